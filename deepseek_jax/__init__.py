@@ -2,6 +2,7 @@
 
 errors.py, files.py: messages with the config's path; files in folders and buckets (gs://)
 lazy.py, settings.py: names and tables that import when used; a config block -> a dataclass
+named_code.py: functions that a config names, FILE.py:NAME
 ops/          the papers' equations: arrays in, arrays out; imports jax alone
 parallel/     where arrays live: mesh, the table of axes, shardings, expert exchange, pipeline, processes
 models/       what the network computes; the only nn.Modules

@@ -30,7 +30,10 @@ from launch import common
 # The fields of EvaluateSettings, whose docstring says more about them
 FIELDS = {
     "checkpoint": (flags.DEFINE_string, "The checkpoint to measure."),
-    "data": (flags.DEFINE_list, "Jsonl files and small worlds' tasks, joined by commas."),
+    "data": (flags.DEFINE_list, "Paths of questions and names of tasks, joined by commas."),
+    "split": (flags.DEFINE_string, "The split of a data set that is read."),
+    "columns": (flags.DEFINE_list, "Names of its columns, as in question=prompt,answer=target."),
+    "accuracy": (flags.DEFINE_string, "The reward that judges answers, or FILE.py:NAME."),
     "samples": (flags.DEFINE_integer, "Completions for each problem."),
     "temperature": (flags.DEFINE_float, "Sampling temperature; 0 is greedy."),
     "top_p": (flags.DEFINE_float, "The probability mass of nucleus sampling."),
@@ -56,6 +59,8 @@ FIELDS = {
 
 def define_flags():
     defaults = {field.name: field.default for field in dataclasses.fields(EvaluateSettings)}
+    # A block of the config is a list of pairs here
+    defaults["columns"] = []
     required = [name for name in FIELDS if defaults[name] is dataclasses.MISSING]
     for name, (define, meaning) in FIELDS.items():
         define(name, None if name in required else defaults[name], meaning)
@@ -71,10 +76,12 @@ def main(argv):
     # common.parse_flags has read it
     del argv
     given = flags.FLAGS
-    config = ConfigDict(dict(recipe="evaluate") | {name: given[name].value for name in FIELDS})
+    values = {name: given[name].value for name in FIELDS if name != "columns"}
+    config = ConfigDict(dict(recipe="evaluate") | values)
     named = given.checkpoint, given.adapter, *given.data
     workdir = common.given_workdir(f"evaluate:{','.join(filter(None, named))}", given.seed)
     with common.one_message(_by_flag):
+        config.columns = ConfigDict(_pairs(given.columns))
         config.mesh = _mesh(given.mesh, dataclasses.asdict(MeshSettings()))
         # Before anything is sampled: the other run may be of other problems
         if given.against is not None:
@@ -87,6 +94,13 @@ def main(argv):
         from deepseek_jax.recipes.evaluate.report import report_against
 
         report_against(workdir, given.against)
+
+
+def _pairs(entries):
+    pairs = [entry.partition("=")[::2] for entry in entries]
+    if not all(ours and theirs for ours, theirs in pairs):
+        raise ValueError(f"--columns={','.join(entries)}: write question=COLUMN,answer=COLUMN")
+    return dict(pairs)
 
 
 def _mesh(text, axes):

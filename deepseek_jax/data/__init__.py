@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "Task": "tasks",
         "Tokenizer": "tokenizer",
-        "gsm8k_task": "tasks",
+        "file_task": "tasks",
         "load_tokenizer": "tokenizer",
         "pack": "packing",
         "pack_conversations": "conversations",

@@ -1,7 +1,6 @@
-"""Datasets that TFDS builds on disk, without TensorFlow: a jsonl file, and Python's own source."""
+"""Datasets that TFDS builds on disk, without TensorFlow: of files, and of Python's own source."""
 
 import contextlib
-import hashlib
 import re
 import sys
 import sysconfig
@@ -13,8 +12,10 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from deepseek_jax.data.columns import renamed
+from deepseek_jax.data.records import content_digest, read_records
 from deepseek_jax.data.stored import INFO, stored_dataset, stored_records
-from deepseek_jax.files import as_path, is_remote, parse_json, staged, upload
+from deepseek_jax.files import as_path, is_remote, upload
 from deepseek_jax.parallel.led import Led
 from deepseek_jax.parallel.processes import first_process, from_each
 
@@ -35,23 +36,34 @@ class TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 @dataclass
-class JsonlConfig(tfds.core.BuilderConfig):
-    """One jsonl file. Its name ends in a digest of the content, so an edited file is another dataset."""
+class FileConfig(tfds.core.BuilderConfig):
+    """The files of a path that data.records reads. Its name ends in a digest of their content, so that an
+    edited file is another dataset. columns: of records.renamed, pairs of our name and the column's.
+    """
 
     name: str = ""
     path: str = ""
+    split: str = "train"
+    columns: tuple = ()
 
     def __post_init__(self):
-        with open(staged(self.path), "rb") as file:
-            digest = hashlib.file_digest(file, lambda: blake2b(digest_size=8)).hexdigest()
+        digest = content_digest(self.path, self.split)
+        if self.columns:
+            digest += parameter_digest(self.columns)
         self.name = f"{re.sub('[^0-9A-Za-z]+', '_', Path(self.path).stem)}_{digest}"
 
+    def records(self):
+        """The records, see read_records, with their columns renamed."""
+        columns = dict(self.columns)
+        for place, record in read_records(self.path, self.split):
+            yield place, renamed(place, record, columns)
 
-class JsonlCorpus(TextBuilder):
-    """The documents of a jsonl file, one {"text": "..."} on each line."""
+
+class FileCorpus(TextBuilder):
+    """The documents of files, one record {"text": "..."} each."""
 
     def _generate_examples(self):
-        for number, (place, record) in enumerate(json_lines(self.builder_config.path)):
+        for number, (place, record) in enumerate(self.builder_config.records()):
             text = record.get("text")
             if not isinstance(text, str):
                 raise ValueError(f"{place} has no text under 'text'; it has {sorted(record)}.")
@@ -152,25 +164,3 @@ def _build(make, data_dir):
             local.download_and_prepare()
             upload(local.data_dir, target, last=INFO)
     return str(target)
-
-
-def json_lines(path: str | Path):
-    """Yield (place, record) for each line of a jsonl file that is not blank; place names file and line.
-
-    Raises ValueError, with the place, for a line that is not UTF-8 or not a JSON object.
-    """
-    # Each line is decoded below: as text, one that is not UTF-8 would raise here, without its number
-    with open(staged(path), "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                place = f"{path}, line {number}"
-                try:
-                    record = parse_json(line.decode())
-                # The UnicodeDecodeError of such a line is a ValueError too
-                except ValueError as error:
-                    raise ValueError(
-                        f"{place} is not JSON: {error}; give {{...}} on each line."
-                    ) from error
-                if not isinstance(record, dict):
-                    raise ValueError(f"{place} is not a JSON object; give {{...}} on each line.")
-                yield place, record

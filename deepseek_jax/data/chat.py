@@ -104,21 +104,22 @@ def render_prompt(tokenizer: Tokenizer, question: str, *, template: str):
 def render_conversation(tokenizer: Tokenizer, messages: list, *, template: str):
     """(ids, is_target): lists of int and of bool, True on the assistant's texts and their end tokens.
 
-    messages: see data.messages.parse_conversation. template: see data.chat.render_prompt.
-    Each assistant's text is encoded on its own, as a policy samples it after a prompt, so every turn has
-    its <think>. The ids end with the last turn's end token.
-    "chat": the checkpoint's template writes all but the assistant's texts and never sees them, because
-    templates, R1's among them, drop the <think> of earlier turns. A <think> that the template writes at the
-    start of a turn is removed, so that only the text's own remains. Other templates cannot hold a system
-    message. They ask each question in the template anew, after the end token of the answer before; bos
-    stands at the start alone.
-    Raises ValueError as render_prompt does; for a system message that the template cannot hold; for an end
-    token within a text; and for a chat template that leaves out an assistant's turn, ends it with no special
-    token, or whose generation prompt differs from how it begins the finished turn.
+    messages: see data.messages.parse_conversation. template: see data.chat.render_prompt. A lone message of
+    the assistant is a text without a prompt, in any template. Each assistant's text is encoded on its own,
+    as a policy samples it after a prompt, so every turn has its <think>. The ids end with the last turn's
+    end token. "chat": the checkpoint's template writes all but the assistant's texts and never sees them,
+    because templates, R1's among them, drop the <think> of earlier turns. A <think> that the template
+    writes at the start of a turn is removed, so that only the text's own remains. Other templates cannot
+    hold a system message. They ask each question in the template anew, after the end token of the answer
+    before; bos stands at the start alone. Raises ValueError as render_prompt does; for a system message
+    that the template cannot hold; for an end token within a text; and for a chat template that leaves out
+    an assistant's turn, ends it with no special token, or whose generation prompt differs from how it
+    begins the finished turn.
     """
-    contexts, end_id = (_chat_contexts if template == "chat" else _text_contexts)(
-        tokenizer, messages, template
-    )
+    contexts_of = _chat_contexts if template == "chat" else _text_contexts
+    if len(messages) == 1:
+        contexts_of = _lone_context
+    contexts, end_id = contexts_of(tokenizer, messages, template)
     texts = [message["content"] for message in messages if message["role"] == "assistant"]
     ids, is_target = [], []
     for context, text in zip(contexts, texts, strict=True):
@@ -183,6 +184,11 @@ def by_template(tokenizer, messages, *, tokenize: bool = True, add_generation_pr
             "chat_template of its tokenizer_config.json, or its chat_template.jinja, or set template to "
             '"r1_zero" or to a text that contains {question}.'
         ) from error
+
+
+def _lone_context(tokenizer, messages, template):
+    """([what stands before a text], the end token)."""
+    return [[] if tokenizer.bos_id is None else [tokenizer.bos_id]], tokenizer.eos_id
 
 
 def _chat_contexts(tokenizer, messages, template):

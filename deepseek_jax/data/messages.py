@@ -1,70 +1,37 @@
-"""Conversations to learn from: from a jsonl file, a TFDS dataset, or worked examples."""
+"""Conversations to learn from: from files, TFDS datasets, or worked examples."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from deepseek_jax.data.builders import JsonlConfig, TextBuilder, build, json_lines
+from deepseek_jax.data.builders import FileConfig, TextBuilder, build
+from deepseek_jax.data.conversation_forms import as_conversation, parse_conversation
 from deepseek_jax.data.sources import RANDOM_ACCESS_FORMATS, read
-from deepseek_jax.data.stored import stored_dataset, stored_records
-from deepseek_jax.files import as_path
+from deepseek_jax.data.stored import is_stored, stored_dataset, stored_records
 
-ROLES = ("system", "user", "assistant")
 DERIVED_FROM = "derived_from"
-# A line of a jsonl file, for error messages
-EXAMPLE = (
-    '{"messages": [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]}'
-)
 
 
-def read_conversations(path: str | Path, data_dir: str | Path, split: str = "train"):
-    """Random access to the conversations of a jsonl file or a TFDS dataset; see parse_conversation.
+def read_conversations(
+    path: str | Path,
+    data_dir: str | Path,
+    split: str = "train",
+    columns: Mapping[str, str] | None = None,
+):
+    """Random access to the conversations of a path of data.records; see conversation_forms for their forms.
 
-    A line of the file is {"messages": [{"role": "user", "content": "..."}, ...], "weight": 1.0}; weight
-    is optional, and other keys are ignored. The file is written under data_dir as a dataset, in TFDS's own
-    order, on the first call and whenever its content has changed: see builders.build. The path of a dataset
-    is the folder of one version; it has a feature messages: Sequence({"role": Text(), "content": Text()})
-    and may have a scalar weight. split: one of the dataset's, slices too.
-    Raises ValueError where the path has neither, for a missing or empty split, for other features, and,
-    naming file and line, for a record that is not a conversation.
+    columns: our name -> the column's, where the data have another. They are written under data_dir as a
+    dataset, in TFDS's own order, on the first call and whenever the content has changed: see
+    builders.build. A TFDS dataset with a feature messages: Sequence({"role": Text(), "content": Text()}),
+    stored as array_record, is read where it is. Raises ValueError as read_records does, and, naming file
+    and line, for a record that is not a conversation.
     """
-    if as_path(path).is_dir():
+    if is_stored(path) and not columns and _has_messages(path):
         return _tfds_conversations(path, split)
-    if not as_path(path).is_file():
-        raise ValueError(
-            f"path='{path}' does not exist; set it to the folder of a TFDS dataset, or to a jsonl file of "
-            f"lines such as {EXAMPLE}"
-        )
-    if split != "train":
-        raise ValueError(
-            f"path='{path}' is a file, which has no split={split!r}; set split to 'train'"
-        )
-    if next(json_lines(path), None) is None:
-        raise ValueError(f"path='{path}' holds no conversations; give lines such as {EXAMPLE}")
-    return Conversations(build(MessagesCorpus, JsonlConfig(path=str(path)), data_dir), path)
-
-
-def parse_conversation(place: str, record):
-    """{"messages": [{"role": str, "content": str}, ...], "weight": float} of a record, checked.
-
-    An optional system message, then user and assistant in turns, the assistant last. weight: how much each
-    of its tokens counts, 1.0 by default. Raises ValueError, with the place, for any other record.
-    """
-    messages = record.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise ValueError(f"{place} has no list under 'messages'; it has {sorted(record)}.")
-    messages = [_parse_message(f"{place}, message {i}", m) for i, m in enumerate(messages, 1)]
-    roles = [message["role"] for message in messages]
-    turns = roles[1:] if roles[0] == "system" else roles
-    if not turns or len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):
-        raise ValueError(
-            f"{place} has the roles {', '.join(roles)}; after a system message, if there is one, user "
-            "and assistant must take turns, the assistant last."
-        )
-    return {"messages": messages, "weight": _parse_weight(place, record.get("weight", 1.0))}
+    config = FileConfig(path=str(path), split=split, columns=tuple((columns or {}).items()))
+    return Conversations(build(MessagesCorpus, config, data_dir), path)
 
 
 def worked_conversations(examples: list, worked):
@@ -76,7 +43,7 @@ def worked_conversations(examples: list, worked):
 
 
 class MessagesCorpus(TextBuilder):
-    """The conversations of a jsonl file; see read_conversations."""
+    """The conversations of files; see read_conversations."""
 
     def _info(self):
         text = tfds.features.Text()
@@ -85,9 +52,8 @@ class MessagesCorpus(TextBuilder):
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _generate_examples(self):
-        lines = json_lines(self.builder_config.path)
-        for number, (place, record) in enumerate(lines):
-            yield number, parse_conversation(place, record)
+        for number, (place, record) in enumerate(self.builder_config.records()):
+            yield number, as_conversation(place, record)
 
 
 class Conversations:
@@ -130,51 +96,18 @@ def _outside_in(record):
     return record | {"messages": [dict(zip(messages, row, strict=True)) for row in rows]}
 
 
-def _tfds_conversations(path, split):
-    builder = stored_dataset(path, f"a jsonl file of lines such as {EXAMPLE}")
-    features = builder.info.features
+def _has_messages(path):
+    features = stored_dataset(path).info.features
     fields = getattr(features["messages"] if "messages" in features else None, "feature", None)
-    if not isinstance(fields, tfds.features.FeaturesDict) or not {"role", "content"} <= {*fields}:
-        raise ValueError(
-            f"path='{path}' has no feature messages: Sequence of role and content; it has "
-            f"{', '.join(features)}"
-        )
+    return isinstance(fields, tfds.features.FeaturesDict) and {"role", "content"} <= {*fields}
+
+
+def _tfds_conversations(path, split):
+    builder = stored_dataset(path)
     file_format = builder.info.file_format.value
     if file_format != RANDOM_ACCESS_FORMATS[0]:
         raise ValueError(f"path='{path}' is stored as {file_format}; prepare it as array_record")
     return Conversations(stored_records(builder, split, path), path)
-
-
-def _parse_message(place, message):
-    if not isinstance(message, Mapping):
-        raise ValueError(f"{place} is no object with role and content: {str(message)[:80]}")
-    role, content = (_text(place, key, message.get(key)) for key in ("role", "content"))
-    if role not in ROLES:
-        raise ValueError(f"{place} has the role {role!r}; allowed: {', '.join(ROLES)}.")
-    return {"role": role, "content": content}
-
-
-def _text(place, key, value):
-    try:
-        value = value.decode() if isinstance(value, bytes) else value
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{place}: its {key} is not UTF-8 text: {error}") from error
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{place} has no text under {key!r}.")
-    # JSON can hold half of a surrogate pair, and UTF-8 cannot
-    if re.search("[\ud800-\udfff]", value):
-        raise ValueError(f"{place} has half of a surrogate pair, which is no character; remove it.")
-    return value
-
-
-def _parse_weight(place, weight):
-    # A bool is an instance of int
-    number = isinstance(weight, (int, float, np.number)) and not isinstance(weight, bool)
-    # The loss weighs tokens in float32
-    range32 = np.finfo(np.float32)
-    if not number or not float(range32.tiny) <= weight <= float(range32.max):
-        raise ValueError(f"{place} has weight={weight!r}; set a finite number above 0.")
-    return float(weight)
 
 
 def _answered(example, answer):

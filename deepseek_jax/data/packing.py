@@ -8,8 +8,8 @@ import numpy as np
 
 from deepseek_jax.data.infill import check_fim_rate, fill_in_the_middle
 from deepseek_jax.data.mixture import Mixture
-from deepseek_jax.data.readers import check_readers
 from deepseek_jax.data.tokenizer import Tokenizer
+from deepseek_jax.training.settings import check_readers
 
 # Documents read at once: one by one, reading costs more than all the rest
 BLOCK = 64
@@ -60,7 +60,7 @@ def pack(
     """Language-modelling batches of documents, shuffled by `seed`, as a grain.IterDataset.
 
     source: a Mixture, or random access to {"text": str or UTF-8 bytes}, such as
-    sources.jsonl_documents() or a list. Each document ends in eos and is one segment. One longer
+    sources.file_documents() or a list. Each document ends in eos and is one segment. One longer
     than a row becomes several, each starting with the last token of the one before, so that every
     token but a document's first is predicted once an epoch. rows.packing=False: one document a row, cut
     to its first segment. fim_rate: share of the documents, and of a longer one's segments, that

@@ -4,44 +4,47 @@ from pathlib import Path
 
 import numpy as np
 
-from deepseek_jax.data.builders import json_lines
 from deepseek_jax.data.chat import render_response
-from deepseek_jax.data.messages import parse_conversation
+from deepseek_jax.data.conversation_forms import check_turns, parse_conversation
+from deepseek_jax.data.records import read_records
 from deepseek_jax.data.tokenizer import Tokenizer
-from deepseek_jax.files import as_path
 
 # Kind of record -> the fields that hold its responses, the better one first
 RESPONSES = {"helpfulness": ("chosen", "rejected"), "safety": ("response",)}
-# Lines of a jsonl file, for error messages
-EXAMPLES = {
-    "helpfulness": '{"prompt": "2 + 3?", "chosen": "5", "rejected": "6"}',
-    "safety": '{"prompt": "2 + 3?", "response": "5", "safe": true}',
+# What a record has, for messages
+FORMS = {
+    "helpfulness": "prompt, chosen and rejected (texts, or lists of messages)",
+    "safety": "prompt, response and safe, a bool",
 }
 
 
 def parse_preference(kind: str, place: str, record):
     """A record of a pair ("helpfulness") or of a labelled response ("safety"), checked.
 
-    record: "prompt", a str, or "messages", ending in a user's; "chosen" and "rejected", or "response" and
-    "safe"; optionally "weight". Returns a dict: messages, those before the response; responses, a list of
-    str; weight, a float; and of a labelled response safe, a bool. Raises ValueError, with the place, for
-    any other record, and for a pair of equal responses.
+    record: prompt, a text or a chat that the user ends (messages, too, may hold it); chosen and rejected,
+    or response and safe; optionally weight. A response is a text, or a list of messages that ends with it:
+    those before it are the prompt, or its repetition. Returns a dict: messages, those before the response;
+    responses, a list of str; weight, a float; and of a labelled response safe, a bool. Raises ValueError,
+    with the place, for any other record, and for a pair of equal responses.
     """
-    messages = record.get("messages")
-    if ("prompt" in record) == (messages is not None):
-        raise ValueError(f"{place} needs either 'prompt' or 'messages'; it has {sorted(record)}.")
-    if messages is None:
-        messages = [{"role": "user", "content": record["prompt"]}]
-    if not isinstance(messages, list):
-        raise ValueError(f"{place} has no list under 'messages'.")
+    asked = record.get("prompt", record.get("messages"))
+    if isinstance(asked, str):
+        asked = [{"role": "user", "content": asked}]
     responses = []
     for field in RESPONSES[kind]:
-        if not isinstance(record.get(field), str) or not record[field].strip():
-            raise ValueError(f"{place} has no text under {field!r}; it has {sorted(record)}.")
-        responses.append(record[field])
-        # Check it as a conversation that ends in the response; the last one is removed again below
-        answered = [*messages, {"role": "assistant", "content": record[field]}]
-        parsed = parse_conversation(place, record | {"messages": answered})
+        if field not in record:
+            raise ValueError(
+                f"{place} has no {field!r}; its columns are {', '.join(record)}, and a line has {FORMS[kind]}"
+            )
+        before, response = _split(f"{place}, {field}", record[field])
+        asked = asked or before
+        if before and before != asked:
+            raise ValueError(f"{place}: the messages before {field!r} are not its prompt")
+        if not isinstance(asked, list) or not asked:
+            raise ValueError(f"{place} has no prompt; a line has {FORMS[kind]}")
+        answered = [*asked, {"role": "assistant", "content": response}]
+        parsed = parse_conversation(place, {**record, "messages": answered})
+        responses.append(response)
     if len(set(responses)) < len(responses):
         raise ValueError(
             f"{place} chooses {responses[0][:80]!r} over itself; leave the pair out, or correct one of "
@@ -57,16 +60,12 @@ def parse_preference(kind: str, place: str, record):
 
 
 def read_preferences(kind: str, path: str | Path, num_held_out: int, seed: int):
-    """(training set, held-out set) of a jsonl file of records, see parse_preference: lists.
+    """(training set, held-out set) of a path of records, see parse_preference: lists.
 
     Whole prompts are held out, chosen by seed, until they have num_held_out records or more. Raises
-    ValueError for a missing file, where one side would be empty, and as parse_preference does.
+    ValueError where one side would be empty, and as parse_preference and read_records do.
     """
-    if not as_path(path).is_file():
-        raise ValueError(
-            f"path='{path}' is not a file; set it to a jsonl file of lines such as {EXAMPLES[kind]}"
-        )
-    records = [parse_preference(kind, place, record) for place, record in json_lines(path)]
+    records = [parse_preference(kind, place, record) for place, record in read_records(path)]
     prompts = {}
     for record in records:
         prompts.setdefault(str(record["messages"]), []).append(record)
@@ -80,6 +79,16 @@ def read_preferences(kind: str, path: str | Path, num_held_out: int, seed: int):
             "leaves none to train on; lower it"
         )
     return train, held_out
+
+
+def _split(place, response):
+    """(messages before a response, its text)."""
+    if not isinstance(response, list):
+        if not isinstance(response, str) or not response.strip():
+            raise ValueError(f"{place} has no text")
+        return [], response
+    *before, last = check_turns(place, response, last="assistant")
+    return before, last["content"]
 
 
 def render_record(tokenizer: Tokenizer, record, index: int, *, template: str):

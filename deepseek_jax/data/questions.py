@@ -1,58 +1,108 @@
-"""Questions for a model to answer, from a jsonl file or a TFDS dataset.
+"""Questions for a model to answer, from whatever data.records reads.
 
-An example is a dict: question, the last user message; messages, if others come before it; answer, if it
-is known; and the fields language and test_cases, if there are any, which rewards read.
+An example is a dict: question, the last user message; messages, if the prompt is a chat; answer, "" where
+none is known; solution, the answer with its working, where the data have it; and every other column of its
+line, which rewards, graders and reports read.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
-import tensorflow_datasets as tfds
-
-from deepseek_jax.data.builders import json_lines
 from deepseek_jax.data.chat import asked_messages
-from deepseek_jax.data.messages import parse_conversation, read_conversations
-from deepseek_jax.data.sources import load_jsonl_questions, read, tfds_source
-from deepseek_jax.files import as_path
+from deepseek_jax.data.columns import OURS, renamed
+from deepseek_jax.data.conversation_forms import check_turns, parse_conversation
+from deepseek_jax.data.records import read_records
 
-# The text features that a TFDS dataset may have
-READ = ("question", "answer", "language")
+# Between the working and the answer in GSM8K (arXiv:2110.14168)
+MARK = "####"
+FORM = (
+    "question (or prompt), a text or a chat that the user ends, and answer; or messages, the last of which "
+    "is the answer"
+)
+# Columns that take the place of an answer: they say by themselves what is right
+IN_PLACE = ("test_cases",)
 
 
-def read_questions(path: str | Path, split: str = "train"):
-    """The distinct examples of a jsonl file, or of a split of a TFDS dataset, as a list.
+def read_questions(
+    path: str | Path, split: str = "train", columns: Mapping[str, str] | None = None
+) -> list[dict]:
+    """The distinct examples of a path that data.records reads, as a list.
 
-    A line of the file is a question in GSM8K's format, see sources.load_jsonl_questions, or a conversation
-    {"messages": [...]}, see messages.parse_conversation: its last message is the answer, and all before it
-    are the prompt. A dataset is the folder of one version. It has such messages, or the texts question
-    and optionally answer and language.
-    Raises ValueError as these do, and for a dataset without either.
+    A record has the columns of FORM. columns: our name -> the column's, where the data have another. Where
+    answers have a MARK, an example's answer is the text after the last one, without commas; where no answer
+    has one, it is the answer as it stands. Raises ValueError, naming the line, for a record of another
+    form, an answer that is missing or has no mark where others have them, and as read_records does.
     """
-    if as_path(path).is_dir():
-        return distinct(_of_dataset(path, split))
-    if split != "train":
+    examples, answered, marked = [], {}, {}
+    for place, record in read_records(path, split):
+        example = parse_question(place, renamed(place, record, columns or {}))
+        examples.append(example)
+        if not any(name in example for name in IN_PLACE):
+            answered.setdefault(bool(example["answer"]), place)
+        if example["answer"]:
+            marked.setdefault("solution" in example, place)
+    if len(answered) == 2:
+        raise ValueError(f"{answered[False]} has no text under 'answer', and {answered[True]} has")
+    if len(marked) == 2:
         raise ValueError(
-            f"path='{path}' is a file, which has no split={split!r}; set split to 'train'"
+            f"{marked[False]}: the answer has no final '{MARK} <answer>', and that of {marked[True]} has; "
+            "mark all answers or none"
         )
-    if as_path(path).is_file():
-        first = next(json_lines(path), None)
-        if first is not None and "messages" in first[1]:
-            read_lines = (parse_conversation(*line) for line in json_lines(path))
-            return distinct(map(_of_conversation, read_lines))
-    return distinct(load_jsonl_questions(path))
+    return distinct(examples)
+
+
+def parse_question(place: str, record: Mapping) -> dict:
+    """The example of a record. Raises ValueError, with the place, for one of another form."""
+    taken = [name for name in OURS if name in record and name != "messages"]
+    if taken:
+        raise ValueError(
+            f"{place} has a column {taken[0]!r}, the name of a part of the prompt here; name it otherwise"
+        )
+    asked = record.get("question", record.get("prompt"))
+    if asked is None and "messages" in record:
+        *chat, reply = parse_conversation(place, record)["messages"]
+        own = {"question": chat[-1]["content"], "messages": chat, "answer": reply["content"]}
+        return dict(record) | own
+    if isinstance(asked, list):
+        chat = check_turns(place, asked, last="user")
+        example = dict(record) | {"question": chat[-1]["content"], "messages": chat}
+    elif isinstance(asked, str) and asked.strip():
+        example = {key: value for key, value in record.items() if key != "messages"}
+        example["question"] = asked
+    else:
+        raise ValueError(
+            f"{place} has no text under 'question'; its columns are {', '.join(record)}, and a line has "
+            f"{FORM}. Name yours by config.data.columns={{'question': ..., 'answer': ...}}"
+        )
+    return example | _answer(place, record.get("answer"))
+
+
+def _answer(place, given):
+    """{"answer", and "solution" where the answer has its working} of a record's answer."""
+    if given is None:
+        return {"answer": ""}
+    if isinstance(given, (int, float)) and not isinstance(given, bool):
+        given = str(given)
+    if not isinstance(given, str):
+        raise ValueError(f"{place} has no text under 'answer': {str(given)[:80]}")
+    working, mark, answer = given.rpartition(MARK)
+    if not mark:
+        return {"answer": given.strip()}
+    answer = answer.strip().replace(",", "")
+    if not answer:
+        raise ValueError(f"{place}: the answer has no final '{MARK} <answer>'.")
+    return {"answer": answer, "solution": given}
 
 
 def evaluation_texts(name: str):
     """(questions, solutions), lists of str, of an evaluation set; the solutions include their working.
 
-    name: a jsonl file, or a TFDS dataset and one of its splits, "FOLDER@test"; read by read_questions.
+    name: a path of data.records, or one and one of its splits, "FOLDER@test".
     """
     path, _, split = name.rpartition("@") if "@" in name else (name, "", "train")
     examples = read_questions(path, split)
     questions = [example["question"] for example in examples]
-    # read_questions drops the working of a question in GSM8K's format
-    if as_path(path).is_file() and "messages" not in examples[0]:
-        return questions, [str(record.get("answer", "")) for _, record in json_lines(path)]
-    return questions, [example.get("answer", "") for example in examples]
+    return questions, [example.get("solution", example["answer"]) for example in examples]
 
 
 def distinct(examples):
@@ -66,24 +116,3 @@ def distinct(examples):
 def asked_key(example):
     """A hashable key that examples share if they ask the same: all messages before the answer."""
     return tuple((message["role"], message["content"]) for message in asked_messages(example))
-
-
-def _of_conversation(record):
-    *asked, reply = record["messages"]
-    return {"question": asked[-1]["content"], "answer": reply["content"], "messages": asked}
-
-
-def _of_dataset(path, split):
-    source, features = tfds_source(path, split)
-    if "messages" in features:
-        # Only a jsonl file is written under a data_dir
-        conversations = read_conversations(path, None, split)
-        return map(_of_conversation, read(conversations, list(range(len(conversations)))))
-    kept = [name for name in READ if isinstance(features.get(name), tfds.features.Text)]
-    if "question" not in kept:
-        raise ValueError(
-            f"path='{path}' has neither a feature messages nor question: Text(); it has "
-            f"{', '.join(features)}"
-        )
-    records = read(source, list(range(len(source))))
-    return ({name: record[name].decode() for name in kept} for record in records)

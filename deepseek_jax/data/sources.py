@@ -1,26 +1,15 @@
-"""Where examples come from: corpora of documents, by random access, and questions in jsonl files."""
+"""Corpora of documents, by random access."""
 
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from deepseek_jax.data.builders import (
-    JsonlConfig,
-    JsonlCorpus,
-    PythonConfig,
-    PythonCorpus,
-    build,
-    json_lines,
-)
+from deepseek_jax.data.builders import FileConfig, FileCorpus, PythonConfig, PythonCorpus, build
 from deepseek_jax.data.stored import stored_dataset, stored_records
-from deepseek_jax.files import as_path
 
 RANDOM_ACCESS_FORMATS = ("array_record", "parquet")
 READ_AT_ONCE = 1024
-# Lines of a jsonl file, for error messages
-DOCUMENT = '{"text": "A document."}'
-QUESTION = '{"question": "2 + 3?", "answer": "2 + 3 = 5 #### 5"}'
 
 
 def python_documents(data_dir: str | Path):
@@ -28,18 +17,14 @@ def python_documents(data_dir: str | Path):
     return build(PythonCorpus, PythonConfig(), data_dir)
 
 
-def jsonl_documents(path: str | Path, data_dir: str | Path):
-    """Random access to the documents {"text": bytes} of a jsonl file, in TFDS's own order.
+def file_documents(path: str | Path, data_dir: str | Path):
+    """Random access to the documents {"text": bytes} of a path of data.records, in TFDS's own order.
 
-    A line is {"text": "..."}; other keys are ignored. The file is written under `data_dir` as a
-    dataset on the first call, and again whenever its content has changed: see builders.build.
-    Raises ValueError for a missing file, a file without documents, and, naming file and line, a
-    line that is not a JSON object with a text.
+    A record is {"text": "..."}; other columns are ignored. It is written under `data_dir` as a dataset on
+    the first call, and again whenever the content has changed: see builders.build. Raises ValueError as
+    read_records does, and, naming file and line, for a record without a text.
     """
-    _check_file(path, DOCUMENT)
-    if next(json_lines(path), None) is None:
-        raise ValueError(f"path='{path}' holds no documents; give lines such as {DOCUMENT}")
-    return build(JsonlCorpus, JsonlConfig(path=str(path)), data_dir)
+    return build(FileCorpus, FileConfig(path=str(path)), data_dir)
 
 
 def tfds_documents(path: str | Path, split: str = "train"):
@@ -137,38 +122,3 @@ def read(source, indices):
     """The documents of a source at `indices`, a list of int; read in one call where the source can."""
     many = getattr(source, "__getitems__", None)
     return many(indices) if many else [source[i] for i in indices]
-
-
-def load_jsonl_questions(path: str | Path):
-    """Questions of a jsonl file in GSM8K's format (arXiv:2110.14168): dicts of question, answer.
-
-    A line is {"question": "...", "answer": "<working> #### 1,072"}. The example's answer is the text
-    after the last ####, without commas: "1072". A line may have fields that rewards read: "language", see
-    rewards.language, and "test_cases", see rewards.program; with test cases it needs no answer.
-    Raises ValueError for a line of another form, naming file and line, and for a file that is missing
-    or empty.
-    """
-    _check_file(path, QUESTION)
-    examples = [_parse_question(place, record) for place, record in json_lines(path)]
-    if not examples:
-        raise ValueError(f"path='{path}' holds no questions; give lines such as {QUESTION}")
-    return examples
-
-
-def _check_file(path, example):
-    if not as_path(path).is_file():
-        message = f"path='{path}' is not a file; set it to a jsonl file of lines such as {example}"
-        raise ValueError(message)
-
-
-def _parse_question(place, record):
-    more = {key: record[key] for key in ("language", "test_cases") if key in record}
-    needed = ("question",) if "test_cases" in more else ("question", "answer")
-    for key in needed if "answer" not in record else ("question", "answer"):
-        if not isinstance(record.get(key), str) or not record[key].strip():
-            raise ValueError(f"{place} has no text under {key!r}; it has {sorted(record)}.")
-    _, mark, answer = record.get("answer", "").rpartition("####")
-    answer = answer.strip().replace(",", "")
-    if "answer" in needed and not (mark and answer):
-        raise ValueError(f"{place}: the answer has no final '#### <answer>'.")
-    return {"question": record["question"], "answer": answer} | more

@@ -20,10 +20,16 @@ FEATURES = "tensorflow_datasets."
 WHOLE = "copy or prepare the dataset anew"
 
 
-def stored_dataset(path: str | Path, instead: str = "a jsonl file"):
-    """A TFDS builder of the prepared dataset at path, the folder of one version.
+def is_stored(path: str | Path) -> bool:
+    """Whether a path is the folder of a version of a TFDS dataset; datasets.save_to_disk writes INFO as
+    well.
+    """
+    folder = as_path(path)
+    return (folder / INFO).is_file() and not (folder / "state.json").is_file()
 
-    instead: what path may be as well, for messages.
+
+def stored_dataset(path: str | Path):
+    """A TFDS builder of the prepared dataset at path, the folder of one version.
 
     Raises ValueError where there is none, where its description cannot be read, and where that names a class
     of another package than tensorflow_datasets: reading it would import, hence run, that package.
@@ -31,7 +37,7 @@ def stored_dataset(path: str | Path, instead: str = "a jsonl file"):
     if not (as_path(path) / INFO).is_file():
         raise ValueError(
             f"path='{path}' is not a TFDS dataset: there is no {INFO}; set it to the folder of a "
-            f"version, as DATA_DIR/NAME/1.0.0, or to {instead}"
+            f"version, as DATA_DIR/NAME/1.0.0, or to a file"
         )
     folder = staged(path)
     try:

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from deepseek_jax.data.columns import shown_columns
 from deepseek_jax.evaluation.accuracy import summarise
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.rewards import Rewards
-from deepseek_jax.rewards.rule import columns_of
 from deepseek_jax.rollout.completions import MeasuredLog
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.settings import AnswerOptions
@@ -82,20 +82,10 @@ def evaluate(
                 "prompt": example["question"],
                 "completion": text,
                 "reward": None if np.isnan(reward) else reward,
-                "columns": _shown(example) | {name: of[row] for name, of in logged.items()},
+                "columns": shown_columns(example) | {name: of[row] for name, of in logged.items()},
             }
             for row, (example, text, reward) in enumerate(zip(*shown, strict=True))
         ],
-    }
-
-
-def _shown(example):
-    """The columns of an example beside its question, as JSON can hold them."""
-    columns = columns_of(example)
-    return {
-        name: value if isinstance(value, (str, int, float, type(None))) else str(value)
-        for name, value in columns.items()
-        if name != "question"
     }
 
 

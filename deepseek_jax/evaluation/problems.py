@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from deepseek_jax.data.questions import distinct
-from deepseek_jax.data.sources import load_jsonl_questions
+from deepseek_jax.data.questions import read_questions
+from deepseek_jax.data.records import READERS
 from deepseek_jax.data.texts import joined
 from deepseek_jax.errors import at, suggest
 from deepseek_jax.evaluation.consensus import majority
+from deepseek_jax.files import as_path
+from deepseek_jax.named_code import is_code
 from deepseek_jax.parallel.processes import in_shares, say
 from deepseek_jax.worlds.registry import all_rules, find_questions, open_rewards, question_names
 
@@ -19,22 +21,21 @@ NUM_OF_A_WORLD = 256
 
 
 def load_problems(settings):
-    """Examples with task, rule and template, in the order of settings.data. settings: EvaluateSettings.
+    """Problems in the order of settings.data. settings: EvaluateSettings.
 
-    A toy world has one task for each kind of question in each language; a file is one task. Raises ValueError
-    for a name that is neither, as data.sources does, for more problems than there are, and for a task of one.
+    A problem is a dict: example, as of data.questions, its question and answer, and task, rule, template
+    and asked, the question with the instruction after it. A toy world has one task for each kind of
+    question in each language; a file is one task, and so are the questions of a function (named_code).
+    Raises ValueError as data.records does, for more problems than there are, and for a task of one.
     """
     problems, counts = [], Counter()
     for name in settings.data:
-        if name in question_names():
-            found = _of_world(name, settings)
-        elif Path(name).suffix == ".jsonl":
-            found = _of_file(name, settings)
-        else:
+        is_task = name in question_names() or is_code(name)
+        if not is_task and as_path(name).suffix not in READERS and not as_path(name).exists():
             raise ValueError(
-                f"data={name!r} is neither a .jsonl file nor a world's task; "
-                f"{suggest(name, question_names())}"
+                f"data={name!r} is neither a path nor a task; {suggest(name, question_names())}"
             )
+        found = (_of_world if is_task else _of_file)(name, settings)
         new = Counter(problem["task"] for problem in found)
         if new & counts:
             raise ValueError(
@@ -52,11 +53,27 @@ def load_problems(settings):
 
 def _of_world(name, settings):
     (world, questions), number = find_questions(name), settings.num_problems or NUM_OF_A_WORLD
-    more = {"rule": questions.rule, "template": settings.template or world.template}
+    rule = settings.accuracy or questions.rule
+    if rule is None:
+        raise ValueError(f"data={name!r} has no rule of its own; set accuracy to one")
+    template = settings.template or ("chat" if world is None else world.template)
     return [
-        example | {"task": _kind(name, example)} | more
+        _problem(example, _kind(name, example), rule, template)
         for example in questions.make(0, number).held_out
     ]
+
+
+def _problem(example, task, rule, template, instruction=""):
+    asked = example
+    if instruction:
+        text = f"{example['question']}\n{instruction}"
+        asked = example | {"question": text}
+        if example.get("messages"):
+            *before, last = example["messages"]
+            asked["messages"] = [*before, last | {"content": text}]
+    shown = {key: example[key] for key in ("question", "answer")}
+    more = {"task": task, "rule": rule, "template": template}
+    return {"example": example, "asked": asked, **shown, **more}
 
 
 def _kind(name, example):
@@ -65,7 +82,7 @@ def _kind(name, example):
 
 def _of_file(name, settings):
     with at("data", "path"):
-        examples = distinct(load_jsonl_questions(name))
+        examples = read_questions(name, settings.split, settings.columns)
     number = len(examples) if settings.num_problems is None else settings.num_problems
     if not 2 <= number <= len(examples):
         raise ValueError(
@@ -76,13 +93,10 @@ def _of_file(name, settings):
     task, template = "/".join(Path(name).with_suffix("").parts[-2:]), settings.template or "chat"
     problems = []
     for example in (examples[i] for i in chosen):
-        rule = "program" if "test_cases" in example else "math_verify"
-        asked = example["question"]
-        # The instruction is about a final answer, which a program does not have
-        if settings.instruction and rule != "program":
-            asked = f"{asked}\n{settings.instruction}"
-        more = {"task": task, "rule": rule, "template": template, "asked": asked}
-        problems.append(example | more)
+        rule = settings.accuracy or ("program" if "test_cases" in example else "math_verify")
+        # It is about a final answer, which a program does not have
+        instruction = "" if rule == "program" else settings.instruction
+        problems.append(_problem(example, task, rule, template, instruction))
     return problems
 
 
@@ -98,7 +112,7 @@ class Rules(contextlib.ExitStack):
         self._rewards, self._rules = {}, all_rules()
         for rule in sorted({problem["rule"] for problem in problems}):
             self._rewards[rule] = self.enter_context(open_rewards({rule: 1.0}))
-            self._rewards[rule].check([p for p in problems if p["rule"] == rule])
+            self._rewards[rule].check([p["example"] for p in problems if p["rule"] == rule])
 
     def judge(self, problems: list, groups):
         """Judge each group of completions: a dict for each problem.
@@ -116,8 +130,8 @@ class Rules(contextlib.ExitStack):
             # The majorities' answers are scored after the completions, as if they were completions
             voted = [i for i in chosen if judged[i]["majority"] is not None]
             texts = [groups[i] for i in chosen] + [[_marked(judged[i]["majority"])] for i in voted]
-            asked = [problems[i] for i in chosen for _ in range(len(groups[i]))]
-            asked += [problems[i] for i in voted]
+            asked = [problems[i]["example"] for i in chosen for _ in range(len(groups[i]))]
+            asked += [problems[i]["example"] for i in voted]
             scores = rewards.score_together(asked, joined(texts))
             for message in scores.messages:
                 say(f"{message} It counts as wrong.")
@@ -135,7 +149,7 @@ class Rules(contextlib.ExitStack):
         """The answers (str or None) in each group's completions; a process reads its share of them."""
         texts, sizes = joined(groups), [len(group) for group in groups]
         pairs = zip(problems, sizes, strict=True)
-        readings = [self._rules[p["rule"]].reading for p, size in pairs for _ in range(size)]
+        readings = [self._reading(p["rule"]) for p, size in pairs for _ in range(size)]
 
         def find(rows):
             return [None if readings[i] is None else readings[i].find(texts[i]) for i in rows]
@@ -143,8 +157,12 @@ class Rules(contextlib.ExitStack):
         found = iter(in_shares(find, len(texts)))
         return [[next(found) for _ in range(size)] for size in sizes]
 
+    def _reading(self, rule):
+        """How a rule reads an answer; None for one that reads none, as functions do."""
+        return self._rules[rule].reading if rule in self._rules else None
+
     def _vote(self, problem, answers):
-        reading = self._rules[problem["rule"]].reading
+        reading = self._reading(problem["rule"])
         if reading is None:
             return {"answers": answers, "majority": None, "agreed": None}
         keys = [None if answer is None else reading.key(answer) for answer in answers]

@@ -69,8 +69,9 @@ def check_model(block: dict, checkpoint: str | None, trains_indexer: bool = Fals
 
 @dataclasses.dataclass(frozen=True)
 class QuestionData:
-    """The questions. task: the name of a small world's questions. path: a jsonl file in GSM8K's format, in
-    place of task.
+    """The questions. task: the name of a small world's questions, or of a function of your own (named_code)
+    that makes some, see worlds.own. path: data as data.records reads them, in place of task, with their
+    split. columns: our name -> the data's own, such as {"question": "prompt"}.
 
     template: "chat", "r1_zero" or a text with {question} in it; see data.chat. num_held_out: questions in the
     held-out set.
@@ -78,5 +79,7 @@ class QuestionData:
 
     task: str = "arithmetic"
     path: str | None = None
+    split: str = "train"
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
     template: Template = PLAIN_TEMPLATE
     num_held_out: Several = 256

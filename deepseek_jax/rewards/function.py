@@ -12,8 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from deepseek_jax.data.columns import columns_of
 from deepseek_jax.named_code import code_file, import_code, told
-from deepseek_jax.rewards.rule import columns_of
 from deepseek_jax.rewards.scoring import Batch
 from deepseek_jax.rewards.workers import WorkerPool
 

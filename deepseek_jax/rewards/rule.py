@@ -1,15 +1,7 @@
 """One reward by rule, and how it reads the answer in a completion."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
-
-# Fields of an example that recipes set: no columns of its line
-OURS = ("prompt_ids", "messages", "scenario", "effort", "line")
-
-
-def columns_of(example: Mapping) -> dict:
-    """The columns of an example's line, question and answer among them."""
-    return {key: value for key, value in example.items() if key not in OURS}
 
 
 class Reading(NamedTuple):

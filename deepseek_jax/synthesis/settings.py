@@ -21,8 +21,8 @@ TOTAL = "reward"  # in config.keep.at_least, the weighted sum
 
 @dataclasses.dataclass(frozen=True)
 class QuestionSettings:
-    """The questions: from a small world's task, or from path, a jsonl file or the folder of a TFDS dataset,
-    of which split is read (data.questions). num_prompts: how many are used, from the first; None for all.
+    """The questions: from a task, or from path, of which split is read (data.questions). columns: our name ->
+    the data's own. num_prompts: how many are used, from the first; None for all.
 
     template: "chat", "r1_zero" or a text with {question} in it; see data.chat. opening: the first text of
     every answer, part of the prompt and of the dataset: "<think>\\n" makes a teacher reason. num_held_out: a
@@ -33,6 +33,7 @@ class QuestionSettings:
     task: str | None = None
     path: str | None = None
     split: str = "train"
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
     opening: str = ""
     num_prompts: Count | None = None
     num_held_out: Count = 256
@@ -40,8 +41,8 @@ class QuestionSettings:
     def __post_init__(self):
         if (self.task is None) == (self.path is None):
             raise ValueError(
-                f"task={self.task!r} and path={self.path!r}: set just one of them, a small world's task or "
-                "the path of the questions"
+                f"task={self.task!r} and path={self.path!r}: set just one of them, a task or the path of "
+                "the questions"
             )
 
 

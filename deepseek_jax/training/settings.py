@@ -116,3 +116,12 @@ def check_evaluations(settings):
             f"eval_every={settings.eval_every} falls on steps that are not logged; set it to a multiple of "
             f"log_every={settings.log_every}"
         )
+
+
+def check_readers(readers: int, rows: int, field: str = "batch_size"):
+    """Raise ValueError where readers cannot pack equal shares of a batch's rows. field: the rows' name."""
+    if rows % readers:
+        raise ValueError(
+            f"readers={readers} does not divide the rows of a batch, {field}={rows}; set readers to a "
+            f"divisor of {rows}"
+        )

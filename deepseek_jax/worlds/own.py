@@ -3,22 +3,25 @@
 from functools import partial
 from pathlib import Path
 
-from deepseek_jax.data.builders import json_lines
-from deepseek_jax.data.questions import distinct, read_questions
-from deepseek_jax.data.sources import load_jsonl_questions
-from deepseek_jax.data.tasks import split_task
+from deepseek_jax.data.questions import MARK, parse_question, read_questions
+from deepseek_jax.data.tasks import Task, split_task
 from deepseek_jax.errors import at
+from deepseek_jax.named_code import code_file, import_code, told
+from deepseek_jax.rewards.workers import WorkerPool
 from deepseek_jax.worlds.world import Questions, World
+
+# For a function that makes a task: it may read or download its data
+LIMIT_SECONDS = 600.0
 
 
 def own_world(
     reasoning: str | Path, rule: str, general: str | Path | None = None, *, template: str
 ):
-    """The World of a jsonl file of questions in GSM8K's format, and optionally one of conversations.
+    """The World of a path of questions in GSM8K's format, and optionally one of conversations.
 
     rule: the reward that says whether an answer is right. In the solutions the working before an answer's
-    #### stands in <think> tags and the answer in <answer> tags. Raises ValueError, naming the file, as
-    load_jsonl_questions and read_questions do.
+    mark stands in <think> tags and the answer in <answer> tags. Raises ValueError, naming the file, as
+    read_questions does.
     """
     with at("reasoning", "path"):
         worked = worked_questions(reasoning)
@@ -37,14 +40,65 @@ def own_world(
 
 
 def worked_questions(path: str | Path):
-    """The distinct questions of a jsonl file in GSM8K's format, each with its solution in tags."""
-    examples = load_jsonl_questions(path)
-    # load_jsonl_questions drops the working, so the records are read as well
-    records = [record for _, record in json_lines(path)]
-    pairs = zip(examples, records, strict=True)
-    return distinct(example | {"solution": _solution(example, r)} for example, r in pairs)
+    """The distinct questions of a path, each with its solution in tags. Raises ValueError for one whose
+    answer has no working.
+    """
+    examples = read_questions(path)
+    for example in examples:
+        if "test_cases" not in example and "solution" not in example:
+            raise ValueError(
+                f"path='{path}': the answer to {example['question'][:80]!r} has no working to learn from; "
+                f"write answers as '<working> {MARK} <answer>'"
+            )
+    return [example | {"solution": _solution(example)} for example in examples]
 
 
-def _solution(example, record):
-    working = record.get("answer", "").rpartition("####")[0].strip()
+def _solution(example):
+    working = example.get("solution", "").rpartition(MARK)[0].strip()
     return f"<think>{working}</think><answer>{example['answer']}</answer>"
+
+
+def own_questions(name: str) -> Questions:
+    """The Questions of a function that a config names: NAME(seed, num_held_out) -> (training, held-out)
+    examples.
+
+    Each is a list of dicts as of data.questions; a `solution` is a good completion, which fine-tuning
+    learns. It is called in a worker process. Raises ValueError where the file or the function is missing.
+    """
+    return Questions(partial(_own_task, name, code_file(name)))
+
+
+def _own_task(name, file, seed, num_held_out):
+    with WorkerPool(_called, _nothing, num_workers=1, wall_limit_seconds=LIMIT_SECONDS) as pool:
+        made = pool.run({0: (file, name, seed, num_held_out)}).get(0)
+    if made is None:
+        made = f"ended its process, or took more than {LIMIT_SECONDS:.0f} s"
+    if isinstance(made, (str, Exception)):
+        raise ValueError(f"task={name!r}: {made}")
+    parts = [
+        [parse_question(f"task={name!r}, {part} example {i}", e) for i, e in enumerate(examples)]
+        for part, examples in zip(("training", "held-out"), made, strict=True)
+    ]
+    if not all(parts):
+        raise ValueError(
+            f"task={name!r} gives {len(parts[0])} training and {len(parts[1])} held-out examples"
+        )
+    return Task(*parts)
+
+
+def _nothing():
+    """Start of a worker."""
+
+
+def _called(file, name, seed, num_held_out):
+    """([training example], [held-out example]), or in words what is wrong. Runs in a worker."""
+    try:
+        made = import_code(file, name)(seed, num_held_out)
+    except (Exception, SystemExit) as error:
+        return str(error) if isinstance(error, ValueError) else told(error, file)
+    if not isinstance(made, (tuple, list)) or len(made) != 2:
+        return f"returned {str(made)[:80]}; return (training examples, held-out examples)"
+    parts = [list(part) for part in made]
+    if not all(isinstance(example, dict) for part in parts for example in part):
+        return "an example is no dict; return lists of dicts with question and answer"
+    return parts

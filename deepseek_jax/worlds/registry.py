@@ -6,6 +6,7 @@ from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.tokenizer import SMOLLM2, deepseek_tokenizer, load_tokenizer, smollm2_gguf
 from deepseek_jax.errors import suggest
 from deepseek_jax.lazy import LazyTable
+from deepseek_jax.named_code import BRING, is_code
 from deepseek_jax.rewards import RULES, Rewards
 
 # By their names; a world's words are read when it is first asked for
@@ -16,6 +17,8 @@ WORLDS = LazyTable(
         "bilingual": "deepseek_jax.worlds.bilingual.world:BILINGUAL",
     }
 )
+# What reads tasks of the user's own
+SPECIAL = LazyTable({"questions": "deepseek_jax.worlds.own:own_questions"})
 # These belong to no world
 TOKENIZERS = {"bytes": byte_tokenizer, "deepseek": deepseek_tokenizer}
 
@@ -28,11 +31,17 @@ def find_world(name: str):
 
 
 def find_questions(name: str):
-    """(World, Questions) of this name. Raises ValueError where no world has such questions."""
+    """(World, Questions) of this name; (None, Questions) of FILE.py:NAME or package.module:NAME. Raises
+    ValueError where no world has such questions, and as own_questions does.
+    """
     for world in WORLDS.values():
         if name in world.questions:
             return world, world.questions[name]
-    raise ValueError(f"task={name!r} is not a world's task; {suggest(name, question_names())}")
+    if is_code(name):
+        return None, SPECIAL["questions"](name)
+    raise ValueError(
+        f"task={name!r} is not a world's task; {suggest(name, question_names())}; {BRING}"
+    )
 
 
 def question_names():

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from deepseek_jax.data.builders import json_lines
-from deepseek_jax.data.sources import jsonl_documents, tfds_documents
+from deepseek_jax.data.records import read_records
+from deepseek_jax.data.sources import file_documents, tfds_documents
 from tests.processes import run_two
 
 TEXTS = ["Größe\n", "", "😀 \x00", "same", "same", "a" * 10_000]
@@ -15,9 +15,9 @@ import sys
 import jax
 process, port, path, data_dir = int(sys.argv[1]), sys.argv[2], *sys.argv[3:]
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
-from deepseek_jax.data.sources import jsonl_documents
+from deepseek_jax.data.sources import file_documents
 try:
-    source = jsonl_documents(path, data_dir)
+    source = file_documents(path, data_dir)
 except ValueError as error:
     print("refused", error)
 else:
@@ -40,7 +40,7 @@ def test_documents_are_the_texts_of_the_file(tmp_path):
     """Oracle: the texts that were written; blank lines and other keys are ignored."""
     lines = [{"text": text, "url": "x"} for text in TEXTS]
     path = write_lines(tmp_path / "web.jsonl", lines[0], b"", b" \r", *lines[1:])
-    assert texts(jsonl_documents(path, tmp_path / "data")) == sorted(TEXTS)
+    assert texts(file_documents(path, tmp_path / "data")) == sorted(TEXTS)
 
 
 def test_a_second_call_reads_what_is_there_and_an_edited_file_is_another_dataset(tmp_path):
@@ -48,19 +48,19 @@ def test_a_second_call_reads_what_is_there_and_an_edited_file_is_another_dataset
     path, data = tmp_path / "web pages.jsonl", tmp_path / "data"
     for text in ("old", "new", "old"):
         write_lines(path, {"text": text})
-        assert texts(jsonl_documents(path, data)) == [text]
-    assert len(list(data.glob("jsonl_corpus/web_pages_*"))) == 2
+        assert texts(file_documents(path, data)) == [text]
+    assert len(list(data.glob("file_corpus/web_pages_*"))) == 2
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
-    jsonl_documents(path, data)
+    file_documents(path, data)
     assert before == {path: path.stat().st_mtime_ns for path in data.rglob("*")}
 
 
 def test_the_dataset_on_disk_is_one_that_tfds_reads_by_its_path(tmp_path):
-    """Oracle: the documents that jsonl_documents returns."""
-    source = jsonl_documents(
+    """Oracle: the documents that file_documents returns."""
+    source = file_documents(
         write_lines(tmp_path / "a.jsonl", *({"text": t} for t in TEXTS)), tmp_path
     )
-    (folder,) = tmp_path.glob("jsonl_corpus/a_*/1.0.0")
+    (folder,) = tmp_path.glob("file_corpus/a_*/1.0.0")
     assert texts(tfds_documents(folder)) == texts(source)
 
 
@@ -81,25 +81,22 @@ def test_a_malformed_line_is_refused_with_file_and_number_each_time(tmp_path, li
     path = write_lines(tmp_path / "a.jsonl", {"text": "a"}, b"", line)
     for _ in range(2):
         with pytest.raises(ValueError, match=f"a.jsonl, line 3.*{complaint}"):
-            jsonl_documents(path, tmp_path)
+            file_documents(path, tmp_path)
 
 
 def test_a_missing_file_and_one_without_documents_are_refused(tmp_path):
-    """Oracle: the message names the file, and ends in a line that is read without complaint."""
-    with pytest.raises(ValueError, match="^path='.*absent.jsonl' is not a file") as error:
-        jsonl_documents(tmp_path / "absent.jsonl", tmp_path)
-    line = str(error.value).partition("lines such as ")[2].encode()
-    path = write_lines(tmp_path / "example.jsonl", line)
-    assert texts(jsonl_documents(path, tmp_path)) == ["A document."]
+    """Oracle: the message names the file."""
+    with pytest.raises(ValueError, match="^path='.*absent.jsonl' is not a file"):
+        file_documents(tmp_path / "absent.jsonl", tmp_path)
     path = write_lines(tmp_path / "empty.jsonl", b"", b"")
-    with pytest.raises(ValueError, match="empty.jsonl' holds no documents"):
-        jsonl_documents(path, tmp_path)
+    with pytest.raises(ValueError, match="empty.jsonl' holds no records"):
+        file_documents(path, tmp_path)
 
 
 def test_json_lines_say_where_each_record_stands(tmp_path):
     """Oracle: by hand."""
     path = write_lines(tmp_path / "a.jsonl", {"x": 1}, b"", {"y": "\u2028"})  # a line break to str
-    assert list(json_lines(path)) == [
+    assert list(read_records(path)) == [
         (f"{path}, line 1", {"x": 1}),
         (f"{path}, line 3", {"y": "\u2028"}),
     ]

@@ -17,6 +17,7 @@ SAID = [
     {"role": "assistant", "content": "Yes?"},
     {"role": "user", "content": "What is 2?"},
 ]
+REPLY = {"role": "assistant", "content": "two"}
 
 
 def test_records_of_both_kinds_are_read():
@@ -31,17 +32,31 @@ def test_records_of_both_kinds_are_read():
     assert len(SAID) == 3
 
 
+def test_responses_that_are_chats_end_in_the_response():
+    """Oracle: by hand: a chat with its prompt, one without, and a prompt that chats repeat."""
+    asked = [{"role": "user", "content": PAIR["prompt"]}]
+    other = [REPLY | {"content": "three"}]
+    wanted = {"messages": asked, "responses": ["two", "three"], "weight": 1.0}
+    for record in (
+        {"chosen": [*asked, REPLY], "rejected": [*asked, *other]},
+        {"prompt": asked, "chosen": [REPLY], "rejected": other},
+        {"prompt": PAIR["prompt"], "chosen": [*asked, REPLY], "rejected": [*asked, *other]},
+    ):
+        assert parse_preference("helpfulness", "line 1", record) == wanted
+
+
 @pytest.mark.parametrize(
     "kind, record, wrong",
     [
-        ("helpfulness", PAIR | {"messages": SAID}, "either 'prompt' or 'messages'"),
-        ("helpfulness", {"chosen": "a", "rejected": "b"}, "either 'prompt' or 'messages'"),
-        ("helpfulness", PAIR | {"rejected": " "}, "no text under 'rejected'"),
+        ("helpfulness", {"chosen": "a", "rejected": "b"}, "has no prompt; a line has prompt"),
+        ("helpfulness", PAIR | {"rejected": " "}, "rejected has no text"),
+        ("helpfulness", PAIR | {"rejected": [*SAID, *SAID[:1]]}, "rejected has the roles"),
+        ("helpfulness", PAIR | {"chosen": [*SAID, REPLY]}, "before 'chosen' are not its prompt"),
         ("helpfulness", PAIR | {"rejected": "two"}, "over itself"),
         ("helpfulness", PAIR | {"weight": 0}, "weight=0"),
-        ("helpfulness", PAIR | {"prompt": 3}, "no text under 'content'"),
+        ("helpfulness", PAIR | {"prompt": 3}, "has no prompt"),
         ("safety", LABELLED | {"safe": 1}, "safe=1"),
-        ("safety", PAIR, "no text under 'response'"),
+        ("safety", PAIR, "has no 'response'; its columns are prompt, chosen, rejected"),
         ("safety", {"messages": SAID[:2], "response": "a", "safe": True}, "take turns"),
     ],
 )
@@ -66,9 +81,7 @@ def test_a_prompt_is_on_one_side_alone(tmp_path):
 
 
 @pytest.mark.parametrize("kind", RESPONSES)
-def test_a_missing_file_is_refused_with_a_line_that_can_be_read(kind, tmp_path):
-    """Oracle: the parser, which takes the example that the message ends in."""
-    with pytest.raises(ValueError, match="^path='.*absent.jsonl' is not a file") as error:
+def test_a_missing_file_is_refused(kind, tmp_path):
+    """Oracle: the message."""
+    with pytest.raises(ValueError, match="^path='.*absent.jsonl' is not a file"):
         read_preferences(kind, tmp_path / "absent.jsonl", 5, seed=0)
-    line = str(error.value).partition("lines such as ")[2]
-    assert parse_preference(kind, "example", json.loads(line))["responses"][0] == "5"

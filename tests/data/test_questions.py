@@ -19,8 +19,8 @@ def test_a_file_in_gsm8ks_format_gives_each_question_once_in_its_order(tmp_path)
     lines = [("3 men?", "#### 3"), ("2 + 3?", "2 + 3 = 5 #### 5"), ("3 men?", "#### 4")]
     path = write(tmp_path / "q.jsonl", [{"question": q, "answer": a} for q, a in lines])
     assert read_questions(path) == [
-        {"question": "3 men?", "answer": "3"},
-        {"question": "2 + 3?", "answer": "5"},
+        {"question": "3 men?", "answer": "3", "solution": "#### 3"},
+        {"question": "2 + 3?", "answer": "5", "solution": "2 + 3 = 5 #### 5"},
     ]
 
 
@@ -65,7 +65,7 @@ def test_a_dataset_gives_the_questions_of_its_split(tmp_path):
     """Oracle: by hand."""
     path = prepared(tmp_path, Asked.fields)
     found = sorted(read_questions(path, "test"), key=repr)
-    assert found == [{"question": f"question {i}", "answer": f"answer {i}"} for i in range(2)]
+    assert found == [{name: f"{name} {i}" for name in sorted(Asked.fields)} for i in range(2)]
     with pytest.raises(ValueError, match="choose from"):
         read_questions(path, "validation")
 
@@ -75,7 +75,7 @@ def test_an_evaluation_sets_solutions_keep_their_working(tmp_path):
     line = {"question": "3 men?", "answer": "1 + 2 = 3 #### 3"}
     assert evaluation_texts(str(write(tmp_path / "q.jsonl", [line, line]))) == (
         ["3 men?"],
-        [line["answer"]] * 2,
+        [line["answer"]],
     )
     chat = write(tmp_path / "c.jsonl", [{"messages": turns("Hi", "1 + 2 = 3")}])
     assert evaluation_texts(str(chat)) == (["Hi"], ["1 + 2 = 3"])
@@ -86,5 +86,7 @@ def test_an_evaluation_sets_solutions_keep_their_working(tmp_path):
 
 def test_a_dataset_without_questions_is_refused(tmp_path):
     """Oracle: the message."""
-    with pytest.raises(ValueError, match="neither a feature messages nor question.*it has more"):
+    with pytest.raises(
+        ValueError, match="record 0 has no text under 'question'; its columns are more"
+    ):
         read_questions(prepared(tmp_path, ("more",)))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from deepseek_jax.data.sources import hold_out, load_jsonl_questions, tfds_documents, tfds_source
+from deepseek_jax.data.questions import read_questions
+from deepseek_jax.data.sources import hold_out, tfds_documents, tfds_source
 from deepseek_jax.worlds.arithmetic.builder import arithmetic_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,19 +142,22 @@ def write_lines(path, *records):
     return path
 
 
+WORKED = "24+48 = <<24+48=72>>72 #### wrong\n#### 72"
+
+
 def test_questions_keep_the_answer_after_the_mark_without_commas(tmp_path):
     """Oracle: by hand, on lines of GSM8K's form."""
     path = write_lines(
         tmp_path / "questions.jsonl",
-        {"question": "How many?", "answer": "24+48 = <<24+48=72>>72 #### wrong\n#### 72"},
+        {"question": "How many?", "answer": WORKED},
         "",
         {"question": "How much?", "answer": "#### 1,234,000 "},
         {"question": "Below?", "answer": "x\n#### -3"},
     )
-    assert load_jsonl_questions(path) == [
-        {"question": "How many?", "answer": "72"},
-        {"question": "How much?", "answer": "1234000"},
-        {"question": "Below?", "answer": "-3"},
+    assert read_questions(path) == [
+        {"question": "How many?", "answer": "72", "solution": WORKED},
+        {"question": "How much?", "answer": "1234000", "solution": "#### 1,234,000 "},
+        {"question": "Below?", "answer": "-3", "solution": "x\n#### -3"},
     ]
 
 
@@ -173,18 +177,15 @@ def test_a_malformed_line_is_refused_with_file_and_number(tmp_path, line, compla
     good = {"question": "How many?", "answer": "#### 3"}
     path = write_lines(tmp_path / "questions.jsonl", good, line, good)
     with pytest.raises(ValueError, match=f"questions.jsonl, line 2.*{complaint}"):
-        load_jsonl_questions(path)
+        read_questions(path)
 
 
 def test_a_missing_or_empty_file_of_questions_is_refused(tmp_path):
-    """Oracle: the message names the file, and ends in a line that is read without complaint."""
-    with pytest.raises(ValueError, match="^path='.*absent.jsonl' is not a file") as error:
-        load_jsonl_questions(tmp_path / "absent.jsonl")
-    line = str(error.value).partition("lines such as ")[2]
-    path = write_lines(tmp_path / "example.jsonl", line)
-    assert load_jsonl_questions(path) == [{"question": "2 + 3?", "answer": "5"}]
-    with pytest.raises(ValueError, match="empty.jsonl' holds no questions"):
-        load_jsonl_questions(write_lines(tmp_path / "empty.jsonl", ""))
+    """Oracle: the message names the file."""
+    with pytest.raises(ValueError, match="^path='.*absent.jsonl' is not a file"):
+        read_questions(tmp_path / "absent.jsonl")
+    with pytest.raises(ValueError, match="empty.jsonl' holds no records"):
+        read_questions(write_lines(tmp_path / "empty.jsonl", ""))
 
 
 def test_a_question_carries_what_rewards_read(tmp_path):
@@ -195,7 +196,7 @@ def test_a_question_carries_what_rewards_read(tmp_path):
         json.dumps({"question": "Add.", "test_cases": cases}),
         json.dumps({"question": "1+1?", "answer": "2 #### 2", "language": "zh"}),
     )
-    assert load_jsonl_questions(path) == [
+    assert read_questions(path) == [
         {"question": "Add.", "answer": "", "test_cases": cases},
-        {"question": "1+1?", "answer": "2", "language": "zh"},
+        {"question": "1+1?", "answer": "2", "language": "zh", "solution": "2 #### 2"},
     ]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from deepseek_jax.data.builders import JsonlConfig, JsonlCorpus, prepared
-from deepseek_jax.data.sources import jsonl_documents, read, tfds_documents
+from deepseek_jax.data.builders import FileConfig, FileCorpus, prepared
+from deepseek_jax.data.sources import file_documents, read, tfds_documents
 from deepseek_jax.data.stored import stored_dataset
 
 
@@ -19,8 +19,8 @@ def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     file = folder / "texts.jsonl"
     file.write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(300)))
-    jsonl_documents(file, folder / "data")
-    builder = prepared(JsonlCorpus, JsonlConfig(path=str(file)), folder / "data")
+    file_documents(file, folder / "data")
+    builder = prepared(FileCorpus, FileConfig(path=str(file)), folder / "data")
     return file, folder / "data", Path(builder.data_path)
 
 
@@ -55,9 +55,9 @@ def test_a_cut_file_of_our_own_making_is_to_be_removed_and_is_then_built_anew(co
     with pytest.raises(
         ValueError, match=f"{path} is cut .*remove {path.parent}, and it is built anew"
     ):
-        jsonl_documents(file, data)
+        file_documents(file, data)
     shutil.rmtree(path.parent)
-    assert len(jsonl_documents(file, data)) == 300
+    assert len(file_documents(file, data)) == 300
 
 
 def test_a_damaged_record_names_its_file_when_it_is_read(dataset):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from deepseek_jax.data.tasks import gsm8k_task
+from deepseek_jax.data.tasks import file_task
 
 
 @pytest.fixture
@@ -18,14 +18,14 @@ def questions(tmp_path):
 
 def test_gsm8k_splits_its_questions_by_seed_without_overlap(questions):
     """Oracle: the ten distinct questions of the file."""
-    task = gsm8k_task(questions, num_held_out=3)
+    task = file_task(questions, num_held_out=3)
     assert len(task.held_out) == 3
     assert sorted(x["answer"] for x in task.train + task.held_out) == [str(n) for n in range(10)]
-    assert task == gsm8k_task(questions, num_held_out=3)
-    assert task != gsm8k_task(questions, num_held_out=3, seed=1)
+    assert task == file_task(questions, num_held_out=3)
+    assert task != file_task(questions, num_held_out=3, seed=1)
 
 
 def test_gsm8k_with_nothing_left_to_train_on_is_refused(questions):
     """Oracle: the message gives both numbers."""
     with pytest.raises(ValueError, match="^num_held_out=10 leaves nothing of 10"):
-        gsm8k_task(questions, num_held_out=10)
+        file_task(questions, num_held_out=10)

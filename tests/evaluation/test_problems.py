@@ -20,6 +20,11 @@ def settings(*data, **fields):
     return build(EvaluateSettings, block, "config")
 
 
+def problem(rule, **example):
+    """A problem as load_problems has it."""
+    return {"rule": rule, "example": example, **example}
+
+
 @pytest.fixture
 def file(tmp_path):
     """A jsonl file in GSM8K's format, of ten questions, the first one twice."""
@@ -36,9 +41,9 @@ def test_a_file_is_a_task_whose_questions_ask_for_steps_and_a_box(file):
     assert [p["question"] for p in problems] == [question for question, _ in QUESTIONS]
     first = problems[0]
     assert (first["task"], first["answer"], first["template"]) == ("sums/test", "1001", "chat")
-    assert first["asked"] == f"What is 1000 + 1?\n{INSTRUCTION}"
+    assert first["asked"]["question"] == f"What is 1000 + 1?\n{INSTRUCTION}"
     plain = load_problems(settings(file, instruction=""))
-    assert plain[0]["asked"] == "What is 1000 + 1?"
+    assert plain[0]["asked"]["question"] == "What is 1000 + 1?"
 
 
 def test_some_of_a_file_are_the_same_ones_for_every_seed(file):
@@ -70,7 +75,7 @@ def test_programs_are_judged_by_their_cases_and_not_told_to_box_anything(tmp_pat
     case = {"question": "Print 1.", "test_cases": [{"input": "", "output": "1"}]}
     path.write_text("\n".join(json.dumps(case | {"question": f"Print {n}."}) for n in (1, 2)))
     problems = load_problems(settings(str(path)))
-    assert [(p["rule"], p["asked"]) for p in problems] == [
+    assert [(p["rule"], p["asked"]["question"]) for p in problems] == [
         ("program", "Print 1."),
         ("program", "Print 2."),
     ]
@@ -79,7 +84,7 @@ def test_programs_are_judged_by_their_cases_and_not_told_to_box_anything(tmp_pat
 @pytest.mark.parametrize(
     "data, fields, words",
     [
-        (["gsm9k"], {}, "data='gsm9k' is neither a .jsonl file nor a world's task"),
+        (["gsm9k"], {}, "data='gsm9k' is neither a path nor a task"),
         (["arithmetics"], {}, "did you mean arithmetic?"),
         (["nowhere.jsonl"], {}, "data='nowhere.jsonl' is not a file"),
         (["FILE"], dict(num_problems=11), "num_problems=11 must be within 2..10"),
@@ -103,7 +108,7 @@ def test_answers_are_judged_by_each_problems_rule_and_counted_by_value(file):
     countdown's answer is the expression, whose value alone solves nothing.
     """
     problems = load_problems(settings(file))[:1]
-    problems += [dict(rule="puzzle_answer", question="Make 7 of 9, 4, 2.", answer="9 - 4 + 2")]
+    problems += [problem("puzzle_answer", question="Make 7 of 9, 4, 2.", answer="9 - 4 + 2")]
     sums = [r"\boxed{1,001}", "That makes 1001.0", "1001, no: <answer>7</answer>", "#### 7"]
     sums += [r"so \boxed{1000 + 1}"]
     countdowns = ["<answer>7</answer>", "<answer>2 + 9 - 4</answer>", "7", "2 + 9 - 4", "none"]
@@ -124,9 +129,9 @@ def test_an_answer_without_a_verdict_counts_as_wrong_and_is_told(monkeypatch, ca
         return 1.0 / (completion != "x")
 
     monkeypatch.setitem(BILINGUAL.rewards, "helpfulness", Rule(fails_on_x))
-    problem = dict(rule="helpfulness", question="q", answer="a", key="a", kind="lookup")
-    with Rules([problem]) as rules:
-        (judged,) = rules.judge([problem], [["y", "x"]])
+    asked = problem("helpfulness", question="q", answer="a", key="a", kind="lookup")
+    with Rules([asked]) as rules:
+        (judged,) = rules.judge([asked], [["y", "x"]])
     assert judged["correct"] == [True, False] and judged["unscored"] == 1
     assert judged["majority"] is None and judged["agreed"] is None
     assert "ZeroDivisionError" in capsys.readouterr().out
@@ -134,16 +139,16 @@ def test_an_answer_without_a_verdict_counts_as_wrong_and_is_told(monkeypatch, ca
 
 def test_completions_without_an_answer_agree_on_none_which_is_wrong():
     """Oracle: by hand."""
-    problem = dict(rule="correct", question="2 + 3", answer="5")
-    with Rules([problem]) as rules:
-        (judged,) = rules.judge([problem], [["what", "?"]])
+    asked = problem("correct", question="2 + 3", answer="5")
+    with Rules([asked]) as rules:
+        (judged,) = rules.judge([asked], [["what", "?"]])
     assert judged["answers"] == [None, None]
     assert judged["majority"] is None and judged["agreed"] is False
 
 
 def test_part_of_the_credit_is_not_right():
     """Oracle: by hand: an answer with its key and a word too many is helpful by two thirds."""
-    problem = dict(rule="helpfulness", question="What?", answer="cat", key="cat", kind="lookup")
-    with Rules([problem]) as rules:
-        (judged,) = rules.judge([problem], [["cat", "a cat"]])
+    asked = problem("helpfulness", question="What?", answer="cat", key="cat", kind="lookup")
+    with Rules([asked]) as rules:
+        (judged,) = rules.judge([asked], [["cat", "a cat"]])
     assert judged["correct"] == [True, False]

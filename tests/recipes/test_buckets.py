@@ -9,7 +9,7 @@ import pytest
 from deepseek_jax import files
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.data.messages import read_conversations
-from deepseek_jax.data.sources import jsonl_documents
+from deepseek_jax.data.sources import file_documents
 from deepseek_jax.data.tokenizer import load_tokenizer
 from deepseek_jax.files import as_path
 from deepseek_jax.recipes.grpo import run as grpo
@@ -81,7 +81,7 @@ def test_data_and_tokenizers_are_read_from_a_bucket(place, tmp_path, bucket):
     assert [again[i] for i in range(3)] == [source[i] for i in range(3)]
     assert {name: data for name, data in bucket.objects.items() if "/data/" in name} == built
     with pytest.raises(ValueError, match=f"{place}/absent.jsonl' is not a file"):
-        jsonl_documents(place / "absent.jsonl", place / "data")
+        file_documents(place / "absent.jsonl", place / "data")
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     files.upload(save_small_tokenizer(tmp_path / "plain", **special), place / "plain")
     files.write_whole(place / "plain" / "model.safetensors", "large")

@@ -6,7 +6,6 @@ from typing import Annotated
 import optax
 
 from deepseek_jax.data.chat import Template
-from deepseek_jax.data.readers import check_readers
 from deepseek_jax.distill.settings import CROSS, LossSettings
 from deepseek_jax.distill.terms import OF_LOGITS
 from deepseek_jax.errors import at, suggest
@@ -26,6 +25,7 @@ from deepseek_jax.settings import (
     Several,
 )
 from deepseek_jax.synthesis.settings import RejectionSettings
+from deepseek_jax.training.settings import check_readers
 from deepseek_jax.worlds.registry import find_world
 
 # A plateau lowers the learning rate to no less than this share of it

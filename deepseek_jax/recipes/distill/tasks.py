@@ -11,10 +11,10 @@ from deepseek_jax.data.messages import (
 )
 from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.questions import read_questions
+from deepseek_jax.data.records import content_digest
 from deepseek_jax.data.sources import hold_out, read
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.errors import at
-from deepseek_jax.files import as_path
 from deepseek_jax.recipes.distill.settings import DistillSettings, TaskSettings
 from deepseek_jax.training.lineage import content_hash
 from deepseek_jax.worlds.world import World, given_solution
@@ -120,11 +120,9 @@ def _of_world(name: str, task: TaskSettings, world: World, tasks: dict[str, Task
 
 def texts_hash(settings: DistillSettings, digest: str | None):
     """A hash that changes with the tasks' texts: of the settings, of digest (the teacher's answers) and of
-    the files' contents; for a TFDS dataset, of its dataset_info.json.
+    the files' contents.
     """
-    paths = [as_path(task.path) for task in settings.tasks.values() if task.path]
-    files = [path / "dataset_info.json" if path.is_dir() else path for path in paths]
-    contents = [content_hash(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    contents = [content_digest(t.path, t.split) for t in settings.tasks.values() if t.path]
     return content_hash([settings.tasks, digest, settings.seed, contents])
 
 

@@ -15,12 +15,14 @@ from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.checkpoint.adapter import adapter_scale
 from deepseek_jax.checkpoint.load import read_any_config
 from deepseek_jax.data.chat import render_question
+from deepseek_jax.data.columns import shown_columns
 from deepseek_jax.data.tokenizer import checkpoint_path
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.problem_scores import task_scores
 from deepseek_jax.evaluation.problems import Rules, load_problems
 from deepseek_jax.files import below, is_remote, read_json, remove_folder
 from deepseek_jax.models import ModelConfig
+from deepseek_jax.named_code import code_digests
 from deepseek_jax.parallel.processes import barrier, first_process, say, total
 from deepseek_jax.recipes.evaluate.report import RESULTS, report
 from deepseek_jax.recipes.evaluate.settings import MAX_COMPLETION_LENGTH, EvaluateSettings
@@ -58,6 +60,8 @@ class EvaluateJob(WorkdirJob):
         settings = self.settings
         found = {"checkpoint": files_hash(settings.checkpoint)}
         found["problems"] = content_hash(self.problems)
+        if settings.accuracy is not None:
+            found["code of the rule"] = content_hash(code_digests([settings.accuracy]))
         if settings.adapter is not None:
             found["adapter"] = files_hash(settings.adapter, "adapter")
         return found
@@ -216,10 +220,9 @@ def _answered(
 
 def _prompt(policy: Policy, problem: dict):
     """The prompt_ids of a problem, in the template of its own task, with policy.opening at the end."""
-    # asked: the question with the instruction after it; results.json has the bare question
-    asked = {"question": problem.get("asked", problem["question"])}
+    template = problem["template"]
     return render_question(
-        policy.tokenizer, asked, template=problem["template"], opening=policy.opening
+        policy.tokenizer, problem["asked"], template=template, opening=policy.opening
     )
 
 
@@ -265,6 +268,7 @@ def _answer(settings: EvaluateSettings, policy: Policy, problems: list, rules: R
             "task": problem["task"],
             "question": problem["question"],
             "gold": problem["answer"],
+            "columns": shown_columns(problem["example"]),
             "prompt": policy.tokenizer.decode(problem["prompt_ids"]),
             **verdict,
             "lengths": lengths[row],

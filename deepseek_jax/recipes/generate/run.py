@@ -220,7 +220,7 @@ def _questions(settings: GenerateSettings):
     data, held_out = settings.data, []
     with at("data"):
         if data.path is not None:
-            questions = read_questions(data.path, data.split)
+            questions = read_questions(data.path, data.split, data.columns)
         else:
             _, asked = find_questions(data.task)
             task = asked.make(settings.seed, data.num_held_out)

@@ -8,7 +8,7 @@ import functools
 
 from deepseek_jax import reports
 from deepseek_jax.data.questions import read_questions
-from deepseek_jax.data.tasks import gsm8k_task
+from deepseek_jax.data.tasks import file_task
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.held_out import evaluate_both, scores_of_both
 from deepseek_jax.parallel.processes import first_process
@@ -41,7 +41,13 @@ class GrpoJob(TrainedJob):
         settings, data, general = self.settings, self.settings.data, []
         with at("data"):
             if data.path is not None:
-                task = gsm8k_task(data.path, data.num_held_out, seed=settings.seed)
+                task = file_task(
+                    data.path,
+                    data.num_held_out,
+                    seed=settings.seed,
+                    split=data.split,
+                    columns=data.columns,
+                )
             else:
                 task = find_questions(data.task)[1].make(settings.seed, data.num_held_out)
         if settings.general is not None:

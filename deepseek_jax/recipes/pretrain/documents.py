@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from deepseek_jax.data.mixture import Mixture
-from deepseek_jax.data.sources import hold_out, jsonl_documents, python_documents, tfds_documents
+from deepseek_jax.data.sources import file_documents, hold_out, python_documents, tfds_documents
+from deepseek_jax.data.stored import is_stored
 from deepseek_jax.errors import at
 from deepseek_jax.recipes.pretrain.settings import CorpusSettings
 from deepseek_jax.worlds.registry import corpus_names, find_corpus
@@ -46,6 +47,4 @@ def _open(name: str, settings: CorpusSettings, data_dir: Path, seed: int):
     if name in corpus_names():
         _, documents = find_corpus(name)
         return documents(data_dir, num_documents=settings.num_documents, seed=seed)
-    return (
-        jsonl_documents(name, data_dir) if Path(name).suffix == ".jsonl" else tfds_documents(name)
-    )
+    return tfds_documents(name) if is_stored(name) else file_documents(name, data_dir)

@@ -4,7 +4,6 @@ import dataclasses
 import math
 from typing import Literal
 
-from deepseek_jax.data.readers import check_readers
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig, RopeScaling
 from deepseek_jax.models.config import INDEXER_LOSSES
@@ -20,7 +19,7 @@ from deepseek_jax.settings import (
     build,
 )
 from deepseek_jax.training.schedule import pairs_of
-from deepseek_jax.training.settings import LoopSettings, check_evaluations
+from deepseek_jax.training.settings import LoopSettings, check_evaluations, check_readers
 from deepseek_jax.worlds.registry import find_corpus
 
 

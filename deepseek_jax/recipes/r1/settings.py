@@ -5,7 +5,6 @@ import typing
 from typing import ClassVar, Literal
 
 from deepseek_jax.data.chat import Template
-from deepseek_jax.data.readers import check_readers
 from deepseek_jax.distill.teacher_settings import TaughtSettings, TeacherSettings
 from deepseek_jax.errors import at, suggest
 from deepseek_jax.recipes.reward_model.settings import (
@@ -18,6 +17,7 @@ from deepseek_jax.reinforce.settings import SCENARIOS, ReinforceSettings
 from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.settings import Count, Natural, PositiveShare, Several
 from deepseek_jax.synthesis.settings import RejectionSettings
+from deepseek_jax.training.settings import check_readers
 from deepseek_jax.worlds.registry import find_world
 
 TEMPLATE = "r1_zero"  # default for a user's own data

@@ -5,11 +5,10 @@ from typing import ClassVar, Literal
 
 from deepseek_jax.data.chat import Template
 from deepseek_jax.data.preferences import RESPONSES
-from deepseek_jax.data.readers import check_readers
 from deepseek_jax.errors import at
 from deepseek_jax.recipes.settings import AdapterRun, PolicyRun
 from deepseek_jax.settings import Count
-from deepseek_jax.training.settings import RowSettings
+from deepseek_jax.training.settings import RowSettings, check_readers
 
 QUESTION_LINE = "{question}\n"
 

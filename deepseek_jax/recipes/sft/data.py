@@ -24,7 +24,7 @@ def load_conversations(settings: SftSettings, folder: Path):
     data = settings.data
     with at("data"):
         if data.path is not None:
-            source = read_conversations(data.path, folder, data.split)
+            source = read_conversations(data.path, folder, data.split, data.columns)
             return hold_out(source, data.num_held_out, what_it_answers)
         _, questions = find_questions(data.task)
         task = questions.make(settings.seed, data.num_held_out)

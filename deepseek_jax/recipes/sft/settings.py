@@ -2,25 +2,23 @@
 
 import dataclasses
 
-from deepseek_jax.data.readers import check_readers
 from deepseek_jax.errors import at
 from deepseek_jax.recipes.settings import AdapterRun, QuestionData
 from deepseek_jax.reinforce.settings import ModelRewardSettings, RewardSettings
 from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.settings import Count, Several, Temperature, Weights
-from deepseek_jax.training.settings import RowSettings, check_evaluations
+from deepseek_jax.training.settings import RowSettings, check_evaluations, check_readers
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings(QuestionData):
-    """The conversations. task: name of a small world's questions, with their worked solutions. path: a jsonl
-    file, or a TFDS dataset with its split, in place of task.
+    """The conversations. task: questions with their worked solutions. path: data as data.records reads them,
+    whose lines are conversations, see data.conversation_forms, in place of task.
 
     template: "chat", "r1_zero" or a text with {question} in it; see data.conversations. packing: put several
     conversations in a row. readers: as in a pretrain config's data.
     """
 
-    split: str = "train"
     packing: bool = True
     readers: Count = 1
 

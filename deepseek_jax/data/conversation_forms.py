@@ -1,0 +1,126 @@
+"""The forms in which data sets write conversations, and the one that we read them into."""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+ROLES = ("system", "user", "assistant")
+# ShareGPT's names of the roles
+FROM = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+# What a record may have, for messages
+FORMS = (
+    'messages ([{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]); prompt and '
+    "completion (texts, or lists of messages); text; instruction, input and output (Alpaca); conversations "
+    "(ShareGPT: from, value)"
+)
+
+
+def as_conversation(place: str, record: Mapping) -> dict:
+    """The conversation, as of parse_conversation, of a record in one of FORMS.
+
+    A text becomes a lone message of the assistant. Raises ValueError, with the place, for any other record.
+    """
+    if "messages" in record:
+        return parse_conversation(place, record)
+    if "prompt" in record and "completion" in record:
+        messages = _listed("user", record["prompt"]) + _listed("assistant", record["completion"])
+    elif "conversations" in record:
+        messages = _share_gpt(place, record["conversations"])
+    elif "instruction" in record and "output" in record:
+        asked = [record["instruction"], record.get("input") or ""]
+        messages = _listed("user", "\n\n".join(filter(None, asked)))
+        messages = _listed("system", record.get("system") or []) + messages
+        messages += _listed("assistant", record["output"])
+    elif "text" in record:
+        messages = _listed("assistant", record["text"])
+    else:
+        raise ValueError(
+            f"{place} is no conversation; its columns are {', '.join(record)}, and a line has {FORMS}. Name "
+            "yours by config.data.columns={'prompt': ..., 'completion': ...}"
+        )
+    more = {"weight": record["weight"]} if "weight" in record else {}
+    return parse_conversation(place, {"messages": messages} | more)
+
+
+def _listed(role, content):
+    """Messages as they are; a text as one message of the role."""
+    return content if isinstance(content, list) else [{"role": role, "content": content}]
+
+
+def _share_gpt(place, turns):
+    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
+        raise ValueError(f"{place} has no list of from and value under 'conversations'.")
+    for turn in turns:
+        if turn.get("from") not in FROM:
+            raise ValueError(f"{place} has from={turn.get('from')!r}; allowed: {', '.join(FROM)}")
+    return [{"role": FROM[turn["from"]], "content": turn.get("value")} for turn in turns]
+
+
+def parse_conversation(place: str, record: Mapping) -> dict:
+    """{"messages": [{"role": str, "content": str}, ...], "weight": float} of a record, checked.
+
+    An optional system message, then user and assistant in turns, the assistant last; or a lone message of the
+    assistant, a text. weight: how much each of its tokens counts, 1.0 by default. Raises ValueError, with the
+    place, for any other record.
+    """
+    if not isinstance(record.get("messages"), list) or not record["messages"]:
+        raise ValueError(f"{place} has no list under 'messages'; it has {sorted(record)}.")
+    messages = check_turns(place, record["messages"], last="assistant")
+    return {"messages": messages, "weight": _parse_weight(place, record.get("weight", 1.0))}
+
+
+def check_turns(place: str, messages: list, *, last: str) -> list:
+    """Messages with their role and content alone, in turns that end with the role `last`.
+
+    Raises ValueError, with the place, for others.
+    """
+    messages = [_parse_message(f"{place}, message {i}", m) for i, m in enumerate(messages, 1)]
+    roles = [message["role"] for message in messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    wanted = [("user", "assistant")[i % 2] for i in range(len(turns))]
+    is_text = roles == ["assistant"] and last == "assistant"
+    if not is_text and (turns != wanted or turns[-1:] != [last]):
+        raise ValueError(
+            f"{place} has the roles {', '.join(roles)}; after a system message, if there is one, user "
+            f"and assistant must take turns, the {last} last."
+        )
+    return messages
+
+
+def _parse_message(place, message):
+    if not isinstance(message, Mapping):
+        raise ValueError(f"{place} is no object with role and content: {str(message)[:80]}")
+    role, content = (_text(place, key, message.get(key)) for key in ("role", "content"))
+    if role not in ROLES:
+        raise ValueError(f"{place} has the role {role!r}; allowed: {', '.join(ROLES)}.")
+    return {"role": role, "content": content}
+
+
+def _text(place, key, value):
+    try:
+        value = value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place}: its {key} is not UTF-8 text: {error}") from error
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{place} has no text under {key!r}.")
+    # JSON can hold half of a surrogate pair, and UTF-8 cannot
+    if re.search("[\ud800-\udfff]", value):
+        raise ValueError(f"{place} has half of a surrogate pair, which is no character; remove it.")
+    return value
+
+
+def _parse_weight(place, weight):
+    # A bool is an instance of int
+    number = isinstance(weight, (int, float, np.number)) and not isinstance(weight, bool)
+    # The loss weighs tokens in float32
+    range32 = np.finfo(np.float32)
+    if not number or not float(range32.tiny) <= weight <= float(range32.max):
+        raise ValueError(f"{place} has weight={weight!r}; set a finite number above 0.")
+    return float(weight)

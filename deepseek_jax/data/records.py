@@ -1,0 +1,208 @@
+"""The records of a user's data, one after the other: from files of several formats, folders and the hub."""
+
+import csv
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from deepseek_jax.data.stored import INFO, is_stored, stored_dataset, stored_records
+from deepseek_jax.files import as_path, parse_json, staged
+
+# What a folder has that datasets.save_to_disk wrote: of one split, and of several
+STATE, SPLITS = "state.json", "dataset_dict.json"
+# Rows of parquet or arrow that are Python objects at once
+BLOCK = 256
+# A field of a csv file may be as long as a text; the module's own limit is 128 KiB
+MOST_OF_A_FIELD = 2**30
+FORMS = (
+    "a jsonl, json, csv or parquet file, a folder that datasets.save_to_disk wrote, or the folder of a TFDS "
+    "dataset's version"
+)
+
+
+def read_records(path: str | Path, split: str = "train") -> Iterator[tuple[str, dict]]:
+    """Yield (place, record) of a file, or of a split of a data set; place names file and line, for messages.
+
+    path: a jsonl, json (a list of objects), csv or parquet file, a folder that datasets.save_to_disk wrote,
+    or that of a TFDS dataset's version. Only a few records are in memory at once, but for json. Raises
+    ValueError for another path or split, one without a record, and, with the place, for what cannot be
+    read.
+    """
+    if is_stored(path):
+        records = _tfds(path, split)
+    else:
+        files = data_files(path, split)
+        # A single file is named as the user named it
+        names = [path] if len(files) == 1 and files[0].suffix != ".arrow" else files
+        records = itertools.chain.from_iterable(
+            READERS[file.suffix](file, name) for file, name in zip(files, names, strict=True)
+        )
+    empty = True
+    for record in records:
+        empty = False
+        yield record
+    if empty:
+        raise ValueError(f"path='{path}' holds no records; give {FORMS} with some")
+
+
+def data_files(path: str | Path, split: str = "train") -> list[Path]:
+    """The local files with the records of a path, in order. Raises ValueError for a path that is none of
+    FORMS.
+    """
+    place = as_path(path)
+    if place.is_dir():
+        return _arrow_files(staged(path), path, split)
+    if not place.is_file():
+        raise ValueError(f"path='{path}' is not a file; set it to {FORMS}")
+    if place.suffix not in READERS:
+        raise ValueError(f"path='{path}' ends in {place.suffix!r}, which is not read; give {FORMS}")
+    if split != "train":
+        raise ValueError(
+            f"path='{path}' is a file, which has no split={split!r}; set split to 'train'"
+        )
+    return [staged(path)]
+
+
+def content_digest(path: str | Path, split: str = "train") -> str:
+    """A digest of the content of a path; of a TFDS dataset, of its description."""
+    files = [staged(as_path(path) / INFO)] if is_stored(path) else data_files(path, split)
+    digest = hashlib.blake2b(digest_size=8)
+    for file in files:
+        with open(file, "rb") as opened:
+            digest.update(hashlib.file_digest(opened, hashlib.blake2b).digest())
+    return digest.hexdigest()
+
+
+def _arrow_files(folder, path, split):
+    if (folder / SPLITS).is_file():
+        splits = parse_json((folder / SPLITS).read_text())["splits"]
+        if split not in splits:
+            raise ValueError(
+                f"path='{path}' has no split={split!r}; choose from {', '.join(splits)}"
+            )
+        folder = folder / split
+    elif split != "train":
+        raise ValueError(f"path='{path}' has a single split: leave split={split!r} out")
+    if not (folder / STATE).is_file():
+        raise ValueError(f"path='{path}' is a folder without {STATE} and {INFO}; give {FORMS}")
+    names = [entry["filename"] for entry in parse_json((folder / STATE).read_text())["_data_files"]]
+    return [folder / name for name in names]
+
+
+def _json_lines(file, name):
+    # Each line is decoded below: as text, one that is not UTF-8 would raise here, without its number
+    with open(file, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                place = f"{name}, line {number}"
+                try:
+                    record = parse_json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                # The UnicodeDecodeError of such a line is a ValueError too
+                except ValueError as error:
+                    raise ValueError(
+                        f"{place} is not JSON: {error}; give {{...}} on each line."
+                    ) from error
+                if not isinstance(record, dict):
+                    raise ValueError(f"{place} is not a JSON object; give {{...}} on each line.")
+                yield place, record
+
+
+def _json(file, name):
+    try:
+        found = parse_json(file.read_bytes().decode("utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(
+            f"{name} is not JSON: {error}; give a list of objects, or name a file of lines .jsonl"
+        ) from error
+    if not isinstance(found, list):
+        raise ValueError(f"{name} is not a list of objects: [{{...}}, {{...}}]")
+    for number, record in enumerate(found, start=1):
+        if not isinstance(record, dict):
+            raise ValueError(f"{name}, entry {number} is not a JSON object; give {{...}}")
+        yield f"{name}, entry {number}", record
+
+
+def _csv(file, name):
+    csv.field_size_limit(MOST_OF_A_FIELD)
+    with open(file, encoding="utf-8-sig", newline="") as lines:
+        rows = csv.DictReader(lines, strict=True)
+        try:
+            for record in rows:
+                place = f"{name}, line {rows.line_num}"
+                if None in record or None in record.values():
+                    raise ValueError(
+                        f"{place} has not one field for each of {', '.join(rows.fieldnames)}; quote fields "
+                        "that have commas"
+                    )
+                yield place, record
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{name}, line {rows.line_num} is not csv: {error}") from error
+
+
+def _parquet(file, name):
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            yield from _rows(name, table.iter_batches(batch_size=BLOCK))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{name} is no parquet file, or is damaged: {error}") from error
+
+
+def _arrow(file, name):
+    import pyarrow
+
+    try:
+        with pyarrow.OSFile(str(file)) as opened, pyarrow.ipc.open_stream(opened) as batches:
+            yield from _rows(name, batches)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{name} is missing or damaged: {error}; save the data set anew"
+        ) from error
+
+
+def _rows(name, batches):
+    number = 0
+    for batch in batches:
+        for start in range(0, len(batch), BLOCK):
+            for record in batch.slice(start, BLOCK).to_pylist():
+                number += 1
+                yield f"{name}, row {number}", record
+
+
+READERS = {
+    ".jsonl": _json_lines,
+    ".json": _json,
+    ".csv": _csv,
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+}
+
+
+def _tfds(path, split):
+    source = stored_records(stored_dataset(path), split, path)
+    for start in range(0, len(source), BLOCK):
+        indices = list(range(start, min(start + BLOCK, len(source))))
+        for index in indices:
+            yield f"{path}, record {index}", _plain(source[index])
+
+
+def _plain(value):
+    """A value of TFDS, which has bytes, arrays, and a dict of lists for a list of dicts, as of JSON."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, np.ndarray):
+        return [_plain(entry) for entry in value.tolist()]
+    if isinstance(value, np.generic):
+        return value.item()
+    if not isinstance(value, Mapping):
+        return value
+    plain = {key: _plain(entry) for key, entry in value.items()}
+    columns = [entry for entry in plain.values() if isinstance(entry, list)]
+    if columns and len(columns) == len(plain) and len({len(column) for column in columns}) == 1:
+        return [dict(zip(plain, row, strict=True)) for row in zip(*columns, strict=True)]
+    return plain
