@@ -14,11 +14,11 @@ from ml_collections import ConfigDict
 
 from configs.common import without_fusion_emitters
 from deepseek_jax.data.tokenizer import SMOLLM2
-from deepseek_jax.files import absolute, read_json
+from deepseek_jax.files import absolute
 from launch import common
 from launch.caches import keep_programs
 from launch.config_file import load_config, set_field
-from launch.workdir import MARKER
+from launch.workdir import MARKER, read_mark
 
 # The models of adapted_models.MODELS that fit one v5e chip: their names on the hub. They need no login
 ON_THE_HUB = {
@@ -160,9 +160,18 @@ def _saved(folder):
 
 
 def resume(work: str | os.PathLike):
-    """Report on the runs in the folders of `work`, and resume those that are not complete."""
+    """Report on the runs in the folders of `work`, and resume those that are not complete.
+
+    A run whose config names code is left: a folder may be another's, and its code is not run from here.
+    """
     for folder in report(work):
-        train(ConfigDict(read_json(folder / MARKER)), folder)
+        config, code = read_mark(folder)
+        if code:
+            print(
+                f"{folder} names the code {', '.join(code)}: resume it with train(config, folder)"
+            )
+        else:
+            train(ConfigDict(config), folder)
 
 
 def curves(workdir: str | os.PathLike, phase: str = "grpo"):

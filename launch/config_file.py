@@ -6,10 +6,8 @@ needs no quotes. The file may lack the field, or have a value of another type th
 """
 
 import ast
-import importlib.util
 import inspect
 import re
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from deepseek_jax.files import expanded
+from deepseek_jax.named_code import import_file, look_beside
 
 OVERRIDE = re.compile(r"--?config\.([^=]*)(=?)(.*)", re.DOTALL)
 BOOLS = {"true": True, "false": False}
@@ -48,6 +47,7 @@ def load_config(name: str, overrides=()):
     """
     path, *arg = name.split(":", 1)
     path = expanded(path)
+    look_beside(path)
     get_config = load_function(path, "get_config", "--config")
     try:
         inspect.signature(get_config).bind(*arg)
@@ -74,12 +74,9 @@ def load_function(path: str, name: str, flag: str):
     path = expanded(path)
     if not Path(path).is_file():
         raise ValueError(f"{flag}={path}: there is no such file; give the path of a Python file")
-    spec = importlib.util.spec_from_file_location(f"{name}_file", path)
-    if spec is None:
+    if Path(path).suffix != ".py":
         raise ValueError(f"{flag}={path} is not a Python file")
-    # Registered before it runs, as import does: dataclasses look their module up there
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    call(lambda: spec.loader.exec_module(module), f"{flag}={path}", path)
+    module = call(lambda: import_file(path), f"{flag}={path}", path)
     if not callable(getattr(module, name, None)):
         raise ValueError(f"{flag}={path} has no function {name}; define it there")
     return getattr(module, name)
@@ -121,27 +118,45 @@ def set_field(config: ConfigDict, field: str, value):
     below a value that is not a block.
     """
     block, name = _place(config, field)
-    _set(block, name, ConfigDict(value) if isinstance(value, dict) else value)
+    if "." in name:
+        # A block of a config's file takes no such name: another block takes its place
+        set_field(config, field.removesuffix(f".{name}"), block.to_dict() | {name: value})
+        return
+    _set(block, name, _block(value) if isinstance(value, dict) else value)
 
 
 def _override(config, field, text):
     block, name = _place(config, field)
-    kind = block.get_type(name) if name in block else type(None)
+    kind = block.get_type(name) if name in block.keys() else type(None)
     set_field(config, field, _value(field, text, kind))
 
 
 def _place(config, field):
     """(the block that holds a dotted field, the field's own name)."""
-    *outer, name = field.split(".")
+    *outer, name = _parts(field)
     block, path = config, "config"
     for part in outer:
         path = f"{path}.{part}"
         if block.get(part) is None:
-            _set(block, part, ConfigDict())
+            _set(block, part, _block({}))
         block = block[part]
         if not isinstance(block, ConfigDict):
             raise ValueError(f"--config.{field}: {path}={block!r} is not a block with fields")
     return block, name
+
+
+def _parts(field):
+    """The parts of a dotted field. The last may be code, as in rewards.my_rewards.py:brief."""
+    head, colon, function = field.partition(":")
+    parts = head.split(".")
+    if colon and parts[-1] == "py":
+        return [*parts[:-2], f"{parts[-2]}.py:{function}"]
+    return field.split(".")
+
+
+def _block(fields):
+    # A reward may be FILE.py:NAME
+    return ConfigDict(fields, allow_dotted_keys=True)
 
 
 def _set(block, name, value):

@@ -10,9 +10,12 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from deepseek_jax.files import absolute, below, is_remote, read_object, remove_folder, write_whole
+from deepseek_jax.named_code import code_digests
 from launch.owner import OWNER, names_in, owned, read_owner, shown
 
 MARKER = "config.json"
+# A field of it beside those of the config
+CODE = "code"
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Where a run takes place, not what it computes: these may change when it resumes
 PLACES = ("mesh", "xla_flags")
@@ -98,9 +101,8 @@ def claim_workdir(workdir: Path, config: ConfigDict, may_change: bool = False):
 def _claimed(workdir, config, may_change):
     """claim_workdir in process 0: yields the token of owner.owned."""
     with owned(workdir, lambda owner: _is_busy(workdir, owner)) as token:
-        # Through JSON, as the file was: tuples become lists
         _check_format(workdir)
-        old, new = _owner(workdir, config, may_change), json.loads(config.to_json())
+        old, new = _owner(workdir, config, may_change), _mark(config)
         if old is None and names_in(workdir) - {FRESH}:
             raise ValueError(
                 f"--workdir={workdir} is not empty and has no {MARKER}: it is not a run's directory, and is "
@@ -201,7 +203,7 @@ def _is_busy(workdir, owner):
 
 def _owner(workdir, config, may_change):
     """The config in the directory's mark, or None. Raises ValueError where `config` may not replace it."""
-    marker, new = workdir / MARKER, json.loads(config.to_json())
+    marker, new = workdir / MARKER, _mark(config)
     if not marker.exists():
         return None
     old = read_object(marker)
@@ -213,6 +215,19 @@ def _owner(workdir, config, may_change):
             + "\ngive another --workdir, or set these fields back"
         )
     return old
+
+
+def _mark(config):
+    """What config.json holds: the config, and under CODE digests of the code that it names."""
+    # Through JSON, as the file was: tuples become lists
+    mark, code = json.loads(config.to_json()), code_digests(config.to_dict())
+    return mark | {CODE: code} if code else mark
+
+
+def read_mark(workdir: Path):
+    """(the config of a run's folder, the digests of the code that it names)."""
+    mark = read_object(workdir / MARKER)
+    return mark, mark.pop(CODE, {})
 
 
 def _differences(old, new):

@@ -11,6 +11,7 @@ from deepseek_jax.errors import at
 from deepseek_jax.files import as_path
 from deepseek_jax.models import check_architecture, how_to_run
 from deepseek_jax.models.adapters import Adapted, with_adapter
+from deepseek_jax.named_code import code_digests
 from deepseek_jax.recipes.distill.scores import answer_tasks, intervals, say_shares
 from deepseek_jax.recipes.distill.settings import DistillSettings, StartSettings, TeacherSettings
 from deepseek_jax.recipes.distill.student import StudentRun
@@ -285,7 +286,8 @@ class DistillJob(LineageJob):
         return getattr(self.settings_of(stage), "adapter", None)
 
     def about(self, block):
-        return {"block": block, "template": self.settings.template, "seed": self.settings.seed}
+        more = {"template": self.settings.template, "seed": self.settings.seed}
+        return {"block": block, "code": code_digests(block)} | more
 
     def corpus(self, work: Work):
         """The world's documents."""

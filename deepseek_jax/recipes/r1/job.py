@@ -10,6 +10,7 @@ from deepseek_jax.data.tasks import Task
 from deepseek_jax.data.tokenizer import check_checkpoint
 from deepseek_jax.errors import at
 from deepseek_jax.models import build_model, how_to_run
+from deepseek_jax.named_code import code_digests
 from deepseek_jax.recipes.job import LineageJob, Work
 from deepseek_jax.recipes.kinds.accept import accepted_by
 from deepseek_jax.recipes.kinds.judge import judged_pairs
@@ -99,7 +100,8 @@ class R1Job(LineageJob):
         return "evaluation: " if stage.kind == "measure" else super().prefix_of(stage)
 
     def about(self, block):
-        return {"block": block, "model": self.policy.config, "template": self.policy.template}
+        more = {"model": self.policy.config, "template": self.policy.template}
+        return {"block": block, "code": code_digests(block)} | more
 
     def load(self, name: str):
         params = load_orbax(self.made[name].folder / "params", mesh=self.mesh)[1]

@@ -219,7 +219,7 @@ def test_thinking_starts_the_completion_and_is_not_asked_for_twice():
 
     asker = Policy(None, None, Letters, "chat", opening=evaluate.THINK)
     for template in ("{question}", "{question}<think>\n"):
-        problem = {"question": "2 + 3?", "template": template}
+        problem = {"asked": {"question": "2 + 3?"}, "template": template}
         assert "".join(evaluate._prompt(asker, problem)) == "2 + 3?<think>\n"
 
 
