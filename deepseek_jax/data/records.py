@@ -147,7 +147,8 @@ def _parquet(file, name):
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(file) as table:
+        # Buffered, all of the file would be in memory
+        with pyarrow.parquet.ParquetFile(file, pre_buffer=False) as table:
             yield from _rows(name, table.iter_batches(batch_size=BLOCK))
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{name} is no parquet file, or is damaged: {error}") from error
@@ -195,8 +196,8 @@ def _plain(value):
     """A value of TFDS, which has bytes, arrays, and a dict of lists for a list of dicts, as of JSON."""
     if isinstance(value, bytes):
         return value.decode()
-    if isinstance(value, np.ndarray):
-        return [_plain(entry) for entry in value.tolist()]
+    if isinstance(value, (list, np.ndarray)):
+        return [_plain(entry) for entry in value]
     if isinstance(value, np.generic):
         return value.item()
     if not isinstance(value, Mapping):

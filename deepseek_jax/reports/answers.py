@@ -15,7 +15,8 @@ def print_table(console: Console, before, after):
     scores = [{way: measured["scores"] for way, measured in m.items()} for m in (before, after)]
     every = [of for measured in scores for of in measured.values()]
     names = [name for name in every[-1] if all(name in of for of in every)]
-    console.print(before_after_table({name: FORMS.get(name, ".1%") for name in names}, *scores))
+    forms = {name: _form(name, [of[name] for of in every]) for name in names}
+    console.print(before_after_table(forms, *scores))
     for way, result in after.items():
         counts = before[way]["unscored"], result["unscored"]
         if any(counts):
@@ -23,6 +24,12 @@ def print_table(console: Console, before, after):
                 f"{way}: {counts[0]} answers before and {counts[1]} after training had no score: they count "
                 "as wrong, and no reward has them"
             )
+
+
+def _form(name, intervals):
+    """The format of a score: rewards of a user's own may be no shares."""
+    shares = all(0 <= low <= high <= 1 for _, low, high in intervals)
+    return FORMS.get(name, ".1%" if shares else ".2f")
 
 
 def print_samples(console: Console, before, after):

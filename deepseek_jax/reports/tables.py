@@ -40,7 +40,8 @@ def before_after_table(rows, before, after):
     for name, form in rows.items():
         pairs = [(before[decoding][name], after[decoding][name]) for decoding in before]
         cells = [_cell(interval, form) for pair in pairs for interval in pair]
-        table.add_row(name.replace("_", " "), *cells)
+        # The function's own name where a reward is FILE.py:NAME
+        table.add_row(name.rpartition(":")[2].replace("_", " "), *cells)
     return table
 
 

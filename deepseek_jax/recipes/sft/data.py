@@ -32,7 +32,8 @@ def load_conversations(settings: SftSettings, folder: Path):
 
 
 def held_out_prompts(settings: SftSettings, policy: Policy, source):
-    """Examples from the first held-out conversations that fit a row, to answer and to score.
+    """Examples from the first held-out conversations that fit a row, to answer and to score; [] where the
+    data are texts, which ask nothing.
 
     prompt_ids: the conversation up to the last assistant's text. question and answer: the conversation's own
     fields, or else its last two messages. Raises ValueError where prompt and answer exceed the model's
@@ -40,13 +41,19 @@ def held_out_prompts(settings: SftSettings, policy: Policy, source):
     """
     examples, wanted = [], settings.answers.num_prompts
     render = functools.partial(render_numbered, policy.tokenizer, template=policy.template)
+    are_texts = True
     for index in range(len(source)):
         record = source[index]
+        if len(record["messages"]) == 1:
+            continue
+        are_texts = False
         ids, is_target = render(record, index)
         if len(ids) <= settings.sequence_length and len(examples) < wanted:
             question, answer = (message["content"] for message in record["messages"][-2:])
             more = {"prompt_ids": last_prompt(ids, is_target)}
             examples.append({"question": question, "answer": answer} | record | more)
+    if are_texts:
+        return []
     if len(examples) < wanted:
         raise ValueError(
             f"answers.num_prompts={wanted}, and {len(examples)} held-out conversations fit a row; lower it, "

@@ -84,7 +84,7 @@ class SftJob(TrainedJob):
     def check_measured_data(self, work: Work):
         """Raise ValueError where the rewards cannot score the answers."""
         rewards, asked = self.rewards, self.asked
-        if rewards is not None:
+        if rewards is not None and asked:
             with at("rewards"):
                 rewards.check(asked)
 
@@ -95,18 +95,24 @@ class SftJob(TrainedJob):
     def measure(self, work: Work):
         """The loss of the held-out conversations, and the scores of answers to their last questions."""
         settings, policy = self.settings, work.start()
-        answers = evaluate_both(
-            policy,
-            self.asked,
-            self.rewards,
-            settings.answers,
-            accuracy=self.accuracy,
-            seed=settings.seed,
+        answers = (
+            None
+            if not self.asked
+            else evaluate_both(
+                policy,
+                self.asked,
+                self.rewards,
+                settings.answers,
+                accuracy=self.accuracy,
+                seed=settings.seed,
+            )
         )
         return {"loss": self.loss_of(policy.params), "answers": answers}
 
     def scores_of(self, result):
-        return {"held_out_loss": result["loss"]["loss"]} | scores_of_both(result["answers"])
+        answers = result["answers"]
+        scores = {} if answers is None else scores_of_both(answers)
+        return {"held_out_loss": result["loss"]["loss"]} | scores
 
     def describe_data(self):
         train, held_out = self.read
@@ -124,8 +130,9 @@ class SftJob(TrainedJob):
         console.print(loss_table({PHASE: (settings.sequence_length, *losses)}))
         tokens, conversations = after["loss"]["tokens"], after["loss"]["conversations"]
         console.print(f"over {tokens} tokens of {conversations} held-out conversations")
-        print_table(console, before["answers"], after["answers"])
-        print_samples(console, before["answers"]["sampled"], after["answers"]["sampled"])
+        if before["answers"] is not None:
+            print_table(console, before["answers"], after["answers"])
+            print_samples(console, before["answers"]["sampled"], after["answers"]["sampled"])
         left = f"{left_in(settings)}, metrics, curves.png, tensorboard and checkpoints"
         console.print(f"complete; {left} are in {workdir}")
 

