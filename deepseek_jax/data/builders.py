@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 
 from deepseek_jax.data.columns import renamed
 from deepseek_jax.data.records import content_digest, read_records
+from deepseek_jax.data.shuffled import shuffle_on_disk
 from deepseek_jax.data.stored import INFO, stored_dataset, stored_records
 from deepseek_jax.files import as_path, is_remote, upload
 from deepseek_jax.parallel.led import Led
@@ -131,6 +132,7 @@ def prepared(builder, config, data_dir: str | Path, *, led: Led | None = None):
     make = partial(builder, config=config, file_format="array_record")
     # The work takes a few seconds
     tfds.disable_progress_bar()
+    shuffle_on_disk()
     folder = failure = None
     with led or contextlib.nullcontext():
         if first_process():
