@@ -13,7 +13,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from configs.common import without_fusion_emitters
-from deepseek_jax.data.tokenizer import SMOLLM2
+from deepseek_jax.checkpoint.locate import SMOLLM2
 from deepseek_jax.files import absolute, read_json
 from launch import common
 from launch.caches import keep_programs

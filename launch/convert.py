@@ -55,8 +55,8 @@ def convert(
     from deepseek_jax.checkpoint.adapter import adapter_scale
     from deepseek_jax.checkpoint.folder import check_new
     from deepseek_jax.checkpoint.hf_config import read_json
+    from deepseek_jax.checkpoint.locate import checkpoint_path
     from deepseek_jax.data.gguf_tokenizer import gguf_tokenizer
-    from deepseek_jax.data.tokenizer import checkpoint_path
     from deepseek_jax.files import upload
     from deepseek_jax.models.adapters import merged
     from deepseek_jax.parallel import make_mesh
@@ -69,7 +69,7 @@ def convert(
     # Before gigabytes of parameters are read
     check_new(target)
     if like is not None:
-        read_json(like)
+        read_json(checkpoint_path(like, weights=False))
     if adapter is not None:
         with at("--adapter"):
             adapter_scale(adapter)
