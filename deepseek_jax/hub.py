@@ -4,7 +4,9 @@ huggingface_hub downloads into its cache and locks each file, so that one proces
 reads HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN; the token is in no message of ours.
 """
 
+import contextlib
 import dataclasses
+import functools
 import os
 import re
 from pathlib import Path
@@ -84,24 +86,63 @@ def model_folder(name: str | os.PathLike, *, weights: bool = True):
     patterns = [*SMALL, *WEIGHTS] if weights else [*SMALL]
     # Folders below hold the same weights in other formats
     folder = snapshot(model, "model", patterns, ignore=["*/*"])
-    if weights and not any(folder.glob(WEIGHTS[0])):
+    if not folder.exists() or weights and not any(folder.glob(WEIGHTS[0])):
         raise ValueError(_without_safetensors(model))
     return folder
 
 
-def snapshot(found: HubId, kind: str, patterns: list[str], ignore: list[str] | None = None):
-    """Download the files at a commit that match: -> the local folder of the commit, as Path."""
-    from huggingface_hub import snapshot_download
+def check_model(name: str | os.PathLike):
+    """Raise ValueError as model_folder does, without a download of the weights."""
+    model = hub_id(name).at_commit("model")
+    folder = model_folder(str(model), weights=False)
+    if not any(folder.glob(WEIGHTS[0])):
+        names = names_of_files(model, "model")
+        if not any(each.endswith(".safetensors") and "/" not in each for each in names):
+            raise ValueError(_without_safetensors(model))
 
+
+def snapshot(found: HubId, kind: str, patterns: list[str], ignore: list[str] | None = None):
+    """Download the files at a commit that match and are not here: -> the commit's local folder, as Path."""
+    from huggingface_hub import errors, snapshot_download
+
+    download = functools.partial(
+        snapshot_download,
+        found.repo,
+        repo_type=kind,
+        revision=found.revision,
+        allow_patterns=patterns,
+        ignore_patterns=ignore,
+    )
     with one_message(found, kind):
-        folder = snapshot_download(
-            found.repo,
-            repo_type=kind,
-            revision=found.revision,
-            allow_patterns=patterns,
-            ignore_patterns=ignore,
-        )
-    return Path(folder)
+        if not _listed(found, kind):
+            return Path(download(local_files_only=not _answers(found, kind)))
+        # Without a word, where all of them are here
+        with contextlib.suppress(errors.LocalEntryNotFoundError):
+            return Path(download(local_files_only=True))
+        return Path(download())
+
+
+def _listed(found, kind):
+    """Whether the cache has the list of the files at a commit: no request is needed for it."""
+    from huggingface_hub import errors, get_cached_repo_tree
+
+    try:
+        return bool(get_cached_repo_tree(found.repo, repo_type=kind, revision=found.revision))
+    except errors.CachedRepoTreeNotFoundError:
+        return False
+
+
+def _answers(found, kind):
+    """Whether the hub can be reached: asked once, while a request for the list is tried for half a minute."""
+    from huggingface_hub import HfApi, errors
+
+    try:
+        HfApi().repo_info(found.repo, repo_type=kind, revision=found.revision)
+    except errors.HfHubHTTPError:
+        raise
+    except (errors.HTTPError, errors.OfflineModeIsEnabled):
+        return False
+    return True
 
 
 def names_of_files(found: HubId, kind: str):

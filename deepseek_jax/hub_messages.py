@@ -2,6 +2,11 @@
 
 import contextlib
 
+from deepseek_jax.errors import shortened
+
+# Characters of what a library says
+REASON = 300
+
 
 @contextlib.contextmanager
 def one_message(found, kind: str):
@@ -51,11 +56,14 @@ def _refusal(found, kind, error):
 
 def _unreachable(found, kind, error):
     """Which command fetches it where there is a network."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, errors
 
-    # The hub's own classes say in many lines what the cause says in a word
-    cause = error.__cause__ or error
-    reason = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else type(cause).__name__
+    reason = "no network"
+    if constants.is_offline_mode():
+        reason = "HF_HUB_OFFLINE is set"
+    # The classes of huggingface_hub say in many lines what their cause says in one
+    elif error.__cause__ is not None or isinstance(error, errors.HTTPError):
+        reason = shortened(str(error.__cause__ or error).partition("\n")[0], REASON)
     command = f"hf download {found.repo}{' --repo-type dataset' if kind == 'dataset' else ''}"
     command += "" if found.revision is None else f" --revision {found.revision}"
     return (

