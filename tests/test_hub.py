@@ -131,6 +131,8 @@ def test_a_pinned_name_reads_the_same_after_the_branch_has_moved(hub, tmp_path):
         name = pinned("org/name", "model")
         assert name == f"org/name@{first}" and pinned(name, "model") == name
         assert pinned("org/name@v1", "model") == f"org/name@{tag}"
+        # What an adapter's folder says of its base
+        assert lasting_name("org/name") == name
         hub.push("org/name", files | {"config.json": "second"})
         for asked, text in (name, "first"), ("org/name", "second"), ("org/name@v1", "tagged"):
             assert (model_folder(asked) / "config.json").read_text() == text
