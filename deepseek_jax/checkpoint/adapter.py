@@ -24,7 +24,9 @@ from deepseek_jax.checkpoint.adapter_names import (
 )
 from deepseek_jax.checkpoint.damage import digests_in
 from deepseek_jax.checkpoint.folder import check_new, is_unfinished, whole_folder
+from deepseek_jax.checkpoint.locate import lasting_name
 from deepseek_jax.files import as_path, read_object, whole_file
+from deepseek_jax.hub import hub_id
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_modules import EXPERTS, adapter_places, module_axes, modules
 from deepseek_jax.models.adapters import Adapted
@@ -57,12 +59,14 @@ def is_adapter(folder: str | Path):
 
 
 def save_adapter(folder: str | Path, config: ModelConfig, params: Adapted, base: str | Path):
-    """Write the adapter alone. base: the path of the frozen parameters. All processes call it together.
+    """Write the adapter alone. base: the frozen parameters, as locate.checkpoint_path takes them. All
+    processes call it together.
 
     Raises ValueError for a folder that is not empty. A failure leaves nothing behind.
     """
     check_new(folder)
-    adapter, about = params.adapter, {"path": str(base)} | base_fingerprints(params.base)
+    base = lasting_name(base)
+    adapter, about = params.adapter, {"path": base} | base_fingerprints(params.base)
     if jax.process_count() > 1:
         adapter = multihost_utils.process_allgather(adapter, tiled=True)
     tensors, ranks = {}, {}
@@ -86,13 +90,15 @@ def save_adapter(folder: str | Path, config: ModelConfig, params: Adapted, base:
 
 
 def _config(ranks, scale, base):
-    """The fields of peft.LoraConfig. ranks: module -> rank."""
+    """The fields of peft.LoraConfig. ranks: module -> rank. base: a path or a name on the hub."""
+    found = hub_id(base)
     rank = min(ranks.values())
     other = {module: r for module, r in ranks.items() if r != rank}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(base),
+        "base_model_name_or_path": base if found is None else found.repo,
+        "revision": None if found is None else found.revision,
         "r": rank,
         "lora_alpha": scale * rank,
         "lora_dropout": 0.0,

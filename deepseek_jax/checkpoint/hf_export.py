@@ -21,8 +21,9 @@ from deepseek_jax.checkpoint.hf_config import (
 )
 from deepseek_jax.checkpoint.hf_files import SCALE, HFFiles
 from deepseek_jax.checkpoint.hf_names import copies, is_projection, tensors
+from deepseek_jax.checkpoint.locate import checkpoint_path
 from deepseek_jax.checkpoint.tree import checked_by_path
-from deepseek_jax.files import as_path, whole_file
+from deepseek_jax.files import whole_file
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.ops.fp8 import BLOCK, quantize
 
@@ -43,17 +44,18 @@ def save_hf(
     """Write config.json, safetensors and their index, as transformers reads them.
 
     params: the tree of models.init_params, unboxed, in any float dtypes, which the files keep. like: the
-    Hugging Face folder that params came from. Then each tensor gets the dtype it has there, unchanged tensors
-    are written with the same bytes (FP8 scales included), config.json keeps the fields that are not modelled
-    here, and the files of COPIED (tokenizer, generation_config.json) are copied. fp8 quantises the
-    projections, as DeepSeek-V3 does. New scales are powers of two where the scale_fmt of `like`'s
-    quantization_config is "ue8m0" (DeepSeek-V3.1), and those of a V3.2 without `like`. max_shard_size: of a
-    file, an int of bytes or a str such as "5GB".
+    Hugging Face folder that params came from, or its name on the hub. Then each tensor gets the dtype it has
+    there, unchanged tensors are written with the same bytes (FP8 scales included), config.json keeps the
+    fields that are not modelled here, and the files of COPIED (tokenizer, generation_config.json) are copied.
+    fp8 quantises the projections, as DeepSeek-V3 does. New scales are powers of two where the scale_fmt of
+    `like`'s quantization_config is "ue8m0" (DeepSeek-V3.1), and those of a V3.2 without `like`.
+    max_shard_size: of a file, an int of bytes or a str such as "5GB".
     Raises ValueError before it writes anything: for a folder that is not empty, for params that do not fit
     config, for a `like` of other shapes. A later failure leaves nothing behind.
     """
     check_new(folder)
     if like:
+        like = checkpoint_path(like)
         # For its errors, which name the file
         read_config(like)
     like_json = read_json(like) if like else None
@@ -68,7 +70,7 @@ def save_hf(
     )
     with whole_folder(folder) as partial:
         if like:
-            _copy_side_files(as_path(like), partial)
+            _copy_side_files(like, partial)
         (partial / "config.json").write_text(json.dumps(text, indent=2) + "\n")
         for file, names in plan.filename_to_tensors.items():
             with whole_file(partial / file) as fresh:

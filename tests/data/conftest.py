@@ -2,7 +2,8 @@
 
 import pytest
 
-from deepseek_jax.data.tokenizer import deepseek_tokenizer, load_tokenizer, smollm2_gguf
+from deepseek_jax.checkpoint.locate import smollm2_gguf
+from deepseek_jax.data.tokenizer import deepseek_tokenizer, load_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,8 @@ import pytest
 import tokenizers
 import transformers
 
-from deepseek_jax.data.tokenizer import deepseek_tokenizer, load_tokenizer, smollm2_gguf
+from deepseek_jax.checkpoint.locate import smollm2_gguf
+from deepseek_jax.data.tokenizer import deepseek_tokenizer, load_tokenizer
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from deepseek_jax.data.tokenizer import deepseek_tokenizer, load_tokenizer, smollm2_gguf
+from deepseek_jax.checkpoint.locate import smollm2_gguf
+from deepseek_jax.data.tokenizer import deepseek_tokenizer, load_tokenizer
 from deepseek_jax.distill.token_alignment import align_tokens, shared_vocabulary
 
 TEXT = (

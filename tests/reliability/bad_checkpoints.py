@@ -110,7 +110,24 @@ RUNS = [
     (CONVERT + " --like=run", LEFT, both(RUN, copied("model"))),
 ]
 
+# A name on the hub, where conftest cuts the hub off
+UNREACHABLE = (
+    "there is nothing at org/model, the cache ... does not have all of it, and the Hugging Face hub cannot "
+    "be reached (HF_HUB_OFFLINE is set): run `hf download org/model` where there is a network, with HF_HOME"
+)
+
 CHECKPOINTS = [
+    (f"{TUNE} --config.init_from=org/model", f"config.init_from: {UNREACHABLE}", GOOD),
+    (
+        f"{PACKED} --config.model={{}} --config.init_from=org/model",
+        f"config.init_from: {UNREACHABLE}",
+    ),
+    (f"{PACKED} --config.data.tokenizer=org/model", f"config.data.tokenizer: {UNREACHABLE}"),
+    ("train distill_small:teacher=org/model", f"config.teacher.path: {UNREACHABLE}"),
+    ("generate generate_small:teacher=org/model", f"config.init_from: {UNREACHABLE}"),
+    ("evaluate --checkpoint=org/model --data=arithmetic", f"--checkpoint: {UNREACHABLE}"),
+    (CONVERT.replace("=model", "=org/model"), UNREACHABLE),
+    (f"{CONVERT} --like=org/model", UNREACHABLE, copied("model")),
     (
         TUNE,
         "config.init_from: there is nothing at model; give a Hugging Face folder, a .gguf file or",

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from deepseek_jax.checkpoint import save_hf, save_orbax
+from deepseek_jax.checkpoint.locate import smollm2_gguf
 from deepseek_jax.data.chat import render_prompt
-from deepseek_jax.data.tokenizer import load_tokenizer, smollm2_gguf
+from deepseek_jax.data.tokenizer import load_tokenizer
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.rollout import AnswerOptions, Policy, generate, load_policy, policy
 from deepseek_jax.rollout.policy import check_room, check_vocabulary, ending_turns, fitting

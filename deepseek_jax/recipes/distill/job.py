@@ -5,8 +5,8 @@ import functools
 
 from deepseek_jax.checkpoint import is_adapter, is_orbax, save_adapter
 from deepseek_jax.checkpoint.load import read_any_config
+from deepseek_jax.checkpoint.locate import check_checkpoint
 from deepseek_jax.data.messages import worked_conversations
-from deepseek_jax.data.tokenizer import check_checkpoint, checkpoint_path
 from deepseek_jax.errors import at
 from deepseek_jax.files import as_path
 from deepseek_jax.models import check_architecture, how_to_run
@@ -150,7 +150,7 @@ class DistillJob(LineageJob):
                 if path is not None:
                     with at(field):
                         check_checkpoint(path)
-                        stored = read_any_config(checkpoint_path(path))
+                        stored = read_any_config(path)
                     check_architecture(block.model, stored, path)
                 else:
                     with at("tokenizer"):
@@ -205,7 +205,7 @@ class DistillJob(LineageJob):
 
     def save(self, work: Work, policy: Policy):
         if isinstance(policy.params, Adapted):
-            base = checkpoint_path(self.path_of_params(work.stage.start))
+            base = self.path_of_params(work.stage.start)
             save_adapter(work.folder / "adapter", policy.config, policy.params, base)
         else:
             super().save(work, policy)

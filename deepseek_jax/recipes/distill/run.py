@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deepseek_jax.checkpoint.hf_config import read_config
+from deepseek_jax.checkpoint.load import read_any_config
 from deepseek_jax.distill import compute
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.distill.findings import FILE, as_json, findings, findings_table
@@ -81,19 +81,19 @@ class Job(DistillJob):
         settings, counts, text = self.settings, {}, self.settings.text
         taught = None
         if settings.teacher is not None:
-            taught = read_config(self.path_of_params(TEACHER))
+            taught = read_any_config(self.path_of_params(TEACHER))
         answered = 0
         if text is not None:
             # An upper bound: the lengths of the completions are not saved
             answered = text.num_prompts * text.samples_per_prompt * text.max_completion_length
         texts = sum(len(task.train) for task in self.tasks.values())
         for name, student in settings.students.items():
-            config = read_config(self.path_of_params(f"{STUDENTS}{name}"))
+            config = read_any_config(self.path_of_params(f"{STUDENTS}{name}"))
             counts[name] = compute.distilled(
                 student, config, taught, texts=texts, answered=answered
             )
         for name, student in settings.reinforced.items():
-            config = read_config(self.path_of_params(f"{REINFORCED}{name}"))
+            config = read_any_config(self.path_of_params(f"{REINFORCED}{name}"))
             metrics = self.run.folder / "metrics.jsonl"
             counts[name] = compute.reinforced(student, config, metrics, name)
         return counts

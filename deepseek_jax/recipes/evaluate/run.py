@@ -14,13 +14,14 @@ from etils.epath import Path
 from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.checkpoint.adapter import adapter_scale
 from deepseek_jax.checkpoint.load import read_any_config
+from deepseek_jax.checkpoint.locate import checkpoint_path
 from deepseek_jax.data.chat import render_question
 from deepseek_jax.data.columns import shown_columns
-from deepseek_jax.data.tokenizer import checkpoint_path
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.problem_scores import task_scores
 from deepseek_jax.evaluation.problems import Rules, load_problems
-from deepseek_jax.files import below, is_remote, read_json, remove_folder
+from deepseek_jax.files import as_path, below, is_remote, read_json, remove_folder
+from deepseek_jax.hub import hub_id, pinned
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.named_code import code_digests
 from deepseek_jax.parallel.processes import barrier, first_process, say, total
@@ -58,7 +59,7 @@ class EvaluateJob(WorkdirJob):
     def made_of(self):
         """What the results depend on, as hashes."""
         settings = self.settings
-        found = {"checkpoint": files_hash(settings.checkpoint)}
+        found = {"checkpoint": checkpoint_hash(settings.checkpoint)}
         found["problems"] = content_hash(self.problems)
         if settings.accuracy is not None:
             found["code of the rule"] = content_hash(code_digests([settings.accuracy]))
@@ -76,7 +77,7 @@ class EvaluateJob(WorkdirJob):
 
     def config_of(self, stage: Stage):
         with at("checkpoint"):
-            config = read_any_config(checkpoint_path(self.settings.checkpoint))
+            config = read_any_config(self.settings.checkpoint)
         return dataclasses.replace(config, dtype=self.settings.dtype)
 
     def check_measured_data(self, work: Work):
@@ -129,16 +130,28 @@ class EvaluateJob(WorkdirJob):
         report(read_json(self.run.folder / RESULTS)["problems"], self.run.folder)
 
 
-def files_hash(checkpoint: str, field: str = "checkpoint"):
+def checkpoint_hash(checkpoint: str):
+    """files_hash of a checkpoint; of one on the hub the hash of its name with its commit: another machine
+    downloads the same files at another time.
+    """
+    with at("checkpoint"):
+        name = pinned(checkpoint, "model")
+        if hub_id(name) is not None:
+            return content_hash(name)
+        path = checkpoint_path(name)
+    return files_hash(path, "checkpoint")
+
+
+def files_hash(path: str | Path, field: str):
     """A hash of the names, sizes and modification times of a checkpoint's files, not of their contents.
 
     field: of the config, for messages. Raises ValueError where the path does not exist.
     """
     with at(field):
-        path = checkpoint_path(checkpoint)
+        path = as_path(path)
     files = sorted(below(path)) if path.is_dir() else [path] if path.exists() else []
     if not files:
-        raise ValueError(f"{field}={checkpoint!r}: there is nothing at this path; correct it")
+        raise ValueError(f"{field}={str(path)!r}: there is nothing at this path; correct it")
     found = [(str(f.relative_to(path)), *_size_and_time(f)) for f in files if f.is_file()]
     return content_hash(found)
 
@@ -160,7 +173,7 @@ def _policy(settings: EvaluateSettings, mesh):
     name = settings.tokenizer or _shared_tokenizer(settings.data)
     with at("config.checkpoint"):
         # The folder of a run or of an adapter is named, before its tokenizer is missed
-        read_any_config(checkpoint_path(settings.checkpoint))
+        read_any_config(settings.checkpoint)
     ours = is_orbax(settings.checkpoint)
     if ours and name is None or settings.tokenizer and not ours:
         raise ValueError(

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from deepseek_jax.checkpoint import is_orbax, load_hf, load_orbax, save_orbax
 from deepseek_jax.checkpoint.hf_config import read_config
+from deepseek_jax.checkpoint.load import read_any_config
 from deepseek_jax.checkpoint.tree import checked_by_path
 from deepseek_jax.data.batches import held_out_batches
 from deepseek_jax.data.infill import check_fim_rate
@@ -73,7 +74,7 @@ class PretrainJob(WorkdirJob):
             return build_model(settings.model)
         # config.json alone shows a wrong field, before gigabytes of parameters are read
         with at("init_from"):
-            stored = read_config(settings.init_from)
+            stored = read_any_config(settings.init_from)
         if self.run is not None:
             settings.check_start(stored)
         return settings.overridden(stored)

@@ -5,9 +5,9 @@ import dataclasses
 import functools
 
 from deepseek_jax.checkpoint import is_orbax, load_orbax
+from deepseek_jax.checkpoint.locate import check_checkpoint
 from deepseek_jax.data.messages import worked_conversations
 from deepseek_jax.data.tasks import Task
-from deepseek_jax.data.tokenizer import check_checkpoint
 from deepseek_jax.errors import at
 from deepseek_jax.models import build_model, how_to_run
 from deepseek_jax.named_code import code_digests

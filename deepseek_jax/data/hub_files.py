@@ -1,0 +1,185 @@
+"""The files of a data set's split on the Hugging Face hub: by its README's configs, or by their names.
+
+Files alone are downloaded, and no code: a data set that is a loading script is refused.
+"""
+
+import glob
+import re
+from pathlib import Path
+
+from deepseek_jax.errors import suggest
+from deepseek_jax.hub import HubId, hub_id, names_of_files, snapshot
+
+README = "README.md"
+# Fields of a config in it that say where its files are
+PLACES = {"data_files", "data_dir"}
+# Of two forms of the same data, the first
+FORMATS = (".parquet", ".jsonl", ".json", ".csv")
+# What names the split in a file's name, and the end of the name of one of several files
+WORDS = re.compile(r"[-._ ]+")
+SHARD = re.compile(r"-\d{4,}-of-\d{4,}(-\w+)?$")
+# A file without a word for a split, beside files that have none either, is of the split "train"
+SPLITS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval"}
+
+
+def dataset_files(name: str, split: str):
+    """Download the files of a split: -> their local paths, in order. name: ORG/NAME[:SUBSET][@REVISION].
+
+    Raises ValueError for an unknown subset or split, naming those that there are, for files of other formats
+    and for a data set without files, and as hub.pinned does.
+    """
+    found = hub_id(name).at_commit("dataset")
+    folder = snapshot(found, "dataset", [README])
+    names = names_of_files(found, "dataset")
+    configs = _configs(folder / README)
+    if configs:
+        chosen = _by_config(found, split, configs, names)
+    else:
+        chosen = _by_name(found, split, names)
+    folder = snapshot(found, "dataset", [glob.escape(each) for each in chosen])
+    return [folder / each for each in chosen]
+
+
+def _configs(readme: Path):
+    """The configs in the YAML before a README's text that say where their files are, by name."""
+    import yaml
+    from huggingface_hub.repocard import metadata_load
+
+    try:
+        about = (metadata_load(readme) if readme.is_file() else None) or {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(
+            f"the YAML of {readme} is damaged: {' '.join(str(error).split())}"
+        ) from error
+    listed = [each for each in about.get("configs") or [] if PLACES & each.keys()]
+    return {each.get("config_name", "default"): each for each in listed}
+
+
+def _by_config(found, split, configs, names):
+    """The names of a split's files, as the README's configs have them."""
+    subset = found.subset or _usual_subset(found, configs)
+    if subset not in configs:
+        raise ValueError(f"{found} has no subset {subset!r}; {suggest(subset, configs)}")
+    prefix = configs[subset].get("data_dir")
+    if "data_files" not in configs[subset]:
+        return _by_name(found, split, names, f"{prefix}/")
+    splits = _patterns(configs[subset]["data_files"])
+    if split not in splits:
+        raise ValueError(f"split={split!r} is not one of {found}; {suggest(split, splits)}")
+    patterns = [f"{prefix}/{each}" if prefix else each for each in splits[split]]
+    matches = [n for p in patterns for n in names if _regex(p).fullmatch(n)]
+    if not matches:
+        raise ValueError(
+            f"{found}: its {README} gives {', '.join(patterns)} for split={split!r}, and no file has such a "
+            "name"
+        )
+    unread = [each for each in matches if not each.endswith(FORMATS)]
+    if unread:
+        raise ValueError(
+            f"{found}: {unread[0]} of split={split!r} is not read, only {', '.join(FORMATS)}; try "
+            f"{_converted(found)}"
+        )
+    # A file that two patterns match is read once
+    return [*dict.fromkeys(matches)]
+
+
+def _usual_subset(found, configs):
+    """The name of the config that is meant where the id names none."""
+    marked = [name for name, config in configs.items() if config.get("default")]
+    usual = marked or [name for name in configs if name == "default" or len(configs) == 1]
+    if not usual:
+        raise ValueError(
+            f"{found} has several subsets ({', '.join(configs)}); write {found.repo}:{next(iter(configs))}"
+        )
+    return usual[0]
+
+
+def _patterns(data_files):
+    """{split: patterns} of a config's data_files in any of their forms."""
+    if isinstance(data_files, dict):
+        data_files = [{"split": split, "path": path} for split, path in data_files.items()]
+    if isinstance(data_files, str):
+        data_files = [data_files]
+    splits = {}
+    for each in data_files:
+        # A pattern without a split is of "train", as in the library datasets
+        entry = {"split": "train", "path": each} if isinstance(each, str) else each
+        paths = entry["path"]
+        splits.setdefault(entry.get("split", "train"), []).extend(
+            [paths] if isinstance(paths, str) else paths
+        )
+    return splits
+
+
+def _regex(pattern):
+    """A compiled pattern of paths, in which ** alone goes below a folder."""
+    parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    split = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern.removeprefix("./"))
+    return re.compile("".join(parts.get(p) or (p if p[:1] == "[" else re.escape(p)) for p in split))
+
+
+def _by_name(found, split, names, folder=None):
+    """The names of a split's files, by the words in them. folder: what they begin with, if known."""
+    data = [name for name in names if name.endswith(FORMATS) and not name.startswith(".")]
+    if not data:
+        raise ValueError(_without_files(found, names))
+    folder = _folder(found, data) if folder is None else folder
+    data = [name for name in data if name.startswith(folder)]
+    words = {name: _words(name.removeprefix(folder)) for name in data}
+    chosen = [name for name in data if split in words[name]]
+    if not chosen and split == "train" and not SPLITS & set().union(*words.values()):
+        chosen = data
+    if not chosen:
+        raise ValueError(
+            f"split={split!r} is in no file's name of {found}; there are {', '.join(data[:9])}"
+            + (f" and {len(data) - 9} more" if len(data) > 9 else "")
+        )
+    form = next(form for form in FORMATS if any(name.endswith(form) for name in chosen))
+    return [name for name in chosen if name.endswith(form)]
+
+
+def _folder(found, data):
+    """What the names of a subset's files begin with: "" or a folder with a slash."""
+    tops = sorted({name.partition("/")[0] for name in data if "/" in name})
+    if found.subset is not None:
+        if found.subset not in tops:
+            raise ValueError(
+                f"{found} has no subset {found.subset!r}; {suggest(found.subset, tops)}"
+            )
+        return f"{found.subset}/"
+    for usual in ("data", "default"):
+        if usual in tops:
+            return f"{usual}/"
+    # Files at the top, folders of splits, or the folder of the only subset
+    if any("/" not in name for name in data) or SPLITS & set(tops):
+        return ""
+    if len(tops) > 1:
+        raise ValueError(
+            f"{found} has several subsets ({', '.join(tops)}); write {found.repo}:{tops[0]}"
+        )
+    return f"{tops[0]}/"
+
+
+def _words(name):
+    """The words that can be a split's: its folders, and the parts of its own name."""
+    *folders, last = name.split("/")
+    stem = last.rpartition(".")[0]
+    whole = SHARD.sub("", stem)
+    # In the name of one of several files _ belongs to the split: train_sft is not train
+    between = WORDS if whole == stem else re.compile("[-.]")
+    return {*folders, whole, *between.split(whole)}
+
+
+def _without_files(found: HubId, names):
+    scripts = [name for name in names if name.endswith(".py")]
+    if scripts:
+        return (
+            f"{found} is a loading script ({scripts[0]}), and no code is run; its files may be at "
+            f"{_converted(found)}"
+        )
+    return f"{found} has no {', '.join(FORMATS)}, only {', '.join(names[:9]) or 'no files'}"
+
+
+def _converted(found):
+    """The id of the parquet files that the hub makes of most data sets."""
+    return str(HubId(found.repo, found.subset, "refs/convert/parquet"))

@@ -1,0 +1,169 @@
+"""Names on the Hugging Face hub, ORG/NAME[:SUBSET][@REVISION]: the commit that one means, and its files.
+
+huggingface_hub downloads into its cache and locks each file, so that one process of a machine fetches it. It
+reads HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN; the token is in no message of ours.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import re
+from pathlib import Path
+
+from deepseek_jax.hub_messages import one_message
+
+NAME = re.compile(r"([a-zA-Z0-9][\w.-]*/[a-zA-Z0-9][\w.-]*)(?::([\w.+-]+))?(?:@([\w./-]+))?")
+COMMIT = re.compile("[0-9a-f]{40}")
+# A name that ends so is the path of a file, although it may not be there
+FILES = (".gguf", ".json", ".jsonl", ".csv", ".parquet", ".py", ".safetensors")
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+# Config and tokenizer. Nothing that is code, and nothing pickled
+SMALL = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*.json",
+    "tokenizer.model",
+    "vocab.*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.*",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class HubId:
+    """repo: ORG/NAME. subset: a data set's config. revision: a branch, a tag or a commit; None for main."""
+
+    repo: str
+    subset: str | None = None
+    revision: str | None = None
+
+    def __str__(self):
+        subset = "" if self.subset is None else f":{self.subset}"
+        return self.repo + subset + ("" if self.revision is None else f"@{self.revision}")
+
+    def at_commit(self, kind: str):
+        """The same with its revision as a commit: one request, none if it is a commit already."""
+        if kind == "model" and self.subset is not None:
+            raise ValueError(f"{self}: a model has no subset; leave out :{self.subset}")
+        if self.revision is not None and COMMIT.fullmatch(self.revision):
+            return self
+        from huggingface_hub import HfApi
+
+        with one_message(self, kind):
+            found = HfApi().resolve_revision(self.repo, repo_type=kind, revision=self.revision)
+        return dataclasses.replace(self, revision=found.resolved)
+
+
+def hub_id(name: str | os.PathLike):
+    """The HubId that a name means, or None for the path of something that is here or could be."""
+    text = os.fspath(name)
+    parts = NAME.fullmatch(text)
+    if parts is None or parts[1].endswith(FILES) or os.path.exists(text):
+        return None
+    return HubId(*parts.groups())
+
+
+def pinned(name: str | os.PathLike, kind: str):
+    """The name with its revision as a commit; what is no name on the hub comes back unchanged.
+
+    kind: "model" or "dataset". Without a network it is the commit that the cache has for the revision. Raises
+    ValueError where there is none, where the hub has no such name or revision, and where it wants a login.
+    """
+    found = hub_id(name)
+    return name if found is None else str(found.at_commit(kind))
+
+
+def model_folder(name: str | os.PathLike, *, weights: bool = True):
+    """The local folder of a model on the hub: config and tokenizer, and weights if asked for. It may hold
+    other files that were downloaded before.
+
+    Raises ValueError as pinned does, and for a model that has no safetensors.
+    """
+    model = hub_id(name).at_commit("model")
+    patterns = [*SMALL, *WEIGHTS] if weights else [*SMALL]
+    # Folders below hold the same weights in other formats
+    folder = snapshot(model, "model", patterns, ignore=["*/*"])
+    if not folder.exists() or weights and not any(folder.glob(WEIGHTS[0])):
+        raise ValueError(_without_safetensors(model))
+    return folder
+
+
+def check_model(name: str | os.PathLike):
+    """Raise ValueError as model_folder does, without a download of the weights."""
+    model = hub_id(name).at_commit("model")
+    folder = model_folder(str(model), weights=False)
+    if not any(folder.glob(WEIGHTS[0])):
+        names = names_of_files(model, "model")
+        if not any(each.endswith(".safetensors") and "/" not in each for each in names):
+            raise ValueError(_without_safetensors(model))
+
+
+def snapshot(found: HubId, kind: str, patterns: list[str], ignore: list[str] | None = None):
+    """Download the files at a commit that match and are not here: -> the commit's local folder, as Path."""
+    from huggingface_hub import errors, snapshot_download
+
+    download = functools.partial(
+        snapshot_download,
+        found.repo,
+        repo_type=kind,
+        revision=found.revision,
+        allow_patterns=patterns,
+        ignore_patterns=ignore,
+    )
+    with one_message(found, kind):
+        if not _listed(found, kind):
+            return Path(download(local_files_only=not _answers(found, kind)))
+        # Without a word, where all of them are here
+        with contextlib.suppress(errors.LocalEntryNotFoundError):
+            return Path(download(local_files_only=True))
+        return Path(download())
+
+
+def _listed(found, kind):
+    """Whether the cache has the list of the files at a commit: no request is needed for it."""
+    from huggingface_hub import errors, get_cached_repo_tree
+
+    try:
+        return bool(get_cached_repo_tree(found.repo, repo_type=kind, revision=found.revision))
+    except errors.CachedRepoTreeNotFoundError:
+        return False
+
+
+def _answers(found, kind):
+    """Whether the hub can be reached: asked once, while a request for the list is tried for half a minute."""
+    from huggingface_hub import HfApi, errors
+
+    try:
+        HfApi().repo_info(found.repo, repo_type=kind, revision=found.revision)
+    except errors.HfHubHTTPError:
+        raise
+    except (errors.HTTPError, errors.OfflineModeIsEnabled):
+        return False
+    return True
+
+
+def names_of_files(found: HubId, kind: str):
+    """The names of all files at a commit, sorted, as the latest snapshot of it listed them."""
+    from huggingface_hub import get_cached_repo_tree
+
+    with one_message(found, kind):
+        tree = get_cached_repo_tree(found.repo, repo_type=kind, revision=found.revision)
+    return sorted(file.path for file in tree)
+
+
+def _without_safetensors(model):
+    names = names_of_files(model, "model")
+    stored = [name for name in names if name.endswith((".gguf", ".bin", ".pt", ".pth"))]
+    ggufs = [name for name in stored if name.endswith(".gguf")]
+    if ggufs:
+        return (
+            f"{model} has no .safetensors, but .gguf files ({', '.join(ggufs)}): run `hf download "
+            f"{model.repo} {ggufs[0]} --revision {model.revision}`, and give the path that it prints"
+        )
+    return (
+        f"{model} has no .safetensors; of weights it has {', '.join(stored) or 'none'}, and pickled files "
+        "are not read; give a model with .safetensors"
+    )
