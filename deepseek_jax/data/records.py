@@ -31,9 +31,9 @@ def read_records(path: str | Path, split: str = "train") -> Iterator[tuple[str, 
     """Yield (place, record) of a file, or of a split of a data set; place names file and line, for messages.
 
     path: a jsonl, json (a list of objects), csv or parquet file, a folder that datasets.save_to_disk wrote,
-    that of a TFDS dataset's version, or ORG/NAME[:SUBSET][@REVISION] on the hub. Only a few records are in memory at once, but for json. Raises
-    ValueError for another path or split, one without a record, and, with the place, for what cannot be
-    read.
+    that of a TFDS dataset's version, or ORG/NAME[:SUBSET][@REVISION] on the hub. Only a few records are in
+    memory at once, but for json. Raises ValueError for another path or split, one without a record, and,
+    with the place, for what cannot be read.
     """
     if is_stored(path):
         records = _tfds(path, split)
