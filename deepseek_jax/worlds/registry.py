@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
-from deepseek_jax.data.tokenizer import SMOLLM2, deepseek_tokenizer, load_tokenizer, smollm2_gguf
+from deepseek_jax.data.tokenizer import checkpoint_path, deepseek_tokenizer, load_tokenizer
 from deepseek_jax.errors import suggest
 from deepseek_jax.lazy import LazyTable
 from deepseek_jax.rewards import RULES, Rewards
@@ -66,7 +66,7 @@ def named_tokenizer(name: str):
             return world.tokenizer()
     if name in TOKENIZERS:
         return TOKENIZERS[name]()
-    return load_tokenizer(smollm2_gguf() if name == SMOLLM2 else name)
+    return load_tokenizer(checkpoint_path(name))
 
 
 def all_rules():

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 from etils.epath import Path
 
-from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.checkpoint.adapter import adapter_scale
 from deepseek_jax.checkpoint.load import read_any_config
+from deepseek_jax.data.carried import carried_template
 from deepseek_jax.data.chat import render_question
 from deepseek_jax.data.tokenizer import checkpoint_path
 from deepseek_jax.errors import at
@@ -26,13 +26,12 @@ from deepseek_jax.recipes.evaluate.report import RESULTS, report
 from deepseek_jax.recipes.evaluate.settings import MAX_COMPLETION_LENGTH, EvaluateSettings
 from deepseek_jax.recipes.job import PROMPT_LENGTH, Work, WorkdirJob
 from deepseek_jax.recipes.stage import Answering, Stage
-from deepseek_jax.rollout.policy import Policy, check_room, load_policy
+from deepseek_jax.rollout.policy import Policy, check_room, find_source, load_policy
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.training.lineage import content_hash
 from deepseek_jax.training.loop import STOPPED
 from deepseek_jax.training.remembered import remembered
-from deepseek_jax.worlds.registry import find_questions, named_tokenizer, question_names
 
 SETTINGS = EvaluateSettings
 THINK = "<think>\n"
@@ -50,14 +49,18 @@ class EvaluateJob(WorkdirJob):
     @functools.cached_property
     def problems(self):
         """The problems of config.data."""
-        return load_problems(self.settings)
+        return load_problems(with_template(self.settings))
 
     @functools.cached_property
     def made_of(self):
         """What the results depend on, as hashes."""
         settings = self.settings
         found = {"checkpoint": files_hash(settings.checkpoint)}
+        with at("checkpoint"):
+            source = find_source(settings.checkpoint)
         found["problems"] = content_hash(self.problems)
+        if source.adapter is not None:
+            found["base"] = files_hash(source.base)
         if settings.adapter is not None:
             found["adapter"] = files_hash(settings.adapter, "adapter")
         return found
@@ -72,7 +75,7 @@ class EvaluateJob(WorkdirJob):
 
     def config_of(self, stage: Stage):
         with at("checkpoint"):
-            config = read_any_config(checkpoint_path(self.settings.checkpoint))
+            config = read_any_config(find_source(self.settings.checkpoint).base)
         return dataclasses.replace(config, dtype=self.settings.dtype)
 
     def check_measured_data(self, work: Work):
@@ -125,7 +128,18 @@ class EvaluateJob(WorkdirJob):
         report(read_json(self.run.folder / RESULTS)["problems"], self.run.folder)
 
 
-def files_hash(checkpoint: str, field: str = "checkpoint"):
+def with_template(settings: EvaluateSettings):
+    """The settings with the template that the checkpoint carries, where they have none. Raises ValueError as
+    at "config".
+    """
+    if settings.template is not None:
+        return settings
+    with at("checkpoint"):
+        template = carried_template(find_source(settings.checkpoint).carrier)
+    return dataclasses.replace(settings, template=template)
+
+
+def files_hash(checkpoint: str | Path, field: str = "checkpoint"):
     """A hash of the names, sizes and modification times of a checkpoint's files, not of their contents.
 
     field: of the config, for messages. Raises ValueError where the path does not exist.
@@ -150,42 +164,22 @@ def _size_and_time(path):
 
 
 def _policy(settings: EvaluateSettings, mesh):
-    """The Policy to measure. A folder that a recipe left has no tokenizer: it takes config.tokenizer, or else
-    that of the world in config.data. Raises ValueError for a missing and for a superfluous tokenizer.
-    """
-    name = settings.tokenizer or _shared_tokenizer(settings.data)
+    """The Policy to measure."""
     with at("config.checkpoint"):
-        # The folder of a run or of an adapter is named, before its tokenizer is missed
-        read_any_config(checkpoint_path(settings.checkpoint))
-    ours = is_orbax(settings.checkpoint)
-    if ours and name is None or settings.tokenizer and not ours:
-        raise ValueError(
-            f"config.tokenizer={settings.tokenizer!r} with config.checkpoint={settings.checkpoint!r}: a "
-            "folder params that a recipe left needs a small world's name, a Hugging Face folder or a .gguf "
-            "file; other checkpoints have their own tokenizer, so leave it out"
-        )
-    tokenizer = named_tokenizer(name) if ours else None
+        source = find_source(settings.checkpoint)
+        # The folder of a run is named, before its tokenizer is missed
+        read_any_config(source.base)
     with at("config.adapter"):
         if settings.adapter is not None:
             adapter_scale(settings.adapter)
+            if source.adapter is not None:
+                raise ValueError(f"config.checkpoint={settings.checkpoint!r} has one; leave it out")
     with at("config.checkpoint"):
-        policy = load_policy(
-            settings.checkpoint,
-            dict(dtype=settings.dtype),
-            mesh,
-            template=settings.template or "chat",
-            tokenizer=tokenizer,
-        )
+        how = dict(dtype=settings.dtype)
+        policy = load_policy(settings.checkpoint, how, mesh, template=settings.template)
     with at("config.adapter"):
         policy = policy.with_adapter_of(settings.adapter, mesh)
     return dataclasses.replace(policy, opening=THINK if settings.think else "")
-
-
-def _shared_tokenizer(data: tuple[str, ...]):
-    """The name of the world's tokenizer if all of config.data is from one world, else None."""
-    worlds = [find_questions(name)[0] if name in question_names() else None for name in data]
-    names = {None if world is None else next(iter(world.tokenizers), None) for world in worlds}
-    return names.pop() if len(names) == 1 else None
 
 
 def _answered(

@@ -14,6 +14,7 @@ from deepseek_jax.costs.program import Program, rows_of_tokens, update_program
 from deepseek_jax.data.batches import PackedDocuments, abstract_rows
 from deepseek_jax.data.packing import Rows, pack
 from deepseek_jax.data.sources import read
+from deepseek_jax.data.tokenizer import checkpoint_path
 from deepseek_jax.losses.next_token import next_token_loss, parts_trained
 from deepseek_jax.models import ModelConfig, how_to_run, random_params
 from deepseek_jax.models.adapters import whole
@@ -294,7 +295,7 @@ def _given_covers(work: Work):
     path, model = work.job.checkpoint_of(work)
     # Not the architecture, which the checkpoint has to have
     settings = {"model": how_to_run(model)} | work.job.read_with(work)
-    return {"checkpoint": fingerprint(path), "settings": settings}
+    return {"checkpoint": fingerprint(checkpoint_path(path)), "settings": settings}
 
 
 # A checkpoint that a run starts from

@@ -18,7 +18,7 @@ from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.tree import checked_by_path
 from deepseek_jax.data.batches import held_out_batches
 from deepseek_jax.data.infill import check_fim_rate
-from deepseek_jax.data.tokenizer import Tokenizer
+from deepseek_jax.data.tokenizer import Tokenizer, checkpoint_path
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.perplexity import held_out_loss
 from deepseek_jax.files import read_json
@@ -44,6 +44,8 @@ CURVES = ("next_token_loss", "held_out_loss", "mtp_loss", "max_vio")
 DRAFTS = "drafts.json"
 # Speculative decoding is measured on DRAFT_PROMPTS prompts of PROMPT_TOKENS, each DRAFT_TOKENS long at most
 PROMPT_TOKENS, DRAFT_TOKENS, DRAFT_PROMPTS = 32, 64, 8
+# A base continues the text of a question
+CONTINUED = "{question}"
 # The first stage of the list
 CHECKPOINT, RANDOM = "init_from", "random"
 BEFORE, AFTER = "_before", "_after"
@@ -73,7 +75,7 @@ class PretrainJob(WorkdirJob):
             return build_model(settings.model)
         # config.json alone shows a wrong field, before gigabytes of parameters are read
         with at("init_from"):
-            stored = read_config(settings.init_from)
+            stored = read_config(checkpoint_path(settings.init_from))
         if self.run is not None:
             settings.check_start(stored)
         return settings.overridden(stored)
@@ -156,7 +158,7 @@ class PretrainJob(WorkdirJob):
         return lambda params: {"held_out_loss": measure(params)[0]}
 
     def policy_of(self, work: Work, params):
-        return Policy(self.config_of(work.stage), params, self.tokenizer, "")
+        return Policy(self.config_of(work.stage), params, self.tokenizer, CONTINUED)
 
     @functools.cached_property
     def checkpoint(self):
@@ -165,9 +167,10 @@ class PretrainJob(WorkdirJob):
         Raises ValueError where config.model needs parameters that the checkpoint does not have.
         """
         settings, mesh = self.settings, self.mesh
-        load = load_orbax if is_orbax(settings.init_from) else load_hf
+        path = checkpoint_path(settings.init_from)
+        load = load_orbax if is_orbax(path) else load_hf
         with at("init_from"):
-            config, params = load(settings.init_from, dtype="float32", mesh=mesh)
+            config, params = load(path, dtype="float32", mesh=mesh)
         model = settings.overridden(config)
         if settings.gains_indexers(config):
             say(f"init_from={settings.init_from!r} has no indexers; random ones are added")
@@ -208,7 +211,7 @@ class PretrainJob(WorkdirJob):
         model = dataclasses.replace(policy.config, indexer_loss="none")
         # Before drafting, so that a failure there loses nothing
         if not is_orbax(folder / "params"):
-            save_orbax(folder / "params", model, policy.params)
+            save_orbax(folder / "params", model, policy.params, policy.files())
         trained = any(switched_on(stage.mtp_weight) for stage in self.settings.stages.values())
 
         def measure():
