@@ -7,8 +7,10 @@ import flax.linen as nn
 import jax
 
 from deepseek_jax.checkpoint import save_orbax
+from deepseek_jax.data.carried import carried_files
 from deepseek_jax.models import ModelConfig, init_params
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
+from deepseek_jax.worlds.arithmetic.world import SUMS
 
 VOCAB = 50
 SIZES = dict(
@@ -75,7 +77,7 @@ def save_tiny_model(folder):
     config = dataclasses.replace(CONFIGS["gqa"], vocab_size=arithmetic_tokenizer().vocab_size)
     make = jax.jit(lambda rng: nn.unbox(random_leaves(init_params(config, rng), rng)))
     params = make(jax.random.key(0))
-    save_orbax(folder, config, params)
+    save_orbax(folder, config, params, carried_files(arithmetic_tokenizer(), SUMS.template))
     return config, params
 
 

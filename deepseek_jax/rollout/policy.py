@@ -143,7 +143,7 @@ class Policy:
 
 
 class Source(NamedTuple):
-    """Where a policy is read from. adapter: a folder, or None. carrier: has the tokenizer and the template."""
+    """Where a policy is read from. adapter: a folder, or None. carrier: has tokenizer and template."""
 
     base: Path
     adapter: Path | None

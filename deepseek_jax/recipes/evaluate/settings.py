@@ -21,9 +21,9 @@ class EvaluateSettings:
     many of each, the same for every seed; None takes 256 of a world, all of a file.
     max_completion_length: tokens; None takes the published number, or fewer where the model has less room.
     template: see data.chat; None takes that of the checkpoint, or, where it carries none, the world's own,
-    and "chat" for a file. instruction: follows a file's question, unless its answer is a program. think: every completion begins with <think>, as R1's model card
-    advises. adapter: the folder of an adapter of this checkpoint, in peft's format or as a recipe left it.
-    save_every: problems between saves.
+    and "chat" for a file. instruction: follows a file's question, unless its answer is a program.
+    think: every completion begins with <think>, as R1's model card advises. adapter: the folder of an adapter
+    of this checkpoint, in peft's format or as a recipe left it. save_every: problems between saves.
     """
 
     recipe: str
