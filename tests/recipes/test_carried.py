@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import pytest
 
@@ -16,6 +17,7 @@ from deepseek_jax.recipes.sft import run as sft
 from deepseek_jax.settings import build
 from tests.recipes import cases
 from tests.recipes.small import one_device, run_recipe
+from tests.reliability.goods import flipped
 from tests.reliability.in_process import launched
 
 RECIPES = {
@@ -151,6 +153,23 @@ def test_a_kill_before_the_tokenizer_leaves_nothing_that_counts(what, tmp_path, 
     policy = trained(name, tmp_path)
     assert texts(ds.load_policy(tmp_path)) == texts(policy)
     assert carried_template(tmp_path / what) == policy.template
+
+
+@pytest.mark.parametrize("program", ["evaluate", "convert"])
+def test_a_damaged_tokenizer_ends_a_program_with_one_message(runs, program, tmp_path, monkeypatch):
+    """Oracle: 7, in launch/README.md's table; the file's name; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(runs("sft")[0], tmp_path / "run")
+    flipped("run/params/tokenizer.json", 0.9)(tmp_path)
+    given = dict(
+        evaluate=["--checkpoint=run", "--data=arithmetic"], convert=["--from=run", "--to=hf"]
+    )
+    given["evaluate"] += ["--workdir=measured", "--max_completion_length=6", "--slots=8"]
+    end = launched(program, *given[program])
+    assert end.status == 7 and "Traceback" not in end.err
+    assert end.err.count("error: ") == 1
+    assert "run/params is damaged: tokenizer.json is not what was saved" in end.err
+    assert not (tmp_path / "hf").exists() and not list(tmp_path.glob("measured/*.json"))
 
 
 def test_an_adapter_without_its_base_is_named(tmp_path):
