@@ -80,8 +80,8 @@ def read_json(folder: str | Path):
             )
         if (path.parent / REWARDING).is_file():
             raise ValueError(
-                f"{folder} holds a reward model, which answers nothing; it pays answers as "
-                "config.reward_models.NAME.path"
+                f"{folder} holds a reward model, which answers nothing; give it as the `path` of a "
+                "run's reward model"
             )
         raise ValueError(
             f"{path} does not exist; give a Hugging Face folder: config.json and safetensors"
