@@ -15,7 +15,7 @@ def get_config(arg=None):
     arg = parse_arg(arg, seed=0, teacher="")
     c = ConfigDict(dict(recipe="generate", seed=arg.seed, chunk_size=32))
     if arg.teacher:
-        c.init_from, c.tokenizer = arg.teacher, "bilingual"
+        c.init_from = arg.teacher
     else:
         c.model = models.deepseek_v3_tiny(vocab_size=r1_zero_small.VOCAB_SIZE)
         c.base = r1_zero_small.get_config().base

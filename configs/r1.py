@@ -9,10 +9,10 @@ python launch/train.py --config=configs/r1.py:stage=sft              # 3 -> Dev3
 python launch/train.py --config=configs/r1.py:stage=helpfulness      # and stage=safety
 python launch/train.py --config=configs/r1.py:stage=scenarios        # 4 -> R1
 
-Set the paths to yours. /checkpoints/NAME is the output of launch/convert.py for the params of the previous
-stage (a reward model needs no conversion). /data/NAME.jsonl has conversations, questions that name their
+Set the paths to yours. /checkpoints/NAME is the folder that the run of the previous stage left its
+params in. /data/NAME.jsonl has conversations, questions that name their
 language, or preferences. The judge is a model that recipe="sft" trained on judgements. Its params folder
-needs a judge.json with the template, tokenizer and max_completion_length for its questions. Values that are
+needs a judge.json with the max_completion_length for its questions. Values that are
 not published are ours: the number of cold-start conversations, the steps of stage 2 (published: until
 convergence), Adam's numbers, packing, the prompts' length, the length of a judgement, the general prompts'
 share of a step, and the mesh. All stages use R1-Zero's template. A step of reinforcement here is one rollout,

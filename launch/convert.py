@@ -1,18 +1,17 @@
 """Turn one checkpoint into another.
 
-    python launch/convert.py --from=FOLDER_OR_GGUF --to=FOLDER
+    python launch/convert.py --from=RUN_FOLDER_OR_GGUF --to=FOLDER
         [--format=hf|orbax] [--like=FOLDER] [--fp8] [--dtype=float32|bfloat16] [--adapter=FOLDER]
 
-It reads a Hugging Face folder or its name on the hub, a .gguf file or an Orbax folder, and writes a Hugging
-Face or an Orbax folder. An Orbax folder holds a checkpoint of the parameters and config.json. --like names
-the Hugging Face folder that the parameters come from: the new folder gets its dtypes, its tokenizer, its
-other config fields, and unchanged tensors byte for byte. --adapter names an adapter of the parameters, which
-is merged into them: the folder adapter of a recipe's run, or one of peft's. The tokenizer of a .gguf file is
-written to a Hugging Face folder. A mistake is one message and exit status 2; nothing half-written stays.
+It reads what a run left, a Hugging Face folder or its name on the hub, or a .gguf file, and writes a Hugging
+Face or an Orbax folder, with the tokenizer and the template. An Orbax folder holds a checkpoint of the
+parameters and config.json. An adapter that a run left is merged into its base; --adapter names one of another
+checkpoint. --like names the Hugging Face folder that the parameters come from: the new folder gets its
+dtypes, its other config fields, files such as generation_config.json, and unchanged tensors byte for byte. A
+mistake is one message and exit status 2; nothing half-written stays.
 """
 
 import sys
-import tempfile
 from pathlib import Path
 
 # A checkout runs without being installed
@@ -25,12 +24,14 @@ from launch import common
 
 
 def define_flags():
-    source = "Hugging Face folder or name on the hub, .gguf file or Orbax folder."
+    source = (
+        "Folder of a run, of its params or adapter, of Hugging Face's, hub name, or .gguf file."
+    )
     flags.DEFINE_string("from", None, source, required=True)
     flags.DEFINE_string("to", None, "Folder to write; it must be new or empty.", required=True)
     flags.DEFINE_enum("format", "hf", ["hf", "orbax"], "What to write.")
     flags.DEFINE_string(
-        "like", None, "Hugging Face folder or name on the hub: its dtypes and files are kept."
+        "like", None, "Hugging Face folder or hub name: its dtypes and other files are kept."
     )
     flags.DEFINE_bool("fp8", False, "Quantise the projections as DeepSeek-V3 does.")
     dtypes = ["float32", "bfloat16"]
@@ -56,12 +57,12 @@ def convert(
     from deepseek_jax.checkpoint.folder import check_new
     from deepseek_jax.checkpoint.hf_config import read_json
     from deepseek_jax.checkpoint.locate import checkpoint_path
-    from deepseek_jax.data.gguf_tokenizer import gguf_tokenizer
-    from deepseek_jax.files import upload
+    from deepseek_jax.data.carried import files_of
     from deepseek_jax.models.adapters import merged
     from deepseek_jax.parallel import make_mesh
+    from deepseek_jax.rollout.policy import find_source
 
-    source = checkpoint_path(source)
+    found = find_source(source)
     if form == "orbax" and (like or fp8):
         raise ValueError(
             "--like and --fp8 say how to write a Hugging Face folder; leave them out of --format=orbax"
@@ -73,24 +74,19 @@ def convert(
     if adapter is not None:
         with at("--adapter"):
             adapter_scale(adapter)
-    config, params = checkpoint.load_params(source, dtype)
-    tokenizer = None
-    if source.suffix == ".gguf" and form == "hf":
-        # Now, so that its errors come before anything is written
-        tokenizer = gguf_tokenizer(source)
+            if found.adapter is not None:
+                raise ValueError(f"--from={source} is an adapter itself; leave one of them out")
+    adapter = adapter or found.adapter
+    config, params = checkpoint.load_params(found.base, dtype)
+    files = files_of(checkpoint_path(found.carrier, weights=False))
     if adapter is not None:
         mesh = make_mesh(devices=jax.devices()[:1])
         with at("--adapter"):
             params = merged(checkpoint.load_adapter(adapter, config, params, mesh))
     if form == "orbax":
-        checkpoint.save_orbax(target, config, params)
-        return config, params
-    checkpoint.save_hf(target, config, params, like=like, fp8=fp8)
-    if tokenizer is not None:
-        # transformers writes local files alone
-        with tempfile.TemporaryDirectory() as folder:
-            tokenizer.save_pretrained(folder)
-            upload(folder, target)
+        checkpoint.save_orbax(target, config, params, files)
+    else:
+        checkpoint.save_hf(target, config, params, like=like, fp8=fp8, files=files)
     return config, params
 
 

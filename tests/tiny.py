@@ -7,8 +7,10 @@ import flax.linen as nn
 import jax
 
 from deepseek_jax.checkpoint import save_orbax
+from deepseek_jax.data.carried import carried_files
 from deepseek_jax.models import ModelConfig, init_params
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
+from deepseek_jax.worlds.arithmetic.world import SUMS
 
 VOCAB = 50
 SIZES = dict(
@@ -72,10 +74,12 @@ def tiny_model(kind):
 
 def save_tiny_model(folder):
     """Write a "gqa" model of the small world of sums as a recipe does: -> (ModelConfig, params)."""
-    config = dataclasses.replace(CONFIGS["gqa"], vocab_size=arithmetic_tokenizer().vocab_size)
+    tokenizer = arithmetic_tokenizer()
+    sizes = dict(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id)
+    config = dataclasses.replace(CONFIGS["gqa"], **sizes)
     make = jax.jit(lambda rng: nn.unbox(random_leaves(init_params(config, rng), rng)))
     params = make(jax.random.key(0))
-    save_orbax(folder, config, params)
+    save_orbax(folder, config, params, carried_files(tokenizer, SUMS.template))
     return config, params
 
 

@@ -23,7 +23,7 @@ from deepseek_jax.checkpoint.adapter_names import (
     to_tensors,
 )
 from deepseek_jax.checkpoint.damage import digests_in
-from deepseek_jax.checkpoint.folder import check_new, is_unfinished, whole_folder
+from deepseek_jax.checkpoint.folder import check_new, is_unfinished, whole_folder, write_files
 from deepseek_jax.checkpoint.locate import lasting_name
 from deepseek_jax.files import as_path, read_object, whole_file
 from deepseek_jax.hub import hub_id
@@ -58,9 +58,17 @@ def is_adapter(folder: str | Path):
     return not is_unfinished(folder) and (folder / CONFIG).is_file()
 
 
-def save_adapter(folder: str | Path, config: ModelConfig, params: Adapted, base: str | Path):
+def save_adapter(
+    folder: str | Path,
+    config: ModelConfig,
+    params: Adapted,
+    base: str | Path,
+    files: dict[str, bytes] | None = None,
+):
     """Write the adapter alone. base: the frozen parameters, as locate.checkpoint_path takes them. All
     processes call it together.
+
+    files: name -> content of what else the folder gets, see data.carried.carried_files.
 
     Raises ValueError for a folder that is not empty. A failure leaves nothing behind.
     """
@@ -87,6 +95,7 @@ def save_adapter(folder: str | Path, config: ModelConfig, params: Adapted, base:
             (partial / CONFIG).write_text(text + "\n")
             about["digests"] = tensor_digests(tensors)
             (partial / BASE).write_text(json.dumps(about, indent=2) + "\n")
+            write_files(partial, files)
 
 
 def _config(ranks, scale, base):
@@ -121,6 +130,23 @@ def adapter_scale(folder: str | Path):
                 f"no adapter in {folder}: there is no {name}; {given}, or one of peft's"
             )
     return _scale(read_object(folder / CONFIG), folder / CONFIG)
+
+
+def adapter_base(folder: str | Path):
+    """What an adapter's folder names as its base, as a text; a folder base beside that of the adapter comes
+    first, as the run that left both may have been moved. Raises ValueError where it names nothing.
+    """
+    folder = as_path(folder)
+    beside = folder.parent / "base"
+    if (folder / BASE).is_file() and (beside / "config.json").is_file():
+        return str(beside)
+    name = read_object(folder / CONFIG).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise ValueError(
+            f"{folder / CONFIG}: base_model_name_or_path={name!r} names no base; load the base, and give "
+            "this folder as its adapter"
+        )
+    return name
 
 
 def load_adapter(folder: str | Path, config: ModelConfig, params, mesh: Mesh):

@@ -92,6 +92,12 @@ def whole_folder(folder: str | Path):
         raise
 
 
+def write_files(folder: str | Path, files: dict[str, bytes] | None):
+    """Write small files, {name: content}, into a folder of whole_folder."""
+    for name, content in (files or {}).items():
+        (as_path(folder) / name).write_bytes(content)
+
+
 def _marked(folder):
     """The path of a folder of a bucket, emptied and marked as UNFINISHED: str."""
     remove_folder(folder)

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from deepseek_jax.checkpoint.folder import UNFINISHED, is_unfinished
+from deepseek_jax.checkpoint.left import stages_left
 from deepseek_jax.files import as_path, parse_json
 from deepseek_jax.models import ModelConfig, RopeScaling
 from deepseek_jax.models.config import HOW_TO_RUN
@@ -47,8 +48,8 @@ FP8_QUANTIZATION = {
 # quantization_config.scale_fmt of DeepSeek-V3.1 and V3.2: powers of two, stored as float32. Some scales of
 # V3.1's o_proj are none all the same, so only new scales are bound to it
 POWERS_OF_TWO = "ue8m0"
-# What the folder of an adapter has in place of config.json, and the names of the folders that runs leave
-ADAPTER, LEFT = "adapter_config.json", ("params", "adapter")
+# What the folder of an adapter has in place of config.json, and that of a reward model
+ADAPTER, REWARDING = "adapter_config.json", "reward_model.json"
 FIELDS = [f.name for f in dataclasses.fields(ModelConfig) if f.name not in HOW_TO_RUN]
 # ModelConfig lists these together, those of multi-token prediction among them, up to rope_theta
 MOE_FIELDS = FIELDS[FIELDS.index("n_routed_experts") : FIELDS.index("rope_theta")]
@@ -74,8 +75,13 @@ def read_json(folder: str | Path):
     if not path.is_file():
         if (path.parent / ADAPTER).is_file():
             raise ValueError(
-                f"{folder} holds an adapter; give the checkpoint that it was trained beside, and this folder "
-                "as `adapter`"
+                f"{folder} holds an adapter; give the checkpoint that it was trained beside, or merge them "
+                "by launch/convert.py"
+            )
+        if (path.parent / REWARDING).is_file():
+            raise ValueError(
+                f"{folder} holds a reward model, which answers nothing; give it as the `path` of a "
+                "run's reward model"
             )
         raise ValueError(
             f"{path} does not exist; give a Hugging Face folder: config.json and safetensors"
@@ -88,16 +94,8 @@ def read_json(folder: str | Path):
         raise ValueError(f"{path} holds a {type(raw).__name__}; it must be an object with fields")
     # A run's own config, see launch.workdir
     if "recipe" in raw:
-        raise ValueError(f"{folder} is the folder of a run; {_left_by_run(path.parent)}")
+        raise ValueError(f"{folder} is the folder of a run; {stages_left(path.parent)}")
     return raw
-
-
-def _left_by_run(folder):
-    stages = [folder, *(each for each in folder.iterdir() if each.is_dir())]
-    found = [each / name for each in stages for name in LEFT if (each / name).is_dir()]
-    if not found:
-        return "it has left no parameters yet: let it end, then give its folder params"
-    return f"give what it left there: {', '.join(map(str, found))}"
 
 
 def parse_config(raw: dict):

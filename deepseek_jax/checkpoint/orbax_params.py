@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from deepseek_jax.checkpoint.arrays import StoredArrays, save_arrays
-from deepseek_jax.checkpoint.folder import check_new, is_unfinished, whole_folder
+from deepseek_jax.checkpoint.folder import check_new, is_unfinished, whole_folder, write_files
 from deepseek_jax.checkpoint.hf_config import config_json, read_config
 from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, compute_dtype, from_paths
 from deepseek_jax.files import absolute
@@ -24,8 +24,12 @@ def is_orbax(folder: str | Path):
     return not is_unfinished(folder) and ocp.is_orbax_checkpoint(folder / "params")
 
 
-def save_orbax(folder: str | Path, config: ModelConfig, params):
+def save_orbax(
+    folder: str | Path, config: ModelConfig, params, files: dict[str, bytes] | None = None
+):
     """Write folder/config.json and folder/params. The processes of a run call it together.
+
+    files: name -> content of what else the folder gets, see data.carried.carried_files.
 
     Raises ValueError for a folder that is not empty and for params that do not fit config. A failure leaves
     nothing behind.
@@ -37,6 +41,7 @@ def save_orbax(folder: str | Path, config: ModelConfig, params):
         save_arrays(partial / "params", params)
         if first_process():
             (partial / "config.json").write_text(json.dumps(text, indent=2) + "\n")
+            write_files(partial, files)
 
 
 def load_orbax(folder: str | Path, dtype: str | None = None, mesh: Mesh | None = None):

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.adapter import load_adapter, save_adapter
 from deepseek_jax.checkpoint.arrays import StoredArrays, save_arrays
-from deepseek_jax.checkpoint.folder import check_new, whole_folder
+from deepseek_jax.checkpoint.folder import check_new, whole_folder, write_files
 from deepseek_jax.checkpoint.load import load_params
 from deepseek_jax.checkpoint.locate import lasting_name
 from deepseek_jax.checkpoint.orbax_params import load_orbax, save_orbax
@@ -24,14 +24,20 @@ ABOUT = "reward_model.json"
 
 
 def save_reward_model(
-    folder: str | Path, config: ModelConfig, params, about: dict, base: str | Path | None = None
+    folder: str | Path,
+    config: ModelConfig,
+    params,
+    about: dict,
+    base: str | Path | None = None,
+    files: dict[str, bytes] | None = None,
 ):
     """Write folder/decoder, or of a decoder with an adapter folder/adapter, folder/head and
     folder/reward_model.json.
 
     config, params: of models.reward.reward_config and reward_params. about: anything that JSON can hold;
-    load_reward_model returns it. base: of save_adapter. Raises ValueError
-    for a folder that is not empty. A failure leaves nothing behind.
+    load_reward_model returns it. base: of save_adapter. files: name -> content of what else the folder gets,
+    see data.carried.carried_files. Raises ValueError for a folder that is not empty. A failure leaves nothing
+    behind.
     """
     check_new(folder)
     with whole_folder(folder) as partial:
@@ -44,6 +50,7 @@ def save_reward_model(
         save_arrays(partial / "head", params["head"])
         if first_process():
             (partial / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+            write_files(partial, files)
 
 
 def load_reward_model(folder: str | Path, mesh: Mesh, dtype: str = "float32"):

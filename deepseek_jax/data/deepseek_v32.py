@@ -198,6 +198,9 @@ class DeepseekV32Chat:
     own <think>, in every turn.
     """
 
+    # Its name in data.carried's record
+    carried_as = "deepseek_v32"
+
     def __init__(self, backend):
         self._backend = backend
 

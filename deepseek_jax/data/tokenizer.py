@@ -9,6 +9,7 @@ from typing import Any
 
 import tokenizers
 
+from deepseek_jax.checkpoint.left import RECORD
 from deepseek_jax.checkpoint.locate import checkpoint_path, wheel_folder
 from deepseek_jax.files import staged
 from deepseek_jax.lazy import LazyTable
@@ -19,6 +20,7 @@ SPECIAL = LazyTable(
     {
         "gguf": "deepseek_jax.data.gguf_tokenizer:gguf_tokenizer",
         "deepseek_v32": "deepseek_jax.data.deepseek_v32:DeepseekV32Chat",
+        "carried": "deepseek_jax.data.carried:carried_tokenizer",
     }
 )
 # Files of a folder in a bucket that hold no tokenizer, and are large
@@ -89,12 +91,16 @@ def closed_tokenizer(pieces):
 
 def load_tokenizer(path: str | Path):
     """The tokenizer of a Hugging Face folder or a .gguf file, with its chat template; that of a DeepSeek-V3.2
-    without one renders prompts by data.deepseek_v32. path: as for checkpoint.locate.checkpoint_path.
+    without one renders prompts by data.deepseek_v32. What a run left carries its tokenizer. path: as for
+    checkpoint.locate.checkpoint_path.
 
     Raises ValueError if `path` does not exist, if the folder has no tokenizer or one that transformers
     cannot read, if the tokenizer has no end token, and as checkpoint_path and gguf_tokenizer do.
     """
-    path = staged(checkpoint_path(path, weights=False), _may_be_of_a_tokenizer)
+    path = checkpoint_path(path, weights=False)
+    if (path / RECORD).is_file():
+        return SPECIAL["carried"](path)
+    path = staged(path, _may_be_of_a_tokenizer)
     if path.is_dir():
         chat = _folder_tokenizer(path)
     elif path.is_file():

@@ -187,7 +187,7 @@ class LineageJob(Job):
 
     def save(self, work: "Work", policy: Policy):
         """Save the policy that a stage's run returned."""
-        save_orbax(work.folder / "params", policy.config, policy.params)
+        save_orbax(work.folder / "params", policy.config, policy.params, policy.files())
 
     def ended(self, work: "Work"):
         """Called after each stage, also where it was complete."""

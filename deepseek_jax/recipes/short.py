@@ -3,7 +3,6 @@
 import functools
 
 from deepseek_jax import reports
-from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.checkpoint.locate import check_checkpoint
 from deepseek_jax.errors import at
 from deepseek_jax.parallel.processes import first_process
@@ -46,8 +45,7 @@ class FromPolicy:
         settings = self.settings
         if self.run is not None and settings.init_from:
             with at("init_from"):
-                if not is_orbax(settings.init_from):
-                    check_checkpoint(settings.init_from)
+                check_checkpoint(settings.init_from)
         return planned_model(settings.model, settings.init_from)
 
     def begin(self):
@@ -115,8 +113,7 @@ class TrainedJob(PolicyJob):
         return is_trained(self.settings, self.run.folder)
 
     def finish(self):
-        policy = self.policies[self.trains[0]]
-        save_trained(self.settings, self.run.folder, policy.config, policy.params)
+        save_trained(self.settings, self.run.folder, self.policies[self.trains[0]])
 
 
 class PayingJob(PolicyJob):
@@ -137,10 +134,6 @@ class PayingJob(PolicyJob):
     def phase_of(self, stage: Stage):
         # What it leaves is that of the run
         return self.run.of(stage.name, self.run.folder if stage.start else None)
-
-    def tokenizer_name(self):
-        """For worlds.registry.named_tokenizer."""
-        return self.settings.init_from or self.settings.base.corpus
 
     def base_path(self):
         """The path of the frozen parameters beside an adapter, or None."""

@@ -78,11 +78,6 @@ def starting_policy(settings: PolicyRun, mesh, template: str):
 
 
 def _checkpoint(settings: PolicyRun, mesh, template: str):
-    if is_orbax(settings.init_from):
-        raise ValueError(
-            f"init_from={settings.init_from!r} holds parameters without a tokenizer; set it to the "
-            "Hugging Face folder that launch/convert.py makes of them"
-        )
     load = functools.partial(load_policy, settings.init_from, settings.model, template=template)
     with at("init_from"):
         if settings.trains_whole():
@@ -123,7 +118,7 @@ def ready_to_train(policy: Policy, settings: AdapterRun, run: Run):
     if settings.init_from is None:
         # An adapter is of no use without what it was trained beside
         if not is_orbax(run.folder / "base"):
-            save_orbax(run.folder / "base", config, params)
+            save_orbax(run.folder / "base", config, params, policy.files())
         params = jax.jit(cast, static_argnums=0, donate_argnums=1)(config, params)
         params = params if settings.adapter.quantize is None else quantized(params)
     return policy.at(with_adapter(config, params, settings.adapter, run.mesh, settings.seed))
@@ -135,13 +130,13 @@ def is_trained(settings: AdapterRun, folder: Path):
     return is_orbax(target) if settings.adapter is None else is_adapter(target)
 
 
-def save_trained(settings: AdapterRun, folder: Path, config: ModelConfig, params):
+def save_trained(settings: AdapterRun, folder: Path, policy: Policy):
     """Write folder/params; of a policy with an adapter folder/adapter alone."""
-    target = folder / left_in(settings)
+    target, config, params = folder / left_in(settings), policy.config, policy.params
     if settings.adapter is None:
-        save_orbax(target, config, params)
+        save_orbax(target, config, params, policy.files())
     else:
-        save_adapter(target, config, params, base_path(settings, folder))
+        save_adapter(target, config, params, base_path(settings, folder), policy.files())
 
 
 def left_in(settings: AdapterRun):

@@ -7,8 +7,10 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint import load_orbax
+from deepseek_jax.checkpoint.left import RECORD
 from deepseek_jax.checkpoint.reward_params import load_reward_model
 from deepseek_jax.data.chat import render_response
+from deepseek_jax.data.tokenizer import load_tokenizer
 from deepseek_jax.errors import Fault, at
 from deepseek_jax.files import as_path, read_json
 from deepseek_jax.models import ModelConfig
@@ -17,9 +19,9 @@ from deepseek_jax.reinforce.settings import ModelRewardSettings
 from deepseek_jax.rewards.judge import Judge
 from deepseek_jax.rewards.model import RewardModel
 from deepseek_jax.rollout import AnswerOptions, Policy
-from deepseek_jax.worlds.registry import named_tokenizer
+from deepseek_jax.rollout.policy import CARRIED
 
-# Beside a judge's parameters: its template, tokenizer and completion length
+# Beside a judge's parameters and its tokenizer: its completion length
 JUDGE = "judge.json"
 
 
@@ -88,7 +90,7 @@ def _load_model(settings: ModelRewardSettings, mesh: Mesh, expert_buffer: float 
     except ValueError as error:
         raise ValueError(f"path={settings.path!r}: {error}") from error
     config = computed_in(config, settings.dtype, expert_buffer)
-    render = functools.partial(_render, named_tokenizer(about["tokenizer"]), about["template"])
+    render = functools.partial(_render, *_read(folder))
     kind, rows = about["kind"], settings.batch_size
     return RewardModel(config, params, render, mesh, kind=kind, batch_size=rows)
 
@@ -99,8 +101,15 @@ def _load_judge(folder: Path, mesh: Mesh, settings: ModelRewardSettings):
     options = judge_options(judge_length(settings, about), settings.batch_size)
     check_split(settings, mesh, judges=True)
     config, params = load_orbax(folder, dtype=settings.dtype, mesh=mesh)
-    tokenizer = named_tokenizer(about["tokenizer"])
-    return make_judge(Policy(config, params, tokenizer, about["template"]), options)
+    return make_judge(Policy(config, params, *_read(folder)), options)
+
+
+def _read(folder):
+    """(tokenizer, template) of a folder."""
+    tokenizer, template = load_tokenizer(folder), CARRIED["template"](folder)
+    if template is None:
+        raise ValueError(f"there is no {RECORD} in {folder}, which has the template of its texts")
+    return tokenizer, template
 
 
 def judge_options(max_completion_length: int, slots: int):

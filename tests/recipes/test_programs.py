@@ -13,6 +13,8 @@ from deepseek_jax.checkpoint import save_orbax
 from deepseek_jax.checkpoint.reward_params import save_reward_model
 from deepseek_jax.costs.program import argument_bytes
 from deepseek_jax.data.batches import summed
+from deepseek_jax.data.carried import carried_files
+from deepseek_jax.data.chat import PLAIN_TEMPLATE
 from deepseek_jax.data.packing import Rows, pack
 from deepseek_jax.distill import update as distill_update
 from deepseek_jax.models import build_model, random_params
@@ -38,6 +40,8 @@ from deepseek_jax.rollout import steps
 from deepseek_jax.settings import build
 from deepseek_jax.training import update
 from deepseek_jax.training.update import Update
+from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
+from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 from deepseek_jax.worlds.registry import named_tokenizer
 from tests.quick import others_slow
 from tests.recipes import small, test_judge
@@ -187,17 +191,17 @@ def reward_model_in(folder, config, mesh):
     model = build_model(config.model)
     policy = random_params(model, mesh, 1)
     params = reward_params(model, policy, mesh, jax.random.key(2))
-    about = dict(kind="helpfulness", template="{question}\n", tokenizer="arithmetic")
-    save_reward_model(folder, reward_config(model), params, about)
+    files = carried_files(arithmetic_tokenizer(), PLAIN_TEMPLATE)
+    save_reward_model(folder, reward_config(model), params, dict(kind="helpfulness"), files=files)
     return str(folder)
 
 
 def judge_in(folder, config, mesh):
     """Write a judge of random parameters, of the model that the config pre-trains: -> its path."""
     model = build_model(config.model)
-    save_orbax(folder, model, random_params(model, mesh, 1))
-    about = dict(tokenizer="bilingual", template="{question}\n", max_completion_length=4)
-    (folder / JUDGE).write_text(json.dumps(about))
+    files = carried_files(bilingual_tokenizer(), PLAIN_TEMPLATE)
+    save_orbax(folder, model, random_params(model, mesh, 1), files)
+    (folder / JUDGE).write_text(json.dumps(dict(max_completion_length=4)))
     return str(folder)
 
 
@@ -390,7 +394,8 @@ def test_distillation(tmp_path, loss):
     loss reads of it.
     """
     teacher = build_model(made_teacher()["model"])
-    save_orbax(tmp_path / "teacher", teacher, random_params(teacher, small.one_device(), 1))
+    files = carried_files(bilingual_tokenizer(), PLAIN_TEMPLATE)
+    save_orbax(tmp_path / "teacher", teacher, random_params(teacher, small.one_device(), 1), files)
     config = small_distill.small_config(
         (tmp_path, small_distill.write_texts(tmp_path / "texts.jsonl"))
     )

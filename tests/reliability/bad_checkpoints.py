@@ -43,21 +43,15 @@ def asked(*changes):
     return both(ASKED, copied("model", *changes))
 
 
-# The work directory of a run in place of what it left there
-RUN = both(
-    ASKED,
-    GOOD,
-    write("run/config.json", '{"recipe": "sft"}'),
-    write("run/params/config.json", "{}"),
-    write("run/params/params/state", ""),
-)
-
-UNENDED = both(ASKED, GOOD, write("run/config.json", '{"recipe": "sft"}'))
+# The work directories of runs from which nothing can be read
+UNENDED = both(ASKED, GOOD, copied("model"), write("run/config.json", '{"recipe": "sft"}'))
 
 R1_RUN = both(
     ASKED,
+    GOOD,
     write("run/config.json", '{"recipe": "r1"}'),
     write("run/zero/params/config.json", "{}"),
+    write("run/students/qwen/params/config.json", "{}"),
 )
 
 ADAPTED = both(
@@ -68,46 +62,71 @@ ADAPTED = both(
     write("run/adapter/adapter_config.json", "{}"),
 )
 
-LEFT = "run is the folder of a run; give what it left there: run/params"
+# Parameters that an earlier version left
+WITHOUT_TOKENIZER = both(
+    ASKED,
+    GOOD,
+    write("run/config.json", '{"recipe": "sft"}'),
+    lambda good, here: copied("model", without("*token*"))(good, here / "run"),
+    lambda good, here: (here / "run/model").rename(here / "run/params"),
+)
+
+REWARDING = both(
+    ASKED,
+    write("run/config.json", '{"recipe": "reward_model"}'),
+    write("run/params/reward_model.json", "{}"),
+)
+
+EARLY = "run is the folder of a run; it has left no parameters yet"
+LEFT = (
+    "run is the folder of a run; give what it left there: run/students/qwen/params, run/zero/params"
+)
+BASELESS = "run/adapter/adapter_config.json: base_model_name_or_path=None names no base"
 
 RUNS = [
-    (TUNE.replace("=model", "=run"), f"config.init_from: {LEFT}", RUN),
+    (TUNE.replace("=model", "=run"), f"config.init_from: {EARLY}", UNENDED),
+    (TUNE.replace("=model", "=run"), f"config.init_from: {LEFT}", R1_RUN),
     (
         TUNE.replace("=model", "=run"),
-        "config.init_from: run is the folder of a run; it has",
-        UNENDED,
-    ),
-    (TUNE.replace("=model", "=run"), "config.init_from: run is the...: run/adapter", ADAPTED),
-    (EVALUATE.replace("=model", "=run"), f"--checkpoint: {LEFT}", RUN),
-    (
-        EVALUATE.replace("=model", "=run"),
-        "--checkpoint: run is ... left there: run/zero/params",
-        R1_RUN,
-    ),
-    (EVALUATE.replace("=model", "=run") + " --tokenizer=bilingual", f"--checkpoint: {LEFT}", RUN),
-    (
-        EVALUATE.replace("=model", "=run/adapter"),
-        "--checkpoint: run/adapter holds an adapter",
+        "config.init_from: run/adapter holds an adapter; give the checkpoint",
         ADAPTED,
     ),
+    (
+        TUNE.replace("=model", "=run"),
+        "config.init_from: no tokenizer in run/params: none of tokenizer.json",
+        WITHOUT_TOKENIZER,
+    ),
+    (EVALUATE.replace("=model", "=run"), f"--checkpoint: {EARLY}", UNENDED),
+    (EVALUATE.replace("=model", "=run"), f"--checkpoint: {LEFT}", R1_RUN),
+    (EVALUATE.replace("=model", "=run"), f"--checkpoint: {BASELESS}", ADAPTED),
+    (
+        EVALUATE.replace("=model", "=run"),
+        "--checkpoint: no tokenizer in run/params: none of tokenizer.json",
+        WITHOUT_TOKENIZER,
+    ),
+    (
+        EVALUATE.replace("=model", "=run"),
+        "--checkpoint: run/params holds a reward model, which answers nothing",
+        REWARDING,
+    ),
     (EVALUATE + " --adapter=run", "--adapter: no adapter in run...; give run/adapter, or", ADAPTED),
-    ("generate generate_small:teacher=run", f"config.init_from: {LEFT}", RUN),
-    ("train pretrain_small --config.init_from=run", f"config.init_from: {LEFT}", RUN),
+    ("generate generate_small:teacher=run", f"config.init_from: {EARLY}", UNENDED),
+    ("train pretrain_small --config.init_from=run", f"config.init_from: {LEFT}", R1_RUN),
     (
         "train distill_small --config.teacher.path=run --config.teacher.base=None "
         "--config.teacher.fine_tune=None",
         f"config.teacher.path: {LEFT}",
-        RUN,
+        R1_RUN,
     ),
     (
         "train distill_small --config.starts.llama.init_from=run --config.starts.llama.base=None",
-        f"config.starts.llama.init_from: {LEFT}",
-        RUN,
+        f"config.starts.llama.init_from: {EARLY}",
+        UNENDED,
     ),
-    (CONVERT.replace("=model", "=run"), LEFT, RUN),
-    (CONVERT.replace("=model", "=run/adapter"), "run/adapter holds an adapter; give", ADAPTED),
+    (CONVERT.replace("=model", "=run"), LEFT, R1_RUN),
+    (CONVERT.replace("=model", "=run"), BASELESS, ADAPTED),
     (CONVERT + " --adapter=run", "--adapter: no adapter in run...; give run/adapter, or", ADAPTED),
-    (CONVERT + " --like=run", LEFT, both(RUN, copied("model"))),
+    (CONVERT + " --like=run", EARLY, UNENDED),
 ]
 
 # A name on the hub, where conftest cuts the hub off
@@ -433,15 +452,6 @@ CHECKPOINTS = [
         ),
     ),
     (
-        EVALUATE + " --tokenizer=model",
-        (
-            "--tokenizer='model' with --checkpoint='model': a folder params that a recipe "
-            "left needs a small world's name, a Hugging Face folder or a .gguf file; other "
-            "checkpoints have their own tokenizer, so leave it out"
-        ),
-        asked(),
-    ),
-    (
         EVALUATE,
         "--checkpoint: model holds no readable safetensors checkpoint: ...; take another copy of it",
         asked(without("*.safetensors")),
@@ -486,14 +496,14 @@ CHECKPOINTS = [
         "train distill_small:teacher=none",
         (
             "config.teacher.path: there is nothing at none; give a Hugging Face folder, a "
-            ".gguf file or the folder params of a run"
+            ".gguf file or the folder of a run"
         ),
     ),
     (
         "generate generate_small:teacher=none",
         (
             "config.init_from: there is nothing at none; give a Hugging Face folder, a .gguf "
-            "file or the folder params of a run"
+            "file or the folder of a run"
         ),
     ),
     (

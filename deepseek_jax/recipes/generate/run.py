@@ -12,7 +12,6 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.data.questions import distinct, evaluation_texts, read_questions
 from deepseek_jax.errors import at
 from deepseek_jax.files import read_json
@@ -34,7 +33,7 @@ from deepseek_jax.synthesis.ngrams import Evaluation
 from deepseek_jax.synthesis.sift import FATES
 from deepseek_jax.synthesis.teacher import Teacher, check_opening
 from deepseek_jax.training.lineage import run_stage
-from deepseek_jax.worlds.registry import find_questions, named_tokenizer, open_rewards
+from deepseek_jax.worlds.registry import find_questions, open_rewards
 
 SETTINGS = GenerateSettings
 # The stages; with a checkpoint the first is not trained
@@ -155,16 +154,10 @@ class GenerateJob(FromPolicy, LineageJob):
     def _load(self):
         """The teacher's Policy."""
         settings = self.settings
-        path, name, model = settings.init_from, settings.tokenizer, settings.model
+        path, model = settings.init_from, settings.model
         if path is None:
-            path, name, model = self.run.folder / BASE / "params", settings.base.corpus, {}
-        policy = load_policy(
-            path,
-            model,
-            self.own,
-            template=settings.data.template,
-            tokenizer=named_tokenizer(name) if is_orbax(path) and name else None,
-        )
+            path, model = self.run.folder / BASE / "params", {}
+        policy = load_policy(path, model, self.own, template=settings.data.template)
         with at("adapter"):
             policy = policy.with_adapter_of(settings.adapter, self.own)
         return dataclasses.replace(policy, opening=settings.data.opening)

@@ -18,16 +18,13 @@ from deepseek_jax.synthesis.settings import (
 class GenerateSettings(AskSettings, RewardSettings, PolicyRun):
     """A whole config of this recipe.
 
-    init_from may also be a folder of checkpoint.save_orbax. tokenizer: for such a folder, which has none: a
-    small world's name or a Hugging Face folder. adapter: the folder of an adapter of init_from. mesh: over
-    the devices of one teacher's processes.
+    adapter: the folder of an adapter of init_from. mesh: over the devices of one teacher's processes.
     """
 
     data: QuestionSettings
     keep: KeepSettings
     augment: AugmentSettings = AugmentSettings()
     reward_models: dict[str, ModelRewardSettings] = dataclasses.field(default_factory=dict)
-    tokenizer: str | None = None
     adapter: str | None = None
 
     def __post_init__(self):

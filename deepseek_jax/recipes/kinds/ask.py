@@ -16,7 +16,6 @@ def sampling_inputs(settings: GenerateSettings, examples: list, n: int, scored: 
     data = settings.data
     shown = {"template": data.template, "opening": data.opening, "seed": settings.seed, "n": n}
     shown |= {"sampling": settings.sampling, "chunk": settings.chunk_size}
-    shown |= {"tokenizer": settings.tokenizer}
     if settings.adapter is not None:
         shown["adapter"] = fingerprint(settings.adapter)
     if scored:

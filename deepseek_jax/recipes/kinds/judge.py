@@ -65,12 +65,11 @@ def train_judge(
     pairs: Task,
     world: World,
     run: Run,
-    tokenizer_name: str,
 ):
     """Train a judge from policy.params, which are donated, and save it in run.folder/params.
 
     Resumes from run.folder. before.json and after.json there have the scores on the held-out pairs. run: the
-    Run of this phase. tokenizer_name: for worlds.registry.named_tokenizer.
+    Run of this phase.
     """
     folder, length = run.folder, settings.max_completion_length
     options = judge_options(length, settings.slots)
@@ -85,8 +84,8 @@ def train_judge(
     params = fine_tune(settings, policy, source, run.within(folder / PHASE))
     remembered(folder / "after.json", lambda: measure(params))
     if not is_whole(folder / "params"):
-        save_orbax(folder / "params", policy.config, params)
-    about = dict(template=policy.template, tokenizer=tokenizer_name, max_completion_length=length)
+        save_orbax(folder / "params", policy.config, params, policy.files())
+    about = dict(max_completion_length=length)
     # Written last: recipes.r1 takes this file as the sign that the judge is complete
     if first_process():
         (folder / "params" / JUDGE).write_text(json.dumps(about, indent=2) + "\n")
@@ -156,7 +155,6 @@ def _run(work: Work):
         work.job.pairs(work),
         work.job.world,
         work.phase,
-        work.job.tokenizer_name(),
     )
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.folder import fingerprint
+from deepseek_jax.checkpoint.locate import checkpoint_path
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.program import Held, Program, beside, moments_of, policy_params
 from deepseek_jax.data.batches import abstract_batch
@@ -124,7 +125,7 @@ def _check_data(work: Work):
 
 def _covers(work: Work):
     paths = {name: t.path for name, t in work.settings.teachers.items() if t.path is not None}
-    checkpoints = {name: fingerprint(path) for name, path in paths.items()}
+    checkpoints = {name: fingerprint(checkpoint_path(path)) for name, path in paths.items()}
     data = [work.job.asked(work), checkpoints]
     return {"settings": work.job.about(work.settings), "data": data}
 

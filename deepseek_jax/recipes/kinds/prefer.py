@@ -12,6 +12,7 @@ from deepseek_jax.checkpoint.reward_params import save_reward_model
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.flops import useful_flops
 from deepseek_jax.costs.program import Program, rows_of_tokens, update_program
+from deepseek_jax.data.carried import carried_files
 from deepseek_jax.evaluation.preference import label_report, pair_report
 from deepseek_jax.losses.preference import batch_rewards, reward_loss
 from deepseek_jax.models import ModelConfig
@@ -43,14 +44,13 @@ def train_reward_model(
     policy: Policy,
     records,
     run: Run,
-    tokenizer_name: str,
     base: Path | None = None,
 ):
     """Train a reward model from policy.params, which are donated, and save it in run.folder/params.
 
     Resumes from run.folder. before.json and after.json there have the scores on the held-out records.
-    records: (training, held-out), from with_ids. run: the Run of this phase. tokenizer_name: for
-    worlds.registry.named_tokenizer. base: the path of the frozen parameters beside an adapter.
+    records: (training, held-out), from with_ids. run: the Run of this phase. base: the path of the frozen
+    parameters beside an adapter.
     """
     (train, held_out), folder, mesh = records, run.folder, run.mesh
     params = reward_params(policy.config, policy.params, mesh, jax.random.key(settings.seed))
@@ -66,9 +66,8 @@ def train_reward_model(
     training = run.within(folder / PHASE)
     params = fit(settings, loss_fn, params, source, training, needed, untrained=untrained)
     remembered(folder / "after.json", lambda: measure(params))
-    template = settings.data.template
-    about = dict(kind=settings.kind, template=template, tokenizer=tokenizer_name)
-    save_reward_model(folder / "params", model, params, about, base)
+    files = carried_files(policy.tokenizer, settings.data.template)
+    save_reward_model(folder / "params", model, params, dict(kind=settings.kind), base, files)
 
 
 def reward_flops(model: ModelConfig, sequence_length: int, frozen: bool = False):
@@ -154,7 +153,6 @@ def _run(work: Work):
         work.start(),
         work.job.preferences_with_ids(work),
         work.phase,
-        work.job.tokenizer_name(),
         work.job.base_path(),
     )
 

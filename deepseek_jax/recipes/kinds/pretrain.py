@@ -8,6 +8,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.folder import fingerprint
+from deepseek_jax.checkpoint.locate import checkpoint_path
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.flops import useful_flops, warm_up_flops
 from deepseek_jax.costs.program import Program, rows_of_tokens, update_program
@@ -294,7 +295,7 @@ def _given_covers(work: Work):
     path, model = work.job.checkpoint_of(work)
     # Not the architecture, which the checkpoint has to have
     settings = {"model": how_to_run(model)} | work.job.read_with(work)
-    return {"checkpoint": fingerprint(path), "settings": settings}
+    return {"checkpoint": fingerprint(checkpoint_path(path)), "settings": settings}
 
 
 # A checkpoint that a run starts from

@@ -16,6 +16,7 @@ from rich.console import Console
 from deepseek_jax.checkpoint import is_orbax, load_hf, load_orbax, save_orbax
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.load import read_any_config
+from deepseek_jax.checkpoint.locate import checkpoint_path
 from deepseek_jax.checkpoint.tree import checked_by_path
 from deepseek_jax.data.batches import held_out_batches
 from deepseek_jax.data.infill import check_fim_rate
@@ -45,6 +46,8 @@ CURVES = ("next_token_loss", "held_out_loss", "mtp_loss", "max_vio")
 DRAFTS = "drafts.json"
 # Speculative decoding is measured on DRAFT_PROMPTS prompts of PROMPT_TOKENS, each DRAFT_TOKENS long at most
 PROMPT_TOKENS, DRAFT_TOKENS, DRAFT_PROMPTS = 32, 64, 8
+# A base continues the text of a question
+CONTINUED = "{question}"
 # The first stage of the list
 CHECKPOINT, RANDOM = "init_from", "random"
 BEFORE, AFTER = "_before", "_after"
@@ -157,7 +160,7 @@ class PretrainJob(WorkdirJob):
         return lambda params: {"held_out_loss": measure(params)[0]}
 
     def policy_of(self, work: Work, params):
-        return Policy(self.config_of(work.stage), params, self.tokenizer, "")
+        return Policy(self.config_of(work.stage), params, self.tokenizer, CONTINUED)
 
     @functools.cached_property
     def checkpoint(self):
@@ -166,9 +169,10 @@ class PretrainJob(WorkdirJob):
         Raises ValueError where config.model needs parameters that the checkpoint does not have.
         """
         settings, mesh = self.settings, self.mesh
-        load = load_orbax if is_orbax(settings.init_from) else load_hf
+        path = checkpoint_path(settings.init_from)
+        load = load_orbax if is_orbax(path) else load_hf
         with at("init_from"):
-            config, params = load(settings.init_from, dtype="float32", mesh=mesh)
+            config, params = load(path, dtype="float32", mesh=mesh)
         model = settings.overridden(config)
         if settings.gains_indexers(config):
             say(f"init_from={settings.init_from!r} has no indexers; random ones are added")
@@ -209,7 +213,7 @@ class PretrainJob(WorkdirJob):
         model = dataclasses.replace(policy.config, indexer_loss="none")
         # Before drafting, so that a failure there loses nothing
         if not is_orbax(folder / "params"):
-            save_orbax(folder / "params", model, policy.params)
+            save_orbax(folder / "params", model, policy.params, policy.files())
         trained = any(switched_on(stage.mtp_weight) for stage in self.settings.stages.values())
 
         def measure():

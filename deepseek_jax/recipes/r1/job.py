@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 
-from deepseek_jax.checkpoint import is_orbax, load_orbax
+from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.checkpoint.locate import check_checkpoint
 from deepseek_jax.data.messages import worked_conversations
 from deepseek_jax.data.tasks import Task
@@ -114,11 +114,6 @@ class R1Job(LineageJob):
     def sampling_dtype(self, work: Work):
         """The dtype of the parameters that sample: a stage's, as they were trained."""
         return "float32"
-
-    def tokenizer_name(self):
-        """For worlds.registry.named_tokenizer."""
-        settings = self.settings
-        return settings.init_from if settings.base is None else settings.base.corpus
 
     def base_path(self):
         """No stage trains beside an adapter."""
@@ -282,20 +277,8 @@ class R1Job(LineageJob):
         return planned_model(how_to_run(self.settings.model), teacher.path, "path")
 
     def teacher_tokenizer(self, teacher: R1TeacherSettings):
-        """The Tokenizer of a teacher. Raises ValueError for the name of one beside a checkpoint that has its
-        own.
-        """
-        if teacher.path is None:
-            return self.policy.tokenizer
-        if is_orbax(teacher.path):
-            name = teacher.tokenizer
-            return self.policy.tokenizer if name is None else named_tokenizer(name)
-        if teacher.tokenizer is not None:
-            raise ValueError(
-                f"tokenizer={teacher.tokenizer!r}: the checkpoint {teacher.path} has a tokenizer of its own; "
-                "leave it out"
-            )
-        return named_tokenizer(teacher.path)
+        """The Tokenizer of a teacher."""
+        return self.policy.tokenizer if teacher.path is None else named_tokenizer(teacher.path)
 
     def load_teacher(self, teacher: R1TeacherSettings):
         """The Policy of a teacher."""
@@ -307,7 +290,6 @@ class R1Job(LineageJob):
             how_to_run(self.settings.model),
             self.mesh,
             template=self.policy.template,
-            tokenizer=self.teacher_tokenizer(teacher),
         )
 
     # Measuring

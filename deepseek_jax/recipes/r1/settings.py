@@ -84,14 +84,12 @@ class OwnDataSettings:
 class R1TeacherSettings(TeacherSettings):
     """A teacher: the policy of a stage that is none of LAST_STAGES, or a checkpoint. weight: of its KL.
 
-    path: a folder of parameters that a run left, a Hugging Face folder or a .gguf file. tokenizer: of such a
-    folder of parameters, a name for worlds.registry.named_tokenizer; None for the student's.
+    path: a folder of parameters that a run left, a Hugging Face folder or a .gguf file.
     """
 
     task: Literal[SCENARIOS]
     stage: str | None = None
     path: str | None = None
-    tokenizer: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -99,11 +97,6 @@ class R1TeacherSettings(TeacherSettings):
             raise ValueError(
                 f"stage={self.stage!r} and path={self.path!r}: set just one of them, a stage of this run or "
                 "a checkpoint"
-            )
-        if self.path is None and self.tokenizer is not None:
-            raise ValueError(
-                f"tokenizer={self.tokenizer!r} is that of a path, and stage={self.stage!r} has the "
-                "student's; leave it out"
             )
 
 

@@ -11,6 +11,7 @@ import pytest
 from configs.distill_small import get_config, made_teacher
 from deepseek_jax.checkpoint import load_orbax, save_orbax
 from deepseek_jax.data import conversations
+from deepseek_jax.data.carried import carried_files
 from deepseek_jax.distill.objective import PROJECTIONS, SAMPLED
 from deepseek_jax.distill.source import OnPolicyRows, TaskWatch, sampled_rows
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
@@ -42,6 +43,7 @@ from tests.turns import turns
 pack_conversations = with_rows(conversations.pack_conversations)
 
 REVERSED = dict(weights=dict(soft=1.0), divergence="reverse_kl")
+TEMPLATE = "{question} = "
 TERMS = dict(soft=0.5, hard=0.5, hidden=0.1, relations=0.1, l2=1e-5)
 
 
@@ -61,7 +63,8 @@ def files(tmp_path_factory):
 def make_files(folder):
     """Write a random teacher, and texts: -> (folder, the path of the texts)."""
     config = build_model(made_teacher()["model"])
-    save_orbax(folder / "teacher", config, random_params(config, one_device(), 1))
+    files = carried_files(bilingual_tokenizer(), TEMPLATE)
+    save_orbax(folder / "teacher", config, random_params(config, one_device(), 1), files)
     return folder, write_texts(folder / "texts.jsonl")
 
 
@@ -70,7 +73,7 @@ def small_config(files, **fields):
     folder, texts = files
     config = get_config(f"teacher={folder / 'teacher'}")
     config.text = None
-    config.template = "{question} = "
+    config.template = TEMPLATE
     config.tasks = dict(a=dict(path=texts, num_held_out=4), b=dict(path=texts, num_held_out=4))
     config.starts = dict(qwen=dict(model=config.starts.qwen.model.to_dict(), tokenizer="bilingual"))
     student = config.students.qwen.unlock()
@@ -165,8 +168,7 @@ def test_a_users_own_questions_measure_teacher_and_students(files, tmp_path):
     answers = json.loads((tmp_path / "run" / "answers.json").read_text())["answers"]
     assert set(answers) == {"teacher", "start qwen", "qwen"}
     assert all(list(found) == ["a"] and len(found["a"]) == 6 for found in answers.values())
-    how = dict(template=config.template, tokenizer=bilingual_tokenizer())
-    teacher = load_policy(files[0] / "teacher", {}, one_device(), **how)
+    teacher = load_policy(files[0] / "teacher")
     asked, options = teacher.with_prompts(lines), AnswerOptions(max_completion_length=4, slots=128)
     groups = teacher.answer(asked, options, n=3, seed=config.seed).groups()
     wanted = [np.mean([exact_answer(t, {"answer": "12"}) for t in group]) for group in groups]
@@ -174,8 +176,8 @@ def test_a_users_own_questions_measure_teacher_and_students(files, tmp_path):
 
 
 def test_a_start_that_is_read_otherwise_is_another_start(files, tmp_path):
-    """Oracle: the inputs of the stages' hashes: another tokenizer, more positions and another teacher's
-    tokenizer each change those of their own line's first stage alone.
+    """Oracle: the inputs of the stages' hashes: another tokenizer and more positions each change those of
+    their own line's first stage alone; a checkpoint has its own tokenizer.
     """
 
     def inputs(change):
@@ -196,11 +198,11 @@ def test_a_start_that_is_read_otherwise_is_another_start(files, tmp_path):
     changes = {
         "starts/qwen": lambda c: c.starts.qwen.update(tokenizer="letters"),
         "starts/small": lambda c: c.starts.small.update(max_position_embeddings=512),
-        "teacher": lambda c: c.teacher.update(tokenizer="letters"),
     }
     for name, change in changes.items():
         changed = inputs(change)
         assert {other for other in plain if changed[other] != plain[other]} == {name}
+    assert inputs(lambda c: c.teacher.update(tokenizer="letters")) == plain
 
 
 def test_questions_of_ones_own_need_a_rule_and_an_evaluation(files):

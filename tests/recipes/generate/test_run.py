@@ -199,14 +199,12 @@ def test_what_does_not_go_together_is_refused_before_anything_is_made(tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_an_orbax_teacher_needs_a_tokenizer(finished, tmp_path):
-    """Oracle: the message; and the bytes of its samples, which are the base's own."""
+def test_a_teacher_that_a_run_left_brings_its_tokenizer(finished, tmp_path):
+    """Oracle: the bytes of its samples, which are the base's own."""
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
     fields = dict(init_from=str(finished / "base" / "params"), base=None, model={})
-    with pytest.raises(ValueError, match="config.tokenizer=None: .* have no tokenizer"):
-        run(tmp_path, **fields)
-    run(tmp_path, **fields, tokenizer="arithmetic")
+    run(tmp_path, **fields)
     own = {name: text for name, text in made(tmp_path).items() if "stage.json" not in name}
     assert own == {name: text for name, text in made(finished).items() if "stage.json" not in name}
 
@@ -272,7 +270,7 @@ def test_a_teacher_with_an_adapter_answers_otherwise_and_a_new_one_the_same(fini
     samples = {}
     for name, adapted in adapters.items():
         save_adapter(tmp_path / f"{name}_adapter", config, adapted, params)
-        fields = dict(init_from=str(params), tokenizer="arithmetic", base=None, model={})
+        fields = dict(init_from=str(params), base=None, model={})
         run(tmp_path / name, adapter=str(tmp_path / f"{name}_adapter"), **fields)
         samples[name] = list(read_rows(tmp_path / name / "samples"))
     assert samples["new"] == list(read_rows(finished / "samples")) != samples["noisy"]

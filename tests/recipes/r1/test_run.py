@@ -13,12 +13,10 @@ from configs.r1_small import get_config
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.recipes.r1 import run as r1
 from deepseek_jax.recipes.r1.findings import CLAIMS, SCORED
-from deepseek_jax.recipes.r1.job import R1Job
 from deepseek_jax.recipes.r1.settings import (
     REWARD_MODELS,
     SPECIALISTS,
     R1Settings,
-    R1TeacherSettings,
 )
 from deepseek_jax.rewards import Rule, scoring
 from deepseek_jax.settings import build
@@ -395,8 +393,7 @@ def test_a_teacher_of_another_vocabulary_is_named_before_anything_is_written(tmp
     for name in REWARD_MODELS:
         del config[name]
     where = str(tmp_path / "teacher")
-    named = dict(task="general", path=where, tokenizer="arithmetic")
-    config.distilled.teachers.general = named
+    config.distilled.teachers.general = dict(task="general", path=where)
     words = f"the teacher's vocab_size={teacher.vocab_size} is not the student's 202"
     with pytest.raises(ValueError) as error:
         run(tmp_path / "run", config=config)
@@ -410,12 +407,6 @@ def test_a_teacher_of_another_vocabulary_is_named_before_anything_is_written(tmp
             run(tmp_path / "run", config=config)
         assert words in str(error.value)
     assert not (tmp_path / "run").exists()
-    # A folder that has a tokenizer would not read the one that is named
-    with pytest.raises(
-        ValueError, match="tokenizer='arithmetic': the checkpoint X has a tokenizer"
-    ):
-        job = R1Job(None, None)
-        job.teacher_tokenizer(R1TeacherSettings(**named | dict(path="X"), weight=1.0))
 
 
 def test_a_base_that_is_a_checkpoint_stands_on_the_page():

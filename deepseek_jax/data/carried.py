@@ -1,0 +1,148 @@
+"""The tokenizer and the template that a folder of parameters or of an adapter carries: written, and read."""
+
+import dataclasses
+import json
+import pathlib
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import tokenizers
+
+from deepseek_jax.checkpoint.damage import DamagedCheckpoint
+from deepseek_jax.checkpoint.left import RECORD
+from deepseek_jax.checkpoint.tokenizer_files import (
+    CONFIG,
+    VOCABULARY,
+    is_of_tokenizer,
+    read_record,
+    record_file,
+    tokenizer_files,
+)
+from deepseek_jax.data.chat import Template
+from deepseek_jax.data.tokenizer import SPECIAL, Tokenizer
+from deepseek_jax.files import as_path, staged
+from deepseek_jax.settings import Natural, build
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Carried:
+    """The record beside a tokenizer's files. template: how questions became prompts in training, see
+    data.chat. eos_id to fim_ids: of data.tokenizer.Tokenizer. encode_special_tokens: whether the name of a
+    special token in a text is text. chat: what renders a chat, the chat template of tokenizer_config.json or
+    data.deepseek_v32; None for nothing.
+    """
+
+    template: Template
+    eos_id: Natural
+    pad_id: Natural
+    bos_id: Natural | None
+    fim_ids: tuple[Natural, Natural, Natural] | None
+    encode_special_tokens: bool
+    chat: Literal["chat_template", "deepseek_v32"] | None
+
+    def ids(self):
+        """All special ids."""
+        bos = () if self.bos_id is None else (self.bos_id,)
+        return self.eos_id, self.pad_id, *bos, *(self.fim_ids or ())
+
+
+def carried_files(tokenizer: Tokenizer, template: str):
+    """{name: bytes} of the files that carry a tokenizer and the template that it was used with."""
+    chat = None
+    if tokenizer.chat is not None:
+        chat = getattr(tokenizer.chat, "carried_as", "chat_template")
+    files = _of_transformers(tokenizer, chat)
+    about = Carried(
+        template=template,
+        eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id,
+        bos_id=tokenizer.bos_id,
+        fim_ids=tokenizer.fim_ids,
+        encode_special_tokens=tokenizer.backend.encode_special_tokens,
+        chat=chat,
+    )
+    return files | {RECORD: record_file(dataclasses.asdict(about), files)}
+
+
+def _of_transformers(tokenizer, chat):
+    """The two files that transformers reads. chat: as in Carried."""
+    if chat != "chat_template":
+        named = {"eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
+        named |= {} if tokenizer.bos_id is None else {"bos_token": tokenizer.bos_id}
+        fields = {name: tokenizer.backend.id_to_token(token) for name, token in named.items()}
+        if tokenizer.backend.encode_special_tokens:
+            fields["split_special_tokens"] = True
+    else:
+        # transformers writes local files alone; the chat template goes into the config
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.chat.save_pretrained(folder, save_jinja_files=False)
+            fields = json.loads(pathlib.Path(folder, CONFIG).read_text())
+    # The class that takes tokenizer.json as it is, in every version of transformers
+    fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+    text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+    return {VOCABULARY: tokenizer.backend.to_str().encode(), CONFIG: text.encode()}
+
+
+def files_of(path: str | Path):
+    """{name: bytes} of the files of the tokenizer that a checkpoint has: as they stand in a folder, or of a
+    .gguf file as transformers writes them. Raises ValueError as tokenizer_files and gguf_tokenizer do.
+    """
+    path = as_path(path)
+    if path.is_dir():
+        return tokenizer_files(path)
+    with tempfile.TemporaryDirectory() as folder:
+        SPECIAL["gguf"](staged(path)).save_pretrained(folder)
+        return {file.name: file.read_bytes() for file in pathlib.Path(folder).iterdir()}
+
+
+def carried_template(path: str | Path):
+    """The template that a folder carries; None without a record. Raises DamagedCheckpoint."""
+    if not (as_path(path) / RECORD).is_file():
+        return None
+    return _record(path).template
+
+
+def carried_tokenizer(path: str | Path):
+    """The Tokenizer that a folder with a record carries. Raises DamagedCheckpoint where one of its files is
+    not what was saved.
+    """
+    about, folder = _record(path), as_path(path)
+    try:
+        backend = tokenizers.Tokenizer.from_str((folder / VOCABULARY).read_text())
+        chat = None if about.chat is None else _chat(about, folder, backend)
+    # The library raises nothing narrower, and files may have been changed whose digests were removed
+    except Exception as error:
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DamagedCheckpoint(
+            f"{folder} is damaged: cannot read its tokenizer ({cause[:300]}); put back a copy"
+        ) from error
+    # tokenizer.json has no place for it
+    backend.encode_special_tokens = about.encode_special_tokens
+    unknown = [i for i in about.ids() if backend.id_to_token(i) is None]
+    if unknown:
+        raise DamagedCheckpoint(
+            f"{folder / RECORD} is damaged: {VOCABULARY} has no tokens {unknown}; put back a copy"
+        )
+    ids = {name: getattr(about, name) for name in ("eos_id", "pad_id", "bos_id", "fim_ids")}
+    return Tokenizer(backend, chat=chat, **ids)
+
+
+def _chat(about, folder, backend):
+    if about.chat == "deepseek_v32":
+        return SPECIAL["deepseek_v32"](backend)
+    # Imported here: it takes seconds, and the toy worlds do not need it
+    import transformers
+
+    # By its class, which reads the two files and runs no code
+    return transformers.PreTrainedTokenizerFast.from_pretrained(staged(folder, is_of_tokenizer))
+
+
+def _record(path):
+    fields = read_record(path)
+    try:
+        return build(Carried, fields, RECORD)
+    except ValueError as error:
+        raise DamagedCheckpoint(
+            f"{as_path(path) / RECORD} is damaged: {error}; put back a copy"
+        ) from error

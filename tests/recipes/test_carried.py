@@ -1,0 +1,196 @@
+"""What runs leave is used by its path alone: loaded, measured, converted, trained further."""
+
+import dataclasses
+import functools
+import json
+import shutil
+
+import pytest
+
+import deepseek_jax as ds
+from deepseek_jax.checkpoint import adapter, orbax_params
+from deepseek_jax.checkpoint.folder import is_whole
+from deepseek_jax.data.carried import carried_template
+from deepseek_jax.recipes.generate import run as generate
+from deepseek_jax.recipes.grpo import run as grpo
+from deepseek_jax.recipes.sft import run as sft
+from deepseek_jax.settings import build
+from tests.recipes import cases
+from tests.recipes.small import one_device, run_recipe
+from tests.reliability.goods import flipped
+from tests.reliability.in_process import launched
+
+RECIPES = {
+    "sft": (sft, cases.sft),
+    "grpo": (grpo, cases.grpo),
+    "sft with an adapter": (sft, cases.sft_with_an_adapter),
+    "grpo with an adapter": (grpo, cases.grpo_with_an_adapter),
+}
+QUESTIONS = [{"question": text} for text in ("What is 1 + 2?", "What is 3 + 4 + 5?")]
+OPTIONS = ds.AnswerOptions(max_completion_length=6, temperature=0.0, slots=2)
+
+
+def trained(name, folder):
+    """Train a tiny policy: -> the Policy that the run held at its end."""
+    recipe, config = RECIPES[name]
+    config, ended = config(folder), []
+    with pytest.MonkeyPatch.context() as patch:
+        save = recipe.JOB.finish
+        patch.setattr(
+            recipe.JOB,
+            "finish",
+            lambda job: (ended.append(job.policies[job.trains[0]]), save(job)),
+        )
+        run_recipe(recipe, config, folder)
+    # As launch.workdir leaves it
+    (folder / "config.json").write_text(json.dumps({"recipe": config.recipe}))
+    return ended[0]
+
+
+def texts(policy):
+    return list(policy.answer(policy.with_prompts(QUESTIONS), OPTIONS).texts)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """name -> (work directory, the policy at the run's end, its greedy answers); each is trained once."""
+
+    @functools.cache
+    def run(name):
+        folder = tmp_path_factory.mktemp("runs") / "run"
+        policy = trained(name, folder)
+        return folder, policy, texts(policy)
+
+    return run
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_its_folder_alone_answers_as_the_run_did(runs, name):
+    """Oracle: the greedy answers of the policy that the run held, and its ids; an argument wins."""
+    folder, policy, before = runs(name)
+    left = folder / ("adapter" if "adapter" in name else "params")
+    for path in (folder, left):
+        loaded = ds.load_policy(path)
+        assert texts(loaded) == before
+        assert loaded.template == policy.template and loaded.eos_ids == policy.eos_ids
+    assert ds.load_policy(folder, template="{question}!\n").template == "{question}!\n"
+
+
+@pytest.mark.parametrize("name", ["sft", "grpo with an adapter"])
+def test_its_folder_alone_is_measured_and_converted(runs, name, tmp_path, monkeypatch):
+    """Oracle: the greedy answers of the policy that the run held; nothing but its path names the run."""
+    folder, policy, before = runs(name)
+    monkeypatch.chdir(tmp_path)
+    asked = "--data=arithmetic --samples=1 --temperature=0 --num_problems=2 --slots=8"
+    end = launched(
+        "evaluate",
+        f"--checkpoint={folder}",
+        *asked.split(),
+        "--max_completion_length=6",
+        "--mesh=data=8",
+        "--workdir=measured",
+    )
+    assert end.status == 0, end.err
+    problems = json.loads((tmp_path / "measured/results.json").read_text())["problems"]
+    questions = [{"question": problem["question"]} for problem in problems]
+    answers = policy.answer(policy.with_prompts(questions), OPTIONS).texts
+    assert [problem["completions"] for problem in problems] == [[text] for text in answers]
+    end = launched("convert", f"--from={folder}", "--to=hf")
+    assert end.status == 0, end.err
+    converted = ds.load_policy("hf")
+    assert texts(converted) == before and converted.template == policy.template
+    assert (tmp_path / "hf/tokenizer.json").is_file() and not isinstance(converted.params, tuple)
+    end = launched("convert", "--from=hf", "--to=orbax", "--format=orbax")
+    assert end.status == 0 and texts(ds.load_policy("orbax")) == before
+
+
+def test_a_run_starts_from_what_another_left(runs, tmp_path):
+    """Oracle: the answers of the policy that the first run held, of the second before its first step; an
+    adapter is refused by name.
+    """
+    folder, _, before = runs("sft")
+    config = cases.grpo(tmp_path)
+    config.base, config.model, config.init_from = None, {}, str(folder)
+    config.data.template = ds.load_policy(folder).template
+    run_recipe(grpo, config, tmp_path / "second")
+    assert texts(job_of(grpo, config).policy) == before
+    assert (tmp_path / "second/params/carried.json").is_file()
+    config.init_from = str(runs("sft with an adapter")[0])
+    with pytest.raises(ValueError, match="init_from: .*/adapter holds an adapter; .*convert"):
+        run_recipe(grpo, config, tmp_path / "third")
+
+
+def test_a_teacher_is_a_run(runs, tmp_path):
+    """Oracle: the greedy answers of the policy that the run held, from generate's teacher."""
+    folder, policy, before = runs("sft")
+    config = cases.generate(tmp_path)
+    config.base, config.model, config.init_from = None, {}, str(folder)
+    teacher = job_of(generate, config)._load()
+    assert texts(dataclasses.replace(teacher, opening="", template=policy.template)) == before
+
+
+def job_of(recipe, config):
+    return recipe.JOB(build(recipe.SETTINGS, config, "config"), one_device())
+
+
+@pytest.mark.parametrize("what", ["params", "adapter"])
+def test_a_kill_before_the_tokenizer_leaves_nothing_that_counts(what, tmp_path, monkeypatch):
+    """Oracle: by hand: no folder of that name, of a process that cleans nothing up; then the whole of it."""
+    name = "sft" if what == "params" else "sft with an adapter"
+    module = orbax_params if what == "params" else adapter
+    real = module.write_files
+
+    def killed(folder, files):
+        if folder.name.startswith(f".{what}."):
+            raise KeyboardInterrupt
+        real(folder, files)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "write_files", killed)
+        patch.setattr("deepseek_jax.checkpoint.folder.remove_folder", lambda folder: None)
+        trained(name, tmp_path)
+    assert not is_whole(tmp_path / what) and list(tmp_path.glob(f".{what}.partial-*"))
+    policy = trained(name, tmp_path)
+    assert texts(ds.load_policy(tmp_path)) == texts(policy)
+    assert carried_template(tmp_path / what) == policy.template
+
+
+@pytest.mark.parametrize("program", ["evaluate", "convert"])
+def test_a_damaged_tokenizer_ends_a_program_with_one_message(runs, program, tmp_path, monkeypatch):
+    """Oracle: 7, in launch/README.md's table; the file's name; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(runs("sft")[0], tmp_path / "run")
+    flipped("run/params/tokenizer.json", 0.9)(tmp_path)
+    given = dict(
+        evaluate=["--checkpoint=run", "--data=arithmetic"], convert=["--from=run", "--to=hf"]
+    )
+    given["evaluate"] += ["--workdir=measured", "--max_completion_length=6", "--slots=8"]
+    end = launched(program, *given[program])
+    assert end.status == 7 and "Traceback" not in end.err
+    assert end.err.count("error: ") == 1
+    assert "run/params is damaged: tokenizer.json is not what was saved" in end.err
+    assert not (tmp_path / "hf").exists() and not list(tmp_path.glob("measured/*.json"))
+
+
+def test_an_adapter_without_its_base_is_named(tmp_path):
+    """Oracle: the words a reader needs: the path of the base that is not there, and none at all."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for text, words in (
+        (
+            {"base_model_name_or_path": "/nowhere"},
+            "was trained beside /nowhere, which is not there",
+        ),
+        ({}, "base_model_name_or_path=None names no base"),
+    ):
+        (folder / "adapter_config.json").write_text(json.dumps(text))
+        with pytest.raises(ValueError, match=words):
+            ds.load_policy(folder)
+
+
+def test_a_run_that_was_moved_finds_its_base(runs, tmp_path):
+    """Oracle: the answers before."""
+    folder, _, before = runs("sft with an adapter")
+    folder.rename(tmp_path / "moved")
+    assert texts(ds.load_policy(tmp_path / "moved")) == before
+    (tmp_path / "moved").rename(folder)
