@@ -32,7 +32,9 @@ def load_problems(settings):
     problems, counts = [], Counter()
     for name in settings.data:
         is_task = name in question_names() or is_code(name)
-        if not is_task and not _may_be_data(name):
+        with at("data"):
+            is_data = is_task or _may_be_data(name)
+        if not is_data:
             raise ValueError(
                 f"data={name!r} is neither a path nor a task; {suggest(name, question_names())}"
             )

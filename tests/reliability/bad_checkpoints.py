@@ -418,10 +418,7 @@ CHECKPOINTS = [
     ),
     (
         EVALUATE,
-        (
-            "--data='questions.jsonl' is not a file; set it to a jsonl file of lines such as "
-            '{"question": "2 + 3?", "answer": "2 + 3 = 5 #### 5"}'
-        ),
+        "--data='questions.jsonl' is not a file; set it to a jsonl, json, csv or parquet file",
         copied("model"),
     ),
     (

@@ -38,37 +38,24 @@ CUT = (
 TASKS = "train distill_small --config.tasks={'talks':{'path':'bad.jsonl','num_held_out':4}}"
 
 DATA = [
-    (TASKS, "config.tasks.talks.path='bad.jsonl' does not exist; set it to the folder of a TFDS"),
+    (TASKS, "config.tasks.talks.path='bad.jsonl' is not a file; set it to a jsonl, json, csv or parquet file, a folder"),
     (
         TASKS,
-        "config.tasks.talks.path='bad.jsonl' holds no conversations; give lines such as",
+        "config.tasks.talks.path='bad.jsonl' holds no records; give a jsonl, json, csv or parquet file, a folder",
         write("bad.jsonl", ""),
     ),
     (
         SFT,
-        (
-            "config.data.path='bad.jsonl' does not exist; set it to the folder of a TFDS "
-            'dataset, or to a jsonl file of lines such as {"messages": [{"role": "user", '
-            '"content": "2 + 3?"}, {"role": "assistant", "content": "5"}]}'
-        ),
+        "config.data.path='bad.jsonl' is not a file; set it to a jsonl, json, csv or parquet file, a folder",
     ),
     (
         SFT,
-        (
-            "config.data.path='bad.jsonl' holds no conversations; give lines such as "
-            '{"messages": [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", '
-            '"content": "5"}]}'
-        ),
+        "config.data.path='bad.jsonl' holds no records; give a jsonl, json, csv or parquet file, a folder",
         write("bad.jsonl", ""),
     ),
     (
         SFT,
-        (
-            "config.data.path='bad.jsonl' is not a TFDS dataset: there is no "
-            "dataset_info.json; set it to the folder of a version, as DATA_DIR/NAME/1.0.0, or"
-            ' to a jsonl file of lines such as {"messages": [{"role": "user", "content": "2 +'
-            ' 3?"}, {"role": "assistant", "content": "5"}]}'
-        ),
+        "config.data.path='bad.jsonl' is a folder without state.json and dataset_info.json",
         empty("bad.jsonl"),
     ),
     (
@@ -83,7 +70,7 @@ DATA = [
     ),
     (
         SFT,
-        "config.data: bad.jsonl, line 2 has no list under 'messages'; it has ['message'].",
+        "config.data: bad.jsonl, line 2 is no conversation; its columns are message, and a line has",
         lines("bad.jsonl", {"messages": TALK}, {"message": TALK}),
     ),
     (
@@ -185,49 +172,41 @@ DATA = [
     ),
     (
         GRPO,
-        (
-            "config.data.path='bad.jsonl' is not a file; set it to a jsonl file of lines such"
-            ' as {"question": "2 + 3?", "answer": "2 + 3 = 5 #### 5"}'
-        ),
+        "config.data.path='bad.jsonl' is not a file; set it to a jsonl, json, csv or parquet file, a folder",
     ),
     (
         GRPO,
-        (
-            "config.data.path='bad.jsonl' holds no questions; give lines such as {\"question\":"
-            ' "2 + 3?", "answer": "2 + 3 = 5 #### 5"}'
-        ),
+        "config.data.path='bad.jsonl' holds no records; give a jsonl, json, csv or parquet file, a folder",
         write("bad.jsonl", "\n\n"),
     ),
     (
         GRPO,
-        "config.data: bad.jsonl, line 1 has no text under 'question'; it has ['answer'].",
+        "config.data: bad.jsonl, line 1 has no text under 'question'; its columns are answer, and",
         lines("bad.jsonl", {"answer": "#### 3"}),
     ),
     (
         GRPO,
-        "config.data: bad.jsonl, line 1 has no text under 'answer'; it has ['question'].",
-        lines("bad.jsonl", {"question": "1?"}),
+        "config.data: bad.jsonl, line 1 has no text under 'answer', and bad.jsonl, line 2 has",
+        lines("bad.jsonl", {"question": "1?"}, {"question": "2?", "answer": "3"}),
     ),
     (
         GRPO,
-        "config.data: bad.jsonl, line 1: the answer has no final '#### <answer>'.",
-        lines("bad.jsonl", {"question": "1?", "answer": "3"}),
-    ),
-    (
-        GRPO,
-        (
-            "config.data: bad.jsonl, line 1 has no text under 'question'; it has ['answer', "
-            "'question']."
+        "config.data: bad.jsonl, line 2: the answer has no final '#### <answer>', and that of bad.jsonl, line 1 has",
+        lines(
+            "bad.jsonl",
+            {"question": "1?", "answer": "#### 3"},
+            {"question": "2?", "answer": "3"},
         ),
+    ),
+    (
+        GRPO,
+        "config.data: bad.jsonl, line 1 has no text under 'question'; its columns are question, answer",
         lines("bad.jsonl", {"question": 1, "answer": "#### 3"}),
     ),
     (
         GRPO,
-        (
-            "config.data: bad.jsonl, line 1 has no text under 'answer'; it has ['answer', "
-            "'question', 'test_cases']."
-        ),
-        lines("bad.jsonl", {"question": "1?", "answer": 3, "test_cases": 3}),
+        "config.data: bad.jsonl, line 1 has no text under 'answer': [3]",
+        lines("bad.jsonl", {"question": "1?", "answer": [3], "test_cases": 3}),
     ),
     (
         GRPO,
@@ -244,14 +223,11 @@ DATA = [
     ),
     (
         PREFERENCES,
-        (
-            "config.data.path='bad.jsonl' is not a file; set it to a jsonl file of lines such"
-            ' as {"prompt": "2 + 3?", "chosen": "5", "rejected": "6"}'
-        ),
+        "config.data.path='bad.jsonl' is not a file; set it to a jsonl, json, csv or parquet file, a folder",
     ),
     (
         PREFERENCES,
-        "config.data: bad.jsonl, line 1 has no text under 'chosen'; it has ['prompt'].",
+        "config.data: bad.jsonl, line 1 has no 'chosen'; its columns are prompt, and a line has prompt",
         lines("bad.jsonl", {"prompt": "1?"}),
     ),
     (
@@ -264,28 +240,22 @@ DATA = [
     ),
     (
         PREFERENCES,
-        (
-            "config.data: bad.jsonl, line 1 needs either 'prompt' or 'messages'; it has "
-            "['chosen', 'rejected']."
-        ),
+        "config.data: bad.jsonl, line 1 has no prompt; a line has prompt, chosen and rejected",
         lines("bad.jsonl", {"chosen": "5", "rejected": "6"}),
     ),
     (
         PREFERENCES,
-        (
-            "config.data: bad.jsonl, line 1 needs either 'prompt' or 'messages'; it has "
-            "['chosen', 'messages', 'prompt', 'rejected']."
-        ),
-        lines("bad.jsonl", PAIR | {"messages": TALK[:1]}),
+        "config.data: bad.jsonl, line 1: the messages before 'chosen' are not its prompt",
+        lines("bad.jsonl", PAIR | {"chosen": TALK}),
     ),
     (
         PREFERENCES,
-        "config.data: bad.jsonl, line 1, message 1 has no text under 'content'.",
+        "config.data: bad.jsonl, line 1 has no prompt; a line has prompt, chosen and rejected",
         lines("bad.jsonl", PAIR | {"prompt": 3}),
     ),
     (
         PREFERENCES,
-        "config.data: bad.jsonl, line 1 has no list under 'messages'.",
+        "config.data: bad.jsonl, line 1 has no prompt; a line has prompt, chosen and rejected",
         lines("bad.jsonl", {"messages": 3, "chosen": "5", "rejected": "6"}),
     ),
     (
@@ -303,17 +273,11 @@ DATA = [
     ),
     (
         PRETRAIN,
-        (
-            "config.data.sources='bad.jsonl' is not a file; set it to a jsonl file of lines "
-            'such as {"text": "A document."}'
-        ),
+        "config.data.sources='bad.jsonl' is not a file; set it to a jsonl, json, csv or parquet file, a folder",
     ),
     (
         PRETRAIN,
-        (
-            "config.data.sources='bad.jsonl' holds no documents; give lines such as {\"text\": "
-            '"A document."}'
-        ),
+        "config.data.sources='bad.jsonl' holds no records; give a jsonl, json, csv or parquet file, a folder",
         write("bad.jsonl", ""),
     ),
     (
@@ -348,11 +312,7 @@ DATA = [
     ),
     (
         PRETRAIN.replace("bad.jsonl", "arithmetik"),
-        (
-            "config.data.sources='arithmetik' is not a TFDS dataset: there is no "
-            "dataset_info.json; set it to the folder of a version, as DATA_DIR/NAME/1.0.0, or"
-            " to a jsonl file"
-        ),
+        "config.data.sources='arithmetik' is not a file; set it to a jsonl, json, csv or parquet file, a folder",
     ),
     *(
         (words[0], words[1], copied("pages", cut("*.array_record*", share)))
@@ -413,11 +373,7 @@ DATA = [
     ),
     (
         PAGES,
-        (
-            "config.data.sources='pages' is not a TFDS dataset: there is no "
-            "dataset_info.json; set it to the folder of a version, as DATA_DIR/NAME/1.0.0, or"
-            " to a jsonl file"
-        ),
+        "config.data.sources='pages' is a folder without state.json and dataset_info.json",
         copied("pages", without("dataset_info.json")),
     ),
     (
@@ -463,10 +419,7 @@ DATA = [
     ),
     (
         GRPO.replace("bad.jsonl", "pages"),
-        (
-            "config.data.path='pages' is not a file; set it to a jsonl file of lines such as "
-            '{"question": "2 + 3?", "answer": "2 + 3 = 5 #### 5"}'
-        ),
+        "config.data.num_held_out=256 leaves nothing of 40 questions to train on; lower it",
         copied("pages"),
     ),
     (

@@ -79,7 +79,7 @@ FLAGS = [
     (
         "evaluate --checkpoint=model --data=arithmetik",
         (
-            "--data='arithmetik' is neither a .jsonl file nor a world's task; did you mean "
+            "--data='arithmetik' is neither a path nor a task; did you mean "
             "arithmetic? allowed: arithmetic, word_arithmetic, bilingual_puzzles, "
             "bilingual_requests"
         ),

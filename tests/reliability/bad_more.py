@@ -283,7 +283,7 @@ PIPES = [
         pipe("pipe.py"),
     ),
     ("train sft_small", f"...w/config.json {ENDLESS}", pipe("w/config.json")),
-    (SFT, "config.data.path='bad.jsonl' does not exist", link_to_itself("bad.jsonl")),
+    (SFT, "config.data.path='bad.jsonl' is not a file", link_to_itself("bad.jsonl")),
     ("train loop.py", "--config=loop.py: there is no such file", link_to_itself("loop.py")),
     (
         "train sft_small --workdir=loop",
@@ -600,7 +600,7 @@ MORE = [
     ),
     (
         f"{PACKED} --config.data.sources=['nope.txt']",
-        "config.data.sources='nope.txt' is not a TFDS dataset: there is no dataset_info.json",
+        "config.data.sources='nope.txt' is not a file; set it to a jsonl, json, csv",
     ),
     *(
         (SFT, f"config.data: bad.jsonl, line 1{message}", lines("bad.jsonl", line))
@@ -647,7 +647,7 @@ MORE = [
     ),
     (
         PREFERENCES,
-        "config.data: bad.jsonl, line 1 has no text under 'chosen'",
+        "config.data: bad.jsonl, line 1, chosen, message 1 is no object with role and content",
         lines("bad.jsonl", {"prompt": "1?", "chosen": ["5"], "rejected": "6"}),
     ),
     *(
@@ -756,8 +756,12 @@ LONG = [
     ),
     (
         GRPO,
-        "config.data: bad.jsonl, line 1: the answer has no final",
-        lines("bad.jsonl", {"question": "1?", "answer": "x" * MANY}),
+        "config.data: bad.jsonl, line 2: the answer has no final",
+        lines(
+            "bad.jsonl",
+            {"question": "1?", "answer": "#### 3"},
+            {"question": "2?", "answer": "x" * MANY},
+        ),
     ),
     (
         GRPO + " --config.data.num_held_out=2",
