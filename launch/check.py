@@ -17,7 +17,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from deepseek_jax.files import remove_folder
-from launch.workdir import claim_workdir
+from deepseek_jax.recipes.workdir import claim_workdir
 
 # What runs together has to be the same
 PACKAGES = ("deepseek_jax", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain")

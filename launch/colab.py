@@ -1,24 +1,22 @@
-"""What the notebook colab.ipynb calls: the devices, a checkpoint, and runs in the notebook's own process.
+"""What the notebook colab.ipynb calls beside ds.train: devices, a checkpoint, and the state of its runs.
 
 A TPU belongs to one process. The notebook uses it, so its runs cannot be processes of their own.
 """
 
-import gc
-import itertools
 import os
 import subprocess
 import sys
 
 from absl import logging
-from ml_collections import ConfigDict
 
 from configs.common import without_fusion_emitters
 from deepseek_jax.data.tokenizer import SMOLLM2
 from deepseek_jax.files import absolute, read_json
-from launch import common
+from deepseek_jax.parallel.environment import prepare_process
+from deepseek_jax.programs import program as program_file
+from deepseek_jax.recipes.workdir import MARKER
 from launch.caches import keep_programs
 from launch.config_file import load_config, set_field
-from launch.workdir import MARKER
 
 # The models of adapted_models.MODELS that fit one v5e chip: their names on the hub. They need no login
 ON_THE_HUB = {
@@ -26,13 +24,13 @@ ON_THE_HUB = {
     "qwen2_5_1_5b": "Qwen/Qwen2.5-1.5B-Instruct",
     "r1_distill_qwen_1_5b": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
 }
-# Between lines of a run, which stay in the notebook
+# Between lines of a run, which stay in the notebook: console_seconds of ds.train
 CONSOLE_SECONDS = 30.0
 
 
 def find_devices():
     """Print what JAX computes on: -> whether that is a TPU. Call it before anything else uses JAX."""
-    common.prepare_process(without_fusion_emitters())
+    prepare_process(without_fusion_emitters())
     # As in the programs: at INFO libraries report every file they touch
     logging.set_verbosity(logging.ERROR)
     keep_programs(None)
@@ -73,16 +71,10 @@ def experiment(name: str, **fields):
     """The ConfigDict of configs/NAME.py, or of "NAME:ARG". fields: what to change in it; a block is a dict
     of those of its fields that change.
     """
-    config = load_config(_path(name))
+    config = load_config(name)
     for field, value in _leaves(fields):
         set_field(config, field, value)
     return config
-
-
-def _path(name):
-    """The value of --config for NAME or "NAME:ARG"."""
-    file, colon, arg = name.partition(":")
-    return f"{common.ROOT}/configs/{file}.py{colon}{arg}"
 
 
 def _leaves(fields, path=""):
@@ -91,41 +83,6 @@ def _leaves(fields, path=""):
             yield from _leaves(value, f"{path}{name}.")
         else:
             yield f"{path}{name}", value
-
-
-def train(config: ConfigDict, workdir: str | os.PathLike, stop_after: int | None = None):
-    """Run an experiment, or resume it, in this process: -> whether it is complete.
-
-    workdir: a folder, or gs://BUCKET/NAME, as for all functions here. The notebook's stop button saves after
-    the step at hand, and raises KeyboardInterrupt. stop_after: stop after so many steps, in the same way but
-    without an exception. A mistake is one message and SystemExit.
-    """
-    from deepseek_jax.training.loop import STOPPED
-
-    steps = itertools.count(1)
-    with common.Stop() as stop:
-
-        def should_stop():
-            return stop() or next(steps) == stop_after
-
-        try:
-            common.run_recipe(
-                config,
-                absolute(workdir),
-                listen=lambda: stop,
-                after_step=should_stop,
-                console_seconds=CONSOLE_SECONDS,
-            )
-        except SystemExit as ended:
-            if ended.code != STOPPED:
-                raise
-            if stop():
-                raise KeyboardInterrupt("saved; run this cell again to resume") from None
-            return False
-        finally:
-            # What a run leaves in cycles would stay on the device, beside the next run
-            gc.collect()
-    return True
 
 
 def report(work: str | os.PathLike):
@@ -162,7 +119,10 @@ def _saved(folder):
 def resume(work: str | os.PathLike):
     """Report on the runs in the folders of `work`, and resume those that are not complete."""
     for folder in report(work):
-        train(ConfigDict(read_json(folder / MARKER)), folder)
+        # Here, because it imports jax: find_devices prepares the process before that
+        from deepseek_jax.recipes import train
+
+        train(read_json(folder / MARKER), folder, console_seconds=CONSOLE_SECONDS)
 
 
 def curves(workdir: str | os.PathLike, phase: str = "grpo"):
@@ -185,12 +145,7 @@ def plan(name: str, topology: str, *, program: str, cache: str | os.PathLike, **
     """
     changed = [f"--config.{field}={value}" for field, value in _leaves(fields)]
     flags = [f"--topology={topology}", f"--program={program}", f"--cache={cache}", *changed]
-    command = [
-        sys.executable,
-        common.ROOT / "launch" / "plan.py",
-        f"--config={_path(name)}",
-        *flags,
-    ]
+    command = [sys.executable, program_file("plan"), f"--config={name}", *flags]
     # Not a notebook's "!", which forks a process whose JAX has threads. A process of its own, because this
     # one compiles for the devices that are here
     with subprocess.Popen(

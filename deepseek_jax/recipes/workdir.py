@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 import socket
 import time
 from pathlib import Path
@@ -10,10 +9,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from deepseek_jax.files import absolute, below, is_remote, read_object, remove_folder, write_whole
-from launch.owner import OWNER, names_in, owned, read_owner, shown
+from deepseek_jax.programs import command, home
+from deepseek_jax.recipes.owner import OWNER, names_in, owned, read_owner, shown
 
 MARKER = "config.json"
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Where a run takes place, not what it computes: these may change when it resumes
 PLACES = ("mesh", "xla_flags")
 # A claim that was interrupted leaves this file
@@ -25,21 +24,9 @@ MARKS, BUILT = {MARKER, FRESH, "stage.json"}, "data"
 SHARED_SECONDS = 60.0
 
 
-def default_workdir(config_path: str, seed: int | None):
-    """runs/<config file>[_<arg>][_seed<N>], without _seed<N> where N is 0 or the arg names it.
-
-    config_path: the value of --config, as in "configs/grpo_small.py:runlocal".
-    """
-    path, _, arg = config_path.partition(":")
-    name = Path(path).stem + (f"_{arg}" if arg else "")
-    if seed and "seed=" not in arg:
-        name += f"_seed{seed}"
-    return Path("runs") / re.sub(r"[^\w=.,+-]", "_", name)
-
-
 def check_starts(config: ConfigDict, workdir: Path):
-    """Raise ValueError, naming the field and the command, where the config names what another run of this
-    checkout leaves in its default workdir, and that run was not made. A run that has begun is left alone.
+    """Raise ValueError, naming the field and the command, where the config names what another shipped
+    experiment leaves in its default workdir, and that run was not made. A run that has begun is left alone.
     """
     if (workdir / MARKER).exists():
         return
@@ -47,12 +34,12 @@ def check_starts(config: ConfigDict, workdir: Path):
         parts = Path(value).parts
         # config_file_arg_seedN: an argument may have an underscore too
         stems = parts[1].split("_") if parts[:1] == ("runs",) and len(parts) > 1 else []
-        files = [CONFIGS / ("_".join(stems[:n]) + ".py") for n in range(len(stems), 0, -1)]
-        made_by = next((file.name for file in files if file.is_file()), None)
+        names = ["_".join(stems[:n]) for n in range(len(stems), 0, -1)]
+        made_by = next((n for n in names if (home() / "configs" / f"{n}.py").is_file()), None)
         if made_by is not None and not Path(value).exists():
             raise ValueError(
-                f"{field}={value!r} is not there yet; make it with: python launch/train.py "
-                f"--config=configs/{made_by}"
+                f"{field}={value!r} is not there yet; make it with: {command('train')} "
+                f"--config={made_by}"
             )
 
 
@@ -78,7 +65,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, may_change: bool = False):
     config.json, where it cannot be created or written, and where a process does not share it. Existing files
     stay as they are.
     """
-    # Here, because launch/common.py imports this module and must not import jax
+    # Here, because launch/common.py imports this module, and must not import jax
     import jax
 
     workdir = absolute(workdir)
