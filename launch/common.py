@@ -58,7 +58,10 @@ def run_program(main, parse):
 
 def define_config(required=True):
     """Define --config. parse_config reads it, and the --config.FIELD=VALUE that go with it."""
-    meaning = "The experiment: FILE.py or FILE.py:ARG; --config.FIELD=VALUE sets a field of it."
+    meaning = (
+        "The experiment: FILE or FILE:ARG, where FILE is a Python file or the name of a shipped one, as "
+        "grpo_small; --config.FIELD=VALUE sets a field of it."
+    )
     flags.DEFINE_string("config", None, meaning, required=required)
 
 

@@ -55,7 +55,9 @@ ENGINES = ("local", "slurm", "gke")
 
 def define_flags():
     common.define_config()
-    meaning = "FILE.py with sweep(config) -> a list of overrides."
+    meaning = (
+        "FILE.py with sweep(config) -> a list of overrides, or a shipped one's name, as seeds."
+    )
     flags.DEFINE_string("sweep", None, meaning, required=True)
     flags.DEFINE_string("workdir", None, "The folder of the runs; default runs/CONFIG_SWEEP.")
     flags.DEFINE_enum("engine", "local", ENGINES, "Where the runs are executed.")
