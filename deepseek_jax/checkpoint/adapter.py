@@ -4,6 +4,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,13 +51,15 @@ PLAIN = {
 }
 
 
-def is_adapter(folder: str | Path):
+def is_adapter(folder: str | Path) -> bool:
     """Whether peft or save_adapter wrote this folder."""
     folder = as_path(folder)
     return not is_unfinished(folder) and (folder / CONFIG).is_file()
 
 
-def save_adapter(folder: str | Path, config: ModelConfig, params: Adapted, base: str | Path):
+def save_adapter(
+    folder: str | Path, config: ModelConfig, params: Adapted, base: str | Path
+) -> None:
     """Write the adapter alone. base: the path of the frozen parameters. All processes call it together.
 
     Raises ValueError for a folder that is not empty. A failure leaves nothing behind.
@@ -117,7 +120,7 @@ def adapter_scale(folder: str | Path):
     return _scale(read_object(folder / CONFIG), folder / CONFIG)
 
 
-def load_adapter(folder: str | Path, config: ModelConfig, params, mesh: Mesh):
+def load_adapter(folder: str | Path, config: ModelConfig, params: Any, mesh: Mesh) -> Adapted:
     """Read an adapter of peft's, or of save_adapter, beside the params of its base: -> Adapted.
 
     Raises ValueError where the folder holds something else than plain LoRA of one scale, where a tensor is

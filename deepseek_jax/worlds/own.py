@@ -13,7 +13,7 @@ from deepseek_jax.worlds.world import Questions, World
 
 def own_world(
     reasoning: str | Path, rule: str, general: str | Path | None = None, *, template: str
-):
+) -> World:
     """The World of a jsonl file of questions in GSM8K's format, and optionally one of conversations.
 
     rule: the reward that says whether an answer is right. In the solutions the working before an answer's

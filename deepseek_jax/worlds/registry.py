@@ -1,12 +1,14 @@
 """THE list of toy worlds, and the look-ups by name that the recipes use."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.tokenizer import SMOLLM2, deepseek_tokenizer, load_tokenizer, smollm2_gguf
 from deepseek_jax.errors import suggest
 from deepseek_jax.lazy import LazyTable
 from deepseek_jax.rewards import RULES, Rewards
+from deepseek_jax.worlds.world import Questions, World
 
 # By their names; a world's words are read when it is first asked for
 WORLDS = LazyTable(
@@ -20,14 +22,14 @@ WORLDS = LazyTable(
 TOKENIZERS = {"bytes": byte_tokenizer, "deepseek": deepseek_tokenizer}
 
 
-def find_world(name: str):
+def find_world(name: str) -> World:
     """The World of this name. Raises ValueError where there is none."""
     if name not in WORLDS:
         raise ValueError(f"world={name!r} is not a world; {suggest(name, WORLDS)}")
     return WORLDS[name]
 
 
-def find_questions(name: str):
+def find_questions(name: str) -> tuple[World, Questions]:
     """(World, Questions) of this name. Raises ValueError where no world has such questions."""
     for world in WORLDS.values():
         if name in world.questions:
@@ -40,7 +42,7 @@ def question_names():
     return [name for world in WORLDS.values() for name in world.questions]
 
 
-def find_corpus(name: str):
+def find_corpus(name: str) -> tuple[World, Callable]:
     """(World, documents) of this name. Raises ValueError where no world has such a corpus."""
     for world in WORLDS.values():
         if name in world.corpora:
@@ -77,6 +79,6 @@ def all_rules():
     return rules
 
 
-def open_rewards(weights: Mapping[str, float], models=None):
+def open_rewards(weights: Mapping[str, float], models: Mapping[str, Any] | None = None) -> Rewards:
     """Rewards with the rules of all worlds, and with trained models."""
     return Rewards(weights, models, all_rules())
