@@ -56,8 +56,8 @@ class Gke:
         config = Path(given_file(given, "--config"))
         if not is_name(given) and (config.is_absolute() or not (home() / config).is_file()):
             raise ValueError(
-                f"--engine=gke: --config={config} is not in the image; give the name of a file of configs/, "
-                "or its path below the checkout"
+                f"--engine=gke: --config={config} is not in the image; give a path below the checkout, as in "
+                "configs/NAME.py, or NAME alone"
             )
 
     def check_installed(self):
