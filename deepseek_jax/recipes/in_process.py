@@ -51,6 +51,8 @@ def train(
     """
     if not isinstance(config, (ConfigDict, dict)):
         raise ValueError(f"config={config!r} must be a ConfigDict, or a dict of its fields")
+    if stop_after is not None and stop_after < 1:
+        raise ValueError(f"stop_after={stop_after} must be at least 1, or None for no such stop")
     config = ConfigDict(config)
     with _folder_for_workdir():
         with at("folder"):
@@ -81,11 +83,12 @@ def _stopping(stop_after):
         except SystemExit as ended:
             if ended.code != STOPPED:
                 raise
-            if stop():
-                raise KeyboardInterrupt("saved; the same call resumes it") from None
         finally:
             # What a run leaves in cycles would stay on the device, beside the next run
             gc.collect()
+    # Also where the run had nothing left to do: what follows the call should not begin
+    if stop():
+        raise KeyboardInterrupt("saved; the same call resumes it")
 
 
 @contextlib.contextmanager

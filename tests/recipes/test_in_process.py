@@ -99,6 +99,17 @@ def test_ctrl_c_saves_and_is_raised(counting):
     assert ds.train(config, work / "one").complete
 
 
+def test_ctrl_c_at_the_end_of_a_run_is_raised_too(counting, monkeypatch):
+    """Oracle: by hand: SIGINT in the report of a complete run: what follows the call does not begin."""
+    config, work = counting
+    recipe = recipes.experiment.find_recipe("counting")
+    with monkeypatch.context() as patched:
+        patched.setattr(recipe.JOB, "report", lambda job: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            ds.train(config, work / "one")
+    assert (work / "one" / "adapter").is_dir() and ds.train(config, work / "one").complete
+
+
 MISTAKES = [
     (dict(step=3), "one", "config.step.* did you mean steps"),
     (
@@ -129,6 +140,13 @@ def test_a_mistake_is_a_value_error_and_leaves_nothing(
     with pytest.raises(ValueError, match=words):
         ds.train(None if fields is None else config.to_dict() | fields, folder)
     assert [path.name for path in work.iterdir()] == ["file"]
+
+
+def test_a_stop_after_no_step_is_refused(counting):
+    """Oracle: by hand; no folder."""
+    with pytest.raises(ValueError, match="^stop_after=0 must be at least 1, or None"):
+        ds.train(counting[0], counting[1] / "one", stop_after=0)
+    assert not counting[1].exists()
 
 
 def test_a_fault_and_a_folder_of_another_config_are_raised(counting, monkeypatch):
