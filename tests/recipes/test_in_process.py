@@ -208,8 +208,9 @@ def test_it_trains_what_the_program_trains(tmp_path):
     trained = ds.train(config, tmp_path / "ours")
     theirs, ours = (lines(tmp_path / name) for name in ("theirs", "ours"))
     assert ours == theirs and len(ours) > 3
-    after = json.loads((tmp_path / "theirs" / "after.json").read_text())
-    assert trained.complete and trained.scores["after"]["accuracy"] == after["accuracy"]
+    after = json.loads((tmp_path / "theirs" / "after.json").read_text())["sampled"]["scores"]
+    assert trained.complete and len(after) > 2
+    assert after.items() <= trained.scores["after"].items()
 
 
 def lines(folder):
