@@ -12,8 +12,8 @@ from absl import logging
 from configs.common import without_fusion_emitters
 from deepseek_jax.data.tokenizer import SMOLLM2
 from deepseek_jax.files import absolute, read_json
-from deepseek_jax.parallel.environment import prepare_process
 from deepseek_jax.programs import program as program_file
+from deepseek_jax.recipes.environment import prepare_process
 from deepseek_jax.recipes.workdir import MARKER
 from launch.caches import keep_programs
 from launch.config_file import load_config, set_field

@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 
 from deepseek_jax.errors import Fault, at, shortened
 from deepseek_jax.files import absolute
-from deepseek_jax.parallel.environment import check_xla_flags, prepare_process
 from deepseek_jax.programs import is_ours
+from deepseek_jax.recipes.environment import check_xla_flags, prepare_process
 from deepseek_jax.recipes.experiment import Observers, opened, run_recipe
 from deepseek_jax.recipes.workdir import check_starts
 from launch import distributed

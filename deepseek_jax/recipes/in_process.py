@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from deepseek_jax.errors import at
 from deepseek_jax.files import absolute
-from deepseek_jax.parallel.environment import has_devices, prepare_process
 from deepseek_jax.recipes.driver import held_out_scores
+from deepseek_jax.recipes.environment import has_devices, prepare_process
 from deepseek_jax.recipes.experiment import job_to_read, run_recipe
 from deepseek_jax.recipes.stop import Stop
 from deepseek_jax.recipes.workdir import check_starts

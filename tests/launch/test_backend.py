@@ -11,8 +11,8 @@ import pytest
 
 from launch import backend, common, waiting
 from tests.launch.test_train import ROOT, folder, start, tasks  # noqa: F401
-from tests.parallel.test_environment import FLAGS
 from tests.quick import others_slow
+from tests.recipes.test_environment import FLAGS
 from tests.reliability.in_process import launched
 
 SFT = "--config=configs/sft_small.py"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deepseek_jax.parallel.environment import check_xla_flags
+from deepseek_jax.recipes.environment import check_xla_flags
 
 FLAGS = [
     ("--xla_nothing=3", "Unknown flag in XLA_FLAGS: --xla_nothing=3"),
