@@ -4,6 +4,7 @@ errors.py, files.py: messages with the config's path; files in folders and bucke
 hub.py, hub_messages.py: names on the Hugging Face hub, their files, and what goes wrong
 lazy.py, settings.py: names and tables that import when used; a config block -> a dataclass
 named_code.py: functions that a config names, FILE.py:NAME
+programs.py   where launch/ and configs/ are: in a checkout or in a wheel; __main__.py is the command
 ops/          the papers' equations: arrays in, arrays out; imports jax alone
 parallel/     where arrays live: mesh, the table of axes, shardings, expert exchange, pipeline, processes
 models/       what the network computes; the only nn.Modules
@@ -20,7 +21,7 @@ reinforce/    GRPO: its source of groups, its update, its reward models and scen
 distill/      all that teaches: targets, cache, alignment; one teacher or many, on texts or on own samples
 synthesis/    data from a teacher: ask, vary, filter, deduplicate
 reports/      tables, curves, the page
-recipes/      kinds of stages (kinds/), the driver, and each recipe: a list of stages
+recipes/      kinds of stages (kinds/), the driver, each recipe (a list of stages), and train, which runs one
 
 Dimensions, one letter each, in array names and in einsum strings:
 b batch; t query position; s key position; m = b t flattened; l layer; d hidden_size; v vocab_size;
@@ -31,6 +32,9 @@ p prompts_per_step; i completion within its group; j index_n_heads; y index_head
 
 from deepseek_jax.lazy import lazy_names
 
+# The one place of the version, which pyproject.toml reads
+__version__ = "0.1.0"
+
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
@@ -38,9 +42,12 @@ __getattr__, __dir__, __all__ = lazy_names(
         "GrpoOptions": "losses",
         "ModelConfig": "models",
         "Policy": "rollout",
+        "RULES": "rewards",
         "Rewards": "rewards",
+        "Rule": "rewards",
         "Run": "training",
         "TrainState": "training",
+        "Trained": "recipes",
         "completion_logprobs": "losses",
         "completion_texts": "rollout",
         "count_params": "models",
@@ -50,6 +57,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "group_advantages": "losses",
         "group_batch": "reinforce",
         "grpo_loss": "losses",
+        "load_adapter": "checkpoint",
         "load_gguf": "checkpoint",
         "load_hf": "checkpoint",
         "load_orbax": "checkpoint",
@@ -67,5 +75,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "render_prompt": "data",
         "save_hf": "checkpoint",
         "save_orbax": "checkpoint",
+        "train": "recipes",
     },
 )

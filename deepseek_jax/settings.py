@@ -56,6 +56,20 @@ class Rising:
         return "pairs (step, number) whose steps begin at 0 and rise"
 
 
+@dataclasses.dataclass(frozen=True)
+class OnHub:
+    """A mark of a text that may be a name on the Hugging Face hub. kind: "model" or "dataset"."""
+
+    kind: str
+
+    def holds(self, text):
+        """Any text is allowed: what reads it says what is wrong with it."""
+        return True
+
+
+# A path, or a name on the hub
+Checkpoint = Annotated[str, OnHub("model")]
+Data = Annotated[str, OnHub("dataset")]
 # A number of things that arrays have: int32 on the device
 Count = Annotated[int, Between(1, 2**31, open_high=True)]
 # A group, an interval and a text to predict need two of them
@@ -117,7 +131,7 @@ def _built(cls, block, path):
     missing = [name for name, field in fields.items() if name not in given and _required(field)]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; set {path}.{missing[0]}")
-    hints = _hints(cls)
+    hints = field_hints(cls)
     checked = {name: _checked(given[name], hints[name], f"{path}.{name}") for name in given}
     with at(path):
         return cls(**checked)
@@ -128,13 +142,21 @@ def check_fields(block):
 
     Raises ValueError as build does; the message begins with the field.
     """
-    for name, hint in _hints(type(block)).items():
+    for name, hint in field_hints(type(block)).items():
         _checked(getattr(block, name), hint, name)
 
 
 @functools.cache
-def _hints(cls):
+def field_hints(cls: type) -> dict:
+    """{field: its hint, with marks} of a settings class."""
     return typing.get_type_hints(cls, include_extras=True)
+
+
+def marks_of(hint) -> list:
+    """The marks of a hint and of the hints within it, such as Between and OnHub."""
+    own = list(getattr(hint, "__metadata__", ()))
+    _, _, args = _parts(hint)
+    return own + [mark for arg in args for mark in marks_of(arg)]
 
 
 def _required(field):

@@ -1,40 +1,16 @@
-"""What JAX, XLA and a cluster's launcher find in the environment, and what is wrong with it.
+"""What JAX and a cluster's launcher find in the environment, and what is wrong with it.
 
 JAX is imported where it is used, because launch/common.py imports this module.
 """
 
-import functools
 import os
-import re
-import subprocess
-import sys
 import traceback
 
-# XLA aborts the process that parses a flag which it does not know: this parses them, in 0.3 s, in another one
-PARSE = "from jaxlib import xla_client; xla_client.CompileOptions().executable_build_options"
-# What it says of them, behind the place in its source
-COMPLAINT = re.compile(
-    r"^[EF]\d{4} .*?\] (Unknown .*|Couldn't .*|Could not .*?\".*?\")", re.MULTILINE
-)
 # What a launcher gives each of the processes that it starts together
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 GKE = ("TPU_WORKER_HOSTNAMES", "TPU_WORKER_ID")
 SLICES = ("MEGASCALE_COORDINATOR_ADDRESS", "MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID")
 NUMBERS = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", *GKE[1:], *SLICES[1:])
-
-
-@functools.cache
-def check_xla_flags(given: str):
-    """Raise ValueError where XLA does not know one of these flags, or cannot read its value."""
-    if not given.strip():
-        return
-    environment = os.environ | {"XLA_FLAGS": given}
-    done = subprocess.run([sys.executable, "-c", PARSE], env=environment, capture_output=True)
-    said = COMPLAINT.search(done.stderr.decode(errors="replace"))
-    if done.returncode and said:
-        raise ValueError(
-            f"XLA_FLAGS={given}: {said[1]}; correct config.xla_flags or the variable XLA_FLAGS"
-        )
 
 
 def no_backend(error: BaseException):

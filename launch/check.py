@@ -17,7 +17,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from deepseek_jax.files import remove_folder
-from launch.workdir import claim_workdir
+from deepseek_jax.recipes.experiment import Opened
+from deepseek_jax.recipes.workdir import claim_workdir
 
 # What runs together has to be the same
 PACKAGES = ("deepseek_jax", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain")
@@ -32,24 +33,22 @@ class _Done(Exception):
     """Ends the claim of a work directory as a run that failed at once does: nothing of it stays."""
 
 
-def check(recipe, settings, mesh, config: ConfigDict, workdir: Path):
-    """Print what each part found, from process 0. Raises ValueError for what a user can correct.
-
-    settings: of recipe.SETTINGS, built from the config.
-    """
+def check(opened: Opened, config: ConfigDict, workdir: Path):
+    """Print what each part found, from process 0. Raises ValueError for what a user can correct."""
     from deepseek_jax.parallel.processes import say
     from deepseek_jax.recipes import driver
     from deepseek_jax.training.run import Run
 
+    recipe, settings, mesh, _ = opened
+
     def data(folder):
         return driver.describe(recipe.JOB(settings, mesh, Run(mesh, folder, None)))
 
-    redoes = recipe.JOB.redoes_what_changed
     parts = {
         "devices": lambda: _devices(mesh),
         "versions": _versions,
         "collectives": lambda: _collectives(mesh),
-        "work directory, data": lambda: _files(config, workdir, redoes, data),
+        "work directory, data": lambda: _files(opened, config, workdir, data),
     }
     began = time.monotonic()
     for name, part in parts.items():
@@ -163,12 +162,13 @@ def _collectives(mesh):
     return f"sums of {size} along " + ", ".join(times) if times else "a single device has none"
 
 
-def _files(config, workdir, redoes, data):
+def _files(opened, config, workdir, data):
     """The work directory, which all processes see and no other run uses, and data(folder) in it."""
     from deepseek_jax.parallel.processes import barrier, first_process
 
     try:
-        with claim_workdir(workdir, config, may_change=redoes):
+        redoes = opened.recipe.JOB.redoes_what_changed
+        with claim_workdir(workdir, config, redoes, opened.commits):
             folder = workdir / "check"
             try:
                 said = data(folder)

@@ -1,25 +1,23 @@
-"""What the notebook colab.ipynb calls: the devices, a checkpoint, and runs in the notebook's own process.
+"""What the notebook colab.ipynb calls beside ds.train: devices, a checkpoint, and the state of its runs.
 
 A TPU belongs to one process. The notebook uses it, so its runs cannot be processes of their own.
 """
 
-import gc
-import itertools
 import os
 import subprocess
 import sys
 
 from absl import logging
-from ml_collections import ConfigDict
 
 from configs.common import without_fusion_emitters
 from deepseek_jax.checkpoint.locate import SMOLLM2
 from deepseek_jax.files import absolute
 from deepseek_jax.hub import model_folder, pinned
-from launch import common
+from deepseek_jax.programs import program as program_file
+from deepseek_jax.recipes.environment import prepare_process
+from deepseek_jax.recipes.workdir import MARKER, read_mark
 from launch.caches import keep_programs
 from launch.config_file import load_config, set_field
-from launch.workdir import MARKER, read_mark
 
 # The models of adapted_models.MODELS that fit one v5e chip: their names on the hub. They need no login
 ON_THE_HUB = {
@@ -27,13 +25,13 @@ ON_THE_HUB = {
     "qwen2_5_1_5b": "Qwen/Qwen2.5-1.5B-Instruct",
     "r1_distill_qwen_1_5b": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
 }
-# Between lines of a run, which stay in the notebook
+# Between lines of a run, which stay in the notebook: console_seconds of ds.train
 CONSOLE_SECONDS = 30.0
 
 
 def find_devices():
     """Print what JAX computes on: -> whether that is a TPU. Call it before anything else uses JAX."""
-    common.prepare_process(without_fusion_emitters())
+    prepare_process(without_fusion_emitters())
     # As in the programs: at INFO libraries report every file they touch
     logging.set_verbosity(logging.ERROR)
     keep_programs(None)
@@ -73,16 +71,10 @@ def experiment(name: str, **fields):
     """The ConfigDict of configs/NAME.py, or of "NAME:ARG". fields: what to change in it; a block is a dict
     of those of its fields that change.
     """
-    config = load_config(_path(name))
+    config = load_config(name)
     for field, value in _leaves(fields):
         set_field(config, field, value)
     return config
-
-
-def _path(name):
-    """The value of --config for NAME or "NAME:ARG"."""
-    file, colon, arg = name.partition(":")
-    return f"{common.ROOT}/configs/{file}.py{colon}{arg}"
 
 
 def _leaves(fields, path=""):
@@ -91,41 +83,6 @@ def _leaves(fields, path=""):
             yield from _leaves(value, f"{path}{name}.")
         else:
             yield f"{path}{name}", value
-
-
-def train(config: ConfigDict, workdir: str | os.PathLike, stop_after: int | None = None):
-    """Run an experiment, or resume it, in this process: -> whether it is complete.
-
-    workdir: a folder, or gs://BUCKET/NAME, as for all functions here. The notebook's stop button saves after
-    the step at hand, and raises KeyboardInterrupt. stop_after: stop after so many steps, in the same way but
-    without an exception. A mistake is one message and SystemExit.
-    """
-    from deepseek_jax.training.loop import STOPPED
-
-    steps = itertools.count(1)
-    with common.Stop() as stop:
-
-        def should_stop():
-            return stop() or next(steps) == stop_after
-
-        try:
-            common.run_recipe(
-                config,
-                absolute(workdir),
-                listen=lambda: stop,
-                after_step=should_stop,
-                console_seconds=CONSOLE_SECONDS,
-            )
-        except SystemExit as ended:
-            if ended.code != STOPPED:
-                raise
-            if stop():
-                raise KeyboardInterrupt("saved; run this cell again to resume") from None
-            return False
-        finally:
-            # What a run leaves in cycles would stay on the device, beside the next run
-            gc.collect()
-    return True
 
 
 def report(work: str | os.PathLike):
@@ -165,13 +122,15 @@ def resume(work: str | os.PathLike):
     A run whose config names code is left: a folder may be another's, and its code is not run from here.
     """
     for folder in report(work):
-        config, code = read_mark(folder)
+        # Imports jax, which reads its flags when find_devices prepares this process
+        from deepseek_jax.recipes import train
+
+        config, code, _ = read_mark(folder)
         if code:
-            print(
-                f"{folder} names the code {', '.join(code)}: resume it with train(config, folder)"
-            )
+            named = ", ".join(code)
+            print(f"{folder} names the code {named}: resume it by ds.train(config, folder)")
         else:
-            train(ConfigDict(config), folder)
+            train(config, folder, console_seconds=CONSOLE_SECONDS)
 
 
 def curves(workdir: str | os.PathLike, phase: str = "grpo"):
@@ -194,12 +153,7 @@ def plan(name: str, topology: str, *, program: str, cache: str | os.PathLike, **
     """
     changed = [f"--config.{field}={value}" for field, value in _leaves(fields)]
     flags = [f"--topology={topology}", f"--program={program}", f"--cache={cache}", *changed]
-    command = [
-        sys.executable,
-        common.ROOT / "launch" / "plan.py",
-        f"--config={_path(name)}",
-        *flags,
-    ]
+    command = [sys.executable, program_file("plan"), f"--config={name}", *flags]
     # Not a notebook's "!", which forks a process whose JAX has threads. A process of its own, because this
     # one compiles for the devices that are here
     with subprocess.Popen(

@@ -4,36 +4,32 @@ The worker processes of a reward import the program again, so jax is imported on
 """
 
 import contextlib
-import dataclasses
 import errno
-import importlib
 import os
 import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from deepseek_jax import recipes
-from deepseek_jax.errors import Fault, at, shortened, suggest
+from deepseek_jax.errors import Fault, at, shortened
 from deepseek_jax.files import absolute
-from deepseek_jax.settings import build
+from deepseek_jax.programs import is_ours
+from deepseek_jax.recipes.environment import check_xla_flags, prepare_process
+from deepseek_jax.recipes.experiment import Observers, opened, run_recipe
+from deepseek_jax.recipes.workdir import check_starts
 from launch import distributed
-from launch.backend import check_xla_flags, no_backend
+from launch.backend import no_backend
 from launch.caches import keep_programs
 from launch.config_file import load_config, split_arguments
-from launch.signals import Stop, interruptible
+from launch.signals import interruptible
 from launch.waiting import USER_ERROR, waiting
-from launch.workdir import check_starts, claim_workdir, default_workdir
 
 # So --help of a program lists the flags that this module defines for it
 flags.disclaim_key_flags()
-ROOT = Path(__file__).resolve().parents[1]
 # JAX itself would end the process, with the traces of its service
 PEERS_SECONDS = 300.0
 PEERS_REMEDY = "start as many processes as the launcher says, or give --distributed=no"
@@ -62,7 +58,10 @@ def run_program(main, parse):
 
 def define_config(required=True):
     """Define --config. parse_config reads it, and the --config.FIELD=VALUE that go with it."""
-    meaning = "The experiment: FILE.py or FILE.py:ARG; --config.FIELD=VALUE sets a field of it."
+    meaning = (
+        "The experiment: FILE or FILE:ARG, where FILE is a Python file or the name of a shipped one, as "
+        "grpo_small; --config.FIELD=VALUE sets a field of it."
+    )
     flags.DEFINE_string("config", None, meaning, required=required)
 
 
@@ -164,7 +163,8 @@ def one_message(shown=str):
     except Exception as error:
         # --verbosity=1 shows where it was raised
         logging.debug("raised here:", exc_info=error)
-        if isinstance(error, ValueError) and _is_ours(error):
+        *_, (last, _) = traceback.walk_tb(error.__traceback__)
+        if isinstance(error, ValueError) and is_ours(last.f_code.co_filename):
             fail(shown(error))
         cause = refused(error) or no_backend(error)
         if cause is None:
@@ -172,13 +172,6 @@ def one_message(shown=str):
         # Not `fail`: disk and device may be of this process alone, and process 0 knows nothing of it
         print(f"error: {cause}", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR)
-
-
-def _is_ours(error):
-    """Whether a line of this project raised the error."""
-    *_, (last, _) = traceback.walk_tb(error.__traceback__)
-    source = Path(last.f_code.co_filename).resolve()
-    return any(source.is_relative_to(ROOT / part) for part in ("configs", "deepseek_jax", "launch"))
 
 
 def refused(error: BaseException):
@@ -199,30 +192,20 @@ def refused(error: BaseException):
     return None
 
 
-def find_recipe(name: str):
-    """The module deepseek_jax/recipes/NAME.py or NAME/run.py, which has JOB and SETTINGS.
+def default_workdir(config_path: str, seed: int | None) -> Path:
+    """runs/<config file>[_<arg>][_seed<N>], without _seed<N> where N is 0 or the arg names it.
 
-    Raises ValueError for an unknown name.
+    config_path: the value of --config, as in "configs/grpo_small.py:runlocal".
     """
-    folders = [Path(folder) for folder in recipes.__path__]
-    # Files are read, not imported: one recipe does not need the dependencies of another
-    files = [file for folder in folders for file in folder.glob("*.py") if _has_job(file)]
-    modules = {file.stem: file.stem for file in files}
-    for folder in folders:
-        modules |= {f.parent.name: f"{f.parent.name}.run" for f in folder.glob("*/run.py")}
-    if name not in modules:
-        raise ValueError(
-            f"config.recipe={name!r} is not a recipe; {suggest(name, sorted(modules))}"
-        )
-    return importlib.import_module(f"{recipes.__name__}.{modules[name]}")
-
-
-def _has_job(file):
-    return "\nJOB = " in file.read_text()
+    path, _, arg = config_path.partition(":")
+    name = Path(path).stem + (f"_{arg}" if arg else "")
+    if seed and "seed=" not in arg:
+        name += f"_seed{seed}"
+    return Path("runs") / re.sub(r"[^\w=.,+-]", "_", name)
 
 
 def given_workdir(name: str, seed: int | None):
-    """--workdir, a folder or gs://..., or the default folder of a run: see workdir.default_workdir."""
+    """--workdir, a folder or gs://..., or the default folder of a run: see default_workdir."""
     with one_message(), at("--workdir"):
         return absolute(flags.FLAGS.workdir or default_workdir(name, seed))
 
@@ -242,17 +225,10 @@ def start(config: ConfigDict, workdir: Path, shown=str):
         from launch.check import check
 
         with one_message(shown):
-            check(*_opened(config), config, workdir)
+            check(opened(config, workdir), config, workdir)
         return
-    run_recipe(config, workdir, shown, observers=observers, strict=flags.FLAGS.strict)
-
-
-class Observers(NamedTuple):
-    """What looks on at a run, None for nothing: a Profile, a Watchdog and a WandbRun of training."""
-
-    profile: Any = None
-    watchdog: Any = None
-    wandb: Any = None
+    with one_message(shown):
+        run_recipe(config, workdir, observers=observers, strict=flags.FLAGS.strict)
 
 
 def _observers(config, workdir):
@@ -277,82 +253,3 @@ def _observers(config, workdir):
             raise ValueError(f"--wandb={values.wandb} is not PROJECT or ENTITY/PROJECT")
         wandb = WandbRun(values.wandb, workdir, config.to_dict())
     return Observers(profile, watchdog, wandb)
-
-
-def prepare_process(xla_flags: str):
-    """Set what JAX and malloc read when this process starts to use them: call it before anything asks for
-    devices. xla_flags are put before XLA_FLAGS of the environment, which win. Raises ValueError for a flag
-    that XLA does not know.
-    """
-    given = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{xla_flags} {given}".strip()
-    check_xla_flags(os.environ["XLA_FLAGS"])
-    from deepseek_jax.parallel.host_memory import keep_freed_memory, return_compilers_memory
-    from deepseek_jax.parallel.host_threads import give_devices_threads
-
-    give_devices_threads()
-    # It has to come before any other thread runs
-    keep_freed_memory()
-    return_compilers_memory()
-
-
-def run_recipe(
-    config: ConfigDict,
-    workdir: Path,
-    shown=str,
-    listen=Stop,
-    *,
-    observers: Observers | None = None,
-    strict: bool = False,
-    console_seconds: float | None = None,
-    after_step: Callable[[], bool] | None = None,
-):
-    """The part of `start` that a process may repeat. listen() -> whether it was asked to stop, as Stop says,
-    after a step or within a measurement. after_step: of steps, in its place. strict: of the recipe's Run.
-    console_seconds: of MetricsWriter.
-    """
-    import jax
-
-    from deepseek_jax.recipes import driver
-    from deepseek_jax.training.metrics import MetricsWriter
-    from deepseek_jax.training.run import Run, stoppable
-
-    observers = observers or Observers()
-    with one_message(shown):
-        # Before the work directory is claimed: a misspelt field is named even if that is another config's
-        recipe, settings, mesh = _opened(config)
-        redoes = recipe.JOB.redoes_what_changed
-        with claim_workdir(workdir, config, may_change=redoes), jax.set_mesh(mesh):
-            if jax.process_index() == 0:
-                devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
-                print(f"{config.recipe} on {devices}; work directory {workdir}", flush=True)
-            writer = MetricsWriter(workdir, console_seconds, observers.wandb)
-            # Closed also where the run raises: in a bucket its last lines wait to be written
-            asked = listen()
-            with contextlib.closing(writer), stoppable(asked):
-                run = Run(
-                    mesh,
-                    workdir,
-                    writer,
-                    after_step or asked,
-                    profile=observers.profile,
-                    watchdog=observers.watchdog,
-                    strict=strict,
-                )
-                try:
-                    driver.run(recipe.JOB(settings, mesh, run))
-                finally:
-                    if run.profile is not None:
-                        run.profile.report()
-
-
-def _opened(config):
-    """(the recipe's module, its settings, the mesh) of a config."""
-    from deepseek_jax.parallel.mesh import MeshSettings, make_mesh
-
-    recipe = find_recipe(config.get("recipe"))
-    settings = build(recipe.SETTINGS, config, "config")
-    axes = build(MeshSettings, config.get("mesh", {}), "config.mesh")
-    with at("config.mesh"):
-        mesh = make_mesh(**dataclasses.asdict(axes))
-    return recipe, settings, mesh

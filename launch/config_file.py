@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from deepseek_jax.files import expanded
 from deepseek_jax.named_code import import_file, look_beside
+from deepseek_jax.programs import given_file, is_ours
 
 OVERRIDE = re.compile(r"--?config\.([^=]*)(=?)(.*)", re.DOTALL)
 BOOLS = {"true": True, "false": False}
@@ -40,13 +40,13 @@ def split_arguments(argv: list[str]):
 
 
 def load_config(name: str, overrides=()):
-    """The ConfigDict of "FILE.py" or "FILE.py:ARG", with overrides as of split_arguments.
+    """The ConfigDict of FILE or FILE:ARG, with overrides as of split_arguments. FILE: of programs.given_file.
 
     Raises ValueError for a file without a get_config that returns one, where get_config raises one, and for
     an override that cannot be read or that a later one would replace.
     """
     path, *arg = name.split(":", 1)
-    path = expanded(path)
+    path = given_file(path, "--config")
     look_beside(path)
     get_config = load_function(path, "get_config", "--config")
     try:
@@ -71,7 +71,7 @@ def load_config(name: str, overrides=()):
 
 def load_function(path: str, name: str, flag: str):
     """The function `name` of the Python file that `flag` gives. Raises ValueError where it is missing."""
-    path = expanded(path)
+    path = given_file(path, flag)
     if not Path(path).is_file():
         raise ValueError(f"{flag}={path}: there is no such file; give the path of a Python file")
     if Path(path).suffix != ".py":
@@ -93,7 +93,9 @@ def call(code: Callable, given: str, path: str):
     # A file that calls sys.exit(0) would look like a success
     except (Exception, SystemExit) as error:
         places = traceback.extract_tb(error.__traceback__)
-        if isinstance(error, ValueError) and _is_ours(places[-1].filename, path):
+        last = places[-1].filename
+        itself = Path(last).resolve() == Path(path).resolve()
+        if isinstance(error, ValueError) and is_ours(last) and not itself:
             raise
         file, argument = Path(path).resolve(), "" if given.endswith(path) else ", or the argument"
         lines = [place.lineno for place in places if Path(place.filename).resolve() == file]
@@ -102,13 +104,6 @@ def call(code: Callable, given: str, path: str):
         raise ValueError(
             f"{given}: {path}, line {line}: {type(error).__name__}: {error}; correct that line{argument}"
         ) from error
-
-
-def _is_ours(file, path):
-    """Whether a file of this project other than the one at path."""
-    file, root = Path(file).resolve(), Path(__file__).resolve().parents[1]
-    ours = any(file.is_relative_to(root / part) for part in ("configs", "deepseek_jax", "launch"))
-    return ours and file != Path(path).resolve()
 
 
 def set_field(config: ConfigDict, field: str, value):

@@ -31,9 +31,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from deepseek_jax.errors import at
 from deepseek_jax.files import cache_folder, expanded, is_remote
+from deepseek_jax.programs import given_file
+from deepseek_jax.recipes.experiment import find_recipe, job_to_read
+from deepseek_jax.recipes.stop import Stop
 from launch import common
 from launch.config_file import call, load_function, split_arguments
 from launch.engines import STOPPED, gke, slurm
@@ -42,7 +46,7 @@ from launch.planning.topology import EXAMPLES
 from launch.sweeps.folder import Folder
 from launch.sweeps.follow import Sweep, cancel
 from launch.sweeps.prune import able_runs
-from launch.sweeps.runs import check_data, file_name, recipes_job, sweep_runs, train_arguments
+from launch.sweeps.runs import check_data, file_name, sweep_runs, train_arguments
 from launch.sweeps.show import Show
 
 FAILED = 1
@@ -51,7 +55,9 @@ ENGINES = ("local", "slurm", "gke")
 
 def define_flags():
     common.define_config()
-    meaning = "FILE.py with sweep(config) -> a list of overrides."
+    meaning = (
+        "FILE.py with sweep(config) -> a list of overrides, or a shipped one's name, as seeds."
+    )
     flags.DEFINE_string("sweep", None, meaning, required=True)
     flags.DEFINE_string("workdir", None, "The folder of the runs; default runs/CONFIG_SWEEP.")
     flags.DEFINE_enum("engine", "local", ENGINES, "Where the runs are executed.")
@@ -75,26 +81,27 @@ def main(given):
         folder.check()
         # Before the recipe, which imports jax: what is missing is said at once
         engine = make_engine(folder.path)
-        listed = load_function(values.sweep, "sweep", "--sweep")
-        overrides = call(lambda: listed(config), f"--sweep={values.sweep}", values.sweep)
-        recipe = common.find_recipe(config.get("recipe"))
+        file = given_file(values.sweep, "--sweep")
+        listed = load_function(file, "sweep", "--sweep")
+        overrides = call(lambda: listed(config), f"--sweep={file}", file)
+        recipe = find_recipe(config.get("recipe"))
         runs = sweep_runs(config, overrides, recipe.SETTINGS)
     with common.one_message():
         if values.cancel:
-            with common.Stop() as should_stop:
+            with Stop() as should_stop:
                 stopped = cancel(folder, engine, should_stop)
             print(f"asked to save and end: {', '.join(stopped) or 'no run is live'}", flush=True)
             return
         able = able_runs(folder, runs, values.topology, cache_folder("plans"))
         if values.dry_run:
             print(engine.shown([job_of(folder, run, shared) for run in able]), flush=True)
-            check_data(recipe, able)
+            check_data(able)
             return
         pruned = {run.name for run in runs if run not in able}
-        show = Show(folder, runs, lambda run: scores(recipe, folder, run), values.metric, pruned)
+        show = Show(folder, runs, lambda run: scores(folder, run), values.metric, pruned)
         sweep = Sweep(folder, engine, lambda run: job_of(folder, run, shared), show, values.watch)
         # Before and after it there is nothing to pass a signal on to
-        with common.Stop() as should_stop:
+        with Stop() as should_stop:
             statuses = sweep.run(able, values.max_jobs, values.rerun_failed, should_stop)
     if should_stop() or folder.cancelled.exists():
         sys.exit(STOPPED)
@@ -107,8 +114,8 @@ def sweeps_folder():
     file, colon, arg = values.config.partition(":")
     name = f"{Path(file).stem}_{Path(values.sweep).stem}"
     identity = {
-        "config": f"{Path(expanded(file)).resolve()}{colon}{arg}",
-        "sweep": str(Path(expanded(values.sweep)).resolve()),
+        "config": f"{Path(given_file(file, '--config')).resolve()}{colon}{arg}",
+        "sweep": str(Path(given_file(values.sweep, "--sweep")).resolve()),
     }
     if values.workdir and is_remote(values.workdir):
         raise ValueError(
@@ -139,11 +146,11 @@ def job_of(folder, run, shared):
     return folder.job(run.name, train_arguments(run, folder.path, shared))
 
 
-def scores(recipe, folder, run):
+def scores(folder, run):
     """What a run has measured: of recipes.driver.held_out_scores."""
     from deepseek_jax.recipes.driver import held_out_scores
 
-    return held_out_scores(recipes_job(recipe, run, folder.path / run.name))
+    return held_out_scores(job_to_read(ConfigDict(run.config), folder.path / run.name))
 
 
 def report(recipe, folder, runs, statuses, show):

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from configs import r1, v3_post_training
 from deepseek_jax import recipes
-from launch import common
+from deepseek_jax.recipes.experiment import find_recipe
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Every recipe: launch/evaluate.py makes the config of one from flags
 SETTINGS = {
-    path.parent.name: common.find_recipe(path.parent.name).SETTINGS
+    path.parent.name: find_recipe(path.parent.name).SETTINGS
     for path in sorted(Path(recipes.__file__).parent.glob("*/run.py"))
 }
 SHARED = ("__init__", "adapted_models", "common", "distill_published", "models")

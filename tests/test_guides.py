@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = [
@@ -63,3 +64,14 @@ def test_every_program_is_in_its_guide():
     programs = [p.name for p in (ROOT / "launch").glob("*.py") if "__main__" in p.read_text()]
     guide = (ROOT / "launch" / "README.md").read_text()
     assert programs and all(f"[{name}]({name})" in guide for name in programs)
+
+
+def test_the_citation_has_what_its_format_requires():
+    """Oracle: the fields that the Citation File Format 1.2.0 requires, by hand, and the project's license."""
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()
+    assert (
+        cited["cff-version"] == "1.2.0"
+        and f'license = "{cited["license"]}"' in (ROOT / "pyproject.toml").read_text()
+    )
+    assert all({"title", "type", "authors"} <= each.keys() for each in cited["references"])

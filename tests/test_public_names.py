@@ -1,6 +1,7 @@
 """The names that the package and its rooms offer to others."""
 
 import importlib
+import inspect
 import pkgutil
 import re
 import subprocess
@@ -39,8 +40,9 @@ def test_rooms_with_modules_free_of_jax_import_none():
 def test_a_public_name_is_a_rooms_and_says_what_it_is(name):
     """Oracle: the room that lists it, and its docstring."""
     value = getattr(deepseek_jax, name)
-    (home,) = (r for r in map(room, ROOMS) if name in getattr(r, "__all__", ()))
-    assert value is getattr(home, name) and value.__doc__
+    # RULES of parallel are others than those of rewards
+    homes = [r for r in map(room, ROOMS) if name in getattr(r, "__all__", ())]
+    assert sum(getattr(home, name) is value for home in homes) == 1 and value.__doc__
 
 
 @pytest.mark.parametrize("name", ROOMS)
@@ -52,6 +54,27 @@ def test_every_name_that_a_room_exports_loads(name):
         assert getattr(package, exported) is not None
         assert exported not in modules
     assert list(getattr(package, "__all__", ())) == sorted(getattr(package, "__all__", ()))
+
+
+def without_hints(function):
+    """The parameters of a function that have no type hint, and "return" where that has none."""
+    signature = inspect.signature(inspect.unwrap(function))
+    names = [p.name for p in signature.parameters.values() if p.annotation is p.empty]
+    return names + ["return"] * (signature.return_annotation is signature.empty)
+
+
+@pytest.mark.parametrize("name", ["", *ROOMS])
+def test_every_public_function_and_constructor_has_type_hints(name):
+    """Oracle: the signatures. A dataclass and a NamedTuple have hints by their form."""
+    package = room(name) if name else deepseek_jax
+    missing = {}
+    for exported in getattr(package, "__all__", ()):
+        value = getattr(package, exported)
+        if inspect.isfunction(inspect.unwrap(value)):
+            missing[exported] = without_hints(value)
+        elif inspect.isclass(value) and "__init__" in vars(value):
+            missing[exported] = sorted(set(without_hints(value.__init__)) - {"self", "return"})
+    assert {name: hints for name, hints in missing.items() if hints} == {}
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,7 @@ PLAIN = {
 }
 
 
-def is_adapter(folder: str | Path):
+def is_adapter(folder: str | Path) -> bool:
     """Whether peft or save_adapter wrote this folder."""
     folder = as_path(folder)
     return not is_unfinished(folder) and (folder / CONFIG).is_file()
@@ -64,7 +65,7 @@ def save_adapter(
     params: Adapted,
     base: str | Path,
     files: dict[str, bytes] | None = None,
-):
+) -> None:
     """Write the adapter alone. base: the frozen parameters, as locate.checkpoint_path takes them. All
     processes call it together.
 
@@ -132,7 +133,7 @@ def adapter_scale(folder: str | Path):
     return _scale(read_object(folder / CONFIG), folder / CONFIG)
 
 
-def adapter_base(folder: str | Path):
+def adapter_base(folder: str | Path) -> str:
     """What an adapter's folder names as its base, as a text; a folder base beside that of the adapter comes
     first, as the run that left both may have been moved. Raises ValueError where it names nothing.
     """
@@ -149,7 +150,7 @@ def adapter_base(folder: str | Path):
     return name
 
 
-def load_adapter(folder: str | Path, config: ModelConfig, params, mesh: Mesh):
+def load_adapter(folder: str | Path, config: ModelConfig, params: Any, mesh: Mesh) -> Adapted:
     """Read an adapter of peft's, or of save_adapter, beside the params of its base: -> Adapted.
 
     Raises ValueError where the folder holds something else than plain LoRA of one scale, where a tensor is

@@ -2,9 +2,11 @@
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
+from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.fill import load_tensors
 from deepseek_jax.checkpoint.hf_names import tensors
@@ -29,7 +31,9 @@ OPTIONAL = {
 }
 
 
-def load_gguf(path: str | Path, dtype: str | None = None, mesh=None):
+def load_gguf(
+    path: str | Path, dtype: str | None = None, mesh: Mesh | None = None
+) -> tuple[ModelConfig, Any]:
     """Read a .gguf file: -> (ModelConfig, params), the tree of models.init_params, unboxed.
 
     Weights are dequantised one tensor at a time. dtype: of the parameters, default float32. mesh: as in

@@ -92,7 +92,7 @@ def read_json(folder: str | Path):
         raise ValueError(f"{path} is not JSON: {error}; take another copy of it") from error
     if not isinstance(raw, dict):
         raise ValueError(f"{path} holds a {type(raw).__name__}; it must be an object with fields")
-    # A run's own config, see launch.workdir
+    # A run's own config, see recipes.workdir
     if "recipe" in raw:
         raise ValueError(f"{folder} is the folder of a run; {stages_left(path.parent)}")
     return raw

@@ -2,7 +2,9 @@
 
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,12 +39,12 @@ NOT_COPIED = ("config.json", "*.index.json")
 def save_hf(
     folder: str | Path,
     config: ModelConfig,
-    params,
+    params: Any,
     like: str | Path | None = None,
     fp8: bool = False,
     max_shard_size: int | str = "5GB",
     files: dict[str, bytes] | None = None,
-):
+) -> None:
     """Write config.json, safetensors and their index, as transformers reads them.
 
     params: the tree of models.init_params, unboxed, in any float dtypes, which the files keep. like: the
@@ -86,7 +88,7 @@ def save_hf(
             )
 
 
-def hf_tensors(config: ModelConfig, params):
+def hf_tensors(config: ModelConfig, params: Any) -> Iterator[tuple[str, np.ndarray]]:
     """The parameters (or their gradients) as Hugging Face's tensors: yields (name, numpy array)."""
     flat = checked_by_path(config, params)
     for name, places in tensors(config).items():

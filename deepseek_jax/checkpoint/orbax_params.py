@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +19,15 @@ from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.processes import first_process
 
 
-def is_orbax(folder: str | Path):
+def is_orbax(folder: str | Path) -> bool:
     """Whether save_orbax wrote this folder."""
     folder = absolute(folder)
     return not is_unfinished(folder) and ocp.is_orbax_checkpoint(folder / "params")
 
 
 def save_orbax(
-    folder: str | Path, config: ModelConfig, params, files: dict[str, bytes] | None = None
-):
+    folder: str | Path, config: ModelConfig, params: Any, files: dict[str, bytes] | None = None
+) -> None:
     """Write folder/config.json and folder/params. The processes of a run call it together.
 
     files: name -> content of what else the folder gets, see data.carried.carried_files.
@@ -44,7 +45,9 @@ def save_orbax(
             write_files(partial, files)
 
 
-def load_orbax(folder: str | Path, dtype: str | None = None, mesh: Mesh | None = None):
+def load_orbax(
+    folder: str | Path, dtype: str | None = None, mesh: Mesh | None = None
+) -> tuple[ModelConfig, Any]:
     """Read what save_orbax wrote: -> (ModelConfig, params). dtype and mesh as in load_hf.
 
     A process reads the chunks of the files that its devices hold any number of: about its share. The

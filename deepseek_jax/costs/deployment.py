@@ -45,7 +45,7 @@ def _bytes(name, shape, form):
     return (4 if name.endswith("e_score_correction_bias") else 2) * size
 
 
-def weight_bytes(config: ModelConfig, form: str):
+def weight_bytes(config: ModelConfig, form: str) -> int:
     """Bytes of all weights: int. form: as in tensor_bytes."""
     return sum(tensor_bytes(config, form).values())
 
@@ -56,7 +56,7 @@ def unquantised_bytes(config: ModelConfig):
     return sum(size for name, size in sizes.items() if not is_projection(name))
 
 
-def cache_bytes(config: ModelConfig):
+def cache_bytes(config: ModelConfig) -> int:
     """Bytes of the decoding cache for one token, in all layers, in bfloat16: int."""
     # The decoder's own cache, so that this cannot differ from what it allocates
     return sum(_cache_parts(config).values())
@@ -88,7 +88,7 @@ def distinct_experts(config: ModelConfig, tokens: int):
     return e * (1 - (1 - a / e) ** tokens)
 
 
-def step_bytes(config: ModelConfig, form: str, batch_size: int, context_length: int):
+def step_bytes(config: ModelConfig, form: str, batch_size: int, context_length: int) -> float:
     """Bytes that one decoding step reads from memory, to add a token to each of batch_size sequences: float.
 
     It reads every weight once, but only distinct_experts of the routed experts, and read_cache_bytes of each
@@ -111,7 +111,7 @@ def tokens_per_second(
     batch_size: int,
     context_length: int,
     bytes_per_second: float,
-):
+) -> float:
     """The most tokens a second, all sequences together, that this memory bandwidth allows: float.
 
     A step reads step_bytes. This is the rate of one chip, whether or not the weights fit in it; as long as
@@ -120,6 +120,6 @@ def tokens_per_second(
     return batch_size * bytes_per_second / step_bytes(config, form, batch_size, context_length)
 
 
-def chips_for(total_bytes: int, chip_bytes: int):
+def chips_for(total_bytes: int, chip_bytes: int) -> int:
     """The fewest chips of chip_bytes memory that hold total_bytes: int."""
     return -(-total_bytes // chip_bytes)

@@ -11,7 +11,7 @@ from deepseek_jax.parallel import logical_names
 
 def useful_flops(
     config: ModelConfig, sequence_length: int, *, trains_mtp: bool, frozen: bool = False
-):
+) -> float:
     """Operations that one token of a full row needs, forward and backward: float.
 
     6 for each weight that the token meets in a product (one product forward and two backward, of two

@@ -77,7 +77,7 @@ def with_system_line(messages: list, line: str):
     return [first | {"content": f"{line}\n{first['content']}"}, *others]
 
 
-def render_prompt(tokenizer: Tokenizer, question: str, *, template: str):
+def render_prompt(tokenizer: Tokenizer, question: str, *, template: str) -> list[int]:
     """Ids (a list of int) of the prompt that asks `question`; the answer begins where they end.
 
     tokenizer: data.tokenizer.Tokenizer. template: "chat", the checkpoint's own template with its
@@ -101,7 +101,9 @@ def render_prompt(tokenizer: Tokenizer, question: str, *, template: str):
     return bos + tokenizer.encode(template.replace("{question}", question))
 
 
-def render_conversation(tokenizer: Tokenizer, messages: list, *, template: str):
+def render_conversation(
+    tokenizer: Tokenizer, messages: list, *, template: str
+) -> tuple[list[int], list[bool]]:
     """(ids, is_target): lists of int and of bool, True on the assistant's texts and their end tokens.
 
     messages: see data.messages.parse_conversation. template: see data.chat.render_prompt. A lone message of

@@ -1,6 +1,7 @@
 """Conversations to packed batches, with loss on the assistant's tokens alone."""
 
 from functools import partial
+from typing import Any
 
 import grain
 import numpy as np
@@ -12,14 +13,14 @@ from deepseek_jax.data.tokenizer import Tokenizer
 
 
 def pack_conversations(
-    source,
+    source: Any,
     tokenizer: Tokenizer,
     rows: Rows,
     *,
     template: str,
     seed: int,
     num_epochs: int | None = None,
-):
+) -> grain.IterDataset:
     """Batches of whole conversations, each one a segment of its own, as a grain.IterDataset.
 
     source: a Mixture of conversations, or random access to them, see data.messages. A conversation longer

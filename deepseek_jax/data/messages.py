@@ -1,6 +1,6 @@
 """Conversations to learn from: from files, TFDS datasets, or worked examples."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ def read_conversations(
     data_dir: str | Path,
     split: str = "train",
     columns: Mapping[str, str] | None = None,
-):
+) -> Sequence:
     """Random access to the conversations of a path of data.records; see conversation_forms for their forms.
 
     columns: our name -> the column's, where the data have another. They are written under data_dir as a

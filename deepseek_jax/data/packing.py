@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import grain
 import numpy as np
@@ -49,14 +50,14 @@ class Rows:
 
 
 def pack(
-    source,
+    source: Any,
     tokenizer: Tokenizer,
     rows: Rows,
     *,
     seed: int,
     num_epochs: int | None = None,
     fim_rate: float = 0.0,
-):
+) -> grain.IterDataset:
     """Language-modelling batches of documents, shuffled by `seed`, as a grain.IterDataset.
 
     source: a Mixture, or random access to {"text": str or UTF-8 bytes}, such as

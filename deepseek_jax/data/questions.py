@@ -35,12 +35,13 @@ def read_questions(
     """
     examples, answered, marked = [], {}, {}
     for place, record in read_records(path, split):
-        example = parse_question(place, renamed(place, record, columns or {}))
+        record = renamed(place, record, columns or {})
+        example = parse_question(place, record)
         examples.append(example)
         if not any(name in example for name in IN_PLACE):
             answered.setdefault(bool(example["answer"]), place)
         if example["answer"]:
-            marked.setdefault("solution" in example, place)
+            marked.setdefault(MARK in str(record.get("answer")), place)
     if len(answered) == 2:
         raise ValueError(f"{answered[False]} has no text under 'answer', and {answered[True]} has")
     if len(marked) == 2:
@@ -74,24 +75,28 @@ def parse_question(place: str, record: Mapping) -> dict:
             f"{place} has no text under 'question'; its columns are {', '.join(record)}, and a line has "
             f"{FORM}. Name yours by config.data.columns={{'question': ..., 'answer': ...}}"
         )
-    return example | _answer(place, record.get("answer"))
+    answer, solution = _answer(place, record.get("answer"))
+    # A column of that name stays as it is
+    if solution is not None and "solution" not in example:
+        example["solution"] = solution
+    return example | {"answer": answer}
 
 
 def _answer(place, given):
-    """{"answer", and "solution" where the answer has its working} of a record's answer."""
+    """(the answer, the answer with its working or None) of a record's answer."""
     if given is None:
-        return {"answer": ""}
+        return "", None
     if isinstance(given, (int, float)) and not isinstance(given, bool):
         given = str(given)
     if not isinstance(given, str):
         raise ValueError(f"{place} has no text under 'answer': {str(given)[:80]}")
-    working, mark, answer = given.rpartition(MARK)
+    _, mark, answer = given.rpartition(MARK)
     if not mark:
-        return {"answer": given.strip()}
+        return given.strip(), None
     answer = answer.strip().replace(",", "")
     if not answer:
         raise ValueError(f"{place}: the answer has no final '{MARK} <answer>'.")
-    return {"answer": answer, "solution": given}
+    return answer, given
 
 
 def evaluation_texts(name: str):

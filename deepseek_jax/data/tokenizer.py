@@ -89,7 +89,7 @@ def closed_tokenizer(pieces):
     return Tokenizer(backend, eos_id=eos_id, pad_id=pad_id)
 
 
-def load_tokenizer(path: str | Path):
+def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer of a Hugging Face folder or a .gguf file, with its chat template; that of a DeepSeek-V3.2
     without one renders prompts by data.deepseek_v32. What a run left carries its tokenizer. path: as for
     checkpoint.locate.checkpoint_path.

@@ -42,7 +42,7 @@ def mean_over_tokens(
     teacher: Outputs | None = None,
     *,
     chunk_size: int | None = None,
-):
+) -> tuple[jax.Array, dict]:
     """(total float32[], {name: float32[]}): the weighted sum of the terms' means, and each mean.
 
     teacher: None where no term compares with its logits. A mean is the sum over tokens of share times loss,

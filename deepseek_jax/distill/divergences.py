@@ -8,7 +8,14 @@ import jax.numpy as jnp
 from deepseek_jax.ops.vocabulary import log_softmax, log_total
 
 
-def soft_loss(logits, teacher_logits, temperature, *, divergence: str, beta: float | None = None):
+def soft_loss(
+    logits: jax.Array,
+    teacher_logits: jax.Array,
+    temperature: float | jax.Array,
+    *,
+    divergence: str,
+    beta: float | None = None,
+) -> jax.Array:
     """temperature**2 D(p, q) of the two softmaxes of logits / temperature: float[... v] -> float32[...].
 
     In nats. divergence: a name of DIVERGENCES. beta: for jsd alone. temperature**2 keeps the scale of the
@@ -19,7 +26,7 @@ def soft_loss(logits, teacher_logits, temperature, *, divergence: str, beta: flo
     return temperature**2 * diverge(p, q, temperature, divergence=divergence, beta=beta)
 
 
-def hard_loss(logits, targets):
+def hard_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Negative log-likelihood at temperature 1: float32[m v], int32[m] -> float32[m], nats."""
     target_m = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     return log_total(logits) - target_m
@@ -32,7 +39,7 @@ def diverge(p, q, temperature=1.0, *, divergence: str, beta: float | None = None
     return DIVERGENCES[divergence](p, q, temperature, beta=beta)
 
 
-def forward_kl(p, q, temperature=1.0):
+def forward_kl(p: jax.Array, q: jax.Array, temperature: float | jax.Array = 1.0) -> jax.Array:
     """KL(p || q) in nats of the softmaxes of p / temperature and q / temperature: float32[... v], twice ->
     float32[...]. The student must cover every token that the teacher finds likely (arXiv:1503.02531).
 
@@ -60,14 +67,16 @@ def _floored(divergence):
     return divergence + jax.lax.stop_gradient(jnp.maximum(divergence, 0) - divergence)
 
 
-def reverse_kl(p, q, temperature=1.0):
+def reverse_kl(p: jax.Array, q: jax.Array, temperature: float | jax.Array = 1.0) -> jax.Array:
     """KL(q || p), otherwise as forward_kl. The student must avoid tokens that the teacher finds unlikely
     (arXiv:2306.08543).
     """
     return forward_kl(q, p, temperature)
 
 
-def jsd(p, q, temperature=1.0, *, beta: float):
+def jsd(
+    p: jax.Array, q: jax.Array, temperature: float | jax.Array = 1.0, *, beta: float
+) -> jax.Array:
     """Generalised Jensen-Shannon divergence (arXiv:2306.13649, eq. 1), otherwise as forward_kl:
     beta KL(p || M) + (1 - beta) KL(q || M), where M = beta p + (1 - beta) q.
 

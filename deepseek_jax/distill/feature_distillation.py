@@ -44,7 +44,9 @@ def unit_rms(x):
 
 
 @jax.jit
-def hidden_state_loss(hidden, teacher_hidden, projections):
+def hidden_state_loss(
+    hidden: jax.Array, teacher_hidden: jax.Array, projections: jax.Array
+) -> jax.Array:
     """Mean square distance of projected and teacher's hidden states, mean over layers: float32[b t].
 
     hidden: [l b t d], the residual stream after the layers compared. teacher_hidden: [l b t d'], after the

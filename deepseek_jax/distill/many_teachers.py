@@ -18,13 +18,13 @@ from deepseek_jax.ops.vocabulary import exponential, largest, log_total
 def teacher_kl(
     student: Outputs,
     teacher: Outputs,
-    share,
-    sampled,
+    share: jax.Array,
+    sampled: tuple[jax.Array, jax.Array],
     *,
-    weight,
-    temperature=1.0,
+    weight: float | jax.Array,
+    temperature: float | jax.Array = 1.0,
     chunk_size: int | None = None,
-):
+) -> tuple[jax.Array, dict]:
     """(weight KL(student || teacher) float32[], {"kl", "entropy", "sampler_gap": float32[]}), nats a token.
 
     The KL is of the two distributions at the temperature that was sampled at, without a factor

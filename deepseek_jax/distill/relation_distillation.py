@@ -12,8 +12,13 @@ from deepseek_jax.ops.dot import dot
 
 @functools.partial(jax.jit, static_argnames=("relation_heads", "chunk_size"))
 def relation_loss(
-    student, teacher, segment_ids, *, relation_heads: int, chunk_size: int | None = None
-):
+    student: jax.Array,
+    teacher: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    relation_heads: int,
+    chunk_size: int | None = None,
+) -> jax.Array:
     """KL(teacher's || student's) relations of each token to those before it: float32[b t], nats.
 
     student: [b t x], teacher: [b t y], both queries, keys, values or unit_rms hidden states of one layer, all

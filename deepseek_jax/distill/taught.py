@@ -4,6 +4,7 @@ sample -> sort by teacher -> each teacher's hidden states -> gradients, teacher 
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ def learn_from_teachers(
     teachers: dict[str, Teacher],
     questions: dict[str, list],
     run: Run,
-):
+) -> Any:
     """Train policy.params, which are donated: -> params. Resumes from run.folder.
 
     teachers: name -> Teacher, for each of settings.teachers. questions: task -> examples with prompt_ids.

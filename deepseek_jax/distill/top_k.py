@@ -48,8 +48,13 @@ class Buckets(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("top_k", "temperature", "chunk_size"))
 def top_k_logprobs(
-    hidden, head, top_k: int, temperature: float = 1.0, *, chunk_size: int | None = None
-):
+    hidden: jax.Array,
+    head: jax.Array,
+    top_k: int,
+    temperature: float = 1.0,
+    *,
+    chunk_size: int | None = None,
+) -> TopK:
     """TopK of the next token, likeliest first, with logits divided by temperature.
 
     hidden: [m d], after the final norm. head: [v d]. No gradient. Works through chunk_size tokens at a time,
@@ -76,7 +81,14 @@ def check_top_k(top_k: int, v: int):
         raise ValueError(f"top_k={top_k} must be from 1 to {v}, the tokens of the vocabulary")
 
 
-def top_k_loss(logits, teacher: TopK, temperature, *, divergence: str, beta: float | None = None):
+def top_k_loss(
+    logits: jax.Array,
+    teacher: TopK,
+    temperature: float | jax.Array,
+    *,
+    divergence: str,
+    beta: float | None = None,
+) -> tuple[jax.Array, dict]:
     """temperature**2 D over k + 1 buckets, and soft_bound: float32[m v], TopK at this temperature ->
     (float32[m], {"soft_bound": float32[m]}), nats.
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import optax
@@ -22,8 +23,13 @@ from deepseek_jax.training.watch import Checks, check_terms
 
 
 def train_student(
-    settings, objective: Objective, params, teacher_params, source: DistillSource, run: Run
-):
+    settings: Any,
+    objective: Objective,
+    params: Any,
+    teacher_params: Any,
+    source: DistillSource,
+    run: Run,
+) -> Any:
     """Train a student by its objective: -> params. Resumes from run.folder. Donates the given params.
 
     settings: StudentSettings. teacher_params: never changed, {} where no term needs a teacher. Before the

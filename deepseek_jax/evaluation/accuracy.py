@@ -1,6 +1,7 @@
 """Means with 95% intervals, so that two of them can be compared."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
 # The 97.5% quantile of the normal distribution
@@ -19,7 +20,7 @@ FEWEST = 10
 BEYOND = 0.025, 0.01
 
 
-def wilson_interval(successes: int, n: int):
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     """The 95% Wilson score interval of a share (Wilson 1927); it stays sensible at 0 and 1 and at small n.
 
     successes: int, 0 <= successes <= n. n: int, the number of independent trials, at least 1.
@@ -30,7 +31,7 @@ def wilson_interval(successes: int, n: int):
     return _wilson(successes / n, n)
 
 
-def share_interval(values, added: int = ADDED):
+def share_interval(values: ArrayLike, added: int = ADDED) -> tuple[float, float, float]:
     """The 95% interval of a mean of shares: Wilson's, of as many trials as the problems are worth.
 
     values: numbers [p] in 0..1, p >= 2, one per problem, such as the share of its samples that are right.
@@ -67,7 +68,7 @@ def _wilson(share, n):
     return low, high
 
 
-def mean_interval(values):
+def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
     """The 95% t interval of a mean: mean -+ t_{n-1} * std / sqrt(n), std with n - 1.
 
     values: float[n], n >= 2, finite and independent of each other: average several samples of one
@@ -80,7 +81,7 @@ def mean_interval(values):
     return mean, mean - half, mean + half
 
 
-def length_interval(values):
+def length_interval(values: ArrayLike) -> tuple[float, float, float]:
     """The 95% bootstrap-t interval of a mean of values with a long tail to the right, such as lengths (Efron
     and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5).
 

@@ -1,6 +1,7 @@
 """Held-out loss of conversations, with an interval over conversations."""
 
 import functools
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ class ConversationLoss:
     conversations. Their training weights are ignored.
     """
 
-    def __init__(self, config: ModelConfig, batches, mesh: Mesh):
+    def __init__(self, config: ModelConfig, batches: Iterable, mesh: Mesh):
         self.batches, self.mesh = batches, mesh
         # Replicated, so that every process can read all log-probabilities
         everywhere = NamedSharding(mesh, PartitionSpec())

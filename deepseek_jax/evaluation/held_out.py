@@ -43,14 +43,14 @@ def scores_of_both(answers: dict):
 
 def evaluate(
     policy: Policy,
-    examples,
+    examples: list[dict],
     rewards: Rewards | None,
     options: AnswerOptions,
     *,
     accuracy: str | None,
     seed: int = 0,
     samples: int = 3,
-):
+) -> dict:
     """Answer each example once, and score the answers.
 
     policy: rollout.Policy. examples: with their prompt_ids, and the fields that the rewards read. rewards:

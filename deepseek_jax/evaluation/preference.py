@@ -1,6 +1,7 @@
 """Accuracy and calibration of a reward model on pairs of responses and on labelled responses."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import expit
 
 from deepseek_jax.evaluation.accuracy import Z95, wilson_interval
@@ -8,7 +9,7 @@ from deepseek_jax.evaluation.accuracy import Z95, wilson_interval
 BINS = 10
 
 
-def pair_report(differences, length_differences):
+def pair_report(differences: ArrayLike, length_differences: ArrayLike) -> dict:
     """Scores of rewards on pairs with a known better response: a dict of [value, low, high], at 95%.
 
     differences: float[n], the chosen response's reward minus the rejected one's. length_differences: the same
@@ -34,7 +35,7 @@ def pair_report(differences, length_differences):
     }
 
 
-def label_report(rewards, safe):
+def label_report(rewards: ArrayLike, safe: ArrayLike) -> dict:
     """Scores of rewards on responses labelled safe or unsafe: a dict like that of pair_report.
 
     rewards: float[n], logits. safe: bool[n]. accuracy: the share on the right side of 0; safe_kept and

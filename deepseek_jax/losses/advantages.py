@@ -1,11 +1,14 @@
 """The advantages of a group of completions to one prompt."""
 
+import jax
 import jax.numpy as jnp
 
 STD_EPS = 1e-6
 
 
-def group_advantages(rewards, *, group_size: int, normalize_std: bool = True):
+def group_advantages(
+    rewards: jax.typing.ArrayLike, *, group_size: int, normalize_std: bool = True
+) -> jax.Array:
     """Compare each completion with the others of its prompt (arXiv:2402.03300, section 4.1.2).
 
     rewards: float32[b], the completions of one prompt adjacent; NaN means "not scored".

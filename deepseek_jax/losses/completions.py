@@ -1,11 +1,11 @@
 """Log-probabilities of completions: the prompt of a group computed once, or once for each completion."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.models import ModelConfig, head_weight, hidden_states
+from deepseek_jax.models import ModelConfig, Routing, head_weight, hidden_states
 from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.logprobs import token_logprobs
 from deepseek_jax.ops.token_at import token_at
@@ -32,7 +32,9 @@ class Predicting(NamedTuple):
         return jnp.pad(array_bt, [(0, 0), (self.first, after), *rest], constant_values=fill)
 
 
-def completion_logprobs(config: ModelConfig, params, batch, *, temperature=1.0):
+def completion_logprobs(
+    config: ModelConfig, params: Any, batch: dict, *, temperature: float | jax.Array = 1.0
+) -> tuple[jax.Array, jax.Array, Routing | None]:
     """Score each completion's tokens: (logprobs float32[b t], entropy float32[b t], Routing or None).
 
     batch: prompt_ids int32[p s] and prompt_mask bool[p s], right-padded; completion_ids int32[b t] and

@@ -1,5 +1,7 @@
 """Group Relative Policy Optimisation and its variants: the clipped loss."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -18,7 +20,9 @@ MAX_LOG_RATIO = 20.0
 LARGE_GAP = 1e-2
 
 
-def make_grpo_loss(config: ModelConfig, options: GrpoOptions, *, max_completion_length: int):
+def make_grpo_loss(
+    config: ModelConfig, options: GrpoOptions, *, max_completion_length: int
+) -> Callable:
     """The loss_fn(params, batch, rng) -> (loss, metrics) of training.make_train_step.
 
     batch: of losses.grpo_loss, with prompt_ids, prompt_mask and completion_ids, and, where it was not 1, the
@@ -39,7 +43,14 @@ def make_grpo_loss(config: ModelConfig, options: GrpoOptions, *, max_completion_
     return loss_fn
 
 
-def grpo_loss(logprobs, entropy, batch, options: GrpoOptions, *, max_completion_length: int):
+def grpo_loss(
+    logprobs: jax.Array,
+    entropy: jax.Array,
+    batch: dict,
+    options: GrpoOptions,
+    *,
+    max_completion_length: int,
+) -> tuple[jax.Array, dict]:
     """The clipped surrogate, negated, plus options.kl_coef times the KL to the reference.
 
     logprobs, entropy: float32[b t], nats, at the completions' tokens, under the policy.
@@ -147,7 +158,7 @@ def _gaps(own_bt, stale_bt, batch):
     return metrics
 
 
-def k3_kl(logprobs, ref_logprobs):
+def k3_kl(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:
     """Estimate KL(policy || reference) at sampled tokens: exp(d) - d - 1 with d = ref - policy.
 
     logprobs, ref_logprobs: float32[...]. Returns float32[...] >= 0, nats (arXiv:2402.03300, eq. 4).

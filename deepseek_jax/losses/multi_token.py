@@ -1,5 +1,8 @@
 """Multi-token prediction: module k at token i predicts token i + k + 1 (arXiv:2412.19437, section 2.2)."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 
 from deepseek_jax.models import ModelConfig, head_weight, predict_further
@@ -7,7 +10,9 @@ from deepseek_jax.ops.logprobs import token_logprobs
 from deepseek_jax.parallel.tokens import over_tokens
 
 
-def multi_token_losses(config: ModelConfig, params, batch, hidden):
+def multi_token_losses(
+    config: ModelConfig, params: Any, batch: dict, hidden: jax.Array
+) -> tuple[list, dict]:
     """Negative log-likelihood of each module's targets (arXiv:2412.19437, eq. 24).
 
     batch: as in next_token_loss. hidden: [b t d] after the final norm, the input of module 1, as in the

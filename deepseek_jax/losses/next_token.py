@@ -2,6 +2,9 @@
 V3.2's.
 """
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 
 from deepseek_jax.losses.multi_token import multi_token_losses
@@ -11,8 +14,13 @@ from deepseek_jax.parallel.tokens import over_tokens
 
 
 def next_token_loss(
-    config: ModelConfig, params, batch, *, balance_weight: float = 0.0, mtp_weight=None
-):
+    config: ModelConfig,
+    params: Any,
+    batch: dict,
+    *,
+    balance_weight: float = 0.0,
+    mtp_weight: float | jax.Array | None = None,
+) -> tuple[jax.Array, dict]:
     """Negative log-likelihood of the targets under loss_mask, in nats a token, plus two weighted losses: the
     sequence-wise balance loss of every MoE layer (arXiv:2412.19437, eqs. 17-20) and multi-token prediction
     (eqs. 24-25). config.indexer_loss adds the loss of every layer's indexer (DeepSeek-V3.2-Exp, section 2.1),

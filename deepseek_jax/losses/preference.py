@@ -1,12 +1,16 @@
 """Losses of reward models (arXiv:2501.12948, section 3.1): of pairs of responses or of labelled responses."""
 
+from typing import Any
+
 import jax
 
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.reward import predict_rewards
 
 
-def pairwise_loss(chosen, rejected, weights, normalizer):
+def pairwise_loss(
+    chosen: jax.Array, rejected: jax.Array, weights: jax.Array, normalizer: jax.Array
+) -> tuple[jax.Array, dict]:
     """Bradley and Terry's -log sigmoid(chosen - rejected), in nats a pair (Biometrika 39, 1952; as a reward
     model's loss, arXiv:2203.02155, eq. 1).
 
@@ -25,7 +29,9 @@ def pairwise_loss(chosen, rejected, weights, normalizer):
     }
 
 
-def pointwise_loss(rewards, safe, weights, normalizer):
+def pointwise_loss(
+    rewards: jax.Array, safe: jax.Array, weights: jax.Array, normalizer: jax.Array
+) -> tuple[jax.Array, dict]:
     """Binary cross-entropy of sigmoid(rewards), the probability that a response is safe, in nats a response.
 
     rewards: float32[b], logits. safe: float32[b], 1 or 0. weights, normalizer: as in pairwise_loss. The paper
@@ -42,7 +48,7 @@ def pointwise_loss(rewards, safe, weights, normalizer):
     }
 
 
-def reward_loss(config: ModelConfig, params, batch):
+def reward_loss(config: ModelConfig, params: Any, batch: dict) -> tuple[jax.Array, dict]:
     """The loss of a reward model: pairwise_loss for pairs, pointwise_loss for labelled responses.
 
     config, params: see models.reward. batch: tokens and segment_ids int32[p c t], each row as in

@@ -291,17 +291,17 @@ OF_THE_RUN = HOW_TO_RUN | {
 }
 
 
-def how_to_run(block: dict):
+def how_to_run(block: dict) -> dict:
     """The fields of RunSettings in a block that may name the architecture too: dict."""
     return {name: value for name, value in block.items() if name in HOW_TO_RUN}
 
 
-def names_architecture(block: dict):
+def names_architecture(block: dict) -> bool:
     """Whether a block has all that a ModelConfig needs, not RunSettings alone."""
     return "model_type" in block
 
 
-def check_architecture(block: dict, config: ModelConfig, checkpoint: str):
+def check_architecture(block: dict, config: ModelConfig, checkpoint: str) -> None:
     """Raise ValueError, naming the field, where a config's block `model` names another architecture than the
     checkpoint's. A block without an architecture passes. config: as the checkpoint describes itself.
     """
@@ -319,6 +319,6 @@ def check_architecture(block: dict, config: ModelConfig, checkpoint: str):
             )
 
 
-def build_model(block: dict, path: str = "model"):
+def build_model(block: dict, path: str = "model") -> ModelConfig:
     """Build a ModelConfig, and the RopeScaling in it, from a config's block."""
     return build(ModelConfig, block, path)

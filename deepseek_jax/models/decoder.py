@@ -1,7 +1,7 @@
 """The residual stack: each layer with its attention and feed-forward, scanned or unrolled."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -258,7 +258,7 @@ def _train(stack, *arguments):
     return stack.train(*arguments)
 
 
-def init_params(config: ModelConfig, rng):
+def init_params(config: ModelConfig, rng: jax.Array) -> Any:
     """Random float32 parameters: normal(initializer_range) weights, unit norms, zero biases.
 
     Returns Linen's boxed tree: flax.linen.unbox gives the arrays, parallel.shard reads the axis names.
@@ -267,17 +267,17 @@ def init_params(config: ModelConfig, rng):
 
 
 @functools.cache
-def abstract_init(config: ModelConfig):
+def abstract_init(config: ModelConfig) -> Any:
     """What init_params returns, as shapes. It traces the whole model, for seconds, and many ask for it."""
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
-def count_params(config: ModelConfig):
+def count_params(config: ModelConfig) -> int:
     """Number of parameters, from their shapes alone."""
     shapes = abstract_init(config)
     return sum(leaf.size for leaf in jax.tree.leaves(nn.unbox(shapes)))
 
 
-def random_params(config: ModelConfig, mesh: Mesh, seed: int):
+def random_params(config: ModelConfig, mesh: Mesh, seed: int) -> Any:
     """The arrays of init_params, each created in its shards on the mesh."""
     return init_sharded(mesh, lambda rng: init_params(config, rng), jax.random.key(seed))

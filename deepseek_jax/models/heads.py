@@ -1,17 +1,20 @@
 """The decoder as functions of its params: hidden states, logits, the last attention, further tokens."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from deepseek_jax.models.adapters import whole
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.decoder import Decoder, DecoderLayer
+from deepseek_jax.models.decoder import Decoder, DecoderLayer, Report
 from deepseek_jax.models.layers import position_tables
+from deepseek_jax.models.moe import Routing
 from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.dot import dot
 
 
-def head_weight(config: ModelConfig, params):
+def head_weight(config: ModelConfig, params: Any) -> jax.Array:
     """The output matrix, [v d]: the embedding itself where the two are tied."""
     params = whole(params)
     return params["embedding"] if config.tie_word_embeddings else params["head"]
@@ -31,14 +34,14 @@ def segment_positions(segment_ids):
 
 def hidden_states(
     config: ModelConfig,
-    params,
-    tokens,
+    params: Any,
+    tokens: jax.Array,
     *,
-    segment_ids=None,
-    positions=None,
+    segment_ids: jax.Array | None = None,
+    positions: jax.Array | None = None,
     branches: Branches | None = None,
-    kept=None,
-):
+    kept: jax.Array | None = None,
+) -> tuple[jax.Array, Routing | None]:
     """layer_states without the layers: -> (hidden [b t d] after the final norm, models.Routing)."""
     hidden, routing, _ = layer_states(
         config,
@@ -55,15 +58,15 @@ def hidden_states(
 
 def layer_states(
     config: ModelConfig,
-    params,
-    tokens,
+    params: Any,
+    tokens: jax.Array,
     *,
-    segment_ids=None,
-    positions=None,
+    segment_ids: jax.Array | None = None,
+    positions: jax.Array | None = None,
     branches: Branches | None = None,
     keep_layers: bool = True,
-    kept=None,
-):
+    kept: jax.Array | None = None,
+) -> tuple[jax.Array, Routing | None, jax.Array | None]:
     """reported_states with Routing alone in place of the Report. Raises ValueError where an indexer should
     learn: its loss would be dropped in silence.
     """
@@ -87,15 +90,15 @@ def layer_states(
 
 def reported_states(
     config: ModelConfig,
-    params,
-    tokens,
+    params: Any,
+    tokens: jax.Array,
     *,
-    segment_ids=None,
-    positions=None,
+    segment_ids: jax.Array | None = None,
+    positions: jax.Array | None = None,
     branches: Branches | None = None,
     keep_layers: bool = False,
-    kept=None,
-):
+    kept: jax.Array | None = None,
+) -> tuple[jax.Array, Report, jax.Array | None]:
     """Run the decoder: tokens int32[b t] -> (hidden [b t d] after the final norm, models.Report, and with
     keep_layers the residual stream after each layer, [l b t d], else None).
 
@@ -114,7 +117,9 @@ def reported_states(
     return Decoder(config).apply({"params": whole(params)}, *arguments)
 
 
-def last_attention(config: ModelConfig, params, states, positions):
+def last_attention(
+    config: ModelConfig, params: Any, states: jax.Array, positions: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries and keys, rotated, and values of the last layer's attention: [b t heads size] each.
 
     states: [l b t d] from layer_states. positions: int32[b t]. Raises ValueError for a model of one layer:
@@ -136,8 +141,15 @@ def last_attention(config: ModelConfig, params, states, positions):
 
 
 def predict_further(
-    config: ModelConfig, params, depth: int, hidden, next_tokens, *, segment_ids, positions
-):
+    config: ModelConfig,
+    params: Any,
+    depth: int,
+    hidden: jax.Array,
+    next_tokens: jax.Array,
+    *,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+) -> tuple[jax.Array, Report]:
     """Multi-token prediction module `depth`, from 0 (arXiv:2412.19437, section 2.2).
 
     hidden: [b t d], from hidden_states or the module before. next_tokens: int32[b t], the tokens depth + 1
@@ -148,7 +160,14 @@ def predict_further(
     return Decoder(config).apply({"params": whole(params)}, *arguments, method="predict_further")
 
 
-def forward(config: ModelConfig, params, tokens, *, segment_ids=None, positions=None):
+def forward(
+    config: ModelConfig,
+    params: Any,
+    tokens: jax.Array,
+    *,
+    segment_ids: jax.Array | None = None,
+    positions: jax.Array | None = None,
+) -> jax.Array:
     """Logits of every next token: tokens int32[b t] -> float32[b t v].
 
     segment_ids: int32[b t], 0 on padding (left or right), elsewhere one number for each packed document:

@@ -1,6 +1,7 @@
 """The parts of every layer: named weights, RMSNorm, the gated MLP, rotary tables."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -36,7 +37,7 @@ def weight(module: nn.Module, name: str, *, init=None, **axes: int):
     return module.param(name, boxed, tuple(axes.values()), jnp.float32)
 
 
-def has_gradient(path, parts=()):
+def has_gradient(path: tuple, parts: tuple[str, ...] = ()) -> bool:
     """Whether a loss that trains these PARTS gives the parameter with these keys a gradient. It does not give
     router_bias one, which balancing moves (arXiv:2412.19437, section 2.1.2).
     """
@@ -46,7 +47,7 @@ def has_gradient(path, parts=()):
     return keys[-1] != "router_bias" and not any(of_part(key) for of_part in others for key in keys)
 
 
-def decays(params):
+def decays(params: Any) -> Any:
     """Leaves that weight decay and penalties apply to: a tree of bool, False on norm scales and biases."""
 
     def is_weight(path, _):
@@ -87,7 +88,7 @@ INPUTS = LINEAR | dict(k_up=1, v_up=1)
 MATRICES = INPUTS | dict(router=1, input=1, head_weights=1)
 
 
-def matrix_input_axes(path):
+def matrix_input_axes(path: tuple) -> range | None:
     """input_axes of MATRICES."""
     return input_axes(path, MATRICES)
 

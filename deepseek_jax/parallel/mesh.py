@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 from jax.experimental import mesh_utils
@@ -33,8 +34,8 @@ def make_mesh(
     expert: int = 1,
     context: int = 1,
     tensor: int = 1,
-    devices=None,
-):
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
     """Arrange devices along MESH_AXES. Each argument is the size of an axis; slices is that of "slice".
 
     One size may be -1: it takes the devices that the others leave. slices counts the groups of devices that

@@ -3,6 +3,8 @@
 import contextlib
 import contextvars
 import math
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -30,7 +32,7 @@ def current_rules():
     return _TABLE.get()
 
 
-def partition_spec(names):
+def partition_spec(names: tuple) -> PartitionSpec:
     """Look logical axis names, a tuple of str or None, up in the table in use: -> PartitionSpec.
 
     A mesh axis splits an array once: where a second name has the same axis, that dimension stays whole.
@@ -51,7 +53,7 @@ def partition_spec(names):
     return PartitionSpec(*entries)
 
 
-def logical_names(boxed):
+def logical_names(boxed: Any) -> Any:
     """The axis names of a tree whose leaves are Flax Partitioned boxes: the same tree, of tuples.
 
     boxed: the result of `jax.eval_shape` on a Linen init. Raises ValueError for a leaf without names.
@@ -81,7 +83,7 @@ def stored(mesh: Mesh | AbstractMesh, shape, names):
     return PartitionSpec(*entries)
 
 
-def shardings(mesh: Mesh, names, shapes):
+def shardings(mesh: Mesh, names: Any, shapes: Any) -> Any:
     """Place every parameter on the mesh: the same tree, of NamedSharding.
 
     names: a tree of tuples of logical axes. shapes: the same tree, of anything that has a .shape.
@@ -99,7 +101,7 @@ def shardings(mesh: Mesh, names, shapes):
     return jax.tree.map_with_path(place, names, shapes, is_leaf=lambda x: isinstance(x, tuple))
 
 
-def init_sharded(mesh: Mesh, init, rng):
+def init_sharded(mesh: Mesh, init: Callable, rng: jax.Array) -> Any:
     """Run a Linen init so that each parameter is created on the devices that will hold it.
 
     init(rng) returns the boxed tree of parameters; the result is the tree without boxes.
@@ -114,7 +116,7 @@ def init_sharded(mesh: Mesh, init, rng):
     return make(rng)
 
 
-def batch_sharding(mesh: Mesh):
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Split the rows of a batch by the table; other axes stay whole. For arrays of rank one and up."""
     return NamedSharding(mesh, partition_spec(("batch",)))
 
@@ -160,7 +162,7 @@ def _parts_held(mesh):
     return {process: tuple(sorted(numbers)) for process, numbers in held.items()}
 
 
-def put_batch(mesh: Mesh, batch):
+def put_batch(mesh: Mesh, batch: dict) -> dict:
     """Move a batch, a dict of numpy arrays, onto the mesh: rows split, scalars everywhere. Jax arrays are
     there already.
 
@@ -200,7 +202,7 @@ def on_device(tree):
     return jax.tree.map(move, tree)
 
 
-def constrain(array, names):
+def constrain(array: jax.Array, names: tuple) -> jax.Array:
     """Pin a traced array to the sharding of its logical axis names, on the mesh of `jax.set_mesh`.
 
     A dimension that does not split over its mesh axes stays whole. Without a mesh the array is returned

@@ -1,1 +1,7 @@
 """Whole runs, as lists of stages. A recipe is a module with SETTINGS and JOB, a job.Job."""
+
+from deepseek_jax.lazy import lazy_names
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__, {"Trained": "in_process", "train": "in_process"}
+)

@@ -6,7 +6,7 @@ from deepseek_jax.data.chat import PLAIN_TEMPLATE, Template
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.config import ModelConfig, RunSettings, names_architecture
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
-from deepseek_jax.settings import Seed, Settings, Several, build
+from deepseek_jax.settings import Checkpoint, Data, Seed, Settings, Several, build
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class PolicyRun(Settings):
     seed: Seed = 0
     model: dict = dataclasses.field(default_factory=dict)
     mesh: dict = dataclasses.field(default_factory=dict)
-    init_from: str | None = None
+    init_from: Checkpoint | None = None
     base: BaseSettings | None = None
 
     def trains_whole(self):
@@ -78,7 +78,7 @@ class QuestionData:
     """
 
     task: str = "arithmetic"
-    path: str | None = None
+    path: Data | None = None
     split: str = "train"
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     template: Template = PLAIN_TEMPLATE

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from numpy.typing import ArrayLike
 
 from deepseek_jax.costs.flops import training_flops
 from deepseek_jax.data.batches import abstract_batch
@@ -54,14 +55,14 @@ def step_batch(groups, advantages, settings: ReinforceSettings, mesh: Mesh):
 
 
 def group_batch(
-    groups,
-    advantages,
+    groups: list[dict],
+    advantages: ArrayLike,
     *,
     shared: bool = True,
     multiple: int = BUCKET,
-    kl_weights=None,
+    kl_weights: ArrayLike | None = None,
     rows: bool = False,
-):
+) -> dict:
     """Build the batch that losses.grpo_loss takes, numpy arrays, from groups of groups.make_groups.
 
     Completions of a group are adjacent. advantages: float32[b], of losses.group_advantages. shared: a prompt

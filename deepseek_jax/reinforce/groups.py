@@ -1,6 +1,7 @@
 """Questions in, the batches of a step of GRPO out: completions in groups, their rewards and advantages."""
 
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -49,7 +50,7 @@ class GroupSource:
         rewards: Rewards | ScenarioRewards,
         settings: ReinforceSettings,
         mesh: Mesh,
-        reference,
+        reference: Any,
         general: list = (),
         folder: Path | None = None,
     ):
@@ -258,7 +259,7 @@ class GroupSource:
         return None if reference is None else on_device(reference)
 
 
-def make_groups(examples, answers: Answers, scores: Scores):
+def make_groups(examples: list[dict], answers: Answers, scores: Scores) -> list[dict]:
     """One dict per example: that of completion_groups, and its group's rows of scores."""
     groups, n = completion_groups(examples, answers), answers.n
     for group, example in zip(groups, examples, strict=True):

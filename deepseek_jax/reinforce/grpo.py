@@ -4,6 +4,7 @@ questions -> groups of completions, their rewards and advantages -> updates -> p
 """
 
 import functools
+from typing import Any
 
 from deepseek_jax.losses.grpo import metric_weights
 from deepseek_jax.models.adapters import Adapted
@@ -32,7 +33,7 @@ def reinforce(
     rewards: Rewards | ScenarioRewards,
     run: Run,
     general: list = (),
-):
+) -> Any:
     """Train policy.params, which are donated: -> params. Resumes from run.folder.
 
     questions, general: examples with prompt_ids; the general ones are asked only if settings.general is set.

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -27,7 +28,7 @@ JUDGE = "judge.json"
 
 def load_model_rewards(
     settings: dict[str, ModelRewardSettings], mesh: Mesh, expert_buffer: float | None = None
-):
+) -> dict[str, Any]:
     """Load reward models for rewards.Rewards: -> {NAME: rewards.model.RewardModel or rewards.judge.Judge}.
 
     settings: NAME, which has a weight in Rewards -> its settings. expert_buffer: of the run's ModelConfig,

@@ -11,6 +11,7 @@ from deepseek_jax.rollout.settings import AnswerOptions, Limit
 from deepseek_jax.settings import (
     Count,
     CountBySteps,
+    Data,
     Natural,
     PositiveShare,
     Settings,
@@ -92,7 +93,7 @@ class GeneralSettings:
     num_steps: Count
     per_step: Count
     rewards: Weights
-    path: str | None = None
+    path: Data | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from deepseek_jax.reports.tables import before_after_table, sample_panel
 FORMS = {"completion_length": ".1f", "reward": ".2f"}
 
 
-def print_table(console: Console, before, after):
+def print_table(console: Console, before: dict, after: dict) -> None:
     """Print the scores of two measurements: dicts from a way of decoding to the result of evaluate."""
     scores = [{way: measured["scores"] for way, measured in m.items()} for m in (before, after)]
     every = [of for measured in scores for of in measured.values()]
@@ -32,7 +32,7 @@ def _form(name, intervals):
     return FORMS.get(name, ".1%" if shares else ".2f")
 
 
-def print_samples(console: Console, before, after):
+def print_samples(console: Console, before: dict, after: dict) -> None:
     """Print the first completions of two results of evaluate side by side."""
     pairs = zip(before["samples"], after["samples"], strict=True)
     samples = [
@@ -47,7 +47,7 @@ def print_samples(console: Console, before, after):
     console.print(sample_panel(samples))
 
 
-def make_console(width: int | None = None):
+def make_console(width: int | None = None) -> Console:
     """A console that only process 0 writes to. width: columns, None for the terminal's."""
     return Console(quiet=not first_process(), width=width)
 

@@ -1,5 +1,7 @@
 """Length and accuracy by the reasoning effort that was asked for, before and after training."""
 
+from pathlib import Path
+
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -13,7 +15,7 @@ SCORES = "completion_length", "accuracy"
 WAYS = "sampled", "greedy"
 
 
-def report_efforts(console: Console, before, after, png_path):
+def report_efforts(console: Console, before: dict, after: dict, png_path: Path) -> None:
     """Print a table and samples, and draw the plot. before, after: effort -> a result of evaluate_both."""
     console.print(efforts_table(before, after))
     for effort in after:

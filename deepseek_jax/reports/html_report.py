@@ -40,7 +40,16 @@ PAGE = """<!DOCTYPE html>
 """
 
 
-def report_page(title: str, stages, scores, forms, names, curves, samples, findings=None):
+def report_page(
+    title: str,
+    stages: list[dict],
+    scores: dict,
+    forms: dict,
+    names: dict,
+    curves: dict,
+    samples: list[dict],
+    findings: dict | None = None,
+) -> str:
     """The page's HTML.
 
     stages: dicts of name, title, hash (or None), state (a word or two: "complete", "not begun"), and inputs,

@@ -8,7 +8,7 @@ from rich.table import Table
 from deepseek_jax.training.remembered import before_and_after
 
 
-def reward_model_table(title: str, folder: Path):
+def reward_model_table(title: str, folder: Path) -> Table:
     """A rich Table of folder's before.json and after.json: dicts of [mean, low, high], numbers and None."""
     before, after = before_and_after(folder)
     table = Table(title=title, box=SIMPLE_HEAD, show_edge=False)

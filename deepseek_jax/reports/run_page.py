@@ -12,7 +12,9 @@ from deepseek_jax.training.metrics import read_phases
 NOT_STAGES = ("settings", "data", "checkpoint")
 
 
-def write_report(workdir: Path, title: str, stages: dict[str, str], forms, names):
+def write_report(
+    workdir: Path, title: str, stages: dict[str, str], forms: dict, names: dict
+) -> None:
     """Write workdir/report.html from the files so far. Process 0 alone.
 
     stages: name of each stage -> its title; a stage comes after those that it is made from. forms, names: as

@@ -1,5 +1,6 @@
 """A run's tables, samples before and after training, and curves."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from deepseek_jax.training.metrics import read_metrics
 CURVES = ("reward", "accuracy", "completion_length")
 
 
-def before_after_table(rows, before, after):
+def before_after_table(rows: dict, before: dict, after: dict) -> Table:
     """A rich Table: one row per score, and for each way of decoding its value before and after.
 
     rows: dict from a score to the format of its numbers: {"accuracy": ".1%", "reward": ".2f"}.
@@ -75,7 +76,7 @@ def _printable(text):
     return Text(shown.strip("\n"))
 
 
-def loss_table(losses):
+def loss_table(losses: dict) -> Table:
     """A rich Table of the stages of a pre-training: name -> (sequence length, before, after), the last two
     (mean, low, high) of the held-out loss in nats a token.
     """
@@ -113,8 +114,13 @@ def comparison_table(compared):
 
 
 def stages_table(
-    stages, forms, names, *, title="held-out prompts, stage by stage", first_column="stage"
-):
+    stages: dict,
+    forms: dict,
+    names: dict,
+    *,
+    title: str = "held-out prompts, stage by stage",
+    first_column: str = "stage",
+) -> Table:
     """A rich Table: one row per stage, one column per score, the 95% interval under each mean.
 
     stages: title -> {score: (mean, low, high)}. forms: score -> the format of its numbers; names: score ->
@@ -156,7 +162,9 @@ def fates_table(title, fates):
     return table
 
 
-def plot_curves(metrics_path: Path, png_path: Path, *, phase: str, names=CURVES):
+def plot_curves(
+    metrics_path: Path, png_path: Path, *, phase: str, names: Sequence[str] = CURVES
+) -> None:
     """Draw the metrics `names` of one phase against its steps, as a PNG.
 
     metrics_path: a MetricsWriter file. A metric that the phase did not log has no panel; a null is a

@@ -4,6 +4,7 @@ The only file of this room that imports jax, and no other file here imports it: 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,7 +31,7 @@ class RewardModel:
     def __init__(
         self,
         config: ModelConfig,
-        params,
+        params: Any,
         render: Callable,
         mesh: Mesh,
         *,

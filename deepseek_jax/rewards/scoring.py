@@ -4,12 +4,14 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from deepseek_jax.errors import UnusableRewards, at, suggest
 from deepseek_jax.lazy import LazyTable
 from deepseek_jax.named_code import BRING, is_code
+from deepseek_jax.rewards.rule import Rule
 
 # THE rules, by their name in config.rewards; worlds add more, see worlds.registry
 RULES = LazyTable(
@@ -88,7 +90,12 @@ class Rewards:
     FunctionReward does.
     """
 
-    def __init__(self, weights: Mapping[str, float], models=None, rules=None):
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        models: Mapping[str, Any] | None = None,
+        rules: Mapping[str, Rule] | None = None,
+    ):
         self._models, rules = dict(models or {}), RULES if rules is None else rules
         known = [*rules, *self._models]
         self.weights = dict(weights)

@@ -23,16 +23,20 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
+from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.quantized import is_quantized
 from deepseek_jax.parallel.decoding import decoding_mesh, decoding_rules
 from deepseek_jax.parallel.shard import axis_parts
 from deepseek_jax.rollout import kept, steps
 from deepseek_jax.rollout import speculative as drafting
 from deepseek_jax.rollout.completions import (
+    Rollout,
     RolloutLog,
     check_finite,
     copy_completions,
@@ -62,21 +66,21 @@ UNEVEN = 1.5
 
 
 def generate(
-    config,
-    params,
-    prompts,
+    config: ModelConfig,
+    params: Any,
+    prompts: list[list[int]],
     *,
-    max_completion_length,
-    n=1,
-    temperature=1.0,
-    top_p=1.0,
-    top_k=0,
-    eos_ids=(),
-    seed=0,
-    slots=32,
-    speculative=False,
-    log=None,
-):
+    max_completion_length: int,
+    n: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    eos_ids: Sequence[int] = (),
+    seed: int = 0,
+    slots: int = 32,
+    speculative: bool = False,
+    log: RolloutLog | None = None,
+) -> Rollout:
     """Sample n completions of every prompt: -> Rollout of len(prompts) * n rows.
 
     prompts: lists of token ids. eos_ids end a completion. slots: how many decode at once. What is sampled

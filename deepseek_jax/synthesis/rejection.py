@@ -91,13 +91,13 @@ def _judged(examples, completions, rules, judge):
 def sample_accepted(
     settings: RejectionSettings,
     policy: Policy,
-    examples,
+    examples: list[dict],
     path: Path,
     *,
     rule: str,
     seed: int,
     judge: Judge | None = None,
-):
+) -> None:
     """Answer the examples, which have prompt_ids, and write the accepted completions to path, a jsonl file.
 
     rule, judge: see accepted. Raises ValueError if no completion is accepted, except with a judge, which may

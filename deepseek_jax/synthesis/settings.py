@@ -8,6 +8,7 @@ from deepseek_jax.rewards.language import LANGUAGES
 from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.settings import (
     Count,
+    Data,
     GreedyOrTemperature,
     Natural,
     PositiveShare,
@@ -31,7 +32,7 @@ class QuestionSettings:
 
     template: Template
     task: str | None = None
-    path: str | None = None
+    path: Data | None = None
     split: str = "train"
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     opening: str = ""

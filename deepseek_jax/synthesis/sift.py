@@ -3,6 +3,7 @@
 import json
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 from deepseek_jax.data.chat import asked_messages
 from deepseek_jax.errors import at
@@ -21,7 +22,7 @@ from deepseek_jax.worlds.registry import all_rules
 FATES = "fates.json"
 
 
-def write_sifted(settings, samples: Path, evaluation: Evaluation | None, folder: Path):
+def write_sifted(settings: Any, samples: Path, evaluation: Evaluation | None, folder: Path) -> None:
     """Write the dataset and FATES. samples: folder of chunks."""
     sift = Sift(settings, evaluation)
 

@@ -13,6 +13,5 @@ __getattr__, __dir__, __all__ = lazy_names(
         "make_schedule": "schedule",
         "make_train_step": "update",
         "read_metrics": "metrics",
-        "train": "loop",
     },
 )

@@ -4,6 +4,8 @@ import contextlib
 import functools
 import math
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -188,15 +190,15 @@ def _best(state, store, kept, phase):
 
 
 def fit(
-    settings,
-    loss_fn,
-    params,
-    source,
+    settings: Any,
+    loss_fn: Callable,
+    params: Any,
+    source: Any,
     run: Run,
     flops_per_token: float | None = None,
     parts: tuple[str, ...] = (),
     untrained: tuple[str, ...] = (),
-):
+) -> Any:
     """Train params, which are donated, on loss_fn(params, batch, rng): -> params. Resumes from run.folder.
     Where they have adapters (models.adapters.Adapted), these alone are trained.
 

@@ -179,7 +179,7 @@ class _Boards:
             board.close()
 
 
-def read_metrics(path: str | Path, phase: str):
+def read_metrics(path: str | Path, phase: str) -> list[dict]:
     """The records of one phase of a metrics file, in order: dicts of step, phase and the metrics.
 
     A last line that a killed process left unfinished is skipped. Raises ValueError at any other

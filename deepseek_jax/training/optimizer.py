@@ -103,7 +103,7 @@ class OptimizerSettings:
 
 
 def make_optimizer(
-    schedule,
+    schedule: optax.Schedule,
     *,
     b1: float,
     b2: float,
@@ -112,7 +112,7 @@ def make_optimizer(
     parts: tuple[str, ...] = (),
     moment_dtype: str = "float32",
     momentum: float | None = None,
-):
+) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW (arXiv:1711.05101), or with a momentum Muon for the matrices and AdamW
     for the rest: an optax transformation.
 

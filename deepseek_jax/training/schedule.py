@@ -38,7 +38,7 @@ def make_schedule(
     warmup_steps: int = 0,
     num_steps: int,
     final_fraction: float = 0.1,
-):
+) -> optax.Schedule:
     """The learning rate of update i, counted from 0: a function int32[] -> float32[].
 
     Rises in a straight line from learning_rate / (warmup_steps + 1) at update 0, so that no update

@@ -131,8 +131,13 @@ def _fingerprint_beside(state, batch):
 
 
 def make_train_step(
-    loss_fn, tx, *, micro_batches: int = 1, bias_update_speed=None, watched: str | None = None
-):
+    loss_fn: Callable,
+    tx: optax.GradientTransformation,
+    *,
+    micro_batches: int = 1,
+    bias_update_speed: Callable | None = None,
+    watched: str | None = None,
+) -> Callable:
     """Build train_step(state, batch, rng) -> (state, metrics), to be jitted once with donation.
 
     loss_fn(params, batch, rng) -> (loss, metrics) of a model's params, both divided by totals of the whole

@@ -16,7 +16,7 @@ LIMIT_SECONDS = 600.0
 
 def own_world(
     reasoning: str | Path, rule: str, general: str | Path | None = None, *, template: str
-):
+) -> World:
     """The World of a path of questions in GSM8K's format, and optionally one of conversations.
 
     rule: the reward that says whether an answer is right. In the solutions the working before an answer's

@@ -1,6 +1,7 @@
 """THE list of toy worlds, and the look-ups by name that the recipes use."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.tokenizer import deepseek_tokenizer, load_tokenizer
@@ -8,6 +9,7 @@ from deepseek_jax.errors import suggest
 from deepseek_jax.lazy import LazyTable
 from deepseek_jax.named_code import BRING, is_code
 from deepseek_jax.rewards import RULES, Rewards
+from deepseek_jax.worlds.world import Questions, World
 
 # By their names; a world's words are read when it is first asked for
 WORLDS = LazyTable(
@@ -23,14 +25,14 @@ SPECIAL = LazyTable({"questions": "deepseek_jax.worlds.own:own_questions"})
 TOKENIZERS = {"bytes": byte_tokenizer, "deepseek": deepseek_tokenizer}
 
 
-def find_world(name: str):
+def find_world(name: str) -> World:
     """The World of this name. Raises ValueError where there is none."""
     if name not in WORLDS:
         raise ValueError(f"world={name!r} is not a world; {suggest(name, WORLDS)}")
     return WORLDS[name]
 
 
-def find_questions(name: str):
+def find_questions(name: str) -> tuple[World | None, Questions]:
     """(World, Questions) of this name; (None, Questions) of FILE.py:NAME or package.module:NAME. Raises
     ValueError where no world has such questions, and as own_questions does.
     """
@@ -49,7 +51,7 @@ def question_names():
     return [name for world in WORLDS.values() for name in world.questions]
 
 
-def find_corpus(name: str):
+def find_corpus(name: str) -> tuple[World, Callable]:
     """(World, documents) of this name. Raises ValueError where no world has such a corpus."""
     for world in WORLDS.values():
         if name in world.corpora:
@@ -85,6 +87,6 @@ def all_rules():
     return rules
 
 
-def open_rewards(weights: Mapping[str, float], models=None):
+def open_rewards(weights: Mapping[str, float], models: Mapping[str, Any] | None = None) -> Rewards:
     """Rewards with the rules of all worlds, and with trained models."""
     return Rewards(weights, models, all_rules())

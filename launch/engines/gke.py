@@ -15,8 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from deepseek_jax.files import expanded
-from launch.common import ROOT
+from deepseek_jax.programs import given_file, home, is_name
 from launch.engines import RUNNING, STOPPED, WAITING, Job
 
 XPK = "xpk==1.16.0"
@@ -53,11 +52,12 @@ class Gke:
         missing = [name for name in REQUIRED if flags.FLAGS[name].value is None]
         if missing:
             raise ValueError(f"--engine=gke needs --{missing[0]}")
-        config = Path(expanded(flags.FLAGS.config.partition(":")[0]))
-        if config.is_absolute() or not (ROOT / config).is_file():
+        given = flags.FLAGS.config.partition(":")[0]
+        config = Path(given_file(given, "--config"))
+        if not is_name(given) and (config.is_absolute() or not (home() / config).is_file()):
             raise ValueError(
                 f"--engine=gke: --config={config} is not in the image; give a path below the checkout, as in "
-                "configs/NAME.py"
+                "configs/NAME.py, or NAME alone"
             )
 
     def check_installed(self):

@@ -9,11 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launch.common import ROOT
+from deepseek_jax.programs import program
 from launch.engines import RUNNING, Job
 
 TASK = Path(__file__).with_name("task.py")
-TRAIN = ROOT / "launch" / "train.py"
+TRAIN = program("train")
 
 
 class Local:
@@ -93,7 +93,7 @@ class Local:
 
 
 def command(job: Job, *options: str):
-    """The command line of a job on a machine that has this checkout."""
+    """The command line of a job on a machine that has this project at the same path."""
     files = [f"--{name}={getattr(job, name)}" for name in ("log", "status", "cancelled")]
     train = [sys.executable, str(TRAIN), *job.arguments]
     return [sys.executable, str(TASK), *files, *options, *train]

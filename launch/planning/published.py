@@ -8,7 +8,6 @@ from rich.table import Table
 
 from deepseek_jax.costs.chips import Chip
 from deepseek_jax.costs.program import Program
-from launch import common
 from launch.config_file import load_config, set_field
 from launch.planning.compiled import compile_programs
 from launch.planning.report import WIDTH, fits, program_table
@@ -105,7 +104,7 @@ def published(cache: Path | None):
     """Print each published step beside our prediction: -> whether our programs of them fit."""
     fitting = []
     for row in PUBLISHED:
-        config = load_config(str(common.ROOT / "configs" / "pretrain_v3.py"))
+        config = load_config("pretrain_v3")
         for field, value in row.fields().items():
             set_field(config, field, value)
         mesh, chip = planned_mesh(row.topology, config.mesh)

@@ -7,8 +7,8 @@ import importlib.util
 
 from deepseek_jax.costs.chips import DEVICES, GPUS
 from deepseek_jax.errors import CannotPlan, at, suggest
+from deepseek_jax.recipes.experiment import find_recipe
 from deepseek_jax.settings import build
-from launch import common
 
 EXAMPLES = (
     "v5e:1x1, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:8x8x16, v6e:16x16, tpu7x:2x2x1, h100:64, h200:8"
@@ -94,7 +94,7 @@ def recipes_programs(config, mesh):
     """The costs.program.Programs of the config's recipe. Raises ValueError, and CannotPlan without any."""
     from deepseek_jax.recipes import driver
 
-    recipe = common.find_recipe(config.get("recipe"))
+    recipe = find_recipe(config.get("recipe"))
     programs = driver.plan(recipe.JOB(build(recipe.SETTINGS, config, "config"), mesh))
     if not programs:
         raise CannotPlan(

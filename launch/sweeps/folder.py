@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deepseek_jax.files import read_object, write_whole
+from deepseek_jax.recipes.owner import names_in, owned
 from launch.engines import Job
-from launch.owner import names_in, owned
 from launch.sweeps.runs import Run
 
 SWEEP, COMPLETE = "sweep.json", "complete.json"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from deepseek_jax.errors import at
-from deepseek_jax.files import as_path
+from deepseek_jax.recipes.experiment import job_to_read
 from deepseek_jax.settings import build
 from launch.config_file import set_field
 
@@ -76,16 +76,7 @@ def train_arguments(run: Run, workdir: Path, shared: list[str]):
     return [*shared, *own, f"--workdir={workdir / run.name}"]
 
 
-def recipes_job(recipe, run: Run, folder: Path):
-    """The Job of a run in a folder, on no device: enough to read its data and its scores."""
-    # Here, because it imports jax, which a mistake should not wait for
-    from deepseek_jax.training.run import Run as Training
-
-    settings = build(recipe.SETTINGS, ConfigDict(run.config), "config")
-    return recipe.JOB(settings, None, Training(None, as_path(folder), None))
-
-
-def check_data(recipe, runs: list[Run]):
+def check_data(runs: list[Run]):
     """Read the data of each run, and no checkpoint. Raises ValueError, naming the run, for data that are not
     there.
     """
@@ -94,6 +85,6 @@ def check_data(recipe, runs: list[Run]):
         for run in runs:
             try:
                 with at("config"):
-                    recipes_job(recipe, run, folder).describe_data()
+                    job_to_read(ConfigDict(run.config), folder).describe_data()
             except ValueError as error:
                 raise ValueError(f"--sweep: {run.name}: {error}") from error

@@ -5,7 +5,7 @@ import json
 import re
 from pathlib import Path
 
-from launch.common import find_recipe
+from deepseek_jax.recipes.experiment import find_recipe
 from launch.sweeps.runs import sweep_runs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,6 +12,7 @@ import pytest
 from launch import backend, common, waiting
 from tests.launch.test_train import ROOT, folder, start, tasks  # noqa: F401
 from tests.quick import others_slow
+from tests.recipes.test_environment import FLAGS
 from tests.reliability.in_process import launched
 
 SFT = "--config=configs/sft_small.py"
@@ -76,23 +77,6 @@ def test_a_device_that_is_taken_is_one_message(text, tmp_path, monkeypatch):
     assert end.status == 2 and end.err.count("error: ") == 1, end.err
     assert text.partition(" (set")[0] in end.err and "end what else uses the device" in end.err
     assert not list(tmp_path.iterdir())
-
-
-FLAGS = [
-    ("--xla_nothing=3", "Unknown flag in XLA_FLAGS: --xla_nothing=3"),
-    ("--xla_force_host_platform_device_count=x", "Couldn't interpret value x for flag xla_force"),
-    ("xla_flags.txt", 'Could not open file "xla_flags.txt"'),
-    ("--xla_cpu_max_isa=AVX --xla_tpu_no_such=1", "Unknown flag in XLA_FLAGS: --xla_tpu_no_such=1"),
-]
-
-
-@pytest.mark.parametrize("given, cause", FLAGS)
-def test_a_flag_that_xla_does_not_know_is_one_message(given, cause):
-    """Oracle: XLA's own words, which come with an abort in a process that uses it."""
-    with pytest.raises(ValueError) as error:
-        backend.check_xla_flags(given)
-    assert str(error.value).startswith(f"XLA_FLAGS={given}: {cause}")
-    backend.check_xla_flags("--xla_force_host_platform_device_count=8 --xla_cpu_max_isa=AVX2")
 
 
 @pytest.mark.parametrize("program", others_slow([*PROGRAMS, "plan"], "train"))

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -18,13 +17,13 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
-from ml_collections import ConfigDict
 
 from configs.adapted_models import MODELS
-from deepseek_jax import recipes
-from launch import colab, common
+from deepseek_jax.recipes import train
+from launch import colab
 from tests.experiments import EXPERIMENTS
 from tests.recipes.small import small_config
+from tests.recipes.test_in_process import counting  # noqa: F401
 from tests.rollout.test_tpu_decode import compile_apart
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,7 +137,7 @@ def test_the_install_cell_keeps_the_versions_that_the_kernel_has_imported(monkey
 def test_without_a_tpu_one_line_says_so(monkeypatch, capsys):
     """Oracle: by hand: the devices of conftest, and what a reader may do."""
     asked = []
-    monkeypatch.setattr(common, "prepare_process", asked.append)
+    monkeypatch.setattr(colab, "prepare_process", asked.append)
     assert colab.find_devices() is False and len(asked) == 1
     devices, note = capsys.readouterr().out.splitlines()
     assert devices.startswith("8 x cpu, jax ") and "Change runtime type > v5e-1 TPU" in note
@@ -189,7 +188,7 @@ def test_a_run_in_a_bucket_is_reported_drawn_and_resumed(bucket, capsys):
     work, config = f"{bucket.folder}/work", small_config(prompts_per_step=8)
     assert colab.report(work) == [] and capsys.readouterr().out == f"{work}: no run yet\n"
     # Five steps of its base, then one of two
-    assert colab.train(config, f"{work}/one", stop_after=6) is False
+    assert not train(config, f"{work}/one", stop_after=6).complete
     capsys.readouterr()
     (folder,) = colab.report(work)
     line = f"{work}/one: not complete; saved: grpo step 1, pretrain step 5\n"
@@ -199,85 +198,18 @@ def test_a_run_in_a_bucket_is_reported_drawn_and_resumed(bucket, capsys):
     assert colab.curves(folder).data.startswith(b"\x89PNG")
 
 
-COUNTING = '''
-"""Counts its steps in checkpoints of a phase."""
-import dataclasses, signal
-from deepseek_jax.checkpoint.adapter import CONFIG
-from deepseek_jax.recipes.job import Job
-
-@dataclasses.dataclass(frozen=True)
-class Counting:
-    recipe: str
-    steps: int
-    interrupted: bool = False
-
-SETTINGS = Counting
-
-class CountingJob(Job):
-    stages = ()
-
-    def finish(self):
-        settings, run = self.settings, self.run
-        phase = run.folder / "grpo"
-        phase.mkdir(exist_ok=True)
-        (phase / "7.orbax-checkpoint-tmp").mkdir(exist_ok=True)
-        for step in range(len(list(phase.glob("?"))), settings.steps):
-            (phase / str(step + 1)).mkdir()
-            if settings.interrupted and step == 2:
-                signal.raise_signal(signal.SIGINT)
-            if run.should_stop():
-                raise SystemExit(75)
-        (run.folder / "adapter").mkdir()
-        (run.folder / "adapter" / CONFIG).touch()
-
-JOB = CountingJob
-'''
-
-
-@pytest.fixture
-def counting(tmp_path, monkeypatch):
-    """The config of a recipe that only counts, and a work folder."""
-    (tmp_path / "plugins").mkdir()
-    (tmp_path / "plugins" / "counting.py").write_text(COUNTING)
-    monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(tmp_path / "plugins")])
-    # Python's own, which a shell in the background replaces
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield ConfigDict(dict(recipe="counting", steps=5)), tmp_path / "runs"
-    signal.signal(signal.SIGINT, before)
-
-
-def test_a_run_that_was_cut_off_is_reported_and_resumed_by_its_folder_alone(counting, capsys):
+def test_a_run_that_was_cut_off_is_reported_and_resumed_by_its_folder(counting, capsys):  # noqa: F811
     """Oracle: by hand: two steps of five are saved, then five; a checkpoint half written does not count."""
     config, work = counting
     assert colab.report(work) == [] and capsys.readouterr().out == f"{work}: no run yet\n"
-    assert colab.train(config, work / "one", stop_after=2) is False
-    assert colab.train(config, work / "two") is True
+    assert not train(config, work / "one", stop_after=2).complete
+    assert train(config, work / "two").complete
     capsys.readouterr()
     assert colab.report(work) == [work / "one"]
     lines = [f"{work}/one: not complete; saved: grpo step 2", f"{work}/two: complete"]
     assert capsys.readouterr().out.splitlines() == lines
     colab.resume(work)
     assert colab.report(work) == [] and (work / "one" / "grpo" / "5").is_dir()
-
-
-def test_the_stop_button_saves_and_stops_the_notebook(counting):
-    """Oracle: by hand: SIGINT in the third step; afterwards Python's own handler is back."""
-    config, work = counting
-    config.interrupted = True
-    with pytest.raises(KeyboardInterrupt, match="run this cell again to resume"):
-        colab.train(config, work / "one")
-    assert (work / "one" / "grpo" / "3").is_dir() and not (work / "one" / "grpo" / "4").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert colab.train(config, work / "one") is True
-
-
-def test_a_mistake_in_a_field_is_one_message(counting, capsys):
-    """Oracle: the field's name, exit status 2, and no folder."""
-    config, work = counting
-    config.step = 3
-    with pytest.raises(SystemExit, match="2"):
-        colab.train(config, work / "one")
-    assert "did you mean steps?" in capsys.readouterr().err and not work.exists()
 
 
 def test_curves_are_drawn_of_a_run_that_is_not_complete(tmp_path):

@@ -6,32 +6,8 @@ import sys
 
 import pytest
 
-from deepseek_jax import recipes
-from deepseek_jax.recipes.job import Job
 from launch import common
-from tests.launch.test_train import RECIPE, ROOT
-
-
-def test_a_recipe_is_found_by_the_name_of_its_module(tmp_path, monkeypatch):
-    """Oracle: the module's own class and settings; a module without JOB is no recipe."""
-    (tmp_path / "polling.py").write_text(RECIPE)
-    monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(tmp_path)])
-    recipe = common.find_recipe("polling")
-    assert recipe.__name__ == "deepseek_jax.recipes.polling" and recipe.SETTINGS is recipe.Polling
-    for name in ("blocks", None, ""):
-        with pytest.raises(ValueError, match=r"is not a recipe; .*allowed: .*polling"):
-            common.find_recipe(name)
-
-
-def test_every_recipe_names_the_settings_of_its_config():
-    """Oracle: the nine recipes, by hand; each has a JOB and a dataclass with a field recipe."""
-    names = "distill evaluate generate grpo judge pretrain r1 reward_model sft".split()
-    with pytest.raises(ValueError, match=f"allowed: {', '.join(names)}$"):
-        common.find_recipe("")
-    for name in names:
-        recipe = common.find_recipe(name)
-        assert issubclass(recipe.JOB, Job) and "recipe" in recipe.SETTINGS.__dataclass_fields__
-
+from tests.launch.test_train import ROOT
 
 PROGRAMS = sorted(path.stem for path in (ROOT / "launch").glob("*.py") if path.stem != "__init__")
 
@@ -51,6 +27,22 @@ def test_a_programs_help_lists_the_flags_that_it_shares(name, flag):
     command = [sys.executable, ROOT / "launch" / f"{name}.py", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert f"\n  {flag}: " in done.stdout and "--verbosity" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "path, seed, name",
+    [
+        ("configs/grpo_small.py", 0, "grpo_small"),
+        ("configs/grpo_small.py", None, "grpo_small"),
+        ("configs/grpo_small.py", 3, "grpo_small_seed3"),
+        ("configs/grpo_small.py:runlocal", 3, "grpo_small_runlocal_seed3"),
+        ("configs/grpo_small.py:runlocal,seed=3", 3, "grpo_small_runlocal,seed=3"),
+        ("/abs/x.py:a/../b c", 0, "x_a_.._b_c"),
+    ],
+)
+def test_the_default_name_says_config_argument_and_seed_once(path, seed, name):
+    """Oracle: by hand; no part of the argument can leave runs/."""
+    assert common.default_workdir(path, seed).parts == ("runs", name)
 
 
 def chained(first, *causes):

@@ -1,6 +1,5 @@
 """Ctrl-C and SIGTERM, from the first second of every program on."""
 
-import io
 import re
 import signal
 import subprocess
@@ -113,51 +112,3 @@ def test_ctrl_c_in_the_first_ten_seconds_is_heard(tenths, tmp_path):
     assert program.returncode in (75, 130, early), (out, err)
     assert "Traceback" not in err or program.returncode == early != 130
     assert len(re.findall("^Ctrl-C: ended|^SIGINT: finishing", out, re.MULTILINE)) <= 1
-
-
-def test_a_second_signal_acts_as_if_nobody_listened(monkeypatch):
-    """Oracle: Python's own answer to Ctrl-C, KeyboardInterrupt; the first only sets the flag, and one that
-    comes at once with it does nothing.
-    """
-    now = [10.0]
-    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
-    # A shell that starts pytest in the background has it ignore SIGINT
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        stop = signals.Stop()
-        assert not stop()
-        signal.raise_signal(signal.SIGINT)
-        assert stop()
-        now[0] += signals.TOGETHER_SECONDS / 2
-        signal.raise_signal(signal.SIGINT)
-        now[0] += signals.TOGETHER_SECONDS
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    finally:
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
-            signal.signal(number, handler)
-
-
-def test_a_signal_that_comes_amid_a_print_sets_the_flag_all_the_same(monkeypatch, capfd):
-    """Oracle: by hand: a signal while the output is being written, where a print raises RuntimeError."""
-
-    class Signalled(io.RawIOBase):
-        def writable(self):
-            return True
-
-        def write(self, data):
-            if not stop():  # a second one would end this process
-                signal.raise_signal(signal.SIGTERM)
-            return len(data)
-
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        stop = signals.Stop()
-        with monkeypatch.context() as patched:
-            patched.setattr("sys.stdout", io.TextIOWrapper(io.BufferedWriter(Signalled())))
-            print("a step's line", flush=True)
-        assert stop() and "SIGTERM: finishing the step" in capfd.readouterr().out
-    finally:
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
-            signal.signal(number, handler)

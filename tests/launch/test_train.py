@@ -335,7 +335,7 @@ def test_processes_that_do_not_share_the_work_directory_are_refused_at_the_start
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     source = (folder / "launch_here.py").read_text()
-    quick = "from launch import workdir\nworkdir.SHARED_SECONDS = 1.0\nrunpy"
+    quick = "from deepseek_jax.recipes import workdir\nworkdir.SHARED_SECONDS = 1.0\nrunpy"
     (folder / "launch_here.py").write_text(source.replace("\nrunpy", f"\n{quick}"))
     slurm = {"JAX_COORDINATOR_PORT": port, "SLURM_JOB_ID": "1"}
     slurm |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
@@ -478,7 +478,7 @@ def test_a_mistake_is_printed_where_a_process_does_not_come(folder):
 
 TERM_EARLY = """
 import os, signal
-from launch import workdir
+from deepseek_jax.recipes import workdir
 workdir._check_shared = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
 runpy"""
 

@@ -42,7 +42,7 @@ def trained(name, folder):
             lambda job: (ended.append(job.policies[job.trains[0]]), save(job)),
         )
         run_recipe(recipe, config, folder)
-    # As launch.workdir leaves it
+    # As recipes.workdir leaves it
     (folder / "config.json").write_text(json.dumps({"recipe": config.recipe}))
     return ended[0]
 

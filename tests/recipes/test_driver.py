@@ -10,9 +10,9 @@ from configs import models
 from deepseek_jax import recipes
 from deepseek_jax.costs.program import argument_bytes
 from deepseek_jax.recipes import driver, stage
+from deepseek_jax.recipes.experiment import find_recipe
 from deepseek_jax.recipes.job import LineageJob, Work
 from deepseek_jax.settings import build
-from launch import common
 from tests.compilations import compilations
 from tests.recipes.small import make_run, one_device, run_recipe, small_config
 
@@ -82,7 +82,7 @@ def config_of_a_quiz():
 def quiz(tmp_path, monkeypatch):
     (tmp_path / "quiz.py").write_text(RECIPE)
     monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(tmp_path)])
-    return common.find_recipe("quiz")
+    return find_recipe("quiz")
 
 
 def test_a_recipe_is_one_file_and_one_config(quiz, tmp_path, capsys):

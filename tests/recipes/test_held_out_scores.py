@@ -17,9 +17,9 @@ from configs import (
 )
 from deepseek_jax.evaluation.accuracy import share_interval
 from deepseek_jax.recipes import driver
+from deepseek_jax.recipes.experiment import find_recipe
 from deepseek_jax.recipes.job import Job
 from deepseek_jax.settings import build
-from launch import common
 from launch.config_file import load_config
 from tests.recipes.small import make_run
 
@@ -85,7 +85,7 @@ LEFT = {
 
 
 def job_of(config, folder):
-    recipe = common.find_recipe(config.recipe)
+    recipe = find_recipe(config.recipe)
     return recipe.JOB(build(recipe.SETTINGS, config, "config"), None, make_run(folder))
 
 

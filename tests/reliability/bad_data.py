@@ -38,19 +38,22 @@ CUT = (
 TASKS = "train distill_small --config.tasks={'talks':{'path':'bad.jsonl','num_held_out':4}}"
 
 DATA = [
-    (TASKS, "config.tasks.talks.path='bad.jsonl' is not a file; set it to a jsonl, json, csv or parquet file, a folder"),
     (
         TASKS,
-        "config.tasks.talks.path='bad.jsonl' holds no records; give a jsonl, json, csv or parquet file, a folder",
+        "config.tasks.talks.path='bad.jsonl' is not a file; set it to a jsonl, json, csv or parquet file",
+    ),
+    (
+        TASKS,
+        "config.tasks.talks.path='bad.jsonl' holds no records; give a jsonl, json, csv or parquet file",
         write("bad.jsonl", ""),
     ),
     (
         SFT,
-        "config.data.path='bad.jsonl' is not a file; set it to a jsonl, json, csv or parquet file, a folder",
+        "config.data.path='bad.jsonl' is not a file; set it to a jsonl, json, csv or parquet file",
     ),
     (
         SFT,
-        "config.data.path='bad.jsonl' holds no records; give a jsonl, json, csv or parquet file, a folder",
+        "config.data.path='bad.jsonl' holds no records; give a jsonl, json, csv or parquet file",
         write("bad.jsonl", ""),
     ),
     (
@@ -172,11 +175,11 @@ DATA = [
     ),
     (
         GRPO,
-        "config.data.path='bad.jsonl' is not a file; set it to a jsonl, json, csv or parquet file, a folder",
+        "config.data.path='bad.jsonl' is not a file; set it to a jsonl, json, csv or parquet file",
     ),
     (
         GRPO,
-        "config.data.path='bad.jsonl' holds no records; give a jsonl, json, csv or parquet file, a folder",
+        "config.data.path='bad.jsonl' holds no records; give a jsonl, json, csv or parquet file",
         write("bad.jsonl", "\n\n"),
     ),
     (
@@ -191,7 +194,7 @@ DATA = [
     ),
     (
         GRPO,
-        "config.data: bad.jsonl, line 2: the answer has no final '#### <answer>', and that of bad.jsonl, line 1 has",
+        "config.data: bad.jsonl, line 2: the answer has no final '#### <answer>', and that of bad.jsonl, line 1",
         lines(
             "bad.jsonl",
             {"question": "1?", "answer": "#### 3"},
@@ -223,7 +226,7 @@ DATA = [
     ),
     (
         PREFERENCES,
-        "config.data.path='bad.jsonl' is not a file; set it to a jsonl, json, csv or parquet file, a folder",
+        "config.data.path='bad.jsonl' is not a file; set it to a jsonl, json, csv or parquet file",
     ),
     (
         PREFERENCES,
@@ -273,11 +276,11 @@ DATA = [
     ),
     (
         PRETRAIN,
-        "config.data.sources='bad.jsonl' is not a file; set it to a jsonl, json, csv or parquet file, a folder",
+        "config.data.sources='bad.jsonl' is not a file; set it to a jsonl, json, csv or parquet file",
     ),
     (
         PRETRAIN,
-        "config.data.sources='bad.jsonl' holds no records; give a jsonl, json, csv or parquet file, a folder",
+        "config.data.sources='bad.jsonl' holds no records; give a jsonl, json, csv or parquet file",
         write("bad.jsonl", ""),
     ),
     (
@@ -312,7 +315,7 @@ DATA = [
     ),
     (
         PRETRAIN.replace("bad.jsonl", "arithmetik"),
-        "config.data.sources='arithmetik' is not a file; set it to a jsonl, json, csv or parquet file, a folder",
+        "config.data.sources='arithmetik' is not a file; set it to a jsonl, json, csv or parquet file",
     ),
     *(
         (words[0], words[1], copied("pages", cut("*.array_record*", share)))

@@ -194,16 +194,16 @@ LATE = [
     (
         "train v32_small",
         "config.init_from='runs/pretrain_small/params' is not there yet; make it with: python "
-        "launch/train.py --config=configs/pretrain_small.py",
+        "launch/train.py --config=pretrain_small",
     ),
     (
         "train v32_small --config.init_from=runs/grpo_small_seed=1/params",
         "config.init_from='runs/grpo_small_seed=1/params' is not there yet; make it with: python "
-        "launch/train.py --config=configs/grpo_small.py",
+        "launch/train.py --config=grpo_small",
     ),
     (
         "train distill_small:teacher=runs/r1_small/scenarios/params",
-        "config.teacher.path='runs/r1_small/scenarios/params' is not there yet; make it with: ...r1_small.py",
+        "config.teacher.path='runs/r1_small/scenarios/params' is not there yet; make it with: ...r1_small",
     ),
     (
         "train sft_small --config.xla_flags=--xla_nope=1",
@@ -560,7 +560,10 @@ MORE = [
     ("train sft_small --profile=x:1", "--profile=x:1 is not STEP:COUNT"),
     ("train sft_small --watchdog_requeue --watchdog=0", "--watchdog_requeue needs a watchdog"),
     ("train sft_small --nostrict=3", "--nostrict=3 does not take an argument"),
-    ("train sft_small --config=x", "--config=x: there is no such file"),
+    (
+        "train sft_small --config=x",
+        "--config=x is neither the path of a Python file nor a name; allowed: ",
+    ),
     ("convert --from= --to=out", "config.json does not exist; give a Hugging Face folder"),
     ("evaluate --checkpoint= --data=arithmetic", "--checkpoint: config.json does not exist"),
     ("compare --context_length=0", "--context_length=0 must be at least 1"),

@@ -21,9 +21,9 @@ import threading
 import jax
 import pytest
 
+from deepseek_jax.recipes.experiment import run_recipe
 from deepseek_jax.rollout import engine
 from deepseek_jax.training import log
-from launch import common
 from tests.recipes.cases import CASES
 
 NEVER, WORKERS = "never", "workers "
@@ -115,7 +115,7 @@ def main(name, workdir, moment, process=None, port=None):
         sys.addaudithook(moments.audit)
         patch.setattr(engine._Engine, "decode", moments.before(engine._Engine.decode))
         patch.setattr(log.Log, "add", moments.before(log.Log.add))
-        common.run_recipe(config, folder)
+        run_recipe(config, folder)
     print(json.dumps(moments.counts))
 
 

@@ -18,7 +18,9 @@ from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.settings import (
     Between,
+    Checkpoint,
     Count,
+    Data,
     Positive,
     PositiveShare,
     Seed,
@@ -42,8 +44,8 @@ class TeacherSettings:
     requests.
     """
 
-    path: str | None = None
-    tokenizer: str = "bilingual"
+    path: Checkpoint | None = None
+    tokenizer: Checkpoint = "bilingual"
     model: dict = dataclasses.field(default_factory=dict)
     base: BaseSettings | None = None
     fine_tune: R1FineTuneSettings | None = None
@@ -67,9 +69,9 @@ class StartSettings:
     """
 
     model: dict = dataclasses.field(default_factory=dict)
-    init_from: str | None = None
+    init_from: Checkpoint | None = None
     base: BaseSettings | None = None
-    tokenizer: str = "bilingual"
+    tokenizer: Checkpoint = "bilingual"
     max_position_embeddings: Count | None = None
 
     def __post_init__(self):
@@ -93,11 +95,11 @@ class TaskSettings:
     a task with a path on; the reward `rule` checks the answers.
     """
 
-    path: str | None = None
+    path: Data | None = None
     split: str = "train"
     weight: Positive = 1.0
     num_held_out: Several = 64
-    questions: str | None = None
+    questions: Data | None = None
     rule: str | None = None
 
     def __post_init__(self):

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from deepseek_jax.data.chat import Template
-from deepseek_jax.settings import Count, GreedyOrTemperature, PositiveShare, Seed
+from deepseek_jax.settings import Checkpoint, Count, Data, GreedyOrTemperature, PositiveShare, Seed
 
 MAX_COMPLETION_LENGTH = 32768  # section 3 of version 1
 # From R1's model card
@@ -29,8 +29,8 @@ class EvaluateSettings:
     """
 
     recipe: str
-    checkpoint: str
-    data: tuple[str, ...]
+    checkpoint: Checkpoint
+    data: tuple[Data, ...]
     split: str = "train"
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     accuracy: str | None = None

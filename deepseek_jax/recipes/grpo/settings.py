@@ -10,7 +10,7 @@ from deepseek_jax.reinforce.settings import ModelRewardSettings, ReinforceSettin
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GrpoSettings(ReinforceSettings, AdapterRun):
     """A whole config of this recipe. reward_models: trained reward models; rewards refer to them by name.
-    xla_flags: compiler flags, which launch/train.py sets.
+    xla_flags: compiler flags, which launch/train.py and ds.train set.
     """
 
     data: QuestionData

@@ -8,8 +8,10 @@ from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig, RopeScaling
 from deepseek_jax.models.config import INDEXER_LOSSES
 from deepseek_jax.settings import (
+    Checkpoint,
     Count,
     CountBySteps,
+    Data,
     NonNegative,
     NonNegativeBySteps,
     Positive,
@@ -108,9 +110,9 @@ class CorpusSettings:
     rows a batch has depends on readers, and not on the number of processes.
     """
 
-    sources: tuple[str, ...]
+    sources: tuple[Data, ...]
     weights: tuple[Positive, ...] = ()
-    tokenizer: str = "bytes"
+    tokenizer: Checkpoint = "bytes"
     fim_rate: Share = 0.0
     packing: bool = True
     readers: Count = 1
@@ -133,7 +135,7 @@ class PretrainSettings:
     data: CorpusSettings
     stages: dict[str, StageSettings]
     mesh: dict = dataclasses.field(default_factory=dict)
-    init_from: str | None = None
+    init_from: Checkpoint | None = None
 
     def __post_init__(self):
         if not self.stages:

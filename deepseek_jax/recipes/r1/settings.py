@@ -15,7 +15,7 @@ from deepseek_jax.recipes.settings import PolicyRun
 from deepseek_jax.recipes.sft.settings import FineTuneSettings
 from deepseek_jax.reinforce.settings import SCENARIOS, ReinforceSettings
 from deepseek_jax.rollout.settings import AnswerOptions
-from deepseek_jax.settings import Count, Natural, PositiveShare, Several
+from deepseek_jax.settings import Checkpoint, Count, Data, Natural, PositiveShare, Several
 from deepseek_jax.synthesis.settings import RejectionSettings
 from deepseek_jax.training.settings import check_readers
 from deepseek_jax.worlds.registry import find_world
@@ -74,9 +74,9 @@ class OwnDataSettings:
     the last message is a good answer to it; None for no general questions. template: see data.chat.
     """
 
-    reasoning: str
+    reasoning: Data
     rule: str = "math_verify"
-    general: str | None = None
+    general: Data | None = None
     template: Template = TEMPLATE
 
 
@@ -89,7 +89,7 @@ class R1TeacherSettings(TeacherSettings):
 
     task: Literal[SCENARIOS]
     stage: str | None = None
-    path: str | None = None
+    path: Checkpoint | None = None
 
     def __post_init__(self):
         super().__post_init__()

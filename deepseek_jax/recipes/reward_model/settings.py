@@ -7,7 +7,7 @@ from deepseek_jax.data.chat import Template
 from deepseek_jax.data.preferences import RESPONSES
 from deepseek_jax.errors import at
 from deepseek_jax.recipes.settings import AdapterRun, PolicyRun
-from deepseek_jax.settings import Count
+from deepseek_jax.settings import Count, Data
 from deepseek_jax.training.settings import RowSettings, check_readers
 
 QUESTION_LINE = "{question}\n"
@@ -19,7 +19,7 @@ class DataSettings:
     template: as in supervised fine-tuning.
     """
 
-    path: str | None = None
+    path: Data | None = None
     template: Template = QUESTION_LINE
     num_train: Count = 4096
     num_held_out: Count = 512

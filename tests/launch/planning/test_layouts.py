@@ -6,9 +6,9 @@ import pytest
 from configs import distill_small, grpo_small, pretrain_small, r1_small, sft_small
 from deepseek_jax.costs.program import Program
 from deepseek_jax.recipes import driver
+from deepseek_jax.recipes.experiment import find_recipe
 from deepseek_jax.recipes.pretrain.settings import StageSettings
 from deepseek_jax.settings import build
-from launch import common
 from launch.config_file import load_config, split_arguments
 from launch.planning.layouts import Layout, layout_fields
 from launch.planning.search import flags_of
@@ -28,7 +28,7 @@ def get_config():
 def updates(module, arg=None):
     """{name: Program} of what a config trains, on one device."""
     config = module.get_config(arg)
-    recipe = common.find_recipe(config.recipe)
+    recipe = find_recipe(config.recipe)
     planned = driver.plan(recipe.JOB(build(recipe.SETTINGS, config, "config"), one_device()))
     return {program.name: program for program in planned if program.model is not None}
 

@@ -16,8 +16,8 @@ from configs import (
 from deepseek_jax.costs.chips import GPUS
 from deepseek_jax.costs.program import GENERATION, SYNC, TRAINING
 from deepseek_jax.parallel import make_mesh
+from deepseek_jax.recipes.experiment import find_recipe
 from deepseek_jax.settings import build
-from launch import common
 from launch.planning.topology import recipes_programs
 from launch.sweeps.folder import Folder
 from launch.sweeps.prune import able_runs, run_seconds, verdict
@@ -36,7 +36,7 @@ def elsewhere(**fields):
 
 def programs_of(config):
     """(the config's settings, its programs on one device)."""
-    settings = build(common.find_recipe(config.recipe).SETTINGS, config, "config")
+    settings = build(find_recipe(config.recipe).SETTINGS, config, "config")
     return settings, recipes_programs(config, make_mesh(devices=jax.devices()[:1]))
 
 
@@ -79,7 +79,7 @@ def test_gpus_are_counted_at_their_peak():
     """Oracle: by hand: FLOPs needed over the peak of the GPUs, times steps; in hours of both chips."""
     config = sft_small.get_config()
     config.mesh = dict(data=2)
-    settings = build(common.find_recipe("sft").SETTINGS, config, "config")
+    settings = build(find_recipe("sft").SETTINGS, config, "config")
     mesh = make_mesh(data=2, devices=jax.devices()[:2])
     flops = {program.name: program.flops for program in recipes_programs(config, mesh)}
     total = settings.base.num_steps * flops["pretrain"] + settings.num_steps * flops["update"]

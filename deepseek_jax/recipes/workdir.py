@@ -2,21 +2,21 @@
 
 import contextlib
 import json
-import re
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from deepseek_jax.files import absolute, below, is_remote, read_object, remove_folder, write_whole
 from deepseek_jax.named_code import code_digests
-from launch.owner import OWNER, names_in, owned, read_owner, shown
+from deepseek_jax.programs import command, home
+from deepseek_jax.recipes.owner import OWNER, names_in, owned, read_owner, shown
 
 MARKER = "config.json"
-# A field of it beside those of the config
-CODE = "code"
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+# Fields of it beside those of the config: digests of the code, and commits of the names on the hub
+CODE, HUB = "code", "hub"
 # Where a run takes place, not what it computes: these may change when it resumes
 PLACES = ("mesh", "xla_flags")
 # A claim that was interrupted leaves this file
@@ -28,21 +28,9 @@ MARKS, BUILT = {MARKER, FRESH, "stage.json"}, "data"
 SHARED_SECONDS = 60.0
 
 
-def default_workdir(config_path: str, seed: int | None):
-    """runs/<config file>[_<arg>][_seed<N>], without _seed<N> where N is 0 or the arg names it.
-
-    config_path: the value of --config, as in "configs/grpo_small.py:runlocal".
-    """
-    path, _, arg = config_path.partition(":")
-    name = Path(path).stem + (f"_{arg}" if arg else "")
-    if seed and "seed=" not in arg:
-        name += f"_seed{seed}"
-    return Path("runs") / re.sub(r"[^\w=.,+-]", "_", name)
-
-
 def check_starts(config: ConfigDict, workdir: Path):
-    """Raise ValueError, naming the field and the command, where the config names what another run of this
-    checkout leaves in its default workdir, and that run was not made. A run that has begun is left alone.
+    """Raise ValueError, naming the field and the command, where the config names what another shipped
+    experiment leaves in its default workdir, and that run was not made. A run that has begun is left alone.
     """
     if (workdir / MARKER).exists():
         return
@@ -50,12 +38,12 @@ def check_starts(config: ConfigDict, workdir: Path):
         parts = Path(value).parts
         # config_file_arg_seedN: an argument may have an underscore too
         stems = parts[1].split("_") if parts[:1] == ("runs",) and len(parts) > 1 else []
-        files = [CONFIGS / ("_".join(stems[:n]) + ".py") for n in range(len(stems), 0, -1)]
-        made_by = next((file.name for file in files if file.is_file()), None)
+        names = ["_".join(stems[:n]) for n in range(len(stems), 0, -1)]
+        made_by = next((n for n in names if (home() / "configs" / f"{n}.py").is_file()), None)
         if made_by is not None and not Path(value).exists():
             raise ValueError(
-                f"{field}={value!r} is not there yet; make it with: python launch/train.py "
-                f"--config=configs/{made_by}"
+                f"{field}={value!r} is not there yet; make it with: {command('train')} "
+                f"--config={made_by}"
             )
 
 
@@ -69,40 +57,45 @@ def _texts(block, path):
 
 
 @contextlib.contextmanager
-def claim_workdir(workdir: Path, config: ConfigDict, may_change: bool = False):
+def claim_workdir(
+    workdir: Path,
+    config: ConfigDict,
+    may_change: bool = False,
+    commits: Mapping[str, str] | None = None,
+):
     """Own a work directory while this run is at work in it, and mark it as this config's.
 
     The mark is config.json. Process 0 alone writes it and owns the directory; see owner.owned. If the body
     raises before it has computed anything, what it wrote is removed, so that a corrected config can use the
-    directory. Another mesh is no other config. may_change: another config of the same recipe may replace the
-    mark, for a recipe that itself finds out what to run again. Raises ValueError, on all processes, where
-    another run is at work there, where another version of this project left a stage in another format, where
-    the directory belongs to another config (the fields that differ are listed), where it has files but no
-    config.json, where it cannot be created or written, and where a process does not share it. Existing files
-    stay as they are.
+    directory. Another mesh is no other config. may_change: another config of the same recipe may replace
+    the mark, for a recipe that itself finds out what to run again. commits: of commits.with_commits. Raises
+    ValueError, on all processes, where another run is at work there, where another version of this project
+    left a stage in another format, where the directory belongs to another config (the fields that differ
+    are listed), where it has files but no config.json, where it cannot be created or written, and where a
+    process does not share it. Existing files stay as they are.
     """
-    # Here, because launch/common.py imports this module and must not import jax
+    # Here, because launch/common.py imports this module, and must not import jax
     import jax
 
-    workdir = absolute(workdir)
+    workdir, new = absolute(workdir), mark_of(config, commits or {})
     with contextlib.ExitStack() as stack:
         token = failure = None
         if jax.process_index() == 0:
             try:
-                token = stack.enter_context(_claimed(workdir, config, may_change))
+                token = stack.enter_context(_claimed(workdir, new, may_change))
             # The other processes wait for the outcome
             except ValueError as error:
                 failure = error
-        _check_shared(workdir, token, failure, lambda: _owner(workdir, config, may_change))
+        _check_shared(workdir, token, failure, lambda: _owner(workdir, new, may_change))
         yield
 
 
 @contextlib.contextmanager
-def _claimed(workdir, config, may_change):
+def _claimed(workdir, new, may_change):
     """claim_workdir in process 0: yields the token of owner.owned."""
     with owned(workdir, lambda owner: _is_busy(workdir, owner)) as token:
         _check_format(workdir)
-        old, new = _owner(workdir, config, may_change), _mark(config)
+        old = _owner(workdir, new, may_change)
         if old is None and names_in(workdir) - {FRESH}:
             raise ValueError(
                 f"--workdir={workdir} is not empty and has no {MARKER}: it is not a run's directory, and is "
@@ -201,9 +194,9 @@ def _is_busy(workdir, owner):
     )
 
 
-def _owner(workdir, config, may_change):
-    """The config in the directory's mark, or None. Raises ValueError where `config` may not replace it."""
-    marker, new = workdir / MARKER, _mark(config)
+def _owner(workdir, new, may_change):
+    """The directory's mark, or None. Raises ValueError where `new` may not replace it."""
+    marker = workdir / MARKER
     if not marker.exists():
         return None
     old = read_object(marker)
@@ -217,17 +210,21 @@ def _owner(workdir, config, may_change):
     return old
 
 
-def _mark(config):
-    """What config.json holds: the config, and under CODE digests of the code that it names."""
+def mark_of(config: ConfigDict, commits: Mapping[str, str]) -> dict:
+    """What config.json holds: the config, digests of the code that it names, and commits of its names on the
+    hub.
+    """
+    more = {CODE: code_digests(config.to_dict()), HUB: dict(commits)}
     # Through JSON, as the file was: tuples become lists
-    mark, code = json.loads(config.to_json()), code_digests(config.to_dict())
-    return mark | {CODE: code} if code else mark
+    return json.loads(config.to_json()) | {name: found for name, found in more.items() if found}
 
 
-def read_mark(workdir: Path):
-    """(the config of a run's folder, the digests of the code that it names)."""
-    mark = read_object(workdir / MARKER)
-    return mark, mark.pop(CODE, {})
+def read_mark(workdir: Path) -> tuple[dict, dict, dict]:
+    """(the config of a run's folder, digests of the code that it names, commits of its names on the hub);
+    empty without a run.
+    """
+    mark = read_object(workdir / MARKER) if (workdir / MARKER).exists() else {}
+    return mark, mark.pop(CODE, {}), mark.pop(HUB, {})
 
 
 def _differences(old, new):

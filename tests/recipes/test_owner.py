@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from deepseek_jax import files
-from launch import owner
-from launch.owner import OWNER, owned, read_owner
+from deepseek_jax.recipes import owner
+from deepseek_jax.recipes.owner import OWNER, owned, read_owner
 
 ROOT = Path(__file__).resolve().parents[2]
 # Owns a directory until its input ends, and says so
 PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from launch import owner
+from deepseek_jax.recipes import owner
 owner.BEAT_SECONDS, owner.WATCH_SECONDS, owner.SETTLE_SECONDS = 0.2, 1.5, 0.3
 
 def busy(other):

@@ -1,0 +1,44 @@
+"""deepseek-jax, or python -m deepseek_jax: run the program that the first argument names with the others.
+
+It does what `python launch/NAME.py` does in a checkout.
+"""
+
+import ast
+import runpy
+import sys
+
+from deepseek_jax.errors import suggest
+from deepseek_jax.programs import PROGRAMS, program
+
+USER_ERROR = 2
+
+
+def main() -> None:
+    """Run a program, or list them all."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(usage())
+    elif name in PROGRAMS:
+        path = str(program(name))
+        sys.argv = [path, *arguments]
+        # As the main module, which worker processes import again, and whose docstring --help prints
+        runpy.run_path(path, run_name="__main__")
+    else:
+        print(f"error: {name} is not a program; {suggest(name, PROGRAMS)}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+
+
+def usage() -> str:
+    """What each program does, in a line."""
+    lines = []
+    for name in PROGRAMS:
+        doc = ast.get_docstring(ast.parse(program(name).read_text()))
+        lines.append(f"  {name:<10}{doc.splitlines()[0]}")
+    head = (
+        "deepseek-jax PROGRAM [--FLAG=VALUE ...]; deepseek-jax PROGRAM --help lists its flags\n\n"
+    )
+    return head + "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

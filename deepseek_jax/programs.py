@@ -1,0 +1,60 @@
+"""Where the programs (launch/) and the shipped experiments (configs/) are. A checkout has them beside the
+package; a wheel has them in deepseek_jax/shipped, so that site-packages gets no other name. Each program puts
+that folder on sys.path, so `import configs` and `import launch` work within the programs in both.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from deepseek_jax.errors import suggest
+from deepseek_jax.files import expanded
+
+PACKAGE = Path(__file__).resolve().parent
+SHIPPED = PACKAGE / "shipped"
+# In the order in which they are listed
+PROGRAMS = ("train", "sweep", "evaluate", "generate", "plan", "convert", "compare")
+# The flags that take a Python file: the folder of the shipped files, and the function that each has
+FILES = {"--config": ("configs", "get_config"), "--sweep": ("configs/sweeps", "sweep")}
+
+
+def home() -> Path:
+    """The folder that has launch/ and configs/."""
+    return SHIPPED if SHIPPED.is_dir() else PACKAGE.parent
+
+
+def program(name: str) -> Path:
+    """The file of a program of PROGRAMS."""
+    return home() / "launch" / f"{name}.py"
+
+
+def command(name: str) -> str:
+    """What a user types to start a program, without its flags."""
+    return f"deepseek-jax {name}" if home() == SHIPPED else f"python launch/{name}.py"
+
+
+def is_name(value: str) -> bool:
+    """Whether the value of a flag of FILES is the name of a shipped file, and no path."""
+    return re.fullmatch(r"\w+", value) is not None
+
+
+def given_file(value: str, flag: str) -> str:
+    """The path of the Python file that a flag of FILES names: a path, or the name of a shipped file, as in
+    --config=grpo_small. Raises ValueError for another name.
+    """
+    if not is_name(value):
+        return expanded(value)
+    folder, function = FILES[flag]
+    files = sorted((home() / folder).glob("*.py"))
+    names = [file.stem for file in files if f"def {function}(" in file.read_text()]
+    if value not in names:
+        raise ValueError(
+            f"{flag}={value} is neither the path of a Python file nor a name; {suggest(value, names)}"
+        )
+    return str(home() / folder / f"{value}.py")
+
+
+def is_ours(file: str | os.PathLike) -> bool:
+    """Whether a file is one of this project's."""
+    folders = (PACKAGE, home() / "configs", home() / "launch")
+    return any(Path(file).resolve().is_relative_to(folder) for folder in folders)

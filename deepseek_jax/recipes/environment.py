@@ -1,0 +1,56 @@
+"""What JAX, XLA and malloc read when this process starts to use them.
+
+JAX is imported where it is used, because launch/common.py imports this module.
+"""
+
+import functools
+import os
+import re
+import subprocess
+import sys
+
+# XLA aborts the process that parses a flag which it does not know: this parses them, in 0.3 s, in another one
+PARSE = "from jaxlib import xla_client; xla_client.CompileOptions().executable_build_options"
+# What it says of them, behind the place in its source
+COMPLAINT = re.compile(
+    r"^[EF]\d{4} .*?\] (Unknown .*|Couldn't .*|Could not .*?\".*?\")", re.MULTILINE
+)
+
+
+@functools.cache
+def check_xla_flags(given: str) -> None:
+    """Raise ValueError where XLA does not know one of these flags, or cannot read its value."""
+    if not given.strip():
+        return
+    environment = os.environ | {"XLA_FLAGS": given}
+    done = subprocess.run([sys.executable, "-c", PARSE], env=environment, capture_output=True)
+    said = COMPLAINT.search(done.stderr.decode(errors="replace"))
+    if done.returncode and said:
+        raise ValueError(
+            f"XLA_FLAGS={given}: {said[1]}; correct config.xla_flags or the variable XLA_FLAGS"
+        )
+
+
+def prepare_process(xla_flags: str) -> None:
+    """Set what JAX and malloc read when this process starts to use them: call it before anything asks for
+    devices. xla_flags are put before XLA_FLAGS of the environment, which win. Raises ValueError for a flag
+    that XLA does not know.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{xla_flags} {given}".strip()
+    check_xla_flags(os.environ["XLA_FLAGS"])
+    from deepseek_jax.parallel.host_memory import keep_freed_memory, return_compilers_memory
+    from deepseek_jax.parallel.host_threads import give_devices_threads
+
+    give_devices_threads()
+    # It has to come before any other thread runs
+    keep_freed_memory()
+    return_compilers_memory()
+
+
+def has_devices() -> bool:
+    """Whether something has asked JAX for devices in this process: then it is too late to prepare it."""
+    # JAX has no public name for it
+    from jax._src import xla_bridge
+
+    return xla_bridge.backends_are_initialized()

@@ -1,0 +1,148 @@
+"""A config's recipe in its work directory: what the programs and ds.train share.
+
+The worker processes of a reward import the program again, and with it this module, so jax is imported only
+where it is used.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from deepseek_jax import recipes
+from deepseek_jax.errors import at, suggest
+from deepseek_jax.files import as_path
+from deepseek_jax.recipes.commits import with_commits
+from deepseek_jax.recipes.stop import Stop
+from deepseek_jax.recipes.workdir import claim_workdir, read_mark
+from deepseek_jax.settings import build
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from deepseek_jax.recipes.job import Job
+
+
+class Observers(NamedTuple):
+    """What looks on at a run, None for nothing: a Profile, a Watchdog and a WandbRun of training."""
+
+    profile: Any = None
+    watchdog: Any = None
+    wandb: Any = None
+
+
+NOBODY = Observers()
+
+
+def find_recipe(name: str) -> ModuleType:
+    """The module deepseek_jax/recipes/NAME.py or NAME/run.py, which has JOB and SETTINGS.
+
+    Raises ValueError for an unknown name.
+    """
+    folders = [Path(folder) for folder in recipes.__path__]
+    # Files are read, not imported: one recipe does not need the dependencies of another
+    files = [file for folder in folders for file in folder.glob("*.py") if _has_job(file)]
+    modules = {file.stem: file.stem for file in files}
+    for folder in folders:
+        modules |= {f.parent.name: f"{f.parent.name}.run" for f in folder.glob("*/run.py")}
+    if name not in modules:
+        raise ValueError(
+            f"config.recipe={name!r} is not a recipe; {suggest(name, sorted(modules))}"
+        )
+    return importlib.import_module(f"{recipes.__name__}.{modules[name]}")
+
+
+def _has_job(file):
+    return "\nJOB = " in file.read_text()
+
+
+class Opened(NamedTuple):
+    """A config's recipe: its module, its settings, with names on the hub at the run's commits, and the mesh.
+    commits: of commits.with_commits.
+    """
+
+    recipe: ModuleType
+    settings: Any
+    mesh: "Mesh"
+    commits: dict[str, str]
+
+
+def opened(config: ConfigDict, workdir: Path) -> Opened:
+    """What a config means for the run in a work directory. Raises ValueError for a wrong field, and as
+    with_commits does.
+    """
+    from deepseek_jax.parallel.mesh import MeshSettings, make_mesh
+
+    recipe = find_recipe(config.get("recipe"))
+    settings = build(recipe.SETTINGS, config, "config")
+    config, commits = with_commits(config, settings, read_mark(workdir)[2])
+    if commits:
+        settings = build(recipe.SETTINGS, config, "config")
+    axes = build(MeshSettings, config.get("mesh", {}), "config.mesh")
+    with at("config.mesh"):
+        mesh = make_mesh(**dataclasses.asdict(axes))
+    return Opened(recipe, settings, mesh, commits)
+
+
+def job_to_read(config: ConfigDict, folder: Path) -> "Job":
+    """The Job of a run in a folder, on no device: enough to read its data and its scores."""
+    # Here, because it imports jax, which a mistake should not wait for
+    from deepseek_jax.training.run import Run
+
+    recipe = find_recipe(config.get("recipe"))
+    settings = build(recipe.SETTINGS, config, "config")
+    return recipe.JOB(settings, None, Run(None, as_path(folder), None))
+
+
+def run_recipe(
+    config: ConfigDict,
+    workdir: Path,
+    listen: Callable[[], Callable[[], bool]] = Stop,
+    *,
+    observers: Observers = NOBODY,
+    strict: bool = False,
+    console_seconds: float | None = None,
+    after_step: Callable[[], bool] | None = None,
+) -> None:
+    """Run config's recipe in workdir on its mesh; a process may repeat it. Raises ValueError for a mistake,
+    an errors.Fault for a fault of the run, and SystemExit(STOPPED) where it was asked to stop and has saved.
+
+    listen() -> whether it was asked to stop, as Stop says, after a step or within a measurement. after_step:
+    of steps, in its place. strict: of the recipe's Run. console_seconds: of MetricsWriter.
+    """
+    import jax
+
+    from deepseek_jax.recipes import driver
+    from deepseek_jax.training.metrics import MetricsWriter
+    from deepseek_jax.training.run import Run, stoppable
+
+    # Before the work directory is claimed: a misspelt field is named even if that is another config's
+    recipe, settings, mesh, commits = opened(config, workdir)
+    redoes = recipe.JOB.redoes_what_changed
+    with claim_workdir(workdir, config, redoes, commits), jax.set_mesh(mesh):
+        if jax.process_index() == 0:
+            devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
+            print(f"{config.recipe} on {devices}; work directory {workdir}", flush=True)
+        writer = MetricsWriter(workdir, console_seconds, observers.wandb)
+        # Closed also where the run raises: in a bucket its last lines wait to be written
+        asked = listen()
+        with contextlib.closing(writer), stoppable(asked):
+            run = Run(
+                mesh,
+                workdir,
+                writer,
+                after_step or asked,
+                profile=observers.profile,
+                watchdog=observers.watchdog,
+                strict=strict,
+            )
+            try:
+                driver.run(recipe.JOB(settings, mesh, run))
+            finally:
+                if run.profile is not None:
+                    run.profile.report()

@@ -1,0 +1,101 @@
+"""Train from Python: an experiment in this process, such as a notebook's."""
+
+import contextlib
+import gc
+import itertools
+import os
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from deepseek_jax.errors import at
+from deepseek_jax.files import absolute
+from deepseek_jax.recipes.driver import held_out_scores
+from deepseek_jax.recipes.environment import has_devices, prepare_process
+from deepseek_jax.recipes.experiment import job_to_read, run_recipe
+from deepseek_jax.recipes.stop import Stop
+from deepseek_jax.recipes.workdir import check_starts
+from deepseek_jax.training.run import STOPPED
+
+
+class Trained(NamedTuple):
+    """What `train` returns.
+
+    complete: False where it stopped after stop_after steps. scores: {measurement: {score: [mean, low, high]}}
+    of what the run has measured so far on held-out data, in order, with 95% intervals; low and high are None
+    for a score without an interval. The last measurement of a complete run is of what it leaves.
+    """
+
+    complete: bool
+    scores: dict[str, dict]
+
+
+def train(
+    config: ConfigDict | dict,
+    folder: str | os.PathLike,
+    *,
+    stop_after: int | None = None,
+    strict: bool = False,
+    console_seconds: float | None = None,
+) -> Trained:
+    """Run an experiment in this process, resume it, or see that it is complete, as launch/train.py does.
+
+    config: what get_config of a file of configs/ returns, or a dict of its fields. folder: of the run, or
+    gs://BUCKET/NAME. stop_after: save and return after so many steps. strict: end at a damaged checkpoint;
+    else an earlier one is used. console_seconds: between lines on the console.
+
+    Ctrl-C or SIGTERM saves after the step at hand and raises KeyboardInterrupt; a second one ends at once.
+    Raises ValueError for a mistake, before anything compiles, and an errors.Fault for what the run finds
+    wrong with itself. config.xla_flags and settings of malloc apply where JAX has no devices yet; else they
+    are this process's own. A process whose folder another one took over ends at once: see owner.owned.
+    """
+    if not isinstance(config, (ConfigDict, dict)):
+        raise ValueError(f"config={config!r} must be a ConfigDict, or a dict of its fields")
+    if stop_after is not None and stop_after < 1:
+        raise ValueError(f"stop_after={stop_after} must be at least 1, or None for no such stop")
+    config = ConfigDict(config)
+    with _folder_for_workdir():
+        with at("folder"):
+            workdir = absolute(folder)
+        check_starts(config, workdir)
+        if not has_devices():
+            prepare_process(config.get("xla_flags", ""))
+        with _stopping(stop_after) as (stop, after_step):
+            run_recipe(
+                config,
+                workdir,
+                lambda: stop,
+                strict=strict,
+                console_seconds=console_seconds,
+                after_step=after_step,
+            )
+            return Trained(True, held_out_scores(job_to_read(config, workdir)))
+    return Trained(False, held_out_scores(job_to_read(config, workdir)))
+
+
+@contextlib.contextmanager
+def _stopping(stop_after):
+    """(whether a signal came, whether to stop after this step); the block ends where a run has stopped."""
+    steps = itertools.count(1)
+    with Stop() as stop:
+        try:
+            yield stop, lambda: stop() or next(steps) == stop_after
+        except SystemExit as ended:
+            if ended.code != STOPPED:
+                raise
+        finally:
+            # What a run leaves in cycles would stay on the device, beside the next run
+            gc.collect()
+    # Also where the run had nothing left to do: what follows the call should not begin
+    if stop():
+        raise KeyboardInterrupt("saved; the same call resumes it")
+
+
+@contextlib.contextmanager
+def _folder_for_workdir():
+    """Messages name the flag of the programs: here it is the argument `folder`."""
+    try:
+        yield
+    except ValueError as error:
+        error.args = (str(error).replace("--workdir", "folder"),)
+        raise

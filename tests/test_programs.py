@@ -1,0 +1,87 @@
+"""Where the programs are, the names of shipped experiments, and the command that starts a program."""
+
+import runpy
+import sys
+
+import pytest
+
+from deepseek_jax import __main__, programs
+from launch.config_file import load_config
+
+LAUNCH = programs.PACKAGE.parent / "launch"
+
+
+def test_every_program_of_launch_is_known():
+    """Oracle: the files there with a main, but those of an engine."""
+    files = {path.stem for path in LAUNCH.glob("*.py") if "__main__" in path.read_text()}
+    assert files == set(programs.PROGRAMS)
+    assert programs.program("train") == LAUNCH / "train.py"
+
+
+def test_a_wheel_has_the_programs_within_the_package(tmp_path, monkeypatch):
+    """Oracle: by hand: its folder, its command, and a file there that counts as ours."""
+    assert programs.command("sweep") == "python launch/sweep.py"
+    monkeypatch.setattr(programs, "PACKAGE", tmp_path)
+    monkeypatch.setattr(programs, "SHIPPED", tmp_path / "shipped")
+    assert programs.home() == tmp_path.parent
+    (tmp_path / "shipped").mkdir()
+    assert programs.program("plan") == tmp_path / "shipped" / "launch" / "plan.py"
+    assert programs.command("sweep") == "deepseek-jax sweep"
+    assert programs.is_ours(tmp_path / "shipped" / "configs" / "r1.py")
+    assert not programs.is_ours(tmp_path.parent / "configs" / "r1.py")
+
+
+def test_a_shipped_experiment_has_a_name():
+    """Oracle: its path; an argument goes with both."""
+    path = LAUNCH.parent / "configs" / "grpo_small.py"
+    assert load_config("grpo_small:seed=1") == load_config(f"{path}:seed=1")
+    assert programs.given_file("seeds", "--sweep") == str(path.parent / "sweeps" / "seeds.py")
+    assert programs.given_file("./seeds.py", "--sweep") == "./seeds.py"
+
+
+@pytest.mark.parametrize(
+    "value, flag, words",
+    [
+        (
+            "grpo_smal",
+            "--config",
+            r"--config=grpo_smal is .*did you mean grpo_small\? allowed: .*r1",
+        ),
+        ("seds", "--sweep", r"--sweep=seds is .*did you mean seeds\? allowed: .*optimizers"),
+        # What experiments share is none
+        ("models", "--config", "--config=models is neither the path of a Python file nor a name"),
+    ],
+)
+def test_an_unknown_name_suggests_those_that_there_are(value, flag, words):
+    """Oracle: by hand."""
+    with pytest.raises(ValueError, match=words):
+        programs.given_file(value, flag)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_the_command_lists_the_programs_in_a_line_each(arguments, monkeypatch, capsys):
+    """Oracle: the programs in their order, and the first line of a docstring."""
+    monkeypatch.setattr(sys, "argv", ["deepseek-jax", *arguments])
+    __main__.main()
+    _, _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(programs.PROGRAMS)
+    assert lines[0].endswith(" Run one experiment: flags -> config -> mesh -> recipe.")
+
+
+def test_an_unknown_program_is_one_message(monkeypatch, capsys):
+    """Oracle: by hand: exit status 2 and the nearest name."""
+    monkeypatch.setattr(sys, "argv", ["deepseek-jax", "trian", "--config=r1"])
+    with pytest.raises(SystemExit, match="2"):
+        __main__.main()
+    assert capsys.readouterr().err.startswith("error: trian is not a program; did you mean train?")
+
+
+def test_the_command_runs_a_program_as_the_main_module_with_its_flags(monkeypatch):
+    """Oracle: what runpy is asked for, and the command line that the program then reads."""
+    ran = []
+    monkeypatch.setattr(runpy, "run_path", lambda *given, **named: ran.append((given, named)))
+    monkeypatch.setattr(sys, "argv", ["deepseek-jax", "convert", "--from=a", "--to=b"])
+    __main__.main()
+    path = str(LAUNCH / "convert.py")
+    assert ran == [((path,), {"run_name": "__main__"})]
+    assert sys.argv == [path, "--from=a", "--to=b"]
