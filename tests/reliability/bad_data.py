@@ -194,7 +194,7 @@ DATA = [
     ),
     (
         GRPO,
-        "config.data: bad.jsonl, line 2: the answer has no final '#### <answer>', and that of bad.jsonl, line 1",
+        "config.data: bad.jsonl, line 2: the answer has no final '#### <answer>', and that of bad",
         lines(
             "bad.jsonl",
             {"question": "1?", "answer": "#### 3"},

@@ -251,7 +251,7 @@ def test_answers_to_a_worlds_task_are_scored_by_its_rule_without_rewards():
         ),
         (dict(optimizer=dict(warmup_steps=4)), "config.optimizer.warmup_steps=4 must be below 4"),
         (dict(data=dict(task="sums")), "config.data.task='sums' is not a world's task"),
-        (dict(data=dict(path="absent.jsonl")), "config.data.path='absent.jsonl' does not exist"),
+        (dict(data=dict(path="absent.jsonl")), "config.data.path='absent.jsonl' is not a file"),
         (dict(data=dict(template="chat")), "config.data.template='chat', but this tokenizer"),
         (
             dict(micro_batches=3),

@@ -1,0 +1,88 @@
+"""Names on the hub in a config: the run records their commits, and a later start reads the same files."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from deepseek_jax.data.questions import read_questions
+from deepseek_jax.recipes.commits import with_commits
+from deepseek_jax.recipes.evaluate.settings import EvaluateSettings
+from deepseek_jax.recipes.experiment import opened
+from deepseek_jax.recipes.workdir import MARKER, claim_workdir, read_mark
+from deepseek_jax.settings import build
+from tests.hub_server import served_hub, used_here
+from tests.recipes.small import small_config
+
+
+@pytest.fixture
+def hub(tmp_path):
+    with served_hub() as hub, used_here(hub, tmp_path / "home"):
+        yield hub
+
+
+def push(hub, answer):
+    """A commit of one question with this answer."""
+    line = json.dumps({"question": "What is 2 + 3?", "answer": answer})
+    return hub.push("org/sums", {"train.jsonl": line}, kind="dataset")
+
+
+def config_of(path):
+    config = small_config()
+    config.data.path = path
+    return config
+
+
+def answers(config, folder):
+    """What the questions of this config's run in a folder have as answers."""
+    return [e["answer"] for e in read_questions(opened(config, folder).settings.data.path)]
+
+
+def test_a_run_that_resumes_reads_the_commit_that_it_began_with(hub, tmp_path):
+    """Oracle: the answers of the first commit, after the branch has moved; another run reads the second."""
+    config, folder = config_of("org/sums"), tmp_path / "run"
+    commit = push(hub, "5")
+    found = opened(config, folder)
+    assert found.commits == {"org/sums": f"org/sums@{commit}"}
+    with claim_workdir(folder, config, commits=found.commits):
+        pass
+    push(hub, "6")
+    assert answers(config, folder) == ["5"] and answers(config, tmp_path / "other") == ["6"]
+    # The mark has the name as it was given, so that another revision is another config
+    mark, code, commits = read_mark(folder)
+    assert mark["data"]["path"] == "org/sums" and code == {} and commits == found.commits
+    moved = config_of("org/sums@other")
+    hub.push("org/sums", {"train.jsonl": "{}"}, kind="dataset", revision="other")
+    again = opened(moved, folder)
+    with pytest.raises(ValueError, match='config.data.path: "org/sums" -> "org/sums@other"'):
+        with claim_workdir(folder, moved, commits=again.commits):
+            pass
+
+
+def test_a_config_without_names_on_the_hub_asks_nobody(hub, tmp_path):
+    """Oracle: the hub's requests, and the mark, which is the config alone."""
+    config = config_of(None)
+    found = opened(config, tmp_path / "run")
+    with claim_workdir(tmp_path / "run", config, commits=found.commits):
+        pass
+    assert not hub.requests and found.commits == {}
+    assert json.loads((tmp_path / "run" / MARKER).read_text()) == json.loads(config.to_json())
+
+
+def test_names_in_lists_get_their_commits_and_paths_stay(hub, tmp_path):
+    """Oracle: by hand."""
+    commit = push(hub, "5")
+    model = hub.push("org/model", {"config.json": "{}"})
+    fields = dict(recipe="evaluate", checkpoint="org/model", data=("arithmetic", "org/sums"))
+    config = ConfigDict(fields)
+    settings = build(EvaluateSettings, config, "config")
+    found, commits = with_commits(config, settings, {})
+    assert found.data == ("arithmetic", f"org/sums@{commit}")
+    assert found.checkpoint == f"org/model@{model}" and len(commits) == 2
+    assert config.to_dict() == fields
+
+
+def test_a_name_that_is_not_there_is_told_with_its_field(hub, tmp_path):
+    """Oracle: the message."""
+    with pytest.raises(ValueError, match="^config.data.path: .*org/nothing"):
+        opened(config_of("org/nothing"), tmp_path / "run")
