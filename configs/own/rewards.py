@@ -1,0 +1,16 @@
+"""Rewards of one's own, for configs/own_task.py: copy this file and change it."""
+
+import re
+
+
+def right(completion, example):
+    """1 where the last number in the answer is the one in the column `target`; of our form."""
+    numbers = re.findall(r"\d+", completion)
+    return float(bool(numbers) and numbers[-1] == example["target"])
+
+
+def brief(completions, completion_ids, log_metric, **columns):
+    """1 for answers of up to 24 tokens; of TRL's form, which gets all completions of a step."""
+    lengths = [len(ids) for ids in completion_ids]
+    log_metric("longest", max(lengths))
+    return [float(length <= 24) for length in lengths]

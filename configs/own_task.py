@@ -1,0 +1,26 @@
+"""GRPO of SmolLM2 on a task of one's own: questions in a csv file, under names of its own, and rewards from a
+Python file. configs/own/README.md tells it step by step.
+
+python launch/train.py --config=configs/own_task.py
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs import grpo_smollm2
+from configs.common import parse_arg
+
+OWN = Path(__file__).parent / "own"
+
+
+def get_config(arg=None):
+    arg = parse_arg(arg, seed=0)
+    c = grpo_smollm2.get_config(f"seed={arg.seed}")
+    c.data.path = str(OWN / "questions.csv")
+    c.data.columns = dict(question="prompt", answer="target")
+    # Files beside this one; a name with a dot needs such a block
+    rewards = {"own/rewards.py:right": 1.0, "own/rewards.py:brief": 0.2}
+    c.rewards = ConfigDict(rewards, allow_dotted_keys=True)
+    c.accuracy = "own/rewards.py:right"
+    return c
