@@ -15,6 +15,7 @@ GUIDES = [
         "CONTRIBUTING.md",
         "CHANGELOG.md",
         "configs/README.md",
+        "configs/own/README.md",
         "deepseek_jax/README.md",
         "launch/README.md",
         "tests/benchmarks/README.md",

@@ -4,7 +4,7 @@ import random
 
 
 def differences(seed, num_held_out):
-    """(training examples, held-out ones), lists of dicts: a question, its answer, and what else rewards read."""
+    """(training examples, held-out ones), lists of dicts: question, answer, and what else rewards read."""
     pairs = [(a, b) for a in range(3, 30) for b in range(1, a)]
     random.Random(seed).shuffle(pairs)
     examples = [

@@ -53,7 +53,8 @@ def train(
         raise ValueError(f"config={config!r} must be a ConfigDict, or a dict of its fields")
     if stop_after is not None and stop_after < 1:
         raise ValueError(f"stop_after={stop_after} must be at least 1, or None for no such stop")
-    config = ConfigDict(config)
+    # A reward may be FILE.py:NAME
+    config = ConfigDict(config, allow_dotted_keys=True)
     with _folder_for_workdir():
         with at("folder"):
             workdir = absolute(folder)
