@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
+from deepseek_jax.errors import at
 from deepseek_jax.files import expanded
 
 NAMED = re.compile(r"(?P<source>[^:]+\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
@@ -64,29 +65,33 @@ def _module_file(name, module):
     return found
 
 
-def code_digests(settings):
+def code_digests(settings, path: str = "config") -> dict[str, str]:
     """{source: a digest of its text} of the code that settings name. settings: nested blocks or dataclasses.
 
-    What the code imports is not in the digest. Raises ValueError as code_file does.
+    What the code imports is not in the digest. Raises ValueError as code_file does; path: of the settings,
+    for messages.
     """
     digests = {}
-    for name in _names(settings):
-        text = code_file(name).read_bytes()
+    for field, name in _names(settings, path):
+        with at(field):
+            text = code_file(name).read_bytes()
         digests[NAMED.fullmatch(name)["source"]] = hashlib.blake2b(text, digest_size=8).hexdigest()
     return digests
 
 
-def _names(tree):
-    """Every name of code among the texts and keys of nested blocks, lists and dataclasses."""
+def _names(tree, path):
+    """(dotted path, name) of all code among the texts and keys of nested blocks, lists and dataclasses."""
     if dataclasses.is_dataclass(tree):
         tree = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
     if isinstance(tree, Mapping):
-        tree = [*tree.keys(), *tree.values()]
-    if isinstance(tree, (list, tuple)):
+        for key, entry in tree.items():
+            yield from _names(key, path)
+            yield from _names(entry, f"{path}.{key}")
+    elif isinstance(tree, (list, tuple)):
         for entry in tree:
-            yield from _names(entry)
+            yield from _names(entry, path)
     elif is_code(tree):
-        yield tree
+        yield path, tree
 
 
 def import_code(file: Path, name: str):

@@ -18,7 +18,7 @@ def left_in_run(path: str | Path):
 
 
 def is_run(folder: str | Path):
-    """Whether a folder is the work directory of a run: its config.json names a recipe, see recipes.workdir."""
+    """Whether a folder is the work directory of a run: its config.json names a recipe (recipes.workdir)."""
     config = as_path(folder) / "config.json"
     try:
         found = parse_json(config.read_text()) if config.is_file() else None

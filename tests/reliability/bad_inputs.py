@@ -11,6 +11,7 @@ from tests.reliability.bad_configs import CONFIGS, EXITS, SEEDS, SIZES, STAGES
 from tests.reliability.bad_data import DATA
 from tests.reliability.bad_flags import FLAGS, HOMES, PLANS, SWEEPS, WORKDIRS
 from tests.reliability.bad_more import LARGE, LATE, LONG, MORE, PIPES, TWICE
+from tests.reliability.bad_own import BROUGHT
 
 GROUPS = dict(
     configs=CONFIGS,
@@ -33,4 +34,5 @@ GROUPS = dict(
     twice=TWICE,
     more=MORE,
     long=LONG,
+    brought=BROUGHT,
 )
