@@ -34,7 +34,7 @@ LACKING = [*SUMS[:6], {"prompt": "What is 9 + 9?"}, *SUMS[7:]]
 COLUMNS = " --config.data.columns={'question':'prompt','answer':'target'}"
 
 BROUGHT = [
-    (OWN, "config.rewards: there is no file mine.py, of mine.py:f, in "),
+    (OWN, "config.accuracy: there is no file mine.py, of mine.py:f, in "),
     (
         OWN,
         F + "mine.py has no function f; it has g",
@@ -94,7 +94,7 @@ BROUGHT = [
     (
         "train grpo_small --config.rewards={'none_of_mine.rules:f':1.0} "
         "--config.accuracy=none_of_mine.rules:f",
-        "config.rewards: there is no module none_of_mine.rules, of none_of_mine.rules:f",
+        "config.accuracy: there is no module none_of_mine.rules, of none_of_mine.rules:f",
     ),
     (TASK, "config.data.task: there is no file mine.py, of mine.py:make, in "),
     (TASK, "config.data.task='mine.py:make': mine.py has no function make", code("x = 1")),
@@ -122,7 +122,7 @@ BROUGHT = [
         "train grpo_small --config.data.task=arithmetik",
         "config.data.task='arithmetik' is not a world's task; did you mean arithmetic? ... FILE.py",
     ),
-    (EVALUATE + "mine.py:f", "there is no file mine.py, of mine.py:f, in "),
+    (EVALUATE + "mine.py:f", "--accuracy: there is no file mine.py, of mine.py:f, in "),
     (
         FILE + "q.jsonl" + COLUMNS,
         "config.data: q.jsonl, line 7 has no column 'target'; it has prompt",
