@@ -15,6 +15,7 @@ from deepseek_jax.recipes.generate import run as generate
 from deepseek_jax.recipes.grpo import run as grpo
 from deepseek_jax.recipes.sft import run as sft
 from deepseek_jax.settings import build
+from launch import colab
 from tests.recipes import cases
 from tests.recipes.small import one_device, run_recipe
 from tests.reliability.goods import flipped
@@ -74,6 +75,38 @@ def test_its_folder_alone_answers_as_the_run_did(runs, name):
         assert texts(loaded) == before
         assert loaded.template == policy.template and loaded.eos_ids == policy.eos_ids
     assert ds.load_policy(folder, template="{question}!\n").template == "{question}!\n"
+
+
+@pytest.mark.parametrize("name", ["sft", "sft with an adapter"])
+def test_opening_what_a_run_left_runs_no_code_that_its_config_names(
+    runs, name, tmp_path, monkeypatch, capsys
+):
+    """Oracle: a file that would leave a mark; what is opened is another's folder, whose config names that
+    file, and which is there under the same name.
+    """
+    folder = tmp_path / "work" / "of_another"
+    shutil.copytree(runs(name)[0], folder)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.py").write_text(
+        f"open({str(tmp_path / 'mark')!r}, 'w')\ndef f(*_): return 1.0\n"
+    )
+    block = {"recipe": "sft", "rewards": {"evil.py:f": 1.0}, "accuracy": "evil.py:f"}
+    block |= {"data": {"task": "evil.py:f"}, "code": {"evil.py": "0123456789abcdef"}}
+    (folder / "config.json").write_text(json.dumps(block))
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    ds.load_policy(folder)
+    assert launched("convert", f"--from={folder}", "--to=out").status == 0
+    end = launched(
+        "evaluate", f"--checkpoint={folder}", "--data=arithmetic", "--check", "--num_problems=2"
+    )
+    assert end.status == 0, end.err
+    for left in ("params", "adapter"):
+        shutil.rmtree(folder / left, ignore_errors=True)
+    colab.resume(tmp_path / "work")
+    assert (
+        "names the code evil.py: resume it by ds.train(config, folder)" in capsys.readouterr().out
+    )
+    assert not (tmp_path / "mark").exists()
 
 
 @pytest.mark.parametrize("name", ["sft", "grpo with an adapter"])

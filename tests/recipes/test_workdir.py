@@ -42,6 +42,24 @@ def test_the_same_config_finds_its_directory_again(tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_code_that_has_changed_is_named_as_a_change_of_the_config(tmp_path, monkeypatch):
+    """Oracle: the message, and the directory's bytes; the text as it was resumes."""
+    monkeypatch.chdir(tmp_path)
+    file, run = tmp_path / "my_rewards.py", tmp_path / "run"
+    named = config().to_dict() | {"rewards": {"my_rewards.py:brief": 1.0}}
+    named = ConfigDict(named, allow_dotted_keys=True)
+    file.write_text("def brief(completion, example): return 1.0")
+    claim(run, named)
+    before = contents(run)
+    assert json.loads((run / "config.json").read_text())["code"].keys() == {"my_rewards.py"}
+    file.write_text("def brief(completion, example): return 2.0")
+    with pytest.raises(ValueError, match=r"config.code.my_rewards.py: \"\w{16}\" -> \"\w{16}\""):
+        claim(run, named)
+    assert contents(run) == before
+    file.write_text("def brief(completion, example): return 1.0")
+    claim(run, named)
+
+
 def test_another_config_is_refused_with_every_difference_and_nothing_is_touched(tmp_path):
     """Oracle: the differing fields by hand, and the directory's bytes."""
     claim(tmp_path, config(steps=5))

@@ -14,6 +14,7 @@ from deepseek_jax.rollout.completions import empty_rollout
 from deepseek_jax.rollout.policy import completion_texts
 from deepseek_jax.synthesis.rejection import accepted
 from tests.processes import run_two
+from tests.rewards import own_rewards
 
 PROMPT = 99
 # Answers to 2 + 3, three to a prompt: the rows 0, 2, 5, 7, 8 and 10 are right, and 7 repeats row 2's text
@@ -86,7 +87,7 @@ def rules(scored):
         return (example["row"] - 7) / 3
 
     def fails_at_first(completion, example):
-        return None if example["row"] < 3 else 0.1
+        return "no number" if example["row"] < 3 else 0.1
 
     def fails_on_odd(completion, example):
         if example["row"] % 2:
@@ -127,6 +128,15 @@ def outcomes():
     with Rewards(WEIGHTS, rules=rules(scored)) as rewards:
         note("rules", lambda texts: plain(rewards.score_together(EXAMPLES, texts)))
     found["scored"] = sorted(scored)
+    with Rewards({f"{own_rewards.__file__}:listed": 1.0, "third": 0.5}, rules=rules([])) as rewards:
+        asked = [e | {"target": "skip" if e["row"] == 3 else "a"} for e in EXAMPLES]
+        ids = [[0] * (1 + row) for row in range(len(asked))]
+
+        def of_functions(texts):
+            scores = rewards.score_together(asked, texts, ids)
+            return plain(scores), scores.columns, round(scores.metrics["tokens"], 6)
+
+        note("functions", of_functions)
     model, broken = Model(), Model(breaks=True)
     rewards = Rewards({"third": 1.0, "liked": 0.5}, {"liked": model}, rules([]))
     note("model", lambda texts: plain(rewards.score_together(EXAMPLES, texts)))
@@ -140,7 +150,7 @@ def outcomes():
     general = Rewards({"fails_on_odd": 1.0}, rules=rules([]))
     paid = ScenarioRewards({"reasoning": Rewards({"exact_answer": 1.0}), "general": general})
     note("scenarios", lambda texts: plain(paid.score_together(asked, texts)))
-    problems = [EXAMPLE | {"rule": "exact_answer"}] * 4
+    problems = [EXAMPLE | {"rule": "exact_answer", "example": EXAMPLE}] * 4
     with Rules(problems) as judge:
         groups = range(0, len(TEXTS), 3)
         note("judge", lambda texts: judge.judge(problems, [texts[i : i + 3] for i in groups]))
@@ -201,7 +211,7 @@ def test_what_is_made_of_scores_is_that_of_one_process(ours, both):
     assert [(v["majority"], v["agreed"]) for v in judged[::2]] == [("5", True), ("05", True)]
     assert kept == [0, 2, 5, 8] and fates == {"kept": 4, "repeated": 2, "wrong": 6}
     for found in both:
-        for name in ("model", "scenarios", "judge", "accepted"):
+        for name in ("functions", "model", "scenarios", "judge", "accepted"):
             assert found[name][0] == ours[name][0], name
 
 
