@@ -109,7 +109,8 @@ class RewardSettings(Settings):
         super().__post_init__()
         if (self.rewards or self.accuracy is not None) and self.accuracy not in self.rewards:
             raise ValueError(
-                f"accuracy={self.accuracy!r} is not one of rewards: {', '.join(self.rewards)}"
+                f"accuracy={self.accuracy!r} is not one of rewards: {', '.join(self.rewards)}; add it there, "
+                "with a weight of 0 if it pays nothing"
             )
 
 
