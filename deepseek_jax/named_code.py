@@ -3,7 +3,6 @@
 Nothing else names code: no file of a run, a checkpoint, a data set or an adapter does.
 """
 
-import dataclasses
 import hashlib
 import importlib
 import importlib.util
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from deepseek_jax.errors import at
 from deepseek_jax.files import expanded
+from deepseek_jax.settings import NamesCode, marked_texts
 
 NAMED = re.compile(r"(?P<source>[^:]+\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
 # How to bring one, for messages about a name that is not known
@@ -66,32 +66,33 @@ def _module_file(name, module):
 
 
 def code_digests(settings, path: str = "config") -> dict[str, str]:
-    """{source: a digest of its text} of the code that settings name. settings: nested blocks or dataclasses.
+    """{source: a digest of its text} of the code that a dataclass of settings names.
 
     What the code imports is not in the digest. Raises ValueError as code_file does; path: of the settings,
     for messages.
     """
     digests = {}
-    for field, name in _names(settings, path):
-        with at(field):
-            text = code_file(name).read_bytes()
-        digests[NAMED.fullmatch(name)["source"]] = hashlib.blake2b(text, digest_size=8).hexdigest()
+    for keys, name, _ in marked_texts(settings, NamesCode):
+        if is_code(name):
+            with at(".".join((path, *map(str, keys)))):
+                digests[NAMED.fullmatch(name)["source"]] = digest_of(name)
     return digests
 
 
-def _names(tree, path):
-    """(dotted path, name) of all code among the texts and keys of nested blocks, lists and dataclasses."""
-    if dataclasses.is_dataclass(tree):
-        tree = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
+def digest_of(name: str, file: Path | None = None):
+    """A digest of the text of the code that a name names; None for a name of no code. file: of code_file."""
+    if not is_code(name):
+        return None
+    return hashlib.blake2b((file or code_file(name)).read_bytes(), digest_size=8).hexdigest()
+
+
+def names_in(tree) -> list[str]:
+    """Every text and key of nested blocks and lists that looks like a name of code."""
     if isinstance(tree, Mapping):
-        for key, entry in tree.items():
-            yield from _names(key, path)
-            yield from _names(entry, f"{path}.{key}")
-    elif isinstance(tree, (list, tuple)):
-        for entry in tree:
-            yield from _names(entry, path)
-    elif is_code(tree):
-        yield path, tree
+        tree = [*tree.keys(), *tree.values()]
+    if isinstance(tree, (list, tuple)):
+        return [name for entry in tree for name in names_in(entry)]
+    return [tree] if is_code(tree) else []
 
 
 def import_code(file: Path, name: str):
@@ -110,6 +111,15 @@ def import_code(file: Path, name: str):
         has = ", ".join(key for key, value in vars(module).items() if _is_own(value, module))
         raise ValueError(f"{source} has no function {function}; it has {has or 'none'}")
     return found
+
+
+def call_code(file: Path, name: str, *arguments):
+    """What the function `name` of its file returns. Raises ValueError, naming the line, where it raises."""
+    function = import_code(file, name)
+    try:
+        return function(*arguments)
+    except (Exception, SystemExit) as error:
+        raise ValueError(told(error, file)) from error
 
 
 def import_file(file: Path):

@@ -67,9 +67,20 @@ class OnHub:
         return True
 
 
+@dataclasses.dataclass(frozen=True)
+class NamesCode:
+    """A mark of a text that may name code: FILE.py:NAME or package.module:NAME, see named_code."""
+
+    def holds(self, text):
+        """Any text is allowed, as of OnHub."""
+        return True
+
+
 # A path, or a name on the hub
 Checkpoint = Annotated[str, OnHub("model")]
 Data = Annotated[str, OnHub("dataset")]
+# A reward or a task: ours, or a function of the user's own
+Named = Annotated[str, NamesCode()]
 # A number of things that arrays have: int32 on the device
 Count = Annotated[int, Between(1, 2**31, open_high=True)]
 # A group, an interval and a text to predict need two of them
@@ -83,7 +94,7 @@ PositiveShare = Annotated[float, Between(0, 1, open_low=True)]
 Temperature = Annotated[float, Between(0.001, 100.0)]
 GreedyOrTemperature = Annotated[float, Between(0.001, 100.0, or_zero=True)]
 # An int stays an int here: the hash of a stage is of the config as it is written
-Weights = dict[str, int | float]
+Weights = dict[Named, int | float]
 
 # A key of jax.random has 32 bits of it; the seeds of later stages and of updates are a little above it
 Seed = Annotated[int, Between(0, 2**31, open_high=True)]
@@ -152,11 +163,34 @@ def field_hints(cls: type) -> dict:
     return typing.get_type_hints(cls, include_extras=True)
 
 
-def marks_of(hint) -> list:
-    """The marks of a hint and of the hints within it, such as Between and OnHub."""
+def marked_texts(block, kind: type, path: tuple = ()):
+    """Yield (keys from the root, text, mark) of each text in a dataclass of settings whose hint has a mark
+    of this kind: fields, entries of lists, and keys of dicts, which have the keys of their dict.
+    """
+    for field, hint in field_hints(type(block)).items():
+        mark = next((mark for mark in _marks(hint) if isinstance(mark, kind)), None)
+        yield from _marked(getattr(block, field), kind, mark, (*path, field))
+
+
+def _marked(value, kind, mark, path):
+    if dataclasses.is_dataclass(value):
+        yield from marked_texts(value, kind, path)
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            if mark is not None:
+                yield path, key, mark
+            yield from _marked(entry, kind, None, (*path, key))
+    elif mark is not None and isinstance(value, tuple):
+        yield from (((*path, index), entry, mark) for index, entry in enumerate(value))
+    elif mark is not None and isinstance(value, str):
+        yield path, value, mark
+
+
+def _marks(hint):
+    """The marks of a hint and of the hints within it."""
     own = list(getattr(hint, "__metadata__", ()))
     _, _, args = _parts(hint)
-    return own + [mark for arg in args for mark in marks_of(arg)]
+    return own + [mark for arg in args for mark in _marks(arg)]
 
 
 def _required(field):

@@ -168,7 +168,7 @@ def _files(opened, config, workdir, data):
 
     try:
         redoes = opened.recipe.JOB.redoes_what_changed
-        with claim_workdir(workdir, config, redoes, opened.commits):
+        with claim_workdir(workdir, config, redoes, opened.recorded):
             folder = workdir / "check"
             try:
                 said = data(folder)

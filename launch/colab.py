@@ -13,6 +13,7 @@ from configs.common import without_fusion_emitters
 from deepseek_jax.checkpoint.locate import SMOLLM2
 from deepseek_jax.files import absolute
 from deepseek_jax.hub import model_folder, pinned
+from deepseek_jax.named_code import names_in
 from deepseek_jax.programs import program as program_file
 from deepseek_jax.recipes.environment import prepare_process
 from deepseek_jax.recipes.workdir import MARKER, read_mark
@@ -125,9 +126,8 @@ def resume(work: str | os.PathLike):
         # Imports jax, which reads its flags when find_devices prepares this process
         from deepseek_jax.recipes import train
 
-        config, code, _ = read_mark(folder)
-        if code:
-            named = ", ".join(code)
+        config, _ = read_mark(folder)
+        if named := ", ".join(dict.fromkeys(names_in(config))):
             print(f"{folder} names the code {named}: resume it by ds.train(config, folder)")
         else:
             train(config, folder, console_seconds=CONSOLE_SECONDS)

@@ -19,7 +19,7 @@ from deepseek_jax.errors import Fault, at, shortened
 from deepseek_jax.files import absolute
 from deepseek_jax.programs import is_ours
 from deepseek_jax.recipes.environment import check_xla_flags, prepare_process
-from deepseek_jax.recipes.experiment import Observers, opened, run_recipe
+from deepseek_jax.recipes.experiment import Observers, opened_by_all, run_recipe
 from deepseek_jax.recipes.workdir import check_starts
 from launch import distributed
 from launch.backend import no_backend
@@ -225,7 +225,7 @@ def start(config: ConfigDict, workdir: Path, shown=str):
         from launch.check import check
 
         with one_message(shown):
-            check(opened(config, workdir), config, workdir)
+            check(opened_by_all(config, workdir), config, workdir)
         return
     with one_message(shown):
         run_recipe(config, workdir, observers=observers, strict=flags.FLAGS.strict)

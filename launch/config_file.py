@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from deepseek_jax.named_code import import_file, look_beside
+from deepseek_jax.named_code import import_file, is_code, look_beside
 from deepseek_jax.programs import given_file, is_ours
 
 OVERRIDE = re.compile(r"--?config\.([^=]*)(=?)(.*)", re.DOTALL)
@@ -117,7 +117,7 @@ def set_field(config: ConfigDict, field: str, value):
         # A block of a config's file takes no such name: another block takes its place
         set_field(config, field.removesuffix(f".{name}"), block.to_dict() | {name: value})
         return
-    _set(block, name, _block(value) if isinstance(value, dict) else value)
+    _set(block, name, as_config(value) if isinstance(value, dict) else value)
 
 
 def _override(config, field, text):
@@ -128,29 +128,32 @@ def _override(config, field, text):
 
 def _place(config, field):
     """(the block that holds a dotted field, the field's own name)."""
-    *outer, name = _parts(field)
+    *outer, name = _parts(config, field)
     block, path = config, "config"
     for part in outer:
         path = f"{path}.{part}"
         if block.get(part) is None:
-            _set(block, part, _block({}))
+            _set(block, part, as_config({}))
         block = block[part]
         if not isinstance(block, ConfigDict):
             raise ValueError(f"--config.{field}: {path}={block!r} is not a block with fields")
     return block, name
 
 
-def _parts(field):
+def _parts(config, field):
     """The parts of a dotted field. The last may be code, as in rewards.my_rewards.py:brief."""
-    head, colon, function = field.partition(":")
-    parts = head.split(".")
-    if colon and parts[-1] == "py":
-        return [*parts[:-2], f"{parts[-2]}.py:{function}"]
-    return field.split(".")
+    parts, block, rest = [], config, field
+    while "." in rest:
+        part, _, after = rest.partition(".")
+        inner = block.get(part) if isinstance(block, ConfigDict) and part in block.keys() else None
+        if parts and is_code(rest) and not isinstance(inner, ConfigDict):
+            break
+        parts, block, rest = [*parts, part], inner, after
+    return [*parts, rest]
 
 
-def _block(fields):
-    # A reward may be FILE.py:NAME
+def as_config(fields: dict) -> ConfigDict:
+    """A ConfigDict of fields; a reward may be FILE.py:NAME."""
     return ConfigDict(fields, allow_dotted_keys=True)
 
 

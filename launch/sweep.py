@@ -31,7 +31,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from deepseek_jax.errors import at
 from deepseek_jax.files import cache_folder, expanded, is_remote
@@ -39,7 +38,7 @@ from deepseek_jax.programs import given_file
 from deepseek_jax.recipes.experiment import find_recipe, job_to_read
 from deepseek_jax.recipes.stop import Stop
 from launch import common
-from launch.config_file import call, load_function, split_arguments
+from launch.config_file import as_config, call, load_function, split_arguments
 from launch.engines import STOPPED, gke, slurm
 from launch.engines.local import Local
 from launch.planning.topology import EXAMPLES
@@ -150,7 +149,7 @@ def scores(folder, run):
     """What a run has measured: of recipes.driver.held_out_scores."""
     from deepseek_jax.recipes.driver import held_out_scores
 
-    return held_out_scores(job_to_read(ConfigDict(run.config), folder.path / run.name))
+    return held_out_scores(job_to_read(as_config(run.config), folder.path / run.name))
 
 
 def report(recipe, folder, runs, statuses, show):

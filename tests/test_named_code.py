@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 
 from deepseek_jax import named_code
-from deepseek_jax.named_code import code_digests, code_file, import_code, is_code, look_beside
+from deepseek_jax.named_code import (
+    code_digests,
+    code_file,
+    import_code,
+    is_code,
+    look_beside,
+    names_in,
+)
+from deepseek_jax.reinforce.settings import RewardSettings
+from deepseek_jax.settings import build
 
 
 @pytest.fixture(autouse=True)
@@ -64,16 +73,19 @@ def test_a_module_is_found_without_being_imported(places, monkeypatch):
 
 
 def test_the_digest_of_code_changes_with_its_text_alone(places):
-    """Oracle: by hand: keys, values and lists of nested blocks are searched."""
+    """Oracle: by hand: fields that may name code are searched, and no other text is taken for code."""
     file = Path("my.py")
     file.write_text("f = len")
-    settings = {"rewards": {"my.py:f": 1.0}, "tasks": [{"rule": "my.py:g"}], "recipe": "grpo"}
+    settings = build(RewardSettings, dict(accuracy="my.py:f", rewards={"my.py:f": 1.0}), "config")
     first = code_digests(settings)
-    assert set(first) == {"my.py"} and code_digests({"rewards": {"correct": 1}}) == {}
+    assert set(first) == {"my.py"}
+    none = build(RewardSettings, dict(accuracy="correct", rewards={"correct": 1.0}), "config")
+    assert code_digests(none) == {}
     file.write_text("f = max")
     second = code_digests(settings)
     file.write_text("f = len")
     assert first != second and code_digests(settings) == first
+    assert names_in({"rewards": {"my.py:f": 1}, "a": [{"b": "x.y:z"}]}) == ["my.py:f", "x.y:z"]
 
 
 def test_a_file_imports_its_neighbours_and_its_errors_have_their_line(places):

@@ -141,12 +141,17 @@ def adapter_base(folder: str | Path) -> str:
     beside = folder.parent / "base"
     if (folder / BASE).is_file() and (beside / "config.json").is_file():
         return str(beside)
-    name = read_object(folder / CONFIG).get("base_model_name_or_path")
+    about = read_object(folder / CONFIG)
+    name, revision = about.get("base_model_name_or_path"), about.get("revision")
     if not isinstance(name, str) or not name:
         raise ValueError(
             f"{folder / CONFIG}: base_model_name_or_path={name!r} names no base; load the base, and give "
             "this folder as its adapter"
         )
+    # peft's config has the commit in a field of its own
+    found = hub_id(name)
+    if found is not None and found.revision is None and isinstance(revision, str):
+        return f"{name}@{revision}"
     return name
 
 

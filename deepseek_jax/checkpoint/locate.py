@@ -37,6 +37,8 @@ def check_checkpoint(name: str | Path):
 
 def lasting_name(name: str | Path):
     """The name as a file records it for later runs, on other machines too: with its commit, or absolute."""
+    if str(name) == SMOLLM2:
+        return SMOLLM2
     if hub_id(name) is not None:
         return pinned(str(name), "model")
     return str(absolute(checkpoint_path(name)))

@@ -16,7 +16,7 @@ def shown_columns(example: Mapping) -> dict:
     return {
         name: value if isinstance(value, (str, int, float, type(None))) else str(value)
         for name, value in columns_of(example).items()
-        if name != "question"
+        if value != example["question"]
     }
 
 

@@ -104,7 +104,7 @@ def _scored(scores, accuracy):
     rewarded |= {name: part[scored] for name, part in scores.parts.items() if name != accuracy}
     # One number has no interval
     rewarded = {name: of for name, of in rewarded.items() if len(of) > 1}
-    return {"accuracy": scores.as_wrong(accuracy)} | rewarded
+    return rewarded if accuracy is None else {"accuracy": scores.as_wrong(accuracy)} | rewarded
 
 
 def _share_or_number(values):

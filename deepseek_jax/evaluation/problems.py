@@ -8,7 +8,7 @@ import numpy as np
 
 from deepseek_jax.data.questions import read_questions
 from deepseek_jax.data.records import READERS
-from deepseek_jax.data.texts import joined
+from deepseek_jax.data.texts import joined, picked
 from deepseek_jax.errors import at, suggest
 from deepseek_jax.evaluation.consensus import majority
 from deepseek_jax.files import as_path
@@ -99,7 +99,10 @@ def _of_file(name, settings):
         )
     # A fixed seed: every evaluation of the file has the same questions
     chosen = sorted(np.random.default_rng(0).permutation(len(examples))[:number])
-    task, template = "/".join(Path(name).with_suffix("").parts[-2:]), settings.template or "chat"
+    # A name on the hub without its commit: another state of the same problems is told by its questions
+    found = hub_id(name)
+    path = Path(name).with_suffix("") if found is None else Path(found.repo, found.subset or "")
+    task, template = "/".join(path.parts[-2:]), settings.template or "chat"
     problems = []
     for example in (examples[i] for i in chosen):
         rule = settings.accuracy or ("program" if "test_cases" in example else "math_verify")
@@ -123,8 +126,9 @@ class Rules(contextlib.ExitStack):
             self._rewards[rule] = self.enter_context(open_rewards({rule: 1.0}))
             self._rewards[rule].check([p["example"] for p in problems if p["rule"] == rule])
 
-    def judge(self, problems: list, groups):
-        """Judge each group of completions: a dict for each problem.
+    def judge(self, problems: list, groups, ids):
+        """Judge each group of completions: a dict for each problem. ids: the tokens of all completions, in
+        order.
 
         answers (str or None) and correct: one per completion. majority: the most frequent answer; agreed:
         whether it is right; both None where the rule reads no answers. unscored: completions without a
@@ -134,6 +138,9 @@ class Rules(contextlib.ExitStack):
             self._vote(problem, answers)
             for problem, answers in zip(problems, self._answers(problems, groups), strict=True)
         ]
+        ends = np.cumsum([len(group) for group in groups]).tolist()
+        spans = zip([0, *ends], ends, strict=False)
+        ids_of = [picked(ids, range(start, end)) for start, end in spans]
         for rule, rewards in self._rewards.items():
             chosen = [i for i, problem in enumerate(problems) if problem["rule"] == rule]
             # The majorities' answers are scored after the completions, as if they were completions
@@ -141,7 +148,9 @@ class Rules(contextlib.ExitStack):
             texts = [groups[i] for i in chosen] + [[_marked(judged[i]["majority"])] for i in voted]
             asked = [problems[i]["example"] for i in chosen for _ in range(len(groups[i]))]
             asked += [problems[i]["example"] for i in voted]
-            scores = rewards.score_together(asked, joined(texts))
+            # An answer that stands for itself was not sampled
+            tokens = joined([ids_of[i] for i in chosen] + [[[]] for _ in voted])
+            scores = rewards.score_together(asked, joined(texts), tokens)
             for message in scores.messages:
                 say(f"{message} It counts as wrong.")
             values = iter(scores.total.tolist())

@@ -267,3 +267,30 @@ def in_shares(work, count: int):
         if share["failure"] is not None:
             raise RuntimeError(f"process {process} failed: {share['failure']}")
     return [shares[row % processes]["done"][row // processes] for row in range(count)]
+
+
+def agreed(call, what: str):
+    """The first of call()'s two results, on each process; the second, which JSON can hold, must be the same
+    on all.
+
+    what: the second, for messages. Raises ValueError on all processes where it differs, and where call()
+    raises one on some of them.
+    """
+    result = record = failure = None
+    try:
+        result, record = call()
+    # The other processes wait for the outcome
+    except ValueError as error:
+        failure = error
+    found = from_each([record, None if failure is None else str(failure)])
+    if failure is not None:
+        raise failure
+    for process, (other, message) in enumerate(found):
+        if message is not None:
+            raise ValueError(f"process {process}: {message}")
+        if other != found[0][0]:
+            raise ValueError(
+                f"{what} differs between processes: {found[0][0]} on process 0, {other} on process "
+                f"{process}; give all of them the same files"
+            )
+    return result

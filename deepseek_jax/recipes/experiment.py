@@ -17,9 +17,10 @@ from ml_collections import ConfigDict
 from deepseek_jax import recipes
 from deepseek_jax.errors import at, suggest
 from deepseek_jax.files import as_path
+from deepseek_jax.named_code import code_digests
 from deepseek_jax.recipes.commits import with_commits
 from deepseek_jax.recipes.stop import Stop
-from deepseek_jax.recipes.workdir import claim_workdir, read_mark
+from deepseek_jax.recipes.workdir import CODE, HUB, claim_workdir, read_mark
 from deepseek_jax.settings import build
 
 if TYPE_CHECKING:
@@ -63,13 +64,13 @@ def _has_job(file):
 
 class Opened(NamedTuple):
     """A config's recipe: its module, its settings, with names on the hub at the run's commits, and the mesh.
-    commits: of commits.with_commits.
+    recorded: for claim_workdir.
     """
 
     recipe: ModuleType
     settings: Any
     mesh: "Mesh"
-    commits: dict[str, str]
+    recorded: dict[str, dict]
 
 
 def opened(config: ConfigDict, workdir: Path) -> Opened:
@@ -80,13 +81,27 @@ def opened(config: ConfigDict, workdir: Path) -> Opened:
 
     recipe = find_recipe(config.get("recipe"))
     settings = build(recipe.SETTINGS, config, "config")
-    config, commits = with_commits(config, settings, read_mark(workdir)[2])
+    config, commits = with_commits(config, settings, read_mark(workdir)[1])
     if commits:
         settings = build(recipe.SETTINGS, config, "config")
+    recorded = {CODE: code_digests(settings), HUB: commits}
     axes = build(MeshSettings, config.get("mesh", {}), "config.mesh")
     with at("config.mesh"):
         mesh = make_mesh(**dataclasses.asdict(axes))
-    return Opened(recipe, settings, mesh, commits)
+    return Opened(recipe, settings, mesh, recorded)
+
+
+def opened_by_all(config: ConfigDict, workdir: Path) -> Opened:
+    """opened, of all processes together: a mistake that one of them sees, such as a file that it lacks, is
+    raised on all, and so is a difference between what they record.
+    """
+    from deepseek_jax.parallel.processes import agreed
+
+    def open_it():
+        found = opened(config, workdir)
+        return found, found.recorded
+
+    return agreed(open_it, "the code that the config names, or a commit of the hub,")
 
 
 def job_to_read(config: ConfigDict, folder: Path) -> "Job":
@@ -122,9 +137,9 @@ def run_recipe(
     from deepseek_jax.training.run import Run, stoppable
 
     # Before the work directory is claimed: a misspelt field is named even if that is another config's
-    recipe, settings, mesh, commits = opened(config, workdir)
+    recipe, settings, mesh, recorded = opened_by_all(config, workdir)
     redoes = recipe.JOB.redoes_what_changed
-    with claim_workdir(workdir, config, redoes, commits), jax.set_mesh(mesh):
+    with claim_workdir(workdir, config, redoes, recorded), jax.set_mesh(mesh):
         if jax.process_index() == 0:
             devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
             print(f"{config.recipe} on {devices}; work directory {workdir}", flush=True)

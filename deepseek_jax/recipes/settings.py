@@ -6,7 +6,7 @@ from deepseek_jax.data.chat import PLAIN_TEMPLATE, Template
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.config import ModelConfig, RunSettings, names_architecture
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
-from deepseek_jax.settings import Checkpoint, Data, Seed, Settings, Several, build
+from deepseek_jax.settings import Checkpoint, Data, Named, Seed, Settings, Several, build
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class QuestionData:
     held-out set.
     """
 
-    task: str = "arithmetic"
+    task: Named = "arithmetic"
     path: Data | None = None
     split: str = "train"
     columns: dict[str, str] = dataclasses.field(default_factory=dict)

@@ -10,7 +10,6 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from deepseek_jax.files import absolute, below, is_remote, read_object, remove_folder, write_whole
-from deepseek_jax.named_code import code_digests
 from deepseek_jax.programs import command, home
 from deepseek_jax.recipes.owner import OWNER, names_in, owned, read_owner, shown
 
@@ -61,23 +60,23 @@ def claim_workdir(
     workdir: Path,
     config: ConfigDict,
     may_change: bool = False,
-    commits: Mapping[str, str] | None = None,
+    recorded: Mapping[str, dict] | None = None,
 ):
     """Own a work directory while this run is at work in it, and mark it as this config's.
 
     The mark is config.json. Process 0 alone writes it and owns the directory; see owner.owned. If the body
     raises before it has computed anything, what it wrote is removed, so that a corrected config can use the
     directory. Another mesh is no other config. may_change: another config of the same recipe may replace
-    the mark, for a recipe that itself finds out what to run again. commits: of commits.with_commits. Raises
-    ValueError, on all processes, where another run is at work there, where another version of this project
-    left a stage in another format, where the directory belongs to another config (the fields that differ
-    are listed), where it has files but no config.json, where it cannot be created or written, and where a
-    process does not share it. Existing files stay as they are.
+    the mark, for a recipe that itself finds out what to run again. recorded: what else the mark holds,
+    under CODE and HUB. Raises ValueError, on all processes, where another run is at work there, where
+    another version of this project left a stage in another format, where the directory belongs to another
+    config (the fields that differ are listed), where it has files but no config.json, where it cannot be
+    created or written, and where a process does not share it. Existing files stay as they are.
     """
     # Here, because launch/common.py imports this module, and must not import jax
     import jax
 
-    workdir, new = absolute(workdir), mark_of(config, commits or {})
+    workdir, new = absolute(workdir), mark_of(config, recorded or {})
     with contextlib.ExitStack() as stack:
         token = failure = None
         if jax.process_index() == 0:
@@ -210,21 +209,18 @@ def _owner(workdir, new, may_change):
     return old
 
 
-def mark_of(config: ConfigDict, commits: Mapping[str, str]) -> dict:
-    """What config.json holds: the config, digests of the code that it names, and commits of its names on the
-    hub.
-    """
-    more = {CODE: code_digests(config.to_dict()), HUB: dict(commits)}
+def mark_of(config: ConfigDict, recorded: Mapping[str, dict]) -> dict:
+    """What config.json holds: the config, and what is recorded beside it, where there is any."""
     # Through JSON, as the file was: tuples become lists
-    return json.loads(config.to_json()) | {name: found for name, found in more.items() if found}
+    more = {name: found for name, found in recorded.items() if found}
+    return json.loads(config.to_json()) | json.loads(json.dumps(more))
 
 
-def read_mark(workdir: Path) -> tuple[dict, dict, dict]:
-    """(the config of a run's folder, digests of the code that it names, commits of its names on the hub);
-    empty without a run.
-    """
+def read_mark(workdir: Path) -> tuple[dict, dict]:
+    """(the config of a run's folder, the commits of its names on the hub); empty without a run."""
     mark = read_object(workdir / MARKER) if (workdir / MARKER).exists() else {}
-    return mark, mark.pop(CODE, {}), mark.pop(HUB, {})
+    mark.pop(CODE, None)
+    return mark, mark.pop(HUB, {})
 
 
 def _differences(old, new):

@@ -12,6 +12,7 @@ from deepseek_jax.settings import (
     Count,
     CountBySteps,
     Data,
+    Named,
     Natural,
     PositiveShare,
     Settings,
@@ -102,12 +103,17 @@ class RewardSettings(Settings):
     recipe allows that there are no rewards.
     """
 
-    accuracy: str
+    accuracy: Named
     rewards: Weights
+
+    def needs_accuracy(self):
+        """Whether accuracy has to be one of rewards, where there are any."""
+        return True
 
     def __post_init__(self):
         super().__post_init__()
-        if (self.rewards or self.accuracy is not None) and self.accuracy not in self.rewards:
+        given = self.needs_accuracy() and (self.rewards or self.accuracy is not None)
+        if given and self.accuracy not in self.rewards:
             raise ValueError(
                 f"accuracy={self.accuracy!r} is not one of rewards: {', '.join(self.rewards)}; add it there, "
                 "with a weight of 0 if it pays nothing"

@@ -116,10 +116,14 @@ def contradicts(text: str):
 def exact_answer(completion: str, example: Mapping):
     """1.0 if the final answer of `completion` equals that of example["answer"], else 0.0.
 
-    Numbers are equal as fractions, other answers as text; see `same_answer`. An expression counts
+    Numbers are equal as fractions, other answers as text; see `same_answer`. Where the gold answer is a
+    text and the completion marks nothing, all that follows its thought is the answer. An expression counts
     as its value: an answer of `2 + 3` is right where 5 is. `arithmetic.correct` asks for a number.
     """
     answer, gold = extract_answer(completion), gold_answer(example)
+    text = final_text(completion)
+    if number(plain(gold)) is None and not stated_answers(text):
+        answer = text
     return float(answer is not None and same_answer(answer, gold, example.get("question")))
 
 

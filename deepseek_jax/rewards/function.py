@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from deepseek_jax.data.columns import columns_of
-from deepseek_jax.named_code import code_file, import_code, told
+from deepseek_jax.named_code import code_file, digest_of, import_code, told
 from deepseek_jax.rewards.scoring import Batch
 from deepseek_jax.rewards.workers import WorkerPool
 
@@ -60,17 +60,20 @@ class FunctionReward(WorkerPool):
 
     def __init__(self, name: str):
         self.name, self.file, self._tried = name, code_file(name), False
+        # A worker that starts later must not read another text than the run has recorded
+        self.source = self.file, name, digest_of(name)
         self.logged = Logged({}, {})
-        # TRL's form gets all completions in one call
-        super().__init__(_call, _nothing, num_workers=2, wall_limit_seconds=LIMIT_SECONDS)
+        # The first call imports the file, so that its error has a message
+        super().__init__(_call, int, num_workers=2, wall_limit_seconds=LIMIT_SECONDS)
         self.form = self._ask(_form)
+        # TRL's form gets all completions in one call
         if self.form.lists:
             self.num_workers = 1
             self.close()
 
     def _ask(self, work, *more):
-        """work(file, name, *more) in a worker. Raises ValueError with what it returned as one."""
-        result = self.run({0: (work, self.file, self.name, *more)}).get(0)
+        """work(*source, *more) in a worker. Raises ValueError with what it returned as one."""
+        result = self.run({0: (work, *self.source, *more)}).get(0)
         if result is None:
             result = ValueError(
                 f"{self.file.name} ended its process, or took more than {LIMIT_SECONDS:.0f} s"
@@ -105,13 +108,7 @@ class FunctionReward(WorkerPool):
         if self.form.lists:
             return self._score_lists(batch, rows) if rows else []
         jobs = {
-            row: (
-                _one,
-                self.file,
-                self.name,
-                batch.completions[row],
-                columns_of(batch.examples[row]),
-            )
+            row: (_one, *self.source, batch.completions[row], columns_of(batch.examples[row]))
             for row in rows
         }
         results = self.run(jobs)
@@ -125,15 +122,18 @@ class FunctionReward(WorkerPool):
             text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
             for text, prompt in zip(texts, prompts, strict=True)
         ]
-        ids = [None if batch.ids is None else list(batch.ids[row]) for row in rows]
-        given = dict(prompts=prompts, completions=completions, completion_ids=ids)
+        if batch.ids is None and "completion_ids" in self.form.accepted:
+            return [ValueError("takes completion_ids, and nobody has them here")] * len(rows)
+        ids = [list(batch.ids[row]) for row in rows] if batch.ids is not None else None
+        given = dict(prompts=prompts, completions=completions)
+        given |= {} if ids is None else {"completion_ids": ids}
         columns = dict.fromkeys(key for example in examples for key in columns_of(example))
         given |= {
             key: [example.get(key) for example in examples] for key in columns if key not in SINGLE
         }
         if not self.form.every:
             given = {key: value for key, value in given.items() if key in self.form.accepted}
-        job = (_many, self.file, self.name, given, self.form, len(rows))
+        job = (_many, *self.source, given, self.form, len(rows))
         result = self.run({0: job}).get(0, self._lost())
         if isinstance(result, Exception):
             return [result] * len(rows)
@@ -162,10 +162,6 @@ def gathered(logged: list, count: int):
     return {name: sum(values) / len(values) for name, values in metrics.items()}, columns
 
 
-def _nothing():
-    """Start of a worker: the file is imported by the first call, whose error then has a message."""
-
-
 def _call(work, *args):
     """What work returns, or its error as one that a process without the user's code can read."""
     try:
@@ -175,13 +171,17 @@ def _call(work, *args):
 
 
 @functools.cache
-def _function(file, name):
+def _function(file, name, digest):
+    if digest_of(name, file) != digest:
+        raise ValueError(
+            f"{file.name} has changed since the run began; stop the run, and start it anew"
+        )
     return import_code(file, name)
 
 
-def _form(file, name):
+def _form(*source):
     """The Form of the function."""
-    function = _function(file, name)
+    function = _function(*source)
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         type(function).__call__
     ):
@@ -207,25 +207,26 @@ def _form(file, name):
     return Form(False)
 
 
-def _one(file, name, completion, example):
+def _one(file, name, digest, completion, example):
     """The value of a function of our form."""
+    function = _function(file, name, digest)
     try:
-        value = _function(file, name)(completion, example)
+        value = function(completion, example)
     except (Exception, SystemExit) as error:
         raise RuntimeError(told(error, file)) from error
     return _number(value)
 
 
-def _many(file, name, given, form, count):
+def _many(file, name, digest, given, form, count):
     """(values, Logged) of a function of TRL's form."""
-    logged = Logged({}, {})
+    function, logged = _function(file, name, digest), Logged({}, {})
     logs = {
-        "log_extra": lambda column, values: logged.columns.update({column: list(values)}),
+        "log_extra": lambda column, values: logged.columns.update({column: _plain(values)}),
         "log_metric": lambda metric, value: logged.metrics.update({metric: float(_item(value))}),
     }
     given |= {key: log for key, log in logs.items() if form.every or key in form.accepted}
     try:
-        values = list(_function(file, name)(**given))
+        values = list(function(**given))
     except (Exception, SystemExit) as error:
         raise RuntimeError(told(error, file)) from error
     if len(values) != count:
@@ -248,6 +249,12 @@ def _number(value):
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         raise TypeError(f"returned {value!r}; return a finite number, or None for not scored")
     return float(value)
+
+
+def _plain(values):
+    """A list of values that JSON can hold; others as texts."""
+    items = map(_item, values)
+    return [v if isinstance(v, (str, int, float, type(None))) else str(v) for v in items]
 
 
 def _item(value):

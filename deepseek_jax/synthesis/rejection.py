@@ -32,19 +32,21 @@ JUDGED = {
 }
 
 
-def accepted(examples, completions, *, rule: str, max_per_prompt: int, judge: Judge | None = None):
+def accepted(
+    examples, completions, ids=None, *, rule: str, max_per_prompt: int, judge: Judge | None = None
+):
     """Filter completions for training: -> (list of the indices that pass, Counter of fates).
 
-    completions[i] answers examples[i]. The reward `rule` checks it; with a judge, the judge compares it with
-    the example's answer instead. At most max_per_prompt completions of a question pass, the first ones. The
-    Counter's keys are "kept", "wrong", those of LAYOUT, IN_ONE_LANGUAGE and JUDGED, "repeated" and "more than
-    enough". All processes call it and get the same; each reads the completions that it scores, and process 0
-    reads all.
+    completions[i], of the tokens ids[i], answers examples[i]. The reward `rule` checks it; with a judge,
+    the judge compares it with the example's answer instead. At most max_per_prompt completions of a
+    question pass, the first ones. The Counter's keys are "kept", "wrong", those of LAYOUT, IN_ONE_LANGUAGE
+    and JUDGED, "repeated" and "more than enough". All processes call it and get the same; each reads the
+    completions that it scores, and process 0 reads all.
     """
     checks = ({"wrong": rule} if judge is None else {}) | LAYOUT
     if all("language" in example for example in examples):
         checks |= IN_ONE_LANGUAGE
-    examples = _scored(examples, completions, checks.values())
+    examples = _scored(examples, completions, ids, checks.values())
     rules = {why: _misses(reward) for why, reward in checks.items()}
     if judge is not None:
         examples = _judged(examples, completions, rules, judge)
@@ -60,10 +62,10 @@ def accepted(examples, completions, *, rule: str, max_per_prompt: int, judge: Ju
     return kept, Counter(fates)
 
 
-def _scored(examples, completions, names):
+def _scored(examples, completions, ids, names):
     """The examples, each with its completion's rewards under "parts"."""
     with open_rewards(dict.fromkeys(names, 1.0)) as rewards:
-        parts = rewards.score_together(examples, completions).parts
+        parts = rewards.score_together(examples, completions, ids).parts
     rows = zip(*parts.values(), strict=True)
     return [
         e | {"parts": dict(zip(parts, row, strict=True))}
@@ -111,6 +113,7 @@ def sample_accepted(
     kept, fates = accepted(
         [repeated[i] for i in ended],
         picked(texts, ended),
+        picked(rollout.tokens(), ended),
         rule=rule,
         max_per_prompt=settings.max_per_prompt,
         judge=judge,

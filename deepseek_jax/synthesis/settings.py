@@ -10,6 +10,7 @@ from deepseek_jax.settings import (
     Count,
     Data,
     GreedyOrTemperature,
+    Named,
     Natural,
     PositiveShare,
     Seed,
@@ -31,7 +32,7 @@ class QuestionSettings:
     """
 
     template: Template
-    task: str | None = None
+    task: Named | None = None
     path: Data | None = None
     split: str = "train"
     columns: dict[str, str] = dataclasses.field(default_factory=dict)

@@ -111,7 +111,8 @@ class Teacher:
             for _, line in sorted(log.done.items())
         ]
         if rewards is not None:
-            _score(samples, [example for example in examples for _ in range(n)], rewards)
+            ids = [list(map(int, line["ids"])) for _, line in sorted(log.done.items())]
+            _score(samples, [example for example in examples for _ in range(n)], ids, rewards)
         bare = [{k: v for k, v in e.items() if k != "prompt_ids"} for e in examples]
         groups = [samples[i : i + n] for i in range(0, len(samples), n)]
         pairs = zip(bare, groups, strict=True)
@@ -147,8 +148,8 @@ def read_rows(folder: Path):
             yield from map(json.loads, lines)
 
 
-def _score(samples, examples, rewards):
-    scores = rewards.score(examples, [sample["text"] for sample in samples])
+def _score(samples, examples, ids, rewards):
+    scores = rewards.score(examples, [sample["text"] for sample in samples], ids)
     for message in scores.messages:
         print(f"{shortened(message)} The completion is dropped.", flush=True)
     scores.require_one()

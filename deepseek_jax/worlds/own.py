@@ -6,8 +6,10 @@ from pathlib import Path
 from deepseek_jax.data.questions import MARK, parse_question, read_questions
 from deepseek_jax.data.tasks import Task, split_task
 from deepseek_jax.errors import at
-from deepseek_jax.named_code import code_file, import_code, told
+from deepseek_jax.named_code import call_code, code_file
+from deepseek_jax.parallel.processes import agreed
 from deepseek_jax.rewards.workers import WorkerPool
+from deepseek_jax.training.lineage import content_hash
 from deepseek_jax.worlds.world import Questions, World
 
 # For a function that makes a task: it may read or download its data
@@ -63,42 +65,45 @@ def own_questions(name: str) -> Questions:
     examples.
 
     Each is a list of dicts as of data.questions; a `solution` is a good completion, which fine-tuning
-    learns. It is called in a worker process. Raises ValueError where the file or the function is missing.
+    learns. It is called in a worker process, on each process of the run: the lists must depend on its
+    arguments alone. Raises ValueError where the file or the function is missing.
     """
     return Questions(partial(_own_task, name, code_file(name)))
 
 
 def _own_task(name, file, seed, num_held_out):
-    with WorkerPool(_called, _nothing, num_workers=1, wall_limit_seconds=LIMIT_SECONDS) as pool:
+    """The Task, the same on all processes."""
+
+    def make():
+        task = _made(name, file, seed, num_held_out)
+        return task, content_hash([task.train, task.held_out])
+
+    return agreed(make, f"task={name!r} makes other questions on each call, or its file")
+
+
+def _made(name, file, seed, num_held_out):
+    # It imports the file anew, and nothing of ours
+    with WorkerPool(call_code, int, num_workers=1, wall_limit_seconds=LIMIT_SECONDS) as pool:
         made = pool.run({0: (file, name, seed, num_held_out)}).get(0)
     if made is None:
-        made = f"ended its process, or took more than {LIMIT_SECONDS:.0f} s"
-    if isinstance(made, (str, Exception)):
+        made = ValueError(f"it ended its process, or took more than {LIMIT_SECONDS:.0f} s")
+    if isinstance(made, Exception):
         raise ValueError(f"task={name!r}: {made}")
+    if not isinstance(made, (tuple, list)) or len(made) != 2:
+        raise ValueError(
+            f"task={name!r}: returned {str(made)[:80]}; return (training examples, held-out examples)"
+        )
     parts = [
-        [parse_question(f"task={name!r}, {part} example {i}", e) for i, e in enumerate(examples)]
+        [_example(f"task={name!r}, {part} example {i}", e) for i, e in enumerate(examples)]
         for part, examples in zip(("training", "held-out"), made, strict=True)
     ]
     if not all(parts):
-        raise ValueError(
-            f"task={name!r} gives {len(parts[0])} training and {len(parts[1])} held-out examples"
-        )
+        counts = f"{len(parts[0])} training and {len(parts[1])} held-out examples"
+        raise ValueError(f"task={name!r} gives {counts}; give some of both")
     return Task(*parts)
 
 
-def _nothing():
-    """Start of a worker."""
-
-
-def _called(file, name, seed, num_held_out):
-    """([training example], [held-out example]), or in words what is wrong. Runs in a worker."""
-    try:
-        made = import_code(file, name)(seed, num_held_out)
-    except (Exception, SystemExit) as error:
-        return str(error) if isinstance(error, ValueError) else told(error, file)
-    if not isinstance(made, (tuple, list)) or len(made) != 2:
-        return f"returned {str(made)[:80]}; return (training examples, held-out examples)"
-    parts = [list(part) for part in made]
-    if not all(isinstance(example, dict) for part in parts for example in part):
-        return "an example is no dict; return lists of dicts with question and answer"
-    return parts
+def _example(place, example):
+    if not isinstance(example, dict):
+        raise ValueError(f"{place} is no dict; return lists of dicts with question and answer")
+    return parse_question(place, example)

@@ -79,7 +79,7 @@ class Folder:
 
     def submitted(self, runs: list[Run], ids: list[str]):
         """Record the ids of jobs."""
-        new = {run.name: {"id": i, "config": run.config} for run, i in zip(runs, ids, strict=True)}
+        new = {run.name: {"id": i, "config": run.record} for run, i in zip(runs, ids, strict=True)}
         self._write(SWEEP, self._record() | {"jobs": self.jobs() | new})
 
     def forget_status(self, name: str):

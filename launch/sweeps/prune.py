@@ -10,10 +10,9 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
-from ml_collections import ConfigDict
-
 from deepseek_jax.costs.chips import CHIPS, GIB
 from deepseek_jax.errors import CannotPlan
+from launch.config_file import as_config
 from launch.planning.topology import ENVIRONMENT, on_gpus, planned_mesh, recipes_programs
 from launch.sweeps.runs import Run
 
@@ -88,7 +87,7 @@ def check_topology(topology: str):
 
 def verdict(config: dict, topology: str, cache: Path | None):
     """The Verdict on one run."""
-    config = ConfigDict(config)
+    config = as_config(config)
     try:
         mesh, chip = planned_mesh(topology, config.get("mesh", {}))
         programs = recipes_programs(config, mesh)

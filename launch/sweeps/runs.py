@@ -12,20 +12,29 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from deepseek_jax.errors import at
+from deepseek_jax.named_code import code_digests
 from deepseek_jax.recipes.experiment import job_to_read
 from deepseek_jax.settings import build
-from launch.config_file import set_field
+from launch.config_file import as_config, set_field
 
 # File systems allow 255 characters, and the names of a run's files have endings
 LONGEST_NAME = 200
 
 
 class Run(NamedTuple):
-    """One run of a sweep. config: a dict, with the run's overrides, as JSON reads it back."""
+    """One run of a sweep. config: a dict, with the run's overrides, as JSON reads it back. code: digests of
+    the code that it names.
+    """
 
     name: str
     overrides: dict
     config: dict
+    code: dict = {}
+
+    @property
+    def record(self):
+        """What a run that has ended was: a run whose code has changed is another."""
+        return self.config | ({"code": self.code} if self.code else {})
 
 
 def sweep_runs(config: ConfigDict, overrides: list[dict], settings: type):
@@ -46,10 +55,10 @@ def sweep_runs(config: ConfigDict, overrides: list[dict], settings: type):
         try:
             for field, value in fields.items():
                 set_field(changed, field, value)
-            build(settings, changed, "config")
+            code = code_digests(build(settings, changed, "config"))
         except ValueError as error:
             raise ValueError(f"--sweep: {name}: {error}") from error
-        runs.append(Run(name, fields, json.loads(changed.to_json())))
+        runs.append(Run(name, fields, json.loads(changed.to_json()), code))
     names = [run.name for run in runs]
     if not all(names) or len(set(names)) < len(names):
         raise ValueError(f"--sweep: every run needs overrides of its own, given {overrides}")
@@ -85,6 +94,6 @@ def check_data(runs: list[Run]):
         for run in runs:
             try:
                 with at("config"):
-                    job_to_read(ConfigDict(run.config), folder).describe_data()
+                    job_to_read(as_config(run.config), folder).describe_data()
             except ValueError as error:
                 raise ValueError(f"--sweep: {run.name}: {error}") from error

@@ -22,13 +22,13 @@ def sort_runs(folder: Folder, runs: list[Run], engine, only_failed: bool):
     only_failed: start none but those that failed. Raises ValueError for a live run whose config has changed.
     """
     complete, jobs = folder.complete(), folder.jobs()
-    pending = [run for run in runs if complete.get(run.name) != run.config]
+    pending = [run for run in runs if complete.get(run.name) != run.record]
     states = engine.state([jobs[run.name]["id"] for run in pending if run.name in jobs])
     plan = Plan([run for run in runs if run not in pending], {}, [], [])
     for run in pending:
         job = jobs.get(run.name)
         state = states.get(job["id"]) if job else None
-        same = bool(job) and job["config"] == run.config
+        same = bool(job) and job["config"] == run.record
         status = state if isinstance(state, int) else folder.status(run.name)
         if state in (WAITING, RUNNING):
             if not same:

@@ -113,7 +113,7 @@ def test_answers_are_judged_by_each_problems_rule_and_counted_by_value(file):
     sums += [r"so \boxed{1000 + 1}"]
     countdowns = ["<answer>7</answer>", "<answer>2 + 9 - 4</answer>", "7", "2 + 9 - 4", "none"]
     with Rules(problems) as rules:
-        first, second = rules.judge(problems, [sums, countdowns])
+        first, second = rules.judge(problems, [sums, countdowns], [[0]] * 10)
     assert first["correct"] == [True, True, False, False, True]
     assert first["answers"] == ["1,001", "1001.0", "7", "7", "1000 + 1"]
     assert (first["majority"], first["agreed"], first["unscored"]) == ("1,001", True, 0)
@@ -131,7 +131,7 @@ def test_an_answer_without_a_verdict_counts_as_wrong_and_is_told(monkeypatch, ca
     monkeypatch.setitem(BILINGUAL.rewards, "helpfulness", Rule(fails_on_x))
     asked = problem("helpfulness", question="q", answer="a", key="a", kind="lookup")
     with Rules([asked]) as rules:
-        (judged,) = rules.judge([asked], [["y", "x"]])
+        (judged,) = rules.judge([asked], [["y", "x"]], [[0]] * 2)
     assert judged["correct"] == [True, False] and judged["unscored"] == 1
     assert judged["majority"] is None and judged["agreed"] is None
     assert "ZeroDivisionError" in capsys.readouterr().out
@@ -141,7 +141,7 @@ def test_completions_without_an_answer_agree_on_none_which_is_wrong():
     """Oracle: by hand."""
     asked = problem("correct", question="2 + 3", answer="5")
     with Rules([asked]) as rules:
-        (judged,) = rules.judge([asked], [["what", "?"]])
+        (judged,) = rules.judge([asked], [["what", "?"]], [[0]] * 2)
     assert judged["answers"] == [None, None]
     assert judged["majority"] is None and judged["agreed"] is False
 
@@ -150,5 +150,5 @@ def test_part_of_the_credit_is_not_right():
     """Oracle: by hand: an answer with its key and a word too many is helpful by two thirds."""
     asked = problem("helpfulness", question="What?", answer="cat", key="cat", kind="lookup")
     with Rules([asked]) as rules:
-        (judged,) = rules.judge([asked], [["cat", "a cat"]])
+        (judged,) = rules.judge([asked], [["cat", "a cat"]], [[0]] * 2)
     assert judged["correct"] == [True, False]

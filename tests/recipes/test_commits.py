@@ -43,19 +43,19 @@ def test_a_run_that_resumes_reads_the_commit_that_it_began_with(hub, tmp_path):
     config, folder = config_of("org/sums"), tmp_path / "run"
     commit = push(hub, "5")
     found = opened(config, folder)
-    assert found.commits == {"org/sums": f"org/sums@{commit}"}
-    with claim_workdir(folder, config, commits=found.commits):
+    assert found.recorded["hub"] == {"dataset": {"org/sums": f"org/sums@{commit}"}}
+    with claim_workdir(folder, config, recorded=found.recorded):
         pass
     push(hub, "6")
     assert answers(config, folder) == ["5"] and answers(config, tmp_path / "other") == ["6"]
     # The mark has the name as it was given, so that another revision is another config
-    mark, code, commits = read_mark(folder)
-    assert mark["data"]["path"] == "org/sums" and code == {} and commits == found.commits
+    mark, commits = read_mark(folder)
+    assert mark["data"]["path"] == "org/sums" and commits == found.recorded["hub"]
     moved = config_of("org/sums@other")
     hub.push("org/sums", {"train.jsonl": "{}"}, kind="dataset", revision="other")
     again = opened(moved, folder)
     with pytest.raises(ValueError, match='config.data.path: "org/sums" -> "org/sums@other"'):
-        with claim_workdir(folder, moved, commits=again.commits):
+        with claim_workdir(folder, moved, recorded=again.recorded):
             pass
 
 
@@ -63,9 +63,9 @@ def test_a_config_without_names_on_the_hub_asks_nobody(hub, tmp_path):
     """Oracle: the hub's requests, and the mark, which is the config alone."""
     config = config_of(None)
     found = opened(config, tmp_path / "run")
-    with claim_workdir(tmp_path / "run", config, commits=found.commits):
+    with claim_workdir(tmp_path / "run", config, recorded=found.recorded):
         pass
-    assert not hub.requests and found.commits == {}
+    assert not hub.requests and not any(found.recorded.values())
     assert json.loads((tmp_path / "run" / MARKER).read_text()) == json.loads(config.to_json())
 
 
@@ -78,8 +78,17 @@ def test_names_in_lists_get_their_commits_and_paths_stay(hub, tmp_path):
     settings = build(EvaluateSettings, config, "config")
     found, commits = with_commits(config, settings, {})
     assert found.data == ("arithmetic", f"org/sums@{commit}")
-    assert found.checkpoint == f"org/model@{model}" and len(commits) == 2
+    assert found.checkpoint == f"org/model@{model}" and set(commits) == {"model", "dataset"}
     assert config.to_dict() == fields
+
+
+def test_a_name_of_a_model_and_of_data_has_a_commit_of_each(hub):
+    """Oracle: by hand: the hub has two repositories of that name."""
+    data = push(hub, "5")
+    model = hub.push("org/sums", {"config.json": "{}"})
+    config = ConfigDict(dict(recipe="evaluate", checkpoint="org/sums", data=("org/sums",)))
+    found, _ = with_commits(config, build(EvaluateSettings, config, "config"), {})
+    assert found.checkpoint == f"org/sums@{model}" and found.data == (f"org/sums@{data}",)
 
 
 def test_a_name_that_is_not_there_is_told_with_its_field(hub, tmp_path):

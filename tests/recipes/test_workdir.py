@@ -5,6 +5,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from deepseek_jax.checkpoint.folder import whole_folder
+from deepseek_jax.named_code import digest_of
 from deepseek_jax.parallel import processes
 from deepseek_jax.recipes import workdir
 from deepseek_jax.recipes.owner import FIELDS
@@ -49,15 +50,16 @@ def test_code_that_has_changed_is_named_as_a_change_of_the_config(tmp_path, monk
     named = config().to_dict() | {"rewards": {"my_rewards.py:brief": 1.0}}
     named = ConfigDict(named, allow_dotted_keys=True)
     file.write_text("def brief(completion, example): return 1.0")
-    claim(run, named)
+    recorded = lambda: {"code": {"my_rewards.py": digest_of("my_rewards.py:brief")}}  # noqa: E731
+    claim(run, named, recorded=recorded())
     before = contents(run)
     assert json.loads((run / "config.json").read_text())["code"].keys() == {"my_rewards.py"}
     file.write_text("def brief(completion, example): return 2.0")
     with pytest.raises(ValueError, match=r"config.code.my_rewards.py: \"\w{16}\" -> \"\w{16}\""):
-        claim(run, named)
+        claim(run, named, recorded=recorded())
     assert contents(run) == before
     file.write_text("def brief(completion, example): return 1.0")
-    claim(run, named)
+    claim(run, named, recorded=recorded())
 
 
 def test_another_config_is_refused_with_every_difference_and_nothing_is_touched(tmp_path):

@@ -105,7 +105,7 @@ BROUGHT = [
     ),
     (
         TASK,
-        "config.data.task='mine.py:make': an example is no dict",
+        "config.data.task='mine.py:make', training example 0 is no dict",
         code("def make(seed, num_held_out): return ['1?'], ['2?']"),
     ),
     (

@@ -11,7 +11,7 @@ from deepseek_jax.errors import at
 from deepseek_jax.files import as_path
 from deepseek_jax.models import check_architecture, how_to_run
 from deepseek_jax.models.adapters import Adapted, with_adapter
-from deepseek_jax.named_code import code_digests
+from deepseek_jax.named_code import code_digests, digest_of
 from deepseek_jax.recipes.distill.scores import answer_tasks, intervals, say_shares
 from deepseek_jax.recipes.distill.settings import DistillSettings, StartSettings, TeacherSettings
 from deepseek_jax.recipes.distill.student import StudentRun
@@ -390,7 +390,9 @@ class DistillJob(LineageJob):
     def measured_inputs(self, work: Work):
         """The questions."""
         questions = [task.questions for task in self.tasks.values()]
-        return {"settings": self.about(work.settings), "questions": questions}
+        rules = [[task.rule, digest_of(task.rule)] for task in self.tasks.values()]
+        settings = self.about(work.settings) | {"rules": rules}
+        return {"settings": settings, "questions": questions}
 
     def answering(self, work: Work):
         return Answering(work.settings, work.settings.num_questions, work.settings.samples)

@@ -22,10 +22,11 @@ def answer_tasks(sampling: ScoreSettings, tasks: dict, policy: Policy, seed: int
             continue
         asked = policy.with_prompts(task.questions)
         log = MeasuredLog()
-        texts = policy.answer(asked, sampling, n=sampling.samples, seed=seed, log=log).texts
+        answers = policy.answer(asked, sampling, n=sampling.samples, seed=seed, log=log)
         repeated = [example for example in asked for _ in range(sampling.samples)]
         with open_rewards({task.rule: 1.0}) as rewards:
-            scores = rewards.score_together(repeated, texts)
+            ids = answers.rollout.tokens()
+            scores = rewards.score_together(repeated, answers.texts, ids)
         if missing := scores.without_verdict(task.rule):
             say(f"{name}: {missing}")
         right = scores.as_wrong(task.rule).astype(np.float64).reshape(len(asked), -1)

@@ -21,6 +21,7 @@ from deepseek_jax.settings import (
     Checkpoint,
     Count,
     Data,
+    Named,
     Positive,
     PositiveShare,
     Seed,
@@ -100,7 +101,7 @@ class TaskSettings:
     weight: Positive = 1.0
     num_held_out: Several = 64
     questions: Data | None = None
-    rule: str | None = None
+    rule: Named | None = None
 
     def __post_init__(self):
         if (self.questions is None) != (self.rule is None):

@@ -22,7 +22,7 @@ from deepseek_jax.evaluation.problems import Rules, load_problems
 from deepseek_jax.files import as_path, below, is_remote, read_json, remove_folder
 from deepseek_jax.hub import hub_id
 from deepseek_jax.models import ModelConfig
-from deepseek_jax.named_code import code_digests
+from deepseek_jax.named_code import digest_of
 from deepseek_jax.parallel.processes import barrier, first_process, say, total
 from deepseek_jax.recipes.evaluate.report import RESULTS, report
 from deepseek_jax.recipes.evaluate.settings import MAX_COMPLETION_LENGTH, EvaluateSettings
@@ -62,7 +62,7 @@ class EvaluateJob(WorkdirJob):
         found = {"checkpoint": checkpoint_hash(source.adapter or source.base)}
         found["problems"] = content_hash(self.problems)
         if settings.accuracy is not None:
-            found["code of the rule"] = content_hash(code_digests([settings.accuracy]))
+            found["code of the rule"] = content_hash(digest_of(settings.accuracy))
         if source.adapter is not None:
             found["base"] = checkpoint_hash(source.base)
         if settings.adapter is not None:
@@ -265,7 +265,7 @@ def _answer(settings: EvaluateSettings, policy: Policy, problems: list, rules: R
     texts, rollout = answers.texts, answers.rollout
     lengths, truncated = rollout.completion_mask.sum(1).tolist(), rollout.truncated.tolist()
     rows = [slice(i, i + settings.samples) for i in range(0, len(texts), settings.samples)]
-    judged = rules.judge(problems, [texts[row] for row in rows])
+    judged = rules.judge(problems, [texts[row] for row in rows], rollout.tokens())
     return [
         {
             "task": problem["task"],

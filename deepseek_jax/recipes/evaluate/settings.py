@@ -1,10 +1,19 @@
 """The fields of an evaluation's config. Their defaults are the published protocol (arXiv:2501.12948)."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from deepseek_jax.data.chat import Template
-from deepseek_jax.settings import Checkpoint, Count, Data, GreedyOrTemperature, PositiveShare, Seed
+from deepseek_jax.settings import (
+    Checkpoint,
+    Count,
+    Data,
+    GreedyOrTemperature,
+    Named,
+    NamesCode,
+    PositiveShare,
+    Seed,
+)
 
 MAX_COMPLETION_LENGTH = 32768  # section 3 of version 1
 # From R1's model card
@@ -30,10 +39,10 @@ class EvaluateSettings:
 
     recipe: str
     checkpoint: Checkpoint
-    data: tuple[Data, ...]
+    data: tuple[Annotated[Data, NamesCode()], ...]
     split: str = "train"
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
-    accuracy: str | None = None
+    accuracy: Named | None = None
     samples: Count = 16
     temperature: GreedyOrTemperature = 0.6
     top_p: PositiveShare = 0.95

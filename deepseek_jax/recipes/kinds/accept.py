@@ -2,6 +2,7 @@
 becomes text to learn from.
 """
 
+from deepseek_jax.named_code import digest_of
 from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.kinds.measure import answering_programs
 from deepseek_jax.recipes.stage import Answering, Kind, Made
@@ -23,7 +24,8 @@ def _check_data(work: Work):
 
 
 def _covers(work: Work):
-    settings = work.job.about(work.settings) | {"seed": work.seed}
+    rule = work.job.rule()
+    settings = work.job.about(work.settings) | {"seed": work.seed, "rule": [rule, digest_of(rule)]}
     return {"settings": settings, "data": work.job.asked(work)}
 
 

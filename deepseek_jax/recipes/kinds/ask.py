@@ -4,6 +4,7 @@ and filters sift the answers. With other filters, the same answers are sifted ag
 
 from deepseek_jax.checkpoint.folder import fingerprint
 from deepseek_jax.errors import at
+from deepseek_jax.named_code import code_digests
 from deepseek_jax.recipes.generate.settings import GenerateSettings
 from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.kinds.measure import answering_programs
@@ -20,6 +21,7 @@ def sampling_inputs(settings: GenerateSettings, examples: list, n: int, scored: 
         shown["adapter"] = fingerprint(settings.adapter)
     if scored:
         shown |= {"rewards": settings.rewards, "models": settings.reward_models}
+        shown["code"] = code_digests(settings)
     return {"settings": shown, "data": examples}
 
 

@@ -10,7 +10,7 @@ from deepseek_jax.data.messages import worked_conversations
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.errors import at
 from deepseek_jax.models import build_model, how_to_run
-from deepseek_jax.named_code import code_digests
+from deepseek_jax.named_code import code_digests, digest_of
 from deepseek_jax.recipes.job import LineageJob, Work
 from deepseek_jax.recipes.kinds.accept import accepted_by
 from deepseek_jax.recipes.kinds.judge import judged_pairs
@@ -306,7 +306,9 @@ class R1Job(LineageJob):
 
     def measured_inputs(self, work: Work):
         """The held-out questions."""
-        settings = self.about(work.settings) | {"seed": self.settings.seed}
+        rule = self.rule()
+        settings = self.about(work.settings) | {"rule": [rule, digest_of(rule)]}
+        settings |= {"seed": self.settings.seed}
         data = [self.questions_of[kind].held_out for kind in ("reasoning", "general")]
         return {"settings": settings, "data": data}
 

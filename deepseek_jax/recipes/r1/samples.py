@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from deepseek_jax.data.texts import picked
 from deepseek_jax.losses.advantages import group_advantages
 from deepseek_jax.rewards.language import LANGUAGES, chain_of_thought, language_share
 from deepseek_jax.worlds.registry import open_rewards
@@ -25,10 +26,11 @@ def paid_rewards(questions: Questions, examples):
     return dict.fromkeys([*rule, *others, *layout_rewards(examples)], 1.0)
 
 
-def sample_groups(questions: Questions, examples, groups, lengths):
+def sample_groups(questions: Questions, examples, groups, lengths, ids):
     """Dicts for JSON: kind, language, prompt, answer and completions (see html_report.report_page).
 
-    groups[i]: the completions (str) of examples[i], as many for each example. lengths: int[p i], in tokens.
+    groups[i]: the completions (str) of examples[i], as many for each example. lengths: int[p i], in
+    tokens. ids: the tokens of all completions, these first.
     """
     if not examples:
         return []
@@ -36,9 +38,8 @@ def sample_groups(questions: Questions, examples, groups, lengths):
     size = len(groups[0])
     texts = [text for group in groups for text in group]
     with open_rewards(weights) as rewards:
-        scores = rewards.score_together(
-            [example for example in examples for _ in range(size)], texts
-        )
+        asked = [example for example in examples for _ in range(size)]
+        scores = rewards.score_together(asked, texts, picked(ids, range(len(texts))))
     # A group of one has nothing to compare its completion with
     advantages = np.zeros(len(texts))
     if size > 1:

@@ -53,11 +53,13 @@ def measure(
         )
         groups, lengths = answers.groups(), answers.lengths()
         if name == world.reasoning:
-            values |= reasoning_values(questions, examples, groups) | {"length": lengths.mean(1)}
+            ids = answers.rollout.tokens()
+            values |= reasoning_values(questions, examples, groups, ids)
+            values["length"] = lengths.mean(1)
         else:
             values |= general_values(questions, examples, groups)
         shown = (each[: ON_PAGE[title]] for each in (examples, groups, lengths))
-        samples[title] = sample_groups(questions, *shown)
+        samples[title] = sample_groups(questions, *shown, answers.rollout.tokens())
     return {
         "k": settings.samples,
         "scores": {name: _interval(name, values[name]) for name in FORMS if name in values},
@@ -76,11 +78,13 @@ def say_scores(name: str, found: dict):
             say(f"  {group['prompt']!r} -> {group['completions'][0]['text']!r}")
 
 
-def reasoning_values(questions: Questions, examples, groups):
-    """score -> float64[p], one number an example. groups[i]: the completions of examples[i], k of each."""
-    problems = [example | {"rule": questions.rule} for example in examples]
+def reasoning_values(questions: Questions, examples, groups, ids):
+    """score -> float64[p], one number an example. groups[i]: the completions of examples[i], k of each.
+    ids: the tokens of all of them.
+    """
+    problems = [{"example": example, "rule": questions.rule} for example in examples]
     with Rules(problems) as rules:
-        judged = rules.judge(problems, groups)
+        judged = rules.judge(problems, groups, ids)
     values = {"pass@1": np.array([np.mean(verdict["correct"]) for verdict in judged])}
     # A rule that reads no answers has no majority
     if judged[0]["agreed"] is not None:

@@ -15,7 +15,7 @@ from deepseek_jax.recipes.settings import PolicyRun
 from deepseek_jax.recipes.sft.settings import FineTuneSettings
 from deepseek_jax.reinforce.settings import SCENARIOS, ReinforceSettings
 from deepseek_jax.rollout.settings import AnswerOptions
-from deepseek_jax.settings import Checkpoint, Count, Data, Natural, PositiveShare, Several
+from deepseek_jax.settings import Checkpoint, Count, Data, Named, Natural, PositiveShare, Several
 from deepseek_jax.synthesis.settings import RejectionSettings
 from deepseek_jax.training.settings import check_readers
 from deepseek_jax.worlds.registry import find_world
@@ -75,7 +75,7 @@ class OwnDataSettings:
     """
 
     reasoning: Data
-    rule: str = "math_verify"
+    rule: Named = "math_verify"
     general: Data | None = None
     template: Template = TEMPLATE
 

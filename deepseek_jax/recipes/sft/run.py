@@ -60,7 +60,10 @@ class SftJob(TrainedJob):
     def rewards(self):
         """The Rewards that score answers, with the trained reward models; None for no scores."""
         settings = self.settings
-        weights = settings.rewards or ({self.accuracy: 1.0} if self.accuracy else {})
+        weights = dict(settings.rewards)
+        if self.accuracy is not None:
+            # Beside rewards it decides what is right, and adds nothing to their sum
+            weights.setdefault(self.accuracy, 0.0 if weights else 1.0)
         if not weights and not settings.reward_models:
             return None
         with at("reward_models"):

@@ -18,7 +18,7 @@ def test_pass_at_1_is_the_mean_of_samples_and_cons_that_of_majorities():
     """
     good = "<think>first 4 + 5 = 9</think><answer>9</answer>"
     groups = [[good, "8", "9", "none"], ["3", "3", "2", "no number"]]
-    values = reasoning_values(ASKED["bilingual_puzzles"], PUZZLES, groups)
+    values = reasoning_values(ASKED["bilingual_puzzles"], PUZZLES, groups, [[0]] * 8)
     np.testing.assert_allclose(values["pass@1"], [2 / 4, 1 / 4])
     np.testing.assert_array_equal(values["cons@k"], [1, 0])
     np.testing.assert_allclose(values["format"], [1 / 4, 0])

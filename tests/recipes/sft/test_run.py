@@ -235,7 +235,10 @@ def test_answers_to_a_worlds_task_are_scored_by_its_rule_without_rewards():
     "fields, words",
     [
         (dict(eval_every=3, log_every=2), "config.eval_every=3 falls on steps that are not logged"),
-        (dict(accuracy="corect"), "config.accuracy='corect' is not one of rewards"),
+        (
+            dict(accuracy="corect"),
+            "config.rewards.corect=0.0 is not of a reward; did you mean correct?",
+        ),
         (dict(sequence_length=1), "config.sequence_length=1 must be at least 2"),
         (dict(num_steps=0), "config.num_steps=0 must be at least 1"),
         (dict(data=dict(num_held_out=1)), "config.data.num_held_out=1 must be at least 2"),
