@@ -19,7 +19,7 @@ FORMATS = (".parquet", ".jsonl", ".json", ".csv")
 WORDS = re.compile(r"[-._ ]+")
 SHARD = re.compile(r"-\d{4,}-of-\d{4,}(-\w+)?$")
 # A file without a word for a split, beside files that have none either, is of the split "train"
-SPLITS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval"}
+SPLIT_WORDS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval"}
 
 
 def dataset_files(name: str, split: str):
@@ -127,7 +127,7 @@ def _by_name(found, split, names, folder=None):
     data = [name for name in data if name.startswith(folder)]
     words = {name: _words(name.removeprefix(folder)) for name in data}
     chosen = [name for name in data if split in words[name]]
-    if not chosen and split == "train" and not SPLITS & set().union(*words.values()):
+    if not chosen and split == "train" and not SPLIT_WORDS & set().union(*words.values()):
         chosen = data
     if not chosen:
         raise ValueError(
@@ -151,7 +151,7 @@ def _folder(found, data):
         if usual in tops:
             return f"{usual}/"
     # Files at the top, folders of splits, or the folder of the only subset
-    if any("/" not in name for name in data) or SPLITS & set(tops):
+    if any("/" not in name for name in data) or SPLIT_WORDS & set(tops):
         return ""
     if len(tops) > 1:
         raise ValueError(
