@@ -6,6 +6,15 @@ from collections.abc import Mapping
 OURS = ("prompt_ids", "messages", "scenario", "effort", "line")
 
 
+def check_names(place: str, record: Mapping):
+    """Raise ValueError, with the place, for a column that has the name of one of OURS but messages."""
+    taken = [name for name in OURS if name in record and name != "messages"]
+    if taken:
+        raise ValueError(
+            f"{place} has a column {taken[0]!r}, the name of a part of the prompt here; name it otherwise"
+        )
+
+
 def columns_of(example: Mapping) -> dict:
     """The columns of an example's line, question and answer among them."""
     return {key: value for key, value in example.items() if key not in OURS}
@@ -25,8 +34,8 @@ def renamed(place: str, record: dict, columns: Mapping[str, str]) -> dict:
 
     Raises ValueError, with the place, for a column that is not there.
     """
-    for ours, theirs in columns.items():
+    for theirs in columns.values():
         if theirs not in record:
             raise ValueError(f"{place} has no column {theirs!r}; it has {', '.join(record)}")
-        record = record | {ours: record[theirs]}
-    return record
+    # At once: two columns may change their names
+    return record | {ours: record[theirs] for ours, theirs in columns.items()}

@@ -27,7 +27,8 @@ def parse_preference(kind: str, place: str, record):
     responses, a list of str; weight, a float; and of a labelled response safe, a bool. Raises ValueError,
     with the place, for any other record, and for a pair of equal responses.
     """
-    asked = record.get("prompt", record.get("messages"))
+    names = (name for name in ("prompt", "messages") if record.get(name) is not None)
+    asked = record.get(next(names, None))
     if isinstance(asked, str):
         asked = [{"role": "user", "content": asked}]
     responses = []

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from deepseek_jax.data.chat import asked_messages
-from deepseek_jax.data.columns import OURS, renamed
+from deepseek_jax.data.columns import check_names, renamed
 from deepseek_jax.data.conversation_forms import check_turns, parse_conversation
 from deepseek_jax.data.records import read_records
 
@@ -19,6 +19,8 @@ FORM = (
     "question (or prompt), a text or a chat that the user ends, and answer; or messages, the last of which "
     "is the answer"
 )
+# The columns that may hold the question, the first before the second
+ASKED = ("question", "prompt")
 # Columns that take the place of an answer: they say by themselves what is right
 IN_PLACE = ("test_cases",)
 
@@ -54,13 +56,10 @@ def read_questions(
 
 def parse_question(place: str, record: Mapping) -> dict:
     """The example of a record. Raises ValueError, with the place, for one of another form."""
-    taken = [name for name in OURS if name in record and name != "messages"]
-    if taken:
-        raise ValueError(
-            f"{place} has a column {taken[0]!r}, the name of a part of the prompt here; name it otherwise"
-        )
-    asked = record.get("question", record.get("prompt"))
-    if asked is None and "messages" in record:
+    check_names(place, record)
+    # A column that is None counts as absent: files that were merged have such
+    asked = next((record[key] for key in ASKED if record.get(key) is not None), None)
+    if asked is None and record.get("messages") is not None:
         *chat, reply = parse_conversation(place, record)["messages"]
         own = {"question": chat[-1]["content"], "messages": chat, "answer": reply["content"]}
         return dict(record) | own

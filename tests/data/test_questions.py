@@ -70,6 +70,15 @@ def test_a_dataset_gives_the_questions_of_its_split(tmp_path):
         read_questions(path, "validation")
 
 
+def test_columns_that_are_none_count_as_absent(tmp_path):
+    """Oracle: by hand: files of three forms, merged into one table."""
+    none = {"question": None, "prompt": None, "messages": None, "answer": None}
+    lines = [{"question": "a?", "answer": "1"}, {"prompt": "b?", "answer": "2"}]
+    lines.append({"messages": turns("c?", "3")})
+    found = read_questions(write(tmp_path / "q.jsonl", [none | line for line in lines]))
+    assert [(e["question"], e["answer"]) for e in found] == [("a?", "1"), ("b?", "2"), ("c?", "3")]
+
+
 def test_an_evaluation_sets_solutions_keep_their_working(tmp_path):
     """Oracle: by hand, of each kind of source."""
     line = {"question": "3 men?", "answer": "1 + 2 = 3 #### 3"}
