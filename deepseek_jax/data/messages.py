@@ -8,9 +8,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from deepseek_jax.data.builders import FileConfig, TextBuilder, build
-from deepseek_jax.data.columns import check_names
+from deepseek_jax.data.columns import check_names, plain, rows_of_tfds
 from deepseek_jax.data.conversation_forms import as_conversation, parse_conversation
-from deepseek_jax.data.plain import plain, rows_of_tfds
 from deepseek_jax.data.sources import RANDOM_ACCESS_FORMATS, read
 from deepseek_jax.data.stored import is_stored, stored_dataset, stored_records
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from deepseek_jax.data.plain import plain, rows_of_tfds
+from deepseek_jax.data.columns import plain, rows_of_tfds
 from deepseek_jax.data.stored import INFO, is_stored, stored_dataset, stored_records
 from deepseek_jax.files import as_path, parse_json, staged
 from deepseek_jax.hub import hub_id
@@ -32,7 +32,7 @@ def read_records(path: str | Path, split: str = "train") -> Iterator[tuple[str, 
 
     path: a jsonl, json (a list of objects), csv or parquet file, a folder that datasets.save_to_disk wrote,
     that of a TFDS dataset's version, or ORG/NAME[:SUBSET][@REVISION] on the hub. Only a few records are in
-    memory at once, but for json. A record has values of JSON alone: see plain.plain. Raises ValueError for
+    memory at once, but for json. A record has values of JSON alone: see columns.plain. Raises ValueError for
     another path or split, one without a record, and, with the place, for what cannot be read.
     """
     if is_stored(path):

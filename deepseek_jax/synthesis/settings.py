@@ -3,12 +3,12 @@
 import dataclasses
 
 from deepseek_jax.data.chat import Template
+from deepseek_jax.data.settings import OwnData
 from deepseek_jax.errors import suggest
 from deepseek_jax.rewards.language import LANGUAGES
 from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.settings import (
     Count,
-    Data,
     GreedyOrTemperature,
     Natural,
     PositiveShare,
@@ -20,10 +20,10 @@ from deepseek_jax.settings import (
 TOTAL = "reward"  # in config.keep.at_least, the weighted sum
 
 
-@dataclasses.dataclass(frozen=True)
-class QuestionSettings:
-    """The questions: from a task, or from path, of which split is read (data.questions). columns: our name ->
-    the data's own. num_prompts: how many are used, from the first; None for all.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuestionSettings(OwnData):
+    """The questions: from a task, or from a split of path (data.questions). num_prompts: how many are used,
+    from the first; None for all.
 
     template: "chat", "r1_zero" or a text with {question} in it; see data.chat. opening: the first text of
     every answer, part of the prompt and of the dataset: "<think>\\n" makes a teacher reason. num_held_out: a
@@ -32,9 +32,6 @@ class QuestionSettings:
 
     template: Template
     task: str | None = None
-    path: Data | None = None
-    split: str = "train"
-    columns: dict[str, str] = dataclasses.field(default_factory=dict)
     opening: str = ""
     num_prompts: Count | None = None
     num_held_out: Count = 256
