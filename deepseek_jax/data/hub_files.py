@@ -11,6 +11,10 @@ from deepseek_jax.errors import suggest
 from deepseek_jax.hub import HubId, hub_id, names_of_files, snapshot
 
 README = "README.md"
+# What to do about a README of another form
+HOW = "fetch the files (`hf download --repo-type dataset ...`) and give the path of one"
+# Letters in brackets, in a pattern
+SET = re.compile(r"\[[^\]]+\]")
 # Fields of a config in it that say where its files are
 PLACES = {"data_files", "data_dir"}
 # Of two forms of the same data, the first
@@ -51,8 +55,14 @@ def _configs(readme: Path):
         raise ValueError(
             f"the YAML of {readme} is damaged: {' '.join(str(error).split())}"
         ) from error
-    listed = [each for each in about.get("configs") or [] if PLACES & each.keys()]
-    return {each.get("config_name", "default"): each for each in listed}
+    listed = about.get("configs") or []
+    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+        raise ValueError(f"{readme} has configs that are no list of blocks; {HOW}")
+    placed = [each for each in listed if PLACES & each.keys()]
+    for each in placed:
+        if not isinstance(each.get("data_dir", ""), str):
+            raise ValueError(f"{readme} has a data_dir={each['data_dir']!r} that is no text; {HOW}")
+    return {str(each.get("config_name", "default")): each for each in placed}
 
 
 def _by_config(found, split, configs, names):
@@ -63,7 +73,7 @@ def _by_config(found, split, configs, names):
     prefix = configs[subset].get("data_dir")
     if "data_files" not in configs[subset]:
         return _by_name(found, split, names, f"{prefix}/")
-    splits = _patterns(configs[subset]["data_files"])
+    splits = _patterns(found, configs[subset]["data_files"])
     if split not in splits:
         raise ValueError(f"split={split!r} is not one of {found}; {suggest(split, splits)}")
     patterns = [f"{prefix}/{each}" if prefix else each for each in splits[split]]
@@ -94,20 +104,21 @@ def _usual_subset(found, configs):
     return usual[0]
 
 
-def _patterns(data_files):
-    """{split: patterns} of a config's data_files in any of their forms."""
+def _patterns(found, data_files):
+    """{split: patterns} of a config's data_files in any of their forms. Raises ValueError for another one."""
     if isinstance(data_files, dict):
         data_files = [{"split": split, "path": path} for split, path in data_files.items()]
     if isinstance(data_files, str):
         data_files = [data_files]
     splits = {}
-    for each in data_files:
+    for each in data_files if isinstance(data_files, list) else [data_files]:
         # A pattern without a split is of "train", as in the library datasets
-        entry = {"split": "train", "path": each} if isinstance(each, str) else each
-        paths = entry["path"]
-        splits.setdefault(entry.get("split", "train"), []).extend(
-            [paths] if isinstance(paths, str) else paths
-        )
+        entry = {"path": each} if isinstance(each, str) else each
+        paths = entry.get("path") if isinstance(entry, dict) else None
+        paths = [paths] if isinstance(paths, str) else paths
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            raise ValueError(f"{found}: its {README} has data_files with {each!r}; {HOW}")
+        splits.setdefault(str(entry.get("split", "train")), []).extend(paths)
     return splits
 
 
@@ -115,7 +126,13 @@ def _regex(pattern):
     """A compiled pattern of paths, in which ** alone goes below a folder."""
     parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     split = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern.removeprefix("./"))
-    return re.compile("".join(parts.get(p) or (p if p[:1] == "[" else re.escape(p)) for p in split))
+    text = "".join(parts.get(p) or (p if SET.fullmatch(p) else re.escape(p)) for p in split)
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise ValueError(
+            f"the {README} has a pattern {pattern!r} that is none: {error}; {HOW}"
+        ) from error
 
 
 def _by_name(found, split, names, folder=None):
