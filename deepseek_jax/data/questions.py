@@ -12,6 +12,8 @@ from deepseek_jax.data.chat import asked_messages
 from deepseek_jax.data.columns import check_names, renamed
 from deepseek_jax.data.conversation_forms import check_turns, parse_conversation
 from deepseek_jax.data.records import read_records
+from deepseek_jax.files import as_path
+from deepseek_jax.hub import hub_id
 
 # Between the working and the answer in GSM8K (arXiv:2110.14168)
 MARK = "####"
@@ -101,9 +103,12 @@ def _answer(place, given):
 def evaluation_texts(name: str):
     """(questions, solutions), lists of str, of an evaluation set; the solutions include their working.
 
-    name: a path of data.records, or one and one of its splits, "FOLDER@test".
+    name: a path of data.records, or one and one of its splits, "FOLDER@test". Of a name on the hub, a single
+    @ is before its revision: its split comes after that, "ORG/NAME@REVISION@test".
     """
-    path, _, split = name.rpartition("@") if "@" in name else (name, "", "train")
+    path, split = name, "train"
+    if "@" in name and hub_id(name) is None and not as_path(name).exists():
+        path, _, split = name.rpartition("@")
     examples = read_questions(path, split)
     questions = [example["question"] for example in examples]
     return questions, [example.get("solution", example["answer"]) for example in examples]

@@ -9,6 +9,7 @@ from deepseek_jax.rewards.language import LANGUAGES
 from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.settings import (
     Count,
+    Data,
     GreedyOrTemperature,
     Natural,
     PositiveShare,
@@ -114,14 +115,14 @@ class KeepSettings:
     """Filters of completions. at_least: reward -> its smallest allowed value, TOTAL for the weighted sum.
 
     near_duplicates: drop a text with at least this Jaccard similarity, over runs of `shingle` units, to an
-    earlier one; None drops none. decontaminate: "held_out" for a task's own held-out questions, else jsonl
-    files and splits of TFDS datasets, "FOLDER@test". A completion is dropped if it, or its question, shares a
-    run of ngram units with their questions or solutions (synthesis.ngrams).
+    earlier one; None drops none. decontaminate: "held_out" for a task's own held-out questions, else names
+    as of data.questions.evaluation_texts, such as "FOLDER@test". A completion is dropped if it, or its
+    question, shares a run of ngram units with their questions or solutions (synthesis.ngrams).
     """
 
     at_least: Weights
     max_per_prompt: Count
     near_duplicates: PositiveShare | None = None
     shingle: Count = 5
-    decontaminate: tuple[str, ...] = ()
+    decontaminate: tuple[Data, ...] = ()
     ngram: Count = 10

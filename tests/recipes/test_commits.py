@@ -11,6 +11,7 @@ from deepseek_jax.recipes.evaluate.settings import EvaluateSettings
 from deepseek_jax.recipes.experiment import opened
 from deepseek_jax.recipes.workdir import MARKER, claim_workdir, read_mark
 from deepseek_jax.settings import build
+from deepseek_jax.synthesis.settings import KeepSettings
 from tests.hub_server import served_hub, used_here
 from tests.recipes.small import small_config
 
@@ -80,6 +81,17 @@ def test_names_in_lists_get_their_commits_and_paths_stay(hub, tmp_path):
     assert found.data == ("arithmetic", f"org/sums@{commit}")
     assert found.checkpoint == f"org/model@{model}" and len(commits) == 2
     assert config.to_dict() == fields
+
+
+def test_evaluation_sets_that_decontaminate_get_their_commits(hub):
+    """Oracle: by hand; held_out is no name on the hub, and a split stands after a revision."""
+    commit = push(hub, "5")
+    names = ("held_out", "org/sums", "pages@test", "org/sums@main@test")
+    fields = dict(at_least={}, max_per_prompt=1, decontaminate=names)
+    config = ConfigDict(fields)
+    found, commits = with_commits(config, build(KeepSettings, config, "config.keep"), {})
+    assert found.decontaminate == ("held_out", f"org/sums@{commit}", *names[2:])
+    assert commits == {"org/sums": f"org/sums@{commit}"}
 
 
 def test_a_name_that_is_not_there_is_told_with_its_field(hub, tmp_path):
