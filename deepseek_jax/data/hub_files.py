@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from deepseek_jax.errors import suggest
-from deepseek_jax.hub import HubId, hub_id, names_of_files, snapshot
+from deepseek_jax.hub import DATA, HubId, hub_id, names_of_files, snapshot
 
 README = "README.md"
 # What to do about a README of another form
@@ -17,8 +17,6 @@ HOW = "fetch the files (`hf download --repo-type dataset ...`) and give the path
 SET = re.compile(r"\[[^\]]+\]")
 # Fields of a config in it that say where its files are
 PLACES = {"data_files", "data_dir"}
-# Of two forms of the same data, the first
-FORMATS = (".parquet", ".jsonl", ".json", ".csv")
 # What names the split in a file's name, and the end of the name of one of several files
 WORDS = re.compile(r"[-._ ]+")
 SHARD = re.compile(r"-\d{4,}-of-\d{4,}(-\w+)?$")
@@ -83,10 +81,10 @@ def _by_config(found, split, configs, names):
             f"{found}: its {README} gives {', '.join(patterns)} for split={split!r}, and no file has such a "
             "name"
         )
-    unread = [each for each in matches if not each.endswith(FORMATS)]
+    unread = [each for each in matches if not each.endswith(DATA)]
     if unread:
         raise ValueError(
-            f"{found}: {unread[0]} of split={split!r} is not read, only {', '.join(FORMATS)}; try "
+            f"{found}: {unread[0]} of split={split!r} is not read, only {', '.join(DATA)}; try "
             f"{_converted(found)}"
         )
     # A file that two patterns match is read once
@@ -137,7 +135,7 @@ def _regex(pattern):
 
 def _by_name(found, split, names, folder=None):
     """The names of a split's files, by the words in them. folder: what they begin with, if known."""
-    data = [name for name in names if name.endswith(FORMATS) and not name.startswith(".")]
+    data = [name for name in names if name.endswith(DATA) and not name.startswith(".")]
     if not data:
         raise ValueError(_without_files(found, names))
     folder = _folder(found, data) if folder is None else folder
@@ -151,7 +149,7 @@ def _by_name(found, split, names, folder=None):
             f"split={split!r} is in no file's name of {found}; there are {', '.join(data[:9])}"
             + (f" and {len(data) - 9} more" if len(data) > 9 else "")
         )
-    form = next(form for form in FORMATS if any(name.endswith(form) for name in chosen))
+    form = next(form for form in DATA if any(name.endswith(form) for name in chosen))
     return [name for name in chosen if name.endswith(form)]
 
 
@@ -194,7 +192,7 @@ def _without_files(found: HubId, names):
             f"{found} is a loading script ({scripts[0]}), and no code is run; its files may be at "
             f"{_converted(found)}"
         )
-    return f"{found} has no {', '.join(FORMATS)}, only {', '.join(names[:9]) or 'no files'}"
+    return f"{found} has no {', '.join(DATA)}, only {', '.join(names[:9]) or 'no files'}"
 
 
 def _converted(found):

@@ -193,11 +193,12 @@ def _rows(name, batches):
                 yield f"{name}, row {number}", record
 
 
+# For each ending in hub.DATA, and for the files in folders of datasets.save_to_disk
 READERS = {
+    ".parquet": _parquet,
     ".jsonl": _json_lines,
     ".json": _json,
     ".csv": _csv,
-    ".parquet": _parquet,
     ".arrow": _arrow,
 }
 

@@ -15,7 +15,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from deepseek_jax.data.questions import read_questions
-from deepseek_jax.data.records import read_records
+from deepseek_jax.data.records import READERS, read_records
+from deepseek_jax.hub import DATA
 
 ROWS = [
     {"question": "2 + 3?", "answer": "5", "level": 1, "tags": ["sum", "short"]},
@@ -99,6 +100,11 @@ def test_each_format_gives_the_records_that_were_written(write, tmp_path):
     # All columns reach the example
     examples = sorted(read_questions(path), key=lambda row: int(row["level"]))
     assert examples == wanted
+
+
+def test_every_ending_of_data_on_the_hub_has_a_reader():
+    """Oracle: the other of the two lists."""
+    assert {*DATA, ".arrow"} == set(READERS)
 
 
 def test_a_split_of_a_saved_dataset_is_read_alone(tmp_path):
