@@ -15,8 +15,10 @@ from deepseek_jax.hub_messages import one_message
 
 NAME = re.compile(r"([a-zA-Z0-9][\w.-]*/[a-zA-Z0-9][\w.-]*)(?::([\w.+-]+))?(?:@([\w./-]+))?")
 COMMIT = re.compile("[0-9a-f]{40}")
+# Endings of files of data, of two forms of the same data the first: a data set on the hub has the form once
+DATA = (".parquet", ".jsonl", ".json", ".csv")
 # A name that ends so is the path of a file, although it may not be there
-FILES = (".gguf", ".json", ".jsonl", ".csv", ".parquet", ".py", ".safetensors")
+FILES = (*DATA, ".gguf", ".py", ".safetensors")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 # Config and tokenizer. Nothing that is code, and nothing pickled
 SMALL = (

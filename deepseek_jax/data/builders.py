@@ -38,8 +38,11 @@ class TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 @dataclass
 class FileConfig(tfds.core.BuilderConfig):
-    """The files of a path that data.records reads. Its name ends in a digest of their content, so that an
-    edited file is another dataset. columns: of records.renamed, pairs of our name and the column's.
+    """The files of a path that data.records reads.
+
+    Its name ends in a digest of their content, of the split and of the columns. An edited file is another
+    dataset, and so is another split of a TFDS dataset, of which the description alone is digested. columns:
+    of records.renamed, pairs of our name and the column's.
     """
 
     name: str = ""
@@ -49,8 +52,8 @@ class FileConfig(tfds.core.BuilderConfig):
 
     def __post_init__(self):
         digest = content_digest(self.path, self.split)
-        if self.columns:
-            digest += parameter_digest(self.columns)
+        if self.columns or self.split != "train":
+            digest += parameter_digest((self.split, self.columns))
         self.name = f"{re.sub('[^0-9A-Za-z]+', '_', Path(self.path).stem)}_{digest}"
 
     def records(self):

@@ -1,9 +1,12 @@
 """The forms in which data sets write conversations, and the one that we read them into."""
 
+import contextlib
 import re
 from collections.abc import Mapping
 
 import numpy as np
+
+from deepseek_jax.data.columns import check_names
 
 ROLES = ("system", "user", "assistant")
 # ShareGPT's names of the roles
@@ -22,31 +25,48 @@ FORMS = (
 )
 
 
-def as_conversation(place: str, record: Mapping) -> dict:
-    """The conversation, as of parse_conversation, of a record in one of FORMS.
+# The columns of each form, and those that may be beside them
+PARTS = {
+    ("messages",): (),
+    ("prompt", "completion"): (),
+    ("conversations",): (),
+    ("instruction", "output"): ("input", "system"),
+    ("text",): (),
+}
 
-    A text becomes a lone message of the assistant. Raises ValueError, with the place, for any other record.
+
+def as_conversation(place: str, record: Mapping) -> dict:
+    """The conversation, as of parse_conversation, of a record in one of FORMS, with its other columns.
+
+    A column that is None counts as absent: files of several forms that were merged have such. A text becomes
+    a lone message of the assistant. Raises ValueError, with the place, for any other record, and for a column
+    with the name of a part of the prompt.
     """
-    if "messages" in record:
-        return parse_conversation(place, record)
-    if "prompt" in record and "completion" in record:
-        messages = _listed("user", record["prompt"]) + _listed("assistant", record["completion"])
-    elif "conversations" in record:
-        messages = _share_gpt(place, record["conversations"])
-    elif "instruction" in record and "output" in record:
-        asked = [record["instruction"], record.get("input") or ""]
-        messages = _listed("user", "\n\n".join(filter(None, asked)))
-        messages = _listed("system", record.get("system") or []) + messages
-        messages += _listed("assistant", record["output"])
-    elif "text" in record:
-        messages = _listed("assistant", record["text"])
-    else:
+    has = {name for name, value in record.items() if value is not None}
+    form = next((form for form in PARTS if has.issuperset(form)), None)
+    if form is None:
         raise ValueError(
             f"{place} is no conversation; its columns are {', '.join(record)}, and a line has {FORMS}. Name "
             "yours by config.data.columns={'prompt': ..., 'completion': ...}"
         )
-    more = {"weight": record["weight"]} if "weight" in record else {}
-    return parse_conversation(place, {"messages": messages} | more)
+    conversation = {"messages": _messages(place, form, record)}
+    conversation |= {"weight": record["weight"]} if "weight" in record else {}
+    used = {*form, *PARTS[form], "messages", "weight"}
+    others = {name: value for name, value in record.items() if name not in used}
+    check_names(place, others)
+    return others | parse_conversation(place, conversation)
+
+
+def _messages(place, form, record):
+    if form == ("prompt", "completion"):
+        return _listed("user", record["prompt"]) + _listed("assistant", record["completion"])
+    if form == ("conversations",):
+        return _share_gpt(place, record["conversations"])
+    if form == ("instruction", "output"):
+        asked = "\n\n".join(filter(None, [record["instruction"], record.get("input") or ""]))
+        messages = _listed("system", record.get("system") or []) + _listed("user", asked)
+        return messages + _listed("assistant", record["output"])
+    return record["messages"] if form == ("messages",) else _listed("assistant", record["text"])
 
 
 def _listed(role, content):
@@ -67,8 +87,8 @@ def parse_conversation(place: str, record: Mapping) -> dict:
     """{"messages": [{"role": str, "content": str}, ...], "weight": float} of a record, checked.
 
     An optional system message, then user and assistant in turns, the assistant last; or a lone message of the
-    assistant, a text. weight: how much each of its tokens counts, 1.0 by default. Raises ValueError, with the
-    place, for any other record.
+    assistant, a text. weight: how much each of its tokens counts, 1.0 by default; a text of a number counts
+    as one, since csv has texts alone. Raises ValueError, with the place, for any other record.
     """
     if not isinstance(record.get("messages"), list) or not record["messages"]:
         raise ValueError(f"{place} has no list under 'messages'; it has {sorted(record)}.")
@@ -117,10 +137,14 @@ def _text(place, key, value):
 
 
 def _parse_weight(place, weight):
+    given = weight
+    if isinstance(weight, str):
+        with contextlib.suppress(ValueError):
+            weight = float(weight)
     # A bool is an instance of int
     number = isinstance(weight, (int, float, np.number)) and not isinstance(weight, bool)
     # The loss weighs tokens in float32
     range32 = np.finfo(np.float32)
     if not number or not float(range32.tiny) <= weight <= float(range32.max):
-        raise ValueError(f"{place} has weight={weight!r}; set a finite number above 0.")
+        raise ValueError(f"{place} has weight={given!r}; set a finite number above 0.")
     return float(weight)

@@ -8,18 +8,20 @@ import re
 from pathlib import Path
 
 from deepseek_jax.errors import suggest
-from deepseek_jax.hub import HubId, hub_id, names_of_files, snapshot
+from deepseek_jax.hub import DATA, HubId, hub_id, names_of_files, snapshot
 
 README = "README.md"
+# What to do about a README of another form
+HOW = "fetch the files (`hf download --repo-type dataset ...`) and give the path of one"
+# Letters in brackets, in a pattern
+SET = re.compile(r"\[[^\]]+\]")
 # Fields of a config in it that say where its files are
 PLACES = {"data_files", "data_dir"}
-# Of two forms of the same data, the first
-FORMATS = (".parquet", ".jsonl", ".json", ".csv")
 # What names the split in a file's name, and the end of the name of one of several files
 WORDS = re.compile(r"[-._ ]+")
 SHARD = re.compile(r"-\d{4,}-of-\d{4,}(-\w+)?$")
 # A file without a word for a split, beside files that have none either, is of the split "train"
-SPLITS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval"}
+SPLIT_WORDS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval"}
 
 
 def dataset_files(name: str, split: str):
@@ -51,8 +53,14 @@ def _configs(readme: Path):
         raise ValueError(
             f"the YAML of {readme} is damaged: {' '.join(str(error).split())}"
         ) from error
-    listed = [each for each in about.get("configs") or [] if PLACES & each.keys()]
-    return {each.get("config_name", "default"): each for each in listed}
+    listed = about.get("configs") or []
+    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+        raise ValueError(f"{readme} has configs that are no list of blocks; {HOW}")
+    placed = [each for each in listed if PLACES & each.keys()]
+    for each in placed:
+        if not isinstance(each.get("data_dir", ""), str):
+            raise ValueError(f"{readme} has a data_dir={each['data_dir']!r} that is no text; {HOW}")
+    return {str(each.get("config_name", "default")): each for each in placed}
 
 
 def _by_config(found, split, configs, names):
@@ -63,7 +71,7 @@ def _by_config(found, split, configs, names):
     prefix = configs[subset].get("data_dir")
     if "data_files" not in configs[subset]:
         return _by_name(found, split, names, f"{prefix}/")
-    splits = _patterns(configs[subset]["data_files"])
+    splits = _patterns(found, configs[subset]["data_files"])
     if split not in splits:
         raise ValueError(f"split={split!r} is not one of {found}; {suggest(split, splits)}")
     patterns = [f"{prefix}/{each}" if prefix else each for each in splits[split]]
@@ -73,10 +81,10 @@ def _by_config(found, split, configs, names):
             f"{found}: its {README} gives {', '.join(patterns)} for split={split!r}, and no file has such a "
             "name"
         )
-    unread = [each for each in matches if not each.endswith(FORMATS)]
+    unread = [each for each in matches if not each.endswith(DATA)]
     if unread:
         raise ValueError(
-            f"{found}: {unread[0]} of split={split!r} is not read, only {', '.join(FORMATS)}; try "
+            f"{found}: {unread[0]} of split={split!r} is not read, only {', '.join(DATA)}; try "
             f"{_converted(found)}"
         )
     # A file that two patterns match is read once
@@ -94,20 +102,21 @@ def _usual_subset(found, configs):
     return usual[0]
 
 
-def _patterns(data_files):
-    """{split: patterns} of a config's data_files in any of their forms."""
+def _patterns(found, data_files):
+    """{split: patterns} of a config's data_files in any of their forms. Raises ValueError for another one."""
     if isinstance(data_files, dict):
         data_files = [{"split": split, "path": path} for split, path in data_files.items()]
     if isinstance(data_files, str):
         data_files = [data_files]
     splits = {}
-    for each in data_files:
+    for each in data_files if isinstance(data_files, list) else [data_files]:
         # A pattern without a split is of "train", as in the library datasets
-        entry = {"split": "train", "path": each} if isinstance(each, str) else each
-        paths = entry["path"]
-        splits.setdefault(entry.get("split", "train"), []).extend(
-            [paths] if isinstance(paths, str) else paths
-        )
+        entry = {"path": each} if isinstance(each, str) else each
+        paths = entry.get("path") if isinstance(entry, dict) else None
+        paths = [paths] if isinstance(paths, str) else paths
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            raise ValueError(f"{found}: its {README} has data_files with {each!r}; {HOW}")
+        splits.setdefault(str(entry.get("split", "train")), []).extend(paths)
     return splits
 
 
@@ -115,26 +124,32 @@ def _regex(pattern):
     """A compiled pattern of paths, in which ** alone goes below a folder."""
     parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     split = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern.removeprefix("./"))
-    return re.compile("".join(parts.get(p) or (p if p[:1] == "[" else re.escape(p)) for p in split))
+    text = "".join(parts.get(p) or (p if SET.fullmatch(p) else re.escape(p)) for p in split)
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise ValueError(
+            f"the {README} has a pattern {pattern!r} that is none: {error}; {HOW}"
+        ) from error
 
 
 def _by_name(found, split, names, folder=None):
     """The names of a split's files, by the words in them. folder: what they begin with, if known."""
-    data = [name for name in names if name.endswith(FORMATS) and not name.startswith(".")]
+    data = [name for name in names if name.endswith(DATA) and not name.startswith(".")]
     if not data:
         raise ValueError(_without_files(found, names))
     folder = _folder(found, data) if folder is None else folder
     data = [name for name in data if name.startswith(folder)]
     words = {name: _words(name.removeprefix(folder)) for name in data}
     chosen = [name for name in data if split in words[name]]
-    if not chosen and split == "train" and not SPLITS & set().union(*words.values()):
+    if not chosen and split == "train" and not SPLIT_WORDS & set().union(*words.values()):
         chosen = data
     if not chosen:
         raise ValueError(
             f"split={split!r} is in no file's name of {found}; there are {', '.join(data[:9])}"
             + (f" and {len(data) - 9} more" if len(data) > 9 else "")
         )
-    form = next(form for form in FORMATS if any(name.endswith(form) for name in chosen))
+    form = next(form for form in DATA if any(name.endswith(form) for name in chosen))
     return [name for name in chosen if name.endswith(form)]
 
 
@@ -151,7 +166,7 @@ def _folder(found, data):
         if usual in tops:
             return f"{usual}/"
     # Files at the top, folders of splits, or the folder of the only subset
-    if any("/" not in name for name in data) or SPLITS & set(tops):
+    if any("/" not in name for name in data) or SPLIT_WORDS & set(tops):
         return ""
     if len(tops) > 1:
         raise ValueError(
@@ -177,7 +192,7 @@ def _without_files(found: HubId, names):
             f"{found} is a loading script ({scripts[0]}), and no code is run; its files may be at "
             f"{_converted(found)}"
         )
-    return f"{found} has no {', '.join(FORMATS)}, only {', '.join(names[:9]) or 'no files'}"
+    return f"{found} has no {', '.join(DATA)}, only {', '.join(names[:9]) or 'no files'}"
 
 
 def _converted(found):

@@ -1,17 +1,21 @@
 """Conversations to learn from: from files, TFDS datasets, or worked examples."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from deepseek_jax.data.builders import FileConfig, TextBuilder, build
+from deepseek_jax.data.columns import check_names, plain, rows_of_tfds
 from deepseek_jax.data.conversation_forms import as_conversation, parse_conversation
 from deepseek_jax.data.sources import RANDOM_ACCESS_FORMATS, read
 from deepseek_jax.data.stored import is_stored, stored_dataset, stored_records
 
 DERIVED_FROM = "derived_from"
+# The feature with a line's other columns
+COLUMNS = "columns"
 
 
 def read_conversations(
@@ -22,16 +26,17 @@ def read_conversations(
 ) -> Sequence:
     """Random access to the conversations of a path of data.records; see conversation_forms for their forms.
 
-    columns: our name -> the column's, where the data have another. They are written under data_dir as a
-    dataset, in TFDS's own order, on the first call and whenever the content has changed: see
-    builders.build. A TFDS dataset with a feature messages: Sequence({"role": Text(), "content": Text()}),
-    stored as array_record, is read where it is. Raises ValueError as read_records does, and, naming file
-    and line, for a record that is not a conversation.
+    A conversation is a dict of messages, weight and the other columns of its line. columns: our name -> the
+    column's, where the data have another. They are written under data_dir as a dataset, in TFDS's own order,
+    on the first call and whenever the content has changed: see builders.build. A TFDS dataset with a feature
+    messages: Sequence({"role": Text(), "content": Text()}), stored as array_record, is read where it is.
+    Raises ValueError as read_records does, and, naming file and line, for a record that is not a
+    conversation.
     """
     if is_stored(path) and not columns and _has_messages(path):
         return _tfds_conversations(path, split)
     config = FileConfig(path=str(path), split=split, columns=tuple((columns or {}).items()))
-    return Conversations(build(MessagesCorpus, config, data_dir), path)
+    return Conversations(build(MessagesCorpus, config, data_dir), path, _columns_of_json)
 
 
 def worked_conversations(examples: list, worked):
@@ -43,24 +48,35 @@ def worked_conversations(examples: list, worked):
 
 
 class MessagesCorpus(TextBuilder):
-    """The conversations of files; see read_conversations."""
+    """The conversations of files, with their lines' other columns as JSON; see read_conversations."""
+
+    VERSION = tfds.core.Version("1.1.0")
 
     def _info(self):
         text = tfds.features.Text()
         message = {"role": text, "content": text}
-        features = {"messages": tfds.features.Sequence(message), "weight": np.float32}
+        features = {
+            "messages": tfds.features.Sequence(message),
+            "weight": np.float32,
+            COLUMNS: text,
+        }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _generate_examples(self):
         for number, (place, record) in enumerate(self.builder_config.records()):
-            yield number, as_conversation(place, record)
+            conversation = as_conversation(place, record)
+            parts = {name: conversation.pop(name) for name in ("messages", "weight")}
+            # ASCII alone: a column may have half of a surrogate pair, which UTF-8 cannot hold
+            yield number, parts | {COLUMNS: json.dumps(conversation, allow_nan=False)}
 
 
 class Conversations:
-    """Conversations of a TFDS source, parsed when they are read. path: the source's, for error messages."""
+    """Conversations of a TFDS source, parsed when they are read. path: the source's, for error messages.
+    columns_of: a source's record -> the columns of its conversation.
+    """
 
-    def __init__(self, source, path: str | Path):
-        self._source, self._path = source, path
+    def __init__(self, source, path: str | Path, columns_of: Callable):
+        self._source, self._path, self._columns_of = source, path, columns_of
 
     def __len__(self):
         return len(self._source)
@@ -73,10 +89,20 @@ class Conversations:
         return [self._parsed(*pair) for pair in pairs]
 
     def _parsed(self, index, record):
-        parsed = parse_conversation(f"{self._path}, record {index}", _outside_in(record))
-        if record.get(DERIVED_FROM):
-            parsed[DERIVED_FROM] = record[DERIVED_FROM].decode()
-        return parsed
+        place = f"{self._path}, record {index}"
+        return self._columns_of(place, record) | parse_conversation(place, _outside_in(record))
+
+
+def _columns_of_json(place, record):
+    """The columns of a record of MessagesCorpus."""
+    return json.loads(record[COLUMNS])
+
+
+def _columns_of_features(place, record):
+    """The columns of a record of a dataset of a user's own."""
+    others = {name: value for name, value in record.items() if name not in ("messages", "weight")}
+    check_names(place, others)
+    return plain(rows_of_tfds(others))
 
 
 def what_it_answers(conversation):
@@ -86,7 +112,11 @@ def what_it_answers(conversation):
     answer.
     """
     origin = conversation.get(DERIVED_FROM)
-    return origin or tuple((m["role"], m["content"]) for m in conversation["messages"][:-1])
+    return (
+        origin
+        if origin and isinstance(origin, str)
+        else tuple((m["role"], m["content"]) for m in conversation["messages"][:-1])
+    )
 
 
 def _outside_in(record):
@@ -107,7 +137,7 @@ def _tfds_conversations(path, split):
     file_format = builder.info.file_format.value
     if file_format != RANDOM_ACCESS_FORMATS[0]:
         raise ValueError(f"path='{path}' is stored as {file_format}; prepare it as array_record")
-    return Conversations(stored_records(builder, split, path), path)
+    return Conversations(stored_records(builder, split, path), path, _columns_of_features)
 
 
 def _answered(example, answer):

@@ -1,12 +1,12 @@
 """Training data of reward models: pairs of responses, and responses labelled safe or unsafe."""
 
-from pathlib import Path
-
 import numpy as np
 
 from deepseek_jax.data.chat import render_response
+from deepseek_jax.data.columns import renamed
 from deepseek_jax.data.conversation_forms import check_turns, parse_conversation
 from deepseek_jax.data.records import read_records
+from deepseek_jax.data.settings import OwnData, as_own
 from deepseek_jax.data.tokenizer import Tokenizer
 
 # Kind of record -> the fields that hold its responses, the better one first
@@ -27,7 +27,8 @@ def parse_preference(kind: str, place: str, record):
     responses, a list of str; weight, a float; and of a labelled response safe, a bool. Raises ValueError,
     with the place, for any other record, and for a pair of equal responses.
     """
-    asked = record.get("prompt", record.get("messages"))
+    names = (name for name in ("prompt", "messages") if record.get(name) is not None)
+    asked = record.get(next(names, None))
     if isinstance(asked, str):
         asked = [{"role": "user", "content": asked}]
     responses = []
@@ -59,13 +60,18 @@ def parse_preference(kind: str, place: str, record):
     return parsed | {"responses": responses} | more
 
 
-def read_preferences(kind: str, path: str | Path, num_held_out: int, seed: int):
-    """(training set, held-out set) of a path of records, see parse_preference: lists.
+def read_preferences(kind: str, data: str | OwnData, num_held_out: int, seed: int):
+    """(training set, held-out set) of records, see parse_preference: lists. data: a path, or with its split
+    and columns.
 
     Whole prompts are held out, chosen by seed, until they have num_held_out records or more. Raises
     ValueError where one side would be empty, and as parse_preference and read_records do.
     """
-    records = [parse_preference(kind, place, record) for place, record in read_records(path)]
+    own = as_own(data)
+    records = [
+        parse_preference(kind, place, renamed(place, record, own.columns))
+        for place, record in read_records(own.path, own.split)
+    ]
     prompts = {}
     for record in records:
         prompts.setdefault(str(record["messages"]), []).append(record)
@@ -75,8 +81,8 @@ def read_preferences(kind: str, path: str | Path, num_held_out: int, seed: int):
         (held_out if len(held_out) < num_held_out else train).extend(groups[index])
     if not train or len(held_out) < num_held_out:
         raise ValueError(
-            f"num_held_out={num_held_out} of {len(records)} records about {len(groups)} prompts in {path} "
-            "leaves none to train on; lower it"
+            f"num_held_out={num_held_out} of {len(records)} records about {len(groups)} prompts in "
+            f"{own.path} leaves none to train on; lower it"
         )
     return train, held_out
 

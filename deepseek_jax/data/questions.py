@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from deepseek_jax.data.chat import asked_messages
-from deepseek_jax.data.columns import OURS, renamed
+from deepseek_jax.data.columns import check_names, renamed
 from deepseek_jax.data.conversation_forms import check_turns, parse_conversation
 from deepseek_jax.data.records import read_records
+from deepseek_jax.files import as_path
+from deepseek_jax.hub import hub_id
 
 # Between the working and the answer in GSM8K (arXiv:2110.14168)
 MARK = "####"
@@ -19,6 +21,8 @@ FORM = (
     "question (or prompt), a text or a chat that the user ends, and answer; or messages, the last of which "
     "is the answer"
 )
+# The columns that may hold the question, the first before the second
+ASKED = ("question", "prompt")
 # Columns that take the place of an answer: they say by themselves what is right
 IN_PLACE = ("test_cases",)
 
@@ -54,13 +58,10 @@ def read_questions(
 
 def parse_question(place: str, record: Mapping) -> dict:
     """The example of a record. Raises ValueError, with the place, for one of another form."""
-    taken = [name for name in OURS if name in record and name != "messages"]
-    if taken:
-        raise ValueError(
-            f"{place} has a column {taken[0]!r}, the name of a part of the prompt here; name it otherwise"
-        )
-    asked = record.get("question", record.get("prompt"))
-    if asked is None and "messages" in record:
+    check_names(place, record)
+    # A column that is None counts as absent: files that were merged have such
+    asked = next((record[key] for key in ASKED if record.get(key) is not None), None)
+    if asked is None and record.get("messages") is not None:
         *chat, reply = parse_conversation(place, record)["messages"]
         own = {"question": chat[-1]["content"], "messages": chat, "answer": reply["content"]}
         return dict(record) | own
@@ -102,9 +103,12 @@ def _answer(place, given):
 def evaluation_texts(name: str):
     """(questions, solutions), lists of str, of an evaluation set; the solutions include their working.
 
-    name: a path of data.records, or one and one of its splits, "FOLDER@test".
+    name: a path of data.records, or one and one of its splits, "FOLDER@test". Of a name on the hub, a single
+    @ is before its revision: its split comes after that, "ORG/NAME@REVISION@test".
     """
-    path, _, split = name.rpartition("@") if "@" in name else (name, "", "train")
+    path, split = name, "train"
+    if "@" in name and hub_id(name) is None and not as_path(name).exists():
+        path, _, split = name.rpartition("@")
     examples = read_questions(path, split)
     questions = [example["question"] for example in examples]
     return questions, [example.get("solution", example["answer"]) for example in examples]

@@ -3,18 +3,18 @@
 import csv
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
+from deepseek_jax.data.columns import plain, rows_of_tfds
 from deepseek_jax.data.stored import INFO, is_stored, stored_dataset, stored_records
 from deepseek_jax.files import as_path, parse_json, staged
 from deepseek_jax.hub import hub_id
 from deepseek_jax.lazy import LazyTable
 
 # What a folder has that datasets.save_to_disk wrote: of one split, and of several
-STATE, SPLITS = "state.json", "dataset_dict.json"
+STATE, DICT = "state.json", "dataset_dict.json"
+SAVE_ANEW = "save the data set anew"
 # Rows of parquet or arrow that are Python objects at once
 BLOCK = 256
 # A field of a csv file may be as long as a text; the module's own limit is 128 KiB
@@ -32,8 +32,8 @@ def read_records(path: str | Path, split: str = "train") -> Iterator[tuple[str, 
 
     path: a jsonl, json (a list of objects), csv or parquet file, a folder that datasets.save_to_disk wrote,
     that of a TFDS dataset's version, or ORG/NAME[:SUBSET][@REVISION] on the hub. Only a few records are in
-    memory at once, but for json. Raises ValueError for another path or split, one without a record, and,
-    with the place, for what cannot be read.
+    memory at once, but for json. A record has values of JSON alone: see columns.plain. Raises ValueError for
+    another path or split, one without a record, and, with the place, for what cannot be read.
     """
     if is_stored(path):
         records = _tfds(path, split)
@@ -45,9 +45,9 @@ def read_records(path: str | Path, split: str = "train") -> Iterator[tuple[str, 
             READERS[file.suffix](file, name) for file, name in zip(files, names, strict=True)
         )
     empty = True
-    for record in records:
+    for place, record in records:
         empty = False
-        yield record
+        yield place, plain(record)
     if empty:
         raise ValueError(f"path='{path}' holds no records; give {FORMS} with some")
 
@@ -83,19 +83,33 @@ def content_digest(path: str | Path, split: str = "train") -> str:
 
 
 def _arrow_files(folder, path, split):
-    if (folder / SPLITS).is_file():
-        splits = parse_json((folder / SPLITS).read_text())["splits"]
+    if (folder / DICT).is_file():
+        splits = _field(folder / DICT, "splits")
         if split not in splits:
             raise ValueError(
-                f"path='{path}' has no split={split!r}; choose from {', '.join(splits)}"
+                f"path='{path}' has no split={split!r}; choose from {', '.join(map(str, splits))}"
             )
         folder = folder / split
     elif split != "train":
         raise ValueError(f"path='{path}' has a single split: leave split={split!r} out")
     if not (folder / STATE).is_file():
         raise ValueError(f"path='{path}' is a folder without {STATE} and {INFO}; give {FORMS}")
-    names = [entry["filename"] for entry in parse_json((folder / STATE).read_text())["_data_files"]]
+    entries = _field(folder / STATE, "_data_files")
+    names = [entry.get("filename") for entry in entries if isinstance(entry, dict)]
+    if len(names) < len(entries) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{folder / STATE} names no files; {SAVE_ANEW}")
     return [folder / name for name in names]
+
+
+def _field(file, name):
+    """A field, a list, of a file that datasets.save_to_disk wrote."""
+    try:
+        found = parse_json(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}; {SAVE_ANEW}") from error
+    if not isinstance(found, dict) or not isinstance(found.get(name), list):
+        raise ValueError(f"{file} has no list {name!r}; {SAVE_ANEW}")
+    return found[name]
 
 
 def _json_lines(file, name):
@@ -167,9 +181,7 @@ def _arrow(file, name):
         with pyarrow.OSFile(str(file)) as opened, pyarrow.ipc.open_stream(opened) as batches:
             yield from _rows(name, batches)
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{name} is missing or damaged: {error}; save the data set anew"
-        ) from error
+        raise ValueError(f"{name} is missing or damaged: {error}; {SAVE_ANEW}") from error
 
 
 def _rows(name, batches):
@@ -181,11 +193,12 @@ def _rows(name, batches):
                 yield f"{name}, row {number}", record
 
 
+# For each ending in hub.DATA, and for the files in folders of datasets.save_to_disk
 READERS = {
+    ".parquet": _parquet,
     ".jsonl": _json_lines,
     ".json": _json,
     ".csv": _csv,
-    ".parquet": _parquet,
     ".arrow": _arrow,
 }
 
@@ -195,21 +208,4 @@ def _tfds(path, split):
     for start in range(0, len(source), BLOCK):
         indices = list(range(start, min(start + BLOCK, len(source))))
         for index in indices:
-            yield f"{path}, record {index}", _plain(source[index])
-
-
-def _plain(value):
-    """A value of TFDS, which has bytes, arrays, and a dict of lists for a list of dicts, as of JSON."""
-    if isinstance(value, bytes):
-        return value.decode()
-    if isinstance(value, (list, np.ndarray)):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        return value.item()
-    if not isinstance(value, Mapping):
-        return value
-    plain = {key: _plain(entry) for key, entry in value.items()}
-    columns = [entry for entry in plain.values() if isinstance(entry, list)]
-    if columns and len(columns) == len(plain) and len({len(column) for column in columns}) == 1:
-        return [dict(zip(plain, row, strict=True)) for row in zip(*columns, strict=True)]
-    return plain
+            yield f"{path}, record {index}", rows_of_tfds(source[index])

@@ -1,5 +1,6 @@
 """Corpora of documents, by random access."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,21 @@ def python_documents(data_dir: str | Path):
     return build(PythonCorpus, PythonConfig(), data_dir)
 
 
-def file_documents(path: str | Path, data_dir: str | Path):
+def file_documents(
+    path: str | Path,
+    data_dir: str | Path,
+    split: str = "train",
+    columns: Mapping[str, str] | None = None,
+):
     """Random access to the documents {"text": bytes} of a path of data.records, in TFDS's own order.
 
-    A record is {"text": "..."}; other columns are ignored. It is written under `data_dir` as a dataset on
-    the first call, and again whenever the content has changed: see builders.build. Raises ValueError as
-    read_records does, and, naming file and line, for a record without a text.
+    A record is {"text": "..."}; other columns are ignored. columns: our name -> the column's, such as
+    {"text": "content"}. The documents are written under `data_dir` as a dataset on the first call, and again
+    whenever the content has changed: see builders.build. Raises ValueError as read_records does, and, naming
+    file and line, for a record without a text.
     """
-    return build(FileCorpus, FileConfig(path=str(path)), data_dir)
+    config = FileConfig(path=str(path), split=split, columns=tuple((columns or {}).items()))
+    return build(FileCorpus, config, data_dir)
 
 
 def tfds_documents(path: str | Path, split: str = "train"):

@@ -3,10 +3,11 @@
 import dataclasses
 
 from deepseek_jax.data.chat import PLAIN_TEMPLATE, Template
+from deepseek_jax.data.settings import OwnData
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.config import ModelConfig, RunSettings, names_architecture
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
-from deepseek_jax.settings import Checkpoint, Data, Named, Seed, Settings, Several, build
+from deepseek_jax.settings import Checkpoint, Named, Seed, Settings, Several, build
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,19 +68,15 @@ def check_model(block: dict, checkpoint: str | None, trains_indexer: bool = Fals
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class QuestionData:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuestionData(OwnData):
     """The questions. task: the name of a small world's questions, or of a function of your own (named_code)
-    that makes some, see worlds.own. path: data as data.records reads them, in place of task, with their
-    split. columns: our name -> the data's own, such as {"question": "prompt"}.
+    that makes some, see worlds.own. path, split, columns: data in place of task.
 
     template: "chat", "r1_zero" or a text with {question} in it; see data.chat. num_held_out: questions in the
     held-out set.
     """
 
     task: Named = "arithmetic"
-    path: Data | None = None
-    split: str = "train"
-    columns: dict[str, str] = dataclasses.field(default_factory=dict)
     template: Template = PLAIN_TEMPLATE
     num_held_out: Several = 256

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Literal
 
+from deepseek_jax.data.settings import OwnData
 from deepseek_jax.losses.settings import GrpoOptions
 from deepseek_jax.reinforce.degenerate import LARGEST_REWARD, DegenerateSettings
 from deepseek_jax.reinforce.effort import EffortSettings
@@ -11,7 +12,6 @@ from deepseek_jax.rollout.settings import AnswerOptions, Limit
 from deepseek_jax.settings import (
     Count,
     CountBySteps,
-    Data,
     Named,
     Natural,
     PositiveShare,
@@ -84,17 +84,17 @@ class RolloutSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GeneralSettings:
+class GeneralSettings(OwnData):
     """Reinforcement for all scenarios (arXiv:2501.12948, section 3.2.2): in each of the last num_steps steps,
     per_step questions are general ones, with their own rewards.
 
-    path: the general questions, for data.questions.read_questions; None if the recipe supplies them.
+    path, split, columns: the general questions, for data.questions.read_questions; without a path the recipe
+    supplies them.
     """
 
     num_steps: Count
     per_step: Count
     rewards: Weights
-    path: Data | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

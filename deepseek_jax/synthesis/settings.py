@@ -3,6 +3,7 @@
 import dataclasses
 
 from deepseek_jax.data.chat import Template
+from deepseek_jax.data.settings import OwnData
 from deepseek_jax.errors import suggest
 from deepseek_jax.rewards.language import LANGUAGES
 from deepseek_jax.rollout.settings import AnswerOptions
@@ -21,10 +22,10 @@ from deepseek_jax.settings import (
 TOTAL = "reward"  # in config.keep.at_least, the weighted sum
 
 
-@dataclasses.dataclass(frozen=True)
-class QuestionSettings:
-    """The questions: from a task, or from path, of which split is read (data.questions). columns: our name ->
-    the data's own. num_prompts: how many are used, from the first; None for all.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuestionSettings(OwnData):
+    """The questions: from a task, or from a split of path (data.questions). num_prompts: how many are used,
+    from the first; None for all.
 
     template: "chat", "r1_zero" or a text with {question} in it; see data.chat. opening: the first text of
     every answer, part of the prompt and of the dataset: "<think>\\n" makes a teacher reason. num_held_out: a
@@ -33,9 +34,6 @@ class QuestionSettings:
 
     template: Template
     task: Named | None = None
-    path: Data | None = None
-    split: str = "train"
-    columns: dict[str, str] = dataclasses.field(default_factory=dict)
     opening: str = ""
     num_prompts: Count | None = None
     num_held_out: Count = 256
@@ -118,14 +116,14 @@ class KeepSettings:
     """Filters of completions. at_least: reward -> its smallest allowed value, TOTAL for the weighted sum.
 
     near_duplicates: drop a text with at least this Jaccard similarity, over runs of `shingle` units, to an
-    earlier one; None drops none. decontaminate: "held_out" for a task's own held-out questions, else jsonl
-    files and splits of TFDS datasets, "FOLDER@test". A completion is dropped if it, or its question, shares a
-    run of ngram units with their questions or solutions (synthesis.ngrams).
+    earlier one; None drops none. decontaminate: "held_out" for a task's own held-out questions, else names
+    as of data.questions.evaluation_texts, such as "FOLDER@test". A completion is dropped if it, or its
+    question, shares a run of ngram units with their questions or solutions (synthesis.ngrams).
     """
 
     at_least: Weights
     max_per_prompt: Count
     near_duplicates: PositiveShare | None = None
     shingle: Count = 5
-    decontaminate: tuple[str, ...] = ()
+    decontaminate: tuple[Data, ...] = ()
     ngram: Count = 10

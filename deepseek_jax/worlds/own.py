@@ -1,9 +1,9 @@
 """A user's own data in place of a toy world: questions that a rule checks, and conversations."""
 
 from functools import partial
-from pathlib import Path
 
 from deepseek_jax.data.questions import MARK, parse_question, read_questions
+from deepseek_jax.data.settings import OwnData, as_own
 from deepseek_jax.data.tasks import Task, split_task
 from deepseek_jax.errors import at
 from deepseek_jax.named_code import call_code, code_file
@@ -17,9 +17,10 @@ LIMIT_SECONDS = 600.0
 
 
 def own_world(
-    reasoning: str | Path, rule: str, general: str | Path | None = None, *, template: str
+    reasoning: str | OwnData, rule: str, general: str | OwnData | None = None, *, template: str
 ) -> World:
-    """The World of a path of questions in GSM8K's format, and optionally one of conversations.
+    """The World of a path of questions in GSM8K's format, and optionally one of conversations; each may be a
+    block of path, split and columns.
 
     rule: the reward that says whether an answer is right. In the solutions the working before an answer's
     mark stands in <think> tags and the answer in <answer> tags. Raises ValueError, naming the file, as
@@ -30,7 +31,7 @@ def own_world(
     questions = {"reasoning": Questions(partial(split_task, worked), rule)}
     if general is not None:
         with at("general", "path"):
-            conversations = [e | {"solution": e["answer"]} for e in read_questions(general)]
+            conversations = [e | {"solution": e["answer"]} for e in _read(general)]
         questions["general"] = Questions(partial(split_task, conversations))
     return World(
         name="own",
@@ -41,11 +42,16 @@ def own_world(
     )
 
 
-def worked_questions(path: str | Path):
-    """The distinct questions of a path, each with its solution in tags. Raises ValueError for one whose
-    answer has no working.
+def _read(data):
+    own = as_own(data)
+    return read_questions(own.path, own.split, own.columns)
+
+
+def worked_questions(data: str | OwnData):
+    """The distinct questions of a path or a block, each with its solution in tags. Raises ValueError for one
+    whose answer has no working.
     """
-    examples = read_questions(path)
+    examples, path = _read(data), as_own(data).path
     for example in examples:
         if "test_cases" not in example and "solution" not in example:
             raise ValueError(

@@ -75,11 +75,19 @@ def test_each_form_learns_the_assistants_part_alone(form, tmp_path):
     record, learned, row = FORMS[form]
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps(record | {"weight": 2.0, "origin": "here"}))
-    (found,) = [read_conversations(path, tmp_path / "data")[0]]
+    found = read_conversations(path, tmp_path / "data")[0]
+    assert set(found) == {"messages", "weight", "origin"}
     tokens = weighed_tokens(BYTES, found, 0, template=TEMPLATE)
     ids, weights = tokens["tokens"], tokens["weights"]
     assert shown(ids.tolist()) == row
     assert runs(ids, weights > 0) == learned and set(weights.tolist()) <= {0.0, 2.0}
+
+
+def test_columns_that_are_none_count_as_absent():
+    """Oracle: by hand: files of two forms, merged into one table."""
+    merged = {"messages": None, "prompt": "2 + 3?", "completion": "5", "text": None, "id": None}
+    wanted = {"messages": turns("2 + 3?", "5"), "weight": 1.0, "text": None, "id": None}
+    assert as_conversation("here", merged) == wanted
 
 
 def test_other_names_of_columns_are_given(tmp_path):

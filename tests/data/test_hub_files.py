@@ -94,6 +94,36 @@ def test_every_form_of_a_configs_files_is_read(hub, about, wanted):
 
 
 @pytest.mark.parametrize(
+    "about",
+    [
+        "configs: [main, other]",
+        "configs: {main: {data_files: x.csv}}",
+        "configs: x.csv",
+        "configs: [{data_files: [{split: train}]}]",
+        "configs: [{data_files: [{split: train, path: [3]}]}]",
+        "configs: [{data_files: 3}]",
+        "configs: [{data_files: {train: {path: x.csv}}}]",
+        "configs: [{data_files: '[z-a].csv'}]",
+        "configs: [{data_files: x.csv, data_dir: [d]}]",
+        "configs: [{data_dir: 3}]",
+        "[configs]",
+    ],
+)
+def test_a_readme_of_another_form_is_named(hub, about):
+    """Oracle: one ValueError with the name of the README."""
+    hub.push("org/data", {"x.csv": "x", "README.md": f"---\n{about}\n---\n"}, kind="dataset")
+    with pytest.raises(ValueError, match="README.md"):
+        dataset_files("org/data", "train")
+
+
+def test_a_bracket_alone_is_a_letter(hub):
+    """Oracle: by hand."""
+    readme = "---\nconfigs: [{data_files: 'x[.csv'}]\n---\n"
+    hub.push("org/data", {"x[.csv": "x", "README.md": readme}, kind="dataset")
+    assert contents("org/data", "train") == ["x"]
+
+
+@pytest.mark.parametrize(
     "paths, name, split, wanted",
     [
         # What push_to_hub writes; a longer name of a split is another split

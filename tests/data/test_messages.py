@@ -17,10 +17,10 @@ from tests.turns import turns
 
 RECORDS = [
     {"messages": turns("2 + 3?", "<think>\nGröße 5\n</think>\n\n5"), "weight": 0.25},
-    {"messages": turns("a", "b", "c", "d", system="Be brief."), "source": "left out"},
+    {"messages": turns("a", "b", "c", "d", system="Be brief."), "source": {"a": [1, None]}},
     {"messages": turns(" spaces are kept ", "\n\nyes\n")},
 ]
-WANTED = [{"messages": r["messages"], "weight": r.get("weight", 1.0)} for r in RECORDS]
+WANTED = [{"weight": 1.0} | record for record in RECORDS]
 
 
 def write(path, records):
@@ -29,14 +29,18 @@ def write(path, records):
 
 
 def everything(source):
-    return sorted((source[i] for i in range(len(source))), key=repr)
+    return by_messages(source[i] for i in range(len(source)))
+
+
+def by_messages(records):
+    return sorted(records, key=lambda record: repr(record["messages"]))
 
 
 def test_a_jsonl_file_gives_its_conversations_as_they_stand(tmp_path):
     """Oracle: the records that were written; 0.25 is exact in float32."""
     path = write(tmp_path / "my.jsonl", RECORDS)
     source = read_conversations(path, tmp_path / "data")
-    assert everything(source) == sorted(WANTED, key=repr)
+    assert everything(source) == by_messages(WANTED)
     assert source.__getitems__([2, 0]) == [source[2], source[0]]
 
 
@@ -81,12 +85,45 @@ def prepare(builder, folder):
 
 
 def test_a_prepared_dataset_gives_its_conversations(tmp_path):
-    """Oracle: the records that it was made of; without weights each counts once; a slice."""
+    """Oracle: the records that it was made of, their field too; each weighs 1 by default; a slice."""
     folder = prepare(Chats, tmp_path)
     source = read_conversations(folder, None, "test")
-    wanted = [{"messages": record["messages"], "weight": 1.0} for record in RECORDS]
-    assert everything(source) == sorted(wanted, key=repr)
+    wanted = [{"messages": r["messages"], "weight": 1.0, "id": i} for i, r in enumerate(RECORDS)]
+    assert everything(source) == by_messages(wanted)
     assert len(read_conversations(folder, None, "test[:2]")) == 2
+
+
+class Texts(Chats, skip_registration=True):
+    """Two splits, in a form that is written anew before it is read."""
+
+    def _info(self):
+        text = tfds.features.Text()
+        features = {"prompt": text, "completion": text}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {split: self._of(split) for split in ("train", "test")}
+
+    def _of(self, split):
+        yield 0, {"prompt": f"asked in {split}", "completion": "a"}
+
+
+def test_two_splits_of_a_dataset_are_two_datasets(tmp_path):
+    """Oracle: the record of each split, in its own form and with its columns renamed."""
+    folder = prepare(Texts, tmp_path)
+    for columns in ({}, {"prompt": "completion", "completion": "prompt"}):
+        for split in ("train", "test"):
+            (found,) = everything(read_conversations(folder, tmp_path / "data", split, columns))
+            wanted = turns(f"asked in {split}", "a")
+            texts = [m["content"] for m in wanted]
+            assert [m["content"] for m in found["messages"]] == texts[:: -1 if columns else 1]
+
+
+def test_a_weight_in_a_csv_file_is_a_number(tmp_path):
+    """Oracle: by hand."""
+    (tmp_path / "a.csv").write_text("prompt,completion,weight,topic\nQ,A,0.5,7\n")
+    found = read_conversations(tmp_path / "a.csv", tmp_path / "data")[0]
+    assert found == {"messages": turns("Q", "A"), "weight": 0.5, "topic": "7"}
 
 
 def test_a_dataset_that_does_not_fit_is_refused(tmp_path):
@@ -135,10 +172,12 @@ GOOD = {"messages": turns("a", "b")}
         ({"messages": turns("a", "\ud800")}, "half of a surrogate pair"),
         (GOOD | {"weight": 0}, "weight=0; set a finite number above 0"),
         (GOOD | {"weight": -1.0}, "weight=-1.0"),
-        (GOOD | {"weight": float("nan")}, "weight=nan"),
+        (GOOD | {"weight": float("nan")}, "weight=None"),
         (GOOD | {"weight": 1e39}, r"weight=1e\+39"),  # infinite in float32
         (GOOD | {"weight": True}, "weight=True"),
-        (GOOD | {"weight": "1"}, "weight='1'"),
+        (GOOD | {"weight": "one"}, "weight='one'"),
+        (GOOD | {"weight": "nan"}, "weight='nan'"),
+        (GOOD | {"line": 3}, "a column 'line', the name of a part of the prompt here"),
         (GOOD | {"weight": None}, "weight=None"),
     ],
 )

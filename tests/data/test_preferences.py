@@ -29,6 +29,7 @@ def test_records_of_both_kinds_are_read():
     assert labelled == {"messages": question, "responses": ["two"], "weight": 1.0, "safe": True}
     talk = {"messages": SAID, "chosen": "two", "rejected": "three"}
     assert parse_preference("helpfulness", "line 1", talk)["messages"] == SAID
+    assert parse_preference("helpfulness", "line 1", talk | {"prompt": None})["messages"] == SAID
     assert len(SAID) == 3
 
 

@@ -6,6 +6,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from deepseek_jax.data.questions import evaluation_texts, read_questions
+from tests.hub_server import served_hub, used_here
 from tests.turns import turns
 
 
@@ -70,6 +71,15 @@ def test_a_dataset_gives_the_questions_of_its_split(tmp_path):
         read_questions(path, "validation")
 
 
+def test_columns_that_are_none_count_as_absent(tmp_path):
+    """Oracle: by hand: files of three forms, merged into one table."""
+    none = {"question": None, "prompt": None, "messages": None, "answer": None}
+    lines = [{"question": "a?", "answer": "1"}, {"prompt": "b?", "answer": "2"}]
+    lines.append({"messages": turns("c?", "3")})
+    found = read_questions(write(tmp_path / "q.jsonl", [none | line for line in lines]))
+    assert [(e["question"], e["answer"]) for e in found] == [("a?", "1"), ("b?", "2"), ("c?", "3")]
+
+
 def test_an_evaluation_sets_solutions_keep_their_working(tmp_path):
     """Oracle: by hand, of each kind of source."""
     line = {"question": "3 men?", "answer": "1 + 2 = 3 #### 3"}
@@ -82,6 +92,28 @@ def test_an_evaluation_sets_solutions_keep_their_working(tmp_path):
     questions, solutions = evaluation_texts(f"{prepared(tmp_path, Asked.fields)}@test")
     assert sorted(questions) == ["question 0", "question 1"]
     assert sorted(solutions) == ["answer 0", "answer 1"]
+    # A file whose name has the sign
+    at_home = write(tmp_path / "q@home.jsonl", [line])
+    assert evaluation_texts(str(at_home)) == (["3 men?"], [line["answer"]])
+
+
+def test_a_revision_of_an_evaluation_set_on_the_hub_is_no_split(tmp_path):
+    """Oracle: the question of each commit, and of another split at one."""
+    with served_hub() as hub, used_here(hub, tmp_path / "home"):
+        commits = []
+        for question in ("old?", "new?"):
+            files = {
+                f"{split}.jsonl": json.dumps({"question": f"{split} {question}", "answer": "5"})
+                for split in ("train", "test")
+            }
+            commits.append(hub.push("org/sums", files, kind="dataset"))
+        for name, question in {
+            "org/sums": "train new?",
+            f"org/sums@{commits[0]}": "train old?",
+            f"org/sums@{commits[0]}@test": "test old?",
+            "org/sums@main@test": "test new?",
+        }.items():
+            assert evaluation_texts(name)[0] == [question]
 
 
 def test_a_dataset_without_questions_is_refused(tmp_path):

@@ -1,6 +1,8 @@
 """Records of every format that is read, against what was written there."""
 
 import csv
+import datetime
+import decimal
 import json
 import subprocess
 import sys
@@ -13,7 +15,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from deepseek_jax.data.questions import read_questions
-from deepseek_jax.data.records import read_records
+from deepseek_jax.data.records import READERS, read_records
+from deepseek_jax.hub import DATA
 
 ROWS = [
     {"question": "2 + 3?", "answer": "5", "level": 1, "tags": ["sum", "short"]},
@@ -99,6 +102,11 @@ def test_each_format_gives_the_records_that_were_written(write, tmp_path):
     assert examples == wanted
 
 
+def test_every_ending_of_data_on_the_hub_has_a_reader():
+    """Oracle: the other of the two lists."""
+    assert {*DATA, ".arrow"} == set(READERS)
+
+
 def test_a_split_of_a_saved_dataset_is_read_alone(tmp_path):
     """Oracle: the row that was selected, and the message."""
     path = several_splits(tmp_path)
@@ -147,6 +155,45 @@ def test_folders_that_are_no_data_or_lost_a_file_are_named(tmp_path):
     path = saved(tmp_path)
     next(path.glob("*.arrow")).unlink()
     with pytest.raises(ValueError, match="arrow is missing or damaged.*save the data set anew"):
+        list(read_records(path))
+
+
+def test_what_json_cannot_hold_becomes_a_text(tmp_path):
+    """Oracle: by hand, for a parquet file; then what json writes of the whole record."""
+    day = datetime.date(2024, 2, 29)
+    row = {
+        "time": datetime.datetime(2024, 2, 29, 12, 30),
+        "day": day,
+        "price": decimal.Decimal("1.50"),
+        "missing": float("nan"),
+        "endless": float("inf"),
+        "bytes": b"Gr\xc3\xb6\xc3\x9fe",
+        "image": {"bytes": b"\xff\x00", "days": [day]},
+    }
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "q.parquet")
+    ((_, found),) = read_records(tmp_path / "q.parquet")
+    assert found == {
+        "time": "2024-02-29 12:30:00",
+        "day": "2024-02-29",
+        "price": "1.50",
+        "missing": None,
+        "endless": "inf",
+        "bytes": "Größe",
+        "image": {"bytes": {"base64": "/wA="}, "days": ["2024-02-29"]},
+    }
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"%s": 3}', '{"%s": [3]}', '{"%s": [{}]}'])
+def test_a_damaged_description_of_a_saved_dataset_is_named(text, tmp_path):
+    """Oracle: the file in the message."""
+    path = saved(tmp_path)
+    (path / "state.json").write_text(text.replace("%s", "_data_files"))
+    with pytest.raises(ValueError, match="^.*saved/state.json .*; save the data set anew$"):
+        list(read_records(path))
+    path = several_splits(tmp_path)
+    (path / "dataset_dict.json").write_text(text.replace("%s", "splits"))
+    with pytest.raises(ValueError, match="dataset_dict.json .*; save the data set anew$|no split="):
         list(read_records(path))
 
 

@@ -11,6 +11,7 @@ from deepseek_jax.recipes.evaluate.settings import EvaluateSettings
 from deepseek_jax.recipes.experiment import opened
 from deepseek_jax.recipes.workdir import MARKER, claim_workdir, read_mark
 from deepseek_jax.settings import build
+from deepseek_jax.synthesis.settings import KeepSettings
 from tests.hub_server import served_hub, used_here
 from tests.recipes.small import small_config
 
@@ -89,6 +90,17 @@ def test_a_name_of_a_model_and_of_data_has_a_commit_of_each(hub):
     config = ConfigDict(dict(recipe="evaluate", checkpoint="org/sums", data=("org/sums",)))
     found, _ = with_commits(config, build(EvaluateSettings, config, "config"), {})
     assert found.checkpoint == f"org/sums@{model}" and found.data == (f"org/sums@{data}",)
+
+
+def test_evaluation_sets_that_decontaminate_get_their_commits(hub):
+    """Oracle: by hand; held_out is no name on the hub, and a split stands after a revision."""
+    commit = push(hub, "5")
+    names = ("held_out", "org/sums", "pages@test", "org/sums@main@test")
+    fields = dict(at_least={}, max_per_prompt=1, decontaminate=names)
+    config = ConfigDict(fields)
+    found, commits = with_commits(config, build(KeepSettings, config, "config.keep"), {})
+    assert found.decontaminate == ("held_out", f"org/sums@{commit}", *names[2:])
+    assert commits == {"dataset": {"org/sums": f"org/sums@{commit}"}}
 
 
 def test_a_name_that_is_not_there_is_told_with_its_field(hub, tmp_path):

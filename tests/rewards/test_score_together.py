@@ -153,7 +153,10 @@ def outcomes():
     problems = [EXAMPLE | {"rule": "exact_answer", "example": EXAMPLE}] * 4
     with Rules(problems) as judge:
         groups = range(0, len(TEXTS), 3)
-        note("judge", lambda texts: judge.judge(problems, [texts[i : i + 3] for i in groups], [[0]] * 12))
+        note(
+            "judge",
+            lambda texts: judge.judge(problems, [texts[i : i + 3] for i in groups], [[0]] * 12),
+        )
     sift = dict(rule="exact_answer", max_per_prompt=4)
     note("accepted", lambda texts: accepted([EXAMPLE] * len(TEXTS), texts, **sift))
     return found

@@ -6,6 +6,7 @@ from typing import Annotated
 import optax
 
 from deepseek_jax.data.chat import Template
+from deepseek_jax.data.settings import OwnData, PathOrBlock
 from deepseek_jax.distill.settings import CROSS, LossSettings
 from deepseek_jax.distill.terms import OF_LOGITS
 from deepseek_jax.errors import at, suggest
@@ -20,7 +21,6 @@ from deepseek_jax.settings import (
     Between,
     Checkpoint,
     Count,
-    Data,
     Named,
     Positive,
     PositiveShare,
@@ -88,19 +88,17 @@ class StartSettings:
         check_model(self.model, self.init_from)
 
 
-@dataclasses.dataclass(frozen=True)
-class TaskSettings:
-    """One task of the mixture. path, split: a teacher's conversations, as data.messages reads them;
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskSettings(OwnData):
+    """One task of the mixture. path, split, columns: a teacher's conversations, as data.messages reads them;
     num_held_out of them are the held-out set. Without a path, the task's name is a part of the world's
-    questions. weight: how much its tokens count in the loss. questions: a jsonl file of questions to measure
-    a task with a path on; the reward `rule` checks the answers.
+    questions. weight: how much its tokens count in the loss. questions: the path of questions to measure a
+    task with a path on, or a block with their path, split and columns; the reward `rule` checks the answers.
     """
 
-    path: Data | None = None
-    split: str = "train"
     weight: Positive = 1.0
     num_held_out: Several = 64
-    questions: Data | None = None
+    questions: PathOrBlock | None = None
     rule: Named | None = None
 
     def __post_init__(self):

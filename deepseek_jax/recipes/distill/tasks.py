@@ -12,6 +12,7 @@ from deepseek_jax.data.messages import (
 from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.questions import read_questions
 from deepseek_jax.data.records import content_digest
+from deepseek_jax.data.settings import as_own
 from deepseek_jax.data.sources import hold_out, read
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.errors import at
@@ -85,12 +86,13 @@ def transfer_tasks(
 
 
 def _of_files(task: TaskSettings, folder: Path):
-    source = read_conversations(task.path, folder, task.split)
+    source = read_conversations(task.path, folder, task.split, task.columns)
     train, held_out = hold_out(source, task.num_held_out, what_it_answers)
     questions = []
     if task.questions is not None:
         with at("questions", "path"):
-            questions = read_questions(task.questions)
+            own = as_own(task.questions)
+            questions = read_questions(own.path, own.split, own.columns)
     return TransferTask(Weighted(train, task.weight), held_out, questions, task.rule)
 
 

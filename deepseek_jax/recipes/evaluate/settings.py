@@ -60,7 +60,7 @@ class EvaluateSettings:
 
     def __post_init__(self):
         if not self.data:
-            raise ValueError("data=() names no problems; give a jsonl file or a small world's task")
+            raise ValueError("data=() names no problems; give a path or a small world's task")
         if self.temperature == 0 and self.samples > 1:
             raise ValueError(
                 f"temperature=0.0 is greedy, so all samples={self.samples} would be the same; set samples=1, "

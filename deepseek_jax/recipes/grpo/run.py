@@ -52,7 +52,8 @@ class GrpoJob(TrainedJob):
                 task = find_questions(data.task)[1].make(settings.seed, data.num_held_out)
         if settings.general is not None:
             with at("general"):
-                general = read_questions(settings.general.path)
+                own = settings.general
+                general = read_questions(own.path, own.split, own.columns)
         return task, general
 
     @functools.cached_property

@@ -20,7 +20,7 @@ class GrpoSettings(ReinforceSettings, AdapterRun):
     def __post_init__(self):
         super().__post_init__()
         if self.general is not None and self.general.path is None:
-            raise ValueError("general.path=None gives no questions; set it to a jsonl file")
+            raise ValueError("general.path=None gives no questions; set it to a path of questions")
         if self.adapter is not None and self.reference_every is not None:
             raise ValueError(
                 f"reference_every={self.reference_every} replaces the reference, which beside an adapter is "

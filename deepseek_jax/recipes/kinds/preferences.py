@@ -28,11 +28,11 @@ def load_preferences(settings: RewardTrainingSettings, world: World, folder: Pat
     data = settings.data
     if data.path is not None:
         with at("data"):
-            return read_preferences(settings.kind, data.path, data.num_held_out, settings.seed)
+            return read_preferences(settings.kind, data, data.num_held_out, settings.seed)
     if settings.kind not in world.preferences:
         raise ValueError(
             f"kind={settings.kind!r}: the world {world.name!r} has no such preferences; set data.path to a "
-            "jsonl file"
+            "path of your own"
         )
     return world.preferences[settings.kind](
         folder,

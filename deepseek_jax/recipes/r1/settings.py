@@ -5,6 +5,7 @@ import typing
 from typing import ClassVar, Literal
 
 from deepseek_jax.data.chat import Template
+from deepseek_jax.data.settings import PathOrBlock
 from deepseek_jax.distill.teacher_settings import TaughtSettings, TeacherSettings
 from deepseek_jax.errors import at, suggest
 from deepseek_jax.recipes.reward_model.settings import (
@@ -15,7 +16,7 @@ from deepseek_jax.recipes.settings import PolicyRun
 from deepseek_jax.recipes.sft.settings import FineTuneSettings
 from deepseek_jax.reinforce.settings import SCENARIOS, ReinforceSettings
 from deepseek_jax.rollout.settings import AnswerOptions
-from deepseek_jax.settings import Checkpoint, Count, Data, Named, Natural, PositiveShare, Several
+from deepseek_jax.settings import Checkpoint, Count, Named, Natural, PositiveShare, Several
 from deepseek_jax.synthesis.settings import RejectionSettings
 from deepseek_jax.training.settings import check_readers
 from deepseek_jax.worlds.registry import find_world
@@ -69,14 +70,15 @@ class EvaluationSettings(AnswerOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OwnDataSettings:
-    """A user's own data, in place of a world. reasoning: a jsonl file of questions in GSM8K's format, whose
-    answers the reward `rule` checks. general: a jsonl file of conversations; the last question is asked, and
-    the last message is a good answer to it; None for no general questions. template: see data.chat.
+    """A user's own data, in place of a world. reasoning: the path of questions in GSM8K's format, whose
+    answers the reward `rule` checks. general: the path of conversations; the last question is asked, and the
+    last message is a good answer to it; None for no general questions. In place of a path each may be a block
+    of path, split and columns. template: see data.chat.
     """
 
-    reasoning: Data
+    reasoning: PathOrBlock
     rule: Named = "math_verify"
-    general: Data | None = None
+    general: PathOrBlock | None = None
     template: Template = TEMPLATE
 
 

@@ -5,27 +5,27 @@ from typing import ClassVar, Literal
 
 from deepseek_jax.data.chat import Template
 from deepseek_jax.data.preferences import RESPONSES
+from deepseek_jax.data.settings import OwnData
 from deepseek_jax.errors import at
 from deepseek_jax.recipes.settings import AdapterRun, PolicyRun
-from deepseek_jax.settings import Count, Data
+from deepseek_jax.settings import Count
 from deepseek_jax.training.settings import RowSettings, check_readers
 
 QUESTION_LINE = "{question}\n"
 
 
-@dataclasses.dataclass(frozen=True)
-class DataSettings:
-    """The preferences: num_train records of the bilingual small world, or all those of path, a jsonl file.
-    template: as in supervised fine-tuning.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSettings(OwnData):
+    """The preferences: num_train records of the bilingual small world, or all those of a split of path, see
+    data.preferences. template: as in supervised fine-tuning.
     """
 
-    path: Data | None = None
     template: Template = QUESTION_LINE
     num_train: Count = 4096
     num_held_out: Count = 512
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgeDataSettings(DataSettings):
     """The pairs that a judge learns to compare. readers: as in a pretrain config's data."""
 

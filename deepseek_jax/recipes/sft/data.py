@@ -16,10 +16,13 @@ from deepseek_jax.recipes.sft.settings import SftSettings
 from deepseek_jax.rollout.policy import Policy, check_room
 from deepseek_jax.worlds.registry import find_questions
 
+# Columns that take the place of the last two messages: an answer without its working, for a reward
+OWN = ("question", "answer")
+
 
 def load_conversations(settings: SftSettings, folder: Path):
-    """(training set, held-out set), each random access to conversations. A jsonl file becomes a dataset in
-    `folder`.
+    """(training set, held-out set), each random access to conversations. Those of a path become a dataset
+    in `folder`.
     """
     data = settings.data
     with at("data"):
@@ -35,9 +38,9 @@ def held_out_prompts(settings: SftSettings, policy: Policy, source):
     """Examples from the first held-out conversations that fit a row, to answer and to score; [] where the
     data are texts, which ask nothing.
 
-    prompt_ids: the conversation up to the last assistant's text. question and answer: the conversation's own
-    fields, or else its last two messages. Raises ValueError where prompt and answer exceed the model's
-    positions, and where fewer than answers.num_prompts fit.
+    prompt_ids: the conversation up to the last assistant's text; messages: the same. question and answer: the
+    conversation's own fields, or else its last two messages. All other columns stay. Raises ValueError where
+    prompt and answer exceed the model's positions, and where fewer than answers.num_prompts fit.
     """
     examples, wanted = [], settings.answers.num_prompts
     render = functools.partial(render_numbered, policy.tokenizer, template=policy.template)
@@ -49,9 +52,12 @@ def held_out_prompts(settings: SftSettings, policy: Policy, source):
         are_texts = False
         ids, is_target = render(record, index)
         if len(ids) <= settings.sequence_length and len(examples) < wanted:
-            question, answer = (message["content"] for message in record["messages"][-2:])
-            more = {"prompt_ids": last_prompt(ids, is_target)}
-            examples.append({"question": question, "answer": answer} | record | more)
+            own = {name: record[name] for name in OWN if record.get(name) not in (None, "")}
+            asked, reply = record["messages"][-2:]
+            example = record | {"question": asked["content"], "answer": reply["content"]} | own
+            example["answer"] = str(example["answer"])
+            more = {"prompt_ids": last_prompt(ids, is_target), "messages": record["messages"][:-1]}
+            examples.append(example | more)
     if are_texts:
         return []
     if len(examples) < wanted:

@@ -10,10 +10,10 @@ from deepseek_jax.settings import Count, Named, Several, Temperature, Weights
 from deepseek_jax.training.settings import RowSettings, check_evaluations, check_readers
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSettings(QuestionData):
-    """The conversations. task: questions with their worked solutions. path: data as data.records reads them,
-    whose lines are conversations, see data.conversation_forms, in place of task.
+    """The conversations. task: questions with their worked solutions. path, split, columns: data in place of
+    task, whose lines are conversations: see data.conversation_forms.
 
     template: "chat", "r1_zero" or a text with {question} in it; see data.conversations. packing: put several
     conversations in a row. readers: as in a pretrain config's data.

@@ -159,9 +159,9 @@ def test_a_users_files_are_a_world(tmp_path):
 
 @pytest.mark.parametrize("field", ["reasoning", "general"])
 def test_files_that_are_not_there_are_named_by_their_field(tmp_path, field):
-    """Oracle: the field by hand, and a line of the file that is needed."""
+    """Oracle: the field by hand, and what may be given."""
     there = tmp_path / "q.jsonl"
     there.write_text('{"question": "1 + 1?", "answer": "1 + 1 = 2 #### 2"}\n')
     files = {"reasoning": str(there), "general": str(there)} | {field: "no.jsonl"}
-    with pytest.raises(ValueError, match=rf"^{field}='no.jsonl' .* lines such as"):
+    with pytest.raises(ValueError, match=rf"^{field}='no.jsonl' is not a file; set it to a jsonl"):
         own_world(files["reasoning"], "exact_answer", files["general"], template="chat")

@@ -45,7 +45,9 @@ def test_a_group_is_kept_with_what_its_completions_earned():
 
 def test_groups_keep_their_own_completions_and_one_alone_has_no_advantage():
     """Oracle: by hand: a secret told is no right answer, and harms."""
-    groups = sample_groups(REQUESTS, [SECRET, SECRET], [["no"], ["cat"]], np.array([[1], [1]]), [[0]] * 2)
+    groups = sample_groups(
+        REQUESTS, [SECRET, SECRET], [["no"], ["cat"]], np.array([[1], [1]]), [[0]] * 2
+    )
     kept, told = (group["completions"][0] for group in groups)
     assert kept["right"] and kept["parts"]["helpfulness"] == kept["parts"]["harmless"] == 1
     assert not told["right"] and told["parts"]["helpfulness"] == told["parts"]["harmless"] == 0
