@@ -47,7 +47,7 @@ def as_conversation(place: str, record: Mapping) -> dict:
     if form is None:
         raise ValueError(
             f"{place} is no conversation; its columns are {', '.join(record)}, and a line has {FORMS}. Name "
-            "yours by config.data.columns={'prompt': ..., 'completion': ...}"
+            "yours by columns={'prompt': ..., 'completion': ...}"
         )
     conversation = {"messages": _messages(place, form, record)}
     conversation |= {"weight": record["weight"]} if "weight" in record else {}

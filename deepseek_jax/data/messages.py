@@ -10,9 +10,14 @@ import tensorflow_datasets as tfds
 from deepseek_jax.data.builders import FileConfig, TextBuilder, build
 from deepseek_jax.data.columns import check_names, plain, rows_of_tfds
 from deepseek_jax.data.conversation_forms import as_conversation, parse_conversation
+from deepseek_jax.data.records import needing
 from deepseek_jax.data.sources import RANDOM_ACCESS_FORMATS, read
 from deepseek_jax.data.stored import is_stored, stored_dataset, stored_records
 
+# For messages
+LINE = (
+    '{"messages": [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]}'
+)
 DERIVED_FROM = "derived_from"
 # The feature with a line's other columns
 COLUMNS = "columns"
@@ -35,8 +40,9 @@ def read_conversations(
     """
     if is_stored(path) and not columns and _has_messages(path):
         return _tfds_conversations(path, split)
-    config = FileConfig(path=str(path), split=split, columns=tuple((columns or {}).items()))
-    return Conversations(build(MessagesCorpus, config, data_dir), path, _columns_of_json)
+    with needing(LINE):
+        config = FileConfig(path=str(path), split=split, columns=tuple((columns or {}).items()))
+        return Conversations(build(MessagesCorpus, config, data_dir), path, _columns_of_json)
 
 
 def worked_conversations(examples: list, worked):

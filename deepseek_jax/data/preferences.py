@@ -5,12 +5,16 @@ import numpy as np
 from deepseek_jax.data.chat import render_response
 from deepseek_jax.data.columns import renamed
 from deepseek_jax.data.conversation_forms import check_turns, parse_conversation
-from deepseek_jax.data.records import read_records
+from deepseek_jax.data.records import needing, read_records
 from deepseek_jax.data.settings import OwnData, as_own
 from deepseek_jax.data.tokenizer import Tokenizer
 
 # Kind of record -> the fields that hold its responses, the better one first
 RESPONSES = {"helpfulness": ("chosen", "rejected"), "safety": ("response",)}
+LINES = {
+    "helpfulness": '{"prompt": "2 + 3?", "chosen": "5", "rejected": "6"}',
+    "safety": '{"prompt": "2 + 3?", "response": "5", "safe": true}',
+}
 # What a record has, for messages
 FORMS = {
     "helpfulness": "prompt, chosen and rejected (texts, or lists of messages)",
@@ -68,10 +72,11 @@ def read_preferences(kind: str, data: str | OwnData, num_held_out: int, seed: in
     ValueError where one side would be empty, and as parse_preference and read_records do.
     """
     own = as_own(data)
-    records = [
-        parse_preference(kind, place, renamed(place, record, own.columns))
-        for place, record in read_records(own.path, own.split)
-    ]
+    with needing(LINES[kind]):
+        records = [
+            parse_preference(kind, place, renamed(place, record, own.columns))
+            for place, record in read_records(own.path, own.split)
+        ]
     prompts = {}
     for record in records:
         prompts.setdefault(str(record["messages"]), []).append(record)

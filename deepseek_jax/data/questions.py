@@ -11,12 +11,14 @@ from pathlib import Path
 from deepseek_jax.data.chat import asked_messages
 from deepseek_jax.data.columns import check_names, renamed
 from deepseek_jax.data.conversation_forms import check_turns, parse_conversation
-from deepseek_jax.data.records import read_records
+from deepseek_jax.data.records import needing, read_records
 from deepseek_jax.files import as_path
 from deepseek_jax.hub import hub_id
 
 # Between the working and the answer in GSM8K (arXiv:2110.14168)
 MARK = "####"
+# For messages
+LINE = '{"question": "2 + 3?", "answer": "2 + 3 = 5 #### 5"}'
 FORM = (
     "question (or prompt), a text or a chat that the user ends, and answer; or messages, the last of which "
     "is the answer"
@@ -38,14 +40,15 @@ def read_questions(
     form, an answer that is missing or has no mark where others have them, and as read_records does.
     """
     examples, answered, marked = [], {}, {}
-    for place, record in read_records(path, split):
-        record = renamed(place, record, columns or {})
-        example = parse_question(place, record)
-        examples.append(example)
-        if not any(name in example for name in IN_PLACE):
-            answered.setdefault(bool(example["answer"]), place)
-        if example["answer"]:
-            marked.setdefault(MARK in str(record.get("answer")), place)
+    with needing(LINE):
+        for place, record in read_records(path, split):
+            record = renamed(place, record, columns or {})
+            example = parse_question(place, record)
+            examples.append(example)
+            if not any(name in example for name in IN_PLACE):
+                answered.setdefault(bool(example["answer"]), place)
+            if example["answer"]:
+                marked.setdefault(MARK in str(record.get("answer")), place)
     if len(answered) == 2:
         raise ValueError(f"{answered[False]} has no text under 'answer', and {answered[True]} has")
     if len(marked) == 2:
@@ -74,7 +77,7 @@ def parse_question(place: str, record: Mapping) -> dict:
     else:
         raise ValueError(
             f"{place} has no text under 'question'; its columns are {', '.join(record)}, and a line has "
-            f"{FORM}. Name yours by config.data.columns={{'question': ..., 'answer': ...}}"
+            f"{FORM}. Name yours by columns={{'question': ..., 'answer': ...}}"
         )
     answer, solution = _answer(place, record.get("answer"))
     # A column of that name stays as it is

@@ -1,5 +1,6 @@
 """The records of a user's data, one after the other: from files of several formats, folders and the hub."""
 
+import contextlib
 import csv
 import hashlib
 import itertools
@@ -27,6 +28,21 @@ FORMS = (
 SPECIAL = LazyTable({"dataset_files": "deepseek_jax.data.hub_files:dataset_files"})
 
 
+class NoData(ValueError):
+    """A path that is none of FORMS, or has no records."""
+
+
+@contextlib.contextmanager
+def needing(line: str):
+    """Let the message of a NoData show a line of the data that the body needs."""
+    try:
+        yield
+    except NoData as error:
+        # Changed in place, as errors.at does
+        error.args = (f"{error}; a line of jsonl is {line}",)
+        raise
+
+
 def read_records(path: str | Path, split: str = "train") -> Iterator[tuple[str, dict]]:
     """Yield (place, record) of a file, or of a split of a data set; place names file and line, for messages.
 
@@ -49,7 +65,7 @@ def read_records(path: str | Path, split: str = "train") -> Iterator[tuple[str, 
         empty = False
         yield place, plain(record)
     if empty:
-        raise ValueError(f"path='{path}' holds no records; give {FORMS} with some")
+        raise NoData(f"path='{path}' holds no records; give {FORMS} with some")
 
 
 def data_files(path: str | Path, split: str = "train") -> list[Path]:
@@ -62,9 +78,9 @@ def data_files(path: str | Path, split: str = "train") -> list[Path]:
     if place.is_dir():
         return _arrow_files(staged(path), path, split)
     if not place.is_file():
-        raise ValueError(f"path='{path}' is not a file; set it to {FORMS}")
+        raise NoData(f"path='{path}' is not a file; set it to {FORMS}")
     if place.suffix not in READERS:
-        raise ValueError(f"path='{path}' ends in {place.suffix!r}, which is not read; give {FORMS}")
+        raise NoData(f"path='{path}' ends in {place.suffix!r}, which is not read; give {FORMS}")
     if split != "train":
         raise ValueError(
             f"path='{path}' is a file, which has no split={split!r}; set split to 'train'"

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from deepseek_jax.data.builders import FileConfig, FileCorpus, PythonConfig, PythonCorpus, build
+from deepseek_jax.data.records import needing
 from deepseek_jax.data.stored import stored_dataset, stored_records
 
 RANDOM_ACCESS_FORMATS = ("array_record", "parquet")
@@ -31,8 +32,9 @@ def file_documents(
     whenever the content has changed: see builders.build. Raises ValueError as read_records does, and, naming
     file and line, for a record without a text.
     """
-    config = FileConfig(path=str(path), split=split, columns=tuple((columns or {}).items()))
-    return build(FileCorpus, config, data_dir)
+    with needing('{"text": "A document."}'):
+        config = FileConfig(path=str(path), split=split, columns=tuple((columns or {}).items()))
+        return build(FileCorpus, config, data_dir)
 
 
 def tfds_documents(path: str | Path, split: str = "train"):

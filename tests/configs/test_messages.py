@@ -15,7 +15,7 @@ import deepseek_jax
 import launch
 from deepseek_jax.models.config import ModelConfig, RunSettings
 from deepseek_jax.parallel.mesh import MeshSettings
-from deepseek_jax.settings import Between, build
+from deepseek_jax.settings import Between, NamesCode, OnHub, build
 from tests.experiments import RUNS, SETTINGS, load
 
 ROOT = Path(deepseek_jax.__file__).parent
@@ -44,9 +44,12 @@ def options_of(hint):
 
 
 def kind_of(hint):
-    """(the hint without its range, its origin, its arguments, its ranges)."""
-    ranges = getattr(hint, "__metadata__", ())
-    bare = hint.__origin__ if ranges else hint
+    """(the hint without its range, its origin, its arguments, its ranges). Any text is in the range of a
+    mark.
+    """
+    marks = getattr(hint, "__metadata__", ())
+    bare = hint.__origin__ if marks else hint
+    ranges = tuple(mark for mark in marks if not isinstance(mark, (OnHub, NamesCode)))
     return bare, typing.get_origin(bare), typing.get_args(bare), ranges
 
 
@@ -203,7 +206,7 @@ def test_a_wrong_field_is_named_by_its_whole_path(path, arg):
     """
     config = block_of(path, arg)
     cls = SETTINGS[config["recipe"]]
-    build(cls, ConfigDict(config), "config")
+    build(cls, ConfigDict(config, allow_dotted_keys=True), "config")
     count = 0
     for wrong, behind in wrong_blocks(cls, config):
         with pytest.raises(ValueError) as error:

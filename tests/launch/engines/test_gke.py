@@ -122,7 +122,7 @@ def test_a_dry_run_prints_the_command_of_xpk_without_xpk(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     done = swept(tmp_path, *FLAGS, *WORKLOAD, "--dry_run", "--config.data.path=no.jsonl")
     assert done.returncode == 2 and not (tmp_path / "out").exists()
-    assert done.stderr.startswith("error: --sweep: seed=1: config.data.path='no.jsonl' does not")
+    assert done.stderr.startswith("error: --sweep: seed=1: config.data.path='no.jsonl' is not")
     first, second = map(shlex.split, done.stdout.splitlines()[-2:])
     run = "exec python launch/train.py --config=configs/sft_small.py --config.data.path=no.jsonl"
     assert first[:3] == ["xpk", "workload", "create"] and first[4:6] == [

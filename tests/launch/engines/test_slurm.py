@@ -101,7 +101,7 @@ def test_a_dry_run_says_that_data_are_not_there(tmp_path):
     """Oracle: the run, the field and a line of the file; one message, exit status 2."""
     done = swept(tmp_path, "--dry_run", "--config.data.path=no.jsonl")
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("error: --sweep: seed=1: config.data.path='no.jsonl' does not")
+    assert done.stderr.startswith("error: --sweep: seed=1: config.data.path='no.jsonl' is not")
     assert '{"messages": [' in done.stderr
 
 
