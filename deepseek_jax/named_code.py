@@ -41,11 +41,11 @@ def code_file(name: str):
     source = NAMED.fullmatch(name)["source"]
     if not source.endswith(".py"):
         return _module_file(name, source)
-    places = [folder / expanded(source) for folder in (*_beside, Path.cwd())]
-    for place in places:
-        if place.is_file():
-            return place
-    looked = " and ".join(dict.fromkeys(str(place.parent) for place in places))
+    folders = (*_beside, Path.cwd())
+    for folder in folders:
+        if (folder / expanded(source)).is_file():
+            return folder / expanded(source)
+    looked = " and ".join(dict.fromkeys(map(str, folders)))
     raise ValueError(f"there is no file {source}, of {name}, in {looked}; correct its path")
 
 

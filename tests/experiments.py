@@ -5,6 +5,7 @@ from pathlib import Path
 
 from configs import r1, v3_post_training
 from deepseek_jax import recipes
+from deepseek_jax.named_code import look_beside
 from deepseek_jax.recipes.experiment import find_recipe
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -26,5 +27,6 @@ RUNS += [(CONFIGS / "r1_small.py", f"last={last}") for last in ("distill", "both
 
 
 def load(path, arg=None):
-    """The ConfigDict of a file of configs/."""
+    """The ConfigDict of a file of configs/, whose code is looked for beside it."""
+    look_beside(path)
     return importlib.import_module(f"configs.{path.stem}").get_config(arg)

@@ -123,7 +123,7 @@ DATA = [
     ),
     (
         SFT,
-        "config.data: bad.jsonl, line 1 has weight=nan; set a finite number above 0.",
+        "config.data: bad.jsonl, line 1 has weight=None; set a finite number above 0.",
         lines("bad.jsonl", {"messages": TALK, "weight": float("nan")}),
     ),
     (
@@ -249,7 +249,7 @@ DATA = [
     (
         PREFERENCES,
         "config.data: bad.jsonl, line 1: the messages before 'chosen' are not its prompt",
-        lines("bad.jsonl", PAIR | {"chosen": TALK}),
+        lines("bad.jsonl", PAIR | {"chosen": [TALK[0] | {"content": "Hi"}, TALK[1]]}),
     ),
     (
         PREFERENCES,
