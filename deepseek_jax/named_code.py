@@ -105,7 +105,7 @@ def import_code(file: Path, name: str):
         module = import_file(file) if source.endswith(".py") else importlib.import_module(source)
     # A file that calls sys.exit would end the process
     except (Exception, SystemExit) as error:
-        raise ValueError(f"{source} cannot be imported: {told(error, file)}") from error
+        raise ValueError(f"{source} cannot be imported: {with_line(error, file)}") from error
     found = getattr(module, function, None)
     if not callable(found):
         has = ", ".join(key for key, value in vars(module).items() if _is_own(value, module))
@@ -119,7 +119,7 @@ def call_code(file: Path, name: str, *arguments):
     try:
         return function(*arguments)
     except (Exception, SystemExit) as error:
-        raise ValueError(told(error, file)) from error
+        raise ValueError(with_line(error, file)) from error
 
 
 def import_file(file: Path):
@@ -137,7 +137,7 @@ def import_file(file: Path):
     return module
 
 
-def told(error: BaseException, file: Path):
+def with_line(error: BaseException, file: Path):
     """An error that the code in a file raised, with its line there, as one line."""
     lines = [
         place.lineno

@@ -1,6 +1,6 @@
 """A reward that a user brings: a function named FILE.py:NAME or package.module:NAME, run in worker processes.
 
-It has one of two forms, told apart by its parameters. Ours gets one completion and its example. TRL's
+It has one of two forms, which its parameters tell apart. Ours gets one completion and its example. TRL's
 (https://huggingface.co/docs/trl/grpo_trainer, reward functions) gets lists by keyword: prompts, completions,
 completion_ids, every column, log_extra and log_metric; where a prompt is a chat, prompt and completion are
 lists of messages.
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from deepseek_jax.data.columns import columns_of
-from deepseek_jax.named_code import code_file, digest_of, import_code, told
+from deepseek_jax.named_code import code_file, digest_of, import_code, with_line
 from deepseek_jax.rewards.scoring import Batch
 from deepseek_jax.rewards.workers import WorkerPool
 
@@ -213,7 +213,7 @@ def _one(file, name, digest, completion, example):
     try:
         value = function(completion, example)
     except (Exception, SystemExit) as error:
-        raise RuntimeError(told(error, file)) from error
+        raise RuntimeError(with_line(error, file)) from error
     return _number(value)
 
 
@@ -228,7 +228,7 @@ def _many(file, name, digest, given, form, count):
     try:
         values = list(function(**given))
     except (Exception, SystemExit) as error:
-        raise RuntimeError(told(error, file)) from error
+        raise RuntimeError(with_line(error, file)) from error
     if len(values) != count:
         raise RuntimeError(
             f"returned {len(values)} values for {count} completions; return one for each"
