@@ -13,7 +13,7 @@ from deepseek_jax.data.sources import file_documents
 from deepseek_jax.data.tokenizer import load_tokenizer
 from deepseek_jax.files import as_path
 from deepseek_jax.recipes.grpo import run as grpo
-from tests.data.test_messages import RECORDS, WANTED, everything
+from tests.data.test_messages import RECORDS, WANTED, by_messages, everything
 from tests.data.test_tokenizer import save_small_tokenizer
 from tests.recipes.small import CLOCKS, run_recipe, small_config
 
@@ -73,7 +73,7 @@ def test_data_and_tokenizers_are_read_from_a_bucket(place, tmp_path, bucket):
     lines = "".join(json.dumps(record) + "\n" for record in RECORDS)
     files.write_whole(place / "my.jsonl", lines)
     source = read_conversations(place / "my.jsonl", place / "data")
-    assert everything(source) == sorted(WANTED, key=repr)
+    assert everything(source) == by_messages(WANTED)
     built = {name: data for name, data in bucket.objects.items() if "/data/" in name}
     assert sum(name.endswith("/dataset_info.json") for name in built) == 1
     files.remove_folder(files.cache_folder("staged"))

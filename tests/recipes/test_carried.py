@@ -104,7 +104,7 @@ def test_opening_what_a_run_left_runs_no_code_that_its_config_names(
         shutil.rmtree(folder / left, ignore_errors=True)
     colab.resume(tmp_path / "work")
     assert (
-        "names the code evil.py: resume it by ds.train(config, folder)" in capsys.readouterr().out
+        "names the code evil.py:f: resume it by ds.train(config, folder)" in capsys.readouterr().out
     )
     assert not (tmp_path / "mark").exists()
 
