@@ -139,7 +139,7 @@ def test_the_wheel_trains_from_an_empty_folder_and_measures_what_it_trained(run,
     ]
     (run.folder / "sums.jsonl").write_text("\n".join(lines))
     said = run(
-        *("deepseek-jax", "evaluate", f"--checkpoint={trained}/params", "--tokenizer=arithmetic"),
+        *("deepseek-jax", "evaluate", f"--checkpoint={trained}"),
         *("--data=sums.jsonl", "--instruction=", "--template={question}\n", "--samples=2"),
         *("--max_completion_length=4", "--slots=8", "--workdir=measured"),
     )
