@@ -20,10 +20,8 @@ DATA = (".parquet", ".jsonl", ".json", ".csv")
 # A name that ends so is the path of a file, although it may not be there
 FILES = (*DATA, ".gguf", ".py", ".safetensors")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-# Config and tokenizer. Nothing that is code, and nothing pickled
-SMALL = (
-    "config.json",
-    "generation_config.json",
+# The files of a tokenizer, as transformers names them
+TOKENIZER = (
     "tokenizer*.json",
     "tokenizer.model",
     "vocab.*",
@@ -32,6 +30,8 @@ SMALL = (
     "added_tokens.json",
     "chat_template.*",
 )
+# Nothing that is code, and nothing pickled
+SMALL = ("config.json", "generation_config.json", *TOKENIZER)
 
 
 @dataclasses.dataclass(frozen=True)

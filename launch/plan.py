@@ -55,7 +55,7 @@ def define_flags():
         )
     flags.DEFINE_string("program", None, "The programs to plan, such as update or 'answers*'.")
     # boolean: absl then takes the flag without a value too
-    help = f"Find a layout of the updates, among the best so many; {COMPILED} without a number."
+    help = f"Find a layout of the updates, among the best N; N is {COMPILED} without a number."
     flags.DEFINE(CountOfSearch(), "search", None, help, boolean=True)
     flags.DEFINE_string(
         "cache", str(cache_folder("plans")), "The folder of compiled plans; '' for none."

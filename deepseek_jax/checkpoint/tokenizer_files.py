@@ -10,21 +10,10 @@ from pathlib import Path
 from deepseek_jax.checkpoint.damage import DamagedCheckpoint, check_digests
 from deepseek_jax.checkpoint.left import RECORD
 from deepseek_jax.files import as_path, parse_json
+from deepseek_jax.hub import TOKENIZER
 
-# As transformers names them
 VOCABULARY, CONFIG = "tokenizer.json", "tokenizer_config.json"
-NAMES = (
-    VOCABULARY,
-    CONFIG,
-    RECORD,
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "*.jinja",
-)
+NAMES = (RECORD, *TOKENIZER, "*.jinja")
 REMEDY = (
     "; put back a copy, or, after a change of your own, remove the field digests from carried.json"
 )

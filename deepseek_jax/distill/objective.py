@@ -57,7 +57,7 @@ class Objective:
 
     teacher: None where no term needs one, or where its top k are in the batch. divergence, beta: for soft and
     matched; on_policy_divergence, on_policy_beta: for on_policy; see divergences. vocab_size: both heads are
-    cut to so many tokens, None for all. shared: for matched, from shared_vocabulary, as tuples.
+    cut to this number of tokens, None for all. shared: for matched, from shared_vocabulary, as tuples.
     micro_batches: the number of parts of a batch; their losses add up.
 
     A batch: as in next_token_loss, with temperature float32[]; for soft from a cache top_ids int32[b t k],

@@ -33,7 +33,7 @@ class GrpoOptions:
     unbiased_kl: multiply the KL of a token by its ratio to the old policy, with gradient, so that the
       gradient is that of the KL under the policy (arXiv:2512.02556, section 3.1).
     off_policy_limit: a completion with a negative advantage has no surrogate if the policy gives its tokens
-      so many nats less, on average, than the sampler did (arXiv:2512.02556, section 3.1).
+      this many nats less, on average, than the sampler did (arXiv:2512.02556, section 3.1).
     importance_cap: the surrogate of a token, not its KL, is multiplied by the truncated importance
       weight min(pi_old / pi_sampler, importance_cap), without gradient: 1 for a stale token.
     """

@@ -155,15 +155,16 @@ class ReinforceSettings(FitSettings, RewardSettings):
     """Reinforcement by GRPO, from any policy.
 
     A step samples group_size completions of prompts_per_step questions, and makes minibatches x epochs
-    updates. extra_prompts: so many more questions are under way, and a step leaves the slowest ones to the
-    next, see reinforce.stragglers. reference_every: after each so many steps the policy becomes the reference
-    of the KL (arXiv:2501.12948, appendix A.3); None for a fixed reference. reference_dtype, reference_memory:
-    how it is stored; "host" keeps it in the host's memory while it does not score. general: settings of
-    general questions, None to ask reasoning questions alone. degenerate: when steps without anything to learn
-    end the run. kl_weights: scenario -> a factor of loss.kl_coef in its questions, 1 where it is not given:
-    the best KL differs by domain, weak or none for mathematics (arXiv:2512.02556, section 3.1). keep_routing:
-    updates use the experts that the sampler chose, see rollout.kept; the reference uses its own. effort: ask
-    with several reasoning efforts, each of which has its price of length; None for neither.
+    updates. extra_prompts: the number of further questions under way; a step leaves the slowest ones to the
+    next, see reinforce.stragglers. reference_every: the number of steps after which the policy becomes the
+    reference of the KL (arXiv:2501.12948, appendix A.3); None for a fixed reference. reference_dtype,
+    reference_memory: how it is stored; "host" keeps it in the host's memory while it does not score.
+    general: settings of general questions, None to ask reasoning questions alone. degenerate: when steps
+    without anything to learn end the run. kl_weights: scenario -> a factor of loss.kl_coef in its
+    questions, 1 where it is not given: the best KL differs by domain, weak or none for mathematics
+    (arXiv:2512.02556, section 3.1). keep_routing: updates use the experts that the sampler chose, see
+    rollout.kept; the reference uses its own. effort: ask with several reasoning efforts, each of which has
+    its price of length; None for neither.
     """
 
     prompts_per_step: Count

@@ -75,9 +75,7 @@ class FunctionReward(WorkerPool):
         """work(*source, *more) in a worker. Raises ValueError with what it returned as one."""
         result = self.run({0: (work, *self.source, *more)}).get(0)
         if result is None:
-            result = ValueError(
-                f"{self.file.name} ended its process, or took more than {LIMIT_SECONDS:.0f} s"
-            )
+            result = ValueError(f"{self.file.name}: {self.lost()}")
         if isinstance(result, Exception):
             raise ValueError(str(result))
         return result
@@ -112,7 +110,7 @@ class FunctionReward(WorkerPool):
             for row in rows
         }
         results = self.run(jobs)
-        return [results.get(row, self._lost()) for row in rows]
+        return [results.get(row, RuntimeError(self.lost())) for row in rows]
 
     def _score_lists(self, batch, rows):
         examples = [batch.examples[row] for row in rows]
@@ -134,16 +132,13 @@ class FunctionReward(WorkerPool):
         if not self.form.every:
             given = {key: value for key, value in given.items() if key in self.form.accepted}
         job = (_many, *self.source, given, self.form, len(rows))
-        result = self.run({0: job}).get(0, self._lost())
+        result = self.run({0: job}).get(0, RuntimeError(self.lost()))
         if isinstance(result, Exception):
             return [result] * len(rows)
         values, logged = result
         columns = {name: list(zip(rows, own, strict=True)) for name, own in logged.columns.items()}
         self.logged = Logged(logged.metrics, columns)
         return values
-
-    def _lost(self):
-        return RuntimeError(f"it ended its process, or took more than {LIMIT_SECONDS:.0f} s")
 
 
 def gathered(logged: list, count: int):

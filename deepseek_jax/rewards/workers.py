@@ -46,6 +46,10 @@ class WorkerPool:
     def __exit__(self, *exception):
         self.close()
 
+    def lost(self):
+        """In words, why a call has no result."""
+        return f"it ended its process, or took more than {self.wall_limit_seconds:.0f} s"
+
     def close(self):
         """End the worker processes. The next run() starts new ones."""
         if self._pool is not None:

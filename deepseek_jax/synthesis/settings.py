@@ -58,8 +58,8 @@ class SamplingSettings(AnswerOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AskSettings(Settings):
-    """How a teacher answers. chunk_size: prompts per file of samples. teacher_processes: so many processes
-    share one teacher, sharded over their devices, and answer the same prompts.
+    """How a teacher answers. chunk_size: prompts per file of samples. teacher_processes: the number
+    of processes that share one teacher, sharded over their devices, and answer the same prompts.
     """
 
     sampling: SamplingSettings

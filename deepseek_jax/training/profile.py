@@ -74,7 +74,7 @@ class Profile:
     def _begin(self):
         # JAX writes local files alone; they are copied to where the run is
         traces, options = tempfile.mkdtemp(), jax.profiler.ProfileOptions()
-        # A rollout calls so many functions that a viewer, which shows a million events, would drop the rest
+        # A viewer shows a million events: the calls of a rollout's functions would leave no room for others
         options.python_tracer_level = 0
         jax.profiler.start_trace(traces, create_perfetto_trace=True, profiler_options=options)
         return traces

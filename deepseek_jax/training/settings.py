@@ -48,10 +48,10 @@ class CheckpointSettings(Settings):
 class FaultSettings(Settings):
     """When a fault that a run survives at first ends it.
 
-    nonfinite: updates in a row whose gradients are not finite; each is skipped. idle_lines: a term of
-    the loss that is exactly 0, or a parameter without a gradient, in so many lines of metrics.jsonl from the
-    start of a phase on; so many updates that move no weight, after the warm-up; or a loss mask of zeros in so
-    many steps in a row.
+    nonfinite: updates in a row whose gradients are not finite; each is skipped. idle_lines: the number of
+    lines of metrics.jsonl, from the start of a phase on, in which a term of the loss is exactly 0 or a
+    parameter has no gradient; of updates after the warm-up that move no weight; of steps in a row with a loss
+    mask of zeros.
     """
 
     nonfinite: Count = 3

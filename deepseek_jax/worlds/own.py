@@ -92,7 +92,7 @@ def _made(name, file, seed, num_held_out):
     with WorkerPool(call_code, int, num_workers=1, wall_limit_seconds=LIMIT_SECONDS) as pool:
         made = pool.run({0: (file, name, seed, num_held_out)}).get(0)
     if made is None:
-        made = ValueError(f"it ended its process, or took more than {LIMIT_SECONDS:.0f} s")
+        made = ValueError(pool.lost())
     if isinstance(made, Exception):
         raise ValueError(f"task={name!r}: {made}")
     if not isinstance(made, (tuple, list)) or len(made) != 2:

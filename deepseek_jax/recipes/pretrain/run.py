@@ -13,10 +13,9 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from deepseek_jax.checkpoint import is_orbax, load_hf, load_orbax, save_orbax
+from deepseek_jax.checkpoint import is_orbax, load_params, save_orbax
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.load import read_any_config
-from deepseek_jax.checkpoint.locate import checkpoint_path
 from deepseek_jax.checkpoint.tree import checked_by_path
 from deepseek_jax.data.batches import held_out_batches
 from deepseek_jax.data.infill import check_fim_rate
@@ -169,10 +168,8 @@ class PretrainJob(WorkdirJob):
         Raises ValueError where config.model needs parameters that the checkpoint does not have.
         """
         settings, mesh = self.settings, self.mesh
-        path = checkpoint_path(settings.init_from)
-        load = load_orbax if is_orbax(path) else load_hf
         with at("init_from"):
-            config, params = load(path, dtype="float32", mesh=mesh)
+            config, params = load_params(settings.init_from, "float32", mesh)
         model = settings.overridden(config)
         if settings.gains_indexers(config):
             say(f"init_from={settings.init_from!r} has no indexers; random ones are added")

