@@ -44,6 +44,13 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
     return parsed
 
 
+def tiny_base(corpus: str) -> dict:
+    """The base of a small world that several experiments begin with: `base` of a GRPO config."""
+    optimizer = dict(learning_rate=3e-3, schedule="cosine", warmup_steps=30, weight_decay=0.05)
+    rows = dict(num_documents=60_000, sequence_length=64, batch_size=32, num_steps=2400)
+    return dict(corpus=corpus, optimizer=optimizer, **rows)
+
+
 def stage_config(stages, arg: str | None, *, default: str) -> ConfigDict:
     """The config of one of several stages, chosen by a config argument "stage=NAME,seed=N".
 

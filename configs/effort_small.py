@@ -1,4 +1,4 @@
-"""Reasoning effort in miniature: grpo_small.py's base learns how long to answer from a number in the prompt.
+"""Reasoning effort in miniature: grpo_small.py's policy learns by a number in the prompt how long to answer.
 
 python launch/train.py --config=configs/effort_small.py          # or configs/effort_small.py:seed=1
 
@@ -11,14 +11,14 @@ of the answer.
 """
 
 from configs import grpo_small
-from configs.common import parse_arg
+from configs.common import parse_arg, tiny_base
 
 
 def get_config(arg=None):
     arg = parse_arg(arg, seed=0)
     c = grpo_small.get_config(f"seed={arg.seed}")
-    c.num_steps = 200
-    c.base.corpus = "arithmetic_numbered"
+    c.num_steps, c.optimizer.learning_rate = 200, 2e-4
+    c.base = tiny_base("arithmetic_numbered")
     # True working is measured, and pays nothing of its own
     c.rewards = dict(correct=1.0, correct_reasoning=0.0)
     # Keeps all lengths of the base within reach while the policy learns which one an effort asks for

@@ -12,12 +12,13 @@ from configs.common import parse_arg, without_fusion_emitters
 def get_config(arg=None):
     arg = parse_arg(arg, seed=0)
     c = ConfigDict(
-        dict(recipe="grpo", seed=arg.seed, num_steps=120, prompts_per_step=16, group_size=8)
+        dict(recipe="grpo", seed=arg.seed, num_steps=70, prompts_per_step=16, group_size=8)
     )
     c.model = models.deepseek_v3_tiny(vocab_size=21)
-    c.base = dict(num_documents=60_000, sequence_length=64, batch_size=32, num_steps=2400)
+    c.base = dict(num_documents=60_000, sequence_length=64, batch_size=32, num_steps=800)
+    # Muon gets in a third of AdamW's steps to where these leave the base
     c.base.optimizer = dict(
-        learning_rate=3e-3, schedule="cosine", warmup_steps=30, weight_decay=0.05
+        kind="muon", learning_rate=6e-3, schedule="cosine", warmup_steps=30, weight_decay=0.05
     )
     c.data = dict(task="arithmetic", num_held_out=256)
     c.accuracy = "correct"
@@ -25,7 +26,7 @@ def get_config(arg=None):
     c.rewards = dict(correct=1.0, correct_reasoning=1.0)
     c.rollout = dict(max_prompt_length=16, max_completion_length=48, temperature=1.0, slots=128)
     c.loss = dict(loss_type="grpo", clip_eps=0.2, kl_coef=0.0)
-    c.optimizer = dict(learning_rate=2e-4)
+    c.optimizer = dict(learning_rate=5e-4)
     c.save_every = 40
     # Programs of this size are 10 to 25% faster with it
     c.xla_flags = without_fusion_emitters()

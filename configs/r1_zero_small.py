@@ -6,7 +6,7 @@ python launch/train.py --config=configs/r1_zero_small.py          # or configs/r
 from ml_collections import ConfigDict
 
 from configs import models
-from configs.common import parse_arg
+from configs.common import parse_arg, tiny_base
 
 VOCAB_SIZE = 202  # the bilingual world's tokens, padding and the end token
 
@@ -17,12 +17,7 @@ def get_config(arg=None):
         dict(recipe="grpo", seed=arg.seed, num_steps=120, prompts_per_step=16, group_size=8)
     )
     c.model = models.deepseek_v3_tiny(vocab_size=VOCAB_SIZE)
-    c.base = dict(
-        corpus="bilingual", num_documents=60_000, sequence_length=64, batch_size=32, num_steps=2400
-    )
-    c.base.optimizer = dict(
-        learning_rate=3e-3, schedule="cosine", warmup_steps=30, weight_decay=0.05
-    )
+    c.base = tiny_base("bilingual")
     c.data = dict(task="bilingual_puzzles", template="r1_zero", num_held_out=256)
     c.accuracy = "puzzle_answer"
     # Weight 0: language consistency is measured, but gives no reward

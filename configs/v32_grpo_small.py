@@ -5,7 +5,7 @@ python launch/train.py --config=configs/v32_grpo_small.py          # or configs/
 """
 
 from configs import grpo_small, models, v32_grpo
-from configs.common import parse_arg
+from configs.common import parse_arg, tiny_base
 
 
 def get_config(arg=None):
@@ -13,7 +13,8 @@ def get_config(arg=None):
     c = grpo_small.get_config(f"seed={arg.seed}")
     # Its indexers stay random, as neither a base nor GRPO trains them. They select about half of a row's keys
     c.model = models.deepseek_v3_2_tiny(vocab_size=c.model.vocab_size)
-    c.minibatches = 4
+    c.base = tiny_base("arithmetic")
+    c.num_steps, c.minibatches, c.optimizer.learning_rate = 120, 4, 2e-4
     c.loss.kl_coef = 0.01
     v32_grpo.stabilise(c, top_k=8)
     return c
