@@ -214,11 +214,11 @@ def learn(steps=2000, rounds=100):
         optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b2=0.95))
         state, reference = optimizer.init(params), params
         for step in range(count):
-            _, batch = make_batch(rng, rng.choices(questions[100:], k=32), params, reference)
+            texts, batch = make_batch(rng, rng.choices(questions[100:], k=32), params, reference)
             for _ in range(updates):
                 params, state, loss = update(CONFIG, optimizer, loss_fn, params, state, batch)
             if step % (count // 10) == 0:
-                print(f"{loss_fn.__name__}, step {step} of {count}: {loss:.3f}", flush=True)
+                print(f"{loss_fn.__name__} {loss:.3f}, step {step}:", *texts[:3], flush=True)
         texts, batch = group_batch(random.Random(0), questions[:100], params, params)
         accuracy.append(float(batch["rewards"].mean()))
         print(f"{accuracy[-1]:.0%} of held-out sums are right:", *texts[:6])
