@@ -69,10 +69,10 @@ def mlp(w, x_btd):
 def route(config, w, x_btd):
     """The affinity sigmoid(x.w_e) plus a bias chooses, the affinity weighs (V3, eqs. 13-16)."""
     affinity_bte = jax.nn.sigmoid(x_btd @ w["router"])
-    # x: an expert of a group. A group is as good as its best two experts together
+    # x: expert of a group, z: group that is open. A group scores by its best two experts
     choice_btgx = (affinity_bte + w["router_bias"]).reshape(*x_btd.shape[:2], config.n_group, -1)
-    best_bt = jax.lax.top_k(jax.lax.top_k(choice_btgx, 2)[0].sum(-1), config.topk_group)[1]
-    open_btg1 = jax.nn.one_hot(best_bt, config.n_group, dtype=bool).any(-2)[..., None]
+    open_btz = jax.lax.top_k(jax.lax.top_k(choice_btgx, 2)[0].sum(-1), config.topk_group)[1]
+    open_btg1 = jax.nn.one_hot(open_btz, config.n_group, dtype=bool).any(-2)[..., None]
     choice_bte = jnp.where(open_btg1, choice_btgx, -jnp.inf).reshape(affinity_bte.shape)
     experts_bta = jax.lax.top_k(choice_bte, config.num_experts_per_tok)[1]
     chosen_bte = jax.nn.one_hot(experts_bta, config.n_routed_experts).sum(-2)
@@ -188,7 +188,7 @@ def corpus_batch(rng, questions, params, reference):
 
 
 def group_batch(rng, questions, params, reference):
-    """Sample 8 answers to each question, and reward those whose last number is the sum."""
+    """Sample 8 answers to each question, of 6 characters, and reward those that end in the sum."""
     prompts_bt, key = encode(["{}+{}+{}=".format(*q) for q in questions] * 8), rng.getrandbits(32)
     rows_bt = sample(CONFIG, params, prompts_bt, 6, 1.0, jax.random.key(key))
     texts = ["".join(CHARACTERS[i] for i in row).split(".")[0] for row in rows_bt.tolist()]
@@ -204,7 +204,7 @@ def group_batch(rng, questions, params, reference):
     # real: reinforce/groups.py
 
 
-def learn(steps=2000, rounds=100):
+def learn(steps=4000, rounds=80):
     """Pre-train, then reinforce: -> the share of held-out sums that are right, after each."""
     rng, params, accuracy = random.Random(0), random_params(CONFIG), []
     questions = [(i // 81 + 1, i // 9 % 9 + 1, i % 9 + 1) for i in rng.sample(range(729), 729)]
