@@ -1,5 +1,6 @@
 """DeepSeek in JAX and Flax. The rooms in reading order; a room imports only from rooms printed above it.
 
+minimal.py    first: DeepSeek-V3 and GRPO on one page, in plain JAX; it names the file of each part
 errors.py, files.py: messages with the config's path; files in folders and buckets (gs://)
 hub.py, hub_messages.py: names on the Hugging Face hub, their files, and what goes wrong
 lazy.py, settings.py: names and tables that import when used; a config block -> a dataclass

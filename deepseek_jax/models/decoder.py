@@ -19,6 +19,7 @@ from deepseek_jax.models.remat_policies import REMAT_POLICIES, RematPolicy
 from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.saved_names import LAYER_INPUT
 from deepseek_jax.parallel import constrain
+from deepseek_jax.parallel.mesh import make_mesh
 from deepseek_jax.parallel.pipeline import pipeline, pipeline_stages
 from deepseek_jax.parallel.shard import init_sharded
 
@@ -278,6 +279,7 @@ def count_params(config: ModelConfig) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(nn.unbox(shapes)))
 
 
-def random_params(config: ModelConfig, mesh: Mesh, seed: int) -> Any:
-    """The arrays of init_params, each created in its shards on the mesh."""
+def random_params(config: ModelConfig, mesh: Mesh | None = None, seed: int = 0) -> Any:
+    """The arrays of init_params, each created in its shards on the mesh; default that of a single device."""
+    mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
     return init_sharded(mesh, lambda rng: init_params(config, rng), jax.random.key(seed))

@@ -1,0 +1,223 @@
+"""The page deepseek_jax/minimal.py against the house that it is a page of."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import deepseek_jax as ds
+from deepseek_jax import minimal
+from tests.tiny import MLA_MOE, VOCAB, random_leaves
+
+CONFIG = ds.ModelConfig(
+    **MLA_MOE | dict(num_hidden_layers=4, first_k_dense_replace=2, n_shared_experts=2)
+)
+# The lengths of texts that begin with prompts of PROMPT tokens, in rows of LONGEST; group of two
+PROMPT, LONGEST, LENGTHS = 4, 11, (11, 5, 8, 7, 11, 9)
+ROOT = Path(ds.__file__).parent
+PAGE = (ROOT / "minimal.py").read_text()
+
+
+@pytest.fixture(scope="module")
+def params():
+    """No scale is 1 and no bias 0, so that none can be forgotten."""
+    return nn.unbox(random_leaves(ds.random_params(CONFIG), jax.random.key(0)))
+
+
+def texts():
+    """int32[b t] of random tokens, and END after each text's length."""
+    rows = np.random.default_rng(0).integers(1, VOCAB, (len(LENGTHS), LONGEST))
+    return jnp.asarray(np.where(np.arange(LONGEST) < np.array(LENGTHS)[:, None], rows, minimal.END))
+
+
+def real():
+    """bool[b t-1]: targets that follow a real token, the first END too."""
+    return texts()[:, :-1] != minimal.END
+
+
+def assert_near(ours, theirs):
+    """Each leaf within 1e-5 of its largest number: float32 sums in another order."""
+
+    def compare(path, a, b):
+        error, size = np.abs(a - b).max(), np.abs(b).max()
+        assert error <= 1e-5 * size, f"{jax.tree_util.keystr(path)}: {error} of {size}"
+
+    jax.tree.map_with_path(compare, ours, theirs)
+
+
+def test_logits_are_those_of_the_house(params):
+    """Oracle: ds.forward on two dense layers and two with experts in groups, within 1e-5 of the largest."""
+    ours, chosen = jax.jit(minimal.forward, static_argnums=0)(CONFIG, params, texts())
+    assert_near(ours, ds.forward(CONFIG, params, texts()))
+    # Groups matter: some token's best experts by affinity alone lie elsewhere
+    whole = dataclasses.replace(CONFIG, n_group=1, topk_group=1)
+    assert (chosen != minimal.forward(whole, params, texts())[1]).any()
+
+
+def test_a_config_of_what_is_not_on_the_page_is_refused(params):
+    """Oracle: the field's name in the message."""
+    for field, value in (("rms_norm_eps", 1e-5), ("norm_topk_prob", False)):
+        with pytest.raises(AssertionError, match=f"{field}"):
+            minimal.forward(dataclasses.replace(CONFIG, **{field: value}), params, texts())
+
+
+def test_greedy_text_is_that_of_the_engine(params, monkeypatch):
+    """Oracle: ds.generate at temperature 0, which decodes from a cache of latents. The end token is one that
+    the model writes.
+    """
+    prompts = texts()[:, :PROMPT]
+
+    def generate(*eos_ids):
+        given = dict(max_completion_length=12, temperature=0.0, eos_ids=eos_ids)
+        return ds.generate(CONFIG, params, prompts.tolist(), **given)
+
+    written = generate().completion_ids
+    end = int(np.bincount(written[:, 1:-1].ravel()).argmax())
+    monkeypatch.setattr(minimal, "END", end)
+    theirs = generate(end)
+    assert len(set(theirs.completion_mask.sum(1))) > 1
+    rows = jnp.pad(prompts, ((0, 0), (0, 12)))
+    ours = minimal.sample(CONFIG, params, rows, PROMPT, 0.0, jax.random.key(0))[:, PROMPT:]
+    ids = np.where(theirs.completion_mask, theirs.completion_ids, end)
+    np.testing.assert_array_equal(ours, ids)
+
+
+def test_a_sample_is_drawn_from_the_softmax_at_its_temperature():
+    """Oracle: the softmax of the logits of the first token; 4,000 draws, whose shares err by 0.8%."""
+    params = ds.random_params(minimal.CONFIG, seed=1)
+    prompts = minimal.encode(["1+2+3="] * 4000)
+    rows = minimal.sample(minimal.CONFIG, params, prompts[:, :7], 6, 0.5, jax.random.key(1))
+    logits = minimal.forward(minimal.CONFIG, params, prompts[:1, :6])[0][0, -1]
+    shares = np.bincount(rows[:, 6], minlength=13) / len(rows)
+    np.testing.assert_allclose(shares, jax.nn.softmax(logits / 0.5), atol=0.03)
+
+
+def house_batch():
+    """texts() as losses.next_token takes them."""
+    tokens, mask = texts(), real()
+    return dict(
+        tokens=tokens[:, :-1],
+        targets=tokens[:, 1:],
+        segment_ids=mask.astype(jnp.int32),
+        positions=jnp.broadcast_to(jnp.arange(LONGEST - 1), mask.shape),
+        loss_mask=mask,
+        normalizer=mask.sum().astype(float),
+        num_tokens=mask.sum().astype(float),
+    )
+
+
+def test_an_update_and_its_balancing_step_are_those_of_training(params):
+    """Oracle: ds.make_train_step of ds.next_token_loss with the same optimizer: every parameter after it, to
+    1e-5 of the step of a learning rate of 1, and the biases exactly.
+    """
+    tx = optax.sgd(1.0)
+    step = ds.make_train_step(
+        lambda params, batch, rng: ds.next_token_loss(CONFIG, params, batch),
+        tx,
+        bias_update_speed=optax.constant_schedule(minimal.BIAS_SPEED),
+    )
+    state, metrics = jax.jit(step)(
+        ds.TrainState.create(params, tx), house_batch(), jax.random.key(0)
+    )
+    batch = {"tokens": texts(), "mask": real()}
+    ours, _, loss = minimal.update(
+        CONFIG, tx, minimal.next_token_loss, params, tx.init(params), batch
+    )
+    assert loss == pytest.approx(float(metrics["loss"]), rel=1e-6)
+    moved, theirs = (jax.tree.map(jnp.subtract, x, params) for x in (ours, state.params))
+    biases = [x["moe_layers"]["ffn"].pop("router_bias") for x in (moved, theirs)]
+    np.testing.assert_array_equal(*biases)
+    assert set(np.sign(biases[0]).flat) >= {-1, 1}
+    # Subtracting the parameters again costs digits: those of numbers below 4
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), moved, theirs)
+
+
+def test_grpos_loss_and_gradient_are_those_of_the_house(params):
+    """Oracle: ds.make_grpo_loss, clipping on both sides, a KL; within 1e-5 of each largest gradient."""
+    rng = np.random.default_rng(1)
+    tokens, mask = texts(), real() & (jnp.arange(LONGEST - 1) >= PROMPT - 1)
+    logprobs = minimal.token_logprobs(CONFIG, params, tokens)[0]
+    old, ref = (logprobs + rng.normal(0, 0.4, mask.shape).astype("float32") for _ in range(2))
+    advantages = jnp.asarray(rng.normal(size=len(tokens)), jnp.float32)
+    batch = dict(
+        tokens=tokens, mask=mask, advantages=advantages, old_logprobs=old, ref_logprobs=ref
+    )
+    of_completion = slice(PROMPT - 1, None)
+    house = dict(
+        prompt_ids=tokens[:, :PROMPT],
+        prompt_mask=jnp.ones((len(tokens), PROMPT), bool),
+        completion_ids=tokens[:, PROMPT:],
+        completion_mask=mask[:, of_completion],
+        advantages=advantages,
+        old_logprobs=old[:, of_completion],
+        ref_logprobs=ref[:, of_completion],
+        sampler_logprobs=old[:, of_completion],
+        num_tokens=mask.sum().astype(float),
+        num_completions=float(len(tokens)),
+    )
+    options = ds.GrpoOptions(clip_eps=minimal.CLIP, kl_coef=minimal.KL)
+    loss_fn = ds.make_grpo_loss(CONFIG, options, max_completion_length=LONGEST - PROMPT)
+    of_params = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+    (wanted, metrics), gradient = of_params(params, house, None)
+    assert metrics["clip_fraction_low"] > 0 and metrics["clip_fraction_high"] > 0
+    of_params = jax.jit(jax.value_and_grad(minimal.grpo_loss, 1, has_aux=True), static_argnums=0)
+    (loss, _), ours = of_params(CONFIG, params, batch)
+    assert loss == pytest.approx(float(wanted), rel=1e-5)
+    assert_near(ours, gradient)
+
+
+def test_advantages_are_those_of_the_house():
+    """Oracle: ds.group_advantages, whose groups are adjacent; a group of equal rewards gets exactly 0."""
+    rewards = np.random.default_rng(0).integers(0, 3, (5, 8)).astype("float32")
+    rewards[2] = 1
+    theirs = ds.group_advantages(jnp.asarray(rewards.reshape(-1)), group_size=8).reshape(5, 8)
+    ours = minimal.group_advantages(jnp.asarray(rewards.T)).reshape(8, 5).T
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    assert not ours[2].any()
+
+
+def test_every_function_names_the_real_one_and_the_page_is_one_page():
+    """Oracle: the files; 230 lines of 100 columns; as many names as functions that are not within another."""
+    names = re.findall(r"^    # real: (\S+)$", PAGE, re.M)
+    assert len(names) == len(re.findall(r"^def ", PAGE, re.M)) > 15
+    assert [name for name in names if not (ROOT / name).is_file()] == []
+    lines = PAGE.splitlines()
+    assert len(lines) <= 230 and max(map(len, lines)) <= 100
+
+
+def test_reinforcement_makes_rewarded_texts_likelier():
+    """Oracle: by hand: log-probabilities of texts with a positive advantage rise, and of the others fall."""
+    params = ds.random_params(minimal.CONFIG)
+    tokens = minimal.encode(["1+2+3=6", "1+2+3=3+3=6", "1+2+3=7", "1+2+3=2+3=5"])
+    mask = (tokens[:, :-1] != minimal.END) & (jnp.arange(tokens.shape[1] - 1) >= 5)
+    before = minimal.token_logprobs(minimal.CONFIG, params, tokens)[0]
+    batch = dict(tokens=tokens, mask=mask, old_logprobs=before, ref_logprobs=before)
+    batch["advantages"] = minimal.group_advantages(jnp.array([[1.0], [1], [0], [0]]))
+    tx = optax.adam(1e-3)
+    state, after = tx.init(params), params
+    for _ in range(3):
+        after, state, _ = minimal.update(minimal.CONFIG, tx, minimal.grpo_loss, after, state, batch)
+    gain = minimal.token_logprobs(minimal.CONFIG, after, tokens)[0] - before
+    gain = jnp.where(mask, gain, 0).sum(-1)
+    assert (gain[:2] > 0).all() and (gain[2:] < 0).all()
+
+
+def test_the_loop_learns_in_a_few_steps(capsys):
+    """Oracle: its own lines: the loss of 60 steps falls by more than half from that of a uniform guess."""
+    before, after = minimal.learn(steps=60, rounds=10)
+    losses = [float(x) for x in re.findall(r"next_token_loss ([\d.]+)", capsys.readouterr().out)]
+    assert losses[0] > np.log(13) - 0.5 and losses[-1] < losses[0] / 2
+    assert 0 <= before <= 1 and 0 <= after <= 1
+
+
+@pytest.mark.slow
+def test_reinforcement_teaches_it_to_work_sums_out():
+    """Oracle: held-out sums, fresh samples: from about a third right to at least 85%."""
+    before, after = minimal.learn()
+    assert before < 0.55 and after > 0.85
