@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "CURVES": "tables",
+        "Page": "page",
         "before_after_table": "tables",
         "loss_table": "tables",
         "make_console": "answers",
@@ -13,9 +14,9 @@ __getattr__, __dir__, __all__ = lazy_names(
         "print_samples": "answers",
         "print_table": "answers",
         "report_efforts": "efforts",
-        "report_page": "html_report",
         "reward_model_table": "preferences",
         "stages_table": "tables",
-        "write_report": "run_page",
+        "with_answers": "answer_samples",
+        "with_preferences": "preferences",
     },
 )

@@ -34,6 +34,7 @@ class GrpoJob(TrainedJob):
     settings: GrpoSettings
 
     trains = PHASE, "reinforce"
+    page_title = "GRPO"
 
     @functools.cached_property
     def read(self):
@@ -141,6 +142,11 @@ class GrpoJob(TrainedJob):
             for name, score in scores_of_both(answers).items()
         }
 
+    def answers_of(self, measured):
+        if self.settings.effort is None:
+            return {"": measured}
+        return {f"effort {effort}": answers for effort, answers in measured.items()}
+
     def describe_data(self):
         task, general = self.read
         counts = f"{len(task.train)} questions, {len(task.held_out)} held out, {len(general)} general ones"
@@ -162,7 +168,8 @@ class GrpoJob(TrainedJob):
             reports.print_samples(console, before["sampled"], after["sampled"])
         else:
             reports.report_efforts(console, before, after, workdir / "efforts.png")
-        left = f"{left_in(settings)}, metrics, {pictures}, tensorboard and checkpoints"
+        self.write_page()
+        left = f"report.html, {left_in(settings)}, metrics, {pictures}, tensorboard and checkpoints"
         console.print(f"complete; {left} are in {workdir}")
 
 

@@ -19,6 +19,7 @@ class JudgeJob(PayingJob):
     settings: JudgeSettings
     world = BILINGUAL
     trains = PHASE, "judge"
+    page_title = "Judge"
     title = "verdicts on held-out pairs"
     curves = ("loss",)
 

@@ -21,6 +21,7 @@ class RewardModelJob(PayingJob):
     settings: RewardModelSettings
 
     trains = PHASE, "prefer"
+    page_title = "Reward model"
     title = "held-out preferences"
     curves = ("loss", "accuracy", "margin", "safe_probability", "grad_norm")
 
