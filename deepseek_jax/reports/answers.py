@@ -16,7 +16,7 @@ def print_table(console: Console, before: dict, after: dict) -> None:
     scores = [{way: measured["scores"] for way, measured in m.items()} for m in (before, after)]
     every = [of for measured in scores for of in measured.values()]
     names = [name for name in every[-1] if all(name in of for of in every)]
-    forms = {name: form_of(name, sum((of[name] for of in every), [])) for name in names}
+    forms = {name: form_of(name, [end for of in every for end in of[name]]) for name in names}
     console.print(before_after_table(forms, *scores))
     for way, result in after.items():
         counts = before[way]["unscored"], result["unscored"]

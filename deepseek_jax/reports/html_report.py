@@ -26,6 +26,8 @@ from deepseek_jax.training.metrics import HEADLINE
 
 # The bounds of the parts add up to less: 4 MiB of samples, PANELS curves of 7 kB, and small tables
 PAGE_BYTES, PANELS = 8 << 20, 300
+# Metrics of reinforcement that are named like rewards
+ABOUT_REWARDS = ("reward_group_std", "reward_errors", "reward_seconds")
 SCRIPT, STYLE = (Path(__file__).with_suffix(suffix).read_text() for suffix in (".js", ".css"))
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -107,7 +109,8 @@ class _Curves:
             if n not in ("step", "phase")
         }
         points = {n: p for n, p in points.items() if any(value is not None for _, value in p)}
-        first = [n for n in points if n == "reward" or n.startswith("reward_")]
+        paid = (n for n in points if n == "reward" or n.startswith("reward_"))
+        first = [n for n in paid if n not in ABOUT_REWARDS]
         first += [n for n in HEADLINE if n in points and n not in first]
         first += [n for n in points if n.startswith("held_out") and n not in first]
         rest = [n for n in points if n not in first]

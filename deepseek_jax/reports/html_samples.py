@@ -49,7 +49,7 @@ def completions_part(pairs: Sequence[dict]):
     if not pairs:
         return ""
     return (
-        "<p>The first held-out prompts, with what stood there before and after.</p>"
+        "<p>The first held-out prompts.</p>"
         '<div id="pairs"></div><noscript><p>Showing completions needs JavaScript.</p></noscript>'
     )
 

@@ -13,7 +13,7 @@ HEADLINE_SCORES = 4
 def results_part(page: Page):
     """The headline, before and after in large; then the table of all scores, and the findings."""
     if not any(page.scores.values()):
-        return "<p>No stage is measured yet.</p>"
+        return "<p>Nothing is measured yet.</p>"
     of_page = _Scores(page)
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in page.notes)
     findings = "" if page.findings is None else f"<h3>Findings</h3>{_findings(*page.findings)}"
@@ -64,7 +64,8 @@ class _Scores:
         """Every score of every row; two rows are columns, because their scores are more."""
         scores, names = self.page.scores, self.names
         titles = {name: html.escape(self.page.title_of(name)) for name in names}
-        if len(scores) <= 2 < len(names):
+        two = len(scores) <= 2 < len(names)
+        if two:
             heads = "score", *map(html.escape, scores)
             rows = [
                 [titles[name], *(self._cell(of, name) for of in scores.values())] for name in names
@@ -76,7 +77,13 @@ class _Scores:
                 for row, of in scores.items()
             ]
         said = "<p>Measured on what is held out. Under each mean its 95% interval.</p>"
-        return f"<h3>All scores</h3>{said}{html_table(heads, rows, 'numbers')}"
+        whole = said + html_table(heads, rows, "numbers")
+        # The headline has the first of them already
+        return (
+            f"<details><summary>all {len(names)} scores</summary>{whole}</details>"
+            if two
+            else whole
+        )
 
     def _cell(self, of_row, name):
         """A mean with its interval, in numbers and as a dot on a line from 0 to the score's top."""

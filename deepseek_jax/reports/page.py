@@ -1,6 +1,7 @@
 """What the page of a run shows: one record, which html_report turns into HTML."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 # How scores are printed that are no shares even where all are within 0..1
@@ -64,5 +65,5 @@ def form_of(score: str, numbers: Sequence[float]) -> str:
     """The format of a score with these numbers: rewards of a user's own may be no shares."""
     # Scores of greedy answers, and those of one effort, are printed like the others
     name = score.removeprefix("greedy_").partition("_effort_")[0]
-    shares = all(0 <= number <= 1 for number in numbers)
+    shares = all(0 <= number <= 1 for number in numbers if not math.isnan(number))
     return FORMS.get(name, ".1%" if shares else ".2f")

@@ -88,7 +88,7 @@ def test_a_run_leaves_its_measurements_metrics_curves_and_checkpoints(finished):
                 "scores"
             ].keys()
             assert all(low <= mean <= high for mean, low, high in way["scores"].values())
-            assert len(way["samples"]) == 3
+            assert len(way["samples"]) == 8
     before, after = (json.loads((finished / f"{n}.json").read_text()) for n in ("before", "after"))
     assert before["sampled"] != after["sampled"]
     lines = read_metrics(finished / "metrics.jsonl", "grpo")

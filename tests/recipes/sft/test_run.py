@@ -81,7 +81,7 @@ def test_a_run_measures_before_every_few_steps_and_after(finished):
         low, high = m["loss"]["loss"][1:]
         assert low < m["loss"]["loss"][0] < high
         assert m["answers"].keys() == {"sampled", "greedy"}
-        assert len(m["answers"]["greedy"]["samples"]) == 3
+        assert len(m["answers"]["greedy"]["samples"]) == 8
     assert after["loss"]["loss"][0] < before["loss"]["loss"][0] - 0.1
     lines = records(finished)
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
