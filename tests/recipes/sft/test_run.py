@@ -18,6 +18,7 @@ from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from tests.compilations import compilations
 from tests.quick import others_slow
+from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import CLOCKS, run_recipe
 from tests.turns import turns
 
@@ -91,6 +92,23 @@ def test_a_run_measures_before_every_few_steps_and_after(finished):
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
     with Store(finished / "sft") as store:
         assert store.latest_step() == 4
+
+
+def test_a_run_leaves_a_page(finished):
+    """Oracle: the files of the run: losses with intervals, and answers before and after."""
+    parts = parts_of(finished)
+    assert list(parts) == ["results", "curves", "completions", "samples"]
+    old, new = (measured(finished, name)["loss"]["loss"] for name in ("before", "after"))
+    assert parts["results"].startswith(
+        f"Results held out loss {old[0]:.3f} → {new[0]:.3f} before {old[1]:.3f} to {old[2]:.3f} "
+    )
+    assert "held out loss" in parts["curves"].partition(" more")[0]
+    sides = [[s["text"] for s in pair["sides"]] for pair in data_of(finished, "pairs")]
+    texts = [
+        [s["completion"] for s in measured(finished, name)["answers"]["sampled"]["samples"]]
+        for name in ("before", "after")
+    ]
+    assert sides == [list(both) for both in zip(*texts, strict=True)][:5]
 
 
 def test_the_learning_rate_falls_by_a_cosine_to_a_tenth(finished):
