@@ -46,10 +46,12 @@ def _measured(job, stages):
 def _headings(job, stages):
     """{phase: its title} of the stages that train, but for the pre-training of a base."""
     titles, headings = job.titles(), {}
+    bases = [stage for stage in job.stages if stage.kind == "pretrain" and not stage.start]
+    of_bases = {job.phase_of(stage).phase for stage in bases}
     for stage in job.stages:
-        if stage.does.is_measure or (stage.kind == "pretrain" and not stage.start):
-            continue
         phase, title = job.phase_of(stage).phase, titles.get(stage.name, stage.name)
+        if stage.does.is_measure or phase in of_bases:
+            continue
         state = stages.get(stage.name, {}).get("state")
         said = [
             name

@@ -151,9 +151,6 @@ class PayingJob(PolicyJob):
         # The stage measures before and after it trains
         return {when: f"{when}.json" for when in ("before", "after")}
 
-    def page(self, page, measured):
-        return reports.with_preferences(page, measured)
-
     def is_complete(self):
         # What the stage leaves last
         return self.stages[-1].does.is_left(self.run.folder)

@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "CURVES": "tables",
         "Page": "page",
         "before_after_table": "tables",
+        "held_out_samples": "preferences",
         "loss_table": "tables",
         "make_console": "answers",
         "plot_curves": "tables",

@@ -9,11 +9,12 @@ from deepseek_jax.reports.page import Page
 def with_answers(page: Page, measured: dict[str, dict]) -> Page:
     """The page with answers to held-out questions.
 
-    measured: "before" and "after", those that are there -> {task: the result of evaluate_both}.
+    measured: "before" and "after", those that are there -> {task: the result of evaluate_both}, of which the
+    first way of answering stands side by side.
     """
     before, after = (measured.get(when, {}) for when in ("before", "after"))
     pairs = [
-        _pairs(task, before[task]["sampled"], after[task]["sampled"])
+        _pairs(task, *(next(iter(of[task].values())) for of in (before, after)))
         for task in before
         if task in after
     ]

@@ -121,7 +121,8 @@
     const right = judged.filter((completion) => completion.right).length;
     if (judged.length > 1) facts.push(`${right} of ${judged.length} right`);
     if (completions.length < group.completions.length) facts.push(`${completions.length} shown`);
-    const head = element("div", "facts", element("b", "", group.stage ?? ""), ...facts.map((fact) => element("span", "", fact)));
+    const head = element("div", "facts", ...facts.map((fact) => element("span", "", fact)));
+    if (known(group.stage)) head.prepend(element("b", "", group.stage));
     if (CHOICES.includes("stage")) {
       const compare = element("button", "", "this prompt in all stages");
       compare.type = "button";

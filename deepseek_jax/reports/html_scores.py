@@ -21,28 +21,33 @@ def results_part(page: Page):
 
 
 class _Scores:
-    """The scores of a page, with the end of the line on which each is drawn."""
+    """The scores of a page, with the ends of the line on which each is drawn."""
 
     def __init__(self, page: Page):
         self.page = page
         self.names = list(dict.fromkeys(name for of in page.scores.values() for name in of))
         self.forms = {name: page.form_of(name) for name in self.names}
-        self.tops = {name: self._top(name) for name in self.names}
+        self.lines = {name: self._line(name) for name in self.names}
 
-    def _top(self, name):
-        if "%" in self.forms[name]:
-            return 1.0
-        ends = [of[name][2] or of[name][0] for of in self.page.scores.values() if name in of]
-        return max((end for end in ends if math.isfinite(end)), default=1.0)
+    def _line(self, name):
+        """The ends of a score's line, around 0 and all of its numbers."""
+        found = [number for of in self.page.scores.values() for number in of.get(name, ())]
+        known = [number for number in found if number is not None and math.isfinite(number)]
+        top = 1.0 if "%" in self.forms[name] else max([0.0, *known])
+        return min([0.0, *known]), top
 
-    def headline(self):
-        """The first scores of the compared rows as cards."""
+    def _shown_first(self):
+        """(before, after, score) of each card."""
         each = max(1, HEADLINE_SCORES // max(1, len(self.page.compared)))
-        cards = [
-            self._card(before, after, name)
+        return [
+            (before, after, name)
             for before, after in self.page.compared
             for name in list(self.page.scores.get(after, ()))[:each]
         ]
+
+    def headline(self):
+        """The first scores of the compared rows as cards."""
+        cards = [self._card(*card) for card in self._shown_first()]
         return f'<div class="cards">{"".join(cards)}</div>'
 
     def _card(self, before, after, name):
@@ -52,7 +57,7 @@ class _Scores:
         sides = [(before, old, "old")] * (old is not None) + [(after, new, "")]
         rows = "".join(
             f'<span class="side">{html.escape(title)} <small>{_interval(of, form)}</small></span>'
-            f"{_whisker(of, self.tops[name], kind)}"
+            f"{_whisker(of, self.lines[name], kind)}"
             for title, of, kind in sides
         )
         return (
@@ -63,6 +68,9 @@ class _Scores:
     def table(self):
         """Every score of every row; two rows are columns, because their scores are more."""
         scores, names = self.page.scores, self.names
+        cards = {(row, name) for *rows, name in self._shown_first() for row in rows}
+        if all((row, name) in cards for row, of in scores.items() for name in of):
+            return ""
         titles = {name: html.escape(self.page.title_of(name)) for name in names}
         two = len(scores) <= 2 < len(names)
         if two:
@@ -76,7 +84,7 @@ class _Scores:
                 [html.escape(row), *(self._cell(of, name) for name in names)]
                 for row, of in scores.items()
             ]
-        said = "<p>Measured on what is held out. Under each mean its 95% interval.</p>"
+        said = "<p>Under each mean its 95% interval.</p>"
         whole = said + html_table(heads, rows, "numbers")
         # The headline has the first of them already
         return (
@@ -86,12 +94,12 @@ class _Scores:
         )
 
     def _cell(self, of_row, name):
-        """A mean with its interval, in numbers and as a dot on a line from 0 to the score's top."""
+        """A mean with its interval, in numbers and as a dot on the score's line."""
         if name not in of_row:
             return ""
         found, form = of_row[name], self.forms[name]
         shown = f"{found[0]:{form}}<small>{_interval(found, form)}</small>"
-        return f"{shown}{_whisker(found, self.tops[name])}"
+        return f"{shown}{_whisker(found, self.lines[name])}"
 
 
 def _interval(found, form):
@@ -99,14 +107,15 @@ def _interval(found, form):
     return "" if low is None else f"{low:{form}} to {high:{form}}"
 
 
-def _whisker(found, top, kind=""):
-    """A mean and its interval on a line from 0 to top; nothing where a number is not finite."""
+def _whisker(found, line, kind=""):
+    """A mean and its interval on a line between two ends; nothing where a number is not finite."""
     mean = found[0]
     low, high = (mean if value is None else value for value in found[1:])
     if not all(map(math.isfinite, (mean, low, high))):
         return ""
-    ends = (f"{100 * min(max(value, 0) / (top or 1), 1):.1f}" for value in (mean, low, high))
-    middle, left, right = ends
+    begin, width = line[0], (line[1] - line[0]) or 1
+    places = (f"{100 * (value - begin) / width:.1f}" for value in (mean, low, high))
+    middle, left, right = places
     return (
         f'<svg viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true" class="whisker {kind}">'
         f'<path class="grid" d="M0 4H100"/><path class="interval" d="M{left} 4H{right}"/>'

@@ -26,29 +26,32 @@ def reward_model_table(title: str, folder: Path) -> Table:
 
 def with_preferences(page: Page, measured: dict[str, dict]) -> Page:
     """The page with the rewards of some held-out responses. measured: "before" and "after", those that are
-    there. A judge pays none, and keeps no samples.
+    there.
     """
-    samples = {
-        when: found["samples"]["held_out"] for when, found in measured.items() if "samples" in found
-    }
-    # A response's rewards before and after
+    samples = {when: held_out_samples(found) for when, found in measured.items()}
     pairs = [
-        {
-            "prompt": records[0]["prompt"],
-            "sides": [
-                response
-                | {
-                    "parts": {
-                        f"reward {w}": r["rewards"][i]
-                        for w, r in zip(samples, records, strict=True)
-                    }
-                }
-                for i, response in enumerate(records[0]["responses"])
-            ],
-        }
-        for records in zip(*samples.values(), strict=False)
+        _pair(dict(zip(samples, of, strict=True))) for of in zip(*samples.values(), strict=False)
     ]
     return dataclasses.replace(page, pairs=pairs)
+
+
+def held_out_samples(found: dict) -> list[dict]:
+    """The samples of a measurement of a reward model or judge; [] in those of an earlier version."""
+    return found.get("samples", {}).get("held_out", [])
+
+
+def _pair(records):
+    """One of Page.pairs. records: "before" and "after" -> a sample of the same responses."""
+    first = next(iter(records.values()))
+    rewards = [
+        {f"reward {when}": record["rewards"][i] for when, record in records.items()}
+        for i in range(len(first["responses"]))
+    ]
+    sides = [
+        response | {"parts": paid}
+        for response, paid in zip(first["responses"], rewards, strict=True)
+    ]
+    return {"prompt": first["prompt"], "sides": sides}
 
 
 def _cell(value):

@@ -19,8 +19,10 @@ def take(page: Path, picture: Path, width: int = WIDTH, height: int = HEIGHT):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         raise ValueError("needs a browser: apt-get install chromium")
+    # Without time to draw, a busy machine's picture lacks a part
+    waits = ["--virtual-time-budget=5000", "--run-all-compositor-stages-before-draw"]
     with tempfile.TemporaryDirectory() as profile:
-        flags = [f"--user-data-dir={profile}", f"--window-size={width},{height}"]
+        flags = [*waits, f"--user-data-dir={profile}", f"--window-size={width},{height}"]
         flags += [f"--screenshot={picture.resolve()}", page.resolve().as_uri()]
         subprocess.run([browser, *FLAGS.split(), *flags], check=True, capture_output=True)
 

@@ -154,7 +154,7 @@ def test_a_run_told_to_stop_goes_on_as_if_it_had_not(finished, with_base, capsys
         assert measured(with_base, name) == measured(finished, name)
     with compilations() as requests:
         run(with_base)
-    assert "complete; params" in capsys.readouterr().out and not requests
+    assert "complete; report.html, params" in capsys.readouterr().out and not requests
 
 
 @pytest.mark.slow
