@@ -22,10 +22,11 @@ from deepseek_jax.reports.html_samples import (
 from deepseek_jax.reports.html_scores import results_part
 from deepseek_jax.reports.page import Page
 from deepseek_jax.reports.svg_curves import curve_panel
-from deepseek_jax.training.metrics import HEADLINE
 
 # The bounds of the parts add up to less: 4 MiB of samples, PANELS curves of 7 kB, and small tables
 PAGE_BYTES, PANELS = 8 << 20, 300
+# Metrics whose curves are not folded, beside rewards and held-out losses
+MEASURED = ("accuracy", "completion_length", "loss", "kl")
 # Metrics of reinforcement that are named like rewards
 ABOUT_REWARDS = ("reward_group_std", "reward_errors", "reward_seconds")
 SCRIPT, STYLE = (Path(__file__).with_suffix(suffix).read_text() for suffix in (".js", ".css"))
@@ -109,10 +110,10 @@ class _Curves:
             if n not in ("step", "phase")
         }
         points = {n: p for n, p in points.items() if any(value is not None for _, value in p)}
-        paid = (n for n in points if n == "reward" or n.startswith("reward_"))
-        first = [n for n in paid if n not in ABOUT_REWARDS]
-        first += [n for n in HEADLINE if n in points and n not in first]
-        first += [n for n in points if n.startswith("held_out") and n not in first]
+        paid = [n for n in points if n == "reward" or n.startswith("reward_")]
+        paid = [n for n in paid if n not in ABOUT_REWARDS]
+        held_out = [n for n in points if n.startswith("held_out")]
+        first = [*paid, *(n for n in MEASURED if n in points), *held_out]
         rest = [n for n in points if n not in first]
         open_, closed = (self._panels(names, points) for names in (first, rest))
         more = f'<details><summary>{len(rest)} more</summary><div class="panels">{closed}</div></details>'

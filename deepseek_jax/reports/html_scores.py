@@ -33,8 +33,8 @@ class _Scores:
         """The ends of a score's line, around 0 and all of its numbers."""
         found = [number for of in self.page.scores.values() for number in of.get(name, ())]
         known = [number for number in found if number is not None and math.isfinite(number)]
-        top = 1.0 if "%" in self.forms[name] else max([0.0, *known])
-        return min([0.0, *known]), top
+        whole = 1.0 if "%" in self.forms[name] else 0.0
+        return min([0.0, *known]), max([whole, *known])
 
     def _shown_first(self):
         """(before, after, score) of each card."""

@@ -72,13 +72,7 @@ def side_by_side(measured: dict[str, dict]):
     kinds = next(iter(measured.values()), {})
     of_kind = [
         [
-            {"prompt": groups[0]["prompt"], "facts": {"a right answer": groups[0]["answer"]}}
-            | {
-                "sides": [
-                    g["completions"][0] | {"title": t}
-                    for t, g in zip(measured, groups, strict=True)
-                ]
-            }
+            _beside(dict(zip(measured, groups, strict=True)))
             for groups in zip(
                 *(samples.get(kind, ()) for samples in measured.values()), strict=False
             )
@@ -87,6 +81,21 @@ def side_by_side(measured: dict[str, dict]):
         if kinds[kind]
     ]
     return list(chain.from_iterable(zip(*of_kind, strict=False)))
+
+
+def _beside(groups):
+    """One of Page.pairs. groups: title -> the group of the same prompt."""
+    first = next(iter(groups.values()))
+    # An advantage compares a completion with those of its own group, which are not here
+    sides = [
+        group["completions"][0] | {"title": title, "advantage": None}
+        for title, group in groups.items()
+    ]
+    return {
+        "prompt": first["prompt"],
+        "facts": {"a right answer": first["answer"]},
+        "sides": sides,
+    }
 
 
 def stage_groups(measured: dict[str, dict]):

@@ -74,8 +74,8 @@ def test_prompts_of_each_kind_stand_side_by_side():
     pairs = side_by_side(measured)
     assert [pair["prompt"] for pair in pairs] == ["puzzle 0", "request 0", "puzzle 1", "request 1"]
     assert pairs[2]["sides"] == [
-        {"text": "base 1", "title": "base"},
-        {"text": "R1 1", "title": "R1"},
+        {"text": "base 1", "title": "base", "advantage": None},
+        {"text": "R1 1", "title": "R1", "advantage": None},
     ]
     assert len(side_by_side({"base": samples("base", 0)})) == 3 and side_by_side({}) == []
     assert [g["stage"] for g in stage_groups(measured)] == ["base"] * 5 + ["R1"] * 5
