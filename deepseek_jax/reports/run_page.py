@@ -12,8 +12,8 @@ from deepseek_jax.reports.page import Page
 from deepseek_jax.training.lineage import content_hash
 from deepseek_jax.training.metrics import read_phases
 
-# Inputs in a stage.json that are not stages
-NOT_STAGES = ("settings", "data", "checkpoint")
+# The input in a stage.json that is the stage whose parameters it begins from; others have the stage's name
+PARENT = "parent"
 # The completions of training: a line for each group that a step has logged, and groups of a step on the page
 COMPLETIONS, OF_STEP = "completions.jsonl", 4
 
@@ -84,7 +84,8 @@ def lineage(workdir: Path, stages: dict[str, str]):
         record = records[name] or {"hash": None, "inputs": {}, "complete": False}
         inputs = {key: (digest, by_hash.get(digest)) for key, digest in record["inputs"].items()}
         shown[name] = dict(name=name, title=title, hash=record["hash"], inputs=inputs)
-        shown[name]["state"] = _state(records[name], inputs, shown)
+        made_from = [made for key, (_, made) in inputs.items() if key == PARENT or key in stages]
+        shown[name]["state"] = _state(records[name], made_from, shown)
     return list(shown.values())
 
 
@@ -94,18 +95,19 @@ def is_measured(workdir: Path, measurement: str, stage: dict):
     if stage["state"] != "complete" or record is None or not record["complete"]:
         return False
     # A record holds hashes of its inputs, and here the input is itself a hash, the stage's
-    return record["inputs"]["parent"] == content_hash(stage["hash"])
+    return record["inputs"][PARENT] == content_hash(stage["hash"])
 
 
-def _state(record, inputs, earlier):
-    """The state of a stage in words. earlier: the stages before this one, by name."""
+def _state(record, made_from, earlier):
+    """The state of a stage in words. made_from: the names of its inputs that are stages, None for one that is
+    there no more. earlier: the stages before this one, by name.
+    """
     if record is None:
         return "not begun"
     if not record["complete"]:
         return "not finished"
-    parents = [parent for key, (_, parent) in inputs.items() if key not in NOT_STAGES]
-    # None: no stage has the hash of this input any more, so its parent was run again
-    if any(parent is None or earlier[parent]["state"] != "complete" for parent in parents):
+    # None: no stage has the hash of this input any more, so that stage was run again
+    if any(name is None or earlier[name]["state"] != "complete" for name in made_from):
         return "outdated"
     return "complete"
 

@@ -16,7 +16,9 @@ def write(path, record):
 
 def stage(workdir, name, own, parent=None, *, complete=True, measured=None):
     """A stage with hash `own`. measured: the hash of the stage that its measurement belongs to."""
-    inputs = {"settings": "5e77"} | ({"parent": content_hash(parent)} if parent else {})
+    inputs = {"settings": "5e77", "texts": "7e87"} | (
+        {"parent": content_hash(parent)} if parent else {}
+    )
     write(
         workdir / name / "stage.json", dict(stage=name, hash=own, inputs=inputs, complete=complete)
     )
@@ -49,6 +51,7 @@ def test_a_run_that_goes_on_tells_of_what_it_has(tmp_path):
     }
     assert shown[1]["inputs"] == {
         "settings": ("5e77", None),
+        "texts": ("7e87", None),
         "parent": (content_hash("b"), "base"),
     }
     assert measured(tmp_path) == ["base"]
