@@ -27,7 +27,7 @@
 
   function wanted() {
     const form = new FormData(filters);
-    const number = (name, otherwise) => form.get(name) === "" ? otherwise : Number(form.get(name));
+    const number = (name, otherwise) => !form.get(name) ? otherwise : Number(form.get(name));
     return {
       choices: CHOICES.map((key) => [key, form.get(key)]).filter(([, value]) => value),
       answer: form.get("answer"), text: form.get("text").trim().toLowerCase(),

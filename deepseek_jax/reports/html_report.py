@@ -97,7 +97,8 @@ class _Curves:
             for curves in (self.page.curves, self.page.base_curves)
         )
         if not phases + before:
-            return "<p>No stage has logged a step yet.</p>"
+            # An evaluation trains nothing
+            return "" if self.page.scores else "<p>No stage has logged a step yet.</p>"
         folded = f"<details><summary>before that: {html.escape(', '.join(self.page.base_curves))}</summary>"
         return phases + (f"{folded}{before}</details>" if before else "")
 

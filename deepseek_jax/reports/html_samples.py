@@ -16,6 +16,12 @@ CHOICES = ("stage", "kind", "task", "language", "phase", "step")
 # Bounds: prompts side by side, completions of a prompt, characters of a text, bytes of all samples
 PAIRS, COMPLETIONS, CHARACTERS, SAMPLES_BYTES = 5, 64, 8000, 4 << 20
 
+# The filter by rewards
+BOUNDS = (
+    '<span><label>reward from <input type="number" name="low" step="any"></label> '
+    '<label>to <input type="number" name="high" step="any"></label></span>'
+)
+
 
 def pairs_data(pairs: Sequence[dict]):
     """The first PAIRS prompts with the completions that stand side by side, as JSON for the page."""
@@ -70,8 +76,7 @@ def samples_part(shown: list[dict], number: int):
         f"<p>{_said(shown, completions, number)}</p>"
         f'<form id="filters">{"".join(selects)}'
         '<label>text <input type="search" name="text"></label>'
-        '<span><label>reward from <input type="number" name="low" step="any"></label> '
-        '<label>to <input type="number" name="high" step="any"></label></span>'
+        f"{BOUNDS if _are_paid(completions) else ''}"
         '<button type="reset">Reset</button></form>'
         '<p id="count" role="status"></p><div id="groups"></div>'
         '<button type="button" id="more" hidden>Show more</button>'
@@ -79,8 +84,13 @@ def samples_part(shown: list[dict], number: int):
     )
 
 
+def _are_paid(completions):
+    return any(completion.get("total") is not None for completion in completions)
+
+
 def _said(shown, completions, number):
-    said = "Completions of some prompts, the best rewarded first, equal ones once."
+    best = ", the best rewarded first" if _are_paid(completions) else ""
+    said = f"Completions of some prompts{best}, equal ones once."
     if len(shown) < number:
         said += f" {len(shown)} of {number} prompts are here, because the page is limited."
     if any(completion.get("advantage") is not None for completion in completions):

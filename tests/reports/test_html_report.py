@@ -346,7 +346,7 @@ def test_completions_stand_side_by_side_in_a_browser(opened):
 
 
 def test_steps_of_training_are_filtered_and_show_what_is_known_in_a_browser(browser, tmp_path):
-    """Oracle: by hand: three steps of one phase; what has no reward passes no bound of rewards."""
+    """Oracle: by hand: three steps of one phase; without a reward, there are no bounds of it."""
     samples = [
         dict(stage="training", phase="grpo", step=step, prompt=f"{step} + 5?", answer=None,
              completions=[dict(text="x", total=None, parts={"own": None}, advantage=None, length=3,
@@ -361,8 +361,17 @@ def test_steps_of_training_are_filtered_and_show_what_is_known_in_a_browser(brow
     assert shown(browser)[1] == [["10 + 5?", ["x"]]]
     facts = browser.find_element("css selector", "#groups .completion .facts").text
     assert facts.split() == "own none 3 tokens truncated".split()
-    choose(browser, low="0")
-    assert shown(browser)[1] == [] and browser.get_log("browser") == []
+    assert browser.find_elements("name", "low") == [] and browser.get_log("browser") == []
+
+
+def test_what_has_no_reward_is_within_no_bounds_in_a_browser(browser, tmp_path):
+    """Oracle: by hand: of two completions, the one that was scored; it stands first."""
+    sample = group("R1", "sum", SUM, [completion("x", 0.0, total=None), completion("y", 0.0)])
+    (tmp_path / "unscored.html").write_text(page(samples=[sample]))
+    browser.get((tmp_path / "unscored.html").as_uri())
+    assert shown(browser)[1] == [[SUM, ["y", "x"]]]
+    choose(browser, low="-9")
+    assert shown(browser)[1] == [[SUM, ["y"]]]
 
 
 def test_a_link_to_the_lineage_unfolds_it_in_a_browser(opened):

@@ -119,7 +119,7 @@ def test_results_are_those_of_one_rollout_judged_by_hand(finished, saved):
 def test_a_run_leaves_a_page(finished):
     """Oracle: the flags and the completions in results.json."""
     parts = parts_of(finished)
-    assert list(parts) == ["results", "curves", "samples", "lineage"]
+    assert list(parts) == ["results", "samples", "lineage"]
     found = results(finished)
     right = [correct for p in found["problems"] for correct in p["correct"]]
     assert parts["results"].startswith(f"Results pass@1 {np.mean(right):.1%}")
