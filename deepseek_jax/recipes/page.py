@@ -9,7 +9,7 @@ from deepseek_jax.reports.run_page import is_measured, lineage, write_report
 from deepseek_jax.training.lineage import content_hash
 
 
-def write_page(job: Job):
+def write_page(job: Job) -> None:
     """Write report.html of what a run has left so far. Process 0 alone."""
     if not first_process():
         return
