@@ -131,7 +131,7 @@ def test_the_wheel_trains_from_an_empty_folder_and_measures_what_it_trained(run,
         installed / "deepseek_jax" / "__init__.py"
     )
     said = run("deepseek-jax", "train", "--config=grpo_small:seed=1", *FIELDS)
-    assert "complete; params" in said
+    assert "complete; report.html, params" in said
     trained = run.folder / "runs" / "grpo_small_seed=1"
     assert (trained / "params").is_dir() and (trained / "curves.png").stat().st_size > 0
     lines = [
@@ -156,6 +156,6 @@ def test_a_sweep_of_the_wheel_starts_the_wheels_programs(run):
     said = run("deepseek-jax", "sweep", "--config=grpo_small", "--sweep=one.py", *FIELDS)
     assert "seed=3: complete" in said and "1 complete" in said
     log = (run.folder / "runs" / "grpo_small_one" / "seed=3.log").read_text()
-    assert "complete; params" in log
+    assert "complete; report.html, params" in log
     said = run("deepseek-jax", "plan", "--config=grpo_small", "--topology=h100:8")
     assert "answers: decode" in said

@@ -10,6 +10,9 @@ from deepseek_jax.rollout.completions import MeasuredLog
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.settings import AnswerOptions
 
+# Answers that a measurement keeps: their texts are a part of its file
+SAMPLES = 16
+
 
 def evaluate_both(
     policy: Policy,
@@ -19,7 +22,6 @@ def evaluate_both(
     *,
     accuracy: str | None,
     seed: int = 0,
-    samples: int = 3,
 ):
     """`evaluate`, both sampled with options and greedily: a dict of "sampled" and "greedy"."""
     greedy = AnswerOptions(
@@ -28,9 +30,7 @@ def evaluate_both(
         slots=options.slots,
     )
     return {
-        way: evaluate(
-            policy, examples, rewards, chosen, accuracy=accuracy, seed=seed, samples=samples
-        )
+        way: evaluate(policy, examples, rewards, chosen, accuracy=accuracy, seed=seed)
         for way, chosen in (("sampled", options), ("greedy", greedy))
     }
 
@@ -49,7 +49,6 @@ def evaluate(
     *,
     accuracy: str | None,
     seed: int = 0,
-    samples: int = 3,
 ) -> dict:
     """Answer each example once, and score the answers.
 
@@ -59,34 +58,51 @@ def evaluate(
     low, high] with 95% intervals, of accuracy, reward, each other reward, completion_length in tokens and
     truncated.
     unscored: how many answers could not be scored: they count as 0 in the accuracy, and rewards leave them
-    out; a reward of fewer than two numbers is left out whole. samples: the first few prompts and completions
-    with their rewards, None if not scored, and the columns of their lines. Raises UnusableRewards if no
-    answer could be scored.
+    out; a reward of fewer than two numbers is left out whole. samples: the first SAMPLES prompts and
+    completions with their rewards, None if not scored, whether they are right, None where nothing says so,
+    their lengths, and the columns of their lines. Raises UnusableRewards if no answer could be scored.
     """
     texts, rollout, _ = policy.answer(examples, options, seed=seed, log=MeasuredLog())
     values = {
         "completion_length": rollout.completion_mask.sum(1),
         "truncated": rollout.truncated,
     }
-    total, unscored, logged = np.full(len(texts), np.nan), 0, {}
+    unscored, scores = 0, None
     if rewards is not None:
         scores = rewards.score_together(examples, texts, rollout.tokens())
         values = _scored(scores, accuracy) | values
-        total, unscored, logged = scores.total, scores.errors, scores.columns
-    shown = examples[:samples], texts[:samples], total[:samples].tolist()
+        unscored = scores.errors
     return {
         "scores": summarise({name: _share_or_number(v) for name, v in values.items()}),
         "unscored": unscored,
         "samples": [
-            {
-                "prompt": example["question"],
-                "completion": text,
-                "reward": None if np.isnan(reward) else reward,
-                "columns": shown_columns(example) | {name: of[row] for name, of in logged.items()},
+            {"prompt": example["question"], "completion": texts[row]}
+            | _scores_of(row, scores, accuracy, shown_columns(example))
+            | {
+                "length": int(values["completion_length"][row]),
+                "truncated": bool(rollout.truncated[row]),
             }
-            for row, (example, text, reward) in enumerate(zip(*shown, strict=True))
+            for row, example in enumerate(examples[:SAMPLES])
         ],
     }
+
+
+def _scores_of(row, scores, accuracy, columns):
+    """reward, parts, right and columns of a sample. scores: None without rewards."""
+    if scores is None:
+        return {"reward": None, "parts": {}, "right": None, "columns": columns}
+    parts = {name: _number(part[row]) for name, part in scores.parts.items()}
+    return {
+        "reward": _number(scores.total[row]),
+        "parts": parts,
+        "right": None if accuracy is None else bool(scores.as_wrong(accuracy)[row] == 1),
+        "columns": columns | {name: of[row] for name, of in scores.columns.items()},
+    }
+
+
+def _number(value):
+    """A number as JSON holds it; None for an answer that was not scored."""
+    return None if np.isnan(value) else float(value)
 
 
 def _scored(scores, accuracy):

@@ -3,5 +3,5 @@
 from deepseek_jax.lazy import lazy_names
 
 __getattr__, __dir__, __all__ = lazy_names(
-    __name__, {"Trained": "in_process", "train": "in_process"}
+    __name__, {"Trained": "in_process", "train": "in_process", "write_page": "page"}
 )

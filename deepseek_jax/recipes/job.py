@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from deepseek_jax import recipes, reports
 from deepseek_jax.checkpoint import save_orbax
 from deepseek_jax.errors import at
 from deepseek_jax.files import read_json, write_whole
@@ -35,6 +36,8 @@ class Job:
     """
 
     stages: tuple[Stage, ...]
+    # What report.html calls a run of the recipe
+    page_title: str
     # Whether a changed config may resume in the same workdir
     redoes_what_changed = False
 
@@ -160,6 +163,26 @@ class Job:
     def report(self):
         """Print the run's results."""
 
+    # The page
+
+    def write_page(self):
+        """Write report.html of what the run has left so far. Process 0 alone."""
+        recipes.write_page(self)
+
+    def titles(self) -> dict[str, str]:
+        """{stage: its name on the page} of those that have a record of their lineage."""
+        return {}
+
+    def row_of(self, measurement: str):
+        """The name of a measurement's scores on the page."""
+        return measurement.replace("_", " ")
+
+    def page(self, page: "reports.Page", measured: dict) -> "reports.Page":
+        """The page with what the recipe shows beside scores and curves. measured: {measurement: what it
+        found} of those that are there.
+        """
+        return page
+
 
 class LineageJob(Job):
     """A job whose stages have folders of their own, and run again where their inputs have changed.
@@ -184,6 +207,10 @@ class LineageJob(Job):
 
     def measured_in(self, stage: Stage):
         return f"{stage.name}/{SCORES}"
+
+    def titles(self):
+        stages = (stage for stage in self.stages if not stage.does.is_measure)
+        return {stage.name: stage.title or stage.name for stage in stages}
 
     def save(self, work: "Work", policy: Policy):
         """Save the policy that a stage's run returned."""

@@ -109,6 +109,13 @@ class TrainedJob(PolicyJob):
             Stage("after", "measure", name),
         )
 
+    def answers_of(self, measured) -> dict[str, dict]:
+        """{task: the result of evaluate_both} of a measurement; "" for a single task."""
+        raise NotImplementedError
+
+    def page(self, page, measured):
+        return reports.with_answers(page, {w: self.answers_of(m) for w, m in measured.items()})
+
     def is_complete(self):
         return is_trained(self.settings, self.run.folder)
 
@@ -156,8 +163,8 @@ class PayingJob(PolicyJob):
         metrics, picture = workdir / "metrics.jsonl", workdir / "curves.png"
         reports.plot_curves(metrics, picture, phase=self.trains[0], names=self.curves)
         console.print(reports.reward_model_table(self.title, workdir))
-        console.print(
-            f"complete; metrics, curves.png, tensorboard and checkpoints are in {workdir}"
-        )
+        self.write_page()
+        left = "report.html, metrics, curves.png, tensorboard and checkpoints"
+        console.print(f"complete; {left} are in {workdir}")
         folder = workdir / "params"
         console.print(f"to be rewarded by it, set config.reward_models.NAME.path to {folder}")

@@ -4,10 +4,11 @@ import numpy as np
 from rich.console import Console
 
 from deepseek_jax.parallel.processes import first_process
+from deepseek_jax.reports.page import form_of
 from deepseek_jax.reports.tables import before_after_table, sample_panel
 
-# Number format of a score; others are shares
-FORMS = {"completion_length": ".1f", "reward": ".2f"}
+# Samples of each measurement that are printed; the page shows more
+PRINTED = 3
 
 
 def print_table(console: Console, before: dict, after: dict) -> None:
@@ -15,7 +16,7 @@ def print_table(console: Console, before: dict, after: dict) -> None:
     scores = [{way: measured["scores"] for way, measured in m.items()} for m in (before, after)]
     every = [of for measured in scores for of in measured.values()]
     names = [name for name in every[-1] if all(name in of for of in every)]
-    forms = {name: _form(name, [of[name] for of in every]) for name in names}
+    forms = {name: form_of(name, [end for of in every for end in of[name]]) for name in names}
     console.print(before_after_table(forms, *scores))
     for way, result in after.items():
         counts = before[way]["unscored"], result["unscored"]
@@ -26,15 +27,9 @@ def print_table(console: Console, before: dict, after: dict) -> None:
             )
 
 
-def _form(name, intervals):
-    """The format of a score: rewards of a user's own may be no shares."""
-    shares = all(0 <= low <= high <= 1 for _, low, high in intervals)
-    return FORMS.get(name, ".1%" if shares else ".2f")
-
-
 def print_samples(console: Console, before: dict, after: dict) -> None:
     """Print the first completions of two results of evaluate side by side."""
-    pairs = zip(before["samples"], after["samples"], strict=True)
+    pairs = zip(before["samples"][:PRINTED], after["samples"][:PRINTED], strict=True)
     samples = [
         {
             "prompt": old["prompt"],

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from deepseek_jax.files import whole_file
 from deepseek_jax.parallel.processes import first_process
-from deepseek_jax.reports.answers import FORMS, print_samples
+from deepseek_jax.reports.answers import print_samples
+from deepseek_jax.reports.page import FORMS
 from deepseek_jax.reports.tables import stages_table
 
 SCORES = "completion_length", "accuracy"

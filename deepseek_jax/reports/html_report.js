@@ -14,17 +14,22 @@
   const round = (number, digits) => String(Number(number.toFixed(digits)));
   const words = (name) => name.replaceAll("_", " ");
   const percent = (share) => Math.round(100 * share) + "%";
+  const known = (value) => value !== null && value !== undefined && value !== "";
+  const read = (id) => JSON.parse(byId(id).textContent);
 
   // ---- samples: groups of completions, filtered ----
-  const groups = JSON.parse(byId("samples-data").textContent);
+  const groups = read("samples-data");
   const filters = byId("filters");
   let shown = PAGE;
 
+  const CHOICES = filters
+    ? [...filters.querySelectorAll("select")].map((select) => select.name).filter((name) => name !== "answer") : [];
+
   function wanted() {
     const form = new FormData(filters);
-    const number = (name, otherwise) => form.get(name) === "" ? otherwise : Number(form.get(name));
+    const number = (name, otherwise) => !form.get(name) ? otherwise : Number(form.get(name));
     return {
-      stage: form.get("stage"), kind: form.get("kind"), language: form.get("language"),
+      choices: CHOICES.map((key) => [key, form.get(key)]).filter(([, value]) => value),
       answer: form.get("answer"), text: form.get("text").trim().toLowerCase(),
       low: number("low", -Infinity), high: number("high", Infinity),
     };
@@ -33,12 +38,14 @@
   // [group, its completions that pass], for the groups in which any does
   function passing(want) {
     const has = (text) => text.toLowerCase().includes(want.text);
+    const anyReward = want.low === -Infinity && want.high === Infinity;
     return groups
-      .filter((group) => ["stage", "kind", "language"].every((key) => !want[key] || group[key] === want[key]))
+      .filter((group) => want.choices.every(([key, value]) => String(group[key]) === value))
       .map((group) => [group, group.completions.filter((completion) =>
         (has(group.prompt) || has(completion.text))
         && (!want.answer || completion.right === (want.answer === "right"))
-        && completion.total >= want.low && completion.total <= want.high)])
+        && (anyReward
+          || known(completion.total) && completion.total >= want.low && completion.total <= want.high))])
       .filter(([, completions]) => completions.length > 0);
   }
 
@@ -51,7 +58,8 @@
       entry.times += 1;
       found.set(key, entry);
     }
-    return [...found.values()].sort((a, b) => b.completion.total - a.completion.total);
+    const total = ({ completion }) => completion.total ?? -Infinity;
+    return [...found.values()].sort((a, b) => total(a) < total(b) ? 1 : total(a) > total(b) ? -1 : 0);
   }
 
   // A completion's text, with its tags and its reasoning in spans of their own
@@ -81,44 +89,61 @@
     return element("span", "languages", bar, said.join(" · ") || "no words");
   }
 
-  function card({ completion, times }) {
-    const { advantage } = completion;
-    const sign = advantage > 0 ? "+" : "";
-    const chip = element("b", "advantage", `advantage ${sign}${advantage.toFixed(2)}`);
-    const parts = Object.entries(completion.parts).map(([name, value]) => `${words(name)} ${round(value, 2)}`);
-    const facts = element("div", "facts",
-      chip,
-      element("b", "", `reward ${round(completion.total, 2)}`),
-      element("span", completion.right ? "right" : "wrong", completion.right ? "✓ right" : "✗ wrong"),
-      element("b", "times", times > 1 ? `× ${times}` : ""),
-      element("span", "", parts.join(" · ")),
-      languages(completion.languages),
-      element("span", "", `${completion.length} tokens`));
-    const made = element("li", "completion " + (advantage > 0 ? "above" : advantage < 0 ? "below" : "even"),
-      facts, marked(completion.text));
-    made.style.setProperty("--strength", percent(Math.min(Math.abs(advantage) / 2, 1)));
+  function verdict(right) {
+    return element("span", right ? "right" : "wrong", right ? "✓ right" : "✗ wrong");
+  }
+
+  // What is known of a completion, then its text
+  function card(completion, times, tag) {
+    const { advantage, total, parts, length } = completion, facts = element("div", "facts");
+    const add = (wanted, fact) => { if (wanted) facts.append(fact()); };
+    const value = (number) => known(number) ? round(number, 2) : "none";
+    add(known(advantage), () => element("b", "advantage", `advantage ${advantage > 0 ? "+" : ""}${advantage.toFixed(2)}`));
+    add(known(total) || known(advantage), () => element("b", "", `reward ${value(total)}`));
+    add(known(completion.right), () => verdict(completion.right));
+    add(times > 1, () => element("b", "times", `× ${times}`));
+    add(parts && Object.keys(parts).length > 0, () => element("span", "",
+      Object.entries(parts).map(([name, part]) => `${words(name)} ${value(part)}`).join(" · ")));
+    add(completion.languages, () => languages(completion.languages));
+    add(known(length), () => element("span", "", `${length} tokens`));
+    add(completion.truncated, () => element("span", "wrong", "truncated"));
+    const tone = advantage > 0 ? "above" : advantage < 0 ? "below" : "even";
+    const made = element(tag, `completion ${tone}`, facts, marked(completion.text));
+    made.style.setProperty("--strength", percent(Math.min(Math.abs(advantage ?? 0) / 2, 1)));
     return made;
   }
 
   function section([group, completions]) {
-    const compare = element("button", "", "this prompt in all stages");
-    compare.type = "button";
-    compare.addEventListener("click", () => {
-      filters.reset();
-      filters.elements.text.value = group.prompt;
-      update();
-    });
-    const right = group.completions.filter((completion) => completion.right).length;
-    const facts = [
-      `${group.kind}, ${group.language}`, `a right answer: ${group.answer}`,
-      `${right} of ${group.completions.length} right`,
-    ];
+    const facts = ["kind", "task", "language", "phase"].map((key) => group[key]).filter(known);
+    if (known(group.step)) facts.push(`step ${group.step}`);
+    if (known(group.answer)) facts.push(`a right answer: ${group.answer}`);
+    const judged = group.completions.filter((completion) => known(completion.right));
+    const right = judged.filter((completion) => completion.right).length;
+    if (judged.length > 1) facts.push(`${right} of ${judged.length} right`);
     if (completions.length < group.completions.length) facts.push(`${completions.length} shown`);
-    return element("article", "group",
-      element("h3", "prompt", group.prompt),
-      element("div", "facts",
-        element("b", "", group.stage), ...facts.map((fact) => element("span", "", fact)), compare),
-      element("ul", "", ...distinct(completions).map(card)));
+    const head = element("div", "facts", ...facts.map((fact) => element("span", "", fact)));
+    if (known(group.stage)) head.prepend(element("b", "", group.stage));
+    if (CHOICES.includes("stage")) {
+      const compare = element("button", "", "this prompt in all stages");
+      compare.type = "button";
+      compare.addEventListener("click", () => {
+        filters.reset();
+        filters.elements.text.value = group.prompt;
+        update();
+      });
+      head.append(compare);
+    }
+    const cards = distinct(completions).map(({ completion, times }) => card(completion, times, "li"));
+    return element("article", "group", element("h3", "prompt", group.prompt), head, element("ul", "", ...cards));
+  }
+
+  // ---- completions of one prompt side by side ----
+  function besides({ prompt, facts, sides }) {
+    const said = Object.entries(facts ?? {}).filter(([, value]) => known(value))
+      .map(([name, value]) => element("span", "", `${words(name)}: ${value}`));
+    return element("article", "group", element("h3", "prompt", prompt), element("div", "facts", ...said),
+      element("div", "sides", ...sides.map((side) =>
+        element("div", "side", element("h4", "", side.title), card(side, 1, "div")))));
   }
 
   function update() {
@@ -136,6 +161,16 @@
     filters.addEventListener("reset", () => setTimeout(restart));  // once the fields are empty
     byId("more").addEventListener("click", () => { shown += PAGE; update(); });
     update();
+  }
+
+  byId("pairs")?.append(...read("pairs-data").map(besides));
+
+  // ---- what is folded opens for a reader who comes by a link ----
+  for (const link of document.querySelectorAll("nav a")) {
+    link.addEventListener("click", () => {
+      const folded = document.querySelector(`${link.getAttribute("href")} > details`);
+      if (folded && folded.parentElement.id === "lineage") folded.open = true;
+    });
   }
 
   // ---- curves: the value under the pointer ----

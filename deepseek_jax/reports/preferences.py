@@ -1,23 +1,57 @@
-"""The table of a reward model's or a judge's scores."""
+"""The scores of a reward model or a judge as a table, and what it pays for some preferences on the page."""
 
+import dataclasses
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from deepseek_jax.reports.page import Page
 from deepseek_jax.training.remembered import before_and_after
 
 
 def reward_model_table(title: str, folder: Path) -> Table:
-    """A rich Table of folder's before.json and after.json: dicts of [mean, low, high], numbers and None."""
+    """A rich Table of folder's before.json and after.json: dicts of [mean, low, high], numbers and None,
+    and of samples, which only the page shows.
+    """
     before, after = before_and_after(folder)
     table = Table(title=title, box=SIMPLE_HEAD, show_edge=False)
     table.add_column("score")
     for name in ("before", "after"):
         table.add_column(name, justify="right")
-    for name in after:
+    for name in (name for name in after if name != "samples"):
         table.add_row(name.replace("_", " "), *(_cell(report[name]) for report in (before, after)))
     return table
+
+
+def with_preferences(page: Page, measured: dict[str, dict]) -> Page:
+    """The page with the rewards of some held-out responses. measured: "before" and "after", those that are
+    there.
+    """
+    samples = {when: held_out_samples(found) for when, found in measured.items()}
+    pairs = [
+        _pair(dict(zip(samples, of, strict=True))) for of in zip(*samples.values(), strict=False)
+    ]
+    return dataclasses.replace(page, pairs=pairs)
+
+
+def held_out_samples(found: dict) -> list[dict]:
+    """The samples of a measurement of a reward model or judge; [] in those of an earlier version."""
+    return found.get("samples", {}).get("held_out", [])
+
+
+def _pair(records):
+    """One of Page.pairs. records: "before" and "after" -> a sample of the same responses."""
+    first = next(iter(records.values()))
+    rewards = [
+        {f"reward {when}": record["rewards"][i] for when, record in records.items()}
+        for i in range(len(first["responses"]))
+    ]
+    sides = [
+        response | {"parts": paid}
+        for response, paid in zip(first["responses"], rewards, strict=True)
+    ]
+    return {"prompt": first["prompt"], "sides": sides}
 
 
 def _cell(value):

@@ -1,70 +1,81 @@
-"""Writes report.html from the files that a run of several stages left in its work directory."""
+"""Writes report.html: what a recipe says of its run, with what is in the files of every run."""
+
+import dataclasses
+import json
 
 from etils.epath import Path
 
 from deepseek_jax.files import read_json, write_whole
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.reports.html_report import report_page
+from deepseek_jax.reports.page import Page
 from deepseek_jax.training.lineage import content_hash
 from deepseek_jax.training.metrics import read_phases
 
-# Inputs in a stage.json that are not stages
-NOT_STAGES = ("settings", "data", "checkpoint")
+# The input in a stage.json that is the stage whose parameters it begins from; others have the stage's name
+PARENT = "parent"
+# The completions of training: a line for each group that a step has logged, and groups of a step on the page
+COMPLETIONS, OF_STEP = "completions.jsonl", 4
 
 
-def write_report(
-    workdir: Path, title: str, stages: dict[str, str], forms: dict, names: dict
-) -> None:
-    """Write workdir/report.html from the files so far. Process 0 alone.
+def write_report(workdir: Path, page: Page, headings: dict[str, str]) -> None:
+    """Write workdir/report.html: the page, with the curves and the completions of training. Process 0 alone.
 
-    stages: name of each stage -> its title; a stage comes after those that it is made from. forms, names: as
-    in reports.tables.stages_table.
+    headings: phase -> its title, in order; other phases are those of a base.
     """
     if not first_process():
         return
-    page = report_page(title, **collect(workdir, stages), forms=forms, names=names)
+    phases = read_phases(workdir / "metrics.jsonl")
+    page = dataclasses.replace(
+        page,
+        curves={title: phases[phase] for phase, title in headings.items() if phase in phases},
+        base_curves={phase: of for phase, of in phases.items() if phase not in headings},
+        samples=[*page.samples, *training_samples(workdir / COMPLETIONS, headings)],
+    )
     # Whole: a reader of the page never meets half of it
-    write_whole(workdir / "report.html", page)
+    write_whole(workdir / "report.html", report_page(page))
 
 
-def collect(workdir: Path, stages: dict[str, str]):
-    """Arguments of report_page: stages, scores, curves, samples, and findings once every stage is complete.
-
-    A stage is outdated if one that it is made from was run again since, or is outdated itself. Scores and
-    samples of an outdated stage, or of an earlier version of a stage, are left out.
-    """
-    shown = _lineage(workdir, stages)
-    scores, samples = {}, []
-    for stage in shown:
-        folder = workdir / "measured" / stage["name"]
-        record = _read(folder / "stage.json")
-        if stage["state"] != "complete" or record is None or not record["complete"]:
-            continue
-        # Skip a measurement of an earlier version of the stage. A record holds hashes of its inputs, and here
-        # the input is itself a hash, the stage's
-        if record["inputs"]["parent"] != content_hash(stage["hash"]):
-            continue
-        measured = _read(folder / "scores.json")
-        scores[stage["title"]] = measured["scores"]
-        samples += [
-            {"stage": stage["title"]} | group
-            for groups in measured["samples"].values()
-            for group in groups
+def training_samples(path: Path, headings: dict[str, str]):
+    """Page.samples of the first, the middle and the last step that each phase has logged completions of."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    # The last line of a killed process may have no end
+    groups = [json.loads(line) for line in lines if line.endswith("\n")]
+    steps = {}
+    for group in groups:
+        steps.setdefault(group["phase"], {}).setdefault(group["step"], []).append(group)
+    shown = []
+    for phase, of_phase in steps.items():
+        logged = sorted(of_phase)
+        chosen = sorted({logged[0], logged[(len(logged) - 1) // 2], logged[-1]})
+        shown += [
+            _training_group(group, headings.get(phase, phase))
+            for step in chosen
+            for group in of_phase[step][:OF_STEP]
         ]
-    found = {
-        "stages": shown,
-        "scores": scores,
-        "curves": _curves(workdir, shown),
-        "samples": samples,
+    return shown
+
+
+def _training_group(group, phase):
+    completions = [
+        {"total": completion.get("reward")} | completion for completion in group["completions"]
+    ]
+    return {
+        "stage": "training",
+        "phase": phase,
+        "step": group["step"],
+        "prompt": group["prompt"],
+        "answer": group.get("answer"),
+        "completions": completions,
     }
-    findings = _read(workdir / "findings.json")
-    if findings is not None and all(stage["state"] == "complete" for stage in shown):
-        found["findings"] = findings["heads"], findings["rows"]
-    return found
 
 
-def _lineage(workdir, stages):
-    """report_page's stages: the content of each stage.json, with the stage that made each input."""
+def lineage(workdir: Path, stages: dict[str, str]):
+    """Page.stages: the content of each stage.json, with the stage that made each input.
+
+    stages: name of each stage -> its title; a stage comes after those that it is made from. A stage is
+    outdated if one that it is made from was run again since, or is outdated itself.
+    """
     records = {name: _read(workdir / name / "stage.json") for name in stages}
     found = {name: record for name, record in records.items() if record is not None}
     by_hash = {content_hash(record["hash"]): name for name, record in found.items()}
@@ -73,31 +84,30 @@ def _lineage(workdir, stages):
         record = records[name] or {"hash": None, "inputs": {}, "complete": False}
         inputs = {key: (digest, by_hash.get(digest)) for key, digest in record["inputs"].items()}
         shown[name] = dict(name=name, title=title, hash=record["hash"], inputs=inputs)
-        shown[name]["state"] = _state(records[name], inputs, shown)
+        made_from = [made for key, (_, made) in inputs.items() if key == PARENT or key in stages]
+        shown[name]["state"] = _state(records[name], made_from, shown)
     return list(shown.values())
 
 
-def _curves(workdir, shown):
-    """report_page's curves: heading -> records. Phases that have no stage's name come first."""
-    phases = read_phases(workdir / "metrics.jsonl")
-    headings = {}
-    for stage in shown:
-        outdated = ", outdated" if stage["state"] == "outdated" else ""
-        headings[stage["name"].replace("/", "_")] = f"{stage['title']} ({stage['name']}{outdated})"
-    curves = {phase: records for phase, records in phases.items() if phase not in headings}
-    curves |= {headings[phase]: phases[phase] for phase in headings if phase in phases}
-    return curves
+def is_measured(workdir: Path, measurement: str, stage: dict):
+    """Whether a measurement, a folder below workdir, is of a stage of `lineage` as it is now."""
+    record = _read(workdir / measurement / "stage.json")
+    if stage["state"] != "complete" or record is None or not record["complete"]:
+        return False
+    # A record holds hashes of its inputs, and here the input is itself a hash, the stage's
+    return record["inputs"][PARENT] == content_hash(stage["hash"])
 
 
-def _state(record, inputs, earlier):
-    """The state of a stage in words. earlier: the stages before this one, by name."""
+def _state(record, made_from, earlier):
+    """The state of a stage in words. made_from: the names of its inputs that are stages, None for one that is
+    there no more. earlier: the stages before this one, by name.
+    """
     if record is None:
         return "not begun"
     if not record["complete"]:
         return "not finished"
-    parents = [parent for key, (_, parent) in inputs.items() if key not in NOT_STAGES]
-    # None: no stage has the hash of this input any more, so its parent was run again
-    if any(parent is None or earlier[parent]["state"] != "complete" for parent in parents):
+    # None: no stage has the hash of this input any more, so that stage was run again
+    if any(name is None or earlier[name]["state"] != "complete" for name in made_from):
         return "outdated"
     return "complete"
 

@@ -24,9 +24,9 @@ def judge_question(question: str, first: str, second: str):
     return f"{question}\n1 = {first}\n2 = {second}"
 
 
-def verdict(reply: str):
+def verdict(reply: str | ValueError):
     """1 or 2, the answer marked after the last </think>; None for any other answer, or no answer."""
-    return VERDICTS.get(marked_answer(reply))
+    return None if isinstance(reply, ValueError) else VERDICTS.get(marked_answer(reply))
 
 
 class Judge:
@@ -70,5 +70,8 @@ class Judge:
 
     def verdicts(self, pairs):
         """1, 2 or None for each pair, asked in this order of its answers."""
-        replies = self.ask([judge_question(*pair) for pair in pairs]) if pairs else []
-        return [None if isinstance(reply, ValueError) else verdict(reply) for reply in replies]
+        return [verdict(reply) for reply in self.replies(pairs)]
+
+    def replies(self, pairs):
+        """What the judge says of each pair, asked in this order of its answers: see ask."""
+        return self.ask([judge_question(*pair) for pair in pairs]) if pairs else []

@@ -74,7 +74,7 @@ def test_a_task_or_reward_of_ones_own_is_trained_on(words, place):
     """Oracle: the rewards' names in the metrics, the columns in the samples, and the policy that is left."""
     command = command_of(words)
     folder, printed = trained(place, command)
-    assert "complete; params" in printed and (folder / "params").is_dir()
+    assert "complete; report.html, params" in printed and (folder / "params").is_dir()
     metrics = (folder / "metrics.jsonl").read_text()
     columns = json.loads((folder / "after.json").read_text())["sampled"]["samples"][0]["columns"]
     if words == "runs/polite":

@@ -82,12 +82,16 @@ def test_scores_are_those_of_the_rollout_scored_by_hand(params, monkeypatch):
             "prompt": examples[i]["question"],
             "completion": texts[i],
             "reward": 2 * even[i],
+            "parts": {"even_length": even[i], "correct": 0.0},
+            "right": bool(even[i]),
+            "length": rollout.completion_mask[i].sum(),
+            "truncated": bool(rollout.truncated[i]),
             "columns": {
                 "answer": examples[i]["answer"],
                 "operands": str(examples[i]["operands"]),
             },
         }
-        for i in range(3)
+        for i in range(10)
     ]
 
 
@@ -102,7 +106,8 @@ def test_answers_that_cannot_be_scored_count_as_wrong_and_are_counted(params, mo
     assert result["unscored"] == sum(odd)
     right = 10 - sum(odd)
     assert result["scores"]["accuracy"] == (right / 10, *wilson_interval(right, 10))
-    assert [s["reward"] for s in result["samples"]] == [None if o else 1.0 for o in odd[:3]]
+    assert [s["reward"] for s in result["samples"]] == [None if o else 1.0 for o in odd]
+    assert [s["right"] for s in result["samples"]] == [not o for o in odd]
     said = capsys.readouterr().out
     assert f"{sum(odd)} of 10 held-out answers could not be scored" in said
     assert "ZeroDivisionError" in said

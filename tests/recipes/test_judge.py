@@ -12,8 +12,10 @@ from deepseek_jax.recipes.judge import run as judge
 from deepseek_jax.reinforce.model_rewards import JUDGE, load_model_rewards
 from deepseek_jax.reinforce.settings import ModelRewardSettings
 from deepseek_jax.rewards import Rewards
+from deepseek_jax.rewards.judge import verdict
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.builders import bilingual_examples
+from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import run_recipe
 
 SIZES = dict(num_train=16, num_held_out=6)
@@ -59,6 +61,19 @@ def test_a_judge_learns_to_give_verdicts(finished):
     assert after["no_verdict"][0] < 0.5 and after["pairs"] == 6
     losses = [record["loss"] for record in read_metrics(finished / "metrics.jsonl", "judge")]
     assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.slow
+def test_a_run_leaves_a_page(finished):
+    """Oracle: by hand: a judge that says nothing before, and its scores after."""
+    parts = parts_of(finished)
+    assert list(parts) == ["results", "curves", "completions", "samples"]
+    pair = data_of(finished, "pairs")[0]
+    assert "1 = " in pair["prompt"] and [s["title"] for s in pair["sides"]] == ["before", "after"]
+    assert verdict(pair["sides"][0]["text"]) is None and not pair["sides"][0]["right"]
+    assert pair["sides"][1]["right"] == (verdict(pair["sides"][1]["text"]) == 1)
+    after = json.loads((finished / "after.json").read_text())
+    assert f"accuracy 0.0% → {after['accuracy'][0]:.1%} before" in parts["results"]
 
 
 @pytest.mark.slow

@@ -2,17 +2,19 @@
 
 import dataclasses
 import functools
+import json
 
 from deepseek_jax.checkpoint import is_adapter, save_adapter
 from deepseek_jax.checkpoint.load import read_any_config
 from deepseek_jax.checkpoint.locate import check_checkpoint
 from deepseek_jax.data.messages import worked_conversations
 from deepseek_jax.errors import at
-from deepseek_jax.files import as_path
+from deepseek_jax.files import as_path, read_json, write_whole
 from deepseek_jax.models import check_architecture, how_to_run
 from deepseek_jax.models.adapters import Adapted, with_adapter
 from deepseek_jax.named_code import code_digests, digest_of
-from deepseek_jax.recipes.distill.scores import answer_tasks, intervals, say_shares
+from deepseek_jax.parallel.processes import first_process
+from deepseek_jax.recipes.distill.scores import answer_tasks, first_answers, intervals, say_shares
 from deepseek_jax.recipes.distill.settings import DistillSettings, StartSettings, TeacherSettings
 from deepseek_jax.recipes.distill.student import StudentRun
 from deepseek_jax.recipes.distill.tasks import (
@@ -33,6 +35,8 @@ from deepseek_jax.worlds.registry import find_world, named_tokenizer
 
 MEASURED, STARTS, STUDENTS, REINFORCED = "measured/", "starts/", "students/", "reinforced/"
 TEACHER, TEACHER_BASE, TEXT = "teacher", "teacher_base", "text"
+SAMPLES = "samples.json"  # answers in the folder of a measurement, for the page
+BESIDE = 4  # policies whose answers the page has side by side
 FEWEST = 2  # held-out questions of the world where config.evaluation is None
 
 
@@ -400,9 +404,11 @@ class DistillJob(LineageJob):
     def measure(self, work: Work):
         """Each task's shares of right answers."""
         policy = self.load_to_answer(work.stage.start)
-        shares = answer_tasks(work.settings, self.tasks, policy, self.settings.seed)
-        say_shares(self.title_of(work.stage.start), shares)
-        return shares
+        found = answer_tasks(work.settings, self.tasks, policy, self.settings.seed)
+        say_shares(self.title_of(work.stage.start), found.shares)
+        if first_process():
+            write_whole(work.folder / SAMPLES, json.dumps(found.samples, indent=1))
+        return found.shares
 
     def scores_of(self, result):
         # The score of all tasks, where there are several, is the last
@@ -411,6 +417,33 @@ class DistillJob(LineageJob):
     def title_of(self, name: str):
         """How tables and answers.json call the policy of a stage."""
         return name.replace(STARTS, "start ").rpartition("/")[2]
+
+    def titles(self):
+        return {name: self.title_of(name) for name in super().titles()}
+
+    def row_of(self, measurement):
+        return self.title_of(measurement.removeprefix(MEASURED))
+
+    def page(self, page, measured):
+        starts = {
+            self.title_of(stage.name): self.title_of(stage.start)
+            for stage in self.stages
+            if stage.name.startswith((STUDENTS, REINFORCED))
+        }
+        compared = [(s, name) for name, s in starts.items() if {s, name} <= page.scores.keys()]
+        samples = {
+            self.row_of(name): read_json(self.run.folder / name / SAMPLES)
+            for name in measured
+            if (self.run.folder / name / SAMPLES).exists()
+        }
+        groups = [{"stage": title} | each for title, of in samples.items() for each in of]
+        shown = dict.fromkeys([TEACHER, *(title for pair in compared for title in pair)])
+        return dataclasses.replace(
+            page,
+            compared=compared or page.compared,
+            pairs=first_answers({t: samples[t] for t in list(shown)[:BESIDE] if t in samples}),
+            samples=groups,
+        )
 
 
 def _path(block: StartSettings | TeacherSettings):

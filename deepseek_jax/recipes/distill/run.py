@@ -41,9 +41,16 @@ class Job(DistillJob):
     operations; comparisons: the config's.
     """
 
+    page_title = "Distillation"
+
     def __init__(self, *arguments):
         super().__init__(*arguments)
         self.stages = tuple(stages_of(self.settings))
+
+    def ended(self, work):
+        if work.stage.does.is_measure:
+            # After every stage, so that the page can be read before the run ends
+            self.write_page()
 
     def describe_data(self):
         # The teacher's answers are not there yet
@@ -61,9 +68,9 @@ class Job(DistillJob):
             }
             if answers:
                 self._conclude(answers)
-        say(
-            f"complete; metrics, curves, and a folder of each stage with its params are in {folder}"
-        )
+            self.write_page()
+        left = "report.html, metrics, curves, and a folder of each stage with its params"
+        say(f"complete; {left} are in {folder}")
 
     def _conclude(self, answers: dict):
         folder, comparisons = self.run.folder, self.settings.comparisons

@@ -1,5 +1,7 @@
 """Measure students and teacher on held-out questions, task by task."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from deepseek_jax.evaluation.accuracy import score_interval
@@ -9,14 +11,24 @@ from deepseek_jax.rollout.completions import MeasuredLog
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.worlds.registry import open_rewards
 
+# Questions of each task, and answers to each, that the page shows
+ON_PAGE, OF_QUESTION = 8, 8
 
-def answer_tasks(sampling: ScoreSettings, tasks: dict, policy: Policy, seed: int):
-    """task -> [mean reward of a question's samples], one number a question, in order, for JSON. Where answers
-    are right or wrong, it is the share of right samples.
 
-    tasks: name -> TransferTask; skips one without questions.
+class Answered(NamedTuple):
+    """Answers to held-out questions, as JSON can hold them.
+
+    shares: task -> [mean reward of a question's samples], one number a question, in order. Where answers are
+    right or wrong, it is the share of right samples. samples: reports.page.Page.samples of the first ones.
     """
-    found = {}
+
+    shares: dict
+    samples: list
+
+
+def answer_tasks(sampling: ScoreSettings, tasks: dict, policy: Policy, seed: int) -> Answered:
+    """What a policy answers. tasks: name -> TransferTask; skips one without questions."""
+    found, samples = {}, []
     for name, task in tasks.items():
         if not task.questions:
             continue
@@ -31,7 +43,44 @@ def answer_tasks(sampling: ScoreSettings, tasks: dict, policy: Policy, seed: int
             say(f"{name}: {missing}")
         right = scores.as_wrong(task.rule).astype(np.float64).reshape(len(asked), -1)
         found[name] = right.mean(1).tolist()
-    return found
+        samples += _groups(name, asked[:ON_PAGE], answers, right)
+    return Answered(found, samples)
+
+
+def _groups(task, asked, answers, rewards_pi):
+    """Page.samples of the first questions that were asked. rewards_pi: of all answers."""
+    lengths, size = answers.lengths(), rewards_pi.shape[1]
+    return [
+        {
+            "task": task,
+            "prompt": example["question"],
+            "answer": example.get("answer"),
+            "completions": [
+                {
+                    "text": answers.texts[p * size + i],
+                    "total": rewards_pi[p, i],
+                    "length": int(np.ravel(lengths)[p * size + i]),
+                }
+                for i in range(min(size, OF_QUESTION))
+            ],
+        }
+        for p, example in enumerate(asked)
+    ]
+
+
+def first_answers(samples: dict[str, list]):
+    """Page.pairs: each question with the first answer of every policy. samples: title -> Answered.samples."""
+    return [
+        {
+            "prompt": groups[0]["prompt"],
+            "facts": {name: groups[0][name] for name in ("task", "answer")},
+            "sides": [
+                group["completions"][0] | {"title": title}
+                for title, group in zip(samples, groups, strict=True)
+            ],
+        }
+        for groups in zip(*samples.values(), strict=False)
+    ]
 
 
 def intervals(found: dict):

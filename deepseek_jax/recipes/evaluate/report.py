@@ -1,17 +1,21 @@
-"""Print the scores of an evaluation, and compare two evaluations on the same problems."""
+"""Print an evaluation's scores, put them on its page, and compare two evaluations on the same problems."""
 
+import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 
-from deepseek_jax.evaluation.problem_scores import compared_tasks, in_order, task_scores
+from deepseek_jax.evaluation.problem_scores import ALL, compared_tasks, in_order, task_scores
 from deepseek_jax.evaluation.problems import load_problems
 from deepseek_jax.files import as_path
 from deepseek_jax.recipes.evaluate.settings import EvaluateSettings
 from deepseek_jax.reports.answers import make_console
+from deepseek_jax.reports.page import Page
 from deepseek_jax.reports.tables import comparison_table, stages_table
 from deepseek_jax.settings import build
 
 RESULTS = "results.json"
+ON_PAGE = 16  # problems of each task
 TABLE_WIDTH = 130  # columns: six scores with their intervals
 
 
@@ -27,7 +31,37 @@ def report(problems: list[dict], workdir: Path):
     if unscored:
         samples = sum(len(problem["correct"]) for problem in problems)
         console.print(f"{unscored} of {samples} answers had no verdict and count as wrong")
-    console.print(f"complete; prompts, completions and verdicts are in {workdir / RESULTS}")
+    console.print(
+        f"complete; report.html is in {workdir}; prompts, completions and verdicts are in "
+        f"{workdir / RESULTS}"
+    )
+
+
+def problems_page(page: Page, problems: list[dict], made_of: dict) -> Page:
+    """The page with the scores of each task, and the answers to the first problems of each."""
+    scores, nth, samples = task_scores(problems), Counter(), []
+    for problem in problems:
+        nth[problem["task"]] += 1
+        if nth[problem["task"]] <= ON_PAGE:
+            samples.append(_group(problem))
+    return dataclasses.replace(
+        page,
+        scores=scores,
+        compared=[(None, ALL if ALL in scores else next(iter(scores)))],
+        samples=samples,
+        digests=page.digests | made_of,
+    )
+
+
+def _group(problem):
+    names = {"completions": "text", "correct": "right", "lengths": "length"}
+    values = (problem[name] for name in (*names, "truncated"))
+    completions = [
+        dict(zip((*names.values(), "truncated"), each, strict=True))
+        for each in zip(*values, strict=True)
+    ]
+    about = {"task": problem["task"], "prompt": problem["question"], "answer": problem["gold"]}
+    return about | {"completions": completions}
 
 
 def check_against(config, path):

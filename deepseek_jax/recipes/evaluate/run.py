@@ -24,7 +24,7 @@ from deepseek_jax.hub import hub_id
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.named_code import digest_of
 from deepseek_jax.parallel.processes import barrier, first_process, say, total
-from deepseek_jax.recipes.evaluate.report import RESULTS, report
+from deepseek_jax.recipes.evaluate.report import RESULTS, problems_page, report
 from deepseek_jax.recipes.evaluate.settings import MAX_COMPLETION_LENGTH, EvaluateSettings
 from deepseek_jax.recipes.job import PROMPT_LENGTH, Work, WorkdirJob
 from deepseek_jax.recipes.stage import Answering, Stage
@@ -47,6 +47,7 @@ class EvaluateJob(WorkdirJob):
 
     settings: EvaluateSettings
     stages = (Stage(RESULTS.removesuffix(".json"), "measure"),)
+    page_title = "Evaluation"
 
     @functools.cached_property
     def problems(self):
@@ -127,8 +128,12 @@ class EvaluateJob(WorkdirJob):
     def describe_data(self):
         return f"{len(self.problems)} problems, such as {self.problems[0]['question']!r}"
 
+    def page(self, page, measured):
+        return problems_page(page, **measured[self.stages[0].name])
+
     def report(self):
         """Print the scores."""
+        self.write_page()
         report(read_json(self.run.folder / RESULTS)["problems"], self.run.folder)
 
 

@@ -6,6 +6,7 @@ ones as a dataset for recipes.sft -> report what each filter removed.
 
 import dataclasses
 import functools
+import itertools
 import json
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from deepseek_jax.synthesis.augment import augmented
 from deepseek_jax.synthesis.generated import dataset_folder
 from deepseek_jax.synthesis.ngrams import Evaluation
 from deepseek_jax.synthesis.sift import FATES
-from deepseek_jax.synthesis.teacher import Teacher, check_opening
+from deepseek_jax.synthesis.teacher import Teacher, check_opening, read_rows
 from deepseek_jax.training.lineage import run_stage
 from deepseek_jax.worlds.registry import find_questions, open_rewards
 
@@ -39,6 +40,7 @@ SETTINGS = GenerateSettings
 # The stages; with a checkpoint the first is not trained
 BASE, SAMPLES, DATASET = "base", "samples", "dataset"
 PHASE = "pretrain"  # of the base
+ON_PAGE = 64  # prompts whose samples the page has
 
 
 class GenerateJob(FromPolicy, LineageJob):
@@ -47,6 +49,7 @@ class GenerateJob(FromPolicy, LineageJob):
     """
 
     settings: GenerateSettings
+    page_title = "Generation"
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -171,6 +174,10 @@ class GenerateJob(FromPolicy, LineageJob):
         kept, asked = sum(of["kept"] for of in fates), sum(sum(of.values()) for of in fates)
         return {"kept_share": [kept / asked, None, None]}
 
+    def page(self, page, measured):
+        rows = itertools.islice(read_rows(self.run.folder / SAMPLES), ON_PAGE)
+        return dataclasses.replace(page, samples=[_group(row) for row in rows])
+
     def describe_data(self):
         questions, evaluations = self.read[0], self.measured_on[0]
         counts = f"{len(questions)} questions, and {len(evaluations)} of evaluations"
@@ -182,6 +189,11 @@ class GenerateJob(FromPolicy, LineageJob):
         """
         if first_process():
             _report(self.run.folder, self.augmented[1])
+        self.write_page()
+        say(
+            f"complete; report.html is in {self.run.folder}; set config.data.path of recipe 'sft' to "
+            f"{dataset_folder(self.run.folder / DATASET)}"
+        )
 
 
 def prompts_of(settings: GenerateSettings, policy: Policy, examples: list):
@@ -239,6 +251,19 @@ def _measured_on(settings: GenerateSettings, held_out: list):
     return questions, solutions
 
 
+def _group(row: dict):
+    """A line of the samples as reports.page.Page.samples has it."""
+    names = {"text": "text", "reward": "total", "parts": "parts", "tokens": "length"}
+    completions = [
+        {names[name]: value for name, value in sample.items() if name in names}
+        | {"truncated": not sample["finished"]}
+        for sample in row["samples"]
+    ]
+    example = row["example"]
+    about = {"kind": example.get("origin"), "answer": example.get("answer")}
+    return about | {"prompt": example["question"], "completions": completions}
+
+
 def _report(workdir: Path, fates: dict):
     completions = read_json(workdir / DATASET / FATES)
     report = {"questions": fates, "completions": completions}
@@ -246,7 +271,6 @@ def _report(workdir: Path, fates: dict):
     console = make_console()
     for what, counts in report.items():
         console.print(fates_table(f"what became of the {what}", counts))
-    say(f"complete; set config.data.path of recipe 'sft' to {dataset_folder(workdir / 'dataset')}")
 
 
 JOB = GenerateJob

@@ -4,6 +4,7 @@ base -> measure on held-out questions -> sample groups, reward, update -> measur
 """
 
 import contextlib
+import dataclasses
 import functools
 
 from deepseek_jax import reports
@@ -34,6 +35,7 @@ class GrpoJob(TrainedJob):
     settings: GrpoSettings
 
     trains = PHASE, "reinforce"
+    page_title = "GRPO"
 
     @functools.cached_property
     def read(self):
@@ -141,6 +143,16 @@ class GrpoJob(TrainedJob):
             for name, score in scores_of_both(answers).items()
         }
 
+    def answers_of(self, measured):
+        if self.settings.effort is None:
+            return {"": measured}
+        return {f"effort {effort}": answers for effort, answers in measured.items()}
+
+    def page(self, page, measured):
+        # The accuracy of each effort stands before their rewards
+        scores = {row: _by_score(of) for row, of in page.scores.items()}
+        return super().page(dataclasses.replace(page, scores=scores), measured)
+
     def describe_data(self):
         task, general = self.read
         counts = f"{len(task.train)} questions, {len(task.held_out)} held out, {len(general)} general ones"
@@ -162,8 +174,16 @@ class GrpoJob(TrainedJob):
             reports.print_samples(console, before["sampled"], after["sampled"])
         else:
             reports.report_efforts(console, before, after, workdir / "efforts.png")
-        left = f"{left_in(settings)}, metrics, {pictures}, tensorboard and checkpoints"
+        self.write_page()
+        left = f"report.html, {left_in(settings)}, metrics, {pictures}, tensorboard and checkpoints"
         console.print(f"complete; {left} are in {workdir}")
+
+
+def _by_score(scores: dict):
+    """Scores of several efforts, each score's together."""
+    names = [name.partition("_effort_")[0] for name in scores]
+    order = sorted(zip(map(names.index, names), scores, strict=True), key=lambda pair: pair[0])
+    return {name: scores[name] for _, name in order}
 
 
 JOB = GrpoJob

@@ -4,6 +4,7 @@ and say which one is better.
 base -> verdicts on held-out pairs -> fine-tune on judgements -> verdicts again -> report.
 """
 
+from deepseek_jax import reports
 from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.kinds.judge import PHASE, judged_pairs
 from deepseek_jax.recipes.reward_model.settings import JudgeSettings
@@ -19,6 +20,7 @@ class JudgeJob(PayingJob):
     settings: JudgeSettings
     world = BILINGUAL
     trains = PHASE, "judge"
+    page_title = "Judge"
     title = "verdicts on held-out pairs"
     curves = ("loss",)
 
@@ -26,6 +28,13 @@ class JudgeJob(PayingJob):
         """The training and held-out pairs: a Task."""
         folder = self.run.folder / "data"
         return self.once(work, "pairs", lambda: judged_pairs(self.settings, BILINGUAL, folder))
+
+    def page(self, page, measured):
+        answers = {
+            when: {"": {"greedy": {"samples": reports.held_out_samples(found), "unscored": 0}}}
+            for when, found in measured.items()
+        }
+        return reports.with_answers(page, answers)
 
     def describe_data(self):
         pairs = self.pairs(self.works()[-1])

@@ -3,6 +3,7 @@ compare two answers, grade them and say which one is better.
 """
 
 import functools
+import itertools
 import json
 from pathlib import Path
 
@@ -23,13 +24,14 @@ from deepseek_jax.recipes.reward_model.settings import JudgeTrainingSettings
 from deepseek_jax.recipes.stage import Answering, Kind
 from deepseek_jax.recipes.start import check_positions, check_rows
 from deepseek_jax.reinforce.model_rewards import JUDGE, judge_options, make_judge
-from deepseek_jax.rewards.judge import Judge
+from deepseek_jax.rewards.judge import Judge, judge_question, verdict
 from deepseek_jax.rollout.policy import Policy, check_room
 from deepseek_jax.training.remembered import remembered
 from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.world import World
 
 PHASE = "judge"
+ON_PAGE = 16  # held-out pairs whose judgements the page has
 
 
 def is_judge(folder: Path):
@@ -96,13 +98,14 @@ def _measure(judge: Judge, examples: list):
 
     Each score is a share of the pairs. accuracy: the chosen answer wins, where it stands first in every other
     pair and second in the rest. accuracy_of_both: it wins in both orders. same_verdict: both orders agree.
-    no_verdict: at least one order has no verdict.
+    no_verdict: at least one order has no verdict. samples: the first judgements, for the page.
     """
     pairs = [(e["question"], e["chosen"], e["rejected"]) for e in examples]
-    forth = judge.verdicts(pairs)
+    replies = judge.replies(pairs)
+    forth = [verdict(reply) for reply in replies]
     back = judge.verdicts([(question, b, a) for question, a, b in pairs])
-    first = np.array([verdict == 1 for verdict in forth])
-    second = np.array([verdict == 2 for verdict in back])
+    first = np.array([found == 1 for found in forth])
+    second = np.array([found == 2 for found in back])
     none = np.array([None in verdicts for verdicts in zip(forth, back, strict=True)])
     # A judge that always names the same position gets 1/2 by this
     alternating = np.where(np.arange(len(pairs)) % 2 == 0, first, second)
@@ -112,9 +115,17 @@ def _measure(judge: Judge, examples: list):
         "same_verdict": (first == second) & ~none,
         "no_verdict": none,
     }
-    return {name: list(interval) for name, interval in summarise(scores).items()} | {
-        "pairs": len(pairs)
-    }
+    intervals = {name: list(interval) for name, interval in summarise(scores).items()}
+    asked = zip(pairs, replies, first.tolist(), strict=True)
+    samples = [_sample(*each) for each in itertools.islice(asked, ON_PAGE)]
+    return intervals | {"pairs": len(pairs), "samples": {"held_out": samples}}
+
+
+def _sample(pair, reply, right):
+    """A judgement as evaluation.held_out has an answer: the chosen answer stands first."""
+    text = "" if isinstance(reply, ValueError) else reply
+    about = {"prompt": judge_question(*pair), "completion": text, "reward": None, "right": right}
+    return about | {"columns": {}}
 
 
 def judge_programs(name: str, settings: JudgeTrainingSettings, config: ModelConfig, mesh: Mesh):

@@ -13,6 +13,7 @@ from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.flops import useful_flops
 from deepseek_jax.costs.program import Program, rows_of_tokens, update_program
 from deepseek_jax.data.carried import carried_files
+from deepseek_jax.data.preferences import RESPONSES
 from deepseek_jax.evaluation.preference import label_report, pair_report
 from deepseek_jax.losses.preference import batch_rewards, reward_loss
 from deepseek_jax.models import ModelConfig
@@ -37,6 +38,7 @@ from deepseek_jax.training.run import Run
 from deepseek_jax.training.update import create_update
 
 PHASE = "reward_model"
+ON_PAGE = 5  # held-out records whose rewards the page has
 
 
 def train_reward_model(
@@ -88,7 +90,7 @@ def reward_model_loss(model: ModelConfig):
 def _measure(
     config: ModelConfig, settings: RewardTrainingSettings, held_out: list, mesh: Mesh, params
 ):
-    """evaluation.preference's report on the held-out records."""
+    """evaluation.preference's report on the held-out records, and samples of them."""
     length, rows = row_length(held_out), settings.batch_size
 
     # Replicated, so that every process can read all rewards
@@ -102,10 +104,37 @@ def _measure(
         batch = put_share(mesh, batch_of(some, length, rows))
         rewards.append(np.asarray(score(params, batch))[: len(some)])
     rewards_pc = np.concatenate(rewards)
+    samples = {"held_out": _samples(settings.kind, held_out[:ON_PAGE], rewards_pc)}
     if settings.kind == "safety":
-        return label_report(rewards_pc[:, 0], [record["safe"] for record in held_out])
-    longer = [len(chosen) - len(rejected) for chosen, rejected in ids_of(held_out)]
-    return pair_report(rewards_pc[:, 0] - rewards_pc[:, 1], longer)
+        scores = label_report(rewards_pc[:, 0], [record["safe"] for record in held_out])
+    else:
+        longer = [len(chosen) - len(rejected) for chosen, rejected in ids_of(held_out)]
+        scores = pair_report(rewards_pc[:, 0] - rewards_pc[:, 1], longer)
+    return scores | {"samples": samples}
+
+
+def _samples(kind, records, rewards_pc):
+    """The first held-out records: the prompt, each response with a title, and their rewards."""
+    return [
+        {
+            "prompt": "\n".join(message["content"] for message in record["messages"]),
+            "responses": [
+                {"title": title, "text": text, "length": len(ids)}
+                for title, text, ids in zip(
+                    _titles(kind, record), record["responses"], record["ids"], strict=True
+                )
+            ],
+            "rewards": rewards.tolist(),
+        }
+        for record, rewards in zip(records, rewards_pc, strict=False)
+    ]
+
+
+def _titles(kind, record):
+    """What a record says of its responses."""
+    if kind == "safety":
+        return ["safe" if record["safe"] else "unsafe"]
+    return RESPONSES[kind]
 
 
 def reward_programs(

@@ -58,6 +58,7 @@ class PretrainJob(WorkdirJob):
     """
 
     settings: PretrainSettings
+    page_title = "Pre-training"
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -226,9 +227,19 @@ class PretrainJob(WorkdirJob):
         counts = f"{len(train)} documents, and {len(held_out)} held out"
         return f"{counts}, such as {train[0]['text'][:60]!r}"
 
+    def page(self, page, measured):
+        names = [name for name, _ in self.settings.in_order()]
+        pairs = [[self.row_of(f"{name}{end}") for end in (BEFORE, AFTER)] for name in names]
+        return dataclasses.replace(
+            page,
+            compared=[(before, after) for before, after in pairs if after in page.scores],
+            notes=_drafts(self.run.folder),
+        )
+
     def report(self):
         """Draw the curves, print the losses and the drafts. Process 0 alone."""
         if first_process():
+            self.write_page()
             _report(self.settings, self.run.folder)
 
 
@@ -283,13 +294,23 @@ def _report(settings: PretrainSettings, workdir: Path):
     model = read_config(workdir / "params")
     if model.has_indexer:
         Console().print(attention_table(model))
-    drafts = read_json(workdir / DRAFTS)
-    if drafts is not None:
-        say(
-            f"multi-token prediction drafts one token a step; {drafts['acceptance']:.0%} of them are "
-            f"accepted, which makes {drafts['tokens_per_step']:.2f} tokens a step"
-        )
-    say(f"complete; parameters for launch/convert.py are in {workdir / 'params'}")
+    for sentence in _drafts(workdir):
+        say(sentence)
+    say(
+        f"complete; report.html is in {workdir}; parameters for launch/convert.py are in "
+        f"{workdir / 'params'}"
+    )
+
+
+def _drafts(workdir: Path):
+    """What multi-token prediction brings, as sentences: none where it was not measured."""
+    drafts = read_json(workdir / DRAFTS) if (workdir / DRAFTS).exists() else None
+    if drafts is None:
+        return []
+    return [
+        f"multi-token prediction drafts one token a step; {drafts['acceptance']:.0%} of them are "
+        f"accepted, which makes {drafts['tokens_per_step']:.2f} tokens a step"
+    ]
 
 
 JOB = PretrainJob

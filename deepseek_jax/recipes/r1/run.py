@@ -16,16 +16,17 @@ Every policy is measured on held-out questions.
 
 import dataclasses
 
+from deepseek_jax.files import read_json
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.r1.findings import TABLE_WIDTH, report_sweep
 from deepseek_jax.recipes.r1.job import MEASURED, R1Job
+from deepseek_jax.recipes.r1.samples import side_by_side, stage_groups
 from deepseek_jax.recipes.r1.scores import FORMS
 from deepseek_jax.recipes.r1.settings import R1Settings
 from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.preferences import reward_model_table
-from deepseek_jax.reports.run_page import write_report
 from deepseek_jax.reports.tables import stages_table
 from deepseek_jax.training.lineage import own_seed
 
@@ -58,6 +59,8 @@ R1 = (
 class Job(R1Job):
     """R1 as a config wants it, with its page."""
 
+    page_title = "R1"
+
     def __init__(self, *arguments):
         super().__init__(*arguments)
         self.stages = tuple(stages_of(self.settings))
@@ -71,7 +74,7 @@ class Job(R1Job):
     def ended(self, work: Work):
         if work.stage.kind == "measure":
             # After every stage, so that the page can be read before the run ends
-            self._write_page()
+            self.write_page()
         elif work.stage.kind in ("prefer", "judge"):
             make_console().print(reward_model_table(f"{work.name}, held out", work.folder))
 
@@ -80,9 +83,9 @@ class Job(R1Job):
 
     def report(self):
         """Print the scores and the findings."""
-        folder, titles = self.run.folder, titles_of(self.settings)
+        folder = self.run.folder
         scores = {
-            titles[name.removeprefix(MEASURED)]: self.scores_of(made.result)
+            self.row_of(name): self.scores_of(made.result)
             for name, made in self.made.items()
             if made.result is not None
         }
@@ -92,7 +95,7 @@ class Job(R1Job):
         # Over this run alone; launch/sweep.py tests the findings over several seeds
         report_sweep(folder, [folder], self.settings.last_stages())
         # Again, because the page has the findings too
-        self._write_page()
+        self.write_page()
         say(
             f"complete; report.html, and a folder of each stage's lineage and params, are in {folder}"
         )
@@ -101,9 +104,27 @@ class Job(R1Job):
         samples = self.settings.evaluation.samples
         return {name: name.replace("@k", f"@{samples}") for name in FORMS}
 
-    def _write_page(self):
-        folder, titles = self.run.folder, titles_of(self.settings)
-        write_report(folder, f"R1 in {folder.name}", titles, FORMS, self._score_names())
+    def row_of(self, measurement):
+        return self.titles()[measurement.removeprefix(MEASURED)]
+
+    def page(self, page, measured):
+        samples = {self.row_of(name): found["samples"] for name, found in measured.items()}
+        titles = self.titles()
+        ends = [titles[name] for name in self.settings.last_stages() if titles[name] in samples]
+        # Before the last stage has ended: the latest one
+        ends, first = ends or list(samples)[1:][-1:], list(samples)[:1]
+        path = self.run.folder / "findings.json"
+        complete = all(stage["state"] == "complete" for stage in page.stages)
+        findings = read_json(path) if path.exists() and complete else None
+        return dataclasses.replace(
+            page,
+            forms=FORMS,
+            names=self._score_names(),
+            compared=[(start, end) for start in first for end in ends] or page.compared,
+            pairs=side_by_side({title: samples[title] for title in first + ends}),
+            samples=stage_groups(samples),
+            findings=findings and (findings["heads"], findings["rows"]),
+        )
 
 
 def stages_of(settings: R1Settings):
@@ -128,11 +149,6 @@ def stages_of(settings: R1Settings):
         if stage.does.is_policy:
             found.append(Stage(f"{MEASURED}{stage.name}", "measure", stage.name))
     return found
-
-
-def titles_of(settings: R1Settings):
-    """{stage: its name on the page} of the stages that a config has."""
-    return {stage.name: stage.title for stage in stages_of(settings) if stage.title}
 
 
 JOB = Job

@@ -1,5 +1,7 @@
 """The samples of a measured policy that report.html shows: some prompts, each with all its completions."""
 
+from itertools import chain
+
 import numpy as np
 
 from deepseek_jax.data.texts import picked
@@ -27,7 +29,7 @@ def paid_rewards(questions: Questions, examples):
 
 
 def sample_groups(questions: Questions, examples, groups, lengths, ids):
-    """Dicts for JSON: kind, language, prompt, answer and completions (see html_report.report_page).
+    """Dicts for JSON: kind, language, prompt, answer and completions (see reports.page.Page).
 
     groups[i]: the completions (str) of examples[i], as many for each example. lengths: int[p i], in
     tokens. ids: the tokens of all completions, these first.
@@ -60,6 +62,49 @@ def sample_groups(questions: Questions, examples, groups, lengths, ids):
         {key: example.get(key, "") for key in ("kind", "language", "answer")}
         | {"prompt": example["question"], "completions": completions[i * size : (i + 1) * size]}
         for i, example in enumerate(examples)
+    ]
+
+
+def side_by_side(measured: dict[str, dict]):
+    """Page.pairs: prompts of each kind, with the first completion of each stage. measured: title -> the
+    samples of r1.scores.measure.
+    """
+    kinds = next(iter(measured.values()), {})
+    of_kind = [
+        [
+            _beside(dict(zip(measured, groups, strict=True)))
+            for groups in zip(
+                *(samples.get(kind, ()) for samples in measured.values()), strict=False
+            )
+        ]
+        for kind in kinds
+        if kinds[kind]
+    ]
+    return list(chain.from_iterable(zip(*of_kind, strict=False)))
+
+
+def _beside(groups):
+    """One of Page.pairs. groups: title -> the group of the same prompt."""
+    first = next(iter(groups.values()))
+    # An advantage compares a completion with those of its own group, which are not here
+    sides = [
+        group["completions"][0] | {"title": title, "advantage": None}
+        for title, group in groups.items()
+    ]
+    return {
+        "prompt": first["prompt"],
+        "facts": {"a right answer": first["answer"]},
+        "sides": sides,
+    }
+
+
+def stage_groups(measured: dict[str, dict]):
+    """Page.samples of all stages. measured: as in side_by_side."""
+    return [
+        {"stage": title} | group
+        for title, samples in measured.items()
+        for groups in samples.values()
+        for group in groups
     ]
 
 

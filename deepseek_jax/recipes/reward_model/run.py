@@ -5,6 +5,7 @@ base -> add a scalar head -> measure on held-out preferences -> train -> measure
 
 import functools
 
+from deepseek_jax import reports
 from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.kinds.prefer import PHASE
 from deepseek_jax.recipes.kinds.preferences import load_preferences, with_ids
@@ -21,6 +22,7 @@ class RewardModelJob(PayingJob):
     settings: RewardModelSettings
 
     trains = PHASE, "prefer"
+    page_title = "Reward model"
     title = "held-out preferences"
     curves = ("loss", "accuracy", "margin", "safe_probability", "grad_norm")
 
@@ -35,6 +37,9 @@ class RewardModelJob(PayingJob):
         return self.once(
             work, "ids", lambda: [with_ids(self.settings, self.policy, *part) for part in kinds]
         )
+
+    def page(self, page, measured):
+        return reports.with_preferences(page, measured)
 
     def describe_data(self):
         train, held_out = self.records

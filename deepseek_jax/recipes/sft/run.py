@@ -32,6 +32,7 @@ class SftJob(TrainedJob):
     settings: SftSettings
 
     trains = PHASE, "tune"
+    page_title = "Fine-tuning"
 
     @functools.cached_property
     def read(self):
@@ -117,6 +118,9 @@ class SftJob(TrainedJob):
         scores = {} if answers is None else scores_of_both(answers)
         return {"held_out_loss": result["loss"]["loss"]} | scores
 
+    def answers_of(self, measured):
+        return {} if measured["answers"] is None else {"": measured["answers"]}
+
     def describe_data(self):
         train, held_out = self.read
         counts = f"{len(train)} conversations, and {len(held_out)} held out"
@@ -136,7 +140,8 @@ class SftJob(TrainedJob):
         if before["answers"] is not None:
             print_table(console, before["answers"], after["answers"])
             print_samples(console, before["answers"]["sampled"], after["answers"]["sampled"])
-        left = f"{left_in(settings)}, metrics, curves.png, tensorboard and checkpoints"
+        self.write_page()
+        left = f"report.html, {left_in(settings)}, metrics, curves.png, tensorboard and checkpoints"
         console.print(f"complete; {left} are in {workdir}")
 
 

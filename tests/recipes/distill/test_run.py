@@ -36,6 +36,7 @@ from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
 from tests.compilations import compilations
 from tests.data.rows import with_rows
+from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import make_run, one_device, run_recipe
 from tests.tiny import tiny_model
 from tests.turns import turns
@@ -173,6 +174,12 @@ def test_a_users_own_questions_measure_teacher_and_students(files, tmp_path):
     groups = teacher.answer(asked, options, n=3, seed=config.seed).groups()
     wanted = [np.mean([exact_answer(t, {"answer": "12"}) for t in group]) for group in groups]
     np.testing.assert_allclose(answers["teacher"]["a"], wanted)
+    parts = parts_of(tmp_path / "run")
+    assert list(parts) == ["results", "curves", "completions", "samples", "lineage"]
+    assert f"{np.mean(wanted):.1%}" in parts["results"]
+    pair = data_of(tmp_path / "run", "pairs")[0]
+    assert [side["title"] for side in pair["sides"]] == ["teacher", "start qwen", "qwen"]
+    assert (pair["prompt"], pair["sides"][0]["text"]) == (lines[0]["question"], groups[0][0])
 
 
 def test_a_start_that_is_read_otherwise_is_another_start(files, tmp_path):

@@ -21,6 +21,7 @@ from deepseek_jax.rollout.policy import completion_texts
 from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from deepseek_jax.worlds.arithmetic.world import SUMS
+from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import one_device, run_recipe
 from tests.tiny import random_leaves, save_tiny_model
 
@@ -112,7 +113,23 @@ def test_results_are_those_of_one_rollout_judged_by_hand(finished, saved):
     lengths = [length for p in problems for length in p["lengths"]]
     np.testing.assert_array_equal(lengths, rollout.completion_mask.sum(1))
     assert [t for p in problems for t in p["truncated"]] == rollout.truncated.tolist()
-    assert {path.name for path in finished.iterdir()} == {"results.json"}
+    assert {path.name for path in finished.iterdir()} == {"results.json", "report.html"}
+
+
+def test_a_run_leaves_a_page(finished):
+    """Oracle: the flags and the completions in results.json."""
+    parts = parts_of(finished)
+    assert list(parts) == ["results", "samples", "lineage"]
+    found = results(finished)
+    right = [correct for p in found["problems"] for correct in p["correct"]]
+    assert parts["results"].startswith(f"Results pass@1 {np.mean(right):.1%}")
+    assert found["made_of"]["checkpoint"] in parts["lineage"]
+    groups = data_of(finished, "samples")
+    assert [g["prompt"] for g in groups] == [e["question"] for e in EXAMPLES]
+    assert [c["right"] for g in groups for c in g["completions"]] == right
+    assert [[c["text"] for c in g["completions"]] for g in groups] == [
+        p["completions"] for p in found["problems"]
+    ]
 
 
 def test_a_run_prints_its_scores(finished, checkpoint, capsys):

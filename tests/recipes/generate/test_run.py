@@ -26,6 +26,7 @@ from deepseek_jax.rollout.sample_log import SampleLog
 from deepseek_jax.synthesis.teacher import chunk_paths, read_rows
 from deepseek_jax.training.loop import STOPPED
 from tests.processes import run_two
+from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import one_device, run_recipe
 from tests.tiny import random_leaves
 
@@ -99,6 +100,22 @@ def test_a_run_writes_its_dataset_and_says_what_became_of_the_rest(finished):
     report = json.loads((finished / "report.json").read_text())
     kept = sum(fates["kept"] for fates in report["completions"].values())
     assert kept == len(wanted) and report["questions"]["numbers"] == {"kept": 6}
+
+
+def test_a_run_leaves_a_page(finished):
+    """Oracle: the samples and fates on disk."""
+    parts = parts_of(finished)
+    assert list(parts) == ["results", "curves", "samples", "lineage"]
+    fates = json.loads((finished / "report.json").read_text())["completions"].values()
+    kept, asked = sum(f["kept"] for f in fates), sum(sum(f.values()) for f in fates)
+    assert f"kept share {kept / asked:.1%}" in parts["results"]
+    rows = list(read_rows(finished / "samples"))
+    groups = data_of(finished, "samples")
+    assert [g["prompt"] for g in groups] == [row["example"]["question"] for row in rows]
+    assert [[c["total"] for c in g["completions"]] for g in groups] == [
+        [s["reward"] for s in row["samples"]] for row in rows
+    ]
+    assert "3 of 3 stages are complete" in parts["lineage"]
 
 
 def test_stopped_behind_a_completion_it_ends_in_the_same_bytes_and_samples_none_twice(

@@ -13,6 +13,7 @@ from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from tests.benchmarks.finished_run import READERS
 from tests.experiments import CONFIGS, load
+from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import CLOCKS, run_recipe, small_config
 
 EFFORT = dict(
@@ -48,6 +49,20 @@ def test_a_run_measures_the_same_questions_at_each_effort_before_and_after(finis
         for ways in measured.values():
             assert ways.keys() == {"sampled", "greedy"}
             assert {"accuracy", "completion_length"} <= ways["sampled"]["scores"].keys()
+
+
+@pytest.mark.slow
+def test_a_run_leaves_a_page_of_its_efforts(finished):
+    """Oracle: the files of the run: each effort's accuracy first, and its first question side by side."""
+    workdir, _ = finished
+    results = parts_of(workdir)["results"]
+    assert 0 <= results.index("accuracy effort 50") < results.index("accuracy effort 100")
+    assert results.index("accuracy effort 100") < results.index("reward effort 50")
+    pairs = data_of(workdir, "pairs")
+    assert [pair["facts"]["task"] for pair in pairs[:3]] == ["effort 50", "effort 100", "effort 50"]
+    after = json.loads((workdir / "after.json").read_text())
+    text = after["100"]["sampled"]["samples"][0]["completion"]
+    assert pairs[1]["sides"][1]["text"] == text
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.arithmetic.corpus import question
 from tests.compilations import compilations
+from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import CLOCKS, run_recipe, small_config
 
 STEPS_OF = {"pretrain": 5, "grpo": 2}
@@ -78,6 +79,31 @@ def with_base(finished, tmp_path):
     return tmp_path
 
 
+def test_a_run_leaves_a_page(finished):
+    """Oracle: the files of the run: scores with intervals, curves of rewards, and the same prompts before and
+    after; without a config.json there is no configuration.
+    """
+    parts = parts_of(finished)
+    assert list(parts) == ["results", "curves", "completions", "samples"]
+    measured = [json.loads((finished / f"{n}.json").read_text()) for n in ("before", "after")]
+    old, new = (m["sampled"]["scores"]["completion_length"] for m in measured)
+    said = f"completion length {old[0]:.1f} → {new[0]:.1f} before {old[1]:.1f} to {old[2]:.1f}"
+    assert said in parts["results"]
+    curves = parts["curves"]
+    assert curves.index("reward correct") < curves.index("loss") < curves.index("more")
+    assert "before that: pretrain" in curves
+    pairs = data_of(finished, "pairs")
+    assert len(pairs) == 5
+    for pair, *both in zip(pairs, *(m["sampled"]["samples"] for m in measured), strict=False):
+        assert pair["prompt"] == both[0]["prompt"] == both[1]["prompt"]
+        assert [s["text"] for s in pair["sides"]] == [s["completion"] for s in both]
+        assert [s["total"] for s in pair["sides"]] == [s["reward"] for s in both]
+    groups = data_of(finished, "samples")
+    assert [(g["stage"], g["kind"]) for g in groups[::8]] == [
+        (when, kind) for when in ("before", "after") for kind in ("sampled", "greedy")
+    ]
+
+
 def test_a_run_leaves_its_measurements_metrics_curves_and_checkpoints(finished):
     """Oracle: by hand, the steps of the config; a PNG's first bytes; Orbax' newest step."""
     for name in ("before.json", "after.json"):
@@ -88,7 +114,7 @@ def test_a_run_leaves_its_measurements_metrics_curves_and_checkpoints(finished):
                 "scores"
             ].keys()
             assert all(low <= mean <= high for mean, low, high in way["scores"].values())
-            assert len(way["samples"]) == 3
+            assert len(way["samples"]) == 8
     before, after = (json.loads((finished / f"{n}.json").read_text()) for n in ("before", "after"))
     assert before["sampled"] != after["sampled"]
     lines = read_metrics(finished / "metrics.jsonl", "grpo")
@@ -161,7 +187,7 @@ def test_running_again_says_complete_and_changes_nothing(finished, capsys):
     before = contents(finished)
     with compilations() as requests:
         run(finished)
-    assert "complete; params" in capsys.readouterr().out
+    assert "complete; report.html, params" in capsys.readouterr().out
     assert contents(finished) == before and not requests
 
 

@@ -21,6 +21,7 @@ from deepseek_jax.recipes.pretrain.settings import PretrainSettings
 from deepseek_jax.settings import build
 from deepseek_jax.worlds.registry import named_tokenizer
 from tests.quick import others_slow
+from tests.recipes.pages import parts_of
 from tests.recipes.small import one_device, run_recipe
 
 
@@ -86,6 +87,21 @@ def test_a_stopped_run_goes_on_to_the_same_end(whole, tmp_path, updates):
     ours, theirs = records(tmp_path), records(whole[0])
     assert ours.keys() == theirs.keys()
     assert all(ours[key]["loss"] == theirs[key]["loss"] for key in theirs)
+
+
+@pytest.mark.slow
+def test_a_run_leaves_a_page(whole):
+    """Oracle: the files of the run: each stage's held-out loss before and after, in order; its curves."""
+    workdir, parts = whole[0], parts_of(whole[0])
+    assert list(parts) == ["results", "curves"]
+    for name, said in (("stage_1", "stage 1"), ("stage_2_long", "stage 2 long")):
+        old, new = (
+            json.loads((workdir / f"{name}_{w}.json").read_text()) for w in ("before", "after")
+        )
+        headline = f"held out loss {old[0]:.3f} → {new[0]:.3f} {said} before {old[1]:.3f} to"
+        assert headline in parts["results"]
+    curves = parts["curves"]
+    assert curves.index("stage_1") < curves.index("stage_2_long")
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def test_a_stage_more_is_a_line_more(one_line_more):
     job = r1.JOB(settings, mesh)
     planned = {program.name for program in driver.plan(job)}
     assert {"second_round: decode", "rejection: decode"} <= planned
-    assert r1.titles_of(settings)["second_round"] == "accepted again"
+    assert job.titles()["second_round"] == "accepted again"
     seeds = {stage.name: job.seed_of(stage) for stage in r1.R1}
     assert len(set(seeds.values())) == len(seeds) == 16
 

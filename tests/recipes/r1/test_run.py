@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import shutil
 
 import jax
@@ -26,6 +25,7 @@ from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
 from tests.compilations import compilations
+from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import one_device, run_recipe
 from tests.tiny import save_tiny_model
 
@@ -187,12 +187,30 @@ def test_a_run_leaves_a_page_of_its_stages_scores_and_samples(finished):
     for name, record in records(finished).items():
         assert (record["hash"] in page) == (name in ORDER)
     assert "not begun" not in page and "outdated" not in page.partition("<body>")[2]
-    groups = json.loads(re.search('id="samples-data">(.*?)</script>', page)[1])
-    evaluation = small_config().evaluation
-    assert len(groups) == len(MEASURED) * (
-        evaluation.num_puzzles + 8
-    )  # of the requests, the first 8
+    assert list(parts_of(finished)) == ["results", "curves", "completions", "samples", "lineage"]
+    groups, evaluation = data_of(finished, "samples"), small_config().evaluation
+    # Of the requests, the first 8
+    assert len(groups) == len(MEASURED) * (evaluation.num_puzzles + 8)
     assert {len(group["completions"]) for group in groups} == {evaluation.samples}
+
+
+@pytest.mark.slow
+def test_the_page_sets_the_first_stage_beside_the_last(finished):
+    """Oracle: the files of both measurements: scores with intervals, and the first completions."""
+    base, last = (
+        json.loads((finished / "measured" / name / "scores.json").read_text())
+        for name in ("base", "scenarios")
+    )
+    old, new = (found["scores"]["pass@1"] for found in (base, last))
+    said = f"pass@1 {old[0]:.1%} → {new[0]:.1%} base {old[1]:.1%} to {old[2]:.1%} R1"
+    results = parts_of(finished)["results"]
+    assert results.startswith(f"Results {said}") and "R1-Zero solves far more" in results
+    for pair, kind in zip(data_of(finished, "pairs"), ("puzzles", "requests") * 2, strict=False):
+        number = next(
+            i for i, g in enumerate(base["samples"][kind]) if g["prompt"] == pair["prompt"]
+        )
+        sides = [found["samples"][kind][number]["completions"][0]["text"] for found in (base, last)]
+        assert [side["text"] for side in pair["sides"]] == sides
 
 
 @pytest.mark.slow
@@ -417,7 +435,7 @@ def test_a_base_that_is_a_checkpoint_stands_on_the_page():
     config.unlock()
     del config["base"]
     config.init_from = "CHECKPOINT"
-    titles = r1.titles_of(build(R1Settings, config, "config"))
+    titles = r1.JOB(build(R1Settings, config, "config"), None).titles()
     assert titles["base"] == "base" and set(titles) == {*ORDER, "base"}
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from deepseek_jax.recipes.r1.samples import sample_groups
+from deepseek_jax.recipes.r1.samples import sample_groups, side_by_side, stage_groups
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
 
 PUZZLES, REQUESTS = BILINGUAL.questions.values()
@@ -52,3 +52,30 @@ def test_groups_keep_their_own_completions_and_one_alone_has_no_advantage():
     assert kept["right"] and kept["parts"]["helpfulness"] == kept["parts"]["harmless"] == 1
     assert not told["right"] and told["parts"]["helpfulness"] == told["parts"]["harmless"] == 0
     assert kept["advantage"] == told["advantage"] == 0
+
+
+def test_prompts_of_each_kind_stand_side_by_side():
+    """Oracle: by hand: kinds take turns, as long as each has prompts; the first completion of each stage."""
+
+    def samples(stage, requests):
+        def groups(kind, number):
+            return [
+                {
+                    "prompt": f"{kind} {i}",
+                    "answer": "9",
+                    "completions": [{"text": f"{stage} {i}"}, {}],
+                }
+                for i in range(number)
+            ]
+
+        return {"puzzles": groups("puzzle", 3), "requests": groups("request", requests)}
+
+    measured = {"base": samples("base", 2), "R1": samples("R1", 2)}
+    pairs = side_by_side(measured)
+    assert [pair["prompt"] for pair in pairs] == ["puzzle 0", "request 0", "puzzle 1", "request 1"]
+    assert pairs[2]["sides"] == [
+        {"text": "base 1", "title": "base", "advantage": None},
+        {"text": "R1 1", "title": "R1", "advantage": None},
+    ]
+    assert len(side_by_side({"base": samples("base", 0)})) == 3 and side_by_side({}) == []
+    assert [g["stage"] for g in stage_groups(measured)] == ["base"] * 5 + ["R1"] * 5

@@ -19,6 +19,7 @@ from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.builders import bilingual_examples
 from deepseek_jax.worlds.bilingual.world import preference_records
+from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import CLOCKS, run_recipe
 
 
@@ -83,6 +84,23 @@ def test_a_preference_that_shows_is_learned(tmp_path):
     assert measured(tmp_path, "before")["accuracy"][0] < 0.9
     first, *_, last = records(tmp_path)
     assert last["loss"] < 0.1 < first["loss"]
+
+
+@pytest.mark.slow
+def test_a_run_leaves_a_page(finished):
+    """Oracle: the files of the run: its accuracy with intervals, and both responses with their rewards."""
+    parts = parts_of(finished)
+    assert list(parts) == ["results", "curves", "completions"]
+    old, new = (measured(finished, name) for name in ("before", "after"))
+    accuracies = [report["accuracy"][0] for report in (old, new)]
+    assert "accuracy {:.1%} → {:.1%} before".format(*accuracies) in parts["results"]
+    assert "loss" in parts["curves"].partition(" more")[0]
+    pairs = data_of(finished, "pairs")
+    assert len(pairs) == 5 and [s["title"] for s in pairs[0]["sides"]] == ["chosen", "rejected"]
+    rewards = [[r["rewards"] for r in report["samples"]["held_out"]] for report in (old, new)]
+    for pair, before, after in zip(pairs, *rewards, strict=True):
+        paid = [{"reward before": a, "reward after": b} for a, b in zip(before, after, strict=True)]
+        assert [side["parts"] for side in pair["sides"]] == paid
 
 
 @pytest.mark.slow

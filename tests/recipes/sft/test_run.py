@@ -18,6 +18,7 @@ from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from tests.compilations import compilations
 from tests.quick import others_slow
+from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import CLOCKS, run_recipe
 from tests.turns import turns
 
@@ -81,7 +82,7 @@ def test_a_run_measures_before_every_few_steps_and_after(finished):
         low, high = m["loss"]["loss"][1:]
         assert low < m["loss"]["loss"][0] < high
         assert m["answers"].keys() == {"sampled", "greedy"}
-        assert len(m["answers"]["greedy"]["samples"]) == 3
+        assert len(m["answers"]["greedy"]["samples"]) == 8
     assert after["loss"]["loss"][0] < before["loss"]["loss"][0] - 0.1
     lines = records(finished)
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
@@ -91,6 +92,23 @@ def test_a_run_measures_before_every_few_steps_and_after(finished):
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
     with Store(finished / "sft") as store:
         assert store.latest_step() == 4
+
+
+def test_a_run_leaves_a_page(finished):
+    """Oracle: the files of the run: losses with intervals, and answers before and after."""
+    parts = parts_of(finished)
+    assert list(parts) == ["results", "curves", "completions", "samples"]
+    old, new = (measured(finished, name)["loss"]["loss"] for name in ("before", "after"))
+    assert parts["results"].startswith(
+        f"Results held out loss {old[0]:.3f} → {new[0]:.3f} before {old[1]:.3f} to {old[2]:.3f} "
+    )
+    assert "held out loss" in parts["curves"].partition(" more")[0]
+    sides = [[s["text"] for s in pair["sides"]] for pair in data_of(finished, "pairs")]
+    texts = [
+        [s["completion"] for s in measured(finished, name)["answers"]["sampled"]["samples"]]
+        for name in ("before", "after")
+    ]
+    assert sides == [list(both) for both in zip(*texts, strict=True)][:5]
 
 
 def test_the_learning_rate_falls_by_a_cosine_to_a_tenth(finished):
@@ -136,7 +154,7 @@ def test_a_run_told_to_stop_goes_on_as_if_it_had_not(finished, with_base, capsys
         assert measured(with_base, name) == measured(finished, name)
     with compilations() as requests:
         run(with_base)
-    assert "complete; params" in capsys.readouterr().out and not requests
+    assert "complete; report.html, params" in capsys.readouterr().out and not requests
 
 
 @pytest.mark.slow

@@ -1,0 +1,84 @@
+"""Results of evaluation.evaluate as the page shows them: prompts before and after, and samples."""
+
+import dataclasses
+from itertools import chain
+
+from deepseek_jax.reports.page import Page
+
+
+def with_answers(page: Page, measured: dict[str, dict]) -> Page:
+    """The page with answers to held-out questions.
+
+    measured: "before" and "after", those that are there -> {task: the result of evaluate_both}, of which the
+    first way of answering stands side by side.
+    """
+    before, after = (measured.get(when, {}) for when in ("before", "after"))
+    pairs = [
+        _pairs(task, *(next(iter(of[task].values())) for of in (before, after)))
+        for task in before
+        if task in after
+    ]
+    groups = [
+        _groups(when, task, answers)
+        for when, tasks in measured.items()
+        for task, answers in tasks.items()
+    ]
+    return dataclasses.replace(
+        page,
+        # The first question of each task, then the second ones
+        pairs=list(chain.from_iterable(zip(*pairs, strict=False))),
+        samples=list(chain.from_iterable(groups)),
+        notes=[*page.notes, *_unscored(measured)],
+    )
+
+
+def _pairs(task, before, after):
+    """Page.pairs of two results of evaluate on the same prompts."""
+    of_task = {"task": task} if task else {}
+    return [
+        {
+            "prompt": old["prompt"],
+            "facts": of_task | new["columns"],
+            "sides": [
+                _completion(old) | {"title": "before"},
+                _completion(new) | {"title": "after"},
+            ],
+        }
+        for old, new in zip(before["samples"], after["samples"], strict=False)
+    ]
+
+
+def _groups(when, task, answers):
+    """Page.samples of results of evaluate, each by its kind: "sampled" and "greedy"."""
+    return [
+        {
+            "stage": when,
+            "kind": kind,
+            "task": task,
+            "prompt": sample["prompt"],
+            "answer": sample["columns"].get("answer"),
+            "completions": [_completion(sample)],
+        }
+        for kind, result in answers.items()
+        for sample in result["samples"]
+    ]
+
+
+def _unscored(measured):
+    """A sentence for each way of answering in which answers had no score."""
+    return [
+        f"{' '.join(filter(None, (when, task, kind)))}: {result['unscored']} answers had no score; they "
+        "count as wrong, and no reward has them."
+        for when, tasks in measured.items()
+        for task, answers in tasks.items()
+        for kind, result in answers.items()
+        if result["unscored"]
+    ]
+
+
+def _completion(sample):
+    # Measurements of an earlier version have no more than these
+    found = {"text": sample["completion"], "total": sample["reward"]}
+    return found | {
+        name: sample[name] for name in ("parts", "right", "truncated", "length") if name in sample
+    }

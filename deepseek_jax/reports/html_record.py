@@ -1,0 +1,86 @@
+"""What a run records of itself, on its page: the configuration, and its stages with their hashes."""
+
+import html
+import json
+from collections.abc import Mapping
+
+from deepseek_jax.errors import shortened
+from deepseek_jax.reports.html_table import html_table
+from deepseek_jax.reports.page import Page
+from deepseek_jax.reports.svg_lineage import lineage_graph
+
+# Characters of a value of the config, and values of a block, that are shown
+VALUE, VALUES = 300, 200
+
+
+def config_part(config: Mapping):
+    """The config in its blocks: those of the top level, each with a table of its dotted fields."""
+    single = {name: value for name, value in config.items() if not isinstance(value, Mapping)}
+    blocks = {"": single} | {name: of for name, of in config.items() if isinstance(of, Mapping)}
+    shown = "".join(_block(name, dict(_leaves(of))) for name, of in blocks.items() if of)
+    return f'<div class="blocks">{shown}</div>' if shown else ""
+
+
+def _block(name, leaves):
+    rows = "".join(
+        f"<tr><th>{html.escape(field)}</th><td><code>{_value(value)}</code></td></tr>"
+        for field, value in list(leaves.items())[:VALUES]
+    )
+    more = f"<p>and {len(leaves) - VALUES} more</p>" if len(leaves) > VALUES else ""
+    title = f"<caption>{html.escape(name)}</caption>" if name else ""
+    return f"<div><table>{title}<tbody>{rows}</tbody></table>{more}</div>"
+
+
+def _value(value):
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return html.escape(shortened(text, VALUE))
+
+
+def _leaves(block, path=""):
+    """(dotted name, value) of every field that has no fields of its own."""
+    for name, value in block.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+def lineage_part(page: Page):
+    """The stages and the hashes, folded."""
+    body = (_stages(page.stages) if page.stages else "") + _digests(page.digests)
+    if not body:
+        return ""
+    complete = sum(stage["state"] == "complete" for stage in page.stages)
+    said = f"{complete} of {len(page.stages)} stages are complete; " if page.stages else ""
+    return f"<details><summary>{said}show the hashes</summary>{body}</details>"
+
+
+def _stages(stages):
+    titles = {stage["name"]: stage["title"] for stage in stages}
+    rows = [
+        [
+            f"{html.escape(stage['title'])} <small>{html.escape(stage['name'])}</small>",
+            f'<span class="state {stage["state"].replace(" ", "-")}">{stage["state"]}</span>',
+            f"<code>{stage['hash'] or ''}</code>",
+            ", ".join(html.escape(titles[p]) for _, p in stage["inputs"].values() if p is not None),
+            " ".join(
+                f'<span class="input">{html.escape(name)} <code>{digest}</code></span>'
+                for name, (digest, _) in stage["inputs"].items()
+            ),
+        ]
+        for stage in stages
+    ]
+    heads = "stage", "state", "hash", "made from", "hashes of its inputs"
+    return (
+        f'<div class="wide">{lineage_graph(stages)}</div>'
+        "<p>A stage's hash is computed from the hashes of its inputs. It is an input of the stages that "
+        f"are made from it.</p>{html_table(heads, rows)}"
+    )
+
+
+def _digests(digests):
+    rows = [
+        [html.escape(name), f"<code>{html.escape(str(digest))}</code>"]
+        for name, digest in _leaves(digests)
+    ]
+    return html_table(("of", "hash or commit"), rows) if rows else ""

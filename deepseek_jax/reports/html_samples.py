@@ -1,0 +1,131 @@
+"""Completions on the page: some side by side, and all of them with filters.
+
+The texts are data: html_report.js inserts them as text.
+"""
+
+import html
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from deepseek_jax.errors import shortened
+
+# What samples are chosen by, where they differ in it
+CHOICES = ("stage", "kind", "task", "language", "phase", "step")
+# Bounds: prompts side by side, completions of a prompt, characters of a text, bytes of all samples
+PAIRS, COMPLETIONS, CHARACTERS, SAMPLES_BYTES = 5, 64, 8000, 4 << 20
+
+# The filter by rewards
+BOUNDS = (
+    '<span><label>reward from <input type="number" name="low" step="any"></label> '
+    '<label>to <input type="number" name="high" step="any"></label></span>'
+)
+
+
+def pairs_data(pairs: Sequence[dict]):
+    """The first PAIRS prompts with the completions that stand side by side, as JSON for the page."""
+    return _json([_plain(pair) for pair in pairs[:PAIRS]])
+
+
+def shown_samples(samples: Sequence[dict]):
+    """The samples that fit in SAMPLES_BYTES, in order: the first prompts of each stage and kind."""
+    cut = [_plain(group | {"completions": group["completions"][:COMPLETIONS]}) for group in samples]
+    nth, ranks = Counter(), []
+    for group in cut:
+        key = tuple(group.get(name) for name in CHOICES)
+        ranks.append(nth[key])
+        nth[key] += 1
+    kept, size = set(), 0
+    for i in sorted(range(len(cut)), key=ranks.__getitem__):
+        size += len(_json(cut[i]))
+        if size > SAMPLES_BYTES:
+            break
+        kept.add(i)
+    return [group for i, group in enumerate(cut) if i in kept]
+
+
+def samples_data(shown: list[dict]):
+    """The samples as JSON for the page."""
+    return _json(shown)
+
+
+def completions_part(pairs: Sequence[dict]):
+    """Where html_report.js puts the completions that stand side by side."""
+    if not pairs:
+        return ""
+    return (
+        "<p>The first held-out prompts.</p>"
+        '<div id="pairs"></div><noscript><p>Showing completions needs JavaScript.</p></noscript>'
+    )
+
+
+def samples_part(shown: list[dict], number: int):
+    """The filters, and where html_report.js puts the samples. number: of all samples, shown or not."""
+    if not shown:
+        return ""
+    selects = []
+    for key in CHOICES:
+        values = dict.fromkeys(group[key] for group in shown if group.get(key) not in (None, ""))
+        if len(values) > 1:
+            selects.append(_select(key, map(str, values)))
+    completions = [completion for group in shown for completion in group["completions"]]
+    if any(completion.get("right") is not None for completion in completions):
+        selects.append(_select("answer", ("right", "wrong")))
+    return (
+        f"<p>{_said(shown, completions, number)}</p>"
+        f'<form id="filters">{"".join(selects)}'
+        '<label>text <input type="search" name="text"></label>'
+        f"{BOUNDS if _are_paid(completions) else ''}"
+        '<button type="reset">Reset</button></form>'
+        '<p id="count" role="status"></p><div id="groups"></div>'
+        '<button type="button" id="more" hidden>Show more</button>'
+        "<noscript><p>Browsing the samples needs JavaScript.</p></noscript>"
+    )
+
+
+def _are_paid(completions):
+    return any(completion.get("total") is not None for completion in completions)
+
+
+def _said(shown, completions, number):
+    best = ", the best rewarded first" if _are_paid(completions) else ""
+    said = f"Completions of some prompts{best}, equal ones once."
+    if len(shown) < number:
+        said += f" {len(shown)} of {number} prompts are here, because the page is limited."
+    if any(completion.get("advantage") is not None for completion in completions):
+        said += " An advantage compares a completion with the others of its prompt."
+    if any(completion.get("languages") for completion in completions):
+        said += " A bar shows the languages of the words in its reasoning."
+    if any(group.get("phase") for group in shown):
+        said += (
+            " Those of training are of the first, the middle and the last logged step of a phase, and their "
+            "rewards are those of training."
+        )
+    return said
+
+
+def _select(name, values):
+    options = "".join(
+        f'<option value="{html.escape(value)}">{html.escape(value)}</option>' for value in values
+    )
+    return f'<label>{name} <select name="{name}"><option value="">any</option>{options}</select></label>'
+
+
+def _plain(value):
+    """A value as the page can hold it: a long text without its middle, None for what is not finite."""
+    if isinstance(value, str):
+        return shortened(value, CHARACTERS)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def _json(value):
+    # Without "<" no string can end the script element that it is in
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")

@@ -1,0 +1,135 @@
+"""The results of a run on its page: the headline, every score, and the findings."""
+
+import html
+import math
+
+from deepseek_jax.reports.html_table import html_table
+from deepseek_jax.reports.page import Page
+
+# Scores of the headline, of all compared rows together
+HEADLINE_SCORES = 4
+
+
+def results_part(page: Page):
+    """The headline, before and after in large; then the table of all scores, and the findings."""
+    if not any(page.scores.values()):
+        return "<p>Nothing is measured yet.</p>"
+    of_page = _Scores(page)
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in page.notes)
+    findings = "" if page.findings is None else f"<h3>Findings</h3>{_findings(*page.findings)}"
+    return f"{of_page.headline()}{notes}{of_page.table()}{findings}"
+
+
+class _Scores:
+    """The scores of a page, with the ends of the line on which each is drawn."""
+
+    def __init__(self, page: Page):
+        self.page = page
+        self.names = list(dict.fromkeys(name for of in page.scores.values() for name in of))
+        self.forms = {name: page.form_of(name) for name in self.names}
+        self.lines = {name: self._line(name) for name in self.names}
+
+    def _line(self, name):
+        """The ends of a score's line, around 0 and all of its numbers."""
+        found = [number for of in self.page.scores.values() for number in of.get(name, ())]
+        known = [number for number in found if number is not None and math.isfinite(number)]
+        whole = 1.0 if "%" in self.forms[name] else 0.0
+        return min([0.0, *known]), max([whole, *known])
+
+    def _shown_first(self):
+        """(before, after, score) of each card."""
+        each = max(1, HEADLINE_SCORES // max(1, len(self.page.compared)))
+        return [
+            (before, after, name)
+            for before, after in self.page.compared
+            for name in list(self.page.scores.get(after, ()))[:each]
+        ]
+
+    def headline(self):
+        """The first scores of the compared rows as cards."""
+        cards = [self._card(*card) for card in self._shown_first()]
+        return f'<div class="cards">{"".join(cards)}</div>'
+
+    def _card(self, before, after, name):
+        scores, form = self.page.scores, self.forms[name]
+        old, new = scores.get(before, {}).get(name), scores[after][name]
+        first = "" if old is None else f'<span class="old">{old[0]:{form}}</span> → '
+        sides = [(before, old, "old")] * (old is not None) + [(after, new, "")]
+        rows = "".join(
+            f'<span class="side">{html.escape(title)} <small>{_interval(of, form)}</small></span>'
+            f"{_whisker(of, self.lines[name], kind)}"
+            for title, of, kind in sides
+        )
+        return (
+            f'<div class="score"><h3>{html.escape(self.page.title_of(name))}</h3>'
+            f'<p class="change">{first}<b>{new[0]:{form}}</b></p>{rows}</div>'
+        )
+
+    def table(self):
+        """Every score of every row; two rows are columns, because their scores are more."""
+        scores, names = self.page.scores, self.names
+        cards = {(row, name) for *rows, name in self._shown_first() for row in rows}
+        if all((row, name) in cards for row, of in scores.items() for name in of):
+            return ""
+        titles = {name: html.escape(self.page.title_of(name)) for name in names}
+        two = len(scores) <= 2 < len(names)
+        if two:
+            heads = "score", *map(html.escape, scores)
+            rows = [
+                [titles[name], *(self._cell(of, name) for of in scores.values())] for name in names
+            ]
+        else:
+            heads = "", *titles.values()
+            rows = [
+                [html.escape(row), *(self._cell(of, name) for name in names)]
+                for row, of in scores.items()
+            ]
+        said = "<p>Under each mean its 95% interval.</p>"
+        whole = said + html_table(heads, rows, "numbers")
+        # The headline has the first of them already
+        return (
+            f"<details><summary>all {len(names)} scores</summary>{whole}</details>"
+            if two
+            else whole
+        )
+
+    def _cell(self, of_row, name):
+        """A mean with its interval, in numbers and as a dot on the score's line."""
+        if name not in of_row:
+            return ""
+        found, form = of_row[name], self.forms[name]
+        shown = f"{found[0]:{form}}<small>{_interval(found, form)}</small>"
+        return f"{shown}{_whisker(found, self.lines[name])}"
+
+
+def _interval(found, form):
+    _, low, high = found
+    return "" if low is None else f"{low:{form}} to {high:{form}}"
+
+
+def _whisker(found, line, kind=""):
+    """A mean and its interval on a line between two ends; nothing where a number is not finite."""
+    mean = found[0]
+    low, high = (mean if value is None else value for value in found[1:])
+    if not all(map(math.isfinite, (mean, low, high))):
+        return ""
+    begin, width = line[0], (line[1] - line[0]) or 1
+    places = (f"{100 * (value - begin) / width:.1f}" for value in (mean, low, high))
+    middle, left, right = places
+    return (
+        f'<svg viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true" class="whisker {kind}">'
+        f'<path class="grid" d="M0 4H100"/><path class="interval" d="M{left} 4H{right}"/>'
+        f'<path class="mean" d="M{middle} 0V8"/></svg>'
+    )
+
+
+def _findings(heads, rows):
+    """A table of texts; the second line of a cell has a smaller font."""
+    cells = [
+        [
+            f"{first}<small>{rest}</small>" if rest else first
+            for first, _, rest in (html.escape(text).partition("\n") for text in row)
+        ]
+        for row in rows
+    ]
+    return html_table(map(html.escape, heads), cells, "numbers")
