@@ -73,11 +73,12 @@ def _shorten(c):
     """Fewer steps and samples, and a base that Muon trains faster: the stages and their page are seen in
     minutes; the scores are too uncertain to say what of the paper's findings holds.
     """
-    c.base.num_steps = 600
+    c.base.num_steps = 1000
     c.base.optimizer.kind, c.base.optimizer.learning_rate = "muon", 6e-3
     for stage in {"zero", "reasoning", "scenarios"} & set(c):
         c[stage].num_steps = 40
-        c[stage].optimizer.learning_rate = 5e-4
+        c[stage].optimizer.learning_rate = 3e-4
+    c.zero.num_steps = 80
     if "scenarios" in c:
         c.scenarios.general.num_steps = 10
     c.traces.num_prompts, c.rejection.num_prompts, c.judged.num_prompts = 250, 500, 64
