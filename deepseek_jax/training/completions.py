@@ -14,6 +14,8 @@ from deepseek_jax.training.lines import read_lines
 FILE = "completions.jsonl"
 # The characters that stay of a longer text, half of them at each end
 LONGEST_TEXT = 4000
+# Of the tables that boards show
+COLUMNS = "prompt answer completion reward rewards advantage length truncated".split()
 
 
 def read_completions(path: str | Path, phase: str | None = None) -> list[dict]:
@@ -47,6 +49,19 @@ def completions_line(step: int, phase: str, group: dict):
         "answer": None if answer is None else cut(str(answer)),
         "completions": completions,
     }
+
+
+def rows_of(lines: list[dict]):
+    """The rows of a table of COLUMNS, one a completion. rewards: all of them by name, in one text."""
+    return [
+        (
+            *(line["prompt"], line["answer"], each["text"], each["reward"]),
+            ", ".join(f"{n} {p:.4g}" for n, p in each["parts"].items() if p is not None),
+            *(each["advantage"], each["length"], each["truncated"]),
+        )
+        for line in lines
+        for each in line["completions"]
+    ]
 
 
 def cut(text: str):

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from deepseek_jax.files import GrowingFile, as_path, write_whole
 
+# The file of a run's metrics in its work directory
+METRICS = "metrics.jsonl"
+
 
 class PhaseLines:
     """A file of objects with `step` and `phase`, a line each. A local file has a line when `add` returns; in

@@ -14,6 +14,7 @@ from deepseek_jax.reinforce.settings import ModelRewardSettings
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.builders import bilingual_examples
+from tests.recipes.outcome import without_group
 from tests.recipes.small import run_recipe
 
 SIZES = dict(num_train=16, num_held_out=6)
@@ -47,6 +48,12 @@ def finished(tmp_path_factory):
         run(workdir, should_stop=lambda: True)
     run(workdir)
     return workdir
+
+
+@pytest.mark.slow
+def test_every_metric_has_a_group_on_the_boards(finished):
+    """Oracle: the names of the lines that a run leaves, against the table of groups."""
+    assert without_group(finished) == set()
 
 
 @pytest.mark.slow
