@@ -85,6 +85,10 @@ class LoopSettings(Settings):
         """The number of updates of all steps together."""
         return self.num_steps
 
+    def is_logged(self, step: int):
+        """Whether a step has a line of metrics."""
+        return step % self.log_every == 0 or step == self.num_steps - 1
+
     def make_optimizer(self, parts: tuple[str, ...] = ()):
         """The optax transformation for the whole training. parts: as in OptimizerSettings.make."""
         return self.optimizer.make(self.num_updates(), parts)
