@@ -96,6 +96,7 @@ class Log:
         shared = line.keys() & source_metrics.keys()
         assert not shared, f"both the loss and the source report {shared}"
         line |= source_metrics | {"nonfinite": float(self.nonfinite)} | memory_metrics()
+        line["learning_rate"] = self.settings.learning_rate(state)
         if "expert_overflows" in line:
             line["expert_overflows"] = float(self.overflows)
         self.tokens, self.row_tokens = jax.device_get((self.tokens, self.row_tokens))
