@@ -42,6 +42,8 @@ def get_config(arg=None):
     c.reference_every = 25
     c.optimizer = dict(learning_rate=3e-6, weight_decay=0.0)
     c.save_every = 5
+    # A whole group of each step, to read beside the curves
+    c.kept_completions = c.group_size
     # A step has 8,192 completions and takes hours: a fault of all of them is no chance, and soon ends the run
     c.degenerate = dict(equal_rewards=2, truncated=2, empty=2)
     c.faults = dict(idle_lines=2)

@@ -10,6 +10,7 @@ from deepseek_jax.costs.program import Program, argument_bytes
 from deepseek_jax.errors import at
 from deepseek_jax.files import read_json
 from deepseek_jax.parallel.host_memory import device_bytes
+from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.job import Job, Work
 from deepseek_jax.recipes.start import check_slots
 from deepseek_jax.training.run import leave_if_asked
@@ -116,6 +117,8 @@ def run(job: Job):
             for work in job.works():
                 leave_if_asked(f"stage {work.name}")
                 job.keep(work)
+                if work.stage.does.is_measure and first_process():
+                    job.run.writer.write_scores(held_out_scores(job))
         job.run.writer.close()
         job.finish()
     job.report()

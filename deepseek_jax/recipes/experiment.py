@@ -143,7 +143,7 @@ def run_recipe(
         if jax.process_index() == 0:
             devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
             print(f"{config.recipe} on {devices}; work directory {workdir}", flush=True)
-        writer = MetricsWriter(workdir, console_seconds, observers.wandb)
+        writer = MetricsWriter(workdir, console_seconds, observers.wandb, config.to_dict())
         # Closed also where the run raises: in a bucket its last lines wait to be written
         asked = listen()
         with contextlib.closing(writer), stoppable(asked):

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from deepseek_jax.losses.advantages import group_advantages
 from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.parallel.host_memory import return_freed_memory
-from deepseek_jax.parallel.processes import say
+from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.parallel.shard import on_device, put_share
 from deepseek_jax.reinforce.accounts import (
     NewQuestions,
@@ -22,7 +22,7 @@ from deepseek_jax.reinforce.accounts import (
 from deepseek_jax.reinforce.batch import step_flops, update_batches, with_kept
 from deepseek_jax.reinforce.degenerate import Degenerate, all_equal, check_range
 from deepseek_jax.reinforce.effort import with_length_penalty
-from deepseek_jax.reinforce.metrics import StepRecord, describe
+from deepseek_jax.reinforce.metrics import StepRecord, describe, kept_completions
 from deepseek_jax.reinforce.sampler import Sampler, named
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, place, scenario_of
 from deepseek_jax.reinforce.settings import ReinforceSettings
@@ -74,7 +74,7 @@ class GroupSource:
         self.degenerate = Degenerate(settings.degenerate, policy.eos_ids)
         # The fingerprint of the parameters that the reference was made from: None for unknown
         self.referred = None
-        self.record = StepRecord(mesh)
+        self.record, self._completions = StepRecord(mesh), []
 
     def get_state(self):
         """What set_state resumes from, as JSON can hold it."""
@@ -115,6 +115,11 @@ class GroupSource:
             group_size=self.settings.group_size,
             normalize_std=self.settings.loss.normalizes_std(),
         )
+        self._completions = []
+        # At once: the arrays of the groups must not wait in memory for the updates to end
+        if first_process() and self.settings.is_logged(step):
+            count = self.settings.kept_completions
+            self._completions = kept_completions(groups, advantages, count)
         parts, lengths = update_batches(groups, advantages, self.settings, self.mesh, step)
         record.tokens, record.epochs = lengths.completions.sum(), self.settings.epochs
         record.add({"left_out_tokens": left_out_tokens(groups, sampled)})
@@ -127,6 +132,12 @@ class GroupSource:
     def of_updates(self):
         """Metrics of the latest step, whose updates have ended: StepRecord.of_updates."""
         return self.record.of_updates()
+
+    def completions(self):
+        """The groups of completions that are kept of the latest step, if it is logged. Process 0 alone has
+        any: the completions of all processes are there.
+        """
+        return self._completions
 
     @property
     def has_moved(self):
@@ -264,6 +275,7 @@ def make_groups(examples: list[dict], answers: Answers, scores: Scores) -> list[
     groups, n = completion_groups(examples, answers), answers.n
     for group, example in zip(groups, examples, strict=True):
         rows = slice(group["row"] * n, (group["row"] + 1) * n)
+        group["example"], group["texts"] = example, answers.texts[rows]
         group["scenario"] = scenario_of(example)
         group["effort"] = example.get("effort")
         group["rewards"] = scores.total[rows]

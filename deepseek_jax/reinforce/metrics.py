@@ -112,6 +112,31 @@ def describe(groups: list, accuracy: str):
     return {name: float(value) for name, value in metrics.items()}
 
 
+def kept_completions(groups: list, advantages, count: int):
+    """The first `count` completions of groups of groups.make_groups, with their advantages, float32[b]: what
+    MetricsWriter.write takes as the completions of a step.
+    """
+    kept, n, advantages = [], len(groups[0]["rewards"]), np.asarray(advantages)
+    for number, group in enumerate(groups[: -(-count // n)]):
+        rows = range(min(n, count - number * n))
+        lengths = group["mask"].sum(1)
+        completions = [
+            {
+                "text": group["texts"][row],
+                "reward": group["rewards"][row],
+                "parts": {name: part[row] for name, part in group["parts"].items()},
+                "advantage": advantages[number * n + row],
+                "length": lengths[row],
+                "truncated": group["truncated"][row],
+            }
+            for row in rows
+        ]
+        example = group["example"]
+        asked = {"prompt": example["question"], "answer": example.get("answer")}
+        kept.append(asked | {"completions": completions})
+    return kept
+
+
 def _std(rewards):
     scored = rewards[~np.isnan(rewards)]
     # The unbiased one, as in losses.group_advantages

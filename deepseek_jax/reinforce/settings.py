@@ -164,7 +164,8 @@ class ReinforceSettings(FitSettings, RewardSettings):
     questions, 1 where it is not given: the best KL differs by domain, weak or none for mathematics
     (arXiv:2512.02556, section 3.1). keep_routing: updates use the experts that the sampler chose, see
     rollout.kept; the reference uses its own. effort: ask with several reasoning efforts, each of which has
-    its price of length; None for neither.
+    its price of length; None for neither. kept_completions: how many completions of a logged step go to
+    completions.jsonl, those of its first groups; 0 for none.
     """
 
     prompts_per_step: Count
@@ -183,6 +184,7 @@ class ReinforceSettings(FitSettings, RewardSettings):
     kl_weights: Weights | None = None
     keep_routing: bool = False
     effort: EffortSettings | None = None
+    kept_completions: Natural = 8
     save_every: Count = 20
 
     def __post_init__(self):

@@ -18,9 +18,9 @@ KEPT_BYTES = 2**28
 class Log:
     """Collects the metrics of steps, on the device, and writes them a line at a time."""
 
-    def __init__(self, writer, phase, faults, checks, of_updates, rng, peak_tokens=None):
-        self.writer, self.phase, self.of_updates = writer, phase, of_updates
-        self.faults, self.checks, self.rng = faults, checks, rng
+    def __init__(self, writer, phase, settings, checks, source, rng, peak_tokens=None):
+        self.writer, self.phase, self.settings, self.source = writer, phase, settings, source
+        self.faults, self.checks, self.rng = settings.faults, checks, rng
         # A second, of devices that do nothing but the model's products
         self.peak_tokens = peak_tokens
         # (step, index in it, metrics still on the device) of updates that _count has not read
@@ -89,12 +89,14 @@ class Log:
         # Waits for the device, so that the seconds below include all updates of the line
         self._count()
         updates, weights, source_metrics = self.last
-        arrays = updates, weights, source_metrics | self.of_updates()
+        of_updates = getattr(self.source, "of_updates", dict)()
+        arrays = updates, weights, source_metrics | of_updates
         updates, weights, source_metrics = jax.device_get(arrays)
         line = {name: merge(name, updates, weights) for name in (updates or [{}])[0]}
         shared = line.keys() & source_metrics.keys()
         assert not shared, f"both the loss and the source report {shared}"
         line |= source_metrics | {"nonfinite": float(self.nonfinite)} | memory_metrics()
+        line["learning_rate"] = self.settings.learning_rate(state)
         if "expert_overflows" in line:
             line["expert_overflows"] = float(self.overflows)
         self.tokens, self.row_tokens = jax.device_get((self.tokens, self.row_tokens))
@@ -104,7 +106,8 @@ class Log:
             line["tokens_per_second"] = self.tokens / seconds
             if self.peak_tokens is not None:
                 line["mfu"] = self.row_tokens / seconds / self.peak_tokens
-        self.writer.write(step, line, phase=self.phase)
+        completions = getattr(self.source, "completions", list)()
+        self.writer.write(step, line, phase=self.phase, completions=completions)
         # After the line is written, so that it shows the numbers for which the run ends
         self.check(state)
         if "tokens" in source_metrics:

@@ -44,19 +44,21 @@ def train(
     rng. source.next(state, step) -> (list of batches, dict of floats): a step makes one update for each
     batch. source.get_state() -> its position, as anything that JSON can hold; source.set_state(position)
     resumes there. source.of_updates(), if it has one: a dict of floats about the updates of the latest step,
-    when they have ended. run: Run of this phase, whose folder holds its checkpoints and nothing else. seed:
-    of the rng. checks: see training.watch. A step beyond one of their limits ends the run, at the latest
-    after the next step, and before anything is saved; the rest is checked at logged steps. flops_per_token:
-    what the model needs for one of the source's tokens.
+    when they have ended. source.completions(), if it has one: the groups of completions that are kept of the
+    latest step, for MetricsWriter.write. run: Run of this phase, whose folder holds its checkpoints and
+    nothing else. seed: of the rng. checks: see training.watch. A step beyond one of their limits ends the
+    run, at the latest after the next step, and before anything is saved; the rest is checked at logged steps.
+    flops_per_token: what the model needs for one of the source's tokens.
 
     Steps 0, log_every, ... and the last one are logged: that step's metrics (averaged over its updates; for
-    names ending in _max, the largest); since the line before: seconds a step, nonfinite (updates skipped),
-    expert_overflows (where buffers for experts are bounded), and, where the source reports `tokens`,
-    tokens_per_second; with flops_per_token, and on devices whose speed costs.chips knows, mfu: the share of
-    their peak that these tokens need, or, where the source reports it, its `row_tokens`: those that are read
-    and not learned as well; and memory.memory_metrics. Between lines the loop waits for the device only if
-    there are limits or such buffers, and then for an earlier step. Saves after each save_every steps, at
-    the end, and as settings.checkpoints says; returns the best of these states where that names a metric.
+    names ending in _max, the largest); the learning_rate of its last update; since the line before: seconds a
+    step, nonfinite (updates skipped), expert_overflows (where buffers for experts are bounded), and, where
+    the source reports `tokens`, tokens_per_second; with flops_per_token, and on devices whose speed
+    costs.chips knows, mfu: the share of their peak that these tokens need, or, where the source reports it,
+    its `row_tokens`: those that are read and not learned as well; and memory.memory_metrics. Between lines
+    the loop waits for the device only if there are limits or such buffers, and then for an earlier step.
+    Saves after each save_every steps, at the end, and as settings.checkpoints says; returns the best of these
+    states where that names a metric.
 
     Raises ValueError for a checkpoint of another run and where no line has the metric checkpoints.best;
     SamplerApart beyond a limit; NotFinite for a limited metric that is NaN, after faults.nonfinite skipped
@@ -80,9 +82,8 @@ def train(
             update = jax.profiler.annotate_function(update, name="update")
             run.writer.start(run.phase, first_step)
             peak = peak_of(run.mesh.devices.ravel()) if flops_per_token else None
-            of_updates = getattr(source, "of_updates", dict)
             peak_tokens = peak and peak / flops_per_token
-            log = Log(run.writer, run.phase, settings.faults, checks, of_updates, rng, peak_tokens)
+            log = Log(run.writer, run.phase, settings, checks, source, rng, peak_tokens)
             log.streak = skipped
             # After a resumption, a term that was at work before may have nothing left to do
             if not first_step:
@@ -131,7 +132,7 @@ def _train(steps, settings, state, update, source, should_stop, store, log):
         done = step + 1
         stopping = should_stop()
         saves = done % settings.save_every == 0 or done == num_steps or stopping
-        if step % settings.log_every == 0 or done == num_steps:
+        if settings.is_logged(step):
             line = log.write(step, state, last=done == num_steps)
             if kept.best is not None:
                 score = _score(step, line, kept.best, score)

@@ -1,21 +1,21 @@
 """Where a run's numbers go, from process 0 only: JSON lines, boards (TensorBoard, W&B) and the console."""
 
-import json
 import math
-import shutil
-import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
 from rich.console import Console
 from rich.text import Text
-from tensorboardX import SummaryWriter
 
-from deepseek_jax.files import GrowingFile, as_path, is_remote, upload, write_whole
+from deepseek_jax.files import as_path
 from deepseek_jax.parallel.processes import is_due, say
+from deepseek_jax.training.completions import FILE, completions_line
+from deepseek_jax.training.lines import METRICS, PhaseLines, read_lines
+from deepseek_jax.training.tensorboard import TensorBoards
 
 if TYPE_CHECKING:
     from deepseek_jax.training.wandb_board import WandbRun
@@ -33,12 +33,14 @@ class MetricsWriter:
     """Writes each step's metrics once, across restarts.
 
     workdir/metrics.jsonl: one object a line, {"step": int, "phase": str, metric: float or null, ...}.
-    workdir/tensorboard/phase: one TensorBoard run per phase ("pretrain", "grpo", ...).
-    Nothing is created before `start`. On processes other than 0 every method returns at once. A local line is
-    in the file when `write` returns. In a bucket metrics.jsonl is written anew at most every
-    files.REWRITE_SECONDS, and both when `flush` or `close` is called.
+    workdir/completions.jsonl: the completions that logged steps keep, see training.completions.
+    workdir/tensorboard: see training.tensorboard.
+    Nothing is created before `start` or `write_scores`. On processes other than 0 every method returns at
+    once. A local line is in the file when `write` returns. In a bucket the files of lines are written anew at
+    most every files.REWRITE_SECONDS, and all when `flush` or `close` is called.
     console_seconds: between lines of the console, None for CONSOLE_SECONDS; a faster run prints fewer, but
-    always its last. wandb: the W&B run that gets the same numbers; None for none.
+    always its last. wandb: the W&B run that gets the same numbers; None for none. config: that of the run,
+    for TensorBoard; None for no text.
     """
 
     def __init__(
@@ -46,13 +48,14 @@ class MetricsWriter:
         workdir: str | Path,
         console_seconds: float | None = None,
         wandb: "WandbRun | None" = None,
+        config: dict | None = None,
     ):
         self.workdir = as_path(workdir)
         self.console_seconds = CONSOLE_SECONDS if console_seconds is None else console_seconds
-        self.path, self.wandb = self.workdir / "metrics.jsonl", wandb
-        self._boards, self._file = {}, GrowingFile(self.path)
-        # tensorboardX writes local files alone: where they wait for the bucket
-        self._board_folder = None
+        self.path = self.workdir / METRICS
+        self._lines, self._completions = PhaseLines(self.path), PhaseLines(self.workdir / FILE)
+        boards = TensorBoards(self.workdir, config), wandb
+        self._boards, self._started = [board for board in boards if board is not None], set()
         self._console = Console(highlight=False)
         self._waiting, self._shown_at = None, -math.inf
         # (phase, metric) -> lines in which it was not finite
@@ -67,29 +70,22 @@ class MetricsWriter:
         if jax.process_index() != 0:
             return
         self.workdir.mkdir(parents=True, exist_ok=True)
-        self._file.flush()
-        _cut(self.path, phase, first_step)
-        self._file = GrowingFile(self.path)
-        if phase in self._boards:
-            self._boards[phase].close()
-        # tensorboardX names files by the second: two writers of one second would share a file
-        tensorboard = SummaryWriter(
-            str(self._boards_in() / "tensorboard" / phase),
-            purge_step=first_step,
-            filename_suffix=f".{time.time_ns()}",
-        )
-        others = [] if self.wandb is None else [self.wandb.board(phase)]
-        self._boards[phase] = _Boards(tensorboard, *others)
+        for file in self._files():
+            file.start(phase, first_step)
+        for board in self._boards:
+            board.start(phase, first_step)
+        self._started.add(phase)
 
-    def write(self, step: int, metrics, *, phase: str):
-        """Log a flat dict of scalars (Python, numpy or jax) at an update count.
+    def write(self, step: int, metrics, *, phase: str, completions: Sequence[dict] = ()):
+        """Log a flat dict of scalars (Python, numpy or jax) at an update count, and the groups of completions
+        that are kept of it, as completions.completions_line takes them.
 
         NaN and infinities become null in the file, and the console says so, at doublings. TypeError where a
         value is not one number.
         """
         if jax.process_index() != 0:
             return
-        assert phase in self._boards, f"start({phase!r}, first_step) comes before write"
+        assert phase in self._started, f"start({phase!r}, first_step) comes before write"
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
@@ -97,11 +93,13 @@ class MetricsWriter:
         record = {"step": int(step), "phase": phase}
         assert not record.keys() & values.keys(), "step and phase are taken"
         record |= {name: None if name in bad else value for name, value in values.items()}
-        self._file.add(json.dumps(record, allow_nan=False) + "\n")
-        for name in [name for name in values if name not in bad]:
-            self._boards[phase].add_scalar(name, values[name], int(step))
-        # The line is whole: W&B takes it as one, and it outlives the process
-        self._boards[phase].flush()
+        self._lines.add(record)
+        kept = [completions_line(int(step), phase, group) for group in completions]
+        for line in kept:
+            self._completions.add(line)
+        finite = {name: value for name, value in values.items() if name not in bad}
+        for board in self._boards:
+            board.write(phase, int(step), finite, kept)
         self._show(step, values, phase)
 
     def _say_not_finite(self, phase, step, bad):
@@ -111,34 +109,31 @@ class MetricsWriter:
         if due:
             say(f"{phase}: step {step}: not finite: {', '.join(due)}")
 
+    def write_scores(self, scores: dict[str, dict]):
+        """Show on the boards what the run has measured so far: {measurement: {score: [mean, low, high]}}, in
+        order. low and high are None for a score without an interval.
+        """
+        if jax.process_index() != 0 or not any(scores.values()):
+            return
+        for board in self._boards:
+            board.write_scores(scores)
+
     def flush(self):
         """Write what waits: before a checkpoint, because a run that resumes from it logs no earlier step."""
-        self._file.flush()
-        if self._board_folder is not None:
-            for board in self._boards.values():
-                board.flush()
-            upload(self._board_folder, self.workdir)
+        for each in (*self._files(), *self._boards):
+            each.flush()
 
     def close(self):
         """Flush and close all files; the writer can be started again."""
         self._print_waiting()
-        for board in self._boards.values():
+        for board in self._boards:
             board.close()
-        if self.wandb is not None:
-            self.wandb.close()
-        self.flush()
-        self._boards = {}
-        if self._board_folder is not None:
-            shutil.rmtree(self._board_folder)
-            self._board_folder = None
+        for file in self._files():
+            file.flush()
+        self._started = set()
 
-    def _boards_in(self):
-        """The local folder that tensorboardX writes in."""
-        if not is_remote(self.workdir):
-            return self.workdir
-        if self._board_folder is None:
-            self._board_folder = Path(tempfile.mkdtemp(prefix="tensorboard"))
-        return self._board_folder
+    def _files(self):
+        return self._lines, self._completions
 
     def _show(self, step, values, phase):
         if self._waiting and self._waiting[0] != phase:
@@ -160,25 +155,6 @@ class MetricsWriter:
         self._waiting, self._shown_at = None, time.monotonic()
 
 
-class _Boards:
-    """TensorBoard's writer and others with its methods, as one."""
-
-    def __init__(self, *boards):
-        self.boards = boards
-
-    def add_scalar(self, name, value, step):
-        for board in self.boards:
-            board.add_scalar(name, value, step)
-
-    def flush(self):
-        for board in self.boards:
-            board.flush()
-
-    def close(self):
-        for board in self.boards:
-            board.close()
-
-
 def read_metrics(path: str | Path, phase: str) -> list[dict]:
     """The records of one phase of a metrics file, in order: dicts of step, phase and the metrics.
 
@@ -191,28 +167,6 @@ def read_metrics(path: str | Path, phase: str) -> list[dict]:
 def read_phases(path: str | Path):
     """phase -> its records, as from read_metrics, in the order in which the phases began."""
     phases = {}
-    for _, record in _lines(as_path(path)):
+    for record in read_lines(path):
         phases.setdefault(record["phase"], []).append(record)
     return phases
-
-
-def _lines(path):
-    """(line, record) pairs. A line without its newline was cut short and is skipped."""
-    if not path.exists():
-        return
-    for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
-        if line.endswith("\n"):
-            try:
-                yield line, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{path}, line {number} is not JSON ({error}); mend it or move the file away"
-                ) from error
-
-
-def _cut(path, phase, first_step):
-    """Drop the lines of `phase` from first_step on, and an unfinished last line, atomically."""
-    if not path.exists():
-        return
-    kept = [line for line, r in _lines(path) if r["phase"] != phase or r["step"] < first_step]
-    write_whole(path, "".join(kept))

@@ -1,7 +1,11 @@
 """Settings of a training loop: the classes that the recipes' config blocks extend."""
 
 import dataclasses
+import functools
 from typing import Literal
+
+import jax
+import numpy as np
 
 from deepseek_jax.errors import at, suggest
 from deepseek_jax.settings import Count, Positive, Seed, Settings, Several
@@ -84,6 +88,19 @@ class LoopSettings(Settings):
     def num_updates(self):
         """The number of updates of all steps together."""
         return self.num_steps
+
+    def is_logged(self, step: int):
+        """Whether a step has a line of metrics."""
+        return step % self.log_every == 0 or step == self.num_steps - 1
+
+    @functools.cached_property
+    def _rate(self):
+        # As one program: a schedule of a dozen operations would compile each
+        return jax.jit(self.optimizer.rate(self.num_updates()))
+
+    def learning_rate(self, state):
+        """The learning rate of the latest update: float. state: the TrainState after it."""
+        return float(self._rate(np.int32(state.step) - 1))
 
     def make_optimizer(self, parts: tuple[str, ...] = ()):
         """The optax transformation for the whole training. parts: as in OptimizerSettings.make."""

@@ -174,7 +174,12 @@ STAGES = tuple(f"{name}/params" for name in (*of_r1.MEASURED, *of_r1.LATER))
 CASES = {
     "pretrain": Case("pretrain", pretrain, stop=1, says=("stage_1_*.json",)),
     "pretrain in stages": Case("pretrain", pretrain_in_stages, says=("stage*.json", "drafts.json")),
-    "grpo": Case("grpo", grpo, replace=longer_is_better),
+    "grpo": Case(
+        "grpo",
+        grpo,
+        says=("before.json", "after.json", "completions.jsonl"),
+        replace=longer_is_better,
+    ),
     "grpo of experts": Case("grpo", grpo_of_experts, replace=longer_is_better),
     "grpo with workers": Case("grpo", grpo_with_workers, replace=longer_is_better),
     "grpo with an adapter": Case(

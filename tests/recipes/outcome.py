@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.checkpoint.reward_params import load_reward_model
+from deepseek_jax.training.boards import OTHER, group_of
 from deepseek_jax.training.metrics import read_phases
 from tests.recipes.small import CLOCKS, one_device
 
@@ -30,6 +31,13 @@ def assert_equal(workdir, other):
         assert ours[name] == theirs[name], name
     assert our_params.keys() == their_params.keys()
     jax.tree.map(np.testing.assert_array_equal, our_params, their_params)
+
+
+def without_group(workdir):
+    """The metrics of a run that the boards show in no group of training.boards."""
+    lines = [line for phase in read_phases(workdir / "metrics.jsonl").values() for line in phase]
+    names = {name for line in lines for name in line} - {"step", "phase"}
+    return {name for name in names if group_of(name) == OTHER}
 
 
 def left(workdir):

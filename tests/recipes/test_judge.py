@@ -15,6 +15,7 @@ from deepseek_jax.rewards import Rewards
 from deepseek_jax.rewards.judge import verdict
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.builders import bilingual_examples
+from tests.recipes.outcome import without_group
 from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import run_recipe
 
@@ -49,6 +50,12 @@ def finished(tmp_path_factory):
         run(workdir, should_stop=lambda: True)
     run(workdir)
     return workdir
+
+
+@pytest.mark.slow
+def test_every_metric_has_a_group_on_the_boards(finished):
+    """Oracle: the names of the lines that a run leaves, against the table of groups."""
+    assert without_group(finished) == set()
 
 
 @pytest.mark.slow

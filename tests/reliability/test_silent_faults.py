@@ -45,7 +45,7 @@ from deepseek_jax.training.nonfinite import locate
 from deepseek_jax.training.optimizer import OptimizerSettings
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.schedule import Phase
-from deepseek_jax.training.settings import CheckpointSettings, FaultSettings
+from deepseek_jax.training.settings import CheckpointSettings, FaultSettings, LoopSettings
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.update import make_train_step
 from deepseek_jax.training.watch import Checks
@@ -92,7 +92,7 @@ def train(workdir, loss_fn=squares, params=None, source=None, tx=None, checks=No
     run = Run(None, workdir / "checkpoints", MetricsWriter(workdir), phase="sft")
     state = TrainState.create(params or {"x": jnp.zeros(4)}, tx)
     step = jax.jit(step)
-    settings = SimpleNamespace(**settings)
+    settings = LoopSettings(**settings)
     return loop.train(settings, state, step, source or Numbers(), run, 7, checks)
 
 
@@ -221,7 +221,7 @@ def test_skipped_updates_in_a_row_are_counted_across_resumes(tmp_path, capsys):
             Numbers(poisoned=(1, 2, 3)),
             Checks(locate=functools.partial(locate, squares, 1)),
         )
-        loop.train(SimpleNamespace(**settings), state, jax.jit(step), source, run, 7, checks)
+        loop.train(LoopSettings(**settings), state, jax.jit(step), source, run, 7, checks)
 
     with pytest.raises(SystemExit):
         resumed(lambda: next(stops))

@@ -17,7 +17,7 @@ from deepseek_jax.training import log, loop
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.optimizer import OptimizerSettings
 from deepseek_jax.training.run import Run, leave_if_asked, stoppable
-from deepseek_jax.training.settings import CheckpointSettings, FaultSettings
+from deepseek_jax.training.settings import CheckpointSettings, FaultSettings, LoopSettings
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.update import make_train_step
 from deepseek_jax.training.watch import Checks
@@ -64,11 +64,11 @@ def train(workdir, source=None, **settings):
     should_stop = settings.pop("should_stop", lambda: False)
     settings["checkpoints"] = CheckpointSettings(**settings.pop("checkpoints", {}))
     settings["faults"] = FaultSettings(**settings.pop("faults", {}))
-    settings["optimizer"] = OptimizerSettings(learning_rate=0.1)
+    settings.setdefault("optimizer", OptimizerSettings(learning_rate=0.1))
     observers = {name: settings.pop(name, None) for name in ("profile", "watchdog")}
     checks = settings.pop("checks", None)
     mesh, needed = settings.pop("mesh", None), settings.pop("flops_per_token", None)
-    numbers = SimpleNamespace(**(dict(num_steps=6, save_every=2, log_every=1) | settings))
+    numbers = LoopSettings(**(dict(num_steps=6, save_every=2, log_every=1) | settings))
     writer = MetricsWriter(workdir)
     run = Run(mesh, workdir / "checkpoints", writer, should_stop, "pretrain", **observers)
     state = TrainState.create({"x": jnp.zeros(4)}, TX)
@@ -105,6 +105,20 @@ def test_state_is_that_of_the_updates_alone(tmp_path):
         wanted, _ = TRAIN_STEP(wanted, batch, jax.random.key(7))
     assert_equal(state, wanted)
     assert source.seen == again.seen
+
+
+def test_each_line_has_the_learning_rate_of_its_last_update(tmp_path):
+    """Oracle: by hand: a warm-up of four updates in quarters, two updates a step; skipped ones count, and so
+    do those before a resumption.
+    """
+    calls = iter(range(9))
+    fields = dict(optimizer=OptimizerSettings(learning_rate=0.1, warmup_steps=3), num_steps=4)
+    source = Numbers(updates=2, poisoned=(0,))
+    with pytest.raises(SystemExit):
+        train(tmp_path, source, should_stop=lambda: next(calls) == 0, **fields)
+    _, _, lines = train(tmp_path, Numbers(updates=2), **fields)
+    rates = [line["learning_rate"] for line in lines]
+    np.testing.assert_allclose(rates, [0.05, 0.1, 0.1, 0.1], rtol=1e-6)
 
 
 def test_a_run_in_a_bucket_that_is_killed_after_a_checkpoint_lacks_no_line(
@@ -368,7 +382,7 @@ def test_a_checkpoint_of_another_model_is_refused_and_stays(tmp_path):
     writer = MetricsWriter(tmp_path / "other")
     run = Run(None, tmp_path / "checkpoints", writer, phase="pretrain")
     with pytest.raises(ValueError, match="params/x is float32.* there and missing here|mu/x"):
-        loop.train(SimpleNamespace(**settings), other, TRAIN_STEP, Numbers(), run, 0)
+        loop.train(LoopSettings(**settings), other, TRAIN_STEP, Numbers(), run, 0)
     assert_equal(train(tmp_path)[0], wanted)
 
 
@@ -379,13 +393,12 @@ import jax, jax.numpy as jnp, numpy as np, optax
 process, port, workdir = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
 from jax.sharding import NamedSharding, PartitionSpec
-from types import SimpleNamespace
 from deepseek_jax.parallel import make_mesh, put_batch
 from deepseek_jax.training.loop import train
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.optimizer import OptimizerSettings
 from deepseek_jax.training.run import Run
-from deepseek_jax.training.settings import CheckpointSettings, FaultSettings
+from deepseek_jax.training.settings import CheckpointSettings, FaultSettings, LoopSettings
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.update import make_train_step
 from deepseek_jax.training.watch import Checks
@@ -414,7 +427,7 @@ run = Run(mesh, workdir / "checkpoints", MetricsWriter(workdir), should_stop, "p
 blocks = dict(checkpoints=CheckpointSettings(), faults=FaultSettings())
 blocks |= dict(optimizer=OptimizerSettings(learning_rate=0.1))
 settings = dict(num_steps=40, save_every=99, log_every=39) | blocks
-state = train(SimpleNamespace(**settings), state, train_step, Rows(), run, 0)
+state = train(LoopSettings(**settings), state, train_step, Rows(), run, 0)
 print("final", float(state.params["x"]))
 """
 

@@ -133,13 +133,13 @@ def test_a_value_that_is_not_one_number_is_refused(tmp_path):
     writer.close()
 
 
-def test_tensorboard_holds_the_same_numbers(tmp_path):
-    """Oracle: the event file, decoded record by record."""
+def test_tensorboard_holds_the_same_numbers_in_groups(tmp_path):
+    """Oracle: the event file, decoded record by record: the group of a loss before its name."""
     logged(tmp_path, ("grpo", 0, 3))
     scalars = [
         (e.step, v.tag, v.simple_value) for e in events(tmp_path, "grpo") for v in e.summary.value
     ]
-    assert scalars == [(step, "loss", float(step)) for step in range(4)]
+    assert scalars == [(step, "loss/loss", float(step)) for step in range(4)]
 
 
 def test_tensorboard_is_told_what_a_resumed_run_repeats(tmp_path):

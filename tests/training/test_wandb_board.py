@@ -11,8 +11,11 @@ import pytest
 import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
+from deepseek_jax.training import boards
+from deepseek_jax.training.completions import COLUMNS
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.wandb_board import WandbRun
+from tests.training.test_completions import GROUP
 
 CONFIG = {"seed": 3, "model": {"hidden_size": 4}, "steps": [1, 2]}
 # W&B writes LevelDB's log format: blocks of this size, in which a record's parts have a header each
@@ -73,28 +76,109 @@ def lines(records):
     ]
 
 
-def test_the_run_of_a_work_directory_has_every_line_and_resumes(tmp_path):
-    """Oracle: by hand: lines by phase and its own step, the config, and one id for both parts of the run."""
+def written(workdir):
+    """The records of a work directory's only W&B file, once W&B's service has ended and so written all."""
+    wandb.teardown()
+    (found,) = records(workdir)
+    return found
+
+
+def losses(*steps):
+    """What is logged of (phase, step) pairs."""
+    return [{f"{phase}/step": step, f"loss/{phase}/loss": step} for phase, step in steps]
+
+
+def test_a_run_has_every_line_its_config_and_an_axis_for_each_phase(tmp_path):
+    """Oracle: by hand: lines by group, phase and its own step."""
     logged(tmp_path, ("pretrain", 0, 2), ("grpo", 0, 1))
+    found = written(tmp_path)
+    pairs = [("pretrain", 0), ("pretrain", 1), ("pretrain", 2), ("grpo", 0), ("grpo", 1)]
+    assert lines(found) == losses(*pairs)
+    (run,) = of_kind(found, "run")
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert {key: config[key] for key in CONFIG} == CONFIG
+    assert (run.entity, run.project, run.display_name) == ("us", "toys", tmp_path.name)
+    assert run.resume
+    axes = {m.glob_name: m.step_metric for m in of_kind(found, "metric") if m.glob_name}
+    groups = (*boards.GROUPS, boards.OTHER)
+    phases = ("pretrain", "grpo")
+    assert axes == {f"{g}/{phase}/*": f"{phase}/step" for g in groups for phase in phases}
+
+
+def test_a_run_that_resumes_offline_is_one_run_with_every_line_once(tmp_path):
+    """Oracle: the lines of a run that never stopped, in one file with the id of the first start: `wandb sync`
+    replaces what it has of an id by the latest file. A process that is killed closes nothing.
+    """
+    writer = MetricsWriter(tmp_path, wandb=WandbRun("us/toys", tmp_path, CONFIG))
+    for phase, steps in (("pretrain", 2), ("grpo", 5)):
+        writer.start(phase, 0)
+        for step in range(steps):
+            writer.write(step, {"loss": float(step)}, phase=phase, completions=[GROUP])
+    del writer
+    wandb.teardown()
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    name = (tmp_path / "wandb_id").read_text()
     # W&B names its files by the second
     time.sleep(1)
-    logged(tmp_path, ("grpo", 2, 3))
-    # Its service writes them, and has written all when it ends
-    wandb.teardown()
-    first, second = records(tmp_path)
-    assert lines(first) == [{"pretrain/step": s, "pretrain/loss": s} for s in range(3)] + [
-        {"grpo/step": s, "grpo/loss": s} for s in range(2)
+    # The last checkpoint was made after three steps
+    logged(tmp_path, ("grpo", 3, 6))
+    found = written(tmp_path)
+    pairs = [*(("pretrain", step) for step in range(2)), *(("grpo", step) for step in range(7))]
+    got = [
+        {k: v for k, v in line.items() if not k.startswith("completions")} for line in lines(found)
     ]
-    assert lines(second) == [{"grpo/step": s, "grpo/loss": s} for s in (2, 3)]
-    (run,), (again,) = of_kind(first, "run"), of_kind(second, "run")
-    assert run.run_id == again.run_id == (tmp_path / "wandb_id").read_text()
-    for each in (run, again):
-        config = {item.key: json.loads(item.value_json) for item in each.config.update}
-        assert {key: config[key] for key in CONFIG} == CONFIG
-        assert (each.entity, each.project, each.display_name) == ("us", "toys", tmp_path.name)
-        assert each.resume
-    axes = {m.glob_name: m.step_metric for m in of_kind(first, "metric") if m.glob_name}
-    assert axes == {"pretrain/*": "pretrain/step", "grpo/*": "grpo/step"}
+    assert got == losses(*pairs)
+    with_tables = [line for line in lines(found) if any(k.startswith("completions") for k in line)]
+    assert [line.get("grpo/step") for line in with_tables] == [None, None, 0, 1, 2]
+    (run,) = of_kind(found, "run")
+    assert run.run_id == name and name in folder.name and not folder.exists()
+
+
+def test_a_phase_that_one_process_redoes_is_there_once(tmp_path):
+    """Oracle: by hand, in the order of the lines: the second start of a phase replaces its lines."""
+    writer = MetricsWriter(tmp_path, wandb=WandbRun("us/toys", tmp_path, CONFIG))
+    for phase, loss in (("a", 1.0), ("b", 2.0), ("a", 3.0)):
+        time.sleep(1)
+        writer.start(phase, 0)
+        writer.write(0, {"loss": loss}, phase=phase)
+    writer.close()
+    assert [list(line.values()) for line in lines(written(tmp_path))] == [[2.0, 0], [3.0, 0]]
+
+
+def test_scores_are_the_summary_of_the_run(tmp_path):
+    """Oracle: by hand: a mean and its interval by measurement and score; some have no interval."""
+    writer = MetricsWriter(tmp_path, wandb=WandbRun("us/toys", tmp_path, CONFIG))
+    before, after = {"accuracy": [0.25, 0.125, 0.5]}, {"accuracy": [1.0, None, None]}
+    writer.write_scores({"before": before})
+    writer.start("grpo", 0)
+    writer.write_scores({"before": before, "after": after})
+    writer.close()
+    summary = {}
+    for record in of_kind(written(tmp_path), "summary"):
+        for item in record.update:
+            key = item.key or "/".join(item.nested_key)
+            summary[key] = json.loads(item.value_json)
+    own = {key: value for key, value in summary.items() if key.startswith("held_out")}
+    assert own == {
+        "held_out/before/accuracy": 0.25,
+        "held_out/before/accuracy/low": 0.125,
+        "held_out/before/accuracy/high": 0.5,
+        "held_out/after/accuracy": 1.0,
+    }
+
+
+def test_kept_completions_are_a_table(tmp_path):
+    """Oracle: by hand: the rows of W&B's own file of the table."""
+    writer = MetricsWriter(tmp_path, wandb=WandbRun("us/toys", tmp_path, CONFIG))
+    writer.start("grpo", 0)
+    writer.write(0, {"loss": 0.5}, phase="grpo", completions=[GROUP])
+    writer.close()
+    (line,) = lines(written(tmp_path))
+    assert "completions/grpo" in line
+    (path,) = tmp_path.glob("wandb/offline-run-*/files/media/table/**/*.table.json")
+    table = json.loads(path.read_text())
+    assert table["columns"] == COLUMNS
+    assert table["data"] == [["1 + 1?", "2", "2 !", 1.0, "correct 1", 0.5, 3, False]]
 
 
 def test_a_run_that_fails_is_shown_as_failed(tmp_path):

@@ -155,6 +155,14 @@ class StudentSettings(FineTuneSettings):
         )
         return optax.chain(tx, follow)
 
+    def learning_rate(self, state):
+        """As LoopSettings.learning_rate, times what the plateau has left of it."""
+        rate = super().learning_rate(state)
+        if self.plateau is None:
+            return rate
+        _, follow = state.opt_state
+        return rate * float(follow.scale)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReinforcedSettings(ReinforceSettings):

@@ -36,6 +36,7 @@ from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
 from tests.compilations import compilations
 from tests.data.rows import with_rows
+from tests.recipes.outcome import without_group
 from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import make_run, one_device, run_recipe
 from tests.tiny import tiny_model
@@ -101,10 +102,15 @@ def finished(files, tmp_path_factory):
     return folder
 
 
+def test_every_metric_has_a_group_on_the_boards(finished):
+    """Oracle: the names of the lines that a run leaves, against the table of groups."""
+    assert without_group(finished) == set()
+
+
 @pytest.mark.slow
 def test_every_term_is_logged_the_rate_follows_and_projections_are_dropped(finished, files):
-    """Oracle: the weights, which the loss must be the sum of; the tree of the start; and by hand, two
-    evaluations of two updates each, the second not lower by nine tenths.
+    """Oracle: the weights, which the loss must be the sum of; the tree of the start; the schedule of the
+    rate; and by hand, two evaluations of two updates each, the second not lower by nine tenths.
     """
     *records, end = read_metrics(finished / "metrics.jsonl", "qwen")
     assert [record["step"] for record in (*records, end)] == [0, 1, 2, 3, 4]
@@ -112,6 +118,12 @@ def test_every_term_is_logged_the_rate_follows_and_projections_are_dropped(finis
         total = sum(weight * record[name] for name, weight in TERMS.items())
         np.testing.assert_allclose(record["loss"], total, rtol=1e-4)
     assert [record["plateau_scale"] for record in records] == [1, 1, 1, 0.5]
+    scheduled = (
+        build(DistillSettings, small_config(files), "config").students["qwen"].optimizer.rate(4)
+    )
+    for record in records:
+        rate = scheduled(record["step"]) * record["plateau_scale"]
+        np.testing.assert_allclose(record["learning_rate"], rate, rtol=1e-6)
     assert [record["temperature"] for record in records] == [2, 1.75, 1.5, 1.25]
     for name in ("a", "b"):
         measured = f"held_out_loss/{name}"

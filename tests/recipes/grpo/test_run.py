@@ -10,6 +10,7 @@ from orbax.checkpoint import v1 as ocp
 
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.checkpoint.store import Store
+from deepseek_jax.evaluation.held_out import scores_of_both
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.grpo import run as grpo
 from deepseek_jax.recipes.kinds import pretrain
@@ -18,11 +19,14 @@ from deepseek_jax.reinforce import update
 from deepseek_jax.rewards import Rule, scoring
 from deepseek_jax.rollout import generate, policy
 from deepseek_jax.settings import build
+from deepseek_jax.training.completions import read_completions
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.arithmetic.corpus import question
 from tests.compilations import compilations
+from tests.recipes.outcome import without_group
 from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import CLOCKS, run_recipe, small_config
+from tests.training.test_metrics import events
 
 STEPS_OF = {"pretrain": 5, "grpo": 2}
 
@@ -102,6 +106,48 @@ def test_a_run_leaves_a_page(finished):
     assert [(g["stage"], g["kind"]) for g in groups[::8]] == [
         (when, kind) for when in ("before", "after") for kind in ("sampled", "greedy")
     ]
+
+
+def test_the_board_has_the_scores_before_and_after(finished):
+    """Oracle: the measurements that the run leaves, in float32."""
+    measured = [json.loads((finished / f"{name}.json").read_text()) for name in ("before", "after")]
+    wanted = [
+        (index, f"held_out/{name}", np.float32(mean))
+        for index, each in enumerate(measured)
+        for name, (mean, _, _) in scores_of_both(each).items()
+    ]
+    scores = [
+        (event.step, value.tag, value.simple_value)
+        for event in events(finished, "held_out")
+        for value in event.summary.value
+        if not value.tensor.string_val
+    ]
+    assert scores == wanted and len(scores) >= 4
+
+
+def test_completions_of_every_logged_step_are_kept(finished):
+    """Oracle: by hand, the steps, prompts and completions of the config: eight a step, and the mean of their
+    rewards is the step's.
+    """
+    lines = read_metrics(finished / "metrics.jsonl", "grpo")
+    groups = read_completions(finished / "completions.jsonl")
+    assert [(g["step"], g["phase"], len(g["completions"])) for g in groups] == [
+        *[(0, "grpo", 4)] * 2,
+        *[(1, "grpo", 4)] * 2,
+    ]
+    for line in lines:
+        rewards = [
+            each["reward"]
+            for group in groups
+            if group["step"] == line["step"]
+            for each in group["completions"]
+        ]
+        np.testing.assert_allclose(np.mean(rewards), line["reward"], rtol=1e-6)
+
+
+def test_every_metric_has_a_group_on_the_boards(finished):
+    """Oracle: the names of the lines that a run leaves, against the table of groups."""
+    assert without_group(finished) == set()
 
 
 def test_a_run_leaves_its_measurements_metrics_curves_and_checkpoints(finished):

@@ -21,6 +21,7 @@ from deepseek_jax.recipes.pretrain.settings import PretrainSettings
 from deepseek_jax.settings import build
 from deepseek_jax.worlds.registry import named_tokenizer
 from tests.quick import others_slow
+from tests.recipes.outcome import without_group
 from tests.recipes.pages import parts_of
 from tests.recipes.small import one_device, run_recipe
 
@@ -69,6 +70,12 @@ def whole(tmp_path_factory):
 def records(workdir):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return {(r["phase"], r["step"]): r for r in map(json.loads, lines)}
+
+
+@pytest.mark.slow
+def test_every_metric_has_a_group_on_the_boards(whole):
+    """Oracle: the names of the lines that a run leaves, against the table of groups."""
+    assert without_group(whole[0]) == set()
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from tests.compilations import compilations
 from tests.quick import others_slow
+from tests.recipes.outcome import without_group
 from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import CLOCKS, run_recipe
 from tests.turns import turns
@@ -72,6 +73,11 @@ def with_base(finished, tmp_path):
     for name in ("data", "pretrain"):
         shutil.copytree(finished / name, tmp_path / name)
     return tmp_path
+
+
+def test_every_metric_has_a_group_on_the_boards(finished):
+    """Oracle: the names of the lines that a run leaves, against the table of groups."""
+    assert without_group(finished) == set()
 
 
 def test_a_run_measures_before_every_few_steps_and_after(finished):

@@ -1,0 +1,78 @@
+"""What the boards (TensorBoard, W&B) share: the groups of metrics, which they make their sections of, and
+tables in Markdown. Files of metrics keep the names alone.
+"""
+
+import fnmatch
+import functools
+import html
+from collections.abc import Sequence
+
+# Group -> patterns of its metrics, see fnmatch, of what stands before a slash: what follows one is a name of
+# the config, a layer's or the user's own
+GROUPS = {
+    "speed": (
+        *("seconds", "reward_seconds", "teacher_seconds", "weight_sync_time"),
+        *(
+            "exposed_generation_time",
+            "policy_training_time",
+            "train_step_time",
+            "mfu",
+            "update_mfu",
+        ),
+        *("tokens_per_second", "rollout_tokens_per_second", "update_tokens_per_second"),
+        "valid_tokens_per_sec_per_gpu",
+    ),
+    "memory": ("host_*", "device_*", "largest_*", "smallest_*"),
+    "experts": ("max_vio", "load_entropy", "expert_overflows"),
+    "optimizer": ("learning_rate", "plateau_scale", "grad_norm", "nonfinite"),
+    "rewards": (
+        *("reward", "reward_*", "accuracy", "accuracy_effort_*", "logged", "all_equal_share"),
+        *("margin", "safe_probability"),
+    ),
+    "rollout": (
+        *("completion_length*", "truncated_share*", "sampled_tokens", "prefilled_positions"),
+        *("sampling_rounds", "equal_groups_used", "new_questions", "left_out_tokens"),
+        *("groups_carried", "carried_steps_max", "stale_*", "sampler_gap_*", "temperature"),
+    ),
+    "loss": (
+        *("loss", "*_loss", "loss_*", "regressed", "kl", "kl_*", "entropy", "entropy_*"),
+        *("ratio_mean", "importance_weight_mean", "off_policy_fraction", "clip_fraction*"),
+        *(
+            "soft",
+            "soft_bound",
+            "hard",
+            "hidden",
+            "relations",
+            "matched",
+            "sorted",
+            "on_policy",
+            "l2",
+        ),
+        *("tokens", "row_tokens", "learned_tokens"),
+    ),
+}
+# Of a metric that no pattern fits
+OTHER = "other"
+
+
+@functools.cache
+def group_of(name: str):
+    """The group of a metric."""
+    first = name.partition("/")[0]
+    for group, patterns in GROUPS.items():
+        if any(fnmatch.fnmatchcase(first, pattern) for pattern in patterns):
+            return group
+    return OTHER
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence]):
+    """A table in Markdown, of texts as they are and of numbers; None is an empty cell."""
+    lines = [columns, ["---"] * len(columns), *([_cell(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value):
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = "" if value is None else html.escape(str(value))
+    return text.replace("|", "&#124;").replace("\n", "<br>")

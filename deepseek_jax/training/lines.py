@@ -1,0 +1,64 @@
+"""Files of JSON lines that the steps of phases write: no line twice, however often a phase resumes."""
+
+import json
+from pathlib import Path
+
+from deepseek_jax.files import GrowingFile, as_path, write_whole
+
+# The file of a run's metrics in its work directory
+METRICS = "metrics.jsonl"
+
+
+class PhaseLines:
+    """A file of objects with `step` and `phase`, a line each. A local file has a line when `add` returns; in
+    a bucket the lines wait as those of a files.GrowingFile.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = as_path(path)
+        self._file = GrowingFile(self.path)
+
+    def start(self, phase: str, first_step: int):
+        """Begin or resume a phase: delete what it wrote from first_step on, and an unfinished last line.
+
+        Raises ValueError as read_lines.
+        """
+        self.flush()
+        if self.path.exists():
+            kept = [
+                text
+                for text, line in _texts(self.path)
+                if line["phase"] != phase or line["step"] < first_step
+            ]
+            write_whole(self.path, "".join(kept))
+        self._file = GrowingFile(self.path)
+
+    def add(self, line: dict):
+        """Add a line. Raises ValueError for a number that is not finite."""
+        self._file.add(json.dumps(line, allow_nan=False) + "\n")
+
+    def flush(self):
+        """Write the lines that wait."""
+        self._file.flush()
+
+
+def read_lines(path: str | Path) -> list[dict]:
+    """The objects of a file, in order; none without a file. A last line that a killed process left unfinished
+    is skipped. Raises ValueError, naming the line, at any other that is not JSON.
+    """
+    return [line for _, line in _texts(as_path(path))]
+
+
+def _texts(path):
+    """(text, object) pairs. A text without its newline was cut short and is skipped."""
+    if not path.exists():
+        return
+    for number, text in enumerate(path.read_text().splitlines(keepends=True), start=1):
+        if not text.endswith("\n"):
+            return
+        try:
+            yield text, json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path}, line {number} is not JSON ({error}); mend it or move the file away"
+            ) from error

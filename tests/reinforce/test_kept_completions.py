@@ -1,0 +1,102 @@
+"""The completions that a step of GRPO keeps: those of its batch, as many as the settings say, once."""
+
+import json
+
+import numpy as np
+import pytest
+
+from deepseek_jax.reinforce.metrics import kept_completions
+from deepseek_jax.rewards import Rule, scoring
+from deepseek_jax.training.completions import read_completions
+from tests.reinforce.test_grpo import TOKENIZER, asked, make_source, state  # noqa: F401
+from tests.reinforce.test_update import train
+
+
+def fails(text):
+    return len(text) % 3 == 1
+
+
+@pytest.fixture(autouse=True)
+def by_length(monkeypatch):
+    """A reward in which groups differ, and which fails on some lengths."""
+
+    def reward(text, _):
+        if fails(text):
+            raise ValueError
+        return len(text) / 10
+
+    for name in ("correct", "correct_reasoning"):
+        monkeypatch.setitem(scoring.RULES, name, Rule(reward))
+
+
+def test_kept_completions_are_those_of_the_batch(state):  # noqa: F811
+    """Oracle: the batch itself, row by row: its text, decoded, its length and advantage, and the reward of
+    the text by hand.
+    """
+    source = make_source(prompts_per_step=2, group_size=4, kept_completions=6)
+    (batch,), _ = source.next(state, 0)
+    ids, mask = (np.asarray(batch[f"completion_{part}"]) for part in ("ids", "mask"))
+    groups, examples = source.completions(), asked(2)
+    assert [(g["prompt"], g["answer"]) for g in groups] == [
+        (example["question"], example["answer"]) for example in examples
+    ]
+    assert [len(group["completions"]) for group in groups] == [4, 2]
+    every = [each for group in groups for each in group["completions"]]
+    assert 0 < sum(fails(kept["text"]) for kept in every) < 6
+    for row, kept in enumerate(every):
+        assert kept["advantage"] == np.asarray(batch["advantages"])[row]
+        if fails(kept["text"]):
+            # Masked out of the loss
+            assert np.isnan(kept["reward"]) and kept["advantage"] == 0 and not mask[row].any()
+            continue
+        assert kept["text"] == TOKENIZER.decode(ids[row][mask[row]])
+        assert kept["length"] == mask[row].sum()
+        parts = dict.fromkeys(source.rewards.weights, np.float32(len(kept["text"]) / 10))
+        assert kept["parts"] == parts and kept["reward"] == sum(parts.values())
+        assert kept["truncated"] == (ids[row][mask[row]][-1] not in source.policy.eos_ids)
+    source.next(state, 1)
+    # Of two steps the first and the last have a line, and with log_every=3 the second of three has none
+    assert source.completions()
+    source = make_source(num_steps=3, log_every=3)
+    source.next(state, 1)
+    assert not source.completions()
+
+
+@pytest.mark.parametrize("count, sizes", [(0, []), (3, [3]), (4, [4]), (5, [4, 1]), (9, [4, 4])])
+def test_a_step_keeps_at_most_as_many_as_the_settings_say(count, sizes):
+    """Oracle: by hand, of two groups of four: whole groups first, and no group without a completion."""
+    group = {
+        "example": {"question": "1 + 1?"},
+        "texts": list("abcd"),
+        "rewards": np.arange(4.0),
+        "parts": {},
+        "mask": np.ones((4, 2), bool),
+        "truncated": np.zeros(4, bool),
+    }
+    kept = kept_completions([group, group], np.arange(8.0), count)
+    assert [len(each["completions"]) for each in kept] == sizes
+    advantages = [one["advantage"] for each in kept for one in each["completions"]]
+    assert advantages == list(range(sum(sizes)))
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_keeps_what_an_undisturbed_one_does(tmp_path):
+    """Oracle: the file of the run that nothing stopped, byte for byte; each logged step is there once. The
+    stopped one has lines of steps after its last checkpoint, as a killed one has.
+    """
+    fields = dict(num_steps=4, save_every=2, log_every=1)
+    train(tmp_path / "whole", **fields)
+    calls = iter(range(100))
+    with pytest.raises(SystemExit):
+        train(tmp_path / "parts", should_stop=lambda: next(calls) == 1, **fields)
+    path, whole = (tmp_path / name / "completions.jsonl" for name in ("parts", "whole"))
+    late = json.loads(path.read_text().splitlines()[-1]) | {"step": 2}
+    path.write_text(path.read_text() + json.dumps(late) + "\n")
+    train(tmp_path / "parts", **fields)
+    assert path.read_bytes() == whole.read_bytes()
+    lines = read_completions(path, "rl")
+    assert len(lines) == len(path.read_text().splitlines())
+    steps = [line["step"] for line in lines]
+    assert sorted(set(steps)) == [0, 1, 2, 3]
+    # Two groups of four are the eight that are kept by default
+    assert len({(line["step"], line["prompt"]) for line in lines}) == len(lines) == 8
