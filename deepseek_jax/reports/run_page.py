@@ -1,7 +1,6 @@
 """Writes report.html: what a recipe says of its run, with what is in the files of every run."""
 
 import dataclasses
-import json
 
 from etils.epath import Path
 
@@ -9,13 +8,14 @@ from deepseek_jax.files import read_json, write_whole
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.reports.html_report import report_page
 from deepseek_jax.reports.page import Page
+from deepseek_jax.training.completions import FILE, read_completions
 from deepseek_jax.training.lineage import content_hash
 from deepseek_jax.training.metrics import read_phases
 
 # The input in a stage.json that is the stage whose parameters it begins from; others have the stage's name
 PARENT = "parent"
-# The completions of training: a line for each group that a step has logged, and groups of a step on the page
-COMPLETIONS, OF_STEP = "completions.jsonl", 4
+# The groups of a step of training on the page
+OF_STEP = 4
 
 
 def write_report(workdir: Path, page: Page, headings: dict[str, str]) -> None:
@@ -30,7 +30,7 @@ def write_report(workdir: Path, page: Page, headings: dict[str, str]) -> None:
         page,
         curves={title: phases[phase] for phase, title in headings.items() if phase in phases},
         base_curves={phase: of for phase, of in phases.items() if phase not in headings},
-        samples=[*page.samples, *training_samples(workdir / COMPLETIONS, headings)],
+        samples=[*page.samples, *training_samples(workdir / FILE, headings)],
     )
     # Whole: a reader of the page never meets half of it
     write_whole(workdir / "report.html", report_page(page))
@@ -38,11 +38,8 @@ def write_report(workdir: Path, page: Page, headings: dict[str, str]) -> None:
 
 def training_samples(path: Path, headings: dict[str, str]):
     """Page.samples of the first, the middle and the last step that each phase has logged completions of."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    # The last line of a killed process may have no end
-    groups = [json.loads(line) for line in lines if line.endswith("\n")]
     steps = {}
-    for group in groups:
+    for group in read_completions(path):
         steps.setdefault(group["phase"], {}).setdefault(group["step"], []).append(group)
     shown = []
     for phase, of_phase in steps.items():
@@ -57,15 +54,13 @@ def training_samples(path: Path, headings: dict[str, str]):
 
 
 def _training_group(group, phase):
-    completions = [
-        {"total": completion.get("reward")} | completion for completion in group["completions"]
-    ]
+    completions = [{"total": each["reward"]} | each for each in group["completions"]]
     return {
         "stage": "training",
         "phase": phase,
         "step": group["step"],
         "prompt": group["prompt"],
-        "answer": group.get("answer"),
+        "answer": group["answer"],
         "completions": completions,
     }
 
