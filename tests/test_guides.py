@@ -22,6 +22,8 @@ GUIDES = [
         "tests/reliability/README.md",
     )
 ]
+PAGES = sorted((ROOT / "configs" / "results").glob("*.md"))
+GUIDES += PAGES
 EXPERIMENTS = [
     p for p in sorted((ROOT / "configs").glob("*.py")) if "def get_config" in p.read_text()
 ]
@@ -51,13 +53,27 @@ def test_every_guide_is_known_here():
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_every_experiment_is_in_its_guide_with_its_command(path):
-    """Oracle: the command that its own docstring has."""
+def test_every_experiment_is_in_the_index_and_its_command_on_the_page(path):
+    """Oracle: the command that its own docstring has: in a line of the index, or on the page that the line
+    links to.
+    """
     (command, *_) = re.findall(
         rf"python launch/\w+\.py --config=configs/{path.name}", path.read_text()
     )
-    guide = (ROOT / "configs" / "README.md").read_text()
-    assert re.search(rf"{re.escape(command)}(?![\w])", guide)
+    index = ROOT / "configs" / "README.md"
+    lines = [
+        line
+        for line in index.read_text().split("\n")
+        if line.startswith("|") and (f"`{path.stem}`" in line or command in line)
+    ]
+    pages = [(index.parent / link).read_text() for line in lines for link in LINK.findall(line)]
+    assert lines and any(re.search(rf"{re.escape(command)}(?!\w)", t) for t in [*lines, *pages])
+
+
+def test_every_page_of_results_is_in_the_index():
+    """Oracle: the files."""
+    index = (ROOT / "configs" / "README.md").read_text()
+    assert PAGES and [p.name for p in PAGES if f"(results/{p.name})" not in index] == []
 
 
 def test_every_program_is_in_its_guide():
