@@ -113,11 +113,11 @@ def test_a_score_of_the_readme_is_one_rows_before_and_after():
     columns = {"x": "{}.1f", "this": "{}", "that": "{}"}
     pair = {"before": [0.25, 0.2, 0.3], "after": [0.75, 0.7, 0.8]}
     rows = [{"x": {"before": 9, "after": 9}}, {"x": pair, "this": 0.5, "that": 0.4, "form": ".0%"}]
-    readme = dict(score="right", row=1, columns=["that", "this"])
+    readme = dict(row=1, columns=["that", "this"])
     result = {"columns": columns, "rows": rows, "readme": readme}
-    assert before_and_after(result) == "right 40% → 50%"
+    assert before_and_after(result) == "40% → 50%"
     columns["x"], readme["columns"] = ".1%", ["x"]
-    assert before_and_after(result) == "right 25.0% → 75.0%"
+    assert before_and_after(result) == "25.0% → 75.0%"
 
 
 def test_what_a_rows_intervals_are_stands_above_the_table_while_the_row_does():

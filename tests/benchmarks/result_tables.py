@@ -4,8 +4,8 @@ A file is one experiment or benchmark: its command, its rows, the table's column
 numbers; "{}" stands for the row's own "form"), and caveats. With "sweep", a file of configs/sweeps, the rows
 are of all runs of that sweep together, see finished_run.read; "logged" has more of their columns, name ->
 [phase, metric, share]: the mean over that last share of the metric's lines. With "readme" it has a line in
-README.md: its place there, a title, what it shows, and the score of one row, in one column of before and
-after or in two columns; its page is configs/results/NAME.md. A row has the results of one run: seed, version,
+README.md: its place there, a title, what it shows, and which score, in one column of before and after of a
+row or in two columns; its page is configs/results/NAME.md. A row has the results of one run: seed, version,
 minutes, cells by name, and "intervals", a sentence for above the table where its intervals are not those that
 a run has today. A cell is a text, a number, [mean, low, high] with a 95% interval, {"before": ..., "after":
 ...}, {"low": ..., "high": ...} over several runs, or {"by_run": [...]}.
@@ -66,7 +66,7 @@ def block(result):
 
 
 def summary(results):
-    """README.md's table: what the experiments with a "readme" show, their minutes, and a score of each."""
+    """README.md's table: what the experiments with a "readme" show, their minutes and a score."""
     heads = ("experiment", "what it shows", "minutes", "before → after")
     lines = [_line(heads), "|" + "---|" * len(heads)]
     chosen = [(name, result) for name, result in results.items() if "readme" in result]
@@ -79,7 +79,7 @@ def summary(results):
 
 
 def before_and_after(result):
-    """The score that README.md has of an experiment, without its intervals: "right 37.5% → 98.4%"."""
+    """The score that README.md has of an experiment, without its intervals: "37.5% → 98.4%"."""
     line = result["readme"]
     row = result["rows"][line["row"]]
     form = row.get("form", "")
@@ -87,7 +87,7 @@ def before_and_after(result):
         cell_text(_mean(row[name]), result["columns"][name].replace("{}", form))
         for name in line["columns"]
     ]
-    return f"{line['score']} {' → '.join(said)}"
+    return " → ".join(said)
 
 
 def _wrapped(text):
