@@ -19,8 +19,11 @@ from tests.benchmarks.result_tables import block, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "configs" / "results"
-PAGES = sorted(FOLDER.glob("*.md"))
-GUIDES = [ROOT / "README.md", *PAGES, Path(__file__).with_name("README.md")]
+GUIDES = [
+    ROOT / "README.md",
+    *sorted(FOLDER.glob("*.md")),
+    Path(__file__).with_name("README.md"),
+]
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.S)
 NUMBERS = re.compile(r"\[\s+((?:[-\d.e]+,?\s+)+)\]")
 
