@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.test_import_order import ROOMS, imports_of, room_of
+
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = [
     ROOT / name
@@ -22,6 +24,8 @@ GUIDES = [
         "tests/reliability/README.md",
     )
 ]
+PAGES = sorted((ROOT / "configs" / "results").glob("*.md"))
+GUIDES += PAGES
 EXPERIMENTS = [
     p for p in sorted((ROOT / "configs").glob("*.py")) if "def get_config" in p.read_text()
 ]
@@ -51,13 +55,44 @@ def test_every_guide_is_known_here():
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_every_experiment_is_in_its_guide_with_its_command(path):
-    """Oracle: the command that its own docstring has."""
+def test_every_experiment_is_in_the_index_and_its_command_on_its_page(path):
+    """Oracle: the command that its own docstring has, on the page that its line links to. The published
+    experiments, which were not run, have no page.
+    """
     (command, *_) = re.findall(
         rf"python launch/\w+\.py --config=configs/{path.name}", path.read_text()
     )
-    guide = (ROOT / "configs" / "README.md").read_text()
-    assert re.search(rf"{re.escape(command)}(?![\w])", guide)
+    index = ROOT / "configs" / "README.md"
+    named = re.compile(rf"^\|.*`{path.stem}[`:].*", re.M)
+    lines = named.findall(index.read_text())
+    pages = [(index.parent / link).read_text() for line in lines for link in LINK.findall(line)]
+    assert lines and all(re.search(rf"{re.escape(command)}(?!\w)", page) for page in pages)
+    assert pages or named.search(index.read_text().partition("## The published numbers")[2])
+
+
+def test_every_page_of_results_is_in_the_index():
+    """Oracle: the files."""
+    index = (ROOT / "configs" / "README.md").read_text()
+    assert PAGES and [p.name for p in PAGES if f"(results/{p.name})" not in index] == []
+
+
+def test_the_front_door_is_short():
+    """Oracle: by hand: what a reader scrolls through in a minute."""
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_no_file_of_the_reading_list_needs_a_later_one():
+    """Oracle: the rooms' order, which test_import_order holds; within a room, the import statements."""
+    text = (ROOT / "README.md").read_text().partition("## Read it in a day")[2].partition("## ")[0]
+    files = [ROOT / link for link in LINK.findall(text) if link.startswith("deepseek_jax/")]
+    rooms = [room_of(path) for path in files]
+    assert rooms[0] is None and len(files) > 10
+    assert sorted(rooms[1:], key=ROOMS.index) == rooms[1:]
+    for index, path in enumerate(files[1:], start=1):
+        later = {
+            ".".join(each.relative_to(ROOT).with_suffix("").parts) for each in files[index + 1 :]
+        }
+        assert {".".join(parts[:3]) for parts in imports_of(path)} & later == set(), path
 
 
 def test_every_program_is_in_its_guide():

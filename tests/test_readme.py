@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 GRPO_STEP, REWARD, MODEL = re.findall(r"```python\n(.*?)```", README, re.S)
 (QUESTION,) = re.findall(r"```json\n(.*?)```", README, re.S)
-(OWN_TASK,) = re.findall(r"^python (launch/train.py .*MY.jsonl.*)$", README, re.M)
+(OWN_TASK,) = re.findall(r"^python (launch/train.py .*\\\n.*MY.jsonl.*)$", README, re.M)
 
 
 def write_checkpoint(folder, **sizes):
@@ -82,7 +82,7 @@ def test_a_task_of_your_own_is_trained_on(tmp_path):
     lines = [QUESTION.strip().replace("3", str(number)) for number in range(2, 14)]
     (tmp_path / "MY.jsonl").write_text("\n".join(lines))
     write_checkpoint(tmp_path / "tiny")
-    command = OWN_TASK.replace("MY.jsonl", f"{tmp_path}/MY.jsonl").split()
+    command = OWN_TASK.replace("\\", "").replace("MY.jsonl", f"{tmp_path}/MY.jsonl").split()
     small = dict(num_steps=1, prompts_per_step=1, group_size=2, init_from=tmp_path / "tiny")
     small |= {
         "data.num_held_out": 4,

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests.benchmarks import accelerator
-from tests.benchmarks.result_tables import block, cell_text, outcome, table
+from tests.benchmarks.result_tables import before_and_after, block, cell_text, summary, table
 from tests.benchmarks.results import (
     BLOCK,
     FOLDER,
@@ -42,25 +42,37 @@ def test_every_file_is_shown_once_and_says_what_gave_its_numbers():
         assert as_text(result) == (FOLDER / f"{name}.json").read_text()
         if "config" in result:
             assert (ROOT / result["config"].partition(":")[0]).is_file()
-            assert outcome(result) and all("seed" in row for row in result["rows"])
+            assert all("seed" in row for row in result["rows"])
+
+
+def test_readmes_table_has_eight_experiments_and_can_be_read():
+    """Oracle: by hand: the order; what a page of GitHub, 890 pixels wide, shows on a line or two."""
+    _, _, *rows = summary(read_results()).split("\n")
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    titles = [re.match(r"\[(.*)\]", cell)[1] for cell, *_ in cells]
+    first, last = ["Pre-train V3", "Fine-tune", "Reward model", "GRPO"], ["Distil", "V3.2"]
+    assert titles == [*first, "R1-Zero, R1", *last, "Real weights"]
+    shown = [len(text) for _, *texts in cells for text in texts]
+    assert 0 < min(shown) and max(map(len, titles)) < 15 and max(shown) <= 45
 
 
 def test_a_changed_number_changes_its_table_and_the_summary():
     """Oracle: by hand: two blocks of the text show it; the rest stays."""
     results = read_results()
     blocks = [
-        f"<!-- results: {name} -->\n<!-- end -->" for name in ("summary", "judge_small", "moe")
+        f"<!-- results: {name} -->\n<!-- end -->"
+        for name in ("summary", "reward_model_small", "moe")
     ]
     text = "\n".join(["before", *blocks, "after"])
     old = rewritten(text, results)
     assert old.startswith("before\n") and old.endswith("<!-- end -->\nafter")
-    results["judge_small"]["rows"][0]["accuracy"]["after"] = [0.5, 0.4, 0.6]
+    results["reward_model_small"]["rows"][0]["accuracy"]["after"] = [0.5, 0.4, 0.6]
     changed = [
         (a, b)
         for a, b in zip(old.split("\n"), rewritten(old, results).split("\n"), strict=True)
         if a != b
     ]
-    assert len(changed) == 2 and all("82.8%" in a and "50.0%" in b for a, b in changed)
+    assert len(changed) == 2 and all("→ 50.0%" in b for _, b in changed)
 
 
 def test_a_block_of_no_file_is_named():
@@ -96,17 +108,16 @@ def test_a_table_has_the_columns_that_are_filled_and_those_facts_that_differ():
     assert table(result).split("\n") == lines
 
 
-def test_an_outcome_names_its_rows_by_all_their_texts():
-    """Oracle: by hand: of two arms and of their difference, whose form has a sign."""
-    columns = {"arm": "", "stage": "", "tokens": "", "loss": "{}.1f"}
-    rows = [{"arm": arm, "stage": "long", "tokens": 9, "loss": [1.5, 1, 2]} for arm in "ab"]
-    rows.append(rows[0] | {"arm": "b less a", "form": "+", "loss": [0.5, 0, 1]})
-    result = {"columns": columns, "headline": ["loss"], "rows": rows}
-    assert outcome(result) == "loss: 1.5 (a, long), 1.5 (b, long), +0.5 (b less a, long)"
-    assert "| b less a | long | 9 | +0.5 (+0.0 to +1.0) |" in table(result)
-    efforts = [{"effort": effort, "loss": [x, x, x]} for effort, x in (("50", 1), ("75", 2))]
-    result = {"columns": {"effort": "", "loss": ".1f"}, "headline": ["loss"], "rows": efforts}
-    assert outcome(result) == "loss: 1.0 (effort 50), 2.0 (effort 75)"
+def test_a_score_of_the_readme_is_one_rows_before_and_after():
+    """Oracle: by hand: a column of before and after without its intervals; two columns, in the row's form."""
+    columns = {"x": "{}.1f", "this": "{}", "that": "{}"}
+    pair = {"before": [0.25, 0.2, 0.3], "after": [0.75, 0.7, 0.8]}
+    rows = [{"x": {"before": 9, "after": 9}}, {"x": pair, "this": 0.5, "that": 0.4, "form": ".0%"}]
+    readme = dict(row=1, columns=["that", "this"])
+    result = {"columns": columns, "rows": rows, "readme": readme}
+    assert before_and_after(result) == "40% → 50%"
+    columns["x"], readme["columns"] = ".1%", ["x"]
+    assert before_and_after(result) == "25.0% → 75.0%"
 
 
 def test_what_a_rows_intervals_are_stands_above_the_table_while_the_row_does():

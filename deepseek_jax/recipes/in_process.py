@@ -41,8 +41,9 @@ def train(
     """Run an experiment in this process, resume it, or see that it is complete, as launch/train.py does.
 
     config: what get_config of a file of configs/ returns, or a dict of its fields. folder: of the run, or
-    gs://BUCKET/NAME. stop_after: save and return after this number of steps. strict: end at a damaged
-    checkpoint; else an earlier one is used. console_seconds: between lines on the console.
+    gs://BUCKET/NAME. stop_after: save and return after this number of steps, one more where a phase ends
+    there. strict: end at a damaged checkpoint; else an earlier one is used. console_seconds: between lines on
+    the console.
 
     Ctrl-C or SIGTERM saves after the step at hand and raises KeyboardInterrupt; a second one ends at once.
     Raises ValueError for a mistake, before anything compiles, and an errors.Fault for what the run finds
@@ -80,7 +81,8 @@ def _stopping(stop_after):
     steps = itertools.count(1)
     with Stop() as stop:
         try:
-            yield stop, lambda: stop() or next(steps) == stop_after
+            # A phase that this many steps complete does not stop: the next one does, after a step
+            yield stop, lambda: stop() or (stop_after is not None and next(steps) >= stop_after)
         except SystemExit as ended:
             if ended.code != STOPPED:
                 raise

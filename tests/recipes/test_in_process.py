@@ -142,6 +142,13 @@ def test_a_mistake_is_a_value_error_and_leaves_nothing(
     assert [path.name for path in work.iterdir()] == ["file"]
 
 
+@pytest.mark.slow
+def test_a_stop_at_the_last_step_of_a_phase_comes_one_step_later(tmp_path, capsys):
+    """Oracle: by hand: the base has five steps, which complete it; GRPO is left after its first."""
+    assert not ds.train(small_config(prompts_per_step=8), tmp_path / "one", stop_after=5).complete
+    assert "grpo: asked to stop; saved at step 1 of " in capsys.readouterr().out
+
+
 def test_a_stop_after_no_step_is_refused(counting):
     """Oracle: by hand; no folder."""
     with pytest.raises(ValueError, match="^stop_after=0 must be at least 1, or None"):
