@@ -22,6 +22,7 @@ from deepseek_jax.recipes.environment import check_xla_flags, prepare_process
 from deepseek_jax.recipes.experiment import Observers, opened_by_all, run_recipe
 from deepseek_jax.recipes.workdir import check_starts
 from launch import distributed
+from launch.arguments import named
 from launch.backend import no_backend
 from launch.caches import keep_programs
 from launch.config_file import load_config, split_arguments
@@ -90,10 +91,13 @@ def define_observers():
     flags.DEFINE_bool("watchdog_requeue", False, meaning)
 
 
-def parse_flags(argv):
-    """Parse a command line with absl: -> argv without flags. A mistake is one message and exit status 2."""
+def parse_flags(argv, positional=None):
+    """Parse a command line with absl: -> argv without flags. A mistake is one message and exit status 2.
+
+    positional: the flag that an argument without one gives.
+    """
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS(argv if positional is None else named(argv, positional))
     except flags.Error as error:
         fail(_plainly(error))
     if rest[1:]:
