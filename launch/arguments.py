@@ -1,6 +1,34 @@
 """An argument without a flag, and what to write in place of a flag that is not there."""
 
+import difflib
+
 from absl import flags
+from ml_collections import ConfigDict
+
+from launch.config_file import load_config
+
+# What other libraries call a field: its names here
+ALSO = {
+    "lr": ("learning_rate",),
+    "steps": ("num_steps",),
+    "max_steps": ("num_steps",),
+    "batch_size": ("prompts_per_step",),
+    "bs": ("batch_size", "prompts_per_step"),
+    "epochs": ("num_steps",),
+    "num_generations": ("group_size",),
+    "beta": ("kl_coef",),
+    "epsilon": ("clip_eps",),
+    "max_tokens": ("max_completion_length",),
+    "max_new_tokens": ("max_completion_length",),
+    "max_length": ("sequence_length",),
+    "seq_len": ("sequence_length",),
+    "wd": ("weight_decay",),
+    "warmup": ("warmup_steps",),
+}
+# Of these the value is of another unit
+OTHER_UNIT = ("epochs",)
+# Fields that a message proposes
+MOST = 3
 
 
 def named(argv: list[str], flag: str) -> list[str]:
@@ -19,3 +47,53 @@ def _takes_next(argument):
         return False
     name = argument.lstrip("-")
     return name not in flags.FLAGS or not flags.FLAGS[name].boolean
+
+
+def instead(error: flags.Error, argv: list[str]) -> str | None:
+    """What to write in place of a flag that is not there, where a field of --config has this name, nearly, or
+    elsewhere; None for another error.
+    """
+    place = next((each for each in argv if each.startswith(("--config=", "-config="))), None)
+    if not isinstance(error, flags.UnrecognizedFlagError) or place is None:
+        return None
+    try:
+        config = load_config(place.partition("=")[2])
+    # The flag is the first mistake
+    except ValueError:
+        return None
+    name, fields = error.flagname, sorted(_leaves(config, ""), key=lambda field: field.count("."))
+    # absl knows the flags that are near
+    found = fields_named(name, fields) or (
+        [] if "Did you mean" in str(error) else _near(name, fields)
+    )
+    if not found:
+        return None
+    value = error.flagvalue.partition("=")[2]
+    text = "VALUE" if not value or name in OTHER_UNIT else value
+    ways = " or ".join(f"--config.{field}={text}" for field in found[:MOST])
+    return f"{error.flagvalue} is not a flag; a field of the experiment is set by {ways}"
+
+
+def fields_named(name: str, fields: list[str]) -> list[str]:
+    """The dotted fields that a name means: itself, or those that end in it or in what ALSO says, in order."""
+    if name in fields:
+        return [name]
+    *outer, last = name.split(".")
+    ends = tuple("." + ".".join([*outer, each]) for each in (last, *ALSO.get(last, ())))
+    return [field for field in fields if f".{field}".endswith(ends)]
+
+
+def _near(name, fields):
+    """The fields whose last part is nearest to that of a name."""
+    ends = {field.rpartition(".")[2] for field in fields}
+    near = difflib.get_close_matches(name.rpartition(".")[2], ends, n=1, cutoff=0.8)
+    return [field for field in fields if field.rpartition(".")[2] in near]
+
+
+def _leaves(block, path):
+    """The dotted name of every field; of a block those of its fields."""
+    for name, value in block.items():
+        if isinstance(value, ConfigDict) and len(value):
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}"
