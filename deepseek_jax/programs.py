@@ -61,7 +61,7 @@ def shipped_files(flag: str) -> list[Path]:
 
 
 def nearest_file(path: str, flag: str) -> str:
-    """The beginning of what to do about a path that is not there, for a flag of FILES: the nearest of the files
+    """The beginning of a remedy for a path that is not there, of a flag of FILES: the nearest of the files
     beside it and of the shipped ones, as in "did you mean configs/r1.py? "; "" where none is near.
     """
     beside = [] if not Path(path).parent.is_dir() else sorted(Path(path).parent.glob("*.py"))

@@ -121,18 +121,21 @@ def _settings(given):
 
 def _talks(given, settings, mesh):
     """[(name, Talk)] of RUN and of what answers beside it."""
-    from deepseek_jax.recipes.began import began_from
+    from deepseek_jax.recipes.began import find_start, policy_of_start
     from deepseek_jax.rollout.policy import load_policy
     from deepseek_jax.rollout.sampling import Sampling
     from deepseek_jax.rollout.talk import Talk
 
     how, sampling = {"dtype": settings.dtype}, Sampling(settings.temperature, settings.top_p)
+    with at("--beside"):
+        # Before gigabytes are read
+        start = find_start(given.run) if given.beside == BEFORE else None
     with at("RUN"):
         policy = load_policy(given.run, how, mesh, template=settings.template)
     policies = [(_name(given.run), policy)]
     with at("--beside"):
-        if given.beside == BEFORE:
-            policies.insert(0, (BEFORE, began_from(given.run, policy, mesh)))
+        if start is not None:
+            policies.insert(0, (BEFORE, policy_of_start(start, policy, mesh)))
         elif given.beside is not None:
             policies.append((_name(given.beside), load_policy(given.beside, how, mesh)))
     return [(name, Talk(each, sampling, settings.max_tokens)) for name, each in policies]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from deepseek_jax.checkpoint.damage import (
@@ -22,14 +23,31 @@ from deepseek_jax.parallel.shard import on_device
 _fingerprint = jax.jit(fingerprint)
 
 
-def phase_params(folder: str | Path, config: ModelConfig, mesh, best_is: str | None = None):
-    """The params that a store.Store of a model's training in `folder` ended with, in float32 on the mesh.
+def newest_in(folder: str | Path, best_is: str | None = None) -> Path:
+    """The folder of the newest checkpoint of a store.Store, or of the best one, of equals the newest.
 
     best_is: of the Store, where the training ended with its best checkpoint. The folder stays as it is.
-    Raises ValueError where there is no checkpoint, and DamagedCheckpoint as Store.restore does.
+    Raises ValueError where there is no checkpoint.
+    """
+    folder = absolute(folder)
+    paths = [path for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
+    paths.sort(key=lambda path: int(path.name), reverse=True)
+    if not paths:
+        raise ValueError(f"{folder} has no checkpoint of the training that the run began with")
+    if best_is is None:
+        return paths[0]
+    files = {path: path / "metrics" / "metrics" for path in paths}
+    scores = {path: json.loads(f.read_text())["score"] for path, f in files.items() if f.exists()}
+    best = min if best_is == "lowest" else max
+    return best(scores, key=scores.get, default=paths[0])
+
+
+def phase_params(path: Path, config: ModelConfig, mesh: Mesh):
+    """The params in a checkpoint of a model's training, in float32 on the mesh. path: of newest_in.
+
+    Raises DamagedCheckpoint as Store.restore does.
     """
     quiet_orbax()
-    path = _newest(absolute(folder), best_is)
     wanted = from_paths(abstract_params(config, mesh=mesh))
     registry = ocp.handlers.local_registry()
     registry.add(ocp.handlers.JsonHandler, checkpointable_name="data")
@@ -49,17 +67,3 @@ def phase_params(folder: str | Path, config: ModelConfig, mesh, best_is: str | N
     found = {name: int(_fingerprint(on_device(leaf))) for name, leaf in names.items()}
     check_digests(path, found, digests_in(path, read_found["data"]), REMEDY)
     return params
-
-
-def _newest(folder, best_is):
-    """The folder of the newest checkpoint, or of the best one, of equals the newest."""
-    paths = [path for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
-    paths.sort(key=lambda path: int(path.name), reverse=True)
-    if not paths:
-        raise ValueError(f"{folder} has no checkpoint of the training that the run began with")
-    if best_is is None:
-        return paths[0]
-    files = {path: path / "metrics" / "metrics" for path in paths}
-    scores = {path: json.loads(f.read_text())["score"] for path, f in files.items() if f.exists()}
-    best = min if best_is == "lowest" else max
-    return best(scores, key=scores.get, default=paths[0])

@@ -1,47 +1,70 @@
 """What a policy that a run left began from. The run's config is read as data: nothing that it names runs."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.left import LEFT, is_run
-from deepseek_jax.checkpoint.phase import phase_params
+from deepseek_jax.checkpoint.locate import check_checkpoint
+from deepseek_jax.checkpoint.phase import newest_in, phase_params
 from deepseek_jax.files import as_path
 from deepseek_jax.hub import hub_id
-from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.recipes.short import BASE
 from deepseek_jax.recipes.workdir import read_mark
-from deepseek_jax.rollout.policy import Policy, load_policy
+from deepseek_jax.rollout.policy import Policy, find_source, load_policy
 from deepseek_jax.rollout.weights import cast
 
 # How far the folder of a run is above what one of its stages left
 DEPTH = 3
 
 
-def began_from(path: str | Path, policy: Policy, mesh: Mesh) -> Policy:
-    """The Policy, with the same tokenizer and template, that training began from.
+class Start(NamedTuple):
+    """What a policy began from: a checkpoint, or the step of a base's training, a folder; neither for the
+    base beside its adapter.
+    """
 
-    path: of `policy`, as for load_policy. Of an adapter this is its base, whose arrays both share; of a run
-    the checkpoint that it was given, or the base that it pre-trained; of a stage of R1 the stage before.
+    checkpoint: str | Path | None = None
+    step: Path | None = None
+
+
+def find_start(path: str | Path) -> Start:
+    """The Start of what load_policy reads at a path: of a run the checkpoint that it was given, or the base
+    that it pre-trained; of a stage of R1 the stage before.
+
     Raises ValueError where this is not known, or is not there any more.
     """
-    if isinstance(policy.params, Adapted):
-        return policy.at(policy.params.base)
+    if find_source(path).adapter is not None:
+        return Start()
     folder, stage = _run_of(path)
     config, commits = read_mark(folder)
+    given, base = config.get("init_from"), config.get("base")
     if stage:
-        return _loaded(folder / _before(config, stage, path) / LEFT[0], policy, mesh)
-    start = config.get("init_from")
-    if start is not None:
-        # Of a name on the hub the commit that the run read
-        return _loaded(commits.get("model", {}).get(start, start), policy, mesh)
-    base = config.get("base")
-    if base is None:
+        given = str(folder / _before(config, stage, path) / LEFT[0])
+    elif given is None and base is None:
         raise ValueError(f"{folder} began from random parameters; give the path of a checkpoint")
-    kept = base.get("checkpoints", {})
-    best_is = kept.get("best_is", "lowest") if kept.get("best") else None
-    params = phase_params(folder / BASE, policy.config, mesh, best_is)
-    return policy.at(cast(policy.config, params))
+    elif given is None:
+        kept = base.get("checkpoints", {})
+        best_is = kept.get("best_is", "lowest") if kept.get("best") else None
+        return Start(step=newest_in(folder / BASE, best_is))
+    # Of a name on the hub the commit that the run read
+    given = commits.get("model", {}).get(given, given)
+    check_checkpoint(given)
+    return Start(given)
+
+
+def policy_of_start(start: Start, policy: Policy, mesh: Mesh) -> Policy:
+    """The Policy of a Start. policy: what was trained from it, whose tokenizer and template it gets; the base
+    of an adapter shares its arrays.
+    """
+    if start.checkpoint is not None:
+        how = {"dtype": policy.config.dtype}
+        return load_policy(
+            start.checkpoint, how, mesh, template=policy.template, tokenizer=policy.tokenizer
+        )
+    if start.step is None:
+        return policy.at(policy.params.base)
+    return policy.at(cast(policy.config, phase_params(start.step, policy.config, mesh)))
 
 
 def _run_of(path):
@@ -65,8 +88,3 @@ def _before(config, stage, path):
         if starts.get(stage):
             return starts[stage]
     raise ValueError(f"what {path} began from is not recorded; give the path of a checkpoint")
-
-
-def _loaded(path, policy, mesh):
-    how = {"dtype": policy.config.dtype}
-    return load_policy(path, how, mesh, template=policy.template, tokenizer=policy.tokenizer)

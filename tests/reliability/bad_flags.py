@@ -1,6 +1,6 @@
 """Mistakes in flags, plans, sweeps and work directories; see bad_inputs.py."""
 
-from tests.reliability.goods import both, swept, write
+from tests.reliability.goods import both, copied, swept, write
 
 SWEEP = "sweep sft_small --sweep=sweep.py"
 
@@ -139,7 +139,7 @@ FLAGS = [
     ),
     (
         "evaluate --checkpoint=model --data=",
-        "--data=() names no problems; give a jsonl file or a small world's task",
+        "--data=() names no problems; give a path or a small world's task",
     ),
     (
         "evaluate --checkpoint=none --data=arithmetic",
