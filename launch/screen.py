@@ -94,3 +94,6 @@ def typed():
     with contextlib.suppress(EOFError):
         while True:
             yield input("> " if is_terminal else "")
+    if is_terminal:
+        # After the prompt that Ctrl-D answered
+        show("\n")
