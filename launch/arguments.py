@@ -1,10 +1,13 @@
 """An argument without a flag, and what to write in place of a flag that is not there."""
 
+import dataclasses
 import difflib
+import typing
 
 from absl import flags
 from ml_collections import ConfigDict
 
+from deepseek_jax.recipes.experiment import find_recipe
 from launch.config_file import load_config
 
 # What other libraries call a field: its names here
@@ -56,16 +59,19 @@ def instead(error: flags.Error, argv: list[str]) -> str | None:
     place = next((each for each in argv if each.startswith(("--config=", "-config="))), None)
     if not isinstance(error, flags.UnrecognizedFlagError) or place is None:
         return None
+    name = error.flagname
     try:
         config = load_config(place.partition("=")[2])
+        found = fields_named(name, _leaves(config))
+        if not found:
+            # Those that the file leaves at their defaults: this imports jax
+            fields = [*_leaves(config), *_fields(find_recipe(config.get("recipe")).SETTINGS)]
+            # absl knows the flags that are near
+            near = [] if "Did you mean" in str(error) else _near(name, fields)
+            found = fields_named(name, fields) or near
     # The flag is the first mistake
     except ValueError:
         return None
-    name, fields = error.flagname, sorted(_leaves(config, ""), key=lambda field: field.count("."))
-    # absl knows the flags that are near
-    found = fields_named(name, fields) or (
-        [] if "Did you mean" in str(error) else _near(name, fields)
-    )
     if not found:
         return None
     value = error.flagvalue.partition("=")[2]
@@ -75,25 +81,40 @@ def instead(error: flags.Error, argv: list[str]) -> str | None:
 
 
 def fields_named(name: str, fields: list[str]) -> list[str]:
-    """The dotted fields that a name means: itself, or those that end in it or in what ALSO says, in order."""
+    """The dotted fields that a name means, those at the top first: itself, or those that end in it or in what
+    ALSO says.
+    """
     if name in fields:
         return [name]
     *outer, last = name.split(".")
     ends = tuple("." + ".".join([*outer, each]) for each in (last, *ALSO.get(last, ())))
-    return [field for field in fields if f".{field}".endswith(ends)]
+    return _from_the_top(field for field in fields if f".{field}".endswith(ends))
 
 
 def _near(name, fields):
     """The fields whose last part is nearest to that of a name."""
     ends = {field.rpartition(".")[2] for field in fields}
     near = difflib.get_close_matches(name.rpartition(".")[2], ends, n=1, cutoff=0.8)
-    return [field for field in fields if field.rpartition(".")[2] in near]
+    return _from_the_top(field for field in fields if field.rpartition(".")[2] in near)
 
 
-def _leaves(block, path):
-    """The dotted name of every field; of a block those of its fields."""
+def _from_the_top(fields):
+    return sorted(dict.fromkeys(fields), key=lambda field: field.count("."))
+
+
+def _leaves(block, path=""):
+    """[the dotted name of every field]; of a block those of its fields."""
+    found = []
     for name, value in block.items():
-        if isinstance(value, ConfigDict) and len(value):
-            yield from _leaves(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}"
+        inner = isinstance(value, ConfigDict) and len(value)
+        found += _leaves(value, f"{path}{name}.") if inner else [f"{path}{name}"]
+    return found
+
+
+def _fields(settings, path=""):
+    """[the dotted name of every field] of a dataclass of settings, and of those that its fields hold."""
+    found = []
+    for name, hint in typing.get_type_hints(settings).items():
+        inner = [each for each in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(each)]
+        found += _fields(inner[0], f"{path}{name}.") if inner else [f"{path}{name}"]
+    return found

@@ -5,11 +5,11 @@
         [--wandb=PROJECT] [--watchdog=FACTOR] [--watchdog_requeue]
 
 `--config=` may be left out, and grpo_small is the name of that file. Run it again to resume from the last
-checkpoint, or to see that the run is complete. VALUE is written as in
-Python: 3, 1e-4, "['a.jsonl', 'b.jsonl']", "{'fsdp': 4}"; see launch/config_file.py. SIGTERM or Ctrl-C saves
-after the current step and exits with 75 (start me again); a second one exits at once, with 130 after Ctrl-C.
-A mistake in the config or the work directory is one message and exit status 2, and a fault of the run itself
-one message and 3 to 7 (launch/README.md).
+checkpoint, or to see that the run is complete. VALUE is written as in Python: 3, 1e-4, "['a.jsonl',
+'b.jsonl']", "{'fsdp': 4}"; see launch/config_file.py. SIGTERM or Ctrl-C saves after the current step and
+exits with 75 (start me again); a second one exits at once, with 130 after Ctrl-C. A mistake in the config or
+the work directory is one message and exit status 2, and a fault of the run itself one message and 3 to 7
+(launch/README.md).
 
 The worker processes of a reward import this file again, so jax is imported only where it is used.
 """

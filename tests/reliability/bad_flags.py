@@ -38,6 +38,10 @@ FLAGS = [
         "plan sft_small --topology=v5e:1x1 --learning_rat=1",
         "--learning_rat=1 is not a flag; a field of the experiment is set by --config.optimizer.",
     ),
+    (
+        "train grpo_small --minibatches=2",
+        "--minibatches=2 is not a flag; a field of the experiment is set by --config.minibatches=2",
+    ),
     ("train sft_small --nothing=1", "Unknown command line flag 'nothing'"),
     ("train nothing --lr=1", "Unknown command line flag 'lr'"),
     ("chat", "RUN is missing: give the folder of a run, a checkpoint or its name"),
