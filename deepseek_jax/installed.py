@@ -2,6 +2,7 @@
 old too: it imports the standard library alone, and is written for Python 3.7.
 """
 
+import importlib.machinery
 import importlib.util
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ def remedy_for(version, packages):
     this = f"this is Python {version[0]}.{version[1]}, {sys.executable}"
     if version < OLDEST:
         return f"Python {OLDEST[0]}.{OLDEST[1]} or later is needed, and {this}; start a later one"
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    missing = [name for name in packages if not is_there(name)]
     if not missing:
         return None
     what = f"-r {REQUIREMENTS}" if REQUIREMENTS.is_file() else "deepseek_jax"
@@ -34,3 +35,9 @@ def remedy_for(version, packages):
         f"{this}, which lacks {', '.join(missing)}; install what is needed by: {sys.executable} -m pip "
         f"install {what}, or start the Python that has it"
     )
+
+
+def is_there(name):
+    """Whether a package can be imported. The path is asked first: hooks may take a search for an import."""
+    on_path = importlib.machinery.PathFinder.find_spec(name)
+    return on_path is not None or importlib.util.find_spec(name) is not None
