@@ -7,10 +7,12 @@ import ast
 import runpy
 import sys
 
+from deepseek_jax.installed import USER_ERROR, check_installed
+
+check_installed()
+
 from deepseek_jax.errors import suggest
 from deepseek_jax.programs import PROGRAMS, program
-
-USER_ERROR = 2
 
 
 def main() -> None:

@@ -1,5 +1,8 @@
 """Names and tables whose modules are imported when they are first used (PEP 562)."""
 
+# Pythons that are too old read this file before installed.py says so
+from __future__ import annotations
+
 import collections
 import importlib
 

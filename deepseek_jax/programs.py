@@ -3,6 +3,7 @@ package; a wheel has them in deepseek_jax/shipped, so that site-packages gets no
 that folder on sys.path, so `import configs` and `import launch` work within the programs in both.
 """
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from deepseek_jax.files import expanded
 PACKAGE = Path(__file__).resolve().parent
 SHIPPED = PACKAGE / "shipped"
 # In the order in which they are listed
-PROGRAMS = ("train", "sweep", "evaluate", "generate", "plan", "convert", "compare")
+PROGRAMS = ("train", "chat", "sweep", "evaluate", "generate", "plan", "convert", "compare")
 # The flags that take a Python file: the folder of the shipped files, and the function that each has
 FILES = {"--config": ("configs", "get_config"), "--sweep": ("configs/sweeps", "sweep")}
 
@@ -44,14 +45,34 @@ def given_file(value: str, flag: str) -> str:
     """
     if not is_name(value):
         return expanded(value)
-    folder, function = FILES[flag]
-    files = sorted((home() / folder).glob("*.py"))
-    names = [file.stem for file in files if f"def {function}(" in file.read_text()]
+    names = [file.stem for file in shipped_files(flag)]
     if value not in names:
         raise ValueError(
             f"{flag}={value} is neither the path of a Python file nor a name; {suggest(value, names)}"
         )
-    return str(home() / folder / f"{value}.py")
+    return str(home() / FILES[flag][0] / f"{value}.py")
+
+
+def shipped_files(flag: str) -> list[Path]:
+    """The shipped files that a flag of FILES takes."""
+    folder, function = FILES[flag]
+    files = sorted((home() / folder).glob("*.py"))
+    return [file for file in files if f"def {function}(" in file.read_text()]
+
+
+def nearest_file(path: str, flag: str) -> str:
+    """The beginning of a remedy for a path that is not there, of a flag of FILES: the nearest of the files
+    beside it and of the shipped ones, as in "did you mean configs/r1.py? "; "" where none is near.
+    """
+    beside = [] if not Path(path).parent.is_dir() else sorted(Path(path).parent.glob("*.py"))
+    # Those beside it win
+    files = {file.stem: file for file in (*shipped_files(flag), *beside)}
+    near = difflib.get_close_matches(Path(path).stem, files, n=1)
+    if not near:
+        return ""
+    found = files[near[0]]
+    here = found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
+    return f"did you mean {here}? "
 
 
 def is_ours(file: str | os.PathLike) -> bool:

@@ -22,6 +22,7 @@ from deepseek_jax.recipes.environment import check_xla_flags, prepare_process
 from deepseek_jax.recipes.experiment import Observers, opened_by_all, run_recipe
 from deepseek_jax.recipes.workdir import check_starts
 from launch import distributed
+from launch.arguments import instead, named
 from launch.backend import no_backend
 from launch.caches import keep_programs
 from launch.config_file import load_config, split_arguments
@@ -60,7 +61,7 @@ def define_config(required=True):
     """Define --config. parse_config reads it, and the --config.FIELD=VALUE that go with it."""
     meaning = (
         "The experiment: FILE or FILE:ARG, where FILE is a Python file or the name of a shipped one, as "
-        "grpo_small; --config.FIELD=VALUE sets a field of it."
+        "grpo_small; an argument without a flag is this one. --config.FIELD=VALUE sets a field of it."
     )
     flags.DEFINE_string("config", None, meaning, required=required)
 
@@ -90,12 +91,16 @@ def define_observers():
     flags.DEFINE_bool("watchdog_requeue", False, meaning)
 
 
-def parse_flags(argv):
-    """Parse a command line with absl: -> argv without flags. A mistake is one message and exit status 2."""
+def parse_flags(argv, positional=None):
+    """Parse a command line with absl: -> argv without flags. A mistake is one message and exit status 2.
+
+    positional: the flag that an argument without one gives.
+    """
+    argv = argv if positional is None else named(argv, positional)
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
-        fail(_plainly(error))
+        fail(instead(error, argv) or _plainly(error))
     if rest[1:]:
         form = "--config.FIELD=VALUE" if "config" in flags.FLAGS else "--FLAG=VALUE"
         fail(f"{shlex.join(rest[1:])} is not a flag; use {form}")
@@ -109,7 +114,7 @@ def parse_config(argv):
     """Parse the command line of a program with --config: -> its ConfigDict; None without the flag."""
     try:
         overrides, others = split_arguments(flags.FLAGS.read_flags_from_files(argv, False))
-        parse_flags(others)
+        parse_flags(others, positional="config")
         if flags.FLAGS.config is None:
             if overrides:
                 raise ValueError(
@@ -123,6 +128,10 @@ def parse_config(argv):
 
 # How absl says what a flag does not take, and how we do
 PLAINLY = (
+    (
+        r"flag --config=None: .*",
+        "--config is missing; give an experiment, its file or the name of a shipped one, as grpo_small",
+    ),
     (r"flag (--\S+?)=(.*): invalid literal for int\(\).*", r"\1=\2 must be a whole number"),
     (r"flag (--\S+?)=(.*): could not convert string to float.*", r"\1=\2 must be a number"),
     (

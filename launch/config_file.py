@@ -15,7 +15,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from deepseek_jax.named_code import import_file, is_code, look_beside
-from deepseek_jax.programs import given_file, is_ours
+from deepseek_jax.programs import given_file, is_ours, nearest_file
 
 OVERRIDE = re.compile(r"--?config\.([^=]*)(=?)(.*)", re.DOTALL)
 BOOLS = {"true": True, "false": False}
@@ -73,7 +73,9 @@ def load_function(path: str, name: str, flag: str):
     """The function `name` of the Python file that `flag` gives. Raises ValueError where it is missing."""
     path = given_file(path, flag)
     if not Path(path).is_file():
-        raise ValueError(f"{flag}={path}: there is no such file; give the path of a Python file")
+        raise ValueError(
+            f"{flag}={path}: there is no such file; {nearest_file(path, flag)}give the path of a Python file"
+        )
     if Path(path).suffix != ".py":
         raise ValueError(f"{flag}={path} is not a Python file")
     module = call(lambda: import_file(path), f"{flag}={path}", path)

@@ -20,6 +20,10 @@ from pathlib import Path
 # A checkout runs without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from deepseek_jax.installed import check_installed
+
+check_installed()
+
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -74,8 +78,6 @@ def define_flags():
 
 
 def main(argv):
-    from deepseek_jax.parallel.mesh import MeshSettings
-
     # common.parse_flags has read it
     del argv
     given = flags.FLAGS
@@ -85,7 +87,7 @@ def main(argv):
     workdir = common.given_workdir(f"evaluate:{','.join(filter(None, named))}", given.seed)
     with common.one_message(_by_flag):
         config.columns = ConfigDict(_pairs(given.columns))
-        config.mesh = _mesh(given.mesh, dataclasses.asdict(MeshSettings()))
+        config.mesh = mesh_of(given.mesh)
         # Before anything is sampled: the other run may be of other problems
         if given.against is not None:
             from deepseek_jax.recipes.evaluate.report import check_against
@@ -106,9 +108,12 @@ def _pairs(entries):
     return dict(pairs)
 
 
-def _mesh(text, axes):
+def mesh_of(text: str):
+    """The sizes of --mesh, a ConfigDict of the fields of MeshSettings. Raises ValueError for another text."""
+    from deepseek_jax.parallel.mesh import MeshSettings
+
     try:
-        return parse_arg(text, **axes)
+        return parse_arg(text, **dataclasses.asdict(MeshSettings()))
     except ValueError as error:
         # It speaks of a config's argument
         why = str(error).partition(": ")[2].replace("--config=FILE:", "--mesh=")

@@ -12,6 +12,8 @@ from deepseek_jax.recipes.stop import TOGETHER_SECONDS, Stop, write_line
 
 # What a shell reports of a program that Ctrl-C ended
 INTERRUPTED = 130
+# When the first Ctrl-C of this program came, or of the latest block of `heard`; empty before it
+_first = []
 
 
 def listen():
@@ -29,12 +31,12 @@ def listen():
 
 def _end_at_second(ours, _theirs):
     """End the program at the second Ctrl-C. _theirs: is not closed while this thread lives."""
-    first = None
     while True:
         if ours.recv(1)[0] != signal.SIGINT:
             continue
         now = time.monotonic()
-        first = now if first is None else first
+        first = _first[0] if _first else now
+        _first[:] = [first]
         if now - first > TOGETHER_SECONDS:
             write_line("Ctrl-C again: ended at once; what came after the last save is lost")
             os._exit(INTERRUPTED)
@@ -61,3 +63,17 @@ def interruptible():
         yield
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+@contextlib.contextmanager
+def heard():
+    """In the block the first Ctrl-C ends nothing: yields a function, whether it came. A second one ends the
+    program, and the first one after the block is a first one again.
+    """
+    came = []
+    previous = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        _first.clear()

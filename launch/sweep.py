@@ -30,6 +30,10 @@ from pathlib import Path
 # A checkout runs without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from deepseek_jax.installed import check_installed
+
+check_installed()
+
 from absl import flags
 
 from deepseek_jax.errors import at

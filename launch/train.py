@@ -4,11 +4,12 @@
         [--workdir=FOLDER] [--distributed=auto|yes|no] [--check] [--strict] [--profile=STEP:COUNT]
         [--wandb=PROJECT] [--watchdog=FACTOR] [--watchdog_requeue]
 
-Run it again to resume from the last checkpoint, or to see that the run is complete. VALUE is written as in
-Python: 3, 1e-4, "['a.jsonl', 'b.jsonl']", "{'fsdp': 4}"; see launch/config_file.py. SIGTERM or Ctrl-C saves
-after the current step and exits with 75 (start me again); a second one exits at once, with 130 after Ctrl-C.
-A mistake in the config or the work directory is one message and exit status 2, and a fault of the run itself
-one message and 3 to 7 (launch/README.md).
+`--config=` may be left out, and grpo_small is the name of that file. Run it again to resume from the last
+checkpoint, or to see that the run is complete. VALUE is written as in Python: 3, 1e-4, "['a.jsonl',
+'b.jsonl']", "{'fsdp': 4}"; see launch/config_file.py. SIGTERM or Ctrl-C saves after the current step and
+exits with 75 (start me again); a second one exits at once, with 130 after Ctrl-C. A mistake in the config or
+the work directory is one message and exit status 2, and a fault of the run itself one message and 3 to 7
+(launch/README.md).
 
 The worker processes of a reward import this file again, so jax is imported only where it is used.
 """
@@ -18,6 +19,10 @@ from pathlib import Path
 
 # A checkout runs without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from deepseek_jax.installed import check_installed
+
+check_installed()
 
 from absl import flags
 

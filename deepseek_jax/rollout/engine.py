@@ -123,7 +123,7 @@ def generate(
     if queue:
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             began = time.perf_counter()
-            engine = _Engine(parts, (config, sampling, tuple(eos_ids)), params, requests)
+            engine = Engine(parts, (config, sampling, tuple(eos_ids)), params, requests)
             log.weight_sync_seconds = time.perf_counter() - began
             engine.open(slots, max_completion_length, log)
             _serve(queue, engine, result, log)
@@ -180,7 +180,7 @@ def _serve(queue, engine, result, log):
             return
 
 
-class _Engine:
+class Engine:
     """The slots, the request in each, and the compiled parts that fill and run them."""
 
     def __init__(self, parts, fixed, params, requests):
@@ -265,6 +265,18 @@ class _Engine:
         # Each seating costs a call, and an empty slot a few steps: seat a share of the slots at a time
         ends = max(len(self.request_in) // SEATED_TOGETHER, 1) if wanted else len(self.request_in)
         self.state = self.parts.decode(*self.fixed, self.weights, self.tables, self.state, ends)
+
+    def decode_one(self, length):
+        """Sample one more token in every slot that has not ended, after at most `length` tokens: -> (the
+        latest tokens int32[b], whether each slot has ended bool[b]).
+        """
+        self._make_room(length)
+        self.state = steps.decode_one(*self.fixed, self.weights, self.tables, self.state)
+        return self.latest()
+
+    def latest(self):
+        """(the latest token of every slot int32[b], whether it has ended bool[b])."""
+        return on_host((self.state.last_token, self.state.ended))
 
     def collect(self, result, ended=True):
         """Copy the completions that have ended, or those that have not, to their rows of result and free

@@ -179,42 +179,49 @@ def _apart(cache, count):
     return cache.reshape(count, -1, *cache.shape[1:])
 
 
+def _one_step(config, sampling, eos_ids, weights, tables, slots):
+    """Sample one token in every slot that has not ended: -> Slots."""
+    prompt_room, completion_room = rooms(tables, slots)
+    active = ~slots.ended
+    # How many steps ago each index of the ring was written: this step writes the one of age 0
+    age_t = (slots.step - jnp.arange(completion_room)) % completion_room
+    seen_prompt = jnp.arange(prompt_room) < slots.prompt_length[:, None]
+    seen = jnp.concatenate([seen_prompt, age_t < slots.length[:, None]], axis=1)
+    write = CacheWrite(prompt_room + slots.step % completion_room, seen, ring=prompt_room)
+    # RoPE needs a token's position in its text, which is not its index in the ring
+    positions = slots.prompt_length + slots.length - 1
+    rope = [jnp.take(table, positions[:, None], axis=0, mode="clip") for table in tables]
+    x_bd = embed(weights, slots.last_token)
+    caches, experts = [], []
+    for index, layer in enumerate(layers_of(weights, x_bd)):
+        x_bd, cache, chosen = layer_at(config, index).apply(
+            {"params": layer}, x_bd, rope, slots.caches[index], write, method="decode"
+        )
+        x_bd = own_rows(x_bd)
+        caches.append(cache)
+        experts.append(chosen)
+    if slots.experts is not None:
+        slots = kept.note(slots, kept.stacked(experts), active)
+    step_keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
+    sampled = sample(step_keys, _logits_of_stream(config, weights, x_bd), sampling)
+    tokens, logprobs, candidates = sampled
+    slots = slots._replace(caches=caches, step=slots.step + 1)
+    return pinned(append(slots, tokens, logprobs, active, eos_ids, candidates))
+
+
 # Slots are donated, so that the loop writes into their caches in place
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
 @on_rollout_mesh
 def decode(config, sampling, eos_ids, weights, tables, slots, ends):
     """Sample token after token until every slot has ended, `ends` more have: int32[], or a cache is full."""
-    prompt_room, completion_room = rooms(tables, slots)
-
-    def body(slots):
-        active = ~slots.ended
-        # How many steps ago each index of the ring was written: this step writes the one of age 0
-        age_t = (slots.step - jnp.arange(completion_room)) % completion_room
-        seen_prompt = jnp.arange(prompt_room) < slots.prompt_length[:, None]
-        seen = jnp.concatenate([seen_prompt, age_t < slots.length[:, None]], axis=1)
-        write = CacheWrite(prompt_room + slots.step % completion_room, seen, ring=prompt_room)
-        # RoPE needs a token's position in its text, which is not its index in the ring
-        positions = slots.prompt_length + slots.length - 1
-        rope = [jnp.take(table, positions[:, None], axis=0, mode="clip") for table in tables]
-        x_bd = embed(weights, slots.last_token)
-        caches, experts = [], []
-        for index, layer in enumerate(layers_of(weights, x_bd)):
-            x_bd, cache, chosen = layer_at(config, index).apply(
-                {"params": layer}, x_bd, rope, slots.caches[index], write, method="decode"
-            )
-            x_bd = own_rows(x_bd)
-            caches.append(cache)
-            experts.append(chosen)
-        if slots.experts is not None:
-            slots = kept.note(slots, kept.stacked(experts), active)
-        step_keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
-        sampled = sample(step_keys, _logits_of_stream(config, weights, x_bd), sampling)
-        tokens, logprobs, candidates = sampled
-        slots = slots._replace(caches=caches, step=slots.step + 1)
-        return pinned(append(slots, tokens, logprobs, active, eos_ids, candidates))
-
+    body = functools.partial(_one_step, config, sampling, eos_ids, weights, tables)
     # The last token sampled is not in the cache yet: a step needs room for `length` tokens
-    return repeat(body, slots, ends, completion_room)
+    return repeat(body, slots, ends, rooms(tables, slots)[1])
 
+
+# `decode` of a single token, for one who reads each as it comes. The cache has room for it
+decode_one = functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)(
+    on_rollout_mesh(_one_step)
+)
 
 PARTS = Parts(decoding_weights, empty_slots, prefill, seat, decode, grow)

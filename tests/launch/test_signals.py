@@ -16,6 +16,7 @@ PROGRAMS = {
     "train": ["--config=configs/sft_small.py"],
     "generate": ["--config=configs/generate_small.py"],
     "evaluate": ["--checkpoint=model", "--data=arithmetic"],
+    "chat": [".", "--say=hello"],
     "convert": ["--from=model", "--to=other"],
     "compare": [],
     "plan": ["--config=configs/sft_small.py", "--topology=v5e:1x1"],

@@ -1,11 +1,84 @@
 """Mistakes in flags, plans, sweeps and work directories; see bad_inputs.py."""
 
-from tests.reliability.goods import both, swept, write
+from tests.reliability.goods import both, copied, swept, write
 
 SWEEP = "sweep sft_small --sweep=sweep.py"
 
 FLAGS = [
-    ("train", "flag --config=None: Flag --config must have a value other than None."),
+    ("train", "--config is missing; give an experiment, its file or the name of a shipped one, as"),
+    (
+        "train configs/grpo_smal.py",
+        "--config=configs/grpo_smal.py: there is no such file; did you mean ...configs/grpo_small.py?",
+    ),
+    (
+        "train mien.py",
+        "--config=mien.py: there is no such file; did you mean mine.py? give the path of a Python",
+        write("mine.py", ""),
+    ),
+    (
+        "train grpo_small --lr=1e-4",
+        "--lr=1e-4 is not a flag; a field of the experiment is set by "
+        "--config.optimizer.learning_rate=1e-4 or --config.base.optimizer.learning_rate=1e-4",
+    ),
+    (
+        "train grpo_small --optimizer.learning_rate=1e-4",
+        "--optimizer.learning_rate=1e-4 is not a flag; a field of the experiment is set by "
+        "--config.optimizer.learning_rate=1e-4",
+    ),
+    (
+        "train grpo_small --batch_size=4",
+        "--batch_size=4 is not a flag; a field of the experiment is set by "
+        "--config.prompts_per_step=4 or --config.base.batch_size=4",
+    ),
+    (
+        "train sft_small --epochs=2",
+        "--epochs=2 is not a flag; a field of the experiment is set by --config.num_steps=VALUE",
+    ),
+    (
+        "plan sft_small --topology=v5e:1x1 --learning_rat=1",
+        "--learning_rat=1 is not a flag; a field of the experiment is set by --config.optimizer.",
+    ),
+    (
+        "train grpo_small --minibatches=2",
+        "--minibatches=2 is not a flag; a field of the experiment is set by --config.minibatches=2",
+    ),
+    ("train sft_small --nothing=1", "Unknown command line flag 'nothing'"),
+    ("train nothing --lr=1", "Unknown command line flag 'lr'"),
+    ("chat", "RUN is missing: give the folder of a run, a checkpoint or its name"),
+    ("chat none", "RUN: there is nothing at none; give a Hugging Face folder, a .gguf file or the"),
+    ("chat none other", "other is not a flag; use --FLAG=VALUE"),
+    (
+        "chat w",
+        "RUN: w is the folder of a run; it has left no parameters yet: let it end",
+        write("w/config.json", '{"recipe": "sft"}'),
+    ),
+    (
+        "chat model --beside=none --say=x",
+        "--beside: there is nothing at none; give a Hugging Face folder",
+        copied("model"),
+    ),
+    (
+        "chat model --beside=before --say=x",
+        "--beside: model is not in the folder of a run; give the path of a checkpoint",
+        copied("model"),
+    ),
+    (
+        "chat model --temperature=-1",
+        "--temperature=-1.0 must be 0 or within 0.001..100.0",
+        copied("model"),
+    ),
+    ("chat model --max_tokens=0", "--max_tokens=0 must be at least 1", copied("model")),
+    ("chat model --template=x", '--template=\'x\' must be "chat", "r1_zero" or a', copied("model")),
+    (
+        "chat model --mesh=fspd=2",
+        "--mesh=fspd=2: 'fspd' is not a key; did you mean",
+        copied("model"),
+    ),
+    (
+        "chat model --mesh=fsdp=3",
+        "--mesh.fsdp=3 make 3, which does not divide the 8",
+        copied("model"),
+    ),
     ("train sft_small --wrkdir=x", "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
     ("train sft_small x", "x is not a flag; use --config.FIELD=VALUE"),
     (
@@ -70,7 +143,7 @@ FLAGS = [
     ),
     (
         "evaluate --checkpoint=model --data=",
-        "--data=() names no problems; give a jsonl file or a small world's task",
+        "--data=() names no problems; give a path or a small world's task",
     ),
     (
         "evaluate --checkpoint=none --data=arithmetic",

@@ -10,12 +10,13 @@ from unittest import mock
 
 from absl import flags
 
-from launch import common, compare, convert, evaluate, generate, plan, sweep, train
+from launch import chat, common, compare, convert, evaluate, generate, plan, sweep, train
 
 # Each program's module and how it parses a command line, as its last lines have it
 PROGRAMS = {
     "train": (train, common.parse_config),
     "generate": (generate, common.parse_config),
+    "chat": (chat, chat.parse_flags),
     "evaluate": (evaluate, common.parse_flags),
     "convert": (convert, common.parse_flags),
     "compare": (compare, common.parse_flags),

