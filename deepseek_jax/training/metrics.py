@@ -10,23 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
-from rich.console import Console
-from rich.text import Text
 from tensorboardX import SummaryWriter
 
 from deepseek_jax.files import GrowingFile, as_path, is_remote, upload, write_whole
 from deepseek_jax.parallel.processes import is_due, say
+from deepseek_jax.training.console import StepConsole
 
 if TYPE_CHECKING:
     from deepseek_jax.training.wandb_board import WandbRun
-
-# The console prints those of these that a phase logs; the files hold everything.
-HEADLINE = (
-    *("loss", "held_out_loss", "mtp_loss", "reward", "accuracy", "completion_length"),
-    *("kl", "entropy", "grad_norm", "tokens_per_second"),
-)
-# On a line, and between two lines
-CONSOLE_METRICS, CONSOLE_SECONDS = 6, 2.0
 
 
 class MetricsWriter:
@@ -37,8 +28,7 @@ class MetricsWriter:
     Nothing is created before `start`. On processes other than 0 every method returns at once. A local line is
     in the file when `write` returns. In a bucket metrics.jsonl is written anew at most every
     files.REWRITE_SECONDS, and both when `flush` or `close` is called.
-    console_seconds: between lines of the console, None for CONSOLE_SECONDS; a faster run prints fewer, but
-    always its last. wandb: the W&B run that gets the same numbers; None for none.
+    console_seconds: of StepConsole. wandb: the W&B run that gets the same numbers; None for none.
     """
 
     def __init__(
@@ -48,13 +38,11 @@ class MetricsWriter:
         wandb: "WandbRun | None" = None,
     ):
         self.workdir = as_path(workdir)
-        self.console_seconds = CONSOLE_SECONDS if console_seconds is None else console_seconds
         self.path, self.wandb = self.workdir / "metrics.jsonl", wandb
         self._boards, self._file = {}, GrowingFile(self.path)
         # tensorboardX writes local files alone: where they wait for the bucket
         self._board_folder = None
-        self._console = Console(highlight=False)
-        self._waiting, self._shown_at = None, -math.inf
+        self._console = StepConsole(console_seconds)
         # (phase, metric) -> lines in which it was not finite
         self._not_finite = Counter()
 
@@ -102,7 +90,7 @@ class MetricsWriter:
             self._boards[phase].add_scalar(name, values[name], int(step))
         # The line is whole: W&B takes it as one, and it outlives the process
         self._boards[phase].flush()
-        self._show(step, values, phase)
+        self._console.show(step, values, phase)
 
     def _say_not_finite(self, phase, step, bad):
         self._not_finite.update((phase, name) for name in bad)
@@ -121,7 +109,7 @@ class MetricsWriter:
 
     def close(self):
         """Flush and close all files; the writer can be started again."""
-        self._print_waiting()
+        self._console.print_waiting()
         for board in self._boards.values():
             board.close()
         if self.wandb is not None:
@@ -139,25 +127,6 @@ class MetricsWriter:
         if self._board_folder is None:
             self._board_folder = Path(tempfile.mkdtemp(prefix="tensorboard"))
         return self._board_folder
-
-    def _show(self, step, values, phase):
-        if self._waiting and self._waiting[0] != phase:
-            # The last line of the phase before is always printed
-            self._print_waiting()
-        self._waiting = (phase, step, values)
-        if time.monotonic() - self._shown_at >= self.console_seconds:
-            self._print_waiting()
-
-    def _print_waiting(self):
-        if self._waiting is None:
-            return
-        phase, step, values = self._waiting
-        names = [name for name in HEADLINE if name in values] or list(values)
-        line = Text.assemble((phase, "bold cyan"), f" step {step}")
-        for name in names[:CONSOLE_METRICS]:
-            line.append(f"  {name} ", "dim").append(f"{values[name]:.4g}")
-        self._console.print(line, soft_wrap=True)
-        self._waiting, self._shown_at = None, time.monotonic()
 
 
 class _Boards:

@@ -8,7 +8,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from deepseek_jax.files import as_path, staged
-from deepseek_jax.training import metrics
+from deepseek_jax.training import console, metrics
 from deepseek_jax.training.metrics import MetricsWriter, read_metrics
 
 
@@ -170,10 +170,10 @@ def test_the_console_shows_every_line_of_a_slow_run(tmp_path, capsys):
     writer = MetricsWriter(tmp_path, console_seconds=0.0)
     writer.start("grpo", 0)
     for step in range(2):
-        values = {"other": 1.0} | dict.fromkeys(reversed(metrics.HEADLINE), 123456.789)
+        values = {"other": 1.0} | dict.fromkeys(reversed(console.HEADLINE), 123456.789)
         writer.write(step, values, phase="grpo")
     writer.close()
-    shown = "".join(f"  {name} 1.235e+05" for name in metrics.HEADLINE[:6])
+    shown = "".join(f"  {name} 1.235e+05" for name in console.HEADLINE[:6])
     assert capsys.readouterr().out.splitlines() == [f"grpo step {s}{shown}" for s in range(2)]
 
 
