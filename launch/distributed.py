@@ -11,6 +11,8 @@ from absl import flags
 from launch.backend import check_launcher
 
 flags.disclaim_key_flags()
+# The number of a process among those that Slurm, GKE or Open MPI started with it
+INDICES = ("SLURM_PROCID", "TPU_WORKER_ID", "OMPI_COMM_WORLD_RANK")
 # How long a process that found a mistake waits for the others, to agree who prints it
 PRINT_SECONDS = 60
 
@@ -19,6 +21,13 @@ def define_flags():
     """Define --distributed."""
     meaning = "Join other processes; auto where Slurm, GKE, Open MPI or a TPU pod started several."
     flags.DEFINE_enum("distributed", "auto", ("auto", "yes", "no"), meaning)
+
+
+def seems_first():
+    """Whether no launcher numbers this process above 0, as far as its variables say: for the lines that come
+    before the processes have joined.
+    """
+    return all(os.environ.get(name, "0") == "0" for name in INDICES)
 
 
 def join_peers(seconds: int = 360):

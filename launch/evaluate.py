@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from configs.common import parse_arg
 from deepseek_jax.errors import at
+from deepseek_jax.progress import importing_jax
 from deepseek_jax.recipes.evaluate.settings import EvaluateSettings
 from launch import common
 
@@ -74,7 +75,8 @@ def define_flags():
 
 
 def main(argv):
-    from deepseek_jax.parallel.mesh import MeshSettings
+    with importing_jax():
+        from deepseek_jax.parallel.mesh import MeshSettings
 
     # common.parse_flags has read it
     del argv

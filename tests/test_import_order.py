@@ -9,7 +9,17 @@ import deepseek_jax
 ROOT = Path(deepseek_jax.__file__).parent
 ROOMS = re.findall(r"^(\w+)/ ", deepseek_jax.__doc__, re.M)
 # Modules of the package itself, above all rooms
-TOP = ("errors", "files", "hub", "hub_messages", "lazy", "named_code", "programs", "settings")
+TOP = (
+    "errors",
+    "files",
+    "hub",
+    "hub_messages",
+    "lazy",
+    "named_code",
+    "programs",
+    "progress",
+    "settings",
+)
 
 
 def imports_of(path):

@@ -9,6 +9,8 @@ import re
 import subprocess
 import sys
 
+from deepseek_jax.progress import importing_jax
+
 # XLA aborts the process that parses a flag which it does not know: this parses them, in 0.3 s, in another one
 PARSE = "from jaxlib import xla_client; xla_client.CompileOptions().executable_build_options"
 # What it says of them, behind the place in its source
@@ -36,20 +38,25 @@ def prepare_process(xla_flags: str) -> None:
     devices. xla_flags are put before XLA_FLAGS of the environment, which win. Raises ValueError for a flag
     that XLA does not know.
     """
-    given = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{xla_flags} {given}".strip()
-    check_xla_flags(os.environ["XLA_FLAGS"])
-    from deepseek_jax.parallel.host_memory import keep_freed_memory, return_compilers_memory
-    from deepseek_jax.parallel.host_threads import give_devices_threads
+    with importing_jax() as wait:
+        given = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{xla_flags} {given}".strip()
+        check_xla_flags(os.environ["XLA_FLAGS"])
+        from deepseek_jax.parallel.host_memory import keep_freed_memory, return_compilers_memory
+        from deepseek_jax.parallel.host_threads import give_devices_threads
 
-    give_devices_threads()
-    # It has to come before any other thread runs
-    keep_freed_memory()
-    return_compilers_memory()
+        give_devices_threads()
+        # It has to come before any other thread runs
+        keep_freed_memory()
+        wait.remind()
+        # It imports JAX
+        return_compilers_memory()
 
 
 def has_devices() -> bool:
     """Whether something has asked JAX for devices in this process: then it is too late to prepare it."""
+    if "jax" not in sys.modules:
+        return False
     # JAX has no public name for it
     from jax._src import xla_bridge
 

@@ -46,8 +46,9 @@ class MetricsWriter:
         # (phase, metric) -> lines in which it was not finite
         self._not_finite = Counter()
 
-    def start(self, phase: str, first_step: int):
+    def start(self, phase: str, first_step: int, num_steps: int | None = None):
         """Begin or resume a phase at first_step: the lines that it logged from there on are deleted.
+        num_steps: of the phase, for the console; None for unknown.
 
         A run that stopped after its last checkpoint repeats some steps. Their old lines are cut
         from the file and purged by TensorBoard. Raises ValueError, naming the line, for bad JSON.
@@ -68,6 +69,16 @@ class MetricsWriter:
         )
         others = [] if self.wandb is None else [self.wandb.board(phase)]
         self._boards[phase] = _Boards(tensorboard, *others)
+        self._console.begin(phase, first_step, num_steps)
+
+    def at(self, step: int):
+        """A step of the phase that was started begins: the console shows it."""
+        if jax.process_index() == 0:
+            self._console.at(step)
+
+    def end(self):
+        """The phase that was started has ended, or stops: the console prints its last line."""
+        self._console.end()
 
     def write(self, step: int, metrics, *, phase: str):
         """Log a flat dict of scalars (Python, numpy or jax) at an update count.
@@ -90,7 +101,7 @@ class MetricsWriter:
             self._boards[phase].add_scalar(name, values[name], int(step))
         # The line is whole: W&B takes it as one, and it outlives the process
         self._boards[phase].flush()
-        self._console.show(step, values, phase)
+        self._console.show(step, values)
 
     def _say_not_finite(self, phase, step, bad):
         self._not_finite.update((phase, name) for name in bad)
@@ -109,7 +120,7 @@ class MetricsWriter:
 
     def close(self):
         """Flush and close all files; the writer can be started again."""
-        self._console.print_waiting()
+        self._console.end()
         for board in self._boards.values():
             board.close()
         if self.wandb is not None:
