@@ -44,7 +44,7 @@ class Wait:
         """Start the thread that reminds of waits, if this process speaks and none runs."""
         global _watcher
         with _lock:
-            if _speaks and _watcher is None:
+            if _speaks and (_watcher is None or not _watcher.is_alive()):
                 _watcher = threading.Thread(target=_watch, daemon=True)
                 _watcher.start()
 
@@ -58,20 +58,19 @@ class Wait:
 @contextlib.contextmanager
 def speaking():
     """Announce the waits of the block, and remind of them. A block within another one changes nothing."""
-    global _speaks, _watcher
+    global _speaks
     if _speaks:
         yield
         return
+    _ended.clear()
     _speaks = True
     try:
         yield
     finally:
         _speaks = False
+        _ended.set()
         if _watcher is not None:
-            _ended.set()
             _watcher.join()
-            _watcher = None
-            _ended.clear()
 
 
 def hush(hushed: bool):

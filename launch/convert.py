@@ -21,6 +21,7 @@ from absl import flags
 
 from deepseek_jax.errors import Fault, at
 from deepseek_jax.progress import importing_jax, waiting_for
+from deepseek_jax.recipes.environment import spare_search_for_tpus
 from launch import common
 
 
@@ -101,6 +102,7 @@ def main(argv):
             wait.remind()
             import jax
 
+            spare_search_for_tpus()
             # One that is missing is said before gigabytes are read
             jax.devices()
         try:

@@ -58,10 +58,11 @@ def prepare_process(xla_flags: str) -> None:
         wait.remind()
         # It imports JAX
         return_compilers_memory()
-        _spare_search_for_tpus()
+        spare_search_for_tpus()
 
 
-def _spare_search_for_tpus():
+def spare_search_for_tpus() -> None:
+    """Where this machine has no TPU, have libtpu look for none: call it before anything asks for devices."""
     # JAX has no public name for what it finds on this machine's bus
     from jax._src import hardware_utils
 
