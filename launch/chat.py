@@ -31,13 +31,14 @@ from deepseek_jax.checkpoint.locate import check_checkpoint, checkpoint_path
 from deepseek_jax.data.chat import Template
 from deepseek_jax.errors import at
 from deepseek_jax.hub import hub_id
+from deepseek_jax.progress import speak_on_stderr, waiting_for
 from deepseek_jax.recipes.environment import prepare_process
 from deepseek_jax.recipes.evaluate.settings import EvaluateSettings
 from deepseek_jax.settings import Count, GreedyOrTemperature, PositiveShare, Seed, build
 from launch import common
 from launch.caches import keep_programs
 from launch.evaluate import mesh_of
-from launch.screen import Chat, note, typed
+from launch.screen import Chat, typed
 
 BEFORE = "before"
 
@@ -78,12 +79,12 @@ def main(argv):
     # parse_flags has read it
     del argv
     given = flags.FLAGS
+    speak_on_stderr()
     with common.one_message(lambda error: str(error).replace("config.", "--")):
         settings = _settings(given)
         axes = mesh_of(given.mesh)
         prepare_process("")
     keep_programs(None)
-    note(f"loading {given.run}")
     import jax
 
     from deepseek_jax.parallel.mesh import make_mesh
@@ -91,7 +92,8 @@ def main(argv):
     with common.one_message():
         with at("--mesh"):
             mesh = make_mesh(**axes)
-        talks = _talks(given, settings, mesh)
+        with waiting_for(f"loading {given.run}"):
+            talks = _talks(given, settings, mesh)
     with jax.set_mesh(mesh):
         chat = Chat(talks, settings.seed)
         for line in given.say or typed():

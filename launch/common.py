@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from deepseek_jax.errors import Fault, at, shortened
 from deepseek_jax.files import absolute
 from deepseek_jax.programs import is_ours
+from deepseek_jax.progress import hush, speaking
 from deepseek_jax.recipes.environment import check_xla_flags, prepare_process
 from deepseek_jax.recipes.experiment import Observers, opened_by_all, run_recipe
 from deepseek_jax.recipes.workdir import check_starts
@@ -51,7 +52,8 @@ OBSERVERS = "wandb", "watchdog", "watchdog_requeue"
 
 def run_program(main, parse):
     """What the last line of a program calls: main(parse(argv)), as absl's app.run does, ended by Ctrl-C."""
-    with interruptible():
+    hush(not distributed.seems_first())
+    with interruptible(), speaking():
         with one_message():
             check_xla_flags(os.environ.get("XLA_FLAGS", ""))
         app.run(main, flags_parser=parse)

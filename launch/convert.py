@@ -24,6 +24,8 @@ check_installed()
 from absl import flags
 
 from deepseek_jax.errors import Fault, at
+from deepseek_jax.progress import importing_jax, waiting_for
+from deepseek_jax.recipes.environment import spare_search_for_tpus
 from launch import common
 
 
@@ -87,22 +89,26 @@ def convert(
         mesh = make_mesh(devices=jax.devices()[:1])
         with at("--adapter"):
             params = merged(checkpoint.load_adapter(adapter, config, params, mesh))
-    if form == "orbax":
-        checkpoint.save_orbax(target, config, params, files)
-    else:
-        checkpoint.save_hf(target, config, params, like=like, fp8=fp8, files=files)
+    with waiting_for(f"writing {target}"):
+        if form == "orbax":
+            checkpoint.save_orbax(target, config, params, files)
+        else:
+            checkpoint.save_hf(target, config, params, like=like, fp8=fp8, files=files)
     return config, params
 
 
 def main(argv):
-    import jax
-
     # common.parse_flags has read it
     del argv
     given = flags.FLAGS
     with common.one_message():
-        # One that is missing is said before gigabytes are read
-        jax.devices()
+        with importing_jax() as wait:
+            wait.remind()
+            import jax
+
+            spare_search_for_tpus()
+            # One that is missing is said before gigabytes are read
+            jax.devices()
         try:
             config, params = convert(
                 given["from"].value,

@@ -8,9 +8,12 @@ import threading
 
 from absl import flags
 
+from deepseek_jax.progress import hush
 from launch.backend import check_launcher
 
 flags.disclaim_key_flags()
+# The number of a process among those that Slurm, GKE or Open MPI started with it
+INDICES = ("SLURM_PROCID", "TPU_WORKER_ID", "OMPI_COMM_WORLD_RANK")
 # How long a process that found a mistake waits for the others, to agree who prints it
 PRINT_SECONDS = 60
 
@@ -21,6 +24,13 @@ def define_flags():
     flags.DEFINE_enum("distributed", "auto", ("auto", "yes", "no"), meaning)
 
 
+def seems_first():
+    """Whether no launcher numbers this process above 0, as far as its variables say: for the lines that come
+    before the processes have joined.
+    """
+    return all(os.environ.get(name, "0") == "0" for name in INDICES)
+
+
 def join_peers(seconds: int = 360):
     """Join the other processes as --distributed says, once: -> whether there are others.
 
@@ -28,6 +38,7 @@ def join_peers(seconds: int = 360):
     and as check_launcher.
     """
     import jax
+    from jax._src import distributed  # JAX has no public name for the state
 
     if jax.distributed.is_initialized():
         return jax.process_count() > 1
@@ -45,6 +56,8 @@ def join_peers(seconds: int = 360):
         raise ValueError(
             f"--distributed=yes: {error} Slurm, GKE, Open MPI and TPU pods are recognised; else leave it out"
         ) from error
+    # jax.process_index would wait for the devices
+    hush(distributed.global_state.process_id != 0)
     return jax.process_count() > 1
 
 

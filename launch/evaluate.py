@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 
 from configs.common import parse_arg
 from deepseek_jax.errors import at
+from deepseek_jax.progress import importing_jax
 from deepseek_jax.recipes.evaluate.settings import EvaluateSettings
 from launch import common
 
@@ -110,7 +111,8 @@ def _pairs(entries):
 
 def mesh_of(text: str):
     """The sizes of --mesh, a ConfigDict of the fields of MeshSettings. Raises ValueError for another text."""
-    from deepseek_jax.parallel.mesh import MeshSettings
+    with importing_jax():
+        from deepseek_jax.parallel.mesh import MeshSettings
 
     try:
         return parse_arg(text, **dataclasses.asdict(MeshSettings()))

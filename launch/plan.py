@@ -33,6 +33,7 @@ check_installed()
 from absl import flags
 
 from deepseek_jax.files import cache_folder, expanded
+from deepseek_jax.progress import importing_jax, waiting_for
 from launch import common
 from launch.planning.topology import (
     ENVIRONMENT,
@@ -90,7 +91,10 @@ def main(config):
 
 def planned(config, topology: str | None, cache: Path | None, of_gpus: bool):
     """Print what the flags ask for: -> whether it fits. Raises ValueError."""
-    # Imported once the environment is set: these import jax
+    # Imported once the environment is set
+    with importing_jax() as wait:
+        wait.remind()
+        import jax  # noqa: F401
     if flags.FLAGS.published:
         from launch.planning.published import published
 
@@ -101,8 +105,9 @@ def planned(config, topology: str | None, cache: Path | None, of_gpus: bool):
         from launch.planning.search import search
 
         return search(config, topology, flags.FLAGS.program, flags.FLAGS.search, cache)
-    mesh, chip = planned_mesh(topology, config.get("mesh", {}))
-    programs = chosen(recipes_programs(config, mesh), flags.FLAGS.program)
+    with waiting_for("listing the programs"):
+        mesh, chip = planned_mesh(topology, config.get("mesh", {}))
+        programs = chosen(recipes_programs(config, mesh), flags.FLAGS.program)
     from launch.planning.report import print_plan, print_shapes
 
     return print_shapes(programs, chip) if of_gpus else print_plan(programs, chip, cache)

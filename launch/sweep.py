@@ -39,6 +39,7 @@ from absl import flags
 from deepseek_jax.errors import at
 from deepseek_jax.files import cache_folder, expanded, is_remote
 from deepseek_jax.programs import given_file
+from deepseek_jax.progress import importing_jax, waiting_for
 from deepseek_jax.recipes.experiment import find_recipe, job_to_read
 from deepseek_jax.recipes.stop import Stop
 from launch import common
@@ -87,7 +88,9 @@ def main(given):
         file = given_file(values.sweep, "--sweep")
         listed = load_function(file, "sweep", "--sweep")
         overrides = call(lambda: listed(config), f"--sweep={file}", file)
-        recipe = find_recipe(config.get("recipe"))
+        with importing_jax() as wait:
+            wait.remind()
+            recipe = find_recipe(config.get("recipe"))
         runs = sweep_runs(config, overrides, recipe.SETTINGS)
     with common.one_message():
         if values.cancel:
@@ -98,7 +101,8 @@ def main(given):
         able = able_runs(folder, runs, values.topology, cache_folder("plans"))
         if values.dry_run:
             print(engine.shown([job_of(folder, run, shared) for run in able]), flush=True)
-            check_data(able)
+            with waiting_for("reading the data of the runs"):
+                check_data(able)
             return
         pruned = {run.name for run in runs if run not in able}
         show = Show(folder, runs, lambda run: scores(folder, run), values.metric, pruned)

@@ -1,23 +1,20 @@
-"""Say what a program waits for, and end it where that never comes."""
+"""End a program that waits for what never comes."""
 
 import contextlib
 import os
 import sys
 import threading
 
-# Before a person wonders
-SAY_SECONDS = 5.0
+from deepseek_jax.progress import waiting_for
+
 USER_ERROR = 2
 
 
 @contextlib.contextmanager
 def waiting(what: str, limit_seconds: float, remedy: str):
-    """Print what the block waits for once it has taken SAY_SECONDS; end the program with one message and
-    USER_ERROR where it takes limit_seconds: a call into a library cannot be left.
+    """Say what the block waits for, on every process; end the program with one message and USER_ERROR where
+    it takes limit_seconds: a call into a library cannot be left.
     """
-
-    def say():
-        print(f"waiting for {what}, at most {limit_seconds:g} s", flush=True)
 
     def end():
         print(
@@ -27,12 +24,12 @@ def waiting(what: str, limit_seconds: float, remedy: str):
         )
         os._exit(USER_ERROR)
 
-    timers = threading.Timer(SAY_SECONDS, say), threading.Timer(limit_seconds, end)
-    for timer in timers:
-        timer.daemon = True
-        timer.start()
+    timer = threading.Timer(limit_seconds, end)
+    timer.daemon = True
+    timer.start()
     try:
-        yield
+        # Any of them may be the one that waits in vain
+        with waiting_for(f"waiting for {what}, at most {limit_seconds:g} s", by_all=True):
+            yield
     finally:
-        for timer in timers:
-            timer.cancel()
+        timer.cancel()

@@ -18,6 +18,7 @@ TOP = (
     "lazy",
     "named_code",
     "programs",
+    "progress",
     "settings",
 )
 # The page that stands beside all rooms: it takes a config and random parameters

@@ -9,6 +9,7 @@ from deepseek_jax.checkpoint.locate import checkpoint_path
 from deepseek_jax.checkpoint.orbax_params import is_orbax
 from deepseek_jax.lazy import LazyTable
 from deepseek_jax.models import ModelConfig
+from deepseek_jax.progress import waiting_for
 
 # What reads the parameters and what the config of each format; only the one at hand is imported
 LOADERS = LazyTable(
@@ -32,7 +33,8 @@ def load_params(
 ) -> tuple[ModelConfig, Any]:
     """load_orbax, load_gguf or load_hf of checkpoint_path: -> (ModelConfig, params)."""
     path = checkpoint_path(path)
-    return LOADERS[_format(path)](path, dtype, mesh)
+    with waiting_for(f"loading {path}"):
+        return LOADERS[_format(path)](path, dtype, mesh)
 
 
 def read_any_config(path: str | Path):

@@ -19,14 +19,26 @@ from deepseek_jax.data.stored import INFO, stored_dataset, stored_records
 from deepseek_jax.files import as_path, is_remote, upload
 from deepseek_jax.parallel.led import Led
 from deepseek_jax.parallel.processes import first_process, from_each
+from deepseek_jax.progress import waiting_for
 
 
-class TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class QuietBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A builder without TFDS's own lines, which speak of downloads: nothing is downloaded."""
+
+    # Without this line tfds looks for checksums, with a package that we lack
+    url_infos = None
+
+    def _log_download_bytes(self):
+        """TFDS prints here."""
+
+    def _log_download_done(self):
+        """TFDS prints here."""
+
+
+class TextBuilder(QuietBuilder, skip_registration=True):
     """Documents {"text": bytes} in one split "train"; a subclass generates them."""
 
     VERSION = tfds.core.Version("1.0.0")
-    # Nothing is downloaded. Without this line tfds looks for checksums, with a package that we lack
-    url_infos = None
 
     def _info(self):
         features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
@@ -160,12 +172,18 @@ def _build(make, data_dir):
     """Build a dataset unless it is there: -> its folder, a str. make(data_dir=...) -> its builder."""
     if not is_remote(data_dir):
         local = make(data_dir=data_dir)
-        local.download_and_prepare()
+        _prepare(local)
         return str(local.data_dir)
     with tempfile.TemporaryDirectory() as place:
         local = make(data_dir=place)
         target = as_path(data_dir) / Path(local.data_dir).relative_to(place).as_posix()
         if not (target / INFO).exists():
-            local.download_and_prepare()
+            _prepare(local)
             upload(local.data_dir, target, last=INFO)
     return str(target)
+
+
+def _prepare(builder):
+    """Build the dataset unless it is there."""
+    with waiting_for(f"building the data {builder.name}"):
+        builder.download_and_prepare()

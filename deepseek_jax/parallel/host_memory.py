@@ -1,11 +1,12 @@
-"""The memory of this process on the host, which arrays on a CPU share with everything else."""
+"""The memory of this process on the host, which arrays on a CPU share with everything else.
+
+JAX is imported where it is used: keep_freed_memory comes before any thread, and so before that import.
+"""
 
 import contextlib
 import ctypes
 import os
 from pathlib import Path
-
-import jax
 
 # glibc's malloc.h: what mallopt sets
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
@@ -26,6 +27,8 @@ def device_bytes():
     """Bytes that arrays may take on one device of this process; None where nobody says. CPU devices share the
     host's memory, or the part of it that a container has.
     """
+    import jax
+
     device = jax.local_devices()[0]
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
@@ -70,6 +73,8 @@ def return_compilers_memory():
     Otherwise the compiler's freed memory, a quarter of a GiB for a training step of 30 layers, would stay
     allocated beside the program's own arrays.
     """
+
+    import jax
 
     def listen(event, duration, **_):
         if event == COMPILED and duration > LONG:

@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.errors import shortened
+from deepseek_jax.progress import line
 
 # How long a process waits at a barrier for the others
 BARRIER_SECONDS = 1800
@@ -35,7 +36,7 @@ def first_process():
 def say(message: str):
     """Print a line, from process 0 only."""
     if first_process():
-        print(shortened(message), flush=True)
+        line(shortened(message))
 
 
 def is_due(count: int, first: int = 1):

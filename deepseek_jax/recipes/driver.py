@@ -11,6 +11,7 @@ from deepseek_jax.errors import at
 from deepseek_jax.files import read_json
 from deepseek_jax.parallel.host_memory import device_bytes
 from deepseek_jax.parallel.processes import first_process
+from deepseek_jax.progress import waiting_for
 from deepseek_jax.recipes.job import Job, Work
 from deepseek_jax.recipes.start import check_slots
 from deepseek_jax.training.run import leave_if_asked
@@ -113,12 +114,22 @@ def run(job: Job):
     if not job.is_complete():
         with job.opened:
             # A mistake must be named before anything is written
-            check_whole(job)
-            for work in job.works():
+            with waiting_for("checking the config, the data and the checkpoints"):
+                check_whole(job)
+            works = job.works()
+            for number, work in enumerate(works, start=1):
                 leave_if_asked(f"stage {work.name}")
-                job.keep(work)
+                with waiting_for(_in_words(work.stage, number, len(works))):
+                    job.keep(work)
                 if work.stage.does.is_measure and first_process():
                     job.run.writer.write_scores(held_out_scores(job))
         job.run.writer.close()
-        job.finish()
-    job.report()
+        with waiting_for("saving what the run leaves"):
+            job.finish()
+    with waiting_for("drawing up the report"):
+        job.report()
+
+
+def _in_words(stage, number, stages):
+    title = f" ({stage.title})" if stage.title else ""
+    return f"running stage {number} of {stages}, {stage.name}{title}"

@@ -18,6 +18,7 @@ from deepseek_jax import recipes
 from deepseek_jax.errors import at, suggest
 from deepseek_jax.files import as_path
 from deepseek_jax.named_code import code_digests
+from deepseek_jax.progress import hush, line, waiting_for
 from deepseek_jax.recipes.commits import with_commits
 from deepseek_jax.recipes.stop import Stop
 from deepseek_jax.recipes.workdir import CODE, HUB, claim_workdir, read_mark
@@ -130,19 +131,22 @@ def run_recipe(
     listen() -> whether it was asked to stop, as Stop says, after a step or within a measurement. after_step:
     of steps, in its place. strict: of the recipe's Run. console_seconds: of MetricsWriter.
     """
-    import jax
+    with waiting_for("importing the recipe"):
+        import jax
 
-    from deepseek_jax.recipes import driver
-    from deepseek_jax.training.metrics import MetricsWriter
-    from deepseek_jax.training.run import Run, stoppable
+        from deepseek_jax.recipes import driver
+        from deepseek_jax.training.metrics import MetricsWriter
+        from deepseek_jax.training.run import Run, stoppable
 
     # Before the work directory is claimed: a misspelt field is named even if that is another config's
-    recipe, settings, mesh, recorded = opened_by_all(config, workdir)
+    with waiting_for("reading the config"):
+        recipe, settings, mesh, recorded = opened_by_all(config, workdir)
+    hush(jax.process_index() != 0)
     redoes = recipe.JOB.redoes_what_changed
     with claim_workdir(workdir, config, redoes, recorded), jax.set_mesh(mesh):
         if jax.process_index() == 0:
             devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
-            print(f"{config.recipe} on {devices}; work directory {workdir}", flush=True)
+            line(f"{config.recipe} on {devices}; work directory {workdir}")
         writer = MetricsWriter(workdir, console_seconds, observers.wandb, config.to_dict())
         # Closed also where the run raises: in a bucket its last lines wait to be written
         asked = listen()

@@ -1,4 +1,7 @@
-"""Train from Python: an experiment in this process, such as a notebook's."""
+"""Train from Python: an experiment in this process, such as a notebook's.
+
+JAX is imported where it is used: a line says that it is.
+"""
 
 import contextlib
 import gc
@@ -10,12 +13,11 @@ from ml_collections import ConfigDict
 
 from deepseek_jax.errors import at
 from deepseek_jax.files import absolute
-from deepseek_jax.recipes.driver import held_out_scores
+from deepseek_jax.progress import speaking, waiting_for
 from deepseek_jax.recipes.environment import has_devices, prepare_process
 from deepseek_jax.recipes.experiment import job_to_read, run_recipe
 from deepseek_jax.recipes.stop import Stop
 from deepseek_jax.recipes.workdir import check_starts
-from deepseek_jax.training.run import STOPPED
 
 
 class Trained(NamedTuple):
@@ -56,12 +58,15 @@ def train(
         raise ValueError(f"stop_after={stop_after} must be at least 1, or None for no such stop")
     # A reward may be FILE.py:NAME
     config = ConfigDict(config, allow_dotted_keys=True)
-    with _folder_for_workdir():
+    with _folder_for_workdir(), speaking():
         with at("folder"):
             workdir = absolute(folder)
         check_starts(config, workdir)
         if not has_devices():
             prepare_process(config.get("xla_flags", ""))
+        from deepseek_jax.recipes.driver import held_out_scores
+
+        complete = False
         with _stopping(stop_after) as (stop, after_step):
             run_recipe(
                 config,
@@ -71,13 +76,16 @@ def train(
                 console_seconds=console_seconds,
                 after_step=after_step,
             )
-            return Trained(True, held_out_scores(job_to_read(config, workdir)))
-    return Trained(False, held_out_scores(job_to_read(config, workdir)))
+            complete = True
+        with waiting_for("reading the scores"):
+            return Trained(complete, held_out_scores(job_to_read(config, workdir)))
 
 
 @contextlib.contextmanager
 def _stopping(stop_after):
     """(whether a signal came, whether to stop after this step); the block ends where a run has stopped."""
+    from deepseek_jax.training.run import STOPPED
+
     steps = itertools.count(1)
     with Stop() as stop:
         try:

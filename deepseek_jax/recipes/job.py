@@ -15,6 +15,7 @@ from deepseek_jax.files import read_json, write_whole
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.parallel.processes import first_process
+from deepseek_jax.progress import waiting_for
 from deepseek_jax.recipes.stage import Answering, Made, Stage
 from deepseek_jax.reinforce.settings import ModelRewardSettings
 from deepseek_jax.rollout.policy import Policy
@@ -234,7 +235,8 @@ class LineageJob(Job):
             if kind.is_measure and first_process():
                 write_whole(folder / SCORES, json.dumps(result, indent=1))
             elif kind.is_policy and result is not None:
-                self.save(work, result)
+                with waiting_for(f"saving the parameters of {work.name}"):
+                    self.save(work, result)
 
         own = run_stage(self.run.folder, work.name, self._inputs(work), make)
         scores = work.folder / SCORES

@@ -11,6 +11,7 @@ from deepseek_jax.costs.program import GENERATION, SYNC
 from deepseek_jax.files import remove_folder
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.processes import first_process
+from deepseek_jax.progress import first_call
 from deepseek_jax.reinforce.batch import bucket
 from deepseek_jax.rollout.completions import RolloutLog
 from deepseek_jax.rollout.policy import Policy
@@ -19,6 +20,10 @@ from deepseek_jax.rollout.sample_log import SampleLog
 
 # A rollout that takes less leaves no file
 SECONDS_BETWEEN_WRITES = 60
+
+
+def _answers(policy, *arguments, **options):
+    return policy.answer(*arguments, **options)
 
 
 def named(name):
@@ -38,6 +43,7 @@ class Sampler:
     def __init__(self, policy: Policy, settings, folder: Path | None):
         self.policy, self.settings, self.folder = policy, settings, folder
         self.fingerprint = jax.jit(fingerprint)
+        self.sample = first_call(_answers, "compiling the sampler, and sampling with it")
         self.sampled_by, self.kept = 0, None
 
     def answer(self, params, examples, step: int, number: int = 0, log: RolloutLog | None = None):
@@ -56,7 +62,8 @@ class Sampler:
         entropy = np.random.SeedSequence([settings.seed, step, number])
         began = time.perf_counter()
         with jax.profiler.TraceAnnotation("generation"):
-            answers = policy.answer(
+            answers = self.sample(
+                policy,
                 examples,
                 settings.rollout.at(step),
                 n=settings.group_size,

@@ -29,12 +29,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from deepseek_jax.lazy import LazyTable
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.quantized import is_quantized
 from deepseek_jax.parallel.decoding import decoding_mesh, decoding_rules
 from deepseek_jax.parallel.shard import axis_parts
 from deepseek_jax.rollout import kept, steps
-from deepseek_jax.rollout import speculative as drafting
 from deepseek_jax.rollout.completions import (
     Rollout,
     RolloutLog,
@@ -56,6 +56,8 @@ from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.slots import rooms
 from deepseek_jax.rollout.weights import in_place
 
+# Few rollouts draft tokens
+DRAFTING = LazyTable({"parts": "deepseek_jax.rollout.speculative:parts"})
 # Tokens of a completion that the caches have room for at first, and the factor by which it grows
 FIRST_ROOM, GROWTH = 2048, 4
 # Seat new requests once one slot in 32 is free
@@ -108,7 +110,7 @@ def generate(
         )
     if speculative and is_quantized(params):
         raise ValueError("speculative=True does not take weights in int8; set speculative to False")
-    parts = drafting.parts(config) if speculative else steps.PARTS
+    parts = DRAFTING["parts"](config) if speculative else steps.PARTS
     mesh = rollout_mesh(config)
     config = rollout_config(config, mesh)
     devices = 1 if mesh is None else mesh.size

@@ -14,6 +14,7 @@ from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.costs.chips import peak_of
 from deepseek_jax.errors import suggest
 from deepseek_jax.parallel.processes import StopTogether, from_first, say
+from deepseek_jax.progress import first_call, waiting_for
 from deepseek_jax.training.log import Log
 from deepseek_jax.training.run import STOPPED, Run
 from deepseek_jax.training.state import TrainState
@@ -80,7 +81,8 @@ def train(
             rng = jax.random.key(seed)
             update = functools.partial(train_step, rng=rng)
             update = jax.profiler.annotate_function(update, name="update")
-            run.writer.start(run.phase, first_step)
+            update = first_call(update, f"compiling the update of {run.phase}")
+            run.writer.start(run.phase, first_step, settings.num_steps)
             peak = peak_of(run.mesh.devices.ravel()) if flops_per_token else None
             peak_tokens = peak and peak / flops_per_token
             log = Log(run.writer, run.phase, settings, checks, source, rng, peak_tokens)
@@ -90,8 +92,11 @@ def train(
                 lines, warm_up = settings.faults.idle_lines, settings.optimizer.warm_up()
                 log.idle = Idle(checks, run.phase, lines, state.params, warm_up)
             steps = _observed(range(first_step, settings.num_steps), run, lambda: log.last)
-            with contextlib.closing(steps), StopTogether(run.should_stop) as should_stop:
-                state = _train(steps, settings, state, update, source, should_stop, store, log)
+            try:
+                with contextlib.closing(steps), StopTogether(run.should_stop) as should_stop:
+                    state = _train(steps, settings, state, update, source, should_stop, store, log)
+            finally:
+                run.writer.end()
         else:
             store.finish_deleting()
         return _best(state, store, kept, run.phase) if kept.best else state
@@ -108,6 +113,7 @@ def _train(steps, settings, state, update, source, should_stop, store, log):
     num_steps, kept = settings.num_steps, settings.checkpoints
     saved_at, score, saved = time.monotonic(), store.latest_score(), None
     for step in steps:
+        log.writer.at(step)
         # What is there when the first step begins
         saved = step if saved is None else saved
         try:
@@ -218,7 +224,8 @@ def _resume(state, source, store, num_steps, phase):
     """(state, steps done, updates skipped in a row) of the newest checkpoint; without one, the given state
     and 0.
     """
-    done, checkpoint = store.newest(state.saved())
+    with waiting_for(f"loading the newest checkpoint of {phase}"):
+        done, checkpoint = store.newest(state.saved())
     if done is None:
         return state, 0, 0
     source.set_state(checkpoint["data"]["source"])

@@ -1,32 +1,22 @@
 """Where a run's numbers go, from process 0 only: JSON lines, boards (TensorBoard, W&B) and the console."""
 
 import math
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
-from rich.console import Console
-from rich.text import Text
 
 from deepseek_jax.files import as_path
 from deepseek_jax.parallel.processes import is_due, say
 from deepseek_jax.training.completions import FILE, completions_line
+from deepseek_jax.training.console import StepConsole
 from deepseek_jax.training.lines import METRICS, PhaseLines, read_lines
 from deepseek_jax.training.tensorboard import TensorBoards
 
 if TYPE_CHECKING:
     from deepseek_jax.training.wandb_board import WandbRun
-
-# The console prints those of these that a phase logs; the files hold everything.
-HEADLINE = (
-    *("loss", "held_out_loss", "mtp_loss", "reward", "accuracy", "completion_length"),
-    *("kl", "entropy", "grad_norm", "tokens_per_second"),
-)
-# On a line, and between two lines
-CONSOLE_METRICS, CONSOLE_SECONDS = 6, 2.0
 
 
 class MetricsWriter:
@@ -38,9 +28,8 @@ class MetricsWriter:
     Nothing is created before `start` or `write_scores`. On processes other than 0 every method returns at
     once. A local line is in the file when `write` returns. In a bucket the files of lines are written anew at
     most every files.REWRITE_SECONDS, and all when `flush` or `close` is called.
-    console_seconds: between lines of the console, None for CONSOLE_SECONDS; a faster run prints fewer, but
-    always its last. wandb: the W&B run that gets the same numbers; None for none. config: that of the run,
-    for TensorBoard; None for no text.
+    console_seconds: of StepConsole. wandb: the W&B run that gets the same numbers; None for none. config:
+    that of the run, for TensorBoard; None for no text.
     """
 
     def __init__(
@@ -51,18 +40,17 @@ class MetricsWriter:
         config: dict | None = None,
     ):
         self.workdir = as_path(workdir)
-        self.console_seconds = CONSOLE_SECONDS if console_seconds is None else console_seconds
         self.path = self.workdir / METRICS
         self._lines, self._completions = PhaseLines(self.path), PhaseLines(self.workdir / FILE)
         boards = TensorBoards(self.workdir, config), wandb
         self._boards, self._started = [board for board in boards if board is not None], set()
-        self._console = Console(highlight=False)
-        self._waiting, self._shown_at = None, -math.inf
+        self._console = StepConsole(console_seconds)
         # (phase, metric) -> lines in which it was not finite
         self._not_finite = Counter()
 
-    def start(self, phase: str, first_step: int):
+    def start(self, phase: str, first_step: int, num_steps: int | None = None):
         """Begin or resume a phase at first_step: the lines that it logged from there on are deleted.
+        num_steps: of the phase, for the console; None for unknown.
 
         A run that stopped after its last checkpoint repeats some steps. Their old lines are cut
         from the file and purged by TensorBoard. Raises ValueError, naming the line, for bad JSON.
@@ -75,6 +63,16 @@ class MetricsWriter:
         for board in self._boards:
             board.start(phase, first_step)
         self._started.add(phase)
+        self._console.begin(phase, first_step, num_steps)
+
+    def at(self, step: int):
+        """A step of the phase that was started begins: the console shows it."""
+        if jax.process_index() == 0:
+            self._console.at(step)
+
+    def end(self):
+        """The phase that was started has ended, or stops: the console prints its last line."""
+        self._console.end()
 
     def write(self, step: int, metrics, *, phase: str, completions: Sequence[dict] = ()):
         """Log a flat dict of scalars (Python, numpy or jax) at an update count, and the groups of completions
@@ -100,7 +98,7 @@ class MetricsWriter:
         finite = {name: value for name, value in values.items() if name not in bad}
         for board in self._boards:
             board.write(phase, int(step), finite, kept)
-        self._show(step, values, phase)
+        self._console.show(step, values)
 
     def _say_not_finite(self, phase, step, bad):
         self._not_finite.update((phase, name) for name in bad)
@@ -125,7 +123,7 @@ class MetricsWriter:
 
     def close(self):
         """Flush and close all files; the writer can be started again."""
-        self._print_waiting()
+        self._console.end()
         for board in self._boards:
             board.close()
         for file in self._files():
@@ -134,25 +132,6 @@ class MetricsWriter:
 
     def _files(self):
         return self._lines, self._completions
-
-    def _show(self, step, values, phase):
-        if self._waiting and self._waiting[0] != phase:
-            # The last line of the phase before is always printed
-            self._print_waiting()
-        self._waiting = (phase, step, values)
-        if time.monotonic() - self._shown_at >= self.console_seconds:
-            self._print_waiting()
-
-    def _print_waiting(self):
-        if self._waiting is None:
-            return
-        phase, step, values = self._waiting
-        names = [name for name in HEADLINE if name in values] or list(values)
-        line = Text.assemble((phase, "bold cyan"), f" step {step}")
-        for name in names[:CONSOLE_METRICS]:
-            line.append(f"  {name} ", "dim").append(f"{values[name]:.4g}")
-        self._console.print(line, soft_wrap=True)
-        self._waiting, self._shown_at = None, time.monotonic()
 
 
 def read_metrics(path: str | Path, phase: str) -> list[dict]:

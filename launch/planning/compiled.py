@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from deepseek_jax.costs.chips import chip_of
 from deepseek_jax.costs.program import Held, Program, beside
+from deepseek_jax.progress import waiting_for
 from launch.planning.hlo import Cost, program_cost
 from launch.planning.hlo_collectives import Collective
 
@@ -53,13 +54,14 @@ def compile_programs(programs: list[Program], cache: Path | None = None):
     is refused too. The devices need not exist: see jax.experimental.topologies.
     """
     results = {}
-    for program in programs:
+    for number, program in enumerate(programs, start=1):
         if missing := [name for name in program.after if name not in results]:
             refusal = f"it needs the results of {missing[0]!r}, which was refused"
             yield program, Compiled(refusal=refusal)
             continue
         arguments = program.arguments_after(results)
-        compiled, lowered = _compiled(program, arguments, cache)
+        with waiting_for(f"compiling program {number} of {len(programs)}, {program.name}"):
+            compiled, lowered = _compiled(program, arguments, cache)
         if compiled.refusal is None:
             results[program.name] = _results(program, lowered, compiled.specs)
         waiting = [Held(f"the results of {name}", results[name]) for name in program.waiting]

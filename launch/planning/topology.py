@@ -7,6 +7,7 @@ import importlib.util
 
 from deepseek_jax.costs.chips import DEVICES, GPUS
 from deepseek_jax.errors import CannotPlan, at, suggest
+from deepseek_jax.recipes.environment import NO_TPU
 from deepseek_jax.recipes.experiment import find_recipe
 from deepseek_jax.settings import build
 
@@ -18,9 +19,7 @@ ENVIRONMENT = {
     # The program is compiled for the topology, not for this machine's devices
     "JAX_PLATFORMS": "cpu",
     # Without these, libtpu queries the cloud for the kind of this machine, and waits for an answer
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
+    **NO_TPU,
     # libtpu locks the machine: without this, a second process that loads it fails
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }

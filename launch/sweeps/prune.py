@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from deepseek_jax.costs.chips import CHIPS, GIB
 from deepseek_jax.errors import CannotPlan
+from deepseek_jax.progress import waiting_for
 from launch.config_file import as_config
 from launch.planning.topology import ENVIRONMENT, on_gpus, planned_mesh, recipes_programs
 from launch.sweeps.runs import Run
@@ -67,7 +68,9 @@ def verdicts(runs: list[Run], topology: str, cache: Path | None):
         pool.submit(check_topology, topology).result()
         for run in runs:
             try:
-                yield run, pool.submit(verdict, run.config, topology, cache).result()
+                with waiting_for(f"planning {run.name} for {topology}"):
+                    found = pool.submit(verdict, run.config, topology, cache).result()
+                yield run, found
             except BrokenProcessPool:
                 # A compiler that aborts takes its process with it, and says nothing of the run
                 yield run, Verdict(note="its plan ended its process")

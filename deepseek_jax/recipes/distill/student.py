@@ -87,8 +87,9 @@ class StudentRun:
             params = train_student(self.student, objective, *params, source, run)
         end = self.student.num_steps
         # A run cut short here has already written this record: start drops it
-        self.run.writer.start(self.name, end)
+        self.run.writer.start(self.name, end, end)
         self.run.writer.write(end, watch(params), phase=self.name)
+        self.run.writer.end()
         return policy.at(params)
 
     def check_texts(self, policy: Policy):

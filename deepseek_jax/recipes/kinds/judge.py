@@ -17,6 +17,7 @@ from deepseek_jax.data.tasks import Task
 from deepseek_jax.evaluation.accuracy import summarise
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.processes import first_process
+from deepseek_jax.progress import waiting_for
 from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.kinds.measure import answer_programs
 from deepseek_jax.recipes.kinds.tune import fine_tune, fine_tuning_programs, packed_conversations
@@ -76,15 +77,16 @@ def train_judge(
     folder, length = run.folder, settings.max_completion_length
     options = judge_options(length, settings.slots)
 
-    def measure(params):
-        return _measure(make_judge(policy.at(params), options), pairs.held_out)
+    def measure(when, params):
+        with waiting_for(f"measuring {when}: {len(pairs.held_out):,} held-out pairs"):
+            return _measure(make_judge(policy.at(params), options), pairs.held_out)
 
     # Before fine_tune, which donates policy.params
-    remembered(folder / "before.json", lambda: measure(policy.params))
+    remembered(folder / "before.json", lambda: measure("before", policy.params))
     judgements = world.judgements(pairs.train, settings.seed)
     source = packed_conversations(settings, policy, judgements, None, run.mesh)
     params = fine_tune(settings, policy, source, run.within(folder / PHASE))
-    remembered(folder / "after.json", lambda: measure(params))
+    remembered(folder / "after.json", lambda: measure("after", params))
     if not is_whole(folder / "params"):
         save_orbax(folder / "params", policy.config, params, policy.files())
     about = dict(max_completion_length=length)

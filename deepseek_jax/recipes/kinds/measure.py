@@ -6,6 +6,7 @@ from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.program import Program, beside, policy_params
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
+from deepseek_jax.progress import waiting_for
 from deepseek_jax.recipes.job import PROMPT_LENGTH, SCORES, Work
 from deepseek_jax.recipes.kinds.paying import (
     Scored,
@@ -76,7 +77,10 @@ def _compiles(work: Work):
 
 def _run(work: Work):
     """What the recipe's measure finds, as JSON can hold it."""
-    return work.job.measure(work)
+    asked = work.job.answering(work)
+    what = "" if asked is None else f": {asked.prompts:,} held-out questions"
+    with waiting_for(f"measuring {work.name}{what}"):
+        return work.job.measure(work)
 
 
 MEASURE = Kind(

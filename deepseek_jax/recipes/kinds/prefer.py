@@ -20,6 +20,7 @@ from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.reward import abstract_head, reward_config, reward_params
 from deepseek_jax.parallel.shard import put_share
+from deepseek_jax.progress import waiting_for
 from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.kinds.preferences import (
     PreferenceSource,
@@ -57,9 +58,13 @@ def train_reward_model(
     (train, held_out), folder, mesh = records, run.folder, run.mesh
     params = reward_params(policy.config, policy.params, mesh, jax.random.key(settings.seed))
     model = reward_config(policy.config)
-    measure = functools.partial(_measure, model, settings, held_out, mesh)
+
+    def measure(when, params):
+        with waiting_for(f"measuring {when}: {len(held_out):,} held-out records"):
+            return _measure(model, settings, held_out, mesh, params)
+
     # Before fit, which donates params
-    remembered(folder / "before.json", lambda: measure(params))
+    remembered(folder / "before.json", lambda: measure("before", params))
     source = PreferenceSource(train, settings, mesh)
     loss_fn = reward_model_loss(model)
     needed = reward_flops(model, settings.sequence_length, frozen=base is not None)
@@ -67,7 +72,7 @@ def train_reward_model(
     untrained = ("head.bias",) if settings.kind == "helpfulness" else ()
     training = run.within(folder / PHASE)
     params = fit(settings, loss_fn, params, source, training, needed, untrained=untrained)
-    remembered(folder / "after.json", lambda: measure(params))
+    remembered(folder / "after.json", lambda: measure("after", params))
     files = carried_files(policy.tokenizer, settings.data.template)
     save_reward_model(folder / "params", model, params, dict(kind=settings.kind), base, files)
 

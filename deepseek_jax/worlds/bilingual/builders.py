@@ -6,7 +6,13 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from deepseek_jax.data.builders import TextBuilder, build, parameter_digest, prepared
+from deepseek_jax.data.builders import (
+    QuietBuilder,
+    TextBuilder,
+    build,
+    parameter_digest,
+    prepared,
+)
 from deepseek_jax.data.stored import stored_records
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.worlds.bilingual import corpus as bilingual_corpus
@@ -95,12 +101,10 @@ class BilingualCorpus(TextBuilder):
             yield index, {"text": writer.write(rng)}
 
 
-class BilingualExamples(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class BilingualExamples(QuietBuilder, skip_registration=True):
     """Examples of one of FIELDS, in splits "train" and "held_out", in TFDS's own order."""
 
     VERSION = VERSION
-    # Nothing is downloaded. Without this line tfds looks for checksums, with a package that we lack
-    url_infos = None
 
     def _info(self):
         texts, numbers = map(str.split, FIELDS[self.builder_config.what])

@@ -1,0 +1,108 @@
+"""The lines of a run and of a plan, by the clock: no program is silent for long."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.launch.test_plan import ANSWERS
+
+ROOT = Path(__file__).resolve().parents[2]
+# The seconds between reminders here, which are 30 for a user, and what a busy machine adds to them
+EVERY, SLACK = 3.0, 6.0
+# A program as a user starts it, but for that number; it says when it begins to import jax
+LAUNCH = """
+import runpy, sys
+sys.path.insert(0, {root!r})
+from deepseek_jax import progress
+
+class Says:
+    def find_spec(self, name, path=None, target=None):
+        if name == "jax":
+            print("jax begins", flush=True)
+
+sys.meta_path.insert(0, Says())
+progress.EVERY_SECONDS = {every}
+runpy.run_path({program!r}, run_name="__main__")
+"""
+SMALL = dict(num_steps=2, prompts_per_step=4, group_size=4, save_every=2)
+SMALL |= {"base.num_steps": 4, "base.optimizer.warmup_steps": 1, "base.num_documents": 500}
+SMALL |= {"data.num_held_out": 8, "rollout.max_completion_length": 16}
+
+
+def timed(folder, program, *arguments):
+    """[(seconds since the start, line)] of a program of launch/ in a folder, which ends with 0."""
+    path = str(ROOT / "launch" / f"{program}.py")
+    text = LAUNCH.format(root=str(ROOT), every=EVERY, program=path)
+    flags = " ".join(f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f)
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-c", text, *arguments],
+        cwd=folder,
+        env=os.environ | {"XLA_FLAGS": flags},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    found = [(time.monotonic() - began, line.rstrip("\n")) for line in process.stdout]
+    assert process.wait() == 0, "\n".join(line for _, line in found)
+    return found
+
+
+def check_clock(found):
+    """The first line comes at once, before jax, and none comes much later than EVERY after the one before."""
+    (first, line), (_, after), *_ = found
+    assert [line, after] == ["importing jax", "jax begins"] and first < 5
+    times = [seconds for seconds, _ in found]
+    gaps = {found[i + 1]: b - a for i, (a, b) in enumerate(zip(times, times[1:], strict=False))}
+    assert max(gaps.values()) < EVERY + SLACK, max(gaps, key=gaps.get)
+
+
+def in_order(lines, wanted):
+    """Whether lines that begin so come in this order, with others between them."""
+    rest = iter(lines)
+    return all(any(line.startswith(words) for line in rest) for words in wanted)
+
+
+def test_a_run_says_what_it_waits_for(tmp_path):
+    """Oracle: the clock, and by hand: what takes long, in order; nothing of TFDS's downloads; a phase's last
+    line before what follows.
+    """
+    sizes = [f"--config.{name}={value}" for name, value in SMALL.items()]
+    found = timed(tmp_path, "train", "--config=grpo_small", *sizes, "--workdir=run")
+    check_clock(found)
+    lines = [line for _, line in found]
+    assert in_order(
+        lines,
+        [
+            "importing jax",
+            "grpo on 1 x cpu",
+            "checking the config, the data and the checkpoints",
+            "running stage 1 of 4, pretrain",
+            "compiling the update of pretrain",
+            "pretrain step 0 of 4  loss ",
+            "pretrain step 3 of 4  loss ",
+            "running stage 2 of 4, before",
+            "measuring before: 8 held-out questions",
+            "running stage 3 of 4, grpo",
+            "compiling the update of grpo",
+            "grpo step 0 of 2  reward ",
+            "grpo step 1 of 2  reward ",
+            "complete; params",
+        ],
+    ), lines
+    assert not [line for line in lines if "ownload" in line]
+
+
+def test_a_plan_says_what_it_waits_for(tmp_path):
+    """Oracle: the clock, and by hand: a line for each program before its table."""
+    (tmp_path / "answers.py").write_text(ANSWERS)
+    arguments = ["--config=answers.py", "--topology=v5e:1x1", "--cache=cache", "--program=prefill"]
+    found = timed(tmp_path, "plan", *arguments)
+    check_clock(found)
+    lines = [line for _, line in found]
+    wanted = ["importing jax", "listing the programs", "weights", "compiling program ", "prefill"]
+    assert in_order(lines, wanted), lines
+    # Neither TFDS nor libtpu speaks
+    assert not [line for line in lines if "WARNING" in line or "Error" in line or "E0000" in line]
