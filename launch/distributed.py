@@ -9,6 +9,7 @@ import threading
 from absl import flags
 
 from deepseek_jax.progress import hush
+from deepseek_jax.recipes.environment import process_joined
 from launch.backend import check_launcher
 
 flags.disclaim_key_flags()
@@ -38,7 +39,6 @@ def join_peers(seconds: int = 360):
     and as check_launcher.
     """
     import jax
-    from jax._src import distributed  # JAX has no public name for the state
 
     if jax.distributed.is_initialized():
         return jax.process_count() > 1
@@ -56,8 +56,7 @@ def join_peers(seconds: int = 360):
         raise ValueError(
             f"--distributed=yes: {error} Slurm, GKE, Open MPI and TPU pods are recognised; else leave it out"
         ) from error
-    # jax.process_index would wait for the devices
-    hush(distributed.global_state.process_id != 0)
+    hush(process_joined() != 0)
     return jax.process_count() > 1
 
 

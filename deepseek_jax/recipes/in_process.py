@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from deepseek_jax.errors import at
 from deepseek_jax.files import absolute
-from deepseek_jax.progress import speaking, waiting_for
-from deepseek_jax.recipes.environment import has_devices, prepare_process
+from deepseek_jax.progress import hush, speaking, waiting_for
+from deepseek_jax.recipes.environment import has_devices, prepare_process, process_joined
 from deepseek_jax.recipes.experiment import job_to_read, run_recipe
 from deepseek_jax.recipes.stop import Stop
 from deepseek_jax.recipes.workdir import check_starts
@@ -58,6 +58,7 @@ def train(
         raise ValueError(f"stop_after={stop_after} must be at least 1, or None for no such stop")
     # A reward may be FILE.py:NAME
     config = ConfigDict(config, allow_dotted_keys=True)
+    hush(process_joined() != 0)
     with _folder_for_workdir(), speaking():
         with at("folder"):
             workdir = absolute(folder)
