@@ -23,7 +23,7 @@ RUNS = [(path, None) for path in EXPERIMENTS] + [
 ]
 RUNS += [(CONFIGS / "distill_small.py", arg) for arg in ("letters", "plateau")]
 RUNS += [(CONFIGS / "r1_zero.py", "extra_prompts=128")]
-RUNS += [(CONFIGS / "r1_small.py", f"last={last}") for last in ("distill", "both")]
+RUNS += [(CONFIGS / "r1_small.py", arg) for arg in ("last=distill", "last=both", "quick")]
 
 
 def load(path, arg=None):

@@ -93,6 +93,17 @@ def test_r1s_last_stage_is_its_argument():
         load(path, "last=mixed")
 
 
+@pytest.mark.parametrize("last", ["scenarios", "distill", "both"])
+def test_quick_r1_has_every_block_and_fewer_steps(last):
+    """Oracle: the long form of the same argument, block by block."""
+    path = CONFIGS / "r1_small.py"
+    long, quick = load(path, f"last={last}"), load(path, f"last={last},quick")
+    assert list(quick) == list(long)
+    steps = {name: block.num_steps for name, block in long.items() if "num_steps" in str(block)}
+    fewer = {name for name, num in steps.items() if quick[name].num_steps < num}
+    assert fewer >= {"base", "zero", "reasoning", "sft", "judge"} and steps.keys() >= fewer
+
+
 def test_gsm8k_asks_for_longer_answers_and_pays_for_true_working():
     """Oracle: by hand."""
     path = CONFIGS / "grpo_smollm2.py"
