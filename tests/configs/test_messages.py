@@ -16,12 +16,17 @@ import launch
 from deepseek_jax.models.config import ModelConfig, RunSettings
 from deepseek_jax.parallel.mesh import MeshSettings
 from deepseek_jax.settings import Between, NamesCode, OnHub, build
-from tests.experiments import RUNS, SETTINGS, load
+from tests.experiments import CONFIGS, RUNS, SETTINGS, load
+from tests.quick import others_slow
 
 ROOT = Path(deepseek_jax.__file__).parent
 EVALUATE = dict(recipe="evaluate", checkpoint="x", data=["arithmetic"], mesh={})
 # Blocks that a config has whole, checked as these
 FREE = {"model": (ModelConfig, RunSettings), "mesh": (MeshSettings,)}
+# One of most recipes: a file takes up to 15 seconds
+QUICK = [
+    (CONFIGS / f"{name}_small.py", None) for name in ("grpo", "sft", "pretrain", "reward_model")
+]
 
 
 def block_of(path, arg):
@@ -198,7 +203,9 @@ def paths_in(message):
 
 
 @pytest.mark.parametrize(
-    "path, arg", [*RUNS, (None, None)], ids=lambda given: getattr(given, "stem", given)
+    "path, arg",
+    others_slow([*RUNS, (None, None)], *QUICK, (None, None)),
+    ids=lambda given: getattr(given, "stem", given),
 )
 def test_a_wrong_field_is_named_by_its_whole_path(path, arg):
     """Oracle: the path of the field that was made wrong; and the recipe's settings, which have every other

@@ -110,6 +110,7 @@ def test_runs_are_made_once_a_failed_one_is_named_and_the_others_are_reported(fo
     assert (folder / "out" / "seed=1" / "done0").read_text() == "left as it is"
 
 
+@pytest.mark.slow
 def test_three_learning_rates_have_the_three_losses_that_their_runs_measured(tmp_path):
     """Oracle: each run's own after.json, with its interval. The last logged evaluation is of the base, and is
     the same number three times.

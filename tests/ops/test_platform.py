@@ -166,7 +166,10 @@ def entered():
 
 @pytest.mark.parametrize("config", [LARGE_V3, SMALL_QWEN], ids=["deepseek_v3", "qwen2"])
 @pytest.mark.parametrize("program", others_slow([update, rollout], update))
-@pytest.mark.parametrize("kind, lowered", [("tpu", "tpu"), ("gpu", "cuda"), ("cpu", "cpu")])
+@pytest.mark.parametrize(
+    "kind, lowered",
+    others_slow([("tpu", "tpu"), ("gpu", "cuda"), ("cpu", "cpu")], ("tpu", "tpu"), ("cpu", "cpu")),
+)
 def test_forms_for_a_cpu_enter_programs_for_a_cpu_alone(
     monkeypatch, kind, lowered, program, config
 ):

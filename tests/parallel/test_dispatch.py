@@ -268,6 +268,7 @@ def test_gradients_of_blocks_add_up_in_float32(ragged, monkeypatch):
         np.testing.assert_allclose(parts, whole, rtol=2.0**-7, atol=2.0**-9 * np.abs(whole).max())
 
 
+@pytest.mark.slow
 def test_a_step_whose_tokens_overflow_is_right_and_the_next_ones_have_more_room(ragged, capsys):
     """Oracle: the padded exchange's updates. The first two steps overflow, before the first is read; then the
     buffer is 1.25 times larger, which is enough, and less than the worst case.

@@ -13,6 +13,7 @@ from deepseek_jax.checkpoint.left import LEFT
 from deepseek_jax.checkpoint.phase import newest_in
 from deepseek_jax.recipes import experiment
 from deepseek_jax.recipes.began import find_start, policy_of_start
+from tests.quick import others_slow
 from tests.recipes import cases
 from tests.recipes.small import one_device
 from tests.reliability.goods import flipped
@@ -53,7 +54,7 @@ def answers(policy, prompts):
     return list(policy.answer(ids, OPTIONS).texts)
 
 
-@pytest.mark.parametrize("name", ["grpo", "grpo_with_an_adapter"])
+@pytest.mark.parametrize("name", others_slow(["grpo", "grpo_with_an_adapter"], "grpo"))
 def test_a_run_began_from_its_base(runs, name):
     """Oracle: the greedy answers that the run measured before it trained, and after, which are others."""
     folder = runs(name)

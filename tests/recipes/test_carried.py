@@ -16,6 +16,7 @@ from deepseek_jax.recipes.grpo import run as grpo
 from deepseek_jax.recipes.sft import run as sft
 from deepseek_jax.settings import build
 from launch import colab
+from tests.quick import others_slow
 from tests.recipes import cases
 from tests.recipes.small import one_device, run_recipe
 from tests.reliability.goods import flipped
@@ -65,7 +66,7 @@ def runs(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", others_slow(RECIPES, "grpo"))
 def test_its_folder_alone_answers_as_the_run_did(runs, name):
     """Oracle: the greedy answers of the policy that the run held, and its ids; an argument wins."""
     folder, policy, before = runs(name)

@@ -113,7 +113,11 @@ def test_results_are_those_of_one_rollout_judged_by_hand(finished, saved):
     lengths = [length for p in problems for length in p["lengths"]]
     np.testing.assert_array_equal(lengths, rollout.completion_mask.sum(1))
     assert [t for p in problems for t in p["truncated"]] == rollout.truncated.tolist()
-    assert {path.name for path in finished.iterdir()} == {"results.json", "report.html"}
+    assert {path.name for path in finished.iterdir()} == {
+        "results.json",
+        "report.html",
+        "tensorboard",
+    }
 
 
 def test_a_run_leaves_a_page(finished):

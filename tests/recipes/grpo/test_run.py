@@ -103,9 +103,12 @@ def test_a_run_leaves_a_page(finished):
         assert [s["text"] for s in pair["sides"]] == [s["completion"] for s in both]
         assert [s["total"] for s in pair["sides"]] == [s["reward"] for s in both]
     groups = data_of(finished, "samples")
-    assert [(g["stage"], g["kind"]) for g in groups[::8]] == [
+    held_out = [g for g in groups if g["stage"] != "training"]
+    assert [(g["stage"], g["kind"]) for g in held_out[::8]] == [
         (when, kind) for when in ("before", "after") for kind in ("sampled", "greedy")
     ]
+    # Both groups of both steps
+    assert [g["step"] for g in groups if g not in held_out] == [0, 0, 1, 1]
 
 
 def test_the_board_has_the_scores_before_and_after(finished):

@@ -409,6 +409,7 @@ def test_a_mistake_about_teachers_is_named_before_anything_is_written(tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_teacher_of_another_vocabulary_is_named_before_anything_is_written(tmp_path):
     """Oracle: the words a reader needs, of a model of the small world of sums."""
     teacher, _ = save_tiny_model(tmp_path / "teacher")

@@ -229,6 +229,7 @@ def unrewarded(**fields):
     return config
 
 
+@pytest.mark.slow
 def test_conversations_of_ones_own_need_no_rewards(with_base, tmp_path_factory):
     """Oracle: by hand: the loss and the lengths are measured, answers have no score, and references may be
     texts.
