@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+from deepseek_jax.parallel.host_memory import keep_freed_memory
 from deepseek_jax.recipes.stop import TOGETHER_SECONDS, Stop, write_line
 
 # What a shell reports of a program that Ctrl-C ended
@@ -20,6 +21,8 @@ def listen():
     """Have Ctrl-C end this program with a line and status 130, before anything imports jax: a callback of it
     would swallow KeyboardInterrupt. A Stop takes over while there is something to save.
     """
+    # Before this program's first thread, whose heap others would share: large arrays are mapped anew in it
+    keep_freed_memory()
     Stop.ends_by_thread = True
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
