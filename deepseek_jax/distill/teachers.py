@@ -18,7 +18,7 @@ from deepseek_jax.distill.teacher_settings import TaughtSettings, TeacherSetting
 from deepseek_jax.losses.completions import completion_states
 from deepseek_jax.models import ModelConfig, head_weight
 from deepseek_jax.models.reward import decoder_params
-from deepseek_jax.parallel.host_memory import return_freed_memory
+from deepseek_jax.parallel.host_memory import return_much_freed_memory
 from deepseek_jax.parallel.shard import batch_sharding, on_device, put_share
 from deepseek_jax.reinforce.batch import completion_batch, row_multiple, totals
 from deepseek_jax.reinforce.groups import completion_groups
@@ -113,13 +113,13 @@ class TeacherSource:
         """
         # Updates are dispatched asynchronously: the previous step's may not have ended
         jax.block_until_ready(state.params)
-        return_freed_memory()
+        return_much_freed_memory()
         record = self.record = StepRecord(self.mesh)
         examples = self._take()
         answers, counts = self.sampler.answer(state.model, examples, step)
         record.add(counts)
         # The memory of KV caches and decoding weights
-        return_freed_memory()
+        return_much_freed_memory()
         with record.timed("teacher_seconds"):
             groups = by_teacher(task_groups(examples, answers), self.settings.teachers)
             temperature = self.settings.rollout.temperature_at(step)

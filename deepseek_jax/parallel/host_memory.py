@@ -21,6 +21,8 @@ CONTAINERS = (
 )
 # Seconds
 LONG = 1.0
+# Bytes that a small model's step frees and needs again
+MUCH = 2**30
 
 
 def device_bytes():
@@ -56,15 +58,35 @@ def keep_freed_memory():
         libc.mallopt(M_TRIM_THRESHOLD, LARGEST)
 
 
-def return_freed_memory():
+class _MallInfo(ctypes.Structure):
+    """glibc's struct mallinfo2. fordblks: bytes of the heap that are free."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
+def return_freed_memory(above: int = 0):
     """Return the memory of freed arrays from malloc's heap to the system, where the C library is glibc.
 
     The heap has holes between arrays that are still alive. Work with arrays of other sizes (an update
     after a rollout) takes fresh memory instead of filling them. With another C library this does nothing.
+    above: bytes that may stay free: what is returned costs page faults when it is needed again.
     """
     libc = _glibc()
-    if libc is not None:
-        libc.malloc_trim(0)
+    if libc is None:
+        return
+    if hasattr(libc, "mallinfo2"):
+        libc.mallinfo2.restype = _MallInfo
+        if libc.mallinfo2().fordblks <= above:
+            return
+    libc.malloc_trim(0)
+
+
+def return_much_freed_memory():
+    """return_freed_memory between the parts of a step, whose arrays differ, where it is worth its cost."""
+    return_freed_memory(above=MUCH)
 
 
 def return_compilers_memory():

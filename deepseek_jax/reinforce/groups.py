@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from deepseek_jax.losses.advantages import group_advantages
 from deepseek_jax.models.adapters import Adapted
-from deepseek_jax.parallel.host_memory import return_freed_memory
+from deepseek_jax.parallel.host_memory import return_much_freed_memory
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.parallel.shard import on_device, put_share
 from deepseek_jax.reinforce.accounts import (
@@ -99,7 +99,7 @@ class GroupSource:
         # Updates are dispatched asynchronously: the previous step's may not have ended
         jax.block_until_ready(state.params)
         # The memory of activations and gradients
-        return_freed_memory()
+        return_much_freed_memory()
         record = self.record = StepRecord(self.mesh)
         groups, sampled = self._sample(state.model, step)
         record.begin_training()
@@ -109,7 +109,7 @@ class GroupSource:
         if step == 0 or (every is not None and step % every == 0):
             self.referred = self.sampler.sampled_by
         # The memory of KV caches and decoding weights
-        return_freed_memory()
+        return_much_freed_memory()
         advantages = group_advantages(
             np.concatenate([group["rewards"] for group in groups]),
             group_size=self.settings.group_size,

@@ -108,7 +108,9 @@ def test_freed_arrays_leave_no_memory_behind():
     assert resident_bytes() - before > 250 * MIB
     arrays = arrays[::100]
     gc.collect()
-    return_freed_memory()
+    return_freed_memory(above=2**40)
+    assert resident_bytes() - before > 250 * MIB
+    return_freed_memory(above=128 * MIB)
     assert resident_bytes() - before < 64 * MIB, len(arrays)
 
 
