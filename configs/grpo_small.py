@@ -12,11 +12,11 @@ from configs.common import parse_arg, without_fusion_emitters
 def get_config(arg=None):
     arg = parse_arg(arg, seed=0)
     c = ConfigDict(
-        dict(recipe="grpo", seed=arg.seed, num_steps=70, prompts_per_step=16, group_size=8)
+        dict(recipe="grpo", seed=arg.seed, num_steps=80, prompts_per_step=16, group_size=8)
     )
     c.model = models.deepseek_v3_tiny(vocab_size=21)
-    c.base = dict(num_documents=60_000, sequence_length=64, batch_size=32, num_steps=800)
-    # Muon gets in a third of AdamW's steps to where these leave the base
+    c.base = dict(num_documents=60_000, sequence_length=64, batch_size=32, num_steps=680)
+    # Muon brings the base in 680 steps to where AdamW does in 2,400
     c.base.optimizer = dict(
         kind="muon", learning_rate=6e-3, schedule="cosine", warmup_steps=30, weight_decay=0.05
     )
