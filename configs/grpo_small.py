@@ -26,7 +26,7 @@ def get_config(arg=None):
     c.rewards = dict(correct=1.0, correct_reasoning=1.0)
     c.rollout = dict(max_prompt_length=16, max_completion_length=48, temperature=1.0, slots=128)
     c.loss = dict(loss_type="grpo", clip_eps=0.2, kl_coef=0.0)
-    c.optimizer = dict(learning_rate=5e-4)
+    c.optimizer = dict(learning_rate=5e-4, schedule="cosine")
     c.save_every = 40
     # Programs of this size are 10 to 25% faster with it
     c.xla_flags = without_fusion_emitters()
