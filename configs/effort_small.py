@@ -17,7 +17,7 @@ from configs.common import parse_arg, tiny_base
 def get_config(arg=None):
     arg = parse_arg(arg, seed=0)
     c = grpo_small.get_config(f"seed={arg.seed}")
-    c.num_steps, c.optimizer.learning_rate = 200, 2e-4
+    c.num_steps, c.optimizer = 200, dict(learning_rate=2e-4)
     c.base = tiny_base("arithmetic_numbered")
     # True working is measured, and pays nothing of its own
     c.rewards = dict(correct=1.0, correct_reasoning=0.0)

@@ -16,7 +16,7 @@ def get_config(arg=None):
     )
     c.model = models.deepseek_v3_tiny(vocab_size=21)
     c.base = dict(num_documents=60_000, sequence_length=64, batch_size=32, num_steps=680)
-    # Muon brings the base in 680 steps to where AdamW does in 2,400
+    # Muon learns in 680 steps nearly what AdamW does in 2,400
     c.base.optimizer = dict(
         kind="muon", learning_rate=6e-3, schedule="cosine", warmup_steps=30, weight_decay=0.05
     )

@@ -14,7 +14,7 @@ def get_config(arg=None):
     # Its indexers stay random, as neither a base nor GRPO trains them. They select about half of a row's keys
     c.model = models.deepseek_v3_2_tiny(vocab_size=c.model.vocab_size)
     c.base = tiny_base("arithmetic")
-    c.num_steps, c.minibatches, c.optimizer.learning_rate = 120, 4, 2e-4
+    c.num_steps, c.minibatches, c.optimizer = 120, 4, dict(learning_rate=2e-4)
     c.loss.kl_coef = 0.01
     v32_grpo.stabilise(c, top_k=8)
     return c
