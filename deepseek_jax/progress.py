@@ -81,10 +81,15 @@ def hush(hushed: bool):
     _hushed = hushed
 
 
-def speak_on_stderr():
-    """Print all lines on the standard error from here on."""
+@contextlib.contextmanager
+def on_stderr():
+    """Print the lines of the block on the standard error."""
     global _to_stderr
     _to_stderr = True
+    try:
+        yield
+    finally:
+        _to_stderr = False
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from deepseek_jax.checkpoint.locate import check_checkpoint, checkpoint_path
 from deepseek_jax.data.chat import Template
 from deepseek_jax.errors import at
 from deepseek_jax.hub import hub_id
-from deepseek_jax.progress import speak_on_stderr, waiting_for
+from deepseek_jax.progress import on_stderr, waiting_for
 from deepseek_jax.recipes.environment import prepare_process
 from deepseek_jax.recipes.evaluate.settings import EvaluateSettings
 from deepseek_jax.settings import Count, GreedyOrTemperature, PositiveShare, Seed, build
@@ -78,8 +78,11 @@ def parse_flags(argv):
 def main(argv):
     # parse_flags has read it
     del argv
-    given = flags.FLAGS
-    speak_on_stderr()
+    with on_stderr():
+        _chat(flags.FLAGS)
+
+
+def _chat(given):
     with common.one_message(lambda error: str(error).replace("config.", "--")):
         settings = _settings(given)
         axes = mesh_of(given.mesh)
