@@ -14,16 +14,8 @@ from deepseek_jax.checkpoint.load import read_any_config
 from deepseek_jax.distill import compute
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.distill.findings import FILE, as_json, findings, findings_table
-from deepseek_jax.recipes.distill.job import (
-    MEASURED,
-    REINFORCED,
-    STARTS,
-    STUDENTS,
-    TEACHER,
-    TEACHER_BASE,
-    TEXT,
-    DistillJob,
-)
+from deepseek_jax.recipes.distill.job import MEASURED, REINFORCED, STUDENTS, TEXT, DistillJob
+from deepseek_jax.recipes.distill.policies import STARTS, TEACHER, TEACHER_BASE
 from deepseek_jax.recipes.distill.scores import intervals
 from deepseek_jax.recipes.distill.settings import DistillSettings
 from deepseek_jax.recipes.stage import Stage
