@@ -5,11 +5,9 @@ rewards, wait in silence. Imports no jax, because the first line comes before th
 """
 
 import contextlib
-import functools
 import sys
 import threading
 import time
-from collections.abc import Callable
 
 # A wait that ends sooner is not announced: most of what may take long is often there already
 SOON_SECONDS = 0.5
@@ -117,19 +115,16 @@ def importing_jax():
     return waiting_for("importing jax", at_once="jax" not in sys.modules)
 
 
-def first_call(function: Callable, what: str):
-    """The function, whose first call is a wait: that of a jitted one compiles."""
-    calls = []
+class FirstTime:
+    """A block that is a wait the first time it is entered: a jitted function's first call compiles."""
 
-    @functools.wraps(function)
-    def call(*arguments, **options):
-        if calls:
-            return function(*arguments, **options)
-        calls.append(True)
-        with waiting_for(what):
-            return function(*arguments, **options)
+    def __init__(self, what: str):
+        self.what: str | None = what
 
-    return call
+    def __call__(self):
+        """The context of the block."""
+        what, self.what = self.what, None
+        return contextlib.nullcontext() if what is None else waiting_for(what)
 
 
 def line(text: str):

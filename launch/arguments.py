@@ -28,7 +28,7 @@ ALSO = {
     "wd": ("weight_decay",),
     "warmup": ("warmup_steps",),
 }
-# Of these the value is of another unit
+# Names whose values are in another unit
 OTHER_UNIT = ("epochs",)
 # Fields that a message proposes
 MOST = 3

@@ -98,11 +98,13 @@ def test_other_processes_than_the_first_are_silent(quick, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_only_the_first_call_is_a_wait(quick, capsys):
-    """Oracle: by hand: one line of two slow calls, and what they return."""
-    slow = progress.first_call(lambda x: time.sleep(0.3) or x, "compiling")
+def test_only_the_first_time_is_a_wait(quick, capsys):
+    """Oracle: by hand: one line of two slow blocks."""
+    compiling = progress.FirstTime("compiling")
     with progress.speaking():
-        assert [slow(1), slow(x=2)] == [1, 2]
+        for _ in range(2):
+            with compiling():
+                time.sleep(0.3)
     assert capsys.readouterr().out == "compiling\n"
 
 

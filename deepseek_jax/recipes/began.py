@@ -47,7 +47,7 @@ def find_start(path: str | Path) -> Start:
         kept = base.get("checkpoints", {})
         best_is = kept.get("best_is", "lowest") if kept.get("best") else None
         return Start(step=newest_in(folder / BASE, best_is))
-    # Of a name on the hub the commit that the run read
+    # A name on the hub at the commit that the run read
     given = commits.get("model", {}).get(given, given)
     check_checkpoint(given)
     return Start(given)

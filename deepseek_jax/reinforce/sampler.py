@@ -11,7 +11,7 @@ from deepseek_jax.costs.program import GENERATION, SYNC
 from deepseek_jax.files import remove_folder
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.processes import first_process
-from deepseek_jax.progress import first_call
+from deepseek_jax.progress import FirstTime
 from deepseek_jax.reinforce.batch import bucket
 from deepseek_jax.rollout.completions import RolloutLog
 from deepseek_jax.rollout.policy import Policy
@@ -20,10 +20,6 @@ from deepseek_jax.rollout.sample_log import SampleLog
 
 # A rollout that takes less leaves no file
 SECONDS_BETWEEN_WRITES = 60
-
-
-def _answers(policy, *arguments, **options):
-    return policy.answer(*arguments, **options)
 
 
 def named(name):
@@ -43,7 +39,7 @@ class Sampler:
     def __init__(self, policy: Policy, settings, folder: Path | None):
         self.policy, self.settings, self.folder = policy, settings, folder
         self.fingerprint = jax.jit(fingerprint)
-        self.sample = first_call(_answers, "compiling the sampler, and sampling with it")
+        self.sampling = FirstTime("compiling the sampler, and sampling with it")
         self.sampled_by, self.kept = 0, None
 
     def answer(self, params, examples, step: int, number: int = 0, log: RolloutLog | None = None):
@@ -61,9 +57,8 @@ class Sampler:
         # From seed, step and round alone, so that a resumed run samples what an uninterrupted one samples
         entropy = np.random.SeedSequence([settings.seed, step, number])
         began = time.perf_counter()
-        with jax.profiler.TraceAnnotation("generation"):
-            answers = self.sample(
-                policy,
+        with jax.profiler.TraceAnnotation("generation"), self.sampling():
+            answers = policy.answer(
                 examples,
                 settings.rollout.at(step),
                 n=settings.group_size,

@@ -77,8 +77,5 @@ def _unscored(measured):
 
 
 def _completion(sample):
-    # Measurements of an earlier version have no more than these
     found = {"text": sample["completion"], "total": sample["reward"]}
-    return found | {
-        name: sample[name] for name in ("parts", "right", "truncated", "length") if name in sample
-    }
+    return found | {name: sample[name] for name in ("parts", "right", "truncated", "length")}

@@ -36,8 +36,8 @@ def with_preferences(page: Page, measured: dict[str, dict]) -> Page:
 
 
 def held_out_samples(found: dict) -> list[dict]:
-    """The samples of a measurement of a reward model or judge; [] in those of an earlier version."""
-    return found.get("samples", {}).get("held_out", [])
+    """The samples of a measurement of a reward model or judge."""
+    return found["samples"]["held_out"]
 
 
 def _pair(records):

@@ -11,47 +11,28 @@ from collections.abc import Sequence
 # the config, a layer's or the user's own
 GROUPS = {
     "speed": (
-        *("seconds", "reward_seconds", "teacher_seconds", "weight_sync_time"),
-        *(
-            "exposed_generation_time",
-            "policy_training_time",
-            "train_step_time",
-            "mfu",
-            "update_mfu",
-        ),
-        *("tokens_per_second", "rollout_tokens_per_second", "update_tokens_per_second"),
-        "valid_tokens_per_sec_per_gpu",
-    ),
-    "memory": ("host_*", "device_*", "largest_*", "smallest_*"),
-    "experts": ("max_vio", "load_entropy", "expert_overflows"),
-    "optimizer": ("learning_rate", "plateau_scale", "grad_norm", "nonfinite"),
+        "seconds reward_seconds teacher_seconds weight_sync_time exposed_generation_time "
+        "policy_training_time train_step_time mfu update_mfu tokens_per_second "
+        "rollout_tokens_per_second update_tokens_per_second valid_tokens_per_sec_per_gpu"
+    ).split(),
+    "memory": "host_* device_* largest_* smallest_*".split(),
+    "experts": "max_vio load_entropy expert_overflows".split(),
+    "optimizer": "learning_rate plateau_scale grad_norm nonfinite".split(),
     "rewards": (
-        *("reward", "reward_*", "accuracy", "accuracy_effort_*", "logged", "all_equal_share"),
-        *("margin", "safe_probability"),
-    ),
+        "reward reward_* accuracy accuracy_effort_* logged all_equal_share margin safe_probability"
+    ).split(),
     "rollout": (
-        *("completion_length*", "truncated_share*", "sampled_tokens", "prefilled_positions"),
-        *("sampling_rounds", "equal_groups_used", "new_questions", "left_out_tokens"),
-        *("groups_carried", "carried_steps_max", "stale_*", "sampler_gap_*", "temperature"),
-    ),
+        "completion_length* truncated_share* sampled_tokens prefilled_positions "
+        "sampling_rounds equal_groups_used new_questions left_out_tokens groups_carried "
+        "carried_steps_max stale_* sampler_gap_* temperature"
+    ).split(),
     "loss": (
-        *("loss", "*_loss", "loss_*", "regressed", "kl", "kl_*", "entropy", "entropy_*"),
-        *("ratio_mean", "importance_weight_mean", "off_policy_fraction", "clip_fraction*"),
-        *(
-            "soft",
-            "soft_bound",
-            "hard",
-            "hidden",
-            "relations",
-            "matched",
-            "sorted",
-            "on_policy",
-            "l2",
-        ),
-        *("tokens", "row_tokens", "learned_tokens"),
-    ),
+        "loss *_loss loss_* regressed kl kl_* entropy entropy_* ratio_mean "
+        "importance_weight_mean off_policy_fraction clip_fraction* soft soft_bound hard "
+        "hidden relations matched sorted on_policy l2 tokens row_tokens learned_tokens"
+    ).split(),
 }
-# Of a metric that no pattern fits
+# The group of a metric that no pattern fits
 OTHER = "other"
 
 

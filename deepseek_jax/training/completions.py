@@ -9,12 +9,13 @@ A line is an object of a prompt's group, or of as many of its completions as the
 import math
 from pathlib import Path
 
+from deepseek_jax.errors import shortened
 from deepseek_jax.training.lines import read_lines
 
 FILE = "completions.jsonl"
-# The characters that stay of a longer text, half of them at each end
+# Characters of a text
 LONGEST_TEXT = 4000
-# Of the tables that boards show
+# The columns of the table that boards show
 COLUMNS = "prompt answer completion reward rewards advantage length truncated".split()
 
 
@@ -32,7 +33,7 @@ def completions_line(step: int, phase: str, group: dict):
     """
     completions = [
         {
-            "text": cut(each["text"]),
+            "text": shortened(each["text"], LONGEST_TEXT),
             "reward": _finite(each["reward"]),
             "parts": {name: _finite(part) for name, part in each["parts"].items()},
             "advantage": _finite(each["advantage"]),
@@ -45,8 +46,8 @@ def completions_line(step: int, phase: str, group: dict):
     return {
         "step": step,
         "phase": phase,
-        "prompt": cut(group["prompt"]),
-        "answer": None if answer is None else cut(str(answer)),
+        "prompt": shortened(group["prompt"], LONGEST_TEXT),
+        "answer": None if answer is None else shortened(str(answer), LONGEST_TEXT),
         "completions": completions,
     }
 
@@ -62,14 +63,6 @@ def rows_of(lines: list[dict]):
         for line in lines
         for each in line["completions"]
     ]
-
-
-def cut(text: str):
-    """The text, without its middle where it is longer than LONGEST_TEXT, which is said in its place."""
-    if len(text) <= LONGEST_TEXT:
-        return text
-    half = LONGEST_TEXT // 2
-    return f"{text[:half]} [... cut: {len(text):,} characters in all ...] {text[-half:]}"
 
 
 def _finite(number):

@@ -14,7 +14,7 @@ from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.costs.chips import peak_of
 from deepseek_jax.errors import suggest
 from deepseek_jax.parallel.processes import StopTogether, from_first, say
-from deepseek_jax.progress import first_call, waiting_for
+from deepseek_jax.progress import FirstTime, waiting_for
 from deepseek_jax.training.log import Log
 from deepseek_jax.training.run import STOPPED, Run
 from deepseek_jax.training.state import TrainState
@@ -81,7 +81,6 @@ def train(
             rng = jax.random.key(seed)
             update = functools.partial(train_step, rng=rng)
             update = jax.profiler.annotate_function(update, name="update")
-            update = first_call(update, f"compiling the update of {run.phase}")
             run.writer.start(run.phase, first_step, settings.num_steps)
             peak = peak_of(run.mesh.devices.ravel()) if flops_per_token else None
             peak_tokens = peak and peak / flops_per_token
@@ -112,6 +111,7 @@ def _observed(steps, run, latest):
 def _train(steps, settings, state, update, source, should_stop, store, log):
     num_steps, kept = settings.num_steps, settings.checkpoints
     saved_at, score, saved = time.monotonic(), store.latest_score(), None
+    updating = FirstTime(f"compiling the update of {log.phase}")
     for step in steps:
         log.writer.at(step)
         # What is there when the first step begins
@@ -129,7 +129,8 @@ def _train(steps, settings, state, update, source, should_stop, store, log):
             is_first = step == 0 and not updates
             if is_first:
                 log.checks.before_first(state, batch)
-            state, metrics = update(state, batch)
+            with updating():
+                state, metrics = update(state, batch)
             if is_first:
                 log.checks.after_first(metrics)
             updates.append(metrics)
