@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 # Fields of an example that recipes set: no columns of its line
-OURS = ("prompt_ids", "messages", "scenario", "effort", "line")
+OURS = ("prompt_ids", "messages", "scenario", "effort", "line", "conversation")
 
 
 def check_names(place: str, record: Mapping):

@@ -174,7 +174,7 @@ def for_teacher(batch):
 
 def task_groups(examples, answers: Answers):
     """The groups of groups.completion_groups, each with its question's task."""
-    pairs = zip(completion_groups(examples, answers), examples, strict=True)
+    pairs = zip(completion_groups(answers), examples, strict=True)
     return [group | {"task": example["task"]} for group, example in pairs]
 
 

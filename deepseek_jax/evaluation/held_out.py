@@ -62,14 +62,15 @@ def evaluate(
     completions with their rewards, None if not scored, whether they are right, None where nothing says so,
     their lengths, and the columns of their lines. Raises UnusableRewards if no answer could be scored.
     """
-    texts, rollout, _ = policy.answer(examples, options, seed=seed, log=MeasuredLog())
+    answers = policy.answer(examples, options, seed=seed, log=MeasuredLog())
+    texts, rollout = answers.texts, answers.rollout
     values = {
         "completion_length": rollout.completion_mask.sum(1),
         "truncated": rollout.truncated,
     }
     unscored, scores = 0, None
     if rewards is not None:
-        scores = rewards.score_together(examples, texts, rollout.tokens())
+        scores = answers.scored_by(rewards, examples)
         values = _scored(scores, accuracy) | values
         unscored = scores.errors
     return {

@@ -38,7 +38,8 @@ def completion_logprobs(
     """Score each completion's tokens: (logprobs float32[b t], entropy float32[b t], Routing or None).
 
     batch: prompt_ids int32[p s] and prompt_mask bool[p s], right-padded; completion_ids int32[b t] and
-    completion_mask bool[b t], right-padded, b / p adjacent completions a prompt; or also what a rollout kept:
+    completion_mask bool[b t], right-padded, b / p adjacent completions a prompt; of conversations also
+    observed_mask bool[b t], True on what the model read between its turns; or also what a rollout kept:
     prompt_experts uint16[p s l a] and completion_experts uint16[b t l a], or candidates int32[b t n], which
     distributions are over. temperature: a number or float32[]. Both results are in nats and undefined where
     completion_mask is False.
@@ -75,7 +76,7 @@ def _own_rows(config, params, batch):
     prompt_ids = jnp.take_along_axis(batch["prompt_ids"], from_bs, axis=1)
     tokens = jnp.concatenate([prompt_ids, batch["completion_ids"]], axis=1)
     is_prompt_bs = jnp.arange(s) >= padding_b1
-    segment_ids = jnp.concatenate([is_prompt_bs, batch["completion_mask"]], axis=1)
+    segment_ids = jnp.concatenate([is_prompt_bs, _present(batch)], axis=1)
     kept = None
     if "prompt_experts" in batch:
         of_prompt = jnp.take_along_axis(batch["prompt_experts"], from_bs[..., None, None], axis=1)
@@ -102,9 +103,7 @@ def _shared_rows(config, params, batch):
         [batch["prompt_ids"], batch["completion_ids"].reshape(p, n * t)], axis=1
     )
     # All real tokens are one segment: the layout of branches, not ids, separates completions
-    segment_ids = jnp.concatenate(
-        [batch["prompt_mask"], batch["completion_mask"].reshape(p, n * t)], axis=1
-    )
+    segment_ids = jnp.concatenate([batch["prompt_mask"], _present(batch).reshape(p, n * t)], axis=1)
     kept = None
     if "prompt_experts" in batch:
         of_completions = batch["completion_experts"]
@@ -129,6 +128,12 @@ def _shared_rows(config, params, batch):
     last_pn1d = jnp.broadcast_to(last_pd[:, None, None], (p, n, 1, d))
     before_pntd = jnp.concatenate([last_pn1d, hidden[:, s:].reshape(p, n, t, d)[:, :, :-1]], axis=2)
     return Predicting(before_pntd.reshape(b, t, d), batch["completion_ids"], 0, routing)
+
+
+def _present(batch):
+    """Where completions have tokens, their own and those that they read: bool[b t]."""
+    observed = batch.get("observed_mask")
+    return batch["completion_mask"] if observed is None else batch["completion_mask"] | observed
 
 
 def _by_layer(kept_btla):

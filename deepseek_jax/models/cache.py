@@ -32,7 +32,7 @@ class PositionWrite(NamedTuple):
     """Like CacheWrite, but each token of each sequence has its own slot.
 
     index: int32[b t]; entries with an index past the cache's end are dropped. mask: bool[b t s], the slots
-    that each of the t tokens may see. Slots are in the order of positions.
+    that each of the t tokens may see; bool[b s] for a single one. Slots are in the order of positions.
     """
 
     index: jax.Array
@@ -40,9 +40,14 @@ class PositionWrite(NamedTuple):
     ring = None
 
     def __call__(self, cache, entry):
-        """Write entry [b t ...] into cache [b s ...] at index."""
-        at = jnp.arange(len(self.index))[:, None], self.index
-        return cache.at[at].set(entry.astype(cache.dtype), mode="drop")
+        """Write entry [b t x] or [z t x] into cache [b s x] or [z s x] at index."""
+        index_zt = jnp.repeat(self.index, len(cache) // len(self.index), axis=0)
+        # A sequence at a time: the compiler then splits the write over devices as it splits the caches
+        return jax.vmap(_write)(cache, index_zt, entry.astype(cache.dtype))
+
+
+def _write(cache_sx, index_t, entry_tx):
+    return cache_sx.at[index_t].set(entry_tx, mode="drop")
 
 
 def in_order(a_bs, ring: int | None, newest):

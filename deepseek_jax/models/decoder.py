@@ -91,9 +91,10 @@ class DecoderLayer(nn.Module):
         return x_bd, cache, None if experts is None else experts[:, 0]
 
     def extend(self, x_btd, rope, cache, write):
-        """t new tokens a sequence, for MLA only: x [b t d] -> (x [b t d], cache)."""
+        """t new tokens a sequence: x [b t d] -> (x [b t d], cache, their experts int32[b t a] or None)."""
         y_btd, cache = self.attention.extend(self.attention_norm(x_btd), rope, cache, write)
-        return self._feed_forward(x_btd + y_btd)[0], cache
+        x_btd, _, experts = self._feed_forward(x_btd + y_btd)
+        return x_btd, cache, experts
 
 
 # One policy a process: jax keys what it has traced by the policy itself

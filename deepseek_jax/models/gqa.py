@@ -3,6 +3,7 @@
 import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from deepseek_jax.models.config import ModelConfig
@@ -72,6 +73,23 @@ class GroupedQueryAttention(nn.Module):
         scale = self.config.head_dim**-0.5
         out_bhx = attend_cached(q[:, 0], cache["k"], cache["v"], scale=scale, mask=write.mask)
         return self._out("bhx,hxd->bd", slots_to_heads(out_bhx)), cache
+
+    def extend(self, x_btd, rope, cache, write):
+        """decode for t new tokens a sequence: x [b t d] -> ([b t d], cache with their entries in it).
+
+        write: PositionWrite, with mask bool[b t s].
+        """
+        q, k, v = map(heads_to_slots, self.project(x_btd, rope))
+        entries = {"k": _by_sequence(k), "v": _by_sequence(v)}
+        cache = {name: own_slots(write(cache[name], entry)) for name, entry in entries.items()}
+
+        def attend(q_bhx, mask_bs):
+            scale = self.config.head_dim**-0.5
+            return attend_cached(q_bhx, cache["k"], cache["v"], scale=scale, mask=mask_bs)
+
+        # The queries of a sequence see one cache
+        out_bthx = jax.vmap(attend, in_axes=1, out_axes=1)(q, write.mask)
+        return self._out("bthx,hxd->btd", slots_to_heads(out_bthx)), cache
 
 
 def _by_sequence(a):

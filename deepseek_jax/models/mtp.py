@@ -40,5 +40,6 @@ class MultiTokenPrediction(nn.Module):
 
     def extend(self, embedding_btd, hidden_btd, rope, cache, write):
         """-> (normed hidden [b t d], cache), see DecoderLayer.extend."""
-        x_btd, cache = self.block.extend(self._input(embedding_btd, hidden_btd), rope, cache, write)
+        x_btd = self._input(embedding_btd, hidden_btd)
+        x_btd, cache, _ = self.block.extend(x_btd, rope, cache, write)
         return self.head_norm(x_btd), cache

@@ -1,12 +1,14 @@
 """Recipes that train one policy: from a checkpoint, or from a base that is pre-trained first."""
 
+import dataclasses
 import functools
 
 from deepseek_jax import reports
 from deepseek_jax.checkpoint.locate import check_checkpoint
 from deepseek_jax.errors import at
+from deepseek_jax.lazy import LazyTable
 from deepseek_jax.parallel.processes import first_process
-from deepseek_jax.recipes.job import Work, WorkdirJob
+from deepseek_jax.recipes.job import Job, Work, WorkdirJob
 from deepseek_jax.recipes.settings import AdapterRun, PolicyRun
 from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.recipes.start import (
@@ -18,9 +20,19 @@ from deepseek_jax.recipes.start import (
     save_trained,
     starting_policy,
 )
+from deepseek_jax.rollout.policy import Policy
 
+# Few runs have tools
+TOOLS = LazyTable({"use": "deepseek_jax.rollout.conversations:tool_use"})
 BASE = "pretrain"  # the stage of a base, and its phase
 CHECKPOINT = "init_from"  # the stage of a checkpoint
+
+
+def with_tools(job: Job, policy: Policy):
+    """The policy with the tools and the environment of the settings, which are open until the job's end."""
+    if not getattr(job.settings, "converses", False):
+        return policy
+    return dataclasses.replace(policy, tools=TOOLS["use"](job.settings, policy, job.opened))
 
 
 class FromPolicy:
@@ -37,7 +49,8 @@ class FromPolicy:
     @functools.cached_property
     def policy(self):
         """The Policy that the run starts from; without params where a base is pre-trained first."""
-        return starting_policy(self.settings, self.mesh, self.settings.data.template)
+        policy = starting_policy(self.settings, self.mesh, self.settings.data.template)
+        return with_tools(self, policy)
 
     @functools.cached_property
     def planned(self):

@@ -22,11 +22,13 @@ BUCKET = 16
 
 class RowLengths(NamedTuple):
     """The lengths of all rows of a step's minibatches. prompts: int[p], the tokens of each prompt.
-    completions: int[b], those of each completion that are learned; b / p adjacent ones have one prompt.
+    completions: int[b], those of each completion, with what conversations read; b / p adjacent ones have one
+    prompt. learned: int[b], those of each that are learned.
     """
 
     prompts: np.ndarray
     completions: np.ndarray
+    learned: np.ndarray
 
 
 def update_batches(groups, advantages, settings: ReinforceSettings, mesh: Mesh, step: int):
@@ -34,7 +36,9 @@ def update_batches(groups, advantages, settings: ReinforceSettings, mesh: Mesh, 
     group_batch. Raises BrokenTerm as check_advantages does.
     """
     batch = step_batch(groups, advantages, settings, mesh)
-    lengths = RowLengths(batch["prompt_mask"].sum(1), batch["completion_mask"].sum(1))
+    learned, observed = batch["completion_mask"].sum(1), batch.get("observed_mask")
+    read = 0 if observed is None else observed.sum(1)
+    lengths = RowLengths(batch["prompt_mask"].sum(1), learned + read, learned)
     temperature = settings.rollout.temperature_at(step)
     parts = minibatches(batch, settings.minibatches, temperature)
     # As the updates get them
@@ -69,13 +73,15 @@ def group_batch(
     stands once for its group; else once for each of its completions, see losses.completions. Lengths are
     multiples of `multiple`; where prompts are not shared, and rows are long, by powers of two. A completion
     whose reward failed (NaN) is masked out of the loss. kl_weights: scenario -> kl_weight of its completions.
-    Groups with `stale`, of reinforce.stragglers, make stale_mask. rows: add prompt_rows int32[p] and
+    Groups with `stale`, of reinforce.stragglers, make stale_mask, those with `observed`, what conversations
+    read, observed_mask. rows: add prompt_rows int32[p] and
     completion_rows int32[b], where these stand in their rollout.
     """
     rewards = np.concatenate([group["rewards"] for group in groups])
     group_size = len(rewards) // len(groups)
     batch = completion_batch(groups, shared=shared, multiple=multiple)
-    batch["completion_mask"] &= ~np.isnan(rewards)[:, None]
+    for name in set(batch) & {"completion_mask", "observed_mask"}:
+        batch[name] &= ~np.isnan(rewards)[:, None]
     batch["advantages"] = np.asarray(advantages)
     if rows:
         first = np.int32([group["row"] for group in groups])
@@ -95,7 +101,11 @@ def completion_batch(groups, *, shared: bool = True, multiple: int = BUCKET):
     """The ids, masks and sampler_logprobs of groups, as group_batch has them."""
     size = bucket if shared else _power_of_two
     mask = np.concatenate([group["mask"] for group in groups])
-    t = size(mask.sum(1).max(), multiple)
+    observed, length = {}, mask.sum(1)
+    if "observed" in groups[0]:
+        read = np.concatenate([group["observed"] for group in groups])
+        observed, length = {"observed_mask": read}, length + read.sum(1)
+    t = size(length.max(), multiple)
     # The columns of shared rows split over no devices: no need to exceed the longest completion allowed
     t = min(t, mask.shape[1]) if shared else t
     prompts = [group["prompt_ids"] for group in groups]
@@ -111,7 +121,7 @@ def completion_batch(groups, *, shared: bool = True, multiple: int = BUCKET):
         "completion_ids": _fitted([group["ids"] for group in groups], t),
         "completion_mask": _fitted([mask], t),
         "sampler_logprobs": _fitted([group["logprobs"] for group in groups], t),
-    }
+    } | {name: _fitted([array], t) for name, array in observed.items()}
 
 
 def check_advantages(groups, advantages):
@@ -193,7 +203,10 @@ def longest_group(settings, completions: int | None = None):
         "scenario": "reasoning",
     }
     stale = np.full(shape[0], shape[1])
-    return group | ({"stale": stale} if getattr(settings, "extra_prompts", 0) else {})
+    group |= {"stale": stale} if getattr(settings, "extra_prompts", 0) else {}
+    if getattr(settings, "converses", False):
+        group["observed"] = np.zeros(shape, bool)
+    return group
 
 
 def one_kept(settings: ReinforceSettings, config: ModelConfig):
@@ -234,9 +247,10 @@ def step_flops(settings: ReinforceSettings, config: ModelConfig, lengths: RowLen
     """The FLOPs that a step's updates need, and before them the log-probabilities of the old policy and the
     reference. frozen: as in update_flops.
     """
-    update = update_flops(config, *lengths, frozen=frozen)
+    rows = lengths.prompts, lengths.completions
+    update = update_flops(config, *rows, frozen=frozen)
     # A forward pass is a third of an update of all weights
-    score = update_flops(config, *lengths) / 3
+    score = update_flops(config, *rows) / 3
     return settings.epochs * update + len(settings.scored()) * score
 
 

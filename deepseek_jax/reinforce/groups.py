@@ -121,7 +121,7 @@ class GroupSource:
             count = self.settings.kept_completions
             self._completions = kept_completions(groups, advantages, count)
         parts, lengths = update_batches(groups, advantages, self.settings, self.mesh, step)
-        record.tokens, record.epochs = lengths.completions.sum(), self.settings.epochs
+        record.tokens, record.epochs = lengths.learned.sum(), self.settings.epochs
         record.add({"left_out_tokens": left_out_tokens(groups, sampled)})
         check_tokens(step, record.answered, record.counts["left_out_tokens"], record.tokens)
         batches = self._updates(state, parts)
@@ -218,11 +218,11 @@ class GroupSource:
         """Score the Answers to examples: -> groups."""
         self.record.answered += int(answers.rollout.completion_mask.sum())
         with self.record.timed("reward_seconds"):
-            asked = [example for example in examples for _ in range(answers.n)]
-            scores = self.rewards.score_together(asked, answers.texts, answers.rollout.tokens())
+            scores = answers.scored_by(self.rewards, examples)
             scores.require_one()
             if self.settings.effort is not None:
                 lengths = answers.rollout.completion_mask.sum(1)
+                asked = answers.asked(examples)
                 scores = with_length_penalty(self.settings.effort, asked, lengths, scores)
             check_range(scores)
             for message in scores.messages:
@@ -272,7 +272,7 @@ class GroupSource:
 
 def make_groups(examples: list[dict], answers: Answers, scores: Scores) -> list[dict]:
     """One dict per example: that of completion_groups, and its group's rows of scores."""
-    groups, n = completion_groups(examples, answers), answers.n
+    groups, n = completion_groups(answers), answers.n
     for group, example in zip(groups, examples, strict=True):
         rows = slice(group["row"] * n, (group["row"] + 1) * n)
         group["example"], group["texts"] = example, answers.texts[rows]
@@ -280,17 +280,21 @@ def make_groups(examples: list[dict], answers: Answers, scores: Scores) -> list[
         group["effort"] = example.get("effort")
         group["rewards"] = scores.total[rows]
         group["parts"] = {name: part[rows] for name, part in scores.parts.items()}
+        if answers.conversations is not None:
+            group["conversations"] = answers.conversations[rows]
     return groups
 
 
-def completion_groups(examples, answers: Answers):
+def completion_groups(answers: Answers):
     """One dict per example: its prompt, its place among them, and its group's rows of answers."""
     groups, n, rollout = [], answers.n, answers.rollout
-    for index, example in enumerate(examples):
+    for index, prompt in enumerate(answers.prompts):
         rows = slice(index * n, (index + 1) * n)
+        own = {} if rollout.observed_mask is None else {"observed": rollout.observed_mask[rows]}
         groups.append(
-            {
-                "prompt_ids": example["prompt_ids"],
+            own
+            | {
+                "prompt_ids": prompt,
                 "row": index,
                 "ids": rollout.completion_ids[rows],
                 "mask": rollout.completion_mask[rows],

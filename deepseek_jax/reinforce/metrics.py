@@ -101,6 +101,8 @@ def describe(groups: list, accuracy: str):
         if not np.isnan(part).all():
             metrics[f"reward_{name}"] = np.nanmean(part)
     metrics["accuracy"] = metrics.get(f"reward_{accuracy}", np.nan)
+    if "conversations" in groups[0]:
+        metrics |= of_conversations([c for group in groups for c in group["conversations"]])
     for effort in sorted({group["effort"] for group in groups} - {None}):
         own = [group for group in groups if group["effort"] == effort]
         lengths = np.concatenate([group["mask"].sum(1) for group in own])
@@ -110,6 +112,21 @@ def describe(groups: list, accuracy: str):
         if not np.isnan(right).all():
             metrics[f"accuracy_effort_{effort}"] = np.nanmean(right)
     return {name: float(value) for name, value in metrics.items()}
+
+
+def of_conversations(conversations: list):
+    """Metrics of conversations.Conversations: means over conversations of turns and tool_calls, and sums of
+    the others.
+    """
+    number = len(conversations)
+    return {
+        "turns": sum(c.turns for c in conversations) / number,
+        "tool_calls": sum(c.tool_calls for c in conversations) / number,
+        "tool_errors": sum(c.tool_errors for c in conversations),
+        "tool_seconds": sum(c.tool_seconds for c in conversations),
+        "truncated_turns": sum(c.cut is not None for c in conversations),
+        "rewritten_turns": sum(c.rewritten for c in conversations),
+    }
 
 
 def kept_completions(groups: list, advantages, count: int):
@@ -129,12 +146,20 @@ def kept_completions(groups: list, advantages, count: int):
                 "length": lengths[row],
                 "truncated": group["truncated"][row],
             }
+            | _conversation_of(group, row)
             for row in rows
         ]
         example = group["example"]
         asked = {"prompt": example["question"], "answer": example.get("answer")}
         kept.append(asked | {"completions": completions})
     return kept
+
+
+def _conversation_of(group, row):
+    """The messages of a conversation, for who reads it."""
+    if "conversations" not in group:
+        return {}
+    return {"messages": group["conversations"][row].messages}
 
 
 def _std(rewards):

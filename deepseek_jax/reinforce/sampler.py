@@ -69,7 +69,7 @@ class Sampler:
         # The rest of a long rollout, in case the run is killed in the update
         if isinstance(log, SampleLog) and log.path.exists():
             log.write()
-        longest = max(len(example["prompt_ids"]) for example in examples)
+        longest = max(map(len, answers.prompts))
         return answers, {
             SYNC: log.weight_sync_seconds,
             GENERATION: seconds - log.weight_sync_seconds,

@@ -302,6 +302,11 @@ class ReinforceSettings(FitSettings, RewardSettings):
         old = ("old_logprobs",) if self.minibatches * self.epochs > 1 else ()
         return old + (("ref_logprobs",) if self.loss.kl_coef else ())
 
+    @property
+    def converses(self):
+        """Whether completions are conversations with tools or an environment."""
+        return False
+
     def keeps(self):
         """Whether updates use anything that the rollout kept, see rollout.kept."""
         return self.keep_routing or self.rollout.truncates()

@@ -3,7 +3,7 @@
 It has one of two forms, which its parameters tell apart. Ours gets one completion and its example. TRL's
 (https://huggingface.co/docs/trl/grpo_trainer, reward functions) gets lists by keyword: prompts, completions,
 completion_ids, every column, log_extra and log_metric; where a prompt is a chat, prompt and completion are
-lists of messages.
+lists of messages; the completion of a conversation always is.
 """
 
 import functools
@@ -117,8 +117,8 @@ class FunctionReward(WorkerPool):
         prompts = [example.get("messages") or example.get("question") for example in examples]
         texts = [batch.completions[row] for row in rows]
         completions = [
-            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-            for text, prompt in zip(texts, prompts, strict=True)
+            _completion(text, prompt, example.get("conversation"))
+            for text, prompt, example in zip(texts, prompts, examples, strict=True)
         ]
         if batch.ids is None and "completion_ids" in self.form.accepted:
             return [ValueError("takes completion_ids, and nobody has them here")] * len(rows)
@@ -139,6 +139,13 @@ class FunctionReward(WorkerPool):
         columns = {name: list(zip(rows, own, strict=True)) for name, own in logged.columns.items()}
         self.logged = Logged(logged.metrics, columns)
         return values
+
+
+def _completion(text, prompt, conversation):
+    """A completion as TRL's form has it: a text, or the messages of a chat, or of a conversation."""
+    if conversation is not None:
+        return conversation.messages
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 
 def gathered(logged: list, count: int):

@@ -17,8 +17,10 @@ class Rollout(NamedTuple):
     """Completions, n adjacent rows a prompt, as numpy arrays.
 
     completion_ids: int32[b t], 0 past the end. completion_mask: bool[b t], True on sampled tokens, the end
-    token too. sampler_logprobs: float32[b t], nats, 0 past the end. truncated: bool[b], True without an end
-    token. drafted, accepted: int32[b], the tokens that speculative decoding drafted, and accepted.
+    token too. sampler_logprobs: float32[b t], nats, 0 elsewhere. truncated: bool[b], True without an end
+    token, and for a conversation that a limit ended. drafted, accepted: int32[b], the tokens that speculative
+    decoding drafted, and accepted. observed_mask: bool[b t], True on tokens of a conversation that the model
+    read; None where completions are single turns.
     """
 
     completion_ids: np.ndarray
@@ -27,13 +29,24 @@ class Rollout(NamedTuple):
     truncated: np.ndarray
     drafted: np.ndarray | None = None
     accepted: np.ndarray | None = None
+    observed_mask: np.ndarray | None = None
 
     def tokens(self):
         """The ids of each completion, lists of int, each computed when it is read."""
-        return LazyTexts(
-            lambda row: self.completion_ids[row][self.completion_mask[row]].tolist(),
-            range(len(self.completion_ids)),
-        )
+        return LazyTexts(self.ids_of, range(len(self.completion_ids)))
+
+    def ids_of(self, row: int):
+        """The ids of one completion, with what it read: a list of int."""
+        return self.completion_ids[row][self.present(row)].tolist()
+
+    def present(self, rows):
+        """Where the completions of these rows have tokens: bool[... t]."""
+        mask = self.completion_mask[rows]
+        return mask if self.observed_mask is None else mask | self.observed_mask[rows]
+
+    def of_rows(self, rows):
+        """The Rollout of these rows."""
+        return Rollout(*(None if array is None else array[rows] for array in self))
 
     @property
     def acceptance_rate(self):
@@ -61,13 +74,14 @@ class RolloutLog:
     begun: row -> (ids, logprobs), at least one token, of completions that have not ended: they continue.
     enough: None, or a method that is called after completions have ended; if it is true the rollout ends.
     weight_sync_seconds: set by the rollout, how long it took to have the parameters in the form for decoding.
+    conversations: a conversations.Conversations, which answers the turns, or None for single turns.
     keeps_routing, keeps_candidates: whether the rollout keeps the experts of its tokens, and what top-p and
     top-k left to draw each from; it sets `kept`, a kept.Kept.
     """
 
     done = types.MappingProxyType({})
     begun = types.MappingProxyType({})
-    enough = None
+    enough = conversations = None
     weight_sync_seconds = 0.0
     keeps_routing = keeps_candidates = False
     kept = None
@@ -83,8 +97,8 @@ class MeasuredLog(RolloutLog):
         leave_if_asked("the measurement")
 
 
-def empty_rollout(rows: int, length: int):
-    """A Rollout without any sampled token."""
+def empty_rollout(rows: int, length: int, converses: bool = False):
+    """A Rollout without any sampled token. converses: of conversations."""
     shape = rows, length
     return Rollout(
         completion_ids=np.zeros(shape, np.int32),
@@ -93,6 +107,7 @@ def empty_rollout(rows: int, length: int):
         truncated=np.zeros(rows, bool),
         drafted=np.zeros(rows, np.int32),
         accepted=np.zeros(rows, np.int32),
+        observed_mask=np.zeros(shape, bool) if converses else None,
     )
 
 
@@ -106,6 +121,9 @@ def fill(rollout: Rollout, log: RolloutLog):
         rollout.sampler_logprobs[row, : len(ids)] = np.float32(logprobs)
     for row, line in log.done.items():
         rollout.truncated[row] = not line["finished"]
+        if rollout.observed_mask is not None:
+            rollout.observed_mask[row, : len(line["ids"])] = line["observed"]
+            rollout.completion_mask[row] &= ~rollout.observed_mask[row]
 
 
 def line_of(rollout: Rollout, row):
@@ -122,26 +140,32 @@ def copy_completions(rollout: Rollout, rows, state, slots):
     """Copy the completions in `slots` of state, a slots.Slots, to `rows` of rollout, after the tokens that
     these have already: int[e] each.
     """
-    state = _rows_of(state, slots)
+    state = of_slots(state, slots)
     length, had = state.length, rollout.completion_mask[rows]
     # Past its length a slot still has the tokens of the request that it had before
-    sampled = (np.arange(had.shape[1]) < length[:, None]) & ~had
-    rollout.completion_mask[rows] |= sampled
-    rollout.completion_ids[rows] += np.where(sampled, state.tokens, 0)
-    rollout.sampler_logprobs[rows] += np.where(sampled, state.logprobs, 0)
+    new = (np.arange(had.shape[1]) < length[:, None]) & ~had
+    rollout.completion_ids[rows] += np.where(new, state.tokens, 0)
+    rollout.sampler_logprobs[rows] += np.where(new, state.logprobs, 0)
+    if state.turns is not None:
+        rollout.observed_mask[rows] = new & state.turns.observed
+        new &= ~state.turns.observed
+    rollout.completion_mask[rows] |= new
     rollout.truncated[rows] = ~state.stopped
     if state.drafting is not None:
         rollout.drafted[rows] = state.drafting.drafted
         rollout.accepted[rows] = state.drafting.accepted
 
 
-def _rows_of(state, slots):
+def of_slots(state, slots):
     """What a Rollout needs of some slots, as numpy: only these leave the devices."""
-    drafting = state.drafting
+    drafting, turns = state.drafting, state.turns
+    if turns is not None:
+        turns = turns._replace(limit=None, longest=None)
     if drafting is not None:
         drafting = drafting._replace(hidden=None, next_tokens=None, fresh=None)
     unread = "caches step keys prompt_length last_token ended experts candidates".split()
-    taken = _take(state._replace(**dict.fromkeys(unread), drafting=drafting), padded(slots))
+    read = state._replace(**dict.fromkeys(unread), drafting=drafting, turns=turns)
+    taken = _take(read, padded(slots))
     return jax.tree.map(lambda array: array[: len(slots)], on_host(taken))
 
 

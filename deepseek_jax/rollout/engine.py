@@ -23,8 +23,8 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -56,8 +56,13 @@ from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.slots import rooms
 from deepseek_jax.rollout.weights import in_place
 
-# Few rollouts draft tokens
-DRAFTING = LazyTable({"parts": "deepseek_jax.rollout.speculative:parts"})
+# Few rollouts draft tokens, or hold conversations
+SPECIAL = LazyTable(
+    {
+        "drafting": "deepseek_jax.rollout.speculative:parts",
+        "conversing": "deepseek_jax.rollout.serving:WAY",
+    }
+)
 # Tokens of a completion that the caches have room for at first, and the factor by which it grows
 FIRST_ROOM, GROWTH = 2048, 4
 # Seat new requests once one slot in 32 is free
@@ -89,7 +94,8 @@ def generate(
     depends on seed, the prompt and the completion's number among all of that prompt, and on nothing else in
     the call (in float32; lower precisions round differently in another batch). speculative: draft tokens with
     the model's multi-token prediction module, which changes the draws and not their distribution. log: a
-    RolloutLog. If it ends the call, the Rollout has the completions under way as far as they have come.
+    RolloutLog. If it ends the call, the Rollout has the completions under way as far as they have come. If it
+    has conversations, completions are these, with what their turns were answered.
     Raises ValueError for prompts that requests.check refuses, for speculative=True without such a module
     or with log.begun, for log.keeps_routing with either, or of a dense model, and for log.keeps_candidates
     with either, or without top_k; NotFinite for a completion whose log-probabilities are not finite.
@@ -110,7 +116,7 @@ def generate(
         )
     if speculative and is_quantized(params):
         raise ValueError("speculative=True does not take weights in int8; set speculative to False")
-    parts = DRAFTING["parts"](config) if speculative else steps.PARTS
+    way = _way(config, speculative, log)
     mesh = rollout_mesh(config)
     config = rollout_config(config, mesh)
     devices = 1 if mesh is None else mesh.size
@@ -120,17 +126,31 @@ def generate(
     ids = {row: ids for row, (ids, _) in log.begun.items()}
     requests = make_requests(prompts, n, seed, slots, batch_parts_of(mesh, config), ids)
     queue = RequestQueue(requests, list(log.done))
-    result = empty_rollout(len(prompts) * n, max_completion_length)
+    converses = log.conversations is not None
+    result = empty_rollout(len(prompts) * n, max_completion_length, converses)
     fill(result, log)
     if queue:
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             began = time.perf_counter()
-            engine = Engine(parts, (config, sampling, tuple(eos_ids)), params, requests)
+            engine = way.engine(way.parts, (config, sampling, tuple(eos_ids)), params, requests)
             log.weight_sync_seconds = time.perf_counter() - began
             engine.open(slots, max_completion_length, log)
-            _serve(queue, engine, result, log)
+            way.serve(queue, engine, result, log)
             log.kept = engine.kept
     return result
+
+
+def _way(config, speculative, log):
+    """How this rollout decodes: a Way. Raises ValueError where it cannot."""
+    if log.conversations is not None:
+        if speculative or log.begun or log.enough is not None:
+            raise ValueError(
+                "conversations take no drafts, no completion that has begun, and no early end; set speculative "
+                "to False, and leave the others out"
+            )
+        return SPECIAL["conversing"]
+    parts = SPECIAL["drafting"](config) if speculative else steps.PARTS
+    return Way(parts, Engine, _serve)
 
 
 def cache_rooms(longest: int):
@@ -182,6 +202,14 @@ def _serve(queue, engine, result, log):
             return
 
 
+class Way(NamedTuple):
+    """How a rollout decodes. parts: steps.Parts. engine: Engine, or a class from it. serve: as _serve."""
+
+    parts: steps.Parts
+    engine: type
+    serve: Callable
+
+
 class Engine:
     """The slots, the request in each, and the compiled parts that fill and run them."""
 
@@ -201,12 +229,16 @@ class Engine:
         prompt_room = self.requests.prompt_room
         first = cache_rooms(max_completion_length)[0]
         sizes = slots, prompt_room, first, max_completion_length
-        self.state = self.parts.empty_slots(self.config, *sizes)
+        self.state = self.empty(*sizes)
         self.tables = steps.rotations(self.config, prompt_room + max_completion_length)
         # -1: the slot is free
         self.request_in = np.full(slots, -1)
         if log.keeps_routing or log.keeps_candidates:
             self.state, self.kept = kept.begin(*self.fixed[:2], log, self.state, self.requests)
+
+    def empty(self, *sizes):
+        """slots.empty_slots of these sizes."""
+        return self.parts.empty_slots(self.config, *sizes)
 
     @property
     def is_busy(self):
@@ -286,6 +318,10 @@ class Engine:
         """
         # A free slot has ended=True as well
         slots = np.flatnonzero((on_host(self.state.ended) == ended) & (self.request_in >= 0))
+        return self.collect_slots(result, slots)
+
+    def collect_slots(self, result, slots):
+        """`collect` of these slots, int[e]."""
         rows = self.request_in[slots]
         if len(slots):
             copy_completions(result, rows, self.state, slots)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -38,17 +38,36 @@ TAIL = 16
 
 
 class Answers(NamedTuple):
-    """texts: from completion_texts, n adjacent ones an example. rollout: their Rollout."""
+    """texts: from completion_texts, n adjacent ones an example. rollout: their Rollout. prompts: the ids that
+    each example was asked with. conversations: a conversations.Conversation for each completion, or None
+    where these are single turns.
+    """
 
     texts: LazyTexts
     rollout: Rollout
     n: int
+    prompts: list
+    conversations: list | None = None
 
     def of(self, examples):
-        """The Answers to the examples with these numbers."""
+        """The Answers to the examples with these numbers, of single turns."""
         rows = [i * self.n + j for i in examples for j in range(self.n)]
-        rollout = Rollout(*(array[rows] for array in self.rollout))
-        return Answers(picked(self.texts, rows), rollout, self.n)
+        prompts = [self.prompts[i] for i in examples]
+        return Answers(picked(self.texts, rows), self.rollout.of_rows(rows), self.n, prompts)
+
+    def asked(self, examples):
+        """The example of each completion, of these examples; that of a conversation has it, too."""
+        asked = [example for example in examples for _ in range(self.n)]
+        if self.conversations is None:
+            return asked
+        pairs = zip(asked, self.conversations, strict=True)
+        return [example | {"conversation": conversation} for example, conversation in pairs]
+
+    def scored_by(self, rewards, examples):
+        """The rewards.Scores of the answers to these examples. Every process calls it. rewards: Rewards, or
+        any with its score_together.
+        """
+        return rewards.score_together(self.asked(examples), self.texts, self.rollout.tokens())
 
     def groups(self):
         """The texts of each example, a list of LazyTexts of n."""
@@ -64,7 +83,8 @@ class Policy:
     """A model that answers questions.
 
     params: on a mesh; None before they are trained. template: how a question becomes a prompt, see data.chat.
-    opening: the text that every answer begins with; the prompt ends with it.
+    opening: the text that every answer begins with; the prompt ends with it. tools: a conversations.ToolUse:
+    its answers are conversations with tools or an environment; None for single turns.
     """
 
     config: ModelConfig
@@ -72,6 +92,7 @@ class Policy:
     tokenizer: Tokenizer
     template: str
     opening: str = ""
+    tools: Any = None
 
     @property
     def eos_ids(self):
@@ -109,12 +130,13 @@ class Policy:
         own line, if it has one.
         """
 
-        def render(example):
-            return render_question(
-                self.tokenizer, example, template=self.template, opening=self.opening
-            )
+        return [example | {"prompt_ids": self._prompt(example)} for example in examples]
 
-        return [example | {"prompt_ids": render(example)} for example in examples]
+    def _prompt(self, example):
+        if self.tools is not None:
+            return self.tools.prompt(example, self.opening)
+        template, opening = self.template, self.opening
+        return render_question(self.tokenizer, example, template=template, opening=opening)
 
     def answer(
         self,
@@ -126,8 +148,27 @@ class Policy:
         log: RolloutLog | None = None,
     ):
         """Answer each example n times: -> Answers. examples: with their prompt_ids. log: of generate."""
+        log = RolloutLog() if log is None else log
         prompts = [example["prompt_ids"] for example in examples]
-        rollout = generate(
+        if self.tools is None:
+            rollout = self._generate(prompts, options, n, seed, log)
+            return Answers(completion_texts(self.tokenizer, prompts, rollout), rollout, n, prompts)
+        longest = options.max_completion_length
+        with self.tools.conversations(self.tokenizer, examples, n, longest) as conversations:
+            log.conversations = conversations
+            openings = conversations.begin(seed, log.done)
+            asked = zip(examples, prompts, openings, strict=True)
+            # Where reset returned nothing, the prompt is known already
+            prompts = [
+                self.tools.prompt(example, self.opening, text) if text else prompt
+                for example, prompt, text in asked
+            ]
+            rollout = self._generate(prompts, options, n, seed, log)
+        texts = completion_texts(self.tokenizer, prompts, rollout)
+        return Answers(texts, rollout, n, prompts, conversations.records())
+
+    def _generate(self, prompts, options: AnswerOptions, n, seed, log):
+        return generate(
             self.config,
             self.params,
             prompts,
@@ -141,7 +182,6 @@ class Policy:
             slots=options.slots,
             log=log,
         )
-        return Answers(completion_texts(self.tokenizer, prompts, rollout), rollout, n)
 
 
 class Source(NamedTuple):
@@ -300,6 +340,7 @@ def check_room(config: ModelConfig, examples, max_completion_length: int):
 
 def completion_texts(tokenizer: Tokenizer, prompts: list[list[int]], rollout: Rollout) -> LazyTexts:
     """The text of every completion of a Rollout, without special tokens: LazyTexts. prompts: lists of ids.
+    The text of a conversation has what the model read, too.
 
     A text is decoded when it is first read: a process decodes no text that others score.
 
@@ -311,8 +352,7 @@ def completion_texts(tokenizer: Tokenizer, prompts: list[list[int]], rollout: Ro
 
     @functools.cache
     def text(row):
-        ids = rollout.completion_ids[row][rollout.completion_mask[row]]
-        return opened_thought(tokenizer, prompts[row // n]) + tokenizer.decode(ids)
+        return opened_thought(tokenizer, prompts[row // n]) + tokenizer.decode(rollout.ids_of(row))
 
     return LazyTexts(text, range(len(rollout.completion_ids)))
 

@@ -1,6 +1,7 @@
 """Writes completions to disk one by one as they end, so that a call can resume an interrupted one."""
 
 import base64
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -13,12 +14,13 @@ from deepseek_jax.rollout.completions import Rollout, RolloutLog
 
 # Written as base64: for 8,192 completions of 32,768 tokens all devices would wait minutes for a text of
 # numbers, and lists of them take ten times the memory of arrays
-ARRAYS = {"ids": "<i4", "logprobs": "<f4"}
+ARRAYS = {"ids": "<i4", "logprobs": "<f4", "observed": "?"}
 
 
 class SampleLog(RolloutLog):
     """A file of completions, a line each: {"row", "ids", "logprobs", "finished"}, row being its row in the
-    rollout, ids and logprobs arrays as in ARRAYS.
+    rollout, ids and logprobs arrays as in ARRAYS; that of a conversation also has "observed", such an array,
+    and "conversation", its record.
 
     done: row -> its line, those of earlier calls too; an incomplete last line is ignored, and cut off.
     writes: False on a process that shares the work with one that writes. every: seconds between two writes;
@@ -57,13 +59,26 @@ class SampleLog(RolloutLog):
 
     def add(self, rows, rollout: Rollout):
         """Write the rows of a rollout that have ended."""
-        new = [_line(rollout, row) for row in rows]
+        new = [self._line(rollout, row) for row in rows]
         self.done |= {line["row"]: line for line in new}
         if self.writes:
             self.waiting += new
         if time.monotonic() - self.written >= self.every:
             self.write()
         self.on_add()
+
+    def _line(self, rollout, row):
+        mask = rollout.present(row)
+        line = {
+            "row": int(row),
+            "ids": rollout.completion_ids[row][mask],
+            "logprobs": rollout.sampler_logprobs[row][mask],
+            "finished": bool(not rollout.truncated[row]),
+        }
+        if self.conversations is None:
+            return line
+        record = dataclasses.asdict(self.conversations.of[int(row)])
+        return line | {"observed": rollout.observed_mask[row][mask], "conversation": record}
 
     def write(self):
         """Put the lines that wait on disk."""
@@ -82,24 +97,16 @@ class SampleLog(RolloutLog):
             self.path.unlink(missing_ok=True)
 
 
-def _line(rollout, row):
-    mask = rollout.completion_mask[row]
-    return {
-        "row": int(row),
-        "ids": rollout.completion_ids[row][mask],
-        "logprobs": rollout.sampler_logprobs[row][mask],
-        "finished": bool(not rollout.truncated[row]),
-    }
-
-
 def _text(line):
-    packed = {name: line[name].astype(dtype).tobytes() for name, dtype in ARRAYS.items()}
+    packed = {
+        name: line[name].astype(dtype).tobytes() for name, dtype in ARRAYS.items() if name in line
+    }
     return json.dumps(line | {n: base64.b64encode(b).decode() for n, b in packed.items()}) + "\n"
 
 
 def _completion(text):
     line = json.loads(text)
-    packed = {name: base64.b64decode(line[name]) for name in ARRAYS}
+    packed = {name: base64.b64decode(line[name]) for name in ARRAYS if name in line}
     return line | {name: np.frombuffer(packed[name], ARRAYS[name]) for name in packed}
 
 

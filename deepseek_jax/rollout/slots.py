@@ -21,6 +21,14 @@ def on_rollout_mesh(function):
     return placed
 
 
+class Turns(NamedTuple):
+    """What conversations add to Slots, b wide, see rollout.turns."""
+
+    observed: jax.Array  # bool[b t], True on tokens of `tokens` that the model did not sample
+    limit: jax.Array  # int32[b], the length at which the turn under way ends
+    longest: jax.Array  # int32[], tokens of a turn
+
+
 class Slots(NamedTuple):
     """The state of decoding, b slots wide. A slot that has ended, or never began, has ended=True."""
 
@@ -39,6 +47,7 @@ class Slots(NamedTuple):
     candidates: jax.Array | None = (
         None  # int32[b t n], of sampling.sample, where a rollout keeps them
     )
+    turns: Turns | None = None  # of conversations
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
@@ -68,8 +77,11 @@ def empty_slots(config, count, prompt_room, completion_room, max_completion_leng
 
 def pinned(slots):
     """The Slots, whose arrays are pinned to the devices of their slots; caches are where they are written."""
-    apart = slots._replace(caches=None, step=None)
-    return jax.tree.map(own_slots, apart)._replace(caches=slots.caches, step=slots.step)
+
+    def pin(array):
+        return own_slots(array) if array.ndim else array
+
+    return jax.tree.map(pin, slots._replace(caches=None))._replace(caches=slots.caches)
 
 
 def append(slots, tokens, logprobs, seats, eos_ids, candidates=None):
@@ -78,7 +90,7 @@ def append(slots, tokens, logprobs, seats, eos_ids, candidates=None):
     length = slots.length + seats
     # -1 is no token: without eos_ids nothing stops a completion but its room
     stops = jnp.isin(tokens, jnp.array(eos_ids or (-1,)))
-    is_full = length == slots.tokens.shape[1]
+    is_full = length == (slots.tokens.shape[1] if slots.turns is None else slots.turns.limit)
     if slots.candidates is not None:
         own = jnp.where(seats[:, None], candidates, slots.candidates[at])
         slots = slots._replace(candidates=slots.candidates.at[at].set(own, mode="drop"))
@@ -95,17 +107,18 @@ def append(slots, tokens, logprobs, seats, eos_ids, candidates=None):
     )
 
 
-def repeat(body, slots, ends, most):
-    """Run body: Slots -> Slots until every slot has ended, `ends` more have: int32[], or one that has not
-    ended has more than `most` tokens.
+def repeat(body, slots, ends, most, steps=None):
+    """Run body: Slots -> Slots until every slot has ended, `ends` more have: int32[], one that has not ended
+    has more than `most` tokens, or, if that is given, it has run `steps` times: int32[].
     """
     # Free slots have ended already: only slots that end in this loop count
-    ended_before = slots.ended
+    ended_before, first = slots.ended, slots.step
 
     def keep_on(slots):
         ended = (slots.ended & ~ended_before).sum()
         is_full = jnp.any(~slots.ended & (slots.length > most))
-        return jnp.any(~slots.ended) & (ended < ends) & ~is_full
+        is_due = False if steps is None else slots.step - first >= steps
+        return jnp.any(~slots.ended) & (ended < ends) & ~is_full & ~is_due
 
     return jax.lax.while_loop(keep_on, body, slots)
 
@@ -133,5 +146,17 @@ def grow(config, tables, slots, completion_room):
         prompt, ring = cache[:, :prompt_room], cache[:, prompt_room:]
         ring = jnp.where(is_there[:, None], jnp.take(ring, step_t % old, axis=1), 0)
         return own_slots(jnp.concatenate([prompt, ring.astype(cache.dtype)], axis=1))
+
+    return slots._replace(caches=jax.tree.map(larger, slots.caches))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+@on_rollout_mesh
+def lengthen(config, tables, slots, completion_room):
+    """`grow` where a token's cache index is its position, whatever the room."""
+    _, old = rooms(tables, slots)
+
+    def larger(cache):
+        return own_slots(jnp.pad(cache, ((0, 0), (0, completion_room - old), (0, 0))))
 
     return slots._replace(caches=jax.tree.map(larger, slots.caches))

@@ -19,10 +19,10 @@ from deepseek_jax.models.decoder import DecoderLayer
 from deepseek_jax.models.layers import rms_norm
 from deepseek_jax.models.mtp import MultiTokenPrediction
 from deepseek_jax.parallel import constrain
-from deepseek_jax.parallel.decoding import own_rows, own_slots
+from deepseek_jax.parallel.decoding import own_rows
 from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.sampling import distribution, draw, verify
-from deepseek_jax.rollout.slots import append, on_rollout_mesh, pinned, repeat, rooms
+from deepseek_jax.rollout.slots import append, lengthen, on_rollout_mesh, pinned, repeat, rooms
 from deepseek_jax.rollout.weights import axis_names, cast, layers_of
 
 
@@ -154,7 +154,7 @@ def _run(config, weights, tokens, caches, rope, write):
     x_bzd = steps.embed(weights, tokens)
     written = []
     for index, (layer, cache) in enumerate(zip(layers_of(weights, x_bzd), caches, strict=True)):
-        x_bzd, cache = steps.layer_at(config, index).apply(
+        x_bzd, cache, _ = steps.layer_at(config, index).apply(
             {"params": layer}, x_bzd, rope, cache, write, method="extend"
         )
         x_bzd = own_rows(x_bzd)
@@ -224,19 +224,7 @@ def decode(config, sampling, eos_ids, weights, tables, slots, ends):
     return repeat(body, slots, ends, completion_room - 1)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-@on_rollout_mesh
-def grow(config, tables, slots, completion_room):
-    """slots.grow: a token's cache index is its position, whatever the room."""
-    _, old = rooms(tables, slots)
-
-    def larger(cache):
-        return own_slots(jnp.pad(cache, ((0, 0), (0, completion_room - old), (0, 0))))
-
-    return slots._replace(caches=jax.tree.map(larger, slots.caches))
-
-
-PARTS = steps.Parts(decoding_weights, empty_slots, prefill, seat, decode, grow)
+PARTS = steps.Parts(decoding_weights, empty_slots, prefill, seat, decode, lengthen)
 
 
 def parts(config):

@@ -179,15 +179,25 @@ def _apart(cache, count):
     return cache.reshape(count, -1, *cache.shape[1:])
 
 
-def _one_step(config, sampling, eos_ids, weights, tables, slots):
-    """Sample one token in every slot that has not ended: -> Slots."""
+def _ring_write(tables, slots):
+    """Where a step of decoding writes, and what each slot sees: CacheWrite."""
     prompt_room, completion_room = rooms(tables, slots)
-    active = ~slots.ended
     # How many steps ago each index of the ring was written: this step writes the one of age 0
     age_t = (slots.step - jnp.arange(completion_room)) % completion_room
     seen_prompt = jnp.arange(prompt_room) < slots.prompt_length[:, None]
     seen = jnp.concatenate([seen_prompt, age_t < slots.length[:, None]], axis=1)
-    write = CacheWrite(prompt_room + slots.step % completion_room, seen, ring=prompt_room)
+    return CacheWrite(prompt_room + slots.step % completion_room, seen, ring=prompt_room)
+
+
+def _one_step(config, sampling, eos_ids, weights, tables, slots):
+    """Sample one token in every slot that has not ended: -> Slots."""
+    write = _ring_write(tables, slots)
+    return step_of(config, sampling, eos_ids, weights, tables, slots, write)
+
+
+def step_of(config, sampling, eos_ids, weights, tables, slots, write):
+    """A step of decoding. write: the place in the caches of each slot's latest token."""
+    active = ~slots.ended
     # RoPE needs a token's position in its text, which is not its index in the ring
     positions = slots.prompt_length + slots.length - 1
     rope = [jnp.take(table, positions[:, None], axis=0, mode="clip") for table in tables]

@@ -106,7 +106,8 @@ def sample_accepted(
     reject them all.
     """
     n = settings.samples_per_prompt
-    texts, rollout, _ = policy.answer(examples, settings, n=n, seed=seed)
+    answers = policy.answer(examples, settings, n=n, seed=seed)
+    texts, rollout = answers.texts, answers.rollout
     repeated = [example for example in examples for _ in range(n)]
     # Training on truncated completions would teach the model to stop in the middle
     ended = np.flatnonzero(~rollout.truncated)

@@ -85,6 +85,8 @@ class GrpoJob(TrainedJob):
             models = load_model_rewards(
                 self.settings.reward_models, self.mesh, self.settings.model.get("expert_buffer")
             )
+        tools = self.policy.tools
+        models |= {} if tools is None else tools.rewards()
         return self.opened.enter_context(scenario_rewards(self.settings, models))
 
     def rewards(self, work: Work):

@@ -2,13 +2,13 @@
 
 import dataclasses
 
-from deepseek_jax.recipes.settings import AdapterRun, QuestionData
+from deepseek_jax.recipes.settings import AdapterRun, Conversing, QuestionData
 from deepseek_jax.reinforce.effort import LENGTH_PENALTY
 from deepseek_jax.reinforce.settings import ModelRewardSettings, ReinforceSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GrpoSettings(ReinforceSettings, AdapterRun):
+class GrpoSettings(Conversing, ReinforceSettings, AdapterRun):
     """A whole config of this recipe. reward_models: trained reward models; rewards refer to them by name.
     xla_flags: compiler flags, which launch/train.py and ds.train set.
     """
@@ -30,6 +30,12 @@ class GrpoSettings(ReinforceSettings, AdapterRun):
             self._check_penalty()
         if self.adapter is not None:
             self.check_not_stored("beside an adapter the frozen policy is the reference")
+        self.check_conversation(self.rollout.longest(), "rollout.max_completion_length")
+        if self.converses and self.extra_prompts:
+            raise ValueError(
+                f"extra_prompts={self.extra_prompts} carries completions over to the next step, and the "
+                "environments of conversations do not stay; set it to 0"
+            )
 
     def _check_penalty(self):
         blocks = {"rewards": self.rewards}
