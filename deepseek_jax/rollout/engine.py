@@ -145,8 +145,8 @@ def _way(config, speculative, log):
     if log.conversations is not None:
         if speculative or log.begun or log.enough is not None:
             raise ValueError(
-                "conversations take no drafts, no completion that has begun, and no early end; set speculative "
-                "to False, and leave the others out"
+                "conversations take no drafts, no completion that has begun and no early end; set "
+                "speculative to False, and leave the others out"
             )
         return SPECIAL["conversing"]
     parts = SPECIAL["drafting"](config) if speculative else steps.PARTS
