@@ -30,10 +30,10 @@ def rolled(config, params, log=None, **options):
     return rollout, *map(np.asarray, log.kept[:2])
 
 
-def experts_of(config, params, text):
+def experts_of(config, params, text, room=64):
     """Those that routers choose as the text is run as one prompt: uint16[t l a]."""
-    weights, tables = steps.decoding_weights(config, params), steps.rotations(config, 64)
-    tokens = np.pad(np.int32([text]), ((0, 0), (0, 64 - len(text))))
+    weights, tables = steps.decoding_weights(config, params), steps.rotations(config, room)
+    tokens = np.pad(np.int32([text]), ((0, 0), (0, room - len(text))))
     *_, experts = steps.prefill(config, weights, tables, tokens, np.int32([len(text)]))
     return np.asarray(experts)[0, : len(text)]
 
