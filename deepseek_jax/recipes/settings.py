@@ -100,6 +100,10 @@ class Conversing:
         """Whether answers are conversations."""
         return bool(self.tools) or self.environment is not None
 
+    def most_turns(self):
+        """The model's turns of a conversation; 0 where answers are single turns."""
+        return self.conversation.turns if self.converses else 0
+
     def check_conversation(self, longest: int, field: str):
         """Raise ValueError, naming the field, for limits without conversations, and for a turn that may be
         longer than a whole conversation: `longest` tokens, of this field.

@@ -88,7 +88,7 @@ class Answering(NamedTuple):
     """What a plan knows of a measurement's answers: their options, the number of prompts, n samples of each.
 
     prompt_length: tokens of the longest prompt; None where only the data say. dtype: of the parameters.
-    scored: whether reward models score the answers.
+    scored: whether reward models score the answers. turns: those of a conversation; 0 for a single one.
     """
 
     options: AnswerOptions
@@ -97,3 +97,4 @@ class Answering(NamedTuple):
     prompt_length: int | None = None
     dtype: str = "float32"
     scored: bool = False
+    turns: int = 0

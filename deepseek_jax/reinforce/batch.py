@@ -171,7 +171,10 @@ def totals(batch):
 def longest_batch(settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):
     """The largest batch of an update as ShapeDtypeStructs with shardings: that of the longest groups."""
     # From one completion: a batch that no memory holds is refused by its shapes
-    one = step_batch([longest_group(settings, 1)], np.zeros(1, np.float32), settings, mesh)
+    one = longest_group(settings, 1)
+    if settings.most_turns():
+        one["observed"] = ~one["mask"]
+    one = step_batch([one], np.zeros(1, np.float32), settings, mesh)
     (one,) = minibatches(one, 1, 1.0)
     prompts = settings.prompts_per_step // settings.minibatches
 
@@ -203,10 +206,7 @@ def longest_group(settings, completions: int | None = None):
         "scenario": "reasoning",
     }
     stale = np.full(shape[0], shape[1])
-    group |= {"stale": stale} if getattr(settings, "extra_prompts", 0) else {}
-    if getattr(settings, "converses", False):
-        group["observed"] = np.zeros(shape, bool)
-    return group
+    return group | ({"stale": stale} if getattr(settings, "extra_prompts", 0) else {})
 
 
 def one_kept(settings: ReinforceSettings, config: ModelConfig):

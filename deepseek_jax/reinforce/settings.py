@@ -302,10 +302,9 @@ class ReinforceSettings(FitSettings, RewardSettings):
         old = ("old_logprobs",) if self.minibatches * self.epochs > 1 else ()
         return old + (("ref_logprobs",) if self.loss.kl_coef else ())
 
-    @property
-    def converses(self):
-        """Whether completions are conversations with tools or an environment."""
-        return False
+    def most_turns(self):
+        """The model's turns of a conversation with tools or an environment; 0 for completions of one turn."""
+        return 0
 
     def keeps(self):
         """Whether updates use anything that the rollout kept, see rollout.kept."""

@@ -18,6 +18,7 @@ from deepseek_jax.costs.program import (
     everywhere,
     forward_work,
 )
+from deepseek_jax.lazy import LazyTable
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.quantized import is_quantized
@@ -29,11 +30,17 @@ from deepseek_jax.rollout.requests import PROMPT_BUCKET, chunk_rows
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.weights import in_place
 
+# Few rollouts hold conversations
+TURNS = LazyTable(
+    {n: f"deepseek_jax.rollout.turns:{n}" for n in ("PARTS", "CHUNKS", "Chunk", "read")}
+)
+
 
 class Asked(NamedTuple):
     """What a rollout has to answer: `prompts` prompts, the longest of prompt_length tokens, n times each.
     continued: how many completions an earlier rollout may have begun, each of which is prefilled as the
     longest. keeps_routing: of rollout.completions.RolloutLog. candidates: how many it keeps of a token.
+    turns: those of a conversation, of the model; 0 where completions are no conversations.
     """
 
     prompts: int
@@ -42,6 +49,7 @@ class Asked(NamedTuple):
     continued: int = 0
     keeps_routing: bool = False
     candidates: int = 0
+    turns: int = 0
 
 
 def rollout_programs(
@@ -77,6 +85,7 @@ def rollout_programs(
         chunk=chunk_rows(asked.prompts, asked.n, slots, parts),
         keeps_routing=asked.keeps_routing,
         candidates=asked.candidates,
+        turns=asked.turns,
     )
     # Weights in int8 have no copy: what decodes is the parameters
     waiting = [] if is_quantized(params) else [Held("the parameters", params)]
@@ -108,9 +117,15 @@ class _Rollout:
     chunk: int
     keeps_routing: bool
     candidates: int
+    turns: int
+
+    @property
+    def parts(self):
+        """The functions that the engine calls: steps.Parts."""
+        return TURNS["PARTS"] if self.turns else steps.PARTS
 
     def weights(self, params):
-        function = steps.decoding_weights
+        function = self.parts.decoding_weights
         if is_quantized(params):
             # Nothing is copied: donated, the results are the arguments
             function = jax.jit(in_place, static_argnums=0, donate_argnums=1)
@@ -129,7 +144,10 @@ class _Rollout:
         if asked.continued:
             chunks, longest = -(-asked.continued // self.chunk), "continued prefill"
             programs += [self.prefill(chunks, continued=True), self.seat(chunks, continued=True)]
-        return [*programs, *self.growth(longest), self.decode(turns, longest)]
+        programs += [*self.growth(longest), self.decode(turns, longest)]
+        return (
+            [*programs, *self.read(turns * (self.turns - 1), longest)] if self.turns else programs
+        )
 
     def prefill(self, chunks: int, continued: bool = False):
         rows, room = self.chunk, self.prompt_room + (self.longest if continued else 0)
@@ -141,7 +159,7 @@ class _Rollout:
         read = forward_work(self.config, rows, room)
         return self._program(
             "continued prefill" if continued else "prefill",
-            steps.prefill,
+            self.parts.prefill,
             arguments,
             _Work(read.sizes, times=chunks, tokens=read.tokens, flops=read.flops),
             needs=["weights"],
@@ -150,10 +168,9 @@ class _Rollout:
 
     def empty_slots(self):
         sizes = self.slots, self.prompt_room, self.longest, self.longest
-        work = _Work(self._sizes_of_slots())
-        return self._program(
-            "slots", steps.empty_slots, (self.config, *sizes), work, waiting=["weights"]
-        )
+        work, more = _Work(self._sizes_of_slots()), (self._numbers(),) if self.turns else ()
+        arguments = self.config, *sizes, *more
+        return self._program("slots", self.parts.empty_slots, arguments, work, waiting=["weights"])
 
     def growth(self, chunk: str):
         """The last growth of the caches, in a list; [] where they have room from the start. chunk: the name
@@ -173,7 +190,7 @@ class _Rollout:
 
         grown = self._program(
             "grow",
-            steps.grow,
+            self.parts.grow,
             arguments,
             _Work(self._sizes_of_slots(), times=len(former)),
             needs=["slots"],
@@ -194,7 +211,7 @@ class _Rollout:
         kind = "continued " if continued else ""
         return self._program(
             f"{kind}seat",
-            steps.seat,
+            self.parts.seat,
             arguments,
             _Work(self._sizes_of_slots(), times=turns),
             needs=["slots", f"{kind}prefill"],
@@ -204,7 +221,8 @@ class _Rollout:
     def decode(self, turns: int, chunk: str):
         def arguments(weights, slots):
             tables, ends = self._tables(), self._numbers()
-            return *self._fixed(), weights, tables, self._keeping(slots), ends
+            more = (self._numbers(),) if self.turns else ()
+            return *self._fixed(), weights, tables, self._keeping(slots), ends, *more
 
         # A slot's token sees its prompt, and half of its completion on average
         seen = self.prompt_room + self.longest / 2
@@ -215,7 +233,32 @@ class _Rollout:
             flops=self.slots * forward_flops(self.config, seen),
         )
         return self._program(
-            "decode", steps.decode, arguments, work, needs=["weights", "slots"], waiting=[chunk]
+            "decode",
+            self.parts.decode,
+            arguments,
+            work,
+            needs=["weights", "slots"],
+            waiting=[chunk],
+        )
+
+    def read(self, times: int, chunk: str):
+        """The programs that read what tools answer, one for each size of a chunk. times: texts of a slot."""
+        return [self._read(size, times, chunk) for size in TURNS["CHUNKS"]]
+
+    def _read(self, size, times, chunk):
+        def arguments(weights, slots):
+            numbers, flags = self._numbers(self.slots), everywhere(self.mesh, (self.slots,), bool)
+            keys = slots.keys.update(sharding=numbers.sharding)
+            own = TURNS["Chunk"](self._numbers(self.slots, size), numbers, flags, keys, numbers)
+            return self.config, weights, self._tables(), self._keeping(slots), own
+
+        tokens = self.slots * size
+        flops = tokens * forward_flops(self.config, self.prompt_room + self.longest / 2)
+        sizes = f"{self.slots:,} slots x {size}"
+        work = _Work(sizes, times=times, tokens=tokens, flops=flops)
+        needs = ["weights", "slots"]
+        return self._program(
+            f"read {size}", TURNS["read"], arguments, work, needs=needs, waiting=[chunk]
         )
 
     def _keeping(self, slots):

@@ -112,6 +112,7 @@ class GrpoJob(TrainedJob):
             rollout.at(settings.num_steps),
             settings.data.num_held_out,
             prompt_length=rollout.max_prompt_length,
+            turns=settings.most_turns(),
         )
 
     def measure(self, work: Work):

@@ -33,7 +33,12 @@ def answer_programs(
         config,
         mesh,
         answering.options,
-        Asked(answering.prompts, min(_longest_prompt(answering), room), answering.n),
+        Asked(
+            answering.prompts,
+            min(_longest_prompt(answering), room),
+            answering.n,
+            turns=answering.turns,
+        ),
         name=name,
         dtype=answering.dtype,
         adapter=adapter,

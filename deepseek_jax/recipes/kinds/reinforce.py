@@ -147,6 +147,7 @@ def _rolled(name, settings, config, mesh, adapter):
             continued=settings.extra_prompts * settings.group_size,
             keeps_routing=settings.keep_routing,
             candidates=rollout.top_k,
+            turns=settings.most_turns(),
         ),
         adapter=adapter,
         name=name,
