@@ -168,6 +168,8 @@ def tool_form(tokenizer: Tokenizer, template: str) -> ToolForm:
     template: see data.chat.render_prompt. Raises ValueError for a chat template that cannot write what a tool
     answers, and for a tokenizer that leaves the markers of its calls out of decoded text.
     """
+    # Raises for a tokenizer without a chat template
+    end_of_turn(tokenizer, template)
     name = _form_name(tokenizer) if template == "chat" else "plain"
     form = ToolForm(tokenizer, template, name)
     marker = MARKERS.get(name, "")
