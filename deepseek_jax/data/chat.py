@@ -55,6 +55,8 @@ def render_question(tokenizer: Tokenizer, example, *, template: str, opening: st
         template = text.replace("{question}", line + "{question}")
     if len(messages) == 1:
         ids = render_prompt(tokenizer, messages[0]["content"], template=template)
+    elif template == "chat" and all(message["role"] != "assistant" for message in messages):
+        ids = _render_chat(tokenizer, messages)
     else:
         # render_conversation needs an answer; last_prompt cuts this one off again
         reply = {"role": "assistant", "content": messages[-1]["content"]}
@@ -89,7 +91,7 @@ def render_prompt(tokenizer: Tokenizer, question: str, *, template: str) -> list
     if not question.strip():
         raise ValueError(f"the question {question!r} is empty; remove it from the data.")
     if template == "chat":
-        return _render_chat(tokenizer, question)
+        return _render_chat(tokenizer, [{"role": "user", "content": question}])
     template = R1_ZERO_TEMPLATE if template == "r1_zero" else template
     if "{question}" not in template:
         raise ValueError(
@@ -161,13 +163,12 @@ def end_of_turn(tokenizer: Tokenizer, template: str):
     return _chat_contexts(tokenizer, turns, template)[1]
 
 
-def _render_chat(tokenizer, question):
+def _render_chat(tokenizer, messages):
     if tokenizer.chat is None:
         raise ValueError(
             "template='chat', but this tokenizer has no chat template; "
             'set it to "r1_zero" or to a text that contains {question}.'
         )
-    messages = [{"role": "user", "content": question}]
     return by_template(tokenizer, messages, add_generation_prompt=True)["input_ids"]
 
 

@@ -54,6 +54,20 @@ class Tokenizer:
         """The largest id plus one; a checkpoint's embedding can have more rows."""
         return 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
 
+    @cached_property
+    def markers(self):
+        """{text: id} of the added tokens, special or not, that encode finds whole within a text.
+
+        Runs of blanks, which some vocabularies add, are no markers.
+        """
+        literal = self.backend.encode_special_tokens
+        added = self.backend.get_added_tokens_decoder().items()
+        return {
+            token.content: i
+            for i, token in added
+            if token.content.strip() and not (token.special and literal)
+        }
+
     def encode(self, text: str):
         """Ids of `text`, without bos and eos. Raises ValueError for text outside a closed vocabulary."""
         try:

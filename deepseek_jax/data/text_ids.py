@@ -1,0 +1,59 @@
+"""Texts of others to token ids: markers of a chat template within them stay text."""
+
+import itertools
+import re
+
+from deepseek_jax.data.tokenizer import Tokenizer
+
+
+def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of `text` as text: markers within it, such as <tool_call>, are cut in two and become no tokens of
+    their own.
+
+    Without markers this is tokenizer.encode. Half surrogates become "?". Never raises: a closed vocabulary
+    leaves out what it has no piece for.
+    """
+    text = text.encode("utf-8", "replace").decode()
+    try:
+        return _encode_apart(tokenizer, text)
+    # The library raises nothing narrower
+    except Exception:
+        backend = tokenizer.backend
+        added = backend.get_added_tokens_decoder()
+        pieces = backend.pre_tokenizer.pre_tokenize_str(text)
+        ids = [backend.token_to_id(piece) for piece, _ in pieces]
+        return [i for i in ids if i is not None and i not in added]
+
+
+def _encode_apart(tokenizer, text):
+    encoding = tokenizer.backend.encode(text, add_special_tokens=False)
+    contents = {i: content for content, i in tokenizer.markers.items()}
+    cuts = []
+    for i, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+        if i in contents and end - start > 1:
+            # A marker may have taken blanks around it, or another spelling
+            at = text.find(contents[i], start, end)
+            cuts.append(at + 1 if at >= 0 else (start + end) // 2)
+    if not cuts:
+        return encoding.ids
+    pieces = [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
+    return [i for piece in pieces for i in _encode_apart(tokenizer, piece)]
+
+
+def encode_parts(tokenizer: Tokenizer, parts: list[str], texts: list[str]) -> list[int]:
+    """Ids of a template's parts with a text between each two.
+
+    Markers in the parts become their tokens, and those in the texts do not. What lies between two tokens of
+    the parts is encoded as one text, as the template's whole text would be.
+    """
+    longest_first = sorted(tokenizer.markers, key=len, reverse=True)
+    marker = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+    ids, open_text = [], ""
+    for part, text in itertools.zip_longest(parts, texts, fillvalue=""):
+        end = 0
+        for found in marker.finditer(part):
+            ids += encode_text(tokenizer, open_text + part[end : found.start()])
+            ids.append(tokenizer.markers[found[0]])
+            open_text, end = "", found.end()
+        open_text += part[end:] + text
+    return ids + encode_text(tokenizer, open_text)

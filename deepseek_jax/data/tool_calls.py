@@ -1,0 +1,170 @@
+"""Calls of tools in what a model wrote, in the forms of several chat templates.
+
+Each parser takes (text, schemas) and returns (content beside the calls, calls). What a ValueError says is for
+the model to read.
+"""
+
+import json
+import re
+from typing import NamedTuple
+
+from deepseek_jax.data.deepseek_v32 import MARK, THOUGHT, parse_answer
+
+# DeepSeek's vocabulary has these tokens
+CALLS, CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
+CALL, CALL_END, SEPARATOR = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>"
+# Characters of a name that an error quotes
+NAME_LENGTH = 40
+
+
+class Call(NamedTuple):
+    """One call of a tool. arguments: JSON values by the parameter's name."""
+
+    name: str
+    arguments: dict
+
+
+def functions_by_name(schemas: list[dict]):
+    """{name: function} of schemas as transformers.utils.get_json_schema makes them."""
+    return {schema["function"]["name"]: schema["function"] for schema in schemas}
+
+
+def parameters_of(function: dict):
+    """{name: JSON schema} of a function's parameters, in order."""
+    return function.get("parameters", {}).get("properties", {})
+
+
+def checked_call(name, arguments, schemas: list[dict]):
+    """The Call, if there is such a tool and it has these parameters; types are the tool's affair."""
+    functions = functions_by_name(schemas)
+    if not isinstance(name, str) or name not in functions:
+        raise ValueError(
+            f"There is no tool named {str(name)[:NAME_LENGTH]!r}; the tools are: {', '.join(functions)}."
+        )
+    if not isinstance(arguments, dict):
+        raise ValueError(f"The arguments of {name} must be an object with a value by parameter.")
+    known = parameters_of(functions[name])
+    for given in arguments:
+        if given not in known:
+            raise ValueError(
+                f"{name} has no parameter {given[:NAME_LENGTH]!r}; its parameters are: "
+                f"{', '.join(known) or 'none'}."
+            )
+    for needed in functions[name].get("parameters", {}).get("required", ()):
+        if needed not in arguments:
+            raise ValueError(f"{name} needs the parameter {needed!r}.")
+    return Call(name, arguments)
+
+
+def parse_hermes(text: str, schemas: list[dict]):
+    """Qwen2.5's and Qwen3's form: a JSON object between <tool_call> and </tool_call>."""
+    thought, answer = split_thought(text)
+    content, found, rest = answer.partition("<tool_call>")
+    if not found:
+        return text, []
+    calls = []
+    while found:
+        value, rest = _read_json(rest)
+        rest = _without(rest, "</tool_call>")
+        calls.append(_call_of(value, "arguments", schemas))
+        between, found, rest = rest.partition("<tool_call>")
+        content += between
+    return thought + content.strip(), calls
+
+
+def parse_llama(text: str, schemas: list[dict]):
+    """Llama 3.1's form: the turn is one JSON object with name and parameters."""
+    thought, answer = split_thought(text)
+    start = re.match(r'\s*(?:<\|python_tag\|>)?\s*(\{\s*"name"\s*:\s*"(.*?)")', answer)
+    # Another object with a name may be the answer to a question
+    if not start or (start[2] not in functions_by_name(schemas) and '"parameters"' not in answer):
+        return text, []
+    value, rest = _read_json(answer[start.start(1) :])
+    if rest:
+        raise ValueError(
+            "A turn can hold one call, and nothing after it: call the next tool later."
+        )
+    return thought, [_call_of(value, "parameters", schemas)]
+
+
+def parse_deepseek(text: str, schemas: list[dict]):
+    """V3's and R1's form: marked calls, each a name and a fenced block of JSON arguments.
+
+    R1-Distill's template writes a single call without the token that ends all calls, so that one may lack.
+    """
+    thought, answer = split_thought(text)
+    content, found, rest = answer.partition(CALLS if CALLS in answer else CALL)
+    if not found:
+        return text, []
+    rest = rest.lstrip() if found == CALLS else CALL + rest
+    calls = []
+    while rest.startswith(CALL):
+        head = re.match(rf"{CALL}function{SEPARATOR}([^\n]*)\n```json\n", rest)
+        if not head:
+            raise ValueError(
+                f"A call begins with {CALL}function{SEPARATOR}, the name, and ```json."
+            )
+        value, rest = _read_json(rest[head.end() :])
+        rest = _without(_without(rest, "```"), CALL_END)
+        calls.append(checked_call(head[1].strip(), value, schemas))
+    if not calls:
+        raise ValueError(f"There is no {CALL} after {CALLS}.")
+    return thought + (content + rest.removeprefix(CALLS_END)).strip(), calls
+
+
+def deepseek_description(schemas: list[dict]):
+    """What a system message says about the tools: the templates of V3 and R1 themselves say nothing."""
+    functions = (json.dumps(f, ensure_ascii=False) for f in functions_by_name(schemas).values())
+    return "\n".join(
+        (
+            "## Tools\n\nYou have access to these functions, each in JSON Schema format:\n",
+            *functions,
+            "\nTo call functions, end your answer in exactly this form, with a part from "
+            f"{CALL} to {CALL_END} for each call:\n",
+            f"{CALLS}{CALL}function{SEPARATOR}NAME\n```json\n"
+            f'{{"PARAMETER": VALUE}}\n```{CALL_END}{CALLS_END}',
+        )
+    )
+
+
+def parse_deepseek_v32(text: str, schemas: list[dict]):
+    """V3.2's form: see data.deepseek_v32."""
+    if MARK not in text:
+        return text, []
+    message = parse_answer(text, thinking=THOUGHT in text)
+    thought = message["reasoning_content"] + THOUGHT if THOUGHT in text else ""
+    functions = [call["function"] for call in message.get("tool_calls", ())]
+    calls = [checked_call(f["name"], json.loads(f["arguments"]), schemas) for f in functions]
+    return thought + message["content"], calls
+
+
+def split_thought(text: str):
+    """(all up to </think>, the rest): what a model thinks about a call is none."""
+    thought, found, answer = text.partition(THOUGHT)
+    if found:
+        return thought + found, answer
+    return (text, "") if text.lstrip().startswith("<think>") else ("", text)
+
+
+def _call_of(value, key, schemas):
+    """The call that a JSON object is, its arguments under `key`."""
+    if not isinstance(value, dict) or "name" not in value:
+        raise ValueError(f'A call must be a JSON object with "name" and "{key}".')
+    return checked_call(value["name"], value.get(key, {}), schemas)
+
+
+def _read_json(text):
+    """(the JSON value that the text begins with, what follows it), blanks left out."""
+    text = text.lstrip()
+    try:
+        value, end = json.JSONDecoder().raw_decode(text)
+    except ValueError as error:
+        raise ValueError(f"The call is not complete JSON: {error}.") from error
+    return value, text[end:].lstrip()
+
+
+def _without(text, end):
+    """The text after `end`, which it has to begin with."""
+    if not text.startswith(end):
+        raise ValueError(f"The call does not end in {end} right after its JSON.")
+    return text.removeprefix(end).lstrip()

@@ -1,0 +1,71 @@
+"""Messages with calls of tools, as chat templates of several forms take them."""
+
+import dataclasses
+import json
+
+from deepseek_jax.data import deepseek_v32
+from deepseek_jax.data.plain_calls import plain_description
+from deepseek_jax.data.tokenizer import Tokenizer
+from deepseek_jax.data.tool_calls import Call, deepseek_description
+
+
+class _Showing:
+    """Stands for a tokenizer of transformers, as data.chat uses one: it shows the tools to its template."""
+
+    def __init__(self, chat, schemas):
+        self._chat, self._schemas = chat, schemas
+
+    def apply_chat_template(self, messages, **options):
+        """As in transformers, with the tools."""
+        return self._chat.apply_chat_template(messages, tools=self._schemas, **options)
+
+
+def with_tools(tokenizer: Tokenizer, schemas: list[dict]) -> Tokenizer:
+    """The tokenizer with a chat template that knows these tools."""
+    return dataclasses.replace(tokenizer, chat=_Showing(tokenizer.chat, schemas))
+
+
+def as_tool_call(call: Call):
+    """A call in OpenAI's form, its arguments as an object."""
+    return {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def with_arguments(message, *, as_text):
+    """The message with its calls' arguments as JSON text or as objects.
+
+    Content is "" where there is none: transformers leaves None out, and templates of DeepSeek's fail then.
+    """
+    if not message.get("tool_calls"):
+        return {key: value for key, value in message.items() if key != "tool_calls"}
+    calls = []
+    for call in message["tool_calls"]:
+        arguments = call["function"]["arguments"]
+        if isinstance(arguments, str):
+            arguments = json.loads(arguments)
+        if as_text:
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        calls.append({**call, "function": {**call["function"], "arguments": arguments}})
+    return {**message, "content": message.get("content") or "", "tool_calls": calls}
+
+
+def with_thought_apart(message):
+    """The message with its thought apart, as data.deepseek_v32 takes it."""
+    message = with_arguments(message, as_text=True)
+    if message["role"] != "assistant":
+        return message
+    thought, found, content = message["content"].rpartition(deepseek_v32.THOUGHT)
+    return {**message, "content": content, "reasoning_content": thought if found else None}
+
+
+def with_description(messages, name, schemas):
+    """The messages with the tools described at the end of the system message."""
+    system, others = "", messages
+    if messages[0]["role"] == "system":
+        system, others = messages[0]["content"], messages[1:]
+    if name == "deepseek_v32":
+        told = [{"role": "system", "content": system, "tools": schemas}]
+        system = deepseek_v32.render_messages(told, thinking=False).removeprefix(deepseek_v32.BOS)
+    else:
+        describe = deepseek_description if name == "deepseek" else plain_description
+        system = f"{system}\n\n{describe(schemas)}".lstrip("\n")
+    return [{"role": "system", "content": system}, *others]

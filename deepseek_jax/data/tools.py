@@ -1,0 +1,209 @@
+"""How a chat template shows tools to a model, and writes what they answer between the model's turns.
+
+Ids that a model sampled stay as they are; only the texts between its turns are tokenised here.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+
+from deepseek_jax.data import deepseek_v32, tool_calls
+from deepseek_jax.data.chat import (
+    OWN_TEXT,
+    R1_ZERO_TEMPLATE,
+    asked_messages,
+    by_template,
+    end_of_turn,
+    render_question,
+)
+from deepseek_jax.data.plain_calls import parse_plain
+from deepseek_jax.data.rewritten import as_plain, rewritten_turns
+from deepseek_jax.data.text_ids import encode_parts, encode_text
+from deepseek_jax.data.tokenizer import Tokenizer
+from deepseek_jax.data.tool_calls import Call
+from deepseek_jax.data.tool_messages import (
+    as_tool_call,
+    with_arguments,
+    with_description,
+    with_thought_apart,
+    with_tools,
+)
+
+__all__ = ["Call", "ToolForm", "encode_text", "tool_form"]
+
+PARSERS = {
+    "hermes": tool_calls.parse_hermes,
+    "llama": tool_calls.parse_llama,
+    "deepseek": tool_calls.parse_deepseek,
+    "deepseek_v32": tool_calls.parse_deepseek_v32,
+    "plain": parse_plain,
+}
+# What a template of each form writes for a call of `probe` and its result. R1-Distill's leaves the call out
+PROBED = {
+    "hermes": '<tool_call>\n{"name": "probe", "arguments": {',
+    "llama": '{"name": "probe", "parameters": {',
+    "deepseek": "<｜tool▁outputs▁begin｜>",
+}
+MARKERS = {"hermes": "<tool_call>", "deepseek": tool_calls.CALL, "deepseek_v32": deepseek_v32.MARK}
+# Most characters of what a model reads about a malformed call
+ERROR_LENGTH = 299
+ASKED = {"role": "user", "content": "?"}
+# Two contents side by side show whether the template writes a text as it is or as JSON
+TEXT = f'{OWN_TEXT}"{OWN_TEXT}'
+
+
+@dataclass(frozen=True)
+class ToolForm:
+    """How one tokenizer and template write and read calls of tools; tool_form makes it.
+
+    name: "hermes" (Qwen2.5, Qwen3), "llama" (3.1), "deepseek" (V3, R1), "deepseek_v32", or "plain", which
+    needs no template for tools. schemas: as transformers.utils.get_json_schema makes them, [] for no tools.
+    """
+
+    tokenizer: Tokenizer
+    template: str
+    name: str
+
+    def prompt(self, example: dict, schemas: list[dict], opening: str = "") -> list[int]:
+        """Ids of the example's prompt, with the tools described: see data.chat.render_question.
+
+        Plain forms of a template of text describe nothing: it has no place for it.
+        """
+        tokenizer = self.tokenizer
+        if schemas and self.name in ("hermes", "llama"):
+            tokenizer = with_tools(tokenizer, schemas)
+        elif schemas and self.template == "chat":
+            self._check_system()
+            messages = with_description(asked_messages(example), self.name, schemas)
+            example = {**example, "messages": messages}
+        return render_question(tokenizer, example, template=self.template, opening=opening)
+
+    def parse(self, text: str, schemas: list[dict]) -> tuple[str, list[Call]]:
+        """(content beside the calls, calls in order) of a model's turn, decoded without special tokens.
+
+        Raises ValueError whose message, in under 300 characters, is for the model: what was wrong.
+        """
+        if not schemas:
+            return text, []
+        try:
+            return PARSERS[self.name](text, schemas)
+        except RecursionError as error:
+            raise ValueError("The arguments of the call are nested too deeply.") from error
+        except ValueError as error:
+            raise ValueError(str(error)[:ERROR_LENGTH]) from error
+
+    def results(self, calls: list[Call], texts: list[str]) -> list[int]:
+        """Ids from the end token of a turn with calls to the first token of the next: a message with a
+        text for each call, and the generation prompt. The texts are tokenised by encode_text.
+        """
+        if self.name == "plain":
+            return self.user("\n".join(texts))
+        called = [as_tool_call(Call(call.name, {})) for call in calls]
+        turn = {"role": "assistant", "content": "", "tool_calls": called}
+        answers = [{"role": "tool", "name": call.name, "content": TEXT} for call in calls]
+        return self._between([ASKED, turn, *answers], texts)
+
+    def user(self, text: str) -> list[int]:
+        """The same for a message of the user."""
+        if self.template != "chat":
+            whole = R1_ZERO_TEMPLATE if self.template == "r1_zero" else self.template
+            parts = whole.split("{question}")
+            return encode_parts(self.tokenizer, parts, [text] * (len(parts) - 1))
+        answered = {"role": "assistant", "content": "?"}
+        return self._between([ASKED, answered, {"role": "user", "content": TEXT}], [text])
+
+    def rewritten(self, messages: list[dict], texts: list[str]) -> int:
+        """Number of a model's earlier turns that the template would have encoded otherwise than they were
+        sampled: R1's and Qwen3's drop earlier thoughts. All of them if it cannot write the conversation.
+
+        messages: the whole conversation in OpenAI's form. texts: the raw text of each of the model's
+        turns, in order; they are the last turns of the assistant. A message that nothing follows is not
+        an earlier turn. Templates of text rewrite none.
+        """
+        if self.template != "chat" or not texts:
+            return 0
+        if self.name == "plain":
+            messages = as_plain(messages, texts)
+        return rewritten_turns(messages, texts, self._render, self._end)
+
+    @cached_property
+    def _end(self):
+        """The text of the token that ends a turn."""
+        return self.tokenizer.backend.id_to_token(end_of_turn(self.tokenizer, self.template))
+
+    def _check_system(self):
+        """Raise ValueError if the template leaves out a system message: the tools are described in it."""
+        if OWN_TEXT not in self._render([{"role": "system", "content": OWN_TEXT}, ASKED], ask=True):
+            raise ValueError(
+                f"template={self.template!r}: the chat template leaves out the system message that would "
+                'describe the tools; set it to "r1_zero" or to a text that contains {question}.'
+            )
+
+    def _between(self, messages, texts):
+        """Ids after the last end token of the assistant, with the texts in place of TEXT."""
+        parts = self._render(messages, ask=True).split(OWN_TEXT)
+        if len(parts) != 2 * len(texts) + 1 or self._end not in parts[0]:
+            raise ValueError(
+                f"template={self.template!r}: the chat template leaves out what a tool or a user says after "
+                'an answer; set it to "r1_zero" or to a text that contains {question}.'
+            )
+        if parts[1] != '"':
+            texts = [json.dumps(text, ensure_ascii=False)[1:-1] for text in texts]
+        parts[0] = parts[0].rpartition(self._end)[2]
+        return encode_parts(self.tokenizer, parts[0::2], texts)
+
+    def _render(self, messages, *, ask):
+        """The text of a conversation; ask: with the generation prompt."""
+        if self.name == "deepseek_v32":
+            return deepseek_v32.render_messages(
+                [with_thought_apart(m) for m in messages], thinking=True
+            )
+        called = [with_arguments(m, as_text=self.name == "deepseek") for m in messages]
+        return by_template(self.tokenizer, called, tokenize=False, add_generation_prompt=ask)
+
+
+def tool_form(tokenizer: Tokenizer, template: str) -> ToolForm:
+    """The form that this tokenizer's chat template writes calls in; "plain" where it knows no tools.
+
+    template: see data.chat.render_prompt. Raises ValueError for a chat template that cannot write what a tool
+    answers, and for a tokenizer that leaves the markers of its calls out of decoded text.
+    """
+    # Raises for a tokenizer without a chat template
+    end_of_turn(tokenizer, template)
+    name = _form_name(tokenizer) if template == "chat" else "plain"
+    form = ToolForm(tokenizer, template, name)
+    marker = MARKERS.get(name, "")
+    if tokenizer.decode(tokenizer.encode(marker)) != marker:
+        raise ValueError(
+            f"the tokenizer leaves {marker} out of decoded text, so no call could be read; set special to "
+            "false for it in added_tokens of its tokenizer.json."
+        )
+    form.results([Call("probe", {})], ["?"])
+    form.user("?")
+    return form
+
+
+def _form_name(tokenizer):
+    if getattr(tokenizer.chat, "carried_as", None) == "deepseek_v32":
+        return "deepseek_v32"
+    call = as_tool_call(Call("probe", {"a": 1}))
+    turn = {"role": "assistant", "content": "", "tool_calls": [call]}
+    # Templates differ in whether they take arguments as an object or as JSON text
+    for as_text in (False, True):
+        messages = [ASKED, with_arguments(turn, as_text=as_text), {"role": "tool", "content": "?"}]
+        try:
+            text = by_template(tokenizer, messages, tokenize=False)
+        except ValueError:
+            continue
+        for name, begins in PROBED.items():
+            if begins in text and (name == "deepseek" or _shows_tools(tokenizer)):
+                return name
+    return "plain"
+
+
+def _shows_tools(tokenizer):
+    """Whether the chat template says which tools there are."""
+    parameters = {"type": "object", "properties": {}}
+    function = {"name": "probe", "description": "", "parameters": parameters}
+    shown = with_tools(tokenizer, [{"type": "function", "function": function}])
+    return "probe" in by_template(shown, [ASKED], tokenize=False)
