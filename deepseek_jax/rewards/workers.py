@@ -109,7 +109,7 @@ class _NoTimeLeft(Exception):
 
 
 def make_processes(num_workers: int, start: Callable, *start_args):
-    """An executor whose processes have a limit of memory, end with this one and begin by start(*start_args)."""
+    """An executor whose processes begin by start(*start_args), have little memory and end with this one."""
     # Not fork, which is unsafe in a process where jax has started threads
     spawn = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(num_workers, spawn, _start_worker, (start, *start_args))
