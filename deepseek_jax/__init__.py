@@ -17,6 +17,7 @@ losses/       logits or log-probabilities in, (scalar, metrics) out: next token,
 training/     one update, the loop around it, and what a run remembers
 data/         examples in, fixed-shape batches out: readers, tokenizers, chat, packing
 rewards/      text in, float out; plain Python (reward models load jax when called)
+environments/ the user's tools and environments, which answer the model's turns; plain Python
 rollout/      prompts in, completions and their log-probabilities out
 worlds/       each toy world whole: words, corpus, tokenizer, tasks, its rewards
 evaluation/   scores and how sure they are: pass@k, cons@k, intervals, paired comparison

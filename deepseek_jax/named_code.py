@@ -3,6 +3,7 @@
 Nothing else names code: no file of a run, a checkpoint, a data set or an adapter does.
 """
 
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -101,11 +102,36 @@ def import_code(file: Path, name: str):
     Raises ValueError, naming the line, where the file raises, and where it lacks the function.
     """
     source, function = NAMED.fullmatch(name).groups()
+    return _function(_module(file, source), source, function)
+
+
+def import_unchanged(file: Path, name: str, digest: str):
+    """import_code, for a file that has this digest (of digest_of): it runs once for all its functions.
+
+    Raises ValueError as import_code does, and where the file has changed.
+    """
+    source, function = NAMED.fullmatch(name).groups()
+    return _function(_unchanged_module(file, source, digest), source, function)
+
+
+@functools.cache
+def _unchanged_module(file, source, digest):
+    if digest_of(f"{source}:module", file) != digest:
+        raise ValueError(
+            f"{file.name} has changed since the run began; stop the run, and start it anew"
+        )
+    return _module(file, source)
+
+
+def _module(file, source):
     try:
-        module = import_file(file) if source.endswith(".py") else importlib.import_module(source)
+        return import_file(file) if source.endswith(".py") else importlib.import_module(source)
     # A file that calls sys.exit would end the process
     except (Exception, SystemExit) as error:
         raise ValueError(f"{source} cannot be imported: {with_line(error, file)}") from error
+
+
+def _function(module, source, function):
     found = getattr(module, function, None)
     if not callable(found):
         has = ", ".join(key for key, value in vars(module).items() if _is_own(value, module))

@@ -6,14 +6,13 @@ completion_ids, every column, log_extra and log_metric; where a prompt is a chat
 lists of messages; the completion of a conversation always is.
 """
 
-import functools
 import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from deepseek_jax.data.columns import columns_of
-from deepseek_jax.named_code import code_file, digest_of, import_code, with_line
+from deepseek_jax.named_code import code_file, digest_of, import_unchanged, with_line
 from deepseek_jax.rewards.scoring import Batch
 from deepseek_jax.rewards.workers import WorkerPool
 
@@ -65,20 +64,11 @@ class FunctionReward(WorkerPool):
         self.logged = Logged({}, {})
         # The first call imports the file, so that its error has a message
         super().__init__(_call, int, num_workers=2, wall_limit_seconds=LIMIT_SECONDS)
-        self.form = self._ask(_form)
+        self.form = self.ask(_form, *self.source)
         # TRL's form gets all completions in one call
         if self.form.lists:
             self.num_workers = 1
             self.close()
-
-    def _ask(self, work, *more):
-        """work(*source, *more) in a worker. Raises ValueError with what it returned as one."""
-        result = self.run({0: (work, *self.source, *more)}).get(0)
-        if result is None:
-            result = ValueError(f"{self.file.name}: {self.lost()}")
-        if isinstance(result, Exception):
-            raise ValueError(str(result))
-        return result
 
     def check(self, examples: Sequence[Mapping]):
         """Raise ValueError where an example lacks a column that the function takes, and where the function
@@ -172,18 +162,9 @@ def _call(work, *args):
         return ValueError(str(error))
 
 
-@functools.cache
-def _function(file, name, digest):
-    if digest_of(name, file) != digest:
-        raise ValueError(
-            f"{file.name} has changed since the run began; stop the run, and start it anew"
-        )
-    return import_code(file, name)
-
-
 def _form(*source):
     """The Form of the function."""
-    function = _function(*source)
+    function = import_unchanged(*source)
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         type(function).__call__
     ):
@@ -211,7 +192,7 @@ def _form(*source):
 
 def _one(file, name, digest, completion, example):
     """The value of a function of our form."""
-    function = _function(file, name, digest)
+    function = import_unchanged(file, name, digest)
     try:
         value = function(completion, example)
     except (Exception, SystemExit) as error:
@@ -221,7 +202,7 @@ def _one(file, name, digest, completion, example):
 
 def _many(file, name, digest, given, form, count):
     """(values, Logged) of a function of TRL's form."""
-    function, logged = _function(file, name, digest), Logged({}, {})
+    function, logged = import_unchanged(file, name, digest), Logged({}, {})
     logs = {
         "log_extra": lambda column, values: logged.columns.update({column: _plain(values)}),
         "log_metric": lambda metric, value: logged.metrics.update({metric: float(_item(value))}),

@@ -1,8 +1,9 @@
-"""Worker processes for rewards that may hang, crash or fill the memory.
+"""Worker processes for code that may hang, crash or fill the memory: rewards, tools and environments.
 
 The processes import no jax, and killing one loses nothing else.
 """
 
+import contextlib
 import faulthandler
 import math
 import multiprocessing
@@ -56,6 +57,13 @@ class WorkerPool:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
+    def ask(self, *args):
+        """What work(*args) returns. Raises ValueError with what it raised, or why it returned nothing."""
+        result = self.run({0: args}).get(0, ValueError(self.lost()))
+        if isinstance(result, Exception):
+            raise ValueError(str(result)) from result
+        return result
+
     def run(self, jobs: Mapping, limit_seconds: float = math.inf):
         """Call work(*args) for every key -> args of `jobs`, for at most limit_seconds in all.
 
@@ -76,9 +84,7 @@ class WorkerPool:
         deadline: of time.monotonic, which all processes of a machine share.
         """
         if self._pool is None:
-            # Not fork, which is unsafe in a process where jax has started threads
-            spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.num_workers, spawn, _start_worker, self._start)
+            self._pool = make_processes(self.num_workers, *self._start)
         futures = {}
         try:
             for key, args in jobs.items():
@@ -102,6 +108,25 @@ class _NoTimeLeft(Exception):
     """The deadline passed before the call began."""
 
 
+def make_processes(num_workers: int, start: Callable, *start_args):
+    """An executor whose processes begin by start(*start_args), have little memory and end with this one."""
+    # Not fork, which is unsafe in a process where jax has started threads
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(num_workers, spawn, _start_worker, (start, *start_args))
+
+
+@contextlib.contextmanager
+def watched(seconds: float):
+    """End this process if the body takes longer, even while it is in C code."""
+    with open(os.devnull, "w") as nowhere:
+        # A Python signal handler waits until a long call in C returns; this timer ends the worker anyway
+        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
 def _start_worker(start, *start_args):
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # A call that would fill the memory then fails in this process alone
@@ -121,11 +146,5 @@ def _watched(wall_limit_seconds, deadline, work, args):
     left = deadline - time.monotonic()
     if left <= 0:
         raise _NoTimeLeft
-    with open(os.devnull, "w") as nowhere:
-        # A Python signal handler waits until a long call in C returns; this timer ends the worker anyway
-        seconds = min(wall_limit_seconds, left)
-        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
-        try:
-            return work(*args)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+    with watched(min(wall_limit_seconds, left)):
+        return work(*args)

@@ -1,0 +1,12 @@
+"""The user's tools and environments, which answer the model's turns in worker processes without jax."""
+
+from deepseek_jax.lazy import lazy_names
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "Acted": "worker",
+        "ConversationSettings": "settings",
+        "Environments": "pool",
+    },
+)

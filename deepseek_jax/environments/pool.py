@@ -1,0 +1,163 @@
+"""Tools and environments of the user's own, in processes that may hang, crash or fill the memory."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deepseek_jax.environments import worker
+from deepseek_jax.environments.process import Job, Lost, Process
+from deepseek_jax.environments.schemas import describe
+from deepseek_jax.environments.settings import ConversationSettings
+from deepseek_jax.environments.worker import Acted, Code, Source
+from deepseek_jax.errors import at
+from deepseek_jax.named_code import BRING, code_file, digest_of, is_code
+
+
+@dataclasses.dataclass(eq=False)
+class _Conversation:
+    """count: its jobs so far. life: of the process that holds its environment."""
+
+    seed: int
+    life: int | None = None
+    count: int = 0
+    job: Job | None = None
+
+
+class Environments:
+    """Calls tools, and an environment for each conversation, in settings.workers processes.
+
+    tools: names of functions; environment: the name of a class, both as named_code takes them. Their form is
+    that of TRL's GRPOTrainer: functions with type hints and Google-style docstrings; a class without
+    arguments whose reset(**columns) begins a conversation, whose get_reward(), if there, scores it, and whose
+    other public methods are tools. Where such a class has step(text) alone and there are no tools, each text
+    of the model is a call of step.
+
+    Conversation `key` lives in one process, that of key % settings.workers, for as long as it lasts. A call
+    over call_seconds ends its process: its conversation gets a failure; of the others, those with an
+    environment there are lost, and the calls of those without run again in a new process. Before each reset,
+    turn and reward, `random` and, if imported, numpy.random get a seed of the conversation's own.
+
+    Use it as a context manager, or call close(). Processes start by "spawn", which imports the main script
+    again: guard that with `if __name__ == "__main__"`. Raises ValueError where the code has another form;
+    the message names the argument.
+    """
+
+    def __init__(
+        self, tools: Sequence[str], environment: str | None, settings: ConversationSettings
+    ):
+        with at("tools"):
+            sources = tuple(map(_source, tools))
+        with at("environment"):
+            code = Code(sources, None if environment is None else _source(environment))
+        self.has_state = environment is not None
+        self.schemas, self.takes_steps, self.reward_name = describe(code)
+        limits = settings.call_seconds, settings.call_bytes
+        self._processes = [Process(code, *limits) for _ in range(settings.workers)]
+        self._conversations: dict[int, _Conversation] = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def begin(self, jobs: Mapping[int, tuple[dict, int]]) -> dict[int, str | None]:
+        """Begin conversations: key -> (columns of its row, seed). Returns key -> what reset returned.
+
+        Raises ValueError where reset raises, goes over a limit, or returns neither None nor a text.
+        """
+        for key, (columns, seed) in jobs.items():
+            conversation = self._conversations[key] = _Conversation(seed)
+            if self.has_state:
+                self._send(conversation, key, ["reset"], worker.reset, columns)
+        return {key: self._begun(key) for key in jobs}
+
+    def _begun(self, key):
+        conversation = self._conversations[key]
+        if not self.has_state:
+            return None
+        process = self._process(key)
+        text = process.wait(conversation.job)
+        if isinstance(text, (Lost, ValueError)):
+            self.stop()
+            with at("environment"):
+                raise ValueError(text.why if isinstance(text, Lost) else str(text))
+        conversation.life, conversation.job = conversation.job.life, None
+        return text
+
+    def act(self, key: int, given: Sequence[Any] | str):
+        """Start the calls of a turn, each with .name and .arguments, or a step, whose text this is."""
+        conversation = self._conversations[key]
+        assert conversation.job is None and isinstance(given, str) == self.takes_steps
+        if self.takes_steps:
+            self._send(conversation, key, ["step"], worker.step, given)
+        else:
+            calls = [(call.name, call.arguments) for call in given]
+            self._send(conversation, key, [name for name, _ in calls], worker.turn, calls)
+
+    def acted(self, key: int) -> Acted:
+        """Wait for what act started. Raises ValueError where a file has changed since the run began."""
+        conversation = self._conversations[key]
+        result = self._process(key).wait(conversation.job)
+        conversation.job = None
+        if isinstance(result, ValueError):
+            with at("environment" if self.has_state else "tools"):
+                raise result
+        if not isinstance(result, Lost):
+            return result
+        own = result.key == key
+        return Acted([], int(own), result.seconds if own else 0.0, failure=_words(result, key))
+
+    def end(self, key: int):
+        """Start get_reward, if there is one, and forget the environment."""
+        conversation = self._conversations[key]
+        assert conversation.job is None
+        if self.reward_name is not None:
+            self._send(conversation, key, ["get_reward"], worker.reward)
+            return
+        del self._conversations[key]
+        if self.has_state:
+            self._process(key).tell(worker.forget, key)
+
+    def reward(self, key: int) -> float | str | None:
+        """Wait for the reward that end started: a number, why there is none, or None without get_reward."""
+        if self.reward_name is None:
+            return None
+        conversation = self._conversations.pop(key)
+        result = self._process(key).wait(conversation.job)
+        if isinstance(result, Lost):
+            return f"there is no reward: {_words(result, key)}"
+        return str(result) if isinstance(result, ValueError) else result
+
+    def stop(self):
+        """Forget all conversations under way."""
+        self._conversations.clear()
+        for process in self._processes:
+            process.stop()
+
+    def close(self):
+        """End the processes. The next begin() starts new ones."""
+        self._conversations.clear()
+        for process in self._processes:
+            process.close()
+
+    def _process(self, key):
+        return self._processes[key % len(self._processes)]
+
+    def _send(self, conversation, key, calls, work, *args):
+        args = key, *args, conversation.seed, conversation.count
+        conversation.count += 1
+        conversation.job = Job(key, calls, work, args, conversation.life)
+        self._process(key).send(conversation.job)
+
+
+def _source(name):
+    if not is_code(name):
+        raise ValueError(f"{name!r} names no code; {BRING}")
+    return Source(code_file(name), name, digest_of(name))
+
+
+def _words(lost, key):
+    if lost.key in (None, key):
+        return lost.why
+    return f"its environment ended with its worker: in another conversation {lost.why}"

@@ -1,0 +1,122 @@
+"""What the model is told of the user's tools; every mistake of their form is found here, before a run.
+
+A process of its own reads them and ends: the transformers library is large, and imports PyTorch where there
+is one.
+"""
+
+import inspect
+from typing import NamedTuple
+
+from deepseek_jax.environments.worker import IMPORT_SECONDS, Code, public_methods
+from deepseek_jax.errors import at
+from deepseek_jax.named_code import import_unchanged, with_line
+from deepseek_jax.rewards.workers import WorkerPool
+
+FORM = (
+    "give it type hints and a docstring: what it does, and Args: with a line NAME: MEANING for each"
+)
+
+
+class Described(NamedTuple):
+    """schemas: of tools, then of the environment's methods. takes_steps: each text of the model is a call of
+    step. reward_name: the environment's name where it has get_reward.
+    """
+
+    schemas: list[dict]
+    takes_steps: bool
+    reward_name: str | None
+
+
+def describe(code: Code) -> Described:
+    """The Described of the user's code. Raises ValueError, with the argument's name, for each mistake."""
+    with WorkerPool(_described, int, num_workers=1, wall_limit_seconds=IMPORT_SECONDS) as pool:
+        schemas, names = [], {}
+        for source in code.tools:
+            with at("tools"):
+                _add(pool.ask(_tool, source), source.name, schemas, names)
+        if code.environment is None:
+            return Described(schemas, False, None)
+        with at("environment"):
+            found = pool.ask(_environment, code.environment, bool(code.tools))
+            for schema in found.schemas:
+                _add(schema, code.environment.name, schemas, names)
+        return found._replace(schemas=schemas)
+
+
+def _add(schema, source, schemas, names):
+    name = schema["function"]["name"]
+    if name in names:
+        raise ValueError(
+            f"{source} has a tool {name}, and so has {names[name]}; rename one of the two"
+        )
+    names[name] = source
+    schemas.append(schema)
+
+
+def _described(work, source, *more):
+    """What work returns, or its error as one that a process without the user's code can read."""
+    try:
+        return work(import_unchanged(*source), source, *more)
+    except (Exception, SystemExit) as error:
+        return ValueError(str(error))
+
+
+def _tool(function, source):
+    if not inspect.isfunction(function):
+        raise ValueError(f"{source.name} is no function; name a function defined with def")
+    return _schema(function, source.name)
+
+
+def _schema(function, name):
+    from transformers.utils import get_json_schema
+
+    _require_not_async(function, name)
+    try:
+        return get_json_schema(function)
+    # A hint whose names are missing raises NameError
+    except Exception as error:
+        raise ValueError(f"{name}: {error}; {FORM}") from error
+
+
+def _require_not_async(function, name):
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise ValueError(f"{name} is async, which is not supported; define it without async")
+
+
+def _environment(environment, source, has_tools):
+    """The Described of an environment alone. has_tools: there are tools beside it."""
+    _require_class(environment, source)
+    names = public_methods(environment)
+    if not names and not has_tools:
+        raise ValueError(
+            f"{source.name} has no public method beside reset and get_reward; define tools, or step(text)"
+        )
+    try:
+        made = environment()
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"{source.name} cannot be made: {with_line(error, source.file)}"
+        ) from error
+    reward_name = environment.__name__ if hasattr(environment, "get_reward") else None
+    if names != ["step"] or has_tools:
+        schemas = [_schema(getattr(made, name), f"{source.name}.{name}") for name in names]
+        return Described(schemas, False, reward_name)
+    try:
+        inspect.signature(made.step).bind("text")
+    except TypeError as error:
+        raise ValueError(f"{source.name}.step: {error}; define step(self, text)") from error
+    return Described([], True, reward_name)
+
+
+def _require_class(environment, source):
+    if not inspect.isclass(environment):
+        raise ValueError(f"{source.name} is no class; name a class whose methods are the tools")
+    try:
+        inspect.signature(environment).bind()
+    except TypeError as error:
+        raise ValueError(f"{source.name} takes arguments: {error}; give it none") from error
+    functions = dict(inspect.getmembers(environment, inspect.isfunction))
+    if "reset" not in functions:
+        raise ValueError(f"{source.name} has no method reset; define reset(self, **columns)")
+    for name, function in functions.items():
+        _require_not_async(function, f"{source.name}.{name}")

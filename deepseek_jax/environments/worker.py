@@ -1,0 +1,259 @@
+"""What runs in a worker process: calls of the user's tools and environments, each under its limits."""
+
+import hashlib
+import inspect
+import math
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from deepseek_jax.named_code import import_unchanged, with_line
+from deepseek_jax.rewards.workers import watched
+
+# For the import of all files
+IMPORT_SECONDS = 60.0
+# Characters of an error that the model reads
+ERROR_CHARS = 500
+TOO_LONG = "{} returned {} bytes, above config.conversation.call_bytes={}"
+
+
+class Acted(NamedTuple):
+    """What the calls of a turn, or a step, gave.
+
+    texts: one for each call ("Error: ..." where it raised), one for a step. errors: calls that raised, had an
+    unknown name or arguments that the function does not take, or went over a limit. seconds: in the user's
+    code. ended: step returned None. failure: a limit ended the conversation, in words; texts is [] then.
+    """
+
+    texts: list[str]
+    errors: int
+    seconds: float
+    ended: bool = False
+    failure: str | None = None
+
+
+class Source(NamedTuple):
+    """Code that a config names, as import_unchanged takes it."""
+
+    file: Path
+    name: str
+    digest: str
+
+
+class Code(NamedTuple):
+    """The functions and the class that the user brought."""
+
+    tools: tuple[Source, ...]
+    environment: Source | None
+
+
+class Doing(NamedTuple):
+    """Places of the array in which a worker notes what it does: its process may end before it can say so."""
+
+    job: int = 0
+    call: int = 1
+    since: int = 2
+    pid: int = 3
+
+
+class _State(NamedTuple):
+    """A worker's own, from its start on. environments: conversation -> its environment."""
+
+    doing: Any
+    code: Code
+    call_seconds: float
+    call_bytes: int
+    environments: dict
+    loaded: dict
+
+
+_state: _State | None = None
+_AT = Doing()
+
+
+def start(doing, code: Code, call_seconds: float, call_bytes: int):
+    """Begin a worker process."""
+    global _state
+    _state = _State(doing, code, call_seconds, call_bytes, {}, {})
+    doing[_AT.pid] = os.getpid()
+    # What the user's code prints would stand among the lines of the run
+    sys.stdout.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def run(number: int, work: Callable, *args):
+    """work(*args), the job of this number; its error as a ValueError that the main process can read."""
+    _note(0, number)
+    try:
+        if not _state.loaded:
+            with watched(IMPORT_SECONDS):
+                _load()
+        return work(*args)
+    except (Exception, SystemExit) as error:
+        return ValueError(str(error))
+
+
+def reset(key: int, columns: dict, seed: int, count: int):
+    """Make the environment of a conversation. Returns the text of its reset, or None."""
+    _seed(seed, count)
+    file = _state.code.environment.file
+    environment, error, _ = _limited(0, _state.loaded["environment"])
+    if error is None:
+        _state.environments[key] = environment
+        _require_columns(environment.reset, columns, file)
+        text, error, _ = _limited(0, environment.reset, **columns)
+    if error is not None:
+        raise ValueError(f"reset failed: {with_line(error, file)}")
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise ValueError(f"reset returned {_cut(repr(text))}; return a text, or None ({file.name})")
+    text, size = _clean(text)
+    if size > _state.call_bytes:
+        raise ValueError(TOO_LONG.format("reset", size, _state.call_bytes))
+    return text
+
+
+def _require_columns(function, columns, file):
+    try:
+        inspect.signature(function).bind(**columns)
+    except TypeError as error:
+        raise ValueError(
+            f"reset of {file.name} gets every column ({', '.join(columns)}): {error}; "
+            "take those that it does not read as **columns"
+        ) from error
+
+
+def turn(key: int, calls: Sequence[tuple[str, dict]], seed: int, count: int):
+    """Acted: each call's text, in order."""
+    _seed(seed, count)
+    functions = dict(_state.loaded["tools"])
+    if key in _state.environments:
+        environment = _state.environments[key]
+        methods = public_methods(type(environment))
+        functions |= {name: getattr(environment, name) for name in methods}
+    texts, errors, seconds = [], 0, 0.0
+    for place, (name, arguments) in enumerate(calls):
+        text, error, spent = _limited(place, _answer, functions, name, arguments)
+        text, size = _clean(text if error is None else _error_text(error))
+        errors, seconds = errors + (error is not None), seconds + spent
+        if size > _state.call_bytes:
+            failure = TOO_LONG.format(name, size, _state.call_bytes)
+            return Acted([], errors + 1, seconds, failure=failure)
+        texts.append(text)
+    return Acted(texts, errors, seconds)
+
+
+def step(key: int, text: str, seed: int, count: int):
+    """Acted: the text with which an environment answers the model's."""
+    _seed(seed, count)
+    value, error, seconds = _limited(0, _state.environments[key].step, text)
+    if error is None and value is None:
+        return Acted([], 0, seconds, ended=True)
+    if error is None and not isinstance(value, str):
+        error = TypeError(f"step returned {value!r}; return a text, or None to end")
+    text, size = _clean(value if error is None else _error_text(error))
+    if size > _state.call_bytes:
+        return Acted([], 1, seconds, failure=TOO_LONG.format("step", size, _state.call_bytes))
+    return Acted([text], int(error is not None), seconds)
+
+
+def reward(key: int, seed: int, count: int):
+    """A finite number, or a text that says why there is none. Forgets the environment."""
+    _seed(seed, count)
+    file = _state.code.environment.file
+    value, error, _ = _limited(0, _state.environments.pop(key).get_reward)
+    if error is not None:
+        return f"get_reward failed: {with_line(error, file)}"
+    value = value.item() if hasattr(value, "item") else value
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        return f"get_reward returned {_cut(repr(value))}; return a finite number ({file.name})"
+    return float(value)
+
+
+def forget(key: int | None = None):
+    """Forget the environment of a conversation, or all of them."""
+    if key is None:
+        _state.environments.clear()
+    _state.environments.pop(key, None)
+
+
+def public_methods(environment: type):
+    """The names of the methods that are tools, in the order of their definition."""
+    functions = dict(inspect.getmembers(environment, inspect.isfunction))
+    names = dict.fromkeys(name for base in reversed(environment.__mro__) for name in vars(base))
+    return [
+        name
+        for name in names
+        if name in functions and name not in ("reset", "get_reward") and not name.startswith("_")
+    ]
+
+
+def _load():
+    tools = [import_unchanged(*source) for source in _state.code.tools]
+    made = _state.code.environment
+    _state.loaded.update(
+        tools={tool.__name__: tool for tool in tools},
+        environment=None if made is None else import_unchanged(*made),
+    )
+
+
+def _note(call, number=None):
+    if number is not None:
+        _state.doing[_AT.job] = number
+    _state.doing[_AT.call], _state.doing[_AT.since] = call, time.monotonic()
+
+
+def _limited(call, function, *args, **columns):
+    """(what it returned, what it raised, seconds) of the user's code; over the limit this process ends."""
+    _note(call)
+    value, raised, begun = None, None, time.monotonic()
+    try:
+        with watched(_state.call_seconds):
+            value = function(*args, **columns)
+    except (Exception, SystemExit) as error:
+        raised = error
+    return value, raised, time.monotonic() - begun
+
+
+class _Refused(Exception):
+    """A call that reached no code of the user."""
+
+
+def _answer(functions, name, arguments):
+    if name not in functions:
+        known = ", ".join(functions)
+        raise _Refused(f"there is no tool {name}; there are: {known}")
+    signature = inspect.signature(functions[name])
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise _Refused(f"{name}{signature}: {error}") from error
+    return str(functions[name](**arguments))
+
+
+def _error_text(error):
+    kind = "" if isinstance(error, _Refused) else f"{type(error).__name__}: "
+    return _cut(f"Error: {kind}{error}")
+
+
+def _cut(text):
+    return text[:ERROR_CHARS]
+
+
+def _clean(text):
+    """(text, bytes): half of a surrogate pair, which has no UTF-8, becomes a question mark."""
+    data = text.encode("utf-8", "replace")
+    return data.decode(), len(data)
+
+
+def _seed(seed, count):
+    """Environments that draw from `random` do so alike in a repeated run, whatever else their worker does."""
+    number = int.from_bytes(hashlib.blake2b(f"{seed} {count}".encode(), digest_size=4).digest())
+    random.seed(number)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(number)

@@ -1,0 +1,45 @@
+"""Conversations of the tests of tests/environments/."""
+
+import contextlib
+from pathlib import Path
+from typing import NamedTuple
+
+from deepseek_jax.environments import ConversationSettings, Environments
+
+FILES = Path(__file__).parent / "files"
+TOOLS, ENVIRONMENTS = FILES / "own_tools.py", FILES / "own_environments.py"
+
+
+class Call(NamedTuple):
+    name: str
+    arguments: dict
+
+
+def call(name, **arguments):
+    return Call(name, arguments)
+
+
+def environments(*tools, environment=None, workers=1, **limits):
+    """Environments with tools of own_tools.py and an environment of own_environments.py."""
+    name = environment and f"{ENVIRONMENTS}:{environment}"
+    settings = ConversationSettings(workers=workers, **limits)
+    return Environments([f"{TOOLS}:{tool}" for tool in tools], name, settings)
+
+
+@contextlib.contextmanager
+def begun(*tools, count=1, columns=None, **more):
+    """environments(), with `count` conversations, whose seeds are 0, 1, and so on."""
+    with environments(*tools, **more) as made:
+        made.begin({key: (columns or {}, key) for key in range(count)})
+        yield made
+
+
+def act(made, key, *calls):
+    """Acted of one turn, or of a step."""
+    made.act(key, calls[0] if made.takes_steps else list(calls))
+    return made.acted(key)
+
+
+def scored(made, key):
+    made.end(key)
+    return made.reward(key)

@@ -1,0 +1,63 @@
+"""Environments with `step`, rewards of environments, and conversations that are stopped."""
+
+import time
+
+import pytest
+
+from tests.environments.calls import act, begun, call, scored
+
+
+def test_each_text_of_the_model_is_a_step_until_one_returns_none():
+    """Oracle: the game, by hand."""
+    with begun(environment="Guess", columns={"secret": 6}) as made:
+        assert made.takes_steps and made.schemas == [] and made.reward_name is None
+        assert act(made, 0, "5").texts == ["higher"]
+        assert act(made, 0, "9").texts == ["lower"]
+        acted = act(made, 0, "6")
+        assert acted.ended and (acted.texts, acted.errors, acted.failure) == ([], 0, None)
+        assert scored(made, 0) is None
+
+
+def test_a_step_that_fails_is_read_by_the_model():
+    """Oracle: the messages."""
+    with begun(environment="Guess", columns={"secret": 6}, call_seconds=0.5) as made:
+        acted = act(made, 0, "six")
+        assert acted.errors == 1 and acted.texts[0].startswith("Error: ValueError: invalid literal")
+        acted = act(made, 0, "odd")
+        assert acted.errors == 1 and acted.texts[0].startswith("Error: TypeError: step returned 3;")
+        acted = act(made, 0, "hang")
+        assert acted.failure == "step took more than config.conversation.call_seconds=0.5"
+
+
+@pytest.mark.parametrize(
+    "first, reward",
+    [
+        (12, 1.2),
+        (13, "get_reward returned nan; return a finite number (own_environments.py)"),
+        (14, "get_reward returned None; return a finite number (own_environments.py)"),
+        (15, "get_reward failed: own_environments.py, line 51: ZeroDivisionError"),
+        (16, "there is no reward: get_reward took more than config.conversation.call_seconds=0.5"),
+    ],
+)
+def test_a_reward_is_a_number_or_why_there_is_none(first, reward):
+    """Oracle: by hand."""
+    with begun(environment="Counter", columns={"first": first}, call_seconds=0.5) as made:
+        found = scored(made, 0)
+    assert found == reward or str(found).startswith(str(reward))
+
+
+def test_a_stop_ends_the_calls_under_way_and_forgets_all():
+    """Oracle: the clock: not the 10 s of a call; new conversations have the old keys and their own state."""
+    counter = dict(environment="Counter", columns={"first": 1}, count=4, workers=2)
+    with begun(**counter, call_seconds=10.0) as made:
+        made.act(0, [call("hang")])
+        made.act(1, [call("add", number=1)])
+        assert made.acted(1).texts == ["2"]
+        start = time.monotonic()
+        made.stop()
+        assert time.monotonic() - start < 5
+        made.begin({key: ({"first": 5}, 0) for key in range(2)})
+        assert [act(made, key, call("add", number=1)).texts for key in range(2)] == [["6"], ["6"]]
+        made.act(0, [call("hang")])
+        start = time.monotonic()
+    assert time.monotonic() - start < 5
