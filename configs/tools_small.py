@@ -1,4 +1,4 @@
-"""A calculator in miniature: a tiny DeepSeek-V3 that mostly guesses long sums learns to call a tool that knows.
+"""Tools in miniature: a tiny DeepSeek-V3 that mostly guesses long sums learns to call a calculator.
 
 python launch/train.py --config=configs/tools_small.py          # or configs/tools_small.py:lying,seed=1
 """
