@@ -22,6 +22,7 @@ RUNS = [(path, None) for path in EXPERIMENTS] + [
     for stage in stages
 ]
 RUNS += [(CONFIGS / "distill_small.py", arg) for arg in ("letters", "plateau")]
+RUNS += [(CONFIGS / "tools_small.py", "lying")]
 RUNS += [(CONFIGS / "r1_zero.py", "extra_prompts=128")]
 RUNS += [(CONFIGS / "r1_small.py", arg) for arg in ("last=distill", "last=both", "quick")]
 

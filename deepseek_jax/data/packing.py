@@ -61,11 +61,13 @@ def pack(
     """Language-modelling batches of documents, shuffled by `seed`, as a grain.IterDataset.
 
     source: a Mixture, or random access to {"text": str or UTF-8 bytes}, such as
-    sources.file_documents() or a list. Each document ends in eos and is one segment. One longer
+    sources.file_documents() or a list. Each document ends in eos and is one segment. A text may be a sequence
+    of texts, the turns of a conversation: each of them ends in eos, within the one segment. One longer
     than a row becomes several, each starting with the last token of the one before, so that every
     token but a document's first is predicted once an epoch. rows.packing=False: one document a row, cut
     to its first segment. fim_rate: share of the documents, and of a longer one's segments, that
-    are learned as prefix, suffix, middle (infill.fill_in_the_middle), others in each epoch.
+    are learned as prefix, suffix, middle (infill.fill_in_the_middle), others in each epoch; no conversation
+    is.
     num_epochs: None repeats for ever, in another order each time; a finite run, see Mixture.order,
     fills its last batch with padding. The iterators resume exactly by get_state(), which is JSON,
     and set_state(); close() ends the thread that reads ahead. The normalizer and num_tokens of a reader
@@ -146,15 +148,33 @@ def _read(draws, *, source, tokenizer, length, fim_rate, seed):
     documents = source.__getitems__([index for _, index in draws])
     read = []
     for (epoch, index), document in zip(draws, documents, strict=True):
-        text = _text(document["text"], index)
+        text = document_text(document["text"], index)
         # This seed depends neither on the number of readers nor on where the run resumed
         own_seed = (seed, epoch, index)
-        segments = fill_in_the_middle(text, tokenizer, length=length, rate=fim_rate, seed=own_seed)
+        if isinstance(text, list):
+            segments = _turns(text, tokenizer, length)
+        else:
+            segments = fill_in_the_middle(
+                text, tokenizer, length=length, rate=fim_rate, seed=own_seed
+            )
         read.append([np.array(segment, np.int32) for segment in segments])
     return read
 
 
-def _text(text, index):
+def _turns(texts, tokenizer, length):
+    """Texts that each end in eos, as segments of up to `length` ids; each begins with the last id of the one
+    before.
+    """
+    ids = [token for text in texts for token in (*tokenizer.encode(text), tokenizer.eos_id)]
+    return [ids[start : start + length] for start in range(0, len(ids) - 1, length - 1)]
+
+
+def document_text(text, index: int):
+    """A document's text as a str, or as a list of str where it is a sequence of texts. Raises ValueError,
+    naming the document by its index, for bytes that are not UTF-8.
+    """
+    if not isinstance(text, (str, bytes)):
+        return [document_text(each, index) for each in text]
     try:
         return text.decode() if isinstance(text, bytes) else text
     except UnicodeDecodeError as error:

@@ -83,12 +83,15 @@ class Tokenizer:
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
 
-def closed_tokenizer(pieces):
-    """A tokenizer whose tokens are the pieces, matched longest first, then <pad> and <eos>.
+def closed_tokenizer(pieces, other: str | None = None):
+    """A tokenizer whose tokens are the pieces, matched longest first, then `other`, <pad> and <eos>.
 
-    Encoding any other text raises ValueError.
+    other: the token of each stretch of text that is not made of pieces. Without it such text raises
+    ValueError when it is encoded.
     """
-    model = tokenizers.models.WordLevel({piece: i for i, piece in enumerate(pieces)})
+    words = pieces if other is None else (*pieces, other)
+    vocabulary = {word: i for i, word in enumerate(words)}
+    model = tokenizers.models.WordLevel(vocabulary, unk_token=other)
     backend = tokenizers.Tokenizer(model)
     # A regular expression takes the first alternative that matches, not the longest
     longest_first = sorted(pieces, key=len, reverse=True)

@@ -17,6 +17,8 @@ WORLDS = LazyTable(
         "arithmetic": "deepseek_jax.worlds.arithmetic.world:SUMS",
         "word_arithmetic": "deepseek_jax.worlds.arithmetic.world:WORDS",
         "bilingual": "deepseek_jax.worlds.bilingual.world:BILINGUAL",
+        "calculator": "deepseek_jax.worlds.calculator.world:CALCULATOR",
+        "guess": "deepseek_jax.worlds.guess.world:GUESS",
     }
 )
 # What reads tasks of the user's own

@@ -108,6 +108,44 @@ def test_a_document_longer_than_a_row_is_predicted_whole_and_once():
     )
 
 
+def conversations(n, turns, seed=0):
+    """Documents of several texts, in str and in bytes."""
+    rng = np.random.default_rng(seed)
+    texts = [[write_document(rng) for _ in range(turns)] for _ in range(n)]
+    return [{"text": [t.encode() for t in each] if i % 2 else each} for i, each in enumerate(texts)]
+
+
+def turn_ids(document):
+    """The ids of every turn, each with its end token."""
+    texts = [text.decode() if isinstance(text, bytes) else text for text in document["text"]]
+    return [token for text in texts for token in (*TOKENIZER.encode(text), TOKENIZER.eos_id)]
+
+
+def test_each_turn_of_a_conversation_ends_in_eos_within_one_segment():
+    """Oracle: the turns' own tokens, counted; lone texts beside them stay as they are."""
+    several, lone = conversations(200, 3), make_documents(100)
+    settings = dict(sequence_length=192, batch_size=4, seed=0, num_epochs=1)
+    batches = pack(several + lone, TOKENIZER, **settings)
+    segments = Counter(segment for batch in batches for segment in read_segments(batch))
+    assert segments == Counter([tuple(turn_ids(d)) for d in several] + token_lists(lone))
+
+
+@pytest.mark.parametrize("length", [16, 17, 33])
+def test_a_conversation_longer_than_a_row_is_predicted_whole_and_once(length):
+    """Oracle: all tokens but each conversation's first, counted."""
+    documents = conversations(60, 5)
+    batches = pack(documents, TOKENIZER, sequence_length=length, batch_size=4, seed=0, num_epochs=1)
+    predicted = Counter(t for b in batches for s in read_segments(b) for t in s[1:])
+    assert predicted == Counter(token for d in documents for token in turn_ids(d)[1:])
+
+
+def test_an_end_token_written_in_a_turn_is_no_end_token():
+    """Oracle: the error of a closed vocabulary."""
+    batches = pack([{"text": ["3", "<eos>"]}], TOKENIZER, sequence_length=16, batch_size=1, seed=0)
+    with pytest.raises(ValueError, match="beyond this tokenizer's vocabulary"):
+        next(iter(batches))
+
+
 def test_an_empty_document_leaves_no_segment():
     """Oracle: by hand: its end token alone predicts nothing."""
     documents = [{"text": ""}, {"text": "7"}, {"text": ""}]

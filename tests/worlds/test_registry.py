@@ -1,5 +1,6 @@
 """Look-ups in the list of worlds."""
 
+import numpy as np
 import pytest
 
 from deepseek_jax.worlds.registry import (
@@ -19,8 +20,9 @@ def test_a_small_worlds_corpus_is_written_in_its_tokenizers_pieces(tmp_path, cor
     """Oracle: the round trip through the tokenizer, which refuses or loses other text."""
     world, make = find_corpus(corpus)
     tokenizer, documents = world.tokenizer(), make(tmp_path, num_documents=50, seed=0)
-    texts = [documents[i]["text"].decode() for i in range(len(documents))]
-    assert len(texts) == 50
+    turns = [np.atleast_1d(documents[i]["text"]) for i in range(len(documents))]
+    assert len(turns) == 50
+    texts = [text.decode() for texts in turns for text in texts]
     assert [tokenizer.decode(tokenizer.encode(text)) for text in texts] == texts
 
 

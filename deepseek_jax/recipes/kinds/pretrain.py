@@ -13,7 +13,7 @@ from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.flops import useful_flops, warm_up_flops
 from deepseek_jax.costs.program import Program, rows_of_tokens, update_program
 from deepseek_jax.data.batches import PackedDocuments, abstract_rows
-from deepseek_jax.data.packing import Rows, pack
+from deepseek_jax.data.packing import Rows, document_text, pack
 from deepseek_jax.data.sources import read
 from deepseek_jax.losses.next_token import next_token_loss, parts_trained
 from deepseek_jax.models import ModelConfig, how_to_run, random_params
@@ -256,8 +256,8 @@ def _covers(work: Work):
         return found
     # In the folder where the training looks for it: the corpus is built once
     documents = work.job.corpus(work).documents
-    texts = read(documents, range(len(documents)))
-    return found | {"data": [record["text"].decode() for record in texts]}
+    records = enumerate(read(documents, range(len(documents))))
+    return found | {"data": [document_text(record["text"], index) for index, record in records]}
 
 
 def _compiles(work: Work) -> list[Program]:

@@ -1,0 +1,88 @@
+"""A toy world of sums that are too long to do in one's head, its answers, and a corpus that seldom calls.
+
+A question is "3120 + 4805?". The corpus mostly answers it at once and wrongly; seldom it writes the call
+"add(3120, 4805)", reads the sum that the calculator gives, and repeats it. Other documents are a number that
+is read and repeated. So a model pre-trained here can call and copy, and rarely does; reinforcement learning
+can then make it do so more often.
+"""
+
+from dataclasses import dataclass, fields
+
+from deepseek_jax.data.chat import PLAIN_TEMPLATE
+from deepseek_jax.worlds.arithmetic.corpus import DIGITS, held_out
+
+SMALLEST_OPERAND = 1000
+LARGEST_OPERAND = 9999
+# A wrong number is off by so much at most
+LARGEST_SLIP = 999
+# Every text of this world is a sequence of these
+PIECES = (*DIGITS, " + ", "?", "\n", "add(", ", ", ")")
+# Stands for any other text, such as an error's
+OTHER = "…"
+
+
+@dataclass(frozen=True)
+class CalculatorMix:
+    r"""The contents of the corpus, as shares in 0..1.
+
+    copied: share of all documents; they are a number that is asked and answered, "7925\n7925". The others ask
+    a sum. called: share of these whose first turn calls the calculator. wrong_direct: share of the answers
+    without a call that are wrong. wrong_reading: share of the answers after a call, and of copied numbers,
+    that are another number than the one before them.
+    """
+
+    copied: float = 0.50
+    called: float = 0.10
+    wrong_direct: float = 0.90
+    wrong_reading: float = 0.05
+
+    def __post_init__(self):
+        for field in fields(self):
+            share = getattr(self, field.name)
+            if not 0 <= share <= 1:
+                raise ValueError(f"{field.name}={share} is not a share; choose a value in 0..1.")
+
+
+def question(operands):
+    """The text "3120 + 4805?" for operands (3120, 4805)."""
+    return f"{' + '.join(map(str, operands))}?"
+
+
+def call(operands):
+    """The call "add(3120, 4805)" in the plain form."""
+    return f"add({', '.join(map(str, operands))})"
+
+
+def draw_operands(rng):
+    """Two operands, any of them equally likely: a list. rng: np.Generator."""
+    return rng.integers(SMALLEST_OPERAND, LARGEST_OPERAND + 1, size=2).tolist()
+
+
+def write_document(rng, mix=CalculatorMix()):
+    """One document of the corpus, a list of texts, without the end tokens after each of them.
+
+    A text is what is asked, in the template, and what the turn answers. rng: np.Generator, the only
+    randomness.
+    """
+    if rng.random() < mix.copied:
+        number = sum(draw_operands(rng))
+        return [_turn(number, _perhaps_wrong(rng, number, mix.wrong_reading))]
+    operands = draw_operands(rng)
+    while held_out(operands):
+        operands = draw_operands(rng)
+    total = sum(operands)
+    if rng.random() < mix.called:
+        read = _perhaps_wrong(rng, total, mix.wrong_reading)
+        return [_turn(question(operands), call(operands)), _turn(total, read)]
+    return [_turn(question(operands), _perhaps_wrong(rng, total, mix.wrong_direct))]
+
+
+def _turn(asked, answered):
+    return PLAIN_TEMPLATE.format(question=asked) + str(answered)
+
+
+def _perhaps_wrong(rng, number, share):
+    """The number, or in this share of the cases one that is up to LARGEST_SLIP off."""
+    if rng.random() >= share:
+        return number
+    return number + int(rng.integers(1, LARGEST_SLIP + 1)) * (1 if rng.random() < 0.5 else -1)

@@ -1,0 +1,56 @@
+"""A toy world of games: guess a number from "higher" and "lower".
+
+The corpus plays carelessly: about half of the guesses are any number, the others any that the answers so far
+leave. So a model pre-trained here reads the answers and finds the number in about twice as many turns as
+halving what is left takes; reinforcement learning can then make it play better.
+"""
+
+from dataclasses import dataclass
+
+from deepseek_jax.data.chat import PLAIN_TEMPLATE
+from deepseek_jax.worlds.guess.environment import MOST_TURNS, GuessNumber
+
+LARGEST = 32
+NUMBERS = range(1, LARGEST + 1)
+QUESTION = f"Guess a number from 1 to {LARGEST}."
+# Every text of this world is a sequence of these
+PIECES = (*map(str, NUMBERS), QUESTION, "\n", "higher", "lower")
+# Stands for any other text, such as an answer to what is no guess
+OTHER = "…"
+
+
+@dataclass(frozen=True)
+class GuessMix:
+    """How the corpus plays. careless: share of the guesses that are any number, whatever was answered."""
+
+    careless: float = 0.50
+
+    def __post_init__(self):
+        if not 0 <= self.careless <= 1:
+            raise ValueError(f"careless={self.careless} is not a share; choose a value in 0..1.")
+
+
+def write_document(rng, mix=GuessMix()):
+    r"""One game, a list of texts, without the end tokens after each of them: "Guess a number from 1 to
+    32.\n12", "higher\n25", "lower\n18".
+
+    It ends with the number, or after MOST_TURNS. rng: np.Generator, the only randomness.
+    """
+    game, asked, turns = GuessNumber(), QUESTION, []
+    low, high = NUMBERS[0], NUMBERS[-1]
+    game.reset(number=_draw(rng, low, high))
+    while asked is not None and len(turns) < MOST_TURNS:
+        is_careless = rng.random() < mix.careless
+        guess = _draw(rng, NUMBERS[0], NUMBERS[-1]) if is_careless else _draw(rng, low, high)
+        turns.append(PLAIN_TEMPLATE.format(question=asked) + str(guess))
+        asked = game.step(str(guess))
+        if asked == "higher":
+            low = max(low, guess + 1)
+        else:
+            high = min(high, guess - 1)
+    return turns
+
+
+def _draw(rng, low, high):
+    """A number of low..high."""
+    return int(rng.integers(low, high + 1))

@@ -1,0 +1,37 @@
+"""Games as questions, and the rule that looks for the number in the last turn."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from deepseek_jax.data.tasks import Task
+from deepseek_jax.worlds.guess.corpus import NUMBERS, QUESTION
+
+
+def guess_task(seed: int, num_held_out: int = 128):
+    """Games with every number equally often, in an order of `seed`; the held-out ones in another.
+
+    The question is the same in all, as the number is not in it: the held-out games are no others than those
+    to train on, and the mean of their turns is over all numbers where num_held_out is a multiple of them.
+    """
+    rng = np.random.default_rng(seed)
+    return Task(_games(rng, len(NUMBERS)), _games(rng, num_held_out))
+
+
+def _games(rng, count):
+    rounds = -(-count // len(NUMBERS))
+    drawn = np.concatenate([rng.permutation(NUMBERS) for _ in range(rounds)])[:count]
+    return [{"question": QUESTION, "answer": str(n), "number": n} for n in drawn.tolist()]
+
+
+def number_of(example: Mapping):
+    """The one guess that is right."""
+    return example["answer"]
+
+
+def guessed(completion: str, example: Mapping):
+    r"""1.0 if the last turn is the number, else 0.0.
+
+    completion: a whole conversation, "12higher\n25lower\n18": the game's answers end in a line break.
+    """
+    return float(completion.rpartition("\n")[2] == example["answer"])

@@ -1,0 +1,18 @@
+"""The world of guesses."""
+
+from deepseek_jax.data.chat import PLAIN_TEMPLATE
+from deepseek_jax.rewards import Rule
+from deepseek_jax.worlds.guess.builder import guess_corpus
+from deepseek_jax.worlds.guess.tasks import guess_task, guessed, number_of
+from deepseek_jax.worlds.guess.tokenizer import guess_tokenizer
+from deepseek_jax.worlds.world import Questions, World
+
+GUESS = World(
+    name="guess",
+    template=PLAIN_TEMPLATE,
+    questions={"guess": Questions(guess_task, "guessed", number_of)},
+    reasoning="guess",
+    corpora={"guess": guess_corpus},
+    tokenizers={"guess": guess_tokenizer},
+    rewards={"guessed": Rule(guessed)},
+)
