@@ -1,7 +1,6 @@
 """Texts of others to token ids: markers of a chat template within them stay text."""
 
 import itertools
-import re
 
 from deepseek_jax.data.tokenizer import Tokenizer
 
@@ -27,12 +26,11 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def _encode_apart(tokenizer, text):
     encoding = tokenizer.backend.encode(text, add_special_tokens=False)
-    contents = {i: content for content, i in tokenizer.markers.items()}
     cuts = []
     for i, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-        if i in contents and end - start > 1:
+        if i in tokenizer.markers and end - start > 1:
             # A marker may have taken blanks around it, or another spelling
-            at = text.find(contents[i], start, end)
+            at = text.find(tokenizer.markers[i], start, end)
             cuts.append(at + 1 if at >= 0 else (start + end) // 2)
     if not cuts:
         return encoding.ids
@@ -46,14 +44,12 @@ def encode_parts(tokenizer: Tokenizer, parts: list[str], texts: list[str]) -> li
     Markers in the parts become their tokens, and those in the texts do not. What lies between two tokens of
     the parts is encoded as one text, as the template's whole text would be.
     """
-    longest_first = sorted(tokenizer.markers, key=len, reverse=True)
-    marker = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
     ids, open_text = [], ""
     for part, text in itertools.zip_longest(parts, texts, fillvalue=""):
         end = 0
-        for found in marker.finditer(part):
+        for found in tokenizer.marker_pattern.finditer(part):
             ids += encode_text(tokenizer, open_text + part[end : found.start()])
-            ids.append(tokenizer.markers[found[0]])
+            ids.append(tokenizer.backend.token_to_id(found[0]))
             open_text, end = "", found.end()
         open_text += part[end:] + text
     return ids + encode_text(tokenizer, open_text)

@@ -117,8 +117,9 @@ class ToolForm:
         sampled: R1's and Qwen3's drop earlier thoughts. All of them if it cannot write the conversation.
 
         messages: the whole conversation in OpenAI's form. texts: the raw text of each of the model's
-        turns, in order; they are the last turns of the assistant. A message that nothing follows is not
-        an earlier turn. Templates of text rewrite none.
+        turns, in order, with what stands between the template's generation prompt and it, such as an
+        opening; they are the last turns of the assistant. A message that nothing follows is not an
+        earlier turn. Templates of text rewrite none.
         """
         if self.template != "chat" or not texts:
             return 0

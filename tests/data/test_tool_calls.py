@@ -9,8 +9,7 @@ from trl.chat_template_utils import add_response_schema, parse_response
 from deepseek_jax.data.chat import end_of_turn
 from deepseek_jax.data.deepseek_v32 import DeepseekV32Chat
 from deepseek_jax.data.tools import Call, tool_form
-from tests.data.test_tools import CALLS, THOUGHT, raw_calls
-from tests.data.tool_schemas import SCHEMAS
+from tests.data.tool_turns import CALLS, SCHEMAS, THOUGHT, raw_calls
 
 HERMES = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": -2}}\n</tool_call>'
 ROLL = '<tool_call>{"name": "roll", "arguments": {}}</tool_call>'

@@ -12,7 +12,7 @@ from deepseek_jax.data.deepseek_v32 import DeepseekV32Chat, render_messages
 from deepseek_jax.data.tools import Call, tool_form
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from tests.data.conftest import HERMES, with_template
-from tests.data.tool_schemas import SCHEMAS
+from tests.data.tool_turns import CALLS, SCHEMAS, THOUGHT, raw_calls
 from tests.turns import turns
 
 FORMS = {
@@ -24,22 +24,8 @@ FORMS = {
     "deepseek": "deepseek",
     "smollm2": "plain",
 }
-CALLS = [Call("add", {"a": 312, "b": 4805}), Call("look_up", {"word": '日本 "x"'})]
 # Blanks that a tokenizer joins with those of the template, quotes that Llama's escapes, and nothing
 RESULTS = [["5117", "Japan"], ["\n5117\n\n", ' "a\\n"\t'], ["", "."]]
-
-
-def raw_calls(form, calls):
-    """A model's turn that calls, in the words of its template."""
-    arguments = [json.dumps(call.arguments, ensure_ascii=False) for call in calls]
-    if form.name == "hermes":
-        one = '<tool_call>\n{{"name": "{}", "arguments": {}}}\n</tool_call>'
-        return "\n".join(one.format(c.name, a) for c, a in zip(calls, arguments, strict=True))
-    if form.name == "llama":
-        return f'{{"name": "{calls[0].name}", "parameters": {arguments[0]}}}'
-    one = "<｜tool▁call▁begin｜>function<｜tool▁sep｜>{}\n```json\n{}\n```<｜tool▁call▁end｜>"
-    inside = "\n".join(one.format(c.name, a) for c, a in zip(calls, arguments, strict=True))
-    return f"<｜tool▁calls▁begin｜>{inside}<｜tool▁calls▁end｜>"
 
 
 def calling(calls, *, as_text):
@@ -118,10 +104,12 @@ def test_results_in_deepseeks_form(name, templates):
 def test_no_marker_in_a_result_becomes_a_token(name, templates):
     """Oracle: the markers among the ids of a harmless result, in order, and the text that is decoded."""
     tokenizer = templates[name]
-    form, markers = tool_form(tokenizer, "chat"), set(tokenizer.markers.values())
+    form, markers = tool_form(tokenizer, "chat"), set(tokenizer.markers)
     for write in (lambda text: form.results(CALLS[:1], [text]), form.user):
         wanted = [i for i in write("x") if i in markers]
-        for marker in {m for t in templates.values() for m in t.markers if "place▁holder" not in m}:
+        for marker in {
+            m for t in templates.values() for m in t.markers.values() if "place▁holder" not in m
+        }:
             for text in (marker, f"</{marker} {marker}>"):
                 ids = write(text)
                 assert [i for i in ids if i in markers] == wanted
@@ -218,9 +206,6 @@ def test_a_plain_chat_has_the_results_in_a_message_of_the_user(smollm2):
     assert (
         ids == smollm2.chat.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
     )
-
-
-THOUGHT = "<think>\nhm\n</think>\n\n"
 
 
 def conversation(form, thought):
