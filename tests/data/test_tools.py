@@ -5,10 +5,12 @@ import dataclasses
 import json
 
 import pytest
+import transformers
 
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.chat import R1_ZERO_TEMPLATE, end_of_turn, render_question
 from deepseek_jax.data.deepseek_v32 import DeepseekV32Chat, render_messages
+from deepseek_jax.data.plain_calls import plain_description
 from deepseek_jax.data.tools import Call, tool_form
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from tests.data.conftest import HERMES, with_template
@@ -155,6 +157,34 @@ def test_templates_without_tools_have_them_in_the_system_message(name, templates
         form_words = [raw_calls(form, [Call("NAME", {"PARAMETER": 0})]).replace("0", "VALUE")]
     assert all(word in description for word in words + form_words)
     assert shown(tokenizer, form.prompt({"question": "2 + 3?"}, SCHEMAS)).count("2 + 3?") == 1
+
+
+def look(word: str, depth: int | None = None, weights: list[float] = (), mode: int | str = 1):
+    """
+    Look a word up.
+
+    Args:
+        word: The word,
+            as it is written.
+        depth: How deep.
+        weights: Their weights.
+        mode: Its mode. (choices: [1, "all"])
+    """
+
+
+def test_a_plain_description_is_a_python_signature():
+    """Oracle: by hand, from the schema that transformers makes of a function."""
+    described = plain_description([transformers.utils.get_json_schema(look)])
+    assert described.startswith(
+        "You can call these tools:\n\n"
+        "look(word: str, depth: int = ..., weights: list = ..., mode: int | str = ...)\n"
+        "    Look a word up.\n"
+        "    word: The word, as it is written.\n"
+        "    depth: How deep.\n"
+        "    weights: Their weights.\n"
+        '    mode: Its mode. One of [1, "all"].\n\n'
+        "To call a tool, end your answer with a line that holds the call"
+    )
 
 
 @pytest.fixture(scope="module")
