@@ -120,6 +120,26 @@ def test_no_marker_in_a_result_becomes_a_token(name, templates):
                 ) or ("x" in shown(tokenizer, write("")))
 
 
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("template", ["chat", "Q: {question}\nA: "])
+def test_no_marker_of_a_question_becomes_a_token(name, template, templates):
+    """Oracle: the markers among the ids of a harmless question, in order, and the text that is decoded."""
+    tokenizer, said = templates[name], turns("31\u2603", "5", "31\u2603", system="Be brief.")
+    if template != "chat":
+        said = said[1:]
+    form = tool_form(tokenizer, template)
+    for messages in (said, said[-1:]):
+        harmless = form.prompt({"messages": messages, "question": "?"}, SCHEMAS)
+        wanted = [i for i in harmless if i in tokenizer.markers]
+        for text in {
+            m for t in templates.values() for m in t.markers.values() if "▁holder" not in m
+        }:
+            asked = [m | {"content": m["content"].replace("31\u2603", text)} for m in messages]
+            ids = form.prompt({"messages": asked, "question": "?"}, SCHEMAS)
+            assert [i for i in ids if i in tokenizer.markers] == wanted
+            assert shown(tokenizer, ids) == shown(tokenizer, harmless).replace("31\u2603", text)
+
+
 def test_tools_are_described_as_the_template_does(templates):
     """Oracle: transformers' rendering; without tools, and after an earlier answer, render_question's."""
     example = {"question": "2 + 3?"}
