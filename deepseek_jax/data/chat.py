@@ -62,6 +62,11 @@ def render_question(tokenizer: Tokenizer, example, *, template: str, opening: st
         reply = {"role": "assistant", "content": messages[-1]["content"]}
         rendered = render_conversation(tokenizer, [*messages, reply], template=template)
         ids = last_prompt(*rendered)
+    return with_opening(tokenizer, ids, opening)
+
+
+def with_opening(tokenizer: Tokenizer, ids: list[int], opening: str):
+    """The ids and the opening of an answer, but for what of it they end with already."""
     opened = tokenizer.encode(opening) if opening else []
     # R1's template as first released stops before <think>, and a later one writes it: look for the longest
     # start of the opening that is already there

@@ -56,17 +56,23 @@ class Tokenizer:
 
     @cached_property
     def markers(self):
-        """{text: id} of the added tokens, special or not, that encode finds whole within a text.
+        """{id: text} of the added tokens, special or not, that encode finds whole within a text.
 
         Runs of blanks, which some vocabularies add, are no markers.
         """
         literal = self.backend.encode_special_tokens
         added = self.backend.get_added_tokens_decoder().items()
         return {
-            token.content: i
+            i: token.content
             for i, token in added
             if token.content.strip() and not (token.special and literal)
         }
+
+    @cached_property
+    def marker_pattern(self):
+        """A compiled expression that finds markers in a text, the longest one where several begin."""
+        longest_first = sorted(self.markers.values(), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def encode(self, text: str):
         """Ids of `text`, without bos and eos. Raises ValueError for text outside a closed vocabulary."""

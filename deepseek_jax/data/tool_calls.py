@@ -75,11 +75,12 @@ def parse_hermes(text: str, schemas: list[dict]):
 def parse_llama(text: str, schemas: list[dict]):
     """Llama 3.1's form: the turn is one JSON object with name and parameters."""
     thought, answer = split_thought(text)
-    start = re.match(r'\s*(?:<\|python_tag\|>)?\s*(\{\s*"name"\s*:\s*"(.*?)")', answer)
+    answer = answer.lstrip().removeprefix("<|python_tag|>").lstrip()
+    start = re.match(r'\{\s*"name"\s*:\s*"(.*?)"', answer)
     # Another object with a name may be the answer to a question
-    if not start or (start[2] not in functions_by_name(schemas) and '"parameters"' not in answer):
+    if not start or (start[1] not in functions_by_name(schemas) and '"parameters"' not in answer):
         return text, []
-    value, rest = _read_json(answer[start.start(1) :])
+    value, rest = _read_json(answer)
     if rest:
         raise ValueError(
             "A turn can hold one call, and nothing after it: call the next tool later."

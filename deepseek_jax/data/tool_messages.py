@@ -5,6 +5,7 @@ import json
 
 from deepseek_jax.data import deepseek_v32
 from deepseek_jax.data.plain_calls import plain_description
+from deepseek_jax.data.text_ids import CutTokenizer
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.data.tool_calls import Call, deepseek_description
 
@@ -12,17 +13,24 @@ from deepseek_jax.data.tool_calls import Call, deepseek_description
 class _Showing:
     """Stands for a tokenizer of transformers, as data.chat uses one: it shows the tools to its template."""
 
-    def __init__(self, chat, schemas):
-        self._chat, self._schemas = chat, schemas
+    def __init__(self, tokenizer, schemas):
+        self._tokenizer = tokenizer
+        self._tools = {"tools": schemas} if schemas else {}
 
-    def apply_chat_template(self, messages, **options):
-        """As in transformers, with the tools."""
-        return self._chat.apply_chat_template(messages, tools=self._schemas, **options)
+    def apply_chat_template(self, messages, *, tokenize=True, add_generation_prompt=False):
+        """The text of the messages, or with tokenize {"input_ids": ids}, encoded by a CutTokenizer."""
+        text = self._tokenizer.chat.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **self._tools
+        )
+        return {"input_ids": self._tokenizer.encode(text)} if tokenize else text
 
 
-def with_tools(tokenizer: Tokenizer, schemas: list[dict]) -> Tokenizer:
-    """The tokenizer with a chat template that knows these tools."""
-    return dataclasses.replace(tokenizer, chat=_Showing(tokenizer.chat, schemas))
+def with_tools(tokenizer: Tokenizer, schemas: list[dict]) -> CutTokenizer:
+    """The tokenizer with a chat template that knows these tools, [] for none; CUT in a text cuts it."""
+    fields = {f.name: getattr(tokenizer, f.name) for f in dataclasses.fields(tokenizer)}
+    if tokenizer.chat is not None:
+        fields["chat"] = _Showing(CutTokenizer(**fields), schemas)
+    return CutTokenizer(**fields)
 
 
 def as_tool_call(call: Call):

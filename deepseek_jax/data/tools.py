@@ -18,7 +18,7 @@ from deepseek_jax.data.chat import (
 )
 from deepseek_jax.data.plain_calls import parse_plain
 from deepseek_jax.data.rewritten import as_plain, rewritten_turns
-from deepseek_jax.data.text_ids import encode_parts, encode_text
+from deepseek_jax.data.text_ids import cut_markers, encode_parts, encode_text
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.data.tool_calls import Call
 from deepseek_jax.data.tool_messages import (
@@ -65,17 +65,23 @@ class ToolForm:
     name: str
 
     def prompt(self, example: dict, schemas: list[dict], opening: str = "") -> list[int]:
-        """Ids of the example's prompt, with the tools described: see data.chat.render_question.
+        """Ids of the example's prompt, with the tools described: see data.chat.render_question. Markers
+        in what the user says are text, since an environment may have written it.
 
         Plain forms of a template of text describe nothing: it has no place for it.
         """
-        tokenizer = self.tokenizer
-        if schemas and self.name in ("hermes", "llama"):
-            tokenizer = with_tools(tokenizer, schemas)
-        elif schemas and self.template == "chat":
+        knows, messages = self.name in ("hermes", "llama"), asked_messages(example)
+        if schemas and not knows and self.template == "chat":
             self._check_system()
-            messages = with_description(asked_messages(example), self.name, schemas)
-            example = {**example, "messages": messages}
+            messages = with_description(messages, self.name, schemas)
+        messages = [
+            {**m, "content": cut_markers(self.tokenizer, m["content"])}
+            if m["role"] == "user"
+            else m
+            for m in messages
+        ]
+        tokenizer = with_tools(self.tokenizer, schemas if knows else [])
+        example = {**example, "messages": messages}
         return render_question(tokenizer, example, template=self.template, opening=opening)
 
     def parse(self, text: str, schemas: list[dict]) -> tuple[str, list[Call]]:
@@ -117,8 +123,9 @@ class ToolForm:
         sampled: R1's and Qwen3's drop earlier thoughts. All of them if it cannot write the conversation.
 
         messages: the whole conversation in OpenAI's form. texts: the raw text of each of the model's
-        turns, in order; they are the last turns of the assistant. A message that nothing follows is not
-        an earlier turn. Templates of text rewrite none.
+        turns, in order, with what stands between the template's generation prompt and it, such as an
+        opening; they are the last turns of the assistant. A message that nothing follows is not an
+        earlier turn. Templates of text rewrite none.
         """
         if self.template != "chat" or not texts:
             return 0

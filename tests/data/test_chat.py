@@ -109,6 +109,17 @@ def test_what_was_said_before_stands_in_the_prompt(smollm2):
     assert smollm2.backend.decode(ids, skip_special_tokens=False) == text
 
 
+def test_a_system_message_leaves_the_generation_prompt_as_it_is(deepseek):
+    """Oracle: transformers' rendering with the <think> that R1's later template ends a prompt with."""
+    opens = deepseek.chat.chat_template.replace(
+        "'<｜Assistant｜>'}}{% endif", "'<｜Assistant｜><think>'}}{% endif"
+    )
+    tokenizer, messages = with_template(deepseek, opens), turns("2 + 3?", system="Be brief.")
+    ids = render_question(tokenizer, {"messages": messages}, template="chat")
+    rendered = tokenizer.chat.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert ids == rendered and tokenizer.decode(ids).endswith("<think>")
+
+
 THINKING = turns(
     "Hi",
     "<think>\nfirst thought\n</think>\n\nHello!",

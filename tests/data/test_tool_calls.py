@@ -4,13 +4,13 @@ import dataclasses
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies
 from trl.chat_template_utils import add_response_schema, parse_response
 
 from deepseek_jax.data.chat import end_of_turn
 from deepseek_jax.data.deepseek_v32 import DeepseekV32Chat
 from deepseek_jax.data.tools import Call, tool_form
-from tests.data.test_tools import CALLS, THOUGHT, raw_calls
-from tests.data.tool_schemas import SCHEMAS
+from tests.data.tool_turns import CALLS, SCHEMAS, THOUGHT, raw_calls
 
 HERMES = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": -2}}\n</tool_call>'
 ROLL = '<tool_call>{"name": "roll", "arguments": {}}</tool_call>'
@@ -83,6 +83,13 @@ def test_deepseeks_calls_stand_after_what_is_said(forms):
     short = raw.removesuffix("<｜tool▁calls▁end｜>")
     assert parse(short, SCHEMAS) == ("", CALLS[:1])
     assert parse(short.removeprefix("<｜tool▁calls▁begin｜>"), SCHEMAS) == ("", CALLS[:1])
+
+
+def test_blanks_around_a_call_of_llama_are_nothing(forms):
+    """Oracle: by hand; TRL takes such a turn for text."""
+    calls = [Call("add", {"a": 1, "b": -2})]
+    for text in (f"\n {LLAMA} \n", f"<|python_tag|>{LLAMA}"):
+        assert forms["llama"].parse(text, SCHEMAS) == ("", calls)
 
 
 def test_v32s_calls(forms):
@@ -211,3 +218,36 @@ def test_errors_stay_short_with_many_tools_and_long_names(forms):
         with pytest.raises(ValueError, match=f"^There is no tool named '{'x' * 40}'") as failed:
             forms[name].parse(text, many)
         assert len(str(failed.value)) < 300
+
+
+PIECES = (
+    *(f"{HERMES} {ROLL} {LLAMA} {INVOKED}".split(" ")),
+    *(
+        "<think>",
+        "</think>",
+        "<tool_call>",
+        "</tool_call>",
+        '{"name": "add"',
+        '"parameters": {',
+        "}",
+        "\n",
+    ),
+    *DEEPSEEK.split("｜"),
+    *("｜", "add(", "roll()", "1, 2)", "'", "\\", "**", "\x00", "☃"),
+)
+
+
+@given(text=strategies.lists(strategies.sampled_from(PIECES)).map(" ".join))
+@settings(
+    max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_whatever_a_model_writes_is_read_or_refused(text, forms):
+    """Oracle: a Call has what its tool requires; nothing but a short ValueError is raised."""
+    required = {"add": {"a", "b"}, "look_up": {"word"}, "roll": set()}
+    for form in forms.values():
+        try:
+            _, calls = form.parse(text, SCHEMAS)
+        except ValueError as error:
+            assert 0 < len(str(error)) < 300
+        else:
+            assert all(required[call.name] <= set(call.arguments) for call in calls)

@@ -5,14 +5,16 @@ import dataclasses
 import json
 
 import pytest
+import transformers
 
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.chat import R1_ZERO_TEMPLATE, end_of_turn, render_question
 from deepseek_jax.data.deepseek_v32 import DeepseekV32Chat, render_messages
+from deepseek_jax.data.plain_calls import plain_description
 from deepseek_jax.data.tools import Call, tool_form
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from tests.data.conftest import HERMES, with_template
-from tests.data.tool_schemas import SCHEMAS
+from tests.data.tool_turns import CALLS, SCHEMAS, THOUGHT, raw_calls
 from tests.turns import turns
 
 FORMS = {
@@ -24,22 +26,8 @@ FORMS = {
     "deepseek": "deepseek",
     "smollm2": "plain",
 }
-CALLS = [Call("add", {"a": 312, "b": 4805}), Call("look_up", {"word": '日本 "x"'})]
 # Blanks that a tokenizer joins with those of the template, quotes that Llama's escapes, and nothing
 RESULTS = [["5117", "Japan"], ["\n5117\n\n", ' "a\\n"\t'], ["", "."]]
-
-
-def raw_calls(form, calls):
-    """A model's turn that calls, in the words of its template."""
-    arguments = [json.dumps(call.arguments, ensure_ascii=False) for call in calls]
-    if form.name == "hermes":
-        one = '<tool_call>\n{{"name": "{}", "arguments": {}}}\n</tool_call>'
-        return "\n".join(one.format(c.name, a) for c, a in zip(calls, arguments, strict=True))
-    if form.name == "llama":
-        return f'{{"name": "{calls[0].name}", "parameters": {arguments[0]}}}'
-    one = "<｜tool▁call▁begin｜>function<｜tool▁sep｜>{}\n```json\n{}\n```<｜tool▁call▁end｜>"
-    inside = "\n".join(one.format(c.name, a) for c, a in zip(calls, arguments, strict=True))
-    return f"<｜tool▁calls▁begin｜>{inside}<｜tool▁calls▁end｜>"
 
 
 def calling(calls, *, as_text):
@@ -118,16 +106,38 @@ def test_results_in_deepseeks_form(name, templates):
 def test_no_marker_in_a_result_becomes_a_token(name, templates):
     """Oracle: the markers among the ids of a harmless result, in order, and the text that is decoded."""
     tokenizer = templates[name]
-    form, markers = tool_form(tokenizer, "chat"), set(tokenizer.markers.values())
+    form, markers = tool_form(tokenizer, "chat"), set(tokenizer.markers)
     for write in (lambda text: form.results(CALLS[:1], [text]), form.user):
         wanted = [i for i in write("x") if i in markers]
-        for marker in {m for t in templates.values() for m in t.markers if "place▁holder" not in m}:
+        for marker in {
+            m for t in templates.values() for m in t.markers.values() if "place▁holder" not in m
+        }:
             for text in (marker, f"</{marker} {marker}>"):
                 ids = write(text)
                 assert [i for i in ids if i in markers] == wanted
                 assert shown(tokenizer, ids) == shown(tokenizer, write("x")).replace(
                     "x", text, 1
                 ) or ("x" in shown(tokenizer, write("")))
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("template", ["chat", "Q: {question}\nA: "])
+def test_no_marker_of_a_question_becomes_a_token(name, template, templates):
+    """Oracle: the markers among the ids of a harmless question, in order, and the text that is decoded."""
+    tokenizer, said = templates[name], turns("31\u2603", "5", "31\u2603", system="Be brief.")
+    if template != "chat":
+        said = said[1:]
+    form = tool_form(tokenizer, template)
+    for messages in (said, said[-1:]):
+        harmless = form.prompt({"messages": messages, "question": "?"}, SCHEMAS)
+        wanted = [i for i in harmless if i in tokenizer.markers]
+        for text in {
+            m for t in templates.values() for m in t.markers.values() if "▁holder" not in m
+        }:
+            asked = [m | {"content": m["content"].replace("31\u2603", text)} for m in messages]
+            ids = form.prompt({"messages": asked, "question": "?"}, SCHEMAS)
+            assert [i for i in ids if i in tokenizer.markers] == wanted
+            assert shown(tokenizer, ids) == shown(tokenizer, harmless).replace("31\u2603", text)
 
 
 def test_tools_are_described_as_the_template_does(templates):
@@ -167,6 +177,34 @@ def test_templates_without_tools_have_them_in_the_system_message(name, templates
         form_words = [raw_calls(form, [Call("NAME", {"PARAMETER": 0})]).replace("0", "VALUE")]
     assert all(word in description for word in words + form_words)
     assert shown(tokenizer, form.prompt({"question": "2 + 3?"}, SCHEMAS)).count("2 + 3?") == 1
+
+
+def look(word: str, depth: int | None = None, weights: list[float] = (), mode: int | str = 1):
+    """
+    Look a word up.
+
+    Args:
+        word: The word,
+            as it is written.
+        depth: How deep.
+        weights: Their weights.
+        mode: Its mode. (choices: [1, "all"])
+    """
+
+
+def test_a_plain_description_is_a_python_signature():
+    """Oracle: by hand, from the schema that transformers makes of a function."""
+    described = plain_description([transformers.utils.get_json_schema(look)])
+    assert described.startswith(
+        "You can call these tools:\n\n"
+        "look(word: str, depth: int = ..., weights: list = ..., mode: int | str = ...)\n"
+        "    Look a word up.\n"
+        "    word: The word, as it is written.\n"
+        "    depth: How deep.\n"
+        "    weights: Their weights.\n"
+        '    mode: Its mode. One of [1, "all"].\n\n'
+        "To call a tool, end your answer with a line that holds the call"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -218,9 +256,6 @@ def test_a_plain_chat_has_the_results_in_a_message_of_the_user(smollm2):
     assert (
         ids == smollm2.chat.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
     )
-
-
-THOUGHT = "<think>\nhm\n</think>\n\n"
 
 
 def conversation(form, thought):
