@@ -25,8 +25,8 @@ def get_config(arg=None):
     c.environment = "deepseek_jax.worlds.guess.environment:GuessNumber"
     c.conversation = dict(turns=16, turn_length=3, workers=2)
     c.accuracy = "guessed"
-    # The game itself pays up to 1 too, more for fewer turns
-    c.rewards = dict(guessed=1.0)
+    # A number that is found earns 1, and by the game itself up to 1 more: less for each turn
+    c.rewards = dict(guessed=1.0, GuessNumber=1.0)
     c.rollout = dict(max_prompt_length=4, max_completion_length=80, temperature=1.0, slots=128)
     c.loss = dict(loss_type="grpo", clip_eps=0.2, kl_coef=0.0)
     c.optimizer = dict(learning_rate=5e-4, schedule="cosine")

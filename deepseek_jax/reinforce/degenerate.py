@@ -76,7 +76,8 @@ def faults(groups: list, eos_ids: list):
     lengths = mask.sum(1)
     if (lengths <= ended).all():
         yield "empty", ""
-    last = ids[np.arange(len(ids)), np.maximum(lengths - 1, 0)]
+    # Conversations have tokens before it that the model did not sample
+    last = ids[np.arange(len(ids)), mask.shape[1] - 1 - mask[:, ::-1].argmax(1)]
     odd = np.unique(last[ended & (lengths > 0) & ~np.isin(last, eos_ids)])
     if len(odd):
         yield "odd_ends", f": {', '.join(map(str, odd[:5]))}"
