@@ -16,7 +16,7 @@ def get_config(arg=None):
     )
     c.model = models.deepseek_v3_tiny(vocab_size=39)
     c.base = dict(corpus="guess", num_documents=60_000, sequence_length=64, batch_size=32)
-    c.base.update(num_steps=680)
+    c.base.update(num_steps=480)
     c.base.optimizer = dict(
         kind="muon", learning_rate=6e-3, schedule="cosine", warmup_steps=30, weight_decay=0.05
     )
@@ -25,7 +25,7 @@ def get_config(arg=None):
     c.environment = "deepseek_jax.worlds.guess.environment:GuessNumber"
     c.conversation = dict(turns=16, turn_length=3, workers=2)
     c.accuracy = "guessed"
-    # The game itself pays up to 1 too, more for fewer turns
+    # A number that is found earns 1, and by the game itself up to 1 more: less for each turn
     c.rewards = dict(guessed=1.0, GuessNumber=1.0)
     c.rollout = dict(max_prompt_length=4, max_completion_length=80, temperature=1.0, slots=128)
     c.loss = dict(loss_type="grpo", clip_eps=0.2, kl_coef=0.0)

@@ -16,7 +16,7 @@ def get_config(arg=None):
     )
     c.model = models.deepseek_v3_tiny(vocab_size=19)
     c.base = dict(corpus="calculator", num_documents=60_000, sequence_length=64, batch_size=32)
-    c.base.update(num_steps=680)
+    c.base.update(num_steps=480)
     c.base.optimizer = dict(
         kind="muon", learning_rate=6e-3, schedule="cosine", warmup_steps=30, weight_decay=0.05
     )
