@@ -15,7 +15,7 @@ from deepseek_jax.environments import worker
 from deepseek_jax.environments.code import Code
 from deepseek_jax.rewards.workers import make_processes
 
-# Times that a job is run while its worker ends for no reason that is known
+# Times that a job is run while its worker ends for a reason that is not known
 TRIES = 3
 _AT = worker.Doing()
 
@@ -156,7 +156,7 @@ class Process:
         self._next_life(lost)
         self._waiting = {}
         for job in over:
-            job.tries += 1
+            job.tries += culprit is None
             if job is culprit or job.needs is not None or job.tries == TRIES:
                 job.finish(lost)
             else:

@@ -91,6 +91,17 @@ def test_a_call_that_hangs_ends_its_conversation_and_others_run_again():
         assert act(made, 0, call("multiply", a=2, b=2)).texts == ["4"]
 
 
+def test_many_calls_that_end_their_process_lose_no_other():
+    """Oracle: by hand: every tenth of 60 calls ends the one process, which waits for all of them."""
+    with begun("multiply", "leave", count=60) as made:
+        for key in range(60):
+            made.act(key, [call("leave") if key % 10 == 5 else call("multiply", a=key, b=2)])
+        for key in reversed(range(60)):
+            acted, left = made.acted(key), key % 10 == 5
+            assert acted.texts == ([] if left else [str(2 * key)])
+            assert acted.failure == ("leave ended its process" if left else None)
+
+
 def test_a_hang_costs_the_environments_of_its_worker_alone():
     """Oracle: by hand: the conversations of two workers are even and odd."""
     counter = dict(environment="Counter", columns={"first": 1}, workers=2, call_seconds=0.5)
