@@ -14,7 +14,16 @@ import deepseek_jax
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = re.findall(r"^(\w+)/ ", deepseek_jax.__doc__, re.M)
-WITHOUT_JAX = ("costs", "data", "evaluation", "recipes", "reports", "rewards", "worlds")
+WITHOUT_JAX = (
+    "costs",
+    "data",
+    "environments",
+    "evaluation",
+    "recipes",
+    "reports",
+    "rewards",
+    "worlds",
+)
 
 
 def room(name):

@@ -1,16 +1,22 @@
-"""Tools and environments of the user's own, in processes that may hang, crash or fill the memory."""
+"""Tools and environments of the user's own, in processes that may hang, crash or fill the memory.
+
+512 conversations of a small environment at once (tests/environments/files/basket.py) take 2 processes of
+31 MiB with workers=2, and 8 of 31 MiB with workers=8; of each, 20 MiB are its own. A reset of all takes
+0.2 s, and so does a turn of all with two calls each (on two cores). Before, one process reads the schemas,
+and ends: 3 s, and 250 MiB where PyTorch is installed.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deepseek_jax.environments import worker
+from deepseek_jax.environments.code import Code, source_of
 from deepseek_jax.environments.process import Job, Lost, Process
 from deepseek_jax.environments.schemas import describe
 from deepseek_jax.environments.settings import ConversationSettings
-from deepseek_jax.environments.worker import Acted, Code, Source
+from deepseek_jax.environments.worker import Acted
 from deepseek_jax.errors import at
-from deepseek_jax.named_code import BRING, code_file, digest_of, is_code
 
 
 @dataclasses.dataclass(eq=False)
@@ -46,9 +52,9 @@ class Environments:
         self, tools: Sequence[str], environment: str | None, settings: ConversationSettings
     ):
         with at("tools"):
-            sources = tuple(map(_source, tools))
+            sources = tuple(map(source_of, tools))
         with at("environment"):
-            code = Code(sources, None if environment is None else _source(environment))
+            code = Code(sources, None if environment is None else source_of(environment))
         self.has_state = environment is not None
         self.schemas, self.takes_steps, self.reward_name = describe(code)
         limits = settings.call_seconds, settings.call_bytes
@@ -149,12 +155,6 @@ class Environments:
         conversation.count += 1
         conversation.job = Job(key, calls, work, args, conversation.life)
         self._process(key).send(conversation.job)
-
-
-def _source(name):
-    if not is_code(name):
-        raise ValueError(f"{name!r} names no code; {BRING}")
-    return Source(code_file(name), name, digest_of(name))
 
 
 def _words(lost, key):

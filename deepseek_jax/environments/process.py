@@ -7,14 +7,15 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, wait
+from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
 from deepseek_jax.environments import worker
+from deepseek_jax.environments.code import Code
 from deepseek_jax.rewards.workers import make_processes
 
-# Times that a job is run while its worker ends for no reason that is known
+# Times that a job is run while its worker ends for a reason that is not known
 TRIES = 3
 _AT = worker.Doing()
 
@@ -61,7 +62,7 @@ class Process:
     life: how often it has been started anew; an environment lives in one life. Calls are made by one thread.
     """
 
-    def __init__(self, code: worker.Code, call_seconds: float, call_bytes: int):
+    def __init__(self, code: Code, call_seconds: float, call_bytes: int):
         self.life, self._losses, self._numbers = 0, {}, itertools.count(1)
         self._call_seconds, self._ended = call_seconds, 0.0
         self._executor, self._waiting = None, {}
@@ -92,7 +93,7 @@ class Process:
         while not job.done:
             try:
                 job.finish(job.future.result())
-            except (BrokenProcessPool, CancelledError):
+            except BrokenProcessPool:
                 self._broke()
         self._waiting.pop(job.number, None)
         return job.result
@@ -140,22 +141,22 @@ class Process:
         """Find whose call ended the process, and begin anew the jobs that another process can run."""
         jobs = list(self._waiting.values())
         wait([job.future for job in jobs if job.future is not None])
+        # Its thread has then called _note for each of them
         self._executor.shutdown()
         self._executor = None
         over = []
         for job in jobs:
-            if job.future is None or job.future.cancelled() or job.future.exception() is not None:
+            if job.future is None or job.future.exception() is not None:
                 over.append(job)
             else:
                 job.finish(job.future.result())
-        over = [job for job in over if not job.done]
         number = int(self._doing[_AT.job])
         culprit = next((job for job in over if job.number == number), None)
         lost = self._lost(culprit)
         self._next_life(lost)
         self._waiting = {}
         for job in over:
-            job.tries += 1
+            job.tries += culprit is None
             if job is culprit or job.needs is not None or job.tries == TRIES:
                 job.finish(lost)
             else:

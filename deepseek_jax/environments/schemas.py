@@ -7,7 +7,8 @@ is one.
 import inspect
 from typing import NamedTuple
 
-from deepseek_jax.environments.worker import IMPORT_SECONDS, Code, public_methods
+from deepseek_jax.environments.code import Code, public_methods
+from deepseek_jax.environments.worker import IMPORT_SECONDS
 from deepseek_jax.errors import at
 from deepseek_jax.named_code import import_unchanged, with_line
 from deepseek_jax.rewards.workers import WorkerPool

@@ -8,9 +8,9 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from deepseek_jax.environments.code import Code, public_methods
 from deepseek_jax.named_code import import_unchanged, with_line
 from deepseek_jax.rewards.workers import watched
 
@@ -34,21 +34,6 @@ class Acted(NamedTuple):
     seconds: float
     ended: bool = False
     failure: str | None = None
-
-
-class Source(NamedTuple):
-    """Code that a config names, as import_unchanged takes it."""
-
-    file: Path
-    name: str
-    digest: str
-
-
-class Code(NamedTuple):
-    """The functions and the class that the user brought."""
-
-    tools: tuple[Source, ...]
-    environment: Source | None
 
 
 class Doing(NamedTuple):
@@ -182,17 +167,6 @@ def forget(key: int | None = None):
     _state.environments.pop(key, None)
 
 
-def public_methods(environment: type):
-    """The names of the methods that are tools, in the order of their definition."""
-    functions = dict(inspect.getmembers(environment, inspect.isfunction))
-    names = dict.fromkeys(name for base in reversed(environment.__mro__) for name in vars(base))
-    return [
-        name
-        for name in names
-        if name in functions and name not in ("reset", "get_reward") and not name.startswith("_")
-    ]
-
-
 def _load():
     tools = [import_unchanged(*source) for source in _state.code.tools]
     made = _state.code.environment
@@ -215,7 +189,8 @@ def _limited(call, function, *args, **columns):
     try:
         with watched(_state.call_seconds):
             value = function(*args, **columns)
-    except (Exception, SystemExit) as error:
+    # A KeyboardInterrupt of the user's code, too: in the main process it would look like Ctrl-C
+    except BaseException as error:
         raised = error
     return value, raised, time.monotonic() - begun
 
@@ -237,8 +212,14 @@ def _answer(functions, name, arguments):
 
 
 def _error_text(error):
-    kind = "" if isinstance(error, _Refused) else f"{type(error).__name__}: "
-    return _cut(f"Error: {kind}{error}")
+    if isinstance(error, _Refused):
+        return _cut(f"Error: {error}")
+    kind = type(error).__name__
+    try:
+        return _cut(f"Error: {kind}: {error}")
+    # An error's own __str__ may raise
+    except Exception:
+        return f"Error: {kind}"
 
 
 def _cut(text):

@@ -61,7 +61,7 @@ class WorkerPool:
         """What work(*args) returns. Raises ValueError with what it raised, or why it returned nothing."""
         result = self.run({0: args}).get(0, ValueError(self.lost()))
         if isinstance(result, Exception):
-            raise ValueError(str(result)) from result
+            raise ValueError(str(result))
         return result
 
     def run(self, jobs: Mapping, limit_seconds: float = math.inf):

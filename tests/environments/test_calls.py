@@ -1,9 +1,11 @@
 """Calls of tools and environments in workers: texts, errors, limits, and what a lost worker costs."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -48,22 +50,30 @@ def test_what_reset_returns_comes_back_and_the_columns_reach_it():
         assert made.begin({3: ({"a": 1}, 0)}) == {3: None} and not made.has_state
 
 
+@pytest.fixture(scope="module")
+def failing():
+    """Tools of which most raise."""
+    with begun("multiply", "fail", "quit_python", "interrupt", "fail_oddly") as made:
+        yield made
+
+
 @pytest.mark.parametrize(
     "name, arguments, text",
     [
         ("fail", {"text": "oh"}, "Error: KeyError: 'oh'"),
         ("fail", {"text": "o" * 900}, "Error: KeyError: '" + "o" * 482),
         ("quit_python", {}, "Error: SystemExit: bye"),
+        ("interrupt", {}, "Error: KeyboardInterrupt: stop"),
+        ("fail_oddly", {}, "Error: Unprintable"),
         ("nothing", {}, "Error: there is no tool nothing; there are: multiply, fail, quit_python"),
         ("multiply", {"a": 1}, "Error: multiply(a: float, b: float) -> float: missing a required"),
         ("multiply", {"a": 1, "b": 2, "c": 3}, "unexpected keyword argument 'c'"),
         ("multiply", {"a": None, "b": 2}, "Error: TypeError: unsupported operand type"),
     ],
 )
-def test_the_model_reads_what_was_wrong_with_its_call(name, arguments, text):
+def test_the_model_reads_what_was_wrong_with_its_call(failing, name, arguments, text):
     """Oracle: the texts; later calls of the turn run all the same."""
-    with begun("multiply", "fail", "quit_python") as made:
-        acted = act(made, 0, call(name, **arguments), call("multiply", a=2, b=2))
+    acted = act(failing, 0, call(name, **arguments), call("multiply", a=2, b=2))
     assert text in acted.texts[0] and len(acted.texts[0]) <= 500
     assert acted.errors == 1 and acted.texts[1] == "4" and acted.failure is None
 
@@ -79,6 +89,17 @@ def test_a_call_that_hangs_ends_its_conversation_and_others_run_again():
         assert (second.texts, second.errors, second.failure) == ([], 1, HANG.format("sleep"))
         assert 0.5 <= second.seconds < 5
         assert act(made, 0, call("multiply", a=2, b=2)).texts == ["4"]
+
+
+def test_many_calls_that_end_their_process_lose_no_other():
+    """Oracle: by hand: every tenth of 60 calls ends the one process, which waits for all of them."""
+    with begun("multiply", "leave", count=60) as made:
+        for key in range(60):
+            made.act(key, [call("leave") if key % 10 == 5 else call("multiply", a=key, b=2)])
+        for key in reversed(range(60)):
+            acted, left = made.acted(key), key % 10 == 5
+            assert acted.texts == ([] if left else [str(2 * key)])
+            assert acted.failure == ("leave ended its process" if left else None)
 
 
 def test_a_hang_costs_the_environments_of_its_worker_alone():
@@ -178,6 +199,22 @@ def test_user_code_is_not_imported_here():
         "    sys.exit(any(n in m for m in sys.modules for n in ('own_tools', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_512_conversations_take_as_many_processes_as_workers():
+    """Oracle: the children of this process and their memory; each conversation has its own count."""
+    others = set(multiprocessing.active_children())
+    with begun(environment="Counter", columns={"first": 1}, count=512, workers=2) as made:
+        before = set(multiprocessing.active_children()) - others
+        for key in range(512):
+            made.act(key, [call("add", number=key)])
+        assert all(made.acted(key).texts == [str(1 + key)] for key in range(512))
+        assert len(before) == 2 and set(multiprocessing.active_children()) == before | others
+        for child in before:
+            fields = Path(f"/proc/{child.pid}/status").read_text().splitlines()
+            (kib,) = [int(line.split()[1]) for line in fields if line.startswith("VmRSS:")]
+            assert kib < 100 * 1024
+        assert scored(made, 511) == 51.2
 
 
 def draws(order, workers=2):

@@ -48,6 +48,21 @@ def quit_python():
     sys.exit("bye")
 
 
+def interrupt():
+    """Raise what is no Exception."""
+    raise KeyboardInterrupt("stop")
+
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise ValueError
+
+
+def fail_oddly():
+    """Raise an error without a text."""
+    raise Unprintable
+
+
 def sleep(seconds: float):
     """Wait.
 

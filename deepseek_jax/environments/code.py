@@ -1,0 +1,40 @@
+"""The functions and the class that a user brings."""
+
+import inspect
+from pathlib import Path
+from typing import NamedTuple
+
+from deepseek_jax.named_code import BRING, code_file, digest_of, is_code
+
+
+class Source(NamedTuple):
+    """Code that a config names, as named_code.import_unchanged takes it."""
+
+    file: Path
+    name: str
+    digest: str
+
+
+class Code(NamedTuple):
+    """tools: functions. environment: a class, or None."""
+
+    tools: tuple[Source, ...]
+    environment: Source | None
+
+
+def source_of(name: str) -> Source:
+    """The Source of a name. Raises ValueError where it names no code, or no file."""
+    if not is_code(name):
+        raise ValueError(f"{name!r} names no code; {BRING}")
+    return Source(code_file(name), name, digest_of(name))
+
+
+def public_methods(environment: type) -> list[str]:
+    """The names of the methods that are tools, in the order of their definition."""
+    functions = dict(inspect.getmembers(environment, inspect.isfunction))
+    names = dict.fromkeys(name for base in reversed(environment.__mro__) for name in vars(base))
+    return [
+        name
+        for name in names
+        if name in functions and name not in ("reset", "get_reward") and not name.startswith("_")
+    ]
