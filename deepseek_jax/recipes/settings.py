@@ -4,10 +4,10 @@ import dataclasses
 
 from deepseek_jax.data.chat import PLAIN_TEMPLATE, Template
 from deepseek_jax.data.settings import OwnData
-from deepseek_jax.environments.settings import ConversationSettings
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.config import ModelConfig, RunSettings, names_architecture
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
+from deepseek_jax.rollout.settings import ConversationLimits
 from deepseek_jax.settings import Checkpoint, Named, Seed, Settings, Several, build
 
 
@@ -93,7 +93,7 @@ class Conversing:
 
     tools: tuple[Named, ...] = ()
     environment: Named | None = None
-    conversation: ConversationSettings = ConversationSettings()
+    conversation: ConversationLimits = ConversationLimits()
 
     @property
     def converses(self):
@@ -108,7 +108,7 @@ class Conversing:
         """Raise ValueError, naming the field, for limits without conversations, and for a turn that may be
         longer than a whole conversation: `longest` tokens, of this field.
         """
-        if not self.converses and self.conversation != ConversationSettings():
+        if not self.converses and self.conversation != ConversationLimits():
             raise ValueError(
                 "conversation is given, but neither tools nor environment, so that each answer is one turn; "
                 "give one of these, or leave conversation out"

@@ -15,9 +15,10 @@ import jax
 from deepseek_jax.data.chat import asked_messages
 from deepseek_jax.data.columns import columns_of
 from deepseek_jax.data.tools import ToolForm, tool_form
-from deepseek_jax.environments import ConversationSettings, Environments
+from deepseek_jax.environments import Environments
 from deepseek_jax.errors import at
 from deepseek_jax.parallel.processes import from_each, say
+from deepseek_jax.rollout.settings import ConversationLimits
 
 # Lines about conversations that a limit ended, in one rollout
 MAX_SAID = 5
@@ -62,7 +63,7 @@ class ToolUse:
 
     environments: Environments
     form: ToolForm
-    settings: ConversationSettings
+    limits: ConversationLimits
 
     def prompt(self, example: Mapping, opening: str = "", text: str | None = None):
         """The ids of an example's prompt. text: that of reset, or None."""
@@ -203,7 +204,7 @@ class Conversations:
 
     def _fitting(self, row, ids):
         """The ids, if another turn is allowed after them."""
-        turns = self.use.settings.turns
+        turns = self.use.limits.turns
         if self.of[row].turns >= turns:
             return self._cut(row, f"conversation.turns={turns} are over")
         # One token at least is the next turn's
@@ -283,10 +284,17 @@ def tool_use(settings, policy, opened) -> ToolUse:
     ends the processes. Raises ValueError, naming the field, as Environments and tool_form do.
     """
     with at("config"):
-        environments = Environments(settings.tools, settings.environment, settings.conversation)
+        limits = settings.conversation
+        environments = Environments(
+            settings.tools,
+            settings.environment,
+            call_seconds=limits.call_seconds,
+            call_bytes=limits.call_bytes,
+            workers=limits.workers,
+        )
         opened.enter_context(environments)
         form = tool_form(policy.tokenizer, policy.template)
-    return ToolUse(environments, form, settings.conversation)
+    return ToolUse(environments, form, limits)
 
 
 def opened(example: Mapping, text: str | None):
