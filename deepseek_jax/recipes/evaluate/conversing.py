@@ -39,17 +39,16 @@ def conversing(policy: Policy, problems: list, environments: Any, settings: Any)
     """The policy with these tools, in the template of all problems. Raises ValueError where they have
     several.
     """
-    templates = dict.fromkeys(problem["template"] for problem in problems)
-    if len(templates) > 1:
-        raise ValueError(
-            f"template={settings.template} leaves each task its own, {', '.join(map(repr, templates))}, and "
-            "conversations have one; set template to it"
-        )
-    (template,) = templates
+    templates = list(dict.fromkeys(problem["template"] for problem in problems))
     with at("config"):
-        form = PARTS["form"](policy.tokenizer, template)
+        if len(templates) > 1:
+            raise ValueError(
+                f"template={settings.template} leaves each task its own, "
+                f"{', '.join(map(repr, templates))}, and conversations have one; set template to it"
+            )
+        form = PARTS["form"](policy.tokenizer, templates[0])
     use = PARTS["use"](environments, form, settings.conversation)
-    return dataclasses.replace(policy, template=template, tools=use)
+    return dataclasses.replace(policy, template=templates[0], tools=use)
 
 
 def asked_example(problem: dict):
