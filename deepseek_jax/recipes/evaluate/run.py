@@ -100,7 +100,7 @@ class EvaluateJob(WorkdirJob):
 
     def check_measured_data(self, work: Work):
         """Raise ValueError where the problems or the checkpoint are not there, or tools have another form."""
-        return self.problems, self.made_of, self.environments
+        return self.problems, self.environments, self.made_of
 
     def answering(self, work: Work):
         # The problems between two saves. The checkpoint's config has to be there; an adapter is left out
