@@ -16,7 +16,6 @@ from deepseek_jax.data.chat import asked_messages
 from deepseek_jax.data.columns import columns_of
 from deepseek_jax.data.tools import ToolForm, tool_form
 from deepseek_jax.environments import Environments
-from deepseek_jax.errors import at
 from deepseek_jax.parallel.processes import from_each, say
 from deepseek_jax.rollout.settings import ConversationLimits
 
@@ -279,21 +278,26 @@ class EnvironmentReward:
         return [c.reward if c.unscored is None else RuntimeError(c.unscored) for c in conversations]
 
 
+def environments_of(settings) -> Environments:
+    """The Environments that settings with tools, environment and conversation name. Raises ValueError as
+    these do.
+    """
+    limits = settings.conversation
+    return Environments(
+        settings.tools,
+        settings.environment,
+        call_seconds=limits.call_seconds,
+        call_bytes=limits.call_bytes,
+        workers=limits.workers,
+    )
+
+
 def tool_use(settings, policy, opened) -> ToolUse:
     """The ToolUse of a policy. settings: has tools, environment and conversation. opened: an ExitStack, which
     ends the processes. Raises ValueError, naming the field, as Environments and tool_form do.
     """
-    with at("config"):
-        limits = settings.conversation
-        environments = Environments(
-            settings.tools,
-            settings.environment,
-            call_seconds=limits.call_seconds,
-            call_bytes=limits.call_bytes,
-            workers=limits.workers,
-        )
-        opened.enter_context(environments)
-        form = tool_form(policy.tokenizer, policy.template)
+    environments = opened.enter_context(environments_of(settings))
+    form, limits = tool_form(policy.tokenizer, policy.template), settings.conversation
     return ToolUse(environments, form, limits)
 
 
