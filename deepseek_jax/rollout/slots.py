@@ -117,8 +117,8 @@ def repeat(body, slots, ends, most, steps=None):
     def keep_on(slots):
         ended = (slots.ended & ~ended_before).sum()
         is_full = jnp.any(~slots.ended & (slots.length > most))
-        is_due = False if steps is None else slots.step - first >= steps
-        return jnp.any(~slots.ended) & (ended < ends) & ~is_full & ~is_due
+        may_step = True if steps is None else slots.step - first < steps
+        return jnp.any(~slots.ended) & (ended < ends) & ~is_full & may_step
 
     return jax.lax.while_loop(keep_on, body, slots)
 
