@@ -4,7 +4,6 @@ import dataclasses
 
 from deepseek_jax.data.chat import PLAIN_TEMPLATE, Template
 from deepseek_jax.data.settings import OwnData
-from deepseek_jax.environments.settings import ConversationSettings
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.config import ModelConfig, RunSettings, names_architecture
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
@@ -81,41 +80,3 @@ class QuestionData(OwnData):
     task: Named = "arithmetic"
     template: Template = PLAIN_TEMPLATE
     num_held_out: Several = 256
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Conversing:
-    """A run whose answers are conversations, where it is given tools or an environment.
-
-    tools: functions that the model may call, FILE.py:NAME or package.module:NAME. environment: a class, named
-    alike, one of whose objects each conversation has. conversation: their limits. See environments.
-    """
-
-    tools: tuple[Named, ...] = ()
-    environment: Named | None = None
-    conversation: ConversationSettings = ConversationSettings()
-
-    @property
-    def converses(self):
-        """Whether answers are conversations."""
-        return bool(self.tools) or self.environment is not None
-
-    def most_turns(self):
-        """The model's turns of a conversation; 0 where answers are single turns."""
-        return self.conversation.turns if self.converses else 0
-
-    def check_conversation(self, longest: int, field: str):
-        """Raise ValueError, naming the field, for limits without conversations, and for a turn that may be
-        longer than a whole conversation: `longest` tokens, of this field.
-        """
-        if not self.converses and self.conversation != ConversationSettings():
-            raise ValueError(
-                "conversation is given, but neither tools nor environment, so that each answer is one turn; "
-                "give one of these, or leave conversation out"
-            )
-        length = self.conversation.turn_length
-        if self.converses and length is not None and length > longest:
-            raise ValueError(
-                f"conversation.turn_length={length} is above {field}={longest}, the tokens of a whole "
-                f"conversation; lower it, or raise {field}"
-            )

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from deepseek_jax.recipes.settings import AdapterRun, Conversing, QuestionData
+from deepseek_jax.environments.settings import Conversing
+from deepseek_jax.recipes.settings import AdapterRun, QuestionData
 from deepseek_jax.reinforce.effort import LENGTH_PENALTY
 from deepseek_jax.reinforce.settings import ModelRewardSettings, ReinforceSettings
 
