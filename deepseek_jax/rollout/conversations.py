@@ -16,7 +16,6 @@ from deepseek_jax.data.chat import asked_messages
 from deepseek_jax.data.columns import columns_of
 from deepseek_jax.data.tools import ToolForm, tool_form
 from deepseek_jax.environments import ConversationSettings, Environments
-from deepseek_jax.errors import at
 from deepseek_jax.parallel.processes import from_each, say
 
 # Lines about conversations that a limit ended, in one rollout
@@ -282,10 +281,9 @@ def tool_use(settings, policy, opened) -> ToolUse:
     """The ToolUse of a policy. settings: has tools, environment and conversation. opened: an ExitStack, which
     ends the processes. Raises ValueError, naming the field, as Environments and tool_form do.
     """
-    with at("config"):
-        environments = Environments(settings.tools, settings.environment, settings.conversation)
-        opened.enter_context(environments)
-        form = tool_form(policy.tokenizer, policy.template)
+    environments = Environments(settings.tools, settings.environment, settings.conversation)
+    opened.enter_context(environments)
+    form = tool_form(policy.tokenizer, policy.template)
     return ToolUse(environments, form, settings.conversation)
 
 
