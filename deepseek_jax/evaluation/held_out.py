@@ -60,7 +60,8 @@ def evaluate(
     unscored: how many answers could not be scored: they count as 0 in the accuracy, and rewards leave them
     out; a reward of fewer than two numbers is left out whole. samples: the first SAMPLES prompts and
     completions with their rewards, None if not scored, whether they are right, None where nothing says so,
-    their lengths, and the columns of their lines. Raises UnusableRewards if no answer could be scored.
+    their lengths, the columns of their lines, and the messages of conversations. Raises UnusableRewards if no
+    answer could be scored.
     """
     answers = policy.answer(examples, options, seed=seed, log=MeasuredLog())
     texts, rollout = answers.texts, answers.rollout
@@ -83,6 +84,7 @@ def evaluate(
                 "length": int(values["completion_length"][row]),
                 "truncated": bool(rollout.truncated[row]),
             }
+            | _messages_of(answers, row)
             for row, example in enumerate(examples[:SAMPLES])
         ],
     }
@@ -99,6 +101,12 @@ def _scores_of(row, scores, accuracy, columns):
         "right": None if accuracy is None else bool(scores.as_wrong(accuracy)[row] == 1),
         "columns": columns | {name: of[row] for name, of in scores.columns.items()},
     }
+
+
+def _messages_of(answers, row):
+    if answers.conversations is None:
+        return {}
+    return {"messages": answers.conversations[row].messages}
 
 
 def _number(value):

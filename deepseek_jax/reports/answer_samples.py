@@ -78,4 +78,5 @@ def _unscored(measured):
 
 def _completion(sample):
     found = {"text": sample["completion"], "total": sample["reward"]}
-    return found | {name: sample[name] for name in ("parts", "right", "truncated", "length")}
+    known = ("parts", "right", "truncated", "length", "messages")
+    return found | {name: sample[name] for name in known if name in sample}

@@ -6,6 +6,7 @@ from rich.console import Console
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.reports.page import form_of
 from deepseek_jax.reports.tables import before_after_table, sample_panel
+from deepseek_jax.training.completions import shown_text
 
 # Samples of each measurement that are printed; the page shows more
 PRINTED = 3
@@ -49,4 +50,4 @@ def make_console(width: int | None = None) -> Console:
 
 def _sample(when, sample):
     reward = np.nan if sample["reward"] is None else sample["reward"]
-    return {when: sample["completion"], f"{when}_reward": reward}
+    return {when: shown_text(sample, "completion"), f"{when}_reward": reward}

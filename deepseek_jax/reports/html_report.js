@@ -62,18 +62,25 @@
     return [...found.values()].sort((a, b) => total(a) < total(b) ? 1 : total(a) > total(b) ? -1 : 0);
   }
 
-  // A completion's text, with its tags and its reasoning in spans of their own
-  function marked(text) {
-    const pieces = element("p", "text");
-    let thinking = false;
+  // A text with its tags and its reasoning in spans of their own; a turn may begin within its reasoning
+  function marked(text, tag = "p", thinking = false) {
+    const pieces = element(tag, "text");
     for (const piece of text.split(/(<\/?(?:think|answer)>)/)) {
-      const tag = /^<\/?(?:think|answer)>$/.test(piece);
+      const isTag = /^<\/?(?:think|answer)>$/.test(piece);
       if (piece === "<think>") thinking = true;
-      if (piece) pieces.append(element("span", tag ? "tag" : thinking ? "thought" : "", piece));
+      if (piece) pieces.append(element("span", isTag ? "tag" : thinking ? "thought" : "", piece));
       if (piece === "</think>") thinking = false;
     }
     if (!text) pieces.append(element("span", "tag", "(nothing)"));
     return pieces;
+  }
+
+  // A conversation: a line for each turn of the model, each call, what each tool answered, and each reply
+  function conversation(lines) {
+    return element("dl", "lines", ...lines.map(([who, text]) => {
+      const opened = who === "model" && /^(?:(?!<think>)[^])*<\/think>/.test(text);
+      return element("div", who, element("dt", "", who), marked(text, "dd", opened));
+    }));
   }
 
   function languages(shares) {
@@ -108,7 +115,8 @@
     add(known(length), () => element("span", "", `${length} tokens`));
     add(completion.truncated, () => element("span", "wrong", "truncated"));
     const tone = advantage > 0 ? "above" : advantage < 0 ? "below" : "even";
-    const made = element(tag, `completion ${tone}`, facts, marked(completion.text));
+    const made = element(tag, `completion ${tone}`, facts,
+      completion.lines ? conversation(completion.lines) : marked(completion.text));
     made.style.setProperty("--strength", percent(Math.min(Math.abs(advantage ?? 0) / 2, 1)));
     return made;
   }

@@ -26,7 +26,7 @@ from deepseek_jax.reports.svg_curves import curve_panel
 # The bounds of the parts add up to less: 4 MiB of samples, PANELS curves of 7 kB, and small tables
 PAGE_BYTES, PANELS = 8 << 20, 300
 # Metrics whose curves are not folded, beside rewards and held-out losses
-MEASURED = ("accuracy", "completion_length", "loss", "kl")
+MEASURED = ("accuracy", "completion_length", "turns", "tool_calls", "loss", "kl")
 # Metrics of reinforcement that are named like rewards
 ABOUT_REWARDS = ("reward_group_std", "reward_errors", "reward_seconds")
 SCRIPT, STYLE = (Path(__file__).with_suffix(suffix).read_text() for suffix in (".js", ".css"))

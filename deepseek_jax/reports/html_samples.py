@@ -10,11 +10,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from deepseek_jax.errors import shortened
+from deepseek_jax.training.completions import fair_limit, spoken_lines
 
 # What samples are chosen by, where they differ in it
 CHOICES = ("stage", "kind", "task", "language", "phase", "step")
 # Bounds: prompts side by side, completions of a prompt, characters of a text, bytes of all samples
 PAIRS, COMPLETIONS, CHARACTERS, SAMPLES_BYTES = 5, 64, 8000, 4 << 20
+# Lines of a conversation, which have CHARACTERS together
+LINES = 200
 
 # The filter by rewards
 BOUNDS = (
@@ -25,12 +28,15 @@ BOUNDS = (
 
 def pairs_data(pairs: Sequence[dict]):
     """The first PAIRS prompts with the completions that stand side by side, as JSON for the page."""
-    return _json([_plain(pair) for pair in pairs[:PAIRS]])
+    return _json([_plain(pair) | {"sides": _cards(pair["sides"])} for pair in pairs[:PAIRS]])
 
 
 def shown_samples(samples: Sequence[dict]):
     """The samples that fit in SAMPLES_BYTES, in order: the first prompts of each stage and kind."""
-    cut = [_plain(group | {"completions": group["completions"][:COMPLETIONS]}) for group in samples]
+    cut = [
+        _plain(group) | {"completions": _cards(group["completions"][:COMPLETIONS])}
+        for group in samples
+    ]
     nth, ranks = Counter(), []
     for group in cut:
         key = tuple(group.get(name) for name in CHOICES)
@@ -110,6 +116,24 @@ def _select(name, values):
         f'<option value="{html.escape(value)}">{html.escape(value)}</option>' for value in values
     )
     return f'<label>{name} <select name="{name}"><option value="">any</option>{options}</select></label>'
+
+
+def _cards(completions):
+    """Completions as the page can hold them; those of conversations have lines in place of messages."""
+    return [
+        _plain({name: of for name, of in each.items() if name != "messages"})
+        | ({"lines": _lines(each["messages"])} if "messages" in each else {})
+        for each in completions
+    ]
+
+
+def _lines(messages):
+    lines = spoken_lines(messages)
+    if len(lines) > LINES:
+        left_out = ("", f"{len(lines) - LINES} lines left out")
+        lines = [*lines[: LINES // 2], left_out, *lines[-LINES // 2 :]]
+    most = fair_limit([len(text) for _, text in lines], CHARACTERS)
+    return [(who, shortened(text, most)) for who, text in lines]
 
 
 def _plain(value):

@@ -28,7 +28,8 @@ class Page:
     sides, dicts of title and of a completion. samples: groups, dicts of prompt, answer, completions, and
     what they are chosen by: CHOICES. A completion is a dict of text, total (its reward), parts (name ->
     reward), advantage, right, truncated (bool), languages (language -> share of the thought's words) and
-    length in tokens; what is not known is None, or is not there.
+    length in tokens; what is not known is None, or is not there. That of a conversation has messages, those
+    after the prompt, in OpenAI's form.
     config: the config as it is recorded. stages: dicts of name, title, hash (or None), state (a word or two:
     "complete", "not begun"), and inputs, a dict from the name of an input to its hash and the name of the
     stage that made it, or None. digests: name -> a hash, or a commit, of what else the run depends on.

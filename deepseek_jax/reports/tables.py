@@ -15,7 +15,8 @@ from deepseek_jax.errors import shortened
 from deepseek_jax.files import whole_file
 from deepseek_jax.training.metrics import read_metrics
 
-CURVES = ("reward", "accuracy", "completion_length")
+# The last two where answers are conversations
+CURVES = ("reward", "accuracy", "completion_length", "turns", "tool_calls")
 
 
 def before_after_table(rows: dict, before: dict, after: dict) -> Table:

@@ -26,6 +26,7 @@ GROUPS = {
         "sampling_rounds equal_groups_used new_questions left_out_tokens groups_carried "
         "carried_steps_max stale_* sampler_gap_* temperature"
     ).split(),
+    "conversations": "turns tool_calls tool_errors tool_seconds truncated_turns rewritten_turns".split(),
     "loss": (
         "loss *_loss loss_* regressed kl kl_* entropy entropy_* ratio_mean "
         "importance_weight_mean off_policy_fraction clip_fraction* soft soft_bound hard "

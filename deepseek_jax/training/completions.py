@@ -3,18 +3,21 @@
 A line is an object of a prompt's group, or of as many of its completions as the run keeps:
 {"step": int, "phase": str, "prompt": str, "answer": str or null, "completions": [{"text": str,
 "reward": float or null, "parts": {name: float or null}, "advantage": float or null, "length": int,
-"truncated": bool}]}. length: in tokens. A reward that failed, or that there is none of, is null.
+"truncated": bool}]}. length: in tokens. A reward that failed, or that there is none of, is null. A completion
+that is a conversation also has "messages": those after the prompt, in OpenAI's form.
 """
 
+import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from deepseek_jax.errors import shortened
 from deepseek_jax.training.lines import read_lines
 
 FILE = "completions.jsonl"
-# Characters of a text
-LONGEST_TEXT = 4000
+# Characters of a text, and of all texts of a conversation
+LONGEST_TEXT, LONGEST_CONVERSATION = 4000, 8000
 # The columns of the table that boards show
 COLUMNS = "prompt answer completion reward rewards advantage length truncated".split()
 
@@ -40,6 +43,7 @@ def completions_line(step: int, phase: str, group: dict):
             "length": int(each["length"]),
             "truncated": bool(each["truncated"]),
         }
+        | _messages_of(each)
         for each in group["completions"]
     ]
     answer = group["answer"]
@@ -56,13 +60,90 @@ def rows_of(lines: list[dict]):
     """The rows of a table of COLUMNS, one a completion. rewards: all of them by name, in one text."""
     return [
         (
-            *(line["prompt"], line["answer"], each["text"], each["reward"]),
+            *(line["prompt"], line["answer"], shown_text(each), each["reward"]),
             ", ".join(f"{n} {p:.4g}" for n, p in each["parts"].items() if p is not None),
             *(each["advantage"], each["length"], each["truncated"]),
         )
         for line in lines
         for each in line["completions"]
     ]
+
+
+def spoken_lines(messages: Sequence[dict]) -> list[tuple[str, str]]:
+    """A conversation for a reader: (who, text) of each turn of the "model", each "call" in it, what each
+    "tool" answered, and each "reply" of an environment or about a call that could not be read.
+    """
+    lines = []
+    for message in messages:
+        calls = [call["function"] for call in message.get("tool_calls", ())]
+        who = {"assistant": "model", "tool": "tool"}.get(message["role"], "reply")
+        # A turn may be nothing but its calls
+        if message["content"] or not calls:
+            lines.append((who, message["content"]))
+        lines += [("call", _call_text(**call)) for call in calls]
+    return lines
+
+
+def _call_text(name, arguments):
+    shown = ", ".join(f"{key}={_value_text(value)}" for key, value in arguments.items())
+    return f"{name}({shown})"
+
+
+def _value_text(value):
+    # Code is read by its lines
+    if isinstance(value, str) and "\n" in value:
+        return f'"""\n{value}\n"""'
+    return json.dumps(value, ensure_ascii=False)
+
+
+def shown_text(completion: dict, key: str = "text") -> str:
+    """A completion's text, which it has by this key; of a conversation a line for each of spoken_lines, whose
+    further lines are indented: none looks like another's.
+    """
+    if "messages" not in completion:
+        return completion[key]
+    lines = spoken_lines(completion["messages"])
+    return "\n".join(f"{who:<6}{text}".replace("\n", "\n" + 6 * " ") for who, text in lines)
+
+
+def fair_limit(lengths: Sequence[int], total: int) -> int:
+    """The largest limit for which min(length, limit) adds up to at most `total`: only the longest are cut."""
+    left = total
+    for number, length in enumerate(sorted(lengths)):
+        share = left // (len(lengths) - number)
+        if length > share:
+            return share
+        left -= length
+    return total
+
+
+def _messages_of(completion):
+    """{"messages": those of a conversation, whose long texts are cut}, {} for a single turn."""
+    if "messages" not in completion:
+        return {}
+    messages, lengths = completion["messages"], []
+    for message in messages:
+        _changed(message, lambda text: lengths.append(len(text)))
+    most = fair_limit(lengths, LONGEST_CONVERSATION)
+    return {"messages": [_changed(each, lambda text: shortened(text, most)) for each in messages]}
+
+
+def _changed(message, change):
+    """A message with change(text) in place of each text that the model or a tool wrote."""
+    new = message | {"content": change(message["content"])}
+    if "tool_calls" in message:
+        calls = [call["function"] for call in message["tool_calls"]]
+        calls = [call | {"arguments": _each_text(call["arguments"], change)} for call in calls]
+        new["tool_calls"] = [{"type": "function", "function": call} for call in calls]
+    return new
+
+
+def _each_text(value, change):
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _each_text(of, change) for key, of in value.items()}
+    return [_each_text(of, change) for of in value] if isinstance(value, list) else value
 
 
 def _finite(number):

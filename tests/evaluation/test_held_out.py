@@ -20,6 +20,8 @@ from deepseek_jax.rollout.policy import Policy, completion_texts
 from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
+from tests.rollout.conversing import asked, talking
+from tests.tiny import tiny_model
 
 TOKENIZER = arithmetic_tokenizer()
 CONFIG = ModelConfig(**models.deepseek_v3_tiny(vocab_size=TOKENIZER.vocab_size))
@@ -93,6 +95,18 @@ def test_scores_are_those_of_the_rollout_scored_by_hand(params, monkeypatch):
         }
         for i in range(10)
     ]
+
+
+def test_samples_of_conversations_have_their_messages():
+    """Oracle: Policy.answer's conversations."""
+    with talking(*tiny_model("gqa")) as policy:
+        options = AnswerOptions(max_completion_length=40, slots=4)
+        examples = asked(policy)
+        conversations = policy.answer(examples, options, seed=3).conversations
+        result = evaluate(policy, examples, None, options, accuracy=None, seed=3)
+    found = [sample["messages"] for sample in result["samples"]]
+    assert found == [conversation.messages for conversation in conversations]
+    assert any(message["role"] == "user" for message in found[0])
 
 
 def test_answers_that_cannot_be_scored_count_as_wrong_and_are_counted(params, monkeypatch, capsys):

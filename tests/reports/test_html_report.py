@@ -228,6 +228,35 @@ def test_numbers_that_are_not_finite_are_left_out():
     assert page(curves={"p": records}).count("<circle") == 2
 
 
+def calling(*texts):
+    """The messages of a conversation: a call, what its tool answered, the model's texts and their replies."""
+    call = {"function": {"name": "run", "arguments": {"code": HOSTILE}}}
+    messages = [dict(role="assistant", content="", tool_calls=[call])]
+    messages.append(dict(role="tool", name="run", content=HOSTILE))
+    for text in texts:
+        messages += [dict(role="assistant", content=text), dict(role="user", content=f"re: {text}")]
+    return messages
+
+
+def test_a_conversation_has_its_lines_in_place_of_messages_within_a_bound():
+    """Oracle: by hand: who says what; of very many lines the first and the last, of long ones the ends."""
+    talk = completion("x", 0.0) | {"messages": calling("nine")}
+    many = completion("x", 0.0) | {"messages": calling(*map(str, range(500)))}
+    long = completion("x", 0.0) | {"messages": calling("\u4e2d" * 10**6, "b" * 10**6)}
+    text = page(pairs=[PAIRS[0] | {"sides": [talk, many, long]}] * 5)
+    assert len(text.encode()) < PAGE_BYTES and "<img" not in text
+    talk, many, long = (side["lines"] for side in data_of(text, "pairs-data")[0]["sides"])
+    assert talk == [
+        ["call", f"run(code={json.dumps(HOSTILE)})"],
+        ["tool", HOSTILE],
+        ["model", "nine"],
+        ["reply", "re: nine"],
+    ]
+    assert len(many) == 201 and many[100] == ["", "802 lines left out"]
+    assert many[:2] == talk[:2] and many[-1] == ["reply", "re: 499"]
+    assert long[:2] == talk[:2] and len(json.dumps(long, ensure_ascii=False)) < 9000
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     """Chromium without a window."""
@@ -343,6 +372,31 @@ def test_completions_stand_side_by_side_in_a_browser(opened):
     assert "advantage" not in text
     left, right = (side.rect for side in item.find_elements("class name", "side"))
     assert left["y"] == right["y"] and left["x"] < right["x"]
+
+
+def test_the_lines_of_a_conversation_stand_apart_in_a_browser(browser, tmp_path):
+    """Oracle: by hand, side by side and in a group; what a turn thinks is marked where its prompt had opened
+    the thought; whatever was called stays text, and no line is wider than its card.
+    """
+    talk = completion("x", 0.5) | {"messages": calling("hm</think>9")}
+    samples, pairs = (
+        [group("R1", "sum", SUM, [talk])],
+        [PAIRS[0] | {"sides": [talk | {"title": "a"}]}],
+    )
+    (tmp_path / "talk.html").write_text(page(samples=samples, pairs=pairs))
+    browser.get((tmp_path / "talk.html").as_uri())
+    for place in ("pairs", "groups"):
+        card = browser.find_element("css selector", f"#{place} .completion")
+        names = [name.text for name in card.find_elements("tag name", "dt")]
+        texts = [text.text for text in card.find_elements("tag name", "dd")]
+        assert names == ["call", "tool", "model", "reply"]
+        said = [f"run(code={json.dumps(HOSTILE)})", HOSTILE, "hm</think>9", "re: hm</think>9"]
+        assert texts == said
+        thoughts = [t.text for t in card.find_elements("class name", "thought")]
+        assert thoughts == ["hm"]
+        for line in card.find_elements("tag name", "dd"):
+            assert line.rect["x"] + line.rect["width"] <= card.rect["x"] + card.rect["width"] + 1
+    assert browser.find_elements("tag name", "img") == [] and browser.get_log("browser") == []
 
 
 def test_steps_of_training_are_filtered_and_show_what_is_known_in_a_browser(browser, tmp_path):

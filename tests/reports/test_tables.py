@@ -134,9 +134,8 @@ def test_a_higher_curve_is_drawn_where_it_differs(tmp_path):
 def test_a_phase_without_curves_is_an_error(tmp_path):
     """Oracle: the message names the phase and the curves."""
     write_metrics(tmp_path / "m.jsonl", [{"step": 0, "phase": "pretrain", "loss": 3.0}])
-    with pytest.raises(
-        ValueError, match="none of reward, accuracy, completion_length for phase 'grpo'"
-    ):
+    curves = "reward, accuracy, completion_length, turns, tool_calls"
+    with pytest.raises(ValueError, match=f"none of {curves} for phase 'grpo'"):
         plot_curves(tmp_path / "m.jsonl", tmp_path / "m.png", phase="grpo")
 
 
