@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from deepseek_jax.data.chat import PLAIN_TEMPLATE
 from deepseek_jax.worlds.guess.environment import MOST_TURNS, GuessNumber
 
-LARGEST = 32
+LARGEST = 16
 NUMBERS = range(1, LARGEST + 1)
 QUESTION = f"Guess a number from 1 to {LARGEST}."
 # Every text of this world is a sequence of these
