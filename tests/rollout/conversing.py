@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from deepseek_jax.data.tokenizer import closed_tokenizer
-from deepseek_jax.environments import ConversationSettings
 from deepseek_jax.rollout.conversations import tool_use
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.settings import AnswerOptions, ConversationLimits
