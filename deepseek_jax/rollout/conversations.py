@@ -265,8 +265,8 @@ class Conversations:
         said["at_fault"] += conversation.at_fault
         if conversation.at_fault and is_due(said["at_fault"]):
             say(
-                f"{said['at_fault']} conversations have ended as truncated by tools or environment; the latest "
-                f"after {conversation.turns} turns: {conversation.cut}"
+                f"{said['at_fault']} conversations were ended by their tools or environment, truncated; the "
+                f"latest after {conversation.turns} turns: {conversation.cut}"
             )
         said["rewritten"] += conversation.rewritten > 0
         if conversation.rewritten and said["rewritten"] == 1:
