@@ -23,4 +23,4 @@ def _with_examples(example):
     ]
     roles = ("user", "assistant") * (len(turns) // 2)
     shown = [{"role": r, "content": t} for r, t in zip(roles, turns, strict=True)]
-    return example | {"messages": [*shown, {"role": "user", "content": example["question"]}]}
+    return example | {"question": [*shown, {"role": "user", "content": example["question"]}]}

@@ -121,8 +121,8 @@ class _Rollout:
 
     @property
     def parts(self):
-        """The functions that the engine calls: steps.Parts."""
-        return TURNS["PARTS"] if self.turns else steps.PARTS
+        """What has the functions that the engine calls, by the names of steps.Parts."""
+        return TURNS["PARTS"] if self.turns else steps
 
     def weights(self, params):
         function = self.parts.decoding_weights

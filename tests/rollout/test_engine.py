@@ -13,7 +13,7 @@ import torch
 
 from deepseek_jax.checkpoint import load_hf
 from deepseek_jax.models import forward
-from deepseek_jax.rollout import Rollout, engine, generate, speculative, steps
+from deepseek_jax.rollout import engine, generate, speculative, steps
 from deepseek_jax.rollout.completions import RolloutLog, line_of
 from tests.models.families import FAMILIES, write_tiny_checkpoint
 from tests.quick import others_slow
@@ -103,14 +103,14 @@ def test_a_prompt_is_answered_alike_alone_and_among_others(kind):
     """Oracle: that prompt's rows among the others'."""
     among = rolled_out(kind)
     alone = generate(*tiny_model(kind), PROMPTS[3:4], **SAMPLED)
-    assert_same(alone, Rollout(*(rows[3 * N : 4 * N] for rows in among)))
+    assert_same(alone, among.of_rows(slice(3 * N, 4 * N)))
 
 
 def test_the_order_of_prompts_changes_no_completion():
     """Oracle: the same prompts in their first order."""
     turned = generate(*tiny_model("mla_moe"), PROMPTS[::-1], **SAMPLED)
     rows = np.arange(len(PROMPTS) * N).reshape(-1, N)[::-1].reshape(-1)
-    assert_same(turned, Rollout(*(array[rows] for array in rolled_out("mla_moe"))))
+    assert_same(turned, rolled_out("mla_moe").of_rows(rows))
 
 
 class Recorded(RolloutLog):
