@@ -210,7 +210,7 @@ class Conversations:
             return self._cut(
                 row,
                 f"after {self.lengths[row]} tokens a text of {len(ids)} leaves no turn within "
-                f"rollout.max_completion_length={self.longest}",
+                f"max_completion_length={self.longest}",
             )
         return ids
 
