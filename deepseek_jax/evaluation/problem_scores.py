@@ -1,8 +1,9 @@
 """Scores of each task from the answers to its problems, and the comparison of two runs.
 
 A problem with its answers is a dict: task, the group that it counts in; question and gold; one value per
-sample in correct, list of bool, lengths, list of int in tokens, and truncated, list of bool; agreed,
-whether the most frequent answer is right, None where answers cannot be counted.
+sample in correct, list of bool, lengths, list of int in tokens, and truncated, list of bool, and of
+conversations in each of CONVERSED; agreed, whether the most frequent answer is right, None where answers
+cannot be counted.
 """
 
 import numpy as np
@@ -18,6 +19,8 @@ from deepseek_jax.evaluation.compare import compare
 from deepseek_jax.evaluation.pass_at_k import pass_at_k
 
 ALL = "all"
+# Of conversations: as rollout.conversations.Conversation has them; get_reward None where there is none
+CONVERSED = ("turns", "tool_calls", "tool_errors", "truncated_turns", "get_reward")
 # Beginnings of the names of scores within 0..1
 SHARES = ("pass@", "cons@", "truncated")
 
@@ -25,7 +28,9 @@ SHARES = ("pass@", "cons@", "truncated")
 def per_problem(problems: list):
     """name -> float64[p], of n samples per problem: pass@1, pass@4, pass@16, ... to pass@n, and cons@n.
 
-    length: the samples' mean length in tokens. truncated: the share of truncated samples.
+    length: the samples' mean length in tokens. truncated: the share of truncated samples. Of conversations
+    the means of CONVERSED; a get_reward that failed counts as 0, and one that no conversation has is left
+    out.
     """
     correct = [problem["correct"] for problem in problems]
     n = len(correct[0])
@@ -36,6 +41,10 @@ def per_problem(problems: list):
         scores[f"cons@{n}"] = np.array(agreed, np.float64)
     scores["length"] = np.mean([problem["lengths"] for problem in problems], axis=1)
     scores["truncated"] = np.mean([problem["truncated"] for problem in problems], axis=1)
+    for name in CONVERSED:
+        values = [problem.get(name, [None]) for problem in problems]
+        if any(value is not None for of in values for value in of):
+            scores[name] = np.mean([[value or 0 for value in of] for of in values], axis=1)
     return scores
 
 

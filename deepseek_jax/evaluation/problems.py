@@ -2,7 +2,10 @@
 
 import contextlib
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -115,20 +118,21 @@ def _of_file(name, settings):
 class Rules(contextlib.ExitStack):
     """The rules of some problems, each as a Rewards; a context manager, which ends their workers.
 
-    Raises ValueError if a rule lacks its package or a sandbox, or a problem lacks a field that its rule
-    reads.
+    models: {name: reward} that a problem's rule may name beside the rules, as Rewards takes them. Raises
+    ValueError if a rule lacks its package or a sandbox, or a problem lacks a field that its rule reads.
     """
 
-    def __init__(self, problems: list):
+    def __init__(self, problems: list, models: Mapping[str, Any] = MappingProxyType({})):
         super().__init__()
         self._rewards, self._rules = {}, all_rules()
         for rule in sorted({problem["rule"] for problem in problems}):
-            self._rewards[rule] = self.enter_context(open_rewards({rule: 1.0}))
+            own = {rule: models[rule]} if rule in models else {}
+            self._rewards[rule] = self.enter_context(open_rewards({rule: 1.0}, own))
             self._rewards[rule].check([p["example"] for p in problems if p["rule"] == rule])
 
-    def judge(self, problems: list, groups, ids):
+    def judge(self, problems: list, groups, ids, examples: list | None = None):
         """Judge each group of completions: a dict for each problem. ids: the tokens of all completions, in
-        order.
+        order. examples: of all completions, where these are conversations; default those of the problems.
 
         answers (str or None) and correct: one per completion. majority: the most frequent answer; agreed:
         whether it is right; both None where the rule reads no answers. unscored: completions without a
@@ -139,14 +143,17 @@ class Rules(contextlib.ExitStack):
             for problem, answers in zip(problems, self._answers(problems, groups), strict=True)
         ]
         ends = np.cumsum([len(group) for group in groups]).tolist()
-        spans = zip([0, *ends], ends, strict=False)
+        spans = list(zip([0, *ends], ends, strict=False))
         ids_of = [picked(ids, range(start, end)) for start, end in spans]
+        if examples is None:
+            pairs = zip(problems, groups, strict=True)
+            examples = [problem["example"] for problem, group in pairs for _ in range(len(group))]
         for rule, rewards in self._rewards.items():
             chosen = [i for i, problem in enumerate(problems) if problem["rule"] == rule]
             # The majorities' answers are scored after the completions, as if they were completions
             voted = [i for i in chosen if judged[i]["majority"] is not None]
             texts = [groups[i] for i in chosen] + [[_marked(judged[i]["majority"])] for i in voted]
-            asked = [problems[i]["example"] for i in chosen for _ in range(len(groups[i]))]
+            asked = [example for i in chosen for example in examples[slice(*spans[i])]]
             asked += [problems[i]["example"] for i in voted]
             # An answer that stands for itself was not sampled
             tokens = joined([ids_of[i] for i in chosen] + [[[]] for _ in voted])

@@ -10,6 +10,7 @@ FORMS = {
     "length": ".1f",
     "reward": ".2f",
     "held_out_loss": ".3f",
+    **dict.fromkeys(("turns", "tool_calls", "tool_errors", "get_reward"), ".2f"),
 }
 
 

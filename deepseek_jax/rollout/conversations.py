@@ -6,6 +6,7 @@ Each process runs those of its share of the examples, and `after` tells all proc
 
 import dataclasses
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
@@ -15,11 +16,10 @@ import jax
 from deepseek_jax.data.chat import asked_messages
 from deepseek_jax.data.columns import columns_of
 from deepseek_jax.data.tools import ToolForm, tool_form
-from deepseek_jax.environments import ConversationSettings, Environments
-from deepseek_jax.parallel.processes import from_each, say
+from deepseek_jax.environments import Environments
+from deepseek_jax.parallel.processes import from_each, is_due, say
+from deepseek_jax.rollout.settings import ConversationLimits
 
-# Lines about conversations that a limit ended, in one rollout
-MAX_SAID = 5
 # What a conversation waits for at its end
 REWARD = "the reward"
 
@@ -36,9 +36,9 @@ class Conversation:
 
     opening: the text of reset. messages: those after the prompt, in OpenAI's form. turns: of the model.
     tool_calls: calls of tools, or steps of an environment; tool_errors: those that raised or could not be
-    read; tool_seconds: those spent in the user's code. cut: which limit ended it, or None. rewritten: the
-    earlier turns that the template would have encoded otherwise. reward: that of get_reward, or None;
-    unscored: why there is none.
+    read; tool_seconds: those spent in the user's code. cut: which limit ended it, or None; at_fault: whether
+    the user's code went over it, and not the model. rewritten: the earlier turns that the template would have
+    encoded otherwise. reward: that of get_reward, or None; unscored: why there is none.
     """
 
     opening: str | None = None
@@ -48,6 +48,7 @@ class Conversation:
     tool_errors: int = 0
     tool_seconds: float = 0.0
     cut: str | None = None
+    at_fault: bool = False
     rewritten: int = 0
     reward: float | None = None
     unscored: str | None = None
@@ -56,12 +57,13 @@ class Conversation:
 @dataclasses.dataclass(frozen=True)
 class ToolUse:
     """What the conversations of a policy can call: tools and an environment in their processes, the form in
-    which its template writes calls, and the limits.
+    which its template writes calls, and the limits. said: how often there was something to say.
     """
 
     environments: Environments
     form: ToolForm
-    settings: ConversationSettings
+    limits: ConversationLimits
+    said: Counter = dataclasses.field(default_factory=Counter, compare=False)
 
     def prompt(self, example: Mapping, opening: str = "", text: str | None = None):
         """The ids of an example's prompt. text: that of reset, or None."""
@@ -85,7 +87,7 @@ class Conversations:
 
     def __init__(self, use: ToolUse, tokenizer, examples: Sequence[Mapping], n: int, longest: int):
         self.use, self.tokenizer, self.examples, self.n = use, tokenizer, examples, n
-        self.longest, self.of, self.said = longest, {}, 0
+        self.longest, self.of = longest, {}
         # Of this process's rows: their tokens, the texts of their turns, and what follows the latest one,
         # ids, None for the end, or _Waits
         self.lengths, self.texts, self.pending = {}, {}, {}
@@ -147,11 +149,17 @@ class Conversations:
         message = {"role": "assistant", "content": text}
         conversation.messages.append(message)
         if not stopped:
-            self.pending[row] = self._cut(row, "its tokens are too many")
+            self.pending[row] = self._cut(row, self._too_long(len(ids)))
         elif self.use.environments.takes_steps:
             self.pending[row] = self._act(row, text)
         else:
             self.pending[row] = self._called(row, message)
+
+    def _too_long(self, tokens):
+        """In words, which limit ended a turn of so many tokens."""
+        if tokens == self.use.limits.turn_length:
+            return f"conversation.turn_length={tokens}"
+        return f"rollout.max_completion_length={self.longest}"
 
     def _called(self, row, message):
         """What follows a turn that may have calls."""
@@ -184,6 +192,7 @@ class Conversations:
         conversation.tool_errors += acted.errors
         conversation.tool_seconds += acted.seconds
         if acted.failure is not None:
+            conversation.at_fault = True
             return self._cut(row, acted.failure)
         if acted.ended:
             return self._end(row)
@@ -202,17 +211,18 @@ class Conversations:
 
     def _fitting(self, row, ids):
         """The ids, if another turn is allowed after them."""
-        turns = self.use.settings.turns
+        turns = self.use.limits.turns
         if self.of[row].turns >= turns:
-            return self._cut(row, f"conversation.turns={turns} are over")
+            return self._cut(row, f"conversation.turns={turns}")
         # One token at least is the next turn's
-        if self.lengths[row] + len(ids) >= self.longest:
-            return self._cut(
-                row,
-                f"after {self.lengths[row]} tokens a text of {len(ids)} leaves no turn within "
-                f"max_completion_length={self.longest}",
-            )
-        return ids
+        if self.lengths[row] + len(ids) < self.longest:
+            return ids
+        self.of[row].at_fault = len(ids) >= self.longest
+        return self._cut(
+            row,
+            f"after {self.lengths[row]} tokens a text of {len(ids)} leaves no room for a turn within "
+            f"rollout.max_completion_length={self.longest}",
+        )
 
     def _cut(self, row, limit):
         self.of[row].cut = limit
@@ -250,10 +260,19 @@ class Conversations:
         return found
 
     def _say(self, conversation):
-        if conversation.cut is not None and conversation.tool_calls and self.said < MAX_SAID:
-            self.said += 1
+        """Say, at doublings of their number, what a person should know and metrics do not tell."""
+        said = self.use.said
+        said["at_fault"] += conversation.at_fault
+        if conversation.at_fault and is_due(said["at_fault"]):
             say(
-                f"a conversation of {conversation.turns} turns ends as truncated: {conversation.cut}"
+                f"{said['at_fault']} conversations were ended by their tools or environment, truncated; the "
+                f"latest after {conversation.turns} turns: {conversation.cut}"
+            )
+        said["rewritten"] += conversation.rewritten > 0
+        if conversation.rewritten and said["rewritten"] == 1:
+            say(
+                f"the chat template ({self.use.form.name}) would write earlier turns of a conversation "
+                "otherwise than the model sampled them; they stay as sampled, and rewritten_turns counts them"
             )
 
     def records(self):
@@ -277,14 +296,27 @@ class EnvironmentReward:
         return [c.reward if c.unscored is None else RuntimeError(c.unscored) for c in conversations]
 
 
+def environments_of(settings) -> Environments:
+    """The Environments that settings with tools, environment and conversation name. Raises ValueError as
+    these do.
+    """
+    limits = settings.conversation
+    return Environments(
+        settings.tools,
+        settings.environment,
+        call_seconds=limits.call_seconds,
+        call_bytes=limits.call_bytes,
+        workers=limits.workers,
+    )
+
+
 def tool_use(settings, policy, opened) -> ToolUse:
     """The ToolUse of a policy. settings: has tools, environment and conversation. opened: an ExitStack, which
     ends the processes. Raises ValueError, naming the field, as Environments and tool_form do.
     """
-    environments = Environments(settings.tools, settings.environment, settings.conversation)
-    opened.enter_context(environments)
-    form = tool_form(policy.tokenizer, policy.template)
-    return ToolUse(environments, form, settings.conversation)
+    environments = opened.enter_context(environments_of(settings))
+    form, limits = tool_form(policy.tokenizer, policy.template), settings.conversation
+    return ToolUse(environments, form, limits)
 
 
 def opened(example: Mapping, text: str | None):

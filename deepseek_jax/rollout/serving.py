@@ -21,7 +21,7 @@ class TurnsEngine(Engine):
     """
 
     def open(self, slots, max_completion_length, log):
-        self.longest_turn = log.conversations.use.settings.turn_length or max_completion_length
+        self.longest_turn = log.conversations.use.limits.turn_length or max_completion_length
         super().open(slots, max_completion_length, log)
         self.due, self.steps = {}, 0
         # Of each slot: the length of its conversation at the begin of its turn, and the number of the turn
@@ -123,7 +123,7 @@ def serve(queue: RequestQueue, engine: TurnsEngine, result: Rollout, log: Rollou
         for row, slot in rows.items():
             engine.due.pop(slot, None)
             if row not in found:
-                engine.due[slot] = engine.steps + conversations.use.settings.call_steps
+                engine.due[slot] = engine.steps + conversations.use.limits.call_steps
         _go_on(engine, {rows[row]: ids for row, ids in found.items()}, result, log)
 
 

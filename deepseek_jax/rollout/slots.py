@@ -118,7 +118,6 @@ def repeat(body, slots, ends, most, steps=None):
         ended = (slots.ended & ~ended_before).sum()
         is_full = jnp.any(~slots.ended & (slots.length > most))
         goes_on = jnp.any(~slots.ended) & (ended < ends) & ~is_full
-        # Not ~False, which is -1 in Python
         return goes_on if steps is None else goes_on & (slots.step - first < steps)
 
     return jax.lax.while_loop(keep_on, body, slots)

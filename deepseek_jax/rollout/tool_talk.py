@@ -36,8 +36,8 @@ class ToolTalk:
         self.ids = []
 
     def answer(self, text: str, seed: int = 0) -> Iterator[str]:
-        """Yield a text's answer by pieces: lines as those of training.completions.shown_text, the model's turns
-        as sampled, and in the end the environment's reward.
+        """Yield a text's answer by pieces: lines as those of training.completions.shown_text, with turns as
+        sampled, then the limit that ended it, if one did, and the environment's reward.
 
         Raises ValueError before the first piece, as Talk.answer does, and where reset refuses the text.
         """
@@ -50,7 +50,7 @@ class ToolTalk:
             room = policy.config.max_position_embeddings - len(prompt)
             conversations.longest = min(self.max_tokens, room)
             yield from self._turns(conversations, prompt, seed)
-        yield from _reward_line(conversations.of[0])
+            yield _end_of(conversations.of[0])
 
     def _example(self, text):
         if not (self.policy.tools.environments.has_state and text.startswith("{")):
@@ -114,7 +114,7 @@ class ToolTalk:
             eos_ids=policy.eos_ids,
             seed=seed,
         )
-        most = min(conversations.use.settings.turn_length or longest, longest - length)
+        most = min(conversations.use.limits.turn_length or longest, longest - length)
         for piece in text_pieces(policy.tokenizer, _noted(islice(tokens, most), turn)):
             yield piece.replace("\n", CONTINUED)
 
@@ -139,8 +139,15 @@ def _read(conversations):
     return found[0]
 
 
-def _reward_line(conversation):
+def _end_of(conversation):
+    """The lines about the end of a conversation."""
+    lines = []
+    if conversation.cut is not None:
+        # The length of an answer is a field of ToolTalk
+        limit = conversation.cut.replace("rollout.max_completion_length", "max_tokens")
+        lines.append(f"\nended by {limit}")
     if conversation.unscored is not None:
-        yield f"\nno reward: {conversation.unscored}"
+        lines.append(f"\nno reward: {conversation.unscored}")
     elif conversation.reward is not None:
-        yield f"\nreward {conversation.reward:.4g}"
+        lines.append(f"\nreward {conversation.reward:.4g}")
+    return "".join(lines)

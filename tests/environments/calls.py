@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 from typing import NamedTuple
 
-from deepseek_jax.environments import ConversationSettings, Environments
+from deepseek_jax.environments import Environments
 
 FILES = Path(__file__).parent / "files"
 TOOLS, ENVIRONMENTS = FILES / "own_tools.py", FILES / "own_environments.py"
@@ -22,8 +22,7 @@ def call(name, **arguments):
 def environments(*tools, environment=None, workers=1, **limits):
     """Environments with tools of own_tools.py and an environment of own_environments.py."""
     name = environment and f"{ENVIRONMENTS}:{environment}"
-    settings = ConversationSettings(workers=workers, **limits)
-    return Environments([f"{TOOLS}:{tool}" for tool in tools], name, settings)
+    return Environments([f"{TOOLS}:{tool}" for tool in tools], name, workers=workers, **limits)
 
 
 @contextlib.contextmanager

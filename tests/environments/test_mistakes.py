@@ -2,7 +2,8 @@
 
 import pytest
 
-from deepseek_jax.environments import ConversationSettings, Environments
+from deepseek_jax.environments import Environments
+from deepseek_jax.rollout.settings import ConversationLimits
 from deepseek_jax.settings import build
 from tests.environments.calls import TOOLS, act, begun, call, environments
 
@@ -98,7 +99,7 @@ def test_a_mistake_of_form_is_named(tools, environment, words):
 def test_a_method_may_not_have_a_tools_name():
     """Oracle: the message, which names both."""
     with pytest.raises(ValueError) as error:
-        Environments([f"{TOOLS}:multiply"], f"{TOOLS}:SameName", ConversationSettings())
+        Environments([f"{TOOLS}:multiply"], f"{TOOLS}:SameName")
     found = str(error.value)
     assert found.startswith("environment: ") and f"{TOOLS}:SameName has a tool multiply" in found
     assert f"so has {TOOLS}:multiply" in found
@@ -107,12 +108,12 @@ def test_a_method_may_not_have_a_tools_name():
 def test_a_name_that_is_none_and_a_file_that_is_not_there_are_named(tmp_path):
     """Oracle: the messages; the last file raises when it is imported."""
     with pytest.raises(ValueError, match="tools: 'calculator' names no code; or bring your own"):
-        Environments(["calculator"], None, ConversationSettings())
+        Environments(["calculator"], None)
     with pytest.raises(ValueError, match="environment: there is no file nowhere.py"):
-        Environments([], "nowhere.py:A", ConversationSettings())
+        Environments([], "nowhere.py:A")
     (tmp_path / "broken.py").write_text("\n1 / 0")
     with pytest.raises(ValueError, match="tools: .*broken.py, line 2: ZeroDivisionError"):
-        Environments([f"{tmp_path}/broken.py:a"], None, ConversationSettings())
+        Environments([f"{tmp_path}/broken.py:a"], None)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_a_file_that_has_changed_since_the_run_began_ends_it(tmp_path):
     """Oracle: the message, in a worker that starts anew after a call has ended the first."""
     file = tmp_path / "tools.py"
     file.write_text(TOOLS.read_text())
-    with Environments([f"{file}:leave"], None, ConversationSettings(workers=1)) as made:
+    with Environments([f"{file}:leave"], None, workers=1) as made:
         made.begin({0: ({}, 0)})
         assert act(made, 0, call("leave")).failure == "leave ended its process"
         file.write_text(TOOLS.read_text() + "\n")
@@ -165,10 +166,10 @@ def test_schemas_are_those_of_the_transformers_library():
         assert (made.takes_steps, made.reward_name, made.has_state) == (False, "Counter", True)
 
 
-def test_the_settings_have_ranges():
+def test_the_limits_have_ranges():
     """Oracle: the messages."""
-    made = build(ConversationSettings, dict(turns=3, call_seconds=1), "config.conversation")
-    assert made == ConversationSettings(turns=3, call_seconds=1.0)
+    made = build(ConversationLimits, dict(turns=3, call_seconds=1), "config.conversation")
+    assert made == ConversationLimits(turns=3, call_seconds=1.0)
     for field, value in (("turns", 0), ("call_seconds", 0.0), ("workers", 0), ("call_steps", -1)):
         with pytest.raises(ValueError, match=f"config.conversation.{field}={value}"):
-            build(ConversationSettings, {field: value}, "config.conversation")
+            build(ConversationLimits, {field: value}, "config.conversation")

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from deepseek_jax.environments import ConversationSettings, Environments
+from deepseek_jax.environments import Environments
 from tests.environments.calls import FILES, act, scored
 
 pytestmark = pytest.mark.slow
@@ -21,7 +21,7 @@ def games(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         # A worker has the paths of the process that starts it
         patch.setattr(sys, "path", [*sys.path, str(folder)])
-        with Environments([], NAME, ConversationSettings(workers=2)) as made:
+        with Environments([], NAME, workers=2) as made:
             yield made
 
 

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
-from deepseek_jax.environments import ConversationSettings, Environments
+from deepseek_jax.environments import Environments
 from tests.environments.calls import FILES, Call
 from tests.environments.files.basket import Basket
 from tests.environments.files.shop_tools import price, words
@@ -146,8 +146,7 @@ def test_the_same_files_run_in_trl_and_here(tmp_path):
     assert importlib.metadata.version("trl").startswith(f"{VERSION}."), "read its interface anew"
     schemas, conversations = trained(tmp_path)
     tools = [f"{FILES}/shop_tools.py:{name}" for name in ("price", "words")]
-    settings = ConversationSettings(workers=2)
-    with Environments(tools, f"{FILES}/basket.py:Basket", settings) as made:
+    with Environments(tools, f"{FILES}/basket.py:Basket", workers=2) as made:
         assert by_name(made.schemas) == by_name(schemas)
         assert made.schemas[:2] == schemas[:2] and made.reward_name == "Basket"
         made.begin({key: ({"room": row[0]}, key) for key, row in enumerate(conversations)})

@@ -111,7 +111,8 @@ def test_an_environment_that_a_flag_names_answers_under_the_limits_of_the_run(
     assert end.out == f"{answer}\n" and "add --environment=evil.py:Env\n" in end.err
     end = launched("chat", str(folder), *flags, "--environment=own.py:Own")
     (answer,) = answers(ds.load_policy(run), QUESTION, length=3)
-    assert end.out == f"model {answer}\nreward 0.25\n", end.err
+    ended = "ended by conversation.turn_length=3"
+    assert end.out == f"model {answer}\n{ended}\nreward 0.25\n", end.err
     assert "each line in a new environment" in end.err
     assert not Path("mark").exists()
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from deepseek_jax.data.tokenizer import closed_tokenizer
-from deepseek_jax.environments import ConversationSettings
 from deepseek_jax.rollout.conversations import tool_use
 from deepseek_jax.rollout.policy import Policy
-from deepseek_jax.rollout.settings import AnswerOptions
+from deepseek_jax.rollout.settings import AnswerOptions, ConversationLimits
 
 REPLIES = f"{Path(__file__).parent / 'files' / 'replies.py'}:Replies"
 TEMPLATE = "{question}\n"
@@ -26,7 +25,7 @@ def letters(vocab_size: int):
 
 
 @contextlib.contextmanager
-def talking(config, params, *, environment=REPLIES, tools=(), **limits):
+def talking(config, params, *, environment=REPLIES, tools=(), **given):
     """A Policy whose answers are conversations with an environment or with tools."""
     ends = tuple(range(30, 30 + config.vocab_size // 5))
     policy = Policy(
@@ -35,8 +34,8 @@ def talking(config, params, *, environment=REPLIES, tools=(), **limits):
         letters(config.vocab_size),
         TEMPLATE,
     )
-    settings = ConversationSettings(**TURNS | limits)
-    named = SimpleNamespace(tools=tools, environment=environment, conversation=settings)
+    limits = ConversationLimits(**TURNS | given)
+    named = SimpleNamespace(tools=tools, environment=environment, conversation=limits)
     with contextlib.ExitStack() as opened:
         yield dataclasses.replace(policy, tools=tool_use(named, policy, opened))
 

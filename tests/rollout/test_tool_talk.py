@@ -13,13 +13,12 @@ import transformers
 
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.tools import Call
-from deepseek_jax.environments import ConversationSettings
 from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.models import init_params
 from deepseek_jax.rollout.conversations import tool_use
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.sampling import Sampling
-from deepseek_jax.rollout.settings import AnswerOptions
+from deepseek_jax.rollout.settings import AnswerOptions, ConversationLimits
 from deepseek_jax.rollout.tool_talk import ToolTalk
 from deepseek_jax.training.completions import shown_text
 from tests.reliability.goods import CHAT
@@ -36,9 +35,20 @@ def said(talk, text, seed=0):
     return "".join(talk.answer(text, seed))
 
 
-def greedily(policy, examples, seed=0):
+def lines_of(conversation):
+    """What a chat shows of a conversation with an environment."""
+    lines = [shown_text({"messages": conversation.messages})]
+    if conversation.cut:
+        limit = conversation.cut.replace("rollout.max_completion_length", "max_tokens")
+        lines.append(f"ended by {limit}")
+    if conversation.reward is not None:
+        lines.append(f"reward {conversation.reward:.4g}")
+    return "\n".join(lines)
+
+
+def greedily(policy, examples, seed=0, length=LENGTH):
     """The conversations of Policy.answer."""
-    options = AnswerOptions(max_completion_length=LENGTH, temperature=0.0, slots=1)
+    options = AnswerOptions(max_completion_length=length, temperature=0.0, slots=1)
     return policy.answer(examples, options, seed=seed).conversations
 
 
@@ -48,24 +58,21 @@ def test_an_environment_answers_as_in_a_rollout():
         talk = ToolTalk(policy, GREEDY, LENGTH)
         found = [said(talk, question, seed=3) for question in QUESTIONS]
         conversations = greedily(policy, asked(policy), seed=3)
-    wanted = [
-        f"{shown_text({'messages': c.messages})}\nreward {c.reward:.4g}" for c in conversations
-    ]
-    assert not talk.holds_turns and found == wanted
+    assert not talk.holds_turns and found == list(map(lines_of, conversations))
     assert len({c.turns for c in conversations}) > 1
 
 
-def test_each_limit_ends_a_conversation_with_a_line_that_says_so(capsys):
+@pytest.mark.parametrize("limits", [dict(turns=1), dict(turn_length=2), dict(turn_length=None)])
+def test_a_limit_ends_a_conversation_with_a_line_that_says_so(limits):
     """Oracle: Policy.answer's conversations under the same limit, and the reason of their end."""
-    with talking(*tiny_model("gqa"), turns=1) as policy:
-        found = [said(ToolTalk(policy, GREEDY, LENGTH), question) for question in QUESTIONS]
-        printed = capsys.readouterr().out
-        conversations = greedily(policy, asked(policy))
-    cuts = [c.cut for c in conversations if c.cut and c.tool_calls]
-    assert cuts and printed.count("conversation.turns=1 are over") == len(cuts)
-    assert [text.partition("\nreward")[0] for text in found] == [
-        shown_text({"messages": c.messages}) for c in conversations
-    ]
+    length = 20
+    with talking(*tiny_model("gqa"), **limits) as policy:
+        found = [said(ToolTalk(policy, GREEDY, length), question) for question in QUESTIONS]
+        conversations = greedily(policy, asked(policy), length=length)
+    assert found == list(map(lines_of, conversations))
+    ((name, limit),) = limits.items()
+    words = f"conversation.{name}={limit}" if limit else f"max_tokens={length}"
+    assert any(f"{words}\nreward" in text for text in found)
 
 
 ROW = """
@@ -85,7 +92,7 @@ def test_a_row_of_data_gives_reset_its_columns_and_what_it_refuses_is_not_asked(
         talk = ToolTalk(policy, GREEDY, LENGTH)
         row = {"question": "3", "number": 14}
         (conversation,) = greedily(policy, policy.with_prompts([row]))
-        wanted = shown_text({"messages": conversation.messages})
+        wanted = lines_of(conversation)
         assert said(talk, '{"question": "3", "number": 14}') == wanted
         for text, words in {
             "3": "environment: reset of env.py gets every column .question.: .*'number'",
@@ -111,7 +118,7 @@ def calling():
     config = dataclasses.replace(CONFIGS["gqa"], max_position_embeddings=1024, **sizes)
     policy = Policy(config, None, tokenizer, "chat")
     named = SimpleNamespace(
-        tools=(ADD,), environment=None, conversation=ConversationSettings(turns=2, turn_length=20)
+        tools=(ADD,), environment=None, conversation=ConversationLimits(turns=2, turn_length=20)
     )
     with contextlib.ExitStack() as opened:
         policy = dataclasses.replace(policy, tools=tool_use(named, policy, opened))

@@ -10,7 +10,7 @@ from deepseek_jax.evaluation.problems import load_problems
 from deepseek_jax.files import as_path
 from deepseek_jax.recipes.evaluate.settings import EvaluateSettings
 from deepseek_jax.reports.answers import make_console
-from deepseek_jax.reports.page import Page
+from deepseek_jax.reports.page import FORMS, Page
 from deepseek_jax.reports.tables import comparison_table, stages_table
 from deepseek_jax.settings import build
 
@@ -22,7 +22,7 @@ TABLE_WIDTH = 130  # columns: six scores with their intervals
 def report(problems: list[dict], workdir: Path):
     """Print the scores of the problems of a results.json."""
     scores, console = task_scores(problems), make_console(width=TABLE_WIDTH)
-    forms = {name: ".1f" if name == "length" else ".1%" for of in scores.values() for name in of}
+    forms = {name: FORMS.get(name, ".1%") for of in scores.values() for name in of}
     names = {name: name for name in forms}
     console.print(
         stages_table(scores, forms, names, title="scores of problems", first_column="task")
@@ -55,10 +55,10 @@ def problems_page(page: Page, problems: list[dict], made_of: dict) -> Page:
 
 def _group(problem):
     names = {"completions": "text", "correct": "right", "lengths": "length"}
-    values = (problem[name] for name in (*names, "truncated"))
+    names |= {name: name for name in ("truncated", "messages") if name in problem}
+    values = (problem[name] for name in names)
     completions = [
-        dict(zip((*names.values(), "truncated"), each, strict=True))
-        for each in zip(*values, strict=True)
+        dict(zip(names.values(), each, strict=True)) for each in zip(*values, strict=True)
     ]
     about = {"task": problem["task"], "prompt": problem["question"], "answer": problem["gold"]}
     return about | {"completions": completions}

@@ -24,6 +24,13 @@ from deepseek_jax.hub import hub_id
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.named_code import digest_of
 from deepseek_jax.parallel.processes import barrier, first_process, say, total
+from deepseek_jax.recipes.evaluate.conversing import (
+    asked_example,
+    conversing,
+    counts_of,
+    open_environments,
+    rewards_of,
+)
 from deepseek_jax.recipes.evaluate.report import RESULTS, problems_page, report
 from deepseek_jax.recipes.evaluate.settings import MAX_COMPLETION_LENGTH, EvaluateSettings
 from deepseek_jax.recipes.job import PROMPT_LENGTH, Work, WorkdirJob
@@ -64,11 +71,19 @@ class EvaluateJob(WorkdirJob):
         found["problems"] = content_hash(self.problems)
         if settings.accuracy is not None:
             found["code of the rule"] = content_hash(digest_of(settings.accuracy))
+        if settings.converses:
+            code = *settings.tools, settings.environment
+            found["code of tools and environment"] = content_hash([digest_of(n) for n in code])
         if source.adapter is not None:
             found["base"] = checkpoint_hash(source.base)
         if settings.adapter is not None:
             found["adapter"] = files_hash(settings.adapter, "adapter")
         return found
+
+    @functools.cached_property
+    def environments(self):
+        """The Environments of config.tools and config.environment; None for single turns."""
+        return open_environments(self.settings, self.opened)
 
     @property
     def parts(self):
@@ -84,8 +99,8 @@ class EvaluateJob(WorkdirJob):
         return dataclasses.replace(config, dtype=self.settings.dtype)
 
     def check_measured_data(self, work: Work):
-        """Raise ValueError where the problems or the checkpoint are not there."""
-        return self.problems, self.made_of
+        """Raise ValueError where the problems or the checkpoint are not there, or tools have another form."""
+        return self.problems, self.environments, self.made_of
 
     def answering(self, work: Work):
         # The problems between two saves. The checkpoint's config has to be there; an adapter is left out
@@ -93,14 +108,22 @@ class EvaluateJob(WorkdirJob):
         if longest is None:
             longest = longest_completion(work.config, PROMPT_LENGTH)
         options = AnswerOptions(max_completion_length=longest, slots=settings.slots)
-        return Answering(options, settings.save_every, settings.samples, dtype=settings.dtype)
+        return Answering(
+            options,
+            settings.save_every,
+            settings.samples,
+            dtype=settings.dtype,
+            turns=settings.most_turns(),
+        )
 
     def measure(self, work: Work):
         """The content of results.json."""
-        run, problems = self.run, self.problems
+        run, problems, environments = self.run, self.problems, self.environments
         # Before the checkpoint is read: a rule without its package or sandbox raises at once
-        with Rules(problems) as rules:
+        with Rules(problems, rewards_of(environments)) as rules:
             policy = _policy(self.settings, self.mesh)
+            if environments is not None:
+                policy = conversing(policy, problems, environments, self.settings)
             answered = _answered(
                 self.settings, policy, problems, rules, self.parts, run.should_stop
             )
@@ -228,6 +251,8 @@ def _answered(
 
 def _prompt(policy: Policy, problem: dict):
     """The prompt_ids of a problem, in the template of its own task, with policy.opening at the end."""
+    if policy.tools is not None:
+        return policy.tools.prompt(problem["asked"], policy.opening)
     template = problem["template"]
     return render_question(
         policy.tokenizer, problem["asked"], template=template, opening=policy.opening
@@ -266,25 +291,34 @@ def _answer(settings: EvaluateSettings, policy: Policy, problems: list, rules: R
         top_p=settings.top_p,
         slots=settings.slots,
     )
-    answers = policy.answer(problems, options, n=settings.samples, seed=settings.seed)
-    texts, rollout = answers.texts, answers.rollout
+    asked = list(map(asked_example, problems))
+    answers = policy.answer(asked, options, n=settings.samples, seed=settings.seed)
+    texts, rollout, conversations = answers.texts, answers.rollout, answers.conversations
     lengths, truncated = rollout.completion_mask.sum(1).tolist(), rollout.truncated.tolist()
     rows = [slice(i, i + settings.samples) for i in range(0, len(texts), settings.samples)]
-    judged = rules.judge(problems, [texts[row] for row in rows], rollout.tokens())
+    judged = rules.judge(
+        problems,
+        answers.groups(),
+        rollout.tokens(),
+        answers.asked([p["example"] for p in problems]),
+    )
     return [
         {
             "task": problem["task"],
             "question": problem["question"],
             "gold": problem["answer"],
             "columns": shown_columns(problem["example"]),
-            "prompt": policy.tokenizer.decode(problem["prompt_ids"]),
+            "prompt": policy.tokenizer.decode(prompt),
             **verdict,
             "lengths": lengths[row],
             "truncated": truncated[row],
+            **counts_of(None if conversations is None else conversations[row]),
             # Process 0 writes them, and no process reads them here
             "completions": list(texts[row]) if first_process() else None,
         }
-        for problem, verdict, row in zip(problems, judged, rows, strict=True)
+        for problem, prompt, verdict, row in zip(
+            problems, answers.prompts, judged, rows, strict=True
+        )
     ]
 
 

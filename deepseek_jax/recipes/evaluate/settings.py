@@ -4,6 +4,7 @@ import dataclasses
 from typing import Annotated, Literal
 
 from deepseek_jax.data.chat import Template
+from deepseek_jax.rollout.settings import Conversing
 from deepseek_jax.settings import (
     Checkpoint,
     Count,
@@ -21,7 +22,7 @@ INSTRUCTION = r"Please reason step by step, and put your final answer within \bo
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateSettings:
+class EvaluateSettings(Conversing):
     """A whole config of this recipe. Defaults: temperature and top_p of section 3 (version 1), samples as for
     MATH (version 2, appendix D.1).
 
@@ -34,7 +35,9 @@ class EvaluateSettings:
     None takes that of the checkpoint, or, where it carries none, the world's own, and "chat" for a file.
     instruction: follows a file's question, unless its answer is a program. think: every completion begins
     with <think>, as R1's model card advises. adapter: the folder of an adapter of this checkpoint, in peft's
-    format or as a recipe left it. save_every: problems between saves.
+    format or as a recipe left it. save_every: problems between saves. tools, environment, conversation: of
+    conversations, which rules read as a whole; accuracy may name an environment that has get_reward, by its
+    class.
     """
 
     recipe: str
@@ -66,3 +69,5 @@ class EvaluateSettings:
                 f"temperature=0.0 is greedy, so all samples={self.samples} would be the same; set samples=1, "
                 "or a temperature above 0"
             )
+        longest = self.max_completion_length or MAX_COMPLETION_LENGTH
+        self.check_conversation(longest, "max_completion_length")

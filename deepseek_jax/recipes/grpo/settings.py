@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from deepseek_jax.environments.settings import Conversing
 from deepseek_jax.recipes.settings import AdapterRun, QuestionData
 from deepseek_jax.reinforce.effort import LENGTH_PENALTY
 from deepseek_jax.reinforce.settings import ModelRewardSettings, ReinforceSettings
+from deepseek_jax.rollout.settings import Conversing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

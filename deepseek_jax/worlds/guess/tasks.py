@@ -32,6 +32,6 @@ def number_of(example: Mapping):
 def guessed(completion: str, example: Mapping):
     r"""1.0 if the last turn is the number, else 0.0.
 
-    completion: a whole conversation, "12higher\n25lower\n18": the game's answers end in a line break.
+    completion: a whole conversation, "7higher\n14lower\n11": the game's answers end in a line break.
     """
     return float(completion.rpartition("\n")[2] == example["answer"])

@@ -5,7 +5,7 @@ from deepseek_jax.worlds.guess.corpus import OTHER, PIECES
 
 
 def guess_tokenizer():
-    """A number, an answer or the question is one token: 39 ids, <pad> and <eos> the last.
+    """A number, an answer or the question is one token: 23 ids, <pad> and <eos> the last.
 
     A turn is 4 tokens: what is asked, a line break, a guess and the end token. Each stretch of text that is
     not made of corpus.PIECES is the one token OTHER.

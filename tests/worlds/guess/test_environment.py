@@ -43,8 +43,8 @@ def test_a_number_found_too_late_earns_nothing_and_never_less():
 
 
 def test_halving_finds_every_number_in_a_few_turns():
-    """Oracle: binary search: at most 6 turns for 32 numbers, 1 + 2*2 + 4*3 + 8*4 + 16*5 + 6 = 135
-    for all of them.
+    """Oracle: binary search: at most 5 turns for 16 numbers, 1 + 2*2 + 4*3 + 8*4 + 5 = 54 for all of
+    them.
     """
     turns = []
     for number in NUMBERS:
@@ -55,7 +55,7 @@ def test_halving_finds_every_number_in_a_few_turns():
             low, high = (middle + 1, high) if answer == "higher" else (low, middle - 1)
         assert game.found
         turns.append(game.turns)
-    assert max(turns) == 6 and sum(turns) == 135
+    assert max(turns) == 5 and sum(turns) == 54
 
 
 def test_the_environment_has_one_action():

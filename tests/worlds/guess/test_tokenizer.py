@@ -13,7 +13,7 @@ def test_a_turn_of_a_game_is_three_tokens_and_survives_decoding():
         for text in corpus.write_document(rng):
             ids = tokenizer.encode(text)
             assert len(ids) == 3 and tokenizer.decode(ids) == text
-    assert tokenizer.vocab_size == 39 and tokenizer.eos_id == 38
+    assert tokenizer.vocab_size == 23 and tokenizer.eos_id == 22
 
 
 def test_other_text_is_one_token_and_never_a_special_one():
