@@ -24,7 +24,8 @@ from deepseek_jax.reinforce.batch import completion_batch, row_multiple, totals
 from deepseek_jax.reinforce.groups import completion_groups
 from deepseek_jax.reinforce.metrics import StepRecord
 from deepseek_jax.reinforce.sampler import Sampler, named
-from deepseek_jax.rollout.policy import Answers, Policy
+from deepseek_jax.rollout.answers import Answers
+from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.state import in_memory
 
 # The batch key of a teacher's last hidden states, [b c d] of losses.completions.Predicting

@@ -29,8 +29,9 @@ from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.reinforce.stragglers import LateAnswers
 from deepseek_jax.reinforce.update import jitted_score
 from deepseek_jax.rewards import Rewards, Scores
+from deepseek_jax.rollout.answers import Answers
 from deepseek_jax.rollout.kept import check_rows as check_kept
-from deepseek_jax.rollout.policy import Answers, Policy
+from deepseek_jax.rollout.policy import Policy
 
 
 class GroupSource:

@@ -6,10 +6,10 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "AnswerOptions": "settings",
-        "Answers": "policy",
+        "Answers": "answers",
         "Policy": "policy",
         "Rollout": "completions",
-        "completion_texts": "policy",
+        "completion_texts": "answers",
         "generate": "engine",
         "load_policy": "policy",
     },

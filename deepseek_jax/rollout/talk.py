@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from deepseek_jax.data.chat import render_question
-from deepseek_jax.rollout.policy import Policy, opened_thought
+from deepseek_jax.rollout.answers import opened_thought
+from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.stream import stream, text_pieces
 

@@ -14,7 +14,8 @@ from deepseek_jax.errors import shortened
 from deepseek_jax.files import as_path, write_whole
 from deepseek_jax.parallel.processes import any_on, barrier, from_each, say
 from deepseek_jax.rewards import Rewards
-from deepseek_jax.rollout.policy import Policy, opened_thought
+from deepseek_jax.rollout.answers import opened_thought
+from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.sample_log import SampleLog
 from deepseek_jax.synthesis.settings import AskSettings
 from deepseek_jax.training.loop import STOPPED

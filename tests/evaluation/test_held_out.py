@@ -16,7 +16,8 @@ from deepseek_jax.models import ModelConfig, init_params
 from deepseek_jax.reports import print_table
 from deepseek_jax.rewards import Rewards, Rule, scoring
 from deepseek_jax.rollout import Rollout, generate
-from deepseek_jax.rollout.policy import Policy, completion_texts
+from deepseek_jax.rollout.answers import completion_texts
+from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer

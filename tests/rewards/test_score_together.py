@@ -10,8 +10,8 @@ from deepseek_jax.evaluation.problems import Rules
 from deepseek_jax.parallel.processes import in_shares
 from deepseek_jax.reinforce.scenarios import ScenarioRewards
 from deepseek_jax.rewards import RULES, Rewards, Rule
+from deepseek_jax.rollout.answers import completion_texts
 from deepseek_jax.rollout.completions import empty_rollout
-from deepseek_jax.rollout.policy import completion_texts
 from deepseek_jax.synthesis.rejection import accepted
 from tests.processes import run_two
 from tests.rewards import own_rewards

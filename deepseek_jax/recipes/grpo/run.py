@@ -12,6 +12,7 @@ from deepseek_jax.data.questions import read_questions
 from deepseek_jax.data.tasks import file_task
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.held_out import evaluate_both, scores_of_both
+from deepseek_jax.lazy import LazyTable
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.recipes.job import Work
@@ -19,12 +20,13 @@ from deepseek_jax.recipes.short import TrainedJob
 from deepseek_jax.recipes.stage import Answering
 from deepseek_jax.recipes.start import left_in
 from deepseek_jax.reinforce.effort import asked_with, check_lines, with_efforts
-from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.scenarios import scenario_rewards
 from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.training.remembered import before_and_after
 from deepseek_jax.worlds.registry import find_questions
 
+# Few runs have reward models
+MODELS = LazyTable({"load": "deepseek_jax.reinforce.model_rewards:load_model_rewards"})
 SETTINGS = GrpoSettings
 PHASE = "grpo"
 
@@ -81,11 +83,11 @@ class GrpoJob(TrainedJob):
     @functools.cached_property
     def paid(self):
         """scenario -> its Rewards."""
-        with at("reward_models"):
-            models = load_model_rewards(
-                self.settings.reward_models, self.mesh, self.settings.model.get("expert_buffer")
-            )
-        tools = self.policy.tools
+        settings, tools, models = self.settings, self.policy.tools, {}
+        if settings.reward_models:
+            with at("reward_models"):
+                buffer = settings.model.get("expert_buffer")
+                models = MODELS["load"](settings.reward_models, self.mesh, buffer)
         models |= {} if tools is None else tools.rewards()
         return self.opened.enter_context(scenario_rewards(self.settings, models))
 

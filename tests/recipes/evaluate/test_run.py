@@ -17,7 +17,7 @@ from deepseek_jax.recipes.evaluate import report as evaluate_report
 from deepseek_jax.recipes.evaluate import run as evaluate
 from deepseek_jax.rewards import Rule, scoring
 from deepseek_jax.rollout import Policy, generate, policy
-from deepseek_jax.rollout.policy import completion_texts
+from deepseek_jax.rollout.answers import completion_texts
 from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from deepseek_jax.worlds.arithmetic.world import SUMS
