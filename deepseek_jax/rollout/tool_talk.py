@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from itertools import islice
 
 from deepseek_jax.data.chat import end_of_turn
+from deepseek_jax.rollout.answers import opened_thought
 from deepseek_jax.rollout.conversations import Conversations
-from deepseek_jax.rollout.policy import Policy, opened_thought
+from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.stream import stream, text_pieces
 from deepseek_jax.rollout.talk import check_positions
