@@ -20,9 +20,10 @@ def get_config(arg=None):
     c.tools = ("deepseek_jax.environments.python:python",)
     if arg.model == "smollm2":
         c.num_steps, c.save_every = 4, 2
-        # The tool is told of in the system message
-        c.rollout.update(max_prompt_length=320, max_completion_length=160)
-        c.conversation = dict(turns=3, turn_length=48)
+        # Questions follow two examples of a call
+        c.data.update(task="own/calls.py:word_problems", num_held_out=32)
+        c.rollout.update(max_prompt_length=320, max_completion_length=96, temperature=0.7)
+        c.conversation = dict(turns=3, turn_length=32)
         c.rewards = dict(correct=1.0)
         return c
     start_from(c, arg.model)

@@ -69,7 +69,12 @@ class Sampler:
         # The rest of a long rollout, in case the run is killed in the update
         if isinstance(log, SampleLog) and log.path.exists():
             log.write()
-        longest = max(map(len, answers.prompts))
+        longest, limit = max(map(len, answers.prompts)), settings.rollout.max_prompt_length
+        if longest > limit:
+            raise ValueError(
+                f"environment: with the text of its reset a prompt has {longest} tokens, above "
+                f"rollout.max_prompt_length={limit}; raise it, or let reset return a shorter text"
+            )
         return answers, {
             SYNC: log.weight_sync_seconds,
             GENERATION: seconds - log.weight_sync_seconds,

@@ -36,7 +36,7 @@ class TurnsEngine(Engine):
         seats = free[: len(requests)]
         self.began[seats] = self.turn[seats] = 0
 
-    def decode(self, wanted):
+    def decode_turns(self):
         """Sample token after token until some slots' turns have ended, or a text is due: at most as many
         steps as the next one waits.
         """
@@ -110,7 +110,7 @@ def serve(queue: RequestQueue, engine: TurnsEngine, result: Rollout, log: Rollou
         if queue and len(free):
             engine.seat(queue.take(len(free)), free)
         else:
-            engine.decode(wanted=True)
+            engine.decode_turns()
         turned = engine.turned()
         for slot, ids, stopped, length in turned:
             conversations.take(int(engine.request_in[slot]), ids, stopped, length)
