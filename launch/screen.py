@@ -14,6 +14,9 @@ COMMANDS = {
 }
 SEVERAL = "the chat template of its tokenizer, which holds several turns"
 ONE = "the template {template!r}, which holds one question: each line is asked by itself"
+PLAYED = (
+    "the template {template!r}, each line in a new environment; it may be a row of data, as JSON"
+)
 
 
 class Chat:
@@ -25,7 +28,7 @@ class Chat:
         self.talks, self.seed, self.failed = talks, seed, False
         forms = {}
         for name, talk in talks:
-            form = SEVERAL if talk.holds_turns else ONE.format(template=talk.policy.template)
+            form = _form(talk).format(template=talk.policy.template)
             forms.setdefault(form, []).append(name)
         for form, names in forms.items():
             note(f"{' and '.join(names)}: asked by {form}; /help lists the commands")
@@ -72,6 +75,13 @@ class Chat:
     def _fail(self, message):
         self.failed = True
         note(f"error: {message}")
+
+
+def _form(talk):
+    tools = talk.policy.tools
+    if tools is not None and tools.environments.has_state:
+        return PLAYED
+    return SEVERAL if talk.holds_turns else ONE
 
 
 def show(*texts: str):

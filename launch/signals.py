@@ -74,6 +74,8 @@ def heard():
     program, and the first one after the block is a first one again.
     """
     came = []
+    # On a busy machine the thread notes a Ctrl-C of the block before only after its end
+    _first.clear()
     previous = signal.signal(signal.SIGINT, lambda *_: came.append(True))
     try:
         yield lambda: bool(came)

@@ -15,6 +15,8 @@ from deepseek_jax.recipes.workdir import read_mark
 from deepseek_jax.rollout.policy import Policy, find_source, load_policy
 from deepseek_jax.rollout.weights import cast
 
+# The fields of a config by which its answers are conversations
+CONVERSING = "tools", "environment", "conversation"
 # How far the folder of a run is above what one of its stages left
 DEPTH = 3
 
@@ -65,6 +67,17 @@ def policy_of_start(start: Start, policy: Policy, mesh: Mesh) -> Policy:
     if start.step is None:
         return policy.at(policy.params.base)
     return policy.at(cast(policy.config, phase_params(start.step, policy.config, mesh)))
+
+
+def conversing_of(path: str | Path) -> dict:
+    """The fields tools, environment and conversation of the config of the run that left what is at a path; {}
+    where there is none.
+    """
+    try:
+        config, _ = read_mark(_run_of(path)[0])
+    except ValueError:
+        return {}
+    return {name: config[name] for name in CONVERSING if config.get(name)}
 
 
 def _run_of(path):

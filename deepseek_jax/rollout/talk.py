@@ -34,12 +34,7 @@ class Talk:
         """
         policy, asked = self.policy, [*self.messages, {"role": "user", "content": text}]
         prompt = render_question(policy.tokenizer, {"messages": asked}, template=policy.template)
-        limit = policy.config.max_position_embeddings
-        if len(prompt) >= limit:
-            raise ValueError(
-                f"this prompt has {len(prompt)} tokens, and the model max_position_embeddings={limit}: "
-                "begin a new conversation by /reset, or ask in fewer words"
-            )
+        check_positions(policy, prompt)
         tokens = stream(
             policy.config,
             policy.params,
@@ -58,3 +53,13 @@ class Talk:
         finally:
             if self.holds_turns and said:
                 self.messages = [*asked, {"role": "assistant", "content": said}]
+
+
+def check_positions(policy: Policy, prompt: list[int]):
+    """Raise ValueError where the model has no position left after a prompt."""
+    limit = policy.config.max_position_embeddings
+    if len(prompt) >= limit:
+        raise ValueError(
+            f"this prompt has {len(prompt)} tokens, and the model max_position_embeddings={limit}: "
+            "begin a new conversation by /reset, or ask in fewer words"
+        )

@@ -10,6 +10,7 @@ that is a conversation also has "messages": those after the prompt, in OpenAI's 
 import json
 import math
 from collections.abc import Sequence
+from itertools import starmap
 from pathlib import Path
 
 from deepseek_jax.errors import shortened
@@ -18,6 +19,8 @@ from deepseek_jax.training.lines import read_lines
 FILE = "completions.jsonl"
 # Characters of a text, and of all texts of a conversation
 LONGEST_TEXT, LONGEST_CONVERSATION = 4000, 8000
+# How a text continues in the lines of a conversation
+CONTINUED = "\n" + 6 * " "
 # The columns of the table that boards show
 COLUMNS = "prompt answer completion reward rewards advantage length truncated".split()
 
@@ -102,8 +105,12 @@ def shown_text(completion: dict, key: str = "text") -> str:
     """
     if "messages" not in completion:
         return completion[key]
-    lines = spoken_lines(completion["messages"])
-    return "\n".join(f"{who:<6}{text}".replace("\n", "\n" + 6 * " ") for who, text in lines)
+    return "\n".join(starmap(line_text, spoken_lines(completion["messages"])))
+
+
+def line_text(who: str, text: str) -> str:
+    """A line of spoken_lines; the further lines of its text are indented."""
+    return f"{who:<6}{text}".replace("\n", CONTINUED)
 
 
 def fair_limit(lengths: Sequence[int], total: int) -> int:

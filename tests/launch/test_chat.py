@@ -61,8 +61,8 @@ def said(place, *texts, **flags):
     return end.out.split("\n")[:-1]
 
 
-def answers(policy, *questions):
-    options = ds.AnswerOptions(max_completion_length=12, temperature=0.0, slots=1)
+def answers(policy, *questions, length=12):
+    options = ds.AnswerOptions(max_completion_length=length, temperature=0.0, slots=1)
     asked = policy.with_prompts([{"question": question} for question in questions])
     return list(policy.answer(asked, options).texts)
 
@@ -78,6 +78,52 @@ def test_it_says_what_the_policy_answers_and_imports_nothing_of_the_run(run, tmp
     expected = answers(ds.load_policy(run), QUESTION, OTHER)
     assert said(folder, QUESTION, "/reset", "/help", OTHER) == expected
     assert not Path("mark").exists()
+
+
+ENVIRONMENT = """
+class Own:
+    def reset(self, question):
+        assert question
+    def step(self, text: str) -> str | None:
+        return None
+    def get_reward(self) -> float:
+        return 0.25
+"""
+
+
+def test_an_environment_that_a_flag_names_answers_under_the_limits_of_the_run(
+    run, tmp_path, monkeypatch
+):
+    """Oracle: by hand, from Policy.answer: as many tokens as a turn of the run's config has, and the reward.
+    Without the flag the text alone is answered, what the run's config names is printed, and its file would
+    leave a mark.
+    """
+    folder = shutil.copytree(run, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path)
+    Path("evil.py").write_text(EVIL)
+    Path("own.py").write_text(ENVIRONMENT)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"environment": "evil.py:Env", "conversation": {"turn_length": 3}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (answer,) = answers(ds.load_policy(run), QUESTION)
+    flags = f"--say={QUESTION}", "--temperature=0", "--max_tokens=12"
+    end = launched("chat", str(folder), *flags)
+    assert end.out == f"{answer}\n" and "add --environment=evil.py:Env\n" in end.err
+    end = launched("chat", str(folder), *flags, "--environment=own.py:Own")
+    (answer,) = answers(ds.load_policy(run), QUESTION, length=3)
+    ended = "ended by conversation.turn_length=3"
+    assert end.out == f"model {answer}\n{ended}\nreward 0.25\n", end.err
+    assert "each line in a new environment" in end.err
+    assert not Path("mark").exists()
+
+
+def test_a_mistake_in_a_tool_names_the_flag(run, tmp_path, monkeypatch):
+    """Oracle: one message, status 2, and the flag."""
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text("def f(a):\n    return a\n")
+    for flag in ("--tools=none.py:f", "--tools=own.py:f", "--environment=own.py:f"):
+        end = launched("chat", str(run), "--say=x", flag)
+        assert end.status == 2 and f"error: {flag.partition('=')[0]}: " in end.err, end.err
 
 
 def test_what_the_run_began_from_answers_beside_it(run):
