@@ -9,6 +9,7 @@ from deepseek_jax.data.chat import asked_messages
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.consensus import majority
 from deepseek_jax.rewards.rules import NUMBERS
+from deepseek_jax.rollout.conversations import opened
 from deepseek_jax.synthesis.augment import REWRITTEN
 from deepseek_jax.synthesis.generated import write_conversations
 from deepseek_jax.synthesis.near_duplicates import NearDuplicates
@@ -48,9 +49,12 @@ class Sift:
             "unfinished": lambda text, e: not e["sample"]["finished"],
             # A text begins with the opening even where the teacher wrote nothing
             "empty": lambda text, e: not text.removeprefix(opening).strip(),
+            # Fine-tuning learns no conversation with calls or replies
+            "of several turns": lambda text, e: len(e["sample"].get("messages", ())) > 1,
             "unscored": lambda text, e: e["sample"]["reward"] is None,
         }
-        fields = ("sampling.max_completion_length", "data.template", "rewards")
+        longest = "sampling.max_completion_length"
+        fields = (longest, "data.template", "conversation.turns", "rewards")
         # Fate -> the config field to change if it drops everything, in the order of the filters
         self.fields = dict(zip(rules, fields, strict=True))
         for name, least in keep.at_least.items():
@@ -131,7 +135,7 @@ def _whole(text, example):
 def _record(example, sample):
     reply = {"role": "assistant", "content": sample["text"]}
     return {
-        "messages": [*asked_messages(example), reply],
+        "messages": [*asked_messages(opened(example, sample.get("opening"))), reply],
         "weight": 1.0,
         "reward": sample["reward"],
         "tokens": sample["tokens"],

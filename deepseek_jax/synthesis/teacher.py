@@ -43,12 +43,13 @@ class Teacher:
         """Answer every example n times, into files of `folder`: -> their paths. Skips files that exist.
 
         A file holds a line {"example": ..., "samples": [...]} for each of chunk_size prompts. A sample has
-        text, which begins with the policy's opening; tokens, the length of the completion; finished; and with
-        rewards, reward and parts, None where a reward failed. The same call writes the same bytes, whichever
-        files exist and however many processes share the work (in float32; see rollout.generate). The examples
-        have prompt_ids. When should_stop() is true, the group stops after the next completion, and raises
-        SystemExit(STOPPED) together with the others, which stop by their own should_stop() or at their end.
-        Ended completions wait in a SampleLog for their chunk, and are not sampled again.
+        text, which begins with the policy's opening; tokens, the number that the policy sampled; finished; of
+        a conversation what _conversation says; and with rewards, reward and parts, None where a reward
+        failed. The same call writes the same bytes, whichever files exist and however many processes share
+        the work (in float32; see rollout.generate). The examples have prompt_ids. When should_stop() is true,
+        the group stops after the next completion, and raises SystemExit(STOPPED) together with the others,
+        which stop by their own should_stop() or at their end. Ended completions wait in a SampleLog for their
+        chunk, and are not sampled again.
         """
         paths = chunk_paths(folder, len(examples), self.settings.chunk_size)
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,24 +101,37 @@ class Teacher:
             self._stop_if_asked(log)
 
     def _rows(self, examples, n, rewards, log):
-        self.policy.answer(examples, self.settings.sampling, n=n, seed=self.settings.seed, log=log)
+        sampling, seed = self.settings.sampling, self.settings.seed
+        answers = self.policy.answer(examples, sampling, n=n, seed=seed, log=log)
         opening = self.policy.opening
         samples = [
             {
                 "text": opening + self.policy.tokenizer.decode(line["ids"]),
-                "tokens": len(line["ids"]),
+                "tokens": len(line["ids"]) - int(sum(line.get("observed", ()))),
                 "finished": line["finished"],
             }
+            | _conversation(line)
             # log.done is in the order in which the completions ended
             for _, line in sorted(log.done.items())
         ]
         if rewards is not None:
             ids = [list(map(int, line["ids"])) for _, line in sorted(log.done.items())]
-            _score(samples, [example for example in examples for _ in range(n)], ids, rewards)
+            _score(samples, answers.asked(examples), ids, rewards)
         bare = [{k: v for k, v in e.items() if k != "prompt_ids"} for e in examples]
         groups = [samples[i : i + n] for i in range(0, len(samples), n)]
         pairs = zip(bare, groups, strict=True)
         return [{"example": example, "samples": group} for example, group in pairs]
+
+
+def _conversation(line):
+    """Of a conversation's line of a SampleLog: messages, those after the prompt, in OpenAI's form, and
+    opening, the text of reset, where there is one.
+    """
+    if "conversation" not in line:
+        return {}
+    record = line["conversation"]
+    opening = {"opening": record["opening"]} if record["opening"] else {}
+    return {"messages": record["messages"]} | opening
 
 
 class _Stop(Exception):

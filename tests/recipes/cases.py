@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from configs import models
 from deepseek_jax.rewards import Rule, scoring
-from tests.recipes import small, test_judge
+from tests.recipes import conversing, small, test_judge
 from tests.recipes.distill import test_run as of_distill
 from tests.recipes.generate import test_run as of_generate
 from tests.recipes.grpo import test_run as of_grpo
@@ -90,6 +90,11 @@ def grpo_with_workers(folder):
     config = grpo(folder)
     config.rewards.math_verify = 0.5
     return config
+
+
+def grpo_in_games(folder):
+    """Answers are conversations with an environment in processes of its own."""
+    return conversing.guess_config(num_steps=4, prompts_per_step=8, group_size=2)
 
 
 def grpo_with_an_adapter(folder):
@@ -182,6 +187,9 @@ CASES = {
     ),
     "grpo of experts": Case("grpo", grpo_of_experts, replace=longer_is_better),
     "grpo with workers": Case("grpo", grpo_with_workers, replace=longer_is_better),
+    "grpo in games": Case(
+        "grpo", grpo_in_games, says=("before.json", "after.json", "completions.jsonl")
+    ),
     "grpo with an adapter": Case(
         "grpo", grpo_with_an_adapter, leaves=("base", "adapter"), replace=longer_is_better
     ),

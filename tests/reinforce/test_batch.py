@@ -1,5 +1,6 @@
 """The arrays of an update, from groups of completions."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -8,7 +9,8 @@ from deepseek_jax.costs.flops import forward_flops
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce import settings as reinforce_settings
-from deepseek_jax.reinforce.batch import group_batch, split, update_flops
+from deepseek_jax.reinforce.batch import group_batch, split, update_batches, update_flops
+from deepseek_jax.reinforce.metrics import describe
 from deepseek_jax.reinforce.update import check_rows
 from deepseek_jax.settings import build
 from tests.recipes.small import small_config
@@ -17,6 +19,8 @@ from tests.tiny import CONFIGS
 PROMPTS = [5, 6, 7], [8] * 20
 LENGTHS = [3, 40], [7, 1]
 ADVANTAGES = np.float32([-0.5, 0.5, -0.5, 0.5])
+# What the metrics of a group read beside its batch
+PLAIN = dict(truncated=np.zeros(2, bool), parts={}, effort=None)
 
 
 def groups():
@@ -143,3 +147,51 @@ def test_an_update_needs_each_prompt_once_for_its_group():
         tokens += [prompts[row // 2] + i + 0.5 for i in range(length)]
     by_hand = 3 * sum(forward_flops(config, keys) for keys in tokens)
     assert update_flops(config, prompts, completions) == pytest.approx(by_hand, rel=1e-12)
+
+
+def conversations():
+    """groups() in which the model read tokens 1 and 2 of the first, and 10 to 29 of the second."""
+    first, second = groups()
+    read = [np.zeros((2, 50), bool) for _ in range(2)]
+    read[0][0, 1:3], read[0][1, 10:30] = True, True
+    both = zip((first, second), read, strict=True)
+    return [g | {"mask": g["mask"] & ~own, "observed": own} for g, own in both]
+
+
+@pytest.mark.parametrize("shared, columns", [(True, 48), (False, 64)])
+def test_rows_have_what_conversations_read_and_learn_the_models_tokens(shared, columns):
+    """Oracle: by hand: of 3, 40, 7 and 1 tokens the model read 2, 20, none and none. Rows are as long as
+    whole conversations, and hold the same ids.
+    """
+    batch = group_batch(conversations(), ADVANTAGES, shared=shared)
+    whole = group_batch(groups(), ADVANTAGES, shared=shared)
+    assert batch["completion_ids"].shape == (4, columns)
+    np.testing.assert_array_equal(batch["completion_ids"], whole["completion_ids"])
+    assert batch["completion_mask"].sum(1).tolist() == [1, 20, 7, 1]
+    assert batch["observed_mask"].sum(1).tolist() == [2, 20, 0, 0]
+    assert not (batch["completion_mask"] & batch["observed_mask"]).any()
+    present = batch["completion_mask"] | batch["observed_mask"]
+    np.testing.assert_array_equal(present, whole["completion_mask"])
+    assert batch["num_tokens"] == 29 and batch["num_completions"] == 4
+
+
+def test_a_conversation_without_a_reward_is_left_out_whole():
+    """Oracle: by hand: the second one has neither tokens to learn nor tokens that it read."""
+    first, second = conversations()
+    both = [first | {"rewards": np.float32([0.0, np.nan])}, second]
+    batch = group_batch(both, ADVANTAGES)
+    assert batch["completion_mask"].sum(1).tolist() == [1, 0, 7, 1]
+    assert batch["observed_mask"].sum(1).tolist() == [2, 0, 0, 0]
+    assert batch["num_tokens"] == 9 and batch["num_completions"] == 3
+
+
+def test_the_lengths_of_a_step_count_what_was_read_apart():
+    """Oracle: by hand, as above: an update computes whole rows, and learns the model's tokens."""
+    settings = of_config(prompts_per_step=2, group_size=2)
+    mesh = make_mesh(data=1, devices=jax.devices()[:1])
+    _, lengths = update_batches(conversations(), ADVANTAGES, settings, mesh, step=0)
+    assert lengths.prompts.tolist() == [3, 20]
+    assert lengths.completions.tolist() == [3, 40, 7, 1]
+    assert lengths.learned.tolist() == [1, 20, 7, 1]
+    described = describe([g | PLAIN for g in conversations()], "correct")
+    assert described["completion_length"] == 29 / 4 and described["completion_length_max"] == 20

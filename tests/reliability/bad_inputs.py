@@ -12,6 +12,7 @@ from tests.reliability.bad_data import DATA
 from tests.reliability.bad_flags import FLAGS, HOMES, PLANS, SWEEPS, WORKDIRS
 from tests.reliability.bad_more import LARGE, LATE, LONG, MORE, PIPES, TWICE
 from tests.reliability.bad_own import BROUGHT
+from tests.reliability.bad_tools import TOOLS_AND_LIMITS
 
 GROUPS = dict(
     configs=CONFIGS,
@@ -35,4 +36,5 @@ GROUPS = dict(
     more=MORE,
     long=LONG,
     brought=BROUGHT,
+    tools=TOOLS_AND_LIMITS,
 )

@@ -14,7 +14,7 @@ from etils.epath import Path
 from deepseek_jax.checkpoint.adapter import adapter_scale
 from deepseek_jax.checkpoint.load import read_any_config
 from deepseek_jax.data.carried import carried_template
-from deepseek_jax.data.chat import render_question
+from deepseek_jax.data.chat import asked_messages, render_question
 from deepseek_jax.data.columns import shown_columns
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.problem_scores import task_scores
@@ -24,13 +24,7 @@ from deepseek_jax.hub import hub_id
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.named_code import digest_of
 from deepseek_jax.parallel.processes import barrier, first_process, say, total
-from deepseek_jax.recipes.evaluate.conversing import (
-    asked_example,
-    conversing,
-    counts_of,
-    open_environments,
-    rewards_of,
-)
+from deepseek_jax.recipes.conversing import conversing, open_environments, rewards_of
 from deepseek_jax.recipes.evaluate.report import RESULTS, problems_page, report
 from deepseek_jax.recipes.evaluate.settings import MAX_COMPLETION_LENGTH, EvaluateSettings
 from deepseek_jax.recipes.job import PROMPT_LENGTH, Work, WorkdirJob
@@ -123,7 +117,9 @@ class EvaluateJob(WorkdirJob):
         with Rules(problems, rewards_of(environments)) as rules:
             policy = _policy(self.settings, self.mesh)
             if environments is not None:
-                policy = conversing(policy, problems, environments, self.settings)
+                with at("config"):
+                    policy = dataclasses.replace(policy, template=_only_template(problems))
+                    policy = conversing(policy, environments, self.settings)
             answered = _answered(
                 self.settings, policy, problems, rules, self.parts, run.should_stop
             )
@@ -249,6 +245,17 @@ def _answered(
     return answered
 
 
+def _only_template(problems):
+    """The template of all problems, as conversations have one."""
+    templates = dict.fromkeys(problem["template"] for problem in problems)
+    if len(templates) > 1:
+        raise ValueError(
+            f"template=None leaves each task its own, {', '.join(map(repr, templates))}, and conversations "
+            "have one; set template"
+        )
+    return next(iter(templates))
+
+
 def _prompt(policy: Policy, problem: dict):
     """The prompt_ids of a problem, in the template of its own task, with policy.opening at the end."""
     if policy.tools is not None:
@@ -291,7 +298,7 @@ def _answer(settings: EvaluateSettings, policy: Policy, problems: list, rules: R
         top_p=settings.top_p,
         slots=settings.slots,
     )
-    asked = list(map(asked_example, problems))
+    asked = list(map(_asked, problems))
     answers = policy.answer(asked, options, n=settings.samples, seed=settings.seed)
     texts, rollout, conversations = answers.texts, answers.rollout, answers.conversations
     lengths, truncated = rollout.completion_mask.sum(1).tolist(), rollout.truncated.tolist()
@@ -312,7 +319,7 @@ def _answer(settings: EvaluateSettings, policy: Policy, problems: list, rules: R
             **verdict,
             "lengths": lengths[row],
             "truncated": truncated[row],
-            **counts_of(None if conversations is None else conversations[row]),
+            **({} if conversations is None else _counts(conversations[row])),
             # Process 0 writes them, and no process reads them here
             "completions": list(texts[row]) if first_process() else None,
         }
@@ -320,6 +327,24 @@ def _answer(settings: EvaluateSettings, policy: Policy, problems: list, rules: R
             problems, answers.prompts, judged, rows, strict=True
         )
     ]
+
+
+def _asked(problem):
+    """The example that the policy is asked: an environment gets the columns of the problem as they stand."""
+    asked = {"messages": asked_messages(problem["asked"]), "prompt_ids": problem["prompt_ids"]}
+    return problem["example"] | asked
+
+
+def _counts(conversations):
+    """What an entry of results.json has of its conversations: a value for each sample."""
+    return {
+        "turns": [c.turns for c in conversations],
+        "tool_calls": [c.tool_calls for c in conversations],
+        "tool_errors": [c.tool_errors for c in conversations],
+        "truncated_turns": [c.cut is not None for c in conversations],
+        "get_reward": [c.reward for c in conversations],
+        "messages": [c.messages for c in conversations],
+    }
 
 
 JOB = EvaluateJob

@@ -18,11 +18,13 @@ from deepseek_jax.errors import at
 from deepseek_jax.files import read_json
 from deepseek_jax.parallel.mesh import group_mesh, mesh_of
 from deepseek_jax.parallel.processes import first_process, say
+from deepseek_jax.recipes.conversing import conversing, open_environments, rewards_of
 from deepseek_jax.recipes.generate.settings import GenerateSettings
 from deepseek_jax.recipes.job import LineageJob, Work
 from deepseek_jax.recipes.kinds.ask import sampling_inputs
 from deepseek_jax.recipes.short import FromPolicy
 from deepseek_jax.recipes.stage import Stage
+from deepseek_jax.recipes.start import starting_policy
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import fates_table
@@ -91,13 +93,27 @@ class GenerateJob(FromPolicy, LineageJob):
             models = load_model_rewards(
                 settings.reward_models, self.own, settings.model.get("expert_buffer")
             )
+        models |= rewards_of(self.environments)
         with at("rewards"):
             return self.opened.enter_context(open_rewards(settings.rewards, models=models))
+
+    @functools.cached_property
+    def environments(self):
+        """The Environments of the samples; None for single turns."""
+        return open_environments(self.settings, self.opened)
 
     @functools.cached_property
     def teacher(self):
         """The synthesis.teacher.Teacher, whose policy is loaded when there is something to answer."""
         return Teacher(self.settings, self._load, self.own, self.run.should_stop)
+
+    @functools.cached_property
+    def sampled(self):
+        """The Teacher of the samples: the same policy, with tools and environment."""
+        return dataclasses.replace(self.teacher, load=lambda: self._conversing(self.teacher.policy))
+
+    def _conversing(self, policy):
+        return conversing(policy, self.environments, self.settings)
 
     @functools.cached_property
     def augmented(self):
@@ -108,18 +124,30 @@ class GenerateJob(FromPolicy, LineageJob):
     def begin(self):
         if self.run is None:
             return self.planned
+        self._check_groups()
         # Wrong rewards, questions and checkpoints raise before anything is trained
         rewards, (questions, _) = self.rewards, self.read
         with at("rewards"):
             rewards.check(questions)
         if self.settings.init_from is None:
-            prompts_of(self.settings, self.policy, questions)
+            prompts_of(self.settings, self._conversing(self.policy), questions)
         return self.planned, self.evaluation
+
+    def _check_groups(self):
+        """Raise ValueError for conversations that several groups of processes would hold."""
+        own, all_of_them = self.settings.teacher_processes, jax.process_count()
+        if self.settings.converses and own < all_of_them:
+            # After a turn all processes tell each other what came of their tools
+            raise ValueError(
+                f"teacher_processes={own} of {all_of_them} processes makes several teachers, and all of them "
+                f"hold conversations together; set it to {all_of_them}, or leave out tools and environment"
+            )
 
     @functools.cached_property
     def policy(self):
         """The Policy of a base, without params."""
-        return dataclasses.replace(super().policy, opening=self.settings.data.opening)
+        policy = starting_policy(self.settings, self.mesh, self.settings.data.template)
+        return dataclasses.replace(policy, opening=self.settings.data.opening)
 
     def phase_of(self, stage: Stage):
         return self.run.of(PHASE, self.run.folder / stage.name / PHASE)
@@ -147,12 +175,15 @@ class GenerateJob(FromPolicy, LineageJob):
         return self.run.folder / name
 
     def answer(self, folder: Path, examples: list, n: int, rewards=None):
-        """Let the teacher answer examples n times, into chunks in a folder."""
+        """Let the teacher answer examples n times, into chunks in a folder. rewards: of the samples, which
+        may be conversations.
+        """
+        teacher = self.teacher if rewards is None else self.sampled
         # launch has set the mesh of all processes; a teacher is on the devices of its own group
         with jax.set_mesh(self.own), at("config"):
             # Reads the checkpoint: a complete stage does not need it
-            prompts = prompts_of(self.settings, self.teacher.policy, examples)
-            self.teacher.answer(folder, prompts, n=n, rewards=rewards)
+            prompts = prompts_of(self.settings, teacher.policy, examples)
+            teacher.answer(folder, prompts, n=n, rewards=rewards)
 
     def _load(self):
         """The teacher's Policy."""
@@ -254,6 +285,7 @@ def _measured_on(settings: GenerateSettings, held_out: list):
 def _group(row: dict):
     """A line of the samples as reports.page.Page.samples has it."""
     names = {"text": "text", "reward": "total", "parts": "parts", "tokens": "length"}
+    names["messages"] = "messages"
     completions = [
         {names[name]: value for name, value in sample.items() if name in names}
         | {"truncated": not sample["finished"]}

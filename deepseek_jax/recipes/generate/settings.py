@@ -5,6 +5,7 @@ import dataclasses
 from deepseek_jax.errors import suggest
 from deepseek_jax.recipes.settings import PolicyRun
 from deepseek_jax.reinforce.settings import ModelRewardSettings, RewardSettings
+from deepseek_jax.rollout.settings import Conversing
 from deepseek_jax.synthesis.settings import (
     TOTAL,
     AskSettings,
@@ -15,10 +16,12 @@ from deepseek_jax.synthesis.settings import (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerateSettings(AskSettings, RewardSettings, PolicyRun):
+class GenerateSettings(Conversing, AskSettings, RewardSettings, PolicyRun):
     """A whole config of this recipe.
 
-    adapter: the folder of an adapter of init_from. mesh: over the devices of one teacher's processes.
+    adapter: the folder of an adapter of init_from. mesh: over the devices of one teacher's processes. tools,
+    environment, conversation: of the samples, which are then conversations; the teacher varies questions
+    without them.
     """
 
     data: QuestionSettings
@@ -33,6 +36,8 @@ class GenerateSettings(AskSettings, RewardSettings, PolicyRun):
             raise ValueError(
                 f"adapter={self.adapter!r} belongs to a checkpoint, and init_from=None; set init_from"
             )
+        longest = self.sampling.max_completion_length
+        self.check_conversation(longest, "sampling.max_completion_length")
         for name, least in self.keep.at_least.items():
             if name not in (*self.rewards, TOTAL):
                 raise ValueError(

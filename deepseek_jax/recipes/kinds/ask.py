@@ -22,6 +22,8 @@ def sampling_inputs(settings: GenerateSettings, examples: list, n: int, scored: 
     if scored:
         shown |= {"rewards": settings.rewards, "models": settings.reward_models}
         shown["code"] = code_digests(settings)
+        if settings.converses:
+            shown["tools"] = [*settings.tools, settings.environment, settings.conversation]
     return {"settings": shown, "data": examples}
 
 
@@ -44,6 +46,7 @@ def _ask_compiles(work: Work):
         # A base is pre-trained in float32; a checkpoint is read in the dtype that it computes in
         dtype="float32" if settings.init_from is None else work.config.dtype,
         scored=True,
+        turns=settings.most_turns(),
     )
     return answering_programs(work, asked)
 

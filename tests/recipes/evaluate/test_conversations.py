@@ -15,6 +15,7 @@ from deepseek_jax.rewards import Rule, scoring
 from deepseek_jax.rollout.conversations import tool_use
 from deepseek_jax.rollout.policy import load_policy
 from deepseek_jax.rollout.settings import AnswerOptions, ConversationLimits
+from deepseek_jax.training.completions import spoken_lines
 from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
 from tests.recipes.pages import data_of
 from tests.recipes.small import run_recipe
@@ -91,8 +92,10 @@ def test_the_scores_and_the_page_have_the_means(finished):
         mean = np.mean([problem[name] for problem in problems])
         np.testing.assert_allclose(scores[name][0], mean)
     groups = data_of(workdir, "samples")
-    assert [[c["messages"] for c in g["completions"]] for g in groups] == [
-        p["messages"] for p in problems
+    lines = [[c["lines"] for c in group["completions"]] for group in groups]
+    assert lines == [
+        [[list(line) for line in spoken_lines(messages)] for messages in problem["messages"]]
+        for problem in problems
     ]
 
 

@@ -1,0 +1,42 @@
+"""Recipes that may answer in conversations: tools and an environment, opened before a policy is loaded."""
+
+import dataclasses
+from typing import Any
+
+from deepseek_jax.lazy import LazyTable
+from deepseek_jax.rollout.policy import Policy
+
+# Few runs hold conversations
+PARTS = LazyTable(
+    {
+        "environments": "deepseek_jax.rollout.conversations:environments_of",
+        "form": "deepseek_jax.data.tools:tool_form",
+        "use": "deepseek_jax.rollout.conversations:ToolUse",
+        "reward": "deepseek_jax.rollout.conversations:EnvironmentReward",
+    }
+)
+
+
+def open_environments(settings: Any, opened: Any):
+    """The Environments of the settings, which close with `opened`, an ExitStack; None for single turns."""
+    if not settings.converses:
+        return None
+    return opened.enter_context(PARTS["environments"](settings))
+
+
+def rewards_of(environments: Any):
+    """{name: reward} of an environment with get_reward, beside the rules."""
+    if environments is None or environments.reward_name is None:
+        return {}
+    return {environments.reward_name: PARTS["reward"]()}
+
+
+def conversing(policy: Policy, environments: Any, settings: Any) -> Policy:
+    """The policy with these tools and this environment; as it is for None. Raises ValueError as tool_form
+    does.
+    """
+    if environments is None:
+        return policy
+    form = PARTS["form"](policy.tokenizer, policy.template)
+    tools = PARTS["use"](environments, form, settings.conversation)
+    return dataclasses.replace(policy, tools=tools)
