@@ -18,6 +18,7 @@ GUIDES = [
         "CHANGELOG.md",
         "configs/README.md",
         "configs/own/README.md",
+        "configs/own/tools.md",
         "deepseek_jax/README.md",
         "launch/README.md",
         "tests/benchmarks/README.md",

@@ -10,6 +10,7 @@ import numpy as np
 
 from deepseek_jax.evaluation import mean_interval, share_interval
 from deepseek_jax.recipes.r1.scores import FORMS
+from deepseek_jax.recipes.workdir import read_mark
 from deepseek_jax.training.metrics import read_phases
 from tests.benchmarks.run_config import experiment_of, sweep_of
 
@@ -30,7 +31,8 @@ def read(workdir, results):
         runs = [workdir / name for name in complete]
     else:
         runs = [workdir]
-    configs = [_json(run / "config.json") for run in runs]
+    # The digests of a run's own code are no fields of its config
+    configs = [read_mark(_finished(run / "config.json").parent)[0] for run in runs]
     names = {experiment_of(config, results) for run, config in zip(runs, configs, strict=True)}
     if len(names) > 1:
         raise ValueError(f"{workdir} has runs of several experiments: {', '.join(sorted(names))}")
@@ -39,9 +41,11 @@ def read(workdir, results):
         return name, _with_facts(runs, configs, _claims(workdir))
     if configs[0].get("comparisons"):
         return name, _with_facts(runs, configs, _comparisons(workdir))
-    rows = []
+    rows, changing = [], results[name].get("changing", {})
     for run, config in zip(runs, configs, strict=True):
-        rows += _with_facts([run], [config], READERS[recipe](run, config))
+        own = {column: _changed(run, *of) for column, of in changing.items()}
+        made = [row | own for row in READERS[recipe](run, config)]
+        rows += _with_facts([run], [config], made)
     return name, rows
 
 
@@ -114,9 +118,19 @@ def _number(cell):
 
 def _logged(workdir, phase, metric, share):
     """The mean of a metric over the last share of its lines in metrics.jsonl."""
-    records = read_phases(_finished(workdir / "metrics.jsonl"))[phase]
-    values = [record[metric] for record in records if record.get(metric) is not None]
+    values = _values(workdir, phase, metric)
     return float(np.mean(values[-math.ceil(share * len(values)) :]))
+
+
+def _changed(workdir, phase, metric):
+    """A metric in its first line and in its last one."""
+    values = _values(workdir, phase, metric)
+    return _change(values[0], values[-1])
+
+
+def _values(workdir, phase, metric):
+    records = read_phases(_finished(workdir / "metrics.jsonl"))[phase]
+    return [record[metric] for record in records if record.get(metric) is not None]
 
 
 def _with_facts(runs, configs, rows):

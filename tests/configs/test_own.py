@@ -1,4 +1,4 @@
-"""configs/own/README.md: each of its commands and its Python, as they stand there, with a tiny model."""
+"""The guides of configs/own: each of their commands and their Python, with a tiny model."""
 
 import csv
 import json
@@ -16,22 +16,40 @@ import pytest
 from tests.test_readme import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDE = (ROOT / "configs" / "own" / "README.md").read_text()
-COMMANDS = [
-    shlex.split(command)
-    for block in re.findall(r"```sh\n(.*?)```", GUIDE, re.S)
-    for command in block.replace("\\\n", " ").strip().split("\n")
-]
-MY_REWARDS, LOADED, TRAINED = re.findall(r"```python\n(.*?)```", GUIDE, re.S)
-SMALL = {"num_steps": 1, "optimizer.warmup_steps": 0, "init_from": "tiny"}
-GRPO = SMALL | {"prompts_per_step": 2, "group_size": 2, "data.num_held_out": 4}
-GRPO |= {"rollout.max_completion_length": 4, "rollout.slots": 8}
+OWN = ROOT / "configs" / "own"
+TASKS, TOOLS = ((OWN / name).read_text() for name in ("README.md", "tools.md"))
+
+
+def commands_in(guide):
+    """The commands of a guide, each a list of words."""
+    return [
+        shlex.split(command)
+        for block in re.findall(r"```sh\n(.*?)```", guide, re.S)
+        for command in block.replace("\\\n", " ").strip().split("\n")
+    ]
+
+
+def python_in(guide):
+    return re.findall(r"```python\n(.*?)```", guide, re.S)
+
+
+COMMANDS = [*commands_in(TASKS), *commands_in(TOOLS)]
+MY_REWARDS, LOADED, TRAINED = python_in(TASKS)
+TOOL, ENVIRONMENT, GAME, CALLED = python_in(TOOLS)
+SHOWN_GAME = ROOT / "tests" / "environments" / "files" / "textarena_guess.py"
+STEPS = {"num_steps": 1, "optimizer.warmup_steps": 0}
+SMALL = STEPS | {"init_from": "tiny"}
+SIZES = {"prompts_per_step": 2, "group_size": 2, "data.num_held_out": 4, "rollout.slots": 8}
+GRPO = SMALL | SIZES | {"rollout.max_completion_length": 4}
+CONVERSING = SMALL | SIZES | {"conversation.turn_length": 4}
+BASE = {"base.num_documents": 200, "base.num_steps": 2, "base.optimizer.warmup_steps": 0}
+WORLD = STEPS | SIZES | BASE
 SFT = SMALL | {"sequence_length": 64, "answers.max_completion_length": 4, "eval_every": 1}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A working directory after all of the guide's commands: folder, and what each printed."""
+    """A working directory with what the guides' commands read there, and what they leave."""
     folder = tmp_path_factory.mktemp("own")
     write_checkpoint(folder / "tiny")
     (folder / "my_rewards.py").write_text(MY_REWARDS)
@@ -42,34 +60,43 @@ def place(tmp_path_factory):
     return folder
 
 
-def run(place, *arguments):
-    """The output of a program of the guide."""
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+def run(place, *arguments, packages=""):
+    """The output of a program of a guide. packages: a folder of more of them."""
+    path = os.pathsep.join(filter(None, (str(ROOT), str(packages))))
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def trained(place, command):
-    """The folder of the run that a training command of the guide leaves, at toy sizes, and what it prints."""
-    small = SFT if any("sft_" in word for word in command) else GRPO
+def trained(place, command, packages=""):
+    """The folder of the run that a training command of a guide leaves, at toy sizes, and what it prints."""
+    words = " ".join(command)
+    small = SFT if "sft_" in words else GRPO
+    if "tools=" in words or "environment=" in words or "tools_smollm2" in words:
+        small = CONVERSING
+    elif "_small" in words:
+        small = WORLD
     given = {word.partition("=")[0] for word in command}
     flags = [f"--config.{name}={value}" for name, value in small.items()]
     flags = [flag for flag in flags if flag.partition("=")[0] not in given]
-    printed = run(place, ROOT / command[1], *command[2:], *flags)
+    printed = run(place, ROOT / command[1], *command[2:], *flags, packages=packages)
     named = [word.partition("=")[2] for word in command if word.startswith("--workdir=")]
-    return place / (named[0] if named else "runs/own_task"), printed
+    config = Path(command[2].partition("=")[2]).stem
+    return place / (named[0] if named else f"runs/{config}"), printed
 
 
 def command_of(words):
-    """The guide's command that has these words."""
+    """The guides' command that has these words."""
     (command,) = [command for command in COMMANDS if words in " ".join(command)]
     return command
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", ["runs/polite", "own_task.py", "runs/parquet", "own/tasks.py"])
+@pytest.mark.parametrize(
+    "words", ["runs/polite", "own_task.py", "runs/parquet", "own/tasks.py:diff"]
+)
 def test_a_task_or_reward_of_ones_own_is_trained_on(words, place):
     """Oracle: the rewards' names in the metrics, the columns in the samples, and the policy that is left."""
     command = command_of(words)
@@ -80,7 +107,7 @@ def test_a_task_or_reward_of_ones_own_is_trained_on(words, place):
     if words == "runs/polite":
         assert "reward_my_rewards.py:polite" in metrics and "logged/longest" in metrics
         assert isinstance(columns["tokens"], int)
-    elif words == "own/tasks.py":
+    elif words == "own/tasks.py:diff":
         assert columns["target"] == columns["answer"]
     else:
         assert columns["topic"] in ("buy", "give", "boxes") and columns["target"]
@@ -92,7 +119,8 @@ def test_chats_of_ones_own_are_learned_and_the_run_is_used_by_its_folder_alone(p
     """Oracle: the programs' own last lines, the files that they leave, and the answer that Python prints."""
     folder, printed = trained(place, command_of("runs/plurals --config"))
     assert "held-out loss" in printed and (folder / "params").is_dir()
-    evaluate, convert = command_of("launch/evaluate.py"), command_of("launch/convert.py")
+    evaluate = command_of("--checkpoint=runs/plurals")
+    convert = command_of("launch/convert.py")
     printed = run(place, ROOT / evaluate[1], *evaluate[2:])
     assert "pass@1" in printed
     run(place, ROOT / convert[1], *convert[2:])
@@ -110,8 +138,65 @@ def test_python_trains_the_same_config(place):
     assert "'accuracy': [" in run(place, "-c", code)
 
 
-def test_every_command_of_the_guide_is_run_here():
+def lines_of(folder, name="metrics.jsonl"):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["guess_small.py", "tools_smollm2.py", "own/tool.py", "Checked"])
+def test_a_run_with_tools_or_an_environment_holds_conversations(words, place):
+    """Oracle: the policy that is left, the metrics of conversations, and the reward by the class's name."""
+    folder, printed = trained(place, command_of(words))
+    assert "complete; report.html, params" in printed and (folder / "params").is_dir()
+    (metrics,) = [line for line in lines_of(folder) if "turns" in line]
+    assert metrics["turns"] >= 1 and metrics["truncated_turns"] >= 0
+    assert "messages" in lines_of(folder, "completions.jsonl")[0]
+    assert words != "Checked" or "reward_Checked" in metrics
+
+
+@pytest.mark.slow
+def test_what_a_run_with_tools_left_is_measured_and_talked_to_with_them(place):
+    """Oracle: the programs' own lines: the score, and the answer of a policy that may call."""
+    folder, _ = trained(place, command_of("--config=configs/tools_small.py"))
+    assert any("tool_calls" in line for line in lines_of(folder))
+    for words in ("calculator.tools:add --conversation", "calculator.lying_tools"):
+        evaluate = command_of(words)
+        assert "pass@1" in run(place, ROOT / evaluate[1], *evaluate[2:])
+    chat = command_of("launch/chat.py")
+    assert run(place, ROOT / chat[1], *chat[2:]).strip()
+
+
+@pytest.mark.slow
+def test_a_game_that_pip_installs_is_trained_on(place, tmp_path):
+    """Oracle: the reward of the game in the metrics."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(tmp_path)]
+    subprocess.run([*pip, "textarena==0.7.4"], check=True)
+    (place / "textarena_guess.py").write_text(GAME)
+    folder, _ = trained(place, command_of("textarena_guess.py"), packages=tmp_path)
+    assert any("reward_GuessTheNumber" in line for line in lines_of(folder))
+
+
+def test_the_code_that_the_guide_shows_is_that_of_the_files():
+    """Oracle: the files."""
+    shown = {OWN / "tool.py": TOOL, OWN / "environment.py": ENVIRONMENT, SHOWN_GAME: GAME}
+    assert all(path.read_text() == text for path, text in shown.items())
+
+
+def test_the_tool_and_the_environment_answer_as_the_guide_calls_them(tmp_path):
+    """Oracle: by hand: 6 times 7, which is right at the first check."""
+    (tmp_path / "called.py").write_text(CALLED)
+    (tmp_path / "tool.py").write_text(TOOL)
+    (tmp_path / "environment.py").write_text(ENVIRONMENT)
+    began, texts, reward = run(tmp_path, "called.py").splitlines()
+    assert began == "{0: ' Check your answer before you give it.'}"
+    assert (texts, reward) == ("['42.0', 'That is right.']", "1.0")
+
+
+def test_every_command_of_the_guides_is_run_here():
     """Oracle: by hand: the words by which the tests above find them."""
-    words = ["runs/polite", "own_task.py", "runs/parquet", "own/tasks.py", "runs/plurals --config"]
-    found = [command_of(each) for each in [*words, "launch/evaluate.py", "launch/convert.py"]]
-    assert sorted(found) == sorted(COMMANDS)
+    words = ["runs/polite", "own_task.py", "runs/parquet", "own/tasks.py:diff"]
+    words += ["runs/plurals --config"]
+    words += ["--checkpoint=runs/plurals", "launch/convert.py", "configs/tools_small.py"]
+    words += ["guess_small.py", "tools_smollm2.py", "own/tool.py", "Checked", "textarena_guess.py"]
+    words += ["calculator.tools:add --conversation", "calculator.lying_tools", "launch/chat.py"]
+    assert sorted(map(command_of, words)) == sorted(COMMANDS)
