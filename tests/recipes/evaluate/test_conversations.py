@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from deepseek_jax.recipes import driver
 from deepseek_jax.recipes.evaluate import run as evaluate
 from deepseek_jax.rewards import Rule, scoring
 from deepseek_jax.rollout.conversations import tool_use
 from deepseek_jax.rollout.policy import load_policy
 from deepseek_jax.rollout.settings import AnswerOptions, ConversationLimits
+from deepseek_jax.rollout.turns import CHUNKS
+from deepseek_jax.settings import build
 from deepseek_jax.training.completions import spoken_lines
 from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
 from tests.recipes.pages import data_of
-from tests.recipes.small import run_recipe
+from tests.recipes.small import one_device, run_recipe
 from tests.rollout.conversing import REPLIES
 from tests.tiny import save_tiny_model
 
@@ -120,6 +123,19 @@ def test_code_that_has_changed_is_another_state(finished, checkpoint, tmp_path):
     copy.write_text(source + "# other\n")
     with pytest.raises(ValueError, match="of another state of the code of tools and environment"):
         run(checkpoint, tmp_path / "w", **fields)
+
+
+def test_a_plan_has_the_programs_that_read_texts(checkpoint):
+    """Oracle: the plan of single turns, and by hand the sizes in which texts are read."""
+    fields = dict(checkpoint=str(checkpoint), data=("arithmetic",), max_completion_length=48)
+    plans = []
+    for more in ({}, dict(environment=REPLIES, conversation=LIMITS)):
+        settings = build(evaluate.SETTINGS, dict(recipe="evaluate") | fields | more, "config")
+        job = evaluate.JOB(settings, one_device())
+        plans.append({program.name for program in driver.plan(job)})
+    read = plans[1] - plans[0]
+    assert plans[0] < plans[1] and len(read) == len(CHUNKS)
+    assert all("read" in name for name in read)
 
 
 @pytest.mark.parametrize(
