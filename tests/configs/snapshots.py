@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 FOLDER = Path(__file__).parent / "snapshots"
+TOOLS = "tools_smollm2:model=r1_distill_qwen_1_5b"
 # Config -> the slice that its docstring names
 SLICES = {
     "pretrain_v3": "v5p:8x8x16",
@@ -26,6 +27,7 @@ SLICES = {
     "r1:stage=sft": "v5p:8x8x16",
     "r1:stage=helpfulness": "v5p:8x8x16",
     "v3_post_training:stage=rl": "v5p:8x8x16",
+    TOOLS: "v5e:2x2",
     "generate_r1_distill": "v5p:4x4x4",
     "distill_qwen_1_5b": "v5e:4x4",
     "distill_qwen_7b": "v5e:8x8",
@@ -63,6 +65,10 @@ COMPILED = {
     ("r1_zero", "update"): Figures(V5P, mfu=0.25),
     ("r1:stage=reasoning", "update"): Figures(V5P, mfu=0.25),
     ("v32_grpo", "update"): Figures(V5P, mfu=0.1),
+    # 32 slots of 17,408 positions, sixteen turns of them
+    (TOOLS, "update"): Figures(V5E, mfu=0.25),
+    (TOOLS, "decode"): Figures(6.0, sent_gb=0.1, traffic_gb=6.0),
+    (TOOLS, "read 128"): Figures(8.0, mfu=0.2, sent_gb=3.0, traffic_gb=90.0),
     # 2,048 slots of 34,816 and of 67,584 positions
     ("r1:stage=reasoning", "decode"): Figures(12.0, sent_gb=2.0, traffic_gb=20.0),
     ("r1_zero", "decode"): Figures(17.0, sent_gb=2.0, traffic_gb=40.0),
