@@ -91,6 +91,34 @@ def test_minutes_are_those_of_all_steps_of_all_phases(tmp_path):
     assert training_minutes(write_run(tmp_path, "sft_small", None)) == MINUTES
 
 
+def test_a_run_with_tools_gives_how_its_conversations_changed(tmp_path, folder):
+    """Oracle: the numbers of the run's files, written by hand; the digests of its tools, which a run records
+    in its config.json, are no fields of its config.
+    """
+    cells = {when: [x] * 3 for when, x in (("before", 0.25), ("after", 0.75))}
+    ways = ("sampled", "greedy")
+    files = {w: {way: {"scores": {"accuracy": cell}} for way in ways} for w, cell in cells.items()}
+    run = write_run(tmp_path / "run", "tools_small", "seed=5", **files)
+    config = json.loads((run / "config.json").read_text())
+    write(run / "config.json", config | {"code": {"deepseek_jax.worlds.calculator.tools": "0"}})
+    lines = [
+        {"step": step, "phase": "grpo", "seconds": 6.0, "turns": 1 + calls, "tool_calls": calls}
+        for step, calls in enumerate((0.25, 0.5, 1.0))
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    renew(run, VERSION, folder)
+    (row,) = rows_of(folder, "tools_small", "5")
+    assert row == {
+        "seed": "5",
+        "minutes": 0.3,
+        "accuracy, sampled": cells,
+        "accuracy, greedy": cells,
+        "calls": {"before": 0.25, "after": 1.0},
+        "turns": {"before": 1.25, "after": 2.0},
+        "version": VERSION,
+    }
+
+
 def test_a_fine_tuning_run_gives_its_loss_and_answers(tmp_path, folder):
     """Oracle: the numbers of the run's files, written by hand."""
     scores = {when: {"accuracy": [x, x, x]} for when, x in (("before", 0.25), ("after", 0.75))}

@@ -3,13 +3,13 @@
 A file is one experiment or benchmark: its command, its rows, the table's columns (name -> the format of its
 numbers; "{}" stands for the row's own "form"), and caveats. With "sweep", a file of configs/sweeps, the rows
 are of all runs of that sweep together, see finished_run.read; "logged" has more of their columns, name ->
-[phase, metric, share]: the mean over that last share of the metric's lines. "changing" has columns of a single
-run, name -> [phase, metric]: the metric in its first line and in its last one. With "readme" it has a line in
-README.md: its place there, a title, what it shows, and which score, in one column of before and after of a
-row or in two columns; its page is configs/results/NAME.md. A row has the results of one run: seed, version,
-minutes, cells by name, and "intervals", a sentence for above the table where its intervals are not those that
-a run has today. A cell is a text, a number, [mean, low, high] with a 95% interval, {"before": ..., "after":
-...}, {"low": ..., "high": ...} over several runs, or {"by_run": [...]}.
+[phase, metric, share]: the mean over that last share of the metric's lines. "changing" has columns of a
+single run, name -> [phase, metric]: the metric in its first line and in its last one. With "readme" it has a
+line in README.md: its place there, a title, what it shows, and which score, in one column of before and after
+of a row or in two columns; its page is configs/results/NAME.md. A row has the results of one run: seed,
+version, minutes, cells by name, and "intervals", a sentence for above the table where its intervals are not
+those that a run has today. A cell is a text, a number, [mean, low, high] with a 95% interval, {"before": ...,
+"after": ...}, {"low": ..., "high": ...} over several runs, or {"by_run": [...]}.
 """
 
 import textwrap

@@ -51,7 +51,7 @@ SFT = SMALL | {"sequence_length": 64, "answers.max_completion_length": 4, "eval_
 def place(tmp_path_factory):
     """A working directory with what the guides' commands read there, and what they leave."""
     folder = tmp_path_factory.mktemp("own")
-    write_checkpoint(folder / "tiny")
+    write_checkpoint(folder / "tiny", max_position_embeddings=1024)
     (folder / "my_rewards.py").write_text(MY_REWARDS)
     (folder / "configs").symlink_to(ROOT / "configs")
     with open(ROOT / "configs" / "own" / "questions.csv", newline="") as file:
@@ -150,7 +150,7 @@ def test_a_run_with_tools_or_an_environment_holds_conversations(words, place):
     assert "complete; report.html, params" in printed and (folder / "params").is_dir()
     (metrics,) = [line for line in lines_of(folder) if "turns" in line]
     assert metrics["turns"] >= 1 and metrics["truncated_turns"] >= 0
-    assert "messages" in lines_of(folder, "completions.jsonl")[0]
+    assert "messages" in lines_of(folder, "completions.jsonl")[0]["completions"][0]
     assert words != "Checked" or "reward_Checked" in metrics
 
 
