@@ -1,11 +1,10 @@
 """The tools and the environment of a chat, which its flags name."""
 
 import contextlib
-import dataclasses
 
 from deepseek_jax.errors import at
 from deepseek_jax.recipes.began import conversing_of
-from deepseek_jax.rollout.conversations import tool_use
+from deepseek_jax.recipes.conversing import conversing, open_environments
 from deepseek_jax.rollout.settings import Conversing
 from deepseek_jax.settings import build
 from launch.screen import note
@@ -26,10 +25,8 @@ def with_tools(policies: list, run: str, settings, opened: contextlib.ExitStack)
     limits = {"conversation": trained.get("conversation", {})}
     with at("config"):
         use = build(Conversing, named | limits, "config")
-        return [
-            (name, dataclasses.replace(policy, tools=tool_use(use, policy, opened)))
-            for name, policy in policies
-        ]
+        environments = open_environments(use, opened)
+        return [(name, conversing(policy, environments, use)) for name, policy in policies]
 
 
 def _note_flags(trained):

@@ -38,6 +38,15 @@ def asked_messages(example):
     return example.get("messages") or [{"role": "user", "content": example["question"]}]
 
 
+def with_reset_text(example, text: str | None):
+    """The example whose last message ends with the text of an environment's reset, if there is any."""
+    if not text:
+        return example
+    *before, last = asked_messages(example)
+    last = last | {"content": last["content"] + text}
+    return dict(example) | {"question": last["content"], "messages": [*before, last]}
+
+
 def render_question(tokenizer: Tokenizer, example, *, template: str, opening: str = ""):
     r"""Ids of an example's prompt; the answer continues them, after `opening`.
 

@@ -53,6 +53,11 @@ def checked_call(name, arguments, schemas: list[dict]):
     for needed in functions[name].get("parameters", {}).get("required", ()):
         if needed not in arguments:
             raise ValueError(f"{name} needs the parameter {needed!r}.")
+    try:
+        # Python's reader takes NaN, infinity and half surrogates, which no file of a run can hold
+        json.dumps(arguments, allow_nan=False, ensure_ascii=False).encode()
+    except ValueError as error:
+        raise ValueError(f"The arguments of {name} are not all JSON: {error}.") from error
     return Call(name, arguments)
 
 

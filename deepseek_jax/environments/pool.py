@@ -38,9 +38,9 @@ class Environments:
     of the model is a call of step.
 
     Conversation `key` lives in one process, that of key % workers, for as long as it lasts. A call
-    over call_seconds ends its process: its conversation gets a failure; of the others, those with an
-    environment there are lost, and the calls of those without run again in a new process. Before each reset,
-    turn and reward, `random` and, if imported, numpy.random get a seed of the conversation's own.
+    over call_seconds ends its process: its conversation gets a failure. Other conversations whose environment
+    lives in that process are lost; the calls of those without one run again in a new process. Before each
+    reset, turn and reward, `random` and, if imported, numpy.random get a seed of the conversation's own.
 
     Use it as a context manager, or call close(). Processes start by "spawn", which imports the main script
     again: guard that with `if __name__ == "__main__"`. Raises ValueError where the code has another form;

@@ -168,8 +168,12 @@ class Process:
             return Lost(
                 None, "its worker process ended, perhaps because the machine had no memory left"
             )
-        name = culprit.calls[int(self._doing[_AT.call])]
-        seconds = self._ended - self._doing[_AT.since]
+        call, seconds = int(self._doing[_AT.call]), self._ended - self._doing[_AT.since]
+        if call == worker.IMPORT:
+            limit = f"{worker.IMPORT_SECONDS:.0f} s"
+            why = f"the import of its file ended its process, or took more than {limit}"
+            return Lost(culprit.key, why, seconds)
+        name = culprit.calls[call]
         if seconds < self._call_seconds:
             return Lost(culprit.key, f"{name} ended its process", seconds)
         limit = f"config.conversation.call_seconds={self._call_seconds:g}"

@@ -14,8 +14,8 @@ from deepseek_jax.environments.code import Code, public_methods
 from deepseek_jax.named_code import import_unchanged, with_line
 from deepseek_jax.rewards.workers import watched
 
-# For the import of all files
-IMPORT_SECONDS = 60.0
+# For the import of all files, which is noted in place of the number of a call
+IMPORT_SECONDS, IMPORT = 60.0, -1
 # Characters of an error that the model reads
 ERROR_CHARS = 500
 TOO_LONG = "{} returned {} bytes, above config.conversation.call_bytes={}"
@@ -72,11 +72,12 @@ def start(doing, code: Code, call_seconds: float, call_bytes: int):
 
 def run(number: int, work: Callable, *args):
     """work(*args), the job of this number; its error as a ValueError that the main process can read."""
-    _note(0, number)
+    _note(IMPORT, number)
     try:
         if not _state.loaded:
             with watched(IMPORT_SECONDS):
                 _load()
+        _note(0)
         return work(*args)
     except (Exception, SystemExit) as error:
         return ValueError(str(error))
@@ -140,7 +141,7 @@ def step(key: int, text: str, seed: int, count: int):
     if error is None and value is None:
         return Acted([], 0, seconds, ended=True)
     if error is None and not isinstance(value, str):
-        error = TypeError(f"step returned {value!r}; return a text, or None to end")
+        error = TypeError(f"step returned {type(value).__name__}; return a text, or None to end")
     text, size = _clean(value if error is None else _error_text(error))
     if size > _state.call_bytes:
         return Acted([], 1, seconds, failure=TOO_LONG.format("step", size, _state.call_bytes))
@@ -227,7 +228,11 @@ def _cut(text):
 
 
 def _clean(text):
-    """(text, bytes): half of a surrogate pair, which has no UTF-8, becomes a question mark."""
+    """(text, bytes): half of a surrogate pair, which has no UTF-8, becomes a question mark. Of a text beyond
+    the limit only that is known: to encode it might take more memory than there is.
+    """
+    if len(text) > 4 * _state.call_bytes:
+        return "", len(text)
     data = text.encode("utf-8", "replace")
     return data.decode(), len(data)
 

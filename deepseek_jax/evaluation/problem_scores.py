@@ -19,7 +19,7 @@ from deepseek_jax.evaluation.compare import compare
 from deepseek_jax.evaluation.pass_at_k import pass_at_k
 
 ALL = "all"
-# Of conversations: as rollout.conversations.Conversation has them; get_reward None where there is none
+# Counts of rollout.tool_use.Conversation; get_reward is None where there is none
 CONVERSED = ("turns", "tool_calls", "tool_errors", "truncated_turns", "get_reward")
 # Beginnings of the names of scores within 0..1
 SHARES = ("pass@", "cons@", "truncated")

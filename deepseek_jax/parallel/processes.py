@@ -241,7 +241,9 @@ def from_each(value, seconds: float = BARRIER_SECONDS):
     # allgather needs one shape: texts are padded to the longest
     with _naming_who_is_missing(seconds):
         sizes = multihost_utils.process_allgather(np.int32(len(text)))
-    padded = np.pad(text, (0, int(sizes.max()) - len(text)))
+    # Few lengths: each is a program of its own, and conversations call this at every pause
+    length = 1 << (int(sizes.max()) - 1).bit_length()
+    padded = np.pad(text, (0, length - len(text)))
     rows = np.asarray(multihost_utils.process_allgather(padded))
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes.ravel(), strict=True)]
 
@@ -270,6 +272,25 @@ def in_shares(work, count: int):
     return [shares[row % processes]["done"][row // processes] for row in range(count)]
 
 
+def results_of_each(call):
+    """call()'s results on all processes, which JSON can hold, a list by process index. A ValueError that it
+    raises on one is raised on all.
+    """
+    result = failure = None
+    try:
+        result = call()
+    # The other processes wait for the outcome
+    except ValueError as error:
+        failure = error
+    found = from_each([result, None if failure is None else str(failure)])
+    if failure is not None:
+        raise failure
+    for process, (_, message) in enumerate(found):
+        if message is not None:
+            raise ValueError(f"process {process}: {message}")
+    return [result for result, _ in found]
+
+
 def agreed(call, what: str):
     """The first of call()'s two results, on each process; the second, which JSON can hold, must be the same
     on all.
@@ -277,21 +298,18 @@ def agreed(call, what: str):
     what: the second, for messages. Raises ValueError on all processes where it differs, and where call()
     raises one on some of them.
     """
-    result = record = failure = None
-    try:
-        result, record = call()
-    # The other processes wait for the outcome
-    except ValueError as error:
-        failure = error
-    found = from_each([record, None if failure is None else str(failure)])
-    if failure is not None:
-        raise failure
-    for process, (other, message) in enumerate(found):
-        if message is not None:
-            raise ValueError(f"process {process}: {message}")
-        if other != found[0][0]:
+    kept = []
+
+    def record():
+        result, shared = call()
+        kept.append(result)
+        return shared
+
+    found = results_of_each(record)
+    for process, other in enumerate(found):
+        if other != found[0]:
             raise ValueError(
-                f"{what} differs between processes: {found[0][0]} on process 0, {other} on process "
+                f"{what} differs between processes: {found[0]} on process 0, {other} on process "
                 f"{process}; give all of them the same files"
             )
-    return result
+    return kept[0]

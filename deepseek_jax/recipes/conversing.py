@@ -9,10 +9,10 @@ from deepseek_jax.rollout.policy import Policy
 # Few runs hold conversations
 PARTS = LazyTable(
     {
-        "environments": "deepseek_jax.rollout.conversations:environments_of",
+        "environments": "deepseek_jax.rollout.tool_use:environments_of",
         "form": "deepseek_jax.data.tools:tool_form",
-        "use": "deepseek_jax.rollout.conversations:ToolUse",
-        "reward": "deepseek_jax.rollout.conversations:EnvironmentReward",
+        "use": "deepseek_jax.rollout.tool_use:ToolUse",
+        "reward": "deepseek_jax.rollout.tool_use:EnvironmentReward",
     }
 )
 

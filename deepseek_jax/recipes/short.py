@@ -1,6 +1,5 @@
 """Recipes that train one policy: from a checkpoint, or from a base that is pre-trained first."""
 
-import dataclasses
 import functools
 
 from deepseek_jax import reports
@@ -23,7 +22,12 @@ from deepseek_jax.recipes.start import (
 from deepseek_jax.rollout.policy import Policy
 
 # Few runs have tools
-TOOLS = LazyTable({"use": "deepseek_jax.rollout.conversations:tool_use"})
+TOOLS = LazyTable(
+    {
+        "open": "deepseek_jax.recipes.conversing:open_environments",
+        "with": "deepseek_jax.recipes.conversing:conversing",
+    }
+)
 BASE = "pretrain"  # the stage of a base, and its phase
 CHECKPOINT = "init_from"  # the stage of a checkpoint
 
@@ -32,7 +36,7 @@ def with_tools(job: Job, policy: Policy):
     """The policy with the tools and the environment of the settings, which are open until the job's end."""
     if not getattr(job.settings, "converses", False):
         return policy
-    return dataclasses.replace(policy, tools=TOOLS["use"](job.settings, policy, job.opened))
+    return TOOLS["with"](policy, TOOLS["open"](job.settings, job.opened), job.settings)
 
 
 class FromPolicy:

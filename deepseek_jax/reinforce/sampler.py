@@ -64,17 +64,13 @@ class Sampler:
                 n=settings.group_size,
                 seed=int(entropy.generate_state(1)[0] >> 1),
                 log=log,
+                longest_prompt=settings.rollout.max_prompt_length,
             )
         seconds, self.kept = time.perf_counter() - began, log.kept
         # The rest of a long rollout, in case the run is killed in the update
         if isinstance(log, SampleLog) and log.path.exists():
             log.write()
-        longest, limit = max(map(len, answers.prompts)), settings.rollout.max_prompt_length
-        if longest > limit:
-            raise ValueError(
-                f"environment: with the text of its reset a prompt has {longest} tokens, above "
-                f"rollout.max_prompt_length={limit}; raise it, or let reset return a shorter text"
-            )
+        longest = max(map(len, answers.prompts))
         return answers, {
             SYNC: log.weight_sync_seconds,
             GENERATION: seconds - log.weight_sync_seconds,

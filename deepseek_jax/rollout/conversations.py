@@ -6,91 +6,52 @@ Each process runs those of its share of the examples, and `after` tells all proc
 
 import dataclasses
 import zlib
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
-from deepseek_jax.data.chat import asked_messages
+from deepseek_jax.data.chat import asked_messages, with_reset_text
 from deepseek_jax.data.columns import columns_of
-from deepseek_jax.data.tools import ToolForm, tool_form
-from deepseek_jax.environments import Environments
-from deepseek_jax.parallel.processes import from_each, is_due, say
-from deepseek_jax.rollout.settings import ConversationLimits
+from deepseek_jax.parallel.processes import is_due, results_of_each, say
+from deepseek_jax.rollout.answers import opened_thought
+from deepseek_jax.rollout.tool_use import Conversation, ToolUse
 
-# What a conversation waits for at its end
-REWARD = "the reward"
+# What a conversation waits for at its end. An object, because a text of the model may be any text
+REWARD = object()
+
+
+class Turn(NamedTuple):
+    """A turn of the model that has ended. ids: with its end token, if it stopped. length: the tokens of its
+    conversation so far.
+    """
+
+    row: int
+    ids: list[int]
+    stopped: bool
+    length: int
 
 
 class _Waits(NamedTuple):
     """What a conversation waits for: the calls of a turn, the text of a step, or REWARD."""
 
-    given: list | str
-
-
-@dataclasses.dataclass
-class Conversation:
-    """What is known of a conversation beside its tokens, as JSON holds it.
-
-    opening: the text of reset. messages: those after the prompt, in OpenAI's form. turns: of the model.
-    tool_calls: calls of tools, or steps of an environment; tool_errors: those that raised or could not be
-    read; tool_seconds: those spent in the user's code. cut: which limit ended it, or None; at_fault: whether
-    the user's code went over it, and not the model. rewritten: the earlier turns that the template would have
-    encoded otherwise. reward: that of get_reward, or None; unscored: why there is none.
-    """
-
-    opening: str | None = None
-    messages: list = dataclasses.field(default_factory=list)
-    turns: int = 0
-    tool_calls: int = 0
-    tool_errors: int = 0
-    tool_seconds: float = 0.0
-    cut: str | None = None
-    at_fault: bool = False
-    rewritten: int = 0
-    reward: float | None = None
-    unscored: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class ToolUse:
-    """What the conversations of a policy can call: tools and an environment in their processes, the form in
-    which its template writes calls, and the limits. said: how often there was something to say.
-    """
-
-    environments: Environments
-    form: ToolForm
-    limits: ConversationLimits
-    said: Counter = dataclasses.field(default_factory=Counter, compare=False)
-
-    def prompt(self, example: Mapping, opening: str = "", text: str | None = None):
-        """The ids of an example's prompt. text: that of reset, or None."""
-        return self.form.prompt(opened(example, text), self.environments.schemas, opening)
-
-    def rewards(self):
-        """{name: EnvironmentReward} of an environment with get_reward, else {}."""
-        name = self.environments.reward_name
-        return {} if name is None else {name: EnvironmentReward()}
-
-    def conversations(self, tokenizer, examples: Sequence[Mapping], n: int, longest: int):
-        """The Conversations of a rollout."""
-        return Conversations(self, tokenizer, examples, n, longest)
+    given: Any
 
 
 class Conversations:
     """The conversations of one rollout, by their rows in it: n for each example.
 
     tokenizer: the policy's. longest: tokens of a conversation after its prompt. of: row -> Conversation.
+    prompts: the ids of each example's prompt, set after `begin`, whose texts are in them.
     """
 
     def __init__(self, use: ToolUse, tokenizer, examples: Sequence[Mapping], n: int, longest: int):
         self.use, self.tokenizer, self.examples, self.n = use, tokenizer, examples, n
-        self.longest, self.of = longest, {}
-        # Of this process's rows: their tokens, the texts of their turns, and what follows the latest one,
-        # ids, None for the end, or _Waits
-        self.lengths, self.texts, self.pending = {}, {}, {}
+        self.longest, self.of, self.prompts = longest, {}, []
+        # By rows of this process: the tokens so far, the texts of the turns as sampled, the ids that the
+        # model read last, and what follows the latest turn: ids, None for the end, or _Waits
+        self.lengths, self.texts, self.read, self.pending = {}, {}, {}, {}
 
     def begin(self, seed: int, done: Mapping = MappingProxyType({})):
         """Begin the conversations: -> the text of each example's reset, or None.
@@ -101,17 +62,19 @@ class Conversations:
         rows = range(self.n * len(self.examples))
         self.of = {row: Conversation(**done[row]["conversation"]) for row in rows if row in done}
         new = [row for row in rows if row not in done and self._is_own(row)]
-        texts = self.use.environments.begin(
-            {self._key(row): (columns_of(self._example(row)), self._seed(row, seed)) for row in new}
-        )
-        begun = [[row, texts[self._key(row)]] for row in new]
-        for row, text in (pair for process in from_each(begun) for pair in process):
-            self.of[row] = Conversation(opening=text)
-        return [self._opening(i) for i in range(len(self.examples))]
 
-    def _opening(self, index):
+        def begun():
+            jobs = {row: (columns_of(self._example(row)), self._seed(row, seed)) for row in new}
+            texts = self.use.environments.begin({self._key(row): jobs[row] for row in new})
+            return [[row, texts[self._key(row)]] for row in new]
+
+        for row, text in (pair for process in results_of_each(begun) for pair in process):
+            self.of[row] = Conversation(reset_text=text)
+        return [self._reset_text(i) for i in range(len(self.examples))]
+
+    def _reset_text(self, index):
         """The text of an example's reset."""
-        texts = {self.of[row].opening for row in range(index * self.n, (index + 1) * self.n)}
+        texts = {self.of[row].reset_text for row in range(index * self.n, (index + 1) * self.n)}
         if len(texts) > 1:
             first, second = (repr(text)[:80] for text in list(texts)[:2])
             asked = str(self.examples[index].get("question"))[:80]
@@ -136,30 +99,29 @@ class Conversations:
         asked = repr(sorted(columns_of(self._example(row)).items()))
         return zlib.crc32(asked.encode(), seed)
 
-    def take(self, row: int, ids: list[int], stopped: bool, length: int):
-        """Take a turn that has ended, with its end token if it stopped, and start what it asks for. length:
-        the tokens of the conversation.
-        """
-        if not self._is_own(row):
-            return
-        conversation, text = self.of[row], self.tokenizer.decode(ids)
+    def _take(self, turn: Turn):
+        """Note a turn of this process, and start what it asks for."""
+        row, conversation = turn.row, self.of[turn.row]
+        sampled = self.tokenizer.decode(turn.ids)
+        self.texts.setdefault(row, []).append(sampled)
+        # A thought that the prompt, or what was read, has opened
+        before = self.read.get(row, self.prompts[row // self.n])
+        text = opened_thought(self.tokenizer, before) + sampled
         conversation.turns += 1
-        self.lengths[row] = length
-        self.texts.setdefault(row, []).append(text)
+        self.lengths[row] = turn.length
         message = {"role": "assistant", "content": text}
         conversation.messages.append(message)
-        if not stopped:
-            self.pending[row] = self._cut(row, self._too_long(len(ids)))
-        elif self.use.environments.takes_steps:
-            self.pending[row] = self._act(row, text)
-        else:
-            self.pending[row] = self._called(row, message)
+        if not turn.stopped:
+            return self._cut(row, self._too_long(len(turn.ids)))
+        if self.use.environments.takes_steps:
+            return self._act(row, text)
+        return self._called(row, message)
 
     def _too_long(self, tokens):
         """In words, which limit ended a turn of so many tokens."""
         if tokens == self.use.limits.turn_length:
             return f"conversation.turn_length={tokens}"
-        return f"rollout.max_completion_length={self.longest}"
+        return f"max_completion_length={self.longest}"
 
     def _called(self, row, message):
         """What follows a turn that may have calls."""
@@ -182,7 +144,7 @@ class Conversations:
     def _finished(self, row, given):
         """What follows the calls, the step or the reward for which a row waited."""
         conversation, key = self.of[row], self._key(row)
-        if given == REWARD:
+        if given is REWARD:
             reward = self.use.environments.reward(key)
             name = "unscored" if isinstance(reward, str) else "reward"
             setattr(conversation, name, reward)
@@ -216,12 +178,13 @@ class Conversations:
             return self._cut(row, f"conversation.turns={turns}")
         # One token at least is the next turn's
         if self.lengths[row] + len(ids) < self.longest:
+            self.read[row] = ids
             return ids
         self.of[row].at_fault = len(ids) >= self.longest
         return self._cut(
             row,
             f"after {self.lengths[row]} tokens a text of {len(ids)} leaves no room for a turn within "
-            f"rollout.max_completion_length={self.longest}",
+            f"max_completion_length={self.longest}",
         )
 
     def _cut(self, row, limit):
@@ -231,30 +194,39 @@ class Conversations:
     def _end(self, row):
         """None, or _Waits where the environment has a reward to give."""
         conversation = self.of[row]
-        asked = [*asked_messages(opened(self._example(row), conversation.opening))]
+        asked = [*asked_messages(with_reset_text(self._example(row), conversation.reset_text))]
         rewritten = self.use.form.rewritten([*asked, *conversation.messages], self.texts.pop(row))
         conversation.rewritten = rewritten
         self.use.environments.end(self._key(row))
         return None if self.use.environments.reward_name is None else _Waits(REWARD)
 
-    def after(self, rows: list[int], due: set[int]):
+    def after(self, turned: Sequence[Turn], due: Collection[int]):
         """{row: what its model reads next: ids, or None where the conversation is over}; rows that wait
         longer are not there.
 
-        rows: whose turn has ended. due: those of them whose calls have to be answered by now.
+        turned: turns that have just ended; starts what they ask for. due: rows that wait, and whose calls
+        have to be answered by now. Every process calls it with the same arguments. Raises ValueError on all
+        of them where a file of the user's code has changed.
         """
-        own, over = [], []
-        for row in filter(self._is_own, rows):
-            if isinstance(self.pending[row], _Waits) and row in due:
+        rows = [*due, *(turn.row for turn in turned)]
+
+        def outcomes():
+            for turn in turned:
+                if self._is_own(turn.row):
+                    self.pending[turn.row] = self._take(turn)
+            for row in filter(self._is_own, due):
                 self.pending[row] = self._finished(row, self.pending[row].given)
-            if not isinstance(self.pending[row], _Waits):
-                own.append([row, self.pending.pop(row)])
-                if own[-1][1] is None:
-                    over.append([row, dataclasses.asdict(self.of[row])])
+            ready = [
+                r for r in filter(self._is_own, rows) if not isinstance(self.pending[r], _Waits)
+            ]
+            pairs = [[row, self.pending.pop(row)] for row in ready]
+            over = [[row, dataclasses.asdict(self.of[row])] for row, ids in pairs if ids is None]
+            return [pairs, over]
+
         found = {}
-        for outcomes, records in from_each([own, over]):
-            found |= dict(outcomes)
-            for row, record in records:
+        for pairs, over in results_of_each(outcomes):
+            found |= dict(pairs)
+            for row, record in over:
                 self.of[row] = Conversation(**record)
                 self._say(self.of[row])
         return found
@@ -285,44 +257,3 @@ class Conversations:
     def __exit__(self, *exception):
         # Those that an exception left under way
         self.use.environments.stop()
-
-
-class EnvironmentReward:
-    """What get_reward gave, as a reward beside the rules: what rewards.Rewards takes as a model."""
-
-    def score(self, examples, completions):
-        """The reward of each example's conversation, or why there is none."""
-        conversations = [example["conversation"] for example in examples]
-        return [c.reward if c.unscored is None else RuntimeError(c.unscored) for c in conversations]
-
-
-def environments_of(settings) -> Environments:
-    """The Environments that settings with tools, environment and conversation name. Raises ValueError as
-    these do.
-    """
-    limits = settings.conversation
-    return Environments(
-        settings.tools,
-        settings.environment,
-        call_seconds=limits.call_seconds,
-        call_bytes=limits.call_bytes,
-        workers=limits.workers,
-    )
-
-
-def tool_use(settings, policy, opened) -> ToolUse:
-    """The ToolUse of a policy. settings: has tools, environment and conversation. opened: an ExitStack, which
-    ends the processes. Raises ValueError, naming the field, as Environments and tool_form do.
-    """
-    environments = opened.enter_context(environments_of(settings))
-    form, limits = tool_form(policy.tokenizer, policy.template), settings.conversation
-    return ToolUse(environments, form, limits)
-
-
-def opened(example: Mapping, text: str | None):
-    """An example whose last message ends with the text of an environment's reset, if there is any."""
-    if not text:
-        return example
-    *before, last = asked_messages(example)
-    last = last | {"content": last["content"] + text}
-    return dict(example) | {"question": last["content"], "messages": [*before, last]}

@@ -25,6 +25,8 @@ from deepseek_jax.rollout.engine import generate
 from deepseek_jax.rollout.settings import AnswerOptions, Limit
 from deepseek_jax.settings import build
 
+# Few policies hold conversations
+CONVERSING = LazyTable({"conversations": "deepseek_jax.rollout.conversations:Conversations"})
 # What reads and writes the tokenizer and the template of a folder
 CARRIED = LazyTable(
     {
@@ -39,7 +41,7 @@ class Policy:
     """A model that answers questions.
 
     params: on a mesh; None before they are trained. template: how a question becomes a prompt, see data.chat.
-    opening: the text that every answer begins with; the prompt ends with it. tools: a conversations.ToolUse:
+    opening: the text that every answer begins with; the prompt ends with it. tools: a tool_use.ToolUse:
     its answers are conversations with tools or an environment; None for single turns.
     """
 
@@ -102,23 +104,30 @@ class Policy:
         n: int = 1,
         seed: int = 0,
         log: RolloutLog | None = None,
+        longest_prompt: int | None = None,
     ):
-        """Answer each example n times: -> Answers. examples: with their prompt_ids. log: of generate."""
+        """Answer each example n times: -> Answers. examples: with their prompt_ids. log: of generate.
+        longest_prompt: for prompts that the text of an environment's reset makes longer. Raises ValueError
+        for one that is longer than this, or than the model's positions allow.
+        """
         log = RolloutLog() if log is None else log
         prompts = [example["prompt_ids"] for example in examples]
         if self.tools is None:
             rollout = self._generate(prompts, options, n, seed, log)
             return Answers(completion_texts(self.tokenizer, prompts, rollout), rollout, n, prompts)
         longest = options.max_completion_length
-        with self.tools.conversations(self.tokenizer, examples, n, longest) as conversations:
+        arguments = self.tools, self.tokenizer, examples, n, longest
+        with CONVERSING["conversations"](*arguments) as conversations:
             log.conversations = conversations
-            openings = conversations.begin(seed, log.done)
-            asked = zip(examples, prompts, openings, strict=True)
+            texts = conversations.begin(seed, log.done)
             # Where reset returned nothing, the prompt is known already
             prompts = [
                 self.tools.prompt(example, self.opening, text) if text else prompt
-                for example, prompt, text in asked
+                for example, prompt, text in zip(examples, prompts, texts, strict=True)
             ]
+            conversations.prompts = prompts
+            room = self.config.max_position_embeddings - longest
+            check_reset(prompts, min(room, longest_prompt or room))
             rollout = self._generate(prompts, options, n, seed, log)
         texts = completion_texts(self.tokenizer, prompts, rollout)
         return Answers(texts, rollout, n, prompts, conversations.records())
@@ -272,6 +281,16 @@ def fitting(examples, max_prompt_length: int, kind: str, together: int = 1):
             f"{max_prompt_length} tokens: left out"
         )
     return fits
+
+
+def check_reset(prompts, limit: int):
+    """Raise ValueError for a prompt of more than `limit` tokens, which has the text of reset."""
+    longest = max(map(len, prompts))
+    if longest > limit:
+        raise ValueError(
+            f"environment: with the text of its reset a prompt has {longest} tokens, and there is room for "
+            f"{limit}; raise max_prompt_length, or let reset return a shorter text"
+        )
 
 
 def check_room(config: ModelConfig, examples, max_completion_length: int):

@@ -10,6 +10,7 @@ import numpy as np
 
 from deepseek_jax.rollout import turns
 from deepseek_jax.rollout.completions import Rollout, RolloutLog, of_slots, on_host
+from deepseek_jax.rollout.conversations import Turn
 from deepseek_jax.rollout.engine import SEATED_TOGETHER, Engine, Way
 from deepseek_jax.rollout.requests import RequestQueue
 from deepseek_jax.rollout.slots import rooms
@@ -24,7 +25,7 @@ class TurnsEngine(Engine):
         self.longest_turn = log.conversations.use.limits.turn_length or max_completion_length
         super().open(slots, max_completion_length, log)
         self.due, self.steps = {}, 0
-        # Of each slot: the length of its conversation at the begin of its turn, and the number of the turn
+        # By slot: the length of the conversation at the start of its turn, and the number of the turn
         self.began, self.turn = np.zeros(slots, int), np.zeros(slots, int)
         self.fold = jax.jit(jax.vmap(jax.random.fold_in))
 
@@ -54,19 +55,18 @@ class TurnsEngine(Engine):
         self.steps += int(self.state.step) - before
 
     def turned(self):
-        """The slots whose turn has ended since the last call: [(slot, its ids, whether an end token is its
-        last, the length of the conversation)].
-        """
+        """{slot: the Turn that has ended in it} since the last call."""
         ended = on_host(self.state.ended) & (self.request_in >= 0)
         slots = np.array([slot for slot in np.flatnonzero(ended) if slot not in self.due], int)
         if not len(slots):
-            return []
-        state = of_slots(self.state, slots)
-        pairs = enumerate(zip(slots, state.length, strict=True))
-        return [
-            (slot, state.tokens[i, self.began[slot] : n].tolist(), bool(state.stopped[i]), int(n))
-            for i, (slot, n) in pairs
-        ]
+            return {}
+        state, turns = of_slots(self.state, slots), {}
+        for i, slot in enumerate(slots.tolist()):
+            length = int(state.length[i])
+            ids = state.tokens[i, self.began[slot] : length].tolist()
+            row, stopped = int(self.request_in[slot]), bool(state.stopped[i])
+            turns[slot] = Turn(row, ids, stopped, length)
+        return turns
 
     def read(self, texts: dict[int, list[int]]):
         """Have slots read these ids, and begin their next turns."""
@@ -104,7 +104,6 @@ class TurnsEngine(Engine):
 
 def serve(queue: RequestQueue, engine: TurnsEngine, result: Rollout, log: RolloutLog):
     """Seat, decode and read, collecting in result, until every conversation of log is over."""
-    conversations = log.conversations
     while queue or engine.is_busy:
         free = engine.free_slots()
         if queue and len(free):
@@ -112,18 +111,16 @@ def serve(queue: RequestQueue, engine: TurnsEngine, result: Rollout, log: Rollou
         else:
             engine.decode_turns()
         turned = engine.turned()
-        for slot, ids, stopped, length in turned:
-            conversations.take(int(engine.request_in[slot]), ids, stopped, length)
-        due = {slot for slot, at in engine.due.items() if at <= engine.steps}
-        slots = [*sorted(due), *(slot for slot, *_ in turned)]
-        if not slots:
+        due = sorted(slot for slot, at in engine.due.items() if at <= engine.steps)
+        if not turned and not due:
             continue
-        rows = {int(engine.request_in[slot]): slot for slot in slots}
-        found = conversations.after(list(rows), {int(engine.request_in[slot]) for slot in due})
+        rows = {int(engine.request_in[slot]): slot for slot in (*due, *turned)}
+        answered = [int(engine.request_in[slot]) for slot in due]
+        found = log.conversations.after(list(turned.values()), answered)
         for row, slot in rows.items():
             engine.due.pop(slot, None)
             if row not in found:
-                engine.due[slot] = engine.steps + conversations.use.limits.call_steps
+                engine.due[slot] = engine.steps + log.conversations.use.limits.call_steps
         _go_on(engine, {rows[row]: ids for row, ids in found.items()}, result, log)
 
 

@@ -36,7 +36,7 @@ class Slots(NamedTuple):
     step: jax.Array  # int32[]
     keys: jax.Array  # typed[b], one stream a request
     prompt_length: jax.Array  # int32[b]
-    length: jax.Array  # int32[b], tokens sampled so far
+    length: jax.Array  # int32[b], tokens so far: sampled, and in conversations also read
     last_token: jax.Array  # int32[b]
     ended: jax.Array  # bool[b]
     stopped: jax.Array  # bool[b], by an end token and not for want of room

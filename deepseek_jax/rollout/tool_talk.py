@@ -6,7 +6,7 @@ from itertools import islice
 
 from deepseek_jax.data.chat import end_of_turn
 from deepseek_jax.rollout.answers import opened_thought
-from deepseek_jax.rollout.conversations import Conversations
+from deepseek_jax.rollout.conversations import Conversations, Turn
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.stream import stream, text_pieces
@@ -43,10 +43,11 @@ class ToolTalk:
         Raises ValueError before the first piece, as Talk.answer does, and where reset refuses the text.
         """
         policy, example = self.policy, self._example(text)
-        arguments = policy.tokenizer, [example], 1, self.max_tokens
-        with policy.tools.conversations(*arguments) as conversations:
-            (opening,) = conversations.begin(seed)
-            prompt = self._prompt(example, opening)
+        arguments = policy.tools, policy.tokenizer, [example], 1, self.max_tokens
+        with Conversations(*arguments) as conversations:
+            (reset_text,) = conversations.begin(seed)
+            prompt = self._prompt(example, reset_text)
+            conversations.prompts = [prompt]
             check_positions(policy, prompt)
             room = policy.config.max_position_embeddings - len(prompt)
             conversations.longest = min(self.max_tokens, room)
@@ -66,11 +67,11 @@ class ToolTalk:
             raise ValueError('this row has no text "question"; give it one')
         return row
 
-    def _prompt(self, example, opening):
+    def _prompt(self, example, reset_text):
         tools = self.policy.tools
         if self.ids:
             return [*self.ids, *tools.form.user(example["question"])]
-        return tools.prompt(example, self.policy.opening, opening)
+        return tools.prompt(example, self.policy.opening, reset_text)
 
     def _turns(self, conversations: Conversations, prompt, seed):
         """The pieces of all turns of the model, and of what it reads between them."""
@@ -93,9 +94,12 @@ class ToolTalk:
                 ids = ids + turn
                 if turn and self.holds_turns:
                     self._keep(prompt + ids)
-            conversations.take(0, turn, turn[-1] in policy.eos_ids, len(ids))
+            found = conversations.after([Turn(0, turn, turn[-1] in policy.eos_ids, len(ids))], ())
             yield news()
-            read = _read(conversations)
+            # Its calls, then the reward
+            while not found:
+                found = conversations.after((), [0])
+            read = found[0]
             yield news()
             if read is None:
                 return
@@ -131,21 +135,12 @@ def _noted(tokens, turn):
         yield token
 
 
-def _read(conversations):
-    """What the model reads after a turn: ids, or None at the end."""
-    found = {}
-    # Its calls, then the reward
-    while not found:
-        found = conversations.after([0], {0})
-    return found[0]
-
-
 def _end_of(conversation):
     """The lines about the end of a conversation."""
     lines = []
     if conversation.cut is not None:
         # The length of an answer is a field of ToolTalk
-        limit = conversation.cut.replace("rollout.max_completion_length", "max_tokens")
+        limit = conversation.cut.replace("max_completion_length", "max_tokens")
         lines.append(f"\nended by {limit}")
     if conversation.unscored is not None:
         lines.append(f"\nno reward: {conversation.unscored}")

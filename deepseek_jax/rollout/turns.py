@@ -63,7 +63,7 @@ def empty_slots(config, count, prompt_room, completion_room, max_completion_leng
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
 @on_rollout_mesh
 def seat(config, sampling, eos_ids, slots, seats, rows, caches, logits, lengths, keys):
-    """steps.seat, at the begin of a conversation."""
+    """steps.seat, at the start of a conversation."""
     turns = slots.turns
     turns = turns._replace(
         observed=turns.observed & ~seats[:, None],

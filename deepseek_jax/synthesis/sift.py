@@ -5,11 +5,10 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from deepseek_jax.data.chat import asked_messages
+from deepseek_jax.data.chat import asked_messages, with_reset_text
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.consensus import majority
 from deepseek_jax.rewards.rules import NUMBERS
-from deepseek_jax.rollout.conversations import opened
 from deepseek_jax.synthesis.augment import REWRITTEN
 from deepseek_jax.synthesis.generated import write_conversations
 from deepseek_jax.synthesis.near_duplicates import NearDuplicates
@@ -135,7 +134,7 @@ def _whole(text, example):
 def _record(example, sample):
     reply = {"role": "assistant", "content": sample["text"]}
     return {
-        "messages": [*asked_messages(opened(example, sample.get("opening"))), reply],
+        "messages": [*asked_messages(with_reset_text(example, sample.get("reset_text"))), reply],
         "weight": 1.0,
         "reward": sample["reward"],
         "tokens": sample["tokens"],

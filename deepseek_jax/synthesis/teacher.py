@@ -130,8 +130,8 @@ def _conversation(line):
     if "conversation" not in line:
         return {}
     record = line["conversation"]
-    opening = {"opening": record["opening"]} if record["opening"] else {}
-    return {"messages": record["messages"]} | opening
+    text = record["reset_text"]
+    return {"messages": record["messages"]} | ({"reset_text": text} if text else {})
 
 
 class _Stop(Exception):

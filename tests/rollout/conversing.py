@@ -4,12 +4,11 @@ import contextlib
 import dataclasses
 import string
 from pathlib import Path
-from types import SimpleNamespace
 
 from deepseek_jax.data.tokenizer import closed_tokenizer
-from deepseek_jax.rollout.conversations import tool_use
+from deepseek_jax.recipes.conversing import conversing, open_environments
 from deepseek_jax.rollout.policy import Policy
-from deepseek_jax.rollout.settings import AnswerOptions, ConversationLimits
+from deepseek_jax.rollout.settings import AnswerOptions, ConversationLimits, Conversing
 
 REPLIES = f"{Path(__file__).parent / 'files' / 'replies.py'}:Replies"
 TEMPLATE = "{question}\n"
@@ -35,9 +34,16 @@ def talking(config, params, *, environment=REPLIES, tools=(), **given):
         TEMPLATE,
     )
     limits = ConversationLimits(**TURNS | given)
-    named = SimpleNamespace(tools=tools, environment=environment, conversation=limits)
-    with contextlib.ExitStack() as opened:
-        yield dataclasses.replace(policy, tools=tool_use(named, policy, opened))
+    with opened(policy, tools=tools, environment=environment, conversation=limits) as policy:
+        yield policy
+
+
+@contextlib.contextmanager
+def opened(policy, **fields):
+    """The policy with tools and environment of these fields of Conversing."""
+    settings = Conversing(**fields)
+    with contextlib.ExitStack() as stack:
+        yield conversing(policy, open_environments(settings, stack), settings)
 
 
 def asked(policy, questions=QUESTIONS):

@@ -172,7 +172,7 @@ def test_each_limit_ends_a_conversation_as_truncated_and_it_is_scored():
     with talking(*model) as policy:
         answers = answered(policy, max_completion_length=20)
     cuts = [c.cut for c in answers.conversations if c.cut and "a text of" in c.cut]
-    assert cuts and all("rollout.max_completion_length=20" in cut for cut in cuts)
+    assert cuts and all("max_completion_length=20" in cut for cut in cuts)
     assert answers.rollout.present(slice(None)).sum(1).max() <= 20
 
 

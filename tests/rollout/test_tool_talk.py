@@ -1,8 +1,6 @@
 """Conversations of a person with a policy that has tools or an environment, against Policy.answer's."""
 
-import contextlib
 import dataclasses
-from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -15,14 +13,13 @@ from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.tools import Call
 from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.models import init_params
-from deepseek_jax.rollout.conversations import tool_use
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.settings import AnswerOptions, ConversationLimits
 from deepseek_jax.rollout.tool_talk import ToolTalk
 from deepseek_jax.training.completions import shown_text
 from tests.reliability.goods import CHAT
-from tests.rollout.conversing import QUESTIONS, asked, talking
+from tests.rollout.conversing import QUESTIONS, asked, opened, talking
 from tests.tiny import CONFIGS, random_leaves, tiny_model
 
 GREEDY = Sampling(0.0)
@@ -117,11 +114,10 @@ def calling():
     sizes = dict(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id)
     config = dataclasses.replace(CONFIGS["gqa"], max_position_embeddings=1024, **sizes)
     policy = Policy(config, None, tokenizer, "chat")
-    named = SimpleNamespace(
+    fields = dict(
         tools=(ADD,), environment=None, conversation=ConversationLimits(turns=2, turn_length=20)
     )
-    with contextlib.ExitStack() as opened:
-        policy = dataclasses.replace(policy, tools=tool_use(named, policy, opened))
+    with opened(policy, **fields) as policy:
         form, end = policy.tools.form, [tokenizer.eos_id]
         prompt = policy.tools.prompt({"question": FIRST})
         row = [*tokenizer.encode(CALL), *end, *form.results([Call("add", {})], ["3"])]

@@ -25,8 +25,9 @@ from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.training.remembered import before_and_after
 from deepseek_jax.worlds.registry import find_questions
 
-# Few runs have reward models
+# Few runs have reward models, or tools
 MODELS = LazyTable({"load": "deepseek_jax.reinforce.model_rewards:load_model_rewards"})
+TOOLS = LazyTable({"rewards": "deepseek_jax.recipes.conversing:rewards_of"})
 SETTINGS = GrpoSettings
 PHASE = "grpo"
 
@@ -88,7 +89,8 @@ class GrpoJob(TrainedJob):
             with at("reward_models"):
                 buffer = settings.model.get("expert_buffer")
                 models = MODELS["load"](settings.reward_models, self.mesh, buffer)
-        models |= {} if tools is None else tools.rewards()
+        if tools is not None:
+            models |= TOOLS["rewards"](tools.environments)
         return self.opened.enter_context(scenario_rewards(self.settings, models))
 
     def rewards(self, work: Work):

@@ -1,10 +1,7 @@
 """The recipe with an environment, on a tiny random model: whole conversations are judged and counted."""
 
-import contextlib
-import dataclasses
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +10,6 @@ from ml_collections import ConfigDict
 from deepseek_jax.recipes import driver
 from deepseek_jax.recipes.evaluate import run as evaluate
 from deepseek_jax.rewards import Rule, scoring
-from deepseek_jax.rollout.conversations import tool_use
 from deepseek_jax.rollout.policy import load_policy
 from deepseek_jax.rollout.settings import AnswerOptions, ConversationLimits
 from deepseek_jax.rollout.turns import CHUNKS
@@ -22,7 +18,7 @@ from deepseek_jax.training.completions import spoken_lines
 from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
 from tests.recipes.pages import data_of
 from tests.recipes.small import one_device, run_recipe
-from tests.rollout.conversing import REPLIES
+from tests.rollout.conversing import REPLIES, opened
 from tests.tiny import save_tiny_model
 
 LIMITS = dict(turns=3, turn_length=12, call_steps=2)
@@ -64,12 +60,9 @@ def test_results_are_those_of_one_rollout_of_conversations(finished, checkpoint)
     counts by hand, from the messages.
     """
     policy = load_policy(checkpoint)
-    named = SimpleNamespace(
-        tools=(), environment=REPLIES, conversation=ConversationLimits(**LIMITS)
-    )
     options = AnswerOptions(max_completion_length=48, slots=4)
-    with contextlib.ExitStack() as opened:
-        policy = dataclasses.replace(policy, tools=tool_use(named, policy, opened))
+    fields = dict(tools=(), environment=REPLIES, conversation=ConversationLimits(**LIMITS))
+    with opened(policy, **fields) as policy:
         answers = policy.answer(policy.with_prompts(EXAMPLES), options, n=3, seed=0)
     problems = finished[1]
     lists = [name for name, value in problems[0].items() if isinstance(value, list)]

@@ -1,20 +1,17 @@
 """The recipe with an environment: samples are conversations, of which the dataset has the single turns."""
 
-import contextlib
-import dataclasses
 import json
 import shutil
-from types import SimpleNamespace
 
 import jax
 import pytest
 
 from deepseek_jax.data.messages import read_conversations
-from deepseek_jax.rollout.conversations import tool_use
 from deepseek_jax.rollout.policy import load_policy
 from deepseek_jax.rollout.settings import AnswerOptions, ConversationLimits
 from deepseek_jax.synthesis.teacher import read_rows
 from tests.recipes.generate.test_run import DATASET, made, run
+from tests.rollout.conversing import opened
 from tests.tiny import save_tiny_model
 
 LIMITS = dict(turns=3, turn_length=12, call_steps=2)
@@ -74,21 +71,20 @@ def test_samples_are_those_of_one_rollout_of_conversations(teacher, finished):
     rows = list(read_rows(finished / "samples"))
     samples = [sample for row in rows for sample in row["samples"]]
     policy = load_policy(teacher / "params")
-    named = SimpleNamespace(
+    options = AnswerOptions(max_completion_length=48, slots=8)
+    named = dict(
         tools=(),
         environment=fields(teacher)["environment"],
         conversation=ConversationLimits(**LIMITS),
     )
-    options = AnswerOptions(max_completion_length=48, slots=8)
-    with contextlib.ExitStack() as opened:
-        policy = dataclasses.replace(policy, tools=tool_use(named, policy, opened))
+    with opened(policy, **named) as policy:
         asked = policy.with_prompts([row["example"] for row in rows])
         answers = policy.answer(asked, options, n=4, seed=0)
     assert [s["text"] for s in samples] == list(answers.texts)
     assert [s["tokens"] for s in samples] == answers.rollout.completion_mask.sum(1).tolist()
     assert [s["messages"] for s in samples] == [c.messages for c in answers.conversations]
     assert [s["finished"] for s in samples] == (~answers.rollout.truncated).tolist()
-    assert {s["opening"] for s in rows[0]["samples"]} == {opening(rows[0]["example"])}
+    assert {s["reset_text"] for s in rows[0]["samples"]} == {opening(rows[0]["example"])}
     assert {s["reward"] - s["parts"]["correct"] for s in samples} == {0.5}
     assert max(len(s["messages"]) for s in samples) == 6
 

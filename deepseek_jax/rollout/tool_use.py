@@ -1,0 +1,74 @@
+"""What the conversations of a policy can call, and the record that is kept of each."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+
+from deepseek_jax.data.chat import with_reset_text
+from deepseek_jax.data.tools import ToolForm
+from deepseek_jax.environments import Environments
+from deepseek_jax.rollout.settings import ConversationLimits
+
+
+@dataclasses.dataclass
+class Conversation:
+    """What is known of a conversation beside its tokens, as JSON holds it.
+
+    reset_text: what reset gave. messages: those after the prompt, in OpenAI's form. turns: of the model.
+    tool_calls: calls of tools, or steps of an environment; tool_errors: those that raised or could not be
+    read; tool_seconds: those spent in the user's code. cut: which limit ended it, or None; at_fault: whether
+    the user's code went over it, and not the model. rewritten: the earlier turns that the template would have
+    encoded otherwise. reward: that of get_reward, or None; unscored: why there is none.
+    """
+
+    reset_text: str | None = None
+    messages: list = dataclasses.field(default_factory=list)
+    turns: int = 0
+    tool_calls: int = 0
+    tool_errors: int = 0
+    tool_seconds: float = 0.0
+    cut: str | None = None
+    at_fault: bool = False
+    rewritten: int = 0
+    reward: float | None = None
+    unscored: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ToolUse:
+    """What the conversations of a policy can call: tools and an environment in their processes, the form in
+    which its template writes calls, and the limits. said: how often there was something to say.
+    """
+
+    environments: Environments
+    form: ToolForm
+    limits: ConversationLimits
+    said: Counter = dataclasses.field(default_factory=Counter, compare=False)
+
+    def prompt(self, example: Mapping, opening: str = "", reset_text: str | None = None):
+        """The ids of an example's prompt, which ends with `opening`."""
+        example = with_reset_text(example, reset_text)
+        return self.form.prompt(example, self.environments.schemas, opening)
+
+
+class EnvironmentReward:
+    """What get_reward gave, as a reward beside the rules: what rewards.Rewards takes as a model."""
+
+    def score(self, examples, completions):
+        """The reward of each example's conversation, or why there is none."""
+        conversations = [example["conversation"] for example in examples]
+        return [c.reward if c.unscored is None else RuntimeError(c.unscored) for c in conversations]
+
+
+def environments_of(settings) -> Environments:
+    """The Environments that settings with tools, environment and conversation name. Raises ValueError as
+    these do.
+    """
+    limits = settings.conversation
+    return Environments(
+        settings.tools,
+        settings.environment,
+        call_seconds=limits.call_seconds,
+        call_bytes=limits.call_bytes,
+        workers=limits.workers,
+    )
