@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from deepseek_jax.errors import UnusableRewards
+from deepseek_jax.recipes.conversing import rewards_of
 from deepseek_jax.reinforce.groups import make_groups
 from deepseek_jax.reinforce.metrics import describe
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.rollout import generate
 from deepseek_jax.rollout.completions import RolloutLog
+from deepseek_jax.rollout.conversations import Conversations
 from tests.rollout.conversing import answered, asked, talking
 from tests.tiny import tiny_model
 
@@ -42,7 +44,7 @@ def playing(folder, reset="pass", reward="pass"):
 def scored(policy):
     """(Answers, Scores) of all questions, three answers each."""
     answers = answered(policy)
-    with Rewards({"Game": 2.0}, policy.tools.rewards()) as rewards:
+    with Rewards({"Game": 2.0}, rewards_of(policy.tools.environments)) as rewards:
         return answers, answers.scored_by(rewards, asked(policy))
 
 
@@ -93,7 +95,7 @@ def test_conversations_take_no_drafts(tmp_path):
     with playing(tmp_path) as policy:
         log = RolloutLog()
         use, examples = policy.tools, asked(policy)
-        with use.conversations(policy.tokenizer, examples, 1, 20) as log.conversations:
+        with Conversations(use, policy.tokenizer, examples, 1, 20) as log.conversations:
             with pytest.raises(
                 ValueError, match="conversations take no drafts.*speculative to False"
             ):

@@ -36,7 +36,7 @@ def lines_of(conversation):
     """What a chat shows of a conversation with an environment."""
     lines = [shown_text({"messages": conversation.messages})]
     if conversation.cut:
-        limit = conversation.cut.replace("rollout.max_completion_length", "max_tokens")
+        limit = conversation.cut.replace("max_completion_length", "max_tokens")
         lines.append(f"ended by {limit}")
     if conversation.reward is not None:
         lines.append(f"reward {conversation.reward:.4g}")
