@@ -66,7 +66,6 @@ COMPILED = {
     ("r1:stage=reasoning", "update"): Figures(V5P, mfu=0.25),
     ("v32_grpo", "update"): Figures(V5P, mfu=0.1),
     # 32 slots of 17,408 positions, sixteen turns of them
-    (TOOLS, "update"): Figures(V5E, mfu=0.25),
     (TOOLS, "decode"): Figures(6.0, sent_gb=0.1, traffic_gb=6.0),
     (TOOLS, "read 128"): Figures(8.0, mfu=0.2, sent_gb=3.0, traffic_gb=90.0),
     # 2,048 slots of 34,816 and of 67,584 positions

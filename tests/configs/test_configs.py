@@ -1,5 +1,6 @@
 """Every experiment and every named size is one that the code can run."""
 
+import contextlib
 import inspect
 import math
 import subprocess
@@ -11,9 +12,11 @@ import pytest
 
 from configs import models, r1, v3_post_training
 from deepseek_jax.models import build_model
+from deepseek_jax.named_code import code_file
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.mesh import MeshSettings
 from deepseek_jax.recipes import driver
+from deepseek_jax.recipes.conversing import open_environments, rewards_of
 from deepseek_jax.recipes.distill.settings import DistillSettings
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.recipes.pretrain.run import PretrainJob
@@ -37,12 +40,15 @@ def test_an_experiments_numbers_are_its_recipes_settings(path, arg):
     assert settings.seed == config.seed
     build(MeshSettings, settings.mesh, "config.mesh")
     if config.recipe == "grpo":
-        with scenario_rewards(settings, dict.fromkeys(settings.reward_models)):
-            pass
+        with contextlib.ExitStack() as opened:
+            models = dict.fromkeys(settings.reward_models)
+            models |= rewards_of(open_environments(settings, opened))
+            opened.enter_context(scenario_rewards(settings, models))
     if config.recipe in ("generate", "sft") and settings.rewards:
         open_rewards(settings.rewards, models=dict.fromkeys(settings.reward_models)).close()
     if config.recipe in ("generate", "grpo", "sft"):
-        assert settings.data.path is not None or settings.data.task in question_names()
+        task = settings.data.task
+        assert settings.data.path is not None or task in question_names() or code_file(task)
     if config.recipe == "pretrain":
         driver.check(PretrainJob(settings, ONE_DEVICE))
     if config.recipe == "r1":
