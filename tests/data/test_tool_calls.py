@@ -203,6 +203,31 @@ def test_a_malformed_call_says_what_is_wrong(name, text, words, forms):
     assert forms[name].parse(text, []) == (text, [])
 
 
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", '"\\ud83d"'])
+def test_values_that_no_file_can_hold_are_refused(value, forms):
+    """Oracle: what json.dumps and UTF-8 refuse; Python's own reader of JSON takes all of them."""
+    with pytest.raises(ValueError):
+        json.dumps(json.loads(value), allow_nan=False, ensure_ascii=False).encode()
+    begin, end = (
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>",
+        "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    )
+    given, literal = f'{{"word": {value}}}', value if value.startswith('"') else "1e999"
+    texts = {
+        "hermes": f'<tool_call>{{"name": "look_up", "arguments": {given}}}</tool_call>',
+        "llama": f'{{"name": "look_up", "parameters": {given}}}',
+        "deepseek": f"{begin}function<｜tool▁sep｜>look_up\n```json\n{given}\n```{end}",
+        "deepseek_v32": INVOKED[: INVOKED.index('<｜DSML｜invoke name="add')].replace(
+            'string="true">1"', f'string="false">{value}'
+        )
+        + "</｜DSML｜function_calls>",
+        "text": f"look_up({literal})",
+    }
+    for name, text in texts.items():
+        with pytest.raises(ValueError, match="look_up"):
+            forms[name].parse(text, SCHEMAS)
+
+
 def test_errors_stay_short_with_many_tools_and_long_names(forms):
     """Oracle: 300 characters, the wrong name's beginning among them."""
     many = []

@@ -18,20 +18,20 @@ TURNS = dict(turns=4, turn_length=9, call_steps=2)
 
 def letters(vocab_size: int):
     """A tokenizer of so many tokens, digits, letters and the line break among them."""
-    pieces = (*string.digits, "\n", *string.ascii_letters)[: vocab_size - 2]
+    pieces = (*string.digits, "\n", "<think>", *string.ascii_letters)[: vocab_size - 2]
     # No text has these
     return closed_tokenizer((*pieces, *(f"<{i}>" for i in range(vocab_size - 2 - len(pieces)))))
 
 
 @contextlib.contextmanager
-def talking(config, params, *, environment=REPLIES, tools=(), **given):
+def talking(config, params, *, environment=REPLIES, tools=(), template=TEMPLATE, **given):
     """A Policy whose answers are conversations with an environment or with tools."""
     ends = tuple(range(30, 30 + config.vocab_size // 5))
     policy = Policy(
         dataclasses.replace(config, eos_token_id=ends),
         params,
         letters(config.vocab_size),
-        TEMPLATE,
+        template,
     )
     limits = ConversationLimits(**TURNS | given)
     with opened(policy, tools=tools, environment=environment, conversation=limits) as policy:

@@ -176,6 +176,15 @@ def test_each_limit_ends_a_conversation_as_truncated_and_it_is_scored():
     assert answers.rollout.present(slice(None)).sum(1).max() <= 20
 
 
+def test_a_thought_that_the_prompt_opens_begins_the_text_of_the_turn():
+    """Oracle: by hand. Without it a call inside a thought would pass for a call."""
+    with talking(*tiny_model("gqa"), template="{question}<think>\n") as policy:
+        answers = answered(policy)
+    for conversation in answers.conversations:
+        turns = [m["content"] for m in conversation.messages if m["role"] == "assistant"]
+        assert all(turn.startswith("<think>\n") for turn in turns)
+
+
 def test_one_prompt_for_different_texts_of_reset_is_refused(tmp_path):
     """Oracle: the message."""
     (tmp_path / "env.py").write_text(
