@@ -1,51 +1,16 @@
-"""The corpus of sums on disk, through TFDS as array_record."""
+"""The corpus of sums on disk."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
-import numpy as np
-import tensorflow_datasets as tfds
-
-from deepseek_jax.data.builders import TextBuilder, build, parameter_digest
+from deepseek_jax.data.builders import TextBuilder
 from deepseek_jax.worlds.arithmetic import corpus
+from deepseek_jax.worlds.written import Written, written_corpus
 
 
-@dataclass
-class ArithmeticConfig(tfds.core.BuilderConfig):
-    """Settings of one corpus. Its name contains them, so that other settings are another dataset.
-
-    Whoever changes how documents are written raises ArithmeticCorpus.VERSION: TFDS then builds them anew.
-    """
-
-    name: str = ""
-    num_documents: int = 0
-    seed: int = 0
-    mix: corpus.CorpusMix = corpus.CorpusMix()
-
-    def __post_init__(self):
-        sizes = f"{self.num_documents}_documents_seed_{self.seed}"
-        self.name = f"{sizes}_{parameter_digest(self.mix)}"
-
-
-class ArithmeticCorpus(TextBuilder):
+class ArithmeticCorpus(Written, TextBuilder):
     """Documents of corpus.write_document."""
 
-    def _generate_examples(self):
-        rng = np.random.default_rng(self.builder_config.seed)
-        for index in range(self.builder_config.num_documents):
-            yield index, {"text": corpus.write_document(rng, self.builder_config.mix)}
+    write = staticmethod(corpus.write_document)
 
 
-def arithmetic_corpus(
-    data_dir: str | Path, *, num_documents: int, seed: int, mix: corpus.CorpusMix | None = None
-):
-    """Random access to documents {"text": bytes}, built under `data_dir` if they are not there.
-
-    The same settings give the same documents, and a second call reads those of the first. mix: CorpusMix,
-    None for the default one. See builders.build. Raises ValueError if num_documents is not positive.
-    """
-    if num_documents < 1:
-        raise ValueError(f"num_documents={num_documents} is no corpus; set it to at least 1.")
-    mix = corpus.CorpusMix() if mix is None else mix
-    config = ArithmeticConfig(num_documents=num_documents, seed=seed, mix=mix)
-    return build(ArithmeticCorpus, config, data_dir)
+arithmetic_corpus = partial(written_corpus, ArithmeticCorpus, mix=corpus.CorpusMix())

@@ -10,12 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deepseek_jax.worlds.arithmetic.builder import (
-    ArithmeticConfig,
-    ArithmeticCorpus,
-    arithmetic_corpus,
-)
+from deepseek_jax.worlds.arithmetic.builder import ArithmeticCorpus, arithmetic_corpus
 from deepseek_jax.worlds.arithmetic.corpus import CorpusMix, write_document
+from deepseek_jax.worlds.written import WrittenConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -85,7 +82,10 @@ def test_a_corpus_of_nothing_is_refused(tmp_path):
 
 def test_a_mix_without_numbers_has_the_name_that_it_had():
     """Oracle: the name as recorded before there were numbers: another would be built anew on every disk."""
-    assert ArithmeticConfig(num_documents=3, seed=1).name == "3_documents_seed_1_e261ca77"
+    assert (
+        WrittenConfig(num_documents=3, seed=1, mix=DEFAULT_MIX).name
+        == "3_documents_seed_1_e261ca77"
+    )
 
 
 def test_documents_that_change_are_another_version():
