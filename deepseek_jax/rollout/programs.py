@@ -40,7 +40,8 @@ class Asked(NamedTuple):
     """What a rollout has to answer: `prompts` prompts, the longest of prompt_length tokens, n times each.
     continued: how many completions an earlier rollout may have begun, each of which is prefilled as the
     longest. keeps_routing: of rollout.completions.RolloutLog. candidates: how many it keeps of a token.
-    turns: those of a conversation, of the model; 0 where completions are no conversations.
+    turns: those of a conversation, of the model; 0 where completions are no conversations. What it reads
+    between two of them counts as one chunk of each size, which all slots read together.
     """
 
     prompts: int
@@ -134,20 +135,19 @@ class _Rollout:
     def served(self, asked: Asked):
         """The programs that read the weights, to answer what is asked."""
         # As often as all slots are seated anew
-        turns = -(-asked.prompts * asked.n // self.slots)
+        seatings = -(-asked.prompts * asked.n // self.slots)
         programs = [
             self.empty_slots(),
             self.prefill(chunks=-(-asked.prompts // self.chunk)),
-            self.seat(turns),
+            self.seat(seatings),
         ]
         longest = "prefill"
         if asked.continued:
             chunks, longest = -(-asked.continued // self.chunk), "continued prefill"
             programs += [self.prefill(chunks, continued=True), self.seat(chunks, continued=True)]
-        programs += [*self.growth(longest), self.decode(turns, longest)]
-        return (
-            [*programs, *self.read(turns * (self.turns - 1), longest)] if self.turns else programs
-        )
+        programs += [*self.growth(longest), self.decode(seatings, longest)]
+        texts = seatings * (self.turns - 1)
+        return [*programs, *self.read(texts, longest)] if self.turns else programs
 
     def prefill(self, chunks: int, continued: bool = False):
         rows, room = self.chunk, self.prompt_room + (self.longest if continued else 0)
@@ -198,7 +198,7 @@ class _Rollout:
         )
         return [grown]
 
-    def seat(self, turns: int, continued: bool = False):
+    def seat(self, seatings: int, continued: bool = False):
         seats, numbers = everywhere(self.mesh, (self.slots,), bool), self._numbers(self.slots)
 
         def arguments(slots, prefilled):
@@ -213,12 +213,12 @@ class _Rollout:
             f"{kind}seat",
             self.parts.seat,
             arguments,
-            _Work(self._sizes_of_slots(), times=turns),
+            _Work(self._sizes_of_slots(), times=seatings),
             needs=["slots", f"{kind}prefill"],
             waiting=["weights"],
         )
 
-    def decode(self, turns: int, chunk: str):
+    def decode(self, seatings: int, chunk: str):
         def arguments(weights, slots):
             tables, ends = self._tables(), self._numbers()
             more = (self._numbers(),) if self.turns else ()
@@ -228,7 +228,7 @@ class _Rollout:
         seen = self.prompt_room + self.longest / 2
         work = _Work(
             self._sizes_of_slots(),
-            times=turns * self.longest,
+            times=seatings * self.longest,
             tokens=self.slots,
             flops=self.slots * forward_flops(self.config, seen),
         )
