@@ -3,8 +3,6 @@
 import contextlib
 
 from deepseek_jax.errors import at
-from deepseek_jax.recipes.began import conversing_of
-from deepseek_jax.recipes.conversing import conversing, open_environments
 from deepseek_jax.rollout.settings import Conversing
 from deepseek_jax.settings import build
 from launch.screen import note
@@ -17,6 +15,9 @@ def with_tools(policies: list, run: str, settings, opened: contextlib.ExitStack)
     No file of a run names code that runs here: where the settings name none, what the run was trained with is
     printed as flags.
     """
+    from deepseek_jax.recipes.began import conversing_of
+    from deepseek_jax.recipes.conversing import conversing, open_environments
+
     trained = conversing_of(run)
     if not settings.tools and settings.environment is None:
         _note_flags(trained)

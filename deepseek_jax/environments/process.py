@@ -176,7 +176,7 @@ class Process:
         name = culprit.calls[call]
         if seconds < self._call_seconds:
             return Lost(culprit.key, f"{name} ended its process", seconds)
-        limit = f"config.conversation.call_seconds={self._call_seconds:g}"
+        limit = f"call_seconds={self._call_seconds:g}"
         return Lost(culprit.key, f"{name} took more than {limit}", seconds)
 
 

@@ -5,7 +5,7 @@ import functools
 from deepseek_jax.rewards.monty import MontySandbox
 from deepseek_jax.rewards.sandbox import SandboxError
 
-# Below config.conversation.call_seconds, so that a program that does not end costs its call alone
+# Below call_seconds, so that a program that does not end costs its call alone
 SECONDS = 5.0
 
 

@@ -18,7 +18,7 @@ from deepseek_jax.rewards.workers import watched
 IMPORT_SECONDS, IMPORT = 60.0, -1
 # Characters of an error that the model reads
 ERROR_CHARS = 500
-TOO_LONG = "{} returned {} bytes, above config.conversation.call_bytes={}"
+TOO_LONG = "{} returned {} bytes, above call_bytes={}"
 
 
 class Acted(NamedTuple):

@@ -106,7 +106,8 @@ def _text(line):
 
 def _completion(text):
     line = json.loads(text)
-    packed = {name: base64.b64decode(line[name]) for name in ARRAYS if name in line}
+    # A line of single turns has nothing observed
+    packed = {n: base64.b64decode(line[n]) for n in ARRAYS if n in line or n != "observed"}
     return line | {name: np.frombuffer(packed[name], ARRAYS[name]) for name in packed}
 
 

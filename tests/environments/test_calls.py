@@ -12,7 +12,7 @@ import pytest
 from deepseek_jax.rewards.workers import WORKER_BYTES
 from tests.environments.calls import act, begun, call, scored
 
-HANG = "{} took more than config.conversation.call_seconds=0.5"
+HANG = "{} took more than call_seconds=0.5"
 ELSEWHERE = "its environment ended with its worker: in another conversation {}"
 
 
@@ -162,7 +162,7 @@ def test_a_text_above_the_limit_ends_the_conversation_which_is_scored():
     with begun("repeat", call_bytes=8) as made:
         assert act(made, 0, call("repeat", text="ö", times=4)).texts == ["öööö"]
         acted = act(made, 0, call("repeat", text="ö", times=5))
-    assert acted.failure == "repeat returned 10 bytes, above config.conversation.call_bytes=8"
+    assert acted.failure == "repeat returned 10 bytes, above call_bytes=8"
     assert (acted.texts, acted.errors) == ([], 1)
     counter = dict(environment="Counter", columns={"first": 1}, call_bytes=16)
     with begun("repeat", **counter) as made:

@@ -123,9 +123,9 @@ def test_a_name_that_is_none_and_a_file_that_is_not_there_are_named(tmp_path):
             "Fails",
             "environment: reset failed: own_environments.py, line 94: RuntimeError: no board",
         ),
-        ("Hangs", "environment: reset took more than config.conversation.call_seconds=0.5"),
+        ("Hangs", "environment: reset took more than call_seconds=0.5"),
         ("ANumber", "environment: reset returned 3; return a text, or None (own_environments.py)"),
-        ("TooLong", "reset returned 200000 bytes, above config.conversation.call_bytes=65536"),
+        ("TooLong", "reset returned 200000 bytes, above call_bytes=65536"),
         (
             "FewColumns",
             "reset of own_environments.py gets every column (secret, line_): got an unex",

@@ -22,9 +22,11 @@ def test_a_step_that_fails_is_read_by_the_model():
         acted = act(made, 0, "six")
         assert acted.errors == 1 and acted.texts[0].startswith("Error: ValueError: invalid literal")
         acted = act(made, 0, "odd")
-        assert acted.errors == 1 and acted.texts[0].startswith("Error: TypeError: step returned 3;")
+        assert acted.errors == 1 and acted.texts[0].startswith(
+            "Error: TypeError: step returned int;"
+        )
         acted = act(made, 0, "hang")
-        assert acted.failure == "step took more than config.conversation.call_seconds=0.5"
+        assert acted.failure == "step took more than call_seconds=0.5"
 
 
 def test_a_reward_is_a_number_or_why_there_is_none():
@@ -34,7 +36,7 @@ def test_a_reward_is_a_number_or_why_there_is_none():
         13: "get_reward returned nan; return a finite number (own_environments.py)",
         14: "get_reward returned None; return a finite number (own_environments.py)",
         15: "get_reward failed: own_environments.py, line 51: ZeroDivisionError: division by zero",
-        16: "there is no reward: get_reward took more than config.conversation.call_seconds=0.5",
+        16: "there is no reward: get_reward took more than call_seconds=0.5",
     }
     with environments(environment="Counter", call_seconds=0.5) as made:
         for first, reward in wanted.items():
