@@ -147,7 +147,7 @@ def _talks(given, settings, mesh, opened):
     from deepseek_jax.rollout.sampling import Sampling
     from deepseek_jax.rollout.talk import Talk
     from deepseek_jax.rollout.tool_talk import ToolTalk
-    from launch.tools import with_tools
+    from launch.tools import with_named_tools
 
     how, sampling = {"dtype": settings.dtype}, Sampling(settings.temperature, settings.top_p)
     with at("--beside"):
@@ -161,7 +161,7 @@ def _talks(given, settings, mesh, opened):
             policies.insert(0, (BEFORE, policy_of_start(start, policy, mesh)))
         elif given.beside is not None:
             policies.append((_name(given.beside), load_policy(given.beside, how, mesh)))
-    policies = with_tools(policies, given.run, settings, opened)
+    policies = with_named_tools(policies, given.run, settings, opened)
     return [
         (name, (Talk if each.tools is None else ToolTalk)(each, sampling, settings.max_tokens))
         for name, each in policies

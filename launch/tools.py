@@ -8,7 +8,7 @@ from deepseek_jax.settings import build
 from launch.screen import note
 
 
-def with_tools(policies: list, run: str, settings, opened: contextlib.ExitStack):
+def with_named_tools(policies: list, run: str, settings, opened: contextlib.ExitStack):
     """Policies, [(name, Policy)], with the tools and the environment of the settings, under the limits of the
     run that left what is at `run`, or the default ones. opened: ends their processes.
 

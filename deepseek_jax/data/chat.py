@@ -75,7 +75,7 @@ def render_question(tokenizer: Tokenizer, example, *, template: str, opening: st
 
 
 def with_opening(tokenizer: Tokenizer, ids: list[int], opening: str):
-    """The ids and the opening of an answer, but for what of it they end with already."""
+    """The ids, then as much of an answer's opening as they do not end with already."""
     opened = tokenizer.encode(opening) if opening else []
     # R1's template as first released stops before <think>, and a later one writes it: look for the longest
     # start of the opening that is already there

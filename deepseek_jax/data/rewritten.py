@@ -13,9 +13,9 @@ def rewritten_turns(messages: list[dict], texts: list[str], render: Callable, en
     prompt. end: the text of the token that ends a turn. A conversation that cannot be rendered counts whole.
     """
     raw = _raw_by_place(messages, texts)
-    # What nothing follows was encoded by no one yet
+    # A message that nothing follows has not been encoded by anyone
     raw.pop(len(messages) - 1, None)
-    # A character that no text has, in place of all that others than the assistant say
+    # A character that no text has stands for what the user and tools say
     everything = json.dumps([messages, texts], ensure_ascii=False)
     mark = next(c for c in map(chr, range(ord(OWN_TEXT), 0xF900)) if c not in everything)
     hidden = [m if m["role"] == "assistant" else {**m, "content": mark} for m in messages]

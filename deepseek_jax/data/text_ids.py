@@ -1,4 +1,4 @@
-"""Texts of others to token ids: markers of a chat template within them stay text."""
+"""Token ids of texts that users and tools wrote: a chat template's markers in them stay text."""
 
 import itertools
 from dataclasses import dataclass

@@ -35,7 +35,7 @@ def parameters_of(function: dict):
 
 
 def checked_call(name, arguments, schemas: list[dict]):
-    """The Call, if there is such a tool and it has these parameters; types are the tool's affair."""
+    """The Call, if there is such a tool and it has these parameters; the tool checks their types."""
     functions = functions_by_name(schemas)
     if not isinstance(name, str) or name not in functions:
         raise ValueError(
@@ -145,7 +145,7 @@ def parse_deepseek_v32(text: str, schemas: list[dict]):
 
 
 def split_thought(text: str):
-    """(all up to </think>, the rest): what a model thinks about a call is none."""
+    """(the text up to </think>, the rest): a call inside a thought does not count."""
     thought, found, answer = text.partition(THOUGHT)
     if found:
         return thought + found, answer

@@ -25,7 +25,7 @@ class _Showing:
         return {"input_ids": self._tokenizer.encode(text)} if tokenize else text
 
 
-def with_tools(tokenizer: Tokenizer, schemas: list[dict]) -> CutTokenizer:
+def showing_tools(tokenizer: Tokenizer, schemas: list[dict]) -> CutTokenizer:
     """The tokenizer with a chat template that knows these tools, [] for none; CUT in a text cuts it."""
     fields = {f.name: getattr(tokenizer, f.name) for f in dataclasses.fields(tokenizer)}
     if tokenizer.chat is not None:

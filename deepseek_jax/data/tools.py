@@ -23,10 +23,10 @@ from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.data.tool_calls import Call
 from deepseek_jax.data.tool_messages import (
     as_tool_call,
+    showing_tools,
     with_arguments,
     with_description,
     with_thought_apart,
-    with_tools,
 )
 
 __all__ = ["Call", "ToolForm", "encode_text", "tool_form"]
@@ -80,7 +80,7 @@ class ToolForm:
             else m
             for m in messages
         ]
-        tokenizer = with_tools(self.tokenizer, schemas if knows else [])
+        tokenizer = showing_tools(self.tokenizer, schemas if knows else [])
         example = {**example, "messages": messages}
         return render_question(tokenizer, example, template=self.template, opening=opening)
 
@@ -200,6 +200,7 @@ def _form_name(tokenizer):
         messages = [ASKED, with_arguments(turn, as_text=as_text), {"role": "tool", "content": "?"}]
         try:
             text = by_template(tokenizer, messages, tokenize=False)
+        # This template takes the other form, or knows no tools
         except ValueError:
             continue
         for name, begins in PROBED.items():
@@ -212,5 +213,5 @@ def _shows_tools(tokenizer):
     """Whether the chat template says which tools there are."""
     parameters = {"type": "object", "properties": {}}
     function = {"name": "probe", "description": "", "parameters": parameters}
-    shown = with_tools(tokenizer, [{"type": "function", "function": function}])
+    shown = showing_tools(tokenizer, [{"type": "function", "function": function}])
     return "probe" in by_template(shown, [ASKED], tokenize=False)

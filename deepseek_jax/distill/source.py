@@ -151,12 +151,22 @@ class DistillSource(PackedDocuments):
         rows: Rows,
         mesh: Mesh,
         *,
+        batch_sizes,
+        scalars,
+        eval_every: int,
         watch: TaskWatch,
         sampler: OnPolicyRows | None = None,
         learns_texts: bool = True,
-        **options,
     ):
-        super().__init__(make, rows, mesh, evaluate=watch, **options)
+        super().__init__(
+            make,
+            rows,
+            mesh,
+            batch_sizes=batch_sizes,
+            scalars=scalars,
+            evaluate=watch,
+            eval_every=eval_every,
+        )
         self.watch, self.sampler, self.learns_texts = watch, sampler, learns_texts
 
     def next(self, state, step):

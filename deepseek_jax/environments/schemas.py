@@ -1,4 +1,4 @@
-"""What the model is told of the user's tools; every mistake of their form is found here, before a run.
+"""Read the schemas of the user's tools, and raise for each mistake of their form before a run.
 
 A process of its own reads them and ends: the transformers library is large, and imports PyTorch where there
 is one.

@@ -46,7 +46,7 @@ class Doing(NamedTuple):
 
 
 class _State(NamedTuple):
-    """A worker's own, from its start on. environments: conversation -> its environment."""
+    """What a worker keeps from its start on. environments: conversation -> its environment."""
 
     doing: Any
     code: Code
@@ -228,8 +228,8 @@ def _cut(text):
 
 
 def _clean(text):
-    """(text, bytes): half of a surrogate pair, which has no UTF-8, becomes a question mark. Of a text beyond
-    the limit only that is known: to encode it might take more memory than there is.
+    """(text, bytes): half of a surrogate pair, which has no UTF-8, becomes a question mark. A text far
+    beyond the limit is not encoded, which might take too much memory: its characters count as the bytes.
     """
     if len(text) > 4 * _state.call_bytes:
         return "", len(text)

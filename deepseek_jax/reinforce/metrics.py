@@ -11,6 +11,9 @@ from deepseek_jax.costs.chips import peak_of
 from deepseek_jax.costs.program import GENERATION, STEP, TOKEN_RATE, TRAINING
 from deepseek_jax.reinforce.degenerate import all_equal
 
+# The counts of conversations that are logged as means, and not as sums
+MEANS = ("turns", "tool_calls")
+
 
 class StepRecord:
     """The times and counts of a step that samples and learns, from now on, and the metrics that they make.
@@ -115,18 +118,10 @@ def describe(groups: list, accuracy: str):
 
 
 def of_conversations(conversations: list):
-    """Metrics of conversations.Conversations: means over conversations of turns and tool_calls, and sums of
-    the others.
-    """
-    number = len(conversations)
-    return {
-        "turns": sum(c.turns for c in conversations) / number,
-        "tool_calls": sum(c.tool_calls for c in conversations) / number,
-        "tool_errors": sum(c.tool_errors for c in conversations),
-        "tool_seconds": sum(c.tool_seconds for c in conversations),
-        "truncated_turns": sum(c.cut is not None for c in conversations),
-        "rewritten_turns": sum(c.rewritten for c in conversations),
-    }
+    """Metrics of tool_use.Conversations, by the names of their counts: the means of MEANS, and sums."""
+    counts = [conversation.counts() for conversation in conversations]
+    totals = {name: sum(each[name] for each in counts) for name in counts[0]}
+    return totals | {name: totals[name] / len(counts) for name in MEANS}
 
 
 def kept_completions(groups: list, advantages, count: int):
@@ -156,7 +151,7 @@ def kept_completions(groups: list, advantages, count: int):
 
 
 def _conversation_of(group, row):
-    """The messages of a conversation, for who reads it."""
+    """{"messages": ...} of a conversation, {} of a single turn."""
     if "conversations" not in group:
         return {}
     return {"messages": group["conversations"][row].messages}

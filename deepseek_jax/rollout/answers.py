@@ -13,7 +13,7 @@ TAIL = 16
 
 class Answers(NamedTuple):
     """texts: from completion_texts, n adjacent ones an example. rollout: their Rollout. prompts: the ids that
-    each example was asked with. conversations: a conversations.Conversation for each completion, or None
+    each example was asked with. conversations: a tool_use.Conversation for each completion, or None
     where these are single turns.
     """
 

@@ -91,7 +91,7 @@ class Conversations:
         return row // self.n % jax.process_count() == jax.process_index()
 
     def _key(self, row):
-        # Without gaps, so that neighbours go to different workers
+        # Numbered without gaps, so that neighbours go to different workers
         return row // self.n // jax.process_count() * self.n + row % self.n
 
     def _seed(self, row, seed):
@@ -104,7 +104,7 @@ class Conversations:
         row, conversation = turn.row, self.of[turn.row]
         sampled = self.tokenizer.decode(turn.ids)
         self.texts.setdefault(row, []).append(sampled)
-        # A thought that the prompt, or what was read, has opened
+        # The prompt, or the text read last, may have opened a thought
         before = self.read.get(row, self.prompts[row // self.n])
         text = opened_thought(self.tokenizer, before) + sampled
         conversation.turns += 1
@@ -118,7 +118,7 @@ class Conversations:
         return self._called(row, message)
 
     def _too_long(self, tokens):
-        """In words, which limit ended a turn of so many tokens."""
+        """The limit that ended a turn of this many tokens, in words."""
         if tokens == self.use.limits.turn_length:
             return f"conversation.turn_length={tokens}"
         return f"max_completion_length={self.longest}"
@@ -176,7 +176,7 @@ class Conversations:
         turns = self.use.limits.turns
         if self.of[row].turns >= turns:
             return self._cut(row, f"conversation.turns={turns}")
-        # One token at least is the next turn's
+        # Leave at least one token for the next turn
         if self.lengths[row] + len(ids) < self.longest:
             self.read[row] = ids
             return ids
@@ -255,5 +255,5 @@ class Conversations:
         return self
 
     def __exit__(self, *exception):
-        # Those that an exception left under way
+        # Forget conversations that an exception interrupted
         self.use.environments.stop()

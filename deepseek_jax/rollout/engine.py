@@ -265,12 +265,13 @@ class Engine:
         row = self.requests.row_of[request]
         row_in_chunk = np.where(filled, row - chunk * self.requests.chunk_size, 0)
         lengths = self.requests.lengths[row] - begun[request]
-        arguments = *self.prefilled, lengths, self.requests.keys[request]
+        keys = self.requests.keys[request]
+        seating = steps.Seating(filled, row_in_chunk, lengths, keys)
+        room = ()
         # Where nothing has begun, a smaller program copies prompts alone
-        more = (begun[request], self.requests.prompt_room) if begun.any() else ()
-        self.state = self.parts.seat(
-            *self.fixed, self.state, filled, row_in_chunk, *arguments, *more
-        )
+        if begun.any():
+            seating, room = seating._replace(begun=begun[request]), (self.requests.prompt_room,)
+        self.state = self.parts.seat(*self.fixed, self.state, seating, self.prefilled, *room)
 
     def _prefill(self, chunk):
         """Run a chunk's prompts. Their caches replace those of the previous chunk."""
@@ -278,7 +279,8 @@ class Engine:
         self.prefilled = None
         rows = self.requests.chunk(chunk, widest=len(self.tables[0]))
         prefilled = self.parts.prefill(self.config, self.weights, self.tables, *rows)
-        *self.prefilled, experts = prefilled
+        *prefilled, experts = prefilled
+        self.prefilled = tuple(prefilled)
         self.chunk = chunk
         if self.kept is not None:
             first = np.int32(chunk * self.requests.chunk_size)

@@ -204,9 +204,12 @@ class _Rollout:
         def arguments(slots, prefilled):
             # New keys, which are on every device, not those of the slots
             keys = slots.keys.update(sharding=numbers.sharding)
-            begun = (numbers, self.prompt_room) if continued else ()
-            (caches, logits, _), slots = prefilled, self._keeping(slots)
-            return *self._fixed(), slots, seats, numbers, caches, logits, numbers, keys, *begun
+            seating = steps.Seating(
+                seats, numbers, numbers, keys, begun=numbers if continued else None
+            )
+            room = (self.prompt_room,) if continued else ()
+            (*prefilled, _), slots = prefilled, self._keeping(slots)
+            return *self._fixed(), slots, seating, tuple(prefilled), *room
 
         kind = "continued " if continued else ""
         return self._program(

@@ -112,15 +112,13 @@ def prefill(config, weights, tables, tokens, lengths):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
 @on_rollout_mesh
-def seat(
-    config, sampling, eos_ids, slots, seats, prompts, caches, logits, last_hidden, lengths, keys
-):
-    """steps.seat, and the first pair to draft from: last_hidden [p d] of `prefill`."""
-    slots = steps.seat(
-        config, sampling, eos_ids, slots, seats, prompts, caches, logits, lengths, keys
-    )
+def seat(config, sampling, eos_ids, slots, seating: steps.Seating, prefilled):
+    """steps.seat, and the first pair to draft from. prefilled: (caches, logits, hidden) of `prefill`."""
+    caches, logits, last_hidden = prefilled
+    slots = steps.seat(config, sampling, eos_ids, slots, seating, (caches, logits))
+    seats = seating.seats
     old = slots.drafting
-    hidden_b1d, token_b1 = last_hidden[prompts][:, None], slots.last_token[:, None]
+    hidden_b1d, token_b1 = last_hidden[seating.rows][:, None], slots.last_token[:, None]
     drafting = Drafting(
         # One pair fills both places; fresh=1 makes the second void
         hidden=jnp.where(seats[:, None, None], hidden_b1d, old.hidden),

@@ -106,28 +106,28 @@ def run_prompts(config, weights, tables, tokens, lengths):
     return caches, x_ptd, kept.stacked(experts)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 11), donate_argnums=3)
-@on_rollout_mesh
-def seat(
-    config,
-    sampling,
-    eos_ids,
-    slots,
-    seats,
-    rows,
-    prefilled_caches,
-    prefilled_logits,
-    prompt_length,
-    keys,
-    begun=None,
-    prompt_room=None,
-):
-    """Give the slots in seats: bool[b] a new request, and sample its first token from the logits of its row.
-
-    rows: int32[b], which of the prefilled rows; prompt_length: int32[b] of those; keys: typed[b]. begun:
-    int32[b], how many tokens of its completion a row has after its prompt; prompt_room: of slots.rooms. Both
-    are None where no completion has begun.
+class Seating(NamedTuple):
+    """The requests that some of b slots get. seats: bool[b], which slots. rows: int32[b], the prefilled row
+    that each continues; lengths: int32[b], of its prompt. keys: typed[b]. begun: int32[b], how many tokens of
+    its completion a row has after its prompt; None where no completion has begun.
     """
+
+    seats: jax.Array
+    rows: jax.Array
+    lengths: jax.Array
+    keys: jax.Array
+    begun: jax.Array | None = None
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 6), donate_argnums=3)
+@on_rollout_mesh
+def seat(config, sampling, eos_ids, slots, seating: Seating, prefilled, prompt_room=None):
+    """Seat requests, and sample the first token of each from the logits of its row.
+
+    prefilled: (caches, logits) of `prefill`. prompt_room: of slots.rooms, where completions have begun.
+    """
+    seats, rows, prompt_length, keys, begun = seating
+    prefilled_caches, prefilled_logits = prefilled
 
     def copy_prompt(cache, prefilled):
         room = prefilled.shape[1]

@@ -9,6 +9,19 @@ from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.stream import stream, text_pieces
 
 
+def sampled_tokens(policy: Policy, prompt, sampling: Sampling, max_tokens: int, seed: int):
+    """The tokens of an answer to a prompt, as stream yields them."""
+    return stream(
+        policy.config,
+        policy.params,
+        prompt,
+        sampling,
+        max_completion_length=max_tokens,
+        eos_ids=policy.eos_ids,
+        seed=seed,
+    )
+
+
 class Talk:
     """The turns so far. Where the template has a place for one question alone, each is asked by itself."""
 
@@ -35,15 +48,7 @@ class Talk:
         policy, asked = self.policy, [*self.messages, {"role": "user", "content": text}]
         prompt = render_question(policy.tokenizer, {"messages": asked}, template=policy.template)
         check_positions(policy, prompt)
-        tokens = stream(
-            policy.config,
-            policy.params,
-            prompt,
-            self.sampling,
-            max_completion_length=self.max_tokens,
-            eos_ids=policy.eos_ids,
-            seed=seed,
-        )
+        tokens = sampled_tokens(policy, prompt, self.sampling, self.max_tokens, seed)
         said = opened_thought(policy.tokenizer, prompt)
         try:
             yield said

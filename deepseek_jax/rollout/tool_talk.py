@@ -9,8 +9,8 @@ from deepseek_jax.rollout.answers import opened_thought
 from deepseek_jax.rollout.conversations import Conversations, Turn
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.sampling import Sampling
-from deepseek_jax.rollout.stream import stream, text_pieces
-from deepseek_jax.rollout.talk import check_positions
+from deepseek_jax.rollout.stream import text_pieces
+from deepseek_jax.rollout.talk import check_positions, sampled_tokens
 from deepseek_jax.training.completions import CONTINUED, line_text, spoken_lines
 
 
@@ -109,16 +109,8 @@ class ToolTalk:
     def _turn(self, conversations, prompt, length, turn, seed):
         """The pieces of a turn, whose ids are added to `turn`. length: of the conversation so far."""
         policy, longest = self.policy, conversations.longest
-        tokens = stream(
-            policy.config,
-            policy.params,
-            prompt,
-            self.sampling,
-            # The same for all turns, which then share their programs
-            max_completion_length=self.max_tokens,
-            eos_ids=policy.eos_ids,
-            seed=seed,
-        )
+        # max_tokens for all turns, which then share their programs
+        tokens = sampled_tokens(policy, prompt, self.sampling, self.max_tokens, seed)
         most = min(conversations.use.limits.turn_length or longest, longest - length)
         for piece in text_pieces(policy.tokenizer, _noted(islice(tokens, most), turn)):
             yield piece.replace("\n", CONTINUED)

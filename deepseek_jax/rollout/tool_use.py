@@ -33,6 +33,17 @@ class Conversation:
     reward: float | None = None
     unscored: str | None = None
 
+    def counts(self):
+        """{metric: number} of what is logged of a conversation."""
+        return {
+            "turns": self.turns,
+            "tool_calls": self.tool_calls,
+            "tool_errors": self.tool_errors,
+            "tool_seconds": self.tool_seconds,
+            "truncated_turns": int(self.cut is not None),
+            "rewritten_turns": self.rewritten,
+        }
+
 
 @dataclasses.dataclass(frozen=True)
 class ToolUse:

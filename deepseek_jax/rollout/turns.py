@@ -62,16 +62,15 @@ def empty_slots(config, count, prompt_room, completion_room, max_completion_leng
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
 @on_rollout_mesh
-def seat(config, sampling, eos_ids, slots, seats, rows, caches, logits, lengths, keys):
+def seat(config, sampling, eos_ids, slots, seating: steps.Seating, prefilled):
     """steps.seat, at the start of a conversation."""
-    turns = slots.turns
+    turns, seats = slots.turns, seating.seats
     turns = turns._replace(
         observed=turns.observed & ~seats[:, None],
         limit=jnp.where(seats, turns.longest, turns.limit),
     )
     slots = slots._replace(turns=turns)
-    arguments = slots, seats, rows, caches, logits, lengths, keys
-    return steps.seat(config, sampling, eos_ids, *arguments)
+    return steps.seat(config, sampling, eos_ids, slots, seating, prefilled)
 
 
 def _one_step(config, sampling, eos_ids, weights, tables, slots):

@@ -12,6 +12,7 @@ from deepseek_jax.environments import Environments
 from tests.environments.calls import FILES, Call
 from tests.environments.files.basket import Basket
 from tests.environments.files.shop_tools import price, words
+from tests.trl_config import grpo_config
 
 VERSION = "1.16"
 TURNS = [
@@ -93,19 +94,8 @@ def trained(folder):
             seen.append((row[0], row[1], row[2].get_reward()))
         return [float(len(messages)) for messages in completions]
 
-    args = trl.GRPOConfig(
-        output_dir=str(folder),
-        per_device_train_batch_size=4,
-        num_generations=2,
-        max_completion_length=512,
-        max_tool_calling_iterations=2,
-        max_steps=2,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to=[],
-        save_strategy="no",
-        disable_tqdm=True,
+    args = grpo_config(
+        folder, max_completion_length=512, max_tool_calling_iterations=2, max_steps=2
     )
     trainer = trl.GRPOTrainer(
         model=model,

@@ -146,7 +146,8 @@ def rollout(config):
         slots = parts.empty_slots(config, PROMPTS, PROMPT_ROOM, *[ROOM - PROMPT_ROOM] * 2)
         *prefilled, _ = parts.prefill(config, weights, tables, tokens, lengths)
         seats, prompts = jnp.ones(PROMPTS, bool), jnp.arange(PROMPTS)
-        slots = parts.seat(*fixed, slots, seats, prompts, *prefilled, lengths, slots.keys)
+        seating = steps.Seating(seats, prompts, lengths, slots.keys)
+        slots = parts.seat(*fixed, slots, seating, tuple(prefilled))
         return parts.decode(*fixed, weights, tables, slots, PROMPTS)
 
     prompts = jax.ShapeDtypeStruct((PROMPTS, PROMPT_ROOM), jnp.int32)

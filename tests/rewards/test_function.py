@@ -10,6 +10,7 @@ import pytest
 from deepseek_jax.rewards import Rewards
 from tests.reliability.goods import goods
 from tests.rewards import own_rewards
+from tests.trl_config import grpo_config
 
 FILE = own_rewards.__file__
 EXAMPLES = [
@@ -82,19 +83,7 @@ def test_one_function_scores_alike_in_trls_trainer_and_here(tmp_path):
         scored.append((given, values))
         return values
 
-    args = trl.GRPOConfig(
-        output_dir=str(tmp_path / "out"),
-        per_device_train_batch_size=4,
-        num_generations=2,
-        max_completion_length=4,
-        max_steps=1,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to=[],
-        save_strategy="no",
-        disable_tqdm=True,
-    )
+    args = grpo_config(tmp_path / "out", max_completion_length=4, max_steps=1)
     trl.GRPOTrainer(
         model=str(tmp_path / "model"),
         args=args,

@@ -258,7 +258,7 @@ def test_slots_are_seated_a_share_at_a_time(monkeypatch):
     seated = []
 
     def counting(*arguments):
-        seated.append(int(np.sum(arguments[4])))
+        seated.append(int(np.sum(arguments[4].seats)))
         return steps.seat(*arguments)
 
     monkeypatch.setattr(steps, "PARTS", steps.PARTS._replace(seat=counting))

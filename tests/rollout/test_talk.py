@@ -20,16 +20,21 @@ LENGTH = 6
 GREEDY = Sampling(0.0)
 
 
-@pytest.fixture(scope="module")
-def policy():
-    """A random model of bytes with a chat template."""
+def chatting_bytes():
+    """The tokenizer of bytes with a chat template."""
     tokenizer = byte_tokenizer()
     # As a chat template writes it
     tokenizer.backend.encode_special_tokens = False
     chat = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend, eos_token="<eos>", pad_token="<pad>", chat_template=CHAT
     )
-    tokenizer = dataclasses.replace(tokenizer, chat=chat)
+    return dataclasses.replace(tokenizer, chat=chat)
+
+
+@pytest.fixture(scope="module")
+def policy():
+    """A random model of bytes with a chat template."""
+    tokenizer = chatting_bytes()
     sizes = dict(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id)
     config = dataclasses.replace(CONFIGS["gqa"], **sizes)
     rng = jax.random.key(0)

@@ -7,9 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-import transformers
 
-from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.tools import Call
 from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.models import init_params
@@ -18,8 +16,8 @@ from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.settings import AnswerOptions, ConversationLimits
 from deepseek_jax.rollout.tool_talk import ToolTalk
 from deepseek_jax.training.completions import shown_text
-from tests.reliability.goods import CHAT
 from tests.rollout.conversing import QUESTIONS, asked, opened, talking
+from tests.rollout.test_talk import chatting_bytes
 from tests.tiny import CONFIGS, random_leaves, tiny_model
 
 GREEDY = Sampling(0.0)
@@ -104,13 +102,7 @@ def test_a_row_of_data_gives_reset_its_columns_and_what_it_refuses_is_not_asked(
 @pytest.fixture(scope="module")
 def calling():
     """(policy with a calculator, the ids of a conversation that it has learned by heart)."""
-    tokenizer = byte_tokenizer()
-    # As a chat template writes it
-    tokenizer.backend.encode_special_tokens = False
-    chat = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend, eos_token="<eos>", pad_token="<pad>", chat_template=CHAT
-    )
-    tokenizer = dataclasses.replace(tokenizer, chat=chat)
+    tokenizer = chatting_bytes()
     sizes = dict(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id)
     config = dataclasses.replace(CONFIGS["gqa"], max_position_embeddings=1024, **sizes)
     policy = Policy(config, None, tokenizer, "chat")

@@ -17,7 +17,7 @@ from deepseek_jax.data.carried import carried_template
 from deepseek_jax.data.chat import asked_messages, render_question
 from deepseek_jax.data.columns import shown_columns
 from deepseek_jax.errors import at
-from deepseek_jax.evaluation.problem_scores import task_scores
+from deepseek_jax.evaluation.problem_scores import CONVERSED, task_scores
 from deepseek_jax.evaluation.problems import Rules, load_problems
 from deepseek_jax.files import as_path, below, is_remote, read_json, remove_folder
 from deepseek_jax.hub import hub_id
@@ -337,11 +337,10 @@ def _asked(problem):
 
 def _counts(conversations):
     """What an entry of results.json has of its conversations: a value for each sample."""
-    return {
-        "turns": [c.turns for c in conversations],
-        "tool_calls": [c.tool_calls for c in conversations],
-        "tool_errors": [c.tool_errors for c in conversations],
-        "truncated_turns": [c.cut is not None for c in conversations],
+    counts = [conversation.counts() for conversation in conversations]
+    # Seconds of the clock would make each run's file another
+    names = [name for name in CONVERSED if name in counts[0]]
+    return {name: [each[name] for each in counts] for name in names} | {
         "get_reward": [c.reward for c in conversations],
         "messages": [c.messages for c in conversations],
     }

@@ -6,13 +6,14 @@ often without working and often wrongly, seldom step by step. Tables of true fac
 rarely does; reinforcement learning can then make it do so more often.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import ClassVar
 
 import numpy as np
 
 from deepseek_jax.data.chat import PLAIN_TEMPLATE
+from deepseek_jax.worlds.mix import Mix
 
 OPERAND_COUNTS = (3, 4)
 LARGEST_OPERAND = 9
@@ -36,7 +37,7 @@ PIECES = (*DIGITS, *SYMBOLS, *WORDS)
 
 
 @dataclass(frozen=True)
-class CorpusMix:
+class CorpusMix(Mix):
     """The contents of the corpus, as shares in 0..1; those of the five completions add up to 1.
 
     fact_tables: share of all documents; the others are a question and one of the completions
@@ -58,10 +59,7 @@ class CorpusMix:
     numbered: ClassVar[float] = 0.0
 
     def __post_init__(self):
-        for field in fields(self):
-            share = getattr(self, field.name)
-            if not 0 <= share <= 1:
-                raise ValueError(f"{field.name}={share} is not a share; choose a value in 0..1.")
+        super().__post_init__()
         if abs(sum(self.styles.values()) - 1) > 1e-6:
             raise ValueError(
                 f"the completions' shares {self.styles} add up to {sum(self.styles.values())}; "

@@ -6,7 +6,7 @@ language at any step, whatever the question's is. So a model pre-trained here ca
 some language, but seldom does.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from deepseek_jax.data.chat import R1_ZERO_TEMPLATE
 from deepseek_jax.worlds.bilingual import general, puzzles, rewrites
@@ -20,6 +20,7 @@ from deepseek_jax.worlds.bilingual.words import (
     SECRETS,
     WORKING,
 )
+from deepseek_jax.worlds.mix import Mix
 
 PLAIN_TEMPLATE = "{question}\n"
 FACTS_PER_TABLE = 6
@@ -29,7 +30,7 @@ DOCUMENTS = ("fact_tables", "statements", "requests", "rewrites")
 
 
 @dataclass(frozen=True)
-class CorpusMix:
+class CorpusMix(Mix):
     """The contents of the corpus: shares, each in 0..1.
 
     fact_tables, statements, requests, rewrites: of all documents; the others are puzzles. Rewrites are
@@ -58,10 +59,7 @@ class CorpusMix:
     rewrites: float = 0.0
 
     def __post_init__(self):
-        for field in fields(self):
-            share = getattr(self, field.name)
-            if not 0 <= share <= 1:
-                raise ValueError(f"{field.name}={share} is not a share; choose a value in 0..1.")
+        super().__post_init__()
         for names in (DOCUMENTS, ("direct", "junk")):
             total = sum(getattr(self, name) for name in names)
             if total > 1 + 1e-6:

@@ -6,10 +6,11 @@ is read and repeated. So a model pre-trained here can call and copy, and rarely 
 can then make it do so more often.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from deepseek_jax.data.chat import PLAIN_TEMPLATE
 from deepseek_jax.worlds.arithmetic.corpus import DIGITS, held_out
+from deepseek_jax.worlds.mix import Mix
 
 SMALLEST_OPERAND = 1000
 LARGEST_OPERAND = 9999
@@ -22,7 +23,7 @@ OTHER = "…"
 
 
 @dataclass(frozen=True)
-class CalculatorMix:
+class CalculatorMix(Mix):
     r"""The contents of the corpus, as shares in 0..1.
 
     copied: share of all documents; they are a number that is asked and answered, "7925\n7925". The others ask
@@ -35,12 +36,6 @@ class CalculatorMix:
     called: float = 0.10
     wrong_direct: float = 0.90
     wrong_reading: float = 0.05
-
-    def __post_init__(self):
-        for field in fields(self):
-            share = getattr(self, field.name)
-            if not 0 <= share <= 1:
-                raise ValueError(f"{field.name}={share} is not a share; choose a value in 0..1.")
 
 
 def question(operands):

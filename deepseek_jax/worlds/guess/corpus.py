@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from deepseek_jax.data.chat import PLAIN_TEMPLATE
 from deepseek_jax.worlds.guess.environment import MOST_TURNS, GuessNumber
+from deepseek_jax.worlds.mix import Mix
 
 LARGEST = 16
 NUMBERS = range(1, LARGEST + 1)
@@ -20,14 +21,10 @@ OTHER = "…"
 
 
 @dataclass(frozen=True)
-class GuessMix:
+class GuessMix(Mix):
     """How the corpus plays. careless: share of the guesses that are any number, whatever was answered."""
 
     careless: float = 0.50
-
-    def __post_init__(self):
-        if not 0 <= self.careless <= 1:
-            raise ValueError(f"careless={self.careless} is not a share; choose a value in 0..1.")
 
 
 def write_document(rng, mix=GuessMix()):
