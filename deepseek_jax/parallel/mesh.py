@@ -6,10 +6,13 @@ import math
 from collections.abc import Sequence
 
 import jax
-from jax.experimental import mesh_utils
+import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from deepseek_jax.parallel.placement import place
+from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.rules import MESH_AXES
+from deepseek_jax.parallel.torus import torus_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,43 +42,54 @@ def make_mesh(
     """Arrange devices along MESH_AXES. Each argument is the size of an axis; slices is that of "slice".
 
     One size may be -1: it takes the devices that the others leave. slices counts the groups of devices that
-    only a data-centre network joins: TPU slices or, where devices have no slice index, processes. Within one
-    process devices are taken in order. devices: default all devices of all processes. Axes are Auto: the
-    compiler places whatever no sharding names. Raises ValueError unless the product of the sizes is the
-    number of devices, and for sizes that jax cannot lay over the torus of a TPU.
+    only a data-centre network joins: TPU slices or, where devices have no slice index, processes. On the
+    torus of a slice parallel.placement says where each axis lies; other devices are taken in jax's order.
+    devices: default all devices of all processes. Axes are Auto: the compiler places whatever no sharding
+    names. Raises ValueError unless the product of the sizes is the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = (slices, pipeline, data, fsdp, expert, context, tensor)
     sizes = _filled(dict(zip(MESH_AXES, sizes, strict=True)), len(devices))
-    shape = tuple(sizes.values())
-    groups = {getattr(device, "slice_index", device.process_index) for device in devices}
+    groups = {}
+    for device in devices:
+        groups.setdefault(getattr(device, "slice_index", device.process_index), []).append(device)
     if slices > 1 and len(groups) > 1:
         if len(groups) != slices:
             raise ValueError(
                 f"slices={slices}, but the devices form {len(groups)} slices; set slices to "
                 f"{len(groups)}, or to 1 to treat them as one"
             )
-        # Only the axis "slice" crosses the data-centre network: the second shape is 1 along all others
-        place = functools.partial(
-            mesh_utils.create_hybrid_device_mesh,
-            (1, *shape[1:]),
-            (slices,) + (1,) * (len(shape) - 1),
-            devices,
-            process_is_granule=not hasattr(devices[0], "slice_index"),
-        )
+        # Only the axis "slice" crosses the data-centre network
+        own = sizes | {"slice": 1}
+        placed = np.concatenate([_placed(groups[key], own) for key in sorted(groups)])
     else:
-        place = functools.partial(mesh_utils.create_device_mesh, shape, devices)
-    try:
-        # Without this flag a TPU refuses all sizes that cut a side of its torus in two
-        placed = place(allow_split_physical_axes=True)
-    except (TypeError, ValueError) as error:
-        # With it jax loses prime factors of some sizes and sides, 10 and 28 among them, and fails later
-        wide = [axis for axis, size in sizes.items() if size > 1]
-        raise ValueError(
-            f"{_sizes(wide, sizes)} cannot be laid over these devices, as jax cannot cut a side of their "
-            "torus so; set each size to a product of whole sides of the slice"
-        ) from error
+        placed = _placed(devices, sizes)
     return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _placed(devices, sizes):
+    """The devices of one slice as an array of these sizes. Raises ValueError where the slice has too few."""
+    if len(devices) != math.prod(sizes.values()):
+        raise ValueError(
+            f"slices of unlike size: one has {len(devices)} devices; take whole slices"
+        )
+    torus = torus_of(tuple(devices))
+    if torus is None and hasattr(devices[0], "coords"):
+        _say_without_torus(len(devices))
+    if torus is not None and torus.sides:
+        numbers = place(torus, sizes)
+    else:
+        ids = [device.id if device.platform == "gpu" else 0 for device in devices]
+        # As in jax's mesh_utils: a GPU's id follows the network, the order of the processes does not
+        numbers = np.argsort(ids, kind="stable").reshape(tuple(sizes.values()))
+    array = np.empty(len(devices), object)
+    array[:] = devices
+    return array[numbers]
+
+
+@functools.cache
+def _say_without_torus(count):
+    say(f"the coordinates of {count} TPU devices fill no box: the mesh takes them in jax's order")
 
 
 def group_mesh(mesh: Mesh, processes: int):

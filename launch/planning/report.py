@@ -10,6 +10,7 @@ from rich.table import Table
 
 from deepseek_jax.costs.chips import GIB, Chip
 from deepseek_jax.costs.program import GENERATION, SYNC, TRAINING, Program, argument_bytes
+from deepseek_jax.parallel.torus import placement_text
 from deepseek_jax.reports.deployment import attention_table
 from launch.planning.compiled import Compiled, compile_programs
 from launch.planning.remedies import remedies
@@ -21,6 +22,8 @@ WIDTH = 160  # columns
 def print_plan(programs: list[Program], chip: Chip, cache: Path | None):
     """Compile the programs and print a table of each, then one of all: -> whether every one fits."""
     console, planned = Console(width=WIDTH, soft_wrap=True), []
+    for text in filter(None, dict.fromkeys(placement_text(p.mesh) for p in programs)):
+        console.print(f"placement: {text}", highlight=False)
     for program, compiled in compile_programs(programs, cache):
         seconds = None
         if compiled.refusal is None:

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deepseek_jax.costs.chips import Chip
+from deepseek_jax.parallel.torus import busiest_link
 from launch.planning.hlo import Cost
 
 
@@ -78,42 +79,12 @@ def _operand(label):
 
 
 def collective_seconds(kind: str, axes: tuple, wire_bytes: float, chip: Chip, mesh: Mesh):
-    """Seconds in which one device sends wire_bytes in a collective over these axes of the mesh.
-
-    On a torus a group uses two links along each dimension that it extends over, one where it is two devices
-    wide: https://jax-ml.github.io/scaling-book/sharding. In an exchange a byte travels a quarter of a ring on
-    average, along the longest dimension. Without coordinates a switch joins the devices.
+    """Seconds in which one device sends wire_bytes in a collective over these axes of the mesh: what its
+    busiest link carries, see deepseek_jax.parallel.torus.
     """
     if "slice" in axes:
         return wire_bytes / chip.network
-    group = _group(axes, mesh)
-    extents = [n for n in _extents(group) if n > 1]
-    if not extents:
-        return wire_bytes / chip.link
-    if kind == "collective-permute":
-        # Neighbours, over one link
-        return wire_bytes / chip.link
-    links = [2 if n > 2 else 1 for n in extents]
-    if kind in ("all-to-all", "ragged-all-to-all"):
-        # The average is over all devices, and wire_bytes leave out what stays where it is
-        whole = wire_bytes * len(group) / (len(group) - 1)
-        hops = zip(extents, links, strict=True)
-        return max(whole * n / 4 / (count * chip.link) for n, count in hops)
-    return wire_bytes / (sum(links) * chip.link)
-
-
-def _group(axes, mesh: Mesh):
-    """The devices that the first one exchanges with along these axes, itself among them."""
-    at = tuple(slice(None) if axis in axes else 0 for axis in mesh.axis_names)
-    return np.ravel(mesh.devices[at])
-
-
-def _extents(group):
-    """How many devices wide a group is along each dimension of the torus; [] without coordinates."""
-    if not hasattr(group[0], "coords"):
-        return []
-    coordinates = np.array([device.coords for device in group])
-    return [len(np.unique(column)) for column in coordinates.T]
+    return wire_bytes * busiest_link(kind, axes, mesh) / chip.link
 
 
 def share_of_peak(flops: float, seconds: float, chip: Chip, devices: int):

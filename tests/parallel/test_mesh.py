@@ -1,9 +1,12 @@
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
+from jax.experimental import mesh_utils
 
 from deepseek_jax.parallel import MESH_AXES, make_mesh
+from tests.parallel.slices import Device, slice_of
 
 
 def test_minus_one_takes_the_devices_that_the_other_axes_leave():
@@ -39,24 +42,71 @@ def test_sizes_that_do_not_fit_the_devices_are_refused(sizes, message):
         make_mesh(**sizes)
 
 
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """What mesh_utils reads of a TPU."""
+@pytest.mark.parametrize(("sides", "fsdp"), [((4, 4, 20), 10), ((4, 4, 28), 32), ((4, 4, 12), 6)])
+def test_sizes_that_cut_a_side_in_unlike_parts_lie_on_the_torus(sides, fsdp):
+    """Oracle: every device once. jax's mesh_utils fails with the first two."""
+    devices = [Device(coords=at) for at in itertools.product(*map(range, sides))]
+    mesh = make_mesh(fsdp=fsdp, devices=devices)
+    assert mesh.shape["fsdp"] == fsdp and set(mesh.devices.flat) == set(devices)
 
-    coords: tuple
-    platform: str = "tpu"
-    device_kind: str = "TPU v5p"
-    core_on_chip: int = 0
-    slice_index: int = 0
+
+@pytest.mark.parametrize("topology", ["v5p:4x4x8", "v5e:8x16", "v5e:2x4", "tpu7x:2x2x2"])
+def test_the_placement_depends_on_sizes_and_coordinates_alone(topology):
+    """Oracle: the devices shuffled, and with other processes."""
+    devices = slice_of(topology)
+    mesh = make_mesh(fsdp=2, expert=4, devices=devices)
+    shuffled = np.random.default_rng(0).permutation(np.array(devices, object)).tolist()
+    assert make_mesh(fsdp=2, expert=4, devices=shuffled) == mesh
+    others = [dataclasses.replace(device, process_index=0) for device in shuffled]
+    at = [(device.coords, device.core_on_chip) for device in mesh.devices.flat]
+    others = make_mesh(fsdp=2, expert=4, devices=others).devices.flat
+    assert [(device.coords, device.core_on_chip) for device in others] == at
+
+
+def test_each_slice_has_the_placement_of_a_single_one():
+    """Oracle: the mesh of one slice; the first slice comes first, whatever the order of the devices."""
+    first, second = slice_of("v5p:4x4x4"), slice_of("v5p:4x4x4", 1)
+    one = make_mesh(fsdp=4, expert=8, devices=first)
+    both = make_mesh(slices=2, fsdp=4, expert=8, devices=[*second, *first])
+    np.testing.assert_array_equal(both.devices[:1], one.devices)
+    coords = [device.coords for device in one.devices.flat]
+    assert [device.coords for device in both.devices[1].flat] == coords
+    assert {device.slice_index for device in both.devices[1].flat} == {1}
+
+
+def test_slices_of_unlike_size_are_refused():
+    """Oracle: by hand: 60 and 68 chips."""
+    devices = slice_of("v5p:4x4x4") + slice_of("v5p:4x4x4", 1)
+    devices = [
+        dataclasses.replace(device, slice_index=int(number >= 60))
+        for number, device in enumerate(devices)
+    ]
+    with pytest.raises(ValueError, match="unlike size: one has 60 devices"):
+        make_mesh(slices=2, devices=devices)
+
+
+def test_tpus_without_a_box_are_taken_in_their_order_and_it_is_said_once(capsys):
+    """Oracle: the list itself; the line names how many devices there are."""
+    devices = slice_of("v5p:2x2x2")[:6]
+    for _ in range(2):
+        assert list(make_mesh(fsdp=3, data=2, devices=devices).devices.flat) == devices
+    assert capsys.readouterr().out.count("coordinates of 6 TPU devices fill no box") == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """What meshes read of a GPU."""
+
+    id: int
+    platform: str = "gpu"
+    device_kind: str = "NVIDIA H100"
     process_index: int = 0
 
 
-@pytest.mark.parametrize(("sides", "fsdp", "remedy"), [((4, 4, 20), 10, 20), ((4, 4, 28), 32, 16)])
-def test_sizes_that_jax_cannot_lay_over_a_torus_are_refused_with_a_remedy(sides, fsdp, remedy):
-    """Oracle: by hand: 2 x 5 of a side of 20, and 4 x 4 x 2 of sides of 28, could be cut, and jax fails with
-    "cannot reshape" and a TypeError; products of whole sides, as the message says, can be laid.
-    """
-    devices = [Chip(coords=at) for at in itertools.product(*map(range, sides))]
-    with pytest.raises(ValueError, match=f"^data=.*, fsdp={fsdp} cannot be .* whole sides of the"):
-        make_mesh(fsdp=fsdp, devices=devices)
-    assert make_mesh(fsdp=remedy, devices=devices).shape["fsdp"] == remedy
+def test_gpus_are_taken_by_their_ids_in_silence(capsys):
+    """Oracle: jax's mesh_utils."""
+    gpus = [Gpu(number) for number in (2, 0, 3, 1)]
+    mesh = make_mesh(fsdp=2, data=2, devices=gpus)
+    expected = mesh_utils.create_device_mesh([1, 1, 2, 2, 1, 1, 1], gpus)
+    np.testing.assert_array_equal(mesh.devices, expected)
+    assert not capsys.readouterr().out

@@ -1,27 +1,24 @@
 """The roofline's seconds, against a chip of round numbers."""
 
 from collections import Counter
-from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from deepseek_jax.costs.chips import CHIPS, DEVICES, Chip
 from launch.planning.hlo import Cost
 from launch.planning.hlo_collectives import Collective
 from launch.planning.roofline import Roofline, collective_seconds, roofline, share_of_peak
+from tests.parallel.slices import grid_of
 
 CHIP = Chip("round", 10**9, 100.0, 1000.0, link=10.0, network=1.0, peaks={"s8": 2000.0})
 
 
-def torus(*sizes, axes):
-    """A mesh of axes {name: size} over devices at the points of a torus of these sizes, in their order."""
-    points = [SimpleNamespace(coords=index) for index in np.ndindex(*sizes)]
-    devices = np.empty(len(points), object)
-    devices[:] = points
-    return SimpleNamespace(
-        axis_names=tuple(axes), devices=devices.reshape(tuple(axes.values())), size=len(points)
-    )
+def torus(topology, **axes):
+    """A mesh of these axes over the devices of a slice at the points of its torus, in their order."""
+    return Mesh(grid_of(topology).reshape(tuple(axes.values())), tuple(axes))
 
 
 def cost_of(*operations, collectives=()):
@@ -34,7 +31,7 @@ def cost_of(*operations, collectives=()):
     return cost
 
 
-GRID = torus(4, 4, 1, axes={"slice": 1, "a": 4, "b": 4})
+GRID = torus("v5p:4x4x4", slice=1, a=4, b=4, c=4)
 
 
 @pytest.mark.parametrize(
@@ -85,17 +82,18 @@ ALL_TO_ALL = ("all-to-all", "ragged-all-to-all")
         # 240 bytes over links of 10 bytes a second
         ("all-gather", ("a",), GRID, 12),  # a ring of 4: 2 links
         ("all-reduce", ("a", "b"), GRID, 6),  # two dimensions: 4 links
-        ("reduce-scatter", ("x",), torus(2, 4, 1, axes={"x": 2, "y": 4}), 24),  # 2 wide: 1 link
-        ("all-gather", ("x", "y"), torus(2, 4, 1, axes={"x": 2, "y": 4}), 8),  # 3 links
-        ("all-gather", ("x",), torus(4, 4, 4, axes={"x": 64}), 4),  # 6 links
+        ("reduce-scatter", ("x",), torus("v5p:2x4x1", x=2, y=4), 24),  # 2 wide: 1 link
+        ("all-gather", ("y",), torus("v5p:2x4x1", x=2, y=4), 24),  # a line: 1 link
+        ("all-gather", ("x", "y"), torus("v5p:2x4x1", x=2, y=4), 12),  # 2 links
+        ("all-gather", ("x",), torus("v5p:4x4x4", x=64), 4),  # 6 links
         # An axis of 4 that is laid out as 2 x 2: a link along each dimension
-        ("all-gather", ("x",), torus(2, 2, 1, axes={"x": 4}), 12),
+        ("all-gather", ("x",), torus("v5p:2x2x1", x=4), 12),
         # To 3 others, of which 2 are a hop away and one two: 4/3 hops on average, 2 links
         *((kind, ("a",), GRID, 16) for kind in ALL_TO_ALL),
         # A ring of 16: 64/15 hops on average; with 4 rows of it, 4 x 64/63 hops along it
-        *((kind, ("x",), torus(16, 1, 1, axes={"x": 16}), 12 * 64 / 15) for kind in ALL_TO_ALL),
-        *((kind, ("x",), torus(16, 4, 1, axes={"x": 64}), 48 * 64 / 63) for kind in ALL_TO_ALL),
-        ("all-to-all", ("x",), torus(2, 1, 1, axes={"x": 2}), 24),  # a hop, one link
+        *((kind, ("x",), torus("v5e:16x16", x=16, y=16), 12 * 64 / 15) for kind in ALL_TO_ALL),
+        *((kind, ("x",), torus("v5e:16x4", x=64), 48 * 64 / 63) for kind in ALL_TO_ALL),
+        ("all-to-all", ("x",), torus("v5p:2x1x1", x=2), 24),  # a hop, one link
         ("collective-permute", ("a",), GRID, 24),  # one link
         ("all-reduce", ("slice",), GRID, 240),  # the network
         ("all-reduce", ("slice", "a"), GRID, 240),
@@ -109,8 +107,7 @@ def test_a_collective_uses_the_links_of_its_group(kind, axes, mesh, seconds):
 
 def test_a_switch_joins_devices_without_coordinates():
     """Oracle: by hand: all bytes over the links of a device, whatever the group."""
-    devices = np.array([SimpleNamespace() for _ in range(8)]).reshape(2, 4)
-    mesh = SimpleNamespace(axis_names=("a", "b"), devices=devices)
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("a", "b"))
     for kind in ("all-gather", "all-to-all"):
         assert collective_seconds(kind, ("a", "b"), 240, CHIP, mesh) == 24
 

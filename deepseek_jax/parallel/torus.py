@@ -1,0 +1,173 @@
+"""The torus that the chips of a TPU slice form, and what a collective asks of its links.
+
+All groups of a mesh run their collective at once. A slice is cut in two across a side, a ring in two places,
+in every way: the bytes that cross, over the links that are cut, are what the busiest link carries at least.
+"""
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+from jax.sharding import Mesh
+
+# Optical switches close every side of a slice of whole cubes of 4 x 4 x 4 chips to a ring:
+# docs.cloud.google.com/tpu/docs/v5p. Twisted tori are taken for plain ones
+CUBES = ("TPU v4", "TPU v5", "TPU v5p", "TPU7x")
+# A side of 16 chips, the whole side of a pod, is a ring: jax-ml.github.io/scaling-book/tpus
+FLAT = ("TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e")
+# The cores of a TPU7x chip are joined by six times a link, and a core has half of each of its chip's links:
+# docs.cloud.google.com/tpu/docs/tpu7x
+CORE_LINKS = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """A side of a torus: its length in devices, whether it is a ring, the links between two neighbours."""
+
+    length: int
+    is_ring: bool = False
+    links: int = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Torus:
+    """The sides of a slice that are longer than one device, and where its devices are: int[devices, sides].
+
+    The cores of a chip are the innermost side.
+    """
+
+    sides: tuple[Side, ...]
+    positions: np.ndarray
+
+    def device_order(self):
+        """int[*lengths]: which device is at a position."""
+        lengths = [side.length for side in self.sides]
+        order = np.empty(lengths, int)
+        order[tuple(self.positions.T)] = np.arange(len(self.positions))
+        return order
+
+
+@functools.lru_cache(maxsize=64)
+def torus_of(devices: tuple):
+    """The Torus of these devices, which are taken for a whole slice; None where they have no coordinates, or
+    coordinates that fill no box.
+    """
+    if not all(hasattr(device, "coords") for device in devices):
+        return None
+    at = np.array([(*device.coords, getattr(device, "core_on_chip", 0)) for device in devices])
+    at -= at.min(0)
+    lengths = at.max(0) + 1
+    if math.prod(lengths) != len(devices) or len(np.unique(at, axis=0)) != len(devices):
+        return None
+    *chips, cores = lengths.tolist()
+    kind = getattr(devices[0], "device_kind", "")
+    whole = kind in CUBES and all(length % 4 == 0 for length in chips)
+    sides = [Side(n, whole or (kind in FLAT and n == 16)) for n in chips]
+    sides.append(Side(cores, links=CORE_LINKS))
+    wide = lengths > 1
+    return Torus(tuple(side for side in sides if side.length > 1), at[:, wide])
+
+
+def counts_of(groups, side: Side):
+    """int[groups, length]: a group's devices at each place of a side. groups: int[groups, n], places."""
+    return (groups[..., None] == np.arange(side.length)).sum(1)
+
+
+def side_load(counts, side: Side):
+    """float[3], what groups ask of a side. counts: counts_of the groups.
+
+    exchange: what crosses the busiest link if every device sends one byte in equal parts to all of its group.
+    gather: the same if every device sends one byte that all of its group receive. links: how many links along
+    this side a device can use at once; groups that lie interleaved share them.
+    """
+    devices, rows = counts.sum(1)[:, None], counts.sum() / side.length
+    places = (counts > 0).sum(1)[0]
+    if places == 1:
+        return np.zeros(3)
+    before = np.pad(np.cumsum(counts, 1), ((0, 0), (1, 0)))
+    if side.is_ring:
+        # Every arc of the ring
+        first, last = np.triu_indices(side.length, 1)
+        inside, cut = before[:, last] - before[:, first], 2 * side.links * rows
+    else:
+        inside, cut = before[:, 1:-1], side.links * rows
+    outside = devices - inside
+    spans = (inside > 0) & (outside > 0)
+    exchange = (inside * outside / devices).sum(0).max() / cut
+    gather = np.where(spans, np.maximum(inside, outside), 0).sum(0).max() / cut
+    groups_of_row = devices[0, 0] / places / rows
+    if _goes_round(np.flatnonzero(counts[0]), side):
+        return np.array([exchange, gather, 2 * side.links / (len(counts) * groups_of_row)])
+    crossing = (before[:, 1:-1] > 0) & (before[:, 1:-1] < devices)
+    return np.array([exchange, gather, side.links / (crossing.sum(0).max() * groups_of_row)])
+
+
+def _goes_round(places, side):
+    """Whether a group's way through its places along a side is a ring: then no single gap is the longest."""
+    gaps = np.sort(np.diff(places, append=places[0] + side.length))
+    return side.is_ring and gaps[-1] == gaps[-2]
+
+
+def busiest(is_exchange, loads, devices):
+    """Bytes that the busiest link carries for each byte that a device sends: float[...].
+
+    is_exchange: bool[...], all-to-alls; else rings of gathers, scatters and sums. loads: float[..., sides, 3]
+    of side_load. devices: int[...], those of a group.
+    """
+    exchange, gather, links = np.moveaxis(loads, -1, 0)
+    # A device sends nothing to itself
+    of_exchange = exchange.max(-1) * devices / (devices - 1)
+    of_ring = np.maximum(1 / links.sum(-1), gather.max(-1) / (devices - 1))
+    return np.where(is_exchange, of_exchange, of_ring)
+
+
+@functools.lru_cache(maxsize=4096)
+def busiest_link(kind: str, axes: tuple, mesh: Mesh):
+    """Bytes on the busiest link for each byte that a device sends in a collective of XLA's kind over these
+    axes of the mesh, without "slice"; 1 where a switch joins the devices, and for neighbours.
+    """
+    found = _places(mesh)
+    if found is None or kind == "collective-permute":
+        return 1.0
+    sides, places = found
+    chosen = [mesh.axis_names.index(axis) for axis in axes]
+    groups = np.moveaxis(places, chosen, range(-1 - len(chosen), -1))
+    devices = math.prod(mesh.devices.shape[number] for number in chosen)
+    groups = groups.reshape(-1, devices, len(sides))
+    loads = [side_load(counts_of(groups[..., d], side), side) for d, side in enumerate(sides)]
+    return float(busiest(kind.endswith("all-to-all"), np.array(loads), devices))
+
+
+@functools.lru_cache(maxsize=64)
+def _places(mesh):
+    """(the sides, int[*devices of one slice, sides]) of a mesh's torus, or None. Slices are placed alike."""
+    devices = mesh.devices
+    torus = torus_of(tuple(devices.flat))
+    if torus is None and mesh.axis_names[0] == "slice":
+        devices = devices[:1]
+        torus = torus_of(tuple(devices.flat))
+    if torus is None or not torus.sides:
+        return None
+    return torus.sides, torus.positions.reshape(*devices.shape, -1)
+
+
+def placement_text(mesh: Mesh):
+    """How many places wide each axis is along each side, as "expert 4 x 2 x 4, fsdp 1 x 4 x 1 of 8 x 8 x 16";
+    "" without a torus.
+    """
+    found = _places(mesh)
+    if found is None:
+        return ""
+    sides, places = found
+    texts = []
+    for number, (axis, size) in enumerate(mesh.shape.items()):
+        # A slice is one place
+        if min(size, places.shape[number]) > 1:
+            group = np.moveaxis(places, number, 0).reshape(size, -1, len(sides))[:, 0]
+            texts.append(f"{axis} {_by([len(set(column)) for column in group.T.tolist()])}")
+    return f"{', '.join(texts)} of {_by([side.length for side in sides])}"
+
+
+def _by(numbers):
+    return " x ".join(map(str, numbers))
