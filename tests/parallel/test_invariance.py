@@ -75,6 +75,15 @@ def test_the_update_is_that_of_one_device(how):
     check_combination(**how)
 
 
+def test_the_update_does_not_depend_on_the_order_of_the_devices():
+    """Oracle: the plain path, as above; experts, rows and weights lie on devices in an order by chance."""
+    devices = np.random.default_rng(0).permutation(np.array(jax.devices(), object)).tolist()
+    mesh = make_mesh(data=1, fsdp=2, expert=2, context=2, devices=devices)
+    assert list(mesh.devices.flat) == devices != jax.devices()
+    rest = {name: value for name, value in PLAIN.items() if name != "mesh"}
+    check(*one_update(mesh, **rest), plain())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", list(combinations()), ids=name_of)
 def test_every_combination_gives_the_update_of_one_device(how):

@@ -4,11 +4,11 @@ import re
 
 import pytest
 
+from deepseek_jax.costs.chips import DEVICES
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.torus import placement_text
 from launch.planning.published import PUBLISHED
 from launch.planning.roofline import collective_seconds
-from launch.planning.topology import DEVICES
 from tests.configs import snapshots
 from tests.parallel.slices import jax_mesh, slice_of
 from tests.parallel.test_placement import cost
