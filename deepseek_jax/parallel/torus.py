@@ -128,12 +128,12 @@ def busiest_link(kind: str, axes: tuple, mesh: Mesh):
     axes of the mesh, without "slice"; 1 where a switch joins the devices, and for neighbours.
     """
     found = _places(mesh)
-    if found is None or kind == "collective-permute":
+    chosen = [mesh.axis_names.index(axis) for axis in axes]
+    devices = math.prod(mesh.devices.shape[number] for number in chosen)
+    if found is None or devices == 1 or kind == "collective-permute":
         return 1.0
     sides, places = found
-    chosen = [mesh.axis_names.index(axis) for axis in axes]
     groups = np.moveaxis(places, chosen, range(-1 - len(chosen), -1))
-    devices = math.prod(mesh.devices.shape[number] for number in chosen)
     groups = groups.reshape(-1, devices, len(sides))
     loads = [side_load(counts_of(groups[..., d], side), side) for d, side in enumerate(sides)]
     return float(busiest(kind.endswith("all-to-all"), np.array(loads), devices))

@@ -29,7 +29,10 @@ MESHES = {
     "expert": dict(data=1, expert=8),
     "fsdp, expert, tensor": dict(data=1, fsdp=2, expert=2, tensor=2),
     "expert, context": dict(data=1, expert=4, context=2),
+    # A placement may put any device anywhere
+    "devices in another order": dict(data=1, expert=4, context=2),
 }
+ORDERS = {"devices in another order": (5, 2, 7, 0, 3, 6, 1, 4)}
 RNG = np.random.default_rng(0)
 ROUTES = {
     "random": np.stack([RNG.permutation(E)[:A] for _ in range(B * T)]),
@@ -82,7 +85,8 @@ def probe(y):
 @functools.cache
 def on_mesh(mesh, implementation, buffer):
     """A compiled (x, experts, weights, kernels) -> (y, gradients of x, weights and kernels, overflows)."""
-    mesh = make_mesh(**MESHES[mesh])
+    devices = [jax.devices()[number] for number in ORDERS.get(mesh, range(8))]
+    mesh = make_mesh(**MESHES[mesh], devices=devices)
 
     def run(x, experts, weights, kernels):
         def loss(x, weights, kernels):

@@ -75,6 +75,7 @@ def test_the_update_is_that_of_one_device(how):
     check_combination(**how)
 
 
+@pytest.mark.slow
 def test_the_update_does_not_depend_on_the_order_of_the_devices():
     """Oracle: the plain path, as above; experts, rows and weights lie on devices in an order by chance."""
     devices = np.random.default_rng(0).permutation(np.array(jax.devices(), object)).tolist()

@@ -95,6 +95,7 @@ ALL_TO_ALL = ("all-to-all", "ragged-all-to-all")
         *((kind, ("x",), torus("v5e:16x4", x=64), 48 * 64 / 63) for kind in ALL_TO_ALL),
         ("all-to-all", ("x",), torus("v5p:2x1x1", x=2), 24),  # a hop, one link
         ("collective-permute", ("a",), GRID, 24),  # one link
+        ("all-gather", ("y",), torus("v5p:2x1x1", x=2, y=1), 24),  # nobody to send to
         ("all-reduce", ("slice",), GRID, 240),  # the network
         ("all-reduce", ("slice", "a"), GRID, 240),
         ("collective-permute", ("slice",), GRID, 240),
