@@ -82,8 +82,9 @@ def side_load(counts, side: Side):
     this side a device can use at once; groups that lie interleaved share them.
     """
     devices, rows = counts.sum(1)[:, None], counts.sum() / side.length
-    places = (counts > 0).sum(1)[0]
-    if places == 1:
+    widest = (counts > 0).sum(1).argmax()
+    places = np.flatnonzero(counts[widest])
+    if len(places) == 1:
         return np.zeros(3)
     before = np.pad(np.cumsum(counts, 1), ((0, 0), (1, 0)))
     if side.is_ring:
@@ -96,11 +97,12 @@ def side_load(counts, side: Side):
     spans = (inside > 0) & (outside > 0)
     exchange = (inside * outside / devices).sum(0).max() / cut
     gather = np.where(spans, np.maximum(inside, outside), 0).sum(0).max() / cut
-    groups_of_row = devices[0, 0] / places / rows
-    if _goes_round(np.flatnonzero(counts[0]), side):
-        return np.array([exchange, gather, 2 * side.links / (len(counts) * groups_of_row)])
+    # A group crosses a row of the side for each of its devices that lie side by side
+    shared = devices[widest, 0] / len(places) / rows
+    if _goes_round(places, side):
+        return np.array([exchange, gather, 2 * side.links / (len(counts) * shared)])
     crossing = (before[:, 1:-1] > 0) & (before[:, 1:-1] < devices)
-    return np.array([exchange, gather, side.links / (crossing.sum(0).max() * groups_of_row)])
+    return np.array([exchange, gather, side.links / (crossing.sum(0).max() * shared)])
 
 
 def _goes_round(places, side):
