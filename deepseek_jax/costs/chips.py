@@ -57,8 +57,8 @@ ON_SPARSE_CORES = {
     "xla_sc_enable_instruction_fusion": "false",
     "xla_sc_disable_megacore_partitioning": "true",
 }
-# What was tried so that decoding's collectives overlap with other work
-TRIED_ON_DECODING = ("ON_SPARSE_CORES",)
+# Options that were tried on decoding, so that collectives of a token overlap with other work
+TRIED_ON_DECODING = ()
 # Google Cloud's page on each version: docs.cloud.google.com/tpu/docs/v5e, v5p, v6e, tpu7x. Links: the chapter
 # "TPUs" of jax-ml.github.io/scaling-book, and a sixth of tpu7x's 1,200 GB/s both ways. A v5e has 16 GiB, of
 # which the compiler takes a quarter. network: 50 Gbit/s a chip, the page's number for v5p

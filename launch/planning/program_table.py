@@ -6,7 +6,6 @@ from deepseek_jax.costs.chips import GIB, TRIED_ON_DECODING, Chip
 from deepseek_jax.costs.program import Program
 from launch.planning.compiled import Compiled
 from launch.planning.hlo import Cost
-from launch.planning.remedies import remedies
 from launch.planning.roofline import Roofline, Seconds, share_of_peak
 from launch.planning.summary import duration, fits, held_at_once
 
@@ -23,9 +22,6 @@ def program_table(program: Program, compiled: Compiled, seconds: Seconds | None,
     else:
         for name, text in _memory(program, compiled, chip):
             table.add_row(name, text)
-    if not fits(program, compiled, chip):
-        for line in remedies(program, compiled, chip):
-            table.add_row("would help", line)
     if seconds is not None:
         for name, text in _works(program, compiled, seconds, chip):
             # What begins with nothing but its name is a part of its own
@@ -105,4 +101,5 @@ def _rates(program, seconds, chip):
 def _none_asynchronous(cost):
     """What was tried where no collective of a token overlaps with other work."""
     if not cost.asynchronous_count:
-        yield "collectives", f"no collective is asynchronous; tried: {', '.join(TRIED_ON_DECODING)}"
+        tried = ", ".join(TRIED_ON_DECODING) or "no option of the compiler"
+        yield "collectives", f"no collective is asynchronous; tried: {tried}"

@@ -4,9 +4,7 @@ import dataclasses
 from collections import defaultdict
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from deepseek_jax.costs.chips import GIB, Chip
 from deepseek_jax.costs.program import GENERATION, SYNC, TRAINING, Program, argument_bytes
@@ -14,8 +12,9 @@ from deepseek_jax.progress import line
 from deepseek_jax.reports.deployment import attention_table
 from launch.planning.compiled import Compiled, compile_programs
 from launch.planning.program_table import program_table
+from launch.planning.remedies import remedies
 from launch.planning.roofline import Seconds, seconds_of
-from launch.planning.summary import duration, fits, held_at_once, summary_table
+from launch.planning.summary import duration, fits, held_at_once, narrow_table, summary_table
 
 WIDTH = 100  # columns
 
@@ -29,7 +28,7 @@ def print_plan(programs: list[Program], chip: Chip, cache: Path | None):
         line(compiled_line(program, compiled, seconds))
     console = Console(width=WIDTH, soft_wrap=True)
     console.print(summary_table(planned, chip))
-    for text in (verdict_line(planned, chip), *step_lines(planned)):
+    for text in (*verdict_lines(planned, chip), *step_lines(planned)):
         console.print(text, highlight=False)
     for program, compiled, seconds in planned:
         console.print(program_table(program, compiled, seconds, chip))
@@ -50,14 +49,16 @@ def compiled_line(program: Program, compiled: Compiled, seconds: Seconds | None)
     return f"{program.name}: {took}, {held_at_once(program, compiled) / GIB:.1f} GiB, {likely}"
 
 
-def verdict_line(planned, chip: Chip):
-    """Whether all programs fit, and which does not."""
-    refused = [program.name for program, one, _ in planned if not fits(program, one, chip)]
-    if refused:
-        return f"NOT all fit: {', '.join(refused)}; what would help stands in the tables below."
-    program, one, _ = max(planned, key=lambda each: held_at_once(*each[:2]))
-    most = f"{held_at_once(program, one) / GIB:.1f} of {chip.hbm_bytes / GIB:.2f} GiB"
-    return f"All fit. {program.name} holds most: {most}."
+def verdict_lines(planned, chip: Chip):
+    """Whether all programs fit; for each that does not, what would help."""
+    refused = [(program, one) for program, one, _ in planned if not fits(program, one, chip)]
+    if not refused:
+        program, one, _ = max(planned, key=lambda each: held_at_once(*each[:2]))
+        most = f"{held_at_once(program, one) / GIB:.1f} of {chip.hbm_bytes / GIB:.2f} GiB"
+        yield f"All fit. {program.name} holds most: {most}."
+    for program, one in refused:
+        yield f"{program.name} does not fit. What would help:"
+        yield from (f"    {text}" for text in remedies(program, one, chip))
 
 
 def step_lines(planned):
@@ -85,7 +86,7 @@ def step_lines(planned):
 
 def print_shapes(programs: list[Program], chip: Chip):
     """Print what needs no compiler: -> whether every program's arguments and what lies beside it fit."""
-    table = Table(box=SIMPLE_HEAD, title=f"one {chip.device_kind}, without a compiler")
+    table = narrow_table(f"one {chip.device_kind}, without a compiler")
     for name in ("program", "sizes"):
         table.add_column(name)
     for name in ("arguments GiB", "beside it", "TFLOP needed", "seconds at peak"):

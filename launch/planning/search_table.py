@@ -2,16 +2,13 @@
 
 import dataclasses
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from deepseek_jax.costs.chips import GIB, Chip
 from deepseek_jax.costs.program import Program
 from launch.planning.compiled import Compiled
 from launch.planning.layouts import Layout
 from launch.planning.ranking import Ranked
 from launch.planning.roofline import seconds_of, share_of_peak
-from launch.planning.summary import fits, held_at_once
+from launch.planning.summary import duration, fits, held_at_once, narrow_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +31,13 @@ class Compared:
 
 def search_table(compared: list[Compared], chip: Chip):
     """A rich Table with a row for each Compared."""
-    table = Table(box=SIMPLE_HEAD, title=f"one {chip.device_kind}", title_justify="left")
-    for name in ("mesh", "micro-batches", "remat", "fits"):
-        table.add_column(name, no_wrap=name == "fits")
-    names = "state GiB", "peak GiB", "collectives estimated", "seconds at least", "likely", "MFU"
+    table = narrow_table(f"one {chip.device_kind}")
+    table.add_column("mesh")
+    for name in ("micro-\nbatches", "remat", "fits"):
+        table.add_column(name, no_wrap=True)
+    names = "state\nGiB", "peak\nGiB", "collectives\nestimated", "at least", "likely", "MFU"
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for one in compared:
         layout = one.layout
         axes = " ".join(f"{axis}={size}" for axis, size in layout.mesh.items() if size > 1)
@@ -56,7 +54,7 @@ def search_table(compared: list[Compared], chip: Chip):
 def _numbers(one, chip):
     """The cells of memory, time, and MFU at the likely time. State and collectives are the ranking's."""
     state = f"{one.ranked.state / GIB:.2f}"
-    collectives = f"{one.ranked.collectives(one.layout.micro_batches):.3g}"
+    collectives = duration(one.ranked.collectives(one.layout.micro_batches))
     if any(compiled.refusal is not None for _, compiled in one.compiled):
         return state, "refused", collectives, "-", "-", "-"
     held = max(held_at_once(program, compiled) for program, compiled in one.compiled)
@@ -64,4 +62,4 @@ def _numbers(one, chip):
     flops = sum(program.flops for program, _ in one.compiled)
     mfu = share_of_peak(flops, likely, chip, one.compiled[0][0].mesh.size)
     peak = f"{held / GIB:.2f}"
-    return state, peak, collectives, f"{least:.3g}", f"{likely:.3g}", f"{mfu:.1%}"
+    return state, peak, collectives, duration(least), duration(likely), f"{mfu:.1%}"

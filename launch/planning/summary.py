@@ -32,6 +32,19 @@ def duration(seconds: float):
     return f"{number:,.{max(0, 2 - int(math.log10(max(number, 1))))}f} {unit}"
 
 
+def narrow_table(title: str, caption: str | None = None):
+    """A rich Table whose columns stand close together."""
+    return Table(
+        box=SIMPLE_HEAD,
+        title=title,
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+
+
 def summary_table(planned, chip: Chip):
     """A rich Table with a row for each (Program, Compiled, Seconds or None), two for one that decodes."""
     latency = [
@@ -45,15 +58,7 @@ def summary_table(planned, chip: Chip):
         "all calls: likely, of a step or an evaluation with the longest completions.\n"
         "tokens/s, MFU: at the likely time."
     )
-    table = Table(
-        box=SIMPLE_HEAD,
-        title=f"one {chip.device_kind}",
-        caption=caption,
-        title_justify="left",
-        caption_justify="left",
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
+    table = narrow_table(f"one {chip.device_kind}", caption)
     table.add_column("program")
     table.add_column("fits", no_wrap=True)
     share = f"GiB of {chip.hbm_bytes / GIB:.4g}"

@@ -13,7 +13,7 @@ from launch.planning.compiled import Compiled, Memory
 from launch.planning.hlo import Cost
 from launch.planning.hlo_collectives import Collective
 from launch.planning.program_table import program_table
-from launch.planning.report import WIDTH, compiled_line, step_lines, verdict_line
+from launch.planning.report import WIDTH, compiled_line, step_lines, verdict_lines
 from launch.planning.roofline import Roofline, Seconds, seconds_of
 from launch.planning.summary import duration, summary_table
 
@@ -138,10 +138,12 @@ def test_the_first_table_says_what_fits_how_long_it_takes_and_what_binds():
 
 
 def test_the_verdict_names_what_does_not_fit():
-    """Oracle: the words a reader needs."""
-    fitting = verdict_line([decoding("small", 3), decoding()], CHIP)
+    """Oracle: the words a reader needs; by hand, 9 GiB of 8."""
+    (fitting,) = verdict_lines([decoding("small", 3), decoding()], CHIP)
     assert fitting == "All fit. decode holds most: 5.0 of 8.00 GiB."
-    assert verdict_line([decoding(), decoding("large", 9)], CHIP).startswith("NOT all fit: large;")
+    first, excess, *fields = verdict_lines([decoding(), decoding("large", 9)], CHIP)
+    assert first == "large does not fit. What would help:" and fields
+    assert excess.startswith("    1.00 GiB are too much")
 
 
 def test_a_line_follows_each_compilation():
