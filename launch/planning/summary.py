@@ -70,11 +70,11 @@ def summary_table(planned, chip: Chip):
             table.add_row(program.name, verdict, *["-"] * 7)
             continue
         held = f"{held_at_once(program, compiled) / GIB:.2f}"
-        name = program.name if seconds.token is None else f"{program.name}, a token"
+        name = program.name if seconds.token is None else f"{program.name}, token"
         table.add_row(name, verdict, held, *_times(program, seconds.main, program.runs, chip))
         if seconds.token is not None:
             cells = *_seconds(seconds.call, program.times), "-", "-", seconds.call.bound
-            table.add_row(f"{program.name}, a call", "", "", *cells)
+            table.add_row(f"{program.name}, call", "", "", *cells)
     return table
 
 

@@ -175,7 +175,7 @@ def test_a_single_chip_and_the_programs_that_one_needs(folder):
     status, out, err = planned(folder, *args, config="answers.py:128")
     assert status == 0, err
     rows = [line.split(" yes ")[0].strip() for line in out.splitlines() if " yes " in line]
-    assert rows == ["weights", "slots", "prefill", "decode, a token"]
+    assert rows == ["weights", "slots", "prefill", "decode, token"]
     assert bytes_in(rows_of(out)["beside it, the results of prefill"]) > 0
     assert "1 x TPU v5 lite" in out and "128 slots x 4,096" in out
     # 4096 x 8 requests over 128 slots, of which 4 end together: 8,160 waits, a growth and the end
