@@ -69,9 +69,7 @@ COMPILED = {
     ("r1:stage=reasoning", "update"): Figures(V5P, mfu=0.25),
     ("v32_grpo", "update"): Figures(V5P, mfu=0.1),
     # 32 slots of 17,408 positions, sixteen turns of them
-    (TOOLS, "decode"): Figures(
-        5.2, 0.0, sent_gb=0.03, traffic_gb=5.3, operations=1900, collectives=190
-    ),
+    (TOOLS, "decode"): Figures(5.2, sent_gb=0.03, traffic_gb=5.3, operations=1900, collectives=190),
     (TOOLS, "read 128"): Figures(
         5.9, mfu=0.2, sent_gb=2.7, traffic_gb=85.0, operations=1850, collectives=185
     ),
