@@ -30,7 +30,7 @@ def get_config(arg=None):
     c.mesh = dict(fsdp=4)
     c.data.path = "questions.jsonl"
     c.conversation = dict(turns=16, turn_length=4096, workers=8, call_bytes=16_384)
-    # Two seconds of decoding by the plan, in which the sandbox answers while the devices go on
+    # Half a second of decoding by the plan, in which the sandbox answers while the devices go on
     c.conversation.update(call_seconds=20.0, call_steps=64)
     c.rollout.update(max_prompt_length=1024, max_completion_length=16_384)
     # A row of 17,408 tokens at a time on each chip

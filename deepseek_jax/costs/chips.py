@@ -13,6 +13,9 @@ class Chip:
     faster than bfloat16. link: bytes a second of one link of the torus, one way, or all links of a chip where
     a switch joins them; network: bytes a second that a chip has beyond them. devices: how many JAX devices
     the chip is; device_kind is the name of one. options: of the compiler, for a train step.
+
+    Assumptions, until a chip was measured: seconds_per_operation, which each operation of a program takes
+    beyond its work; seconds_per_collective, which each collective does that nothing hides.
     """
 
     device_kind: str
@@ -24,6 +27,8 @@ class Chip:
     peaks: dict = dataclasses.field(default_factory=dict)
     devices: int = 1
     options: dict = dataclasses.field(default_factory=dict)
+    seconds_per_operation: float = 0.9e-6
+    seconds_per_collective: float = 7e-6
 
     def device(self):
         """The share of one JAX device, as a Chip."""
@@ -52,6 +57,8 @@ ON_SPARSE_CORES = {
     "xla_sc_enable_instruction_fusion": "false",
     "xla_sc_disable_megacore_partitioning": "true",
 }
+# Options that were tried on decoding, so that collectives of a token overlap with other work
+TRIED_ON_DECODING = ()
 # Google Cloud's page on each version: docs.cloud.google.com/tpu/docs/v5e, v5p, v6e, tpu7x. Links: the chapter
 # "TPUs" of jax-ml.github.io/scaling-book, and a sixth of tpu7x's 1,200 GB/s both ways. A v5e has 16 GiB, of
 # which the compiler takes a quarter. network: 50 Gbit/s a chip, the page's number for v5p

@@ -44,9 +44,10 @@ class Program:
     """A jitted function and the ShapeDtypeStructs that it is called with; nothing of it is an array.
 
     arguments: static ones included. needs: the names of earlier programs; where there are any, arguments is a
-    function of their results. tokens, flops: what one call does and what the model needs for it, over all
-    devices; of a decoding step, not of the loop. part: TRAINING, GENERATION, SYNC or REWARD. times: how often
-    a step of the run calls it, at most. sizes: for a reader. model: of an update, what it trains. beside:
+    function of their results. part: TRAINING, GENERATION, SYNC or REWARD. times: how often a step of the run
+    calls it, at most. token_steps: the turns that the decoding loop makes in all these calls, at most; 0 of a
+    program without one. tokens, flops: what one call, or one turn of that loop, does and what the model needs
+    for it, over all devices. sizes: for a reader. model: of an update, what it trains. beside:
     what else the devices hold meanwhile. waiting: the names of earlier programs whose results they hold too.
     settings: of its stage. path, model_path: where these, and the model, stand in the config.
     """
@@ -60,6 +61,7 @@ class Program:
     sizes: str
     part: str = TRAINING
     times: int = 1
+    token_steps: int = 0
     needs: tuple[str, ...] = ()
     model: ModelConfig | None = None
     beside: tuple[Held, ...] = ()
@@ -72,6 +74,11 @@ class Program:
     def beside_bytes(self):
         """Bytes of one device that lie beside the program."""
         return sum(held.bytes for held in self.beside)
+
+    @property
+    def runs(self):
+        """How often a step of the run does what tokens and flops are of."""
+        return self.token_steps or self.times
 
     @property
     def filled(self):

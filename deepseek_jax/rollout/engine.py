@@ -161,6 +161,38 @@ def cache_rooms(longest: int):
     return sizes
 
 
+def ended_together(slots: int):
+    """How many of `slots` slots end before others are seated, while requests wait."""
+    return max(slots // SEATED_TOGETHER, 1)
+
+
+class Calls(NamedTuple):
+    """How often a rollout calls two of its steps.Parts."""
+
+    seat: int
+    decode: int
+
+
+def most_calls(
+    requests: int, slots: int, longest: int, chunks: int, *, turns: int = 0, enough: bool = False
+):
+    """The Calls of a rollout, at most. longest: tokens of a completion. chunks: of prompts. turns: of
+    conversations, 0 without. enough: whether the rollout stops once it has enough.
+
+    `decode` returns for each growth of the caches, each time that slots have ended together while requests
+    wait, and at the end; of conversations for each turn that ends and each text that is due. `seat` follows
+    where a slot is free, and seats requests of one chunk.
+    """
+    growths, waiting = len(cache_rooms(longest)) - 1, max(requests - slots, 0)
+    if turns:
+        return Calls(chunks + waiting, growths + requests * (2 * turns - 1))
+    together = ended_together(slots)
+    waits = -(-waiting // together)
+    # Where it may have enough, every call returns for slots that have ended together
+    last = -(-requests // together) - waits if enough else 1
+    return Calls(chunks + waits + growths, growths + waits + last)
+
+
 def rollout_config(config, mesh):
     """The config with a bounded buffer for experts' tokens. mesh: of rollout_mesh."""
     if mesh is None or not config.n_routed_experts:
@@ -299,7 +331,7 @@ class Engine:
         if rooms(self.tables, self.state)[1] < self.state.tokens.shape[1]:
             self._make_room(on_host(self.state.length)[self.request_in >= 0].max() + 1)
         # Each seating costs a call, and an empty slot a few steps: seat a share of the slots at a time
-        ends = max(len(self.request_in) // SEATED_TOGETHER, 1) if wanted else len(self.request_in)
+        ends = ended_together(len(self.request_in)) if wanted else len(self.request_in)
         self.state = self.parts.decode(*self.fixed, self.weights, self.tables, self.state, ends)
 
     def decode_one(self, length):

@@ -24,7 +24,12 @@ from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.quantized import is_quantized
 from deepseek_jax.parallel.decoding import decoding_mesh
 from deepseek_jax.rollout import steps
-from deepseek_jax.rollout.engine import batch_parts_of, cache_rooms, rollout_config
+from deepseek_jax.rollout.engine import (
+    batch_parts_of,
+    cache_rooms,
+    most_calls,
+    rollout_config,
+)
 from deepseek_jax.rollout.kept import DTYPE
 from deepseek_jax.rollout.requests import PROMPT_BUCKET, chunk_rows
 from deepseek_jax.rollout.sampling import Sampling
@@ -99,6 +104,7 @@ class _Work(NamedTuple):
     sizes: str
     part: str = GENERATION
     times: int = 1
+    token_steps: int = 0
     tokens: int = 0
     flops: float = 0.0
 
@@ -134,18 +140,24 @@ class _Rollout:
 
     def served(self, asked: Asked):
         """The programs that read the weights, to answer what is asked."""
-        # As often as all slots are seated anew
-        seatings = -(-asked.prompts * asked.n // self.slots)
-        programs = [
-            self.empty_slots(),
-            self.prefill(chunks=-(-asked.prompts // self.chunk)),
-            self.seat(seatings),
-        ]
+        requests, chunks = asked.prompts * asked.n, -(-asked.prompts // self.chunk)
+        # As often as all slots are seated anew, each time for the longest
+        seatings = -(-requests // self.slots)
+        calls = most_calls(
+            requests,
+            self.slots,
+            self.longest,
+            chunks,
+            turns=self.turns,
+            enough=asked.continued > 0,
+        )
+        programs = [self.empty_slots(), self.prefill(chunks), self.seat(calls.seat)]
         longest = "prefill"
         if asked.continued:
             chunks, longest = -(-asked.continued // self.chunk), "continued prefill"
             programs += [self.prefill(chunks, continued=True), self.seat(chunks, continued=True)]
-        programs += [*self.growth(longest), self.decode(seatings, longest)]
+        decode = self.decode(calls.decode, seatings * self.longest, longest)
+        programs += [*self.growth(longest), decode]
         texts = seatings * (self.turns - 1)
         return [*programs, *self.read(texts, longest)] if self.turns else programs
 
@@ -198,7 +210,7 @@ class _Rollout:
         )
         return [grown]
 
-    def seat(self, seatings: int, continued: bool = False):
+    def seat(self, calls: int, continued: bool = False):
         seats, numbers = everywhere(self.mesh, (self.slots,), bool), self._numbers(self.slots)
 
         def arguments(slots, prefilled):
@@ -216,12 +228,12 @@ class _Rollout:
             f"{kind}seat",
             self.parts.seat,
             arguments,
-            _Work(self._sizes_of_slots(), times=seatings),
+            _Work(self._sizes_of_slots(), times=calls),
             needs=["slots", f"{kind}prefill"],
             waiting=["weights"],
         )
 
-    def decode(self, seatings: int, chunk: str):
+    def decode(self, calls: int, token_steps: int, chunk: str):
         def arguments(weights, slots):
             tables, ends = self._tables(), self._numbers()
             more = (self._numbers(),) if self.turns else ()
@@ -231,7 +243,8 @@ class _Rollout:
         seen = self.prompt_room + self.longest / 2
         work = _Work(
             self._sizes_of_slots(),
-            times=seatings * self.longest,
+            times=calls,
+            token_steps=token_steps,
             tokens=self.slots,
             flops=self.slots * forward_flops(self.config, seen),
         )
@@ -289,6 +302,7 @@ class _Rollout:
             sizes=work.sizes,
             part=work.part,
             times=work.times,
+            token_steps=work.token_steps,
             needs=tuple(self.name + each for each in needs),
             waiting=tuple(self.name + each for each in waiting),
         )

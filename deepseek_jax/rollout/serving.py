@@ -11,7 +11,7 @@ import numpy as np
 from deepseek_jax.rollout import turns
 from deepseek_jax.rollout.completions import Rollout, RolloutLog, of_slots, on_host
 from deepseek_jax.rollout.conversations import Turn
-from deepseek_jax.rollout.engine import SEATED_TOGETHER, Engine, Way
+from deepseek_jax.rollout.engine import Engine, Way, ended_together
 from deepseek_jax.rollout.requests import RequestQueue
 from deepseek_jax.rollout.slots import rooms
 
@@ -47,7 +47,7 @@ class TurnsEngine(Engine):
             return
         if rooms(self.tables, self.state)[1] < self.state.tokens.shape[1]:
             self._make_room(length[~ended].max() + 1)
-        ends = max(len(self.request_in) // SEATED_TOGETHER, 1)
+        ends = ended_together(len(self.request_in))
         left = min(self.due.values(), default=np.iinfo(np.int32).max) - self.steps
         before = int(self.state.step)
         arguments = self.weights, self.tables, self.state, ends, left

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import time
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,11 +15,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from deepseek_jax.costs.chips import chip_of
 from deepseek_jax.costs.program import Held, Program, beside
 from deepseek_jax.progress import waiting_for
-from launch.planning.hlo import Cost, program_cost
+from launch.planning.hlo import Cost, decoding_costs, program_cost
 from launch.planning.hlo_collectives import Collective
 
 # The version of what is read off a program: a new number computes it anew
-VERSION = 3
+VERSION = 4
 # The environment's flags for the compilers
 COMPILER_FLAGS = "XLA_FLAGS", "LIBTPU_INIT_ARGS"
 
@@ -38,12 +39,22 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A program as compiled for one device, or the compiler's refusal. specs: of the results' shardings."""
+    """A program as compiled for one device, or the compiler's refusal. cost: of a call; token: of one turn of
+    its loop where it decodes, None elsewhere. specs: of the results' shardings. seconds: of the compiler;
+    None for what was in the cache.
+    """
 
     memory: Memory | None = None
     cost: Cost | None = None
+    token: Cost | None = None
     specs: tuple = ()
     refusal: str | None = None
+    seconds: float | None = dataclasses.field(default=None, compare=False)
+
+    @property
+    def main(self):
+        """The Cost that the Program's tokens and flops belong to."""
+        return self.token or self.cost
 
 
 def compile_programs(programs: list[Program], cache: Path | None = None):
@@ -77,7 +88,9 @@ def _compiled(program, arguments, cache):
         path = None if cache is None else cache / f"{_digest(program, lowered)}.json"
         if path is not None and path.exists():
             return _from_json(json.loads(path.read_text())), lowered
+        began = time.monotonic()
         compiled = _compile(program, lowered)
+        compiled = dataclasses.replace(compiled, seconds=time.monotonic() - began)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(_as_json(compiled)))
@@ -99,9 +112,9 @@ def _compile(program, lowered):
         peak=found.peak_memory_in_bytes,
     )
     specs = tuple(place.spec for place in jax.tree.leaves(done.output_shardings))
-    # A decoding loop counts a single step, see Program
-    cost = program_cost(done.as_text(), dict(program.mesh.shape), loops=1, filled=program.filled)
-    return Compiled(memory, cost, specs)
+    read = done.as_text(), dict(program.mesh.shape), program.filled
+    cost, token = decoding_costs(*read) if program.token_steps else (program_cost(*read), None)
+    return Compiled(memory, cost, token, specs)
 
 
 def _results(program, lowered, specs):
@@ -121,7 +134,8 @@ def _digest(program, lowered):
     compiler = _version("jax"), _version("libtpu"), *map(os.environ.get, COMPILER_FLAGS)
     digest = hashlib.sha256(lowered.as_text().encode())
     chip = chip_of(devices.ravel())
-    digest.update(repr((VERSION, program.filled, kind, compiler, chip and chip.options)).encode())
+    read = VERSION, program.filled, program.token_steps > 0
+    digest.update(repr((read, kind, compiler, chip and chip.options)).encode())
     return digest.hexdigest()[:32]
 
 
@@ -135,13 +149,30 @@ def _version(package):
 def _as_json(compiled):
     if compiled.refusal is not None:
         return {"refusal": compiled.refusal}
-    cost = compiled.cost
     return {
         "memory": dataclasses.asdict(compiled.memory),
         "specs": [[list(e) if isinstance(e, tuple) else e for e in s] for s in compiled.specs],
+        "cost": _cost_as_json(compiled.cost),
+        "token": compiled.token and _cost_as_json(compiled.token),
+    }
+
+
+def _from_json(read):
+    if "refusal" in read:
+        return Compiled(refusal=read["refusal"])
+    specs = tuple(
+        PartitionSpec(*(tuple(e) if isinstance(e, list) else e for e in s)) for s in read["specs"]
+    )
+    token = read["token"] and _cost_from_json(read["token"])
+    return Compiled(Memory(**read["memory"]), _cost_from_json(read["cost"]), token, specs)
+
+
+def _cost_as_json(cost):
+    return {
         "flops": cost.flops,
         "unknown": cost.unknown,
         "hbm_bytes": cost.hbm_bytes,
+        "count": cost.count,
         "cycles": cost.cycles,
         "operations": [[*key, times] for key, times in cost.operations.items()],
         "collectives": [
@@ -151,10 +182,8 @@ def _as_json(compiled):
     }
 
 
-def _from_json(read):
-    if "refusal" in read:
-        return Compiled(refusal=read["refusal"])
-    cost = Cost(
+def _cost_from_json(read):
+    return Cost(
         flops=Counter(read["flops"]),
         unknown=Counter(read["unknown"]),
         hbm_bytes=read["hbm_bytes"],
@@ -162,9 +191,6 @@ def _from_json(read):
         collectives={
             (kind, tuple(axes)): Collective(**one) for kind, axes, one in read["collectives"]
         },
+        count=read["count"],
         cycles=read["cycles"],
     )
-    specs = tuple(
-        PartitionSpec(*(tuple(e) if isinstance(e, list) else e for e in s)) for s in read["specs"]
-    )
-    return Compiled(Memory(**read["memory"]), cost, specs)

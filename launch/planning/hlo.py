@@ -1,6 +1,7 @@
 """What one device does in a compiled program, from its optimised text.
 
-A loop's body counts as often as it runs; in XLA's own cost_analysis it counts once.
+A loop's body counts as often as it runs; in XLA's own cost_analysis it counts once. Of the loop that decodes
+nobody knows how often: what a call does and what one turn of the loop does are counted apart.
 """
 
 import dataclasses
@@ -10,9 +11,9 @@ from collections import Counter
 from deepseek_jax.parallel.dispatch import RARE
 from launch.planning.hlo_collectives import Collective, collective_of, continues
 from launch.planning.hlo_flops import GROUPED, operation_flops
-from launch.planning.hlo_loops import trip_count
+from launch.planning.hlo_loops import endless_loops, trip_count
 from launch.planning.hlo_text import Computation, Operation, parse
-from launch.planning.hlo_traffic import operation_bytes
+from launch.planning.hlo_traffic import does_work, operation_bytes
 
 # XLA writes a number near 2**63 for what it cannot estimate
 NO_ESTIMATE = 2**50
@@ -24,14 +25,16 @@ class Cost:
 
     flops: {label: FLOPs}: of products by operands' dtypes, of Pallas kernels by name. unknown: {kernel: how
     often it runs} of kernels whose FLOPs are not counted. hbm_bytes: read and written. operations: {(FLOPs,
-    bytes) of an operation: how often it runs}, which add up to these. collectives: {(kind, axes):
-    Collective}. cycles: XLA's estimates for a TPU; it gives none for kernels and collectives.
+    bytes) of an operation: how often it runs}, which add up to these. count: of all operations,
+    collectives too, see hlo_traffic.does_work. collectives: {(kind, axes): Collective}. cycles: XLA's
+    estimates for a TPU; it gives none for kernels and collectives.
     """
 
     flops: Counter = dataclasses.field(default_factory=Counter)
     unknown: Counter = dataclasses.field(default_factory=Counter)
     hbm_bytes: float = 0.0
     operations: Counter = dataclasses.field(default_factory=Counter)
+    count: int = 0
     collectives: dict = dataclasses.field(default_factory=dict)
     cycles: float = 0.0
 
@@ -42,34 +45,66 @@ class Cost:
                 mine[label] += times * number
         for key, collective in other.collectives.items():
             self.collectives.setdefault(key, Collective()).add(collective, times)
+        self.count += times * other.count
         self.hbm_bytes += times * other.hbm_bytes
         self.cycles += times * other.cycles
 
+    @property
+    def sent_bytes(self):
+        """What the device sends in all collectives."""
+        return sum(one.wire_bytes for one in self.collectives.values())
+
+    @property
+    def collective_count(self):
+        return sum(one.count for one in self.collectives.values())
+
+    @property
+    def asynchronous_count(self):
+        """How many of the collectives overlap with other work."""
+        return sum(one.asynchronous for one in self.collectives.values())
+
     def order(self):
         """By what the branches of a conditional compare."""
-        wire = sum(collective.wire_bytes for collective in self.collectives.values())
-        return self.flops.total(), self.hbm_bytes, wire
+        return self.flops.total(), self.hbm_bytes, self.sent_bytes
 
 
-def program_cost(text: str, mesh_shape: dict, loops: int = 1, filled: float = 1.0) -> Cost:
+def program_cost(text: str, mesh_shape: dict, filled: float = 1.0) -> Cost:
     """The Cost of a program, from the text of `compiled.as_text()`; of a CPU or a TPU.
 
-    mesh_shape: {axis: size} in the order of the devices, as `mesh.shape`. loops: the turns of a loop whose
-    count is not in its condition, as in decoding. filled: the share of a grouped product's rows that belong
-    to an expert: a kernel skips the others. The most expensive branch of a conditional counts, but none in a
-    scope "rarely". What a loop's condition computes does not count. Raises ValueError for text that is no
-    program.
+    mesh_shape: {axis: size} in the order of the devices, as `mesh.shape`. filled: the share of a grouped
+    product's rows that belong to an expert: a kernel skips the others. The most expensive branch of a
+    conditional counts, but none in a scope "rarely". What a loop's condition computes does not count, and a
+    loop of unknown length counts as one turn. Raises ValueError for text that is no program.
     """
     computations, entry = parse(text)
-    return _Walk(computations, dict(mesh_shape), loops, filled).scheduled(entry)
+    return _Walk(computations, dict(mesh_shape), filled).scheduled(entry)
+
+
+def decoding_costs(text: str, mesh_shape: dict, filled: float = 1.0):
+    """(the Cost of a call without its tokens, that of a token: of one turn of the decoding loop): the largest
+    of those loops of the program whose length nobody knows. Arguments as of program_cost.
+
+    Raises ValueError for text that is no program, or has no such loop.
+    """
+    computations, entry = parse(text)
+    walk = _Walk(computations, dict(mesh_shape), filled)
+    tokens = {
+        name: walk.scheduled(name) for name in endless_loops(computations, computations[entry])
+    }
+    if not tokens:
+        raise ValueError("the program decodes, and its text has no loop of unknown length")
+    walk.apart = max(tokens, key=lambda name: tokens[name].order())
+    return walk.scheduled(entry), tokens[walk.apart]
 
 
 @dataclasses.dataclass
 class _Walk:
+    """apart: the name of the loop's body that is no part of a call."""
+
     computations: dict[str, Computation]
     mesh_shape: dict
-    loops: int
     filled: float
+    apart: str | None = None
 
     def scheduled(self, name, asynchronous=False):
         """The Cost of a computation whose operations run one by one."""
@@ -82,6 +117,7 @@ class _Walk:
             flops = own.flops.total() + (called.flops.total() if operation.kind == "fusion" else 0)
             if flops or moved:
                 cost.operations[flops, moved] += 1
+            cost.count += does_work(operation)
             cost.add(called, times)
             cost.add(own)
             cost.hbm_bytes += moved
@@ -93,8 +129,10 @@ class _Walk:
         """(Cost, times) of the computations that an operation runs."""
         if operation.kind == "while":
             body = operation.attribute(r"body=%?([\w.\-]+)")
-            times = trip_count(self.computations, computation, operation, self.loops)
-            return self.scheduled(body, asynchronous), times
+            if body == self.apart:
+                return Cost(), 1
+            turns = trip_count(self.computations, computation, operation)
+            return self.scheduled(body, asynchronous), 1 if turns is None else turns
         if operation.kind == "conditional":
             names = [name for name in _branches(operation) if not self._is_rare(name)]
             branches = (self.scheduled(name, asynchronous) for name in names)

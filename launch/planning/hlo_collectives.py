@@ -31,19 +31,21 @@ class Collective:
 
     count: how often they run; asynchronous: how many of these overlap with other work, by the program's text.
     bytes: of whole arrays: gathered, or before they are reduced, scattered or exchanged. wire_bytes: what the
-    device sends where a ring does it.
+    device sends where a ring does it; hidden_bytes: those of the asynchronous among them.
     """
 
     count: int = 0
     asynchronous: int = 0
     bytes: float = 0.0
     wire_bytes: float = 0.0
+    hidden_bytes: float = 0.0
 
     def add(self, other, times):
         self.count += times * other.count
         self.asynchronous += times * other.asynchronous
         self.bytes += times * other.bytes
         self.wire_bytes += times * other.wire_bytes
+        self.hidden_bytes += times * other.hidden_bytes
 
 
 def collective_of(
@@ -74,7 +76,7 @@ def collective_of(
     share = 1 if kind == "collective-permute" else (devices - 1) / devices
     wire = (2 if kind == "all-reduce" else 1) * share * size
     overlaps = asynchronous or operation.kind.endswith("-start")
-    return (kind, axes), Collective(1, int(overlaps), size, wire)
+    return (kind, axes), Collective(1, int(overlaps), size, wire, wire if overlaps else 0.0)
 
 
 def continues(body: Computation, operation: Operation):

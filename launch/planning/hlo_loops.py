@@ -3,11 +3,18 @@
 from launch.planning.hlo_text import VIEWS, Operation
 
 
-def trip_count(computations, computation, loop: Operation, loops: int):
-    """How often a while's body runs.
+def endless_loops(computations, computation):
+    """The names of the bodies of a computation's loops without a known count."""
+    loops = [operation for operation in computation.values() if operation.kind == "while"]
+    unknown = [loop for loop in loops if trip_count(computations, computation, loop) is None]
+    return [loop.attribute(r"body=%?([\w.\-]+)") for loop in unknown]
+
+
+def trip_count(computations, computation, loop: Operation):
+    """How often a while's body runs; None where nobody knows.
 
     XLA's own count, where it gives one; else the constant that the condition compares a counter with, less
-    the counter's first value where that is a constant; else `loops`.
+    the counter's first value where that is a constant.
     """
     known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
     if known:
@@ -17,7 +24,7 @@ def trip_count(computations, computation, loop: Operation, loops: int):
         # Below 0 an index counts from the end: no limit of a loop
         if limit is not None and limit > 0:
             return limit - _start(computation, body, loop, counter)
-    return loops
+    return None
 
 
 def _comparisons(computations, body, given):

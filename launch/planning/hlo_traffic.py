@@ -1,4 +1,4 @@
-"""Bytes of device memory that one operation of a compiled program reads and writes."""
+"""Which operations of a compiled program do work, and the bytes of device memory that each one moves."""
 
 from launch.planning.hlo_collectives import continues
 from launch.planning.hlo_text import VIEWS, Computation, Operation
@@ -11,8 +11,20 @@ FREE = (
 CUTS = ("slice", "dynamic-slice", "gather")
 # {what writes a part of its first operand in place: the operand that it writes}
 WRITES = {"dynamic-update-slice": 1, "scatter": 2}
+CALLING_STARTS = ("async-start", "call-start")
 # These reserve memory or mark a time
 FREE_TARGETS = r'custom_call_target="(AllocateBuffer|PrepareAsyncCall\w*)"'
+
+
+def does_work(operation: Operation):
+    """Whether an operation outside fusions counts as one. A pair does once, at its start; where the start
+    calls a computation, the operations in there count instead.
+    """
+    if operation.kind in FREE or operation.attribute(FREE_TARGETS):
+        return False
+    return (
+        not operation.kind.endswith(("-update", "-done")) and operation.kind not in CALLING_STARTS
+    )
 
 
 def operation_bytes(computations, computation: Computation, operation: Operation):
@@ -31,7 +43,7 @@ def operation_bytes(computations, computation: Computation, operation: Operation
     if kind.endswith("-done"):
         return hbm(operation.result)
     if kind.endswith("-start"):
-        if operation.called() and kind in ("async-start", "call-start"):
+        if operation.called() and kind in CALLING_STARTS:
             return 0
         if kind.removesuffix("-start") in CUTS:
             # The start's tuple: operands, the result, a semaphore

@@ -10,15 +10,16 @@ from deepseek_jax.costs.chips import Chip
 from deepseek_jax.costs.program import Program
 from launch.config_file import load_config, set_field
 from launch.planning.compiled import compile_programs
-from launch.planning.report import WIDTH, fits, program_table
-from launch.planning.roofline import Roofline, roofline, share_of_peak
+from launch.planning.program_table import program_table
+from launch.planning.report import WIDTH
+from launch.planning.roofline import Roofline, seconds_of, share_of_peak
+from launch.planning.summary import fits
 from launch.planning.topology import planned_mesh, recipes_programs
 
 # What lies between the roofline and a clock, as far as the programs are the same
 LEFT_OUT = (
-    "the compiler's schedule: how much of the collectives is hidden lies between the two times",
+    "the compiler's schedule: how much of the asynchronous collectives it hides",
     "products whose tiles do not fill the matrix unit",
-    "latencies: of kernels, of loops and of each collective",
     "links that two collectives want at once",
 )
 # In what the programs differ
@@ -117,12 +118,10 @@ def print_published(row: Published, program: Program, chip: Chip, cache: Path | 
     """Compile our program of a published step and print both times: -> whether it fits."""
     console = Console(width=WIDTH, soft_wrap=True)
     [(_, compiled)] = compile_programs([program], cache)
-    seconds = None
-    if compiled.refusal is None:
-        seconds = roofline(compiled.cost, chip, program.mesh)
+    seconds = seconds_of(program, compiled, chip)
     console.print(program_table(program, compiled, seconds, chip))
     if seconds is not None:
-        console.print(published_table(row, program, seconds, chip))
+        console.print(published_table(row, program, seconds.call, chip))
     return fits(program, compiled, chip)
 
 
@@ -132,8 +131,7 @@ def published_table(row: Published, program: Program, seconds: Roofline, chip: C
     table.add_row("source", row.source)
     table.add_row("tokens a step", f"{row.tokens:,} = {row.rows:,} rows x {row.length:,}")
     table.add_row("published", f"{row.seconds:.2f} s, {_mfu(program, row.seconds, chip)}")
-    ends = {"collectives hidden": seconds.hidden, "collectives exposed": seconds.exposed}
-    for name, predicted in ends.items():
+    for name, predicted in {"at least": seconds.at_least, "likely": seconds.likely}.items():
         text = f"{predicted:.2f} s, {_mfu(program, predicted, chip)}; published is "
         table.add_row(f"predicted, {name}", f"{text}{row.factor(predicted):.2f} times that")
     for line in LEFT_OUT:

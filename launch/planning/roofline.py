@@ -1,47 +1,97 @@
-"""The seconds that one device needs for a compiled program, by its peaks alone: a lower bound, twice.
+"""The seconds that one device needs for a compiled program: at least, and likely.
 
-Memory and matrix unit overlap within an operation. With everything hidden, the links work beside them; with
-nothing hidden, each collective waits. What the model leaves out: the time that a kernel's tiles do not fill,
-latencies, the compiler's schedule, and products of float32, which take several passes on a TPU.
+Memory and matrix unit overlap within an operation. o are the seconds of n operations one after the other; a
+and w those of the links, for collectives that are asynchronous and for m others, which the program waits for;
+p and q the latencies of an operation and of a collective, see costs.chips.Chip:
+
+    at least   max(o, a + w)                   peaks alone: all collectives hidden, no latency
+    likely     max(o + n p, a) + w + m q       as compiled: what is asynchronous hides, the rest waits
+
+What the model leaves out: the time that a kernel's tiles do not fill, the rest of the compiler's schedule,
+and products of float32, which take several passes on a TPU.
 """
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 
 from deepseek_jax.costs.chips import Chip
+from deepseek_jax.costs.program import Program
 from deepseek_jax.parallel.torus import busiest_link
+from launch.planning.compiled import Compiled
 from launch.planning.hlo import Cost
 
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds of one device: of its products alone, its memory alone, its operations one after the other,
-    and its collectives.
+    """Seconds of one device: of its products alone, its memory alone, its operations one after the other, its
+    links for collectives that are asynchronous and for those that it waits for; and the latency of all
+    operations, and of the collectives that it waits for.
     """
 
     products: float
     memory: float
     operations: float
-    collectives: float
+    asynchronous: float = 0.0
+    waited: float = 0.0
+    operation_latency: float = 0.0
+    collective_latency: float = 0.0
 
     @property
-    def hidden(self):
-        """With all collectives hidden behind operations."""
+    def collectives(self):
+        return self.asynchronous + self.waited
+
+    @property
+    def latency(self):
+        return self.operation_latency + self.collective_latency
+
+    @property
+    def at_least(self):
+        """By the peaks alone, see the top of this module."""
         return max(self.operations, self.collectives)
 
     @property
-    def exposed(self):
-        """With no collective hidden."""
-        return self.operations + self.collectives
+    def likely(self):
+        """As it is compiled, see the top of this module."""
+        beside = max(self.operations + self.operation_latency, self.asynchronous)
+        return beside + self.waited + self.collective_latency
 
     @property
     def bound(self):
-        """What binds: "products", "memory" or "collectives"."""
-        terms = {name: getattr(self, name) for name in ("products", "memory", "collectives")}
-        return max(terms, key=terms.get)
+        """What binds: "products", "memory", "collectives" or "latency"."""
+        names = ("products", "memory", "collectives", "latency")
+        return max(names, key=lambda name: getattr(self, name))
+
+
+class Seconds(NamedTuple):
+    """The Roofline of a program's call, and of one turn of its loop where it decodes: of a token."""
+
+    call: Roofline
+    token: Roofline | None = None
+
+    @property
+    def main(self):
+        """Of what the Program's tokens and flops are of."""
+        return self.token or self.call
+
+    def of_step(self, program: Program):
+        """(at least, likely) of all that a step of the run calls of the program."""
+        calls, token = program.times, self.token or Roofline(0.0, 0.0, 0.0)
+        return (
+            calls * self.call.at_least + program.token_steps * token.at_least,
+            calls * self.call.likely + program.token_steps * token.likely,
+        )
+
+
+def seconds_of(program: Program, compiled: Compiled, chip: Chip):
+    """The Seconds of a program on devices of this chip; None where the compiler refuses it."""
+    if compiled.refusal is not None:
+        return None
+    costs = [cost for cost in (compiled.cost, compiled.token) if cost is not None]
+    return Seconds(*(roofline(cost, chip, program.mesh) for cost in costs))
 
 
 def roofline(cost: Cost, chip: Chip, mesh: Mesh):
@@ -60,15 +110,19 @@ def roofline(cost: Cost, chip: Chip, mesh: Mesh):
         )
         for (flops, moved), times in cost.operations.items()
     )
-    collectives = sum(
-        collective_seconds(kind, axes, collective.wire_bytes, chip, mesh)
-        for (kind, axes), collective in cost.collectives.items()
-    )
+    hidden = waited = 0.0
+    for (kind, axes), one in cost.collectives.items():
+        hidden += collective_seconds(kind, axes, one.hidden_bytes, chip, mesh)
+        waited += collective_seconds(kind, axes, one.wire_bytes - one.hidden_bytes, chip, mesh)
+    waits = cost.collective_count - cost.asynchronous_count
     return Roofline(
         products=scaled / chip.flops_per_second,
         memory=cost.hbm_bytes / chip.hbm_bytes_per_second,
         operations=operations,
-        collectives=collectives,
+        asynchronous=hidden,
+        waited=waited,
+        operation_latency=cost.count * chip.seconds_per_operation,
+        collective_latency=waits * chip.seconds_per_collective,
     )
 
 

@@ -2,16 +2,13 @@
 
 import dataclasses
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from deepseek_jax.costs.chips import GIB, Chip
 from deepseek_jax.costs.program import Program
 from launch.planning.compiled import Compiled
 from launch.planning.layouts import Layout
 from launch.planning.ranking import Ranked
-from launch.planning.report import fits, held_at_once
-from launch.planning.roofline import roofline, share_of_peak
+from launch.planning.roofline import seconds_of, share_of_peak
+from launch.planning.summary import duration, fits, held_at_once, narrow_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,18 +24,20 @@ class Compared:
         return all(fits(program, one, chip) for program, one in self.compiled)
 
     def seconds(self, chip: Chip):
-        """(with collectives hidden, with none hidden), of one call of each update."""
-        times = [roofline(one.cost, chip, p.mesh) for p, one in self.compiled]
-        return sum(t.hidden for t in times), sum(t.exposed for t in times)
+        """(at least, likely), of one call of each update."""
+        times = [seconds_of(p, one, chip).call for p, one in self.compiled]
+        return sum(t.at_least for t in times), sum(t.likely for t in times)
 
 
 def search_table(compared: list[Compared], chip: Chip):
     """A rich Table with a row for each Compared."""
-    table = Table(box=SIMPLE_HEAD, title=f"one {chip.device_kind}", title_justify="left")
-    for name in ("mesh", "micro-batches", "remat", "fits"):
+    table = narrow_table(f"one {chip.device_kind}")
+    table.add_column("mesh")
+    for name in ("micro-\nbatches", "remat", "fits"):
         table.add_column(name, no_wrap=True)
-    for name in ("state GiB", "peak GiB", "collectives estimated", "seconds", "MFU at most"):
-        table.add_column(name, justify="right")
+    names = "state\nGiB", "peak\nGiB", "collectives\nestimated", "at least", "likely", "MFU"
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
     for one in compared:
         layout = one.layout
         axes = " ".join(f"{axis}={size}" for axis, size in layout.mesh.items() if size > 1)
@@ -53,13 +52,14 @@ def search_table(compared: list[Compared], chip: Chip):
 
 
 def _numbers(one, chip):
-    """The cells of memory, time and MFU. State and collectives' seconds are those of the ranking."""
+    """The cells of memory, time, and MFU at the likely time. State and collectives are the ranking's."""
     state = f"{one.ranked.state / GIB:.2f}"
-    collectives = f"{one.ranked.collectives(one.layout.micro_batches):.3g}"
+    collectives = duration(one.ranked.collectives(one.layout.micro_batches))
     if any(compiled.refusal is not None for _, compiled in one.compiled):
-        return state, "refused", collectives, "-", "-"
+        return state, "refused", collectives, "-", "-", "-"
     held = max(held_at_once(program, compiled) for program, compiled in one.compiled)
-    hidden, exposed = one.seconds(chip)
+    least, likely = one.seconds(chip)
     flops = sum(program.flops for program, _ in one.compiled)
-    mfu = share_of_peak(flops, hidden, chip, one.compiled[0][0].mesh.size)
-    return state, f"{held / GIB:.2f}", collectives, f"{hidden:.3g}-{exposed:.3g}", f"{mfu:.1%}"
+    mfu = share_of_peak(flops, likely, chip, one.compiled[0][0].mesh.size)
+    peak = f"{held / GIB:.2f}"
+    return state, peak, collectives, duration(least), duration(likely), f"{mfu:.1%}"

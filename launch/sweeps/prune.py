@@ -109,14 +109,17 @@ def verdict(config: dict, topology: str, cache: Path | None):
 
 
 def compiled(programs, chip, cache):
-    """Compile the programs for TPUs: yields (Program, seconds, None, or why it does not fit)."""
+    """Compile the programs for TPUs: yields (Program, likely seconds of its calls in a step, None, or why it
+    does not fit).
+    """
     from launch.planning.compiled import compile_programs
-    from launch.planning.report import fits, held_at_once
-    from launch.planning.roofline import roofline
+    from launch.planning.roofline import seconds_of
+    from launch.planning.summary import fits, held_at_once
 
     for program, found in compile_programs(programs, cache):
         if fits(program, found, chip):
-            yield program, roofline(found.cost, chip, program.mesh).hidden, None
+            _, likely = seconds_of(program, found, chip).of_step(program)
+            yield program, likely, None
         else:
             yield program, None, found.refusal or _too_much(held_at_once(program, found), chip)
 
@@ -127,7 +130,7 @@ def shapes(programs, chip):
 
     for program in programs:
         held = program.beside_bytes + (0 if program.needs else argument_bytes(program.arguments))
-        seconds = program.flops / program.mesh.size / chip.flops_per_second
+        seconds = program.runs * program.flops / program.mesh.size / chip.flops_per_second
         yield program, seconds, _too_much(held, chip) if held > chip.hbm_bytes else None
 
 
@@ -138,7 +141,7 @@ def _too_much(size, chip):
 def run_seconds(programs, seconds: dict):
     """The seconds of all updates of a run, with their rollouts; None of a run without any.
 
-    seconds: {program's name: of one call}. Evaluations and data are left out.
+    seconds: {program's name: of its calls in a step}. Evaluations and data are left out.
     """
     from deepseek_jax.costs.program import GENERATION, SYNC, TRAINING
 
@@ -153,8 +156,7 @@ def run_seconds(programs, seconds: dict):
         reinforced = {p.part for p in group} == {TRAINING, GENERATION, SYNC}
         # A step of reinforcement is its rollout, its scoring and its updates
         called = group if reinforced and kind != "pretrain" else [update]
-        each = sum(program.times * seconds[program.name] for program in called)
-        total += each * update.settings.num_steps
+        total += sum(seconds[program.name] for program in called) * update.settings.num_steps
     return total or None
 
 

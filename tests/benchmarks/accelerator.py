@@ -35,7 +35,7 @@ from deepseek_jax.training.settings import FitSettings
 from deepseek_jax.training.update import create_update
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from launch.planning.compiled import compile_programs
-from launch.planning.roofline import roofline
+from launch.planning.roofline import seconds_of
 from tests.benchmarks.results import FOLDER, as_text, revision
 from tests.benchmarks.timing import batch_of, print_table
 
@@ -112,12 +112,12 @@ def decoding(config, mesh, sizes, chip):
     compiled = dict((program.name, each) for program, each in compile_programs(planned))
     programs = {program.name: program for program in planned}
     step = compiled["decode"].memory.arguments
-    flops = sum(programs[name].flops * programs[name].times for name in ("prefill", "decode"))
-    steps = programs["decode"].times
+    flops = sum(programs[name].flops * programs[name].runs for name in ("prefill", "decode"))
+    steps = programs["decode"].token_steps
     predicted = None
     if chip is not None:
         predicted = sum(
-            programs[name].times * seconds_of(compiled[name], programs[name], chip, mesh)
+            predicted_seconds(compiled[name], programs[name], chip, mesh)
             for name in ("weights", "prefill", "decode")
         )
     return Work(run, sizes.slots * sizes.new, flops, step * steps, predicted)
@@ -151,7 +151,7 @@ def update(config, mesh, sizes, chip):
     predicted = None
     if chip is not None:
         ((_, compiled),) = compile_programs([program])
-        predicted = seconds_of(compiled, program, chip, mesh)
+        predicted = predicted_seconds(compiled, program, chip, mesh)
     return Work(run, tokens, flops, argument_bytes(program.arguments), predicted)
 
 
@@ -206,8 +206,7 @@ def grpo_step(config, mesh, sizes, chip):
     if chip is not None:
         planned = compile_programs(reinforcement_programs("", settings, config, mesh))
         predicted = sum(
-            program.times * seconds_of(compiled, program, chip, mesh)
-            for program, compiled in planned
+            predicted_seconds(compiled, program, chip, mesh) for program, compiled in planned
         )
     # Sampled once, and learned from at three times the price
     return Work(run, tokens, 4 * tokens * each, None, predicted)
@@ -231,14 +230,14 @@ EMPTY = {
 WORKS = {"decoding": decoding, "update": update, "GRPO step": grpo_step}
 
 
-def seconds_of(compiled, program, chip, mesh):
-    """What a plan predicts of one call: the roofline of the compiled program on a TPU; elsewhere that of the
-    FLOPs that the model needs and of the arguments' bytes.
+def predicted_seconds(compiled, program, chip, mesh):
+    """What a plan predicts of all calls in a step: the likely time of the compiled program on a TPU;
+    elsewhere the roofline of the FLOPs that the model needs and of the arguments' bytes.
     """
     if mesh.devices.flat[0].platform == "tpu":
-        return roofline(compiled.cost, chip, mesh).hidden
+        return seconds_of(program, compiled, chip).of_step(program)[1]
     work = program.flops / mesh.size / chip.flops_per_second
-    return max(work, compiled.memory.arguments / chip.hbm_bytes_per_second)
+    return program.runs * max(work, compiled.memory.arguments / chip.hbm_bytes_per_second)
 
 
 def measure(name, work, mesh, rounds):

@@ -39,14 +39,17 @@ SLICES = {
 
 
 class Figures(NamedTuple):
-    """Of one chip: GiB at the peak; MFU with all collectives hidden; GB sent, and GB of memory traffic, in a
-    call, or in a token step of decoding. As limits of a program: the MFU is the least, the others the most.
+    """Of one chip: GiB at the peak; of a call, or of a token where it decodes, the MFU at least seconds, GB
+    sent, GB of memory traffic, and how many operations and collectives run. As limits of a program: the MFU
+    is the least, the others the most.
     """
 
     gib: float
     mfu: float = 0.0
     sent_gb: float = math.inf
     traffic_gb: float = math.inf
+    operations: float = math.inf
+    collectives: float = math.inf
 
 
 V5E, V5P = 15.75, 95.0
@@ -66,8 +69,10 @@ COMPILED = {
     ("r1:stage=reasoning", "update"): Figures(V5P, mfu=0.25),
     ("v32_grpo", "update"): Figures(V5P, mfu=0.1),
     # 32 slots of 17,408 positions, sixteen turns of them
-    (TOOLS, "decode"): Figures(6.0, sent_gb=0.1, traffic_gb=6.0),
-    (TOOLS, "read 128"): Figures(8.0, mfu=0.2, sent_gb=3.0, traffic_gb=90.0),
+    (TOOLS, "decode"): Figures(5.2, sent_gb=0.03, traffic_gb=5.3, operations=1900, collectives=190),
+    (TOOLS, "read 128"): Figures(
+        5.9, mfu=0.2, sent_gb=2.7, traffic_gb=85.0, operations=1850, collectives=185
+    ),
     # 2,048 slots of 34,816 and of 67,584 positions
     ("r1:stage=reasoning", "decode"): Figures(12.0, sent_gb=2.0, traffic_gb=20.0),
     ("r1_zero", "decode"): Figures(17.0, sent_gb=2.0, traffic_gb=40.0),
@@ -131,18 +136,20 @@ def compiled(name, program, cache=None):
     config = config_of(name)
     mesh, chip = topology.planned_mesh(SLICES[name], config.get("mesh", {}))
     from launch.planning.compiled import compile_programs
-    from launch.planning.roofline import roofline, share_of_peak
+    from launch.planning.roofline import seconds_of, share_of_peak
 
     programs = topology.chosen(topology.recipes_programs(config, mesh), program)
     *_, (planned, found) = compile_programs(programs, cache)
     assert found.refusal is None, found.refusal
-    seconds = roofline(found.cost, chip, planned.mesh).hidden
-    sent = {key: one for key, one in found.cost.collectives.items() if one.wire_bytes >= 1e6}
+    seconds, cost = seconds_of(planned, found, chip).main.at_least, found.main
+    sent = {key: one for key, one in cost.collectives.items() if one.wire_bytes >= 1e6}
     figures = Figures(
         gib=found.memory.peak / 2**30,
         mfu=share_of_peak(planned.flops, seconds, chip, planned.mesh.size),
         sent_gb=sum(one.wire_bytes for one in sent.values()) / 1e9,
-        traffic_gb=found.cost.hbm_bytes / 1e9,
+        traffic_gb=cost.hbm_bytes / 1e9,
+        operations=cost.count,
+        collectives=cost.collective_count,
     )
     lines = [
         f"{kind} over {' x '.join(along)}: {one.count:,} times, {one.wire_bytes / 1e9:,.2f} GB"

@@ -285,7 +285,7 @@ COMPILE = """
 import json, sys
 from launch.planning import topology as slices
 from launch.planning.compiled import compile_programs
-from launch.planning.report import fits
+from launch.planning.summary import fits
 from tests.experiments import CONFIGS, load
 
 name, arg = json.loads(sys.argv[1])

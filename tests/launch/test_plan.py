@@ -131,7 +131,8 @@ def bytes_in(text):
 def test_a_plan_shows_what_one_device_holds_and_does(folder):
     """Oracle: the sizes of the shards of state and batch, by hand from the shardings: the compiler pads small
     arrays to whole tiles, here by at most a twentieth of the total. The state is updated in place. Of the
-    stages only the one that --program names; a second plan reads the cache's file.
+    stages only the one that --program names; a second plan reads the cache's file, and says so. The page is
+    100 columns wide, and a line follows the compilation.
     """
     args = ("--topology=v5e:2x2", "--program=stage_1", "--config.seed=1")
     status, out, err = planned(folder, *args)
@@ -158,7 +159,11 @@ def test_a_plan_shows_what_one_device_holds_and_does(folder):
     (row,) = [line for line in out.splitlines() if line.strip().startswith("stage_1 ")][-1:]
     assert " yes " in row and f" {peak / GIB:.2f} " in row
     files = list((folder / "cache").iterdir())
-    assert planned(folder, *args) == (0, out, err) and list((folder / "cache").iterdir()) == files
+    status, again, err = planned(folder, *args)
+    assert status == 0 and list((folder / "cache").iterdir()) == files, err
+    assert "stage_1: compiled in " in out and "stage_1: from the cache, " in again
+    page, same = (text[text.index("one TPU") :] for text in (out, again))
+    assert page == same and max(map(len, page.splitlines())) <= 100
 
 
 @pytest.mark.slow
@@ -170,10 +175,12 @@ def test_a_single_chip_and_the_programs_that_one_needs(folder):
     args = ("--topology=v5e:1x1", "--program=decode")
     status, out, err = planned(folder, *args, config="answers.py:128")
     assert status == 0, err
-    listed = [line.split()[0] for line in out.splitlines() if re.search(r" (yes|NO) ", line)]
-    assert listed == ["weights", "slots", "prefill", "decode"]
+    rows = [line.split(" yes ")[0].strip() for line in out.splitlines() if " yes " in line]
+    assert rows == ["weights", "slots", "prefill", "decode, token"]
     assert bytes_in(rows_of(out)["beside it, the results of prefill"]) > 0
     assert "1 x TPU v5 lite" in out and "128 slots x 4,096" in out
+    # 4096 x 8 requests over 128 slots, of which 4 end together: 8,160 waits, a growth and the end
+    assert "at most 8,162 in a step" in out and f"at most {256 * 4080:,} in a step" in out
 
 
 def test_what_does_not_fit_is_said_with_what_would_help(folder):

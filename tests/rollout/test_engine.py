@@ -273,6 +273,61 @@ def test_slots_are_seated_a_share_at_a_time(monkeypatch):
     np.testing.assert_array_equal(rollouts[0].completion_ids, rollouts[1].completion_ids)
 
 
+class NeverEnough(RolloutLog):
+    """A log that is asked whether it has enough after each call, and never has."""
+
+    def enough(self):
+        return False
+
+
+@pytest.mark.parametrize("enough", [False, True])
+@pytest.mark.parametrize(
+    ("slots", "share", "room"), [(4, 32, 64), (4, 2, 64), (6, 3, 2), (32, 8, 2)]
+)
+def test_a_rollout_makes_at_most_as_many_calls_as_are_planned(
+    monkeypatch, slots, share, room, enough
+):
+    """Oracle: the calls of real rollouts, whose completions end anywhere, and in which one slot or two end
+    together and caches grow or not; with `enough` calls return for slots to the end.
+    """
+    monkeypatch.setattr(engine, "SEATED_TOGETHER", share)
+    monkeypatch.setattr(engine, "FIRST_ROOM", room)
+    called = dict.fromkeys(("prefill", "seat", "decode"), 0)
+
+    def counting(name):
+        def count(*arguments):
+            called[name] += 1
+            return getattr(steps, name)(*arguments)
+
+        return count
+
+    monkeypatch.setattr(steps, "PARTS", steps.PARTS._replace(**{n: counting(n) for n in called}))
+    settings = dict(SAMPLED, n=4, slots=slots, max_completion_length=12, eos_ids=range(0, VOCAB, 6))
+    log = NeverEnough() if enough else None
+    generate(*tiny_model("gqa"), PROMPTS, log=log, **settings)
+    requests, chunks = 4 * len(PROMPTS), called["prefill"]
+    most = engine.most_calls(requests, min(slots, requests), 12, chunks, enough=enough)
+    assert 0 < called["seat"] <= most.seat and 0 < called["decode"] <= most.decode
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more", "calls"),
+    [
+        # All are seated at once; those of two chunks apart
+        ((32, 32, 512, 2), {}, (2, 1)),
+        # 6,144 wait, 64 slots end together; caches grow from 2,048 to 8,192 and 32,768
+        ((8192, 2048, 32768, 16), {}, (16 + 96 + 2, 2 + 96 + 1)),
+        # Each of 128 times 64 may be enough
+        ((8192, 2048, 2048, 16), {"enough": True}, (16 + 96, 128)),
+        # 16 turns of 64 conversations, with 15 texts between them; 32 wait for a slot
+        ((64, 32, 2048, 1), {"turns": 16}, (1 + 32, 64 * 31)),
+    ],
+)
+def test_the_calls_of_a_rollout_by_hand(arguments, more, calls):
+    """Oracle: by hand, from 1 slot in 32 and room for 2,048 tokens that grows fourfold."""
+    assert engine.most_calls(*arguments, **more) == calls
+
+
 @pytest.mark.parametrize("n, slots, rows", [(4, 4, 5), (4, 8, 6), (2, 100, 5)])
 def test_a_prompt_is_prefilled_once_for_its_whole_group(monkeypatch, n, slots, rows):
     """Oracle: by hand: five prompts, one or two at a time (the last pair padded), or all at once."""

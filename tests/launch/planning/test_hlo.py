@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from deepseek_jax.parallel.dispatch import RARE
-from launch.planning.hlo import program_cost
+from launch.planning.hlo import decoding_costs, program_cost
 from tests.rollout.test_tpu_decode import compile_apart
 
 AXES = {"a": 2, "b": 2, "c": 2}
@@ -18,9 +18,12 @@ X, WS = jnp.ones((64, 128)), jnp.ones((5, 128, 128))
 PRODUCT = 2 * 64 * 128 * 128
 
 
-def cost_of(function, *arguments, loops=1, **options):
-    text = jax.jit(function, **options).lower(*arguments).compile().as_text()
-    return program_cost(text, AXES, loops)
+def text_of(function, *arguments, **options):
+    return jax.jit(function, **options).lower(*arguments).compile().as_text()
+
+
+def cost_of(function, *arguments, **options):
+    return program_cost(text_of(function, *arguments, **options), AXES)
 
 
 def chain(x, ws, wrap=lambda f: f):
@@ -62,16 +65,91 @@ def both_branches(x, ws):
         (one_branch, 3),
         (both_branches, 2),
         (counted_turns, 7),
-        (unknown_turns, 11),
+        (unknown_turns, 1),
     ],
 )
 def test_products_count_as_often_as_they_run(function, products):
     """Oracle: by hand: 2 m k n for each of 7 turns, of 3 x 5, of 5 with what remat computes again and two
-    gradients, of the longer branch, of both sides of a where, of the 11 turns that the caller names.
+    gradients, of the longer branch, of both sides of a where, of one turn of a loop that may be any number.
     """
-    cost = cost_of(function, X, WS, loops=11)
+    cost = cost_of(function, X, WS)
     assert cost.flops == {"f32 x f32": products * PRODUCT}
     assert not cost.unknown and not cost.collectives
+
+
+def decoding(x, ws):
+    """Two products before a loop of unknown length, in each turn 7 and a short loop like it, one after."""
+
+    def turn(x):
+        x = chain(x, jnp.concatenate([ws, ws[:2]]))
+        return lax.while_loop(lambda x: x.max() > 1e9, lambda x: x * 0.5, x)
+
+    x = jnp.tanh(jnp.tanh(x @ ws[0]) @ ws[1])
+    return jnp.tanh(lax.while_loop(lambda x: x.sum() < 100, turn, x) @ ws[2])
+
+
+def test_what_runs_once_a_call_is_no_part_of_a_token():
+    """Oracle: by hand: 3 products of a call and 7 of a turn; of both, with one turn, 10, and all their
+    operations. A program without such a loop decodes nothing.
+    """
+    call, token = decoding_costs(text_of(decoding, X, WS), AXES)
+    assert call.flops == {"f32 x f32": 3 * PRODUCT} and token.flops == {"f32 x f32": 7 * PRODUCT}
+    both = cost_of(decoding, X, WS)
+    assert both.flops == {"f32 x f32": 10 * PRODUCT}
+    assert both.count == call.count + token.count and 7 < token.count
+    assert both.hbm_bytes == call.hbm_bytes + token.hbm_bytes
+    with pytest.raises(ValueError, match="no loop of unknown length"):
+        decoding_costs(text_of(chain, X, WS), AXES)
+
+
+COUNTED = """
+%half (z: f32[8,4]) -> f32[8,4] {
+  %z = f32[8,4]{1,0} parameter(0)
+  %two = f32[8,4]{1,0} add(%z, %z)
+  ROOT %four = f32[8,4]{1,0} multiply(%two, %two)
+}
+
+%aside (a: f32[8,4]) -> f32[8,4] {
+  %a = f32[8,4]{1,0} parameter(0)
+  ROOT %negated = f32[8,4]{1,0} negate(%a)
+}
+
+%turn (y: f32[8,4]) -> f32[8,4] {
+  %y = f32[8,4]{1,0} parameter(0)
+  %near = (f32[8,4]{1,0:S(1)}, f32[8,4]{1,0}, u32[]{:S(2)}) copy-start(%y)
+  %gather = (f32[8,4]{1,0}, f32[64,4]{1,0}) all-gather-start(%y), replica_groups=[1,8]<=[8], dimensions={0}
+  %fused = f32[8,4]{1,0} fusion(%y), kind=kLoop, calls=%half
+  %copied = f32[8,4]{1,0:S(1)} copy-done(%near)
+  %square = f32[8,4]{1,0:S(1)} multiply(%copied, %copied)
+  %all = f32[64,4]{1,0} all-gather-done(%gather)
+  ROOT %sum = f32[8,4]{1,0} all-reduce(%fused), replica_groups=[2,4]<=[8], to_apply=%add
+}
+
+%again (y: f32[8,4]) -> pred[] {
+  %y = f32[8,4]{1,0} parameter(0)
+  ROOT %some = pred[] custom-call(%y), custom_call_target="some"
+}
+
+ENTRY %main (x: f32[8,4]) -> f32[8,4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  %pair = ((f32[8,4]{1,0}), f32[8,4]{1,0}, u32[]{:S(2)}) async-start(%x), calls=%aside
+  %end = f32[8,4]{1,0} async-done(%pair)
+  ROOT %loop = f32[8,4]{1,0} while(%end), condition=%again, body=%turn
+}
+"""
+
+
+def test_operations_and_collectives_are_counted_once():
+    """Oracle: by hand: of a token a copy, a gather, a fusion, a product and a sum, where starts and their
+    ends are one; the gather alone is asynchronous, and has 7 of the 7 + 2 x 3/4 arrays that are sent. Of a
+    call what runs aside.
+    """
+    call, token = decoding_costs(COUNTED, AXES)
+    assert (call.count, call.collective_count) == (1, 0)
+    assert (token.count, token.collective_count, token.asynchronous_count) == (5, 2, 1)
+    hidden = sum(one.hidden_bytes for one in token.collectives.values())
+    x = FLOAT * 8 * 4
+    assert hidden == 7 * x and token.sent_bytes == (7 + 2 * 3 / 4) * x
 
 
 def test_a_product_reads_its_operands_and_writes_its_result():

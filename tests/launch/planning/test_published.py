@@ -38,7 +38,9 @@ def test_the_factor_and_mfu_of_a_prediction():
     the two times is listed whole.
     """
     assert PUBLISHED[0].factor(40.0) == 90.668 / 40
-    seconds = Roofline(products=30.0, memory=10.0, operations=40.0, collectives=10.0)
+    seconds = Roofline(
+        products=30.0, memory=10.0, operations=40.0, waited=9.0, collective_latency=1.0
+    )
     console = Console(width=200, record=True)
     console.print(published_table(PUBLISHED[0], Stub, seconds, CHIPS["v5p"]))
     text = console.export_text()

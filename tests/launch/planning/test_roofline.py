@@ -8,12 +8,31 @@ import pytest
 from jax.sharding import Mesh
 
 from deepseek_jax.costs.chips import CHIPS, DEVICES, Chip
+from deepseek_jax.costs.program import Program
+from launch.planning.compiled import Compiled
 from launch.planning.hlo import Cost
 from launch.planning.hlo_collectives import Collective
-from launch.planning.roofline import Roofline, collective_seconds, roofline, share_of_peak
+from launch.planning.roofline import (
+    Roofline,
+    collective_seconds,
+    roofline,
+    seconds_of,
+    share_of_peak,
+)
 from tests.parallel.slices import grid_of
 
-CHIP = Chip("round", 10**9, 100.0, 1000.0, link=10.0, network=1.0, peaks={"s8": 2000.0})
+# Latencies that binary fractions are exact for
+CHIP = Chip(
+    "round",
+    10**9,
+    100.0,
+    1000.0,
+    link=10.0,
+    network=1.0,
+    peaks={"s8": 2000.0},
+    seconds_per_operation=0.125,
+    seconds_per_collective=0.5,
+)
 
 
 def torus(topology, **axes):
@@ -22,12 +41,11 @@ def torus(topology, **axes):
 
 
 def cost_of(*operations, collectives=()):
-    """The Cost of (label, FLOPs, bytes, times) and of collectives ((kind, axes), bytes sent)."""
-    cost = Cost(collectives={key: Collective(wire_bytes=sent) for key, sent in collectives})
+    """The Cost of (label, FLOPs, bytes, times) and of collectives {(kind, axes): Collective}."""
+    cost = Cost(collectives=dict(collectives))
     for label, flops, moved, times in operations:
-        cost.add(
-            Cost(Counter({label: flops}), Counter(), moved, Counter({(flops, moved): 1})), times
-        )
+        one = Cost(Counter({label: flops}), Counter(), moved, Counter({(flops, moved): 1}), 1)
+        cost.add(one, times)
     return cost
 
 
@@ -53,7 +71,8 @@ def test_an_operation_takes_what_binds_it(label, flops, moved, times, products, 
     seconds = roofline(cost_of((label, flops, moved, times)), CHIP, GRID)
     assert (seconds.products, seconds.memory) == (products, memory)
     assert seconds.operations == max(products, memory)
-    assert seconds.hidden == seconds.exposed == max(products, memory) and seconds.bound == bound
+    assert seconds.at_least == max(products, memory) and seconds.bound == bound
+    assert seconds.likely == max(products, memory) + times / 8
 
 
 def test_products_of_fp8_are_at_the_peak_of_fp8():
@@ -113,28 +132,83 @@ def test_a_switch_joins_devices_without_coordinates():
         assert collective_seconds(kind, ("a", "b"), 240, CHIP, mesh) == 24
 
 
-def test_hidden_collectives_never_take_longer():
-    """Oracle: the definition: the longer of the two, against their sum; more bytes never take less."""
+# Two gathers of 80 bytes in all over links of 20 bytes a second: 4 seconds, of which some are hidden
+GATHERS = ("all-gather", ("a",))
+
+
+@pytest.mark.parametrize(
+    ("asynchronous", "hidden_bytes", "at_least", "likely"),
+    [
+        # 8 seconds of work and 2 operations of 1/8: nothing is hidden, each gather waits half a second more
+        (0, 0, 8, 8.25 + 4 + 2 * 0.5),
+        # One of them, 1 second, hides behind the operations
+        (1, 20, 8, 8.25 + 3 + 0.5),
+        (2, 80, 8, 8.25),
+    ],
+)
+def test_what_is_asynchronous_hides_and_the_rest_waits(
+    asynchronous, hidden_bytes, at_least, likely
+):
+    """Oracle: by hand, of 4000 FLOPs twice at 1000 a second, 0 bytes."""
+    gathers = Collective(2, asynchronous, 0, 80, hidden_bytes)
+    cost = cost_of(("bf16 x bf16", 4000, 0, 2), collectives=[(GATHERS, gathers)])
+    seconds = roofline(cost, CHIP, GRID)
+    assert (seconds.at_least, seconds.likely) == (at_least, likely)
+    assert (seconds.latency, seconds.collectives) == (2 / 8 + (2 - asynchronous) / 2, 4)
+
+
+def test_asynchronous_collectives_may_take_longer_than_what_hides_them():
+    """Oracle: by hand: 20 seconds of a gather beside 1 of work and its latency, then 2 and a half of another;
+    at least the 22 seconds of the links, which bind.
+    """
+    gathers = Collective(2, 1, 0, 440, 400)
+    cost = cost_of(("bf16 x bf16", 1000, 0, 1), collectives=[(GATHERS, gathers)])
+    seconds = roofline(cost, CHIP, GRID)
+    assert (seconds.at_least, seconds.likely, seconds.bound) == (22, 20 + 2 + 0.5, "collectives")
+
+
+def test_many_small_operations_are_bound_by_latency():
+    """Oracle: by hand: 80 operations of a second in all, which begin in 10."""
+    seconds = roofline(cost_of(("bf16 x bf16", 12.5, 0, 80)), CHIP, GRID)
+    assert (seconds.at_least, seconds.likely, seconds.bound) == (1, 11, "latency")
+
+
+def test_at_least_is_never_longer_than_likely():
+    """Oracle: the definition of a lower bound, for random work; more bytes never take less."""
     rng, last = np.random.default_rng(0), 0.0
-    for flops, moved, sent in rng.integers(0, 10_000, (20, 3)).tolist():
-        cost = cost_of(
-            ("bf16 x bf16", flops, moved, 2), collectives=[(("all-gather", ("a",)), sent)]
-        )
+    for flops, moved, sent, share in rng.integers(0, 10_000, (20, 4)).tolist():
+        gathers = Collective(4, 2, 0, sent, sent * share / 10_000)
+        cost = cost_of(("bf16 x bf16", flops, moved, 2), collectives=[(GATHERS, gathers)])
         seconds = roofline(cost, CHIP, GRID)
-        assert seconds.hidden == max(seconds.operations, seconds.collectives)
-        assert seconds.hidden <= seconds.exposed <= 2 * seconds.hidden
+        assert seconds.at_least <= seconds.likely
         assert seconds.operations >= max(seconds.products, seconds.memory) * (1 - 1e-12)
     for sent in (10, 100, 1000):
-        cost = cost_of(("bf16 x bf16", 8000, 400, 1), collectives=[(("all-gather", ("a",)), sent)])
-        assert roofline(cost, CHIP, GRID).exposed > last
-        last = roofline(cost, CHIP, GRID).exposed
+        gathers = Collective(1, 0, 0, sent)
+        cost = cost_of(("bf16 x bf16", 8000, 400, 1), collectives=[(GATHERS, gathers)])
+        assert roofline(cost, CHIP, GRID).likely > last
+        last = roofline(cost, CHIP, GRID).likely
 
 
-def test_what_binds_may_be_collectives():
-    """Oracle: by hand."""
-    assert (
-        Roofline(products=1.0, memory=2.0, operations=2.0, collectives=3.0).bound == "collectives"
-    )
+def test_a_chip_of_two_devices_starts_an_operation_no_faster():
+    """Oracle: the fields: a device's share of a chip has all of its latency."""
+    chip = CHIPS["tpu7x"]
+    device = chip.device()
+    assert device.seconds_per_operation == chip.seconds_per_operation == 0.9e-6
+    assert device.seconds_per_collective == chip.seconds_per_collective == 7e-6
+
+
+def test_a_step_is_its_calls_and_their_tokens():
+    """Oracle: by hand: 3 calls of 2 and 2.25 seconds, 100 tokens of 4 and 4.25."""
+    two, four = (cost_of(("bf16 x bf16", flops, 0, 2)) for flops in (1000, 2000))
+    program = Program("decode", None, (), GRID, 0, 0.0, "", times=3, token_steps=100)
+    seconds = seconds_of(program, Compiled(cost=two, token=four), CHIP)
+    assert seconds.of_step(program) == (3 * 2 + 100 * 4, 3 * 2.25 + 100 * 4.25)
+    assert seconds.main == seconds.token and program.runs == 100
+    program = Program("update", None, (), GRID, 0, 0.0, "", times=3)
+    seconds = seconds_of(program, Compiled(cost=two), CHIP)
+    assert seconds.of_step(program) == (3 * 2, 3 * 2.25)
+    assert seconds.main == seconds.call and program.runs == 3
+    assert seconds_of(program, Compiled(refusal="too large"), CHIP) is None
 
 
 def test_an_empty_program_takes_no_time():

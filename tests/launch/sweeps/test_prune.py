@@ -53,16 +53,15 @@ def test_the_seconds_of_a_run_are_those_of_its_steps():
 
 
 def test_a_step_of_reinforcement_is_its_rollout_and_its_updates():
-    """Oracle: by hand: 680 updates of the base, and 100 steps, each of which calls every program of
-    training, generation and synchronisation as often as the program says.
+    """Oracle: by hand: 680 updates of the base, and 100 steps, each of which is the time of every program of
+    training, generation and synchronisation.
     """
     config = grpo_small.get_config()
     settings, programs = programs_of(config)
     seconds = {program.name: 1.0 for program in programs}
     step = [p for p in programs if ": " not in p.name and p.name != "pretrain"]
     assert {program.part for program in step} == {TRAINING, GENERATION, SYNC}
-    expected = 680 + 100 * sum(program.times for program in step)
-    assert run_seconds(programs, seconds) == expected
+    assert len(step) > 3 and run_seconds(programs, seconds) == 680 + 100 * len(step)
 
 
 @pytest.mark.slow

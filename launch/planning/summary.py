@@ -1,0 +1,91 @@
+"""The table of a plan that matters: does each program fit, how long does it take, and what binds it?"""
+
+import math
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from deepseek_jax.costs.chips import GIB, Chip
+from deepseek_jax.costs.program import Program
+from launch.planning.compiled import Compiled
+from launch.planning.roofline import share_of_peak
+
+
+def fits(program: Program, compiled: Compiled, chip: Chip):
+    """Whether the compiler accepts a program, and a device has room for its peak and what lies beside it."""
+    return compiled.refusal is None and held_at_once(program, compiled) <= chip.hbm_bytes
+
+
+def held_at_once(program: Program, compiled: Compiled):
+    """The most bytes that one device holds while a program runs."""
+    return compiled.memory.peak + program.beside_bytes
+
+
+def duration(seconds: float):
+    """Three digits or more, and a unit: "4.65 ms", "18.0 ms", "2,270 s"."""
+    rounded = float(f"{seconds:.3g}")
+    if not rounded:
+        return "0 s"
+    units = ("s", 1.0), ("ms", 1e-3), ("us", 1e-6)
+    unit, size = next((each for each in units if rounded >= each[1]), units[-1])
+    number = rounded / size
+    return f"{number:,.{max(0, 2 - int(math.log10(max(number, 1))))}f} {unit}"
+
+
+def narrow_table(title: str, caption: str | None = None):
+    """A rich Table whose columns stand close together."""
+    return Table(
+        box=SIMPLE_HEAD,
+        title=title,
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+
+
+def summary_table(planned, chip: Chip):
+    """A rich Table with a row for each (Program, Compiled, Seconds or None), two for one that decodes."""
+    latency = [
+        f"{seconds * 1e6:g} us"
+        for seconds in (chip.seconds_per_operation, chip.seconds_per_collective)
+    ]
+    # No wider than the page: a caption does not wrap
+    caption = (
+        "GiB: the peak and what lies beside the program. at least: by the chip's peaks alone.\n"
+        f"likely: {latency[0]} more an operation, {latency[1]} a collective that nothing hides: assumed.\n"
+        "all calls: likely, of a step or an evaluation with the longest completions.\n"
+        "tokens/s, MFU: at the likely time."
+    )
+    table = narrow_table(f"one {chip.device_kind}", caption)
+    table.add_column("program")
+    table.add_column("fits", no_wrap=True)
+    share = f"GiB of {chip.hbm_bytes / GIB:.4g}"
+    for name in (share, "at least", "likely", "all calls", "tokens/s", "MFU", "bound by"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for program, compiled, seconds in planned:
+        verdict = "yes" if fits(program, compiled, chip) else "NO"
+        if seconds is None:
+            table.add_row(program.name, verdict, *["-"] * 7)
+            continue
+        held = f"{held_at_once(program, compiled) / GIB:.2f}"
+        name = program.name if seconds.token is None else f"{program.name}, token"
+        table.add_row(name, verdict, held, *_times(program, seconds.main, program.runs, chip))
+        if seconds.token is not None:
+            cells = *_seconds(seconds.call, program.times), "-", "-", seconds.call.bound
+            table.add_row(f"{program.name}, call", "", "", *cells)
+    return table
+
+
+def _seconds(one, times):
+    return duration(one.at_least), duration(one.likely), duration(times * one.likely)
+
+
+def _times(program, one, times, chip):
+    """The cells of the seconds of what the Program's tokens and flops are of."""
+    rate = f"{program.tokens / one.likely:,.0f}" if program.tokens else "-"
+    mfu = "-"
+    if program.flops:
+        mfu = f"{share_of_peak(program.flops, one.likely, chip, program.mesh.size):.1%}"
+    return *_seconds(one, times), rate, mfu, one.bound
