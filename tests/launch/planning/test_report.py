@@ -3,8 +3,10 @@
 from collections import Counter
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from rich.console import Console
 
 from deepseek_jax.costs.chips import GIB, Chip
@@ -102,7 +104,7 @@ def decoding(name="decode", peak=5):
     program = Program(
         name, None, (), MESH, 8, 4e9, "8 slots", part=GENERATION, times=4, token_steps=100
     )
-    mesh = SimpleNamespace(axis_names=("fsdp",), devices=np.array([object()] * 4))
+    mesh = Mesh(np.array(jax.devices()[:4]), ("fsdp",))
     return program, compiled, seconds_of(Program(**vars(program) | {"mesh": mesh}), compiled, CHIP)
 
 
