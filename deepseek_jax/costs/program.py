@@ -145,9 +145,12 @@ def rows_of_tokens(rows: int, length: int, flops_per_token: float):
     return Amount(tokens, tokens * flops_per_token, f"{rows:,} rows x {length:,}")
 
 
-def forward_work(config: ModelConfig, rows: int, length: int):
-    """The Amount of a forward pass over `rows` rows of `length` tokens."""
-    flops = forward_flops(config, length / 2, attended=attended_keys(config, length))
+def forward_work(config: ModelConfig, rows: int, length: int, logits: int | None = None):
+    """The Amount of a forward pass over `rows` rows of `length` tokens. logits: how many tokens of a row need
+    theirs; by default all.
+    """
+    share, attended = 1.0 if logits is None else logits / length, attended_keys(config, length)
+    flops = forward_flops(config, length / 2, attended=attended, logits=share)
     return rows_of_tokens(rows, length, flops)
 
 
