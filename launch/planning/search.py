@@ -58,6 +58,12 @@ def search(config: ConfigDict, topology: str, pattern: str | None, count: int, c
 
     Raises ValueError for a config that is wrong on any mesh, and where --program names no update.
     """
+    what, chip = layouts_of(config, topology, pattern)
+    return print_search(what, count, chip, cache)
+
+
+def layouts_of(config: ConfigDict, topology: str, pattern: str | None):
+    """(the Search of an experiment's updates, the Chip of one device). Raises ValueError as `search` does."""
     given = build(MeshSettings, config.get("mesh", {}), "config.mesh")
     whole, chip = planned_mesh(topology, dict(slices=given.slices, pipeline=given.pipeline))
     devices = list(whole.devices.flat)
@@ -82,7 +88,7 @@ def search(config: ConfigDict, topology: str, pattern: str | None, count: int, c
     def flags(layout):
         return flags_of(fields(layout))
 
-    return print_search(Search(updates, sizes, mesh_of, flags, planned), count, chip, cache)
+    return Search(updates, sizes, mesh_of, flags, planned), chip
 
 
 def flags_of(fields: dict):
