@@ -48,7 +48,8 @@ class Program:
     devices; of a decoding step, not of the loop. part: TRAINING, GENERATION, SYNC or REWARD. times: how often
     a step of the run calls it, at most. sizes: for a reader. model: of an update, what it trains. beside:
     what else the devices hold meanwhile. waiting: the names of earlier programs whose results they hold too.
-    settings: of its stage. path, model_path: where these, and the model, stand in the config.
+    settings: of its stage. path, model_path: where these, and the model, stand in the config. by_shapes: True
+    where a plan needs only the size of its results, which lie beside others, and compiles nothing.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Program:
     settings: Any = None
     path: str = ""
     model_path: str = "model"
+    by_shapes: bool = False
 
     @property
     def beside_bytes(self):

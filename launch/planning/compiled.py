@@ -1,12 +1,15 @@
 """Compile programs ahead of time, and read off what one device holds and does. Results are cached on disk."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 from collections import Counter
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -14,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from deepseek_jax.costs.chips import chip_of
 from deepseek_jax.costs.program import Held, Program, beside
 from deepseek_jax.progress import waiting_for
+from launch.planning.by_shapes import results_by_shapes
 from launch.planning.hlo import Cost, program_cost
 from launch.planning.hlo_collectives import Collective
 
@@ -21,6 +25,8 @@ from launch.planning.hlo_collectives import Collective
 VERSION = 3
 # The environment's flags for the compilers
 COMPILER_FLAGS = "XLA_FLAGS", "LIBTPU_INIT_ARGS"
+# Programs of at most so many devices are small enough to compile two of them at once
+ONE_HOST = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,41 +53,107 @@ class Compiled:
 
 
 def compile_programs(programs: list[Program], cache: Path | None = None):
-    """Compile programs in order: yields (Program, Compiled) as each is ready. Beside the Program lie the
-    results of those that it names as waiting.
+    """Compile programs: yields (Program, Compiled) in their order, each as soon as it is ready. Beside the
+    Program lie the results of those that it names as waiting.
 
     cache: a folder for results, by the programs' contents. A program that needs the results of a refused one
     is refused too. The devices need not exist: see jax.experimental.topologies.
     """
-    results = {}
-    for number, program in enumerate(programs, start=1):
-        if missing := [name for name in program.after if name not in results]:
+    # Of a pod's programs each takes gigabytes to compile
+    workers = 2 if all(program.mesh.size <= ONE_HOST for program in programs) else 1
+    pool = ThreadPoolExecutor(workers)
+    under_way = _UnderWay(programs, cache, pool)
+    compiled = [program for program in programs if not program.by_shapes]
+    try:
+        for number, program in enumerate(compiled, start=1):
+            with waiting_for(f"compiling program {number} of {len(compiled)}, {program.name}"):
+                while program.name not in under_way.settled:
+                    under_way.advance()
+            yield under_way.with_waiting(program), under_way.settled[program.name].compiled
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Settled(NamedTuple):
+    """What became of a program. compiled: None where only shapes were asked for. results: None of a refused
+    program; else as ShapeDtypeStructs.
+    """
+
+    compiled: Compiled | None
+    results: Any
+
+
+class _UnderWay:
+    """A list of programs, each of which starts once those settled whose results it names."""
+
+    def __init__(self, programs, cache, pool):
+        self.left, self.cache, self.pool = {p.name: p for p in programs}, cache, pool
+        self.by_shapes = {p.name for p in programs if p.by_shapes}
+        self.futures, self.settled = {}, {}
+
+    def advance(self):
+        """Start what can start, and wait until one program more has settled."""
+        for name, program in list(self.left.items()):
+            if not any(other in self.left or other in self.futures for other in program.after):
+                self.futures[name] = self._start(self.left.pop(name))
+        done, _ = wait(self.futures.values(), return_when=FIRST_COMPLETED)
+        for name in [name for name, future in self.futures.items() if future in done]:
+            self.settled[name] = self.futures.pop(name).result()
+
+    def with_waiting(self, program):
+        """The Program beside the results that it names as waiting."""
+        held = []
+        for name in program.waiting:
+            guess = ", by its shapes" if name in self.by_shapes else ""
+            if (settled := self.settled.get(name)) and settled.results is not None:
+                held.append(Held(f"the results of {name}{guess}", settled.results))
+        return beside([program], *held)[0]
+
+    def _start(self, program):
+        """A Future of a _Settled."""
+        results = {
+            name: self.settled[name].results for name in program.after if name in self.settled
+        }
+        if missing := [name for name in program.after if results.get(name) is None]:
             refusal = f"it needs the results of {missing[0]!r}, which was refused"
-            yield program, Compiled(refusal=refusal)
-            continue
+            return _done(_Settled(Compiled(refusal=refusal), None))
         arguments = program.arguments_after(results)
-        with waiting_for(f"compiling program {number} of {len(programs)}, {program.name}"):
-            compiled, lowered = _compiled(program, arguments, cache)
-        if compiled.refusal is None:
-            results[program.name] = _results(program, lowered, compiled.specs)
-        waiting = [Held(f"the results of {name}", results[name]) for name in program.waiting]
-        yield *beside([program], *waiting), compiled
+        if program.by_shapes:
+            return _done(_Settled(None, results_by_shapes(program, arguments)))
+        with _devices_of(program) as device:
+            lowered = program.function.trace(*arguments).lower(
+                lowering_platforms=(device.platform,)
+            )
+        return self.pool.submit(_compiled, program, lowered, self.cache)
 
 
-def _compiled(program, arguments, cache):
-    """(Compiled, what was lowered)."""
+def _done(settled):
+    future = Future()
+    future.set_result(settled)
+    return future
+
+
+@contextlib.contextmanager
+def _devices_of(program):
+    """The mesh and the default device of a block: yields the device."""
     device = program.mesh.devices.flat[0]
     with jax.set_mesh(program.mesh), jax.default_device(device):
-        traced = program.function.trace(*arguments)
-        lowered = traced.lower(lowering_platforms=(device.platform,))
-        path = None if cache is None else cache / f"{_digest(program, lowered)}.json"
-        if path is not None and path.exists():
-            return _from_json(json.loads(path.read_text())), lowered
-        compiled = _compile(program, lowered)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(_as_json(compiled)))
-    return compiled, lowered
+        yield device
+
+
+def _compiled(program, lowered, cache):
+    """The _Settled of a program, from the cache if it is there."""
+    path = None if cache is None else cache / f"{_digest(program, lowered)}.json"
+    if path is not None and path.exists():
+        compiled = _from_json(json.loads(path.read_text()))
+    else:
+        with _devices_of(program):
+            compiled = _compile(program, lowered)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(_as_json(compiled)))
+    refused = compiled.refusal is not None
+    return _Settled(compiled, None if refused else _results(program, lowered, compiled.specs))
 
 
 def _compile(program, lowered):
