@@ -5,6 +5,7 @@ guess of their places that takes no fewer bytes of a device than the compiler's 
 import functools
 
 import jax
+from jax.extend.core import Literal
 from jax.sharding import NamedSharding, PartitionSpec
 
 from deepseek_jax.costs.program import Program
@@ -17,7 +18,7 @@ def results_by_shapes(program: Program, arguments: tuple):
     A result that the program pins is where it is pinned. Any other counts as whole but for its first axis,
     which is split by what splits the first axis of all pinned arrays: of a prefill, the rows of its batch.
     """
-    with jax.set_mesh(program.mesh):
+    with jax.set_mesh(program.mesh), jax.default_device(program.mesh.devices.flat[0]):
         traced = program.function.trace(*arguments)
     leaves, tree = jax.tree.flatten(traced.out_info)
     jaxpr = traced.jaxpr.jaxpr
@@ -30,7 +31,7 @@ def results_by_shapes(program: Program, arguments: tuple):
     placed = []
     for variable, leaf in zip(jaxpr.outvars, leaves, strict=True):
         # A literal is not hashable
-        is_pinned = not isinstance(variable, jax.extend.core.Literal) and variable in pinned
+        is_pinned = not isinstance(variable, Literal) and variable in pinned
         spec = pinned[variable] if is_pinned else _first_axis(program.mesh, leaf.shape, rows)
         place = NamedSharding(program.mesh, spec)
         placed.append(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place))

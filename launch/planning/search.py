@@ -11,7 +11,6 @@ ranked by their collectives (ranking.py), for each number of micro-batches anew.
 The result is the fastest of all layouts that fit, by its roofline with no collective hidden.
 """
 
-import copy
 import dataclasses
 import itertools
 from collections.abc import Callable
@@ -77,7 +76,7 @@ def layouts_of(config: ConfigDict, topology: str, pattern: str | None):
         return layout_fields(updates, layout)
 
     def planned(layout):
-        own = copy.deepcopy(config)
+        own = config.copy_and_resolve_references()
         for name, value in fields(layout).items():
             set_field(own, name, value)
         return _updates(own, mesh_of(layout.mesh), pattern)
