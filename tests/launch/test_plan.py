@@ -197,7 +197,7 @@ def test_what_lies_beside_a_program_is_added_to_it(folder):
     found = rows_of(out)
     parts = {
         "the parameters": 4,
-        "the results of weights": 4,
+        "the results of weights, by its shapes": 4,
         "the optimizer's moments": 8,
         "the reference": 4,
         "reward model liked": 4,

@@ -177,13 +177,11 @@ def test_a_search_compiles_the_best_and_prints_their_flags(tmp_path):
 OF_CONFIGS = {
     # The leaves of a frozen base have an order of axes in memory
     "adapters": [("grpo_lora", None), ("sft_lora", None), ("r1_own", None)],
-    # The name of a reward has a dot
-    "dotted": [("own_task", None)],
     "all": [(path.stem, arg) for path, arg in RUNS],
 }
 
 
-@pytest.mark.parametrize("runs", others_slow(OF_CONFIGS, "adapters", "dotted"))
+@pytest.mark.parametrize("runs", others_slow(OF_CONFIGS, "adapters"))
 def test_the_updates_of_an_experiment_are_ranked_on_every_mesh_that_splits_them(runs):
     """Oracle: the updates that the recipe places on the mesh: the bytes of their arguments, of gradients
     as large as their parameters, and of what lies beside; why any other mesh is dropped.
