@@ -83,22 +83,36 @@ class _Settled(NamedTuple):
     results: Any
 
 
+class _Job(NamedTuple):
+    """A program that compiles. compiled: a Future of a Compiled."""
+
+    program: Program
+    lowered: Any
+    compiled: Future
+
+
 class _UnderWay:
     """A list of programs, each of which starts once those settled whose results it names."""
 
     def __init__(self, programs, cache, pool):
         self.left, self.cache, self.pool = {p.name: p for p in programs}, cache, pool
         self.by_shapes = {p.name for p in programs if p.by_shapes}
-        self.futures, self.settled = {}, {}
+        # By name, but for the Futures: programs of one digest compile once
+        self.jobs, self.settled, self.futures = {}, {}, {}
 
     def advance(self):
-        """Start what can start, and wait until one program more has settled."""
+        """Start what can start, and wait until one of the programs that compile has settled."""
         for name, program in list(self.left.items()):
-            if not any(other in self.left or other in self.futures for other in program.after):
-                self.futures[name] = self._start(self.left.pop(name))
-        done, _ = wait(self.futures.values(), return_when=FIRST_COMPLETED)
-        for name in [name for name, future in self.futures.items() if future in done]:
-            self.settled[name] = self.futures.pop(name).result()
+            if not any(other in self.left or other in self.jobs for other in program.after):
+                self._start(self.left.pop(name))
+        wait([job.compiled for job in self.jobs.values()], return_when=FIRST_COMPLETED)
+        for name, job in list(self.jobs.items()):
+            if job.compiled.done():
+                compiled, results = job.compiled.result(), None
+                if compiled.refusal is None:
+                    results = _results(job.program, job.lowered, compiled.specs)
+                self.settled[name] = _Settled(compiled, results)
+                del self.jobs[name]
 
     def with_waiting(self, program):
         """The Program beside the results that it names as waiting."""
@@ -110,27 +124,23 @@ class _UnderWay:
         return beside([program], *held)[0]
 
     def _start(self, program):
-        """A Future of a _Settled."""
-        results = {
-            name: self.settled[name].results for name in program.after if name in self.settled
-        }
-        if missing := [name for name in program.after if results.get(name) is None]:
+        before = {n: self.settled[n].results for n in program.after if n in self.settled}
+        if missing := [name for name in program.after if before.get(name) is None]:
             refusal = f"it needs the results of {missing[0]!r}, which was refused"
-            return _done(_Settled(Compiled(refusal=refusal), None))
-        arguments = program.arguments_after(results)
+            self.settled[program.name] = _Settled(Compiled(refusal=refusal), None)
+            return
+        arguments = program.arguments_after(before)
         if program.by_shapes:
-            return _done(_Settled(None, results_by_shapes(program, arguments)))
+            self.settled[program.name] = _Settled(None, results_by_shapes(program, arguments))
+            return
         with _devices_of(program) as device:
-            lowered = program.function.trace(*arguments).lower(
-                lowering_platforms=(device.platform,)
-            )
-        return self.pool.submit(_compiled, program, lowered, self.cache)
-
-
-def _done(settled):
-    future = Future()
-    future.set_result(settled)
-    return future
+            traced = program.function.trace(*arguments)
+            lowered = traced.lower(lowering_platforms=(device.platform,))
+        digest = _digest(program, lowered)
+        if digest not in self.futures:
+            path = None if self.cache is None else self.cache / f"{digest}.json"
+            self.futures[digest] = self.pool.submit(_compiled, program, lowered, path)
+        self.jobs[program.name] = _Job(program, lowered, self.futures[digest])
 
 
 @contextlib.contextmanager
@@ -141,19 +151,16 @@ def _devices_of(program):
         yield device
 
 
-def _compiled(program, lowered, cache):
-    """The _Settled of a program, from the cache if it is there."""
-    path = None if cache is None else cache / f"{_digest(program, lowered)}.json"
+def _compiled(program, lowered, path):
+    """The Compiled of a program, from its file in the cache if that is there. path: None without a cache."""
     if path is not None and path.exists():
-        compiled = _from_json(json.loads(path.read_text()))
-    else:
-        with _devices_of(program):
-            compiled = _compile(program, lowered)
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(_as_json(compiled)))
-    refused = compiled.refusal is not None
-    return _Settled(compiled, None if refused else _results(program, lowered, compiled.specs))
+        return _from_json(json.loads(path.read_text()))
+    with _devices_of(program):
+        compiled = _compile(program, lowered)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(_as_json(compiled)))
+    return compiled
 
 
 def _compile(program, lowered):

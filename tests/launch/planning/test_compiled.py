@@ -107,6 +107,26 @@ def test_a_plan_that_is_made_again_compiles_nothing(tmp_path, monkeypatch):
         compiled(chain(m=128), tmp_path)
 
 
+def test_programs_of_one_text_compile_once(monkeypatch):
+    """Oracle: the calls of the compiler: of three jitted functions two compute the same."""
+    compiler, calls = compiling._compile, []
+
+    def counted(program, lowered):
+        calls.append(program.name)
+        return compiler(program, lowered)
+
+    monkeypatch.setattr(compiling, "_compile", counted)
+    x, work = shape(64, 16), dict(tokens=0, flops=0.0, sizes="")
+    factors = {"double": 2, "triple": 3, "again": 2}
+    programs = [
+        Program(name, jax.jit(lambda x, factor=factor: factor * x), (x,), MESH, **work)
+        for name, factor in factors.items()
+    ]
+    found = compiled(programs)
+    assert sorted(calls) == ["double", "triple"] and list(found) == list(factors)
+    assert found["again"] is found["double"] and found["again"].memory.arguments == 4 * 64 * 16
+
+
 @pytest.mark.parametrize("changed", ["shape", "mesh", "flags", "version"])
 def test_what_a_result_depends_on_names_its_file(tmp_path, monkeypatch, changed):
     """Oracle: by hand: another file for another shape, order of devices, flags of the compiler, and version
