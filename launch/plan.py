@@ -112,7 +112,9 @@ def planned(config, topology: str | None, cache: Path | None, of_gpus: bool):
         programs = chosen(recipes_programs(config, mesh), flags.FLAGS.program)
     from launch.planning.report import print_plan, print_shapes
 
-    return print_shapes(programs, chip) if of_gpus else print_plan(programs, chip, cache)
+    if of_gpus:
+        return print_shapes([one for one in programs if not one.by_shapes], chip)
+    return print_plan(programs, chip, cache)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,12 @@ from deepseek_jax.parallel import logical_names
 
 
 def useful_flops(
-    config: ModelConfig, sequence_length: int, *, trains_mtp: bool, frozen: bool = False
+    config: ModelConfig,
+    sequence_length: int,
+    *,
+    trains_mtp: bool,
+    frozen: bool = False,
+    logits: float = 1.0,
 ) -> float:
     """Operations that one token of a full row needs, forward and backward: float.
 
@@ -18,11 +23,11 @@ def useful_flops(
     operations each). In attention, 6 for each number of a key that a query scores and of a value that it
     weights; a query sees half of its row on average. Nothing is counted twice, whatever the program
     recomputes. trains_mtp: whether a loss trains the multi-token prediction modules, whose layer and head
-    then count as well. frozen: see training_flops.
+    then count as well. frozen: see training_flops. logits: see forward_flops.
     """
     depths = config.num_nextn_predict_layers if trains_mtp else 0
     attended = attended_keys(config, sequence_length)
-    return training_flops(config, sequence_length / 2, depths, frozen, attended)
+    return training_flops(config, sequence_length / 2, depths, frozen, attended, logits)
 
 
 def warm_up_flops(config: ModelConfig, sequence_length: int, *, trains_mtp: bool):
@@ -33,14 +38,20 @@ def warm_up_flops(config: ModelConfig, sequence_length: int, *, trains_mtp: bool
 
 
 def training_flops(
-    config: ModelConfig, keys: float, depths: int = 0, frozen: bool = False, attended=None
+    config: ModelConfig,
+    keys: float,
+    depths: int = 0,
+    frozen: bool = False,
+    attended: float | None = None,
+    logits: float = 1.0,
 ):
     """forward_flops, and those of the backward pass, which an indexer needs only where it learns. frozen: the
     weights stay as they are beside an adapter, which needs no gradient of theirs; the adapter's own few
     products do not count. (Our program computes that gradient all the same, a layer at a time, because it
     merges the two.)
     """
-    forward, weights = forward_flops(config, keys, depths, attended), active_weights(config, depths)
+    forward = forward_flops(config, keys, depths, attended, logits)
+    weights = _multiplied(config, depths, logits)
     if config.has_indexer and config.indexer_loss == "none":
         forward -= 2 / 3 * indexer_flops(config, keys, depths)
         weights -= indexer_flops(config, 0, depths) / 2
@@ -65,15 +76,22 @@ def indexer_flops(config: ModelConfig, keys: float, depths: int = 0):
     return 2 * (config.num_hidden_layers + depths) * (weights + j * y * keys)
 
 
-def forward_flops(config: ModelConfig, keys: float, depths: int = 0, attended=None):
+def forward_flops(
+    config: ModelConfig,
+    keys: float,
+    depths: int = 0,
+    attended: float | None = None,
+    logits: float = 1.0,
+):
     """Operations that one token needs whose queries score `keys` keys, forward alone: float. See
     useful_flops. depths: as in active_weights. attended: the keys that attention sees, where an indexer
-    scores `keys` and selects among them; by default as many of them as it can select.
+    scores `keys` and selects among them; by default as many of them as it can select. logits: the share of
+    the tokens whose logits are needed: all of a row that learns, one of a prompt, none of a reward model.
     """
     if attended is None:
         attended = min(keys, config.index_topk) if config.selects(keys) else keys
     scored = indexer_flops(config, keys, depths) - indexer_flops(config, 0, depths)
-    of_weights = 2 * active_weights(config, depths)
+    of_weights = 2 * _multiplied(config, depths, logits)
     return of_weights + attention_flops(config, attended, depths) + scored
 
 
@@ -84,6 +102,12 @@ def attention_flops(config: ModelConfig, keys: float, depths: int = 0):
     else:
         width = 2 * config.head_dim
     return 2 * (config.num_hidden_layers + depths) * config.num_attention_heads * width * keys
+
+
+def _multiplied(config, depths, logits):
+    """active_weights, of a head only this share: float."""
+    heads = (1 + depths) * config.vocab_size * config.hidden_size
+    return active_weights(config, depths) - (1 - logits) * heads
 
 
 @functools.cache

@@ -49,7 +49,8 @@ class Program:
     program without one. tokens, flops: what one call, or one turn of that loop, does and what the model needs
     for it, over all devices. sizes: for a reader. model: of an update, what it trains. beside:
     what else the devices hold meanwhile. waiting: the names of earlier programs whose results they hold too.
-    settings: of its stage. path, model_path: where these, and the model, stand in the config.
+    settings: of its stage. path, model_path: where these, and the model, stand in the config. by_shapes: True
+    where a plan needs only the size of its results, which lie beside others, and compiles nothing.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Program:
     settings: Any = None
     path: str = ""
     model_path: str = "model"
+    by_shapes: bool = False
 
     @property
     def beside_bytes(self):
@@ -152,9 +154,12 @@ def rows_of_tokens(rows: int, length: int, flops_per_token: float):
     return Amount(tokens, tokens * flops_per_token, f"{rows:,} rows x {length:,}")
 
 
-def forward_work(config: ModelConfig, rows: int, length: int):
-    """The Amount of a forward pass over `rows` rows of `length` tokens."""
-    flops = forward_flops(config, length / 2, attended=attended_keys(config, length))
+def forward_work(config: ModelConfig, rows: int, length: int, logits: int | None = None):
+    """The Amount of a forward pass over `rows` rows of `length` tokens. logits: how many tokens of a row need
+    theirs; by default all.
+    """
+    share, attended = 1.0 if logits is None else logits / length, attended_keys(config, length)
+    flops = forward_flops(config, length / 2, attended=attended, logits=share)
     return rows_of_tokens(rows, length, flops)
 
 

@@ -240,7 +240,9 @@ def update_flops(config: ModelConfig, prompts, completions, frozen: bool = False
     # its completion
     keys = (completions * (before + completions / 2)).sum() + (prompts**2 / 2).sum()
     tokens = completions.sum() + prompts.sum()
-    return tokens * training_flops(config, keys / tokens, frozen=frozen)
+    # As many logits as tokens of completions: a prompt's last token predicts the first of each
+    logits = completions.sum() / tokens
+    return tokens * training_flops(config, keys / tokens, frozen=frozen, logits=logits)
 
 
 def step_flops(settings: ReinforceSettings, config: ModelConfig, lengths: RowLengths, frozen: bool):

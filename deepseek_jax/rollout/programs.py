@@ -168,7 +168,8 @@ class _Rollout:
         def arguments(weights):
             return self.config, weights, self._tables(), *prompts
 
-        read = forward_work(self.config, rows, room)
+        # Of each prompt, the last token's logits sample its completion's first
+        read = forward_work(self.config, rows, room, logits=1)
         return self._program(
             "continued prefill" if continued else "prefill",
             self.parts.prefill,
@@ -269,7 +270,9 @@ class _Rollout:
             return self.config, weights, self._tables(), self._keeping(slots), own
 
         tokens = self.slots * size
-        flops = tokens * forward_flops(self.config, self.prompt_room + self.longest / 2)
+        # The next turn begins with the last token, which a step of decoding runs
+        keys = self.prompt_room + self.longest / 2
+        flops = tokens * forward_flops(self.config, keys, logits=0.0)
         sizes = f"{self.slots:,} slots x {size}"
         work = _Work(sizes, times=times, tokens=tokens, flops=flops)
         needs = ["weights", "slots"]

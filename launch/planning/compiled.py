@@ -1,100 +1,136 @@
 """Compile programs ahead of time, and read off what one device holds and does. Results are cached on disk."""
 
+import contextlib
 import dataclasses
-import hashlib
-import json
-import os
 import time
-from collections import Counter
-from importlib.metadata import PackageNotFoundError, version
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
-from deepseek_jax.costs.chips import chip_of
 from deepseek_jax.costs.program import Held, Program, beside
 from deepseek_jax.progress import waiting_for
-from launch.planning.hlo import Cost, decoding_costs, program_cost
-from launch.planning.hlo_collectives import Collective
+from launch.planning.by_shapes import results_by_shapes
+from launch.planning.hlo import decoding_costs, program_cost
+from launch.planning.records import Compiled, Memory
+from launch.planning.stored import digest_of, read, write
 
-# The version of what is read off a program: a new number computes it anew
-VERSION = 4
-# The environment's flags for the compilers
-COMPILER_FLAGS = "XLA_FLAGS", "LIBTPU_INIT_ARGS"
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes of one device: a program's arguments, those of them that its results take the place of, results,
-    temporaries, and the most that is alive at once.
-    """
-
-    arguments: int
-    updated: int
-    results: int
-    temporaries: int
-    peak: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-    """A program as compiled for one device, or the compiler's refusal. cost: of a call; token: of one turn of
-    its loop where it decodes, None elsewhere. specs: of the results' shardings. seconds: of the compiler;
-    None for what was in the cache.
-    """
-
-    memory: Memory | None = None
-    cost: Cost | None = None
-    token: Cost | None = None
-    specs: tuple = ()
-    refusal: str | None = None
-    seconds: float | None = dataclasses.field(default=None, compare=False)
-
-    @property
-    def main(self):
-        """The Cost that the Program's tokens and flops belong to."""
-        return self.token or self.cost
+# Programs of at most so many devices are small enough to compile two of them at once
+ONE_HOST = 8
 
 
 def compile_programs(programs: list[Program], cache: Path | None = None):
-    """Compile programs in order: yields (Program, Compiled) as each is ready. Beside the Program lie the
-    results of those that it names as waiting.
+    """Compile programs: yields (Program, Compiled) in their order, each as soon as it is ready. Beside the
+    Program lie the results of those that it names as waiting.
 
     cache: a folder for results, by the programs' contents. A program that needs the results of a refused one
     is refused too. The devices need not exist: see jax.experimental.topologies.
     """
-    results = {}
-    for number, program in enumerate(programs, start=1):
-        if missing := [name for name in program.after if name not in results]:
+    # Of a pod's programs each takes gigabytes to compile
+    workers = 2 if all(program.mesh.size <= ONE_HOST for program in programs) else 1
+    pool = ThreadPoolExecutor(workers)
+    under_way = _UnderWay(programs, cache, pool)
+    compiled = [program for program in programs if not program.by_shapes]
+    try:
+        for number, program in enumerate(compiled, start=1):
+            with waiting_for(f"compiling program {number} of {len(compiled)}, {program.name}"):
+                while program.name not in under_way.settled:
+                    under_way.advance()
+            yield under_way.with_waiting(program), under_way.settled[program.name].compiled
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Settled(NamedTuple):
+    """What became of a program. compiled: None where only shapes were asked for. results: None of a refused
+    program; else as ShapeDtypeStructs.
+    """
+
+    compiled: Compiled | None
+    results: Any
+
+
+class _Job(NamedTuple):
+    """A program that compiles. compiled: a Future of a Compiled."""
+
+    program: Program
+    lowered: Any
+    compiled: Future
+
+
+class _UnderWay:
+    """A list of programs, each of which starts once those settled whose results it names."""
+
+    def __init__(self, programs, cache, pool):
+        self.left, self.cache, self.pool = {p.name: p for p in programs}, cache, pool
+        self.by_shapes = {p.name for p in programs if p.by_shapes}
+        # By name, but for the Futures: programs of one digest compile once
+        self.jobs, self.settled, self.futures = {}, {}, {}
+
+    def advance(self):
+        """Start what can start, and wait until one of the programs that compile has settled."""
+        for name, program in list(self.left.items()):
+            if not any(other in self.left or other in self.jobs for other in program.after):
+                self._start(self.left.pop(name))
+        wait([job.compiled for job in self.jobs.values()], return_when=FIRST_COMPLETED)
+        for name, job in list(self.jobs.items()):
+            if job.compiled.done():
+                compiled, results = job.compiled.result(), None
+                if compiled.refusal is None:
+                    results = _results(job.program, job.lowered, compiled.specs)
+                self.settled[name] = _Settled(compiled, results)
+                del self.jobs[name]
+
+    def with_waiting(self, program):
+        """The Program beside the results that it names as waiting."""
+        held = []
+        for name in program.waiting:
+            guess = ", by its shapes" if name in self.by_shapes else ""
+            if (settled := self.settled.get(name)) and settled.results is not None:
+                held.append(Held(f"the results of {name}{guess}", settled.results))
+        return beside([program], *held)[0]
+
+    def _start(self, program):
+        before = {n: self.settled[n].results for n in program.after if n in self.settled}
+        if missing := [name for name in program.after if before.get(name) is None]:
             refusal = f"it needs the results of {missing[0]!r}, which was refused"
-            yield program, Compiled(refusal=refusal)
-            continue
-        arguments = program.arguments_after(results)
-        with waiting_for(f"compiling program {number} of {len(programs)}, {program.name}"):
-            compiled, lowered = _compiled(program, arguments, cache)
-        if compiled.refusal is None:
-            results[program.name] = _results(program, lowered, compiled.specs)
-        waiting = [Held(f"the results of {name}", results[name]) for name in program.waiting]
-        yield *beside([program], *waiting), compiled
+            self.settled[program.name] = _Settled(Compiled(refusal=refusal), None)
+            return
+        arguments = program.arguments_after(before)
+        if program.by_shapes:
+            self.settled[program.name] = _Settled(None, results_by_shapes(program, arguments))
+            return
+        with _devices_of(program) as device:
+            traced = program.function.trace(*arguments)
+            lowered = traced.lower(lowering_platforms=(device.platform,))
+        digest = digest_of(program, lowered)
+        if digest not in self.futures:
+            path = None if self.cache is None else self.cache / f"{digest}.json"
+            self.futures[digest] = self.pool.submit(_compiled, program, lowered, path)
+        self.jobs[program.name] = _Job(program, lowered, self.futures[digest])
 
 
-def _compiled(program, arguments, cache):
-    """(Compiled, what was lowered)."""
+@contextlib.contextmanager
+def _devices_of(program):
+    """The mesh and the default device of a block: yields the device."""
     device = program.mesh.devices.flat[0]
     with jax.set_mesh(program.mesh), jax.default_device(device):
-        traced = program.function.trace(*arguments)
-        lowered = traced.lower(lowering_platforms=(device.platform,))
-        path = None if cache is None else cache / f"{_digest(program, lowered)}.json"
-        if path is not None and path.exists():
-            return _from_json(json.loads(path.read_text())), lowered
-        began = time.monotonic()
+        yield device
+
+
+def _compiled(program, lowered, path):
+    """The Compiled of a program, from its file in the cache if that is there. path: None without a cache."""
+    if path is not None and path.exists():
+        return read(path)
+    began = time.monotonic()
+    with _devices_of(program):
         compiled = _compile(program, lowered)
         compiled = dataclasses.replace(compiled, seconds=time.monotonic() - began)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(_as_json(compiled)))
-    return compiled, lowered
+        write(path, compiled)
+    return compiled
 
 
 def _compile(program, lowered):
@@ -112,8 +148,8 @@ def _compile(program, lowered):
         peak=found.peak_memory_in_bytes,
     )
     specs = tuple(place.spec for place in jax.tree.leaves(done.output_shardings))
-    read = done.as_text(), dict(program.mesh.shape), program.filled
-    cost, token = decoding_costs(*read) if program.token_steps else (program_cost(*read), None)
+    text = done.as_text(), dict(program.mesh.shape), program.filled
+    cost, token = decoding_costs(*text) if program.token_steps else (program_cost(*text), None)
     return Compiled(memory, cost, token, specs)
 
 
@@ -125,72 +161,3 @@ def _results(program, lowered, specs):
         for x, spec in zip(leaves, specs, strict=True)
     ]
     return jax.tree.unflatten(tree, placed)
-
-
-def _digest(program, lowered):
-    """A hash of what the result depends on: the program's text, its devices, the compiler and its flags."""
-    devices = program.mesh.devices
-    kind = devices.flat[0].device_kind, devices.shape, [str(d) for d in devices.flat]
-    compiler = _version("jax"), _version("libtpu"), *map(os.environ.get, COMPILER_FLAGS)
-    digest = hashlib.sha256(lowered.as_text().encode())
-    chip = chip_of(devices.ravel())
-    read = VERSION, program.filled, program.token_steps > 0
-    digest.update(repr((read, kind, compiler, chip and chip.options)).encode())
-    return digest.hexdigest()[:32]
-
-
-def _version(package):
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _as_json(compiled):
-    if compiled.refusal is not None:
-        return {"refusal": compiled.refusal}
-    return {
-        "memory": dataclasses.asdict(compiled.memory),
-        "specs": [[list(e) if isinstance(e, tuple) else e for e in s] for s in compiled.specs],
-        "cost": _cost_as_json(compiled.cost),
-        "token": compiled.token and _cost_as_json(compiled.token),
-    }
-
-
-def _from_json(read):
-    if "refusal" in read:
-        return Compiled(refusal=read["refusal"])
-    specs = tuple(
-        PartitionSpec(*(tuple(e) if isinstance(e, list) else e for e in s)) for s in read["specs"]
-    )
-    token = read["token"] and _cost_from_json(read["token"])
-    return Compiled(Memory(**read["memory"]), _cost_from_json(read["cost"]), token, specs)
-
-
-def _cost_as_json(cost):
-    return {
-        "flops": cost.flops,
-        "unknown": cost.unknown,
-        "hbm_bytes": cost.hbm_bytes,
-        "count": cost.count,
-        "cycles": cost.cycles,
-        "operations": [[*key, times] for key, times in cost.operations.items()],
-        "collectives": [
-            [kind, list(axes), dataclasses.asdict(one)]
-            for (kind, axes), one in cost.collectives.items()
-        ],
-    }
-
-
-def _cost_from_json(read):
-    return Cost(
-        flops=Counter(read["flops"]),
-        unknown=Counter(read["unknown"]),
-        hbm_bytes=read["hbm_bytes"],
-        operations=Counter({(flops, moved): n for flops, moved, n in read["operations"]}),
-        collectives={
-            (kind, tuple(axes)): Collective(**one) for kind, axes, one in read["collectives"]
-        },
-        count=read["count"],
-        cycles=read["cycles"],
-    )

@@ -13,7 +13,7 @@ from launch.planning.hlo_collectives import Collective, collective_of, continues
 from launch.planning.hlo_flops import GROUPED, operation_flops
 from launch.planning.hlo_loops import endless_loops, trip_count
 from launch.planning.hlo_text import Computation, Operation, parse
-from launch.planning.hlo_traffic import does_work, operation_bytes
+from launch.planning.hlo_traffic import HALVES, does_work, operation_bytes
 
 # XLA writes a number near 2**63 for what it cannot estimate
 NO_ESTIMATE = 2**50
@@ -25,9 +25,10 @@ class Cost:
 
     flops: {label: FLOPs}: of products by operands' dtypes, of Pallas kernels by name. unknown: {kernel: how
     often it runs} of kernels whose FLOPs are not counted. hbm_bytes: read and written. operations: {(FLOPs,
-    bytes) of an operation: how often it runs}, which add up to these. count: of all operations,
-    collectives too, see hlo_traffic.does_work. collectives: {(kind, axes): Collective}. cycles: XLA's
-    estimates for a TPU; it gives none for kernels and collectives.
+    bytes) of an operation: how often it runs}, of those that run one after the other. count: of all
+    operations, collectives too, see hlo_traffic.does_work; beside_count: of those of them that are copies
+    beside other work. collectives: {(kind, axes): Collective}. cycles: XLA's estimates for a TPU; it gives
+    none for kernels and collectives.
     """
 
     flops: Counter = dataclasses.field(default_factory=Counter)
@@ -35,6 +36,7 @@ class Cost:
     hbm_bytes: float = 0.0
     operations: Counter = dataclasses.field(default_factory=Counter)
     count: int = 0
+    beside_count: int = 0
     collectives: dict = dataclasses.field(default_factory=dict)
     cycles: float = 0.0
 
@@ -46,6 +48,7 @@ class Cost:
         for key, collective in other.collectives.items():
             self.collectives.setdefault(key, Collective()).add(collective, times)
         self.count += times * other.count
+        self.beside_count += times * other.beside_count
         self.hbm_bytes += times * other.hbm_bytes
         self.cycles += times * other.cycles
 
@@ -115,9 +118,12 @@ class _Walk:
             moved = operation_bytes(self.computations, computation, operation)
             # A fusion's products are of one operation, as its traffic is
             flops = own.flops.total() + (called.flops.total() if operation.kind == "fusion" else 0)
-            if flops or moved:
+            # A collective reads and writes while it sends, which takes longer
+            beside = operation.kind.endswith(HALVES)
+            if (flops or moved) and not beside and not own.collectives:
                 cost.operations[flops, moved] += 1
             cost.count += does_work(operation)
+            cost.beside_count += does_work(operation) and beside and not own.collectives
             cost.add(called, times)
             cost.add(own)
             cost.hbm_bytes += moved

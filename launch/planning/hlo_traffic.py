@@ -12,6 +12,8 @@ CUTS = ("slice", "dynamic-slice", "gather")
 # {what writes a part of its first operand in place: the operand that it writes}
 WRITES = {"dynamic-update-slice": 1, "scatter": 2}
 CALLING_STARTS = ("async-start", "call-start")
+# The ends of the kinds of operations that run beside the others, as copies of weights into vector memory
+HALVES = ("-start", "-update", "-done")
 # These reserve memory or mark a time
 FREE_TARGETS = r'custom_call_target="(AllocateBuffer|PrepareAsyncCall\w*)"'
 

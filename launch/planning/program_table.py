@@ -4,8 +4,8 @@ from rich.table import Table
 
 from deepseek_jax.costs.chips import GIB, TRIED_ON_DECODING, Chip
 from deepseek_jax.costs.program import Program
-from launch.planning.compiled import Compiled
 from launch.planning.hlo import Cost
+from launch.planning.records import Compiled
 from launch.planning.roofline import Roofline, Seconds, share_of_peak
 from launch.planning.summary import duration, fits, held_at_once
 
@@ -75,7 +75,9 @@ def _needed(program, cost):
 
 def _work(cost: Cost, seconds: Roofline):
     yield "memory traffic, bytes", f"{cost.hbm_bytes:.3e}"
-    yield "operations, collectives", f"{cost.count:,}, {cost.collective_count:,}"
+    beside = f"{cost.beside_count:,} of them copies beside the others"
+    yield "operations", f"{cost.count:,}, {beside}"
+    yield "collectives", f"{cost.collective_count:,}"
     for (kind, axes), one in sorted(cost.collectives.items(), key=lambda each: -each[1].wire_bytes):
         share = f"{one.count:,} times, {one.asynchronous:,} asynchronous"
         yield f"{kind}, {' x '.join(axes)}", f"{one.wire_bytes:.3e} bytes sent, {share}"
@@ -101,5 +103,5 @@ def _rates(program, seconds, chip):
 def _none_asynchronous(cost):
     """What was tried where no collective of a token overlaps with other work."""
     if not cost.asynchronous_count:
-        tried = ", ".join(TRIED_ON_DECODING) or "no option of the compiler"
-        yield "collectives", f"no collective is asynchronous; tried: {tried}"
+        tried = ", ".join(TRIED_ON_DECODING)
+        yield "asynchronous", f"no collective; tried: {tried} (costs/chips.py)"

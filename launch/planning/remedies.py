@@ -2,7 +2,7 @@
 
 from deepseek_jax.costs.chips import GIB, Chip
 from deepseek_jax.costs.program import GENERATION, REWARD, TRAINING, Program
-from launch.planning.compiled import Compiled
+from launch.planning.records import Compiled
 
 
 def remedies(program: Program, compiled: Compiled, chip: Chip):

@@ -11,8 +11,9 @@ from deepseek_jax.costs.program import GENERATION, SYNC, TRAINING, Program, argu
 from deepseek_jax.parallel.torus import placement_text
 from deepseek_jax.progress import line
 from deepseek_jax.reports.deployment import attention_table
-from launch.planning.compiled import Compiled, compile_programs
+from launch.planning.compiled import compile_programs
 from launch.planning.program_table import program_table
+from launch.planning.records import Compiled
 from launch.planning.remedies import remedies
 from launch.planning.roofline import Seconds, seconds_of
 from launch.planning.summary import duration, fits, held_at_once, narrow_table, summary_table

@@ -1,11 +1,12 @@
 """The seconds that one device needs for a compiled program: at least, and likely.
 
-Memory and matrix unit overlap within an operation. o are the seconds of n operations one after the other; a
-and w those of the links, for collectives that are asynchronous and for m others, which the program waits for;
-p and q the latencies of an operation and of a collective, see costs.chips.Chip:
+Memory and matrix unit overlap within an operation. o are the seconds of n operations one after the other; b
+those of all memory traffic, with the copies that run beside them; a and w those of the links, for collectives
+that are asynchronous and for m others, which the program waits for; p and q the latencies of an operation and
+of a collective, see costs.chips.Chip:
 
-    at least   max(o, a + w)                   peaks alone: all collectives hidden, no latency
-    likely     max(o + n p, a) + w + m q       as compiled: what is asynchronous hides, the rest waits
+    at least   max(o, b, a + w)                peaks alone: all collectives hidden, no latency
+    likely     max(o + n p, b, a) + w + m q    as compiled: what is asynchronous hides, the rest waits
 
 What the model leaves out: the time that a kernel's tiles do not fill, the rest of the compiler's schedule,
 and products of float32, which take several passes on a TPU.
@@ -21,8 +22,8 @@ from jax.sharding import Mesh
 from deepseek_jax.costs.chips import Chip
 from deepseek_jax.costs.program import Program
 from deepseek_jax.parallel.torus import busiest_link
-from launch.planning.compiled import Compiled
 from launch.planning.hlo import Cost
+from launch.planning.records import Compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +52,13 @@ class Roofline:
     @property
     def at_least(self):
         """By the peaks alone, see the top of this module."""
-        return max(self.operations, self.collectives)
+        return max(self.operations, self.memory, self.collectives)
 
     @property
     def likely(self):
         """As it is compiled, see the top of this module."""
-        beside = max(self.operations + self.operation_latency, self.asynchronous)
+        operations = self.operations + self.operation_latency
+        beside = max(operations, self.memory, self.asynchronous)
         return beside + self.waited + self.collective_latency
 
     @property
@@ -121,7 +123,7 @@ def roofline(cost: Cost, chip: Chip, mesh: Mesh):
         operations=operations,
         asynchronous=hidden,
         waited=waited,
-        operation_latency=cost.count * chip.seconds_per_operation,
+        operation_latency=(cost.count - cost.beside_count) * chip.seconds_per_operation,
         collective_latency=waits * chip.seconds_per_collective,
     )
 

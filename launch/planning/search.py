@@ -8,10 +8,9 @@ ranked by their collectives (ranking.py), for each number of micro-batches anew.
 2. remat: on that mesh, the first of REMAT that fits, from the policy that recomputes least on;
 3. mesh: the first N with these micro_batches and remat, N of --search=N.
 
-The result is the fastest of all layouts that fit, by its roofline with no collective hidden.
+The result is the fastest of all layouts that fit, by its likely seconds.
 """
 
-import copy
 import dataclasses
 import itertools
 from collections.abc import Callable
@@ -58,6 +57,12 @@ def search(config: ConfigDict, topology: str, pattern: str | None, count: int, c
 
     Raises ValueError for a config that is wrong on any mesh, and where --program names no update.
     """
+    what, chip = layouts_of(config, topology, pattern)
+    return print_search(what, count, chip, cache)
+
+
+def layouts_of(config: ConfigDict, topology: str, pattern: str | None):
+    """(the Search of an experiment's updates, the Chip of one device). Raises ValueError as `search` does."""
     given = build(MeshSettings, config.get("mesh", {}), "config.mesh")
     whole, chip = planned_mesh(topology, dict(slices=given.slices, pipeline=given.pipeline))
     devices = list(whole.devices.flat)
@@ -71,7 +76,7 @@ def search(config: ConfigDict, topology: str, pattern: str | None, count: int, c
         return layout_fields(updates, layout)
 
     def planned(layout):
-        own = copy.deepcopy(config)
+        own = config.copy_and_resolve_references()
         for name, value in fields(layout).items():
             set_field(own, name, value)
         return _updates(own, mesh_of(layout.mesh), pattern)
@@ -82,7 +87,7 @@ def search(config: ConfigDict, topology: str, pattern: str | None, count: int, c
     def flags(layout):
         return flags_of(fields(layout))
 
-    return print_search(Search(updates, sizes, mesh_of, flags, planned), count, chip, cache)
+    return Search(updates, sizes, mesh_of, flags, planned), chip
 
 
 def flags_of(fields: dict):

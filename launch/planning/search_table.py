@@ -4,9 +4,9 @@ import dataclasses
 
 from deepseek_jax.costs.chips import GIB, Chip
 from deepseek_jax.costs.program import Program
-from launch.planning.compiled import Compiled
 from launch.planning.layouts import Layout
 from launch.planning.ranking import Ranked
+from launch.planning.records import Compiled
 from launch.planning.roofline import seconds_of, share_of_peak
 from launch.planning.summary import duration, fits, held_at_once, narrow_table
 

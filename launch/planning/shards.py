@@ -119,7 +119,9 @@ def _placed(mesh, leaf, may_drop=False):
         ]
     # An array that waits in the host's memory does so on any mesh
     kind = leaf.sharding.memory_kind
-    return leaf.update(sharding=NamedSharding(mesh, PartitionSpec(*spec), memory_kind=kind))
+    place = NamedSharding(mesh, PartitionSpec(*spec), memory_kind=kind)
+    # leaf.update refuses a leaf with an order of axes in memory (adapters.as_read), which no size depends on
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
 
 def _is_stored(entry):

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from deepseek_jax.costs.chips import GIB, Chip
 from deepseek_jax.costs.program import Program
-from launch.planning.compiled import Compiled
+from launch.planning.records import Compiled
 from launch.planning.roofline import share_of_peak
 
 

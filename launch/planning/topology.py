@@ -103,18 +103,28 @@ def recipes_programs(config, mesh):
 
 
 def chosen(programs, pattern: str | None):
-    """The programs whose names match --program, and those whose results they need. Raises ValueError."""
+    """The programs whose names match --program and those whose results they need, with those whose results
+    only lie beside them as by_shapes. Raises ValueError.
+    """
     if pattern is None:
         return programs
     by_name = {program.name: program for program in programs}
     wanted = {name for name in by_name if fnmatch.fnmatchcase(name, pattern)}
     if not wanted:
         raise ValueError(f"--program={pattern} is no program of it; {suggest(pattern, by_name)}")
+    beside = set()
     # A program stands after those whose results it needs
     for program in reversed(programs):
         if program.name in wanted:
-            wanted.update(program.after)
-    return [program for program in programs if program.name in wanted]
+            wanted.update(program.needs)
+            beside.update(program.waiting)
+        elif program.name in beside:
+            beside.update(program.needs)
+    return [
+        dataclasses.replace(program, by_shapes=program.name not in wanted)
+        for program in programs
+        if program.name in wanted | beside
+    ]
 
 
 def _first_line(error):

@@ -20,7 +20,8 @@ from deepseek_jax.recipes.pretrain.run import PretrainJob
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings
 from deepseek_jax.settings import build
 from launch.plan import ENVIRONMENT
-from launch.planning.compiled import Compiled, Memory, compile_programs
+from launch.planning.compiled import compile_programs
+from launch.planning.records import Compiled, Memory
 from launch.planning.remedies import remedies
 from launch.planning.topology import planned_mesh, recipes_programs
 from tests.quick import others_slow
@@ -205,7 +206,7 @@ def test_what_lies_beside_a_program_is_added_to_it(folder):
     found = rows_of(out)
     parts = {
         "the parameters": 4,
-        "the results of weights": 4,
+        "the results of weights, by its shapes": 4,
         "the optimizer's moments": 8,
         "the reference": 4,
         "reward model liked": 4,

@@ -140,10 +140,8 @@ def _scores(name, model, scored, mesh):
     longest = scored.prompt_length + scored.completion_length
     length = padded_length(min(longest, config.max_position_embeddings))
     batch = abstract_batch(mesh, right_padded([[0] * length], length), rows)
-    amount = forward_work(config, rows, length)
     # The head of a policy's config is not there
-    head = 2 * amount.tokens * config.vocab_size * config.hidden_size
-    amount = amount._replace(flops=amount.flops - head)
+    amount = forward_work(config, rows, length, logits=0)
     times = -(-scored.completions // rows)
     function, arguments = jitted_rewards(config, mesh), (model.params(mesh), batch)
     return [Program(f"{name}score", function, arguments, mesh, *amount, part=REWARD, times=times)]

@@ -79,8 +79,7 @@ def train_reward_model(
 
 def reward_flops(model: ModelConfig, sequence_length: int, frozen: bool = False):
     """costs.flops.useful_flops of a token of a reward model, which has no output head."""
-    head = (4 if frozen else 6) * model.vocab_size * model.hidden_size
-    return useful_flops(model, sequence_length, trains_mtp=False, frozen=frozen) - head
+    return useful_flops(model, sequence_length, trains_mtp=False, frozen=frozen, logits=0.0)
 
 
 def reward_model_loss(model: ModelConfig):

@@ -12,6 +12,7 @@ from deepseek_jax.costs.chips import DEVICES
 from deepseek_jax.costs.program import Program
 from deepseek_jax.parallel import make_mesh
 from launch.planning import compiled as compiling
+from launch.planning import stored
 from launch.planning.compiled import compile_programs
 from tests.rollout.test_tpu_decode import compile_apart
 
@@ -107,6 +108,26 @@ def test_a_plan_that_is_made_again_compiles_nothing(tmp_path, monkeypatch):
         compiled(chain(m=128), tmp_path)
 
 
+def test_programs_of_one_text_compile_once(monkeypatch):
+    """Oracle: the calls of the compiler: of three jitted functions two compute the same."""
+    compiler, calls = compiling._compile, []
+
+    def counted(program, lowered):
+        calls.append(program.name)
+        return compiler(program, lowered)
+
+    monkeypatch.setattr(compiling, "_compile", counted)
+    x, work = shape(64, 16), dict(tokens=0, flops=0.0, sizes="")
+    factors = {"double": 2, "triple": 3, "again": 2}
+    programs = [
+        Program(name, jax.jit(lambda x, factor=factor: factor * x), (x,), MESH, **work)
+        for name, factor in factors.items()
+    ]
+    found = compiled(programs)
+    assert sorted(calls) == ["double", "triple"] and list(found) == list(factors)
+    assert found["again"] is found["double"] and found["again"].memory.arguments == 4 * 64 * 16
+
+
 @pytest.mark.parametrize("changed", ["shape", "mesh", "flags", "version"])
 def test_what_a_result_depends_on_names_its_file(tmp_path, monkeypatch, changed):
     """Oracle: by hand: another file for another shape, order of devices, flags of the compiler, and version
@@ -128,7 +149,7 @@ def test_what_a_result_depends_on_names_its_file(tmp_path, monkeypatch, changed)
     elif changed == "flags":
         monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib=65536")
     else:
-        monkeypatch.setattr(compiling, "VERSION", compiling.VERSION + 1)
+        monkeypatch.setattr(stored, "VERSION", stored.VERSION + 1)
     compiled([one], tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
     compiled([one], tmp_path)

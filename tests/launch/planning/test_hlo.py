@@ -152,6 +152,18 @@ def test_operations_and_collectives_are_counted_once():
     assert hidden == 7 * x and token.sent_bytes == (7 + 2 * 3 / 4) * x
 
 
+def test_what_runs_beside_the_operations_takes_none_of_their_time():
+    """Oracle: by hand: the fusion alone moves bytes as an operation that others wait for: it reads and writes
+    an array, as the product of arrays in vector memory does not. The copy, which runs beside them, and both
+    collectives, which move bytes while they send, count as traffic.
+    """
+    _, token = decoding_costs(COUNTED, AXES)
+    x = FLOAT * 8 * 4
+    assert token.operations == {(0, 2 * x): 1} and token.beside_count == 1
+    copied, gathered, fused, summed = x, 1 + 8, 2, 2
+    assert token.hbm_bytes == copied + (gathered + fused + summed) * x
+
+
 def test_a_product_reads_its_operands_and_writes_its_result():
     """Oracle: the bytes of the three arrays."""
     x, w = jnp.ones((128, 256)), jnp.ones((256, 512))

@@ -33,7 +33,7 @@ def test_no_published_program_takes_longer_than_as_jax_places_it(name, program):
     """Oracle: jax's mesh_utils, with the collectives that the compiler made of the program. With pytest -s it
     prints the table's row.
     """
-    devices = slice_of(snapshots.SLICES[name])
+    devices = slice_of(snapshots.slice_name(name))
     mesh = make_mesh(**snapshots.config_of(name).get("mesh", {}).to_dict(), devices=devices)
     before = seconds(name, program, jax_mesh(mesh.shape, devices))
     after = seconds(name, program, mesh)

@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 
 from deepseek_jax.costs.chips import CHIPS, DEVICES, Chip
 from deepseek_jax.costs.program import Program
-from launch.planning.compiled import Compiled
 from launch.planning.hlo import Cost
 from launch.planning.hlo_collectives import Collective
+from launch.planning.records import Compiled
 from launch.planning.roofline import (
     Roofline,
     collective_seconds,
@@ -165,6 +165,19 @@ def test_asynchronous_collectives_may_take_longer_than_what_hides_them():
     cost = cost_of(("bf16 x bf16", 1000, 0, 1), collectives=[(GATHERS, gathers)])
     seconds = roofline(cost, CHIP, GRID)
     assert (seconds.at_least, seconds.likely, seconds.bound) == (22, 20 + 2 + 0.5, "collectives")
+
+
+def test_copies_beside_the_operations_share_their_memory():
+    """Oracle: by hand: 4 seconds of operations, half a second of their latency, and of 500 bytes that copies
+    move beside them 5 more than the 4 seconds of 400 bytes: the memory's 9 seconds bind. With half a second
+    of copies, which have no latency, nothing waits for them.
+    """
+    for copied, at_least, likely in ((500, 9, 9), (50, 4.5, 4.5)):
+        cost = cost_of(("bf16 x bf16", 0, 100, 4))
+        cost.add(Cost(hbm_bytes=copied, count=10, beside_count=10))
+        seconds = roofline(cost, CHIP, GRID)
+        assert (seconds.operations, seconds.latency) == (4, 0.5)
+        assert (seconds.at_least, seconds.likely) == (at_least, likely)
 
 
 def test_many_small_operations_are_bound_by_latency():

@@ -1,15 +1,19 @@
 """launch/plan.py --search: which layouts it compiles, and a small experiment as a user starts it."""
 
+import json
 import re
 
 import pytest
 
 from deepseek_jax.costs.chips import CHIPS
 from launch.planning import search as searching
-from launch.planning.compiled import Compiled
 from launch.planning.ranking import Ranked
+from launch.planning.records import Compiled
 from launch.planning.search import REMAT, Search, print_search, try_layouts
+from tests.experiments import RUNS
 from tests.launch.test_plan import planned
+from tests.quick import others_slow
+from tests.rollout.test_tpu_decode import compile_apart
 
 CONFIG = """
 from configs import pretrain_small
@@ -25,6 +29,43 @@ def get_config():
         config.stages.stage_1.update(dict(batch_size=16, mtp_weight=0.0))
     config.mesh = dict(data=1, fsdp=4)
     return config
+"""
+
+
+# Ranks each experiment for four chips, and places its updates on the meshes that split them by the recipe too
+RANK = """
+import json, sys
+from deepseek_jax.costs.program import argument_bytes
+from launch.planning.layouts import Layout
+from launch.planning.ranking import rank
+from launch.planning.search import layouts_of
+from tests.experiments import CONFIGS, load
+
+def by_recipe(what, one):
+    # Which numbers of micro-batches a recipe refuses is its own matter
+    for count in sorted(one.micro_batches):
+        try:
+            return what.planned(Layout(one.mesh, count, "full"))
+        except ValueError:
+            pass
+    return []
+
+found = []
+for name, arg in json.loads(sys.argv[1]):
+    try:
+        what, chip = layouts_of(load(CONFIGS / f"{name}.py", arg), "v5e:2x2", None)
+    except ValueError as error:
+        assert str(error).endswith("names none"), (name, error)
+        continue
+    ranked, dropped = rank(what.updates, what.meshes, what.mesh_of, chip)
+    held = []
+    for one in ranked:
+        updates = by_recipe(what, one)
+        whole = [(u.arguments, u.arguments[0].params, [h.tree for h in u.beside]) for u in updates]
+        if whole:
+            held.append([one.state, max(map(argument_bytes, whole))])
+    found.append([name, arg, len(what.meshes), len(ranked), held, dropped])
+print("result", json.dumps(found))
 """
 
 
@@ -131,6 +172,29 @@ def test_a_search_compiles_the_best_and_prints_their_flags(tmp_path):
     status, out, err = searched(tmp_path, "--topology=v5e:2x2", *flags.split())
     assert status == 0, err
     assert any(f" {peak} GiB" in out for *_, peak in rows)
+
+
+OF_CONFIGS = {
+    # The leaves of a frozen base have an order of axes in memory
+    "adapters": [("grpo_lora", None), ("sft_lora", None), ("r1_own", None)],
+    "all": [(path.stem, arg) for path, arg in RUNS],
+}
+
+
+@pytest.mark.parametrize("runs", others_slow(OF_CONFIGS, "adapters"))
+def test_the_updates_of_an_experiment_are_ranked_on_every_mesh_that_splits_them(runs):
+    """Oracle: the updates that the recipe places on the mesh: the bytes of their arguments, of gradients
+    as large as their parameters, and of what lies beside; why any other mesh is dropped.
+    """
+    found = compile_apart(RANK, json.dumps(OF_CONFIGS[runs]), timeout=900)
+    for name, arg, meshes, ranked, held, dropped in found:
+        assert ranked + len(dropped) == meshes, (name, arg)
+        for state, by_recipe in held:
+            # Rows are padded for their mesh: they are hundredths of the state
+            assert state == pytest.approx(by_recipe, rel=0.01), (name, arg)
+        reasons = ("multiple of", "the training state alone takes")
+        assert all(any(words in why for words in reasons) for why in dropped), (name, arg, dropped)
+    assert runs == "all" or all(held for *_, held, _ in found)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,103 @@
+"""What was read off compiled programs, on disk, by their contents."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from jax.sharding import PartitionSpec
+
+from deepseek_jax.costs.chips import chip_of
+from launch.planning.hlo import Cost
+from launch.planning.hlo_collectives import Collective
+from launch.planning.records import Compiled, Memory
+
+# The version of what is read off a program: a new number computes it anew
+VERSION = 4
+# The environment's flags for the compilers
+COMPILER_FLAGS = "XLA_FLAGS", "LIBTPU_INIT_ARGS"
+
+
+def digest_of(program, lowered):
+    """A hash of what the result depends on: the program's text, its devices, the compiler and its flags."""
+    devices = program.mesh.devices
+    kind = devices.flat[0].device_kind, devices.shape, [str(d) for d in devices.flat]
+    compiler = _version("jax"), _version("libtpu"), *map(os.environ.get, COMPILER_FLAGS)
+    digest = hashlib.sha256(lowered.as_text().encode())
+    chip = chip_of(devices.ravel())
+    read = VERSION, program.filled, program.token_steps > 0
+    digest.update(repr((read, kind, compiler, chip and chip.options)).encode())
+    return digest.hexdigest()[:32]
+
+
+def _version(package):
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def read(path: Path):
+    """The Compiled in a file."""
+    return _from_json(json.loads(path.read_text()))
+
+
+def write(path: Path, compiled: Compiled):
+    """Write a Compiled to a file, in a folder that need not exist."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(_as_json(compiled)))
+
+
+def _as_json(compiled):
+    if compiled.refusal is not None:
+        return {"refusal": compiled.refusal}
+    return {
+        "memory": dataclasses.asdict(compiled.memory),
+        "specs": [[list(e) if isinstance(e, tuple) else e for e in s] for s in compiled.specs],
+        "cost": _cost_as_json(compiled.cost),
+        "token": compiled.token and _cost_as_json(compiled.token),
+    }
+
+
+def _from_json(read):
+    if "refusal" in read:
+        return Compiled(refusal=read["refusal"])
+    specs = tuple(
+        PartitionSpec(*(tuple(e) if isinstance(e, list) else e for e in s)) for s in read["specs"]
+    )
+    token = read["token"] and _cost_from_json(read["token"])
+    return Compiled(Memory(**read["memory"]), _cost_from_json(read["cost"]), token, specs)
+
+
+def _cost_as_json(cost):
+    return {
+        "flops": cost.flops,
+        "unknown": cost.unknown,
+        "hbm_bytes": cost.hbm_bytes,
+        "count": cost.count,
+        "beside_count": cost.beside_count,
+        "cycles": cost.cycles,
+        "operations": [[*key, times] for key, times in cost.operations.items()],
+        "collectives": [
+            [kind, list(axes), dataclasses.asdict(one)]
+            for (kind, axes), one in cost.collectives.items()
+        ],
+    }
+
+
+def _cost_from_json(read):
+    return Cost(
+        flops=Counter(read["flops"]),
+        unknown=Counter(read["unknown"]),
+        hbm_bytes=read["hbm_bytes"],
+        operations=Counter({(flops, moved): n for flops, moved, n in read["operations"]}),
+        collectives={
+            (kind, tuple(axes)): Collective(**one) for kind, axes, one in read["collectives"]
+        },
+        count=read["count"],
+        beside_count=read["beside_count"],
+        cycles=read["cycles"],
+    )
