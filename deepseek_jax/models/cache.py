@@ -67,16 +67,17 @@ def slots_in_order(indices, length: int, ring: int | None, newest):
 
 
 def empty_cache(config: ModelConfig, batch_size: int, length: int, dtype):
-    """Zeros for one layer: c_kv [b s c] and k_rope [b s r] under MLA, with an indexer k_index [b s y] too;
-    k and v [z s x] under GQA.
+    """Zeros for one layer: latents [b s c+r] under MLA, with an indexer k_index [b s y] too; k and v [z s x]
+    under GQA.
+
+    latents: c_kv, then k_rope: a kernel for TPUs reads one array.
 
     z: all key heads of the first sequence, then all of the second, and so on, so that the axis splits over
     devices by sequences.
     """
     if config.is_mla:
         shapes = {
-            "c_kv": (batch_size, length, config.kv_lora_rank),
-            "k_rope": (batch_size, length, config.qk_rope_head_dim),
+            "latents": (batch_size, length, config.kv_lora_rank + config.qk_rope_head_dim),
         }
         if config.has_indexer:
             shapes["k_index"] = (batch_size, length, config.index_head_dim)

@@ -12,8 +12,9 @@ from deepseek_jax.models.low_rank import dense
 from deepseek_jax.ops import rope
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.fp8_dot import fp8_dot
-from deepseek_jax.ops.gated_mlp import swiglu
+from deepseek_jax.ops.gated_mlp import gated_mlp, swiglu
 from deepseek_jax.ops.remat import save_for_backward
+from deepseek_jax.parallel.few_tokens import Split, over_widths
 from deepseek_jax.parallel.linear import by_token
 
 # The module of V3.2's attention that selects keys
@@ -121,17 +122,34 @@ def linear(config: ModelConfig, spec: str, x, w, *, power_of_two: bool = False):
     return dot(spec, x, w)
 
 
+# The axes of gate and up, with halves that lie apart or are one axis, and of down
+HALVES_APART = ("embed", "gate_up", "mlp")
+MLP_AXES = {3: HALVES_APART, 2: ("embed", "mlp")}
+
+
+def mlp_split(w_gate_up, w_down):
+    """The Split of a gated MLP's weights."""
+    return Split((w_gate_up, w_down), (MLP_AXES[w_gate_up.ndim], ("mlp", "embed")))
+
+
 class GatedMLP(nn.Module):
     """down(swiglu(gate(x), up(x))), gate and up in one product."""
 
     config: ModelConfig
     width: int
 
-    @nn.compact
-    def __call__(self, x):
+    @property
+    def weights(self):
+        """(gate and up, down). In a rollout the halves are one axis, see rollout.weights."""
         d = self.config.hidden_size
         w_gate_up = weight(self, "gate_up", embed=d, gate_up=2, mlp=self.width)
-        w_down = weight(self, "down", mlp=self.width, embed=d)
+        return w_gate_up, weight(self, "down", mlp=self.width, embed=d)
+
+    @nn.compact
+    def __call__(self, x):
+        w_gate_up, w_down = self.weights
+        if w_gate_up.ndim == 2:
+            return over_widths(gated_mlp, x, mlp_split(w_gate_up, w_down))
         # b and t stay two axes: either may be split over devices
         x_btd = x if x.ndim == 3 else x[:, None]
         # By the letter z fp8_dot knows two Linear layers side by side, which share no tile

@@ -15,7 +15,14 @@ from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.rope import apply_rope, yarn_mscale
 from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.context import attend_rows
-from deepseek_jax.parallel.decoding import by_slot, heads_to_slots, own_slots, slots_to_heads
+from deepseek_jax.parallel.decoding import (
+    by_slot,
+    heads_to_slots,
+    own_rows,
+    own_slots,
+    slots_to_heads,
+)
+from deepseek_jax.parallel.few_tokens import over_heads
 
 # The released code uses this for the latents' norms, whatever rms_norm_eps is
 LATENT_NORM_EPS = 1e-6
@@ -40,14 +47,20 @@ class MultiHeadLatentAttention(nn.Module):
             cfg.qk_rope_head_dim,
         )
         n, u, q_rank = cfg.qk_nope_head_dim, cfg.v_head_dim, cfg.q_lora_rank
+        # In a rollout both projections down are one weight, see rollout.weights
+        self.joins_down = self.has_variable("params", "down")
+        if self.joins_down:
+            self.w_down = weight(self, "down", embed=d, latent=q_rank + c + r)
+        elif q_rank:
+            self.w_q_down = weight(self, "q_down", embed=d, latent=q_rank)
         if q_rank:
-            self.w_q_down = weight(self, "q_down", embed=d, q_lora=q_rank)
             self.q_norm = RMSNorm(cfg, q_rank, "q_lora", LATENT_NORM_EPS)
             self.w_q_up = weight(self, "q_up", q_lora=q_rank, heads=h, head_dim=n + r)
         else:
             self.w_q = weight(self, "q", embed=d, heads=h, head_dim=n + r)
-        # The latent, then the rotary key that all heads share
-        self.w_kv_down = weight(self, "kv_down", embed=d, kv_lora=c + r)
+        if not self.joins_down:
+            # The latent, then the rotary key that all heads share
+            self.w_kv_down = weight(self, "kv_down", embed=d, latent=c + r)
         # Section 4.2 has this norm, eqs. 1-5 do not. The rotary key is not normed
         self.kv_norm = RMSNorm(cfg, c, "kv_lora", LATENT_NORM_EPS)
         # Apart, though checkpoints join them: decoding absorbs one into queries, the other into outputs
@@ -71,14 +84,27 @@ class MultiHeadLatentAttention(nn.Module):
         # power_of_two: the published scales for the inputs of this Linear (arXiv:2412.19437, section 3.3.3)
         return self.linear(spec, attended, self.w_out, power_of_two=True)
 
-    def _queries(self, x_btd, rope):
+    def _down(self, x_btd):
+        """The projections down to the latents: of queries [b t q], None without q_lora_rank, and of keys and
+        values [b t c+r].
+        """
+        q_rank = self.config.q_lora_rank
+        if self.joins_down:
+            # Split by columns. Pinned, its few rows travel, and not the weight
+            down_btx = own_rows(self.linear("btd,dx->btx", x_btd, self.w_down))
+            return jnp.split(down_btx, [q_rank], axis=-1) if q_rank else (None, down_btx)
+        # Saved before norms and up-projections, which are computed again (arXiv:2412.19437, section 3.2.3)
+        down_btq = None
+        if q_rank:
+            down_btq = save_for_backward(self.linear("btd,dq->btq", x_btd, self.w_q_down))
+        return down_btq, save_for_backward(self.linear("btd,dc->btc", x_btd, self.w_kv_down))
+
+    def _queries(self, x_btd, down_btq, rope):
         """Eqs. 6-9: the part without positions [b t h n], the rotated part [b t h r], and the indexer's Index
         or None.
         """
         index = None
-        if self.config.q_lora_rank:
-            # Saved before norm and up-projection, which are computed again (arXiv:2412.19437, section 3.2.3)
-            down_btq = save_for_backward(self.linear("btd,dq->btq", x_btd, self.w_q_down))
+        if down_btq is not None:
             latent_btq = self.q_norm(down_btq)
             q_bthx = self.linear("btq,qhx->bthx", latent_btq, self.w_q_up)
             if self.config.has_indexer:
@@ -88,10 +114,9 @@ class MultiHeadLatentAttention(nn.Module):
         q_nope, q_rope = jnp.split(q_bthx, [self.config.qk_nope_head_dim], axis=-1)
         return q_nope, apply_rope(q_rope, *rope), index
 
-    def _latent(self, x_btd, rope):
+    def _latent(self, down_btx, rope):
         """Eqs. 1 and 3: c_kv [b t c] and k_rope [b t r]."""
-        down = save_for_backward(self.linear("btd,dc->btc", x_btd, self.w_kv_down))
-        c_kv, k_rope = jnp.split(down, [self.config.kv_lora_rank], axis=-1)
+        c_kv, k_rope = jnp.split(down_btx, [self.config.kv_lora_rank], axis=-1)
         return self.kv_norm(c_kv), apply_rope(k_rope[:, :, None], *rope)[:, :, 0]
 
     def project(self, x_btd, rope):
@@ -100,9 +125,10 @@ class MultiHeadLatentAttention(nn.Module):
 
     def _expand(self, x_btd, rope):
         """((queries, keys, values), cache entries, Index): keys and values are expanded from the latent."""
-        q_nope, q_rope, index = self._queries(x_btd, rope)
+        down_btq, down_btx = self._down(x_btd)
+        q_nope, q_rope, index = self._queries(x_btd, down_btq, rope)
         # Gather the sequence here: the latent is smaller to send than the keys and values from it
-        latent = self._latent(x_btd, rope)
+        latent = self._latent(down_btx, rope)
         c_kv, k_rope = (constrain(part, ("batch", None, None)) for part in latent)
         k_nope = self.linear("bsc,chn->bshn", c_kv, self.w_k_up)
         v = self.linear("bsc,chu->bshu", c_kv, self.w_v_up)
@@ -125,60 +151,62 @@ class MultiHeadLatentAttention(nn.Module):
 
     def decode(self, x_bd, rope, cache, write):
         """Absorbed form, from one new token: x [b d] -> ([b d], cache with the token's entries in it)."""
-        q_nope, q_rope, scorers, cache = self._step(x_bd[:, None], rope, cache, write)
-        q_nope, q_rope, scorers = jax.tree.map(lambda a: a[:, 0], (q_nope, q_rope, scorers))
-        # (W c) . q = c . (W^T q): the up-projection moves from all cached keys to one query
-        q_latent = dot("bhn,chn->bhc", q_nope, self.w_k_up)
-        q_latent, q_rope = map(heads_to_slots, (q_latent, q_rope))
+        q_bthx, scorers, cache = self._step(x_bd[:, None], rope, cache, write)
+        q_bhx, scorers = jax.tree.map(lambda a: a[:, 0], (q_bthx, scorers))
         attend = functools.partial(self._attend_cache, write.ring)
-        z_bhc = by_slot(attend, q_latent, q_rope, write.mask, scorers, cache)
-        z_bhc = slots_to_heads(z_bhc)
-        return self._out("bhu,hud->bd", dot("bhc,chu->bhu", z_bhc, self.w_v_up)), cache
+        z_bhc = by_slot(attend, heads_to_slots(q_bhx), write.mask, scorers, cache)
+        # Expanded before it travels: u is a quarter of c
+        out_bhu = slots_to_heads(dot("bhc,chu->bhu", own_slots(z_bhc), self.w_v_up))
+        if self.config.fp8:
+            return self._out("bhu,hud->bd", out_bhu), cache
+        return over_heads(functools.partial(dot, "bhu,hud->bd"), out_bhu, self.w_out), cache
 
     def extend(self, x_btd, rope, cache, write):
         """decode for t new tokens a sequence: x [b t d] -> ([b t d], cache with their entries in it).
 
         write: PositionWrite, with mask bool[b t s].
         """
-        q_nope, q_rope, scorers, cache = self._step(x_btd, rope, cache, write)
-        q_latent = heads_to_slots(dot("bthn,chn->bthc", q_nope, self.w_k_up))
-        q_rope = heads_to_slots(q_rope)
+        q_bthx, scorers, cache = self._step(x_btd, rope, cache, write)
         # The queries of a sequence see one cache
         attend = functools.partial(self._attend_cache, write.ring)
-        attend = jax.vmap(attend, in_axes=(1, 1, 1, 1, None), out_axes=1)
-        z_bthc = by_slot(attend, q_latent, q_rope, write.mask, scorers, cache)
-        z_bthc = slots_to_heads(z_bthc)
-        return self._out("bthu,hud->btd", dot("bthc,chu->bthu", z_bthc, self.w_v_up)), cache
+        attend = jax.vmap(attend, in_axes=(1, 1, 1, None), out_axes=1)
+        z_bthc = by_slot(attend, heads_to_slots(q_bthx), write.mask, scorers, cache)
+        out_bthu = slots_to_heads(dot("bthc,chu->bthu", own_slots(z_bthc), self.w_v_up))
+        return self._out("bthu,hud->btd", out_bthu), cache
 
     def _step(self, x_btd, rope, cache, write):
-        """What new tokens ask of the cache: (q_nope, q_rope, scorers, the cache with their entries in it).
+        """What new tokens ask of the cache: (queries [b t h c+r], scorers, cache with their entries in it).
 
         scorers: (q [b t j y], w [b t j], write.index int32[b t]) if queries select slots, else None.
         """
-        q_nope, q_rope, index = self._queries(x_btd, rope)
-        entries = _entries(*self._latent(x_btd, rope), index)
+        down_btq, down_btx = self._down(x_btd)
+        q_nope, q_rope, index = self._queries(x_btd, down_btq, rope)
+        # (W c) . q = c . (W^T q): the up-projection moves from all cached keys to one query
+        q_latent = dot("bthn,chn->bthc", q_nope, self.w_k_up)
+        q_bthx = jnp.concatenate([q_latent, q_rope], axis=-1)
+        entries = _entries(*self._latent(own_slots(down_btx), rope), index)
         cache = {
             name: own_slots(write(cache[name], own_slots(entry))) for name, entry in entries.items()
         }
         scorers = None
-        if self.config.selects(cache["c_kv"].shape[1]):
+        if self.config.selects(cache["latents"].shape[1]):
             index_bt = jnp.broadcast_to(write.index, x_btd.shape[:2])
             scorers = jax.tree.map(own_slots, (index.q, index.w, index_bt))
-        return q_nope, q_rope, scorers, cache
+        return q_bthx, scorers, cache
 
-    def _attend_cache(self, ring, q_latent, q_rope, mask_bs, scorers, cache):
+    def _attend_cache(self, ring, q_bhx, mask_bs, scorers, cache):
         """One query a sequence over its cache: -> [b h c]. ring: of the write. scorers: of _step, less t."""
-        latents = cache["c_kv"], cache["k_rope"]
+        latents, c = cache["latents"], self.config.kv_lora_rank
         if scorers is None:
-            return attend_latent(q_latent, q_rope, *latents, scale=self.scale, mask=mask_bs)
+            return attend_latent(q_bhx, latents, kv_lora_rank=c, scale=self.scale, mask=mask_bs)
         q_bjy, w_bj, index_b = scorers
         scored = q_bjy, w_bj, cache["k_index"], mask_bs
         # In a ring all sequences write one slot
         chosen = indexer.choose_slots(self.config, *scored, ring, index_b[0])
-        return attend_latent_selected(q_latent, q_rope, *latents, chosen, scale=self.scale)
+        return attend_latent_selected(q_bhx, latents, chosen, kv_lora_rank=c, scale=self.scale)
 
 
 def _entries(c_kv, k_rope, index):
     """The entries of the cache, [b t ...] each."""
-    entries = {"c_kv": c_kv, "k_rope": k_rope}
+    entries = {"latents": jnp.concatenate([c_kv, k_rope], axis=-1)}
     return entries if index is None else entries | {"k_index": index.k}

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.layers import GatedMLP, weight
+from deepseek_jax.models.layers import MLP_AXES, GatedMLP, mlp_split, weight
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.gated_mlp import run_experts
+from deepseek_jax.ops.gated_mlp import gated_mlp, run_experts, run_sorted
 from deepseek_jax.ops.routing import (
     affinities,
     expert_load,
@@ -20,6 +20,7 @@ from deepseek_jax.ops.routing import (
     with_kept,
 )
 from deepseek_jax.parallel.dispatch import Kernels, expert_parallel
+from deepseek_jax.parallel.few_tokens import Experts, Split, few_tokens, has_few_tokens
 
 
 class Routing(NamedTuple):
@@ -55,6 +56,23 @@ class MoE(nn.Module):
             bias_e = weight(self, "router_bias", init=nn.initializers.zeros, experts=e)
         w_gate_up = weight(self, "gate_up", experts=e, embed=d, gate_up=2, mlp=f)
         w_down = weight(self, "down", experts=e, mlp=f, embed=d)
+        # In a rollout the halves of gate and up are one axis, see rollout.weights
+        axes = ("experts", *MLP_AXES[w_gate_up.ndim - 1]), ("experts", "mlp", "embed")
+        shared = None
+        if cfg.n_shared_experts:
+            # Eq. 12: shared experts take every token, without a weight. Side by side they are one wider MLP
+            shared = GatedMLP(cfg, cfg.n_shared_experts * f, name="shared")
+        if segment_ids is None and not cfg.fp8 and has_few_tokens(x):
+            experts = Experts(
+                functools.partial(_choose, cfg),
+                (w_router, bias_e),
+                run_sorted,
+                Split((w_gate_up, w_down), axes),
+                gated_mlp,
+                None if shared is None else mlp_split(*shared.weights),
+            )
+            y, experts_ba = few_tokens(experts, x)
+            return y, None, experts_ba[:, None]
 
         x_btd = x if x.ndim == 3 else x[:, None]
         # Routing is float32 in every dtype. b and t stay two axes: either may be split over devices
@@ -67,16 +85,15 @@ class MoE(nn.Module):
             weights_bta,
             Kernels(
                 (w_gate_up, w_down),
-                (("experts", "embed", "gate_up", "mlp"), ("experts", "mlp", "embed")),
+                axes,
                 # FP8 rounds the masters themselves
                 "float32" if cfg.fp8 else cfg.dtype,
             ),
             buffer=cfg.expert_buffer,
         )
         y = y.reshape(x.shape)
-        if cfg.n_shared_experts:
-            # Eq. 12: shared experts take every token, without a weight. Side by side they are one wider MLP
-            y += GatedMLP(cfg, cfg.n_shared_experts * f, name="shared")(x)
+        if shared is not None:
+            y += shared(x)
         routing = None
         if segment_ids is not None:
             # Eqs. 17-20 are of the affinities, before bias and groups
@@ -90,9 +107,14 @@ class MoE(nn.Module):
         return y, routing, experts_bta
 
 
-def choose_experts(config: ModelConfig, logits_bte, bias_e, kept):
-    """(experts int32[b t a], weights float32[b t a]) of all tokens. bias_e, kept: or None; see MoE."""
-    choose = functools.partial(
+def _choose(config, x_md, w_router, bias_e):
+    """(experts int32[m a], weights float32[m a]) of tokens [m d]."""
+    logits_me = dot("md,de->me", x_md.astype(jnp.float32), w_router)
+    return _route_of(config)(logits_me, bias_e)
+
+
+def _route_of(config):
+    return functools.partial(
         route,
         num_experts_per_tok=config.num_experts_per_tok,
         n_group=config.n_group,
@@ -101,7 +123,11 @@ def choose_experts(config: ModelConfig, logits_bte, bias_e, kept):
         norm_topk_prob=config.norm_topk_prob,
         routed_scaling_factor=config.routed_scaling_factor,
     )
-    experts_bta, weights_bta = jax.vmap(choose, (0, None))(logits_bte, bias_e)
+
+
+def choose_experts(config: ModelConfig, logits_bte, bias_e, kept):
+    """(experts int32[b t a], weights float32[b t a]) of all tokens. bias_e, kept: or None; see MoE."""
+    experts_bta, weights_bta = jax.vmap(_route_of(config), (0, None))(logits_bte, bias_e)
     if kept is None:
         return experts_bta, weights_bta
     experts_bta = with_kept(experts_bta, kept)

@@ -320,42 +320,42 @@ def attend_cached(q, k, v, *, scale: float, mask):
 
 
 def attend_latent(
-    q_latent, q_rope, c_kv, k_rope, *, scale: float, mask, implementation: str | None = None
+    q, latents, *, kv_lora_rank: int, scale: float, mask, implementation: str | None = None
 ):
     """Absorbed multi-head latent attention (arXiv:2405.04434, appendix C): the queries are already in the
     latent space, so that keys and values are never expanded.
 
-    q_latent: [b h c], q_rope: [b h r], c_kv: [b s c], k_rope: [b s r], mask: bool[b s].
+    q: [b h c+r], latents: [b s c+r]: the first c = kv_lora_rank numbers without positions, the others
+    rotated. mask: bool[b s].
     implementation: "plain" has all scores, float32[b h s], in memory. "kernel" is a Pallas kernel for TPU
     that keeps the scores of one block of the cache in vector memory, and "interpreted" is its emulation.
     None takes the choice of ops.platform, and "plain" for shapes that the kernel does not take.
-    Returns the weighted latents [b h c] in c_kv's dtype; the value up-projection expands them.
+    Returns the weighted latents [b h c] in their dtype; the value up-projection expands them.
     """
     form = choose(
         "attend_latent",
         implementation,
-        suits=lambda: decoding.takes(q_latent, c_kv),
+        suits=lambda: decoding.takes(q, latents, kv_lora_rank),
         plain=_attend_latent_plain,
         kernel=decoding.attend_latent,
         interpreted=functools.partial(decoding.attend_latent, interpret=True),
     )
-    return form(q_latent, q_rope, c_kv, k_rope, mask, scale)
+    return form(q, latents, mask, kv_lora_rank, scale)
 
 
-def attend_latent_selected(q_latent, q_rope, c_kv, k_rope, chosen, *, scale: float):
+def attend_latent_selected(q, latents, chosen, *, kv_lora_rank: int, scale: float):
     """attend_latent over a few latents of the cache, which are gathered.
 
     chosen: (int32[b k], bool[b k]) of ops.selection.select_indices.
     """
     slots_bk, mask_bk = chosen
-    latents = (jnp.take_along_axis(a, slots_bk[..., None], axis=1) for a in (c_kv, k_rope))
-    return attend_latent(q_latent, q_rope, *latents, scale=scale, mask=mask_bk)
+    latents = jnp.take_along_axis(latents, slots_bk[..., None], axis=1)
+    return attend_latent(q, latents, kv_lora_rank=kv_lora_rank, scale=scale, mask=mask_bk)
 
 
-def _attend_latent_plain(q_latent, q_rope, c_kv, k_rope, mask, scale):
-    # The score of [content; rotary] vectors (arXiv:2405.04434, eqs. 16-18) is a sum of two products: joining
-    # the parts would copy the cache
-    scores_bhs = dot("bhc,bsc->bhs", q_latent, c_kv, jnp.float32)
-    scores_bhs = (scores_bhs + dot("bhr,bsr->bhs", q_rope, k_rope, jnp.float32)) * scale
-    weights_bhs = _softmax(scores_bhs, mask[:, None], c_kv.dtype)
-    return dot("bhs,bsc->bhc", weights_bhs, c_kv)
+def _attend_latent_plain(q, latents, mask, kv_lora_rank, scale):
+    # x: a content vector and a rotary one (arXiv:2405.04434, eqs. 16-18)
+    scores_bhs = dot("bhx,bsx->bhs", q, latents, jnp.float32) * scale
+    weights_bhs = _softmax(scores_bhs, mask[:, None], latents.dtype)
+    # Rotary keys are no values: they are summed too and dropped here, because a slice of the cache is a copy
+    return dot("bhs,bsx->bhx", weights_bhs, latents)[..., :kv_lora_rank]

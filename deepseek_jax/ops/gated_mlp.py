@@ -1,4 +1,4 @@
-"""SwiGLU, and the gated MLPs of many experts, each on its own tokens."""
+"""SwiGLU, one gated MLP, and those of many experts, each on its own tokens."""
 
 import functools
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.ops import grouped_matmul as grouped
+from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.fp8_grouped import expert_block, grouped_fp8
 from deepseek_jax.ops.remat import save_for_backward
 
@@ -15,9 +16,37 @@ def swiglu(gate, up):
     return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
 
 
+def gated_mlp(x, w_gate_up, w_down):
+    """down(swiglu(gate(x), up(x))): x [... d] -> [... d]. w_gate_up: [d 2f] or [d 2 f]; w_down: [f d]."""
+    rows_md = x.reshape(-1, x.shape[-1])
+    w_gate_up = w_gate_up if w_gate_up.ndim == 2 else w_gate_up.reshape(len(w_gate_up), -1)
+    gate_mf, up_mf = jnp.split(dot("md,dz->mz", rows_md, w_gate_up), 2, axis=-1)
+    return dot("mf,fd->md", swiglu(gate_mf, up_mf), w_down).reshape(x.shape)
+
+
+def run_sorted(kernels, rows_rzx, rows_per_expert):
+    """The gated MLPs of experts, of few rows sorted by expert: rows [r z x], z x = d, -> [r z x].
+
+    kernels: gate and up [e d 2f] or [e d 2 f], down [e f d]. rows_per_expert: int32[e]; results of rows past
+    their sum are undefined.
+    """
+    w_gate_up, w_down = kernels
+    (e, f, _), (z, x) = w_down.shape, rows_rzx.shape[1:]
+    if e == 1:
+        hidden_rf = dot("rzx,zxf->rf", rows_rzx, w_gate_up.reshape(z, x, 2 * f))
+        gate_rf, up_rf = jnp.split(hidden_rf, 2, axis=-1)
+        return dot("rf,fd->rd", swiglu(gate_rf, up_rf), w_down[0]).reshape(rows_rzx.shape)
+    w_gate_up = w_gate_up.reshape(e, z * x, 2 * f)
+    hidden_rf = grouped.grouped_matmul(rows_rzx.reshape(-1, z * x), w_gate_up, rows_per_expert)
+    gate_rf, up_rf = jnp.split(hidden_rf, 2, axis=-1)
+    out_rd = grouped.grouped_matmul(swiglu(gate_rf, up_rf), w_down, rows_per_expert)
+    return out_rd.reshape(rows_rzx.shape)
+
+
 def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8: bool):
     """Each token's weighted sum over its experts' gated MLPs: x [m d], experts int32[m a], weights
-    float32[m a] -> [m d]. kernels: gate and up [e d 2 f], down [e f d]. fp8: multiply with ops.fp8_grouped.
+    float32[m a] -> [m d]. kernels: gate and up [e d 2 f] or [e d 2f], down [e f d]. fp8: multiply with
+    ops.fp8_grouped.
     """
     matmul, up_matmul = grouped.grouped_matmul, grouped.grouped_matmul
     w_gate_up, w_down = kernels

@@ -26,6 +26,7 @@ FORMS = {
     # XLA computes this product densely over the experts, on TPU too
     "product_over_rows": {"any": "ragged", "tpu": "megablox"},
     "expert_parallel": {"any": "padded", "tpu": "ragged"},
+    "ragged_all_to_all": {"any": "gathered", "tpu": "ragged"},
 }
 # Rows, tokens and numbers in memory at a time
 SIZES = {
@@ -50,7 +51,7 @@ SIZES = {
 # Forms that are Pallas kernels for a TPU. "interpreted" emulates each of them anywhere
 KERNELS = ("kernel", "megablox", "splash")
 # {op: its forms that XLA does not compile for a CPU}
-NOT_ON_CPU = {"expert_parallel": ("ragged",)}
+NOT_ON_CPU = {"expert_parallel": ("ragged",), "ragged_all_to_all": ("ragged",)}
 
 
 def choose(op, implementation=None, suits=lambda: True, **forms):

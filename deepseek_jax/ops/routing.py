@@ -33,10 +33,8 @@ def route(
         # x: the experts of one group
         choice_mgx = choice_me.reshape(len(logits), n_group, -1)
         best = 2 if scoring_func == "sigmoid" else 1
-        group_mg = jax.lax.top_k(choice_mgx, best)[0].sum(-1)
-        kept_mg = jax.nn.one_hot(jax.lax.top_k(group_mg, topk_group)[1], n_group, dtype=bool).any(
-            -2
-        )
+        group_mg = jnp.where(_ranks(choice_mgx) < best, choice_mgx, 0).sum(-1)
+        kept_mg = _ranks(group_mg) < topk_group
         # -inf, not 0: the bias can move an expert of an open group below 0, and a closed group's would win
         choice_me = jnp.where(kept_mg[..., None], choice_mgx, -jnp.inf).reshape(logits.shape)
     experts_ma = jax.lax.top_k(jax.lax.stop_gradient(choice_me), num_experts_per_tok)[1]
@@ -48,6 +46,16 @@ def route(
         routed_scaling_factor=routed_scaling_factor,
     )
     return experts_ma, weights_ma
+
+
+def _ranks(scores):
+    """The place of each score among those of the last axis, 0 for the largest; of equal ones the first comes
+    first, as in top_k. Comparing each with each takes TPUs less time than sorting a few.
+    """
+    number_x = jnp.arange(scores.shape[-1])
+    mine, other = scores[..., None], scores[..., None, :]
+    is_ahead = (other > mine) | ((other == mine) & (number_x < number_x[:, None]))
+    return is_ahead.sum(-1)
 
 
 def expert_weights(
@@ -63,7 +71,9 @@ def expert_weights(
 
     logits: float32[... e]. experts: int32[... a]. The rest is as in `route`.
     """
-    weights = jnp.take_along_axis(affinities(logits, scoring_func), experts, axis=-1)
+    # By a mask: TPUs gather single numbers slowly
+    is_chosen = experts[..., None] == jnp.arange(logits.shape[-1])
+    weights = jnp.where(is_chosen, affinities(logits, scoring_func)[..., None, :], 0).sum(-1)
     if norm_topk_prob:
         # 1e-20, as in Hugging Face's code: all chosen sigmoids may underflow to 0
         weights /= weights.sum(-1, keepdims=True) + 1e-20

@@ -8,7 +8,8 @@ MLPs and the vocabulary, and each device keeps the caches of its own slots.
 import contextlib
 import math
 
-from jax.sharding import AbstractMesh, Mesh
+import jax
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from deepseek_jax.parallel.context import by_rows
 from deepseek_jax.parallel.rules import MESH_AXES, RULES
@@ -17,11 +18,12 @@ from deepseek_jax.parallel.shard import (
     constrain,
     current_mesh,
     current_rules,
+    placed,
     use_rules,
 )
 
 # What the axes of the model split
-OF_MODEL = "heads kv_heads attention_heads index_heads queries mlp vocab".split()
+OF_MODEL = "heads kv_heads attention_heads index_heads queries mlp vocab latent".split()
 
 
 def decoding_mesh(mesh: Mesh, heads: int):
@@ -79,6 +81,23 @@ def to_rollout(weight, names):
         with use_rules(table | {"experts": expert, "embed": tuple(more)}):
             weight = constrain(weight, names)
     return constrain(weight, names)
+
+
+def join_halves(weight, names):
+    """A gated MLP's first weight [... 2 f] as [... 2f], as its product reads it: on each device its share of
+    the gate, then that of up, so that the order of columns depends on the mesh. names: of the weight's axes.
+    """
+    mesh = current_mesh()
+
+    def join(weight):
+        return weight.reshape(*weight.shape[:-2], -1)
+
+    if mesh is None:
+        return join(weight)
+    *rows, _, columns = placed(mesh, weight.shape, names)
+    return jax.shard_map(
+        join, in_specs=PartitionSpec(*rows, None, columns), out_specs=PartitionSpec(*rows, columns)
+    )(weight)
 
 
 @contextlib.contextmanager

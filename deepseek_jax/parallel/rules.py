@@ -16,6 +16,7 @@ RULES = dict(
     embed_and_hidden=None,                          # both inputs that an MTP module projects down to embed
     q_lora="fsdp",
     kv_lora="fsdp",
+    latent=None,                                    # the result of a projection down to q_lora or kv_lora
     heads="tensor",
     kv_heads="tensor",
     attention_heads=("tensor", "context"),          # inside attention, which needs whole rows

@@ -178,7 +178,7 @@ def _verified(distributions, uniform, draft, draft_probs):
 @on_rollout_mesh
 def decode(config, sampling, eos_ids, weights, tables, slots, ends):
     """steps.decode, with one or two tokens a step."""
-    room = slots.caches[0]["c_kv"].shape[1]
+    room = slots.caches[0]["latents"].shape[1]
     _, completion_room = rooms(tables, slots)
 
     def body(slots):

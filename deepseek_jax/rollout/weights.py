@@ -4,18 +4,20 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 
 from deepseek_jax.models import abstract_init
 from deepseek_jax.models.adapters import whole
-from deepseek_jax.models.layers import LINEAR
+from deepseek_jax.models.layers import HALVES_APART, LINEAR
 from deepseek_jax.models.low_rank import dense, is_weight
 from deepseek_jax.ops.decoding import prepare
 from deepseek_jax.parallel import constrain, logical_names
-from deepseek_jax.parallel.decoding import to_rollout
+from deepseek_jax.parallel.decoding import join_halves, to_rollout
 from deepseek_jax.rollout.slots import on_rollout_mesh
 
-# Parts of the names of weights whose products are float32
+# Parts of the names of weights whose products are float32, and of those that every device has whole
 FLOAT32 = ("router", "head_weights")
+WHOLE = ("router", "v_up")
 
 
 def cast(config, params):
@@ -26,8 +28,11 @@ def cast(config, params):
 
 
 def _cast(config, path, leaf):
-    keep = any(name in str(part) for part in path for name in FLOAT32)
-    return leaf if keep else leaf.astype(config.dtype)
+    return leaf if _is_one_of(FLOAT32, path) else leaf.astype(config.dtype)
+
+
+def _is_one_of(names, path):
+    return any(name in str(part) for part in path for name in names)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["stacks"], meta_fields=["counts"])
@@ -73,7 +78,10 @@ def decoding_weights(config, params):
         for i in range(count):
             layer = jax.tree.map(lambda leaf, i=i: leaf[i], params[stack])
             move = functools.partial(_moved, config)
-            layers.append(jax.tree.map_with_path(move, layer, own, is_leaf=is_weight))
+            layer = jax.tree.map_with_path(move, layer, own, is_leaf=is_weight)
+            if config.is_mla and not config.fp8:
+                layer["attention"] = _with_one_down(layer["attention"])
+            layers.append(layer)
     # Under config.fp8, models.layers multiplies by another op, which takes weights as they are
     if not config.fp8:
         layers = jax.tree.map_with_path(_prepared, layers)
@@ -102,8 +110,22 @@ def _moved(config, path, leaf, axes):
 
     An adapter is merged here: the result is what the model computes with, rounded the same way.
     """
+    if _is_one_of(WHOLE, path) or (config.fp8 and "latent" in axes):
+        # Each device chooses experts and expands values for its own tokens; FP8's product would gather its
+        # weight at every token
+        axes = (None,) * len(axes)
     # Cast and unstacked first: weights that change their place travel a layer at a time, in few bytes
-    return to_rollout(_cast(config, path, dense(leaf)), axes)
+    leaf = to_rollout(_cast(config, path, dense(leaf)), axes)
+    # models.layers multiplies FP8's halves apart
+    joins = axes[-len(HALVES_APART) :] == HALVES_APART and not config.fp8
+    return join_halves(leaf, axes) if joins else leaf
+
+
+def _with_one_down(attention):
+    """The weights of models.mla, where both projections down become one, whose result is gathered once."""
+    parts = [attention[name] for name in ("q_down", "kv_down") if name in attention]
+    others = {name: w for name, w in attention.items() if name not in ("q_down", "kv_down")}
+    return others | {"down": constrain(jnp.concatenate(parts, axis=1), ("embed", "latent"))}
 
 
 def axis_names(config):
@@ -119,5 +141,5 @@ def _prepared(path, leaf):
     """A weight that models.layers.linear multiplies by in ops.decoding.prepare's form, any other as it is."""
     name = path[-1].key
     # Experts' weights have the same names and one more axis
-    is_of_experts = leaf.ndim == {"gate_up": 4, "down": 3}.get(name)
+    is_of_experts = leaf.ndim == {"gate_up": 3, "down": 3}.get(name)
     return prepare(leaf, LINEAR[name]) if name in LINEAR and not is_of_experts else leaf

@@ -138,11 +138,10 @@ def in_the_optimizer(params):
 
 def in_a_rollout(params):
     """Cells of what decodes."""
-    latents = array(8, 128, 512), array(8, 128, 64), array(8, T, 512), array(8, T, 64)
-    cached = *latents, array(8, T, dtype=bool)
+    cached = array(8, 128, 576), array(8, T, 576), array(8, T, dtype=bool)
 
     def attended(*arrays):
-        return attend_latent(*arrays[:-1], scale=0.1, mask=arrays[-1])
+        return attend_latent(*arrays[:-1], kv_lora_rank=512, scale=0.1, mask=arrays[-1])
 
     weights = jax.eval_shape(lambda params: PARTS.decoding_weights(CONFIG, params), params)
     slots = jax.eval_shape(lambda: PARTS.empty_slots(CONFIG, 8, 512, 512, 512))

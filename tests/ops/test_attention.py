@@ -231,9 +231,9 @@ def test_attend_latent_equals_attention_over_expanded_keys_and_values():
     )
     w_k, w_v = normal(4, c, h, n), normal(5, c, h, u)
     mask = np.array([[1, 1, 1, 0, 0, 0], [1, 0, 1, 1, 1, 1]], bool)
-    latent = attend_latent(
-        np.einsum("bhn,chn->bhc", q_nope, w_k), q_rope, c_kv, k_rope, scale=SCALE, mask=mask
-    )
+    q_latent = np.einsum("bhn,chn->bhc", q_nope, w_k)
+    queries, latents = (np.concatenate(parts, -1) for parts in ((q_latent, q_rope), (c_kv, k_rope)))
+    latent = attend_latent(queries, latents, kv_lora_rank=c, scale=SCALE, mask=mask)
     ours = np.einsum("bhc,chu->bhu", latent, w_v)
     for row, head in np.ndindex(b, h):
         keys = np.concatenate([c_kv[row] @ w_k[:, head], k_rope[row]], axis=-1)[mask[row]]
@@ -254,11 +254,6 @@ def test_a_query_that_may_see_nothing_stays_finite():
     )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
     latent = attend_latent(
-        normal(0, 1, 2, 3),
-        normal(1, 1, 2, 2),
-        normal(2, 1, 4, 3),
-        normal(3, 1, 4, 2),
-        scale=SCALE,
-        mask=mask,
+        normal(0, 1, 2, 5), normal(2, 1, 4, 5), kv_lora_rank=3, scale=SCALE, mask=mask
     )
     assert np.isfinite(latent).all()

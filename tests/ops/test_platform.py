@@ -91,9 +91,9 @@ def attention(head):
 
 def latent_decoding(heads=16, latent=128, cache=256):
     def attended(*arrays):
-        return attend_latent(*arrays[:-1], scale=0.1, mask=arrays[-1])
+        return attend_latent(*arrays[:-1], kv_lora_rank=latent, scale=0.1, mask=arrays[-1])
 
-    shapes = (2, heads, latent), (2, heads, 64), (2, cache, latent), (2, cache, 64)
+    shapes = (2, heads, latent + 64), (2, cache, latent + 64)
     arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
     return attended, [*arrays, jax.ShapeDtypeStruct((2, cache), bool)]
 

@@ -100,6 +100,11 @@ class InputsLast:
         """From w, whose first num_inputs axes a product contracts."""
         return cls(jnp.moveaxis(w, range(num_inputs), range(-num_inputs, 0)))
 
+    @property
+    def ndim(self):
+        """Of the weight as it was."""
+        return self.array.ndim
+
     def astype(self, dtype):
         """With its array in dtype."""
         return InputsLast(self.array.astype(dtype))

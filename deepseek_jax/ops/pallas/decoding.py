@@ -1,8 +1,7 @@
 """Absorbed latent attention over a cache, whose scores stay in a TPU core's vector memory.
 
 Latents are both keys and values, and this kernel reads them once. JAX's kernels read keys and values apart,
-of V3's cache about twice the bytes: paged_attention takes two arrays of one width, and splash attention needs
-a copy of the cache in which latents and rotary keys are joined. tokamax 0.0.12 has splash attention alone.
+of V3's cache about twice the bytes. tokamax 0.0.12 has splash attention alone.
 """
 
 import functools
@@ -18,24 +17,20 @@ LANES = 128
 MASKED = -1e30
 
 
-def takes(q_latent, c_kv):
-    """Whether the kernel takes these shapes: a latent of whole lanes, a cache of whole blocks, and as many
+def takes(q, latents, kv_lora_rank: int):
+    """Whether the kernel takes these shapes: values of whole lanes, a cache of whole blocks, and as many
     heads as fill a tile.
     """
-    return (
-        c_kv.shape[1] % BLOCKS[-1] == 0
-        and c_kv.shape[2] % LANES == 0
-        and q_latent.shape[1] % 16 == 0
-    )
+    return latents.shape[1] % BLOCKS[-1] == 0 and kv_lora_rank % LANES == 0 and q.shape[1] % 16 == 0
 
 
-def attend_latent(q_latent, q_rope, c_kv, k_rope, mask, scale, interpret=False):
+def attend_latent(q, latents, mask, kv_lora_rank: int, scale: float, interpret=False):
     """ops.attention.attend_latent, with the online softmax of arXiv:2205.14135 over blocks of the cache."""
-    (b, h, c), r, s = q_latent.shape, q_rope.shape[-1], c_kv.shape[1]
+    (b, h, x), s, c = q.shape, latents.shape[1], kv_lora_rank
     if s % BLOCKS[-1]:
         raise ValueError(
-            f"attend_latent's kernel reads blocks of {BLOCKS[-1]} tokens, and c_kv has {s}; pass a multiple, "
-            "or another implementation: plain"
+            f"attend_latent's kernel reads blocks of {BLOCKS[-1]} tokens, and the cache has {s}; pass a "
+            "multiple, or another implementation: plain"
         )
     block = next(size for size in BLOCKS if s % size == 0)
 
@@ -43,21 +38,19 @@ def attend_latent(q_latent, q_rope, c_kv, k_rope, mask, scale, interpret=False):
         return pl.BlockSpec((None, *shape), lambda i, j: (i, 0, 0))
 
     def of_block(width):
-        return pl.BlockSpec((None, block, width), lambda i, j: (i, j, 0))
+        return pl.BlockSpec((None, width, block), lambda i, j: (i, 0, j))
 
     cells = b * h * s
     return pl.pallas_call(
         functools.partial(_kernel, scale=scale),
         grid=(b, s // block),
         in_specs=[
-            of_sequence(h, c),
-            of_sequence(h, r),
-            of_block(c),
-            of_block(r),
-            pl.BlockSpec((None, 1, block), lambda i, j: (i, 0, j)),
+            of_sequence(h, x),
+            of_block(x),
+            of_block(1),
         ],
         out_specs=of_sequence(h, c),
-        out_shape=jax.ShapeDtypeStruct((b, h, c), c_kv.dtype),
+        out_shape=jax.ShapeDtypeStruct((b, h, c), latents.dtype),
         scratch_shapes=[
             pltpu.VMEM((h, LANES), jnp.float32),
             pltpu.VMEM((h, LANES), jnp.float32),
@@ -65,17 +58,20 @@ def attend_latent(q_latent, q_rope, c_kv, k_rope, mask, scale, interpret=False):
         ],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         cost_estimate=pl.CostEstimate(
-            flops=2 * cells * (2 * c + r),
-            bytes_accessed=sum(x.size * x.dtype.itemsize for x in (c_kv, k_rope, q_latent)),
+            flops=2 * cells * (x + c),
+            bytes_accessed=sum(a.size * a.dtype.itemsize for a in (q, latents)),
             transcendentals=cells,
         ),
         name="latent_decoding",
         interpret=interpret,
-    )(q_latent, q_rope, c_kv, k_rope, mask[:, None].astype(jnp.int32))
+        # This swap moves nothing: since lanes do not divide 576, a TPU lays a cache's tokens along them
+    )(q, latents.swapaxes(1, 2), mask[:, None].astype(jnp.int32))
 
 
-def _kernel(q_latent, q_rope, c_kv, k_rope, mask, out, largest, total, summed, *, scale):
-    """One block of one sequence's cache. largest, total: [h lanes], the same in every lane; summed: [h c]."""
+def _kernel(q, latents, mask, out, largest, total, summed, *, scale):
+    """One block of one sequence's cache: latents [c+r s]. largest, total: [h lanes], the same in every lane;
+    summed: [h c].
+    """
     at = pl.program_id(1)
 
     @pl.when(at == 0)
@@ -84,19 +80,18 @@ def _kernel(q_latent, q_rope, c_kv, k_rope, mask, out, largest, total, summed, *
         total[...] = jnp.zeros_like(total)
         summed[...] = jnp.zeros_like(summed)
 
-    def scores(queries, keys):
-        over = (((1,), (1,)), ((), ()))
-        return jax.lax.dot_general(
-            queries[...], keys[...], over, preferred_element_type=jnp.float32
-        )
-
-    scores_hs = (scores(q_latent, c_kv) + scores(q_rope, k_rope)) * scale
+    scores_hs = jnp.dot(q[...], latents[...], preferred_element_type=jnp.float32) * scale
     scores_hs = jnp.where(mask[...] > 0, scores_hs, MASKED)
     before = largest[:, :1]
     above = jnp.maximum(before, scores_hs.max(-1, keepdims=True))
     weights_hs, shrunk = jnp.exp(scores_hs - above), jnp.exp(before - above)
-    values = jnp.dot(weights_hs.astype(c_kv.dtype), c_kv[...], preferred_element_type=jnp.float32)
-    summed[...] = shrunk * summed[...] + values
+    values_cs = latents[: summed.shape[1]]
+    summed[...] = shrunk * summed[...] + jax.lax.dot_general(
+        weights_hs.astype(values_cs.dtype),
+        values_cs,
+        (((1,), (1,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
     total[...] = shrunk * total[...] + weights_hs.sum(-1, keepdims=True)
     largest[...] = jnp.broadcast_to(above, largest.shape)
 

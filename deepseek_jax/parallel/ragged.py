@@ -1,0 +1,35 @@
+"""jax.lax.ragged_all_to_all, and what it does for machines that lack it."""
+
+import jax
+import jax.numpy as jnp
+
+from deepseek_jax.ops.platform import choose
+
+
+def ragged_all_to_all(
+    operand, output, input_offsets, send_sizes, output_offsets, recv_sizes, *, axis_name
+):
+    """jax.lax.ragged_all_to_all of these arguments; "gathered" on a machine that does not compile it."""
+    form = choose("ragged_all_to_all", ragged=jax.lax.ragged_all_to_all, gathered=_gathered)
+    sizes = input_offsets, send_sizes, output_offsets, recv_sizes
+    return form(operand, output, *sizes, axis_name=axis_name)
+
+
+def _gathered(operand, output, input_offsets, send_sizes, output_offsets, recv_sizes, *, axis_name):
+    """Every device gathers all rows, and takes those that are sent to it."""
+    shards, each = jax.lax.axis_size(axis_name), len(recv_sizes) // jax.lax.axis_size(axis_name)
+    first = jax.lax.axis_index(axis_name) * each
+
+    def sent_here(numbers):
+        gathered = jax.lax.all_gather(numbers, axis_name)
+        return jax.lax.dynamic_slice_in_dim(gathered, first, each, axis=1)
+
+    rows = jax.lax.all_gather(operand, axis_name, tiled=True)
+    begin_sk, place_sk, size_sk = map(sent_here, (input_offsets, output_offsets, send_sizes))
+    nth_rsk = jnp.arange(len(output))[:, None, None] - place_sk
+    arrives_rsk = (nth_rsk >= 0) & (nth_rsk < size_sk)
+    source_rsk = jnp.arange(shards)[:, None] * len(operand) + begin_sk + nth_rsk
+    source_r = jnp.where(arrives_rsk, source_rsk, 0).sum((1, 2))
+    arrived = jnp.take(rows, source_r, axis=0, mode="clip")
+    arrives_r = arrives_rsk.any((1, 2)).reshape(-1, *[1] * (output.ndim - 1))
+    return jnp.where(arrives_r, arrived, output)
