@@ -12,8 +12,13 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from launch.config_file import set_field
+
 FOLDER = Path(__file__).parent / "snapshots"
 TOOLS = "tools_smollm2:model=r1_distill_qwen_1_5b"
+FEWER_SLOTS = "r1:stage=reasoning of 2,048 slots"
+# Published configs with other fields
+VARIED = {FEWER_SLOTS: ("r1:stage=reasoning", {"rollout.slots": 2048})}
 # Config -> the slice that its docstring names
 SLICES = {
     "pretrain_v3": "v5p:8x8x16",
@@ -73,16 +78,32 @@ COMPILED = {
     (TOOLS, "read 128"): Figures(
         5.9, mfu=0.2, sent_gb=2.7, traffic_gb=85.0, operations=1850, collectives=185
     ),
-    # 2,048 slots of 34,816 and of 67,584 positions
-    ("r1:stage=reasoning", "decode"): Figures(12.0, sent_gb=2.0, traffic_gb=20.0),
-    ("r1_zero", "decode"): Figures(17.0, sent_gb=2.0, traffic_gb=40.0),
+    # 8,192 slots of 34,816 and of 67,584 positions
+    ("r1:stage=reasoning", "decode"): Figures(
+        24.0, sent_gb=1.6, traffic_gb=33.5, operations=7700, collectives=500
+    ),
+    ("r1_zero", "decode"): Figures(
+        42.0, sent_gb=1.6, traffic_gb=53.0, operations=7700, collectives=500
+    ),
+    (FEWER_SLOTS, "decode"): Figures(
+        10.0, sent_gb=0.5, traffic_gb=11.0, operations=7000, collectives=500
+    ),
 }
 
 
 def config_of(name):
-    """The ConfigDict of FILE or FILE:ARG."""
+    """The ConfigDict of FILE or FILE:ARG, or of a name in VARIED."""
+    name, fields = VARIED.get(name, (name, {}))
     module, _, arg = name.partition(":")
-    return importlib.import_module(f"configs.{module}").get_config(arg or None)
+    config = importlib.import_module(f"configs.{module}").get_config(arg or None)
+    for field, value in fields.items():
+        set_field(config, field, value)
+    return config
+
+
+def slice_name(name):
+    """The slice of a name in SLICES or VARIED."""
+    return SLICES[VARIED.get(name, (name,))[0]]
 
 
 def model_blocks(config):
@@ -134,7 +155,7 @@ def compiled(name, program, cache=None):
     from launch.planning import topology
 
     config = config_of(name)
-    mesh, chip = topology.planned_mesh(SLICES[name], config.get("mesh", {}))
+    mesh, chip = topology.planned_mesh(slice_name(name), config.get("mesh", {}))
     from launch.planning.compiled import compile_programs
     from launch.planning.roofline import seconds_of, share_of_peak
 

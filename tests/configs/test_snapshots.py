@@ -28,7 +28,7 @@ def test_every_parameter_is_placed_as_the_snapshot_says(name):
 def marked():
     """COMPILED, each marked by what its compilation takes."""
     for name, program in snapshots.COMPILED:
-        mark = pytest.mark.slow if snapshots.SLICES[name].startswith("v5e") else pytest.mark.pod
+        mark = pytest.mark.slow if snapshots.slice_name(name).startswith("v5e") else pytest.mark.pod
         yield pytest.param(name, program, marks=mark)
 
 

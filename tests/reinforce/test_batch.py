@@ -140,12 +140,16 @@ def test_micro_batches_may_cut_groups_of_rows_of_their_own(monkeypatch):
 
 
 def test_an_update_needs_each_prompt_once_for_its_group():
-    """Oracle: token by token: its FLOPs forward by the keys that it sees, itself halved, three times."""
+    """Oracle: token by token: its FLOPs forward by the keys that it sees, itself halved, three times; the
+    logits of a prompt's last token count once for each completion, those of its other tokens never.
+    """
     config, prompts, completions = CONFIGS["gqa"], [2, 3], [1, 2, 4, 3]
     tokens = [i + 0.5 for n in prompts for i in range(n)]
     for row, length in enumerate(completions):
         tokens += [prompts[row // 2] + i + 0.5 for i in range(length)]
-    by_hand = 3 * sum(forward_flops(config, keys) for keys in tokens)
+    head = 2 * config.vocab_size * config.hidden_size
+    of_layers = sum(forward_flops(config, keys) - head for keys in tokens)
+    by_hand = 3 * (of_layers + sum(completions) * head)
     assert update_flops(config, prompts, completions) == pytest.approx(by_hand, rel=1e-12)
 
 

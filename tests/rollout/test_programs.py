@@ -14,6 +14,7 @@ from deepseek_jax.parallel import make_mesh
 from deepseek_jax.rollout import AnswerOptions, engine, generate, steps
 from deepseek_jax.rollout.programs import Asked, rollout_programs
 from launch.planning.compiled import compile_programs
+from tests.costs.products import matmul_flops
 from tests.recipes.small import one_device
 from tests.rollout.test_engine import Recorded
 from tests.tiny import tiny_model
@@ -235,4 +236,29 @@ def test_a_planned_rollout_counts_its_calls(called):
     assert decode.flops == SLOTS * forward_flops(config, 16 + LONGEST / 2)
     assert decode.tokens == SLOTS
     rows = planned["prefill"][1][-2].shape
-    assert planned["prefill"][0].flops == rows[0] * 16 * forward_flops(config, 16 / 2)
+    head = 2 * config.vocab_size * config.hidden_size
+    by_hand = 16 * (forward_flops(config, 16 / 2) - head) + head
+    assert planned["prefill"][0].flops == pytest.approx(rows[0] * by_hand, rel=1e-12)
+
+
+def test_logits_count_where_a_program_computes_them():
+    """Oracle: the products of the traced programs, which mask the keys that a query does not see: of a prompt
+    the logits of one token, of what a conversation reads none, nor, by hand, what the last layer does once
+    its keys and values are there.
+    """
+    config, head, room = tiny_model("gqa")[0], 2 * 50 * 24, 16 + LONGEST
+    planned = planned_calls(config, one_device(), turns=2)
+
+    def beyond_layers(name, length, keys):
+        program, arguments = planned[name]
+        products = matmul_flops(program.function.trace(*arguments).jaxpr)
+        rows = program.tokens // length
+        return program, rows, products - rows * length * (forward_flops(config, keys) - head)
+
+    prefill, rows, logits = beyond_layers("prefill", 16, keys=16)
+    assert logits == rows * head
+    half_of_keys = rows * 16 * (forward_flops(config, 16) - forward_flops(config, 16 / 2))
+    assert prefill.flops == rows * 16 * (forward_flops(config, 16) - head) + logits - half_of_keys
+    read, rows, more = beyond_layers("read 8", 8, keys=room)
+    assert more == -rows * 8 * 2 * (2 * 24 * 24 + 3 * 24 * 32 + room * 4 * 12)
+    assert read.flops == rows * 8 * (forward_flops(config, 16 + LONGEST / 2) - head)
