@@ -22,8 +22,15 @@ def results_by_shapes(program: Program, arguments: tuple):
         traced = program.function.trace(*arguments)
     leaves, tree = jax.tree.flatten(traced.out_info)
     jaxpr = traced.jaxpr.jaxpr
-    pinned = dict(pair for equation in jaxpr.eqns for pair in _pins(equation))
+    pinned = _pinned(jaxpr)
     rows = _split_by_all(program.mesh, pinned.values())
+    # What a device computes of its own shares lies where it says
+    pinned |= {
+        variable: spec
+        for equation in jaxpr.eqns
+        if equation.primitive.name == "shard_map"
+        for variable, spec in zip(equation.outvars, equation.params["out_specs"], strict=True)
+    }
     placed = []
     for variable, leaf in zip(jaxpr.outvars, leaves, strict=True):
         # A literal is not hashable
@@ -34,17 +41,19 @@ def results_by_shapes(program: Program, arguments: tuple):
     return jax.tree.unflatten(tree, placed)
 
 
-def _pins(equation):
-    """(variable, PartitionSpec) of each result of an equation that says where its results are."""
-    if equation.primitive.name == "sharding_constraint":
-        yield equation.outvars[0], equation.params["sharding"].spec
-    elif equation.primitive.name == "shard_map":
-        yield from zip(equation.outvars, equation.params["out_specs"], strict=True)
+def _pinned(jaxpr):
+    """{variable: the PartitionSpec that a program pins it to}."""
+    return {
+        equation.outvars[0]: equation.params["sharding"].spec
+        for equation in jaxpr.eqns
+        if equation.primitive.name == "sharding_constraint"
+    }
 
 
 def _split_by_all(mesh, specs):
-    """The mesh axes, larger than 1, that split the first axis by every one of the specs: a tuple."""
-    firsts = [_axes(spec[0]) if len(spec) else () for spec in specs]
+    """The mesh axes, larger than 1, that split the first axis by every one of the specs that splits any."""
+    # Too few rows for all devices are pinned whole, and say nothing of others
+    firsts = [_axes(spec[0]) for spec in specs if any(spec)]
     if not firsts:
         return ()
     shared = functools.reduce(set.intersection, map(set, firsts))

@@ -82,3 +82,18 @@ def test_what_only_lies_beside_a_program_is_not_compiled(monkeypatch):
     assert {f"the results of {name}, by its shapes" for name in ("weights", "prefill")} < grown[
         "grow"
     ].keys()
+
+
+def test_logits_of_too_few_rows_for_all_devices_leave_the_prompts_split():
+    """Oracle: by hand, from the rules of a rollout: the rows of a chunk's caches are split, though it has
+    fewer rows than there are devices, so that its logits are whole.
+    """
+    options = AnswerOptions(max_completion_length=8, slots=16)
+    programs = rollout_programs(
+        CONFIGS["mla_moe"], make_mesh(data=1, expert=4, fsdp=2), options, Asked(4, 16, n=4)
+    )
+    weights, prefill = named(programs, "weights", "prefill")
+    given = {"weights": results_by_shapes(weights, weights.arguments)}
+    caches, logits, _ = results_by_shapes(prefill, prefill.arguments_after(given))
+    assert logits.sharding.is_fully_replicated
+    assert all(leaf.sharding.spec[0] == "expert" for leaf in jax.tree.leaves(caches))
