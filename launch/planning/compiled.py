@@ -31,7 +31,9 @@ def compile_programs(programs: list[Program], cache: Path | None = None):
     # Of a pod's programs each takes gigabytes to compile
     workers = 2 if all(program.mesh.size <= ONE_HOST for program in programs) else 1
     pool = ThreadPoolExecutor(workers)
-    under_way = _UnderWay(programs, cache, pool)
+    # Updates first: one takes as long as all of a rollout's programs
+    order = sorted(programs, key=lambda program: program.model is None and workers > 1)
+    under_way = _UnderWay(order, cache, pool)
     compiled = [program for program in programs if not program.by_shapes]
     try:
         for number, program in enumerate(compiled, start=1):
