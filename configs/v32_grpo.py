@@ -30,7 +30,7 @@ def get_config(arg=None):
     # Four judgements on each chip at a time
     judge = dict(path="/checkpoints/V3.2-judge", dtype="bfloat16", batch_size=1024)
     c.reward_models = dict(judge=judge | dict(max_completion_length=r1.JUDGEMENT_TOKENS))
-    # Eight slots a chip
+    # Eight slots a chip: all 8,192 completions' caches would fill its memory
     c.rollout.temperature, c.rollout.slots = 1.0, 2048
     stabilise(c, top_k=64)
     return c

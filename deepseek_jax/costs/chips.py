@@ -12,7 +12,8 @@ class Chip:
     peaks: {dtype of the operands, as XLA writes it: operations a second} where the chip multiplies that dtype
     faster than bfloat16. link: bytes a second of one link of the torus, one way, or all links of a chip where
     a switch joins them; network: bytes a second that a chip has beyond them. devices: how many JAX devices
-    the chip is; device_kind is the name of one. options: of the compiler, for a train step.
+    the chip is; device_kind is the name of one. options: of the compiler, for a train step; tried_on_decoding:
+    those that decoding does without.
 
     Assumptions, until a chip was measured: seconds_per_operation, which each operation of a program takes
     beyond its work; seconds_per_collective, which each collective does that nothing hides.
@@ -27,6 +28,7 @@ class Chip:
     peaks: dict = dataclasses.field(default_factory=dict)
     devices: int = 1
     options: dict = dataclasses.field(default_factory=dict)
+    tried_on_decoding: tuple = ()
     seconds_per_operation: float = 0.9e-6
     seconds_per_collective: float = 7e-6
 
@@ -75,6 +77,7 @@ CHIPS = {
         90e9,
         peaks={"s8": 918e12},
         options=ON_SPARSE_CORES,
+        tried_on_decoding=TRIED_ON_DECODING,
     ),
     "v6e": Chip(
         "TPU v6 lite",

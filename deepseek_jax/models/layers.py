@@ -14,7 +14,7 @@ from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.fp8_dot import fp8_dot
 from deepseek_jax.ops.gated_mlp import gated_mlp, swiglu
 from deepseek_jax.ops.remat import save_for_backward
-from deepseek_jax.parallel.few_tokens import Split, over_widths
+from deepseek_jax.parallel.few_tokens import Split, added_up
 from deepseek_jax.parallel.linear import by_token
 
 # The module of V3.2's attention that selects keys
@@ -149,7 +149,7 @@ class GatedMLP(nn.Module):
     def __call__(self, x):
         w_gate_up, w_down = self.weights
         if w_gate_up.ndim == 2:
-            return over_widths(gated_mlp, x, mlp_split(w_gate_up, w_down))
+            return added_up(gated_mlp, x, ("batch",), mlp_split(w_gate_up, w_down))
         # b and t stay two axes: either may be split over devices
         x_btd = x if x.ndim == 3 else x[:, None]
         # By the letter z fp8_dot knows two Linear layers side by side, which share no tile

@@ -22,7 +22,7 @@ from deepseek_jax.parallel.decoding import (
     own_slots,
     slots_to_heads,
 )
-from deepseek_jax.parallel.few_tokens import over_heads
+from deepseek_jax.parallel.few_tokens import Split, added_up
 
 # The released code uses this for the latents' norms, whatever rms_norm_eps is
 LATENT_NORM_EPS = 1e-6
@@ -159,7 +159,9 @@ class MultiHeadLatentAttention(nn.Module):
         out_bhu = slots_to_heads(dot("bhc,chu->bhu", own_slots(z_bhc), self.w_v_up))
         if self.config.fp8:
             return self._out("bhu,hud->bd", out_bhu), cache
-        return over_heads(functools.partial(dot, "bhu,hud->bd"), out_bhu, self.w_out), cache
+        product, axes = functools.partial(dot, "bhu,hud->bd"), ("heads", None, None)
+        w_out = Split((self.w_out,), (axes,), contracted="heads")
+        return added_up(product, out_bhu, ("batch", "heads", None), w_out), cache
 
     def extend(self, x_btd, rope, cache, write):
         """decode for t new tokens a sequence: x [b t d] -> ([b t d], cache with their entries in it).

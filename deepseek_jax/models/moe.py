@@ -20,7 +20,13 @@ from deepseek_jax.ops.routing import (
     with_kept,
 )
 from deepseek_jax.parallel.dispatch import Kernels, expert_parallel
-from deepseek_jax.parallel.few_tokens import Experts, Split, few_tokens, has_few_tokens
+from deepseek_jax.parallel.few_tokens import (
+    Experts,
+    Split,
+    few_tokens,
+    has_few_tokens,
+    rows_split,
+)
 
 
 class Routing(NamedTuple):
@@ -62,17 +68,11 @@ class MoE(nn.Module):
         if cfg.n_shared_experts:
             # Eq. 12: shared experts take every token, without a weight. Side by side they are one wider MLP
             shared = GatedMLP(cfg, cfg.n_shared_experts * f, name="shared")
-        if segment_ids is None and not cfg.fp8 and has_few_tokens(x):
-            experts = Experts(
-                functools.partial(_choose, cfg),
-                (w_router, bias_e),
-                run_sorted,
-                Split((w_gate_up, w_down), axes),
-                gated_mlp,
-                None if shared is None else mlp_split(*shared.weights),
-            )
-            y, experts_ba = few_tokens(experts, x)
-            return y, None, experts_ba[:, None]
+        routed = Split((w_gate_up, w_down), axes)
+        if segment_ids is None and kept is None and not cfg.fp8 and has_few_tokens(x):
+            return self._token_step(x, (w_router, bias_e), routed, shared)
+        # Joined halves are split on each device: a compiler that gathers them would mix them
+        assert w_gate_up.ndim == 4 or rows_split(x)
 
         x_btd = x if x.ndim == 3 else x[:, None]
         # Routing is float32 in every dtype. b and t stay two axes: either may be split over devices
@@ -84,8 +84,8 @@ class MoE(nn.Module):
             experts_bta,
             weights_bta,
             Kernels(
-                (w_gate_up, w_down),
-                axes,
+                routed.arrays,
+                routed.axes,
                 # FP8 rounds the masters themselves
                 "float32" if cfg.fp8 else cfg.dtype,
             ),
@@ -105,6 +105,18 @@ class MoE(nn.Module):
             load = expert_load(experts_bta, e, segment_ids > 0)
             routing = Routing(load, balance, overflows)
         return y, routing, experts_bta
+
+    def _token_step(self, x_bd, router, routed, shared):
+        experts = Experts(
+            choose=functools.partial(_choose, self.config),
+            router=router,
+            run=run_sorted,
+            routed=routed,
+            beside=gated_mlp,
+            shared=None if shared is None else mlp_split(*shared.weights),
+        )
+        y_bd, experts_ba = few_tokens(experts, x_bd)
+        return y_bd, None, experts_ba[:, None]
 
 
 def _choose(config, x_md, w_router, bias_e):

@@ -16,65 +16,77 @@ from deepseek_jax.parallel.gather import split_over
 from deepseek_jax.parallel.round_trip import round_trip
 from deepseek_jax.parallel.shard import axis_parts, current_mesh, partition_spec, placed
 
+# Rows of a device up to which comparing choices with each other is faster than sorting them
+FEW = 64
+
 
 class Split(NamedTuple):
-    """Matrices, and the logical axes of each, by which they are split over devices."""
+    """Matrices that devices have parts of. axes: the logical axes of each. contracted: the logical axis along
+    which results of parts add up, the last matrix's input.
+    """
 
     arrays: tuple
     axes: tuple
+    contracted: str = "mlp"
 
     def places(self, mesh):
-        """The PartitionSpec of each matrix."""
+        """The PartitionSpec of each matrix. The contracted axis is split as in the last one: of a gated MLP's
+        joined halves, twice as wide, more devices could have a part.
+        """
         pairs = zip(self.arrays, self.axes, strict=True)
-        return tuple(placed(mesh, array.shape, axes) for array, axes in pairs)
+        places = [placed(mesh, array.shape, axes) for array, axes in pairs]
+        part = places[-1][self.axes[-1].index(self.contracted)]
+        return tuple(
+            PartitionSpec(
+                *(
+                    part if name == self.contracted else entry
+                    for name, entry in zip(axes, place, strict=True)
+                )
+            )
+            for axes, place in zip(self.axes, places, strict=True)
+        )
+
+    def parts(self, mesh):
+        """The mesh axes along which devices have different parts of the contracted axis."""
+        return split_over(mesh, self.places(mesh)[-1][self.axes[-1].index(self.contracted)])
+
+
+def added_up(function, x, x_axes: tuple, matrices: Split):
+    """function(x, *matrices.arrays) of rows x [b ...]: each device computes with its parts of the matrices,
+    and what they give is rounded to x's dtype and added. Left to the compiler, partial results of a product
+    may travel as float32. x_axes: the logical axes of x; the result has those of its rows.
+    """
+    mesh = current_mesh()
+    if mesh is None:
+        return function(x, *matrices.arrays)
+    of_x, over = placed(mesh, x.shape, x_axes), matrices.parts(mesh)
+
+    def local(x, arrays):
+        y = function(x, *arrays)
+        return jax.lax.psum(y, over) if over else y
+
+    return jax.shard_map(
+        local,
+        in_specs=(of_x, matrices.places(mesh)),
+        out_specs=PartitionSpec(of_x[0]),
+        check_vma=False,
+    )(x, matrices.arrays)
+
+
+def rows_split(x):
+    """Whether the rows of x [b ...] split over the devices that split a batch."""
+    mesh = current_mesh()
+    return mesh is None or len(x) % axis_parts(mesh, partition_spec(("batch",))[0]) == 0
 
 
 def has_few_tokens(x):
-    """Whether x is the rows [b d] of a token step on a mesh that gives each device as many of them."""
-    mesh = current_mesh()
-    return x.ndim == 2 and mesh is not None and len(x) % mesh.size == 0
-
-
-def over_widths(mlp, x, kernels: Split):
-    """mlp(x, *kernels.arrays) of rows x [b ... d], of which each device computes a share of the width.
-
-    mlp is linear in the matrices' split "mlp" axis, so that partial results add up.
+    """Whether x is the rows [b d] of a token step, on a mesh whose devices get few of them each, and equally
+    many.
     """
     mesh = current_mesh()
-    if mesh is None:
-        return mlp(x, *kernels.arrays)
-    rows, places = placed(mesh, x.shape, ("batch",)), kernels.places(mesh)
-    over = _width_axes(mesh, kernels, places)
-
-    def local(x, matrices):
-        y = mlp(x, *matrices)
-        return jax.lax.psum(y, over) if over else y
-
-    return jax.shard_map(local, in_specs=(rows, places), out_specs=rows, check_vma=False)(
-        x, kernels.arrays
-    )
-
-
-def over_heads(product, a_bhu, w_hud):
-    """product(a, w) of heads' results [b h u] and their projection [h u d] -> [b d]: each device multiplies
-    its own heads, and partial results are rounded before they are added. Left to the compiler, they would
-    travel as float32.
-    """
-    mesh = current_mesh()
-    if mesh is None:
-        return product(a_bhu, w_hud)
-    of_a = placed(mesh, a_bhu.shape, ("batch", "heads", None))
-    of_w = placed(mesh, w_hud.shape, ("heads", None, None))
-    over = split_over(mesh, of_w[0])
-
-    def local(a, w):
-        y = product(a, w)
-        return jax.lax.psum(y, over) if over else y
-
-    result = PartitionSpec(of_a[0])
-    return jax.shard_map(local, in_specs=(of_a, of_w), out_specs=result, check_vma=False)(
-        a_bhu, w_hud
-    )
+    if x.ndim != 2 or mesh is None:
+        return False
+    return len(x) % mesh.size == 0 and len(x) <= FEW * mesh.size
 
 
 class Experts(NamedTuple):
@@ -83,7 +95,7 @@ class Experts(NamedTuple):
     choose(x [m d], *router) -> (experts int32[m a], weights float32[m a]). router: arrays that every device
     has whole. run(routed.arrays, rows [r z x], rows_per_expert int32[e]) -> [r z x]: see round_trip.
     beside(x [m d], *shared.arrays) -> [m d]: the MLP of all tokens; shared: None without one. Both are linear
-    in their matrices' split "mlp" axis.
+    in their matrices' contracted axis.
     """
 
     choose: Callable
@@ -97,51 +109,47 @@ class Experts(NamedTuple):
 def few_tokens(experts: Experts, x_bd):
     """The sum of all tokens' experts, and their choices: x [b d] -> ([b d], int32[b a]). See has_few_tokens.
 
-    The devices of a group have the same rows. Each sends its share of them to the experts and computes its
-    share of the width of the MLP beside these, and one sum over the group adds all. Partial results are
-    rounded to x's dtype before they are added, as those of every product that is split.
+    The devices of a group have the same rows. Each sends its share of them to the experts and computes with
+    its part of the MLP beside these, and one sum over the group adds all. Partial results are rounded to x's
+    dtype before they are added, as in added_up.
     """
     mesh = current_mesh()
     (batch,) = partition_spec(("batch",))
     batch = (batch,) if isinstance(batch, str) else batch or ()
     group = tuple(axis for axis in mesh.axis_names if axis not in batch and mesh.shape[axis] > 1)
     places = experts.routed.places(mesh)
-    shared_places = () if experts.shared is None else experts.shared.places(mesh)
-    over = split_over(mesh, places[0][0])
-    # The axes over which a group's rows are shared out
-    more = tuple(axis for axis in over if axis in group)
-    # Devices along the other axes have a part of a width each, or else the same
-    whole = set(group) - set(more) - set(_width_axes(mesh, experts.routed, places))
+    expert_axes = split_over(mesh, places[0][0])
+    row_axes = tuple(axis for axis in expert_axes if axis in group)
+
+    def others(*known):
+        """The group's axes along which devices compute the same."""
+        return tuple(axis for axis in group if not any(axis in axes for axes in known))
 
     def local(x_md, router, matrices, shared):
-        m = len(x_md) // axis_parts(mesh, more)
-        first = jax.lax.axis_index(more) * m if more else 0
+        m = len(x_md) // axis_parts(mesh, row_axes)
+        first = jax.lax.axis_index(row_axes) * m if row_axes else 0
         own_md = jax.lax.dynamic_slice_in_dim(x_md, first, m)
         experts_ma, weights_ma = experts.choose(own_md, *router)
         run = functools.partial(experts.run, matrices)
-        y_md = round_trip(run, own_md, experts_ma, weights_ma, over, held=len(matrices[0]))
-        y_md = jax.lax.dynamic_update_slice_in_dim(
-            jnp.zeros_like(x_md), _once(y_md, whole), first, axis=0
-        )
+        y_md = round_trip(run, own_md, experts_ma, weights_ma, expert_axes, len(matrices[0]))
+        y_md = _once(y_md, others(row_axes, experts.routed.parts(mesh)))
+        y_md = jax.lax.dynamic_update_slice_in_dim(jnp.zeros_like(x_md), y_md, first, axis=0)
         if experts.shared is not None:
-            split = _width_axes(mesh, experts.shared, shared_places)
-            y_md += _once(experts.beside(x_md, *shared), set(group) - set(split))
+            y_md += _once(experts.beside(x_md, *shared), others(experts.shared.parts(mesh)))
         return (jax.lax.psum(y_md, group) if group else y_md), experts_ma
 
+    shared, shared_places = (), ()
+    if experts.shared is not None:
+        shared, shared_places = experts.shared.arrays, experts.shared.places(mesh)
     rows = PartitionSpec(batch)
     return jax.shard_map(
         local,
         in_specs=(rows, PartitionSpec(), places, shared_places),
-        out_specs=(rows, PartitionSpec((*batch, *more))),
+        out_specs=(rows, PartitionSpec((*batch, *row_axes))),
         check_vma=False,
-    )(x_bd, experts.router, experts.routed.arrays, experts.shared and experts.shared.arrays or ())
-
-
-def _width_axes(mesh, kernels, places):
-    """The mesh axes that split the width of the first matrix."""
-    return split_over(mesh, places[0][kernels.axes[0].index("mlp")])
+    )(x_bd, experts.router, experts.routed.arrays, shared)
 
 
 def _once(y, axes):
     """y on the first device along the axes, zeros on the others, so that a sum over them has it once."""
-    return jnp.where(jax.lax.axis_index(tuple(axes)) == 0, y, 0) if axes else y
+    return jnp.where(jax.lax.axis_index(axes) == 0, y, 0) if axes else y

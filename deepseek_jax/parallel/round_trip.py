@@ -1,4 +1,7 @@
-"""Send a token step's few rows to their experts and back, in rounds of as many as a device has room for."""
+"""Send a token step's few rows to their experts and back, in rounds of as many as a device has room for.
+
+Letter o: the experts of one device.
+"""
 
 import math
 from typing import NamedTuple
@@ -16,44 +19,46 @@ UNEVEN = 1.0
 SUBLANES = 16
 
 
-def round_trip(run, x_md, experts_ma, weights_ma, over, *, held: int):
-    """The weighted sum of each token's experts, which devices along the mesh axes `over` have: -> [m d].
+def round_trip(run, x_md, experts_ma, weights_ma, expert_axes, own_experts: int):
+    """The weighted sum of each token's experts, which are split over these mesh axes: -> [m d].
 
-    run(rows [r z x], rows_per_expert int32[held]) -> [r z x], of rows sorted by expert, whose d numbers have
-    two axes. held: experts of a device. What finds no room in a round is sent in the next.
+    run(rows [r z x], rows_per_expert int32[o]) -> [r z x]: a device's experts, own_experts of them, of rows
+    sorted by expert, whose d numbers have two axes. Rows that find no room in a round are sent in the next.
     """
-    shards = jax.lax.axis_size(over) if over else 1
-    layout = sorted_choices(experts_ma, shards * held)
+    shards = jax.lax.axis_size(expert_axes) if expert_axes else 1
+    layout = sorted_choices(experts_ma, shards * own_experts)
     # z: a TPU sends rows whose numbers share words of 32 bits as [r z x], and would copy [r d] into that form
     x_mzx = x_md.reshape(len(x_md), 4 // x_md.dtype.itemsize, -1)
     rows_rzx = jnp.take(x_mzx, layout.token_of_row, axis=0, mode="clip")
-    if over:
-        returned_rzx = _sent(run, rows_rzx, layout, experts_ma.shape, over, held)
+    if expert_axes:
+        most = shards * len(x_md) * min(experts_ma.shape[1], own_experts)
+        room = min(_room(experts_ma.size, own_experts), most)
+        rows_rzx = _in_rounds(run, rows_rzx, layout.rows_per_expert, expert_axes, room, room < most)
     else:
-        returned_rzx = run(rows_rzx, layout.rows_per_expert)
-    return combine(returned_rzx.reshape(-1, x_md.shape[1]), weights_ma, layout)
+        rows_rzx = run(rows_rzx, layout.rows_per_expert)
+    return combine(rows_rzx.reshape(-1, x_md.shape[1]), weights_ma, layout)
 
 
-def _sent(run, rows_rzx, layout, choices, over, held):
-    """run of the rows of all devices, each by the one that has their expert: what comes back of rows_rzx."""
-    (m, a), shards = choices, jax.lax.axis_size(over)
-    count_se = jax.lax.all_gather(layout.rows_per_expert, over)
-    trip = plan_trip(layout.rows_per_expert, count_se, jax.lax.axis_index(over), held)
-    worst = shards * m * min(a, held)
-    room = min(_room(m * a, held), worst)
+def _in_rounds(run, rows_rzx, count_e, expert_axes, room, may_overflow: bool):
+    """run of the rows of all devices, each by the one that has their expert: what comes back of rows_rzx.
+
+    count_e: int32[e], this device's rows for each expert. room: the rows that a device gets in a round.
+    """
+    count_se = jax.lax.all_gather(count_e, expert_axes)
+    trip = plan_trip(count_e, count_se, jax.lax.axis_index(expert_axes))
 
     def one_round(first, returned_rzx):
         there, back, rows_per_expert = trip.window(first, room)
         # Rows that nobody sends are never read
         received_rzx = jax.lax.empty((room, *rows_rzx.shape[1:]), rows_rzx.dtype)
-        received_rzx = ragged_all_to_all(rows_rzx, received_rzx, *there, axis_name=over)
+        received_rzx = ragged_all_to_all(rows_rzx, received_rzx, *there, axis_name=expert_axes)
         done_rzx = run(received_rzx, rows_per_expert)
-        return ragged_all_to_all(done_rzx, returned_rzx, *back, axis_name=over)
+        return ragged_all_to_all(done_rzx, returned_rzx, *back, axis_name=expert_axes)
 
     returned_rzx = jax.lax.empty(rows_rzx.shape, rows_rzx.dtype)
-    if room == worst:
+    if not may_overflow:
         return one_round(0, returned_rzx)
-    # One round unless more rows than fit arrive somewhere, which all devices along `over` know
+    # One round unless more rows than fit arrive somewhere, which all devices along these axes know
     _, returned_rzx = jax.lax.while_loop(
         lambda carried: carried[0] < trip.most,
         lambda carried: (carried[0] + room, one_round(*carried)),
@@ -62,12 +67,12 @@ def _sent(run, rows_rzx, layout, choices, over, held):
     return returned_rzx
 
 
-def _room(share, held):
-    """The rows that a device takes in a round, in whole tiles of the product that takes them. share: of rows,
-    in balance.
+def _room(share: int, own_experts: int):
+    """Rows of a round, in whole tiles of the product that takes them. share: what a device gets of a balanced
+    router.
     """
-    rows = math.ceil(share * (1 + UNEVEN / math.sqrt(held)))
-    return -(-rows // SUBLANES) * SUBLANES if held == 1 else whole_tiles(rows)
+    rows = math.ceil(share * (1 + UNEVEN / math.sqrt(own_experts)))
+    return -(-rows // SUBLANES) * SUBLANES if own_experts == 1 else whole_tiles(rows)
 
 
 def sorted_choices(experts_ma, n_routed_experts: int):
@@ -88,8 +93,18 @@ def sorted_choices(experts_ma, n_routed_experts: int):
     return ExpertLayout(token_of_row, row_ma, is_of_mae.sum((0, 1), dtype=jnp.int32))
 
 
+class Exchange(NamedTuple):
+    """Arguments of ragged_all_to_all, of its operands' order: int32[s o] each, flat."""
+
+    input_offsets: jax.Array
+    send_sizes: jax.Array
+    output_offsets: jax.Array
+    recv_sizes: jax.Array
+
+
 class Trip(NamedTuple):
-    """Where the rows are of this device for each expert [e], and of each device for this one's experts [s h].
+    """Ranges of rows: of this device's choices by expert [e], and of each sender's choices of this device's
+    experts [s o].
 
     sender: where they begin among the rows of the device that sends them. begin, end: among all rows that
     their receiver gets, which are sorted by expert, then by sender. most: the most rows that a device gets.
@@ -98,55 +113,58 @@ class Trip(NamedTuple):
     sender_e: jax.Array
     begin_e: jax.Array
     end_e: jax.Array
-    sender_sh: jax.Array
-    begin_sh: jax.Array
-    end_sh: jax.Array
+    sender_so: jax.Array
+    begin_so: jax.Array
+    end_so: jax.Array
     most: jax.Array
 
     def window(self, first, room: int):
-        """The exchange of the rows that receivers get from row `first` on, at most `room`: the offsets and
-        sizes of ragged_all_to_all there and back, and the rows of each expert here int32[h].
+        """The exchange of the rows that receivers get from row `first` on, at most `room`: (Exchange there,
+        Exchange back, the rows of each expert here int32[o]).
         """
 
         def cut(sender, begin, end):
             inside = jnp.clip(begin, first, first + room)
             size = jnp.clip(end, first, first + room) - inside
-            return sender + inside - begin, inside - first, size
+            # Offsets of nothing could lie outside
+            offsets = sender + inside - begin, inside - first
+            return *(jnp.where(size > 0, offset, 0) for offset in offsets), size
 
         from_e, to_e, size_e = cut(self.sender_e, self.begin_e, self.end_e)
-        from_sh, to_sh, size_sh = cut(self.sender_sh, self.begin_sh, self.end_sh)
-        sizes = size_sh.reshape(-1)
-        there = from_e, size_e, to_e, sizes
-        back = to_sh.reshape(-1), sizes, from_sh.reshape(-1), size_e
-        return there, back, size_sh.sum(0)
+        from_so, to_so, size_so = cut(self.sender_so, self.begin_so, self.end_so)
+        here = size_so.reshape(-1)
+        there = Exchange(from_e, size_e, to_e, here)
+        back = Exchange(to_so.reshape(-1), here, from_so.reshape(-1), size_e)
+        return there, back, size_so.sum(0)
 
 
-def plan_trip(count_e, count_se, device, held: int):
+def plan_trip(count_e, count_se, device):
     """The Trip of a device, int32[]. count_e: int32[e], its rows for each expert; count_se: those of each
-    device. held: experts of a device.
+    device.
     """
     shards, e = count_se.shape
+    own_experts = e // shards
     expert_e, shard_s = jnp.arange(e), jnp.arange(shards)[:, None]
-    total_dh = count_se.sum(0).reshape(shards, held)
-    # Of the rows that a device gets, those of its earlier experts come first
-    first_dh = _sums(total_dh.T, 0).T
-    first_e = first_dh.reshape(-1)
-    count_sh = jax.lax.dynamic_slice_in_dim(count_se, device * held, held, axis=1)
-    to_earlier_s = jnp.where(expert_e < device * held, count_se, 0).sum(1)
+    total_so = count_se.sum(0).reshape(shards, own_experts)
+    # Rows of a device's earlier experts come first
+    first_so = _sums(total_so.T).T
+    first_e = first_so.reshape(-1)
+    count_so = jax.lax.dynamic_slice_in_dim(count_se, device * own_experts, own_experts, axis=1)
+    to_earlier_s = jnp.where(expert_e < device * own_experts, count_se, 0).sum(1)
     return Trip(
         sender_e=jnp.where(expert_e < expert_e[:, None], count_e, 0).sum(1),
         begin_e=first_e + jnp.where(shard_s < device, count_se, 0).sum(0),
         end_e=first_e + jnp.where(shard_s <= device, count_se, 0).sum(0),
-        sender_sh=to_earlier_s[:, None] + _sums(count_sh.T, 0).T,
-        begin_sh=first_dh[device] + _sums(count_sh, 0),
-        end_sh=first_dh[device] + _sums(count_sh, 1),
-        most=total_dh.sum(1).max(),
+        sender_so=to_earlier_s[:, None] + _sums(count_so.T).T,
+        begin_so=first_so[device] + _sums(count_so),
+        end_so=first_so[device] + _sums(count_so, inclusive=True),
+        most=total_so.sum(1).max(),
     )
 
 
-def _sums(count_nx, own: int):
-    """The sums of all earlier rows, and of each row too with own=1: int32[n x] -> int32[n x]."""
+def _sums(count_nx, inclusive: bool = False):
+    """The sum of all earlier rows, of a row itself too if inclusive: int32[n x] -> int32[n x]."""
     if len(count_nx) == 1:
-        return own * count_nx
+        return inclusive * count_nx
     number_n = jnp.arange(len(count_nx))
-    return jnp.where((number_n < number_n[:, None] + own)[..., None], count_nx, 0).sum(1)
+    return jnp.where((number_n < number_n[:, None] + inclusive)[..., None], count_nx, 0).sum(1)

@@ -168,7 +168,7 @@ class _Rollout:
         def arguments(weights):
             return self.config, weights, self._tables(), *prompts
 
-        # Of each prompt, the last token's logits sample its completion's first
+        # A prompt's last token alone needs logits, which sample the completion's first
         read = forward_work(self.config, rows, room, logits=1)
         return self._program(
             "continued prefill" if continued else "prefill",

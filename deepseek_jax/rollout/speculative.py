@@ -23,7 +23,7 @@ from deepseek_jax.parallel.decoding import own_rows
 from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.sampling import distribution, draw, verify
 from deepseek_jax.rollout.slots import append, lengthen, on_rollout_mesh, pinned, repeat, rooms
-from deepseek_jax.rollout.weights import axis_names, cast, layers_of
+from deepseek_jax.rollout.weights import axis_names, cast, layer_weights, layers_of
 
 
 class Drafting(NamedTuple):
@@ -55,8 +55,9 @@ def check(config):
 @on_rollout_mesh
 def decoding_weights(config, params):
     """weights.decoding_weights, and those of the first multi-token prediction module."""
-    module = cast(config, whole(params)["mtp_0"])
-    module = jax.tree.map(constrain, module, axis_names(config)["mtp_0"])
+    module, names = whole(params)["mtp_0"], axis_names(config)["mtp_0"]
+    block = layer_weights(config, module["block"], names["block"])
+    module = jax.tree.map(constrain, cast(config, module), names) | {"block": block}
     return steps.decoding_weights(config, params) | {"mtp": module}
 
 

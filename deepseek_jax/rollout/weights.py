@@ -77,17 +77,24 @@ def decoding_weights(config, params):
         own = jax.tree.map(lambda axes: axes[1:], names.get(stack), is_leaf=_is_axes)
         for i in range(count):
             layer = jax.tree.map(lambda leaf, i=i: leaf[i], params[stack])
-            move = functools.partial(_moved, config)
-            layer = jax.tree.map_with_path(move, layer, own, is_leaf=is_weight)
-            if config.is_mla and not config.fp8:
-                layer["attention"] = _with_one_down(layer["attention"])
-            layers.append(layer)
+            layers.append(layer_weights(config, layer, own))
     # Under config.fp8, models.layers multiplies by another op, which takes weights as they are
     if not config.fp8:
         layers = jax.tree.map_with_path(_prepared, layers)
     vocabulary = _vocabulary(config, params)
     placed = {n: constrain(vocabulary[n], names[n]) for n in ("embedding", "head") if n in params}
     return vocabulary | placed | {"layers": layers}
+
+
+def layer_weights(config, layer, names):
+    """A layer's parameters in the compute dtype, where decoding needs them and as its loop reads them: the
+    halves of gate and up are one axis, and both projections of models.mla down one weight. names: their axes.
+    """
+    move = functools.partial(_moved, config)
+    layer = jax.tree.map_with_path(move, layer, names, is_leaf=is_weight)
+    if config.is_mla and not config.fp8:
+        layer["attention"] = _with_one_down(layer["attention"])
+    return layer
 
 
 def in_place(config, params):

@@ -1,5 +1,5 @@
 """The results of a program that is not compiled, for a plan of what they lie beside: their shapes, and a
-guess of their places that takes no fewer bytes of a device than the compiler's choice.
+guess of their places, which in our tests takes at least the bytes of the compiler's choice.
 """
 
 import functools

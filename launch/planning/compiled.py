@@ -28,7 +28,7 @@ def compile_programs(programs: list[Program], cache: Path | None = None):
     cache: a folder for results, by the programs' contents. A program that needs the results of a refused one
     is refused too. The devices need not exist: see jax.experimental.topologies.
     """
-    # Of a pod's programs each takes gigabytes to compile
+    # A pod's program takes gigabytes to compile
     workers = 2 if all(program.mesh.size <= ONE_HOST for program in programs) else 1
     pool = ThreadPoolExecutor(workers)
     # Updates first: one takes as long as all of a rollout's programs

@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from deepseek_jax.costs.chips import GIB, TRIED_ON_DECODING, Chip
+from deepseek_jax.costs.chips import GIB, Chip
 from deepseek_jax.costs.program import Program
 from launch.planning.hlo import Cost
 from launch.planning.records import Compiled
@@ -60,7 +60,7 @@ def _works(program, compiled, seconds, chip):
     if program.tokens:
         yield from _rates(program, seconds.main, chip)
     if seconds.token is not None and compiled.token.collectives:
-        yield from _none_asynchronous(compiled.token)
+        yield from _none_asynchronous(compiled.token, chip)
 
 
 def _needed(program, cost):
@@ -100,8 +100,8 @@ def _rates(program, seconds, chip):
         yield "MFU", f"{shares[0]} likely, {shares[1]} at most"
 
 
-def _none_asynchronous(cost):
+def _none_asynchronous(cost, chip):
     """What was tried where no collective of a token overlaps with other work."""
     if not cost.asynchronous_count:
-        tried = ", ".join(TRIED_ON_DECODING)
+        tried = ", ".join(chip.tried_on_decoding) or "no option of the compiler for this chip"
         yield "asynchronous", f"no collective; tried: {tried} (costs/chips.py)"

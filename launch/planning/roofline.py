@@ -9,7 +9,8 @@ of a collective, see costs.chips.Chip:
     likely     max(o + n p, b, a) + w + m q    as compiled: what is asynchronous hides, the rest waits
 
 What the model leaves out: the time that a kernel's tiles do not fill, the rest of the compiler's schedule,
-and products of float32, which take several passes on a TPU.
+products of float32, which take several passes on a TPU, and further rounds of parallel.round_trip, which
+decoding needs where a router is so uneven that a device gets more than twice its share.
 """
 
 import dataclasses
@@ -76,7 +77,7 @@ class Seconds(NamedTuple):
 
     @property
     def main(self):
-        """Of what the Program's tokens and flops are of."""
+        """The Roofline that belongs to the Program's tokens and flops."""
         return self.token or self.call
 
     def of_step(self, program: Program):

@@ -44,9 +44,9 @@ SLICES = {
 
 
 class Figures(NamedTuple):
-    """Of one chip: GiB at the peak; of a call, or of a token where it decodes, the MFU at least seconds, GB
-    sent, GB of memory traffic, and how many operations and collectives run. As limits of a program: the MFU
-    is the least, the others the most.
+    """What one chip holds and does: GiB at the peak; in a call, or for a token where it decodes, the MFU at
+    least seconds, GB sent, GB of memory traffic, how many operations and collectives run, and the likely
+    tokens a second of all chips. As limits of a program: MFU and rate are the least, the others the most.
     """
 
     gib: float
@@ -55,6 +55,7 @@ class Figures(NamedTuple):
     traffic_gb: float = math.inf
     operations: float = math.inf
     collectives: float = math.inf
+    rate: float = 0.0
 
 
 V5E, V5P = 15.75, 95.0
@@ -80,13 +81,13 @@ COMPILED = {
     ),
     # 8,192 slots of 34,816 and of 67,584 positions
     ("r1:stage=reasoning", "decode"): Figures(
-        24.0, sent_gb=1.6, traffic_gb=33.5, operations=7700, collectives=500
+        24.0, sent_gb=1.6, traffic_gb=33.5, operations=7700, collectives=500, rate=250_000
     ),
     ("r1_zero", "decode"): Figures(
         42.0, sent_gb=1.6, traffic_gb=53.0, operations=7700, collectives=500
     ),
     (FEWER_SLOTS, "decode"): Figures(
-        10.0, sent_gb=0.5, traffic_gb=11.0, operations=7000, collectives=500
+        10.0, sent_gb=0.5, traffic_gb=10.6, operations=7000, collectives=500
     ),
 }
 
@@ -162,15 +163,16 @@ def compiled(name, program, cache=None):
     programs = topology.chosen(topology.recipes_programs(config, mesh), program)
     *_, (planned, found) = compile_programs(programs, cache)
     assert found.refusal is None, found.refusal
-    seconds, cost = seconds_of(planned, found, chip).main.at_least, found.main
+    seconds, cost = seconds_of(planned, found, chip).main, found.main
     sent = {key: one for key, one in cost.collectives.items() if one.wire_bytes >= 1e6}
     figures = Figures(
         gib=found.memory.peak / 2**30,
-        mfu=share_of_peak(planned.flops, seconds, chip, planned.mesh.size),
+        mfu=share_of_peak(planned.flops, seconds.at_least, chip, planned.mesh.size),
         sent_gb=sum(one.wire_bytes for one in sent.values()) / 1e9,
         traffic_gb=cost.hbm_bytes / 1e9,
         operations=cost.count,
         collectives=cost.collective_count,
+        rate=planned.tokens / seconds.likely,
     )
     lines = [
         f"{kind} over {' x '.join(along)}: {one.count:,} times, {one.wire_bytes / 1e9:,.2f} GB"

@@ -48,7 +48,7 @@ def test_a_program_fits_and_sends_what_the_snapshot_says(name, program):
     assert done.returncode == 0, done.stderr[-3000:]
     figures, lines = json.loads(done.stdout.split("result ")[1])
     found, limits = snapshots.Figures(*figures), snapshots.COMPILED[name, program]
-    assert found.gib <= limits.gib and found.mfu >= limits.mfu
+    assert found.gib <= limits.gib and found.mfu >= limits.mfu and found.rate >= limits.rate
     assert found.sent_gb <= limits.sent_gb and found.traffic_gb <= limits.traffic_gb
     assert found.operations <= limits.operations and found.collectives <= limits.collectives
     kept = snapshots.file_of("collectives", f"{name} {program}").read_text().splitlines()

@@ -32,7 +32,7 @@ def test_windows_carry_every_row_once_to_its_expert_and_back(room):
     """
     shards, held = 4, 2
     count = RNG.integers(0, 4, (shards, shards * held))
-    trips = [plan_trip(count[d], jnp.asarray(count), d, held) for d in range(shards)]
+    trips = [plan_trip(count[d], jnp.asarray(count), d) for d in range(shards)]
     sent = [
         [(d, e, n) for e in range(shards * held) for n in range(count[d, e])] for d in range(shards)
     ]
@@ -69,7 +69,7 @@ def test_both_sides_of_an_exchange_name_the_same_sizes():
     the peer sends.
     """
     count = RNG.integers(0, 3, (4, 8))
-    windows = [plan_trip(count[d], jnp.asarray(count), d, 2).window(2, 5) for d in range(4)]
+    windows = [plan_trip(count[d], jnp.asarray(count), d).window(2, 5) for d in range(4)]
     for way in (0, 1):
         sizes, received = (
             np.array([window[way][number] for window in windows]).reshape(4, 4, 2)

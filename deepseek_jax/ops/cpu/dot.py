@@ -102,7 +102,7 @@ class InputsLast:
 
     @property
     def ndim(self):
-        """Of the weight as it was."""
+        """The number of axes, which `of` only moves."""
         return self.array.ndim
 
     def astype(self, dtype):
