@@ -12,8 +12,8 @@ class Chip:
     peaks: {dtype of the operands, as XLA writes it: operations a second} where the chip multiplies that dtype
     faster than bfloat16. link: bytes a second of one link of the torus, one way, or all links of a chip where
     a switch joins them; network: bytes a second that a chip has beyond them. devices: how many JAX devices
-    the chip is; device_kind is the name of one. options: of the compiler, for a train step; tried_on_decoding:
-    those that decoding does without.
+    the chip is; device_kind is the name of one. options: of the compiler, for a train step;
+    tried_on_decoding: those that decoding does without.
 
     Assumptions, until a chip was measured: seconds_per_operation, which each operation of a program takes
     beyond its work; seconds_per_collective, which each collective does that nothing hides.
