@@ -90,7 +90,7 @@ class MultiHeadLatentAttention(nn.Module):
         """
         q_rank = self.config.q_lora_rank
         if self.joins_down:
-            # Split by columns. Pinned, its few rows travel, and not the weight
+            # The weight is split by columns. Pinned, few rows of its result travel, and not the weight
             down_btx = own_rows(self.linear("btd,dx->btx", x_btd, self.w_down))
             return jnp.split(down_btx, [q_rank], axis=-1) if q_rank else (None, down_btx)
         # Saved before norms and up-projections, which are computed again (arXiv:2412.19437, section 3.2.3)

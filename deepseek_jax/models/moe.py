@@ -71,7 +71,7 @@ class MoE(nn.Module):
         routed = Split((w_gate_up, w_down), axes)
         if segment_ids is None and kept is None and not cfg.fp8 and has_few_tokens(x):
             return self._token_step(x, (w_router, bias_e), routed, shared)
-        # Joined halves are split on each device: a compiler that gathers them would mix them
+        # Each device has its own part of both halves: gathered as one axis, gate and up would be mixed
         assert w_gate_up.ndim == 4 or rows_split(x)
 
         x_btd = x if x.ndim == 3 else x[:, None]

@@ -40,7 +40,7 @@ def round_trip(run, x_md, experts_ma, weights_ma, expert_axes, own_experts: int)
 
 
 def _in_rounds(run, rows_rzx, count_e, expert_axes, room, may_overflow: bool):
-    """run of the rows of all devices, each by the one that has their expert: what comes back of rows_rzx.
+    """Run the rows of all devices, each on the device that has its expert: -> the results of rows_rzx.
 
     count_e: int32[e], this device's rows for each expert. room: the rows that a device gets in a round.
     """
@@ -94,7 +94,7 @@ def sorted_choices(experts_ma, n_routed_experts: int):
 
 
 class Exchange(NamedTuple):
-    """Arguments of ragged_all_to_all, of its operands' order: int32[s o] each, flat."""
+    """The last four arguments of ragged_all_to_all, int32[n] each: one entry for each expert of each peer."""
 
     input_offsets: jax.Array
     send_sizes: jax.Array
@@ -103,8 +103,8 @@ class Exchange(NamedTuple):
 
 
 class Trip(NamedTuple):
-    """Ranges of rows: of this device's choices by expert [e], and of each sender's choices of this device's
-    experts [s o].
+    """Ranges of rows: this device's choices by expert [e], and each sender's choices of this device's experts
+    [s o].
 
     sender: where they begin among the rows of the device that sends them. begin, end: among all rows that
     their receiver gets, which are sorted by expert, then by sender. most: the most rows that a device gets.
