@@ -173,11 +173,14 @@ class Rules(contextlib.ExitStack):
     def _answers(self, problems, groups):
         """The answers (str or None) in each group's completions; a process reads its share of them."""
         texts, sizes = joined(groups), [len(group) for group in groups]
-        pairs = zip(problems, sizes, strict=True)
-        readings = [self._reading(p["rule"]) for p, size in pairs for _ in range(size)]
+        asked = [p for p, size in zip(problems, sizes, strict=True) for _ in range(size)]
+        readings = [self._reading(problem["rule"]) for problem in asked]
 
         def find(rows):
-            return [None if readings[i] is None else readings[i].find(texts[i]) for i in rows]
+            return [
+                None if readings[i] is None else readings[i].find(texts[i], asked[i]["question"])
+                for i in rows
+            ]
 
         found = iter(in_shares(find, len(texts)))
         return [[next(found) for _ in range(size)] for size in sizes]

@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Mapping
 
 from deepseek_jax.rewards.answer import (
-    closed_text,
-    exact_answer,
-    extract_answer,
     gold_answer,
+    read_answer,
+    same_answer,
 )
 from deepseek_jax.rewards.equations import NUMBER, adds_nothing, equations, repeats
-from deepseek_jax.rewards.number import is_numeral, number
+from deepseek_jax.rewards.marks import closed_text
+from deepseek_jax.rewards.number import number
+from deepseek_jax.rewards.quantity import read_quantity
 
 NUMBERS = re.compile(NUMBER)
 STEP = re.compile(r"(-?[0-9]{1,30})\s*([-+*])\s*(-?[0-9]{1,30})\s*=\s*(-?[0-9]{1,30})")
@@ -31,13 +32,15 @@ EXPRESSION = re.compile(rf"{NUMBER}(?:\s*[-+*/]\s*{NUMBER})+")
 def correct(completion: str, example: Mapping):
     """1.0 if the answer in `completion` is the number example["answer"], an integer; else 0.0.
 
-    The answer is read as exact_answer reads it, see answer.extract_answer. It has to be a number, with or
-    without a unit: `2 + 3`, the question copied, is no answer. Raises ValueError if example["answer"] is not
-    an integer.
+    It has to be a number, with or without a unit (answer.read_answer): `2 + 3`, the question copied, is no
+    answer. Raises ValueError if example["answer"] is not an integer.
     """
     check_integer(example)
-    answer = extract_answer(completion)
-    return float(answer is not None and is_numeral(answer) and exact_answer(completion, example))
+    question = example.get("question")
+    answer = read_answer(completion, question)
+    if answer is None or answer.quantity is None or answer.quantity.computed:
+        return 0.0
+    return float(same_answer(answer.text, gold_answer(example), question))
 
 
 def check_integer(example: Mapping):
@@ -85,7 +88,7 @@ def check_chain(example: Mapping):
 def correct_working(completion: str, example: Mapping):
     """1.0 if `completion` is right and states its working as equations in free text; else 0.0.
 
-    An equation: numbers and + - * / (also x × ÷) on the left of one or more `=`. There is at least
+    An equation: numbers, brackets and + - * / (also x × ÷) on the left of one or more `=`. There is at least
     one; every one is true; one ends in the answer; and their left sides together have the
     question's numbers, each as often as the question. Operators as in `correct_reasoning`.
     Equations in an open thought, those that add nothing (`5 + 0 = 5`) and repeated ones do not count.
@@ -125,22 +128,29 @@ def _working(completion, example):
         # 3 + 2 = 5 repeats 2 + 3 = 5
         terms = (result, *sorted(str(number(x)) if x[-1].isdigit() else x for x in tokens))
         seen[terms] += 1
-        if tokens and seen[terms] <= repeats(tokens, operands):
+        overused = any(_overuses(side, known, operands) for side in sides[:-1])
+        if tokens and not overused and seen[terms] <= repeats(tokens, operands):
             left += tokens
             results.append(result)
             known[result] += 1
     return left, results
 
 
+def _overuses(side, known, operands):
+    """Has this side a number of the question oftener than is known? 1 + 1, on a question that has 1 once."""
+    numbers = Counter(number(token) for token in side if token[-1].isdigit())
+    return any(n > known[x] for x, n in numbers.items() if x in operands)
+
+
 def _answer(example):
     gold = gold_answer(example)
-    value = number(gold)
-    if value is None or value.denominator != 1:
+    quantity = read_quantity(gold, example.get("question"), lead=False)
+    if quantity is None or quantity.value.denominator != 1:
         raise ValueError(
             f"the answer {gold!r} of {example.get('question')!r} is not an integer; use "
             "the reward exact_answer or math_verify."
         )
-    return int(value)
+    return int(quantity.value)
 
 
 def _chain_operands(example):

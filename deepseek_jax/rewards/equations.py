@@ -3,13 +3,17 @@
 import re
 from collections import Counter
 
-from deepseek_jax.rewards.number import number
+from deepseek_jax.rewards.number import BOLD, LAYOUT, NUMERAL, number, without_fractions
 
 # A minus after a digit subtracts
 SIGN = r"(?:(?<!\d)(?<!\d\s)-)?"
-NUMBER = rf"{SIGN}(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?"
+NUMBER = rf"{SIGN}(?:{NUMERAL})"
 # An x that begins a word is no multiplication sign
-TOKEN = re.compile(rf"(?P<number>\$?{NUMBER})|(?P<operator>[-+*/×÷=]|x(?![a-z]))|(?P<other>\n|\S)")
+TOKEN = re.compile(
+    rf"(?P<number>{NUMBER})|(?P<operator>[-+*/=]|x(?![a-z]))|(?P<bracket>[()])|(?P<other>\n|\S)"
+)
+SIGNS = {r"\times": "*", r"\cdot": "*", r"\div": "/", "×": "*", "·": "*", "÷": "/"}
+BOXED = re.compile(r"\\boxed\s*\{([^{}]*)\}")
 # Operations that undo each other
 OPPOSITES = {"+": "-", "-": "+", "*": "/", "/": "*"}
 # The dash of a list item is no minus: "- 8 + 3 = 11" is a true equation
@@ -18,37 +22,72 @@ BULLET = re.compile(r"^[ \t]*[-*] ", re.M)
 
 def equations(text):
     """The equations in `text`: each a list of its sides, each side a list of tokens. Linear in time."""
-    runs, run = [], []
-    # The newline ends the last run
-    for match in TOKEN.finditer(BULLET.sub("", text) + "\n"):
-        token, kind = match.group(), match.lastgroup
-        # Other text ends a run, and so does a number right after a number
-        if kind == "other" or (kind == "number" and run and run[-1][-1].isdigit()):
-            runs.append(run)
-            run = []
-        if kind == "number":
-            run.append(token.removeprefix("$"))
-        elif kind == "operator":
-            run.append({"×": "*", "x": "*", "÷": "/"}.get(token, token))
     found = []
-    for run in runs:
+    for run in _runs(_unmarked(text)):
         # Words cut a run off after an operator: "so 3 + 4 = ?", "7 - that is"
-        while run and not run[-1][-1].isdigit():
+        while run and not _ends_a_value(run[-1]):
             run.pop()
         sides = [[]]
         for token in run:
             sides.append([]) if token == "=" else sides[-1].append(token)
+        # The brackets of "(so 2 + 3 = 5)" are no part of it
+        opened, closed = (sides[0].count(x) for x in "()")
+        sides[0] = sides[0][max(0, opened - closed) :] if sides[0][:1] == ["("] else sides[0]
+        opened, closed = (sides[-1].count(x) for x in "()")
+        sides[-1] = sides[-1][: len(sides[-1]) - max(0, closed - opened)]
         # A left side without an operation (7 = 7) shows no working. A run that starts with an operator
         # continues an expression that this parser did not read
-        if len(sides) > 1 and len(sides[0]) > 1 and sides[0][0][-1].isdigit():
+        left = sides[0]
+        if len(sides) > 1 and len(left) > 1 and (left[0][-1].isdigit() or left[0] == "("):
             found.append(sides)
     return found
 
 
+def _unmarked(text):
+    """`text` without what shows it: boxes, bold, dollar signs, bullets; operators as characters."""
+    text = BOXED.sub(r"\1", BULLET.sub("", text))
+    text = LAYOUT.sub("", BOLD.sub(r"\1", without_fractions(text)))
+    for sign, operator in SIGNS.items():
+        text = text.replace(sign, operator)
+    return text
+
+
+def _runs(text):
+    """The longest runs of numbers, operators and brackets: lists of tokens."""
+    runs, run = [], []
+    # The newline ends the last run
+    for match in TOKEN.finditer(text + "\n"):
+        token, kind = match.group(), match.lastgroup
+        behind_value = bool(run) and _ends_a_value(run[-1])
+        # Two values side by side are no expression, and a bracket that closes none ends one
+        begins = behind_value and (kind == "number" or token == "(")
+        unfit = token == ")" and not behind_value
+        if kind == "other" or begins or unfit:
+            runs.append(run)
+            run = []
+        if kind != "other" and not unfit:
+            run.append("*" if token == "x" else token)
+    return runs
+
+
+def _ends_a_value(token):
+    return token[-1].isdigit() or token == ")"
+
+
 def adds_nothing(side, known):
     """Is this side of an equation one number, or has it a + 0, a * 1 or an a + b - b, without the 0, the 1
-    or two of b in `known`, a Counter of numbers?
+    or two of b in `known`, a Counter of numbers? The side has a value.
     """
+    while "(" in side:
+        end = side.index(")")
+        start = max(i for i in range(end) if side[i] == "(")
+        group = side[start + 1 : end]
+        if (start, end) == (0, len(side) - 1):
+            side = group
+            continue
+        if len(group) > 1 and adds_nothing(group, known):
+            return True
+        side = [*side[:start], str(number("".join(group))), *side[end + 1 :]]
     operation, terms = "", []
     for token in side:
         if token in OPPOSITES:

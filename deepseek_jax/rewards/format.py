@@ -2,15 +2,16 @@
 summary, which is the text for the reader.
 """
 
+import re
 import unicodedata
 from collections.abc import Mapping
 
-from deepseek_jax.rewards.answer import TAGS as ANY_TAG
-from deepseek_jax.rewards.answer import final_text
+from deepseek_jax.rewards.marks import TAGS as ANY_TAG
+from deepseek_jax.rewards.marks import final_text
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-# Letters and a symbol of Unicode that show nothing: fillers of Hangul and Braille
-BLANK = frozenset("\u115f\u1160\u3164\uffa0\u2800")
+# Names of letters and symbols of Unicode that show nothing: fillers of Hangul, the empty Braille cell, ...
+BLANK = re.compile("FILLER|BLANK|NULL NOTEHEAD|OBJECT REPLACEMENT")
 
 
 def think_answer_format(completion: str, example: Mapping):
@@ -34,7 +35,15 @@ def think_answer_format(completion: str, example: Mapping):
 
 def shows(text: str):
     """Does `text` show a letter, a digit or a sign? Zero-width characters show nothing."""
-    return any(unicodedata.category(c)[0] in "LNPS" and c not in BLANK for c in text)
+    return any(map(_is_seen, text))
+
+
+def _is_seen(character):
+    category = unicodedata.category(character)
+    # Others, such as Ll and Nd, have no blanks
+    if category not in ("Lo", "So"):
+        return category[0] in "LNPS"
+    return not BLANK.search(unicodedata.name(character, ""))
 
 
 def summary(completion: str):

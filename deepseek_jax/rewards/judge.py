@@ -6,7 +6,8 @@ arXiv:2412.19437, section 5.2.1. Plain Python: the caller's function samples the
 
 from collections.abc import Callable, Mapping, Sequence
 
-from deepseek_jax.rewards.answer import TAGS, final_text, marked_answer
+from deepseek_jax.rewards.answer import marked_answer
+from deepseek_jax.rewards.marks import TAGS, final_text
 
 VERDICTS = {"1": 1, "2": 2}
 

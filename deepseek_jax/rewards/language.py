@@ -11,15 +11,16 @@ The paper does not say what a word is. Here it is:
 Words that repeat count once: one word 500 times would else outweigh a thought in another language.
 Not words: LaTeX and $...$, code, tags, numbers and letters that touch a digit or underscore (x1, 5km),
 single Latin or Greek letters, and function names such as sin. But a sentence counts wherever it stands,
-or a policy would think there: within mathematics and code four Latin words in a row and every word of
-another script, and outside of the thought four or more foreign words.
+or a policy would think there: within mathematics and code four Latin words in a row, four or more formulas of
+one word each, and every word of another script; six or more letters that spaces part ("w e a d d i t"); and
+outside of the thought four or more foreign words.
 """
 
 import re
 import unicodedata
 from collections.abc import Mapping
 
-from deepseek_jax.rewards.answer import TAGGED, TAGS
+from deepseek_jax.rewards.marks import TAGGED, TAGS
 
 # Values of example["language"] -> their script
 LANGUAGES = {"en": "latin", "zh": "han"}
@@ -41,11 +42,20 @@ WORD = re.compile(
     rf"|(?P<latin>[{LATIN}]+(?:['\u2019][{LATIN}]+)*)|(?P<han>[{HAN}])"
     rf"|(?P<unspaced>[{UNSPACED}])|(?P<other>(?:(?![{LATIN}{HAN}{UNSPACED}])[^\W\d_])+)"
 )
+FORMULA = re.compile(r"\$([^$\n]*)\$|\\\((?:(?!\\\().)*?\\\)")
 VARIABLE = re.compile(rf"[{LATIN}\u0370-\u03ff]")
 # Fewer words in a row are names in a formula; fewer outside of the thought are no thought
 SENTENCE = 4
 NAME = rf"[{LATIN}'\u2019]{{2,}}+"
 IN_A_ROW = re.compile(rf"(?<![{LATIN}'\u2019]){NAME}(?:[\s,;:]+{NAME}){{{SENTENCE - 1},}}")
+# Six or more letters in a row, each by itself
+SPELLED = re.compile(
+    rf"(?<![{LATIN}\d_'\u2019])[{LATIN}](?:[\s.\u00b7-]{{1,3}}[{LATIN}](?![{LATIN}\d_'\u2019])){{5,}}"
+)
+# A word of more than two letters, not all of them capitals: those are points, as in the triangle ABC
+ONE_WORD = re.compile(rf"(?=.*[a-z])[{LATIN}]{{3,}}")
+# Letters of an average English word
+WORD_LETTERS = 4
 # Marks of formulas and code, and the ends of one \text{...} before the next
 MARKS = re.compile(r"(?:\}\s*)?\\(?:text|mathrm|mbox)[a-z]*\s*\{|[$`]|\\[()\[\]]")
 # Commands, and what programs say in words, part a row
@@ -133,8 +143,9 @@ def _share(words, language):
 def _words(text):
     """The distinct words of `text`, a set of (script, word in small letters)."""
     # NFKC writes full-width letters as ordinary ones
-    text = IGNORED.sub(_sentences, TAGS.sub(" ", unicodedata.normalize("NFKC", text)))
-    words = set()
+    text = TAGS.sub(" ", unicodedata.normalize("NFKC", text))
+    words = _one_word_formulas(text)
+    text = SPELLED.sub(_joined, IGNORED.sub(_sentences, text))
     for match in WORD.finditer(text):
         word, script = match.group(), match.lastgroup
         if script != "ignored" and not VARIABLE.fullmatch(word) and word not in FUNCTIONS:
@@ -142,9 +153,25 @@ def _words(text):
     return words
 
 
+def _one_word_formulas(text):
+    """The words that are a formula each, where there are enough for a sentence: a set as of _words."""
+    formulas = (MARKS.sub(" ", match.group()).strip(" }") for match in FORMULA.finditer(text))
+    words = {("latin", each.casefold()) for each in formulas if ONE_WORD.fullmatch(each)}
+    words = {word for word in words if word[1] not in FUNCTIONS}
+    return words if len(words) >= SENTENCE else set()
+
+
+def _joined(spelled):
+    """A text that is spelled letter by letter, as words."""
+    letters = "".join(re.findall(rf"[{LATIN}]", spelled.group()))
+    return f" {' '.join(re.findall(f'.{{1,{WORD_LETTERS}}}', letters))} "
+
+
 def _sentences(ignored):
     """What counts of mathematics and code: words of other scripts, and Latin ones of which many follow."""
     text = ignored.group()
     foreign = [m.group() for m in WORD.finditer(text) if m.lastgroup not in ("latin", "ignored")]
-    rows = IN_A_ROW.findall(KEYWORDS.sub("|", MARKS.sub(" ", text)))
-    return f" {' '.join(foreign + rows)} "
+    bare = MARKS.sub(" ", text)
+    rows = IN_A_ROW.findall(KEYWORDS.sub("|", bare))
+    spelled = [match.group() for match in SPELLED.finditer(bare)]
+    return f" {' '.join(foreign + rows + spelled)} "

@@ -7,7 +7,10 @@ math-verify drops what it does not know, and so reads a 5 in "5²", "5 \text{ mi
 import re
 
 from deepseek_jax.rewards.answer import in_percent
-from deepseek_jax.rewards.number import CHANGES, THOUSANDS, is_unit, number, tidy
+from deepseek_jax.rewards.number import THOUSANDS, number, tidy
+from deepseek_jax.rewards.quantity import EQUALS, sides_agree
+from deepseek_jax.rewards.unit import is_unit
+from deepseek_jax.rewards.words import changes
 
 # Longer answers are not read; no formula that answers a question is longer
 MAX_CHARS = 2000
@@ -31,8 +34,10 @@ SEVERAL = re.compile(
 BROKEN = re.compile(
     r"[\d)}]\s?[_'|]|[\d)}.]\s+\.?\d|\.\.|\*\*|^\s*\[|(?:[-+*/^_=<>:(\[{]|\\times|\\cdot|\\div)\s*$"
 )
-# What a value is called: x, f(2), \angle ABC, a + b, Area. Not 2x or -x, which are other values
-NAME = re.compile(r"\\?[A-Za-z][A-Za-z+ ']*(?:_\{?\w+\}?)?(?:\([^()=]*\))?")
+MATRIX = re.compile(r"\\(begin|end)\{(?:bmatrix|array)\}(?:\{[lcr|]+\})?")
+ELEMENT = re.compile(r"^\s*[A-Za-z]\s*\\in\b\s*")
+# A numeral of another base than ten
+BASE = re.compile(r"\d_\{?\d")
 FORMULA_AMONG_WORDS = re.compile(r"([^$\d\\=]*)(?:\$([^$]+)\$|\\\(([^$]+?)\\\))([^$\d\\=]*)")
 MEASURED = re.compile(
     r"(.*?\S)(?:\s+|(?<=[\d)}])(?=(?-i:[a-z]{2})\b))([a-z][a-z /]*)(?:\^\{?[0-9]\}?)?", re.I
@@ -41,6 +46,11 @@ MEASURED = re.compile(
 MEASURED_IN_HAN = re.compile(
     r"(.*?[\d)}])\s?(?:千[克米]|(?:(?![〇零一二两三四五六七八九十百千万亿兆半打倍成分负加减乘除或不])[一-鿿]){1,4})"
 )
+
+
+def canonical(formula: str):
+    r"""`formula` as one of several spellings: \pmatrix of matrices, [1, 2] of x \in [1, 2]."""
+    return ELEMENT.sub("", MATRIX.sub(r"\\\1{pmatrix}", formula))
 
 
 def readable(answer: str, gold: str, question: str | None = None):
@@ -52,10 +62,13 @@ def readable(answer: str, gold: str, question: str | None = None):
     if len(answer) > MAX_CHARS:
         return None
     among = FORMULA_AMONG_WORDS.fullmatch(answer)
-    if among and not CHANGES.isdisjoint(f"{among[1]} {among[4]}".lower().split()):
+    if among and any(map(changes, f"{among[1]} {among[4]}".lower().split())):
         return None
     answer = (among[2] or among[3]) if among else answer
-    text, gold = (THOUSANDS.sub("", _without_unit(tidy(x))) for x in (answer, gold))
+    answer = canonical(answer)
+    text, gold = (THOUSANDS.sub("", _without_unit(tidy(canonical(x)))) for x in (answer, gold))
+    if BASE.search(gold) and not BASE.search(text):
+        return None
     for symbol, command in SYMBOLS.items():
         text = text.replace(symbol, command)
     if in_percent(gold, question) and "%" not in gold:
@@ -83,12 +96,8 @@ def _without_unit(text):
 
 def _value(text):
     """The last side of "x = 5" and of "2 + 3 = 5"; None where another side is no name and not equal to it."""
-    *sides, value = map(str.strip, re.split(r"=|\\approx\b", text))
-    for side in filter(None, sides):
-        called = NAME.fullmatch(side) and CHANGES.isdisjoint(side.lower().split())
-        if not called and (number(side) is None or number(side) != number(value)):
-            return None
-    return value
+    *sides, value = map(str.strip, EQUALS.split(text))
+    return value if sides_agree(sides, number(value)) else None
 
 
 def _is_known(text, gold):

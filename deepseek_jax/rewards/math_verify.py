@@ -8,20 +8,23 @@ import importlib.util
 import logging
 import math
 import re
+import resource
 import signal
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 
 from deepseek_jax.rewards.answer import (
-    extract_answer,
-    final_text,
+    Answer,
+    contradicts,
+    exact_answer,
     gold_answer,
-    is_part,
-    last_number,
-    marked_answer,
+    read_answer,
     same_answer,
     stated_answers,
 )
-from deepseek_jax.rewards.latex import readable
+from deepseek_jax.rewards.latex import canonical, readable
+from deepseek_jax.rewards.marks import final_text
+from deepseek_jax.rewards.quantity import last_quantity, read_quantity
 from deepseek_jax.rewards.workers import WorkerPool
 
 # $...$, \(...\) and \[...\], each without another opening mark of its kind: the search is linear
@@ -29,13 +32,17 @@ FORMULA = re.compile(r"\$\$?([^$]+)\$|\\\(((?:(?!\\\().)+?)\\\)|\\\[((?:(?!\\\[)
 DIGIT = re.compile(r"\d")
 # Answers to which batch_limit_seconds applies
 BATCH = 256
+# Answers that are begun before the CPU time of those before them is known
+WAVE = 8
+WALL_LIMIT_SECONDS = 600.0
 
 
 class MathVerifier(WorkerPool):
     """Scores answers in `num_workers` processes, with a time limit for each answer and one for all of them.
 
-    batch_limit_seconds: for every 256 answers of a batch, or the rest of that, which are not equal as they
-    stand. A policy that has learned to write 9^{9^{9^9}} would else take time_limit_seconds with each answer.
+    Limits are of CPU time, so that a busy machine gives the same verdicts. batch_limit_seconds: for every 256
+    answers of a batch, or the rest of that, which are not equal as they stand. A policy that has learned to
+    write 9^{9^{9^9}} would else take time_limit_seconds with each answer.
     `timeouts` counts the answers without a verdict: past a limit, a worker that died, or an exception in
     math-verify. Raises ValueError if the math-verify package is not installed.
     """
@@ -56,8 +63,8 @@ class MathVerifier(WorkerPool):
             _verify_one,
             _start_worker,
             num_workers=num_workers,
-            # The signal stops a calculation in Python; this limit ends a process that stays in C code
-            wall_limit_seconds=2 * time_limit_seconds + 1,
+            # For a worker that waits and computes nothing
+            wall_limit_seconds=WALL_LIMIT_SECONDS,
         )
         self.time_limit_seconds = time_limit_seconds
         self.batch_limit_seconds = batch_limit_seconds
@@ -85,38 +92,78 @@ class MathVerifier(WorkerPool):
             if answer is None:
                 scores[i] = verdict
             else:
-                pairs[i] = (_as_math(gold), answer, self.time_limit_seconds)
-        verdicts = self.run(pairs, self.batch_limit_seconds * math.ceil(len(pairs) / BATCH))
-        scores |= {i: verdicts.get(i, math.nan) for i in pairs}
+                pairs[i] = (_as_math(canonical(gold)), answer, self.time_limit_seconds)
+        scores |= self._verdicts(pairs)
         self.timeouts += sum(map(math.isnan, scores.values()))
         return [scores[i] for i in range(len(scores))]
+
+    def _verdicts(self, pairs):
+        """i -> verdict of math-verify, or NaN. In waves, so that all machines stop at the same answer."""
+        limit = self.batch_limit_seconds * math.ceil(len(pairs) / BATCH)
+        verdicts, used, order = dict.fromkeys(pairs, math.nan), 0.0, list(pairs)
+        for start in range(0, len(order), WAVE):
+            if used > limit:
+                break
+            wave = {i: pairs[i] for i in order[start : start + WAVE]}
+            results = self.run(wave)
+            verdicts |= {i: verdict for i, (verdict, _) in results.items()}
+            lost = len(wave) - len(results)
+            used += sum(seconds for _, seconds in results.values()) + lost * self.time_limit_seconds
+        return verdicts
+
+
+def is_unread(completion: str, example: Mapping):
+    """True if `completion` states something that neither the rules nor math-verify read: it is wrong."""
+    gold, question = gold_answer(example), example.get("question")
+    if contradicts(completion, question):
+        return False
+    answer = _stated(completion, gold, question)
+    if answer is None:
+        return bool(DIGIT.search(final_text(completion)))
+    compared = same_answer(answer.text, gold, question) or _is_compared(answer, gold, question)
+    return not compared and readable(answer.text, gold, question) is None
 
 
 def _first_look(completion, gold, question):
     """(1.0 or 0.0, None) where no mathematics is needed, else (None, the formula for math-verify)."""
-    answer = marked_answer(completion) or _unmarked_answer(completion, gold)
+    # Also answers that math-verify cannot read, such as the option A
+    if exact_answer(completion, dict(answer=gold, question=question)):
+        return 1.0, None
+    answer = _stated(completion, gold, question)
     if answer is None:
         return 0.0, None
-    # Also for answers that math-verify cannot read, such as the option A
-    if same_answer(answer, gold, question):
+    if same_answer(answer.text, gold, question):
         return 1.0, None
-    formula = readable(answer, gold, question)
+    if _is_compared(answer, gold, question):
+        return 0.0, None
+    formula = readable(answer.text, gold, question)
     return (0.0, None) if formula is None else (None, _as_math(formula))
 
 
-def _unmarked_answer(completion, gold):
-    r"""The last formula, such as $\frac{\sqrt{3}}{2}$, if no number follows it; else as extract_answer."""
-    text = final_text(completion)
-    last, formula = last_number(text), None
+def _is_compared(answer, gold, question):
+    """True if both are numbers, which the rules compare exactly: math-verify takes 0.10000001 for 0.1."""
+    right = read_quantity(gold, question, lead=False)
+    if answer.quantity is None or right is None:
+        return False
+    return "%" not in (answer.quantity.unit, right.unit)
+
+
+def _stated(completion, gold, question):
+    r"""The Answer of a completion. Where nothing marks one it is the last formula, as $\frac{\sqrt{3}}{2}$,
+    if no number follows. None where there is none, or where it is a part of something else.
+    """
+    text, formula = final_text(completion), None
     for formula in FORMULA.finditer(text):  # noqa: B007
         pass
-    if stated_answers(text) or not formula or (last and last.end() > formula.end()):
-        return extract_answer(completion)
+    if not formula or stated_answers(text, question) or DIGIT.search(text, formula.end()):
+        return read_answer(completion, question)
     content = next(filter(None, formula.groups()))
     # "5 toys in $x$ hours"
-    if DIGIT.search(gold) and not DIGIT.search(content):
-        return extract_answer(completion)
-    return None if is_part(text, formula.start()) else content
+    if (DIGIT.search(gold) and not DIGIT.search(content)) or read_quantity(content) is not None:
+        return read_answer(completion, question)
+    # Does what precedes the formula leave it whole? As it would a number
+    whole = last_quantity(text[: formula.start()] + " 2") is not None
+    return Answer(content, None, None) if whole else None
 
 
 class _TimeLimit(BaseException):
@@ -129,7 +176,8 @@ def _start_worker():
 
     # Without its own time limit math-verify warns; the limit is the signal's, below
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    signal.signal(signal.SIGALRM, _raise_time_limit)
+    signal.signal(signal.SIGPROF, _raise_time_limit)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _raise_time_limit(signum, frame):
@@ -137,19 +185,24 @@ def _raise_time_limit(signum, frame):
 
 
 def _verify_one(gold, answer, time_limit_seconds):
-    """1.0, 0.0, or NaN without a verdict. Runs in a worker."""
+    """(1.0, 0.0, or NaN without a verdict; the CPU seconds that it took). Runs in a worker."""
+    began = time.process_time()
     try:
-        return _compare(gold, answer, time_limit_seconds)
+        verdict = _compare(gold, answer, time_limit_seconds)
     # sympy's exceptions have no narrower base class
     except (_TimeLimit, Exception) as error:
         logging.warning("math-verify has no verdict on %.80r: %r", answer, error)
-        return math.nan
+        verdict = math.nan
+    return verdict, time.process_time() - began
 
 
 def _compare(gold, answer, time_limit_seconds):
     from math_verify import parse, verify
 
-    signal.setitimer(signal.ITIMER_REAL, time_limit_seconds)
+    signal.setitimer(signal.ITIMER_PROF, time_limit_seconds)
+    # The signal stops a calculation in Python; this limit ends a process that stays in C code
+    most = math.ceil(time.process_time() + 2 * time_limit_seconds + 1)
+    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
     try:
         gold, answer = (parse(x, parsing_timeout=None, raise_on_error=True) for x in (gold, answer))
         if not gold:
@@ -157,7 +210,7 @@ def _compare(gold, answer, time_limit_seconds):
         # verify is not symmetric: the gold answer comes first
         return float(verify(gold, answer, timeout_seconds=None, raise_on_error=True))
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _as_math(text):

@@ -16,8 +16,8 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from deepseek_jax.rewards.answer import final_text
 from deepseek_jax.rewards.bubblewrap import BubblewrapSandbox
+from deepseek_jax.rewards.marks import final_text
 from deepseek_jax.rewards.monty import MontySandbox
 from deepseek_jax.rewards.sandbox import TIME_LIMIT, SandboxError
 from deepseek_jax.rewards.workers import WorkerPool

@@ -7,8 +7,8 @@ is a single character (rewards.language). Case, tags and other punctuation do no
 import re
 import unicodedata
 
-from deepseek_jax.rewards.answer import TAGS
 from deepseek_jax.rewards.language import HAN
+from deepseek_jax.rewards.marks import TAGS
 
 UNIT = re.compile(rf"[{HAN}]|\d+|[^\W\d_{HAN}]+|[-+*/=<>^%]")
 

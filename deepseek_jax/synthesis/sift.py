@@ -83,7 +83,9 @@ class Sift:
             example = row["example"]
             rewritten = example["origin"] in REWRITTEN
             # The answer belongs to the source question: a rewritten one may ask something else
-            agreed = not rewritten or majority_is_right(row["samples"], self.accuracy)
+            agreed = not rewritten or majority_is_right(
+                row["samples"], self.accuracy, example["question"]
+            )
             for sample in row["samples"]:
                 about = example | {"sample": sample, "agreed": agreed}
                 if self.sieves[example["origin"]].keeps(sample["text"], about):
@@ -105,14 +107,16 @@ class Sift:
             )
 
 
-def majority_is_right(samples, accuracy: str):
+def majority_is_right(samples, accuracy: str, question: str | None = None):
     """Whether the most frequent answer of the samples is right, by the reward `accuracy`.
 
     That reward's Reading decides which spellings are the same answer.
     """
     rule = all_rules().get(accuracy)
     reading = NUMBERS if rule is None or rule.reading is None else rule.reading
-    found = [reading.find(sample["text"]) if sample["finished"] else None for sample in samples]
+    found = [
+        reading.find(sample["text"], question) if sample["finished"] else None for sample in samples
+    ]
     keys = [None if answer is None else reading.key(answer) for answer in found]
     chosen = majority(keys)
     pairs = zip(samples, keys, strict=True)

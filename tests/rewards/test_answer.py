@@ -10,9 +10,9 @@ from deepseek_jax.rewards.answer import (
     exact_answer,
     extract_answer,
     marked_answer,
-    number,
     same_answer,
 )
+from deepseek_jax.rewards.number import number
 from tests.rewards.forms import forms
 
 
@@ -100,7 +100,9 @@ def test_two_answers_that_differ_are_no_answer(text):
         11-5 | 11 -5 | 1 + 5 | 1 / 5 | 1 × 5 | 1 x 5 | 2**5 | $1$ + $5$ | 1:5 | 1,5 | 4 or 5 |
         4 and 5 | 4 to 5 | 4–5 | $4$ or $5$ | 4 times 5 | [4, 5] | (4, 5) | {4, 5} | x5 | x_5 |
         10^{-5} | \sqrt{5} | \sqrt[3]{5} | √5 | f(5) | \pm 5 | ±5 | ≠ 5 | ½5 | not 5 | isn't 5 |
-        less than 5 | half of 5 | minus $5$ | \frac15 | 2e5 | 0x5
+        less than 5 | half of 5 | 2e5 | 0x5 | 1 005 | 6E+5 | 2 ** 5 | 10 mod 5 | 10 divided by 5 |
+        never 5 | cannot be 5 | up to 5 | at least 5 | twice 5 | between 4 and 5 | 5 or six |
+        5 and a half | 5 squared | 5 thousandfold | 5 myriad | 5½ | 5^2 | 5x | is 5 wrong, 5 is not it
     """),
 )
 def test_the_last_number_is_no_answer_where_it_is_a_part_of_something_else(text):
@@ -133,21 +135,12 @@ def test_an_unmarked_number_is_not_a_marked_answer():
         ("2 * (3 + 4) - 1", 13),
         ("2 ** 10", 1024),
         ("2 ** -1", Fraction(1, 2)),
-        ("72 clips", 72),
         ("**72**", 72),
-        ("**72 clips**.", 72),
-        ("72%", 72),
-        ("$72 per week.", 72),
-        ("72 km/h", 72),
-        ("72 square feet", 72),
-        ("72 times a day", 72),
-        ("12 cm²", 12),
         ("45°", 45),
         (r"45^\circ", 45),
         ("−5", -5),
         (r"\frac{1}{2}", Fraction(1, 2)),
         (r"-\dfrac12", Fraction(-1, 2)),
-        (r"\frac{1}{2} \text{ cup}", Fraction(1, 2)),
         ("1" * 30, int("1" * 30)),
     ],
 )
@@ -159,16 +152,13 @@ def test_number_is_exact(text, want):
 @pytest.mark.parametrize(
     "text",
     forms(r"""
-        x | 5x | 5 mln | 5 gross | 5 basis points | 5 pct | 5\left.0x | 1 2 | 1,23 | (1, 2) | 1/0 |
-        5 - | 5//2 | 1e5 | 0x10 | 1_0 | 1j | 5 million | 5 minus two | 5 or six or seven |
-        5 and a half | 5 dozen | 5 plus one | 5 hundredths | 5 squared | 5² | 5^2 | 5 pi | 5 xy |
-        5 ab | 5 n | 5 M | 5 k | 5 or more | 5 \text{ million} | 2\frac{1}{2} | minus 5 | not 5 |
-        half of 5 | 5½ | 5 x apples
+        x | 5x | 72 clips | 5% | 5 million | 1 2 | 1,23 | (1, 2) | 1/0 | 5 - | 5//2 | 1e5 | 0x10 | 1_0 |
+        1j | 5² | 5^2 | 2\frac{1}{2} | minus 5 | 5½ | ٥
     """)
     + [""],
 )
 def test_number_refuses_what_is_not_one(text):
-    """Oracle: by hand."""
+    """Oracle: by hand; words and units are quantity's."""
     assert number(text) is None
 
 
@@ -235,7 +225,8 @@ def test_a_percentage_and_a_number_are_two_votes():
     forms(r"""
         it is 5 million | it is 5% | it is $5$ million | so 5² | so 5^2 | it is −5 |
         it is minus 5 | 5 k | 5½ | 5 and a half | 5 or six | 5 plus two | 5万 | 5 亿 | 5‰ | –5 |
-        about 5k | 5 dozen | it is \frac{1}{5} | 5 hundredths | it is 5\%.
+        about 5k | 5 dozen | it is \frac{1}{5} | 5 hundredths | it is 5\%. | it is minus $5$ | \frac15 |
+        5 quintillion | 5 gross | 5 lakh
     """),
 )
 def test_the_last_number_is_read_with_what_changes_it(text):

@@ -7,12 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
 from deepseek_jax.rewards import Rewards
-from deepseek_jax.rewards.math_verify import MathVerifier
+from deepseek_jax.rewards.math_verify import WAVE, MathVerifier
 from tests.rewards.forms import forms
 
 ENDLESS = r"\boxed{9^{9^{9^9}}}"
@@ -186,20 +185,22 @@ def test_hostile_text_is_not_run(verifier, tmp_path):
 
 def test_an_endless_answer_is_nan_and_counted_and_its_neighbours_are_scored(verifier):
     """Oracle: by hand; the limit is 2 s."""
-    before, start = verifier.timeouts, time.perf_counter()
+    before = verifier.timeouts
     scores = verifier.score(["3"] * 3, [r"\boxed{\sqrt{9}}", ENDLESS, r"\boxed{\sqrt{8}}"])
     assert (scores[0], math.isnan(scores[1]), scores[2]) == (1.0, True, 0.0)
     assert verifier.timeouts == before + 1
-    assert time.perf_counter() - start < 20
 
 
 def test_a_batch_of_endless_answers_ends_at_its_limit_and_the_rest_is_nan_and_counted():
-    """Oracle: the clock and by hand: 20 answers of 1 s each in a batch of 3 s. The next batch is scored."""
+    """Oracle: by hand: of answers of 1 s of CPU time each, in a batch of 3 s, one wave is begun and no other.
+    The next batch is scored.
+    """
     with MathVerifier(num_workers=1, time_limit_seconds=1.0, batch_limit_seconds=3.0) as verifier:
         verifier.score(["1"], ["$x$"])
-        start = time.perf_counter()
+        begun, run = [], verifier.run
+        verifier.run = lambda jobs: begun.extend(jobs) or run(jobs)
         scores = verifier.score(["3"] * 22, ["3", r"\boxed{\sqrt{9}}", *[ENDLESS] * 20])
-        assert time.perf_counter() - start < 10
+        assert len(begun) == WAVE
         assert scores[:2] == [1.0, 1.0] and all(map(math.isnan, scores[2:]))
         assert verifier.timeouts == 20
         assert verifier.score(["3"], [r"\boxed{\sqrt{9}}"]) == [1.0]
@@ -236,13 +237,13 @@ def test_a_worker_killed_at_work_loses_no_other_verdict():
 
 @pytest.mark.slow
 def test_a_step_that_no_signal_can_stop_ends_the_worker_and_not_the_run():
-    """Oracle: by hand. With the alarm ignored, only the watchdog at 2 x 1.5 + 1 s is left."""
+    """Oracle: by hand. With the signal ignored, only the limit of 2 x 1.5 + 1 CPU seconds is left."""
     with MathVerifier(num_workers=1, time_limit_seconds=1.5) as verifier:
         verifier.score(["1"], ["$x$"])
-        verifier._pool.submit(signal.signal, signal.SIGALRM, signal.SIG_IGN).result()
-        start = time.perf_counter()
+        workers = set(multiprocessing.active_children())
+        verifier._pool.submit(signal.signal, signal.SIGPROF, signal.SIG_IGN).result()
         scores = verifier.score(["3"] * 2, [ENDLESS, r"\boxed{\sqrt{8}}"])
-        assert time.perf_counter() - start > 4
+        assert not workers <= set(multiprocessing.active_children())
     assert (math.isnan(scores[0]), scores[1]) == (True, 0.0)
 
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from deepseek_jax.rewards.answer import (
     contradicts,
     extract_answer,
-    final_text,
     gold_answer,
-    last_number,
     marked_answer,
 )
+from deepseek_jax.rewards.marks import final_text
+from deepseek_jax.rewards.number import NUMERAL
 
 # The longest number that is read
 MAX_DIGITS = 9
@@ -45,16 +45,18 @@ def check_puzzle(example: Mapping):
     _solution(example)
 
 
-def final_expression(completion: str):
+def final_expression(completion: str, question: str | None = None):
     """The marked answer of `completion`, else the expression of + and - that its last number ends, else its
     answer as answer.extract_answer reads it. None without one, or with two that differ.
+
+    question: as other rules take it; the puzzles' numbers have no units.
     """
     text = final_text(completion)
     marked = marked_answer(text)
     if marked or "<answer>" in text or contradicts(text):
         return marked
     found = EXPRESSION.findall(text)
-    if found and not found[-1].isdigit() and found[-1].endswith(last_number(text).group()):
+    if found and not found[-1].isdigit() and found[-1].endswith(re.findall(NUMERAL, text)[-1]):
         return found[-1]
     return extract_answer(text)
 

@@ -11,7 +11,8 @@ from deepseek_jax.data.tasks import Task
 from deepseek_jax.data.tokenizer import closed_tokenizer
 from deepseek_jax.recipes.r1 import run as r1
 from deepseek_jax.rewards import Reading, Rule
-from deepseek_jax.rewards.answer import final_text, marked_answer
+from deepseek_jax.rewards.answer import marked_answer
+from deepseek_jax.rewards.marks import final_text
 from deepseek_jax.settings import build
 from deepseek_jax.worlds import registry
 from deepseek_jax.worlds.own import own_world

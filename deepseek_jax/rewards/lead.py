@@ -1,0 +1,124 @@
+"""What precedes a number: its sign, and whether the words and signs before leave it whole."""
+
+import unicodedata
+
+from deepseek_jax.rewards.tokens import CLOSING, OPENING, Context
+from deepseek_jax.rewards.words import (
+    CARDINALS,
+    FIRST_OF_CHINESE,
+    FUNCTION,
+    LINKS,
+    VERBS,
+    changes,
+    denies,
+    singular,
+)
+
+# Signs behind which a number begins something new
+BEGINS = frozenset('=≈:.,;!?|"“”‘’—―•…>→⇒►。，、；：！？')
+COMMANDS = frozenset(r"\implies \Rightarrow \rightarrow \to \therefore \approx \because".split())
+# In "... of 5" other words, such as total, leave the 5 whole
+NOT_OF = frozenset("out root none most log multiple power #".split())
+# How far before a number a "not" denies it, and another number is joined to it
+NEAR, JOINED = 4, 5
+
+
+def read_sign(tokens: list, place: int, context: Context):
+    """1 or -1, the sign of the number at tokens[place]; None where it is a part of something else."""
+    sign, (glued, k) = 1, _opened(tokens, tokens[place].glued, place - 1)
+    if k >= 0 and tokens[k].negates:
+        if _subtracts(tokens, k, glued):
+            return None
+        sign = 1 if tokens[k].text == "+" else -1
+        glued, k = _opened(tokens, tokens[k].glued, k - 1)
+    if k < 0 or _begins(tokens, k, glued):
+        return sign
+    # x5 and half-5 are no numbers, 得5 is one
+    if tokens[k].kind != "word" or (glued and tokens[k].text[-1] < FIRST_OF_CHINESE):
+        return None
+    return sign if _leads(_clause(tokens[: k + 1]), context) else None
+
+
+def _opened(tokens, glued, k):
+    """Go back over opening brackets, quotes and stars: (whether no space follows, place of what precedes)."""
+    while k >= 0 and tokens[k].text in OPENING and not _multiplies(tokens, k):
+        glued, k = tokens[k].glued, k - 1
+    return glued, k
+
+
+def _multiplies(tokens, k):
+    """True if the bracket, quote or star at tokens[k] is that of a product, a function or a command."""
+    if k == 0:
+        return False
+    before, token = tokens[k - 1], tokens[k]
+    if token.text in ("*", "**"):
+        return token.text == "*" or before.kind == "number" or before.text in CLOSING
+    return token.glued and before.text not in OPENING and before.text not in BEGINS
+
+
+def _subtracts(tokens, k, glued):
+    """True if the minus at tokens[k] takes the number from another one, or is a dash: "covid-5", "a - 5"."""
+    if k == 0:
+        return False
+    before, token = tokens[k - 1], tokens[k]
+    if before.kind == "number" or before.text in (")", "]", "}", "%"):
+        return True
+    return before.kind == "word" and token.kind != "word" and (token.glued or not glued)
+
+
+def _begins(tokens, k, glued):
+    """True if a number behind the sign or command at tokens[k] begins something new."""
+    text, behind_number = tokens[k].text, k > 0 and tokens[k - 1].kind == "number"
+    if tokens[k].kind == "command":
+        return text in COMMANDS
+    if text in (",", ":") and behind_number:
+        # 1:5, 1,5 and [1, 5]; not "on day 1: 5"
+        opened = sum((t.text in ("(", "[", "{")) - (t.text in (")", "]", "}")) for t in tokens[:k])
+        return not glued and not opened
+    if text == ">":
+        return k > 0 and tokens[k - 1].text in ("-", "=")
+    if text in (")", "]", "}"):
+        return not glued and not behind_number
+    return text in BEGINS or unicodedata.category(text[0]) == "So"
+
+
+def _clause(tokens):
+    """The words of the clause that tokens end, the last one first, in small letters; # for a number."""
+    words = []
+    for token in reversed(tokens):
+        if token.text in BEGINS or token.kind == "command":
+            break
+        if token.kind in ("number", "word") or token.text == "%":
+            words.append(token.text.lower() if token.kind == "word" else "#")
+    return words
+
+
+def _leads(words, context):
+    """True if these words before a number, the nearest first, leave it whole."""
+    first, *rest = words
+    negated = [denies(word) for word in words[:NEAR]]
+    finite = [word in VERBS and word not in ("be", "been") for word in words[:NEAR]]
+    # "is not 5", and not "who do not play is 5"
+    if True in negated and True not in finite[: negated.index(True)]:
+        return False
+    if first == "of":
+        return not rest or not (rest[0] in NOT_OF or changes(rest[0]))
+    if first in LINKS:
+        return not _links(rest)
+    if changes(first) or (len(first) == 1 and first.isascii() and first not in "ai"):
+        return False
+    # "10 mod 5", and not "3 days make 5"
+    if rest[:1] == ["#"]:
+        known = first in VERBS | FUNCTION or singular(first) in context.known
+        return known or first.endswith("s")
+    return True
+
+
+def _links(before):
+    """True if an "and", "or", "to" or "by" behind these words joins a number to another one."""
+    if before[:1] in (["divided"], ["multiplied"]):
+        return True
+    # "is up to 5", and not "adds up to 5"
+    if before[:1] == ["up"] and (not before[1:] or before[1] in VERBS | FUNCTION):
+        return True
+    return any(word == "#" or word in CARDINALS for word in before[:JOINED])

@@ -1,0 +1,130 @@
+r"""What a text marks as its answer: \boxed{...}, <answer> tags, "####", and what it says the answer is."""
+
+import re
+from typing import NamedTuple
+
+from deepseek_jax.rewards.quantity import read_quantity
+
+INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]+")
+# What a page or LaTeX does not show
+COMMENT = re.compile(r"<!--.*?(?:-->|\Z)|^[ \t]*%[^\n]*", re.S | re.M)
+BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
+TAGS = re.compile(r"</?(?:think|answer)>")
+TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.S)
+ANSWER_TAG = re.compile(r"<(/?)answer>")
+HASHES = re.compile(r"####\s*([^\n]*)")
+INTRODUCTION = re.compile(r"(?:so,? )?(?:the )?(?:final )?answer(?: is|:)\s*", re.I)
+# "The answer is ...", and what ends it
+SAID = re.compile(
+    r"(?:\b(?P<partial>first|partial|intermediate)\s)?\banswer"
+    r"(?:\s(?:is|was|equals|should be|must be)|\s?[:=])[:*]{0,3}\s*"
+    r"(?:(?:[a-z]+ly|now|therefore|thus|just|indeed|then|instead|about)[,:]?\s)?",
+    re.I,
+)
+SAID_END = re.compile(r"\n|[.;!?](?=\s|$)|,\s|。|，")
+# Characters that are read after "the answer is", and how many statements of a kind are read
+MAX_SAID, MOST = 300, 100
+
+
+class Mark(NamedTuple):
+    """A marked answer. kind: "box", "tags", "hashes" or "said". start: where in the text it begins."""
+
+    kind: str
+    text: str
+    start: int
+
+
+def final_text(text: str):
+    """The text after the last `</think>` (all of it without one), up to a `<think>` that nothing closes,
+    without zero-width characters and comments.
+
+    THE rule of every reward that reads an answer: an answer within the thinking earns nothing.
+    """
+    text = text.rpartition("</think>")[2].partition("<think>")[0]
+    # Else the 5 of a 15 with a zero-width space in it were a number
+    return COMMENT.sub("", INVISIBLE.sub("", text))
+
+
+def closed_text(text: str):
+    """The text without a thought that nothing closes: the length limit may have cut it."""
+    thought, end, answer = text.rpartition("</think>")
+    return thought + end + answer.partition("<think>")[0]
+
+
+def find_marks(text: str):
+    r"""The Marks of a final text, the last of each kind first: complete \boxed{...}, <answer> tags, and what
+    follows "####" in its line (GSM8K, arXiv:2110.14168). Linear in the length of the text.
+    """
+    boxes, tagged, hashes = _boxes(text), _tagged(text), list(HASHES.finditer(text))
+    # The answer of tags and of a line with a box is the box
+    boxed = [Mark("box", text[start:end], start) for start, end in boxes]
+    tagged = [
+        Mark("tags", text[start:end], start) for start, end in tagged if not _boxes(text[start:end])
+    ]
+    lines = [
+        Mark("hashes", m[1].partition("</answer>")[0], m.start(1))
+        for m in hashes
+        if not _boxes(m[1])
+    ]
+    boxed, tagged, lines = (_clean(marks) for marks in (boxed, tagged, lines))
+    # A heading of Markdown, "#### Step 1", is an answer only if there is no other mark
+    last_line = text.rstrip().rfind("\n")
+    hashed = [
+        mark
+        for mark in lines
+        if mark.start > last_line or read_quantity(mark.text, lead=False) is not None
+    ]
+    return [*boxed, *tagged, *hashed] or lines[:1]
+
+
+def find_said(text: str, marks: list[Mark]):
+    """The Marks of what a text says the answer is, up to the end of the sentence or a comma.
+
+    An answer that the text calls first, partial or intermediate is none where one of `marks` follows.
+    """
+    said = []
+    for match in list(SAID.finditer(text))[-MOST:]:
+        if match["partial"] and any(mark.start > match.start() for mark in marks):
+            continue
+        rest = SAID_END.split(text[match.end() : match.end() + MAX_SAID], maxsplit=1)[0]
+        said.append(Mark("said", rest.strip(" \t*\"'"), match.start()))
+    return said
+
+
+def _clean(marks):
+    """The Marks that are not empty, the last one first, without "The answer is"."""
+    texts = (INTRODUCTION.sub("", mark.text.strip(), count=1).strip() for mark in marks)
+    found = [mark._replace(text=text) for mark, text in zip(marks, texts, strict=True) if text]
+    return found[: -MOST - 1 : -1]
+
+
+def _tagged(text):
+    """(start, end) of the contents of each outermost pair of <answer> tags."""
+    depth, found, start = 0, [], 0
+    for match in ANSWER_TAG.finditer(text):
+        if not match[1]:
+            start, depth = (match.end() if depth == 0 else start), depth + 1
+        elif depth:
+            depth -= 1
+            if depth == 0:
+                found.append((start, match.start()))
+    return found
+
+
+def _boxes(text):
+    """(start, end) of the contents of each complete \\boxed{...} that is in no other one, in one pass."""
+    open_braces, boxes = [], []
+    for match in BRACES.finditer(text):
+        token = match.group()
+        # Escaped braces match too, so that they are passed over: they neither open nor close
+        if token.startswith("\\boxed"):
+            open_braces.append(match.end())
+        elif token == "{":
+            open_braces.append(None)
+        elif token == "}" and open_braces:
+            start = open_braces.pop()
+            if start is not None:
+                while boxes and boxes[-1][0] > start:
+                    boxes.pop()
+                boxes.append((start, match.start()))
+    return boxes

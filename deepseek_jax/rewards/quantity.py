@@ -1,0 +1,149 @@
+r"""Quantities as people write them: a number and its unit, in English, LaTeX and Chinese.
+
+The grammar of what is read. What it does not explain is no quantity, and pays nothing:
+
+    statement = [side "="] ... [lead] number [unit] ["(" words ")"]
+    side      = a name (x, f(2), Area), or an expression that has the number's value
+    lead      = words without a number, of which none makes the number a part of something else (lead.py)
+    number    = ["-" | "minus" | "negative"] digits [scale], or a fraction
+    scale     = "k" | "M" | "thousand" | "million" | "dozen" | "万" | ...
+    unit      = "%" | abbreviation | [adjectives] noun [more words] | function word [more words] | Chinese
+    noun      = a plural, or a word of the question (unit.py)
+
+A word after a number that is no unit by this grammar may change the number: "5 squared", "5 myriad". So there
+is no list of the words that do, but for classes that a language does not add to (words.py).
+
+A statement, such as the text in \boxed{...}, is all of this and has one number. In running text
+`last_quantity` reads the last number. Its sentence may have others; what joins them to it ("4 or 5",
+"10 mod 5"), compares it ("less than 5") or denies it ("is not 5") makes it a part of something else.
+"""
+
+import functools
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+from deepseek_jax.rewards.lead import read_sign
+from deepseek_jax.rewards.number import number, tidy, without_fractions
+from deepseek_jax.rewards.tokens import Context, places_of_numbers, tokens_of
+from deepseek_jax.rewards.unit import read_unit
+from deepseek_jax.rewards.words import JOINS, LINKS, NEGATIONS, changes, singular, words_of
+
+EQUALS = re.compile(r"=|\\approx\b|≈")
+# What a value is called: x, f(2), \angle ABC, a + b, Area. Not 2x or -x, which are other values
+NAME = re.compile(r"\\?[A-Za-z][A-Za-z+ ']*(?:_\{?\w+\}?)?(?:\([^()=]*\))?")
+# In a statement a bracket is that of a list or a set
+LISTS = frozenset("[{")
+# A dash that a space follows begins an item of a list
+BULLET = re.compile(r"^\s*[-*–•] ")
+# With these a line goes on in the next one
+UNFINISHED = tuple("+-*/^×÷·<>≠±√,")
+# Longest statement that is read, and how much is read on either side of the last digit of a text
+MAX_CHARS, WINDOW = 1000, 500
+
+
+class Quantity(NamedTuple):
+    """A number as a text states it: the Fraction `value`, times the int `scale` of a word such as "million".
+
+    text: the number alone, as it is written. unit, scale_word: "" without one. computed: it is an expression
+    or a fraction, such as 2 + 3 or 10/2.
+    """
+
+    value: Fraction
+    text: str
+    unit: str = ""
+    scale: int = 1
+    scale_word: str = ""
+    computed: bool = False
+
+    def amounts(self, question: str | None = None):
+        """The Fractions that it may mean: 1.5 million is 1500000, or 1.5 if the question has "million"."""
+        as_unit = singular(self.scale_word) in words_of(question)
+        return {self.value * self.scale} | ({self.value} if as_unit else set())
+
+
+@functools.lru_cache(4096)
+def read_quantity(text: str, question: str | None = None, *, lead: bool = True):
+    """The Quantity that all of `text` states (see the grammar of this module), or None.
+
+    question: its words are units, even those that would change a number. lead: whether words may come before
+    the number.
+    """
+    if len(text) > MAX_CHARS:
+        return None
+    *sides, last = EQUALS.split(without_fractions(tidy(text)))
+    tokens = tokens_of(last)
+    places = places_of_numbers(tokens)
+    if not lead and places and not _is_first(tokens, places[0]):
+        return None
+    if len(places) == 1:
+        found = _quantity(tokens, places[0], Context(words_of(question), running=False))
+    else:
+        value = number(last)
+        found = None if value is None else Quantity(value, last.strip(), computed=True)
+    return found if found is not None and sides_agree(sides, found.value) else None
+
+
+def last_quantity(text: str, question: str | None = None):
+    """The Quantity of the last number in running text, or None where it is a part of something else."""
+    end = text.rfind(next((x for x in reversed(text) if x.isdecimal()), "\0")) + 1
+    tokens = tokens_of(without_fractions(tidy(_line_around(text, end))))
+    places = places_of_numbers(tokens)
+    if not places:
+        return None
+    return _quantity(tokens, places[-1], Context(words_of(question), running=True))
+
+
+@functools.lru_cache(4096)
+def first_quantity(text: str, question: str | None = None):
+    """The Quantity by which running text begins: "5 because ...", "x = 5", "2 + 3 = 5". None without one."""
+    text = without_fractions(tidy(text))
+    for part in (text, EQUALS.split(text)[-1]):
+        tokens = tokens_of(part)
+        places = places_of_numbers(tokens)
+        if places and _is_first(tokens, places[0]):
+            found = _quantity(tokens, places[0], Context(words_of(question), running=True))
+            if found is not None:
+                return found
+    return None
+
+
+def sides_agree(sides: Sequence[str], value: Fraction | None):
+    """True if each other side of an equation is a name, or an expression of this value."""
+    for side in filter(None, map(str.strip, sides)):
+        named = NAME.fullmatch(side) and not any(map(changes, side.lower().split()))
+        if not named and (value is None or number(side) != value):
+            return False
+    return True
+
+
+def _is_first(tokens, place):
+    """True if no word but a sign is before the token at this place."""
+    return all(token.kind != "word" or token.negates for token in tokens[:place])
+
+
+def _quantity(tokens, place, context):
+    """The Quantity of the number at this place; None where its neighbours do not leave it whole."""
+    if not context.running and any(token.text in LISTS for token in tokens):
+        return None
+    text = tokens[place].text
+    value, sign = number(text), read_sign(tokens, place, context)
+    if value is None or sign is None:
+        return None
+    unit = read_unit(tokens[place + 1 :], context, one=0 < value <= 1)
+    if unit is None:
+        return None
+    text = f"-{text}" if sign < 0 else text
+    return Quantity(sign * value, text, *unit, computed="/" in text)
+
+
+def _line_around(text, end):
+    """The line that holds the character before `end`, behind the line before if that goes on in it."""
+    start = max(0, end - WINDOW)
+    before, _, line = text[start:end].rpartition("\n")
+    line = BULLET.sub("", line + text[end : end + WINDOW].partition("\n")[0])
+    before = before.rstrip(" \\[]()$\n").rpartition("\n")[2]
+    last = re.search(r"[A-Za-z]*$", before)[0].lower()
+    goes_on = before.endswith(UNFINISHED) or last in JOINS | LINKS | NEGATIONS
+    return f"{before} {line}" if goes_on else line

@@ -1,0 +1,98 @@
+"""Classes of words around a number, in English and Chinese: those that change it, and those that do not.
+
+Only classes are listed that a language does not add to: numerals, prepositions, pronouns, short units.
+"""
+
+import functools
+import re
+
+from deepseek_jax.rewards.number import tidy
+
+# ½, ² and their like are no letters
+LETTER = r"[^\W\d_¹²³¼-¾⁰-₉⅐-↉]"
+WORD = rf"{LETTER}+(?:['’/-]{LETTER}+)*(?:(?<=s)['’])?"
+
+CARDINALS = frozenset(
+    """one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+    seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety tens basis pi""".split()
+)
+# Numbers that are adjectives before a noun: "5 third graders", "5 double rooms"
+ADJECTIVES = re.compile(
+    r"half|negative|minus|once|twice|thrice|double|triple|quadruple|quarter|third|fourth|fifth|sixth|seventh"
+    r"|eighth|ninth|tenth|eleventh|twelfth|[a-z]+(?:teenth|tieth)|(?:hundred|thousand|[a-z]+illion)th"
+)
+FRACTIONS = re.compile(rf"halves|(?:{ADJECTIVES.pattern})s|[a-z]+fold|[a-z]+illions?")
+# Words that multiply the number before them, here in the singular
+SCALES = dict(hundred=10**2, thousand=10**3, lakh=10**5, crore=10**7, dozen=12, score=20, gross=144)
+SCALES |= dict(grand=10**3, k=10**3, mln=10**6, mio=10**6, bn=10**9, bln=10**9, mrd=10**9)
+SCALES |= {
+    f"{name}illion": 1000**power
+    for power, name in enumerate("m b tr quadr quint sext sept oct non dec".split(), start=2)
+}
+# Of these the case counts: a metre is a small m
+LETTER_SCALES = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
+ABBREVIATIONS = frozenset(
+    """c f g h j l m s v w cm mm km kg mg lb lbs oz ft in yd ml dl cl cc hr hrs min mins sec am pm mi mph kph
+    kw kwh sq mb gb tb hz kb ms rpm cal kcal gal qt pt tsp tbsp usd eur gbp inr cad aud jpy cny""".split()
+)
+# Plurals without an s, and money
+IRREGULAR = frozenset(
+    """people children men women feet teeth geese mice sheep fish deer dice oxen percent yen yuan won euro
+    baht rand""".split()
+)
+# Behind a number a sentence goes on with these: prepositions, articles, pronouns, adverbs of quantity
+FUNCTION = frozenset(
+    """a an the this that these those each every all both any some such his her its their our your my of in
+    on at to for from with without by per as than into onto during after before until since within across
+    around about between among over under above below through via if when while where which who whom whose
+    because so hence thus therefore then and but he she it they we you i there here more less fewer left
+    remaining remain remains total altogether together overall combined extra additional away apart ago old
+    long tall wide high deep short leftover out worth only too also again later still yet now today tomorrow
+    yesterday""".split()
+)
+# What a sentence says of a number, "5 is the total". A mark holds no sentence about its number
+VERBS = frozenset(
+    """is are was were be been has have had do does did can could will would shall should may might must need
+    needs makes gives equals""".split()
+)
+NEGATIONS = frozenset(
+    "not never no nor neither cannot without hardly wrong incorrect false".split()
+)
+NEGATED = re.compile(r"[a-z]+n['’]t")
+# Before a number: it is a part of a product or a comparison
+JOINS = frozenset(
+    """nor per than times plus mod modulo over under above below beyond exceeding versus vs least most
+    twice""".split()
+)
+# These are so only behind another number: "4 to 5", and not "comes to 5"
+LINKS = frozenset("and or to by through from minus".split())
+
+# The first character of the scripts of East Asia in Unicode
+FIRST_OF_CHINESE = "\u2e80"
+HAN_SCALES = {"百": 10**2, "千": 10**3, "万": 10**4, "亿": 10**8, "打": 12}
+# Characters that change the number before them: numerals and arithmetic
+HAN_CHANGES = frozenset("〇零一二两三四五六七八九十百千万亿兆半打倍成分负加减乘除或不")
+HAN_UNITS = ("千克", "千米")
+
+
+def changes(word: str):
+    """True if a word, in small letters, may make another number of the one beside it."""
+    if word in CARDINALS or word in JOINS or singular(word) in SCALES or denies(word):
+        return True
+    return bool(ADJECTIVES.fullmatch(word) or FRACTIONS.fullmatch(word))
+
+
+def denies(word: str):
+    """True if a word, in small letters, denies what is said: not, wrong, isn't."""
+    return word in NEGATIONS or bool(NEGATED.fullmatch(word))
+
+
+def singular(word: str):
+    """A word without the s of a plural."""
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+
+
+@functools.lru_cache(1024)
+def words_of(question: str | None):
+    """The words of a question, in small letters and in the singular: a set of str."""
+    return {singular(word.lower()) for word in re.findall(WORD, tidy(str(question or "")))}
