@@ -241,6 +241,9 @@ class DistillJob(DistillPolicies):
     def answering(self, work: Work):
         return Answering(work.settings, work.settings.num_questions, work.settings.samples)
 
+    def count_measured(self, work: Work):
+        return sum(len(task.questions) for task in self.tasks.values())
+
     def measure(self, work: Work):
         """Each task's shares of right answers."""
         policy = self.load_to_answer(work.stage.start)

@@ -119,6 +119,9 @@ class GrpoJob(TrainedJob):
             turns=settings.most_turns(),
         )
 
+    def count_measured(self, work: Work):
+        return len(self.prompts["held-out"])
+
     def measure(self, work: Work):
         """Answer the held-out questions twice: sampled at the last step's temperature, and greedily. With
         settings.effort: effort -> that.

@@ -316,6 +316,9 @@ class R1Job(LineageJob):
         asked = work.settings
         return Answering(asked, max(asked.num_puzzles, asked.num_requests), asked.samples)
 
+    def count_measured(self, work: Work):
+        return sum(len(self.questions_of[kind].held_out) for kind in ("reasoning", "general"))
+
     def measure(self, work: Work):
         """The result of r1.scores.measure for a stage's policy."""
         reasoning, general = self._held_out(work)

@@ -96,6 +96,9 @@ class SftJob(TrainedJob):
         asked = self.settings.answers
         return Answering(asked, asked.num_prompts, scored=bool(self.settings.rewards))
 
+    def count_measured(self, work: Work):
+        return len(self.asked) or None
+
     def measure(self, work: Work):
         """The loss of the held-out conversations, and the scores of answers to their last questions."""
         settings, policy = self.settings, work.start()
