@@ -83,7 +83,9 @@ class GenerateJob(FromPolicy, LineageJob):
     @functools.cached_property
     def evaluation(self):
         """The synthesis.ngrams.Evaluation of these sets, or None."""
-        return Evaluation(*self.measured_on) if any(self.measured_on) else None
+        if not any(self.measured_on):
+            return None
+        return Evaluation(*self.measured_on, self.settings.keep.ngram)
 
     @functools.cached_property
     def rewards(self):
