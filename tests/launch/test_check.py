@@ -13,7 +13,7 @@ from deepseek_jax.training.run import Run
 from launch import check
 from launch.config_file import load_config
 from tests.launch.test_train import ROOT, contents, folder, launched, tasks  # noqa: F401
-from tests.recipes.small import small_config
+from tests.recipes.small import one_device, small_config
 
 HASTY = """
 import sys
@@ -126,7 +126,7 @@ def test_every_recipe_reads_its_data(tmp_path, name, words):
     config = load_config(str(ROOT / "configs" / f"{name}.py"))
     recipe = find_recipe(config.recipe)
     settings = build(recipe.SETTINGS, config, "config")
-    mesh = make_mesh()
+    mesh = one_device()
     job = recipe.JOB(settings, mesh, Run(mesh, tmp_path, None))
     assert words in driver.describe(job)
 
