@@ -281,6 +281,7 @@ def make_groups(examples: list[dict], answers: Answers, scores: Scores) -> list[
         group["effort"] = example.get("effort")
         group["rewards"] = scores.total[rows]
         group["parts"] = {name: part[rows] for name, part in scores.parts.items()}
+        group["columns"] = {name: column[rows] for name, column in scores.columns.items()}
         if answers.conversations is not None:
             group["conversations"] = answers.conversations[rows]
     return groups

@@ -70,7 +70,7 @@ class ScenarioRewards:
         names = dict.fromkeys(name for rewards in self.rewards.values() for name in rewards.weights)
         total = np.full(len(examples), np.nan, np.float32)
         parts = {name: total.copy() for name in names}
-        errors, messages, metrics = 0, [], {}
+        errors, messages, metrics, columns = 0, [], {}, {}
         for scenario, rewards in self.rewards.items():
             rows = [i for i, example in enumerate(examples) if scenario_of(example) == scenario]
             asked = [examples[i] for i in rows]
@@ -81,7 +81,11 @@ class ScenarioRewards:
                 parts[name][rows] = part
             errors, messages = errors + scores.errors, messages + scores.messages
             metrics |= scores.metrics
-        return Scores(total, parts, errors, messages, metrics)
+            for name, values in scores.columns.items():
+                column = columns.setdefault(name, [None] * len(examples))
+                for row, value in zip(rows, values, strict=True):
+                    column[row] = value
+        return Scores(total, parts, errors, messages, metrics, columns)
 
 
 def scenario_of(example):

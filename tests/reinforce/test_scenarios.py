@@ -1,5 +1,6 @@
 """Reinforcement for all scenarios: the order of the questions, and the rewards of each."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -76,3 +77,16 @@ def test_a_step_without_requests_has_scores_too():
     )
     scores = rewards.score_together([PUZZLES[0] | {"scenario": "reasoning"}], ["3"])
     assert scores.total == [1] and scores.errors == 0 and np.isnan(scores.parts["helpfulness"])
+
+
+def test_what_an_own_reward_logged_of_its_scenario_stands_in_its_rows():
+    """Oracle: by hand: the completions that the function logged as "asked", and None for the others."""
+    listed = f"{Path(__file__).parents[1] / 'rewards' / 'own_rewards.py'}:listed"
+    examples = [PUZZLES[0], REQUESTS[0] | {"scenario": "general", "target": "x"}, PUZZLES[1]]
+    general = open_rewards({listed: 1.0})
+    with general:
+        rewards = ScenarioRewards(
+            {"reasoning": open_rewards({"puzzle_answer": 1.0}), "general": general}
+        )
+        columns = rewards.score_together(examples, ["3", "a", "4"], [[1], [2], [3]]).columns
+    assert columns == {"asked": [None, REQUESTS[0]["question"], None]}
