@@ -26,6 +26,7 @@ from deepseek_jax.recipes.short import FromPolicy
 from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.recipes.start import starting_policy
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
+from deepseek_jax.reinforce.scenarios import deciding, say_deciding
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import fates_table
 from deepseek_jax.rollout.policy import Policy, load_policy
@@ -100,6 +101,11 @@ class GenerateJob(FromPolicy, LineageJob):
             return self.opened.enter_context(open_rewards(settings.rewards, models=models))
 
     @functools.cached_property
+    def accuracy(self):
+        """The reward that decides whether an answer is right."""
+        return deciding(self.settings, self.rewards)
+
+    @functools.cached_property
     def environments(self):
         """The Environments of the samples; None for single turns."""
         return open_environments(self.settings, self.opened)
@@ -131,6 +137,7 @@ class GenerateJob(FromPolicy, LineageJob):
         rewards, (questions, _) = self.rewards, self.read
         with at("rewards"):
             rewards.check(questions)
+        say_deciding(self.settings, rewards)
         if self.settings.init_from is None:
             prompts_of(self.settings, self._conversing(self.policy), questions)
         return self.planned, self.evaluation
