@@ -21,7 +21,6 @@ def get_config(arg=None):
         kind="muon", learning_rate=6e-3, schedule="cosine", warmup_steps=30, weight_decay=0.05
     )
     c.data = dict(task="arithmetic", num_held_out=256)
-    c.accuracy = "correct"
     # To "What is 2 + 3?" 6 earns 0, 5 earns 1, and 2 + 3 = 5 earns 2
     c.rewards = dict(correct=1.0, correct_reasoning=1.0)
     c.rollout = dict(max_prompt_length=16, max_completion_length=48, temperature=1.0, slots=128)

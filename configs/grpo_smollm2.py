@@ -24,7 +24,6 @@ def get_config(arg=None):
         template="chat",
         num_held_out=64,
     )
-    c.accuracy = "correct"
     c.rewards = dict(correct=1.0, correct_working=1.0)
     c.rollout = dict(max_prompt_length=256, max_completion_length=48, temperature=1.0, slots=32)
     if arg.gsm8k:

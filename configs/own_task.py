@@ -19,8 +19,7 @@ def get_config(arg=None):
     c = grpo_smollm2.get_config(f"seed={arg.seed}")
     c.data.path = str(OWN / "questions.csv")
     c.data.columns = dict(question="prompt", answer="target")
-    # Files beside this one; a name with a dot needs such a block
+    # Files beside this one; a name with a dot needs such a block. The accuracy is that of the larger weight
     rewards = {"own/rewards.py:right": 1.0, "own/rewards.py:brief": 0.2}
     c.rewards = ConfigDict(rewards, allow_dotted_keys=True)
-    c.accuracy = "own/rewards.py:right"
     return c

@@ -26,7 +26,6 @@ def get_config(arg=None):
     c.tools = (f"deepseek_jax.worlds.calculator.{module}:add",)
     # A call and its end token are 12 tokens
     c.conversation = dict(turns=3, turn_length=12, workers=2)
-    c.accuracy = "answered"
     c.rewards = dict(answered=1.0)
     c.rollout = dict(max_prompt_length=16, max_completion_length=48, temperature=1.0, slots=128)
     c.loss = dict(loss_type="grpo", clip_eps=0.2, kl_coef=0.0)

@@ -36,6 +36,6 @@ def get_config(arg=None):
     # A row of 17,408 tokens at a time on each chip
     c.update(prompts_per_step=8, micro_batches=16)
     c.optimizer.learning_rate = 2e-4
-    c.rewards, c.accuracy = dict(math_verify=1.0), "math_verify"
+    c.rewards = dict(math_verify=1.0)
     c.loss.importance_cap = 2.0
     return c

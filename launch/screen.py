@@ -4,14 +4,15 @@ import contextlib
 import sys
 
 from deepseek_jax.errors import suggest
-from launch.signals import heard
+from launch.signals import heard, raised
 
 QUIT = "/quit"
 COMMANDS = {
     "/reset": "begin a new conversation",
     "/help": "list these",
-    QUIT: "end the program, as Ctrl-D and a second Ctrl-C do; the first stops an answer",
+    QUIT: "end the program, as Ctrl-D does; Ctrl-C stops an answer or drops a line",
 }
+DROPPED = "(Ctrl-D or /quit ends)"
 SEVERAL = "the chat template of its tokenizer, which holds several turns"
 ONE = "the template {template!r}, which holds one question: each line is asked by itself"
 PLAYED = (
@@ -103,7 +104,17 @@ def typed():
             import readline  # noqa: F401
     with contextlib.suppress(EOFError):
         while True:
-            yield input("> " if is_terminal else "")
+            yield _line() if is_terminal else input()
     if is_terminal:
         # After the prompt that Ctrl-D answered
         show("\n")
+
+
+def _line():
+    """A line typed at the prompt; Ctrl-C drops what was typed and asks again."""
+    while True:
+        try:
+            with raised():
+                return input("> ")
+        except KeyboardInterrupt:
+            note(f"\n{DROPPED}")

@@ -15,6 +15,8 @@ from deepseek_jax.recipes.stop import TOGETHER_SECONDS, Stop, write_line
 INTERRUPTED = 130
 # When the first Ctrl-C of this program came, or of the latest block of `heard`; empty before it
 _first = []
+# Whether a block of `raised` runs, in which no Ctrl-C ends the program
+_raises = False
 
 
 def listen():
@@ -35,7 +37,7 @@ def listen():
 def _end_at_second(ours, _theirs):
     """End the program at the second Ctrl-C. _theirs: is not closed while this thread lives."""
     while True:
-        if ours.recv(1)[0] != signal.SIGINT:
+        if ours.recv(1)[0] != signal.SIGINT or _raises:
             continue
         now = time.monotonic()
         first = _first[0] if _first else now
@@ -81,4 +83,20 @@ def heard():
         yield lambda: bool(came)
     finally:
         signal.signal(signal.SIGINT, previous)
+        _first.clear()
+
+
+@contextlib.contextmanager
+def raised():
+    """In the block each Ctrl-C raises KeyboardInterrupt and does nothing else: for a prompt, where a person
+    may press it any number of times.
+    """
+    global _raises
+    _raises = True
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        _raises = False
         _first.clear()

@@ -1,12 +1,16 @@
 """What README.md and the guides name is there, and what has to be named is."""
 
+import dataclasses
 import re
 import subprocess
+import typing
 from pathlib import Path
 
 import pytest
 import yaml
 
+from deepseek_jax.recipes.experiment import find_recipe
+from deepseek_jax.settings import field_hints
 from tests.test_import_order import ROOMS, imports_of, room_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +40,11 @@ TOPS = "configs|deepseek_jax|launch|tests"
 NAMED = re.compile(
     rf"(?<![\w/.-])((?:{TOPS})/[\w/.-]*\w/?|[A-Z]+\.md|[a-z_]+\.(?:toml|txt))(?![\w*])"
 )
+# `config.adapter` and --config.adapter.rank=4; the fields of a block may stand after it, (`rank`, `alpha`)
+FIELD = re.compile(r"(?<![\w./])config\.((?:\w+\.)*\w+)(?:` \(((?:`\w+`(?:, )?)+)\))?")
+# Files, and what stands for any field
+NO_FIELDS = ("json", "py", "FIELD")
+RECIPES = "distill evaluate generate grpo judge pretrain r1 reward_model sft".split()
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.relative_to(ROOT).as_posix())
@@ -45,6 +54,34 @@ def test_every_link_and_path_of_a_guide_is_there(guide):
     named = [name for name in NAMED.findall(text) if "NAME" not in name]
     assert [link for link in LINK.findall(text) if not (guide.parent / link).exists()] == []
     assert [n for n in named if not any((folder / n).exists() for folder in folders)] == []
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.relative_to(ROOT).as_posix())
+def test_every_field_of_a_config_that_a_guide_names_is_there(guide):
+    """Oracle: the fields of the recipes' settings. The log of changes may name one that is gone."""
+    if guide.name == "CHANGELOG.md":
+        return
+    settings = [find_recipe(name).SETTINGS for name in RECIPES]
+    named = []
+    for path, listed in FIELD.findall(guide.read_text()):
+        if path.split(".")[0] not in NO_FIELDS:
+            named += [path, *(f"{path}.{field}" for field in re.findall(r"\w+", listed))]
+    # FILE.py is one key
+    paths = {path: path.removesuffix(".py").split(".") for path in named}
+    assert [n for n, path in paths.items() if not any(has_field(s, path) for s in settings)] == []
+
+
+def has_field(hint, path):
+    """Whether a type of settings has a field at this path: any in a dict, and mesh in every recipe."""
+    if not path or path[0] == "mesh":
+        return True
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        hints = field_hints(hint)
+        return path[0] in hints and has_field(hints[path[0]], path[1:])
+    if dict in (hint, typing.get_origin(hint)):
+        entries = typing.get_args(hint)[1:]
+        return not entries or has_field(entries[0], path[1:])
+    return any(has_field(part, path) for part in typing.get_args(hint))
 
 
 def test_every_guide_is_known_here():

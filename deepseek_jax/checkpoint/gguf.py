@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.fill import load_tensors
+from deepseek_jax.checkpoint.gguf_file import read_gguf
 from deepseek_jax.checkpoint.hf_names import tensors
 from deepseek_jax.files import staged
 from deepseek_jax.models import ModelConfig
@@ -41,8 +42,8 @@ def load_gguf(
     llama, for scaled RoPE, and for a tensor that is missing, extra or wrongly shaped, naming it and the file.
     """
     path = staged(path)
-    reader, config = _opened(path)
-    return load_tensors(config, _Tensors(path, reader, config), dtype, mesh)
+    file, config = _opened(path)
+    return load_tensors(config, _Tensors(path, file, config), dtype, mesh)
 
 
 def gguf_config(path: str | Path):
@@ -51,16 +52,11 @@ def gguf_config(path: str | Path):
 
 
 def _opened(path):
-    """(the library's reader, ModelConfig)."""
+    """(GgufFile, ModelConfig)."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist; give a .gguf file")
-    try:
-        reader = gguf.GGUFReader(path)
-    except (ValueError, IndexError) as error:
-        raise ValueError(
-            f"{path} is not a whole GGUF file: {error}; take another copy of it"
-        ) from error
-    return reader, _config(path, reader)
+    file = read_gguf(path)
+    return file, _config(path, file)
 
 
 def unpermute(rows, heads: int):
@@ -71,13 +67,9 @@ def unpermute(rows, heads: int):
     return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def _config(path, reader):
+def _config(path, file):
     # Arrays hold the vocabulary, which data.gguf_tokenizer reads
-    read = {
-        key: field.contents()
-        for key, field in reader.fields.items()
-        if field.types[:1] != [gguf.GGUFValueType.ARRAY]
-    }
+    read = {key: value for key, value in file.metadata.items() if not isinstance(value, list)}
     if read.get("general.architecture") != "llama":
         raise ValueError(
             f"{path}: general.architecture={read.get('general.architecture')!r}; only 'llama' is read"
@@ -90,13 +82,13 @@ def _config(path, reader):
     missing = [key for key in FIELDS.values() if key not in read]
     if missing:
         raise ValueError(f"{path} lacks the metadata {', '.join(missing)}")
-    names = [tensor.name for tensor in reader.tensors]
+    names = [tensor.name for tensor in file.tensors]
     if "token_embd.weight" not in names:
         raise ValueError(f"token_embd.weight is missing from {path}")
     return ModelConfig(
         model_type="llama",
         # [d, v], because GGUF lists the fastest axis first
-        vocab_size=int(reader.tensors[names.index("token_embd.weight")].shape[1]),
+        vocab_size=int(file.tensors[names.index("token_embd.weight")].shape[1]),
         tie_word_embeddings="output.weight" not in names,
         **{field: read[key] for field, key in (FIELDS | OPTIONAL).items() if key in read},
     )
@@ -105,8 +97,8 @@ def _config(path, reader):
 class _Tensors:
     """The source of load_tensors: the file's tensors under their Hugging Face names."""
 
-    def __init__(self, path, reader, config):
-        stored = {tensor.name: tensor for tensor in reader.tensors}
+    def __init__(self, path, file, config):
+        stored = {tensor.name: tensor for tensor in file.tensors}
         gguf_name = gguf.get_tensor_name_map(
             gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers
         ).get_name

@@ -1,7 +1,8 @@
 """DeepSeek-V3.2's prompts: its folder has no chat template, but a Python file, encoding/encoding_dsv32.py.
 
-Written anew from what that file's public copies do. Not checked: the tokenizer of V3.2's own folder, whose
-ids of ｜DSML｜ may be special; everything else of a prompt is in V3's vocabulary.
+Written anew from what that file's public copies do. In the description of tools they differ by seven blank
+lines: ours has them, as mlx-lm's copy; those of vLLM and SGLang do not. Not checked: the tokenizer of V3.2's
+own folder, whose ids of ｜DSML｜ may be special; everything else of a prompt is in V3's vocabulary.
 """
 
 import json

@@ -5,6 +5,8 @@ from pathlib import Path
 import gguf
 import tokenizers
 
+from deepseek_jax.checkpoint.gguf_file import read_gguf
+
 PREFIX = "tokenizer.ggml."
 NEEDED = ("model", "pre", "tokens", "merges", "token_type", "eos_token_id")
 
@@ -64,16 +66,9 @@ def _backend(metadata):
 
 def _metadata(path):
     """The file's metadata about its tokenizer, by the last part of the key; chat_template may be None."""
-    try:
-        fields = gguf.GGUFReader(path).fields
-    except (ValueError, IndexError) as error:
-        raise ValueError(
-            f"{path} is not a whole GGUF file: {error}; take another copy of it"
-        ) from error
+    whole = read_gguf(path).metadata
     metadata = {
-        key.removeprefix(PREFIX): field.contents()
-        for key, field in fields.items()
-        if key.startswith(PREFIX)
+        key.removeprefix(PREFIX): value for key, value in whole.items() if key.startswith(PREFIX)
     }
     for key, allowed in (("model", "gpt2"), ("pre", "smollm")):
         # A missing key passes here: the error below names all that are missing
@@ -86,5 +81,4 @@ def _metadata(path):
     missing = [PREFIX + key for key in needed if key not in metadata]
     if missing:
         raise ValueError(f"{path} lacks the metadata {', '.join(missing)}")
-    template = fields.get("tokenizer.chat_template")
-    return metadata | {"chat_template": template and template.contents()}
+    return metadata | {"chat_template": whole.get("tokenizer.chat_template")}

@@ -27,6 +27,8 @@ SPECIAL = LazyTable(
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 # As DeepSeek's vocabularies have them
 FIM_TOKENS = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
+# Words that the message about a text outside a closed vocabulary lists
+SHOWN_WORDS = 32
 # The id of <think> in DeepSeek-V3's and R1's vocabulary; in V4's it is another
 DEEPSEEK_THINK_ID = 128798
 
@@ -81,8 +83,16 @@ class Tokenizer:
         # The library raises nothing narrower
         except Exception as error:
             raise ValueError(
-                f"cannot encode {text!r}: it goes beyond this tokenizer's vocabulary ({error})"
+                f"cannot encode {text!r}: it goes beyond this tokenizer's vocabulary {self._known(error)}"
             ) from error
+
+    def _known(self, error):
+        """The words of a vocabulary of words, or some of them; of another the library's error."""
+        if not isinstance(self.backend.model, tokenizers.models.WordLevel):
+            return f"({error})"
+        words = sorted(self.backend.get_vocab(with_added_tokens=False))
+        more = f" and {len(words) - SHOWN_WORDS} more" if len(words) > SHOWN_WORDS else ""
+        return f"of {len(words)} words: {' '.join(map(repr, words[:SHOWN_WORDS]))}{more}"
 
     def decode(self, ids):
         """The text of `ids`, without special tokens."""

@@ -99,11 +99,13 @@ def check_whole(job: Job):
     """Raise ValueError for all that can be known to be wrong before the first stage runs: of the memory, the
     settings, the checkpoints, the rewards and the data, which it opens. Within job.opened.
     """
-    check_memory(job)
-    check(job)
+    with waiting_for("checking the memory that the programs need"):
+        check_memory(job)
+    with waiting_for("checking the settings and the model"):
+        check(job)
     for work in sorted(job.works(), key=_when_checked):
         leave_if_asked("the start")
-        with work.at():
+        with work.at(), waiting_for(f"checking the data of {work.name}"):
             work.stage.does.check_data(work)
     with at("config"):
         job.check_shared_data()

@@ -114,6 +114,9 @@ class Job:
     def answering(self, work: "Work") -> Answering | None:
         """What a measuring stage asks; None where it samples nothing."""
 
+    def count_measured(self, work: "Work") -> int | None:
+        """The number of questions that a measuring stage asks; None where it samples nothing."""
+
     def models(self, work: "Work") -> dict[str, ModelRewardSettings]:
         """NAME -> settings of the reward models and judges that are loaded for a stage."""
         return {}

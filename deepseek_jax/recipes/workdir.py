@@ -23,6 +23,8 @@ FRESH = f"{MARKER}.tmp"
 # What a start leaves before it computes anything: marks of the run and of its stages, and folders of datasets
 # that it built from files
 MARKS, BUILT = {MARKER, FRESH, "stage.json"}, "data"
+# The folder of a check, which a check that was killed leaves
+CHECK = ".deepseek_jax_check"
 # Network file systems show a new file to other machines within so long
 SHARED_SECONDS = 60.0
 
@@ -73,6 +75,28 @@ def claim_workdir(
     config (the fields that differ are listed), where it has files but no config.json, where it cannot be
     created or written, and where a process does not share it. Existing files stay as they are.
     """
+    with _owned_by_all(workdir, config, may_change, recorded, _claimed):
+        yield
+
+
+@contextlib.contextmanager
+def check_workdir(
+    workdir: Path,
+    config: ConfigDict,
+    may_change: bool = False,
+    recorded: Mapping[str, dict] | None = None,
+):
+    """Own a work directory while a check looks whether a run of this config may use it: yields a folder in it
+    for the data that the check builds. Nothing stays: not that folder, and not a directory that was not there
+    before. Arguments and errors are those of claim_workdir.
+    """
+    with _owned_by_all(workdir, config, may_change, recorded, _checked):
+        yield absolute(workdir) / CHECK
+
+
+@contextlib.contextmanager
+def _owned_by_all(workdir, config, may_change, recorded, own):
+    """claim_workdir, in which process 0 enters own(workdir, mark, may_change), which yields a token."""
     # Here, because launch/common.py imports this module, and must not import jax
     import jax
 
@@ -81,7 +105,7 @@ def claim_workdir(
         token = failure = None
         if jax.process_index() == 0:
             try:
-                token = stack.enter_context(_claimed(workdir, new, may_change))
+                token = stack.enter_context(own(workdir, new, may_change))
             # The other processes wait for the outcome
             except ValueError as error:
                 failure = error
@@ -90,16 +114,42 @@ def claim_workdir(
 
 
 @contextlib.contextmanager
-def _claimed(workdir, new, may_change):
-    """claim_workdir in process 0: yields the token of owner.owned."""
+def _fit(workdir, new, may_change):
+    """Own a directory that a run with the mark `new` may use: yields (token of owner.owned, mark or None)."""
     with owned(workdir, lambda owner: _is_busy(workdir, owner)) as token:
         _check_format(workdir)
         old = _owner(workdir, new, may_change)
-        if old is None and names_in(workdir) - {FRESH}:
+        if old is None and names_in(workdir) - {FRESH, CHECK}:
             raise ValueError(
                 f"--workdir={workdir} is not empty and has no {MARKER}: it is not a run's directory, and is "
                 "left as it is; give a new or an empty --workdir"
             )
+        yield token, old
+
+
+@contextlib.contextmanager
+def _checked(workdir, new, may_change):
+    """check_workdir in process 0."""
+    absent = (
+        [] if is_remote(workdir) else [f for f in (workdir, *workdir.parents) if not f.exists()]
+    )
+    try:
+        with _fit(workdir, new, may_change) as (token, _):
+            try:
+                yield token
+            finally:
+                remove_folder(workdir / CHECK)
+    finally:
+        # Another program may have put something there
+        with contextlib.suppress(OSError):
+            for folder in absent:
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def _claimed(workdir, new, may_change):
+    """claim_workdir in process 0."""
+    with _fit(workdir, new, may_change) as (token, old):
         if old != new:
             # Whole: an interrupted claim leaves no half-written mark
             write_whole(workdir / MARKER, json.dumps(new, indent=2) + "\n")
@@ -131,6 +181,7 @@ def _remove_partial(workdir):
     from deepseek_jax.checkpoint.folder import PARTIALS
     from deepseek_jax.data.stored import INCOMPLETE
 
+    remove_folder(workdir / CHECK)
     if not is_remote(workdir):
         paths = [path for name in (PARTIALS, INCOMPLETE) for path in Path(workdir).rglob(name)]
         for path in paths:

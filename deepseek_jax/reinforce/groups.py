@@ -1,5 +1,6 @@
 """Questions in, the batches of a step of GRPO out: completions in groups, their rewards and advantages."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from deepseek_jax.reinforce.degenerate import Degenerate, all_equal, check_range
 from deepseek_jax.reinforce.effort import with_length_penalty
 from deepseek_jax.reinforce.metrics import StepRecord, describe, kept_completions
 from deepseek_jax.reinforce.sampler import Sampler, named
-from deepseek_jax.reinforce.scenarios import ScenarioRewards, place, scenario_of
+from deepseek_jax.reinforce.scenarios import ScenarioRewards, deciding, place, scenario_of
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.reinforce.stragglers import LateAnswers
 from deepseek_jax.reinforce.update import jitted_score
@@ -77,6 +78,11 @@ class GroupSource:
         self.referred = None
         self.record, self._completions = StepRecord(mesh), []
 
+    @functools.cached_property
+    def accuracy(self):
+        """The reward that decides whether an answer is right, once some are scored."""
+        return deciding(self.settings, self.rewards)
+
     def get_state(self):
         """What set_state resumes from, as JSON can hold it."""
         # Called at each checkpoint
@@ -128,7 +134,7 @@ class GroupSource:
         batches = self._updates(state, parts)
         adapts = state.frozen is not None
         record.flops = step_flops(self.settings, self.policy.config, lengths, frozen=adapts)
-        return batches, describe(sampled, self.settings.accuracy) | record.of_samples()
+        return batches, describe(sampled, self.accuracy) | record.of_samples()
 
     def of_updates(self):
         """Metrics of the latest step, whose updates have ended: StepRecord.of_updates."""
@@ -281,6 +287,7 @@ def make_groups(examples: list[dict], answers: Answers, scores: Scores) -> list[
         group["effort"] = example.get("effort")
         group["rewards"] = scores.total[rows]
         group["parts"] = {name: part[rows] for name, part in scores.parts.items()}
+        group["columns"] = {name: column[rows] for name, column in scores.columns.items()}
         if answers.conversations is not None:
             group["conversations"] = answers.conversations[rows]
     return groups

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from deepseek_jax.costs.chips import peak_of
 from deepseek_jax.costs.program import GENERATION, STEP, TOKEN_RATE, TRAINING
+from deepseek_jax.data.columns import shown_columns
 from deepseek_jax.reinforce.degenerate import all_equal
 
 # The counts of conversations that are logged as means, and not as sums
@@ -137,6 +138,7 @@ def kept_completions(groups: list, advantages, count: int):
                 "text": group["texts"][row],
                 "reward": group["rewards"][row],
                 "parts": {name: part[row] for name, part in group["parts"].items()},
+                "columns": {name: column[row] for name, column in group["columns"].items()},
                 "advantage": advantages[number * n + row],
                 "length": lengths[row],
                 "truncated": group["truncated"][row],
@@ -144,8 +146,9 @@ def kept_completions(groups: list, advantages, count: int):
             | _conversation_of(group, row)
             for row in rows
         ]
-        example = group["example"]
+        example, columns = group["example"], shown_columns(group["example"])
         asked = {"prompt": example["question"], "answer": example.get("answer")}
+        asked["columns"] = {name: value for name, value in columns.items() if name != "answer"}
         kept.append(asked | {"completions": completions})
     return kept
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from deepseek_jax.data.texts import picked
 from deepseek_jax.errors import at
-from deepseek_jax.reinforce.settings import SCENARIOS, ReinforceSettings
+from deepseek_jax.parallel.processes import from_each, say
+from deepseek_jax.reinforce.settings import SCENARIOS, ReinforceSettings, RewardSettings
 from deepseek_jax.rewards import Rewards, Scores
 from deepseek_jax.worlds.registry import open_rewards
 
@@ -53,6 +54,35 @@ def scenario_rewards(settings: ReinforceSettings, models):
         yield rewards
 
 
+def best_share(rewards: "Rewards | ScenarioRewards") -> str | None:
+    """The reward of rewards.best_share, the same on all processes: an own function may be random."""
+    return from_each(rewards.best_share())[0]
+
+
+def deciding(settings: RewardSettings, rewards: "Rewards | ScenarioRewards") -> str:
+    """The reward that decides whether an answer is right: settings.accuracy, or else Rewards.best_share.
+
+    Every process calls it, after rewards.check. Raises ValueError where neither is there.
+    """
+    name = settings.accuracy or best_share(rewards)
+    if name is None:
+        raise ValueError(
+            f"accuracy=None, and none of rewards is known to be a share, from 0 to 1: "
+            f"{', '.join(settings.rewards)}; set accuracy to the one that says whether an answer is right"
+        )
+    return name
+
+
+def say_deciding(settings: RewardSettings, rewards: "Rewards | ScenarioRewards"):
+    """Say which reward decides whether an answer is right, where settings do not. Raises as deciding does."""
+    name = deciding(settings, rewards)
+    if settings.accuracy is None:
+        say(
+            f"accuracy is not set: {name} says whether an answer is right, the reward of the largest weight "
+            "among those from 0 to 1"
+        )
+
+
 class ScenarioRewards:
     """Scores each example by the Rewards of its scenario. An example without a scenario is for reasoning.
 
@@ -62,6 +92,10 @@ class ScenarioRewards:
     def __init__(self, rewards: dict[str, Rewards]):
         self.rewards = rewards
 
+    def best_share(self):
+        """Rewards.best_share of the reasoning questions."""
+        return self.rewards[SCENARIOS[0]].best_share()
+
     def score_together(self, examples, completions, completion_ids=None):
         """Scores of all examples, as Rewards.score_together shares them between the processes.
 
@@ -70,7 +104,7 @@ class ScenarioRewards:
         names = dict.fromkeys(name for rewards in self.rewards.values() for name in rewards.weights)
         total = np.full(len(examples), np.nan, np.float32)
         parts = {name: total.copy() for name in names}
-        errors, messages, metrics = 0, [], {}
+        errors, messages, metrics, columns = 0, [], {}, {}
         for scenario, rewards in self.rewards.items():
             rows = [i for i, example in enumerate(examples) if scenario_of(example) == scenario]
             asked = [examples[i] for i in rows]
@@ -81,7 +115,11 @@ class ScenarioRewards:
                 parts[name][rows] = part
             errors, messages = errors + scores.errors, messages + scores.messages
             metrics |= scores.metrics
-        return Scores(total, parts, errors, messages, metrics)
+            for name, values in scores.columns.items():
+                column = columns.setdefault(name, [None] * len(examples))
+                for row, value in zip(rows, values, strict=True):
+                    column[row] = value
+        return Scores(total, parts, errors, messages, metrics, columns)
 
 
 def scenario_of(example):

@@ -99,20 +99,20 @@ class GeneralSettings(OwnData):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardSettings(Settings):
-    """rewards: weights by name. accuracy: the reward that decides whether an answer is right; None where a
-    recipe allows that there are no rewards.
+    """rewards: weights by name. accuracy: the reward that decides whether an answer is right; None for the
+    share of the largest weight, see scenarios.deciding.
     """
 
-    accuracy: Named
+    accuracy: Named | None = None
     rewards: Weights
 
     def needs_accuracy(self):
-        """Whether accuracy has to be one of rewards, where there are any."""
+        """Whether accuracy has to be one of rewards, where it is given."""
         return True
 
     def __post_init__(self):
         super().__post_init__()
-        given = self.needs_accuracy() and (self.rewards or self.accuracy is not None)
+        given = self.needs_accuracy() and self.accuracy is not None
         if given and self.accuracy not in self.rewards:
             raise ValueError(
                 f"accuracy={self.accuracy!r} is not one of rewards: {', '.join(self.rewards)}; add it there, "

@@ -53,12 +53,13 @@ class Logged(NamedTuple):
 class FunctionReward(WorkerPool):
     """Scores completions by a function that a config names, in workers with limits of memory and time.
 
-    name: see named_code. Raises ValueError where the file or the function is missing, where the file cannot
-    be imported, and for a function of neither form, an async one, and one with a parameter of REFUSED.
+    name: see named_code. is_share: whether all values were from 0 to 1 when check tried it. Raises ValueError
+    where the file or the function is missing, where the file cannot be imported, and for a function of
+    neither form, an async one, and one with a parameter of REFUSED.
     """
 
     def __init__(self, name: str):
-        self.name, self.file, self._tried = name, code_file(name), False
+        self.name, self.file, self._tried, self.is_share = name, code_file(name), False, False
         # A worker that starts later must not read another text than the run has recorded
         self.source = self.file, name, digest_of(name)
         self.logged = Logged({}, {})
@@ -85,10 +86,11 @@ class FunctionReward(WorkerPool):
         if not self._tried and examples:
             some = examples[:TRIED]
             answers = [str(example.get("answer", "")) for example in some]
-            for value in self.score(Batch(some, answers, [[0]] * len(some)), range(len(some))):
+            values = self.score(Batch(some, answers, [[0]] * len(some)), range(len(some)))
+            for value in values:
                 if isinstance(value, Exception):
                     raise ValueError(f"{value}; it was tried on the questions' own answers")
-            self._tried = True
+            self._tried, self.is_share = True, _are_shares(values)
 
     def score(self, batch: Batch, rows: Sequence[int]) -> list:
         """A float, None for not scored, or an exception for each of these rows. self.logged: of this call."""
@@ -129,6 +131,12 @@ class FunctionReward(WorkerPool):
         columns = {name: list(zip(rows, own, strict=True)) for name, own in logged.columns.items()}
         self.logged = Logged(logged.metrics, columns)
         return values
+
+
+def _are_shares(values):
+    """Whether all that was scored is within 0 to 1, and anything was."""
+    scored = [value for value in values if value is not None]
+    return bool(scored) and all(0 <= value <= 1 for value in scored)
 
 
 def _completion(text, prompt, conversation):

@@ -17,10 +17,11 @@ class Reading(NamedTuple):
 class Rule(NamedTuple):
     """One reward by rule.
 
-    score(completion: str, example: Mapping) -> float. check(example) raises ValueError for an example that
-    the rule cannot score. reading: None where answers cannot vote, such as programs. verifier: in place of
-    score, a class that scores a batch in a pool of workers, with score(values, completions, *more): the
-    examples' values of the first of `fields`, and, after the completions, those of the others.
+    score(completion: str, example: Mapping) -> float, a share from 0 to 1. check(example) raises ValueError
+    for an example that the rule cannot score. reading: None where answers cannot vote, such as programs.
+    verifier: in place of score, a class that scores a batch in a pool of workers, with score(values,
+    completions, *more): the examples' values of the first of `fields`, and, after the completions, those of
+    the others.
     """
 
     score: Callable | None = None

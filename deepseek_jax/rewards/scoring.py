@@ -144,6 +144,16 @@ class Rewards:
             with at(name):
                 function.check(examples)
 
+    def best_share(self) -> str | None:
+        """The reward of the largest weight, 0 or more, among the shares, from 0 to 1; None without any.
+
+        Rules are shares, and functions of the user's own whose values were when check tried them. Nothing is
+        known of the values of trained rewards. Among equal weights the first counts.
+        """
+        own = [name for name, function in self._functions.items() if function.is_share]
+        shares = [n for n, w in self.weights.items() if w >= 0 and (n in self._rules or n in own)]
+        return max(shares, key=self.weights.get, default=None)
+
     def score(
         self,
         examples: Sequence[Mapping],

@@ -1,10 +1,11 @@
 """The completions that a run keeps of its logged steps, in completions.jsonl beside metrics.jsonl.
 
 A line is an object of a prompt's group, or of as many of its completions as the run keeps:
-{"step": int, "phase": str, "prompt": str, "answer": str or null, "completions": [{"text": str,
-"reward": float or null, "parts": {name: float or null}, "advantage": float or null, "length": int,
-"truncated": bool}]}. length: in tokens. A reward that failed, or that there is none of, is null. A completion
-that is a conversation also has "messages": those after the prompt, in OpenAI's form.
+{"step": int, "phase": str, "prompt": str, "answer": str or null, "columns": {name: value}, "completions":
+[{"text": str, "reward": float or null, "parts": {name: float or null}, "advantage": float or null,
+"columns": {name: value}, "length": int, "truncated": bool}]}. columns: the others of the question's line, and
+of a completion what rewards logged of it. length: in tokens. A reward that failed, or that there is none of,
+is null. A completion that is a conversation also has "messages": those after the prompt, in OpenAI's form.
 """
 
 import json
@@ -17,7 +18,7 @@ from deepseek_jax.errors import shortened
 from deepseek_jax.training.lines import read_lines
 
 FILE = "completions.jsonl"
-# Characters of a text, and of all texts of a conversation
+# Characters of a text, or of all columns together, and of all texts of a conversation
 LONGEST_TEXT, LONGEST_CONVERSATION = 4000, 8000
 # How a text continues in the lines of a conversation
 CONTINUED = "\n" + 6 * " "
@@ -34,8 +35,8 @@ def read_completions(path: str | Path, phase: str | None = None) -> list[dict]:
 
 
 def completions_line(step: int, phase: str, group: dict):
-    """A group, {"prompt", "answer", "completions"}, as its line: long texts are cut, NaN and infinities are
-    null.
+    """A group, {"prompt", "answer", "columns", "completions"}, as its line: long texts are cut, NaN and
+    infinities are null.
     """
     completions = [
         {
@@ -43,6 +44,7 @@ def completions_line(step: int, phase: str, group: dict):
             "reward": _finite(each["reward"]),
             "parts": {name: _finite(part) for name, part in each["parts"].items()},
             "advantage": _finite(each["advantage"]),
+            "columns": _columns(each["columns"]),
             "length": int(each["length"]),
             "truncated": bool(each["truncated"]),
         }
@@ -55,6 +57,7 @@ def completions_line(step: int, phase: str, group: dict):
         "phase": phase,
         "prompt": shortened(group["prompt"], LONGEST_TEXT),
         "answer": None if answer is None else shortened(str(answer), LONGEST_TEXT),
+        "columns": _columns(group["columns"]),
         "completions": completions,
     }
 
@@ -151,6 +154,19 @@ def _each_text(value, change):
     if isinstance(value, dict):
         return {key: _each_text(of, change) for key, of in value.items()}
     return [_each_text(of, change) for of in value] if isinstance(value, list) else value
+
+
+def _columns(values):
+    """Columns of plain values, whose long texts are cut."""
+    lengths = [len(value) for value in values.values() if isinstance(value, str)]
+    most = fair_limit(lengths, LONGEST_TEXT)
+    return {name: _plain(value, most) for name, value in values.items()}
+
+
+def _plain(value, most):
+    if isinstance(value, str):
+        return shortened(value, most)
+    return _finite(value) if isinstance(value, float) else value
 
 
 def _finite(number):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deepseek_jax.data.chat import end_of_turn, render_conversation, render_prompt, render_question
-from deepseek_jax.data.deepseek_v32 import parse_answer, render_messages
+from deepseek_jax.data.deepseek_v32 import TOOLS, parse_answer, render_messages
 from deepseek_jax.data.tokenizer import load_tokenizer
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
@@ -84,6 +84,11 @@ def test_tools_are_announced_called_and_answered():
     texts = thinking, render_messages(TOOL_TALK, thinking=False)
     digests = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
     assert [digest[:12] for digest in digests] == ["ff174d52e80f", "b92cfea44b0a"]
+
+
+def test_the_description_of_tools_has_its_blank_lines():
+    """Oracle: by hand: the seven paragraphs' ends that the docstring says, which some public copies lack."""
+    assert TOOLS.count("\n\n") == 7 and "\n\n\n" not in TOOLS
 
 
 def test_a_developer_brings_tools_and_a_format_before_the_question():

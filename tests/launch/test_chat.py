@@ -161,6 +161,7 @@ def test_a_text_that_cannot_be_asked_is_one_message_and_the_others_are_asked(run
     form, refused, unknown = end.err.splitlines()[-3:]
     assert re.fullmatch(r"tiny: asked by the template .*, which holds one question: .*", form)
     assert refused.startswith("error: cannot encode") and "did you mean /reset?" in unknown
+    assert "vocabulary of 19 words: ' + ' ' = '" in refused and "'What is '" in refused
 
 
 def test_every_range_has_a_flag():
@@ -216,24 +217,23 @@ def terminal(endless):
     os.close(found.ours)
 
 
-def test_ctrl_c_stops_an_answer_each_time_and_ctrl_d_ends_the_program(terminal):
-    """Oracle: by hand: fours as they are sampled, a prompt after each stop; exit status 0."""
+def test_ctrl_c_drops_a_line_and_stops_an_answer_each_time_and_ctrl_d_ends_the_program(terminal):
+    """Oracle: by hand: a fresh prompt and a hint after each line that is dropped; fours as they are sampled,
+    and a prompt after each stop; exit status 0.
+    """
     terminal.until("> ")
+    for typed in ("What is", "", "/rest"):
+        terminal.type(f"{typed}\x03")
+        terminal.until("(Ctrl-D or /quit ends)")
+        terminal.until("> ")
+        # Two within a second are one request
+        time.sleep(1.5)
     for _ in range(2):
         terminal.type(f"{QUESTION}\n")
         terminal.until("444444")
         terminal.type("\x03")
         terminal.until(" [stopped]")
         terminal.until("> ")
-        # Two within a second are one request
         time.sleep(1.5)
     terminal.type("\x04")
     assert terminal.program.wait(60) == 0
-
-
-@pytest.mark.slow
-def test_ctrl_c_at_the_prompt_ends_the_program(terminal):
-    """Oracle: the status of a shell for Ctrl-C."""
-    terminal.until("> ")
-    terminal.type("\x03")
-    assert terminal.program.wait(60) == 130

@@ -4,13 +4,16 @@ import jax
 import numpy as np
 import pytest
 
+from deepseek_jax import progress
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes import driver
+from deepseek_jax.recipes.experiment import find_recipe, opened
 from deepseek_jax.settings import build
 from deepseek_jax.training.run import Run
-from launch import check, common
+from launch import check
 from launch.config_file import load_config
 from tests.launch.test_train import ROOT, contents, folder, launched, tasks  # noqa: F401
+from tests.recipes.small import one_device, small_config
 
 HASTY = """
 import sys
@@ -34,6 +37,23 @@ def test_a_sum_along_each_axis_is_numpys(monkeypatch):
     wrong = f"along data has 0.0 on cpu:0 .* should be {numbers[:, 0, 0].sum()}.0"
     with pytest.raises(RuntimeError, match=wrong):
         check._collectives(mesh)
+
+
+def test_a_single_process_waits_for_no_other_and_says_what_it_does(tmp_path, monkeypatch, capsys):
+    """Oracle: by hand: the lines, and no folder; with several processes a limit of 0 s ends the program."""
+    ends = []
+    monkeypatch.setattr(check.os, "_exit", ends.append)
+    monkeypatch.setattr(check, "HANGS_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "SOON_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "POLL_SECONDS", 0.001)
+    config, workdir = small_config(prompts_per_step=8), tmp_path / "runs" / "run"
+    with progress.speaking():
+        check.check(opened(config, workdir), config, workdir)
+    lines = capsys.readouterr().out.splitlines()
+    said = ("work directory and data", "memory that the programs need", "data of grpo")
+    assert {f"checking the {what}" for what in said} <= set(lines)
+    assert lines[-1].startswith("all is well") and not ends
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
@@ -84,7 +104,7 @@ def test_a_process_that_does_not_come_ends_the_check(folder):  # noqa: F811
     (folder / "launch_here.py").write_text(HASTY.format(root=root) + text)
     ends = ended(tasks(folder, "--config=tiny.py", "--config.bad=data", "--check"))
     assert ends[0][0] == 1 and ends[1][0] != 0, ends
-    assert "work directory, data takes more than 8 s on process 0" in ends[0][2]
+    assert "work directory and data takes more than 8 s on process 0" in ends[0][2]
 
 
 @pytest.mark.slow
@@ -104,9 +124,9 @@ def test_a_process_that_does_not_come_ends_the_check(folder):  # noqa: F811
 def test_every_recipe_reads_its_data(tmp_path, name, words):
     """Oracle: the numbers of the configs, from the README's tables, or the words alone."""
     config = load_config(str(ROOT / "configs" / f"{name}.py"))
-    recipe = common.find_recipe(config.recipe)
+    recipe = find_recipe(config.recipe)
     settings = build(recipe.SETTINGS, config, "config")
-    mesh = make_mesh()
+    mesh = one_device()
     job = recipe.JOB(settings, mesh, Run(mesh, tmp_path, None))
     assert words in driver.describe(job)
 

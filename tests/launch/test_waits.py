@@ -84,7 +84,7 @@ def test_a_run_says_what_it_waits_for(tmp_path):
             "pretrain step 0 of 4  loss ",
             "pretrain step 3 of 4  loss ",
             "running stage 2 of 4, before",
-            "measuring before: 8 held-out questions",
+            "measuring before: 8 questions",
             "running stage 3 of 4, grpo",
             "compiling the update of grpo",
             "grpo step 0 of 2  reward ",

@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import jax
@@ -5,11 +6,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from deepseek_jax.checkpoint.folder import whole_folder
+from deepseek_jax.data.stored import INCOMPLETE
 from deepseek_jax.named_code import digest_of
 from deepseek_jax.parallel import processes
 from deepseek_jax.recipes import workdir
 from deepseek_jax.recipes.owner import FIELDS
-from deepseek_jax.recipes.workdir import claim_workdir
+from deepseek_jax.recipes.workdir import CHECK, check_workdir, claim_workdir
 from deepseek_jax.training.lineage import RECORD, run_stage
 
 
@@ -178,6 +180,48 @@ def test_a_failed_start_gives_the_directory_back(tmp_path):
     assert not contents(tmp_path)
     claim(tmp_path / "run", config(seed=1))
     assert contents(tmp_path)
+
+
+@pytest.mark.parametrize("end", [None, ValueError, KeyboardInterrupt])
+def test_a_check_leaves_nothing_of_a_directory_that_was_not_there(tmp_path, end):
+    """Oracle: by hand: no folder, its parents included, however the check ends; one that was there stays."""
+    (tmp_path / "there").mkdir()
+    for place in ("runs/deep/run", "there"):
+        with (
+            contextlib.suppress(end or OSError),
+            check_workdir(tmp_path / place, config()) as folder,
+        ):
+            folder.mkdir()
+            (folder / "built").write_text("data")
+            if end is not None:
+                raise end
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_a_check_leaves_a_run_as_it_is(tmp_path):
+    """Oracle: its bytes, also where another config may take its directory over; what may not is refused."""
+    claim(tmp_path, config())
+    partial = tmp_path / "data" / f"x{INCOMPLETE.strip('*')}"
+    partial.mkdir(parents=True)
+    (partial / "half").write_text("half")
+    before = contents(tmp_path)
+    with check_workdir(tmp_path, config(seed=1), may_change=True):
+        pass
+    with pytest.raises(ValueError, match="belongs to another config"):
+        with check_workdir(tmp_path, config(seed=1)):
+            pass
+    assert contents(tmp_path) == before
+
+
+def test_what_a_killed_check_left_is_in_the_way_of_no_run(tmp_path):
+    """Oracle: by hand: the folder of a check, which another config's run removes."""
+    (tmp_path / CHECK).mkdir()
+    (tmp_path / CHECK / "half").write_text("half")
+    with check_workdir(tmp_path, config()):
+        pass
+    (tmp_path / CHECK).mkdir()
+    claim(tmp_path, config(seed=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_a_start_that_fails_after_it_built_data_gives_the_directory_back(tmp_path):

@@ -66,7 +66,8 @@ def test_kept_completions_are_those_of_the_batch(state):  # noqa: F811
 def test_a_step_keeps_at_most_as_many_as_the_settings_say(count, sizes):
     """Oracle: by hand, of two groups of four: whole groups first, and no group without a completion."""
     group = {
-        "example": {"question": "1 + 1?"},
+        "example": {"question": "1 + 1?", "answer": "2", "topic": "sums", "prompt_ids": [1]},
+        "columns": {"tokens": [5, 6, 7, 8]},
         "texts": list("abcd"),
         "rewards": np.arange(4.0),
         "parts": {},
@@ -77,6 +78,9 @@ def test_a_step_keeps_at_most_as_many_as_the_settings_say(count, sizes):
     assert [len(each["completions"]) for each in kept] == sizes
     advantages = [one["advantage"] for each in kept for one in each["completions"]]
     assert advantages == list(range(sum(sizes)))
+    assert [each["columns"] for each in kept] == [{"topic": "sums"}] * len(sizes)
+    logged = [one["columns"] for each in kept for one in each["completions"]]
+    assert logged == [{"tokens": 5 + row % 4} for row in range(sum(sizes))]
 
 
 @pytest.mark.slow

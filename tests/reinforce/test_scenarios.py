@@ -1,12 +1,19 @@
 """Reinforcement for all scenarios: the order of the questions, and the rewards of each."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from deepseek_jax.reinforce.scenarios import ScenarioRewards, place, scenario_rewards
-from deepseek_jax.reinforce.settings import GeneralSettings
+from deepseek_jax.reinforce.scenarios import (
+    ScenarioRewards,
+    deciding,
+    place,
+    say_deciding,
+    scenario_rewards,
+)
+from deepseek_jax.reinforce.settings import GeneralSettings, RewardSettings
 from deepseek_jax.worlds.registry import open_rewards
 
 PUZZLES = [{"question": f"p{i}", "answer": "3", "language": "en"} for i in range(5)]
@@ -76,3 +83,42 @@ def test_a_step_without_requests_has_scores_too():
     )
     scores = rewards.score_together([PUZZLES[0] | {"scenario": "reasoning"}], ["3"])
     assert scores.total == [1] and scores.errors == 0 and np.isnan(scores.parts["helpfulness"])
+
+
+def test_what_an_own_reward_logged_of_its_scenario_stands_in_its_rows():
+    """Oracle: by hand: the completions that the function logged as "asked", and None for the others."""
+    listed = f"{Path(__file__).parents[1] / 'rewards' / 'own_rewards.py'}:listed"
+    examples = [PUZZLES[0], REQUESTS[0] | {"scenario": "general", "target": "x"}, PUZZLES[1]]
+    general = open_rewards({listed: 1.0})
+    with general:
+        rewards = ScenarioRewards(
+            {"reasoning": open_rewards({"puzzle_answer": 1.0}), "general": general}
+        )
+        columns = rewards.score_together(examples, ["3", "a", "4"], [[1], [2], [3]]).columns
+    assert columns == {"asked": [None, REQUESTS[0]["question"], None]}
+
+
+def test_the_reward_that_decides_is_given_or_the_best_share_of_the_reasoning_questions(capsys):
+    """Oracle: by hand, and the line; what has no share is an error that names the field."""
+
+    class Unknown:
+        def score(self, examples, completions):
+            return [7.0] * len(examples)
+
+    blocks = dict(puzzle_answer=1.0, think_answer_format=0.5), dict(helpfulness=3.0)
+    rewards = ScenarioRewards(
+        dict(zip(("reasoning", "general"), map(open_rewards, blocks), strict=True))
+    )
+    given = RewardSettings(accuracy="think_answer_format", rewards=blocks[0])
+    say_deciding(given, rewards)
+    assert deciding(given, rewards) == "think_answer_format" and capsys.readouterr().out == ""
+    settings = RewardSettings(rewards=blocks[0])
+    say_deciding(settings, rewards)
+    assert deciding(settings, rewards) == "puzzle_answer"
+    assert capsys.readouterr().out.startswith("accuracy is not set: puzzle_answer says whether an")
+    settings = RewardSettings(rewards={"seven": 1.0})
+    with open_rewards(settings.rewards, models={"seven": Unknown()}) as unknown:
+        with pytest.raises(
+            ValueError, match="accuracy=None, and none of rewards .*: seven; set accuracy"
+        ):
+            deciding(settings, unknown)

@@ -234,3 +234,23 @@ def test_lists_of_different_length_are_an_error():
     """Oracle: the message."""
     with pytest.raises(ValueError, match="2 examples for 1 completions"):
         Rewards({"correct": 1.0}).score([SUM, SUM], ["5"])
+
+
+def test_the_best_share_is_the_one_of_the_largest_weight():
+    """Oracle: by hand: a rule is a share, a trained reward and what takes reward away are none; the first of
+    equal weights.
+    """
+
+    class Trained:
+        def score(self, examples, completions):
+            return [7.0] * len(examples)
+
+    found = {
+        "math_verify": dict(true_equations=0.5, math_verify=1.0, think_answer_format=1.0),
+        "correct": dict(liked=2.0, correct=0.0),
+        None: dict(liked=1.0, think_answer_format=-0.5),
+    }
+    for name, weights in found.items():
+        models = {"liked": Trained()} if "liked" in weights else {}
+        with Rewards(weights, models=models) as rewards:
+            assert rewards.best_share() == name

@@ -22,10 +22,11 @@ ONE = {
     "reward": np.float32(1),
     "parts": {"correct": np.float32(1)},
     "advantage": np.float32(0.5),
+    "columns": {},
     "length": np.int64(3),
     "truncated": np.bool_(False),
 }
-GROUP = {"prompt": "1 + 1?", "answer": "2", "completions": [ONE]}
+GROUP = {"prompt": "1 + 1?", "answer": "2", "columns": {}, "completions": [ONE]}
 
 
 def logged(workdir, *spans, group=GROUP):
@@ -44,14 +45,29 @@ def test_a_group_is_one_line_of_the_format_that_pages_read(tmp_path):
     failed = ONE | {"reward": np.float32(math.nan), "parts": {"correct": math.nan, "brief": 0.5}}
     group = GROUP | {"answer": None, "completions": [ONE, failed]}
     path = logged(tmp_path, ("grpo", 4, 4), group=group)
-    one = dict(
-        text="2 !", reward=1.0, parts={"correct": 1.0}, advantage=0.5, length=3, truncated=False
-    )
-    line = dict(step=4, phase="grpo", prompt="1 + 1?", answer=None)
+    one = dict(text="2 !", reward=1.0, parts={"correct": 1.0}, advantage=0.5, columns={}, length=3)
+    one["truncated"] = False
+    line = dict(step=4, phase="grpo", prompt="1 + 1?", answer=None, columns={})
     line["completions"] = [one, one | dict(reward=None, parts={"correct": None, "brief": 0.5})]
     assert [json.loads(text) for text in path.read_text().splitlines()] == [line]
     assert read_completions(path) == read_completions(path, "grpo") == [line]
     assert read_completions(path, "sft") == read_completions(tmp_path / "none.jsonl") == []
+
+
+def test_columns_stay_apart_from_the_fields_of_a_line_and_long_ones_are_cut(tmp_path):
+    """Oracle: by hand: columns with the names of our own fields; both ends of a text, in the room that the
+    short one leaves; NaN is null.
+    """
+    columns = {"step": "x" * 100, "phase": 7, "long": "a" * 9000 + "b" * 9000, "score": math.nan}
+    logs = {"text": None, "tokens": 12, "why": "c" * (LONGEST_TEXT + 1)}
+    group = GROUP | {"columns": columns, "completions": [ONE | {"columns": logs}]}
+    (line,) = read_completions(logged(tmp_path, ("grpo", 4, 4), group=group))
+    assert (line["step"], line["phase"]) == (4, "grpo")
+    half = (LONGEST_TEXT - 100) // 2
+    cut = f"{'a' * half} ... ({18000 - 2 * half:,} characters left out) ... {'b' * half}"
+    assert line["columns"] == columns | {"long": cut, "score": None}
+    own = line["completions"][0]["columns"]
+    assert "(1 characters left out)" in own.pop("why") and own == {"text": None, "tokens": 12}
 
 
 def test_a_run_that_is_killed_and_resumes_has_no_line_twice(tmp_path):

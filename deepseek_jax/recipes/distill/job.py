@@ -23,7 +23,7 @@ from deepseek_jax.recipes.kinds.accept import accepted_by
 from deepseek_jax.recipes.kinds.tune import check_conversations, held_out_loss, rows_of
 from deepseek_jax.recipes.stage import Answering, Stage
 from deepseek_jax.recipes.start import base_corpus
-from deepseek_jax.reinforce.scenarios import scenario_rewards
+from deepseek_jax.reinforce.scenarios import say_deciding, scenario_rewards
 from deepseek_jax.rollout.policy import check_room
 from deepseek_jax.rollout.settings import Limit
 from deepseek_jax.worlds.registry import find_world
@@ -222,8 +222,10 @@ class DistillJob(DistillPolicies):
 
     def check_rewards(self, work: Work):
         """Raise ValueError where the rewards cannot score the puzzles."""
-        with self.rewards(work) as paid, at("rewards"):
-            paid["reasoning"].check(self.puzzles.train)
+        with self.rewards(work) as paid:
+            with at("rewards"):
+                paid["reasoning"].check(self.puzzles.train)
+            say_deciding(work.settings, paid["reasoning"])
 
     # Measuring
 
@@ -240,6 +242,9 @@ class DistillJob(DistillPolicies):
 
     def answering(self, work: Work):
         return Answering(work.settings, work.settings.num_questions, work.settings.samples)
+
+    def count_measured(self, work: Work):
+        return sum(len(task.questions) for task in self.tasks.values())
 
     def measure(self, work: Work):
         """Each task's shares of right answers."""

@@ -110,6 +110,9 @@ class EvaluateJob(WorkdirJob):
             turns=settings.most_turns(),
         )
 
+    def count_measured(self, work: Work):
+        return len(self.problems)
+
     def measure(self, work: Work):
         """The content of results.json."""
         run, problems, environments = self.run, self.problems, self.environments

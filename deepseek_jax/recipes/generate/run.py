@@ -26,6 +26,7 @@ from deepseek_jax.recipes.short import FromPolicy
 from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.recipes.start import starting_policy
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
+from deepseek_jax.reinforce.scenarios import deciding, say_deciding
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import fates_table
 from deepseek_jax.rollout.policy import Policy, load_policy
@@ -83,7 +84,9 @@ class GenerateJob(FromPolicy, LineageJob):
     @functools.cached_property
     def evaluation(self):
         """The synthesis.ngrams.Evaluation of these sets, or None."""
-        return Evaluation(*self.measured_on) if any(self.measured_on) else None
+        if not any(self.measured_on):
+            return None
+        return Evaluation(*self.measured_on, self.settings.keep.ngram)
 
     @functools.cached_property
     def rewards(self):
@@ -96,6 +99,11 @@ class GenerateJob(FromPolicy, LineageJob):
         models |= rewards_of(self.environments)
         with at("rewards"):
             return self.opened.enter_context(open_rewards(settings.rewards, models=models))
+
+    @functools.cached_property
+    def accuracy(self):
+        """The reward that decides whether an answer is right."""
+        return deciding(self.settings, self.rewards)
 
     @functools.cached_property
     def environments(self):
@@ -129,6 +137,7 @@ class GenerateJob(FromPolicy, LineageJob):
         rewards, (questions, _) = self.rewards, self.read
         with at("rewards"):
             rewards.check(questions)
+        say_deciding(self.settings, rewards)
         if self.settings.init_from is None:
             prompts_of(self.settings, self._conversing(self.policy), questions)
         return self.planned, self.evaluation

@@ -20,7 +20,7 @@ from deepseek_jax.recipes.short import TrainedJob
 from deepseek_jax.recipes.stage import Answering
 from deepseek_jax.recipes.start import left_in
 from deepseek_jax.reinforce.effort import asked_with, check_lines, with_efforts
-from deepseek_jax.reinforce.scenarios import scenario_rewards
+from deepseek_jax.reinforce.scenarios import deciding, say_deciding, scenario_rewards
 from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.training.remembered import before_and_after
 from deepseek_jax.worlds.registry import find_questions
@@ -102,6 +102,7 @@ class GrpoJob(TrainedJob):
         paid, (task, general) = self.paid, self.read
         with at("rewards"):
             paid["reasoning"].check([*task.train, *task.held_out])
+        say_deciding(self.settings, paid["reasoning"])
         if general:
             with at("general.rewards"):
                 paid["general"].check(general)
@@ -119,6 +120,9 @@ class GrpoJob(TrainedJob):
             turns=settings.most_turns(),
         )
 
+    def count_measured(self, work: Work):
+        return len(self.prompts["held-out"])
+
     def measure(self, work: Work):
         """Answer the held-out questions twice: sampled at the last step's temperature, and greedily. With
         settings.effort: effort -> that.
@@ -132,7 +136,7 @@ class GrpoJob(TrainedJob):
                 temperature=rollout.temperature_at(settings.num_steps),
                 slots=rollout.slots,
             ),
-            accuracy=settings.accuracy,
+            accuracy=deciding(settings, self.paid["reasoning"]),
             seed=settings.seed,
         )
         held_out, rewards = self.prompts["held-out"], self.paid["reasoning"]

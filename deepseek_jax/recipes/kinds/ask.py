@@ -2,6 +2,8 @@
 and filters sift the answers. With other filters, the same answers are sifted again.
 """
 
+import dataclasses
+
 from deepseek_jax.checkpoint.folder import fingerprint
 from deepseek_jax.errors import at
 from deepseek_jax.named_code import code_digests
@@ -70,17 +72,15 @@ ASK = Kind(
 
 
 def _sift_covers(work: Work):
-    settings = work.settings
-    return {"settings": [settings.keep, settings.accuracy], "data": work.job.measured_on}
+    return {"settings": [work.settings.keep, work.job.accuracy], "data": work.job.measured_on}
 
 
 def _sift_run(work: Work):
     """Leaves the dataset in the stage's folder."""
     job = work.job
     with at("config"):
-        write_sifted(
-            work.settings, job.made[work.stage.reads[0]].folder, job.evaluation, work.folder
-        )
+        settings = dataclasses.replace(work.settings, accuracy=job.accuracy)
+        write_sifted(settings, job.made[work.stage.reads[0]].folder, job.evaluation, work.folder)
 
 
 SIFT = Kind(

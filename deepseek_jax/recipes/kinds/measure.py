@@ -82,8 +82,8 @@ def _compiles(work: Work):
 
 def _run(work: Work):
     """What the recipe's measure finds, as JSON can hold it."""
-    asked = work.job.answering(work)
-    what = "" if asked is None else f": {asked.prompts:,} held-out questions"
+    count = work.job.count_measured(work)
+    what = "" if count is None else f": {count:,} questions"
     with waiting_for(f"measuring {work.name}{what}"):
         return work.job.measure(work)
 

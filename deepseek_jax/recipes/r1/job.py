@@ -21,7 +21,7 @@ from deepseek_jax.recipes.r1.settings import SPECIALISTS, R1Settings, R1TeacherS
 from deepseek_jax.recipes.stage import Answering, Stage
 from deepseek_jax.recipes.start import base_corpus, planned_model, starting_policy
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
-from deepseek_jax.reinforce.scenarios import scenario_rewards
+from deepseek_jax.reinforce.scenarios import say_deciding, scenario_rewards
 from deepseek_jax.reinforce.settings import ModelRewardSettings
 from deepseek_jax.rollout.policy import Policy, check_vocabulary, load_policy
 from deepseek_jax.rollout.settings import Limit
@@ -191,9 +191,13 @@ class R1Job(LineageJob):
             yield paid
 
     def check_rewards(self, work: Work):
-        """Raise ValueError for a reward that is not there. The names of reward models are enough for it."""
-        with scenario_rewards(work.settings, dict.fromkeys(work.stage.reads)):
-            pass
+        """Raise ValueError for a reward that is not there, and for one that cannot score the questions. The
+        names of reward models are enough for it.
+        """
+        with scenario_rewards(work.settings, dict.fromkeys(work.stage.reads)) as paid:
+            with at("rewards"):
+                paid["reasoning"].check(self.asked(work)["reasoning"])
+            say_deciding(work.settings, paid["reasoning"])
 
     def rule(self):
         """The reward that says whether an answer to a reasoning question is right."""
@@ -315,6 +319,9 @@ class R1Job(LineageJob):
     def answering(self, work: Work):
         asked = work.settings
         return Answering(asked, max(asked.num_puzzles, asked.num_requests), asked.samples)
+
+    def count_measured(self, work: Work):
+        return sum(len(self.questions_of[kind].held_out) for kind in ("reasoning", "general"))
 
     def measure(self, work: Work):
         """The result of r1.scores.measure for a stage's policy."""

@@ -16,6 +16,7 @@ from deepseek_jax.recipes.short import TrainedJob
 from deepseek_jax.recipes.stage import Answering
 from deepseek_jax.recipes.start import left_in
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
+from deepseek_jax.reinforce.scenarios import best_share, say_deciding
 from deepseek_jax.reports.answers import make_console, print_samples, print_table
 from deepseek_jax.reports.tables import loss_table, plot_curves
 from deepseek_jax.training.remembered import before_and_after
@@ -74,6 +75,13 @@ class SftJob(TrainedJob):
         with at("rewards"):
             return self.opened.enter_context(open_rewards(weights, models=models))
 
+    @property
+    def decides(self):
+        """The reward that decides whether an answer is right, or None where the rewards have no share."""
+        if self.accuracy is not None or self.rewards is None:
+            return self.accuracy
+        return best_share(self.rewards)
+
     def check_conversations(self, work: Work):
         """Raise ValueError where a conversation cannot be rendered, or none fits a row."""
         train, held_out = self.read
@@ -91,10 +99,15 @@ class SftJob(TrainedJob):
         if rewards is not None and asked:
             with at("rewards"):
                 rewards.check(asked)
+            if self.decides is not None and self.accuracy is None:
+                say_deciding(self.settings, rewards)
 
     def answering(self, work: Work):
         asked = self.settings.answers
         return Answering(asked, asked.num_prompts, scored=bool(self.settings.rewards))
+
+    def count_measured(self, work: Work):
+        return len(self.asked) or None
 
     def measure(self, work: Work):
         """The loss of the held-out conversations, and the scores of answers to their last questions."""
@@ -107,7 +120,7 @@ class SftJob(TrainedJob):
                 self.asked,
                 self.rewards,
                 settings.answers,
-                accuracy=self.accuracy,
+                accuracy=self.decides,
                 seed=settings.seed,
             )
         )

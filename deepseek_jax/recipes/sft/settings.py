@@ -6,7 +6,7 @@ from deepseek_jax.errors import at
 from deepseek_jax.recipes.settings import AdapterRun, QuestionData
 from deepseek_jax.reinforce.settings import ModelRewardSettings, RewardSettings
 from deepseek_jax.rollout.settings import AnswerOptions
-from deepseek_jax.settings import Count, Named, Several, Temperature, Weights
+from deepseek_jax.settings import Count, Several, Temperature, Weights
 from deepseek_jax.training.settings import RowSettings, check_evaluations, check_readers
 
 
@@ -56,7 +56,6 @@ class SftSettings(FineTuneSettings, RewardSettings, AdapterRun):
     reward_models: as in a GRPO config.
     """
 
-    accuracy: Named | None = None
     rewards: Weights = dataclasses.field(default_factory=dict)
     data: DataSettings
     answers: AnswerSettings

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from deepseek_jax import progress
 from deepseek_jax.checkpoint import save_adapter
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.adapters import with_adapter
@@ -72,6 +73,17 @@ def finished(checkpoint, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
     run(checkpoint, workdir)
     return workdir
+
+
+def test_the_line_of_a_measurement_has_the_number_of_its_problems(
+    checkpoint, tmp_path, monkeypatch, capsys
+):
+    """Oracle: by hand: six problems, of which two are saved at once."""
+    monkeypatch.setattr(progress, "SOON_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "POLL_SECONDS", 0.01)
+    with progress.speaking():
+        run(checkpoint, tmp_path)
+    assert "measuring results: 6 questions\n" in capsys.readouterr().out
 
 
 def test_an_adapter_answers_as_the_policy_with_it(saved, tmp_path):

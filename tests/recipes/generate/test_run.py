@@ -180,6 +180,18 @@ def test_another_filter_goes_on_from_the_samples_that_are_there(finished, with_b
     assert len(set(questions)) == len(questions) > 4
 
 
+def test_questions_of_an_evaluation_set_are_not_asked(finished, with_base, tmp_path):
+    """Oracle: by hand: the question that is in a file of an evaluation set, of those that a run asks."""
+    first, *others = (row["example"] for row in read_rows(finished / "samples"))
+    path = tmp_path.with_suffix(".jsonl")
+    path.write_text(json.dumps({"question": first["question"], "answer": first["answer"]}))
+    run(with_base, keep=dict(max_per_prompt=4, at_least={}, decontaminate=(str(path),)))
+    asked = [row["example"]["question"] for row in read_rows(with_base / "samples")]
+    assert first["question"] not in asked
+    sources = [e["question"] for e in others if e["origin"] == "source"]
+    assert set(sources) < set(asked)
+
+
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
