@@ -6,6 +6,7 @@ hub.py, hub_messages.py: names on the Hugging Face hub, their files, and what go
 installed.py  whether this Python has what every program needs
 lazy.py, settings.py: names and tables that import when used; a config block -> a dataclass
 named_code.py: functions that a config names, FILE.py:NAME
+notebooks.py  a mistake in a notebook is one message
 progress.py   what a run waits for, in lines on the console
 programs.py   where launch/ and configs/ are: in a checkout or in a wheel; __main__.py is the command
 ops/          the papers' equations: arrays in, arrays out; imports jax alone
@@ -54,6 +55,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "Trained": "recipes",
         "completion_logprobs": "losses",
         "completion_texts": "rollout",
+        "config": "recipes",
         "count_params": "models",
         "evaluate": "evaluation",
         "forward": "models",

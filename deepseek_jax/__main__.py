@@ -23,7 +23,7 @@ def main() -> None:
     elif name in PROGRAMS:
         path = str(program(name))
         sys.argv = [path, *arguments]
-        # As the main module, which worker processes import again, and whose docstring --help prints
+        # As the main module, whose docstring --help prints
         runpy.run_path(path, run_name="__main__")
     else:
         print(f"error: {name} is not a program; {suggest(name, PROGRAMS)}", file=sys.stderr)

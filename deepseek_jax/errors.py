@@ -72,6 +72,16 @@ def at(path: str, argument: str | None = None):
         raise
 
 
+@contextlib.contextmanager
+def renamed(flag: str, argument: str):
+    """In messages of a ValueError that the body raises, name a function's argument in place of a flag."""
+    try:
+        yield
+    except ValueError as error:
+        error.args = (str(error).replace(flag, argument),)
+        raise
+
+
 def shortened(text: str, most: int = MOST):
     """A text for a person: a long one without its middle."""
     if len(text) <= most:

@@ -7,11 +7,16 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from deepseek_jax.errors import at
 from deepseek_jax.files import expanded
@@ -22,11 +27,45 @@ NAMED = re.compile(r"(?P<source>[^:]+\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<n
 BRING = "or bring your own: FILE.py:NAME or package.module:NAME"
 # Where files are looked for before the working directory: the folder of the config
 _beside: list[Path] = []
+# The file with a user's function that this thread imports
+_importing: ContextVar[Path | None] = ContextVar("importing", default=None)
 
 
 def is_code(name):
     """Whether a config's text names code."""
     return isinstance(name, str) and NAMED.fullmatch(name) is not None
+
+
+def name_of(code: Callable) -> str:
+    """The name of a function or class that a config can have in its place.
+
+    Raises ValueError for one that a worker process cannot import: a lambda, one that is defined within a
+    function, in a notebook or on a console.
+    """
+    module = sys.modules.get(getattr(code, "__module__", None))
+    name, file = getattr(code, "__qualname__", ""), getattr(module, "__file__", None)
+    is_named = getattr(module, name, None) is code and file is not None
+    if not is_named or Path(file).suffix != ".py" or not Path(file).is_file():
+        raise ValueError(
+            f"{name or code!r} has no name in a file, by which worker processes could import it; write it "
+            "with def into a file, as a notebook's %%writefile my_code.py does, and give my_code.py:NAME"
+        )
+    # A file of a package may import relative to it
+    if module.__name__ != "__main__" and "." in module.__name__:
+        return f"{module.__name__}:{name}"
+    short = f"{os.path.relpath(file)}:{name}"
+    # Beside the config another file may have this name
+    found = not short.startswith("..") and code_file(short).samefile(file)
+    return short if found else f"{Path(file).absolute()}:{name}"
+
+
+def named(tree: Any) -> Any:
+    """Nested blocks and lists, as plain ones, with name_of in the place of functions and classes."""
+    if isinstance(tree, (Mapping, ConfigDict)):
+        return {named(key): named(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [named(entry) for entry in tree]
+    return name_of(tree) if callable(tree) else tree
 
 
 def look_beside(config_file: str | Path):
@@ -124,11 +163,14 @@ def _unchanged_module(file, source, digest):
 
 
 def _module(file, source):
+    token = _importing.set(file)
     try:
         return import_file(file) if source.endswith(".py") else importlib.import_module(source)
     # A file that calls sys.exit would end the process
     except (Exception, SystemExit) as error:
         raise ValueError(f"{source} cannot be imported: {with_line(error, file)}") from error
+    finally:
+        _importing.reset(token)
 
 
 def _function(module, source, function):
@@ -161,6 +203,15 @@ def import_file(file: Path):
         sys.path.append(folder)
     spec.loader.exec_module(module)
     return module
+
+
+def require_no_import(does: str):
+    """Raise ValueError where a file that is imported for a function in it calls this. does: what it does."""
+    if (file := _importing.get()) is not None:
+        raise ValueError(
+            f"{file.name} {does} while it is imported for a function in it; put the function in a file of "
+            'its own, or that call under `if __name__ == "__main__":`'
+        )
 
 
 def with_line(error: BaseException, file: Path):

@@ -6,6 +6,7 @@ that folder on sys.path, so `import configs` and `import launch` work within the
 import difflib
 import os
 import re
+import traceback
 from pathlib import Path
 
 from deepseek_jax.errors import suggest
@@ -79,3 +80,9 @@ def is_ours(file: str | os.PathLike) -> bool:
     """Whether a file is one of this project's."""
     folders = (PACKAGE, home() / "configs", home() / "launch")
     return any(Path(file).resolve().is_relative_to(folder) for folder in folders)
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Whether an error is a user's mistake, whose message says all: a ValueError that this project raised."""
+    *_, (last, _) = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, ValueError) and is_ours(last.f_code.co_filename)

@@ -148,6 +148,48 @@ def _built(cls, block, path):
         return cls(**checked)
 
 
+def spread(cls: type, field: str, value, path: str = "config"):
+    """Yield (dotted field, value) of what a value of a dotted field sets in a config of the dataclass `cls`.
+
+    A dict for a block sets the fields that it names. Where its keys are names of the user's own, it is the
+    value of the field. Raises ValueError as build does for a field that is not one.
+    """
+    hint = _hint_at(cls, field.split("."), path)
+    is_block = hint is dict or dataclasses.is_dataclass(hint)
+    if not (is_block and isinstance(value, Mapping)):
+        yield field, value
+        return
+    for name, entry in value.items():
+        yield from spread(cls, f"{field}.{name}", entry, path)
+
+
+def _hint_at(hint, names, path):
+    """The hint of a field below a hint; None below a field whose own fields no hint tells."""
+    for name in names:
+        _, origin, args = _parts(hint)
+        if origin is dict:
+            hint = _block(args[1])
+        elif dataclasses.is_dataclass(hint):
+            if name not in (fields := field_hints(hint)):
+                raise ValueError(f"{path}.{name} is not a field; {suggest(name, fields)}")
+            hint = _block(fields[name])
+        else:
+            return None
+        path = f"{path}.{name}"
+    return hint
+
+
+def _block(hint):
+    """The hint of the block that a field may have, without None and without marks; or of its only value."""
+    bare, origin, args = _parts(hint)
+    if origin is not typing.Union:
+        return bare
+    blocks = [
+        each for arg in args if (each := _block(arg)) is dict or dataclasses.is_dataclass(each)
+    ]
+    return blocks[0] if len(blocks) == 1 else None
+
+
 def check_fields(block):
     """Check the types and ranges of a dataclass that was not built from a config. For its __post_init__.
 

@@ -16,9 +16,10 @@ from deepseek_jax.hub import model_folder, pinned
 from deepseek_jax.named_code import names_in
 from deepseek_jax.programs import program as program_file
 from deepseek_jax.recipes.environment import prepare_process
+from deepseek_jax.recipes.experiment_file import set_field
 from deepseek_jax.recipes.workdir import MARKER, read_mark
 from launch.caches import keep_programs
-from launch.config_file import load_config, set_field
+from launch.config_file import load_config
 
 # The models of adapted_models.MODELS that fit one v5e chip: their names on the hub. They need no login
 ON_THE_HUB = {

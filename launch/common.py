@@ -1,6 +1,6 @@
 """What the programs share: flags, a user's mistakes, signals, and the start of a recipe.
 
-The worker processes of a reward import the program again, so jax is imported only where it is used.
+JAX is imported where it is used: a mistake in a flag does not wait for it, and a plan sets its environment.
 """
 
 import contextlib
@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import sys
-import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -17,7 +16,7 @@ from ml_collections import ConfigDict
 
 from deepseek_jax.errors import Fault, at, shortened
 from deepseek_jax.files import absolute
-from deepseek_jax.programs import is_ours
+from deepseek_jax.programs import is_mistake
 from deepseek_jax.progress import hush, speaking
 from deepseek_jax.recipes.environment import check_xla_flags, prepare_process
 from deepseek_jax.recipes.experiment import Observers, opened_by_all, run_recipe
@@ -174,8 +173,7 @@ def one_message(shown=str):
     except Exception as error:
         # --verbosity=1 shows where it was raised
         logging.debug("raised here:", exc_info=error)
-        *_, (last, _) = traceback.walk_tb(error.__traceback__)
-        if isinstance(error, ValueError) and is_ours(last.f_code.co_filename):
+        if is_mistake(error):
             fail(shown(error))
         cause = refused(error) or no_backend(error)
         if cause is None:

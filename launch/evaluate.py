@@ -9,8 +9,6 @@ tokenizer and template. Data are paths of questions, names of tasks and FILE.py:
 --environment its answers are conversations; no checkpoint names code, so give those that it was trained with.
 Run it again to resume after it was stopped or killed, or to print its table again. --against compares two
 runs problem by problem. A mistake is one message and exit status 2; --help lists all flags.
-
-The worker processes of a rule import this file again, so jax is imported only where it is used.
 """
 
 import contextlib

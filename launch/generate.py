@@ -19,8 +19,8 @@ check_installed()
 
 from absl import flags
 
+from deepseek_jax.recipes.experiment_file import set_field
 from launch import common
-from launch.config_file import set_field
 
 
 def define_flags():

@@ -41,9 +41,10 @@ from deepseek_jax.files import cache_folder, expanded, is_remote
 from deepseek_jax.programs import given_file
 from deepseek_jax.progress import importing_jax, waiting_for
 from deepseek_jax.recipes.experiment import find_recipe, job_to_read
+from deepseek_jax.recipes.experiment_file import as_config, call, load_function
 from deepseek_jax.recipes.stop import Stop
 from launch import common
-from launch.config_file import as_config, call, load_function, split_arguments
+from launch.config_file import split_arguments
 from launch.engines import STOPPED, gke, slurm
 from launch.engines.local import Local
 from launch.planning.topology import EXAMPLES

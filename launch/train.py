@@ -10,8 +10,6 @@ checkpoint, or to see that the run is complete. VALUE is written as in Python: 3
 exits with 75 (start me again); a second one exits at once, with 130 after Ctrl-C. A mistake in the config or
 the work directory is one message and exit status 2, and a fault of the run itself one message and 3 to 7
 (launch/README.md).
-
-The worker processes of a reward import this file again, so jax is imported only where it is used.
 """
 
 import sys

@@ -9,12 +9,12 @@ import pytest
 
 from deepseek_jax.evaluation.preference import pair_report
 from deepseek_jax.recipes.distill.run import report_sweep as report_students
+from deepseek_jax.recipes.experiment_file import set_field
 from deepseek_jax.recipes.grpo import run as grpo
 from deepseek_jax.recipes.r1.findings import CLAIMS
 from deepseek_jax.recipes.r1.findings import report_sweep as report_r1
 from deepseek_jax.recipes.workdir import claim_workdir
 from deepseek_jax.training.metrics import read_phases
-from launch.config_file import set_field
 from tests.benchmarks.finished_run import training_minutes
 from tests.benchmarks.results import FOLDER, renew
 from tests.recipes.small import run_recipe, small_config

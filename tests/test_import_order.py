@@ -17,6 +17,7 @@ TOP = (
     "installed",
     "lazy",
     "named_code",
+    "notebooks",
     "programs",
     "progress",
     "settings",

@@ -42,9 +42,8 @@ class Environments:
     lives in that process are lost; the calls of those without one run again in a new process. Before each
     reset, turn and reward, `random` and, if imported, numpy.random get a seed of the conversation's own.
 
-    Use it as a context manager, or call close(). Processes start by "spawn", which imports the main script
-    again: guard that with `if __name__ == "__main__"`. Raises ValueError where the code has another form;
-    the message names the argument.
+    Use it as a context manager, or call close(). Raises ValueError where the code has another form; the
+    message names the argument.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from deepseek_jax.environments import worker
 from deepseek_jax.environments.code import Code
-from deepseek_jax.rewards.workers import make_processes
+from deepseek_jax.rewards.workers import SPAWN, make_processes
 
 # Times that a job is run while its worker ends for a reason that is not known
 TRIES = 3
@@ -66,7 +66,7 @@ class Process:
         self.life, self._losses, self._numbers = 0, {}, itertools.count(1)
         self._call_seconds, self._ended = call_seconds, 0.0
         self._executor, self._waiting = None, {}
-        self._doing = multiprocessing.get_context("spawn").RawArray("d", len(_AT))
+        self._doing = SPAWN.RawArray("d", len(_AT))
         self._start = worker.start, self._doing, code, call_seconds, call_bytes
 
     def send(self, job: Job):

@@ -46,7 +46,7 @@ class MultiHeadLatentAttention(nn.Module):
             cfg.kv_lora_rank,
             cfg.qk_rope_head_dim,
         )
-        n, u, q_rank = cfg.qk_nope_head_dim, cfg.v_head_dim, cfg.q_lora_rank
+        n, u, q_rank = cfg.qk_nope_head_dim, cfg.v_head_dim, cfg.q_lora_rank or 0
         # In a rollout both projections down are one weight, see rollout.weights
         self.joins_down = self.has_variable("params", "down")
         if self.joins_down:

@@ -3,5 +3,11 @@
 from deepseek_jax.lazy import lazy_names
 
 __getattr__, __dir__, __all__ = lazy_names(
-    __name__, {"Trained": "in_process", "train": "in_process", "write_page": "page"}
+    __name__,
+    {
+        "Trained": "in_process",
+        "config": "experiment_file",
+        "train": "in_process",
+        "write_page": "page",
+    },
 )

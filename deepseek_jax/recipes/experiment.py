@@ -1,7 +1,6 @@
 """A config's recipe in its work directory: what the programs and ds.train share.
 
-The worker processes of a reward import the program again, and with it this module, so jax is imported only
-where it is used.
+JAX is imported where it is used: the programs read a config before they import it.
 """
 
 import contextlib

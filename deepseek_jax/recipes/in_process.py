@@ -11,11 +11,14 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from deepseek_jax.errors import at
+from deepseek_jax.errors import at, renamed
 from deepseek_jax.files import absolute
+from deepseek_jax.named_code import named, require_no_import
+from deepseek_jax.notebooks import plainly
 from deepseek_jax.progress import hush, speaking, waiting_for
 from deepseek_jax.recipes.environment import has_devices, prepare_process, process_joined
 from deepseek_jax.recipes.experiment import job_to_read, run_recipe
+from deepseek_jax.recipes.experiment_file import as_config
 from deepseek_jax.recipes.stop import Stop
 from deepseek_jax.recipes.workdir import check_starts
 
@@ -32,6 +35,7 @@ class Trained(NamedTuple):
     scores: dict[str, dict]
 
 
+@plainly()
 def train(
     config: ConfigDict | dict,
     folder: str | os.PathLike,
@@ -42,10 +46,10 @@ def train(
 ) -> Trained:
     """Run an experiment in this process, resume it, or see that it is complete, as launch/train.py does.
 
-    config: what get_config of a file of configs/ returns, or a dict of its fields. folder: of the run, or
-    gs://BUCKET/NAME. stop_after: save and return after this number of steps, one more where a phase ends
-    there. strict: end at a damaged checkpoint; else an earlier one is used. console_seconds: between lines on
-    the console.
+    config: as `config` returns it, or a dict of its fields; in it a function stands for its FILE.py:NAME.
+    folder: of the run, or gs://BUCKET/NAME. stop_after: save and return after this number of steps, one more
+    where a phase ends there. strict: end at a damaged checkpoint; else an earlier one is used.
+    console_seconds: between lines on the console.
 
     Ctrl-C or SIGTERM saves after the step at hand and raises KeyboardInterrupt; a second one ends at once.
     Raises ValueError for a mistake, before anything compiles, and an errors.Fault for what the run finds
@@ -56,10 +60,11 @@ def train(
         raise ValueError(f"config={config!r} must be a ConfigDict, or a dict of its fields")
     if stop_after is not None and stop_after < 1:
         raise ValueError(f"stop_after={stop_after} must be at least 1, or None for no such stop")
-    # A reward may be FILE.py:NAME
-    config = ConfigDict(config, allow_dotted_keys=True)
+    require_no_import("trains")
+    with at("config"):
+        config = as_config(named(config))
     hush(process_joined() != 0)
-    with _folder_for_workdir(), speaking():
+    with renamed("--workdir", "folder"), speaking():
         with at("folder"):
             workdir = absolute(folder)
         check_starts(config, workdir)
@@ -101,13 +106,3 @@ def _stopping(stop_after):
     # Also where the run had nothing left to do: what follows the call should not begin
     if stop():
         raise KeyboardInterrupt("saved; the same call resumes it")
-
-
-@contextlib.contextmanager
-def _folder_for_workdir():
-    """Messages name the flag of the programs: here it is the argument `folder`."""
-    try:
-        yield
-    except ValueError as error:
-        error.args = (str(error).replace("--workdir", "folder"),)
-        raise

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from deepseek_jax.errors import UnusableRewards, at, suggest
 from deepseek_jax.lazy import LazyTable
-from deepseek_jax.named_code import BRING, is_code
+from deepseek_jax.named_code import BRING, is_code, named
+from deepseek_jax.notebooks import plainly
 from deepseek_jax.rewards.rule import Rule
 
 # THE rules, by their name in config.rewards; worlds add more, see worlds.registry
@@ -80,9 +81,10 @@ class Rewards:
     """Rewards by name, with weights: Rewards({"correct": 1.0, "my_rewards.py:brief": 0.2}).
 
     A name is that of a rule, of a model, or of a function, FILE.py:NAME or package.module:NAME, see
-    rewards.function. A part fails on a completion if it raises or returns anything but a finite number, and
-    each does on one of more than MAX_CHARS characters. The total is then NaN, "not scored": a 0 would look
-    like a wrong answer. A function may return None, "not scored by me": the other parts count without it.
+    rewards.function; a function stands for its own name. A part fails on a completion if it raises or returns
+    anything but a finite number, and each does on one of more than MAX_CHARS characters. The total is then
+    NaN, "not scored": a 0 would look like a wrong answer. A function may return None, "not scored by me": the
+    other parts count without it.
     models: trained rewards by name, rewards.model.RewardModel or any object with its
     score(examples, completions). rules: the rules that weights may name.
     Raises ValueError for no rewards, an unknown name, a model with the name of another reward or
@@ -90,15 +92,16 @@ class Rewards:
     FunctionReward does.
     """
 
+    @plainly()
     def __init__(
         self,
-        weights: Mapping[str, float],
+        weights: Mapping[str | Callable, float],
         models: Mapping[str, Any] | None = None,
         rules: Mapping[str, Rule] | None = None,
     ):
         self._models, rules = dict(models or {}), RULES if rules is None else rules
         known = [*rules, *self._models]
-        self.weights = dict(weights)
+        self.weights = named(weights)
         if not self.weights:
             raise ValueError(f"there are none; give NAME=WEIGHT, NAME one of {', '.join(known)}.")
         for name, weight in self.weights.items():

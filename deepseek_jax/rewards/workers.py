@@ -10,11 +10,15 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import SpawnContext, SpawnProcess
+
+from deepseek_jax.named_code import require_no_import
 
 WORKER_BYTES = 4 * 2**30
 
@@ -25,8 +29,7 @@ class WorkerPool:
 
     work, start: module-level functions; a process calls work for each job, and start once at its beginning.
     A call that lasts longer than wall_limit_seconds ends its process, even while it is in C code.
-    Use it as a context manager, or call close(). The processes start by "spawn", which imports the
-    main script again: guard that with `if __name__ == "__main__"`.
+    Use it as a context manager, or call close().
     """
 
     def __init__(
@@ -108,11 +111,44 @@ class _NoTimeLeft(Exception):
     """The deadline passed before the call began."""
 
 
+class _Process(SpawnProcess):
+    """A fresh process that does not import the main module again: a script would run once more there."""
+
+    @staticmethod
+    def _Popen(process):
+        with _no_main():
+            return SpawnProcess._Popen(process)
+
+
+class _Spawn(SpawnContext):
+    Process = _Process
+
+
+# How every worker process starts. Not fork, which is unsafe in a process where jax has started threads
+SPAWN = _Spawn()
+_starting = threading.Lock()
+
+
+@contextlib.contextmanager
+def _no_main():
+    """Hide where the main module came from, which is what multiprocessing sends to a new process."""
+    main = vars(sys.modules["__main__"])
+    with _starting:
+        hidden = {name: main.pop(name) for name in ("__spec__", "__file__") if name in main}
+        main["__spec__"] = None
+        try:
+            yield
+        finally:
+            main.update(hidden)
+
+
 def make_processes(num_workers: int, start: Callable, *start_args):
-    """An executor whose processes begin by start(*start_args), have little memory and end with this one."""
-    # Not fork, which is unsafe in a process where jax has started threads
-    spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(num_workers, spawn, _start_worker, (start, *start_args))
+    """An executor whose processes begin by start(*start_args), have little memory and end with this one.
+
+    Raises ValueError while a file is imported for a function in it: its worker would start the same again.
+    """
+    require_no_import("starts worker processes")
+    return ProcessPoolExecutor(num_workers, SPAWN, _start_worker, (start, *start_args))
 
 
 @contextlib.contextmanager

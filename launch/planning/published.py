@@ -8,7 +8,8 @@ from rich.table import Table
 
 from deepseek_jax.costs.chips import Chip
 from deepseek_jax.costs.program import Program
-from launch.config_file import load_config, set_field
+from deepseek_jax.recipes.experiment_file import set_field
+from launch.config_file import load_config
 from launch.planning.compiled import compile_programs
 from launch.planning.program_table import program_table
 from launch.planning.report import WIDTH

@@ -23,8 +23,8 @@ from rich.console import Console
 from deepseek_jax.costs.chips import Chip
 from deepseek_jax.costs.program import Program
 from deepseek_jax.parallel.mesh import MeshSettings, make_mesh, size_name
+from deepseek_jax.recipes.experiment_file import set_field
 from deepseek_jax.settings import build
-from launch.config_file import set_field
 from launch.planning.compiled import compile_programs
 from launch.planning.layouts import Layout, layout_fields
 from launch.planning.ranking import Ranked, best_first, rank

@@ -3,7 +3,6 @@
 Plans are made in a process of their own, whose environment is for devices that are not there.
 """
 
-import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -13,7 +12,8 @@ from typing import NamedTuple
 from deepseek_jax.costs.chips import CHIPS, GIB
 from deepseek_jax.errors import CannotPlan
 from deepseek_jax.progress import waiting_for
-from launch.config_file import as_config
+from deepseek_jax.recipes.experiment_file import as_config
+from deepseek_jax.rewards.workers import SPAWN
 from launch.planning.topology import ENVIRONMENT, on_gpus, planned_mesh, recipes_programs
 from launch.sweeps.runs import Run
 
@@ -62,9 +62,8 @@ def _hours(hours):
 
 def verdicts(runs: list[Run], topology: str, cache: Path | None):
     """Plan the runs in turn: yields (Run, Verdict). Raises ValueError for a topology that is not known."""
-    # Not fork: jax is imported here, for other devices
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, _set_environment) as pool:
+    # A fresh process: jax is imported here, for other devices
+    with ProcessPoolExecutor(1, SPAWN, _set_environment) as pool:
         pool.submit(check_topology, topology).result()
         for run in runs:
             try:

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from deepseek_jax.errors import at
 from deepseek_jax.named_code import code_digests
 from deepseek_jax.recipes.experiment import job_to_read
+from deepseek_jax.recipes.experiment_file import as_config, set_field
 from deepseek_jax.settings import build
-from launch.config_file import as_config, set_field
 
 # File systems allow 255 characters, and the names of a run's files have endings
 LONGEST_NAME = 200

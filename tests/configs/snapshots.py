@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from launch.config_file import set_field
+from deepseek_jax.recipes.experiment_file import set_field
 
 FOLDER = Path(__file__).parent / "snapshots"
 TOOLS = "tools_smollm2:model=r1_distill_qwen_1_5b"

@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from configs.sweeps import learning_rates
 from configs.sweeps.draws import choice, draw, grid, log_uniform, uniform
-from launch.config_file import load_config, load_function
+from deepseek_jax.recipes.experiment_file import load_function
+from launch.config_file import load_config
 from launch.sweeps.runs import sweep_runs
 from tests.experiments import CONFIGS, SETTINGS
 

@@ -14,8 +14,8 @@ PROGRAMS = sorted(path.stem for path in (ROOT / "launch").glob("*.py") if path.s
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_launch_is_imported_without_jax(name):
-    """Oracle: sys.modules of a fresh interpreter: a reward's worker imports the program again, and
-    launch/plan.py and compare.py set the environment before jax reads it.
+    """Oracle: sys.modules of a fresh interpreter: a wrong flag does not wait for jax, and launch/plan.py and
+    compare.py set the environment before jax reads it.
     """
     program = f"import sys, launch.{name}; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=120).returncode == 0

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from launch.config_file import load_config, set_field, split_arguments
+from deepseek_jax.recipes.experiment_file import set_field
+from launch.config_file import load_config, split_arguments
 from tests.launch.test_train import LAUNCH
 
 ROOT = Path(__file__).resolve().parents[2]

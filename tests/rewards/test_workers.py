@@ -6,9 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+
+import pytest
 
 from deepseek_jax.rewards.workers import WorkerPool
 from tests.processes import wait_for_orphans
+
+ROOT = Path(__file__).resolve().parents[2]
 
 KILLED = """
 import os, signal, threading, time
@@ -77,3 +82,65 @@ def test_no_worker_outlives_a_run_that_was_killed(tmp_path):
     run = subprocess.Popen([sys.executable, program], start_new_session=True)
     assert run.wait() == -signal.SIGKILL
     wait_for_orphans(run.pid)
+
+
+UNGUARDED = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+with open("ran", "a") as file:
+    file.write("once ")
+import deepseek_jax as ds
+
+def score(texts):
+    with ds.Rewards({"own.py:brief": 1.0}) as rewards:
+        return [rewards.score([{"question": "1?"}], [text]).total[0].item() for text in texts]
+
+# A worker that ends is replaced
+with ThreadPoolExecutor(2) as threads:
+    scores = [*threads.map(score, [["short", "ends", "too long"], ["too long", "short"]])]
+main = sys.modules["__main__"]
+print(scores, open("ran").read(), main.__file__, main.__spec__ and main.__spec__.name)
+"""
+OWN = """
+import os
+
+def brief(completion, example):
+    if completion == "ends":
+        os._exit(1)
+    return float(len(completion) < 6)
+"""
+
+
+def script(folder, text, *command):
+    """What a Python script prints in a folder with own.py."""
+    (folder / "script.py").write_text(text)
+    (folder / "own.py").write_text(OWN)
+    done = subprocess.run(
+        [sys.executable, *command],
+        input=text,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "command, main",
+    [
+        (["script.py"], "{folder}/script.py None"),
+        (["-m", "script"], "{folder}/script.py script"),
+        (["-"], "<stdin> None"),
+    ],
+    ids=["a file", "a module", "standard input"],
+)
+def test_workers_do_not_run_the_script_that_starts_them(command, main, tmp_path):
+    """Oracle: by hand: the script notes each time that it runs, and has no main block; its scores; the main
+    module has its file again afterwards.
+    """
+    said = script(tmp_path, UNGUARDED, *command)
+    scores = "[[1.0, nan, 0.0], [0.0, 1.0]]"
+    assert said == f"{scores} once  {main.format(folder=tmp_path)}\n"

@@ -1,0 +1,170 @@
+"""Experiments as Python files: the ConfigDict that a file returns, and its fields set one by one."""
+
+import contextlib
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from deepseek_jax.errors import at, renamed
+from deepseek_jax.named_code import import_file, is_code, look_beside, named
+from deepseek_jax.notebooks import plainly
+from deepseek_jax.programs import given_file, home, is_ours, nearest_file
+from deepseek_jax.recipes.experiment import find_recipe
+from deepseek_jax.settings import spread
+
+
+@plainly()
+def config(name: str | os.PathLike, /, **fields: Any) -> ConfigDict:
+    """The config of an experiment, for `train`: that of a shipped one by its name, or of a file by its path.
+
+    name: as of --config, with the argument of its get_config, as in "grpo_small:seed=1". fields: other values
+    of its fields. A dict changes the fields of a block that it names, as "data.num_held_out" does for one in
+    **{"data.num_held_out": 8}; where the keys are names of the user's own, as of rewards, it replaces them
+    all. A function stands for its FILE.py:NAME. Raises ValueError for an unknown name or field.
+    """
+    with renamed("--config.", "config."), at("name", "--config"), _shipped_first():
+        found = read_config(os.fspath(name))
+    with renamed("--config.", "config."):
+        for field, value in named(fields).items():
+            for path, each in spread(find_recipe(found.get("recipe")).SETTINGS, field, value):
+                set_field(found, path, each)
+    return found
+
+
+@contextlib.contextmanager
+def _shipped_first():
+    """Let a file import the shipped `configs`, whatever the caller has by that name."""
+
+    def taken():
+        names = [name for name in sys.modules if name.partition(".")[0] == "configs"]
+        return {name: sys.modules.pop(name) for name in names}
+
+    theirs = taken()
+    sys.path.insert(0, str(home()))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(home()))
+        taken()
+        sys.modules.update(theirs)
+
+
+def read_config(name: str) -> ConfigDict:
+    """The ConfigDict of FILE or FILE:ARG. FILE: of programs.given_file.
+
+    Raises ValueError for a file without a get_config that returns one, and where get_config raises one.
+    """
+    path, *arg = name.split(":", 1)
+    path = given_file(path, "--config")
+    look_beside(path)
+    get_config = load_function(path, "get_config", "--config")
+    try:
+        inspect.signature(get_config).bind(*arg)
+    except TypeError as error:
+        raise ValueError(
+            f"--config={name}: get_config does not fit: {error}; write def get_config(arg=None)"
+        ) from error
+    config = call(lambda: get_config(*arg), f"--config={name}", path)
+    if not isinstance(config, ConfigDict):
+        raise ValueError(
+            f"--config={path}: get_config returned {config!r}; it must return a ConfigDict"
+        )
+    return config
+
+
+def load_function(path: str, name: str, flag: str):
+    """The function `name` of the Python file that `flag` gives. Raises ValueError where it is missing."""
+    path = given_file(path, flag)
+    if not Path(path).is_file():
+        raise ValueError(
+            f"{flag}={path}: there is no such file; {nearest_file(path, flag)}give the path of a Python file"
+        )
+    if Path(path).suffix != ".py":
+        raise ValueError(f"{flag}={path} is not a Python file")
+    module = call(lambda: import_file(path), f"{flag}={path}", path)
+    if not callable(getattr(module, name, None)):
+        raise ValueError(f"{flag}={path} has no function {name}; define it there")
+    return getattr(module, name)
+
+
+def call(code: Callable, given: str, path: str):
+    """code(), which runs the Python file at path. given: the flag that names it.
+
+    Raises ValueError for any error: what this project raises has its own message, and for any other the
+    message says the flag and the line of the file.
+    """
+    try:
+        return code()
+    # A file that calls sys.exit(0) would look like a success
+    except (Exception, SystemExit) as error:
+        places = traceback.extract_tb(error.__traceback__)
+        last = places[-1].filename
+        itself = Path(last).resolve() == Path(path).resolve()
+        if isinstance(error, ValueError) and is_ours(last) and not itself:
+            raise
+        file, argument = Path(path).resolve(), "" if given.endswith(path) else ", or the argument"
+        lines = [place.lineno for place in places if Path(place.filename).resolve() == file]
+        # A file that does not parse has run no line
+        line = lines[-1] if lines else getattr(error, "lineno", None) or 1
+        raise ValueError(
+            f"{given}: {path}, line {line}: {type(error).__name__}: {error}; correct that line{argument}"
+        ) from error
+
+
+def set_field(config: ConfigDict, field: str, value):
+    """Set a dotted field to a value of any type, adding the blocks that lead to it.
+
+    Only the recipe's settings know the fields: they refuse a wrong one. Raises ValueError where the field is
+    below a value that is not a block.
+    """
+    block, name = block_of(config, field)
+    if "." in name:
+        # A block of a config's file takes no such name: another block takes its place
+        set_field(config, field.removesuffix(f".{name}"), block.to_dict() | {name: value})
+        return
+    _set(block, name, as_config(value) if isinstance(value, dict) else value)
+
+
+def block_of(config, field):
+    """(the block that holds a dotted field, the field's own name).
+
+    Blocks that are not there are added. Raises ValueError where the field is below what is no block.
+    """
+    *outer, name = _parts(config, field)
+    block, path = config, "config"
+    for part in outer:
+        path = f"{path}.{part}"
+        if block.get(part) is None:
+            _set(block, part, as_config({}))
+        block = block[part]
+        if not isinstance(block, ConfigDict):
+            raise ValueError(f"--config.{field}: {path}={block!r} is not a block with fields")
+    return block, name
+
+
+def _parts(config, field):
+    """The parts of a dotted field. The last may be code, as in rewards.my_rewards.py:brief."""
+    parts, block, rest = [], config, field
+    while "." in rest:
+        part, _, after = rest.partition(".")
+        inner = block.get(part) if isinstance(block, ConfigDict) and part in block.keys() else None
+        if parts and is_code(rest) and not isinstance(inner, ConfigDict):
+            break
+        parts, block, rest = [*parts, part], inner, after
+    return [*parts, rest]
+
+
+def as_config(fields: dict) -> ConfigDict:
+    """A ConfigDict of fields; a reward may be FILE.py:NAME."""
+    return ConfigDict(fields, allow_dotted_keys=True)
+
+
+def _set(block, name, value):
+    with block.unlocked(), block.ignore_type():
+        block[name] = value
