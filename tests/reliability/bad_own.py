@@ -29,6 +29,16 @@ def table(name, *rows, columns=("question", "answer")):
     return prepare
 
 
+def doubled(name, *columns):
+    """prepare: a parquet file of a row with these columns."""
+
+    def prepare(good, here):
+        arrays = [pyarrow.array([column]) for column in columns]
+        pyarrow.parquet.write_table(pyarrow.Table.from_arrays(arrays, columns), here / name)
+
+    return prepare
+
+
 SUMS = [{"prompt": f"What is 2 + {i}?", "target": str(2 + i)} for i in range(9)]
 LACKING = [*SUMS[:6], {"prompt": "What is 9 + 9?"}, *SUMS[7:]]
 COLUMNS = " --config.data.columns={'question':'prompt','answer':'target'}"
@@ -148,6 +158,16 @@ BROUGHT = [
         FILE + "q.parquet",
         "config.data: q.parquet is no parquet file, or is damaged",
         write("q.parquet", b"PAR1PAR1"),
+    ),
+    (
+        FILE + "q.parquet",
+        "config.data: q.parquet has the column 'answer' twice; rename one of them, or leave it out",
+        doubled("q.parquet", "question", "answer", "answer"),
+    ),
+    (
+        FILE + "q.csv",
+        "config.data: q.csv has the column 'answer' twice",
+        write("q.csv", "question,answer,answer\n1?,2,3\n"),
     ),
     (
         FILE + "q.csv",
