@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from deepseek_jax.environments.code import Code, public_methods
+from deepseek_jax.environments.code import Code, Told, public_methods
 from deepseek_jax.named_code import import_unchanged, with_line
 from deepseek_jax.rewards.workers import watched
 
@@ -215,6 +215,8 @@ def _answer(functions, name, arguments):
 def _error_text(error):
     if isinstance(error, _Refused):
         return _cut(f"Error: {error}")
+    if isinstance(error, Told):
+        return str(error)
     kind = type(error).__name__
     try:
         return _cut(f"Error: {kind}: {error}")
