@@ -37,6 +37,9 @@ SPECIAL = LazyTable(
     }
 )
 MAX_MESSAGES = 5
+# float32 squares of larger rewards overflow, and their small differences are lost
+LARGEST_REWARD = 1e6
+TOO_LARGE = f"rewards must be within +-{LARGEST_REWARD:g}: scale it"
 # Longest completion that rules read, about 250,000 tokens: longer ones take seconds, and workers copy them
 MAX_CHARS = 2**20
 

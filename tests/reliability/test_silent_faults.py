@@ -571,17 +571,23 @@ def test_weights_may_stand_still_until_the_warm_up_is_over(tmp_path, capsys):
 
 
 GRPO = SimpleNamespace(loss=SimpleNamespace(kl_coef=0.04), faults=FaultSettings(), minibatches=2)
-LINE = dict(learned_tokens=20.0, tokens=40.0)
+MARKS = np.random.default_rng(0).random(3, np.float32)
+LINE = dict(learned_tokens=20.0, tokens=40.0, marked_advantages=MARKS[1] / 2)
+
+
+def idle(advantages=(0.0, 1.0), **fields):
+    """IdleUpdates of a source with these advantages in its rows."""
+    record = SimpleNamespace(advantages=np.float32(advantages))
+    return IdleUpdates(GRPO, SimpleNamespace(has_moved=False, record=record, **fields))
 
 
 def test_a_kl_of_zero_is_named_once_the_policy_has_moved():
     """Oracle: by hand: a KL of 0 is right until the sampling policy is another than the reference."""
-    source = SimpleNamespace(has_moved=False)
-    checked = IdleUpdates(GRPO, source)
+    checked = idle()
     line = LINE | dict(kl=0.0, grad_norm=1.0, all_equal_share=0.0)
     for step in range(5):
         checked.look(step, line)
-    source.has_moved = True
+    checked.source.has_moved = True
     checked.look(5, line)
     checked.look(6, line | {"kl": 1e-9})
     checked.look(7, line)
@@ -594,7 +600,7 @@ def test_a_kl_of_zero_is_named_once_the_policy_has_moved():
 
 def test_rewards_that_differ_and_move_nothing_are_named():
     """Oracle: by hand; where all rewards are equal, a gradient of 0 is right."""
-    checked = IdleUpdates(GRPO, SimpleNamespace(has_moved=False))
+    checked = idle()
     for step in range(9):
         checked.look(step, LINE | dict(grad_norm=0.0, all_equal_share=1.0))
     checked.look(9, LINE | dict(grad_norm=0.0, all_equal_share=0.5))
@@ -609,7 +615,20 @@ def test_a_loss_without_some_tokens_of_the_step_is_named():
     """Oracle: by hand: two updates of 19 tokens each learn 38 of 40."""
     line = LINE | dict(grad_norm=1.0, all_equal_share=0.0)
     with pytest.raises(BrokenTerm, match="step 3: .* have 38 tokens of completions in place of 40"):
-        IdleUpdates(GRPO, None).look(3, line | {"learned_tokens": 19.0})
+        idle().look(3, line | {"learned_tokens": 19.0})
+
+
+def test_advantages_in_the_rows_of_others_are_named():
+    """Oracle: by hand: the sum over three rows in two updates, then that of the same values, of which the
+    last two have changed places.
+    """
+    line = LINE | dict(grad_norm=1.0, all_equal_share=0.0)
+    checked, own = idle([-1, 3, -2]), np.float32([-1, 3, -2])
+    checked.look(3, line | {"marked_advantages": MARKS @ own / 2 * (1 + 1e-5)})
+    with pytest.raises(
+        BrokenTerm, match="step 3: the sum of advantages, .* rows of other completions"
+    ):
+        checked.look(3, line | {"marked_advantages": MARKS @ own[[0, 2, 1]] / 2})
 
 
 def test_a_reference_unlike_the_policy_is_named_at_the_first_update():
@@ -836,6 +855,28 @@ def test_a_run_with_a_fault_planted_in_its_batches_is_ended(
     with pytest.raises(BrokenTerm, match=words):
         reinforced(tmp_path, num_steps=3)
     assert status_of(lambda: reinforced(tmp_path / "again", num_steps=3)) == 5
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_run_whose_advantages_lie_on_other_devices_is_ended(
+    tmp_path, monkeypatch, by_length, micro_batches
+):
+    """Oracle: by hand: after all checks of the batch, each of four devices gets the advantages of the next;
+    exit status 5.
+    """
+    put = batches.put_share
+
+    def shifted(mesh, part):
+        moved = np.roll(part["advantages"], len(part["advantages"]) // mesh.size)
+        return put(mesh, part | {"advantages": moved})
+
+    monkeypatch.setattr(batches, "put_share", shifted)
+    mesh = make_mesh(data=4, devices=jax.devices()[:4])
+    fields = dict(prompts_per_step=8, num_steps=1, micro_batches=micro_batches)
+    with pytest.raises(
+        BrokenTerm, match="step 0: the sum of advantages.* rows of other completions"
+    ):
+        reinforced(tmp_path, mesh=mesh, **fields)
 
 
 def without_ends(batch):

@@ -18,7 +18,12 @@ from deepseek_jax.errors import at
 from deepseek_jax.files import read_json
 from deepseek_jax.parallel.mesh import group_mesh, mesh_of
 from deepseek_jax.parallel.processes import first_process, say
-from deepseek_jax.recipes.conversing import conversing, open_environments, rewards_of
+from deepseek_jax.recipes.conversing import (
+    conversing,
+    open_environments,
+    rewards_of,
+    try_environment,
+)
 from deepseek_jax.recipes.generate.settings import GenerateSettings
 from deepseek_jax.recipes.job import LineageJob, Work
 from deepseek_jax.recipes.kinds.ask import sampling_inputs
@@ -129,6 +134,7 @@ class GenerateJob(FromPolicy, LineageJob):
         rewards, (questions, _) = self.rewards, self.read
         with at("rewards"):
             rewards.check(questions)
+        try_environment(self.environments, questions)
         if self.settings.init_from is None:
             prompts_of(self.settings, self._conversing(self.policy), questions)
         return self.planned, self.evaluation

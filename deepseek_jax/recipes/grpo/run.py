@@ -27,7 +27,12 @@ from deepseek_jax.worlds.registry import find_questions
 
 # Few runs have reward models, or tools
 MODELS = LazyTable({"load": "deepseek_jax.reinforce.model_rewards:load_model_rewards"})
-TOOLS = LazyTable({"rewards": "deepseek_jax.recipes.conversing:rewards_of"})
+TOOLS = LazyTable(
+    {
+        "rewards": "deepseek_jax.recipes.conversing:rewards_of",
+        "try": "deepseek_jax.recipes.conversing:try_environment",
+    }
+)
 SETTINGS = GrpoSettings
 PHASE = "grpo"
 
@@ -98,8 +103,12 @@ class GrpoJob(TrainedJob):
         return contextlib.nullcontext(self.paid)
 
     def check_rewards(self, work: Work):
-        """Raise ValueError where the rewards of their scenario cannot score the questions."""
-        paid, (task, general) = self.paid, self.read
+        """Raise ValueError where the rewards of their scenario cannot score the questions, and where an
+        environment fails in its first conversation.
+        """
+        paid, (task, general), tools = self.paid, self.read, self.policy.tools
+        if tools is not None:
+            TOOLS["try"](tools.environments, task.train)
         with at("rewards"):
             paid["reasoning"].check([*task.train, *task.held_out])
         if general:
