@@ -129,6 +129,14 @@ BROUGHT = [
         code("def make(seed, num_held_out): return [{'question': '1?'}], []"),
     ),
     (
+        TASK,
+        "config.data: all 3 questions to train on are held out, too: accuracy would be measured on what was",
+        code(
+            "def make(seed, n):\n    a = [dict(question=f'{i}?', answer='1') for i in range(3)]\n"
+            "    return a, a"
+        ),
+    ),
+    (
         "train grpo_small --config.data.task=arithmetik",
         "config.data.task='arithmetik' is not a world's task; did you mean arithmetic? ... FILE.py",
     ),

@@ -19,6 +19,7 @@ from configs.grpo_small import get_config
 from deepseek_jax import settings as blocks
 from deepseek_jax.checkpoint.damage import DamagedCheckpoint
 from deepseek_jax.checkpoint.store import Store
+from deepseek_jax.data.chat import asked_messages
 from deepseek_jax.errors import BrokenTerm, NotFinite, SamplerApart, UnusableRewards
 from deepseek_jax.losses import grpo as losses
 from deepseek_jax.losses.advantages import group_advantages
@@ -51,6 +52,7 @@ from deepseek_jax.training.update import make_train_step
 from deepseek_jax.training.watch import Checks
 from launch import common
 from tests.processes import run_two
+from tests.recipes.small import make_run, one_device
 from tests.reinforce.test_update import TOKENIZER
 from tests.reinforce.test_update import train as reinforced
 from tests.tiny import tiny_model
@@ -727,6 +729,30 @@ def test_questions_that_are_asked_again_in_their_epoch_are_not_new():
     check_questions(1, 0, 0)
     with pytest.raises(BrokenTerm, match="step 1: all 2 questions were asked before in this epoch"):
         check_questions(1, 2, 0)
+
+
+@pytest.mark.parametrize("recipe", ["grpo", "sft", "generate"])
+def test_questions_that_accuracy_is_measured_on_are_not_learned(tmp_path, capsys, recipe):
+    """Oracle: by hand: a task whose four held-out questions are among its twelve to train on."""
+    file = tmp_path / "tasks.py"
+    file.write_text(
+        "def make(seed, number):\n"
+        "    asked = [dict(question=f'{n}?', answer='1', solution='1') for n in range(12)]\n"
+        "    return asked, asked[:number]\n"
+    )
+    module = importlib.import_module(f"deepseek_jax.recipes.{recipe}.run")
+    config = importlib.import_module(f"configs.{recipe}_small").get_config()
+    config.unlock()
+    config.data.update(path=None, task=f"{file}:make", num_held_out=4)
+    if recipe == "generate":
+        config.data.num_prompts = None
+    settings = build(module.SETTINGS, config, "config")
+    job = module.JOB(settings, one_device(), make_run(tmp_path))
+    learned = getattr(job.read[0], "train", job.read[0])
+    assert [asked_messages(learned[i])[0]["content"] for i in range(len(learned))] == [
+        f"{n}?" for n in range(4, 12)
+    ]
+    assert "4 of 12 training questions are held out, too" in capsys.readouterr().out
 
 
 VARIES = [0, 1, 0, 1]

@@ -265,7 +265,8 @@ def _questions(settings: GenerateSettings):
             questions = read_questions(data.path, data.split, data.columns)
         else:
             _, asked = find_questions(data.task)
-            task = asked.make(settings.seed, data.num_held_out)
+            plays = settings.environment is not None
+            task = asked.task(settings.seed, data.num_held_out, plays)
             questions, held_out = distinct(task.train), task.held_out
     if data.num_prompts is not None and data.num_prompts > len(questions):
         raise ValueError(

@@ -9,7 +9,7 @@ import functools
 
 from deepseek_jax import reports
 from deepseek_jax.data.questions import read_questions
-from deepseek_jax.data.tasks import file_task
+from deepseek_jax.data.tasks import Task, file_task, held_apart
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.held_out import evaluate_both, scores_of_both
 from deepseek_jax.lazy import LazyTable
@@ -49,6 +49,7 @@ class GrpoJob(TrainedJob):
     def read(self):
         """(Task, general questions, [] without settings.general)."""
         settings, data, general = self.settings, self.settings.data, []
+        plays = settings.environment is not None
         with at("data"):
             if data.path is not None:
                 task = file_task(
@@ -58,12 +59,15 @@ class GrpoJob(TrainedJob):
                     split=data.split,
                     columns=data.columns,
                 )
+                task = held_apart(task, plays)
             else:
-                task = find_questions(data.task)[1].make(settings.seed, data.num_held_out)
+                questions = find_questions(data.task)[1]
+                task = questions.task(settings.seed, data.num_held_out, plays)
         if settings.general is not None:
             with at("general"):
                 own = settings.general
                 general = read_questions(own.path, own.split, own.columns)
+                general = held_apart(Task(general, task.held_out), plays).train
         return task, general
 
     @functools.cached_property
