@@ -146,6 +146,13 @@ class Rewards:
         for name, function in self._functions.items():
             with at(name):
                 function.check(examples)
+        silent = [name for name, function in self._functions.items() if function.scores_nothing]
+        if silent and len(silent) == len(self.weights):
+            with at(silent[0]):
+                raise ValueError(
+                    "returned None, not scored, for all own answers of the questions that it was tried on, "
+                    "and no other reward scores them; return a number"
+                )
 
     def score(
         self,

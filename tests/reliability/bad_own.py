@@ -74,6 +74,41 @@ BROUGHT = [
         F + "mine.py, line 2: KeyError: 'no'",
         code("def f(completion, example):\n    raise KeyError('no')"),
     ),
+    (
+        OWN,
+        F + "returned 1e+30; rewards must be within +-1e+06: scale it; it was tried",
+        code("def f(completion, example): return 1e30"),
+    ),
+    (
+        OWN,
+        F
+        + "returned None, not scored, for all own answers of the questions that it was tried on, and no",
+        code("def f(completion, example): return None"),
+    ),
+    (
+        OWN,
+        F + "returned None, not scored, for all own answers",
+        code("def f(completions, **columns): return [None] * len(completions)"),
+    ),
+    (
+        OWN,
+        F
+        + "gives two completions 51 and ... together, ... turned around and ... and 51 each alone: return",
+        code("def f(completions, **c): return [float(len(text)) for text in completions][::-1]"),
+    ),
+    (
+        OWN,
+        F
+        + "gives two completions ...; where it compares completions, or is random, write f.whole_batch",
+        code("def f(completions, **c): return sorted(float(len(text)) for text in completions)"),
+    ),
+    (
+        OWN,
+        F + "gives two completions ... each alone",
+        code(
+            "import random\ndef f(completions, **c): return [random.random() for _ in completions]"
+        ),
+    ),
     (OWN, F + "is async, which is not", code("async def f(completions, **columns): return []")),
     (
         OWN,
