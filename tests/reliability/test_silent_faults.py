@@ -70,6 +70,7 @@ RECIPES = (
     "distill",
 )
 EOS = 7
+TX = optax.sgd(1.0)
 
 
 def status_of(body):
@@ -640,6 +641,18 @@ def test_a_reference_unlike_the_policy_is_named_at_the_first_update():
         BrokenTerm, match="loss.kl_coef=0.04: at the first update the KL .* is 5.0e-01"
     ):
         check_reference(GRPO, 1e-4, {"kl": jnp.float32(0.5)})
+
+
+def test_each_micro_batch_gives_its_part_of_the_gradient():
+    """Oracle: by hand: the gradient of x times 1, 2, 4 and 8 is 15; of two micro-batches of two rows, one
+    alone would give 3 or 12.
+    """
+    step = make_train_step(
+        lambda p, batch, rng: ((p["x"] * batch["rows"]).sum(), {}), TX, micro_batches=2
+    )
+    state = TrainState.create({"x": jnp.zeros(())}, TX)
+    state, _ = jax.jit(step)(state, {"rows": jnp.float32([1, 2, 4, 8])}, jax.random.key(0))
+    assert state.params["x"] == -15
 
 
 # Rewards
