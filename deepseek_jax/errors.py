@@ -36,7 +36,8 @@ class SamplerApart(Fault, ValueError):
 
 class BrokenTerm(Fault, ValueError):
     """An update does not do what the config says: a term of its loss, its gradient or its step is 0, its
-    reference is another policy, or it learns other questions, tokens or advantages than were sampled.
+    reference is another policy, or it learns other questions, tokens or advantages than were sampled, or from
+    a conversation with another's replies, turns or reward.
     """
 
     status = 5

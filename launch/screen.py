@@ -18,6 +18,10 @@ ONE = "the template {template!r}, which holds one question: each line is asked b
 PLAYED = (
     "the template {template!r}, each line in a new environment; it may be a row of data, as JSON"
 )
+# Those of ASCII and of Latin 1 but line breaks and tabs -> how they are shown: a terminal obeys them
+CONTROLS = {
+    code: ascii(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if code not in (9, 10)
+}
 
 
 class Chat:
@@ -86,8 +90,8 @@ def _form(talk):
 
 
 def show(*texts: str):
-    """Print a part of a line at once."""
-    print(*texts, sep="", end="", flush=True)
+    """Print a part of a line at once. Control characters that a model wrote are shown and not obeyed."""
+    print(*(text.translate(CONTROLS) for text in texts), sep="", end="", flush=True)
 
 
 def note(text: str):

@@ -14,3 +14,14 @@ def brief(completions, completion_ids, log_metric, **columns):
     lengths = [len(ids) for ids in completion_ids]
     log_metric("longest", max(lengths))
     return [float(length <= 24) for length in lengths]
+
+
+def shortest(completions, completion_ids, **columns):
+    """1 for the shorter half of the completions that are scored together."""
+    lengths = [len(ids) for ids in completion_ids]
+    middle = sorted(lengths)[len(lengths) // 2]
+    return [float(length < middle) for length in lengths]
+
+
+# Its values depend on the other completions, so that it cannot be checked on each alone
+shortest.whole_batch = True

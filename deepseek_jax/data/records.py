@@ -166,6 +166,7 @@ def _csv(file, name):
     with open(file, encoding="utf-8-sig", newline="") as lines:
         rows = csv.DictReader(lines, strict=True)
         try:
+            _check_columns(name, rows.fieldnames or ())
             for record in rows:
                 place = f"{name}, line {rows.line_num}"
                 if None in record or None in record.values():
@@ -200,9 +201,19 @@ def _arrow(file, name):
         raise ValueError(f"{name} is missing or damaged: {error}; {SAVE_ANEW}") from error
 
 
+def _check_columns(name, columns):
+    """Raise ValueError for a column that is there twice: a record would have the last alone."""
+    twice = next((column for column in columns if columns.count(column) > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"{name} has the column {twice!r} twice; rename one of them, or leave it out"
+        )
+
+
 def _rows(name, batches):
     number = 0
     for batch in batches:
+        _check_columns(name, batch.schema.names)
         for start in range(0, len(batch), BLOCK):
             for record in batch.slice(start, BLOCK).to_pylist():
                 number += 1

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 from deepseek_jax.data.builders import FileConfig, FileCorpus, PythonConfig, PythonCorpus, build
 from deepseek_jax.data.records import needing
 from deepseek_jax.data.stored import stored_dataset, stored_records
+from deepseek_jax.parallel.processes import say
 
 RANDOM_ACCESS_FORMATS = ("array_record", "parquet")
 READ_AT_ONCE = 1024
@@ -77,13 +78,14 @@ def _slice_files(source, parts):
     return Documents(source, np.concatenate(indices).tolist())
 
 
-def hold_out(source, num_held_out: int, key=None):
+def hold_out(source, num_held_out: int, key=None, measured=()):
     """Split a source into two that share no document: (all but the last num_held_out, the last ones).
 
     The sources above are shuffled on disk, so their last documents are like the others. Two documents of
     equal text may be on different sides. key(record) -> a value that may be on one side only, such as the
-    question of a conversation: a record whose key a held-out record has is dropped from the first part.
-    Raises ValueError unless both parts have a document.
+    question of a conversation: a record whose key a held-out record has is dropped from the first part, which
+    says their number. measured: keys that are kept out of the first part as well. Raises ValueError unless
+    both parts have a document.
     """
     if not 0 < num_held_out < len(source):
         raise ValueError(
@@ -95,13 +97,18 @@ def hold_out(source, num_held_out: int, key=None):
     # Without a key no record has to be read
     if key is None:
         return Documents(source, range(border)), held_out
-    kept_out = {key(record) for record in _each(held_out)}
+    kept_out = {key(record) for record in _each(held_out)} | set(measured)
     shown = enumerate(_each(Documents(source, range(border))))
     indices = [i for i, record in shown if key(record) not in kept_out]
     if not indices:
         raise ValueError(
             f"num_held_out={num_held_out} of {len(source)} records leaves nothing to train on: each of the "
             "others has the key of one held out; lower it"
+        )
+    if len(indices) < border:
+        say(
+            f"{border - len(indices)} of {border} training records ask what is held out: left out of the "
+            "training set"
         )
     return Documents(source, indices), held_out
 

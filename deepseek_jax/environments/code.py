@@ -7,6 +7,10 @@ from typing import NamedTuple
 from deepseek_jax.named_code import BRING, code_file, digest_of, is_code
 
 
+class Told(Exception):
+    """Raised by a tool that fails: the model reads its text as it stands."""
+
+
 class Source(NamedTuple):
     """Code that a config names, as named_code.import_unchanged takes it."""
 

@@ -14,8 +14,9 @@ from deepseek_jax.environments import worker
 from deepseek_jax.environments.code import Code, source_of
 from deepseek_jax.environments.process import Job, Lost, Process
 from deepseek_jax.environments.schemas import describe
-from deepseek_jax.environments.worker import Acted
+from deepseek_jax.environments.worker import Acted, Paid
 from deepseek_jax.errors import at
+from deepseek_jax.rewards.scoring import LARGEST_REWARD, TOO_LARGE
 
 
 @dataclasses.dataclass(eq=False)
@@ -69,6 +70,27 @@ class Environments:
 
     def __exit__(self, *exception):
         self.close()
+
+    def check(self, columns: dict, text: str):
+        """Begin a conversation of one question, take a step with this text, and end it. Raises ValueError as
+        begin does, and for a step or a reward that has another form, fails or goes over a limit. A step may
+        raise: the model would read why.
+        """
+        if not self.has_state:
+            return
+        self.begin({0: (columns, 0)})
+        wrong = self._wrong_step(text) if self.takes_steps else None
+        self.end(0)
+        wrong = wrong or _wrong_reward(self.reward(0))
+        if wrong is not None:
+            with at("environment"):
+                raise ValueError(wrong)
+
+    def _wrong_step(self, text):
+        """What is wrong with a step of conversation 0, in words, or None."""
+        self.act(0, text)
+        acted = self.acted(0)
+        return acted.failure or acted.misformed
 
     def begin(self, jobs: Mapping[int, tuple[dict, int]]) -> dict[int, str | None]:
         """Begin conversations: key -> (columns of its row, seed). Returns key -> what reset returned.
@@ -128,15 +150,15 @@ class Environments:
         if self.has_state:
             self._process(key).tell(worker.forget, key)
 
-    def reward(self, key: int) -> float | str | None:
-        """Wait for the reward that end started: a number, why there is none, or None without get_reward."""
+    def reward(self, key: int) -> Paid | None:
+        """Wait for the reward that end started, None without get_reward."""
         if self.reward_name is None:
             return None
         conversation = self._conversations.pop(key)
         result = self._process(key).wait(conversation.job)
         if isinstance(result, Lost):
-            return f"there is no reward: {_words(result, key)}"
-        return str(result) if isinstance(result, ValueError) else result
+            return Paid(key, f"there is no reward: {_words(result, key)}")
+        return Paid(key, str(result)) if isinstance(result, ValueError) else result
 
     def stop(self):
         """Forget all conversations under way."""
@@ -158,6 +180,15 @@ class Environments:
         conversation.count += 1
         conversation.job = Job(key, calls, work, args, conversation.life)
         self._process(key).send(conversation.job)
+
+
+def _wrong_reward(paid):
+    """What is wrong with what Environments.reward gave, in words, or None."""
+    if paid is None or isinstance(paid.reward, str):
+        return paid and paid.reward
+    if abs(paid.reward) <= LARGEST_REWARD:
+        return None
+    return f"get_reward returned {paid.reward:g}; {TOO_LARGE}"
 
 
 def _words(lost, key):

@@ -1,12 +1,21 @@
 """A tool: Python, in the sandbox of rewards.monty."""
 
+import contextlib
 import functools
+import importlib.util
 
+from deepseek_jax.environments.code import Told
 from deepseek_jax.rewards.monty import MontySandbox
 from deepseek_jax.rewards.sandbox import SandboxError
 
+# Before a run begins: no model can install it
+if importlib.util.find_spec("pydantic_monty") is None:
+    raise ImportError("the sandbox pydantic_monty is not installed; pip install pydantic-monty")
+
 # Below call_seconds, so that a program that does not end costs its call alone
 SECONDS = 5.0
+# Characters of a program's own error that the model reads
+ERROR_CHARS = 500
 
 
 @functools.cache
@@ -21,8 +30,11 @@ def python(code: str) -> str:
     Args:
         code: The program. Print what you want to know.
     """
-    try:
-        output, failure = _sandbox().run(code, "", SECONDS)
-    except SandboxError as error:
-        return f"Error: {error}"
-    return output if failure is None else f"{output}Error: {failure}"
+    sandbox, output = _sandbox(), ""
+    # Of a program that fails, or needs what monty lacks, `said` has the words
+    with contextlib.suppress(SandboxError):
+        output, failure = sandbox.run(code, "", SECONDS)
+        if failure is None:
+            return output
+    said = sandbox.said or "the sandbox ended"
+    raise Told(f"{output}Error: {said[:ERROR_CHARS]}")

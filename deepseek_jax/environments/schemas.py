@@ -73,10 +73,18 @@ def _schema(function, name):
 
     _require_not_async(function, name)
     try:
-        return get_json_schema(function)
+        schema = get_json_schema(function)
     # A hint whose names are missing raises NameError
     except Exception as error:
         raise ValueError(f"{name}: {error}; {FORM}") from error
+    try:
+        # As the model will: by the names that it reads
+        inspect.signature(function).bind(**schema["function"]["parameters"]["properties"])
+    except TypeError as error:
+        raise ValueError(
+            f"{name}: every call fails: {error}; let it take each argument by name, without * or /"
+        ) from error
+    return schema
 
 
 def _require_not_async(function, name):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from deepseek_jax.environments.code import Code, public_methods
+from deepseek_jax.environments.code import Code, Told, public_methods
 from deepseek_jax.named_code import import_unchanged, with_line
 from deepseek_jax.rewards.workers import watched
 
@@ -27,6 +27,7 @@ class Acted(NamedTuple):
     texts: one for each call ("Error: ..." where it raised), one for a step. errors: calls that raised, had an
     unknown name or arguments that the function does not take, or went over a limit. seconds: in the user's
     code. ended: step returned None. failure: a limit ended the conversation, in words; texts is [] then.
+    misformed: what step returned in place of a text, in words, which the model reads too.
     """
 
     texts: list[str]
@@ -34,6 +35,7 @@ class Acted(NamedTuple):
     seconds: float
     ended: bool = False
     failure: str | None = None
+    misformed: str | None = None
 
 
 class Doing(NamedTuple):
@@ -45,8 +47,24 @@ class Doing(NamedTuple):
     pid: int = 3
 
 
+class Own(NamedTuple):
+    """An environment, and the number of the conversation that began it."""
+
+    number: int
+    environment: Any
+
+
+class Paid(NamedTuple):
+    """What get_reward gave: a finite number, or a text that says why there is none. number: of the
+    conversation whose environment it is.
+    """
+
+    number: int
+    reward: float | str
+
+
 class _State(NamedTuple):
-    """What a worker keeps from its start on. environments: conversation -> its environment."""
+    """What a worker keeps from its start on. environments: conversation -> its Own."""
 
     doing: Any
     code: Code
@@ -89,7 +107,7 @@ def reset(key: int, columns: dict, seed: int, count: int):
     file = _state.code.environment.file
     environment, error, _ = _limited(0, _state.loaded["environment"])
     if error is None:
-        _state.environments[key] = environment
+        _state.environments[key] = Own(key, environment)
         _require_columns(environment.reset, columns, file)
         text, error, _ = _limited(0, environment.reset, **columns)
     if error is not None:
@@ -119,7 +137,7 @@ def turn(key: int, calls: Sequence[tuple[str, dict]], seed: int, count: int):
     _seed(seed, count)
     functions = dict(_state.loaded["tools"])
     if key in _state.environments:
-        environment = _state.environments[key]
+        environment = _state.environments[key].environment
         methods = public_methods(type(environment))
         functions |= {name: getattr(environment, name) for name in methods}
     texts, errors, seconds = [], 0, 0.0
@@ -137,22 +155,29 @@ def turn(key: int, calls: Sequence[tuple[str, dict]], seed: int, count: int):
 def step(key: int, text: str, seed: int, count: int):
     """Acted: the text with which an environment answers the model's."""
     _seed(seed, count)
-    value, error, seconds = _limited(0, _state.environments[key].step, text)
+    value, error, seconds = _limited(0, _state.environments[key].environment.step, text)
     if error is None and value is None:
         return Acted([], 0, seconds, ended=True)
+    misformed = None
     if error is None and not isinstance(value, str):
-        error = TypeError(f"step returned {type(value).__name__}; return a text, or None to end")
+        misformed = f"step returned {type(value).__name__}; return a text, or None to end"
+        error = TypeError(misformed)
     text, size = _clean(value if error is None else _error_text(error))
     if size > _state.call_bytes:
         return Acted([], 1, seconds, failure=TOO_LONG.format("step", size, _state.call_bytes))
-    return Acted([text], int(error is not None), seconds)
+    return Acted([text], int(error is not None), seconds, misformed=misformed)
 
 
 def reward(key: int, seed: int, count: int):
-    """A finite number, or a text that says why there is none. Forgets the environment."""
+    """The Paid of a conversation. Forgets the environment."""
     _seed(seed, count)
+    own = _state.environments.pop(key)
+    return Paid(own.number, _reward_of(own.environment))
+
+
+def _reward_of(environment):
     file = _state.code.environment.file
-    value, error, _ = _limited(0, _state.environments.pop(key).get_reward)
+    value, error, _ = _limited(0, environment.get_reward)
     if error is not None:
         return f"get_reward failed: {with_line(error, file)}"
     value = value.item() if hasattr(value, "item") else value
@@ -215,6 +240,8 @@ def _answer(functions, name, arguments):
 def _error_text(error):
     if isinstance(error, _Refused):
         return _cut(f"Error: {error}")
+    if isinstance(error, Told):
+        return str(error)
     kind = type(error).__name__
     try:
         return _cut(f"Error: {kind}: {error}")

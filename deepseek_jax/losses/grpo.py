@@ -62,6 +62,7 @@ def grpo_loss(
       absent: 1. stale_mask bool[b t], within completion_mask: tokens that earlier parameters sampled; their
       old_logprobs are sampler_logprobs, so that their ratio is to the policy that sampled. num_stale
       float32[] counts those of the global batch. Absent: none is.
+      row_marks float32[b], for marked_advantages: the sum of advantages, each times its row's mark.
     max_completion_length: the constant divisor of dr_grpo.
     Returns (loss float32[], metrics): metrics are float32[], divided by num_tokens so that micro-batches add
     up here too, except `sampler_gap_max`; learned_tokens counts those of the loss. sampler_gap_* are of the
@@ -105,6 +106,8 @@ def grpo_loss(
     num_tokens = jnp.maximum(batch["num_tokens"], 1)
     metrics = {name: _masked(x, mask_bt).sum() / num_tokens for name, x in per_token.items()}
     metrics["learned_tokens"] = mask_bt.sum().astype(jnp.float32)
+    if "row_marks" in batch:
+        metrics["marked_advantages"] = (advantage_b1[:, 0] * batch["row_marks"]).sum()
     metrics["clip_fraction"] = metrics["clip_fraction_low"] + metrics["clip_fraction_high"]
     metrics |= _gaps(_masked(gap_bt, mask_bt & ~stale_bt), _masked(gap_bt, stale_bt), batch)
     return loss, jax.lax.stop_gradient(metrics)

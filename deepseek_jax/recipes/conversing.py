@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from deepseek_jax.data.columns import columns_of
 from deepseek_jax.lazy import LazyTable
 from deepseek_jax.rollout.policy import Policy
 
@@ -29,6 +30,13 @@ def rewards_of(environments: Any):
     if environments is None or environments.reward_name is None:
         return {}
     return {environments.reward_name: PARTS["reward"]()}
+
+
+def try_environment(environments: Any, examples: list):
+    """Hold the conversation of one question before a run starts. Raises ValueError as Environments.check."""
+    if environments is not None:
+        first = examples[0]
+        environments.check(columns_of(first), str(first.get("answer", "")))
 
 
 def conversing(policy: Policy, environments: Any, settings: Any) -> Policy:

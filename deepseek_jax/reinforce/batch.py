@@ -12,6 +12,7 @@ from deepseek_jax.data.batches import abstract_batch
 from deepseek_jax.errors import BrokenTerm
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.shard import put_share
+from deepseek_jax.reinforce.accounts import check_sampled
 from deepseek_jax.reinforce.degenerate import all_equal
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.rollout import kept
@@ -33,9 +34,10 @@ class RowLengths(NamedTuple):
 
 def update_batches(groups, advantages, settings: ReinforceSettings, mesh: Mesh, step: int):
     """Put a step's minibatches on the mesh: -> (list of batches, their RowLengths). groups, advantages: as in
-    group_batch. Raises BrokenTerm as check_advantages does.
+    group_batch. Raises BrokenTerm as check_advantages and accounts.check_sampled do.
     """
     batch = step_batch(groups, advantages, settings, mesh)
+    check_sampled(groups, batch)
     learned, observed = batch["completion_mask"].sum(1), batch.get("observed_mask")
     read = 0 if observed is None else observed.sum(1)
     lengths = RowLengths(batch["prompt_mask"].sum(1), learned + read, learned)
@@ -74,7 +76,7 @@ def group_batch(
     multiples of `multiple`; where prompts are not shared, and rows are long, by powers of two. A completion
     whose reward failed (NaN) is masked out of the loss. kl_weights: scenario -> kl_weight of its completions.
     Groups with `stale`, of reinforce.stragglers, make stale_mask, those with `observed`, what conversations
-    read, observed_mask. rows: add prompt_rows int32[p] and
+    read, observed_mask. row_marks: float32[b], of row_marks. rows: add prompt_rows int32[p] and
     completion_rows int32[b], where these stand in their rollout.
     """
     rewards = np.concatenate([group["rewards"] for group in groups])
@@ -83,6 +85,7 @@ def group_batch(
     for name in set(batch) & {"completion_mask", "observed_mask"}:
         batch[name] &= ~np.isnan(rewards)[:, None]
     batch["advantages"] = np.asarray(advantages)
+    batch["row_marks"] = row_marks(len(rewards))
     if rows:
         first = np.int32([group["row"] for group in groups])
         batch["prompt_rows"] = np.repeat(first, 1 if shared else group_size)
@@ -95,6 +98,15 @@ def group_batch(
         t = batch["completion_ids"].shape[1]
         batch["stale_mask"] = batch["completion_mask"] & (np.arange(t) < stale[:, None])
     return batch | totals(batch)
+
+
+def row_marks(rows: int):
+    """A number in [0, 1) for each row of a step, always the same: float32[rows].
+
+    The sum of advantages, each times its row's mark, tells whether they lie in their rows. Times the row's
+    number it would not: the advantages of a group sum to 0, so whole groups might change places.
+    """
+    return np.random.default_rng(0).random(rows, np.float32)
 
 
 def completion_batch(groups, *, shared: bool = True, multiple: int = BUCKET):

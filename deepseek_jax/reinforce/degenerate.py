@@ -7,12 +7,11 @@ import numpy as np
 
 from deepseek_jax.errors import UnusableRewards
 from deepseek_jax.parallel.processes import is_due, say
+from deepseek_jax.rewards.scoring import LARGEST_REWARD
 from deepseek_jax.settings import Count, Settings
 
 # A few such steps are usual, above all at the start
 FIRST_SAID = 8
-# float32 squares of larger rewards overflow, and their small differences are lost
-LARGEST_REWARD = 1e6
 # Limits that no config sets: odd ends are the sampler's fault, and a reward may be constant because the
 # policy has learned to earn it
 FIXED = {"odd_ends": FIRST_SAID, "constant_reward": None}

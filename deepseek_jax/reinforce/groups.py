@@ -16,6 +16,7 @@ from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.parallel.shard import on_device, put_share
 from deepseek_jax.reinforce.accounts import (
     NewQuestions,
+    check_conversations,
     check_questions,
     check_tokens,
     left_out_tokens,
@@ -129,6 +130,7 @@ class GroupSource:
             self._completions = kept_completions(groups, advantages, count)
         parts, lengths = update_batches(groups, advantages, self.settings, self.mesh, step)
         record.tokens, record.epochs = lengths.learned.sum(), self.settings.epochs
+        record.advantages = np.asarray(advantages)
         record.add({"left_out_tokens": left_out_tokens(groups, sampled)})
         check_tokens(step, record.answered, record.counts["left_out_tokens"], record.tokens)
         batches = self._updates(state, parts)
@@ -236,7 +238,10 @@ class GroupSource:
                 say(f"step {step}: {message} The completion is dropped from its group.")
         self.record.add({"reward_errors": scores.errors})
         self.record.log(scores.metrics)
-        return make_groups(examples, answers, scores)
+        groups = make_groups(examples, answers, scores)
+        if answers.conversations is not None:
+            check_conversations(step, groups, self.policy.tools)
+        return groups
 
     @named("logprobs")
     def _updates(self, state, parts):

@@ -3,7 +3,10 @@
 import math
 from collections import Counter
 
+import numpy as np
+
 from deepseek_jax.errors import BrokenTerm
+from deepseek_jax.reinforce.batch import row_marks
 from deepseek_jax.reinforce.settings import ReinforceSettings
 
 
@@ -19,10 +22,15 @@ def check_reference(settings: ReinforceSettings, largest: float, metrics):
         )
 
 
+# Of the sum of sizes: float32 rounds thousands of rows
+MARKS_ROUNDING = 1e-4
+
+
 class IdleUpdates:
     """Looks at the lines of a phase for updates that do nothing.
 
-    source: the GroupSource, which knows whether the policy has moved from its reference.
+    source: the GroupSource, which knows the step's advantages, and whether the policy has moved from its
+    reference.
     """
 
     def __init__(self, settings: ReinforceSettings, source):
@@ -30,7 +38,7 @@ class IdleUpdates:
 
     def look(self, step: int, line):
         """Raises BrokenTerm where it finds the same in faults.idle_lines lines in a row, and where the loss
-        has other tokens than the step's completions.
+        has other tokens than the step's completions, or their advantages in other rows.
         """
         # The mean over updates; float32 rounds the tokens of a pod
         learned = line["learned_tokens"] * self.settings.minibatches
@@ -39,6 +47,7 @@ class IdleUpdates:
                 f"step {step}: the losses of its updates have {learned:.0f} tokens of completions in place "
                 f"of {line['tokens']:.0f}: a mask of the loss is wrong"
             )
+        self._check_places(step, line)
         found = dict(self._faults(line))
         self.counts = Counter({name: self.counts[name] + 1 for name in found})
         for name, count in self.counts.items():
@@ -46,6 +55,17 @@ class IdleUpdates:
                 raise BrokenTerm(
                     f"{name} is exactly 0 in {count} lines in a row up to step {step}, {found[name]}"
                 )
+
+    def _check_places(self, step, line):
+        own = np.float64(self.source.record.advantages)
+        marks = row_marks(len(own))
+        # The mean over updates
+        found, wanted = line["marked_advantages"] * self.settings.minibatches, own @ marks
+        if abs(found - wanted) > MARKS_ROUNDING * (np.abs(own) @ marks):
+            raise BrokenTerm(
+                f"step {step}: the sum of advantages, each times the mark of its row, is {found:.6g} in the "
+                f"losses of its updates in place of {wanted:.6g}: they stand in the rows of other completions"
+            )
 
     def _faults(self, line):
         if line.get("kl") == 0 and self.source.has_moved:

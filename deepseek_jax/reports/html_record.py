@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from deepseek_jax.errors import shortened
 from deepseek_jax.reports.html_table import html_table
 from deepseek_jax.reports.page import Page
-from deepseek_jax.reports.svg_lineage import lineage_graph
+from deepseek_jax.reports.svg_lineage import as_class, lineage_graph
 
 # Characters of a value of the config, and values of a block, that are shown
 VALUE, VALUES = 300, 200
@@ -60,11 +60,11 @@ def _stages(stages):
     rows = [
         [
             f"{html.escape(stage['title'])} <small>{html.escape(stage['name'])}</small>",
-            f'<span class="state {stage["state"].replace(" ", "-")}">{stage["state"]}</span>',
-            f"<code>{stage['hash'] or ''}</code>",
+            f'<span class="state {as_class(stage["state"])}">{html.escape(stage["state"])}</span>',
+            f"<code>{html.escape(str(stage['hash'] or ''))}</code>",
             ", ".join(html.escape(titles[p]) for _, p in stage["inputs"].values() if p is not None),
             " ".join(
-                f'<span class="input">{html.escape(name)} <code>{digest}</code></span>'
+                f'<span class="input">{html.escape(name)} <code>{html.escape(str(digest))}</code></span>'
                 for name, (digest, _) in stage["inputs"].items()
             ),
         ]

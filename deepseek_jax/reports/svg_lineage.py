@@ -41,6 +41,11 @@ def lineage_graph(stages):
     )
 
 
+def as_class(state):
+    """A stage's state as a class of its element."""
+    return html.escape(state.replace(" ", "-"))
+
+
 def _longest(name, onward):
     return max((1 + _longest(other, onward) for other in onward[name]), default=0)
 
@@ -64,8 +69,8 @@ def _edge(parent, child):
 def _box(stage, x, y):
     middle = x + BOX[0] / 2
     return (
-        f'<g class="{stage["state"].replace(" ", "-")}">'
+        f'<g class="{as_class(stage["state"])}">'
         f'<rect x="{x}" y="{y}" width="{BOX[0]}" height="{BOX[1]}" rx="6"/>'
         f'<text x="{middle}" y="{y + 17}" class="name">{html.escape(stage["title"])}</text>'
-        f'<text x="{middle}" y="{y + 32}">{stage["hash"]}</text></g>'
+        f'<text x="{middle}" y="{y + 32}">{html.escape(str(stage["hash"]))}</text></g>'
     )

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from deepseek_jax.data.columns import columns_of
 from deepseek_jax.named_code import code_file, digest_of, import_unchanged, with_line
-from deepseek_jax.rewards.scoring import Batch
+from deepseek_jax.rewards.scoring import LARGEST_REWARD, TOO_LARGE, Batch
 from deepseek_jax.rewards.workers import WorkerPool
 
 # For the import, and for a call: one completion of ours, a whole batch of TRL's
@@ -26,19 +26,25 @@ REFUSED = {"trainer_state": "the state of TRL's trainer, which is not here"}
 # Columns that TRL does not pass: it passes lists of their plurals
 SINGLE = ("prompt", "completion", "completion_ids")
 FORMS = "define it as NAME(completion, example), or in TRL's form as NAME(prompts, completions, **columns)"
-# Examples that a function is tried on before a run starts
-TRIED = 2
+# Examples that a function is tried on before a run starts, and, where it scores none of them, so many
+TRIED, TRIED_LONGER = 2, 64
+# What it is tried on beside own answers, so that two values differ
+OTHER = "<think>I do not know.</think>\n<answer>?</answer>"
+# Of two values of one completion: a model may compute a batch in another order
+ROUNDING = 1e-3
 
 
 class Form(NamedTuple):
     """What a function takes. lists: whether it has TRL's form. required, accepted: names of its parameters.
-    every: whether it takes any keyword.
+    every: whether it takes any keyword. whole_batch: its own attribute, by which it says that a value depends
+    on the other completions, or on chance.
     """
 
     lists: bool
     required: tuple[str, ...] = ()
     accepted: tuple[str, ...] = ()
     every: bool = False
+    whole_batch: bool = False
 
 
 class Logged(NamedTuple):
@@ -60,6 +66,8 @@ class FunctionReward(WorkerPool):
 
     def __init__(self, name: str):
         self.name, self.file, self._tried, self.is_share = name, code_file(name), False, False
+        # Whether it gave None for all that it was tried on
+        self.scores_nothing = False
         # A worker that starts later must not read another text than the run has recorded
         self.source = self.file, name, digest_of(name)
         self.logged = Logged({}, {})
@@ -73,7 +81,7 @@ class FunctionReward(WorkerPool):
 
     def check(self, examples: Sequence[Mapping]):
         """Raise ValueError where an example lacks a column that the function takes, and where the function
-        fails on the first examples' own answers, on which it is tried once.
+        fails on the first examples' own answers, on which it is tried once, or mixes up their values.
         """
         for example in examples:
             for column in self.form.required:
@@ -84,13 +92,53 @@ class FunctionReward(WorkerPool):
                         f"it has {has}; give the column, or the parameter a default"
                     )
         if not self._tried and examples:
-            some = examples[:TRIED]
-            answers = [str(example.get("answer", "")) for example in some]
-            values = self.score(Batch(some, answers, [[0]] * len(some)), range(len(some)))
-            for value in values:
-                if isinstance(value, Exception):
-                    raise ValueError(f"{value}; it was tried on the questions' own answers")
-            self._tried, self.is_share = True, _are_shares(values)
+            self._try(examples)
+            self._tried = True
+
+    def _try(self, examples):
+        some = examples[:TRIED]
+        answers = [_own_answer(example) for example in some]
+        values = self._values(some, answers)
+        for value in values:
+            wrong = str(value) if isinstance(value, Exception) else None
+            if isinstance(value, float) and abs(value) > LARGEST_REWARD:
+                wrong = f"returned {value:g}; {TOO_LARGE}"
+            if wrong is not None:
+                raise ValueError(f"{wrong}; it was tried on the questions' own answers")
+        self.is_share = _are_shares(values)
+        if self.form.lists and not self.form.whole_batch and len(some) == TRIED:
+            for texts in (answers, [answers[0], OTHER]):
+                self._check_order(some, texts)
+        if values == [None] * len(values):
+            self.scores_nothing = self._is_silent(examples[:TRIED_LONGER])
+
+    def _check_order(self, some, texts):
+        """Raise ValueError unless the values of two completions stay with them, in either order and alone."""
+        together = self._values(some, texts)
+        # A text that it does not know may fail in a run, too
+        if any(isinstance(value, Exception) for value in together):
+            return
+        turned = self._values(some[::-1], texts[::-1])[::-1]
+        alone = [self._values([e], [text])[0] for e, text in zip(some, texts, strict=True)]
+        if _alike(together, turned) and _alike(together, alone):
+            return
+        function = self.name.rpartition(":")[2]
+        raise ValueError(
+            f"gives two completions {_shown(together)} together, {_shown(turned)} turned around and "
+            f"{_shown(alone)} each alone: return one value for each completion, in their order; where it "
+            f"compares completions, or is random, write {function}.whole_batch = True below it"
+        )
+
+    def _is_silent(self, examples):
+        """Whether it scores none of these examples' own answers, bare or in tags."""
+        answers = [_own_answer(example) for example in examples]
+        tagged = [OTHER.replace("?", answer) for answer in answers]
+        values = self._values([*examples, *examples], [*answers, *tagged])
+        return all(value is None for value in values)
+
+    def _values(self, examples, texts):
+        ids = [[0] * max(len(text), 1) for text in texts]
+        return self.score(Batch(examples, texts, ids), range(len(texts)))
 
     def score(self, batch: Batch, rows: Sequence[int]) -> list:
         """A float, None for not scored, or an exception for each of these rows. self.logged: of this call."""
@@ -137,6 +185,25 @@ def _are_shares(values):
     """Whether all that was scored is within 0 to 1, and anything was."""
     scored = [value for value in values if value is not None]
     return bool(scored) and all(0 <= value <= 1 for value in scored)
+
+
+def _own_answer(example):
+    return str(example.get("answer", ""))
+
+
+def _alike(values, others):
+    """Whether two lists of values, None or an exception are equal but for rounding."""
+    pairs = list(zip(values, others, strict=True))
+    if not all(isinstance(value, float) for pair in pairs for value in pair if value is not None):
+        return False
+    return all(
+        a is b if a is None or b is None else math.isclose(a, b, rel_tol=ROUNDING, abs_tol=1e-9)
+        for a, b in pairs
+    )
+
+
+def _shown(values):
+    return " and ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)
 
 
 def _completion(text, prompt, conversation):
@@ -190,7 +257,8 @@ def _form(*source):
             if p.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         ]
         columns = (p.name for p in named if p.default is p.empty and p.name not in (*LISTS, *LOGS))
-        return Form(True, tuple(columns), tuple(p.name for p in named), every)
+        whole_batch = bool(getattr(function, "whole_batch", False))
+        return Form(True, tuple(columns), tuple(p.name for p in named), every, whole_batch)
     try:
         inspect.signature(function).bind("completion", {})
     except TypeError as error:

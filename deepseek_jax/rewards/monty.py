@@ -68,10 +68,15 @@ NOT_PYTHON = re.compile(
     r"The monty syntax parser does not|Internal error in monty|'_io.TextIOWrapper' object has no"
 )
 MISSING = re.compile(r"(?:No module named|cannot import name '\w+' from|module) '(\w+)")
+# Behind it stand seconds and bytes, which differ from run to run
+EXCEEDED = "limit exceeded"
 
 
 class MontySandbox:
-    """Runs programs, one after the other, in a process that this object owns until close()."""
+    """Runs programs, one after the other, in a process that this object owns until close().
+
+    said: the last line of the latest program's traceback, None where it raised nothing.
+    """
 
     name = "pydantic-monty"
 
@@ -80,7 +85,7 @@ class MontySandbox:
             raise SandboxError("it is not installed; pip install pydantic-monty")
         import pydantic_monty
 
-        self._monty = pydantic_monty
+        self._monty, self.said = pydantic_monty, None
         self._pool = pydantic_monty.Monty(max_processes=1, checkout_timeout=5.0)
         # Entered here and left in close(): one process serves many programs
         self._pool.__enter__()
@@ -94,7 +99,7 @@ class MontySandbox:
 
         Raises SandboxError where monty itself fails, or lacks a part of Python that the program uses.
         """
-        output = self._monty.CollectStreams(max_bytes=MAX_OUTPUT_BYTES)
+        output, self.said = self._monty.CollectStreams(max_bytes=MAX_OUTPUT_BYTES), None
         limits = {"max_feed_duration_secs": seconds, "max_memory": MAX_MEMORY_BYTES}
         try:
             with self._pool.checkout(limits=limits, os_policy={"sleep": "zero"}) as session:
@@ -104,7 +109,7 @@ class MontySandbox:
         except self._monty.MontyCrashedError as error:
             if not error.timed_out:
                 raise SandboxError(f"{self.name} crashed: {error}") from None
-            failure = TIME_LIMIT
+            failure, self.said = TIME_LIMIT, f"TimeoutError: time {EXCEEDED}"
         except self._monty.MontyError as error:
             failure = self._failure(error)
         return "".join(text for stream, text in output.output if stream == "stdout"), failure
@@ -114,6 +119,8 @@ class MontySandbox:
         # The prelude's exit raises a SystemExit without text for the code 0 or None
         if message == "SystemExit":
             return None
+        before, limit, _ = error.display("type-msg").partition(EXCEEDED)
+        self.said = before + limit
         if "feed time limit exceeded" in message:
             return TIME_LIMIT
         missing = MISSING.search(message)

@@ -38,6 +38,9 @@ SPECIAL = LazyTable(
     }
 )
 MAX_MESSAGES = 5
+# float32 squares of larger rewards overflow, and their small differences are lost
+LARGEST_REWARD = 1e6
+TOO_LARGE = f"rewards must be within +-{LARGEST_REWARD:g}: scale it"
 # Longest completion that rules read, about 250,000 tokens: longer ones take seconds, and workers copy them
 MAX_CHARS = 2**20
 
@@ -146,6 +149,13 @@ class Rewards:
         for name, function in self._functions.items():
             with at(name):
                 function.check(examples)
+        silent = [name for name, function in self._functions.items() if function.scores_nothing]
+        if silent and len(silent) == len(self.weights):
+            with at(silent[0]):
+                raise ValueError(
+                    "returned None, not scored, for all own answers of the questions that it was tried on, "
+                    "and no other reward scores them; return a number"
+                )
 
     def best_share(self) -> str | None:
         """The reward of the largest weight, 0 or more, among the shares, from 0 to 1; None without any.

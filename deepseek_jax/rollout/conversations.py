@@ -69,7 +69,7 @@ class Conversations:
             return [[row, texts[self._key(row)]] for row in new]
 
         for row, text in (pair for process in results_of_each(begun) for pair in process):
-            self.of[row] = Conversation(reset_text=text)
+            self.of[row] = Conversation(number=row, reset_text=text)
         return [self._reset_text(i) for i in range(len(self.examples))]
 
     def _reset_text(self, index):
@@ -108,6 +108,7 @@ class Conversations:
         before = self.read.get(row, self.prompts[row // self.n])
         text = opened_thought(self.tokenizer, before) + sampled
         conversation.turns += 1
+        conversation.add_sampled(turn.ids)
         self.lengths[row] = turn.length
         message = {"role": "assistant", "content": text}
         conversation.messages.append(message)
@@ -145,7 +146,9 @@ class Conversations:
         """What follows the calls, the step or the reward for which a row waited."""
         conversation, key = self.of[row], self._key(row)
         if given is REWARD:
-            reward = self.use.environments.reward(key)
+            number, reward = self.use.environments.reward(key)
+            # A key counts the rows of this process alone
+            conversation.rewarded = row + number - key
             name = "unscored" if isinstance(reward, str) else "reward"
             setattr(conversation, name, reward)
             return None

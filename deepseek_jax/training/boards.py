@@ -30,7 +30,8 @@ GROUPS = {
     "loss": (
         "loss *_loss loss_* regressed kl kl_* entropy entropy_* ratio_mean "
         "importance_weight_mean off_policy_fraction clip_fraction* soft soft_bound hard "
-        "hidden relations matched sorted on_policy l2 tokens row_tokens learned_tokens"
+        "hidden relations matched sorted on_policy l2 tokens row_tokens learned_tokens "
+        "marked_advantages"
     ).split(),
 }
 # The group of a metric that no pattern fits

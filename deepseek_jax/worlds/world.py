@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
+from deepseek_jax.data.tasks import Task, held_apart
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.rewards import Rule
 
@@ -27,7 +28,8 @@ class Questions:
     make(seed, num_held_out) -> data.tasks.Task, whose examples the rewards score. rule: the reward that says
     whether an answer is right, None if no rule does. worked(example) -> a good completion, to learn
     from. scores: further scores by name. kinds: name of a part -> the example["kind"] in that part, None
-    for all kinds.
+    for all kinds. alike: held-out questions are no others than those to train on, as in a game that a policy
+    begins anew.
     """
 
     make: Callable
@@ -35,6 +37,12 @@ class Questions:
     worked: Callable = given_solution
     scores: Mapping[str, Score] = dataclasses.field(default_factory=dict)
     kinds: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    alike: bool = False
+
+    def task(self, seed: int, num_held_out: int, plays: bool = False) -> Task:
+        """The Task that make gives. plays: as in data.tasks.held_apart, whose ValueErrors it raises."""
+        made = self.make(seed, num_held_out)
+        return made if self.alike else held_apart(made, plays)
 
 
 @dataclasses.dataclass(frozen=True)

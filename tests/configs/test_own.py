@@ -95,7 +95,8 @@ def command_of(words):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "words", ["runs/polite", "own_task.py", "runs/parquet", "own/tasks.py:diff"]
+    "words",
+    ["runs/polite", "runs/shortest", "own_task.py", "runs/parquet", "own/tasks.py:diff"],
 )
 def test_a_task_or_reward_of_ones_own_is_trained_on(words, place):
     """Oracle: the rewards' names in the metrics, the columns in the samples, and the policy that is left."""
@@ -107,6 +108,8 @@ def test_a_task_or_reward_of_ones_own_is_trained_on(words, place):
     if words == "runs/polite":
         assert "reward_my_rewards.py:polite" in metrics and "logged/longest" in metrics
         assert isinstance(columns["tokens"], int)
+    elif words == "runs/shortest":
+        assert "reward_own/rewards.py:shortest" in metrics
     elif words == "own/tasks.py:diff":
         assert columns["target"] == columns["answer"]
     else:

@@ -118,14 +118,19 @@ def test_held_out_documents_are_the_last_and_the_others_stay(tmp_path):
                 part[len(part)]
 
 
-def test_what_shares_a_key_with_a_held_out_document_is_left_out():
-    """Oracle: by hand: an earlier document with the key of a held-out one is dropped."""
+def test_what_shares_a_key_with_a_held_out_document_is_left_out(capsys):
+    """Oracle: by hand: an earlier document with the key of a held-out one, or of a question that is measured,
+    is dropped, and their number is said.
+    """
     source = [{"text": text, "about": about} for text, about in ("ax", "by", "cz", "dx", "ez")]
     train, held = hold_out(source, 1, lambda record: record["about"])
     assert [record["text"] for record in train] == ["a", "b", "d"]
     train, held = hold_out(source, 2, lambda record: record["about"])
     assert [record["text"] for record in train] == ["b"]
     assert [record["text"] for record in held] == ["d", "e"]
+    assert "2 of 3 training records ask what is held out: left out" in capsys.readouterr().out
+    train, _ = hold_out(source, 1, lambda record: record["about"], measured=["y", "q"])
+    assert [record["text"] for record in train] == ["a", "d"]
     with pytest.raises(ValueError, match="^num_held_out=1 of 4 records leaves nothing to train on"):
         hold_out(source[:1] * 4, 1, lambda record: record["about"])
 

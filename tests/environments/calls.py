@@ -41,4 +41,5 @@ def act(made, key, *calls):
 
 def scored(made, key):
     made.end(key)
-    return made.reward(key)
+    paid = made.reward(key)
+    return paid and paid.reward

@@ -150,5 +150,5 @@ def test_the_same_files_run_in_trl_and_here(tmp_path):
                 assert made.acted(key).texts == texts
                 compared += len(texts)
             made.end(key)
-            assert made.reward(key) == reward
+            assert made.reward(key) == (key, reward)
     assert len(conversations) == 8 and compared >= 16

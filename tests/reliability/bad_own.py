@@ -29,6 +29,16 @@ def table(name, *rows, columns=("question", "answer")):
     return prepare
 
 
+def doubled(name, *columns):
+    """prepare: a parquet file of a row with these columns."""
+
+    def prepare(good, here):
+        arrays = [pyarrow.array([column]) for column in columns]
+        pyarrow.parquet.write_table(pyarrow.Table.from_arrays(arrays, columns), here / name)
+
+    return prepare
+
+
 SUMS = [{"prompt": f"What is 2 + {i}?", "target": str(2 + i)} for i in range(9)]
 LACKING = [*SUMS[:6], {"prompt": "What is 9 + 9?"}, *SUMS[7:]]
 COLUMNS = " --config.data.columns={'question':'prompt','answer':'target'}"
@@ -63,6 +73,41 @@ BROUGHT = [
         OWN,
         F + "mine.py, line 2: KeyError: 'no'",
         code("def f(completion, example):\n    raise KeyError('no')"),
+    ),
+    (
+        OWN,
+        F + "returned 1e+30; rewards must be within +-1e+06: scale it; it was tried",
+        code("def f(completion, example): return 1e30"),
+    ),
+    (
+        OWN,
+        F
+        + "returned None, not scored, for all own answers of the questions that it was tried on, and no",
+        code("def f(completion, example): return None"),
+    ),
+    (
+        OWN,
+        F + "returned None, not scored, for all own answers",
+        code("def f(completions, **columns): return [None] * len(completions)"),
+    ),
+    (
+        OWN,
+        F
+        + "gives two completions 51 and ... together, ... turned around and ... and 51 each alone: return",
+        code("def f(completions, **c): return [float(len(text)) for text in completions][::-1]"),
+    ),
+    (
+        OWN,
+        F
+        + "gives two completions ...; where it compares completions, or is random, write f.whole_batch",
+        code("def f(completions, **c): return sorted(float(len(text)) for text in completions)"),
+    ),
+    (
+        OWN,
+        F + "gives two completions ... each alone",
+        code(
+            "import random\ndef f(completions, **c): return [random.random() for _ in completions]"
+        ),
     ),
     (OWN, F + "is async, which is not", code("async def f(completions, **columns): return []")),
     (
@@ -119,6 +164,14 @@ BROUGHT = [
         code("def make(seed, num_held_out): return [{'question': '1?'}], []"),
     ),
     (
+        TASK,
+        "config.data: all 3 questions to train on are held out, too: accuracy would be measured on what was",
+        code(
+            "def make(seed, n):\n    a = [dict(question=f'{i}?', answer='1') for i in range(3)]\n"
+            "    return a, a"
+        ),
+    ),
+    (
         "train grpo_small --config.data.task=arithmetik",
         "config.data.task='arithmetik' is not a world's task; did you mean arithmetic? ... FILE.py",
     ),
@@ -148,6 +201,16 @@ BROUGHT = [
         FILE + "q.parquet",
         "config.data: q.parquet is no parquet file, or is damaged",
         write("q.parquet", b"PAR1PAR1"),
+    ),
+    (
+        FILE + "q.parquet",
+        "config.data: q.parquet has the column 'answer' twice; rename one of them, or leave it out",
+        doubled("q.parquet", "question", "answer", "answer"),
+    ),
+    (
+        FILE + "q.csv",
+        "config.data: q.csv has the column 'answer' twice",
+        write("q.csv", "question,answer,answer\n1?,2,3\n"),
     ),
     (
         FILE + "q.csv",

@@ -15,6 +15,8 @@ MEANT = HINTS.replace("f(a)", "f(a: int) -> int")
 STEP = "    def step(self, text: str) -> str | None:\n        return None\n"
 RESET = "    def reset(self, **row):\n        return None\n"
 REWARD = "    def get_reward(self) -> float:\n        return 1.0\n"
+# A game, whose reward config.rewards has to name
+PAID = f"{ENVIRONMENT} --config.rewards={{'E':1.0}} --config.accuracy=E"
 # Recipes that hold no conversations
 OTHERS = ("r1_small", "distill_small", "sft_small", "pretrain_small", "reward_model_small")
 
@@ -46,6 +48,62 @@ TOOLS_AND_LIMITS = [
         ENVIRONMENT,
         "config.environment: mine.py:E takes arguments: missing a required argument: 'size'",
         code("class E:\n    def __init__(self, size): pass\n" + RESET + STEP),
+    ),
+    # The first conversation
+    (
+        f"{TOOLS} --check",
+        "config.tools: mine.py:f: every call fails: ...; let it take each argument by name, without * or /",
+        code(MEANT.replace("f(a:", "f(*a:")),
+    ),
+    (
+        TOOLS,
+        "config.tools: mine.py:f: every call fails: 'a' parameter is positional only",
+        code(MEANT.replace("a: int", "a: int, /")),
+    ),
+    (
+        f"{PAID} --check",
+        "config.environment: reset returned 3; return a text, or None (mine.py)",
+        code("class E:\n    def reset(self, **row): return 3\n" + STEP + REWARD),
+    ),
+    (
+        f"{PAID} --check",
+        "config.environment: reset failed: mine.py, line 2: ZeroDivisionError: division by zero",
+        code("class E:\n    def reset(self, **row): 1 / 0\n" + STEP + REWARD),
+    ),
+    (
+        f"{PAID} --check",
+        "config.environment: reset of mine.py gets every column (question, answer, number): ...; take those",
+        code("class E:\n    def reset(self): pass\n" + STEP + REWARD),
+    ),
+    (
+        PAID,
+        "config.environment: step returned int; return a text, or None to end",
+        code("class E:\n" + RESET + STEP.replace("None\n", "3\n") + REWARD),
+    ),
+    (
+        f"{PAID} --check",
+        "config.environment: get_reward failed: mine.py: TypeError: ...missing 1 required",
+        code("class E:\n" + RESET + STEP + REWARD.replace("self", "self, turn")),
+    ),
+    (
+        PAID,
+        "config.environment: get_reward returned None; return a finite number (mine.py)",
+        code("class E:\n" + RESET + STEP + REWARD.replace("1.0", "None")),
+    ),
+    (
+        PAID,
+        "config.environment: get_reward returned 1e+30; rewards must be within +-1e+06: scale it",
+        code("class E:\n" + RESET + STEP + REWARD.replace("1.0", "1e30")),
+    ),
+    (
+        "generate generate_small --config.environment=mine.py:E",
+        "config.environment: reset returned 3; return a text, or None (mine.py)",
+        code("class E:\n    def reset(self, **row): return 3\n" + STEP),
+    ),
+    (
+        f"{EVALUATE}--environment=mine.py:E",
+        "--environment: reset returned 3; return a text, or None (mine.py)",
+        both(copied("model"), code("class E:\n    def reset(self, **row): return 3\n" + STEP)),
     ),
     (
         "train guess_small --config.rewards={'guessed':1.0}",

@@ -15,6 +15,7 @@ KINDS = {
     "test_kills.py": "kills",
     "test_killed_sweeps.py": "kills",
     "test_silent_faults.py": "faults",
+    "test_conversation_faults.py": "faults",
     "test_full_disk.py": "faults",
     "test_damaged_runs.py": "faults",
     "test_bad_input.py": "inputs",

@@ -18,8 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 WITH_CONFIG = ("train", "generate", "plan", "sweep")
 WITH_WORKDIR = ("train", "generate", "evaluate", "sweep")
 # Small programs that may be compiled before the mistake can show: the plan by which each run knows its sizes
-# makes one number, --program computes shapes, and parameters that are read are copied to the devices
-SMALL = {"plans": 10, "weights": 40}
+# makes one number, --program computes shapes, parameters that are read are copied to the devices, and --check
+# sums over each axis of the mesh
+SMALL = {"plans": 10, "weights": 40, "tools": 3}
 ONE_NUMBER = 1
 # Characters that a person still reads
 LONGEST = 5000

@@ -19,6 +19,7 @@ from configs.grpo_small import get_config
 from deepseek_jax import settings as blocks
 from deepseek_jax.checkpoint.damage import DamagedCheckpoint
 from deepseek_jax.checkpoint.store import Store
+from deepseek_jax.data.chat import asked_messages
 from deepseek_jax.errors import BrokenTerm, NotFinite, SamplerApart, UnusableRewards
 from deepseek_jax.losses import grpo as losses
 from deepseek_jax.losses.advantages import group_advantages
@@ -51,6 +52,7 @@ from deepseek_jax.training.update import make_train_step
 from deepseek_jax.training.watch import Checks
 from launch import common
 from tests.processes import run_two
+from tests.recipes.small import make_run, one_device
 from tests.reinforce.test_update import TOKENIZER
 from tests.reinforce.test_update import train as reinforced
 from tests.tiny import tiny_model
@@ -68,6 +70,7 @@ RECIPES = (
     "distill",
 )
 EOS = 7
+TX = optax.sgd(1.0)
 
 
 def status_of(body):
@@ -571,17 +574,23 @@ def test_weights_may_stand_still_until_the_warm_up_is_over(tmp_path, capsys):
 
 
 GRPO = SimpleNamespace(loss=SimpleNamespace(kl_coef=0.04), faults=FaultSettings(), minibatches=2)
-LINE = dict(learned_tokens=20.0, tokens=40.0)
+MARKS = np.random.default_rng(0).random(3, np.float32)
+LINE = dict(learned_tokens=20.0, tokens=40.0, marked_advantages=MARKS[1] / 2)
+
+
+def idle(advantages=(0.0, 1.0), **fields):
+    """IdleUpdates of a source with these advantages in its rows."""
+    record = SimpleNamespace(advantages=np.float32(advantages))
+    return IdleUpdates(GRPO, SimpleNamespace(has_moved=False, record=record, **fields))
 
 
 def test_a_kl_of_zero_is_named_once_the_policy_has_moved():
     """Oracle: by hand: a KL of 0 is right until the sampling policy is another than the reference."""
-    source = SimpleNamespace(has_moved=False)
-    checked = IdleUpdates(GRPO, source)
+    checked = idle()
     line = LINE | dict(kl=0.0, grad_norm=1.0, all_equal_share=0.0)
     for step in range(5):
         checked.look(step, line)
-    source.has_moved = True
+    checked.source.has_moved = True
     checked.look(5, line)
     checked.look(6, line | {"kl": 1e-9})
     checked.look(7, line)
@@ -594,7 +603,7 @@ def test_a_kl_of_zero_is_named_once_the_policy_has_moved():
 
 def test_rewards_that_differ_and_move_nothing_are_named():
     """Oracle: by hand; where all rewards are equal, a gradient of 0 is right."""
-    checked = IdleUpdates(GRPO, SimpleNamespace(has_moved=False))
+    checked = idle()
     for step in range(9):
         checked.look(step, LINE | dict(grad_norm=0.0, all_equal_share=1.0))
     checked.look(9, LINE | dict(grad_norm=0.0, all_equal_share=0.5))
@@ -609,7 +618,20 @@ def test_a_loss_without_some_tokens_of_the_step_is_named():
     """Oracle: by hand: two updates of 19 tokens each learn 38 of 40."""
     line = LINE | dict(grad_norm=1.0, all_equal_share=0.0)
     with pytest.raises(BrokenTerm, match="step 3: .* have 38 tokens of completions in place of 40"):
-        IdleUpdates(GRPO, None).look(3, line | {"learned_tokens": 19.0})
+        idle().look(3, line | {"learned_tokens": 19.0})
+
+
+def test_advantages_in_the_rows_of_others_are_named():
+    """Oracle: by hand: the sum over three rows in two updates, then that of the same values, of which the
+    last two have changed places.
+    """
+    line = LINE | dict(grad_norm=1.0, all_equal_share=0.0)
+    checked, own = idle([-1, 3, -2]), np.float32([-1, 3, -2])
+    checked.look(3, line | {"marked_advantages": MARKS @ own / 2 * (1 + 1e-5)})
+    with pytest.raises(
+        BrokenTerm, match="step 3: the sum of advantages, .* rows of other completions"
+    ):
+        checked.look(3, line | {"marked_advantages": MARKS @ own[[0, 2, 1]] / 2})
 
 
 def test_a_reference_unlike_the_policy_is_named_at_the_first_update():
@@ -619,6 +641,18 @@ def test_a_reference_unlike_the_policy_is_named_at_the_first_update():
         BrokenTerm, match="loss.kl_coef=0.04: at the first update the KL .* is 5.0e-01"
     ):
         check_reference(GRPO, 1e-4, {"kl": jnp.float32(0.5)})
+
+
+def test_each_micro_batch_gives_its_part_of_the_gradient():
+    """Oracle: by hand: the gradient of x times 1, 2, 4 and 8 is 15; of two micro-batches of two rows, one
+    alone would give 3 or 12.
+    """
+    step = make_train_step(
+        lambda p, batch, rng: ((p["x"] * batch["rows"]).sum(), {}), TX, micro_batches=2
+    )
+    state = TrainState.create({"x": jnp.zeros(())}, TX)
+    state, _ = jax.jit(step)(state, {"rows": jnp.float32([1, 2, 4, 8])}, jax.random.key(0))
+    assert state.params["x"] == -15
 
 
 # Rewards
@@ -708,6 +742,30 @@ def test_questions_that_are_asked_again_in_their_epoch_are_not_new():
     check_questions(1, 0, 0)
     with pytest.raises(BrokenTerm, match="step 1: all 2 questions were asked before in this epoch"):
         check_questions(1, 2, 0)
+
+
+@pytest.mark.parametrize("recipe", ["grpo", "sft", "generate"])
+def test_questions_that_accuracy_is_measured_on_are_not_learned(tmp_path, capsys, recipe):
+    """Oracle: by hand: a task whose four held-out questions are among its twelve to train on."""
+    file = tmp_path / "tasks.py"
+    file.write_text(
+        "def make(seed, number):\n"
+        "    asked = [dict(question=f'{n}?', answer='1', solution='1') for n in range(12)]\n"
+        "    return asked, asked[:number]\n"
+    )
+    module = importlib.import_module(f"deepseek_jax.recipes.{recipe}.run")
+    config = importlib.import_module(f"configs.{recipe}_small").get_config()
+    config.unlock()
+    config.data.update(path=None, task=f"{file}:make", num_held_out=4)
+    if recipe == "generate":
+        config.data.num_prompts = None
+    settings = build(module.SETTINGS, config, "config")
+    job = module.JOB(settings, one_device(), make_run(tmp_path))
+    learned = getattr(job.read[0], "train", job.read[0])
+    assert [asked_messages(learned[i])[0]["content"] for i in range(len(learned))] == [
+        f"{n}?" for n in range(4, 12)
+    ]
+    assert "4 of 12 training questions are held out, too" in capsys.readouterr().out
 
 
 VARIES = [0, 1, 0, 1]
@@ -836,6 +894,28 @@ def test_a_run_with_a_fault_planted_in_its_batches_is_ended(
     with pytest.raises(BrokenTerm, match=words):
         reinforced(tmp_path, num_steps=3)
     assert status_of(lambda: reinforced(tmp_path / "again", num_steps=3)) == 5
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_run_whose_advantages_lie_on_other_devices_is_ended(
+    tmp_path, monkeypatch, by_length, micro_batches
+):
+    """Oracle: by hand: after all checks of the batch, each of four devices gets the advantages of the next;
+    exit status 5.
+    """
+    put = batches.put_share
+
+    def shifted(mesh, part):
+        moved = np.roll(part["advantages"], len(part["advantages"]) // mesh.size)
+        return put(mesh, part | {"advantages": moved})
+
+    monkeypatch.setattr(batches, "put_share", shifted)
+    mesh = make_mesh(data=4, devices=jax.devices()[:4])
+    fields = dict(prompts_per_step=8, num_steps=1, micro_batches=micro_batches)
+    with pytest.raises(
+        BrokenTerm, match="step 0: the sum of advantages.* rows of other completions"
+    ):
+        reinforced(tmp_path, mesh=mesh, **fields)
 
 
 def without_ends(batch):

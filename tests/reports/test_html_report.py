@@ -1,5 +1,6 @@
 """The page of a run: its content, and, in a browser, its filters and its safety from a model's text."""
 
+import html
 import json
 import re
 import shutil
@@ -86,6 +87,17 @@ def test_every_stage_stands_with_its_hash_its_parents_and_its_inputs():
     assert "base base complete aaaa settings a1" in text
     assert "R1 scenarios outdated bbbb base parent a2" in text
     assert "R2 later not begun" in text
+
+
+def test_a_record_of_a_stage_is_shown_as_text():
+    """Oracle: state, hashes and the names of inputs that are markup stand escaped, in the table and in the
+    graph: a stage.json may come from anybody.
+    """
+    stage = dict(name="base", title="base", hash=HOSTILE, state=HOSTILE)
+    text = page(stages=[stage | dict(inputs={HOSTILE: (HOSTILE, None)})])
+    assert text.count("<script") == page().count("<script")
+    lineage = text.partition('id="lineage"')[2]
+    assert "<img" not in lineage and lineage.count(html.escape(HOSTILE)) == 5
 
 
 def test_the_parts_stand_in_a_readers_order_and_the_hashes_are_folded_at_the_end():

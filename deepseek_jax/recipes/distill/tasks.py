@@ -10,7 +10,7 @@ from deepseek_jax.data.messages import (
     worked_conversations,
 )
 from deepseek_jax.data.mixture import Mixture
-from deepseek_jax.data.questions import read_questions
+from deepseek_jax.data.questions import asked_key, read_questions
 from deepseek_jax.data.records import content_digest
 from deepseek_jax.data.settings import as_own
 from deepseek_jax.data.sources import hold_out, read
@@ -55,7 +55,7 @@ class Weighted:
 def world_tasks(world: World, seed: int, num_questions: int):
     """Name of the world's questions -> Task, with num_questions held out for each part of them."""
     return {
-        name: questions.make(seed, num_questions * max(len(questions.kinds), 1))
+        name: questions.task(seed, num_questions * max(len(questions.kinds), 1))
         for name, questions in world.questions.items()
     }
 
@@ -87,12 +87,13 @@ def transfer_tasks(
 
 def _of_files(task: TaskSettings, folder: Path):
     source = read_conversations(task.path, folder, task.split, task.columns)
-    train, held_out = hold_out(source, task.num_held_out, what_it_answers)
     questions = []
     if task.questions is not None:
         with at("questions", "path"):
             own = as_own(task.questions)
             questions = read_questions(own.path, own.split, own.columns)
+    measured = map(asked_key, questions)
+    train, held_out = hold_out(source, task.num_held_out, what_it_answers, measured)
     return TransferTask(Weighted(train, task.weight), held_out, questions, task.rule)
 
 

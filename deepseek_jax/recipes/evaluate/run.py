@@ -24,7 +24,12 @@ from deepseek_jax.hub import hub_id
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.named_code import digest_of
 from deepseek_jax.parallel.processes import barrier, first_process, say, total
-from deepseek_jax.recipes.conversing import conversing, open_environments, rewards_of
+from deepseek_jax.recipes.conversing import (
+    conversing,
+    open_environments,
+    rewards_of,
+    try_environment,
+)
 from deepseek_jax.recipes.evaluate.report import RESULTS, problems_page, report
 from deepseek_jax.recipes.evaluate.settings import MAX_COMPLETION_LENGTH, EvaluateSettings
 from deepseek_jax.recipes.job import PROMPT_LENGTH, Work, WorkdirJob
@@ -93,7 +98,10 @@ class EvaluateJob(WorkdirJob):
         return dataclasses.replace(config, dtype=self.settings.dtype)
 
     def check_measured_data(self, work: Work):
-        """Raise ValueError where the problems or the checkpoint are not there, or tools have another form."""
+        """Raise ValueError where the problems or the checkpoint are not there, tools have another form, or an
+        environment fails in its first conversation.
+        """
+        try_environment(self.environments, [problem["example"] for problem in self.problems[:1]])
         return self.problems, self.environments, self.made_of
 
     def answering(self, work: Work):

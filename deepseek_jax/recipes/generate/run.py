@@ -18,7 +18,12 @@ from deepseek_jax.errors import at
 from deepseek_jax.files import read_json
 from deepseek_jax.parallel.mesh import group_mesh, mesh_of
 from deepseek_jax.parallel.processes import first_process, say
-from deepseek_jax.recipes.conversing import conversing, open_environments, rewards_of
+from deepseek_jax.recipes.conversing import (
+    conversing,
+    open_environments,
+    rewards_of,
+    try_environment,
+)
 from deepseek_jax.recipes.generate.settings import GenerateSettings
 from deepseek_jax.recipes.job import LineageJob, Work
 from deepseek_jax.recipes.kinds.ask import sampling_inputs
@@ -138,6 +143,7 @@ class GenerateJob(FromPolicy, LineageJob):
         with at("rewards"):
             rewards.check(questions)
         say_deciding(self.settings, rewards)
+        try_environment(self.environments, questions)
         if self.settings.init_from is None:
             prompts_of(self.settings, self._conversing(self.policy), questions)
         return self.planned, self.evaluation
@@ -268,7 +274,8 @@ def _questions(settings: GenerateSettings):
             questions = read_questions(data.path, data.split, data.columns)
         else:
             _, asked = find_questions(data.task)
-            task = asked.make(settings.seed, data.num_held_out)
+            plays = settings.environment is not None
+            task = asked.task(settings.seed, data.num_held_out, plays)
             questions, held_out = distinct(task.train), task.held_out
     if data.num_prompts is not None and data.num_prompts > len(questions):
         raise ValueError(

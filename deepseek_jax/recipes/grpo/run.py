@@ -9,7 +9,7 @@ import functools
 
 from deepseek_jax import reports
 from deepseek_jax.data.questions import read_questions
-from deepseek_jax.data.tasks import file_task
+from deepseek_jax.data.tasks import Task, file_task, held_apart
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.held_out import evaluate_both, scores_of_both
 from deepseek_jax.lazy import LazyTable
@@ -27,7 +27,12 @@ from deepseek_jax.worlds.registry import find_questions
 
 # Few runs have reward models, or tools
 MODELS = LazyTable({"load": "deepseek_jax.reinforce.model_rewards:load_model_rewards"})
-TOOLS = LazyTable({"rewards": "deepseek_jax.recipes.conversing:rewards_of"})
+TOOLS = LazyTable(
+    {
+        "rewards": "deepseek_jax.recipes.conversing:rewards_of",
+        "try": "deepseek_jax.recipes.conversing:try_environment",
+    }
+)
 SETTINGS = GrpoSettings
 PHASE = "grpo"
 
@@ -44,6 +49,7 @@ class GrpoJob(TrainedJob):
     def read(self):
         """(Task, general questions, [] without settings.general)."""
         settings, data, general = self.settings, self.settings.data, []
+        plays = settings.environment is not None
         with at("data"):
             if data.path is not None:
                 task = file_task(
@@ -53,12 +59,15 @@ class GrpoJob(TrainedJob):
                     split=data.split,
                     columns=data.columns,
                 )
+                task = held_apart(task, plays)
             else:
-                task = find_questions(data.task)[1].make(settings.seed, data.num_held_out)
+                questions = find_questions(data.task)[1]
+                task = questions.task(settings.seed, data.num_held_out, plays)
         if settings.general is not None:
             with at("general"):
                 own = settings.general
                 general = read_questions(own.path, own.split, own.columns)
+                general = held_apart(Task(general, task.held_out), plays).train
         return task, general
 
     @functools.cached_property
@@ -98,8 +107,12 @@ class GrpoJob(TrainedJob):
         return contextlib.nullcontext(self.paid)
 
     def check_rewards(self, work: Work):
-        """Raise ValueError where the rewards of their scenario cannot score the questions."""
-        paid, (task, general) = self.paid, self.read
+        """Raise ValueError where the rewards of their scenario cannot score the questions, and where an
+        environment fails in its first conversation.
+        """
+        paid, (task, general), tools = self.paid, self.read, self.policy.tools
+        if tools is not None:
+            TOOLS["try"](tools.environments, task.train)
         with at("rewards"):
             paid["reasoning"].check([*task.train, *task.held_out])
         say_deciding(self.settings, paid["reasoning"])

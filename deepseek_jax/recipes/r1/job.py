@@ -67,7 +67,7 @@ class R1Job(LineageJob):
         }
         name, number = names[kind]
         return (
-            Task([], []) if name is None else world.questions[name].make(self.settings.seed, number)
+            Task([], []) if name is None else world.questions[name].task(self.settings.seed, number)
         )
 
     @functools.cached_property

@@ -30,7 +30,7 @@ def load_conversations(settings: SftSettings, folder: Path):
             source = read_conversations(data.path, folder, data.split, data.columns)
             return hold_out(source, data.num_held_out, what_it_answers)
         _, questions = find_questions(data.task)
-        task = questions.make(settings.seed, data.num_held_out)
+        task = questions.task(settings.seed, data.num_held_out)
     return tuple(worked_conversations(e, questions.worked) for e in (task.train, task.held_out))
 
 

@@ -10,7 +10,7 @@ from deepseek_jax.worlds.world import Questions, World
 GUESS = World(
     name="guess",
     template=PLAIN_TEMPLATE,
-    questions={"guess": Questions(guess_task, "guessed", number_of)},
+    questions={"guess": Questions(guess_task, "guessed", number_of, alike=True)},
     reasoning="guess",
     corpora={"guess": guess_corpus},
     tokenizers={"guess": guess_tokenizer},
