@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -56,6 +57,15 @@ def test_the_packages_are_those_of_the_requirements():
     names = {name.replace("-", "_") for name in required}
     other = {"absl": "absl_py", "orbax": "orbax_checkpoint"}
     assert {other.get(name, name) for name in installed.PACKAGES} <= names
+
+
+def test_what_chat_templates_need_is_required():
+    """Oracle: the metadata of transformers, which leaves it to an extra; PyTorch would bring it by chance."""
+    extra = [r for r in metadata.requires("transformers") if 'extra == "chat-template"' in r]
+    assert extra
+    required = (ROOT / "requirements.txt").read_text()
+    for requirement in extra:
+        assert re.search(f"^{re.escape(requirement.split(';')[0])}\\b", required, re.MULTILINE)
 
 
 def test_every_program_checks_before_it_imports_anything_else():

@@ -77,6 +77,9 @@ class Chip:
 
     id: int
     process_index: int
+    # The newest JAX describes a mesh by these
+    platform: str = "tpu"
+    device_kind: str = "TPU v5p"
 
 
 def counted(folder, mesh):
