@@ -99,6 +99,7 @@ def _scores_of(row, scores, accuracy, columns):
         "reward": _number(scores.total[row]),
         "parts": parts,
         "right": None if accuracy is None else bool(scores.as_wrong(accuracy)[row] == 1),
+        "unread": scores.unread is not None and bool(scores.unread[row]),
         "columns": columns | {name: of[row] for name, of in scores.columns.items()},
     }
 
@@ -123,6 +124,11 @@ def _scored(scores, accuracy):
         say(
             f"{scores.errors} of {len(scores.total)} held-out answers could not be scored and count as "
             f"wrong: {''.join(scores.messages[:1])}"
+        )
+    if scores.unread is not None and scores.unread.any():
+        say(
+            f"{scores.unread.sum()} of {len(scores.total)} held-out answers state something that no rule "
+            "reads; they count as wrong, and the page marks them as unread"
         )
     scored = ~np.isnan(scores.total)
     rewarded = {"reward": scores.total[scored]}

@@ -237,6 +237,8 @@ class GroupSource:
             for message in scores.messages:
                 say(f"step {step}: {message} The completion is dropped from its group.")
         self.record.add({"reward_errors": scores.errors})
+        if scores.unread is not None:
+            self.record.add({"unread": int(scores.unread.sum())})
         self.record.log(scores.metrics)
         groups = make_groups(examples, answers, scores)
         if answers.conversations is not None:
@@ -293,6 +295,7 @@ def make_groups(examples: list[dict], answers: Answers, scores: Scores) -> list[
         group["rewards"] = scores.total[rows]
         group["parts"] = {name: part[rows] for name, part in scores.parts.items()}
         group["columns"] = {name: column[rows] for name, column in scores.columns.items()}
+        group["unread"] = [False] * n if scores.unread is None else scores.unread[rows]
         if answers.conversations is not None:
             group["conversations"] = answers.conversations[rows]
     return groups

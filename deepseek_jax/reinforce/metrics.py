@@ -22,7 +22,8 @@ class StepRecord:
     counts: by the names of metrics. Summed over the step's sampling rounds: weight_sync_time, seconds until
     the parameters had the form for decoding; exposed_generation_time, those of the rest of the rollout, for
     all of which the update waits; sampled_tokens; prefilled_positions, of the engine's padded prompts, one
-    prompt for its whole group; reward_seconds, for the rewards; reward_errors; new_questions, those that are
+    prompt for its whole group; reward_seconds, for the rewards; reward_errors; unread, completions that score
+    0 because a rule could not read what they state; new_questions, those that are
     new in their epoch; left_out_tokens, sampled ones that no update learns. asked, answered: all questions,
     and all tokens of the answers. tokens: those that the step learns, in each of its epochs. flops: what its
     updates need; None where they are not counted.
@@ -143,6 +144,7 @@ def kept_completions(groups: list, advantages, count: int):
                 "advantage": advantages[number * n + row],
                 "length": lengths[row],
                 "truncated": group["truncated"][row],
+                "unread": group["unread"][row],
             }
             | _conversation_of(group, row)
             for row in rows

@@ -105,6 +105,7 @@ class ScenarioRewards:
         total = np.full(len(examples), np.nan, np.float32)
         parts = {name: total.copy() for name in names}
         errors, messages, metrics, columns = 0, [], {}, {}
+        unread = np.zeros(len(examples), bool)
         for scenario, rewards in self.rewards.items():
             rows = [i for i, example in enumerate(examples) if scenario_of(example) == scenario]
             asked = [examples[i] for i in rows]
@@ -115,11 +116,13 @@ class ScenarioRewards:
                 parts[name][rows] = part
             errors, messages = errors + scores.errors, messages + scores.messages
             metrics |= scores.metrics
+            if scores.unread is not None:
+                unread[rows] = scores.unread
             for name, values in scores.columns.items():
                 column = columns.setdefault(name, [None] * len(examples))
                 for row, value in zip(rows, values, strict=True):
                     column[row] = value
-        return Scores(total, parts, errors, messages, metrics, columns)
+        return Scores(total, parts, errors, messages, metrics, columns, unread)
 
 
 def scenario_of(example):

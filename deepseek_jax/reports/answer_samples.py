@@ -78,5 +78,5 @@ def _unscored(measured):
 
 def _completion(sample):
     found = {"text": sample["completion"], "total": sample["reward"]}
-    known = ("parts", "right", "truncated", "length", "messages")
+    known = ("parts", "right", "unread", "truncated", "length", "messages")
     return found | {name: sample[name] for name in known if name in sample}

@@ -23,14 +23,14 @@
   let shown = PAGE;
 
   const CHOICES = filters
-    ? [...filters.querySelectorAll("select")].map((select) => select.name).filter((name) => name !== "answer") : [];
+    ? [...filters.querySelectorAll("select")].map((select) => select.name).filter((name) => name !== "answer" && name !== "read") : [];
 
   function wanted() {
     const form = new FormData(filters);
     const number = (name, otherwise) => !form.get(name) ? otherwise : Number(form.get(name));
     return {
       choices: CHOICES.map((key) => [key, form.get(key)]).filter(([, value]) => value),
-      answer: form.get("answer"), text: form.get("text").trim().toLowerCase(),
+      answer: form.get("answer"), unread: form.get("read"), text: form.get("text").trim().toLowerCase(),
       low: number("low", -Infinity), high: number("high", Infinity),
     };
   }
@@ -44,6 +44,7 @@
       .map((group) => [group, group.completions.filter((completion) =>
         (has(group.prompt) || has(completion.text))
         && (!want.answer || completion.right === (want.answer === "right"))
+        && (!want.unread || completion.unread)
         && (anyReward
           || known(completion.total) && completion.total >= want.low && completion.total <= want.high))])
       .filter(([, completions]) => completions.length > 0);
@@ -113,6 +114,7 @@
       Object.entries(parts).map(([name, part]) => `${words(name)} ${value(part)}`).join(" · ")));
     add(completion.languages, () => languages(completion.languages));
     add(known(length), () => element("span", "", `${length} tokens`));
+    add(completion.unread, () => element("span", "wrong", "unread"));
     add(completion.truncated, () => element("span", "wrong", "truncated"));
     const tone = advantage > 0 ? "above" : advantage < 0 ? "below" : "even";
     const made = element(tag, `completion ${tone}`, facts,

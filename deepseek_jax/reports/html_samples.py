@@ -78,6 +78,8 @@ def samples_part(shown: list[dict], number: int):
     completions = [completion for group in shown for completion in group["completions"]]
     if any(completion.get("right") is not None for completion in completions):
         selects.append(_select("answer", ("right", "wrong")))
+    if any(completion.get("unread") for completion in completions):
+        selects.append(_select("read", ("unread",)))
     return (
         f"<p>{_said(shown, completions, number)}</p>"
         f'<form id="filters">{"".join(selects)}'
@@ -101,6 +103,8 @@ def _said(shown, completions, number):
         said += f" {len(shown)} of {number} prompts are here, because the page is limited."
     if any(completion.get("advantage") is not None for completion in completions):
         said += " An advantage compares a completion with the others of its prompt."
+    if any(completion.get("unread") for completion in completions):
+        said += " Unread: it states something that no rule reads as a number, and scores 0."
     if any(completion.get("languages") for completion in completions):
         said += " A bar shows the languages of the words in its reasoning."
     if any(group.get("phase") for group in shown):

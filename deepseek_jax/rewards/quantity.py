@@ -28,7 +28,7 @@ from deepseek_jax.rewards.lead import read_sign
 from deepseek_jax.rewards.number import number, tidy, without_fractions
 from deepseek_jax.rewards.tokens import Context, places_of_numbers, tokens_of
 from deepseek_jax.rewards.unit import read_unit
-from deepseek_jax.rewards.words import JOINS, LINKS, NEGATIONS, changes, singular, words_of
+from deepseek_jax.rewards.words import LINKS, changes, singular, words_of
 
 EQUALS = re.compile(r"=|\\approx\b|≈")
 # What a value is called: x, f(2), \angle ABC, a + b, Area. Not 2x or -x, which are other values
@@ -143,7 +143,7 @@ def _line_around(text, end):
     start = max(0, end - WINDOW)
     before, _, line = text[start:end].rpartition("\n")
     line = BULLET.sub("", line + text[end : end + WINDOW].partition("\n")[0])
-    before = before.rstrip(" \\[]()$\n").rpartition("\n")[2]
+    before = before.rpartition("\n")[2].rstrip(" \\[]()$")
     last = re.search(r"[A-Za-z]*$", before)[0].lower()
-    goes_on = before.endswith(UNFINISHED) or last in JOINS | LINKS | NEGATIONS
-    return f"{before} {line}" if goes_on else line
+    # Many a line ends in "times" or "left over"
+    return f"{before} {line}" if before.endswith(UNFINISHED) or last in LINKS else line

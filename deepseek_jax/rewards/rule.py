@@ -21,7 +21,8 @@ class Rule(NamedTuple):
     for an example that the rule cannot score. reading: None where answers cannot vote, such as programs.
     verifier: in place of score, a class that scores a batch in a pool of workers, with score(values,
     completions, *more): the examples' values of the first of `fields`, and, after the completions, those of
-    the others.
+    the others. unread(completion, example): True if it states something
+    that the rule cannot read, and scores 0 for it.
     """
 
     score: Callable | None = None
@@ -29,3 +30,4 @@ class Rule(NamedTuple):
     reading: Reading | None = None
     verifier: Callable | None = None
     fields: tuple[str, ...] = ("answer",)
+    unread: Callable | None = None

@@ -1,6 +1,12 @@
 """The general rules. Worlds have rules of their own, see worlds.registry."""
 
-from deepseek_jax.rewards.answer import answer_key, exact_answer, extract_answer, gold_answer
+from deepseek_jax.rewards.answer import (
+    answer_key,
+    exact_answer,
+    extract_answer,
+    gold_answer,
+    is_unread,
+)
 from deepseek_jax.rewards.arithmetic import (
     check_chain,
     check_integer,
@@ -17,14 +23,22 @@ from deepseek_jax.rewards.language import (
     language_consistency_zh,
 )
 from deepseek_jax.rewards.math_verify import MathVerifier
+from deepseek_jax.rewards.math_verify import is_unread as is_unread_by_math_verify
 from deepseek_jax.rewards.program import ProgramVerifier, check_test_cases
 from deepseek_jax.rewards.rule import Reading, Rule
 
 NUMBERS = Reading(extract_answer, answer_key)
 
-EXACT_ANSWER = Rule(exact_answer, gold_answer, NUMBERS)
-MATH_VERIFY = Rule(None, gold_answer, NUMBERS, verifier=MathVerifier, fields=("answer", "question"))
-CORRECT = Rule(correct, check_integer, NUMBERS)
+EXACT_ANSWER = Rule(exact_answer, gold_answer, NUMBERS, unread=is_unread)
+MATH_VERIFY = Rule(
+    None,
+    gold_answer,
+    NUMBERS,
+    verifier=MathVerifier,
+    fields=("answer", "question"),
+    unread=is_unread_by_math_verify,
+)
+CORRECT = Rule(correct, check_integer, NUMBERS, unread=is_unread)
 CORRECT_REASONING = Rule(correct_reasoning, check_chain)
 CORRECT_WORKING = Rule(correct_working, check_integer)
 TRUE_EQUATIONS = Rule(true_equations)

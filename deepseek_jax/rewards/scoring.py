@@ -52,7 +52,8 @@ class Scores:
     total: float32[b], the weighted sum of the parts that scored; NaN where a part failed or none scored.
     parts: name -> float32[b], unweighted; NaN where it failed or did not score. errors: the number of
     completions whose total is NaN. messages: of the first failures. metrics, columns: what functions of the
-    user's own logged: name -> number, and name -> a value for each completion.
+    user's own logged: name -> number, and name -> a value for each completion. unread: bool[b], True where a
+    rule scored 0 because it could not read what the completion states; None without a rule that reads.
     """
 
     total: np.ndarray
@@ -61,6 +62,7 @@ class Scores:
     messages: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     columns: dict[str, list] = field(default_factory=dict)
+    unread: np.ndarray | None = None
 
     def as_wrong(self, name: str):
         """A part in which completions without a verdict count as 0, as in an accuracy: float32[b]."""
@@ -202,14 +204,17 @@ class Rewards:
         if len(examples) != count:
             raise ValueError(f"{len(examples)} examples for {count} completions.")
         self.check(examples)
-        parts, messages = {}, []
+        parts, messages, unread = {}, [], None
         total, scored = np.zeros(count, np.float32), np.zeros(count, bool)
         for name, weight in self.weights.items():
             verdicts = share(functools.partial(self._verdicts, name, batch), count)
-            values = [math.nan if value is None else value for value, _ in verdicts]
+            values = [math.nan if value is None else value for value, _, _ in verdicts]
             parts[name] = np.array(values, np.float32)
-            messages += [message for _, message in verdicts if message is not None]
-            scores = np.array([value is not None for value, _ in verdicts], bool)
+            messages += [message for _, message, _ in verdicts if message is not None]
+            scores = np.array([value is not None for value, _, _ in verdicts], bool)
+            if name in self._rules and self._rules[name].unread is not None:
+                own = np.array([not_read for _, _, not_read in verdicts], bool)
+                unread = own if unread is None else unread | own
             total = np.where(scores, total + weight * parts[name], total)
             scored |= scores
         if not scored.all():
@@ -219,13 +224,14 @@ class Rewards:
         if self._functions:
             ours = [function.logged for function in self._functions.values()]
             logged = SPECIAL["gathered"](from_each(ours), count)
-        return Scores(total, parts, errors, messages[:MAX_MESSAGES], *logged)
+        return Scores(total, parts, errors, messages[:MAX_MESSAGES], *logged, unread)
 
     def _verdicts(self, name, batch, rows):
-        """(float, message) for each of the rows, by one reward; None in place of the float where it does not
-        score. Where it fails: NaN, and a message, which is None after MAX_MESSAGES others, as it is without a
-        failure.
+        """(float, message, whether it was not read) for each of the rows, by one reward; None in place of the
+        float where it does not score. Where it fails: NaN, and a message, which is None after MAX_MESSAGES
+        others, as it is without a failure.
         """
+        unread = self._rules[name].unread if name in self._rules else None
         verdicts, failures = [], 0
         for row, value in zip(rows, self._values(name, batch, rows), strict=True):
             message = None
@@ -234,7 +240,9 @@ class Rewards:
                 if failures <= MAX_MESSAGES:
                     message = f"reward {name!r} failed with {value!r} on {batch.shown(row)}."
                 value = math.nan
-            verdicts.append((None if value is None else float(value), message))
+            wrong = unread is not None and value == 0
+            not_read = wrong and unread(batch.completions[row], batch.examples[row])
+            verdicts.append((None if value is None else float(value), message, not_read))
         return verdicts
 
     def _values(self, name, batch, rows):

@@ -3,9 +3,10 @@
 A line is an object of a prompt's group, or of as many of its completions as the run keeps:
 {"step": int, "phase": str, "prompt": str, "answer": str or null, "columns": {name: value}, "completions":
 [{"text": str, "reward": float or null, "parts": {name: float or null}, "advantage": float or null,
-"columns": {name: value}, "length": int, "truncated": bool}]}. columns: the others of the question's line, and
-of a completion what rewards logged of it. length: in tokens. A reward that failed, or that there is none of,
-is null. A completion that is a conversation also has "messages": those after the prompt, in OpenAI's form.
+"columns": {name: value}, "length": int, "truncated": bool, "unread": bool}]}. columns: the others of the
+question's line, and of a completion what rewards logged of it. length: in tokens. unread: it scores 0 because
+a rule could not read what it states. A reward that failed, or that there is none of, is null. A completion
+that is a conversation also has "messages": those after the prompt, in OpenAI's form.
 """
 
 import json
@@ -47,6 +48,7 @@ def completions_line(step: int, phase: str, group: dict):
             "columns": _columns(each["columns"]),
             "length": int(each["length"]),
             "truncated": bool(each["truncated"]),
+            "unread": bool(each["unread"]),
         }
         | _messages_of(each)
         for each in group["completions"]

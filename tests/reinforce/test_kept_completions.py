@@ -73,11 +73,14 @@ def test_a_step_keeps_at_most_as_many_as_the_settings_say(count, sizes):
         "parts": {},
         "mask": np.ones((4, 2), bool),
         "truncated": np.zeros(4, bool),
+        "unread": np.array([False, True, False, False]),
     }
     kept = kept_completions([group, group], np.arange(8.0), count)
     assert [len(each["completions"]) for each in kept] == sizes
     advantages = [one["advantage"] for each in kept for one in each["completions"]]
     assert advantages == list(range(sum(sizes)))
+    unread = [one["unread"] for each in kept for one in each["completions"]]
+    assert unread == [row % 4 == 1 for row in range(sum(sizes))]
     assert [each["columns"] for each in kept] == [{"topic": "sums"}] * len(sizes)
     logged = [one["columns"] for each in kept for one in each["completions"]]
     assert logged == [{"tokens": 5 + row % 4} for row in range(sum(sizes))]

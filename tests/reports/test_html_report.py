@@ -430,6 +430,18 @@ def test_steps_of_training_are_filtered_and_show_what_is_known_in_a_browser(brow
     assert browser.find_elements("name", "low") == [] and browser.get_log("browser") == []
 
 
+def test_what_no_rule_reads_is_marked_and_can_be_looked_at_in_a_browser(browser, tmp_path):
+    """Oracle: by hand: of two completions, the one that is unread."""
+    unread = completion("5 squared", 0.0) | {"unread": True}
+    sample = group("R1", "sum", SUM, [unread, completion("6", 0.0) | {"unread": False}])
+    (tmp_path / "unread.html").write_text(page(samples=[sample]))
+    browser.get((tmp_path / "unread.html").as_uri())
+    assert shown(browser)[1] == [[SUM, ["5 squared", "6"]]]
+    choose(browser, read="unread")
+    assert shown(browser)[1] == [[SUM, ["5 squared"]]]
+    assert "unread" in browser.find_element("css selector", "#groups .completion .facts").text
+
+
 def test_what_has_no_reward_is_within_no_bounds_in_a_browser(browser, tmp_path):
     """Oracle: by hand: of two completions, the one that was scored; it stands first."""
     sample = group("R1", "sum", SUM, [completion("x", 0.0, total=None), completion("y", 0.0)])

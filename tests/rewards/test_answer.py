@@ -9,9 +9,11 @@ from deepseek_jax.rewards.answer import (
     contradicts,
     exact_answer,
     extract_answer,
+    is_unread,
     marked_answer,
     same_answer,
 )
+from deepseek_jax.rewards.arithmetic import correct
 from deepseek_jax.rewards.number import number
 from tests.rewards.forms import forms
 
@@ -269,3 +271,85 @@ def test_an_empty_gold_answer_is_an_error():
     """Oracle: by hand; as a score it would be a 0 for every completion."""
     with pytest.raises(ValueError, match="'Add 2 to 3' has an empty answer"):
         exact_answer("5", {"question": "Add 2 to 3", "answer": " "})
+
+
+FIVE = {"question": "?", "answer": "5"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    forms(r"""
+        \boxed{x = 5} | <answer>x = 5</answer> | \boxed{2 + 3 = 5} | \boxed{5个} | \boxed{USD 5} |
+        \boxed{5 \text{ (apples)}} | <answer>There are 5 apples.</answer> | #### Answer: 5 |
+        2 + 3 = \boxed{5} | so x = **5** | 5 third graders | 5 negative numbers | 5 double rooms |
+        5 fourth-year students | The first answer is 6. No, the final answer is \boxed{5} |
+        The intermediate answer is 6, so \boxed{5} | A: 5
+    """)
+    + ["So we get\n5", "That is all\n\n5"],
+)
+def test_forms_that_were_refused_are_paid(text):
+    """Oracle: by hand: each states 5 and nothing else. `correct` asks for a number, which each is."""
+    assert exact_answer(text, FIVE) == correct(text, FIVE) == 1.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    forms(r"""
+        \boxed{x=6=5} | <answer>6<answer>5</answer></answer> | <!-- \boxed{5} --> | <!-- \boxed{5} |
+        % \boxed{5} | The first answer is 5, the other is 6 \boxed{6} | The answer is 6. \boxed{5}
+    """)
+    + ["2 + 3\n% so \\boxed{5}"],
+)
+def test_forms_that_were_paid_are_refused(text):
+    """Oracle: by hand: a false equation, a tag in a tag, a comment, and two answers."""
+    assert exact_answer(text, FIVE) == correct(text, FIVE) == 0.0
+
+
+@pytest.mark.parametrize(
+    "question, answer, text, want",
+    [
+        ("?", "-3", "it is negative 3", 1),
+        ("?", "-200", "The sum is 4\n-200", 1),
+        ("?", "200", "The sum is 4\n-200", 0),
+        ("?", "12", r"\boxed{12cm}", 1),
+        ("?", "1500000", "1.5 million", 1),
+        ("?", "1500000", r"\boxed{1.5 \text{ million}}", 1),
+        ("?", "60", "5 dozen eggs", 1),
+        ("How many dozen eggs?", "5", "5 dozen eggs", 1),
+        ("How many million?", "5", r"\boxed{5 \text{ million}}", 1),
+        ("How many?", "5", "5 dozen eggs", 0),
+        ("Which?", "B", "The answer is B.", 1),
+        ("Which?", "B", "We have 3. The answer is (B).", 1),
+        ("Which?", "B", "The answer is B. The answer is A.", 0),
+        ("Where?", "Paris", "The answer is Paris.", 1),
+        ("Where?", "Paris", "The answer is Rome.", 0),
+        ("Which?", "Room 5", "Gate 5", 0),
+        ("?", "0.1", "0.10000001", 0),
+        ("?", "101_2", "101", 0),
+        ("?", "2 apples and 3 pears", r"\boxed{2 apples and 3 pears}", 1),
+    ],
+)
+def test_units_scales_and_texts(question, answer, text, want):
+    """Oracle: by hand."""
+    assert exact_answer(text, {"question": question, "answer": answer}) == want
+
+
+@pytest.mark.parametrize(
+    "text, want",
+    [
+        (r"\boxed{five}", True),
+        ("<answer>5 squared</answer>", True),
+        ("4 or 5", True),
+        (r"\boxed{6}", False),
+        ("it is 6", False),
+        ("The answer is 6. The answer is 7.", False),
+        ("no idea", False),
+        ("", False),
+        ("<think>5 squared</think>", False),
+    ],
+)
+def test_what_is_not_read_is_known(text, want):
+    """Oracle: by hand: it states something, and the rules see no number in it. None of them is paid."""
+    assert is_unread(text, FIVE) == want
+    assert exact_answer(text, FIVE) == 0
+    assert not is_unread(text, {"question": "?", "answer": "Paris"})

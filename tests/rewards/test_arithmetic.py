@@ -217,6 +217,10 @@ def test_true_equations_count_whatever_the_answer(completion, want):
     + [
         "2 + 3 - 3 = 2",
         "2 - 2 = 0",
+        "(2 + 0) = 2",
+        "2 + (3 - 3) = 2",
+        "2 * (3 / 3) = 2",
+        "3 * (3 - 2) = 3",
         "2 / 2 = 1",
         "3 * 2 / 2 = 3",
         "2 + 0 = 2 = 2",
@@ -256,6 +260,14 @@ def test_a_term_of_the_question_and_an_earlier_result_are_working(text, example)
     assert correct_working(text, example) == true_equations(text, example) == 1
 
 
+def test_a_number_of_the_question_is_used_no_oftener_than_it_is_there():
+    """Oracle: by hand: the question has 1 once, and 1 + 1 = 2 is true whatever is asked."""
+    example = {"question": "Tom has 1 apple and 2 pears. How many are they?", "answer": "3"}
+    assert true_equations("1 + 1 = 2\n" * 500, example) == true_equations("1 + 1 = 2", example) == 0
+    assert true_equations("1 + 2 = 3", example) == correct_working("1 + 2 = 3", example) == 1
+    assert true_equations("1 + 1 = 2", ask(1, 1)) == 1
+
+
 def test_the_same_line_500_times_is_one_line():
     """Oracle: by hand: of the seven 3 of the question it uses two; and 6 + 3 is the line 3 + 6."""
     example = ask(*[3] * 7)
@@ -292,6 +304,13 @@ APPLES = {"question": "Tom has 3 apples and buys 8 more. How many has he?", "ans
         ("1,000 + 234 = 1,234", ask(1000, 234)),
         ("7 - 10 = -3", ask(7, 10, sign="-")),
         ("<think>3 + 4 = 7</think><answer>7</answer>", ask(3, 4)),
+        (r"3 + 4 = \boxed{7}", ask(3, 4)),
+        ("3 + 4 = **7**", ask(3, 4)),
+        (r"\(3 \times 4 = 12\)", ask(3, 4, sign="*")),
+        (r"$3 \cdot 4 = \boxed{12}$", ask(3, 4, sign="*")),
+        (r"\frac{12}{4} = 3", {"question": "12 by 4?", "answer": "3"}),
+        ("(2 + 3) * 4 = 20", {"question": "4 bags of 2 and 3?", "answer": "20"}),
+        ("So it is (3 + 4 = 7).", ask(3, 4)),
     ],
 )
 def test_free_text_with_true_equations_shows_its_working(completion, example):

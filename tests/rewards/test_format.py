@@ -51,6 +51,8 @@ def test_any_other_layout_does_not(text):
         "\u115f\u1160",
         "\uffa0",
         "\u2800",
+        "\U0001d159",
+        "\ufffc",
         "\x00",
         "\x7f",
     ]

@@ -223,6 +223,35 @@ def test_a_sentence_after_an_empty_thought_earns_nothing():
         assert language_consistency_zh(text % SENTENCES["zh"], {}) == 0.0
 
 
+@pytest.mark.parametrize(
+    "thought",
+    [
+        "w e f i r s t a d d t h e s e t w o n u m b e r s 得",
+        "w-e f-i-r-s-t a-d-d t-h-e-s-e n-u-m-b-e-r-s 得",
+        "$we$ 得 $first$ 得 $add$ 得 $these$ 得 $numbers$ 得",
+        r"\(we\) 得 \(first\) 得 \(\text{add}\) 得 \(these\) 得 $numbers$ 得",
+        "$w$ $e$ $a$ $d$ $d$ $u$ $p$ $t$ $w$ $o$ 得",
+    ],
+)
+def test_letter_by_letter_and_one_word_a_formula_are_words(thought):
+    """Oracle: by hand: of its words one is Chinese."""
+    assert language_consistency(f"<think>{thought}</think>5", {"language": "zh"}) <= 0.25
+
+
+@pytest.mark.parametrize(
+    "thought",
+    [
+        "我们用 a, b, c, d, e, f 表示",
+        "三角形 $ABC$ 和 $DEF$ 与 $PQR$ 及 $XYZ$ 相等",
+        "我们求 $sin$ 与 $cos$ 再求 $log$ 和 $max$",
+        "我们得 $a$ 与 $b$",
+    ],
+)
+def test_variables_points_and_functions_are_no_words(thought):
+    """Oracle: by hand: all words are Chinese."""
+    assert language_consistency(f"<think>{thought}</think>5", {"language": "zh"}) == 1.0
+
+
 def test_the_example_names_the_language():
     """Oracle: the two rewards that name theirs."""
     text = "<think>we 相加 two numbers</think>"

@@ -169,6 +169,52 @@ def test_a_percent_counts_where_the_question_asks_for_one(verifier):
             assert scores.total.tolist() == want
 
 
+MATRIX = r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"
+
+
+@pytest.mark.parametrize(
+    "gold, answer, want",
+    [
+        (MATRIX, MATRIX, 1),
+        (MATRIX, r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", 1),
+        (MATRIX, r"\begin{bmatrix} 1 & 2 \\ 3 & \frac{8}{2} \end{bmatrix}", 1),
+        (MATRIX, r"\left(\begin{array}{cc}1&2\\3&4\end{array}\right)", 1),
+        (MATRIX, r"A = \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", 1),
+        (MATRIX, r"\begin{pmatrix} 1 & 2 \\ 3 & 5 \end{pmatrix}", 0),
+        (MATRIX, r"\begin{pmatrix} 1 & 3 \\ 2 & 4 \end{pmatrix}", 0),
+        (r"x \in [1,2]", "[1,2]", 1),
+        ("[1,2]", r"x \in [1, 2]", 1),
+        (r"x \in [1,2]", "(1,2)", 0),
+        ("101_2", "101", 0),
+        ("101_2", "101_{2}", 1),
+        ("0.1", "0.10000001", 0),
+        ("0.1", r"\frac{1}{10}", 1),
+        ("5", "x=6=5", 0),
+        ("1500000", r"1.5 \text{ million}", 1),
+    ],
+)
+def test_matrices_intervals_bases_and_decimals(verifier, gold, answer, want):
+    """Oracle: by hand."""
+    assert verifier.score([gold], [rf"\boxed{{{answer}}}"]) == [want]
+
+
+def test_a_text_that_is_said_to_be_the_answer_is_read(verifier):
+    """Oracle: by hand."""
+    assert verifier.score(["B", "Paris"], ["The answer is B.", "The answer is Rome."]) == [1.0, 0.0]
+
+
+def test_the_clock_of_a_busy_machine_costs_no_verdict():
+    """Oracle: the verdict without a pause. The worker is stopped for longer than the limit of CPU time."""
+    with MathVerifier(num_workers=1, time_limit_seconds=0.5) as verifier:
+        verifier.score(["1"], ["$x$"])
+        (worker,) = multiprocessing.active_children()[-1:]
+        os.kill(worker.pid, signal.SIGSTOP)
+        resume = threading.Timer(1.5, os.kill, (worker.pid, signal.SIGCONT))
+        resume.start()
+        assert verifier.score(["3"], [r"\boxed{\sqrt{9}}"]) == [1.0]
+        resume.join()
+
+
 def test_scores_keep_the_order_of_the_completions(verifier):
     """Oracle: i against i + i % 2, for golds whose equality only math-verify sees."""
     golds = [rf"\frac{{{i}}}{{7}}" for i in range(40)]

@@ -254,3 +254,15 @@ def test_the_best_share_is_the_one_of_the_largest_weight():
         models = {"liked": Trained()} if "liked" in weights else {}
         with Rewards(weights, models=models) as rewards:
             assert rewards.best_share() == name
+
+
+def test_what_a_rule_does_not_read_scores_0_and_is_marked():
+    """Oracle: by hand. Two answers that differ, and a wrong number, are read; functions read no answers."""
+    texts = ["5", "6", r"\boxed{5 squared}", "4 or 5", r"\boxed{4} \boxed{5}", "no idea"]
+    unread = [False, False, True, True, False, False]
+    for name in ("correct", "exact_answer", "math_verify"):
+        with Rewards({name: 1.0, "true_equations": 1.0}) as rewards:
+            scores = rewards.score([SUM] * 6, texts)
+            assert scores.total.tolist() == [1, 0, 0, 0, 0, 0]
+            assert scores.unread.tolist() == unread and scores.errors == 0
+    assert Rewards({"true_equations": 1.0}).score([SUM], ["5"]).unread is None

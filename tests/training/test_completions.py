@@ -25,6 +25,7 @@ ONE = {
     "columns": {},
     "length": np.int64(3),
     "truncated": np.bool_(False),
+    "unread": np.bool_(False),
 }
 GROUP = {"prompt": "1 + 1?", "answer": "2", "columns": {}, "completions": [ONE]}
 
@@ -46,7 +47,7 @@ def test_a_group_is_one_line_of_the_format_that_pages_read(tmp_path):
     group = GROUP | {"answer": None, "completions": [ONE, failed]}
     path = logged(tmp_path, ("grpo", 4, 4), group=group)
     one = dict(text="2 !", reward=1.0, parts={"correct": 1.0}, advantage=0.5, columns={}, length=3)
-    one["truncated"] = False
+    one |= {"truncated": False, "unread": False}
     line = dict(step=4, phase="grpo", prompt="1 + 1?", answer=None, columns={})
     line["completions"] = [one, one | dict(reward=None, parts={"correct": None, "brief": 0.5})]
     assert [json.loads(text) for text in path.read_text().splitlines()] == [line]
