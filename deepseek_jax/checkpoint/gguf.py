@@ -12,6 +12,7 @@ from deepseek_jax.checkpoint.fill import load_tensors
 from deepseek_jax.checkpoint.hf_names import tensors
 from deepseek_jax.files import staged
 from deepseek_jax.models import ModelConfig
+from deepseek_jax.notebooks import plainly
 
 # Field of ModelConfig -> key of the file's metadata. Keys of OPTIONAL may be absent.
 FIELDS = {
@@ -31,6 +32,7 @@ OPTIONAL = {
 }
 
 
+@plainly()
 def load_gguf(
     path: str | Path, dtype: str | None = None, mesh: Mesh | None = None
 ) -> tuple[ModelConfig, Any]:
