@@ -1,8 +1,11 @@
 """Functions that a config names: where their files are looked for, and what counts as a change of them."""
 
+import functools
+import importlib
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from deepseek_jax import named_code
 from deepseek_jax.named_code import (
@@ -11,6 +14,8 @@ from deepseek_jax.named_code import (
     import_code,
     is_code,
     look_beside,
+    name_of,
+    named,
     names_in,
 )
 from deepseek_jax.reinforce.settings import RewardSettings
@@ -104,3 +109,47 @@ def test_a_file_imports_its_neighbours_and_its_errors_have_their_line(places):
         with pytest.raises(ValueError) as error:
             import_code(file, "my.py:f")
         assert words in str(error.value)
+
+
+def test_a_function_has_the_name_by_which_its_file_is_found(places, monkeypatch):
+    """Oracle: code_file of the name, and the forms by hand: short below the working directory, where no file
+    beside the config has the same name; of a package's module, its dotted name.
+    """
+    (places / "working" / "of_me.py").write_text("def f(): pass\nclass Made: pass\n")
+    (places / "working" / "of_us").mkdir()
+    (places / "working" / "of_us" / "rules.py").write_text("def f(): pass\n")
+    monkeypatch.syspath_prepend(places / "working")
+    mine, ours = (importlib.import_module(name) for name in ("of_me", "of_us.rules"))
+    assert (name_of(mine.f), name_of(mine.Made)) == ("of_me.py:f", "of_me.py:Made")
+    assert name_of(ours.f) == "of_us.rules:f"
+    (places / "beside" / "of_me.py").write_text("def f(): return 2\n")
+    look_beside(places / "beside" / "config.py")
+    assert name_of(mine.f) == f"{places / 'working' / 'of_me.py'}:f"
+    monkeypatch.chdir(places / "beside")
+    for function in (mine.f, ours.f):
+        assert code_file(name_of(function)).samefile(function.__code__.co_filename)
+    config = ConfigDict({"tools": [ours.f], "a": {"b": (1, "x")}})
+    assert named(config) == {"tools": ["of_us.rules:f"], "a": {"b": [1, "x"]}}
+    assert named({"rewards": {ours.f: 0.5, "correct": 1}})["rewards"] == {
+        "of_us.rules:f": 0.5,
+        "correct": 1,
+    }
+
+
+def defined_within():
+    def within():
+        pass
+
+    return within
+
+
+OF_NO_NAME = [lambda: 1, defined_within(), len, functools.partial(defined_within), {}.get]
+
+
+@pytest.mark.parametrize("code", OF_NO_NAME, ids=repr)
+def test_a_function_that_workers_cannot_import_is_one_line_that_says_what_to_do(code):
+    """Oracle: the message."""
+    with pytest.raises(
+        ValueError, match="^[^\n]* has no name in a file.*%%writefile my_code.py.*$"
+    ):
+        named({"rewards": {code: 1.0}})

@@ -18,6 +18,7 @@ from deepseek_jax.settings import (
     Share,
     Weights,
     build,
+    spread,
 )
 
 
@@ -180,3 +181,45 @@ def test_a_block_that_is_built_within_another_path_joins_it(change):
     """Oracle: the path of the caller before the block's own."""
     with pytest.raises(ValueError, match=r"^config.starts.a.clip[.=]"), at("config.starts.a"):
         build(Clip, change, "clip")
+
+
+@pytest.mark.parametrize(
+    "field, value, wanted",
+    [
+        ("group_size", 3, {"group_size": 3}),
+        ("clip", {"eps": 1.0}, {"clip.eps": 1.0}),
+        ("warm.eps", 1.0, {"warm.eps": 1.0}),
+        ("warm", {"eps": 1.0}, {"warm.eps": 1.0}),
+        ("warm", None, {"warm": None}),
+        # A block that no hint describes is a block all the same, and its own fields are not known
+        ("extra", {"a": {"b": 1}}, {"extra.a": {"b": 1}}),
+        ("extra.a.b", 1, {"extra.a.b": 1}),
+    ],
+)
+def test_a_value_sets_the_fields_that_it_names(field, value, wanted):
+    """Oracle: by hand."""
+    assert dict(spread(Loss, field, value)) == wanted
+
+
+def test_names_of_the_users_own_are_replaced_as_a_whole():
+    """Oracle: by hand: keys of weights and of blocks; below such a key, fields are known again."""
+    assert dict(spread(Ranges, "weights", {"a": 1})) == {"weights": {"a": 1}}
+    assert dict(spread(Ranges, "blocks", {"a": {}})) == {"blocks": {"a": {}}}
+    assert dict(spread(Ranges, "blocks.a", {"eps": 1})) == {"blocks.a.eps": 1}
+    with pytest.raises(ValueError, match="^config.blocks.a.esp is not a field; did you mean eps"):
+        dict(spread(Ranges, "blocks.a", {"esp": 1}))
+
+
+@pytest.mark.parametrize(
+    "field, value, words",
+    [
+        ("group_sise", 3, "config.group_sise is not a field; did you mean group_size?"),
+        ("clip.epss", 3, "config.clip.epss is not a field; did you mean eps?"),
+        ("warm", {"epss": 3}, "config.warm.epss is not a field; did you mean eps?"),
+    ],
+)
+def test_a_field_that_is_not_one_is_refused_before_it_is_set(field, value, words):
+    """Oracle: the words of build, which says the same of a whole config."""
+    with pytest.raises(ValueError) as error:
+        dict(spread(Loss, field, value))
+    assert str(error.value).startswith(words)

@@ -29,11 +29,12 @@ SMALL |= {
 }
 FIELDS = [f"--config.{name}={value}" for name, value in SMALL.items()]
 TRAIN = """
-import json
+import json, sys
 import deepseek_jax as ds
-config = json.load(open("runs/grpo_small_seed=1/config.json"))
+config = ds.config("grpo_small:seed=1", **json.loads(sys.argv[1]))
 print("whole:", ds.train(config, "runs/grpo_small_seed=1").complete)
 print("stopped:", ds.train(config, "again", stop_after=1).complete)
+print("own:", ds.config("own_task").recipe)
 """
 pytestmark = pytest.mark.slow
 
@@ -146,8 +147,8 @@ def test_the_wheel_trains_from_an_empty_folder_and_measures_what_it_trained(run,
     assert "pass@1" in said and (run.folder / "measured" / "results.json").exists()
     assert "deepseek_v3, " in run("deepseek-jax", "convert", f"--from={trained}/params", "--to=hf")
     # From Python: it sees the same run, and begins another
-    said = run("python", "-c", TRAIN)
-    assert "\nwhole: True\n" in said and "\nstopped: False\n" in said
+    said = run("python", "-c", TRAIN, json.dumps(SMALL))
+    assert "\nwhole: True\n" in said and "\nstopped: False\n" in said and "\nown: grpo\n" in said
 
 
 def test_a_sweep_of_the_wheel_starts_the_wheels_programs(run):

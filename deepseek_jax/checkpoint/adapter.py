@@ -32,6 +32,7 @@ from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_modules import EXPERTS, adapter_places, module_axes, modules
 from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.models.quantized import is_quantized, unquantized_leaves
+from deepseek_jax.notebooks import plainly
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.processes import first_process, say
 
@@ -155,6 +156,7 @@ def adapter_base(folder: str | Path) -> str:
     return name
 
 
+@plainly()
 def load_adapter(folder: str | Path, config: ModelConfig, params: Any, mesh: Mesh) -> Adapted:
     """Read an adapter of peft's, or of save_adapter, beside the params of its base: -> Adapted.
 

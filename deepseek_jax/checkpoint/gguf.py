@@ -13,6 +13,7 @@ from deepseek_jax.checkpoint.gguf_file import read_gguf
 from deepseek_jax.checkpoint.hf_names import tensors
 from deepseek_jax.files import staged
 from deepseek_jax.models import ModelConfig
+from deepseek_jax.notebooks import plainly
 
 # Field of ModelConfig -> key of the file's metadata. Keys of OPTIONAL may be absent.
 FIELDS = {
@@ -32,6 +33,7 @@ OPTIONAL = {
 }
 
 
+@plainly()
 def load_gguf(
     path: str | Path, dtype: str | None = None, mesh: Mesh | None = None
 ) -> tuple[ModelConfig, Any]:

@@ -16,9 +16,11 @@ from deepseek_jax.checkpoint.hf_files import HFFiles
 from deepseek_jax.checkpoint.hf_names import copies, tensors
 from deepseek_jax.checkpoint.locate import checkpoint_path
 from deepseek_jax.models import ModelConfig
+from deepseek_jax.notebooks import plainly
 from deepseek_jax.parallel.processes import any_on
 
 
+@plainly()
 def load_hf(
     folder: str | Path, dtype: str | None = None, mesh: Mesh | None = None
 ) -> tuple[ModelConfig, Any]:

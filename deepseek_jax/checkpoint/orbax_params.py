@@ -16,6 +16,7 @@ from deepseek_jax.checkpoint.hf_config import config_json, read_config
 from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, compute_dtype, from_paths
 from deepseek_jax.files import absolute
 from deepseek_jax.models import ModelConfig
+from deepseek_jax.notebooks import plainly
 from deepseek_jax.parallel.processes import first_process
 
 
@@ -45,6 +46,7 @@ def save_orbax(
             write_files(partial, files)
 
 
+@plainly()
 def load_orbax(
     folder: str | Path, dtype: str | None = None, mesh: Mesh | None = None
 ) -> tuple[ModelConfig, Any]:

@@ -13,6 +13,7 @@ from deepseek_jax.checkpoint.left import RECORD
 from deepseek_jax.checkpoint.locate import checkpoint_path, wheel_folder
 from deepseek_jax.files import staged
 from deepseek_jax.lazy import LazyTable
+from deepseek_jax.notebooks import plainly
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # What reads the tokenizer of some checkpoints
@@ -122,6 +123,7 @@ def closed_tokenizer(pieces, other: str | None = None):
     return Tokenizer(backend, eos_id=eos_id, pad_id=pad_id)
 
 
+@plainly()
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer of a Hugging Face folder or a .gguf file, with its chat template; that of a DeepSeek-V3.2
     without one renders prompts by data.deepseek_v32. What a run left carries its tokenizer. path: as for

@@ -17,6 +17,7 @@ from deepseek_jax.data.tokenizer import Tokenizer, load_tokenizer
 from deepseek_jax.hub import hub_id, pinned
 from deepseek_jax.lazy import LazyTable
 from deepseek_jax.models import ModelConfig, RunSettings, check_architecture, how_to_run
+from deepseek_jax.notebooks import plainly
 from deepseek_jax.parallel.mesh import make_mesh
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.rollout.answers import Answers, completion_texts
@@ -181,6 +182,7 @@ def find_source(path: str | Path):
     return Source(base, path, path if (path / RECORD).is_file() else base)
 
 
+@plainly()
 def load_policy(
     path: str | Path,
     model: dict | None = None,

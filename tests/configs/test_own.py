@@ -1,5 +1,6 @@
 """The guides of configs/own: each of their commands and their Python, with a tiny model."""
 
+import ast
 import csv
 import json
 import os
@@ -44,6 +45,8 @@ GRPO = SMALL | SIZES | {"rollout.max_completion_length": 4}
 CONVERSING = SMALL | SIZES | {"conversation.turn_length": 4}
 BASE = {"base.num_documents": 200, "base.num_steps": 2, "base.optimizer.warmup_steps": 0}
 WORLD = STEPS | SIZES | BASE
+# Compiling is most of what a toy run takes
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 SFT = SMALL | {"sequence_length": 64, "answers.max_completion_length": 4, "eval_every": 1}
 
 
@@ -60,10 +63,10 @@ def place(tmp_path_factory):
     return folder
 
 
-def run(place, *arguments, packages=""):
-    """The output of a program of a guide. packages: a folder of more of them."""
+def run(place, *arguments, packages="", flags=""):
+    """The output of a program of a guide. packages: a folder of more of them. flags: of XLA."""
     path = os.pathsep.join(filter(None, (str(ROOT), str(packages))))
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -131,14 +134,21 @@ def test_chats_of_ones_own_are_learned_and_the_run_is_used_by_its_folder_alone(p
     assert run(place, "-c", LOADED).endswith("\n")
 
 
-@pytest.mark.slow
-def test_python_trains_the_same_config(place):
-    """Oracle: the scores that it prints."""
-    small = "".join(f"set_field(config, {name!r}, {value!r})\n" for name, value in GRPO.items())
-    as_block = "from launch.config_file import set_field\nfrom ml_collections import ConfigDict\n"
-    as_block += "config = ConfigDict(config, allow_dotted_keys=True)\n"
-    code = TRAINED.replace("print(", f"{as_block}{small}print(")
-    assert "'accuracy': [" in run(place, "-c", code)
+# What stands in the place of these words at toy size
+OTHERS = ['"grpo_smollm2", num_steps=3', f'"grpo_small", **{WORLD}']
+
+
+@pytest.mark.parametrize("others", [OTHERS, pytest.param(None, marks=pytest.mark.slow)])
+def test_the_guides_python_trains_as_a_script(others, tmp_path):
+    """Oracle: the scores that it prints, the own reward's among them, and the policy that is left. Every time
+    with a toy model; the guide's own takes minutes.
+    """
+    (tmp_path / "my_rewards.py").write_text(MY_REWARDS)
+    (tmp_path / "script.py").write_text(TRAINED.replace(*others) if others else TRAINED)
+    assert others is None or TRAINED.count(others[0]) == 1
+    *_, scores = run(tmp_path, "script.py", flags=QUICK if others else "").splitlines()
+    assert {"accuracy", "my_rewards.py:polite"} <= ast.literal_eval(scores).keys()
+    assert (tmp_path / "runs" / "from_python" / "params").is_dir()
 
 
 def lines_of(folder, name="metrics.jsonl"):

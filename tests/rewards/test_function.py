@@ -2,7 +2,9 @@
 
 import json
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from tests.reliability.goods import goods
 from tests.rewards import own_rewards
 from tests.trl_config import grpo_config
 
+ROOT = Path(__file__).resolve().parents[2]
 FILE = own_rewards.__file__
 EXAMPLES = [
     {"question": "2 + 3?", "answer": "5", "target": "a"},
@@ -174,3 +177,57 @@ def test_functions_run_in_processes_of_their_own(tmp_path):
     pid, completion = json.loads((tmp_path / "noted").read_text())
     assert pid != os.getpid() and completion == "5"
     assert not any("own_rewards" in name for name in set(sys.modules) - before)
+
+
+def test_a_function_stands_for_its_name():
+    """Oracle: the same functions by name."""
+    functions = own_rewards.brief, own_rewards.right
+    with Rewards(dict.fromkeys(functions, 1.0)) as own:
+        given = own.score(EXAMPLES, ["5", "seven"])
+    with rewards("brief", "right") as own:
+        np.testing.assert_array_equal(given.total, own.score(EXAMPLES, ["5", "seven"]).total)
+    assert list(given.parts) == [f"tests.rewards.own_rewards:{f.__name__}" for f in functions]
+
+
+SCRIPT = """
+import deepseek_jax as ds
+
+def brief(completion, example):
+    return float(len(completion) < 9)
+
+"""
+SCORES = """
+    with ds.Rewards({brief: 1.0}) as rewards:
+        print(rewards.score([{"question": "1?"}], ["short"]).total.tolist())
+"""
+TRAINS = 'ds.train(ds.config("grpo_small", rewards={brief: 1.0}, accuracy=brief), "run")\n'
+REFUSED = (
+    "ValueError: {0}script.py:brief: script.py cannot be imported: script.py, line {1}: ValueError: "
+    "{2} while it is imported for a function in it; put the function in a file of its own, or "
+    'that call under `if __name__ == "__main__":`\n'
+)
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (f'if __name__ == "__main__":{SCORES}', "[1.0]\n"),
+        (
+            f"if True:{SCORES}",
+            REFUSED.format("", 8, "script.py:brief: script.py starts worker processes"),
+        ),
+        (TRAINS, REFUSED.format("config.rewards.", 7, "script.py trains")),
+    ],
+    ids=["a main block", "scores without one", "trains without one"],
+)
+def test_a_function_of_the_script_itself_needs_a_main_block(more, said, tmp_path):
+    """Oracle: by hand: the score, or the last line of the error."""
+    (tmp_path / "script.py").write_text(SCRIPT + more)
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout + done.stderr).endswith(said)
