@@ -140,6 +140,50 @@ def test_a_reset_that_fails_is_named(name, words):
     assert words in str(error.value), error.value
 
 
+@pytest.mark.parametrize(
+    "name, columns, text, words",
+    [
+        ("ANumber", {"secret": 3}, "", "reset returned 3; return a text, or None"),
+        ("Fails", {"secret": 3}, "", "reset failed: own_environments.py, line 94: RuntimeError"),
+        ("FewColumns", {"secret": 3, "line_": 1}, "", "gets every column (secret, line_)"),
+        ("Guess", {"secret": 6}, "odd", "step returned int; return a text, or None to end"),
+        ("Guess", {"secret": 6}, "hang", "step took more than call_seconds=0.5"),
+        ("Counter", {"first": 14}, "", "get_reward returned None; return a finite number"),
+        ("Counter", {"first": 15}, "", "get_reward failed: own_environments.py, line 51: ZeroDiv"),
+        ("Counter", {"first": 16}, "", "there is no reward: get_reward took more than"),
+        ("Counter", {"first": 1e8}, "", "get_reward returned 1e+07; rewards must be within"),
+    ],
+)
+def test_a_first_conversation_that_fails_is_named(name, columns, text, words):
+    """Oracle: the message; what one environment cannot do is no reason to refuse another."""
+    with environments(environment=name, call_seconds=0.5) as made:
+        with pytest.raises(ValueError) as error:
+            made.check(columns, text)
+    assert str(error.value).startswith("environment: ") and words in str(error.value)
+
+
+def test_a_first_conversation_may_be_one_that_the_model_has_to_read_about():
+    """Oracle: by hand: a step that raises, a game without a reward, and tools alone."""
+    with environments(environment="Guess") as made:
+        made.check({"secret": 6}, "six")
+        made.check({"secret": 6}, "6")
+    with environments(environment="Counter") as made:
+        made.check({"first": 12}, "")
+        assert made.begin({0: ({"first": 2}, 0)}) == {0: "The count is 2."}
+    with environments("multiply") as made:
+        made.check({}, "")
+
+
+def test_a_tool_of_which_every_call_fails_is_refused(tmp_path):
+    """Oracle: a call by name, as a model makes it, by Python's own rules for *."""
+    text = 'def f(*a: int) -> int:\n    """Double.\n\n    Args:\n        a: A number.\n    """\n'
+    (tmp_path / "mine.py").write_text(f"{text}    return 2\n")
+    with pytest.raises(
+        ValueError, match="^tools: .*mine.py:f: every call fails: .*unexpected keyword"
+    ):
+        Environments([f"{tmp_path}/mine.py:f"], None)
+
+
 def test_a_file_that_has_changed_since_the_run_began_ends_it(tmp_path):
     """Oracle: the message, in a worker that starts anew after a call has ended the first."""
     file = tmp_path / "tools.py"

@@ -93,7 +93,7 @@ BROUGHT = [
     (
         OWN,
         F
-        + "gives two completions 51 and ... together, ... turned around and ... and 51 each alone: return",
+        + "gives two completions 2 and 1 together, 2 and 1 turned around and 1 and 2 each alone: return",
         code("def f(completions, **c): return [float(len(text)) for text in completions][::-1]"),
     ),
     (

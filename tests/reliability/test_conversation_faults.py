@@ -71,8 +71,10 @@ def around(monkeypatch, of, name, change):
     monkeypatch.setattr(of, name, lambda self, *args: change(real, self, *args))
 
 
-def test_a_step_without_a_fault_passes(source):
+def test_a_step_without_a_fault_passes(source, record_property):
     """Oracle: by hand: all games of the step, of two to four turns, which have read and are paid."""
+    # No row of the table
+    record_property("number", 0)
     (batch,), metrics = step(source)
     assert metrics["turns"] > 1 and np.asarray(batch["observed_mask"]).any()
     assert metrics["reward_Game"] > 0 and np.asarray(batch["advantages"]).any()
