@@ -25,7 +25,7 @@ def get_config(arg=None):
         num_held_out=64,
     )
     # Answers to these sums are scored by their own rule; those to your conversations by what you name, such
-    # as --config.accuracy=exact_answer --config.rewards="{'exact_answer': 1.0}", or by nothing
+    # as --config.accuracy=exact_answer, or by nothing
     c.answers = dict(num_prompts=64, max_completion_length=48, temperature=1.0, slots=32)
     c.optimizer = dict(learning_rate=5e-5, schedule="cosine", warmup_steps=2)
     c.eval_every, c.save_every = 10, 10

@@ -476,11 +476,11 @@ SIZES = [
     ),
     (
         "train sft_small --config.rewards={'correkt':1.0}",
-        "config.accuracy='correct' is not one of rewards: correkt",
+        "config.rewards.correkt=1.0 is not of a reward; did you mean correct?",
     ),
     (
         "train sft_small --config.accuracy=correkt",
-        "config.accuracy='correkt' is not one of rewards: correct, correct_reasoning",
+        "config.rewards.correkt=0.0 is not of a reward; did you mean correct?",
     ),
     (
         "train sft_small --config.data.task=arithmetik",

@@ -218,7 +218,7 @@ DATA = [
     ),
     (
         GRPO + " --config.rewards={'language_consistency':1.0} --config.data.num_held_out=2",
-        "config.accuracy='correct' is not one of rewards: language_consistency",
+        "config.rewards.language_consistency: every question needs a 'language', one of ['en', 'zh'];",
         lines(
             "bad.jsonl",
             *({"question": f"{i}?", "answer": "#### 3", "language": 3} for i in range(9)),

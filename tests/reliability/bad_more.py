@@ -445,8 +445,8 @@ FIELDS = {
             "loss.unbiased_kl=True, but kl_coef=0 has no KL; set kl_coef above 0",
         ),
         ("loss.importance_cap=0", "loss.importance_cap=0 must be above 0"),
-        ("rewards={}", "accuracy='correct' is not one of rewards: "),
-        ("rewards={'nope':1.0}", "accuracy='correct' is not one of rewards: nope"),
+        ("rewards={}", "rewards: there are none; give NAME=WEIGHT, NAME one of exact_answer"),
+        ("rewards={'nope':1.0}", "rewards.nope=1.0 is not of a reward; allowed: exact_answer"),
         ("accuracy=nope", "accuracy='nope' is not one of rewards: correct, correct_reasoning"),
         (
             "rollout.top_k=1000",

@@ -7,7 +7,7 @@ import pyarrow.parquet
 
 from tests.reliability.goods import lines, write
 
-OWN = "train grpo_small --config.rewards={'mine.py:f':1.0} --config.accuracy=mine.py:f"
+OWN = "train grpo_small --config.rewards={'mine.py:f':1.0}"
 TASK = "train grpo_small --config.data.task=mine.py:make"
 FILE = "train grpo_small --config.data.num_held_out=2 --config.data.path="
 EVALUATE = "evaluate --checkpoint=model --data=arithmetic --accuracy="
@@ -44,7 +44,7 @@ LACKING = [*SUMS[:6], {"prompt": "What is 9 + 9?"}, *SUMS[7:]]
 COLUMNS = " --config.data.columns={'question':'prompt','answer':'target'}"
 
 BROUGHT = [
-    (OWN, "config.accuracy: there is no file mine.py, of mine.py:f, in "),
+    (OWN, "config.rewards: there is no file mine.py, of mine.py:f, in "),
     (
         OWN,
         F + "mine.py has no function f; it has g",

@@ -168,6 +168,8 @@ def test_a_run_leaves_its_measurements_metrics_curves_and_checkpoints(finished):
     assert before["sampled"] != after["sampled"]
     lines = read_metrics(finished / "metrics.jsonl", "grpo")
     assert [line["step"] for line in lines] == [0, 1]
+    # The config names none: of two rewards of one weight it is the first
+    assert all(line["accuracy"] == line["reward_correct"] for line in lines)
     expected = {
         "reward",
         "reward_correct",

@@ -257,6 +257,23 @@ def test_answers_to_a_worlds_task_are_scored_by_its_rule_without_rewards():
 
 
 @pytest.mark.parametrize(
+    ("rewards", "name"),
+    [
+        ({"exact_answer": 1.0, "true_equations": 0.5}, "exact_answer"),
+        ({"true_equations": -1.0}, None),
+    ],
+)
+def test_rewards_of_ones_own_conversations_say_what_is_right(rewards, name):
+    """Oracle: by hand: the reward of the larger weight; what takes reward away says nothing of it."""
+    config = unrewarded(data=dict(path="my.jsonl", num_held_out=4))
+    job = sft.JOB(
+        build(SftSettings, config.to_dict() | {"rewards": rewards}, "config"), make_mesh()
+    )
+    with job.opened:
+        assert job.accuracy is None and job.decides == name
+
+
+@pytest.mark.parametrize(
     "fields, words",
     [
         (dict(eval_every=3, log_every=2), "config.eval_every=3 falls on steps that are not logged"),
