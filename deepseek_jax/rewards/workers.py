@@ -5,14 +5,12 @@ The processes import no jax, and killing one loses nothing else.
 
 import contextlib
 import faulthandler
-import math
 import multiprocessing
 import os
 import resource
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -67,32 +65,27 @@ class WorkerPool:
             raise ValueError(str(result))
         return result
 
-    def run(self, jobs: Mapping, limit_seconds: float = math.inf):
-        """Call work(*args) for every key -> args of `jobs`, for at most limit_seconds in all.
+    def run(self, jobs: Mapping):
+        """Call work(*args) for every key -> args of `jobs`.
 
         Returns a dict of key -> result, or the exception that the call raised. A call that killed its process
-        has no key in it, nor has one that limit_seconds ended or left no time for.
+        has no key in it.
         """
-        deadline = time.monotonic() + limit_seconds
-        results = self._run(jobs, deadline)
+        results = self._run(jobs)
         for key in [key for key in jobs if key not in results]:
             # Lost when a worker died, perhaps by another job: run each alone, so only the culprit is lost
-            if time.monotonic() < deadline:
-                results |= self._run({key: jobs[key]}, deadline)
+            results |= self._run({key: jobs[key]})
         return results
 
-    def _run(self, jobs, deadline):
-        """Results of `jobs`, without those that ran or waited when a worker died or at the deadline.
-
-        deadline: of time.monotonic, which all processes of a machine share.
-        """
+    def _run(self, jobs):
+        """Results of `jobs`, without those that ran or waited when a worker died."""
         if self._pool is None:
             self._pool = make_processes(self.num_workers, *self._start)
         futures = {}
         try:
             for key, args in jobs.items():
                 futures[key] = self._pool.submit(
-                    _watched, self.wall_limit_seconds, deadline, self._work, args
+                    _watched, self.wall_limit_seconds, self._work, args
                 )
         # Jobs already submitted fail alike, and the others have no result: run() repeats them all
         except BrokenProcessPool:
@@ -103,12 +96,11 @@ class WorkerPool:
         # A pool that lost a worker accepts no more jobs: the next run starts another one
         if broken or len(futures) < len(jobs):
             self.close()
-        lost = BrokenProcessPool, _NoTimeLeft
-        return {key: result for key, result in results.items() if not isinstance(result, lost)}
-
-
-class _NoTimeLeft(Exception):
-    """The deadline passed before the call began."""
+        return {
+            key: result
+            for key, result in results.items()
+            if not isinstance(result, BrokenProcessPool)
+        }
 
 
 class _Process(SpawnProcess):
@@ -178,9 +170,6 @@ def _end_with_parent():
     os._exit(1)
 
 
-def _watched(wall_limit_seconds, deadline, work, args):
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise _NoTimeLeft
-    with watched(min(wall_limit_seconds, left)):
+def _watched(wall_limit_seconds, work, args):
+    with watched(wall_limit_seconds):
         return work(*args)

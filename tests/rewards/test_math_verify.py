@@ -20,7 +20,7 @@ ENDLESS = r"\boxed{9^{9^{9^9}}}"
 @pytest.fixture(scope="module")
 def verifier():
     with MathVerifier(num_workers=1, time_limit_seconds=2.0) as verifier:
-        verifier.score(["1"], ["$x$"])  # starts the worker, for the tests that time it or kill it
+        verifier.score(["1"], [r"$\sqrt{2}$"])  # starts the worker, for the tests that time it or kill it
         yield verifier
 
 
@@ -206,7 +206,7 @@ def test_a_text_that_is_said_to_be_the_answer_is_read(verifier):
 def test_the_clock_of_a_busy_machine_costs_no_verdict():
     """Oracle: the verdict without a pause. The worker is stopped for longer than the limit of CPU time."""
     with MathVerifier(num_workers=1, time_limit_seconds=0.5) as verifier:
-        verifier.score(["1"], ["$x$"])
+        verifier.score(["1"], [r"$\sqrt{2}$"])
         (worker,) = multiprocessing.active_children()[-1:]
         os.kill(worker.pid, signal.SIGSTOP)
         resume = threading.Timer(1.5, os.kill, (worker.pid, signal.SIGCONT))
@@ -242,7 +242,7 @@ def test_a_batch_of_endless_answers_ends_at_its_limit_and_the_rest_is_nan_and_co
     The next batch is scored.
     """
     with MathVerifier(num_workers=1, time_limit_seconds=1.0, batch_limit_seconds=3.0) as verifier:
-        verifier.score(["1"], ["$x$"])
+        verifier.score(["1"], [r"$\sqrt{2}$"])
         begun, run = [], verifier.run
         verifier.run = lambda jobs: begun.extend(jobs) or run(jobs)
         scores = verifier.score(["3"] * 22, ["3", r"\boxed{\sqrt{9}}", *[ENDLESS] * 20])
@@ -272,7 +272,7 @@ def test_a_worker_killed_at_work_loses_no_other_verdict():
             os.kill(process.pid, signal.SIGKILL)
 
     with MathVerifier(num_workers=1, time_limit_seconds=3.0) as verifier:
-        verifier.score(["1"], ["$x$"])
+        verifier.score(["1"], [r"$\sqrt{2}$"])
         killer = threading.Timer(1.0, kill)
         killer.start()
         scores = verifier.score(["3"] * 3, [ENDLESS, r"\boxed{\sqrt{9}}", r"\boxed{\sqrt{8}}"])
@@ -285,7 +285,7 @@ def test_a_worker_killed_at_work_loses_no_other_verdict():
 def test_a_step_that_no_signal_can_stop_ends_the_worker_and_not_the_run():
     """Oracle: by hand. With the signal ignored, only the limit of 2 x 1.5 + 1 CPU seconds is left."""
     with MathVerifier(num_workers=1, time_limit_seconds=1.5) as verifier:
-        verifier.score(["1"], ["$x$"])
+        verifier.score(["1"], [r"$\sqrt{2}$"])
         workers = set(multiprocessing.active_children())
         verifier._pool.submit(signal.signal, signal.SIGPROF, signal.SIG_IGN).result()
         scores = verifier.score(["3"] * 2, [ENDLESS, r"\boxed{\sqrt{8}}"])

@@ -135,7 +135,7 @@ def test_a_right_answer_is_paid_in_the_same_decorations(stated):
 @pytest.fixture(scope="module")
 def verifier():
     with MathVerifier(num_workers=1, time_limit_seconds=5.0) as verifier:
-        verifier.score(["1"], ["$x$"])
+        verifier.score(["1"], [r"$\sqrt{2}$"])
         yield verifier
 
 
