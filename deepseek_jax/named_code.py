@@ -62,10 +62,21 @@ def name_of(code: Callable) -> str:
 def named(tree: Any) -> Any:
     """Nested blocks and lists, as plain ones, with name_of in the place of functions and classes."""
     if isinstance(tree, (Mapping, ConfigDict)):
-        return {named(key): named(value) for key, value in tree.items()}
+        return {named(key): named(value) for key, value in _items(tree)}
     if isinstance(tree, (list, tuple)):
         return [named(entry) for entry in tree]
     return name_of(tree) if callable(tree) else tree
+
+
+def _items(block):
+    try:
+        return block.items()
+    # A ConfigDict sorts its keys
+    except TypeError as error:
+        raise ValueError(
+            "a ConfigDict cannot have functions beside texts as keys; give ds.config "
+            "rewards={FUNCTION: WEIGHT}, or ds.train a dict"
+        ) from error
 
 
 def look_beside(config_file: str | Path):

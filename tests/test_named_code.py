@@ -153,3 +153,13 @@ def test_a_function_that_workers_cannot_import_is_one_line_that_says_what_to_do(
         ValueError, match="^[^\n]* has no name in a file.*%%writefile my_code.py.*$"
     ):
         named({"rewards": {code: 1.0}})
+
+
+def test_functions_beside_texts_in_a_configdict_are_one_line():
+    """Oracle: the message."""
+    config = ConfigDict({"rewards": ConfigDict({"correct": 1.0}, allow_dotted_keys=True)})
+    config.rewards[defined_within] = 0.5
+    with pytest.raises(
+        ValueError, match="^a ConfigDict cannot have functions beside texts as keys;"
+    ):
+        named(config)
