@@ -30,8 +30,8 @@ FORMS = "define it as NAME(completion, example), or in TRL's form as NAME(prompt
 TRIED, TRIED_LONGER = 2, 64
 # What it is tried on beside own answers, so that two values differ
 OTHER = "<think>I do not know.</think>\n<answer>?</answer>"
-# Of two values of one completion: a model may compute a batch in another order
-ROUNDING = 1e-3
+# Between two values of one completion, of the largest value: a model computes a batch in another order
+ROUNDING = 1e-2
 
 
 class Form(NamedTuple):
@@ -107,14 +107,14 @@ class FunctionReward(WorkerPool):
                 raise ValueError(f"{wrong}; it was tried on the questions' own answers")
         self.is_share = _are_shares(values)
         if self.form.lists and not self.form.whole_batch and len(some) == TRIED:
-            for texts in (answers, [answers[0], OTHER]):
-                self._check_order(some, texts)
+            self._check_order(some, answers, values)
+            mixed = [answers[0], OTHER]
+            self._check_order(some, mixed, self._values(some, mixed))
         if values == [None] * len(values):
             self.scores_nothing = self._is_silent(examples[:TRIED_LONGER])
 
-    def _check_order(self, some, texts):
-        """Raise ValueError unless the values of two completions stay with them, in either order and alone."""
-        together = self._values(some, texts)
+    def _check_order(self, some, texts, together):
+        """Raise ValueError unless the values of two completions stay with them, turned around and alone."""
         # A text that it does not know may fail in a run, too
         if any(isinstance(value, Exception) for value in together):
             return
@@ -193,12 +193,11 @@ def _own_answer(example):
 
 def _alike(values, others):
     """Whether two lists of values, None or an exception are equal but for rounding."""
-    pairs = list(zip(values, others, strict=True))
-    if not all(isinstance(value, float) for pair in pairs for value in pair if value is not None):
-        return False
+    numbers = [value for value in (*values, *others) if isinstance(value, float)]
+    rounding = ROUNDING * max(map(abs, numbers), default=0.0)
     return all(
-        a is b if a is None or b is None else math.isclose(a, b, rel_tol=ROUNDING, abs_tol=1e-9)
-        for a, b in pairs
+        abs(a - b) <= rounding if isinstance(a, float) and isinstance(b, float) else a is b is None
+        for a, b in zip(values, others, strict=True)
     )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.models import build_model, forward, random_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.distill import run as distill
-from deepseek_jax.recipes.distill.settings import DistillSettings
+from deepseek_jax.recipes.distill.settings import DistillSettings, TaskSettings
 from deepseek_jax.recipes.distill.student import StudentRun
 from deepseek_jax.recipes.distill.tasks import (
     file_tasks,
@@ -192,6 +193,26 @@ def test_a_users_own_questions_measure_teacher_and_students(files, tmp_path):
     pair = data_of(tmp_path / "run", "pairs")[0]
     assert [side["title"] for side in pair["sides"]] == ["teacher", "start qwen", "qwen"]
     assert (pair["prompt"], pair["sides"][0]["text"]) == (lines[0]["question"], groups[0][0])
+
+
+def test_questions_that_a_task_is_measured_on_are_not_learned(tmp_path, capsys):
+    """Oracle: by hand: two of the six conversations to train on ask what the file of questions asks."""
+    talks = [{"prompt": f"{k}?", "completion": "1"} for k in range(8)]
+    asked = [{"question": f"{k}?", "answer": "1"} for k in range(8, 20)]
+    (tmp_path / "talks.jsonl").write_text("\n".join(map(json.dumps, talks)))
+    task = dict(path=str(tmp_path / "talks.jsonl"), num_held_out=2, rule="exact_answer")
+
+    def learned(questions):
+        (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, questions)))
+        own = TaskSettings(**task, questions=str(tmp_path / "asked.jsonl"))
+        found = file_tasks(SimpleNamespace(tasks={"a": own}), tmp_path / "data")["a"]
+        return {found.train[i]["messages"][0]["content"] for i in range(len(found.train))}
+
+    every = learned(asked)
+    first, second = sorted(every)[:2]
+    shared = [{"question": text, "answer": "1"} for text in (first, second)]
+    assert learned([*asked, *shared]) == every - {first, second} and len(every) == 6
+    assert "2 of 6 training records ask what is held out" in capsys.readouterr().out
 
 
 def test_a_start_that_is_read_otherwise_is_another_start(files, tmp_path):
