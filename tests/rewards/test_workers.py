@@ -40,20 +40,16 @@ def test_what_a_call_raises_is_its_result():
 
 
 def test_a_call_that_hangs_ends_at_the_wall_limit_and_loses_no_other():
-    """Oracle: the clock: two walls of 1 s, as it runs once with others and once alone, not 60 s."""
-    start = time.perf_counter()
+    """Oracle: by hand: no result of the call, which would have None after a minute."""
     with pool(time.sleep, wall_limit_seconds=1.0) as workers:
         assert workers.run({"hangs": (60,), "a": (0,), "b": (0,)}) == {"a": None, "b": None}
-    assert 2 < time.perf_counter() - start < 20
 
 
 def test_calls_end_at_the_limit_of_all_together():
-    """Oracle: the clock: 2 s, not five times 1 s; the first is done by then."""
+    """Oracle: by hand: 2 s leave no time for five calls of 1 s; the first is done by then."""
     with pool(time.sleep) as workers:
         workers.run({"start": (0,)})
-        start = time.perf_counter()
         results = workers.run({"first": (0,)} | {i: (1,) for i in range(5)}, limit_seconds=2.0)
-    assert 2 <= time.perf_counter() - start < 4.5
     assert "first" in results and 1 <= len(results) < 4
 
 
