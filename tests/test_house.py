@@ -50,6 +50,35 @@ def test_one_place_makes_an_update():
     assert {name: n for name, n in found.items() if n} == {"deepseek_jax.training.update": 1}
 
 
+def is_marked(function):
+    """Whether a test is left out by default."""
+    marks = [ast.unparse(decorator) for decorator in function.decorator_list]
+    return any(mark in ("pytest.mark.slow", "pytest.mark.pod") for mark in marks)
+
+
+def is_time_since(node):
+    """Whether this is what a clock shows minus an earlier time."""
+    called = getattr(getattr(node, "left", None), "func", None)
+    clocks = ("time.monotonic", "time.perf_counter", "time.process_time", "time.time")
+    return isinstance(node, ast.BinOp) and called is not None and ast.unparse(called) in clocks
+
+
+def test_no_default_test_asserts_a_clock_time():
+    """Oracle: the asserts of tests without the mark slow or pod. `assert time.monotonic() < until` ends what
+    hangs, and may stand.
+    """
+    found = []
+    for path in (ROOT.parent / "tests").rglob("*.py"):
+        functions = [
+            n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)
+        ]
+        for function in functions:
+            asserts = [node for node in ast.walk(function) if isinstance(node, ast.Assert)]
+            times = any(is_time_since(node) for each in asserts for node in ast.walk(each))
+            found += [f"{path.name}: {function.name}"] if times and not is_marked(function) else []
+    assert found == []
+
+
 def loaded(module):
     """The modules of a fresh interpreter that has imported one of ours."""
     program = f"import sys, {module}; print(*sys.modules)"

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -37,14 +36,13 @@ def shard(dataset):
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.999])
 def test_a_cut_file_is_named_at_once(dataset, share):
-    """Oracle: the file's name, within a second: a reader of array_record would wait for ever."""
-    path, began = shard(dataset), time.monotonic()
+    """Oracle: the file's name: a reader of array_record would wait for ever."""
+    path = shard(dataset)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(
         ValueError, match=rf"^path='{dataset}': {path} is cut short .* of its 300 rec"
     ):
         tfds_documents(dataset)
-    assert time.monotonic() - began < 1
 
 
 def test_a_cut_file_of_our_own_making_is_to_be_removed_and_is_then_built_anew(corpus, tmp_path):

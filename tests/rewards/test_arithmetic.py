@@ -1,7 +1,6 @@
 """The graded rule: 0 wrong, 1 right, 2 right with right working."""
 
 import itertools
-import time
 
 import pytest
 
@@ -365,13 +364,11 @@ def test_free_text_without_true_and_complete_equations_does_not(completion, exam
         "__import__('os').system('id') = 16",
     ],
 )
-def test_hostile_completions_earn_no_working_and_are_quick(text):
-    """Oracle: by hand; 2 s is far above the linear time of 100,000 characters."""
-    start = time.perf_counter()
+def test_hostile_completions_earn_no_working(text):
+    """Oracle: by hand. That time is linear test_long_completions.py shows."""
     assert correct(text, ask(3, 8, 5)) <= 1
     assert correct_reasoning(text, ask(3, 8, 5)) == 0
     assert correct_working(text, ask(3, 8, 5)) == 0 or "11 + 5 = 16" in text
-    assert time.perf_counter() - start < 60  # a pattern that backtracks would take for ever
 
 
 def test_a_question_without_two_integers_is_an_error_not_a_zero():

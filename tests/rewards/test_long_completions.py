@@ -1,15 +1,15 @@
 """Rules take time linear in the length of a completion."""
 
-import time
+import functools
 
 import pytest
 
 from deepseek_jax.rewards import math_verify
 from deepseek_jax.worlds.registry import all_rules
+from tests.linear import copies, is_linear
 from tests.quick import others_slow
 from tests.rewards.forms import forms
 
-LENGTH = 100_000
 # In this process: the workers of math_verify get only what is shorter than latex.MAX_CHARS
 RULES = {name: rule.score for name, rule in all_rules().items() if rule.verifier is None}
 # language_consistency with another target
@@ -26,16 +26,15 @@ PIECES = forms(r"""
 """)
 PIECES += ["5 ", "minus ", "5 million ", "the answer is 5 ", "fis ", "f i s ", "4 or ", "- "]
 PIECES += ["\n", " ", "\u200b", "2 + 3 = 5\n", "#### 5\n", "five or ", "per cent ", "a a/"]
+PIECES += ["1+", "1=", ";", "-", "a:", ",111", "So the answer is ", "3 + 8 = 11; "]
 
 
 @pytest.mark.parametrize("piece", others_slow(PIECES, *PIECES[::6]))
-def test_a_long_completion_is_scored_within_a_second(piece):
-    """Oracle: this process's clock; a quadratic search of so many characters takes a minute."""
-    slow, text = [], piece * (LENGTH // len(piece))
+def test_a_long_completion_is_scored_in_linear_time(piece):
+    """Oracle: a text a sixteenth as long; a quadratic search of 100,000 characters takes a minute."""
+    slow = []
     for name, rule in RULES.items():
         for example in (LOOKUP, SECRET) if name in ("helpfulness", "harmless") else (EXAMPLE,):
-            start = time.process_time()
-            rule(text, example)
-            if time.process_time() - start > 1:
+            if not is_linear(functools.partial(rule, example=example), copies(piece)):
                 slow.append(name)
     assert slow == []

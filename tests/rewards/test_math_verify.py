@@ -20,7 +20,9 @@ ENDLESS = r"\boxed{9^{9^{9^9}}}"
 @pytest.fixture(scope="module")
 def verifier():
     with MathVerifier(num_workers=1, time_limit_seconds=2.0) as verifier:
-        verifier.score(["1"], [r"$\sqrt{2}$"])  # starts the worker, for the tests that time it or kill it
+        verifier.score(
+            ["1"], [r"$\sqrt{2}$"]
+        )  # starts the worker, for the tests that time it or kill it
         yield verifier
 
 

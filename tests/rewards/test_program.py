@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -94,13 +93,13 @@ def test_hung_programs_are_counted(verifier):
 
 
 def test_the_time_limit_is_for_all_cases_together(verifier):
-    """Oracle: the clock: 100 cases of 0.5 s or more within a limit of 3 s."""
+    """Oracle: by hand: 100 cases, each right after 0.5 s, do not pass within a limit of 3 s."""
     program = (
         "import time\nstart = time.time()\nwhile time.time() < start + 0.5:\n    pass\nprint(42)"
     )
-    start = time.perf_counter()
+    before = verifier.outcomes["time_limit"]
     assert verifier.score([PRINTS_42 * 100], [fenced(program)]) == [0.0]
-    assert time.perf_counter() - start < 15
+    assert verifier.outcomes["time_limit"] == before + 1
 
 
 ASSERTS = ["assert add(2, 3) == 5", "x = add(1, 1)\nassert x == 2, 'one and one'"]
