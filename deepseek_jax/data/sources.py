@@ -103,7 +103,7 @@ def hold_out(source, num_held_out: int, key=None, measured=()):
     if not indices:
         raise ValueError(
             f"num_held_out={num_held_out} of {len(source)} records leaves nothing to train on: each of the "
-            "others has the key of one held out; lower it"
+            "others asks what is held out or measured; lower it, or measure on other questions"
         )
     if len(indices) < border:
         say(

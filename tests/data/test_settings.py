@@ -84,9 +84,9 @@ def test_a_users_own_world(saved):
 
 def test_the_tasks_of_a_distillation(saved, tmp_path):
     """Oracle: by hand, of the texts that are learned and of the questions that are asked."""
-    path = saved({"q": "N?", "a": "so N"})
+    path = saved({"q": "N?", "shown": "And N?", "a": "so N"})
     asked = dict(path=path, split="test", columns={"question": "q", "answer": "a"})
-    task = dict(path=path, split="test", columns={"prompt": "q", "completion": "a"})
+    task = dict(path=path, split="test", columns={"prompt": "shown", "completion": "a"})
     task |= dict(num_held_out=2, questions=asked, rule="exact_answer")
     config = distill_small.get_config().to_dict() | {"tasks": {"own": task}}
     found = file_tasks(build(DistillSettings, config, "config"), tmp_path / "data")["own"]

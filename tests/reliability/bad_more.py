@@ -599,7 +599,7 @@ MORE = [
     ),
     (
         f"{PACKED} --config.data.sources=()",
-        "config.data.sources=() names no documents; give a jsonl",
+        "config.data.sources=() names no documents; give a path",
     ),
     (
         f"{PACKED} --config.data.sources=['nope.txt']",
