@@ -193,7 +193,8 @@ class Rules(contextlib.ExitStack):
         reading = self._reading(problem["rule"])
         if reading is None:
             return {"answers": answers, "majority": None, "agreed": None}
-        keys = [None if answer is None else reading.key(answer) for answer in answers]
+        asked = problem["question"]
+        keys = [None if answer is None else reading.key(answer, asked) for answer in answers]
         most = majority(keys)
         if most is None:
             return {"answers": answers, "majority": None, "agreed": False}

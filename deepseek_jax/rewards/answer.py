@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 from deepseek_jax.rewards.marks import final_text, find_marks, find_said
 from deepseek_jax.rewards.number import plain
-from deepseek_jax.rewards.quantity import Quantity, first_quantity, last_quantity, read_quantity
+from deepseek_jax.rewards.quantity import Quantity, last_quantity, read_quantity, said_quantity
 
 CHOICE = re.compile(r"\(\s*([a-z])\s*\)")
+AROUND_SIGNS = re.compile(r"\s*([-+*/=,()<>^])\s*")
 # What two spellings of one formula may differ by
 LOOKS = re.compile(r"(?<=\\)[dt](?=frac)|[\s{}]")
 
@@ -43,9 +44,9 @@ def read_answer(text: str, question: str | None = None):
     last = last_quantity(text, question)
     if last is not None:
         return Answer(_as_text(last), None, last)
-    # "The answer is B", in a text without numbers
+    # "The answer is B", "The answer is (3, 4)"
     said = {mark.text for mark in find_said(text, [])}
-    return Answer(*said, "said", None) if len(said) == 1 and not re.search(r"\d", text) else None
+    return Answer(*said, "said", None) if len(said) == 1 else None
 
 
 def extract_answer(text: str, question: str | None = None):
@@ -60,7 +61,7 @@ def stated_answers(text: str, question: str | None = None):
     """
     marks = find_marks(text)
     found = [Answer(mark.text, mark.kind, read_quantity(mark.text, question)) for mark in marks]
-    said = [first_quantity(mark.text, question) for mark in find_said(text, marks)]
+    said = [said_quantity(mark.text, question) for mark in find_said(text, marks)]
     return found + [Answer(_as_text(each), "said", each) for each in said if each is not None]
 
 
@@ -144,17 +145,17 @@ def in_percent(gold: str, question: str | None):
     return "%" in plain(gold) or "%" in plain(str(question))
 
 
-def answer_key(answer: str):
+def answer_key(answer: str, question: str | None = None):
     """A Fraction or a str that equal answers share, see `same_answer`; to compare and to count."""
-    quantity = read_quantity(answer)
+    quantity = read_quantity(answer, question)
     if quantity is None:
         return _text_key(answer)
-    value = quantity.value * quantity.scale
-    return f"{value}%" if quantity.unit == "%" else value
+    value = min(quantity.amounts(question))
+    return f"{value}%" if quantity.unit == "%" and not in_percent("", question) else value
 
 
 def _text_key(answer):
-    text = plain(answer)
+    text = AROUND_SIGNS.sub(r"\1", plain(answer))
     choice = CHOICE.fullmatch(text)
     return choice[1] if choice else text
 

@@ -3,7 +3,15 @@
 import re
 from collections import Counter
 
-from deepseek_jax.rewards.number import BOLD, LAYOUT, NUMERAL, number, without_fractions
+from deepseek_jax.rewards.number import (
+    BOLD,
+    FULL_WIDTH,
+    LAYOUT,
+    NUMERAL,
+    number,
+    with_operators,
+    without_fractions,
+)
 
 # A minus after a digit subtracts
 SIGN = r"(?:(?<!\d)(?<!\d\s)-)?"
@@ -12,8 +20,9 @@ NUMBER = rf"{SIGN}(?:{NUMERAL})"
 TOKEN = re.compile(
     rf"(?P<number>{NUMBER})|(?P<operator>[-+*/=]|x(?![a-z]))|(?P<bracket>[()])|(?P<other>\n|\S)"
 )
-SIGNS = {r"\times": "*", r"\cdot": "*", r"\div": "/", "×": "*", "·": "*", "÷": "/"}
 BOXED = re.compile(r"\\boxed\s*\{([^{}]*)\}")
+# Of GSM8K's solutions: 2 + 3 = <<2+3=5>>5
+CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 # Operations that undo each other
 OPPOSITES = {"+": "-", "-": "+", "*": "/", "/": "*"}
 # The dash of a list item is no minus: "- 8 + 3 = 11" is a true equation
@@ -45,11 +54,10 @@ def equations(text):
 
 def _unmarked(text):
     """`text` without what shows it: boxes, bold, dollar signs, bullets; operators as characters."""
-    text = BOXED.sub(r"\1", BULLET.sub("", text))
-    text = LAYOUT.sub("", BOLD.sub(r"\1", without_fractions(text)))
-    for sign, operator in SIGNS.items():
-        text = text.replace(sign, operator)
-    return text
+    text = BOXED.sub(r"\1", BULLET.sub("", CALCULATOR.sub("", text.translate(FULL_WIDTH))))
+    text = LAYOUT.sub("", BOLD.sub(r"\2", without_fractions(text)))
+    # A power is a power, and not the end of an equation: 10^2 + 3 is not 5
+    return with_operators(text).replace("^", "**")
 
 
 def _runs(text):

@@ -2,6 +2,7 @@
 summary, which is the text for the reader.
 """
 
+import html
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -9,6 +10,8 @@ from collections.abc import Mapping
 from deepseek_jax.rewards.marks import TAGS as ANY_TAG
 from deepseek_jax.rewards.marks import final_text
 
+MARKUP = re.compile(r"</?\s*[A-Za-z][^<>]*>|<!--.*?(?:-->|\Z)", re.S)
+COMMAND = re.compile(r"\\[a-z]+\{([^{}]*)\}")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 # Names of letters and symbols of Unicode that show nothing: fillers of Hangul, the empty Braille cell, ...
 BLANK = re.compile("FILLER|BLANK|NULL NOTEHEAD|OBJECT REPLACEMENT")
@@ -30,7 +33,8 @@ def think_answer_format(completion: str, example: Mapping):
             return 0.0
         pieces.append(piece.strip())
     before, thought, between, answer = pieces
-    return float(shows(thought) and shows(answer) and not (before or between or rest.strip()))
+    seen = shows(without_markup(thought)) and shows(without_markup(answer))
+    return float(seen and not (before or between or rest.strip()))
 
 
 def shows(text: str):
@@ -44,6 +48,11 @@ def _is_seen(character):
     if category not in ("Lo", "So"):
         return category[0] in "LNPS"
     return not BLANK.search(unicodedata.name(character, ""))
+
+
+def without_markup(text: str):
+    r"""`text` as a page shows it: without HTML's tags and comments, its entities and \textbf{...} as text."""
+    return COMMAND.sub(r"\1", MARKUP.sub("", html.unescape(text)))
 
 
 def summary(completion: str):

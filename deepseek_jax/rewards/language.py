@@ -11,16 +11,16 @@ The paper does not say what a word is. Here it is:
 Words that repeat count once: one word 500 times would else outweigh a thought in another language.
 Not words: LaTeX and $...$, code, tags, numbers and letters that touch a digit or underscore (x1, 5km),
 single Latin or Greek letters, and function names such as sin. But a sentence counts wherever it stands,
-or a policy would think there: within mathematics and code four Latin words in a row, four or more formulas of
-one word each, and every word of another script; six or more letters that spaces part ("w e a d d i t"); and
-outside of the thought four or more foreign words.
+or a policy would think there: within mathematics and code four Latin words in a row, four or more formulas or
+pieces of code of one word each, and every word of another script; six or more letters that spaces or signs
+part ("w e a d d i t"); and outside of the thought four or more foreign words.
 """
 
 import re
 import unicodedata
 from collections.abc import Mapping
 
-from deepseek_jax.rewards.marks import TAGGED, TAGS
+from deepseek_jax.rewards.marks import INVISIBLE, TAGGED, TAGS
 
 # Values of example["language"] -> their script
 LANGUAGES = {"en": "latin", "zh": "han"}
@@ -42,7 +42,7 @@ WORD = re.compile(
     rf"|(?P<latin>[{LATIN}]+(?:['\u2019][{LATIN}]+)*)|(?P<han>[{HAN}])"
     rf"|(?P<unspaced>[{UNSPACED}])|(?P<other>(?:(?![{LATIN}{HAN}{UNSPACED}])[^\W\d_])+)"
 )
-FORMULA = re.compile(r"\$([^$\n]*)\$|\\\((?:(?!\\\().)*?\\\)")
+FORMULA = re.compile(r"`[^`\n]*`|\$([^$\n]*)\$|\\\((?:(?!\\\().)*?\\\)")
 VARIABLE = re.compile(rf"[{LATIN}\u0370-\u03ff]")
 # Fewer words in a row are names in a formula; fewer outside of the thought are no thought
 SENTENCE = 4
@@ -50,10 +50,11 @@ NAME = rf"[{LATIN}'\u2019]{{2,}}+"
 IN_A_ROW = re.compile(rf"(?<![{LATIN}'\u2019]){NAME}(?:[\s,;:]+{NAME}){{{SENTENCE - 1},}}")
 # Six or more letters in a row, each by itself
 SPELLED = re.compile(
-    rf"(?<![{LATIN}\d_'\u2019])[{LATIN}](?:[\s.\u00b7-]{{1,3}}[{LATIN}](?![{LATIN}\d_'\u2019])){{5,}}"
+    rf"(?<![{LATIN}\d_'\u2019])[{LATIN}](?:(?:\s{{1,3}}|[.,|/_\u00b7-])[{LATIN}](?![{LATIN}\d_'\u2019])){{5,}}"
 )
 # A word of more than two letters, not all of them capitals: those are points, as in the triangle ABC
 ONE_WORD = re.compile(rf"(?=.*[a-z])[{LATIN}]{{3,}}")
+COMBINING = re.compile("[\u0300-\u036f]")
 # Letters of an average English word
 WORD_LETTERS = 4
 # Marks of formulas and code, and the ends of one \text{...} before the next
@@ -143,7 +144,8 @@ def _share(words, language):
 def _words(text):
     """The distinct words of `text`, a set of (script, word in small letters)."""
     # NFKC writes full-width letters as ordinary ones
-    text = TAGS.sub(" ", unicodedata.normalize("NFKC", text))
+    text = unicodedata.normalize("NFKC", INVISIBLE.sub("", text))
+    text = TAGS.sub(" ", COMBINING.sub("", text))
     words = _one_word_formulas(text)
     text = SPELLED.sub(_joined, IGNORED.sub(_sentences, text))
     for match in WORD.finditer(text):

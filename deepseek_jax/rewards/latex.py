@@ -36,8 +36,10 @@ BROKEN = re.compile(
 )
 MATRIX = re.compile(r"\\(begin|end)\{(?:bmatrix|array)\}(?:\{[lcr|]+\})?")
 ELEMENT = re.compile(r"^\s*[A-Za-z]\s*\\in\b\s*")
-# A numeral of another base than ten
-BASE = re.compile(r"\d_\{?\d")
+CELLS = re.compile(r"\s*(\\\\|&|\\(?:begin|end)\{pmatrix\})\s*")
+ROOT = re.compile(r"√\s*\(?(\d+|[a-z])\)?")
+# The base of a numeral
+BASE = re.compile(r"\d_\{?(\d+)")
 FORMULA_AMONG_WORDS = re.compile(r"([^$\d\\=]*)(?:\$([^$]+)\$|\\\(([^$]+?)\\\))([^$\d\\=]*)")
 MEASURED = re.compile(
     r"(.*?\S)(?:\s+|(?<=[\d)}])(?=(?-i:[a-z]{2})\b))([a-z][a-z /]*)(?:\^\{?[0-9]\}?)?", re.I
@@ -50,7 +52,8 @@ MEASURED_IN_HAN = re.compile(
 
 def canonical(formula: str):
     r"""`formula` as one of several spellings: \pmatrix of matrices, [1, 2] of x \in [1, 2]."""
-    return ELEMENT.sub("", MATRIX.sub(r"\\\1{pmatrix}", formula))
+    formula = MATRIX.sub(r"\\\1{pmatrix}", ROOT.sub(r"\\sqrt{\1}", formula))
+    return ELEMENT.sub("", CELLS.sub(r"\1", formula) if "{pmatrix}" in formula else formula)
 
 
 def readable(answer: str, gold: str, question: str | None = None):
@@ -67,7 +70,7 @@ def readable(answer: str, gold: str, question: str | None = None):
     answer = (among[2] or among[3]) if among else answer
     answer = canonical(answer)
     text, gold = (THOUSANDS.sub("", _without_unit(tidy(canonical(x)))) for x in (answer, gold))
-    if BASE.search(gold) and not BASE.search(text):
+    if set(BASE.findall(gold)) - set(BASE.findall(text)):
         return None
     for symbol, command in SYMBOLS.items():
         text = text.replace(symbol, command)

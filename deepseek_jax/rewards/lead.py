@@ -7,6 +7,7 @@ from deepseek_jax.rewards.words import (
     CARDINALS,
     FIRST_OF_CHINESE,
     FUNCTION,
+    HAN_BEFORE,
     LINKS,
     VERBS,
     changes,
@@ -17,8 +18,11 @@ from deepseek_jax.rewards.words import (
 # Signs behind which a number begins something new
 BEGINS = frozenset('=≈:.,;!?|"“”‘’—―•…>→⇒►。，、；：！？')
 COMMANDS = frozenset(r"\implies \Rightarrow \rightarrow \to \therefore \approx \because".split())
-# In "... of 5" other words, such as total, leave the 5 whole
-NOT_OF = frozenset("out root none most log multiple power #".split())
+# In "a total of 5" the 5 is whole, and in "the square of 5" it is not. So are words of the question
+WHOLE_OF = frozenset(
+    """total sum amount number average mean profit cost price value result answer balance difference remainder
+    distance length height weight area volume speed rate time sale change product score""".split()
+)
 # How far before a number a "not" denies it, and another number is joined to it
 NEAR, JOINED = 4, 5
 
@@ -35,6 +39,8 @@ def read_sign(tokens: list, place: int, context: Context):
         return sign
     # x5 and half-5 are no numbers, 得5 is one
     if tokens[k].kind != "word" or (glued and tokens[k].text[-1] < FIRST_OF_CHINESE):
+        return None
+    if HAN_BEFORE.search(tokens[k].text):
         return None
     return sign if _leads(_clause(tokens[: k + 1]), context) else None
 
@@ -71,10 +77,16 @@ def _begins(tokens, k, glued):
     text, behind_number = tokens[k].text, k > 0 and tokens[k - 1].kind == "number"
     if tokens[k].kind == "command":
         return text in COMMANDS
-    if text in (",", ":") and behind_number:
-        # 1:5, 1,5 and [1, 5]; not "on day 1: 5"
+    if text == ",":
+        # 1,5, (x, 5) and "x, 5"; not "So, 5"
         opened = sum((t.text in ("(", "[", "{")) - (t.text in (")", "]", "}")) for t in tokens[:k])
-        return not glued and not opened
+        variable = k > 0 and tokens[k - 1].kind == "word" and len(tokens[k - 1].text) == 1
+        return not opened and not (glued and behind_number) and not variable
+    if text == ":" and behind_number:
+        # 1:5 and 1 : 5; not "on day 1: 5"
+        return not glued and tokens[k].glued
+    if text == "=" and k > 0 and tokens[k].glued and tokens[k - 1].text in ("!", "<", ">"):
+        return False
     if text == ">":
         return k > 0 and tokens[k - 1].text in ("-", "=")
     if text in (")", "]", "}"):
@@ -102,21 +114,24 @@ def _leads(words, context):
     if True in negated and True not in finite[: negated.index(True)]:
         return False
     if first == "of":
-        return not rest or not (rest[0] in NOT_OF or changes(rest[0]))
+        return rest[:1] == [] or singular(rest[0]) in WHOLE_OF | context.known
     if first in LINKS:
         return not _links(rest)
     if changes(first) or (len(first) == 1 and first.isascii() and first not in "ai"):
         return False
     # "10 mod 5", and not "3 days make 5"
     if rest[:1] == ["#"]:
-        known = first in VERBS | FUNCTION or singular(first) in context.known
-        return known or first.endswith("s")
+        verb = first in VERBS or (first.endswith("s") and not first.endswith("ss"))
+        return verb or (singular(first) in context.known and first not in FUNCTION)
     return True
 
 
 def _links(before):
     """True if an "and", "or", "to" or "by" behind these words joins a number to another one."""
     if before[:1] in (["divided"], ["multiplied"]):
+        return True
+    # "less than or equal to 5"
+    if "than" in before[:JOINED]:
         return True
     # "is up to 5", and not "adds up to 5"
     if before[:1] == ["up"] and (not before[1:] or before[1] in VERBS | FUNCTION):

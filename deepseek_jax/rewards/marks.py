@@ -7,21 +7,31 @@ from deepseek_jax.rewards.quantity import read_quantity
 
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]+")
 # What a page or LaTeX does not show
-COMMENT = re.compile(r"<!--.*?(?:-->|\Z)|^[ \t]*%[^\n]*", re.S | re.M)
-BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
+COMMENT = re.compile(r"<!--.*?(?:-->|\Z)|^[ \t]*%[^\n]*|<<[^<>\n]*>>", re.S | re.M)
+BRACES = re.compile(r"\\f?box(?:ed)?\s*\{|\\[{}]|[{}]")
+# Signs and words around a box that make another number of it: -\boxed{5}, \boxed{5} million
+BEFORE_BOX = re.compile(
+    r"(?:[-−–+]|[\d)}]\s?[-−–+*/^]\s*|(?<![\w/\"'=-])[<>]=?\s*|≠\s*|\\(?:neq?|sqrt|pm)\b\s*"
+    r"|\bnot[ \t]+|n['’]t[ \t]+|\d|[_√^])[$({]*\Z"
+)
+AFTER_BOX = re.compile(
+    r"[\s$)]*(?:[\^_]|,?\d|(?:hundred|thousand|[a-z]+illion|squared|cubed|is\s(?:wrong|not|false))\b)"
+)
 TAGS = re.compile(r"</?(?:think|answer)>")
 TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.S)
 ANSWER_TAG = re.compile(r"<(/?)answer>")
 HASHES = re.compile(r"####\s*([^\n]*)")
-INTRODUCTION = re.compile(r"(?:so,? )?(?:the )?(?:final )?answer(?: is|:)\s*", re.I)
+# Not "2. Check", the heading of a step
+NUMERIC = re.compile(r"(?!\d+[.)]\s)[-+−$\\({\[]*\d")
+INTRODUCTION = re.compile(r"\A(?:so,? )?(?:the )?(?:final )?answer(?: is|:)\s*", re.I)
 # "The answer is ...", and what ends it
 SAID = re.compile(
-    r"(?:\b(?P<partial>first|partial|intermediate)\s)?\banswer"
-    r"(?:\s(?:is|was|equals|should be|must be)|\s?[:=])[:*]{0,3}\s*"
-    r"(?:(?:[a-z]+ly|now|therefore|thus|just|indeed|then|instead|about)[,:]?\s)?",
+    r"(?:(?:\b(?P<partial>first|partial|intermediate)\s)?\banswer"
+    r"(?:[ \t](?:is|was|equals|should be|must be)|[ \t]?[:=])|答案[是为：:])[:*]{0,3}[ \t]*"
+    r"(?:(?!hardly|nearly)(?:[a-z]+ly|now|therefore|thus|just|indeed|then|instead|about)[,:]?\s)?",
     re.I,
 )
-SAID_END = re.compile(r"\n|[.;!?](?=\s|$)|,\s|。|，")
+SAID_END = re.compile(r"\n|[.;!?](?=\s|$)|,\s(?!\d)|\s\(|。|，")
 # Characters that are read after "the answer is", and how many statements of a kind are read
 MAX_SAID, MOST = 300, 100
 
@@ -57,7 +67,7 @@ def find_marks(text: str):
     """
     boxes, tagged, hashes = _boxes(text), _tagged(text), list(HASHES.finditer(text))
     # The answer of tags and of a line with a box is the box
-    boxed = [Mark("box", text[start:end], start) for start, end in boxes]
+    boxed = [Mark("box", _with_context(text, start, end), start) for start, end in boxes]
     tagged = [
         Mark("tags", text[start:end], start) for start, end in tagged if not _boxes(text[start:end])
     ]
@@ -67,14 +77,16 @@ def find_marks(text: str):
         if not _boxes(m[1])
     ]
     boxed, tagged, lines = (_clean(marks) for marks in (boxed, tagged, lines))
-    # A heading of Markdown, "#### Step 1", is an answer only if there is no other mark
+    # A heading of Markdown, "#### Step 1", is no answer
     last_line = text.rstrip().rfind("\n")
     hashed = [
         mark
         for mark in lines
-        if mark.start > last_line or read_quantity(mark.text, lead=False) is not None
+        if mark.start > last_line
+        or NUMERIC.match(mark.text)
+        or read_quantity(mark.text, lead=False) is not None
     ]
-    return [*boxed, *tagged, *hashed] or lines[:1]
+    return [*boxed, *tagged, *hashed]
 
 
 def find_said(text: str, marks: list[Mark]):
@@ -82,20 +94,45 @@ def find_said(text: str, marks: list[Mark]):
 
     An answer that the text calls first, partial or intermediate is none where one of `marks` follows.
     """
-    said = []
-    for match in list(SAID.finditer(text))[-MOST:]:
-        if match["partial"] and any(mark.start > match.start() for mark in marks):
-            continue
-        rest = SAID_END.split(text[match.end() : match.end() + MAX_SAID], maxsplit=1)[0]
-        said.append(Mark("said", rest.strip(" \t*\"'"), match.start()))
-    return said
+    said, last = {}, max((mark.start for mark in marks), default=0)
+    for match in SAID.finditer(text):
+        if not (match["partial"] and match.start() < last):
+            rest = _sentence(text[match.end() : match.end() + MAX_SAID])
+            said[rest] = Mark("said", rest, match.start())
+    return list(said.values())[-MOST:]
+
+
+def _sentence(text):
+    """`text` up to the end of its first sentence, which is not within brackets."""
+    for end in SAID_END.finditer(text):
+        said = text[: end.start()]
+        if said.count("(") <= said.count(")") and said.count("[") <= said.count("]"):
+            break
+    else:
+        said = text
+    return said.strip(" \t*\"'")
+
+
+def _with_context(text, start, end):
+    """What a box holds, with the signs and words around it that make another number of it."""
+    begin = text.rfind("\\", 0, start)
+    before, after = (
+        BEFORE_BOX.search(text[max(0, begin - 20) : begin]),
+        AFTER_BOX.match(text[end + 1 : end + 40]),
+    )
+    return (
+        (before[0] if before else "") + text[start:end] + (" " + after[0].strip() if after else "")
+    )
 
 
 def _clean(marks):
     """The Marks that are not empty, the last one first, without "The answer is"."""
     texts = (INTRODUCTION.sub("", mark.text.strip(), count=1).strip() for mark in marks)
-    found = [mark._replace(text=text) for mark, text in zip(marks, texts, strict=True) if text]
-    return found[: -MOST - 1 : -1]
+    # Of equal ones the last
+    found = {
+        text: mark._replace(text=text) for mark, text in zip(marks, texts, strict=True) if text
+    }
+    return sorted(found.values(), key=lambda mark: -mark.start)[:MOST]
 
 
 def _tagged(text):
@@ -117,7 +154,7 @@ def _boxes(text):
     for match in BRACES.finditer(text):
         token = match.group()
         # Escaped braces match too, so that they are passed over: they neither open nor close
-        if token.startswith("\\boxed"):
+        if "box" in token:
             open_braces.append(match.end())
         elif token == "{":
             open_braces.append(None)
@@ -127,4 +164,6 @@ def _boxes(text):
                 while boxes and boxes[-1][0] > start:
                     boxes.pop()
                 boxes.append((start, match.start()))
-    return boxes
+    # Within a box that nothing closes there is none
+    unclosed = min((start for start in open_braces if start is not None), default=len(text))
+    return [box for box in boxes if box[0] < unclosed]

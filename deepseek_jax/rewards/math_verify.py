@@ -161,8 +161,9 @@ def _stated(completion, gold, question):
     # "5 toys in $x$ hours"
     if (DIGIT.search(gold) and not DIGIT.search(content)) or read_quantity(content) is not None:
         return read_answer(completion, question)
-    # Does what precedes the formula leave it whole? As it would a number
-    whole = last_quantity(text[: formula.start()] + " 2") is not None
+    # Does what surrounds the formula leave it whole? As it would a number
+    as_number = last_quantity(f"{text[: formula.start()]} 2 {text[formula.end() :]}")
+    whole = as_number is not None and as_number.amounts() == {2}
     return Answer(content, None, None) if whole else None
 
 

@@ -22,6 +22,20 @@ MAX_BITS = 256
 BINARY = {ast.Add: operator.add, ast.Sub: operator.sub}
 BINARY |= {ast.Mult: operator.mul, ast.Div: operator.truediv}
 NUMERAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+# How people and LaTeX write the operators
+OPERATORS = {
+    r"\times": "*",
+    r"\cdot": "*",
+    r"\div": "/",
+    "×": "*",
+    "·": "*",
+    "⋅": "*",
+    "∗": "*",
+    "÷": "/",
+}
+OPERATORS |= {"−": "-", "–": "-"}
+# Full-width signs of Chinese; digits stay as they are
+FULL_WIDTH = str.maketrans("（）＋－＝％：；，．！？［］／＊＄", "()+-=%:;,.!?[]/*$")
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
 # Not after a digit: 2\frac{1}{2} is a mixed number, no product
@@ -36,11 +50,11 @@ WORDS = re.compile(
 SPACES = re.compile(r"(?<!\\)\\[,:; ]|~|\\q?quad\b")
 # Thin spaces between thousands, and what shows a formula: $5$, US$5, \(5\), \[5\], \left( 5 \right)
 LAYOUT = re.compile(
-    r"(?<=\d)\\,(?=\d{3}(?!\d))|(?:(?<![A-Za-z])[A-Z]{1,2}(?=\\?\$\d))?\\?[$£€]|(?<!\\)\\[()\[\]]"
+    r"(?<=\d)\\,(?=\d{3}(?!\d))|(?:(?<![A-Za-z])[A-Z]{1,2}(?=\\?\$\d))?\\?[$£€¥₹]|`|(?<!\\)\\[()\[\]]"
     r"|\\(?:left|right)\b\.?|\\displaystyle\b|\\!|</?(?:b|i|u|em|strong|span|p)>"
 )
-BOLD = re.compile(r"(?<![\w)*])\*\*([^*]+)\*\*(?![\w(*])")
-DEGREES = re.compile(r"(?<=\d)\s?(?:\^\s?\{?\s?\\circ\s?\}?|°)\s?[CF]?(?![A-Za-z])")
+BOLD = re.compile(r"(?<![\w)*])(\*{1,3})(?=\S)([^*\n]+)(?<=\S)\1(?![\w(*])")
+DEGREES = re.compile(r"(?<=\d)\s?(?:\^\s?\{?\s?\\circ\s?\}?|°|\\degree\b)\s?[CF]?(?![A-Za-z])")
 PERCENT = re.compile(r"\b(?:per ?cent(?:age)?(?: points?)?|pct)\b", re.I)
 SUPERSCRIPT = re.compile("[⁰¹²³⁴-⁹]+")
 
@@ -58,6 +72,7 @@ def number(text: str):
 def _read(text):
     # A numeral with leading zeros is a syntax error in Python
     text = LEADING_ZEROS.sub("", THOUSANDS.sub("", without_fractions(tidy(text))))
+    text = with_operators(text)
     if not re.fullmatch(r"[0-9+\-*/(). ]+", text):
         return None
     try:
@@ -76,11 +91,20 @@ def tidy(text: str):
     r"""`text` on one line, without what changes how an answer looks and not what it is: dollar signs, a final
     period, Markdown's **bold**, LaTeX's \text{...}. "5²" becomes "5^2", a typeset minus "-", "percent" "%".
     """
-    text = LAYOUT.sub("", text.replace("\\%", "%").replace("{,}", ",").replace("−", "-"))
+    text = LAYOUT.sub(
+        "", text.translate(FULL_WIDTH).replace("\\%", "%").replace("{,}", ",").replace("−", "-")
+    )
     text = SUPERSCRIPT.sub(lambda m: "^" + unicodedata.normalize("NFKC", m[0]), text)
     text = PERCENT.sub("%", SPACES.sub(" ", WORDS.sub(r" \1 ", text)))
-    text = DEGREES.sub("", BOLD.sub(r"\1", text))
+    text = DEGREES.sub("", BOLD.sub(r"\2", text))
     return " ".join(text.split()).replace(" ^", "^").rstrip(".").strip()
+
+
+def with_operators(text: str):
+    r"""`text` with + - * / in place of ×, \times and their like."""
+    for sign, operator_ in OPERATORS.items():
+        text = text.replace(sign, operator_)
+    return text
 
 
 def without_fractions(text: str):

@@ -24,19 +24,25 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from deepseek_jax.rewards.lead import read_sign
-from deepseek_jax.rewards.number import number, tidy, without_fractions
+from deepseek_jax.rewards.lead import COMMANDS, read_sign
+from deepseek_jax.rewards.number import number, tidy, with_operators, without_fractions
 from deepseek_jax.rewards.tokens import Context, places_of_numbers, tokens_of
 from deepseek_jax.rewards.unit import read_unit
 from deepseek_jax.rewards.words import LINKS, changes, singular, words_of
 
 EQUALS = re.compile(r"=|\\approx\b|≈")
 # What a value is called: x, f(2), \angle ABC, a + b, Area. Not 2x or -x, which are other values
+# Words that compute: "sqrt x = 5" gives x another value
+COMPUTES = frozenset(
+    "sqrt log ln exp sin cos tan square squared cube cubed root not neq notin".split()
+)
 NAME = re.compile(r"\\?[A-Za-z][A-Za-z+ ']*(?:_\{?\w+\}?)?(?:\([^()=]*\))?")
+# The words of a side before its expression: "She makes 9 * 2"
+LEAD = re.compile(r"\A(?:[A-Za-z'’,:]+ )*")
 # In a statement a bracket is that of a list or a set
-LISTS = frozenset("[{")
+LISTS = frozenset("[]{}")
 # A dash that a space follows begins an item of a list
-BULLET = re.compile(r"^\s*[-*–•] ")
+BULLET = re.compile(r"^\s*[-*–•>] ")
 # With these a line goes on in the next one
 UNFINISHED = tuple("+-*/^×÷·<>≠±√,")
 # Longest statement that is read, and how much is read on either side of the last digit of a text
@@ -82,7 +88,8 @@ def read_quantity(text: str, question: str | None = None, *, lead: bool = True):
     else:
         value = number(last)
         found = None if value is None else Quantity(value, last.strip(), computed=True)
-    return found if found is not None and sides_agree(sides, found.value) else None
+    agree = found is not None and sides_agree(sides, found.value, lead=lead)
+    return found if agree else None
 
 
 def last_quantity(text: str, question: str | None = None):
@@ -96,24 +103,27 @@ def last_quantity(text: str, question: str | None = None):
 
 
 @functools.lru_cache(4096)
-def first_quantity(text: str, question: str | None = None):
-    """The Quantity by which running text begins: "5 because ...", "x = 5", "2 + 3 = 5". None without one."""
-    text = without_fractions(tidy(text))
-    for part in (text, EQUALS.split(text)[-1]):
-        tokens = tokens_of(part)
-        places = places_of_numbers(tokens)
-        if places and _is_first(tokens, places[0]):
-            found = _quantity(tokens, places[0], Context(words_of(question), running=True))
-            if found is not None:
-                return found
-    return None
+def said_quantity(text: str, question: str | None = None):
+    """The Quantity of what a sentence says the answer is: "5 because ...", "x = 5", "2 + 3 = 5"; or None.
+
+    Its number is the only one, or the sentence is an equation whose sides agree.
+    """
+    tokens = tokens_of(without_fractions(tidy(text)))
+    places = places_of_numbers(tokens)
+    if len(places) != 1 or "=" in text:
+        return read_quantity(text, question, lead=False)
+    if not _is_first(tokens, places[0]) or any(token.text in LISTS for token in tokens):
+        return None
+    return _quantity(tokens, places[0], Context(words_of(question), running=True))
 
 
-def sides_agree(sides: Sequence[str], value: Fraction | None):
-    """True if each other side of an equation is a name, or an expression of this value."""
-    for side in filter(None, map(str.strip, sides)):
-        named = NAME.fullmatch(side) and not any(map(changes, side.lower().split()))
-        if not named and (value is None or number(side) != value):
+def sides_agree(sides: Sequence[str], value: Fraction | None, *, lead: bool = True):
+    """True if each other side of an equation is a name, or has this value. lead: behind words or not."""
+    for side in filter(None, (with_operators(side).strip() for side in sides)):
+        if any(changes(word) or word in COMPUTES for word in re.findall("[a-z]+", side.lower())):
+            return False
+        expression = LEAD.sub("", side) if lead else side
+        if not NAME.fullmatch(side) and (value is None or number(expression) != value):
             return False
     return True
 
@@ -125,7 +135,7 @@ def _is_first(tokens, place):
 
 def _quantity(tokens, place, context):
     """The Quantity of the number at this place; None where its neighbours do not leave it whole."""
-    if not context.running and any(token.text in LISTS for token in tokens):
+    if not context.running and any(_is_no_statement(token) for token in tokens):
         return None
     text = tokens[place].text
     value, sign = number(text), read_sign(tokens, place, context)
@@ -138,12 +148,17 @@ def _quantity(tokens, place, context):
     return Quantity(sign * value, text, *unit, computed="/" in text)
 
 
+def _is_no_statement(token):
+    return token.text in LISTS or (token.kind == "command" and token.text not in COMMANDS)
+
+
 def _line_around(text, end):
     """The line that holds the character before `end`, behind the line before if that goes on in it."""
     start = max(0, end - WINDOW)
     before, _, line = text[start:end].rpartition("\n")
-    line = BULLET.sub("", line + text[end : end + WINDOW].partition("\n")[0])
+    line += text[end : end + WINDOW].partition("\n")[0]
     before = before.rpartition("\n")[2].rstrip(" \\[]()$")
+    line = line if before.endswith("=") else BULLET.sub("", line)
     last = re.search(r"[A-Za-z]*$", before)[0].lower()
     # Many a line ends in "times" or "left over"
     return f"{before} {line}" if before.endswith(UNFINISHED) or last in LINKS else line

@@ -7,7 +7,8 @@ from typing import NamedTuple
 class Reading(NamedTuple):
     """How a rule reads the answer in a completion, so that answers can vote.
 
-    find(completion, question) -> str, or None without an answer. Answers with equal key(answer) are the same.
+    find(completion, question) -> str, or None without an answer. Answers with equal key(answer, question) are
+    the same.
     """
 
     find: Callable

@@ -17,6 +17,7 @@ from deepseek_jax.rewards.words import (
     IRREGULAR,
     JOINS,
     LETTER_SCALES,
+    LETTER_UNITS,
     LINKS,
     SCALES,
     VERBS,
@@ -85,10 +86,11 @@ def _scale(tokens):
 
 
 def _is_glued_unit(token, context):
-    """True if letters that touch a number are its unit: 5cm, not 5x; 5m where the question has an m."""
+    """True if letters that touch a number are its unit: 5cm, not 5x; 5m where the question has meters."""
     head = re.split(r"[/^]", token.text.lower())[0]
     if len(head) == 1:
-        return head in ABBREVIATIONS and head in context.known
+        names = {head, *LETTER_UNITS.get(head, "").split()}
+        return head in ABBREVIATIONS and not names.isdisjoint(context.known)
     return len(head) > 2 or head in ABBREVIATIONS
 
 
@@ -97,7 +99,7 @@ def _chinese_unit(tokens, context):
     while text and text[0] in HAN_SCALES and not text.startswith(HAN_UNITS):
         scale, word, text = scale * HAN_SCALES[text[0]], word + text[0], text[1:]
     changed = text[:1] in HAN_CHANGES and not text.startswith(HAN_UNITS)
-    if (text and changed) or re.search("[或不加减乘除]", text):
+    if (text and changed) or re.search("[或不加减乘除半又]", text):
         return None
     return Unit(text, scale, word) if _ends(tokens[1:], context, True) else None
 
@@ -124,8 +126,10 @@ def _words(tokens, context, one):
 
 def _is_noun_phrase(words, context, one):
     """True if words begin by adjectives and a noun, or by a word with which a sentence goes on."""
-    if words[0] in FUNCTION or (context.running and words[0] in VERBS):
-        return True
+    # "5 a day", and not the variables of "5 a" and "5 i"
+    if len(words[0]) > 1 or words[1:] or context.running:
+        if words[0] in FUNCTION - {"i"} or (context.running and words[0] in VERBS):
+            return True
     for word, following in zip(words[: MOST_ADJECTIVES + 1], [*words[1:], "of"], strict=False):
         if word not in CARDINALS and (singular(word) in context.known or _names_a_thing(word)):
             return True
@@ -135,8 +139,12 @@ def _is_noun_phrase(words, context, one):
         if changes(word) and not (ADJECTIVES.fullmatch(word) and following != "of"):
             return False
         if one:
-            return True
+            return not word.endswith("ed")
     return False
+
+
+def _adds(word):
+    return changes(word) or word in ADDS
 
 
 def _names_a_thing(word):
@@ -152,7 +160,7 @@ def _leaves_whole(words, running):
     """True if words after a number neither join another one to it nor deny it: "5 or six", "5 is wrong"."""
     if running and (words[0] in VERBS or denies(words[0])) and any(map(denies, words[: NEAR + 1])):
         return False
-    if not running and any(word in VERBS or denies(word) for word in words):
+    if not running and any(w in VERBS or w in CARDINALS or denies(w) for w in words):
         return False
     near = words[:NEAR] if running else words
     for place, (word, following) in enumerate(zip(near, [*words[1:], ""], strict=False)):
@@ -170,10 +178,11 @@ def _ends(tokens, context, worded):
         # "so 5 = x"
         return len(tokens) == 2 and tokens[1].kind == "word"
     noted = False
-    for token in tokens:
-        if token.text == "(" and not token.glued:
+    for token, following in zip(tokens, [*tokens[1:], None], strict=False):
+        chinese = following is not None and following.text[0] >= FIRST_OF_CHINESE
+        if token.text == "(" and (chinese or not token.glued):
             noted = True
-        elif noted and token.kind == "word" and not changes(token.text.lower()):
+        elif noted and token.kind == "word" and not _adds(token.text.lower()):
             continue
         elif token.text in CLOSING:
             noted = False

@@ -13,15 +13,16 @@ LETTER = r"[^\W\d_¹²³¼-¾⁰-₉⅐-↉]"
 WORD = rf"{LETTER}+(?:['’/-]{LETTER}+)*(?:(?<=s)['’])?"
 
 CARDINALS = frozenset(
-    """one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
-    seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety tens basis pi""".split()
+    """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+    seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety tens sixes basis
+    pi""".split()
 )
 # Numbers that are adjectives before a noun: "5 third graders", "5 double rooms"
 ADJECTIVES = re.compile(
     r"half|negative|minus|once|twice|thrice|double|triple|quadruple|quarter|third|fourth|fifth|sixth|seventh"
     r"|eighth|ninth|tenth|eleventh|twelfth|[a-z]+(?:teenth|tieth)|(?:hundred|thousand|[a-z]+illion)th"
 )
-FRACTIONS = re.compile(rf"halves|(?:{ADJECTIVES.pattern})s|[a-z]+fold|[a-z]+illions?")
+FRACTIONS = re.compile(rf"halves|[a-z]+ties|(?:{ADJECTIVES.pattern})s|[a-z]+fold|[a-z]+illions?")
 # Words that multiply the number before them, here in the singular
 SCALES = dict(hundred=10**2, thousand=10**3, lakh=10**5, crore=10**7, dozen=12, score=20, gross=144)
 SCALES |= dict(grand=10**3, k=10**3, mln=10**6, mio=10**6, bn=10**9, bln=10**9, mrd=10**9)
@@ -32,8 +33,9 @@ SCALES |= {
 # Of these the case counts: a metre is a small m
 LETTER_SCALES = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
 ABBREVIATIONS = frozenset(
-    """c f g h j l m s v w cm mm km kg mg lb lbs oz ft in yd ml dl cl cc hr hrs min mins sec am pm mi mph kph
-    kw kwh sq mb gb tb hz kb ms rpm cal kcal gal qt pt tsp tbsp usd eur gbp inr cad aud jpy cny""".split()
+    """c f g h j l m s v w cm mm km kg kgs mg lb lbs oz ft in yd ml dl cl cc hr hrs min mins sec am pm yr yrs
+    wk wks mi mph kph kw kwh sq mb gb tb hz kb ms rpm cal kcal gal qt pt tsp tbsp usd eur gbp inr cad aud jpy
+    cny""".split()
 )
 # Plurals without an s, and money
 IRREGULAR = frozenset(
@@ -62,22 +64,47 @@ NEGATED = re.compile(r"[a-z]+n['’]t")
 # Before a number: it is a part of a product or a comparison
 JOINS = frozenset(
     """nor per than times plus mod modulo over under above below beyond exceeding versus vs least most
-    twice""".split()
+    twice but except unlike sqrt log ln exp""".split()
 )
 # These are so only behind another number: "4 to 5", and not "comes to 5"
 LINKS = frozenset("and or to by through from minus".split())
 
 # The first character of the scripts of East Asia in Unicode
 FIRST_OF_CHINESE = "\u2e80"
-HAN_SCALES = {"百": 10**2, "千": 10**3, "万": 10**4, "亿": 10**8, "打": 12}
+HAN_SCALES = {
+    "百": 10**2,
+    "千": 10**3,
+    "万": 10**4,
+    "萬": 10**4,
+    "亿": 10**8,
+    "億": 10**8,
+    "打": 12,
+}
 # Characters that change the number before them: numerals and arithmetic
-HAN_CHANGES = frozenset("〇零一二两三四五六七八九十百千万亿兆半打倍成分负加减乘除或不")
+HAN_CHANGES = frozenset(
+    "〇零一二两兩三四五六七八九十百千万萬亿億兆佰仟几幾半打倍成折分点點又负加减乘除或不"
+)
+# What makes the number after it a part of something else: not, at least, above, the 5th, of a fraction
+HAN_BEFORE = re.compile("[不非第]|至[少多]|超过|[大小多少高低]于|分之")
+# A unit of one letter that touches a number is one where the question has its name
+LETTER_UNITS = {
+    "m": "meter metre minute",
+    "g": "gram",
+    "l": "liter litre",
+    "h": "hour",
+    "s": "second",
+}
 HAN_UNITS = ("千克", "千米")
 
 
 def changes(word: str):
     """True if a word, in small letters, may make another number of the one beside it."""
-    if word in CARDINALS or word in JOINS or singular(word) in SCALES or denies(word):
+    if (
+        {word, singular(word)} & CARDINALS
+        or word in JOINS
+        or singular(word) in SCALES
+        or denies(word)
+    ):
         return True
     return bool(ADJECTIVES.fullmatch(word) or FRACTIONS.fullmatch(word))
 

@@ -117,7 +117,7 @@ def majority_is_right(samples, accuracy: str, question: str | None = None):
     found = [
         reading.find(sample["text"], question) if sample["finished"] else None for sample in samples
     ]
-    keys = [None if answer is None else reading.key(answer) for answer in found]
+    keys = [None if answer is None else reading.key(answer, question) for answer in found]
     chosen = majority(keys)
     pairs = zip(samples, keys, strict=True)
     return any(k == chosen and s["parts"][accuracy] == 1 for s, k in pairs if k is not None)

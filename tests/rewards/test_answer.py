@@ -283,9 +283,18 @@ FIVE = {"question": "?", "answer": "5"}
         \boxed{5 \text{ (apples)}} | <answer>There are 5 apples.</answer> | #### Answer: 5 |
         2 + 3 = \boxed{5} | so x = **5** | 5 third graders | 5 negative numbers | 5 double rooms |
         5 fourth-year students | The first answer is 6. No, the final answer is \boxed{5} |
-        The intermediate answer is 6, so \boxed{5} | A: 5
+        The intermediate answer is 6, so \boxed{5} | A: 5 | <answer>\boxed{5}</answer> | - \boxed{5} |
+        *\boxed{5}* | **Result:** $\boxed{5}$ | => \boxed{5} |
+        \boxed{5} \text{ feet} | \boxed{10 \times 2 / 4 = 5} |
+        <answer>She makes 10 / 2 = $5 every day.</answer> | so 10/2 = <<10/2=5>>5 |
+        `5` | *5* | ***5*** | > 5 |
+        \boxed{¥5} | \boxed{5\degree} | 10 - 5 = 5（个） | 所以答案是5。 | The answer is 10 - 5 = 5. |
+        The answer is 5 (2 more than 3). | The answer is $10/2 = 5$. | 5 yrs
     """)
-    + ["So we get\n5", "That is all\n\n5"],
+    + ["So we get\n5", "That is all\n\n5", "x =\n5"]
+    + ["Answer: There are 7*8=56 slices.\nEach gets 56/8=7 slices, so 7 - 2 = 5.\n#### 5"]
+    + ["**Answer:**\n1. 16 - 7 = 9\n2. 9 - 4 = 5\n\nThe answer is 5."]
+    + ["#### Step 1\n16-7=9\n#### Step 2\n9-4=5\nSo she makes $5.", "#### Answer\n5"],
 )
 def test_forms_that_were_refused_are_paid(text):
     """Oracle: by hand: each states 5 and nothing else. `correct` asks for a number, which each is."""
@@ -296,12 +305,21 @@ def test_forms_that_were_refused_are_paid(text):
     "text",
     forms(r"""
         \boxed{x=6=5} | <answer>6<answer>5</answer></answer> | <!-- \boxed{5} --> | <!-- \boxed{5} |
-        % \boxed{5} | The first answer is 5, the other is 6 \boxed{6} | The answer is 6. \boxed{5}
+        % \boxed{5} | The first answer is 5, the other is 6 \boxed{6} | The answer is 6. \boxed{5} |
+        -\boxed{5} | 10 - \boxed{5} | \boxed{5}^2 | \boxed{5},000 | \boxed{5} million | 2\boxed{5} |
+        \sqrt{\boxed{5}} | x \neq \boxed{5} | x > \boxed{5} | The answer is not \boxed{5}. |
+        \boxed{5} is wrong. | \boxed{6 \boxed{5} | \fbox{6} \boxed{5} | 答案是6。\boxed{5} |
+        The answer is 2 + 2 = 4. No, \boxed{5} | <answer>the square of 5</answer> |
+        <answer>5 less than ten</answer> | <answer>5 to the power of two</answer> | 答案不是5 | 至少5 |
+        \boxed{sqrt x = 5} | \boxed{x \not= 5} | \boxed{anything but 5} | \boxed{x, 5} | \boxed{(x, 5)} |
+        \boxed{(-\infty, 5]} | \boxed{5 i} | \boxed{5 a} | 1 in 5 | 10 less 5 | x != 5 | 4 : 5 |
+        #### 6 \to 5 | less than or equal to 5 | 5萬 | 5个半 | 第5
     """)
+    + [r"\boxed{6} " + r"\boxed{5} " * 100]
     + ["2 + 3\n% so \\boxed{5}"],
 )
 def test_forms_that_were_paid_are_refused(text):
-    """Oracle: by hand: a false equation, a tag in a tag, a comment, and two answers."""
+    """Oracle: by hand: each states another number than 5, several, or none."""
     assert exact_answer(text, FIVE) == correct(text, FIVE) == 0.0
 
 

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from deepseek_jax.rewards.quantity import first_quantity, last_quantity, read_quantity
+from deepseek_jax.rewards.quantity import last_quantity, read_quantity, said_quantity
 from tests.rewards.forms import forms
 
 # Each states 5, or the number before the colon
@@ -112,7 +112,17 @@ def test_a_line_that_goes_on_belongs_to_the_next(text):
 @pytest.mark.parametrize(
     "text, want",
     [
-        ("5 because 2 + 3 = 5", 5),
+        ("5 because they are five", 5),
+        ("5 because 2 + 3 = 5", None),
+        ("2 + 2 = 5", None),
+        ("5x = 5", None),
+        ("4 apples = 5", None),
+        ("5 - 2", 3),
+        ("5 - 2 = 3", 3),
+        ("5 of 6", None),
+        ("5, 6", None),
+        ("[5", None),
+        ("There are 2 + 3 = 5", None),
         ("x = 5", 5),
         ("2 + 3 = 5", 5),
         ("**5**", 5),
@@ -126,5 +136,5 @@ def test_a_line_that_goes_on_belongs_to_the_next(text):
 )
 def test_the_first_number_is_what_is_said(text, want):
     """Oracle: by hand."""
-    quantity = first_quantity(text)
+    quantity = said_quantity(text)
     assert (None if quantity is None else quantity.value) == want

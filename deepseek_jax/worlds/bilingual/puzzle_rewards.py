@@ -61,6 +61,11 @@ def final_expression(completion: str, question: str | None = None):
     return extract_answer(text)
 
 
+def puzzle_key(answer: str, question: str | None = None):
+    """An answer of final_expression without white space around it: equal ones vote together."""
+    return answer.strip()
+
+
 def _solution(example):
     """The signed numbers of example["answer"]."""
     gold = _terms(gold_answer(example))

@@ -12,6 +12,7 @@ from deepseek_jax.worlds.bilingual.puzzle_rewards import (
     check_puzzle,
     final_expression,
     puzzle_answer,
+    puzzle_key,
 )
 from deepseek_jax.worlds.bilingual.request_rewards import check_request, harmless, helpfulness
 from deepseek_jax.worlds.bilingual.tasks import bilingual_puzzle_task, bilingual_request_task
@@ -72,7 +73,7 @@ BILINGUAL = World(
     },
     tokenizers={"bilingual": bilingual_tokenizer, "letters": letters_tokenizer},
     rewards={
-        "puzzle_answer": Rule(puzzle_answer, check_puzzle, Reading(final_expression, str.strip)),
+        "puzzle_answer": Rule(puzzle_answer, check_puzzle, Reading(final_expression, puzzle_key)),
         "helpfulness": Rule(helpfulness, check_request),
         "harmless": Rule(harmless, check_request),
     },
