@@ -15,7 +15,7 @@ BEFORE_BOX = re.compile(
     r"|\bnot[ \t]+|n['’]t[ \t]+|\d|[_√^])[$({]*\Z"
 )
 AFTER_BOX = re.compile(
-    r"[\s$)]*(?:[\^_]|,?\d|(?:hundred|thousand|[a-z]+illion|squared|cubed|is\s(?:wrong|not|false))\b)"
+    r"[$)]?(?:[\^_]|,?\d)|[ \t$)]*(?:hundred|thousand|[a-z]+illion|squared|cubed|is\s(?:wrong|not|false))\b"
 )
 TAGS = re.compile(r"</?(?:think|answer)>")
 TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.S)
@@ -115,14 +115,11 @@ def _sentence(text):
 
 def _with_context(text, start, end):
     """What a box holds, with the signs and words around it that make another number of it."""
-    begin = text.rfind("\\", 0, start)
-    before, after = (
-        BEFORE_BOX.search(text[max(0, begin - 20) : begin]),
-        AFTER_BOX.match(text[end + 1 : end + 40]),
-    )
-    return (
-        (before[0] if before else "") + text[start:end] + (" " + after[0].strip() if after else "")
-    )
+    command = text.rfind("\\", 0, start)
+    before = BEFORE_BOX.search(text[max(0, command - 20) : command])
+    after = AFTER_BOX.match(text[end + 1 : end + 40])
+    # "5 ^2" and "5 million" alike
+    return f"{before[0] if before else ''}{text[start:end]} {after[0] if after else ''}"
 
 
 def _clean(marks):

@@ -291,7 +291,13 @@ FIVE = {"question": "?", "answer": "5"}
         \boxed{¥5} | \boxed{5\degree} | 10 - 5 = 5（个） | 所以答案是5。 | The answer is 10 - 5 = 5. |
         The answer is 5 (2 more than 3). | The answer is $10/2 = 5$. | 5 yrs
     """)
-    + ["So we get\n5", "That is all\n\n5", "x =\n5"]
+    + [
+        "So we get\n5",
+        "That is all\n\n5",
+        "x =\n5",
+        "\\boxed{5}\n2. Check: it is.",
+        "\\boxed{5}\n\n9",
+    ]
     + ["Answer: There are 7*8=56 slices.\nEach gets 56/8=7 slices, so 7 - 2 = 5.\n#### 5"]
     + ["**Answer:**\n1. 16 - 7 = 9\n2. 9 - 4 = 5\n\nThe answer is 5."]
     + ["#### Step 1\n16-7=9\n#### Step 2\n9-4=5\nSo she makes $5.", "#### Answer\n5"],
