@@ -20,15 +20,18 @@ def inputs(m=M, d=D, v=V):
 @pytest.mark.parametrize("chunk_size", [None, 1, 4, 23, 100])
 @pytest.mark.parametrize("v, temperature", [(V, 1.0), (V, 0.6), (LARGE, 0.6)])
 def test_logprobs_and_entropy_are_those_of_the_full_softmax(chunk_size, v, temperature):
-    """Oracle: numpy's log-softmax over all logits, in float64; 1e-5 is float32 rounding."""
+    """Oracle: numpy's log-softmax over all logits, in float64; 1e-5 is float32 rounding, and 1e-4 that of a
+    sum of 12,283 terms, which some compilers add one after another.
+    """
+    atol = 1e-5 if v == V else 1e-4
     hidden, head, targets = inputs(v=v)
     logits = np.asarray(hidden, float) @ np.asarray(head, float).T / temperature
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     logprobs, entropy = token_logprobs(
         hidden, head, targets, temperature=temperature, chunk_size=chunk_size
     )
-    np.testing.assert_allclose(logprobs, logp[np.arange(M), targets], atol=1e-5)
-    np.testing.assert_allclose(entropy, -(np.exp(logp) * logp).sum(-1), atol=1e-5)
+    np.testing.assert_allclose(logprobs, logp[np.arange(M), targets], atol=atol)
+    np.testing.assert_allclose(entropy, -(np.exp(logp) * logp).sum(-1), atol=atol)
 
 
 @pytest.mark.parametrize("v", [V, LARGE])
