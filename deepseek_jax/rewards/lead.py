@@ -114,7 +114,8 @@ def _leads(words, context):
     if True in negated and True not in finite[: negated.index(True)]:
         return False
     if first == "of":
-        return rest[:1] == [] or singular(rest[0]) in WHOLE_OF | context.known
+        whole = not rest or singular(rest[0]) in WHOLE_OF | context.known
+        return whole and not (rest and changes(rest[0]))
     if first in LINKS:
         return not _links(rest)
     if changes(first) or (len(first) == 1 and first.isascii() and first not in "ai"):

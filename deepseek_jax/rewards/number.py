@@ -1,9 +1,9 @@
 r"""Numbers and arithmetic as people write them, read exactly: "1,234", "0.5", "2 * (3 + 4)", "\frac{1}{2}".
 
 A model's text is never evaluated as Python: `number` walks a syntax tree of digits and
-+ - * / ** alone, within caps on length, depth and size. Digits are those of ASCII in every rule: 0 to 9.
-The patterns match any script's, as text, so that no rule reads a 5 in the "٣5" of two scripts.
-Words, units and signs in words are `quantity`'s.
++ - * / ** alone, within caps on length, depth and size. Numbers have ASCII's digits, 0 to 9. The patterns
+match the digits of other scripts too, so that "٣5" is one piece, which is no number: no rule reads a 5 in it.
+Words, units and signs in words are for `quantity`.
 """
 
 import ast

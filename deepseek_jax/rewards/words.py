@@ -1,6 +1,7 @@
 """Classes of words around a number, in English and Chinese: those that change it, and those that do not.
 
-Only classes are listed that a language does not add to: numerals, prepositions, pronouns, short units.
+As far as possible these are classes that a language does not add to: numerals, prepositions, pronouns, short
+units. Nouns and adjectives are not listed.
 """
 
 import functools
@@ -22,10 +23,12 @@ ADJECTIVES = re.compile(
     r"half|negative|minus|once|twice|thrice|double|triple|quadruple|quarter|third|fourth|fifth|sixth|seventh"
     r"|eighth|ninth|tenth|eleventh|twelfth|[a-z]+(?:teenth|tieth)|(?:hundred|thousand|[a-z]+illion)th"
 )
-FRACTIONS = re.compile(rf"halves|[a-z]+ties|(?:{ADJECTIVES.pattern})s|[a-z]+fold|[a-z]+illions?")
+FRACTIONS = re.compile(
+    rf"halves|(?:twen|thir|for|fif|six|seven|eigh|nine)ties|(?:{ADJECTIVES.pattern})s|[a-z]+fold|[a-z]+illions?"
+)
 # Words that multiply the number before them, here in the singular
 SCALES = dict(hundred=10**2, thousand=10**3, lakh=10**5, crore=10**7, dozen=12, score=20, gross=144)
-SCALES |= dict(grand=10**3, k=10**3, mln=10**6, mio=10**6, bn=10**9, bln=10**9, mrd=10**9)
+SCALES |= dict(grand=10**3, mln=10**6, mio=10**6, bn=10**9, bln=10**9, mrd=10**9)
 SCALES |= {
     f"{name}illion": 1000**power
     for power, name in enumerate("m b tr quadr quint sext sept oct non dec".split(), start=2)
