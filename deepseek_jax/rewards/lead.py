@@ -16,7 +16,7 @@ from deepseek_jax.rewards.words import (
 )
 
 # Signs behind which a number begins something new
-BEGINS = frozenset('=≈:.,;!?|"“”‘’—―•…>→⇒►。，、；：！？')
+BEGINS = frozenset('=≈∴:.,;!?|"“”‘’—―•…>→⇒►。，、；：！？')
 COMMANDS = frozenset(r"\implies \Rightarrow \rightarrow \to \therefore \approx \because".split())
 # In "a total of 5" the 5 is whole, and in "the square of 5" it is not. So are words of the question
 WHOLE_OF = frozenset(

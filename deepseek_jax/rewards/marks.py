@@ -27,7 +27,7 @@ INTRODUCTION = re.compile(r"\A(?:so,? )?(?:the )?(?:final )?answer(?: is|:)\s*",
 # "The answer is ...", and what ends it
 SAID = re.compile(
     r"(?:(?:\b(?P<partial>first|partial|intermediate)\s)?\banswer"
-    r"(?:[ \t](?:is|was|equals|should be|must be)|[ \t]?[:=])|答案[是为：:])[:*]{0,3}[ \t]*"
+    r"(?:[ \t](?:is|was|equals|should be|must be)|[ \t]?(?P<colon>[:=]))|答案[是为：:])[:*]{0,3}[ \t]*"
     r"(?:(?!hardly|nearly)(?:[a-z]+ly|now|therefore|thus|just|indeed|then|instead|about)[,:]?\s)?",
     re.I,
 )
@@ -93,11 +93,14 @@ def find_said(text: str, marks: list[Mark]):
     """The Marks of what a text says the answer is, up to the end of the sentence or a comma.
 
     An answer that the text calls first, partial or intermediate is none where one of `marks` follows.
+    "Answer:" before an equation may head a solution: it says the answer where no digit follows.
     """
-    said, last = {}, max((mark.start for mark in marks), default=0)
+    said, last_mark = {}, max((mark.start for mark in marks), default=0)
+    last_digit = text.rfind(next((c for c in reversed(text) if c.isdecimal()), "\0"))
     for match in SAID.finditer(text):
-        if not (match["partial"] and match.start() < last):
-            rest = _sentence(text[match.end() : match.end() + MAX_SAID])
+        rest = _sentence(text[match.end() : match.end() + MAX_SAID])
+        heads = match["colon"] and "=" in rest and match.end() + len(rest) + 2 < last_digit
+        if not heads and not (match["partial"] and match.start() < last_mark):
             said[rest] = Mark("said", rest, match.start())
     return list(said.values())[-MOST:]
 

@@ -97,7 +97,7 @@ def tidy(text: str):
     text = SUPERSCRIPT.sub(lambda m: "^" + unicodedata.normalize("NFKC", m[0]), text)
     text = PERCENT.sub("%", SPACES.sub(" ", WORDS.sub(r" \1 ", text)))
     text = DEGREES.sub("", BOLD.sub(r"\2", text))
-    return " ".join(text.split()).replace(" ^", "^").rstrip(".").strip()
+    return " ".join(text.split()).replace(" ^", "^").rstrip(".,;").strip()
 
 
 def with_operators(text: str):

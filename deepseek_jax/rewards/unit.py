@@ -166,7 +166,7 @@ def _leaves_whole(words, running):
     for place, (word, following) in enumerate(zip(near, [*words[1:], ""], strict=False)):
         if word in ADDS and (place == 0 or not running):
             return False
-        joins = word in ADDS or word in ("and", "to", "times", "point", "a")
+        joins = word in ADDS or word in ("and", "to", "than", "by", "times", "point", "a")
         if joins and (following in CARDINALS or ADJECTIVES.fullmatch(following)):
             return False
     return True

@@ -299,6 +299,8 @@ FIVE = {"question": "?", "answer": "5"}
         "\\boxed{5}\n\n9",
     ]
     + ["Answer: There are 7*8=56 slices.\nEach gets 56/8=7 slices, so 7 - 2 = 5.\n#### 5"]
+    + ["Answer: 200*3 = 600 feet of line.\nThe caretaker needs 605-600 = 5 feet.\n#### 5"]
+    + ["∴ 5", "\\boxed{5,}", "Answer: 2 + 3 = 5"]
     + ["**Answer:**\n1. 16 - 7 = 9\n2. 9 - 4 = 5\n\nThe answer is 5."]
     + ["#### Step 1\n16-7=9\n#### Step 2\n9-4=5\nSo she makes $5.", "#### Answer\n5"],
 )
