@@ -146,7 +146,9 @@ def defined_within():
 OF_NO_NAME = [lambda: 1, defined_within(), len, functools.partial(defined_within), {}.get]
 
 
-@pytest.mark.parametrize("code", OF_NO_NAME, ids=repr)
+@pytest.mark.parametrize(
+    "code", OF_NO_NAME, ids=["lambda", "within", "built-in", "partial", "method"]
+)
 def test_a_function_that_workers_cannot_import_is_one_line_that_says_what_to_do(code):
     """Oracle: the message."""
     with pytest.raises(
