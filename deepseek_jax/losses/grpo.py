@@ -19,6 +19,9 @@ MAX_LOG_RATIO = 20.0
 # Nats between two programs that compute a log-probability in float32; rounding alone makes 3e-5
 LARGE_GAP = 1e-2
 
+# Different marks of rows
+MARKS = 1009
+
 
 def make_grpo_loss(
     config: ModelConfig, options: GrpoOptions, *, max_completion_length: int
@@ -62,7 +65,7 @@ def grpo_loss(
       absent: 1. stale_mask bool[b t], within completion_mask: tokens that earlier parameters sampled; their
       old_logprobs are sampler_logprobs, so that their ratio is to the policy that sampled. num_stale
       float32[] counts those of the global batch. Absent: none is.
-      row_marks float32[b], for marked_advantages: the sum of advantages, each times its row's mark.
+      completion_ids int32[b t], for marked_advantages: the sum of advantages, each times its row's mark.
     max_completion_length: the constant divisor of dr_grpo.
     Returns (loss float32[], metrics): metrics are float32[], divided by num_tokens so that micro-batches add
     up here too, except `sampler_gap_max`; learned_tokens counts those of the loss. sampler_gap_* are of the
@@ -106,11 +109,23 @@ def grpo_loss(
     num_tokens = jnp.maximum(batch["num_tokens"], 1)
     metrics = {name: _masked(x, mask_bt).sum() / num_tokens for name, x in per_token.items()}
     metrics["learned_tokens"] = mask_bt.sum().astype(jnp.float32)
-    if "row_marks" in batch:
-        metrics["marked_advantages"] = (advantage_b1[:, 0] * batch["row_marks"]).sum()
+    if "completion_ids" in batch:
+        marks_b = row_marks(batch["completion_ids"], mask_bt)
+        metrics["marked_advantages"] = (advantage_b1[:, 0] * marks_b).sum()
     metrics["clip_fraction"] = metrics["clip_fraction_low"] + metrics["clip_fraction_high"]
     metrics |= _gaps(_masked(gap_bt, mask_bt & ~stale_bt), _masked(gap_bt, stale_bt), batch)
     return loss, jax.lax.stop_gradient(metrics)
+
+
+def row_marks(completion_ids, completion_mask):
+    """A number in [0, 1) for each completion, of its tokens: float32[b], of numpy's arrays or of jax's.
+
+    The sum of advantages, each times its row's mark, tells whether they are in the rows of their completions.
+    Times the row's number it would not: a group's advantages sum to 0, so whole groups might change places.
+    """
+    # uint32 wraps alike on host and device
+    sums_b = (completion_ids * completion_mask).astype("uint32").sum(-1, dtype="uint32")
+    return (sums_b % MARKS).astype("float32") / MARKS
 
 
 def metric_weights(batch, options: GrpoOptions):

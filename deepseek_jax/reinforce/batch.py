@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from deepseek_jax.costs.flops import training_flops
 from deepseek_jax.data.batches import abstract_batch
 from deepseek_jax.errors import BrokenTerm
+from deepseek_jax.losses.grpo import row_marks
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.reinforce.accounts import check_sampled
@@ -24,12 +25,13 @@ BUCKET = 16
 class RowLengths(NamedTuple):
     """The lengths of all rows of a step's minibatches. prompts: int[p], the tokens of each prompt.
     completions: int[b], those of each completion, with what conversations read; b / p adjacent ones have one
-    prompt. learned: int[b], those of each that are learned.
+    prompt. learned: int[b], those of each that are learned. marks: float32[b], losses.grpo.row_marks of each.
     """
 
     prompts: np.ndarray
     completions: np.ndarray
     learned: np.ndarray
+    marks: np.ndarray
 
 
 def update_batches(groups, advantages, settings: ReinforceSettings, mesh: Mesh, step: int):
@@ -40,7 +42,8 @@ def update_batches(groups, advantages, settings: ReinforceSettings, mesh: Mesh, 
     check_sampled(groups, batch)
     learned, observed = batch["completion_mask"].sum(1), batch.get("observed_mask")
     read = 0 if observed is None else observed.sum(1)
-    lengths = RowLengths(batch["prompt_mask"].sum(1), learned + read, learned)
+    marks = row_marks(batch["completion_ids"], batch["completion_mask"])
+    lengths = RowLengths(batch["prompt_mask"].sum(1), learned + read, learned, marks)
     temperature = settings.rollout.temperature_at(step)
     parts = minibatches(batch, settings.minibatches, temperature)
     # As the updates get them
@@ -76,7 +79,7 @@ def group_batch(
     multiples of `multiple`; where prompts are not shared, and rows are long, by powers of two. A completion
     whose reward failed (NaN) is masked out of the loss. kl_weights: scenario -> kl_weight of its completions.
     Groups with `stale`, of reinforce.stragglers, make stale_mask, those with `observed`, what conversations
-    read, observed_mask. row_marks: float32[b], of row_marks. rows: add prompt_rows int32[p] and
+    read, observed_mask. rows: add prompt_rows int32[p] and
     completion_rows int32[b], where these stand in their rollout.
     """
     rewards = np.concatenate([group["rewards"] for group in groups])
@@ -85,7 +88,6 @@ def group_batch(
     for name in set(batch) & {"completion_mask", "observed_mask"}:
         batch[name] &= ~np.isnan(rewards)[:, None]
     batch["advantages"] = np.asarray(advantages)
-    batch["row_marks"] = row_marks(len(rewards))
     if rows:
         first = np.int32([group["row"] for group in groups])
         batch["prompt_rows"] = np.repeat(first, 1 if shared else group_size)
@@ -98,15 +100,6 @@ def group_batch(
         t = batch["completion_ids"].shape[1]
         batch["stale_mask"] = batch["completion_mask"] & (np.arange(t) < stale[:, None])
     return batch | totals(batch)
-
-
-def row_marks(rows: int):
-    """A number in [0, 1) for each row of a step, always the same: float32[rows].
-
-    The sum of advantages, each times its row's mark, tells whether they lie in their rows. Times the row's
-    number it would not: the advantages of a group sum to 0, so whole groups might change places.
-    """
-    return np.random.default_rng(0).random(rows, np.float32)
 
 
 def completion_batch(groups, *, shared: bool = True, multiple: int = BUCKET):

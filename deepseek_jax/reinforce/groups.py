@@ -130,6 +130,7 @@ class GroupSource:
             self._completions = kept_completions(groups, advantages, count)
         parts, lengths = update_batches(groups, advantages, self.settings, self.mesh, step)
         record.tokens, record.epochs = lengths.learned.sum(), self.settings.epochs
+        record.marks = lengths.marks
         record.advantages = np.asarray(advantages)
         record.add({"left_out_tokens": left_out_tokens(groups, sampled)})
         check_tokens(step, record.answered, record.counts["left_out_tokens"], record.tokens)

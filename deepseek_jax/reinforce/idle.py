@@ -6,7 +6,6 @@ from collections import Counter
 import numpy as np
 
 from deepseek_jax.errors import BrokenTerm
-from deepseek_jax.reinforce.batch import row_marks
 from deepseek_jax.reinforce.settings import ReinforceSettings
 
 
@@ -57,8 +56,9 @@ class IdleUpdates:
                 )
 
     def _check_places(self, step, line):
-        own = np.float64(self.source.record.advantages)
-        marks = row_marks(len(own))
+        own, marks = (
+            np.float64(x) for x in (self.source.record.advantages, self.source.record.marks)
+        )
         # The mean over updates
         found, wanted = line["marked_advantages"] * self.settings.minibatches, own @ marks
         if abs(found - wanted) > MARKS_ROUNDING * (np.abs(own) @ marks):

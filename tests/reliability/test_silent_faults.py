@@ -574,13 +574,13 @@ def test_weights_may_stand_still_until_the_warm_up_is_over(tmp_path, capsys):
 
 
 GRPO = SimpleNamespace(loss=SimpleNamespace(kl_coef=0.04), faults=FaultSettings(), minibatches=2)
-MARKS = np.random.default_rng(0).random(3, np.float32)
+MARKS = np.float32([0.25, 0.5, 0.125])
 LINE = dict(learned_tokens=20.0, tokens=40.0, marked_advantages=MARKS[1] / 2)
 
 
 def idle(advantages=(0.0, 1.0), **fields):
     """IdleUpdates of a source with these advantages in its rows."""
-    record = SimpleNamespace(advantages=np.float32(advantages))
+    record = SimpleNamespace(advantages=np.float32(advantages), marks=MARKS[: len(advantages)])
     return IdleUpdates(GRPO, SimpleNamespace(has_moved=False, record=record, **fields))
 
 
