@@ -21,8 +21,8 @@ TAGS = re.compile(r"</?(?:think|answer)>")
 TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.S)
 ANSWER_TAG = re.compile(r"<(/?)answer>")
 HASHES = re.compile(r"####\s*([^\n]*)")
-# Not "2. Check", the heading of a step
-NUMERIC = re.compile(r"(?!\d+[.)]\s)[-+−$\\({\[]*\d")
+# "2. Check", "**Step 1**"; not "-x = 3"
+HEADING = re.compile(r"[*_\s]*(?:\d+[.)]\s|[^\W\d_]{2,})")
 INTRODUCTION = re.compile(r"\A(?:so,? )?(?:the )?(?:final )?answer(?: is|:)\s*", re.I)
 # "The answer is ...", and what ends it
 SAID = re.compile(
@@ -83,7 +83,7 @@ def find_marks(text: str):
         mark
         for mark in lines
         if mark.start > last_line
-        or NUMERIC.match(mark.text)
+        or not HEADING.match(mark.text)
         or read_quantity(mark.text, lead=False) is not None
     ]
     return [*boxed, *tagged, *hashed]

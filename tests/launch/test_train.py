@@ -94,7 +94,7 @@ class Job(WorkdirJob):
 
     def finish(self):
         with MathVerifier(num_workers=1) as verifier:
-            assert verifier.score(["1"], ["$x$"]) == [0.0]  # starts the worker
+            assert verifier.score(["1"], [r"$\\sqrt{2}$"]) == [0.0]  # starts the worker
             modules = verifier._pool.submit(eval, "list(__import__('sys').modules)").result()
         main = sys.modules["__main__"].__file__
         (self.run.folder / "modules").write_text("\\n".join(modules))
