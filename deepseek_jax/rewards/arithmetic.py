@@ -137,7 +137,7 @@ def _working(completion, example):
 
 
 def _overuses(side, known, operands):
-    """Has this side a number of the question oftener than is known? 1 + 1, on a question that has 1 once."""
+    """True if a side uses a number of the question more often than it has it: 1 + 1, for a single 1."""
     numbers = Counter(number(token) for token in side if token[-1].isdigit())
     return any(n > known[x] for x, n in numbers.items() if x in operands)
 

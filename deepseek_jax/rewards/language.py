@@ -156,7 +156,7 @@ def _words(text):
 
 
 def _one_word_formulas(text):
-    """The words that are a formula each, where there are enough for a sentence: a set as of _words."""
+    """Words that are each a formula or a piece of code, if they are enough for a sentence; as _words."""
     formulas = (MARKS.sub(" ", match.group()).strip(" }") for match in FORMULA.finditer(text))
     words = {("latin", each.casefold()) for each in formulas if ONE_WORD.fullmatch(each)}
     words = {word for word in words if word[1] not in FUNCTIONS}
@@ -164,7 +164,7 @@ def _one_word_formulas(text):
 
 
 def _joined(spelled):
-    """A text that is spelled letter by letter, as words."""
+    """Join the letters of a text that is spelled letter by letter into words of WORD_LETTERS."""
     letters = "".join(re.findall(rf"[{LATIN}]", spelled.group()))
     return f" {' '.join(re.findall(f'.{{1,{WORD_LETTERS}}}', letters))} "
 

@@ -1,4 +1,4 @@
-"""What precedes a number: its sign, and whether the words and signs before leave it whole."""
+"""Read what precedes a number: its sign, and whether it is a part of something else."""
 
 import unicodedata
 
@@ -95,7 +95,7 @@ def _begins(tokens, k, glued):
 
 
 def _clause(tokens):
-    """The words of the clause that tokens end, the last one first, in small letters; # for a number."""
+    """List the words of the clause that ends with these tokens, the last one first; # for a number."""
     words = []
     for token in reversed(tokens):
         if token.text in BEGINS or token.kind == "command":

@@ -1,4 +1,4 @@
-r"""What a text marks as its answer: \boxed{...}, <answer> tags, "####", and what it says the answer is."""
+r"""Find what a text marks as its answer: \boxed{...}, <answer> tags, "####", "the answer is"."""
 
 import re
 from typing import NamedTuple
@@ -92,8 +92,8 @@ def find_marks(text: str):
 def find_said(text: str, marks: list[Mark]):
     """The Marks of what a text says the answer is, up to the end of the sentence or a comma.
 
-    An answer that the text calls first, partial or intermediate is none where one of `marks` follows.
-    "Answer:" before an equation may head a solution: it says the answer where no digit follows.
+    An answer that the text calls first, partial or intermediate is skipped if one of `marks` follows.
+    "Answer:" before an equation may head a solution, and is skipped if another digit follows.
     """
     said, last_mark = {}, max((mark.start for mark in marks), default=0)
     last_digit = text.rfind(next((c for c in reversed(text) if c.isdecimal()), "\0"))
@@ -126,7 +126,7 @@ def _with_context(text, start, end):
 
 
 def _clean(marks):
-    """The Marks that are not empty, the last one first, without "The answer is"."""
+    """Drop empty Marks, repeated ones and an introduction, "The answer is"; the last Mark comes first."""
     texts = (INTRODUCTION.sub("", mark.text.strip(), count=1).strip() for mark in marks)
     # Of equal ones the last
     found = {

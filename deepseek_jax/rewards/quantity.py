@@ -153,7 +153,7 @@ def _is_no_statement(token):
 
 
 def _line_around(text, end):
-    """The line that holds the character before `end`, behind the line before if that goes on in it."""
+    """Cut out the line of the character before `end`, with the line above if that one has not ended."""
     start = max(0, end - WINDOW)
     before, _, line = text[start:end].rpartition("\n")
     line += text[end : end + WINDOW].partition("\n")[0]

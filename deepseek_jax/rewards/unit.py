@@ -1,4 +1,4 @@
-"""What follows a number: the words that scale it, its unit, and whether the rest leaves it whole."""
+"""Read what follows a number: words that scale it, its unit, and words that make it another number."""
 
 import re
 import unicodedata
