@@ -207,7 +207,7 @@ def test_the_tool_and_the_environment_answer_as_the_guide_calls_them(tmp_path):
 
 def test_every_command_of_the_guides_is_run_here():
     """Oracle: by hand: the words by which the tests above find them."""
-    words = ["runs/polite", "own_task.py", "runs/parquet", "own/tasks.py:diff"]
+    words = ["runs/polite", "runs/shortest", "own_task.py", "runs/parquet", "own/tasks.py:diff"]
     words += ["runs/plurals --config"]
     words += ["--checkpoint=runs/plurals", "launch/convert.py", "configs/tools_small.py"]
     words += ["guess_small.py", "tools_smollm2.py", "own/tool.py", "Checked", "textarena_guess.py"]
