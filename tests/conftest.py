@@ -5,6 +5,7 @@ Subprocesses that a test starts inherit all of it. Level 0 is for correctness, n
 
 import gc
 import os
+from importlib.metadata import version
 from pathlib import Path
 from unittest import mock
 
@@ -23,13 +24,14 @@ XLA_FLAGS = (
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 )
-CACHE = Path(__file__).resolve().parent.parent / ".pytest_cache" / "jax"
+# Outside of the clone, so that a fresh one does not compile all again. The key of a program has the flags.
+CACHES = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "deepseek_jax" / "tests"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS]).strip()
 # As parallel.host_threads does, which would import jax
 os.environ.setdefault("NPROC", "64")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHES / f"jax-{version('jax')}"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test downloads anything
