@@ -3,7 +3,10 @@
 Subprocesses that a test starts inherit all of it. Level 0 is for correctness, never for timings.
 """
 
+import collections
 import gc
+import json
+import math
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +15,11 @@ from unittest import mock
 import pytest
 
 from configs.common import without_fusion_emitters
+from tests import seconds
 from tests.buckets import served_bucket
+
+MAPS = 40_000
+SECONDS = pytest.StashKey()
 
 XLA_FLAGS = (
     "--xla_force_host_platform_device_count=8",
@@ -48,9 +55,48 @@ def bucket(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-    """Let go of what a module compiled: every program holds memory maps, of which a process has 65530."""
+    """Forget compiled programs where there are many: each holds memory maps, and a process has 65530."""
     yield
-    import jax  # here: a plugin must not import it before the environment above is set
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > MAPS or "REACHED" in os.environ:
+        import jax  # here: a plugin must not import it before the environment above is set
 
-    jax.clear_caches()
-    gc.collect()
+        jax.clear_caches()
+        gc.collect()
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first: pyproject.toml has --no-loadscope-reorder."""
+    files = seconds.recorded()["files"]
+    items.sort(key=lambda item: -files.get(file_of(item), math.inf))
+
+
+def file_of(item):
+    return item.nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Count the CPU seconds of each file."""
+    began = seconds.cpu_seconds()
+    result = yield
+    of_files = item.config.stash.setdefault(SECONDS, collections.Counter())
+    of_files[file_of(item)] += seconds.cpu_seconds() - began
+    return result
+
+
+def pytest_sessionfinish(session):
+    """Hand the seconds to the process that started this one, or keep them for python -m tests.seconds."""
+    of_files = session.config.stash.get(SECONDS, {})
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["seconds"] = dict(of_files)
+    elif of_files:
+        seconds.LAST.parent.mkdir(exist_ok=True)
+        seconds.LAST.write_text(json.dumps(of_files))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Gather the seconds of a process of pytest-xdist."""
+    of_files = node.config.stash.setdefault(SECONDS, collections.Counter())
+    of_files.update(getattr(node, "workeroutput", {}).get("seconds", {}))

@@ -1,16 +1,17 @@
 """How many small faults do the tests catch? Plants one at a time and runs the tests that can see it.
 
-    python -m tests.mutants --reach                     # once: which lines each test reaches, as long as the tests take
-    python -m tests.mutants --n=300 --seed=0            # goes on where it was ended; at most 120 CPU seconds a mutant
-    python -m tests.mutants --rooms=ops,losses --n=60 --list=survived
+    python -m tests.mutants --reach               # once: runs all tests to note which lines each reaches
+    python -m tests.mutants --n=300 --seed=0      # resumes where it ended; up to 120 CPU seconds a mutant
+    python -m tests.mutants --n=300 --seed=0 --list=survived
 
-A mutant is caught by its room when a test of that room fails: that is the score. "elsewhere" is beside it. What is
-equivalent, or changes speed, memory or wording alone, stands in judged.jsonl with its argument and is not counted.
+A mutant is caught by its room when a test of that room fails: that is the score, and "elsewhere" stands
+beside it. judged.jsonl has the mutants that are equivalent ("equivalent"), or change speed, memory or wording
+alone ("unscored"), each with its argument: neither kind counts.
 """
 
 import argparse
 import collections
-import dataclasses
+import importlib
 import json
 import math
 import os
@@ -18,22 +19,22 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from tests.mutants import trial
 from tests.mutants.changes import mutants_of
+from tests.mutants.reached import PACKAGE, Reach
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = ROOT / "deepseek_jax"
+ROOT = PACKAGE.parent
+WORK = ROOT / ".pytest_cache/mutants"
 JUDGED = Path(__file__).with_name("judged.jsonl")
-# What is mutated of a room; its tests are those of tests/ROOM
+# What is mutated of each room; the tests of ROOM are those of tests/ROOM
 ROOMS = {
     "ops": [""],
     "losses": [""],
     "models": [""],
     "parallel": [""],
-    "training": "update.py optimizer.py muon.py schedule.py micro_batches.py".split(),
+    "training": ["update.py", "optimizer.py", "muon.py", "schedule.py", "micro_batches.py"],
     "rollout": [""],
     "reinforce": [""],
     "distill": [""],
@@ -41,193 +42,152 @@ ROOMS = {
     "evaluation": [""],
     "data": ["packing.py"],
 }
-# Imported once: a mutant's child begins with them
-HEAVY = "jax flax.linen optax orbax.checkpoint numpy torch transformers safetensors.numpy ml_collections absl.flags hypothesis"
+# Imported once, so that each mutant's process begins with them
+HEAVY = [
+    "jax",
+    "flax.linen",
+    "optax",
+    "orbax.checkpoint",
+    "torch",
+    "transformers",
+    "safetensors.numpy",
+]
+HEAVY += ["ml_collections", "absl.flags", "hypothesis"]
+COLUMNS = ["room", "mutants", "caught by its room", "elsewhere", "survived", "equivalent"]
+COLUMNS += ["speed, memory or wording", "score", "at least", "CPU seconds"]
 
 
-def mutants(room):
-    """All mutants of a room."""
+def sampled(room: str, number: int, seed: int) -> list:
+    """Draw `number` mutants of a room without return; a larger number begins with the same ones."""
+    found = []
     for name in ROOMS[room]:
         place = PACKAGE / room / name
         for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            yield from mutants_of(path, PACKAGE)
-
-
-def sampled(room, number, seed):
-    """`number` mutants of a room, drawn without return; more of them go on where fewer ended."""
-    found = list(mutants(room))
+            found += mutants_of(path, PACKAGE)
     random.Random(f"{seed} {room}").shuffle(found)
     return found[:number]
 
 
-class Reach:
-    """Which tests reach a line, from the files that the plugin `reached` left. seconds: {test: CPU seconds}."""
-
-    def __init__(self, folder):
-        self.seconds, self.by_line, self.by_file = {}, collections.defaultdict(set), collections.defaultdict(set)
-        for path in sorted(folder.glob("*.json")):
-            kept = json.loads(path.read_text())
-            lines = [tuple(line) for line in kept["lines"]]
-            for test, about in kept["tests"].items():
-                if about["passed"] and "seconds" in about:
-                    self.seconds[test] = about["seconds"]
-                    for index in about["lines"]:
-                        self.by_line[lines[index]].add(test)
-                        self.by_file[lines[index][0]].add(test)
-
-    def tests_of(self, mutant):
-        """The tests that reach a mutant's line, or its file where the line runs at import."""
-        if mutant.function and self.by_line[mutant.path, mutant.number]:
-            return self.by_line[mutant.path, mutant.number]
-        return self.by_file[mutant.path]
-
-    def in_order(self, tests, first_files):
-        """Tests file by file, the quick files and the quick tests of each first."""
-        files = collections.defaultdict(list)
-        for test in sorted(tests, key=self.seconds.get):
-            files[trial.file_of(test)].append(test)
-
-        def cost(file):
-            return file not in first_files, sum(map(self.seconds.get, files[file])) / len(files[file])
-
-        return [test for file in sorted(files, key=cost) for test in files[file]]
-
-
-def reach(folder):
-    """Run the default tests with the plugin that notes what each reaches."""
+def note_what_tests_reach(folder: Path) -> int:
+    """Run the default tests with the plugin `reached`: -> their exit status."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    environment = os.environ | {"REACHED": str(folder)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.mutants.reached", "tests"]
-    return subprocess.run(command, cwd=ROOT, env=environment).returncode
+    return subprocess.run(command, cwd=ROOT, env=os.environ | {"REACHED": str(folder)}).returncode
 
 
-def copied(folder):
-    """A copy of the working tree, with programs compiled so that a changed file is always compiled again."""
+def copy_tree(folder: Path) -> Path:
+    """Copy the working tree. A changed source is always compiled anew there, however fast it changes."""
     shutil.rmtree(folder, ignore_errors=True)
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
-    for name in listed.stdout.split("\n"):
-        if name and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    command = [sys.executable, "-m", "compileall", "-q", "--invalidation-mode=checked-hash", "deepseek_jax"]
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(os.path.isfile, names.splitlines()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    command = [
+        sys.executable,
+        "-m",
+        "compileall",
+        "-q",
+        "--invalidation-mode=checked-hash",
+        "deepseek_jax",
+    ]
     subprocess.run(command, cwd=folder, check=True)
     return folder
 
 
-def run(wanted, reached, record, processes, work):
-    """Try mutants that are not in the record yet, some at a time, and append each verdict to it."""
-    copies = [copied(work / f"copy{number}") for number in range(processes)]
-    sys.path[0:0] = [str(copies[0])]
-    import importlib
-
-    importlib.import_module("tests.conftest")
-    for name in HEAVY.split():
+def try_all(wanted: list, reach: Reach, work: Path, processes: int):
+    """Try (room, Mutant)s, `processes` at a time, each in a copy of the tree: yields a verdict of each."""
+    copies = [copy_tree(work / f"copy{number}") for number in range(processes)]
+    for name in ["tests.conftest", *HEAVY]:
         importlib.import_module(name)
-    sys.path.remove(str(copies[0]))
-    assert not [name for name in sys.modules if name.startswith("deepseek_jax")]
-    waiting, running = list(reversed(wanted)), {}
+    assert "deepseek_jax" not in sys.modules
+    waiting, running = wanted[::-1], {}
     while waiting or running:
         while waiting and copies:
             copy, (room, mutant) = copies.pop(), waiting.pop()
-            source = PACKAGE / mutant.path
-            (copy / "deepseek_jax" / mutant.path).write_bytes(mutant.planted(source.read_bytes()))
-            stages = trial.stages_of(mutant, f"tests/{room}/", reached)
-            child = trial.begin(copy, stages, work / f"{copy.name}.json")
-            running[child] = copy, room, mutant, time.monotonic()
-        child, status, used = os.wait4(-1, 0)
-        copy, room, mutant, began = running.pop(child)
-        written = work / f"{copy.name}.json"
-        result = json.loads(written.read_text()) if written.exists() else _ended(status, used)
-        written.unlink(missing_ok=True)
+            source = (PACKAGE / mutant.path).read_bytes()
+            (copy / "deepseek_jax" / mutant.path).write_bytes(mutant.planted(source))
+            child = trial.begin(copy, trial.stages_of(mutant, f"tests/{room}/", reach))
+            running[child] = copy, room, mutant
+        child, *ended = os.wait4(-1, 0)
+        copy, room, mutant = running.pop(child)
+        yield {"room": room, "name": mutant.name, "kind": mutant.kind} | trial.verdict(copy, *ended)
         shutil.copy2(PACKAGE / mutant.path, copy / "deepseek_jax" / mutant.path)
         copies.append(copy)
-        result = {"room": room, "name": mutant.name, "number": mutant.number, "kind": mutant.kind, **result}
-        with open(record, "a") as file:
-            file.write(json.dumps(result) + "\n")
-        print(result.get("where", "error"), result.get("seconds"), mutant.name, result.get("test"), flush=True)
 
 
-def _ended(status, used):
-    """A child that a signal ended: out of memory or of time, or an abort of XLA."""
-    by = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"status {status}"
-    return {"where": "own", "test": by, "seconds": round(used.ru_utime + used.ru_stime, 1)}
-
-
-def lower_bound(caught, number, z=1.645):
+def lower_bound(caught: int, number: int, z=1.645) -> float:
     """Wilson's lower bound of a share, one-sided at 95%."""
     if not number:
         return 0.0
-    share = caught / number
-    middle = share + z * z / (2 * number)
-    half = z * math.sqrt(share * (1 - share) / number + z * z / (4 * number * number))
-    return (middle - half) / (1 + z * z / number)
+    share, spread = caught / number, z * z / number
+    half = z * math.sqrt(share * (1 - share) / number + spread / (4 * number))
+    return (share + spread / 2 - half) / (1 + spread)
 
 
-def table(wanted, record, judged):
-    """The score, a line for each room and one for all."""
-    found = collections.defaultdict(collections.Counter)
+def table(wanted: list, known: dict, judged: dict) -> str:
+    """The scores of (room, Mutant)s: a row for each room, and one for all."""
+    rows = collections.defaultdict(collections.Counter)
     for room, mutant in wanted:
-        verdict = record.get(mutant.name)
-        if verdict is None:
-            continue
-        where = judged.get(mutant.name, {}).get("is") or verdict.get("where", "error")
-        for row in (room, "all"):
-            found[row][where] += 1
-            found[row]["seconds"] += verdict.get("seconds", 0)
-    print("| room | mutants | caught by its room | elsewhere | survived | equivalent | speed or wording | score | at least | CPU seconds |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    for row in [*ROOMS, "all"]:
-        of = found[row]
-        if not of:
-            continue
-        number = of["own"] + of["elsewhere"] + of["survived"] + of["error"]
-        total = number + of["equivalent"] + of["unscored"]
-        share = of["own"] / number if number else 0
-        print(
-            f"| {row} | {total} | {of['own']} | {of['elsewhere']} | {of['survived'] + of['error']} | {of['equivalent']} "
-            f"| {of['unscored']} | {share:.1%} | {lower_bound(of['own'], number):.1%} | {of['seconds']:.0f} |"
-        )
+        if verdict := judged.get(mutant.name, known.get(mutant.name)):
+            for row in (room, "all"):
+                rows[row][verdict["is"]] += 1
+                rows[row]["seconds"] += verdict.get("seconds", 0)
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    for row in filter(rows.get, [*ROOMS, "all"]):
+        scored = [rows[row][kind] for kind in ("own", "elsewhere", "survived")]
+        others = [rows[row][kind] for kind in ("equivalent", "unscored")]
+        shares = scored[0] / max(sum(scored), 1), lower_bound(scored[0], sum(scored))
+        cells = [row, sum(scored + others), *scored, *others, *(f"{share:.1%}" for share in shares)]
+        cells.append(round(rows[row]["seconds"]))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
 
 
-def lines_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def by_name(path: Path) -> dict:
+    """The lines of a .jsonl file by their "name"; a later one replaces an earlier one."""
+    lines = map(json.loads, path.read_text().splitlines() if path.exists() else [])
+    return {line["name"]: line for line in lines}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--reach", action="store_true", help="note which lines each test reaches, and end")
-    parser.add_argument("--n", type=int, default=300, help="mutants in all, the same number of each room")
+    parser.add_argument("--reach", action="store_true", help="note what each test reaches, and end")
+    parser.add_argument("--n", type=int, default=300, help="mutants, the same number of each room")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rooms", default=",".join(ROOMS))
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--work", type=Path, default=ROOT / ".pytest_cache" / "mutants", help="copies and the record")
-    parser.add_argument("--list", default="", help="print the mutants with this verdict: survived, elsewhere, own")
-    parser.add_argument("--only", default="", help="try again the recorded mutants whose name has this text")
+    parser.add_argument("--work", type=Path, default=WORK, help="copies and verdicts")
+    kinds = ["survived", "elsewhere", "own"]
+    parser.add_argument("--list", choices=kinds, help="print these, and try none")
+    parser.add_argument("--again", default="", help="try again the mutants with this in their name")
     given = parser.parse_args()
     if given.reach:
-        sys.exit(reach(given.work / "reached"))
+        sys.exit(note_what_tests_reach(given.work / "reached"))
     rooms = given.rooms.split(",")
     each = math.ceil(given.n / len(rooms))
-    samples = [sampled(room, each, given.seed) for room in rooms]
-    # Room by room in turn, so that a part of the whole says something of each room
-    wanted = [
-        (room, sample[place]) for place in range(each) for room, sample in zip(rooms, samples, strict=True) if place < len(sample)
-    ]
-    record = given.work / "record.jsonl"
-    known = {each["name"]: each for each in lines_of(record)}
-    judged = {each["name"]: each for each in lines_of(JUDGED)}
-    if not given.list:
-        open_ones = [
-            (room, mutant) for room, mutant in wanted
-            if (mutant.name not in known or (given.only and given.only in mutant.name)) and mutant.name not in judged
-        ]
-        run(open_ones, Reach(given.work / "reached"), record, given.processes, given.work)
-        known = {each["name"]: each for each in lines_of(record)}
-    for room, mutant in wanted:
-        if given.list and known.get(mutant.name, {}).get("where") == given.list and mutant.name not in judged:
-            print(f"{room} line {mutant.number}: {mutant.name}")
-    table(wanted, known, judged)
+    samples = [[(room, mutant) for mutant in sampled(room, each, given.seed)] for room in rooms]
+    # One of each room in turn, so that a run that is ended early says something of all
+    wanted = [sample[place] for place in range(each) for sample in samples if place < len(sample)]
+    record, judged = given.work / "record.jsonl", by_name(JUDGED)
+    known = by_name(record)
+    if given.list:
+        for room, mutant in wanted:
+            if judged.get(mutant.name, known.get(mutant.name, {})).get("is") == given.list:
+                print(f"{room}, line {mutant.number}: {mutant.name}")
+    else:
+        again = {name for name in known if given.again and given.again in name}
+        done = known.keys() - again | judged.keys()
+        wanted_now = [(room, mutant) for room, mutant in wanted if mutant.name not in done]
+        for verdict in try_all(
+            wanted_now, Reach(given.work / "reached"), given.work, given.processes
+        ):
+            print(verdict["is"], verdict["seconds"], verdict["name"], verdict["test"], flush=True)
+            with open(record, "a") as file:
+                file.write(json.dumps(verdict) + "\n")
+            known[verdict["name"]] = verdict
+    print(table(wanted, known, judged))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Small faults that can be planted in a source file: one operator, sign, comparison, axis, constant, mask or keyword."""
+"""Small faults of a source file: an operator, sign, comparison, axis, constant, mask or keyword changes."""
 
 import ast
 import dataclasses
@@ -40,7 +40,7 @@ WORDING = {"print", "warn", "warning", "info", "debug", "error", "exception"}
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """One fault. path: of the file, from the package's folder. function: where it is, "" for the module itself.
+    """One fault. path: of the file, from the package's folder. function: where it is, "" outside of all.
 
     line: the text of its line, stripped; number: the line's number now. begin, end: byte offsets of what
     `new` replaces. copy: which one of the same name, from 0.
@@ -143,7 +143,8 @@ class _Finder(ast.NodeVisitor):
         kinds = {"operator": OPERATORS, "mask": MASKS}
         texts = (ast.JoinedStr, ast.List, ast.ListComp, ast.Tuple, ast.Dict)
         of_text = any(
-            isinstance(side, texts) or (isinstance(side, ast.Constant) and isinstance(side.value, str))
+            isinstance(side, texts)
+            or (isinstance(side, ast.Constant) and isinstance(side.value, str))
             for side in (node.left, node.right)
         )
         for kind, table in kinds.items():
@@ -152,12 +153,16 @@ class _Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_AugAssign(self, node):
-        if type(node.op) in OPERATORS and not isinstance(node.value, ast.List | ast.ListComp | ast.JoinedStr):
+        if type(node.op) in OPERATORS and not isinstance(
+            node.value, ast.List | ast.ListComp | ast.JoinedStr
+        ):
             self.between("operator", node, node.target, node.value, *OPERATORS[type(node.op)])
         self.visit(node.value)
 
     def visit_Compare(self, node):
-        for left, op, right in zip([node.left, *node.comparators], node.ops, node.comparators, strict=False):
+        for left, op, right in zip(
+            [node.left, *node.comparators], node.ops, node.comparators, strict=False
+        ):
             self.between("comparison", node, left, right, *COMPARISONS[type(op)])
         self.generic_visit(node)
 

@@ -1,40 +1,39 @@
-"""A pytest plugin that writes down the lines of deepseek_jax that each test reaches, and its CPU seconds.
+"""Which lines of deepseek_jax each default test reaches: a pytest plugin that notes it, and their reader.
 
-python -m tests.mutants --reach runs the tests with it; each process leaves a file in the folder $REACHED.
+With python -m tests.mutants --reach each process of the tests leaves a file in the folder $REACHED.
 """
 
+import collections
 import json
 import os
-import resource
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.seconds import cpu_seconds
+
 PACKAGE = Path(__file__).resolve().parents[2] / "deepseek_jax"
-TOOL = 4  # free for anybody; sys.monitoring is Python 3.12's
-FOLDER = os.environ.get("REACHED")
+TOOL = 4  # a number of sys.monitoring (Python 3.12 and newer) that nobody else takes
 
 
-def cpu_seconds():
-    """CPU seconds of this process and of those that it started and saw end."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
+def file_of(test: str) -> str:
+    return test.partition("::")[0]
 
 
-class Reached:
-    """What each test reached. lines: {(path, number): its index}; tests: {id: seconds, passed, lines}."""
+class Plugin:
+    """Notes lines: {(path, number): its index}, and tests: {id: {"seconds", "passed", "lines"}}."""
 
     def __init__(self):
         self.lines, self.tests, self.now = {}, {}, set()
-        monitoring = sys.monitoring
-        monitoring.use_tool_id(TOOL, "reached")
-        monitoring.register_callback(TOOL, monitoring.events.PY_START, self._starts)
-        monitoring.register_callback(TOOL, monitoring.events.LINE, self._line)
-        monitoring.set_events(TOOL, monitoring.events.PY_START)
+        events = sys.monitoring.events
+        sys.monitoring.use_tool_id(TOOL, "reached")
+        sys.monitoring.register_callback(TOOL, events.PY_START, self._starts)
+        sys.monitoring.register_callback(TOOL, events.LINE, self._line)
+        sys.monitoring.set_events(TOOL, events.PY_START)
 
     def _starts(self, code, _):
-        """Ask for the lines of the package's code, the first time that it runs."""
+        """Ask for the lines of a function of the package when it first runs."""
         if code.co_filename.startswith(f"{PACKAGE}{os.sep}"):
             sys.monitoring.set_local_events(TOOL, code, sys.monitoring.events.LINE)
             self._line(code, code.co_firstlineno)
@@ -59,10 +58,45 @@ class Reached:
 
     def pytest_sessionfinish(self):
         if self.tests:
-            kept = {"lines": list(self.lines), "tests": self.tests}
-            Path(FOLDER, f"{os.getpid()}.json").write_text(json.dumps(kept))
+            notes = {"lines": list(self.lines), "tests": self.tests}
+            Path(os.environ["REACHED"], f"{os.getpid()}.json").write_text(json.dumps(notes))
 
 
 def pytest_configure(config):
-    if FOLDER:
-        config.pluginmanager.register(Reached())
+    config.pluginmanager.register(Plugin())
+
+
+class Reach:
+    """What the plugin noted in a folder, of tests that passed. seconds: {test: CPU seconds}."""
+
+    def __init__(self, folder: Path):
+        self.seconds = {}
+        self._by_line, self._by_path = collections.defaultdict(set), collections.defaultdict(set)
+        for path in folder.glob("*.json"):
+            notes = json.loads(path.read_text())
+            for test, of_test in notes["tests"].items():
+                if of_test["passed"] and "seconds" in of_test:
+                    self.seconds[test] = of_test["seconds"]
+                    for source, number in map(notes["lines"].__getitem__, of_test["lines"]):
+                        self._by_line[source, number].add(test)
+                        self._by_path[source].add(test)
+        if not self.seconds:
+            raise SystemExit(
+                f"error: {folder} has no notes; run python -m tests.mutants --reach first"
+            )
+
+    def tests_of(self, mutant) -> set:
+        """The tests that reach a mutant's line; where it runs at import, those that reach any of its file."""
+        of_line = self._by_line[mutant.path, mutant.number] if mutant.function else ()
+        return of_line or self._by_path[mutant.path]
+
+    def in_order(self, tests, first: set) -> list:
+        """Tests file by file: the files `first`, then the quick files; the quick tests of a file first."""
+        files = collections.defaultdict(list)
+        for test in sorted(tests, key=self.seconds.get):
+            files[file_of(test)].append(test)
+
+        def cost(file):
+            return file not in first, sum(map(self.seconds.get, files[file])) / len(files[file])
+
+        return [test for file in sorted(files, key=cost) for test in files[file]]

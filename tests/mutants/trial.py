@@ -1,4 +1,4 @@
-"""One mutant's trial: the tests that can see its line, in a child of this process, until one of them fails."""
+"""One mutant's trial: the tests that can see its line run in a child of this process until one fails."""
 
 import dataclasses
 import json
@@ -11,91 +11,86 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants.reached import cpu_seconds
+from tests.mutants.reached import file_of
+from tests.seconds import cpu_seconds
 
-CPU_SECONDS = 120  # of a mutant; no test begins after them
-HARD_CPU_SECONDS = 300  # a test that does not end
-WALL_SECONDS = 900
+CPU_SECONDS = 120  # no test of a trial begins later
+# Ends a test that does not end
+HARD_CPU_SECONDS, WALL_SECONDS = 300, 900
 ARGUMENTS = [
-    *("--override-ini=addopts=--import-mode=importlib", "-m", "not slow and not pod"),
-    *("-x", "-q", "--no-header", "--no-summary", "-p", "no:xdist", "-p", "no:cacheprovider"),
+    "--override-ini=addopts=--import-mode=importlib",
+    "-m",
+    "not slow and not pod",
+    "-x",
+    "-q",
 ]
+ARGUMENTS += ["--no-summary", "-p", "no:xdist", "-p", "no:cacheprovider"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Tests that run together. where: "own" room or "elsewhere". tests: their ids, in order."""
+    """Tests that run together. where: "own" for the mutant's room, or "elsewhere". tests: ids, in order."""
 
     where: str
     tests: list[str]
 
 
-def stages_of(mutant, rooms_tests, reached):
-    """The Stages of a mutant: tests of its room that reach it, with its module's; others of their files; tests elsewhere.
+def stages_of(mutant, room: str, reach) -> list[Stage]:
+    """The tests that can see a mutant, nearest first.
 
-    A file's other tests are there because a program that is compiled already runs without its Python lines.
-    rooms_tests: the folder of tests of the mutant's room. reached: a Reach.
+    They are those of its room that reach its line, and those of its module; the others of the same files,
+    because a program that is compiled already runs without its Python lines; those of other rooms that reach
+    the line. room: what the ids of the room's tests begin with.
     """
-    own = {test for test in reached.seconds if test.startswith(rooms_tests)}
-    of_module = {test for test in own if file_of(test).endswith(f"/test_{Path(mutant.path).stem}.py")}
-    seen = reached.tests_of(mutant)
-    first = (seen & own) | of_module
-    files = {file_of(test) for test in first}
-    second = {test for test in own - first if file_of(test) in files}
-    orders = [("own", first), ("own", second), ("elsewhere", seen - own)]
-    return [Stage(where, reached.in_order(tests, {file_of(test) for test in of_module})) for where, tests in orders]
+    own = {test for test in reach.seconds if test.startswith(room)}
+    of_module = {
+        test for test in own if file_of(test).endswith(f"/test_{Path(mutant.path).stem}.py")
+    }
+    seen = reach.tests_of(mutant)
+    near = (seen & own) | of_module
+    first = {file_of(test) for test in of_module}
+    beside = {test for test in own - near if file_of(test) in set(map(file_of, near))}
+    orders = [("own", near), ("own", beside), ("elsewhere", seen - own)]
+    return [Stage(where, reach.in_order(tests, first)) for where, tests in orders if tests]
 
 
-def file_of(test: str) -> str:
-    return test.partition("::")[0]
-
-
-class _Chosen:
-    """A pytest plugin: run these tests, in this order, while there is CPU time, and note what fails."""
-
-    def __init__(self, tests, limit):
-        self.place = {test: place for place, test in enumerate(tests)}
-        self.limit, self.failed, self.out_of_time = limit, None, False
-
-    def pytest_collection_modifyitems(self, items):
-        items[:] = sorted(
-            (item for item in items if item.nodeid in self.place), key=lambda item: self.place[item.nodeid]
-        )
-
-    def pytest_collectreport(self, report):
-        if report.failed and not self.failed:
-            self.failed = report.nodeid
-
-    def pytest_runtest_logreport(self, report):
-        if report.failed and not self.failed:
-            self.failed = report.nodeid
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_runtest_logfinish(self, nodeid):
-        self.out_of_time = cpu_seconds() > self.limit
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item):
-        if self.out_of_time:
-            item.session.shouldstop = "out of time"
-        return None
-
-
-def begin(copy, stages, written):
+def begin(copy: Path, stages: list[Stage]) -> int:
     """Start the trial of the mutant that stands in a copy of the tree: -> the child's process id."""
     child = os.fork()
     if child:
         return child
     try:
-        _as_child(copy)
+        _settle(copy)
         result = _try(stages)
     except BaseException:
-        result = {"error": traceback.format_exc()}
-    Path(written).write_text(json.dumps(result))
+        traceback.print_exc()
+        os._exit(1)
+    _written(copy).write_text(json.dumps(result))
     os._exit(0)
 
 
-def _as_child(copy):
+def verdict(copy: Path, status: int, used) -> dict:
+    """What a trial found: "is" (own, elsewhere or survived), the "test" that failed, and CPU "seconds".
+
+    status, used: as os.wait4 gives them. A mutant that crashes, or runs without end, is caught by a signal.
+    Raises SystemExit where the trial itself failed.
+    """
+    if os.WIFSIGNALED(status):
+        name = signal.Signals(os.WTERMSIG(status)).name
+        return {"is": "own", "test": name, "seconds": round(used.ru_utime + used.ru_stime, 1)}
+    if status:
+        raise SystemExit(f"error: a trial failed; {copy}.out says how")
+    result = json.loads(_written(copy).read_text())
+    _written(copy).unlink()
+    return result
+
+
+def _written(copy):
+    return copy.with_suffix(".json")
+
+
+def _settle(copy):
+    """Make the child a process of its own, whose deepseek_jax is the copy's."""
     os.setpgid(0, 0)
     os.chdir(copy)
     sys.path.insert(0, str(copy))
@@ -108,22 +103,48 @@ def _as_child(copy):
 
 
 def _try(stages):
-    began, ran = cpu_seconds(), 0
+    began = cpu_seconds()
+    found = {"is": "survived", "test": ""}
     for stage in stages:
-        if not stage.tests:
-            continue
         chosen = _Chosen(stage.tests, began + CPU_SECONDS)
-        files = list(dict.fromkeys(map(file_of, stage.tests)))
-        status = pytest.main([*ARGUMENTS, *files], plugins=[chosen])
+        status = pytest.main(
+            [*ARGUMENTS, *dict.fromkeys(map(file_of, stage.tests))], plugins=[chosen]
+        )
         import deepseek_jax
 
         assert deepseek_jax.__file__.startswith(os.getcwd()), deepseek_jax.__file__
-        ran += len(stage.tests)
-        seconds = round(cpu_seconds() - began, 1)
         if chosen.failed:
-            return {"where": stage.where, "test": chosen.failed, "seconds": seconds}
-        if status not in (pytest.ExitCode.OK, pytest.ExitCode.INTERRUPTED):
-            return {"error": f"pytest ended with {status}"}
-        if chosen.out_of_time:
-            return {"where": "survived", "test": "", "seconds": seconds, "all": False}
-    return {"where": "survived", "test": "", "seconds": round(cpu_seconds() - began, 1), "all": True}
+            found = {"is": stage.where, "test": chosen.failed}
+            break
+        assert chosen.late or status == pytest.ExitCode.OK, status
+        if chosen.late:
+            found["test"] = "(time was over)"
+            break
+    return found | {"seconds": round(cpu_seconds() - began, 1)}
+
+
+class _Chosen:
+    """A pytest plugin: run these tests in order until the CPU time `limit`, and note the first that fails."""
+
+    def __init__(self, tests, limit):
+        self.place = {test: place for place, test in enumerate(tests)}
+        self.limit, self.failed, self.late = limit, "", False
+
+    def pytest_collection_modifyitems(self, items):
+        items[:] = [item for item in items if item.nodeid in self.place]
+        items.sort(key=lambda item: self.place[item.nodeid])
+
+    def pytest_collectreport(self, report):
+        self._note(report)
+
+    def pytest_runtest_logreport(self, report):
+        self._note(report)
+
+    def _note(self, report):
+        if report.failed:
+            self.failed = self.failed or report.nodeid
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item):
+        if cpu_seconds() > self.limit:
+            self.late, item.session.shouldstop = True, "the time is over"
