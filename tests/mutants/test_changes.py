@@ -1,0 +1,68 @@
+"""What tests.mutants plants in a source, and that a trial of it finds out."""
+
+import pytest
+
+from tests.mutants.changes import mutants_of
+
+SOURCE = '''"""A docstring of 3 words."""
+
+import jax
+
+
+@jax.jit(static_argnums=1)
+def weigh(x, axis: int = 0):
+    if x > 1 and not x.ok:
+        raise ValueError("more than 1")
+    y = jax.lax.stop_gradient(-x) + x.sum(-1, keepdims=True)
+    return jnp.where(y, 2.0, x[0] * x[0])
+'''
+# By hand, in the order of the source
+CHANGES = [
+    ("constant", "0", "1"),
+    ("comparison", ">", ">="),
+    ("constant", "1", "2"),
+    ("mask", "and", "or"),
+    ("mask", "not x.ok", "x.ok"),
+    ("stop_gradient", "jax.lax.stop_gradient(-x)", "(-x)"),
+    ("sign", "-x", "x"),
+    ("operator", "+", "-"),
+    ("axis", "-1", "-2"),
+    ("keyword", "keepdims=True", ""),
+    ("constant", "True", "False"),
+    ("constant", "2.0", "4.0"),
+    ("mask", "2.0, x[0] * x[0]", "x[0] * x[0], 2.0"),
+    ("constant", "0", "1"),
+    ("operator", "*", "/"),
+    ("constant", "0", "1"),
+]
+
+
+def mutants(tmp_path, source):
+    (tmp_path / "source.py").write_text(source)
+    return mutants_of(tmp_path / "source.py", tmp_path)
+
+
+def test_each_kind_of_change_is_made_where_numbers_and_signs_decide_and_nowhere_else(tmp_path):
+    """Oracle: by hand. Texts, messages, decorators, annotations and imports stay as they are."""
+    found = mutants(tmp_path, SOURCE)
+    assert sorted((m.kind, m.old, m.new) for m in found) == sorted(CHANGES)
+    assert {m.function for m in found} == {"weigh"}
+
+
+@pytest.mark.parametrize("number", range(len(CHANGES)))
+def test_a_change_is_of_one_place_alone(tmp_path, number):
+    """Oracle: Python reads what is left, and the new text in the place of the old one gives the source back."""
+    mutant = mutants(tmp_path, SOURCE)[number]
+    planted = mutant.planted(SOURCE.encode()).decode()
+    compile(planted, "planted", "exec")
+    end = mutant.begin + len(mutant.new)
+    assert planted[: mutant.begin] + SOURCE[mutant.begin : mutant.end] + planted[end:] == SOURCE
+
+
+def test_a_moved_line_keeps_the_names_of_its_mutants(tmp_path):
+    """Oracle: the same source below two more lines; equal changes of one line are told apart by a number."""
+    names = [mutant.name for mutant in mutants(tmp_path, SOURCE)]
+    moved = SOURCE.replace("import jax\n", "import jax\nimport jax.numpy as jnp\n\n")
+    assert [mutant.name for mutant in mutants(tmp_path, moved)] == names
+    assert len(set(names)) == len(names)
+    assert sum("x[0] * x[0]) | 0 -> 1" in name for name in names) == 2
