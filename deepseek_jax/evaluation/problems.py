@@ -173,13 +173,13 @@ class Rules(contextlib.ExitStack):
     def _answers(self, problems, groups):
         """The answers (str or None) in each group's completions; a process reads its share of them."""
         texts, sizes = joined(groups), [len(group) for group in groups]
-        asked = [p for p, size in zip(problems, sizes, strict=True) for _ in range(size)]
-        readings = [self._reading(problem["rule"]) for problem in asked]
+        repeated = [p for p, size in zip(problems, sizes, strict=True) for _ in range(size)]
+        readings = [self._reading(problem["rule"]) for problem in repeated]
+        asked = [problem["example"]["question"] for problem in repeated]
 
         def find(rows):
             return [
-                None if readings[i] is None else readings[i].find(texts[i], asked[i]["question"])
-                for i in rows
+                None if readings[i] is None else readings[i].find(texts[i], asked[i]) for i in rows
             ]
 
         found = iter(in_shares(find, len(texts)))
@@ -193,7 +193,7 @@ class Rules(contextlib.ExitStack):
         reading = self._reading(problem["rule"])
         if reading is None:
             return {"answers": answers, "majority": None, "agreed": None}
-        asked = problem["question"]
+        asked = problem["example"]["question"]
         keys = [None if answer is None else reading.key(answer, asked) for answer in answers]
         most = majority(keys)
         if most is None:
