@@ -46,6 +46,17 @@ def bucket(tmp_path_factory):
         yield served
 
 
+@pytest.fixture(scope="session")
+def toys(tmp_path_factory):
+    """The Finished runs of all processes."""
+    # Here: a plugin must not import jax before the environment above is set
+    from tests.finished import Finished
+
+    base = tmp_path_factory.getbasetemp()
+    # Each process of xdist has a folder of its own below the common one
+    return Finished((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
     """Let go of what a module compiled: every program holds memory maps, of which a process has 65530."""
