@@ -47,14 +47,14 @@ def bucket(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def toys(tmp_path_factory):
+def toys(request, tmp_path_factory):
     """The Finished runs of all processes."""
     # Here: a plugin must not import jax before the environment above is set
     from tests.finished import Finished
 
     base = tmp_path_factory.getbasetemp()
     # Each process of xdist has a folder of its own below the common one
-    return Finished((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished")
+    return Finished((base.parent if hasattr(request.config, "workerinput") else base) / "finished")
 
 
 @pytest.fixture(autouse=True, scope="module")
