@@ -53,6 +53,17 @@ def bucket(tmp_path_factory):
         yield served
 
 
+@pytest.fixture(scope="session")
+def toys(request, tmp_path_factory):
+    """The Finished runs of all processes."""
+    # Here: a plugin must not import jax before the environment above is set
+    from tests.finished import Finished
+
+    base = tmp_path_factory.getbasetemp()
+    # Each process of xdist has a folder of its own below the common one
+    return Finished((base.parent if hasattr(request.config, "workerinput") else base) / "finished")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
     """Forget compiled programs where there are many: each holds memory maps, and a process has 65530."""

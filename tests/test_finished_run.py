@@ -10,16 +10,19 @@ import pytest
 from deepseek_jax.evaluation.preference import pair_report
 from deepseek_jax.recipes.distill.run import report_sweep as report_students
 from deepseek_jax.recipes.experiment_file import set_field
-from deepseek_jax.recipes.grpo import run as grpo
 from deepseek_jax.recipes.r1.findings import CLAIMS
 from deepseek_jax.recipes.r1.findings import report_sweep as report_r1
-from deepseek_jax.recipes.workdir import claim_workdir
 from deepseek_jax.training.metrics import read_phases
 from tests.benchmarks.finished_run import training_minutes
 from tests.benchmarks.results import FOLDER, renew
-from tests.recipes.small import run_recipe, small_config
+from tests.recipes.small import LEARNS, longer_is_better, small_config
 
-TINY = "from tests.recipes.small import small_config\n\ndef get_config(arg):\n    return small_config()\n"
+TINY = """
+from tests.recipes.small import LEARNS, small_config
+
+def get_config(arg):
+    return small_config(**LEARNS)
+"""
 VERSION = "0123abc (2026-12-01)"
 # By hand: one step of 6 s, ten of 3 s, four of 1.5 s: 42 s
 METRICS = [
@@ -58,13 +61,10 @@ def rows_of(folder, name, seed):
 
 
 @pytest.mark.slow
-def test_a_grpo_runs_own_numbers_take_its_seeds_row(tmp_path):
+def test_a_grpo_runs_own_numbers_take_its_seeds_row(toys, tmp_path):
     """Oracle: before.json, after.json and metrics.jsonl of a run at toy size."""
-    workdir, folder = tmp_path / "run", tmp_path / "results"
+    workdir, folder = toys.run(small_config(**LEARNS), longer_is_better), tmp_path / "results"
     (tmp_path / "tiny.py").write_text(TINY)
-    config = small_config()
-    with claim_workdir(workdir, config):
-        run_recipe(grpo, config, workdir)
     others = [{"seed": seed, "version": "old", "accuracy, sampled": 0.5} for seed in ("0", "1")]
     content = {"config": str(tmp_path / "tiny.py"), "command": "train", "rows": others}
     write(folder / "tiny.json", content)

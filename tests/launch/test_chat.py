@@ -17,8 +17,7 @@ import pytest
 import deepseek_jax as ds
 from deepseek_jax.checkpoint import save_orbax
 from launch.chat import ChatSettings, define_flags
-from tests.recipes import cases
-from tests.recipes.small import small_config
+from tests.recipes.small import LEARNS, longer_is_better, small_config
 from tests.reliability.in_process import launched
 from tests.tiny import save_tiny_model
 
@@ -29,16 +28,10 @@ EVIL = "open('mark', 'w')\nraise RuntimeError\n"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(toys, tmp_path_factory):
     """The folder of a run that has trained for two steps."""
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    config = small_config(prompts_per_step=8)
-    config.optimizer.learning_rate = 0.05
-    with pytest.MonkeyPatch.context() as patch:
-        # What this model can learn in two steps
-        cases.longer_is_better(patch)
-        ds.train(config, folder)
-    return folder
+    made = toys.run(small_config(**LEARNS), longer_is_better)
+    return shutil.copytree(made, tmp_path_factory.mktemp("runs") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,14 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from configs import models
-from deepseek_jax.rewards import Rule, scoring
 from tests.recipes import conversing, small, test_judge
 from tests.recipes.distill import test_run as of_distill
 from tests.recipes.generate import test_run as of_generate
-from tests.recipes.grpo import test_run as of_grpo
 from tests.recipes.pretrain import test_run as of_pretrain
 from tests.recipes.r1 import test_run as of_r1
 from tests.recipes.reward_model import test_run as of_reward_model
 from tests.recipes.sft import test_run as of_sft
+from tests.recipes.small import longer_is_better
 from tests.tiny import save_tiny_model
 
 
@@ -33,11 +32,6 @@ class Case:
     leaves: tuple[str, ...] = ("params",)
     says: tuple[str, ...] = ("before.json", "after.json")
     replace: Callable = lambda patch: None
-
-
-def longer_is_better(patch):
-    """A model of two steps answers nothing right, but its answers have lengths."""
-    patch.setitem(scoring.RULES, "correct_reasoning", Rule(of_grpo.by_length))
 
 
 def pretrain(folder):
@@ -136,7 +130,10 @@ def evaluate(folder):
 
 
 def generate(folder):
-    return with_one_layer(of_generate.small_config(chunk_size=2))
+    config = of_generate.small_config(chunk_size=2)
+    # Of eight devices too
+    config.sampling.slots = 8
+    return with_one_layer(config)
 
 
 def distill(folder):

@@ -5,12 +5,15 @@ import jax
 from configs.grpo_small import get_config
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes import driver
+from deepseek_jax.rewards import Rule, scoring
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.run import Run
 
 # The ends of the names of metrics that no two runs share
 CLOCKS = ("seconds", "minutes", "_time", "per_second", "per_sec_per_gpu", "gib")
+# Of a policy that answers otherwise after two steps
+LEARNS = dict(optimizer=dict(learning_rate=0.05))
 
 
 def small_config(**fields):
@@ -26,6 +29,16 @@ def small_config(**fields):
     with config.ignore_type():  # pairs in the place of a number
         config.update(fields)
     return config
+
+
+def by_length(completion, example):
+    """A tenth a character: after five steps of pre-training no answer is right, but answers have lengths."""
+    return len(completion) / 10
+
+
+def longer_is_better(patch):
+    """Replace a rule by one that a base of few steps can learn."""
+    patch.setitem(scoring.RULES, "correct_reasoning", Rule(by_length))
 
 
 def one_device():

@@ -18,27 +18,26 @@ from deepseek_jax.recipes.reward_model import run as reward_model
 from deepseek_jax.recipes.sft import run as sft
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.settings import ModelRewardSettings
-from deepseek_jax.rewards import Rule, scoring
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.builders import bilingual_examples
 from tests.recipes.distill import test_run as of_distill
 from tests.recipes.distill.test_run import files  # noqa: F401
-from tests.recipes.grpo.test_run import assert_same_outcome, by_length
+from tests.recipes.grpo.test_run import assert_same_outcome
 from tests.recipes.outcome import assert_equal
 from tests.recipes.reward_model import test_run as of_reward_model
 from tests.recipes.sft import test_run as of_sft
-from tests.recipes.small import one_device, run_recipe, small_config
+from tests.recipes.small import LEARNS, longer_is_better, one_device, run_recipe, small_config
 
 LATENT = dict(rank=4, alpha=8.0, targets=["all-linear", "experts.gate_up_proj"])
 FAST = dict(learning_rate=0.01)
-KL = dict(adapter=LATENT, loss=dict(kl_coef=0.04), optimizer=FAST)
+KL = dict(adapter=LATENT, loss=dict(kl_coef=0.04)) | LEARNS
 
 
 @pytest.fixture(scope="module", autouse=True)
 def a_reward_that_varies():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(scoring.RULES, "correct_reasoning", Rule(by_length))
+        longer_is_better(patch)
         yield
 
 
@@ -47,10 +46,8 @@ def run_grpo(workdir, should_stop=lambda: False, **fields):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("finished")
-    run_grpo(workdir)
-    return workdir
+def finished(toys):
+    return toys.run(small_config(**KL), longer_is_better)
 
 
 def left_beside_its_base(workdir):

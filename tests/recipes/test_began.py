@@ -1,6 +1,5 @@
 """What a policy that a run left began from, against what the run measured before it trained."""
 
-import functools
 import json
 import shutil
 
@@ -11,32 +10,27 @@ import deepseek_jax as ds
 from deepseek_jax.checkpoint.damage import DamagedCheckpoint
 from deepseek_jax.checkpoint.left import LEFT
 from deepseek_jax.checkpoint.phase import newest_in
-from deepseek_jax.recipes import experiment
 from deepseek_jax.recipes.began import find_start, policy_of_start
 from tests.quick import others_slow
-from tests.recipes import cases
-from tests.recipes.small import one_device
+from tests.recipes.sft import test_run as of_sft
+from tests.recipes.small import LEARNS, longer_is_better, one_device, small_config
+from tests.recipes.test_adapters import KL
 from tests.reliability.goods import flipped
 
 OPTIONS = ds.AnswerOptions(max_completion_length=12, temperature=0.0, slots=2)
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """name -> the work directory of a tiny run; each is trained once."""
+RUNS = {
+    "sft": lambda toys: toys.run(of_sft.small_config()),
+    "grpo": lambda toys: toys.run(small_config(**LEARNS), longer_is_better),
+    "grpo with an adapter": lambda toys: toys.run(small_config(**KL), longer_is_better),
+}
 
-    @functools.cache
-    def run(name):
-        folder = tmp_path_factory.mktemp("runs") / "run"
-        config = getattr(cases, name)(folder.parent)
-        config.optimizer.learning_rate = 0.05
-        with pytest.MonkeyPatch.context() as patch:
-            # What these models can learn in a few steps
-            cases.longer_is_better(patch)
-            experiment.run_recipe(config, folder)
-        return folder
 
-    return run
+@pytest.fixture
+def runs(toys):
+    """name -> the work directory of a tiny run."""
+    return lambda name: RUNS[name](toys)
 
 
 def began_from(place, policy):
@@ -54,7 +48,7 @@ def answers(policy, prompts):
     return list(policy.answer(ids, OPTIONS).texts)
 
 
-@pytest.mark.parametrize("name", others_slow(["grpo", "grpo_with_an_adapter"], "grpo"))
+@pytest.mark.parametrize("name", others_slow(["grpo", "grpo with an adapter"], "grpo"))
 def test_a_run_began_from_its_base(runs, name):
     """Oracle: the greedy answers that the run measured before it trained, and after, which are others."""
     folder = runs(name)

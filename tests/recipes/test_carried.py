@@ -1,7 +1,6 @@
 """What runs leave is used by its path alone: loaded, measured, converted, trained further."""
 
 import dataclasses
-import functools
 import json
 import shutil
 
@@ -15,70 +14,65 @@ from deepseek_jax.recipes.generate import run as generate
 from deepseek_jax.recipes.grpo import run as grpo
 from deepseek_jax.recipes.sft import run as sft
 from deepseek_jax.settings import build
+from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
+from deepseek_jax.worlds.arithmetic.world import SUMS
 from launch import colab
 from tests.quick import others_slow
 from tests.recipes import cases
-from tests.recipes.small import one_device, run_recipe
+from tests.recipes.sft import test_run as of_sft
+from tests.recipes.small import LEARNS, longer_is_better, one_device, run_recipe, small_config
+from tests.recipes.test_adapters import KL, LATENT
 from tests.reliability.goods import flipped
 from tests.reliability.in_process import launched
 
-RECIPES = {
-    "sft": (sft, cases.sft),
-    "grpo": (grpo, cases.grpo),
-    "sft with an adapter": (sft, cases.sft_with_an_adapter),
-    "grpo with an adapter": (grpo, cases.grpo_with_an_adapter),
+RUNS = {
+    "sft": lambda toys: toys.run(of_sft.small_config()),
+    "grpo": lambda toys: toys.run(small_config(**LEARNS), longer_is_better),
+    "sft with an adapter": lambda toys: toys.run(of_sft.small_config(adapter=LATENT)),
+    "grpo with an adapter": lambda toys: toys.run(small_config(**KL), longer_is_better),
 }
-QUESTIONS = [{"question": text} for text in ("What is 1 + 2?", "What is 3 + 4 + 5?")]
-OPTIONS = ds.AnswerOptions(max_completion_length=6, temperature=0.0, slots=2)
+# What a run leaves -> its recipe and config
+RECIPES = {
+    "params": (sft, of_sft.small_config()),
+    "adapter": (grpo, small_config(**KL)),
+}
+OPTIONS = ds.AnswerOptions(max_completion_length=12, temperature=0.0, slots=2)
 
 
-def trained(name, folder):
-    """Train a tiny policy: -> the Policy that the run held at its end."""
-    recipe, config = RECIPES[name]
-    config, ended = config(folder), []
-    with pytest.MonkeyPatch.context() as patch:
-        save = recipe.JOB.finish
-        patch.setattr(
-            recipe.JOB,
-            "finish",
-            lambda job: (ended.append(job.policies[job.trains[0]]), save(job)),
-        )
-        run_recipe(recipe, config, folder)
-    # As recipes.workdir leaves it
-    (folder / "config.json").write_text(json.dumps({"recipe": config.recipe}))
-    return ended[0]
+def texts(policy, questions):
+    asked = policy.with_prompts([{"question": question} for question in questions])
+    return list(policy.answer(asked, OPTIONS).texts)
 
 
-def texts(policy):
-    return list(policy.answer(policy.with_prompts(QUESTIONS), OPTIONS).texts)
+@pytest.fixture
+def runs(toys):
+    """name -> (work directory, {question: greedy answer} of the policy that the run held at its end)."""
 
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """name -> (work directory, the policy at the run's end, its greedy answers); each is trained once."""
-
-    @functools.cache
     def run(name):
-        folder = tmp_path_factory.mktemp("runs") / "run"
-        policy = trained(name, folder)
-        return folder, policy, texts(policy)
+        folder = RUNS[name](toys)
+        after = json.loads((folder / "after.json").read_text())
+        samples = after.get("answers", after)["greedy"]["samples"][:2]
+        return folder, {sample["prompt"]: sample["completion"] for sample in samples}
 
     return run
 
 
-@pytest.mark.parametrize("name", others_slow(RECIPES, "grpo"))
+@pytest.mark.parametrize("name", others_slow(RUNS, "grpo"))
 def test_its_folder_alone_answers_as_the_run_did(runs, name):
-    """Oracle: the greedy answers of the policy that the run held, and its ids; an argument wins."""
-    folder, policy, before = runs(name)
+    """Oracle: the greedy answers of the policy that the run held; the world's template and end; an argument
+    wins.
+    """
+    folder, held = runs(name)
     left = folder / ("adapter" if "adapter" in name else "params")
     for path in (folder, left):
         loaded = ds.load_policy(path)
-        assert texts(loaded) == before
-        assert loaded.template == policy.template and loaded.eos_ids == policy.eos_ids
+        assert texts(loaded, held) == list(held.values())
+        assert loaded.template == SUMS.template
+        assert set(loaded.eos_ids) == {arithmetic_tokenizer().eos_id}
     assert ds.load_policy(folder, template="{question}!\n").template == "{question}!\n"
 
 
-@pytest.mark.parametrize("name", ["sft", "sft with an adapter"])
+@pytest.mark.parametrize("name", ["sft", "grpo with an adapter"])
 def test_opening_what_a_run_left_runs_no_code_that_its_config_names(
     runs, name, tmp_path, monkeypatch, capsys
 ):
@@ -113,54 +107,55 @@ def test_opening_what_a_run_left_runs_no_code_that_its_config_names(
 @pytest.mark.parametrize("name", ["sft", "grpo with an adapter"])
 def test_its_folder_alone_is_measured_and_converted(runs, name, tmp_path, monkeypatch):
     """Oracle: the greedy answers of the policy that the run held; nothing but its path names the run."""
-    folder, policy, before = runs(name)
+    folder, held = runs(name)
     monkeypatch.chdir(tmp_path)
     asked = "--data=arithmetic --samples=1 --temperature=0 --num_problems=2 --slots=8"
     end = launched(
         "evaluate",
         f"--checkpoint={folder}",
         *asked.split(),
-        "--max_completion_length=6",
+        "--max_completion_length=12",
         "--mesh=data=8",
         "--workdir=measured",
     )
     assert end.status == 0, end.err
     problems = json.loads((tmp_path / "measured/results.json").read_text())["problems"]
-    questions = [{"question": problem["question"]} for problem in problems]
-    answers = policy.answer(policy.with_prompts(questions), OPTIONS).texts
+    answers = texts(ds.load_policy(folder), [problem["question"] for problem in problems])
     assert [problem["completions"] for problem in problems] == [[text] for text in answers]
     end = launched("convert", f"--from={folder}", "--to=hf")
     assert end.status == 0, end.err
     converted = ds.load_policy("hf")
-    assert texts(converted) == before and converted.template == policy.template
+    assert texts(converted, held) == list(held.values()) and converted.template == SUMS.template
     assert (tmp_path / "hf/tokenizer.json").is_file() and not isinstance(converted.params, tuple)
     end = launched("convert", "--from=hf", "--to=orbax", "--format=orbax")
-    assert end.status == 0 and texts(ds.load_policy("orbax")) == before
+    assert end.status == 0 and texts(ds.load_policy("orbax"), held) == list(held.values())
 
 
 def test_a_run_starts_from_what_another_left(runs, tmp_path):
     """Oracle: the answers of the policy that the first run held, of the second before its first step; an
     adapter is refused by name.
     """
-    folder, _, before = runs("sft")
-    config = cases.grpo(tmp_path)
+    folder, held = runs("sft")
+    # Of the shapes of the run above, which are compiled
+    config = small_config(**LEARNS)
     config.base, config.model, config.init_from = None, {}, str(folder)
     config.data.template = ds.load_policy(folder).template
     run_recipe(grpo, config, tmp_path / "second")
-    assert texts(job_of(grpo, config).policy) == before
+    assert texts(job_of(grpo, config).policy, held) == list(held.values())
     assert (tmp_path / "second/params/carried.json").is_file()
-    config.init_from = str(runs("sft with an adapter")[0])
+    config.init_from = str(runs("grpo with an adapter")[0])
     with pytest.raises(ValueError, match="init_from: .*/adapter holds an adapter; .*convert"):
         run_recipe(grpo, config, tmp_path / "third")
 
 
 def test_a_teacher_is_a_run(runs, tmp_path):
     """Oracle: the greedy answers of the policy that the run held, from generate's teacher."""
-    folder, policy, before = runs("sft")
+    folder, held = runs("sft")
     config = cases.generate(tmp_path)
     config.base, config.model, config.init_from = None, {}, str(folder)
     teacher = job_of(generate, config)._load()
-    assert texts(dataclasses.replace(teacher, opening="", template=policy.template)) == before
+    teacher = dataclasses.replace(teacher, opening="", template=SUMS.template)
+    assert texts(teacher, held) == list(held.values())
 
 
 def job_of(recipe, config):
@@ -168,11 +163,15 @@ def job_of(recipe, config):
 
 
 @pytest.mark.parametrize("what", ["params", "adapter"])
-def test_a_kill_before_the_tokenizer_leaves_nothing_that_counts(what, tmp_path, monkeypatch):
+def test_a_kill_before_the_tokenizer_leaves_nothing_that_counts(what, runs, tmp_path, monkeypatch):
     """Oracle: by hand: no folder of that name, of a process that cleans nothing up; then the whole of it."""
-    name = "sft" if what == "params" else "sft with an adapter"
     module = orbax_params if what == "params" else adapter
     real = module.write_files
+    recipe, config = RECIPES[what]
+    # All but what is saved at the end
+    folder, held = runs("sft" if what == "params" else "grpo with an adapter")
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / what)
 
     def killed(folder, files):
         if folder.name.startswith(f".{what}."):
@@ -182,11 +181,11 @@ def test_a_kill_before_the_tokenizer_leaves_nothing_that_counts(what, tmp_path, 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "write_files", killed)
         patch.setattr("deepseek_jax.checkpoint.folder.remove_folder", lambda folder: None)
-        trained(name, tmp_path)
+        run_recipe(recipe, config, tmp_path)
     assert not is_whole(tmp_path / what) and list(tmp_path.glob(f".{what}.partial-*"))
-    policy = trained(name, tmp_path)
-    assert texts(ds.load_policy(tmp_path)) == texts(policy)
-    assert carried_template(tmp_path / what) == policy.template
+    run_recipe(recipe, config, tmp_path)
+    assert texts(ds.load_policy(tmp_path), held) == list(held.values())
+    assert carried_template(tmp_path / what) == SUMS.template
 
 
 @pytest.mark.parametrize("program", ["evaluate", "convert"])
@@ -223,8 +222,11 @@ def test_an_adapter_without_its_base_is_named(tmp_path):
 
 
 def test_a_run_that_was_moved_finds_its_base(runs, tmp_path):
-    """Oracle: the answers before."""
-    folder, _, before = runs("sft with an adapter")
-    folder.rename(tmp_path / "moved")
-    assert texts(ds.load_policy(tmp_path / "moved")) == before
-    (tmp_path / "moved").rename(folder)
+    """Oracle: the answers of the policy that the run held. Of a copy whose old place is not there."""
+    folder, held = runs("grpo with an adapter")
+    shutil.copytree(folder, tmp_path / "moved")
+    config = tmp_path / "moved" / "adapter" / "adapter_config.json"
+    text = config.read_text()
+    assert str(folder) in text
+    config.write_text(text.replace(str(folder), str(tmp_path / "left")))
+    assert texts(ds.load_policy(tmp_path / "moved"), held) == list(held.values())

@@ -16,7 +16,6 @@ from deepseek_jax.recipes.grpo import run as grpo
 from deepseek_jax.recipes.kinds import pretrain
 from deepseek_jax.reinforce import grpo as groups
 from deepseek_jax.reinforce import update
-from deepseek_jax.rewards import Rule, scoring
 from deepseek_jax.rollout import generate, policy
 from deepseek_jax.settings import build
 from deepseek_jax.training.completions import read_completions
@@ -24,27 +23,22 @@ from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.arithmetic.corpus import question
 from tests.compilations import compilations
 from tests.recipes.outcome import without_group
-from tests.recipes.pages import data_of, parts_of
-from tests.recipes.small import CLOCKS, run_recipe, small_config
+from tests.recipes.pages import PARTS, data_of, parts_of
+from tests.recipes.small import CLOCKS, LEARNS, longer_is_better, run_recipe, small_config
 from tests.training.test_metrics import events
 
 STEPS_OF = {"pretrain": 5, "grpo": 2}
 
 
-def by_length(completion, example):
-    """A tenth a character: after five steps of pre-training no answer is right, but answers have lengths."""
-    return len(completion) / 10
-
-
 @pytest.fixture(scope="module", autouse=True)
 def a_reward_that_varies():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(scoring.RULES, "correct_reasoning", Rule(by_length))
+        longer_is_better(patch)
         yield
 
 
 def run(workdir, should_stop=lambda: False, **fields):
-    run_recipe(grpo, small_config(**fields), workdir, should_stop)
+    run_recipe(grpo, small_config(**LEARNS | fields), workdir, should_stop)
 
 
 def contents(folder):
@@ -67,11 +61,9 @@ def assert_same_outcome(workdir, other):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(toys):
     """The work directory of a run that nothing interrupted."""
-    workdir = tmp_path_factory.mktemp("finished")
-    run(workdir)
-    return workdir
+    return toys.run(small_config(**LEARNS), longer_is_better)
 
 
 @pytest.fixture
@@ -85,10 +77,10 @@ def with_base(finished, tmp_path):
 
 def test_a_run_leaves_a_page(finished):
     """Oracle: the files of the run: scores with intervals, curves of rewards, and the same prompts before and
-    after; without a config.json there is no configuration.
+    after.
     """
     parts = parts_of(finished)
-    assert list(parts) == ["results", "curves", "completions", "samples"]
+    assert list(parts) == PARTS
     measured = [json.loads((finished / f"{n}.json").read_text()) for n in ("before", "after")]
     old, new = (m["sampled"]["scores"]["completion_length"] for m in measured)
     said = f"completion length {old[0]:.1f} → {new[0]:.1f} before {old[1]:.1f} to {old[2]:.1f}"
@@ -315,7 +307,8 @@ def test_a_sampler_with_other_weights_stops_the_run_at_its_first_step(with_base,
 @pytest.mark.slow
 def test_a_run_with_a_reference_and_several_updates_reports_its_kl(with_base):
     """Oracle: by hand: no KL at the first update, where policy and reference are one; then a little."""
-    run(with_base, minibatches=2, epochs=2, loss=dict(loss_type="dapo", kl_coef=0.04, clip_eps=0.2))
+    loss = dict(loss_type="dapo", kl_coef=0.04, clip_eps=0.2)
+    run(with_base, minibatches=2, epochs=2, loss=loss, optimizer={})
     first, second = read_metrics(with_base / "metrics.jsonl", "grpo")
     assert 0 < first["kl"] < 0.1 and second["kl"] > first["kl"]
     assert first["sampler_gap_mean"] < 1e-5

@@ -19,7 +19,7 @@ from deepseek_jax.training.metrics import read_metrics
 from tests.compilations import compilations
 from tests.quick import others_slow
 from tests.recipes.outcome import without_group
-from tests.recipes.pages import data_of, parts_of
+from tests.recipes.pages import PARTS, data_of, parts_of
 from tests.recipes.small import CLOCKS, run_recipe
 from tests.turns import turns
 
@@ -60,11 +60,9 @@ def parameters(workdir, phase, step):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(toys):
     """The work directory of a run that nothing interrupted."""
-    workdir = tmp_path_factory.mktemp("finished")
-    run(workdir)
-    return workdir
+    return toys.run(small_config())
 
 
 @pytest.fixture
@@ -103,7 +101,7 @@ def test_a_run_measures_before_every_few_steps_and_after(finished):
 def test_a_run_leaves_a_page(finished):
     """Oracle: the files of the run: losses with intervals, and answers before and after."""
     parts = parts_of(finished)
-    assert list(parts) == ["results", "curves", "completions", "samples"]
+    assert list(parts) == PARTS
     old, new = (measured(finished, name)["loss"]["loss"] for name in ("before", "after"))
     assert parts["results"].startswith(
         f"Results held out loss {old[0]:.3f} → {new[0]:.3f} before {old[1]:.3f} to {old[2]:.3f} "
