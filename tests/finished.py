@@ -5,6 +5,7 @@ A test that changes a run copies its folder first.
 
 import fcntl
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -26,6 +27,10 @@ class Finished:
 
     def made(self, what: str, make):
         """The folder that make(folder) has filled. what: all that its content depends on."""
+        if (
+            "REACHED" in os.environ
+        ):  # of tests.mutants: each file reaches the lines that its runs need
+            what += os.environ["PYTEST_CURRENT_TEST"].partition("::")[0]
         folder = self.base / hashlib.sha256(what.encode()).hexdigest()[:16]
         done = folder.with_suffix(".done")
         with open(folder.with_suffix(".lock"), "w") as lock:

@@ -47,7 +47,8 @@ def stages_of(mutant, room: str, reach) -> list[Stage]:
         test for test in own if file_of(test).endswith(f"/test_{Path(mutant.path).stem}.py")
     }
     seen = reach.tests_of(mutant)
-    near = (seen & own) | of_module
+    # Nothing reaches a line of a table that is read at import alone: then all of the room
+    near = (seen & own) | of_module or own
     first = {file_of(test) for test in of_module}
     beside = {test for test in own - near if file_of(test) in set(map(file_of, near))}
     orders = [("own", near), ("own", beside), ("elsewhere", seen - own)]
