@@ -16,11 +16,11 @@ from deepseek_jax.recipes.grpo import run as grpo
 from deepseek_jax.recipes.sft import run as sft
 from deepseek_jax.settings import build
 from launch import colab
+from tests.in_process import launched
 from tests.quick import others_slow
 from tests.recipes import cases
 from tests.recipes.small import one_device, run_recipe
 from tests.reliability.goods import flipped
-from tests.reliability.in_process import launched
 
 RECIPES = {
     "sft": (sft, cases.sft),
