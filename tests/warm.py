@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import types
 from multiprocessing import forkserver, process
 from multiprocessing.reduction import DupFd
@@ -80,6 +81,8 @@ def _run(args, cwd, env, ends, new_session):
     try:
         _execute(*args)
     finally:
+        # As an interpreter ends; the second waits for workers, which end with the threads of the first
+        threading._shutdown()
         atexit._run_exitfuncs()
 
 
