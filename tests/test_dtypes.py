@@ -1,6 +1,9 @@
 """The table of dtypes of deepseek_jax/README.md, and what it is made of."""
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -8,14 +11,15 @@ import jax.numpy as jnp
 
 from deepseek_jax.models import abstract_init
 from deepseek_jax.ops.dot import dot
-from tests import warm
 from tests.benchmarks import dtypes
 from tests.benchmarks.traced import array, computed, gradients, products, stored
 
 
 def test_the_table_is_that_of_the_code():
     """Oracle: the table, written anew by a process of its own, as its command does."""
-    done = warm.run("-c", "from tests.benchmarks import dtypes; dtypes.main()", "--check")
+    command = [sys.executable, "-m", "tests.benchmarks.dtypes", "--check"]
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
