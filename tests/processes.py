@@ -1,12 +1,13 @@
-"""Processes that a test starts: two of one JAX run, each a fresh interpreter, and what is left of one."""
+"""Processes that a test starts: two of one JAX run, each of the warm interpreter, and what is left of one."""
 
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
+
+from tests import warm
 
 TIMEOUT = 600  # seconds
 # After one process has failed, the other may wait for it in a collective for ever
@@ -22,7 +23,6 @@ def run_two(program, *args, xla_flags=""):
     """
     port = free_port()
     env = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[1]),
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {xla_flags}",
     }
     # Files: a pipe that nobody reads yet would stop a process that says much
@@ -31,9 +31,9 @@ def run_two(program, *args, xla_flags=""):
         started = []
         for process, path in enumerate(paths):
             with open(path, "w") as output:
-                command = [sys.executable, "-c", program, str(process), port, *map(str, args)]
+                streams = dict(stdout=output, stderr=subprocess.STDOUT)
                 started.append(
-                    subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
+                    warm.Program("-c", program, process, port, *args, env=env, **streams)
                 )
         _wait(started)
         return [process.returncode for process in started], [path.read_text() for path in paths]

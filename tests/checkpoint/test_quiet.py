@@ -1,16 +1,12 @@
 """What Orbax and its threads print of damaged checkpoints."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.quick import others_slow
 
-ROOT = Path(__file__).resolve().parents[2]
 # Saves two steps, damages each file of the newer one in turn, and reads the newest one that is whole
 PROGRAM = """
 import shutil, sys
@@ -40,8 +36,7 @@ for file in sorted((base / "good/2").rglob("*")):
 
 def told(tmp_path, how, verbosity="-1"):
     """(output, error output) of the program. verbosity: absl's, as launch sets it."""
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path), how, verbosity]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    done = warm.run("-c", PROGRAM, tmp_path, how, verbosity)
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
 

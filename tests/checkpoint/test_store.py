@@ -2,8 +2,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 
 import jax
@@ -17,6 +15,7 @@ from deepseek_jax.checkpoint.damage import DamagedCheckpoint
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.parallel import make_mesh, shardings
 from deepseek_jax.training.state import TrainState, state_shardings
+from tests import warm
 
 TX = optax.adam(0.1)
 DATA = {"source": {"next_index": 3, "order": [1, "a", None, 2.5], "empty": {}}, "flag": True}
@@ -110,7 +109,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_a_save_that_was_killed_is_never_read_and_can_be_repeated(tmp_path):
     """Oracle: the checkpoint before the kill; then the one that replaces the broken one."""
-    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path], env=os.environ)
+    killed = warm.run("-c", KILLED, tmp_path)
     assert killed.returncode == -signal.SIGKILL
     left = {path.name for path in tmp_path.iterdir()}
     assert "2" not in left and any(name.startswith("2.") for name in left), left  # half-written

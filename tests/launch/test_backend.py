@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 import time
 
 import jax
@@ -11,10 +9,11 @@ import pytest
 
 from deepseek_jax import progress
 from launch import backend, common, waiting
+from tests import warm
+from tests.in_process import launched
 from tests.launch.test_train import ROOT, folder, start, tasks  # noqa: F401
 from tests.quick import others_slow
 from tests.recipes.test_environment import FLAGS
-from tests.reliability.in_process import launched
 
 SFT = "--config=configs/sft_small.py"
 PROGRAMS = {
@@ -40,14 +39,7 @@ def ended(program, tmp_path, *more, **environment):
     """(exit status, error output) of a program of its own, and that it left nothing."""
     given = [each.replace("OUT", str(tmp_path / "out")) for each in PROGRAMS[program]]
     given += [f"--workdir={tmp_path / 'w'}"] * (program in WITH_WORKDIR)
-    done = subprocess.run(
-        [sys.executable, f"launch/{program}.py", *given, *more],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = warm.run(f"launch/{program}.py", *given, *more, cwd=ROOT, env=os.environ | environment)
     assert not list(tmp_path.iterdir())
     return done.returncode, done.stderr
 

@@ -7,8 +7,6 @@ import pty
 import re
 import select
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,8 +15,9 @@ import pytest
 import deepseek_jax as ds
 from deepseek_jax.checkpoint import save_orbax
 from launch.chat import ChatSettings, define_flags
+from tests import warm
+from tests.in_process import launched
 from tests.recipes.small import LEARNS, longer_is_better, small_config
-from tests.reliability.in_process import launched
 from tests.tiny import save_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,22 +169,23 @@ def test_every_range_has_a_flag():
     assert fields | {"run", "beside", "say", "mesh"} == defined
 
 
+# Ctrl-C reaches the program that the terminal belongs to
+CHAT = """
+import os, runpy
+os.close(os.open(os.ttyname(0), os.O_RDWR))
+runpy.run_path("launch/chat.py", run_name="__main__")
+"""
+
+
 class Terminal:
     """A chat at a terminal of its own."""
 
     def __init__(self, *arguments):
         (self.ours, theirs), self.text = pty.openpty(), ""
-        environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-        self.program = subprocess.Popen(
-            [sys.executable, "launch/chat.py", *map(str, arguments)],
-            cwd=ROOT,
-            env=environment,
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            # Ctrl-C reaches the program that the terminal belongs to
-            preexec_fn=lambda: (os.setsid(), os.close(os.open(os.ttyname(0), os.O_RDWR))),
-        )
+        # One device
+        own = dict(env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}, cwd=ROOT)
+        streams = dict(stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+        self.program = warm.Program("-c", CHAT, *arguments, **own, **streams)
         os.close(theirs)
 
     def type(self, text):

@@ -13,14 +13,9 @@ from deepseek_jax.costs.chips import CHIPS, DEVICES
 from deepseek_jax.models import build_model, count_params
 from launch import compare
 from launch.compare import SMALL, check_workload, named_models
+from tests.in_process import launched
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "compare.py"
-
-
-def compared(*args, env=None):
-    return subprocess.run(
-        [sys.executable, SCRIPT, *args], env=env, capture_output=True, text=True, timeout=300
-    )
 
 
 @pytest.mark.slow
@@ -29,8 +24,8 @@ def test_models_are_compared():
     its batch 1 on 819 GB/s: 2 B a weight and 128 tokens of cache.
     """
     models = "--models=smollm2_135m,deepseek_v3_tiny"
-    done = compared(models, "--tpu=v5e", "--context_length=128", "--batch_size=4")
-    assert done.returncode == 0, done.stderr
+    done = launched("compare", models, "--tpu=v5e", "--context_length=128", "--batch_size=4")
+    assert done.status == 0, done.err
     cells = re.findall(r"^smollm2_135m +(.*)$", done.stdout, re.MULTILINE)
     assert cells[0].split()[0] == "134,515,008"
     assert cells[0].split()[-1] == f"{30 * 2 * 3 * 64 * 2:,}"
@@ -41,19 +36,18 @@ def test_models_are_compared():
 def test_nothing_is_said_of_accelerators_that_this_machine_lacks():
     """Oracle: stderr is empty, in the environment of a user who has not chosen a platform."""
     env = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
-    done = compared("--models=smollm2_135m", env=env)
+    command = [sys.executable, SCRIPT, "--models=smollm2_135m"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stderr == ""
 
 
 def test_a_mistake_is_one_message_and_exit_status_two():
     """Oracle: the words a reader needs, no traceback."""
-    done = compared("--models", "qwen2_tiny", "more")
-    assert done.returncode == 2 and done.stderr == "error: more is not a flag; use --FLAG=VALUE\n"
-    done = compared("--tpu=v5")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert (
-        "--tpu=v5 is not a known chip; did you mean v5p?" in done.stderr and "tpu7x" in done.stderr
-    )
+    done = launched("compare", "--models", "qwen2_tiny", "more")
+    assert done.status == 2 and done.err == "error: more is not a flag; use --FLAG=VALUE\n"
+    done = launched("compare", "--tpu=v5")
+    assert done.status == 2 and "Traceback" not in done.err
+    assert "--tpu=v5 is not a known chip; did you mean v5p?" in done.err and "tpu7x" in done.err
 
 
 def test_mistakes_name_what_is_allowed():
@@ -93,11 +87,11 @@ def test_what_is_claimed_is_said_to_hold_or_not():
     """Oracle: by hand: 671,026,419,200 parameters over the 7,615,616,512 of Qwen2.5-7B; and nothing of the
     speed of a student that is not there.
     """
-    done = compared("--models=deepseek_v3,r1_distill_qwen_7b")
-    assert done.returncode == 0, done.stderr
-    claim = re.search(r"all parameters +95.9 +(\S+) +(\S.*\S)", done.stdout)
+    done = launched("compare", "--models=deepseek_v3,r1_distill_qwen_7b")
+    assert done.status == 0, done.err
+    claim = re.search(r"all parameters +95.9 +(\S+) +(\S.*\S)", done.out)
     assert claim.groups() == (f"{671_026_419_200 / 7_615_616_512:.3g}", "holds")
-    assert "inference speed" not in done.stdout
+    assert "inference speed" not in done.out
 
 
 def test_a_device_is_its_share_of_a_chip():

@@ -1,8 +1,6 @@
 """Fields of a config that the command line sets."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,7 @@ from ml_collections import ConfigDict
 
 from deepseek_jax.recipes.experiment_file import set_field
 from launch.config_file import load_config, split_arguments
-from tests.launch.test_train import LAUNCH
+from tests.launch.test_train import launched
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -92,7 +90,6 @@ def test_any_field_is_set_as_a_user_sets_it(file):
     """Oracle: config.json of the run, against the file's fields and the values by hand."""
     (file.parent / "plugins").mkdir()
     (file.parent / "plugins" / "fields.py").write_text(RECIPE)
-    (file.parent / "launch_here.py").write_text(LAUNCH)
     arguments = {
         "size": "9",  # a number, and by reference double
         "rate": "[[0, 1.0], [10, 0.7]]",  # pairs in place of a number
@@ -107,15 +104,9 @@ def test_any_field_is_set_as_a_user_sets_it(file):
         "sources": "['c.jsonl']",
         "warm.clip": "1",  # in a block that it leaves out
     }
-    done = subprocess.run(
-        [sys.executable, "launch_here.py", "--config=fields.py", "--workdir=out"]
-        + [f"--config.{field}={text}" for field, text in arguments.items()],
-        cwd=file.parent,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    given = [f"--config.{field}={text}" for field, text in arguments.items()]
+    end = launched(file.parent, "--config=fields.py", "--workdir=out", *given)
+    assert end.status == 0, end.err
     assert json.loads((file.parent / "out" / "config.json").read_text()) == AS_IT_STANDS | dict(
         size=9,
         double=18,

@@ -1,9 +1,5 @@
 """launch/convert.py, as a command and as a function."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
@@ -15,10 +11,9 @@ from deepseek_jax.data.tokenizer import load_tokenizer
 from launch.convert import convert
 from tests.checkpoint.test_adapter import quietly_adapted
 from tests.checkpoint.test_store import flip, largest
+from tests.in_process import launched
 from tests.models.families import write_released_checkpoint, write_tiny_checkpoint
 from tests.tiny import save_tiny_model
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def weights(folder):
@@ -66,9 +61,7 @@ def test_a_gguf_file_becomes_a_folder_with_its_tokenizer(tmp_path):
 
 
 def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "launch/convert.py", *arguments], cwd=ROOT, capture_output=True, text=True
-    )
+    return launched("convert", *arguments)
 
 
 @pytest.mark.slow
@@ -77,8 +70,8 @@ def test_damaged_parameters_end_it_with_their_own_status(tmp_path):
     save_tiny_model(tmp_path / "it")
     flip(largest(tmp_path / "it" / "params" / "state" / "ocdbt.process_0"))
     done = run(f"--from={tmp_path / 'it'}", f"--to={tmp_path / 'out'}")
-    assert done.returncode == 7
-    assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'it/params'} is damaged: ")
+    assert done.status == 7
+    assert done.err.splitlines()[-1].startswith(f"error: {tmp_path / 'it/params'} is damaged: ")
     assert [path.name for path in tmp_path.iterdir()] == ["it"]
 
 
@@ -86,8 +79,8 @@ def test_the_command_writes_what_the_function_does(tmp_path):
     """Oracle: convert() with the same arguments."""
     write_tiny_checkpoint("qwen3", tmp_path / "hf")
     done = run(f"--from={tmp_path / 'hf'}", f"--to={tmp_path / 'a'}", "--dtype=bfloat16", "--fp8")
-    assert done.returncode == 0, done.stderr
-    assert "qwen3" in done.stdout
+    assert done.status == 0, done.err
+    assert "qwen3" in done.out
     convert(tmp_path / "hf", tmp_path / "b", fp8=True, dtype="bfloat16")
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
@@ -95,13 +88,11 @@ def test_the_command_writes_what_the_function_does(tmp_path):
 def test_a_mistake_is_one_message_and_status_2(tmp_path):
     """Oracle: by hand: a folder without config.json; no traceback."""
     done = run(f"--from={tmp_path}", f"--to={tmp_path / 'a'}")
-    assert done.returncode == 2
-    assert "config.json does not exist" in done.stderr and "Traceback" not in done.stderr
-    assert done.stderr.startswith("error: ") and not (tmp_path / "a").exists()
+    assert done.status == 2
+    assert "config.json does not exist" in done.err and "Traceback" not in done.err
+    assert done.err.startswith("error: ") and not (tmp_path / "a").exists()
     done = run(f"--from={tmp_path}", f"--to={tmp_path / 'a'}", "--format=gguf")
-    assert (
-        done.returncode == 2 and "--format=gguf" in done.stderr and "Traceback" not in done.stderr
-    )
+    assert done.status == 2 and "--format=gguf" in done.err and "Traceback" not in done.err
 
 
 def test_an_adapter_is_merged_as_peft_merges_it(tmp_path):

@@ -1,12 +1,11 @@
 """A run without its data: the error names the field and shows a line of the file that is needed."""
 
-import os
-import subprocess
-import sys
+import contextlib
 from pathlib import Path
 
 import pytest
 
+from tests.in_process import launched
 from tests.quick import others_slow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,12 +64,6 @@ def test_missing_data_of_an_evaluation_is_named_by_its_flag_with_a_line_of_the_f
 
 def started(program, folder, *args):
     """(exit status, stderr) of a program, started from a folder."""
-    done = subprocess.run(
-        [sys.executable, ROOT / "launch" / f"{program}.py", *args],
-        cwd=folder,
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    return done.returncode, done.stderr
+    with contextlib.chdir(folder):
+        end = launched(program, *args)
+    return end.status, end.err

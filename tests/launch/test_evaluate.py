@@ -1,19 +1,15 @@
 """launch/evaluate.py as a user starts it, on a tiny random model."""
 
+import contextlib
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from deepseek_jax.recipes.evaluate.settings import EvaluateSettings
 from launch.evaluate import FIELDS, _by_flag
+from tests import in_process
 from tests.quick import others_slow
 from tests.tiny import save_tiny_model
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +20,9 @@ def checkpoint(tmp_path_factory):
 
 
 def launched(folder, *args):
-    """(exit status, stdout, stderr) of one launch from a folder."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "launch" / "evaluate.py"), *map(str, args)],
-        cwd=folder,
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    return done.returncode, done.stdout, done.stderr
+    """The End of one launch from a folder."""
+    with contextlib.chdir(folder):
+        return in_process.launched("evaluate", *args)
 
 
 def test_a_checkpoint_is_measured_told_again_and_compared(checkpoint, tmp_path):

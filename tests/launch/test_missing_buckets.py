@@ -7,8 +7,8 @@ import time
 import pytest
 
 from deepseek_jax import files
+from tests.in_process import launched
 from tests.launch.test_train import ROOT
-from tests.reliability.in_process import launched
 
 SFT = f"--config={ROOT}/configs/sft_small.py"
 # Their program and arguments; PLACE is an address

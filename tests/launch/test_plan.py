@@ -1,9 +1,6 @@
 """launch/plan.py as a user starts it: a small experiment compiled for TPUs that are not there."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -24,6 +21,7 @@ from launch.planning.compiled import compile_programs
 from launch.planning.records import Compiled, Memory
 from launch.planning.remedies import remedies
 from launch.planning.topology import planned_mesh, recipes_programs
+from tests import warm
 from tests.quick import others_slow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,14 +96,7 @@ def planned(folder, *args, config="tiny.py", before=""):
     path = str(ROOT / "launch" / "plan.py")
     program = f"import runpy, sys\n{before}\nrunpy.run_path({path!r}, run_name='__main__')"
     flags = [f"--config={config}", "--cache=cache", *args]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *flags],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = warm.run("-c", program, *flags, cwd=folder, timeout=600)
     return done.returncode, done.stdout, done.stderr
 
 

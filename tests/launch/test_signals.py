@@ -40,16 +40,19 @@ sys.argv = sys.argv[1:]
 sys.path.insert(0, os.getcwd())
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-# Many rounds of a hash in C, without the interpreter: no handler of Python's runs meanwhile. The timer has
-# another thread speak once the main one is there
+# A wait in C for a lock that is never let go, without the interpreter: no handler of Python's runs meanwhile.
+# The timer has another thread speak once the main one is there
 DEAF = """
-import hashlib, threading
+import ctypes, threading
 from launch import signals
+c, lock = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+c.pthread_mutex_init(lock, None)
 with signals.interruptible():
     if {stop}:
         signals.Stop()
     threading.Timer(1, lambda: print("under way", flush=True)).start()
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+    c.pthread_mutex_lock(lock)
+    c.pthread_mutex_lock(lock)
 """
 
 

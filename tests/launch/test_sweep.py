@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from configs.common import without_fusion_emitters
 from deepseek_jax.training.metrics import read_metrics
+from launch.engines import local
+from tests import in_process, warm
 from tests.launch.test_train import CONFIG, LAUNCH, RECIPE, ROOT
 
 REPORT = """
@@ -71,7 +74,8 @@ def folder(tmp_path):
         "tiny.py": CONFIG,
         "three.py": SWEEP,
         "one.py": ONE,
-        "launch_here.py": LAUNCH,
+        # Without torch, which no run needs, and whose import takes as long as all others
+        "launch_here.py": f"import sys\nsys.modules['torch'] = None\n{LAUNCH}",
         "sweep_here.py": SWEEP_HERE,
     }.items():
         (tmp_path / name).write_text(text)
@@ -79,20 +83,21 @@ def folder(tmp_path):
 
 
 def start(folder, *args):
-    return subprocess.Popen(
-        [sys.executable, "sweep_here.py", *ARGUMENTS, *args],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    """A sweep in a process of its own."""
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return warm.Program("sweep_here.py", *ARGUMENTS, *args, cwd=folder, **pipes)
+
+
+def swept(folder, *args):
+    """The End of a sweep in this process."""
+    with in_process.plugged(folder), mock.patch.object(local, "TRAIN", "launch_here.py"):
+        return in_process.launched("sweep", *ARGUMENTS, *args)
 
 
 def test_runs_are_made_once_a_failed_one_is_named_and_the_others_are_reported(folder):
     """Oracle: by hand: the steps that each run counted; exit statuses; files as they were the second time."""
-    sweep = start(folder, "--max_jobs=3")
-    out, err = sweep.communicate(timeout=400)
-    assert sweep.returncode == 1, err
+    status, out, err = swept(folder, "--max_jobs=3")
+    assert status == 1, err
     assert "1 of 3 runs failed: seed=2,bad=settings" in err and "Traceback" not in err
     assert "seed=2,bad=settings: exit status 2" in out
     assert "config.rl.lr is not a field" in (folder / "out" / "seed=2,bad=settings.log").read_text()
@@ -104,9 +109,8 @@ def test_runs_are_made_once_a_failed_one_is_named_and_the_others_are_reported(fo
         )
     assert (folder / "out" / "report").read_text() == "seed=1 seed=4"
     (folder / "out" / "seed=1" / "done0").write_text("left as it is")
-    sweep = start(folder)
-    out, _ = sweep.communicate(timeout=400)
-    assert sweep.returncode == 1 and out.count("complete, not run again") == 2
+    status, out, _ = swept(folder)
+    assert status == 1 and out.count("complete, not run again") == 2
     assert (folder / "out" / "seed=1" / "done0").read_text() == "left as it is"
 
 
@@ -286,7 +290,6 @@ def test_a_dry_run_prints_commands_that_a_user_could_type(folder):
 )
 def test_a_mistake_is_one_message_exit_status_two_and_starts_no_run(folder, args, words):
     """Oracle: the words a reader needs, no traceback, no folder of runs."""
-    sweep = start(folder, *args.split())
-    _, err = sweep.communicate(timeout=400)
-    assert sweep.returncode == 2 and words in err and "Traceback" not in err, err
+    status, _, err = swept(folder, *args.split())
+    assert status == 2 and words in err and "Traceback" not in err, err
     assert not (folder / "out").exists()

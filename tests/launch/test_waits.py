@@ -28,6 +28,12 @@ runpy.run_path({program!r}, run_name="__main__")
 """
 SMALL = dict(num_steps=2, prompts_per_step=4, group_size=4, save_every=2)
 SMALL |= {"base.num_steps": 4, "base.optimizer.warmup_steps": 1, "base.num_documents": 500}
+# Little to compile
+SMALL |= {
+    "model.num_hidden_layers": 1,
+    "base.bias_update_speed": 0.0,
+    "base.optimizer.kind": "adamw",
+}
 SMALL |= {"data.num_held_out": 8, "rollout.max_completion_length": 16}
 
 

@@ -51,7 +51,7 @@ def test_each_kind_of_change_is_made_where_numbers_and_signs_decide_and_nowhere_
 
 @pytest.mark.parametrize("number", range(len(CHANGES)))
 def test_a_change_is_of_one_place_alone(tmp_path, number):
-    """Oracle: Python reads what is left, and the new text in the place of the old one gives the source back."""
+    """Oracle: Python compiles it, and the old text in the place of the new one gives the source back."""
     mutant = mutants(tmp_path, SOURCE)[number]
     planted = mutant.planted(SOURCE.encode()).decode()
     compile(planted, "planted", "exec")

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -10,9 +9,9 @@ import pytest
 
 from deepseek_jax.parallel import host_memory
 from deepseek_jax.parallel.host_memory import return_freed_memory
+from tests import warm
 
 MIB = 2**20
-CAPTURED = dict(capture_output=True, text=True, check=True)
 
 
 def resident_bytes():
@@ -51,7 +50,7 @@ def test_memory_that_is_kept_is_not_mapped_anew():
     allocated before another one is freed costs them.
     """
     faults = {
-        how: int(subprocess.run([sys.executable, "-c", FAULTS, how], **CAPTURED).stdout)
+        how: int(warm.run("-c", FAULTS, how).stdout)
         for how in ("kept", "kept in a program", "as it is")
     }
     assert faults["as it is"] >= 20 * 32, faults
@@ -90,10 +89,7 @@ def test_what_a_compiler_leaves_is_returned_behind_it():
     """Oracle: the system's count of what one more return frees: almost nothing where memory was returned
     after the compilation, and many times as much where it was not.
     """
-    left = {
-        how: int(subprocess.run([sys.executable, "-c", COMPILERS, how], **CAPTURED).stdout)
-        for how in ("returned", "as it is")
-    }
+    left = {how: int(warm.run("-c", COMPILERS, how).stdout) for how in ("returned", "as it is")}
     assert 4 * left["returned"] < left["as it is"] > 4 * MIB, left
 
 

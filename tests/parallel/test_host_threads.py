@@ -1,13 +1,12 @@
 """Threads for simulated devices: what is set, and what XLA does with it."""
 
 import os
-import subprocess
-import sys
 from unittest import mock
 
 import pytest
 
 from deepseek_jax.parallel.host_threads import give_devices_threads
+from tests import warm
 
 DEVICES = "--xla_force_host_platform_device_count="
 COUNT = """
@@ -45,6 +44,5 @@ def test_each_simulated_device_has_eight_threads_unless_the_environment_says_oth
 
 def test_xla_has_as_many_threads():
     """Oracle: the kernel's list of this process's threads, and XLA's name for those of its pool."""
-    command = [sys.executable, "-c", COUNT]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout == "64\n"
+    done = warm.run("-c", COUNT)
+    assert done.stdout == "64\n", done.stderr

@@ -17,13 +17,13 @@ from deepseek_jax.settings import build
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from deepseek_jax.worlds.arithmetic.world import SUMS
 from launch import colab
+from tests.in_process import launched
 from tests.quick import others_slow
 from tests.recipes import cases
 from tests.recipes.sft import test_run as of_sft
 from tests.recipes.small import LEARNS, longer_is_better, one_device, run_recipe, small_config
 from tests.recipes.test_adapters import KL, LATENT
 from tests.reliability.goods import flipped
-from tests.reliability.in_process import launched
 
 RUNS = {
     "sft": lambda toys: toys.run(of_sft.small_config()),

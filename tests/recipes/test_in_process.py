@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 import deepseek_jax as ds
 from deepseek_jax import recipes
 from deepseek_jax.errors import UnusableRewards
+from tests import warm
 from tests.recipes.small import CLOCKS, small_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,8 +194,7 @@ def test_the_compilers_flags_of_a_config_are_set_while_jax_has_no_devices(counti
     """
     plugins, work = counting[1].parent / "plugins", counting[1] / "one"
     env = os.environ | {"XLA_FLAGS": "--xla_cpu_parallel_codegen_split_count=1"}
-    command = [sys.executable, "-c", FRESH, str(plugins), str(work)]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    done = warm.run("-c", FRESH, plugins, work, env=env)
     said = [line for line in done.stdout.splitlines() if "isa" in line]
     flags = "--xla_cpu_max_isa=AVX2 --xla_cpu_parallel_codegen_split_count=1"
     assert said == [flags, f"True {flags}"], (done.stdout, done.stderr)

@@ -6,15 +6,15 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+from tests import warm
 from tests.processes import free_port, wait_for_orphans
 from tests.recipes.outcome import assert_equal
 from tests.reliability.killed import NEVER
 
-ROOT = Path(__file__).resolve().parents[2]
+KILLED = Path(__file__).with_name("killed.py")
 # Half of the kills come at once, half at most so many seconds after their moment
 LATER_SECONDS = 0.3
 TIMEOUT = 900
@@ -67,7 +67,6 @@ class Killer:
         All of them must end, and nothing that they started may stay.
         """
         flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-        command = [sys.executable, "-m", "tests.reliability.killed", self.name, str(workdir)]
         port, started = free_port(), []
         with tempfile.TemporaryDirectory() as outputs:
             paths = [Path(outputs) / str(process) for process in range(self.processes)]
@@ -76,12 +75,9 @@ class Killer:
                 # Files: a pipe that nobody reads yet would stop a process that says much
                 with open(path, "w") as output:
                     streams = dict(stdout=output, stderr=subprocess.STDOUT)
-                    own = dict(cwd=ROOT, env=os.environ | {"XLA_FLAGS": flags})
-                    started.append(
-                        subprocess.Popen(
-                            [*command, moment, *place], start_new_session=True, **own, **streams
-                        )
-                    )
+                    own = dict(env=os.environ | {"XLA_FLAGS": flags}, start_new_session=True)
+                    given = KILLED, self.name, workdir, moment, *place
+                    started.append(warm.Program(*given, **own, **streams))
             for process in started:
                 process.wait(TIMEOUT)
                 wait_for_orphans(process.pid)

@@ -9,10 +9,10 @@ import jax
 import pytest
 
 from tests.compilations import compilations
+from tests.in_process import launched
 from tests.quick import others_slow
 from tests.reliability.bad_inputs import GROUPS
 from tests.reliability.goods import goods
-from tests.reliability.in_process import launched
 
 ROOT = Path(__file__).resolve().parents[2]
 WITH_CONFIG = ("train", "generate", "plan", "sweep")

@@ -5,8 +5,8 @@ import shutil
 import pytest
 
 from tests.checkpoint.test_store import flip, largest
+from tests.in_process import launched
 from tests.recipes.outcome import assert_equal
-from tests.reliability.in_process import launched
 from tests.reliability.test_full_disk import ROOT, SMALL
 
 

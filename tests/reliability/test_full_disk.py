@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability.in_process import launched
+from tests.in_process import launched
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
 SMALL = """

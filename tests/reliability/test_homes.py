@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
+from tests.in_process import launched
 from tests.reliability.bad_checkpoints import GOOD, TUNE
 from tests.reliability.goods import goods, swept
-from tests.reliability.in_process import launched
 from tests.reliability.test_bad_input import arguments
 
 CASES = [

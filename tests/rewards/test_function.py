@@ -2,19 +2,17 @@
 
 import json
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deepseek_jax.rewards import Rewards
+from tests import warm
 from tests.reliability.goods import goods
 from tests.rewards import own_rewards
 from tests.trl_config import grpo_config
 
-ROOT = Path(__file__).resolve().parents[2]
 FILE = own_rewards.__file__
 EXAMPLES = [
     {"question": "2 + 3?", "answer": "5", "target": "a"},
@@ -223,11 +221,5 @@ REFUSED = (
 def test_a_function_of_the_script_itself_needs_a_main_block(more, said, tmp_path):
     """Oracle: by hand: the score, or the last line of the error."""
     (tmp_path / "script.py").write_text(SCRIPT + more)
-    done = subprocess.run(
-        [sys.executable, "script.py"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    done = warm.run("script.py", cwd=tmp_path)
     assert (done.stdout + done.stderr).endswith(said)

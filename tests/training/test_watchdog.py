@@ -1,16 +1,14 @@
 """A step that hangs, in this process and in one that it ends, and the clock of steps."""
 
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from deepseek_jax.training.watchdog import Watchdog, _Watch
+from tests import warm
 from tests.training.test_loop import Numbers, train
 
 ENDS = """
@@ -76,9 +74,7 @@ def test_a_step_that_hangs_prints_all_stacks_once_and_goes_on(tmp_path, capfd):
 
 def test_a_step_that_hangs_ends_a_process_that_is_to_be_started_again(tmp_path):
     """Oracle: by hand: status 75, the stacks, and no word of completion after a wait of ten minutes."""
-    command = [sys.executable, "-c", ENDS, str(tmp_path)]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    done = warm.run("-c", ENDS, tmp_path)
     assert done.returncode == 75, done.stderr
     assert "complete" not in done.stdout
     assert "pretrain step 9 has taken" in done.stderr

@@ -1,5 +1,6 @@
 """What the engine for GKE asks xpk for, what it reads from Kubernetes, and xpk's own manifest."""
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import pytest
 
 from launch.engines import RUNNING, WAITING
 from launch.engines.gke import XPK, jobset_state, workload_name
+from tests.in_process import launched
 
 ROOT = Path(__file__).resolve().parents[3]
 FLAGS = ("--engine=gke", "--cluster=pods", "--project=lab", "--zone=us-east5-a")
@@ -42,13 +44,8 @@ def swept(folder, *args):
     """launch/sweep.py of two seeds."""
     (folder / "two.py").write_text("def sweep(config):\n    return [{'seed': 1}, {'seed': 2}]\n")
     flags = ["--config=configs/sft_small.py", f"--sweep={folder}/two.py", f"--workdir={folder}/out"]
-    return subprocess.run(
-        [sys.executable, str(ROOT / "launch" / "sweep.py"), *flags, *args],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    with contextlib.chdir(ROOT):
+        return launched("sweep", *flags, *args)
 
 
 def jobset(name, **status):
@@ -68,7 +65,7 @@ def test_each_run_is_a_workload_that_restarts_when_it_was_preempted(tmp_path, co
     (commands / "kubectl").write_text(NOTES + answer)
     done = swept(tmp_path, *FLAGS, *WORKLOAD)
     called = [json.loads(line) for line in (commands / "notes").read_text().splitlines()]
-    assert done.returncode == 1 and "1 of 2 runs failed: seed=2" in done.stderr, done.stderr
+    assert done.status == 1 and "1 of 2 runs failed: seed=2" in done.err, done.err
     created = [call for call in called if call[:2] == ["workload", "create"]]
     run = "exec python launch/train.py --config=configs/sft_small.py --config.seed=1"
     place = ["--cluster=pods", "--project=lab", "--zone=us-east5-a", "--quiet"]
@@ -106,12 +103,12 @@ def test_names_of_workloads_are_those_that_kubernetes_allows():
 def test_what_is_missing_is_one_message(tmp_path, commands):
     """Oracle: the words a reader needs; nothing is created."""
     done = swept(tmp_path, *FLAGS)
-    assert done.returncode == 2 and done.stderr == "error: --engine=gke needs --device_type\n"
+    assert done.status == 2 and done.err == "error: --engine=gke needs --device_type\n"
     done = swept(tmp_path, *FLAGS, *WORKLOAD, f"--config={ROOT}/configs/sft_small.py")
-    assert done.returncode == 2 and "is not in the image; give a path below the" in done.stderr
+    assert done.status == 2 and "is not in the image; give a path below the" in done.err
     (commands / "xpk").unlink()
     done = swept(tmp_path, *FLAGS, *WORKLOAD)
-    assert done.returncode == 2 and f"xpk/bin/pip install {XPK}" in done.stderr
+    assert done.status == 2 and f"xpk/bin/pip install {XPK}" in done.err
     assert not (tmp_path / "out").exists()
 
 
@@ -121,9 +118,9 @@ def test_a_dry_run_prints_the_command_of_xpk_without_xpk(tmp_path, monkeypatch):
     """
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     done = swept(tmp_path, *FLAGS, *WORKLOAD, "--dry_run", "--config.data.path=no.jsonl")
-    assert done.returncode == 2 and not (tmp_path / "out").exists()
-    assert done.stderr.startswith("error: --sweep: seed=1: config.data.path='no.jsonl' is not")
-    first, second = map(shlex.split, done.stdout.splitlines()[-2:])
+    assert done.status == 2 and not (tmp_path / "out").exists()
+    assert done.err.startswith("error: --sweep: seed=1: config.data.path='no.jsonl' is not")
+    first, second = map(shlex.split, done.out.splitlines()[-2:])
     run = "exec python launch/train.py --config=configs/sft_small.py --config.data.path=no.jsonl"
     assert first[:3] == ["xpk", "workload", "create"] and first[4:6] == [
         f"--command={run} --config.seed=1 --workdir={tmp_path}/out/seed=1",
@@ -141,8 +138,8 @@ def test_xpk_makes_a_manifest_whose_pods_pass_sigterm_to_the_run(tmp_path, monke
     subprocess.run([tmp_path / "xpk" / "bin" / "pip", "install", "--quiet", XPK], check=True)
     monkeypatch.setenv("PATH", f"{tmp_path}/xpk/bin:{os.environ['PATH']}")
     done = swept(tmp_path, *FLAGS, *WORKLOAD, "--dry_run")
-    assert done.returncode == 0, done.stderr
-    create = shlex.split(done.stdout.splitlines()[-2])
+    assert done.status == 0, done.err
+    create = shlex.split(done.out.splitlines()[-2])
     manifest = tmp_path / "seed=1.yaml"
     dry = ["--dry-run", "--skip-validation", "--no-dependency-auto-download"]
     subprocess.run([*create, *dry, f"--output-manifest-file={manifest}"], check=True)

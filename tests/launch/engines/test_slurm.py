@@ -1,5 +1,6 @@
 """What launch/sweep.py asks Slurm for, and what it says where Slurm is missing."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch.engines.slurm import COMMANDS, Slurm
+from tests.in_process import launched
 
 ROOT = Path(__file__).resolve().parents[3]
 ENGINES = ROOT / "launch" / "engines"
@@ -35,13 +37,8 @@ def swept(folder, *args):
     (folder / "two.py").write_text("def sweep(config):\n    return [{'seed': 1}, {'seed': 2}]\n")
     config = ROOT / "configs" / "sft_small.py"
     flags = [f"--config={config}", "--sweep=two.py", "--engine=slurm", "--workdir=out", *args]
-    return subprocess.run(
-        [sys.executable, str(ROOT / "launch" / "sweep.py"), *flags],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    with contextlib.chdir(folder):
+        return launched("sweep", *flags)
 
 
 @pytest.mark.slow
@@ -60,8 +57,8 @@ def test_the_runs_are_one_array_with_what_the_flags_ask_for(tmp_path, commands):
         "--max_jobs=1",
     )
     done = swept(tmp_path, *flags)
-    assert done.returncode == 1 and "2 of 2 runs failed" in done.stderr, done.stderr
-    assert "seed=2: started; job 7_1; its output is in" in done.stdout
+    assert done.status == 1 and "2 of 2 runs failed" in done.err, done.err
+    assert "seed=2: started; job 7_1; its output is in" in done.out
     asked = set(re.findall(r"^#SBATCH --(\S+)$", (tmp_path / "submitted.sh").read_text(), re.M))
     assert asked >= {
         *("array=0-1%1", "nodes=2", "ntasks-per-node=4", "gpus-per-node=4", "partition=fast"),
@@ -76,8 +73,8 @@ def test_a_dry_run_prints_the_script_without_slurm(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     flags = "--nodes=2", "--devices_per_node=4", "--partition=a b", "--minutes=4", "--max_jobs=1"
     done = swept(tmp_path, "--dry_run", *flags)
-    assert done.returncode == 0 and not (tmp_path / "out").exists(), done.stderr
-    script = done.stdout[done.stdout.index("#!/bin/bash\n") :]
+    assert done.status == 0 and not (tmp_path / "out").exists(), done.err
+    script = done.out[done.out.index("#!/bin/bash\n") :]
     assert re.findall(r"^#SBATCH --(.*)$", script, re.M) == [
         *("job-name=sweep", "array=0-1%1", "nodes=2", "ntasks-per-node=4", "time=4"),
         *("signal=TERM@60", "requeue", "open-mode=append"),
@@ -100,9 +97,9 @@ def test_a_dry_run_prints_the_script_without_slurm(tmp_path, monkeypatch):
 def test_a_dry_run_says_that_data_are_not_there(tmp_path):
     """Oracle: the run, the field and a line of the file; one message, exit status 2."""
     done = swept(tmp_path, "--dry_run", "--config.data.path=no.jsonl")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("error: --sweep: seed=1: config.data.path='no.jsonl' is not")
-    assert '{"messages": [' in done.stderr
+    assert done.status == 2 and done.err.count("\n") == 1, done.err
+    assert done.err.startswith("error: --sweep: seed=1: config.data.path='no.jsonl' is not")
+    assert '{"messages": [' in done.err
 
 
 @pytest.mark.slow
@@ -110,8 +107,8 @@ def test_a_refusal_is_one_message_and_nothing_is_recorded_as_started(tmp_path, c
     """Oracle: sbatch's own words; exit status 2; no job in the sweep's record."""
     (commands / "sbatch").write_text(REFUSES)
     done = swept(tmp_path)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "Slurm refuses the jobs: sbatch: error: invalid partition specified: fast" in done.stderr
+    assert done.status == 2 and "Traceback" not in done.err
+    assert "Slurm refuses the jobs: sbatch: error: invalid partition specified: fast" in done.err
     assert '"jobs"' not in (tmp_path / "out" / "sweep.json").read_text()
 
 

@@ -1,15 +1,18 @@
 """The programs of launch/ as a shell starts them, but in this process: flags, main, exit status, output."""
 
 import contextlib
-import dataclasses
 import io
 import os
 import signal
+import sys
 import traceback
+from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 from absl import flags
 
+from deepseek_jax import recipes
 from launch import chat, common, compare, convert, evaluate, generate, plan, sweep, train
 
 # Each program's module and how it parses a command line, as its last lines have it
@@ -26,8 +29,7 @@ PROGRAMS = {
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-@dataclasses.dataclass(frozen=True)
-class End:
+class End(NamedTuple):
     """How a program ended. status: as a shell sees it; 1 for an error that keeps its traceback."""
 
     status: int
@@ -54,6 +56,19 @@ def launched(program: str, *arguments: str):
             traceback.print_exc()
             status = 1
     return End(status, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def plugged(folder: Path):
+    """In the block this process is in a folder, and finds the recipes of its folder "plugins" beside ours."""
+    more = [*recipes.__path__, str(folder / "plugins")]
+    with contextlib.chdir(folder), mock.patch.object(recipes, "__path__", more):
+        try:
+            yield
+        finally:
+            for name, module in list(sys.modules.items()):
+                if str(getattr(module, "__file__", None)).startswith(f"{folder}{os.sep}"):
+                    del sys.modules[name]
 
 
 @contextlib.contextmanager
