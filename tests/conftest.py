@@ -8,6 +8,7 @@ import gc
 import json
 import math
 import os
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from unittest import mock
@@ -98,7 +99,12 @@ def pytest_runtest_protocol(item):
 
 def pytest_sessionfinish(session):
     """Hand the seconds to the process that started this one, or keep them for python -m tests.seconds."""
-    of_files = session.config.stash.get(SECONDS, {})
+    of_files = session.config.stash.setdefault(SECONDS, collections.Counter())
+    if warm := sys.modules.get("tests.warm"):
+        # The seconds of its programs are known when it ends
+        began = seconds.cpu_seconds()
+        warm.stop()
+        of_files["tests/warm.py"] += seconds.cpu_seconds() - began
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["seconds"] = dict(of_files)
     elif of_files:

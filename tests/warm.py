@@ -21,8 +21,6 @@ HEAVY = "jax flax.linen optax orbax.checkpoint transformers tensorflow_datasets 
 HEAVY += " tensorboardX matplotlib scipy.special rich.console ml_collections absl.app"
 WARM = multiprocessing.get_context("forkserver")
 WARM.set_forkserver_preload(HEAVY.split())
-# It waits for the interpreter, whose CPU seconds are those of the tests
-atexit.register(forkserver._forkserver._stop)
 
 
 class Program(subprocess.Popen):
@@ -65,6 +63,11 @@ def run(*args, timeout=300, **more):
         finally:
             program.kill()
     return subprocess.CompletedProcess(program.args, program.returncode, out, err)
+
+
+def stop():
+    """End the interpreter, whose CPU seconds, with those of its programs, are then those of a child."""
+    forkserver._forkserver._stop()
 
 
 def _run(args, cwd, env, ends, new_session):
