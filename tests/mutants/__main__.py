@@ -11,7 +11,6 @@ alone ("unscored"), each with its argument: neither kind counts.
 
 import argparse
 import collections
-import importlib
 import json
 import math
 import os
@@ -24,8 +23,8 @@ from pathlib import Path
 from tests.mutants import trial
 from tests.mutants.changes import mutants_of
 from tests.mutants.reached import PACKAGE, Reach
+from tests.mutants.trial import ROOT
 
-ROOT = PACKAGE.parent
 WORK = ROOT / ".pytest_cache/mutants"
 JUDGED = Path(__file__).with_name("judged.jsonl")
 # What is mutated of each room; the tests of ROOM are those of tests/ROOM
@@ -42,17 +41,6 @@ ROOMS = {
     "evaluation": [""],
     "data": ["packing.py"],
 }
-# Imported once, so that each mutant's process begins with them
-HEAVY = [
-    "jax",
-    "flax.linen",
-    "optax",
-    "orbax.checkpoint",
-    "torch",
-    "transformers",
-    "safetensors.numpy",
-]
-HEAVY += ["ml_collections", "absl.flags", "hypothesis"]
 COLUMNS = ["room", "mutants", "caught by its room", "elsewhere", "survived", "equivalent"]
 COLUMNS += ["speed, memory or wording", "score", "at least", "CPU seconds"]
 
@@ -76,45 +64,12 @@ def note_what_tests_reach(folder: Path) -> int:
     return subprocess.run(command, cwd=ROOT, env=os.environ | {"REACHED": str(folder)}).returncode
 
 
-def copy_tree(folder: Path) -> Path:
-    """Copy the working tree. A changed source is always compiled anew there, however fast it changes."""
-    shutil.rmtree(folder, ignore_errors=True)
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(os.path.isfile, names.splitlines()):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, folder / name)
-    command = [
-        sys.executable,
-        "-m",
-        "compileall",
-        "-q",
-        "--invalidation-mode=checked-hash",
-        "deepseek_jax",
-    ]
-    subprocess.run(command, cwd=folder, check=True)
-    return folder
-
-
-def try_all(wanted: list, reach: Reach, work: Path, processes: int):
-    """Try (room, Mutant)s, `processes` at a time, each in a copy of the tree: yields a verdict of each."""
-    copies = [copy_tree(work / f"copy{number}") for number in range(processes)]
-    for name in ["tests.conftest", *HEAVY]:
-        importlib.import_module(name)
-    assert "deepseek_jax" not in sys.modules
-    waiting, running = wanted[::-1], {}
-    while waiting or running:
-        while waiting and copies:
-            copy, (room, mutant) = copies.pop(), waiting.pop()
-            source = (PACKAGE / mutant.path).read_bytes()
-            (copy / "deepseek_jax" / mutant.path).write_bytes(mutant.planted(source))
-            child = trial.begin(copy, trial.stages_of(mutant, f"tests/{room}/", reach))
-            running[child] = copy, room, mutant
-        child, *ended = os.wait4(-1, 0)
-        copy, room, mutant = running.pop(child)
-        yield {"room": room, "name": mutant.name, "kind": mutant.kind} | trial.verdict(copy, *ended)
-        shutil.copy2(PACKAGE / mutant.path, copy / "deepseek_jax" / mutant.path)
-        copies.append(copy)
+def trials(wanted: list, reach: Reach):
+    """Yield ((room, Mutant), its Trial) of each (room, Mutant)."""
+    for room, mutant in wanted:
+        path, stages = PACKAGE / mutant.path, trial.stages_of(mutant, f"tests/{room}/", reach)
+        planted = mutant.planted(path.read_bytes())
+        yield (room, mutant), trial.Trial(str(path.relative_to(ROOT)), planted, stages)
 
 
 def lower_bound(caught: int, number: int, z=1.645) -> float:
@@ -180,9 +135,9 @@ def main():
         again = {name for name in known if given.again and given.again in name}
         done = known.keys() - again | judged.keys()
         wanted_now = [(room, mutant) for room, mutant in wanted if mutant.name not in done]
-        for verdict in try_all(
-            wanted_now, Reach(given.work / "reached"), given.work, given.processes
-        ):
+        asked = trials(wanted_now, Reach(given.work / "reached"))
+        for (room, mutant), found in trial.try_all(asked, given.work, given.processes):
+            verdict = {"room": room, "name": mutant.name, "kind": mutant.kind} | found
             print(verdict["is"], verdict["seconds"], verdict["name"], verdict["test"], flush=True)
             with open(record, "a") as file:
                 file.write(json.dumps(verdict) + "\n")

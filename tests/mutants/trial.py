@@ -1,26 +1,42 @@
-"""One mutant's trial: the tests that can see its line run in a child of this process until one fails."""
+"""Trials of faults: each is planted in a copy of the tree, and tests run in a child of this process until one
+fails.
+"""
 
 import dataclasses
+import importlib
 import json
 import os
 import resource
+import shutil
 import signal
+import subprocess
 import sys
 import traceback
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from tests.mutants.reached import file_of
+from tests.mutants.reached import PACKAGE, file_of
 from tests.seconds import cpu_seconds
 
+ROOT = PACKAGE.parent
+# Imported once, so that each child begins with them
+HEAVY = [
+    "jax",
+    "flax.linen",
+    "optax",
+    "orbax.checkpoint",
+    "torch",
+    "transformers",
+    "safetensors.numpy",
+]
+HEAVY += ["ml_collections", "absl.flags", "hypothesis"]
 CPU_SECONDS = 120  # no test of a trial begins later
 # Ends a test that does not end
 HARD_CPU_SECONDS, WALL_SECONDS = 300, 900
 ARGUMENTS = [
     "--override-ini=addopts=--import-mode=importlib",
-    "-m",
-    "not slow and not pod",
     "-x",
     "-q",
 ]
@@ -29,10 +45,21 @@ ARGUMENTS += ["--no-summary", "-p", "no:xdist", "-p", "no:cacheprovider"]
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Tests that run together. where: "own" for the mutant's room, or "elsewhere". tests: ids, in order."""
+    """Tests that run together. where: "own" for the mutant's room, or "elsewhere". tests: in order, ids of
+    tests, of functions with all their cases, or files. marks: what pytest's -m takes.
+    """
 
     where: str
     tests: list[str]
+    marks: str = "not slow and not pod"
+
+
+class Trial(NamedTuple):
+    """A fault, and the tests to try it by. path: of its file, from ROOT. source: the file with the fault."""
+
+    path: str
+    source: bytes
+    stages: list[Stage]
 
 
 def stages_of(mutant, room: str, reach) -> list[Stage]:
@@ -55,8 +82,49 @@ def stages_of(mutant, room: str, reach) -> list[Stage]:
     return [Stage(where, reach.in_order(tests, first)) for where, tests in orders if tests]
 
 
+def copy_tree(folder: Path) -> Path:
+    """Copy the working tree. A changed source is always compiled anew there, however fast it changes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(os.path.isfile, names.splitlines()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    command = [
+        sys.executable,
+        "-m",
+        "compileall",
+        "-q",
+        "--invalidation-mode=checked-hash",
+        "deepseek_jax",
+    ]
+    subprocess.run(command, cwd=folder, check=True)
+    return folder
+
+
+def try_all(trials, work: Path, processes: int):
+    """Try (key, Trial)s, `processes` at a time, each in a copy of the tree: yields (key, its verdict)s."""
+    copies = [copy_tree(work / f"copy{number}") for number in range(processes)]
+    for name in ["tests.conftest", *HEAVY]:
+        importlib.import_module(name)
+    assert "deepseek_jax" not in sys.modules
+    waiting, running = iter(trials), {}
+    while True:
+        while copies and (given := next(waiting, None)):
+            copy, (key, (path, source, stages)) = copies.pop(), given
+            (copy / path).write_bytes(source)
+            running[begin(copy, stages)] = copy, key, path
+        if not running:
+            return
+        child, *ended = os.wait4(-1, 0)
+        copy, key, path = running.pop(child)
+        yield key, verdict(copy, *ended)
+        shutil.copy2(ROOT / path, copy / path)
+        copies.append(copy)
+
+
 def begin(copy: Path, stages: list[Stage]) -> int:
-    """Start the trial of the mutant that stands in a copy of the tree: -> the child's process id."""
+    """Start the trial of the fault that stands in a copy of the tree: -> the child's process id."""
     child = os.fork()
     if child:
         return child
@@ -108,9 +176,8 @@ def _try(stages):
     found = {"is": "survived", "test": ""}
     for stage in stages:
         chosen = _Chosen(stage.tests, began + CPU_SECONDS)
-        status = pytest.main(
-            [*ARGUMENTS, *dict.fromkeys(map(file_of, stage.tests))], plugins=[chosen]
-        )
+        files = dict.fromkeys(map(file_of, stage.tests))
+        status = pytest.main([*ARGUMENTS, "-m", stage.marks, *files], plugins=[chosen])
         import deepseek_jax
 
         assert deepseek_jax.__file__.startswith(os.getcwd()), deepseek_jax.__file__
@@ -132,8 +199,12 @@ class _Chosen:
         self.limit, self.failed, self.late = limit, "", False
 
     def pytest_collection_modifyitems(self, items):
-        items[:] = [item for item in items if item.nodeid in self.place]
-        items.sort(key=lambda item: self.place[item.nodeid])
+        items[:] = [item for item in items if self._place(item.nodeid) is not None]
+        items.sort(key=lambda item: self._place(item.nodeid))
+
+    def _place(self, test):
+        names = test, test.partition("[")[0], file_of(test)
+        return next((self.place[name] for name in names if name in self.place), None)
 
     def pytest_collectreport(self, report):
         self._note(report)

@@ -11,13 +11,15 @@ import optax
 import pytest
 
 from deepseek_jax.costs.flops import training_flops
+from deepseek_jax.errors import BrokenTerm, UnusableRewards
 from deepseek_jax.losses.advantages import group_advantages
 from deepseek_jax.models import build_model, init_params
 from deepseek_jax.ops.routing import FREE
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
+from deepseek_jax.reinforce import batch as batches
+from deepseek_jax.reinforce import groups, sampler
 from deepseek_jax.reinforce import metrics as step_metrics
-from deepseek_jax.reinforce import sampler
 from deepseek_jax.reinforce.groups import GroupSource
 from deepseek_jax.rewards import Rewards, Rule, scoring
 from deepseek_jax.rollout import Policy, engine, generate, policy
@@ -481,6 +483,43 @@ def test_a_completion_that_cannot_be_scored_is_left_out_and_counted(
         "step 0: reward 'correct' failed with ZeroDivisionError('no rule')"
         in capsys.readouterr().out
     )
+
+
+def without_ends(batch):
+    """A batch whose mask leaves out the last token of each completion."""
+    mask = batch["completion_mask"]
+    return batch | {"completion_mask": mask & np.roll(mask, -1, axis=1)}
+
+
+@pytest.mark.parametrize(
+    "place, name, change, words",
+    [
+        (groups, "group_advantages", lambda advantages: -advantages, "not in the same order"),
+        (batches, "completion_batch", without_ends, "a mask is wrong"),
+        (GroupSource, "_numbers", lambda _: range(2), "all 2 questions were asked before"),
+    ],
+    ids=["negated", "no ends", "asked again"],
+)
+def test_a_fault_in_a_steps_batches_is_named(
+    state, rewarded_by, monkeypatch, place, name, change, words
+):
+    """Oracle: by hand: the fault that is planted; two steps without it are those of all other tests here."""
+    rewarded_by(by_length)
+    of, source = getattr(place, name), make_source()
+    monkeypatch.setattr(place, name, lambda *given, **how: change(of(*given, **how)))
+    with pytest.raises(BrokenTerm, match=words):
+        for step in range(2):
+            source.next(state, step)
+
+
+@pytest.mark.parametrize(
+    "reward, words", [(1e30, "correct: a reward is 1e[+]30"), (1.0, "of each group were equal")]
+)
+def test_a_step_of_rewards_that_teach_nothing_is_ended(state, rewarded_by, reward, words):
+    """Oracle: by hand: one that overflows float32, and one that is equal for all, at a limit of one step."""
+    rewarded_by(lambda *_: reward)
+    with pytest.raises(UnusableRewards, match=words):
+        make_source(degenerate=dict(equal_rewards=1)).next(state, 0)
 
 
 @pytest.mark.slow
