@@ -239,6 +239,8 @@ def test_a_stale_tokens_ratio_is_to_the_policy_that_sampled_it(loss_type):
 def test_micro_batches_add_up_to_the_whole_batch(loss_type, pieces):
     """Oracle: the undivided batch. 1e-6: only the order of float32 sums differs."""
     logprobs, entropy, batch = make_batch()
+    # For marked_advantages
+    batch["completion_ids"] = np.arange(logprobs.size, dtype=np.int32).reshape(logprobs.shape)
     settings = dict(loss_type=loss_type, kl_coef=0.1, importance_cap=2.0)
     whole, whole_grad, whole_metrics = loss_and_grad(logprobs, entropy, batch, **settings)
 

@@ -41,14 +41,14 @@ def pairs(rng, p=4, c=2, t=9):
 
 
 def test_pairwise_loss_by_hand():
-    """Oracle: by hand: -log sigmoid(log 3) = log(4 / 3) and -log sigmoid(0) = log 2, weighed 3 to 1; a tie is
-    wrong.
+    """Oracle: by hand: -log sigmoid(log 3) = log(4 / 3) and -log sigmoid(0) = log 2, weighed 3 to 1, in one
+    half of a batch whose weights add up to 8; a tie is wrong.
     """
     chosen, rejected = jnp.log(jnp.float32([6, 5])), jnp.log(jnp.float32([2, 5]))
-    loss, metrics = pairwise_loss(chosen, rejected, jnp.float32([3, 1]), jnp.float32(4))
-    np.testing.assert_allclose(loss, (3 * np.log(4 / 3) + np.log(2)) / 4, rtol=1e-6)
-    np.testing.assert_allclose(metrics["accuracy"], 3 / 4, rtol=1e-6)
-    np.testing.assert_allclose(metrics["margin"], 3 * np.log(3) / 4, rtol=1e-6)
+    loss, metrics = pairwise_loss(chosen, rejected, jnp.float32([3, 1]), jnp.float32(8))
+    np.testing.assert_allclose(loss, (3 * np.log(4 / 3) + np.log(2)) / 8, rtol=1e-6)
+    np.testing.assert_allclose(metrics["accuracy"], 3 / 8, rtol=1e-6)
+    np.testing.assert_allclose(metrics["margin"], 3 * np.log(3) / 8, rtol=1e-6)
 
 
 def test_pairwise_loss_and_gradient_are_torchs_logsigmoid():
@@ -69,24 +69,26 @@ def test_pairwise_loss_and_gradient_are_torchs_logsigmoid():
 
 
 def test_pointwise_loss_and_gradient_are_torchs_bce_with_logits():
-    """Oracle: torch's own in float64, logits of 90 included. Tolerance: float32's rounding."""
+    """Oracle: torch's own in float64, logits of 90 included, for one half of a
+    batch whose weights add up to 9. Tolerance: float32's rounding.
+    """
     rewards, safe = np.float32([0.3, -90, 90, 0]), np.float32([1, 1, 0, 0])
     weights = np.float32([1, 0.5, 2, 1])
     (loss, metrics), gradient = jax.value_and_grad(
-        lambda x: pointwise_loss(x, safe, weights, 4.5), has_aux=True
+        lambda x: pointwise_loss(x, safe, weights, 9), has_aux=True
     )(jnp.asarray(rewards))
     x = torch.tensor(rewards, dtype=torch.float64, requires_grad=True)
     wanted = torch.nn.functional.binary_cross_entropy_with_logits(
         x, torch.tensor(safe, dtype=torch.float64), torch.tensor(weights), reduction="sum"
     )
-    wanted = wanted / 4.5
+    wanted = wanted / 9
     wanted.backward()
     np.testing.assert_allclose(loss, wanted.item(), rtol=1e-6)
     np.testing.assert_allclose(gradient, x.grad, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(
-        metrics["accuracy"], (1 + 1) / 4.5, rtol=1e-6
+        metrics["accuracy"], (1 + 1) / 9, rtol=1e-6
     )  # the first and the last
-    share = (weights / (1 + np.exp(-rewards.astype(np.float64)))).sum() / 4.5
+    share = (weights / (1 + np.exp(-rewards.astype(np.float64)))).sum() / 9
     np.testing.assert_allclose(metrics["safe_probability"], share, rtol=1e-6)
 
 

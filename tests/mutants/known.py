@@ -380,6 +380,13 @@ HISTORY = (
         ("tests/losses/test_preference.py",),
     ),
     Known(
+        "a micro-batch of judged responses divides by its own weights",
+        "losses/preference.py",
+        "loss = (weights * nats_b).sum() / normalizer",
+        "loss = (weights * nats_b).sum() / weights.sum()",
+        ("tests/losses/test_preference.py",),
+    ),
+    Known(
         "a micro-batch of a distillation divides by its own targets",
         "distill/objective.py",
         'return weight_bt / jnp.where(batch["normalizer"] > 0, batch["normalizer"], 1)',
@@ -463,9 +470,7 @@ HISTORY = (
         "losses/grpo.py",
         'marks_b = row_marks(batch["completion_ids"], mask_bt)',
         "marks_b = jnp.arange(len(mask_bt)) / len(mask_bt)",
-        (
-            "tests/reliability/test_silent_faults.py::test_a_run_whose_advantages_lie_on_other_devices_is_ended",
-        ),
+        ("tests/losses/test_grpo.py::test_micro_batches_add_up_to_the_whole_batch",),
     ),
     Known(
         "sampler_logprobs are of temperature 1",
@@ -478,19 +483,15 @@ HISTORY = (
         "an update's log-probabilities are of temperature 1",
         "losses/grpo.py",
         "scored = completion_logprobs(config, params, batch, temperature=temperature)",
-        "scored = completion_logprobs(config, params, batch)",
-        (
-            "tests/losses/test_grpo.py",
-            "tests/reinforce/test_update.py",
-            "tests/reinforce/test_grpo.py",
-        ),
+        "scored = completion_logprobs(config, params, batch, temperature=1.0)",
+        ("tests/reinforce/test_update.py",),
     ),
     Known(
         "old log-probabilities are of temperature 1",
         "reinforce/update.py",
         'return completion_logprobs(config, params, batch, temperature=batch["temperature"])[0]',
-        "return completion_logprobs(config, params, batch)[0]",
-        ("tests/reinforce/test_update.py", "tests/reinforce/test_grpo.py"),
+        "return completion_logprobs(config, params, batch, temperature=1.0)[0]",
+        (STEPS,),
     ),
     Known(
         "tokens that are decoded take positions after their prompt's padding",

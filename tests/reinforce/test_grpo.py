@@ -260,9 +260,12 @@ def test_minibatches_are_whole_groups_taken_once_an_epoch(state, rewarded_by, ro
 
 
 def test_several_updates_carry_the_logprobs_of_the_policy_that_sampled(state, rewarded_by):
-    """Oracle: sampler_logprobs, from another path through the model; 1e-5 is float32 rounding."""
+    """Oracle: sampler_logprobs, from another path through the model, at a temperature that is not 1; 1e-5 is
+    float32 rounding.
+    """
     rewarded_by(by_length)
-    batches, _ = make_source(prompts_per_step=4, minibatches=2).next(state, 0)
+    fields = dict(prompts_per_step=4, minibatches=2, rollout=dict(temperature=0.5))
+    batches, _ = make_source(**fields).next(state, 0)
     for batch in batches:
         mask = np.asarray(batch["completion_mask"])
         old, sampler = (np.asarray(batch[f"{name}_logprobs"])[mask] for name in ("old", "sampler"))

@@ -385,16 +385,20 @@ def test_rows_of_one_completion_make_the_update_of_shared_rows(tmp_path, monkeyp
 )
 def test_what_the_config_says_of_the_loss_is_what_a_step_computes(loss, monkeypatch):
     """Oracle: the papers' sums in float64 torch, where dr_grpo divides by max_completion_length.
-    The loss without the config's setting differs.
+    The loss without the config's setting differs. The log-probabilities are torch's at the temperature of the
+    batch alone.
     """
     logprobs, entropy, batch = make_batch()
-    scored = logprobs, entropy, None
-    monkeypatch.setattr(losses, "completion_logprobs", lambda *_, temperature: scored)
+
+    def scored(*_, temperature):
+        return logprobs * temperature / 0.5, entropy, None
+
+    monkeypatch.setattr(losses, "completion_logprobs", scored)
 
     def loss_of(**fields):
         settings = build(GrpoSettings, small_config(loss=fields), "config")
         loss_fn = losses.make_grpo_loss(None, settings.loss, max_completion_length=7)
-        return float(loss_fn(None, batch | {"temperature": 1.0}, None)[0])
+        return float(loss_fn(None, batch | {"temperature": 0.5}, None)[0])
 
     plain = dict(loss_type="grpo", clip_eps=0.2, max_completion_length=7)
     wanted, _ = torch_loss(logprobs, batch, **(plain | loss))
