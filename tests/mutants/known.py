@@ -212,7 +212,10 @@ ROWS = (
         "training/loop.py",
         "log.checks.after_first(metrics)",
         "pass",
-        tests=("tests/training/test_loop.py",),
+        tests=(
+            "tests/training/test_loop.py::"
+            "test_the_first_update_of_a_phase_is_looked_at_before_and_after",
+        ),
     ),
     Known(
         "a run of equal rewards is ended at its limit",
@@ -484,14 +487,17 @@ HISTORY = (
         "losses/grpo.py",
         "scored = completion_logprobs(config, params, batch, temperature=temperature)",
         "scored = completion_logprobs(config, params, batch, temperature=1.0)",
-        ("tests/reinforce/test_update.py",),
+        (
+            "tests/reinforce/test_update.py::"
+            "test_what_the_config_says_of_the_loss_is_what_a_step_computes",
+        ),
     ),
     Known(
         "old log-probabilities are of temperature 1",
         "reinforce/update.py",
         'return completion_logprobs(config, params, batch, temperature=batch["temperature"])[0]',
         "return completion_logprobs(config, params, batch, temperature=1.0)[0]",
-        (STEPS,),
+        (f"{STEPS}::test_several_updates_carry_the_logprobs_of_the_policy_that_sampled",),
     ),
     Known(
         "tokens that are decoded take positions after their prompt's padding",
