@@ -1,5 +1,6 @@
 """The completions that a step of GRPO keeps: those of its batch, as many as the settings say, once."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from deepseek_jax.reinforce.metrics import kept_completions
 from deepseek_jax.rewards import Rule, scoring
+from deepseek_jax.rollout.answers import Answers
 from deepseek_jax.training.completions import read_completions
 from tests.reinforce.test_grpo import TOKENIZER, asked, make_source, state  # noqa: F401
 from tests.reinforce.test_update import train
@@ -29,10 +31,16 @@ def by_length(monkeypatch):
         monkeypatch.setitem(scoring.RULES, name, Rule(reward))
 
 
-def test_kept_completions_are_those_of_the_batch(state):  # noqa: F811
+def test_kept_completions_are_those_of_the_batch(state, monkeypatch):  # noqa: F811
     """Oracle: the batch itself, row by row: its text, decoded, its length and advantage, and the reward of
-    the text by hand.
+    the text by hand; and, as a column that a reward logs, the number of its row.
     """
+    scored_by, rows = Answers.scored_by, {"row": list(range(8))}
+
+    def logging(*given):
+        return dataclasses.replace(scored_by(*given), columns=rows)
+
+    monkeypatch.setattr(Answers, "scored_by", logging)
     source = make_source(prompts_per_step=2, group_size=4, kept_completions=6)
     (batch,), _ = source.next(state, 0)
     ids, mask = (np.asarray(batch[f"completion_{part}"]) for part in ("ids", "mask"))
@@ -45,6 +53,7 @@ def test_kept_completions_are_those_of_the_batch(state):  # noqa: F811
     assert 0 < sum(fails(kept["text"]) for kept in every) < 6
     for row, kept in enumerate(every):
         assert kept["advantage"] == np.asarray(batch["advantages"])[row]
+        assert kept["columns"] == {"row": row}
         if fails(kept["text"]):
             # Masked out of the loss
             assert np.isnan(kept["reward"]) and kept["advantage"] == 0 and not mask[row].any()
