@@ -150,7 +150,8 @@ CASES = [(model, mesh) for model, mesh in CASES if not (model == "dense" and mes
 def on_mesh(kind, mesh):
     from deepseek_jax.models import random_params
 
-    config = MODELS[kind]
+    # A dense layer and, where there are any, one of experts
+    config = dataclasses.replace(MODELS[kind], num_hidden_layers=2)
     with jax.set_mesh(mesh), talking(config, random_params(config, mesh, 0)) as policy:
         return answered(policy, slots=8)
 
