@@ -9,6 +9,7 @@ says what a GPU or a TPU would run.
 
 import argparse
 import dataclasses
+import functools
 import os
 import re
 import sys
@@ -26,11 +27,20 @@ from deepseek_jax.ops.attention import attend, attend_latent
 from deepseek_jax.ops.fp8_grouped import expert_block, grouped_fp8
 from deepseek_jax.ops.grouped_matmul import grouped_matmul
 from deepseek_jax.ops.logprobs import token_logprobs
+from deepseek_jax.ops.platform import FORMS, SIZES, form_of, platform, size_of
 from deepseek_jax.ops.rope import rope_tables
 from deepseek_jax.rollout.steps import PARTS
 from deepseek_jax.training.optimizer import make_optimizer
 from launch.planning.topology import ENVIRONMENT
-from tests.benchmarks.traced import array, computed, gradients, products, stored
+from tests.benchmarks.traced import (
+    array,
+    computed,
+    gradients,
+    products,
+    products_among,
+    stored,
+    traced,
+)
 
 GUIDE = Path(__file__).resolve().parents[2] / "deepseek_jax" / "README.md"
 BLOCK = re.compile(r"(<!-- dtypes -->\n).*?(<!-- end -->)", re.S)
@@ -56,8 +66,20 @@ def machines():
     return {"CPU": jax.devices("cpu")[0], "GPU": "gpu"} | {f"TPU {k}": d for k, d in tpus.items()}
 
 
+@functools.cache
+def of_weights():
+    """Cells of weights, which no machine changes; a whole gradient takes longest to trace."""
+
+    def gradient(params, tokens):
+        return jax.grad(lambda params: forward(CONFIG, params, tokens).sum())(params)
+
+    params = nn.unbox(abstract_init(CONFIG))
+    gradients = jax.eval_shape(gradient, params, array(B, T, dtype="int32"))
+    return {"weights in training": stored(params), "their gradients": stored(gradients)}
+
+
 def in_training(params):
-    """Cells of weights and of what an update computes in the config's own dtype."""
+    """Cells of what an update computes in the config's own dtype."""
     tokens, ids = array(B, T, dtype="int32"), array(B, T, dtype="int32")
     row = array(B, T, 128, 192), array(B, T, 128, 192), array(B, T, 128, 128), ids
     scored = array(T, D), array(V, D, dtype="float32"), array(T, dtype="int32")
@@ -71,22 +93,18 @@ def in_training(params):
     def attended(q, k, v, ids):
         return attend(q, k, v, scale=0.1, segment_ids=ids)
 
-    def gradient(params, tokens):
-        return jax.grad(lambda params: logits(params, tokens).sum())(params)
-
+    of_logits = list(traced(logits, params, tokens))
     return {
-        "weights in training": stored(params),
-        "their gradients": stored(jax.eval_shape(gradient, params, tokens)),
         "residual stream": stored(jax.eval_shape(residual, params, tokens)),
         "norms": computed("rsqrt", rms_norm, array(B, T, D), array(D, dtype="float32"), 1e-6),
         "rotary angles": computed("cos", rope_tables, ids, array(32, dtype="float32")),
         "Linear layers": products(by(CONFIG), *LINEAR),
         "their backward pass": products(gradients(by(CONFIG)), *LINEAR),
         "experts": products(grouped_matmul, *EXPERTS),
-        "router": products(logits, params, tokens, width=256),
+        "router": products_among(of_logits, width=256),
         "attention": products(attended, *row),
         "its softmax": computed("exp", attended, *row),
-        "logits": products(logits, params, tokens, width=V),
+        "logits": products_among(of_logits, width=V),
         "log-probabilities": computed("exp", token_logprobs, *scored),
     }
 
@@ -156,15 +174,18 @@ def in_a_rollout(params):
 def rows():
     """{part: its cell} for the machine of jax.default_device."""
     params = nn.unbox(abstract_init(CONFIG))
-    return in_training(params) | in_fp8() | in_the_optimizer(params) | in_a_rollout(params)
+    in_updates = of_weights() | in_training(params) | in_fp8() | in_the_optimizer(params)
+    return in_updates | in_a_rollout(params)
 
 
 def table():
     """The table in Markdown; machines whose cells are all equal share a column."""
-    columns = {}
+    columns, traced_for = {}, {}
     for kind, device in machines().items():
         with jax.default_device(device):
-            cells = rows()
+            # All that a program knows of its machine; of two machines alike in it, one is traced
+            forms = platform(), *map(form_of, FORMS), *map(size_of, SIZES)
+            cells = traced_for[forms] = traced_for.get(forms) or rows()
         columns.setdefault(tuple(cells.values()), []).append(kind)
     names = [", ".join(kinds).replace(", TPU ", ", ") for kinds in columns.values()]
     lines = [["part", *names], ["---"] * (1 + len(names))]

@@ -25,10 +25,15 @@ def traced(function, *arrays):
     return equations(jax.make_jaxpr(function)(*arrays).jaxpr)
 
 
-def products(function, *arrays, width=None):
-    """The products of a function: operands -> result. width: only those whose result has this last axis."""
+def products(function, *arrays):
+    """The products of a function: operands -> result."""
+    return products_among(traced(function, *arrays))
+
+
+def products_among(equations, width=None):
+    """As products; width: only those whose result has this last axis."""
     found = {}
-    for eqn in traced(function, *arrays):
+    for eqn in equations:
         if eqn.primitive.name in PRODUCTS:
             out = eqn.outvars[0].aval
             sides = dict.fromkeys(x.aval.dtype.name for x in eqn.invars[:2])

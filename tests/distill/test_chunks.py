@@ -16,6 +16,7 @@ from deepseek_jax.distill.top_k import top_k_logprobs, top_k_loss
 from deepseek_jax.ops.platform import size_of
 from deepseek_jax.parallel import make_mesh
 from tests.distill.test_divergences import ALL, torch_divergence
+from tests.quick import others_slow
 
 B, T, D, WIDER, V = 1, 23, 8, 12, 37
 WEIGHTS = dict(soft=0.7, hard=0.3)
@@ -83,8 +84,11 @@ def torch_oracle(student, teacher, targets, terms, *, temperature, **kind):
     return {n: mean.item() for n, mean in means.items()}, (hidden.grad, head.grad)
 
 
-@pytest.mark.parametrize("chunk_size", [None, 4])
-@pytest.mark.parametrize("divergence, beta", ALL)
+CASES = [(*divergence, chunk_size) for divergence in ALL for chunk_size in (None, 4)]
+QUICK = [case for case in CASES if case[-1]] + CASES[:1]
+
+
+@pytest.mark.parametrize("divergence, beta, chunk_size", others_slow(CASES, *QUICK))
 def test_means_and_the_gradient_of_their_sum_are_those_of_full_logits(divergence, beta, chunk_size):
     """Oracle: torch's kl_div, cross_entropy and autograd in float64, of 3 times the total. 23 tokens in
     chunks of 4 need filling. 2e-5: float32, over sums of 23 rows.
@@ -167,8 +171,12 @@ def test_low_precision_hidden_states_make_float32_means():
     assert all(g.dtype == jnp.bfloat16 for g in gradient)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("mesh", MESHES)
+SPLITS = [(mesh, shape) for mesh in MESHES for shape in SHAPES]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "shape"), others_slow(SPLITS, *SPLITS[:4], ("pipeline, expert", "neither splits"))
+)
 def test_the_tokens_of_all_devices_have_the_means_of_one(mesh, shape):
     """Oracle: the function without a mesh, gradients too, so that the head's, summed over devices, counts
     once. 1e-5: float32 sums in another order.

@@ -31,6 +31,7 @@ from tests.tiny import VOCAB, random_leaves, tiny_model
 B, T, TEMPERATURE = 2, 9, 2.0
 WEIGHTS = dict(soft=0.5, hard=0.3, hidden=0.2, relations=0.1, on_policy=0.4, l2=1e-3)
 STUDENT, TEACHER = tiny_model("gqa"), tiny_model("mla_moe")
+logits_of = jax.jit(forward, static_argnums=0)
 
 
 def rows(seed, *, weighted):
@@ -97,7 +98,7 @@ def found():
 def logprobs(model, batch, temperature):
     config, params = model
     options = {name: batch[name] for name in ("segment_ids", "positions")}
-    logits = np.asarray(forward(config, params, batch["tokens"], **options), np.float64)
+    logits = np.asarray(logits_of(config, params, batch["tokens"], **options), np.float64)
     logits /= temperature
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
@@ -189,7 +190,8 @@ def test_a_cache_tells_its_bound(found):
     """Oracle: soft of all tokens: it is above the cached soft term by at most the bound."""
     batch, (config, teacher) = whole_batch(), TEACHER
     options = {name: batch[name] for name in ("segment_ids", "positions")}
-    hidden, _ = hidden_states(config, teacher, batch["tokens"], **options)
+    run = jax.jit(hidden_states, static_argnums=0)
+    hidden, _ = run(config, teacher, batch["tokens"], **options)
     flat = hidden.reshape(-1, hidden.shape[-1])
     top = top_k_logprobs(flat, head_weight(config, teacher), 5, TEMPERATURE)
     names = ("top_ids", "top_logprobs", "dropped")

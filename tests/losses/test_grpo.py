@@ -1,5 +1,7 @@
 """Group advantages and the clipped loss, against loops over ragged lists in float64 torch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,11 +80,14 @@ def call_loss(logprobs, entropy, batch, **settings):
     return grpo_loss(logprobs, entropy, batch, GrpoOptions(**given), max_completion_length=length)
 
 
-def loss_and_grad(logprobs, entropy, batch, **settings):
-    def loss(x):
-        return call_loss(x, entropy, batch, **settings)
+@functools.cache
+def compiled(**settings):
+    loss = functools.partial(call_loss, **settings)
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
-    (value, metrics), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(logprobs)
+
+def loss_and_grad(logprobs, entropy, batch, **settings):
+    (value, metrics), grad = compiled(**settings)(logprobs, entropy, batch)
     return float(value), np.asarray(grad), {k: float(v) for k, v in metrics.items()}
 
 

@@ -143,7 +143,7 @@ def test_the_product_of_experts_is_that_of_each():
     np.testing.assert_allclose(low_rank(a, b, of_experts=True), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["gqa", "mla_moe"])
+@pytest.mark.parametrize("kind", others_slow(["gqa", "mla_moe"], "mla_moe"))
 def test_completions_are_those_of_the_merged_model(kind):
     """Oracle: the same rollout from dense weights, merged beforehand, token by token."""
     config, params = tiny_model(kind)

@@ -27,9 +27,11 @@ def test_a_reward_is_the_head_of_the_last_real_tokens_state(kind):
     tokens = np.int32([[5, 0, 7, 0, 0, 0], [9, 8, 7, 6, 5, 4], [3, 0, 0, 0, 0, 0]])
     lengths = (4, 6, 1)
     segment_ids = np.int32([[1] * n + [0] * (6 - n) for n in lengths])
-    hidden = np.asarray(hidden_states(config, params, tokens, segment_ids=segment_ids)[0])
+    run = jax.jit(hidden_states, static_argnums=0)
+    hidden = np.asarray(run(config, params, tokens, segment_ids=segment_ids)[0])
     model = reward_params(config, params, one_device(), jax.random.key(3))
-    rewards, _ = predict_rewards(reward_config(config), model, tokens, segment_ids)
+    predict = jax.jit(predict_rewards, static_argnums=0)
+    rewards, _ = predict(reward_config(config), model, tokens, segment_ids)
     head = jax.tree.map(np.asarray, model["head"])
     wanted = [
         row[n - 1] @ head["weight"] + head["bias"] for row, n in zip(hidden, lengths, strict=True)

@@ -1,30 +1,38 @@
 """Params of which the indexers learn alone."""
 
+import dataclasses
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax.traverse_util import flatten_dict
 
 from configs import models
 from deepseek_jax.data.batches import TOTALS
 from deepseek_jax.losses.next_token import next_token_loss
-from deepseek_jax.models import build_model, random_params
+from deepseek_jax.models import abstract_init, build_model, random_params
 from deepseek_jax.models.adapters import join, split, whole
 from deepseek_jax.models.trained_part import indexers_of, with_indexers
 from deepseek_jax.parallel import make_mesh
-from tests.recipes.small import one_device
 
 SPARSE = build_model(models.deepseek_v3_2_tiny() | dict(indexer_loss="dense"))
 
 
-@pytest.fixture(scope="module")
-def params():
-    return random_params(SPARSE, one_device(), 0)
+def host_params(config):
+    """Every parameter with noise around its usual mean: made on the host, since an init compiles long."""
+    rng = np.random.default_rng(0)
+
+    def noise(path, leaf):
+        mean = 1.0 if path[-1].key == "scale" else 0.0
+        return rng.normal(mean, 0.1, leaf.shape).astype(np.float32)
+
+    return jax.tree.map_with_path(noise, nn.unbox(abstract_init(config)))
 
 
-def test_the_part_and_the_rest_are_the_whole(params):
+def test_the_part_and_the_rest_are_the_whole():
     """Oracle: the tree itself; the trained leaves are those with "indexer" in their path."""
+    params = host_params(SPARSE)
     part = indexers_of(params)
     trained, frozen = split(part)
     assert trained is part.trained and frozen.trained is None
@@ -36,8 +44,10 @@ def test_the_part_and_the_rest_are_the_whole(params):
     assert len(named) == 2 * 5
 
 
-def test_the_gradient_of_the_part_is_that_of_the_whole(params):
-    """Oracle: the indexers' share of the gradient in all parameters."""
+def test_the_gradient_of_the_part_is_that_of_the_whole():
+    """Oracle: the indexers' share of the gradient in all parameters. One dense layer."""
+    config = dataclasses.replace(SPARSE, num_hidden_layers=1)
+    params = host_params(config)
     tokens = jax.random.randint(jax.random.key(1), (2, 24), 0, SPARSE.vocab_size)
     ones = jnp.ones_like(tokens)
     batch = dict(tokens=tokens, targets=tokens, segment_ids=ones, loss_mask=ones > 0)
@@ -45,7 +55,7 @@ def test_the_gradient_of_the_part_is_that_of_the_whole(params):
     batch |= dict.fromkeys(TOTALS, jnp.float32(tokens.size))
 
     def loss(params):
-        return next_token_loss(SPARSE, params, batch)[0]
+        return next_token_loss(config, params, batch)[0]
 
     trained, frozen = split(indexers_of(params))
     ours = jax.jit(jax.grad(lambda trained: loss(join(trained, frozen))))(trained)
@@ -55,13 +65,17 @@ def test_the_gradient_of_the_part_is_that_of_the_whole(params):
     assert all(np.any(leaf) for leaf in jax.tree.leaves(ours))
 
 
-def test_a_dense_model_gains_indexers_in_their_shards(params):
-    """Oracle: random_params of the sparse model: its tree, shapes, dtypes, shardings and deviations."""
+def test_a_dense_model_gains_indexers_in_their_shards():
+    """Oracle: random_params of the sparse model: its tree, shapes, dtypes, shardings and deviations; what is
+    no indexer's is the tree of a dense model.
+    """
     mesh = make_mesh(fsdp=2, expert=2, context=2)
     with jax.set_mesh(mesh):
-        dense = random_params(build_model(models.deepseek_v3_tiny()), mesh, 0)
-        ours = with_indexers(SPARSE, dense, mesh, 1)
         theirs = random_params(SPARSE, mesh, 0)
+        dense = indexers_of(theirs).frozen
+        ours = with_indexers(SPARSE, dense, mesh, 1)
+    tree = nn.unbox(abstract_init(build_model(models.deepseek_v3_tiny())))
+    assert jax.tree.map(np.shape, dense) == jax.tree.map(np.shape, tree)
 
     def same(ours, theirs):
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)

@@ -100,16 +100,13 @@ def assert_close(ours, exact):
     np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=2e-6 * np.abs(exact).max())
 
 
-@pytest.mark.parametrize(
-    "power_of_two, implementation",
-    others_slow(
-        list(itertools.product([False, True], ["dequantized", "interpreted"])),
-        (False, "dequantized"),
-        (True, "dequantized"),
-        (True, "interpreted"),
-    ),
-)
-@pytest.mark.parametrize("spec", SPECS)
+CASES = list(itertools.product(SPECS, [False, True], ["dequantized", "interpreted"]))
+# Each product in the plain form; in the kernel one of each kind: of several tiles, in parts, in batches
+QUICK = [(spec, False, "dequantized") for spec in SPECS]
+QUICK += [(SPECS[i], True, "interpreted") for i in (0, 3, 5)]
+
+
+@pytest.mark.parametrize("spec, power_of_two, implementation", others_slow(CASES, *QUICK))
 def test_all_three_products_are_those_of_a_loop_over_tiles(spec, power_of_two, implementation):
     """Oracle: numpy loops over 1 x 128, 128 x 1 and 128 x 128, PyTorch's rounding, float64 sums."""
     arrays, letters, forms = operands(spec, outliers)
@@ -158,18 +155,20 @@ def test_the_error_is_that_of_four_significant_bits():
         assert (np.abs(error) <= worst * (np.abs(a) @ np.abs(b)) + 0.1).all()
 
 
+ARRAYS = [
+    ((256, 384), "plain"),
+    ((24, 576), "plain"),
+    ((192, 24), "plain"),
+    ((1, 1), "plain"),
+    ((384, 1152), "interpreted"),
+]
+ARRAYS = [(*array, power_of_two) for power_of_two in (False, True) for array in ARRAYS]
+
+
 @pytest.mark.parametrize("tile", [ROW, COLUMN, BLOCK], ids=["row", "column", "block"])
 @pytest.mark.parametrize(
-    "shape, implementation",
-    [
-        ((256, 384), "plain"),
-        ((24, 576), "plain"),
-        ((192, 24), "plain"),
-        ((1, 1), "plain"),
-        ((384, 1152), "interpreted"),
-    ],
+    "shape, implementation, power_of_two", others_slow(ARRAYS, *ARRAYS[:4], ARRAYS[6], ARRAYS[9])
 )
-@pytest.mark.parametrize("power_of_two", [False, True])
 def test_a_round_trip_is_that_of_a_loop_over_tiles(shape, implementation, tile, power_of_two):
     """Oracle: the same loop, bit for bit, below a leading axis."""
     x = wide((2, *shape))
@@ -211,7 +210,7 @@ def test_a_power_of_two_scale_is_the_smallest_that_fits(amax):
 
 
 @pytest.mark.parametrize("tile", [ROW, COLUMN, BLOCK], ids=["row", "column", "block"])
-@pytest.mark.parametrize("power_of_two", [False, True])
+@pytest.mark.parametrize("power_of_two", others_slow([False, True], True))
 def test_the_kernel_rounds_what_is_rounded_already(tile, power_of_two):
     """Oracle: the plain form of the dequantised values, bit for bit."""
     values, scale = quantize(wide((2, 256, 384)), ROW)
@@ -272,8 +271,14 @@ def test_small_gradients_keep_their_precision():
         np.testing.assert_array_equal(ours * 2.0**30, theirs)
 
 
-@pytest.mark.parametrize("implementation", ["dequantized", "interpreted"])
-@pytest.mark.parametrize("f", [96, 256])
+@pytest.mark.parametrize(
+    "f, implementation",
+    others_slow(
+        itertools.product([96, 256], ["dequantized", "interpreted"]),
+        (96, "dequantized"),
+        (256, "interpreted"),
+    ),
+)
 def test_gate_and_up_share_no_tile(f, implementation):
     """Oracle: the products of each alone; as dx their sum, in float32."""
     x, w, dy = (outliers(shape, i) for i, shape in enumerate([(7, 192), (192, 2, f), (7, 2, f)]))
@@ -294,19 +299,30 @@ CHOICES = {
 }
 
 
-@pytest.mark.parametrize("power_of_two", [False, True])
+GROUPED = [
+    ("ragged", 8, "crowded"),
+    ("ragged", 64, "random"),
+    ("pieces", 1, "random"),
+    ("pieces", 8, "crowded"),
+    ("pieces", 64, "random"),
+    ("pieces", 64, "crowded"),
+    ("interpreted", 128, "crowded"),
+    ("interpreted", 256, "random"),
+]
+GROUPED = [(*form, power_of_two) for power_of_two in (False, True) for form in GROUPED]
+
+
 @pytest.mark.parametrize(
-    "implementation, block, split",
-    [
-        ("ragged", 8, "crowded"),
-        ("ragged", 64, "random"),
-        ("pieces", 1, "random"),
-        ("pieces", 8, "crowded"),
-        ("pieces", 64, "random"),
-        ("pieces", 64, "crowded"),
-        ("interpreted", 128, "crowded"),
-        ("interpreted", 256, "random"),
-    ],
+    "implementation, block, split, power_of_two",
+    others_slow(
+        GROUPED,
+        ("ragged", 8, "crowded", False),
+        ("pieces", 1, "random", False),
+        ("pieces", 8, "crowded", True),
+        ("pieces", 64, "random", False),
+        ("interpreted", 128, "crowded", True),
+        ("interpreted", 256, "random", False),
+    ),
 )
 def test_the_grouped_product_is_one_product_an_expert(implementation, block, split, power_of_two):
     """Oracle: the loop over tiles, on each expert's own rows."""
@@ -336,8 +352,14 @@ def test_the_grouped_product_is_one_product_an_expert(implementation, block, spl
     assert np.isfinite(out).all()
 
 
-@pytest.mark.parametrize("implementation, block", [("pieces", 8), ("interpreted", 128)])
-@pytest.mark.parametrize("f", [96, 256])
+@pytest.mark.parametrize(
+    "f, implementation, block",
+    others_slow(
+        [(f, *form) for f in (96, 256) for form in (("pieces", 8), ("interpreted", 128))],
+        (96, "pieces", 8),
+        (256, "interpreted", 128),
+    ),
+)
 def test_an_experts_gate_and_up_share_no_tile(f, implementation, block):
     """Oracle: the grouped product of each alone; as the rows' gradient their sum, in float32."""
     rows_per_expert = block * jnp.array([1, 0, 2, 1, 0])

@@ -18,6 +18,7 @@ from deepseek_jax.ops.selection import (
     unpacked,
 )
 from tests.ops.test_attention import CLOSE, SCALE, branch_rows, normal, one_query
+from tests.quick import others_slow
 
 
 def index_of(b, t, j=2, y=4, seed=0):
@@ -117,7 +118,7 @@ def test_a_search_through_bits_finds_the_kth_largest_of_any_floats():
         np.testing.assert_array_equal(last[:, 0], np.sort(scores, -1)[:, -k])
 
 
-@pytest.mark.parametrize("t", [5, 8, 13, 29])
+@pytest.mark.parametrize("t", others_slow([5, 8, 13, 29], 5, 8, 29))
 def test_rows_select_within_their_documents(monkeypatch, t):
     """Oracle: the loop over the scores of whole rows; packed documents, padding, blocks of 8 queries."""
     arrays, segments = index_of(2, t), rows_of_three(t)
@@ -135,7 +136,7 @@ def test_rows_select_within_their_documents(monkeypatch, t):
     np.testing.assert_array_equal(unpacked(bits, t), exact[:, later])
 
 
-@pytest.mark.parametrize("t", [7, 8, 29])
+@pytest.mark.parametrize("t", others_slow([7, 8, 29], 7, 29))
 def test_attention_over_a_selection_is_softmax_over_the_selected_keys(monkeypatch, t):
     """Oracle: the definition by a numpy loop, for the whole form and for the blockwise one with blocks of 8;
     the gradient of one against autodiff through the other. Some queries did not select their own block.

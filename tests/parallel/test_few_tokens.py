@@ -13,6 +13,7 @@ from deepseek_jax.parallel import few_tokens, make_mesh, round_trip
 from deepseek_jax.parallel.decoding import decoding, decoding_mesh, join_halves
 from deepseek_jax.parallel.few_tokens import Experts, Split, added_up
 from deepseek_jax.parallel.shard import constrain
+from tests.quick import others_slow
 
 B, A, D, HEADS = 16, 2, 8, 8
 MESHES = {
@@ -51,15 +52,19 @@ def arrays(e, f):
 
 
 def on_rollout_mesh(axes, function, e):
-    """function() on a rollout's mesh of eight devices, traced with its table for e experts."""
+    """The function compiled for a rollout's mesh of eight devices, traced with its table for e experts."""
     mesh = decoding_mesh(make_mesh(**axes), HEADS)
-    with jax.set_mesh(mesh):
 
-        def run():
-            with decoding(HEADS, e):
-                return function()
+    @jax.jit
+    def run(*arguments):
+        with decoding(HEADS, e):
+            return function(*arguments)
 
-        return jax.jit(run)()
+    def run_under_mesh(*arguments):
+        with jax.set_mesh(mesh):
+            return run(*arguments)
+
+    return run_under_mesh
 
 
 def joined(matrices, axes, dtype):
@@ -91,18 +96,24 @@ def summed(size, route, has_shared=True):
 def step(mesh, size, route, has_shared=True, dtype=np.float32):
     """few_tokens on a mesh: the sum, and the choices."""
     e, f = SIZES[size]
-    x, weights, routed, shared = arrays(e, f)
+    rounds = round_trip.UNEVEN, round_trip.SUBLANES
+    return compiled_step(mesh, e, has_shared, dtype, rounds)(routes(e)[route], *arrays(e, f))
+
+
+@functools.cache
+def compiled_step(mesh, e, has_shared, dtype, rounds):
+    """(choices, *arrays()) -> few_tokens. rounds: what tests change, and decides when it is traced."""
 
     def choose(x_md, all_bd, experts_ba, weights_ba):
         # Each token finds its own choice by its numbers
         row_m = jnp.argmax((x_md[:, None] == all_bd).all(-1), axis=1)
         return experts_ba[row_m], weights_ba[row_m]
 
-    def run():
-        rows = jnp.asarray(x, dtype)
+    def run(chosen, x, weights, routed, shared):
+        rows = x.astype(dtype)
         experts = Experts(
             choose=choose,
-            router=(rows, routes(e)[route], weights),
+            router=(rows, chosen, weights),
             run=run_sorted,
             routed=joined(routed, OF_EXPERTS, dtype),
             beside=gated_mlp,
@@ -124,9 +135,13 @@ CASES = [
 CASES = [
     (mesh, *case) for mesh in MESHES for case in CASES if mesh != "expert" or case[0] == "many"
 ]
+# Each size where it is split in more ways than elsewhere; routes share a program
+QUICK = [case for case in CASES if case[:2] in (("expert", "many"), ("three axes", "many"))]
+QUICK += [("expert and fsdp", "few", "random"), ("expert and fsdp", "odd", "last")]
+QUICK += [("data", "few", "random")]
 
 
-@pytest.mark.parametrize(("mesh", "size", "route"), CASES)
+@pytest.mark.parametrize(("mesh", "size", "route"), others_slow(CASES, *QUICK))
 def test_every_token_has_the_sum_of_its_experts_and_of_the_mlp_beside_them(mesh, size, route):
     """Oracle: a numpy loop over tokens and choices in float64, whatever the mesh splits."""
     y, experts = step(mesh, size, route)
@@ -148,7 +163,9 @@ def test_rows_in_bfloat16_are_sent_in_pairs_and_come_back(size):
     np.testing.assert_allclose(y.astype(np.float32), exact, atol=0.02 * np.abs(exact).max())
 
 
-@pytest.mark.parametrize("mesh", ["expert", "expert and context", "three axes"])
+@pytest.mark.parametrize(
+    "mesh", others_slow(["expert", "expert and context", "three axes"], "expert", "three axes")
+)
 @pytest.mark.parametrize("route", ["random", "first", "last"])
 def test_rows_that_do_not_fit_come_in_further_rounds(monkeypatch, mesh, route):
     """Oracle: the same loop, where a device has room for one row a choice of its own tokens: all tokens to
@@ -176,7 +193,7 @@ def test_many_rows_are_left_to_the_exchange_of_training():
     assert not few_tokens.has_few_tokens(jnp.zeros((8, D)))
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", others_slow(MESHES, "fsdp", "three axes"))
 def test_heads_that_are_split_add_up(mesh):
     """Oracle: numpy's einsum in float64, whatever heads a device has."""
     rng = np.random.default_rng(2)
@@ -185,12 +202,16 @@ def test_heads_that_are_split_add_up(mesh):
     product, rows = functools.partial(dot, "bhu,hud->bd"), jnp.asarray(a, jnp.float32)
     y = on_rollout_mesh(
         MESHES[mesh], lambda: added_up(product, rows, ("batch", "heads", None), split), e=8
-    )
+    )()
     np.testing.assert_allclose(y, np.einsum("bhu,hud->bd", a, w), **CLOSE)
 
 
-@pytest.mark.parametrize("f", [8, 12, 9])
-@pytest.mark.parametrize("mesh", MESHES)
+WIDTHS = [(mesh, f) for mesh in MESHES for f in (8, 12, 9)]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "f"), others_slow(WIDTHS, ("three axes", 8), ("fsdp", 12), ("expert and fsdp", 9))
+)
 def test_a_width_that_is_split_adds_up(mesh, f):
     """Oracle: the numpy loop of one gated MLP; also of a width that does not split over 8 devices, twice
     which does.
@@ -200,5 +221,5 @@ def test_a_width_that_is_split_adds_up(mesh, f):
     def run():
         return added_up(gated_mlp, jnp.asarray(x), ("batch",), joined(shared, APART, np.float32))
 
-    y = on_rollout_mesh(MESHES[mesh], run, e=8)
+    y = on_rollout_mesh(MESHES[mesh], run, e=8)()
     np.testing.assert_allclose(y, [mlp(row, *shared) for row in x], **CLOSE)

@@ -12,6 +12,7 @@ from deepseek_jax.ops.fp8_dot import fp8_dot
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.decoding import decoding, decoding_mesh
 from deepseek_jax.parallel.linear import by_token
+from tests.quick import others_slow
 
 MESHES = {
     "fsdp": dict(fsdp=8),
@@ -48,12 +49,22 @@ def one_device():
     return make_mesh(data=1, devices=jax.devices()[:1])
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("spec", SPECS)
+@functools.cache
+def alone(spec):
+    return results(dot, spec, one_device(), SIZES)
+
+
+# Every product over three axes, and one over the others
+CASES = [(spec, mesh) for spec in SPECS for mesh in MESHES]
+QUICK = [case for case in CASES if "fsdp, context, tensor" in case]
+QUICK += [("bthu,hud->btd", "data, fsdp, expert"), ("btd,dzf->btzf", "tensor")]
+
+
+@pytest.mark.parametrize(("spec", "mesh"), others_slow(CASES, *QUICK))
 def test_the_product_and_its_gradients_are_those_of_one_device(spec, mesh):
     """Oracle: ops.dot.dot on one device; float32 sums in another order."""
     ours = results(dot, spec, make_mesh(**{"data": 1} | MESHES[mesh]), SIZES)
-    for our, theirs in zip(ours, results(dot, spec, one_device(), SIZES), strict=True):
+    for our, theirs in zip(ours, alone(spec), strict=True):
         np.testing.assert_allclose(our, theirs, atol=1e-5 * np.abs(theirs).max())
 
 

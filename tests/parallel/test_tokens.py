@@ -10,6 +10,7 @@ import pytest
 from deepseek_jax.ops.logprobs import token_logprobs
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.tokens import over_tokens
+from tests.quick import others_slow
 
 V, D = 11, 6
 MESHES = {
@@ -37,8 +38,13 @@ def compiled():
     return jax.jit(jax.grad(probed, argnums=(0, 1), has_aux=True))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("mesh", MESHES)
+CASES = [(mesh, shape) for mesh in MESHES for shape in SHAPES]
+QUICK = [case for case in CASES if "data, context, tensor" in case]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "shape"), others_slow(CASES, *QUICK, ("pipeline, expert", "neither splits"))
+)
 def test_the_tokens_of_all_devices_are_scored_as_by_one(mesh, shape):
     """Oracle: float64 log-softmax in numpy; gradients of the plain function, so that the head's, summed over
     devices, is counted once. 1e-5: float32 rounding.

@@ -74,6 +74,7 @@ def test_logprobs_are_those_of_one_forward_pass_over_the_whole_row(model, chunks
     np.testing.assert_allclose(gaps, 0, atol=2e-5)
 
 
+@pytest.mark.parametrize("model", others_slow(KINDS, "gqa"), indirect=True)
 def test_ids_are_kept_as_sampled_and_texts_stand_between_them_as_the_template_writes_them(model):
     """Oracle: by hand, from the messages: each turn's ids, then those of its reply and a line break."""
     with talking(*model) as policy:
@@ -93,6 +94,7 @@ def test_ids_are_kept_as_sampled_and_texts_stand_between_them_as_the_template_wr
         assert observed.sum() == sum(len(reply) + 1 for reply in replies[: len(starts)])
 
 
+@pytest.mark.parametrize("model", others_slow(KINDS, "mla_moe"), indirect=True)
 def test_neither_the_clock_nor_slots_nor_workers_nor_delays_decide_what_is_sampled(model):
     """Oracle: the first run. Replies come late by chance (files/replies.py), the generator that draws them is
     shared by all environments of a worker, and other conversations share the slots.
@@ -104,6 +106,7 @@ def test_neither_the_clock_nor_slots_nor_workers_nor_delays_decide_what_is_sampl
         assert_same(first, answered(policy, slots=15), atol=2e-5)
 
 
+@pytest.mark.parametrize("model", others_slow(KINDS, "gqa"), indirect=True)
 def test_an_interrupted_rollout_goes_on_with_the_same_conversations(model, tmp_path):
     """Oracle: the whole rollout. Those that a kill cut begin again; those that ended keep their rewards."""
 
@@ -147,7 +150,8 @@ CASES = [(model, mesh) for model, mesh in CASES if not (model == "dense" and mes
 def on_mesh(kind, mesh):
     from deepseek_jax.models import random_params
 
-    config = MODELS[kind]
+    # A dense layer and, where there are any, one of experts
+    config = dataclasses.replace(MODELS[kind], num_hidden_layers=2)
     with jax.set_mesh(mesh), talking(config, random_params(config, mesh, 0)) as policy:
         return answered(policy, slots=8)
 

@@ -89,8 +89,10 @@ def test_sampler_logprobs_are_those_of_a_teacher_forced_forward(kind):
     np.testing.assert_allclose(rollout.sampler_logprobs[mask], exact[mask], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-@pytest.mark.parametrize("slots", [1, 100])
+@pytest.mark.parametrize(
+    ("slots", "kind"),
+    others_slow(itertools.product([1, 100], CONFIGS), (1, "gqa"), (100, "mla_moe")),
+)
 def test_what_is_sampled_does_not_depend_on_the_number_of_slots(kind, slots):
     """Oracle: the same requests over three slots."""
     assert_same(
@@ -98,7 +100,7 @@ def test_what_is_sampled_does_not_depend_on_the_number_of_slots(kind, slots):
     )
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", others_slow(CONFIGS, "mla_moe"))
 def test_a_prompt_is_answered_alike_alone_and_among_others(kind):
     """Oracle: that prompt's rows among the others'."""
     among = rolled_out(kind)
@@ -282,7 +284,8 @@ class NeverEnough(RolloutLog):
 
 @pytest.mark.parametrize("enough", [False, True])
 @pytest.mark.parametrize(
-    ("slots", "share", "room"), [(4, 32, 64), (4, 2, 64), (6, 3, 2), (32, 8, 2)]
+    ("slots", "share", "room"),
+    others_slow([(4, 32, 64), (4, 2, 64), (6, 3, 2), (32, 8, 2)], (4, 2, 64), (6, 3, 2)),
 )
 def test_a_rollout_makes_at_most_as_many_calls_as_are_planned(
     monkeypatch, slots, share, room, enough

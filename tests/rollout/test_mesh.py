@@ -78,6 +78,11 @@ def on_one(model):
     return rollout(model, make_mesh(data=1, devices=jax.devices()[:1]))
 
 
+@functools.cache
+def params_on_one(model):
+    return random_params(MODELS[model], make_mesh(data=1, devices=jax.devices()[:1]), 0)
+
+
 def ahead(scores, k):
     """By how much the k-th largest of the last axis is ahead of the next, where that is least."""
     best = jax.lax.top_k(scores, k + 1)[0]
@@ -105,11 +110,12 @@ def drawn(model, row, at):
     rollout on one device: -> (the token, the distance of the draw from another one in probability, that of
     experts from others, see near_experts, the least of all layers; inf without experts).
     """
-    config, mesh, distances = MODELS[model], make_mesh(data=1, devices=jax.devices()[:1]), []
+    config, distances = MODELS[model], []
     ids = [*PROMPTS[row // 4], *on_one(model).completion_ids[row, :at]]
-    params = random_params(config, mesh, 0)
+    tokens = np.array([ids], np.int32)
     with nn.intercept_methods(functools.partial(near_experts, distances)):
-        logits = forward(config, params, np.array([ids], np.int32))[0, -1]
+        run = jax.jit(lambda params: forward(config, params, tokens))
+        logits = run(params_on_one(model))[0, -1]
     jax.effects_barrier()
     key = jax.random.fold_in(_random_streams(PROMPTS, 4, 0)[row], at)
     edges = np.cumsum(jax.nn.softmax(logits)) - float(jax.random.uniform(key))

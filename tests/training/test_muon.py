@@ -115,14 +115,14 @@ def test_the_momentum_is_that_of_torch():
 
     path = "moe_layers", "ffn", "router"
     tx, tree = make(), nest(path, jnp.zeros((1, 12, 8)))
-    state = tx.init(tree)
+    state, update = tx.init(tree), jax.jit(tx.update)
     with mock.patch.object(steps, "_zeropower_via_newtonschulz", recording):
         for number in range(20):
             # Later gradients are smaller: the share of the newest one decides the direction
             grad = np.float32(rng.normal(size=(12, 8)) / (1 + number))
             weight.grad = torch.tensor(grad)
             theirs.step()
-            updates, state = tx.update(nest(path, grad[None]), state, tree)
+            updates, state = update(nest(path, grad[None]), state, tree)
             (moved,) = jax.tree.leaves(updates)
             direction = 0.18 * 12**0.5 * directions(entered[-1])
             np.testing.assert_allclose(moved[0], -RATE * direction, rtol=2e-4, atol=2e-6)
