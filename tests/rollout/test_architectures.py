@@ -150,10 +150,8 @@ def greedily(config, params, prompt):
     return ids, logprobs
 
 
-# V3 is in test_engine, against transformers; V2 is V2-Lite with the groups of V3
-@pytest.mark.parametrize(
-    "name", others_slow(PUBLISHED, *(set(PUBLISHED) - {"DeepSeek-V3", "DeepSeek-V2"}))
-)
+# V3 is in test_engine, against transformers
+@pytest.mark.parametrize("name", others_slow(PUBLISHED, *(set(PUBLISHED) - {"DeepSeek-V3"})))
 def test_a_policy_of_each_architecture_answers(name):
     """Oracle: models.forward, the whole row anew for each token, and its most likely token. Both add in
     float32, in another order: 1e-5.
