@@ -25,6 +25,7 @@ GUIDES = [
         "configs/own/tools.md",
         "deepseek_jax/README.md",
         "launch/README.md",
+        "tests/README.md",
         "tests/benchmarks/README.md",
         "tests/reliability/README.md",
     )

@@ -26,8 +26,10 @@ WHOLE, LAST = 1, 4
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
+    # It reads the environment once a process, which another test may have had it do
+    wandb.teardown()
     yield
-    # It reads the environment once a process; and its service is a process of its own
+    # Its service is a process of its own
     wandb.teardown()
 
 
