@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 
 import tests.conftest  # noqa: F401  sets the environment of all tests, before JAX is imported
-from tests.equivalence.classes import CLASSES, PRETRAIN, Class
+from tests.equivalence.classes import CLASSES, FAULTS, PRETRAIN, Class
 from tests.equivalence.runs import Run, left_by, write_inputs
 from tests.mutants.__main__ import copy_tree
 from tests.recipes.outcome import assert_close
@@ -146,7 +146,7 @@ def drift(plain, changed):
 
 def try_fault(name: str, copy: Path) -> list[str]:
     """Plant the fault of a class in a copy of the tree and run the class there: -> what it finds wrong."""
-    fault = CLASSES[name].fault
+    fault = FAULTS[name]
     path, original = (root / "deepseek_jax" / fault.file for root in (copy, ROOT))
     text = original.read_text()
     assert text.count(fault.old) == 1, fault
@@ -161,11 +161,11 @@ def try_fault(name: str, copy: Path) -> list[str]:
 
 def row(name: str, found: dict) -> str:
     """A class's row of the table."""
-    one, killed = CLASSES[name], found.get("killed")
+    one, fault, killed = CLASSES[name], FAULTS[name], found.get("killed")
     what = "to the bit" if one.bits else f"within {TOLERANCE:.0e}, no drift"
     cells = [name, " ".join([one.plain.name, *one.plain.fields]), one.says, what]
     cells += [f"{found['distance']:.0e}", found["drift"], "; ".join(found["wrong"]) or "yes"]
-    cells += [f"{one.fault.file}: `{one.fault.new}`"]
+    cells += [f"{fault.file}: `{fault.new}`"]
     cells += ["" if killed is None else killed[0] if killed else "nothing"]
     return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |\n"
 

@@ -1,6 +1,7 @@
 """The list: runs that must end alike, and a fault that each class has to notice."""
 
 import dataclasses
+from typing import NamedTuple
 
 from tests.equivalence.runs import Run
 
@@ -56,16 +57,7 @@ driver.run, Buffered.__call__ = run, call
 PRETRAIN, GRPO, TALK = Run("pretrain"), Run("grpo"), Run("talk")
 MESH = ("mesh={'fsdp': 2, 'expert': 2}",)
 SPREAD = Run("pretrain", MESH, devices=4)
-COUNTED = "turns tool_calls tool_errors truncated_turns rewritten_turns".split()
-
-
-@dataclasses.dataclass(frozen=True)
-class Fault:
-    """A text that stands once in a file of deepseek_jax, and what takes its place."""
-
-    file: str
-    old: str
-    new: str
+SIGNAL = "stopped by a signal at its first line, and resumed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,251 +69,119 @@ class Class:
     says: str
     plain: Run
     changed: Run
-    fault: Fault
     bits: bool = False
     other: tuple[str, ...] = ()
 
 
-def on(axis: str, fault: Fault):
+def on(axis: str) -> Class:
     """pretrain over two devices of a mesh's axis."""
-    run = Run("pretrain", (f"mesh={{'{axis}': 2}}",), devices=2)
-    return Class(f"mesh.{axis}=2", PRETRAIN, run, fault)
+    changed = Run("pretrain", (f"mesh={{'{axis}': 2}}",), devices=2)
+    return Class(f"mesh.{axis}=2", PRETRAIN, changed)
 
 
-def only_where(axis: str):
-    """The head reads hidden states that are larger by 1e-4 where this axis has several devices."""
-    old, new = ")(hidden, head, targets, *whole)", "hidden * (1 + 1e-4 * (mesh.shape['{}'] > 1))"
-    return Fault("parallel/tokens.py", old, old.replace("hidden", new.format(axis), 1))
+def formed(says: str, before: str) -> Class:
+    """pretrain with other forms of its operations."""
+    return Class(says, PRETRAIN, Run("pretrain", before=FORMS + before))
 
 
-CLASSES = {
+AXES = "data", "fsdp", "expert", "context", "tensor", "pipeline", "slices"
+CLASSES = {axis: on(axis) for axis in AXES} | {
+    "mesh of GRPO": Class(f"{MESH[0]}, also for sampling", GRPO, Run("grpo", MESH, devices=4)),
+    "processes": Class(
+        "two processes", SPREAD, dataclasses.replace(SPREAD, devices=2, processes=2)
+    ),
+    "order of devices": Class(
+        "the last one first", SPREAD, dataclasses.replace(SPREAD, before=BACKWARDS), bits=True
+    ),
     "micro-batches": Class(
         "micro_batch_size=2 of 8",
         PRETRAIN,
         Run("pretrain", ("stages.stage.micro_batch_size=2",)),
-        # Within the tolerance of each tensor: the mean alone shows it
-        Fault(
-            "training/micro_batches.py",
-            "t + g.astype(jnp.float32)",
-            "t + 1.000003 * g.astype(jnp.float32)",
-        ),
-        # Held-out batches have the rows of a micro-batch
+        # A held-out batch has the rows of a micro-batch
         other=("held_out_loss",),
     ),
-    "micro-batches, GRPO": Class(
-        "micro_batches=2",
-        GRPO,
-        Run("grpo", ("micro_batches=2",)),
-        Fault(
-            "losses/grpo.py",
-            'jnp.maximum(batch["num_completions"], 1)',
-            "jnp.maximum(mask_bt.any(-1).sum(), 1)",
-        ),
-    ),
-    "data": on("data", only_where("data")),
-    "fsdp": on(
-        "fsdp",
-        Fault(
-            "parallel/gather.py",
-            "cotangent = cotangent.astype(jnp.float32)",
-            "cotangent = cotangent.astype(jnp.bfloat16).astype(jnp.float32)",
-        ),
-    ),
-    "expert": on(
-        "expert",
-        Fault(
-            "parallel/dispatch.py",
-            "capacity = len(x_md) * min(experts_ma.shape[1], held)",
-            "capacity = len(x_md)",
-        ),
-    ),
-    "context": on("context", only_where("context")),
-    "tensor": on(
-        "tensor",
-        Fault(
-            "parallel/dispatch.py",
-            "jax.lax.psum(y_md.astype(jnp.float32), partial_over)",
-            "jax.lax.psum(y_md.astype(jnp.bfloat16).astype(jnp.float32), partial_over)",
-        ),
-    ),
-    "pipeline": on(
-        "pipeline",
-        Fault(
-            "parallel/pipeline.py",
-            "(index >= stage_s) & (index < stage_s + micro_batches)",
-            "(index >= stage_s)",
-        ),
-    ),
-    "slices": on("slices", only_where("slice")),
-    "mesh, GRPO": Class(
-        "mesh.fsdp=2, expert=2, also for sampling",
-        GRPO,
-        Run("grpo", MESH, devices=4),
-        Fault(
-            "parallel/round_trip.py",
-            "expert_e < device * own_experts",
-            "expert_e <= device * own_experts",
-        ),
-    ),
-    "processes": Class(
-        "two processes of two devices",
-        SPREAD,
-        dataclasses.replace(SPREAD, devices=2, processes=2),
-        Fault("data/batches.py", "np.float32)) / copies", "np.float32)) / shares"),
-    ),
-    "resumption": Class(
-        "stopped by a signal after its first step, and resumed",
-        PRETRAIN,
-        Run("pretrain", stops=True),
-        Fault(
-            "training/loop.py",
-            'source.set_state(checkpoint["data"]["source"])',
-            "source.get_state()",
-        ),
-        bits=True,
-    ),
-    "resumption, conversations": Class(
-        "stopped by a signal after its first step, and resumed",
-        TALK,
-        Run("talk", stops=True),
-        Fault("reinforce/groups.py", 'self.position = state["position"]', "self.position = 0"),
-        bits=True,
-    ),
+    "micro-batches of GRPO": Class("micro_batches=2", GRPO, Run("grpo", ("micro_batches=2",))),
     "packing": Class(
-        "data.packing=False: one document a row",
+        "one document a row",
         Run("rows"),
         Run("rows", ("data.packing=False", "stages.stage.batch_size=256")),
-        Fault(
-            "ops/attention.py",
-            "mask_bts = before_ts & (segment_ids[:, :, None] == segment_ids[:, None, :])",
-            "mask_bts = before_ts & (segment_ids[:, None, :] > 0)",
-        ),
     ),
-    "remat": Class(
-        "remat='full'",
-        PRETRAIN,
-        Run("pretrain", ("model.remat=full",)),
-        Fault(
-            "models/decoder.py",
-            "normed_btd = self.attention_norm(x_btd)",
-            "normed_btd = self.attention_norm(x_btd) * (1 + 1e-4 * (self.config.remat == 'full'))",
-        ),
-    ),
-    "remat, scanned": Class(
+    "resumption": Class(SIGNAL, PRETRAIN, Run("pretrain", stops=True), bits=True),
+    "resumption of conversations": Class(SIGNAL, TALK, Run("talk", stops=True), bits=True),
+    "remat": Class("remat='full'", PRETRAIN, Run("pretrain", ("model.remat=full",))),
+    "remat and scan": Class(
         "remat='selective', scan_layers=True",
         PRETRAIN,
         Run("pretrain", ("model.remat=selective", "model.scan_layers=True")),
-        Fault(
-            "models/decoder.py",
-            "x_btd, report, _ = self(x_btd, rope",
-            "x_btd, report, _ = self(x_btd * (1 + 1e-4 * self.config.scan_layers), rope",
-        ),
     ),
-    "chunks of logits": Class(
-        "chunks of 48 tokens in place of 256",
-        PRETRAIN,
-        Run("pretrain", before=FORMS + CHUNKS),
-        Fault(
-            "ops/logprobs.py",
-            "logits_mv = again_mv if recomputed",
-            "logits_mv = again_mv.astype(jnp.bfloat16).astype(jnp.float32) if recomputed",
-        ),
-    ),
-    "slots": Class(
-        "rollout.slots=3 of 8",
-        GRPO,
-        Run("grpo", ("rollout.slots=3",)),
-        Fault("rollout/steps.py", "keys=jnp.where(seats, keys, slots.keys)", "keys=slots.keys"),
-    ),
-    "kept caches": Class(
-        "texts read into the caches in pieces of 3 and 5 tokens in place of 8, 32 and 128",
-        TALK,
-        Run("talk", before=PIECES),
-        Fault(
-            "rollout/turns.py",
-            "jnp.arange(room) <= index_bc[..., None]",
-            "jnp.arange(room) <= index_bc[..., -1:, None]",
-        ),
-    ),
+    "chunks of logits": formed("48 tokens a chunk in place of 256", CHUNKS),
+    "forms of a CPU": formed("the forms of any machine", PLAIN_FORMS),
+    "attention by blocks": formed("blocks of 16 tokens", BLOCKS),
+    "kernels": formed("attention and experts by Pallas, interpreted", KERNELS),
+    "slots": Class("slots=3 of 8", GRPO, Run("grpo", ("rollout.slots=3",))),
     "one turn": Class(
-        "conversation.turns=1 in place of single answers",
+        "conversations of one turn in place of single answers",
         GRPO,
         Run("turn"),
-        Fault("rollout/turns.py", "jnp.arange(room) <= index_b1)", "jnp.arange(room) < index_b1)"),
-        other=tuple(COUNTED),
+        other=("turns", "tool_calls", "tool_errors", "truncated_turns", "rewritten_turns"),
+    ),
+    "kept caches": Class(
+        "texts read into the caches 3 and 5 tokens at a time in place of 8, 32 and 128",
+        TALK,
+        Run("talk", before=PIECES),
     ),
     "workers of environments": Class(
-        "conversation.workers=3 of 2",
-        TALK,
-        Run("talk", ("conversation.workers=3",)),
-        Fault(
-            "environments/worker.py",
-            "    random.seed(number)",
-            "    count or random.seed(number)",
-        ),
-        bits=True,
+        "conversation.workers=3 of 2", TALK, Run("talk", ("conversation.workers=3",)), bits=True
     ),
-    "workers of rewards": Class(
-        "five processes of 2",
-        GRPO,
-        Run("grpo", before=SCORERS),
-        Fault(
-            "rewards/workers.py",
-            "future.exception() or future.result() for key, future in futures.items()",
-            "future.result() for key, future in zip(futures, set(futures.values()), strict=True)",
-        ),
-        bits=True,
-    ),
-    "order of devices": Class(
-        "the last device first",
-        SPREAD,
-        dataclasses.replace(SPREAD, before=BACKWARDS),
-        Fault(
-            "parallel/shard.py",
-            '_check_splits(mesh, f"batch[{name!r}]: axis batch", size, rows.spec[0])',
-            "value = value[:: -1 if mesh.devices.flat[0].id else 1]",
-        ),
-        bits=True,
-    ),
-    "forms of a CPU": Class(
-        "the forms and sizes of any machine",
-        PRETRAIN,
-        Run("pretrain", before=FORMS + PLAIN_FORMS),
-        Fault(
-            "ops/cpu/grouped_matmul.py",
-            'product = einsum("pd,pf->df", left_pd, jnp.where(own_p1, right_pf, 0))',
-            'product = einsum("pd,pf->df", left_pd, right_pf)',
-        ),
-    ),
-    "attention by blocks": Class(
-        "blocks of 16 tokens",
-        PRETRAIN,
-        Run("pretrain", before=FORMS + BLOCKS),
-        Fault(
-            "ops/attention.py",
-            "total = shrunk * total + weights_bkms.sum(-1, keepdims=True)",
-            "total = total + weights_bkms.sum(-1, keepdims=True)",
-        ),
-    ),
-    "kernels": Class(
-        "attention and experts by Pallas, interpreted",
-        PRETRAIN,
-        Run("pretrain", before=FORMS + KERNELS),
-        Fault(
-            "ops/pallas/attention.py",
-            "[(0, 0), (0, padding)]).astype(jnp.int32)",
-            "[(0, 0), (0, padding)]).astype(jnp.int32) * 0",
-        ),
-    ),
+    "workers of rewards": Class("five of 2", GRPO, Run("grpo", before=SCORERS), bits=True),
     "run and plan": Class(
-        "the plan's text of the update",
+        "its update against the plan's, as text",
         SPREAD,
         dataclasses.replace(SPREAD, before=PROGRAMS),
-        Fault(
-            "recipes/kinds/pretrain.py",
-            "rows = max(rows for _, rows in stage.batch_sizes())",
-            "rows = 2 * max(rows for _, rows in stage.batch_sizes())",
-        ),
         bits=True,
     ),
+}
+
+
+class Fault(NamedTuple):
+    """A text that stands once in a file of deepseek_jax, and what takes its place."""
+
+    file: str
+    old: str
+    new: str
+
+
+# class | fields of a Fault. That of micro-batches is within the tolerance: the drift alone shows it
+PLANTED = """
+data | parallel/tokens.py | )(hidden, | )(hidden * (1 + 1e-4 * (mesh.shape["data"] > 1)),
+fsdp | parallel/gather.py | cotangent.astype(jnp.float32) | cotangent.astype(jnp.bfloat16) + jnp.float32(0)
+expert | parallel/dispatch.py | len(x_md) * min(experts_ma.shape[1], held) | len(x_md)
+context | parallel/tokens.py | )(hidden, | )(hidden * (1 + 1e-4 * (mesh.shape["context"] > 1)),
+tensor | parallel/dispatch.py | psum(y_md.astype(jnp.float32) | psum(y_md.astype("bfloat16") + jnp.float32(0)
+pipeline | parallel/pipeline.py | (index < stage_s + micro_batches) | (index >= 0)
+slices | parallel/tokens.py | )(hidden, | )(hidden * (1 + 1e-4 * (mesh.shape["slice"] > 1)),
+mesh of GRPO | parallel/round_trip.py | expert_e < device * own_experts | expert_e <= device * own_experts
+processes | data/batches.py | np.float32)) / copies | np.float32)) / shares
+order of devices | parallel/shard.py | (rows, value) | (rows, value[:: -bool(jax.devices()[0].id) or 1])
+micro-batches | training/micro_batches.py | t + g.astype | t + 1.000003 * g.astype
+micro-batches of GRPO | losses/grpo.py | maximum(batch["num_completions"] | maximum(mask_bt.any(-1).sum()
+packing | ops/attention.py | segment_ids[:, :, None] == | 0 * segment_ids[:, :, None] <
+resumption | training/loop.py | source.set_state(checkpoint | source.get_state(), (checkpoint
+resumption of conversations | reinforce/groups.py | self.position = state["position"] | self.position = 0
+remat | models/decoder.py | normed_btd = self | normed_btd = (1 + 1e-4 * (self.config.remat == "full")) * self
+remat and scan | models/decoder.py | = self(x_btd, | = self(x_btd * (1 + 1e-4 * self.config.scan_layers),
+chunks of logits | ops/logprobs.py | = again_mv if | = again_mv.astype(jnp.bfloat16).astype(jnp.float32) if
+forms of a CPU | ops/cpu/grouped_matmul.py | left_pd, jnp.where(own_p1, right_pf, 0) | left_pd, right_pf
+attention by blocks | ops/attention.py | shrunk * total + weights | total + weights
+kernels | ops/pallas/attention.py | (0, padding)]).astype(jnp.int32) | (0, padding)]).astype(jnp.int32) * 0
+slots | rollout/steps.py | keys=jnp.where(seats, keys, slots.keys) | keys=slots.keys
+one turn | rollout/turns.py | jnp.arange(room) <= index_b1 | jnp.arange(room) < index_b1
+kept caches | rollout/turns.py | <= index_bc[..., None] | <= index_bc[:, -1:, None] + 0 * index_bc[..., None]
+workers of environments | environments/worker.py | {seed} {count} | {seed} {len(_state.environments)}
+workers of rewards | rewards/workers.py | in futures.items()} | in zip(futures, set(futures.values()))}
+run and plan | recipes/kinds/pretrain.py | rows = max( | rows = 2 * max(
+"""
+FAULTS = {
+    name: Fault(*fields)
+    for name, *fields in (line.split(" | ") for line in PLANTED.strip().splitlines())
 }

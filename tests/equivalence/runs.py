@@ -34,9 +34,9 @@ jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=int(
 STOPS = """
 import signal
 from deepseek_jax.training.metrics import MetricsWriter
-def write(*arguments, _write=MetricsWriter.write, **named):
-    _write(*arguments, **named)
-    signal.raise_signal(signal.SIGTERM)
+def write(self, step, *arguments, _write=MetricsWriter.write, **named):
+    _write(self, step, *arguments, **named)
+    step or signal.raise_signal(signal.SIGTERM)
 MetricsWriter.write = write
 """
 STOPPED = 75
@@ -55,7 +55,7 @@ def write_inputs(work: Path):
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A run of toy.py. fields: FIELD=VALUE of its config. devices: of each of its processes. before: Python
-    that they run first, for what no field sets. stops: a signal stops it at its first line; it is resumed.
+    that they run first, for what no field sets. stops: a signal at its first line stops it; it is resumed.
     """
 
     name: str

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from configs import grpo_small, pretrain_small
 from configs.common import parse_arg
 
@@ -26,7 +28,8 @@ def get_config(arg=None):
 def pretrain(work):
     """Latent attention, a dense layer, two of experts, and multi-token prediction."""
     c = pretrain_small.get_config("fp8=False")
-    c.model.update(ROWS | dict(intermediate_size=64, moe_intermediate_size=32))
+    sizes = dict(intermediate_size=64, moe_intermediate_size=32)
+    c.model.update(ROWS | sizes | dict(eos_token_id=ENDS))
     # Documents of up to 30 bytes: none is long enough to measure drafts on
     c.data = dict(sources=(str(work / "texts.jsonl"),), num_held_out=60, eval_batches=2, readers=2)
     steps = dict(num_steps=4, save_every=1, eval_every=2, log_every=1, checkpoints=dict(keep=9))
@@ -51,9 +54,8 @@ def grpo(work):
     c.update(
         init_from=str(work / "start"), num_steps=3, prompts_per_step=8, group_size=4, minibatches=2
     )
-    c.model = dict(eos_token_id=ENDS)
     c.data.num_held_out = 8
-    c.rewards = {f"{FOLDER / 'own.py'}:odd": 1.0}
+    c.rewards = ConfigDict({f"{FOLDER / 'own.py'}:odd": 1.0}, allow_dotted_keys=True)
     c.rollout = dict(max_prompt_length=32, max_completion_length=8, slots=8)
     c.loss = dict(kl_coef=0.1, importance_cap=2.0)
     c.update(optimizer=DESCENT, save_every=1, checkpoints=dict(keep=9), kept_completions=32)
