@@ -74,6 +74,6 @@ def talk(work):
     c = grpo(work)
     c.environment = f"{FOLDER.parent / 'rollout/files/replies.py'}:Replies"
     c.conversation = dict(turns=4, turn_length=9, call_steps=2)
-    c.rewards = dict(Replies=1.0)
+    c.rewards, c.accuracy = dict(Replies=1.0), "Replies"
     c.rollout.max_completion_length = 48
     return c
