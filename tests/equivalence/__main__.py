@@ -197,6 +197,8 @@ def main():
                 found = compare(one, given.work / "runs")
             known[name] = known.get(name, {}) | found
         record.write_text(json.dumps(known))
+    if given.keep:
+        names = [name for name in CLASSES if name in known]
     table = HEAD + "".join(row(name, known[name]) for name in names)
     print(table)
     if given.keep:
