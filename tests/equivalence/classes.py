@@ -57,6 +57,8 @@ driver.run, Buffered.__call__ = run, call
 PRETRAIN, GRPO, TALK = Run("pretrain"), Run("grpo"), Run("talk")
 MESH = ("mesh={'fsdp': 2, 'expert': 2}",)
 SPREAD = Run("pretrain", MESH, devices=4)
+# Prompts are run in chunks that fill the slots, and split over the devices
+PREFILLED = ("prefilled_positions",)
 SIGNAL = "stopped by a signal at its first line, and resumed"
 
 
@@ -86,7 +88,9 @@ def formed(says: str, before: str) -> Class:
 
 AXES = "data", "fsdp", "expert", "context", "tensor", "pipeline", "slices"
 CLASSES = {axis: on(axis) for axis in AXES} | {
-    "mesh of GRPO": Class(f"{MESH[0]}, also for sampling", GRPO, Run("grpo", MESH, devices=4)),
+    "mesh of GRPO": Class(
+        f"{MESH[0]}, also for sampling", GRPO, Run("grpo", MESH, devices=4), other=PREFILLED
+    ),
     "processes": Class(
         "two processes", SPREAD, dataclasses.replace(SPREAD, devices=2, processes=2)
     ),
@@ -118,7 +122,7 @@ CLASSES = {axis: on(axis) for axis in AXES} | {
     "forms of a CPU": formed("the forms of any machine", PLAIN_FORMS),
     "attention by blocks": formed("blocks of 16 tokens", BLOCKS),
     "kernels": formed("attention and experts by Pallas, interpreted", KERNELS),
-    "slots": Class("slots=3 of 8", GRPO, Run("grpo", ("rollout.slots=3",))),
+    "slots": Class("slots=3 of 8", GRPO, Run("grpo", ("rollout.slots=3",)), other=PREFILLED),
     "one turn": Class(
         "conversations of one turn in place of single answers",
         GRPO,
