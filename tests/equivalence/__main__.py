@@ -47,6 +47,7 @@ TOLERANCE, MOVED = 2e-5, 1e-4
 SIGMAS, ROUNDING = 4, 2.0**-23
 COLUMNS = ["class", "plain", "changed", "compared", "largest distance", "drift", "holds"]
 COLUMNS += ["fault", "killed by"]
+FAILED = {"distance": math.nan, "drift": "", "wrong": ["a run did not end"]}
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
 
 
@@ -184,7 +185,7 @@ def main():
     if given.faults:
         copy = copy_tree(given.work / "copy")
         for name in names:
-            known[name]["killed"] = try_fault(name, copy)
+            known[name] = known.get(name, FAILED) | {"killed": try_fault(name, copy)}
             record.write_text(json.dumps(known))
     elif not given.keep:
         runs = {run for name in names for run in (CLASSES[name].plain, CLASSES[name].changed)}
@@ -192,7 +193,7 @@ def main():
         print(*failed.values(), sep="\n")
         for name in names:
             one = CLASSES[name]
-            found = {"distance": math.nan, "drift": "", "wrong": ["a run failed"]}
+            found = FAILED
             if not failed.keys() & {one.plain, one.changed}:
                 found = compare(one, given.work / "runs")
             known[name] = known.get(name, {}) | found
