@@ -47,12 +47,12 @@ def left(workdir):
     # The folders of arrays that save_orbax and save_reward_model write
     saved = [p for name in ("params", "head") for p in workdir.rglob(name)]
     saved = [p for p in saved if ocp.is_orbax_checkpoint(p)]
-    params = {str(p.relative_to(workdir)): _load(p) for p in saved}
+    params = {str(p.relative_to(workdir)): load_arrays(p) for p in saved}
     params |= {str(p.relative_to(workdir)): load_file(p) for p in workdir.rglob(ADAPTER)}
-    return _without_clocks(texts, workdir), params
+    return without_clocks(texts, workdir), params
 
 
-def _load(folder):
+def load_arrays(folder):
     """The arrays of a folder, wherever they were saved, on one device."""
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -69,13 +69,13 @@ def _read(path):
     return [json.loads(line) for line in text.splitlines()]
 
 
-def _without_clocks(value, workdir):
+def without_clocks(value, workdir):
     """What JSON holds, without times and memory, and without the name of the work directory."""
     if isinstance(value, dict):
         kept = {k: v for k, v in value.items() if not k.endswith(CLOCKS)}
-        return {k: _without_clocks(v, workdir) for k, v in kept.items()}
+        return {k: without_clocks(v, workdir) for k, v in kept.items()}
     if isinstance(value, list):
-        return [_without_clocks(v, workdir) for v in value]
+        return [without_clocks(v, workdir) for v in value]
     return value.replace(str(workdir), "") if isinstance(value, str) else value
 
 

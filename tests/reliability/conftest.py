@@ -37,10 +37,17 @@ def pytest_terminal_summary(terminalreporter, config):
         return
     terminalreporter.write_line(f"\n{table(rows)}")
     if config.getoption("--keep", False):
-        text = README.read_text()
-        kept = {(kind, what): (number, held) for kind, what, number, held in ROW.findall(text)}
-        start, end = text.index(HEAD), text.rindex("|\n") + 2
-        README.write_text(text[:start] + table(kept | rows) + text[end:])
+        found = ROW.findall(README.read_text())
+        kept = {(kind, what): (number, held) for kind, what, number, held in found}
+        put_table(HEAD, table(kept | rows))
+
+
+def put_table(head: str, table: str):
+    """Write a table into README.md in place of the one with this head, which ends at an empty line."""
+    text = README.read_text()
+    start = text.index(head)
+    end = text.find("\n\n", start) + 1 or len(text)
+    README.write_text(text[:start] + table + text[end:])
 
 
 def table_rows(reports):
