@@ -36,7 +36,7 @@ import numpy as np
 import tests.conftest  # noqa: F401  sets the environment of all tests, before JAX is imported
 from tests.equivalence.classes import CLASSES, FAULTS, PRETRAIN, Class
 from tests.equivalence.runs import Run, left_by, write_inputs
-from tests.mutants.__main__ import copy_tree
+from tests.mutants.trial import copy_tree
 from tests.recipes.outcome import assert_close
 from tests.reliability.conftest import put_table
 
