@@ -172,9 +172,12 @@ def assert_near(gradient, wanted):
     ],
 )
 def test_an_update_adds_up_the_kl_of_full_logits(student, shared):
-    """Oracle: models.forward and full softmaxes of every row alone, with autodiff; teachers of two widths."""
+    """Oracle: models.forward and full softmaxes of every row alone, with autodiff; teachers of two widths,
+    and micro-batches of unequal lengths.
+    """
     groups = groups_of()
-    metrics, gradient = updated(student, groups, shared=shared)
+    halves = settings_of(micro_batches=2)
+    metrics, gradient = updated(student, groups, settings=halves, shared=shared)
     loss, wanted = by_full_logits(student, groups)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(

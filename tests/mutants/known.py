@@ -170,8 +170,8 @@ ROWS = (
     Known(
         "two processes locate the same",
         "training/nonfinite.py",
-        "return multihost_utils.process_allgather(flags, tiled=True)",
-        "return jax.device_get(flags)",
+        "x.sharding.devices_indices_map(x.shape)",
+        "x.sharding.addressable_devices_indices_map(x.shape)",
         slow=True,
     ),
     Known(

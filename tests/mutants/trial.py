@@ -162,6 +162,9 @@ def _settle(copy):
     """Make the child a process of its own, whose deepseek_jax is the copy's."""
     os.setpgid(0, 0)
     os.chdir(copy)
+    # These were imported from the tree: their programs would run its code
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "configs")]:
+        del sys.modules[name]
     sys.path.insert(0, str(copy))
     os.environ["PYTHONPATH"] = str(copy)
     resource.setrlimit(resource.RLIMIT_CPU, (HARD_CPU_SECONDS, HARD_CPU_SECONDS))
