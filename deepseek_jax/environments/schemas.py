@@ -1,10 +1,10 @@
 """Read the schemas of the user's tools, and raise for each mistake of their form before a run.
 
-A process of its own reads them and ends: the transformers library is large, and imports PyTorch where there
-is one.
+A process of its own reads them and ends: the transformers library is large.
 """
 
 import inspect
+import sys
 from typing import NamedTuple
 
 from deepseek_jax.environments.code import Code, public_methods
@@ -69,11 +69,13 @@ def _tool(function, source):
 
 
 def _schema(function, name):
-    from transformers.utils import get_json_schema
+    from transformers.utils import chat_template_utils
 
+    # It would import PyTorch, for seconds, to know its tensors among the hints
+    chat_template_utils.is_torch_available = lambda: "torch" in sys.modules
     _require_not_async(function, name)
     try:
-        schema = get_json_schema(function)
+        schema = chat_template_utils.get_json_schema(function)
     # A hint whose names are missing raises NameError
     except Exception as error:
         raise ValueError(f"{name}: {error}; {FORM}") from error
