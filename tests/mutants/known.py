@@ -41,13 +41,13 @@ class Known(NamedTuple):
                 f"{self.name}: {self.path} has this text {source.count(self.old)} times, and not once: the "
                 f"code has moved, and known.py has to follow it:\n{self.old}"
             )
-        tests = list(self.tests) or [test_of_row(self.name)]
+        tests = list(self.tests) or [id_of_row(self.name)]
         stage = trial.Stage("own", tests, "slow" if self.slow else "not slow and not pod")
         planted = source.replace(self.old, self.new).encode()
         return trial.Trial(f"{PACKAGE.name}/{self.path}", planted, [stage])
 
 
-def test_of_row(row: str) -> str:
+def id_of_row(row: str) -> str:
     """The id of the test whose name a row of the table has."""
     name = f"test_{row.replace(' ', '_')}"
     for file in map(README.with_name, KINDS):
