@@ -41,7 +41,9 @@ class Numbers:
 
     def __init__(self, updates=1, poisoned=()):
         dataset = grain.MapDataset.source(range(64)).shuffle(seed=0).repeat().batch(4)
-        self.iterator = iter(dataset.to_iter_dataset())
+        # By default Grain reads 500 batches ahead, and shuffling few numbers is slow
+        in_turn = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        self.iterator = iter(dataset.to_iter_dataset(in_turn))
         self.updates, self.poisoned, self.seen = updates, poisoned, []
 
     def next(self, state, step):
