@@ -35,6 +35,8 @@ XLA_FLAGS = (
 # Outside of the clone, so that a fresh one does not compile all again. The key of a program has the flags.
 CACHES = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "deepseek_jax" / "tests"
 
+# What tests make is seldom garbage: looking for it among millions of objects took a fifteenth of a run
+gc.set_threshold(50_000, 20, 100)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS]).strip()
 # As parallel.host_threads does, which would import jax

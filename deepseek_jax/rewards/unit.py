@@ -24,7 +24,6 @@ from deepseek_jax.rewards.words import (
     changes,
     denies,
     singular,
-    words_of,
 )
 
 # Signs that end what is said of a number, and those that go on with it
@@ -67,9 +66,9 @@ def read_unit(tokens: list, context: Context, *, one: bool = False):
     return None if text is None else Unit(text, scale, word)
 
 
-def is_unit(words: str, question: str | None = None):
+def is_unit(words: str):
     """True if these words are a unit of the number before them: not if they change it, as "million" does."""
-    return bool(_words(tokens_of(words), Context(words_of(question), running=False), one=False))
+    return bool(_words(tokens_of(words), Context(frozenset(), running=False), one=False))
 
 
 def _scale(tokens):

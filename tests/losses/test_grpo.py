@@ -161,8 +161,13 @@ def test_two_sided_clipping_ends_the_gradient_of_a_large_ratio_with_a_negative_a
 
 
 def test_metrics_are_means_over_the_real_tokens():
-    """Oracle: a numpy loop over the tokens that are not padding."""
+    """Oracle: a numpy loop over the tokens that are not padding; without an advantage there is no gradient
+    that clipping could limit.
+    """
     logprobs, entropy, batch = make_batch()
+    batch["advantages"][0] = 0
+    ratios = np.exp(logprobs - batch["old_logprobs"])[0]
+    assert ratios.min() < 0.8 and ratios.max() > 1.2
     settings = dict(loss_type="grpo", kl_coef=0.1, importance_cap=1.1)
     _, _, metrics = loss_and_grad(logprobs, entropy, batch, **settings)
     rows = {k: [] for k in metrics}
