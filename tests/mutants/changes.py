@@ -205,7 +205,8 @@ class _Finder(ast.NodeVisitor):
         self.visit(node.func)
         for argument in node.args:
             self.argument(argument, name in AXIS_CALLS)
-        for position, keyword in enumerate(node.keywords):
+        # zip's strict checks that lengths are equal: where they are, it changes nothing
+        for position, keyword in enumerate(node.keywords if name != "zip" else ()):
             if keyword.arg:
                 self.without(node, position)
             self.argument(keyword.value, keyword.arg in AXES)

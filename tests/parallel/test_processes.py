@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from deepseek_jax.parallel import make_mesh
+from deepseek_jax.parallel.processes import is_due
 from tests.parallel.updates import on_host, one_update, plain
 from tests.processes import run_two
 
@@ -153,3 +154,9 @@ def test_processes_wait_for_each_other_and_agree(what, wanted):
     assert codes == [0, 0], outputs
     for output, words in zip(outputs, wanted, strict=True):
         assert re.search(words, output), output
+
+
+def test_what_happens_often_is_said_at_doublings():
+    """Oracle: by hand."""
+    assert [count for count in range(1, 20) if is_due(count)] == [1, 2, 4, 8, 16]
+    assert [count for count in range(1, 20) if is_due(count, 4)] == [4, 8, 16]

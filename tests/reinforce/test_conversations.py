@@ -7,12 +7,16 @@ import pytest
 
 from deepseek_jax.errors import UnusableRewards
 from deepseek_jax.recipes.conversing import rewards_of
+from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce.groups import make_groups
 from deepseek_jax.reinforce.metrics import describe
+from deepseek_jax.reinforce.sampler import Sampler
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.rollout import generate
 from deepseek_jax.rollout.completions import RolloutLog
 from deepseek_jax.rollout.conversations import Conversations
+from deepseek_jax.settings import build
+from tests.recipes.small import small_config
 from tests.rollout.conversing import answered, asked, talking
 from tests.tiny import tiny_model
 
@@ -87,6 +91,18 @@ def test_a_reset_that_raises_names_the_environment_and_its_line(tmp_path):
         for _ in range(2):
             with pytest.raises(ValueError, match="^environment: .*game.py, line 4: KeyError: '3'"):
                 answered(policy)
+
+
+def test_a_prompt_that_reset_makes_too_long_ends_the_run(tmp_path):
+    """Oracle: the message; by hand: a question of up to five letters, a line break and those of reset."""
+    settings = build(GrpoSettings, small_config(), "config")
+    room = settings.rollout.max_prompt_length
+    with playing(tmp_path, reset=f"return 'a' * {room - 6}") as policy:
+        Sampler(policy, settings, None).answer(policy.params, asked(policy), step=0)
+    message = f"environment: .*a prompt has {room + 1} tokens, and there is room for {room}; raise"
+    with playing(tmp_path, reset=f"return 'a' * {room - 5}") as policy:
+        with pytest.raises(ValueError, match=message):
+            Sampler(policy, settings, None).answer(policy.params, asked(policy), step=0)
 
 
 def test_conversations_take_no_drafts(tmp_path):

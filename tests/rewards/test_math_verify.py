@@ -70,6 +70,8 @@ def test_equal_answers_score_1(verifier, gold, completion):
         (r"\frac{1}{2}", r"\boxed{\frac{1}{3}}"),
         ("x^2+1", r"\boxed{x^2-1}"),
         ("A", r"\boxed{B}"),
+        # Variables, where running text would say "5 a day"
+        ("5", r"\boxed{5 a}"),
     ],
 )
 def test_other_answers_score_0(verifier, gold, completion):

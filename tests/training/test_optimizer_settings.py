@@ -37,6 +37,21 @@ def test_phases_of_a_config_become_its_learning_rates(moment_dtype, rtol):
     assert dtypes == {moment_dtype}
 
 
+@pytest.mark.parametrize(
+    "block, updates",
+    [
+        (dict(learning_rate=1.0), 0),
+        (dict(learning_rate=1.0, warmup_steps=3), 3),
+        (dict(phases=PHASES), 2),
+        (dict(phases=[dict(kind="cosine", steps=4, to=1)]), 4),
+        (dict(phases=[dict(kind="constant", steps=2, to=1), dict(kind="linear", steps=2, to=0)]), 0),
+    ],
+)
+def test_a_warm_up_ends_where_the_rate_is_whole(block, updates):
+    """Oracle: by hand."""
+    assert settings(**block).warm_up() == updates
+
+
 def test_multi_token_prediction_is_trained_where_asked():
     """Oracle: by hand: 0.5, the rate, where every gradient is 1."""
     params = {"mtp_0": {"kernel": jnp.ones(())}}
