@@ -36,7 +36,7 @@ import numpy as np
 import tests.conftest  # noqa: F401  sets the environment of all tests, before JAX is imported
 from tests.equivalence.classes import CLASSES, FAULTS, PRETRAIN, Class
 from tests.equivalence.runs import Run, left_by, write_inputs
-from tests.mutants.trial import copy_tree
+from tests.mutants.trial import copy_tree, replaced
 from tests.recipes.outcome import assert_close
 from tests.reliability.conftest import put_table
 
@@ -149,9 +149,7 @@ def try_fault(name: str, copy: Path) -> list[str]:
     """Plant the fault of a class in a copy of the tree and run the class there: -> what it finds wrong."""
     fault = FAULTS[name]
     path, original = (root / "deepseek_jax" / fault.file for root in (copy, ROOT))
-    text = original.read_text()
-    assert text.count(fault.old) == 1, fault
-    path.write_text(text.replace(fault.old, fault.new))
+    path.write_bytes(replaced(*fault))
     work = copy.with_name("of_copy")
     command = [sys.executable, "-m", "tests.equivalence", f"--only={name}", f"--work={work}"]
     done = subprocess.run(command, cwd=copy, env=os.environ | {"PYTHONPATH": str(copy)})

@@ -62,6 +62,17 @@ class Trial(NamedTuple):
     stages: list[Stage]
 
 
+def replaced(path: str, old: str, new: str) -> bytes:
+    """A source of deepseek_jax with `new` in place of `old`. Raises ValueError unless it has `old` once."""
+    source = (PACKAGE / path).read_text()
+    if source.count(old) != 1:
+        raise ValueError(
+            f"{path} has this text {source.count(old)} times, and not once: the code has moved, and what "
+            f"plants a fault there has to follow it:\n{old}"
+        )
+    return source.replace(old, new).encode()
+
+
 def stages_of(mutant, room: str, reach) -> list[Stage]:
     """The tests that can see a mutant, nearest first.
 
