@@ -152,12 +152,14 @@ def begin(copy: Path, stages: list[Stage]) -> int:
 def verdict(copy: Path, status: int, used) -> dict:
     """What a trial found: "is" (own, elsewhere or survived), the "test" that failed, and CPU "seconds".
 
-    status, used: as os.wait4 gives them. A mutant that crashes, or runs without end, is caught by a signal.
+    status, used: as os.wait4 gives them. A mutant that crashes, or computes without end, is caught by a signal;
+    one that waits without end counts as survived, because on a busy machine it may have waited for its turn.
     Raises SystemExit where the trial itself failed.
     """
     if os.WIFSIGNALED(status):
-        name = signal.Signals(os.WTERMSIG(status)).name
-        return {"is": "own", "test": name, "seconds": round(used.ru_utime + used.ru_stime, 1)}
+        by = signal.Signals(os.WTERMSIG(status))
+        kind = "survived" if by == signal.SIGALRM else "own"
+        return {"is": kind, "test": by.name, "seconds": round(used.ru_utime + used.ru_stime, 1)}
     if status:
         raise SystemExit(f"error: a trial failed; {copy}.out says how")
     result = json.loads(_written(copy).read_text())
