@@ -152,8 +152,8 @@ def begin(copy: Path, stages: list[Stage]) -> int:
 def verdict(copy: Path, status: int, used) -> dict:
     """What a trial found: "is" (own, elsewhere or survived), the "test" that failed, and CPU "seconds".
 
-    status, used: as os.wait4 gives them. A mutant that crashes, or computes without end, is caught by a signal;
-    one that waits without end counts as survived, because on a busy machine it may have waited for its turn.
+    status, used: as os.wait4 gives them. A mutant that crashes, or computes without end, is caught by a
+    signal. One that waits without end counts as survived: on a busy machine it may wait for its turn.
     Raises SystemExit where the trial itself failed.
     """
     if os.WIFSIGNALED(status):
