@@ -6,7 +6,6 @@ import subprocess
 import typing
 from pathlib import Path
 
-import pytest
 import yaml
 
 from deepseek_jax.recipes.experiment import find_recipe
@@ -35,6 +34,10 @@ GUIDES += PAGES
 EXPERIMENTS = [
     p for p in sorted((ROOT / "configs").glob("*.py")) if "def get_config" in p.read_text()
 ]
+PROGRAMS = [p for p in (ROOT / "launch").glob("*.py") if "__main__" in p.read_text()]
+# Code that configs/own/tools.md shows
+SHOWN = [ROOT / "configs" / "own" / f"{name}.py" for name in ("tool", "environment")]
+SHOWN += [ROOT / "tests" / "environments" / "files" / "textarena_guess.py"]
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)")
 # A path below a top folder, or a file beside them
 TOPS = "configs|deepseek_jax|launch|tests"
@@ -48,28 +51,63 @@ NO_FIELDS = ("json", "py", "FIELD")
 RECIPES = "distill evaluate generate grpo judge pretrain r1 reward_model sft".split()
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.relative_to(ROOT).as_posix())
-def test_every_link_and_path_of_a_guide_is_there(guide):
+def said():
+    """Yield (guide, what it has to say, as a regular expression, where that comes from)."""
+    index = ROOT / "configs" / "README.md"
+    for path in EXPERIMENTS:
+        command = re.search(
+            rf"python launch/\w+\.py --config=configs/{path.name}", path.read_text()
+        )[0]
+        lines = re.findall(rf"^\|.*`{path.stem}[`:].*", index.read_text(), re.M)
+        pages = [index.parent / link for line in lines for link in LINK.findall(line)]
+        # The page that its line links to. The published ones, which were not run, have none
+        yield from ((page, rf"{re.escape(command)}(?!\w)", path) for page in pages)
+        if not pages:
+            yield index, rf"(?ms)^## The published numbers.*^\|[^\n]*`{path.stem}[`:]", path
+    for path in PAGES:
+        yield index, rf"\(results/{path.name}\)", path
+    for path in PROGRAMS:
+        yield ROOT / "launch" / "README.md", rf"\[{path.name}\]\({path.name}\)", path
+    for path in SHOWN:
+        yield (
+            ROOT / "configs" / "own" / "tools.md",
+            re.escape(f"```python\n{path.read_text()}```"),
+            path,
+        )
+
+
+def test_the_guides_say_what_the_code_has():
+    """Oracle: docstrings, the names of files, and the code of those that a guide shows."""
+    table = list(said())
+    assert min(map(len, (EXPERIMENTS, PAGES, PROGRAMS))) > 5
+    assert [row for row in table if not re.search(row[1], row[0].read_text())] == []
+
+
+def test_every_link_and_path_of_the_guides_is_there():
     """Oracle: the files; a link goes from the guide's own folder. NAME stands for any name."""
-    text, folders = guide.read_text(), (ROOT, guide.parent)
-    named = [name for name in NAMED.findall(text) if "NAME" not in name]
-    assert [link for link in LINK.findall(text) if not (guide.parent / link).exists()] == []
-    assert [n for n in named if not any((folder / n).exists() for folder in folders)] == []
+    missing = []
+    for guide in GUIDES:
+        text, folders = guide.read_text(), (ROOT, guide.parent)
+        named = [name for name in NAMED.findall(text) if "NAME" not in name]
+        missing += [(guide, x) for x in LINK.findall(text) if not (guide.parent / x).exists()]
+        missing += [(guide, x) for x in named if not any((f / x).exists() for f in folders)]
+    assert missing == []
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.relative_to(ROOT).as_posix())
-def test_every_field_of_a_config_that_a_guide_names_is_there(guide):
+def test_every_field_of_a_config_that_the_guides_name_is_there():
     """Oracle: the fields of the recipes' settings. The log of changes may name one that is gone."""
-    if guide.name == "CHANGELOG.md":
-        return
-    settings = [find_recipe(name).SETTINGS for name in RECIPES]
-    named = []
-    for path, listed in FIELD.findall(guide.read_text()):
-        if path.split(".")[0] not in NO_FIELDS:
-            named += [path, *(f"{path}.{field}" for field in re.findall(r"\w+", listed))]
-    # FILE.py is one key
-    paths = {path: path.removesuffix(".py").split(".") for path in named}
-    assert [n for n, path in paths.items() if not any(has_field(s, path) for s in settings)] == []
+    settings, missing = [find_recipe(name).SETTINGS for name in RECIPES], []
+    for guide in set(GUIDES) - {ROOT / "CHANGELOG.md"}:
+        named = []
+        for path, listed in FIELD.findall(guide.read_text()):
+            if path.split(".")[0] not in NO_FIELDS:
+                named += [path, *(f"{path}.{field}" for field in re.findall(r"\w+", listed))]
+        # FILE.py is one key
+        paths = {path: path.removesuffix(".py").split(".") for path in named}
+        missing += [
+            (guide, n) for n, p in paths.items() if not any(has_field(s, p) for s in settings)
+        ]
+    assert missing == []
 
 
 def has_field(hint, path):
@@ -93,28 +131,6 @@ def test_every_guide_is_known_here():
     assert {ROOT / name for name in listed} <= set(GUIDES)
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_every_experiment_is_in_the_index_and_its_command_on_its_page(path):
-    """Oracle: the command that its own docstring has, on the page that its line links to. The published
-    experiments, which were not run, have no page.
-    """
-    (command, *_) = re.findall(
-        rf"python launch/\w+\.py --config=configs/{path.name}", path.read_text()
-    )
-    index = ROOT / "configs" / "README.md"
-    named = re.compile(rf"^\|.*`{path.stem}[`:].*", re.M)
-    lines = named.findall(index.read_text())
-    pages = [(index.parent / link).read_text() for line in lines for link in LINK.findall(line)]
-    assert lines and all(re.search(rf"{re.escape(command)}(?!\w)", page) for page in pages)
-    assert pages or named.search(index.read_text().partition("## The published numbers")[2])
-
-
-def test_every_page_of_results_is_in_the_index():
-    """Oracle: the files."""
-    index = (ROOT / "configs" / "README.md").read_text()
-    assert PAGES and [p.name for p in PAGES if f"(results/{p.name})" not in index] == []
-
-
 def test_the_front_door_is_short():
     """Oracle: by hand: what a reader scrolls through in a minute."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
@@ -132,13 +148,6 @@ def test_no_file_of_the_reading_list_needs_a_later_one():
             ".".join(each.relative_to(ROOT).with_suffix("").parts) for each in files[index + 1 :]
         }
         assert {".".join(parts[:3]) for parts in imports_of(path)} & later == set(), path
-
-
-def test_every_program_is_in_its_guide():
-    """Oracle: the files of launch/ with a main."""
-    programs = [p.name for p in (ROOT / "launch").glob("*.py") if "__main__" in p.read_text()]
-    guide = (ROOT / "launch" / "README.md").read_text()
-    assert programs and all(f"[{name}]({name})" in guide for name in programs)
 
 
 def test_the_citation_has_what_its_format_requires():

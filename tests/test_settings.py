@@ -11,6 +11,7 @@ from deepseek_jax.errors import at
 from deepseek_jax.settings import (
     Between,
     Count,
+    CountBySteps,
     Natural,
     NonNegative,
     Positive,
@@ -52,6 +53,7 @@ class Ranges:
     decay: Annotated[float, Between(0, 1, open_high=True)] = 0.9
     alike: Annotated[float, Between(0, 1, open_low=True)] | None = None
     temperature: Positive | tuple[tuple[Natural, Positive], ...] = 1.0
+    rows: CountBySteps = 1
     betas: tuple[Share, ...] = ()
     blocks: dict[str, Clip] = dataclasses.field(default_factory=dict)
     weights: Weights = dataclasses.field(default_factory=dict)
@@ -142,6 +144,11 @@ def test_missing_fields_are_named():
         ({"temperature": [(0, 1.0), (5, math.nan)]}, "temperature[1][1]=nan must be above 0"),
         ({"temperature": [(0.5, 1.0)]}, "temperature[0][0]=0.5 (float) must be an int"),
         ({"temperature": "1"}, "temperature='1' (str) must be a float or a list of (int, float)"),
+        (
+            {"rows": [(1, 2)]},
+            "rows=[(1, 2)] must be pairs (step, number) whose steps begin at 0 and",
+        ),
+        ({"rows": [(0, 1), (0, 2)]}, "rows=[(0, 1), (0, 2)] must be pairs (step, number) whose"),
         ({"betas": [0.5, 2]}, "betas[1]=2 must be within 0..1"),
         ({"blocks": {"a": {"epps": 1}}}, "blocks.a.epps is not a field; did you mean eps?"),
         ({"blocks": {"a": 3}}, "blocks.a=3 (int) must be a block with fields eps"),

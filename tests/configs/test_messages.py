@@ -226,6 +226,90 @@ def test_a_wrong_field_is_named_by_its_whole_path(path, arg):
     assert count > 50
 
 
+# The first number beyond a bound that a class declares, by hand, in a config that has such a block
+BEYOND = {
+    "grpo_small": """
+        group_size=1 must be at least 2
+        num_steps=0 must be at least 1
+        epochs=0 must be at least 1
+        extra_prompts=-1 must be at least 0
+        rollout.slots=0 must be at least 1
+        rollout.temperature=0.0 must be within 0.001..100.0
+        base.batch_size=0 must be at least 1
+        base.sequence_length=1 must be at least 2
+        data.num_held_out=1 must be at least 2
+        loss.clip_eps=0.0 must be above 0
+        loss.clip_eps_high=0.0 must be above 0
+        loss.importance_cap=0.0 must be above 0
+        loss.off_policy_limit=0.0 must be above 0
+        loss.kl_coef=-0.1 must be at least 0
+        optimizer.b1=1.0 must be at least 0 and below 1
+        optimizer.final_fraction=1.5 must be within 0..1
+        optimizer.max_grad_norm=0.0 must be above 0
+        checkpoints.keep=0 must be at least 1
+        checkpoints.keep_every=0 must be at least 1
+        checkpoints.minutes=0.0 must be above 0
+        faults.nonfinite=0 must be at least 1
+        faults.idle_lines=0 must be at least 1
+        model.rope_theta=0.0 must be above 0
+        model.initializer_range=-0.1 must be at least 0
+        model.head_dim=0 must be at least 1
+        model.expert_buffer=0.9 must be at least 1
+        conversation.turns=0 must be at least 1
+        conversation.workers=0 must be at least 1
+        conversation.call_seconds=0.0 must be above 0
+        conversation.call_steps=-1 must be at least 0
+    """,
+    "grpo_lora:model=smollm2": """
+        adapter.rank=0 must be at least 1
+        adapter.alpha=0.0 must be above 0
+    """,
+    "effort_small": "effort.tau=0.0 must be above 0",
+    "sft_small": """
+        sequence_length=1 must be at least 2
+        data.num_held_out=1 must be at least 2
+        answers.num_prompts=1 must be at least 2
+        answers.slots=0 must be at least 1
+        answers.temperature=0.0 must be within 0.001..100.0
+        answers.top_p=1.5 must be above 0 and at most 1
+        answers.top_k=-1 must be at least 0
+    """,
+    "pretrain_small": """
+        stages.stage_1.sequence_length=1 must be at least 2
+        stages.stage_1.mtp_weight=-0.1 must be at least 0
+        stages.stage_1.balance_weight=-0.1 must be at least 0
+        stages.stage_2_long.rope_scaling.factor=0.0 must be above 0
+        data.fim_rate=1.5 must be within 0..1
+    """,
+    "distill_small": "mixing_temperature=0.0 must be within 0.1..100.0",
+    "r1_small:last=distill": "distilled.teachers.general.weight=0.0 must be above 0",
+    "evaluate": """
+        samples=0 must be at least 1
+        temperature=-1.0 must be 0 or within 0.001..100.0
+        top_p=0.0 must be above 0 and at most 1
+    """,
+}
+
+
+def changed(block, names, value):
+    """A block with another value at the path of these names."""
+    name, *below = names
+    return block | {name: changed(block.get(name, {}), below, value) if below else value}
+
+
+@pytest.mark.parametrize("config", BEYOND)
+def test_the_bounds_of_numbers_are_these(config):
+    """Oracle: by hand, the message's beginning."""
+    name, _, arg = config.partition(":")
+    block = block_of(None if name == "evaluate" else CONFIGS / f"{name}.py", arg or None)
+    for words in BEYOND[config].strip().split("\n"):
+        field, value = re.match(r"\s*([\w.]+)=(\S+) must be", words).groups()
+        with pytest.raises(ValueError) as error:
+            wrong = changed(block, field.split("."), ast.literal_eval(value))
+            build(SETTINGS[block["recipe"]], wrong, "config")
+        assert str(error.value).startswith(f"config.{words.strip()}")
+
+
 def literals(path, docstrings=True):
     """The texts of a file's string literals, with NAME in the place of what an f-string fills in."""
     tree = ast.parse(path.read_text())

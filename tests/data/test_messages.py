@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from deepseek_jax.data.messages import (
-    parse_conversation,
-    read_conversations,
-    worked_conversations,
-)
+from deepseek_jax.data.messages import parse_conversation, read_conversations, worked_conversations
 from deepseek_jax.worlds.bilingual.tasks import bilingual_puzzle_task
 from deepseek_jax.worlds.world import given_solution
 from tests.turns import turns
@@ -141,20 +137,12 @@ def test_a_dataset_that_does_not_fit_is_refused(tmp_path):
         read_conversations(prepare(OtherFeature, tmp_path), tmp_path / "data", "test")
 
 
-def test_a_missing_file_is_refused(tmp_path):
-    """Oracle: the message."""
-    with pytest.raises(ValueError, match="^path='.*absent.jsonl' is not a file; set it to a jsonl"):
-        read_conversations(tmp_path / "absent.jsonl", tmp_path / "data")
-
-
 GOOD = {"messages": turns("a", "b")}
 
 
 @pytest.mark.parametrize(
     "line, words",
     [
-        ("{", "is not JSON"),
-        ("[1]", "is not a JSON object"),
         ('{"title": "a"}', "is no conversation; its columns are title, and a line has messages"),
         ('{"messages": []}', "no list under 'messages'"),
         ('{"messages": {"role": "user"}}', "no list under 'messages'"),
@@ -171,7 +159,6 @@ GOOD = {"messages": turns("a", "b")}
         ({"messages": [{"role": "user"}]}, "message 1 has no text under 'content'"),
         ({"messages": turns("a", "\ud800")}, "half of a surrogate pair"),
         (GOOD | {"weight": 0}, "weight=0; set a finite number above 0"),
-        (GOOD | {"weight": -1.0}, "weight=-1.0"),
         (GOOD | {"weight": float("nan")}, "weight=None"),
         (GOOD | {"weight": 1e39}, r"weight=1e\+39"),  # infinite in float32
         (GOOD | {"weight": True}, "weight=True"),
@@ -191,11 +178,9 @@ def test_a_bad_line_is_named(tmp_path, line, words):
     assert f"{path}, line 3" in str(error.value)
 
 
-def test_files_without_conversations_and_splits_of_a_file_are_refused(tmp_path):
+def test_a_split_of_a_file_is_refused(tmp_path):
     """Oracle: the words a reader needs."""
-    path = write(tmp_path / "my.jsonl", [])
-    with pytest.raises(ValueError, match="holds no records"):
-        read_conversations(path, tmp_path / "data")
+    path = write(tmp_path / "my.jsonl", [GOOD])
     with pytest.raises(ValueError, match="^path=.* is a file, which has no split='test'"):
         read_conversations(path, tmp_path / "data", "test")
 

@@ -4,11 +4,7 @@ import json
 
 import pytest
 
-from deepseek_jax.data.preferences import (
-    RESPONSES,
-    parse_preference,
-    read_preferences,
-)
+from deepseek_jax.data.preferences import parse_preference, read_preferences
 
 PAIR = {"prompt": "What is 2?", "chosen": "two", "rejected": "three"}
 LABELLED = {"prompt": "What is 2?", "response": "two", "safe": True}
@@ -56,6 +52,7 @@ def test_responses_that_are_chats_end_in_the_response():
         ("helpfulness", PAIR | {"rejected": "two"}, "over itself"),
         ("helpfulness", PAIR | {"weight": 0}, "weight=0"),
         ("helpfulness", PAIR | {"prompt": 3}, "has no prompt"),
+        ("helpfulness", {"messages": 3, "chosen": "a", "rejected": "b"}, "has no prompt"),
         ("safety", LABELLED | {"safe": 1}, "safe=1"),
         ("safety", PAIR, "has no 'response'; its columns are prompt, chosen, rejected"),
         ("safety", {"messages": SAID[:2], "response": "a", "safe": True}, "take turns"),
@@ -79,10 +76,3 @@ def test_a_prompt_is_on_one_side_alone(tmp_path):
     assert read_preferences("helpfulness", str(path), 5, seed=1)[1] != held_out
     with pytest.raises(ValueError, match="^num_held_out=30"):
         read_preferences("helpfulness", str(path), 30, seed=0)
-
-
-@pytest.mark.parametrize("kind", RESPONSES)
-def test_a_missing_file_is_refused(kind, tmp_path):
-    """Oracle: the message."""
-    with pytest.raises(ValueError, match="^path='.*absent.jsonl' is not a file"):
-        read_preferences(kind, tmp_path / "absent.jsonl", 5, seed=0)

@@ -169,10 +169,9 @@ def test_questions_keep_the_answer_after_the_mark_without_commas(tmp_path):
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ('{"question": "How', "not JSON"),
-        ('["How many?", "#### 3"]', "not a JSON object"),
         ('{"question": "How many?"}', "'answer'"),
         ('{"question": " ", "answer": "#### 3"}', "'question'"),
+        ('{"question": 3, "answer": "#### 3"}', "'question'"),
         ('{"question": "How many?", "answer": "3"}', "#### <answer>"),
         ('{"question": "How many?", "answer": "3 ####"}', "#### <answer>"),
     ],
@@ -183,14 +182,6 @@ def test_a_malformed_line_is_refused_with_file_and_number(tmp_path, line, compla
     path = write_lines(tmp_path / "questions.jsonl", good, line, good)
     with pytest.raises(ValueError, match=f"questions.jsonl, line 2.*{complaint}"):
         read_questions(path)
-
-
-def test_a_missing_or_empty_file_of_questions_is_refused(tmp_path):
-    """Oracle: the message names the file."""
-    with pytest.raises(ValueError, match="^path='.*absent.jsonl' is not a file"):
-        read_questions(tmp_path / "absent.jsonl")
-    with pytest.raises(ValueError, match="empty.jsonl' holds no records"):
-        read_questions(write_lines(tmp_path / "empty.jsonl", ""))
 
 
 def test_a_question_carries_what_rewards_read(tmp_path):

@@ -341,14 +341,6 @@ def test_samples_of_another_policy_end_the_run(tmp_path, monkeypatch):
             "config.teachers.b.task='x' is the task of teachers.a too",
         ),
         (
-            dict(teachers=dict(a=dict(task="x", weight=0.0)), prompts_per_step=dict(x=4)),
-            "config.teachers.a.weight=0.0 must be above 0",
-        ),
-        (
-            dict(teachers=dict(a=dict(task="x", weight=-1.0)), prompts_per_step=dict(x=4)),
-            "config.teachers.a.weight=-1.0 must be above 0",
-        ),
-        (
             dict(micro_batches=3),
             "config.micro_batches=3 does not divide the 4 rows of prompts_per_step.x",
         ),

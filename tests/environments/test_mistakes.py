@@ -3,8 +3,6 @@
 import pytest
 
 from deepseek_jax.environments import Environments
-from deepseek_jax.rollout.settings import ConversationLimits
-from deepseek_jax.settings import build
 from tests.environments.calls import TOOLS, act, begun, call, environments
 
 FORM = "give it type hints and a docstring"
@@ -20,46 +18,19 @@ FORM = "give it type hints and a docstring"
         ),
         (["without_docstring"], None, ("tools: ", "because it has no docstring!", FORM)),
         (["without_meaning"], None, ("no description for the argument 'a'", FORM)),
-        (
-            ["waits"],
-            None,
-            (
-                "tools: ",
-                ":waits is async, which is not supported",
-            ),
-        ),
+        (["waits"], None, ("tools: ", ":waits is async, which is not supported")),
         (["multiply", "multiply"], None, ("tools: ", "has a tool multiply, and so has", "rename")),
-        (
-            ["SameName"],
-            None,
-            (
-                "tools: ",
-                "SameName is no function; name a function",
-            ),
-        ),
-        (
-            ["A_NUMBER"],
-            None,
-            (
-                "tools: ",
-                "own_tools.py has no function A_NUMBER; it has multiply",
-            ),
-        ),
+        (["SameName"], None, ("tools: ", "SameName is no function; name a function")),
+        (["A_NUMBER"], None, ("tools: ", "own_tools.py has no function A_NUMBER; it has multiply")),
         (
             [],
             "Takes",
-            (
-                "environment: ",
-                ":Takes takes arguments: missing a required argument: 'size'",
-            ),
+            ("environment: ", ":Takes takes arguments: missing a required argument: 'size'"),
         ),
         (
             [],
             "NoReset",
-            (
-                "environment: ",
-                ":NoReset has no method reset; define reset(self, **columns)",
-            ),
+            ("environment: ", ":NoReset has no method reset; define reset(self, **columns)"),
         ),
         (
             [],
@@ -77,14 +48,7 @@ FORM = "give it type hints and a docstring"
             "StepWithoutText",
             (":StepWithoutText.step: too many positional", "define step(self, text)"),
         ),
-        (
-            [],
-            "a_function",
-            (
-                "environment: ",
-                ":a_function is no class; name a class",
-            ),
-        ),
+        ([], "a_function", ("environment: ", ":a_function is no class; name a class")),
         (["multiply"], "Guess", ("environment: ", ":Guess.step: Cannot generate", FORM)),
     ],
 )
@@ -98,11 +62,9 @@ def test_a_mistake_of_form_is_named(tools, environment, words):
 
 def test_a_method_may_not_have_a_tools_name():
     """Oracle: the message, which names both."""
-    with pytest.raises(ValueError) as error:
+    words = f"^environment: {TOOLS}:SameName has a tool multiply, and so has {TOOLS}:multiply"
+    with pytest.raises(ValueError, match=words):
         Environments([f"{TOOLS}:multiply"], f"{TOOLS}:SameName")
-    found = str(error.value)
-    assert found.startswith("environment: ") and f"{TOOLS}:SameName has a tool multiply" in found
-    assert f"so has {TOOLS}:multiply" in found
 
 
 def test_a_name_that_is_none_and_a_file_that_is_not_there_are_named(tmp_path):
@@ -143,14 +105,8 @@ def test_a_reset_that_fails_is_named(name, words):
 @pytest.mark.parametrize(
     "name, columns, text, words",
     [
-        ("ANumber", {"secret": 3}, "", "reset returned 3; return a text, or None"),
-        ("Fails", {"secret": 3}, "", "reset failed: own_environments.py, line 94: RuntimeError"),
         ("FewColumns", {"secret": 3, "line_": 1}, "", "gets every column (secret, line_)"),
         ("Guess", {"secret": 6}, "odd", "step returned int; return a text, or None to end"),
-        ("Guess", {"secret": 6}, "hang", "step took more than call_seconds=0.5"),
-        ("Counter", {"first": 14}, "", "get_reward returned None; return a finite number"),
-        ("Counter", {"first": 15}, "", "get_reward failed: own_environments.py, line 51: ZeroDiv"),
-        ("Counter", {"first": 16}, "", "there is no reward: get_reward took more than"),
         ("Counter", {"first": 1e8}, "", "get_reward returned 1e+07; rewards must be within"),
     ],
 )
@@ -208,12 +164,3 @@ def test_schemas_are_those_of_the_transformers_library():
         methods = counter.add, counter.above, counter.hang, counter.leave, counter.draw
         assert made.schemas == [get_json_schema(f) for f in (search, multiply, *methods)]
         assert (made.takes_steps, made.reward_name, made.has_state) == (False, "Counter", True)
-
-
-def test_the_limits_have_ranges():
-    """Oracle: the messages."""
-    made = build(ConversationLimits, dict(turns=3, call_seconds=1), "config.conversation")
-    assert made == ConversationLimits(turns=3, call_seconds=1.0)
-    for field, value in (("turns", 0), ("call_seconds", 0.0), ("workers", 0), ("call_steps", -1)):
-        with pytest.raises(ValueError, match=f"config.conversation.{field}={value}"):
-            build(ConversationLimits, {field: value}, "config.conversation")

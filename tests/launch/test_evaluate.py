@@ -8,7 +8,6 @@ import pytest
 from deepseek_jax.recipes.evaluate.settings import EvaluateSettings
 from launch.evaluate import FIELDS, _by_flag
 from tests import in_process
-from tests.quick import others_slow
 from tests.tiny import save_tiny_model
 
 
@@ -41,19 +40,11 @@ def test_a_checkpoint_is_measured_told_again_and_compared(checkpoint, tmp_path):
     assert out.count("no difference shown") == 3 and path.read_bytes() == before
 
 
-MISTAKES = [
-    ("--checkpoint=nowhere --data=arithmetic", "--checkpoint='nowhere': there is nothing"),
-    ("--checkpoint=x --data=arithmetic --samples=0", "--samples=0 must be at least 1"),
-    ("--checkpoint=x --data=arithmetic --mesh=fspd=2", "did you mean fsdp?"),
-    ("--checkpoint=x --data=arithmetic samples=3", "samples=3 is not a flag; use --FLAG=VALUE"),
-]
-
-
-@pytest.mark.parametrize("args, words", others_slow(MISTAKES, MISTAKES[2]))
-def test_a_mistake_is_one_message_exit_status_two_and_leaves_nothing(tmp_path, args, words):
+def test_a_mistake_is_one_message_exit_status_two_and_leaves_nothing(tmp_path):
     """Oracle: the words a reader needs, no traceback, no file in a work directory."""
-    status, _, err = launched(tmp_path, *args.split())
-    assert status == 2 and words in err and "Traceback" not in err, err
+    flags = "--checkpoint=x", "--data=arithmetic", "--mesh=fspd=2"
+    status, _, err = launched(tmp_path, *flags)
+    assert status == 2 and "did you mean fsdp?" in err and "Traceback" not in err, err
     assert not list(tmp_path.glob("runs/*/*"))
 
 

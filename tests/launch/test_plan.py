@@ -269,19 +269,14 @@ def test_without_libtpu_a_plan_says_what_to_install(folder):
 
 MISTAKES = [
     ("--topology=v9:2x2", "--topology=v9:2x2 is unknown to libtpu"),
-    ("--topology=v5e:5x7", "examples: v5e:1x1, v5e:4x4, v5e:16x16"),
     ("--topology=v4:2x2x1", "has TPU v4 chips, whose memory and speed are not in"),
     ("--topology=v5e:4x4", "which does not equal the 16 devices"),
     ("--topology=h100:8", "which does not equal the 8 devices"),
-    ("--topology=h100:many", "--topology=h100:many needs a number of GPUs"),
     ("--topology=v5e:2x2 --program=stage1", "did you mean stage_1?"),
-    ("--topology=v5e:2x2 --config.recipe=grop", "did you mean grpo?"),
-    ("--topology=v5e:2x2 --config.mesh.fsdp=0", "config.mesh.fsdp=0"),
-    ("", "Flag --topology must have a value other than None"),
 ]
 
 
-@pytest.mark.parametrize(("args", "words"), others_slow(MISTAKES, *(MISTAKES[i] for i in (0, 3))))
+@pytest.mark.parametrize(("args", "words"), others_slow(MISTAKES, MISTAKES[0], MISTAKES[2]))
 def test_a_mistake_is_one_message_and_exit_status_two(folder, args, words):
     """Oracle: the words a reader needs, on one line, and no traceback."""
     status, _, err = planned(folder, *args.split())

@@ -278,14 +278,8 @@ def test_a_dry_run_prints_commands_that_a_user_could_type(folder):
 @pytest.mark.parametrize(
     "args, words",
     [
-        ("--sweep=nowhere.py", "--sweep=nowhere.py: there is no such file"),
         ("--sweep=tiny.py", "--sweep=tiny.py has no function sweep"),
         ("--config.step=5", "--sweep: seed=1: config.step is not a field; did you mean steps?"),
-        pytest.param(
-            *("--workdir=gs://b/x", "and cannot be in a bucket; give a folder"),
-            marks=pytest.mark.slow,
-        ),
-        ("--config.recipe=poling", "'poling' is not a recipe; did you mean polling?"),
     ],
 )
 def test_a_mistake_is_one_message_exit_status_two_and_starts_no_run(folder, args, words):

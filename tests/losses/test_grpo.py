@@ -399,8 +399,7 @@ def test_k3_is_zero_at_equal_logprobs_and_positive_elsewhere():
 
 
 @pytest.mark.parametrize(
-    "normalize_std, want",
-    [(True, [1.5, -0.5, -0.5, -0.5]), (False, [0.75, -0.25, -0.25, -0.25])],
+    "normalize_std, want", [(True, [1.5, -0.5, -0.5, -0.5]), (False, [0.75, -0.25, -0.25, -0.25])]
 )
 def test_advantages_of_one_right_answer_in_four(normalize_std, want):
     """Oracle: by hand, mean 0.25, unbiased std 0.5. 1e-5: the 1e-6 beside the std, times 1.5."""
@@ -433,20 +432,12 @@ def test_equal_rewards_give_exactly_zero(value):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (
-            dict(loss_type="ppo"),
-            "^loss_type='ppo' is not allowed; .*grpo, dapo, dr_grpo, gspo, cispo",
-        ),
         (dict(loss_type="grpo", clip_eps=0.0), "^clip_eps=0.0 must be above 0"),
-        (dict(loss_type="grpo", clip_eps_high=-1.0), "clip_eps_high=-1.0"),
         (dict(loss_type="dapo", clip_eps=1.0), "^clip_eps=1.0 leaves ratios no lower bound"),
-        (dict(loss_type="grpo", importance_cap=0.0), "^importance_cap=0.0 must be above 0"),
-        (dict(loss_type="grpo", kl_coef=-0.1), "^kl_coef=-0.1 must be at least 0"),
         (dict(loss_type="dr_grpo", max_completion_length=0), "^max_completion_length=0 must be"),
         (dict(ratio_cap=1.1), r"^ratio_cap=1.1 must be above 1 \+ clip_eps_high = 1.2"),
         (dict(loss_type="cispo", ratio_cap=5.0), "^ratio_cap=5.0 .* no use with cispo"),
         (dict(unbiased_kl=True), "^unbiased_kl=True, but kl_coef=0 has no KL"),
-        (dict(off_policy_limit=0.0), "^off_policy_limit=0.0 must be above 0"),
     ],
 )
 def test_a_wrong_setting_is_named(settings, message):

@@ -202,9 +202,6 @@ def test_a_stopped_student_ends_like_one_that_was_not(files, tmp_path):  # noqa:
 @pytest.mark.parametrize(
     "fields, words",
     [
-        (dict(adapter=dict(rank=0, alpha=8.0)), "config.adapter.rank=0 must be at least 1"),
-        (dict(adapter=dict(rank=4, alpha=0.0)), "config.adapter.alpha=0.0 must be above 0"),
-        (dict(adapter=dict(rank=4)), "config.adapter lacks alpha"),
         (
             dict(adapter=LATENT, loss=dict(kl_coef=0.1), reference_every=2),
             "config.reference_every=2 replaces the reference, which beside an adapter is the frozen policy",

@@ -145,7 +145,6 @@ def test_without_efforts_nothing_is_added(state, monkeypatch):
         (dict(values=()), "config.effort.values=() must be one or more different efforts"),
         (dict(values=(50, 50)), "config.effort.values=(50, 50) must be one or more different"),
         (dict(line="Think!"), "config.effort.line='Think!' must be a text with {effort} in it"),
-        (dict(tau=0.0), "config.effort.tau=0.0 must be above 0"),
         (dict(norm_length=2), "config.effort.k0=2.0 makes one token cost 1 at effort 50"),
     ],
 )

@@ -149,7 +149,6 @@ def test_a_run_that_was_stopped_goes_on_with_its_stragglers(tmp_path):
             dict(rollout=dict(max_completion_length=((0, 12), (1, 8)))),
             "extra_prompts=1 .* let it rise alone",
         ),
-        (dict(extra_prompts=-1), "config.extra_prompts=-1 .* at least 0"),
     ],
 )
 def test_what_stragglers_cannot_be_combined_with_is_refused(fields, words):

@@ -1,16 +1,6 @@
 """Mistakes in data, and files of data that are damaged; see bad_inputs.py."""
 
-from tests.reliability.goods import (
-    copied,
-    cut,
-    empty,
-    fields,
-    flipped,
-    lines,
-    replaced,
-    without,
-    write,
-)
+from tests.reliability.goods import copied, cut, flipped, lines, replaced, without, write
 
 TALK = [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]
 
@@ -37,29 +27,18 @@ CUT = (
 
 TASKS = "train distill_small --config.tasks={'talks':{'path':'bad.jsonl','num_held_out':4}}"
 
+# A file that is not there, with a line of one
+MISSING = "is not a file; set it to a jsonl, json, csv or parquet file..."
+CONVERSATION = '{"messages": [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", '
+QUESTION = '{"question": "2 + 3?", "answer": "2 + 3 = 5 #### 5"}'
+
 DATA = [
-    (
-        TASKS,
-        "config.tasks.talks.path='bad.jsonl' is not a file; set it to a jsonl, json, csv or parquet file",
-    ),
-    (
-        TASKS,
-        "config.tasks.talks.path='bad.jsonl' holds no records; give a jsonl, json, csv or parquet file",
-        write("bad.jsonl", ""),
-    ),
-    (
-        SFT,
-        "config.data.path='bad.jsonl' is not a file; set it to a jsonl, json, csv or parquet file",
-    ),
+    (TASKS, f"config.tasks.talks.path='bad.jsonl' {MISSING}{CONVERSATION}"),
+    (SFT, f"config.data.path='bad.jsonl' {MISSING}{CONVERSATION}"),
     (
         SFT,
         "config.data.path='bad.jsonl' holds no records; give a jsonl, json, csv or parquet file",
         write("bad.jsonl", ""),
-    ),
-    (
-        SFT,
-        "config.data.path='bad.jsonl' is a folder without state.json and dataset_info.json",
-        empty("bad.jsonl"),
     ),
     (
         SFT,
@@ -68,99 +47,11 @@ DATA = [
     ),
     (
         SFT,
-        "config.data: bad.jsonl, line 2 is not a JSON object; give {...} on each line.",
-        lines("bad.jsonl", {"messages": TALK}, "[]"),
-    ),
-    (
-        SFT,
-        "config.data: bad.jsonl, line 2 is no conversation; its columns are message, and a line has",
-        lines("bad.jsonl", {"messages": TALK}, {"message": TALK}),
-    ),
-    (
-        SFT,
-        "config.data: bad.jsonl, line 1 has no list under 'messages'; it has ['messages'].",
-        lines("bad.jsonl", {"messages": []}),
-    ),
-    (
-        SFT,
-        "config.data: bad.jsonl, line 1, message 1 is no object with role and content: hello",
-        lines("bad.jsonl", {"messages": ["hello"]}),
-    ),
-    (
-        SFT,
-        (
-            "config.data: bad.jsonl, line 1, message 1 has the role 'human'; allowed: system,"
-            " user, assistant."
-        ),
-        lines("bad.jsonl", {"messages": [{"role": "human", "content": "x"}]}),
-    ),
-    (
-        SFT,
-        (
-            "config.data: bad.jsonl, line 1 has the roles assistant, user; after a system "
-            "message, if there is one, user and assistant must take turns, the assistant "
-            "last."
-        ),
-        lines("bad.jsonl", {"messages": TALK[::-1]}),
-    ),
-    (
-        SFT,
-        (
-            "config.data: bad.jsonl, line 1 has the roles user; after a system message, if "
-            "there is one, user and assistant must take turns, the assistant last."
-        ),
-        lines("bad.jsonl", {"messages": TALK[:1]}),
-    ),
-    (
-        SFT,
-        "config.data: bad.jsonl, line 1, message 2 has no text under 'content'.",
-        lines("bad.jsonl", {"messages": [TALK[0], {"role": "assistant", "content": " "}]}),
-    ),
-    (
-        SFT,
-        "config.data: bad.jsonl, line 1 has weight=0; set a finite number above 0.",
-        lines("bad.jsonl", {"messages": TALK, "weight": 0}),
-    ),
-    (
-        SFT,
-        "config.data: bad.jsonl, line 1 has weight=None; set a finite number above 0.",
-        lines("bad.jsonl", {"messages": TALK, "weight": float("nan")}),
-    ),
-    (
-        SFT,
-        "config.data: bad.jsonl, line 1 has weight=True; set a finite number above 0.",
-        lines("bad.jsonl", {"messages": TALK, "weight": True}),
-    ),
-    (
-        SFT,
-        (
-            "config.data: bad.jsonl, line 1, message 2 has half of a surrogate pair, which is"
-            " no character; remove it."
-        ),
-        lines("bad.jsonl", {"messages": [TALK[0], {"role": "assistant", "content": "\ud800"}]}),
-    ),
-    (
-        SFT,
-        "config.data: bad.jsonl, line 1 is not JSON: ...; give {...} on each line.",
-        write("bad.jsonl", b'{"messages": "\xff"}\n'),
-    ),
-    (
-        SFT,
-        "config.data: bad.jsonl, line 1 is not JSON: ...; give {...} on each line.",
-        write("bad.jsonl", b"\x1f\x8b\x08\x00packed\n"),
-    ),
-    (
-        SFT,
         (
             "config.data.num_held_out=256 of 3 documents leaves nothing on one side; set it "
             "within 1..2"
         ),
         lines("bad.jsonl", *[{"messages": TALK}] * 3),
-    ),
-    (
-        SFT + " --config.data.split=test",
-        "config.data.path='bad.jsonl' is a file, which has no split='test'; set split to 'train'",
-        lines("bad.jsonl", {"messages": TALK}),
     ),
     (
         SFT + " --config.data.num_held_out=2 --config.answers.num_prompts=2",
@@ -173,20 +64,22 @@ DATA = [
             *({"messages": [{"role": "user", "content": f"{i} €?"}, TALK[1]]} for i in range(9)),
         ),
     ),
+    (GRPO, f"config.data.path='bad.jsonl' {MISSING}{QUESTION}"),
     (
-        GRPO,
-        "config.data.path='bad.jsonl' is not a file; set it to a jsonl, json, csv or parquet file",
+        "train grpo_small --config.general="
+        "{'num_steps':1,'per_step':1,'rewards':{'correct':1.0},'path':'bad.jsonl'}",
+        f"config.general.path='bad.jsonl' {MISSING}{QUESTION}",
     ),
     (
-        GRPO,
-        "config.data.path='bad.jsonl' holds no records; give a jsonl, json, csv or parquet file",
-        write("bad.jsonl", "\n\n"),
+        "generate generate_small --config.data.task=None --config.keep.decontaminate=() "
+        "--config.data.path=bad.jsonl",
+        f"config.data.path='bad.jsonl' {MISSING}{QUESTION}",
     ),
     (
-        GRPO,
-        "config.data: bad.jsonl, line 1 has no text under 'question'; its columns are answer, and",
-        lines("bad.jsonl", {"answer": "#### 3"}),
+        "generate generate_small --config.keep.decontaminate=['bad.jsonl']",
+        f"config.keep.decontaminate='bad.jsonl' {MISSING}{QUESTION}",
     ),
+    ("evaluate --checkpoint=x --data=bad.jsonl", f"--data='bad.jsonl' {MISSING}{QUESTION}"),
     (
         GRPO,
         "config.data: bad.jsonl, line 1 has no text under 'answer', and bad.jsonl, line 2 has",
@@ -196,25 +89,13 @@ DATA = [
         GRPO,
         "config.data: bad.jsonl, line 2: the answer has no final '#### <answer>', and that of bad",
         lines(
-            "bad.jsonl",
-            {"question": "1?", "answer": "#### 3"},
-            {"question": "2?", "answer": "3"},
+            "bad.jsonl", {"question": "1?", "answer": "#### 3"}, {"question": "2?", "answer": "3"}
         ),
-    ),
-    (
-        GRPO,
-        "config.data: bad.jsonl, line 1 has no text under 'question'; its columns are question, answer",
-        lines("bad.jsonl", {"question": 1, "answer": "#### 3"}),
     ),
     (
         GRPO,
         "config.data: bad.jsonl, line 1 has no text under 'answer': [3]",
         lines("bad.jsonl", {"question": "1?", "answer": [3], "test_cases": 3}),
-    ),
-    (
-        GRPO,
-        "config.data.num_held_out=256 leaves nothing of 1 questions to train on; lower it",
-        lines("bad.jsonl", {"question": "1?", "answer": "#### 3"}),
     ),
     (
         GRPO + " --config.rewards={'language_consistency':1.0} --config.data.num_held_out=2",
@@ -224,47 +105,11 @@ DATA = [
             *({"question": f"{i}?", "answer": "#### 3", "language": 3} for i in range(9)),
         ),
     ),
-    (
-        PREFERENCES,
-        "config.data.path='bad.jsonl' is not a file; set it to a jsonl, json, csv or parquet file",
-    ),
+    (PREFERENCES, f'config.data.path=\'bad.jsonl\' {MISSING}"chosen": "5"'),
     (
         PREFERENCES,
         "config.data: bad.jsonl, line 1 has no 'chosen'; its columns are prompt, and a line has prompt",
         lines("bad.jsonl", {"prompt": "1?"}),
-    ),
-    (
-        PREFERENCES,
-        (
-            "config.data: bad.jsonl, line 1 chooses '5' over itself; leave the pair out, or "
-            "correct one of the two."
-        ),
-        lines("bad.jsonl", PAIR | {"rejected": "5"}),
-    ),
-    (
-        PREFERENCES,
-        "config.data: bad.jsonl, line 1 has no prompt; a line has prompt, chosen and rejected",
-        lines("bad.jsonl", {"chosen": "5", "rejected": "6"}),
-    ),
-    (
-        PREFERENCES,
-        "config.data: bad.jsonl, line 1: the messages before 'chosen' are not its prompt",
-        lines("bad.jsonl", PAIR | {"chosen": [TALK[0] | {"content": "Hi"}, TALK[1]]}),
-    ),
-    (
-        PREFERENCES,
-        "config.data: bad.jsonl, line 1 has no prompt; a line has prompt, chosen and rejected",
-        lines("bad.jsonl", PAIR | {"prompt": 3}),
-    ),
-    (
-        PREFERENCES,
-        "config.data: bad.jsonl, line 1 has no prompt; a line has prompt, chosen and rejected",
-        lines("bad.jsonl", {"messages": 3, "chosen": "5", "rejected": "6"}),
-    ),
-    (
-        PREFERENCES + " --config.kind=safety",
-        "config.data: bad.jsonl, line 1 has safe='yes'; set true or false.",
-        lines("bad.jsonl", {"prompt": "1?", "response": "5", "safe": "yes"}),
     ),
     (
         PREFERENCES,
@@ -274,24 +119,11 @@ DATA = [
         ),
         lines("bad.jsonl", PAIR),
     ),
-    (
-        PRETRAIN,
-        "config.data.sources='bad.jsonl' is not a file; set it to a jsonl, json, csv or parquet file",
-    ),
-    (
-        PRETRAIN,
-        "config.data.sources='bad.jsonl' holds no records; give a jsonl, json, csv or parquet file",
-        write("bad.jsonl", ""),
-    ),
+    (PRETRAIN, f'config.data.sources=\'bad.jsonl\' {MISSING}{{"text": "A document."}}'),
     (
         PRETRAIN,
         "config.data.sources: bad.jsonl, line 2 has no text under 'text'; it has ['txt'].",
         lines("bad.jsonl", {"text": "a"}, {"txt": "b"}),
-    ),
-    (
-        PRETRAIN,
-        "config.data.sources: bad.jsonl, line 1 has no text under 'text'; it has ['text'].",
-        lines("bad.jsonl", {"text": 3}),
     ),
     (
         PRETRAIN,
@@ -318,20 +150,12 @@ DATA = [
         "config.data.sources='arithmetik' is not a file; set it to a jsonl, json, csv or parquet file",
     ),
     *(
-        (words[0], words[1], copied("pages", cut("*.array_record*", share)))
-        for share in (0.0, 0.3, 0.9, 0.999)
-        for words in (
-            (PAGES, f"config.data.sources='pages': {CUT}"),
-            (TALKS, f"config.data.path='pages': {CUT}"),
-        )
-    ),
-    (
-        PAGES,
         (
-            "config.data.sources='pages': pages/pages-train.array_record-00001-of-00002 is "
-            "missing; copy or prepare the dataset anew"
-        ),
-        copied("pages", without("*array_record*1-of*")),
+            command,
+            f"config.data.{field}='pages': {CUT}",
+            copied("pages", cut("*.array_record*", 0.3)),
+        )
+        for command, field in ((PAGES, "sources"), (TALKS, "path"))
     ),
     (
         TALKS + " --config.data.num_held_out=2 --config.answers.num_prompts=2",
@@ -380,35 +204,10 @@ DATA = [
         copied("pages", without("dataset_info.json")),
     ),
     (
-        PAGES,
-        (
-            "config.data.sources='pages': features.json names the class this.Feature, which "
-            "would be imported; prepare the dataset with features of tensorflow_datasets "
-            "alone"
-        ),
-        copied("pages", fields("features.json", pythonClassName="this.Feature")),
-    ),
-    (
         TALKS + " --config.data.split=test",
         (
             "config.data.path='pages' has no records in split='test'; choose from train, or a"
             " slice: ..."
-        ),
-        copied("pages"),
-    ),
-    (
-        TALKS + " --config.data.split=train[5:5]",
-        (
-            "config.data.path='pages' has no records in split='train[5:5]'; choose from "
-            "train, or a slice: ..."
-        ),
-        copied("pages"),
-    ),
-    (
-        TALKS + " --config.data.split=train[",
-        (
-            "config.data.path='pages' has no records in split='train['; choose from train, or"
-            " a slice: ..."
         ),
         copied("pages"),
     ),

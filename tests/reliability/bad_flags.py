@@ -272,14 +272,6 @@ PLANS = [
         ),
     ),
     (
-        "plan sft_small --topology=v5e:1x1 --search=0",
-        "flag --search=0: 0 is not a positive number of layouts",
-    ),
-    (
-        "plan sft_small --topology=h100:8 --search",
-        "--search compiles for TPUs; --topology=h100:8 has none",
-    ),
-    (
         "plan sft_small --topology=v5e:1x1 --config.recipe=x",
         "config.recipe='x' is not a recipe; allowed: distill...",
     ),

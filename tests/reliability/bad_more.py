@@ -91,8 +91,6 @@ CHOICES = {
             "checkpoints.best='held_out_los' is not a metric that says how good a checkpoint is; did",
         ),
         ("answers.temperature=0", "answers.temperature=0.0 must be within 0.001..100.0"),
-        ("answers.temperature=1e-30", "answers.temperature=1e-30 must be within 0.001..100.0"),
-        ("answers.temperature=1e30", "answers.temperature=1e+30 must be within 0.001..100.0"),
     ],
     "train grpo_small": [
         (
@@ -102,16 +100,6 @@ CHOICES = {
         (
             "loss.clip_eps=2.5",
             "loss.clip_eps=2.5 leaves ratios no lower bound, as 1 - clip_eps is not above 0; set it",
-        ),
-        ("rollout.temperature=1e-30", "rollout.temperature=1e-30 must be within 0.001..100.0"),
-        ("rollout.temperature=1e30", "rollout.temperature=1e+30 must be within 0.001..100.0"),
-        (
-            "rollout.temperature=((1,1.0),)",
-            "rollout.temperature=((1, 1.0),) must be pairs (step, number) whose steps begin at 0 and",
-        ),
-        (
-            "rollout.temperature=((0,1.0),(0,2.0))",
-            "rollout.temperature=((0, 1.0), (0, 2.0)) must be pairs (step, number) whose steps begin",
         ),
         (
             "rollout.temperature=((0,1.0),(5,1e30))",
@@ -126,20 +114,13 @@ CHOICES = {
         (
             "stages.stage_1.checkpoints={'best':'nope'}",
             "stages.stage_1.checkpoints.best='nope' is not a metric that says how good a checkpoint",
-        ),
+        )
     ],
     "train distill_small": [
         (
             "students.llama.loss.temperature=0",
             "students.llama.loss.temperature=0.0 must be within 0.001..100.0",
         ),
-        (
-            "students.llama.loss.temperature=1e30",
-            "students.llama.loss.temperature=1e+30 must be within 0.001..100.0",
-        ),
-        ("mixing_temperature=1e30", "mixing_temperature=1e+30 must be within 0.1..100.0"),
-        ("mixing_temperature=1e-30", "mixing_temperature=1e-30 must be within 0.1..100.0"),
-        ("text.temperature=1e30", "text.temperature=1e+30 must be 0 or within 0.001..100.0"),
         (
             "students.llama.checkpoints={'best':'nope'}",
             "students.llama.checkpoints.best='nope' is not a metric that says how good a checkpoint",
@@ -151,10 +132,6 @@ CHOICES = {
             "reasoning.loss.clip_eps=3.0 leaves ratios no lower bound, as 1 - clip_eps is not above",
         ),
         (
-            "reasoning.rollout.temperature=1e30",
-            "reasoning.rollout.temperature=1e+30 must be within 0.001..100.0",
-        ),
-        (
             "scenarios.checkpoints={'best':'nope'}",
             "scenarios.checkpoints.best='nope' is not a metric that says how good a checkpoint is;",
         ),
@@ -163,13 +140,7 @@ CHOICES = {
         (
             "checkpoints={'best':'margn'}",
             "checkpoints.best='margn' is not a metric that says how good a checkpoint is; did you",
-        ),
-    ],
-    "generate generate_small": [
-        (
-            "sampling.temperature=1e-30",
-            "sampling.temperature=1e-30 must be 0 or within 0.001..100.0",
-        ),
+        )
     ],
 }
 
@@ -239,11 +210,7 @@ LARGE = [
                 "students.llama.batch_size=800000000",
                 ".students.llama: 'llama: update'",
             ),
-            (
-                "r1_small",
-                "reasoning.prompts_per_step=1600000000",
-                ".reasoning: 'reasoning: score'",
-            ),
+            ("r1_small", "reasoning.prompts_per_step=1600000000", ".reasoning: 'reasoning: score'"),
         )
     ),
     (
@@ -350,64 +317,15 @@ TWICE = [
 # Command: (override, message after config.)
 FIELDS = {
     "train sft_small": [
-        ("num_steps=1e3", "num_steps=1000.0 (float) must be an int"),
-        ("num_steps=True", "num_steps=True (bool) must be an int"),
         ("num_steps=2147483648", "num_steps=2147483648 must be at least 1"),
-        ("batch_size=[16]", "batch_size=[16] (list) must be an int"),
-        ("optimizer.learning_rate=0", "optimizer.learning_rate=0.0 must be above 0"),
-        ("optimizer.learning_rate=-1e-3", "optimizer.learning_rate=-0.001 must be above 0"),
-        ("optimizer.b1=1.0", "optimizer.b1=1.0 must be at least 0 and below 1"),
-        ("optimizer.kind=sgd", "optimizer.kind='sgd' is not allowed; allowed: adamw, muon"),
         ("optimizer.momentum=0.5", "optimizer.momentum=0.5 is Muon's; set b1, or kind to 'muon'"),
-        (
-            "optimizer.schedule=linear",
-            "optimizer.schedule='linear' is not allowed; allowed: constant, cosine",
-        ),
         (
             "optimizer.warmup_steps=100000",
             "optimizer.warmup_steps=100000 must be below 80, the number of all updates",
         ),
-        ("optimizer.final_fraction=2", "optimizer.final_fraction=2 must be within 0..1"),
-        ("optimizer.max_grad_norm=0", "optimizer.max_grad_norm=0 must be above 0"),
-        (
-            "optimizer.moment_dtype=float16",
-            "optimizer.moment_dtype='float16' is not allowed; did you mean bfloat16? allowed:",
-        ),
-        (
-            "optimizer.moment_memory=disk",
-            "optimizer.moment_memory='disk' is not allowed; allowed: device, host",
-        ),
-        ("checkpoints.keep=0", "checkpoints.keep=0 must be at least 1"),
-        ("checkpoints.minutes=0", "checkpoints.minutes=0 must be above 0"),
-        (
-            "checkpoints.best_is=best",
-            "checkpoints.best_is='best' is not allowed; did you mean lowest? allowed: lowest, highest",
-        ),
-        ("checkpoints.keep_every=0", "checkpoints.keep_every=0 must be at least 1"),
-        ("faults.nonfinite=0", "faults.nonfinite=0 must be at least 1"),
-        ("faults.idle_lines=-1", "faults.idle_lines=-1 must be at least 1"),
-        ("model.rope_theta=0", "model.rope_theta=0.0 must be above 0"),
-        (
-            "model.remat=maybe",
-            "model.remat='maybe' is not allowed; allowed: none, full, attention, dots, selective,",
-        ),
-        ("model.num_attention_heads=0", "model.num_attention_heads=0 must be at least 1"),
         (
             "model.topk_group=9",
             "model.n_routed_experts=8 must be a multiple of n_group=4, and topk_group=9 at most",
-        ),
-        (
-            "model.scoring_func=tanh",
-            "model.scoring_func='tanh' is not allowed; allowed: sigmoid, softmax",
-        ),
-        ("model.initializer_range=-1", "model.initializer_range=-1.0 must be at least 0"),
-        ("answers.top_p=1.5", "answers.top_p=1.5 must be above 0 and at most 1"),
-        ("answers.top_k=-1", "answers.top_k=-1 must be at least 0"),
-        ("adapter={'rank':0,'alpha':1}", "adapter.rank=0 must be at least 1"),
-        ("adapter={'rank':4,'alpha':0.0}", "adapter.alpha=0.0 must be above 0"),
-        (
-            "adapter={'rank':4,'alpha':8.0,'quantize':'int4'}",
-            "adapter.quantize='int4' is not allowed; did you mean int8? allowed: int8",
         ),
         ("adapter=3", "adapter=3 (int) must be a block with fields rank, alpha, targets, quantize"),
         (
@@ -421,21 +339,11 @@ FIELDS = {
             "base lacks num_steps, optimizer, sequence_length, batch_size, num_documents; set",
         ),
         (
-            "base.optimizer.kind=rmsprop",
-            "base.optimizer.kind='rmsprop' is not allowed; allowed: adamw, muon",
-        ),
-        (
             "base.corpus=nope",
             "base.corpus='nope' is not a world's corpus; allowed: arithmetic, arithmetic_numbered,",
         ),
     ],
     "train grpo_small": [
-        ("group_size=1", "group_size=1 must be at least 2"),
-        (
-            "loss.loss_type=ppo",
-            "loss.loss_type='ppo' is not allowed; allowed: grpo, dapo, dr_grpo, gspo, cispo",
-        ),
-        ("loss.clip_eps_high=0", "loss.clip_eps_high=0 must be above 0"),
         (
             "loss.ratio_cap=1.0",
             "loss.ratio_cap=1.0 must be above 1 + clip_eps_high = 1.2, which clips gains already,",
@@ -444,7 +352,6 @@ FIELDS = {
             "loss.unbiased_kl=True",
             "loss.unbiased_kl=True, but kl_coef=0 has no KL; set kl_coef above 0",
         ),
-        ("loss.importance_cap=0", "loss.importance_cap=0 must be above 0"),
         ("rewards={}", "rewards: there are none; give NAME=WEIGHT, NAME one of exact_answer"),
         ("rewards={'nope':1.0}", "rewards.nope=1.0 is not of a reward; allowed: exact_answer"),
         ("accuracy=nope", "accuracy='nope' is not one of rewards: correct, correct_reasoning"),
@@ -460,40 +367,8 @@ FIELDS = {
             "minibatches=3",
             "prompts_per_step=16 does not split into minibatches=3 x micro_batches=1 whole groups;",
         ),
-        ("epochs=0", "epochs=0 must be at least 1"),
-        (
-            "degenerate={'nope':1}",
-            "degenerate.nope is not a field; allowed: equal_rewards, truncated, empty",
-        ),
     ],
     "train pretrain_small": [
-        ("data.fim_rate=1.5", "data.fim_rate=1.5 must be within 0..1"),
-        ("data.weights=(0.0,0.0)", "data.weights[0]=0.0 must be above 0"),
-        ("stages.stage_1.mtp_weight=-1", "stages.stage_1.mtp_weight=-1 must be at least 0"),
-        (
-            "stages.stage_1.trains=none",
-            "stages.stage_1.trains='none' is not allowed; allowed: all, indexer",
-        ),
-        (
-            "stages.stage_1.balance_weight=-1",
-            "stages.stage_1.balance_weight=-1.0 must be at least 0",
-        ),
-        (
-            "stages.stage_2_long.rope_scaling.factor=0",
-            "stages.stage_2_long.rope_scaling.factor=0.0 must be above 0",
-        ),
-        (
-            "stages.stage_1.batch_size=((5,8),)",
-            "stages.stage_1.batch_size=((5, 8),) must be pairs (step, number) whose steps begin at 0",
-        ),
-        (
-            "stages.stage_2_long.sequence_length=1",
-            "stages.stage_2_long.sequence_length=1 must be at least 2",
-        ),
-        (
-            "stages.stage_1.nope=1",
-            "stages.stage_1.nope is not a field; allowed: num_steps, optimizer, save_every,",
-        ),
         (
             "init_from=model",
             "init_from: model/config.json does not exist; give a Hugging Face folder: config.json",
@@ -516,10 +391,6 @@ FIELDS = {
             "students.llama.loss.weights={'sfot':1.0}",
             "students.llama.loss.weights.sfot=1.0 names no term; did you mean soft? allowed: soft,",
         ),
-        (
-            "students.llama.loss.divergence=kl",
-            "students.llama.loss.divergence='kl' is not allowed; allowed: forward_kl, reverse_kl, jsd",
-        ),
         ("students={}", "students={} is empty; give it at least one block"),
         (
             "comparisons={'x':('a','b')}",
@@ -529,23 +400,6 @@ FIELDS = {
             "world=nope",
             "world='nope' is not a world; allowed: arithmetic, word_arithmetic, bilingual",
         ),
-        ("evaluation.samples=0", "evaluation.samples=0 must be at least 1"),
-    ],
-    "train r1_small": [
-        (
-            "reasoning.nope=1",
-            "reasoning.nope is not a field; allowed: accuracy, rewards, num_steps, optimizer,",
-        ),
-    ],
-    "train judge_small": [
-        ("max_completion_length=0", "max_completion_length=0 must be at least 1"),
-    ],
-    "train reward_model_small": [
-        ("batch_size=0", "batch_size=0 must be at least 1"),
-    ],
-    "generate generate_small": [
-        ("sampling.samples_per_prompt=0", "sampling.samples_per_prompt=0 must be at least 1"),
-        ("chunk_size=0", "chunk_size=0 must be at least 1"),
     ],
 }
 

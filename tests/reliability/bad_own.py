@@ -227,10 +227,7 @@ BROUGHT = [
         FILE + "org/questions",
         "config.data.path: there is nothing at org/questions...hf download org/questions",
     ),
-    (
-        FILE + "org/questions:main@0123",
-        "config.data.path: there is nothing at org/questions",
-    ),
+    (FILE + "org/questions:main@0123", "config.data.path: there is nothing at org/questions"),
     (
         "train sft_small --config.data.path=q.jsonl",
         "config.data: q.jsonl, line 1 has from='bot'; allowed: human, user, gpt",

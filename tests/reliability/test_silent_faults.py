@@ -158,12 +158,7 @@ def test_no_number_of_any_config_may_be_nan_or_infinite():
 @pytest.mark.parametrize(
     "path, value, words",
     [
-        ("optimizer.learning_rate", math.nan, "learning_rate=nan must be above 0"),
-        ("optimizer.learning_rate", math.inf, "learning_rate=inf must be above 0"),
         ("optimizer.learning_rate", 0.0, "learning_rate=0.0 must be above 0"),
-        ("rollout.temperature", math.inf, "config.rollout.temperature=inf must be within"),
-        ("loss.kl_coef", math.inf, "config.loss.kl_coef=inf must be at least 0"),
-        ("loss.clip_eps", math.inf, "config.loss.clip_eps=inf must be above 0"),
         ("rewards.correct_reasoning", 0.0, "config.rewards={.*} pays nothing; set one of the"),
         (
             "rewards.correct_reasoning",
@@ -518,10 +513,7 @@ def experts(silent):
 @pytest.mark.parametrize(
     "silent, name",
     [
-        (
-            jax.lax.stop_gradient,
-            "moe_layers.experts.down",
-        ),
+        (jax.lax.stop_gradient, "moe_layers.experts.down"),
         (
             lambda w: jnp.stack([w[0], jax.lax.stop_gradient(w[1])]),
             "layer 1 of moe_layers.experts.down",

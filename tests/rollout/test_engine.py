@@ -391,8 +391,6 @@ def test_bfloat16_decodes_what_it_would_score():
         (dict(max_completion_length=0), "max_completion_length=0 must be at least 1"),
         (dict(n=0), "n=0 must be at least 1"),
         (dict(slots=0), "slots=0 must be at least 1"),
-        (dict(temperature=-1), "temperature=-1.0 must be 0 (greedy) or above"),
-        (dict(top_p=0), "top_p=0.0 must be above 0"),
         (dict(top_k=51), "top_k=51 must be 0 (keep every token) to vocab_size=50"),
         (
             dict(log=Recorded({}, {0: ([1] * 12, [0.0] * 12)})),

@@ -37,13 +37,6 @@ def test_a_corpus_holds_the_turns_of_the_documents_of_its_seed(
 
 
 @each_corpus
-def test_a_corpus_of_nothing_is_refused(builder, documents, corpus, digest, tmp_path):
-    """Oracle: the message names the setting."""
-    with pytest.raises(ValueError, match="num_documents=0"):
-        documents(tmp_path, num_documents=0, seed=0)
-
-
-@each_corpus
 def test_documents_that_change_are_another_version(builder, documents, corpus, digest):
     """Oracle: the digest of the first documents as this version writes them. Whoever changes how they are
     written raises the builder's VERSION, so that nobody reads the old ones from disk, and this digest.

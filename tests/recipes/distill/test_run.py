@@ -514,7 +514,6 @@ def test_tasks_are_mixed_by_size_and_temperature():
             "config.students.qwen.start='qwem' is not one of starts; did you mean",
         ),
         ("tasks.c", {}, "config.tasks.c.path=None, and it is not a part"),
-        ("mixing_temperature", 0.0, "config.mixing_temperature=0.0 must be within 0.1..100.0"),
         (
             "comparisons",
             dict(x=("qwen", "llama")),

@@ -137,7 +137,6 @@ def test_a_plan_has_the_programs_that_read_texts(checkpoint):
         (dict(environment=None), "config: conversation is given, but neither tools nor"),
         (dict(environment="nowhere.py:E"), "config.environment: there is no file nowhere.py"),
         (dict(conversation=dict(turn_length=49)), "config.conversation.turn_length=49 is above"),
-        (dict(conversation=dict(turns=0)), "config.conversation.turns=0 must be at least 1"),
         (dict(accuracy="Replays"), "Replays=1.0 is not of a reward; allowed:"),
     ],
 )

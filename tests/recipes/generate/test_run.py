@@ -198,7 +198,6 @@ def test_questions_of_an_evaluation_set_are_not_asked(finished, with_base, tmp_p
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        (dict(accuracy="right"), "config.accuracy='right' is not one of rewards"),
         (dict(keep=dict(max_per_prompt=1, at_least=dict(corect=1.0))), "did you mean correct"),
         (
             dict(data=dict(template="chat")),
@@ -206,7 +205,6 @@ def test_questions_of_an_evaluation_set_are_not_asked(finished, with_base, tmp_p
         ),
         (dict(augment=dict(translate=dict(en="{question}"))), "a prompt for each of"),
         (dict(augment=dict(paraphrase=dict(en="Again!"))), "has no place for the question"),
-        (dict(init_from="x"), "config.init_from='x' and base: set just one of them"),
         (
             dict(
                 data=dict(path="q.jsonl", template="chat"),

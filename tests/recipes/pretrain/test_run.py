@@ -209,7 +209,6 @@ def test_a_run_starts_from_what_another_left(whole, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        (dict(sequence_length=1), "config.stages.stage_1.sequence_length=1 must be at least 2"),
         (
             dict(sequence_length=2000),
             "config.stages.stage_1.sequence_length=2000 is beyond the model's max_position",
@@ -219,18 +218,10 @@ def test_a_run_starts_from_what_another_left(whole, tmp_path):
             "stage_1.micro_batch_size=3 does not divide batch_size=((0, 2), (2, 4))",
         ),
         (
-            dict(batch_size=((1, 2),)),
-            "batch_size=((1, 2),) must be pairs (step, number) whose steps begin at 0",
-        ),
-        (dict(mtp_weight=((0, -0.1),)), "stage_1.mtp_weight[0][1]=-0.1 must be at least 0"),
-        (
             dict(eval_every=3, log_every=2),
             "stage_1.eval_every=3 falls on steps that are not logged",
         ),
-        (
-            dict(num_steps=5),
-            "config.stages.stage_1.optimizer.phases=[4] take 4 updates in all",
-        ),
+        (dict(num_steps=5), "config.stages.stage_1.optimizer.phases=[4] take 4 updates in all"),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_written(tmp_path, fields, words):
@@ -250,24 +241,13 @@ def test_a_long_context_without_a_start_is_refused_before_anything_is_written(tm
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("scaling", "words"),
-    [
-        (
-            dict(rope_type="yarn", factor=2.0),
-            ".rope_type='yarn' needs original_max_position_embeddings",
-        ),
-        (dict(rope_type="yarm", factor=2.0), ".rope_type='yarm' is not one of"),
-        (dict(rope_type="yarn", fctor=2.0), ".fctor is not a field"),
-    ],
-)
-def test_a_stages_own_scaling_is_named_by_its_block(tmp_path, scaling, words):
+def test_a_stages_own_scaling_is_named_by_its_block(tmp_path):
     """Oracle: the block and the words a reader needs, and an empty work directory."""
     config = small_config()
-    config.stages["stage_2_long"].rope_scaling = scaling
-    with pytest.raises(ValueError) as error:
+    config.stages["stage_2_long"].rope_scaling = dict(rope_type="yarn", factor=2.0)
+    words = "^config.stages.stage_2_long.rope_scaling.rope_type='yarn' needs original_max_position"
+    with pytest.raises(ValueError, match=words):
         run(tmp_path, config)
-    assert str(error.value).startswith(f"config.stages.stage_2_long.rope_scaling{words}")
     assert not list(tmp_path.iterdir())
 
 
@@ -283,12 +263,6 @@ def checkpoint(tmp_path_factory):
 @pytest.mark.parametrize(
     ("block", "words"),
     [
-        (dict(remat="all"), "config.model.remat='all' is not allowed"),
-        (
-            dict(scan_layer=True),
-            "config.model.scan_layer is not a field; did you mean scan_layers?",
-        ),
-        (dict(fp8="yes"), "config.model.fp8='yes' (str) must be a bool"),
         (dict(rope_scaling=dict(rope_type="yarn", fctor=2.0)), "config.model.rope_scaling.fctor"),
         (dict(hidden_size=64), "has parameters of another size than model"),
         (dict(num_nextn_predict_layers=2), "parameter mtp_1/block/attention"),

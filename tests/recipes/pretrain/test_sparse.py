@@ -141,7 +141,6 @@ def test_a_stopped_run_goes_on_to_the_same_end(start, whole, tmp_path, updates):
             dict(mtp_weight=0.0),
             "leaves the indexers of the model's num_nextn_predict_layers=1 modules",
         ),
-        (dict(trains="indexers"), "trains='indexers' is not allowed"),
     ],
 )
 def test_a_warm_up_that_cannot_be_is_refused(start, tmp_path, fields, words):

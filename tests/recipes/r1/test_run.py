@@ -12,11 +12,7 @@ from configs.r1_small import get_config
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.recipes.r1 import run as r1
 from deepseek_jax.recipes.r1.findings import CLAIMS, SCORED
-from deepseek_jax.recipes.r1.settings import (
-    REWARD_MODELS,
-    SPECIALISTS,
-    R1Settings,
-)
+from deepseek_jax.recipes.r1.settings import REWARD_MODELS, SPECIALISTS, R1Settings
 from deepseek_jax.rewards import Rule, scoring
 from deepseek_jax.settings import build
 from deepseek_jax.synthesis import rejection
@@ -357,26 +353,6 @@ def test_no_two_stages_draw_alike_in_any_of_some_runs():
     "change, words",
     [
         (
-            lambda c: c.distilled.teachers.general.update(weight=0.0),
-            "config.distilled.teachers.general.weight=0.0 must be above 0",
-        ),
-        (
-            lambda c: c.distilled.teachers.general.update(task="reasoning"),
-            "config.distilled.teachers.reasoning.task='reasoning' is the task of teachers.general too",
-        ),
-        (
-            lambda c: c.distilled.teachers.general.update(task="code"),
-            "config.distilled.teachers.general.task='code' is not allowed",
-        ),
-        (
-            lambda c: c.distilled.teachers.__delitem__("general"),
-            "config.distilled.prompts_per_step.general=2 is a task without a teacher",
-        ),
-        (
-            lambda c: c.distilled.prompts_per_step.__delitem__("general"),
-            "config.distilled.teachers.general.task='general' is a task without questions",
-        ),
-        (
             lambda c: c.distilled.teachers.general.update(stage="sft"),
             "general_teacher trains a teacher that distilled.teachers does not name",
         ),
@@ -451,8 +427,6 @@ def test_a_base_that_is_a_checkpoint_stands_on_the_page():
     "change, words",
     [
         (lambda c: c.base.update(corpus="arithmetic"), "config.base.corpus='arithmetic'"),
-        (lambda c: c.zero.update(group_size=1), "config.zero.group_size=1 must be at least 2"),
-        (lambda c: c.sft.update(eval_every=3, log_every=2), "config.sft.eval_every=3 falls on"),
         (
             lambda c: c.scenarios.general.update(num_steps=3),
             "config.scenarios.general.num_steps=3 is above",
@@ -481,10 +455,6 @@ def test_a_base_that_is_a_checkpoint_stands_on_the_page():
         (
             lambda c: c.reasoning.rollout.update(max_prompt_length=4),
             "config.reasoning.rollout.max_prompt_length=4 is below all",
-        ),
-        (
-            lambda c: c.zero.rewards.update(puzzle_answer=float("nan")),
-            "config.zero.rewards.puzzle_answer=nan must be a finite number",
         ),
     ],
 )

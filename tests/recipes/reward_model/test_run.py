@@ -200,8 +200,6 @@ def test_a_reward_model_that_is_not_there_is_named(block, wrong):
 @pytest.mark.parametrize(
     "fields, wrong",
     [
-        (dict(kind="truth"), "config.kind='truth' is not allowed"),
-        (dict(base=None), "config.init_from=None and base=None: set just one"),
         (dict(batch_size=6, micro_batches=4), "does not split into micro_batches=4"),
         (dict(sequence_length=4), "config.sequence_length=4: none of 32 training records fits"),
         (dict(sequence_length=512), "config.sequence_length=512 is beyond"),

@@ -82,10 +82,3 @@ def test_the_generator_alone_decides_the_document():
         for rng in map(np.random.default_rng, (7, 7, 8))
     )
     assert first == again != other
-
-
-@pytest.mark.parametrize("wrong", [{"called": 1.2}, {"wrong_direct": -0.1}])
-def test_a_mix_that_is_no_mix_is_refused_by_name(wrong):
-    """Oracle: the message names the field."""
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        CalculatorMix(**wrong)

@@ -4,7 +4,6 @@ from collections import Counter
 from math import sqrt
 
 import numpy as np
-import pytest
 
 from deepseek_jax.worlds.guess import corpus
 from deepseek_jax.worlds.guess.corpus import GuessMix
@@ -68,9 +67,3 @@ def test_the_generator_alone_decides_the_game():
     """Oracle: two generators of one seed; another seed."""
     mix = GuessMix()
     assert games(mix, 7) == games(mix, 7) != games(mix, 8)
-
-
-def test_a_mix_that_is_no_mix_is_refused_by_name():
-    """Oracle: the message names the field."""
-    with pytest.raises(ValueError, match="careless=1.5"):
-        GuessMix(careless=1.5)
