@@ -169,8 +169,8 @@ class Decoder(nn.Module):
             # Unrolled in a scan all the same, so that the parameters are stacked either way
             unroll=1 if cfg.scan_layers else length,
             metadata_params={nn.PARTITION_NAME: name},
-            # It would trace the layer once more
-            check_constancy_invariants=False,
+            # It traces the layer once more, for nothing but that init draws the numbers that it always drew
+            check_constancy_invariants=self.is_initializing(),
             methods=["train"],
         )
         return scanned(cfg, is_moe)
