@@ -169,7 +169,7 @@ class Decoder(nn.Module):
             # Unrolled in a scan all the same, so that the parameters are stacked either way
             unroll=1 if cfg.scan_layers else length,
             metadata_params={nn.PARTITION_NAME: name},
-            # It traces the layer once more, for nothing but that init draws the numbers that it always drew
+            # The check traces the layer a second time. Init keeps it: without it, a seed gives other numbers
             check_constancy_invariants=self.is_initializing(),
             methods=["train"],
         )
