@@ -75,7 +75,7 @@ def test_math_verify_pays_no_hostile_text_and_keeps_its_limits(tmp_path):
     afterwards.
     """
     completions = [form % text for text in texts(tmp_path / "was_here").values() for form in FORMS]
-    limits = dict(time_limit_seconds=0.5, batch_limit_seconds=5.0)
+    limits = dict(time_limit_seconds=0.2, batch_limit_seconds=5.0)
     with MathVerifier(num_workers=2, **limits) as verifier:
         scores = verifier.score(["3"] * len(completions), completions)
         unscored = sum(map(math.isnan, scores))
@@ -100,7 +100,7 @@ def test_ten_megabytes_are_not_scored_and_counted():
 def sandboxed(request):
     if request.param == "bubblewrap" and not works("bubblewrap"):
         pytest.skip("bubblewrap does not work here")
-    with ProgramVerifier(sandbox=request.param, num_workers=2, time_limit_seconds=3.0) as verifier:
+    with ProgramVerifier(sandbox=request.param, num_workers=2, time_limit_seconds=2.0) as verifier:
         verifier.score([PRINTS_42], [fenced("print(42)")])  # starts the workers
         yield verifier
 
