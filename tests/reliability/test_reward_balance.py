@@ -111,8 +111,8 @@ def line(form, counts, number, wrong):
 @pytest.mark.parametrize("part", [4, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_right_answer_is_paid_and_no_wrong_one(form, part, solutions, verifier, request):
-    """Oracle: the numbers of the data set, written right and wrong, every time those of every fourth solution.
-    The table in README.md has the line of all.
+    """Oracle: the numbers of the data set, written right and wrong; by default those of every fourth
+    solution. The table in README.md has the line of all.
     """
     solutions = solutions[::part]
     counts, wrong = measure(form, solutions, verifier)
