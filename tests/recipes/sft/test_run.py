@@ -29,8 +29,7 @@ def small_config(**fields):
     config = get_config()
     config.update(dict(num_steps=4, batch_size=8, save_every=1, log_every=1, eval_every=2))
     config.base.update(dict(num_documents=400, batch_size=8, num_steps=5))
-    # Muon's update takes twice as long to compile
-    config.base.optimizer.update(dict(kind="adamw", warmup_steps=1))
+    config.base.optimizer.warmup_steps = 1
     config.optimizer.warmup_steps = 0
     config.data.num_held_out = 12
     config.answers.update(dict(num_prompts=8, max_completion_length=12, slots=8))
