@@ -217,7 +217,7 @@ def learn(steps=4000, rounds=80):
             texts, batch = make_batch(rng, rng.choices(questions[100:], k=32), params, reference)
             for _ in range(updates):
                 params, state, loss = update(CONFIG, optimizer, loss_fn, params, state, batch)
-            if step % (count // 10) == 0:
+            if step % max(count // 10, 1) == 0:
                 print(f"{loss_fn.__name__} {loss:.3f}, step {step}:", *texts[:3], flush=True)
         texts, batch = group_batch(random.Random(0), questions[:100], params, params)
         accuracy.append(float(batch["rewards"].mean()))

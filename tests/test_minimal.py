@@ -209,7 +209,7 @@ def test_reinforcement_makes_rewarded_texts_likelier():
 
 def test_the_loop_learns_in_a_few_steps(capsys):
     """Oracle: its own lines: the loss of 60 steps falls by more than half from that of a uniform guess."""
-    before, after = minimal.learn(steps=60, rounds=10)
+    before, after = minimal.learn(steps=60, rounds=1)
     losses = [float(x) for x in re.findall(r"next_token_loss ([\d.]+)", capsys.readouterr().out)]
     assert losses[0] > np.log(13) - 0.5 and losses[-1] < losses[0] / 2
     assert 0 <= before <= 1 and 0 <= after <= 1

@@ -72,11 +72,11 @@ def tiny_model(kind):
     return config, make(jax.random.key(0))
 
 
-def save_tiny_model(folder):
+def save_tiny_model(folder, **sizes):
     """Write a "gqa" model of the small world of sums as a recipe does: -> (ModelConfig, params)."""
     tokenizer = arithmetic_tokenizer()
-    sizes = dict(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id)
-    config = dataclasses.replace(CONFIGS["gqa"], **sizes)
+    ids = dict(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id)
+    config = dataclasses.replace(CONFIGS["gqa"], **ids, **sizes)
     make = jax.jit(lambda rng: nn.unbox(random_leaves(init_params(config, rng), rng)))
     params = make(jax.random.key(0))
     save_orbax(folder, config, params, carried_files(tokenizer, SUMS.template))

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.extend.core import jaxpr_as_fun
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.parallel.mesh import size_name
@@ -106,14 +107,16 @@ def init_sharded(mesh: Mesh, init: Callable, rng: jax.Array) -> Any:
 
     init(rng) returns the boxed tree of parameters; the result is the tree without boxes.
     """
-    # Shapes come first: a size that does not split is refused before anything compiles
-    boxed = jax.eval_shape(init, rng)
-    places = shardings(mesh, logical_names(boxed), nn.unbox(boxed))
+    # Traced once. Shapes come first: a size that does not split is refused before anything compiles
+    traced, boxed = jax.make_jaxpr(init, return_shape=True)(rng)
+    shapes = nn.unbox(boxed)
+    places = shardings(mesh, logical_names(boxed), shapes)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     # The program runs once: XLA's CPU compiler would spend seconds on code that runs for milliseconds
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
-    make = jax.jit(lambda rng: nn.unbox(init(rng)), out_shardings=places, compiler_options=options)
-    return make(rng)
+    places = jax.tree.leaves(places)
+    make = jax.jit(jaxpr_as_fun(traced), out_shardings=places, compiler_options=options)
+    return jax.tree.unflatten(jax.tree.structure(shapes), make(rng))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -44,6 +44,9 @@ GRPO = SMALL | SIZES | {"rollout.max_completion_length": 4}
 CONVERSING = SMALL | SIZES | {"conversation.turn_length": 4}
 BASE = {"base.num_documents": 200, "base.num_steps": 2, "base.optimizer.warmup_steps": 0}
 WORLD = STEPS | SIZES | BASE
+# Little to compile
+DENSE = {"model.num_hidden_layers": 1, "base.bias_update_speed": 0.0}
+DENSE |= {"base.optimizer.kind": "adamw"}
 # Compiling is most of what a toy run takes
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 SFT = SMALL | {"sequence_length": 64, "answers.max_completion_length": 4, "eval_every": 1}
@@ -133,7 +136,7 @@ def test_chats_of_ones_own_are_learned_and_the_run_is_used_by_its_folder_alone(p
 
 
 # What stands in the place of these words at toy size
-OTHERS = ['"grpo_smollm2", num_steps=3', f'"grpo_small", **{WORLD}']
+OTHERS = ['"grpo_smollm2", num_steps=3', f'"grpo_small", **{WORLD | DENSE}']
 
 
 @pytest.mark.parametrize("others", [OTHERS, pytest.param(None, marks=pytest.mark.slow)])

@@ -3,11 +3,14 @@
 import contextlib
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
-from deepseek_jax.environments import Environments
+from deepseek_jax.environments import Environments, schemas
+from deepseek_jax.rewards.workers import WorkerPool
 
 FILES = Path(__file__).parent / "files"
 TOOLS, ENVIRONMENTS = FILES / "own_tools.py", FILES / "own_environments.py"
+READER = WorkerPool(schemas._described, int, num_workers=1, wall_limit_seconds=60)
 
 
 class Call(NamedTuple):
@@ -22,7 +25,13 @@ def call(name, **arguments):
 def environments(*tools, environment=None, workers=1, **limits):
     """Environments with tools of own_tools.py and an environment of own_environments.py."""
     name = environment and f"{ENVIRONMENTS}:{environment}"
-    return Environments([f"{TOOLS}:{tool}" for tool in tools], name, workers=workers, **limits)
+    with one_reader():
+        return Environments([f"{TOOLS}:{tool}" for tool in tools], name, workers=workers, **limits)
+
+
+def one_reader():
+    """In the block one process reads all schemas: each would import transformers, for a second."""
+    return mock.patch.object(schemas, "WorkerPool", lambda *_, **__: contextlib.nullcontext(READER))
 
 
 @contextlib.contextmanager

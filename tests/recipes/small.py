@@ -9,6 +9,7 @@ from deepseek_jax.rewards import Rule, scoring
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.run import Run
+from tests.environments.calls import one_reader
 
 # The ends of the names of metrics that no two runs share
 CLOCKS = ("seconds", "minutes", "_time", "per_second", "per_sec_per_gpu", "gib")
@@ -50,7 +51,7 @@ def run_recipe(recipe, config, workdir, should_stop=lambda: False, mesh=None):
     """Run a recipe's module as launch does, on one device or on a mesh."""
     mesh = mesh or one_device()
     settings = build(recipe.SETTINGS, config, "config")
-    with jax.set_mesh(mesh):
+    with one_reader(), jax.set_mesh(mesh):
         driver.run(recipe.JOB(settings, mesh, make_run(workdir, should_stop, mesh)))
 
 

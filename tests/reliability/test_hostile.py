@@ -75,7 +75,7 @@ def test_math_verify_pays_no_hostile_text_and_keeps_its_limits(tmp_path):
     afterwards.
     """
     completions = [form % text for text in texts(tmp_path / "was_here").values() for form in FORMS]
-    limits = dict(time_limit_seconds=0.5, batch_limit_seconds=5.0)
+    limits = dict(time_limit_seconds=0.2, batch_limit_seconds=5.0)
     with MathVerifier(num_workers=2, **limits) as verifier:
         scores = verifier.score(["3"] * len(completions), completions)
         unscored = sum(map(math.isnan, scores))
@@ -85,22 +85,22 @@ def test_math_verify_pays_no_hostile_text_and_keeps_its_limits(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("text", ["so ", "\\boxed{3}"])
-def test_ten_megabytes_are_not_scored_and_counted(text):
+def test_ten_megabytes_are_not_scored_and_counted():
     """Oracle: by hand: no reward is paid, its neighbour is, and the message says why."""
-    completions = [text * (10 * 2**20 // len(text)), "1 + 2 = 3"]
     names = ("exact_answer", "correct", "correct_working", "true_equations", "math_verify")
     with open_rewards(dict.fromkeys(names, 1.0)) as rewards:
-        scores = rewards.score([EXAMPLE] * 2, completions)
-    np.testing.assert_array_equal(scores.total, np.float32([np.nan, 5]))
-    assert scores.errors == 1 and "rules read at most 1048576" in scores.messages[0]
+        for text in ("so ", "\\boxed{3}"):
+            completions = [text * (10 * 2**20 // len(text)), "1 + 2 = 3"]
+            scores = rewards.score([EXAMPLE] * 2, completions)
+            np.testing.assert_array_equal(scores.total, np.float32([np.nan, 5]))
+            assert scores.errors == 1 and "rules read at most 1048576" in scores.messages[0]
 
 
 @pytest.fixture(scope="module", params=["pydantic-monty", "bubblewrap"])
 def sandboxed(request):
     if request.param == "bubblewrap" and not works("bubblewrap"):
         pytest.skip("bubblewrap does not work here")
-    with ProgramVerifier(sandbox=request.param, num_workers=2, time_limit_seconds=3.0) as verifier:
+    with ProgramVerifier(sandbox=request.param, num_workers=2, time_limit_seconds=2.0) as verifier:
         verifier.score([PRINTS_42], [fenced("print(42)")])  # starts the workers
         yield verifier
 

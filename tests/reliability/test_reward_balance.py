@@ -108,17 +108,21 @@ def line(form, counts, number, wrong):
     return f"| `{form}` | {number}, and {wrong} wrong | {' | '.join(cells)} |\n"
 
 
+@pytest.mark.parametrize("part", [4, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", FORMS)
-def test_every_right_answer_is_paid_and_no_wrong_one(form, solutions, verifier, request):
-    """Oracle: the numbers of the data set, written right and wrong. The table in README.md has this line."""
+def test_every_right_answer_is_paid_and_no_wrong_one(form, part, solutions, verifier, request):
+    """Oracle: the numbers of the data set, written right and wrong; by default those of every fourth
+    solution. The table in README.md has the line of all.
+    """
+    solutions = solutions[::part]
     counts, wrong = measure(form, solutions, verifier)
     shown = line(form, counts, len(solutions), wrong)
-    if request.config.getoption("--keep", False):
+    if part == 1 and request.config.getoption("--keep", False):
         keep(form, shown)
     assert all(refused == 0 for refused, _ in counts.values()), shown
     allowed = 0 if form in MARKED else 0.002 * wrong
     assert all(paid <= allowed for _, paid in counts.values()), shown
-    assert shown in README.read_text()
+    assert part > 1 or shown in README.read_text()
 
 
 def keep(form, shown):

@@ -1,5 +1,6 @@
 """Faults that no loss shows: each is planted, named, and ends a run with its own exit status."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -87,7 +88,7 @@ def squares(params, batch, rng):
 def train(workdir, loss_fn=squares, params=None, source=None, tx=None, checks=None, **fields):
     """Six steps of the real loop over Numbers."""
     tx = tx or optax.adam(0.1)
-    settings = dict(num_steps=6, save_every=1, log_every=1)
+    settings = dict(num_steps=6, save_every=6, log_every=1)
     settings |= dict(checkpoints=CheckpointSettings(), faults=FaultSettings())
     settings |= dict(optimizer=OptimizerSettings(learning_rate=0.1)) | fields
     step = make_train_step(loss_fn, tx)
@@ -194,10 +195,9 @@ def test_parameters_that_an_update_breaks_are_never_saved(tmp_path):
     """Oracle: a rate that is infinite from update 3 on: the checkpoint after update 2 is the last."""
     rate = optax.join_schedules([lambda _: 0.1, lambda _: jnp.inf], [3])
     words = "sft: after step 3 the parameters of x are not finite"
-    with pytest.raises(NotFinite, match=words):
-        train(tmp_path, tx=optax.adam(rate))
-    assert saved_in(tmp_path) == 3
-    assert status_of(lambda: train(tmp_path, tx=optax.adam(rate))) == 3
+    with pytest.raises(NotFinite, match=words) as fault:
+        train(tmp_path, tx=optax.adam(rate), save_every=1)
+    assert fault.value.status == 3 and saved_in(tmp_path) == 3
 
 
 # Gradients that are not finite
@@ -435,7 +435,7 @@ def test_a_loss_mask_of_zeros_ends_the_run(tmp_path, capsys):
 
     words = "sft: the loss mask is all zeros in 3 steps in a row up to step 6: no token is learned; look"
     with pytest.raises(BrokenTerm, match=words):
-        train(tmp_path, source=Masked(), num_steps=9)
+        train(tmp_path, source=Masked(), num_steps=9, save_every=1)
     said = capsys.readouterr().out
     assert "all zeros in 2 steps in a row up to step 2" in said and saved_in(tmp_path) == 6
 
@@ -456,9 +456,10 @@ def adapters(read):
 def test_an_adapter_without_a_gradient_is_named(tmp_path):
     """Oracle: by hand: the one that the loss does not read; where it reads both, the run is complete."""
     train(tmp_path / "both", *adapters(["q_proj", "v_proj"]))
-    with pytest.raises(BrokenTerm, match="sft: layers.v_proj had no gradient up to step 2, while"):
+    words = "sft: layers.v_proj had no gradient up to step 2, while"
+    with pytest.raises(BrokenTerm, match=words) as fault:
         train(tmp_path, *adapters(["q_proj"]))
-    assert status_of(lambda: train(tmp_path / "again", *adapters(["q_proj"]))) == 5
+    assert fault.value.status == 5
 
 
 def test_a_prediction_module_without_a_gradient_is_named(tmp_path):
@@ -513,20 +514,21 @@ def experts(silent):
 @pytest.mark.parametrize(
     "silent, name",
     [
+        (lambda w: w, None),
         (jax.lax.stop_gradient, "moe_layers.experts.down"),
         (
             lambda w: jnp.stack([w[0], jax.lax.stop_gradient(w[1])]),
             "layer 1 of moe_layers.experts.down",
         ),
     ],
-    ids=["stack", "layer"],
+    ids=["none", "stack", "layer"],
 )
 def test_a_stack_of_experts_without_a_gradient_is_named(tmp_path, silent, name):
     """Oracle: by hand: the stack, or its layer, that the loss holds still; an expert without a token is no
     fault.
     """
-    train(tmp_path / "whole", *experts(lambda w: w))
-    with pytest.raises(BrokenTerm, match=f"sft: {name} had no gradient up to step 2, while"):
+    named = pytest.raises(BrokenTerm, match=f"sft: {name} had no gradient up to step 2, while")
+    with named if name else contextlib.nullcontext():
         train(tmp_path, *experts(silent))
 
 
@@ -894,9 +896,9 @@ def test_a_run_with_a_fault_planted_in_its_batches_is_ended(
     if words is None:
         reinforced(tmp_path, num_steps=2)
         return
-    with pytest.raises(BrokenTerm, match=words):
+    with pytest.raises(BrokenTerm, match=words) as fault:
         reinforced(tmp_path, num_steps=3)
-    assert status_of(lambda: reinforced(tmp_path / "again", num_steps=3)) == 5
+    assert fault.value.status == 5
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
@@ -915,6 +917,8 @@ def test_a_run_whose_advantages_lie_on_other_devices_is_ended(
     monkeypatch.setattr(batches, "put_share", shifted)
     mesh = make_mesh(data=4, devices=jax.devices()[:4])
     fields = dict(prompts_per_step=8, num_steps=1, micro_batches=micro_batches)
+    # Little to compile
+    fields |= dict(model=dict(num_hidden_layers=1), loss=dict(kl_coef=0.0))
     with pytest.raises(
         BrokenTerm, match="step 0: the sum of advantages.* rows of other completions"
     ):

@@ -9,6 +9,7 @@ from deepseek_jax.data.tokenizer import closed_tokenizer
 from deepseek_jax.recipes.conversing import conversing, open_environments
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.settings import AnswerOptions, ConversationLimits, Conversing
+from tests.environments.calls import one_reader
 
 REPLIES = f"{Path(__file__).parent / 'files' / 'replies.py'}:Replies"
 TEMPLATE = "{question}\n"
@@ -43,7 +44,9 @@ def opened(policy, **fields):
     """The policy with tools and environment of these fields of Conversing."""
     settings = Conversing(**fields)
     with contextlib.ExitStack() as stack:
-        yield conversing(policy, open_environments(settings, stack), settings)
+        with one_reader():
+            environments = open_environments(settings, stack)
+        yield conversing(policy, environments, settings)
 
 
 def asked(policy, questions=QUESTIONS):

@@ -122,7 +122,7 @@ def learned(config, prompt, row):
     prompt, row = (jnp.array([ids]) for ids in (prompt, row))
     batch = dict(prompt_ids=prompt, prompt_mask=jnp.ones(prompt.shape, bool))
     batch |= dict(completion_ids=row, completion_mask=jnp.ones(row.shape, bool))
-    optimizer = optax.adam(3e-3)
+    optimizer = optax.adam(1e-2)
 
     def loss(params):
         return -completion_logprobs(config, params, batch)[0].mean()

@@ -2,14 +2,14 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from launch.planning.topology import ENVIRONMENT
+from tests import warm
 
+ROOT = Path(__file__).resolve().parents[2]
 COMPILE = """
 import json
 import jax
@@ -84,12 +84,9 @@ print("result", json.dumps([peak, cost["flops"], cost["bytes accessed"]]))
 
 
 def compile_apart(program, *arguments, timeout):
-    """What the program prints after "result", run by a Python of its own."""
-    here = str(Path(__file__).parents[2])
-    path = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
-    env = os.environ | ENVIRONMENT | {"PYTHONPATH": path}
-    command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout)
+    """What the program prints after "result", run in a process of its own."""
+    env = os.environ | ENVIRONMENT
+    done = warm.run("-c", program, *arguments, cwd=ROOT, env=env, timeout=timeout)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.split("result ")[1])
 
