@@ -170,6 +170,9 @@ class Decoder(nn.Module):
             unroll=1 if cfg.scan_layers else length,
             metadata_params={nn.PARTITION_NAME: name},
             methods=["train"],
+            # The check traces each layer once more, and nothing here can fail it. In init it draws the
+            # random numbers of a seed
+            check_constancy_invariants=self.is_initializing(),
         )
         return scanned(cfg, is_moe)
 
