@@ -133,9 +133,13 @@ def _training_layer(config: ModelConfig, looped: bool = False):
 
 
 class Decoder(nn.Module):
-    """Embedding, dense layers, MoE layers, final norm. Parameters of like layers are stacked on axis 0."""
+    """Embedding, dense layers, MoE layers, final norm. Parameters of like layers are stacked on axis 0.
+
+    is_abstract: init's parameters are read for their shapes alone, which takes less time.
+    """
 
     config: ModelConfig
+    is_abstract: bool = False
 
     def setup(self):
         cfg = self.config
@@ -170,9 +174,9 @@ class Decoder(nn.Module):
             unroll=1 if cfg.scan_layers else length,
             metadata_params={nn.PARTITION_NAME: name},
             methods=["train"],
-            # The check traces each layer once more, and nothing here can fail it. In init it draws the
-            # random numbers of a seed
-            check_constancy_invariants=self.is_initializing(),
+            # The check traces each layer once more, and nothing here can fail it. Where init draws
+            # numbers, those of a seed depend on it
+            check_constancy_invariants=self.is_initializing() and not self.is_abstract,
         )
         return scanned(cfg, is_moe)
 
@@ -263,18 +267,20 @@ def _train(stack, *arguments):
     return stack.train(*arguments)
 
 
-def init_params(config: ModelConfig, rng: jax.Array) -> Any:
+def init_params(config: ModelConfig, rng: jax.Array, is_abstract: bool = False) -> Any:
     """Random float32 parameters: normal(initializer_range) weights, unit norms, zero biases.
 
     Returns Linen's boxed tree: flax.linen.unbox gives the arrays, parallel.shard reads the axis names.
+    is_abstract: see Decoder.
     """
-    return Decoder(config).init(rng, jnp.zeros((1, 1), jnp.int32), method="touch")["params"]
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return Decoder(config, is_abstract).init(rng, tokens, method="touch")["params"]
 
 
 @functools.cache
 def abstract_init(config: ModelConfig) -> Any:
     """What init_params returns, as shapes. It traces the whole model, for seconds, and many ask for it."""
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0), is_abstract=True))
 
 
 def count_params(config: ModelConfig) -> int:
@@ -286,4 +292,5 @@ def count_params(config: ModelConfig) -> int:
 def random_params(config: ModelConfig, mesh: Mesh | None = None, seed: int = 0) -> Any:
     """The arrays of init_params, each created in its shards on the mesh; default that of a single device."""
     mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
-    return init_sharded(mesh, lambda rng: init_params(config, rng), jax.random.key(seed))
+    boxed, rng = abstract_init(config), jax.random.key(seed)
+    return init_sharded(mesh, lambda rng: init_params(config, rng), rng, boxed)

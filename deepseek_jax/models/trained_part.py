@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.decoder import init_params
+from deepseek_jax.models.decoder import abstract_init, init_params
 from deepseek_jax.models.layers import INDEXER
 from deepseek_jax.parallel.shard import init_sharded
 
@@ -44,5 +44,6 @@ def with_indexers(config: ModelConfig, params, mesh: Mesh, seed: int):
         # Only what is returned is computed
         return indexers_of(init_params(config, rng)).trained
 
-    indexers = init_sharded(mesh, init, jax.random.key(seed))
+    boxed = indexers_of(abstract_init(config)).trained
+    indexers = init_sharded(mesh, init, jax.random.key(seed), boxed)
     return rejoined(TrainedPart(indexers, params))

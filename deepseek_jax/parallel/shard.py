@@ -101,13 +101,14 @@ def shardings(mesh: Mesh, names: Any, shapes: Any) -> Any:
     return jax.tree.map_with_path(place, names, shapes, is_leaf=lambda x: isinstance(x, tuple))
 
 
-def init_sharded(mesh: Mesh, init: Callable, rng: jax.Array) -> Any:
+def init_sharded(mesh: Mesh, init: Callable, rng: jax.Array, boxed: Any = None) -> Any:
     """Run a Linen init so that each parameter is created on the devices that will hold it.
 
-    init(rng) returns the boxed tree of parameters; the result is the tree without boxes.
+    init(rng) returns the boxed tree of parameters; the result is the tree without boxes. boxed: its shapes,
+    where the caller has them.
     """
     # Shapes come first: a size that does not split is refused before anything compiles
-    boxed = jax.eval_shape(init, rng)
+    boxed = jax.eval_shape(init, rng) if boxed is None else boxed
     places = shardings(mesh, logical_names(boxed), nn.unbox(boxed))
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     # The program runs once: XLA's CPU compiler would spend seconds on code that runs for milliseconds
