@@ -209,10 +209,10 @@ def test_workers_killed_at_work_cost_no_verdict_of_others():
             os.kill(process.pid, signal.SIGKILL)
 
     with ProgramVerifier(
-        sandbox="pydantic-monty", num_workers=1, time_limit_seconds=3.0
+        sandbox="pydantic-monty", num_workers=1, time_limit_seconds=1.5
     ) as verifier:
         verifier.score([PRINTS_42], [fenced("print(42)")])
-        killer = threading.Timer(1.0, kill)
+        killer = threading.Timer(0.5, kill)
         killer.start()
         programs = [HOSTILE["endless_loop"], "print(42)", "print(41)"]
         assert verifier.score([PRINTS_42] * 3, map(fenced, programs)) == [0.0, 1.0, 0.0]

@@ -1,6 +1,7 @@
 """Conversations: what is sampled over several turns, and that nothing else decides it."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -18,6 +19,10 @@ from tests.rollout.test_mesh import MESHES, MODELS
 from tests.tiny import tiny_model
 
 KINDS = ["mla_moe", "gqa", "sparse"]
+
+
+# Texts in one chunk, and in several
+CHUNKS = {"one chunk": (8, 32, 128), "several chunks": (2, 5)}
 
 
 def padded(rows, length):
@@ -57,12 +62,20 @@ def model(request):
     return tiny_model(request.param)
 
 
-@pytest.mark.parametrize("chunks", [(8, 32, 128), (2, 5)], ids=["one chunk", "several chunks"])
+@pytest.mark.parametrize(
+    "model, chunks",
+    others_slow(
+        itertools.product(KINDS, CHUNKS),
+        ("gqa", "one chunk"),
+        *((kind, "several chunks") for kind in KINDS),
+    ),
+    indirect=["model"],
+)
 def test_logprobs_are_those_of_one_forward_pass_over_the_whole_row(model, chunks, monkeypatch):
     """Oracle: completion_logprobs of the rows, whose attention is that of training, in float32. A chunk that
     put a key at another position, or left out a token, would change them by whole nats.
     """
-    monkeypatch.setattr(turns, "CHUNKS", chunks)
+    monkeypatch.setattr(turns, "CHUNKS", CHUNKS[chunks])
     config, params = model
     with talking(config, params) as policy:
         answers = answered(policy)
@@ -157,8 +170,10 @@ def on_mesh(kind, mesh):
 
 
 @pytest.mark.parametrize("kind, axes", others_slow(CASES, ("experts", "mixed")))
-def test_eight_devices_hold_the_conversations_of_one(kind, axes):
+def test_eight_devices_hold_the_conversations_of_one(monkeypatch, kind, axes):
     """Oracle: one device."""
+    # One program that reads a text
+    monkeypatch.setattr(turns, "CHUNKS", (32,))
     one = on_mesh(kind, make_mesh(devices=jax.devices()[:1]))
     assert one.rollout.observed_mask.sum() > 200
     assert_same(one, on_mesh(kind, make_mesh(**MESHES[axes])), atol=2e-5)
