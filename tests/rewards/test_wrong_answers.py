@@ -116,7 +116,7 @@ RIGHT_STATEMENTS = statements(RIGHT) | statements(RIGHT_NUMBERS, SENTENCES)
 
 
 @given(WRONG_STATEMENTS)
-@settings(quick, max_examples=1000)
+@settings(quick, max_examples=2000)
 def test_no_rule_pays_a_wrong_answer(stated):
     """Oracle: WRONG, whose forms are other values than n by hand."""
     n, text = stated
