@@ -1,9 +1,6 @@
 """The expert layout and the grouped product against loops over tokens and experts."""
 
 import itertools
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +9,8 @@ import pytest
 
 from deepseek_jax.ops import grouped_matmul as grouped
 from deepseek_jax.ops.pallas import grouped_matmul as pallas
+from tests.quick import others_slow
+from tests.tpu import TOPOLOGIES, compiled
 
 M, A, E, D, F = 20, 2, 6, 5, 4
 # Token by token: spread out, all of a token's choices on one expert, and experts 0 and 5 idle.
@@ -170,42 +169,17 @@ def test_gradients_arrive_in_their_operands_dtypes(implementation):
     assert dtypes == [jnp.bfloat16, jnp.float32, jnp.float32]
 
 
-COMPILE = """
-import jax, jax.numpy as jnp
-from jax.experimental import topologies
-from deepseek_jax.ops.grouped_matmul import grouped_matmul
-r, d, f, e = 4096, 512, 768, 8
-for name in ("v5p:2x2x1", "v5e:2x2", "v6e:2x2", "tpu7x:2x2x1"):
-    device = topologies.get_topology_desc(platform="tpu", topology_name=name).devices[0]
-    place = jax.sharding.SingleDeviceSharding(device)
-    shapes = ((r, d), jnp.bfloat16), ((e, d, f), jnp.float32), ((e,), jnp.int32)
-    arrays = [jax.ShapeDtypeStruct(*shape, sharding=place) for shape in shapes]
-    def loss(rows, kernel, sizes):
-        out = grouped_matmul(rows, kernel, sizes)
-        return (out.astype(jnp.float32) ** 2).sum()
-    with jax.default_device(device):
-        traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(*arrays)
-        program = traced.lower(lowering_platforms=("tpu",)).compile()
-    text = program.as_text()
-    kernels = text.count('custom_call_target="tpu_custom_call"')
-    print("times", program.cost_analysis()["flops"] / (3 * 2 * r * d * f), kernels)
-"""
-
-
-@pytest.mark.slow
-def test_on_tpu_product_and_gradients_cost_what_their_rows_cost():
+@pytest.mark.parametrize("topology", others_slow(TOPOLOGIES, TOPOLOGIES[0]))
+def test_on_tpu_product_and_gradients_cost_what_their_rows_cost(topology):
     """Oracle: the compiler's own count: three products of each row with one matrix, with an eighth to spare
     for what is no product; dense over the eight experts any of them would add 7 / 3. All are kernels.
     """
-    quiet = dict(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE],
-        env=os.environ | quiet,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = [line.split()[1:] for line in done.stdout.splitlines() if "times" in line]
-    assert len(found) == 4, found
-    assert all(1 <= float(times) < 1.125 and kernels == "3" for times, kernels in found), found
+    r, d, f, e = 4096, 512, 768, 8
+
+    def loss(rows, kernel, sizes):
+        return (grouped.grouped_matmul(rows, kernel, sizes).astype(jnp.float32) ** 2).sum()
+
+    shapes = ((r, d), "bfloat16"), ((e, d, f), "float32"), ((e,), "int32")
+    program = compiled(topology, jax.grad(loss, argnums=(0, 1)), *shapes)
+    assert 1 <= program.cost_analysis()["flops"] / (3 * 2 * r * d * f) < 1.125
+    assert program.as_text().count('custom_call_target="tpu_custom_call"') == 3

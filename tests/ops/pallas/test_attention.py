@@ -1,6 +1,7 @@
 """Splash attention against the plain form, and compiled for TPUs that are not there."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,13 @@ from deepseek_jax.parallel.context import over_heads
 from launch.planning.hlo import program_cost
 from launch.planning.topology import ENVIRONMENT, planned_mesh
 from tests.ops.test_attention import normal
+from tests.quick import others_slow
+from tests.tpu import TOPOLOGIES
 
 SCALE = 0.1
+# The widths of heads, key_heads, x and u that models have
+WIDTHS = (2, 2, 192, 128), (8, 2, 128, 128), (9, 3, 64, 64)
+ON_TPUS = list(itertools.product(TOPOLOGIES, WIDTHS))
 
 
 def operands(t, heads, key_heads, x, u):
@@ -80,16 +86,12 @@ def compiled(monkeypatch):
     return compile_rows
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
-@pytest.mark.parametrize(
-    "heads, key_heads, x, u", [(2, 2, 192, 128), (8, 2, 128, 128), (9, 3, 64, 64)]
-)
-def test_long_rows_on_a_tpu_take_the_kernel(compiled, topology, heads, key_heads, x, u):
+@pytest.mark.parametrize("topology, widths", others_slow(ON_TPUS, ON_TPUS[0]))
+def test_long_rows_on_a_tpu_take_the_kernel(compiled, topology, widths):
     """Oracle: the compiled program: three kernels, no array with a score for each pair of tokens, and, as the
     walker counts it, 2 products forward and 7 backward over half of the square.
     """
-    t = 4096
+    t, (heads, key_heads, x, u) = 4096, widths
     text, mesh = compiled(topology, t, heads, key_heads, x, u)
     for phase in ("fwd", "dq", "dkv"):
         assert f"splash_mha_{phase}" in text

@@ -1,14 +1,13 @@
 """The kernel of latent decoding against the plain form, and compiled for TPUs that are not there."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from deepseek_jax.ops.attention import attend_latent
 from launch.planning.hlo import program_cost
-from launch.planning.topology import ENVIRONMENT, planned_mesh
 from tests.ops.test_attention import normal
+from tests.quick import others_slow
+from tests.tpu import TOPOLOGIES, compiled
 
 B, H, S, C, R = 3, 16, 384, 128, 64
 
@@ -41,28 +40,18 @@ def test_a_cache_of_no_whole_blocks_is_refused():
         attend_latent(queries, latents[:, :100], **short, implementation="interpreted")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
-def test_decoding_on_a_tpu_writes_no_scores(monkeypatch, topology):
+@pytest.mark.parametrize("topology", others_slow(TOPOLOGIES, TOPOLOGIES[0]))
+def test_decoding_on_a_tpu_writes_no_scores(topology):
     """Oracle: the compiled program of V3's attention: no float32 array of heads by cache; it reads the cache
     once, and its products are counted by hand.
     """
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
     b, h, s, c, r = 2, 128, 4096, 512, 64
-    mesh, _ = planned_mesh(topology, dict(data=-1))
-    place = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
-
-    def shape(*size, dtype=jnp.bfloat16):
-        return jax.ShapeDtypeStruct(size, dtype, sharding=place)
 
     def attend(*arrays):
         return attend_latent(*arrays[:-1], kv_lora_rank=c, scale=0.1, mask=arrays[-1])
 
-    arguments = shape(b, h, c + r), shape(b, s, c + r)
-    with jax.default_device(mesh.devices.flat[0]):
-        traced = jax.jit(attend).trace(*arguments, shape(b, s, dtype=jnp.bool_))
-        text = traced.lower(lowering_platforms=("tpu",)).compile().as_text()
+    shapes = ((b, h, c + r), "bfloat16"), ((b, s, c + r), "bfloat16"), ((b, s), "bool")
+    text = compiled(topology, attend, *shapes).as_text()
     assert "latent_decoding" in text and f"f32[{b},{h},{s}]" not in text
     cost = program_cost(text, {"data": 1})
     assert sum(cost.flops.values()) == 2 * b * h * s * (2 * c + r)

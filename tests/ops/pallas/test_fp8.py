@@ -16,30 +16,23 @@ from deepseek_jax.ops.platform import form_of
 from launch.planning.hlo import program_cost
 from launch.planning.roofline import roofline
 from launch.planning.topology import ENVIRONMENT, planned_mesh
+from tests.quick import others_slow
 from tests.tiny import MLA_MOE
+from tests.tpu import TOPOLOGIES, compiled
 
 FP8 = "f8e4m3fn x f8e4m3fn"
-TOPOLOGIES = ["v5e:1x1", "v5p:2x2x1", "v6e:1x1", "tpu7x:2x2x1"]
 
 
-@pytest.fixture
-def compiled(monkeypatch):
-    """A function that compiles a function of bfloat16 and float32 arrays for one device of a topology: -> the
-    program's text.
-    """
+def sizes(small, whole):
+    """(topology, sizes) for parametrize: by default small ones, which compile in half the time."""
+    quick = TOPOLOGIES[0], small
+    return others_slow([quick, *((topology, whole) for topology in TOPOLOGIES)], quick)
+
+
+@pytest.fixture(autouse=True)
+def for_tpus(monkeypatch):
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-
-    def compile_one(topology, function, *shapes):
-        mesh, _ = planned_mesh(topology, dict(data=-1))
-        device = mesh.devices.flat[0]
-        place = jax.sharding.SingleDeviceSharding(device)
-        arrays = [jax.ShapeDtypeStruct(s, dtype, sharding=place) for s, dtype in shapes]
-        with jax.default_device(device):
-            traced = jax.jit(function).trace(*arrays)
-            return traced.lower(lowering_platforms=("tpu",)).compile().as_text()
-
-    return compile_one
 
 
 def gradients(product, x, w, dy):
@@ -47,16 +40,15 @@ def gradients(product, x, w, dy):
     return out, *pullback(dy)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_a_linear_layer_multiplies_e4m3_values(compiled, topology):
+@pytest.mark.parametrize("topology, sizes", sizes((1024, 1024, 512), (4096, 7168, 2048)))
+def test_a_linear_layer_multiplies_e4m3_values(topology, sizes):
     """Oracle: the program: three products of 2 m k n FLOPs, all by the kernel; four roundings of 1 x 128 and
     128 x 1 tiles and two of the weights; no product of float32, and no second copy of the weights in float32.
     """
-    m, k, n = 4096, 7168, 2048
+    m, k, n = sizes
     product = functools.partial(gradients, functools.partial(fp8_dot, "md,df->mf"))
     shapes = ((m, k), "bfloat16"), ((k, n), "float32"), ((m, n), "bfloat16")
-    text = compiled(topology, product, *shapes)
+    text = compiled(topology, product, *shapes).as_text()
     cost = program_cost(text, {})
     assert {label: flops for label, flops in cost.flops.items() if flops} == {
         FP8: 3 * 2 * m * k * n
@@ -66,11 +58,10 @@ def test_a_linear_layer_multiplies_e4m3_values(compiled, topology):
     assert cost.hbm_bytes < 30 * (m * k + m * n + k * n)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_experts_multiply_e4m3_values(compiled, topology):
+@pytest.mark.parametrize("topology, sizes", sizes((1024, 1024, 512, 2), (8192, 7168, 4096, 8)))
+def test_experts_multiply_e4m3_values(topology, sizes):
     """Oracle: the program: three products of all rows with one expert's matrix each."""
-    r, k, n, e = 8192, 7168, 4096, 8
+    r, k, n, e = sizes
     block = 256
 
     def product(rows, kernel, dy, counts):
@@ -80,21 +71,20 @@ def test_experts_multiply_e4m3_values(compiled, topology):
         return gradients(form, rows, kernel, dy)
 
     shapes = ((r, k), "bfloat16"), ((e, k, n), "float32"), ((r, n), "bfloat16"), ((e,), "int32")
-    cost = program_cost(compiled(topology, product, *shapes), {})
+    cost = program_cost(compiled(topology, product, *shapes).as_text(), {})
     flops = {label: flops for label, flops in cost.flops.items() if flops}
     assert flops == {f"grouped matmul, {FP8}": 3 * 2 * r * k * n}
 
 
 @pytest.mark.slow
-def test_fp8_takes_half_the_time_where_a_chip_multiplies_it(compiled):
+def test_fp8_takes_half_the_time_where_a_chip_multiplies_it():
     """Oracle: the chips' peaks, of what the kernels' label says: 4614 and 2307 TFLOP/s of a tpu7x; a v5p has
     one for both.
     """
     m, k, n = 4096, 7168, 2048
     product = functools.partial(fp8_dot, "md,df->mf")
-    cost = program_cost(
-        compiled("v5p:2x2x1", product, ((m, k), "bfloat16"), ((k, n), "float32")), {}
-    )
+    shapes = ((m, k), "bfloat16"), ((k, n), "float32")
+    cost = program_cost(compiled("v5p:2x2x1", product, *shapes).as_text(), {})
     mesh, _ = planned_mesh("v5p:2x2x1", dict(data=-1))
     for kind, factor in (("TPU v5", 1), ("TPU7x", 2)):
         chip = DEVICES[kind]
@@ -104,10 +94,8 @@ def test_fp8_takes_half_the_time_where_a_chip_multiplies_it(compiled):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [dict(data=1, fsdp=2, expert=2), dict(data=1, tensor=4)])
-def test_a_model_on_several_devices_takes_the_kernels(monkeypatch, sizes):
+def test_a_model_on_several_devices_takes_the_kernels(sizes):
     """Oracle: the program: the kernels of Linear layers, of experts, and of experts' gradients."""
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
     mesh, _ = planned_mesh("v5p:2x2x1", sizes)
     config = ModelConfig(**MLA_MOE, fp8=True, dtype="bfloat16", scan_layers=True)
     params = jax.eval_shape(lambda: nn.unbox(init_params(config, jax.random.key(0))))
@@ -135,10 +123,8 @@ def test_experts_rows_fill_whole_tiles_on_a_tpu():
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_values_are_multiplied_as_the_chip_can(monkeypatch, topology):
+def test_values_are_multiplied_as_the_chip_can(topology):
     """Oracle: the chips' peaks: of these, tpu7x alone multiplies E4M3 faster than bfloat16."""
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
     mesh, chip = planned_mesh(topology, dict(data=-1))
     with jax.default_device(mesh.devices.flat[0]):
         native = form_of("fp8_operands") == "float8_e4m3fn"
@@ -146,14 +132,12 @@ def test_values_are_multiplied_as_the_chip_can(monkeypatch, topology):
 
 
 @pytest.mark.parametrize("m", [1, 8, 96, 300, 600])
-def test_any_number_of_rows_has_tiles_that_a_tpu_takes(monkeypatch, m):
+def test_any_number_of_rows_has_tiles_that_a_tpu_takes(m):
     """Oracle: Mosaic's own checks, as it lowers the product and its gradients for a TPU: blocks of whole
     registers. 300 and 140 are no multiples of 128.
     """
     product = functools.partial(gradients, functools.partial(fp8_dot, "md,df->mf"))
     arrays = [jax.ShapeDtypeStruct(s, "float32") for s in ((m, 300), (300, 140), (m, 140))]
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
     mesh, _ = planned_mesh("v5e:1x1", dict(data=-1))
     with jax.default_device(mesh.devices.flat[0]):
         lowered = jax.jit(product).trace(*arrays).lower(lowering_platforms=("tpu",))

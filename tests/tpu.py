@@ -1,0 +1,24 @@
+"""Compiling for a TPU that is not there, in the test's own process."""
+
+import os
+from unittest import mock
+
+import jax
+
+from launch.planning.topology import ENVIRONMENT, planned_mesh
+
+TOPOLOGIES = ["v5p:2x2x1", "v5e:2x2", "v6e:2x2", "tpu7x:2x2x1"]
+
+
+def compiled(topology: str, function, *shapes):
+    """A function compiled for one device of a topology: jax.stages.Compiled. shapes: (shape, dtype) of each
+    array that it takes.
+    """
+    with mock.patch.dict(os.environ, ENVIRONMENT):
+        mesh, _ = planned_mesh(topology, dict(data=-1))
+        device = mesh.devices.flat[0]
+        place = jax.sharding.SingleDeviceSharding(device)
+        arrays = [jax.ShapeDtypeStruct(*shape, sharding=place) for shape in shapes]
+        with jax.default_device(device):
+            traced = jax.jit(function).trace(*arrays)
+            return traced.lower(lowering_platforms=("tpu",)).compile()
