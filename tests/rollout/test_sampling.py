@@ -167,14 +167,14 @@ def test_a_setting_that_no_distribution_has_is_refused(settings, words):
 def test_verified_drafts_and_their_replacements_are_distributed_as_the_model_says(sharpness):
     """Oracle: the theorem of arXiv:2211.17192, appendix A.1: p itself, and sum(min(p, q)) drafts accepted.
 
-    Every draft with its probability, every uniform pair of a 200 by 200 grid: exact to about a cell, 1/200.
+    Every draft with its probability, every uniform pair of a 120 by 120 grid: exact to about a cell, 1/120.
     """
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(3, 6))
     logits[1] = logits[0] + sharpness * rng.normal(size=6)
     logits[0, 2] = logits[1, 4] = -np.inf  # each has a token that the other lacks
     p, q, after = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    grid = (np.arange(200) + 0.5) / 200
+    grid = (np.arange(120) + 0.5) / 120
     uniform = np.stack(np.meshgrid(grid, grid), axis=-1).reshape(-1, 2).astype(np.float32)
     came, kept, followed = np.zeros(6), 0.0, np.zeros(6)
     for draft in np.flatnonzero(q):
