@@ -155,8 +155,8 @@ class DistillSource(PackedDocuments):
         scalars,
         eval_every: int,
         watch: TaskWatch,
-        sampler: OnPolicyRows | None = None,
-        learns_texts: bool = True,
+        sampler: OnPolicyRows | None,
+        learns_texts: bool,
     ):
         super().__init__(
             make,

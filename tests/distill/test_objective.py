@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deepseek_jax.costs.flops import useful_flops
 from deepseek_jax.distill.feature_distillation import init_projections
 from deepseek_jax.distill.objective import (
     PROJECTIONS,
@@ -26,7 +27,7 @@ from deepseek_jax.models import (
     init_params,
     layer_states,
 )
-from tests.tiny import VOCAB, random_leaves, tiny_model
+from tests.tiny import SPARSE, VOCAB, random_leaves, tiny_model
 
 B, T, TEMPERATURE = 2, 9, 2.0
 WEIGHTS = dict(soft=0.5, hard=0.3, hidden=0.2, relations=0.1, on_policy=0.4, l2=1e-3)
@@ -306,3 +307,23 @@ def test_vocabularies_of_two_sizes_are_an_error(weights):
         objective(teacher=teacher, weights=weights)
     objective(teacher=teacher, weights=weights, vocab_size=VOCAB - 1)
     objective(teacher=teacher, weights=dict(hidden=1.0, hard=1.0))
+
+
+def test_the_operations_that_a_token_needs():
+    """Oracle: by hand: the student's update, and a forward pass of the teacher, whose queries see half of a
+    row on average, unless its targets are cached. Modules that predict further tokens are not trained; an
+    indexer scores more keys than attention sees.
+    """
+    # All of its operations are paid three times: a third of an update is a forward pass
+    config = dataclasses.replace(SPARSE, indexer_loss="sparse")
+    own = {
+        frozen: useful_flops(config, 32, trains_mtp=False, frozen=frozen)
+        for frozen in (False, True)
+    }
+    made = Objective(student=config, teacher=config, weights=dict(soft=1.0))
+    alone = dataclasses.replace(made, teacher=None)
+    for frozen, wanted in own.items():
+        assert made.flops_per_token(32, cached=True, frozen=frozen) == wanted
+        assert alone.flops_per_token(32, cached=False, frozen=frozen) == wanted
+        found = made.flops_per_token(32, cached=False, frozen=frozen)
+        np.testing.assert_allclose(found, wanted + own[False] / 3)
