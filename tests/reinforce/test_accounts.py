@@ -27,7 +27,7 @@ def test_a_question_is_new_once_an_epoch_of_its_scenario():
     def new(scenario, *numbers):
         return [asked.add(scenario, number, questions[number % 3]) for number in numbers]
 
-    assert new("reasoning", 0, 1, 2) == [True] * 3
+    assert new("reasoning", 0, 1, 2, 1) == [True] * 3 + [False]
     assert new("general", 0, 1) == [True] * 2
     assert new("reasoning", 3, 4) == [True] * 2 and new("reasoning", 4) == [False]
     assert asked.add("general", 2, questions[0]) and not asked.add("general", 3, questions[0])
@@ -104,7 +104,7 @@ def test_an_update_learns_of_a_conversation_what_was_sampled():
         check_sampled(groups, batch)
     groups[1]["rewards"][0] = NAN
     check_sampled(groups, batch)
-    check_sampled([{}, {}], batch)
+    check_sampled([{}], batch)
 
 
 def changed(place, **fields):

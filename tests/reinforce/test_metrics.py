@@ -97,6 +97,8 @@ def test_the_metrics_of_groups_skip_what_was_not_scored():
     }
     assert found == pytest.approx(wanted)
     groups[0]["parts"]["fine"] = np.float32([1, 2, 3])
+    alone = describe(groups[1:2], "right")
+    assert alone["completion_length"] == 4 and alone["accuracy"] == 1 and "turns" not in alone
     assert describe(groups, "fine")["accuracy"] == describe(groups, "right")["reward_fine"] == 2
 
 

@@ -44,7 +44,10 @@ def test_phases_of_a_config_become_its_learning_rates(moment_dtype, rtol):
         (dict(learning_rate=1.0, warmup_steps=3), 3),
         (dict(phases=PHASES), 2),
         (dict(phases=[dict(kind="cosine", steps=4, to=1)]), 4),
-        (dict(phases=[dict(kind="constant", steps=2, to=1), dict(kind="linear", steps=2, to=0)]), 0),
+        (
+            dict(phases=[dict(kind="constant", steps=2, to=1), dict(kind="linear", steps=2, to=0)]),
+            0,
+        ),
     ],
 )
 def test_a_warm_up_ends_where_the_rate_is_whole(block, updates):
