@@ -46,6 +46,8 @@ def test_the_calibration_error_by_hand():
     outcomes = np.array([True] * 9 + [False] + [True] * 5 + [False] * 5)
     np.testing.assert_allclose(calibration_error(probabilities, outcomes), 0.15)
     assert calibration_error([1.0, 0.0], [True, False]) == 0
+    # 0.05 and 0.095 are in one of ten bins, and would not be in one of eleven
+    np.testing.assert_allclose(calibration_error([0.05, 0.095], [False, True]), 0.855 / 2)
 
 
 def test_rewards_that_mean_what_they_say_are_calibrated_and_others_are_not():

@@ -101,7 +101,8 @@ def test_what_is_not_set_is_one_update_of_plain_samples():
     made = settings()
     assert made.scored() == () and made.num_updates() == 3 and made.most_turns() == 0
     assert not made.keeps() and made.extra_prompts == 0 and made.max_sampling_rounds == 1
-    assert made.rollout.temperature_at(0) == 1.0 and not made.rollout.truncates()
+    assert made.rollout.temperature_at(0) == made.rollout.top_p == 1.0
+    assert not made.rollout.truncates()
 
 
 @pytest.mark.parametrize(
