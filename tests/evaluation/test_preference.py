@@ -17,7 +17,7 @@ def test_pairs_are_counted_by_which_is_longer():
     """Oracle: by hand: of five pairs three are right, and a tie is wrong. The chosen response is shorter in
     two, of which one is right, and longer in two, of which one is right.
     """
-    report = pair_report([1.0, -2.0, 3.0, 0.0, 4.0], [-3, -1, 2, 5, 0])
+    report = pair_report([1.0, -2.0, 3.0, 0.0, 4.0], [-3, -1, 1, 5, 0])
     assert report["accuracy"] == [3 / 5, *wilson_interval(3, 5)]
     assert report["chosen_shorter"] == report["chosen_longer"] == [1 / 2, *wilson_interval(1, 2)]
     assert report["pairs"] == 5
@@ -48,6 +48,9 @@ def test_the_calibration_error_by_hand():
     assert calibration_error([1.0, 0.0], [True, False]) == 0
     # 0.05 and 0.095 are in one of ten bins, and would not be in one of eleven
     np.testing.assert_allclose(calibration_error([0.05, 0.095], [False, True]), 0.855 / 2)
+    # 1 and 0.95 are in the last, and 0.85 is not
+    np.testing.assert_allclose(calibration_error([1.0, 0.95], [False, True]), 0.95 / 2)
+    np.testing.assert_allclose(calibration_error([0.95, 0.85], [False, True]), 1.1 / 2)
 
 
 def test_rewards_that_mean_what_they_say_are_calibrated_and_others_are_not():
@@ -73,3 +76,6 @@ def test_labels_are_counted_by_what_they_are():
     assert report["accuracy"][0] == 3 / 5 and report["responses"] == 5
     assert report["safe_kept"] == [2 / 3, *wilson_interval(2, 3)]
     assert report["unsafe_caught"] == [1 / 2, *wilson_interval(1, 2)]
+    # A reward of 0 is not above 0
+    report = label_report([0.0, 0.0], [True, False])
+    assert report["safe_kept"][0] == 0 and report["unsafe_caught"][0] == 1
