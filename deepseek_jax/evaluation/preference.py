@@ -63,7 +63,7 @@ def calibration_error(probabilities, outcomes):
     # A probability of 1 is in the last bin
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     # A bin's count times its gap is the sum of probability - outcome, so no bin's mean is needed
-    gaps = np.bincount(bins, weights=probabilities - np.asarray(outcomes), minlength=BINS)
+    gaps = np.bincount(bins, weights=probabilities - np.asarray(outcomes))
     return float(np.abs(gaps).sum() / len(probabilities))
 
 

@@ -1,10 +1,11 @@
 """Reports about a reward model."""
 
 import numpy as np
+import pytest
 import scipy.stats
 from scipy.special import expit
 
-from deepseek_jax.evaluation.accuracy import wilson_interval
+from deepseek_jax.evaluation.accuracy import Z95, wilson_interval
 from deepseek_jax.evaluation.preference import (
     calibration_error,
     correlation_interval,
@@ -36,6 +37,16 @@ def test_the_length_correlation_is_pearsons_with_fishers_interval():
         np.testing.assert_allclose(have[0], wanted.statistic, atol=1e-12)
         np.testing.assert_allclose(have[1:], wanted.confidence_interval(0.95), atol=1e-7)
     assert correlation_interval(np.ones(5), np.arange(5)) is None
+    assert correlation_interval(np.arange(5), np.ones(5)) is None
+    assert correlation_interval([1, 2, 4], [2, 1, 3]) is None
+    # As many as there have to be, without a correlation: of tanh's argument 1.96 is a standard error
+    np.testing.assert_allclose(
+        correlation_interval([0, 1, 0, 1], [0, 0, 1, 1]),
+        [0, -np.tanh(Z95), np.tanh(Z95)],
+        atol=1e-12,
+    )
+    assert correlation_interval(np.arange(9), np.arange(9)) == pytest.approx([1, 1, 1])
+    assert correlation_interval(np.arange(9), -np.arange(9)) == pytest.approx([-1, -1, -1])
 
 
 def test_the_calibration_error_by_hand():

@@ -128,6 +128,7 @@ def test_the_updates_of_a_run_and_the_rows_of_each(monkeypatch):
     monkeypatch.setattr(module, "MOST_SHARED_SCORES", 0)
     made = settings(**BOTH, micro_batches=6)
     assert made.rows() == 6 and not made.shares_prompts()
+    assert settings(**BOTH, prompts_per_step=6, micro_batches=9).rows() == 9
     with pytest.raises(ValueError, match="micro_batches=4 does not divide the 6 completions"):
         settings(**BOTH, micro_batches=4)
 
