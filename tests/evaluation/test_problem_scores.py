@@ -2,7 +2,7 @@
 
 import pytest
 
-from deepseek_jax.evaluation.accuracy import ADDED_OF_PASS_AT_K, mean_interval, share_interval
+from deepseek_jax.evaluation.accuracy import mean_interval, share_interval
 from deepseek_jax.evaluation.compare import NO_DIFFERENCE
 from deepseek_jax.evaluation.problem_scores import compared_tasks, per_problem, task_scores
 
@@ -98,7 +98,7 @@ def test_conversations_have_the_means_of_their_counts():
     assert scores["truncated"].tolist() == [0, 0.5] and scores["length"].tolist() == [10, 10]
     intervals = task_scores(problems)["sum"]
     assert intervals["turns"] == mean_interval([1.5, 2.0])
-    assert intervals["pass@2"] == share_interval([1, 1], ADDED_OF_PASS_AT_K)
+    assert intervals["pass@2"] == share_interval([1, 1], 8)
 
 
 def test_ks_go_by_fours_to_the_number_of_samples():
