@@ -22,6 +22,7 @@ from deepseek_jax.training.update import (
     Reference,
     create_update,
     make_train_step,
+    update_of,
 )
 from tests.recipes.small import one_device
 
@@ -404,3 +405,56 @@ def test_a_function_is_applied_to_each_micro_batch():
     batch = {"rows": np.float32([[1], [2], [3], [4]]), "scale": np.float32(10)}
     found = over_micro_batches(lambda part: part["rows"].sum() * part["scale"], batch, 2)
     assert found.tolist() == [30, 70]
+
+
+def test_an_update_is_of_a_whole_batch_where_nothing_is_said():
+    """Oracle: by hand: three rows, which do not split."""
+    step = make_train_step(lambda p, batch, rng: ((p["w"] * batch["rows"]).sum(), {}), TX)
+    state = TrainState.create({"w": jnp.zeros(())}, TX)
+    state, _ = step(state, {"rows": np.float32([1, 2, 4])}, jax.random.key(0))
+    assert state.params["w"] == -3.5
+
+
+def test_an_update_of_a_recipe_balances_its_experts():
+    """Oracle: the biases of make_train_step with the same speed."""
+    wanted, _ = run(speed=0.1)
+    everywhere = jax.NamedSharding(one_device(), jax.P())
+    optimizer = SimpleNamespace(moment_memory="device")
+    settings = SimpleNamespace(
+        make_optimizer=lambda parts: TX, optimizer=optimizer, micro_batches=1
+    )
+    beside = Beside(bias_update_speed=optax.constant_schedule(0.1))
+    params = jax.device_put(make_state().params, everywhere)
+    create, update = create_update(settings, loss_fn, params, one_device(), beside=beside)
+    state, _ = update(create(params), make_batch(), jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, state.params, wanted.params)
+
+
+@pytest.mark.parametrize("overflows, wanted", [((None, None), None), (([1.0, 2.0], 4.0), 7.0)])
+def test_tokens_beyond_the_buffers_of_experts_are_summed(overflows, wanted):
+    """Oracle: by hand, over the layers of a stack and a module; without buffers there is no such metric."""
+    loads = jnp.ones((2, EXPERTS)), jnp.ones(EXPERTS)
+    overflows = (each if each is None else jnp.asarray(each) for each in overflows)
+    pairs = zip(("moe_layers", "mtp_0"), loads, overflows, strict=True)
+    routing = {name: Routing(load, jnp.zeros(()), each) for name, load, each in pairs}
+    state = TrainState.create({"w": jnp.zeros(())}, TX)
+    _, metrics = update_of(TX)(state, {"w": jnp.ones(())}, {"loss": 1.0, "routing": routing})
+    assert metrics.get("expert_overflows") == wanted
+
+
+def test_a_program_places_its_result_and_takes_the_options_of_its_chip(monkeypatch):
+    """Oracle: by hand: numbers that every device has are split as the tree is; a CPU has no options."""
+    mesh = make_mesh(data=2, devices=jax.devices()[:2])
+    split = jax.NamedSharding(mesh, jax.P("data"))
+    buffered = Buffered(lambda x: (jnp.broadcast_to(x.sum(), x.shape), {}), split)
+    found, _ = buffered(jax.device_put(np.float32([1, 2]), split))
+    assert found.tolist() == [3, 3] and found.sharding == split
+    given, asked = [], []
+    monkeypatch.setattr(module.jax, "jit", lambda function, **more: given.append(more))
+    for chip in (None, SimpleNamespace(options={"fast": True})):
+        monkeypatch.setattr(
+            module, "chip_of", lambda devices, chip=chip: asked.append(len(devices)) or chip
+        )
+        Buffered(None, split)
+    assert [more["compiler_options"] for more in given] == [None, {"fast": True}]
+    assert asked == [2, 2]
