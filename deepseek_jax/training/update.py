@@ -81,7 +81,7 @@ class Update:
     stale_params: 1.0 where it is not that of the state's; 0 is not compared.
     """
 
-    def __init__(self, loss_fn, tx, placed, micro_batches: int, beside: Beside):
+    def __init__(self, loss_fn, tx, placed, micro_batches: int = 1, beside: Beside = NOTHING):
         self.loss_fn, self.micro_batches, self.reference = loss_fn, micro_batches, beside.reference
         # Updates so far, where the reference follows them
         self.done = None

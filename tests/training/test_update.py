@@ -20,6 +20,7 @@ from deepseek_jax.training.update import (
     Beside,
     Buffered,
     Reference,
+    Update,
     create_update,
     make_train_step,
     update_of,
@@ -407,12 +408,17 @@ def test_a_function_is_applied_to_each_micro_batch():
     assert found.tolist() == [30, 70]
 
 
+def three_rows():
+    return {"rows": np.float32([1, 2, 4])}, jax.random.key(0)
+
+
 def test_an_update_is_of_a_whole_batch_where_nothing_is_said():
     """Oracle: by hand: three rows, which do not split."""
-    step = make_train_step(lambda p, batch, rng: ((p["w"] * batch["rows"]).sum(), {}), TX)
     state = TrainState.create({"w": jnp.zeros(())}, TX)
-    state, _ = step(state, {"rows": np.float32([1, 2, 4])}, jax.random.key(0))
-    assert state.params["w"] == -3.5
+    placed = jax.tree.map(lambda _: jax.NamedSharding(one_device(), jax.P()), state)
+    for step in (make_train_step(descent, TX), Update(descent, TX, placed)):
+        after, _ = step(jax.device_put(state, placed), *three_rows())
+        assert after.params["w"] == -3.5
 
 
 def test_an_update_of_a_recipe_balances_its_experts():
