@@ -12,7 +12,7 @@ from deepseek_jax.distill import taught
 from deepseek_jax.distill.taught import TeachersUpdate, learn_from_teachers, merged
 from deepseek_jax.distill.teacher_checks import check_teacher
 from deepseek_jax.distill.teacher_settings import TaughtSettings
-from deepseek_jax.distill.teachers import TeacherSource, describe_by_teacher, teacher_batch
+from deepseek_jax.distill.teachers import HIDDEN, TeacherSource, describe_by_teacher, teacher_batch
 from deepseek_jax.models.moe import Routing
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.reinforce.settings import MOST_SHARED_SCORES
@@ -199,3 +199,30 @@ def test_the_overflows_of_all_layers_are_counted_with_a_teachers_gradient(monkey
     assert gradients["w"] == 7 and metrics["loss"] == 7.0
     assert metrics.get("expert_overflows") == (3 if counted else None)
     assert metrics["routing"]["moe_layers"] == routing["moe_layers"]._replace(overflows=None)
+
+
+@pytest.mark.parametrize("routing", [None, "routing"])
+@pytest.mark.parametrize("num_tokens, share", [(0, 1.0), (1, 1.0), (4, 0.25)])
+def test_the_loss_of_a_teacher_is_a_mean_over_its_tokens(monkeypatch, num_tokens, share, routing):
+    """Oracle: by hand: each token's share, of at least one; what the KL is given of student and teacher."""
+    calls = []
+
+    def teacher_kl(*given, **more):
+        calls.append((given, more))
+        return 3.0, {"kl": 1.0}
+
+    states = SimpleNamespace(
+        hidden="hidden", targets="targets", spread=lambda x: x, routing=routing
+    )
+    monkeypatch.setattr(taught, "completion_states", lambda *given: states)
+    monkeypatch.setattr(taught, "head_weight", lambda *given: "own head")
+    monkeypatch.setattr(taught, "teacher_kl", teacher_kl)
+    mask = np.array([[True, False]])
+    batch = dict(completion_mask=mask, num_tokens=num_tokens, sampler_logprobs="logprobs")
+    batch |= {HIDDEN: "its hidden", "weight": 0.3, "temperature": 0.7}
+    loss, metrics = taught.make_taught_loss("config")("params", batch, None, "its head")
+    (((student, teacher, shares, sampled), more),) = calls
+    assert student == ("hidden", "own head") and teacher == ("its hidden", "its head")
+    assert shares.tolist() == [[share, 0.0]] and sampled == ("targets", "logprobs")
+    assert more == dict(weight=0.3, temperature=0.7) and loss == 3.0
+    assert metrics.get("routing") == (routing and {"moe_layers": routing})
