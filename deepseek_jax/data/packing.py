@@ -111,7 +111,7 @@ def pack_segments(blocks, to_segments, rows: Rows, *, features, seed: int, pad_i
     its segment_ids too.
     """
     # The prefetching thread below reads ahead; by default Grain would start 16 more
-    in_this_thread = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    in_this_thread = grain.ReadOptions(prefetch_buffer_size=0)
     packed = grain.experimental.FirstFitPackIterDataset(
         grain.experimental.FlatMapIterDataset(blocks.to_iter_dataset(in_this_thread), to_segments),
         length_struct=dict.fromkeys(features, rows.sequence_length),

@@ -94,12 +94,8 @@ def jsd(
 DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd}
 
 
-def check_divergence(divergence: str, *, beta: float | None = None, temperature: float = 1.0):
-    """Raise ValueError, naming the argument, for an unknown divergence, a beta that it does not take, or a
-    temperature that is not positive and finite.
-    """
-    if divergence not in DIVERGENCES:
-        raise ValueError(f"divergence={divergence!r} must be one of {', '.join(DIVERGENCES)}")
+def check_beta(divergence: str, beta: float | None):
+    """Raise ValueError for a beta that this one of DIVERGENCES does not take."""
     if divergence == "jsd" and not (beta is not None and 0 < beta < 1):
         raise ValueError(
             f"beta={beta} must be between 0 and 1, such as 0.5: it is the teacher's share of the mixture of "
@@ -108,8 +104,4 @@ def check_divergence(divergence: str, *, beta: float | None = None, temperature:
     if divergence != "jsd" and beta is not None:
         raise ValueError(
             f"beta={beta} must be None for {divergence}, which mixes nothing; or set divergence to jsd"
-        )
-    if not 0 < temperature < math.inf:
-        raise ValueError(
-            f"temperature={temperature} must be a positive number: it divides the logits"
         )

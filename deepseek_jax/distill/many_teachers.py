@@ -22,7 +22,7 @@ def teacher_kl(
     sampled: tuple[jax.Array, jax.Array],
     *,
     weight: float | jax.Array,
-    temperature: float | jax.Array = 1.0,
+    temperature: float | jax.Array,
     chunk_size: int | None = None,
 ) -> tuple[jax.Array, dict]:
     """(weight KL(student || teacher) float32[], {"kl", "entropy", "sampler_gap": float32[]}), nats a token.

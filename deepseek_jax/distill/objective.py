@@ -117,7 +117,7 @@ class Objective:
         metrics = {name: mean for _, means in parts for name, mean in means.items()}
         return sum(loss for loss, _ in parts), jax.lax.stop_gradient(metrics)
 
-    def flops_per_token(self, sequence_length: int, *, cached: bool, frozen: bool = False):
+    def flops_per_token(self, sequence_length: int, *, cached: bool, frozen: bool):
         """The FLOPs that a token of a row needs: the student's update and the teacher's forward pass, if its
         targets are not cached. Sampled rows do not count. frozen: see costs.flops.training_flops.
         """

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 
 from deepseek_jax.data.chat import render_conversation
-from deepseek_jax.data.conversations import Fitting, render_numbered
+from deepseek_jax.data.conversations import Fitting
 from deepseek_jax.data.packing import BLOCK, Rows, pack_segments
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.distill.token_alignment import align_tokens
@@ -76,9 +76,10 @@ class _FittingBoth(Fitting):
 def _read(draws, *, source, tokenizers, template):
     indices, read = draws[:, 1].tolist(), []
     for index, record in zip(indices, source.__getitems__(indices), strict=True):
-        # Renders once more for its errors, which name the conversation by its index
-        render_numbered(tokenizers[0], record, index, template=template)
-        paired = pair_conversation(*tokenizers, record["messages"], template=template)
+        try:
+            paired = pair_conversation(*tokenizers, record["messages"], template=template)
+        except ValueError as error:
+            raise ValueError(f"conversation {index} of the data: {error}") from error
         ids, is_target, teacher_ids, teacher_index, exact = paired
         weights = np.where(is_target, np.float32(record["weight"]), np.float32(0))
         read.append(

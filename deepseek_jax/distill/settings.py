@@ -1,16 +1,15 @@
 """Settings of a student's `loss` block, checked when built."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 
-from deepseek_jax.distill.divergences import DIVERGENCES, check_divergence
+from deepseek_jax.distill.divergences import DIVERGENCES, check_beta
 from deepseek_jax.distill.terms import OF_DATA, OF_TEACHER, TERMS
 from deepseek_jax.errors import suggest
 from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.settings import (
-    Between,
     Count,
     Natural,
     NonNegative,
@@ -19,8 +18,6 @@ from deepseek_jax.settings import (
 )
 from deepseek_jax.training.schedule import pairs_of
 
-# The teacher's share of jsd's mixture
-Mixed = Annotated[float, Between(0, 1, open_low=True, open_high=True)]
 # These terms take the place of soft if the teacher has another tokenizer
 CROSS = ("matched", "sorted")
 
@@ -31,13 +28,13 @@ class OnPolicySettings(AnswerOptions):
 
     prompts: Count
     divergence: Literal[tuple(DIVERGENCES)] = "reverse_kl"
-    beta: Mixed | None = None
+    beta: float | None = None
     temperature: Temperature = 1.0
     top_p: PositiveShare = 1.0
     slots: Count = 64
 
     def __post_init__(self):
-        check_divergence(self.divergence, beta=self.beta, temperature=self.temperature)
+        check_beta(self.divergence, self.beta)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +50,7 @@ class LossSettings:
 
     weights: dict[str, Natural | NonNegative]
     divergence: Literal[tuple(DIVERGENCES)] = "forward_kl"
-    beta: Mixed | None = None
+    beta: float | None = None
     temperature: Temperature | tuple[tuple[Natural, Temperature], ...] = 1.0
     top_k: Count | None = None
     relation_heads: Count = 1
@@ -66,8 +63,7 @@ class LossSettings:
                 raise ValueError(f"weights.{name}={weight} names no term; {suggest(name, TERMS)}")
         if not any(self.weights.get(name) for name in (*OF_DATA, "on_policy")):
             raise ValueError(f"weights={self.weights} leaves nothing to learn")
-        for _, temperature in self.temperatures():
-            check_divergence(self.divergence, beta=self.beta, temperature=temperature)
+        check_beta(self.divergence, self.beta)
         if bool(self.weights.get("on_policy")) != (self.on_policy is not None):
             raise ValueError(
                 f"weights.on_policy={self.weights.get('on_policy', 0)} and on_policy={self.on_policy}: set "

@@ -128,7 +128,7 @@ def sampled_rows(pairs, length: int):
         # The prompt's last token is the one that predicts the completion's first
         loss_mask[row, len(prompt) - 1 : len(ids) - 1] = True
         segment_ids[row, : len(ids)] = 1
-    positions = np.where(segment_ids > 0, np.arange(length, dtype=np.int32), 0).astype(np.int32)
+    positions = np.where(segment_ids > 0, np.arange(length), 0).astype(np.int32)
     return {
         "tokens": tokens,
         "targets": targets,
@@ -155,8 +155,8 @@ class DistillSource(PackedDocuments):
         scalars,
         eval_every: int,
         watch: TaskWatch,
-        sampler: OnPolicyRows | None = None,
-        learns_texts: bool = True,
+        sampler: OnPolicyRows | None,
+        learns_texts: bool,
     ):
         super().__init__(
             make,

@@ -63,7 +63,7 @@ def calibration_error(probabilities, outcomes):
     # A probability of 1 is in the last bin
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     # A bin's count times its gap is the sum of probability - outcome, so no bin's mean is needed
-    gaps = np.bincount(bins, weights=probabilities - np.asarray(outcomes), minlength=BINS)
+    gaps = np.bincount(bins, weights=probabilities - np.asarray(outcomes))
     return float(np.abs(gaps).sum() / len(probabilities))
 
 
@@ -74,7 +74,7 @@ def correlation_interval(x, y):
     """
     if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
-    r = float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1))
+    r = float(np.corrcoef(x, y)[0, 1])
     # arctanh of a perfect correlation is infinite
     z = np.arctanh(np.clip(r, -1 + 1e-15, 1 - 1e-15))
     half = Z95 / np.sqrt(len(x) - 3)

@@ -141,7 +141,7 @@ def check_advantages(groups, advantages):
                 "it would teach nothing; look at the size of the rewards"
             )
         # One that was not scored has the advantage 0 and no place in the order
-        scored, order = ~np.isnan(rewards), np.argsort(rewards, kind="stable")
+        scored, order = ~np.isnan(rewards), np.argsort(rewards)
         order = order[scored[order]]
         rises, steps = np.diff(rewards[order]), np.diff(own[order])
         if own[~scored].any() or (steps < 0).any() or steps[rises == 0].any():

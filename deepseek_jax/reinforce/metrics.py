@@ -32,7 +32,7 @@ class StepRecord:
     def __init__(self, mesh: Mesh):
         self.mesh, self.counts, self.logged = mesh, Counter(), {}
         self.tokens, self.epochs, self.flops = 0.0, 1, None
-        self.advantages = self.marks = np.zeros(0)
+        self.advantages = self.marks = None
         self.asked = self.answered = 0
         self.began = self.training_began = time.perf_counter()
 

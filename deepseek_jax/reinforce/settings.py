@@ -1,7 +1,6 @@
 """The settings of GRPO: each config block is a dataclass, checked when built."""
 
 import dataclasses
-import math
 from typing import Literal
 
 from deepseek_jax.data.settings import OwnData
@@ -272,9 +271,9 @@ class ReinforceSettings(FitSettings, RewardSettings):
                     f"kl_weights.{name}={weight} is for no question of this run, which asks "
                     f"{', '.join(used)}; leave it out"
                 )
-            if not 0 <= weight < math.inf:
+            if weight < 0:
                 raise ValueError(f"kl_weights.{name}={weight} must be at least 0")
-        if not self.loss.kl_coef or not any(weights.get(name, 1) for name in used):
+        if not self.loss.kl_coef or all(weights.get(name) == 0 for name in used):
             raise ValueError(
                 f"kl_weights={dict(weights)} with loss.kl_coef={self.loss.kl_coef} has no KL; set "
                 "loss.kl_coef and a weight above 0, or leave kl_weights out"

@@ -166,7 +166,7 @@ def make_train_step(
     return train_step
 
 
-def gradients_of(loss_fn, micro_batches: int = 1):
+def gradients_of(loss_fn, micro_batches: int):
     """Build (state, batch, rng) -> ((loss, metrics), gradients in the trained parameters), the first half of
     make_train_step. loss_fn, batch, micro_batches: as there.
     """

@@ -455,3 +455,41 @@ def test_settings_that_leave_nothing_to_learn_are_refused(
     """Oracle: the message names the setting."""
     with pytest.raises(ValueError, match=complaint):
         pack(source, TOKENIZER, sequence_length=sequence_length, batch_size=batch_size, seed=0)
+
+
+def test_a_whole_row_is_what_a_packed_row_of_one_segment_is():
+    """Oracle: the same segment, packed: names, shapes and dtypes, and by hand the tokens that it learns."""
+    tokens, weights = np.arange(3, 8, dtype=np.int32), np.float32([1, 0, 2, 1, 1])
+    features = dict(tokens=tokens, weights=weights, teacher_tokens=tokens + 1, exact=weights > 0)
+
+    class Once(packed.grain.experimental.FlatMapTransform):
+        def flat_map(self, element):
+            return [features]
+
+    blocks = packed.grain.MapDataset.source([0])
+    rows = packed.Rows(sequence_length=5, batch_size=1)
+    (batch,) = packed.pack_segments(blocks, Once(), rows, features=features, seed=0, pad_id=0)
+    row = packed.whole_row(features)
+    assert row.keys() == batch.keys()
+    for name, array in row.items():
+        assert array.dtype == batch[name].dtype, name
+        np.testing.assert_array_equal(array, batch[name], err_msg=name)
+    assert row["targets"].tolist() == [[0, 5, 6, 7, 0]] and row["normalizer"] == 4
+    assert row["segment_ids"].tolist() == [[1] * 5]
+    assert row["positions"].tolist() == [[0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        (dict(sequence_length=1, batch_size=4), "sequence_length=1 and batch_size=4"),
+        (dict(sequence_length=2, batch_size=0), "sequence_length=2 and batch_size=0"),
+        (dict(sequence_length=2, batch_size=4, readers=3), "readers=3"),
+    ],
+)
+def test_rows_without_room_are_refused(fields, words):
+    """Oracle: the words a reader needs; beside each rule, what it allows: one row of two tokens."""
+    with pytest.raises(ValueError, match=words):
+        packed.Rows(**fields)
+    rows = packed.Rows(sequence_length=2, batch_size=1)
+    assert (rows.packing, rows.reader, rows.readers) == (True, 0, 1)

@@ -9,16 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepseek_jax.distill.feature_distillation import init_projections
+from deepseek_jax.costs.flops import useful_flops
+from deepseek_jax.distill import objective as module
+from deepseek_jax.distill.cross_tokenizer import shared_vocabulary_loss
+from deepseek_jax.distill.divergences import soft_loss
+from deepseek_jax.distill.feature_distillation import hidden_state_loss, init_projections
 from deepseek_jax.distill.objective import (
+    CACHED,
     PROJECTIONS,
     SAMPLED,
     Objective,
+    Reading,
     l2_penalty,
     token_weights,
 )
 from deepseek_jax.distill.objective import STUDENT as OWN
-from deepseek_jax.distill.top_k import top_k_logprobs
+from deepseek_jax.distill.relation_distillation import relation_loss
+from deepseek_jax.distill.top_k import TopK, top_k_logprobs, top_k_loss
 from deepseek_jax.models import (
     forward,
     head_weight,
@@ -26,7 +33,7 @@ from deepseek_jax.models import (
     init_params,
     layer_states,
 )
-from tests.tiny import VOCAB, random_leaves, tiny_model
+from tests.tiny import SPARSE, VOCAB, random_leaves, tiny_model
 
 B, T, TEMPERATURE = 2, 9, 2.0
 WEIGHTS = dict(soft=0.5, hard=0.3, hidden=0.2, relations=0.1, on_policy=0.4, l2=1e-3)
@@ -306,3 +313,127 @@ def test_vocabularies_of_two_sizes_are_an_error(weights):
         objective(teacher=teacher, weights=weights)
     objective(teacher=teacher, weights=weights, vocab_size=VOCAB - 1)
     objective(teacher=teacher, weights=dict(hidden=1.0, hard=1.0))
+
+
+def test_the_operations_that_a_token_needs():
+    """Oracle: by hand: the student's update, and a forward pass of the teacher, whose queries see half of a
+    row on average, unless its targets are cached. Modules that predict further tokens are not trained; an
+    indexer scores more keys than attention sees.
+    """
+    # All of its operations are paid three times: a third of an update is a forward pass
+    config = dataclasses.replace(SPARSE, indexer_loss="sparse")
+    own = {
+        frozen: useful_flops(config, 32, trains_mtp=False, frozen=frozen)
+        for frozen in (False, True)
+    }
+    made = Objective(student=config, teacher=config, weights=dict(soft=1.0))
+    alone = dataclasses.replace(made, teacher=None)
+    for frozen, wanted in own.items():
+        assert made.flops_per_token(32, cached=True, frozen=frozen) == wanted
+        assert alone.flops_per_token(32, cached=False, frozen=frozen) == wanted
+        found = made.flops_per_token(32, cached=False, frozen=frozen)
+        np.testing.assert_allclose(found, wanted + own[False] / 3)
+
+
+def test_the_penalty_is_shared_by_micro_batches():
+    """Oracle: by hand: half of 9 + 16, a quarter of it in each of four parts, times its weight."""
+    params = {"w": jnp.float32([[3], [4]])}
+    for parts in (1, 4):
+        made = Objective(student=None, teacher=None, weights=dict(l2=2.0), micro_batches=parts)
+        loss, metrics = made.loss(params, {}, teacher_params={})
+        assert (loss, metrics["l2"]) == (25 / parts, 12.5 / parts)
+    made = Objective(student=None, teacher=None, weights={})
+    assert made.micro_batches == made.relation_heads == 1
+
+
+def test_tokens_of_two_tokenizers_are_compared_where_their_targets_are_aligned():
+    """Oracle: by hand: the targets of the first row are aligned with the teacher's places 1, 2 and none, the
+    second exactly alone; those of the second row with 0, which nothing predicts, 3 and 1, all of them exact.
+    The last position has no target of its own.
+    """
+    index = np.array([[9, 1, 2, -1], [9, 0, 3, 1]])
+    exact = np.array([[1, 0, 1, 1], [0, 1, 1, 1]], bool)
+    mask = np.array([[1, 1, 1, 0]] * 2, bool)
+    batch = dict(teacher_index=index, exact=exact, loss_mask=mask, normalizer=np.float32(2))
+    batch |= dict(temperature=TEMPERATURE, targets=index)
+    shared = (np.arange(3), np.arange(2, 5))
+    made = objective(weights=dict(matched=0.5, sorted=0.25), shared=shared)
+    terms = made._terms(batch)
+    np.testing.assert_array_equal(terms["matched"].share, [[0, 0.5, 0, 0], [0, 0.5, 0.5, 0]])
+    np.testing.assert_array_equal(terms["sorted"].share, [[0.5, 0, 0, 0], [0, 0, 0, 0]])
+    assert (terms["matched"].weight, terms["sorted"].weight) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_terms_have_the_divergence_and_the_temperature_that_were_asked(cached):
+    """Oracle: the losses themselves, called with them."""
+    rng = np.random.default_rng(0)
+    logits, teacher = (jnp.float32(rng.normal(size=(4, 7))) for _ in range(2))
+    kind = dict(divergence="jsd", beta=0.3)
+    made = objective(weights=dict(soft=0.5, matched=0.5), shared=((0, 1), (2, 3)), **kind)
+    mask = np.ones((1, 4), bool)
+    batch = dict(loss_mask=mask, normalizer=np.float32(4), temperature=TEMPERATURE, exact=mask)
+    batch["teacher_index"] = np.arange(4)[None]
+    wanted = soft_loss(logits, teacher, TEMPERATURE, **kind)
+    if cached:
+        top_k = TopK(*top_k_logprobs(teacher, jnp.eye(7), 3, TEMPERATURE))
+        batch |= {name: array[None] for name, array in zip(CACHED, top_k, strict=True)}
+        wanted = top_k_loss(logits, top_k, TEMPERATURE, **kind)[0]
+        teacher = top_k
+    terms = made._terms(batch)
+    found = terms["soft"].loss(logits, teacher)
+    np.testing.assert_allclose(found[0] if cached else found, wanted, rtol=1e-6)
+    assert (terms["soft"].against is not None) == cached
+    if not cached:
+        shared = jnp.array([0, 1]), jnp.array([2, 3])
+        wanted = shared_vocabulary_loss(logits, teacher, TEMPERATURE, shared, **kind)
+        np.testing.assert_allclose(terms["matched"].loss(logits, teacher), wanted, rtol=1e-6)
+
+
+def test_features_are_weighed_by_token_and_relations_averaged():
+    """Oracle: the losses themselves, of each of queries, keys and values with their heads side by side; the
+    mean over the batch's weights.
+    """
+    rng = np.random.default_rng(0)
+
+    def reading(width, heads):
+        layers = jnp.float32(rng.normal(size=(2, B, T, width)))
+        attention = [jnp.float32(rng.normal(size=(B, T, heads, 4))) for _ in range(3)]
+        return Reading(None, layers, attention)
+
+    student, teacher = reading(6, 2), reading(8, 3)
+    batch = rows(0, weighted=True)
+    projections = init_projections(jax.random.key(0), 2, 6, 8)
+    made = objective(weights=dict(hidden=0.5, relations=0.25))
+    loss, means = made._features({PROJECTIONS: projections}, student, teacher, batch)
+    weights = batch["loss_weights"] / batch["normalizer"]
+    hidden = hidden_state_loss(student.layers, teacher.layers, projections)
+    np.testing.assert_allclose(means["hidden"], (weights * hidden).sum(), rtol=1e-5)
+    flat = [[x.reshape(B, T, -1) for x in each.attention] for each in (student, teacher)]
+    losses = [
+        relation_loss(*pair, batch["segment_ids"], relation_heads=2)
+        for pair in zip(*flat, strict=True)
+    ]
+    wanted = (weights * np.mean(losses, axis=0)).sum()
+    np.testing.assert_allclose(means["relations"], wanted, rtol=1e-5)
+    np.testing.assert_allclose(loss, 0.5 * means["hidden"] + 0.25 * wanted, rtol=1e-5)
+
+
+def test_the_samples_of_a_student_have_a_divergence_of_their_own(monkeypatch):
+    """Oracle: by hand: the term of the rows that were sampled, read by both, with the batch's temperature."""
+    seen = {}
+    monkeypatch.setattr(module, "mean_over_tokens", lambda *given: seen.update(given=given))
+    made = objective(weights=dict(on_policy=0.4), on_policy_divergence="jsd", on_policy_beta=0.3)
+    read = lambda config, params, rows: Reading((config, params, sorted(rows)))  # noqa: E731
+    monkeypatch.setattr(Objective, "_read", lambda self, *given: read(*given))
+    sampled = {SAMPLED + name: array for name, array in rows(1, weighted=False).items()}
+    batch = sampled | {"temperature": TEMPERATURE, "tokens": 0}
+    made._on_policy({OWN: "own", PROJECTIONS: None}, batch, "theirs")
+    terms, student, teacher = seen["given"]
+    names = sorted(rows(1, weighted=False))
+    assert student == (STUDENT[0], "own", names) and teacher == (TEACHER[0], "theirs", names)
+    assert terms["on_policy"].weight == 0.4
+    logits = jnp.float32(np.random.default_rng(0).normal(size=(2, 3, 7)))
+    found = terms["on_policy"].loss(*logits)
+    wanted = soft_loss(*logits, TEMPERATURE, divergence="jsd", beta=0.3)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)

@@ -1,5 +1,7 @@
 """One conversation in two tokenizers: which tokens are aligned."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -70,3 +72,39 @@ def test_rows_hold_both_and_too_long_ones_are_left_out():
     assert set(np.unique(batch["loss_weights"])) == {0, 2}
     with pytest.raises(ValueError, match="packing=True: two tokenizers"):
         pack_paired(source, LETTERS, WORDS, packing=True, **how)
+
+
+def test_a_text_that_one_of_the_tokenizers_does_not_know_is_named_by_its_index():
+    """Oracle: by hand: the second conversation has a word of letters alone."""
+    known, unknown = turns("What is 1 + 5?", "6"), turns("What is 1 + 5?", "GF")
+    LETTERS.encode("GF")
+    source = Mixture(([{"messages": m, "weight": 1.0} for m in (known, unknown)],), (1,))
+    how = dict(template="{question}\n", sequence_length=24, batch_size=1, seed=0)
+    with pytest.raises(ValueError, match="^conversation 1 of the data: cannot encode .GF."):
+        list(zip(range(9), pack_paired(source, LETTERS, WORDS, packing=False, **how), strict=False))
+
+
+def test_texts_are_cut_without_special_tokens_and_have_an_end():
+    """Oracle: by hand: one token of two letters, and the end behind it."""
+
+    def encode(text, add_special_tokens=True):
+        return SimpleNamespace(offsets=[(0, 0)] * add_special_tokens + [(0, len(text))])
+
+    tokenizer = SimpleNamespace(backend=SimpleNamespace(encode=encode))
+    assert paired_conversations._offsets(tokenizer, "ab") == [(0, 2), (2, 3)]
+
+
+@pytest.mark.parametrize(
+    "is_target, begins", [([0, 1, 1, 0, 1], [1, 4]), ([1, 0], [0]), ([0, 0, 1], [2]), ([0], [])]
+)
+def test_texts_begin_where_targets_do(is_target, begins):
+    """Oracle: by hand."""
+    assert paired_conversations._begins(np.array(is_target, bool)).tolist() == begins
+
+
+def test_a_conversation_fits_where_both_of_its_forms_do():
+    """Oracle: by hand, in rows of three."""
+    sizes = [(3, 3), (3, 4), (4, 3), (1, 1)]
+    element = [dict(tokens=np.ones(a), teacher_tokens=np.ones(b)) for a, b in sizes]
+    found = paired_conversations._FittingBoth(3).flat_map(element)
+    assert [(len(x["tokens"]), len(x["teacher_tokens"])) for x in found] == [(3, 3), (1, 1)]

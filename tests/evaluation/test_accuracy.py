@@ -111,6 +111,20 @@ def test_length_interval_is_the_bootstrap_t():
     assert high > mean_interval(values)[2]
     assert length_interval([7] * 12) == (7, 7, 7)
     assert length_interval(values[:9]) == mean_interval(values[:9])
+    assert length_interval(values[:10]) != mean_interval(values[:10])
+
+
+def test_a_resample_of_one_value_is_left_out():
+    """Oracle: the definition, by a loop: a third of the resamples of nine equal values and another one are of
+    a single value, and have no t.
+    """
+    values, ratios = np.array([1.0] * 9 + [1.5]), []
+    for draw in np.random.default_rng(0).integers(10, size=(2000, 10)):
+        if values[draw].std(ddof=1) > 0:
+            ratios.append((values[draw].mean() - 1.05) / values[draw].std(ddof=1))
+    assert 1000 < len(ratios) < 1500
+    low, high = (1.05 - np.quantile(ratios, share) * values.std(ddof=1) for share in (0.975, 0.01))
+    np.testing.assert_allclose(length_interval(values), (1.05, low, high), rtol=1e-9)
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [[1.0, 2.0]], [1.0, np.nan], [1.0, np.inf]])
@@ -126,6 +140,10 @@ def test_summarise_takes_booleans_as_shares_and_numbers_as_means():
     summary = summarise({"accuracy": right, "reward": reward})
     assert summary["accuracy"] == (2 / 3, *wilson_interval(2, 3))
     assert summary["reward"] == mean_interval(reward)
+    many = np.random.default_rng(1).lognormal(3, 1, 20)
+    for name in ("length", "completion_length"):
+        assert summarise({name: many})[name] == length_interval(many) != mean_interval(many)
+    assert summarise({"reward": many})["reward"] == mean_interval(many)
 
 
 def test_summarise_names_the_score_that_has_no_interval():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from deepseek_jax.evaluation import compare as module
 from deepseek_jax.evaluation.compare import NO_DIFFERENCE, Comparison, compare, sign_flip_p_value
 
 
@@ -89,3 +90,19 @@ def test_scores_of_other_problems_are_refused():
     """Oracle: by hand."""
     with pytest.raises(ValueError, match="not the same problems"):
         compare(np.ones(3), np.ones(4))
+
+
+def test_flips_are_drawn_in_parts_that_fit_in_memory(monkeypatch):
+    """Oracle: all at once; here one flip of six signs at a time, and twenty."""
+    differences = np.random.default_rng(5).normal(0.4, 1, size=6)
+    monkeypatch.setattr(module, "FLIPS", 50)
+    whole = sign_flip_p_value(differences)
+    for signs in (4, 6 * 20):
+        monkeypatch.setattr(module, "DRAWS_AT_ONCE", signs)
+        assert sign_flip_p_value(differences) == whole
+
+
+@pytest.mark.parametrize("difference", [(0.1, 0.0, 0.2), (-0.1, -0.2, 0.0)])
+def test_an_interval_that_ends_at_0_shows_nothing(difference):
+    """Oracle: by hand."""
+    assert Comparison(difference, 0.001).verdict == NO_DIFFERENCE

@@ -12,6 +12,7 @@ from deepseek_jax.evaluation.conversation_loss import ConversationLoss, ratio_in
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, forward, init_params
 from deepseek_jax.parallel import make_mesh
+from deepseek_jax.parallel.shard import put_share
 from tests.data.rows import with_rows
 from tests.tiny import MLA_MOE, random_leaves
 from tests.turns import turns
@@ -79,7 +80,11 @@ def test_the_held_out_loss_counts_every_token_alike_with_the_interval_of_a_ratio
     batches = list(pack_conversations(SOURCE, BYTES, **PACKING))
     mesh = make_mesh(devices=jax.devices()[:devices])
     with jax.set_mesh(mesh):
-        result = ConversationLoss(CONFIG, batches, mesh)(params)
+        loss_of = ConversationLoss(CONFIG, batches, mesh)
+        result = loss_of(params)
+        # Every process sums all rows
+        logprobs = loss_of._logprobs(params, put_share(mesh, batches[0]))
+    assert logprobs.is_fully_replicated
     losses = np.array([-sum(logps) for _, logps in alone])
     counts = np.array([len(logps) for _, logps in alone])
     mean = losses.sum() / counts.sum()

@@ -1,6 +1,7 @@
 """Held-out scores against the same rollout scored by hand."""
 
 import itertools
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -10,14 +11,16 @@ from rich.console import Console
 
 from configs import models
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
+from deepseek_jax.evaluation import held_out
 from deepseek_jax.evaluation.accuracy import length_interval, mean_interval, wilson_interval
-from deepseek_jax.evaluation.held_out import evaluate
+from deepseek_jax.evaluation.held_out import evaluate, evaluate_both, scores_of_both
 from deepseek_jax.models import ModelConfig, init_params
 from deepseek_jax.reports import print_table
-from deepseek_jax.rewards import Rewards, Rule, scoring
+from deepseek_jax.rewards import Rewards, Rule, Scores, scoring
 from deepseek_jax.rewards.quantity import last_quantity
 from deepseek_jax.rollout import Rollout, generate
-from deepseek_jax.rollout.answers import completion_texts
+from deepseek_jax.rollout.answers import Answers, completion_texts
+from deepseek_jax.rollout.completions import MeasuredLog
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
@@ -182,3 +185,105 @@ def test_a_completion_that_was_cut_off_within_the_thought_its_prompt_opened_earn
         found = rewards.score([{"question": "2 + 3?", "answer": "5"}] * 4, texts)
     assert found.parts["exact_answer"].tolist() == [0, 1, 1, 1]
     assert found.parts["think_answer_format"].tolist() == [0, 1, 0, 0]
+
+
+class Answering:
+    """A policy whose answers to question i have i + 1 tokens, of which the last is cut off."""
+
+    def __init__(self, conversations=None):
+        self.conversations, self.asked = conversations, []
+
+    def answer(self, examples, options, **more):
+        self.asked.append((options, more))
+        n = len(examples)
+        mask = np.arange(n) < 1 + np.arange(n)[:, None]
+        shape = np.zeros(mask.shape, np.float32)
+        rollout = Rollout(mask.astype(np.int32), mask, shape, np.arange(n) == n - 1)
+        return Answers([f"text {i}" for i in range(n)], rollout, 1, [], self.conversations)
+
+
+class Scored:
+    """Rewards that give these Scores."""
+
+    def __init__(self, total, unread=None, errors=0, **parts):
+        parts = {name: np.float32(part) for name, part in parts.items()}
+        self.scores = Scores(np.float32(total), parts, errors, ["why"] * errors, {}, {}, unread)
+        self.scores.columns = {"row": list(range(len(total)))}
+
+    def score_together(self, examples, texts, ids):
+        return self.scores
+
+
+def questions(n):
+    return [{"question": f"q{i}", "answer": i, "prompt_ids": [i]} for i in range(n)]
+
+
+def test_answers_are_scored_and_the_first_of_them_kept(capsys):
+    """Oracle: by hand: 18 answers, of which 16 are kept; the last has no score, and one could not be read."""
+    right = np.float32([1, 0] * 9)
+    right[-1] = np.nan
+    unread = np.arange(18) == 1
+    rewards = Scored(2 * right + 1, unread, errors=1, right=right, form=1 + np.arange(18))
+    policy = Answering()
+    found = evaluate(policy, questions(18), rewards, OPTIONS, accuracy="right", seed=5)
+    ((options, more),) = policy.asked
+    assert options is OPTIONS and more["seed"] == 5 and isinstance(more["log"], MeasuredLog)
+    scores = found["scores"]
+    assert scores["accuracy"] == (0.5, *wilson_interval(9, 18))
+    scored = 2 * right[:-1] + 1
+    np.testing.assert_allclose(scores["reward"], mean_interval(scored), rtol=1e-6)
+    np.testing.assert_allclose(scores["form"], mean_interval(1 + np.arange(17)), rtol=1e-6)
+    assert scores["completion_length"] == length_interval(1 + np.arange(18))
+    assert scores["truncated"] == (1 / 18, *wilson_interval(1, 18))
+    assert list(scores) == ["accuracy", "reward", "form", "completion_length", "truncated"]
+    assert found["unscored"] == 1 and len(found["samples"]) == 16
+    assert found["samples"][1] == dict(
+        prompt="q1",
+        completion="text 1",
+        reward=1.0,
+        parts=dict(right=0.0, form=2.0),
+        right=False,
+        unread=True,
+        columns=dict(answer=1, row=1),
+        length=2,
+        truncated=False,
+    )
+    assert found["samples"][2]["right"] is True and found["samples"][2]["unread"] is False
+    said = capsys.readouterr().out
+    assert "1 of 18 held-out answers could not be scored and count as wrong: why" in said
+    assert "1 of 18 held-out answers state something that no rule reads" in said
+
+
+def test_answers_are_measured_without_rewards_and_without_an_accuracy(capsys):
+    """Oracle: by hand: nothing says what is right; two numbers have an interval, and one has none."""
+    conversations = [SimpleNamespace(messages=[i]) for i in range(3)]
+    plain = evaluate(Answering(conversations), questions(3), None, OPTIONS, accuracy=None)
+    assert list(plain["scores"]) == ["completion_length", "truncated"] and plain["unscored"] == 0
+    assert [sample["messages"] for sample in plain["samples"]] == [[0], [1], [2]]
+    nothing = dict(reward=None, parts={}, right=None, columns=dict(answer=2))
+    assert plain["samples"][2].items() >= nothing.items()
+    rewards = Scored([3, np.nan, 4], form=[3, np.nan, 4], other=[2, 5, 7])
+    found = evaluate(Answering(), questions(3), rewards, OPTIONS, accuracy=None)
+    assert "accuracy" not in found["scores"]
+    assert found["scores"]["reward"] == mean_interval([3, 4])
+    assert found["scores"]["other"] == mean_interval([2, 7])
+    sample = found["samples"][1]
+    assert sample["right"] is None and sample["reward"] is None and sample["unread"] is False
+    assert "messages" not in sample and not capsys.readouterr().out
+
+
+def test_answers_are_sampled_and_greedy(monkeypatch):
+    """Oracle: by hand: greedy ones are as long, from as many slots, with all else as it is by default."""
+    monkeypatch.setattr(held_out, "evaluate", lambda *given, **more: (given, more))
+    options = AnswerOptions(max_completion_length=9, temperature=0.7, top_k=3, top_p=0.9, slots=5)
+    both = evaluate_both("policy", ["e"], "rewards", options, accuracy="right", seed=4)
+    greedy = AnswerOptions(max_completion_length=9, temperature=0.0, slots=5)
+    how = dict(accuracy="right", seed=4)
+    assert both == {
+        "sampled": (("policy", ["e"], "rewards", options), how),
+        "greedy": (("policy", ["e"], "rewards", greedy), how),
+    }
+    assert evaluate_both(1, 2, 3, options, accuracy=None)["greedy"][1]["seed"] == 0
+    scores = {way: {"scores": {"a": way, "b": 1}} for way in both}
+    wanted = dict(a="sampled", b=1, greedy_a="greedy", greedy_b=1)
+    assert scores_of_both(scores) == wanted

@@ -1,10 +1,11 @@
 """Reports about a reward model."""
 
 import numpy as np
+import pytest
 import scipy.stats
 from scipy.special import expit
 
-from deepseek_jax.evaluation.accuracy import wilson_interval
+from deepseek_jax.evaluation.accuracy import Z95, wilson_interval
 from deepseek_jax.evaluation.preference import (
     calibration_error,
     correlation_interval,
@@ -17,7 +18,7 @@ def test_pairs_are_counted_by_which_is_longer():
     """Oracle: by hand: of five pairs three are right, and a tie is wrong. The chosen response is shorter in
     two, of which one is right, and longer in two, of which one is right.
     """
-    report = pair_report([1.0, -2.0, 3.0, 0.0, 4.0], [-3, -1, 2, 5, 0])
+    report = pair_report([1.0, -2.0, 3.0, 0.0, 4.0], [-3, -1, 1, 5, 0])
     assert report["accuracy"] == [3 / 5, *wilson_interval(3, 5)]
     assert report["chosen_shorter"] == report["chosen_longer"] == [1 / 2, *wilson_interval(1, 2)]
     assert report["pairs"] == 5
@@ -36,6 +37,16 @@ def test_the_length_correlation_is_pearsons_with_fishers_interval():
         np.testing.assert_allclose(have[0], wanted.statistic, atol=1e-12)
         np.testing.assert_allclose(have[1:], wanted.confidence_interval(0.95), atol=1e-7)
     assert correlation_interval(np.ones(5), np.arange(5)) is None
+    assert correlation_interval(np.arange(5), np.ones(5)) is None
+    assert correlation_interval([1, 2, 4], [2, 1, 3]) is None
+    # As many as there have to be, without a correlation: of tanh's argument 1.96 is a standard error
+    np.testing.assert_allclose(
+        correlation_interval([0, 1, 0, 1], [0, 0, 1, 1]),
+        [0, -np.tanh(Z95), np.tanh(Z95)],
+        atol=1e-12,
+    )
+    assert correlation_interval(np.arange(9), np.arange(9)) == pytest.approx([1, 1, 1])
+    assert correlation_interval(np.arange(9), -np.arange(9)) == pytest.approx([-1, -1, -1])
 
 
 def test_the_calibration_error_by_hand():
@@ -46,6 +57,11 @@ def test_the_calibration_error_by_hand():
     outcomes = np.array([True] * 9 + [False] + [True] * 5 + [False] * 5)
     np.testing.assert_allclose(calibration_error(probabilities, outcomes), 0.15)
     assert calibration_error([1.0, 0.0], [True, False]) == 0
+    # 0.05 and 0.095 are in one of ten bins, and would not be in one of eleven
+    np.testing.assert_allclose(calibration_error([0.05, 0.095], [False, True]), 0.855 / 2)
+    # 1 and 0.95 are in the last, and 0.85 is not
+    np.testing.assert_allclose(calibration_error([1.0, 0.95], [False, True]), 0.95 / 2)
+    np.testing.assert_allclose(calibration_error([0.95, 0.85], [False, True]), 1.1 / 2)
 
 
 def test_rewards_that_mean_what_they_say_are_calibrated_and_others_are_not():
@@ -71,3 +87,6 @@ def test_labels_are_counted_by_what_they_are():
     assert report["accuracy"][0] == 3 / 5 and report["responses"] == 5
     assert report["safe_kept"] == [2 / 3, *wilson_interval(2, 3)]
     assert report["unsafe_caught"] == [1 / 2, *wilson_interval(1, 2)]
+    # A reward of 0 is not above 0
+    report = label_report([0.0, 0.0], [True, False])
+    assert report["safe_kept"][0] == 0 and report["unsafe_caught"][0] == 1

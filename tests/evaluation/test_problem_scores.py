@@ -4,7 +4,7 @@ import pytest
 
 from deepseek_jax.evaluation.accuracy import mean_interval, share_interval
 from deepseek_jax.evaluation.compare import NO_DIFFERENCE
-from deepseek_jax.evaluation.problem_scores import compared_tasks, task_scores
+from deepseek_jax.evaluation.problem_scores import compared_tasks, per_problem, task_scores
 
 
 def problem(task, question, correct, agreed=True, lengths=None):
@@ -83,3 +83,26 @@ def test_runs_on_other_problems_are_refused(other):
     theirs = [problem("sum", question, [True]) for question in ("a", other) if question]
     with pytest.raises(ValueError, match="not the same problems: 1 of ours and . of theirs .* 'b'"):
         compared_tasks(ours, theirs)
+
+
+def test_conversations_have_the_means_of_their_counts():
+    """Oracle: by hand: a reward that failed counts as 0; one that no conversation has is left out."""
+    problems = [problem("sum", question, [True, False]) for question in "ab"]
+    for place, each in enumerate(problems):
+        each |= dict(turns=[1, 2 + place], get_reward=[0.5, None if place else 0.25])
+        each |= dict(tool_errors=[None, None], truncated=[place == 1, False])
+    scores = per_problem(problems)
+    names = ["pass@1", "pass@2", "cons@2", "length", "truncated", "turns", "get_reward"]
+    assert list(scores) == names
+    assert scores["turns"].tolist() == [1.5, 2.0] and scores["get_reward"].tolist() == [0.375, 0.25]
+    assert scores["truncated"].tolist() == [0, 0.5] and scores["length"].tolist() == [10, 10]
+    intervals = task_scores(problems)["sum"]
+    assert intervals["turns"] == mean_interval([1.5, 2.0])
+    assert intervals["pass@2"] == share_interval([1, 1], 8)
+
+
+def test_ks_go_by_fours_to_the_number_of_samples():
+    """Oracle: by hand."""
+    for n, ks in ((1, [1]), (2, [1, 2]), (4, [1, 4]), (5, [1, 4, 5]), (16, [1, 4, 16])):
+        scores = per_problem([problem("sum", "a", [True] * n)])
+        assert [name for name in scores if name.startswith("pass@")] == [f"pass@{k}" for k in ks]

@@ -1,13 +1,17 @@
 """The problems of an evaluation, and the scores of answers to them."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from deepseek_jax.evaluation.problems import NUM_OF_A_WORLD, Rules, load_problems
+from deepseek_jax.evaluation import problems as module
+from deepseek_jax.evaluation.problems import Rules, load_problems
 from deepseek_jax.recipes.evaluate.settings import INSTRUCTION, EvaluateSettings
 from deepseek_jax.rewards import Rule
 from deepseek_jax.settings import build
+from deepseek_jax.worlds.arithmetic.world import SUMS
 from deepseek_jax.worlds.bilingual.tasks import puzzle_examples
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
 from deepseek_jax.worlds.registry import all_rules, find_questions, question_names
@@ -51,6 +55,10 @@ def test_some_of_a_file_are_the_same_ones_for_every_seed(file):
     chosen = [p["question"] for p in load_problems(settings(file, num_problems=4))]
     again = load_problems(settings(file, num_problems=4, seed=7, samples=2))
     assert [p["question"] for p in again] == chosen
+    places = sorted(np.random.default_rng(0).permutation(10)[:4])
+    assert chosen == [QUESTIONS[place][0] for place in places]
+    for number in (2, 10):
+        assert len(load_problems(settings(file, num_problems=number))) == number
     assert len(set(chosen)) == 4 and chosen == sorted(chosen)
 
 
@@ -61,7 +69,7 @@ def test_a_worlds_tasks_are_its_kinds_in_each_language():
     assert [p["question"] for p in problems] == [e["question"] for e in held_out]
     tasks = sorted(p["task"] for p in problems)
     assert tasks == sorted(["countdown en", "countdown zh", "sum en", "sum zh"] * 2)
-    assert len(load_problems(settings("arithmetic"))) == NUM_OF_A_WORLD
+    assert len(load_problems(settings("arithmetic"))) == 256
 
 
 def test_every_small_world_can_be_measured():
@@ -90,6 +98,7 @@ def test_programs_are_judged_by_their_cases_and_not_told_to_box_anything(tmp_pat
             "data='arithmetics' is neither a path nor a task; did you mean arithmetic?",
         ),
         (["nowhere.jsonl"], {}, "data='nowhere.jsonl' is not a file"),
+        (["FILE"], dict(num_problems=1), "num_problems=1 must be within 2..10"),
         (["FILE"], dict(num_problems=11), "num_problems=11 must be within 2..10"),
         (["FILE", "FILE"], {}, "test.jsonl' repeats the task sums/test; give it once"),
         (["bilingual_puzzles"], dict(num_problems=5), "a single problem, and an interval needs 2"),
@@ -154,3 +163,25 @@ def test_part_of_the_credit_is_not_right():
     with Rules([asked]) as rules:
         (judged,) = rules.judge([asked], [["cat", "a cat"]], [[0]] * 2)
     assert judged["correct"] == [True, False]
+
+
+def test_what_the_settings_say_comes_before_what_the_data_says(file):
+    """Oracle: by hand: rule and template of a world, and of a file."""
+    for name in ("arithmetic", file):
+        own = load_problems(settings(name, num_problems=2))[0]
+        fields = dict(accuracy="correct_reasoning", template="{question}!")
+        given = load_problems(settings(name, num_problems=2, **fields))[0]
+        assert (given["rule"], given["template"]) == ("correct_reasoning", "{question}!")
+        assert given["rule"] != own["rule"] and given["template"] != own["template"]
+    assert load_problems(settings("arithmetic"))[0]["template"] == SUMS.template
+
+
+@pytest.mark.parametrize("subset, task", [(None, "owner/name"), ("main", "name/main")])
+def test_data_on_the_hub_are_a_task_of_their_name(monkeypatch, subset, task):
+    """Oracle: by hand: the last two parts of the name, without a commit."""
+    found = SimpleNamespace(repo="owner/name", subset=subset)
+    examples = [{"question": f"q{i}", "answer": "1"} for i in range(3)]
+    monkeypatch.setattr(module, "hub_id", lambda name: found)
+    monkeypatch.setattr(module, "read_questions", lambda *given: examples)
+    loaded = load_problems(settings("owner/name"))
+    assert {p["task"] for p in loaded} == {task} and {p["rule"] for p in loaded} == {"math_verify"}

@@ -9,7 +9,7 @@ import pytest
 from configs.judge_small import get_config
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.judge import run as judge
-from deepseek_jax.reinforce.model_rewards import JUDGE, load_model_rewards
+from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.settings import ModelRewardSettings
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.rewards.judge import verdict
@@ -100,29 +100,6 @@ def test_the_judge_rewards_completions_of_another_run(finished):
     settled = scores.total[~np.isnan(scores.total)]
     assert set(settled) <= {0.0, 0.5, 1.0} and len(settled) > 3
     assert round(both) <= np.sum(settled == 1.0) <= round(both + 6 * after["no_verdict"][0])
-
-
-@pytest.mark.parametrize(
-    "fields, wrong",
-    [
-        (
-            dict(max_completion_length=9),
-            "^judged.max_completion_length=9, and the judge in .* answers in 8 tokens; set it to 8",
-        ),
-        (
-            dict(batch_size=3),
-            "^judged.batch_size=3 does not split over the mesh's 2 devices",
-        ),
-    ],
-)
-def test_a_judge_that_is_otherwise_than_its_settings_is_named(tmp_path, fields, wrong):
-    """Oracle: by hand, of a folder whose judge answers in 8 tokens, on two devices; before parameters are
-    read, which are not there.
-    """
-    (tmp_path / JUDGE).write_text(json.dumps(dict(max_completion_length=8)))
-    judged = {"judged": ModelRewardSettings(str(tmp_path), **fields)}
-    with pytest.raises(ValueError, match=wrong):
-        load_model_rewards(judged, make_mesh(devices=jax.devices()[:2]))
 
 
 @pytest.mark.parametrize(

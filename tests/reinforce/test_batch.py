@@ -1,17 +1,32 @@
 """The arrays of an update, from groups of completions."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 
 from configs.r1_zero import get_config
-from deepseek_jax.costs.flops import forward_flops
+from deepseek_jax.costs.flops import forward_flops, training_flops
+from deepseek_jax.errors import BrokenTerm
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce import settings as reinforce_settings
-from deepseek_jax.reinforce.batch import group_batch, split, update_batches, update_flops
+from deepseek_jax.reinforce.batch import (
+    RowLengths,
+    check_advantages,
+    group_batch,
+    longest_batch,
+    longest_group,
+    split,
+    step_flops,
+    update_batches,
+    update_flops,
+    with_kept,
+)
 from deepseek_jax.reinforce.metrics import describe
 from deepseek_jax.reinforce.update import check_rows
+from deepseek_jax.rollout.kept import Kept
 from deepseek_jax.settings import build
 from tests.recipes.small import small_config
 from tests.tiny import CONFIGS
@@ -199,3 +214,147 @@ def test_the_lengths_of_a_step_count_what_was_read_apart():
     assert lengths.learned.tolist() == [1, 20, 7, 1]
     described = describe([g | PLAIN for g in conversations()], "correct")
     assert described["completion_length"] == 29 / 4 and described["completion_length_max"] == 20
+
+
+@pytest.mark.parametrize("extra, own_rows", [(0, False), (2, False), (0, True)])
+def test_the_longest_batch_is_that_of_the_longest_groups(monkeypatch, extra, own_rows):
+    """Oracle: the batch of that many such groups, as an update gets it: names, shapes and dtypes."""
+    if own_rows:
+        monkeypatch.setattr(reinforce_settings, "MOST_SHARED_SCORES", 0)
+    fields = dict(prompts_per_step=6, group_size=2, minibatches=2, loss=dict(kl_coef=0.1))
+    fields["rollout"] = dict(max_prompt_length=20, max_completion_length=((0, 7), (1, 12)))
+    settings = of_config(**fields, extra_prompts=extra)
+    mesh = make_mesh(data=1, devices=jax.devices()[:1])
+    step = [longest_group(settings) for _ in range(6)]
+    (batch, _), _ = update_batches(step, np.zeros(12, np.float32), settings, mesh, 0)
+    scores = batch["sampler_logprobs"]
+    batch |= dict(old_logprobs=scores, ref_logprobs=scores, sampled_by=np.uint32(0))
+    found = longest_batch(settings, CONFIGS["gqa"], mesh)
+    assert {name: (x.shape, x.dtype) for name, x in found.items()} == {
+        name: (x.shape, x.dtype) for name, x in batch.items()
+    }
+    assert found["prompt_ids"].sharding == batch["prompt_ids"].sharding
+    assert ("stale_mask" in found) == bool(extra)
+
+
+def test_the_longest_batch_has_what_is_kept_and_what_is_read(monkeypatch):
+    """Oracle: by hand: experts of each token in the model's one routed layer, and its candidates; a mask of
+    what conversations read. Prompts have 16 tokens and completions 12.
+    """
+    fields = dict(prompts_per_step=4, group_size=2, keep_routing=True)
+    fields["rollout"] = dict(max_prompt_length=16, max_completion_length=12, top_k=5)
+    settings, config = of_config(**fields), CONFIGS["mla_moe"]
+    monkeypatch.setattr(GrpoSettings, "most_turns", lambda self: 2)
+    mesh = make_mesh(data=1, devices=jax.devices()[:1])
+    found = longest_batch(settings, config, mesh)
+    experts = 1, config.num_experts_per_tok
+    shapes = {
+        "prompt_experts": (4, 16, *experts),
+        "completion_experts": (8, 12, *experts),
+        "candidates": (8, 12, 5),
+        "observed_mask": (8, 12),
+    }
+    assert {name: found[name].shape for name in shapes} == shapes
+    assert found["prompt_experts"].dtype == np.uint16 and found["observed_mask"].dtype == bool
+    assert not any(name.endswith("_rows") for name in found)
+
+
+def test_a_longest_group_is_full():
+    """Oracle: by hand: prompts of 20 tokens and completions of 12, all of them sampled."""
+    fields = dict(rollout=dict(max_prompt_length=20, max_completion_length=12), group_size=2)
+    for extra in (0, 1):
+        group = longest_group(of_config(extra_prompts=extra, **fields))
+        assert group["prompt_ids"] == [0] * 20 and group["mask"].all()
+        assert group["ids"].shape == group["mask"].shape == group["logprobs"].shape == (2, 12)
+        assert (group["rewards"] == 0).all() and len(group["rewards"]) == 2 and group["row"] == 0
+        assert group.get("stale", np.zeros(0)).tolist() == [12, 12] * extra
+    assert len(longest_group(of_config(**fields), 5)["ids"]) == 5
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_rows_know_their_places_in_the_rollout(shared):
+    """Oracle: by hand: groups 3 and 1 of two completions each, and what was kept of row i is i."""
+    places = [group | {"row": row} for group, row in zip(groups(), (3, 1), strict=True)]
+    batch = group_batch(places, ADVANTAGES, shared=shared, rows=True)
+    assert batch["completion_rows"].tolist() == [6, 7, 2, 3]
+    assert batch["prompt_rows"].tolist() == [3, 1] if shared else [3, 3, 1, 1]
+    assert "prompt_rows" not in group_batch(places, ADVANTAGES, shared=shared)
+    rows = np.arange(8)[:, None, None] * np.ones((1, 99, 2), np.int32)
+    found = with_kept(batch, Kept(None, None, rows))
+    assert found["candidates"][:, 0, 0].tolist() == [6, 7, 2, 3]
+    assert found["candidates"].shape == (*batch["completion_ids"].shape, 2)
+    assert found.keys() == batch.keys() - {"prompt_rows", "completion_rows"} | {"candidates"}
+
+
+def test_tokens_of_earlier_parameters_are_marked():
+    """Oracle: by hand: the first 2, 50, 0 and 1 tokens, of completions of 3, 40, 7 and 1."""
+    stale = [np.array([2, 50]), np.array([0, 1])]
+    marked = [group | {"stale": own} for group, own in zip(groups(), stale, strict=True)]
+    batch = group_batch(marked, ADVANTAGES)
+    assert batch["stale_mask"].sum(1).tolist() == [2, 40, 0, 1] and batch["num_stale"] == 43
+    assert not (batch["stale_mask"] & ~batch["completion_mask"]).any()
+
+
+@pytest.mark.parametrize(
+    "rewards, advantages, words",
+    [
+        ([0, 1, 2], [-1, 0, 1], None),
+        ([0, 0, 2], [-1, -1, 2], None),
+        ([1, 1, 1], [0, 0, 0], None),
+        ([2, 0, np.nan], [1, -1, 0], None),
+        ([0, 1, 2], [-1, 0, 0], None),
+        ([np.nan, np.nan, np.nan], [0, 0, 0], None),
+        ([0, 1, 2], [0, 0, 0], "differ, and all their advantages are 0"),
+        ([0, np.nan, 2], [0, 0, 0], "differ, and all their advantages are 0"),
+        ([0, 1, 2], [1, 0, -1], "not in the same order"),
+        ([0, 1, 2], [-1, 1, 0.5], "not in the same order"),
+        ([0, 0, 2], [-1, -0.5, 2], "not in the same order"),
+        ([0, 1, np.nan], [-1, 1, 0.5], "not in the same order"),
+    ],
+)
+def test_advantages_have_the_order_of_their_rewards(rewards, advantages, words):
+    """Oracle: by hand, of the second of two groups."""
+    both = [{"rewards": np.float32(own)} for own in ([1, 2, 3], rewards)]
+    given = np.float32([-1, 0, 1, *advantages])
+    if words is None:
+        check_advantages(both, given)
+        return
+    with pytest.raises(BrokenTerm, match=words):
+        check_advantages(both, given)
+
+
+@pytest.mark.parametrize("scored, passes", [((), 0), (("old_logprobs", "ref_logprobs"), 2 / 3)])
+def test_a_step_counts_its_epochs_and_the_passes_that_score(scored, passes):
+    """Oracle: token by token, of an adapter's updates, which need no gradient of the weights, and of forward
+    passes of the whole.
+    """
+    config, prompts, completions = CONFIGS["gqa"], [2, 3], [1, 2, 4, 3]
+    keys = [i + 0.5 for n in prompts for i in range(n)]
+    keys += [prompts[row // 2] + i + 0.5 for row, n in enumerate(completions) for i in range(n)]
+    share = sum(completions) / len(keys)
+    frozen, whole = (
+        sum(training_flops(config, each, frozen=own, logits=share) for each in keys)
+        for own in (True, False)
+    )
+    settings = SimpleNamespace(epochs=3, scored=lambda: scored)
+    lengths = RowLengths(np.array(prompts), np.array(completions), None, None)
+    found = step_flops(settings, config, lengths, frozen=True)
+    assert found == pytest.approx(3 * frozen + passes * whole)
+
+
+def test_the_batch_of_a_step_is_as_settings_and_mesh_say():
+    """Oracle: by hand: lengths are multiples of 16 for each of two devices of a row's tokens; the weights of
+    a KL and the places of rows are there where they are asked for; the temperature is that of the step.
+    """
+    mesh = make_mesh(data=1, context=2, devices=jax.devices()[:2])
+    fields = dict(prompts_per_step=2, group_size=2, loss=dict(kl_coef=0.1))
+    fields["rollout"] = dict(temperature=((0, 1.0), (3, 0.5)))
+    told = [group | {"scenario": "reasoning", "row": 0} for group in groups()]
+    settings = of_config(kl_weights={"reasoning": 0.5}, **fields)
+    (batch,), _ = update_batches(told, ADVANTAGES, settings, mesh, step=3)
+    assert batch["temperature"] == 0.5 and "prompt_rows" not in batch
+    assert batch["prompt_ids"].shape == (2, 32) and batch["completion_ids"].shape == (4, 50)
+    assert (batch["kl_weight"] == 0.5).all()
+    fields["rollout"] |= dict(top_k=5)
+    (batch,), _ = update_batches(told, ADVANTAGES, of_config(**fields), mesh, step=0)
+    assert "kl_weight" not in batch and batch["prompt_rows"].tolist() == [0, 0]

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from deepseek_jax.models import random_params
+from deepseek_jax.reinforce import effort
 from deepseek_jax.reinforce.effort import (
     EffortSettings,
     asked_with,
+    check_line,
+    check_lines,
     length_penalty,
     with_efforts,
     with_length_penalty,
@@ -144,6 +147,8 @@ def test_without_efforts_nothing_is_added(state, monkeypatch):
         (dict(values=(101,)), "config.effort.values[0]=101 must be within 1..100"),
         (dict(values=()), "config.effort.values=() must be one or more different efforts"),
         (dict(values=(50, 50)), "config.effort.values=(50, 50) must be one or more different"),
+        (dict(line="{effort} {question}"), "must be a text with {effort} in it, and without"),
+        (dict(norm_length=4, max_penalty=0.5), "k0=2.0 makes one token cost 0.5 at effort 50"),
         (dict(line="Think!"), "config.effort.line='Think!' must be a text with {effort} in it"),
         (dict(norm_length=2), "config.effort.k0=2.0 makes one token cost 1 at effort 50"),
     ],
@@ -153,3 +158,49 @@ def test_efforts_that_cannot_be_asked_are_refused(fields, words):
     with pytest.raises(ValueError) as error:
         build(EffortSettings, FIELDS | fields, "config.effort")
     assert words in str(error.value)
+
+
+def test_a_right_answer_earns_more_than_the_most_that_length_costs():
+    """Oracle: by hand: 0.75 is below a reward of 1, and not below 0.75, whatever else costs something."""
+    SETTINGS.check_against({"right": 1.0, "slow": -9.0}, "rewards")
+    with pytest.raises(ValueError, match="^effort.max_penalty=0.75 must be below 0.75, .*rewards"):
+        SETTINGS.check_against({"right": 0.25, "form": 0.5, "slow": -9.0}, "rewards")
+
+
+def test_a_line_of_words_that_a_tokenizer_does_not_know_is_refused():
+    """Oracle: the words a reader needs: this world has digits, and no word for effort."""
+    check_lines(SETTINGS, TOKENIZER, "{question}\n")
+    with pytest.raises(ValueError, match="^line='Effort 75: ' has words that this tokenizer"):
+        check_line(TOKENIZER, "Effort 75: ", "{question}\n")
+    spelled = build(EffortSettings, FIELDS | {"line": "{effort} words"}, "config.effort")
+    with pytest.raises(ValueError, match="^line='50 words' has words"):
+        check_lines(spelled, TOKENIZER, "{question}\n")
+
+
+@pytest.mark.parametrize(
+    "leaves_out, words", [(False, None), (True, "leaves a system message out")]
+)
+def test_a_chat_template_has_to_say_the_line(monkeypatch, leaves_out, words):
+    """Oracle: the words a reader needs, of a template that joins its messages, or leaves the first out; one
+    that raises is quoted.
+    """
+    asked = []
+
+    def by_template(tokenizer, messages, *, tokenize):
+        asked.append((tokenizer, tokenize))
+        return "|".join(message["content"] for message in messages[leaves_out:])
+
+    monkeypatch.setattr(effort, "by_template", by_template)
+    if words is None:
+        check_line(TOKENIZER, "Effort 75\n", "chat")
+    else:
+        with pytest.raises(ValueError, match=f"^line='Effort 75.n' has no room .* {words}"):
+            check_line(TOKENIZER, "Effort 75\n", "chat")
+    assert asked == [(TOKENIZER, False)]
+
+    def refuses(*given, **more):
+        raise ValueError("No system here")
+
+    monkeypatch.setattr(effort, "by_template", refuses)
+    with pytest.raises(ValueError, match="refuses a system message .No system here"):
+        check_line(TOKENIZER, "Effort 75\n", "chat")

@@ -14,6 +14,7 @@ from deepseek_jax.reinforce.scenarios import (
     scenario_rewards,
 )
 from deepseek_jax.reinforce.settings import GeneralSettings, RewardSettings
+from deepseek_jax.rewards import Scores
 from deepseek_jax.worlds.registry import open_rewards
 
 PUZZLES = [{"question": f"p{i}", "answer": "3", "language": "en"} for i in range(5)]
@@ -122,3 +123,52 @@ def test_the_reward_that_decides_is_given_or_the_best_share_of_the_reasoning_que
             ValueError, match="accuracy=None, and none of rewards .*: seven; set accuracy"
         ):
             deciding(settings, unknown)
+
+
+class Counted:
+    """Rewards whose scores are the numbers that the completions spell, times `weight`."""
+
+    def __init__(self, name, weight, errors, unread):
+        self.weights, self.weight, self.errors, self.unread = {name: weight}, weight, errors, unread
+        self.asked = []
+
+    def score_together(self, examples, completions, completion_ids):
+        ids = completion_ids if completion_ids is None else list(completion_ids)
+        self.asked.append(([example["question"] for example in examples], ids))
+        (name,) = self.weights
+        part = np.float32([float(text) for text in completions])
+        unread = part > 2 if self.unread else None
+        messages, metrics = [name] * self.errors, {name: self.weight}
+        return Scores(self.weight * part, {name: part}, self.errors, messages, metrics, {}, unread)
+
+
+@pytest.mark.parametrize("ids", [None, [[1], [2], [3]]])
+def test_the_scores_of_scenarios_are_put_together(ids):
+    """Oracle: by hand: errors add up, messages and metrics follow each other, and what could not be read is
+    known of the scenario that reads; an example without a scenario is for reasoning.
+    """
+    reasoning, general = Counted("a", 2.0, 1, unread=True), Counted("b", 3.0, 2, unread=False)
+    rewards = ScenarioRewards({"reasoning": reasoning, "general": general})
+    examples = [dict(question="x"), dict(question="y", scenario="general"), dict(question="z")]
+    scores = rewards.score_together(examples, ["1", "5", "4"], ids)
+    assert scores.total.tolist() == [2, 15, 8]
+    np.testing.assert_array_equal(scores.parts["a"], [1, np.nan, 4])
+    np.testing.assert_array_equal(scores.parts["b"], [np.nan, 5, np.nan])
+    assert (scores.errors, scores.messages) == (3, ["a", "b", "b"])
+    assert scores.metrics == dict(a=2.0, b=3.0) and scores.unread.tolist() == [False, False, True]
+    assert reasoning.asked == [(["x", "z"], ids and [[1], [3]])]
+    assert general.asked == [(["y"], ids and [[2]])]
+
+
+def test_a_mistake_in_rewards_names_its_scenario():
+    """Oracle: the config's path."""
+    general = SimpleNamespace(rewards={"nothing": 1.0})
+    for rewards, words in (({"puzzle_answer": 1.0}, "general.rewards"), ({"none": 1.0}, "rewards")):
+        settings = SimpleNamespace(rewards=rewards, general=general)
+        with pytest.raises(ValueError, match=f"^{words}[.:]"):
+            with scenario_rewards(settings, {}):
+                pass
+    with scenario_rewards(
+        SimpleNamespace(rewards={"puzzle_answer": 1.0}, general=None), {}
+    ) as made:
+        assert made.keys() == {"reasoning"}

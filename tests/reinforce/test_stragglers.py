@@ -1,6 +1,7 @@
 """Steps that leave their slowest groups to the next: what is taken, what is carried, and how old it is."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,7 +11,10 @@ from deepseek_jax.models import random_params
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce import stragglers
 from deepseek_jax.reinforce.metrics import StepRecord
+from deepseek_jax.reinforce.stragglers import LateAnswers, Open, UnderWay
 from deepseek_jax.rewards import Rule, scoring
+from deepseek_jax.rollout.answers import Answers
+from deepseek_jax.rollout.completions import Rollout
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.training.state import TrainState
@@ -162,3 +166,112 @@ def test_questions_run_out_for_none():
     source = make_source(prompts_per_step=WANTED, extra_prompts=len(EXAMPLES))
     groups, _, counts = sample(source, 0)
     assert len(groups) == WANTED and counts["groups_carried"] == len(EXAMPLES)
+
+
+def completion(*ids, ended=False):
+    return dict(ids=list(ids), logprobs=[-1.0] * len(ids), finished=ended, ended=ended)
+
+
+CARRIED = [
+    Open(5, 1, [completion(7, 8), completion(9, ended=True)]),
+    Open(6, 3, [completion(), completion()]),
+]
+
+
+def test_a_rollout_continues_what_has_begun_and_ends_with_enough_groups():
+    """Oracle: by hand: of two groups the first has one completion that has ended and one of two tokens."""
+    log = UnderWay(CARRIED, wanted=1)
+    assert log.done == {1: CARRIED[0].completions[1]}
+    assert log.begun == {0: ([7, 8], [-1.0, -1.0])}
+    assert not log.enough()
+    log.add([2], None)
+    assert not log.enough()
+    log.add([3], None)
+    assert log.enough()
+    log = UnderWay(CARRIED, wanted=2)
+    log.add([2, 3], None)
+    assert not log.enough()
+    log.add([0], None)
+    assert log.enough()
+
+
+def rollout(lengths):
+    """A Rollout whose completions are 1, 2, ... of these lengths."""
+    mask = np.arange(4) < np.array(lengths)[:, None]
+    ids = np.where(mask, 1 + np.arange(4), 0)
+    return Rollout(ids, mask, -1.0 * mask, np.zeros(len(lengths), bool))
+
+
+def test_the_groups_after_a_rollout_have_its_completions():
+    """Oracle: by hand: those that have not ended are under way."""
+    log = UnderWay(CARRIED, wanted=1)
+    log.add([2, 3], None)
+    first, second = log.after(rollout([3, 1, 2, 4]))
+    assert [first.index, second.index] == [5, 6] and [first.asked, second.asked] == [1, 3]
+    assert first.lengths().tolist() == [3, 1] and second.lengths().tolist() == [2, 4]
+    assert not first.is_complete and second.is_complete
+    assert [c["ended"] for c in first.completions] == [False, True]
+    assert second.completions[1]["ids"] == [1, 2, 3, 4]
+
+
+class Rolls:
+    """A sampler whose rollout has these lengths, and in which these rows end."""
+
+    def __init__(self, lengths, ended):
+        self.lengths, self.ended = lengths, ended
+
+    def answer(self, params, examples, step, *, log):
+        self.given, self.log = (params, examples, step), log
+        log.add(self.ended, None)
+        texts = list(map(str, range(len(self.lengths))))
+        prompts = [example["prompt_ids"] for example in examples]
+        counts = dict(sampled_tokens=sum(self.lengths), prefilled_positions=100)
+        return Answers(texts, rollout(self.lengths), 2, prompts), counts
+
+
+def late(lengths, ended):
+    questions = [{"prompt_ids": [1] * number} for number in range(16)]
+    settings = SimpleNamespace(prompts_per_step=2, extra_prompts=2, group_size=2)
+    made = LateAnswers(Rolls(lengths, ended), questions, settings)
+    made.set_state({"carried": [dict(index=15, asked=1, completions=CARRIED[0].completions[::-1])]})
+    return made
+
+
+def test_a_step_takes_the_groups_that_are_complete_and_carries_the_others():
+    """Oracle: by hand: of a carried group of three tokens and two new ones, the carried one and the last are
+    complete. 12 tokens less 3 are of this step; the prompt of the carried row, of 15 + 2 tokens, is prefilled
+    once more in room for 32; 3 of the 8 tokens that are taken are stale; the older group was of step 1.
+    """
+    made = late([1, 3, 1, 3, 2, 2], ended=[1, 2, 4, 5])
+    assert made.room() == 3
+    examples, answers, counts = made.answer("params", range(7, 9), step=4)
+    asked = [15, 7, 8]
+    assert made.sampler.given == ("params", [made.questions[i] for i in asked], 4)
+    assert made.sampler.log.begun.keys() == {1} and made.sampler.log.done.keys() == {0}
+    assert examples == [made.questions[15], made.questions[8]]
+    assert answers.texts[0] == "0" and answers.texts[3] == "5"
+    assert [len(prompt) for prompt in answers.prompts] == [15, 8]
+    assert counts == dict(
+        sampled_tokens=12 - 3,
+        prefilled_positions=100 + 32,
+        groups_carried=1,
+        carried_steps_max=3,
+        stale_share=3 / 8,
+    )
+    assert [(group.index, group.asked) for group in made.carried] == [(7, 4)]
+    assert made.carried[0].lengths().tolist() == [1, 3] and made.room() == 3
+    marked = made.marked([{"a": 1}, {"b": 2}])
+    assert [each.pop("stale").tolist() for each in marked] == [[1, 2], [0, 0]]
+    assert marked == [{"a": 1}, {"b": 2}]
+    fresh = late([], [])
+    fresh.set_state(json.loads(json.dumps(made.get_state())))
+    assert fresh.carried == made.carried
+
+
+def test_a_step_takes_no_more_groups_than_it_asks():
+    """Oracle: by hand: all three are complete, and the last waits, complete, for the next step."""
+    made = late([1, 3, 1, 3, 2, 2], ended=[1, 2, 3, 4, 5])
+    examples, _, counts = made.answer("params", range(7, 9), step=4)
+    assert [len(example["prompt_ids"]) for example in examples] == [15, 7]
+    assert [group.index for group in made.carried] == [8] and made.carried[0].is_complete
+    assert counts["groups_carried"] == 1

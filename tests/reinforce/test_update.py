@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 from deepseek_jax.losses import grpo as losses
+from deepseek_jax.losses.grpo import LARGE_GAP
 from deepseek_jax.models import build_model, random_params
+from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce import grpo, sampler, update
@@ -404,3 +407,179 @@ def test_what_the_config_says_of_the_loss_is_what_a_step_computes(loss, monkeypa
     wanted, _ = torch_loss(logprobs, batch, **(plain | loss))
     np.testing.assert_allclose(loss_of(**loss), wanted, rtol=1e-5)
     assert abs(loss_of() - wanted) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "dtype, experts, metric, largest",
+    [
+        ("float32", 0, "sampler_gap_mean", 1e-4),
+        ("float32", 0, "sampler_gap_max", LARGE_GAP),
+        ("float32", 1, "sampler_gap_mean", 1e-4),
+        ("float32", 1, "sampler_gap_share", 1e-3),
+        ("bfloat16", 1, "sampler_gap_mean", 0.05),
+        ("bfloat16", 1, "stale_params", 0.0),
+    ],
+)
+def test_limits_of_the_samples_are_those_of_rounding(dtype, experts, metric, largest):
+    """Oracle: by hand: the limits that the comments explain; in bfloat16 a single token says nothing."""
+    config = SimpleNamespace(dtype=dtype, num_moe_layers=experts)
+    limits = update.sampler_limits(config)
+    assert limits[metric].largest == largest
+    names = {"float32": {"sampler_gap_share" if experts else "sampler_gap_max"}}
+    assert limits.keys() == {"stale_params", "sampler_gap_mean"} | names.get(dtype, set())
+
+
+@pytest.mark.parametrize(
+    "keeps, layers, pipeline, words",
+    [
+        (True, 1, 1, None),
+        (False, 0, 2, None),
+        (True, 0, 1, "has no routed experts"),
+        (True, 1, 2, "mesh.pipeline=2"),
+    ],
+)
+def test_experts_are_kept_where_there_are_any_and_no_stages(keeps, layers, pipeline, words):
+    """Oracle: the words a reader needs."""
+    settings = SimpleNamespace(keep_routing=keeps)
+    config = SimpleNamespace(num_moe_layers=layers, model_type="toy")
+    mesh = SimpleNamespace(shape={"pipeline": pipeline})
+    if words is None:
+        update.check_routing(settings, config, mesh)
+        return
+    with pytest.raises(ValueError, match=words):
+        update.check_routing(settings, config, mesh)
+
+
+@pytest.mark.parametrize(
+    "prompts, per_prompt, minibatches, micro_batches, multiple",
+    [(8, 1, 2, 1, None), (8, 4, 2, 4, None), (8, 1, 4, 1, 16), (8, 2, 2, 4, 16), (6, 3, 2, 2, 16)],
+)
+def test_rows_of_micro_batches_split_over_the_mesh(
+    monkeypatch, prompts, per_prompt, minibatches, micro_batches, multiple
+):
+    """Oracle: by hand, over four parts: rows of a minibatch in as many parts as micro-batches times four; the
+    multiple that the message names splits.
+    """
+    monkeypatch.setattr(update, "batch_parts", lambda mesh: 4)
+
+    def settings(prompts):
+        rows = prompts // minibatches * per_prompt
+        fields = dict(prompts_per_step=prompts, micro_batches=micro_batches)
+        return SimpleNamespace(rows=lambda: rows, minibatches=minibatches, **fields)
+
+    if multiple is None:
+        update.check_rows(settings(prompts), None)
+        return
+    words = (
+        f"={prompts} in {minibatches * micro_batches} micro-.* 4 parts .* multiple of {multiple}$"
+    )
+    with pytest.raises(ValueError, match=words):
+        update.check_rows(settings(prompts), None)
+    update.check_rows(settings(multiple), None)
+
+
+@pytest.mark.parametrize("every", [None, 3])
+def test_an_update_replaces_its_reference_after_so_many_steps(monkeypatch, every):
+    """Oracle: by hand: three steps of 2 x 5 updates; the longest completion of any step divides."""
+    monkeypatch.setattr(update, "make_grpo_loss", lambda *given, **more: (given, more))
+    monkeypatch.setattr(update, "create_update", lambda *given, **more: (given, more))
+    monkeypatch.setattr(update, "reference_places", lambda settings, params: ("places", params))
+    settings = SimpleNamespace(reference_every=every, minibatches=2, epochs=5, loss="options")
+    settings.rollout = SimpleNamespace(longest=lambda: 12)
+    given, more = update.jitted_update(settings, "config", "params", "mesh")
+    loss = (("config", "options"), {"max_completion_length": 12})
+    assert given == (settings, loss, "params", "mesh")
+    reference = more.pop("beside").reference
+    if every is None:
+        assert reference is None
+        return
+    assert reference.every == 30 and reference.places == ("places", "params")
+    monkeypatch.setattr(update, "as_reference", None)
+    assert reference.of.args == (settings,)
+
+
+def test_a_reference_is_a_copy_in_its_dtype_but_for_what_balances_routers():
+    """Oracle: by hand: the policy's buffers may be donated afterwards."""
+    settings = SimpleNamespace(reference_dtype="bfloat16", reference_memory="device")
+    params = {"router": jnp.ones(3), "router_bias": jnp.full(3, 1 + 2**-20)}
+    found = update.as_reference(settings, params)
+    assert (found["router"].dtype, found["router_bias"].dtype) == (jnp.bfloat16, jnp.float32)
+    settings.reference_dtype = "float32"
+    found = update.as_reference(settings, params)
+    wanted = jax.device_get(params)
+    jax.tree.map(lambda leaf: leaf.delete(), params)
+    assert_same(jax.device_get(found), wanted)
+
+
+@pytest.mark.parametrize(
+    "kl_coef, every, adapts, frozen, saved",
+    [
+        (0.0, None, False, False, False),
+        (0.1, None, False, True, False),
+        (0.1, 2, False, False, True),
+        (0.1, None, True, False, False),
+        (0.1, 2, True, False, False),
+    ],
+)
+def test_what_the_loop_is_given(monkeypatch, tmp_path, kl_coef, every, adapts, frozen, saved):
+    """Oracle: by hand: a fixed reference is the source's and one that follows the state's; an adapter needs
+    none.
+    """
+    calls = {}
+    params = Adapted("base", {}, 1.0) if adapts else "params"
+    step = SimpleNamespace(locate="locate")
+    for name in ("check_routing", "IdleUpdates"):
+        monkeypatch.setattr(
+            grpo, name, lambda *given, name=name: calls.setdefault(name, Looking(given))
+        )
+    monkeypatch.setattr(grpo, "jitted_update", lambda *given: (Created, step))
+    monkeypatch.setattr(grpo, "as_reference", lambda settings, params: ("reference", params))
+    monkeypatch.setattr(grpo, "GroupSource", lambda *given: given)
+
+    def fake_train(*given):
+        calls["train"] = given
+        return SimpleNamespace(model="trained")
+
+    monkeypatch.setattr(grpo, "train", fake_train)
+    settings = SimpleNamespace(loss=SimpleNamespace(kl_coef=kl_coef), reference_every=every, seed=3)
+    config = SimpleNamespace(dtype="bfloat16", num_moe_layers=0)
+    policy = SimpleNamespace(config=config, params=params)
+    run = SimpleNamespace(mesh="mesh", folder=tmp_path / "run")
+    assert grpo.reinforce(settings, policy, ["q"], "rewards", run, ["g"]) == "trained"
+    given, state, update_, source, run_, seed, checks = calls["train"]
+    reference = "reference", params
+    folder = tmp_path / "run_rollouts"
+    wanted = (
+        policy,
+        ["q"],
+        "rewards",
+        settings,
+        "mesh",
+        reference if frozen else None,
+        ["g"],
+        folder,
+    )
+    assert source == wanted and (given, update_, run_, seed) == (settings, step, run, 3)
+    assert (state.params, state.reference) == (params, reference if saved else None)
+    assert calls["check_routing"].given == (settings, config, "mesh")
+    assert checks.limits == update.sampler_limits(config) and checks.locate == "locate"
+    assert checks.of_line == "look" and calls["IdleUpdates"].given == (settings, source)
+    assert checks.after_first.args == (settings, 0.05)
+    assert checks.weights.keywords == {"options": settings.loss}
+    checks.after_first({"kl": 0.0})
+
+
+class Looking:
+    look = "look"
+
+    def __init__(self, given):
+        self.given = given
+
+
+class Created:
+    def __init__(self, params):
+        self.params, self.reference = params, "none yet"
+
+    def replace(self, reference):
+        self.reference = reference
+        return self

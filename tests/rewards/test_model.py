@@ -10,7 +10,8 @@ from jax.sharding import NamedSharding
 from deepseek_jax.data.chat import render_response
 from deepseek_jax.models.reward import predict_rewards, reward_config, reward_params
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.rewards import Rewards
+from deepseek_jax.parallel.shard import put_share
+from deepseek_jax.rewards import Rewards, model
 from deepseek_jax.rewards.model import RewardModel
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from tests.quick import others_slow
@@ -64,9 +65,9 @@ def test_completions_are_scored_in_batches_as_each_would_be_alone(devices, batch
     """Oracle: each response in a row of its own; five of them are more than a batch, or fewer. Tolerance:
     float32, in another order of sums.
     """
-    model = reward_model(devices=devices, batch_size=batch_size)
+    scorer = reward_model(devices=devices, batch_size=batch_size)
     wanted = [alone(*pair) for pair in zip(QUESTIONS, COMPLETIONS, strict=True)]
-    have = model.score(EXAMPLES, COMPLETIONS)
+    have = scorer.score(EXAMPLES, COMPLETIONS)
     np.testing.assert_allclose(have, wanted, rtol=1e-4, atol=1e-5)
     assert len(set(np.round(wanted, 4))) == 5
 
@@ -112,3 +113,63 @@ def test_a_model_needs_a_name_and_a_weight_of_its_own(weights, name, wrong):
     """Oracle: by hand."""
     with pytest.raises(ValueError, match=wrong):
         Rewards(weights, models={name: reward_model()})
+
+
+class Limited:
+    max_position_embeddings = 80
+
+
+@pytest.mark.parametrize("kind", ["helpfulness", "safety"])
+def test_rows_of_similar_length_share_a_batch_of_one_shape(monkeypatch, kind):
+    """Oracle: by hand, of a model whose reward is the sum of the real tokens: rows sorted by length, two at a
+    time, the last batch filled up with its own; 64 positions, or twice as many; 80 fit, and 81 do not.
+    """
+    batches = []
+
+    def sums(params, batch):
+        real = batch["tokens"] * batch["segment_ids"]
+        batches.append(np.asarray(batch["segment_ids"]).sum(1).tolist() + [real.shape[1]])
+        return params * real.sum(1)
+
+    asked = []
+    monkeypatch.setattr(model, "jitted_rewards", lambda *given: asked.append(given) or sums)
+    mesh = make_mesh(devices=jax.devices()[:1])
+
+    def render(example, text):
+        if text.endswith("?"):
+            raise ValueError("unreadable")
+        return [1] * int(text)
+
+    made = RewardModel(Limited, 10, render, mesh, kind=kind, batch_size=2)
+    thought = "<think>no</think>" if kind == "helpfulness" else ""
+    texts = [f"{thought}{n}" for n in ("70", "3", "5?", "81", "80", "7", "2")]
+    found = made.score([{}] * len(texts), texts)
+    assert found[:2] == [700, 30] and found[4:] == [800, 70, 20]
+    assert [str(each) for each in found[2:4]] == [
+        "unreadable",
+        "81 tokens are beyond the reward model's 80 positions",
+    ]
+    assert batches == [[2, 3, 64], [7, 70, 128], [80, 80, 128]]
+    assert asked == [(Limited, mesh, kind)]
+
+
+def test_padded_lengths_are_64_times_powers_of_two():
+    """Oracle: by hand."""
+    lengths = [model.padded_length(n) for n in (0, 64, 65, 128, 129, 1024)]
+    assert lengths == [64, 64, 128, 128, 256, 1024]
+
+
+@pytest.mark.parametrize("kind", ["helpfulness", "safety"])
+def test_rewards_are_on_every_device(monkeypatch, kind):
+    """Oracle: by hand: the reward itself, or the logistic function of it, where the rows are split."""
+
+    def predict(config, params, tokens, segment_ids):
+        return (params * (tokens * segment_ids).sum(1), None)
+
+    monkeypatch.setattr(model, "predict_rewards", predict)
+    mesh = make_mesh(data=2, devices=jax.devices()[:2])
+    batch = put_share(mesh, model.right_padded([[1, 2], [4]], 3))
+    found = model.jitted_rewards(None, mesh, kind)(0.5, batch)
+    assert found.is_fully_replicated
+    wanted = np.array([1.5, 2.0])
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-wanted)) if kind == "safety" else wanted)

@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 from deepseek_jax.settings import build
 from deepseek_jax.training.optimizer import OptimizerSettings
 
+# The largest decay of a bfloat16 moment
+BOUND = 1 - 2**-8
 PHASES = [
     dict(kind="linear", steps=2, to=2),
     dict(kind="constant", steps=1),
@@ -77,6 +79,14 @@ def test_multi_token_prediction_is_trained_where_asked():
             dict(phases=[dict(kind="cosine", steps=5)]),
             "config.optimizer.phases[0].to=None: a phase of kind='cosine' needs the rate",
         ),
+        (
+            dict(learning_rate=0.1, moment_dtype="bfloat16", b2=BOUND + 1e-4),
+            "b2=0.9961",
+        ),
+        (
+            dict(learning_rate=0.1, moment_dtype="bfloat16", kind="muon", momentum=BOUND + 1e-4),
+            "momentum=0.9961",
+        ),
         (dict(learning_rate=0.1, moment_dtype="bfloat16", b2=0.999), "b2=0.999 decays a moment by"),
         (dict(learning_rate=0.1, moment_dtype="bfloat16", b1=0.997), "b1=0.997 decays a moment by"),
     ],
@@ -101,3 +111,33 @@ def test_a_bfloat16_moment_can_decay_at_any_rate_that_is_allowed():
     settings(learning_rate=0.1, moment_dtype="bfloat16", b1=limit, b2=limit).make(5)
     assert not stay(limit).any()
     assert stay(0.999).all() and stay(0.9962).any()
+
+
+def test_what_is_not_set_is_as_published():
+    """Oracle: arXiv:2412.19437, section 4.2, for AdamW and its clip; a constant rate without decay; for Muon
+    arXiv:2606.19348.
+    """
+    made = settings(learning_rate=1.0)
+    assert (made.b1, made.b2, made.max_grad_norm, made.momentum) == (0.9, 0.95, 1.0, 0.95)
+    assert (made.weight_decay, made.warmup_steps, made.final_fraction) == (0.0, 0, 0.1)
+
+
+def test_moments_of_bfloat16_decay_up_to_their_bound():
+    """Oracle: by hand: all three at half of bfloat16's widest gap."""
+    fields = dict(b1=BOUND, b2=BOUND, momentum=BOUND)
+    settings(learning_rate=1.0, kind="muon", moment_dtype="bfloat16", **fields)
+
+
+def test_the_fields_of_a_schedule_make_its_rate():
+    """Oracle: by hand: a third of the rate at first, all of it after two updates, half of it at the end."""
+    made = settings(learning_rate=2.0, schedule="cosine", warmup_steps=2, final_fraction=0.5)
+    rate = made.rate(10)
+    np.testing.assert_allclose([rate(i) for i in (0, 2, 10)], [2 / 3, 2, 1], rtol=1e-6)  # float32
+
+
+def test_a_gradient_as_small_as_epsilon_moves_half_as_far():
+    """Oracle: by hand: g / (|g| + 1e-8), with moments corrected. 1e-3: float32 squares."""
+    tx = settings(learning_rate=1.0).make(3)
+    params = {"kernel": jnp.zeros((2, 2))}
+    updates, _ = tx.update({"kernel": jnp.full((2, 2), 1e-8)}, tx.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.5, rtol=1e-3)

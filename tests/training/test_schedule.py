@@ -107,3 +107,4 @@ def test_a_stage_on_the_host_stays_an_int():
     """Oracle: by hand."""
     sizes = [number_at(((0, 3072), (3, 15360)), update) for update in range(5)]
     assert sizes == [3072] * 3 + [15360] * 2 and {type(size) for size in sizes} == {int}
+    assert number_at(7, 0) == 7

@@ -1,3 +1,7 @@
+"""The one update of every recipe, and what stands around it."""
+
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,11 +9,23 @@ import optax
 import pytest
 
 from deepseek_jax.models.moe import Routing
+from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.ops.routing import load_metrics
 from deepseek_jax.parallel import make_mesh, put_batch
+from deepseek_jax.training import update as module
+from deepseek_jax.training.micro_batches import over_micro_batches
 from deepseek_jax.training.optimizer import make_optimizer
 from deepseek_jax.training.state import TrainState
-from deepseek_jax.training.update import make_train_step
+from deepseek_jax.training.update import (
+    Beside,
+    Buffered,
+    Reference,
+    Update,
+    create_update,
+    make_train_step,
+    update_of,
+)
+from tests.recipes.small import one_device
 
 PROMPTS, GROUP, WIDTH, EXPERTS = 4, 4, 3, 5
 TX = optax.sgd(0.5)
@@ -263,3 +279,188 @@ def test_micro_batches_are_split_over_the_devices_and_not_dealt_out_to_them():
         step = jax.jit(make_train_step(loss, TX, micro_batches=2))
         program = step.lower(state, batch, jax.random.key(0)).compile().as_text()
     assert "f32[2,7]" in program and "f32[4,7]" not in program and "f32[8,7]" not in program
+
+
+def descent(params, batch, rng, *more):
+    """The sum of the weights times the rows, whose gradient is the rows' sum."""
+    return (batch["rows"] * params["w"]).sum() * (more[0] if more else 1), {
+        "one_max": batch["rows"]
+    }
+
+
+def made(beside=Beside(), parts=(), **more):  # noqa: B008
+    """(state, Update) of plain descent with two micro-batches on one device."""
+    mesh, asked = one_device(), []
+
+    def make(*, parts):
+        asked.append(parts)
+        return optax.sgd(1.0)
+
+    optimizer = SimpleNamespace(moment_memory="device")
+    settings = SimpleNamespace(make_optimizer=make, optimizer=optimizer, micro_batches=2)
+    everywhere = jax.NamedSharding(mesh, jax.P())
+    params = {"w": jax.device_put(np.float32(5), everywhere)}
+    create, update = create_update(
+        settings, descent, params, mesh, parts=parts, beside=beside, **more
+    )
+    assert asked == [parts]
+    return create(params), update
+
+
+def step_of(state, update, batch=(), *more):
+    batch = {"rows": np.float32([1, 2])} | dict(batch)
+    return update(state, batch, jax.random.key(0), *more)
+
+
+@pytest.mark.parametrize("sampled_by, stale", [(None, None), (0, 0.0), ("own", 0.0), (7, 1.0)])
+def test_an_update_knows_who_sampled_its_batch(sampled_by, stale):
+    """Oracle: by hand: the fingerprint of the parameters before the update; 0 says nothing."""
+    state, update = made()
+    own = int(fingerprint(state.model))
+    assert own not in (0, 7)
+    number = own if sampled_by == "own" else sampled_by
+    number = {} if number is None else {"sampled_by": np.uint32(number)}
+    _, metrics = step_of(state, update, number)
+    assert metrics.get("stale_params") == stale
+
+
+def test_an_update_gives_the_loss_what_else_there_is_and_reports():
+    """Oracle: by hand: three times the rows' sum of 3 is the gradient; what is reported is of the state after
+    it. The settings' two micro-batches have a row each, unless it is said otherwise.
+    """
+    report = Beside(report=lambda state: {"after": state.params["w"]})
+    state, update = made(report, parts=("mtp",))
+    state, metrics = step_of(state, update, (), np.float32(3))
+    assert metrics["after"] == state.params["w"] == 5 - 9 and metrics["one_max"].shape == (1,)
+    state, update = made(micro_batches=1)
+    assert step_of(state, update)[1]["one_max"].shape == (2,)
+
+
+def test_a_watched_number_reaches_the_optimizer(monkeypatch):
+    """Oracle: by hand: the update is minus the number of the batch."""
+    init = lambda params: optax.EmptyState()  # noqa: E731
+
+    def follow(grads, state, params, *, value, **more):
+        return jax.tree.map(lambda g: -value + 0 * g, grads), state
+
+    tx = optax.GradientTransformationExtraArgs(init, follow)
+    monkeypatch.setattr(optax, "sgd", lambda rate: tx)
+    state, update = made(Beside(watched="told"))
+    state, _ = step_of(state, update, {"told": np.float32(2)})
+    assert state.params["w"] == 3
+
+
+def test_a_reference_is_replaced_after_so_many_updates():
+    """Oracle: by hand: after the second and the fourth, counted from the state's own step."""
+    mesh = one_device()
+    places = {"w": jax.NamedSharding(mesh, jax.P())}
+    reference = Reference(2, lambda params: jax.tree.map(jnp.copy, params), places)
+    for first, wanted in ((0, [5, -1, -1, -7]), (1, [2, 2, -4, -4])):
+        state, update = made(Beside(reference=reference))
+        state = state.replace(
+            reference={"w": jax.device_put(np.float32(5), places["w"])},
+            step=jax.device_put(np.int32(first), places["w"]),
+        )
+        found = []
+        for _ in range(4):
+            state, _ = step_of(state, update)
+            found.append(float(state.reference["w"]))
+        assert found == wanted
+
+
+def test_buffers_grow_after_an_overflow_up_to_twice_their_size(monkeypatch, capsys):
+    """Oracle: by hand: the latest call but one overflowed: room for a quarter more, 1.25 and 1.5625 and
+    1.953125 times as much; a fourth time would be more than twice. The tree is donated.
+    """
+    sizes, factors = [], []
+
+    class Larger:
+        def __init__(self, factor):
+            factors.append(factor)
+
+        def __enter__(self):
+            return self
+
+        __exit__ = lambda self, *given: None  # noqa: E731
+
+    monkeypatch.setattr(module, "larger_buffers", Larger)
+    place = jax.NamedSharding(one_device(), jax.P())
+    buffered = Buffered(lambda x, over: (x + 1, {"expert_overflows": over}), place)
+    x = jax.device_put(np.float32(0), place)
+    for over in (0, 0, 1, 0, 0, 0, 0.5, 0, 2, 0, 0, 3, 0, 0):
+        before = x
+        x, _ = buffered(x, np.float32(over))
+        assert before.is_deleted()
+        sizes.append(buffered._factor)
+    assert sizes == [1] * 4 + [1.25] * 4 + [1.5625] * 2 + [1.953125] * 4
+    assert factors == [1, 1.25, 1.5625, 1.953125]
+    assert capsys.readouterr().out.count("compiling with room for") == 3
+    plain = Buffered(lambda x: (x, {}), place)
+    for _ in range(3):
+        x, _ = plain(x)
+    assert plain._factor == 1.0
+
+
+def test_a_function_is_applied_to_each_micro_batch():
+    """Oracle: by hand: rows in two parts, each with the number that all have."""
+    batch = {"rows": np.float32([[1], [2], [3], [4]]), "scale": np.float32(10)}
+    found = over_micro_batches(lambda part: part["rows"].sum() * part["scale"], batch, 2)
+    assert found.tolist() == [30, 70]
+
+
+def three_rows():
+    return {"rows": np.float32([1, 2, 4])}, jax.random.key(0)
+
+
+def test_an_update_is_of_a_whole_batch_where_nothing_is_said():
+    """Oracle: by hand: three rows, which do not split."""
+    state = TrainState.create({"w": jnp.zeros(())}, TX)
+    placed = jax.tree.map(lambda _: jax.NamedSharding(one_device(), jax.P()), state)
+    for step in (make_train_step(descent, TX), Update(descent, TX, placed)):
+        after, _ = step(jax.device_put(state, placed), *three_rows())
+        assert after.params["w"] == -3.5
+
+
+def test_an_update_of_a_recipe_balances_its_experts():
+    """Oracle: the biases of make_train_step with the same speed."""
+    wanted, _ = run(speed=0.1)
+    everywhere = jax.NamedSharding(one_device(), jax.P())
+    optimizer = SimpleNamespace(moment_memory="device")
+    settings = SimpleNamespace(
+        make_optimizer=lambda parts: TX, optimizer=optimizer, micro_batches=1
+    )
+    beside = Beside(bias_update_speed=optax.constant_schedule(0.1))
+    params = jax.device_put(make_state().params, everywhere)
+    create, update = create_update(settings, loss_fn, params, one_device(), beside=beside)
+    state, _ = update(create(params), make_batch(), jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, state.params, wanted.params)
+
+
+@pytest.mark.parametrize("overflows, wanted", [((None, None), None), (([1.0, 2.0], 4.0), 7.0)])
+def test_tokens_beyond_the_buffers_of_experts_are_summed(overflows, wanted):
+    """Oracle: by hand, over the layers of a stack and a module; without buffers there is no such metric."""
+    loads = jnp.ones((2, EXPERTS)), jnp.ones(EXPERTS)
+    overflows = (each if each is None else jnp.asarray(each) for each in overflows)
+    pairs = zip(("moe_layers", "mtp_0"), loads, overflows, strict=True)
+    routing = {name: Routing(load, jnp.zeros(()), each) for name, load, each in pairs}
+    state = TrainState.create({"w": jnp.zeros(())}, TX)
+    _, metrics = update_of(TX)(state, {"w": jnp.ones(())}, {"loss": 1.0, "routing": routing})
+    assert metrics.get("expert_overflows") == wanted
+
+
+def test_a_program_places_its_result_and_takes_the_options_of_its_chip(monkeypatch):
+    """Oracle: by hand: numbers that every device has are split as the tree is; a CPU has no options."""
+    mesh = make_mesh(data=2, devices=jax.devices()[:2])
+    split = jax.NamedSharding(mesh, jax.P("data"))
+    buffered = Buffered(lambda x: (jnp.broadcast_to(x.sum(), x.shape), {}), split)
+    found, _ = buffered(jax.device_put(np.float32([1, 2]), split))
+    assert found.tolist() == [3, 3] and found.sharding == split
+    given, asked = [], []
+    monkeypatch.setattr(module.jax, "jit", lambda function, **more: given.append(more))
+    for chip in (None, SimpleNamespace(options={"fast": True})):
+        monkeypatch.setattr(
+            module, "chip_of", lambda devices, chip=chip: asked.append(len(devices)) or chip
+        )
+        Buffered(None, split)
+    assert [more["compiler_options"] for more in given] == [None, {"fast": True}]
+    assert asked == [2, 2]

@@ -1,7 +1,5 @@
-"""Pairs of students compared over several runs, and the compute of a student."""
+"""Pairs of students compared over several runs."""
 
-import dataclasses
-import functools
 import json
 
 import jax
@@ -10,14 +8,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import distill_study
-from deepseek_jax.costs.flops import useful_flops
-from deepseek_jax.distill import compute as distill_compute
-from deepseek_jax.models import build_model
 from deepseek_jax.recipes.distill import run as distill
 from deepseek_jax.recipes.distill.findings import FILE, findings
 from deepseek_jax.recipes.distill.run import report_sweep
-from deepseek_jax.recipes.distill.settings import DistillSettings
-from deepseek_jax.settings import build
 from tests.recipes.small import one_device, run_recipe
 
 PAIRS = {"a thing": ("ours", "theirs"), "the other way": ("theirs", "ours"), "same": ("ours", "as")}
@@ -71,40 +64,6 @@ def test_the_report_is_printed_and_left_in_files(tmp_path, capsys):
     text = (tmp_path / "findings.txt").read_text()
     assert text == capsys.readouterr().out and "won" in text and "lost" in text
     assert json.loads((tmp_path / "findings.json").read_text())[0]["verdict"] == "won"
-
-
-def test_compute_is_counted_by_pass(tmp_path):
-    """Oracle: by hand, in passes of a token: forward and backward are one, forward alone is a third."""
-    config = distill_study.get_config()
-    settings = build(DistillSettings, config, "config")
-    student, teacher = build_model(config.starts.qwen.model), build_model(config.teacher.model)
-    arms = settings.seeded(settings.students)
-    own, taught = (useful_flops(m, 64, trains_mtp=False) for m in (student, teacher))
-    rows = 64 * arms["hard"].batch_size * distill_study.NUM_STEPS
-    found = {
-        name: distill_compute.distilled(arm, student, teacher, texts=10, answered=1000)
-        for name, arm in arms.items()
-    }
-    np.testing.assert_allclose(found["hard"], rows * own + 1000 * taught / 3)
-    np.testing.assert_allclose(found["soft_hard"] - found["hard"], rows * taught / 3)
-    np.testing.assert_allclose(found["top_8"] - found["hard"], 640 * taught / 3)
-    on_policy = arms["on_policy"].loss.on_policy
-    sampled = on_policy.prompts * distill_study.NUM_STEPS
-    wanted = sampled * (64 * (own + taught / 3) + on_policy.max_completion_length * own / 3)
-    np.testing.assert_allclose(found["on_policy"], wanted)
-    line = dict(phase="rl", tokens=30, prefilled_positions=20, sampled_tokens=60)
-    lines = [dict(step=i, **line) for i in range(2)]
-    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    rl = settings.seeded(settings.reinforced)["reinforcement"]
-    length = rl.rollout.max_prompt_length + rl.rollout.max_completion_length
-    own = useful_flops(student, length, trains_mtp=False)
-    counted = functools.partial(distill_compute.reinforced, policy=student, phase="rl")
-    counted = functools.partial(counted, metrics_path=tmp_path / "m.jsonl")
-    np.testing.assert_allclose(counted(rl), own * (100 + (40 + 120) / 3))
-    # Two epochs, whose old log-probabilities take a forward pass, and the reference's another
-    more = dict(epochs=2, loss=dataclasses.replace(rl.loss, kl_coef=0.1))
-    twice = dataclasses.replace(rl, **more)
-    np.testing.assert_allclose(counted(twice), own * (200 + (2 * 100 + 40 + 120) / 3))
 
 
 @pytest.mark.slow

@@ -177,27 +177,6 @@ def test_safety_is_learned_from_labels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "block, wrong",
-    [
-        (dict(path="/nowhere"), "^liked.path='/nowhere': no reward model"),
-        (
-            dict(path="/nowhere", batch_size=3),
-            "^liked.batch_size=3 does not split over mesh.data=2",
-        ),
-        (
-            dict(path="/nowhere", max_completion_length=8),
-            "^liked.max_completion_length=8 is of a judge, and there is no judge.json in /nowhere",
-        ),
-    ],
-)
-def test_a_reward_model_that_is_not_there_is_named(block, wrong):
-    """Oracle: by hand."""
-    with pytest.raises(ValueError, match=wrong):
-        liked = {"liked": ModelRewardSettings(**block)}
-        load_model_rewards(liked, make_mesh(devices=jax.devices()[:2]))
-
-
-@pytest.mark.parametrize(
     "fields, wrong",
     [
         (dict(batch_size=6, micro_batches=4), "does not split into micro_batches=4"),
