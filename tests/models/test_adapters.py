@@ -15,7 +15,6 @@ from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.adapters import join, merged, split, with_adapter
 from deepseek_jax.models.low_rank import dense, is_weight
 from deepseek_jax.models.quantized import quantized
-from deepseek_jax.ops.low_rank import low_rank
 from deepseek_jax.parallel import logical_names, make_mesh, put_batch, shardings
 from deepseek_jax.rollout import generate
 from deepseek_jax.training import make_optimizer
@@ -131,16 +130,6 @@ def test_gradients_are_those_of_the_dense_weights_projected(plain):
     dw = np.asarray(dense["moe_layers"]["ffn"]["gate_up"])
     near(of_a, 2 * np.einsum("ledzf,lerzf->ledr", dw, b))
     near(of_b, 2 * np.einsum("ledr,ledzf->lerzf", a, dw))
-
-
-def test_the_product_of_experts_is_that_of_each():
-    """Oracle: a numpy loop over the experts."""
-    rng = np.random.default_rng(0)
-    a, b = (
-        x.astype(np.float32) for x in (rng.normal(size=(3, 5, 4, 2)), rng.normal(size=(3, 2, 6)))
-    )
-    expected = np.stack([np.tensordot(x, y, 1) for x, y in zip(a, b, strict=True)])
-    np.testing.assert_allclose(low_rank(a, b, of_experts=True), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", others_slow(["gqa", "mla_moe"], "mla_moe"))
