@@ -7,6 +7,7 @@ import pytest
 
 from deepseek_jax.ops.logprobs import token_logprobs
 from deepseek_jax.ops.platform import SIZES
+from tests.costs.products import matmul_flops
 
 M, D, V = 23, 8, 37
 LARGE = 12283
@@ -119,6 +120,19 @@ def test_chunks_are_few_and_even(monkeypatch, m, chunk_size, alive, chunks):
     monkeypatch.setitem(SIZES, "logits_alive", {"any": alive})
     program = jax.make_jaxpr(lambda *a: token_logprobs(*a, chunk_size=chunk_size))(*inputs(m))
     assert f"f32[{chunks[0]},{chunks[1]},{D}]" in str(program)
+
+
+@pytest.mark.parametrize("chunk_size, products", [(M, 3), (M // 2 + 1, 4), (1, 4)])
+def test_logits_are_computed_again_for_the_gradient_of_several_chunks_alone(chunk_size, products):
+    """Oracle: the program's products of all tokens (one of padding too) with the head, by hand."""
+    hidden, head, targets = inputs()
+
+    def value(hidden, head):
+        return token_logprobs(hidden, head, targets, chunk_size=chunk_size)[0].sum()
+
+    rows = M + (chunk_size == M // 2 + 1)
+    program = jax.make_jaxpr(jax.grad(value, (0, 1)))(hidden, head)
+    assert matmul_flops(program) == products * 2 * rows * D * V
 
 
 @pytest.mark.parametrize("of", ["value", "gradient"])
