@@ -552,8 +552,8 @@ HISTORY = (
     Known(
         "a prediction module predicts the token before its own",
         "losses/multi_token.py",
-        'targets_bt = _ahead(batch["targets"], ahead, 0)',
-        'targets_bt = _ahead(batch["targets"], depth, 0)',
+        'targets_bt = _ahead(batch["targets"], ahead)',
+        'targets_bt = _ahead(batch["targets"], depth)',
         ("tests/losses/test_multi_token.py",),
     ),
     Known(
