@@ -11,7 +11,8 @@ from configs import models
 from deepseek_jax.models import ModelConfig, indexer
 from deepseek_jax.ops.attention import attend
 from deepseek_jax.parallel import constrain, make_mesh
-from deepseek_jax.parallel.context import over_heads
+from deepseek_jax.parallel.context import by_rows, over_heads
+from deepseek_jax.parallel.few_tokens import rows_split
 from launch.planning.hlo import program_cost
 
 ROWS = ("batch", "seq", "heads", None)
@@ -119,3 +120,26 @@ def test_each_device_selects_for_its_own_queries_what_whole_rows_select(t):
     np.testing.assert_array_equal(ours[0], wanted[0])
     for one, other in zip(jax.tree.leaves(ours[1:]), jax.tree.leaves(wanted[1:]), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
+
+
+@pytest.mark.parametrize(
+    "rows, axis, own", [(8, "batch", 2), (8, "slots", 1), (6, "batch", 6), (None, "batch", 8)]
+)
+def test_each_device_computes_its_own_rows(rows, axis, own):
+    """Oracle: by hand, on four devices of a batch and eight of slots: how many rows one call of the function
+    has, and three times their numbers, in a loop that does not say over which devices it varies.
+    """
+
+    def function(arrays):
+        x, calls = arrays["x"], len(arrays["x"])
+        total = jax.lax.fori_loop(0, 3, lambda _, total: total + x, jnp.zeros(x.shape, x.dtype))
+        return total, jnp.full(len(x), calls)
+
+    arrays = {"x": jnp.arange(2.0 * (rows or 8)).reshape(-1, 2)}
+    options = {} if axis == "batch" else {"axis": axis}
+    mesh = make_mesh(data=4, tensor=2) if rows else make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        total, calls = jax.jit(lambda arrays: by_rows(function, arrays, **options))(arrays)
+        assert rows_split(arrays["x"]) == (rows != 6)
+    np.testing.assert_array_equal(total, 3 * arrays["x"])
+    np.testing.assert_array_equal(calls, own)

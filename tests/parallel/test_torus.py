@@ -198,3 +198,12 @@ def test_a_placement_is_said_in_places_along_each_side():
         slices=2, data=1, expert=8, devices=slice_of("v5e:2x4") + slice_of("v5e:2x4", 1)
     )
     assert placement_text(two) == "expert 2 x 4 of 2 x 4"
+
+
+def test_devices_without_a_torus_and_neighbours_share_no_link():
+    """Oracle: by hand: a switch joins CPU devices, one alone sends nothing, a permute is to neighbours."""
+    assert busiest_link("all-gather", ("data",), make_mesh()) == 1
+    mesh = nested("v5e:4x4", "a4", "b4")
+    assert busiest_link("collective-permute", ("a",), mesh) == 1
+    assert busiest_link("all-gather", (), mesh) == 1
+    assert busiest_link("all-to-all", ("a",), mesh) > 1
