@@ -121,7 +121,7 @@ class Group:
             except Exception as error:
                 found[process] = error
 
-        members = [Member(target=run, args=(n,), process=n, daemon=True) for n in range(self.count)]
+        members = [Member(target=run, args=(n,), process=n) for n in range(self.count)]
         for member in members:
             member.start()
         for member in members:
