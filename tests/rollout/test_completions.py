@@ -1,5 +1,8 @@
-"""What leaves the devices, of two processes that each hold a part."""
+"""What leaves the devices, of two processes that each hold a part, and what a Rollout says of itself."""
 
+import math
+
+from deepseek_jax.rollout.completions import RolloutLog, empty_rollout
 from tests.processes import run_two
 
 FETCHING = """
@@ -40,3 +43,21 @@ def test_processes_fetch_what_the_others_hold_by_one_program_for_all_calls():
     for output in outputs:
         counts = [line for line in output.splitlines() if line.startswith("compiled")]
         assert counts == ["compiled 1", "compiled 0", "compiled 0"], output
+
+
+def test_drafts_are_measured_by_what_they_saved():
+    """Oracle: by hand: completions of four and two tokens, of which the first of each is no step; three of
+    five drafts accepted; none drafted.
+    """
+    rollout = empty_rollout(2, 5)
+    assert math.isnan(rollout.acceptance_rate) and math.isnan(rollout.tokens_per_step)
+    rollout.completion_mask[0, :4] = rollout.completion_mask[1, :2] = True
+    rollout.drafted[:], rollout.accepted[:] = (3, 2), (2, 1)
+    assert rollout.acceptance_rate == 3 / 5 and rollout.tokens_per_step == (3 + 1) / 5
+
+
+def test_a_log_keeps_nothing_by_itself():
+    """Oracle: by hand."""
+    log = RolloutLog()
+    assert not (log.done or log.begun or log.keeps_routing or log.keeps_candidates)
+    assert log.weight_sync_seconds == 0 and log.kept is log.enough is log.conversations is None
