@@ -73,7 +73,7 @@ def _own_rows(config, params, batch):
     # Right-aligned: completions begin at one column, so that predictions are a slice of the row
     padding_b1 = s - batch["prompt_mask"].sum(-1, keepdims=True)
     from_bs = (jnp.arange(s) - padding_b1) % s
-    prompt_ids = jnp.take_along_axis(batch["prompt_ids"], from_bs, axis=1)
+    prompt_ids = jnp.take_along_axis(batch["prompt_ids"], from_bs)
     tokens = jnp.concatenate([prompt_ids, batch["completion_ids"]], axis=1)
     is_prompt_bs = jnp.arange(s) >= padding_b1
     segment_ids = jnp.concatenate([is_prompt_bs, _present(batch)], axis=1)

@@ -131,7 +131,7 @@ def _after(slots, chunk, experts_bcla):
         slots = slots._replace(experts=own)
     if slots.candidates is not None:
         slots = slots._replace(candidates=slots.candidates.at[at].set(-1))
-    last_token = jnp.take_along_axis(chunk.tokens, last, axis=1)[:, 0]
+    last_token = jnp.take_along_axis(chunk.tokens, last)[:, 0]
     turns = slots.turns
     return slots._replace(
         length=slots.length + chunk.counts,
