@@ -479,7 +479,7 @@ HISTORY = (
     Known(
         "sampler_logprobs are of temperature 1",
         "rollout/sampling.py",
-        "logprobs_b = jnp.take_along_axis(logprobs_bv, tokens_b[:, None], axis=-1)[:, 0]",
+        "logprobs_b = jnp.take_along_axis(logprobs_bv, tokens_b[:, None])[:, 0]",
         "logprobs_b = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens_b[:, None], axis=-1)[:, 0]",
         ("tests/rollout/test_sampling.py",),
     ),

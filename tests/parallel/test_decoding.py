@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deepseek_jax.parallel import decoding as decoding_module
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.decoding import (
     by_slot,
@@ -98,6 +99,31 @@ def test_a_weight_goes_to_its_place_in_a_rollout(experts, shard):
     x = jnp.arange((experts or 8) * 6 * 4.0).reshape(-1, 6, 4)
     assert shard_of(lambda x: to_rollout(x, names), x, mesh, experts=experts or 1) == shard
     np.testing.assert_array_equal(to_rollout(x, names), x)
+
+
+def test_experts_that_take_more_axes_move_in_two_steps(monkeypatch):
+    """Oracle: by hand: first along the axis of experts, the other axes on the embedding's dimension; then to
+    their place. Any other weight moves in one, and so do experts that no other axis splits.
+    """
+    moved = []
+
+    def record(weight, names):
+        moved.append({name: current_rules()[name] for name in names if name})
+        return weight
+
+    monkeypatch.setattr(decoding_module, "constrain", record)
+    names = "experts", "embed", "mlp"
+    with jax.set_mesh(make_mesh(data=1, fsdp=4, expert=2)):
+        for experts, given in ((8, names), (8, names[1:]), (1, names)):
+            with decoding(8, experts):
+                assert to_rollout("weight", given) == "weight"
+    own, model = {"mlp": ("fsdp", "context", "tensor")}, ("fsdp",)
+    assert moved == [
+        {"experts": "expert", "embed": model} | own,
+        {"experts": ("expert", *model), "embed": None} | own,
+        {"embed": None} | own,
+        {"experts": ("expert",), "embed": None} | own,
+    ]
 
 
 def test_a_gated_weights_halves_are_joined_on_each_device():

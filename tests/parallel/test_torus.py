@@ -53,6 +53,8 @@ def test_an_exchange_of_32_chips_of_v5p_halves_in_a_block(block, parts):
         # Every second place of a ring: both links, which two groups share; of a line: one
         ("v5p:8x8x8", ("a4 b2", "c8", "d8"), "a", 1, 1),
         ("v5e:8x8", ("a4 b2", "c8"), "a", 2, 2),
+        # The same on two sides: of each link a group has half
+        ("v5p:8x8x8", ("a4 b2", "a4 c2", "d8"), "a", 1, 1 / 2),
         # Opposite places of a ring of 4: a half of each byte goes either way
         ("v5p:4x4x4", ("a2 b2", "c4", "d4"), "a", 1 / 2, 1),
         # A side that 4 groups share holds up what comes in over the free one: 3 of 7 parts over 1/4 link
