@@ -184,6 +184,31 @@ def test_the_float32_numbers_of_a_file_are_the_configs():
         check_architecture(block, build_model(block | dict(rope_theta=10_000.2)), "x.gguf")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(topk_group=4),
+        dict(num_experts_per_tok=4),
+        dict(first_k_dense_replace=2, num_nextn_predict_layers=0),
+        dict(n_routed_experts=1, n_group=1, topk_group=1, num_experts_per_tok=1),
+        SPARSE | dict(index_topk=256),
+        dict(expert_buffer=1.0),
+    ],
+)
+def test_the_last_values_that_are_possible_are_taken(change):
+    """Oracle: by hand: each field at its bound."""
+    config = build_model(TINY | change)
+    assert all(getattr(config, name) == value for name, value in change.items())
+
+
+@pytest.mark.parametrize(
+    "eos, ids", [(None, ()), (0, (0,)), (7, (7,)), ((7, 8), (7, 8)), ([7, 8], (7, 8))]
+)
+def test_the_tokens_that_end_a_completion_are_a_tuple(eos, ids):
+    """Oracle: by hand; token 0 may be one."""
+    assert dataclasses.replace(build_model(LLAMA), eos_token_id=eos).eos_ids == ids
+
+
 def test_fields_that_a_config_leaves_out():
     """Oracle: by hand: no experts, no modules, plain rotary positions, float32 and no recomputation."""
     config = ModelConfig(**LLAMA)

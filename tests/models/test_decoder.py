@@ -18,6 +18,7 @@ from deepseek_jax.models import (
     hidden_states,
     init_params,
     layer_states,
+    random_params,
 )
 from deepseek_jax.ops.platform import SIZES
 from deepseek_jax.parallel import make_mesh
@@ -145,3 +146,12 @@ def test_each_remat_policy_saves_more_than_the_next(monkeypatch):
     own = dataclasses.replace(config, remat="offload")
     gradient = jax.grad(lambda p: jnp.square(forward(own, p, tokens)).mean())
     assert str(jax.make_jaxpr(gradient)(params)).count("<host>[2,24,24]") >= 2
+
+
+def test_random_parameters_are_those_of_seed_zero_on_one_device():
+    """Oracle: the same call with all that it leaves out."""
+    config, _ = tiny_model("gqa")
+    mesh = make_mesh(devices=jax.devices()[:1])
+    pair = random_params(config), random_params(config, mesh, 0)
+    jax.tree.map(np.testing.assert_array_equal, *pair)
+    assert pair[0]["embedding"].sharding.device_set == {jax.devices()[0]}

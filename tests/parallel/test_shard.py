@@ -275,6 +275,11 @@ def test_a_batch_that_does_not_split_names_the_fields(sizes, rows, cuts, message
         check_batch(make_mesh(**sizes), rows, 12, **cuts)
 
 
+def test_a_batch_that_is_not_cut_has_a_row_for_each_device():
+    """Oracle: by hand: eight rows on eight devices, in one part."""
+    check_batch(make_mesh(), 8, 5)
+
+
 def test_a_mesh_of_a_single_device_is_none():
     """Oracle: by hand, of one device and of two."""
     assert current_mesh() is None
