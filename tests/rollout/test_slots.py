@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from deepseek_jax.ops.routing import FREE
-from deepseek_jax.rollout import kept
+from deepseek_jax.parallel import make_mesh
+from deepseek_jax.rollout import kept, steps, turns
 from deepseek_jax.rollout.completions import RolloutLog
+from deepseek_jax.rollout.engine import batch_parts_of, rollout_config
 from deepseek_jax.rollout.kept import Kept, begin, put_completions, rows_of
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.serving import TurnsEngine
-from deepseek_jax.rollout.slots import append, empty_slots, lengthen
+from deepseek_jax.rollout.slots import append, empty_slots, lengthen, repeat
 from tests.tiny import CONFIGS
 
 CONFIG = CONFIGS["mla_moe"]
@@ -143,3 +145,97 @@ def test_turns_make_room_for_the_longest_that_goes_on(monkeypatch, room, made):
     engine.state = SimpleNamespace(ended=np.array([True]), length=np.array([3]))
     TurnsEngine.decode_turns(engine)
     assert engine.steps == 9 and asked == [*made, (1, 2)]
+
+
+def test_a_step_writes_the_oldest_place_of_the_ring_and_sees_each_slots_own():
+    """Oracle: by hand: step 5 of a ring of three after four places for prompts: the places were written 2, 1
+    and 3 steps ago, of which slots of no, two and three tokens have written as many.
+    """
+    tables = [np.zeros((8, 2))]
+    state = SimpleNamespace(
+        tokens=np.zeros((3, 4)),
+        caches=[{"k": np.zeros((3, 7, 2))}],
+        step=jnp.int32(5),
+        prompt_length=jnp.array([1, 4, 2]),
+        length=jnp.array([0, 2, 3]),
+    )
+    write = steps._ring_write(tables, state)
+    assert (write.index, write.ring) == (6, 4)
+    wanted = [[1, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 1, 1], [1, 1, 0, 0, 1, 1, 1]]
+    np.testing.assert_array_equal(write.mask, wanted)
+    tokens, are_there = steps._places(state, 4, jnp.array([3, 4]), jnp.array([2, 1]))
+    np.testing.assert_array_equal(tokens, [[0, 1, 2, 3, 3, 4, 5], [0, 1, 2, 3, 3, 4, 5]])
+    np.testing.assert_array_equal(are_there, [[1, 1, 1, 0, 1, 1, 0], [1, 1, 1, 1, 0, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    "ends, most, count, run",
+    [(1, 99, None, 2), (2, 99, None, 4), (5, 99, None, 4), (5, 1, None, 2), (5, 2, None, 3)]
+    + [(5, 99, 3, 3), (1, 99, 3, 2)],
+)
+def test_decoding_ends_with_enough_slots_or_room_or_steps(slots, ends, most, count, run):
+    """Oracle: by hand: slots that end after two and four tokens, and a free one."""
+
+    def body(state):
+        length = state.length + ~state.ended
+        ended = state.ended | (length >= jnp.array([2, 4, 9]))
+        return state._replace(length=length, ended=ended, step=state.step + 1)
+
+    start = slots._replace(step=jnp.int32(7), ended=jnp.array([False, False, True]))
+    assert repeat(body, start, ends, most, count).step == 7 + run
+
+
+def test_a_text_is_read_in_the_smallest_chunk_that_holds_it():
+    """Oracle: by hand, of chunks of 8, 32 and 128."""
+    sizes = {1: 8, 8: 8, 9: 32, 32: 32, 33: 128, 128: 128, 129: 128, 999: 128}
+    assert {left: turns.chunk_of(left) for left in sizes} == sizes
+
+
+def test_what_a_slot_reads_follows_its_tokens_and_begins_a_turn(slots):
+    """Oracle: by hand: the first slot, of one token, reads two, and its turn begins; the others read nothing.
+    Experts are of the token before each.
+    """
+    state = slots._replace(
+        length=jnp.array([1, 3, 0]),
+        last_token=jnp.array([4, 5, 6]),
+        ended=jnp.ones(3, bool),
+        stopped=jnp.ones(3, bool),
+        logprobs=jnp.ones((3, 4)),
+        experts=jnp.zeros((3, 4, 1, 2), jnp.uint16),
+        candidates=jnp.zeros((3, 4, 2), jnp.int32),
+        turns=turns.Turns(jnp.zeros((3, 4), bool), jnp.array([2, 2, 2]), jnp.int32(9)),
+    )
+    chunk = turns.Chunk(
+        tokens=jnp.array([[7, 8, 9], [1, 2, 3], [1, 2, 3]]),
+        counts=jnp.array([2, 0, 0]),
+        resumes=jnp.array([True, False, False]),
+        keys=jax.random.split(jax.random.key(5), 3),
+        limit=jnp.array([4, 5, 6]),
+    )
+    experts = jnp.arange(1, 19, dtype=jnp.uint16).reshape(3, 3, 1, 2)
+    found = turns._after(state, chunk, experts)
+    none = [0, 0, 0, 0]
+    np.testing.assert_array_equal(found.tokens, [[0, 7, 8, 0], none, none])
+    np.testing.assert_array_equal(found.logprobs, [[1, 0, 0, 1], [1] * 4, [1] * 4])
+    np.testing.assert_array_equal(found.turns.observed, [[0, 1, 1, 0], none, none])
+    np.testing.assert_array_equal(found.candidates[..., 0], [[0, -1, -1, 0], none, none])
+    np.testing.assert_array_equal(found.experts[:, :, 0, 0], [[1, 3, 0, 0], none, none])
+    np.testing.assert_array_equal(found.length, [3, 3, 0])
+    np.testing.assert_array_equal(found.last_token, [8, 5, 6])
+    np.testing.assert_array_equal(found.ended, [False, True, True])
+    np.testing.assert_array_equal(found.stopped, [False, True, True])
+    np.testing.assert_array_equal(found.turns.limit, [4, 2, 2])
+    same = jax.random.key_data(found.keys) == jax.random.key_data(state.keys)
+    np.testing.assert_array_equal(same.all(-1), [False, True, True])
+
+
+def test_devices_of_a_rollout_have_room_beyond_an_even_share_of_their_experts():
+    """Oracle: by hand: half as much again for one expert, the root of two less for two; none without experts
+    or without a mesh. Prompts split over the axes of a batch.
+    """
+    assert rollout_config(CONFIG, None) is CONFIG and batch_parts_of(None, CONFIG) == 1
+    mesh = make_mesh(data=2, expert=4)
+    assert rollout_config(CONFIG, mesh).expert_buffer == pytest.approx(1 + 1.5 / 2**0.5)
+    assert rollout_config(CONFIG, make_mesh(data=1, expert=8)).expert_buffer == 2.5
+    assert rollout_config(CONFIGS["gqa"], mesh) is CONFIGS["gqa"]
+    assert batch_parts_of(make_mesh(data=2, fsdp=4), CONFIGS["gqa"]) == 2
