@@ -11,6 +11,8 @@ from deepseek_jax.models import RopeScaling
 from deepseek_jax.models.indexer import KeyNorm
 from deepseek_jax.models.layers import (
     INPUTS,
+    LINEAR,
+    MATRICES,
     RMSNorm,
     decays,
     has_gradient,
@@ -85,7 +87,11 @@ def test_the_axes_that_a_product_contracts(path, axes):
 
 
 def test_routers_and_inputs_of_modules_are_matrices_too():
-    """Oracle: by hand."""
+    """Oracle: by hand; every product but that of attention's output contracts one axis."""
+    names = "q k v q_down q_up kv_down out gate_up down".split()
+    assert dict.fromkeys(names, 1) | {"out": 2} == LINEAR
+    assert LINEAR | {"k_up": 1, "v_up": 1} == INPUTS
+    assert INPUTS | {"router": 1, "input": 1, "head_weights": 1} == MATRICES
     for path, axes in (("moe_layers/ffn/router", range(1, 2)), ("mtp_0/input", range(1))):
         keys = tuple(jax.tree_util.DictKey(name) for name in path.split("/"))
         assert input_axes(keys, INPUTS) is None and matrix_input_axes(keys) == axes

@@ -181,6 +181,18 @@ def test_gradients_arrive_in_their_operands_dtypes(implementation):
     assert dtypes == [jnp.bfloat16, jnp.float32, jnp.float32]
 
 
+def test_gradients_of_a_kernel_are_kernels():
+    """Oracle: the traced program: a product, the one of the rows' gradient and the one over rows."""
+    x, kernel, _ = inputs()
+    sizes = np.array([3, 5, 2, 4, 1, 5])
+
+    def value(x, kernel):
+        return grouped.grouped_matmul(x, kernel, sizes, implementation="interpreted").sum()
+
+    program = jax.make_jaxpr(jax.grad(value, (0, 1)))(x, kernel)
+    assert str(program).count("pallas_call[") == 3
+
+
 COMPILE = """
 import jax, jax.numpy as jnp
 from jax.experimental import topologies

@@ -9,14 +9,14 @@ import pytest
 
 from deepseek_jax.ops.routing import FREE
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.rollout import kept, steps, turns
+from deepseek_jax.rollout import kept, speculative, steps, turns
 from deepseek_jax.rollout.completions import RolloutLog
 from deepseek_jax.rollout.engine import batch_parts_of, rollout_config
 from deepseek_jax.rollout.kept import Kept, begin, put_completions, rows_of
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.serving import TurnsEngine
 from deepseek_jax.rollout.slots import append, empty_slots, lengthen, repeat
-from tests.tiny import CONFIGS
+from tests.tiny import CONFIGS, MTP
 
 CONFIG = CONFIGS["mla_moe"]
 NONE = [-1, -1]
@@ -239,3 +239,26 @@ def test_devices_of_a_rollout_have_room_beyond_an_even_share_of_their_experts():
     assert rollout_config(CONFIG, make_mesh(data=1, expert=8)).expert_buffer == 2.5
     assert rollout_config(CONFIGS["gqa"], mesh) is CONFIGS["gqa"]
     assert batch_parts_of(make_mesh(data=2, fsdp=4), CONFIGS["gqa"]) == 2
+
+
+def test_drafts_take_a_model_that_can_predict_further():
+    """Oracle: by hand: latent attention, and a module."""
+    speculative.check(MTP)
+    for config in (CONFIG, CONFIGS["gqa"]):
+        with pytest.raises(ValueError, match="^speculative=True drafts with a multi-token"):
+            speculative.check(config)
+
+
+def test_tokens_after_a_draft_have_their_own_logprobs():
+    """Oracle: by hand: the first draft is accepted, and the token after it is 2; in place of the second comes
+    token 1, and what follows it is void.
+    """
+    probs = np.float32([[[1, 0, 0], [0, 0, 1]], [[0, 1, 0], [1, 0, 0]]])
+    logprobs = -np.arange(12, dtype=np.float32).reshape(4, 3)
+    draft_probs = np.float32([[1, 0, 0], [1, 0, 0]])
+    uniform, draft = np.full((2, 2), 0.5, np.float32), np.array([0, 0])
+    given = (probs.reshape(4, 3), logprobs), uniform, draft, draft_probs
+    accepted, tokens, found = speculative._verified(*given)
+    np.testing.assert_array_equal(accepted, [True, False])
+    np.testing.assert_array_equal(tokens, [[0, 2], [1, 1]])
+    np.testing.assert_array_equal(found, [[0, -5], [-7, -10]])
