@@ -8,6 +8,7 @@ from jax.extend.core import jaxprs_in_params
 
 from deepseek_jax.ops.fp8 import BLOCK, COLUMN, ROW, quantize
 from deepseek_jax.ops.pallas import attention, decoding, fp8, grouped_matmul
+from deepseek_jax.ops.saved_names import ATTENDED
 
 E4M3 = "float8_e4m3fn"
 
@@ -112,6 +113,7 @@ def test_splash_attention_takes_larger_blocks_of_long_rows(monkeypatch, t, block
     assert made["mask"].shape == (2, rows, rows) and not made["interpret"]
     assert made["block_sizes"].block_q == made["block_sizes"].block_kv_dkv_compute == block
     assert made["head_shards"] == made["q_seq_shards"] == 1
+    assert made["residual_checkpoint_name"] == ATTENDED
 
 
 def test_tiles_of_fp8_by_hand():
