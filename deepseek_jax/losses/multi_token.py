@@ -29,28 +29,28 @@ def multi_token_losses(
     for depth in range(config.num_nextn_predict_layers):
         ahead = depth + 1
         # True where the token that the module reads, `ahead` later, is in the same document
-        same_bt = _ahead(batch["segment_ids"], ahead, 0) == batch["segment_ids"]
+        same_bt = _ahead(batch["segment_ids"], ahead) == batch["segment_ids"]
         # Eq. 21: a module reads the hidden states of the module before it
         hidden, reports[f"mtp_{depth}"] = predict_further(
             config,
             params,
             depth,
             hidden,
-            _ahead(batch["tokens"], ahead, 0),
+            _ahead(batch["tokens"], ahead),
             # Other tokens are padding here: no expert load counts them
             segment_ids=jnp.where(same_bt, batch["segment_ids"], 0),
             positions=batch["positions"],
         )
-        targets_bt = _ahead(batch["targets"], ahead, 0)
+        targets_bt = _ahead(batch["targets"], ahead)
         logprobs_bt, _ = over_tokens(
             token_logprobs, hidden, head_weight(config, params), targets_bt
         )
-        mask_bt = same_bt & _ahead(batch["loss_mask"], ahead, False)
+        mask_bt = same_bt & _ahead(batch["loss_mask"], ahead)
         # Eq. 24 divides by T, the tokens of the main loss, though this module has fewer targets
         losses.append(-jnp.where(mask_bt, logprobs_bt, 0.0).sum() / batch["normalizer"])
     return losses, reports
 
 
-def _ahead(array_bt, ahead: int, fill):
-    """The entry `ahead` tokens later in its row; `fill` past the end."""
-    return jnp.pad(array_bt[:, ahead:], ((0, 0), (0, ahead)), constant_values=fill)
+def _ahead(array_bt, ahead: int):
+    """The entry `ahead` tokens later in its row; 0 past the end."""
+    return jnp.pad(array_bt[:, ahead:], ((0, 0), (0, ahead)))

@@ -175,7 +175,7 @@ class Decoder(nn.Module):
         )
         return scanned(cfg, is_moe)
 
-    def __call__(self, tokens, positions, segment_ids, branches=None, keep_layers=False, kept=None):
+    def __call__(self, tokens, positions, segment_ids, branches, keep_layers, kept):
         """int32[b t] each -> (hidden [b t d] after the final norm, Report: routing of each MoE layer and
         indexer of every layer, the residual stream after each layer [l b t d] if keep_layers, else None).
         kept: uint16[l b t a] of the MoE layers, see ops.routing.with_kept, or None.
@@ -253,7 +253,7 @@ class Decoder(nn.Module):
     def touch(self, tokens):
         """Call every part once: init creates the parameters of the parts that it calls."""
         ones = jnp.ones_like(tokens)
-        hidden, _, _ = self(tokens, ones, ones)
+        hidden, _, _ = self(tokens, ones, ones, None, False, None)
         for depth in range(self.config.num_nextn_predict_layers):
             self.predict_further(depth, hidden, tokens, ones, ones)
 

@@ -26,7 +26,7 @@ class LowRank:
     base: jax.Array
     pairs: tuple
     scale: float
-    of_experts: bool = False
+    of_experts: bool
 
     def dense(self):
         """W in float32, which the product with it rounds to the compute dtype."""

@@ -18,12 +18,12 @@ def fingerprint(tree):
     total = jnp.uint32(0)
     for index, leaf in enumerate(jax.tree.leaves(tree)):
         bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}")
-        position, stride = jnp.zeros(leaf.shape, jnp.uint32), 1
+        position, stride = jnp.zeros(leaf.shape, jnp.uint32), jnp.uint32(1)
         # An index for each axis, because flattening a sharded array would gather it
         for axis in reversed(range(leaf.ndim)):
             own = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-            position += own * jnp.uint32(stride % 2**32)
-            stride *= leaf.shape[axis]
+            position += own * stride
+            stride *= jnp.uint32(leaf.shape[axis])
         of_leaf = _mixed(bits.astype(jnp.uint32) ^ _mixed(position * jnp.uint32(GOLDEN)))
         total += _mixed(of_leaf.sum(dtype=jnp.uint32) + jnp.uint32(index))
     return total

@@ -21,12 +21,12 @@ def largest(logits):
     return jax.lax.stop_gradient(logits).max(-1, keepdims=True)
 
 
-def exponential(logits, most, temperature=1.0):
+def exponential(logits, most, temperature):
     """exp((logits - most) / temperature), where most is `largest` of the logits."""
     # The temperature enters here alone: dividing the logits first would be one more pass over the vocabulary
     return jnp.exp((logits - most) * (1 / temperature))
 
 
-def exponential_sum(logits, most, temperature=1.0):
+def exponential_sum(logits, most, temperature):
     """The sum of `exponential`: float32[... v], float32[... 1] -> float32[...]."""
     return exponential(logits, most, temperature).sum(-1)

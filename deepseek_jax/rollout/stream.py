@@ -27,7 +27,7 @@ def stream(
     *,
     max_completion_length: int,
     eos_ids: tuple[int, ...] = (),
-    seed: int = 0,
+    seed: int,
 ) -> Iterator[int]:
     """Sample one completion: yields each token, the end token too. They are those of engine.generate.
 

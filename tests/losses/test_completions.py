@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepseek_jax.losses.completions import completion_logprobs
+from deepseek_jax.losses.completions import Predicting, completion_logprobs
 from deepseek_jax.models import forward
 from tests.tiny import CONFIGS, VOCAB, tiny_model
 
@@ -107,6 +107,49 @@ def test_what_padding_holds_changes_nothing(model, own_rows):
     results = [scores(*model, make_batch(fill, own_rows)) for fill in (0, VOCAB - 1)]
     for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one[mask], other[mask])
+
+
+def test_values_of_tokens_are_spread_to_the_columns_that_predict_them():
+    """Oracle: by hand: 9 columns, of which the second is the first that predicts; zeros elsewhere."""
+    found = Predicting(np.zeros((2, 9, 3)), None, 2, None)
+    for shape in ((2, 4), (2, 4, 5)):
+        values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        exact = np.zeros((2, 9, *shape[2:]))
+        exact[:, 2:6] = values
+        np.testing.assert_array_equal(found.spread(values), exact)
+
+
+def test_what_a_rollout_kept_is_read_alike_in_either_layout():
+    """Oracle: the other layout, of random experts and candidates; by hand, that either changes the result:
+    three candidates have at most log 3 nats, and other experts other log-probabilities. The temperature that
+    is not said is 1.
+    """
+    config, params = tiny_model("mla_moe")
+    shared, own = make_batch(), make_batch(own_rows=True)
+    mask, rng = shared["completion_mask"], np.random.default_rng(2)
+    layers, a = config.num_moe_layers, config.num_experts_per_tok
+
+    def experts(*shape):
+        return np.argsort(rng.random((*shape, layers, config.n_routed_experts)))[..., :a].astype(
+            np.uint16
+        )
+
+    ids = shared["completion_ids"]
+    kept = {"candidates": np.stack([ids, (ids + 1) % VOCAB, (ids + 7) % VOCAB], axis=-1)}
+    kept["completion_experts"] = experts(*ids.shape)
+    of_prompts = experts(*shared["prompt_ids"].shape)
+    shared |= kept | {"prompt_experts": of_prompts}
+    own |= kept | {"prompt_experts": np.repeat(of_prompts, 3, axis=0)}
+    ours, entropy, _ = jax.jit(completion_logprobs, static_argnums=0)(config, params, shared)
+    theirs, other, _ = jax.jit(lambda *a: completion_logprobs(config, *a, temperature=1.0))(
+        params, own
+    )
+    np.testing.assert_allclose(ours[mask], theirs[mask], atol=1e-5)
+    np.testing.assert_allclose(entropy[mask], other[mask], atol=1e-5)
+    assert 0 < entropy[mask].max() < np.log(3) + 1e-6
+    shared["completion_experts"] = (kept["completion_experts"] + 1) % config.n_routed_experts
+    moved, _, _ = jax.jit(completion_logprobs, static_argnums=0)(config, params, shared)
+    assert np.abs(moved - ours)[mask].max() > 1e-3
 
 
 @pytest.mark.slow

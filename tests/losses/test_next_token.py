@@ -1,11 +1,15 @@
 """The pre-training loss against numpy over the model's own logits."""
 
+from types import SimpleNamespace
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepseek_jax.losses.next_token import next_token_loss
-from deepseek_jax.models import forward, hidden_states
+from deepseek_jax.losses import next_token
+from deepseek_jax.losses.next_token import next_token_loss, parts_trained
+from deepseek_jax.models import Report, Routing, forward, hidden_states
 from tests.tiny import CONFIGS, VOCAB, tiny_model
 
 loss_of = jax.jit(next_token_loss, static_argnums=0)
@@ -113,3 +117,47 @@ def test_balance_loss_is_added_a_layer_and_its_mean_reported():
     value, metrics = loss_of(*model, batch, balance_weight=0.5)
     np.testing.assert_allclose(metrics["balance_loss"], routing.balance[0] / 35, rtol=1e-5)
     np.testing.assert_allclose(value - plain, 0.5 * metrics["balance_loss"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("mtp_weight", [None, 0.3])
+@pytest.mark.parametrize("indexer_loss", ["none", "dense"])
+@pytest.mark.parametrize("balance_weight", [None, 0.5])
+def test_every_loss_is_added_with_its_weight_and_reported_as_a_mean(
+    monkeypatch, mtp_weight, indexer_loss, balance_weight
+):
+    """Oracle: by hand, of what models report: balance of two layers and indexers of three; a module reports
+    one of each.
+    """
+    has_indexer = indexer_loss != "none"
+
+    def report(*sums):
+        balance = jnp.float32([10 * x for x in sums[:2]])
+        return Report(Routing(None, balance, None), jnp.float32(sums) if has_indexer else None)
+
+    logprobs, entropy = jnp.float32([[-1, -2, -4]]), jnp.float32([[1, 2, 3]])
+    found = logprobs, entropy, None, report(1, 2, 4)
+    monkeypatch.setattr(next_token, "target_logprobs", lambda *_: found)
+    modules = [2.0, 6.0], {"mtp_0": report(8)}
+    monkeypatch.setattr(next_token, "multi_token_losses", lambda *_: modules)
+    batch = dict(loss_mask=np.array([[True, False, True]]), normalizer=2.0, num_tokens=4.0)
+    weights = {} if balance_weight is None else {"balance_weight": balance_weight}
+    config = SimpleNamespace(indexer_loss=indexer_loss)
+    loss, metrics = next_token_loss(config, None, batch, mtp_weight=mtp_weight, **weights)
+    layers = np.array([1, 2, 8] if mtp_weight else [1, 2]) / 4
+    indexers = np.array([1, 2, 4, 8] if mtp_weight else [1, 2, 4]) / 4
+    wanted = {"next_token_loss": 2.5, "entropy": 2, "balance_loss": 10 * layers.mean()}
+    total = 2.5 + (balance_weight or 0) * 10 * layers.sum()
+    if mtp_weight:
+        wanted["mtp_loss"], total = 4, total + 0.3 * 4
+    if has_indexer:
+        wanted["indexer_loss"], total = indexers.mean(), total + indexers.sum()
+    assert metrics.pop("routing").keys() == {"moe_layers"} | ({"mtp_0"} if mtp_weight else set())
+    assert metrics == pytest.approx(wanted) and loss == pytest.approx(total)
+
+
+def test_the_loss_trains_the_parts_that_have_a_loss_of_their_own():
+    """Oracle: by hand."""
+    plain, sparse = SimpleNamespace(indexer_loss="none"), SimpleNamespace(indexer_loss="dense")
+    assert parts_trained(plain) == () and parts_trained(sparse) == ("indexer",)
+    assert parts_trained(plain, with_mtp=True) == ("mtp",)
+    assert parts_trained(sparse, with_mtp=True) == ("mtp", "indexer")

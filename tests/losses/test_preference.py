@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from deepseek_jax.losses import preference
 from deepseek_jax.losses.preference import pairwise_loss, pointwise_loss, reward_loss
 from deepseek_jax.models.reward import init_reward_head, predict_rewards, reward_config
 from deepseek_jax.training import optimizer
@@ -90,6 +91,28 @@ def test_pointwise_loss_and_gradient_are_torchs_bce_with_logits():
     )  # the first and the last
     share = (weights / (1 + np.exp(-rewards.astype(np.float64)))).sum() / 9
     np.testing.assert_allclose(metrics["safe_probability"], share, rtol=1e-6)
+
+
+@pytest.mark.parametrize("routing", [None, "routing"])
+@pytest.mark.parametrize("responses", [1, 2])
+def test_each_response_of_a_batch_is_a_row_with_a_reward(monkeypatch, responses, routing):
+    """Oracle: the losses of rewards by hand: those of a row are the sum of its real tokens."""
+
+    def predict(config, params, tokens, segment_ids):
+        assert tokens.shape == segment_ids.shape == (4 * responses, 9)
+        return jnp.float32((tokens * segment_ids).sum(1) / 100), routing
+
+    monkeypatch.setattr(preference, "predict_rewards", predict)
+    batch = pairs(np.random.default_rng(0), c=responses)
+    rewards = jnp.float32((batch["tokens"] * batch["segment_ids"]).sum(-1) / 100)
+    totals = WEIGHTS, WEIGHTS.sum()
+    if responses == 2:
+        wanted = pairwise_loss(rewards[:, 0], rewards[:, 1], *totals)
+    else:
+        wanted = pointwise_loss(rewards[:, 0], batch["safe"], *totals)
+    loss, metrics = reward_loss(None, None, batch)
+    assert metrics.pop("routing", None) == (routing and {"moe_layers": routing})
+    assert loss == wanted[0] and metrics == wanted[1]
 
 
 @pytest.mark.slow

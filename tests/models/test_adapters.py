@@ -11,11 +11,12 @@ from jax.experimental.layout import Format, Layout
 
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, adapters, forward
+from deepseek_jax.models.adapter_modules import adapter_places
 from deepseek_jax.models.adapter_settings import AdapterSettings
-from deepseek_jax.models.adapters import join, merged, split, with_adapter
+from deepseek_jax.models.adapters import abstract_adapted, join, merged, split, with_adapter
+from deepseek_jax.models.decoder import abstract_init
 from deepseek_jax.models.low_rank import dense, is_weight
 from deepseek_jax.models.quantized import quantized
-from deepseek_jax.ops.low_rank import low_rank
 from deepseek_jax.parallel import logical_names, make_mesh, put_batch, shardings
 from deepseek_jax.rollout import generate
 from deepseek_jax.training import make_optimizer
@@ -133,16 +134,6 @@ def test_gradients_are_those_of_the_dense_weights_projected(plain):
     near(of_b, 2 * np.einsum("ledr,ledzf->lerzf", a, dw))
 
 
-def test_the_product_of_experts_is_that_of_each():
-    """Oracle: a numpy loop over the experts."""
-    rng = np.random.default_rng(0)
-    a, b = (
-        x.astype(np.float32) for x in (rng.normal(size=(3, 5, 4, 2)), rng.normal(size=(3, 2, 6)))
-    )
-    expected = np.stack([np.tensordot(x, y, 1) for x, y in zip(a, b, strict=True)])
-    np.testing.assert_allclose(low_rank(a, b, of_experts=True), expected, atol=1e-5)
-
-
 @pytest.mark.parametrize("kind", others_slow(["gqa", "mla_moe"], "mla_moe"))
 def test_completions_are_those_of_the_merged_model(kind):
     """Oracle: the same rollout from dense weights, merged beforehand, token by token."""
@@ -205,3 +196,32 @@ def test_splitting_is_undone_by_joining_and_moments_are_of_the_adapter_alone():
     moments = [x for x in jax.tree.leaves(tx.init(trained)) if x.ndim]
     assert sum(leaf.size for leaf in moments) == 2 * numbers
     assert split(params) == (params, None)
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_shapes_of_an_adapted_model_are_the_models(quantize):
+    """Oracle: the arrays, and where they lie on a mesh; the base in int8 where the settings say so. The file
+    of an adapter is read into the same places.
+    """
+    config, params = tiny_model("mla_moe")
+    mesh = make_mesh(data=2, expert=2, tensor=2)
+    settings = dataclasses.replace(SETTINGS, quantize=quantize)
+    places = shardings(mesh, logical_names(abstract_init(config)), params)
+    base = jax.device_put(params, places)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), base
+    )
+    found = abstract_adapted(config, shapes, settings, mesh)
+    base = quantized(base) if quantize else base
+    made = with_adapter(config, base, settings, mesh, 0)
+    assert found.scale == made.scale == 2.0
+    assert jax.tree.structure(found) == jax.tree.structure(made)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(made), strict=True):
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+        assert ours.sharding.is_equivalent_to(theirs.sharding, ours.ndim)
+        assert isinstance(ours.format, Format) or quantize
+    read = adapter_places(config, made.adapter, mesh)
+    assert read == jax.tree.map(lambda leaf: leaf.sharding, made.adapter)
+    assert len({place.spec for place in jax.tree.leaves(read)}) > 3
+    with pytest.raises(ValueError, match="^mlp.gate_proj is not a module of this model"):
+        adapter_places(config, {"moe_layers": {"mlp.gate_proj": {}}}, mesh)

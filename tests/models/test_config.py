@@ -7,7 +7,7 @@ import pytest
 
 from configs import models
 from deepseek_jax.models import ModelConfig, RopeScaling, build_model
-from deepseek_jax.models.config import OF_THE_RUN, check_architecture
+from deepseek_jax.models.config import OF_THE_RUN, RunSettings, check_architecture, how_to_run
 from deepseek_jax.settings import build
 
 TINY = models.deepseek_v3_tiny()
@@ -176,3 +176,63 @@ def test_the_float32_numbers_of_a_file_are_the_configs():
     check_architecture(block, build_model(block | rounded), "x.gguf")
     with pytest.raises(ValueError, match="rope_theta=10000.2"):
         check_architecture(block, build_model(block | dict(rope_theta=10_000.2)), "x.gguf")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(topk_group=4),
+        dict(num_experts_per_tok=4),
+        dict(first_k_dense_replace=2, num_nextn_predict_layers=0),
+        dict(n_routed_experts=1, n_group=1, topk_group=1, num_experts_per_tok=1),
+        SPARSE | dict(index_topk=256),
+        dict(expert_buffer=1.0),
+    ],
+)
+def test_the_last_values_that_are_possible_are_taken(change):
+    """Oracle: by hand: each field at its bound."""
+    config = build_model(TINY | change)
+    assert all(getattr(config, name) == value for name, value in change.items())
+
+
+@pytest.mark.parametrize(
+    "eos, ids", [(None, ()), (0, (0,)), (7, (7,)), ((7, 8), (7, 8)), ([7, 8], (7, 8))]
+)
+def test_the_tokens_that_end_a_completion_are_a_tuple(eos, ids):
+    """Oracle: by hand; token 0 may be one."""
+    assert dataclasses.replace(build_model(LLAMA), eos_token_id=eos).eos_ids == ids
+
+
+def test_fields_that_a_config_leaves_out():
+    """Oracle: by hand: no experts, no modules, plain rotary positions, float32 and no recomputation."""
+    config = ModelConfig(**LLAMA)
+    left = {field.name for field in dataclasses.fields(config)} - LLAMA.keys()
+    given = {name: value for name in left if (value := getattr(config, name)) is not None}
+    run = dict(dtype="float32", scan_layers=False, fp8=False, remat="none", indexer_loss="none")
+    assert given == run | dict(
+        num_key_value_heads=4,
+        head_dim=6,
+        n_shared_experts=0,
+        first_k_dense_replace=0,
+        n_group=1,
+        topk_group=1,
+        scoring_func="sigmoid",
+        norm_topk_prob=True,
+        routed_scaling_factor=1.0,
+        num_nextn_predict_layers=0,
+        rope_theta=10_000.0,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=False,
+        initializer_range=0.02,
+    )
+    of_run = dataclasses.asdict(RunSettings())
+    assert {name: value for name, value in of_run.items() if value is not None} == run
+    yarn = RopeScaling("yarn", 4.0, 32)
+    assert (yarn.beta_fast, yarn.beta_slow) == (32.0, 1.0)
+
+
+def test_how_to_run_is_what_does_not_change_the_parameters():
+    """Oracle: by hand."""
+    block = LLAMA | dict(dtype="bfloat16", remat="full", rope_theta=5.0)
+    assert how_to_run(block) == dict(dtype="bfloat16", remat="full")

@@ -1,15 +1,26 @@
 """The residual stack: its recomputation, and its expert loads after a layer that gave NaN."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.ad_checkpoint import saved_residuals  # JAX prints them, or nothing
 from jax.extend.core import jaxprs_in_params
 
 from configs import models
 from deepseek_jax.losses.next_token import next_token_loss
-from deepseek_jax.models import ModelConfig, forward, hidden_states, init_params
+from deepseek_jax.models import (
+    ModelConfig,
+    forward,
+    hidden_states,
+    init_params,
+    layer_states,
+    random_params,
+)
+from deepseek_jax.ops.platform import SIZES
 from deepseek_jax.parallel import make_mesh
 from launch.planning.hlo import program_cost
 from tests.parallel.updates import V3, boxed_shapes, make_batch
@@ -89,3 +100,58 @@ def test_a_bounded_buffer_in_a_pipeline_is_refused():
         pytest.raises(ValueError, match=r"model.expert_buffer=1.25 .* mesh.pipeline=2"),
     ):
         jax.eval_shape(lambda p: next_token_loss(config, p, make_batch(packed=True)), params)
+
+
+@pytest.mark.parametrize("micro_batches", [None, 4])
+def test_layers_in_stages_compute_what_they_do_one_after_another(micro_batches):
+    """Oracle: the model without a mesh, to float32's rounding; by hand, how many turns two stages take."""
+    config, params = tiny_model("gqa")
+    tokens = np.random.default_rng(0).integers(0, 50, (4, 6))
+    wanted = forward(config, params, tokens)
+    config = dataclasses.replace(config, pipeline_micro_batches=micro_batches)
+    with jax.set_mesh(make_mesh(pipeline=2, data=1, devices=jax.devices()[:2])):
+        traced = jax.jit(forward, static_argnums=0).trace(config, params, tokens)
+        found = traced.lower().compile()(params, tokens)
+        lengths = {
+            one.params["length"] for one in traced.jaxpr.eqns if one.primitive.name == "scan"
+        }
+        with pytest.raises(ValueError, match="single layers do not leave"):
+            jax.eval_shape(lambda p: layer_states(config, p, tokens), params)
+        with pytest.raises(ValueError, match="a rollout kept do not enter"):
+            config, params = tiny_model("mla_moe")
+            kept = np.zeros((1, 4, 6, 2), np.uint16)
+            jax.eval_shape(lambda p: hidden_states(config, p, tokens, kept=kept), params)
+    np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=1e-5)
+    assert (micro_batches or 2) + 1 in lengths
+
+
+def test_each_remat_policy_saves_more_than_the_next(monkeypatch):
+    """Oracle: what autodiff saves between the passes, by the program: numbers, apart from the arguments. A
+    row of three blocks, so that attention's results are named.
+    """
+    for name in ("longest_whole_row", "attention_block"):
+        monkeypatch.setitem(SIZES, name, {"any": 8})
+    config, params = tiny_model("gqa")
+    tokens = np.random.default_rng(0).integers(0, 50, (2, 24))
+
+    def saved(remat):
+        own = dataclasses.replace(config, remat=remat)
+        found = saved_residuals(lambda p: jnp.square(forward(own, p, tokens)).mean(), params)
+        return sum(aval.size for aval, source in found if "argument" not in source)
+
+    none, dots, selective, attention, full = map(
+        saved, ("none", "dots", "selective", "attention", "full")
+    )
+    assert none > dots > attention > full and none > selective > attention
+    own = dataclasses.replace(config, remat="offload")
+    gradient = jax.grad(lambda p: jnp.square(forward(own, p, tokens)).mean())
+    assert str(jax.make_jaxpr(gradient)(params)).count("<host>[2,24,24]") >= 2
+
+
+def test_random_parameters_are_those_of_seed_zero_on_one_device():
+    """Oracle: the same call with all that it leaves out."""
+    config, _ = tiny_model("gqa")
+    mesh = make_mesh(devices=jax.devices()[:1])
+    pair = random_params(config), random_params(config, mesh, 0)
+    jax.tree.map(np.testing.assert_array_equal, *pair)
+    assert pair[0]["embedding"].sharding.device_set == {jax.devices()[0]}

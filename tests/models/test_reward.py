@@ -8,7 +8,14 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from deepseek_jax.models import hidden_states
-from deepseek_jax.models.reward import predict_rewards, reward_config, reward_params
+from deepseek_jax.models.adapters import Adapted
+from deepseek_jax.models.reward import (
+    abstract_head,
+    decoder_params,
+    predict_rewards,
+    reward_config,
+    reward_params,
+)
 from deepseek_jax.parallel import make_mesh
 from tests.quick import others_slow
 from tests.tiny import tiny_model
@@ -80,3 +87,21 @@ def test_a_sharded_reward_model_gives_the_same_rewards():
     assert model["head"]["weight"].sharding.spec == PartitionSpec(("fsdp", "context"))
     assert model["head"]["bias"].sharding.spec == PartitionSpec()
     np.testing.assert_allclose(*rewards, rtol=1e-5, atol=1e-6)
+
+
+def test_the_shapes_of_a_head_are_the_heads():
+    """Oracle: the head itself, its shardings too."""
+    config, params = tiny_model("gqa")
+    mesh = make_mesh(devices=jax.devices()[:4], fsdp=2)
+    head = reward_params(config, params, mesh, jax.random.key(0))["head"]
+    found = abstract_head(config, mesh)
+    for name, leaf in head.items():
+        own = found[name]
+        assert (own.shape, own.dtype, own.sharding) == (leaf.shape, leaf.dtype, leaf.sharding)
+
+
+def test_an_adapter_stays_with_its_decoder():
+    """Oracle: by hand."""
+    params = {"embedding": 1, "head": 2, "mtp_0": 3}
+    adapted = decoder_params(Adapted(params, {"dense_layers": 4}, 2.0))
+    assert adapted == Adapted({"embedding": 1}, {"dense_layers": 4}, 2.0)

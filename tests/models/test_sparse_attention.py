@@ -21,7 +21,10 @@ from deepseek_jax.models import (
     reported_states,
 )
 from deepseek_jax.models.cache import in_order, slots_in_order
+from deepseek_jax.models.indexer import Index, select
+from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.platform import SIZES
+from deepseek_jax.ops.selection import select_branches
 from deepseek_jax.rollout import generate
 from tests.models.families import write_tiny_checkpoint
 from tests.quick import others_slow
@@ -141,6 +144,24 @@ def test_slots_of_a_ring_are_ordered_by_position():
     np.testing.assert_array_equal(ordered[0], [0, 1, 4, 5, 2, 3])
     back = slots_in_order(jnp.arange(6)[None], 6, 2, jnp.int32(3))
     np.testing.assert_array_equal(back, ordered)
+
+
+@pytest.mark.parametrize("prefix, selects", [(3, True), (2, False)])
+def test_branches_select_where_a_row_of_their_own_is_longer_than_the_top_k(prefix, selects):
+    """Oracle: by hand: branches of three tokens after a prefix of three are rows of six, and the top-k is 5;
+    what they select is the op's.
+    """
+    config, _ = tiny_model("sparse")
+    layout, t = Branches(prefix, 2), prefix + 2 * 3
+    rng = np.random.default_rng(0)
+    shapes = (1, t, 2, 8), (1, t, 8), (1, t, 2)
+    index = Index(*(jnp.float32(rng.normal(size=shape)) for shape in shapes))
+    ids = jnp.ones((1, t), jnp.int32)
+    found = select(config, index, ids, layout)
+    assert (found is not None) == selects
+    if selects:
+        wanted = select_branches(*index, ids, layout=layout, index_topk=5)
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_decoding_selects_what_the_full_forward_selects():

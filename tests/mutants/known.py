@@ -473,7 +473,7 @@ HISTORY = (
     Known(
         "sampler_logprobs are of temperature 1",
         "rollout/sampling.py",
-        "logprobs_b = jnp.take_along_axis(logprobs_bv, tokens_b[:, None], axis=-1)[:, 0]",
+        "logprobs_b = jnp.take_along_axis(logprobs_bv, tokens_b[:, None])[:, 0]",
         "logprobs_b = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens_b[:, None], axis=-1)[:, 0]",
         ("tests/rollout/test_sampling.py",),
     ),
@@ -546,8 +546,8 @@ HISTORY = (
     Known(
         "a prediction module predicts the token before its own",
         "losses/multi_token.py",
-        'targets_bt = _ahead(batch["targets"], ahead, 0)',
-        'targets_bt = _ahead(batch["targets"], depth, 0)',
+        'targets_bt = _ahead(batch["targets"], ahead)',
+        'targets_bt = _ahead(batch["targets"], depth)',
         ("tests/losses/test_multi_token.py",),
     ),
     Known(

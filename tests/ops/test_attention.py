@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepseek_jax.ops.attention import attend, attend_branches, attend_cached, attend_latent
+from deepseek_jax.ops.attention import (
+    attend,
+    attend_branches,
+    attend_cached,
+    attend_latent,
+    attend_latent_selected,
+)
 from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.platform import SIZES, size_of
 from tests.costs.products import matmul_flops
@@ -245,6 +251,16 @@ def test_attend_latent_equals_attention_over_expanded_keys_and_values():
         query = np.concatenate([q_nope[row, head], q_rope[row, head]])
         exact = one_query(query, keys, (c_kv[row] @ w_v[:, head])[mask[row]])
         np.testing.assert_allclose(ours[row, head], exact, atol=1e-5, rtol=1e-4)
+
+
+def test_attention_over_gathered_latents_is_that_under_their_mask():
+    """Oracle: attend_latent with a mask of the chosen slots; one query has fewer of them."""
+    q, latents = normal(0, 2, 3, 7), normal(1, 2, 6, 7)
+    chosen = np.array([[0, 2, 5], [1, 4, 5]]), np.array([[1, 1, 1], [1, 1, 0]], bool)
+    mask = np.array([[1, 0, 1, 0, 0, 1], [0, 1, 0, 0, 1, 0]], bool)
+    options = dict(kv_lora_rank=5, scale=SCALE)
+    ours = attend_latent_selected(q, latents, chosen, **options)
+    np.testing.assert_allclose(ours, attend_latent(q, latents, mask=mask, **options), **CLOSE)
 
 
 def test_a_query_that_may_see_nothing_stays_finite():

@@ -69,8 +69,8 @@ def test_a_changed_tree_has_another_fingerprint(change):
 def test_a_fingerprint_in_another_dtype_is_that_of_the_array_in_it():
     """Oracle: ml_dtypes, which rounds to nearest even, and widens; a loop over Python's integers."""
     numbers = np.random.default_rng(0).normal(size=(64, 33)).astype(np.float32)
-    # Two ties, an overflow, a denormal
-    numbers[0, :4] = 1 + 2.0**-8, 1 + 3 * 2.0**-8, 3.4e38, -1e-40
+    # Two ties, an overflow, a denormal, and numbers that are none
+    numbers[0, :7] = 1 + 2.0**-8, 1 + 3 * 2.0**-8, 3.4e38, -1e-40, np.inf, -np.inf, np.nan
     rounded = numbers.astype(ml_dtypes.bfloat16)
     number_of = jax.jit(fingerprint_as, static_argnames="dtype")
     for array, dtype, wanted in (

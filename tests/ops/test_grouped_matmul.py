@@ -132,6 +132,15 @@ def test_the_worst_split_fits(m, a, e, block):
     check_layout(experts.reshape(m, a), e, block)
 
 
+def test_a_layout_by_capacity_has_as_many_rows_for_each_group():
+    """Oracle: by hand: groups of 2, 0 and 3 choices in four rows each; token 5 is none."""
+    layout = grouped.capacity_layout(np.array([[2], [0], [2], [0], [2]]), 3, 4)
+    token_of_row, row_of_choice, rows = map(np.asarray, layout)
+    np.testing.assert_array_equal(token_of_row, [1, 3, 5, 5, 5, 5, 5, 5, 0, 2, 4, 5])
+    np.testing.assert_array_equal(row_of_choice[:, 0], [8, 0, 9, 1, 10])
+    np.testing.assert_array_equal(rows, [4, 4, 4])
+
+
 def test_the_layouts_shapes_depend_on_shapes_alone():
     """Oracle: one compilation serves every split."""
     layout = jax.jit(grouped.expert_layout, static_argnums=(1, 2))
@@ -143,6 +152,8 @@ def test_blocks_are_about_an_experts_share():
     """Oracle: by hand: the largest power of two up to choices / experts, 1 to 8."""
     given = [(16, 8), (100, 8), (7, 8), (1, 256), (10**6, 8)]
     assert [grouped.block_size(*x) for x in given] == [2, 8, 1, 1, 8]
+    with jax.default_device("tpu"):
+        assert [grouped.block_size(*x) for x in given] == [1] * 5
 
 
 def test_rows_on_a_tpu_are_whole_tiles():
@@ -150,7 +161,7 @@ def test_rows_on_a_tpu_are_whole_tiles():
     with jax.default_device("tpu"):
         found = [grouped.whole_tiles(rows) for rows in (1, 129, 4095, 4096, 4097)]
     assert found == [128, 256, 4096, 4096, 4608]
-    assert grouped.whole_tiles(129) == 129
+    assert [grouped.whole_tiles(rows) for rows in (3, 129)] == [3, 129]
 
 
 @pytest.mark.parametrize("implementation", ["pieces", "ragged"])
@@ -167,6 +178,18 @@ def test_gradients_arrive_in_their_operands_dtypes(implementation):
 
     dtypes = [g.dtype for g in jax.grad(value, (0, 1, 2))(x.astype(jnp.bfloat16), kernel, weights)]
     assert dtypes == [jnp.bfloat16, jnp.float32, jnp.float32]
+
+
+def test_gradients_of_a_kernel_are_kernels():
+    """Oracle: the traced program: a product, the one of the rows' gradient and the one over rows."""
+    x, kernel, _ = inputs()
+    sizes = np.array([3, 5, 2, 4, 1, 5])
+
+    def value(x, kernel):
+        return grouped.grouped_matmul(x, kernel, sizes, implementation="interpreted").sum()
+
+    program = jax.make_jaxpr(jax.grad(value, (0, 1)))(x, kernel)
+    assert str(program).count("pallas_call[") == 3
 
 
 @pytest.mark.parametrize("topology", others_slow(TOPOLOGIES, TOPOLOGIES[0]))

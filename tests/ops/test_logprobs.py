@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from deepseek_jax.ops.logprobs import token_logprobs
+from deepseek_jax.ops.platform import SIZES
+from tests.costs.products import matmul_flops
 
 M, D, V = 23, 8, 37
 LARGE = 12283
@@ -70,6 +72,67 @@ def test_logits_far_apart_stay_finite():
     logprobs, entropy = token_logprobs(jnp.ones((2, 1)), head, jnp.array([0, 1]))
     np.testing.assert_allclose(logprobs, [0, -2000])
     np.testing.assert_allclose(entropy, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_a_distribution_over_candidates_is_that_of_their_softmax(chunk_size):
+    """Oracle: each row's own candidates in numpy, in float64; the gradient of a log-probability by hand,
+    (one_hot - softmax) / temperature. Entropy and temperature have none, and a row without any candidate
+    makes no NaN.
+    """
+    hidden, head, _ = inputs()
+    rng, probe = np.random.default_rng(1), np.linspace(-1, 1, M) * (np.arange(M) < M - 1)
+    candidates = np.stack([rng.permutation(V)[:5] for _ in range(M)]).astype(np.int32)
+    candidates[0] = 3, 1, 0, 2, 4
+    candidates[2, 3:] = candidates[-1] = -1
+    targets = np.maximum(candidates[:, 0], 0)
+    exact, d_logits = np.zeros((2, M)), np.zeros((M, V))
+    for row, (target, own) in enumerate(zip(targets[:-1], candidates, strict=False)):
+        own = own[own >= 0]
+        logits = np.asarray(hidden[row], float) @ np.asarray(head, float)[own].T / 0.7
+        logp = logits - np.log(np.exp(logits).sum())
+        exact[:, row] = logp[0], -(np.exp(logp) * logp).sum()
+        d_logits[row, own] = -np.exp(logp) * probe[row] / 0.7
+        d_logits[row, target] += probe[row] / 0.7
+
+    def value(hidden, head, temperature):
+        found = token_logprobs(
+            hidden, head, (targets, candidates), temperature, chunk_size=chunk_size
+        )
+        return (found[0] * probe).sum() + found[1].sum(), found
+
+    grads, found = jax.grad(value, (0, 1, 2), has_aux=True)(hidden, head, 0.7)
+    np.testing.assert_allclose(np.stack(found)[:, :-1], exact[:, :-1], atol=1e-5)
+    wanted = d_logits @ np.asarray(head, float), d_logits.T @ np.asarray(hidden, float), 0
+    for ours, theirs in zip(grads, wanted, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "m, chunk_size, alive, chunks",
+    [(10, 6, 1, (2, 5)), (23, 8, 1, (3, 8)), (4, 9, 1, (1, 4)), (7, None, 3 * V - 1, (4, 2))]
+    + [(3, None, 1, (3, 1))],
+)
+def test_chunks_are_few_and_even(monkeypatch, m, chunk_size, alive, chunks):
+    """Oracle: by hand: as few chunks as chunk_size (or the logits alive, at least of one token) allows, the
+    tokens spread evenly over them.
+    """
+    monkeypatch.setitem(SIZES, "logits_alive", {"any": alive})
+    program = jax.make_jaxpr(lambda *a: token_logprobs(*a, chunk_size=chunk_size))(*inputs(m))
+    assert f"f32[{chunks[0]},{chunks[1]},{D}]" in str(program)
+
+
+@pytest.mark.parametrize("chunk_size, products", [(M, 3), (M // 2 + 1, 4), (1, 4)])
+def test_logits_are_computed_again_for_the_gradient_of_several_chunks_alone(chunk_size, products):
+    """Oracle: the program's products of all tokens (one of padding too) with the head, by hand."""
+    hidden, head, targets = inputs()
+
+    def value(hidden, head):
+        return token_logprobs(hidden, head, targets, chunk_size=chunk_size)[0].sum()
+
+    rows = M + (chunk_size == M // 2 + 1)
+    program = jax.make_jaxpr(jax.grad(value, (0, 1)))(hidden, head)
+    assert matmul_flops(program) == products * 2 * rows * D * V
 
 
 @pytest.mark.parametrize("of", ["value", "gradient"])

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import sys
+import types
 from pathlib import Path
 
 import flax.linen as nn
@@ -14,7 +15,8 @@ from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, init_params
 from deepseek_jax.ops.attention import attend, attend_latent
 from deepseek_jax.ops.grouped_matmul import grouped_matmul
-from deepseek_jax.ops.platform import choose, platform
+from deepseek_jax.ops.platform import SIZES, choose, form_of, platform
+from deepseek_jax.parallel import make_mesh
 from deepseek_jax.rollout import speculative, steps
 from deepseek_jax.rollout.sampling import Sampling
 from tests.parallel.updates import V3, make_batch
@@ -79,6 +81,54 @@ def test_an_exchange_that_xla_does_not_compile_for_a_cpu_is_refused_there():
     for machine in ("gpu", "tpu"):
         with jax.default_device(machine):
             assert choose("expert_parallel", "ragged", **forms) == 2
+
+
+def test_a_tpu_takes_its_own_form_of_the_shapes_that_suit_it():
+    """Oracle: by hand: where they do not, that of any machine; a form that is named is taken, and a CPU asks
+    for no shapes.
+    """
+    forms = dict(ragged=1, megablox=2, pieces=3)
+    with jax.default_device("tpu"):
+        for suits, implementation, form in (
+            (lambda: True, None, 2),
+            (lambda: False, None, 1),
+            (lambda: False, "megablox", 2),
+        ):
+            assert choose("grouped_matmul", implementation, suits, **forms) == form
+        assert choose("grouped_matmul", **forms) == 2
+    assert choose("grouped_matmul", None, lambda: False, **forms) == 3
+
+
+def test_forms_of_one_cpu_enter_no_program_of_several():
+    """Oracle: by hand: without a mesh, on a mesh of one device, on one of two, and on a GPU."""
+    assert form_of("einsum") == "matrices"
+    for devices, form in ((1, "matrices"), (2, "plain")):
+        with jax.set_mesh(make_mesh(devices=jax.devices()[:devices])):
+            assert form_of("einsum") == form
+    with jax.default_device("gpu"):
+        assert form_of("einsum") == "plain"
+
+
+def test_a_tpu_is_known_by_its_first_device(monkeypatch):
+    """Oracle: by hand: of two kinds of TPU, tpu7x multiplies E4M3."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    for kind, form in (("TPU7x", "float8_e4m3fn"), ("TPU v5", "bfloat16")):
+        device = types.SimpleNamespace(device_kind=kind)
+        monkeypatch.setattr(jax, "local_devices", lambda device=device: [device])
+        assert form_of("fp8_operands") == form
+
+
+def test_sizes_are_the_powers_of_two_of_the_memory_that_they_take():
+    """Oracle: by hand: MiB of float32 for scores and logits; blocks and tiles divide each other evenly."""
+    mib = {
+        name: {machine: 4 * size / 2**20 for machine, size in SIZES[name].items()}
+        for name in ("index_scores_alive", "logits_alive")
+    }
+    assert mib["index_scores_alive"] == {"any": 64, "cpu": 4, "tpu": 256}
+    assert mib["logits_alive"] == {"any": 64, "tpu": 512}
+    for sizes in SIZES.values():
+        for size in jax.tree.leaves(sizes):
+            assert size & (size - 1) == 0
 
 
 def attention(head):

@@ -44,17 +44,27 @@ def test_yarn_leaves_fast_pairs_and_slows_slow_ones_by_the_factor():
     np.testing.assert_allclose(ratio[16], 1 - ramp + ramp / 40, rtol=1e-6)
 
 
-def test_yarn_is_the_table_of_transformers():
-    """Oracle: transformers' ROPE_INIT_FUNCTIONS; 1e-6 is float32 rounding."""
-    theirs, factor = hf_table("yarn", 64, 1e4, **V3_YARN)
-    np.testing.assert_allclose(rope.yarn_frequencies(64, 1e4, **V3_YARN), theirs, rtol=1e-6)
-    np.testing.assert_allclose(rope.yarn_mscale(40.0, 1.0), factor, rtol=1e-12)
+SHORT_YARN = dict(factor=4.0, original_max_position_embeddings=64, beta_fast=32.0, beta_slow=0.001)
+STEP_YARN = SHORT_YARN | dict(original_max_position_embeddings=4, beta_slow=1.0)
+
+
+@pytest.mark.parametrize(
+    "dim, theta, yarn", [(64, 1e4, V3_YARN), (8, 10.0, SHORT_YARN), (8, 1e4, STEP_YARN)]
+)
+def test_yarn_is_the_table_of_transformers(dim, theta, yarn):
+    """Oracle: transformers' ROPE_INIT_FUNCTIONS; 1e-6 is float32 rounding. A ramp that both ends of the pairs
+    cut off, and one without a length.
+    """
+    theirs, factor = hf_table("yarn", dim, theta, **yarn)
+    np.testing.assert_allclose(rope.yarn_frequencies(dim, theta, **yarn), theirs, rtol=1e-6)
+    np.testing.assert_allclose(rope.yarn_mscale(yarn["factor"], 1.0), factor, rtol=1e-12)
 
 
 def test_yarn_mscale_by_hand():
     """Oracle: 0.1 ln 40 + 1 = 1.3688879, and 1 where nothing is stretched."""
     assert rope.yarn_mscale(40.0, 1.0) == pytest.approx(1.3688879, abs=1e-7)
-    assert rope.yarn_mscale(1.0, 1.0) == 1.0
+    assert rope.yarn_mscale(1.0, 1.0) == rope.yarn_mscale(0.5, 1.0) == 1.0
+    assert rope.yarn_mscale(1.5, 2.0) == pytest.approx(1.0810930, abs=1e-7)
 
 
 def test_llama3_frequencies_are_the_published_ones():
@@ -111,6 +121,7 @@ def test_scores_depend_on_the_distance_alone():
 
 
 def test_apply_rope_keeps_the_dtype():
-    """Oracle: bfloat16 in, bfloat16 out."""
+    """Oracle: bfloat16 in, bfloat16 out; nothing turns at position 0."""
     tables = rope.rope_tables(jnp.arange(3)[None], rope.rope_frequencies(4, 1e4))
-    assert rope.apply_rope(jnp.ones((1, 3, 2, 4), jnp.bfloat16), *tables).dtype == jnp.bfloat16
+    rotated = rope.apply_rope(jnp.ones((1, 3, 2, 4), jnp.bfloat16), *tables)
+    assert rotated.dtype == jnp.bfloat16 and (rotated[0, 0] == 1).all()

@@ -9,6 +9,7 @@ from deepseek_jax.ops.routing import (
     FREE,
     expert_load,
     expert_weights,
+    load_metrics,
     route,
     sequence_balance,
     updated_bias,
@@ -25,6 +26,7 @@ V2 = dict(
     routed_scaling_factor=1.5,
 )
 PLAIN = dict(num_experts_per_tok=2)
+HALVES = dict(num_experts_per_tok=2, n_group=2)
 
 
 def random_logits(seed=0, m=64, e=16):
@@ -59,7 +61,9 @@ def loop_route(
     return np.array(experts), np.array(weights)
 
 
-@pytest.mark.parametrize("settings", [V3, V2, PLAIN], ids=["V3", "V2", "one group"])
+@pytest.mark.parametrize(
+    "settings", [V3, V2, PLAIN, HALVES], ids=["V3", "V2", "one group", "one of two groups"]
+)
 def test_route_is_the_group_limited_choice(settings):
     """Oracle: a numpy loop over tokens; weights to float32 rounding."""
     logits, bias = random_logits()
@@ -144,6 +148,20 @@ def test_a_normalised_tokens_weights_sum_to_the_scaling_factor():
         np.testing.assert_allclose(weights.sum(-1), 2.5, rtol=1e-5)
 
 
+def test_of_equal_experts_and_groups_the_first_are_chosen():
+    """Oracle: by hand, as a stable sort does."""
+    experts, _ = route(jnp.zeros((1, 16)), jnp.zeros(16), **V3)
+    np.testing.assert_array_equal(experts, [[0, 1, 2]])
+
+
+def test_affinities_that_vanish_are_weighed_by_no_more_than_they_are():
+    """Oracle: by hand: three of 1e-20 over their sum and 1e-20, and nothing where they underflow."""
+    logits = jnp.log(jnp.float32([[1e-20], [1e-44]])) * jnp.ones(16)
+    weights = route(logits, jnp.zeros(16), **V3)[1]
+    np.testing.assert_allclose(weights[0], 2.5 / 4, rtol=1e-4)
+    np.testing.assert_allclose(weights[1], 0, atol=1e-6)
+
+
 def test_expert_load_counts_tokens():
     """Oracle: numpy's bincount, over all tokens and over the counted ones alone."""
     experts = np.random.default_rng(0).integers(0, 7, size=(50, 3))
@@ -182,11 +200,30 @@ def test_updating_the_bias_balances_a_skewed_router():
     assert violations[0] > 2 and violations[-1] < 0.1
 
 
+def test_load_metrics_tell_of_every_layer():
+    """Oracle: by hand: MaxVio 6 / 3 - 1, 3 / 3 - 1 and 4 / 2 - 1; the entropy of the shares, term by term."""
+    loads = {
+        "moe_layers": jnp.asarray([[6.0, 0.0, 3.0], [3.0, 3.0, 3.0]]),
+        "mtp_0": jnp.asarray([4.0, 1.0, 1.0]),
+    }
+    wanted = {"max_vio": 2 / 3, "max_vio/moe_0": 1, "max_vio/moe_1": 0, "max_vio/mtp_0": 1}
+    wanted["load_entropy/moe_0"] = np.log(3) - 2 / 3 * np.log(2)
+    wanted["load_entropy/moe_1"] = np.log(3)
+    wanted["load_entropy/mtp_0"] = 2 / 3 * np.log(1.5) + 1 / 3 * np.log(6)
+    metrics = load_metrics(loads)
+    assert metrics.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-6, atol=1e-7)  # float32
+    assert load_metrics({}) == {}
+
+
 def test_sequence_balance_by_the_printed_equations():
     """Oracle: eqs. 17-20 as a numpy loop over documents and experts; 1e-5 is float32 rounding."""
     rng = np.random.default_rng(0)
-    affinity = rng.uniform(0.01, 1, (2, 9, 6)).astype(np.float32)
-    segments = np.array([[7, 7, 7, 2, 2, 2, 2, 0, 0], [0, 1, 1, 1, 1, 1, 1, 1, 1]])
+    affinity = rng.uniform(0.01, 1, (3, 9, 6)).astype(np.float32)
+    segments = np.array(
+        [[7, 7, 7, 2, 2, 2, 2, 0, 0], [0, 1, 1, 1, 1, 1, 1, 1, 1], np.arange(9) + 1]
+    )
     wanted = 0.0
     for row, ids in zip(affinity, segments, strict=True):
         for document in set(ids) - {0}:

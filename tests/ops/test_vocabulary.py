@@ -41,3 +41,8 @@ def test_the_total_and_its_gradient_are_the_exact_ones(temperature):
 def test_a_nan_is_not_lost():
     """Oracle: by hand: a total with a NaN is NaN."""
     assert jnp.isnan(log_total(jnp.zeros((1, 9)).at[0, 5].set(jnp.nan))).all()
+
+
+def test_a_total_without_a_temperature_is_at_one():
+    """Oracle: by hand: four exponentials of 2."""
+    np.testing.assert_allclose(log_total(jnp.full((1, 4), 2.0)), 2 + np.log(4), rtol=1e-6)

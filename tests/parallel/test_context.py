@@ -11,7 +11,8 @@ from configs import models
 from deepseek_jax.models import ModelConfig, indexer
 from deepseek_jax.ops.attention import attend
 from deepseek_jax.parallel import constrain, make_mesh
-from deepseek_jax.parallel.context import over_heads
+from deepseek_jax.parallel.context import by_rows, over_heads, over_queries
+from deepseek_jax.parallel.few_tokens import rows_split
 from launch.planning.hlo import program_cost
 
 ROWS = ("batch", "seq", "heads", None)
@@ -28,7 +29,7 @@ def operands(heads, kv_heads, t=256):
     keys = jax.random.split(jax.random.key(0), 3)
     q, k, v = (
         jax.random.normal(key, (2, t, h, x))
-        for key, h, x in zip(keys, (heads, kv_heads, kv_heads), (12, 12, 8), strict=True)
+        for key, h, x in zip(keys, (heads, kv_heads, kv_heads), (16, 16, 8), strict=True)
     )
     segment_ids = jnp.asarray(np.repeat([[1, 2]], t // 2, axis=1).repeat(2, axis=0))
     return q, k, v, segment_ids
@@ -119,3 +120,64 @@ def test_each_device_selects_for_its_own_queries_what_whole_rows_select(t):
     np.testing.assert_array_equal(ours[0], wanted[0])
     for one, other in zip(jax.tree.leaves(ours[1:]), jax.tree.leaves(wanted[1:]), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
+
+
+@pytest.mark.parametrize(
+    "rows, axis, own", [(8, "batch", 2), (8, "slots", 1), (6, "batch", 6), (None, "batch", 8)]
+)
+def test_each_device_computes_its_own_rows(rows, axis, own):
+    """Oracle: by hand, on four devices of a batch and eight of slots: how many rows one call of the function
+    has, and three times their numbers, in a loop that does not say over which devices it varies.
+    """
+
+    def function(arrays):
+        x, calls = arrays["x"], len(arrays["x"])
+        total = jax.lax.fori_loop(0, 3, lambda _, total: total + x, jnp.zeros(x.shape, x.dtype))
+        return total, jnp.full(len(x), calls)
+
+    arrays = {"x": jnp.arange(2.0 * (rows or 8)).reshape(-1, 2)}
+    options = {} if axis == "batch" else {"axis": axis}
+    mesh = make_mesh(data=4, tensor=2) if rows else make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        total, calls = jax.jit(lambda arrays: by_rows(function, arrays, **options))(arrays)
+        assert rows_split(arrays["x"]) == (rows != 6)
+    np.testing.assert_array_equal(total, 3 * arrays["x"])
+    np.testing.assert_array_equal(calls, own)
+
+
+@pytest.mark.parametrize(
+    "sizes, rows, queries",
+    [
+        (dict(data=1, context=4, tensor=2), 3, 2),
+        (dict(data=2, context=2, tensor=2), 2, 3),
+        # Rows that do not split: whole rows on each device
+        (dict(data=2, context=2, tensor=2), 3, 12),
+        (dict(data=8), 8, 12),
+        (None, 3, 12),
+    ],
+)
+def test_each_device_has_its_own_queries_and_all_keys(sizes, rows, queries):
+    """Oracle: by hand, of 12 queries and 5 keys: how many queries one call has, the place of each in its row,
+    and the sum of the row's keys, in a loop that does not say over which devices it varies.
+    """
+    x = jnp.arange(12.0) + jnp.zeros((rows, 1))
+    keys = jnp.arange(5.0 * rows).reshape(rows, 5)
+
+    def function(own, keys, first):
+        assert keys.shape[1] == 5
+        place = first + jnp.arange(own.shape[1]) + jnp.zeros(own.shape, int)
+        total = jax.lax.fori_loop(0, 2, lambda _, t: t + keys.sum(1), jnp.zeros(len(keys)))
+        return {
+            "calls": jnp.full(own.shape, own.shape[1]),
+            "place": place,
+            "keys": own * 0 + total[:, None],
+        }
+
+    mesh = make_mesh(**sizes) if sizes else make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        found = jax.jit(lambda x, keys: over_queries(function, x, keys))(x, keys)
+    assert (found["calls"] == queries).all()
+    np.testing.assert_array_equal(found["place"], np.broadcast_to(np.arange(12), (rows, 12)))
+    np.testing.assert_array_equal(
+        found["keys"], np.broadcast_to(2 * keys.sum(1)[:, None], (rows, 12))
+    )

@@ -3,12 +3,15 @@
 import gc
 import os
 import sys
+from types import SimpleNamespace
+from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 
 from deepseek_jax.parallel import host_memory
-from deepseek_jax.parallel.host_memory import return_freed_memory
+from deepseek_jax.parallel.host_memory import return_freed_memory, return_much_freed_memory
 from tests import warm
 
 MIB = 2**20
@@ -120,3 +123,63 @@ def test_cpu_devices_share_the_hosts_memory_or_its_containers(tmp_path, monkeypa
     assert host_memory.device_bytes() == system // 8
     files[1].write_text(f"{2**28}\n")
     assert host_memory.device_bytes() == 2**25
+
+
+def test_other_devices_say_what_they_hold(monkeypatch):
+    """Oracle: what the device says; None where it says nothing."""
+    for stats, wanted in (({"bytes_limit": 7}, 7), ({}, None), (None, None)):
+        device = SimpleNamespace(platform="gpu", memory_stats=lambda stats=stats: stats)
+        monkeypatch.setattr(jax, "local_devices", lambda device=device: [device])
+        assert host_memory.device_bytes() == wanted
+
+
+@pytest.fixture
+def libc(monkeypatch):
+    """glibc, with a heap of which a GiB is free."""
+    libc = mock.Mock()
+    libc.mallinfo2.return_value = host_memory._MallInfo(fordblks=2**30)
+    monkeypatch.setattr(host_memory, "_glibc", lambda: libc)
+    return libc
+
+
+def test_the_heap_keeps_what_is_freed(libc, monkeypatch):
+    """Oracle: malloc.h: one arena (-8), nothing mapped (-4), and no end of the heap returned (-1)."""
+    host_memory.keep_freed_memory()
+    assert libc.mallopt.call_args_list == [
+        mock.call(-8, 1),
+        mock.call(-4, 0),
+        mock.call(-1, 2**31 - 1),
+    ]
+    monkeypatch.setattr(host_memory, "_glibc", lambda: None)
+    host_memory.keep_freed_memory()
+    return_freed_memory()
+
+
+def test_memory_is_returned_where_more_is_free_than_may_be(libc):
+    """Oracle: by hand, of a free GiB; of "much" it is just not."""
+    for above, times in ((2**30, 0), (2**30 - 1, 1)):
+        return_freed_memory(above=above)
+        assert libc.malloc_trim.call_count == times
+    return_much_freed_memory()
+    assert libc.malloc_trim.call_count == 1
+    libc.mallinfo2.return_value = host_memory._MallInfo(fordblks=2**30 + 1)
+    return_much_freed_memory()
+    libc.mallinfo2.return_value = host_memory._MallInfo(fordblks=1)
+    return_freed_memory()
+    assert libc.malloc_trim.call_args_list == [mock.call(0)] * 3
+
+
+def test_long_compilations_alone_are_followed_by_a_return(libc, monkeypatch):
+    """Oracle: by hand: of a second, of more, and of another event."""
+    listeners = []
+    name = "register_event_duration_secs_listener"
+    monkeypatch.setattr(jax.monitoring, name, listeners.append)
+    host_memory.return_compilers_memory()
+    (listen,) = listeners
+    for event, seconds, times in (
+        (host_memory.COMPILED, 1.0, 0),
+        (host_memory.COMPILED, 1.5, 1),
+        ("/jax/core/compile/jaxpr_trace_duration", 1.5, 1),
+    ):
+        listen(event, seconds, fun_name="step")
+        assert libc.malloc_trim.call_count == times

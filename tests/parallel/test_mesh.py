@@ -1,11 +1,13 @@
 import dataclasses
 import itertools
 
+import jax
 import numpy as np
 import pytest
 from jax.experimental import mesh_utils
 
 from deepseek_jax.parallel import MESH_AXES, make_mesh
+from deepseek_jax.parallel.mesh import MeshSettings, group_mesh, mesh_of
 from tests.parallel.slices import Device, slice_of
 
 
@@ -15,6 +17,8 @@ def test_minus_one_takes_the_devices_that_the_other_axes_leave():
     assert dict(make_mesh(fsdp=2, tensor=2).shape) == ones | dict(data=2, fsdp=2, tensor=2)
     assert dict(make_mesh(data=1, expert=-1).shape) == ones | dict(expert=8)
     assert dict(make_mesh(slices=2, pipeline=2).shape) == ones | dict(slice=2, pipeline=2, data=2)
+    assert make_mesh(**dataclasses.asdict(MeshSettings())) == make_mesh()
+    assert dict(make_mesh().shape) == ones | dict(data=8)
 
 
 def test_every_device_lies_on_the_mesh_once_in_the_order_of_the_axes():
@@ -110,3 +114,29 @@ def test_gpus_are_taken_by_their_ids_in_silence(capsys):
     expected = mesh_utils.create_device_mesh([1, 1, 2, 2, 1, 1, 1], gpus)
     np.testing.assert_array_equal(mesh.devices, expected)
     assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("axis", ["pipeline", "fsdp", "expert", "context", "tensor"])
+def test_a_mesh_of_some_devices_has_the_sizes_of_the_whole(axis):
+    """Oracle: by hand: four of eight devices; the axis keeps its two, and data takes the rest."""
+    found = mesh_of(make_mesh(**{axis: 2}), jax.devices()[:4])
+    assert dict(found.shape) == dict.fromkeys(MESH_AXES, 1) | {"data": 2, axis: 2}
+
+
+def test_a_group_of_processes_has_a_mesh_of_its_own_devices(monkeypatch):
+    """Oracle: by hand: four processes of two devices, in groups of two; all of them have the mesh itself."""
+    gpus = [Gpu(number, process_index=number // 2) for number in range(8)]
+    monkeypatch.setattr(jax, "devices", lambda: gpus)
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    mesh = make_mesh(fsdp=2, tensor=2, devices=gpus)
+    for process, own in ((1, gpus[:4]), (3, gpus[4:])):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        found = group_mesh(mesh, 2)
+        assert list(found.devices.flat) == own and found.shape["fsdp"] == 2
+    assert group_mesh(mesh, 4) is mesh
+    with pytest.raises(
+        ValueError, match="4 processes do not split into groups of 3; .* divisor of 4"
+    ):
+        group_mesh(mesh, 3)
+    with pytest.raises(ValueError, match="^groups of 1 processes: .*fsdp=2, tensor=2 make 4"):
+        group_mesh(mesh, 1)

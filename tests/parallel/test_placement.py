@@ -86,3 +86,15 @@ def test_no_published_mesh_costs_more_than_as_jax_places_it(name):
     devices = slice_of(snapshots.SLICES[name])
     mesh = make_mesh(**snapshots.config_of(name).get("mesh", {}).to_dict(), devices=devices)
     assert cost(mesh) <= cost(jax_mesh(mesh.shape, devices)) * (1 + 1e-9)
+
+
+def test_exchanges_of_experts_and_gathers_of_weights_and_rows_weigh_most():
+    """Oracle: by hand, the table by its weights: exchanges of experts, sums of tensor, and gathers of a
+    layer's weights and of a row's keys; then a row's exchanges; gradients; and what stages pass on.
+    """
+    by_weight = {}
+    for (axes, is_exchange), weight in TRAFFIC.items():
+        by_weight.setdefault(weight, set()).add((*axes, is_exchange))
+    most = {("expert", True), ("context", False), ("fsdp", "context", False), ("tensor", False)}
+    sums = {("fsdp", "expert", False), ("data", "fsdp", "expert", "context", False)}
+    assert by_weight == {10: most, 4: {("context", True)}, 2: sums, 1: {("pipeline", False)}}

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.ragged import ragged_all_to_all
-from deepseek_jax.parallel.round_trip import plan_trip, sorted_choices
+from deepseek_jax.parallel.round_trip import _room, plan_trip, sorted_choices
 
 RNG = np.random.default_rng(0)
 
@@ -62,6 +62,16 @@ def test_windows_carry_every_row_once_to_its_expert_and_back(room):
             for z, (begin, size, place) in enumerate(zip(begins, sizes, places, strict=True)):
                 back[z // held][place : place + size] = got[d][begin : begin + size]
     assert back == sent
+
+
+def test_a_round_has_room_beyond_an_even_share():
+    """Oracle: by hand: as much again for one expert, in registers of 16 rows; half of it for four, in
+    tiles of a TPU's product, of 128 for so few.
+    """
+    assert [_room(share, 1) for share in (5, 8, 9)] == [16, 16, 32]
+    assert [_room(share, 4) for share in (5, 8, 9)] == [8, 12, 14]
+    with jax.default_device("tpu"):
+        assert [_room(share, own) for share, own in ((9, 1), (9, 4), (100, 4))] == [32, 128, 256]
 
 
 def test_both_sides_of_an_exchange_name_the_same_sizes():

@@ -26,6 +26,7 @@ from deepseek_jax.parallel.shard import (
     batch_parts,
     batch_share,
     check_batch,
+    current_mesh,
     stored,
     use_rules,
 )
@@ -272,3 +273,16 @@ def test_a_batch_that_does_not_split_names_the_fields(sizes, rows, cuts, message
     """Oracle: remainders by hand."""
     with pytest.raises(ValueError, match=message):
         check_batch(make_mesh(**sizes), rows, 12, **cuts)
+
+
+def test_a_batch_that_is_not_cut_has_a_row_for_each_device():
+    """Oracle: by hand: eight rows on eight devices, in one part."""
+    check_batch(make_mesh(), 8, 5)
+
+
+def test_a_mesh_of_a_single_device_is_none():
+    """Oracle: by hand, of one device and of two."""
+    assert current_mesh() is None
+    for devices in (1, 2):
+        with jax.set_mesh(make_mesh(devices=jax.devices()[:devices])):
+            assert (current_mesh() is not None) == (devices == 2)

@@ -53,6 +53,8 @@ def test_an_exchange_of_32_chips_of_v5p_halves_in_a_block(block, parts):
         # Every second place of a ring: both links, which two groups share; of a line: one
         ("v5p:8x8x8", ("a4 b2", "c8", "d8"), "a", 1, 1),
         ("v5e:8x8", ("a4 b2", "c8"), "a", 2, 2),
+        # The same on two sides: of each link a group has half
+        ("v5p:8x8x8", ("a4 b2", "a4 c2", "d8"), "a", 1, 1 / 2),
         # Opposite places of a ring of 4: a half of each byte goes either way
         ("v5p:4x4x4", ("a2 b2", "c4", "d4"), "a", 1 / 2, 1),
         # A side that 4 groups share holds up what comes in over the free one: 3 of 7 parts over 1/4 link
@@ -198,3 +200,12 @@ def test_a_placement_is_said_in_places_along_each_side():
         slices=2, data=1, expert=8, devices=slice_of("v5e:2x4") + slice_of("v5e:2x4", 1)
     )
     assert placement_text(two) == "expert 2 x 4 of 2 x 4"
+
+
+def test_devices_without_a_torus_and_neighbours_share_no_link():
+    """Oracle: by hand: a switch joins CPU devices, one alone sends nothing, a permute is to neighbours."""
+    assert busiest_link("all-gather", ("data",), make_mesh()) == 1
+    mesh = nested("v5e:4x4", "a4", "b4")
+    assert busiest_link("collective-permute", ("a",), mesh) == 1
+    assert busiest_link("all-gather", (), mesh) == 1
+    assert busiest_link("all-to-all", ("a",), mesh) > 1

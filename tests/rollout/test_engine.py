@@ -15,6 +15,7 @@ from deepseek_jax.checkpoint import load_hf
 from deepseek_jax.models import forward
 from deepseek_jax.rollout import engine, generate, speculative, steps
 from deepseek_jax.rollout.completions import RolloutLog, line_of
+from deepseek_jax.rollout.sampling import Sampling
 from tests.models.families import FAMILIES, write_tiny_checkpoint
 from tests.quick import others_slow
 from tests.tiny import CONFIGS, VOCAB, tiny_model
@@ -409,3 +410,34 @@ def test_a_mistake_is_named(change, words):
     with pytest.raises(ValueError) as error:
         generate(*tiny_model("gqa"), **arguments)
     assert words in str(error.value)
+
+
+def test_a_rollout_that_is_asked_for_no_more_than_a_length(monkeypatch):
+    """Oracle: by hand: one completion a prompt in 32 slots, at temperature 1, from all tokens, seed 0."""
+    opened = []
+
+    class Nothing:
+        kept = None
+
+        def __init__(self, parts, fixed, params, requests):
+            opened.append((fixed[1:], requests.keys))
+
+        def open(self, *given):
+            opened.append(given)
+
+    monkeypatch.setattr(
+        engine, "_way", lambda config, speculative, log: opened.append(speculative) or way
+    )
+    way = engine.Way(None, Nothing, lambda *given: None)
+    config, _ = tiny_model("gqa")
+    rollout = generate(config, None, [[1]] * 40, max_completion_length=4)
+    speculative, (fixed, keys), (slots, length, _) = opened
+    assert speculative is False and fixed == (Sampling(), ())
+    assert (slots, length, len(rollout.completion_ids)) == (32, 4, 40)
+    generate(config, None, [[1]] * 40, max_completion_length=4, seed=0)
+    assert (jax.random.key_data(keys) == jax.random.key_data(opened[-2][1])).all()
+
+
+def test_settings_that_sampling_leaves_out_filter_nothing():
+    """Oracle: by hand."""
+    assert Sampling() == Sampling(temperature=1.0, top_p=1.0, top_k=0, keeps_candidates=False)

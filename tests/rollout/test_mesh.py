@@ -15,8 +15,6 @@ from deepseek_jax.errors import NotFinite
 from deepseek_jax.models import ModelConfig, forward, random_params
 from deepseek_jax.models.moe import MoE
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.parallel.decoding import decoding_mesh, decoding_rules
-from deepseek_jax.parallel.shard import partition_spec, use_rules
 from deepseek_jax.rollout import generate, steps
 from deepseek_jax.rollout.requests import _random_streams
 from tests.quick import others_slow
@@ -207,26 +205,3 @@ def test_slots_that_do_not_split_over_the_devices_are_refused():
     ):
         params = random_params(config, mesh, 0)
         generate(config, params, PROMPTS, max_completion_length=4, slots=12)
-
-
-def test_fsdp_splits_heads_as_far_as_they_go_and_data_takes_the_rest():
-    """Oracle: by hand: the sizes of both meshes, whose devices keep their order."""
-    mesh = make_mesh(fsdp=4, tensor=2)
-    same, cut = decoding_mesh(mesh, 8), decoding_mesh(mesh, 4)
-    assert dict(same.shape) == dict(mesh.shape)
-    assert (cut.shape["data"], cut.shape["fsdp"], cut.shape["tensor"]) == (2, 2, 2)
-    assert list(cut.devices.flat) == list(mesh.devices.flat)
-    # A context that heads do not split over belongs to the batch
-    rules = decoding_rules(make_mesh(context=8), 4, 1)
-    assert rules["heads"] == ("fsdp", "tensor") and "context" in rules["batch"]
-    assert set(rules["slots"]) == set(mesh.axis_names)
-
-
-def test_experts_split_over_the_models_axes_as_far_as_they_go():
-    """Oracle: by hand: axes whose product divides the number of experts, the fastest first."""
-    mesh = make_mesh(expert=2, context=2, tensor=2, data=1)
-    for experts, axes in ((8, ("expert", "tensor", "context")), (4, ("expert", "tensor"))):
-        assert decoding_rules(mesh, 8, experts)["experts"] == axes
-    # The rest of the model's axes split the width of experts
-    with use_rules(decoding_rules(mesh, 8, 4)):
-        assert partition_spec(("experts", "mlp"))[1] == ("fsdp", "context")

@@ -12,7 +12,17 @@ from deepseek_jax.data.chat import render_prompt
 from deepseek_jax.data.tokenizer import load_tokenizer
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.rollout import AnswerOptions, Policy, generate, load_policy, policy
-from deepseek_jax.rollout.policy import check_room, check_vocabulary, ending_turns, fitting
+from deepseek_jax.rollout.completions import RolloutLog, empty_rollout
+from deepseek_jax.rollout.policy import (
+    RECORD,
+    Source,
+    check_room,
+    check_vocabulary,
+    ending_turns,
+    find_source,
+    fitting,
+)
+from deepseek_jax.rollout.settings import Limit
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from tests.tiny import tiny_model
 
@@ -182,3 +192,63 @@ def test_another_architecture_is_refused_before_parameters_are_read(
     with pytest.raises(Exception) as error:
         load_policy(tmp_path / "saved", block, mesh, **how)
     assert "names another" not in str(error.value)
+
+
+def test_questions_are_asked_where_their_prompts_are_within_the_limit(capsys):
+    """Oracle: by hand, of prompts of two lengths: all without a limit, one question at a time within it, or
+    both together; none beyond the positions.
+    """
+    policy = tiny_policy()
+    lengths = [len(example["prompt_ids"]) for example in policy.with_prompts(QUESTIONS)]
+    assert lengths[0] < lengths[1] < 100
+    assert policy.ask(QUESTIONS, Limit(5)) == policy.with_prompts(QUESTIONS)
+    assert policy.ask(QUESTIONS, Limit(5, lengths[0])) == policy.with_prompts(QUESTIONS[:1])
+    assert "of 2 training prompts" in capsys.readouterr().out
+    assert len(policy.ask(QUESTIONS, Limit(5, lengths[1]), together=2)) == 2
+    with pytest.raises(ValueError, match="is below all 2 held-out prompts"):
+        policy.ask(QUESTIONS, Limit(5, lengths[0]), "held-out", together=2)
+    with pytest.raises(ValueError, match="^max_completion_length=128"):
+        policy.ask(QUESTIONS, Limit(128))
+
+
+def test_an_answer_is_asked_for_with_the_policys_ends_and_the_options(monkeypatch):
+    """Oracle: the arguments of generate, by hand; without words one answer of seed 0."""
+    asked = []
+    rollout = empty_rollout(1, 4)
+    monkeypatch.setattr(
+        policy, "generate", lambda *given, **more: asked.append((given, more)) or rollout
+    )
+    own = tiny_policy()
+    options = AnswerOptions(max_completion_length=4, temperature=0.5, top_p=0.9, top_k=3, slots=7)
+    answers = own.answer([{"prompt_ids": [1, 2]}], options)
+    ((given, more),) = asked
+    assert given == (own.config, own.params, [[1, 2]]) and answers.rollout is rollout
+    assert isinstance(more.pop("log"), RolloutLog)
+    assert more == dict(
+        n=1, max_completion_length=4, temperature=0.5, top_p=0.9, top_k=3, eos_ids=own.eos_ids,
+        seed=0, slots=7,
+    )  # fmt: skip
+    assert answers.n == 1 and answers.prompts == [[1, 2]]
+
+
+def test_an_adapter_is_read_beside_its_base(monkeypatch, tmp_path):
+    """Oracle: by hand: a base of the hub and one on disk; a run's folder carries the tokenizer itself; a base
+    that is gone is named.
+    """
+    monkeypatch.setattr(policy, "is_adapter", lambda path: path.name == "adapter")
+    monkeypatch.setattr(policy, "adapter_base", lambda path: names[0])
+    adapter, base = tmp_path / "adapter", tmp_path / "base"
+    adapter.mkdir()
+    names = ["owner/name@0123"]
+    monkeypatch.setattr(policy, "hub_id", lambda path: "owner/name" if "@" in str(path) else None)
+    monkeypatch.setattr(policy, "pinned", lambda path, what: path)
+    assert find_source("owner/name@0123") == Source("owner/name@0123", None, "owner/name@0123")
+    assert find_source(adapter) == Source("owner/name@0123", adapter, "owner/name@0123")
+    names[0] = str(base)
+    with pytest.raises(ValueError, match="was trained beside .*/base, which is not there"):
+        find_source(adapter)
+    base.mkdir()
+    assert find_source(base) == Source(base, None, base)
+    assert find_source(adapter) == Source(base, adapter, base)
+    (adapter / RECORD).write_text("{}")
+    assert find_source(adapter) == Source(base, adapter, adapter)

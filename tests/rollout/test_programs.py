@@ -11,7 +11,7 @@ from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.flops import forward_flops
 from deepseek_jax.costs.program import GENERATION, SYNC, argument_bytes
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.rollout import AnswerOptions, engine, generate, steps
+from deepseek_jax.rollout import AnswerOptions, engine, generate, programs, steps
 from deepseek_jax.rollout.programs import Asked, rollout_programs
 from launch.planning.compiled import compile_programs
 from tests.costs.products import matmul_flops
@@ -262,3 +262,13 @@ def test_logits_count_where_a_program_computes_them():
     read, rows, more = beyond_layers("read 8", 8, keys=room)
     assert more == -rows * 8 * 2 * (2 * 24 * 24 + 3 * 24 * 32 + room * 4 * 12)
     assert read.flops == rows * 8 * (forward_flops(config, 16 + LONGEST / 2) - head)
+
+
+def test_a_plan_leaves_out_what_is_not_asked():
+    """Oracle: by hand: one completion a prompt, none continued, nothing kept; a program that moves numbers
+    once and computes nothing.
+    """
+    asked = dict(prompts=2, prompt_length=5, n=1, continued=0, keeps_routing=False, candidates=0)
+    assert Asked(2, 5)._asdict() == asked | {"turns": 0}
+    work = dict(sizes="", part=GENERATION, times=1, token_steps=0, tokens=0, flops=0.0)
+    assert programs._Work("")._asdict() == work

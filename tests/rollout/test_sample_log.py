@@ -74,3 +74,18 @@ def test_a_damaged_line_is_named(tmp_path, damaged):
     with pytest.raises(ValueError, match=f"{path} is damaged: line 2 .*; remove the file"):
         SampleLog(path)
     assert path.read_text() == text
+
+
+def test_a_log_is_written_at_once_and_removed_by_who_writes_it(tmp_path):
+    """Oracle: the file system: without words the line is there after each `add`; a log that is gone, or was
+    never written, is removed too.
+    """
+    path = tmp_path / "log"
+    log = SampleLog(path)
+    log.add([0], a_rollout())
+    assert path.exists() and not log.waiting
+    SampleLog(path, writes=False).remove()
+    assert path.exists()
+    for _ in range(2):
+        log.remove()
+        assert not path.exists()

@@ -51,7 +51,7 @@ def answer(policy, *texts):
 
 
 def said(talk, text):
-    return "".join(talk.answer(text))
+    return "".join(talk.answer(text, 0))
 
 
 def test_turns_are_asked_with_those_before(policy):
@@ -76,7 +76,7 @@ def test_a_template_of_one_question_asks_each_by_itself(policy):
 def test_what_was_read_of_an_answer_that_is_left_stays(policy):
     """Oracle: the pieces that were read."""
     talk = Talk(policy, GREEDY, LENGTH)
-    pieces, read = talk.answer("abc"), ""
+    pieces, read = talk.answer("abc", 0), ""
     while not read:
         read += next(pieces)
     pieces.close()
@@ -90,5 +90,5 @@ def test_a_text_that_cannot_be_asked_is_refused_and_forgotten(policy):
     before = talk.messages
     words = "max_position_embeddings=128: begin a new conversation by /reset"
     with pytest.raises(ValueError, match=words):
-        next(talk.answer("x" * 200))
+        next(talk.answer("x" * 200, 0))
     assert talk.messages == before

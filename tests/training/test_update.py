@@ -10,7 +10,6 @@ import pytest
 
 from deepseek_jax.models.moe import Routing
 from deepseek_jax.ops.fingerprint import fingerprint
-from deepseek_jax.ops.routing import load_metrics
 from deepseek_jax.parallel import make_mesh, put_batch
 from deepseek_jax.training import update as module
 from deepseek_jax.training.micro_batches import over_micro_batches
@@ -115,23 +114,6 @@ def test_router_bias_stays_without_a_speed():
     """Oracle: the bias before."""
     state, _ = run()
     np.testing.assert_array_equal(state.params["moe_layers"]["ffn"]["router_bias"], 0.25)
-
-
-def test_load_metrics_tell_of_every_layer():
-    """Oracle: by hand: MaxVio 6 / 3 - 1, 3 / 3 - 1 and 4 / 2 - 1; the entropy of the shares, term by term."""
-    loads = {
-        "moe_layers": jnp.asarray([[6.0, 0.0, 3.0], [3.0, 3.0, 3.0]]),
-        "mtp_0": jnp.asarray([4.0, 1.0, 1.0]),
-    }
-    wanted = {"max_vio": 2 / 3, "max_vio/moe_0": 1, "max_vio/moe_1": 0, "max_vio/mtp_0": 1}
-    wanted["load_entropy/moe_0"] = np.log(3) - 2 / 3 * np.log(2)
-    wanted["load_entropy/moe_1"] = np.log(3)
-    wanted["load_entropy/mtp_0"] = 2 / 3 * np.log(1.5) + 1 / 3 * np.log(6)
-    metrics = load_metrics(loads)
-    assert metrics.keys() == wanted.keys()
-    for name, value in wanted.items():
-        np.testing.assert_allclose(metrics[name], value, rtol=1e-6, atol=1e-7)  # float32
-    assert load_metrics({}) == {}
 
 
 def test_the_bias_speed_follows_the_update_count():
