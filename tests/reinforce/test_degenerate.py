@@ -1,5 +1,6 @@
 """What is wrong with the groups of a step, of conversations too."""
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -93,6 +94,7 @@ def test_a_fault_is_counted_by_name_and_ends_the_run_at_its_limit(capsys):
                 watched.look(step, [group])
     assert watched.counts == {"truncated": 3} and not capsys.readouterr().out
     watched = Degenerate(DegenerateSettings(), [EOS])
+    assert dataclasses.astuple(watched.limits) == (200, 200, 50)
     for step in range(20):
         watched.look(step, [group_of(r=(2, 2))])
     said = capsys.readouterr().out.splitlines()
