@@ -65,6 +65,7 @@ CUT = (True, True)
         ([group_of(ids=((EOS, 0), (4, 0)), truncated=(False, True))], {}),
         ([group_of(ids=((EOS, 0), (3, EOS)))], {}),
         ([group_of(ids=((3, 4), (3, EOS)))], {"odd_ends": ": 4"}),
+        ([group_of(ids=((4, 0), (3, EOS)))], {"odd_ends": ": 4"}),
         ([group_of(ids=((3, 4), (3, 4)), truncated=(True, False)), FINE], {"odd_ends": ": 4"}),
         ([group_of(ids=((3, 4), (3, EOS)), truncated=(True, False))], {}),
         # Without a token there is no end
