@@ -20,7 +20,7 @@ class CachedTargets(TextBuilder):
     that one seed draws the same texts here as from the conversations themselves.
     """
 
-    def __init__(self, records=None, k=1, **kwargs):
+    def __init__(self, records, k, **kwargs):
         self._records, self._k = records, k
         super().__init__(**kwargs)
 

@@ -9,5 +9,5 @@ def majority(answers):
     answers: a sequence of hashable values. None is a completion without an answer, which has no vote.
     """
     votes = Counter(answer for answer in answers if answer is not None)
-    # Among equals most_common gives the first inserted
-    return votes.most_common(1)[0][0] if votes else None
+    # Among equals max gives the first inserted
+    return max(votes, key=votes.get, default=None)

@@ -91,9 +91,10 @@ def all_equal(rewards):
 def check_range(scores):
     """Raise UnusableRewards for rewards.Scores beyond +-LARGEST_REWARD."""
     for name, values in {**scores.parts, "the weighted sum": scores.total}.items():
-        largest = np.nanmax(np.abs(values), initial=0.0)
-        if largest > LARGEST_REWARD:
+        large = values[np.abs(values) > LARGEST_REWARD]
+        if len(large):
             raise UnusableRewards(
-                f"{name}: a reward is {largest:.3g} in size, above {LARGEST_REWARD:g}: float32 would lose "
-                "the differences that advantages are made of; scale that reward, or its weight in rewards"
+                f"{name}: a reward is {abs(large[0]):.3g} in size, above {LARGEST_REWARD:g}: float32 would "
+                "lose the differences that advantages are made of; scale that reward, or its weight in "
+                "rewards"
             )

@@ -55,12 +55,24 @@ def test_targets_stand_beside_their_tokens_whatever_the_packing(folder):
 
 
 def test_what_is_on_disk_is_not_written_again(folder):
-    """Oracle: a second call, whose records would fail."""
+    """Oracle: a second call, whose records would fail; they are in the order that they were given in."""
 
     def none():
         raise AssertionError("asked for records")
 
-    assert len(write_targets(none, K, folder)) == TEXTS
+    source = write_targets(none, K, folder)
+    assert [source[i]["tokens"][0] for i in range(TEXTS)] == [100 * i for i in range(TEXTS)]
+
+
+def test_all_processes_compute_what_the_first_one_writes(monkeypatch):
+    """Oracle: by hand: what the builder is made of, its folder, and what leads the others."""
+    monkeypatch.setattr(cached_targets, "build", lambda *given, **more: (given, more))
+    (make, subset, folder), more = write_targets("records", 7, "folder", led="led")
+    assert (make.func, make.keywords) == (
+        cached_targets.CachedTargets,
+        dict(records="records", k=7),
+    )
+    assert (subset, folder, more) == (None, "folder", {"led": "led"})
 
 
 ONE_OF_TWO = """

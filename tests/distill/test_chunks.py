@@ -288,3 +288,7 @@ def test_the_default_chunk_keeps_the_numbers_alive_bounded():
 
     map_chunks(of_chunk, jnp.zeros(100), width=size_of("logits_alive") // 40)
     assert set(seen) == {34}
+    seen.clear()
+    # A row that is beyond the limit is a chunk of its own
+    map_chunks(of_chunk, jnp.zeros(3), width=2 * size_of("logits_alive"))
+    assert set(seen) == {1}

@@ -153,3 +153,5 @@ def test_unit_rms_by_hand():
     np.testing.assert_allclose(
         unit_rms(jnp.array([3.0, 4.0])), np.array([3, 4]) * 2**0.5 / 5, rtol=1e-6
     )
+    # Of the size of eps, which is added to the mean square
+    np.testing.assert_allclose(unit_rms(jnp.full(4, 1e-3)), 0.5**0.5, rtol=1e-5)

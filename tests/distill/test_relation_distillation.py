@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deepseek_jax.distill import relation_distillation as module
 from deepseek_jax.distill.relation_distillation import relation_loss
 from tests.distill.test_chunks import largest_array
 
@@ -113,3 +114,16 @@ def test_relation_heads_have_to_divide_both_widths():
     for heads in (8, 5):
         with pytest.raises(ValueError, match=f"^relation_heads={heads} must divide"):
             relation_loss(student, teacher, SEGMENTS, relation_heads=heads)
+
+
+def test_a_query_has_a_score_for_each_key_of_each_head_on_both_sides(monkeypatch):
+    """Oracle: by hand: 2 sides x B rows x 2 heads x T keys are in memory for each query position."""
+    seen = []
+
+    def taken(of_chunk, arrays, *, width, chunk_size):
+        seen.append((width, chunk_size))
+        return jnp.zeros((T, B))
+
+    monkeypatch.setattr(module, "map_chunks", taken)
+    relation_loss.__wrapped__(*features(), SEGMENTS, relation_heads=2, chunk_size=3)
+    assert seen == [(2 * B * 2 * T, 3)]

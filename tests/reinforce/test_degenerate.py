@@ -1,5 +1,6 @@
 """What is wrong with the groups of a step, of conversations too."""
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -64,6 +65,7 @@ CUT = (True, True)
         ([group_of(ids=((EOS, 0), (4, 0)), truncated=(False, True))], {}),
         ([group_of(ids=((EOS, 0), (3, EOS)))], {}),
         ([group_of(ids=((3, 4), (3, EOS)))], {"odd_ends": ": 4"}),
+        ([group_of(ids=((4, 0), (3, EOS)))], {"odd_ends": ": 4"}),
         ([group_of(ids=((3, 4), (3, 4)), truncated=(True, False)), FINE], {"odd_ends": ": 4"}),
         ([group_of(ids=((3, 4), (3, EOS)), truncated=(True, False))], {}),
         # Without a token there is no end
@@ -93,6 +95,7 @@ def test_a_fault_is_counted_by_name_and_ends_the_run_at_its_limit(capsys):
                 watched.look(step, [group])
     assert watched.counts == {"truncated": 3} and not capsys.readouterr().out
     watched = Degenerate(DegenerateSettings(), [EOS])
+    assert dataclasses.astuple(watched.limits) == (200, 200, 50)
     for step in range(20):
         watched.look(step, [group_of(r=(2, 2))])
     said = capsys.readouterr().out.splitlines()

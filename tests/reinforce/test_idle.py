@@ -14,12 +14,12 @@ LINE = dict(learned_tokens=20.0, tokens=40.0, marked_advantages=-0.25, kl=1.0, g
 LINE |= dict(all_equal_share=0.5)
 
 
-def looks(lines, has_moved=True, idle_lines=2):
+def looks(lines, has_moved=True, idle_lines=2, own=OWN):
     """Look at lines, each LINE with other fields."""
     settings = SimpleNamespace(
         minibatches=2, loss=SimpleNamespace(kl_coef=0.1), faults=SimpleNamespace(idle_lines=idle_lines)
     )  # fmt: skip
-    record = SimpleNamespace(advantages=OWN, marks=MARKS)
+    record = SimpleNamespace(advantages=own, marks=MARKS)
     checked = IdleUpdates(settings, SimpleNamespace(has_moved=has_moved, record=record))
     for step, fields in enumerate(lines):
         checked.look(step, LINE | fields)
@@ -45,6 +45,11 @@ def test_lines_of_updates_that_learn_are_fine(lines, has_moved):
 def test_a_line_without_a_kl_has_none_that_is_idle():
     """Oracle: by hand."""
     looks([dict(kl=None)] * 3)
+
+
+def test_a_step_of_equal_rewards_has_nothing_in_the_wrong_place():
+    """Oracle: by hand: advantages of 0, whose sum is 0."""
+    looks([dict(marked_advantages=0.0)], own=0 * OWN)
 
 
 @pytest.mark.parametrize(

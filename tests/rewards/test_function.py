@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from deepseek_jax.rewards import Rewards
+from deepseek_jax.rewards import Rewards, function
 from tests import warm
 from tests.reliability.goods import goods
 from tests.rewards import own_rewards
@@ -223,3 +223,19 @@ def test_a_function_of_the_script_itself_needs_a_main_block(more, said, tmp_path
     (tmp_path / "script.py").write_text(SCRIPT + more)
     done = warm.run("script.py", cwd=tmp_path)
     assert (done.stdout + done.stderr).endswith(said)
+
+
+@pytest.mark.parametrize(
+    "values, others, alike",
+    [
+        ([0.0, 0.0], [0.0, 0.0], True),
+        ([None], [None], True),
+        ([None], [0.0], False),
+        ([1.0, 2.0], [1.015, 2.0], True),
+        ([1.0, 2.0], [1.03, 2.0], False),
+        ([-9.0, 1.0], [-9.0, 1.08], True),
+    ],
+)
+def test_scores_are_alike_but_for_rounding(values, others, alike):
+    """Oracle: by hand: rounding is a hundredth of the largest number in size, and none where all are 0."""
+    assert function._alike(values, others) == alike

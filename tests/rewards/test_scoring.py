@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deepseek_jax.errors import UnusableRewards
 from deepseek_jax.losses.advantages import group_advantages
-from deepseek_jax.rewards import Rewards, Rule, scoring
+from deepseek_jax.rewards import Rewards, Rule, Scores, scoring
 from deepseek_jax.rewards.program import ProgramVerifier
 from deepseek_jax.worlds.registry import all_rules, open_rewards
 
@@ -260,3 +261,62 @@ def test_what_a_rule_does_not_read_scores_0_and_is_marked():
             assert scores.total.tolist() == [1, 0, 0, 0, 0, 0]
             assert scores.unread.tolist() == unread and scores.errors == 0
     assert Rewards({"true_equations": 1.0}).score([SUM], ["5"]).unread is None
+
+
+def of_rules(weights, **rules):
+    return Rewards(weights, rules={name: Rule(score) for name, score in rules.items()})
+
+
+def test_texts_are_read_up_to_a_mebibyte_of_characters():
+    """Oracle: by hand: one character more is no score, and the message says how many there were."""
+    texts = ["a" * 2**20, "a" * (2**20 + 1)]
+    scores = of_rules({"size": 1.0}, size=lambda text, _: float(len(text))).score([{}] * 2, texts)
+    np.testing.assert_array_equal(scores.total, [2**20, np.nan])
+    assert (
+        scores.errors == 1
+        and "1048577 characters; rules read at most 1048576" in scores.messages[0]
+    )
+
+
+@pytest.mark.parametrize("failing, told", [(1, 1), (5, 5), (7, 5)])
+def test_the_first_five_failures_are_told(failing, told):
+    """Oracle: by hand."""
+    scores = of_rules({"bad": 1.0}, bad=lambda text, _: 1 / 0).score(
+        [{}] * failing, ["x"] * failing
+    )
+    assert len(scores.messages) == told and scores.errors == failing
+    with pytest.raises(UnusableRewards) as error:
+        scores.require_one()
+    assert str(error.value).count("failed with") == 1
+    Scores(np.zeros(0), {}).require_one()
+    fine = Scores(np.zeros(1), {})
+    fine.require_one()
+    assert (fine.errors, fine.messages, fine.metrics, fine.columns) == (0, [], {}, {})
+
+
+def test_what_any_rule_could_not_read_is_unread_where_it_scores_0():
+    """Oracle: by hand: two rules each read other texts; a rule that scores 1 has read."""
+    rules = {
+        "a": Rule(lambda text, _: float(text == "x"), unread=lambda text, _: text in "xy"),
+        "b": Rule(lambda text, _: 0.0, unread=lambda text, _: text == "z"),
+        "c": Rule(lambda text, _: 0.0),
+    }
+    scores = Rewards(dict.fromkeys("cab", 1.0), rules=rules).score([{}] * 4, list("xyzw"))
+    assert scores.unread.tolist() == [False, True, True, False]
+    assert Rewards({"c": 1.0}, rules=rules).score([{}], ["x"]).unread is None
+
+
+@pytest.mark.parametrize(
+    "weights, best",
+    [
+        (dict(a=2.0, b=1.0), "a"),
+        (dict(a=0.25), "a"),
+        (dict(b=0.0), "b"),
+        (dict(a=-1.0), None),
+        (dict(b=1.0, a=1.0), "b"),
+    ],
+)
+def test_the_best_share_has_the_largest_weight(weights, best):
+    """Oracle: by hand: 0 counts, less does not, and the first of equals."""
+    score = lambda text, _: 1.0  # noqa: E731
+    assert of_rules(weights, a=score, b=score).best_share() == best
