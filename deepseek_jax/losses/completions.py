@@ -23,13 +23,13 @@ class Predicting(NamedTuple):
     first: int
     routing: tuple | None
 
-    def spread(self, array_bt):
-        """Values of the completions' tokens in the columns that predict them, 0 in the others: [b t ...] ->
-        [b c ...].
+    def spread(self, array_bt, fill=0):
+        """Values of the completions' tokens in the columns that predict them, `fill` in the others: [b t ...]
+        -> [b c ...].
         """
         after = self.hidden.shape[1] - self.first - array_bt.shape[1]
         rest = [(0, 0)] * (array_bt.ndim - 2)
-        return jnp.pad(array_bt, [(0, 0), (self.first, after), *rest])
+        return jnp.pad(array_bt, [(0, 0), (self.first, after), *rest], constant_values=fill)
 
 
 def completion_logprobs(
@@ -51,7 +51,7 @@ def completion_logprobs(
     candidates = batch.get("candidates")
     if candidates is not None:
         # Those of a token stand where it is predicted, as its target does
-        candidates = found.spread(candidates)
+        candidates = found.spread(candidates, fill=-1)
     of_tokens = found.targets if candidates is None else (found.targets, candidates)
     head = head_weight(config, params)
     scores = over_tokens(token_logprobs, found.hidden, head, of_tokens, temperature)
@@ -73,7 +73,7 @@ def _own_rows(config, params, batch):
     # Right-aligned: completions begin at one column, so that predictions are a slice of the row
     padding_b1 = s - batch["prompt_mask"].sum(-1, keepdims=True)
     from_bs = (jnp.arange(s) - padding_b1) % s
-    prompt_ids = jnp.take_along_axis(batch["prompt_ids"], from_bs)
+    prompt_ids = jnp.take_along_axis(batch["prompt_ids"], from_bs, axis=1)
     tokens = jnp.concatenate([prompt_ids, batch["completion_ids"]], axis=1)
     is_prompt_bs = jnp.arange(s) >= padding_b1
     segment_ids = jnp.concatenate([is_prompt_bs, _present(batch)], axis=1)

@@ -47,7 +47,7 @@ class PositionWrite(NamedTuple):
 
 
 def _write(cache_sx, index_t, entry_tx):
-    return cache_sx.at[index_t].set(entry_tx)
+    return cache_sx.at[index_t].set(entry_tx, mode="drop")
 
 
 def in_order(a_bs, ring: int | None, newest):

@@ -23,7 +23,7 @@ MASKED = -1e30
 
 
 def _softmax(scores, mask, dtype):
-    return jax.nn.softmax(jnp.where(mask, scores, MASKED)).astype(dtype)
+    return jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1).astype(dtype)
 
 
 def attend(

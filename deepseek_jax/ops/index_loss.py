@@ -31,7 +31,7 @@ def index_loss(index, attention, segments_bt, segments_bs, selected, *, first, s
             mask_bts &= unpacked(bits[0], k_bsy.shape[1])
         share_bts = _shares_of_attention(q_bthx, k_bshx, mask_bts, scale)
         scores_bts = index_scores(q_btjy, k_bsy, w_btj)
-        logs_bts = jax.nn.log_softmax(jnp.where(mask_bts, scores_bts, MASKED))
+        logs_bts = jax.nn.log_softmax(jnp.where(mask_bts, scores_bts, MASKED), axis=-1)
         cross_bts = jnp.where(mask_bts, share_bts * logs_bts, 0.0)
         kl_bt = (jax.scipy.special.xlogy(share_bts, share_bts) - cross_bts).sum(-1)
         return jnp.where((segments_bt > 0) & (at_t >= 0), kl_bt, 0.0)
@@ -47,7 +47,7 @@ def _shares_of_attention(q_bthx, k_bshx, mask_bts, scale):
 
     def of_heads(q_bthx, k_bshx):
         scores_bhts = dot("bthx,bshx->bhts", q_bthx, k_bshx, jnp.float32) * scale
-        weights_bhts = jax.nn.softmax(jnp.where(mask_bts[:, None], scores_bhts, MASKED))
+        weights_bhts = jax.nn.softmax(jnp.where(mask_bts[:, None], scores_bhts, MASKED), axis=-1)
         return weights_bhts.sum(1)
 
     h = q_bthx.shape[2]

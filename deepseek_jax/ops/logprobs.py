@@ -39,7 +39,7 @@ def token_logprobs(hidden, head, targets, temperature=1.0, *, chunk_size: int | 
 
     inputs = hidden, targets
     if candidates is not None:
-        padded = jnp.pad(candidates, ((0, padding), (0, 0)))
+        padded = jnp.pad(candidates, ((0, padding), (0, 0)), constant_values=-1)
         inputs += (padded.reshape(-1, chunk, candidates.shape[1]),)
     logprobs, entropy = jax.lax.map(of_chunk, inputs)
     return logprobs.reshape(-1)[:m], entropy.reshape(-1)[:m]
@@ -54,12 +54,12 @@ def _chunk_among(hidden_md, head, target_m, temperature, candidates_mn):
     """_chunk_logprobs of distributions over the candidates."""
     logits_mv = _logits(hidden_md, head) / jax.lax.stop_gradient(temperature)
     is_one_mn = candidates_mn >= 0
-    among_mn = jnp.take_along_axis(logits_mv, jnp.maximum(candidates_mn, 0))
+    among_mn = jnp.take_along_axis(logits_mv, jnp.maximum(candidates_mn, 0), axis=-1)
     among_mn = jnp.where(is_one_mn, among_mn, -jnp.inf)
     # A row without candidates: of -inf alone the gradient would be NaN
     some_m1 = is_one_mn.any(-1, keepdims=True)
     total_m = jax.nn.logsumexp(jnp.where(some_m1, among_mn, 0.0), axis=-1)
-    logprob_m = jnp.take_along_axis(logits_mv, target_m[:, None])[:, 0] - total_m
+    logprob_m = jnp.take_along_axis(logits_mv, target_m[:, None], axis=-1)[:, 0] - total_m
     logprobs_mn = jax.lax.stop_gradient(among_mn - total_m[:, None])
     terms_mn = jnp.where(is_one_mn, jnp.exp(logprobs_mn) * logprobs_mn, 0.0)
     return logprob_m, -terms_mn.sum(-1)
@@ -75,7 +75,7 @@ def _chunk_forward(hidden, head, targets, temperature, recomputed):
     normalizer_m = log_total(logits_mv, temperature)
     logprobs_mv = logits_mv * (1 / temperature) - normalizer_m[:, None]
     entropy_m = -(jnp.exp(logprobs_mv) * logprobs_mv).sum(-1)
-    target_m = jnp.take_along_axis(logits_mv, targets[:, None])[:, 0]
+    target_m = jnp.take_along_axis(logits_mv, targets[:, None], axis=-1)[:, 0]
     logprob_m = target_m / temperature - normalizer_m
     saved = hidden, head, targets, temperature, normalizer_m, None if recomputed else logits_mv
     return (logprob_m, entropy_m), saved

@@ -48,8 +48,8 @@ def sampled_logits(logits, sampling: Sampling):
         # By value, not by rank: tokens as likely as the k-th stay too
         logits = jnp.where(logits >= smallest_b1, logits, -jnp.inf)
     if sampling.top_p < 1:
-        sorted_bv = jnp.sort(logits, descending=True)
-        probs_bv = jax.nn.softmax(sorted_bv)
+        sorted_bv = jnp.sort(logits, axis=-1, descending=True)
+        probs_bv = jax.nn.softmax(sorted_bv, axis=-1)
         # A token's own probability does not count, so the one that crosses top_p stays, and so does the first
         kept_bv = jnp.cumsum(probs_bv, axis=-1) - probs_bv < sampling.top_p
         smallest_b1 = jnp.min(jnp.where(kept_bv, sorted_bv, jnp.inf), axis=-1, keepdims=True)
@@ -72,8 +72,9 @@ def draw(uniform, probs):
     lane_b = (upto_bx <= target_b[:, None]).sum(-1)
     chosen_by = jnp.take_along_axis(probs_bxy, lane_b[:, None, None], axis=1)[:, 0]
     upto_by = jnp.cumsum(chosen_by, axis=-1)
-    before_bx = jnp.pad(upto_bx, ((0, 0), (1, 0)))
-    before_b = jnp.take_along_axis(before_bx, lane_b[:, None])[:, 0]
+    before_b = jnp.take_along_axis(jnp.pad(upto_bx, ((0, 0), (1, 0))), lane_b[:, None], axis=1)[
+        :, 0
+    ]
     # The same guard within the group, whose two sums may round differently
     target_b = jnp.minimum(target_b - before_b, jnp.nextafter(upto_by[:, -1], 0.0))
     return (lane_b * LANES + (upto_by <= target_b[:, None]).sum(-1)).astype(jnp.int32)
@@ -86,13 +87,13 @@ def sample(keys, logits, sampling: Sampling):
     logprobs are under the sampled distribution; with greedy decoding, under temperature 1.
     """
     logits_bv = sampled_logits(logits, sampling)
-    logprobs_bv = jax.nn.log_softmax(logits_bv)
+    logprobs_bv = jax.nn.log_softmax(logits_bv, axis=-1)
     if sampling.temperature == 0:
         tokens_b = jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
     else:
         uniform_b = jax.vmap(jax.random.uniform)(keys)
         tokens_b = draw(uniform_b, jnp.exp(logprobs_bv))
-    logprobs_b = jnp.take_along_axis(logprobs_bv, tokens_b[:, None])[:, 0]
+    logprobs_b = jnp.take_along_axis(logprobs_bv, tokens_b[:, None], axis=-1)[:, 0]
     keeps = sampling.keeps_candidates
     return tokens_b, logprobs_b, candidates_of(logits_bv, sampling.top_k) if keeps else None
 
@@ -115,7 +116,7 @@ def distribution(logits, sampling: Sampling):
     temperature 1.
     """
     logits_bv = sampled_logits(logits, sampling)
-    logprobs_bv = jax.nn.log_softmax(logits_bv)
+    logprobs_bv = jax.nn.log_softmax(logits_bv, axis=-1)
     if sampling.temperature == 0:
         return jax.nn.one_hot(jnp.argmax(logits_bv, axis=-1), logits.shape[1]), logprobs_bv
     return jnp.exp(logprobs_bv), logprobs_bv
@@ -130,7 +131,7 @@ def verify(uniform, draft, draft_probs, probs):
     draft, or the token in place of a rejected one, drawn from norm(max(p - q, 0)).
     """
     p_bv, after_bv = probs[:, 0], probs[:, 1]
-    p_b, q_b = (jnp.take_along_axis(a, draft[:, None])[:, 0] for a in (p_bv, draft_probs))
+    p_b, q_b = (jnp.take_along_axis(a, draft[:, None], axis=1)[:, 0] for a in (p_bv, draft_probs))
     # u < p / q without the division. Strict, so that a token with p = 0 is never accepted
     accepted_b = uniform[:, 0] * q_b < p_b
     residual_bv = jnp.maximum(p_bv - draft_probs, 0)

@@ -93,15 +93,17 @@ def append(slots, tokens, logprobs, seats, eos_ids, candidates=None):
     is_full = length == (slots.tokens.shape[1] if slots.turns is None else slots.turns.limit)
     if slots.candidates is not None:
         own = jnp.where(seats[:, None], candidates, slots.candidates[at])
-        slots = slots._replace(candidates=slots.candidates.at[at].set(own))
+        slots = slots._replace(candidates=slots.candidates.at[at].set(own, mode="drop"))
     return slots._replace(
         length=length,
         last_token=jnp.where(seats, tokens, slots.last_token),
         ended=jnp.where(seats, stops | is_full, slots.ended),
         stopped=jnp.where(seats, stops, slots.stopped),
-        # A full slot's length is one past the last index: JAX drops what is written there
-        tokens=slots.tokens.at[at].set(jnp.where(seats, tokens, slots.tokens[at])),
-        logprobs=slots.logprobs.at[at].set(jnp.where(seats, logprobs, slots.logprobs[at])),
+        # drop: a full slot's length is one past the last index
+        tokens=slots.tokens.at[at].set(jnp.where(seats, tokens, slots.tokens[at]), mode="drop"),
+        logprobs=slots.logprobs.at[at].set(
+            jnp.where(seats, logprobs, slots.logprobs[at]), mode="drop"
+        ),
     )
 
 

@@ -171,7 +171,7 @@ def _verified(distributions, uniform, draft, draft_probs):
     accepted_b, token_b = verify(uniform, draft, draft_probs, probs.reshape(b, 2, v))
     # token_b is either the second new token or the replacement of a rejected draft: then z = 1 is void
     next_bz = jnp.stack([jnp.where(accepted_b, draft, token_b), token_b], axis=1)
-    logprobs_bz = jnp.take_along_axis(logprobs, next_bz.reshape(-1, 1)).reshape(b, 2)
+    logprobs_bz = jnp.take_along_axis(logprobs, next_bz.reshape(-1, 1), axis=1).reshape(b, 2)
     return accepted_b, next_bz, logprobs_bz
 
 

@@ -38,7 +38,7 @@ class Talk:
         """Forget all turns."""
         self.messages = []
 
-    def answer(self, text: str, seed: int) -> Iterator[str]:
+    def answer(self, text: str, seed: int = 0) -> Iterator[str]:
         """Yield the answer to a user's text, a piece a token; a piece may be "". What was read of an answer
         that is left early stays in the conversation.
 

@@ -127,22 +127,22 @@ def _after(slots, chunk, experts_bcla):
     if slots.experts is not None:
         # Those of the tokens that were run, which begin one place before
         of_run = jnp.arange(b)[:, None], jnp.where(at_bc < past, at_bc - 1, past)
-        own = slots.experts.at[of_run].set(experts_bcla)
+        own = slots.experts.at[of_run].set(experts_bcla, mode="drop")
         slots = slots._replace(experts=own)
     if slots.candidates is not None:
-        slots = slots._replace(candidates=slots.candidates.at[at].set(-1))
-    last_token = jnp.take_along_axis(chunk.tokens, last)[:, 0]
+        slots = slots._replace(candidates=slots.candidates.at[at].set(-1, mode="drop"))
+    last_token = jnp.take_along_axis(chunk.tokens, last, axis=1)[:, 0]
     turns = slots.turns
     return slots._replace(
         length=slots.length + chunk.counts,
         last_token=jnp.where(has_b, last_token, slots.last_token),
-        tokens=slots.tokens.at[at].set(chunk.tokens),
-        logprobs=slots.logprobs.at[at].set(0.0),
+        tokens=slots.tokens.at[at].set(chunk.tokens, mode="drop"),
+        logprobs=slots.logprobs.at[at].set(0.0, mode="drop"),
         keys=jnp.where(chunk.resumes, chunk.keys, slots.keys),
         ended=slots.ended & ~chunk.resumes,
         stopped=slots.stopped & ~chunk.resumes,
         turns=turns._replace(
-            observed=turns.observed.at[at].set(True),
+            observed=turns.observed.at[at].set(True, mode="drop"),
             limit=jnp.where(chunk.resumes, chunk.limit, turns.limit),
         ),
     )

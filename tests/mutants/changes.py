@@ -207,7 +207,8 @@ class _Finder(ast.NodeVisitor):
             self.argument(argument, name in AXIS_CALLS)
         # zip's strict checks that lengths are equal: where they are, it changes nothing
         for position, keyword in enumerate(node.keywords if name != "zip" else ()):
-            if keyword.arg:
+            # An axis or a mode that is the default is said for the reader: left out, it changes nothing
+            if keyword.arg and keyword.arg not in AXES | {"mode"}:
                 self.without(node, position)
             self.argument(keyword.value, keyword.arg in AXES)
 
