@@ -1,5 +1,6 @@
 """What follows the turns of a conversation, by hand, with an environment that is made up."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 from deepseek_jax.data.tools import Call
 from deepseek_jax.rollout.conversations import Conversations, Turn
 from deepseek_jax.rollout.settings import ConversationLimits
-from deepseek_jax.rollout.tool_use import ToolUse
+from deepseek_jax.rollout.tool_use import Conversation, ToolUse
 
 WORDS = {1: "a", 2: "bad", 3: "call"}  # what ids say; the others nothing
 
@@ -36,11 +37,11 @@ class Environments:
     def __init__(self, *acts, takes_steps=False, rewards=None):
         self.acts, self.takes_steps, self.rewards = list(acts), takes_steps, rewards
         self.reward_name = rewards and "reward"
-        self.begun, self.acted_on, self.ended = {}, [], []
+        self.begun, self.acted_on, self.ended, self.texts = {}, [], [], {}
 
     def begin(self, jobs):
         self.begun = jobs
-        return dict.fromkeys(jobs)
+        return {key: self.texts.get(key) for key in jobs}
 
     def act(self, key, given):
         self.acted_on.append((key, given))
@@ -131,10 +132,10 @@ def test_a_turn_without_an_end_names_the_limit_that_it_reached(length, cut):
 
 
 def test_a_step_answers_until_the_environment_ends_and_then_gives_a_reward():
-    """Oracle: by hand: two steps; rewards come when they are due, one of them a reason why there is none, and
-    the other the reward of the conversation before.
+    """Oracle: by hand: two steps; rewards come when due, one of them a reason why there is none, each
+    by the environment of the other.
     """
-    rewards = {0: (0, "it broke"), 1: (0, 0.5)}
+    rewards = {0: (1, "it broke"), 1: (0, 0.5)}
     found, own = begun({}, dict(ended=True), {"ended": True}, takes_steps=True, rewards=rewards)
     assert found.after([turn(0, 1), turn(1, 3)], ()) == {}
     assert own.acted_on == [(0, "a"), (1, "call")]
@@ -143,7 +144,7 @@ def test_a_step_answers_until_the_environment_ends_and_then_gives_a_reward():
     assert found.after((), [0]) == {}
     assert found.after((), [0, 1]) == {0: None, 1: None}
     one, other = found.records()
-    assert (one.reward, one.unscored, one.rewarded, one.tool_calls) == (None, "it broke", 0, 2)
+    assert (one.reward, one.unscored, one.rewarded, one.tool_calls) == (None, "it broke", 1, 2)
     assert (other.reward, other.unscored, other.rewarded, other.tool_calls) == (0.5, None, 0, 1)
 
 
@@ -159,13 +160,29 @@ def test_each_process_has_the_conversations_of_its_examples(monkeypatch):
 
 
 def test_what_happens_to_many_is_said_at_doublings(capsys):
-    """Oracle: by hand: the first, the second and the fourth of five at fault; of turns that are written
+    """Oracle: by hand: the first, the second and the fourth of four at fault; of turns that are written
     otherwise the first.
     """
     found, _ = begun()
+    shown = []
     for row in range(5):
-        found._say(SimpleNamespace(at_fault=row > 0, rewritten=row % 2 * 3, turns=row, cut="x"))
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" ", 1)[0] for line in lines if "were ended" in line] == ["1", "2", "4"]
-    assert sum("the chat template (made up)" in line for line in lines) == 1
+        found._say(SimpleNamespace(at_fault=row > 0, rewritten=row % 2, turns=row, cut="x"))
+        shown.append(capsys.readouterr().out)
+    numbers = [text.partition(" ")[0] if "were ended" in text else "" for text in shown]
+    assert numbers == ["", "1", "2", "", "4"]
+    assert ["the chat template (made up)" in text for text in shown] == [0, 1, 0, 0, 0]
     assert found.use.said == {"at_fault": 4, "rewritten": 2}
+
+
+def test_conversations_that_ended_before_are_not_begun_again():
+    """Oracle: by hand: of two answers the first has its record; texts of reset differ, or do not."""
+    own = Environments()
+    found = Conversations(ToolUse(own, None, ConversationLimits()), None, [{"question": "q"}], 2, 9)
+    record = dataclasses.asdict(Conversation(number=0, turns=3, reset_text="hello"))
+    own.texts = {1: "hello"}
+    assert found.begin(5, {0: {"conversation": record}}) == ["hello"]
+    assert list(own.begun) == [1] and [c.turns for c in found.records()] == [3, 0]
+    assert (found.of[1].number, found.of[1].reset_text) == (1, "hello")
+    own.texts = {0: "hello", 1: "bye"}
+    with pytest.raises(ValueError, match="^environment: reset returned .* for one question, 'q'"):
+        found.begin(5)
