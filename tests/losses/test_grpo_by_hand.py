@@ -41,7 +41,7 @@ def test_clipping_is_beyond_its_bounds_and_of_advantages_that_have_a_sign(option
     """Oracle: by hand: ratios of one half below the bound and at it, at the upper bound and above it, at the
     cap and above it, with advantages of either sign and of none.
     """
-    ratio = jnp.float32([[0.5], [0.5], [0.75], [1.25], [1.25], [2], [2.5], [2], [2.5]])
+    ratio = jnp.float32([[0.5], [0.5], [0.75], [1.25], [1.25], [2.5], [2.5], [2], [2.5]])
     advantage = jnp.float32([[-1], [0], [-1], [1], [1], [0], [1], [-1], [-1]])
     _, found = grpo._surrogate(ratio, jnp.zeros((9, 1)), advantage, GrpoOptions(**options))
     np.testing.assert_array_equal(found["clip_fraction_low"][:, 0], low)

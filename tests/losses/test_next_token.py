@@ -70,6 +70,19 @@ def test_micro_batches_add_up_to_the_batch(loss):
         np.testing.assert_allclose(summed, whole, rtol=1e-5)
 
 
+def test_tokens_turn_by_the_positions_of_the_batch(loss):
+    """Oracle: by hand: positions that lie all as far apart change nothing, to float32's rounding, and others
+    do.
+    """
+    batch = make_batch()
+    plain, shifted, doubled = (
+        loss(batch | {"positions": positions})[0]
+        for positions in (batch["positions"], batch["positions"] + 3, 2 * batch["positions"])
+    )
+    np.testing.assert_allclose(shifted, plain, rtol=1e-5)
+    assert abs(doubled - plain) > 1e-4
+
+
 def test_targets_outside_the_mask_do_not_count(loss):
     """Oracle: invariant: the same loss, bit for bit."""
     batch = make_batch()

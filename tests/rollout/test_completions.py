@@ -15,6 +15,7 @@ from deepseek_jax.rollout.completions import (
     empty_rollout,
     fill,
     line_of,
+    of_slots,
     padded,
 )
 from deepseek_jax.rollout.slots import Slots, Turns
@@ -119,6 +120,23 @@ def test_completions_are_copied_to_their_rows_behind_what_these_have():
     np.testing.assert_array_equal(rollout.accepted, [3, 0, 1, 0])
     assert line_of(rollout, 0) == {"ids": [18, 19], "logprobs": [-9, -10], "finished": False}
     assert line_of(rollout, 2)["finished"]
+
+
+def test_only_what_a_rollout_needs_of_a_slot_leaves_the_devices():
+    """Oracle: by hand: the rows of two slots, and nothing of caches, hidden states and limits."""
+    hidden, numbers = np.zeros((3, 2, 8)), np.arange(3)
+    state = ended_slots(
+        drafting=Drafting(hidden, np.zeros((3, 2)), numbers, numbers, 2 * numbers),
+        turns=Turns(np.eye(3, 4, dtype=bool), numbers, np.int32(9)),
+        caches=[{"k": hidden}],
+        last_token=numbers,
+    )
+    found = of_slots(state, np.array([2, 0]))
+    assert found.caches is found.last_token is found.turns.limit is found.turns.longest is None
+    assert found.drafting[:3] == (None, None, None)
+    np.testing.assert_array_equal(found.drafting.accepted, [4, 0])
+    np.testing.assert_array_equal(found.turns.observed, [[0, 0, 1, 0], [1, 0, 0, 0]])
+    np.testing.assert_array_equal(found.length, [2, 4])
 
 
 def test_what_a_conversation_read_is_copied_and_is_not_sampled():
