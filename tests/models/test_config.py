@@ -195,6 +195,29 @@ def test_the_last_values_that_are_possible_are_taken(change):
     assert all(getattr(config, name) == value for name, value in change.items())
 
 
+def test_a_width_that_heads_do_not_divide_needs_the_size_of_a_head():
+    """Oracle: by hand: with it, heads of keys are as many as those of queries."""
+    config = build_model(LLAMA | dict(hidden_size=26, head_dim=6))
+    assert config.num_key_value_heads == 4 and config.head_dim == 6
+    with pytest.raises(ValueError, match="hidden_size=26"):
+        build_model(LLAMA | dict(hidden_size=26, num_key_value_heads=4))
+
+
+def test_two_groups_of_one_expert_have_no_best_two():
+    """Oracle: the message; by affinities of V2 a group needs one expert."""
+    fields = dict(n_routed_experts=2, n_group=2, topk_group=2, num_experts_per_tok=2)
+    with pytest.raises(ValueError, match="n_group=2 leaves 1 expert .* best two"):
+        build_model(TINY | fields)
+    build_model(TINY | fields | dict(model_type="deepseek_v2", scoring_func="softmax"))
+
+
+def test_queries_select_in_rows_longer_than_the_top_k():
+    """Oracle: by hand, of a top-k of 16: never without an indexer, nor where it learns of dense rows."""
+    sparse, dense = (build_model(TINY | SPARSE | dict(indexer_loss=x)) for x in ("none", "dense"))
+    assert sparse.selects(17) and not sparse.selects(16)
+    assert not dense.selects(17) and not build_model(TINY).selects(17)
+
+
 @pytest.mark.parametrize(
     "eos, ids", [(None, ()), (0, (0,)), (7, (7,)), ((7, 8), (7, 8)), ([7, 8], (7, 8))]
 )

@@ -177,3 +177,17 @@ def test_a_logprob_that_is_not_finite_is_named_with_its_device():
     )
     with pytest.raises(NotFinite, match=words):
         check_finite(rollout, rows, state, slots)
+
+
+def test_what_a_row_read_is_among_its_tokens():
+    """Oracle: by hand: of single turns those that were sampled, of conversations those that were read too."""
+    for converses, ids in ((False, [5, 7]), (True, [5, 6, 7])):
+        rollout = empty_rollout(2, 4, converses) if converses else empty_rollout(2, 4)
+        assert (rollout.observed_mask is None) != converses
+        rollout.completion_ids[1] = 5, 6, 7, 8
+        rollout.completion_mask[1] = True, False, True, False
+        if converses:
+            rollout.observed_mask[1, 1] = True
+        own = rollout.of_rows(np.array([1]))
+        assert own.ids_of(0) == ids and list(rollout.tokens()) == [[], ids]
+        assert (own.observed_mask is None) != converses
