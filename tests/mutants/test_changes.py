@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.mutants.__main__ import JUDGED, ROOMS, by_name, sampled
 from tests.mutants.changes import mutants_of
 
 SOURCE = '''"""A docstring of 3 words."""
@@ -69,3 +70,12 @@ def test_a_moved_line_keeps_the_names_of_its_mutants(tmp_path):
     assert [mutant.name for mutant in mutants(tmp_path, moved)] == names
     assert len(set(names)) == len(names)
     assert sum("x[0] * x[0]) | 0 -> 1" in name for name in names) == 2
+
+
+def test_each_mutant_that_is_judged_is_there_and_has_its_argument():
+    """Oracle: the code: a line that has changed is judged anew."""
+    there = {mutant.name for room in ROOMS for mutant in sampled(room, 10**6, 0)}
+    judged = by_name(JUDGED)
+    assert judged.keys() <= there
+    for line in judged.values():
+        assert line["is"] in ("equivalent", "unscored") and line["why"]
