@@ -84,9 +84,11 @@ def _run(args, cwd, env, ends, new_session):
     try:
         _execute(*args)
     finally:
-        # As an interpreter ends; the second waits for workers, which end with the threads of the first
+        # As an interpreter ends; the second waits for workers, which end with the threads of the first. A fork
+        # has not what JAX registered before it: the last waits for other processes of its run
         threading._shutdown()
         atexit._run_exitfuncs()
+        sys.modules["jax"].distributed.shutdown()
 
 
 def _set_environment(env):

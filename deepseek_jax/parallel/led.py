@@ -18,7 +18,7 @@ class Led:
     """
 
     def __init__(self, function: Callable, like: tuple):
-        self.function, self.over = function, (np.asarray(False), like)
+        self.function, self.like = function, like
 
     def __call__(self, *arrays):
         from_first((np.asarray(True), arrays))
@@ -27,12 +27,12 @@ class Led:
     def __enter__(self):
         if first_process():
             return self
-        calls, arrays = from_first(self.over)
+        calls, arrays = from_first((np.asarray(False), self.like))
         while calls:
             self.function(*arrays)
-            calls, arrays = from_first(self.over)
+            calls, arrays = from_first((np.asarray(False), self.like))
         return self
 
     def __exit__(self, *_):
         if first_process():
-            from_first(self.over)
+            from_first((np.asarray(False), self.like))

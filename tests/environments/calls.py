@@ -1,6 +1,7 @@
 """Conversations of the tests of tests/environments/."""
 
 import contextlib
+import multiprocessing
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -27,6 +28,12 @@ def environments(*tools, environment=None, workers=1, **limits):
     name = environment and f"{ENVIRONMENTS}:{environment}"
     with one_reader():
         return Environments([f"{TOOLS}:{tool}" for tool in tools], name, workers=workers, **limits)
+
+
+def children():
+    """The processes of this one before a test starts its own, with the one that reads the schemas."""
+    with environments(environment="Counter"):
+        return set(multiprocessing.active_children())
 
 
 def one_reader():

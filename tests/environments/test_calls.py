@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deepseek_jax.rewards.workers import WORKER_BYTES
-from tests.environments.calls import act, begun, call, environments, scored
+from tests.environments.calls import act, begun, call, children, scored
 
 HANG = "{} took more than call_seconds=0.5"
 ELSEWHERE = "its environment ended with its worker: in another conversation {}"
@@ -203,9 +203,7 @@ def test_user_code_is_not_imported_here():
 
 def test_512_conversations_take_as_many_processes_as_workers():
     """Oracle: the children of this process and their memory; each conversation has its own count."""
-    # With the process that reads the schemas
-    with environments(environment="Counter"):
-        others = set(multiprocessing.active_children())
+    others = children()
     with begun(environment="Counter", columns={"first": 1}, count=512, workers=2) as made:
         before = set(multiprocessing.active_children()) - others
         for key in range(512):
