@@ -84,8 +84,8 @@ def _run(args, cwd, env, ends, new_session):
     try:
         _execute(*args)
     finally:
-        # As an interpreter ends; the second waits for workers, which end with the threads of the first. A fork
-        # has not what JAX registered before it: the last waits for other processes of its run
+        # As an interpreter ends; the second waits for workers, which end with the threads of the first. JAX
+        # registered the last before the fork, which drops it: it waits for other processes of the run
         threading._shutdown()
         atexit._run_exitfuncs()
         sys.modules["jax"].distributed.shutdown()
