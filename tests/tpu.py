@@ -1,5 +1,7 @@
 """Compiling for a TPU that is not there, in the test's own process."""
 
+import contextlib
+import math
 import os
 from unittest import mock
 
@@ -10,11 +12,22 @@ from launch.planning.topology import ENVIRONMENT, planned_mesh
 TOPOLOGIES = ["v5p:2x2x1", "v5e:2x2", "v6e:2x2", "tpu7x:2x2x1"]
 
 
+@contextlib.contextmanager
+def compiling():
+    """A block that compiles for TPUs. It keeps no program: without a TPU none can be read back."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, math.inf)
+    with mock.patch.dict(os.environ, ENVIRONMENT):
+        yield
+    jax.config.update(name, before)
+
+
 def compiled(topology: str, function, *shapes):
     """A function compiled for one device of a topology: jax.stages.Compiled. shapes: (shape, dtype) of each
     array that it takes.
     """
-    with mock.patch.dict(os.environ, ENVIRONMENT):
+    with compiling():
         mesh, _ = planned_mesh(topology, dict(data=-1))
         device = mesh.devices.flat[0]
         place = jax.sharding.SingleDeviceSharding(device)

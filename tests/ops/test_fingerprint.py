@@ -9,7 +9,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from deepseek_jax.ops.fingerprint import GOLDEN, fingerprint, fingerprint_as
 from deepseek_jax.parallel import make_mesh
-from launch.planning.topology import ENVIRONMENT, planned_mesh
+from launch.planning.topology import planned_mesh
+from tests import tpu
 
 TREE = {
     "a": jax.random.normal(jax.random.key(0), (8, 3, 16)),
@@ -85,14 +86,13 @@ def test_a_fingerprint_in_another_dtype_is_that_of_the_array_in_it():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_tpu_needs_no_copy_of_an_array_for_its_fingerprint(dtype, monkeypatch):
+def test_a_tpu_needs_no_copy_of_an_array_for_its_fingerprint(dtype):
     """Oracle: the compiler's own count of temporary memory."""
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    mesh, _ = planned_mesh("v5p:2x2x1", dict(data=1, fsdp=4))
-    place = NamedSharding(mesh, PartitionSpec(None, None, "fsdp"))
-    array = jax.ShapeDtypeStruct((64, 256, 1024), dtype, sharding=place)
-    for wanted in ("float32", "bfloat16"):
-        traced = jax.jit(fingerprint_as, static_argnames="dtype").trace(array, dtype=wanted)
-        compiled = traced.lower(lowering_platforms=("tpu",)).compile()
-        assert compiled.memory_analysis().temp_size_in_bytes < 2**16
+    with tpu.compiling():
+        mesh, _ = planned_mesh("v5p:2x2x1", dict(data=1, fsdp=4))
+        place = NamedSharding(mesh, PartitionSpec(None, None, "fsdp"))
+        array = jax.ShapeDtypeStruct((64, 256, 1024), dtype, sharding=place)
+        for wanted in ("float32", "bfloat16"):
+            traced = jax.jit(fingerprint_as, static_argnames="dtype").trace(array, dtype=wanted)
+            compiled = traced.lower(lowering_platforms=("tpu",)).compile()
+            assert compiled.memory_analysis().temp_size_in_bytes < 2**16

@@ -11,15 +11,15 @@ import pytest
 from deepseek_jax.ops.attention import attend
 from deepseek_jax.parallel.context import over_heads
 from launch.planning.hlo import program_cost
-from launch.planning.topology import ENVIRONMENT, planned_mesh
+from launch.planning.topology import planned_mesh
+from tests import tpu
 from tests.ops.test_attention import normal
 from tests.quick import others_slow
-from tests.tpu import TOPOLOGIES
 
 SCALE = 0.1
 # The widths of heads, key_heads, x and u that models have
 WIDTHS = (2, 2, 192, 128), (8, 2, 128, 128), (9, 3, 64, 64)
-ON_TPUS = list(itertools.product(TOPOLOGIES, WIDTHS))
+ON_TPUS = list(itertools.product(tpu.TOPOLOGIES, WIDTHS))
 
 
 def operands(t, heads, key_heads, x, u):
@@ -62,10 +62,8 @@ def test_splash_attention_is_the_plain_one(t, heads, key_heads, x, u):
 
 
 @pytest.fixture
-def compiled(monkeypatch):
+def compiled():
     """A function that compiles the gradient of a bfloat16 row a device: -> (the program's text, its mesh)."""
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
 
     def compile_rows(topology, t, heads, key_heads, x, u, context=1):
         mesh, _ = planned_mesh(topology, dict(data=-1, context=context))
@@ -83,7 +81,8 @@ def compiled(monkeypatch):
             traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*arguments)
             return traced.lower(lowering_platforms=("tpu",)).compile().as_text(), mesh
 
-    return compile_rows
+    with tpu.compiling():
+        yield compile_rows
 
 
 @pytest.mark.parametrize("topology, widths", others_slow(ON_TPUS, ON_TPUS[0]))

@@ -15,10 +15,10 @@ from deepseek_jax.ops.fp8_grouped import expert_block, grouped_fp8
 from deepseek_jax.ops.platform import form_of
 from launch.planning.hlo import program_cost
 from launch.planning.roofline import roofline
-from launch.planning.topology import ENVIRONMENT, planned_mesh
+from launch.planning.topology import planned_mesh
 from tests.quick import others_slow
 from tests.tiny import MLA_MOE
-from tests.tpu import TOPOLOGIES, compiled
+from tests.tpu import TOPOLOGIES, compiled, compiling
 
 FP8 = "f8e4m3fn x f8e4m3fn"
 
@@ -30,9 +30,9 @@ def sizes(small, whole):
 
 
 @pytest.fixture(autouse=True)
-def for_tpus(monkeypatch):
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
+def for_tpus():
+    with compiling():
+        yield
 
 
 def gradients(product, x, w, dy):
