@@ -47,7 +47,7 @@ TOLERANCE, MOVED = 2e-5, 1e-4
 SIGMAS, ROUNDING = 4, 2.0**-23
 COLUMNS = ["class", "plain", "changed", "compared", "largest distance", "drift", "holds"]
 COLUMNS += ["fault", "killed by"]
-FAILED = {"distance": math.nan, "drift": "", "wrong": ["a run did not end"]}
+FAILED = {"distance": math.nan, "drift": "", "wrong": ["a run failed"]}
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
 
 
@@ -158,6 +158,12 @@ def try_fault(name: str, copy: Path) -> list[str]:
     return json.loads((work / "record.json").read_text())[name]["wrong"]
 
 
+def said(printed: str) -> list[str]:
+    """What a run that failed said of it: the message of the program, where it has one."""
+    messages = [line for line in printed.splitlines() if line.startswith("error: ")]
+    return [message[:80] for message in messages] or FAILED["wrong"]
+
+
 def row(name: str, found: dict) -> str:
     """A class's row of the table."""
     one, fault, killed = CLASSES[name], FAULTS[name], found.get("killed")
@@ -191,8 +197,10 @@ def main():
         print(*failed.values(), sep="\n")
         for name in names:
             one = CLASSES[name]
-            found = FAILED
-            if not failed.keys() & {one.plain, one.changed}:
+            printed = [failed[run] for run in (one.plain, one.changed) if run in failed]
+            if printed:
+                found = FAILED | {"wrong": said(printed[0])}
+            else:
                 found = compare(one, given.work / "runs")
             known[name] = known.get(name, {}) | found
         record.write_text(json.dumps(known))

@@ -216,7 +216,7 @@ def entered():
         sys.settrace(before)
 
 
-@pytest.mark.parametrize("config", [LARGE_V3, SMALL_QWEN], ids=["deepseek_v3", "qwen2"])
+@pytest.mark.parametrize("config", others_slow([LARGE_V3, SMALL_QWEN], LARGE_V3))
 @pytest.mark.parametrize("program", others_slow([update, rollout], update))
 @pytest.mark.parametrize(
     "kind, lowered",

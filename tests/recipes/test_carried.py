@@ -72,7 +72,10 @@ def test_its_folder_alone_answers_as_the_run_did(runs, name):
     assert ds.load_policy(folder, template="{question}!\n").template == "{question}!\n"
 
 
-@pytest.mark.parametrize("name", ["sft", "grpo with an adapter"])
+ADAPTED = "grpo with an adapter"
+
+
+@pytest.mark.parametrize("name", others_slow(["sft", ADAPTED], ADAPTED))
 def test_opening_what_a_run_left_runs_no_code_that_its_config_names(
     runs, name, tmp_path, monkeypatch, capsys
 ):
@@ -104,7 +107,7 @@ def test_opening_what_a_run_left_runs_no_code_that_its_config_names(
     assert not (tmp_path / "mark").exists()
 
 
-@pytest.mark.parametrize("name", ["sft", "grpo with an adapter"])
+@pytest.mark.parametrize("name", others_slow(["sft", ADAPTED], ADAPTED))
 def test_its_folder_alone_is_measured_and_converted(runs, name, tmp_path, monkeypatch):
     """Oracle: the greedy answers of the policy that the run held; nothing but its path names the run."""
     folder, held = runs(name)

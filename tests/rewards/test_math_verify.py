@@ -240,10 +240,10 @@ def test_an_endless_answer_is_nan_and_counted_and_its_neighbours_are_scored(veri
 
 
 def test_a_batch_of_endless_answers_ends_at_its_limit_and_the_rest_is_nan_and_counted():
-    """Oracle: by hand: of answers of 1 s of CPU time each, in a batch of 3 s, one wave is begun and no other.
-    The next batch is scored.
+    """Oracle: by hand: of answers of half a second of CPU time each, in a batch of 2 s, one wave is begun and
+    no other. The next batch is scored.
     """
-    with MathVerifier(num_workers=1, time_limit_seconds=1.0, batch_limit_seconds=3.0) as verifier:
+    with MathVerifier(num_workers=1, time_limit_seconds=0.5, batch_limit_seconds=2.0) as verifier:
         verifier.score(["1"], [r"$\sqrt{2}$"])
         begun, run = [], verifier.run
         verifier.run = lambda jobs: begun.extend(jobs) or run(jobs)

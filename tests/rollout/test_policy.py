@@ -140,6 +140,7 @@ def test_prompts_that_are_too_long_are_counted_and_none_that_fits_is_an_error(ca
     examples = [{"prompt_ids": [1, 2]}, {"prompt_ids": [1, 2, 3]}]
     assert fitting(examples, 2, "training") == examples[:1]
     assert "1 of 2 training prompts are longer than 2 tokens: left out" in capsys.readouterr().out
+    assert fitting(examples, 3, "training") == examples and capsys.readouterr().out == ""
     with pytest.raises(
         ValueError, match="^max_prompt_length=1 is below all 2 training prompts; .* 2 tok"
     ):

@@ -1,6 +1,7 @@
 """Conversations of a person with a policy that has tools or an environment, against Policy.answer's."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -55,6 +56,19 @@ def test_an_environment_answers_as_in_a_rollout():
         conversations = greedily(policy, asked(policy), seed=3)
     assert not talk.holds_turns and found == list(map(lines_of, conversations))
     assert len({c.turns for c in conversations}) > 1
+
+
+@pytest.mark.parametrize(
+    ("template", "has_state", "holds"),
+    [("chat", False, True), ("chat", True, False), ("{question}", False, False)],
+)
+def test_turns_are_held_where_prompts_have_turns_and_nothing_else_has_a_state(
+    template, has_state, holds
+):
+    """Oracle: by hand."""
+    tools = SimpleNamespace(environments=SimpleNamespace(has_state=has_state))
+    policy = SimpleNamespace(template=template, tools=tools)
+    assert ToolTalk(policy, GREEDY, LENGTH).holds_turns is holds
 
 
 @pytest.mark.parametrize("limits", [dict(turns=1), dict(turn_length=2), dict(turn_length=None)])

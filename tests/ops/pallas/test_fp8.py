@@ -131,13 +131,13 @@ def test_values_are_multiplied_as_the_chip_can(topology):
     assert native == ("f8e4m3fn" in chip.peaks)
 
 
-@pytest.mark.parametrize("m", [1, 8, 96, 300, 600])
-def test_any_number_of_rows_has_tiles_that_a_tpu_takes(m):
+@pytest.mark.parametrize("m, k", [(1, 300), (8, 300), (96, 1300), (300, 300), (600, 300)])
+def test_any_number_of_rows_has_tiles_that_a_tpu_takes(m, k):
     """Oracle: Mosaic's own checks, as it lowers the product and its gradients for a TPU: blocks of whole
-    registers. 300 and 140 are no multiples of 128.
+    registers. 300, 1300 and 140 are no multiples of 128, and 1300 has more scales than a register has rows.
     """
     product = functools.partial(gradients, functools.partial(fp8_dot, "md,df->mf"))
-    arrays = [jax.ShapeDtypeStruct(s, "float32") for s in ((m, 300), (300, 140), (m, 140))]
+    arrays = [jax.ShapeDtypeStruct(s, "float32") for s in ((m, k), (k, 140), (m, 140))]
     mesh, _ = planned_mesh("v5e:1x1", dict(data=-1))
     with jax.default_device(mesh.devices.flat[0]):
         lowered = jax.jit(product).trace(*arrays).lower(lowering_platforms=("tpu",))
