@@ -56,6 +56,15 @@ def test_every_document_is_one_contiguous_segment_once_an_epoch():
     assert Counter(segments) == Counter(token_lists(documents))
 
 
+def test_a_normalizer_counts_every_weight():
+    """Oracle: by hand: one weight of 2**24, to which a sum in float32 adds no 1, and a hundred of 1."""
+    weights = np.ones((1, 101), np.float32)
+    weights[0, 0] = 2.0**24
+    ones = np.ones((1, 101), np.int32)
+    rows = {"loss_weights": weights, "loss_mask": ones > 0, "segment_ids": ones}
+    assert packed.totals(rows) == {"normalizer": 2.0**24 + 100, "num_tokens": 101}
+
+
 def test_targets_mask_positions_and_normalizer_follow_from_tokens_and_segments():
     """Oracle: a loop over every token of every row."""
     batches = pack(

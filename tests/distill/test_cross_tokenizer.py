@@ -9,11 +9,17 @@ import pytest
 from jax.tree_util import Partial
 
 from deepseek_jax.distill.chunks import Outputs, Term, mean_over_tokens
-from deepseek_jax.distill.cross_tokenizer import shared_vocabulary_loss, sorted_probability_loss
+from deepseek_jax.distill.cross_tokenizer import (
+    outputs_beside,
+    shared_vocabulary_loss,
+    sorted_probability_loss,
+)
 from deepseek_jax.distill.divergences import hard_loss, soft_loss
+from deepseek_jax.models import hidden_states
 from tests.distill.test_chunks import largest_array
 from tests.distill.test_divergences import ALL
 from tests.distill.test_top_k import divergences, softmax
+from tests.tiny import tiny_model
 
 M, V, TEACHER_V = 11, 13, 29
 SHARED = np.array([0, 3, 4, 9], np.int32), np.array([7, 0, 28, 5], np.int32)
@@ -22,6 +28,21 @@ SHARED = np.array([0, 3, 4, 9], np.int32), np.array([7, 0, 28, 5], np.int32)
 def logits(m=M, sizes=(V, TEACHER_V), seed=0):
     rng = np.random.default_rng(seed)
     return [np.float32(rng.normal(size=(m, size)) * 3) for size in sizes]
+
+
+def test_a_targets_outputs_are_those_of_the_position_that_predicts_its_token():
+    """Oracle: the teacher's hidden states, picked by hand: of the token before the aligned one; of position 0
+    where no token is aligned, and where the first one is.
+    """
+    config, params = tiny_model("gqa")
+    tokens = np.arange(1, 9, dtype=np.int32)[None]
+    batch = {"teacher_tokens": tokens, "teacher_tokens_segment_ids": np.ones_like(tokens)}
+    # Of each token; its target is the next one
+    batch["teacher_index"] = jnp.array([[5, 1, 0, -1, 7, 2]])
+    outputs = outputs_beside(config, params, batch)
+    hidden = hidden_states(config, params, tokens)[0]
+    wanted = hidden[:, jnp.array([0, 0, 0, 6, 1, 4])]
+    np.testing.assert_allclose(outputs.hidden, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("sizes", [(V, TEACHER_V), (TEACHER_V, V), (V, V)])

@@ -38,6 +38,13 @@ def test_extraction_is_numpys(v, k, chunk_size):
     np.testing.assert_allclose(found.dropped, sorted_p[:, k:].sum(-1), rtol=1e-4, atol=1e-30)
 
 
+def test_no_gradient_reaches_the_teacher():
+    """Oracle: by hand: 0."""
+    hidden, head = jax.random.normal(jax.random.key(0), (2, 7, 8))
+    gradients = jax.grad(lambda *of: top_k_logprobs(*of, 2).logprobs.sum(), (0, 1))(hidden, head)
+    assert not any(map(np.any, gradients))
+
+
 def test_a_small_dropped_mass_keeps_its_digits():
     """Oracle: by hand: 9 tokens at e^-40 of the first drop 9 e^-40, which 1 - p would round to 0."""
     head = jnp.array([[40.0]] + [[0.0]] * 9)

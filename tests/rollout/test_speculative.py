@@ -96,20 +96,28 @@ def enumerated(config, params, prompt, length, sampling, eos_ids):
     return completions
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("draft", ["random", "good"])
+FILTERED, WITH_END = (Sampling(0.8, 0.9, 4), ()), (Sampling(1.3), (2,))
+# Completions, and the most tokens of one
+FEW, MANY = (4000, 3), (20000, 4)
+
+
 @pytest.mark.parametrize(
-    "sampling, eos_ids",
-    [(Sampling(temperature=1.3), (2,)), (Sampling(0.8, 0.9, 4), ())],
-    ids=["end token", "filtered"],
+    "draft, how, sizes",
+    others_slow(
+        [
+            ("random", WITH_END, FEW),
+            *itertools.product(("random", "good"), (FILTERED, WITH_END), [MANY]),
+        ],
+        ("random", WITH_END, FEW),
+    ),
 )
-def test_completions_come_as_often_as_the_model_says(draft, sampling, eos_ids):
-    """Oracle: the chi-square test of 20000 completions of up to 4 of 5 tokens against all probabilities.
+def test_completions_come_as_often_as_the_model_says(draft, how, sizes):
+    """Oracle: the chi-square test of completions of 5 tokens against all probabilities.
 
     A right sampler falls below p = 1e-4 once in 10000 seeds, and this seed is fixed.
     """
     config, params = model(draft, 5)
-    prompt, length, n = [3, 1, 4], 4, 20000
+    (sampling, eos_ids), (n, length), prompt = how, sizes, [3, 1, 4]
     exact = enumerated(config, params, prompt, length, sampling, eos_ids)
     settings = sampling._asdict() | dict(max_completion_length=length, eos_ids=eos_ids)
     # An argument of the log, not of generate
