@@ -32,8 +32,8 @@ OTHERS = forms(r"""
     5 half |
     5 negative | 5 basis points | 5 and a half | 5 or six | 5 or more | 5 apples or six | 5 minus two |
     5 plus one | 5 point five | 5 times seven | 5 of 6 | [5] | \{5\} | [4, 5] | 5½ | ½5 | 5² | 5^2 | 5! |
-    5' | 5/ | 5/xy | 5:3 | 5_2 | x_5 | 5x | 5 x | 5 xy | 5 x apples | 5\pi | \pi 5 | \sqrt{5} | f(5) | x5 | 5 \pm 0 |
-    5打半 | 5分 | 5%% | ٣5 | 5\foo | 5 hours 30 minutes
+    5' | 5/ | 5/xy | 5:3 | 5_2 | x_5 | 5x | 5 x | 5 xy | 5 x apples | 5\pi | \pi 5 | \sqrt{5} | f(5) | x5 |
+    5 \pm 0 | 5打半 | 5分 | 5%% | ٣5 | 5\foo | 5 hours 30 minutes
 """)
 
 
