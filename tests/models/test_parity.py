@@ -20,6 +20,7 @@ from deepseek_jax.models import (
     layer_states,
     predict_further,
 )
+from deepseek_jax.models.mla import LATENT_NORM_EPS
 from deepseek_jax.models.remat_policies import REMAT_POLICIES
 from deepseek_jax.ops.routing import route
 from tests.models.families import FAMILIES, write_released_checkpoint, write_tiny_checkpoint
@@ -73,6 +74,13 @@ def test_logits_agree(pair_of, family):
     ours, theirs = logits_of(config, params, tokens), hf_logits(model, tokens)
     assert np.abs(theirs).max() > 1
     np.testing.assert_allclose(ours, theirs, atol=LOGITS, rtol=0)
+
+
+def test_norms_of_latents_add_what_theirs_add(pair_of):
+    """Oracle: transformers' own modules: not the config's rms_norm_eps."""
+    attention = pair_of("deepseek_v3").model.model.layers[0].self_attn
+    for norm in (attention.q_a_layernorm, attention.kv_a_layernorm):
+        assert norm.variance_epsilon == LATENT_NORM_EPS
 
 
 @pytest.mark.parametrize("family", others_slow(FAMILIES, "deepseek_v3", "qwen3"))

@@ -200,6 +200,7 @@ def test_a_placement_is_said_in_places_along_each_side():
         slices=2, data=1, expert=8, devices=slice_of("v5e:2x4") + slice_of("v5e:2x4", 1)
     )
     assert placement_text(two) == "expert 2 x 4 of 2 x 4"
+    assert placement_text(nested("v5e:2x4", "a2", "b4")) == "a 2 x 1, b 1 x 4 of 2 x 4"
 
 
 def test_devices_without_a_torus_and_neighbours_share_no_link():
