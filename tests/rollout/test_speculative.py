@@ -61,7 +61,8 @@ def speculate(*arguments, **settings):
     return generate(*arguments, speculative=True, **settings)
 
 
-@pytest.mark.parametrize("draft", others_slow(DRAFTS, "good"))
+@pytest.mark.slow
+@pytest.mark.parametrize("draft", DRAFTS)
 def test_greedy_completions_are_those_of_plain_decoding(draft):
     """Oracle: generate without drafts: ragged prompts, slots refilled, end tokens at all places."""
     settings = SETTINGS | dict(temperature=0.0)
@@ -164,8 +165,7 @@ def test_a_draft_that_equals_the_model_is_always_kept(temperature):
     assert even.acceptance_rate == 1 and even.tokens_per_step == 1.9
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("draft", ["random", "good"])
+@pytest.mark.parametrize("draft", others_slow(["random", "good"], "good"))
 def test_drafts_are_those_of_a_teacher_forced_module(draft):
     """Oracle: models.predict_further over whole rows, walked through by a Python loop.
 
