@@ -12,6 +12,7 @@ import torch
 from deepseek_jax.ops import grouped_matmul as grouped
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.fp8 import dequantize, quantize
+from deepseek_jax.ops.fp8_blocks import Blocks, block_product
 from deepseek_jax.ops.fp8_dot import fp8_dot
 from deepseek_jax.ops.fp8_grouped import grouped_fp8
 from tests.quick import others_slow
@@ -260,6 +261,21 @@ def test_gradients_survive_what_the_product_cannot_hold(implementation):
     x[2, 7] = np.nan
     out = np.asarray(product(x, w))
     assert np.isnan(out[2]).all() and np.isfinite(out[:2]).all()
+
+
+def test_each_of_several_tiles_meets_the_matrix_of_its_group():
+    """Oracle: the plain product: two groups of 600 rows, which fill a tile of 512 and a part of another."""
+    rng = np.random.default_rng(0)
+
+    def blocks(size, scales):
+        values = jnp.asarray(rng.normal(size=size), jnp.float8_e4m3fn)
+        return Blocks(values, np.float32(rng.uniform(1, 2, scales)))
+
+    left, right = blocks((2, 600, 128), (2, 600, 1)), blocks((2, 128, 128), (2, 1, 128))
+    ours, wanted = (
+        block_product(left, right, implementation=form) for form in ("interpreted", "dequantized")
+    )
+    assert_close(ours, wanted)
 
 
 def test_small_gradients_keep_their_precision():

@@ -10,6 +10,7 @@ import pytest
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.flops import forward_flops
 from deepseek_jax.costs.program import GENERATION, SYNC, argument_bytes
+from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.rollout import AnswerOptions, engine, generate, programs, steps
 from deepseek_jax.rollout.programs import Asked, rollout_programs
@@ -272,3 +273,13 @@ def test_a_plan_leaves_out_what_is_not_asked():
     assert Asked(2, 5)._asdict() == asked | {"turns": 0}
     work = dict(sizes="", part=GENERATION, times=1, token_steps=0, tokens=0, flops=0.0)
     assert programs._Work("")._asdict() == work
+
+
+def test_what_decodes_an_int8_model_takes_the_place_of_its_parameters():
+    """Oracle: the compiler's own count: results lie in every byte of the arguments."""
+    config, _ = tiny_model("gqa")
+    asked, options = Asked(1, 4), AnswerOptions(max_completion_length=LONGEST, slots=SLOTS)
+    adapter = AdapterSettings(rank=2, alpha=4.0, quantize="int8")
+    weights, *_ = rollout_programs(config, one_device(), options, asked, adapter=adapter)
+    ((_, compiled),) = compile_programs([weights])
+    assert compiled.refusal is None and compiled.memory.updated == compiled.memory.arguments > 0
