@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from deepseek_jax.distill import update
+from deepseek_jax.distill.feature_distillation import init_projections
 from deepseek_jax.distill.objective import Objective
 from deepseek_jax.distill.settings import LossSettings, OnPolicySettings
 from deepseek_jax.distill.source import HELD_OUT_LOSS, sampled_rows
@@ -66,6 +67,19 @@ def test_values_and_gradients_are_those_of_the_loss(capsys):
             jax.grad(lambda p, alone=alone: alone.loss(p, batch, teacher_params=TEACHER)[0])
         )
         assert f"{name} {value:.4g} (gradient {optax.tree.norm(gradient(PARAMS)):.3g})" in said
+
+
+def test_projections_stand_beside_the_student():
+    """Oracle: the objective's loss of both."""
+    batch, made = batch_of(([1, 2], [3, 4, 5])), dataclasses.replace(MADE, weights=dict(hidden=0.5))
+    widths = STUDENT.hidden_size, STUDENT.hidden_size
+    matrices = init_projections(jax.random.key(0), STUDENT.num_hidden_layers, *widths)
+    params = {"student": PARAMS, "projections": matrices}
+    wanted, _ = dataclasses.replace(made, weights=dict(hidden=1.0)).loss(
+        params, batch, teacher_params=TEACHER
+    )
+    (value,) = check_first(made, params, batch, TEACHER).values()
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
 
 
 def test_terms_are_looked_at_in_micro_batches():
