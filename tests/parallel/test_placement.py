@@ -88,6 +88,22 @@ def test_no_published_mesh_costs_more_than_as_jax_places_it(name):
     assert cost(mesh) <= cost(jax_mesh(mesh.shape, devices)) * (1 + 1e-9)
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        dict(fsdp=16, expert=2, tensor=4),
+        dict(fsdp=16, expert=4, tensor=2),
+        dict(fsdp=32, tensor=4),
+        dict(data=16, fsdp=4, context=2),
+    ],
+)
+def test_among_placements_of_one_cost_that_of_jax_is_taken(sizes):
+    """Oracle: jax's mesh_utils, whose placements of these cost no more than ours."""
+    devices = slice_of("v5p:4x4x8")
+    mesh = make_mesh(**dict(data=1) | sizes, devices=devices)
+    assert (mesh.devices == jax_mesh(mesh.shape, devices).devices).all()
+
+
 def test_exchanges_of_experts_and_gathers_of_weights_and_rows_weigh_most():
     """Oracle: by hand, the table by its weights: exchanges of experts, sums of tensor, and gathers of a
     layer's weights and of a row's keys; then a row's exchanges; gradients; and what stages pass on.

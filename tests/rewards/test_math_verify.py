@@ -171,6 +171,12 @@ def test_a_percent_counts_where_the_question_asks_for_one(verifier):
             assert scores.total.tolist() == want
 
 
+def test_a_percentage_of_a_formula_counts_where_one_is_asked_for(verifier):
+    """Oracle: by hand."""
+    texts, questions = [r"\boxed{2\sqrt{2}\%}"] * 2, ["What percent?", "How many?"]
+    assert verifier.score([r"\sqrt{8}"] * 2, texts, questions) == [1.0, 0.0]
+
+
 MATRIX = r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"
 
 
