@@ -38,6 +38,20 @@ def test_extraction_is_numpys(v, k, chunk_size):
     np.testing.assert_allclose(found.dropped, sorted_p[:, k:].sum(-1), rtol=1e-4, atol=1e-30)
 
 
+def test_a_token_alone_has_the_loss_and_the_bound_that_it_has_among_others():
+    """Oracle: the rows of one call."""
+    rng = np.random.default_rng(0)
+    hidden, head, logits = (jnp.float32(rng.normal(size=size)) for size in ((6, 8), (9, 8), (6, 9)))
+    teacher = top_k_logprobs(hidden, head, 2)
+    whole, metrics = top_k_loss(logits, teacher, 1.0, divergence="forward_kl")
+    alone, bound = top_k_loss(
+        logits[:1], TopK(*(each[:1] for each in teacher)), 1.0, divergence="forward_kl"
+    )
+    np.testing.assert_allclose(alone, whole[:1], rtol=1e-6)
+    np.testing.assert_allclose(bound["soft_bound"], metrics["soft_bound"][:1], rtol=1e-6)
+    assert bound["soft_bound"] > 0
+
+
 def test_no_gradient_reaches_the_teacher():
     """Oracle: by hand: 0."""
     hidden, head = jax.random.normal(jax.random.key(0), (2, 7, 8))
