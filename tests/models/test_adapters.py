@@ -69,6 +69,17 @@ def plain():
     return one_update()
 
 
+@pytest.mark.parametrize(("target", "half"), [("gate_proj", 0), ("up_proj", 1)])
+def test_an_adapter_of_a_half_leaves_the_other(target, half):
+    """Oracle: by hand: of [... 2 mlp] the gate stands before what it multiplies."""
+    config, base = tiny_model("gqa")
+    whole = base["dense_layers"]["ffn"]["gate_up"]
+    settings = AdapterSettings(rank=2, alpha=4.0, targets=(target,))
+    params = with_adapter(config, jax.tree.map(jnp.copy, base), settings, one_device(), 0)
+    changed = merged(noisy(params))["dense_layers"]["ffn"]["gate_up"] != whole
+    assert changed[..., half, :].all() and not changed[..., 1 - half, :].any()
+
+
 @pytest.mark.parametrize("name", others_slow(HOWS, "dots"))
 def test_an_update_is_that_of_one_device_and_leaves_the_base(plain, name):
     """Oracle: the same update unrolled on one device, without recomputation; the base as it was loaded."""

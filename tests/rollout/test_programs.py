@@ -263,6 +263,8 @@ def test_logits_count_where_a_program_computes_them():
     read, rows, more = beyond_layers("read 8", 8, keys=room)
     assert more == -rows * 8 * 2 * (2 * 24 * 24 + 3 * 24 * 32 + room * 4 * 12)
     assert read.flops == rows * 8 * (forward_flops(config, 16 + LONGEST / 2) - head)
+    # At most: for both turns of each of 15 conversations, and for the text between them
+    assert planned["decode"][0].times == 15 * 3
 
 
 def test_a_plan_leaves_out_what_is_not_asked():
