@@ -56,6 +56,12 @@ def in_plain_python(programs):
     ]
 
 
+def test_each_cpu_gets_a_process_unless_it_is_said_otherwise(monkeypatch):
+    """Oracle: by hand."""
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    assert [ProgramVerifier(num_workers=given).num_workers for given in (None, 2)] == [3, 2]
+
+
 def test_right_programs_pass_on_what_plain_python_prints(verifier):
     """Oracle: a plain subprocess. Against another program's cases each of them fails."""
     programs = list(PROGRAMS.values())
