@@ -466,6 +466,25 @@ def test_settings_that_leave_nothing_to_learn_are_refused(
         pack(source, TOKENIZER, sequence_length=sequence_length, batch_size=batch_size, seed=0)
 
 
+def test_a_seed_draws_the_order_of_rows():
+    """Oracle: by hand: the same rows, each of one segment: one order a seed."""
+
+    class OfOne(packed.grain.experimental.FlatMapTransform):
+        def flat_map(self, element):
+            return [dict(tokens=np.full(4, element, np.int32))]
+
+    def order(seed):
+        blocks = packed.grain.MapDataset.source(list(range(1, 41)))
+        rows = packed.Rows(sequence_length=4, batch_size=1)
+        given = dict(features=("tokens",), seed=seed, pad_id=0)
+        return [
+            int(b["tokens"][0, 0]) for b in packed.pack_segments(blocks, OfOne(), rows, **given)
+        ]
+
+    first, again, other = order(0), order(0), order(1)
+    assert first == again != other and set(first) == set(other) == set(range(1, 41))
+
+
 def test_a_whole_row_is_what_a_packed_row_of_one_segment_is():
     """Oracle: the same segment, packed: names, shapes and dtypes, and by hand the tokens that it learns."""
     tokens, weights = np.arange(3, 8, dtype=np.int32), np.float32([1, 0, 2, 1, 1])
