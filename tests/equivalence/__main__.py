@@ -29,6 +29,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -161,7 +162,7 @@ def try_fault(name: str, copy: Path) -> list[str]:
 def said(printed: str) -> list[str]:
     """What a run that failed said of it: the message of the program, where it has one."""
     messages = [line for line in printed.splitlines() if line.startswith("error: ")]
-    return [message[:80] for message in messages] or FAILED["wrong"]
+    return [textwrap.shorten(each, 80, placeholder="...") for each in messages] or FAILED["wrong"]
 
 
 def row(name: str, found: dict) -> str:
