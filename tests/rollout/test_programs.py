@@ -72,7 +72,8 @@ def called(monkeypatch):
     # What tests share is no part of a rollout
     for kind in ("gqa", "mla_moe"):
         tiny_model(kind)
-    before = {id(array) for array in jax.live_arrays()}
+    # Held, or a new array could have the id of one that is gone
+    before = {id(array): array for array in jax.live_arrays()}
 
     def recording(name, part):
         def record(*arguments):
