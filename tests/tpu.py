@@ -18,9 +18,11 @@ def compiling():
     name = "jax_persistent_cache_min_compile_time_secs"
     before = getattr(jax.config, name)
     jax.config.update(name, math.inf)
-    with mock.patch.dict(os.environ, ENVIRONMENT):
-        yield
-    jax.config.update(name, before)
+    try:
+        with mock.patch.dict(os.environ, ENVIRONMENT):
+            yield
+    finally:
+        jax.config.update(name, before)
 
 
 def compiled(topology: str, function, *shapes):
