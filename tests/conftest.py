@@ -85,11 +85,6 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: -files.get(file_of(item), math.inf))
 
 
-def pytest_collection_finish():
-    """What the modules of tests hold lives as long as the run: no collection looks at it again."""
-    gc.freeze()
-
-
 def file_of(item):
     return item.nodeid.partition("::")[0]
 

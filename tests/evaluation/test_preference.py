@@ -45,7 +45,7 @@ def test_the_length_correlation_is_pearsons_with_fishers_interval():
         [0, -np.tanh(Z95), np.tanh(Z95)],
         atol=1e-12,
     )
-    # A perfect one has an end, and numpy nothing to warn of
+    # numpy would warn of the arctanh of 1, which is infinite
     with np.errstate(all="raise"):
         assert correlation_interval(np.arange(9), np.arange(9)) == pytest.approx([1, 1, 1])
         assert correlation_interval(np.arange(9), -np.arange(9)) == pytest.approx([-1, -1, -1])
