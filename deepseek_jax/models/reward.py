@@ -11,6 +11,7 @@ from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.heads import hidden_states
 from deepseek_jax.models.layers import weight
+from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.token_at import token_at
 from deepseek_jax.parallel.shard import init_sharded, logical_names, shardings
 
@@ -24,7 +25,7 @@ class RewardHead(nn.Module):
     def __call__(self, hidden_bd):
         w = weight(self, "weight", embed=self.config.hidden_size)
         bias = weight(self, "bias", init=nn.initializers.zeros)
-        return hidden_bd.astype(jnp.float32) @ w + bias
+        return dot("bd,d->b", hidden_bd.astype(jnp.float32), w) + bias
 
 
 def reward_config(config: ModelConfig):

@@ -45,8 +45,8 @@ def attend(
     implementation: "whole" has all scores, float32[b h t t], in memory at once. "blockwise" has those of one
     block of queries and one block of keys, recomputes them for the gradient, and skips blocks of later keys.
     "splash" is JAX's Pallas kernel for TPU, which has them in vector memory, and "interpreted" its emulation.
-    None takes "whole" for short rows, and for long ones the choice of ops.platform. Narrow heads take no
-    kernel, and a selection takes none. kernels: False in a program that the compiler splits over devices: it
+    None takes "whole" for short rows, and for long ones the choice of ops.platform. Narrow heads, float32 and
+    a selection take no kernel. kernels: False in a program that the compiler splits over devices: it
     cannot split a kernel.
     Returns [b t h u] in v's dtype.
     """
@@ -55,7 +55,7 @@ def attend(
     form = choose(
         "attend",
         implementation,
-        suits=lambda: kernels and selected is None and pallas.is_wide(q, v),
+        suits=lambda: kernels and selected is None and pallas.takes(q, v),
         whole=_attend_whole,
         blockwise=_attend_blockwise,
         splash=_by_kernel(pallas.attend),
@@ -329,7 +329,7 @@ def attend_latent(
     rotated. mask: bool[b s].
     implementation: "plain" has all scores, float32[b h s], in memory. "kernel" is a Pallas kernel for TPU
     that keeps the scores of one block of the cache in vector memory, and "interpreted" is its emulation.
-    None takes the choice of ops.platform, and "plain" for shapes that the kernel does not take.
+    None takes the choice of ops.platform, and "plain" for arrays that the kernel does not take.
     Returns the weighted latents [b h c] in their dtype; the value up-projection expands them.
     """
     form = choose(

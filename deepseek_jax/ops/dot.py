@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.ops.cpu import dot as cpu
-from deepseek_jax.ops.platform import choose
+from deepseek_jax.ops.platform import choose, precision_of
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def dot(spec, x, w, out_dtype=None):
     """Contract x with w as jnp.einsum does, at x's precision, accumulating in float32.
+
+    Operands of float32 are not rounded, on any machine.
 
     spec: an einsum of two operands in which every letter of an operand stands in the other one or in the
     result. x: any float dtype, the compute dtype. w: any float dtype, cast to x's. Returns out_dtype, or
@@ -51,4 +53,6 @@ def einsum(spec, left, right):
 
 
 def _einsum(spec, left, right):
-    return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
+    return jnp.einsum(
+        spec, left, right, precision=precision_of(left), preferred_element_type=jnp.float32
+    )

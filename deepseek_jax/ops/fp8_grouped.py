@@ -114,26 +114,23 @@ def _dequantized(name):
 
 
 def _grouped_dequantized(name, how, left, right, rows_per_expert, runs=1):
-    # As in ops.fp8_blocks: a default product would drop bits of value times scale
-    with jax.default_matmul_precision("highest"):
-        out = grouped.grouped_matmul(
-            dequantized(left, -1, runs),
-            dequantized(right, -2, runs),
-            rows_per_expert,
-            implementation=name,
-        )
+    out = grouped.grouped_matmul(
+        dequantized(left, -1, runs),
+        dequantized(right, -2, runs),
+        rows_per_expert,
+        implementation=name,
+    )
     return out.astype(how.dtype)
 
 
 def _over_rows_dequantized(name, how, kept, dy, rows_per_expert):
     tokens = functools.partial(_rounded_by_tokens, rows_per_expert=rows_per_expert, block=how.block)
-    with jax.default_matmul_precision("highest"):
-        return grouped.product_over_rows(
-            tokens(fp8.dequantize(*kept, ROW), how.power_of_two),
-            tokens(dy.astype(jnp.float32)),
-            rows_per_expert,
-            implementation=name,
-        )
+    return grouped.product_over_rows(
+        tokens(fp8.dequantize(*kept, ROW), how.power_of_two),
+        tokens(dy.astype(jnp.float32)),
+        rows_per_expert,
+        implementation=name,
+    )
 
 
 def _grouped_by_kernel(how, left, right, rows_per_expert, runs=1, interpret=False):

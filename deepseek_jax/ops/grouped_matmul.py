@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from deepseek_jax.ops.cpu import grouped_matmul as cpu
 from deepseek_jax.ops.pallas import grouped_matmul as pallas
-from deepseek_jax.ops.platform import choose, size_of
+from deepseek_jax.ops.platform import choose, precision_of, size_of
 
 ALONG_ROWS = jax.lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), (0,), (0,))
 ALONG_COLUMNS = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), (0,), (0,))
@@ -121,8 +121,13 @@ rows_by_expert.defvjp(lambda x, layout: (rows_by_expert(x, layout), layout), _ro
 def combine(rows, weights, layout):
     """Sum each token's expert outputs: rows [r d], weights float32[m a] -> [m d], weighted in float32."""
     chosen_mad = _of_choices(rows, layout)
-    return jnp.einsum("mad,ma->md", chosen_mad, weights, preferred_element_type=jnp.float32).astype(
-        rows.dtype
+    return _float32("mad,ma->md", chosen_mad, weights).astype(rows.dtype)
+
+
+def _float32(spec, rows, others):
+    """einsum at the precision of rows, into float32."""
+    return jnp.einsum(
+        spec, rows, others, precision=precision_of(rows), preferred_element_type=jnp.float32
     )
 
 
@@ -136,7 +141,7 @@ def _combine_backward(saved, cotangent):
     weight_r = jnp.zeros(len(rows), weights.dtype).at[layout.row_of_choice].set(weights)
     spread = _of_rows(cotangent, layout)
     chosen_mad = _of_choices(rows, layout)
-    d_weights = jnp.einsum("mad,md->ma", chosen_mad, cotangent, preferred_element_type=jnp.float32)
+    d_weights = _float32("mad,md->ma", chosen_mad, cotangent)
     # Without the barrier XLA rounds later, and first copies the float32 product to another layout
     d_rows = jax.lax.optimization_barrier((spread * weight_r[:, None]).astype(rows.dtype))
     return d_rows, d_weights.astype(weights.dtype), None
@@ -152,12 +157,12 @@ def grouped_matmul(rows, kernel, rows_per_expert, *, implementation: str | None 
     implementation: "ragged" is jax.lax.ragged_dot, a grouped kernel on TPU but dense over the experts on a
     CPU; "megablox" is JAX's Pallas kernel for TPU and "interpreted" its emulation; "pieces" multiplies one
     expert after another, see ops.cpu.grouped_matmul. None takes the choice of ops.platform, and no kernel for
-    narrow matrices. Gradients are products in the rows' dtype.
+    narrow matrices or float32. Gradients are products in the rows' dtype.
     """
     product = choose(
         "grouped_matmul",
         implementation,
-        suits=lambda: pallas.is_wide(kernel),
+        suits=lambda: pallas.takes(rows, *kernel.shape[1:]),
         ragged=functools.partial(_grouped, RAGGED),
         megablox=functools.partial(_grouped, MEGABLOX),
         interpreted=functools.partial(_grouped, INTERPRETED),
@@ -168,15 +173,21 @@ def grouped_matmul(rows, kernel, rows_per_expert, *, implementation: str | None 
 
 def _ragged(rows, kernel, rows_per_expert, transposed=False):
     columns = ALONG_COLUMNS if transposed else ALONG_ROWS
-    out = jax.lax.ragged_dot_general(
-        rows, kernel, rows_per_expert, columns, preferred_element_type=jnp.float32
-    )
-    return out.astype(rows.dtype)
+    return _ragged_dot(rows, kernel, rows_per_expert, columns).astype(rows.dtype)
 
 
 def _ragged_over_rows(left, right, rows_per_expert):
+    return _ragged_dot(left, right, rows_per_expert, OVER_ROWS)
+
+
+def _ragged_dot(left, right, rows_per_expert, along):
     return jax.lax.ragged_dot_general(
-        left, right, rows_per_expert, OVER_ROWS, preferred_element_type=jnp.float32
+        left,
+        right,
+        rows_per_expert,
+        along,
+        precision=precision_of(left),
+        preferred_element_type=jnp.float32,
     )
 
 
@@ -218,11 +229,13 @@ def product_over_rows(left, right, rows_per_expert, *, implementation: str | Non
 
     implementation: "ragged" is jax.lax.ragged_dot_general, which XLA computes densely over the experts, with
     the memory for that, on TPU too; "megablox" is JAX's Pallas kernel for TPU and "interpreted" its
-    emulation; "pieces" is ops.cpu.grouped_matmul.sum_by_expert. None takes the choice of ops.platform.
+    emulation; "pieces" is ops.cpu.grouped_matmul.sum_by_expert. None takes the choice of ops.platform, and
+    no kernel for narrow matrices or float32.
     """
     product = choose(
         "product_over_rows",
         implementation,
+        suits=lambda: pallas.takes(left, left.shape[1], right.shape[1]),
         ragged=_ragged_over_rows,
         megablox=pallas.product_over_rows,
         interpreted=functools.partial(pallas.product_over_rows, interpret=True),

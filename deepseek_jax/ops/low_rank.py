@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from deepseek_jax.ops.platform import precision_of
+
 
 def low_rank(a, b, *, of_experts: bool = False):
     """The product of a[inputs... r] and b[r outputs...]: float32[inputs... outputs...].
@@ -14,4 +16,10 @@ def low_rank(a, b, *, of_experts: bool = False):
     if not of_experts:
         return low_rank(a[None], b[None], of_experts=True)[0]
     contracted, batch = ((a.ndim - 1,), (1,)), ((0,), (0,))
-    return jax.lax.dot_general(a, b, (contracted, batch), preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(
+        a,
+        b,
+        (contracted, batch),
+        precision=precision_of(a),
+        preferred_element_type=jnp.float32,
+    )

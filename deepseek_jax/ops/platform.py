@@ -94,6 +94,14 @@ def size_of(name):
     return _row_of(SIZES[name])
 
 
+def precision_of(x):
+    """The precision of a product of x and another operand of its dtype: exact for float32.
+
+    By default a TPU rounds the operands of float32 products to bfloat16, and a GPU to 10 bits.
+    """
+    return jax.lax.Precision.HIGHEST if x.dtype == "float32" else None
+
+
 def _row_of(choices):
     kinds = [platform(), "any"]
     # The size of no mesh is 0

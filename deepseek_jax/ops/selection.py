@@ -38,7 +38,7 @@ def index_scores(q_btjy, k_bsy, w_btj):
 def _scores_of_block(q_btjy, k_bsy, w_btj):
     products_btjs = dot("btjy,bsy->btjs", q_btjy, k_bsy, jnp.float32)
     positive_btjs = jax.nn.relu(products_btjs * q_btjy.shape[-1] ** -0.5)
-    # No dot: a TPU would round the operands of a float32 product to bfloat16
+    # No dot: each product has one column, and an exact one of float32 takes a TPU several passes
     return (w_btj[..., None] * positive_btjs).sum(2)
 
 

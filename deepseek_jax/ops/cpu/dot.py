@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from deepseek_jax.ops.platform import precision_of
+
 # The most rows of x that count as few: those of a batch that decodes
 FEW = {"float32": 16, "bfloat16": 64}
 
@@ -83,7 +85,9 @@ def _contracted_last(left, result, x):
 
 
 def _float32(spec, left, right):
-    return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
+    return jnp.einsum(
+        spec, left, right, precision=precision_of(left), preferred_element_type=jnp.float32
+    )
 
 
 @jax.tree_util.register_dataclass

@@ -15,9 +15,12 @@ BLOCKS = (0, 512), (8192, 1024)
 NARROWEST_HEAD = 64
 
 
-def is_wide(q, v):
-    """Whether heads are wide enough for the kernel. q: [b t h x], v: [b t k u]."""
-    return min(q.shape[-1], v.shape[-1]) >= NARROWEST_HEAD
+def takes(q, v):
+    """Whether the kernel takes heads of this width and dtype: it would round float32 to bfloat16.
+
+    q: [b t h x], v: [b t k u].
+    """
+    return q.dtype == jnp.bfloat16 and min(q.shape[-1], v.shape[-1]) >= NARROWEST_HEAD
 
 
 def attend(q, k, v, segment_ids, scale, interpret=False):

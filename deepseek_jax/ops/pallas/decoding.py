@@ -18,10 +18,11 @@ MASKED = -1e30
 
 
 def takes(q, latents, kv_lora_rank: int):
-    """Whether the kernel takes these shapes: values of whole lanes, a cache of whole blocks, and as many
-    heads as fill a tile.
+    """Whether the kernel takes these arrays: values of whole lanes, a cache of whole blocks, as many heads as
+    fill a tile, and bfloat16: it would round float32.
     """
-    return latents.shape[1] % BLOCKS[-1] == 0 and kv_lora_rank % LANES == 0 and q.shape[1] % 16 == 0
+    whole = latents.shape[1] % BLOCKS[-1] == 0 and kv_lora_rank % LANES == 0
+    return whole and q.shape[1] % 16 == 0 and q.dtype == jnp.bfloat16
 
 
 def attend_latent(q, latents, mask, kv_lora_rank: int, scale: float, interpret=False):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 
 # Rows, contracted columns and columns of a tile, that fit 16 MiB of vector memory
-TILES = {"bfloat16": (512, 1024, 1024), "float32": (512, 512, 512)}
+TILES = (512, 1024, 1024)
 # The tile of a product over rows, whose result is float32
 TILES_OVER_ROWS = (512, 512, 512)
 # Rows of the smallest tile
@@ -15,9 +15,12 @@ LEAST_ROWS = 128
 NARROWEST = 64
 
 
-def is_wide(kernel):
-    """Whether an expert's matrix is large enough for the kernel. kernel: [e d f]."""
-    return min(kernel.shape[1:]) >= NARROWEST
+def takes(rows, *columns):
+    """Whether the kernel multiplies as ops.grouped_matmul promises: it would round float32 to bfloat16.
+
+    columns: the two sizes of an expert's matrix, which have to be large enough.
+    """
+    return rows.dtype == jnp.bfloat16 and min(columns) >= NARROWEST
 
 
 def product(rows, kernel, rows_per_expert, transposed=False, interpret=False):
@@ -26,7 +29,7 @@ def product(rows, kernel, rows_per_expert, transposed=False, interpret=False):
     Rows past the experts' own are not written: they may hold anything, NaN too.
     """
     out_columns = kernel.shape[1 if transposed else 2]
-    tiles = _fitting(TILES[rows.dtype.name], (*rows.shape, out_columns))
+    tiles = _fitting(TILES, (*rows.shape, out_columns))
     out = gmm(
         _whole_tiles(rows, tiles[0]),
         kernel,

@@ -144,11 +144,10 @@ def test_tiles_of_megablox_are_whole_lanes_and_fit_vector_memory():
     """Oracle: by hand: two copies of each operand's and of the result's tile, and one in float32, in 16 MiB;
     fewer rows and columns make a smaller tile; rows in tiles of 128 are cut into whole ones.
     """
-    for dtype, (rows, terms, columns) in grouped_matmul.TILES.items():
-        assert not (rows % 128 or terms % 128 or columns % 128)
-        numbers = rows * terms + terms * columns + rows * columns
-        assert 2 * numbers * jnp.dtype(dtype).itemsize + 4 * rows * columns < 2**24
-    tiles = 512, 1024, 1024
+    tiles = rows, terms, columns = grouped_matmul.TILES
+    assert not (rows % 128 or terms % 128 or columns % 128)
+    numbers = rows * terms + terms * columns + rows * columns
+    assert 2 * numbers * jnp.dtype("bfloat16").itemsize + 4 * rows * columns < 2**24
     for sizes, wanted in (
         ((4096, 7168, 2048), tiles),
         ((640, 7168, 2048), (128, 1024, 1024)),
@@ -160,9 +159,22 @@ def test_tiles_of_megablox_are_whole_lanes_and_fit_vector_memory():
 
 def test_narrow_matrices_and_heads_take_no_kernel():
     """Oracle: by hand: 64 columns are enough, 63 are not."""
-    zeros = jnp.zeros
+
+    def zeros(*shape):
+        return jnp.zeros(shape, jnp.bfloat16)
+
     for wide in (64, 63):
-        assert grouped_matmul.is_wide(zeros((2, 64, wide))) == (wide == 64)
-        assert grouped_matmul.is_wide(zeros((2, wide, 64))) == (wide == 64)
-        assert attention.is_wide(zeros((1, 1, 1, 64)), zeros((1, 1, 1, wide))) == (wide == 64)
-        assert attention.is_wide(zeros((1, 1, 1, wide)), zeros((1, 1, 1, 64))) == (wide == 64)
+        assert grouped_matmul.takes(zeros(2, 64), 64, wide) == (wide == 64)
+        assert grouped_matmul.takes(zeros(2, wide), wide, 64) == (wide == 64)
+        assert attention.takes(zeros(1, 1, 1, 64), zeros(1, 1, 1, wide)) == (wide == 64)
+        assert attention.takes(zeros(1, 1, 1, wide), zeros(1, 1, 1, 64)) == (wide == 64)
+
+
+def test_no_kernel_multiplies_float32():
+    """Oracle: by hand: arrays that a kernel takes in bfloat16."""
+    for dtype in ("bfloat16", "float32"):
+        fits = dtype == "bfloat16"
+        rows, heads = jnp.zeros((2, 64), dtype), jnp.zeros((1, 1, 16, 128), dtype)
+        queries, cache = jnp.zeros((1, 16, 128), dtype), jnp.zeros((1, 128, 128), dtype)
+        assert grouped_matmul.takes(rows, 64, 64) == attention.takes(heads, heads) == fits
+        assert decoding.takes(queries, cache, 128) == fits

@@ -21,7 +21,7 @@ def operands(seed=0):
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Tiles of rows of several experts, the last one in part; columns that no tile divides."""
-    monkeypatch.setattr(pallas, "TILES", dict.fromkeys(pallas.TILES, (16, 32, 16)))
+    monkeypatch.setattr(pallas, "TILES", (16, 32, 16))
 
 
 @pytest.mark.parametrize("transposed", [False, True])
