@@ -128,6 +128,33 @@ def deepseek_v3_2_tiny(vocab_size=32):
     )
 
 
+def deepseek_v3_tiled(vocab_size=32):
+    """DeepSeek-V3's architecture as small as a TPU's kernels take it: their tiles are 128 wide."""
+    return deepseek_v3_tiny(vocab_size) | dict(
+        hidden_size=128,
+        num_attention_heads=16,
+        q_lora_rank=128,
+        kv_lora_rank=128,
+        qk_nope_head_dim=128,
+        qk_rope_head_dim=64,
+        v_head_dim=128,
+        moe_intermediate_size=128,
+        max_position_embeddings=2048,
+        initializer_range=0.02,
+        rope_theta=10_000.0,
+        dtype="bfloat16",
+        scan_layers=True,
+        remat="full",
+    )
+
+
+def deepseek_v3_2_tiled(vocab_size=32):
+    """DeepSeek-V3.2's architecture, of the same sizes: its indexer selects 64 keys."""
+    return deepseek_v3_tiled(vocab_size) | dict(
+        model_type="deepseek_v32", index_n_heads=16, index_head_dim=128, index_topk=64
+    )
+
+
 def deepseek_v3_mini(vocab_size=264):
     """DeepSeek-V3's architecture with every part that pre-training uses: a dense layer, two layers of experts
     in groups, and a multi-token prediction module. A laptop trains it on bytes in minutes.

@@ -73,11 +73,30 @@ def define_run(default: str):
     distributed.define_flags()
     meaning = "Test devices, versions, collectives, the work directory and the data; run nothing."
     flags.DEFINE_bool("check", False, meaning)
+    define_rehearse()
     meaning = "End at a damaged checkpoint; the default is to name it, and to use an earlier one."
     flags.DEFINE_bool("strict", False, meaning)
     meaning = "STEP:COUNT. Trace COUNT steps from STEP on, of each phase that has them, in WORKDIR/profile."
     flags.DEFINE_string("profile", None, meaning)
     define_observers()
+
+
+def define_rehearse():
+    """Define --rehearse."""
+    meaning = (
+        "v5e, v5p, v6e, tpu7x or gpu: compute on CPU devices with the forms, sizes and rounding of that "
+        "machine, to find out what fails there. Its numbers are no results."
+    )
+    flags.DEFINE_string("rehearse", None, meaning)
+
+
+def rehearse():
+    """Compute as the machine that --rehearse names, if it names one. Raises ValueError for an unknown one."""
+    if flags.FLAGS.rehearse is not None:
+        from deepseek_jax.ops import rehearsal
+
+        with at("--rehearse", "machine"):
+            rehearsal.rehearse(flags.FLAGS.rehearse)
 
 
 def define_observers():
@@ -216,7 +235,12 @@ def default_workdir(config_path: str, seed: int | None) -> Path:
 def given_workdir(name: str, seed: int | None):
     """--workdir, a folder or gs://..., or the default folder of a run: see default_workdir."""
     with one_message(), at("--workdir"):
-        return absolute(flags.FLAGS.workdir or default_workdir(name, seed))
+        if flags.FLAGS.workdir:
+            return absolute(flags.FLAGS.workdir)
+        folder, machine = default_workdir(name, seed), flags.FLAGS["rehearse"].value
+        return absolute(
+            folder if machine is None else folder.with_name(f"{folder.name}_as_{machine}")
+        )
 
 
 def start(config: ConfigDict, workdir: Path, shown=str):
@@ -230,6 +254,8 @@ def start(config: ConfigDict, workdir: Path, shown=str):
         if observers.wandb is not None:
             observers.wandb.log_in()
     keep_programs(workdir.parent if several else None)
+    with one_message(shown):
+        rehearse()
     if flags.FLAGS.check:
         from launch.check import check
 

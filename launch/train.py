@@ -2,7 +2,7 @@
 
     python launch/train.py --config=configs/grpo_small.py[:ARG] [--config.FIELD=VALUE ...]
         [--workdir=FOLDER] [--distributed=auto|yes|no] [--check] [--strict] [--profile=STEP:COUNT]
-        [--wandb=PROJECT] [--watchdog=FACTOR] [--watchdog_requeue]
+        [--rehearse=v5e|v5p|v6e|tpu7x|gpu] [--wandb=PROJECT] [--watchdog=FACTOR] [--watchdog_requeue]
 
 `--config=` may be left out, and grpo_small is the name of that file. Run it again to resume from the last
 checkpoint, or to see that the run is complete. VALUE is written as in Python: 3, 1e-4, "['a.jsonl',

@@ -22,15 +22,18 @@ from tests.buckets import served_bucket
 MAPS = 40_000
 SECONDS = pytest.StashKey()
 
+# Eight device threads share few cores: one that comes late to a collective must not abort us.
+COLLECTIVES_WAIT = (
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+)
 XLA_FLAGS = (
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",  # compiling, not running, is most of a small test's time
     "--xla_llvm_disable_expensive_passes=true",
     without_fusion_emitters(),  # two thirds of the time, for slower code
     "--xla_cpu_parallel_codegen_split_count=1",
-    # Eight device threads share few cores: one that comes late to a collective must not abort us.
-    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
-    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+    *COLLECTIVES_WAIT,
 )
 # Outside of the clone, so that a fresh one does not compile all again. The key of a program has the flags.
 CACHES = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "deepseek_jax" / "tests"

@@ -1,5 +1,7 @@
 """The one place that depends on the kind of machine that a program is for: the form of each op, and sizes."""
 
+import contextlib
+
 import jax
 
 # Two tables: what any machine takes, and kinds of machine that take something else. "tpu7x" is one of the
@@ -50,8 +52,16 @@ SIZES = {
 }
 # Forms that are Pallas kernels for a TPU. "interpreted" emulates each of them anywhere
 KERNELS = ("kernel", "megablox", "splash")
+# {op: {a form that needs the machine: its emulation}}, besides those of kernels
+EMULATED = {"ragged_all_to_all": {"ragged": "gathered"}}
 # {op: its forms that XLA does not compile for a CPU}
-NOT_ON_CPU = {"expert_parallel": ("ragged",), "ragged_all_to_all": ("ragged",)}
+NOT_ON_CPU = {"ragged_all_to_all": ("ragged",)}
+# The machines that CPU devices can stand for, and their platforms; see ops.rehearsal
+MACHINES = {"v5e": "tpu", "v5p": "tpu", "v6e": "tpu", "tpu7x": "tpu", "gpu": "gpu"}
+# The one that they stand for, set by ops.rehearsal, and the (op, form)s that it would have computed by since
+rehearsed: str | None = None
+taken: set[tuple[str, str]] = set()
+_plain = False
 
 
 def choose(op, implementation=None, suits=lambda: True, **forms):
@@ -60,9 +70,11 @@ def choose(op, implementation=None, suits=lambda: True, **forms):
     suits(): whether a TPU's own form takes the shapes at hand. Where it does not, a TPU takes the form of any
     machine. Raises ValueError for a name that the op does not have, and for one that this machine lacks.
     """
-    if implementation is None and platform() == "tpu" and not suits():
-        implementation = FORMS[op]["any"]
-    implementation = implementation or form_of(op)
+    if implementation is None:
+        suited = platform() != "tpu" or suits()
+        implementation = form_of(op) if suited else FORMS[op]["any"]
+    if rehearsed is not None:
+        implementation = _emulation(op, implementation)
     if implementation not in forms:
         raise ValueError(
             f"{op} has no implementation={implementation!r}; it has {', '.join(forms)}"
@@ -78,6 +90,18 @@ def choose(op, implementation=None, suits=lambda: True, **forms):
     return forms[implementation]
 
 
+def _emulation(op, form):
+    """The form that stands for another one in a rehearsal, where the machine's own is noted as taken."""
+    own = form_of(op) if form == "interpreted" else form
+    taken.add((op, own))
+    return "interpreted" if own in KERNELS else EMULATED.get(op, {}).get(own, own)
+
+
+def forms_taken():
+    """The forms that a rehearsal took, as "op=form, ..." in the order of FORMS."""
+    return ", ".join(f"{op}={form}" for op in FORMS for of, form in sorted(taken) if of == op)
+
+
 def _missing(op):
     """The forms that the machine does not have."""
     kernels = () if platform() == "tpu" else KERNELS
@@ -86,7 +110,10 @@ def _missing(op):
 
 def form_of(op):
     """The name of the form that FORMS has for the machine that the program being traced is for."""
-    return _row_of(FORMS[op])
+    form = _row_of(FORMS[op])
+    if rehearsed is not None:
+        taken.add((op, form))
+    return form
 
 
 def size_of(name):
@@ -102,22 +129,40 @@ def precision_of(x):
     return jax.lax.Precision.HIGHEST if x.dtype == "float32" else None
 
 
+@contextlib.contextmanager
+def plain_forms():
+    """Trace the block with the forms and sizes that any machine has, those that others are compared with."""
+    global _plain
+    _plain = True
+    try:
+        yield
+    finally:
+        _plain = False
+
+
 def _row_of(choices):
+    if _plain:
+        return choices["any"]
     kinds = [platform(), "any"]
+    if rehearsed is not None:
+        kinds.insert(0, rehearsed)
     # The size of no mesh is 0
-    if platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1:
+    elif platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1:
         kinds.insert(0, "one cpu")
-    if "tpu7x" in choices and platform() == "tpu":
+    elif "tpu7x" in choices and platform() == "tpu":
         device = jax.config.jax_default_device or jax.local_devices()[0]
         kinds = ["tpu7x"] * (getattr(device, "device_kind", None) == "TPU7x") + kinds
     return choices[next(kind for kind in kinds if kind in choices)]
 
 
 def platform():
-    """ "cpu", "gpu" or "tpu": that of the device of `jax.default_device`, else of this process's own backend.
+    """ "cpu", "gpu" or "tpu": that of the machine that is rehearsed, else of the device of
+    `jax.default_device`, else of this process's own backend.
 
     Compiling ahead of time for a machine that is not there sets such a device.
     """
+    if rehearsed is not None:
+        return MACHINES[rehearsed]
     device = jax.config.jax_default_device
     if device is None:
         return jax.default_backend()

@@ -20,6 +20,7 @@ from deepseek_jax.ops.grouped_matmul import (
 )
 from deepseek_jax.ops.platform import choose, form_of
 from deepseek_jax.parallel.gather import gathered, split_over
+from deepseek_jax.parallel.ragged import ragged_all_to_all
 from deepseek_jax.parallel.shard import axis_parts, constrain, current_mesh, partition_spec
 
 # The scope of a branch that a plan leaves out
@@ -69,8 +70,8 @@ def expert_parallel(
     x: [b t d]; experts: int32[b t a]; weights: float32[b t a]. Tokens travel along the mesh axes of the
     logical axis "experts", one row for each choice; no row is ever dropped.
     implementation: "padded" is all_to_all with room for the worst case in every block sent; "ragged" is
-    jax.lax.ragged_all_to_all, which sends only rows with a token, into a receive buffer. None takes the
-    choice of ops.platform: a CPU does not implement "ragged".
+    parallel.ragged, which sends only rows with a token, into a receive buffer. None takes the choice of
+    ops.platform.
     buffer: the room that a device has to receive rows in a ragged exchange: a multiple, at least 1, of the
     balanced share of m * a rows; None is room for the worst case. Where more arrive on any device, all have
     room for the worst case and exchange at most AT_ONCE tokens each at once, so that it fits in memory. The
@@ -327,7 +328,7 @@ def _send(over, rows, room, rows_rd, there, back):
     The gradient uses the plan `back`; autodiff would first exchange the offsets with the peers again.
     """
     received_rd = jnp.zeros((room, *rows_rd.shape[1:]), rows_rd.dtype)
-    return jax.lax.ragged_all_to_all(rows_rd, received_rd, *there, axis_name=over)
+    return ragged_all_to_all(rows_rd, received_rd, *there, axis_name=over)
 
 
 def _send_forward(over, rows, room, rows_rd, there, back):

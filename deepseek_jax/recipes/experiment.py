@@ -20,7 +20,7 @@ from deepseek_jax.named_code import code_digests
 from deepseek_jax.progress import hush, line, waiting_for
 from deepseek_jax.recipes.commits import with_commits
 from deepseek_jax.recipes.stop import Stop
-from deepseek_jax.recipes.workdir import CODE, HUB, claim_workdir, read_mark
+from deepseek_jax.recipes.workdir import CODE, HUB, REHEARSED, claim_workdir, read_mark
 from deepseek_jax.settings import build
 
 if TYPE_CHECKING:
@@ -70,13 +70,14 @@ class Opened(NamedTuple):
     recipe: ModuleType
     settings: Any
     mesh: "Mesh"
-    recorded: dict[str, dict]
+    recorded: dict[str, Any]
 
 
 def opened(config: ConfigDict, workdir: Path) -> Opened:
     """What a config means for the run in a work directory. Raises ValueError for a wrong field, and as
     with_commits does.
     """
+    from deepseek_jax.ops import platform
     from deepseek_jax.parallel.mesh import MeshSettings, make_mesh
 
     recipe = find_recipe(config.get("recipe"))
@@ -84,7 +85,7 @@ def opened(config: ConfigDict, workdir: Path) -> Opened:
     config, commits = with_commits(config, settings, read_mark(workdir)[1])
     if commits:
         settings = build(recipe.SETTINGS, config, "config")
-    recorded = {CODE: code_digests(settings), HUB: commits}
+    recorded = {CODE: code_digests(settings), HUB: commits, REHEARSED: platform.rehearsed}
     axes = build(MeshSettings, config.get("mesh", {}), "config.mesh")
     with at("config.mesh"):
         mesh = make_mesh(**dataclasses.asdict(axes))
@@ -133,6 +134,7 @@ def run_recipe(
     with waiting_for("importing the recipe"):
         import jax
 
+        from deepseek_jax.ops import platform
         from deepseek_jax.recipes import driver
         from deepseek_jax.training.metrics import MetricsWriter
         from deepseek_jax.training.run import Run, stoppable
@@ -145,6 +147,8 @@ def run_recipe(
     with claim_workdir(workdir, config, redoes, recorded), jax.set_mesh(mesh):
         if jax.process_index() == 0:
             devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
+            if platform.rehearsed is not None:
+                devices += f", a rehearsal of {platform.rehearsed}: its numbers are no results"
             line(f"{config.recipe} on {devices}; work directory {workdir}")
         writer = MetricsWriter(workdir, console_seconds, observers.wandb, config.to_dict())
         # Closed also where the run raises: in a bucket its last lines wait to be written
@@ -161,6 +165,8 @@ def run_recipe(
             )
             try:
                 driver.run(recipe.JOB(settings, mesh, run))
+                if platform.rehearsed is not None:
+                    line(f"forms of a {platform.rehearsed} that ran: {platform.forms_taken()}")
             finally:
                 if run.profile is not None:
                     run.profile.report()

@@ -3,7 +3,7 @@
 from deepseek_jax.files import read_json, read_object
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.job import Job
-from deepseek_jax.recipes.workdir import CODE, HUB, MARKER
+from deepseek_jax.recipes.workdir import BESIDE, MARKER
 from deepseek_jax.reports.page import Page
 from deepseek_jax.reports.run_page import is_measured, lineage, write_report
 from deepseek_jax.training.lineage import content_hash
@@ -20,7 +20,7 @@ def write_page(job: Job) -> None:
     rows = list(scores)
     marker = folder / MARKER
     config = read_object(marker) if marker.exists() else {}
-    digests = {name: config.pop(name) for name in (CODE, HUB) if name in config}
+    digests = {name: config.pop(name) for name in BESIDE if name in config}
     page = Page(
         f"{job.page_title} in {folder.name}",
         scores=scores,

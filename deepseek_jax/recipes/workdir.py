@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -14,8 +15,9 @@ from deepseek_jax.programs import command, home
 from deepseek_jax.recipes.owner import OWNER, names_in, owned, read_owner, shown
 
 MARKER = "config.json"
-# Fields of it beside those of the config: digests of the code, and commits of the names on the hub
-CODE, HUB = "code", "hub"
+# Fields of it beside those of the config: digests of the code, commits of the names on the hub, and the
+# machine that a rehearsal stands for
+CODE, HUB, REHEARSED = BESIDE = "code", "hub", "rehearsed"
 # Where a run takes place, not what it computes: these may change when it resumes
 PLACES = ("mesh", "xla_flags")
 # A claim that was interrupted leaves this file
@@ -62,7 +64,7 @@ def claim_workdir(
     workdir: Path,
     config: ConfigDict,
     may_change: bool = False,
-    recorded: Mapping[str, dict] | None = None,
+    recorded: Mapping[str, Any] | None = None,
 ):
     """Own a work directory while this run is at work in it, and mark it as this config's.
 
@@ -70,7 +72,7 @@ def claim_workdir(
     raises before it has computed anything, what it wrote is removed, so that a corrected config can use the
     directory. Another mesh is no other config. may_change: another config of the same recipe may replace
     the mark, for a recipe that itself finds out what to run again. recorded: what else the mark holds,
-    under CODE and HUB. Raises ValueError, on all processes, where another run is at work there, where
+    under BESIDE. Raises ValueError, on all processes, where another run is at work there, where
     another version of this project left a stage in another format, where the directory belongs to another
     config (the fields that differ are listed), where it has files but no config.json, where it cannot be
     created or written, and where a process does not share it. Existing files stay as they are.
@@ -84,7 +86,7 @@ def check_workdir(
     workdir: Path,
     config: ConfigDict,
     may_change: bool = False,
-    recorded: Mapping[str, dict] | None = None,
+    recorded: Mapping[str, Any] | None = None,
 ):
     """Own a work directory while a check looks whether a run of this config may use it: yields a folder in it
     for the data that the check builds. Nothing stays: not that folder, and not a directory that was not there
@@ -260,7 +262,7 @@ def _owner(workdir, new, may_change):
     return old
 
 
-def mark_of(config: ConfigDict, recorded: Mapping[str, dict]) -> dict:
+def mark_of(config: ConfigDict, recorded: Mapping[str, Any]) -> dict:
     """What config.json holds: the config, and what is recorded beside it, where there is any."""
     # Through JSON, as the file was: tuples become lists
     more = {name: found for name, found in recorded.items() if found}
@@ -270,8 +272,8 @@ def mark_of(config: ConfigDict, recorded: Mapping[str, dict]) -> dict:
 def read_mark(workdir: Path) -> tuple[dict, dict]:
     """(the config of a run's folder, the commits of its names on the hub); empty without a run."""
     mark = read_object(workdir / MARKER) if (workdir / MARKER).exists() else {}
-    mark.pop(CODE, None)
-    return mark, mark.pop(HUB, {})
+    beside = {name: mark.pop(name, {}) for name in BESIDE}
+    return mark, beside[HUB]
 
 
 def _differences(old, new):

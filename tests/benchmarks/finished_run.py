@@ -10,7 +10,7 @@ import numpy as np
 
 from deepseek_jax.evaluation import mean_interval, share_interval
 from deepseek_jax.recipes.r1.scores import FORMS
-from deepseek_jax.recipes.workdir import read_mark
+from deepseek_jax.recipes.workdir import MARKER, REHEARSED, read_mark
 from deepseek_jax.training.metrics import read_phases
 from tests.benchmarks.run_config import experiment_of, sweep_of
 
@@ -32,7 +32,10 @@ def read(workdir, results):
     else:
         runs = [workdir]
     # The digests of a run's own code are no fields of its config
-    configs = [read_mark(_finished(run / "config.json").parent)[0] for run in runs]
+    for run in runs:
+        if machine := _json(run / MARKER).get(REHEARSED):
+            raise ValueError(f"{run} is a rehearsal of {machine}; give the folder of a run")
+    configs = [read_mark(run)[0] for run in runs]
     names = {experiment_of(config, results) for run, config in zip(runs, configs, strict=True)}
     if len(names) > 1:
         raise ValueError(f"{workdir} has runs of several experiments: {', '.join(sorted(names))}")

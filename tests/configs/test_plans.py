@@ -19,7 +19,9 @@ ADAPTED = [
 ]
 PLANNED = [*RUNS, (V3, "context=32k"), (V3, "context=128k"), *ADAPTED]
 # Of an argument that names another mesh than its file
-WIDE = {"model=deepseek_v2_lite": "v5e:4x4"}
+WIDE = {"model=deepseek_v2_lite": "v5e:4x4"} | {
+    arg: "v5e:2x4" for _, arg in RUNS if arg and "mesh=" in arg
+}
 LIST = """
 import json, sys
 from deepseek_jax.costs.program import argument_bytes

@@ -1,5 +1,6 @@
 """launch/train.py as a user starts it, with a small recipe beside ours."""
 
+import json
 import os
 import re
 import signal
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from deepseek_jax.ops.rehearsal import rehearse
 from deepseek_jax.parallel import MESH_AXES
+from deepseek_jax.recipes.workdir import MARKER, REHEARSED
 from tests import in_process, warm
+from tests.benchmarks import finished_run
 
 ROOT = Path(__file__).resolve().parents[2]
 # It leaves minibatches and clip_eps_high at their defaults
@@ -122,6 +126,12 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def this_machine_again():
+    yield
+    rehearse(None)
+
+
 def start(folder, *args, **environment):
     """One launch in a process of its own."""
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -199,6 +209,31 @@ def test_a_mistake_is_one_message_exit_status_two_and_leaves_nothing(folder, arg
     status, _, err = launched(folder, *args.split())
     assert status == 2 and words in err and "Traceback" not in err, err
     assert not list(folder.glob("runs/*/*"))
+
+
+def test_a_rehearsal_says_so_and_is_no_result(folder, this_machine_again):
+    """Oracle: by hand: the first line, the name of the default folder, the difference that keeps a run and a
+    rehearsal apart, and the words of the command that writes tables of results.
+    """
+    end = launched(folder, "--config=tiny.py", "--rehearse=v5e")
+    workdir = folder / "runs" / "tiny_as_v5e"
+    assert end.status == 0, end.err
+    assert "a rehearsal of v5e: its numbers are no results; work directory" in end.out
+    assert json.loads((workdir / MARKER).read_text())[REHEARSED] == "v5e"
+    rehearse(None)
+    end = launched(folder, "--config=tiny.py", f"--workdir={workdir}")
+    assert end.status == 2 and 'config.rehearsed: "v5e" -> absent' in end.err
+    with pytest.raises(
+        ValueError, match="tiny_as_v5e is a rehearsal of v5e; give the folder of a run"
+    ):
+        finished_run.read(workdir, {})
+
+
+def test_a_machine_that_cannot_be_rehearsed_is_one_message(folder, this_machine_again):
+    """Oracle: the words a reader needs, exit status 2, and no file."""
+    status, _, err = launched(folder, "--config=tiny.py", "--rehearse=v4")
+    assert status == 2 and "--rehearse='v4' cannot be rehearsed; it must be one of v5e, " in err
+    assert not (folder / "runs").exists()
 
 
 def test_a_mistake_that_jax_finds_is_one_message_too(folder):

@@ -71,16 +71,16 @@ def test_a_kernel_for_tpus_is_refused_elsewhere():
 
 def test_an_exchange_that_xla_does_not_compile_for_a_cpu_is_refused_there():
     """Oracle: the words a reader needs; on a GPU and on a TPU it is taken."""
-    forms = dict(padded=1, ragged=2)
+    forms = dict(gathered=1, ragged=2)
     with pytest.raises(ValueError) as error:
-        choose("expert_parallel", "ragged", **forms)
+        choose("ragged_all_to_all", "ragged", **forms)
     assert str(error.value) == (
-        "expert_parallel: implementation='ragged' is not for CPUs, and this program is for a cpu; "
-        "leave it out, or set it to one of padded"
+        "ragged_all_to_all: implementation='ragged' is not for CPUs, and this program is for a cpu; "
+        "leave it out, or set it to one of gathered"
     )
     for machine in ("gpu", "tpu"):
         with jax.default_device(machine):
-            assert choose("expert_parallel", "ragged", **forms) == 2
+            assert choose("ragged_all_to_all", "ragged", **forms) == 2
 
 
 def test_a_tpu_takes_its_own_form_of_the_shapes_that_suit_it():

@@ -12,7 +12,6 @@ import pytest
 
 from deepseek_jax.models.moe import Routing
 from deepseek_jax.ops import grouped_matmul as grouped
-from deepseek_jax.ops import platform
 from deepseek_jax.parallel import dispatch, make_mesh
 from deepseek_jax.parallel.dispatch import (
     Kernels,
@@ -114,29 +113,6 @@ def exchanged(mesh, implementation, route, buffer=None):
     return on_mesh(mesh, implementation, buffer)(x, ROUTES[route], weights, kernels)
 
 
-def ragged_all_to_all(
-    operand, output, input_offsets, send_sizes, output_offsets, recv_sizes, *, axis_name
-):
-    """What the documentation of jax.lax.ragged_all_to_all says, by all_gather, for a CPU that lacks it."""
-    gather = functools.partial(jax.lax.all_gather, axis_name=axis_name)
-    operands, begins, places, sizes = map(
-        gather, (operand, input_offsets, output_offsets, send_sizes)
-    )
-    device, row_r = jax.lax.axis_index(axis_name), jnp.arange(len(output))
-    for peer in range(len(recv_sizes)):
-        nth_r = row_r - places[peer, device]
-        sent = jnp.take(operands[peer], nth_r + begins[peer, device], axis=0, mode="clip")
-        arrives_r = (nth_r >= 0) & (nth_r < jnp.minimum(recv_sizes[peer], sizes[peer, device]))
-        output = jnp.where(arrives_r[:, None], sent, output)
-    return output
-
-
-@pytest.fixture
-def ragged(monkeypatch):
-    monkeypatch.setattr(jax.lax, "ragged_all_to_all", ragged_all_to_all)
-    monkeypatch.setattr(platform, "NOT_ON_CPU", {})
-
-
 @functools.cache
 def alone(route):
     """(y by a numpy loop in float64, gradients of every expert on every token)."""
@@ -157,7 +133,7 @@ def alone(route):
 @pytest.mark.parametrize("implementation", ["padded", "ragged"])
 # Devices in another order have the axes of "expert, context"
 @pytest.mark.parametrize("mesh", others_slow(MESHES, *(set(MESHES) - {"expert, context"})))
-def test_every_token_reaches_all_its_experts_and_comes_back(mesh, implementation, route, ragged):
+def test_every_token_reaches_all_its_experts_and_comes_back(mesh, implementation, route):
     """Oracles: a numpy loop over tokens and choices in float64; gradients of every expert on every token."""
     y, gradients, _ = exchanged(mesh, implementation, route)
     exact, wanted = alone(route)
@@ -209,7 +185,7 @@ def test_kernels_enter_split_and_their_gradients_leave_split(dtype, name):
 
 
 @pytest.mark.slow
-def test_a_bounded_buffer_that_suffices_changes_nothing(ragged):
+def test_a_bounded_buffer_that_suffices_changes_nothing():
     """Oracle: the padded exchange. Balanced tokens fill a buffer of 1.0 to the last row."""
     *ours, overflows = exchanged("expert", "ragged", "balanced", 1.0)
     *wanted, nothing = exchanged("expert", "padded", "balanced")
@@ -225,7 +201,7 @@ def test_a_bounded_buffer_that_suffices_changes_nothing(ragged):
         ("fsdp, expert, tensor", "all to the last device", 1),
     ),
 )
-def test_rows_that_overflow_a_buffer_are_exchanged_again(ragged, monkeypatch, mesh, route, at_once):
+def test_rows_that_overflow_a_buffer_are_exchanged_again(monkeypatch, mesh, route, at_once):
     """Oracle: the padded exchange, gradients too; with a buffer of 1.0 both routes overflow. Also one token
     at a time.
     """
@@ -249,7 +225,7 @@ def fullest(route, mesh):
 
 
 @pytest.mark.slow
-def test_a_buffer_that_just_suffices_does_not_overflow(ragged):
+def test_a_buffer_that_just_suffices_does_not_overflow():
     """Oracle: numpy counts the rows of the fullest device, fewer than in the worst case. With room for one
     less, it does.
     """
@@ -259,7 +235,7 @@ def test_a_buffer_that_just_suffices_does_not_overflow(ragged):
     assert exchanged("expert", "ragged", "random", share - row)[-1] == 1
 
 
-def test_gradients_of_blocks_add_up_in_float32(ragged, monkeypatch):
+def test_gradients_of_blocks_add_up_in_float32(monkeypatch):
     """Oracle: one block. Kernels are gathered in bfloat16: a sum of 16 rounded parts would be several
     roundings off.
     """
@@ -282,7 +258,7 @@ def test_gradients_of_blocks_add_up_in_float32(ragged, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_step_whose_tokens_overflow_is_right_and_the_next_ones_have_more_room(ragged, capsys):
+def test_a_step_whose_tokens_overflow_is_right_and_the_next_ones_have_more_room(capsys):
     """Oracle: the padded exchange's updates. The first two steps overflow, before the first is read; then the
     buffer is 1.25 times larger, which is enough, and less than the worst case.
     """
