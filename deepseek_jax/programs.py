@@ -15,7 +15,17 @@ from deepseek_jax.files import expanded
 PACKAGE = Path(__file__).resolve().parent
 SHIPPED = PACKAGE / "shipped"
 # In the order in which they are listed
-PROGRAMS = ("train", "chat", "sweep", "evaluate", "generate", "plan", "convert", "compare")
+PROGRAMS = (
+    "train",
+    "chat",
+    "sweep",
+    "evaluate",
+    "generate",
+    "plan",
+    "convert",
+    "compare",
+    "doctor",
+)
 # The flags that take a Python file: the folder of the shipped files, and the function that each has
 FILES = {"--config": ("configs", "get_config"), "--sweep": ("configs/sweeps", "sweep")}
 

@@ -1,7 +1,8 @@
 """launch/train.py --check: can these processes run this experiment together? In about a minute.
 
-Every process tests its devices, its versions, a collective on each axis of the mesh, the work directory and
-the data. JAX is imported where it is used, as in launch/common.py.
+Every process tests its devices, its versions, a collective on each axis of the mesh, its place, the work
+directory and the data. launch/doctor.py has more checks of the same form, which need no experiment. JAX is
+imported where it is used, as in launch/common.py.
 """
 
 import contextlib
@@ -13,7 +14,9 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -30,10 +33,38 @@ MESSAGE_BYTES = 2**24
 HANGS = 1
 
 
-def check(opened: Opened, config: ConfigDict, workdir: Path):
-    """Print what each part found, from process 0. Raises ValueError for what a user can correct."""
+class Check(NamedTuple):
+    """look() -> what it found, in words. It raises an error, with the remedy, where something is wrong."""
+
+    name: str
+    look: Callable[[], str]
+
+
+def look_at(checks: Iterable[Check]):
+    """Do each check: yields (its name, what it found, seconds)."""
     import jax
 
+    for name, look in checks:
+        began = time.monotonic()
+        # A single process waits for no other, however long its data take
+        watched = contextlib.nullcontext() if jax.process_count() == 1 else _watched(name)
+        with watched, waiting_for(f"checking the {name}"):
+            found = look()
+        yield name, found, time.monotonic() - began
+
+
+def of_processes(mesh):
+    """The checks of what the processes of a mesh have and share."""
+    return [
+        Check("devices", lambda: _devices(mesh)),
+        Check("versions", _versions),
+        Check("place of the mesh", lambda: _placement(mesh)),
+        Check("collectives", lambda: _collectives(mesh)),
+    ]
+
+
+def check(opened: Opened, config: ConfigDict, workdir: Path):
+    """Print what each check found, from process 0. Raises ValueError for what a user can correct."""
     from deepseek_jax.parallel.processes import say
     from deepseek_jax.recipes import driver
     from deepseek_jax.training.run import Run
@@ -43,19 +74,12 @@ def check(opened: Opened, config: ConfigDict, workdir: Path):
     def data(folder):
         return driver.describe(recipe.JOB(settings, mesh, Run(mesh, folder, None)))
 
-    parts = {
-        "devices": lambda: _devices(mesh),
-        "versions": _versions,
-        "collectives": lambda: _collectives(mesh),
-        "work directory and data": lambda: _files(opened, config, workdir, data),
-    }
-    began = time.monotonic()
-    for name, part in parts.items():
-        # A single process waits for no other, however long its data take
-        watched = contextlib.nullcontext() if jax.process_count() == 1 else _watched(name)
-        with watched, waiting_for(f"checking the {name}"):
-            say(f"{name}: {part()}")
-    say(f"all is well, after {time.monotonic() - began:.0f} s; leave out --check to run")
+    files = Check("work directory and data", lambda: _files(opened, config, workdir, data))
+    checks, began = [*of_processes(mesh), files], time.monotonic()
+    for name, found, _ in look_at(checks):
+        say(f"{name}: {found}")
+    took = time.monotonic() - began
+    say(f"{len(checks)} of {len(checks)} checks hold, after {took:.0f} s; leave out --check to run")
 
 
 class _watched:
@@ -125,6 +149,15 @@ def _same(what, value):
             f"--check: {what} must be the same everywhere; process 0 on {found[0][0]} has {found[0][1]}, and "
             f"process {'; process '.join(others)}"
         )
+
+
+def _placement(mesh):
+    """The devices in the order of the mesh, the same in all processes, and how its axes lie on the torus."""
+    from deepseek_jax.parallel.torus import placement_text
+
+    ids = [device.id for device in mesh.devices.flat]
+    _same("the order of the mesh's devices", ids)
+    return placement_text(mesh) or f"{len(ids)} devices in the order of jax.devices()"
 
 
 def _collectives(mesh):

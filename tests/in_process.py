@@ -13,7 +13,7 @@ from unittest import mock
 from absl import flags
 
 from deepseek_jax import recipes
-from launch import chat, common, compare, convert, evaluate, generate, plan, sweep, train
+from launch import chat, common, compare, convert, doctor, evaluate, generate, plan, sweep, train
 
 # Each program's module and how it parses a command line, as its last lines have it
 PROGRAMS = {
@@ -25,6 +25,7 @@ PROGRAMS = {
     "compare": (compare, common.parse_flags),
     "plan": (plan, common.parse_config),
     "sweep": (sweep, sweep.parse_flags),
+    "doctor": (doctor, common.parse_flags),
 }
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

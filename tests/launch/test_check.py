@@ -52,7 +52,7 @@ def test_a_single_process_waits_for_no_other_and_says_what_it_does(tmp_path, mon
     lines = capsys.readouterr().out.splitlines()
     said = ("work directory and data", "memory that the programs need", "data of grpo")
     assert {f"checking the {what}" for what in said} <= set(lines)
-    assert lines[-1].startswith("all is well") and not ends
+    assert "5 of 5 checks hold" in lines[-1] and not ends
     assert not (tmp_path / "runs").exists()
 
 
@@ -63,7 +63,7 @@ def test_what_is_well_is_told_and_nothing_is_left(folder):  # noqa: F811
     status, out, err = launched(folder, *args, "--check")
     assert status == 0, err
     assert "devices: 1 x (8 x cpu" in out and f"jax {jax.__version__}" in out
-    assert "along data" in out and "no data for 4" in out and "all is well" in out
+    assert "along data" in out and "no data for 4" in out and "checks hold" in out
     assert contents(folder / "runs") == {}
     assert launched(folder, *args)[0] == 0
     # A complete run's directory is as it was
@@ -79,7 +79,7 @@ def test_two_processes_check_themselves_together(folder):  # noqa: F811
     assert [status for status, *_ in ends] == [0, 0], ends
     (_, out, _), (_, other, _) = ends
     assert "devices: 2 x (8 x cpu" in out and "mesh data=4, expert=4" in out
-    assert "along data" in out and "all is well" in out and "well" not in other
+    assert "along data" in out and "checks hold" in out and "well" not in other
     assert contents(folder / "runs") == {}
 
 

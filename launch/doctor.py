@@ -1,0 +1,92 @@
+"""Check a machine: devices, memory, exchanges, and what its kernels compute.
+
+    python launch/doctor.py [--json] [--workdir=FOLDER] [--distributed=auto|yes|no]
+        [--rehearse=v5e|v5p|v6e|tpu7x|gpu]
+
+Start it once on a new machine, on all hosts of a slice. It says what each check found, and ends with "12 of
+12 checks hold", or with the first that does not and what to do; then the exit status is 1. A checkpoint is
+written to FOLDER, by default runs, and removed again. --json prints a report in place of the lines.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+# A checkout runs without being installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from deepseek_jax.installed import check_installed
+
+check_installed()
+
+from absl import flags
+
+from deepseek_jax.errors import shortened
+from deepseek_jax.files import absolute
+from deepseek_jax.progress import on_stderr
+from deepseek_jax.recipes.environment import prepare_process
+from launch import common, distributed
+
+
+def define_flags():
+    flags.DEFINE_bool("json", False, "Print a report that a program can read.")
+    flags.DEFINE_string("workdir", "runs", "The folder that takes a checkpoint.")
+    distributed.define_flags()
+    common.define_rehearse()
+
+
+def main(argv):
+    with common.one_message():
+        prepare_process("")
+        distributed.join_peers()
+        common.rehearse()
+        folder = absolute(flags.FLAGS.workdir)
+    if not flags.FLAGS.json:
+        _end(list(report(folder)))
+    from deepseek_jax.parallel.processes import first_process
+
+    with on_stderr():
+        found = list(report(folder, aloud=False))
+    if first_process():
+        print(json.dumps(found, indent=2))
+    sys.exit(0 if found[-1]["holds"] else 1)
+
+
+def report(folder: Path, aloud: bool = True):
+    """Do the checks up to the first that does not hold: yields a dict of check, holds, found and seconds."""
+    from deepseek_jax.parallel.mesh import make_mesh
+    from deepseek_jax.parallel.processes import say
+    from launch.check import look_at, of_processes
+    from launch.machine_checks import of_machine
+
+    mesh = make_mesh()
+    checks = [*of_processes(mesh), *of_machine(mesh, folder)]
+    done = look_at(checks)
+    for number, check in enumerate(checks, 1):
+        try:
+            _, found, seconds = next(done)
+        # Whatever fails is what the check is to find
+        except Exception as error:
+            words = shortened(f"{type(error).__name__ * (not str(error))}{error}")
+            yield {"check": check.name, "holds": False, "found": words, "seconds": None}
+            return
+        if aloud:
+            say(f"{number:2} {check.name}: {found}")
+        yield {"check": check.name, "holds": True, "found": found, "seconds": round(seconds, 2)}
+
+
+def _end(found):
+    from deepseek_jax.parallel.processes import say
+
+    *before, last = found
+    if last["holds"]:
+        say(f"{len(found)} of {len(found)} checks hold")
+        sys.exit(0)
+    common.fail(
+        f"{len(before)} checks hold, and the next does not: {last['check']}: {last['found']}", 1
+    )
+
+
+if __name__ == "__main__":
+    define_flags()
+    common.run_program(main, common.parse_flags)

@@ -1,0 +1,299 @@
+"""What a machine computes, against plain forms and numpy: the checks of launch/doctor.py.
+
+A plain form is the one that any machine has (ops.platform). Each check compiles few programs, of a model as
+small as a TPU's kernels take it, configs/models.deepseek_v3_tiled. JAX is imported by then.
+"""
+
+import dataclasses
+import functools
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from configs import models
+from deepseek_jax.checkpoint.store import Store
+from deepseek_jax.losses.next_token import next_token_loss
+from deepseek_jax.models import build_model, forward, random_params
+from deepseek_jax.ops import decoding, fp8
+from deepseek_jax.ops.attention import attend, attend_latent
+from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.fp8_dot import fp8_dot
+from deepseek_jax.ops.fp8_grouped import grouped_fp8
+from deepseek_jax.ops.grouped_matmul import grouped_matmul, product_over_rows
+from deepseek_jax.ops.platform import FORMS, form_of, plain_forms
+from deepseek_jax.ops.selection import select
+from deepseek_jax.parallel.ragged import ragged_all_to_all
+from deepseek_jax.reinforce.update import LARGEST_MEAN_GAP
+from deepseek_jax.rollout import generate
+from launch.check import Check
+
+# Relative to the largest number of the plain form: sums in another order, or results rounded to bfloat16
+LIMITS = {"float32": 1e-5, "bfloat16": 0.02}
+# Of the whole gradient of an update, relative to its length. Where bfloat16 sends a token to another expert,
+# the router's part differs by a third
+GRADIENTS = {"float32": 1e-4, "bfloat16": 0.05}
+# Rows of this many tokens take the kernel of long rows
+LENGTH = 1152
+PROMPT, COMPLETION = list(range(1, 9)), 56
+# Host memory for each device, which compiling and reading checkpoints need
+LEAST_GIB = 2.0
+VOCABULARY = 32
+REPORT = "report it with this page, and name another implementation= of the op until then"
+
+
+def of_machine(mesh: Mesh, folder: Path) -> list[Check]:
+    """The checks of what a mesh's devices compute. folder: takes a checkpoint, which is removed again."""
+    return [
+        Check("host memory", host_memory),
+        Check("exchange", lambda: exchange(mesh)),
+        Check("checkpoint", lambda: checkpoint(mesh, folder)),
+        Check("products of float32", exact_products),
+        Check("forms of ops", forms),
+        Check("sampling in float32", lambda: sampling("float32")),
+        Check("sampling in bfloat16", lambda: sampling("bfloat16")),
+        Check("update", update),
+    ]
+
+
+def host_memory():
+    """The memory of this host, which has to be LEAST_GIB for each of its devices."""
+    has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    devices = 1 if jax.default_backend() == "cpu" else jax.local_device_count()
+    if has < LEAST_GIB * devices:
+        raise ValueError(
+            f"this host has {has:.1f} GiB for {devices} devices, and compiling and checkpoints need "
+            f"{LEAST_GIB:.0f} GiB for each; take a host with more memory"
+        )
+    return f"{has:.1f} GiB"
+
+
+def exchange(mesh: Mesh):
+    """Every device sends a number of its own to each device, in the form that the experts' exchange has."""
+    axes, n = mesh.axis_names, mesh.size
+    spec = PartitionSpec(axes)
+    # Device i has the row i n + j for device j
+    rows = np.arange(n * n, dtype=np.float32).reshape(n * n, 1)
+    place = NamedSharding(mesh, spec)
+    ours = jax.make_array_from_callback(rows.shape, place, lambda index: rows[index])
+
+    def local(rows_nx):
+        each, at = jnp.arange(n, dtype=jnp.int32), jax.lax.axis_index(axes)
+        ones, here = jnp.ones(n, jnp.int32), jnp.full(n, at, jnp.int32)
+        sizes = each, ones, here, ones
+        return ragged_all_to_all(rows_nx, jnp.full_like(rows_nx, -1), *sizes, axis_name=axes)
+
+    sent = jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    wanted = rows.reshape(n, n).T.reshape(n * n, 1)
+    for shard in jax.jit(sent)(ours).addressable_shards:
+        found, right = np.asarray(shard.data), wanted[shard.index]
+        if (found != right).any():
+            at = int(np.argmax((found != right).any(1)))
+            raise ValueError(
+                f"{shard.device} got {found[at, 0]:.0f} from device {at} of the mesh, and should have got "
+                f"{right[at, 0]:.0f}: devices are in a wrong order, or a link is faulty; restart the slice, "
+                "or take another"
+            )
+    return f"{n} x {n} messages as {form_of('ragged_all_to_all')}"
+
+
+def checkpoint(mesh: Mesh, folder: Path):
+    """An array on all devices, written and read again."""
+    place = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    numbers = np.arange(mesh.size * 1024, dtype=np.float32)
+    array = jax.make_array_from_callback(numbers.shape, place, lambda index: numbers[index])
+    folder = folder / ".deepseek_jax_check"
+    try:
+        with Store(folder) as store:
+            store.save(1, {"state": {"array": array}, "data": {}})
+            store.wait()
+            read = store.restore(1, {"array": array})["state"]["array"]
+        for shard in read.addressable_shards:
+            if (np.asarray(shard.data) != numbers[shard.index]).any():
+                raise ValueError(
+                    f"{folder.parent} gave back other numbers than were written; use another file system"
+                )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return f"{numbers.nbytes / 2**10:.0f} KiB in {folder.parent}"
+
+
+def exact_products():
+    """A product of float32 arrays by ops.dot, against numpy in float64."""
+    x, w = (_normal(i, 256, 256) for i in range(2))
+    off = _apart(jax.jit(lambda x, w: dot("md,df->mf", x, w))(x, w), np.float64(x) @ np.float64(w))
+    if off > LIMITS["float32"]:
+        raise ValueError(
+            f"a product is off by {off:.1e} of its largest number, above {LIMITS['float32']:.0e}: its "
+            f"operands were rounded, and a run in float32 would end at its first update; {REPORT}"
+        )
+    return f"off by {off:.1e} of the largest number, at most {LIMITS['float32']:.0e}"
+
+
+class Case(NamedTuple):
+    """An op of FORMS, and function(*arrays) that computes by it. learns: its gradients are compared too."""
+
+    op: str
+    function: Callable
+    arrays: tuple[Any, ...]
+    learns: bool = False
+
+    def computed(self):
+        """The result, and the gradients of the sum of its squares, of a program that is traced anew."""
+
+        def loss(*arrays):
+            out = self.function(*arrays)
+            return jnp.square(out.astype(jnp.float32)).sum(), out
+
+        def both(*arrays):
+            if not self.learns:
+                return self.function(*arrays), ()
+            gradients, out = jax.grad(loss, tuple(range(len(arrays))), has_aux=True)(*arrays)
+            return out, gradients
+
+        return jax.block_until_ready(jax.jit(both)(*self.arrays))
+
+
+def cases() -> list[Case]:
+    """Each op of FORMS whose forms compute the same, at shapes that all of them take."""
+    ids = jnp.ones((1, LENGTH), jnp.int32)
+    heads = _several(jnp.bfloat16, *[(1, LENGTH, 2, 128)] * 3)
+    cache = _several(jnp.bfloat16, (2, 16, 192), (2, 256, 192))
+    rows, kernel = _several(jnp.bfloat16, (1024, 128), (4, 128, 256))
+    counts, mask = jnp.array([256, 0, 512, 256]), jnp.ones((2, 256), bool)
+    x, w = _several(jnp.bfloat16, (256, 128), (128, 256))
+    few, wide = _several(jnp.float32, (8, 128), (128, 256))
+    (scores,) = _several(jnp.float32, (16, 512))
+    return [
+        Case("einsum", functools.partial(dot, "md,df->mf"), (few, wide)),
+        Case("prepare", _decoded, (few, wide)),
+        Case("attend", lambda *a: attend(*a, scale=0.1, segment_ids=ids), heads, True),
+        Case("attend_latent", functools.partial(_latent, mask), cache),
+        Case("kth_largest", lambda s: select(s, s < 1e9, 64).astype(jnp.float32), (scores,)),
+        Case("grouped_matmul", lambda r, k: grouped_matmul(r, k, counts), (rows, kernel), True),
+        Case("product_over_rows", lambda r: product_over_rows(r, r, counts), (rows,)),
+        Case("quantize", _dequantized, (x,)),
+        Case("block_product", functools.partial(fp8_dot, "md,df->mf"), (x, w), True),
+        Case(
+            "grouped_fp8", lambda r, k: grouped_fp8(r, k, counts, block=256), (rows, kernel), True
+        ),
+    ]
+
+
+def forms():
+    """Each op in this machine's form, against its plain form."""
+    found = []
+    for case in cases():
+        op, began = case.op, time.monotonic()
+        own = case.computed()
+        took = time.monotonic() - began
+        with plain_forms():
+            plain = case.computed()
+        off = max(map(_apart, jax.tree.leaves(own), jax.tree.leaves(plain)))
+        limit = LIMITS[case.arrays[0].dtype.name]
+        if not off <= limit:
+            raise ValueError(
+                f"{op} as {form_of(op)!r} is off from {FORMS[op]['any']!r} by {off:.1e} of the largest "
+                f"number, above {limit:.0e}; {REPORT}"
+            )
+        found.append(f"{op}={form_of(op)} off by {off:.1e} (at most {limit:.0e}), {took:.1f} s")
+    return "; ".join(found)
+
+
+def sampling(dtype: str):
+    """One completion, whose tokens the sampler and one forward pass of the whole row have to find alike."""
+    config = _model(dtype)
+    params = random_params(config)
+    rollout = generate(config, params, [PROMPT], max_completion_length=COMPLETION, slots=1)
+    tokens = jnp.array([PROMPT + rollout.completion_ids[0].tolist()])
+    logits_btv = jax.jit(functools.partial(forward, config))(params, tokens)
+    logprobs_tv = jax.nn.log_softmax(logits_btv[0, len(PROMPT) - 1 : -1].astype(jnp.float32))
+    by_row = jnp.take_along_axis(logprobs_tv, tokens[0, len(PROMPT) :, None], axis=-1)[:, 0]
+    gap, limit = (
+        float(jnp.abs(by_row - rollout.sampler_logprobs[0]).mean()),
+        LARGEST_MEAN_GAP[dtype],
+    )
+    if not gap <= limit:
+        raise ValueError(
+            f"the sampler and a forward pass are {gap:.1e} nats a token apart, above {limit:.0e}, at which a "
+            f"run would end; {REPORT}"
+        )
+    return f"{gap:.1e} nats a token from a forward pass, at most {limit:.0e}"
+
+
+def update():
+    """The gradients of one update by this machine's forms, against those by plain forms."""
+    found = []
+    for dtype, limit in GRADIENTS.items():
+        config = _model(dtype)
+        params, batch = random_params(config), _batch()
+
+        def gradients(params, config=config, batch=batch):
+            return jax.grad(lambda p: next_token_loss(config, p, batch)[0])(params)
+
+        own = jax.jit(lambda p, f=gradients: f(p))(params)
+        with plain_forms():
+            plain = jax.jit(lambda p, f=gradients: f(p))(params)
+        off = float(_length(jax.tree.map(jnp.subtract, own, plain)) / _length(plain))
+        if not off <= limit:
+            raise ValueError(
+                f"the gradient in {dtype} is off from that of plain forms by {off:.1e} of its length, above "
+                f"{limit:.0e}; {REPORT}"
+            )
+        found.append(f"{dtype} off by {off:.1e} of the gradient's length (at most {limit:.0e})")
+    return ", ".join(found)
+
+
+def _decoded(x, w):
+    return dot("md,df->mf", x, decoding.prepare(w, 1))
+
+
+def _latent(mask, q, cache):
+    return attend_latent(q, cache, kv_lora_rank=128, scale=0.1, mask=mask)
+
+
+def _dequantized(x):
+    return fp8.dequantize(*fp8.quantize(x, fp8.ROW), fp8.ROW)
+
+
+def _model(dtype):
+    return dataclasses.replace(build_model(models.deepseek_v3_tiled(VOCABULARY)), dtype=dtype)
+
+
+def _batch():
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (1, LENGTH)).astype(np.int32)
+    ones = np.ones((1, LENGTH), np.int32)
+    return {
+        "tokens": tokens,
+        "targets": np.roll(tokens, -1, axis=1),
+        "segment_ids": ones,
+        "positions": np.arange(LENGTH, dtype=np.int32)[None],
+        "loss_mask": ones.astype(bool),
+        "normalizer": np.float32(LENGTH),
+        "num_tokens": np.float32(LENGTH),
+    }
+
+
+def _length(tree):
+    return jnp.sqrt(sum(jnp.square(x.astype(jnp.float32)).sum() for x in jax.tree.leaves(tree)))
+
+
+def _apart(own, plain):
+    """The largest difference, relative to the largest number of the plain form; infinite where one is NaN."""
+    own, plain = (np.asarray(x, np.float64) for x in (own, plain))
+    return float(np.nan_to_num(np.abs(own - plain), nan=np.inf).max() / np.abs(plain).max())
+
+
+def _several(dtype, *shapes):
+    return tuple(jnp.asarray(_normal(i, *shape), dtype) for i, shape in enumerate(shapes))
+
+
+def _normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
