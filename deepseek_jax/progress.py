@@ -8,6 +8,7 @@ import contextlib
 import sys
 import threading
 import time
+from collections.abc import Hashable
 
 # A wait that ends sooner is not announced: most of what may take long is often there already
 SOON_SECONDS = 0.5
@@ -119,12 +120,14 @@ class FirstTime:
     """A block that is a wait the first time it is entered: a jitted function's first call compiles."""
 
     def __init__(self, what: str):
-        self.what: str | None = what
+        self.what, self._entered = what, set()
 
-    def __call__(self):
-        """The context of the block."""
-        what, self.what = self.what, None
-        return contextlib.nullcontext() if what is None else waiting_for(what)
+    def __call__(self, shapes: Hashable = None):
+        """The context of the block. shapes: of the arrays, for each of which the function compiles anew."""
+        if shapes in self._entered:
+            return contextlib.nullcontext()
+        self._entered.add(shapes)
+        return waiting_for(self.what)
 
 
 def line(text: str):

@@ -98,14 +98,14 @@ def test_other_processes_than_the_first_are_silent(quick, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_only_the_first_time_is_a_wait(quick, capsys):
-    """Oracle: by hand: one line of two slow blocks."""
+def test_only_the_first_time_of_each_shape_is_a_wait(quick, capsys):
+    """Oracle: by hand: a line for the first of two slow blocks, and one for a shape that is new."""
     compiling = progress.FirstTime("compiling")
     with progress.speaking():
-        for _ in range(2):
-            with compiling():
+        for shape in ((2, 3), (2, 3), (2, 4), (2, 3)):
+            with compiling(shape):
                 time.sleep(0.3)
-    assert capsys.readouterr().out == "compiling\n"
+    assert capsys.readouterr().out == "compiling\n" * 2
 
 
 def test_the_first_line_comes_before_jax_and_before_any_thread():

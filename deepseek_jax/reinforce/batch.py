@@ -18,7 +18,7 @@ from deepseek_jax.reinforce.degenerate import all_equal
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.rollout import kept
 
-# Lengths are rounded up to multiples of this, so that few shapes are compiled
+# Lengths are rounded up to this times a power of two: an update compiles for each, on a pod for minutes
 BUCKET = 16
 
 
@@ -76,11 +76,10 @@ def group_batch(
 
     Completions of a group are adjacent. advantages: float32[b], of losses.group_advantages. shared: a prompt
     stands once for its group; else once for each of its completions, see losses.completions. Lengths are
-    multiples of `multiple`; where prompts are not shared, and rows are long, by powers of two. A completion
-    whose reward failed (NaN) is masked out of the loss. kl_weights: scenario -> kl_weight of its completions.
-    Groups with `stale`, of reinforce.stragglers, make stale_mask, those with `observed`, what conversations
-    read, observed_mask. rows: add prompt_rows int32[p] and
-    completion_rows int32[b], where these stand in their rollout.
+    `multiple` times a power of two. A completion whose reward failed (NaN) is masked out of the loss.
+    kl_weights: scenario -> kl_weight of its completions. Groups with `stale`, of reinforce.stragglers, make
+    stale_mask, those with `observed`, what conversations read, observed_mask. rows: add prompt_rows int32[p]
+    and completion_rows int32[b], where these stand in their rollout.
     """
     rewards = np.concatenate([group["rewards"] for group in groups])
     group_size = len(rewards) // len(groups)
@@ -104,17 +103,17 @@ def group_batch(
 
 def completion_batch(groups, *, shared: bool = True, multiple: int = BUCKET):
     """The ids, masks and sampler_logprobs of groups, as group_batch has them."""
-    size = bucket if shared else _power_of_two
     mask = np.concatenate([group["mask"] for group in groups])
     observed, length = {}, mask.sum(1)
     if "observed" in groups[0]:
         read = np.concatenate([group["observed"] for group in groups])
         observed, length = {"observed_mask": read}, length + read.sum(1)
-    t = size(length.max(), multiple)
+    t = padded_length(length.max(), multiple)
     # The columns of shared rows split over no devices: no need to exceed the longest completion allowed
     t = min(t, mask.shape[1]) if shared else t
     prompts = [group["prompt_ids"] for group in groups]
-    prompt_ids = np.zeros((len(prompts), size(max(map(len, prompts)), multiple)), np.int32)
+    longest = padded_length(max(map(len, prompts)), multiple)
+    prompt_ids = np.zeros((len(prompts), longest), np.int32)
     for row, prompt in zip(prompt_ids, prompts, strict=True):
         row[: len(prompt)] = prompt
     lengths = np.array([[len(prompt)] for prompt in prompts])
@@ -273,12 +272,6 @@ def row_multiple(mesh: Mesh):
     return BUCKET * mesh.shape["context"]
 
 
-def bucket(length, multiple: int = BUCKET):
-    """The length, rounded up to a multiple."""
-    return -(-int(length) // multiple) * multiple
-
-
-def _power_of_two(length, multiple):
+def padded_length(length, multiple: int = BUCKET):
     """The length, rounded up to a multiple times a power of two."""
-    # Few lengths: a program of long rows compiles for minutes
     return multiple << (-(-int(length) // multiple) - 1).bit_length()

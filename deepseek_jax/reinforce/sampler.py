@@ -12,10 +12,9 @@ from deepseek_jax.files import remove_folder
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.progress import FirstTime
-from deepseek_jax.reinforce.batch import bucket
 from deepseek_jax.rollout.completions import RolloutLog
 from deepseek_jax.rollout.policy import Policy
-from deepseek_jax.rollout.requests import PROMPT_BUCKET
+from deepseek_jax.rollout.requests import prompt_room
 from deepseek_jax.rollout.sample_log import SampleLog
 
 # A rollout that takes less leaves no file
@@ -75,7 +74,7 @@ class Sampler:
             SYNC: log.weight_sync_seconds,
             GENERATION: seconds - log.weight_sync_seconds,
             "sampled_tokens": answers.rollout.completion_mask.sum(),
-            "prefilled_positions": len(examples) * bucket(longest, PROMPT_BUCKET),
+            "prefilled_positions": len(examples) * prompt_room(longest),
         }
 
     def forget(self):

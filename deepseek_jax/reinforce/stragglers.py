@@ -18,11 +18,10 @@ import dataclasses
 
 import numpy as np
 
-from deepseek_jax.reinforce.batch import bucket
 from deepseek_jax.reinforce.sampler import Sampler
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.rollout.completions import Rollout, RolloutLog, line_of
-from deepseek_jax.rollout.requests import PROMPT_BUCKET
+from deepseek_jax.rollout.requests import prompt_room
 
 
 @dataclasses.dataclass
@@ -118,7 +117,7 @@ class LateAnswers:
         # The tokens of this step alone
         counts["sampled_tokens"] -= sum(group.lengths().sum() for group in before)
         counts["prefilled_positions"] += sum(
-            bucket(len(examples[row // n]["prompt_ids"]) + len(ids), PROMPT_BUCKET)
+            prompt_room(len(examples[row // n]["prompt_ids"]) + len(ids))
             for row, (ids, _) in under_way.begun.items()
         )
         answers, stale = answers.of(taken), sum(group.lengths().sum() for group in self.taken)

@@ -31,7 +31,7 @@ from deepseek_jax.rollout.engine import (
     rollout_config,
 )
 from deepseek_jax.rollout.kept import DTYPE
-from deepseek_jax.rollout.requests import PROMPT_BUCKET, chunk_rows
+from deepseek_jax.rollout.requests import chunk_rows, prompt_room
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.weights import in_place
 
@@ -86,7 +86,7 @@ def rollout_programs(
         mesh,
         name,
         slots=slots,
-        prompt_room=-(-asked.prompt_length // PROMPT_BUCKET) * PROMPT_BUCKET,
+        prompt_room=prompt_room(asked.prompt_length),
         longest=options.max_completion_length,
         chunk=chunk_rows(asked.prompts, asked.n, slots, parts),
         keeps_routing=asked.keeps_routing,

@@ -74,7 +74,7 @@ def make_requests(
     rows = chunk_rows(len(texts), n, slots, multiple)
     tokens, lengths = _padded(texts, rows)
     counts = np.array([len(begun.get(request, ())) for request in range(len(row_of))], np.int32)
-    keys, room = _random_streams(prompts, n, seed), _room(prompts)
+    keys, room = _random_streams(prompts, n, seed), prompt_room(max(map(len, prompts)))
     return Requests(tokens, lengths, row_of, counts, keys, room, rows)
 
 
@@ -129,16 +129,17 @@ def _random_streams(prompts, n, seed):
 def _padded(prompts, chunk_size):
     """Pad prompts to a bucket and to whole chunks: (tokens int32[p t], lengths int32[p], at least 1)."""
     lengths = [len(prompt) for prompt in prompts]
-    tokens = np.zeros((-(-len(prompts) // chunk_size) * chunk_size, _room(prompts)), np.int32)
+    room = prompt_room(max(map(len, prompts)))
+    tokens = np.zeros((-(-len(prompts) // chunk_size) * chunk_size, room), np.int32)
     for row, prompt in zip(tokens, prompts, strict=False):
         row[: len(prompt)] = prompt
     # Length 1 for rows of padding: prefill reads the last token at index length - 1
     return tokens, np.array(lengths + [1] * (len(tokens) - len(prompts)), np.int32)
 
 
-def _room(prompts):
-    """The length of the longest, in whole buckets."""
-    return -(-max(map(len, prompts)) // PROMPT_BUCKET) * PROMPT_BUCKET
+def prompt_room(length: int):
+    """The length of a prompt, rounded up to whole PROMPT_BUCKETs, as prefill computes it."""
+    return -(-length // PROMPT_BUCKET) * PROMPT_BUCKET
 
 
 def _doublings(room, length):

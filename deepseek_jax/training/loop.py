@@ -129,7 +129,7 @@ def _train(steps, settings, state, update, source, should_stop, store, log):
             is_first = step == 0 and not updates
             if is_first:
                 log.checks.before_first(state, batch)
-            with updating():
+            with updating(tuple(x.shape for x in jax.tree.leaves(batch))):
                 state, metrics = update(state, batch)
             if is_first:
                 log.checks.after_first(metrics)

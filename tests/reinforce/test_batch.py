@@ -53,11 +53,11 @@ def groups():
 
 def test_a_prompt_stands_once_for_its_group_or_once_for_each_completion():
     """Oracle: by hand: rows of the second form repeat the prompt; both hold the same completions, whose
-    longest has 40 tokens, and the same advantages. 48 and 64 are the next multiple of 16 and power of two;
-    for the prompts both are 32.
+    longest has 40 tokens, and the same advantages. 64 is 16 times a power of two; completions that share a
+    prompt have no more columns than the longest allowed, here 50. Prompts have 32.
     """
     batches = [group_batch(groups(), ADVANTAGES, shared=shared) for shared in (True, False)]
-    for batch, rows, t in zip(batches, (2, 4), (48, 64), strict=True):
+    for batch, rows, t in zip(batches, (2, 4), (50, 64), strict=True):
         assert batch["prompt_ids"].shape == batch["prompt_mask"].shape == (rows, 32)
         for row, (ids, mask) in enumerate(
             zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
@@ -177,7 +177,7 @@ def conversations():
     return [g | {"mask": g["mask"] & ~own, "observed": own} for g, own in both]
 
 
-@pytest.mark.parametrize("shared, columns", [(True, 48), (False, 64)])
+@pytest.mark.parametrize("shared, columns", [(True, 50), (False, 64)])
 def test_rows_have_what_conversations_read_and_learn_the_models_tokens(shared, columns):
     """Oracle: by hand: of 3, 40, 7 and 1 tokens the model read 2, 20, none and none. Rows are as long as
     whole conversations, and hold the same ids.
