@@ -10,7 +10,6 @@ from deepseek_jax.costs.program import Program, argument_bytes
 from deepseek_jax.errors import at
 from deepseek_jax.files import read_json
 from deepseek_jax.parallel.host_memory import device_bytes
-from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.progress import waiting_for
 from deepseek_jax.recipes.job import Job, Work
 from deepseek_jax.recipes.start import check_slots
@@ -118,13 +117,15 @@ def run(job: Job):
             # A mistake must be named before anything is written
             with waiting_for("checking the config, the data and the checkpoints"):
                 check_whole(job)
-            works = job.works()
+            works, scores = job.works(), held_out_scores(job)
             for number, work in enumerate(works, start=1):
                 leave_if_asked(f"stage {work.name}")
                 with waiting_for(_in_words(work.stage, number, len(works))):
                     job.keep(work)
-                if work.stage.does.is_measure and first_process():
-                    job.run.writer.write_scores(held_out_scores(job))
+                # A stage that is not run again has measured nothing new
+                if work.stage.does.is_measure and (found := held_out_scores(job)) != scores:
+                    scores = found
+                    job.run.writer.write_scores(scores)
         job.run.writer.close()
         with waiting_for("saving what the run leaves"):
             job.finish()

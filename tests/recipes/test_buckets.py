@@ -63,7 +63,8 @@ def test_a_run_in_a_bucket_is_a_run_in_a_folder(place, tmp_path, bucket):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     # Boards of three runs of the first phase or the second
     boards = [name for name in bucket.objects if name.startswith("run/tensorboard/")]
-    assert {name.split("/")[2] for name in boards} == {"pretrain", "grpo"} and len(boards) >= 3
+    assert {name.split("/")[2] for name in boards} == {"pretrain", "grpo", "held_out"}
+    assert len(boards) >= 4
 
 
 def test_data_and_tokenizers_are_read_from_a_bucket(place, tmp_path, bucket):

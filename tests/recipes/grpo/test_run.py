@@ -306,12 +306,12 @@ def test_a_sampler_with_other_weights_stops_the_run_at_its_first_step(with_base,
 
 @pytest.mark.slow
 def test_a_run_with_a_reference_and_several_updates_reports_its_kl(with_base):
-    """Oracle: by hand: no KL at the first update, where policy and reference are one; then a little."""
+    """Oracle: by hand: a little, after the first of a step's updates, where policy and reference are one."""
     loss = dict(loss_type="dapo", kl_coef=0.04, clip_eps=0.2)
     run(with_base, minibatches=2, epochs=2, loss=loss, optimizer={})
-    first, second = read_metrics(with_base / "metrics.jsonl", "grpo")
-    assert 0 < first["kl"] < 0.1 and second["kl"] > first["kl"]
-    assert first["sampler_gap_mean"] < 1e-5
+    lines = read_metrics(with_base / "metrics.jsonl", "grpo")
+    assert len(lines) == 2 and all(0 < line["kl"] < 0.1 for line in lines)
+    assert lines[0]["sampler_gap_mean"] < 1e-5
 
 
 @pytest.mark.slow

@@ -67,7 +67,13 @@ LETTERS = World(
     reasoning="reversing",
     corpora={"letters_reversed": documents},
     tokenizers={"letters_reversed": lambda: closed_tokenizer(PIECES)},
-    rewards={"reversed_answer": Rule(reversed_answer, None, Reading(marked_answer, str.strip))},
+    rewards={
+        "reversed_answer": Rule(
+            reversed_answer,
+            None,
+            Reading(lambda text, word: marked_answer(text), lambda answer, word: answer.strip()),
+        )
+    },
 )
 
 
