@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deepseek_jax.data.packing import Rows, pack, totals, whole_row
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.parallel import batch_sharding, put_batch
-from deepseek_jax.parallel.processes import from_each, total_on
+from deepseek_jax.parallel.processes import from_each, say, total_on
 from deepseek_jax.parallel.shard import batch_share, own_rows
 from deepseek_jax.training.schedule import number_at
 
@@ -123,6 +123,16 @@ def held_out_batches(
     return [put_batch(mesh, summed(mesh, readers.own(each))) for each in taken]
 
 
+def _say_shared(readers):
+    """Say where several processes read the same documents."""
+    processes = jax.process_count()
+    if processes > readers:
+        say(
+            f"readers={readers} for {processes} processes: about {processes // readers} of them tokenise the "
+            f"same documents; up to {processes} readers share the work"
+        )
+
+
 class PackedDocuments:
     """The loop's source of language-modelling batches: Readers, whose positions are saved.
 
@@ -134,6 +144,7 @@ class PackedDocuments:
     def __init__(
         self, make: Callable, rows: Rows, mesh: Mesh, *, batch_sizes, scalars, evaluate, eval_every
     ):
+        _say_shared(rows.readers)
         self.readers, self.mesh = Readers(make, rows, mesh), mesh
         self.batch_sizes, self.scalars = batch_sizes, scalars
         self.evaluate, self.eval_every = evaluate, eval_every

@@ -90,6 +90,17 @@ def test_two_processes_give_the_loss_that_one_has_of_both_readers():
         assert tokens == batch["normalizer"]
 
 
+@pytest.mark.parametrize(
+    "processes, words", [(4, "readers=2 for 4 processes: about 2 of them"), (2, "")]
+)
+def test_processes_that_read_the_same_documents_are_told(processes, words, monkeypatch, capsys):
+    """Oracle: by hand: two readers for four processes, and for two."""
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    batches._say_shared(2)
+    out = capsys.readouterr().out
+    assert words in out and bool(out) == bool(words)
+
+
 def test_the_positions_of_other_readers_are_refused():
     """Oracle: the message names both numbers, and the field."""
     source = make_source(one_device())
