@@ -16,8 +16,9 @@ from deepseek_jax.training.state import in_memory
 from deepseek_jax.training.update import Beside, Reference, create_update
 from deepseek_jax.training.watch import Limit
 
-# Means of |old - sampler|, in nats, that rounding explains. Runs in float32 have 4e-7; in bfloat16 rounding
-# often sends a token to other experts, whose scores are nearly equal
+# Means of |old - sampler|, in nats, that rounding explains. Runs in float32 have 4e-7, of products that are
+# exact on every machine; in bfloat16 rounding often sends a token to other experts, whose scores are nearly
+# equal: tests/benchmarks/README.md has the gap by depth, with keep_routing and without
 LARGEST_MEAN_GAP = {"float32": 1e-4, "bfloat16": 0.05}
 # The share of tokens whose gap exceeds losses.grpo.LARGE_GAP. In float32 few tokens go to other experts: one
 # of 2,000 is within the limit
