@@ -227,6 +227,4 @@ def learn(steps=4000, rounds=80):
 
 
 if __name__ == "__main__":
-    # By default a TPU rounds the operands of float32 products to bfloat16
-    jax.config.update("jax_default_matmul_precision", "highest")
-    learn()
+    jax.default_matmul_precision("highest")(learn)()  # a TPU would round operands

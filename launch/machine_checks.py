@@ -107,13 +107,14 @@ def exchange(mesh: Mesh):
 def checkpoint(mesh: Mesh, folder: Path):
     """An array on all devices, written and read again."""
     place = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    numbers = np.arange(mesh.size * 1024, dtype=np.float32)
+    numbers = _normal(0, mesh.size * 1024)
     array = jax.make_array_from_callback(numbers.shape, place, lambda index: numbers[index])
     folder = folder / ".deepseek_jax_check"
     try:
         with Store(folder) as store:
             store.save(1, {"state": {"array": array}, "data": {}})
-            store.wait()
+        # Opened anew: what a Store has written, it may still hold
+        with Store(folder) as store:
             read = store.restore(1, {"array": array})["state"]["array"]
         for shard in read.addressable_shards:
             if (np.asarray(shard.data) != numbers[shard.index]).any():

@@ -95,9 +95,9 @@ def test_a_file_system_that_loses_a_byte_is_found(monkeypatch, tmp_path):
     mesh = make_mesh()
     assert str(tmp_path) in machine_checks.checkpoint(mesh, tmp_path)
     assert not list(tmp_path.iterdir())
-    written = Store.wait
+    written = Store.close
 
-    def wait(store):
+    def close(store):
         written(store)
         files = [path for path in Path(store.folder).rglob("*") if path.is_file()]
         largest = max(files, key=lambda path: path.stat().st_size)
@@ -105,7 +105,7 @@ def test_a_file_system_that_loses_a_byte_is_found(monkeypatch, tmp_path):
         content[len(content) // 2] ^= 1
         largest.write_bytes(content)
 
-    monkeypatch.setattr(Store, "wait", wait)
+    monkeypatch.setattr(Store, "close", close)
     with pytest.raises(Exception) as error:
         machine_checks.checkpoint(mesh, tmp_path)
     assert "damaged" in str(error.value) and not list(tmp_path.iterdir())
