@@ -8,6 +8,7 @@ Start it once on a new machine, on all hosts of a slice. It says what each check
 written to FOLDER, by default runs, and removed again. --json prints a report in place of the lines.
 """
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -36,23 +37,27 @@ def define_flags():
 
 
 def main(argv):
-    with common.one_message():
-        prepare_process("")
-        distributed.join_peers()
-        common.rehearse()
-        folder = absolute(flags.FLAGS.workdir)
-    if not flags.FLAGS.json:
-        _end(list(report(folder)))
-    from deepseek_jax.parallel.processes import first_process
+    # Lines go to the standard error beside a report
+    with on_stderr() if flags.FLAGS.json else contextlib.nullcontext():
+        with common.one_message():
+            prepare_process("")
+            distributed.join_peers()
+            common.rehearse()
+            folder = absolute(flags.FLAGS.workdir)
+        from deepseek_jax.parallel.processes import first_process, say
 
-    with on_stderr():
-        found = list(report(folder, aloud=False))
-    if first_process():
+        found = list(report(folder))
+        *before, last = found
+        if last["holds"]:
+            say(f"{len(found)} of {len(found)} checks hold")
+    if flags.FLAGS.json and first_process():
         print(json.dumps(found, indent=2))
-    sys.exit(0 if found[-1]["holds"] else 1)
+    if not last["holds"]:
+        broken = f"{last['check']}: {last['found']}"
+        common.fail(f"{len(before)} checks hold, and the next does not: {broken}", 1)
 
 
-def report(folder: Path, aloud: bool = True):
+def report(folder: Path):
     """Do the checks up to the first that does not hold: yields a dict of check, holds, found and seconds."""
     from deepseek_jax.parallel.mesh import make_mesh
     from deepseek_jax.parallel.processes import say
@@ -67,24 +72,11 @@ def report(folder: Path, aloud: bool = True):
             _, found, seconds = next(done)
         # Whatever fails is what the check is to find
         except Exception as error:
-            words = shortened(f"{type(error).__name__ * (not str(error))}{error}")
+            words = shortened(str(error) or type(error).__name__)
             yield {"check": check.name, "holds": False, "found": words, "seconds": None}
             return
-        if aloud:
-            say(f"{number:2} {check.name}: {found}")
+        say(f"{number:2} {check.name}: {found}")
         yield {"check": check.name, "holds": True, "found": found, "seconds": round(seconds, 2)}
-
-
-def _end(found):
-    from deepseek_jax.parallel.processes import say
-
-    *before, last = found
-    if last["holds"]:
-        say(f"{len(found)} of {len(found)} checks hold")
-        sys.exit(0)
-    common.fail(
-        f"{len(before)} checks hold, and the next does not: {last['check']}: {last['found']}", 1
-    )
 
 
 if __name__ == "__main__":
