@@ -61,7 +61,7 @@ def _grpo(c):
 
 
 def _on_sums(c):
-    # Of 21 characters, and an even number, which tensor=2 splits
+    # The tokenizer has 21 characters; tensor=2 splits an even number
     c.model.vocab_size = 22
     c.base = dict(num_documents=2000, sequence_length=LENGTH, batch_size=4, num_steps=1)
     c.base.optimizer = dict(learning_rate=1e-3)

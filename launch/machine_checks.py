@@ -37,7 +37,7 @@ from launch.check import Check
 
 # Relative to the largest number of the plain form: sums in another order, or results rounded to bfloat16
 LIMITS = {"float32": 1e-5, "bfloat16": 0.02}
-# Of the whole gradient of an update, relative to its length. Where bfloat16 sends a token to another expert,
+# The whole gradient of an update, relative to its length. Where bfloat16 sends a token to another expert,
 # the router's part differs by a third
 GRADIENTS = {"float32": 1e-4, "bfloat16": 0.05}
 # Rows of this many tokens take the kernel of long rows
@@ -130,11 +130,8 @@ def exact_products():
     """A product of float32 arrays by ops.dot, against numpy in float64."""
     x, w = (_normal(i, 256, 256) for i in range(2))
     off = _apart(jax.jit(lambda x, w: dot("md,df->mf", x, w))(x, w), np.float64(x) @ np.float64(w))
-    if off > LIMITS["float32"]:
-        raise ValueError(
-            f"a product is off by {off:.1e} of its largest number, above {LIMITS['float32']:.0e}: its "
-            f"operands were rounded, and a run in float32 would end at its first update; {REPORT}"
-        )
+    said = f"operands were rounded: a product is off by {off:.1e} of its largest number"
+    _hold(off, LIMITS["float32"], said)
     return f"off by {off:.1e} of the largest number, at most {LIMITS['float32']:.0e}"
 
 
@@ -199,17 +196,14 @@ def forms():
             plain = case.computed()
         off = max(map(_apart, jax.tree.leaves(own), jax.tree.leaves(plain)))
         limit = LIMITS[case.arrays[0].dtype.name]
-        if not off <= limit:
-            raise ValueError(
-                f"{op} as {form_of(op)!r} is off from {FORMS[op]['any']!r} by {off:.1e} of the largest "
-                f"number, above {limit:.0e}; {REPORT}"
-            )
+        names = f"{op} as {form_of(op)!r} is off from {FORMS[op]['any']!r}"
+        _hold(off, limit, f"{names} by {off:.1e} of the largest number")
         found.append(f"{op}={form_of(op)} off by {off:.1e} (at most {limit:.0e}), {took:.1f} s")
     return "; ".join(found)
 
 
 def sampling(dtype: str):
-    """One completion, whose tokens the sampler and one forward pass of the whole row have to find alike."""
+    """One completion: its log-probabilities by the sampler, against those of one forward pass."""
     config = _model(dtype)
     params = random_params(config)
     rollout = generate(config, params, [PROMPT], max_completion_length=COMPLETION, slots=1)
@@ -217,15 +211,10 @@ def sampling(dtype: str):
     logits_btv = jax.jit(functools.partial(forward, config))(params, tokens)
     logprobs_tv = jax.nn.log_softmax(logits_btv[0, len(PROMPT) - 1 : -1].astype(jnp.float32))
     by_row = jnp.take_along_axis(logprobs_tv, tokens[0, len(PROMPT) :, None], axis=-1)[:, 0]
-    gap, limit = (
-        float(jnp.abs(by_row - rollout.sampler_logprobs[0]).mean()),
-        LARGEST_MEAN_GAP[dtype],
-    )
-    if not gap <= limit:
-        raise ValueError(
-            f"the sampler and a forward pass are {gap:.1e} nats a token apart, above {limit:.0e}, at which a "
-            f"run would end; {REPORT}"
-        )
+    gap = float(jnp.abs(by_row - rollout.sampler_logprobs[0]).mean())
+    # A run ends beyond it
+    limit = LARGEST_MEAN_GAP[dtype]
+    _hold(gap, limit, f"the sampler and a forward pass are {gap:.1e} nats a token apart")
     return f"{gap:.1e} nats a token from a forward pass, at most {limit:.0e}"
 
 
@@ -243,13 +232,19 @@ def update():
         with plain_forms():
             plain = jax.jit(lambda p, f=gradients: f(p))(params)
         off = float(_length(jax.tree.map(jnp.subtract, own, plain)) / _length(plain))
-        if not off <= limit:
-            raise ValueError(
-                f"the gradient in {dtype} is off from that of plain forms by {off:.1e} of its length, above "
-                f"{limit:.0e}; {REPORT}"
-            )
+        _hold(
+            off,
+            limit,
+            f"the gradient in {dtype} is off from plain forms by {off:.1e} of its length",
+        )
         found.append(f"{dtype} off by {off:.1e} of the gradient's length (at most {limit:.0e})")
     return ", ".join(found)
+
+
+def _hold(off, limit, said):
+    """Raise ValueError where a difference is above its limit, or NaN."""
+    if not off <= limit:
+        raise ValueError(f"{said}, above {limit:.0e}; {REPORT}")
 
 
 def _decoded(x, w):

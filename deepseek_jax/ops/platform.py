@@ -91,7 +91,7 @@ def choose(op, implementation=None, suits=lambda: True, **forms):
 
 
 def _emulation(op, form):
-    """The form that stands for another one in a rehearsal, where the machine's own is noted as taken."""
+    """Note the machine's own form as taken, and return the form that emulates it."""
     own = form_of(op) if form == "interpreted" else form
     taken.add((op, own))
     return "interpreted" if own in KERNELS else EMULATED.get(op, {}).get(own, own)

@@ -12,7 +12,7 @@ from jax.interpreters import mlir
 
 from deepseek_jax.ops import platform
 
-# Of float32 operands' 23 bits after the point, those that a product at default precision keeps
+# Bits after the point that a default product keeps of float32 operands, which have 23
 KEPT_BITS = {"tpu": 7, "gpu": 10}
 DEFAULTS = (None, lax.Precision.DEFAULT)
 # JAX has no public way to a rule that is registered
