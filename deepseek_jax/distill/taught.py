@@ -23,7 +23,7 @@ from deepseek_jax.training.loop import train
 from deepseek_jax.training.nonfinite import locate
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.state import state_maker
-from deepseek_jax.training.update import Buffered, gradients_of, update_of
+from deepseek_jax.training.update import gradients_of, jit_placed, update_of
 from deepseek_jax.training.watch import Checks
 
 
@@ -111,8 +111,8 @@ class TeachersUpdate:
         self.teachers, self.placed = teachers, placed
         self.loss_fn, self.micro_batches = make_taught_loss(config), micro_batches
         self.zeros = jax.jit(_zeros, out_shardings=placed.params)
-        self.add = Buffered(self._add, placed.params)
-        self.apply = Buffered(update_of(tx), placed)
+        self.add = jit_placed(self._add, placed.params)
+        self.apply = jit_placed(update_of(tx), placed)
 
     def __call__(self, state, batch, rng):
         gradients, found = self.zeros(state.params), {}

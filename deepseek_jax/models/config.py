@@ -5,7 +5,16 @@ import math
 from typing import Annotated, Literal
 
 from deepseek_jax.models.remat_policies import REMAT_POLICIES
-from deepseek_jax.settings import Between, Count, Natural, NonNegative, Positive, build
+from deepseek_jax.settings import (
+    Between,
+    Count,
+    Natural,
+    NonNegative,
+    Positive,
+    Rising,
+    Step,
+    build,
+)
 
 ATTENTION_OF = {
     "deepseek_v3": "mla",
@@ -30,6 +39,8 @@ INDEXER_LOSSES = {
 }
 # In units of an even share of the tokens: 1 is room for a perfectly balanced router
 ExpertBuffer = Annotated[float, Between(1)]
+# One number, or pairs (first step, number), each of which holds from its step on
+ExpertBufferBySteps = ExpertBuffer | Annotated[tuple[tuple[Step, ExpertBuffer], ...], Rising()]
 Remat = Literal["none", *REMAT_POLICIES]
 
 

@@ -1,7 +1,5 @@
 """Send tokens to the devices that hold their experts, and back (arXiv:2412.19437, section 3.2)."""
 
-import contextlib
-import contextvars
 import functools
 import math
 from collections.abc import Callable
@@ -28,18 +26,6 @@ RARE = "rarely"
 # Tokens of a device in an exchange with room for the worst case: of DeepSeek-V3 over 32 devices it takes 1 GB
 AT_ONCE = 256
 TOKENS = ("batch", "seq", None)
-# The factor of `larger_buffers`
-_LARGER = contextvars.ContextVar("larger", default=1.0)
-
-
-@contextlib.contextmanager
-def larger_buffers(factor: float):
-    """Trace expert_parallel with buffers that are larger by this factor."""
-    token = _LARGER.set(factor)
-    try:
-        yield
-    finally:
-        _LARGER.reset(token)
 
 
 class Kernels(NamedTuple):
@@ -173,8 +159,7 @@ def _ragged(over, buffer, run_experts, x_md, experts_ma, weights_ma, kernels):
     """_padded without padding rows: only rows with a token are sent."""
     shards, held = jax.lax.axis_size(over), len(kernels[0])
     worst = receive_rows(experts_ma.shape, shards, held, None)
-    share = None if buffer is None else buffer * _LARGER.get()
-    rows = receive_rows(experts_ma.shape, shards, held, share)
+    rows = receive_rows(experts_ma.shape, shards, held, buffer)
     if rows == worst:
         exchange = _Exchange(over, run_experts, worst)
         overflows = None if buffer is None else jnp.zeros(())

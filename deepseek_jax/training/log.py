@@ -33,6 +33,8 @@ class Log:
         # Skipped updates in a row, and the latest one. Stays at faults.nonfinite, which a later finite update
         # must not hide. All those of this process, and their number when it was said
         self.streak, self.skipped, self.all_skipped, self.said = 0, None, 0, 0
+        # Whether it was said that tokens overflow their experts' buffers
+        self.said_overflows = False
         # Steps in a row without a token to learn
         self.without_tokens = 0
         self.idle = None
@@ -99,6 +101,7 @@ class Log:
         line["learning_rate"] = self.settings.learning_rate(state)
         if "expert_overflows" in line:
             line["expert_overflows"] = float(self.overflows)
+            self._say_overflows(step)
         self.tokens, self.row_tokens = jax.device_get((self.tokens, self.row_tokens))
         seconds = time.perf_counter() - self.began
         line["seconds"] = seconds / self.steps
@@ -118,6 +121,15 @@ class Log:
             self.checks.of_line(step, line)
         self._begin_line()
         return line
+
+    def _say_overflows(self, step):
+        if self.overflows and not self.said_overflows:
+            self.said_overflows = True
+            say(
+                f"{self.phase}: up to step {step} experts got more tokens than expert_buffer has room for, "
+                f"{self.overflows} times; such updates are right, and slow. Raise it if expert_overflows in "
+                "metrics.jsonl stays above 0"
+            )
 
     def _check_limits(self, state):
         step, updates = self.unread

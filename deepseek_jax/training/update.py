@@ -14,15 +14,10 @@ from jax.sharding import Mesh
 from deepseek_jax.costs.chips import chip_of
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.ops.routing import load_metrics, updated_bias
-from deepseek_jax.parallel.dispatch import larger_buffers
-from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import on_device
 from deepseek_jax.training.micro_batches import accumulated
 from deepseek_jax.training.nonfinite import locate
 from deepseek_jax.training.state import state_maker
-
-# How much larger a buffer for experts' tokens is after an overflow, and after all of them at most
-GROWTH, MOST = 1.25, 2.0
 
 
 class Reference(NamedTuple):
@@ -101,7 +96,7 @@ class Update:
                 metrics["stale_params"] = stale.astype(jnp.float32)
             return state, metrics | beside.report(state)
 
-        self.jitted = Buffered(train_step, placed)
+        self.jitted = jit_placed(train_step, placed)
         self.trace = self.jitted.trace
 
     def __call__(self, state, batch, rng, *more):
@@ -255,50 +250,14 @@ def _move_router_biases(params, loads, speed):
     return jax.tree.map_with_path(move, params)
 
 
-class Buffered:
-    """function(tree, ...) -> (tree, metrics), jitted for trees with the shardings `placed`; the first one is
-    donated. Once tokens have overflowed the buffers for experts, it is compiled anew with larger ones: a call
-    with an overflow is right, but slow.
+def jit_placed(function: Callable, placed):
+    """Jit function(tree, ...) -> (tree, metrics) for trees with the shardings `placed`; the first one is
+    donated. On a known chip it is compiled with that chip's options.
     """
-
-    def __init__(self, function, placed):
-        self._function, self._placed, self._factor = function, placed, 1.0
-        # expert_overflows of the latest calls
-        self._unread = []
-        self._compile()
-
-    def _compile(self):
-        factor = self._factor
-
-        # Another function, or jit would take the program that it has
-        def step(*arguments):
-            with larger_buffers(factor):
-                return self._function(*arguments)
-
-        chip = chip_of(jax.tree.leaves(self._placed)[0].mesh.devices.ravel())
-        self._jitted = jax.jit(
-            step,
-            donate_argnums=0,
-            out_shardings=(self._placed, None),
-            compiler_options=chip and chip.options,
-        )
-
-    def __call__(self, *arguments):
-        # The latest call but one: the device has its result by now, and nothing waits
-        overflowed = len(self._unread) > 1 and float(self._unread.pop(0)) > 0
-        if overflowed and self._factor * GROWTH <= MOST:
-            self._factor *= GROWTH
-            say(
-                "experts got more tokens than expert_buffer has room for; compiling with room for "
-                f"{self._factor:.2f} times as many"
-            )
-            self._unread.clear()
-            self._compile()
-        state, metrics = self._jitted(*arguments)
-        if "expert_overflows" in metrics:
-            self._unread.append(metrics["expert_overflows"])
-        return state, metrics
-
-    def trace(self, *arguments):
-        """As jax.jit's."""
-        return self._jitted.trace(*arguments)
+    chip = chip_of(jax.tree.leaves(placed)[0].mesh.devices.ravel())
+    return jax.jit(
+        function,
+        donate_argnums=0,
+        out_shardings=(placed, None),
+        compiler_options=chip and chip.options,
+    )

@@ -33,7 +33,7 @@ PROGRAMS = """
 import json
 from pathlib import Path
 from deepseek_jax.recipes import driver
-from deepseek_jax.training.update import Buffered
+from deepseek_jax.training.update import Update
 
 FOLDER = Path(next(a for a in sys.argv if a.startswith("--workdir=")).partition("=")[2])
 
@@ -46,12 +46,12 @@ def run(job, _run=driver.run):
     (FOLDER / "planned.json").write_text(json.dumps(texts))
     _run(job)
 
-def call(self, *arguments, _call=Buffered.__call__):
+def call(self, *arguments, _call=Update.__call__):
     if not (FOLDER / "ran.txt").exists():
-        (FOLDER / "ran.txt").write_text(text(self._jitted, arguments))
+        (FOLDER / "ran.txt").write_text(text(self.jitted, arguments))
     return _call(self, *arguments)
 
-driver.run, Buffered.__call__ = run, call
+driver.run, Update.__call__ = run, call
 """
 
 PRETRAIN, GRPO, TALK = Run("pretrain"), Run("grpo"), Run("talk")

@@ -258,10 +258,8 @@ def test_gradients_of_blocks_add_up_in_float32(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_step_whose_tokens_overflow_is_right_and_the_next_ones_have_more_room(capsys):
-    """Oracle: the padded exchange's updates. The first two steps overflow, before the first is read; then the
-    buffer is 1.25 times larger, which is enough, and less than the worst case.
-    """
+def test_updates_whose_tokens_overflow_are_right():
+    """Oracle: the padded exchange's updates, each after the one before; every one overflows."""
     x, weights, kernels = inputs()
     tx = optax.sgd(0.01)
 
@@ -277,11 +275,11 @@ def test_a_step_whose_tokens_overflow_is_right_and_the_next_ones_have_more_room(
         return loss_fn
 
     def states(buffer, implementation):
-        """(parameters, overflows) after each of four steps."""
+        """(parameters, overflows) after each of three steps."""
         params = jax.tree.map(jnp.array, {"weights": weights, "kernels": kernels})
         create, placed = state_maker(params, tx, mesh)
         state, step = create(params), Update(loss_of(buffer, implementation), tx, placed)
-        for _ in range(4):
+        for _ in range(3):
             batch = {"experts": ROUTES["random"]}
             state, metrics = step(state, batch, jax.random.key(0))
             yield jax.device_get(state.params), metrics.get("expert_overflows")
@@ -290,10 +288,9 @@ def test_a_step_whose_tokens_overflow_is_right_and_the_next_ones_have_more_room(
     with jax.set_mesh(mesh):
         buffer = fullest("random", "expert") / 1.2
         ours, plain = list(states(buffer, "ragged")), list(states(None, "padded"))
-    assert [overflows for _, overflows in ours] == [1, 1, 0, 0]
+    assert [overflows for _, overflows in ours] == [1, 1, 1]
     for (our, _), (theirs, _) in zip(ours, plain, strict=True):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), our, theirs)
-    assert "room for 1.25 times as many" in capsys.readouterr().out
 
 
 def emulated(operands, room, sendings):

@@ -68,16 +68,14 @@ def train(workdir, source=None, **settings):
     settings["faults"] = FaultSettings(**settings.pop("faults", {}))
     settings.setdefault("optimizer", OptimizerSettings(learning_rate=0.1))
     observers = {name: settings.pop(name, None) for name in ("profile", "watchdog")}
-    checks = settings.pop("checks", None)
+    checks, step = settings.pop("checks", None), settings.pop("train_step", TRAIN_STEP)
     mesh, needed = settings.pop("mesh", None), settings.pop("flops_per_token", None)
     numbers = LoopSettings(**(dict(num_steps=6, save_every=2, log_every=1) | settings))
     writer = MetricsWriter(workdir)
     run = Run(mesh, workdir / "checkpoints", writer, should_stop, "pretrain", **observers)
     state = TrainState.create({"x": jnp.zeros(4)}, TX)
     try:
-        state = loop.train(
-            numbers, state, TRAIN_STEP, source, run, 7, checks, flops_per_token=needed
-        )
+        state = loop.train(numbers, state, step, source, run, 7, checks, flops_per_token=needed)
     finally:
         writer.close()
     return state, source, lines_of(workdir)
@@ -324,6 +322,21 @@ def test_a_skipped_update_is_counted_in_the_next_line(tmp_path):
     state, _, lines = train(tmp_path, Numbers(poisoned=(1, 2)), log_every=3)
     assert [line["nonfinite"] for line in lines] == [0, 2, 0]
     assert np.isfinite(state.params["x"]).all()
+
+
+def test_overflows_of_experts_buffers_are_said_once(tmp_path, capsys):
+    """Oracle: by hand: one in each of the updates 1, 2 and 5, lines at 0, 2, 4 and 5."""
+
+    def step(state, batch, rng):
+        overflows = jnp.isin(state.step, jnp.array([1, 2, 5])).astype(jnp.float32)
+        state, metrics = TRAIN_STEP(state, batch, rng)
+        return state, metrics | {"expert_overflows": overflows}
+
+    _, _, lines = train(tmp_path, log_every=2, train_step=step)
+    assert [line["expert_overflows"] for line in lines] == [0, 2, 0, 1]
+    said = [line for line in capsys.readouterr().out.splitlines() if "expert_buffer" in line]
+    assert len(said) == 1 and said[0].startswith("pretrain: up to step 2 ")
+    assert "room for, 2 times" in said[0]
 
 
 @pytest.mark.parametrize("log_every", [1, 10])

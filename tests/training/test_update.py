@@ -17,10 +17,10 @@ from deepseek_jax.training.optimizer import make_optimizer
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.update import (
     Beside,
-    Buffered,
     Reference,
     Update,
     create_update,
+    jit_placed,
     make_train_step,
     update_of,
 )
@@ -350,39 +350,6 @@ def test_a_reference_is_replaced_after_so_many_updates():
         assert found == wanted
 
 
-def test_buffers_grow_after_an_overflow_up_to_twice_their_size(monkeypatch, capsys):
-    """Oracle: by hand: the latest call but one overflowed: room for a quarter more, 1.25 and 1.5625 and
-    1.953125 times as much; a fourth time would be more than twice. The tree is donated.
-    """
-    sizes, factors = [], []
-
-    class Larger:
-        def __init__(self, factor):
-            factors.append(factor)
-
-        def __enter__(self):
-            return self
-
-        __exit__ = lambda self, *given: None  # noqa: E731
-
-    monkeypatch.setattr(module, "larger_buffers", Larger)
-    place = jax.NamedSharding(one_device(), jax.P())
-    buffered = Buffered(lambda x, over: (x + 1, {"expert_overflows": over}), place)
-    x = jax.device_put(np.float32(0), place)
-    for over in (0, 0, 1, 0, 0, 0, 0.5, 0, 2, 0, 0, 3, 0, 0):
-        before = x
-        x, _ = buffered(x, np.float32(over))
-        assert before.is_deleted()
-        sizes.append(buffered._factor)
-    assert sizes == [1] * 4 + [1.25] * 4 + [1.5625] * 2 + [1.953125] * 4
-    assert factors == [1, 1.25, 1.5625, 1.953125]
-    assert capsys.readouterr().out.count("compiling with room for") == 3
-    plain = Buffered(lambda x: (x, {}), place)
-    for _ in range(3):
-        x, _ = plain(x)
-    assert plain._factor == 1.0
-
-
 def test_a_function_is_applied_to_each_micro_batch():
     """Oracle: by hand: rows in two parts, each with the number that all have."""
     batch = {"rows": np.float32([[1], [2], [3], [4]]), "scale": np.float32(10)}
@@ -434,15 +401,19 @@ def test_a_program_places_its_result_and_takes_the_options_of_its_chip(monkeypat
     """Oracle: by hand: numbers that every device has are split as the tree is; a CPU has no options."""
     mesh = make_mesh(data=2, devices=jax.devices()[:2])
     split = jax.NamedSharding(mesh, jax.P("data"))
-    buffered = Buffered(lambda x: (jnp.broadcast_to(x.sum(), x.shape), {}), split)
-    found, _ = buffered(jax.device_put(np.float32([1, 2]), split))
-    assert found.tolist() == [3, 3] and found.sharding == split
+    step, x = (
+        jit_placed(lambda x: (jnp.broadcast_to(x.sum(), x.shape), {}), split),
+        np.float32([1, 2]),
+    )
+    x = jax.device_put(x, split)
+    found, _ = step(x)
+    assert found.tolist() == [3, 3] and found.sharding == split and x.is_deleted()
     given, asked = [], []
     monkeypatch.setattr(module.jax, "jit", lambda function, **more: given.append(more))
     for chip in (None, SimpleNamespace(options={"fast": True})):
         monkeypatch.setattr(
             module, "chip_of", lambda devices, chip=chip: asked.append(len(devices)) or chip
         )
-        Buffered(None, split)
+        jit_placed(None, split)
     assert [more["compiler_options"] for more in given] == [None, {"fast": True}]
     assert asked == [2, 2]

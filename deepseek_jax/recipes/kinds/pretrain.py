@@ -1,5 +1,6 @@
 """A stage of pre-training (arXiv:2412.19437, section 4): a corpus and a loss to trained parameters."""
 
+import contextlib
 import functools
 
 import jax
@@ -20,6 +21,7 @@ from deepseek_jax.models import ModelConfig, how_to_run, random_params
 from deepseek_jax.models.adapters import whole
 from deepseek_jax.models.trained_part import indexers_of
 from deepseek_jax.parallel.shard import check_batch, check_splits
+from deepseek_jax.progress import waiting_for
 from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.kinds.paying import beside_models
 from deepseek_jax.recipes.pretrain.settings import (
@@ -51,7 +53,7 @@ def train_stage(
     evaluate: see PackedDocuments.
     """
     params = learned_part(stage, params)
-    of_rows = updates(model, stage, params, run.mesh)
+    update_of = updates(stage, params, run.mesh)
     # The documents are packed in batches of one size; an update takes several of them
     rows = Rows(
         sequence_length=stage.sequence_length,
@@ -75,16 +77,32 @@ def train_stage(
         eval_every=stage.eval_every,
     )
 
-    def update(state, batch, rng):
-        return of_rows(len(batch["tokens"]))[1](state, batch, rng)
+    # The number of the latest update
+    number = None
 
-    (create, _), needed = of_rows(stage.quantum()), flops_per_token(stage, model)
-    state, checks = create(params), _checks(model, stage, of_rows)
+    def update(state, batch, rng):
+        nonlocal number
+        # Once only: reading waits for the device
+        number = int(state.step) if number is None else number + 1
+        own = stage.model_at(model, number)
+        _, step = update_of(own, len(batch["tokens"]))
+        with _compiling(stage, number, f"expert_buffer={own.expert_buffer}"):
+            return step(state, batch, rng)
+
+    (create, _), needed = update_of(model, stage.quantum()), flops_per_token(stage, model)
+    state, checks = create(params), _checks(model, stage, update_of)
     return whole(train(stage, state, update, source, run, seed, checks, needed).model)
 
 
-def _checks(model: ModelConfig, stage: StageSettings, of_rows):
-    """The training.watch.Checks of a stage. of_rows: from `updates`."""
+def _compiling(stage, number, what):
+    """The wait for the program of another expert_buffer. The loop announces that of the first one."""
+    if not number or number not in stage.buffer_starts():
+        return contextlib.nullcontext()
+    return waiting_for(f"compiling the update with {what}")
+
+
+def _checks(model: ModelConfig, stage: StageSettings, update_of):
+    """The training.watch.Checks of a stage. update_of: from `updates`."""
     mtp = number_at(stage.mtp_weight, 0) > 0
     terms = {}
     if switched_on(stage.mtp_weight):
@@ -95,13 +113,15 @@ def _checks(model: ModelConfig, stage: StageSettings, of_rows):
 
     def before_first(state, batch):
         if stage.balance_weight:
-            check_balance(model, stage, state.params, batch)
+            check_balance(stage.model_at(model, 0), stage, state.params, batch)
 
     return Checks(
         terms=LOSS_TERMS | terms,
         before_first=before_first,
         untrained=() if mtp else ("mtp_",),
-        locate=lambda state, batch, rng: of_rows(len(batch["tokens"]))[1].locate(state, batch, rng),
+        locate=lambda state, batch, rng: update_of(model, len(batch["tokens"]))[1].locate(
+            state, batch, rng
+        ),
     )
 
 
@@ -129,8 +149,9 @@ def check_balance(model: ModelConfig, stage: StageSettings, params, batch):
     check_terms({field: stage.balance_weight}, {field: value}, {field: norm})
 
 
-def updates(model: ModelConfig, stage: StageSettings, params, mesh: Mesh):
-    """A function from the rows of a batch to its (create, update), see training.update.create_update.
+def updates(stage: StageSettings, params, mesh: Mesh):
+    """A function from a ModelConfig of the stage and the rows of a batch to their (create, update), see
+    training.update.create_update.
 
     params: arrays, or ShapeDtypeStructs with shardings.
     """
@@ -138,25 +159,25 @@ def updates(model: ModelConfig, stage: StageSettings, params, mesh: Mesh):
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params
     )
-    parts = parts_trained(model, with_mtp=switched_on(stage.mtp_weight))
     speed = stage.bias_update_speed
     beside = Beside(bias_update_speed=stepwise(speed) if switched_on(speed) else None)
 
-    def loss_fn(params, batch, rng):
-        weight = batch.get("mtp_weight")
-        return next_token_loss(
-            model, params, batch, balance_weight=stage.balance_weight, mtp_weight=weight
-        )
-
-    # One program for each size of batch, since the rows may grow on the way
+    # One program for each size of batch and each expert_buffer: both may change on the way
     @functools.cache
-    def of_rows(rows):
+    def update_of(model, rows):
+        def loss_fn(params, batch, rng):
+            weight = batch.get("mtp_weight")
+            return next_token_loss(
+                model, params, batch, balance_weight=stage.balance_weight, mtp_weight=weight
+            )
+
+        parts = parts_trained(model, with_mtp=switched_on(stage.mtp_weight))
         pieces = rows // (stage.micro_batch_size or rows)
         return create_update(
             stage, loss_fn, shapes, mesh, parts=parts, micro_batches=pieces, beside=beside
         )
 
-    return of_rows
+    return update_of
 
 
 def learned_part(stage: StageSettings, params):
@@ -231,11 +252,26 @@ def _check_rows(stage: StageSettings, model: ModelConfig, mesh: Mesh):
         raise ValueError(f"{numbers}: {error}") from error
 
 
-def stage_program(name: str, config: ModelConfig, stage: StageSettings, mesh: Mesh):
-    """The update of a stage, at its largest batch: a Program."""
+def stage_programs(name: str, config: ModelConfig, stage: StageSettings, mesh: Mesh):
+    """The updates of a stage at its largest batch, one for each expert_buffer: [Program], the last one's
+    first.
+    """
+    ends = [*stage.buffer_starts()[1:], None]
+    return [
+        _update_program(
+            name if end is None else f"{name}, before update {end}",
+            config if end is None else stage.model_at(config, end - 1),
+            stage,
+            mesh,
+        )
+        for end in reversed(ends)
+    ]
+
+
+def _update_program(name, config, stage, mesh):
     params = learned_part(stage, abstract_tree(config, mesh))
     rows = max(rows for _, rows in stage.batch_sizes())
-    create, step = updates(config, stage, params, mesh)(rows)
+    create, step = updates(stage, params, mesh)(config, rows)
     scalars = ("mtp_weight",) if switched_on(stage.mtp_weight) else ()
     batch = abstract_rows(mesh, rows, stage.sequence_length, scalars=scalars)
     state = create.eval_shape(params)
@@ -264,7 +300,7 @@ def _compiles(work: Work) -> list[Program]:
     if work.settings is None:
         return []
     name = work.job.pretraining_name(work)
-    return beside_models(work, [stage_program(name, work.config, work.settings, work.mesh)])
+    return beside_models(work, stage_programs(name, work.config, work.settings, work.mesh))
 
 
 def _run(work: Work):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig, RopeScaling
-from deepseek_jax.models.config import INDEXER_LOSSES
+from deepseek_jax.models.config import INDEXER_LOSSES, ExpertBufferBySteps
 from deepseek_jax.settings import (
     Checkpoint,
     Count,
@@ -20,7 +20,7 @@ from deepseek_jax.settings import (
     Share,
     build,
 )
-from deepseek_jax.training.schedule import pairs_of
+from deepseek_jax.training.schedule import number_at, pairs_of
 from deepseek_jax.training.settings import LoopSettings, check_evaluations, check_readers
 from deepseek_jax.worlds.registry import find_corpus
 
@@ -35,6 +35,8 @@ class StageSettings(LoopSettings):
     memory at once; None for the whole batch. rope_scaling: replaces the model's. eval_every: updates between
     held-out losses, where there are held-out documents. indexer_loss: replaces the model's, in this stage
     alone. trains: "all", or "indexer", which freezes everything else (DeepSeek-V3.2-Exp, section 2.1).
+    expert_buffer: replaces the model's; pairs (first update, number) give more room until the bias has
+    balanced random routers. The update is compiled once for each number.
     """
 
     sequence_length: Several
@@ -49,6 +51,7 @@ class StageSettings(LoopSettings):
     eval_every: Count = 500
     indexer_loss: Literal[tuple(INDEXER_LOSSES)] | None = None
     trains: Literal["all", "indexer"] = "all"
+    expert_buffer: ExpertBufferBySteps | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -75,7 +78,17 @@ class StageSettings(LoopSettings):
         """The ModelConfig of this stage."""
         names = "rope_scaling", "indexer_loss"
         own = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return dataclasses.replace(model, **own) if own else model
+        return self.model_at(dataclasses.replace(model, **own) if own else model, self.num_steps)
+
+    def model_at(self, model: ModelConfig, update: int):
+        """The ModelConfig of this stage in an update: its expert_buffer may differ from the last one's."""
+        if self.expert_buffer is None:
+            return model
+        return dataclasses.replace(model, expert_buffer=number_at(self.expert_buffer, update))
+
+    def buffer_starts(self):
+        """The updates from which another expert_buffer holds, 0 among them: list of int."""
+        return [start for start, _ in pairs_of(self.expert_buffer)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,11 +102,12 @@ class BaseSettings(StageSettings):
         super().__post_init__()
         # Raises for an unknown name
         find_corpus(self.corpus)
-        if (self.indexer_loss, self.trains) != (None, "all"):
-            raise ValueError(
-                f"indexer_loss={self.indexer_loss!r} and trains={self.trains!r} are of the stages of "
-                "recipe='pretrain', and a base has one stage; leave them out"
-            )
+        for name, default in (("indexer_loss", None), ("trains", "all"), ("expert_buffer", None)):
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is of the stages of recipe='pretrain', and a base has "
+                    "one stage; leave it out"
+                )
 
 
 @dataclasses.dataclass(frozen=True)

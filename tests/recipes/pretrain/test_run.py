@@ -14,6 +14,7 @@ from deepseek_jax.data.packing import Rows, pack
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import RopeScaling, build_model, random_params
 from deepseek_jax.recipes import driver
+from deepseek_jax.recipes.kinds import pretrain as kind
 from deepseek_jax.recipes.pretrain import run as pretrain
 from deepseek_jax.recipes.pretrain.documents import open_corpus
 from deepseek_jax.recipes.pretrain.run import PretrainJob
@@ -206,9 +207,58 @@ def test_a_run_starts_from_what_another_left(whole, tmp_path):
     assert ours < theirs - 0.1
 
 
+ROOMS = ((0, 2.0), (3, 1.25))
+
+
+def test_a_plan_has_the_update_of_each_expert_buffer():
+    """Oracle: by hand: two rooms in the first stage, its last one first, at its largest batch; a stage
+    without rooms of its own has the model's.
+    """
+    config = small_config(expert_buffer=ROOMS)
+    config.model.expert_buffer = 1.5
+    planned = driver.plan(PretrainJob(build(PretrainSettings, config, "config"), one_device()))
+    found = [(p.name, p.model.expert_buffer, len(p.arguments[1]["tokens"])) for p in planned]
+    assert found == [
+        ("stage_1", 1.25, 4),
+        ("stage_1, before update 3", 2.0, 4),
+        ("stage_2_long", 1.5, 2),
+    ]
+
+
+@pytest.mark.slow
+def test_a_run_has_the_expert_buffer_of_each_update(whole, tmp_path, monkeypatch):
+    """Oracle: the run without rooms, bit for bit, as one device exchanges nothing; the rooms of the updates
+    that are traced, by hand: in rows of 2, of 4, of 4 from update 3 on; after a resumption there the last
+    alone.
+    """
+    traced = []
+
+    def loss(model, *arguments, **named):
+        traced.append(model.expert_buffer)
+        return next_token_loss(model, *arguments, **named)
+
+    monkeypatch.setattr(kind, "next_token_loss", loss)
+    config = small_config(expert_buffer=ROOMS)
+    with pytest.raises(SystemExit):
+        run(tmp_path / "stopped", config, stop_after(3))
+    before = len(traced)
+    assert set(traced) == {2.0}
+    _, params = run(tmp_path / "stopped", config)
+    assert traced[before] == 1.25 and 2.0 not in traced[before:]
+    traced.clear()
+    _, again = run(tmp_path / "whole", config)
+    assert list(dict.fromkeys(traced)) == [2.0, 1.25, None]
+    for ours in (params, again):
+        jax.tree.map(np.testing.assert_array_equal, ours, whole[1][1])
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
+        (
+            dict(expert_buffer=((0, 2.0), (2, 0.9))),
+            "config.stages.stage_1.expert_buffer[1][1]=0.9 must be at least 1",
+        ),
         (
             dict(sequence_length=2000),
             "config.stages.stage_1.sequence_length=2000 is beyond the model's max_position",
