@@ -50,6 +50,18 @@ def find_devices():
     return False
 
 
+def check_machine(work: str | os.PathLike):
+    """Do the checks of launch/doctor.py and print what each found. Raises ValueError for one that does not
+    hold. work: the folder of runs, which takes a checkpoint for a moment.
+    """
+    from launch import doctor
+
+    all_hold, ending = doctor.summary(list(doctor.report(absolute(work))))
+    if not all_hold:
+        raise ValueError(ending)
+    print(ending)
+
+
 def checkpoint(model: str):
     """(model, the name of its checkpoint), downloaded from the Hugging Face hub if it is not there yet.
 

@@ -47,14 +47,13 @@ def main(argv):
         from deepseek_jax.parallel.processes import first_process, say
 
         found = list(report(folder))
-        *before, last = found
-        if last["holds"]:
-            say(f"{len(found)} of {len(found)} checks hold")
+        all_hold, ending = summary(found)
+        if all_hold:
+            say(ending)
     if flags.FLAGS.json and first_process():
         print(json.dumps(found, indent=2))
-    if not last["holds"]:
-        broken = f"{last['check']}: {last['found']}"
-        common.fail(f"{len(before)} checks hold, and the next does not: {broken}", 1)
+    if not all_hold:
+        common.fail(ending, 1)
 
 
 def report(folder: Path):
@@ -77,6 +76,15 @@ def report(folder: Path):
             return
         say(f"{number:2} {check.name}: {found}")
         yield {"check": check.name, "holds": True, "found": found, "seconds": round(seconds, 2)}
+
+
+def summary(found: list[dict]):
+    """(whether all checks hold, the line that says so or names the one that does not). found: of report."""
+    *before, last = found
+    if last["holds"]:
+        return True, f"{len(found)} of {len(found)} checks hold"
+    broken = f"{last['check']}: {last['found']}"
+    return False, f"{len(before)} checks hold, and the next does not: {broken}"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 from configs.adapted_models import MODELS
 from deepseek_jax.recipes import train
-from launch import colab
+from launch import colab, doctor
 from tests.experiments import EXPERIMENTS
 from tests.recipes.small import small_config
 from tests.recipes.test_in_process import counting  # noqa: F401
@@ -67,6 +67,7 @@ def check_what_it_shows(cells):
     """By hand, what the cells of a run without a TPU have to show."""
     (note,) = re.findall(r"No TPU is here: .*", text_of(cells["find-devices"]))
     assert "v5e-1 TPU" in note
+    assert re.search(r"^(\d+) of \1 checks hold$", text_of(cells["check-machine"]), re.M)
     assert "complete; params, metrics" in text_of(cells["train-grpo-small"])
     assert "pretrain: resuming at step" in text_of(cells["train-grpo-small"])
     for name in ("draw-grpo-small", "draw-grpo-steps"):
@@ -235,6 +236,18 @@ def test_a_run_that_was_cut_off_is_reported_and_resumed_by_its_folder(counting, 
     assert capsys.readouterr().out.splitlines() == lines
     colab.resume(work)
     assert colab.report(work) == [] and (work / "one" / "grpo" / "5").is_dir()
+
+
+def test_a_machine_that_fails_a_check_stops_the_notebook(tmp_path, monkeypatch, capsys):
+    """Oracle: by hand, from the checks that a machine passes; they get the folder of the runs."""
+    found = [dict(check="devices", holds=True, found="2 x CPU", seconds=0.0)]
+    asked = []
+    monkeypatch.setattr(doctor, "report", lambda folder: asked.append(folder) or found)
+    colab.check_machine(tmp_path)
+    assert capsys.readouterr().out == "1 of 1 checks hold\n" and asked == [tmp_path]
+    found.append(dict(check="update", holds=False, found="3e-1 apart", seconds=None))
+    with pytest.raises(ValueError, match="^1 checks hold, and the next .* update: 3e-1 apart$"):
+        colab.check_machine(tmp_path)
 
 
 def test_curves_are_drawn_of_a_run_that_is_not_complete(tmp_path):
