@@ -1,7 +1,14 @@
 """Fill sharded parameters from stored tensors: each process reads its share, and devices exchange columns."""
 
+import collections
+import contextlib
 import dataclasses
 import functools
+import itertools
+import math
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,27 +16,33 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.checkpoint.hf_names import tensors
-from deepseek_jax.checkpoint.share import by_parameter, steps, while_read
+from deepseek_jax.checkpoint.share import Piece, by_parameter, steps, while_read
 from deepseek_jax.checkpoint.tree import abstract_params, compute_dtype, from_paths
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.ops.fp8 import BLOCK, dequantize
 
 # One scale for 128 columns of a row: rows that are read alone have their block's scales
 ROW_BLOCK = (1, BLOCK[1])
+# Most bytes of rows that wait for the devices, but for those of one step
+AHEAD_BYTES = 2**28
 
 
 def load_tensors(config: ModelConfig, source, dtype: str | None = None, mesh: Mesh | None = None):
-    """Fill the parameters from a source with HFFiles' dtype and read_rows: -> (config, params).
+    """Fill the parameters from a source with HFFiles' dtype, read_rows and READS: -> (config, params).
 
     The processes of the mesh call it together; share.py says what each of them reads.
-    source.read_rows(name, rows) returns rows in the order asked for, so it may also read whole tensors.
-    Raises ValueError for a number that is not finite: it names the tensor and source.where(tensor).
+    source.read_rows(name, rows) returns rows in the order asked for, so it may also read whole tensors; up
+    to READS threads call it at once. Raises ValueError for a number that is not finite: it names the tensor
+    and source.where(tensor).
     """
     wanted = abstract_params(config, _dtypes(config, source, dtype), mesh)
-    params = {
-        path: _finite(source, fill(source, wanted[path], stored), stored)
-        for path, stored in by_parameter(config).items()
-    }
+    stored = by_parameter(config)
+    asked = (step for path, parts in stored.items() for step in _asked(path, wanted[path], parts))
+    with contextlib.closing(read_ahead(source, asked)) as read:
+        params = {
+            path: _finite(source, fill(wanted[path], stored[path], of_path), stored[path])
+            for path, of_path in itertools.groupby(read, lambda each: each[0].path)
+        }
     return dataclasses.replace(config, dtype=compute_dtype(params)), from_paths(params)
 
 
@@ -38,18 +51,70 @@ def decode(tensor, scale, dtype, tile: tuple[int, int] = BLOCK):
     return (tensor if scale is None else dequantize(tensor, scale, tile)).astype(dtype)
 
 
-def fill(source, leaf: jax.ShapeDtypeStruct, stored: dict):
-    """Read one parameter: -> the array. leaf: of abstract_params; stored: its entry of share.by_parameter."""
+class Step(NamedTuple):
+    """A step of share.steps: start and pieces, of the parameter at `path`."""
+
+    path: str
+    start: tuple[int, ...]
+    pieces: list[tuple[Piece, list]]
+
+    def read(self, source):
+        """[(rows, scale or None)] of its pieces."""
+        return [source.read_rows(piece.name, piece.rows) for piece, _ in self.pieces]
+
+    def bytes(self, source):
+        """Of its rows, without scales."""
+        return sum(
+            len(piece.rows) * math.prod(piece.turn.shape[1:]) * source.dtype(piece.name).itemsize
+            for piece, _ in self.pieces
+        )
+
+
+def _asked(path, leaf, stored):
+    devices = leaf.sharding.addressable_devices if leaf.sharding else (None,)
+    return (Step(path, *step) for step in steps(leaf, stored, devices))
+
+
+def read_ahead(source, asked: Iterable[Step]):
+    """Read steps, up to source.READS at once: yields (Step, what it read), in their order. A file system over
+    a network answers many reads in the time of one.
+    """
+    # (Step, future, bytes) under way
+    ahead = collections.deque()
+
+    def first():
+        step, future, _ = ahead.popleft()
+        return step, future.result()
+
+    with ThreadPoolExecutor(source.READS) as readers:
+        try:
+            for step in asked:
+                size = step.bytes(source)
+                while ahead and (
+                    len(ahead) == source.READS
+                    or size + sum(other for *_, other in ahead) > AHEAD_BYTES
+                ):
+                    yield first()
+                ahead.append((step, readers.submit(step.read, source), size))
+            while ahead:
+                yield first()
+        finally:
+            for _, future, _ in ahead:
+                future.cancel()
+
+
+def fill(leaf: jax.ShapeDtypeStruct, stored: dict, read):
+    """Place one parameter: -> the array. leaf: of abstract_params; stored: its entry of share.by_parameter.
+    read: what read_ahead yields of its steps.
+    """
     parameter = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
-    moves, devices = (), (None,)
-    if leaf.sharding:
-        moves = while_read(leaf, next(iter(stored.values()))[1])[1]
-        devices = leaf.sharding.addressable_devices
-    for start, pieces in steps(leaf, stored, devices):
-        write = _writer(pieces[0][0].turn, leaf.sharding, moves)
-        tensor, scale = _read(source, leaf.sharding, pieces)
+    moves = while_read(leaf, next(iter(stored.values()))[1])[1] if leaf.sharding else ()
+    for step, rows in read:
+        write = _writer(step.pieces[0][0].turn, leaf.sharding, moves)
+        held = [(one, devices) for one, (_, devices) in zip(rows, step.pieces, strict=True)]
+        tensor, scale = _on_devices(leaf.sharding, held)
         # Wait: rows that queue up for the devices would fill the host's memory
-        parameter = jax.block_until_ready(write(parameter, tensor, scale, start))
+        parameter = jax.block_until_ready(write(parameter, tensor, scale, step.start))
     return parameter
 
 
@@ -74,9 +139,10 @@ def _finite(source, parameter, stored):
     raise AssertionError("a parameter is not finite, and all of its tensors are")
 
 
-def _read(source, sharding, pieces):
-    """Read each piece once: -> (rows, scale or None), with a leading axis of devices that have one each."""
-    read = [(source.read_rows(piece.name, piece.rows), devices) for piece, devices in pieces]
+def _on_devices(sharding, read):
+    """(rows, scale or None), with a leading axis of devices that have one piece each. read: [((rows, scale)
+    of a piece, its devices)].
+    """
     if sharding is None:
         return jax.tree.map(lambda array: array[None], read[0][0])
     mesh = sharding.mesh

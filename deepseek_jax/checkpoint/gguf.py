@@ -99,6 +99,9 @@ def _config(path, file):
 class _Tensors:
     """The source of load_tensors: the file's tensors under their Hugging Face names."""
 
+    # Devices that hold other rows of the same tensor ask one after the other: dequantise it once
+    READS = 1
+
     def __init__(self, path, file, config):
         stored = {tensor.name: tensor for tensor in file.tensors}
         gguf_name = gguf.get_tensor_name_map(
@@ -119,7 +122,6 @@ class _Tensors:
                 )
         if stored:
             raise ValueError(f"{next(iter(stored))} in {path} is no tensor of a plain llama model")
-        # Devices that hold other rows of the same tensor ask one after the other: dequantise it once
         self._dequantized = functools.lru_cache(maxsize=1)(self._dequantize)
         self._heads = {
             "self_attn.q_proj.weight": config.num_attention_heads,

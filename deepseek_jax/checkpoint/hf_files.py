@@ -31,6 +31,9 @@ class HFFiles:
     that is not in DTYPES and for an FP8 tensor without its scale.
     """
 
+    # How many threads may read at once
+    READS = 16
+
     def __init__(self, folder: str | Path):
         self.folder = staged(folder)
         self._check_index()

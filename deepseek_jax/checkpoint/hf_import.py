@@ -33,7 +33,7 @@ def load_hf(
     parameters are bfloat16, else in float32. transformers drops multi-token prediction layers when it saves a
     model: where the files have none, num_nextn_predict_layers is 0. The processes of the mesh call it
     together, and each reads its share: the rows of the tensors that its devices hold (share.py). Host memory
-    beyond the parameters is a few times the largest tensor.
+    beyond the parameters is a few times the largest tensor, and 256 MiB for rows that are read ahead.
     Raises ValueError for a config that is not modelled here, and for a tensor that is missing, extra,
     wrongly shaped or cut short, or that must repeat another one and does not: it names tensor and file.
     """

@@ -2,6 +2,8 @@
 
 import dataclasses
 import pickle
+import threading
+import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -14,11 +16,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.torch import load_file, save_file
 
 from configs import models
+from deepseek_jax.checkpoint import fill as filling
 from deepseek_jax.checkpoint import load_hf
-from deepseek_jax.checkpoint.fill import fill
+from deepseek_jax.checkpoint.fill import Step, fill, read_ahead
 from deepseek_jax.checkpoint.hf_files import HFFiles
 from deepseek_jax.checkpoint.hf_names import copies, is_projection, tensors
-from deepseek_jax.checkpoint.share import while_read
+from deepseek_jax.checkpoint.share import steps, while_read
 from deepseek_jax.checkpoint.tree import by_path
 from deepseek_jax.checkpoint.turn import parse
 from deepseek_jax.models import ModelConfig, count_params
@@ -205,12 +208,57 @@ def test_rows_are_exchanged_for_columns_along_two_axes():
     mesh = make_mesh(fsdp=2, tensor=4)
     turn = parse("d (h u) -> h u d", dict(d=16, h=4, u=6))
     tensor = np.arange(16 * 24, dtype=np.float32).reshape(16, 24)
-    source = SimpleNamespace(read_rows=lambda name, rows: (tensor[rows], None))
+    source = SimpleNamespace(
+        READS=2, dtype=lambda name: tensor.dtype, read_rows=lambda name, rows: (tensor[rows], None)
+    )
     place = NamedSharding(mesh, PartitionSpec("tensor", "fsdp", None))
     leaf = jax.ShapeDtypeStruct((4, 6, 16), jnp.float32, sharding=place)
     stored = {(None, None, None): ("out", turn)}
     assert [move.row for move in while_read(leaf, turn)[1]] == [2, 2]
-    np.testing.assert_array_equal(fill(source, leaf, stored), turn.to_parameter(tensor))
+    asked = (Step("out", *step) for step in steps(leaf, stored, mesh.devices.flat))
+    found = fill(leaf, stored, read_ahead(source, asked))
+    np.testing.assert_array_equal(found, turn.to_parameter(tensor))
+
+
+@pytest.fixture
+def slow_reads(monkeypatch):
+    """Reads that take 20 ms each, as on a network: [most at once, most bytes at once, all]."""
+    lock, under_way, most = threading.Lock(), [0, 0], [0, 0, 0]
+    real = HFFiles.read_rows
+
+    def read_rows(self, name, rows):
+        size = len(rows) * np.prod(self.shape(name)[1:], dtype=int) * self.dtype(name).itemsize
+        with lock:
+            under_way[:] = under_way[0] + 1, under_way[1] + size
+            most[:] = max(most[0], under_way[0]), max(most[1], under_way[1]), most[2] + 1
+        time.sleep(0.02)
+        found = real(self, name, rows)
+        with lock:
+            under_way[:] = under_way[0] - 1, under_way[1] - size
+        return found
+
+    monkeypatch.setattr(HFFiles, "read_rows", read_rows)
+    return most
+
+
+def test_reads_that_take_long_overlap(released, slow_reads, monkeypatch):
+    """Oracle: the parameters of reads one after the other, bit for bit; 16 reads under way at once, and as
+    many in all. With little room, no more bytes than that.
+    """
+    plain, found = {}, {}
+    for name, reads, room in (("plain", 1, 2**28), ("ahead", 16, 2**28), ("little", 16, 60_000)):
+        monkeypatch.setattr(HFFiles, "READS", reads)
+        monkeypatch.setattr(filling, "AHEAD_BYTES", room)
+        slow_reads[:] = 0, 0, 0
+        began = time.perf_counter()
+        params = load_hf(released[0], mesh=make_mesh(fsdp=2, expert=4))[1]
+        found[name] = (*slow_reads, time.perf_counter() - began)
+        plain = plain or params
+        jax.tree.map(np.testing.assert_array_equal, params, plain)
+    print("most at once, bytes at once, reads, seconds:", found)
+    assert found["plain"][0] == 1 and found["ahead"][0] == 16
+    assert found["plain"][2] == found["ahead"][2] == found["little"][2]
+    assert found["little"][1] <= 60_000 < found["ahead"][1]
 
 
 def test_a_host_of_256_reads_its_share_of_deepseek_v3():
