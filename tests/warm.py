@@ -101,6 +101,8 @@ def _set_environment(env):
     jax.config.update("jax_platforms", env["JAX_PLATFORMS"])
     os.environ.clear()
     os.environ.update(env)
+    # As Python does at its start
+    sys.path[:0] = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
 def _execute(first, *args):

@@ -26,7 +26,7 @@ def test_models_are_compared():
     models = "--models=smollm2_135m,deepseek_v3_tiny"
     done = launched("compare", models, "--tpu=v5e", "--context_length=128", "--batch_size=4")
     assert done.status == 0, done.err
-    cells = re.findall(r"^smollm2_135m +(.*)$", done.stdout, re.MULTILINE)
+    cells = re.findall(r"^smollm2_135m +(.*)$", done.out, re.MULTILINE)
     assert cells[0].split()[0] == "134,515,008"
     assert cells[0].split()[-1] == f"{30 * 2 * 3 * 64 * 2:,}"
     bound = 819e9 / (2 * 134_515_008 + 128 * 23_040)

@@ -160,16 +160,16 @@ def test_a_plan_shows_what_one_device_holds_and_does(folder):
 
 @pytest.mark.slow
 def test_a_single_chip_and_the_programs_that_one_needs(folder):
-    """Oracle: by hand: a decoding step takes weights and empty slots, beside it lie a chunk's prompts, and no
-    other program is compiled; with 4096 slots of 4096 tokens each, caches of 2 layers x (32 + 16) numbers of
+    """Oracle: by hand: a decoding step takes weights and empty slots, beside it lie a chunk's prompts, whose
+    size needs no compiler, and no other program is compiled; with 4096 slots of 4096 tokens each, caches of 2 layers x (32 + 16) numbers of
     2 bytes are 3 GiB and up.
     """
     args = ("--topology=v5e:1x1", "--program=decode")
     status, out, err = planned(folder, *args, config="answers.py:128")
     assert status == 0, err
     rows = [line.split(" yes ")[0].strip() for line in out.splitlines() if " yes " in line]
-    assert rows == ["weights", "slots", "prefill", "decode, token"]
-    assert bytes_in(rows_of(out)["beside it, the results of prefill"]) > 0
+    assert rows == ["weights", "slots", "decode, token"]
+    assert bytes_in(rows_of(out)["beside it, the results of prefill, by its shapes"]) > 0
     assert "1 x TPU v5 lite" in out and "128 slots x 4,096" in out
     # 4096 x 8 requests over 128 slots, of which 4 end together: 8,160 waits, a growth and the end
     assert "at most 8,162 in a step" in out and f"at most {256 * 4080:,} in a step" in out
