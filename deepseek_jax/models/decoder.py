@@ -55,19 +55,19 @@ class DecoderLayer(nn.Module):
 
     def _feed_forward(self, x, segment_ids=None, kept=None):
         if self.is_moe:
-            y, routing, experts = self.ffn(self.ffn_norm(x), segment_ids, kept)
+            y, routing, experts, rounds = self.ffn(self.ffn_norm(x), segment_ids, kept)
             if routing is not None:
                 # A NaN balance (an earlier layer gave NaN) makes the load NaN, so the bias update skips this
                 # layer
                 routing = routing._replace(load=routing.load + 0 * routing.balance)
-            return x + y, routing, experts
-        return x + self.ffn(self.ffn_norm(x)), None, None
+            return x + y, routing, experts, rounds
+        return x + self.ffn(self.ffn_norm(x)), None, None, None
 
     def __call__(self, x_btd, rope, segment_ids, branches=None, kept=None):
         """x [b t d] -> (x [b t d], Report, the entries of the decoding cache). kept: see MoE."""
         normed_btd = self.attention_norm(x_btd)
         y_btd, remembered, indexer = self.attention(normed_btd, rope, segment_ids, branches)
-        x_btd, routing, experts = self._feed_forward(x_btd + y_btd, segment_ids, kept)
+        x_btd, routing, experts, _ = self._feed_forward(x_btd + y_btd, segment_ids, kept)
         return x_btd, Report(routing, indexer, experts), remembered
 
     def train(self, x_btd, rope, segment_ids, branches: Branches | None, keep: bool, kept=None):
@@ -85,15 +85,17 @@ class DecoderLayer(nn.Module):
         return self.attention.project(self.attention_norm(x_btd), rope)
 
     def decode(self, x_bd, rope, cache, write):
-        """One new token a sequence: x [b d] -> (x [b d], cache, its experts int32[b a] or None)."""
+        """One new token a sequence: x [b d] -> (x [b d], cache, its experts int32[b a] or None, the rounds of
+        their exchange int32[devices] or None, see MoE).
+        """
         y_bd, cache = self.attention.decode(self.attention_norm(x_bd), rope, cache, write)
-        x_bd, _, experts = self._feed_forward(x_bd + y_bd)
-        return x_bd, cache, None if experts is None else experts[:, 0]
+        x_bd, _, experts, rounds = self._feed_forward(x_bd + y_bd)
+        return x_bd, cache, None if experts is None else experts[:, 0], rounds
 
     def extend(self, x_btd, rope, cache, write):
         """t new tokens a sequence: x [b t d] -> (x [b t d], cache, their experts int32[b t a] or None)."""
         y_btd, cache = self.attention.extend(self.attention_norm(x_btd), rope, cache, write)
-        x_btd, _, experts = self._feed_forward(x_btd + y_btd)
+        x_btd, _, experts, _ = self._feed_forward(x_btd + y_btd)
         return x_btd, cache, experts
 
 

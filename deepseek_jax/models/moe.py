@@ -49,10 +49,11 @@ class MoE(nn.Module):
     @nn.compact
     def __call__(self, x, segment_ids=None, kept=None):
         """x [b t d] -> ([b t d], Routing of the tokens whose segment_ids int32[b t] is not 0, the experts of
-        all tokens int32[b t a]).
+        all tokens int32[b t a], None).
 
-        Without segment_ids, when decoding, x may be [b d] too, and Routing is None. kept: uint16[b t a] of
-        ops.routing.with_kept, or None.
+        Without segment_ids, when decoding, x may be [b d] too, and Routing is None; where each device has few
+        tokens, the last result is their rounds int32[devices], see parallel.few_tokens. kept: uint16[b t a]
+        of ops.routing.with_kept, or None.
         """
         cfg = self.config
         e, d, f = cfg.n_routed_experts, cfg.hidden_size, cfg.moe_intermediate_size
@@ -104,7 +105,7 @@ class MoE(nn.Module):
             )
             load = expert_load(experts_bta, e, segment_ids > 0)
             routing = Routing(load, balance, overflows)
-        return y, routing, experts_bta
+        return y, routing, experts_bta, None
 
     def _token_step(self, x_bd, router, routed, shared):
         experts = Experts(
@@ -115,8 +116,8 @@ class MoE(nn.Module):
             beside=gated_mlp,
             shared=None if shared is None else mlp_split(*shared.weights),
         )
-        y_bd, experts_ba = few_tokens(experts, x_bd)
-        return y_bd, None, experts_ba[:, None]
+        y_bd, experts_ba, rounds = few_tokens(experts, x_bd)
+        return y_bd, None, experts_ba[:, None], rounds
 
 
 def _choose(config, x_md, w_router, bias_e):

@@ -107,7 +107,8 @@ class Experts(NamedTuple):
 
 
 def few_tokens(experts: Experts, x_bd):
-    """The sum of all tokens' experts, and their choices: x [b d] -> ([b d], int32[b a]). See has_few_tokens.
+    """The sum of all tokens' experts, their choices, and the rounds of each device's exchange: x [b d] ->
+    ([b d], int32[b a], int32[devices]). See has_few_tokens.
 
     The devices of a group have the same rows. Each sends its share of them to the experts and computes with
     its part of the MLP beside these, and one sum over the group adds all. Partial results are rounded to x's
@@ -131,12 +132,13 @@ def few_tokens(experts: Experts, x_bd):
         own_md = jax.lax.dynamic_slice_in_dim(x_md, first, m)
         experts_ma, weights_ma = experts.choose(own_md, *router)
         run = functools.partial(experts.run, matrices)
-        y_md = round_trip(run, own_md, experts_ma, weights_ma, expert_axes, len(matrices[0]))
+        arrays = own_md, experts_ma, weights_ma
+        y_md, rounds = round_trip(run, *arrays, expert_axes, len(matrices[0]))
         y_md = _once(y_md, others(row_axes, experts.routed.parts(mesh)))
         y_md = jax.lax.dynamic_update_slice_in_dim(jnp.zeros_like(x_md), y_md, first, axis=0)
         if experts.shared is not None:
             y_md += _once(experts.beside(x_md, *shared), others(experts.shared.parts(mesh)))
-        return (jax.lax.psum(y_md, group) if group else y_md), experts_ma
+        return (jax.lax.psum(y_md, group) if group else y_md), experts_ma, rounds[None]
 
     shared, shared_places = (), ()
     if experts.shared is not None:
@@ -145,7 +147,7 @@ def few_tokens(experts: Experts, x_bd):
     return jax.shard_map(
         local,
         in_specs=(rows, PartitionSpec(), places, shared_places),
-        out_specs=(rows, PartitionSpec((*batch, *row_axes))),
+        out_specs=(rows, PartitionSpec((*batch, *row_axes)), partition_spec(("slots",))),
         check_vma=False,
     )(x_bd, experts.router, experts.routed.arrays, shared)
 

@@ -17,10 +17,13 @@ from deepseek_jax.parallel.ragged import ragged_all_to_all
 UNEVEN = 1.0
 # Rows of bfloat16 that fill a register of a TPU
 SUBLANES = 16
+# The scope of the loop over rounds, of which a plan counts one or two turns
+ROUNDS = "rounds"
 
 
 def round_trip(run, x_md, experts_ma, weights_ma, expert_axes, own_experts: int):
-    """The weighted sum of each token's experts, which are split over these mesh axes: -> [m d].
+    """The weighted sum of each token's experts, which are split over these mesh axes: -> ([m d], int32[], the
+    rounds that it took: 0 without such axes).
 
     run(rows [r z x], rows_per_expert int32[o]) -> [r z x]: a device's experts, own_experts of them, of rows
     sorted by expert, whose d numbers have two axes. Rows that find no room in a round are sent in the next.
@@ -33,14 +36,16 @@ def round_trip(run, x_md, experts_ma, weights_ma, expert_axes, own_experts: int)
     if expert_axes:
         most = shards * len(x_md) * min(experts_ma.shape[1], own_experts)
         room = min(_room(experts_ma.size, own_experts), most)
-        rows_rzx = _in_rounds(run, rows_rzx, layout.rows_per_expert, expert_axes, room, room < most)
+        counts = layout.rows_per_expert
+        rows_rzx, rounds = _in_rounds(run, rows_rzx, counts, expert_axes, room, room < most)
     else:
-        rows_rzx = run(rows_rzx, layout.rows_per_expert)
-    return combine(rows_rzx.reshape(-1, x_md.shape[1]), weights_ma, layout)
+        rows_rzx, rounds = run(rows_rzx, layout.rows_per_expert), jnp.int32(0)
+    return combine(rows_rzx.reshape(-1, x_md.shape[1]), weights_ma, layout), rounds
 
 
 def _in_rounds(run, rows_rzx, count_e, expert_axes, room, may_overflow: bool):
-    """Run the rows of all devices, each on the device that has its expert: -> the results of rows_rzx.
+    """Run the rows of all devices, each on the device that has its expert: -> (the results of rows_rzx, the
+    number of rounds).
 
     count_e: int32[e], this device's rows for each expert. room: the rows that a device gets in a round.
     """
@@ -57,14 +62,15 @@ def _in_rounds(run, rows_rzx, count_e, expert_axes, room, may_overflow: bool):
 
     returned_rzx = jax.lax.empty(rows_rzx.shape, rows_rzx.dtype)
     if not may_overflow:
-        return one_round(0, returned_rzx)
+        return one_round(0, returned_rzx), jnp.int32(1)
     # One round unless more rows than fit arrive somewhere, which all devices along these axes know
-    _, returned_rzx = jax.lax.while_loop(
-        lambda carried: carried[0] < trip.most,
-        lambda carried: (carried[0] + room, one_round(*carried)),
-        (jnp.int32(0), returned_rzx),
-    )
-    return returned_rzx
+    with jax.named_scope(ROUNDS):
+        first, returned_rzx = jax.lax.while_loop(
+            lambda carried: carried[0] < trip.most,
+            lambda carried: (carried[0] + room, one_round(*carried)),
+            (jnp.int32(0), returned_rzx),
+        )
+    return returned_rzx, first // room
 
 
 def _room(share: int, own_experts: int):

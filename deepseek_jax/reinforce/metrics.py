@@ -22,11 +22,11 @@ class StepRecord:
     counts: by the names of metrics. Summed over the step's sampling rounds: weight_sync_time, seconds until
     the parameters had the form for decoding; exposed_generation_time, those of the rest of the rollout, for
     all of which the update waits; sampled_tokens; prefilled_positions, of the engine's padded prompts, one
-    prompt for its whole group; reward_seconds, for the rewards; reward_errors; unread, completions that score
-    0 because a rule could not read what they state; new_questions, those that are
-    new in their epoch; left_out_tokens, sampled ones that no update learns. asked, answered: all questions,
-    and all tokens of the answers. tokens: those that the step learns, in each of its epochs. flops: what its
-    updates need; None where they are not counted.
+    prompt for its whole group; exchanges and exchange_rounds of completions.RolloutLog; reward_seconds, for
+    the rewards; reward_errors; unread, completions that score 0 because a rule could not read what they
+    state; new_questions, those that are new in their epoch; left_out_tokens, sampled ones that no update
+    learns. asked, answered: all questions, and all tokens of the answers. tokens: those that the step learns,
+    in each of its epochs. flops: what its updates need; None where they are not counted.
     """
 
     def __init__(self, mesh: Mesh):
@@ -58,11 +58,15 @@ class StepRecord:
 
     def of_samples(self):
         """The metrics that are known before the updates: the counts, tokens, rollout_tokens_per_second, and
-        what the user's own rewards logged.
+        what the user's own rewards logged; exchange_rounds is the mean of a layer's exchange while decoding,
+        and left out where tokens go to their experts in another way.
         """
         rate = self.counts["sampled_tokens"] / self.counts[GENERATION]
         numbers = {**self.counts, "tokens": self.tokens, "rollout_tokens_per_second": rate}
         numbers |= {name: np.mean(values) for name, values in self.logged.items()}
+        exchanges, rounds = numbers.pop("exchanges", 0), numbers.pop("exchange_rounds", 0)
+        if exchanges:
+            numbers["exchange_rounds"] = rounds / exchanges
         return {name: float(number) for name, number in numbers.items()}
 
     def of_updates(self):

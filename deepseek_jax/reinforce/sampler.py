@@ -73,6 +73,8 @@ class Sampler:
         return answers, {
             SYNC: log.weight_sync_seconds,
             GENERATION: seconds - log.weight_sync_seconds,
+            "exchanges": log.exchanges,
+            "exchange_rounds": log.exchange_rounds,
             "sampled_tokens": answers.rollout.completion_mask.sum(),
             "prefilled_positions": len(examples) * prompt_room(longest),
         }

@@ -74,6 +74,8 @@ class RolloutLog:
     begun: row -> (ids, logprobs), at least one token, of completions that have not ended: they continue.
     enough: None, or a method that is called after completions have ended; if it is true the rollout ends.
     weight_sync_seconds: set by the rollout, how long it took to have the parameters in the form for decoding.
+    exchanges, exchange_rounds: set by it, how often a layer's tokens went to their experts, and in how many
+    rounds of parallel.round_trip, the mean over devices; 0 where they go in another way.
     conversations: a conversations.Conversations, which answers the turns, or None for single turns.
     keeps_routing, keeps_candidates: whether the rollout keeps the experts of its tokens, and what top-p and
     top-k left to draw each from; it sets `kept`, a kept.Kept.
@@ -82,7 +84,7 @@ class RolloutLog:
     done = types.MappingProxyType({})
     begun = types.MappingProxyType({})
     enough = conversations = None
-    weight_sync_seconds = 0.0
+    weight_sync_seconds, exchanges, exchange_rounds = 0.0, 0, 0.0
     keeps_routing = keeps_candidates = False
     kept = None
 

@@ -137,6 +137,7 @@ def generate(
             engine.open(slots, max_completion_length, log)
             way.serve(queue, engine, result, log)
             log.kept = engine.kept
+            log.exchanges, log.exchange_rounds = engine.exchanged()
     return result
 
 
@@ -345,6 +346,11 @@ class Engine:
     def latest(self):
         """(the latest token of every slot int32[b], whether it has ended bool[b])."""
         return on_host((self.state.last_token, self.state.ended))
+
+    def exchanged(self):
+        """(exchanges, exchange_rounds) of a RolloutLog."""
+        rounds = float(on_host(self.state.rounds).mean())
+        return int(self.state.step) * self.config.num_moe_layers if rounds else 0, rounds
 
     def collect(self, result, ended=True):
         """Copy the completions that have ended, or those that have not, to their rows of result and free

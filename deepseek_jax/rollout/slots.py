@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from deepseek_jax.models.cache import empty_cache
 from deepseek_jax.parallel.decoding import decoding, own_slots
+from deepseek_jax.parallel.shard import current_mesh
 
 
 def on_rollout_mesh(function):
@@ -42,6 +43,7 @@ class Slots(NamedTuple):
     stopped: jax.Array  # bool[b], by an end token and not for want of room
     tokens: jax.Array  # int32[b t]
     logprobs: jax.Array  # float32[b t]
+    rounds: jax.Array  # int32[devices], of parallel.few_tokens, summed over steps and layers
     drafting: tuple | None = None  # speculative.Drafting, where tokens are drafted
     experts: jax.Array | None = None  # uint16[b t l a], of kept.note, where a rollout keeps them
     candidates: jax.Array | None = (
@@ -71,6 +73,7 @@ def empty_slots(config, count, prompt_room, completion_room, max_completion_leng
         stopped=jnp.zeros(count, bool),
         tokens=jnp.zeros((count, max_completion_length), jnp.int32),
         logprobs=jnp.zeros((count, max_completion_length), jnp.float32),
+        rounds=jnp.zeros(1 if current_mesh() is None else current_mesh().size, jnp.int32),
     )
     return pinned(slots)
 

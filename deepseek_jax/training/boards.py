@@ -16,7 +16,7 @@ GROUPS = {
         "rollout_tokens_per_second update_tokens_per_second valid_tokens_per_sec_per_gpu"
     ).split(),
     "memory": "host_* device_* largest_* smallest_*".split(),
-    "experts": "max_vio load_entropy expert_overflows".split(),
+    "experts": "max_vio load_entropy expert_overflows exchange_rounds".split(),
     "optimizer": "learning_rate plateau_scale grad_norm nonfinite".split(),
     "rewards": (
         "reward reward_* accuracy accuracy_effort_* logged unread all_equal_share margin "

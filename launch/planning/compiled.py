@@ -151,8 +151,8 @@ def _compile(program, lowered):
     )
     specs = tuple(place.spec for place in jax.tree.leaves(done.output_shardings))
     text = done.as_text(), dict(program.mesh.shape), program.filled
-    cost, token = decoding_costs(*text) if program.token_steps else (program_cost(*text), None)
-    return Compiled(memory, cost, token, specs)
+    costs = decoding_costs(*text) if program.token_steps else (program_cost(*text),)
+    return Compiled(memory, *costs, specs=specs)
 
 
 def _results(program, lowered, specs):

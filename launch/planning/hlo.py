@@ -9,6 +9,7 @@ import re
 from collections import Counter
 
 from deepseek_jax.parallel.dispatch import RARE
+from deepseek_jax.parallel.round_trip import ROUNDS
 from launch.planning.hlo_collectives import Collective, collective_of, continues
 from launch.planning.hlo_flops import GROUPED, operation_flops
 from launch.planning.hlo_loops import endless_loops, trip_count
@@ -84,8 +85,9 @@ def program_cost(text: str, mesh_shape: dict, filled: float = 1.0) -> Cost:
 
 
 def decoding_costs(text: str, mesh_shape: dict, filled: float = 1.0):
-    """(the Cost of a call without its tokens, that of a token: of one turn of the decoding loop): the largest
-    of those loops of the program whose length nobody knows. Arguments as of program_cost.
+    """(the Cost of a call without its tokens, that of a token: of one turn of the decoding loop, that of a
+    token whose experts' rows are exchanged in two rounds, or None): the largest of those loops of the program
+    whose length nobody knows. Arguments as of program_cost.
 
     Raises ValueError for text that is no program, or has no such loop.
     """
@@ -97,17 +99,20 @@ def decoding_costs(text: str, mesh_shape: dict, filled: float = 1.0):
     if not tokens:
         raise ValueError("the program decodes, and its text has no loop of unknown length")
     walk.apart = max(tokens, key=lambda name: tokens[name].order())
-    return walk.scheduled(entry), tokens[walk.apart]
+    token, twice = tokens[walk.apart], dataclasses.replace(walk, rounds=2)
+    two_rounds = twice.scheduled(walk.apart)
+    return walk.scheduled(entry), token, two_rounds if two_rounds.count > token.count else None
 
 
 @dataclasses.dataclass
 class _Walk:
-    """apart: the name of the loop's body that is no part of a call."""
+    """apart: the name of the loop's body that is no part of a call. rounds: of parallel.round_trip."""
 
     computations: dict[str, Computation]
     mesh_shape: dict
     filled: float
     apart: str | None = None
+    rounds: int = 1
 
     def scheduled(self, name, asynchronous=False):
         """The Cost of a computation whose operations run one by one."""
@@ -138,7 +143,9 @@ class _Walk:
             if body == self.apart:
                 return Cost(), 1
             turns = trip_count(self.computations, computation, operation)
-            return self.scheduled(body, asynchronous), 1 if turns is None else turns
+            if turns is None:
+                turns = self.rounds if _scope(operation).endswith(f"/{ROUNDS}/while") else 1
+            return self.scheduled(body, asynchronous), turns
         if operation.kind == "conditional":
             names = [name for name in _branches(operation) if not self._is_rare(name)]
             branches = (self.scheduled(name, asynchronous) for name in names)
@@ -154,8 +161,7 @@ class _Walk:
     def _is_rare(self, name):
         """Whether a branch is what parallel.dispatch does where an expert's buffer overflows."""
         return any(
-            f"/{RARE}/" in (operation.attribute(r'op_name="([^"]*)"') or "")
-            for operation in self.computations[name].values()
+            f"/{RARE}/" in _scope(operation) for operation in self.computations[name].values()
         )
 
     def _fused(self, fusion, asynchronous):
@@ -184,6 +190,11 @@ class _Walk:
         if moved:
             cost.collectives = dict([moved])
         return cost
+
+
+def _scope(operation):
+    """Where an operation comes from: names of functions, modules and scopes, with slashes between them."""
+    return operation.attribute(r'op_name="([^"]*)"') or ""
 
 
 def _branches(conditional):

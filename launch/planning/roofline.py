@@ -9,8 +9,9 @@ of a collective, see costs.chips.Chip:
     likely     max(o + n p, b, a) + w + m q    as compiled: what is asynchronous hides, the rest waits
 
 What the model leaves out: the time that a kernel's tiles do not fill, the rest of the compiler's schedule,
-products of float32, which take several passes on a TPU, and further rounds of parallel.round_trip, which
-decoding needs where a router is so uneven that a device gets more than twice its share.
+and products of float32, which take several passes on a TPU. A token's experts take one round of
+parallel.round_trip; where a router is so uneven that a device gets more than twice its share, they take more:
+Seconds.two_rounds.
 """
 
 import dataclasses
@@ -70,10 +71,13 @@ class Roofline:
 
 
 class Seconds(NamedTuple):
-    """The Roofline of a program's call, and of one turn of its loop where it decodes: of a token."""
+    """The Roofline of a program's call, of one turn of its loop where it decodes: of a token, and of a token
+    whose experts' rows are exchanged in two rounds.
+    """
 
     call: Roofline
     token: Roofline | None = None
+    two_rounds: Roofline | None = None
 
     @property
     def main(self):
@@ -93,8 +97,8 @@ def seconds_of(program: Program, compiled: Compiled, chip: Chip):
     """The Seconds of a program on devices of this chip; None where the compiler refuses it."""
     if compiled.refusal is not None:
         return None
-    costs = [cost for cost in (compiled.cost, compiled.token) if cost is not None]
-    return Seconds(*(roofline(cost, chip, program.mesh) for cost in costs))
+    costs = compiled.costs.values()
+    return Seconds(*(cost and roofline(cost, chip, program.mesh) for cost in costs))
 
 
 def roofline(cost: Cost, chip: Chip, mesh: Mesh):

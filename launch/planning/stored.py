@@ -13,10 +13,10 @@ from jax.sharding import PartitionSpec
 from deepseek_jax.costs.chips import chip_of
 from launch.planning.hlo import Cost
 from launch.planning.hlo_collectives import Collective
-from launch.planning.records import Compiled, Memory
+from launch.planning.records import COSTS, Compiled, Memory
 
 # The version of what is read off a program: a new number computes it anew
-VERSION = 4
+VERSION = 5
 # The environment's flags for the compilers
 COMPILER_FLAGS = "XLA_FLAGS", "LIBTPU_INIT_ARGS"
 
@@ -57,9 +57,7 @@ def _as_json(compiled):
     return {
         "memory": dataclasses.asdict(compiled.memory),
         "specs": [[list(e) if isinstance(e, tuple) else e for e in s] for s in compiled.specs],
-        "cost": _cost_as_json(compiled.cost),
-        "token": compiled.token and _cost_as_json(compiled.token),
-    }
+    } | {name: one and _cost_as_json(one) for name, one in compiled.costs.items()}
 
 
 def _from_json(read):
@@ -68,8 +66,8 @@ def _from_json(read):
     specs = tuple(
         PartitionSpec(*(tuple(e) if isinstance(e, list) else e for e in s)) for s in read["specs"]
     )
-    token = read["token"] and _cost_from_json(read["token"])
-    return Compiled(Memory(**read["memory"]), _cost_from_json(read["cost"]), token, specs)
+    costs = {name: read[name] and _cost_from_json(read[name]) for name in COSTS}
+    return Compiled(Memory(**read["memory"]), **costs, specs=specs)
 
 
 def _cost_as_json(cost):

@@ -46,7 +46,7 @@ def narrow_table(title: str, caption: str | None = None):
 
 
 def summary_table(planned, chip: Chip):
-    """A rich Table with a row for each (Program, Compiled, Seconds or None), two for one that decodes."""
+    """A rich Table with a row for each (Program, Compiled, Seconds or None), more for one that decodes."""
     latency = [
         f"{seconds * 1e6:g} us"
         for seconds in (chip.seconds_per_operation, chip.seconds_per_collective)
@@ -56,7 +56,8 @@ def summary_table(planned, chip: Chip):
         "GiB: the peak and what lies beside the program. at least: by the chip's peaks alone.\n"
         f"likely: {latency[0]} more an operation, {latency[1]} a collective that nothing hides: assumed.\n"
         "all calls: likely, of a step or an evaluation with the longest completions.\n"
-        "tokens/s, MFU: at the likely time."
+        "tokens/s, MFU: at the likely time.\n"
+        "2 rounds: of a token whose rows for experts find no room in one (parallel/round_trip.py)."
     )
     table = narrow_table(f"one {chip.device_kind}", caption)
     table.add_column("program")
@@ -72,6 +73,9 @@ def summary_table(planned, chip: Chip):
         held = f"{held_at_once(program, compiled) / GIB:.2f}"
         name = program.name if seconds.token is None else f"{program.name}, token"
         table.add_row(name, verdict, held, *_times(program, seconds.main, program.runs, chip))
+        if seconds.two_rounds is not None:
+            cells = _times(program, seconds.two_rounds, program.runs, chip)
+            table.add_row(f"{program.name}, 2 rounds", "", "", *cells)
         if seconds.token is not None:
             cells = *_seconds(seconds.call, program.times), "-", "-", seconds.call.bound
             table.add_row(f"{program.name}, call", "", "", *cells)

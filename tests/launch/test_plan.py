@@ -161,8 +161,8 @@ def test_a_plan_shows_what_one_device_holds_and_does(folder):
 @pytest.mark.slow
 def test_a_single_chip_and_the_programs_that_one_needs(folder):
     """Oracle: by hand: a decoding step takes weights and empty slots, beside it lie a chunk's prompts, whose
-    size needs no compiler, and no other program is compiled; with 4096 slots of 4096 tokens each, caches of 2 layers x (32 + 16) numbers of
-    2 bytes are 3 GiB and up.
+    size needs no compiler, and no other program is compiled; with 4096 slots of 4096 tokens each, caches of 2
+    layers x (32 + 16) numbers of 2 bytes are 3 GiB and up.
     """
     args = ("--topology=v5e:1x1", "--program=decode")
     status, out, err = planned(folder, *args, config="answers.py:128")

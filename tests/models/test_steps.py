@@ -68,7 +68,7 @@ def test_tokens_that_extend_a_row_are_those_of_the_whole_row(kind):
             found.append(y)
             experts.append(own)
         tables = [table[:, -1:] for table in rope]
-        y, after, own = call("decode", x[:, -1], tables, cache, single)
+        y, after, own, _ = call("decode", x[:, -1], tables, cache, single)
         same = call("extend", x[:, :1], tables, cache, past)[1] if kind == "gqa" else cache
         found, experts = [*found, y[:, None]], [*experts, None if own is None else own[:, None]]
         experts = None if own is None else jnp.concatenate(experts, 1)
@@ -116,9 +116,11 @@ def test_a_token_step_on_a_mesh_is_the_layer_on_one_device():
     config, params = tiny_model("mla_moe")
     own = jax.tree.map(lambda leaf: leaf[0], params["moe_layers"]["ffn"])
     x = rows_of(config).reshape(-1, config.hidden_size)[:8]
-    wanted, _, experts = jax.jit(lambda own, x: calls(MoE(config), own)(None, x))(own, x)
+    wanted, _, experts, _ = jax.jit(lambda own, x: calls(MoE(config), own)(None, x))(own, x)
     with jax.set_mesh(make_mesh(data=1, expert=4, tensor=2)), decoding(4, 8):
-        y, routing, chosen = jax.jit(lambda own, x: calls(MoE(config), own)(None, x))(own, x)
+        y, routing, chosen, rounds = jax.jit(lambda own, x: calls(MoE(config), own)(None, x))(
+            own, x
+        )
     np.testing.assert_allclose(y, wanted, **CLOSE)
     np.testing.assert_array_equal(chosen, experts)
-    assert chosen.shape == (8, 1, 2) and routing is None
+    assert chosen.shape == (8, 1, 2) and routing is None and rounds.tolist() == [1] * 8

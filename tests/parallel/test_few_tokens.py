@@ -1,6 +1,7 @@
 """A token step's feed-forward part, against loops over tokens and experts on one device."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -144,21 +145,21 @@ QUICK += [("data", "few", "random")]
 @pytest.mark.parametrize(("mesh", "size", "route"), others_slow(CASES, *QUICK))
 def test_every_token_has_the_sum_of_its_experts_and_of_the_mlp_beside_them(mesh, size, route):
     """Oracle: a numpy loop over tokens and choices in float64, whatever the mesh splits."""
-    y, experts = step(mesh, size, route)
+    y, experts, _ = step(mesh, size, route)
     np.testing.assert_allclose(y, summed(size, route), **CLOSE)
     np.testing.assert_array_equal(experts, routes(SIZES[size][0])[route])
 
 
 def test_a_layer_without_shared_experts_has_the_sum_of_the_others():
     """Oracle: the same loop, without the MLP beside them."""
-    y, _ = step("three axes", "many", "random", has_shared=False)
+    y, *_ = step("three axes", "many", "random", has_shared=False)
     np.testing.assert_allclose(y, summed("many", "random", has_shared=False), **CLOSE)
 
 
 @pytest.mark.parametrize("size", ["many", "few"])
 def test_rows_in_bfloat16_are_sent_in_pairs_and_come_back(size):
     """Oracle: the same loop, to the rounding of bfloat16: 8 bits, of sums of a few dozen terms."""
-    y, _ = step("three axes", size, "random", dtype=jnp.bfloat16)
+    y, *_ = step("three axes", size, "random", dtype=jnp.bfloat16)
     exact = summed(size, "random")
     np.testing.assert_allclose(y.astype(np.float32), exact, atol=0.02 * np.abs(exact).max())
 
@@ -169,18 +170,21 @@ def test_rows_in_bfloat16_are_sent_in_pairs_and_come_back(size):
 @pytest.mark.parametrize("route", ["random", "first", "last"])
 def test_rows_that_do_not_fit_come_in_further_rounds(monkeypatch, mesh, route):
     """Oracle: the same loop, where a device has room for one row a choice of its own tokens: all tokens to
-    one device take several rounds.
+    one device take several rounds; how many, by counting the rows of each pair of experts, 4 in a round.
     """
     monkeypatch.setattr(round_trip, "UNEVEN", 0.0)
     monkeypatch.setattr(round_trip, "SUBLANES", 1)
-    y, _ = step(mesh, "many", route)
+    y, _, rounds = step(mesh, "many", route)
+    fullest = np.bincount(routes(16)[route].ravel() // 2).max()
+    assert rounds.tolist() == [math.ceil(fullest / 4)] * 8
     np.testing.assert_allclose(y, summed("many", route), **CLOSE)
 
 
 def test_one_expert_of_a_device_takes_several_rounds(monkeypatch):
     """Oracle: the same loop; 4 experts on 4 devices, two of which get all 32 rows, in rounds of 16."""
     monkeypatch.setattr(round_trip, "UNEVEN", 0.0)
-    y, _ = step("expert and context", "few", "first")
+    y, _, rounds = step("expert and context", "few", "first")
+    assert rounds.tolist() == [2] * 8
     exact = summed("few", "first")
     np.testing.assert_allclose(y, exact, **CLOSE)
 

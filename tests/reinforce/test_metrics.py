@@ -26,10 +26,11 @@ def clock(monkeypatch):
     return now
 
 
-@pytest.mark.parametrize("peak", [None, 50.0])
-def test_a_step_has_its_times_and_counts(clock, monkeypatch, peak):
+@pytest.mark.parametrize("peak, exchanged", [(None, False), (50.0, True)])
+def test_a_step_has_its_times_and_counts(clock, monkeypatch, peak, exchanged):
     """Oracle: by hand: a step of 10 s on four devices, of which 4 s train, 3 s reward twice and 0.5 s sample
-    30 tokens, of which 20 are learned; its updates need 400 operations.
+    30 tokens, of which 20 are learned; its updates need 400 operations. Where a rollout exchanges in rounds,
+    eight exchanges take ten of them.
     """
     monkeypatch.setattr(metrics, "peak_of", lambda devices: peak if len(devices) == 4 else 0)
     record = StepRecord(CHIPS)
@@ -38,6 +39,9 @@ def test_a_step_has_its_times_and_counts(clock, monkeypatch, peak):
         with record.timed("reward_seconds"):
             clock[0] += seconds
         record.add({"sampled_tokens": 15, GENERATION: 0.25})
+        record.add(
+            {"exchanges": 4 * exchanged, "exchange_rounds": (4.0, 6.0)[seconds - 1] * exchanged}
+        )
         record.log({"mine": seconds})
     clock[0] += 3
     record.begin_training()
@@ -50,7 +54,7 @@ def test_a_step_has_its_times_and_counts(clock, monkeypatch, peak):
         "tokens": 20.0,
         "rollout_tokens_per_second": 60.0,
         "logged/mine": 1.5,
-    }
+    } | ({"exchange_rounds": 1.25} if exchanged else {})
     clock[0] += 4
     times = {
         "policy_training_time": 4.0,

@@ -37,6 +37,7 @@ class Asked:
         self.calls.append((examples, options, more))
         self.now[0] += 5
         more["log"].weight_sync_seconds, more["log"].kept = 2.0, "kept"
+        more["log"].exchanges, more["log"].exchange_rounds = 4, 5.5
         mask = np.array([[True, False], [True, True], [True, True]])
         prompts = [example["prompt_ids"] for example in examples]
         return SimpleNamespace(prompts=prompts, rollout=SimpleNamespace(completion_mask=mask))
@@ -70,7 +71,14 @@ def test_a_round_asks_by_seed_and_step_and_counts(made, round_given):
     seed = int(sequence.generate_state(1)[0]) // 2
     assert more == dict(n=3, seed=seed, longest_prompt=20)
     assert (log.keeps_routing, log.keeps_candidates) == (bool(round_given), False)
-    assert counts == {SYNC: 2.0, GENERATION: 3.0, "sampled_tokens": 5, "prefilled_positions": 96}
+    assert counts == {
+        SYNC: 2.0,
+        GENERATION: 3.0,
+        "exchanges": 4,
+        "exchange_rounds": 5.5,
+        "sampled_tokens": 5,
+        "prefilled_positions": 96,
+    }
     assert answers.prompts[1] == [1] * 17 and sampled.kept == "kept"
     assert sampled.sampled_by == int(fingerprint(PARAMS)) != 0
 

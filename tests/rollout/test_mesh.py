@@ -16,6 +16,7 @@ from deepseek_jax.models import ModelConfig, forward, random_params
 from deepseek_jax.models.moe import MoE
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.rollout import generate, steps
+from deepseek_jax.rollout.completions import RolloutLog
 from deepseek_jax.rollout.requests import _random_streams
 from tests.quick import others_slow
 from tests.rollout.test_engine import Recorded
@@ -63,12 +64,14 @@ QUICK = [
 ]
 
 
-def rollout(model, mesh):
+def rollout(model, mesh, log=None):
     config = MODELS[model]
     with jax.set_mesh(mesh):
         params = random_params(config, mesh, 0)
         sampling = dict(max_completion_length=LENGTH, n=4, eos_ids=(3,), seed=0, slots=SLOTS)
-        return generate(config, params, PROMPTS, speculative=model == "drafting", **sampling)
+        return generate(
+            config, params, PROMPTS, speculative=model == "drafting", log=log, **sampling
+        )
 
 
 @functools.cache
@@ -122,8 +125,12 @@ def drawn(model, row, at):
 
 @pytest.mark.parametrize("model, axes", others_slow(CASES, *QUICK))
 def test_a_rollout_on_a_mesh_is_that_of_one_device(model, axes):
-    """Oracle: one device: the same tokens, and log-probabilities to float32's rounding (4e-6 nats)."""
-    one, many = on_one(model), rollout(model, make_mesh(**MESHES[axes]))
+    """Oracle: one device: the same tokens, and log-probabilities to float32's rounding (4e-6 nats). Where
+    experts are split, each of two layers of experts exchanges in a round or more in each of at least as many
+    steps as the longest completion has tokens, but for its first.
+    """
+    log = RolloutLog()
+    one, many = on_one(model), rollout(model, make_mesh(**MESHES[axes]), log)
     differs = one.completion_ids != many.completion_ids
     # Drafts have other draws; each row takes seconds
     for row in np.flatnonzero(differs.any(1))[: 0 if model == "drafting" else 3]:
@@ -136,6 +143,11 @@ def test_a_rollout_on_a_mesh_is_that_of_one_device(model, axes):
     np.testing.assert_array_equal(many.truncated, one.truncated)
     np.testing.assert_allclose(many.sampler_logprobs, one.sampler_logprobs, atol=4e-6)
     assert 0 < one.truncated.mean() < 1 or model == "drafting"
+    if model in ("experts", "sparse") and axes != "data":
+        assert log.exchanges >= 2 * (many.completion_mask.sum(1).max() - 1)
+        assert log.exchanges % 2 == 0 and log.exchange_rounds >= log.exchanges
+    else:
+        assert log.exchanges == log.exchange_rounds == 0
 
 
 def test_a_draw_that_is_made_again_is_the_rollouts():

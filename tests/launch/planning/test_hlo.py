@@ -9,6 +9,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from deepseek_jax.parallel.dispatch import RARE
+from deepseek_jax.parallel.round_trip import ROUNDS
 from launch.planning.hlo import decoding_costs, program_cost
 from tests.rollout.test_tpu_decode import compile_apart
 
@@ -92,14 +93,33 @@ def test_what_runs_once_a_call_is_no_part_of_a_token():
     """Oracle: by hand: 3 products of a call and 7 of a turn; of both, with one turn, 10, and all their
     operations. A program without such a loop decodes nothing.
     """
-    call, token = decoding_costs(text_of(decoding, X, WS), AXES)
+    call, token, two_rounds = decoding_costs(text_of(decoding, X, WS), AXES)
     assert call.flops == {"f32 x f32": 3 * PRODUCT} and token.flops == {"f32 x f32": 7 * PRODUCT}
     both = cost_of(decoding, X, WS)
     assert both.flops == {"f32 x f32": 10 * PRODUCT}
     assert both.count == call.count + token.count and 7 < token.count
-    assert both.hbm_bytes == call.hbm_bytes + token.hbm_bytes
+    assert both.hbm_bytes == call.hbm_bytes + token.hbm_bytes and two_rounds is None
     with pytest.raises(ValueError, match="no loop of unknown length"):
         decoding_costs(text_of(chain, X, WS), AXES)
+
+
+def test_a_token_in_two_rounds_has_what_is_in_their_loop_twice():
+    """Oracle: by hand: three products of a turn, one of them in the loop of the rounds of
+    parallel.round_trip, and one in another loop of unknown length. The first loop's is there once more.
+    """
+
+    def turn(x):
+        with jax.named_scope(ROUNDS):
+            x = lax.while_loop(lambda x: x.max() > 1e9, lambda x: jnp.tanh(x @ WS[0]), x)
+        x = lax.while_loop(lambda x: x.max() > 1e9, lambda x: jnp.tanh(x @ WS[1]), x)
+        return jnp.tanh(x @ WS[2])
+
+    text = text_of(lambda x: lax.while_loop(lambda x: x.sum() < 100, turn, x), X)
+    _, token, two_rounds = decoding_costs(text, AXES)
+    assert token.flops == {"f32 x f32": 3 * PRODUCT} and two_rounds.flops == {
+        "f32 x f32": 4 * PRODUCT
+    }
+    assert 0 < two_rounds.count - token.count < token.count < two_rounds.count
 
 
 COUNTED = """
@@ -144,7 +164,7 @@ def test_operations_and_collectives_are_counted_once():
     ends are one; the gather alone is asynchronous, and has 7 of the 7 + 2 x 3/4 arrays that are sent. Of a
     call what runs aside.
     """
-    call, token = decoding_costs(COUNTED, AXES)
+    call, token, _ = decoding_costs(COUNTED, AXES)
     assert (call.count, call.collective_count) == (1, 0)
     assert (token.count, token.collective_count, token.asynchronous_count) == (5, 2, 1)
     hidden = sum(one.hidden_bytes for one in token.collectives.values())
@@ -157,7 +177,7 @@ def test_what_runs_beside_the_operations_takes_none_of_their_time():
     an array, as the product of arrays in vector memory does not. The copy, which runs beside them, and both
     collectives, which move bytes while they send, count as traffic.
     """
-    _, token = decoding_costs(COUNTED, AXES)
+    _, token, _ = decoding_costs(COUNTED, AXES)
     x = FLOAT * 8 * 4
     assert token.operations == {(0, 2 * x): 1} and token.beside_count == 1
     copied, gathered, fused, summed = x, 1 + 8, 2, 2

@@ -91,7 +91,7 @@ def test_a_duration_has_three_digits_and_its_unit(seconds, text):
     assert duration(seconds) == text
 
 
-def decoding(name="decode", peak=5):
+def decoding(name="decode", peak=5, two_rounds=None):
     """(Program, Compiled, Seconds) of a program that decodes 8 tokens in each of 100 turns, of 1 GB, 1000
     operations and 10 gatherings each, and copies 2 GB in each of 4 calls.
     """
@@ -105,7 +105,7 @@ def decoding(name="decode", peak=5):
         count=1000,
         collectives=gathers,
     )
-    compiled = Compiled(Memory(GIB, 0, 0, 0, peak * GIB), call, token)
+    compiled = Compiled(Memory(GIB, 0, 0, 0, peak * GIB), call, token, two_rounds)
     program = Program(
         name, None, (), MESH, 8, 4e9, "8 slots", part=GENERATION, times=4, token_steps=100
     )
@@ -122,17 +122,19 @@ def printed(table):
 def test_the_first_table_says_what_fits_how_long_it_takes_and_what_binds():
     """Oracle: by hand: a token is 1 s of memory and 1000 x 0.9 us + 10 x 7 us of latency, 1.00097 s; 8 of
     them a second, and 4e9 FLOPs of 4 x 1e12. 100 of them are 100.097 s; 4 calls of 2 s are 8. 9 GiB do not
-    fit into 8, and what the compiler refuses has no numbers. No line is wider than the page, whatever the
-    names.
+    fit into 8, and what the compiler refuses has no numbers. A token in two rounds, of 2 GB, is 2 s. No line
+    is wider than the page, whatever the names.
     """
     name = "reasoning of the second stage: answers with tools"
     refused = Program("refused", None, (), MESH, 8, 0.0, ""), Compiled(refusal="no"), None
-    planned = [decoding(), decoding("large", peak=9), refused]
+    again = Cost(hbm_bytes=2e9, operations=Counter({(0, 2e9): 1}), count=1)
+    planned = [decoding(), decoding("large", peak=9), decoding("uneven", two_rounds=again), refused]
     text = printed(summary_table(planned, CHIP))
     rows = [line.split() for line in text.splitlines()]
     token = "decode, token yes 5.00 1.00 s 1.00 s 100 s 8 0.1% memory".split()
     call = "decode, call 2.00 s 2.00 s 8.00 s - - memory".split()
     assert token in rows and call in rows
+    assert "uneven, 2 rounds 2.00 s 2.00 s 200 s 4 0.0% memory".split() in rows
     assert any(row[:4] == ["large,", "token", "NO", "9.00"] for row in rows)
     assert ["refused", "NO", *"-------"] in rows
     long = [(Program(**vars(p) | {"name": f"{name}: {p.name}"}), *rest) for p, *rest in planned[:2]]
