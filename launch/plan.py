@@ -108,7 +108,7 @@ def planned(config, topology: str | None, cache: Path | None, of_gpus: bool):
 
         return search(config, topology, flags.FLAGS.program, flags.FLAGS.search, cache)
     with waiting_for("listing the programs"):
-        mesh, chip = planned_mesh(topology, config.get("mesh", {}))
+        mesh, chip = planned_mesh(topology, config.get("mesh", {}), config.get("model", {}))
         programs = chosen(recipes_programs(config, mesh), flags.FLAGS.program)
     from launch.planning.report import print_plan, print_shapes
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -38,14 +38,16 @@ def make_mesh(
     context: int = 1,
     tensor: int = 1,
     devices: Sequence[jax.Device] | None = None,
+    exchange: Callable[[int], float] | None = None,
 ) -> Mesh:
     """Arrange devices along MESH_AXES. Each argument is the size of an axis; slices is that of "slice".
 
     One size may be -1: it takes the devices that the others leave. slices counts the groups of devices that
     only a data-centre network joins: TPU slices or, where devices have no slice index, processes. On the
     torus of a slice parallel.placement says where each axis lies; other devices are taken in jax's order.
-    devices: default all devices of all processes. Axes are Auto: the compiler places whatever no sharding
-    names. Raises ValueError unless the product of the sizes is the number of devices.
+    devices: default all devices of all processes. exchange: of placement.place, a function of the devices of
+    the axis expert; None for 1.0. Axes are Auto: the compiler places whatever no sharding names. Raises
+    ValueError unless the product of the sizes is the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = (slices, pipeline, data, fsdp, expert, context, tensor)
@@ -61,13 +63,13 @@ def make_mesh(
             )
         # Only the axis "slice" crosses the data-centre network
         own = sizes | {"slice": 1}
-        placed = np.concatenate([_placed(groups[key], own) for key in sorted(groups)])
+        placed = np.concatenate([_placed(groups[key], own, exchange) for key in sorted(groups)])
     else:
-        placed = _placed(devices, sizes)
+        placed = _placed(devices, sizes, exchange)
     return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def _placed(devices, sizes):
+def _placed(devices, sizes, exchange):
     """The devices of one slice as an array of these sizes. Raises ValueError where the slice has too few."""
     if len(devices) != math.prod(sizes.values()):
         raise ValueError(
@@ -77,7 +79,8 @@ def _placed(devices, sizes):
     if torus is None and hasattr(devices[0], "coords"):
         _say_without_torus(len(devices))
     if torus is not None and torus.sides:
-        numbers = place(torus, sizes)
+        experts = sizes["expert"]
+        numbers = place(torus, sizes, exchange(experts) if exchange and experts > 1 else 1.0)
     else:
         ids = [device.id if device.platform == "gpu" else 0 for device in devices]
         # As in jax's mesh_utils: a GPU's id follows the network, the order of the processes does not

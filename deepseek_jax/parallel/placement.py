@@ -29,12 +29,12 @@ TRAFFIC = {
 SMALL = 16
 
 
-def place(torus: Torus, sizes: dict[str, int]):
+def place(torus: Torus, sizes: dict[str, int], exchange: float = 1.0):
     """int[*sizes]: the number of the device at each place of a mesh of these sizes, the axes' product the
-    torus.
+    torus. exchange: how much larger the experts' part of TRAFFIC is for this model, see costs.exchange.
     """
     numbers = tuple(sizes[axis] for axis in MESH_AXES)
-    nested = [one for side in cheapest(torus.sides, numbers) for one in side]
+    nested = [one for side in cheapest(torus.sides, numbers, exchange) for one in side]
     # Within an axis the first side is the major one
     order = sorted(range(len(nested)), key=lambda number: (nested[number][0], number))
     split = torus.device_order().reshape([part for _, part in nested])
@@ -65,13 +65,13 @@ class _Rows:
 
 
 @functools.lru_cache(maxsize=4096)
-def cheapest(sides: tuple[Side, ...], sizes: tuple[int, ...]):
+def cheapest(sides: tuple[Side, ...], sizes: tuple[int, ...], exchange: float = 1.0):
     """The placement with the least TRAFFIC on its busiest links: of each side, from its outermost part to the
-    innermost, (number of the axis, the part's length). sizes: those of MESH_AXES.
+    innermost, (number of the axis, the part's length). sizes: those of MESH_AXES. exchange: of `place`.
 
     Among equals it is the one that jax's mesh_utils prefers.
     """
-    rows = _rows(sizes)
+    rows = _rows(sizes, exchange)
     orders = [_by_parts(side, sizes) for side in sides]
     loads = [
         {parts: _loads(side, each, rows) for parts, each in by_parts.items()}
@@ -88,7 +88,7 @@ def cheapest(sides: tuple[Side, ...], sizes: tuple[int, ...]):
     return tuple(best)
 
 
-def _rows(sizes):
+def _rows(sizes, of_experts):
     axes, devices, is_exchange, weights = [], [], [], []
     for (names, exchange), weight in TRAFFIC.items():
         numbers = [MESH_AXES.index(axis) for axis in names]
@@ -97,7 +97,7 @@ def _rows(sizes):
             axes.append(numbers)
             devices.append(size)
             is_exchange.append(exchange)
-            weights.append(weight)
+            weights.append(weight * (of_experts if names == ("expert",) else 1.0))
     return _Rows(axes, np.array(devices), np.array(is_exchange, bool), np.array(weights))
 
 

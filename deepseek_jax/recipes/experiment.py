@@ -5,6 +5,7 @@ JAX is imported where it is used: the programs read a config before they import 
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,7 @@ def opened(config: ConfigDict, workdir: Path) -> Opened:
     """What a config means for the run in a work directory. Raises ValueError for a wrong field, and as
     with_commits does.
     """
+    from deepseek_jax.costs.exchange import exchange_of
     from deepseek_jax.ops import platform
     from deepseek_jax.parallel.mesh import MeshSettings, make_mesh
 
@@ -88,7 +90,8 @@ def opened(config: ConfigDict, workdir: Path) -> Opened:
     recorded = {CODE: code_digests(settings), HUB: commits, REHEARSED: platform.rehearsed}
     axes = build(MeshSettings, config.get("mesh", {}), "config.mesh")
     with at("config.mesh"):
-        mesh = make_mesh(**dataclasses.asdict(axes))
+        exchange = functools.partial(exchange_of, config.get("model", {}))
+        mesh = make_mesh(**dataclasses.asdict(axes), exchange=exchange)
     return Opened(recipe, settings, mesh, recorded)
 
 

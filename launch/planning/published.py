@@ -109,7 +109,7 @@ def published(cache: Path | None):
         config = load_config("pretrain_v3")
         for field, value in row.fields().items():
             set_field(config, field, value)
-        mesh, chip = planned_mesh(row.topology, config.mesh)
+        mesh, chip = planned_mesh(row.topology, config.mesh, config.model)
         (program,) = recipes_programs(config, mesh)
         fitting.append(print_published(row, program, chip, cache))
     return all(fitting)

@@ -12,6 +12,7 @@ The result is the fastest of all layouts that fit, by its likely seconds.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from deepseek_jax.costs.chips import Chip
+from deepseek_jax.costs.exchange import exchange_of
 from deepseek_jax.costs.program import Program
 from deepseek_jax.parallel.mesh import MeshSettings, make_mesh, size_name
 from deepseek_jax.recipes.experiment_file import set_field
@@ -69,8 +71,11 @@ def layouts_of(config: ConfigDict, topology: str, pattern: str | None):
     # On one device everything splits: its shapes are those of every mesh
     updates = _updates(config, make_mesh(devices=devices[:1]), pattern)
 
+    exchange = functools.partial(exchange_of, config.get("model", {}))
+
     def mesh_of(sizes):
-        return make_mesh(**{size_name(axis): n for axis, n in sizes.items()}, devices=devices)
+        named = {size_name(axis): n for axis, n in sizes.items()}
+        return make_mesh(**named, devices=devices, exchange=exchange)
 
     def fields(layout):
         return layout_fields(updates, layout)

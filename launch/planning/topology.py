@@ -2,8 +2,10 @@
 
 import dataclasses
 import fnmatch
+import functools
 import importlib.metadata
 import importlib.util
+from types import MappingProxyType
 
 from deepseek_jax.costs.chips import DEVICES, GPUS
 from deepseek_jax.errors import CannotPlan, at, suggest
@@ -38,11 +40,13 @@ def on_gpus(topology: str):
     return False
 
 
-def planned_mesh(topology: str, block):
-    """(the Mesh of config.mesh over the devices of a named topology, the Chip of one device).
+def planned_mesh(topology: str, block, model=MappingProxyType({})):
+    """(the Mesh of config.mesh over the devices of a named topology, the Chip of one device). model:
+    config.model.
 
     Raises ValueError for a topology that is not known and a mesh that does not lie on it.
     """
+    from deepseek_jax.costs.exchange import exchange_of
     from deepseek_jax.parallel.mesh import MeshSettings, make_mesh
 
     axes = build(MeshSettings, block, "config.mesh")
@@ -53,7 +57,8 @@ def planned_mesh(topology: str, block):
         devices = _slice(topology, axes.slices)
         chip = DEVICES[devices[0].device_kind]
     with at("config.mesh"):
-        return make_mesh(**dataclasses.asdict(axes), devices=devices), chip
+        exchange = functools.partial(exchange_of, model)
+        return make_mesh(**dataclasses.asdict(axes), devices=devices, exchange=exchange), chip
 
 
 def _slice(topology, slices):

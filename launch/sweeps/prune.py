@@ -91,7 +91,7 @@ def verdict(config: dict, topology: str, cache: Path | None):
     """The Verdict on one run."""
     config = as_config(config)
     try:
-        mesh, chip = planned_mesh(topology, config.get("mesh", {}))
+        mesh, chip = planned_mesh(topology, config.get("mesh", {}), config.get("model", {}))
         programs = recipes_programs(config, mesh)
     except CannotPlan as error:
         return Verdict(note=str(error))

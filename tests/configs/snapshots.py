@@ -156,7 +156,9 @@ def compiled(name, program, cache=None):
     from launch.planning import topology
 
     config = config_of(name)
-    mesh, chip = topology.planned_mesh(slice_name(name), config.get("mesh", {}))
+    mesh, chip = topology.planned_mesh(
+        slice_name(name), config.get("mesh", {}), config.get("model", {})
+    )
     from launch.planning.compiled import compile_programs
     from launch.planning.roofline import seconds_of, share_of_peak
 

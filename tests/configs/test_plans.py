@@ -31,7 +31,7 @@ from tests.experiments import CONFIGS, load
 found = []
 for name, arg, topology in json.loads(sys.argv[1]):
     config = load(CONFIGS / f"{name}.py", arg)
-    mesh, chip = slices.planned_mesh(topology, config.get("mesh", {}))
+    mesh, chip = slices.planned_mesh(topology, config.get("mesh", {}), config.get("model", {}))
     programs = slices.recipes_programs(config, mesh)
     held = {p.name: argument_bytes(p.arguments) + p.beside_bytes for p in programs if not p.needs}
     found.append([chip.hbm_bytes, held, [[p.name, p.tokens, p.after] for p in programs]])

@@ -1,10 +1,12 @@
 """Seconds of the published programs' collectives as make_mesh places their meshes, and as jax does."""
 
+import functools
 import re
 
 import pytest
 
 from deepseek_jax.costs.chips import DEVICES
+from deepseek_jax.costs.exchange import exchange_of
 from deepseek_jax.models import build_model
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.decoding import decoding_mesh
@@ -37,7 +39,8 @@ def test_no_published_program_takes_longer_than_as_jax_places_it(name, program):
     prints the table's row.
     """
     devices, config = slice_of(snapshots.slice_name(name)), snapshots.config_of(name)
-    mesh = make_mesh(**config.get("mesh", {}).to_dict(), devices=devices)
+    exchange = functools.partial(exchange_of, config.get("model", {}))
+    mesh = make_mesh(**config.get("mesh", {}).to_dict(), devices=devices, exchange=exchange)
     meshes = [jax_mesh(mesh.shape, devices), mesh]
     if program == "decode":
         heads = build_model(config.model.to_dict()).num_attention_heads
