@@ -129,7 +129,7 @@ def checkpoint(mesh: Mesh, folder: Path):
 def exact_products():
     """A product of float32 arrays by ops.dot, against numpy in float64."""
     x, w = (_normal(i, 256, 256) for i in range(2))
-    off = _apart(jax.jit(lambda x, w: dot("md,df->mf", x, w))(x, w), np.float64(x) @ np.float64(w))
+    off = apart(jax.jit(lambda x, w: dot("md,df->mf", x, w))(x, w), np.float64(x) @ np.float64(w))
     said = f"operands were rounded: a product is off by {off:.1e} of its largest number"
     _hold(off, LIMITS["float32"], said)
     return f"off by {off:.1e} of the largest number, at most {LIMITS['float32']:.0e}"
@@ -162,13 +162,13 @@ class Case(NamedTuple):
 def cases() -> list[Case]:
     """Each op of FORMS whose forms compute the same, at shapes that all of them take."""
     ids = jnp.ones((1, LENGTH), jnp.int32)
-    heads = _several(jnp.bfloat16, *[(1, LENGTH, 2, 128)] * 3)
-    cache = _several(jnp.bfloat16, (2, 16, 192), (2, 256, 192))
-    rows, kernel = _several(jnp.bfloat16, (1024, 128), (4, 128, 256))
+    heads = several(jnp.bfloat16, *[(1, LENGTH, 2, 128)] * 3)
+    cache = several(jnp.bfloat16, (2, 16, 192), (2, 256, 192))
+    rows, kernel = several(jnp.bfloat16, (1024, 128), (4, 128, 256))
     counts, mask = jnp.array([256, 0, 512, 256]), jnp.ones((2, 256), bool)
-    x, w = _several(jnp.bfloat16, (256, 128), (128, 256))
-    few, wide = _several(jnp.float32, (8, 128), (128, 256))
-    (scores,) = _several(jnp.float32, (16, 512))
+    x, w = several(jnp.bfloat16, (256, 128), (128, 256))
+    few, wide = several(jnp.float32, (8, 128), (128, 256))
+    (scores,) = several(jnp.float32, (16, 512))
     return [
         Case("einsum", functools.partial(dot, "md,df->mf"), (few, wide)),
         Case("prepare", _decoded, (few, wide)),
@@ -194,7 +194,7 @@ def forms():
         took = time.monotonic() - began
         with plain_forms():
             plain = case.computed()
-        off = max(map(_apart, jax.tree.leaves(own), jax.tree.leaves(plain)))
+        off = max(map(apart, jax.tree.leaves(own), jax.tree.leaves(plain)))
         limit = LIMITS[case.arrays[0].dtype.name]
         names = f"{op} as {form_of(op)!r} is off from {FORMS[op]['any']!r}"
         _hold(off, limit, f"{names} by {off:.1e} of the largest number")
@@ -281,13 +281,13 @@ def _length(tree):
     return jnp.sqrt(sum(jnp.square(x.astype(jnp.float32)).sum() for x in jax.tree.leaves(tree)))
 
 
-def _apart(own, plain):
+def apart(own, plain):
     """The largest difference, relative to the largest number of the plain form; infinite where one is NaN."""
     own, plain = (np.asarray(x, np.float64) for x in (own, plain))
     return float(np.nan_to_num(np.abs(own - plain), nan=np.inf).max() / np.abs(plain).max())
 
 
-def _several(dtype, *shapes):
+def several(dtype, *shapes):
     return tuple(jnp.asarray(_normal(i, *shape), dtype) for i, shape in enumerate(shapes))
 
 
