@@ -5,12 +5,12 @@ python launch/train.py --config=configs/pretrain_v3.py
 python launch/plan.py --config=configs/pretrain_v3.py --topology=v5p:8x8x16       # does it fit?
 
 For a long context add :context=32k or :context=128k, and --config.init_from=WORKDIR/params of the previous
-run. Set config.data.sources to your data. Three values are not published and ours: Adam's eps, the steps of
-the batch's growth, and the meshes, of 1024 chips each. Three things differ from the paper. (1) Documents of a
-row do not attend to each other; the paper does not mask them. (2) The balance loss is per document, not per
-packed row, so it does not depend on which documents share a row. (3) Matrix products are in bfloat16: :fp8
-rounds their operands as published (ops/fp8_dot.py), and saves time only on chips that multiply FP8, of
-the TPUs tpu7x.
+run. Set config.data.sources to your data. What is not published is ours: Adam's eps, the steps of the batch's
+growth, the room for experts' tokens, and the meshes, of 1024 chips each. Three things differ from the paper.
+(1) Documents of a row do not attend to each other; the paper does not mask them. (2) The balance loss is per
+document, not per packed row, so it does not depend on which documents share a row. (3) Matrix products are in
+bfloat16: :fp8 rounds their operands as published (ops/fp8_dot.py), and saves time only on chips that multiply
+FP8, of the TPUs tpu7x.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -89,6 +89,8 @@ def from_scratch():
         # Both change on the same counts of tokens as in section 4.2: 10T and 14.3T
         mtp_weight=((0, 0.3), (after(10 * TERA), 0.1)),
         bias_update_speed=((0, 0.001), (after(14_300 * GIGA), 0.0)),
+        # Ours: routers that are random follow the frequencies of tokens, until the bias has balanced them
+        expert_buffer=((0, 2.0), (1000, 1.25)),
     )
 
 

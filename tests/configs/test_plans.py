@@ -88,10 +88,10 @@ def test_the_state_of_v3_is_its_parameters_and_two_moments(planned):
     prediction module over 32. Norms, routers and biases are within 5%. With them 17 bytes for each of 15,360
     x 4,096 tokens.
     """
-    _, held, ((_, counted, _),) = planned["pretrain_v3", None]
+    _, held, ((_, counted, _), (first, *_)) = planned["pretrain_v3", None]
     over_32 = 2 * 129_280 * 7168 + 62 * 7168 * (1536 + 512 + 64) + 2 * 7168**2
     over_all = count_params(build_model(models.deepseek_v3())) - over_32
     tokens = 15_360 * 4096
-    assert counted == tokens
+    assert counted == tokens and first == "stage_1, before update 1000"
     state = (4 + 2 + 2) * (over_all / 1024 + over_32 / 32)
     assert held["stage_1"] == pytest.approx(state + 17 * tokens / 1024, rel=0.05)
