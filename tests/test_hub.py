@@ -12,7 +12,7 @@ import pytest
 from deepseek_jax.checkpoint import load_hf, save_hf
 from deepseek_jax.checkpoint.load import read_any_config
 from deepseek_jax.checkpoint.locate import check_checkpoint, lasting_name, smollm2_gguf
-from deepseek_jax.data.tokenizer import load_tokenizer
+from deepseek_jax.data.read_tokenizer import load_tokenizer
 from deepseek_jax.hub import HubId, hub_id, model_folder, pinned
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.rollout import load_policy

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deepseek_jax.checkpoint.locate import smollm2_gguf
-from deepseek_jax.data.tokenizer import load_tokenizer
+from deepseek_jax.data.read_tokenizer import load_tokenizer
 from deepseek_jax.losses import group_advantages
 from deepseek_jax.models import count_params
 from tests.models.families import write_tiny_checkpoint

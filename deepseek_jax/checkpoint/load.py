@@ -5,27 +5,17 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from deepseek_jax.checkpoint.gguf import gguf_config, load_gguf
+from deepseek_jax.checkpoint.hf_config import read_config
+from deepseek_jax.checkpoint.hf_import import load_hf
 from deepseek_jax.checkpoint.locate import checkpoint_path
-from deepseek_jax.checkpoint.orbax_params import is_orbax
-from deepseek_jax.lazy import LazyTable
+from deepseek_jax.checkpoint.orbax_params import is_orbax, load_orbax
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.progress import waiting_for
 
-# What reads the parameters and what the config of each format; only the one at hand is imported
-LOADERS = LazyTable(
-    {
-        "orbax": "deepseek_jax.checkpoint.orbax_params:load_orbax",
-        "gguf": "deepseek_jax.checkpoint.gguf:load_gguf",
-        "hf": "deepseek_jax.checkpoint.hf_import:load_hf",
-    }
-)
-CONFIGS = LazyTable(
-    {
-        "orbax": "deepseek_jax.checkpoint.hf_config:read_config",
-        "gguf": "deepseek_jax.checkpoint.gguf:gguf_config",
-        "hf": "deepseek_jax.checkpoint.hf_config:read_config",
-    }
-)
+# What reads the parameters and what the config of each format
+LOADERS = {"orbax": load_orbax, "gguf": load_gguf, "hf": load_hf}
+CONFIGS = {"orbax": read_config, "gguf": gguf_config, "hf": read_config}
 
 
 def load_params(

@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "Task": "tasks",
         "Tokenizer": "tokenizer",
         "file_task": "tasks",
-        "load_tokenizer": "tokenizer",
+        "load_tokenizer": "read_tokenizer",
         "pack": "packing",
         "pack_conversations": "conversations",
         "read_conversations": "messages",

@@ -20,7 +20,9 @@ from deepseek_jax.checkpoint.tokenizer_files import (
     tokenizer_files,
 )
 from deepseek_jax.data.chat import Template
-from deepseek_jax.data.tokenizer import SPECIAL, Tokenizer
+from deepseek_jax.data.deepseek_v32 import DeepseekV32Chat
+from deepseek_jax.data.gguf_tokenizer import gguf_tokenizer
+from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.files import as_path, staged
 from deepseek_jax.settings import Natural, build
 
@@ -92,7 +94,7 @@ def files_of(path: str | Path):
     if path.is_dir():
         return tokenizer_files(path)
     with tempfile.TemporaryDirectory() as folder:
-        SPECIAL["gguf"](staged(path)).save_pretrained(folder)
+        gguf_tokenizer(staged(path)).save_pretrained(folder)
         return {file.name: file.read_bytes() for file in pathlib.Path(folder).iterdir()}
 
 
@@ -130,7 +132,7 @@ def carried_tokenizer(path: str | Path):
 
 def _chat(about, folder, backend):
     if about.chat == "deepseek_v32":
-        return SPECIAL["deepseek_v32"](backend)
+        return DeepseekV32Chat(backend)
     # Imported here: it takes seconds, and the toy worlds do not need it
     import transformers
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deepseek_jax.data.columns import plain, rows_of_tfds
+from deepseek_jax.data.hub_files import dataset_files
 from deepseek_jax.data.stored import INFO, is_stored, stored_dataset, stored_records
 from deepseek_jax.files import as_path, parse_json, staged
 from deepseek_jax.hub import hub_id
-from deepseek_jax.lazy import LazyTable
 
 # What a folder has that datasets.save_to_disk wrote: of one split, and of several
 STATE, DICT = "state.json", "dataset_dict.json"
@@ -25,7 +25,6 @@ FORMS = (
     "dataset's version, or a name on the Hugging Face hub"
 )
 # What reads names on the hub
-SPECIAL = LazyTable({"dataset_files": "deepseek_jax.data.hub_files:dataset_files"})
 
 
 class NoData(ValueError):
@@ -73,7 +72,7 @@ def data_files(path: str | Path, split: str = "train") -> list[Path]:
     FORMS.
     """
     if hub_id(path) is not None:
-        return SPECIAL["dataset_files"](str(path), split)
+        return dataset_files(str(path), split)
     place = as_path(path)
     if place.is_dir():
         return _arrow_files(staged(path), path, split)

@@ -16,7 +16,7 @@ from deepseek_jax.environments.process import Job, Lost, Process
 from deepseek_jax.environments.schemas import describe
 from deepseek_jax.environments.worker import Acted, Paid
 from deepseek_jax.errors import at
-from deepseek_jax.rewards.scoring import LARGEST_REWARD, TOO_LARGE
+from deepseek_jax.rewards.batch import LARGEST_REWARD, TOO_LARGE
 
 
 @dataclasses.dataclass(eq=False)

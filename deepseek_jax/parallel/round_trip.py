@@ -65,12 +65,12 @@ def _in_rounds(run, rows_rzx, count_e, expert_axes, room, may_overflow: bool):
         return one_round(0, returned_rzx), jnp.int32(1)
     # One round unless more rows than fit arrive somewhere, which all devices along these axes know
     with jax.named_scope(ROUNDS):
-        first, returned_rzx = jax.lax.while_loop(
-            lambda carried: carried[0] < trip.most,
-            lambda carried: (carried[0] + room, one_round(*carried)),
+        rounds, returned_rzx = jax.lax.while_loop(
+            lambda carried: carried[0] * room < trip.most,
+            lambda carried: (carried[0] + 1, one_round(carried[0] * room, carried[1])),
             (jnp.int32(0), returned_rzx),
         )
-    return returned_rzx, first // room
+    return returned_rzx, rounds
 
 
 def _room(share: int, own_experts: int):

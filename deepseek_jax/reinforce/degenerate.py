@@ -7,7 +7,7 @@ import numpy as np
 
 from deepseek_jax.errors import UnusableRewards
 from deepseek_jax.parallel.processes import is_due, say
-from deepseek_jax.rewards.scoring import LARGEST_REWARD
+from deepseek_jax.rewards.batch import LARGEST_REWARD
 from deepseek_jax.settings import Count, Settings
 
 # A few such steps are usual, above all at the start

@@ -10,8 +10,9 @@ from jax.sharding import Mesh
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.checkpoint.left import RECORD
 from deepseek_jax.checkpoint.reward_params import load_reward_model
+from deepseek_jax.data.carried import carried_template
 from deepseek_jax.data.chat import render_response
-from deepseek_jax.data.tokenizer import load_tokenizer
+from deepseek_jax.data.read_tokenizer import load_tokenizer
 from deepseek_jax.errors import Fault, at
 from deepseek_jax.files import as_path, read_json
 from deepseek_jax.models import ModelConfig
@@ -20,7 +21,6 @@ from deepseek_jax.reinforce.settings import ModelRewardSettings
 from deepseek_jax.rewards.judge import Judge
 from deepseek_jax.rewards.model import RewardModel
 from deepseek_jax.rollout import AnswerOptions, Policy
-from deepseek_jax.rollout.policy import CARRIED
 
 # Beside a judge's parameters and its tokenizer: its completion length
 JUDGE = "judge.json"
@@ -107,7 +107,7 @@ def _load_judge(folder: Path, mesh: Mesh, settings: ModelRewardSettings):
 
 def _read(folder):
     """(tokenizer, template) of a folder."""
-    tokenizer, template = load_tokenizer(folder), CARRIED["template"](folder)
+    tokenizer, template = load_tokenizer(folder), carried_template(folder)
     if template is None:
         raise ValueError(f"there is no {RECORD} in {folder}, which has the template of its texts")
     return tokenizer, template

@@ -7,7 +7,7 @@ from deepseek_jax.data.settings import OwnData
 from deepseek_jax.losses.settings import GrpoOptions
 from deepseek_jax.reinforce.degenerate import DegenerateSettings
 from deepseek_jax.reinforce.effort import EffortSettings
-from deepseek_jax.rewards.scoring import LARGEST_REWARD
+from deepseek_jax.rewards.batch import LARGEST_REWARD
 from deepseek_jax.rollout.settings import AnswerOptions, Limit
 from deepseek_jax.settings import (
     Count,

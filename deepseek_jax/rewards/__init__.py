@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "Judge": "judge",
         "MathVerifier": "math_verify",
         "ProgramVerifier": "program",
-        "RULES": "scoring",
+        "RULES": "rules",
         "Reading": "rule",
         "RewardModel": "model",
         "Rewards": "scoring",

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from deepseek_jax.data.columns import columns_of
 from deepseek_jax.named_code import code_file, digest_of, import_unchanged, with_line
-from deepseek_jax.rewards.scoring import LARGEST_REWARD, TOO_LARGE, Batch
+from deepseek_jax.rewards.batch import LARGEST_REWARD, TOO_LARGE, Batch
 from deepseek_jax.rewards.workers import WorkerPool
 
 # For the import, and for a call: one completion of ours, a whole batch of TRL's

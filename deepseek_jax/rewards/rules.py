@@ -29,21 +29,24 @@ from deepseek_jax.rewards.rule import Reading, Rule
 
 NUMBERS = Reading(extract_answer, answer_key)
 
-EXACT_ANSWER = Rule(exact_answer, gold_answer, NUMBERS, unread=is_unread)
-MATH_VERIFY = Rule(
-    None,
-    gold_answer,
-    NUMBERS,
-    verifier=MathVerifier,
-    fields=("answer", "question"),
-    unread=is_unread_by_math_verify,
-)
-CORRECT = Rule(correct, check_integer, NUMBERS, unread=is_unread)
-CORRECT_REASONING = Rule(correct_reasoning, check_chain)
-CORRECT_WORKING = Rule(correct_working, check_integer)
-TRUE_EQUATIONS = Rule(true_equations)
-PROGRAM = Rule(None, check_test_cases, verifier=ProgramVerifier, fields=("test_cases",))
-THINK_ANSWER_FORMAT = Rule(think_answer_format)
-LANGUAGE_CONSISTENCY = Rule(language_consistency, check_language)
-LANGUAGE_CONSISTENCY_EN = Rule(language_consistency_en)
-LANGUAGE_CONSISTENCY_ZH = Rule(language_consistency_zh)
+# THE rules, by their name in config.rewards; worlds add more, see worlds.registry
+RULES = {
+    "exact_answer": Rule(exact_answer, gold_answer, NUMBERS, unread=is_unread),
+    "math_verify": Rule(
+        None,
+        gold_answer,
+        NUMBERS,
+        verifier=MathVerifier,
+        fields=("answer", "question"),
+        unread=is_unread_by_math_verify,
+    ),
+    "correct": Rule(correct, check_integer, NUMBERS, unread=is_unread),
+    "correct_reasoning": Rule(correct_reasoning, check_chain),
+    "correct_working": Rule(correct_working, check_integer),
+    "true_equations": Rule(true_equations),
+    "program": Rule(None, check_test_cases, verifier=ProgramVerifier, fields=("test_cases",)),
+    "think_answer_format": Rule(think_answer_format),
+    "language_consistency": Rule(language_consistency, check_language),
+    "language_consistency_en": Rule(language_consistency_en),
+    "language_consistency_zh": Rule(language_consistency_zh),
+}

@@ -9,38 +9,14 @@ from typing import Any
 import numpy as np
 
 from deepseek_jax.errors import UnusableRewards, at, suggest
-from deepseek_jax.lazy import LazyTable
 from deepseek_jax.named_code import BRING, is_code, named
 from deepseek_jax.notebooks import plainly
+from deepseek_jax.rewards.batch import Batch
+from deepseek_jax.rewards.function import FunctionReward, gathered
 from deepseek_jax.rewards.rule import Rule
+from deepseek_jax.rewards.rules import RULES
 
-# THE rules, by their name in config.rewards; worlds add more, see worlds.registry
-RULES = LazyTable(
-    {
-        "exact_answer": "deepseek_jax.rewards.rules:EXACT_ANSWER",
-        "math_verify": "deepseek_jax.rewards.rules:MATH_VERIFY",
-        "correct": "deepseek_jax.rewards.rules:CORRECT",
-        "correct_reasoning": "deepseek_jax.rewards.rules:CORRECT_REASONING",
-        "correct_working": "deepseek_jax.rewards.rules:CORRECT_WORKING",
-        "true_equations": "deepseek_jax.rewards.rules:TRUE_EQUATIONS",
-        "program": "deepseek_jax.rewards.rules:PROGRAM",
-        "think_answer_format": "deepseek_jax.rewards.rules:THINK_ANSWER_FORMAT",
-        "language_consistency": "deepseek_jax.rewards.rules:LANGUAGE_CONSISTENCY",
-        "language_consistency_en": "deepseek_jax.rewards.rules:LANGUAGE_CONSISTENCY_EN",
-        "language_consistency_zh": "deepseek_jax.rewards.rules:LANGUAGE_CONSISTENCY_ZH",
-    }
-)
-# What reads functions of the user's own
-SPECIAL = LazyTable(
-    {
-        "function": "deepseek_jax.rewards.function:FunctionReward",
-        "gathered": "deepseek_jax.rewards.function:gathered",
-    }
-)
 MAX_MESSAGES = 5
-# float32 squares of larger rewards overflow, and their small differences are lost
-LARGEST_REWARD = 1e6
-TOO_LARGE = f"rewards must be within +-{LARGEST_REWARD:g}: scale it"
 # Longest completion that rules read, about 250,000 tokens: longer ones take seconds, and workers copy them
 MAX_CHARS = 2**20
 
@@ -126,7 +102,7 @@ class Rewards:
         self._functions = {}
         for name in [name for name in self.weights if name not in known]:
             with at(name):
-                self._functions[name] = SPECIAL["function"](name)
+                self._functions[name] = FunctionReward(name)
 
     def __enter__(self):
         return self
@@ -223,7 +199,7 @@ class Rewards:
         errors, logged = int(np.isnan(total).sum()), ({}, {})
         if self._functions:
             ours = [function.logged for function in self._functions.values()]
-            logged = SPECIAL["gathered"](from_each(ours), count)
+            logged = gathered(from_each(ours), count)
         return Scores(total, parts, errors, messages[:MAX_MESSAGES], *logged, unread)
 
     def _verdicts(self, name, batch, rows):
@@ -264,20 +240,6 @@ class Rewards:
             values = [_call(self._rules[name].score, texts[row], examples[row]) for row in fit]
         values = dict(zip(fit, values, strict=True))
         return [values[row] if row in values else _too_long(texts[row]) for row in rows]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Completions with their examples, and with their tokens where these are known."""
-
-    examples: Sequence[Mapping]
-    completions: Sequence[str]
-    ids: Sequence[Sequence[int]] | None = None
-
-    def shown(self, row):
-        """A completion and its question, for a message."""
-        asked = str(self.examples[row].get("question"))[:80]
-        return f"{self.completions[row][:80]!r} for {asked!r}"
 
 
 def _too_long(text):

@@ -12,29 +12,21 @@ from deepseek_jax.checkpoint.adapter import adapter_base
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.left import RECORD
 from deepseek_jax.checkpoint.locate import checkpoint_path
+from deepseek_jax.data.carried import carried_files, carried_template
 from deepseek_jax.data.chat import end_of_turn, render_question
-from deepseek_jax.data.tokenizer import Tokenizer, load_tokenizer
+from deepseek_jax.data.read_tokenizer import load_tokenizer
+from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.hub import hub_id, pinned
-from deepseek_jax.lazy import LazyTable
 from deepseek_jax.models import ModelConfig, RunSettings, check_architecture, how_to_run
 from deepseek_jax.notebooks import plainly
 from deepseek_jax.parallel.mesh import make_mesh
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.rollout.answers import Answers, completion_texts
 from deepseek_jax.rollout.completions import RolloutLog
+from deepseek_jax.rollout.conversations import Conversations
 from deepseek_jax.rollout.engine import generate
 from deepseek_jax.rollout.settings import AnswerOptions, Limit
 from deepseek_jax.settings import build
-
-# Few policies hold conversations
-CONVERSING = LazyTable({"conversations": "deepseek_jax.rollout.conversations:Conversations"})
-# What reads and writes the tokenizer and the template of a folder
-CARRIED = LazyTable(
-    {
-        "files": "deepseek_jax.data.carried:carried_files",
-        "template": "deepseek_jax.data.carried:carried_template",
-    }
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +52,7 @@ class Policy:
 
     def files(self):
         """{name: bytes} of the files by which a folder carries the tokenizer and the template."""
-        return CARRIED["files"](self.tokenizer, self.template)
+        return carried_files(self.tokenizer, self.template)
 
     def at(self, params):
         """The same policy with other parameters."""
@@ -118,7 +110,7 @@ class Policy:
             return Answers(completion_texts(self.tokenizer, prompts, rollout), rollout, n, prompts)
         longest = options.max_completion_length
         arguments = self.tools, self.tokenizer, examples, n, longest
-        with CONVERSING["conversations"](*arguments) as conversations:
+        with Conversations(*arguments) as conversations:
             log.conversations = conversations
             texts = conversations.begin(seed, log.done)
             # Where reset returned nothing, the prompt is known already
@@ -215,7 +207,7 @@ def load_policy(
     if (folder / "config.json").exists():
         check_architecture(model, read_config(folder), path)
     tokenizer = tokenizer or load_tokenizer(source.carrier)
-    template = template or CARRIED["template"](source.carrier) or "chat"
+    template = template or carried_template(source.carrier) or "chat"
     # Without a chat template there is no end of a turn; the first prompt raises the ValueError about it
     has_turns = template != "chat" or tokenizer.chat is not None
     if has_turns:

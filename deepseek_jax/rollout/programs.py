@@ -18,12 +18,11 @@ from deepseek_jax.costs.program import (
     everywhere,
     forward_work,
 )
-from deepseek_jax.lazy import LazyTable
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.quantized import is_quantized
 from deepseek_jax.parallel.decoding import decoding_mesh
-from deepseek_jax.rollout import steps
+from deepseek_jax.rollout import steps, turns
 from deepseek_jax.rollout.engine import (
     batch_parts_of,
     cache_rooms,
@@ -34,11 +33,6 @@ from deepseek_jax.rollout.kept import DTYPE
 from deepseek_jax.rollout.requests import chunk_rows, prompt_room
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.weights import in_place
-
-# Few rollouts hold conversations
-TURNS = LazyTable(
-    {n: f"deepseek_jax.rollout.turns:{n}" for n in ("PARTS", "CHUNKS", "Chunk", "read")}
-)
 
 
 class Asked(NamedTuple):
@@ -129,7 +123,7 @@ class _Rollout:
     @property
     def parts(self):
         """What has the functions that the engine calls, by the names of steps.Parts."""
-        return TURNS["PARTS"] if self.turns else steps
+        return turns.PARTS if self.turns else steps
 
     def weights(self, params):
         function = self.parts.decoding_weights
@@ -260,13 +254,13 @@ class _Rollout:
 
     def read(self, times: int, chunk: str):
         """The programs that read what tools answer, one for each size of a chunk. times: texts of a slot."""
-        return [self._read(size, times, chunk) for size in TURNS["CHUNKS"]]
+        return [self._read(size, times, chunk) for size in turns.CHUNKS]
 
     def _read(self, size, times, chunk):
         def arguments(weights, slots):
             numbers, flags = self._numbers(self.slots), everywhere(self.mesh, (self.slots,), bool)
             keys = slots.keys.update(sharding=numbers.sharding)
-            own = TURNS["Chunk"](self._numbers(self.slots, size), numbers, flags, keys, numbers)
+            own = turns.Chunk(self._numbers(self.slots, size), numbers, flags, keys, numbers)
             return self.config, weights, self._tables(), self._keeping(slots), own
 
         tokens = self.slots * size
@@ -277,7 +271,7 @@ class _Rollout:
         work = _Work(sizes, times=times, tokens=tokens, flops=flops)
         needs = ["weights", "slots"]
         return self._program(
-            f"read {size}", TURNS["read"], arguments, work, needs=needs, waiting=[chunk]
+            f"read {size}", turns.read, arguments, work, needs=needs, waiting=[chunk]
         )
 
     def _keeping(self, slots):

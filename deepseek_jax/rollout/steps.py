@@ -202,7 +202,7 @@ def step_of(config, sampling, eos_ids, weights, tables, slots, write):
     positions = slots.prompt_length + slots.length - 1
     rope = [jnp.take(table, positions[:, None], axis=0, mode="clip") for table in tables]
     x_bd = embed(weights, slots.last_token)
-    caches, experts, rounds = [], [], slots.rounds
+    caches, experts, rounds = [], [], [slots.rounds]
     for index, layer in enumerate(layers_of(weights, x_bd)):
         x_bd, cache, chosen, more = layer_at(config, index).apply(
             {"params": layer}, x_bd, rope, slots.caches[index], write, method="decode"
@@ -210,13 +210,14 @@ def step_of(config, sampling, eos_ids, weights, tables, slots, write):
         x_bd = own_rows(x_bd)
         caches.append(cache)
         experts.append(chosen)
-        rounds = rounds if more is None else rounds + more
+        rounds += [] if more is None else [more]
     if slots.experts is not None:
         slots = kept.note(slots, kept.stacked(experts), active)
     step_keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
     sampled = sample(step_keys, _logits_of_stream(config, weights, x_bd), sampling)
     tokens, logprobs, candidates = sampled
-    slots = slots._replace(caches=caches, step=slots.step + 1, rounds=rounds)
+    # One sum: an operation for each layer would take as long as a product
+    slots = slots._replace(caches=caches, step=slots.step + 1, rounds=jnp.stack(rounds).sum(0))
     return pinned(append(slots, tokens, logprobs, active, eos_ids, candidates))
 
 

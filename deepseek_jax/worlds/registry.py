@@ -4,25 +4,25 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
-from deepseek_jax.data.tokenizer import deepseek_tokenizer, load_tokenizer
+from deepseek_jax.data.read_tokenizer import deepseek_tokenizer, load_tokenizer
 from deepseek_jax.errors import suggest
-from deepseek_jax.lazy import LazyTable
 from deepseek_jax.named_code import BRING, is_code
 from deepseek_jax.rewards import RULES, Rewards
+from deepseek_jax.worlds.arithmetic.world import SUMS, WORDS
+from deepseek_jax.worlds.bilingual.world import BILINGUAL
+from deepseek_jax.worlds.calculator.world import CALCULATOR
+from deepseek_jax.worlds.guess.world import GUESS
+from deepseek_jax.worlds.own import own_questions
 from deepseek_jax.worlds.world import Questions, World
 
-# By their names; a world's words are read when it is first asked for
-WORLDS = LazyTable(
-    {
-        "arithmetic": "deepseek_jax.worlds.arithmetic.world:SUMS",
-        "word_arithmetic": "deepseek_jax.worlds.arithmetic.world:WORDS",
-        "bilingual": "deepseek_jax.worlds.bilingual.world:BILINGUAL",
-        "calculator": "deepseek_jax.worlds.calculator.world:CALCULATOR",
-        "guess": "deepseek_jax.worlds.guess.world:GUESS",
-    }
-)
-# What reads tasks of the user's own
-SPECIAL = LazyTable({"questions": "deepseek_jax.worlds.own:own_questions"})
+# By their names in a config
+WORLDS = {
+    "arithmetic": SUMS,
+    "word_arithmetic": WORDS,
+    "bilingual": BILINGUAL,
+    "calculator": CALCULATOR,
+    "guess": GUESS,
+}
 # These belong to no world
 TOKENIZERS = {"bytes": byte_tokenizer, "deepseek": deepseek_tokenizer}
 
@@ -42,7 +42,7 @@ def find_questions(name: str) -> tuple[World | None, Questions]:
         if name in world.questions:
             return world, world.questions[name]
     if is_code(name):
-        return None, SPECIAL["questions"](name)
+        return None, own_questions(name)
     raise ValueError(
         f"task={name!r} is not a world's task; {suggest(name, question_names())}; {BRING}"
     )

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from configs import models
 from deepseek_jax.checkpoint.locate import smollm2_gguf
 from deepseek_jax.costs.program import GENERATION, SYNC
-from deepseek_jax.data.tokenizer import load_tokenizer
+from deepseek_jax.data.read_tokenizer import load_tokenizer
 from deepseek_jax.losses import make_grpo_loss
 from deepseek_jax.models import build_model, random_params
 from deepseek_jax.parallel import make_mesh

@@ -12,7 +12,7 @@ from deepseek_jax.checkpoint import hf_tensors, load_gguf, load_hf
 from deepseek_jax.checkpoint.gguf import unpermute
 from deepseek_jax.checkpoint.locate import smollm2_gguf
 from deepseek_jax.checkpoint.tree import by_path
-from deepseek_jax.data.tokenizer import load_tokenizer
+from deepseek_jax.data.read_tokenizer import load_tokenizer
 from deepseek_jax.models import ModelConfig, count_params, forward
 from deepseek_jax.parallel import make_mesh
 from tests.models.families import write_tiny_checkpoint

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deepseek_jax.checkpoint.locate import smollm2_gguf
-from deepseek_jax.data.tokenizer import deepseek_tokenizer, load_tokenizer
+from deepseek_jax.data.read_tokenizer import deepseek_tokenizer, load_tokenizer
 
 
 @pytest.fixture(scope="session")

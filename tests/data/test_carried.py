@@ -9,7 +9,8 @@ from deepseek_jax.checkpoint.damage import DamagedCheckpoint
 from deepseek_jax.data.carried import carried_files, carried_template
 from deepseek_jax.data.chat import render_conversation, render_prompt
 from deepseek_jax.data.deepseek_v32 import DeepseekV32Chat
-from deepseek_jax.data.tokenizer import Tokenizer, load_tokenizer
+from deepseek_jax.data.read_tokenizer import load_tokenizer
+from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.worlds.registry import named_tokenizer
 from tests.quick import others_slow
 from tests.reliability.goods import CHAT

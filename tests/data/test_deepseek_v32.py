@@ -10,7 +10,7 @@ import pytest
 
 from deepseek_jax.data.chat import end_of_turn, render_conversation, render_prompt, render_question
 from deepseek_jax.data.deepseek_v32 import TOOLS, parse_answer, render_messages
-from deepseek_jax.data.tokenizer import load_tokenizer
+from deepseek_jax.data.read_tokenizer import load_tokenizer
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 SCHEMA = {"name": "weather", "description": "of a città", "parameters": {"type": "object"}}

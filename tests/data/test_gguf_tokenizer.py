@@ -10,7 +10,7 @@ import transformers
 
 from deepseek_jax.checkpoint.locate import smollm2_gguf
 from deepseek_jax.data.gguf_tokenizer import gguf_tokenizer
-from deepseek_jax.data.tokenizer import load_tokenizer
+from deepseek_jax.data.read_tokenizer import load_tokenizer
 from tests.quick import others_slow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,7 +142,7 @@ sys.modules["torch"] = None
 from deepseek_jax.checkpoint import load_gguf
 from deepseek_jax.data.chat import render_prompt
 from deepseek_jax.checkpoint.locate import smollm2_gguf
-from deepseek_jax.data.tokenizer import load_tokenizer
+from deepseek_jax.data.read_tokenizer import load_tokenizer
 tokenizer = load_tokenizer(smollm2_gguf())
 assert len(render_prompt(tokenizer, "What is 2 + 3?", template="chat")) > 20
 if sys.argv[1] == "weights":

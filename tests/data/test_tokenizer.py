@@ -8,7 +8,8 @@ import tokenizers
 import transformers
 
 from deepseek_jax.checkpoint.locate import smollm2_gguf
-from deepseek_jax.data.tokenizer import closed_tokenizer, deepseek_tokenizer, load_tokenizer
+from deepseek_jax.data.read_tokenizer import deepseek_tokenizer, load_tokenizer
+from deepseek_jax.data.tokenizer import closed_tokenizer
 from deepseek_jax.files import write_whole
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 

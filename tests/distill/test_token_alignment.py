@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deepseek_jax.checkpoint.locate import smollm2_gguf
-from deepseek_jax.data.tokenizer import deepseek_tokenizer, load_tokenizer
+from deepseek_jax.data.read_tokenizer import deepseek_tokenizer, load_tokenizer
 from deepseek_jax.distill.token_alignment import align_tokens, shared_vocabulary
 
 TEXT = (

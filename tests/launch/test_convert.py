@@ -7,7 +7,7 @@ from safetensors.numpy import load_file
 
 from deepseek_jax.checkpoint import load_hf
 from deepseek_jax.checkpoint.locate import smollm2_gguf
-from deepseek_jax.data.tokenizer import load_tokenizer
+from deepseek_jax.data.read_tokenizer import load_tokenizer
 from launch.convert import convert
 from tests.checkpoint.test_adapter import quietly_adapted
 from tests.checkpoint.test_store import flip, largest

@@ -9,8 +9,8 @@ import pytest
 from deepseek_jax import files
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.data.messages import read_conversations
+from deepseek_jax.data.read_tokenizer import load_tokenizer
 from deepseek_jax.data.sources import file_documents
-from deepseek_jax.data.tokenizer import load_tokenizer
 from deepseek_jax.files import as_path
 from deepseek_jax.recipes.grpo import run as grpo
 from tests.data.test_messages import RECORDS, WANTED, by_messages, everything

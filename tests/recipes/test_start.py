@@ -9,7 +9,7 @@ import pytest
 from configs import distill_small, grpo_small, models, r1_small, sft_small
 from deepseek_jax.checkpoint import load_orbax, save_orbax
 from deepseek_jax.checkpoint.locate import smollm2_gguf
-from deepseek_jax.data.tokenizer import load_tokenizer
+from deepseek_jax.data.read_tokenizer import load_tokenizer
 from deepseek_jax.errors import at
 from deepseek_jax.recipes.distill.settings import DistillSettings
 from deepseek_jax.recipes.grpo.settings import GrpoSettings

@@ -153,8 +153,7 @@ def test_a_judge_answers_greedily_in_its_folders_length(tmp_path, monkeypatch):
 
 def test_a_folder_without_a_template_is_refused(tmp_path, monkeypatch):
     """Oracle: the words a reader needs; with one, both come."""
-    carried = {"template": lambda folder: carried_template}
-    monkeypatch.setattr(model_rewards, "CARRIED", carried)
+    monkeypatch.setattr(model_rewards, "carried_template", lambda folder: carried_template)
     monkeypatch.setattr(model_rewards, "load_tokenizer", lambda folder: "tokenizer")
     carried_template = "{question}"
     assert model_rewards._read(tmp_path) == ("tokenizer", "{question}")

@@ -11,7 +11,7 @@ from deepseek_jax.reinforce.settings import (
     RolloutSettings,
     scores_fit,
 )
-from deepseek_jax.rewards.scoring import LARGEST_REWARD
+from deepseek_jax.rewards.batch import LARGEST_REWARD
 from deepseek_jax.settings import build
 
 ROLLOUT = dict(max_prompt_length=8, max_completion_length=4)

@@ -9,7 +9,7 @@ import pytest
 from deepseek_jax.checkpoint import save_hf, save_orbax
 from deepseek_jax.checkpoint.locate import smollm2_gguf
 from deepseek_jax.data.chat import render_prompt
-from deepseek_jax.data.tokenizer import load_tokenizer
+from deepseek_jax.data.read_tokenizer import load_tokenizer
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.rollout import AnswerOptions, Policy, generate, load_policy, policy
 from deepseek_jax.rollout.completions import RolloutLog, empty_rollout

@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 
-from deepseek_jax.data.tokenizer import deepseek_tokenizer
+from deepseek_jax.data.read_tokenizer import deepseek_tokenizer
 from deepseek_jax.rollout import Policy
 from deepseek_jax.synthesis.teacher import check_opening
 

