@@ -75,7 +75,8 @@ def nearest_file(path: str, flag: str) -> str:
     """The beginning of a remedy for a path that is not there, of a flag of FILES: the nearest of the files
     beside it and of the shipped ones, as in "did you mean configs/r1.py? "; "" where none is near.
     """
-    beside = [] if not Path(path).parent.is_dir() else sorted(Path(path).parent.glob("*.py"))
+    # glob finds nothing in a folder that is not there; a folder or a pipe is no file
+    beside = sorted(file for file in Path(path).parent.glob("*.py") if file.is_file())
     # Those beside it win
     files = {file.stem: file for file in (*shipped_files(flag), *beside)}
     near = difflib.get_close_matches(Path(path).stem, files, n=1)

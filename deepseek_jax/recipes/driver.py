@@ -98,10 +98,11 @@ def check_whole(job: Job):
     """Raise ValueError for all that can be known to be wrong before the first stage runs: of the memory, the
     settings, the checkpoints, the rewards and the data, which it opens. Within job.opened.
     """
-    with waiting_for("checking the memory that the programs need"):
-        check_memory(job)
     with waiting_for("checking the settings and the model"):
         check(job)
+    # A plan takes settings that fit each other
+    with waiting_for("checking the memory that the programs need"):
+        check_memory(job)
     for work in sorted(job.works(), key=_when_checked):
         leave_if_asked("the start")
         with work.at(), waiting_for(f"checking the data of {work.name}"):

@@ -184,7 +184,7 @@ CONFIGS = [
         "config.batch_sise is not a field; did you mean batch_size? allowed: recipe...",
     ),
     ("train sft_small --config.data.template.x=8", "config.data.template=x: 8"),
-    ("train sft_small --config.data=3", "config.data=3 (int) must be a block with fields task..."),
+    ("train sft_small --config.data=3", "config.data=3 (int) must be a block with fields path..."),
     (
         "train sft_small --config.optimizer=None",
         "config.optimizer=None (NoneType) must be a block with fields learning_rate...",

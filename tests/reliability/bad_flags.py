@@ -285,7 +285,10 @@ PLANS = [
 ]
 
 SWEEPS = [
-    (SWEEP, "--sweep=sweep.py: there is no such file; give the path of a Python file"),
+    (
+        SWEEP,
+        "--sweep=sweep.py: there is no such file; did you mean ...seeds.py? give the path of a Python file",
+    ),
     (
         SWEEP,
         (

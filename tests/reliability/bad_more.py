@@ -476,8 +476,8 @@ MORE = [
                 {"messages": [USER, TALK[1] | {"role": "Assistant"}]},
                 ", message 2 has the role 'Assistant'",
             ),
-            ({"messages": TALK, "weight": "1"}, " has weight='1'; set a finite number above 0"),
-            ({"messages": TALK, "weight": 1e400}, " has weight=inf; set a finite number above 0"),
+            ({"messages": TALK, "weight": "one"}, " has weight='one'; set a finite number above 0"),
+            ({"messages": TALK, "weight": 1e400}, " has weight='inf'; set a finite number above 0"),
             ({"messages": TALK, "weight": -1}, " has weight=-1; set a finite number above 0"),
             ({"messages": TALK, "weight": None}, " has weight=None; set a finite number above 0"),
             ("null", " is not a JSON object; give {...} on each line"),
@@ -491,11 +491,16 @@ MORE = [
             write("bad.jsonl", text),
         )
         for text in (
-            b"\xef\xbb\xbf{}",
             '{"messages": []}'.encode("utf-16"),
             b"{'messages': []}",
             b"messages: []",
         )
+    ),
+    # Windows' editors write a mark before the text
+    (
+        SFT,
+        "config.data: bad.jsonl, line 1 is no conversation",
+        write("bad.jsonl", b"\xef\xbb\xbf{}"),
     ),
     (
         GRPO,

@@ -57,7 +57,7 @@ TOOLS_AND_LIMITS = [
     ),
     (
         TOOLS,
-        "config.tools: mine.py:f: every call fails: 'a' parameter is positional only",
+        "config.tools: mine.py:f: every call fails: ...positional...",
         code(MEANT.replace("a: int", "a: int, /")),
     ),
     (

@@ -51,8 +51,7 @@ def judged_pairs(settings: JudgeTrainingSettings, world: World, folder: Path):
 
 
 def check_lengths(settings: JudgeTrainingSettings, policy: Policy, pairs: Task, world: World):
-    """Raise ValueError where a judgement does not fit a row, or a verdict the model's positions."""
-    check_room(policy.config, (), settings.max_completion_length)
+    """Raise ValueError where a judgement does not fit a row."""
     conversations, limit = world.judgements(pairs.train, settings.seed), settings.sequence_length
     render = functools.partial(render_numbered, policy.tokenizer, template=policy.template)
     longest = max(len(render(c, i)[0]) for i, c in enumerate(conversations))
@@ -143,6 +142,7 @@ def judge_programs(name: str, settings: JudgeTrainingSettings, config: ModelConf
 
 def _check(work: Work):
     check_positions(work.settings, work.config)
+    check_room(work.config, (), work.settings.max_completion_length)
     check_rows(work.settings, work.mesh, work.config.pipeline_micro_batches)
 
 
