@@ -6,6 +6,9 @@ The first 500 updates of configs/pretrain_small.py (4,096 tokens each, a constan
 experts and with as many as V3-like models have, of smaller width. A device has an equal share of the experts;
 a number is the load of the busiest device, in any layer and any update of the range, over the mean: the
 expert_buffer with which nothing overflows. Loads of single devices' tokens, or of a micro-batch's, vary more.
+
+The second table is of DeepSeek-V3's first update, simulated: random routers give each id of its vocabulary 8
+of 256 experts, in 4 of 8 groups, and ids come with Zipf's frequencies; 32 devices, 58 layers.
 """
 
 import dataclasses
@@ -41,6 +44,8 @@ MODELS = {
     256: (SMALL | dict(num_experts_per_tok=8, n_group=8, topk_group=4), (8, 32)),
 }
 SPEEDS = 0.001, 0.01
+# DeepSeek-V3's
+VOCABULARY, LAYERS = 129_280, 58
 FOLDER = Path(tempfile.gettempdir())
 
 
@@ -84,6 +89,25 @@ def busiest(loads, devices: int):
     return (of_devices.max(-1) / of_devices.mean(-1)).max(-1)
 
 
+def by_ids(ids: int):
+    """Loads of the busiest of 32 devices over the mean, where experts depend on the id: float64[layers]."""
+    frequency = 1 / np.arange(1, ids + 1)
+    return np.array([_one_layer(frequency / frequency.sum(), seed) for seed in range(LAYERS)])
+
+
+def _one_layer(share, seed):
+    """One random router. share: of each id."""
+    experts, groups, chosen, devices = 256, 8, 8, 32
+    scores = np.random.default_rng(seed).normal(size=(len(share), groups, experts // groups))
+    # A group scores by its best two, and four groups are open
+    of_groups = np.sort(scores, -1)[..., -2:].sum(-1)
+    is_open = of_groups >= np.sort(of_groups, -1)[:, [-4]]
+    scores = np.where(is_open[..., None], scores, -np.inf).reshape(len(share), experts)
+    best = np.argpartition(-scores, chosen, axis=1)[:, :chosen]
+    load = np.bincount(best.ravel(), np.repeat(share, chosen), experts).reshape(devices, -1).sum(1)
+    return load.max() / load.mean()
+
+
 def main():
     ranges = list(itertools.pairwise(RANGES))
     names = " | ".join(f"{first} to {last - 1}" for first, last in ranges)
@@ -96,6 +120,10 @@ def main():
                 ratio = busiest(loads, devices)
                 cells = " | ".join(f"{ratio[first:last].max():.2f}" for first, last in ranges)
                 print(f"| {experts} | {devices} | {speed} | {cells} |", flush=True)
+    loads = by_ids(VOCABULARY)
+    print("\n| ids | median layer | 90% of layers | busiest layer |\n|---|---|---|---|")
+    cells = " | ".join(f"{np.quantile(loads, share):.2f}" for share in (0.5, 0.9, 1))
+    print(f"| {VOCABULARY:,} | {cells} |")
 
 
 if __name__ == "__main__":
