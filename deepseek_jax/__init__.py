@@ -2,7 +2,7 @@
 
 minimal.py    first: DeepSeek-V3 and GRPO on one page, in plain JAX; it names the file of each part
 errors.py, files.py: messages with the config's path; files in folders and buckets (gs://)
-hub.py, hub_messages.py: names on the Hugging Face hub, their files, and what goes wrong
+hub.py: names on the Hugging Face hub, their files, and what goes wrong
 installed.py  whether this Python has what every program needs
 lazy.py, settings.py: names and tables that import when used; a config block -> a dataclass
 named_code.py: functions that a config names, FILE.py:NAME

@@ -101,7 +101,7 @@ def measured(models):
 
 
 def tables(models: dict, tpu: str, batch_size: int, context_length: int):
-    """Yield the tables computed from shapes alone; None where one would be empty. tpu: a key of CHIPS."""
+    """Yield the tables computed from shapes alone. tpu: a key of CHIPS."""
     from deepseek_jax.reports import deployment as report
 
     chip = CHIPS[tpu]
@@ -115,14 +115,6 @@ def tables(models: dict, tpu: str, batch_size: int, context_length: int):
         context_length=context_length,
     )
     yield report.ratio_table(models, batch_size=batch_size, context_length=context_length)
-    if TEACHER in models:
-        yield report.claims_table(
-            models[TEACHER],
-            models,
-            batch_size=batch_size,
-            context_length=context_length,
-            chip_bytes=chip.hbm_bytes,
-        )
 
 
 def main(argv):
@@ -148,7 +140,7 @@ def main(argv):
     found = list(tables(models, values.tpu, values.batch_size, values.context_length))
     if values.measure:
         found.append(measured(named_models(SMALL)))
-    for table in filter(None, found):
+    for table in found:
         Console(width=110).print(table, "")
 
 

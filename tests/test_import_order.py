@@ -13,7 +13,6 @@ TOP = (
     "errors",
     "files",
     "hub",
-    "hub_messages",
     "installed",
     "lazy",
     "named_code",

@@ -4,7 +4,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from deepseek_jax.costs import deployment as d
-from deepseek_jax.costs.deployment_claims import findings, parameter_ratios
 from deepseek_jax.costs.flops import active_weights
 from deepseek_jax.costs.sparse_attention import attention_costs, contexts
 from deepseek_jax.models import ModelConfig, count_params
@@ -83,9 +82,8 @@ def ratio_table(models: dict[str, ModelConfig], *, batch_size: int, context_leng
     columns += "tokens/s\nbatch 1", f"tokens/s\nbatch {batch_size}"
     table = _table(f"against {teacher_name}", caption, columns)
     for name, student in students:
-        pair = teacher, student
         less = [
-            *parameter_ratios(*pair).values(),
+            *(count(teacher) / count(student) for count in (count_params, active_weights)),
             *(d.weight_bytes(teacher, form) / d.weight_bytes(student, form) for form in d.FORMATS),
             d.cache_bytes(teacher) / d.cache_bytes(student),
         ]
@@ -96,36 +94,6 @@ def ratio_table(models: dict[str, ModelConfig], *, batch_size: int, context_leng
         ]
         table.add_row(name, *(f"{ratio:.3g}" for ratio in less + faster))
     return table
-
-
-def claims_table(
-    teacher: ModelConfig,
-    students: dict[str, ModelConfig],
-    *,
-    batch_size: int,
-    context_length: int,
-    chip_bytes: int,
-):
-    """Published claims beside our numbers; None without a claim. The arguments are those of findings."""
-    table = _table(
-        "claims",
-        "holds: found and claimed number differ by a factor of at most 1.25",
-        ("claimed", "found", ""),
-    )
-    table.columns[0].no_wrap = False
-    found = findings(
-        teacher,
-        students,
-        batch_size=batch_size,
-        context_length=context_length,
-        chip_bytes=chip_bytes,
-    )
-    for one, before in zip(found, [None, *found], strict=False):
-        if before is None or before.student != one.student:
-            table.add_row(f"{one.student}: {one.claim}")
-        verdict = "holds" if one.holds else "does not hold"
-        table.add_row(f"  {one.assumption}", f"{one.claimed:.3g}", f"{one.found:.3g}", verdict)
-    return table if found else None
 
 
 def attention_table(config: ModelConfig):
