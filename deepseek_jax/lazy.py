@@ -1,9 +1,8 @@
-"""Names and tables whose modules are imported when they are first used (PEP 562)."""
+"""Names whose modules are imported when they are first used (PEP 562)."""
 
 # Pythons that are too old read this file before installed.py says so
 from __future__ import annotations
 
-import collections
 import importlib
 
 
@@ -21,14 +20,3 @@ def lazy_names(package: str, modules: dict[str, str]):
 
     names = sorted(modules)
     return load, lambda: names, names
-
-
-class LazyTable(collections.UserDict):
-    """A dict in which a text "module:name" stands for what the module defines by that name."""
-
-    def __getitem__(self, key):
-        entry = self.data[key]
-        if isinstance(entry, str):
-            module, _, name = entry.partition(":")
-            entry = self.data[key] = getattr(importlib.import_module(module), name)
-        return entry

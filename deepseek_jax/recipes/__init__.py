@@ -8,6 +8,5 @@ __getattr__, __dir__, __all__ = lazy_names(
         "Trained": "in_process",
         "config": "experiment_file",
         "train": "in_process",
-        "write_page": "page",
     },
 )

@@ -4,32 +4,23 @@ import dataclasses
 from typing import Any
 
 from deepseek_jax.data.columns import columns_of
-from deepseek_jax.lazy import LazyTable
+from deepseek_jax.data.tools import tool_form
 from deepseek_jax.rollout.policy import Policy
-
-# Few runs hold conversations
-PARTS = LazyTable(
-    {
-        "environments": "deepseek_jax.rollout.tool_use:environments_of",
-        "form": "deepseek_jax.data.tools:tool_form",
-        "use": "deepseek_jax.rollout.tool_use:ToolUse",
-        "reward": "deepseek_jax.rollout.tool_use:EnvironmentReward",
-    }
-)
+from deepseek_jax.rollout.tool_use import EnvironmentReward, ToolUse, environments_of
 
 
 def open_environments(settings: Any, opened: Any):
     """The Environments of the settings, which close with `opened`, an ExitStack; None for single turns."""
     if not settings.converses:
         return None
-    return opened.enter_context(PARTS["environments"](settings))
+    return opened.enter_context(environments_of(settings))
 
 
 def rewards_of(environments: Any):
     """{name: reward} of an environment with get_reward, beside the rules."""
     if environments is None or environments.reward_name is None:
         return {}
-    return {environments.reward_name: PARTS["reward"]()}
+    return {environments.reward_name: EnvironmentReward()}
 
 
 def try_environment(environments: Any, examples: list):
@@ -45,6 +36,6 @@ def conversing(policy: Policy, environments: Any, settings: Any) -> Policy:
     """
     if environments is None:
         return policy
-    form = PARTS["form"](policy.tokenizer, policy.template)
-    tools = PARTS["use"](environments, form, settings.conversation)
+    form = tool_form(policy.tokenizer, policy.template)
+    tools = ToolUse(environments, form, settings.conversation)
     return dataclasses.replace(policy, tools=tools)

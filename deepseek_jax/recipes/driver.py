@@ -23,16 +23,16 @@ def check(job: Job):
         job.begin()
     for work in job.works():
         with work.at():
-            work.stage.does.check(work)
+            work.stage.kind.check(work)
 
 
 def plan(job: Job) -> list[Program]:
     """The programs of all stages in their order, those that measure last, and once, though many stages do."""
     check(job)
     planned = {}
-    for work in sorted(job.works(), key=lambda work: work.stage.does.is_measure):
+    for work in sorted(job.works(), key=lambda work: work.stage.kind.is_measure):
         with work.at():
-            programs = work.stage.does.compiles(work)
+            programs = work.stage.kind.compiles(work)
         for program in programs:
             own = dataclasses.replace(
                 program,
@@ -46,7 +46,7 @@ def plan(job: Job) -> list[Program]:
 
 def _when_checked(work: Work):
     """Data that are learned before those that are measured, and last what writes a dataset."""
-    return work.stage.does.builds_data, work.stage.does.is_measure
+    return work.stage.kind.builds_data, work.stage.kind.is_measure
 
 
 def describe(job: Job):
@@ -106,7 +106,7 @@ def check_whole(job: Job):
     for work in sorted(job.works(), key=_when_checked):
         leave_if_asked("the start")
         with work.at(), waiting_for(f"checking the data of {work.name}"):
-            work.stage.does.check_data(work)
+            work.stage.kind.check_data(work)
     with at("config"):
         job.check_shared_data()
 
@@ -124,7 +124,7 @@ def run(job: Job):
                 with waiting_for(_in_words(work.stage, number, len(works))):
                     job.keep(work)
                 # A stage that is not run again has measured nothing new
-                if work.stage.does.is_measure and (found := held_out_scores(job)) != scores:
+                if work.stage.kind.is_measure and (found := held_out_scores(job)) != scores:
                     scores = found
                     job.run.writer.write_scores(scores)
         job.run.writer.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from deepseek_jax import recipes, reports
+from deepseek_jax import reports
 from deepseek_jax.checkpoint import save_orbax
 from deepseek_jax.errors import at
 from deepseek_jax.files import read_json, write_whole
@@ -132,7 +132,7 @@ class Job:
     def measurements(self):
         """{name: its file below the run's folder} of what the run measures, in order."""
         return {
-            stage.name: self.measured_in(stage) for stage in self.stages if stage.does.is_measure
+            stage.name: self.measured_in(stage) for stage in self.stages if stage.kind.is_measure
         }
 
     def scores_of(self, result) -> dict:
@@ -168,10 +168,6 @@ class Job:
         """Print the run's results."""
 
     # The page
-
-    def write_page(self):
-        """Write report.html of what the run has left so far. Process 0 alone."""
-        recipes.write_page(self)
 
     def titles(self) -> dict[str, str]:
         """{stage: its name on the page} of those that have a record of their lineage."""
@@ -213,7 +209,7 @@ class LineageJob(Job):
         return f"{stage.name}/{SCORES}"
 
     def titles(self):
-        stages = (stage for stage in self.stages if not stage.does.is_measure)
+        stages = (stage for stage in self.stages if not stage.kind.is_measure)
         return {stage.name: stage.title or stage.name for stage in stages}
 
     def save(self, work: "Work", policy: Policy):
@@ -228,7 +224,7 @@ class LineageJob(Job):
         return self.run.of(stage.name, self.run.folder / stage.name / "checkpoints")
 
     def keep(self, work: "Work"):
-        kind = work.stage.does
+        kind = work.stage.kind
 
         def make(folder):
             # A run that was killed after the last save calls make again
@@ -253,7 +249,7 @@ class LineageJob(Job):
         stage, made = work.stage, self.made
         parent = {"parent": made[stage.start].hash} if stage.start else {}
         read = {name: made[name].hash for name in stage.reads}
-        return stage.does.covers(work) | parent | read
+        return stage.kind.covers(work) | parent | read
 
 
 class WorkdirJob(Job):
@@ -272,13 +268,13 @@ class WorkdirJob(Job):
         return f"{stage.name}.json"
 
     def prefix_of(self, stage: Stage):
-        return "answers: " if stage.kind == "measure" else ""
+        return "answers: " if stage.kind.is_measure else ""
 
     def load(self, name: str):
         return self.policies[name]
 
     def keep(self, work: "Work"):
-        kind = work.stage.does
+        kind = work.stage.kind
         if kind.is_measure:
             path = self.run.folder / self.measured_in(work.stage)
             remembered(path, lambda: kind.run(work))

@@ -3,6 +3,7 @@
 from deepseek_jax.files import read_json, read_object
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.job import Job
+from deepseek_jax.recipes.kinds.pretrain import PRETRAIN
 from deepseek_jax.recipes.workdir import BESIDE, MARKER
 from deepseek_jax.reports.page import Page
 from deepseek_jax.reports.run_page import is_measured, lineage, write_report
@@ -34,7 +35,7 @@ def write_page(job: Job) -> None:
 
 def _measured(job, stages):
     """{measurement: what it found}, without those of an earlier version of a stage."""
-    starts = {stage.name: stage.start for stage in job.stages if stage.does.is_measure}
+    starts = {stage.name: stage.start for stage in job.stages if stage.kind.is_measure}
     found = {}
     for name, file in job.measurements().items():
         path, start = job.run.folder / file, stages.get(starts.get(name))
@@ -46,11 +47,11 @@ def _measured(job, stages):
 def _headings(job, stages):
     """{phase: its title} of the stages that train, but for the pre-training of a base."""
     titles, headings = job.titles(), {}
-    bases = [stage for stage in job.stages if stage.kind == "pretrain" and not stage.start]
+    bases = [stage for stage in job.stages if stage.kind is PRETRAIN and not stage.start]
     of_bases = {job.phase_of(stage).phase for stage in bases}
     for stage in job.stages:
         phase, title = job.phase_of(stage).phase, titles.get(stage.name, stage.name)
-        if stage.does.is_measure or phase in of_bases:
+        if stage.kind.is_measure or phase in of_bases:
             continue
         state = stages.get(stage.name, {}).get("state")
         said = [

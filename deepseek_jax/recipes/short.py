@@ -5,9 +5,12 @@ import functools
 from deepseek_jax import reports
 from deepseek_jax.checkpoint.locate import check_checkpoint
 from deepseek_jax.errors import at
-from deepseek_jax.lazy import LazyTable
 from deepseek_jax.parallel.processes import first_process
+from deepseek_jax.recipes.conversing import conversing, open_environments
 from deepseek_jax.recipes.job import Job, Work, WorkdirJob
+from deepseek_jax.recipes.kinds.measure import MEASURE
+from deepseek_jax.recipes.kinds.pretrain import GIVEN, PRETRAIN
+from deepseek_jax.recipes.page import write_page
 from deepseek_jax.recipes.settings import AdapterRun, PolicyRun
 from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.recipes.start import (
@@ -21,13 +24,6 @@ from deepseek_jax.recipes.start import (
 )
 from deepseek_jax.rollout.policy import Policy
 
-# Few runs have tools
-TOOLS = LazyTable(
-    {
-        "open": "deepseek_jax.recipes.conversing:open_environments",
-        "with": "deepseek_jax.recipes.conversing:conversing",
-    }
-)
 BASE = "pretrain"  # the stage of a base, and its phase
 CHECKPOINT = "init_from"  # the stage of a checkpoint
 
@@ -36,7 +32,8 @@ def with_tools(job: Job, policy: Policy):
     """The policy with the tools and the environment of the settings, which are open until the job's end."""
     if not getattr(job.settings, "converses", False):
         return policy
-    return TOOLS["with"](policy, TOOLS["open"](job.settings, job.opened), job.settings)
+    environments = open_environments(job.settings, job.opened)
+    return conversing(policy, environments, job.settings)
 
 
 class FromPolicy:
@@ -47,8 +44,8 @@ class FromPolicy:
     def first(self, name: str = BASE):
         """The first stage of the list. name: of a base."""
         if self.settings.init_from is None:
-            return Stage(name, "pretrain")
-        return Stage(CHECKPOINT, "given")
+            return Stage(name, PRETRAIN)
+        return Stage(CHECKPOINT, GIVEN)
 
     @functools.cached_property
     def policy(self):
@@ -69,10 +66,10 @@ class FromPolicy:
         return self.planned
 
     def path_of(self, stage: Stage):
-        return "base" if stage.kind == "pretrain" else ""
+        return "base" if stage.kind is PRETRAIN else ""
 
     def settings_of(self, stage: Stage):
-        return self.settings.base if stage.kind == "pretrain" else self.settings
+        return self.settings.base if stage.kind is PRETRAIN else self.settings
 
     def config_of(self, stage: Stage):
         return self.planned
@@ -121,9 +118,9 @@ class TrainedJob(PolicyJob):
         start, (name, kind) = self.first(), self.trains
         self.stages = (
             start,
-            Stage("before", "measure", start.name),
+            Stage("before", MEASURE, start.name),
             Stage(name, kind, start.name),
-            Stage("after", "measure", name),
+            Stage("after", MEASURE, name),
         )
 
     def answers_of(self, measured) -> dict[str, dict]:
@@ -170,7 +167,7 @@ class PayingJob(PolicyJob):
 
     def is_complete(self):
         # What the stage leaves last
-        return self.stages[-1].does.is_left(self.run.folder)
+        return self.stages[-1].kind.is_left(self.run.folder)
 
     def report(self):
         """Draw the curves and print the scores. Process 0 alone."""
@@ -180,7 +177,7 @@ class PayingJob(PolicyJob):
         metrics, picture = workdir / "metrics.jsonl", workdir / "curves.png"
         reports.plot_curves(metrics, picture, phase=self.trains[0], names=self.curves)
         console.print(reports.reward_model_table(self.title, workdir))
-        self.write_page()
+        write_page(self)
         left = "report.html, metrics, curves.png, tensorboard and checkpoints"
         console.print(f"complete; {left} are in {workdir}")
         folder = workdir / "params"

@@ -1,4 +1,4 @@
-"""A line of a recipe's list, and the kinds of stages that there are."""
+"""A line of a recipe's list, and what a kind of stage is."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deepseek_jax.checkpoint import is_orbax
-from deepseek_jax.lazy import LazyTable
 from deepseek_jax.rollout.settings import AnswerOptions
 
 
@@ -34,45 +33,21 @@ class Kind:
     builds_data: bool = False
 
 
-# The kinds of stages: a run imports those that its list names
-KINDS = LazyTable(
-    {
-        "pretrain": "deepseek_jax.recipes.kinds.pretrain:PRETRAIN",
-        "given": "deepseek_jax.recipes.kinds.pretrain:GIVEN",
-        "tune": "deepseek_jax.recipes.kinds.tune:TUNE",
-        "reinforce": "deepseek_jax.recipes.kinds.reinforce:REINFORCE",
-        "prefer": "deepseek_jax.recipes.kinds.prefer:PREFER",
-        "judge": "deepseek_jax.recipes.kinds.judge:TRAIN_JUDGE",
-        "accept": "deepseek_jax.recipes.kinds.accept:ACCEPT",
-        "distil": "deepseek_jax.recipes.kinds.distil:DISTIL",
-        "learn_from": "deepseek_jax.recipes.kinds.learn_from:LEARN_FROM",
-        "measure": "deepseek_jax.recipes.kinds.measure:MEASURE",
-        "ask": "deepseek_jax.recipes.kinds.ask:ASK",
-        "sift": "deepseek_jax.recipes.kinds.ask:SIFT",
-    }
-)
-
-
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """A line of a recipe's list.
 
     name: its folder, its phase in the metrics, and its block of the config, where `block` names no other.
-    kind: a name of KINDS. start: the stage whose parameters it begins from. reads: the stages whose texts,
+    kind: of recipes.kinds. start: the stage whose parameters it begins from. reads: the stages whose texts,
     reward models or parameters it uses. title: its name on the page.
     """
 
     name: str
-    kind: str
+    kind: Kind
     start: str = ""
     reads: tuple[str, ...] = ()
     title: str = ""
     block: str = ""
-
-    @property
-    def does(self) -> Kind:
-        """What its kind does."""
-        return KINDS[self.kind]
 
 
 class Made(NamedTuple):

@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "Policy": "policy",
         "Rollout": "completions",
         "completion_texts": "answers",
-        "generate": "engine",
+        "generate": "generation",
         "load_policy": "policy",
     },
 )

@@ -24,7 +24,7 @@ from deepseek_jax.parallel.processes import say
 from deepseek_jax.rollout.answers import Answers, completion_texts
 from deepseek_jax.rollout.completions import RolloutLog
 from deepseek_jax.rollout.conversations import Conversations
-from deepseek_jax.rollout.engine import generate
+from deepseek_jax.rollout.generation import generate
 from deepseek_jax.rollout.settings import AnswerOptions, Limit
 from deepseek_jax.settings import build
 

@@ -29,7 +29,7 @@ def stream(
     eos_ids: tuple[int, ...] = (),
     seed: int,
 ) -> Iterator[int]:
-    """Sample one completion: yields each token, the end token too. They are those of engine.generate.
+    """Sample one completion: yields each token, the end token too. They are those of generation.generate.
 
     A longer prompt compiles nothing anew until it has twice the tokens. The caller may stop reading.
     Raises ValueError as requests.check does.

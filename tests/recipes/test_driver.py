@@ -22,6 +22,8 @@ RECIPE = '''
 import dataclasses
 
 from deepseek_jax.recipes.stage import Answering, Stage
+from deepseek_jax.recipes.kinds.measure import MEASURE
+from deepseek_jax.recipes.kinds.pretrain import PRETRAIN
 from deepseek_jax.recipes.settings import PolicyRun, QuestionData
 from deepseek_jax.recipes.short import PolicyJob
 from deepseek_jax.rollout.settings import AnswerOptions, Limit
@@ -35,7 +37,7 @@ class Quiz(PolicyRun):
 
 
 class QuizJob(PolicyJob):
-    stages = (Stage("pretrain", "pretrain"), Stage("quiz", "measure", "pretrain"))
+    stages = (Stage("pretrain", PRETRAIN), Stage("quiz", MEASURE, "pretrain"))
 
     def answering(self, work):
         return Answering(self.settings.answers, self.settings.data.num_held_out)
@@ -130,7 +132,7 @@ def test_what_no_device_holds_is_planned_and_never_run(quiz, tmp_path, monkeypat
         driver.check_memory(job)
 
 
-def test_a_measurement_is_made_once_for_its_inputs(tmp_path, monkeypatch):
+def test_a_measurement_is_made_once_for_its_inputs(tmp_path):
     """Oracle: a count of the calls; the same result from memory and from the file, with JSON's lists."""
     calls, settings = [], {}
 
@@ -145,10 +147,9 @@ def test_a_measurement_is_made_once_for_its_inputs(tmp_path, monkeypatch):
         covers=lambda work: settings,
         is_measure=True,
     )
-    monkeypatch.setattr(stage, "KINDS", {"count": kind})
     for number, wanted in ((1, 1), (1, 1), (2, 2)):
         settings["number"] = number
         job = LineageJob(None, one_device(), make_run(tmp_path))
-        job.keep(Work(stage.Stage("found", "count"), job))
+        job.keep(Work(stage.Stage("found", kind), job))
         assert job.made["found"].result == {"share": [0.5, wanted]}
     assert len(calls) == 2

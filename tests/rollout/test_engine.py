@@ -13,7 +13,7 @@ import torch
 
 from deepseek_jax.checkpoint import load_hf
 from deepseek_jax.models import forward
-from deepseek_jax.rollout import engine, generate, speculative, steps
+from deepseek_jax.rollout import engine, generate, generation, speculative, steps
 from deepseek_jax.rollout.completions import RolloutLog, line_of
 from deepseek_jax.rollout.sampling import Sampling
 from tests.models.families import FAMILIES, write_tiny_checkpoint
@@ -425,8 +425,11 @@ def test_a_rollout_that_is_asked_for_no_more_than_a_length(monkeypatch):
         def open(self, *given):
             opened.append(given)
 
+        def exchanged(self):
+            return 0, 0.0
+
     monkeypatch.setattr(
-        engine, "_way", lambda config, speculative, log: opened.append(speculative) or way
+        generation, "_way", lambda config, speculative, log: opened.append(speculative) or way
     )
     way = engine.Way(None, Nothing, lambda *given: None)
     config, _ = tiny_model("gqa")

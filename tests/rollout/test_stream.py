@@ -43,7 +43,7 @@ def streamed(kind, prompt, sampling, seed=0, length=LENGTH):
 
 @pytest.mark.parametrize("kind", others_slow(CONFIGS, "mla_moe"))
 def test_tokens_come_one_by_one_as_the_engine_samples_them(kind):
-    """Oracle: engine.generate, greedy and sampled, of prompts of several lengths."""
+    """Oracle: generation.generate, greedy and sampled, of prompts of several lengths."""
     for prompt, sampling in itertools.product(PROMPTS, (Sampling(0.0), Sampling(0.8, 0.9))):
         assert streamed(kind, prompt, sampling, 5) == whole(kind, prompt, sampling, 5)
 

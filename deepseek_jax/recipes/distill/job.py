@@ -19,8 +19,9 @@ from deepseek_jax.recipes.distill.tasks import (
     world_tasks,
 )
 from deepseek_jax.recipes.job import Work
-from deepseek_jax.recipes.kinds.accept import accepted_by
-from deepseek_jax.recipes.kinds.tune import check_conversations, held_out_loss, rows_of
+from deepseek_jax.recipes.kinds.accept import ACCEPT, accepted_by
+from deepseek_jax.recipes.kinds.pretrain import PRETRAIN
+from deepseek_jax.recipes.kinds.tune import TUNE, check_conversations, held_out_loss, rows_of
 from deepseek_jax.recipes.stage import Answering, Stage
 from deepseek_jax.recipes.start import base_corpus
 from deepseek_jax.reinforce.scenarios import say_deciding, scenario_rewards
@@ -85,9 +86,9 @@ class DistillJob(DistillPolicies):
         name = stage.name
         if name.startswith(MEASURED):
             return "evaluation"
-        if stage.kind == "pretrain":
+        if stage.kind is PRETRAIN:
             return f"{self.path_of_block(stage)}.base"
-        return "teacher.fine_tune" if stage.kind == "tune" else name.replace("/", ".", 1)
+        return "teacher.fine_tune" if stage.kind is TUNE else name.replace("/", ".", 1)
 
     def model_path_of(self, stage: Stage):
         return f"{self.path_of_block(self.root_of(stage))}.model"
@@ -96,16 +97,16 @@ class DistillJob(DistillPolicies):
         settings, (group, _, name) = self.settings, stage.name.partition("/")
         if stage.name.startswith(MEASURED):
             return settings.evaluation
-        if stage.kind == "pretrain":
+        if stage.kind is PRETRAIN:
             return self.block_of(stage).base
-        if stage.kind == "tune":
+        if stage.kind is TUNE:
             return dataclasses.replace(settings.teacher.fine_tune, seed=settings.seed)
         if group in ("students", "reinforced"):
             return dataclasses.replace(getattr(settings, group)[name], seed=settings.seed)
-        return settings.text if stage.kind == "accept" else self.block_of(stage)
+        return settings.text if stage.kind is ACCEPT else self.block_of(stage)
 
     def prefix_of(self, stage: Stage):
-        if stage.kind == "measure":
+        if stage.kind.is_measure:
             return f"evaluation of {self._short(self.root_of(stage))}: "
         return f"{self._short(stage)}: "
 
@@ -121,7 +122,7 @@ class DistillJob(DistillPolicies):
 
     def phase_of(self, stage: Stage):
         folder, name = self.run.folder / stage.name, stage.name.rpartition("/")[2]
-        if stage.kind == "pretrain":
+        if stage.kind is PRETRAIN:
             return self.run.of(f"pretrain_{name}", folder / f"pretrain_{name}")
         # A student's folder has its teacher's cached targets too
         own = stage.name.startswith(STUDENTS)
@@ -206,7 +207,7 @@ class DistillJob(DistillPolicies):
 
     def asked(self, work: Work):
         """The puzzles whose texts the other students learn; for rejection sampling the first ones."""
-        if work.stage.kind == "accept":
+        if work.stage.kind is ACCEPT:
             return self.puzzles.train[: work.settings.num_prompts]
         return {"reasoning": self.puzzles.train, "general": []}
 

@@ -12,6 +12,7 @@ from deepseek_jax.models import check_architecture, how_to_run
 from deepseek_jax.models.adapters import Adapted, with_adapter
 from deepseek_jax.recipes.distill.settings import DistillSettings, StartSettings, TeacherSettings
 from deepseek_jax.recipes.job import LineageJob, Work
+from deepseek_jax.recipes.kinds.pretrain import GIVEN
 from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.recipes.start import frozen, planned_model
 from deepseek_jax.rollout.policy import Policy, check_vocabulary, load_policy
@@ -74,7 +75,7 @@ class DistillPolicies(LineageJob):
         config = self._configs[root.name]
         positions = getattr(self.block_of(stage), "max_position_embeddings", None)
         # They are for what is learned; answers have the checkpoint's own
-        if positions is None or stage.kind == "measure":
+        if positions is None or stage.kind.is_measure:
             return config
         return dataclasses.replace(config, max_position_embeddings=positions)
 
@@ -155,7 +156,7 @@ class DistillPolicies(LineageJob):
     def path_of_params(self, name: str):
         """The path of the parameters that a stage left or stays at; beside an adapter, those of its start."""
         stage = self._stage(name)
-        if stage.kind == "given":
+        if stage.kind is GIVEN:
             return as_path(_path(self.block_of(stage)))
         folder = self.run.folder / name
         return (

@@ -18,6 +18,13 @@ from deepseek_jax.recipes.distill.job import MEASURED, REINFORCED, STUDENTS, TEX
 from deepseek_jax.recipes.distill.policies import STARTS, TEACHER, TEACHER_BASE
 from deepseek_jax.recipes.distill.scores import intervals
 from deepseek_jax.recipes.distill.settings import DistillSettings
+from deepseek_jax.recipes.kinds.accept import ACCEPT
+from deepseek_jax.recipes.kinds.distil import DISTIL
+from deepseek_jax.recipes.kinds.measure import MEASURE
+from deepseek_jax.recipes.kinds.pretrain import GIVEN, PRETRAIN
+from deepseek_jax.recipes.kinds.reinforce import REINFORCE
+from deepseek_jax.recipes.kinds.tune import TUNE
+from deepseek_jax.recipes.page import write_page
 from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.tables import plot_curves, stages_table
@@ -40,9 +47,9 @@ class Job(DistillJob):
         self.stages = tuple(stages_of(self.settings))
 
     def ended(self, work):
-        if work.stage.does.is_measure:
+        if work.stage.kind.is_measure:
             # After every stage, so that the page can be read before the run ends
-            self.write_page()
+            write_page(self)
 
     def describe_data(self):
         # The teacher's answers are not there yet
@@ -60,7 +67,7 @@ class Job(DistillJob):
             }
             if answers:
                 self._conclude(answers)
-            self.write_page()
+            write_page(self)
         left = "report.html, metrics, curves, and a folder of each stage with its params"
         say(f"complete; {left} are in {folder}")
 
@@ -102,25 +109,25 @@ def stages_of(settings: DistillSettings):
     """The teacher, its texts, the starts, then each student, with what they answer right: [Stage]."""
     found, teacher, text = [], settings.teacher, ()
     if teacher is not None and teacher.path is None:
-        found += [Stage(TEACHER_BASE, "pretrain"), Stage(TEACHER, "tune", TEACHER_BASE)]
+        found += [Stage(TEACHER_BASE, PRETRAIN), Stage(TEACHER, TUNE, TEACHER_BASE)]
     elif teacher is not None:
-        found.append(Stage(TEACHER, "given"))
+        found.append(Stage(TEACHER, GIVEN))
     if settings.text is not None:
-        found.append(Stage(TEXT, "accept", TEACHER))
+        found.append(Stage(TEXT, ACCEPT, TEACHER))
         text = (TEXT,)
     for name, start in settings.starts.items():
-        found.append(Stage(f"{STARTS}{name}", "given" if start.init_from else "pretrain"))
+        found.append(Stage(f"{STARTS}{name}", GIVEN if start.init_from else PRETRAIN))
     policies = [
-        stage.name for stage in found if stage.does.is_policy and stage.name != TEACHER_BASE
+        stage.name for stage in found if stage.kind.is_policy and stage.name != TEACHER_BASE
     ]
     found += _measured(settings, policies)
     for name, student in settings.students.items():
         # A student whose loss needs no teacher must not be trained again for another teacher
         reads = (*text, TEACHER) if student.loss.asks_teacher() else text
-        found.append(Stage(f"{STUDENTS}{name}", "distil", f"{STARTS}{student.start}", reads))
+        found.append(Stage(f"{STUDENTS}{name}", DISTIL, f"{STARTS}{student.start}", reads))
         found += _measured(settings, [found[-1].name])
     for name, student in settings.reinforced.items():
-        found.append(Stage(f"{REINFORCED}{name}", "reinforce", f"{STARTS}{student.start}"))
+        found.append(Stage(f"{REINFORCED}{name}", REINFORCE, f"{STARTS}{student.start}"))
         found += _measured(settings, [found[-1].name])
     return found
 
@@ -128,7 +135,7 @@ def stages_of(settings: DistillSettings):
 def _measured(settings: DistillSettings, names: list[str]):
     """The stages that measure the policies of these stages; none where no task has questions."""
     asks = any(task.path is None or task.questions for task in settings.tasks.values())
-    return [Stage(f"{MEASURED}{name}", "measure", name) for name in names if asks]
+    return [Stage(f"{MEASURED}{name}", MEASURE, name) for name in names if asks]
 
 
 def report_sweep(folder: Path, workdirs: list[Path]):

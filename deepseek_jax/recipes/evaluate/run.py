@@ -33,6 +33,8 @@ from deepseek_jax.recipes.conversing import (
 from deepseek_jax.recipes.evaluate.report import RESULTS, problems_page, report
 from deepseek_jax.recipes.evaluate.settings import MAX_COMPLETION_LENGTH, EvaluateSettings
 from deepseek_jax.recipes.job import PROMPT_LENGTH, Work, WorkdirJob
+from deepseek_jax.recipes.kinds.measure import MEASURE
+from deepseek_jax.recipes.page import write_page
 from deepseek_jax.recipes.stage import Answering, Stage
 from deepseek_jax.rollout.policy import Policy, check_room, find_source, load_policy
 from deepseek_jax.rollout.sampling import Sampling
@@ -52,7 +54,7 @@ class EvaluateJob(WorkdirJob):
     """
 
     settings: EvaluateSettings
-    stages = (Stage(RESULTS.removesuffix(".json"), "measure"),)
+    stages = (Stage(RESULTS.removesuffix(".json"), MEASURE),)
     page_title = "Evaluation"
 
     @functools.cached_property
@@ -163,7 +165,7 @@ class EvaluateJob(WorkdirJob):
 
     def report(self):
         """Print the scores."""
-        self.write_page()
+        write_page(self)
         report(read_json(self.run.folder / RESULTS)["problems"], self.run.folder)
 
 

@@ -26,7 +26,8 @@ from deepseek_jax.recipes.conversing import (
 )
 from deepseek_jax.recipes.generate.settings import GenerateSettings
 from deepseek_jax.recipes.job import LineageJob, Work
-from deepseek_jax.recipes.kinds.ask import sampling_inputs
+from deepseek_jax.recipes.kinds.ask import ASK, SIFT, sampling_inputs
+from deepseek_jax.recipes.page import write_page
 from deepseek_jax.recipes.short import FromPolicy
 from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.recipes.start import starting_policy
@@ -64,8 +65,8 @@ class GenerateJob(FromPolicy, LineageJob):
         start = self.first(BASE)
         self.stages = (
             start,
-            Stage(SAMPLES, "ask", start.name),
-            Stage(DATASET, "sift", "", (SAMPLES,)),
+            Stage(SAMPLES, ASK, start.name),
+            Stage(DATASET, SIFT, "", (SAMPLES,)),
         )
 
     @functools.cached_property
@@ -235,7 +236,7 @@ class GenerateJob(FromPolicy, LineageJob):
         """
         if first_process():
             _report(self.run.folder, self.augmented[1])
-        self.write_page()
+        write_page(self)
         say(
             f"complete; report.html is in {self.run.folder}; set config.data.path of recipe 'sft' to "
             f"{dataset_folder(self.run.folder / DATASET)}"

@@ -12,27 +12,22 @@ from deepseek_jax.data.questions import read_questions
 from deepseek_jax.data.tasks import Task, file_task, held_apart
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.held_out import evaluate_both, scores_of_both
-from deepseek_jax.lazy import LazyTable
 from deepseek_jax.parallel.processes import first_process
+from deepseek_jax.recipes.conversing import rewards_of, try_environment
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.recipes.job import Work
+from deepseek_jax.recipes.kinds.reinforce import REINFORCE
+from deepseek_jax.recipes.page import write_page
 from deepseek_jax.recipes.short import TrainedJob
 from deepseek_jax.recipes.stage import Answering
 from deepseek_jax.recipes.start import left_in
 from deepseek_jax.reinforce.effort import asked_with, check_lines, with_efforts
+from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.scenarios import deciding, say_deciding, scenario_rewards
 from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.training.remembered import before_and_after
 from deepseek_jax.worlds.registry import find_questions
 
-# Few runs have reward models, or tools
-MODELS = LazyTable({"load": "deepseek_jax.reinforce.model_rewards:load_model_rewards"})
-TOOLS = LazyTable(
-    {
-        "rewards": "deepseek_jax.recipes.conversing:rewards_of",
-        "try": "deepseek_jax.recipes.conversing:try_environment",
-    }
-)
 SETTINGS = GrpoSettings
 PHASE = "grpo"
 
@@ -42,7 +37,7 @@ class GrpoJob(TrainedJob):
 
     settings: GrpoSettings
 
-    trains = PHASE, "reinforce"
+    trains = PHASE, REINFORCE
     page_title = "GRPO"
 
     @functools.cached_property
@@ -97,9 +92,9 @@ class GrpoJob(TrainedJob):
         if settings.reward_models:
             with at("reward_models"):
                 buffer = settings.model.get("expert_buffer")
-                models = MODELS["load"](settings.reward_models, self.mesh, buffer)
+                models = load_model_rewards(settings.reward_models, self.mesh, buffer)
         if tools is not None:
-            models |= TOOLS["rewards"](tools.environments)
+            models |= rewards_of(tools.environments)
         return self.opened.enter_context(scenario_rewards(self.settings, models))
 
     def rewards(self, work: Work):
@@ -112,7 +107,7 @@ class GrpoJob(TrainedJob):
         """
         paid, (task, general), tools = self.paid, self.read, self.policy.tools
         if tools is not None:
-            TOOLS["try"](tools.environments, task.train)
+            try_environment(tools.environments, task.train)
         with at("rewards"):
             paid["reasoning"].check([*task.train, *task.held_out])
         say_deciding(self.settings, paid["reasoning"])
@@ -198,7 +193,7 @@ class GrpoJob(TrainedJob):
             reports.print_samples(console, before["sampled"], after["sampled"])
         else:
             reports.report_efforts(console, before, after, workdir / "efforts.png")
-        self.write_page()
+        write_page(self)
         left = f"report.html, {left_in(settings)}, metrics, {pictures}, tensorboard and checkpoints"
         console.print(f"complete; {left} are in {workdir}")
 

@@ -6,7 +6,7 @@ base -> verdicts on held-out pairs -> fine-tune on judgements -> verdicts again 
 
 from deepseek_jax import reports
 from deepseek_jax.recipes.job import Work
-from deepseek_jax.recipes.kinds.judge import PHASE, judged_pairs
+from deepseek_jax.recipes.kinds.judge import PHASE, TRAIN_JUDGE, judged_pairs
 from deepseek_jax.recipes.reward_model.settings import JudgeSettings
 from deepseek_jax.recipes.short import PayingJob
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
@@ -19,7 +19,7 @@ class JudgeJob(PayingJob):
 
     settings: JudgeSettings
     world = BILINGUAL
-    trains = PHASE, "judge"
+    trains = PHASE, TRAIN_JUDGE
     page_title = "Judge"
     title = "verdicts on held-out pairs"
     curves = ("loss",)

@@ -28,6 +28,9 @@ from deepseek_jax.models import ModelConfig, build_model, names_architecture
 from deepseek_jax.models.trained_part import with_indexers
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.job import Work, WorkdirJob
+from deepseek_jax.recipes.kinds.measure import MEASURE
+from deepseek_jax.recipes.kinds.pretrain import GIVEN, PRETRAIN
+from deepseek_jax.recipes.page import write_page
 from deepseek_jax.recipes.pretrain.documents import open_corpus
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings, switched_on
 from deepseek_jax.recipes.stage import Stage
@@ -133,7 +136,7 @@ class PretrainJob(WorkdirJob):
         return self.tokenizer, self.stage_models, checkpoint
 
     def path_of(self, stage: Stage):
-        return f"stages.{stage.name}" if stage.kind == "pretrain" else ""
+        return f"stages.{stage.name}" if stage.kind is PRETRAIN else ""
 
     def settings_of(self, stage: Stage):
         # Random parameters have none
@@ -239,20 +242,20 @@ class PretrainJob(WorkdirJob):
     def report(self):
         """Draw the curves, print the losses and the drafts. Process 0 alone."""
         if first_process():
-            self.write_page()
+            write_page(self)
             _report(self.settings, self.run.folder)
 
 
 def stages_of(settings: PretrainSettings):
     """The stages, with the held-out loss before and after each: [Stage]."""
     checkpoint = settings.init_from is not None
-    found = [Stage(CHECKPOINT, "given") if checkpoint else Stage(RANDOM, "pretrain")]
+    found = [Stage(CHECKPOINT, GIVEN) if checkpoint else Stage(RANDOM, PRETRAIN)]
     for name, _ in settings.in_order():
         start = found[-1].name.removesuffix(AFTER)
         found += [
-            Stage(f"{name}{BEFORE}", "measure", start),
-            Stage(name, "pretrain", start),
-            Stage(f"{name}{AFTER}", "measure", name),
+            Stage(f"{name}{BEFORE}", MEASURE, start),
+            Stage(name, PRETRAIN, start),
+            Stage(f"{name}{AFTER}", MEASURE, name),
         ]
     return found
 

@@ -12,10 +12,13 @@ from deepseek_jax.errors import at
 from deepseek_jax.models import build_model, how_to_run
 from deepseek_jax.named_code import code_digests, digest_of
 from deepseek_jax.recipes.job import LineageJob, Work
-from deepseek_jax.recipes.kinds.accept import accepted_by
-from deepseek_jax.recipes.kinds.judge import judged_pairs
+from deepseek_jax.recipes.kinds.accept import ACCEPT, accepted_by
+from deepseek_jax.recipes.kinds.judge import TRAIN_JUDGE, judged_pairs
+from deepseek_jax.recipes.kinds.prefer import PREFER
 from deepseek_jax.recipes.kinds.preferences import load_preferences, with_ids
-from deepseek_jax.recipes.kinds.tune import check_conversations, held_out_loss, rows_of
+from deepseek_jax.recipes.kinds.pretrain import PRETRAIN
+from deepseek_jax.recipes.kinds.reinforce import REINFORCE
+from deepseek_jax.recipes.kinds.tune import TUNE, check_conversations, held_out_loss, rows_of
 from deepseek_jax.recipes.r1.scores import measure, say_scores
 from deepseek_jax.recipes.r1.settings import SPECIALISTS, R1Settings, R1TeacherSettings
 from deepseek_jax.recipes.stage import Answering, Stage
@@ -81,7 +84,7 @@ class R1Job(LineageJob):
         return self.policy, self.questions_of
 
     def path_of(self, stage: Stage):
-        return "evaluation" if stage.kind == "measure" else super().path_of(stage)
+        return "evaluation" if stage.kind.is_measure else super().path_of(stage)
 
     def settings_of(self, stage: Stage):
         block = getattr(self.settings, self.path_of(stage))
@@ -97,7 +100,7 @@ class R1Job(LineageJob):
         return planned_model(self.settings.model, self.settings.init_from)
 
     def prefix_of(self, stage: Stage):
-        return "evaluation: " if stage.kind == "measure" else super().prefix_of(stage)
+        return "evaluation: " if stage.kind.is_measure else super().prefix_of(stage)
 
     def about(self, block):
         more = {"model": self.policy.config, "template": self.policy.template}
@@ -121,9 +124,9 @@ class R1Job(LineageJob):
     # The base
 
     def phase_of(self, stage: Stage):
-        if stage.kind == "pretrain":
+        if stage.kind is PRETRAIN:
             return self.run.of("pretrain", self.run.folder / stage.name / "pretrain")
-        if stage.kind in ("prefer", "judge"):
+        if stage.kind in (PREFER, TRAIN_JUDGE):
             return self.run.of(stage.name)
         return super().phase_of(stage)
 
@@ -152,7 +155,7 @@ class R1Job(LineageJob):
     def asked(self, work: Work):
         """The questions of a stage: a list for rejection sampling, else a dict by kind."""
         reasoning, general = (self.questions_of[kind].train for kind in ("reasoning", "general"))
-        if work.stage.kind == "accept":
+        if work.stage.kind is ACCEPT:
             number = work.settings.num_prompts
             # With a judge the last general ones, because the fine-tunings learn the answers of the first ones
             return general[len(general) - number :] if work.stage.reads else reasoning[:number]
@@ -175,7 +178,7 @@ class R1Job(LineageJob):
     def models(self, work: Work):
         """{reward's name: ModelRewardSettings} of the reward models and judges that a stage reads."""
         found = {}
-        if work.stage.kind not in ("reinforce", "accept"):
+        if work.stage.kind not in (REINFORCE, ACCEPT):
             return found
         for name in work.stage.reads:
             length = getattr(getattr(self.settings, name), "max_completion_length", None)
@@ -240,7 +243,7 @@ class R1Job(LineageJob):
         """Raise ValueError where rejection sampling needs more questions than there are for it."""
         what, there = "reasoning questions", len(self.questions_of["reasoning"].train)
         if work.stage.reads:
-            tuned = (each.settings.data for each in self.works() if each.stage.kind == "tune")
+            tuned = (each.settings.data for each in self.works() if each.stage.kind is TUNE)
             learned = max(data.num_requests for data in tuned)
             there = len(self.questions_of["general"].train) - learned
             what = "general questions whose answers are not learned from"

@@ -19,6 +19,15 @@ import dataclasses
 from deepseek_jax.files import read_json
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.recipes.job import Work
+from deepseek_jax.recipes.kinds.accept import ACCEPT
+from deepseek_jax.recipes.kinds.judge import TRAIN_JUDGE
+from deepseek_jax.recipes.kinds.learn_from import LEARN_FROM
+from deepseek_jax.recipes.kinds.measure import MEASURE
+from deepseek_jax.recipes.kinds.prefer import PREFER
+from deepseek_jax.recipes.kinds.pretrain import GIVEN, PRETRAIN
+from deepseek_jax.recipes.kinds.reinforce import REINFORCE
+from deepseek_jax.recipes.kinds.tune import TUNE
+from deepseek_jax.recipes.page import write_page
 from deepseek_jax.recipes.r1.findings import TABLE_WIDTH, report_sweep
 from deepseek_jax.recipes.r1.job import MEASURED, R1Job
 from deepseek_jax.recipes.r1.samples import side_by_side, stage_groups
@@ -32,27 +41,27 @@ from deepseek_jax.training.lineage import own_seed
 
 SETTINGS = R1Settings
 R1 = (
-    Stage("base", "pretrain", title="base"),
-    Stage("zero", "reinforce", "base", title="R1-Zero"),
-    Stage("traces", "accept", "zero", title="traces"),
-    Stage("cold_start", "tune", "base", ("traces",), "Dev1"),
-    Stage("reasoning", "reinforce", "cold_start", title="Dev2"),
-    Stage("judge", "judge", "base", title="judge"),
-    Stage("rejection", "accept", "reasoning", title="accepted"),
-    Stage("judged", "accept", "reasoning", ("judge",), "judged"),
-    Stage("sft", "tune", "base", ("rejection", "judged"), "Dev3"),
-    Stage("helpfulness_model", "prefer", "sft", title="helpfulness"),
-    Stage("safety_model", "prefer", "sft", title="safety"),
-    Stage("scenarios", "reinforce", "sft", ("helpfulness_model", "safety_model"), "R1"),
-    Stage("reasoning_teacher", "reinforce", "sft", title="reasoning teacher"),
+    Stage("base", PRETRAIN, title="base"),
+    Stage("zero", REINFORCE, "base", title="R1-Zero"),
+    Stage("traces", ACCEPT, "zero", title="traces"),
+    Stage("cold_start", TUNE, "base", ("traces",), "Dev1"),
+    Stage("reasoning", REINFORCE, "cold_start", title="Dev2"),
+    Stage("judge", TRAIN_JUDGE, "base", title="judge"),
+    Stage("rejection", ACCEPT, "reasoning", title="accepted"),
+    Stage("judged", ACCEPT, "reasoning", ("judge",), "judged"),
+    Stage("sft", TUNE, "base", ("rejection", "judged"), "Dev3"),
+    Stage("helpfulness_model", PREFER, "sft", title="helpfulness"),
+    Stage("safety_model", PREFER, "sft", title="safety"),
+    Stage("scenarios", REINFORCE, "sft", ("helpfulness_model", "safety_model"), "R1"),
+    Stage("reasoning_teacher", REINFORCE, "sft", title="reasoning teacher"),
     Stage(
         "general_teacher",
-        "reinforce",
+        REINFORCE,
         "sft",
         ("helpfulness_model", "safety_model"),
         "general teacher",
     ),
-    Stage("distilled", "learn_from", "sft", tuple(R1Settings.teaching()), "R1, distilled"),
+    Stage("distilled", LEARN_FROM, "sft", tuple(R1Settings.teaching()), "R1, distilled"),
 )
 
 
@@ -67,15 +76,15 @@ class Job(R1Job):
 
     def seed_of(self, stage: Stage):
         # The base draws as that of any recipe does, and all policies answer alike
-        if stage.kind in ("pretrain", "given", "measure"):
+        if stage.kind in (PRETRAIN, GIVEN, MEASURE):
             return self.settings.seed
         return own_seed(self.settings.seed, stage.name)
 
     def ended(self, work: Work):
-        if work.stage.kind == "measure":
+        if work.stage.kind.is_measure:
             # After every stage, so that the page can be read before the run ends
-            self.write_page()
-        elif work.stage.kind in ("prefer", "judge"):
+            write_page(self)
+        elif work.stage.kind in (PREFER, TRAIN_JUDGE):
             make_console().print(reward_model_table(f"{work.name}, held out", work.folder))
 
     def describe_data(self):
@@ -95,7 +104,7 @@ class Job(R1Job):
         # Over this run alone; launch/sweep.py tests the findings over several seeds
         report_sweep(folder, [folder], self.settings.last_stages())
         # Again, because the page has the findings too
-        self.write_page()
+        write_page(self)
         say(
             f"complete; report.html, and a folder of each stage's lineage and params, are in {folder}"
         )
@@ -136,18 +145,18 @@ def stages_of(settings: R1Settings):
         if stage.name not in there:
             continue
         if stage.name == "base" and settings.base is None:
-            stage = dataclasses.replace(stage, kind="given")
+            stage = dataclasses.replace(stage, kind=GIVEN)
         reads = tuple(name for name in stage.reads if name in there)
-        if stage.kind == "reinforce":
+        if stage.kind is REINFORCE:
             # Those that its rewards name
             paying = settings.models_for(stage.block or stage.name)
             reads = tuple(name for name in reads if name in paying)
-        if stage.kind == "learn_from":
+        if stage.kind is LEARN_FROM:
             teachers = {teacher.stage for teacher in settings.distilled.teachers.values()}
             reads = tuple(name for name in reads if name in teachers)
         found.append(dataclasses.replace(stage, reads=reads))
-        if stage.does.is_policy:
-            found.append(Stage(f"{MEASURED}{stage.name}", "measure", stage.name))
+        if stage.kind.is_policy:
+            found.append(Stage(f"{MEASURED}{stage.name}", MEASURE, stage.name))
     return found
 
 

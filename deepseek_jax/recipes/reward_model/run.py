@@ -7,7 +7,7 @@ import functools
 
 from deepseek_jax import reports
 from deepseek_jax.recipes.job import Work
-from deepseek_jax.recipes.kinds.prefer import PHASE
+from deepseek_jax.recipes.kinds.prefer import PHASE, PREFER
 from deepseek_jax.recipes.kinds.preferences import load_preferences, with_ids
 from deepseek_jax.recipes.reward_model.settings import RewardModelSettings
 from deepseek_jax.recipes.short import PayingJob
@@ -21,7 +21,7 @@ class RewardModelJob(PayingJob):
 
     settings: RewardModelSettings
 
-    trains = PHASE, "prefer"
+    trains = PHASE, PREFER
     page_title = "Reward model"
     title = "held-out preferences"
     curves = ("loss", "accuracy", "margin", "safe_probability", "grad_norm")

@@ -9,7 +9,8 @@ from deepseek_jax.errors import at
 from deepseek_jax.evaluation.held_out import evaluate_both, scores_of_both
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.job import Work
-from deepseek_jax.recipes.kinds.tune import check_conversations, held_out_loss, rows_of
+from deepseek_jax.recipes.kinds.tune import TUNE, check_conversations, held_out_loss, rows_of
+from deepseek_jax.recipes.page import write_page
 from deepseek_jax.recipes.sft.data import held_out_prompts, load_conversations
 from deepseek_jax.recipes.sft.settings import SftSettings
 from deepseek_jax.recipes.short import TrainedJob
@@ -32,7 +33,7 @@ class SftJob(TrainedJob):
 
     settings: SftSettings
 
-    trains = PHASE, "tune"
+    trains = PHASE, TUNE
     page_title = "Fine-tuning"
 
     @functools.cached_property
@@ -153,7 +154,7 @@ class SftJob(TrainedJob):
         if before["answers"] is not None:
             print_table(console, before["answers"], after["answers"])
             print_samples(console, before["answers"]["sampled"], after["answers"]["sampled"])
-        self.write_page()
+        write_page(self)
         left = f"report.html, {left_in(settings)}, metrics, curves.png, tensorboard and checkpoints"
         console.print(f"complete; {left} are in {workdir}")
 

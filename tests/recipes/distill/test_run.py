@@ -227,7 +227,7 @@ def test_a_start_that_is_read_otherwise_is_another_start(files, tmp_path):
         first = [
             work for work in job.works() if not work.stage.start and work.stage.kind != "measure"
         ]
-        return {work.name: content_hash(work.stage.does.covers(work)) for work in first}
+        return {work.name: content_hash(work.stage.kind.covers(work)) for work in first}
 
     plain = inputs(lambda config: None)
     assert set(plain) == {"teacher", "starts/qwen", "starts/small"}

@@ -8,6 +8,7 @@ import pytest
 import deepseek_jax
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.recipes import driver
+from deepseek_jax.recipes.kinds.accept import ACCEPT
 from deepseek_jax.recipes.r1 import run as r1
 from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.settings import build
@@ -17,7 +18,7 @@ from tests.recipes.small import one_device
 
 NAMES = {stage.name for stage in r1.R1}
 # A second round of rejection sampling, from Dev3 and by the settings of the first
-ROUND = Stage("second_round", "accept", "sft", title="accepted again", block="rejection")
+ROUND = Stage("second_round", ACCEPT, "sft", title="accepted again", block="rejection")
 
 
 def literals(path):
