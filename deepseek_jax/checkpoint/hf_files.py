@@ -5,9 +5,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-from huggingface_hub import get_local_safetensors_metadata
 from huggingface_hub.constants import SAFETENSORS_INDEX_FILE
-from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
 from deepseek_jax.files import parse_json, staged
 
@@ -17,7 +15,6 @@ DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
 }
-UNREADABLE = NotASafetensorsRepoError, SafetensorsParsingError
 # Follows the name of an FP8 tensor to name its scale, by which, despite "inv", the tensor is multiplied
 SCALE = "_scale_inv"
 
@@ -35,12 +32,16 @@ class HFFiles:
     READS = 16
 
     def __init__(self, folder: str | Path):
+        # Imported here: with what it imports it takes a fifth of a second, and toy worlds have no such folder
+        from huggingface_hub import errors, get_local_safetensors_metadata
+
+        unreadable = errors.NotASafetensorsRepoError, errors.SafetensorsParsingError
         self.folder = staged(folder)
         self._check_index()
         try:
             found = get_local_safetensors_metadata(self.folder)
         # AttributeError: the header is JSON, but no object
-        except (*UNREADABLE, FileNotFoundError, AttributeError) as error:
+        except (*unreadable, FileNotFoundError, AttributeError) as error:
             raise ValueError(
                 f"{folder} holds no readable safetensors checkpoint: {error}; take another copy of it"
             ) from error

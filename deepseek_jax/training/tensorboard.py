@@ -6,8 +6,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
-
 from deepseek_jax.files import is_remote, upload
 from deepseek_jax.training.boards import group_of, markdown_table
 from deepseek_jax.training.completions import COLUMNS, rows_of
@@ -32,6 +30,9 @@ class TensorBoards:
 
     def start(self, phase: str, first_step: int):
         """Begin or resume a phase: TensorBoard hides what it has of the steps from first_step on."""
+        # Imported here: it imports torch where that is installed, and a check of a config writes nothing
+        from tensorboardX import SummaryWriter
+
         if phase in self._writers:
             self._writers[phase].close()
         # tensorboardX names files by the second: two writers of one second would share a file
