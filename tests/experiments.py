@@ -4,16 +4,12 @@ import importlib
 from pathlib import Path
 
 from configs import r1, v3_post_training
-from deepseek_jax import recipes
 from deepseek_jax.named_code import look_beside
-from deepseek_jax.recipes.experiment import find_recipe
+from deepseek_jax.recipes.experiment import find_recipe, recipe_modules
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Every recipe: launch/evaluate.py makes the config of one from flags
-SETTINGS = {
-    path.parent.name: find_recipe(path.parent.name).SETTINGS
-    for path in sorted(Path(recipes.__file__).parent.glob("*/run.py"))
-}
+SETTINGS = {name: find_recipe(name).SETTINGS for name in sorted(recipe_modules())}
 SHARED = ("__init__", "adapted_models", "common", "distill_published", "models")
 EXPERIMENTS = sorted(path for path in CONFIGS.glob("*.py") if path.stem not in SHARED)
 RUNS = [(path, None) for path in EXPERIMENTS] + [

@@ -41,17 +41,20 @@ class Observers(NamedTuple):
 NOBODY = Observers()
 
 
-def find_recipe(name: str) -> ModuleType:
-    """The module deepseek_jax/recipes/NAME.py or NAME/run.py, which has JOB and SETTINGS.
-
-    Raises ValueError for an unknown name.
-    """
+def recipe_modules() -> dict[str, str]:
+    """{name of a recipe: its module below deepseek_jax.recipes}: NAME.py, which has JOB, or NAME/run.py."""
     folders = [Path(folder) for folder in recipes.__path__]
     # Files are read, not imported: one recipe does not need the dependencies of another
     files = [file for folder in folders for file in folder.glob("*.py") if _has_job(file)]
     modules = {file.stem: file.stem for file in files}
     for folder in folders:
         modules |= {f.parent.name: f"{f.parent.name}.run" for f in folder.glob("*/run.py")}
+    return modules
+
+
+def find_recipe(name: str) -> ModuleType:
+    """The module of a recipe, which has JOB and SETTINGS. Raises ValueError for an unknown name."""
+    modules = recipe_modules()
     if name not in modules:
         raise ValueError(
             f"config.recipe={name!r} is not a recipe; {suggest(name, sorted(modules))}"
