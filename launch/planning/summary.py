@@ -56,9 +56,11 @@ def summary_table(planned, chip: Chip):
         "GiB: the peak and what lies beside the program. at least: by the chip's peaks alone.\n"
         f"likely: {latency[0]} more an operation, {latency[1]} a collective that nothing hides: assumed.\n"
         "all calls: likely, of a step or an evaluation with the longest completions.\n"
-        "tokens/s, MFU: at the likely time.\n"
-        "2 rounds: of a token whose rows for experts find no room in one (parallel/round_trip.py)."
+        "tokens/s, MFU: at the likely time."
     )
+    if any(seconds is not None and seconds.two_rounds is not None for *_, seconds in planned):
+        why = "a token whose rows for experts find no room in one (parallel/round_trip.py)"
+        caption += f"\n2 rounds: {why}."
     table = narrow_table(f"one {chip.device_kind}", caption)
     table.add_column("program")
     table.add_column("fits", no_wrap=True)
