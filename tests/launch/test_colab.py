@@ -68,7 +68,7 @@ def check_what_it_shows(cells):
     (note,) = re.findall(r"No TPU is here: .*", text_of(cells["find-devices"]))
     assert "v5e-1 TPU" in note
     assert re.search(r"^(\d+) of \1 checks hold$", text_of(cells["check-machine"]), re.M)
-    assert "complete; params, metrics" in text_of(cells["train-grpo-small"])
+    assert "complete; report.html, params, metrics" in text_of(cells["train-grpo-small"])
     assert "pretrain: resuming at step" in text_of(cells["train-grpo-small"])
     for name in ("draw-grpo-small", "draw-grpo-steps"):
         (output,) = cells[name].outputs
@@ -78,10 +78,13 @@ def check_what_it_shows(cells):
     resumed = text_of(cells["resume"])
     assert re.search(r"grpo_small: complete\n", resumed)
     assert "grpo_smollm2: not complete; saved: grpo step 2\n" in resumed
-    assert "resuming at step 2 of 4" in resumed and "complete; adapter, metrics" in resumed
+    assert (
+        "resuming at step 2 of 4" in resumed
+        and "complete; report.html, adapter, metrics" in resumed
+    )
     plan = text_of(cells["compile-v3-block"])
     assert "1024 x TPU v5" in plan and re.search(r"fits .*of 95.00 GiB", plan)
-    assert "with collectives hidden" in plan
+    assert re.search(r"tokens a second .* likely, .* at most", plan)
 
 
 def test_the_badge_and_the_notebook_have_the_projects_address():
