@@ -5,7 +5,6 @@ JAX is imported where it is used: the programs read a config before they import 
 
 import contextlib
 import dataclasses
-import functools
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -92,8 +91,8 @@ def opened(config: ConfigDict, workdir: Path) -> Opened:
         settings = build(recipe.SETTINGS, config, "config")
     recorded = {CODE: code_digests(settings), HUB: commits, REHEARSED: platform.rehearsed}
     axes = build(MeshSettings, config.get("mesh", {}), "config.mesh")
+    exchange = exchange_of(config.get("model", {}))
     with at("config.mesh"):
-        exchange = functools.partial(exchange_of, config.get("model", {}))
         mesh = make_mesh(**dataclasses.asdict(axes), exchange=exchange)
     return Opened(recipe, settings, mesh, recorded)
 

@@ -12,7 +12,6 @@ The result is the fastest of all layouts that fit, by its likely seconds.
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +70,7 @@ def layouts_of(config: ConfigDict, topology: str, pattern: str | None):
     # On one device everything splits: its shapes are those of every mesh
     updates = _updates(config, make_mesh(devices=devices[:1]), pattern)
 
-    exchange = functools.partial(exchange_of, config.get("model", {}))
+    exchange = exchange_of(config.get("model", {}))
 
     def mesh_of(sizes):
         named = {size_name(axis): n for axis, n in sizes.items()}

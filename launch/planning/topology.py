@@ -2,7 +2,6 @@
 
 import dataclasses
 import fnmatch
-import functools
 import importlib.metadata
 import importlib.util
 from types import MappingProxyType
@@ -56,8 +55,8 @@ def planned_mesh(topology: str, block, model=MappingProxyType({})):
     else:
         devices = _slice(topology, axes.slices)
         chip = DEVICES[devices[0].device_kind]
+    exchange = exchange_of(model)
     with at("config.mesh"):
-        exchange = functools.partial(exchange_of, model)
         return make_mesh(**dataclasses.asdict(axes), devices=devices, exchange=exchange), chip
 
 

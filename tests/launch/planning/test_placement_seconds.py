@@ -1,6 +1,5 @@
 """Seconds of the published programs' collectives as make_mesh places their meshes, and as jax does."""
 
-import functools
 import re
 
 import pytest
@@ -39,7 +38,7 @@ def test_no_published_program_takes_longer_than_as_jax_places_it(name, program):
     prints the table's row.
     """
     devices, config = slice_of(snapshots.slice_name(name)), snapshots.config_of(name)
-    exchange = functools.partial(exchange_of, config.get("model", {}))
+    exchange = exchange_of(config.get("model", {}))
     mesh = make_mesh(**config.get("mesh", {}).to_dict(), devices=devices, exchange=exchange)
     meshes = [jax_mesh(mesh.shape, devices), mesh]
     if program == "decode":
