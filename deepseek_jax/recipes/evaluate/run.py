@@ -145,6 +145,8 @@ class EvaluateJob(WorkdirJob):
 
     def finish(self):
         path, made_of = self.run.folder / RESULTS, self.made_of
+        # Process 0 writes the results, and another may still read the parts that are removed below
+        barrier("the results are there")
         found = read_json(path)["made_of"]
         if found != made_of:
             changed = [name for name in made_of if found[name] != made_of[name]]
@@ -152,8 +154,6 @@ class EvaluateJob(WorkdirJob):
                 f"{path} is of another state of the {' and the '.join(changed)}, and is left as it is; give "
                 "another --workdir"
             )
-        # Another process may still read the parts that process 0 removes
-        barrier("the results are there")
         if first_process():
             remove_folder(self.run.folder / "parts")
 
