@@ -17,7 +17,7 @@ import launch
 from deepseek_jax.checkpoint.locate import smollm2_gguf
 from deepseek_jax.data.chat import render_conversation
 from deepseek_jax.data.deepseek_v32 import DeepseekV32Chat
-from deepseek_jax.data.tokenizer import deepseek_tokenizer, load_tokenizer
+from deepseek_jax.data.read_tokenizer import deepseek_tokenizer, load_tokenizer
 
 # Functions import these after they have asked for them, or where somebody else has installed them
 OPTIONAL = {
