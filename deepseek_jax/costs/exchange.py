@@ -12,10 +12,11 @@ V3 = 0.725
 
 
 def exchange_of(block: dict) -> Callable[[int], float]:
-    """Build the `exchange` of parallel.make_mesh from a config.model: a function of the devices of the axis
-    expert. It is 1.0 for DeepSeek-V3 on 32 of them, and where the block names no architecture with experts.
+    """Build the `exchange` of parallel.make_mesh from a config's block `model`: a function of the devices of
+    the axis expert. It is 1.0 for DeepSeek-V3 on 32 of them, and where the block names no architecture with
+    experts.
     """
-    config = build_model(block, "config.model") if names_architecture(block) else None
+    config = build_model(block) if names_architecture(block) else None
     if config is None or not config.n_routed_experts:
         return lambda expert: 1.0
     return lambda expert: ratio_of(config, expert) / V3

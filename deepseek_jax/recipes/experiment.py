@@ -91,7 +91,8 @@ def opened(config: ConfigDict, workdir: Path) -> Opened:
         settings = build(recipe.SETTINGS, config, "config")
     recorded = {CODE: code_digests(settings), HUB: commits, REHEARSED: platform.rehearsed}
     axes = build(MeshSettings, config.get("mesh", {}), "config.mesh")
-    exchange = exchange_of(config.get("model", {}))
+    with at("config"):
+        exchange = exchange_of(config.get("model", {}))
     with at("config.mesh"):
         mesh = make_mesh(**dataclasses.asdict(axes), exchange=exchange)
     return Opened(recipe, settings, mesh, recorded)
