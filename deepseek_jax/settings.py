@@ -6,7 +6,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from ml_collections import ConfigDict
 
@@ -105,6 +105,17 @@ CountBySteps = Count | Annotated[tuple[tuple[Step, Count], ...], Rising()]
 PositiveBySteps = Positive | Annotated[tuple[tuple[Step, Positive], ...], Rising()]
 TemperatureBySteps = Temperature | Annotated[tuple[tuple[Step, Temperature], ...], Rising()]
 NonNegativeBySteps = NonNegative | Annotated[tuple[tuple[Step, NonNegative], ...], Rising()]
+
+
+# The key in the metadata of a field that no hash of training.lineage covers
+UNHASHED = "unhashed"
+
+
+def unhashed(default: Any = dataclasses.MISSING, *, default_factory: Any = dataclasses.MISSING):
+    """A dataclass's field that no hash of a stage covers: it changes no result, or is an input of its own."""
+    return dataclasses.field(
+        default=default, default_factory=default_factory, metadata={UNHASHED: True}
+    )
 
 
 class Settings:

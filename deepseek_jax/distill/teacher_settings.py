@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from deepseek_jax.errors import at
 from deepseek_jax.reinforce.settings import RolloutSettings, scores_fit
-from deepseek_jax.settings import Count, Positive, Settings
+from deepseek_jax.settings import Count, Positive, Settings, unhashed
 from deepseek_jax.training.settings import FitSettings
 
 
@@ -30,7 +30,7 @@ class TaughtSettings(FitSettings):
     prompts_per_step: dict[str, Count]
     rollout: RolloutSettings
     group_size: Count = 1
-    save_every: Count = 20
+    save_every: Count = unhashed(20)
 
     def __post_init__(self):
         super().__post_init__()

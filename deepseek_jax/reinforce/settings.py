@@ -19,6 +19,7 @@ from deepseek_jax.settings import (
     Several,
     TemperatureBySteps,
     Weights,
+    unhashed,
 )
 from deepseek_jax.training.schedule import number_at, pairs_of
 from deepseek_jax.training.settings import FitSettings
@@ -122,10 +123,10 @@ class RewardSettings(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class ModelRewardSettings:
-    """path: the folder params that recipes.reward_model or recipes.judge wrote. batch_size: how many rows are
-    scored, or judgements sampled, at once. dtype: that its parameters are read in, and that it computes in.
-    max_completion_length: of a judge, and a reward model has none. The folder has it too, and a run takes no
-    other; a plan knows by it that a folder which is not there yet will hold a judge.
+    """path: the folder of a run of recipes.reward_model or recipes.judge, or params in it. batch_size: how
+    many rows are scored, or judgements sampled, at once. dtype: that its parameters are read in, and that it
+    computes in. max_completion_length: of a judge, and a reward model has none. The folder has it too, and a
+    run takes no other; a plan knows by it that a folder which is not there yet will hold a judge.
     """
 
     path: str
@@ -184,8 +185,8 @@ class ReinforceSettings(FitSettings, RewardSettings):
     kl_weights: Weights | None = None
     keep_routing: bool = False
     effort: EffortSettings | None = None
-    kept_completions: Natural = 8
-    save_every: Count = 20
+    kept_completions: Natural = unhashed(8)
+    save_every: Count = unhashed(20)
 
     def __post_init__(self):
         super().__post_init__()
@@ -234,6 +235,10 @@ class ReinforceSettings(FitSettings, RewardSettings):
             given = getattr(self, name)
             if given != type(self).__dataclass_fields__[name].default:
                 raise ValueError(f"{name}={given!r}, but {why}; leave {name} out")
+
+    def continues(self):
+        # General questions come in the last steps
+        return super().continues() and self.general is None
 
     def check_no_effort(self):
         """Raise ValueError where a recipe that asks its questions without an effort is given some."""

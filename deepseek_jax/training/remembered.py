@@ -9,9 +9,9 @@ from deepseek_jax.files import read_json, write_whole
 from deepseek_jax.parallel.processes import barrier, first_process, from_first
 
 
-def before_and_after(folder: Path, prefix: str = ""):
-    """What PREFIXbefore.json and PREFIXafter.json in the folder hold."""
-    return [_read(folder / f"{prefix}{when}.json") for when in ("before", "after")]
+def before_and_after(folder: Path):
+    """What before.json and after.json in the folder hold."""
+    return [_read(folder / f"{when}.json") for when in ("before", "after")]
 
 
 def remembered(path: Path, measure):

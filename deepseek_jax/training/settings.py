@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from deepseek_jax.errors import at, suggest
-from deepseek_jax.settings import Count, Positive, Seed, Settings, Several
+from deepseek_jax.settings import Count, Positive, Seed, Settings, Several, unhashed
 from deepseek_jax.training.optimizer import OptimizerSettings
 
 # The metrics that say how good a state is, by which the best checkpoint is chosen
@@ -32,9 +32,9 @@ class CheckpointSettings(Settings):
     logged last.
     """
 
-    minutes: Positive | None = None
-    keep: Count = 2
-    keep_every: Count | None = None
+    minutes: Positive | None = unhashed(None)
+    keep: Count = unhashed(2)
+    keep_every: Count | None = unhashed(None)
     best: str | None = None
     best_is: Literal["lowest", "highest"] = "lowest"
 
@@ -66,12 +66,12 @@ class FaultSettings(Settings):
 class LoopSettings(Settings):
     """The settings of every training loop, see training.loop. A step is one pass of the loop."""
 
-    num_steps: Count
+    num_steps: Count = unhashed()
     optimizer: OptimizerSettings
-    save_every: Count = 50
-    log_every: Count = 1
+    save_every: Count = unhashed(50)
+    log_every: Count = unhashed(1)
     checkpoints: CheckpointSettings = CheckpointSettings()
-    faults: FaultSettings = FaultSettings()
+    faults: FaultSettings = unhashed(FaultSettings())
 
     def __post_init__(self):
         super().__post_init__()
@@ -88,6 +88,10 @@ class LoopSettings(Settings):
     def num_updates(self):
         """The number of updates of all steps together."""
         return self.num_steps
+
+    def continues(self):
+        """Whether more steps leave those so far as they are."""
+        return not self.optimizer.phases and self.optimizer.schedule == "constant"
 
     def is_logged(self, step: int):
         """Whether a step has a line of metrics."""
