@@ -48,16 +48,6 @@ class TextBuilder(QuietBuilder, skip_registration=True):
         return {"train": self._generate_examples()}
 
 
-class TurnsBuilder(TextBuilder, skip_registration=True):
-    """Documents {"text": a sequence of bytes}: turns that each end in eos, see packing.pack."""
-
-    def _info(self):
-        features = tfds.features.FeaturesDict(
-            {"text": tfds.features.Sequence(tfds.features.Text())}
-        )
-        return tfds.core.DatasetInfo(builder=self, features=features)
-
-
 @dataclass
 class FileConfig(tfds.core.BuilderConfig):
     """The files of a path that data.records reads.

@@ -23,16 +23,23 @@ def own_world(
     block of path, split and columns.
 
     rule: the reward that says whether an answer is right. In the solutions the working before an answer's
-    mark stands in <think> tags and the answer in <answer> tags. Raises ValueError, naming the file, as
-    read_questions does.
+    mark stands in <think> tags and the answer in <answer> tags. The files are read when questions are made,
+    which raises ValueError, naming the file, as read_questions does.
     """
-    with at("reasoning", "path"):
-        worked = worked_questions(reasoning)
-    questions = {"reasoning": Questions(partial(split_task, worked), rule)}
-    if general is not None:
+
+    def ask(seed, num_held_out):
+        with at("reasoning", "path"):
+            worked = worked_questions(reasoning)
+        return split_task(worked, seed, num_held_out)
+
+    def converse(seed, num_held_out):
         with at("general", "path"):
             conversations = [e | {"solution": e["answer"]} for e in _read(general)]
-        questions["general"] = Questions(partial(split_task, conversations))
+        return split_task(conversations, seed, num_held_out)
+
+    questions = {"reasoning": Questions(ask, rule)}
+    if general is not None:
+        questions["general"] = Questions(converse)
     return World(
         name="own",
         template=template,

@@ -51,12 +51,12 @@ class World:
 
     template: how a question becomes a prompt, see data.chat. questions: by name; reasoning names those that
     rules check, general the everyday requests, if the world has them. corpora: name ->
-    documents(data_dir, *, num_documents, seed), random access to documents as of packing.pack. tokenizers:
+    documents(*, num_documents, seed), random access to documents as of packing.pack. tokenizers:
     name -> a function that makes one, the world's own first; a world without one uses the checkpoint's.
     rewards: rules that only this world has.
-    preferences: kind ("helpfulness", "safety") -> records(folder, *, num_train, num_held_out, seed), the
+    preferences: kind ("helpfulness", "safety") -> records(*, num_train, num_held_out, seed), the
     training set and the held-out set of a reward model, records as of data.preferences.parse_preference.
-    judged_pairs(folder, *, num_train, num_held_out, seed) -> Task, and judgements(examples, seed) -> the
+    judged_pairs(*, num_train, num_held_out, seed) -> Task, and judgements(examples, seed) -> the
     conversations in which a judge compares such pairs.
     """
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deepseek_jax.data.mixture import Mixture
-from deepseek_jax.worlds.arithmetic.builder import arithmetic_corpus
+from deepseek_jax.worlds.registry import find_corpus
 
 LENGTHS = (600, 300, 140)
 
@@ -25,7 +25,7 @@ def draw(mixture, n, **settings):
 
 def test_a_mixture_counts_its_sources_one_after_another(tmp_path):
     """Oracle: the sources themselves, indexed; one reads blocks, the other single documents."""
-    corpus = arithmetic_corpus(tmp_path, num_documents=20, seed=0)
+    corpus = find_corpus("arithmetic")[1](num_documents=20, seed=0)
     documents = [{"text": f"{i}"} for i in range(5)]
     mixture = Mixture((documents, corpus, documents), (1, 1, 1))
     whole = [*documents, *(corpus[i] for i in range(20)), *documents]

@@ -10,10 +10,11 @@ import pytest
 from deepseek_jax.data import packing as packed
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.mixture import Mixture
+from deepseek_jax.data.sources import file_documents
 from deepseek_jax.data.tokenizer import Tokenizer, closed_tokenizer
-from deepseek_jax.worlds.arithmetic.builder import arithmetic_corpus
 from deepseek_jax.worlds.arithmetic.corpus import write_document
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
+from deepseek_jax.worlds.registry import find_corpus
 from tests.data.rows import with_rows
 from tests.quick import others_slow
 
@@ -431,9 +432,11 @@ def test_the_seed_sets_the_order_and_each_epoch_has_its_own():
     assert sorted(first[:256]) == sorted(first[256:]) == sorted(token_lists(documents))
 
 
-def test_the_corpus_on_disk_packs_as_its_documents_in_memory_do(tmp_path):
+def test_documents_on_disk_pack_as_a_list_of_them_does(tmp_path):
     """Oracle: the same documents given as a list of str; records are read in blocks of bytes."""
-    source = arithmetic_corpus(tmp_path, num_documents=200, seed=0)
+    lines = find_corpus("arithmetic")[1](num_documents=200, seed=0)
+    (tmp_path / "lines.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = file_documents(tmp_path / "lines.jsonl", tmp_path / "data")
     in_memory = [{"text": source[i]["text"].decode()} for i in range(len(source))]
     settings = dict(sequence_length=64, batch_size=8, seed=0, num_epochs=1)
     pairs = zip(

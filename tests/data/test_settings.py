@@ -8,7 +8,7 @@ from deepseek_jax.data.preferences import read_preferences
 from deepseek_jax.data.settings import OwnPath
 from deepseek_jax.recipes.distill.settings import DistillSettings
 from deepseek_jax.recipes.distill.tasks import file_tasks
-from deepseek_jax.recipes.grpo.run import GrpoJob
+from deepseek_jax.recipes.grpo.run import TaskQuestions
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.recipes.pretrain.documents import open_corpus
 from deepseek_jax.recipes.pretrain.settings import CorpusSettings
@@ -59,8 +59,8 @@ def test_general_questions(saved):
     settings = build(
         GrpoSettings, grpo_small.get_config().to_dict() | {"general": general}, "config"
     )
-    job = GrpoJob(settings, None)
-    assert [example["question"] for example in job.read[1]] == [f"{n}?" for n in range(8)]
+    found = TaskQuestions(settings).general
+    assert [example["question"] for example in found] == [f"{n}?" for n in range(8)]
 
 
 def test_a_users_own_world(saved):

@@ -8,8 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from deepseek_jax.data.questions import read_questions
-from deepseek_jax.data.sources import hold_out, tfds_documents, tfds_source
-from deepseek_jax.worlds.arithmetic.builder import arithmetic_corpus
+from deepseek_jax.data.sources import file_documents, hold_out, tfds_documents, tfds_source
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -103,10 +102,12 @@ def test_a_folder_or_a_dataset_of_another_kind_is_refused(tmp_path):
 
 
 def test_held_out_documents_are_the_last_and_the_others_stay(tmp_path):
-    """Oracle: the source, sliced as a list is, for a list and for a corpus on disk."""
+    """Oracle: the source, sliced as a list is, for a list and for documents on disk."""
+    path = tmp_path / "lines.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"{i}"}) for i in range(10)))
     for source in (
         [{"text": f"{i}"} for i in range(10)],
-        arithmetic_corpus(tmp_path, num_documents=10, seed=0),
+        file_documents(path, tmp_path / "data"),
     ):
         train, held = hold_out(source, 3)
         whole = [source[i] for i in range(10)]

@@ -3,8 +3,7 @@
 from functools import partial
 
 from deepseek_jax.data.chat import PLAIN_TEMPLATE
-from deepseek_jax.worlds.arithmetic.builder import arithmetic_corpus
-from deepseek_jax.worlds.arithmetic.corpus import NumberedMix
+from deepseek_jax.worlds.arithmetic.corpus import CorpusMix, NumberedMix, write_document
 from deepseek_jax.worlds.arithmetic.tasks import (
     arithmetic_task,
     word_arithmetic_task,
@@ -12,6 +11,7 @@ from deepseek_jax.worlds.arithmetic.tasks import (
 )
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from deepseek_jax.worlds.world import Questions, World
+from deepseek_jax.worlds.written import written_corpus
 
 SUMS = World(
     name="arithmetic",
@@ -19,8 +19,8 @@ SUMS = World(
     questions={"arithmetic": Questions(arithmetic_task, "correct", worked_example)},
     reasoning="arithmetic",
     corpora={
-        "arithmetic": arithmetic_corpus,
-        "arithmetic_numbered": partial(arithmetic_corpus, mix=NumberedMix()),
+        "arithmetic": partial(written_corpus, write_document, CorpusMix()),
+        "arithmetic_numbered": partial(written_corpus, write_document, NumberedMix()),
     },
     tokenizers={"arithmetic": arithmetic_tokenizer},
 )

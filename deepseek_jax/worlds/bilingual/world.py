@@ -5,8 +5,8 @@ from functools import partial
 
 from deepseek_jax.data.preferences import parse_preference
 from deepseek_jax.rewards import Reading, Rule
-from deepseek_jax.worlds.bilingual.builders import bilingual_documents, bilingual_examples
 from deepseek_jax.worlds.bilingual.corpus import TEACHING
+from deepseek_jax.worlds.bilingual.examples import bilingual_documents, bilingual_examples
 from deepseek_jax.worlds.bilingual.judgements import judge_conversations
 from deepseek_jax.worlds.bilingual.puzzle_rewards import (
     check_puzzle,
@@ -39,10 +39,8 @@ def preference_records(kind: str, examples: list):
     return records
 
 
-def _preferences(kind, dataset, folder, *, num_train, num_held_out, seed):
-    task = bilingual_examples(
-        dataset, folder, num_train=num_train, num_held_out=num_held_out, seed=seed
-    )
+def _preferences(kind, what, *, num_train, num_held_out, seed):
+    task = bilingual_examples(what, num_train=num_train, num_held_out=num_held_out, seed=seed)
     return preference_records(kind, task.train), preference_records(kind, task.held_out)
 
 
@@ -69,7 +67,7 @@ BILINGUAL = World(
     general="bilingual_requests",
     corpora={
         "bilingual": bilingual_documents,
-        "bilingual_teaching": partial(bilingual_documents, mix=TEACHING),
+        "bilingual_teaching": partial(bilingual_documents, TEACHING),
     },
     tokenizers={"bilingual": bilingual_tokenizer, "letters": letters_tokenizer},
     rewards={

@@ -1,18 +1,21 @@
 """The world of long sums and a calculator."""
 
+from functools import partial
+
 from deepseek_jax.data.chat import PLAIN_TEMPLATE
 from deepseek_jax.rewards import Rule
-from deepseek_jax.worlds.calculator.builder import calculator_corpus
+from deepseek_jax.worlds.calculator.corpus import CalculatorMix, write_document
 from deepseek_jax.worlds.calculator.tasks import answered, calculator_task, direct
 from deepseek_jax.worlds.calculator.tokenizer import calculator_tokenizer
 from deepseek_jax.worlds.world import Questions, World
+from deepseek_jax.worlds.written import written_corpus
 
 CALCULATOR = World(
     name="calculator",
     template=PLAIN_TEMPLATE,
     questions={"calculator": Questions(calculator_task, "answered", direct)},
     reasoning="calculator",
-    corpora={"calculator": calculator_corpus},
+    corpora={"calculator": partial(written_corpus, write_document, CalculatorMix())},
     tokenizers={"calculator": calculator_tokenizer},
     rewards={"answered": Rule(answered)},
 )

@@ -2,7 +2,7 @@
 
 from deepseek_jax.data.messages import parse_conversation
 from deepseek_jax.rewards.judge import verdict
-from deepseek_jax.worlds.bilingual.builders import bilingual_examples
+from deepseek_jax.worlds.bilingual.examples import bilingual_examples
 from deepseek_jax.worlds.bilingual.judgements import judge_conversations
 from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 
@@ -23,11 +23,11 @@ def test_a_judgement_by_hand():
     }
 
 
-def test_the_small_worlds_pairs_can_be_judged(tmp_path):
+def test_the_small_worlds_pairs_can_be_judged():
     """Oracle: parse_conversation's and the tokenizer's own checks, and the pair: the answer that the verdict
     names is the chosen one; either place has a good share of them.
     """
-    examples = bilingual_examples("preferences", tmp_path, num_train=200, num_held_out=2, seed=0)
+    examples = bilingual_examples("preferences", num_train=200, num_held_out=2, seed=0)
     places, tokenizer = [], bilingual_tokenizer()
     conversations = judge_conversations(examples.train, seed=0)
     for example, conversation in zip(examples.train, conversations, strict=True):

@@ -3,15 +3,15 @@
 import pytest
 
 from deepseek_jax.data.preferences import render_record
-from deepseek_jax.worlds.bilingual.builders import bilingual_examples
+from deepseek_jax.worlds.bilingual.examples import bilingual_examples
 from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 from deepseek_jax.worlds.bilingual.world import preference_records
 
 
 @pytest.mark.parametrize("kind, what", [("helpfulness", "preferences"), ("safety", "safety")])
-def test_the_small_worlds_preferences_are_rendered_whole(kind, what, tmp_path):
+def test_the_small_worlds_preferences_are_rendered_whole(kind, what):
     """Oracle: the tokenizer's own decoding, and the end token, once, at the end."""
-    examples = bilingual_examples(what, tmp_path, num_train=20, num_held_out=4, seed=0).train
+    examples = bilingual_examples(what, num_train=20, num_held_out=4, seed=0).train
     tokenizer = bilingual_tokenizer()
     for index, record in enumerate(preference_records(kind, examples)):
         rows = render_record(tokenizer, record, index, template="{question}\n")
