@@ -4,7 +4,7 @@ section 4).
 python launch/train.py --config=configs/pretrain_v3.py
 python launch/plan.py --config=configs/pretrain_v3.py --topology=v5p:8x8x16       # does it fit?
 
-For a long context add :context=32k or :context=128k, and --config.init_from=WORKDIR/params of the previous
+For a long context add :context=32k or :context=128k, and --config.init_from=WORKDIR of the previous
 run. Set config.data.sources to your data. What is not published is ours: Adam's eps, the steps of the batch's
 growth, the room for experts' tokens, and the meshes, of 1024 chips each. Three things differ from the paper.
 (1) Documents of a row do not attend to each other; the paper does not mask them. (2) The balance loss is per

@@ -23,7 +23,7 @@ def get_config(arg=None):
     before = pretrain_small.get_config()
     long = before.stages.stage_2_long
     c = ConfigDict(dict(recipe="pretrain", seed=arg.seed))
-    c.init_from = "runs/pretrain_small/params"
+    c.init_from = "runs/pretrain_small"
     c.model = models.deepseek_v3_2_mini() | dict(fp8=before.model.fp8)
     c.model.rope_scaling = long.rope_scaling
     c.data = before.data

@@ -8,6 +8,8 @@ import re
 MOST = 4000
 # A message that begins with an argument's name
 FIELD = re.compile(r"[A-Za-z_]\w*(?:[.\[][^\s=]*)?=")
+# A whole path of a config, which is no file config.json
+WHOLE = re.compile(r"config\.(?!json\b)")
 
 
 class CannotPlan(ValueError):
@@ -55,13 +57,16 @@ def at(path: str, argument: str | None = None):
 
     Rooms below the recipes name only their argument: "clip_eps=0 must be above 0". Within at("config.loss")
     that reads "config.loss.clip_eps=0 must be above 0". Any other message follows the path and a colon.
-    Nested paths join. argument: the argument that the field `path` sets, where their names differ:
-    "file=x is missing" within at("config.sources", "file") reads "config.sources=x is missing".
+    Nested paths join; a message that has its whole path keeps it. argument: the argument that the field
+    `path` sets, where their names differ: "file=x is missing" within at("config.sources", "file") reads
+    "config.sources=x is missing".
     """
     try:
         yield
     except ValueError as error:
         message = str(error)
+        if WHOLE.match(message) and not path.startswith("-"):
+            raise
         has_path = getattr(error, "has_path", False) or FIELD.match(message)
         if argument is not None and message.startswith(f"{argument}="):
             message = path + message.removeprefix(argument)

@@ -63,7 +63,7 @@ def of_processes(mesh):
     ]
 
 
-def check(opened: Opened, config: ConfigDict, workdir: Path):
+def check(opened: Opened, config: ConfigDict, workdir: Path, redo: bool = False):
     """Print what each check found, from process 0. Raises ValueError for what a user can correct."""
     from deepseek_jax.parallel.processes import say
     from deepseek_jax.recipes import driver
@@ -71,8 +71,9 @@ def check(opened: Opened, config: ConfigDict, workdir: Path):
 
     recipe, settings, mesh, _ = opened
 
-    def data(folder):
-        return driver.describe(recipe.JOB(settings, mesh, Run(mesh, folder, None)))
+    def data(folder, claim):
+        run = Run(mesh, folder, None)
+        return driver.describe(recipe, settings, run, claim, workdir, redo)
 
     files = Check("work directory and data", lambda: _files(opened, config, workdir, data))
     checks, began = [*of_processes(mesh), files], time.monotonic()
@@ -197,12 +198,11 @@ def _collectives(mesh):
 
 
 def _files(opened, config, workdir, data):
-    """The work directory, which all processes see and no other run uses, and data(folder) in it."""
+    """The work directory, which all processes see and no other run uses, and data(folder, claim) in it."""
     from deepseek_jax.parallel.processes import barrier
 
-    redoes = opened.recipe.JOB.redoes_what_changed
-    with check_workdir(workdir, config, redoes, opened.recorded) as folder:
+    with check_workdir(workdir, config, opened.recorded) as (folder, claim):
         try:
-            return f"{workdir}; {data(folder)}"
+            return f"{workdir}; {data(folder, claim)}"
         finally:
             barrier("the data is checked")

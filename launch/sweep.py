@@ -20,7 +20,7 @@ again); runs of Slurm and GKE go on. A mistake is one message and exit status 2.
 
 The table, with --watch as runs end, and the plot show one score of each complete run on held-out data, with
 its 95% interval. The default is the first score of the last measurement. --metric=SCORE chooses another one,
---metric=MEASUREMENT/SCORE another measurement too (before/accuracy is in before.json), and
+--metric=MEASUREMENT/SCORE another measurement too (before/accuracy is in before/scores.json), and
 --metric=logged/PHASE/NAME the last number in metrics.jsonl instead.
 """
 
@@ -40,7 +40,7 @@ from deepseek_jax.errors import at
 from deepseek_jax.files import cache_folder, expanded, is_remote
 from deepseek_jax.programs import given_file
 from deepseek_jax.progress import importing_jax, waiting_for
-from deepseek_jax.recipes.experiment import find_recipe, job_to_read
+from deepseek_jax.recipes.experiment import find_recipe, results_of
 from deepseek_jax.recipes.experiment_file import as_config, call, load_function
 from deepseek_jax.recipes.stop import Stop
 from launch import common
@@ -155,10 +155,8 @@ def job_of(folder, run, shared):
 
 
 def scores(folder, run):
-    """What a run has measured: of recipes.driver.held_out_scores."""
-    from deepseek_jax.recipes.driver import held_out_scores
-
-    return held_out_scores(job_to_read(as_config(run.config), folder.path / run.name))
+    """What a run has measured: Results.scores."""
+    return results_of(as_config(run.config), folder.path / run.name).scores()
 
 
 def report(recipe, folder, runs, statuses, show):

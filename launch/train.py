@@ -1,7 +1,7 @@
 """Run one experiment: flags -> config -> mesh -> recipe.
 
     python launch/train.py --config=configs/grpo_small.py[:ARG] [--config.FIELD=VALUE ...]
-        [--workdir=FOLDER] [--distributed=auto|yes|no] [--check] [--strict] [--profile=STEP:COUNT]
+        [--workdir=FOLDER] [--distributed=auto|yes|no] [--check] [--redo] [--strict] [--profile=STEP:COUNT]
         [--rehearse=v5e|v5p|v6e|tpu7x|gpu] [--wandb=PROJECT] [--watchdog=FACTOR] [--watchdog_requeue]
 
 `--config=` may be left out, and grpo_small is the name of that file. Run it again to resume from the last

@@ -45,12 +45,19 @@ def write(path, content):
     path.write_text(json.dumps(content))
 
 
-def write_run(workdir, experiment, arg, **files):
-    """A finished run's config.json, metrics.jsonl and other files. experiment: a module of configs."""
+def scores(**found):
+    """The files of measurements: name -> what it found."""
+    return {f"{name}/scores": content for name, content in found.items()}
+
+
+def write_run(workdir, experiment, arg, files=None):
+    """A finished run's config.json, metrics.jsonl and other files. experiment: a module of configs. files:
+    path without .json -> content.
+    """
     config = importlib.import_module(f"configs.{experiment}").get_config(arg)
     write(workdir / "config.json", json.loads(config.to_json()))
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in METRICS))
-    for name, content in files.items():
+    for name, content in (files or {}).items():
         write(workdir / f"{name}.json", content)
     return workdir
 
@@ -62,7 +69,7 @@ def rows_of(folder, name, seed):
 
 @pytest.mark.slow
 def test_a_grpo_runs_own_numbers_take_its_seeds_row(toys, tmp_path):
-    """Oracle: before.json, after.json and metrics.jsonl of a run at toy size."""
+    """Oracle: the scores before and after, and metrics.jsonl, of a run at toy size."""
     workdir, folder = toys.run(small_config(**LEARNS), longer_is_better), tmp_path / "results"
     (tmp_path / "tiny.py").write_text(TINY)
     others = [{"seed": seed, "version": "old", "accuracy, sampled": 0.5} for seed in ("0", "1")]
@@ -71,7 +78,8 @@ def test_a_grpo_runs_own_numbers_take_its_seeds_row(toys, tmp_path):
     assert renew(workdir, VERSION, folder) == folder / "tiny.json"
     ours, other = json.loads((folder / "tiny.json").read_text())["rows"]
     assert other == others[1]
-    measured = [json.loads((workdir / f"{when}.json").read_text()) for when in ("before", "after")]
+    files = [workdir / when / "scores.json" for when in ("before", "after")]
+    measured = [json.loads(file.read_text()) for file in files]
     before, after = ({way: m["scores"] for way, m in each.items()} for each in measured)
     seconds = sum(
         r["seconds"] for steps in read_phases(workdir / "metrics.jsonl").values() for r in steps
@@ -98,7 +106,7 @@ def test_a_run_with_tools_gives_how_its_conversations_changed(tmp_path, folder):
     cells = {when: [x] * 3 for when, x in (("before", 0.25), ("after", 0.75))}
     ways = ("sampled", "greedy")
     files = {w: {way: {"scores": {"accuracy": cell}} for way in ways} for w, cell in cells.items()}
-    run = write_run(tmp_path / "run", "tools_small", "seed=5", **files)
+    run = write_run(tmp_path / "run", "tools_small", "seed=5", scores(**files))
     config = json.loads((run / "config.json").read_text())
     write(run / "config.json", config | {"code": {"deepseek_jax.worlds.calculator.tools": "0"}})
     lines = [
@@ -121,15 +129,16 @@ def test_a_run_with_tools_gives_how_its_conversations_changed(tmp_path, folder):
 
 def test_a_fine_tuning_run_gives_its_loss_and_answers(tmp_path, folder):
     """Oracle: the numbers of the run's files, written by hand."""
-    scores = {when: {"accuracy": [x, x, x]} for when, x in (("before", 0.25), ("after", 0.75))}
+    found = {when: {"accuracy": [x, x, x]} for when, x in (("before", 0.25), ("after", 0.75))}
     files = {
         when: {
             "loss": {"loss": [loss, loss, loss], "tokens": 9, "conversations": 3},
-            "answers": {"sampled": {"scores": scores[when]}, "greedy": {"scores": scores[when]}},
+            "answers": {"sampled": {"scores": found[when]}, "greedy": {"scores": found[when]}},
         }
         for when, loss in (("before", 2.0), ("after", 1.0))
     }
-    renew(write_run(tmp_path / "run", "sft_small", "seed=5", **files), VERSION, folder)
+    run = write_run(tmp_path / "run", "sft_small", "seed=5", scores(**files))
+    renew(run, VERSION, folder)
     (row,) = rows_of(folder, "sft_small", "5")
     assert row == {
         "seed": "5",
@@ -147,7 +156,7 @@ def test_a_pre_training_run_gives_a_row_for_each_stage_and_its_drafts(tmp_path, 
     losses = {"before": [5.0] * 3, "after": [1.5] * 3}
     files = {f"{s}_{when}": losses[when] for s in ("stage_1", "stage_2_long") for when in losses}
     files["drafts"] = {"acceptance": 0.5, "tokens_per_step": 1.5}
-    renew(write_run(tmp_path / "run", "pretrain_small", None, **files), VERSION, folder)
+    renew(write_run(tmp_path / "run", "pretrain_small", None, scores(**files)), VERSION, folder)
     short, long, drafts = rows_of(folder, "pretrain_small", "0")
     for row, (name, length) in ((short, ("stage_1", 256)), (long, ("stage_2_long", 1024))):
         assert (row["stage"], row["tokens a row"]) == (name, length)
@@ -163,7 +172,9 @@ def test_a_reward_models_run_gives_what_it_says_of_pairs(tmp_path, folder, name)
         when: pair_report(rng.normal(gain, 1, 50), rng.normal(0, 1, 50))
         for when, gain in (("before", 0), ("after", 1))
     }
-    renew(write_run(tmp_path / "run", name, None, **files), VERSION, folder)
+    stage = name.removesuffix("_small")
+    of_stage = {f"{stage}/{when}": found for when, found in files.items()}
+    renew(write_run(tmp_path / "run", name, None, of_stage), VERSION, folder)
     (row,) = rows_of(folder, name, "0")
     for score, value in files["after"].items():
         assert row[score.replace("_", " ")] == {"before": files["before"][score], "after": value}
@@ -182,8 +193,8 @@ def test_a_sweep_of_r1_gives_its_findings(tmp_path, folder):
     runs, rng = sweep(tmp_path, "r1_small", range(3)), np.random.default_rng(0)
     for run in runs:
         for stage in ("base", "zero", "reasoning", "sft", "scenarios"):
-            scores = ("pass@1", "cons@k", "language", "length", "helpful")
-            values = {score: rng.random(8).tolist() for score in scores}
+            names = ("pass@1", "cons@k", "language", "length", "helpful")
+            values = {score: rng.random(8).tolist() for score in names}
             write(run / "measured" / stage / "scores.json", {"k": 16, "values": values})
     report_r1(tmp_path, runs)
     renew(tmp_path, VERSION, folder)
@@ -203,7 +214,7 @@ def test_a_sweep_of_r1_gives_its_findings(tmp_path, folder):
 def test_one_seed_does_not_replace_what_three_gave_together(tmp_path, folder):
     """Oracle: the words a reader needs; the file as it was."""
     before = (folder / "distill_study.json").read_text()
-    run = write_run(tmp_path / "run", "distill_study", None, findings=[])
+    run = write_run(tmp_path / "run", "distill_study", None, {"findings": []})
     with pytest.raises(ValueError, match="finished run"):
         renew(tmp_path, VERSION, folder)
     finding = dict(title="a", means=[0, 1], comparison=dict(difference=[0, 0, 0], p_value=1))
@@ -258,7 +269,8 @@ def write_arms(workdir, folder, losses):
         run = workdir / names
         for stage, loss in zip(config.stages, stages, strict=True):
             for when, more in (("before", 3.0), ("after", 0.0)):
-                write(run / f"{stage}_{when}.json", [loss + more, loss - 1, loss + 1])
+                found = [loss + more, loss - 1, loss + 1]
+                write(run / f"{stage}_{when}" / "scores.json", found)
         lines = [json.dumps(line) + "\n" for line in METRICS + gaps]
         (run / "metrics.jsonl").write_text("".join(lines))
         complete[names] = json.loads(config.to_json())
@@ -326,7 +338,7 @@ def test_a_distillation_gives_each_student_beside_its_start(tmp_path, folder):
     }
     files = {"answers": dict(answers=names, compute={}, comparisons={})}
     arg = "teacher=runs/r1_small/scenarios/params"
-    renew(write_run(tmp_path / "run", "distill_small", arg, **files), VERSION, folder)
+    renew(write_run(tmp_path / "run", "distill_small", arg, files), VERSION, folder)
     teacher, *students = rows_of(folder, "distill_small", "0")
     assert teacher["policy"] == "teacher" and teacher["right answers"][0] == 1.0
     assert {row["policy"] for row in students} == {"qwen", "llama"}
@@ -350,8 +362,9 @@ def test_a_run_with_other_numbers_is_refused(tmp_path, folder):
 
 def test_fields_that_the_command_overrides_are_free(tmp_path, folder):
     """Oracle: GSM8K's command, whose data lie elsewhere on every machine."""
-    scores = {"sampled": {"scores": {"accuracy": [0.5] * 3}}}
-    run = write_run(tmp_path / "run", "grpo_smollm2", "gsm8k", before=scores, after=scores)
+    found = {"sampled": {"scores": {"accuracy": [0.5] * 3}}}
+    files = scores(before=found, after=found)
+    run = write_run(tmp_path / "run", "grpo_smollm2", "gsm8k", files)
     config = json.loads((run / "config.json").read_text())
     config["data"]["path"] = "/elsewhere/train.jsonl"
     write(run / "config.json", config)
@@ -360,12 +373,14 @@ def test_fields_that_the_command_overrides_are_free(tmp_path, folder):
     assert row["accuracy, sampled"] == {"before": [0.5] * 3, "after": [0.5] * 3}
 
 
-@pytest.mark.parametrize("missing", ["config.json", "metrics.jsonl", "after.json"])
+@pytest.mark.parametrize("missing", ["config.json", "metrics.jsonl", "judge/after.json"])
 def test_a_run_that_is_not_finished_is_named_with_what_it_lacks(tmp_path, folder, missing):
     """Oracle: the words a reader needs."""
-    run = write_run(tmp_path / "run", "judge_small", None, before={"pairs": 9}, after={"pairs": 9})
+    files = {"judge/before": {"pairs": 9}, "judge/after": {"pairs": 9}}
+    run = write_run(tmp_path / "run", "judge_small", None, files)
     (run / missing).unlink()
+    place, _, name = f"run/{missing}".rpartition("/")
     with pytest.raises(
-        ValueError, match=f"run has no {missing}; give the folder of a finished run"
+        ValueError, match=f"{place} has no {name}; give the folder of a finished run"
     ):
         renew(run, VERSION, folder)

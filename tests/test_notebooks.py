@@ -21,7 +21,10 @@ CELLS = [
     ),
     ("ds.train(3, 'run')", "ValueError: config=3 must be a ConfigDict, or a dict of its fields"),
     ('ds.Rewards({"corect": 1.0})', "ValueError: corect=1.0 is not of a reward; did you mean"),
-    ('ds.load_policy("nowhere")', "ValueError: nothing at nowhere; give a Hugging Face folder"),
+    (
+        'ds.load_policy("nowhere")',
+        "ValueError: there is nothing at nowhere; give a Hugging Face folder",
+    ),
     (DEFINES, None),
     (
         SCORES,

@@ -99,4 +99,5 @@ def test_a_task_of_your_own_is_trained_on(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "complete; report.html, params" in done.stdout and (tmp_path / "run" / "params").is_dir()
+    assert "complete; report.html, metrics" in done.stdout
+    assert (tmp_path / "run" / "grpo" / "params").is_dir()

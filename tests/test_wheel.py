@@ -132,9 +132,10 @@ def test_the_wheel_trains_from_an_empty_folder_and_measures_what_it_trained(run,
         installed / "deepseek_jax" / "__init__.py"
     )
     said = run("deepseek-jax", "train", "--config=grpo_small:seed=1", *FIELDS)
-    assert "complete; report.html, params" in said
+    assert "complete; report.html, metrics" in said
     trained = run.folder / "runs" / "grpo_small_seed=1"
-    assert (trained / "params").is_dir() and (trained / "curves.png").stat().st_size > 0
+    assert (trained / "grpo" / "params").is_dir()
+    assert (trained / "curves.png").stat().st_size > 0
     lines = [
         json.dumps(dict(question=f"What is {n} + 2?", answer=f"#### {n + 2}")) for n in range(4)
     ]
@@ -144,8 +145,8 @@ def test_the_wheel_trains_from_an_empty_folder_and_measures_what_it_trained(run,
         *("--data=sums.jsonl", "--instruction=", "--template={question}\n", "--samples=2"),
         *("--max_completion_length=4", "--slots=8", "--workdir=measured"),
     )
-    assert "pass@1" in said and (run.folder / "measured" / "results.json").exists()
-    assert "deepseek_v3, " in run("deepseek-jax", "convert", f"--from={trained}/params", "--to=hf")
+    assert "pass@1" in said and (run.folder / "measured" / "results" / "scores.json").exists()
+    assert "deepseek_v3, " in run("deepseek-jax", "convert", f"--from={trained}", "--to=hf")
     # From Python: it sees the same run, and begins another
     said = run("python", "-c", TRAIN, json.dumps(SMALL))
     assert "\nwhole: True\n" in said and "\nstopped: False\n" in said and "\nown: grpo\n" in said
@@ -157,6 +158,6 @@ def test_a_sweep_of_the_wheel_starts_the_wheels_programs(run):
     said = run("deepseek-jax", "sweep", "--config=grpo_small", "--sweep=one.py", *FIELDS)
     assert "seed=3: complete" in said and "1 complete" in said
     log = (run.folder / "runs" / "grpo_small_one" / "seed=3.log").read_text()
-    assert "complete; report.html, params" in log
+    assert "complete; report.html, metrics" in log
     said = run("deepseek-jax", "plan", "--config=grpo_small", "--topology=h100:8")
     assert "answers: decode" in said

@@ -25,6 +25,7 @@ from deepseek_jax.checkpoint.adapter_names import (
 )
 from deepseek_jax.checkpoint.damage import digests_in
 from deepseek_jax.checkpoint.folder import check_new, is_unfinished, whole_folder, write_files
+from deepseek_jax.checkpoint.left import left_in_run, params_of_start
 from deepseek_jax.checkpoint.locate import lasting_name
 from deepseek_jax.files import as_path, read_object, whole_file
 from deepseek_jax.hub import hub_id
@@ -123,24 +124,23 @@ def _config(ranks, scale, base):
 
 def adapter_scale(folder: str | Path):
     """The scale of the adapter in a folder, by its small files. Raises ValueError as load_adapter does."""
-    folder = as_path(folder)
+    folder = left_in_run(folder)
     for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
-            inner = folder / "adapter"
-            given = f"give {inner}" if is_adapter(inner) else "give the folder adapter of a run"
             raise ValueError(
-                f"no adapter in {folder}: there is no {name}; {given}, or one of peft's"
+                f"no adapter in {folder}: there is no {name}; give the folder adapter of a run, or one of "
+                "peft's"
             )
     return _scale(read_object(folder / CONFIG), folder / CONFIG)
 
 
 def adapter_base(folder: str | Path) -> str:
-    """What an adapter's folder names as its base, as a text; a folder base beside that of the adapter comes
-    first, as the run that left both may have been moved. Raises ValueError where it names nothing.
+    """What an adapter's folder names as its base, as a text; what a stage of the same run has left comes
+    first, as the run may have been moved. Raises ValueError where it names nothing.
     """
     folder = as_path(folder)
-    beside = folder.parent / "base"
-    if (folder / BASE).is_file() and (beside / "config.json").is_file():
+    beside = params_of_start(folder.parent)
+    if (folder / BASE).is_file() and beside is not None and (beside / "config.json").is_file():
         return str(beside)
     about = read_object(folder / CONFIG)
     name, revision = about.get("base_model_name_or_path"), about.get("revision")
@@ -158,14 +158,14 @@ def adapter_base(folder: str | Path) -> str:
 
 @plainly()
 def load_adapter(folder: str | Path, config: ModelConfig, params: Any, mesh: Mesh) -> Adapted:
-    """Read an adapter of peft's, or of save_adapter, beside the params of its base: -> Adapted.
+    """Read an adapter of peft's, of save_adapter or of a run, beside the params of its base: -> Adapted.
 
     Raises ValueError where the folder holds something else than plain LoRA of one scale, where a tensor is
     missing, and for an adapter of another base: of another architecture, or, where save_adapter wrote it, of
     other weights. Beside int8 on one side alone, the weights that int8 rounds are not compared. Raises
     DamagedCheckpoint, as adapter_file.read_tensors does.
     """
-    folder = as_path(folder)
+    folder = left_in_run(folder)
     scale = adapter_scale(folder)
     about = read_object(folder / BASE) if (folder / BASE).is_file() else None
     if about is not None:

@@ -6,15 +6,49 @@ from deepseek_jax.files import as_path, parse_json
 
 # The names of the folders that runs leave
 LEFT = ("params", "adapter")
-# In each of them: the record of its tokenizer and template, see data.carried
+# In the folder of a stage: the record of training.lineage
+STAGE = "stage.json"
+# In each of LEFT: the record of its tokenizer and template, see data.carried
 RECORD = "carried.json"
+# In the folder of a run: {"stage": the name of the stage that the run is for, or null}
+RUN = "run.json"
 
 
 def left_in_run(path: str | Path):
-    """The folder params or adapter in the folder of a run that leaves one policy; any other path as it is."""
+    """The folder params or adapter that the stage of a run has left which the run is for, where `path` is the
+    run's folder; in that of one of its stages its own; any other path as it is.
+    """
     path = as_path(path)
-    found = [path / name for name in LEFT if (path / name).is_dir()]
-    return found[0] if found and is_run(path) else path
+    stage = path / (stage_of(path) or "") if is_run(path) else path
+    if stage == path and not (path / STAGE).is_file():
+        return path
+    found = [stage / name for name in LEFT if (stage / name).is_dir()]
+    return found[0] if found else path
+
+
+def record_of(stage: Path) -> dict:
+    """The record of a stage's folder, {} where it is none: stage, its name; start, the stage that it began
+    from; checkpoint, where it is one.
+    """
+    file = stage / STAGE
+    return parse_json(file.read_text()) if file.is_file() else {}
+
+
+def run_of(stage: Path) -> Path:
+    """The folder of the run that has a stage's folder."""
+    return stage.parents[record_of(stage)["stage"].count("/")]
+
+
+def params_of_start(stage: Path) -> Path | None:
+    """The folder of the params that the stage left which another began from; None where it has none there."""
+    start = record_of(stage).get("start")
+    return run_of(stage) / start / LEFT[0] if start else None
+
+
+def stage_of(run: Path) -> str | None:
+    """The name of the stage that a run is for; None where there is no single one, or none yet."""
+    file = run / RUN
+    return parse_json(file.read_text())["stage"] if file.is_file() else None
 
 
 def is_run(folder: str | Path):

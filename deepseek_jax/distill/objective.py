@@ -237,7 +237,6 @@ def without_projections(params):
 def token_weights(batch):
     """The weight of each target in a mean over the whole batch: float32[b t]."""
     weight_bt = jnp.where(batch["loss_mask"], batch.get("loss_weights", 1.0), 0.0)
-    # At least 1, so that a batch without targets gives 0
     # Without any target all weights are 0: divide by 1, and the mean is 0, not NaN
     return weight_bt / jnp.where(batch["normalizer"] > 0, batch["normalizer"], 1)
 

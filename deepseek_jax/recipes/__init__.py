@@ -1,4 +1,4 @@
-"""Whole runs, as lists of stages. A recipe is a module with SETTINGS and JOB, a job.Job."""
+"""Whole runs, as lists of stages. A recipe is a module with SETTINGS, stages, page and report: see driver."""
 
 from deepseek_jax.lazy import lazy_names
 

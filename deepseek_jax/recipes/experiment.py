@@ -26,7 +26,7 @@ from deepseek_jax.settings import build
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from deepseek_jax.recipes.job import Job
+    from deepseek_jax.recipes.results import Results
 
 
 class Observers(NamedTuple):
@@ -41,10 +41,10 @@ NOBODY = Observers()
 
 
 def recipe_modules() -> dict[str, str]:
-    """{name of a recipe: its module below deepseek_jax.recipes}: NAME.py, which has JOB, or NAME/run.py."""
+    """{name of a recipe: its module below recipes}: NAME.py, which has SETTINGS, or NAME/run.py."""
     folders = [Path(folder) for folder in recipes.__path__]
     # Files are read, not imported: one recipe does not need the dependencies of another
-    files = [file for folder in folders for file in folder.glob("*.py") if _has_job(file)]
+    files = [file for folder in folders for file in folder.glob("*.py") if _is_recipe(file)]
     modules = {file.stem: file.stem for file in files}
     for folder in folders:
         modules |= {f.parent.name: f"{f.parent.name}.run" for f in folder.glob("*/run.py")}
@@ -52,7 +52,7 @@ def recipe_modules() -> dict[str, str]:
 
 
 def find_recipe(name: str) -> ModuleType:
-    """The module of a recipe, which has JOB and SETTINGS. Raises ValueError for an unknown name."""
+    """The module of a recipe, as driver says. Raises ValueError for an unknown name."""
     modules = recipe_modules()
     if name not in modules:
         raise ValueError(
@@ -61,8 +61,8 @@ def find_recipe(name: str) -> ModuleType:
     return importlib.import_module(f"{recipes.__name__}.{modules[name]}")
 
 
-def _has_job(file):
-    return "\nJOB = " in file.read_text()
+def _is_recipe(file):
+    return "\nSETTINGS = " in file.read_text()
 
 
 class Opened(NamedTuple):
@@ -111,14 +111,14 @@ def opened_by_all(config: ConfigDict, workdir: Path) -> Opened:
     return agreed(open_it, "the code that the config names, or a commit of the hub,")
 
 
-def job_to_read(config: ConfigDict, folder: Path) -> "Job":
-    """The Job of a run in a folder, on no device: enough to read its data and its scores."""
+def results_of(config: ConfigDict, folder: Path) -> "Results":
+    """The Results of a run in a folder, on no device."""
     # Here, because it imports jax, which a mistake should not wait for
-    from deepseek_jax.training.run import Run
+    from deepseek_jax.recipes.results import Results
 
     recipe = find_recipe(config.get("recipe"))
     settings = build(recipe.SETTINGS, config, "config")
-    return recipe.JOB(settings, None, Run(None, as_path(folder), None))
+    return Results(settings, recipe.stages(settings), as_path(folder))
 
 
 def run_recipe(
@@ -128,6 +128,7 @@ def run_recipe(
     *,
     observers: Observers = NOBODY,
     strict: bool = False,
+    redo: bool = False,
     console_seconds: float | None = None,
     after_step: Callable[[], bool] | None = None,
 ) -> None:
@@ -135,7 +136,8 @@ def run_recipe(
     an errors.Fault for a fault of the run, and SystemExit(STOPPED) where it was asked to stop and has saved.
 
     listen() -> whether it was asked to stop, as Stop says, after a step or within a measurement. after_step:
-    of steps, in its place. strict: of the recipe's Run. console_seconds: of MetricsWriter.
+    of steps, in its place. strict: of the recipe's Run. redo: of driver.run. console_seconds: of
+    MetricsWriter.
     """
     with waiting_for("importing the recipe"):
         import jax
@@ -149,8 +151,7 @@ def run_recipe(
     with waiting_for("reading the config"):
         recipe, settings, mesh, recorded = opened_by_all(config, workdir)
     hush(jax.process_index() != 0)
-    redoes = recipe.JOB.redoes_what_changed
-    with claim_workdir(workdir, config, redoes, recorded), jax.set_mesh(mesh):
+    with claim_workdir(workdir, config, recorded) as claim, jax.set_mesh(mesh):
         if jax.process_index() == 0:
             devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
             if platform.rehearsed is not None:
@@ -170,7 +171,7 @@ def run_recipe(
                 strict=strict,
             )
             try:
-                driver.run(recipe.JOB(settings, mesh, run))
+                driver.run(recipe, settings, run, claim, redo)
                 if platform.rehearsed is not None:
                     line(f"forms of a {platform.rehearsed} that ran: {platform.forms_taken()}")
             finally:

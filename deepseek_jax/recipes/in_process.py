@@ -17,7 +17,7 @@ from deepseek_jax.named_code import named, require_no_import
 from deepseek_jax.notebooks import plainly
 from deepseek_jax.progress import hush, speaking, waiting_for
 from deepseek_jax.recipes.environment import has_devices, prepare_process, process_joined
-from deepseek_jax.recipes.experiment import job_to_read, run_recipe
+from deepseek_jax.recipes.experiment import results_of, run_recipe
 from deepseek_jax.recipes.experiment_file import as_config
 from deepseek_jax.recipes.stop import Stop
 from deepseek_jax.recipes.workdir import check_starts
@@ -42,13 +42,15 @@ def train(
     *,
     stop_after: int | None = None,
     strict: bool = False,
+    redo: bool = False,
     console_seconds: float | None = None,
 ) -> Trained:
     """Run an experiment in this process, resume it, or see that it is complete, as launch/train.py does.
 
     config: as `config` returns it, or a dict of its fields; in it a function stands for its FILE.py:NAME.
     folder: of the run, or gs://BUCKET/NAME. stop_after: save and return after this number of steps, one more
-    where a phase ends there. strict: end at a damaged checkpoint; else an earlier one is used.
+    where a phase ends there. strict: end at a damaged checkpoint; else an earlier one is used. redo: run the
+    stages anew whose config, data or code has changed, which is refused otherwise.
     console_seconds: between lines on the console.
 
     Ctrl-C or SIGTERM saves after the step at hand and raises KeyboardInterrupt; a second one ends at once.
@@ -64,14 +66,12 @@ def train(
     with at("config"):
         config = as_config(named(config))
     hush(process_joined() != 0)
-    with renamed("--workdir", "folder"), speaking():
+    with renamed("--workdir", "folder"), renamed("--redo", "redo=True"), speaking():
         with at("folder"):
             workdir = absolute(folder)
         check_starts(config, workdir)
         if not has_devices():
             prepare_process(config.get("xla_flags", ""))
-        from deepseek_jax.recipes.driver import held_out_scores
-
         complete = False
         with _stopping(stop_after) as (stop, after_step):
             run_recipe(
@@ -79,12 +79,13 @@ def train(
                 workdir,
                 lambda: stop,
                 strict=strict,
+                redo=redo,
                 console_seconds=console_seconds,
                 after_step=after_step,
             )
             complete = True
         with waiting_for("reading the scores"):
-            return Trained(complete, held_out_scores(job_to_read(config, workdir)))
+            return Trained(complete, results_of(config, workdir).scores())
 
 
 @contextlib.contextmanager

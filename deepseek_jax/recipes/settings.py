@@ -7,7 +7,7 @@ from deepseek_jax.data.settings import OwnData
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.config import ModelConfig, RunSettings, names_architecture
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
-from deepseek_jax.settings import Checkpoint, Named, Seed, Settings, Several, build
+from deepseek_jax.settings import Checkpoint, Named, Seed, Settings, Several, build, unhashed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,10 +21,11 @@ class PolicyRun(Settings):
 
     recipe: str
     seed: Seed = 0
-    model: dict = dataclasses.field(default_factory=dict)
-    mesh: dict = dataclasses.field(default_factory=dict)
-    init_from: Checkpoint | None = None
-    base: BaseSettings | None = None
+    # The stage that the run starts from has these in its own hash
+    model: dict = unhashed(default_factory=dict)
+    mesh: dict = unhashed(default_factory=dict)
+    init_from: Checkpoint | None = unhashed(None)
+    base: BaseSettings | None = unhashed(None)
 
     def trains_whole(self):
         """Whether all parameters of the policy are trained."""

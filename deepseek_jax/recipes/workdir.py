@@ -4,9 +4,9 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -24,7 +24,7 @@ PLACES = ("mesh", "xla_flags")
 FRESH = f"{MARKER}.tmp"
 # What a start leaves before it computes anything: marks of the run and of its stages, and folders of datasets
 # that it built from files
-MARKS, BUILT = {MARKER, FRESH, "stage.json"}, "data"
+MARKS, BUILT = {MARKER, FRESH, "stage.json", "run.json"}, "data"
 # The folder of a check, which a check that was killed leaves
 CHECK = ".deepseek_jax_check"
 # Network file systems show a new file to other machines within so long
@@ -59,68 +59,77 @@ def _texts(block, path):
             yield f"{path}.{name}", value
 
 
+class Claim(NamedTuple):
+    """A run's hold on its work directory. differences: the fields in which its config differs from the
+    mark's, in words. accept(): marks the directory as this config's, once it is clear what is run anew.
+    """
+
+    differences: list[str]
+    accept: Callable[[], None]
+
+
 @contextlib.contextmanager
 def claim_workdir(
-    workdir: Path,
-    config: ConfigDict,
-    may_change: bool = False,
-    recorded: Mapping[str, Any] | None = None,
-):
-    """Own a work directory while this run is at work in it, and mark it as this config's.
+    workdir: Path, config: ConfigDict, recorded: Mapping[str, Any] | None = None
+) -> Iterator[Claim]:
+    """Own a work directory while this run is at work in it: yields its Claim.
 
-    The mark is config.json. Process 0 alone writes it and owns the directory; see owner.owned. If the body
-    raises before it has computed anything, what it wrote is removed, so that a corrected config can use the
-    directory. Another mesh is no other config. may_change: another config of the same recipe may replace
-    the mark, for a recipe that itself finds out what to run again. recorded: what else the mark holds,
-    under BESIDE. Raises ValueError, on all processes, where another run is at work there, where
-    another version of this project left a stage in another format, where the directory belongs to another
-    config (the fields that differ are listed), where it has files but no config.json, where it cannot be
-    created or written, and where a process does not share it. Existing files stay as they are.
+    The mark is config.json. Process 0 alone writes it and owns the directory; see owner.owned. A new
+    directory is marked at once. If the body raises before it has computed anything, what it wrote is removed,
+    so that a corrected config can use the directory. recorded: what else the mark holds, under BESIDE. Raises
+    ValueError, on all processes, where another run is at work there, where another version of this project
+    left a stage in another format, where the directory belongs to another recipe or to a rehearsal of another
+    machine, where it has files but no config.json, where it cannot be created or written, and where a process
+    does not share it. Existing files stay as they are.
     """
-    with _owned_by_all(workdir, config, may_change, recorded, _claimed):
-        yield
+    with _owned_by_all(workdir, config, recorded, _claimed) as claim:
+        yield claim
 
 
 @contextlib.contextmanager
 def check_workdir(
-    workdir: Path,
-    config: ConfigDict,
-    may_change: bool = False,
-    recorded: Mapping[str, Any] | None = None,
-):
+    workdir: Path, config: ConfigDict, recorded: Mapping[str, Any] | None = None
+) -> Iterator[tuple[Path, Claim]]:
     """Own a work directory while a check looks whether a run of this config may use it: yields a folder in it
-    for the data that the check builds. Nothing stays: not that folder, and not a directory that was not there
-    before. Arguments and errors are those of claim_workdir.
+    for the data that the check builds, and its Claim. Nothing stays: not that folder, and not a directory
+    that was not there before. Arguments and errors are those of claim_workdir.
     """
-    with _owned_by_all(workdir, config, may_change, recorded, _checked):
-        yield absolute(workdir) / CHECK
+    with _owned_by_all(workdir, config, recorded, _checked) as claim:
+        yield absolute(workdir) / CHECK, claim
 
 
 @contextlib.contextmanager
-def _owned_by_all(workdir, config, may_change, recorded, own):
-    """claim_workdir, in which process 0 enters own(workdir, mark, may_change), which yields a token."""
+def _owned_by_all(workdir, config, recorded, own):
+    """claim_workdir, in which process 0 enters own(workdir, mark), which yields (token, the mark before)."""
     # Here, because launch/common.py imports this module, and must not import jax
     import jax
 
     workdir, new = absolute(workdir), mark_of(config, recorded or {})
     with contextlib.ExitStack() as stack:
-        token = failure = None
+        token = old = failure = None
         if jax.process_index() == 0:
             try:
-                token = stack.enter_context(own(workdir, new, may_change))
+                token, old = stack.enter_context(own(workdir, new))
             # The other processes wait for the outcome
             except ValueError as error:
                 failure = error
-        _check_shared(workdir, token, failure, lambda: _owner(workdir, new, may_change))
-        yield
+        differences = list(_differences(old, new)) if old is not None else []
+        found = _check_shared(workdir, token, failure, differences, lambda: _owner(workdir, new))
+
+        def accept():
+            if token is not None and old != new:
+                # Whole: an interrupted claim leaves no half-written mark
+                write_whole(workdir / MARKER, json.dumps(new, indent=2) + "\n")
+
+        yield Claim(found, accept)
 
 
 @contextlib.contextmanager
-def _fit(workdir, new, may_change):
+def _fit(workdir, new):
     """Own a directory that a run with the mark `new` may use: yields (token of owner.owned, mark or None)."""
     with owned(workdir, lambda owner: _is_busy(workdir, owner)) as token:
         _check_format(workdir)
-        old = _owner(workdir, new, may_change)
+        old = _owner(workdir, new)
         if old is None and names_in(workdir) - {FRESH, CHECK}:
             raise ValueError(
                 f"--workdir={workdir} is not empty and has no {MARKER}: it is not a run's directory, and is "
@@ -130,15 +139,15 @@ def _fit(workdir, new, may_change):
 
 
 @contextlib.contextmanager
-def _checked(workdir, new, may_change):
+def _checked(workdir, new):
     """check_workdir in process 0."""
     absent = (
         [] if is_remote(workdir) else [f for f in (workdir, *workdir.parents) if not f.exists()]
     )
     try:
-        with _fit(workdir, new, may_change) as (token, _):
+        with _fit(workdir, new) as found:
             try:
-                yield token
+                yield found
             finally:
                 remove_folder(workdir / CHECK)
     finally:
@@ -149,15 +158,14 @@ def _checked(workdir, new, may_change):
 
 
 @contextlib.contextmanager
-def _claimed(workdir, new, may_change):
+def _claimed(workdir, new):
     """claim_workdir in process 0."""
-    with _fit(workdir, new, may_change) as (token, old):
-        if old != new:
-            # Whole: an interrupted claim leaves no half-written mark
+    with _fit(workdir, new) as (token, old):
+        if old is None:
             write_whole(workdir / MARKER, json.dumps(new, indent=2) + "\n")
         _remove_partial(workdir)
         try:
-            yield token
+            yield token, old
         # Not SystemExit: a run that was asked to stop keeps its directory to resume in
         except Exception:
             if old is None and not _has_results(workdir):
@@ -200,13 +208,14 @@ def _has_results(workdir):
     return False
 
 
-def _check_shared(workdir, token, failure, check):
-    """Raise ValueError on every process if process 0 could not claim the directory, if a process does not see
-    that it did, or if the directory is not of its config: check() raises. token, failure: of process 0.
+def _check_shared(workdir, token, failure, differences, check):
+    """The differences that process 0 sees. Raise ValueError on every process if process 0 could not claim the
+    directory, if a process does not see that it did, or if the directory is not of its config: check()
+    raises. token, failure: of process 0.
     """
     from deepseek_jax.parallel.processes import first_process, from_each
 
-    claim = from_each([token, None if failure is None else str(failure)])[0]
+    claim = from_each([token, None if failure is None else str(failure), differences])[0]
     if failure is not None:
         raise failure
     if claim[1] is not None:
@@ -228,6 +237,7 @@ def _check_shared(workdir, token, failure, check):
     for *_, problem in found:
         if problem is not None:
             raise ValueError(problem)
+    return claim[2]
 
 
 def _sees(workdir, token):
@@ -246,17 +256,16 @@ def _is_busy(workdir, owner):
     )
 
 
-def _owner(workdir, new, may_change):
-    """The directory's mark, or None. Raises ValueError where `new` may not replace it."""
+def _owner(workdir, new):
+    """The directory's mark, or None. Raises ValueError where `new` is of another recipe or a rehearsal."""
     marker = workdir / MARKER
     if not marker.exists():
         return None
     old = read_object(marker)
-    differences = list(_differences(old, new))
-    if differences and not (may_change and old.get("recipe") == new.get("recipe")):
+    if any(old.get(name) != new.get(name) for name in ("recipe", REHEARSED)):
         raise ValueError(
             f"{workdir} belongs to another config, and is left as it is:\n  "
-            + "\n  ".join(differences)
+            + "\n  ".join(_differences(old, new))
             + "\ngive another --workdir, or set these fields back"
         )
     return old

@@ -8,13 +8,13 @@ from typing import Any
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint import load_orbax
-from deepseek_jax.checkpoint.left import RECORD
+from deepseek_jax.checkpoint.left import RECORD, left_in_run
 from deepseek_jax.checkpoint.reward_params import load_reward_model
 from deepseek_jax.data.carried import carried_template
 from deepseek_jax.data.chat import render_response
 from deepseek_jax.data.read_tokenizer import load_tokenizer
 from deepseek_jax.errors import Fault, at
-from deepseek_jax.files import as_path, read_json
+from deepseek_jax.files import read_json
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.shard import check_splits
 from deepseek_jax.reinforce.settings import ModelRewardSettings
@@ -74,7 +74,7 @@ def computed_in(config: ModelConfig, dtype: str, expert_buffer: float | None):
 
 
 def _load_model(settings: ModelRewardSettings, mesh: Mesh, expert_buffer: float | None):
-    folder = as_path(settings.path)
+    folder = left_in_run(settings.path)
     if (folder / JUDGE).is_file():
         return _load_judge(folder, mesh, settings)
     if settings.max_completion_length is not None:

@@ -1,7 +1,7 @@
 """The runs of a sweep as one table: a metric against the fields that were swept.
 
 Runs that differ in their seed alone are one row, with the 95% interval of their mean. The metric is a score
-that runs measured on held-out data, see recipes.driver.held_out_scores, or a number of metrics.jsonl.
+that runs measured on held-out data, see recipes.results.Results.scores, or a number of metrics.jsonl.
 """
 
 from collections import Counter

@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint import is_adapter, load_adapter, load_params
 from deepseek_jax.checkpoint.adapter import adapter_base
-from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.left import RECORD
-from deepseek_jax.checkpoint.locate import checkpoint_path
+from deepseek_jax.checkpoint.load import read_any_config
+from deepseek_jax.checkpoint.locate import check_checkpoint, checkpoint_path
 from deepseek_jax.data.carried import carried_files, carried_template
 from deepseek_jax.data.chat import end_of_turn, render_question
 from deepseek_jax.data.read_tokenizer import load_tokenizer
@@ -193,34 +193,47 @@ def load_policy(
     else they have model's dtype. Raises ValueError for a folder without a tokenizer, if there is no
     checkpoint, for one of another architecture, and for an adapter that is to be trained.
     """
-    model, mesh = model or {}, mesh or make_mesh(devices=jax.local_devices()[:1])
-    how = build(RunSettings, how_to_run(model), "model")
-    dtype = "float32" if trained else how.dtype
+    mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
+    # Everything that shows in small files, before gigabytes of parameters are downloaded or read
+    policy = described_policy(path, model, template=template, tokenizer=tokenizer, trained=trained)
     source = find_source(path)
+    config, params = load_params(source.base, "float32" if trained else policy.config.dtype, mesh)
+    # The file of its config may be another's
+    check_architecture(model or {}, config, source.base)
+    return policy.at(params).with_adapter_of(source.adapter, mesh)
+
+
+def described_policy(
+    path: str | Path,
+    model: dict | None = None,
+    *,
+    template: str | None = None,
+    tokenizer: Tokenizer | None = None,
+    trained: bool = False,
+) -> Policy:
+    """What load_policy loads, without parameters: as small files say it. Raises ValueError as it does."""
+    model = model or {}
+    how = build(RunSettings, how_to_run(model), "model")
+    source = find_source(path)
+    if hub_id(source.base) is None:
+        check_checkpoint(source.base)
     if trained and source.adapter is not None:
         raise ValueError(
             f"{source.adapter} holds an adapter, which is not trained further; merge it by launch/convert.py"
         )
-    path = source.base
-    # Everything that shows in small files, before gigabytes of parameters are downloaded or read
-    folder = checkpoint_path(path, weights=False)
-    if (folder / "config.json").exists():
-        check_architecture(model, read_config(folder), path)
+    config = read_any_config(source.base)
+    check_architecture(model, config, source.base)
     tokenizer = tokenizer or load_tokenizer(source.carrier)
     template = template or carried_template(source.carrier) or "chat"
     # Without a chat template there is no end of a turn; the first prompt raises the ValueError about it
     has_turns = template != "chat" or tokenizer.chat is not None
     if has_turns:
         end_of_turn(tokenizer, template)
-    config, params = load_params(path, dtype, mesh)
-    # A .gguf file has no config.json
-    check_architecture(model, config, path)
     config = dataclasses.replace(config, **dataclasses.asdict(how))
     check_vocabulary(config, tokenizer)
     if has_turns:
         config = ending_turns(config, tokenizer, template)
-    policy = Policy(config, params, tokenizer, template)
-    return policy.with_adapter_of(source.adapter, mesh)
+    return Policy(config, None, tokenizer, template)
 
 
 def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer):

@@ -98,7 +98,7 @@ def recipes_programs(config, mesh):
     from deepseek_jax.recipes import driver
 
     recipe = find_recipe(config.get("recipe"))
-    programs = driver.plan(recipe.JOB(build(recipe.SETTINGS, config, "config"), mesh))
+    programs = driver.plan(recipe, build(recipe.SETTINGS, config, "config"), mesh)
     if not programs:
         raise CannotPlan(
             f"config.recipe={config.recipe!r} lists no programs, and runs without a plan"

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from deepseek_jax.errors import at
 from deepseek_jax.named_code import code_digests
-from deepseek_jax.recipes.experiment import job_to_read
+from deepseek_jax.recipes.experiment import find_recipe
 from deepseek_jax.recipes.experiment_file import as_config, set_field
 from deepseek_jax.settings import build
 
@@ -94,6 +94,13 @@ def check_data(runs: list[Run]):
         for run in runs:
             try:
                 with at("config"):
-                    job_to_read(as_config(run.config), folder).describe_data()
+                    _describe(as_config(run.config), Path(folder))
             except ValueError as error:
                 raise ValueError(f"--sweep: {run.name}: {error}") from error
+
+
+def _describe(config, folder):
+    from deepseek_jax.recipes import driver
+
+    recipe = find_recipe(config.get("recipe"))
+    return driver.describe_data(recipe, build(recipe.SETTINGS, config, "config"), folder)

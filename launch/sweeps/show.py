@@ -17,7 +17,7 @@ WATCH_SECONDS = 10.0
 
 
 class Show:
-    """The table of a sweep. measured(run) -> recipes.driver.held_out_scores of a complete run. metric: as
+    """The table of a sweep. measured(run) -> recipes.results.Results.scores of a complete run. metric: as
     --metric gives it. pruned: names of runs that cannot run.
     """
 

@@ -10,10 +10,12 @@ import numpy as np
 
 from deepseek_jax.evaluation import mean_interval, share_interval
 from deepseek_jax.recipes.r1.scores import FORMS
+from deepseek_jax.recipes.stage import SCORES
 from deepseek_jax.recipes.workdir import MARKER, REHEARSED, read_mark
 from deepseek_jax.training.metrics import read_phases
 from tests.benchmarks.run_config import experiment_of, sweep_of
 
+WHEN = "before", "after"
 SWEEP = "complete.json"  # written by launch/sweep.py: name of a run -> its config
 
 
@@ -177,11 +179,11 @@ def _pretrain(workdir, config):
     """A row for each stage, and one for speculative decoding if the run measured it."""
     rows = []
     for name, stage in config["stages"].items():
-        loss = _change(*(_json(workdir / f"{name}_{when}.json") for when in ("before", "after")))
+        loss = _change(*_before_and_after(workdir, prefix=f"{name}_"))
         row = {"stage": name, "tokens a row": stage["sequence_length"], "held-out loss": loss}
         rows.append(row)
-    if (workdir / "drafts.json").exists():
-        drafts = _json(workdir / "drafts.json")
+    path = workdir / "drafts" / SCORES
+    if drafts := _json(path) if path.exists() else None:
         row = {"drafts accepted": drafts["acceptance"], "tokens a step": drafts["tokens_per_step"]}
         rows.append({"stage": "speculative decoding"} | row)
     return rows
@@ -189,7 +191,8 @@ def _pretrain(workdir, config):
 
 def _preferences(workdir, config):
     """One row: scores of a reward model or a judge on held-out pairs, before and after training."""
-    before, after = _before_and_after(workdir)
+    # In the folder of the stage that trains it, which has the recipe's name
+    before, after = (_json(workdir / config["recipe"] / f"{when}.json") for when in WHEN)
     return [{name.replace("_", " "): _change(before[name], after[name]) for name in after}]
 
 
@@ -254,8 +257,8 @@ def _shares(tasks):
     return {name: list(share_interval(shares)) for name, shares in found.items()}
 
 
-def _before_and_after(workdir):
-    return (_json(workdir / f"{when}.json") for when in ("before", "after"))
+def _before_and_after(workdir, prefix=""):
+    return (_json(workdir / f"{prefix}{when}" / SCORES) for when in WHEN)
 
 
 def _change(before, after):

@@ -14,6 +14,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from deepseek_jax.checkpoint import load_adapter, load_hf, save_adapter
+from deepseek_jax.checkpoint.adapter import adapter_base
 from deepseek_jax.checkpoint.adapter_names import to_tensors
 from deepseek_jax.models import forward
 from deepseek_jax.models.adapter_modules import adapter_axes
@@ -146,6 +147,22 @@ def test_a_base_on_the_hub_is_written_with_its_commit(adapted_of, tmp_path):
     save_adapter(tmp_path / "ours", config, ours, f"org/name@{'0' * 40}")
     read = peft.PeftConfig.from_pretrained(str(tmp_path / "ours"))
     assert (read.base_model_name_or_path, read.revision) == ("org/name", "0" * 40)
+
+
+def test_the_base_that_a_run_left_is_found_wherever_the_run_is(tmp_path):
+    """Oracle: by hand: what the stage before left comes first; the name without it, or of peft's."""
+    stage = tmp_path / "run" / "students" / "qwen"
+    (stage / "adapter").mkdir(parents=True)
+    (stage / "stage.json").write_text(json.dumps(dict(stage="students/qwen", start="starts/qwen")))
+    (stage / "adapter" / CONFIG).write_text(json.dumps({"base_model_name_or_path": "/gone/params"}))
+    (stage / "adapter" / "base.json").write_text("{}")
+    assert adapter_base(stage / "adapter") == "/gone/params"
+    base = tmp_path / "run" / "starts" / "qwen" / "params"
+    base.mkdir(parents=True)
+    (base / "config.json").write_text("{}")
+    assert adapter_base(stage / "adapter") == str(base)
+    (stage / "adapter" / "base.json").unlink()
+    assert adapter_base(stage / "adapter") == "/gone/params"
 
 
 def test_a_folder_of_ours_that_peft_writes_anew_is_not_taken_for_a_damaged_one(

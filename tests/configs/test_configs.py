@@ -18,8 +18,9 @@ from deepseek_jax.parallel.mesh import MeshSettings
 from deepseek_jax.recipes import driver
 from deepseek_jax.recipes.conversing import open_environments, rewards_of
 from deepseek_jax.recipes.distill.settings import DistillSettings
+from deepseek_jax.recipes.experiment import find_recipe
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
-from deepseek_jax.recipes.pretrain.run import PretrainJob
+from deepseek_jax.recipes.pretrain import run as pretrain
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings
 from deepseek_jax.recipes.sft.settings import SftSettings
 from deepseek_jax.reinforce.scenarios import scenario_rewards
@@ -50,11 +51,27 @@ def test_an_experiments_numbers_are_its_recipes_settings(path, arg):
         task = settings.data.task
         assert settings.data.path is not None or task in question_names() or code_file(task)
     if config.recipe == "pretrain":
-        driver.check(PretrainJob(settings, ONE_DEVICE))
+        driver.check(pretrain.stages(settings), ONE_DEVICE)
     if config.recipe == "r1":
         for name, stage in settings.reinforced().items():
             with scenario_rewards(stage, dict.fromkeys(settings.models_for(name))):
                 pass
+
+
+@pytest.mark.parametrize("path, arg", RUNS, ids=lambda given: getattr(given, "stem", given))
+def test_an_experiments_stages_are_listed_without_its_data(path, arg):
+    """Oracle: by hand: paths of data are not there; a name is a stage's own, and what a stage begins from or
+    reads comes before it.
+    """
+    config = load(path, arg)
+    recipe = find_recipe(config.recipe)
+    stages = recipe.stages(build(recipe.SETTINGS, config, "config"))
+    before = set()
+    for stage in stages:
+        assert stage.name not in before and before >= {*filter(None, [stage.start]), *stage.reads}
+        assert not stage.leaves_policy or bool(stage.start) != (stage.origin is not None)
+        before.add(stage.name)
+    assert stages
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
@@ -126,7 +143,7 @@ def test_v3s_run_is_the_published_one():
     path = CONFIGS / "pretrain_v3.py"
     config = load(path)
     settings = build(PretrainSettings, config, "config")
-    driver.check(PretrainJob(settings, ONE_DEVICE))
+    driver.check(pretrain.stages(settings), ONE_DEVICE)
     stages = settings.in_order()
     ((_, first),) = stages
     sizes = [number_at(first.batch_sizes(), update) for update in range(first.num_steps)]

@@ -14,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from deepseek_jax.checkpoint.left import left_in_run
 from tests.test_readme import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,9 +107,11 @@ def test_a_task_or_reward_of_ones_own_is_trained_on(words, place):
     """Oracle: the rewards' names in the metrics, the columns in the samples, and the policy that is left."""
     command = command_of(words)
     folder, printed = trained(place, command)
-    assert "complete; report.html, params" in printed and (folder / "params").is_dir()
+    assert "complete; report.html, metrics" in printed and left_in_run(folder).name == "params"
     metrics = (folder / "metrics.jsonl").read_text()
-    columns = json.loads((folder / "after.json").read_text())["sampled"]["samples"][0]["columns"]
+    columns = json.loads((folder / "after" / "scores.json").read_text())["sampled"]["samples"][0][
+        "columns"
+    ]
     if words == "runs/polite":
         assert "reward_my_rewards.py:polite" in metrics and "logged/longest" in metrics
         assert isinstance(columns["tokens"], int)
@@ -125,7 +128,7 @@ def test_a_task_or_reward_of_ones_own_is_trained_on(words, place):
 def test_chats_of_ones_own_are_learned_and_the_run_is_used_by_its_folder_alone(place):
     """Oracle: the programs' own last lines, the files that they leave, and the answer that Python prints."""
     folder, printed = trained(place, command_of("runs/plurals --config"))
-    assert "held-out loss" in printed and (folder / "params").is_dir()
+    assert "held-out loss" in printed and left_in_run(folder) == folder / "sft" / "params"
     evaluate = command_of("--checkpoint=runs/plurals")
     convert = command_of("launch/convert.py")
     printed = run(place, ROOT / evaluate[1], *evaluate[2:])
@@ -149,7 +152,7 @@ def test_the_guides_python_trains_as_a_script(others, tmp_path):
     assert others is None or TRAINED.count(others[0]) == 1
     *_, scores = run(tmp_path, "script.py", flags=QUICK if others else "").splitlines()
     assert {"accuracy", "my_rewards.py:polite"} <= ast.literal_eval(scores).keys()
-    assert (tmp_path / "runs" / "from_python" / "params").is_dir()
+    assert left_in_run(tmp_path / "runs" / "from_python").name == "params"
 
 
 def lines_of(folder, name="metrics.jsonl"):
@@ -161,7 +164,7 @@ def lines_of(folder, name="metrics.jsonl"):
 def test_a_run_with_tools_or_an_environment_holds_conversations(words, place):
     """Oracle: the policy that is left, the metrics of conversations, and the reward by the class's name."""
     folder, printed = trained(place, command_of(words))
-    assert "complete; report.html, params" in printed and (folder / "params").is_dir()
+    assert "complete; report.html, metrics" in printed and left_in_run(folder).name == "params"
     (metrics,) = [line for line in lines_of(folder) if "turns" in line]
     assert metrics["turns"] >= 1 and metrics["truncated_turns"] >= 0
     assert "messages" in lines_of(folder, "completions.jsonl")[0]["completions"][0]

@@ -59,7 +59,7 @@ def run_all(runs: set[Run], work: Path, processes: int) -> dict[Run, str]:
     write_inputs(work)
     # The others begin with what it leaves
     PRETRAIN.do(work)
-    shutil.copytree(PRETRAIN.folder(work) / "params", work / "start")
+    shutil.copytree(PRETRAIN.folder(work) / "stage" / "params", work / "start")
     with concurrent.futures.ThreadPoolExecutor(processes) as pool:
         done = {run: pool.submit(run.do, work) for run in runs}
     return {run: str(end.exception()) for run, end in done.items() if end.exception() is not None}

@@ -40,11 +40,11 @@ FOLDER = Path(next(a for a in sys.argv if a.startswith("--workdir=")).partition(
 def text(function, arguments):
     return function.trace(*arguments).lower().as_text()
 
-def run(job, _run=driver.run):
-    planned = driver.plan(type(job)(job.settings, job.mesh))
+def run(recipe, settings, of, *more, _run=driver.run):
+    planned = driver.plan(recipe, settings, of.mesh)
     texts = [text(program.function, program.arguments) for program in planned]
     (FOLDER / "planned.json").write_text(json.dumps(texts))
-    _run(job)
+    _run(recipe, settings, of, *more)
 
 def call(self, *arguments, _call=Update.__call__):
     if not (FOLDER / "ran.txt").exists():

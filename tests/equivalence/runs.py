@@ -113,7 +113,7 @@ def left_by(folder: Path) -> Left:
     groups = read_lines(folder / "completions.jsonl")
     texts = [[each[name] for name in SAMPLED] for group in groups for each in group["completions"]]
     gradients, params = {}, {}
-    for checkpoint in folder.glob("*/[0-9]*"):
+    for checkpoint in folder.glob("*/checkpoints/[0-9]*"):
         step = int(checkpoint.name)
         (norm,) = (line["grad_norm"] for line in lines if line["step"] == step - 1)
         for keys, array in jax.tree.leaves_with_path(load_arrays(checkpoint)):

@@ -117,7 +117,7 @@ def test_a_mistake_in_a_tool_names_the_flag(run, tmp_path, monkeypatch):
 def test_what_the_run_began_from_answers_beside_it(run):
     """Oracle: the greedy answers that the run kept before and after it trained."""
     samples = {
-        when: json.loads((run / f"{when}.json").read_text())["greedy"]["samples"]
+        when: json.loads((run / when / "scores.json").read_text())["greedy"]["samples"]
         for when in ("before", "after")
     }
     asked = [sample["prompt"] for sample in samples["before"]]

@@ -8,6 +8,7 @@ from deepseek_jax import progress
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes import driver
 from deepseek_jax.recipes.experiment import find_recipe, opened
+from deepseek_jax.recipes.workdir import Claim
 from deepseek_jax.settings import build
 from deepseek_jax.training.run import Run
 from launch import check
@@ -50,7 +51,7 @@ def test_a_single_process_waits_for_no_other_and_says_what_it_does(tmp_path, mon
     with progress.speaking():
         check.check(opened(config, workdir), config, workdir)
     lines = capsys.readouterr().out.splitlines()
-    said = ("work directory and data", "memory that the programs need", "data of grpo")
+    said = ("work directory and data", "data of grpo")
     assert {f"checking the {what}" for what in said} <= set(lines)
     assert "5 of 5 checks hold" in lines[-1] and not ends
     assert not (tmp_path / "runs").exists()
@@ -126,9 +127,8 @@ def test_every_recipe_reads_its_data(tmp_path, name, words):
     config = load_config(str(ROOT / "configs" / f"{name}.py"))
     recipe = find_recipe(config.recipe)
     settings = build(recipe.SETTINGS, config, "config")
-    mesh = one_device()
-    job = recipe.JOB(settings, mesh, Run(mesh, tmp_path, None))
-    assert words in driver.describe(job)
+    run, claim = Run(one_device(), tmp_path, None), Claim([], lambda: None)
+    assert words in driver.describe(recipe, settings, run, claim, tmp_path / "run")
 
 
 def ended(processes):

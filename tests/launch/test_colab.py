@@ -24,7 +24,7 @@ from deepseek_jax.recipes import train
 from launch import colab, doctor
 from tests.experiments import EXPERIMENTS
 from tests.recipes.small import small_config
-from tests.recipes.test_in_process import counting  # noqa: F401
+from tests.recipes.test_in_process import counting, taken  # noqa: F401
 from tests.rollout.test_tpu_decode import compile_apart
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +68,7 @@ def check_what_it_shows(cells):
     (note,) = re.findall(r"No TPU is here: .*", text_of(cells["find-devices"]))
     assert "v5e-1 TPU" in note
     assert re.search(r"^(\d+) of \1 checks hold$", text_of(cells["check-machine"]), re.M)
-    assert "complete; report.html, params, metrics" in text_of(cells["train-grpo-small"])
+    assert "complete; report.html, metrics" in text_of(cells["train-grpo-small"])
     assert "pretrain: resuming at step" in text_of(cells["train-grpo-small"])
     for name in ("draw-grpo-small", "draw-grpo-steps"):
         (output,) = cells[name].outputs
@@ -78,10 +78,7 @@ def check_what_it_shows(cells):
     resumed = text_of(cells["resume"])
     assert re.search(r"grpo_small: complete\n", resumed)
     assert "grpo_smollm2: not complete; saved: grpo step 2\n" in resumed
-    assert (
-        "resuming at step 2 of 4" in resumed
-        and "complete; report.html, adapter, metrics" in resumed
-    )
+    assert "resuming at step 2 of 4" in resumed and "complete; report.html, metrics" in resumed
     plan = text_of(cells["compile-v3-block"])
     assert "1024 x TPU v5" in plan and re.search(r"fits .*of 95.00 GiB", plan)
     assert re.search(r"tokens a second .* likely, .* at most", plan)
@@ -238,7 +235,23 @@ def test_a_run_that_was_cut_off_is_reported_and_resumed_by_its_folder(counting, 
     lines = [f"{work}/one: not complete; saved: grpo step 2", f"{work}/two: complete"]
     assert capsys.readouterr().out.splitlines() == lines
     colab.resume(work)
-    assert colab.report(work) == [] and (work / "one" / "grpo" / "5").is_dir()
+    assert colab.report(work) == [] and taken(work / "one") == list("12345")
+
+
+def test_a_report_runs_no_code_that_a_folder_names(tmp_path, monkeypatch, capsys):
+    """Oracle: a file that the run's config names would leave a mark, and raise."""
+    monkeypatch.chdir(tmp_path)
+    Path("evil.py").write_text("open('mark', 'w')\nraise RuntimeError\n")
+    config = small_config().to_dict()
+    config |= {"rewards": {"evil.py:f": 1.0}, "accuracy": "evil.py:f", "code": {"evil.py": "0"}}
+    config["data"]["task"] = "evil.py:make"
+    (tmp_path / "work" / "run").mkdir(parents=True)
+    (tmp_path / "work" / "run" / "config.json").write_text(json.dumps(config))
+    assert colab.report("work") == [tmp_path / "work" / "run"]
+    assert "run: not complete; saved: nothing yet\n" in capsys.readouterr().out
+    colab.resume("work")
+    assert "names the code evil.py:make, evil.py:f" in capsys.readouterr().out
+    assert not Path("mark").exists()
 
 
 def test_a_machine_that_fails_a_check_stops_the_notebook(tmp_path, monkeypatch, capsys):

@@ -26,7 +26,7 @@ def get_config():
 RECIPE = """
 import dataclasses
 
-from deepseek_jax.recipes.job import Job
+from deepseek_jax.recipes.page import run_page
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
@@ -53,10 +53,14 @@ class Fields:
 
 SETTINGS = Fields
 
-class FieldsJob(Job):
-    stages = ()
+def stages(s):
+    return []
 
-JOB = FieldsJob
+def page(results):
+    return run_page(results, "Fields")
+
+def report(results):
+    pass
 """
 AS_IT_STANDS = dict(
     recipe="fields",

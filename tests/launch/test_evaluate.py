@@ -30,14 +30,16 @@ def test_a_checkpoint_is_measured_told_again_and_compared(checkpoint, tmp_path):
     command += ["--max_completion_length=4", "--slots=8", "--mesh=fsdp=2"]
     status, out, err = launched(tmp_path, *command)
     assert status == 0, err
-    (path,) = tmp_path.glob("runs/evaluate_*/results.json")
+    (path,) = tmp_path.glob("runs/evaluate_*/results/scores.json")
     problems = json.loads(path.read_text())["problems"]
     assert [len(problem["completions"]) for problem in problems] == [2] * 4
     assert "pass@1" in out and "cons@2" in out and "0.0% to 49.0%" in out
     before = path.read_bytes()
-    status, out, err = launched(tmp_path, *command, f"--against={path}")
-    assert status == 0, err
-    assert out.count("no difference shown") == 3 and path.read_bytes() == before
+    # The run's folder stands for its file
+    for other in (path, path.parents[1]):
+        status, out, err = launched(tmp_path, *command, f"--against={other}")
+        assert status == 0, err
+        assert out.count("no difference shown") == 3 and path.read_bytes() == before
 
 
 def test_a_mistake_is_one_message_exit_status_two_and_leaves_nothing(tmp_path):

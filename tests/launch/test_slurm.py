@@ -134,7 +134,7 @@ def test_a_preempted_run_is_queued_again_and_ends_as_if_undisturbed(folder, slur
     for name in NAMES:
         ours, theirs = folder / "disturbed" / name, folder / "undisturbed" / name
         assert records(ours) == records(theirs) and records(ours)[-1]["step"] == 299
-        ours, theirs = load_orbax(ours / "params"), load_orbax(theirs / "params")
+        ours, theirs = (load_orbax(run / "only" / "params") for run in (ours, theirs))
         for a, b in zip(leaves(ours), leaves(theirs), strict=True):
             np.testing.assert_array_equal(a, b)
 
@@ -200,7 +200,7 @@ def test_a_single_run_is_queued_again_and_resumes(folder, slurm):
         assert time.monotonic() < until, log.read_text()
         time.sleep(0.2)
     subprocess.run(["scancel", "--signal=TERM", f"{job}.0"], env=slurm, check=True)
-    while not (workdir / "drafts.json").exists() or job in jobs(slurm):
+    while not (workdir / "drafts" / "scores.json").exists() or job in jobs(slurm):
         assert time.monotonic() < until, log.read_text()
         time.sleep(0.5)
     text = log.read_text()

@@ -68,7 +68,7 @@ def folder(tmp_path):
     """A directory to start from, with a config, a recipe, a sweep and ways to launch."""
     (tmp_path / "plugins").mkdir()
     # A dry run reads the data on no mesh
-    recipe = RECIPE.replace("{dict(self.mesh.shape)['data']}", "anyone")
+    recipe = RECIPE.replace("{dict(context.mesh.shape)['data']}", "anyone")
     (tmp_path / "plugins" / "polling.py").write_text(recipe + REPORT)
     for name, text in {
         "tiny.py": CONFIG,
@@ -116,8 +116,8 @@ def test_runs_are_made_once_a_failed_one_is_named_and_the_others_are_reported(fo
 
 @pytest.mark.slow
 def test_three_learning_rates_have_the_three_losses_that_their_runs_measured(tmp_path):
-    """Oracle: each run's own after.json, with its interval. The last logged evaluation is of the base, and is
-    the same number three times.
+    """Oracle: each run's own after/scores.json, with its interval. The last logged evaluation is of the base,
+    and is the same number three times.
     """
     (tmp_path / "sft.py").write_text(SFT)
     (tmp_path / "rates.py").write_text(RATES)
@@ -136,7 +136,7 @@ def test_three_learning_rates_have_the_three_losses_that_their_runs_measured(tmp
     assert done.returncode == 0, done.stderr
     rows = (tmp_path / "out" / "sweep.txt").read_text().splitlines()[2:5]
     folders = [tmp_path / "out" / f"optimizer.learning_rate={r}" for r in (0.0001, 0.001, 0.01)]
-    found = [json.loads((f / "after.json").read_text())["loss"]["loss"] for f in folders]
+    found = [json.loads((f / "after" / "scores.json").read_text())["loss"]["loss"] for f in folders]
     for row, (mean, low, high) in zip(rows, found, strict=True):
         assert f"1 complete {mean:.4g} {low:.4g} to {high:.4g} {mean:.4g}" in " ".join(row.split())
     assert len({mean for mean, _, _ in found}) == 3 and "held out loss" in done.stdout

@@ -36,8 +36,9 @@ import dataclasses, time
 import jax, numpy as np
 from absl import logging
 from deepseek_jax.errors import BrokenTerm
-from deepseek_jax.recipes.job import WorkdirJob
-from deepseek_jax.settings import build
+from deepseek_jax.recipes.page import run_page
+from deepseek_jax.recipes.stage import Source, Stage
+from deepseek_jax.settings import build, unhashed
 
 @dataclasses.dataclass(frozen=True)
 class Nothing:
@@ -48,23 +49,28 @@ class Polling:
     recipe: str
     seed: int
     steps: int
-    wait: bool
-    bad: str
-    mesh: dict
-    xla_flags: str
+    wait: bool = unhashed()
+    bad: str = unhashed()
+    mesh: dict = unhashed()
+    xla_flags: str = unhashed()
 
 SETTINGS = Polling
 
-class Job(WorkdirJob):
-    stages = ()
+@dataclasses.dataclass(frozen=True, eq=False)
+class NoData(Source):
+    settings: Polling
 
-    def describe_data(self):
+    def describe(self, context):
         if self.settings.bad == "data" and jax.process_index() == 1:
             time.sleep(60)
-        return f"no data for {dict(self.mesh.shape)['data']}"
+        return f"no data for {dict(context.mesh.shape)['data']}"
 
-    def finish(self):
-        settings, run = self.settings, self.run
+@dataclasses.dataclass(frozen=True, eq=False)
+class Counts(Stage):
+    data: Source
+
+    def run(self, context):
+        settings, run = self.settings, context.run
         if settings.bad == "settings":
             build(Nothing, {"lr": 1}, "config.rl")
         if settings.bad == "library":
@@ -76,35 +82,45 @@ class Job(WorkdirJob):
         while step < settings.steps or settings.wait:
             step += 1
             if run.should_stop():
-                (run.folder / "saved").write_text(str(step))
+                (context.folder / "saved").write_text(str(step))
                 raise SystemExit(75)
             time.sleep(0.01)
             if step == 3:
                 print("under way", flush=True)
-        (run.folder / f"done{jax.process_index()}").write_text(f"{step} {dict(run.mesh.shape)}")
+        done = context.folder / f"done{jax.process_index()}"
+        done.write_text(f"{step} {dict(run.mesh.shape)}")
+        (context.own / "steps").write_text(str(step))
         print(run.watchdog)
 
-JOB = Job
+def stages(s):
+    return [Counts("counted", s, NoData(s))]
+
+def page(results):
+    return run_page(results, "Polling")
+
+def report(results):
+    pass
 '''
 WORKERS = '''
 """Asks a worker process of math-verify what it has imported."""
 import sys
-from deepseek_jax.recipes.job import WorkdirJob
-from deepseek_jax.recipes.polling import SETTINGS
+from deepseek_jax.recipes.polling import Polling, page, report
+from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.rewards.math_verify import MathVerifier
 
-class Job(WorkdirJob):
-    stages = ()
+SETTINGS = Polling
 
-    def finish(self):
+class Asks(Stage):
+    def run(self, context):
         with MathVerifier(num_workers=1) as verifier:
             assert verifier.score(["1"], [r"$\\sqrt{2}$"]) == [0.0]  # starts the worker
             modules = verifier._pool.submit(eval, "list(__import__('sys').modules)").result()
         main = sys.modules["__main__"].__file__
-        (self.run.folder / "modules").write_text("\\n".join(modules))
-        (self.run.folder / "main").write_text(main)
+        (context.folder / "modules").write_text("\\n".join(modules))
+        (context.folder / "main").write_text(main)
 
-JOB = Job
+def stages(s):
+    return [Asks("asked", s)]
 '''
 LAUNCH = f"""
 import runpy, sys
@@ -188,13 +204,41 @@ def test_what_libraries_tell_is_shown_only_when_asked_for(folder):
 
 
 def test_another_config_in_a_work_directory_is_one_message_and_nothing_is_touched(folder):
-    """Oracle: exit status 2, the difference by hand, no traceback, the directory's bytes."""
+    """Oracle: exit status 2, the stage and the difference by hand, no traceback, the directory's bytes; of a
+    check too.
+    """
     workdir = folder / "w"
+    other = "--config=tiny.py", "--config.seed=5", f"--workdir={workdir}"
     assert launched(folder, "--config=tiny.py", f"--workdir={workdir}")[0] == 0
     before = contents(workdir)
-    status, _, err = launched(folder, "--config=tiny.py", "--config.seed=5", f"--workdir={workdir}")
-    assert status == 2 and "config.seed: 0 -> 5" in err and "Traceback" not in err
-    assert contents(workdir) == before
+    for more in ((), ("--check",)):
+        status, _, err = launched(folder, *other, *more)
+        assert status == 2 and "Traceback" not in err
+        assert f"{workdir} has stages that are of other inputs, and is left as it is" in err
+        assert "counted (complete): settings" in err and "config.seed: 0 -> 5" in err
+        assert contents(workdir) == before
+
+
+def test_what_has_changed_is_run_anew_where_that_is_asked_for(folder):
+    """Oracle: by hand: the steps that the recipe counted, and the field in the mark."""
+    more = "--config=tiny.py:steps=4", f"--workdir={folder / 'w'}", "--redo"
+    assert launched(folder, "--config=tiny.py", f"--workdir={folder / 'w'}")[0] == 0
+    assert launched(folder, *more, "--check")[0] == 0
+    assert (folder / "w" / "done0").read_text().startswith("3 ")
+    status, out, err = launched(folder, *more)
+    assert status == 0 and "stage counted: settings changed, so it is run anew" in out, err
+    assert (folder / "w" / "done0").read_text().startswith("4 ")
+    assert json.loads((folder / "w" / MARKER).read_text())["steps"] == 4
+
+
+def test_a_complete_run_on_another_mesh_is_still_complete(folder):
+    """Oracle: the recipe's own file, which it would write again, and the mesh in the mark."""
+    assert launched(folder, "--config=tiny.py")[0] == 0
+    workdir = folder / "runs" / "tiny"
+    (workdir / "done0").write_text("left as it is")
+    assert launched(folder, "--config=tiny.py", "--config.mesh={'expert': 2}")[0] == 0
+    assert (workdir / "done0").read_text() == "left as it is"
+    assert json.loads((workdir / MARKER).read_text())["mesh"] == {"expert": 2}
 
 
 MISTAKES = [
@@ -252,7 +296,7 @@ def test_a_misspelt_field_is_named_though_the_work_directory_has_another_config(
     before = contents(folder / "runs")
     status, _, err = launched(folder, "--config=tiny.py", "--config.step=5")
     assert status == 2 and "config.step is not a field; did you mean steps?" in err
-    assert "another config" not in err and contents(folder / "runs") == before
+    assert "other inputs" not in err and contents(folder / "runs") == before
 
 
 def test_an_error_out_of_a_library_keeps_its_traceback(folder):
@@ -313,6 +357,9 @@ def test_a_bucket_that_cannot_be_written_is_one_message(folder, bucket, monkeypa
     assert "storage.objects.create" in err and "Traceback" not in err and not bucket.objects
 
 
+LEFT = {f"run/{name}" for name in ("config.json", "run.json", "counted/stage.json", "saved")}
+
+
 @pytest.mark.slow
 def test_a_run_in_a_bucket_is_stopped_and_resumed_there(folder, bucket):
     """Oracle: as in a folder: status 75 and the recipe's own file, twice; no owner at the end."""
@@ -325,12 +372,12 @@ def test_a_run_in_a_bucket_is_stopped_and_resumed_there(folder, bucket):
     assert status == 2 and f"another process is at work in {place}" in err
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    assert process.returncode == 75 and {*bucket.objects} == {"run/config.json", "run/saved"}
+    assert process.returncode == 75 and {*bucket.objects} == LEFT
     again = start(folder, *args, "--config.wait=True")
     assert any("under way" in line for line in again.stdout)
     again.send_signal(signal.SIGTERM)
     again.communicate(timeout=60)
-    assert again.returncode == 75 and {*bucket.objects} == {"run/config.json", "run/saved"}
+    assert again.returncode == 75 and {*bucket.objects} == LEFT
 
 
 @pytest.mark.slow

@@ -95,7 +95,7 @@ def test_a_run_says_what_it_waits_for(tmp_path):
         "compiling the update of grpo",
         "grpo step 0 of 2  reward ",
         "grpo step 1 of 2  reward ",
-        "complete; report.html, params",
+        "complete; report.html, metrics",
     ]
     assert in_order(lines, wanted), "\n".join(lines)
     assert not [line for line in lines if "ownload" in line]

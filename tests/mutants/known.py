@@ -147,7 +147,8 @@ ROWS = (
     Known(
         "rewards whose advantages would overflow are refused",
         "reinforce/degenerate.py",
-        "if largest > LARGEST_REWARD:",
+        "large = values[np.abs(values) > LARGEST_REWARD]",
+        "large = values[:0]",
     ),
     Known(
         "steps without anything to learn are said and then end the run",
@@ -473,7 +474,7 @@ HISTORY = (
     Known(
         "sampler_logprobs are of temperature 1",
         "rollout/sampling.py",
-        "logprobs_b = jnp.take_along_axis(logprobs_bv, tokens_b[:, None])[:, 0]",
+        "logprobs_b = jnp.take_along_axis(logprobs_bv, tokens_b[:, None], axis=-1)[:, 0]",
         "logprobs_b = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens_b[:, None], axis=-1)[:, 0]",
         ("tests/rollout/test_sampling.py",),
     ),
@@ -595,8 +596,8 @@ HISTORY = (
     Known(
         "a generation does not know the length of runs that decontaminate",
         "recipes/generate/run.py",
-        "return Evaluation(*self.measured_on, self.settings.keep.ngram)",
-        "return Evaluation(*self.measured_on)",
+        "Evaluation(*self.texts, self.settings.keep.ngram)",
+        "Evaluation(*self.texts)",
         ("tests/recipes/generate/test_run.py",),
     ),
 )

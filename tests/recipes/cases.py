@@ -16,21 +16,23 @@ from tests.recipes.sft import test_run as of_sft
 from tests.recipes.small import longer_is_better
 from tests.tiny import save_tiny_model
 
+SCORES = ("before/scores.json", "after/scores.json")
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A recipe at toy size. config(folder) -> its ConfigDict; folder: of what all its runs read.
 
-    stop: of the first turn's calls of should_stop, the one that asks. leaves: of the work directory,
-    parameters. says: JSON files and lines, by patterns. replace(patch): replaces rules that such a small
-    model never meets.
+    stop: of the first turn's calls of should_stop, the one that asks. leaves: the stages whose policies it
+    leaves, or what rewards some. says: JSON files and lines, by patterns. replace(patch): replaces rules that
+    such a small model never meets.
     """
 
     recipe: str
     config: Callable
+    leaves: tuple[str, ...]
     stop: int = 3
-    leaves: tuple[str, ...] = ("params",)
-    says: tuple[str, ...] = ("before.json", "after.json")
+    says: tuple[str, ...] = SCORES
     replace: Callable = lambda patch: None
 
 
@@ -172,55 +174,54 @@ def r1(folder):
     return with_one_layer(config)
 
 
-STAGES = tuple(f"{name}/params" for name in (*of_r1.MEASURED, *of_r1.LATER))
+TRAINED = ("pretrain", "grpo")
 CASES = {
-    "pretrain": Case("pretrain", pretrain, stop=1, says=("stage_1_*.json",)),
-    "pretrain in stages": Case("pretrain", pretrain_in_stages, says=("stage*.json", "drafts.json")),
+    "pretrain": Case("pretrain", pretrain, ("stage_1",), stop=1, says=("stage_1_*/scores.json",)),
+    "pretrain in stages": Case(
+        "pretrain",
+        pretrain_in_stages,
+        ("stage_1", "stage_2_long"),
+        says=("stage*/scores.json", "drafts/scores.json"),
+    ),
     "grpo": Case(
-        "grpo",
-        grpo,
-        says=("before.json", "after.json", "completions.jsonl"),
-        replace=longer_is_better,
+        "grpo", grpo, TRAINED, says=(*SCORES, "completions.jsonl"), replace=longer_is_better
     ),
-    "grpo of experts": Case("grpo", grpo_of_experts, replace=longer_is_better),
-    "grpo with workers": Case("grpo", grpo_with_workers, replace=longer_is_better),
-    "grpo in games": Case(
-        "grpo", grpo_in_games, says=("before.json", "after.json", "completions.jsonl")
+    "grpo of experts": Case("grpo", grpo_of_experts, TRAINED, replace=longer_is_better),
+    "grpo with workers": Case("grpo", grpo_with_workers, TRAINED, replace=longer_is_better),
+    "grpo in games": Case("grpo", grpo_in_games, TRAINED, says=(*SCORES, "completions.jsonl")),
+    "grpo with an adapter": Case("grpo", grpo_with_an_adapter, TRAINED, replace=longer_is_better),
+    "sft": Case("sft", sft, ("pretrain", "sft")),
+    "sft with an adapter": Case("sft", sft_with_an_adapter, ("pretrain", "sft")),
+    "reward_model": Case(
+        "reward_model",
+        reward_model,
+        ("pretrain", "reward_model"),
+        says=("reward_model/before.json", "reward_model/after.json"),
     ),
-    "grpo with an adapter": Case(
-        "grpo", grpo_with_an_adapter, leaves=("base", "adapter"), replace=longer_is_better
+    "judge": Case(
+        "judge", judge, ("pretrain", "judge"), says=("judge/before.json", "judge/after.json")
     ),
-    "sft": Case("sft", sft),
-    "sft with an adapter": Case("sft", sft_with_an_adapter, leaves=("base", "adapter")),
-    "reward_model": Case("reward_model", reward_model),
-    "judge": Case("judge", judge),
-    "evaluate": Case("evaluate", evaluate, 1, (), ("results.json",)),
+    "evaluate": Case("evaluate", evaluate, (), stop=1, says=("results/scores.json",)),
     "generate": Case(
         "generate",
         generate,
+        ("base",),
         stop=5,
-        leaves=("base/params",),
         says=("samples/*.jsonl", "report.json", "dataset/fates.json"),
     ),
-    "distill": Case(
-        "distill",
-        distill,
-        stop=2,
-        leaves=("students/qwen/params",),
-        says=("*/*/stage.json",),
-    ),
+    "distill": Case("distill", distill, ("students/qwen",), stop=2, says=("*/*/stage.json",)),
     "distill from a cache": Case(
         "distill",
         distill_from_a_cache,
+        ("students/qwen",),
         stop=2,
-        leaves=("students/qwen/params",),
         says=("*/*/stage.json", "students/qwen/targets/*/*/*/features.json"),
     ),
     "r1": Case(
         "r1",
         r1,
+        (*of_r1.MEASURED, *of_r1.LATER),
         stop=5,
-        leaves=STAGES,
         says=("measured/*/scores.json", "*/accepted.jsonl", "*/before.json", "*/after.json"),
         replace=of_r1.make_rules_easy,
     ),

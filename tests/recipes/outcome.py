@@ -8,6 +8,7 @@ from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file
 
 from deepseek_jax.checkpoint import load_orbax
+from deepseek_jax.checkpoint.left import left_in_run
 from deepseek_jax.checkpoint.reward_params import load_reward_model
 from deepseek_jax.training.boards import OTHER, group_of
 from deepseek_jax.training.metrics import read_phases
@@ -20,6 +21,17 @@ FAR = 1e-3
 # Folders whose files have names of their own in every run: of TensorBoard, and within Orbax' checkpoints
 UNIQUE = {"tensorboard", "d"}
 ADAPTER = "adapter_model.safetensors"
+
+
+def assert_names(error, words):
+    """A message has these words, and no more than one path in the config before them."""
+    message = str(error.value)
+    assert words in message and "config.config" not in message
+
+
+def scores_in(workdir, stage):
+    """What a stage that measures has found."""
+    return json.loads((workdir / stage / "scores.json").read_text())
 
 
 def assert_equal(workdir, other):
@@ -93,8 +105,9 @@ def assert_near(case, ours, theirs):
         assert paths, pattern
         for path in paths:
             assert_close(_read(ours / path), _read(theirs / path), str(path))
-    for leaf in case.leaves:
-        jax.tree.map(_assert_close_arrays, _params(ours / leaf), _params(theirs / leaf))
+    for stage in case.leaves:
+        params = (_params(left_in_run(each / stage)) for each in (ours, theirs))
+        jax.tree.map(_assert_close_arrays, *params)
 
 
 def _timeless(record):

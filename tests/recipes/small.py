@@ -47,12 +47,12 @@ def one_device():
     return make_mesh(data=1, devices=jax.devices()[:1])
 
 
-def run_recipe(recipe, config, workdir, should_stop=lambda: False, mesh=None):
+def run_recipe(recipe, config, workdir, should_stop=lambda: False, mesh=None, redo=False):
     """Run a recipe's module as launch does, on one device or on a mesh."""
     mesh = mesh or one_device()
     settings = build(recipe.SETTINGS, config, "config")
     with one_reader(), jax.set_mesh(mesh):
-        driver.run(recipe.JOB(settings, mesh, make_run(workdir, should_stop, mesh)))
+        driver.run(recipe, settings, make_run(workdir, should_stop, mesh), redo=redo)
 
 
 def make_run(workdir, should_stop=lambda: False, mesh=None, phase=""):

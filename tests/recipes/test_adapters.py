@@ -2,7 +2,6 @@
 changes nothing.
 """
 
-import json
 import shutil
 
 import jax
@@ -11,6 +10,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from deepseek_jax.checkpoint import load_adapter, load_orbax
+from deepseek_jax.models import build_model, random_params
 from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.recipes.distill import run as distill
 from deepseek_jax.recipes.grpo import run as grpo
@@ -18,13 +18,14 @@ from deepseek_jax.recipes.reward_model import run as reward_model
 from deepseek_jax.recipes.sft import run as sft
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.settings import ModelRewardSettings
+from deepseek_jax.rollout import load_policy
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
-from deepseek_jax.worlds.bilingual.builders import bilingual_examples
+from deepseek_jax.worlds.bilingual.examples import bilingual_examples
 from tests.recipes.distill import test_run as of_distill
 from tests.recipes.distill.test_run import files  # noqa: F401
 from tests.recipes.grpo.test_run import assert_same_outcome
-from tests.recipes.outcome import assert_equal
+from tests.recipes.outcome import assert_equal, scores_in
 from tests.recipes.reward_model import test_run as of_reward_model
 from tests.recipes.sft import test_run as of_sft
 from tests.recipes.small import LEARNS, longer_is_better, one_device, run_recipe, small_config
@@ -50,10 +51,10 @@ def finished(toys):
     return toys.run(small_config(**KL), longer_is_better)
 
 
-def left_beside_its_base(workdir):
-    """(ModelConfig, base, Adapted) of what a run leaves."""
-    config, base = load_orbax(workdir / "base", mesh=one_device())
-    return config, base, load_adapter(workdir / "adapter", config, base, one_device())
+def left_beside_its_base(workdir, stage):
+    """(ModelConfig, base, Adapted) of what a stage leaves."""
+    config, base = load_orbax(workdir / "pretrain/params", mesh=one_device())
+    return config, base, load_adapter(workdir / stage / "adapter", config, base, one_device())
 
 
 @pytest.mark.slow
@@ -61,11 +62,11 @@ def test_grpo_trains_the_adapter_alone_and_saves_it_alone(finished):
     """Oracle: the pre-trained base, to the bit; and Orbax' last checkpoint, which holds the adapter and its
     moments, with the numbers of the folder that is left.
     """
-    _, base, adapted = left_beside_its_base(finished)
-    pretrained = ocp.load_checkpointables(finished / "pretrain" / "5")["state"]["params"]
+    _, base, adapted = left_beside_its_base(finished, "grpo")
+    pretrained = ocp.load_checkpointables(finished / "pretrain/checkpoints/5")["state"]["params"]
     jax.tree.map(np.testing.assert_array_equal, base, pretrained)
-    assert not (finished / "params").exists()
-    state = ocp.load_checkpointables(finished / "grpo" / "2")["state"]
+    assert not (finished / "grpo/params").exists()
+    state = ocp.load_checkpointables(finished / "grpo/checkpoints/2")["state"]
     assert state["frozen"] is None
     jax.tree.map(np.testing.assert_array_equal, state["params"], adapted.adapter)
     assert all(pair["lora_b"].any() for pair in adapted.adapter["moe_layers"].values())
@@ -93,10 +94,8 @@ def test_a_stopped_run_ends_like_one_that_was_not(finished, tmp_path):
         run_grpo(tmp_path, after_the_first_step)
     run_grpo(tmp_path)
     assert_same_outcome(tmp_path, finished)
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
-        ours, theirs = (folder / "adapter" / name for folder in (tmp_path, finished))
-        if name.endswith("safetensors"):
-            assert ours.read_bytes() == theirs.read_bytes()
+    name = "grpo/adapter/adapter_model.safetensors"
+    assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
     run_grpo(tmp_path)
 
 
@@ -105,13 +104,10 @@ def test_fine_tuning_lowers_the_loss_by_an_adapter(tmp_path):
     """Oracle: the held-out loss before and after."""
     fields = dict(adapter=LATENT, num_steps=8, optimizer=FAST)
     run_recipe(sft, of_sft.small_config(**fields), tmp_path)
-    before, after = (
-        json.loads((tmp_path / f"{when}.json").read_text())["loss"]["loss"][0]
-        for when in ("before", "after")
-    )
+    before, after = (scores_in(tmp_path, when)["loss"]["loss"][0] for when in ("before", "after"))
     assert after < before - 0.1
-    _, base, adapted = left_beside_its_base(tmp_path)
-    assert isinstance(adapted, Adapted) and not (tmp_path / "params").exists()
+    _, _, adapted = left_beside_its_base(tmp_path, "sft")
+    assert isinstance(adapted, Adapted) and not (tmp_path / "sft/params").exists()
 
 
 @pytest.mark.slow
@@ -120,12 +116,11 @@ def test_a_base_in_int8_learns_too(finished, tmp_path):
     log-probabilities are the trainer's; the adapter that is left belongs to the base.
     """
     shutil.copytree(finished / "pretrain", tmp_path / "pretrain")
-    shutil.copytree(finished / "data", tmp_path / "data")
     run_grpo(tmp_path, adapter=LATENT | dict(quantize="int8"))
     first, second = read_metrics(tmp_path / "metrics.jsonl", "grpo")
     assert abs(first["kl"]) < 1e-9 and second["kl"] > 1e-4
     assert all(line["sampler_gap_mean"] < 1e-5 for line in (first, second))
-    _, _, adapted = left_beside_its_base(tmp_path)
+    _, _, adapted = left_beside_its_base(tmp_path, "grpo")
     assert all(pair["lora_b"].any() for pair in adapted.adapter["moe_layers"].values())
 
 
@@ -136,11 +131,12 @@ def test_a_reward_model_is_an_adapter_and_a_head(tmp_path):
     """
     config = of_reward_model.small_config(adapter=LATENT, optimizer=FAST, num_steps=6)
     run_recipe(reward_model, config, tmp_path)
-    assert not (tmp_path / "params" / "decoder").exists()
-    liked = {"liked": ModelRewardSettings(str(tmp_path / "params"), batch_size=8)}
+    left = tmp_path / "reward_model/params"
+    assert not (left / "decoder").exists()
+    liked = {"liked": ModelRewardSettings(str(left), batch_size=8)}
     model = load_model_rewards(liked, one_device())["liked"]
     sizes = dict(num_train=32, num_held_out=12, seed=0)
-    held_out = bilingual_examples("preferences", tmp_path / "data", **sizes).held_out
+    held_out = bilingual_examples("preferences", **sizes).held_out
     chosen, rejected = (
         model.score(held_out, [record[name] for record in held_out])
         for name in ("chosen", "rejected")
@@ -159,7 +155,7 @@ def test_a_stopped_reward_model_ends_like_one_that_was_not(tmp_path):
     stops = iter([False, False, False, True])
     with pytest.raises(SystemExit):
         run_recipe(reward_model, config, stopped, lambda: next(stops))
-    assert (stopped / "reward_model").exists()
+    assert (stopped / "reward_model/checkpoints").exists()
     run_recipe(reward_model, config, stopped)
     assert_equal(stopped, whole)
 
@@ -172,12 +168,14 @@ def test_a_student_is_an_adapter_of_its_start(files, tmp_path):  # noqa: F811
     config = of_distill.small_config(files)
     config.students.qwen.adapter = dict(rank=2, alpha=4.0, quantize="int8")
     of_distill.run(tmp_path, config)
-    student, start = tmp_path / "students" / "qwen", tmp_path / "starts" / "qwen" / "params"
-    model, base = load_orbax(start, mesh=one_device())
-    adapted = load_adapter(student / "adapter", model, base, one_device())
-    assert not (student / "params").exists()
+    student = load_policy(tmp_path / "students" / "qwen")
+    adapted, start = student.params, build_model(config.starts.qwen.model)
+    jax.tree.map(
+        np.testing.assert_array_equal, adapted.base, random_params(start, one_device(), config.seed)
+    )
+    assert not (tmp_path / "students" / "qwen" / "params").exists()
     assert all(pair["lora_b"].any() for pair in adapted.adapter["dense_layers"].values())
-    lines = read_metrics(tmp_path / "metrics.jsonl", "qwen")
+    lines = read_metrics(tmp_path / "metrics.jsonl", "students/qwen")
     assert lines[0]["hidden"] > 0 and lines[-2]["loss"] < lines[0]["loss"]
     # The stage is complete: nothing is trained again
     of_distill.run(tmp_path, config)

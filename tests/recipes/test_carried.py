@@ -1,5 +1,6 @@
 """What runs leave is used by its path alone: loaded, measured, converted, trained further."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -10,6 +11,7 @@ import deepseek_jax as ds
 from deepseek_jax.checkpoint import adapter, orbax_params
 from deepseek_jax.checkpoint.folder import is_whole
 from deepseek_jax.data.carried import carried_template
+from deepseek_jax.recipes.began import find_start
 from deepseek_jax.recipes.generate import run as generate
 from deepseek_jax.recipes.grpo import run as grpo
 from deepseek_jax.recipes.sft import run as sft
@@ -20,6 +22,7 @@ from launch import colab
 from tests.in_process import launched
 from tests.quick import others_slow
 from tests.recipes import cases
+from tests.recipes.outcome import scores_in
 from tests.recipes.sft import test_run as of_sft
 from tests.recipes.small import LEARNS, longer_is_better, one_device, run_recipe, small_config
 from tests.recipes.test_adapters import KL, LATENT
@@ -31,10 +34,10 @@ RUNS = {
     "sft with an adapter": lambda toys: toys.run(of_sft.small_config(adapter=LATENT)),
     "grpo with an adapter": lambda toys: toys.run(small_config(**KL), longer_is_better),
 }
-# What a run leaves -> its recipe and config
+# What a run leaves -> its recipe, its name above and its config
 RECIPES = {
-    "params": (sft, of_sft.small_config()),
-    "adapter": (grpo, small_config(**KL)),
+    "params": (sft, "sft", of_sft.small_config()),
+    "adapter": (grpo, "grpo with an adapter", small_config(**KL)),
 }
 OPTIONS = ds.AnswerOptions(max_completion_length=12, temperature=0.0, slots=2)
 
@@ -50,7 +53,7 @@ def runs(toys):
 
     def run(name):
         folder = RUNS[name](toys)
-        after = json.loads((folder / "after.json").read_text())
+        after = scores_in(folder, "after")
         samples = after.get("answers", after)["greedy"]["samples"][:2]
         return folder, {sample["prompt"]: sample["completion"] for sample in samples}
 
@@ -63,8 +66,8 @@ def test_its_folder_alone_answers_as_the_run_did(runs, name):
     wins.
     """
     folder, held = runs(name)
-    left = folder / ("adapter" if "adapter" in name else "params")
-    for path in (folder, left):
+    stage = folder / name.split()[0]
+    for path in (folder, stage, stage / ("adapter" if "adapter" in name else "params")):
         loaded = ds.load_policy(path)
         assert texts(loaded, held) == list(held.values())
         assert loaded.template == SUMS.template
@@ -88,7 +91,8 @@ def test_opening_what_a_run_left_runs_no_code_that_its_config_names(
     (tmp_path / "evil.py").write_text(
         f"open({str(tmp_path / 'mark')!r}, 'w')\ndef f(*_): return 1.0\n"
     )
-    block = {"recipe": "sft", "rewards": {"evil.py:f": 1.0}, "accuracy": "evil.py:f"}
+    block = json.loads((folder / "config.json").read_text())
+    block |= {"rewards": {"evil.py:f": 1.0}, "accuracy": "evil.py:f"}
     block |= {"data": {"task": "evil.py:f"}, "code": {"evil.py": "0123456789abcdef"}}
     (folder / "config.json").write_text(json.dumps(block))
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
@@ -98,8 +102,7 @@ def test_opening_what_a_run_left_runs_no_code_that_its_config_names(
         "evaluate", f"--checkpoint={folder}", "--data=arithmetic", "--check", "--num_problems=2"
     )
     assert end.status == 0, end.err
-    for left in ("params", "adapter"):
-        shutil.rmtree(folder / left, ignore_errors=True)
+    shutil.rmtree(folder / "after")
     colab.resume(tmp_path / "work")
     assert (
         "names the code evil.py:f: resume it by ds.train(config, folder)" in capsys.readouterr().out
@@ -122,7 +125,7 @@ def test_its_folder_alone_is_measured_and_converted(runs, name, tmp_path, monkey
         "--workdir=measured",
     )
     assert end.status == 0, end.err
-    problems = json.loads((tmp_path / "measured/results.json").read_text())["problems"]
+    problems = scores_in(tmp_path / "measured", "results")["problems"]
     answers = texts(ds.load_policy(folder), [problem["question"] for problem in problems])
     assert [problem["completions"] for problem in problems] == [[text] for text in answers]
     end = launched("convert", f"--from={folder}", "--to=hf")
@@ -144,10 +147,13 @@ def test_a_run_starts_from_what_another_left(runs, tmp_path):
     config.base, config.model, config.init_from = None, {}, str(folder)
     config.data.template = ds.load_policy(folder).template
     run_recipe(grpo, config, tmp_path / "second")
-    assert texts(job_of(grpo, config).policy, held) == list(held.values())
-    assert (tmp_path / "second/params/carried.json").is_file()
+    assert texts(given(grpo, config), held) == list(held.values())
+    assert (tmp_path / "second/grpo/params/carried.json").is_file()
+    assert find_start(tmp_path / "second/grpo").checkpoint == str(folder)
+    # It is not copied
+    assert [path.name for path in (tmp_path / "second/init_from").iterdir()] == ["stage.json"]
     config.init_from = str(runs("grpo with an adapter")[0])
-    with pytest.raises(ValueError, match="init_from: .*/adapter holds an adapter; .*convert"):
+    with pytest.raises(ValueError, match="init_from: .*/adapter holds an adapter, .*convert"):
         run_recipe(grpo, config, tmp_path / "third")
 
 
@@ -156,13 +162,16 @@ def test_a_teacher_is_a_run(runs, tmp_path):
     folder, held = runs("sft")
     config = cases.generate(tmp_path)
     config.base, config.model, config.init_from = None, {}, str(folder)
-    teacher = job_of(generate, config)._load()
-    teacher = dataclasses.replace(teacher, opening="", template=SUMS.template)
+    teacher = dataclasses.replace(given(generate, config), template=SUMS.template)
     assert texts(teacher, held) == list(held.values())
 
 
-def job_of(recipe, config):
-    return recipe.JOB(build(recipe.SETTINGS, config, "config"), one_device())
+def given(recipe, config):
+    """The Policy that the first stage of a config is given."""
+    first, *_ = recipe.stages(build(recipe.SETTINGS, config, "config"))
+    with contextlib.ExitStack() as opened:
+        policy = first.origin.policy(opened)
+        return policy.at(first.origin.load(one_device(), trained=False))
 
 
 @pytest.mark.parametrize("what", ["params", "adapter"])
@@ -170,11 +179,14 @@ def test_a_kill_before_the_tokenizer_leaves_nothing_that_counts(what, runs, tmp_
     """Oracle: by hand: no folder of that name, of a process that cleans nothing up; then the whole of it."""
     module = orbax_params if what == "params" else adapter
     real = module.write_files
-    recipe, config = RECIPES[what]
-    # All but what is saved at the end
-    folder, held = runs("sft" if what == "params" else "grpo with an adapter")
+    recipe, name, config = RECIPES[what]
+    folder, held = runs(name)
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    shutil.rmtree(tmp_path / what)
+    # All but what the stage saves at its end
+    stage = tmp_path / name.split()[0]
+    shutil.rmtree(stage / what)
+    record = json.loads((stage / "stage.json").read_text())
+    (stage / "stage.json").write_text(json.dumps(record | {"complete": False}))
 
     def killed(folder, files):
         if folder.name.startswith(f".{what}."):
@@ -185,10 +197,10 @@ def test_a_kill_before_the_tokenizer_leaves_nothing_that_counts(what, runs, tmp_
         patch.setattr(module, "write_files", killed)
         patch.setattr("deepseek_jax.checkpoint.folder.remove_folder", lambda folder: None)
         run_recipe(recipe, config, tmp_path)
-    assert not is_whole(tmp_path / what) and list(tmp_path.glob(f".{what}.partial-*"))
+    assert not is_whole(stage / what) and list(stage.glob(f".{what}.partial-*"))
     run_recipe(recipe, config, tmp_path)
     assert texts(ds.load_policy(tmp_path), held) == list(held.values())
-    assert carried_template(tmp_path / what) == SUMS.template
+    assert carried_template(stage / what) == SUMS.template
 
 
 @pytest.mark.parametrize("program", ["evaluate", "convert"])
@@ -196,7 +208,7 @@ def test_a_damaged_tokenizer_ends_a_program_with_one_message(runs, program, tmp_
     """Oracle: 7, in launch/README.md's table; the file's name; nothing is written."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(runs("sft")[0], tmp_path / "run")
-    flipped("run/params/tokenizer.json", 0.9)(tmp_path)
+    flipped("run/sft/params/tokenizer.json", 0.9)(tmp_path)
     given = dict(
         evaluate=["--checkpoint=run", "--data=arithmetic"], convert=["--from=run", "--to=hf"]
     )
@@ -204,7 +216,7 @@ def test_a_damaged_tokenizer_ends_a_program_with_one_message(runs, program, tmp_
     end = launched(program, *given[program])
     assert end.status == 7 and "Traceback" not in end.err
     assert end.err.count("error: ") == 1
-    assert "run/params is damaged: tokenizer.json is not what was saved" in end.err
+    assert "run/sft/params is damaged: tokenizer.json is not what was saved" in end.err
     assert not (tmp_path / "hf").exists() and not list(tmp_path.glob("measured/*.json"))
 
 
@@ -228,7 +240,7 @@ def test_a_run_that_was_moved_finds_its_base(runs, tmp_path):
     """Oracle: the answers of the policy that the run held. Of a copy whose old place is not there."""
     folder, held = runs("grpo with an adapter")
     shutil.copytree(folder, tmp_path / "moved")
-    config = tmp_path / "moved" / "adapter" / "adapter_config.json"
+    config = tmp_path / "moved/grpo/adapter/adapter_config.json"
     text = config.read_text()
     assert str(folder) in text
     config.write_text(text.replace(str(folder), str(tmp_path / "left")))

@@ -12,6 +12,7 @@ import pytest
 
 from configs.pretrain_small import get_config
 from deepseek_jax.recipes.pretrain import run as pretrain
+from tests.recipes.outcome import scores_in
 from tests.recipes.small import one_device, run_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +43,7 @@ def final_losses(workdir, seed, fp8):
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert len(records) == STEPS and all(r["nonfinite"] == 0 for r in records)
     last = np.mean([r["next_token_loss"] for r in records[-50:]])
-    return last, json.loads((workdir / "stage_1_after.json").read_text())[0]
+    return last, scores_in(workdir, "stage_1_after")[0]
 
 
 ALONE = """

@@ -21,45 +21,50 @@ ROOT = Path(__file__).resolve().parents[2]
 COUNTING = '''
 """Counts its steps in checkpoints of a phase, and measures how many it has taken."""
 import dataclasses, json, signal
-from deepseek_jax.checkpoint.adapter import CONFIG
-from deepseek_jax.recipes.job import Job
+from deepseek_jax.recipes.page import run_page
+from deepseek_jax.recipes.stage import Stage
+from deepseek_jax.settings import unhashed
 
 @dataclasses.dataclass(frozen=True)
 class Counting:
     recipe: str
     steps: int
     interrupted: bool = False
-    xla_flags: str = ""
+    xla_flags: str = unhashed("")
 
 SETTINGS = Counting
 
-class CountingJob(Job):
-    stages = ()
-
-    def is_complete(self):
-        return (self.run.folder / "adapter").exists()
-
+class Counts(Stage):
     def measurements(self):
         return {"steps": "steps.json"}
 
-    def finish(self):
-        settings, run = self.settings, self.run
-        phase = run.folder / "grpo"
-        phase.mkdir(exist_ok=True)
-        (phase / "7.orbax-checkpoint-tmp").mkdir(exist_ok=True)
-        for step in range(len(list(phase.glob("?"))), settings.steps):
-            (phase / str(step + 1)).mkdir()
-            taken = dict(taken=[step + 1, None, None], note="not a score")
-            (run.folder / "steps.json").write_text(json.dumps(taken))
+    def run(self, context):
+        settings, taken = self.settings, context.own / "checkpoints"
+        taken.mkdir(exist_ok=True)
+        (taken / "7.orbax-checkpoint-tmp").mkdir(exist_ok=True)
+        for step in range(len(list(taken.glob("?"))), settings.steps):
+            (taken / str(step + 1)).mkdir()
+            found = dict(taken=[step + 1, None, None], note="not a score")
+            (context.folder / "steps.json").write_text(json.dumps(found))
             if settings.interrupted and step == 2:
                 signal.raise_signal(signal.SIGINT)
-            if run.should_stop():
+            if context.run.should_stop():
                 raise SystemExit(75)
-        (run.folder / "adapter").mkdir()
-        (run.folder / "adapter" / CONFIG).touch()
 
-JOB = CountingJob
+def stages(s):
+    return [Counts("grpo", s)]
+
+def page(results):
+    return run_page(results, "Counting")
+
+def report(results):
+    pass
 '''
+
+
+def taken(folder):
+    """The steps of a run that have a checkpoint."""
+    return sorted(path.name for path in (folder / "grpo" / "checkpoints").glob("?"))
 
 
 @pytest.fixture
@@ -85,8 +90,9 @@ def test_it_stops_after_steps_resumes_and_says_what_was_measured(counting):
     )
     whole = (True, {"steps": {"taken": [5, None, None]}})
     assert ds.train(config.to_dict(), str(work / "one")) == whole
-    (work / "one" / "grpo" / "5").rmdir()
-    assert ds.train(config, work / "one") == whole and not (work / "one" / "grpo" / "5").exists()
+    assert taken(work / "one") == list("12345")
+    (work / "one" / "grpo" / "checkpoints" / "5").rmdir()
+    assert ds.train(config, work / "one") == whole and taken(work / "one") == list("1234")
 
 
 def test_ctrl_c_saves_and_is_raised(counting):
@@ -95,7 +101,7 @@ def test_ctrl_c_saves_and_is_raised(counting):
     config.interrupted = True
     with pytest.raises(KeyboardInterrupt, match="the same call resumes it"):
         ds.train(config, work / "one")
-    assert (work / "one" / "grpo" / "3").is_dir() and not (work / "one" / "grpo" / "4").exists()
+    assert taken(work / "one") == list("123")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert ds.train(config, work / "one").complete
 
@@ -105,10 +111,10 @@ def test_ctrl_c_at_the_end_of_a_run_is_raised_too(counting, monkeypatch):
     config, work = counting
     recipe = recipes.experiment.find_recipe("counting")
     with monkeypatch.context() as patched:
-        patched.setattr(recipe.JOB, "report", lambda job: signal.raise_signal(signal.SIGINT))
+        patched.setattr(recipe, "report", lambda results: signal.raise_signal(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             ds.train(config, work / "one")
-    assert (work / "one" / "adapter").is_dir() and ds.train(config, work / "one").complete
+    assert taken(work / "one") == list("12345") and ds.train(config, work / "one").complete
 
 
 MISTAKES = [
@@ -157,22 +163,41 @@ def test_a_stop_after_no_step_is_refused(counting):
     assert not counting[1].exists()
 
 
-def test_a_fault_and_a_folder_of_another_config_are_raised(counting, monkeypatch):
-    """Oracle: the fault itself; the field that differs, and `folder` where the programs say --workdir."""
+def test_a_fault_and_a_folder_of_other_inputs_are_raised(counting, monkeypatch):
+    """Oracle: the fault itself; the stage and the field that differ, and `folder` where the programs say
+    --workdir.
+    """
     config, work = counting
     recipe = recipes.experiment.find_recipe("counting")
 
-    def finish(job):
+    def run(stage, context):
         raise UnusableRewards("nothing could be scored")
 
     with monkeypatch.context() as patched:
-        patched.setattr(recipe.JOB, "finish", finish)
+        patched.setattr(recipe.Counts, "run", run)
         with pytest.raises(UnusableRewards, match="nothing could be scored"):
             ds.train(config, work / "one")
     ds.train(config, work / "one")
     config.steps = 6
-    with pytest.raises(ValueError, match=r"(?s)config.steps: 5 -> 6.*give another folder, or set"):
+    words = r"(?s)grpo \(complete\): settings\n.*config.steps: 5 -> 6\n.*give another folder$"
+    with pytest.raises(ValueError, match=words):
         ds.train(config, work / "one")
+    assert taken(work / "one") == list("12345")
+
+
+def test_what_has_changed_is_run_anew_where_that_is_asked_for(counting):
+    """Oracle: by hand: the steps of the second config alone; and the words of the refusal, which name the
+    argument.
+    """
+    config, work = counting
+    ds.train(config, work / "one")
+    config.steps = 3
+    with pytest.raises(ValueError, match="give redo=True to run these stages anew"):
+        ds.train(config, work / "one")
+    whole = (True, {"steps": {"taken": [3, None, None]}})
+    assert ds.train(config, work / "one", redo=True) == whole
+    assert taken(work / "one") == list("123")
+    assert json.loads((work / "one" / "config.json").read_text())["steps"] == 3
 
 
 FRESH = """
@@ -215,7 +240,9 @@ def test_it_trains_what_the_program_trains(tmp_path):
     trained = ds.train(config, tmp_path / "ours")
     theirs, ours = (lines(tmp_path / name) for name in ("theirs", "ours"))
     assert ours == theirs and len(ours) > 3
-    after = json.loads((tmp_path / "theirs" / "after.json").read_text())["sampled"]["scores"]
+    after = json.loads((tmp_path / "theirs" / "after" / "scores.json").read_text())["sampled"][
+        "scores"
+    ]
     assert trained.complete and len(after) > 2
     assert after.items() <= trained.scores["after"].items()
 

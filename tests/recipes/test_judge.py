@@ -14,7 +14,7 @@ from deepseek_jax.reinforce.settings import ModelRewardSettings
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.rewards.judge import verdict
 from deepseek_jax.training.metrics import read_metrics
-from deepseek_jax.worlds.bilingual.builders import bilingual_examples
+from deepseek_jax.worlds.bilingual.examples import bilingual_examples
 from tests.recipes.outcome import without_group
 from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import run_recipe
@@ -42,6 +42,10 @@ def run(workdir, should_stop=lambda: False, **fields):
         run_recipe(judge, config, workdir, should_stop, mesh)
 
 
+def measured(workdir, name):
+    return json.loads((workdir / "judge" / f"{name}.json").read_text())
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The work directory of a run that was stopped after its first step, and run again."""
@@ -63,7 +67,7 @@ def test_a_judge_learns_to_give_verdicts(finished):
     """Oracle: a base that saw two updates gives none; sixty updates on sixteen judgements teach their form,
     so that most pairs have two verdicts, right or not.
     """
-    before, after = (json.loads((finished / f"{n}.json").read_text()) for n in ("before", "after"))
+    before, after = (measured(finished, name) for name in ("before", "after"))
     assert before["no_verdict"][0] == 1.0 and before["accuracy"][0] == 0.0
     assert after["no_verdict"][0] < 0.5 and after["pairs"] == 6
     losses = [record["loss"] for record in read_metrics(finished / "metrics.jsonl", "judge")]
@@ -74,12 +78,12 @@ def test_a_judge_learns_to_give_verdicts(finished):
 def test_a_run_leaves_a_page(finished):
     """Oracle: by hand: a judge that says nothing before, and its scores after."""
     parts = parts_of(finished)
-    assert list(parts) == ["results", "curves", "completions", "samples"]
+    assert list(parts) == ["results", "curves", "completions", "samples", "lineage"]
     pair = data_of(finished, "pairs")[0]
     assert "1 = " in pair["prompt"] and [s["title"] for s in pair["sides"]] == ["before", "after"]
     assert verdict(pair["sides"][0]["text"]) is None and not pair["sides"][0]["right"]
     assert pair["sides"][1]["right"] == (verdict(pair["sides"][1]["text"]) == 1)
-    after = json.loads((finished / "after.json").read_text())
+    after = measured(finished, "after")
     assert f"accuracy 0.0% → {after['accuracy'][0]:.1%} before" in parts["results"]
 
 
@@ -89,13 +93,13 @@ def test_the_judge_rewards_completions_of_another_run(finished):
     chosen one earns 1 where it won in both orders.
     """
     mesh = make_mesh(devices=jax.devices()[:1])
-    block = ModelRewardSettings(str(finished / "params"), batch_size=8)
+    block = ModelRewardSettings(str(finished / "judge"), batch_size=8)
     models = load_model_rewards({"judged": block}, mesh)
-    task = bilingual_examples("preferences", finished / "data", seed=0, **SIZES)
+    task = bilingual_examples("preferences", seed=0, **SIZES)
     examples = [{"question": e["question"], "answer": e["rejected"]} for e in task.held_out]
     with Rewards({"judged": 1.0}, models=models) as rewards:
         scores = rewards.score(examples, [e["chosen"] for e in task.held_out])
-    after = json.loads((finished / "after.json").read_text())
+    after = measured(finished, "after")
     both = sum(after["accuracy_of_both"][:1]) * after["pairs"]
     settled = scores.total[~np.isnan(scores.total)]
     assert set(settled) <= {0.0, 0.5, 1.0} and len(settled) > 3

@@ -20,7 +20,7 @@ from deepseek_jax.distill import update as distill_update
 from deepseek_jax.models import build_model, random_params
 from deepseek_jax.models.reward import reward_config, reward_params
 from deepseek_jax.parallel import make_mesh, put_batch
-from deepseek_jax.recipes import driver, job
+from deepseek_jax.recipes import driver
 from deepseek_jax.recipes.distill import run as distill
 from deepseek_jax.recipes.evaluate import run as evaluate
 from deepseek_jax.recipes.generate import run as generate
@@ -74,9 +74,7 @@ def first_update(recipe, config, workdir, of_base, mesh):
         patch.setattr(distill_update, "check_first", lambda *arguments: None)
         if not of_base:
             patch.setattr(pretrain_train, "train", lambda stage, state, *rest, **named: state)
-        # Measuring samples and scores
-        for module in (job, prefer, kinds_judge):
-            patch.setattr(module, "remembered", lambda path, measure: {})
+        measure_nothing(patch, recipe)
         with pytest.raises(FirstUpdate) as stopped:
             small.run_recipe(recipe, config, workdir, mesh=mesh)
     arguments, named = stopped.value.args
@@ -84,9 +82,17 @@ def first_update(recipe, config, workdir, of_base, mesh):
     return (*arguments, *named.values())
 
 
+def measure_nothing(patch, recipe):
+    """Leave out what samples and scores before a training."""
+    every = recipe.stages
+    patch.setattr(recipe, "stages", lambda s: [each for each in every(s) if not each.measures])
+    for module in (prefer, kinds_judge):
+        patch.setattr(module, "remembered", lambda path, measure: {})
+
+
 def planned_updates(recipe, config, mesh):
     """{name: Program} of the programs that train."""
-    planned = driver.plan(recipe.JOB(build(recipe.SETTINGS, config, "config"), mesh))
+    planned = driver.plan(recipe, build(recipe.SETTINGS, config, "config"), mesh)
     return {p.name: p for p in planned if p.name.endswith(("update", "pretrain")) or not p.needs}
 
 
@@ -235,7 +241,7 @@ def called(recipe, config, workdir, mesh, patches):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain_train, "train", lambda stage, state, *rest, **named: state)
         if recipe is grpo:
-            patch.setattr(job, "remembered", lambda path, measure: {})
+            measure_nothing(patch, recipe)
         for module, name, value in patches:
             patch.setattr(module, name, value)
         with pytest.raises(FirstUpdate):
@@ -257,7 +263,7 @@ def first_rollouts(recipe, config, workdir, mesh, nth=1):
 
 def planned_programs(recipe, config, mesh):
     """{name: Program}."""
-    planned = driver.plan(recipe.JOB(build(recipe.SETTINGS, config, "config"), mesh))
+    planned = driver.plan(recipe, build(recipe.SETTINGS, config, "config"), mesh)
     return {program.name: program for program in planned}
 
 

@@ -12,7 +12,7 @@ from deepseek_jax.parallel import processes
 from deepseek_jax.recipes import workdir
 from deepseek_jax.recipes.owner import FIELDS
 from deepseek_jax.recipes.workdir import CHECK, check_workdir, claim_workdir
-from deepseek_jax.training.lineage import RECORD, run_stage
+from deepseek_jax.training.lineage import FORMAT, RECORD, Inputs, run_stage
 
 
 def config(**fields):
@@ -20,9 +20,14 @@ def config(**fields):
 
 
 def claim(folder, config, **how):
-    """Begin a run there and end it."""
-    with claim_workdir(folder, config, **how):
-        pass
+    """Begin a run there, which takes its config over, and end it: -> the differences."""
+    with claim_workdir(folder, config, **how) as claimed:
+        claimed.accept()
+    return claimed.differences
+
+
+def mark(folder):
+    return json.loads((folder / "config.json").read_text())
 
 
 def contents(folder):
@@ -32,86 +37,104 @@ def contents(folder):
 def test_a_new_directory_is_claimed_with_its_config(tmp_path):
     """Oracle: config.json read back equals the config, and nothing else is there."""
     claim(tmp_path / "deep" / "run", config())
-    saved = json.loads((tmp_path / "deep" / "run" / "config.json").read_text())
+    saved = mark(tmp_path / "deep" / "run")
     assert saved == {"recipe": "grpo", "seed": 0, "rl": {"lr": 0.1, "betas": [0.9, 0.95]}}
     assert len(contents(tmp_path)) == 1
 
 
 def test_the_same_config_finds_its_directory_again(tmp_path):
-    """Oracle: no error, and the file as it was."""
-    claim(tmp_path, config())
+    """Oracle: no difference, and the file as it was."""
+    assert claim(tmp_path, config()) == []
     before = contents(tmp_path)
-    claim(tmp_path, config())
+    assert claim(tmp_path, config()) == []
     assert contents(tmp_path) == before
 
 
 def test_code_that_has_changed_is_named_as_a_change_of_the_config(tmp_path, monkeypatch):
-    """Oracle: the message, and the directory's bytes; the text as it was resumes."""
+    """Oracle: the difference, and the digest in the mark; the text as it was is no difference."""
     monkeypatch.chdir(tmp_path)
     file, run = tmp_path / "my_rewards.py", tmp_path / "run"
     named = config().to_dict() | {"rewards": {"my_rewards.py:brief": 1.0}}
     named = ConfigDict(named, allow_dotted_keys=True)
+
+    def recorded():
+        return {"code": {"my_rewards.py": digest_of("my_rewards.py:brief")}}
+
     file.write_text("def brief(completion, example): return 1.0")
-    recorded = lambda: {"code": {"my_rewards.py": digest_of("my_rewards.py:brief")}}  # noqa: E731
-    claim(run, named, recorded=recorded())
+    first = recorded()
+    claim(run, named, recorded=first)
+    assert mark(run)["code"] == first["code"]
     before = contents(run)
-    assert json.loads((run / "config.json").read_text())["code"].keys() == {"my_rewards.py"}
     file.write_text("def brief(completion, example): return 2.0")
-    with pytest.raises(ValueError, match=r"config.code.my_rewards.py: \"\w{16}\" -> \"\w{16}\""):
-        claim(run, named, recorded=recorded())
+    with claim_workdir(run, named, recorded()) as claimed:
+        pass
+    old, new = first["code"]["my_rewards.py"], recorded()["code"]["my_rewards.py"]
+    assert claimed.differences == [f'config.code.my_rewards.py: "{old}" -> "{new}"']
     assert contents(run) == before
     file.write_text("def brief(completion, example): return 1.0")
-    claim(run, named, recorded=recorded())
+    assert claim(run, named, recorded=recorded()) == []
 
 
-def test_another_config_is_refused_with_every_difference_and_nothing_is_touched(tmp_path):
-    """Oracle: the differing fields by hand, and the directory's bytes."""
+def test_another_config_has_every_difference_named_and_is_the_marks_once_it_is_accepted(tmp_path):
+    """Oracle: the differing fields by hand; the directory's bytes before, the new config after."""
     claim(tmp_path, config(steps=5))
     (tmp_path / "metrics.jsonl").write_text("{}\n")
-    before = contents(tmp_path)
-    with pytest.raises(ValueError) as error:
-        claim(tmp_path, config(rl=dict(lr=0.2, betas=(0.9, 0.95)), name="new"))
-    assert str(error.value).splitlines()[1:-1] == [
-        '  config.name: absent -> "new"',
-        "  config.rl.lr: 0.1 -> 0.2",
-        "  config.steps: 5 -> absent",
+    before, other = contents(tmp_path), config(rl=dict(lr=0.2, betas=(0.9, 0.95)), name="new")
+    with claim_workdir(tmp_path, other) as claimed:
+        pass
+    assert claimed.differences == [
+        'config.name: absent -> "new"',
+        "config.rl.lr: 0.1 -> 0.2",
+        "config.steps: 5 -> absent",
     ]
-    assert "--workdir" in str(error.value) and str(tmp_path) in str(error.value)
     assert contents(tmp_path) == before
+    claim(tmp_path, other)
+    assert mark(tmp_path) == json.loads(other.to_json())
+    after = contents(tmp_path)
+    assert after.pop(tmp_path / "config.json") != before.pop(tmp_path / "config.json")
+    assert after == before
 
 
-def test_another_mesh_is_no_other_config(tmp_path):
-    """Oracle: the new mesh in the file; another field is refused beside it, and named alone."""
+def test_another_mesh_is_no_difference(tmp_path):
+    """Oracle: the new mesh in the file; another field beside it is named alone."""
     claim(tmp_path, config(mesh=dict(fsdp=8), xla_flags=""))
-    claim(tmp_path, config(mesh=dict(data=4, expert=2), xla_flags="--flag"))
-    saved = json.loads((tmp_path / "config.json").read_text())
-    assert saved["mesh"] == dict(data=4, expert=2) and saved["xla_flags"] == "--flag"
-    with pytest.raises(ValueError) as error:
-        claim(tmp_path, config(mesh={}, xla_flags="", seed=1))
-    assert str(error.value).splitlines()[1:-1] == ["  config.seed: 0 -> 1"]
+    moved = config(mesh=dict(data=4, expert=2), xla_flags="--flag")
+    assert claim(tmp_path, moved) == []
+    assert mark(tmp_path)["mesh"] == dict(data=4, expert=2)
+    assert mark(tmp_path)["xla_flags"] == "--flag"
+    assert claim(tmp_path, config(mesh={}, xla_flags="", seed=1)) == ["config.seed: 0 -> 1"]
 
 
-def test_a_recipe_that_redoes_what_changed_takes_its_directory_over(tmp_path):
-    """Oracle: the new config in the file; another recipe's directory is refused all the same."""
-    claim(tmp_path, config(recipe="r1", steps=5), may_change=True)
-    claim(tmp_path, config(recipe="r1", steps=6), may_change=True)
-    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 6
+@pytest.mark.parametrize(
+    "other, recorded, words",
+    [
+        (dict(recipe="r1"), {}, 'config.recipe: "grpo" -> "r1"'),
+        ({}, {"rehearsed": "v5e"}, 'config.rehearsed: absent -> "v5e"'),
+    ],
+)
+def test_the_directory_of_another_recipe_or_of_a_rehearsal_is_refused(
+    tmp_path, other, recorded, words
+):
+    """Oracle: the differing fields by hand, other fields among them, and the directory's bytes."""
+    claim(tmp_path, config(steps=5))
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match="belongs to another config"):
-        claim(tmp_path, config(recipe="grpo", steps=6), may_change=True)
+    with pytest.raises(ValueError) as error:
+        claim(tmp_path, config(steps=6, **other), recorded=recorded)
+    first, *fields, last = str(error.value).splitlines()
+    assert first == f"{tmp_path} belongs to another config, and is left as it is:"
+    assert fields == [f"  {words}", "  config.steps: 5 -> 6"] and "--workdir" in last
     assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("stage", ["base", "measured/students/qwen"])
 def test_a_run_of_an_older_version_is_refused_and_left_as_it_is(tmp_path, stage):
-    """Oracle: the file and the formats in the message, and the directory's bytes: also where
-    another config could take the mark over.
-    """
-    claim(tmp_path, config(recipe="r1", steps=5), may_change=True)
-    run_stage(tmp_path, stage, {"settings": 1}, lambda folder: (folder / "result").write_text("it"))
+    """Oracle: the file and the formats in the message, and the directory's bytes."""
+    claim(tmp_path, config(recipe="r1", steps=5))
+    made = Inputs({"settings": 1})
+    run_stage(tmp_path, stage, made, lambda folder: (folder / "result").write_text("it"))
     path = tmp_path / stage / RECORD
     record = json.loads(path.read_text())
-    claim(tmp_path, config(recipe="r1", steps=5), may_change=True)
+    claim(tmp_path, config(recipe="r1", steps=5))
     # Records of the first format had no such field
     del record["format"]
     path.write_text(json.dumps(record))
@@ -122,9 +145,10 @@ def test_a_run_of_an_older_version_is_refused_and_left_as_it_is(tmp_path, stage)
     (partial / "array").write_text("ha")
     before = contents(tmp_path)
     with pytest.raises(ValueError) as refused:
-        claim(tmp_path, config(recipe="r1", steps=6), may_change=True)
+        claim(tmp_path, config(recipe="r1", steps=6))
     said = str(refused.value)
-    assert f"{path} has format 1, and this version writes format 2" in said and "--workdir" in said
+    words = f"{path} has format 1, and this version writes format {FORMAT}"
+    assert words in said and "--workdir" in said
     assert contents(tmp_path) == before
 
 
@@ -169,8 +193,7 @@ def test_what_a_killed_process_left_of_its_last_save_is_removed(tmp_path):
 def test_a_block_that_becomes_a_number_is_a_difference(tmp_path):
     """Oracle: the fields by hand."""
     claim(tmp_path, config(model={}))
-    with pytest.raises(ValueError, match=r"config\.model: {} -> 1"):
-        claim(tmp_path, config(model=1))
+    assert claim(tmp_path, config(model=1)) == ["config.model: {} -> 1"]
 
 
 def test_a_failed_start_gives_the_directory_back(tmp_path):
@@ -189,7 +212,7 @@ def test_a_check_leaves_nothing_of_a_directory_that_was_not_there(tmp_path, end)
     for place in ("runs/deep/run", "there"):
         with (
             contextlib.suppress(end or OSError),
-            check_workdir(tmp_path / place, config()) as folder,
+            check_workdir(tmp_path / place, config()) as (folder, _),
         ):
             folder.mkdir()
             (folder / "built").write_text("data")
@@ -199,16 +222,16 @@ def test_a_check_leaves_nothing_of_a_directory_that_was_not_there(tmp_path, end)
 
 
 def test_a_check_leaves_a_run_as_it_is(tmp_path):
-    """Oracle: its bytes, also where another config may take its directory over; what may not is refused."""
+    """Oracle: its bytes, and the difference of another config; another recipe is refused."""
     claim(tmp_path, config())
     partial = tmp_path / "data" / f"x{INCOMPLETE.strip('*')}"
     partial.mkdir(parents=True)
     (partial / "half").write_text("half")
     before = contents(tmp_path)
-    with check_workdir(tmp_path, config(seed=1), may_change=True):
-        pass
+    with check_workdir(tmp_path, config(seed=1)) as (_, claimed):
+        assert claimed.differences == ["config.seed: 0 -> 1"]
     with pytest.raises(ValueError, match="belongs to another config"):
-        with check_workdir(tmp_path, config(seed=1)):
+        with check_workdir(tmp_path, config(recipe="r1")):
             pass
     assert contents(tmp_path) == before
 
@@ -227,7 +250,7 @@ def test_what_a_killed_check_left_is_in_the_way_of_no_run(tmp_path):
 def test_a_start_that_fails_after_it_built_data_gives_the_directory_back(tmp_path):
     """Oracle: an empty directory, which a corrected config can claim; empty folders go too."""
     with pytest.raises(ValueError, match="no such file"), claim_workdir(tmp_path, config()):
-        for name in ("data/corpus/1.0.0/texts", "judge/data/x", "text/stage.json"):
+        for name in ("data/corpus/1.0.0/texts", "judge/data/x", "text/stage.json", "run.json"):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text("built")
         (tmp_path / "tensorboard").mkdir()
@@ -249,13 +272,14 @@ def test_a_directory_with_results_is_not_given_back(tmp_path, left):
 
 
 def test_a_directory_belongs_to_one_run_at_a_time(tmp_path):
-    """Oracle: refused as long as the first is at work, even with a config that may take the mark over."""
+    """Oracle: refused as long as the first is at work, with its own config and with another one."""
     with claim_workdir(tmp_path, config()):
         before = contents(tmp_path)
-        with pytest.raises(ValueError, match=f"another process is at work in {tmp_path}"):
-            claim(tmp_path, config(seed=1), may_change=True)
+        for seed in (0, 1):
+            with pytest.raises(ValueError, match=f"another process is at work in {tmp_path}"):
+                claim(tmp_path, config(seed=seed))
         assert contents(tmp_path) == before
-    claim(tmp_path, config(seed=1), may_change=True)
+    claim(tmp_path, config(seed=1))
 
 
 def test_a_process_that_does_not_share_the_directory_is_named_to_all(tmp_path, monkeypatch):
@@ -277,13 +301,23 @@ def test_a_process_that_does_not_share_the_directory_is_named_to_all(tmp_path, m
 
         monkeypatch.setattr(processes, "from_each", from_each)
 
-    for first, words in ((["theirs", None], place), ([None, "is busy"], "is busy")):
+    for first, words in ((["theirs", None, []], place), ([None, "is busy", []], "is busy")):
         gathering(first)
         with pytest.raises(ValueError, match=words):
-            workdir._check_shared(tmp_path, None, None, lambda: None)
-    gathering(["another", None])
+            workdir._check_shared(tmp_path, None, None, [], lambda: None)
+    gathering(["another", None, []])
     with pytest.raises(ValueError, match="of process 1 on b, 2 on "):
-        workdir._check_shared(tmp_path, None, None, lambda: None)
+        workdir._check_shared(tmp_path, None, None, [], lambda: None)
+
+
+def test_all_processes_know_the_differences_that_the_first_one_sees(tmp_path, monkeypatch):
+    """Oracle: by hand, as process 1 gathers them."""
+    (tmp_path / "owner.json").write_text(json.dumps(dict.fromkeys(FIELDS, "theirs")))
+    monkeypatch.setattr(processes, "first_process", lambda: False)
+    answers = iter([[["theirs", None, ["config.seed: 0 -> 1"]]], [[True, "a", "/shared", None]]])
+    monkeypatch.setattr(processes, "from_each", lambda value: next(answers))
+    found = workdir._check_shared(tmp_path, None, None, [], lambda: None)
+    assert found == ["config.seed: 0 -> 1"]
 
 
 def test_only_process_zero_writes(tmp_path, monkeypatch):

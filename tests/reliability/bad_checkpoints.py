@@ -1,5 +1,7 @@
 """Mistakes in checkpoints, tokenizers and adapters; see bad_inputs.py."""
 
+import json
+
 from tests.reliability.goods import (
     both,
     copied,
@@ -27,7 +29,8 @@ EVALUATE = "evaluate --checkpoint=model --data=questions.jsonl --max_completion_
 CONVERT = "convert --from=model --to=out"
 
 GOOD = lines(
-    "good.jsonl", *({"messages": [{"role": "user", "content": f"{i}?"}, TALK[1]]} for i in range(9))
+    "good.jsonl",
+    *({"messages": [{"role": "user", "content": f"{i} + 1?"}, TALK[1]]} for i in range(9)),
 )
 
 ASKED = lines("questions.jsonl", *({"question": f"{i}?", "answer": "#### 1"} for i in range(3)))
@@ -43,13 +46,22 @@ def asked(*changes):
     return both(ASKED, copied("model", *changes))
 
 
+def run_of(recipe, stage=None, **record):
+    """prepare: run/, a run that is for a stage of this name, or for none alone. record: of its stage.json."""
+    marks = write("run/config.json", json.dumps({"recipe": recipe}))
+    marks = both(marks, write("run/run.json", json.dumps({"stage": stage})))
+    if stage is None:
+        return marks
+    return both(marks, write(f"run/{stage}/stage.json", json.dumps({"stage": stage} | record)))
+
+
 # The work directories of runs from which nothing can be read
-UNENDED = both(ASKED, GOOD, copied("model"), write("run/config.json", '{"recipe": "sft"}'))
+UNENDED = both(ASKED, GOOD, copied("model"), run_of("sft", "sft"))
 
 R1_RUN = both(
     ASKED,
     GOOD,
-    write("run/config.json", '{"recipe": "r1"}'),
+    run_of("r1"),
     write("run/zero/params/config.json", "{}"),
     write("run/students/qwen/params/config.json", "{}"),
 )
@@ -58,42 +70,42 @@ ADAPTED = both(
     ASKED,
     GOOD,
     copied("model"),
-    write("run/config.json", '{"recipe": "sft"}'),
-    write("run/adapter/adapter_config.json", "{}"),
+    run_of("sft", "sft", start="init_from"),
+    write("run/sft/adapter/adapter_config.json", "{}"),
 )
 
 # Parameters that an earlier version left
 WITHOUT_TOKENIZER = both(
     ASKED,
     GOOD,
-    write("run/config.json", '{"recipe": "sft"}'),
-    lambda good, here: copied("model", without("*token*"))(good, here / "run"),
-    lambda good, here: (here / "run/model").rename(here / "run/params"),
+    run_of("sft", "sft"),
+    lambda good, here: copied("model", without("*token*"))(good, here / "run/sft"),
+    lambda good, here: (here / "run/sft/model").rename(here / "run/sft/params"),
 )
 
 REWARDING = both(
     ASKED,
-    write("run/config.json", '{"recipe": "reward_model"}'),
-    write("run/params/reward_model.json", "{}"),
+    run_of("reward_model", "reward_model"),
+    write("run/reward_model/params/reward_model.json", "{}"),
 )
 
 EARLY = "run is the folder of a run; it has left no parameters yet"
 LEFT = (
     "run is the folder of a run; give what it left there: run/students/qwen/params, run/zero/params"
 )
-BASELESS = "run/adapter/adapter_config.json: base_model_name_or_path=None names no base"
+BASELESS = "run/sft/adapter/adapter_config.json: base_model_name_or_path=None names no base"
 
 RUNS = [
     (TUNE.replace("=model", "=run"), f"config.init_from: {EARLY}", UNENDED),
     (TUNE.replace("=model", "=run"), f"config.init_from: {LEFT}", R1_RUN),
     (
         TUNE.replace("=model", "=run"),
-        "config.init_from: run/adapter holds an adapter; give the checkpoint",
+        f"config.init_from: {BASELESS}",
         ADAPTED,
     ),
     (
         TUNE.replace("=model", "=run"),
-        "config.init_from: no tokenizer in run/params: none of tokenizer.json",
+        "config.init_from: no tokenizer in run/sft/params: none of tokenizer.json",
         WITHOUT_TOKENIZER,
     ),
     (EVALUATE.replace("=model", "=run"), f"--checkpoint: {EARLY}", UNENDED),
@@ -101,17 +113,21 @@ RUNS = [
     (EVALUATE.replace("=model", "=run"), f"--checkpoint: {BASELESS}", ADAPTED),
     (
         EVALUATE.replace("=model", "=run"),
-        "--checkpoint: no tokenizer in run/params: none of tokenizer.json",
+        "--checkpoint: no tokenizer in run/sft/params: none of tokenizer.json",
         WITHOUT_TOKENIZER,
     ),
     (
         EVALUATE.replace("=model", "=run"),
-        "--checkpoint: run/params holds a reward model, which answers nothing",
+        "--checkpoint: run/reward_model/params holds a reward model, which answers nothing",
         REWARDING,
     ),
-    (EVALUATE + " --adapter=run", "--adapter: no adapter in run...; give run/adapter, or", ADAPTED),
+    (
+        EVALUATE + " --adapter=run",
+        "--adapter: no adapter in run/sft/adapter: there is no adapter_model.safetensors",
+        ADAPTED,
+    ),
     ("generate generate_small:teacher=run", f"config.init_from: {EARLY}", UNENDED),
-    ("train pretrain_small --config.init_from=run", f"config.init_from: {LEFT}", R1_RUN),
+    (f"{PACKED} --config.init_from=run", f"config.init_from: {LEFT}", R1_RUN),
     (
         "train distill_small --config.teacher.path=run --config.teacher.base=None "
         "--config.teacher.fine_tune=None",
@@ -125,7 +141,11 @@ RUNS = [
     ),
     (CONVERT.replace("=model", "=run"), LEFT, R1_RUN),
     (CONVERT.replace("=model", "=run"), BASELESS, ADAPTED),
-    (CONVERT + " --adapter=run", "--adapter: no adapter in run...; give run/adapter, or", ADAPTED),
+    (
+        CONVERT + " --adapter=run",
+        "--adapter: no adapter in run/sft/adapter: there is no adapter_model.safetensors",
+        ADAPTED,
+    ),
     (CONVERT + " --like=run", EARLY, UNENDED),
 ]
 

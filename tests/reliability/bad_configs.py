@@ -455,7 +455,7 @@ SIZES = [
     (
         "train sft_small --config.sequence_length=4",
         (
-            "config.sequence_length=4 is too short: 0 of the first 1000 training "
+            "config.sequence_length=4 is too short: 0 of the first 1000 sft training "
             "conversations fit a row, and the shortest has 19 tokens; raise it"
         ),
     ),
@@ -522,7 +522,7 @@ SIZES = [
         ),
     ),
     (
-        "train pretrain_small --config.data.tokenizer=byte",
+        PACKED + " --config.data.tokenizer=byte",
         "config.data.tokenizer: nothing at byte; give a Hugging Face folder or a .gguf file.",
     ),
     (

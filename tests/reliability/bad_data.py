@@ -79,7 +79,11 @@ DATA = [
         "generate generate_small --config.keep.decontaminate=['bad.jsonl']",
         f"config.keep.decontaminate='bad.jsonl' {MISSING}{QUESTION}",
     ),
-    ("evaluate --checkpoint=x --data=bad.jsonl", f"--data='bad.jsonl' {MISSING}{QUESTION}"),
+    (
+        "evaluate --checkpoint=model --data=bad.jsonl",
+        f"--data='bad.jsonl' {MISSING}{QUESTION}",
+        copied("model"),
+    ),
     (
         GRPO,
         "config.data: bad.jsonl, line 1 has no text under 'answer', and bad.jsonl, line 2 has",

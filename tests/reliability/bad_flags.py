@@ -147,7 +147,7 @@ FLAGS = [
     ),
     (
         "evaluate --checkpoint=none --data=arithmetic",
-        "--checkpoint='none': there is nothing at this path; correct it",
+        "--checkpoint: there is nothing at none; give a Hugging Face folder, a .gguf file or the",
     ),
     (
         "evaluate --checkpoint=model --data=arithmetik",
@@ -156,6 +156,7 @@ FLAGS = [
             "arithmetic? allowed: arithmetic, word_arithmetic, bilingual_puzzles, "
             "bilingual_requests"
         ),
+        copied("model"),
     ),
     ("evaluate --checkpoint=model --data=arithmetic --samples=0", "--samples=0 must be at least 1"),
     (
@@ -195,16 +196,16 @@ FLAGS = [
     ),
     (
         "evaluate --checkpoint=model --data=arithmetic --against=none.json",
-        "--against: none.json is no results.json of an evaluation: ...; correct the path",
+        "--against: none.json is not the results of an evaluation: ...; correct the path",
     ),
     (
         "evaluate --checkpoint=model --data=arithmetic --against=bad.json",
-        "--against: bad.json is no results.json of an evaluation: ...; correct the path",
+        "--against: bad.json is not the results of an evaluation: ...; correct the path",
         write("bad.json", "{"),
     ),
     (
         "evaluate --checkpoint=model --data=arithmetic --against=bad.json",
-        "--against: bad.json is no results.json of an evaluation: ...; correct the path",
+        "--against: bad.json is not the results of an evaluation: ...; correct the path",
         write("bad.json", "[]"),
     ),
     (
@@ -447,8 +448,29 @@ WORKDIRS = [
     ),
     (
         "train sft_small",
-        "...w belongs to another config, and is left as it is:",
-        write("w/config.json", '{"recipe": "sft", "seed": 3}'),
+        "...w has stages that are of other inputs, and is left as it is:\n  pretrain (complete): ..."
+        "\nchanged fields:...config.seed: 3 -> 0...\ngive --redo to run these stages anew",
+        both(
+            write("w/config.json", '{"recipe": "sft", "seed": 3}'),
+            write(
+                "w/pretrain/stage.json",
+                '{"stage": "pretrain", "inputs": {}, "hash": "0", "format": 3, "complete": true}',
+            ),
+            write("w/pretrain/params/config.json", "{}"),
+        ),
+    ),
+    (
+        "train sft_small",
+        '...w belongs to another config, and is left as it is:...config.recipe: "grpo" -> "sft"',
+        write("w/config.json", '{"recipe": "grpo"}'),
+    ),
+    (
+        "train sft_small",
+        "...w/sft/stage.json has format 2, and this version writes format 3 and reads no other",
+        both(
+            write("w/config.json", '{"recipe": "sft"}'),
+            write("w/sft/stage.json", '{"stage": "sft", "format": 2}'),
+        ),
     ),
     (
         "train sft_small",

@@ -164,7 +164,7 @@ LATE = [
     ),
     (
         "train v32_small",
-        "config.init_from='runs/pretrain_small/params' is not there yet; make it with: python "
+        "config.init_from='runs/pretrain_small' is not there yet; make it with: python "
         "launch/train.py --config=pretrain_small",
     ),
     (
@@ -239,7 +239,7 @@ PIPES = [
     ),
     (
         "evaluate --checkpoint=model --data=arithmetic --against=pipe.json",
-        f"--against: pipe.json is no results.json of an evaluation: pipe.json {ENDLESS}",
+        f"--against: pipe.json is not the results of an evaluation: pipe.json {ENDLESS}",
         both(copied("model"), pipe("pipe.json")),
     ),
     (CONVERT + " --from=pipe.gguf", f"pipe.gguf {ENDLESS}", pipe("pipe.gguf")),
@@ -368,11 +368,13 @@ FIELDS = {
             "prompts_per_step=16 does not split into minibatches=3 x micro_batches=1 whole groups;",
         ),
     ],
-    "train pretrain_small": [
+    PACKED: [
         (
             "init_from=model",
             "init_from: model/config.json does not exist; give a Hugging Face folder: config.json",
-        ),
+        )
+    ],
+    "train pretrain_small": [
         (
             "data.readers=3",
             "data.readers=3 does not divide the rows of a batch, stages.stage_1.batch_size=8; set",

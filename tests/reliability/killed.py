@@ -33,7 +33,13 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 # A moment is of the first kind with a function under way in its thread. The files of each kind
 KINDS = {
     "save": ("checkpoint/store.py", "checkpoint/orbax_params.py", "checkpoint/adapter.py"),
-    "evaluation": ("training/remembered.py", "deepseek_jax/evaluation/", "evaluate/run.py"),
+    "evaluation": (
+        "training/remembered.py",
+        "deepseek_jax/evaluation/",
+        "evaluate/run.py",
+        "r1/scores.py",
+        "distill/measure.py",
+    ),
     "rollout": ("deepseek_jax/rollout/",),
     "update": ("training/loop.py", "training/log.py"),
 }

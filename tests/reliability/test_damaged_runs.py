@@ -19,14 +19,16 @@ def test_a_run_goes_on_from_the_checkpoint_before_and_a_strict_one_ends_with_sev
     assert launched("train", *command, f"--workdir={whole}").status == 0
     shutil.copytree(whole, cut)
     # As a kill after its last save leaves it
-    shutil.rmtree(cut / "params")
-    (cut / "after.json").unlink()
-    newest = cut / "sft" / "2"
+    shutil.rmtree(cut / "after")
+    shutil.rmtree(cut / "sft" / "params")
+    record = cut / "sft" / "stage.json"
+    record.write_text(record.read_text().replace('"complete": true', '"complete": false'))
+    newest = cut / "sft" / "checkpoints" / "2"
     flip(largest(newest / "state" / "ocdbt.process_0"))
     end = launched("train", *command, f"--workdir={cut}", "--strict")
     assert end.status == 7 and end.err.startswith(f"error: {newest} is damaged: "), end.err
     assert newest.exists()
     end = launched("train", *command, f"--workdir={cut}")
     assert end.status == 0 and f"{newest} is damaged" in end.out, end.err
-    shutil.rmtree(cut / "sft" / "2.damaged")
+    shutil.rmtree(newest.with_name("2.damaged"))
     assert_equal(cut, whole)

@@ -25,6 +25,7 @@ from deepseek_jax.errors import BrokenTerm, NotFinite, SamplerApart, UnusableRew
 from deepseek_jax.losses import grpo as losses
 from deepseek_jax.losses.advantages import group_advantages
 from deepseek_jax.parallel import make_mesh
+from deepseek_jax.recipes import driver
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.recipes.kinds import pretrain
 from deepseek_jax.reinforce import batch as batches
@@ -53,7 +54,7 @@ from deepseek_jax.training.update import make_train_step
 from deepseek_jax.training.watch import Checks
 from launch import common
 from tests.processes import run_two
-from tests.recipes.small import make_run, one_device
+from tests.recipes.small import make_run
 from tests.reinforce.test_update import TOKENIZER
 from tests.reinforce.test_update import train as reinforced
 from tests.tiny import tiny_model
@@ -749,7 +750,15 @@ def test_questions_that_are_asked_again_in_their_epoch_are_not_new():
         check_questions(1, 2, 0)
 
 
-@pytest.mark.parametrize("recipe", ["grpo", "sft", "generate"])
+# recipe -> what its stages learn, or sample to be learned. stages: by name. read(source): what it reads
+LEARNED = {
+    "grpo": lambda stages, read: read(stages["grpo"].questions)["reasoning"],
+    "sft": lambda stages, read: read(stages["sft"].texts),
+    "generate": lambda stages, read: stages["questions"].questions.both[0],
+}
+
+
+@pytest.mark.parametrize("recipe", LEARNED)
 def test_questions_that_accuracy_is_measured_on_are_not_learned(tmp_path, capsys, recipe):
     """Oracle: by hand: a task whose four held-out questions are among its twelve to train on."""
     file = tmp_path / "tasks.py"
@@ -765,8 +774,10 @@ def test_questions_that_accuracy_is_measured_on_are_not_learned(tmp_path, capsys
     if recipe == "generate":
         config.data.num_prompts = None
     settings = build(module.SETTINGS, config, "config")
-    job = module.JOB(settings, one_device(), make_run(tmp_path))
-    learned = getattr(job.read[0], "train", job.read[0])
+    running = driver._Running(module, settings, make_run(tmp_path))
+    context = running.context(running.stages[-1])
+    stages = {stage.name: stage for stage in running.stages}
+    learned = LEARNED[recipe](stages, lambda source: source.read(context))
     assert [asked_messages(learned[i])[0]["content"] for i in range(len(learned))] == [
         f"{n}?" for n in range(4, 12)
     ]

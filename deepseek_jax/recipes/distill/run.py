@@ -5,165 +5,183 @@ student on the accepted texts, by the terms of config.students.NAME.loss -> all 
 questions. Students of config.reinforced learn from rewards alone, for comparison.
 """
 
-import json
-from pathlib import Path
+import dataclasses
 
-from rich.console import Console
-
-from deepseek_jax.checkpoint.load import read_any_config
-from deepseek_jax.distill import compute
-from deepseek_jax.parallel.processes import first_process, say
-from deepseek_jax.recipes.distill.findings import FILE, as_json, findings, findings_table
-from deepseek_jax.recipes.distill.job import MEASURED, REINFORCED, STUDENTS, TEXT, DistillJob
-from deepseek_jax.recipes.distill.policies import STARTS, TEACHER, TEACHER_BASE
-from deepseek_jax.recipes.distill.scores import intervals
-from deepseek_jax.recipes.distill.settings import DistillSettings
-from deepseek_jax.recipes.kinds.accept import ACCEPT
-from deepseek_jax.recipes.kinds.distil import DISTIL
-from deepseek_jax.recipes.kinds.measure import MEASURE
-from deepseek_jax.recipes.kinds.pretrain import GIVEN, PRETRAIN
-from deepseek_jax.recipes.kinds.reinforce import REINFORCE
-from deepseek_jax.recipes.kinds.tune import TUNE
-from deepseek_jax.recipes.page import write_page
+from deepseek_jax.recipes.distill.measure import MeasureTasks
+from deepseek_jax.recipes.distill.report import TEACHER, page, report, report_sweep
+from deepseek_jax.recipes.distill.settings import DistillSettings, StartSettings, TeacherSettings
+from deepseek_jax.recipes.distill.tasks import (
+    FirstPuzzles,
+    HeldOutQuestions,
+    Solutions,
+    TaskTexts,
+    WorldQuestions,
+)
+from deepseek_jax.recipes.kinds.accept import Accept, Rule
+from deepseek_jax.recipes.kinds.distil import Distil, TaughtBy
+from deepseek_jax.recipes.kinds.pretrain import BaseCorpus, Given, Pretrain, Random
+from deepseek_jax.recipes.kinds.reinforce import Reinforce
+from deepseek_jax.recipes.kinds.tune import Tune
+from deepseek_jax.recipes.origin import Origin
+from deepseek_jax.recipes.paid import StageRewards
 from deepseek_jax.recipes.stage import Stage
-from deepseek_jax.reports.answers import make_console
-from deepseek_jax.reports.tables import plot_curves, stages_table
 
+__all__ = ["SETTINGS", "page", "report", "report_sweep", "stages"]
 SETTINGS = DistillSettings
-TABLE_WIDTH = 120  # columns
-CURVES = ("loss", "held_out_loss", "soft", "hard", "on_policy")
 
 
-class Job(DistillJob):
-    """A distillation as a config wants it, with its report. answers.json has, for tasks with questions,
-    answers: policy -> task -> each question's share of right answers; compute: student -> floating-point
-    operations; comparisons: the config's.
-    """
-
-    page_title = "Distillation"
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.stages = tuple(stages_of(self.settings))
-
-    def ended(self, work):
-        if work.stage.kind.is_measure:
-            # After every stage, so that the page can be read before the run ends
-            write_page(self)
-
-    def describe_data(self):
-        # The teacher's answers are not there yet
-        return "; ".join(f"{name}: {len(task.train)} texts" for name, task in self.tasks.items())
-
-    def report(self):
-        """Draw the curves; write answers.json, print its table and the findings. Process 0 alone."""
-        folder = self.run.folder
-        if first_process():
-            _plot(self.settings, folder)
-            answers = {
-                self.title_of(name.removeprefix(MEASURED)): made.result
-                for name, made in self.made.items()
-                if made.result is not None
-            }
-            if answers:
-                self._conclude(answers)
-            write_page(self)
-        left = "report.html, metrics, curves, and a folder of each stage with its params"
-        say(f"complete; {left} are in {folder}")
-
-    def _conclude(self, answers: dict):
-        folder, comparisons = self.run.folder, self.settings.comparisons
-        found = {"answers": answers, "compute": {}, "comparisons": comparisons}
-        if comparisons:
-            found["compute"] = self._compute()
-        (folder / FILE).write_text(json.dumps(found))
-        _report(answers)
-        if comparisons:
-            # Over this run alone; launch/sweep.py tests the comparisons over several seeds
-            report_sweep(folder, [folder])
-
-    def _compute(self):
-        """student -> the floating-point operations of its training, with the teacher's and the sampling's."""
-        settings, counts, text = self.settings, {}, self.settings.text
-        taught = None
-        if settings.teacher is not None:
-            taught = read_any_config(self.path_of_params(TEACHER))
-        answered = 0
-        if text is not None:
-            # An upper bound: the lengths of the completions are not saved
-            answered = text.num_prompts * text.samples_per_prompt * text.max_completion_length
-        texts = sum(len(task.train) for task in self.tasks.values())
-        for name, student in settings.students.items():
-            config = read_any_config(self.path_of_params(f"{STUDENTS}{name}"))
-            counts[name] = compute.distilled(
-                student, config, taught, texts=texts, answered=answered
-            )
-        for name, student in settings.reinforced.items():
-            config = read_any_config(self.path_of_params(f"{REINFORCED}{name}"))
-            metrics = self.run.folder / "metrics.jsonl"
-            counts[name] = compute.reinforced(student, config, metrics, name)
-        return counts
-
-
-def stages_of(settings: DistillSettings):
-    """The teacher, its texts, the starts, then each student, with what they answer right: [Stage]."""
-    found, teacher, text = [], settings.teacher, ()
-    if teacher is not None and teacher.path is None:
-        found += [Stage(TEACHER_BASE, PRETRAIN), Stage(TEACHER, TUNE, TEACHER_BASE)]
-    elif teacher is not None:
-        found.append(Stage(TEACHER, GIVEN))
-    if settings.text is not None:
-        found.append(Stage(TEXT, ACCEPT, TEACHER))
-        text = (TEXT,)
-    for name, start in settings.starts.items():
-        found.append(Stage(f"{STARTS}{name}", GIVEN if start.init_from else PRETRAIN))
-    policies = [
-        stage.name for stage in found if stage.kind.is_policy and stage.name != TEACHER_BASE
+def stages(s: DistillSettings) -> list[Stage]:
+    """The teacher, its texts, the starts, then each student; every policy is measured after it is there."""
+    questions, accepted = WorldQuestions(s), () if s.text is None else ("text",)
+    texts = TaskTexts(s, questions, accepted)
+    measured = _Measured(s, HeldOutQuestions(texts))
+    found = [] if s.teacher is None else _teacher(s, questions)
+    if s.text is not None:
+        rule = questions.world.questions[questions.world.reasoning].rule
+        prompts = FirstPuzzles(questions, s.text.num_prompts)
+        found.append(
+            Accept("text", s.text, prompts, Rule(rule), seed=s.seed, start=TEACHER, trained=False)
+        )
+    found += [_start(s, name) for name in s.starts]
+    found += [
+        measured.policy(stage.name, stage.title.removeprefix("start "), stage.title)
+        for stage in found
+        if stage.leaves_policy and stage.name != "teacher_base" and measured.asks
     ]
-    found += _measured(settings, policies)
-    for name, student in settings.students.items():
+    for name, student in s.seeded(s.students).items():
         # A student whose loss needs no teacher must not be trained again for another teacher
-        reads = (*text, TEACHER) if student.loss.asks_teacher() else text
-        found.append(Stage(f"{STUDENTS}{name}", DISTIL, f"{STARTS}{student.start}", reads))
-        found += _measured(settings, [found[-1].name])
-    for name, student in settings.reinforced.items():
-        found.append(Stage(f"{REINFORCED}{name}", REINFORCE, f"{STARTS}{student.start}"))
-        found += _measured(settings, [found[-1].name])
+        teacher = TaughtBy(TEACHER) if student.loss.asks_teacher() else None
+        stage = Distil(
+            f"students/{name}",
+            student,
+            texts,
+            teacher,
+            seed=s.seed,
+            start=f"starts/{student.start}",
+            adapter=student.adapter,
+            path=f"students.{name}",
+            label=f"{name}: ",
+            title=name,
+        )
+        found += [stage, *measured.after(stage, student.start)]
+    for name, student in s.seeded(s.reinforced).items():
+        stage = Reinforce(
+            f"reinforced/{name}",
+            student,
+            questions,
+            StageRewards(student),
+            seed=s.seed,
+            start=f"starts/{student.start}",
+            path=f"reinforced.{name}",
+            label=f"{name}: ",
+            title=name,
+        )
+        found += [stage, *measured.after(stage, student.start)]
     return found
 
 
-def _measured(settings: DistillSettings, names: list[str]):
-    """The stages that measure the policies of these stages; none where no task has questions."""
-    asks = any(task.path is None or task.questions for task in settings.tasks.values())
-    return [Stage(f"{MEASURED}{name}", MEASURE, name) for name in names if asks]
+def _teacher(s: DistillSettings, questions: WorldQuestions) -> list[Stage]:
+    """The teacher: a checkpoint, or a base and its fine-tuning."""
+    teacher = s.teacher
+    origin = _origin(s, teacher, "teacher", teacher.path, "path")
+    if teacher.path is not None:
+        return [Given(TEACHER, None, origin=origin, path="teacher", title=TEACHER)]
+    corpus, tuning = BaseCorpus(teacher.base, s.seed), teacher.fine_tune
+    tuning = dataclasses.replace(tuning, seed=s.seed)
+    texts = Solutions(questions, tuning.data), Solutions(questions, tuning.data, held_out=True)
+    return [
+        Pretrain(
+            "teacher_base",
+            teacher.base,
+            corpus,
+            seed=s.seed,
+            origin=origin,
+            path="teacher.base",
+            label="teacher: pretrain",
+            title="teacher_base",
+        ),
+        Tune(
+            TEACHER,
+            tuning,
+            *texts,
+            seed=s.seed,
+            start="teacher_base",
+            path="teacher.fine_tune",
+            title=TEACHER,
+        ),
+    ]
 
 
-def report_sweep(folder: Path, workdirs: list[Path]):
-    """Print the findings over finished runs, and write them to folder/findings.txt and findings.json."""
-    if not first_process():
-        return
-    found = findings(workdirs)
-    table = findings_table(found, len(workdirs))
-    Console(width=TABLE_WIDTH).print(table)
-    with (folder / "findings.txt").open("w") as file:
-        Console(width=TABLE_WIDTH, file=file).print(table)
-    (folder / "findings.json").write_text(json.dumps(as_json(found), indent=1) + "\n")
+def _start(s: DistillSettings, name: str) -> Stage:
+    """The start of some students: a checkpoint, a base, or random parameters."""
+    start, path, title = s.starts[name], f"starts.{name}", f"start {name}"
+    origin = _origin(s, start, path, start.init_from)
+    if start.init_from is not None:
+        return Given(f"starts/{name}", None, origin=origin, path=path, title=title)
+    if start.base is None:
+        kept = any(each.adapter and each.start == name for each in s.students.values())
+        return Random(
+            f"starts/{name}", None, kept, seed=s.seed, origin=origin, path=path, title=title
+        )
+    return Pretrain(
+        f"starts/{name}",
+        start.base,
+        BaseCorpus(start.base, s.seed),
+        seed=s.seed,
+        origin=origin,
+        path=f"{path}.base",
+        label=f"{name}: pretrain",
+        title=title,
+    )
 
 
-def _plot(settings: DistillSettings, workdir: Path):
-    """Draw the curves of each distilled student in workdir/NAME.png."""
-    for name in settings.students:
-        path = workdir / f"{name}.png"
-        plot_curves(workdir / "metrics.jsonl", path, phase=name, names=CURVES)
+def _origin(
+    s: DistillSettings,
+    block: TeacherSettings | StartSettings,
+    path: str,
+    checkpoint: str | None,
+    field: str = "init_from",
+) -> Origin:
+    positions = block.max_position_embeddings if isinstance(block, StartSettings) else None
+    return Origin(
+        block.model,
+        s.template,
+        checkpoint,
+        None if checkpoint else block.tokenizer,
+        path=path,
+        field=field,
+        template_path="",
+        positions=positions,
+        trained=False,
+    )
 
 
-def _report(answers: dict):
-    """Print the table of right answers."""
-    rows = {title: intervals(found) for title, found in answers.items()}
-    names = list(next(iter(rows.values())))
-    forms, columns = dict.fromkeys(names, ".1%"), {name: name for name in names}
-    title = "right answers to held-out questions; of requests, how far they help"
-    make_console().print(stages_table(rows, forms, columns, title=title, first_column="policy"))
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """The measurements of a config. asks: whether a task has questions."""
 
+    settings: DistillSettings
+    questions: HeldOutQuestions
 
-JOB = Job
+    @property
+    def asks(self):
+        """Whether some task has questions."""
+        tasks = self.settings.tasks.values()
+        return any(task.path is None or task.questions for task in tasks)
+
+    def policy(self, name: str, root: str, title: str) -> Stage:
+        """The measurement of the policy that a stage leaves. root: what its programs are named by."""
+        return MeasureTasks(
+            f"measured/{name}",
+            self.settings.evaluation,
+            self.questions,
+            seed=self.settings.seed,
+            start=name,
+            path="evaluation",
+            label=f"evaluation of {root}: ",
+            title=title,
+        )
+
+    def after(self, stage: Stage, start: str) -> list[Stage]:
+        """That of a student, whose programs are those of its start."""
+        return [self.policy(stage.name, start, stage.title)] if self.asks else []

@@ -1,6 +1,7 @@
 """The tasks of a distillation: texts that students learn, and questions that they are measured on."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +17,18 @@ from deepseek_jax.data.settings import as_own
 from deepseek_jax.data.sources import hold_out, read
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.errors import at
+from deepseek_jax.named_code import digest_of
 from deepseek_jax.recipes.distill.settings import DistillSettings, TaskSettings
-from deepseek_jax.training.lineage import content_hash
+from deepseek_jax.recipes.kinds.accept import Prompts, accepted_by
+from deepseek_jax.recipes.kinds.reinforce import Questions
+from deepseek_jax.recipes.kinds.tune import Texts
+from deepseek_jax.recipes.r1.settings import ConversationSettings
+from deepseek_jax.recipes.stage import Context, Source
+from deepseek_jax.worlds.registry import find_world
 from deepseek_jax.worlds.world import World, given_solution
+
+# Held-out questions of the world where config.evaluation is None
+FEWEST = 2
 
 
 class TransferTask(NamedTuple):
@@ -52,12 +62,144 @@ class Weighted:
         return [record | {"weight": record["weight"] * self.weight} for record in records]
 
 
-def world_tasks(world: World, seed: int, num_questions: int):
-    """Name of the world's questions -> Task, with num_questions held out for each part of them."""
-    return {
-        name: questions.task(seed, num_questions * max(len(questions.kinds), 1))
-        for name, questions in world.questions.items()
-    }
+@dataclasses.dataclass(frozen=True, eq=False)
+class WorldQuestions(Questions):
+    """The questions of the config's world; reinforcement asks its reasoning ones."""
+
+    settings: DistillSettings
+
+    @property
+    def world(self) -> World:
+        """The World of config.world."""
+        return find_world(self.settings.world)
+
+    @functools.cached_property
+    def tasks(self) -> dict[str, Task]:
+        """Name of the world's questions -> Task, with those held out that policies are measured on."""
+        settings = self.settings
+        number = FEWEST if settings.evaluation is None else settings.evaluation.num_questions
+        return {
+            name: questions.task(settings.seed, number * max(len(questions.kinds), 1))
+            for name, questions in self.world.questions.items()
+        }
+
+    @property
+    def puzzles(self) -> Task:
+        """The reasoning questions."""
+        return self.tasks[self.world.reasoning]
+
+    def covers(self, context):
+        return self.puzzles.train
+
+    def read(self, context):
+        return {"reasoning": self.puzzles.train, "general": []}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FirstPuzzles(Prompts):
+    """The first of the world's reasoning questions."""
+
+    questions: WorldQuestions
+    number: int
+
+    def covers(self, context):
+        return self.read(context)
+
+    def read(self, context):
+        return self.questions.puzzles.train[: self.number]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Solutions(Texts):
+    """Conversations of the world's solutions, which a teacher is fine-tuned on; or, held out, measured on."""
+
+    questions: WorldQuestions
+    data: ConversationSettings
+    held_out: bool = False
+
+    def covers(self, context):
+        return [[m["content"] for m in c["messages"]] for c in self.read(context)]
+
+    def read(self, context):
+        tasks, world = self.questions.tasks, self.questions.world
+        if self.held_out:
+            worked = world.questions[world.reasoning].worked
+            return worked_conversations(self.questions.puzzles.held_out, worked)
+        numbers = (world.reasoning, self.data.num_puzzles), (world.general, self.data.num_requests)
+        found = []
+        for name, number in numbers:
+            if name is not None:
+                found += worked_conversations(
+                    tasks[name].train[:number], world.questions[name].worked
+                )
+        return found
+
+
+class StudentTexts(NamedTuple):
+    """What a student learns. tasks: name -> TransferTask. The rest is DistillSettings'."""
+
+    tasks: dict[str, TransferTask]
+    mixing_temperature: float
+    packing: bool
+    readers: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TaskTexts(Source):
+    """The texts of all tasks, and their held-out questions. accepted: the stages whose accepted answers they
+    are; none for the world's own solutions.
+    """
+
+    settings: DistillSettings
+    questions: WorldQuestions
+    accepted: tuple[str, ...] = ()
+
+    @property
+    def reads(self):
+        return self.accepted
+
+    def covers(self, context):
+        settings = self.settings
+        contents = {}
+        for name, task in settings.tasks.items():
+            if task.path is not None:
+                with at("config"), at(f"tasks.{name}"):
+                    contents[name] = content_digest(task.path, task.split)
+        batches = [settings.mixing_temperature, settings.packing, settings.readers]
+        names = [task.rule for task in settings.tasks.values() if task.rule]
+        rules = [[name, digest_of(name)] for name in names]
+        return [settings.tasks, settings.world, settings.seed, contents, batches, rules]
+
+    def check(self, context):
+        # Wrong files raise before the teacher is trained
+        self._of_files(context)
+
+    def describe(self, context):
+        # The teacher's answers are not there yet
+        tasks = self.tasks(context).items()
+        return "; ".join(f"{name}: {len(task.train)} texts" for name, task in tasks)
+
+    def _of_files(self, context):
+        with at("config"):
+            return context.once((self, "files"), lambda: file_tasks(self.settings, context.data))
+
+    def read(self, context: Context) -> StudentTexts:
+        """The texts, with the teacher's accepted answers, which have to be there."""
+        settings = self.settings
+        accepted = accepted_by(context.folder, self.accepted) if self.accepted else None
+        return StudentTexts(
+            self.tasks(context, accepted),
+            settings.mixing_temperature,
+            settings.packing,
+            settings.readers,
+        )
+
+    def tasks(self, context: Context, accepted: list[dict] | None = None):
+        """name -> TransferTask, with the accepted answers, or the world's own solutions."""
+        questions = self.questions
+        return transfer_tasks(
+            self.settings, questions.world, questions.tasks, accepted, self._of_files(context)
+        )
 
 
 def file_tasks(settings: DistillSettings, folder: Path):
@@ -121,12 +263,20 @@ def _of_world(name: str, task: TaskSettings, world: World, tasks: dict[str, Task
     )
 
 
-def texts_hash(settings: DistillSettings, digest: str | None):
-    """A hash that changes with the tasks' texts: of the settings, of digest (the teacher's answers) and of
-    the files' contents.
-    """
-    contents = [content_digest(t.path, t.split) for t in settings.tasks.values() if t.path]
-    return content_hash([settings.tasks, digest, settings.seed, contents])
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeldOutQuestions(Source):
+    """The questions on which policies are measured."""
+
+    texts: TaskTexts
+
+    def covers(self, context):
+        tasks = self.read(context).values()
+        rules = [[task.rule, digest_of(task.rule)] for task in tasks if task.questions]
+        return [[task.questions for task in tasks], rules]
+
+    def read(self, context: Context) -> dict[str, TransferTask]:
+        """name -> TransferTask of every task: one without questions is not measured."""
+        return context.once(self, lambda: self.texts.tasks(context))
 
 
 def mixed(sources, temperature: float):

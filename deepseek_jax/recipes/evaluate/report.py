@@ -9,18 +9,20 @@ from deepseek_jax.evaluation.problem_scores import ALL, compared_tasks, in_order
 from deepseek_jax.evaluation.problems import load_problems
 from deepseek_jax.files import as_path
 from deepseek_jax.recipes.evaluate.settings import EvaluateSettings
+from deepseek_jax.recipes.stage import SCORES
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.page import FORMS, Page
 from deepseek_jax.reports.tables import comparison_table, stages_table
 from deepseek_jax.settings import build
 
-RESULTS = "results.json"
+# The file of the answers in the folder of an evaluation
+RESULTS = f"results/{SCORES}"
 ON_PAGE = 16  # problems of each task
 TABLE_WIDTH = 130  # columns: six scores with their intervals
 
 
-def report(problems: list[dict], workdir: Path):
-    """Print the scores of the problems of a results.json."""
+def print_problems(problems: list[dict], workdir: Path):
+    """Print the scores of the problems of an evaluation."""
     scores, console = task_scores(problems), make_console(width=TABLE_WIDTH)
     forms = {name: FORMS.get(name, ".1%") for of in scores.values() for name in of}
     names = {name: name for name in forms}
@@ -65,14 +67,14 @@ def _group(problem):
 
 
 def check_against(config, path):
-    """Raise ValueError unless path is a results.json of the problems that this config names."""
+    """Raise ValueError unless path is the RESULTS of the problems that this config names."""
     problems = load_problems(build(EvaluateSettings, config, "config"))
-    # in_order compares entries of results.json, where the answer is called gold
+    # in_order compares entries of RESULTS, where the answer is called gold
     in_order([problem | {"gold": problem["answer"]} for problem in problems], _read_problems(path))
 
 
 def report_against(workdir: Path, path):
-    """Print the comparison of a finished run with the results.json at path, problem by problem."""
+    """Print the comparison of a finished run with those at path, problem by problem."""
     ours, theirs = map(_read_problems, (workdir / RESULTS, path))
     console = make_console(width=TABLE_WIDTH)
     console.print(comparison_table(compared_tasks(ours, theirs)))
@@ -80,10 +82,11 @@ def report_against(workdir: Path, path):
 
 def _read_problems(path):
     try:
-        results = json.loads(as_path(path).read_text())
+        file = as_path(path)
+        results = json.loads((file / RESULTS if file.is_dir() else file).read_text())
         if "made_of" in results and "problems" in results:
             return results["problems"]
         error = "it has no problems"
     except (OSError, ValueError) as cause:
         error = cause
-    raise ValueError(f"{path} is no results.json of an evaluation: {error}; correct the path")
+    raise ValueError(f"{path} is not the results of an evaluation: {error}; correct the path")

@@ -1,6 +1,6 @@
 """Evaluate a checkpoint by the published protocol (arXiv:2501.12948, section 3 of version 1).
 
-problems -> sample and judge k answers to each, some problems at a time -> results.json -> scores by task.
+problems -> sample and judge k answers to each, some problems at a time -> scores by task.
 """
 
 import dataclasses
@@ -12,30 +12,33 @@ import numpy as np
 from etils.epath import Path
 
 from deepseek_jax.checkpoint.adapter import adapter_scale
+from deepseek_jax.checkpoint.left import left_in_run
 from deepseek_jax.checkpoint.load import read_any_config
+from deepseek_jax.checkpoint.locate import check_checkpoint
 from deepseek_jax.data.carried import carried_template
 from deepseek_jax.data.chat import asked_messages, render_question
 from deepseek_jax.data.columns import shown_columns
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.problem_scores import CONVERSED, task_scores
 from deepseek_jax.evaluation.problems import Rules, load_problems
-from deepseek_jax.files import as_path, below, is_remote, read_json, remove_folder
+from deepseek_jax.files import below, is_remote, remove_folder
 from deepseek_jax.hub import hub_id
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.named_code import digest_of
-from deepseek_jax.parallel.processes import barrier, first_process, say, total
+from deepseek_jax.parallel.processes import first_process, say, total
 from deepseek_jax.recipes.conversing import (
     conversing,
     open_environments,
     rewards_of,
     try_environment,
 )
-from deepseek_jax.recipes.evaluate.report import RESULTS, problems_page, report
+from deepseek_jax.recipes.evaluate.report import print_problems, problems_page
 from deepseek_jax.recipes.evaluate.settings import MAX_COMPLETION_LENGTH, EvaluateSettings
-from deepseek_jax.recipes.job import PROMPT_LENGTH, Work, WorkdirJob
-from deepseek_jax.recipes.kinds.measure import MEASURE
-from deepseek_jax.recipes.page import write_page
-from deepseek_jax.recipes.stage import Answering, Stage
+from deepseek_jax.recipes.kinds.measure import PROMPT_LENGTH, Measure, scored_answer_programs
+from deepseek_jax.recipes.page import run_page
+from deepseek_jax.recipes.results import Results
+from deepseek_jax.recipes.stage import Answering, Source, Stage
+from deepseek_jax.reports.page import Page
 from deepseek_jax.rollout.policy import Policy, check_room, find_source, load_policy
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.settings import AnswerOptions
@@ -47,26 +50,34 @@ SETTINGS = EvaluateSettings
 THINK = "<think>\n"
 
 
-class EvaluateJob(WorkdirJob):
-    """One measuring stage. Writes results.json. made_of: hashes of the checkpoint and of the problems.
-    problems: for each one its prompt, completions, verdicts and majority answer, as
-    evaluation.problem_scores reads them.
-    """
+def stages(s: EvaluateSettings) -> list[Stage]:
+    """One measurement."""
+    return [Evaluate("results", s, Problems(s), seed=s.seed, path="", label="answers: ")]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problems(Source):
+    """The problems of config.data, in the template of the checkpoint where the config has none."""
 
     settings: EvaluateSettings
-    stages = (Stage(RESULTS.removesuffix(".json"), MEASURE),)
-    page_title = "Evaluation"
 
     @functools.cached_property
-    def problems(self):
-        """The problems of config.data."""
-        return load_problems(with_template(self.settings))
+    def problems(self) -> list[dict]:
+        """See evaluation.problems.load_problems."""
+        with at("config"):
+            return load_problems(with_template(self.settings))
+
+    def describe(self, context):
+        return f"{len(self.problems)} problems, such as {self.problems[0]['question']!r}"
+
+    def covers(self, context):
+        return self.made_of
 
     @functools.cached_property
-    def made_of(self):
+    def made_of(self) -> dict[str, str]:
         """What the results depend on, as hashes."""
         settings = self.settings
-        with at("checkpoint"):
+        with at("config"), at("checkpoint"):
             source = find_source(settings.checkpoint)
         found = {"checkpoint": checkpoint_hash(source.adapter or source.base)}
         found["problems"] = content_hash(self.problems)
@@ -78,95 +89,88 @@ class EvaluateJob(WorkdirJob):
         if source.adapter is not None:
             found["base"] = checkpoint_hash(source.base)
         if settings.adapter is not None:
-            found["adapter"] = files_hash(settings.adapter, "adapter")
+            found["adapter"] = files_hash(settings.adapter, "config.adapter")
         return found
 
-    @functools.cached_property
-    def environments(self):
-        """The Environments of config.tools and config.environment; None for single turns."""
-        return open_environments(self.settings, self.opened)
 
-    @property
-    def parts(self):
-        """A folder of its own for each state: answers of an earlier checkpoint must not be resumed from."""
-        return self.run.folder / "parts" / content_hash(self.made_of)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluate(Measure):
+    """Answers to all problems. What it finds: made_of, hashes of the checkpoint and of the problems;
+    problems: for each one its prompt, completions, verdicts and majority answer, as evaluation.problem_scores
+    reads them.
+    """
 
-    def settings_of(self, stage: Stage):
-        return self.settings
+    settings: EvaluateSettings
+    problems: Problems
 
-    def config_of(self, stage: Stage):
-        with at("checkpoint"):
+    def config(self) -> ModelConfig:
+        """The ModelConfig of the checkpoint."""
+        with at("config"), at("checkpoint"):
+            check_checkpoint(self.settings.checkpoint)
             config = read_any_config(find_source(self.settings.checkpoint).base)
         return dataclasses.replace(config, dtype=self.settings.dtype)
 
-    def check_measured_data(self, work: Work):
+    def check_data(self, context):
         """Raise ValueError where the problems or the checkpoint are not there, tools have another form, or an
         environment fails in its first conversation.
         """
-        try_environment(self.environments, [problem["example"] for problem in self.problems[:1]])
-        return self.problems, self.environments, self.made_of
+        super().check_data(context)
+        problems, environments = self.problems.problems, self._environments(context)
+        try_environment(environments, [problem["example"] for problem in problems[:1]])
+        self.problems.covers(context)
 
-    def answering(self, work: Work):
+    def _environments(self, context):
+        """The Environments of config.tools and config.environment; None for single turns."""
+        return context.once(
+            "environments", lambda: open_environments(self.settings, context.opened)
+        )
+
+    def programs(self, config, mesh, others):
         # The problems between two saves. The checkpoint's config has to be there; an adapter is left out
-        settings, longest = self.settings, self.settings.max_completion_length
+        config, settings = self.config(), self.settings
+        longest = settings.max_completion_length
         if longest is None:
-            longest = longest_completion(work.config, PROMPT_LENGTH)
-        options = AnswerOptions(max_completion_length=longest, slots=settings.slots)
-        return Answering(
-            options,
+            longest = longest_completion(config, PROMPT_LENGTH)
+        asked = Answering(
+            AnswerOptions(max_completion_length=longest, slots=settings.slots),
             settings.save_every,
             settings.samples,
             dtype=settings.dtype,
             turns=settings.most_turns(),
         )
+        return scored_answer_programs(self, config, mesh, asked)
 
-    def count_measured(self, work: Work):
-        return len(self.problems)
-
-    def measure(self, work: Work):
-        """The content of results.json."""
-        run, problems, environments = self.run, self.problems, self.environments
+    def run(self, context):
+        problems, environments = self.problems.problems, self._environments(context)
         # Before the checkpoint is read: a rule without its package or sandbox raises at once
-        with Rules(problems, rewards_of(environments)) as rules:
-            policy = _policy(self.settings, self.mesh)
+        with self.waiting(len(problems)), Rules(problems, rewards_of(environments)) as rules:
+            policy = _policy(self.settings, context.mesh)
             if environments is not None:
                 with at("config"):
                     policy = dataclasses.replace(policy, template=_only_template(problems))
                     policy = conversing(policy, environments, self.settings)
-            answered = _answered(
-                self.settings, policy, problems, rules, self.parts, run.should_stop
-            )
-        return {"made_of": self.made_of, "problems": answered}
+            parts, stop = context.own / "parts", context.run.should_stop
+            answered = _answered(self.settings, policy, problems, rules, parts, stop)
+        return {"made_of": self.problems.made_of, "problems": answered}
 
-    def scores_of(self, result):
+    def scores(self, found):
         # The scores of all tasks, where there are several, are the last
-        tasks = reversed(task_scores(result["problems"]).items())
+        tasks = reversed(task_scores(found["problems"]).items())
         return {f"{task} {name}": s for task, scores in tasks for name, s in scores.items()}
 
-    def finish(self):
-        path, made_of = self.run.folder / RESULTS, self.made_of
-        # Process 0 writes the results, and another may still read the parts that are removed below
-        barrier("the results are there")
-        found = read_json(path)["made_of"]
-        if found != made_of:
-            changed = [name for name in made_of if found[name] != made_of[name]]
-            raise ValueError(
-                f"{path} is of another state of the {' and the '.join(changed)}, and is left as it is; give "
-                "another --workdir"
-            )
-        if first_process():
-            remove_folder(self.run.folder / "parts")
 
-    def describe_data(self):
-        return f"{len(self.problems)} problems, such as {self.problems[0]['question']!r}"
+def page(results: Results) -> Page:
+    """The page, with the first problems of each task."""
+    shown = run_page(results, "Evaluation")
+    return problems_page(shown, **results.found()["results"])
 
-    def page(self, page, measured):
-        return problems_page(page, **measured[self.stages[0].name])
 
-    def report(self):
-        """Print the scores."""
-        write_page(self)
-        report(read_json(self.run.folder / RESULTS)["problems"], self.run.folder)
+def report(results: Results):
+    """Print the scores."""
+    if first_process():
+        # They are in the results
+        remove_folder(results.folder / "results" / "parts")
+    print_problems(results.found()["results"]["problems"], results.folder)
 
 
 def checkpoint_hash(checkpoint: str | Path):
@@ -195,7 +199,7 @@ def files_hash(path: str | Path, field: str):
     field: of the config, for messages. Raises ValueError where the path does not exist.
     """
     with at(field):
-        path = as_path(path)
+        path = left_in_run(path)
     files = sorted(below(path)) if path.is_dir() else [path] if path.exists() else []
     if not files:
         raise ValueError(f"{field}={str(path)!r}: there is nothing at this path; correct it")
@@ -240,14 +244,14 @@ def _answered(
     parts: Path,
     should_stop: Callable[[], bool],
 ):
-    """The entries of all problems in results.json. Saves every save_every of them in the folder `parts`."""
+    """The entries of all problems. Saves every save_every of them in the folder `parts`."""
     problems = [problem | {"prompt_ids": _prompt(policy, problem)} for problem in problems]
     settings = _with_length(settings, policy.config, problems)
     parts.mkdir(parents=True, exist_ok=True)
     answered = []
     for first in range(0, len(problems), settings.save_every):
         some = problems[first : first + settings.save_every]
-        path = parts / f"{first:07d}.json"
+        path = parts / f"{first:07d}-{first + len(some):07d}.json"
         answered += remembered(path, lambda s=some: _answer(settings, policy, s, rules))
         share = np.mean([correct for problem in answered for correct in problem["correct"]])
         say(f"{len(answered)} of {len(problems)} problems: {share:.1%} of their answers are right")
@@ -304,7 +308,7 @@ def longest_completion(config: ModelConfig, prompt_length: int):
 
 
 def _answer(settings: EvaluateSettings, policy: Policy, problems: list, rules: Rules):
-    """Answer some problems: -> their entries in results.json, a list of dicts."""
+    """Answer some problems: -> their entries, a list of dicts."""
     options = AnswerOptions(
         max_completion_length=settings.max_completion_length,
         temperature=settings.temperature,
@@ -349,7 +353,7 @@ def _asked(problem):
 
 
 def _counts(conversations):
-    """What an entry of results.json has of its conversations: a value for each sample."""
+    """What an entry has of its conversations: a value for each sample."""
     counts = [conversation.counts() for conversation in conversations]
     # Seconds of the clock would make each run's file another
     names = [name for name in CONVERSED if name in counts[0]]
@@ -357,6 +361,3 @@ def _counts(conversations):
         "get_reward": [c.reward for c in conversations],
         "messages": [c.messages for c in conversations],
     }
-
-
-JOB = EvaluateJob

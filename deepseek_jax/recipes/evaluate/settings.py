@@ -14,6 +14,7 @@ from deepseek_jax.settings import (
     NamesCode,
     PositiveShare,
     Seed,
+    unhashed,
 )
 
 MAX_COMPLETION_LENGTH = 32768  # section 3 of version 1
@@ -58,8 +59,8 @@ class EvaluateSettings(Conversing):
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: Seed = 0
     slots: Count = 32
-    save_every: Count = 64
-    mesh: dict = dataclasses.field(default_factory=dict)
+    save_every: Count = unhashed(64)
+    mesh: dict = unhashed(default_factory=dict)
 
     def __post_init__(self):
         if not self.data:

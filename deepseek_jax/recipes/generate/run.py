@@ -15,9 +15,10 @@ from jax.sharding import Mesh
 
 from deepseek_jax.data.questions import distinct, evaluation_texts, read_questions
 from deepseek_jax.errors import at
-from deepseek_jax.files import read_json
+from deepseek_jax.files import read_json, write_whole
+from deepseek_jax.named_code import code_digests
 from deepseek_jax.parallel.mesh import group_mesh, mesh_of
-from deepseek_jax.parallel.processes import first_process, say
+from deepseek_jax.parallel.processes import barrier, first_process, say
 from deepseek_jax.recipes.conversing import (
     conversing,
     open_environments,
@@ -25,222 +26,369 @@ from deepseek_jax.recipes.conversing import (
     try_environment,
 )
 from deepseek_jax.recipes.generate.settings import GenerateSettings
-from deepseek_jax.recipes.job import LineageJob, Work
-from deepseek_jax.recipes.kinds.ask import ASK, SIFT, sampling_inputs
-from deepseek_jax.recipes.page import write_page
-from deepseek_jax.recipes.short import FromPolicy
-from deepseek_jax.recipes.stage import Stage
-from deepseek_jax.recipes.start import starting_policy
+from deepseek_jax.recipes.kinds.measure import scored_answer_programs
+from deepseek_jax.recipes.kinds.paying import Paid
+from deepseek_jax.recipes.kinds.pretrain import BaseCorpus, Given, Pretrain
+from deepseek_jax.recipes.origin import Origin, digest
+from deepseek_jax.recipes.page import run_page
+from deepseek_jax.recipes.results import Results
+from deepseek_jax.recipes.stage import Answering, Context, Left, Source, Stage
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.scenarios import deciding, say_deciding
 from deepseek_jax.reports.answers import make_console
+from deepseek_jax.reports.page import Page
 from deepseek_jax.reports.tables import fates_table
-from deepseek_jax.rollout.policy import Policy, load_policy
+from deepseek_jax.rewards import Rewards
+from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.settings import Limit
 from deepseek_jax.synthesis.augment import augmented
 from deepseek_jax.synthesis.generated import dataset_folder
 from deepseek_jax.synthesis.ngrams import Evaluation
-from deepseek_jax.synthesis.sift import FATES
+from deepseek_jax.synthesis.sift import FATES, write_sifted
 from deepseek_jax.synthesis.teacher import Teacher, check_opening, read_rows
-from deepseek_jax.training.lineage import run_stage
 from deepseek_jax.worlds.registry import find_questions, open_rewards
 
 SETTINGS = GenerateSettings
-# The stages; with a checkpoint the first is not trained
-BASE, SAMPLES, DATASET = "base", "samples", "dataset"
-PHASE = "pretrain"  # of the base
+QUESTIONS = "questions.json"
 ON_PAGE = 64  # prompts whose samples the page has
 
 
-class GenerateJob(FromPolicy, LineageJob):
-    """The questions and the teacher. With several processes, each group of config.teacher_processes answers
-    its own share of the prompts, on a mesh of its own devices.
+def stages(s: GenerateSettings) -> list[Stage]:
+    """A teacher, a base or a checkpoint; the questions that it is asked, also varied ones; its samples; and
+    the dataset of what the filters keep. With other filters, the same samples are sifted again.
     """
+    questions, rewards = AskedQuestions(s), SampleRewards(s)
+    measured_on, teacher = MeasuredOn(s, questions), _teacher(s, rewards)
+    asked = {"data": s.data, "sampling": s.sampling, "chunk_size": s.chunk_size}
+    return [
+        teacher,
+        Vary(
+            "questions",
+            asked | {"augment": s.augment},
+            s,
+            questions,
+            measured_on,
+            seed=s.seed,
+            start=teacher.name,
+            path="",
+        ),
+        Ask(
+            "samples",
+            asked,
+            s,
+            questions,
+            Left("questions"),
+            rewards,
+            seed=s.seed,
+            start=teacher.name,
+            path="",
+        ),
+        Sift("dataset", {"keep": s.keep}, s, rewards, measured_on, Left("samples"), path=""),
+    ]
+
+
+def _teacher(s: GenerateSettings, rewards: "SampleRewards") -> Stage:
+    tokenizer = None if s.base is None else s.base.corpus
+    origin = Origin(s.model, s.data.template, s.init_from, tokenizer, trained=False)
+    if s.base is None:
+        return Given("init_from", None, origin=origin, path="", title="teacher")
+    return Pretrain(
+        "base",
+        s.base,
+        BaseCorpus(s.base, s.seed),
+        waiting=(rewards,),
+        seed=s.seed,
+        origin=origin,
+        path="base",
+        label="pretrain",
+        title="teacher",
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AskedQuestions(Source):
+    """The questions of config.data, and the held-out ones of its task."""
 
     settings: GenerateSettings
-    page_title = "Generation"
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        start = self.first(BASE)
-        self.stages = (
-            start,
-            Stage(SAMPLES, ASK, start.name),
-            Stage(DATASET, SIFT, "", (SAMPLES,)),
+    @functools.cached_property
+    def both(self) -> tuple[list[dict], list[dict]]:
+        """(questions to ask, held-out questions)."""
+        with at("config"):
+            return _questions(self.settings)
+
+    def covers(self, context):
+        adapter = self.settings.adapter
+        return [self.both[0], None if adapter is None else digest(adapter)]
+
+    def describe(self, context):
+        found, _ = self.both
+        return f"{len(found)} questions, such as {found[0]['question']!r}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MeasuredOn(Source):
+    """The evaluation sets that config.keep.decontaminate names."""
+
+    settings: GenerateSettings
+    questions: AskedQuestions
+
+    @functools.cached_property
+    def texts(self) -> tuple[list[str], list[str]]:
+        """(questions, solutions)."""
+        with at("config"):
+            return _measured_on(self.settings, self.questions.both[1])
+
+    def covers(self, context):
+        return [self.texts, self.settings.keep.ngram]
+
+    def describe(self, context):
+        return f"{len(self.texts[0])} questions of evaluations that they must not contain"
+
+    def check(self, context):
+        # Raises where a set is not there
+        self.evaluation()
+
+    def evaluation(self) -> Evaluation | None:
+        """The synthesis.ngrams.Evaluation of these sets, or None."""
+        return Evaluation(*self.texts, self.settings.keep.ngram) if any(self.texts) else None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SampleRewards(Paid):
+    """The rewards that score the samples, with reward models, open for the whole run."""
+
+    settings: GenerateSettings
+
+    def models(self, folder=None):
+        return self.settings.reward_models
+
+    def covers(self, context):
+        settings = self.settings
+        paths = {name: digest(block.path) for name, block in settings.reward_models.items()}
+        talk = [*settings.tools, settings.environment, settings.conversation]
+        return [settings.rewards, settings.reward_models, paths, code_digests(settings), talk]
+
+    def environments(self, context: Context):
+        """The Environments of the samples; None for single turns."""
+        return context.once(
+            "environments", lambda: open_environments(self.settings, context.opened)
         )
 
-    @functools.cached_property
-    def own(self):
-        """The mesh of a teacher: of the devices of its own group of processes."""
-        if self.run is None:
-            return teacher_mesh(self.settings, self.mesh)
-        with at("teacher_processes"):
-            return group_mesh(self.mesh, self.settings.teacher_processes)
+    def read(self, context: Context) -> Rewards:
+        """The Rewards, on the devices of the teacher."""
+        return context.once(self, lambda: self._open(context))
 
-    @functools.cached_property
-    def read(self):
-        """(questions to ask, held-out questions of config.data.task)."""
-        return _questions(self.settings)
-
-    @functools.cached_property
-    def measured_on(self):
-        """(questions, solutions) of the evaluation sets that config.keep.decontaminate names."""
-        return _measured_on(self.settings, self.read[1])
-
-    @functools.cached_property
-    def evaluation(self):
-        """The synthesis.ngrams.Evaluation of these sets, or None."""
-        if not any(self.measured_on):
-            return None
-        return Evaluation(*self.measured_on, self.settings.keep.ngram)
-
-    @functools.cached_property
-    def rewards(self):
-        """The Rewards that score the samples, with the trained reward models."""
+    def _open(self, context):
         settings = self.settings
-        with at("reward_models"):
-            models = load_model_rewards(
-                settings.reward_models, self.own, settings.model.get("expert_buffer")
-            )
-        models |= rewards_of(self.environments)
-        with at("rewards"):
-            return self.opened.enter_context(open_rewards(settings.rewards, models=models))
+        with at("config"), at("reward_models"):
+            buffer = settings.model.get("expert_buffer")
+            models = load_model_rewards(settings.reward_models, own_mesh(settings, context), buffer)
+        models |= rewards_of(self.environments(context))
+        with at("config"), at("rewards"):
+            return context.opened.enter_context(open_rewards(settings.rewards, models=models))
 
-    @functools.cached_property
-    def accuracy(self):
-        """The reward that decides whether an answer is right."""
-        return deciding(self.settings, self.rewards)
 
-    @functools.cached_property
-    def environments(self):
-        """The Environments of the samples; None for single turns."""
-        return open_environments(self.settings, self.opened)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Asks(Stage):
+    """A stage in which the teacher answers. With several processes, each group of config.teacher_processes
+    answers its own share of the prompts, on a mesh of its own devices.
+    """
 
-    @functools.cached_property
-    def teacher(self):
-        """The synthesis.teacher.Teacher, whose policy is loaded when there is something to answer."""
-        return Teacher(self.settings, self._load, self.own, self.run.should_stop)
+    leaves_policy = False
 
-    @functools.cached_property
-    def sampled(self):
-        """The Teacher of the samples: the same policy, with tools and environment."""
-        return dataclasses.replace(self.teacher, load=lambda: self._conversing(self.teacher.policy))
+    whole: GenerateSettings
 
-    def _conversing(self, policy):
-        return conversing(policy, self.environments, self.settings)
+    def sampling_mesh(self, mesh):
+        return teacher_mesh(self.whole, mesh)
 
-    @functools.cached_property
-    def augmented(self):
-        """(the examples that are asked, the fate of each question)."""
+    def teacher(self, context: Context) -> Teacher:
+        """The Teacher, whose policy is loaded when there is something to answer."""
+
+        def load():
+            return load_teacher(self.whole, context, self.start)
+
+        def make():
+            own = own_mesh(self.whole, context)
+            return Teacher(self.whole, load, own, context.run.should_stop)
+
+        return context.once("teacher", make)
+
+    def answer(self, context, folder: Path, examples, *, n: int, conversing_in=None, rewards=None):
+        """Let the teacher answer examples n times, into chunks in a folder. conversing_in: Environments of
+        the answers, None for single turns.
+        """
+        teacher = self.teacher(context)
+        if conversing_in is not None:
+            own = conversing(teacher.policy, conversing_in, self.whole)
+            answering = dataclasses.replace(teacher, load=lambda: own)
+        else:
+            answering = teacher
+        # launch has set the mesh of all processes; a teacher is on the devices of its own group
+        with jax.set_mesh(own_mesh(self.whole, context)), at("config"):
+            # Reads the checkpoint: a complete stage does not need it
+            prompts = prompts_of(self.whole, answering.policy, examples)
+            answering.answer(folder, prompts, n=n, rewards=rewards)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Vary(Asks):
+    """The questions to ask: the given ones, and those derived from them by rule and by the teacher."""
+
+    questions: AskedQuestions
+    measured_on: MeasuredOn
+
+    def is_left(self, folder):
+        return (folder / QUESTIONS).exists()
+
+    def run(self, context):
+        def ask(name, examples):
+            self.answer(context, context.own / name, examples, n=1)
+            return context.own / name
+
         with at("config"):
-            return augmented(self.settings, self.read[0], self.evaluation, self._ask)
+            found, fates = augmented(
+                self.whole, self.questions.both[0], self.measured_on.evaluation(), ask
+            )
+        if first_process():
+            content = {"questions": found, "fates": fates}
+            write_whole(context.own / QUESTIONS, json.dumps(content, ensure_ascii=False))
+        barrier("the questions are there")
 
-    def begin(self):
-        if self.run is None:
-            return self.planned
-        self._check_groups()
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ask(Asks):
+    """A teacher's answers to every question, with their rewards (arXiv:2501.12948, appendix B.3.3)."""
+
+    questions: AskedQuestions
+    varied: Left
+    rewards: SampleRewards
+
+    def is_left(self, folder):
+        # The teacher skips chunks that are there
+        return False
+
+    def check_data(self, context):
+        settings = self.whole
+        with at("config"):
+            self._check_groups()
+        super().check_data(context)
         # Wrong rewards, questions and checkpoints raise before anything is trained
-        rewards, (questions, _) = self.rewards, self.read
+        rewards, (questions, _) = self.rewards.read(context), self.questions.both
         with at("rewards"):
             rewards.check(questions)
-        say_deciding(self.settings, rewards)
-        try_environment(self.environments, questions)
-        if self.settings.init_from is None:
-            prompts_of(self.settings, self._conversing(self.policy), questions)
-        return self.planned, self.evaluation
+        say_deciding(settings, rewards)
+        environments = self.rewards.environments(context)
+        try_environment(environments, questions)
+        policy = dataclasses.replace(context.policy, opening=settings.data.opening)
+        prompts_of(settings, conversing(policy, environments, settings), questions)
 
     def _check_groups(self):
         """Raise ValueError for conversations that several groups of processes would hold."""
-        own, all_of_them = self.settings.teacher_processes, jax.process_count()
-        if self.settings.converses and own < all_of_them:
+        own, all_of_them = self.whole.teacher_processes, jax.process_count()
+        if self.whole.converses and own < all_of_them:
             # After a turn all processes tell each other what came of their tools
             raise ValueError(
                 f"teacher_processes={own} of {all_of_them} processes makes several teachers, and all of them "
                 f"hold conversations together; set it to {all_of_them}, or leave out tools and environment"
             )
 
-    @functools.cached_property
-    def policy(self):
-        """The Policy of a base, without params."""
-        policy = starting_policy(self.settings, self.mesh, self.settings.data.template)
-        return dataclasses.replace(policy, opening=self.settings.data.opening)
-
-    def phase_of(self, stage: Stage):
-        return self.run.of(PHASE, self.run.folder / stage.name / PHASE)
-
-    def sampling_mesh(self):
-        return self.own
-
-    def checkpoint_of(self, work: Work):
-        """(path, block of the model) of the teacher's checkpoint."""
-        return self.settings.init_from, self.settings.model
-
-    def given(self, work: Work):
-        """Stays where it is."""
-
-    def _ask(self, name: str, examples: list):
-        """Let the teacher answer each example once: -> the folder of its chunks."""
-        start = self.stages[0].name
-        inputs = sampling_inputs(self.settings, examples, n=1, scored=False)
-        inputs |= {"parent": self.made[start].hash}
-
-        def make(folder):
-            self.answer(folder, examples, n=1)
-
-        run_stage(self.run.folder, name, inputs, make)
-        return self.run.folder / name
-
-    def answer(self, folder: Path, examples: list, n: int, rewards=None):
-        """Let the teacher answer examples n times, into chunks in a folder. rewards: of the samples, which
-        may be conversations.
+    def programs(self, config, mesh, others):
+        """The answers of one teacher, on the devices of its processes, and what reward models and judges make
+        of them there.
         """
-        teacher = self.teacher if rewards is None else self.sampled
-        # launch has set the mesh of all processes; a teacher is on the devices of its own group
-        with jax.set_mesh(self.own), at("config"):
-            # Reads the checkpoint: a complete stage does not need it
-            prompts = prompts_of(self.settings, teacher.policy, examples)
-            teacher.answer(folder, prompts, n=n, rewards=rewards)
+        settings, sampling = self.whole, self.whole.sampling
+        asked = Answering(
+            sampling,
+            settings.chunk_size,
+            sampling.samples_per_prompt,
+            sampling.max_prompt_length,
+            # A base is pre-trained in float32; a checkpoint is read in the dtype that it computes in
+            dtype="float32" if settings.init_from is None else config.dtype,
+            turns=settings.most_turns(),
+        )
+        own = teacher_mesh(settings, mesh)
+        return scored_answer_programs(self, config, own, asked, self.rewards, scores=True)
 
-    def _load(self):
-        """The teacher's Policy."""
-        settings = self.settings
-        path, model = settings.init_from, settings.model
-        if path is None:
-            path, model = self.run.folder / BASE / "params", {}
-        policy = load_policy(path, model, self.own, template=settings.data.template)
-        with at("adapter"):
-            policy = policy.with_adapter_of(settings.adapter, self.own)
-        return dataclasses.replace(policy, opening=settings.data.opening)
+    def run(self, context):
+        """Leaves the chunks in the stage's folder."""
+        self.answer(
+            context,
+            context.own,
+            read_json(self.varied.read(context) / QUESTIONS)["questions"],
+            n=self.whole.sampling.samples_per_prompt,
+            conversing_in=self.rewards.environments(context),
+            rewards=self.rewards.read(context),
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sift(Stage):
+    """The dataset of the answers that the filters keep."""
+
+    leaves_policy = False
+
+    whole: GenerateSettings
+    rewards: SampleRewards
+    measured_on: MeasuredOn
+    samples: Left
+
+    def is_left(self, folder):
+        return False
+
+    def run(self, context):
+        """Leaves the dataset in the stage's folder."""
+        with at("config"):
+            accuracy = deciding(self.whole, self.rewards.read(context))
+            settings = dataclasses.replace(self.whole, accuracy=accuracy)
+            write_sifted(
+                settings,
+                self.samples.read(context),
+                self.measured_on.evaluation(),
+                context.own,
+            )
 
     def measurements(self):
-        return {DATASET: f"{DATASET}/{FATES}"}
+        return {self.name: f"{self.name}/{FATES}"}
 
-    def scores_of(self, result):
+    def scores(self, found):
         # No interval: it would need the fates by question, because completions of one are alike
-        fates = result.values()
+        fates = found.values()
         kept, asked = sum(of["kept"] for of in fates), sum(sum(of.values()) for of in fates)
         return {"kept_share": [kept / asked, None, None]}
 
-    def page(self, page, measured):
-        rows = itertools.islice(read_rows(self.run.folder / SAMPLES), ON_PAGE)
-        return dataclasses.replace(page, samples=[_group(row) for row in rows])
 
-    def describe_data(self):
-        questions, evaluations = self.read[0], self.measured_on[0]
-        counts = f"{len(questions)} questions, and {len(evaluations)} of evaluations"
-        return f"{counts} that they must not contain, such as {questions[0]['question']!r}"
+def own_mesh(settings: GenerateSettings, context: Context) -> Mesh:
+    """The mesh of a teacher: of the devices of its own group of processes."""
+    with at("config"), at("teacher_processes"):
+        return group_mesh(context.mesh, settings.teacher_processes)
 
-    def report(self):
-        """Print how many questions and completions each filter removed, and write report.json. Process 0
-        alone.
-        """
-        if first_process():
-            _report(self.run.folder, self.augmented[1])
-        write_page(self)
-        say(
-            f"complete; report.html is in {self.run.folder}; set config.data.path of recipe 'sft' to "
-            f"{dataset_folder(self.run.folder / DATASET)}"
-        )
+
+def load_teacher(settings: GenerateSettings, context: Context, name: str) -> Policy:
+    """The teacher's Policy, on the mesh of its group."""
+    own = own_mesh(settings, context)
+    policy = context.load(name, trained=False, mesh=own)
+    with at("adapter"):
+        policy = policy.with_adapter_of(settings.adapter, own)
+    return dataclasses.replace(policy, opening=settings.data.opening)
+
+
+def page(results: Results) -> Page:
+    """The page, with the samples of the first prompts."""
+    rows = itertools.islice(read_rows(results.folder / "samples"), ON_PAGE)
+    shown = run_page(results, "Generation")
+    return dataclasses.replace(shown, samples=[_group(row) for row in rows])
+
+
+def report(results: Results):
+    """Print how many questions and completions each filter removed, and write report.json."""
+    folder = results.folder
+    if first_process():
+        _report(folder, read_json(folder / "questions" / QUESTIONS)["fates"])
+    say(
+        f"complete; report.html is in {folder}; set config.data.path of recipe 'sft' to "
+        f"{dataset_folder(folder / 'dataset')}"
+    )
 
 
 def prompts_of(settings: GenerateSettings, policy: Policy, examples: list):
@@ -314,12 +462,9 @@ def _group(row: dict):
 
 
 def _report(workdir: Path, fates: dict):
-    completions = read_json(workdir / DATASET / FATES)
+    completions = read_json(workdir / "dataset" / FATES)
     report = {"questions": fates, "completions": completions}
     (workdir / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     console = make_console()
     for what, counts in report.items():
         console.print(fates_table(f"what became of the {what}", counts))
-
-
-JOB = GenerateJob

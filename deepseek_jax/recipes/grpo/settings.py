@@ -6,6 +6,7 @@ from deepseek_jax.recipes.settings import AdapterRun, QuestionData
 from deepseek_jax.reinforce.effort import LENGTH_PENALTY
 from deepseek_jax.reinforce.settings import ModelRewardSettings, ReinforceSettings
 from deepseek_jax.rollout.settings import Conversing
+from deepseek_jax.settings import unhashed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,7 +17,7 @@ class GrpoSettings(Conversing, ReinforceSettings, AdapterRun):
 
     data: QuestionData
     reward_models: dict[str, ModelRewardSettings] = dataclasses.field(default_factory=dict)
-    xla_flags: str = ""
+    xla_flags: str = unhashed("")
 
     def __post_init__(self):
         super().__post_init__()

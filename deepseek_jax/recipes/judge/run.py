@@ -5,41 +5,44 @@ base -> verdicts on held-out pairs -> fine-tune on judgements -> verdicts again 
 """
 
 from deepseek_jax import reports
-from deepseek_jax.recipes.job import Work
-from deepseek_jax.recipes.kinds.judge import PHASE, TRAIN_JUDGE, judged_pairs
+from deepseek_jax.recipes.kinds.judge import JudgedPairs, TrainJudge
+from deepseek_jax.recipes.page import run_page
+from deepseek_jax.recipes.results import Results
+from deepseek_jax.recipes.reward_model.report import report_trained
 from deepseek_jax.recipes.reward_model.settings import JudgeSettings
-from deepseek_jax.recipes.short import PayingJob
+from deepseek_jax.recipes.short import first_stage
+from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
 
 SETTINGS = JudgeSettings
 
 
-class JudgeJob(PayingJob):
-    """The pairs."""
-
-    settings: JudgeSettings
-    world = BILINGUAL
-    trains = PHASE, TRAIN_JUDGE
-    page_title = "Judge"
-    title = "verdicts on held-out pairs"
-    curves = ("loss",)
-
-    def pairs(self, work: Work):
-        """The training and held-out pairs: a Task."""
-        folder = self.run.folder / "data"
-        return self.once(work, "pairs", lambda: judged_pairs(self.settings, BILINGUAL, folder))
-
-    def page(self, page, measured):
-        answers = {
-            when: {"": {"greedy": {"samples": reports.held_out_samples(found), "unscored": 0}}}
-            for when, found in measured.items()
-        }
-        return reports.with_answers(page, answers)
-
-    def describe_data(self):
-        pairs = self.pairs(self.works()[-1])
-        counts = f"{len(pairs.train)} pairs, and {len(pairs.held_out)} held out"
-        return f"{counts}, such as {pairs.train[0]}"
+def stages(s: JudgeSettings) -> list[Stage]:
+    """A base or a checkpoint, and the judge that begins from it."""
+    first = first_stage(s, s.data.template)
+    trained = TrainJudge(
+        "judge",
+        s,
+        ("before", "after"),
+        pairs=JudgedPairs(BILINGUAL),
+        seed=s.seed,
+        start=first.name,
+        path="",
+        label="",
+        title="judge",
+    )
+    return [first, trained]
 
 
-JOB = JudgeJob
+def page(results: Results) -> reports.Page:
+    """The page, with verdicts on held-out pairs."""
+    answers = {
+        when: {"": {"greedy": {"samples": reports.held_out_samples(found), "unscored": 0}}}
+        for when, found in results.found().items()
+    }
+    return reports.with_answers(run_page(results, "Judge"), answers)
+
+
+def report(results: Results):
+    """Draw the curve and print the scores. Process 0 alone."""
+    report_trained(results, results.stages[-1], "verdicts on held-out pairs", ("loss",))

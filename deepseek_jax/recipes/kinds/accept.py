@@ -2,67 +2,125 @@
 becomes text to learn from.
 """
 
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
+from deepseek_jax.data.messages import worked_conversations
 from deepseek_jax.named_code import digest_of
-from deepseek_jax.recipes.job import Work
-from deepseek_jax.recipes.kinds.measure import answering_programs
-from deepseek_jax.recipes.stage import Answering, Kind, Made
+from deepseek_jax.recipes.kinds.measure import scored_answer_programs
+from deepseek_jax.recipes.kinds.paying import Paid
+from deepseek_jax.recipes.kinds.tune import Texts
+from deepseek_jax.recipes.stage import Answering, Context, Source, Stage
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
+from deepseek_jax.reinforce.settings import ModelRewardSettings
 from deepseek_jax.rollout.policy import check_room
 from deepseek_jax.rollout.settings import Limit
 from deepseek_jax.synthesis.rejection import read_accepted, sample_accepted
+from deepseek_jax.synthesis.settings import RejectionSettings
+from deepseek_jax.worlds.world import given_solution
 
 # In the stage's folder
 FILE = "accepted.jsonl"
 
 
-def _check(work: Work):
-    check_room(work.config, (), work.settings.max_completion_length)
+class Prompts(Source):
+    """Questions that a policy answers."""
+
+    def read(self, context: Context) -> list[dict]:
+        """The examples, without prompts."""
+        raise NotImplementedError
 
 
-def _check_data(work: Work):
-    work.job.check_prompts(work)
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedJudge(Paid):
+    """The judge that a stage has trained. length: tokens of a judgement."""
+
+    stage: str
+    length: int
+
+    @property
+    def reads(self):
+        return (self.stage,)
+
+    def models(self, folder=None):
+        path = "" if folder is None else str(folder / self.stage / "params")
+        return {"judge": ModelRewardSettings(path, max_completion_length=self.length)}
 
 
-def _covers(work: Work):
-    rule = work.job.rule()
-    settings = work.job.about(work.settings) | {"seed": work.seed, "rule": [rule, digest_of(rule)]}
-    return {"settings": settings, "data": work.job.asked(work)}
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rule(Source):
+    """The reward that says whether an answer is right."""
+
+    name: str
+
+    def covers(self, context):
+        return [self.name, digest_of(self.name)]
 
 
-def _compiles(work: Work):
-    settings, dtype = work.settings, work.job.sampling_dtype(work)
-    number, n = settings.num_prompts, settings.samples_per_prompt
-    return answering_programs(work, Answering(settings, number, n, dtype=dtype, scored=True))
+@dataclasses.dataclass(frozen=True, eq=False)
+class Accept(Stage):
+    """Answers of the policy that it begins from, sifted. judge: compares those with given answers that no
+    rule checks. trained: see Context.load.
+    """
+
+    leaves_policy = False
+
+    settings: RejectionSettings
+    prompts: Prompts
+    rule: Rule
+    judge: TrainedJudge | None = None
+    trained: bool = True
+
+    def is_left(self, folder):
+        # sample_accepted writes the file whole: if it exists, it is complete
+        return (folder / FILE).exists()
+
+    def check(self, config, mesh):
+        check_room(config, (), self.settings.max_completion_length)
+
+    def check_data(self, context):
+        super().check_data(context)
+        self._asked(context)
+
+    def _asked(self, context):
+        examples = self.prompts.read(context)
+        return context.policy.ask(examples, Limit(self.settings.max_completion_length))
+
+    def programs(self, config, mesh, others):
+        dtype = "float32" if self.trained else config.dtype
+        number, n = self.settings.num_prompts, self.settings.samples_per_prompt
+        asked = Answering(self.settings, number, n, dtype=dtype)
+        return scored_answer_programs(self, config, mesh, asked, self.judge, scores=True)
+
+    def run(self, context):
+        models = {}
+        if self.judge is not None:
+            buffer = context.policy.config.expert_buffer
+            models = load_model_rewards(self.judge.models(context.folder), context.mesh, buffer)
+        with self.at():
+            asked = self._asked(context)
+            sample_accepted(
+                self.settings,
+                context.load(self.start, trained=self.trained),
+                asked,
+                context.own / FILE,
+                rule=self.rule.name,
+                seed=self.seed,
+                judge=models.get("judge"),
+            )
 
 
-def _run(work: Work):
-    """Leaves what was accepted in the stage's folder."""
-    models = load_model_rewards(work.job.models(work), work.mesh, work.config.expert_buffer)
-    with work.at():
-        policy = work.job.load_to_answer(work.stage.start)
-        sample_accepted(
-            work.settings,
-            policy,
-            policy.ask(work.job.asked(work), Limit(work.settings.max_completion_length)),
-            work.folder / FILE,
-            rule=work.job.rule(),
-            seed=work.seed,
-            judge=models.get("judge"),
-        )
+@dataclasses.dataclass(frozen=True, eq=False)
+class Accepted(Texts):
+    """What stages have accepted."""
+
+    reads: tuple[str, ...]
+
+    def read(self, context):
+        return worked_conversations(accepted_by(context.folder, self.reads), given_solution)
 
 
-def accepted_by(made: dict[str, Made], names):
-    """The examples that the stages `names` have accepted: [dict]. made: of job.LineageJob."""
-    return [line for name in names for line in read_accepted(made[name].folder / FILE)]
-
-
-ACCEPT = Kind(
-    _check,
-    _compiles,
-    _run,
-    _covers,
-    _check_data,
-    # sample_accepted writes the file whole: if it exists, it is complete
-    is_left=lambda folder: (folder / FILE).exists(),
-    is_policy=False,
-)
+def accepted_by(run: Path, names: Iterable[str]) -> list[dict]:
+    """The examples that the stages `names` of the run in a folder have accepted."""
+    return [line for name in names for line in read_accepted(run / name / FILE)]

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from deepseek_jax.checkpoint import is_adapter, is_orbax
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.program import Held, Program, beside, everywhere, moments_of, update_program
 from deepseek_jax.data.batches import abstract_batch, abstract_rows
@@ -18,12 +17,15 @@ from deepseek_jax.distill.objective import CACHED, PROJECTIONS, SAMPLED, STUDENT
 from deepseek_jax.distill.source import HELD_OUT_LOSS, sampled_rows
 from deepseek_jax.distill.update import jitted_update
 from deepseek_jax.errors import at
+from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.shard import check_batch
+from deepseek_jax.recipes.checks import check_positions, check_rows
 from deepseek_jax.recipes.distill.settings import StudentSettings
-from deepseek_jax.recipes.job import Work
+from deepseek_jax.recipes.distill.tasks import TaskTexts
 from deepseek_jax.recipes.kinds.measure import answer_programs
-from deepseek_jax.recipes.stage import Answering, Kind
-from deepseek_jax.recipes.start import check_positions, check_rows
+from deepseek_jax.recipes.kinds.student import StudentRun, objective_of
+from deepseek_jax.recipes.stage import Answering, Context, Source, Stage
+from deepseek_jax.rollout.policy import Policy
 
 
 def check_student_rows(student: StudentSettings, mesh: Mesh):
@@ -35,28 +37,53 @@ def check_student_rows(student: StudentSettings, mesh: Mesh):
             check_batch(mesh, rows, length, micro_batches=student.micro_batches)
 
 
-def _check(work: Work):
-    check_student_rows(work.settings, work.mesh)
-    check_positions(work.settings, work.config)
+@dataclasses.dataclass(frozen=True, eq=False)
+class TaughtBy(Source):
+    """The teacher of a student: the policy that a stage leaves."""
+
+    stage: str
+
+    @property
+    def reads(self):
+        return (self.stage,)
+
+    def read(self, context: Context) -> Policy:
+        """The teacher's Policy, in its model's dtype."""
+        return context.load(self.stage, trained=False)
 
 
-def _covers(work: Work):
-    return {
-        "settings": work.job.about(work.settings),
-        "texts": work.job.texts_hash,
-        "batches": work.job.batching(),
-    }
+@dataclasses.dataclass(frozen=True, eq=False)
+class Distil(Stage):
+    """A student's training on texts, and on what a teacher says of them, by the terms of its loss. teacher:
+    None where no term needs one.
+    """
+
+    settings: StudentSettings
+    texts: TaskTexts
+    teacher: TaughtBy | None = None
+
+    def check(self, config, mesh):
+        check_student_rows(self.settings, mesh)
+        check_positions(self.settings, config)
+
+    def programs(self, config, mesh, others):
+        teacher = None if self.teacher is None else others[self.teacher.stage]
+        return student_programs(self, config, mesh, teacher)
+
+    def run(self, context):
+        taught = None if self.teacher is None else self.teacher.read(context)
+        texts = self.texts.read(context)
+        return StudentRun(self, texts, context.run, context.own).train(context.begin(), taught)
 
 
-def _compiles(work: Work) -> list[Program]:
+def student_programs(
+    stage: Distil, config: ModelConfig, mesh: Mesh, teacher: ModelConfig | None
+) -> list[Program]:
     """The student's update beside the frozen teacher, and its own rollout where it learns on-policy."""
-    student, config, mesh = work.settings, work.config, work.mesh
-    loss, teacher = student.loss, work.job.teacher_config(work)
+    student, loss = stage.settings, stage.settings.loss
     # All tokens shared: the most that the term can compare
     every = range(min(config.vocab_size, teacher.vocab_size)) if loss.needs("matched") else ()
-    objective = work.job.student(work).objective_of(
-        config, teacher, (tuple(every), tuple(every)) if every else ()
-    )
+    objective = objective_of(stage, config, teacher, (tuple(every), tuple(every)) if every else ())
     params, frozen = abstract_tree(config, mesh, adapter=student.adapter), {}
     if loss.needs("hidden"):
         shape = jax.eval_shape(
@@ -70,7 +97,7 @@ def _compiles(work: Work) -> list[Program]:
         frozen = abstract_tree(teacher, mesh, teacher.dtype)
     create, step = jitted_update(student, objective, params, mesh)
     state, batch = create.eval_shape(params), longest_batch(student, mesh)
-    name = f"{work.prefix}update"
+    name = f"{stage.prefix}update"
     update = update_program(name, step, state, batch, config=config, mesh=mesh)
     flops = update.tokens * objective.flops_per_token(
         student.sequence_length,
@@ -83,7 +110,7 @@ def _compiles(work: Work) -> list[Program]:
         options = loss.on_policy
         longest = student.sequence_length - options.max_completion_length
         asked = Answering(options, options.prompts, prompt_length=longest)
-        sampled = answer_programs(work.prefix, config, mesh, asked, student.adapter)
+        sampled = answer_programs(stage.prefix, config, mesh, asked, student.adapter)
         taught = Held("the teacher's parameters", frozen)
         planned += beside(sampled, moments_of(state), taught)
     return planned
@@ -106,19 +133,3 @@ def longest_batch(student: StudentSettings, mesh: Mesh):
         sampled = abstract_batch(mesh, sampled_rows([pair], length), loss.on_policy.prompts)
         batch |= {SAMPLED + name: leaf for name, leaf in sampled.items()}
     return batch
-
-
-def _run(work: Work):
-    """The student."""
-    taught = work.job.load_taught(work)
-    policy = work.job.load_learner(work)
-    return work.job.student(work).train(policy, taught)
-
-
-DISTIL = Kind(
-    _check,
-    _compiles,
-    _run,
-    _covers,
-    is_left=lambda folder: is_orbax(folder / "params") or is_adapter(folder / "adapter"),
-)

@@ -2,6 +2,7 @@
 compare two answers, grade them and say which one is better.
 """
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -18,12 +19,11 @@ from deepseek_jax.evaluation.accuracy import summarise
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.progress import waiting_for
-from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.kinds.measure import answer_programs
+from deepseek_jax.recipes.kinds.prefer import Trains
 from deepseek_jax.recipes.kinds.tune import fine_tune, fine_tuning_programs, packed_conversations
 from deepseek_jax.recipes.reward_model.settings import JudgeTrainingSettings
-from deepseek_jax.recipes.stage import Answering, Kind
-from deepseek_jax.recipes.start import check_positions, check_rows
+from deepseek_jax.recipes.stage import Answering, Context, Source
 from deepseek_jax.reinforce.model_rewards import JUDGE, judge_options, make_judge
 from deepseek_jax.rewards.judge import Judge, judge_question, verdict
 from deepseek_jax.rollout.policy import Policy, check_room
@@ -31,7 +31,6 @@ from deepseek_jax.training.remembered import remembered
 from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.world import World
 
-PHASE = "judge"
 ON_PAGE = 16  # held-out pairs whose judgements the page has
 
 
@@ -40,14 +39,31 @@ def is_judge(folder: Path):
     return (folder / "params" / JUDGE).exists()
 
 
-def judged_pairs(settings: JudgeTrainingSettings, world: World, folder: Path):
-    """The world's training and held-out pairs: a Task. They are written below `folder` as a dataset."""
-    return world.judged_pairs(
-        folder,
-        seed=settings.seed,
-        num_train=settings.data.num_train,
-        num_held_out=settings.data.num_held_out,
-    )
+@dataclasses.dataclass(frozen=True, eq=False)
+class JudgedPairs(Source):
+    """A world's pairs of answers, of which one is chosen."""
+
+    world: World
+
+    def covers(self, context):
+        pairs = self.read(context)
+        return [pairs.train, pairs.held_out]
+
+    def describe(self, context):
+        pairs = self.read(context)
+        counts = f"{len(pairs.train)} pairs, and {len(pairs.held_out)} held out"
+        return f"{counts}, such as {pairs.train[0]}"
+
+    def read(self, context: Context) -> Task:
+        """The training and held-out pairs."""
+        return context.once(self, lambda: self._read(context.settings))
+
+    def _read(self, settings):
+        return self.world.judged_pairs(
+            seed=settings.seed,
+            num_train=settings.data.num_train,
+            num_held_out=settings.data.num_held_out,
+        )
 
 
 def check_lengths(settings: JudgeTrainingSettings, policy: Policy, pairs: Task, world: World):
@@ -67,13 +83,14 @@ def train_judge(
     pairs: Task,
     world: World,
     run: Run,
+    folder: Path,
 ):
-    """Train a judge from policy.params, which are donated, and save it in run.folder/params.
+    """Train a judge from policy.params, which are donated, and save it in folder/params.
 
-    Resumes from run.folder. before.json and after.json there have the scores on the held-out pairs. run: the
-    Run of this phase.
+    Resumes from run.folder. before.json and after.json in folder have the scores on the held-out pairs. run:
+    the Run of this phase.
     """
-    folder, length = run.folder, settings.max_completion_length
+    length = settings.max_completion_length
     options = judge_options(length, settings.slots)
 
     def measure(when, params):
@@ -84,7 +101,7 @@ def train_judge(
     remembered(folder / "before.json", lambda: measure("before", policy.params))
     judgements = world.judgements(pairs.train, settings.seed)
     source = packed_conversations(settings, policy, judgements, None, run.mesh)
-    params = fine_tune(settings, policy, source, run.within(folder / PHASE))
+    params = fine_tune(settings, policy, source, run)
     remembered(folder / "after.json", lambda: measure("after", params))
     if not is_whole(folder / "params"):
         save_orbax(folder / "params", policy.config, params, policy.files())
@@ -140,44 +157,31 @@ def judge_programs(name: str, settings: JudgeTrainingSettings, config: ModelConf
     return update + answer_programs(f"{name}verdicts: ", config, mesh, pairs)
 
 
-def _check(work: Work):
-    check_positions(work.settings, work.config)
-    check_room(work.config, (), work.settings.max_completion_length)
-    check_rows(work.settings, work.mesh, work.config.pipeline_micro_batches)
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainJudge(Trains):
+    """The training of a judge from the policy that it begins from. It leaves the judge, and its scores before
+    and after, in its folder.
+    """
 
+    settings: JudgeTrainingSettings
+    _: dataclasses.KW_ONLY
+    pairs: JudgedPairs
 
-def _check_data(work: Work):
-    check_lengths(work.settings, work.job.policy, work.job.pairs(work), work.job.world)
+    def is_left(self, folder):
+        return is_judge(folder)
 
+    def check(self, config, mesh):
+        super().check(config, mesh)
+        check_room(config, (), self.settings.max_completion_length)
 
-def _covers(work: Work):
-    pairs = work.job.pairs(work)
-    data = [pairs.train, pairs.held_out]
-    return {"settings": work.job.about(work.settings), "data": data}
+    def check_data(self, context):
+        super().check_data(context)
+        pairs, world = self.pairs.read(context), self.pairs.world
+        check_lengths(self.settings, context.policy, pairs, world)
 
+    def programs(self, config, mesh, others):
+        return judge_programs(self.prefix, self.settings, config, mesh)
 
-def _compiles(work: Work):
-    return judge_programs(work.prefix, work.settings, work.config, work.mesh)
-
-
-def _run(work: Work):
-    """Leaves the judge, and its scores before and after, in the stage's folder."""
-    train_judge(
-        work.settings,
-        work.start(),
-        work.job.pairs(work),
-        work.job.world,
-        work.phase,
-    )
-
-
-TRAIN_JUDGE = Kind(
-    _check,
-    _compiles,
-    _run,
-    _covers,
-    _check_data,
-    is_left=is_judge,
-    is_policy=False,
-    builds_data=True,
-)
+    def run(self, context):
+        pairs, world = self.pairs.read(context), self.pairs.world
+        train_judge(self.settings, context.begin(), pairs, world, context.run, context.own)

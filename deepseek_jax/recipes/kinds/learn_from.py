@@ -2,15 +2,18 @@
 arXiv:2606.19348).
 """
 
+import dataclasses
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from deepseek_jax.checkpoint.folder import fingerprint
-from deepseek_jax.checkpoint.locate import checkpoint_path
+from deepseek_jax.checkpoint.locate import check_checkpoint
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.program import Held, Program, beside, moments_of, policy_params
 from deepseek_jax.data.batches import abstract_batch
+from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.distill.taught import jitted_update, learn_from_teachers, merged
 from deepseek_jax.distill.teacher_checks import check_questions, check_rows, check_teacher
 from deepseek_jax.distill.teacher_settings import TaughtSettings
@@ -22,15 +25,17 @@ from deepseek_jax.distill.teachers import (
     teacher_batch,
 )
 from deepseek_jax.errors import at
-from deepseek_jax.models import ModelConfig, head_weight
+from deepseek_jax.models import ModelConfig, head_weight, how_to_run
 from deepseek_jax.models.reward import decoder_params
 from deepseek_jax.parallel.shard import batch_sharding
-from deepseek_jax.recipes.job import Work
 from deepseek_jax.recipes.kinds.reinforce import amount_of
-from deepseek_jax.recipes.stage import Kind
+from deepseek_jax.recipes.origin import digest, planned_model
+from deepseek_jax.recipes.stage import Context, Source, Stage
 from deepseek_jax.reinforce.batch import longest_group
+from deepseek_jax.rollout.policy import Policy, load_policy
 from deepseek_jax.rollout.programs import Asked, rollout_programs
 from deepseek_jax.rollout.settings import AnswerOptions
+from deepseek_jax.worlds.registry import named_tokenizer
 
 
 def taught_programs(
@@ -107,48 +112,145 @@ def _longest_batch(settings: TaughtSettings, task: str, mesh: Mesh):
     return abstract_batch(mesh, one, settings.prompts_per_step[task])
 
 
-def _check(work: Work):
-    check_rows(work.settings, work.mesh)
+class TeacherSource(Source):
+    """A teacher of one task."""
+
+    def config(self, others: Mapping[str, ModelConfig]) -> ModelConfig:
+        """Its ModelConfig. others: of the policies that the stages leave."""
+        raise NotImplementedError
+
+    def tokenizer(self, context: Context) -> Tokenizer:
+        """Its tokenizer."""
+        raise NotImplementedError
+
+    def read(self, context: Context) -> Policy:
+        """Its Policy."""
+        raise NotImplementedError
 
 
-def _check_data(work: Work):
-    """Raise ValueError where the student cannot learn from a teacher: another vocabulary, or no room."""
-    job, configs, questions = work.job, {}, work.job.questions(work)
-    for name, teacher in work.settings.teachers.items():
-        with at(f"teachers.{name}"):
-            job.check_teacher(teacher)
-            configs[name] = job.teacher_config(teacher)
-            tokenizer = job.teacher_tokenizer(teacher)
-            check_teacher(work.config, job.policy.tokenizer, configs[name], tokenizer)
-    check_questions(work.settings, configs, questions)
+@dataclasses.dataclass(frozen=True, eq=False)
+class StageTeacher(TeacherSource):
+    """The policy that a stage leaves."""
+
+    stage: str
+
+    @property
+    def reads(self):
+        return (self.stage,)
+
+    def config(self, others):
+        return others[self.stage]
+
+    def tokenizer(self, context):
+        return context.policies[self.stage].tokenizer
+
+    def read(self, context):
+        return context.load(self.stage)
 
 
-def _covers(work: Work):
-    paths = {name: t.path for name, t in work.settings.teachers.items() if t.path is not None}
-    checkpoints = {name: fingerprint(checkpoint_path(path)) for name, path in paths.items()}
-    data = [work.job.asked(work), checkpoints]
-    return {"settings": work.job.about(work.settings), "data": data}
+@dataclasses.dataclass(frozen=True, eq=False)
+class CheckpointTeacher(TeacherSource):
+    """A checkpoint. model: the block of the config that says how to run it."""
+
+    path: str
+    model: dict
+    template: str
+
+    def covers(self, context):
+        return digest(self.path)
+
+    def check(self, context):
+        check_checkpoint(self.path)
+
+    def config(self, others):
+        # Not the architecture, which the checkpoint has to have
+        return planned_model(how_to_run(self.model), self.path, "path")
+
+    def tokenizer(self, context):
+        return named_tokenizer(self.path)
+
+    def read(self, context):
+        how = how_to_run(self.model)
+        return load_policy(self.path, how, context.mesh, template=self.template)
 
 
-def _compiles(work: Work):
-    teachers = {}
-    for name, teacher in work.settings.teachers.items():
-        with at(f"teachers.{name}"):
-            teachers[name] = work.job.teacher_config(teacher)
-    return taught_programs(work.prefix, work.settings, work.config, teachers, work.mesh)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Teachers(Source):
+    """The teachers by their names in the settings."""
+
+    by_name: Mapping[str, TeacherSource]
+
+    @property
+    def reads(self):
+        return tuple(name for teacher in self.by_name.values() for name in teacher.reads)
+
+    def covers(self, context):
+        return {name: teacher.covers(context) for name, teacher in self.by_name.items()}
+
+    def check(self, context):
+        for name, teacher in self.by_name.items():
+            with at(f"teachers.{name}"):
+                teacher.check(context)
+
+    def configs(self, others: Mapping[str, ModelConfig]) -> dict[str, ModelConfig]:
+        """The ModelConfig of each."""
+        found = {}
+        for name, teacher in self.by_name.items():
+            with at(f"teachers.{name}"):
+                found[name] = teacher.config(others)
+        return found
 
 
-def _run(work: Work):
-    """The student."""
-    teachers = {
-        name: Teacher.waiting(work.job.load_teacher(teacher))
-        for name, teacher in work.settings.teachers.items()
-    }
-    with work.at():
-        questions = work.job.questions(work)
-    policy = work.start()
-    params = learn_from_teachers(work.settings, policy, teachers, questions, work.phase)
-    return policy.at(params)
+class TaskQuestions(Source):
+    """The questions of each task."""
+
+    def read(self, context: Context) -> dict[str, list[dict]]:
+        """The examples of each task, without prompts."""
+        raise NotImplementedError
 
 
-LEARN_FROM = Kind(_check, _compiles, _run, _covers, _check_data)
+@dataclasses.dataclass(frozen=True, eq=False)
+class LearnFrom(Stage):
+    """Learning from a teacher of each task on the samples of the policy that it begins from."""
+
+    settings: TaughtSettings
+    questions: TaskQuestions
+    teachers: Teachers
+
+    def check(self, config, mesh):
+        check_rows(self.settings, mesh)
+
+    def check_data(self, context):
+        super().check_data(context)
+        policy = context.policy
+        others = {name: each.config for name, each in context.policies.items()}
+        configs = self.teachers.configs(others)
+        for name, teacher in self.teachers.by_name.items():
+            with at(f"teachers.{name}"):
+                tokenizer = teacher.tokenizer(context)
+                check_teacher(policy.config, policy.tokenizer, configs[name], tokenizer)
+        check_questions(self.settings, configs, self._asked(context))
+
+    def _asked(self, context):
+        """The questions that fit, by task, with their prompt_ids."""
+        limit = self.settings.rollout.limit()
+        with at("rollout"):
+            return {
+                task: context.policy.ask(examples, limit) if examples else []
+                for task, examples in self.questions.read(context).items()
+            }
+
+    def programs(self, config, mesh, others):
+        teachers = self.teachers.configs(others)
+        return taught_programs(self.prefix, self.settings, config, teachers, mesh)
+
+    def run(self, context):
+        teachers = {
+            name: Teacher.waiting(teacher.read(context))
+            for name, teacher in self.teachers.by_name.items()
+        }
+        with self.at():
+            questions = self._asked(context)
+        policy = context.begin()
+        params = learn_from_teachers(self.settings, policy, teachers, questions, context.run)
+        return policy.at(params)

@@ -1,4 +1,6 @@
-"""A stage that measures a policy on what is held out. What is asked and scored is the recipe's own."""
+"""Stages that measure a policy on what is held out, and the programs of answers."""
+
+import dataclasses
 
 from jax.sharding import Mesh
 
@@ -7,15 +9,28 @@ from deepseek_jax.costs.program import Program, beside, policy_params
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.progress import waiting_for
-from deepseek_jax.recipes.job import PROMPT_LENGTH, SCORES, Work
-from deepseek_jax.recipes.kinds.paying import (
-    Scored,
-    beside_models,
-    planned_rewards,
-    scoring_programs,
-)
-from deepseek_jax.recipes.stage import Answering, Kind
+from deepseek_jax.recipes.kinds.paying import Paid, Scored, beside_models, scoring_programs
+from deepseek_jax.recipes.stage import SCORES, Answering, Stage
 from deepseek_jax.rollout.programs import Asked, rollout_programs
+
+# Tokens of the longest prompt where only the data say: a config limits the prompts of reinforcement alone
+PROMPT_LENGTH = 1024
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measure(Stage):
+    """A measurement of the policy that it begins from. Each recipe has its own."""
+
+    leaves_policy = False
+    measures = True
+
+    def is_left(self, folder):
+        return (folder / SCORES).exists()
+
+    def waiting(self, number: int | None = None):
+        """A context that says what one waits for. number: of the questions."""
+        what = "" if number is None else f": {number:,} questions"
+        return waiting_for(f"measuring {self.name}{what}")
 
 
 def answer_programs(
@@ -49,52 +64,25 @@ def _longest_prompt(answering):
     return PROMPT_LENGTH if answering.prompt_length is None else answering.prompt_length
 
 
-def answering_programs(work: Work, asked: Answering) -> list[Program]:
-    """The programs of a stage's answers, and, where reward models score them, what these make of them."""
-    config, mesh = work.config, work.job.sampling_mesh()
-    answers = answer_programs(work.prefix, config, mesh, asked, work.adapter)
-    answers = beside_models(work, answers)
-    if not asked.scored:
+def scored_answer_programs(
+    stage: Stage,
+    config: ModelConfig,
+    mesh: Mesh,
+    asked: Answering,
+    paid: Paid | None = None,
+    scores: bool = False,
+) -> list[Program]:
+    """The programs of a stage's answers. paid: whose models lie on the devices beside them; scores: and score
+    them.
+    """
+    answers = answer_programs(stage.prefix, config, mesh, asked, stage.adapter)
+    answers = beside_models(answers, () if paid is None else (paid,), config, mesh)
+    if paid is None or not scores:
         return answers
     longest = asked.options.max_completion_length
     scored = Scored(asked.prompts * asked.n, _longest_prompt(asked), longest)
-    params = policy_params(abstract_tree(config, mesh, asked.dtype, work.adapter))
-    paying = planned_rewards(work.job.models(work), config)
-    return [*answers, *beside(scoring_programs(work.prefix, paying, scored, mesh), params)]
-
-
-def _check(work: Work):
-    work.job.check_measured(work)
-
-
-def _check_data(work: Work):
-    work.job.check_measured_data(work)
-
-
-def _covers(work: Work):
-    return work.job.measured_inputs(work)
-
-
-def _compiles(work: Work):
-    asked = work.job.answering(work)
-    return [] if asked is None else answering_programs(work, asked)
-
-
-def _run(work: Work):
-    """What the recipe's measure finds, as JSON can hold it."""
-    count = work.job.count_measured(work)
-    what = "" if count is None else f": {count:,} questions"
-    with waiting_for(f"measuring {work.name}{what}"):
-        return work.job.measure(work)
-
-
-MEASURE = Kind(
-    _check,
-    _compiles,
-    _run,
-    _covers,
-    _check_data,
-    is_left=lambda folder: (folder / SCORES).exists(),
-    is_policy=False,
-    is_measure=True,
-)
+    params = policy_params(abstract_tree(config, mesh, asked.dtype, stage.adapter))
+    return [
+        *answers,
+        *beside(scoring_programs(stage.prefix, paid.planned(config), scored, mesh), params),
+    ]

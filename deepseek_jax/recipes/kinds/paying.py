@@ -1,21 +1,24 @@
 """The programs of the reward models and judges that pay a run, for a plan."""
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from jax.sharding import Mesh
 
+from deepseek_jax.checkpoint.left import left_in_run
 from deepseek_jax.checkpoint.load import read_any_config
 from deepseek_jax.checkpoint.reward_params import ABOUT
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.program import REWARD, Held, Program, beside, forward_work
 from deepseek_jax.data.batches import abstract_batch
 from deepseek_jax.errors import at
-from deepseek_jax.files import as_path, read_json
+from deepseek_jax.files import read_json
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.quantized import abstract_quantized
 from deepseek_jax.models.reward import abstract_head, reward_config
-from deepseek_jax.recipes.job import Work
+from deepseek_jax.recipes.stage import Source
 from deepseek_jax.reinforce.model_rewards import (
     JUDGE,
     check_split,
@@ -28,10 +31,25 @@ from deepseek_jax.rewards.model import jitted_rewards, padded_length, right_padd
 from deepseek_jax.rollout.programs import Asked, rollout_programs
 
 
-def beside_models(work: Work, programs: list[Program]):
-    """The programs, while the reward models of their stage lie on the devices too."""
-    paying = planned_rewards(work.job.models(work), work.config)
-    return beside(programs, *held_models(paying, work.job.sampling_mesh()))
+class Paid(Source):
+    """Rewards, and the reward models and judges among them."""
+
+    def models(self, folder: Path | None = None) -> dict[str, ModelRewardSettings]:
+        """NAME -> settings of the reward models and judges. folder: of the run; None in a plan."""
+        return {}
+
+    def planned(self, config: ModelConfig) -> dict[str, "PlannedReward"]:
+        """planned_rewards of its models. config: of the policy that they score."""
+        with at("config"):
+            return planned_rewards(self.models(), config)
+
+
+def beside_models(
+    programs: list[Program], waiting: Sequence[Paid], config: ModelConfig, mesh: Mesh
+) -> list[Program]:
+    """The programs, while the reward models of rewards that wait lie on the devices too."""
+    held = [model for paid in waiting for model in held_models(paid.planned(config), mesh)]
+    return beside(programs, *held)
 
 
 class PlannedReward(NamedTuple):
@@ -78,7 +96,7 @@ def planned_rewards(settings: dict[str, ModelRewardSettings], policy: ModelConfi
 
 
 def _planned(block: ModelRewardSettings, policy: ModelConfig):
-    folder, config, is_int8 = as_path(block.path), policy, False
+    folder, config, is_int8 = left_in_run(block.path), policy, False
     if (folder / JUDGE).is_file():
         length = judge_length(block, read_json(folder / JUDGE))
         config = read_any_config(folder)

@@ -1,5 +1,6 @@
 """A stage that trains a reward model (arXiv:2501.12948, section 3.1) on preferences, from a policy."""
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -21,24 +22,24 @@ from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.reward import abstract_head, reward_config, reward_params
 from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.progress import waiting_for
-from deepseek_jax.recipes.job import Work
+from deepseek_jax.recipes.checks import check_positions, check_rows
 from deepseek_jax.recipes.kinds.preferences import (
+    Preferences,
     PreferenceSource,
     batch_of,
     ids_of,
     longest_batch,
     row_length,
+    with_ids,
 )
 from deepseek_jax.recipes.reward_model.settings import RewardTrainingSettings
-from deepseek_jax.recipes.stage import Kind
-from deepseek_jax.recipes.start import check_positions, check_rows
+from deepseek_jax.recipes.stage import Context, Stage
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.loop import fit
 from deepseek_jax.training.remembered import remembered
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.update import create_update
 
-PHASE = "reward_model"
 ON_PAGE = 5  # held-out records whose rewards the page has
 
 
@@ -47,15 +48,16 @@ def train_reward_model(
     policy: Policy,
     records,
     run: Run,
-    base: Path | None = None,
+    folder: Path,
+    base: str | Path | None = None,
 ):
-    """Train a reward model from policy.params, which are donated, and save it in run.folder/params.
+    """Train a reward model from policy.params, which are donated, and save it in folder/params.
 
-    Resumes from run.folder. before.json and after.json there have the scores on the held-out records.
+    Resumes from run.folder. before.json and after.json in folder have the scores on the held-out records.
     records: (training, held-out), from with_ids. run: the Run of this phase. base: the path of the frozen
     parameters beside an adapter.
     """
-    (train, held_out), folder, mesh = records, run.folder, run.mesh
+    (train, held_out), mesh = records, run.mesh
     params = reward_params(policy.config, policy.params, mesh, jax.random.key(settings.seed))
     model = reward_config(policy.config)
 
@@ -70,8 +72,7 @@ def train_reward_model(
     needed = reward_flops(model, settings.sequence_length, frozen=base is not None)
     # In the difference of two rewards the head's bias cancels out
     untrained = ("head.bias",) if settings.kind == "helpfulness" else ()
-    training = run.within(folder / PHASE)
-    params = fit(settings, loss_fn, params, source, training, needed, untrained=untrained)
+    params = fit(settings, loss_fn, params, source, run, needed, untrained=untrained)
     remembered(folder / "after.json", lambda: measure("after", params))
     files = carried_files(policy.tokenizer, settings.data.template)
     save_reward_model(folder / "params", model, params, dict(kind=settings.kind), base, files)
@@ -166,37 +167,54 @@ def reward_programs(
     ]
 
 
-def _check(work: Work):
-    check_positions(work.settings, work.config)
-    check_rows(work.settings, work.mesh, work.config.pipeline_micro_batches)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trains(Stage):
+    """A stage that trains what rewards policies, measured before and after. measured_as: the names of these
+    two measurements among those of the run; None where they are the stage's own.
+    """
+
+    leaves_policy = False
+
+    measured_as: tuple[str, str] | None = None
+
+    def measurements(self):
+        files = [f"{self.name}/{when}.json" for when in ("before", "after")]
+        return {} if self.measured_as is None else dict(zip(self.measured_as, files, strict=True))
+
+    def check(self, config, mesh):
+        check_positions(self.settings, config)
+        check_rows(self.settings, mesh, config.pipeline_micro_batches)
 
 
-def _covers(work: Work):
-    return {"settings": work.job.about(work.settings), "data": work.job.preferences(work)}
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prefer(Trains):
+    """The training of a reward model from the policy that it begins from. It leaves the reward model, and its
+    scores before and after, in its folder.
+    """
 
+    settings: RewardTrainingSettings
+    _: dataclasses.KW_ONLY
+    preferences: Preferences
 
-def _compiles(work: Work):
-    return reward_programs(work.prefix, work.settings, work.config, work.mesh, work.adapter)
+    def is_left(self, folder):
+        return is_whole(folder / "params")
 
+    def check_data(self, context):
+        super().check_data(context)
+        self.records(context)
 
-def _run(work: Work):
-    """Leaves the reward model, and its scores before and after, in the stage's folder."""
-    train_reward_model(
-        work.settings,
-        work.start(),
-        work.job.preferences_with_ids(work),
-        work.phase,
-        work.job.base_path(),
-    )
+    def records(self, context: Context):
+        """(training, held-out) records with the ids of their responses."""
+        return context.once((self, "ids"), lambda: self._records(context))
 
+    def _records(self, context):
+        records = zip(self.preferences.read(context), ("training", "held-out"), strict=True)
+        return [with_ids(self.settings, context.policy, *part) for part in records]
 
-PREFER = Kind(
-    _check,
-    _compiles,
-    _run,
-    _covers,
-    lambda work: work.job.preferences_with_ids(work),
-    is_left=lambda folder: is_whole(folder / "params"),
-    is_policy=False,
-    builds_data=True,
-)
+    def programs(self, config, mesh, others):
+        return reward_programs(self.prefix, self.settings, config, mesh, self.adapter)
+
+    def run(self, context):
+        base = None if self.adapter is None else context.path_of(self.start)
+        records = self.records(context)
+        train_reward_model(self.settings, context.begin(), records, context.run, context.own, base)

@@ -1,6 +1,6 @@
 """The preferences that train a reward model: read them, check them before anything is trained, batch them."""
 
-from pathlib import Path
+import dataclasses
 
 import grain
 import numpy as np
@@ -12,6 +12,7 @@ from deepseek_jax.errors import at
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.recipes.reward_model.settings import RewardTrainingSettings
+from deepseek_jax.recipes.stage import Context, Source
 from deepseek_jax.rewards.model import right_padded
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.worlds.world import World
@@ -20,11 +21,27 @@ from deepseek_jax.worlds.world import World
 BUCKET = 16
 
 
-def load_preferences(settings: RewardTrainingSettings, world: World, folder: Path):
-    """(training records, held-out records), lists of data.preferences.parse_preference's records.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Preferences(Source):
+    """The preferences that a reward model learns: a world's, or a user's own."""
 
-    The world's preferences are written below `folder` as a dataset.
-    """
+    world: World
+
+    def covers(self, context):
+        return self.read(context)
+
+    def describe(self, context):
+        train, held_out = self.read(context)
+        return f"{len(train)} records, and {len(held_out)} held out, such as {train[0]}"
+
+    def read(self, context: Context) -> tuple[list, list]:
+        """(training records, held-out records)."""
+        stage, settings = context.stage, context.settings
+        return context.once((self, stage), lambda: load_preferences(settings, self.world))
+
+
+def load_preferences(settings: RewardTrainingSettings, world: World):
+    """(training records, held-out records), lists of data.preferences.parse_preference's records."""
     data = settings.data
     if data.path is not None:
         with at("data"):
@@ -35,10 +52,7 @@ def load_preferences(settings: RewardTrainingSettings, world: World, folder: Pat
             "path of your own"
         )
     return world.preferences[settings.kind](
-        folder,
-        seed=settings.seed,
-        num_train=data.num_train,
-        num_held_out=data.num_held_out,
+        seed=settings.seed, num_train=data.num_train, num_held_out=data.num_held_out
     )
 
 

@@ -1,41 +1,59 @@
 """A stage of pre-training (arXiv:2412.19437, section 4): a corpus and a loss to trained parameters."""
 
 import contextlib
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from deepseek_jax.checkpoint.folder import fingerprint
-from deepseek_jax.checkpoint.locate import checkpoint_path
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.flops import useful_flops, warm_up_flops
-from deepseek_jax.costs.program import Program, rows_of_tokens, update_program
+from deepseek_jax.costs.program import rows_of_tokens, update_program
 from deepseek_jax.data.batches import PackedDocuments, abstract_rows
-from deepseek_jax.data.packing import Rows, document_text, pack
-from deepseek_jax.data.sources import read
+from deepseek_jax.data.packing import Rows, pack
+from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.losses.next_token import next_token_loss, parts_trained
-from deepseek_jax.models import ModelConfig, how_to_run, random_params
+from deepseek_jax.models import ModelConfig, random_params
 from deepseek_jax.models.adapters import whole
 from deepseek_jax.models.trained_part import indexers_of
 from deepseek_jax.parallel.shard import check_batch, check_splits
 from deepseek_jax.progress import waiting_for
-from deepseek_jax.recipes.job import Work
-from deepseek_jax.recipes.kinds.paying import beside_models
-from deepseek_jax.recipes.pretrain.settings import (
-    StageSettings,
-    switched_on,
-)
-from deepseek_jax.recipes.stage import Kind
-from deepseek_jax.recipes.start import Corpus
+from deepseek_jax.recipes.kinds.paying import Paid, beside_models
+from deepseek_jax.recipes.pretrain.settings import BaseSettings, StageSettings, switched_on
+from deepseek_jax.recipes.stage import Context, Source, Stage
+from deepseek_jax.rollout.weights import cast
 from deepseek_jax.training.loop import LOSS_TERMS, train
 from deepseek_jax.training.micro_batches import over_micro_batches
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.schedule import number_at, stepwise
 from deepseek_jax.training.update import Beside, create_update
 from deepseek_jax.training.watch import Checks, check_terms
+from deepseek_jax.worlds.registry import find_corpus
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Documents to train on, and how they are read and packed. documents: a source of data.sources, or a
+    Mixture. packing, fim_rate, readers: see data.packing.
+    """
+
+    documents: Any
+    tokenizer: Tokenizer
+    packing: bool = True
+    fim_rate: float = 0.0
+    readers: int = 1
+
+
+class HeldOut(Source):
+    """Held-out documents, on which a loss is measured."""
+
+    def loss(self, context: Context):
+        """A function from params to the held-out loss, [mean, low, high] in nats a token."""
+        raise NotImplementedError
 
 
 def train_stage(
@@ -279,65 +297,118 @@ def _update_program(name, config, stage, mesh):
     return update_program(name, step, state, batch, amount, config=config, mesh=mesh)
 
 
-def _check(work: Work):
-    if work.settings is not None:
-        check_stage(work.settings, work.config, work.mesh)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pretrain(Stage):
+    """Training on a corpus: of random parameters, or of those of its start.
 
-
-def _covers(work: Work):
-    """The corpus itself is hashed: a world whose text changes has another base."""
-    numbers = {"block": work.settings, "model": work.config, "seed": work.seed}
-    found = {"settings": numbers | work.job.read_with(work)}
-    if work.settings is None:
-        return found
-    # In the folder where the training looks for it: the corpus is built once
-    documents = work.job.corpus(work).documents
-    records = enumerate(read(documents, range(len(documents))))
-    return found | {"data": [document_text(record["text"], index) for index, record in records]}
-
-
-def _compiles(work: Work) -> list[Program]:
-    if work.settings is None:
-        return []
-    name = work.job.pretraining_name(work)
-    return beside_models(work, stage_programs(name, work.config, work.settings, work.mesh))
-
-
-def _run(work: Work):
-    """The policy of parameters that are trained from those of the stage's start, or from random ones. Without
-    settings there is no training.
+    corpus: a Source that reads a Corpus. held_out: a Source whose loss(context) is measured on the way, see
+    data.batches.PackedDocuments; None for none. waiting: rewards whose models are on the devices meanwhile;
+    the training does not depend on them.
     """
-    if work.stage.start:
-        params = work.start().params
-    else:
-        params = random_params(work.config, work.mesh, work.job.settings.seed)
-    if work.settings is not None:
+
+    settings: StageSettings
+    corpus: Source
+    held_out: HeldOut | None = None
+    waiting: tuple[Paid, ...] = ()
+
+    def model(self, config):
+        return self.settings.model(config)
+
+    def leaves(self, config):
+        # Its indexer_loss and expert_buffer are its own
+        return dataclasses.replace(config, rope_scaling=self.model(config).rope_scaling)
+
+    def check(self, config, mesh):
+        check_stage(self.settings, config, mesh)
+
+    def programs(self, config, mesh, others):
+        name = self.prefix.removesuffix(": ") or self.name
+        programs = stage_programs(name, config, self.settings, mesh)
+        return beside_models(programs, self.waiting, config, mesh)
+
+    def run(self, context):
+        policy = context.policy
+        if self.start:
+            params = context.begin().params
+        else:
+            params = random_params(policy.config, context.mesh, self.seed)
+        evaluate = None
+        if self.held_out is not None:
+            loss = self.held_out.loss(context)
+
+            def evaluate(params):
+                return {"held_out_loss": loss(params)[0]}
+
         params = train_stage(
-            work.config,
-            work.settings,
-            work.job.corpus(work),
+            policy.config,
+            self.settings,
+            self.corpus.read(context),
             params,
-            work.phase,
-            seed=work.seed,
-            evaluate=work.job.evaluate_of(work),
+            context.run,
+            seed=self.seed,
+            evaluate=evaluate,
         )
-    return work.job.policy_of(work, params)
+        # What begins from it trains no indexers, unless it says so
+        left = context.policies[self.name]
+        config = dataclasses.replace(left.config, indexer_loss="none")
+        return dataclasses.replace(left, config=config, params=params)
 
 
-PRETRAIN = Kind(_check, _compiles, _run, _covers)
+@dataclasses.dataclass(frozen=True, eq=False)
+class BaseCorpus(Source):
+    """The documents of a world's corpus, which a base learns."""
+
+    settings: BaseSettings
+    seed: int
+
+    @functools.cached_property
+    def documents(self) -> list[dict]:
+        """The world's documents."""
+        _, documents = find_corpus(self.settings.corpus)
+        return documents(num_documents=self.settings.num_documents, seed=self.seed)
+
+    def covers(self, context):
+        # The texts themselves: a world whose text changes has another base
+        return [document["text"] for document in self.documents]
+
+    def read(self, context) -> Corpus:
+        """The Corpus."""
+        return Corpus(self.documents, context.policy.tokenizer)
 
 
-def _given_covers(work: Work):
-    path, model = work.job.checkpoint_of(work)
-    # Not the architecture, which the checkpoint has to have
-    settings = {"model": how_to_run(model)} | work.job.read_with(work)
-    return {"checkpoint": fingerprint(checkpoint_path(path)), "settings": settings}
+@dataclasses.dataclass(frozen=True, eq=False)
+class Given(Stage):
+    """A checkpoint that a line of stages begins from. It stays where it is."""
+
+    def is_left(self, folder):
+        return True
+
+    def run(self, context):
+        return None
+
+    def path_of_params(self, folder):
+        return self.origin.checkpoint
+
+    def params(self, context, trained, mesh):
+        return self.origin.load(mesh, trained)
 
 
-# A checkpoint that a run starts from
-GIVEN = Kind(
-    lambda work: None,
-    lambda work: [],
-    lambda work: work.job.given(work),
-    _given_covers,
-)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Random(Stage):
+    """Random parameters that a line of stages begins from, drawn again where they are read. kept: whether
+    they are saved: an adapter is of no use without what it was trained beside.
+    """
+
+    kept: bool = False
+
+    def is_left(self, folder):
+        return not self.kept or super().is_left(folder)
+
+    def run(self, context):
+        policy = context.policies[self.name]
+        return policy.at(random_params(policy.config, context.mesh, self.seed))
+
+    def params(self, context, trained, mesh):
+        config = context.policies[self.name].config
+        params = random_params(config, mesh, self.seed)
+        return params if trained else jax.jit(cast, static_argnums=0)(config, params)

@@ -1,5 +1,8 @@
 """A stage of reinforcement by GRPO (arXiv:2402.03300), rewarded by rules and by reward models."""
 
+import dataclasses
+from contextlib import AbstractContextManager
+
 import jax
 from jax.sharding import Mesh
 
@@ -16,18 +19,19 @@ from deepseek_jax.costs.program import (
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
-from deepseek_jax.recipes.job import Work
+from deepseek_jax.recipes.conversing import try_environment
 from deepseek_jax.recipes.kinds.paying import (
+    Paid,
     PlannedReward,
     Scored,
     held_models,
-    planned_rewards,
     scoring_programs,
 )
-from deepseek_jax.recipes.stage import Kind
+from deepseek_jax.recipes.stage import Context, Source, Stage
 from deepseek_jax.reinforce.batch import longest_batch, update_flops
+from deepseek_jax.reinforce.effort import check_lines, with_efforts
 from deepseek_jax.reinforce.grpo import reinforce
-from deepseek_jax.reinforce.scenarios import ScenarioRewards
+from deepseek_jax.reinforce.scenarios import ScenarioRewards, say_deciding
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.reinforce.update import (
     check_routing,
@@ -36,58 +40,108 @@ from deepseek_jax.reinforce.update import (
     jitted_update,
     reference_places,
 )
+from deepseek_jax.rewards import Rewards
 from deepseek_jax.rollout.policy import check_room
 from deepseek_jax.rollout.programs import Asked, rollout_programs
 from deepseek_jax.rollout.settings import AnswerOptions
 
-
-def _check(work: Work):
-    check_rows(work.settings, work.mesh)
-    check_routing(work.settings, work.config, work.mesh)
-    rollout, positions = work.settings.rollout, work.config.max_position_embeddings
-    with at("rollout"):
-        check_room(work.config, (), rollout.longest())
-        if rollout.max_prompt_length > positions:
-            raise ValueError(
-                f"max_prompt_length={rollout.max_prompt_length} is beyond the model's "
-                f"max_position_embeddings={positions}; lower it"
-            )
+# Scenario -> what messages call its questions
+NAMES = {"reasoning": "training", "general": "general"}
 
 
-def _check_data(work: Work):
-    work.job.check_rewards(work)
-    work.job.questions(work)
+class Questions(Source):
+    """Questions with known answers."""
+
+    def read(self, context: Context) -> dict[str, list[dict]]:
+        """The examples to learn from, without prompts: {"reasoning": ..., "general": ...}, the latter [] for
+        none.
+        """
+        raise NotImplementedError
 
 
-def _covers(work: Work):
-    questions = work.job.asked(work)
-    data = [questions["reasoning"], questions["general"]]
-    return {"settings": work.job.about(work.settings), "data": data}
+class ScenarioPaid(Paid):
+    """The rewards of each scenario."""
+
+    def open(self, context: Context) -> AbstractContextManager[dict[str, Rewards]]:
+        """A context with the Rewards of each scenario, see scenario_rewards."""
+        raise NotImplementedError
+
+    def open_to_check(self, context: Context) -> AbstractContextManager[dict[str, Rewards]]:
+        """The same before any stage has run: the names of models that are still to be trained are enough."""
+        return self.open(context)
 
 
-def _compiles(work: Work):
-    paying = planned_rewards(work.job.models(work), work.config)
-    return reinforcement_programs(
-        work.prefix, work.settings, work.config, work.mesh, work.adapter, paying
-    )
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reinforce(Stage):
+    """Reinforcement by GRPO of the policy that it begins from."""
 
+    settings: ReinforceSettings
+    questions: Questions
+    rewards: ScenarioPaid
 
-def _run(work: Work):
-    """The policy after its reinforcement."""
-    with work.at():
-        questions = work.job.questions(work)
-    with work.job.rewards(work) as paid:
-        rewards = ScenarioRewards(paid) if questions["general"] else paid["reasoning"]
-        policy = work.start()
-        params = reinforce(
-            work.settings,
-            policy,
-            questions["reasoning"],
-            rewards,
-            work.phase,
-            questions["general"],
+    def check(self, config, mesh):
+        check_rows(self.settings, mesh)
+        check_routing(self.settings, config, mesh)
+        rollout, positions = self.settings.rollout, config.max_position_embeddings
+        with at("rollout"):
+            check_room(config, (), rollout.longest())
+            if rollout.max_prompt_length > positions:
+                raise ValueError(
+                    f"max_prompt_length={rollout.max_prompt_length} is beyond the model's "
+                    f"max_position_embeddings={positions}; lower it"
+                )
+
+    def check_data(self, context):
+        super().check_data(context)
+        examples = self.questions.read(context)
+        with self.rewards.open_to_check(context) as paid:
+            if context.policy.tools is not None:
+                try_environment(context.policy.tools.environments, examples["reasoning"])
+            with at("rewards"):
+                paid["reasoning"].check(examples["reasoning"])
+            say_deciding(self.settings, paid["reasoning"])
+        self.asked(context)
+
+    def asked(self, context: Context) -> dict[str, list[dict]]:
+        """The questions that fit, with their prompt_ids. With settings.effort each is there once for each
+        effort.
+        """
+        return context.once((self, "asked"), lambda: self._asked(context))
+
+    def _asked(self, context):
+        policy, parts, effort = context.policy, self.questions.read(context), self.settings.effort
+        if effort is not None:
+            with at("effort"):
+                check_lines(effort, policy.tokenizer, policy.template)
+            parts = {kind: with_efforts(effort, examples) for kind, examples in parts.items()}
+        together, limit = 1 if effort is None else len(effort.values), self.settings.rollout.limit()
+        with at("rollout"):
+            return {
+                kind: policy.ask(examples, limit, NAMES[kind], together) if examples else []
+                for kind, examples in parts.items()
+            }
+
+    def programs(self, config, mesh, others):
+        paying = self.rewards.planned(config)
+        return reinforcement_programs(
+            self.prefix, self.settings, config, mesh, self.adapter, paying
         )
-    return policy.at(params)
+
+    def run(self, context):
+        with self.at():
+            questions = self.asked(context)
+        with self.rewards.open(context) as paid:
+            rewards = ScenarioRewards(paid) if questions["general"] else paid["reasoning"]
+            policy = context.begin()
+            params = reinforce(
+                self.settings,
+                policy,
+                questions["reasoning"],
+                rewards,
+                context.run,
+                questions["general"],
+            )
+        return policy.at(params)
 
 
 def reinforcement_programs(
@@ -197,6 +251,3 @@ def amount_of(config: ModelConfig, batch: dict, frozen: bool = False):
     flops = rows * update_flops(config, [s], [t] * each, frozen)
     shape = f"{s:,} + {each} x {t:,}" if each > 1 else f"{s:,} + {t:,}"
     return Amount(rows * s + completions * t, flops, f"{rows:,} rows x {shape}")
-
-
-REINFORCE = Kind(_check, _compiles, _run, _covers, _check_data)

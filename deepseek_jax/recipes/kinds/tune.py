@@ -1,6 +1,8 @@
 """A stage of supervised fine-tuning on conversations (arXiv:2501.12948, appendix B.4.2)."""
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -18,11 +20,10 @@ from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.parallel.processes import say
-from deepseek_jax.recipes.job import Work
-from deepseek_jax.recipes.kinds.paying import beside_models
+from deepseek_jax.recipes.checks import check_positions, check_rows
+from deepseek_jax.recipes.kinds.paying import Paid, beside_models
 from deepseek_jax.recipes.sft.settings import FineTuneSettings
-from deepseek_jax.recipes.stage import Kind
-from deepseek_jax.recipes.start import check_positions, check_rows
+from deepseek_jax.recipes.stage import Context, Source, Stage
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.loop import fit
 from deepseek_jax.training.run import Run
@@ -177,29 +178,61 @@ def fine_tuning_programs(
     return [update, *beside([held_out], moments_of(state))]
 
 
-def _check(work: Work):
-    check_positions(work.settings, work.config)
-    check_rows(work.settings, work.mesh, work.config.pipeline_micro_batches)
+class Texts(Source):
+    """Conversations to learn, or to measure on."""
+
+    def read(self, context: Context) -> Sequence[dict]:
+        """The conversations, by random access."""
+        raise NotImplementedError
 
 
-def _covers(work: Work):
-    texts = [[m["content"] for m in c["messages"]] for c in work.job.learned(work)]
-    return {"settings": work.job.about(work.settings), "data": texts}
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tune(Stage):
+    """Fine-tuning on texts of the policy that it begins from. held_out: the texts of its held-out loss.
+    waiting: rewards whose models are on the devices meanwhile.
+    """
+
+    settings: FineTuneSettings
+    texts: Texts
+    held_out: Texts
+    waiting: tuple[Paid, ...] = ()
+
+    def check(self, config, mesh):
+        check_positions(self.settings, config)
+        check_rows(self.settings, mesh, config.pipeline_micro_batches)
+
+    def check_data(self, context):
+        super().check_data(context)
+        # Texts of earlier stages are not there yet
+        if not self.texts.reads:
+            self._check_texts(context)
+
+    def _check_texts(self, context):
+        policy, rows = context.policy, rows_of(self.settings)
+        check_conversations(policy, self.texts.read(context), f"{self.name} training", rows)
+        held_out, rows = self.held_out.read(context), rows_of(self.settings, held_out=True)
+        check_conversations(policy, held_out, f"{self.name} held-out", rows)
+
+    def programs(self, config, mesh, others):
+        programs = fine_tuning_programs(self.prefix, self.settings, config, mesh, self.adapter)
+        return beside_models(programs, self.waiting, config, mesh)
+
+    def run(self, context):
+        if self.texts.reads:
+            with self.at():
+                self._check_texts(context)
+        train = self.texts.read(context)
+        loss_of = conversation_loss(context, self.settings, self.held_out)
+        policy = context.begin()
+        source = packed_conversations(self.settings, policy, train, loss_of, context.mesh)
+        return policy.at(fine_tune(self.settings, policy, source, context.run))
 
 
-def _compiles(work: Work):
-    programs = fine_tuning_programs(
-        work.prefix, work.settings, work.config, work.mesh, work.adapter
-    )
-    return beside_models(work, programs)
+def conversation_loss(context: Context, settings: FineTuneSettings, held_out: Texts):
+    """The ConversationLoss of held-out texts, one in a run for each form of rows."""
 
+    def make():
+        return held_out_loss(settings, context.policy, held_out.read(context), context.mesh)
 
-def _run(work: Work):
-    """The policy after fine-tuning."""
-    train, loss_of = work.job.conversations(work)
-    policy = work.start()
-    source = packed_conversations(work.settings, policy, train, loss_of, work.mesh)
-    return policy.at(fine_tune(work.settings, policy, source, work.phase))
-
-
-TUNE = Kind(_check, _compiles, _run, _covers, lambda work: work.job.check_conversations(work))
+    form = settings.sequence_length, settings.batch_size, settings.seed
+    return context.once((held_out, *form), make)

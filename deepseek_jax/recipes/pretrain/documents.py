@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from deepseek_jax.data.mixture import Mixture
+from deepseek_jax.data.records import content_digest
 from deepseek_jax.data.sources import file_documents, hold_out, python_documents, tfds_documents
 from deepseek_jax.data.stored import is_stored
 from deepseek_jax.errors import at
@@ -41,12 +42,19 @@ def open_corpus(settings: CorpusSettings, data_dir: Path, seed: int):
         return Mixture(train, weights), Mixture(held_out, weights)
 
 
+def digest_of_sources(settings: CorpusSettings) -> dict[str, str]:
+    """{name: a digest of its content} of the sources that are files."""
+    own = (name for name in settings.sources if name != "python" and name not in corpus_names())
+    with at("config"), at("data.sources", "path"):
+        return {name: content_digest(name, settings.split) for name in own}
+
+
 def _open(name: str, settings: CorpusSettings, data_dir: Path, seed: int):
     if name == "python":
         return python_documents(data_dir)
     if name in corpus_names():
         _, documents = find_corpus(name)
-        return documents(data_dir, num_documents=settings.num_documents, seed=seed)
+        return documents(num_documents=settings.num_documents, seed=seed)
     if is_stored(name) and not settings.columns:
         return tfds_documents(name, settings.split)
     return file_documents(name, data_dir, settings.split, settings.columns)

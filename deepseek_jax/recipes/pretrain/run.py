@@ -5,18 +5,18 @@ multi-token prediction speeds up decoding -> report.
 """
 
 import dataclasses
-import functools
 import itertools
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from deepseek_jax.checkpoint import is_orbax, load_params, save_orbax
+from deepseek_jax.checkpoint import load_params
 from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.load import read_any_config
-from deepseek_jax.checkpoint.tree import checked_by_path
+from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, from_paths
 from deepseek_jax.data.batches import held_out_batches
 from deepseek_jax.data.infill import check_fim_rate
 from deepseek_jax.data.tokenizer import Tokenizer
@@ -25,100 +25,206 @@ from deepseek_jax.evaluation.perplexity import held_out_loss
 from deepseek_jax.files import read_json
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, build_model, names_architecture
-from deepseek_jax.models.trained_part import with_indexers
+from deepseek_jax.models.trained_part import INDEXER, with_indexers
 from deepseek_jax.parallel.processes import first_process, say
-from deepseek_jax.recipes.job import Work, WorkdirJob
-from deepseek_jax.recipes.kinds.measure import MEASURE
-from deepseek_jax.recipes.kinds.pretrain import GIVEN, PRETRAIN
-from deepseek_jax.recipes.page import write_page
-from deepseek_jax.recipes.pretrain.documents import open_corpus
-from deepseek_jax.recipes.pretrain.settings import PretrainSettings, switched_on
-from deepseek_jax.recipes.stage import Stage
-from deepseek_jax.recipes.start import Corpus
+from deepseek_jax.recipes.kinds.measure import Measure
+from deepseek_jax.recipes.kinds.pretrain import Corpus, Given, HeldOut, Pretrain, Random
+from deepseek_jax.recipes.origin import Origin
+from deepseek_jax.recipes.page import run_page
+from deepseek_jax.recipes.pretrain.documents import digest_of_sources, open_corpus
+from deepseek_jax.recipes.pretrain.settings import PretrainSettings, StageSettings, switched_on
+from deepseek_jax.recipes.results import Results
+from deepseek_jax.recipes.stage import SCORES, Context, Source, Stage
 from deepseek_jax.reports.deployment import attention_table
+from deepseek_jax.reports.page import Page
 from deepseek_jax.reports.tables import loss_table, plot_curves
 from deepseek_jax.rollout import generate
 from deepseek_jax.rollout.policy import Policy, check_vocabulary
-from deepseek_jax.training.remembered import before_and_after, remembered
 from deepseek_jax.worlds.registry import named_tokenizer
 
 SETTINGS = PretrainSettings
 CURVES = ("next_token_loss", "held_out_loss", "mtp_loss", "max_vio")
-# How well the modules of multi-token prediction draft; null for a model without them
-DRAFTS = "drafts.json"
 # Speculative decoding is measured on DRAFT_PROMPTS prompts of PROMPT_TOKENS, each DRAFT_TOKENS long at most
 PROMPT_TOKENS, DRAFT_TOKENS, DRAFT_PROMPTS = 32, 64, 8
 # A base continues the text of a question
 CONTINUED = "{question}"
-# The first stage of the list
-CHECKPOINT, RANDOM = "init_from", "random"
 BEFORE, AFTER = "_before", "_after"
 
 
-class PretrainJob(WorkdirJob):
-    """The documents, and one model that changes by stages. Leaves the parameters in params for
-    launch/convert.py.
+def stages(s: PretrainSettings) -> list[Stage]:
+    """Random parameters or a checkpoint; the stages, with the held-out loss before and after each; drafts."""
+    documents, held_out = Documents(s), HeldOutDocuments(s)
+    origin = PretrainOrigin(s.model, CONTINUED, s.init_from, settings=s)
+    if s.init_from is None:
+        found = [Random("random", None, seed=s.seed, origin=origin, path="", title="random")]
+    else:
+        found = [Checkpoint("init_from", None, origin=origin, path="", title="checkpoint")]
+    start = found[0].name
+    for index, (name, stage) in enumerate(s.in_order()):
+        # Each stage reads the documents in another order
+        seed = s.seed + index
+
+        def loss(end, of, name=name, stage=stage):
+            title = f"{name}{end}".replace("_", " ")
+            return MeasureLoss(f"{name}{end}", stage, held_out, start=of, path="", title=title)
+
+        found += [
+            loss(BEFORE, start),
+            Pretrain(
+                name,
+                stage,
+                documents,
+                held_out,
+                seed=seed,
+                start=start,
+                path=f"stages.{name}",
+                label="",
+                title=name.replace("_", " "),
+            ),
+            loss(AFTER, name),
+        ]
+        start = name
+    if any(switched_on(stage.mtp_weight) for stage in s.stages.values()):
+        found.append(MeasureDrafts("drafts", None, held_out, start=start, path="", title="drafts"))
+    return found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PretrainOrigin(Origin):
+    """Random parameters, or a checkpoint whose ModelConfig the fields of config.model change. settings: of
+    the whole config.
     """
 
-    settings: PretrainSettings
-    page_title = "Pre-training"
+    settings: PretrainSettings | None = None
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.stages = tuple(stages_of(self.settings))
-
-    @functools.cached_property
-    def model(self):
-        """The ModelConfig that the first stage begins with."""
+    def config(self):
         settings = self.settings
-        if settings.init_from is None:
-            # A plan may be of a stage that extends the context of what the run before leaves
-            if self.run is not None:
-                settings.check_start()
-            return build_model(settings.model)
-        if self.run is None and names_architecture(settings.model):
-            return build_model(settings.model)
+        with at("config"):
+            if self.checkpoint is None or names_architecture(settings.model):
+                return build_model(settings.model)
+            return settings.overridden(self._stored())
+
+    def _stored(self):
         # config.json alone shows a wrong field, before gigabytes of parameters are read
         with at("init_from"):
-            stored = read_any_config(settings.init_from)
-        if self.run is not None:
-            settings.check_start(stored)
-        return settings.overridden(stored)
+            return read_any_config(self.checkpoint)
 
-    @functools.cached_property
-    def stage_models(self):
-        """{stage: its ModelConfig}."""
-        names = (name for name, _ in self.settings.in_order())
-        return dict(zip(names, self.settings.models(self.model), strict=True))
+    def policy(self, opened):
+        settings, data = self.settings, self.settings.data
+        with at("config"):
+            # A plan may be of a stage that extends the context of what the run before leaves
+            if self.checkpoint is None:
+                settings.check_start()
+                config = self.config()
+            else:
+                stored = self._stored()
+                settings.check_start(stored)
+                config = settings.overridden(stored)
+                _check_sizes(settings, stored)
+            with at("data.tokenizer"):
+                tokenizer = named_tokenizer(data.tokenizer)
+            with at("data"):
+                check_fim_rate(data.fim_rate, tokenizer)
+            check_vocabulary(config, tokenizer)
+        return Policy(config, None, tokenizer, CONTINUED)
 
-    @functools.cached_property
-    def tokenizer(self):
-        """The Tokenizer of the documents."""
-        data = self.settings.data
-        with at("data.tokenizer"):
-            tokenizer = named_tokenizer(data.tokenizer)
-        with at("data"):
-            check_fim_rate(data.fim_rate, tokenizer)
-        check_vocabulary(self.model, tokenizer)
-        return tokenizer
+    def covers(self):
+        found = super().covers()
+        return found | {"model": self.settings.model, "tokenizer": self.settings.data.tokenizer}
 
-    @functools.cached_property
-    def documents(self):
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checkpoint(Given):
+    """config.init_from, with new indexers where config.model has some that it lacks."""
+
+    def params(self, context, trained, mesh):
+        """In float32, as training needs it."""
+        settings, path = self.origin.settings, self.origin.checkpoint
+        with at("config"), at("init_from"):
+            config, params = load_params(path, "float32", mesh)
+        model = settings.overridden(config)
+        if settings.gains_indexers(config):
+            say(f"init_from={path!r} has no indexers; random ones are added")
+            params = with_indexers(model, params, mesh, settings.seed)
+        return params
+
+
+def _check_sizes(settings: PretrainSettings, stored: ModelConfig):
+    """Raise ValueError where config.model needs parameters of other sizes than the checkpoint has."""
+    model, there = settings.overridden(stored), abstract_params(stored)
+    if settings.gains_indexers(stored):
+        # Those that it lacks are drawn
+        ours = abstract_params(model)
+        there |= {path: leaf for path, leaf in ours.items() if INDEXER in path.split("/")}
+    try:
+        checked_by_path(model, from_paths(there))
+    except ValueError as error:
+        raise ValueError(
+            f"init_from={settings.init_from!r} has parameters of another size than model: {error}; remove "
+            "the fields that set sizes from model"
+        ) from error
+
+
+class _Sources:
+    """The documents of config.data."""
+
+    settings: PretrainSettings
+
+    def covers(self, context: Context):
+        """The names of the sources, and their files' sizes and times."""
+        return [self.settings.data, self.settings.seed, digest_of_sources(self.settings.data)]
+
+    def both(self, context: Context):
         """(Mixture to train on, Mixture of held-out documents)."""
-        return open_corpus(self.settings.data, self.run.folder / "data", self.settings.seed)
+        with at("config"):
+            return context.once(
+                "documents",
+                lambda: open_corpus(self.settings.data, context.data, self.settings.seed),
+            )
 
-    @functools.cached_property
-    def measures(self):
-        """{stage: a function from params to the held-out loss, [mean, low, high] in nats a token}."""
-        return {name: self._held_out(name, stage) for name, stage in self.settings.in_order()}
 
-    def _held_out(self, name, stage):
-        model, (_, held_out) = self.stage_models[name], self.documents
-        with at("data"):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Documents(_Sources, Source):
+    """The documents to train on."""
+
+    settings: PretrainSettings
+
+    def describe(self, context):
+        train, held_out = self.both(context)
+        counts = f"{len(train)} documents, and {len(held_out)} held out"
+        return f"{counts}, such as {train[0]['text'][:60]!r}"
+
+    def read(self, context) -> Corpus:
+        """The Corpus."""
+        data, tokenizer = self.settings.data, context.policy.tokenizer
+        train, _ = self.both(context)
+        return Corpus(train, tokenizer, data.packing, data.fim_rate, data.readers)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeldOutDocuments(_Sources, HeldOut):
+    """The held-out documents."""
+
+    settings: PretrainSettings
+
+    def read(self, context: Context) -> Any:
+        """A Mixture of them."""
+        return self.both(context)[1]
+
+    def loss(self, context):
+        stage = context.settings
+        # One for all stages of this form: those that measure and the one that trains
+        form = stage.rows_at_once(), stage.sequence_length, context.policy.config
+        return context.once((self, *form), lambda: self._loss(context))
+
+    def _loss(self, context):
+        stage, model = context.settings, context.policy.config
+        documents = self.read(context)
+        with at("config"), at("data"):
             batches = held_out_batches(
-                held_out,
-                self.tokenizer,
-                self.mesh,
+                documents,
+                context.policy.tokenizer,
+                context.mesh,
                 self.settings.data,
                 # The rows of a micro-batch: their activations fit in memory
                 batch_size=stage.rows_at_once(),
@@ -129,191 +235,119 @@ class PretrainJob(WorkdirJob):
         loss_fn = jax.jit(lambda p, batch: next_token_loss(model, p, batch)[1]["next_token_loss"])
         return lambda params: list(held_out_loss(loss_fn, params, batches))
 
-    def begin(self):
-        if self.run is None:
-            return self.stage_models
-        checkpoint = self.settings.init_from and self.checkpoint
-        return self.tokenizer, self.stage_models, checkpoint
 
-    def path_of(self, stage: Stage):
-        return f"stages.{stage.name}" if stage.kind is PRETRAIN else ""
+@dataclasses.dataclass(frozen=True, eq=False)
+class MeasureLoss(Measure):
+    """The held-out loss before or after a stage of pre-training, by its settings."""
 
-    def settings_of(self, stage: Stage):
-        # Random parameters have none
-        return self.settings.stages.get(stage.name)
+    settings: StageSettings
+    held_out: HeldOutDocuments
 
-    def config_of(self, stage: Stage):
-        return self.stage_models.get(stage.name, self.model)
+    def model(self, config):
+        return self.settings.model(config)
 
-    def seed_of(self, stage: Stage):
-        # Each stage reads the documents in another order
-        return self.settings.seed + list(self.stage_models).index(stage.name)
+    def check_data(self, context):
+        super().check_data(context)
+        # Raises where there are too few held-out documents
+        self.held_out.loss(context)
 
-    def pretraining_name(self, work: Work):
-        """The name of a stage's program."""
-        return work.name
+    def run(self, context):
+        with self.waiting():
+            return self.held_out.loss(context)(context.load(self.start).params)
 
-    def corpus(self, work: Work):
-        """The documents to train on."""
-        data = self.settings.data
-        return Corpus(self.documents[0], self.tokenizer, data.packing, data.fim_rate, data.readers)
-
-    def evaluate_of(self, work: Work):
-        measure = self.measures[work.name]
-        return lambda params: {"held_out_loss": measure(params)[0]}
-
-    def policy_of(self, work: Work, params):
-        return Policy(self.config_of(work.stage), params, self.tokenizer, CONTINUED)
-
-    @functools.cached_property
-    def checkpoint(self):
-        """The parameters of config.init_from, in float32, as training needs it.
-
-        Raises ValueError where config.model needs parameters that the checkpoint does not have.
-        """
-        settings, mesh = self.settings, self.mesh
-        with at("init_from"):
-            config, params = load_params(settings.init_from, "float32", mesh)
-        model = settings.overridden(config)
-        if settings.gains_indexers(config):
-            say(f"init_from={settings.init_from!r} has no indexers; random ones are added")
-            params = with_indexers(model, params, mesh, settings.seed)
-        try:
-            checked_by_path(model, params)
-        except ValueError as error:
-            raise ValueError(
-                f"init_from={settings.init_from!r} has parameters of another size than model: {error}; "
-                "remove the fields that set sizes from model"
-            ) from error
-        return params
-
-    def given(self, work: Work):
-        """The policy of config.init_from."""
-        return self.policy_of(work, self.checkpoint)
-
-    def check_measured_data(self, work: Work):
-        """Raise ValueError where there are too few held-out documents."""
-        return self.measures
-
-    def measure(self, work: Work):
-        """The held-out loss before or after a stage of pre-training."""
-        name = work.name.removesuffix(BEFORE).removesuffix(AFTER)
-        return self.measures[name](work.start().params)
-
-    def scores_of(self, result):
-        return {"held_out_loss": result}
-
-    def is_complete(self):
-        # What `finish` writes last
-        return (self.run.folder / DRAFTS).exists()
-
-    def finish(self):
-        folder, (name, _) = self.run.folder, self.settings.in_order()[-1]
-        policy = self.policies[name]
-        # Nothing trains its indexers from here on
-        model = dataclasses.replace(policy.config, indexer_loss="none")
-        # Before drafting, so that a failure there loses nothing
-        if not is_orbax(folder / "params"):
-            save_orbax(folder / "params", model, policy.params, policy.files())
-        trained = any(switched_on(stage.mtp_weight) for stage in self.settings.stages.values())
-
-        def measure():
-            # rollout.speculative drafts with MLA alone
-            if not (trained and model.is_mla):
-                return None
-            return _drafting(model, policy.params, self.documents[1], self.tokenizer, self.mesh)
-
-        remembered(folder / DRAFTS, measure)
-
-    def describe_data(self):
-        train, held_out = self.documents
-        counts = f"{len(train)} documents, and {len(held_out)} held out"
-        return f"{counts}, such as {train[0]['text'][:60]!r}"
-
-    def page(self, page, measured):
-        names = [name for name, _ in self.settings.in_order()]
-        pairs = [[self.row_of(f"{name}{end}") for end in (BEFORE, AFTER)] for name in names]
-        return dataclasses.replace(
-            page,
-            compared=[(before, after) for before, after in pairs if after in page.scores],
-            notes=_drafts(self.run.folder),
-        )
-
-    def report(self):
-        """Draw the curves, print the losses and the drafts. Process 0 alone."""
-        if first_process():
-            write_page(self)
-            _report(self.settings, self.run.folder)
+    def scores(self, found):
+        return {"held_out_loss": found}
 
 
-def stages_of(settings: PretrainSettings):
-    """The stages, with the held-out loss before and after each: [Stage]."""
-    checkpoint = settings.init_from is not None
-    found = [Stage(CHECKPOINT, GIVEN) if checkpoint else Stage(RANDOM, PRETRAIN)]
-    for name, _ in settings.in_order():
-        start = found[-1].name.removesuffix(AFTER)
-        found += [
-            Stage(f"{name}{BEFORE}", MEASURE, start),
-            Stage(name, PRETRAIN, start),
-            Stage(f"{name}{AFTER}", MEASURE, name),
-        ]
-    return found
-
-
-def _drafting(model: ModelConfig, params, documents, tokenizer: Tokenizer, mesh: Mesh):
-    """Measure speculative decoding, greedy, on the beginnings of held-out documents.
-
-    Returns {"acceptance": share of drafts accepted, "tokens_per_step": float}, or None where no document is
-    long enough. Prompts and completions are shorter where the model has few positions.
+@dataclasses.dataclass(frozen=True, eq=False)
+class MeasureDrafts(Measure):
+    """Speculative decoding by the modules of multi-token prediction, greedy, on the beginnings of held-out
+    documents: the share of accepted drafts, and tokens a step.
     """
+
+    held_out: HeldOutDocuments
+
+    def run(self, context):
+        policy, documents = context.load(self.start), self.held_out.read(context)
+        # rollout.speculative drafts with MLA alone
+        if not policy.config.is_mla:
+            return {}
+        with self.waiting():
+            return _drafting(policy, documents, context.mesh)
+
+    def measurements(self):
+        # They say nothing of the policy
+        return {}
+
+
+def _drafting(policy: Policy, documents, mesh: Mesh) -> dict[str, float]:
+    """{"acceptance": share of drafts accepted, "tokens_per_step": float}; {} where no document is long
+    enough.
+
+    Prompts and completions are shorter where the model has few positions.
+    """
+    model = dataclasses.replace(policy.config, indexer_loss="none")
     prompt_length = min(PROMPT_TOKENS, model.max_position_embeddings // 2)
     length = min(DRAFT_TOKENS, model.max_position_embeddings - prompt_length)
-    texts = (documents[i]["text"] for i in range(len(documents)))
-    ids = (tokenizer.encode(text.decode() if isinstance(text, bytes) else text) for text in texts)
-    prompts = (x[:prompt_length] for x in ids if len(x) > prompt_length)
-    prompts = list(itertools.islice(prompts, DRAFT_PROMPTS))
+    prompts = _beginnings(documents, policy.tokenizer, prompt_length)
     if not prompts:
-        return None
+        return {}
     rollout = generate(
         model,
-        params,
+        policy.params,
         prompts,
         speculative=True,
         max_completion_length=length,
         temperature=0.0,
-        eos_ids=(tokenizer.eos_id,),
+        eos_ids=(policy.tokenizer.eos_id,),
         # As few slots as split over the devices
         slots=-(-len(prompts) // mesh.size) * mesh.size,
     )
     return {"acceptance": rollout.acceptance_rate, "tokens_per_step": rollout.tokens_per_step}
 
 
-def _report(settings: PretrainSettings, workdir: Path):
-    losses = {}
-    for name, stage in settings.in_order():
+def _beginnings(documents, tokenizer: Tokenizer, length: int):
+    """The first `length` tokens of the first documents that are longer."""
+    texts = (documents[i]["text"] for i in range(len(documents)))
+    ids = (tokenizer.encode(text.decode() if isinstance(text, bytes) else text) for text in texts)
+    return list(itertools.islice((x[:length] for x in ids if len(x) > length), DRAFT_PROMPTS))
+
+
+def page(results: Results) -> Page:
+    """The page, with each stage's losses before and after it."""
+    shown = run_page(results, "Pre-training")
+    names = [name for name, _ in results.settings.in_order()]
+    pairs = [[results.row(f"{name}{end}") for end in (BEFORE, AFTER)] for name in names]
+    compared = [(before, after) for before, after in pairs if after in shown.scores]
+    return dataclasses.replace(shown, compared=compared, notes=_drafts(results.folder))
+
+
+def report(results: Results):
+    """Draw the curves, print the losses and the drafts. Process 0 alone."""
+    if not first_process():
+        return
+    workdir, found, losses = results.folder, results.found(), {}
+    for name, stage in results.settings.in_order():
         plot_curves(workdir / "metrics.jsonl", workdir / f"{name}.png", phase=name, names=CURVES)
-        losses[name] = (stage.sequence_length, *before_and_after(workdir, f"{name}_"))
+        ends = (found[f"{name}{end}"] for end in (BEFORE, AFTER))
+        losses[name] = (stage.sequence_length, *ends)
     Console().print(loss_table(losses))
-    model = read_config(workdir / "params")
+    left = workdir / name / "params"
+    model: ModelConfig = read_config(left)
     if model.has_indexer:
         Console().print(attention_table(model))
     for sentence in _drafts(workdir):
         say(sentence)
-    say(
-        f"complete; report.html is in {workdir}; parameters for launch/convert.py are in "
-        f"{workdir / 'params'}"
-    )
+    say(f"complete; report.html is in {workdir}; parameters for launch/convert.py are in {left}")
 
 
 def _drafts(workdir: Path):
     """What multi-token prediction brings, as sentences: none where it was not measured."""
-    drafts = read_json(workdir / DRAFTS) if (workdir / DRAFTS).exists() else None
-    if drafts is None:
+    path = workdir / "drafts" / SCORES
+    drafts = read_json(path) if path.exists() else None
+    if not drafts:
         return []
     return [
         f"multi-token prediction drafts one token a step; {drafts['acceptance']:.0%} of them are "
         f"accepted, which makes {drafts['tokens_per_step']:.2f} tokens a step"
     ]
-
-
-JOB = PretrainJob

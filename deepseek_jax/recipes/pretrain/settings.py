@@ -19,6 +19,7 @@ from deepseek_jax.settings import (
     Several,
     Share,
     build,
+    unhashed,
 )
 from deepseek_jax.training.schedule import number_at, pairs_of
 from deepseek_jax.training.settings import LoopSettings, check_evaluations, check_readers
@@ -46,8 +47,8 @@ class StageSettings(LoopSettings):
     balance_weight: NonNegative = 0.0
     micro_batch_size: Count | None = None
     rope_scaling: RopeScaling | None = None
-    save_every: Count = 500
-    log_every: Count = 25
+    save_every: Count = unhashed(500)
+    log_every: Count = unhashed(25)
     eval_every: Count = 500
     indexer_loss: Literal[tuple(INDEXER_LOSSES)] | None = None
     trains: Literal["all", "indexer"] = "all"
@@ -110,6 +111,10 @@ class BaseSettings(StageSettings):
                 )
 
 
+# Names of folders in that of a run
+TAKEN = "random", "init_from", "drafts", "data"
+
+
 @dataclasses.dataclass(frozen=True)
 class CorpusSettings:
     """The documents. sources: "arithmetic" (the small world's, num_documents of it), "python" (the standard
@@ -151,13 +156,17 @@ class PretrainSettings:
     model: dict
     data: CorpusSettings
     stages: dict[str, StageSettings]
-    mesh: dict = dataclasses.field(default_factory=dict)
+    mesh: dict = unhashed(default_factory=dict)
     init_from: Checkpoint | None = None
 
     def __post_init__(self):
         if not self.stages:
             raise ValueError("stages={} is empty; give it at least one block of a stage's fields")
         for name, stage in self.in_order():
+            if name in TAKEN or name.endswith(("_before", "_after")):
+                raise ValueError(
+                    f"stages.{name} has the name of another folder of a run; rename it"
+                )
             # The rows of a held-out batch; they divide those of an update
             field = "micro_batch_size" if stage.micro_batch_size else "batch_size"
             with at("data"):
@@ -184,7 +193,7 @@ class PretrainSettings:
         if self.init_from is None and self.stages[first].rope_scaling:
             raise ValueError(
                 f"init_from=None, and stages.{first}.rope_scaling stretches the context of a trained model; "
-                "set init_from to its folder, WORKDIR/params of the run before"
+                "set init_from to the folder of the run before"
             )
 
     def overridden(self, checkpoint: ModelConfig):

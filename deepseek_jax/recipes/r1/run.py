@@ -15,149 +15,163 @@ Every policy is measured on held-out questions.
 """
 
 import dataclasses
+from collections.abc import Iterable
 
-from deepseek_jax.files import read_json
-from deepseek_jax.parallel.processes import say
-from deepseek_jax.recipes.job import Work
-from deepseek_jax.recipes.kinds.accept import ACCEPT
-from deepseek_jax.recipes.kinds.judge import TRAIN_JUDGE
-from deepseek_jax.recipes.kinds.learn_from import LEARN_FROM
-from deepseek_jax.recipes.kinds.measure import MEASURE
-from deepseek_jax.recipes.kinds.prefer import PREFER
-from deepseek_jax.recipes.kinds.pretrain import GIVEN, PRETRAIN
-from deepseek_jax.recipes.kinds.reinforce import REINFORCE
-from deepseek_jax.recipes.kinds.tune import TUNE
-from deepseek_jax.recipes.page import write_page
-from deepseek_jax.recipes.r1.findings import TABLE_WIDTH, report_sweep
-from deepseek_jax.recipes.r1.job import MEASURED, R1Job
-from deepseek_jax.recipes.r1.samples import side_by_side, stage_groups
-from deepseek_jax.recipes.r1.scores import FORMS
-from deepseek_jax.recipes.r1.settings import R1Settings
+from deepseek_jax.recipes.kinds.accept import Accept, Accepted, Rule, TrainedJudge
+from deepseek_jax.recipes.kinds.judge import JudgedPairs, TrainJudge
+from deepseek_jax.recipes.kinds.learn_from import (
+    CheckpointTeacher,
+    LearnFrom,
+    StageTeacher,
+    Teachers,
+)
+from deepseek_jax.recipes.kinds.prefer import Prefer
+from deepseek_jax.recipes.kinds.preferences import Preferences
+from deepseek_jax.recipes.kinds.pretrain import BaseCorpus, Given, Pretrain
+from deepseek_jax.recipes.kinds.reinforce import Reinforce
+from deepseek_jax.recipes.kinds.tune import Tune
+from deepseek_jax.recipes.origin import Origin
+from deepseek_jax.recipes.paid import StageRewards
+from deepseek_jax.recipes.r1.report import page, report, report_sweep
+from deepseek_jax.recipes.r1.scores import MeasureWorld
+from deepseek_jax.recipes.r1.settings import SPECIALISTS, R1Settings
+from deepseek_jax.recipes.r1.sources import (
+    Asked,
+    FirstQuestions,
+    HeldOutQuestions,
+    HeldOutSolutions,
+    LastRequests,
+    Worked,
+    WorldData,
+    reinforcing,
+)
 from deepseek_jax.recipes.stage import Stage
-from deepseek_jax.reports.answers import make_console
-from deepseek_jax.reports.preferences import reward_model_table
-from deepseek_jax.reports.tables import stages_table
 from deepseek_jax.training.lineage import own_seed
 
+__all__ = ["SETTINGS", "page", "report", "report_sweep", "stages"]
 SETTINGS = R1Settings
-R1 = (
-    Stage("base", PRETRAIN, title="base"),
-    Stage("zero", REINFORCE, "base", title="R1-Zero"),
-    Stage("traces", ACCEPT, "zero", title="traces"),
-    Stage("cold_start", TUNE, "base", ("traces",), "Dev1"),
-    Stage("reasoning", REINFORCE, "cold_start", title="Dev2"),
-    Stage("judge", TRAIN_JUDGE, "base", title="judge"),
-    Stage("rejection", ACCEPT, "reasoning", title="accepted"),
-    Stage("judged", ACCEPT, "reasoning", ("judge",), "judged"),
-    Stage("sft", TUNE, "base", ("rejection", "judged"), "Dev3"),
-    Stage("helpfulness_model", PREFER, "sft", title="helpfulness"),
-    Stage("safety_model", PREFER, "sft", title="safety"),
-    Stage("scenarios", REINFORCE, "sft", ("helpfulness_model", "safety_model"), "R1"),
-    Stage("reasoning_teacher", REINFORCE, "sft", title="reasoning teacher"),
-    Stage(
-        "general_teacher",
-        REINFORCE,
-        "sft",
-        ("helpfulness_model", "safety_model"),
-        "general teacher",
-    ),
-    Stage("distilled", LEARN_FROM, "sft", tuple(R1Settings.teaching()), "R1, distilled"),
-)
 
 
-class Job(R1Job):
-    """R1 as a config wants it, with its page."""
+def stages(s: R1Settings) -> list[Stage]:
+    """The data flow of R1; a stage whose block the config lacks is left out."""
+    data, reinforced = WorldData.of(s), s.reinforced()
+    rule, held_out, first = Rule(data.rule()), HeldOutSolutions(data), FirstQuestions(data)
+    reasoning, preferences, traces = (
+        reinforcing(data),
+        Preferences(data.world),
+        Accepted(("traces",)),
+    )
+    accepted = Accepted(("rejection", "judged") if s.judged else ("rejection",))
+    learned = max(s.cold_start.data.num_requests, s.sft.data.num_requests)
 
-    page_title = "R1"
+    def paid(name):
+        return StageRewards(reinforced[name], tuple(s.models_for(name)))
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.stages = tuple(stages_of(self.settings))
+    found = [
+        Reinforce("zero", s.zero, reasoning, paid("zero"), start="base", title="R1-Zero"),
+        Accept("traces", s.traces, first, rule, start="zero"),
+        Tune(
+            "cold_start", s.cold_start, Worked(data, traces), held_out, start="base", title="Dev1"
+        ),
+        Reinforce(
+            "reasoning", s.reasoning, reasoning, paid("reasoning"), start="cold_start", title="Dev2"
+        ),
+        s.judge and TrainJudge("judge", s.judge, start="base", pairs=JudgedPairs(data.world)),
+        Accept("rejection", s.rejection, first, rule, start="reasoning", title="accepted"),
+        s.judged
+        and Accept(
+            "judged", s.judged, LastRequests(data, learned), rule, _judge(s), start="reasoning"
+        ),
+        Tune("sft", s.sft, Worked(data, accepted), held_out, start="base", title="Dev3"),
+        *(
+            Prefer(
+                name, block, start="sft", preferences=preferences, title=name.removesuffix("_model")
+            )
+            for name, block in s.reward_models().items()
+        ),
+        s.scenarios
+        and Reinforce(
+            "scenarios",
+            s.scenarios,
+            reinforcing(data, general=s.scenarios.general is not None),
+            paid("scenarios"),
+            start="sft",
+            title="R1",
+        ),
+        *(
+            Reinforce(
+                name,
+                reinforced[name],
+                reinforcing(data, only=kind),
+                paid(name),
+                start="sft",
+                title=name.replace("_", " "),
+            )
+            for name, kind in SPECIALISTS.items()
+            if name in reinforced
+        ),
+        s.distilled
+        and LearnFrom(
+            "distilled",
+            s.distilled,
+            Asked(data, {task: task for task in s.distilled.prompts_per_step}),
+            _teachers(s, data),
+            start="sft",
+            title="R1, distilled",
+        ),
+    ]
+    # The base draws as that of any recipe does; a stage more or less changes no other stage's seed
+    own = [
+        dataclasses.replace(stage, seed=own_seed(s.seed, stage.name))
+        for stage in filter(None, found)
+    ]
+    return measured([_base(s, data), *own], s, data)
 
-    def seed_of(self, stage: Stage):
-        # The base draws as that of any recipe does, and all policies answer alike
-        if stage.kind in (PRETRAIN, GIVEN, MEASURE):
-            return self.settings.seed
-        return own_seed(self.settings.seed, stage.name)
 
-    def ended(self, work: Work):
-        if work.stage.kind.is_measure:
-            # After every stage, so that the page can be read before the run ends
-            write_page(self)
-        elif work.stage.kind in (PREFER, TRAIN_JUDGE):
-            make_console().print(reward_model_table(f"{work.name}, held out", work.folder))
+def _base(s: R1Settings, data: WorldData) -> Stage:
+    """The base, which draws as that of any recipe does; or a checkpoint in its place."""
+    tokenizer = None if s.base is None else s.base.corpus
+    origin = Origin(s.model, data.world.template, s.init_from, tokenizer)
+    if s.base is None:
+        return Given("base", None, origin=origin, path="", title="base")
+    corpus = BaseCorpus(s.base, s.seed)
+    return Pretrain(
+        "base", s.base, corpus, seed=s.seed, origin=origin, label="pretrain", title="base"
+    )
 
-    def describe_data(self):
-        return f"world {self.world.name}: {len(self.task('reasoning').train)} reasoning questions"
 
-    def report(self):
-        """Print the scores and the findings."""
-        folder = self.run.folder
-        scores = {
-            self.row_of(name): self.scores_of(made.result)
-            for name, made in self.made.items()
-            if made.result is not None
+def _judge(s: R1Settings) -> TrainedJudge:
+    return TrainedJudge("judge", s.judge.max_completion_length)
+
+
+def _teachers(s: R1Settings, data: WorldData) -> Teachers:
+    return Teachers(
+        {
+            name: StageTeacher(teacher.stage)
+            if teacher.path is None
+            else CheckpointTeacher(teacher.path, s.model, data.world.template)
+            for name, teacher in s.distilled.teachers.items()
         }
-        # A world may lack scores, such as one whose questions name no language
-        forms = {n: form for n, form in FORMS.items() if any(n in s for s in scores.values())}
-        make_console(width=TABLE_WIDTH).print(stages_table(scores, forms, self._score_names()))
-        # Over this run alone; launch/sweep.py tests the findings over several seeds
-        report_sweep(folder, [folder], self.settings.last_stages())
-        # Again, because the page has the findings too
-        write_page(self)
-        say(
-            f"complete; report.html, and a folder of each stage's lineage and params, are in {folder}"
-        )
-
-    def _score_names(self):
-        samples = self.settings.evaluation.samples
-        return {name: name.replace("@k", f"@{samples}") for name in FORMS}
-
-    def row_of(self, measurement):
-        return self.titles()[measurement.removeprefix(MEASURED)]
-
-    def page(self, page, measured):
-        samples = {self.row_of(name): found["samples"] for name, found in measured.items()}
-        titles = self.titles()
-        ends = [titles[name] for name in self.settings.last_stages() if titles[name] in samples]
-        # Before the last stage has ended: the latest one
-        ends, first = ends or list(samples)[1:][-1:], list(samples)[:1]
-        path = self.run.folder / "findings.json"
-        complete = all(stage["state"] == "complete" for stage in page.stages)
-        findings = read_json(path) if path.exists() and complete else None
-        return dataclasses.replace(
-            page,
-            forms=FORMS,
-            names=self._score_names(),
-            compared=[(start, end) for start in first for end in ends] or page.compared,
-            pairs=side_by_side({title: samples[title] for title in first + ends}),
-            samples=stage_groups(samples),
-            findings=findings and (findings["heads"], findings["rows"]),
-        )
+    )
 
 
-def stages_of(settings: R1Settings):
-    """The stages of R1 that a config has, each policy measured after it: [Stage]."""
-    blocks = {stage.name: getattr(settings, stage.block or stage.name) for stage in R1}
-    there = {name for name, block in blocks.items() if name == "base" or block is not None}
-    found = []
-    for stage in R1:
-        if stage.name not in there:
-            continue
-        if stage.name == "base" and settings.base is None:
-            stage = dataclasses.replace(stage, kind=GIVEN)
-        reads = tuple(name for name in stage.reads if name in there)
-        if stage.kind is REINFORCE:
-            # Those that its rewards name
-            paying = settings.models_for(stage.block or stage.name)
-            reads = tuple(name for name in reads if name in paying)
-        if stage.kind is LEARN_FROM:
-            teachers = {teacher.stage for teacher in settings.distilled.teachers.values()}
-            reads = tuple(name for name in reads if name in teachers)
-        found.append(dataclasses.replace(stage, reads=reads))
-        if stage.kind.is_policy:
-            found.append(Stage(f"{MEASURED}{stage.name}", MEASURE, stage.name))
-    return found
-
-
-JOB = Job
+def measured(found: Iterable[Stage], s: R1Settings, data: WorldData) -> list[Stage]:
+    """The stages, each policy measured after it. All answer by the same seed."""
+    questions, rule, every = HeldOutQuestions(data), Rule(data.rule()), []
+    for stage in found:
+        every.append(stage)
+        if stage.leaves_policy:
+            every.append(
+                MeasureWorld(
+                    f"measured/{stage.name}",
+                    s.evaluation,
+                    questions,
+                    rule,
+                    seed=s.seed,
+                    start=stage.name,
+                    path="evaluation",
+                    label="evaluation: ",
+                    title=stage.title,
+                )
+            )
+    return every

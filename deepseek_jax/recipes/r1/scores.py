@@ -1,15 +1,22 @@
 """The scores of a policy of R1 on a world's held-out questions."""
 
+import dataclasses
+
 import numpy as np
 
 from deepseek_jax.data.texts import joined
 from deepseek_jax.evaluation.accuracy import LENGTHS, length_interval, score_interval
 from deepseek_jax.evaluation.problems import Rules
 from deepseek_jax.parallel.processes import say
+from deepseek_jax.recipes.kinds.accept import Rule
+from deepseek_jax.recipes.kinds.measure import Measure, scored_answer_programs
 from deepseek_jax.recipes.r1.samples import layout_rewards, sample_groups
 from deepseek_jax.recipes.r1.settings import EvaluationSettings
+from deepseek_jax.recipes.r1.sources import HeldOutQuestions
+from deepseek_jax.recipes.stage import Answering
 from deepseek_jax.rollout.completions import MeasuredLog
 from deepseek_jax.rollout.policy import Policy
+from deepseek_jax.rollout.settings import Limit
 from deepseek_jax.worlds.registry import open_rewards
 from deepseek_jax.worlds.world import Questions, World
 
@@ -30,6 +37,43 @@ LAYOUT = {
     "language_consistency": "language",
     "think_answer_format": "format",
 }  # reward -> its score
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MeasureWorld(Measure):
+    """The answers of the policy that it begins from to held-out questions, see `measure`."""
+
+    settings: EvaluationSettings
+    questions: HeldOutQuestions
+    rule: Rule
+
+    def check_data(self, context):
+        super().check_data(context)
+        # Raises where answers exceed the model's positions
+        self._asked(context)
+
+    def _asked(self, context):
+        limit = Limit(self.settings.max_completion_length)
+        return [
+            context.policy.ask(held_out, limit, "held-out")
+            for held_out in self.questions.read(context)
+        ]
+
+    def programs(self, config, mesh, others):
+        number = max(self.settings.num_puzzles, self.settings.num_requests)
+        asked = Answering(self.settings, number, self.settings.samples)
+        return scored_answer_programs(self, config, mesh, asked)
+
+    def run(self, context):
+        asked = self._asked(context)
+        with self.waiting(sum(map(len, asked))):
+            policy, world = context.begin(), self.questions.world_data.world
+            found = measure(policy, world, *asked, self.settings, seed=self.seed)
+        say_scores(self.start, found)
+        return found
+
+    def scores(self, found):
+        return found["scores"]
 
 
 def measure(

@@ -257,5 +257,10 @@ class R1Settings(PolicyRun):
         return [name for name in LAST_STAGES if getattr(self, name) is not None]
 
     def reward_models(self):
-        """The names of the reward models that this config trains."""
-        return [name for name in REWARD_MODELS if getattr(self, name) is not None]
+        """{name: settings} of the reward models that this config trains."""
+        blocks = zip(REWARD_MODELS, (self.helpfulness_model, self.safety_model), strict=True)
+        return {name: block for name, block in blocks if block is not None}
+
+    def paying(self):
+        """The names of the stages that train what rewards or judges answers."""
+        return [*self.reward_models(), *(["judge"] if self.judge is not None else [])]

@@ -3,47 +3,44 @@
 base -> add a scalar head -> measure on held-out preferences -> train -> measure again -> report.
 """
 
-import functools
-
 from deepseek_jax import reports
-from deepseek_jax.recipes.job import Work
-from deepseek_jax.recipes.kinds.prefer import PHASE, PREFER
-from deepseek_jax.recipes.kinds.preferences import load_preferences, with_ids
+from deepseek_jax.recipes.kinds.prefer import Prefer
+from deepseek_jax.recipes.kinds.preferences import Preferences
+from deepseek_jax.recipes.page import run_page
+from deepseek_jax.recipes.results import Results
+from deepseek_jax.recipes.reward_model.report import report_trained
 from deepseek_jax.recipes.reward_model.settings import RewardModelSettings
-from deepseek_jax.recipes.short import PayingJob
+from deepseek_jax.recipes.short import first_stage
+from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
 
 SETTINGS = RewardModelSettings
+CURVES = ("loss", "accuracy", "margin", "safe_probability", "grad_norm")
 
 
-class RewardModelJob(PayingJob):
-    """The preferences."""
-
-    settings: RewardModelSettings
-
-    trains = PHASE, PREFER
-    page_title = "Reward model"
-    title = "held-out preferences"
-    curves = ("loss", "accuracy", "margin", "safe_probability", "grad_norm")
-
-    @functools.cached_property
-    def records(self):
-        """(training records, held-out records)."""
-        return load_preferences(self.settings, BILINGUAL, self.run.folder / "data")
-
-    def preferences_with_ids(self, work: Work):
-        """The same with the ids of their responses."""
-        kinds = zip(self.records, ("training", "held-out"), strict=True)
-        return self.once(
-            work, "ids", lambda: [with_ids(self.settings, self.policy, *part) for part in kinds]
-        )
-
-    def page(self, page, measured):
-        return reports.with_preferences(page, measured)
-
-    def describe_data(self):
-        train, held_out = self.records
-        return f"{len(train)} records, and {len(held_out)} held out, such as {train[0]}"
+def stages(s: RewardModelSettings) -> list[Stage]:
+    """A base or a checkpoint, and the reward model that begins from it."""
+    first = first_stage(s, s.data.template)
+    trained = Prefer(
+        "reward_model",
+        s,
+        ("before", "after"),
+        preferences=Preferences(BILINGUAL),
+        seed=s.seed,
+        start=first.name,
+        adapter=s.adapter,
+        path="",
+        label="",
+        title="reward model",
+    )
+    return [first, trained]
 
 
-JOB = RewardModelJob
+def page(results: Results) -> reports.Page:
+    """The page, with rewards of held-out preferences."""
+    return reports.with_preferences(run_page(results, "Reward model"), results.found())
+
+
+def report(results: Results):
+    """Draw the curves and print the scores. Process 0 alone."""
+    report_trained(results, results.stages[-1], "held-out preferences", CURVES)

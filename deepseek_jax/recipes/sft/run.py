@@ -3,65 +3,139 @@
 base -> loss and answers on held-out conversations -> fine-tune -> measure again -> report.
 """
 
-import functools
+import dataclasses
 
+from deepseek_jax.data.records import content_digest
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.held_out import evaluate_both, scores_of_both
+from deepseek_jax.named_code import code_digests
 from deepseek_jax.parallel.processes import first_process
-from deepseek_jax.recipes.job import Work
-from deepseek_jax.recipes.kinds.tune import TUNE, check_conversations, held_out_loss, rows_of
-from deepseek_jax.recipes.page import write_page
+from deepseek_jax.recipes.kinds.measure import Measure, scored_answer_programs
+from deepseek_jax.recipes.kinds.paying import Paid
+from deepseek_jax.recipes.kinds.tune import Texts, Tune, conversation_loss
+from deepseek_jax.recipes.origin import digest
+from deepseek_jax.recipes.page import run_page
+from deepseek_jax.recipes.results import Results
 from deepseek_jax.recipes.sft.data import held_out_prompts, load_conversations
 from deepseek_jax.recipes.sft.settings import SftSettings
-from deepseek_jax.recipes.short import TrainedJob
-from deepseek_jax.recipes.stage import Answering
-from deepseek_jax.recipes.start import left_in
+from deepseek_jax.recipes.short import first_stage
+from deepseek_jax.recipes.stage import Answering, Context, Stage
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.scenarios import best_share, say_deciding
+from deepseek_jax.reports.answer_samples import with_answers
 from deepseek_jax.reports.answers import make_console, print_samples, print_table
+from deepseek_jax.reports.page import Page
 from deepseek_jax.reports.tables import loss_table, plot_curves
-from deepseek_jax.training.remembered import before_and_after
+from deepseek_jax.rewards import Rewards
 from deepseek_jax.worlds.registry import find_questions, open_rewards
 
 SETTINGS = SftSettings
-PHASE = "sft"
 CURVES = ("loss", "held_out_loss", "grad_norm")
 
 
-class SftJob(TrainedJob):
-    """The conversations and the rewards."""
+def stages(s: SftSettings) -> list[Stage]:
+    """A base or a checkpoint, measured, fine-tuned, and measured again."""
+    texts, held_out, rewards = Conversations(s), Conversations(s, held_out=True), AnswerRewards(s)
+    first = first_stage(s, s.data.template, waiting=(rewards,))
+
+    # By these alone a measurement is made anew
+    answered = {"data": s.data, "answers": s.answers, "rewards": s.rewards, "accuracy": s.accuracy}
+    answered |= {"sequence_length": s.sequence_length}
+
+    def measured(name, start, adapter=None):
+        return MeasureConversations(
+            name,
+            answered,
+            s,
+            held_out,
+            rewards,
+            seed=s.seed,
+            start=start,
+            adapter=adapter,
+            path="",
+            label="answers: ",
+            title=name,
+        )
+
+    sft = Tune(
+        "sft",
+        s,
+        texts,
+        held_out,
+        (rewards,),
+        seed=s.seed,
+        start=first.name,
+        adapter=s.adapter,
+        path="",
+        label="",
+        title="fine-tuning",
+    )
+    return [first, measured("before", first.name, s.adapter), sft, measured("after", "sft")]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Conversations(Texts):
+    """The conversations of config.data to train on, or the held-out ones."""
+
+    settings: SftSettings
+    held_out: bool = False
+
+    def covers(self, context):
+        data = self.settings.data
+        if data.path is not None:
+            with at("config"), at("data"):
+                return content_digest(data.path, data.split)
+        return [[m["content"] for m in c["messages"]] for c in self.read(context)]
+
+    def describe(self, context):
+        train, held_out = self._both(context)
+        counts = f"{len(train)} conversations, and {len(held_out)} held out"
+        return f"{counts}, such as {train[0]['messages']}"
+
+    def _both(self, context):
+        with at("config"):
+            return context.once(
+                "conversations", lambda: load_conversations(self.settings, context.data)
+            )
+
+    def read(self, context):
+        train, held_out = self._both(context)
+        return held_out if self.held_out else train
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AnswerRewards(Paid):
+    """The rewards that score answers, with reward models, open for the whole run."""
 
     settings: SftSettings
 
-    trains = PHASE, TUNE
-    page_title = "Fine-tuning"
+    def models(self, folder=None):
+        return self.settings.reward_models
 
-    @functools.cached_property
-    def read(self):
-        """(training conversations, held-out ones)."""
-        return load_conversations(self.settings, self.run.folder / "data")
+    def covers(self, context):
+        models = self.settings.reward_models.items()
+        paths = {name: digest(block.path) for name, block in models}
+        return [paths, code_digests(self.settings)]
 
-    @functools.cached_property
-    def loss_of(self):
-        """The ConversationLoss of the held-out conversations."""
-        return held_out_loss(self.settings, self.policy, self.read[1], self.mesh)
-
-    @functools.cached_property
-    def asked(self):
-        """The held-out prompts that are answered."""
-        return held_out_prompts(self.settings, self.policy, self.read[1])
-
-    @functools.cached_property
-    def accuracy(self):
+    @property
+    def accuracy(self) -> str | None:
         """The reward that decides whether an answer is right, or None."""
         settings = self.settings
         if settings.accuracy is None and settings.data.path is None:
             return find_questions(settings.data.task)[1].rule
         return settings.accuracy
 
-    @functools.cached_property
-    def rewards(self):
-        """The Rewards that score answers, with the trained reward models; None for no scores."""
+    def decides(self, rewards: Rewards | None) -> str | None:
+        """The reward that decides whether an answer is right, or None where the rewards have no share."""
+        if self.accuracy is not None or rewards is None:
+            return self.accuracy
+        return best_share(rewards)
+
+    def read(self, context: Context) -> Rewards | None:
+        """The Rewards; None for no scores."""
+        return context.once(self, lambda: self._open(context))
+
+    def _open(self, context):
         settings = self.settings
         weights = dict(settings.rewards)
         if self.accuracy is not None:
@@ -69,94 +143,86 @@ class SftJob(TrainedJob):
             weights.setdefault(self.accuracy, 0.0 if weights else 1.0)
         if not weights and not settings.reward_models:
             return None
-        with at("reward_models"):
-            models = load_model_rewards(
-                settings.reward_models, self.mesh, settings.model.get("expert_buffer")
-            )
-        with at("rewards"):
-            return self.opened.enter_context(open_rewards(weights, models=models))
+        buffer = settings.model.get("expert_buffer")
+        with at("config"), at("reward_models"):
+            models = load_model_rewards(settings.reward_models, context.mesh, buffer)
+        with at("config"), at("rewards"):
+            return context.opened.enter_context(open_rewards(weights, models=models))
 
-    @property
-    def decides(self):
-        """The reward that decides whether an answer is right, or None where the rewards have no share."""
-        if self.accuracy is not None or self.rewards is None:
-            return self.accuracy
-        return best_share(self.rewards)
 
-    def check_conversations(self, work: Work):
-        """Raise ValueError where a conversation cannot be rendered, or none fits a row."""
-        train, held_out = self.read
-        check_conversations(self.policy, train, "training", rows_of(work.settings))
-        whole = rows_of(work.settings, held_out=True)
-        check_conversations(self.policy, held_out, "held-out", whole)
+@dataclasses.dataclass(frozen=True, eq=False)
+class MeasureConversations(Measure):
+    """The loss of the held-out conversations, and the scores of answers to their last questions."""
 
-    def conversations(self, work: Work):
-        """(training conversations, the ConversationLoss of the held-out ones)."""
-        return self.read[0], self.loss_of
+    whole: SftSettings
+    held_out: Conversations
+    rewards: AnswerRewards
 
-    def check_measured_data(self, work: Work):
-        """Raise ValueError where the rewards cannot score the answers."""
-        rewards, asked = self.rewards, self.asked
+    def check_data(self, context):
+        super().check_data(context)
+        rewards, asked = self.rewards.read(context), self._asked(context)
         if rewards is not None and asked:
             with at("rewards"):
                 rewards.check(asked)
-            if self.decides is not None and self.accuracy is None:
-                say_deciding(self.settings, rewards)
+            if self.rewards.accuracy is None and self.rewards.decides(rewards) is not None:
+                say_deciding(self.whole, rewards)
 
-    def answering(self, work: Work):
-        asked = self.settings.answers
-        return Answering(asked, asked.num_prompts, scored=bool(self.settings.rewards))
+    def _asked(self, context):
+        """The held-out prompts that are answered."""
+        read = self.held_out.read
 
-    def count_measured(self, work: Work):
-        return len(self.asked) or None
+        def make():
+            return held_out_prompts(self.whole, context.policy, read(context))
 
-    def measure(self, work: Work):
-        """The loss of the held-out conversations, and the scores of answers to their last questions."""
-        settings, policy = self.settings, work.start()
-        answers = (
-            None
-            if not self.asked
-            else evaluate_both(
-                policy,
-                self.asked,
-                self.rewards,
-                settings.answers,
-                accuracy=self.decides,
-                seed=settings.seed,
-            )
-        )
-        return {"loss": self.loss_of(policy.params), "answers": answers}
+        return context.once("asked", make)
 
-    def scores_of(self, result):
-        answers = result["answers"]
+    def programs(self, config, mesh, others):
+        answers, scores = self.whole.answers, bool(self.whole.rewards)
+        asked = Answering(answers, answers.num_prompts)
+        return scored_answer_programs(self, config, mesh, asked, self.rewards, scores)
+
+    def run(self, context):
+        rewards, asked, answers = self.rewards.read(context), self._asked(context), None
+        with self.waiting(len(asked) or None):
+            policy = context.begin()
+            if asked:
+                answers = evaluate_both(
+                    policy,
+                    asked,
+                    rewards,
+                    self.whole.answers,
+                    accuracy=self.rewards.decides(rewards),
+                    seed=self.seed,
+                )
+            loss = conversation_loss(context, self.whole, self.held_out)
+            return {"loss": loss(policy.params), "answers": answers}
+
+    def scores(self, found):
+        answers = found["answers"]
         scores = {} if answers is None else scores_of_both(answers)
-        return {"held_out_loss": result["loss"]["loss"]} | scores
-
-    def answers_of(self, measured):
-        return {} if measured["answers"] is None else {"": measured["answers"]}
-
-    def describe_data(self):
-        train, held_out = self.read
-        counts = f"{len(train)} conversations, and {len(held_out)} held out"
-        return f"{counts}, such as {train[0]['messages']}"
-
-    def report(self):
-        """Print the tables and samples, draw the curves. Process 0 alone draws."""
-        settings, workdir = self.settings, self.run.folder
-        console, (before, after) = make_console(), before_and_after(workdir)
-        if first_process():
-            metrics, picture = workdir / "metrics.jsonl", workdir / "curves.png"
-            plot_curves(metrics, picture, phase=PHASE, names=CURVES)
-        losses = [measured["loss"]["loss"] for measured in (before, after)]
-        console.print(loss_table({PHASE: (settings.sequence_length, *losses)}))
-        tokens, conversations = after["loss"]["tokens"], after["loss"]["conversations"]
-        console.print(f"over {tokens} tokens of {conversations} held-out conversations")
-        if before["answers"] is not None:
-            print_table(console, before["answers"], after["answers"])
-            print_samples(console, before["answers"]["sampled"], after["answers"]["sampled"])
-        write_page(self)
-        left = f"report.html, {left_in(settings)}, metrics, curves.png, tensorboard and checkpoints"
-        console.print(f"complete; {left} are in {workdir}")
+        return {"held_out_loss": found["loss"]["loss"]} | scores
 
 
-JOB = SftJob
+def page(results: Results) -> Page:
+    """The page, with answers to held-out questions."""
+    answers = {name: found["answers"] for name, found in results.found().items()}
+    given = {when: {} if of is None else {"": of} for when, of in answers.items()}
+    return with_answers(run_page(results, "Fine-tuning"), given)
+
+
+def report(results: Results):
+    """Print the tables and samples, draw the curves. Process 0 alone draws."""
+    settings, workdir, found = results.settings, results.folder, results.found()
+    console, before, after = make_console(), found["before"], found["after"]
+    if first_process():
+        metrics, picture = workdir / "metrics.jsonl", workdir / "curves.png"
+        plot_curves(metrics, picture, phase="sft", names=CURVES)
+    losses = [measured["loss"]["loss"] for measured in (before, after)]
+    console.print(loss_table({"sft": (settings.sequence_length, *losses)}))
+    tokens, conversations = after["loss"]["tokens"], after["loss"]["conversations"]
+    console.print(f"over {tokens} tokens of {conversations} held-out conversations")
+    if before["answers"] is not None:
+        print_table(console, before["answers"], after["answers"])
+        print_samples(console, before["answers"]["sampled"], after["answers"]["sampled"])
+    left = "report.html, metrics, curves.png, tensorboard, and a folder of each stage"
+    console.print(f"complete; {left} are in {workdir}")

@@ -6,7 +6,7 @@ from deepseek_jax.errors import at
 from deepseek_jax.recipes.settings import AdapterRun, QuestionData
 from deepseek_jax.reinforce.settings import ModelRewardSettings, RewardSettings
 from deepseek_jax.rollout.settings import AnswerOptions
-from deepseek_jax.settings import Count, Several, Temperature, Weights
+from deepseek_jax.settings import Count, Several, Temperature, Weights, unhashed
 from deepseek_jax.training.settings import RowSettings, check_evaluations, check_readers
 
 
@@ -56,10 +56,11 @@ class SftSettings(FineTuneSettings, RewardSettings, AdapterRun):
     reward_models: as in a GRPO config.
     """
 
-    rewards: Weights = dataclasses.field(default_factory=dict)
+    # These are of measurements: the training depends on none
+    rewards: Weights = unhashed(default_factory=dict)
     data: DataSettings
-    answers: AnswerSettings
-    reward_models: dict[str, ModelRewardSettings] = dataclasses.field(default_factory=dict)
+    answers: AnswerSettings = unhashed()
+    reward_models: dict[str, ModelRewardSettings] = unhashed(default_factory=dict)
 
     def needs_accuracy(self):
         return False

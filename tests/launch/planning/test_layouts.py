@@ -29,7 +29,7 @@ def updates(module, arg=None):
     """{name: Program} of what a config trains, on one device."""
     config = module.get_config(arg)
     recipe = find_recipe(config.recipe)
-    planned = driver.plan(recipe.JOB(build(recipe.SETTINGS, config, "config"), one_device()))
+    planned = driver.plan(recipe, build(recipe.SETTINGS, config, "config"), one_device())
     return {program.name: program for program in planned if program.model is not None}
 
 

@@ -14,7 +14,7 @@ from deepseek_jax.costs.program import Held, argument_bytes, beside
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.mesh import size_name
 from deepseek_jax.recipes import driver
-from deepseek_jax.recipes.pretrain.run import PretrainJob
+from deepseek_jax.recipes.pretrain import run as pretrain
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings
 from deepseek_jax.settings import build
 from launch.planning.shards import meshes, micro_batches, shards
@@ -34,7 +34,7 @@ def update(moment_memory="device", **mesh):
     devices = jax.devices()[: int(np.prod(list(mesh.values())))]
     axes = dict(data=1) | {size_name(axis): size for axis, size in mesh.items()}
     mesh = make_mesh(**axes, devices=devices)
-    (program,) = driver.plan(PretrainJob(build(PretrainSettings, config, "config"), mesh))
+    (program,) = driver.plan(pretrain, build(PretrainSettings, config, "config"), mesh)
     return program
 
 

@@ -17,14 +17,15 @@ from deepseek_jax.models import build_model, forward, random_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.distill import run as distill
 from deepseek_jax.recipes.distill.settings import DistillSettings, TaskSettings
-from deepseek_jax.recipes.distill.student import StudentRun
 from deepseek_jax.recipes.distill.tasks import (
+    StudentTexts,
+    TaskTexts,
+    WorldQuestions,
     file_tasks,
     mixed,
-    texts_hash,
     transfer_tasks,
-    world_tasks,
 )
+from deepseek_jax.recipes.kinds.student import StudentRun
 from deepseek_jax.rewards.answer import exact_answer
 from deepseek_jax.rollout import AnswerOptions, Policy, load_policy
 from deepseek_jax.settings import build
@@ -109,7 +110,7 @@ def test_every_term_is_logged_the_rate_follows_and_projections_are_dropped(finis
     """Oracle: the weights, which the loss must be the sum of; the tree of the start; the schedule of the
     rate; and by hand, two evaluations of two updates each, the second not lower by nine tenths.
     """
-    *records, end = read_metrics(finished / "metrics.jsonl", "qwen")
+    *records, end = read_metrics(finished / "metrics.jsonl", "students/qwen")
     assert [record["step"] for record in (*records, end)] == [0, 1, 2, 3, 4]
     for record in records:
         total = sum(weight * record[name] for name, weight in TERMS.items())
@@ -126,28 +127,28 @@ def test_every_term_is_logged_the_rate_follows_and_projections_are_dropped(finis
         measured = f"held_out_loss/{name}"
         assert measured in records[0] and measured not in records[1]
         assert end[measured] != records[2][measured] and "loss" not in end  # behind the last update
-    _, student = load_orbax(finished / "students" / "qwen" / "params")
-    config, _ = load_orbax(finished / "starts" / "qwen" / "params")
+    config, student = load_orbax(finished / "students" / "qwen" / "params")
     assert (finished / "qwen.png").exists()
     assert PROJECTIONS not in student and config.model_type == "qwen2"
 
 
 def test_what_is_unchanged_is_not_made_again(finished, files, capsys):
-    """Oracle: what the run says of its three stages; no request for a compilation; the hash of texts, by the
+    """Oracle: what the run says, the report alone; no request for a compilation; the hash of texts, by the
     content of their file.
     """
     with compilations() as requests:
         run(finished, small_config(files))
     assert not requests
     said = capsys.readouterr().out
-    assert said.count("not run again") == 3 and "complete" in said
+    assert "complete; " in said and "running stage" not in said
     settings = build(DistillSettings, small_config(files), "config")
-    before, path = texts_hash(settings, None), Path(files[1])
+    texts = TaskTexts(settings, WorldQuestions(settings))
+    before, path = content_hash(texts.covers(None)), Path(files[1])
     text = path.read_text()
     path.write_text(text.replace("13", "14"))
-    assert texts_hash(settings, None) != before
+    assert content_hash(texts.covers(None)) != before
     path.write_text(text)
-    assert texts_hash(settings, None) == before
+    assert content_hash(texts.covers(None)) == before
 
 
 @pytest.mark.slow
@@ -159,7 +160,9 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(finished, files, tm
         run_recipe(distill, config, tmp_path, lambda: next(stops))
     run(tmp_path, config)
     names = ("loss", "soft", "hidden", "grad_norm")
-    ours, theirs = (read_metrics(f / "metrics.jsonl", "qwen") for f in (tmp_path, finished))
+    ours, theirs = (
+        read_metrics(f / "metrics.jsonl", "students/qwen") for f in (tmp_path, finished)
+    )
     for one, other in zip(ours, theirs, strict=True):
         for name in names if "loss" in other else ["held_out_loss"]:
             np.testing.assert_allclose(one[name], other[name], rtol=1e-5)
@@ -211,7 +214,7 @@ def test_questions_that_a_task_is_measured_on_are_not_learned(tmp_path, capsys):
     assert "2 of 6 training records ask what is held out" in capsys.readouterr().out
 
 
-def test_a_start_that_is_read_otherwise_is_another_start(files, tmp_path):
+def test_a_start_that_is_read_otherwise_is_another_start(files):
     """Oracle: the inputs of the stages' hashes: another tokenizer and more positions each change those of
     their own line's first stage alone; a checkpoint has its own tokenizer.
     """
@@ -221,13 +224,10 @@ def test_a_start_that_is_read_otherwise_is_another_start(files, tmp_path):
         config.starts.small = dict(init_from=str(files[0] / "teacher"))
         config.unlock()
         change(config)
-        job = distill.JOB(
-            build(DistillSettings, config, "config"), one_device(), make_run(tmp_path)
-        )
-        first = [
-            work for work in job.works() if not work.stage.start and work.stage.kind != "measure"
-        ]
-        return {work.name: content_hash(work.stage.kind.covers(work)) for work in first}
+        stages = distill.stages(build(DistillSettings, config, "config"))
+        return {
+            stage.name: content_hash(stage.origin.covers()) for stage in stages if not stage.start
+        }
 
     plain = inputs(lambda config: None)
     assert set(plain) == {"teacher", "starts/qwen", "starts/small"}
@@ -259,7 +259,9 @@ def test_questions_of_ones_own_need_a_rule_and_an_evaluation(files):
 def test_eight_devices_learn_what_one_does(finished, files, tmp_path):
     """Oracle: the run on one device, up to the order of float32 sums."""
     run(tmp_path, small_config(files), make_mesh(data=2, fsdp=2, expert=2))
-    ours, theirs = (read_metrics(f / "metrics.jsonl", "qwen") for f in (tmp_path, finished))
+    ours, theirs = (
+        read_metrics(f / "metrics.jsonl", "students/qwen") for f in (tmp_path, finished)
+    )
     for one, other in zip(ours[:-1], theirs[:-1], strict=True):
         for name in (*TERMS, "loss", "grad_norm"):
             np.testing.assert_allclose(one[name], other[name], rtol=1e-3, err_msg=name)
@@ -282,7 +284,7 @@ def test_a_cache_and_the_students_own_samples_train_it_too(files, tmp_path, fiel
     config.students.qwen.loss = fields
     config.students.qwen.num_steps, config.students.qwen.micro_batches = 12, 2
     run(tmp_path, config)
-    *records, _ = read_metrics(tmp_path / "metrics.jsonl", "qwen")
+    *records, _ = read_metrics(tmp_path / "metrics.jsonl", "students/qwen")
     for record in records:
         total = sum(weight * record[name] for name, weight in fields["weights"].items())
         np.testing.assert_allclose(record["loss"], total, rtol=1e-4)
@@ -298,7 +300,7 @@ def test_a_student_that_spells_learns_from_one_that_reads_words(files, tmp_path)
     config.students.qwen.loss = dict(weights=weights, temperature=2.0)
     config.students.qwen.num_steps = 12
     run(tmp_path, config)
-    *records, _ = read_metrics(tmp_path / "metrics.jsonl", "qwen")
+    *records, _ = read_metrics(tmp_path / "metrics.jsonl", "students/qwen")
     assert all(records[0][name] > 0 for name in weights)
     assert records[-1]["loss"] < 0.8 * records[0]["loss"]
 
@@ -321,13 +323,21 @@ def cached(files, tmp_path_factory):
     return settings, tasks, teacher
 
 
+def student_run(cached, folder, **fields):
+    """The StudentRun of the config's stage on the cached tasks. fields: others of its settings."""
+    settings, tasks, _ = cached
+    stage = next(stage for stage in distill.stages(settings) if stage.name == "students/qwen")
+    stage = dataclasses.replace(stage, settings=dataclasses.replace(stage.settings, **fields))
+    batches = settings.mixing_temperature, settings.packing, settings.readers
+    return StudentRun(stage, StudentTexts(tasks, *batches), make_run(folder), folder)
+
+
 def batches_of(cached, folder, count, **loss):
     """`count` batches of a student that learns soft and hard, as its run would draw them."""
-    settings, tasks, teacher = cached
-    student = settings.students["qwen"]
+    settings, _, teacher = cached
     fields = dict(weights=dict(soft=0.5, hard=0.5), temperature=2.0, **loss)
-    student = dataclasses.replace(student, loss=build(type(student.loss), fields, "config"))
-    run = StudentRun(settings, "qwen", student, tasks, make_run(folder))
+    loss = build(type(settings.students["qwen"].loss), fields, "config")
+    run = student_run(cached, folder, loss=loss)
     iterator = iter(run._batches(teacher, teacher)(run._rows()))
     drawn = [next(iterator) for _ in range(count)]
     iterator.close()
@@ -376,7 +386,8 @@ def test_a_tasks_tokens_count_as_its_weight_says(cached, tmp_path):
 def test_texts_of_the_teacher_take_the_place_of_the_worlds_own():
     """Oracle: by hand: one answer to each kind of puzzle, beside the world's own requests."""
     config = get_config("teacher=made")
-    settings, asked = build(DistillSettings, config, "config"), world_tasks(BILINGUAL, 0, 4)
+    settings = build(DistillSettings, config, "config")
+    asked = WorldQuestions(settings).tasks
     puzzles = {e["kind"]: e["question"] for e in asked["bilingual_puzzles"].train}
     accepted = [dict(question=q, solution=f"so: {kind}") for kind, q in puzzles.items()]
     tasks = transfer_tasks(settings, BILINGUAL, asked, accepted, {})
@@ -394,15 +405,12 @@ def test_a_text_no_row_has_room_for_is_counted_and_none_that_fits_is_an_error(
     cached, tmp_path, capsys
 ):
     """Oracle: by hand: one of eight or nine is too long; of rows of four tokens, all are."""
-    settings, tasks, teacher = cached
     config = build_model(get_config().starts.qwen.model)
-    policy = dataclasses.replace(teacher, config=config)
-    student = settings.students["qwen"]
-    StudentRun(settings, "qwen", student, tasks, make_run(tmp_path)).check_texts(policy)
+    policy = dataclasses.replace(cached[2], config=config)
+    student_run(cached, tmp_path).check_texts(policy)
     said = [line for line in capsys.readouterr().out.splitlines() if " b " in line]
     assert len(said) == 2 and sum("1 longer than 16 and left out" in line for line in said) == 1
-    short = dataclasses.replace(student, sequence_length=4)
-    run = StudentRun(settings, "qwen", short, tasks, make_run(tmp_path))
+    run = student_run(cached, tmp_path, sequence_length=4)
     with pytest.raises(
         ValueError, match=r"^config\.students\.qwen\.sequence_length=4 is too short: 0"
     ):
@@ -411,9 +419,7 @@ def test_a_text_no_row_has_room_for_is_counted_and_none_that_fits_is_an_error(
 
 def test_a_loss_that_does_not_fit_the_teacher_is_named_with_its_path(cached, tmp_path):
     """Oracle: by hand: a teacher of more tokens than the student, and a top_k above the number of tokens."""
-    settings, tasks, teacher = cached
-    student = settings.students["qwen"]
-    run = StudentRun(settings, "qwen", student, tasks, make_run(tmp_path))
+    run, teacher = student_run(cached, tmp_path), cached[2]
     config = dataclasses.replace(teacher.config, vocab_size=teacher.config.vocab_size + 1)
     with pytest.raises(ValueError, match=r"^config\.students\.qwen\.loss\.vocab_size=None leaves"):
         run.objective(teacher, dataclasses.replace(teacher, config=config))

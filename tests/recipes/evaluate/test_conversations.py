@@ -1,6 +1,5 @@
 """The recipe with an environment, on a tiny random model: whole conversations are judged and counted."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ from ml_collections import ConfigDict
 
 from deepseek_jax.recipes import driver
 from deepseek_jax.recipes.evaluate import run as evaluate
+from deepseek_jax.recipes.workdir import claim_workdir
 from deepseek_jax.rewards import Rule, scoring
 from deepseek_jax.rollout.policy import load_policy
 from deepseek_jax.rollout.settings import AnswerOptions, ConversationLimits
@@ -16,6 +16,7 @@ from deepseek_jax.rollout.turns import CHUNKS
 from deepseek_jax.settings import build
 from deepseek_jax.training.completions import spoken_lines
 from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
+from tests.recipes.outcome import assert_names, scores_in
 from tests.recipes.pages import data_of
 from tests.recipes.small import one_device, run_recipe
 from tests.rollout.conversing import REPLIES, opened
@@ -38,15 +39,16 @@ def checkpoint(tmp_path_factory):
 
 
 def run(checkpoint, workdir, **fields):
-    """The problems of results.json."""
+    """The problems of the results, of a work directory that is claimed as launch does it."""
     config = ConfigDict(dict(recipe="evaluate", checkpoint=str(checkpoint), data=["arithmetic"]))
     config.update(dict(samples=3, max_completion_length=48, num_problems=6, save_every=4, slots=4))
     config.update(dict(temperature=1.0, top_p=1.0, accuracy="even_length", environment=REPLIES))
     config.update(dict(conversation=LIMITS) | fields)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(scoring.RULES, "even_length", Rule(even_length))
-        run_recipe(evaluate, config, workdir)
-    return json.loads((workdir / "results.json").read_text())["problems"]
+        with claim_workdir(workdir, config):
+            run_recipe(evaluate, config, workdir)
+    return scores_in(workdir, "results")["problems"]
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +109,14 @@ def test_get_reward_may_say_whether_an_answer_is_right(finished, checkpoint, tmp
     assert any(correct for problem in problems for correct in problem["correct"])
 
 
-def test_code_that_has_changed_is_another_state(finished, checkpoint, tmp_path):
+def test_code_that_has_changed_is_another_state(checkpoint, tmp_path):
     """Oracle: the message; a copy of the environment's file with a comment."""
     copy, source = tmp_path / "replies.py", Path(REPLIES.partition(":")[0]).read_text()
     copy.write_text(source)
     fields = dict(environment=f"{copy}:Replies", samples=1, num_problems=2)
     run(checkpoint, tmp_path / "w", **fields)
     copy.write_text(source + "# other\n")
-    with pytest.raises(ValueError, match="of another state of the code of tools and environment"):
+    with pytest.raises(ValueError, match="\n  results .complete.: code"):
         run(checkpoint, tmp_path / "w", **fields)
 
 
@@ -124,8 +126,8 @@ def test_a_plan_has_the_programs_that_read_texts(checkpoint):
     plans = []
     for more in ({}, dict(environment=REPLIES, conversation=LIMITS)):
         settings = build(evaluate.SETTINGS, dict(recipe="evaluate") | fields | more, "config")
-        job = evaluate.JOB(settings, one_device())
-        plans.append({program.name for program in driver.plan(job)})
+        planned = driver.plan(evaluate, settings, one_device())
+        plans.append({program.name for program in planned})
     read = plans[1] - plans[0]
     assert plans[0] < plans[1] and len(read) == len(CHUNKS)
     assert all("read" in name for name in read)
@@ -140,9 +142,9 @@ def test_a_plan_has_the_programs_that_read_texts(checkpoint):
         (dict(accuracy="Replays"), "Replays=1.0 is not of a reward; allowed:"),
     ],
 )
-def test_a_mistake_is_named_before_anything_is_written(checkpoint, tmp_path, fields, words):
+def test_a_mistake_is_named_and_leaves_nothing(checkpoint, tmp_path, fields, words):
     """Oracle: the words a reader needs, and an empty work directory."""
     with pytest.raises(ValueError) as error:
         run(checkpoint, tmp_path, **fields)
-    assert words in str(error.value)
+    assert_names(error, words)
     assert not list(tmp_path.iterdir())

@@ -16,12 +16,14 @@ from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.adapters import with_adapter
 from deepseek_jax.recipes.evaluate import report as evaluate_report
 from deepseek_jax.recipes.evaluate import run as evaluate
+from deepseek_jax.recipes.workdir import claim_workdir
 from deepseek_jax.rewards import Rule, scoring
 from deepseek_jax.rollout import Policy, generate, policy
 from deepseek_jax.rollout.answers import completion_texts
 from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from deepseek_jax.worlds.arithmetic.world import SUMS
+from tests.recipes.outcome import assert_names, scores_in
 from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import one_device, run_recipe
 from tests.tiny import random_leaves, save_tiny_model
@@ -56,15 +58,19 @@ def checkpoint(saved):
     return saved[0]
 
 
-def run(checkpoint, workdir, should_stop=lambda: False, **fields):
+def config_of(checkpoint, **fields):
     config = ConfigDict(dict(recipe="evaluate", checkpoint=str(checkpoint), data=["arithmetic"]))
     config.update(dict(samples=3, max_completion_length=12, num_problems=6, save_every=2, slots=4))
     config.update(fields)
-    run_recipe(evaluate, config, workdir, should_stop)
+    return config
+
+
+def run(checkpoint, workdir, should_stop=lambda: False, redo=False, **fields):
+    run_recipe(evaluate, config_of(checkpoint, **fields), workdir, should_stop, redo=redo)
 
 
 def results(workdir):
-    return json.loads((workdir / "results.json").read_text())
+    return scores_in(workdir, "results")
 
 
 @pytest.fixture(scope="module")
@@ -125,15 +131,17 @@ def test_results_are_those_of_one_rollout_judged_by_hand(finished, saved):
     lengths = [length for p in problems for length in p["lengths"]]
     np.testing.assert_array_equal(lengths, rollout.completion_mask.sum(1))
     assert [t for p in problems for t in p["truncated"]] == rollout.truncated.tolist()
-    assert {path.name for path in finished.iterdir()} == {
-        "results.json",
+    left = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    assert {name for name in left if not name.startswith("tensorboard/")} == {
+        "results/scores.json",
+        "results/stage.json",
+        "run.json",
         "report.html",
-        "tensorboard",
     }
 
 
 def test_a_run_leaves_a_page(finished):
-    """Oracle: the flags and the completions in results.json."""
+    """Oracle: the flags and the completions in the results."""
     parts = parts_of(finished)
     assert list(parts) == ["results", "samples", "lineage"]
     found = results(finished)
@@ -149,7 +157,7 @@ def test_a_run_leaves_a_page(finished):
 
 
 def test_a_run_prints_its_scores(finished, checkpoint, capsys):
-    """Oracle: pass@1 by hand of the flags in results.json."""
+    """Oracle: pass@1 by hand of the flags in the results."""
     run(checkpoint, finished)
     shown = capsys.readouterr().out
     share = np.mean([p["correct"] for p in results(finished)["problems"]])
@@ -157,11 +165,11 @@ def test_a_run_prints_its_scores(finished, checkpoint, capsys):
 
 
 def test_a_finished_run_is_told_again_without_the_model(finished, checkpoint, monkeypatch):
-    """Oracle: the file's bytes; nothing is loaded."""
-    before = (finished / "results.json").read_bytes()
+    """Oracle: what the file said; nothing is loaded."""
+    before = results(finished)
     monkeypatch.delattr(evaluate, "load_policy")
     run(checkpoint, finished)
-    assert (finished / "results.json").read_bytes() == before
+    assert results(finished) == before
 
 
 class Killed(BaseException):
@@ -183,10 +191,10 @@ def test_a_run_killed_between_parts_ends_like_one_that_was_not(
     monkeypatch.setattr(policy, "generate", dies_at_the_second)
     with pytest.raises(Killed):
         run(checkpoint, tmp_path)
-    assert not (tmp_path / "results.json").exists()
+    assert not (tmp_path / "results/scores.json").exists()
     run(checkpoint, tmp_path)
     assert asked == [2, 2, 2, 2]  # the first of three parts once
-    assert (tmp_path / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+    assert results(tmp_path) == results(finished)
 
 
 def test_a_run_told_to_stop_saves_and_goes_on(finished, checkpoint, tmp_path):
@@ -194,22 +202,35 @@ def test_a_run_told_to_stop_saves_and_goes_on(finished, checkpoint, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         run(checkpoint, tmp_path, lambda: True)
     assert stopped.value.code == 75
-    assert len(list(tmp_path.glob("parts/*/*.json"))) == 1
+    assert len(list(tmp_path.glob("results/parts/*.json"))) == 1
     run(checkpoint, tmp_path)
-    assert (tmp_path / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+    assert results(tmp_path) == results(finished)
 
 
-def test_results_of_another_state_of_the_checkpoint_are_refused_and_kept(
+def test_a_stopped_run_may_go_on_with_other_parts(finished, checkpoint, tmp_path):
+    """Oracle: the problems of the run that nothing interrupted, all of them: save_every changes no result."""
+    with pytest.raises(SystemExit):
+        run(checkpoint, tmp_path, lambda: True)
+    run(checkpoint, tmp_path, save_every=3)
+    assert results(tmp_path) == results(finished)
+
+
+def test_results_of_another_state_of_the_checkpoint_are_kept_until_they_are_measured_anew(
     finished, checkpoint, tmp_path
 ):
-    """Oracle: the message, and the file's bytes; a copy of the checkpoint whose file is a second younger."""
+    """Oracle: the message, and the results; of a copy of the checkpoint whose file is another second's, whose
+    answers are the same.
+    """
     copy, workdir = tmp_path / "params", tmp_path / "w"
     shutil.copytree(checkpoint, copy)
     shutil.copytree(finished, workdir)
     os.utime(copy / "config.json", (1, 1))
-    with pytest.raises(ValueError, match="is of another state of the checkpoint, and is left"):
+    with pytest.raises(ValueError, match="is left as it is:\n  results .complete.: data"):
         run(copy, workdir)
-    assert (workdir / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+    assert results(workdir) == results(finished)
+    run(copy, workdir, redo=True)
+    ours, theirs = results(workdir), results(finished)
+    assert ours["problems"] == theirs["problems"] and ours["made_of"] != theirs["made_of"]
 
 
 def test_the_default_length_is_what_room_the_model_has(saved, tmp_path, monkeypatch):
@@ -223,16 +244,17 @@ def test_the_default_length_is_what_room_the_model_has(saved, tmp_path, monkeypa
 @pytest.mark.parametrize(
     "fields, words",
     [
-        (dict(checkpoint="nowhere"), "config.checkpoint='nowhere': there is nothing"),
+        (dict(checkpoint="nowhere"), "config.checkpoint: there is nothing at nowhere"),
         (dict(max_completion_length=5000), "config.max_completion_length=5000 after the longest"),
         (dict(template="Q: "), "config.template='Q: ' must be "),
     ],
 )
-def test_a_mistake_is_named_before_anything_is_written(checkpoint, tmp_path, fields, words):
+def test_a_mistake_is_named_and_leaves_nothing(checkpoint, tmp_path, fields, words):
     """Oracle: the words a reader needs, and an empty work directory."""
-    with pytest.raises(ValueError) as error:
-        run(fields.pop("checkpoint", checkpoint), tmp_path, **fields)
-    assert words in str(error.value)
+    config = config_of(**dict(checkpoint=checkpoint) | fields)
+    with pytest.raises(ValueError) as error, claim_workdir(tmp_path, config):
+        run_recipe(evaluate, config, tmp_path)
+    assert_names(error, words)
     assert not list(tmp_path.iterdir())
 
 
@@ -252,14 +274,16 @@ def test_thinking_starts_the_completion_and_is_not_asked_for_twice():
         assert "".join(evaluate._prompt(asker, problem)) == "2 + 3?<think>\n"
 
 
-def test_runs_on_other_problems_are_refused_before_anything_is_sampled(finished, checkpoint):
+@pytest.mark.parametrize("file", ["", "results/scores.json"])
+def test_runs_on_other_problems_are_refused_before_anything_is_sampled(finished, checkpoint, file):
     """Oracle: the words a reader needs: four of the six questions, and a file that is no run's."""
     config = dict(recipe="evaluate", checkpoint=str(checkpoint), data=["arithmetic"])
-    evaluate_report.check_against(config | dict(num_problems=6), finished / "results.json")
+    evaluate_report.check_against(config | dict(num_problems=6), finished / file)
     with pytest.raises(ValueError, match="not the same problems"):
-        evaluate_report.check_against(config | dict(num_problems=4), finished / "results.json")
-    with pytest.raises(ValueError, match="is no results.json of an evaluation"):
-        evaluate_report.check_against(config, checkpoint / "config.json")
+        evaluate_report.check_against(config | dict(num_problems=4), finished / file)
+    for place in (checkpoint / "config.json", checkpoint):
+        with pytest.raises(ValueError, match="is not the results of an evaluation"):
+            evaluate_report.check_against(config, place)
 
 
 def test_two_runs_are_compared_problem_by_problem(finished, tmp_path, capsys):
@@ -267,10 +291,11 @@ def test_two_runs_are_compared_problem_by_problem(finished, tmp_path, capsys):
     theirs = results(finished)
     for problem in theirs["problems"]:
         problem["correct"] = [False] * 3
-    (tmp_path / "results.json").write_text(json.dumps(theirs))
-    evaluate_report.report_against(finished, tmp_path / "results.json")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/scores.json").write_text(json.dumps(theirs))
+    evaluate_report.report_against(finished, tmp_path)
     shown = capsys.readouterr().out
     share = np.mean([p["correct"] for p in results(finished)["problems"]])
     assert f"+{share:.1%}" in shown
-    evaluate_report.report_against(finished, finished / "results.json")
+    evaluate_report.report_against(finished, finished)
     assert capsys.readouterr().out.count("no difference shown") == 2

@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from deepseek_jax.data.messages import read_conversations
+from deepseek_jax.recipes import origin
 from deepseek_jax.rollout.policy import load_policy
 from deepseek_jax.rollout.settings import AnswerOptions, ConversationLimits
 from deepseek_jax.synthesis.teacher import read_rows
@@ -121,10 +122,15 @@ def test_stopped_after_a_completion_it_ends_in_the_same_bytes(teacher, finished,
 
 
 def test_other_tools_sample_anew(teacher, finished, tmp_path):
-    """Oracle: the samples, of the same run but for a limit: no conversation has a second turn."""
+    """Oracle: the samples, of the same run but for a limit: no conversation has a second turn. Those that are
+    there are dropped where one asks for it alone.
+    """
     shutil.copytree(finished, tmp_path / "w")
     other = fields(teacher) | dict(conversation=LIMITS | dict(turns=1))
-    run(tmp_path / "w", chunk_size=12, **other)
+    with pytest.raises(ValueError, match="\n  samples .complete.: data\n  dataset .complete.: "):
+        run(tmp_path / "w", chunk_size=12, **other)
+    assert made(tmp_path / "w") == made(finished)
+    run(tmp_path / "w", redo=True, chunk_size=12, **other)
     samples = [s for row in read_rows(tmp_path / "w" / "samples") for s in row["samples"]]
     assert {sum(m["role"] == "assistant" for m in s["messages"]) for s in samples} == {1}
 
@@ -132,8 +138,9 @@ def test_other_tools_sample_anew(teacher, finished, tmp_path):
 def test_several_teachers_are_refused_before_anything_is_loaded(teacher, tmp_path, monkeypatch):
     """Oracle: the message. Two processes are said to be there: the check reads their number alone."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.delattr(origin, "load_policy")
     with pytest.raises(
         ValueError, match="^config.teacher_processes=1 of 2 processes makes several"
     ):
-        run(tmp_path, **fields(teacher) | dict(init_from="nowhere"))
+        run(tmp_path, **fields(teacher))
     assert not list(tmp_path.iterdir())

@@ -27,6 +27,7 @@ from deepseek_jax.rollout.sample_log import SampleLog
 from deepseek_jax.synthesis.teacher import chunk_paths, read_rows
 from deepseek_jax.training.loop import STOPPED
 from tests.processes import run_two
+from tests.recipes.outcome import assert_names
 from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import one_device, run_recipe
 from tests.tiny import random_leaves
@@ -55,10 +56,10 @@ def small_config(**fields):
     return config
 
 
-def run(workdir, should_stop=lambda: False, **fields):
+def run(workdir, should_stop=lambda: False, redo=False, **fields):
     mesh = make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        run_recipe(generate, small_config(**fields), workdir, should_stop, mesh)
+        run_recipe(generate, small_config(**fields), workdir, should_stop, mesh, redo)
 
 
 def made(workdir):
@@ -118,7 +119,7 @@ def test_a_run_leaves_a_page(finished):
     assert [[c["total"] for c in g["completions"]] for g in groups] == [
         [s["reward"] for s in row["samples"]] for row in rows
     ]
-    assert "3 of 3 stages are complete" in parts["lineage"]
+    assert "4 of 4 stages are complete" in parts["lineage"]
 
 
 def test_stopped_behind_a_completion_it_ends_in_the_same_bytes_and_samples_none_twice(
@@ -171,11 +172,12 @@ def test_torn_from_a_chunk_it_does_that_one_again_and_no_other(finished, with_ba
 
 def test_another_filter_goes_on_from_the_samples_that_are_there(finished, with_base):
     """Oracle: the samples' bytes; the message of a filter that leaves nothing, and the run after it."""
-    shutil.copytree(finished / "samples", with_base / "samples")
+    for stage in ("questions", "samples"):
+        shutil.copytree(finished / stage, with_base / stage)
     keep = dict(max_per_prompt=4, at_least=dict(correct=2.0))
     with pytest.raises(ValueError, match="config.keep.at_least.correct=2.0: nothing is left"):
         run(with_base, keep=keep)
-    run(with_base, keep=dict(max_per_prompt=1, at_least={}))
+    run(with_base, redo=True, keep=dict(max_per_prompt=1, at_least={}))
     samples = [{k: v for k, v in made(x).items() if "samples" in k} for x in (finished, with_base)]
     assert samples[0] == samples[1]
     source = read_conversations(with_base / DATASET, None)
@@ -213,7 +215,7 @@ def test_questions_of_an_evaluation_set_are_not_asked(finished, with_base, tmp_p
             "config.keep.decontaminate=.*: only data.task has held_out",
         ),
         (
-            dict(data=dict(task="sums", template="chat")),
+            dict(data=dict(task="sums", template="{question}\n")),
             "config.data.task='sums' is not a world's task",
         ),
         (
@@ -224,8 +226,9 @@ def test_questions_of_an_evaluation_set_are_not_asked(finished, with_base, tmp_p
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_made(tmp_path, fields, complaint):
     """Oracle: the message."""
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(ValueError, match=complaint) as error:
         run(tmp_path, **fields)
+    assert_names(error, "")
     assert not list(tmp_path.iterdir())
 
 
@@ -233,7 +236,7 @@ def test_a_teacher_that_a_run_left_brings_its_tokenizer(finished, tmp_path):
     """Oracle: the bytes of its samples, which are the base's own."""
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
-    fields = dict(init_from=str(finished / "base" / "params"), base=None, model={})
+    fields = dict(init_from=str(finished / "base"), base=None, model={})
     run(tmp_path, **fields)
     own = {name: text for name, text in made(tmp_path).items() if "stage.json" not in name}
     assert own == {name: text for name, text in made(finished).items() if "stage.json" not in name}

@@ -1,7 +1,5 @@
 """The whole recipe with an environment and with a tool, at toy size."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -14,7 +12,7 @@ from deepseek_jax.worlds.calculator.tasks import answered
 from deepseek_jax.worlds.guess.environment import MOST_TURNS
 from tests.recipes.conversing import guess_config, tools_config
 from tests.recipes.grpo.test_run import assert_same_outcome
-from tests.recipes.outcome import without_group
+from tests.recipes.outcome import scores_in, without_group
 from tests.recipes.small import run_recipe
 
 
@@ -69,7 +67,7 @@ def test_metrics_are_those_of_the_games_that_are_kept(games):
 def test_before_and_after_are_measured_in_games(games):
     """Oracle: the samples' messages: all have more than one turn but those found at once."""
     for name in ("before", "after"):
-        for way in json.loads((games / f"{name}.json").read_text()).values():
+        for way in scores_in(games, name).values():
             assert all(turns_of(s) > 1 or s["right"] or s["truncated"] for s in way["samples"])
             assert {"accuracy", "GuessNumber"} <= way["scores"].keys()
 
@@ -95,7 +93,7 @@ def test_a_run_that_is_killed_in_a_rollout_ends_like_one_that_was_not(games, tmp
     monkeypatch.setattr(SampleLog, "add", dies_in_the_second_step)
     with pytest.raises(Killed):
         run_recipe(grpo, guess_config(), tmp_path)
-    assert list(tmp_path.glob("grpo_rollouts/*.jsonl"))
+    assert list(tmp_path.glob("grpo/*_rollouts/*.jsonl"))
     run_recipe(grpo, guess_config(), tmp_path)
     assert_same_outcome(tmp_path, games)
     assert kills[0] < 16 == len(ended) == len(set(ended))

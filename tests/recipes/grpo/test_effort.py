@@ -13,6 +13,7 @@ from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from tests.benchmarks.finished_run import READERS
 from tests.experiments import CONFIGS, load
+from tests.recipes.outcome import scores_in
 from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import CLOCKS, run_recipe, small_config
 
@@ -44,7 +45,7 @@ def test_a_run_measures_the_same_questions_at_each_effort_before_and_after(finis
     assert [{example["effort"] for example in part} for part in asked] == [{50}, {100}] * 2
     assert len({json.dumps([e["question"] for e in part]) for part in asked}) == 1
     for when in ("before", "after"):
-        measured = json.loads((workdir / f"{when}.json").read_text())
+        measured = scores_in(workdir, when)
         assert measured.keys() == {"50", "100"}
         for ways in measured.values():
             assert ways.keys() == {"sampled", "greedy"}
@@ -60,8 +61,7 @@ def test_a_run_leaves_a_page_of_its_efforts(finished):
     assert results.index("accuracy effort 100") < results.index("reward effort 50")
     pairs = data_of(workdir, "pairs")
     assert [pair["facts"]["task"] for pair in pairs[:3]] == ["effort 50", "effort 100", "effort 50"]
-    after = json.loads((workdir / "after.json").read_text())
-    text = after["100"]["sampled"]["samples"][0]["completion"]
+    text = scores_in(workdir, "after")["100"]["sampled"]["samples"][0]["completion"]
     assert pairs[1]["sides"][1]["text"] == text
 
 
@@ -84,9 +84,7 @@ def test_a_run_logs_lengths_by_effort_and_draws_them(finished):
 def test_a_finished_runs_numbers_are_a_row_for_each_effort(finished):
     """Oracle: the files of the run."""
     workdir, _ = finished
-    before, after = (
-        json.loads((workdir / f"{when}.json").read_text()) for when in ("before", "after")
-    )
+    before, after = (scores_in(workdir, when) for when in ("before", "after"))
     rows = READERS["grpo"](workdir, {"effort": EFFORT})
     assert [row["effort"] for row in rows] == ["50", "100"]
     for row in rows:
@@ -109,7 +107,7 @@ def test_a_stopped_run_asks_on_with_the_same_efforts(finished, tmp_path):
         run_recipe(grpo, config, tmp_path, stopping)
     run_recipe(grpo, config, tmp_path)
     whole = finished[0]
-    assert (tmp_path / "after.json").read_bytes() == (whole / "after.json").read_bytes()
+    assert scores_in(tmp_path, "after") == scores_in(whole, "after")
     ours, theirs = (
         [
             {name: value for name, value in line.items() if not name.endswith(CLOCKS)}

@@ -22,7 +22,7 @@ from deepseek_jax.training.completions import read_completions
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.arithmetic.corpus import question
 from tests.compilations import compilations
-from tests.recipes.outcome import without_group
+from tests.recipes.outcome import assert_names, scores_in, without_group
 from tests.recipes.pages import PARTS, data_of, parts_of
 from tests.recipes.small import CLOCKS, LEARNS, longer_is_better, run_recipe, small_config
 from tests.training.test_metrics import events
@@ -56,8 +56,8 @@ def records(workdir):
 
 def assert_same_outcome(workdir, other):
     assert records(workdir) == records(other)
-    for name in ("before.json", "after.json"):
-        assert json.loads((workdir / name).read_text()) == json.loads((other / name).read_text())
+    for name in ("before", "after"):
+        assert scores_in(workdir, name) == scores_in(other, name)
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +69,8 @@ def finished(toys):
 @pytest.fixture
 def with_base(finished, tmp_path):
     """A work directory in which the base is pre-trained and measured, and no more."""
-    for name in ("data", "pretrain"):
+    for name in ("pretrain", "before"):
         shutil.copytree(finished / name, tmp_path / name)
-    shutil.copy(finished / "before.json", tmp_path)
     return tmp_path
 
 
@@ -81,7 +80,7 @@ def test_a_run_leaves_a_page(finished):
     """
     parts = parts_of(finished)
     assert list(parts) == PARTS
-    measured = [json.loads((finished / f"{n}.json").read_text()) for n in ("before", "after")]
+    measured = [scores_in(finished, name) for name in ("before", "after")]
     old, new = (m["sampled"]["scores"]["completion_length"] for m in measured)
     said = f"completion length {old[0]:.1f} → {new[0]:.1f} before {old[1]:.1f} to {old[2]:.1f}"
     assert said in parts["results"]
@@ -105,7 +104,7 @@ def test_a_run_leaves_a_page(finished):
 
 def test_the_board_has_the_scores_before_and_after(finished):
     """Oracle: the measurements that the run leaves, in float32."""
-    measured = [json.loads((finished / f"{name}.json").read_text()) for name in ("before", "after")]
+    measured = [scores_in(finished, name) for name in ("before", "after")]
     wanted = [
         (index, f"held_out/{name}", np.float32(mean))
         for index, each in enumerate(measured)
@@ -147,8 +146,7 @@ def test_every_metric_has_a_group_on_the_boards(finished):
 
 def test_a_run_leaves_its_measurements_metrics_curves_and_checkpoints(finished):
     """Oracle: by hand, the steps of the config; a PNG's first bytes; Orbax' newest step."""
-    for name in ("before.json", "after.json"):
-        measured = json.loads((finished / name).read_text())
+    for measured in (scores_in(finished, name) for name in ("before", "after")):
         assert measured.keys() == {"sampled", "greedy"}
         for way in measured.values():
             assert {"accuracy", "reward", "correct_reasoning", "completion_length"} <= way[
@@ -156,7 +154,7 @@ def test_a_run_leaves_its_measurements_metrics_curves_and_checkpoints(finished):
             ].keys()
             assert all(low <= mean <= high for mean, low, high in way["scores"].values())
             assert len(way["samples"]) == 8
-    before, after = (json.loads((finished / f"{n}.json").read_text()) for n in ("before", "after"))
+    before, after = (scores_in(finished, name) for name in ("before", "after"))
     assert before["sampled"] != after["sampled"]
     lines = read_metrics(finished / "metrics.jsonl", "grpo")
     assert [line["step"] for line in lines] == [0, 1]
@@ -201,17 +199,19 @@ def test_a_run_leaves_its_measurements_metrics_curves_and_checkpoints(finished):
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((finished / "tensorboard" / "grpo").iterdir())
     for phase, steps in STEPS_OF.items():
-        with Store(finished / phase) as store:
+        with Store(finished / phase / "checkpoints") as store:
             assert store.latest_step() == steps
+
+
+def last_checkpoint(workdir, phase):
+    """The parameters in the last checkpoint of a training."""
+    folder = workdir / phase / "checkpoints" / f"{STEPS_OF[phase]}"
+    return ocp.load_checkpointables(folder)["state"]["params"]
 
 
 def test_reinforcing_moves_the_parameters_but_not_the_router_bias(finished):
     """Oracle: the checkpoints of the base and of the end; the bias has no gradient, and no speed here."""
-    kept = []
-    for phase in ("pretrain", "grpo"):
-        saved = ocp.load_checkpointables(finished / phase / f"{STEPS_OF[phase]}")
-        kept.append(saved["state"]["params"])
-    base, end = kept
+    base, end = (last_checkpoint(finished, phase) for phase in STEPS_OF)
     bias = [params["moe_layers"]["ffn"].pop("router_bias") for params in (base, end)]
     np.testing.assert_array_equal(*bias)
     assert np.abs(bias[0]).max() > 0
@@ -219,10 +219,16 @@ def test_reinforcing_moves_the_parameters_but_not_the_router_bias(finished):
     assert all(jax.tree.leaves(moved))
 
 
-def test_the_policy_that_a_run_leaves_is_its_last(finished):
+@pytest.mark.parametrize("phase", STEPS_OF)
+def test_the_policy_that_a_stage_leaves_is_its_last(finished, phase):
     """Oracle: the checkpoint after the last step."""
-    saved = ocp.load_checkpointables(finished / "grpo" / f"{STEPS_OF['grpo']}")["state"]["params"]
-    jax.tree.map(np.testing.assert_array_equal, load_orbax(finished / "params")[1], saved)
+    left = load_orbax(finished / phase / "params")[1]
+    jax.tree.map(np.testing.assert_array_equal, left, last_checkpoint(finished, phase))
+
+
+def test_a_run_is_for_the_policy_that_was_reinforced(finished):
+    """Oracle: by hand."""
+    assert json.loads((finished / "run.json").read_text()) == {"stage": "grpo"}
 
 
 def test_running_again_says_complete_and_changes_nothing(finished, capsys):
@@ -230,7 +236,7 @@ def test_running_again_says_complete_and_changes_nothing(finished, capsys):
     before = contents(finished)
     with compilations() as requests:
         run(finished)
-    assert "complete; report.html, params" in capsys.readouterr().out
+    assert "complete; report.html, metrics" in capsys.readouterr().out
     assert contents(finished) == before and not requests
 
 
@@ -250,7 +256,7 @@ def test_a_run_killed_behind_its_base_ends_like_one_that_was_not(finished, tmp_p
 
     with pytest.raises(Killed):
         run(tmp_path, kill)
-    assert (tmp_path / "before.json").exists() and not (tmp_path / "after.json").exists()
+    assert (tmp_path / "before/scores.json").exists() and not (tmp_path / "after").exists()
     run(tmp_path)
     assert_same_outcome(tmp_path, finished)
 
@@ -267,7 +273,7 @@ def test_a_run_told_to_stop_between_its_steps_goes_on_from_there(finished, with_
         [r for r in records(folder) if r["phase"] == "grpo"] for folder in (with_base, finished)
     )
     assert ours == theirs
-    assert (with_base / "after.json").read_bytes() == (finished / "after.json").read_bytes()
+    assert scores_in(with_base, "after") == scores_in(finished, "after")
 
 
 @pytest.mark.slow
@@ -300,7 +306,7 @@ def test_a_sampler_with_other_weights_stops_the_run_at_its_first_step(with_base,
     monkeypatch.setattr(policy, "generate", stale)
     with pytest.raises(ValueError, match="sampler's log-probabilities are off the trainer's by"):
         run(with_base)
-    with Store(with_base / "grpo") as store:
+    with Store(with_base / "grpo" / "checkpoints") as store:
         assert store.latest_step() is None
 
 
@@ -321,6 +327,8 @@ def test_general_questions_come_in_the_last_steps_with_rewards_of_their_own(with
     path = with_base / "general.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     rewards = dict(exact_answer=1.0, correct_reasoning=1.0)
+    # Held-out questions are kept apart from other ones
+    shutil.rmtree(with_base / "before")
     run(with_base, general=dict(num_steps=1, per_step=1, path=str(path), rewards=rewards))
     first, last = read_metrics(with_base / "metrics.jsonl", "grpo")
     assert "reward_exact_answer" in last and "reward_exact_answer" not in first
@@ -407,13 +415,14 @@ def test_a_mistake_is_named_before_anything_is_written(tmp_path, fields, words):
     """Oracle: the words a reader needs, and an empty work directory."""
     with pytest.raises(ValueError) as error:
         run(tmp_path, **fields)
-    assert words in str(error.value)
+    assert_names(error, words)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_prompts_that_are_too_long_are_left_out_and_counted(with_base, capsys):
     """Oracle: by hand: 7 tokens ask for three operands, 9 for four; half of the held-out ones each."""
+    shutil.rmtree(with_base / "before")
     run(with_base, rollout=dict(max_prompt_length=8), num_steps=1)
     assert "4 of 8 held-out prompts are longer than 8 tokens: left out" in capsys.readouterr().out
 
@@ -428,7 +437,7 @@ def test_rows_that_do_not_split_over_the_mesh_are_refused_before_anything_is_wri
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kl_coef", [0.0, 0.04])
-def test_the_weights_are_held_twice_for_a_reference_alone(with_base, monkeypatch, kl_coef):
+def test_the_weights_are_held_twice_for_a_reference_alone(tmp_path, monkeypatch, kl_coef):
     """Oracle: the base's own arrays, which the training takes, and the copies that are made for the KL."""
     bases, copied, trained = [], [], pretrain.train_stage
 
@@ -442,6 +451,6 @@ def test_the_weights_are_held_twice_for_a_reference_alone(with_base, monkeypatch
 
     monkeypatch.setattr(pretrain, "train_stage", train_stage)
     monkeypatch.setattr(groups, "as_reference", as_reference)
-    run(with_base, num_steps=1, loss=dict(kl_coef=kl_coef))
+    run(tmp_path, num_steps=1, loss=dict(kl_coef=kl_coef))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(bases[0]))
     assert len(copied) == (kl_coef > 0)

@@ -17,12 +17,12 @@ from deepseek_jax.recipes import driver
 from deepseek_jax.recipes.kinds import pretrain as kind
 from deepseek_jax.recipes.pretrain import run as pretrain
 from deepseek_jax.recipes.pretrain.documents import open_corpus
-from deepseek_jax.recipes.pretrain.run import PretrainJob
 from deepseek_jax.recipes.pretrain.settings import PretrainSettings
+from deepseek_jax.recipes.workdir import claim_workdir
 from deepseek_jax.settings import build
 from deepseek_jax.worlds.registry import named_tokenizer
 from tests.quick import others_slow
-from tests.recipes.outcome import without_group
+from tests.recipes.outcome import assert_names, scores_in, without_group
 from tests.recipes.pages import parts_of
 from tests.recipes.small import one_device, run_recipe
 
@@ -53,7 +53,8 @@ def run(workdir, config, should_stop=lambda: False):
     mesh = one_device()
     with jax.set_mesh(mesh):
         run_recipe(pretrain, config, workdir, should_stop, mesh)
-    return load_orbax(workdir / "params")
+    *_, last = sorted(config.stages)
+    return load_orbax(workdir / last / "params")
 
 
 def stop_after(updates):
@@ -101,11 +102,10 @@ def test_a_stopped_run_goes_on_to_the_same_end(whole, tmp_path, updates):
 def test_a_run_leaves_a_page(whole):
     """Oracle: the files of the run: each stage's held-out loss before and after, in order; its curves."""
     workdir, parts = whole[0], parts_of(whole[0])
-    assert list(parts) == ["results", "curves"]
+    assert list(parts) == ["results", "curves", "lineage"]
+    assert "3 of 3 stages are complete" in parts["lineage"]
     for name, said in (("stage_1", "stage 1"), ("stage_2_long", "stage 2 long")):
-        old, new = (
-            json.loads((workdir / f"{name}_{w}.json").read_text()) for w in ("before", "after")
-        )
+        old, new = (scores_in(workdir, f"{name}_{when}") for when in ("before", "after"))
         headline = f"held out loss {old[0]:.3f} → {new[0]:.3f} {said} before {old[1]:.3f} to"
         assert headline in parts["results"]
     curves = parts["curves"]
@@ -190,17 +190,17 @@ def test_what_was_trained_is_left_behind_though_drafting_fails(tmp_path, monkeyp
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no memory"):
         patch.setattr(pretrain, "generate", fail)
         run(tmp_path, config)
-    assert load_orbax(tmp_path / "params")[0].max_position_embeddings == 48
-    assert not (tmp_path / "drafts.json").exists()
+    assert load_orbax(tmp_path / "stage_1/params")[0].max_position_embeddings == 48
+    assert not (tmp_path / "drafts/scores.json").exists()
     run(tmp_path, config)
-    assert json.loads((tmp_path / "drafts.json").read_text())["tokens_per_step"] >= 1
+    assert scores_in(tmp_path, "drafts")["tokens_per_step"] >= 1
 
 
 @pytest.mark.slow
 def test_a_run_starts_from_what_another_left(whole, tmp_path):
     """Oracle: the loss on the first batch, which the parameters left behind foresee better."""
     config = small_config()
-    config.init_from = str(whole[0] / "params")
+    config.init_from = str(whole[0] / "stage_2_long")
     config.model = dict(num_nextn_predict_layers=1)
     run(tmp_path, config)
     ours, theirs = (records(w)[("stage_1", 0)]["next_token_loss"] for w in (tmp_path, whole[0]))
@@ -216,7 +216,7 @@ def test_a_plan_has_the_update_of_each_expert_buffer():
     """
     config = small_config(expert_buffer=ROOMS)
     config.model.expert_buffer = 1.5
-    planned = driver.plan(PretrainJob(build(PretrainSettings, config, "config"), one_device()))
+    planned = driver.plan(pretrain, build(PretrainSettings, config, "config"), one_device())
     found = [(p.name, p.model.expert_buffer, len(p.arguments[1]["tokens"])) for p in planned]
     assert found == [
         ("stage_1", 1.25, 4),
@@ -278,7 +278,7 @@ def test_a_mistake_is_named_before_anything_is_written(tmp_path, fields, words):
     """Oracle: the words a reader needs, and an empty work directory."""
     with pytest.raises(ValueError) as error:
         run(tmp_path, small_config(**fields))
-    assert words in str(error.value)
+    assert_names(error, words)
     assert not list(tmp_path.iterdir())
 
 
@@ -318,13 +318,15 @@ def checkpoint(tmp_path_factory):
         (dict(num_nextn_predict_layers=2), "parameter mtp_1/block/attention"),
     ],
 )
-def test_a_mistake_beside_a_checkpoint_is_named(checkpoint, tmp_path, block, words):
+def test_a_mistake_beside_a_checkpoint_is_named_and_leaves_nothing(
+    checkpoint, tmp_path, block, words
+):
     """Oracle: the words a reader needs, and an empty work directory."""
     config = small_config()
     config.init_from, config.model = str(checkpoint), block
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError) as error, claim_workdir(tmp_path, config):
         run(tmp_path, config)
-    assert words in str(error.value)
+    assert_names(error, words)
     assert not list(tmp_path.iterdir())
 
 
@@ -340,5 +342,5 @@ def test_a_checkpoints_model_is_overridden_field_by_field(checkpoint):
     wanted = build_model(dict(small_config().model, dtype="bfloat16", rope_scaling=yarn))
     given = settings.overridden(read_config(checkpoint))
     assert given == wanted and hash(given) == hash(wanted)
-    update, _ = driver.plan(PretrainJob(settings, one_device()))
+    update, _ = driver.plan(pretrain, settings, one_device())
     assert update.name == "stage_1" and update.function.trace(*update.arguments)

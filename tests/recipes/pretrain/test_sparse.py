@@ -7,12 +7,12 @@ from flax.traverse_util import flatten_dict
 
 from configs import r1_small
 from deepseek_jax.checkpoint import load_orbax, save_orbax
-from deepseek_jax.files import read_json
 from deepseek_jax.models import build_model, random_params
 from deepseek_jax.models.trained_part import indexers_of
 from deepseek_jax.recipes.kinds.pretrain import _checks
 from deepseek_jax.recipes.pretrain.settings import BaseSettings, StageSettings
 from deepseek_jax.settings import build
+from tests.recipes.outcome import assert_names, scores_in
 from tests.recipes.pretrain.test_run import records, run, small_config, stop_after
 from tests.recipes.small import one_device
 
@@ -66,7 +66,7 @@ def test_the_indexers_learn_alone_and_then_everything_does(start, whole):
     """
     workdir, model, params = whole
     losses = {
-        (stage, when): read_json(workdir / f"{stage}_{when}.json")[0]
+        (stage, when): scores_in(workdir, f"{stage}_{when}")[0]
         for stage in ("stage_1", "stage_2")
         for when in ("before", "after")
     }
@@ -147,7 +147,7 @@ def test_a_warm_up_that_cannot_be_is_refused(start, tmp_path, fields, words):
     """Oracle: the words a reader needs, and an empty work directory."""
     with pytest.raises(ValueError) as error:
         run(tmp_path, sparse_config(start, **fields))
-    assert words in str(error.value)
+    assert_names(error, words)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,7 +1,8 @@
-"""R1's stages are one list: nothing else says their order, and a stage more is a line more."""
+"""R1's stages are one list: nothing else says their order, and a stage more is an entry more."""
 
 import ast
 import re
+import types
 from pathlib import Path
 
 import pytest
@@ -10,18 +11,11 @@ import deepseek_jax
 from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.recipes import driver
 from deepseek_jax.recipes.r1 import run as r1
+from deepseek_jax.recipes.results import Results
 from deepseek_jax.settings import build
 from deepseek_jax.synthesis.rejection import read_accepted
-from tests.recipes.r1.test_run import make_rules_easy, run, small_config
-from tests.recipes.small import one_device
-
-NAMES = {stage.name for stage in r1.R1}
-# A second round of rejection sampling, from Dev3 and by the settings of the first: CONTRIBUTING.md's example,
-# with the names that run.py has
-PRINTED = re.search(
-    r'`(Stage\("second_round".*?)`', (Path(__file__).parents[3] / "CONTRIBUTING.md").read_text()
-)
-ROUND = eval(PRINTED[1], vars(r1))
+from tests.recipes.r1.test_run import EVERY, NAMES, make_rules_easy, small_config
+from tests.recipes.small import one_device, run_recipe
 
 
 def literals(path):
@@ -38,48 +32,70 @@ def test_the_order_of_r1_is_written_once():
     """Oracle: every tuple, list, set and dict of the package: none names four of the stages."""
     files = Path(deepseek_jax.__file__).parent.rglob("*.py")
     lists = {
-        f"{path.name}:{line}": found & NAMES for path in files for line, found in literals(path)
+        f"{path.name}:{line}": found & set(NAMES)
+        for path in files
+        for line, found in literals(path)
     }
     assert {where for where, found in lists.items() if len(found) > 3} == set()
-    assert len(NAMES) == len(r1.R1) == 15
+    assert len(set(NAMES)) == len(NAMES) == 15
 
 
-@pytest.fixture
-def one_line_more(monkeypatch):
-    after = [stage.name for stage in r1.R1].index("sft") + 1
-    monkeypatch.setattr(r1, "R1", (*r1.R1[:after], ROUND, *r1.R1[after:]))
-
-
-def test_a_stage_more_is_a_line_more(one_line_more):
-    """Oracle: by hand: it has programs of its own, a title, a seed that no other stage has, and the others
-    keep theirs.
+def with_an_entry_more():
+    """The module r1.run with CONTRIBUTING.md's example, a second round of rejection sampling from Dev3 by the
+    settings of the first, in its list after the stage "sft".
     """
-    settings, mesh = build(r1.SETTINGS, small_config(), "config"), one_device()
-    job = r1.JOB(settings, mesh)
-    planned = {program.name for program in driver.plan(job)}
-    assert {"second_round: decode", "rejection: decode"} <= planned
-    assert job.titles()["second_round"] == "accepted again"
-    seeds = {stage.name: job.seed_of(stage) for stage in r1.R1}
+    guide = (Path(__file__).parents[3] / "CONTRIBUTING.md").read_text()
+    entry = re.search(r'```python\n(Accept\(\s*"second_round".*?)```', guide, re.DOTALL)[1]
+    source = Path(r1.__file__).read_text()
+    (sft,) = (
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and ast.unparse(node).startswith("Tune('sft',")
+    )
+    lines = source.splitlines()
+    lines.insert(sft.end_lineno, f"{entry.rstrip()},")
+    module = types.ModuleType("r1_with_an_entry_more")
+    exec("\n".join(lines), vars(module))
+    return module
+
+
+def test_a_stage_more_is_an_entry_more():
+    """Oracle: by hand: it stands where its entry does, has programs of its own and a name on the page, draws
+    by a seed that no other stage has, and nothing else of the list changes: the run is still for its last
+    policy.
+    """
+    longer, settings = with_an_entry_more(), build(r1.SETTINGS, small_config("last=both"), "config")
+    stages = longer.stages(settings)
+    names = [stage.name for stage in stages]
+    assert names[names.index("second_round") - 2 :][:3] == ["sft", "measured/sft", "second_round"]
+    names.remove("second_round")
+    assert names == [stage.name for stage in EVERY]
+    planned = {program.name: program for program in driver.plan(longer, settings, one_device())}
+    own, first = (planned[f"{name}: decode"] for name in ("second_round", "rejection"))
+    assert own.path == first.path == "rejection"
+    assert Results(settings, stages, Path()).titles()["second_round"] == "accepted again"
+    seeds = {stage.name: stage.seed for stage in stages if not stage.measures}
     assert len(set(seeds.values())) == len(seeds) == 16
+    of_r1 = {stage.name: stage.seed for stage in r1.stages(settings)}
+    assert all(of_r1[name] == seeds[name] for name in NAMES)
+    alone = build(r1.SETTINGS, small_config(), "config")
+    assert driver.left_by(longer.stages(alone)) == driver.left_by(r1.stages(alone)) == "scenarios"
 
 
 @pytest.mark.slow
-def test_a_stage_more_runs_where_it_stands(one_line_more, tmp_path):
+def test_a_stage_more_runs_where_it_stands(tmp_path):
     """Oracle: by hand: what it accepts are answers to the questions that the first round asks; the stages
     behind it run.
     """
+    config = small_config()
     with pytest.MonkeyPatch.context() as patch:
         make_rules_easy(patch)
-        run(tmp_path)
+        run_recipe(with_an_entry_more(), config, tmp_path)
     first, second = (
         {line["question"] for line in read_accepted(tmp_path / name / "accepted.jsonl")}
         for name in ("rejection", "second_round")
     )
-    asked = {
-        e["question"]
-        for e in r1.JOB(build(r1.SETTINGS, small_config(), "config"), None)
-        .task("reasoning")
-        .train[:16]
-    }
+    data = r1.WorldData.of(build(r1.SETTINGS, config, "config"))
+    asked = {e["question"] for e in data.tasks["reasoning"].train[:16]}
     assert first and second and first | second <= asked
     assert load_orbax(tmp_path / "scenarios" / "params", mesh=one_device())

@@ -10,6 +10,8 @@ from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.data.tokenizer import closed_tokenizer
 from deepseek_jax.recipes.r1 import run as r1
+from deepseek_jax.recipes.r1.settings import OwnDataSettings
+from deepseek_jax.recipes.r1.sources import WorldData
 from deepseek_jax.rewards import Reading, Rule
 from deepseek_jax.rewards.answer import marked_answer
 from deepseek_jax.rewards.marks import final_text
@@ -166,9 +168,16 @@ def test_a_users_files_are_a_world(tmp_path):
 
 @pytest.mark.parametrize("field", ["reasoning", "general"])
 def test_files_that_are_not_there_are_named_by_their_field(tmp_path, field):
-    """Oracle: the field by hand, and what may be given."""
+    """Oracle: the field by hand, with the path of its block in a config of R1, and what may be given."""
     there = tmp_path / "q.jsonl"
-    there.write_text('{"question": "1 + 1?", "answer": "1 + 1 = 2 #### 2"}\n')
+    there.write_text(
+        "".join(f'{{"question": "{n} + 1?", "answer": "1 + 1 = 2 #### 2"}}\n' for n in (1, 2))
+    )
     files = {"reasoning": str(there), "general": str(there)} | {field: "no.jsonl"}
-    with pytest.raises(ValueError, match=rf"^{field}='no.jsonl' is not a file; set it to a jsonl"):
-        own_world(files["reasoning"], "exact_answer", files["general"], template="chat")
+    world = own_world(files["reasoning"], "exact_answer", files["general"], template="chat")
+    words = f"{field}='no.jsonl' is not a file; set it to a jsonl"
+    with pytest.raises(ValueError, match=f"^{words}"):
+        world.questions[field].make(0, 1)
+    own = OwnDataSettings(rule="exact_answer", template="chat", **files)
+    with pytest.raises(ValueError, match=rf"^config\.data\.{words}"):
+        _ = WorldData("own", own, 0, {"reasoning": 1, "general": 1}).tasks

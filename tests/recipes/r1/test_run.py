@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import re
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.recipes.r1 import run as r1
 from deepseek_jax.recipes.r1.findings import CLAIMS, SCORED
 from deepseek_jax.recipes.r1.settings import REWARD_MODELS, SPECIALISTS, R1Settings
+from deepseek_jax.recipes.results import Results
 from deepseek_jax.rewards import Rule, scoring
 from deepseek_jax.settings import build
 from deepseek_jax.synthesis import rejection
@@ -26,10 +29,11 @@ from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import one_device, run_recipe
 from tests.tiny import save_tiny_model
 
-NAMES = tuple(stage.name for stage in r1.R1)
+EVERY = r1.stages(build(R1Settings, get_config("last=both"), "config"))
+NAMES = tuple(stage.name for stage in EVERY if not stage.measures)
 ORDER, LATER = NAMES[:12], NAMES[12:]
 TRAINED = ("zero", "cold_start", "reasoning", "judge", "sft", *REWARD_MODELS, "scenarios")
-PHASES = ("pretrain", *TRAINED)
+PHASES = ("base", *TRAINED)
 MEASURED = ("base", "zero", "cold_start", "reasoning", "sft", "scenarios")
 STEPS = 2  # of every stage
 
@@ -97,8 +101,8 @@ def make_rules_easy(patch):
     patch.setitem(scoring.RULES, "think_answer_format", by_length)
 
 
-def run(workdir, should_stop=lambda: False, config=None):
-    run_recipe(r1, config or small_config(), workdir, should_stop)
+def run(workdir, should_stop=lambda: False, config=None, redo=False):
+    run_recipe(r1, config or small_config(), workdir, should_stop, redo=redo)
 
 
 @pytest.fixture(scope="module")
@@ -220,14 +224,14 @@ def test_the_page_sets_the_first_stage_beside_the_last(finished):
 
 @pytest.mark.slow
 def test_running_again_runs_no_stage(finished, capsys):
-    """Oracle: every file's bytes before; the lines that say so; no request for a compilation."""
+    """Oracle: every file's bytes before; what is said, the report alone; no request for a compilation."""
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     with compilations() as requests:
         run(finished)
     assert not requests
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
     out = capsys.readouterr().out
-    assert out.count("unchanged") == len(ORDER) + len(MEASURED)
+    assert "complete; " in out and "running stage" not in out
     table = out.partition("findings of 1 run")[0]
     rows = [line.split()[0] for line in table.splitlines() if line[:1].strip()]
     wanted = ["base", "R1-Zero", "Dev1", "Dev2", "Dev3", "R1"]
@@ -236,15 +240,23 @@ def test_running_again_runs_no_stage(finished, capsys):
 
 @pytest.mark.slow
 def test_a_changed_setting_of_stage_2_reruns_it_and_what_follows(finished, tmp_path):
-    """Oracle: the hashes and modification times of the run before; stage 1, R1-Zero and the base stay."""
+    """Oracle: the hashes and modification times of the run before; stage 1, R1-Zero and the base stay. Unless
+    it is asked for, nothing is run anew, and the message names each of these stages with what changed.
+    """
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     before = records(tmp_path)
     times = {name: (tmp_path / name / "stage.json").stat().st_mtime_ns for name in before}
     config = small_config()
     config.reasoning.optimizer.learning_rate = 1e-3
-    run(tmp_path, config=config)
     rerun = {"reasoning", "rejection", "judged", "sft", *REWARD_MODELS, "scenarios"}
     rerun |= {f"measured/{name}" for name in rerun & set(MEASURED)}
+    with pytest.raises(ValueError, match="has stages that are of other inputs") as error:
+        run(tmp_path, config=config)
+    named = dict(re.findall(r"^  (\S+) \(complete\): (.*)$", str(error.value), re.MULTILINE))
+    assert set(named) == rerun and named["reasoning"] == "settings"
+    assert named["sft"] == "judged, rejection" and named["measured/sft"] == "parent"
+    assert records(tmp_path) == before
+    run(tmp_path, config=config, redo=True)
     after = records(tmp_path)
     assert {name for name in before if before[name] != after[name]} == rerun
     touched = {n for n in times if (tmp_path / n / "stage.json").stat().st_mtime_ns != times[n]}
@@ -342,13 +354,19 @@ def test_a_teacher_may_be_a_checkpoint(finished, tmp_path):
 
 def test_no_two_stages_draw_alike_in_any_of_some_runs():
     """Oracle: by hand: 14 stages besides the base, in each of 100 runs. A stage's seed is of its name, not of
-    its place: another list leaves it as it is.
+    its place: a shorter list leaves it as it is. The base draws as that of any recipe does.
     """
-    settings = build(R1Settings, small_config("last=both"), "config")
-    jobs = [r1.Job(dataclasses.replace(settings, seed=seed), None) for seed in range(100)]
-    seeds = [job.seed_of(stage) for job in jobs for stage in r1.R1[1:]]
-    assert len(set(seeds)) == len(seeds) == 100 * 14 and max(seeds) < 2**31
-    assert [jobs[7].seed_of(stage) for stage in reversed(r1.R1[1:])] == seeds[7 * 14 : 8 * 14][::-1]
+    both, alone = (build(R1Settings, small_config(last), "config") for last in ("last=both", None))
+
+    def seeds(settings, seed):
+        stages = r1.stages(dataclasses.replace(settings, seed=seed))
+        return {stage.name: stage.seed for stage in stages if not stage.measures}
+
+    found = [seeds(both, seed) for seed in range(100)]
+    assert [each.pop("base") for each in found] == [*range(100)]
+    every = [seed for each in found for seed in each.values()]
+    assert len(set(every)) == len(every) == 100 * 14 and max(every) < 2**31
+    assert seeds(alone, 7).items() <= (found[7] | {"base": 7}).items()
 
 
 @pytest.mark.parametrize(
@@ -421,7 +439,8 @@ def test_a_base_that_is_a_checkpoint_stands_on_the_page():
     config.unlock()
     del config["base"]
     config.init_from = "CHECKPOINT"
-    titles = r1.JOB(build(R1Settings, config, "config"), None).titles()
+    settings = build(R1Settings, config, "config")
+    titles = Results(settings, r1.stages(settings), Path()).titles()
     assert titles["base"] == "base" and set(titles) == {*ORDER, "base"}
 
 

@@ -17,7 +17,7 @@ from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.settings import ModelRewardSettings
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import read_metrics
-from deepseek_jax.worlds.bilingual.builders import bilingual_examples
+from deepseek_jax.worlds.bilingual.examples import bilingual_examples
 from deepseek_jax.worlds.bilingual.world import preference_records
 from tests.recipes.outcome import without_group
 from tests.recipes.pages import data_of, parts_of
@@ -53,7 +53,7 @@ def records(workdir):
 
 
 def measured(workdir, name):
-    return json.loads((workdir / f"{name}.json").read_text())
+    return json.loads((workdir / "reward_model" / f"{name}.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,8 @@ def test_a_preference_that_shows_is_learned(tmp_path):
 def test_a_run_leaves_a_page(finished):
     """Oracle: the files of the run: its accuracy with intervals, and both responses with their rewards."""
     parts = parts_of(finished)
-    assert list(parts) == ["results", "curves", "completions"]
+    assert list(parts) == ["results", "curves", "completions", "lineage"]
+    assert "2 of 2 stages are complete" in parts["lineage"]
     old, new = (measured(finished, name) for name in ("before", "after"))
     accuracies = [report["accuracy"][0] for report in (old, new)]
     assert "accuracy {:.1%} → {:.1%} before".format(*accuracies) in parts["results"]
@@ -113,11 +114,10 @@ def test_a_run_leaves_a_page(finished):
 @pytest.mark.slow
 def test_stopped_after_a_step_it_ends_where_it_would_have(finished, tmp_path):
     """Oracle: the run that nothing interrupted: its metrics, report and rewards, bit for bit."""
-    for name in ("data", "pretrain"):
-        shutil.copytree(finished / name, tmp_path / name)
+    shutil.copytree(finished / "pretrain", tmp_path / "pretrain")
     with pytest.raises(SystemExit):
         run(tmp_path, should_stop=lambda: True)
-    with Store(tmp_path / "reward_model") as store:
+    with Store(tmp_path / "reward_model" / "checkpoints") as store:
         assert store.latest_step() == 1
     run(tmp_path)
     assert measured(tmp_path, "after") == measured(finished, "after")
@@ -129,8 +129,7 @@ def test_a_mesh_of_four_learns_the_same(finished, tmp_path):
     """Oracle: one device. Tolerance: float32, in another order of sums, over four updates from the same base;
     micro-batches too.
     """
-    for name in ("data", "pretrain"):
-        shutil.copytree(finished / name, tmp_path / name)
+    shutil.copytree(finished / "pretrain", tmp_path / "pretrain")
     mesh = make_mesh(devices=jax.devices()[:4], fsdp=2, expert=2)
     run(tmp_path, mesh=mesh, micro_batches=2)
     for have, want in zip(records(tmp_path), records(finished), strict=True):
@@ -145,11 +144,9 @@ def test_what_it_leaves_rewards_completions_of_another_run(finished):
     out, is not scored.
     """
     mesh = make_mesh(devices=jax.devices()[:2])
-    liked = {"liked": ModelRewardSettings(str(finished / "params"), batch_size=8)}
+    liked = {"liked": ModelRewardSettings(str(finished / "reward_model"), batch_size=8)}
     models = load_model_rewards(liked, mesh)
-    task = bilingual_examples(
-        "preferences", finished / "data", num_train=32, num_held_out=12, seed=0
-    )
+    task = bilingual_examples("preferences", num_train=32, num_held_out=12, seed=0)
     with Rewards({"liked": 2.0}, models=models) as rewards:
         chosen, rejected = (
             rewards.score(task.held_out, [e[name] for e in task.held_out]).total
@@ -171,9 +168,9 @@ def test_safety_is_learned_from_labels(tmp_path):
     run(tmp_path, kind="safety")
     report = measured(tmp_path, "after")
     assert report["responses"] == 12 and report["safe_kept"] is not None
-    about = json.loads((tmp_path / "params" / "reward_model.json").read_text())
-    assert about == {"kind": "safety"}
-    assert carried_template(tmp_path / "params") == "{question}\n"
+    left = tmp_path / "reward_model" / "params"
+    assert json.loads((left / "reward_model.json").read_text()) == {"kind": "safety"}
+    assert carried_template(left) == "{question}\n"
 
 
 @pytest.mark.parametrize(

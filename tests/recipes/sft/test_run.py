@@ -1,5 +1,6 @@
 """The whole recipe at toy size: what it leaves behind, and that stopping it changes nothing."""
 
+import contextlib
 import json
 import shutil
 
@@ -14,13 +15,14 @@ from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.sft import run as sft
 from deepseek_jax.recipes.sft.settings import SftSettings
+from deepseek_jax.recipes.stage import Context
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from tests.compilations import compilations
 from tests.quick import others_slow
-from tests.recipes.outcome import without_group
+from tests.recipes.outcome import assert_names, scores_in, without_group
 from tests.recipes.pages import PARTS, data_of, parts_of
-from tests.recipes.small import CLOCKS, run_recipe
+from tests.recipes.small import CLOCKS, make_run, run_recipe
 from tests.turns import turns
 
 
@@ -51,12 +53,9 @@ def records(workdir):
     ]
 
 
-def measured(workdir, name):
-    return json.loads((workdir / f"{name}.json").read_text())
-
-
 def parameters(workdir, phase, step):
-    return ocp.load_checkpointables(workdir / phase / str(step))["state"]["params"]
+    folder = workdir / phase / "checkpoints" / str(step)
+    return ocp.load_checkpointables(folder)["state"]["params"]
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +67,7 @@ def finished(toys):
 @pytest.fixture
 def with_base(finished, tmp_path):
     """A work directory in which the base is pre-trained, and no more."""
-    for name in ("data", "pretrain"):
-        shutil.copytree(finished / name, tmp_path / name)
+    shutil.copytree(finished / "pretrain", tmp_path / "pretrain")
     return tmp_path
 
 
@@ -80,7 +78,7 @@ def test_every_metric_has_a_group_on_the_boards(finished):
 
 def test_a_run_measures_before_every_few_steps_and_after(finished):
     """Oracle: by hand, the steps of the config; the first loss in training is the one before it."""
-    before, after = (measured(finished, name) for name in ("before", "after"))
+    before, after = (scores_in(finished, name) for name in ("before", "after"))
     for m in (before, after):
         assert m["loss"]["conversations"] == 12
         low, high = m["loss"]["loss"][1:]
@@ -94,7 +92,7 @@ def test_a_run_measures_before_every_few_steps_and_after(finished):
     assert lines[0]["held_out_loss"] == before["loss"]["loss"][0]
     assert all(line["tokens"] > 100 and line["nonfinite"] == 0 for line in lines)
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
-    with Store(finished / "sft") as store:
+    with Store(finished / "sft" / "checkpoints") as store:
         assert store.latest_step() == 4
 
 
@@ -102,14 +100,14 @@ def test_a_run_leaves_a_page(finished):
     """Oracle: the files of the run: losses with intervals, and answers before and after."""
     parts = parts_of(finished)
     assert list(parts) == PARTS
-    old, new = (measured(finished, name)["loss"]["loss"] for name in ("before", "after"))
+    old, new = (scores_in(finished, name)["loss"]["loss"] for name in ("before", "after"))
     assert parts["results"].startswith(
         f"Results held out loss {old[0]:.3f} → {new[0]:.3f} before {old[1]:.3f} to {old[2]:.3f} "
     )
     assert "held out loss" in parts["curves"].partition(" more")[0]
     sides = [[s["text"] for s in pair["sides"]] for pair in data_of(finished, "pairs")]
     texts = [
-        [s["completion"] for s in measured(finished, name)["answers"]["sampled"]["samples"]]
+        [s["completion"] for s in scores_in(finished, name)["answers"]["sampled"]["samples"]]
         for name in ("before", "after")
     ]
     assert sides == [list(both) for both in zip(*texts, strict=True)][:5]
@@ -140,7 +138,7 @@ def test_everything_is_trained_but_the_router_bias(finished):
 
 def test_the_policy_that_a_run_leaves_is_its_last(finished):
     """Oracle: the checkpoint after the last step."""
-    left = load_orbax(finished / "params")[1]
+    left = load_orbax(finished / "sft" / "params")[1]
     jax.tree.map(np.testing.assert_array_equal, left, parameters(finished, "sft", 4))
 
 
@@ -155,10 +153,10 @@ def test_a_run_told_to_stop_goes_on_as_if_it_had_not(finished, with_base, capsys
     assert "sft: resuming at step 3 of 4" in capsys.readouterr().out
     assert records(with_base) == records(finished)
     for name in ("before", "after"):
-        assert measured(with_base, name) == measured(finished, name)
+        assert scores_in(with_base, name) == scores_in(finished, name)
     with compilations() as requests:
         run(with_base)
-    assert "complete; report.html, params" in capsys.readouterr().out and not requests
+    assert "complete; report.html, metrics" in capsys.readouterr().out and not requests
 
 
 @pytest.mark.slow
@@ -214,7 +212,7 @@ def test_a_conversation_that_weighs_more_is_what_is_learned(with_base, tmp_path_
         answers=dict(num_prompts=2, temperature=1e-3),
         optimizer=dict(learning_rate=1e-2, weight_decay=0.0),
     )
-    samples = measured(with_base, "after")["answers"]["greedy"]["samples"]
+    samples = scores_in(with_base, "after")["answers"]["greedy"]["samples"]
     assert [sample["completion"] for sample in samples] == ["2", "2"]
     last = records(with_base)[-1]
     np.testing.assert_allclose(last["loss"], np.log(10) - 0.9 * np.log(9), atol=0.2)
@@ -237,21 +235,27 @@ def test_conversations_of_ones_own_need_no_rewards(with_base, tmp_path_factory):
     path.write_text("\n".join(json.dumps({"messages": talk}) for talk in talks))
     data, answers = dict(path=str(path), num_held_out=4), dict(num_prompts=2)
     run_recipe(sft, unrewarded(num_steps=2, data=data, answers=answers), with_base)
-    after = measured(with_base, "after")
-    assert after["loss"]["loss"][0] < measured(with_base, "before")["loss"]["loss"][0]
+    after = scores_in(with_base, "after")
+    assert after["loss"]["loss"][0] < scores_in(with_base, "before")["loss"]["loss"][0]
     for answered in after["answers"].values():
         assert set(answered["scores"]) == {"completion_length", "truncated"}
         assert answered["unscored"] == 0
         assert [sample["reward"] for sample in answered["samples"]] == [None, None]
 
 
-def test_answers_to_a_worlds_task_are_scored_by_its_rule_without_rewards():
+def opened_in(folder, settings):
+    """(the AnswerRewards of a config, its Rewards, which are closed then)."""
+    paid, run = sft.AnswerRewards(settings), make_run(folder, mesh=make_mesh())
+    with contextlib.ExitStack() as opened:
+        return paid, paid.read(Context(None, run, folder, {}, {}, opened, {}, {}))
+
+
+def test_answers_to_a_worlds_task_are_scored_by_its_rule_without_rewards(tmp_path):
     """Oracle: by hand: the rule of sums; a reward that is named takes its place."""
     for config, name in ((unrewarded(), "correct"), (small_config(), "correct")):
-        job = sft.JOB(build(SftSettings, config, "config"), None)
-        assert job.accuracy == name
-    with sft.JOB(build(SftSettings, unrewarded(), "config"), make_mesh()).rewards as rewards:
-        assert rewards.weights == {"correct": 1.0}
+        assert sft.AnswerRewards(build(SftSettings, config, "config")).accuracy == name
+    _, rewards = opened_in(tmp_path, build(SftSettings, unrewarded(), "config"))
+    assert rewards.weights == {"correct": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -261,14 +265,12 @@ def test_answers_to_a_worlds_task_are_scored_by_its_rule_without_rewards():
         ({"true_equations": -1.0}, None),
     ],
 )
-def test_rewards_of_ones_own_conversations_say_what_is_right(rewards, name):
+def test_rewards_of_ones_own_conversations_say_what_is_right(rewards, name, tmp_path):
     """Oracle: by hand: the reward of the larger weight; what takes reward away says nothing of it."""
     config = unrewarded(data=dict(path="my.jsonl", num_held_out=4))
-    job = sft.JOB(
-        build(SftSettings, config.to_dict() | {"rewards": rewards}, "config"), make_mesh()
-    )
-    with job.opened:
-        assert job.accuracy is None and job.decides == name
+    settings = build(SftSettings, config.to_dict() | {"rewards": rewards}, "config")
+    paid, opened = opened_in(tmp_path, settings)
+    assert paid.accuracy is None and paid.decides(opened) == name
 
 
 @pytest.mark.parametrize(
@@ -296,7 +298,7 @@ def test_a_mistake_is_named_before_anything_is_written(tmp_path, fields, words):
     """Oracle: the words a reader needs, and an empty work directory."""
     with pytest.raises(ValueError) as error:
         run(tmp_path, **fields)
-    assert words in str(error.value)
+    assert_names(error, words)
     assert not list(tmp_path.iterdir())
 
 
@@ -305,4 +307,4 @@ def test_conversations_that_are_too_long_are_counted(with_base, capsys):
     """Oracle: by hand: 3 operands make 19 to 22 tokens, 4 make 27 and more; half of the held-out each."""
     run(with_base, num_steps=1, sequence_length=24, answers=dict(num_prompts=4))
     assert "6 longer than 24 and left out" in capsys.readouterr().out
-    assert measured(with_base, "before")["loss"]["conversations"] == 6
+    assert scores_in(with_base, "before")["loss"]["conversations"] == 6

@@ -1,6 +1,7 @@
-"""The policy that a run starts from, after it is read."""
+"""What is checked of settings before a run starts."""
 
 import dataclasses
+import json
 import re
 from types import SimpleNamespace
 
@@ -11,12 +12,17 @@ from deepseek_jax.checkpoint import load_orbax, save_orbax
 from deepseek_jax.checkpoint.locate import smollm2_gguf
 from deepseek_jax.data.read_tokenizer import load_tokenizer
 from deepseek_jax.errors import at
+from deepseek_jax.recipes.checks import check_slots
 from deepseek_jax.recipes.distill.settings import DistillSettings
+from deepseek_jax.recipes.experiment import find_recipe
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.recipes.r1.settings import R1Settings
 from deepseek_jax.recipes.sft.settings import SftSettings
-from deepseek_jax.recipes.start import check_slots, ending_turns
+from deepseek_jax.rollout.policy import ending_turns
 from deepseek_jax.settings import build
+from deepseek_jax.training.lineage import RECORD, Inputs
+from tests.recipes import cases
+from tests.recipes.small import run_recipe
 from tests.tiny import tiny_model
 
 
@@ -71,3 +77,40 @@ def test_slots_that_do_not_split_are_named_before_a_run_starts(settings, path):
     ):
         with at("config"):
             check_slots(settings, SimpleNamespace(size=24))
+
+
+def without_data(recipe, folder):
+    """(a small config of a recipe whose data are not there, the field that names them)."""
+    config, field = getattr(cases, recipe)(folder), "data.path"
+    if recipe == "pretrain":
+        config.data.update(sources=("no.jsonl",), weights=(1.0,))
+        return config, "data.sources"
+    if recipe == "distill":
+        config.tasks.a.path = "no.jsonl"
+        return config, "tasks.a.path"
+    with config.unlocked(), config.data.ignore_type():
+        config.data.update(
+            dict(path="no.jsonl") | (dict(task=None) if recipe == "generate" else {})
+        )
+    return config, field
+
+
+def begin(folder, recipe, config):
+    """Write the record of a stage of another config, as a run leaves it that has begun."""
+    stages = recipe.stages(build(recipe.SETTINGS, config, "config"))
+    last = max((stage for stage in stages), key=lambda stage: len(stage.sources))
+    (folder / last.name).mkdir(parents=True)
+    record = Inputs({}).record(last.name) | {"complete": False}
+    (folder / last.name / RECORD).write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("name", ["sft", "grpo", "pretrain", "generate", "reward_model", "distill"])
+def test_data_that_are_not_there_are_named_by_their_field(tmp_path, name, begun):
+    """Oracle: the field, whole and once: of a new run, and of one whose data have gone since it began."""
+    (config, field), recipe = without_data(name, tmp_path), find_recipe(name)
+    if begun:
+        begin(tmp_path / "run", recipe, config)
+    with pytest.raises(ValueError) as error:
+        run_recipe(recipe, config, tmp_path / "run")
+    assert str(error.value).startswith(f"config.{field}='no.jsonl' is not a file")

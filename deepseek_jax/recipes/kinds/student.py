@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 
@@ -24,9 +25,10 @@ from deepseek_jax.distill.update import train_student
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.models import ModelConfig
-from deepseek_jax.recipes.distill.settings import DistillSettings, StudentSettings
-from deepseek_jax.recipes.distill.tasks import mixed
+from deepseek_jax.recipes.distill.settings import StudentSettings
+from deepseek_jax.recipes.distill.tasks import StudentTexts, mixed
 from deepseek_jax.recipes.kinds.tune import check_conversations
+from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.run import Run
 
@@ -35,28 +37,30 @@ MOST_PROMPTS = 4096  # of each task, from which on-policy rows are drawn
 
 @dataclasses.dataclass(frozen=True)
 class StudentRun:
-    """A student's training. tasks: name -> recipes.distill.tasks.TransferTask. run: of its phase; its folder
-    has the checkpoints and the teacher's cached targets.
+    """A student's training. stage: its name and settings. texts: that it learns. run: of its phase. folder:
+    of the teacher's cached targets.
     """
 
-    settings: DistillSettings
-    name: str
-    student: StudentSettings
-    tasks: dict
+    stage: Stage
+    texts: StudentTexts
     run: Run
+    folder: Path
+
+    @property
+    def student(self) -> StudentSettings:
+        """The student's settings."""
+        return self.stage.settings
+
+    @property
+    def tasks(self):
+        """name -> recipes.distill.tasks.TransferTask."""
+        return self.texts.tasks
 
     def train(self, policy: Policy, taught: Policy | None):
         """Train the student: -> its Policy.
 
         policy: its start, whose params are donated. taught: the teacher's Policy, None if no term needs one.
         """
-        limit = policy.config.max_position_embeddings
-        if self.student.sequence_length > limit:
-            raise ValueError(
-                f"config.students.{self.name}.sequence_length={self.student.sequence_length} is beyond the "
-                f"{limit} positions of its start; lower it, or raise "
-                f"config.starts.{self.student.start}.max_position_embeddings"
-            )
         self.check_texts(policy)
         objective = self.objective(policy, taught)
         watch = self._watch(policy)
@@ -75,7 +79,6 @@ class StudentRun:
             eval_every=self.student.eval_every,
             learns_texts=self.student.loss.learns_texts(),
         )
-        run = self.run.within(self.run.folder / "checkpoints")
         teacher_params = {}
         if self.student.loss.reads_teacher():
             teacher_params = taught.params
@@ -83,19 +86,19 @@ class StudentRun:
             # Its targets are cached: training needs the memory
             jax.tree.map(lambda leaf: leaf.delete(), taught.params)
         params = policy.params, teacher_params
-        with at(f"config.students.{self.name}"):
-            params = train_student(self.student, objective, *params, source, run)
-        end = self.student.num_steps
+        with self.stage.at():
+            params = train_student(self.student, objective, *params, source, self.run)
+        end, phase = self.student.num_steps, self.run.phase
         # A run cut short here has already written this record: start drops it
-        self.run.writer.start(self.name, end, end)
-        self.run.writer.write(end, watch(params), phase=self.name)
+        self.run.writer.start(phase, end, end)
+        self.run.writer.write(end, watch(params), phase=phase)
         self.run.writer.end()
         return policy.at(params)
 
     def check_texts(self, policy: Policy):
         """sft.data.check_conversations on the texts of every task."""
         for name, task in self.tasks.items():
-            with at(f"config.students.{self.name}"):
+            with self.stage.at():
                 check_conversations(policy, task.train, f"{name} training", self._rows())
                 whole = self._rows(held_out=True)
                 check_conversations(policy, task.held_out, f"{name} held-out", whole)
@@ -105,32 +108,9 @@ class StudentRun:
         token by token and the teacher has another tokenizer.
         """
         if taught is None:
-            return self.objective_of(policy.config, None)
+            return objective_of(self.stage, policy.config, None)
         shared = self._shared(policy.tokenizer, taught.tokenizer)
-        return self.objective_of(policy.config, taught.config, shared)
-
-    def objective_of(self, config: ModelConfig, teacher: ModelConfig | None, shared: tuple = ()):
-        """The Objective of a student of this config. shared: pairs of tokens, see Objective."""
-        loss, on_policy = self.student.loss, self.student.loss.on_policy
-        with at(f"config.students.{self.name}.loss"):
-            objective = Objective(
-                student=config,
-                teacher=teacher,
-                weights={name: weight for name, weight in loss.weights.items() if weight},
-                divergence=loss.divergence,
-                beta=loss.beta,
-                relation_heads=loss.relation_heads,
-                vocab_size=loss.vocab_size,
-                micro_batches=self.student.micro_batches,
-                shared=shared,
-            )
-            if on_policy is None:
-                return objective
-            return dataclasses.replace(
-                objective,
-                on_policy_divergence=on_policy.divergence,
-                on_policy_beta=on_policy.beta,
-            )
+        return objective_of(self.stage, policy.config, taught.config, shared)
 
     def _shared(self, tokenizer: Tokenizer, teacher_tokenizer: Tokenizer):
         """shared_vocabulary's pairs as tuples; () where no term needs them."""
@@ -142,12 +122,12 @@ class StudentRun:
             ends = tokenizer.eos_id, teacher_tokenizer.eos_id
             spelled = zip((tokenizer, teacher_tokenizer), ends, strict=True)
             end = tuple(t.backend.id_to_token(i) for t, i in spelled)
-            with at(f"config.students.{self.name}.loss"):
+            with self.stage.at(), at("loss"):
                 pairs = shared_vocabulary(own, theirs, end)
             return tuple(tuple(ids.tolist()) for ids in pairs)
         if own != theirs:
             raise ValueError(
-                f"config.students.{self.name}.loss.weights compares token by token, and the start's "
+                f"{self.stage.config_path}.loss.weights compares token by token, and the start's "
                 "tokenizer is not the teacher's; set weights.matched, weights.sorted and weights.hard alone"
             )
         return ()
@@ -157,9 +137,9 @@ class StudentRun:
         return Rows(
             sequence_length=self.student.sequence_length,
             batch_size=self.student.batch_size,
-            packing=self.settings.packing,
+            packing=self.texts.packing,
             # ConversationLoss needs every held-out text on every process
-            readers=1 if held_out else self.settings.readers,
+            readers=1 if held_out else self.texts.readers,
         )
 
     def _batches(self, policy: Policy, taught: Policy | None):
@@ -167,7 +147,7 @@ class StudentRun:
         top k where a term needs them.
         """
         tokenizer, seed = policy.tokenizer, self.student.seed
-        temperature, template = self.settings.mixing_temperature, self.settings.template
+        temperature, template = self.texts.mixing_temperature, policy.template
         mixture = mixed([task.train for task in self.tasks.values()], temperature)
         if self.student.loss.needs("matched", "sorted"):
             return lambda rows: pack_paired(
@@ -178,18 +158,18 @@ class StudentRun:
                 mixture, tokenizer, rows, template=template, seed=seed
             )
         cached = [
-            self._cached(name, task.train, tokenizer, taught) for name, task in self.tasks.items()
+            self._cached(name, task.train, policy, taught) for name, task in self.tasks.items()
         ]
         # Sizes, seed and temperature as without a cache, so that the student learns the same texts
         mixture = mixed(cached, temperature)
         return lambda rows: pack_targets(mixture, rows, seed=seed, pad_id=tokenizer.pad_id)
 
-    def _cached(self, name: str, conversations, tokenizer: Tokenizer, taught: Policy):
+    def _cached(self, name: str, conversations, policy: Policy, taught: Policy):
         """The texts of a task with the teacher's top k, which are written to folder/targets/TASK first."""
         student, loss = self.student, self.student.loss
-        render = functools.partial(weighed_tokens, tokenizer, template=self.settings.template)
+        render = functools.partial(weighed_tokens, policy.tokenizer, template=policy.template)
         texts = (render(conversations[i], i) for i in range(len(conversations)))
-        with at(f"config.students.{self.name}.loss"):
+        with self.stage.at(), at("loss"):
             records = top_k_records(
                 taught.config,
                 taught.params,
@@ -202,7 +182,7 @@ class StudentRun:
                 # LossSettings allow a single temperature with top_k
                 temperature=loss.temperature_at(0),
             )
-        folder = self.run.folder / "targets" / name
+        folder = self.folder / "targets" / name
         return write_targets(records, loss.top_k, folder, led=records.led)
 
     def _watch(self, policy: Policy):
@@ -214,13 +194,15 @@ class StudentRun:
                 task.held_out,
                 policy.tokenizer,
                 rows,
-                template=self.settings.template,
+                template=policy.template,
                 seed=self.student.seed,
                 num_epochs=1,
             )
 
         batches = {name: list(packed(task)) for name, task in self.tasks.items()}
-        return TaskWatch(ConversationLoss(policy.config, [], self.run.mesh), batches, self.name)
+        return TaskWatch(
+            ConversationLoss(policy.config, [], self.run.mesh), batches, self.run.phase
+        )
 
     def _sampler(self, policy: Policy):
         """OnPolicyRows, or None where the loss has no on_policy."""
@@ -230,7 +212,7 @@ class StudentRun:
         prompts = []
         for task in self.tasks.values():
             prompts += prompts_of(task.train, policy, MOST_PROMPTS)
-        with at(f"config.students.{self.name}.loss.on_policy"):
+        with self.stage.at(), at("loss.on_policy"):
             return OnPolicyRows(
                 policy,
                 prompts,
@@ -238,3 +220,29 @@ class StudentRun:
                 sequence_length=self.student.sequence_length,
                 seed=self.student.seed,
             )
+
+
+def objective_of(
+    stage: Stage, config: ModelConfig, teacher: ModelConfig | None, shared: tuple = ()
+) -> Objective:
+    """The Objective of a student of this config. shared: pairs of tokens, see Objective."""
+    loss, on_policy = stage.settings.loss, stage.settings.loss.on_policy
+    with stage.at(), at("loss"):
+        objective = Objective(
+            student=config,
+            teacher=teacher,
+            weights={name: weight for name, weight in loss.weights.items() if weight},
+            divergence=loss.divergence,
+            beta=loss.beta,
+            relation_heads=loss.relation_heads,
+            vocab_size=loss.vocab_size,
+            micro_batches=stage.settings.micro_batches,
+            shared=shared,
+        )
+        if on_policy is None:
+            return objective
+        return dataclasses.replace(
+            objective,
+            on_policy_divergence=on_policy.divergence,
+            on_policy_beta=on_policy.beta,
+        )

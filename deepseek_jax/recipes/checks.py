@@ -1,0 +1,82 @@
+"""Checks of settings against a mesh and a model that several kinds of stages make."""
+
+import contextlib
+import dataclasses
+
+from deepseek_jax.errors import at
+from deepseek_jax.models import ModelConfig
+from deepseek_jax.parallel.shard import check_batch
+from deepseek_jax.rollout import requests
+
+
+def check_rows(settings, mesh, pipeline_micro_batches: int | None = None):
+    """Raise ValueError, naming the fields, unless a step's rows split over the mesh."""
+    rows, length = settings.batch_size, settings.sequence_length
+    with at(f"batch_size={rows}, sequence_length={length}"):
+        check_batch(
+            mesh,
+            rows,
+            length,
+            micro_batches=settings.micro_batches,
+            pipeline_micro_batches=pipeline_micro_batches,
+        )
+
+
+def check_slots(settings, mesh):
+    """Raise ValueError, naming the field, where slots in the settings do not split over the mesh."""
+    for path, slots in _slots(settings):
+        with at(path) if path else contextlib.nullcontext():
+            requests.check_slots(slots, mesh.size)
+
+
+def _slots(block):
+    """(path of the block, its slots) of every block of the settings that has slots."""
+    if dataclasses.is_dataclass(block):
+        block = {field.name: getattr(block, field.name) for field in dataclasses.fields(block)}
+    for name, value in (block or {}).items():
+        if name == "slots":
+            yield "", value
+        elif dataclasses.is_dataclass(value) or isinstance(value, dict):
+            for path, slots in _slots(value):
+                yield f"{name}.{path}".rstrip("."), slots
+
+
+# Fields of rows, of how often a row is there, and of its tokens
+ROWS, TIMES = ("batch_size", "prompts_per_step", "prompts", "slots"), ("group_size",)
+LENGTHS = "sequence_length", "max_prompt_length", "max_completion_length"
+
+
+def largest_batch(settings) -> int:
+    """At least the tokens of any batch that the settings ask for."""
+    found = {}
+    for name, number in _numbers(settings):
+        found[name] = max(number, found.get(name, 0))
+    rows = max(found.get(name, 0) for name in ROWS)
+    times = max(found.get(name, 1) for name in TIMES)
+    return rows * times * sum(found.get(name, 0) for name in LENGTHS)
+
+
+def _numbers(block, outer=""):
+    """(name of the field, number) of every number in the settings; a number in a dict or in pairs has the
+    name of the field.
+    """
+    if dataclasses.is_dataclass(block):
+        for field in dataclasses.fields(block):
+            yield from _numbers(getattr(block, field.name), field.name)
+    elif isinstance(block, dict):
+        for name, value in block.items():
+            yield from _numbers(value, outer if isinstance(value, int) and outer else name)
+    elif isinstance(block, (list, tuple)):
+        for value in block:
+            yield from _numbers(value, outer)
+    elif isinstance(block, int):
+        yield outer, block
+
+
+def check_positions(settings, config: ModelConfig):
+    """Raise ValueError where sequence_length exceeds the model's max_position_embeddings."""
+    if settings.sequence_length > config.max_position_embeddings:
+        raise ValueError(
+            f"sequence_length={settings.sequence_length} is beyond the model's "
+            f"max_position_embeddings={config.max_position_embeddings}; lower it"
+        )

@@ -1,0 +1,143 @@
+"""What a distillation prints of its answers and comparisons, and what its page shows beside them."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from deepseek_jax.checkpoint.load import read_any_config
+from deepseek_jax.distill import compute
+from deepseek_jax.files import read_json
+from deepseek_jax.parallel.processes import first_process, say
+from deepseek_jax.recipes.distill.findings import FILE, as_json, findings, findings_table
+from deepseek_jax.recipes.distill.measure import SAMPLES
+from deepseek_jax.recipes.distill.scores import first_answers, intervals
+from deepseek_jax.recipes.distill.tasks import file_tasks, transfer_tasks
+from deepseek_jax.recipes.kinds.accept import accepted_by
+from deepseek_jax.recipes.kinds.distil import Distil
+from deepseek_jax.recipes.kinds.reinforce import Reinforce
+from deepseek_jax.recipes.page import run_page
+from deepseek_jax.recipes.results import Results
+from deepseek_jax.reports.answers import make_console
+from deepseek_jax.reports.page import Page
+from deepseek_jax.reports.tables import plot_curves, stages_table
+
+TEACHER = "teacher"
+TABLE_WIDTH = 120  # columns
+CURVES = ("loss", "held_out_loss", "soft", "hard", "on_policy")
+BESIDE = 4  # policies whose answers the page has side by side
+
+
+def _learners(results):
+    """The stages of the students, in order."""
+    return [stage for stage in results.stages if isinstance(stage, Distil | Reinforce)]
+
+
+def page(results: Results) -> Page:
+    """The page, with each student beside its start, and answers of several policies."""
+    shown, titles = run_page(results, "Distillation"), results.titles()
+    pairs = [(titles[stage.start], stage.title) for stage in _learners(results)]
+    compared = [pair for pair in pairs if set(pair) <= shown.scores.keys()]
+    samples = {
+        results.row(name): read_json(results.folder / name / SAMPLES)
+        for name in results.found()
+        if (results.folder / name / SAMPLES).exists()
+    }
+    groups = [{"stage": title} | each for title, of in samples.items() for each in of]
+    beside = dict.fromkeys([TEACHER, *(title for pair in compared for title in pair)])
+    return dataclasses.replace(
+        shown,
+        compared=compared or shown.compared,
+        pairs=first_answers({t: samples[t] for t in list(beside)[:BESIDE] if t in samples}),
+        samples=groups,
+    )
+
+
+def report(results: Results):
+    """Draw the curves; write answers.json, print its table and the findings. Process 0 alone.
+
+    answers.json has, for tasks with questions, answers: policy -> task -> each question's share of right
+    answers; compute: student -> floating-point operations; comparisons: the config's.
+    """
+    folder = results.folder
+    if first_process():
+        for stage in _learners(results):
+            if isinstance(stage, Distil):
+                picture = folder / f"{stage.title}.png"
+                plot_curves(folder / "metrics.jsonl", picture, phase=stage.name, names=CURVES)
+        answers = {results.row(name): found for name, found in results.found().items()}
+        if answers:
+            _conclude(results, answers)
+    left = "report.html, metrics, curves, and a folder of each stage with its params"
+    say(f"complete; {left} are in {folder}")
+
+
+def _conclude(results, answers: dict):
+    folder, comparisons = results.folder, results.settings.comparisons
+    found = {"answers": answers, "compute": {}, "comparisons": comparisons}
+    if comparisons:
+        found["compute"] = _compute(results)
+    (folder / FILE).write_text(json.dumps(found))
+    _print_answers(answers)
+    if comparisons:
+        # Over this run alone; launch/sweep.py tests the comparisons over several seeds
+        report_sweep(folder, [folder])
+
+
+def _compute(results):
+    """student -> the floating-point operations of its training, with the teacher's and the sampling's."""
+    settings, counts, text = results.settings, {}, results.settings.text
+
+    def config_of(name):
+        return read_any_config(results.path_of(name))
+
+    taught = None if settings.teacher is None else config_of(TEACHER)
+    answered = 0
+    if text is not None:
+        # An upper bound: the lengths of the completions are not saved
+        answered = text.num_prompts * text.samples_per_prompt * text.max_completion_length
+    for stage in _learners(results):
+        config = config_of(stage.name)
+        if isinstance(stage, Distil):
+            counts[stage.title] = compute.distilled(
+                stage.settings,
+                config,
+                taught,
+                texts=_number_of_texts(results),
+                answered=answered,
+            )
+        else:
+            metrics = results.folder / "metrics.jsonl"
+            counts[stage.title] = compute.reinforced(stage.settings, config, metrics, stage.name)
+    return counts
+
+
+def _number_of_texts(results):
+    """The size of the students' training set."""
+    texts = next(stage.texts for stage in results.stages if isinstance(stage, Distil))
+    accepted = accepted_by(results.folder, texts.accepted) if texts.accepted else None
+    questions, files = texts.questions, file_tasks(results.settings, results.folder / "data")
+    tasks = transfer_tasks(results.settings, questions.world, questions.tasks, accepted, files)
+    return sum(len(task.train) for task in tasks.values())
+
+
+def report_sweep(folder: Path, workdirs: list[Path]):
+    """Print the findings over finished runs, and write them to folder/findings.txt and findings.json."""
+    if not first_process():
+        return
+    found = findings(workdirs)
+    table = findings_table(found, len(workdirs))
+    Console(width=TABLE_WIDTH).print(table)
+    with (folder / "findings.txt").open("w") as file:
+        Console(width=TABLE_WIDTH, file=file).print(table)
+    (folder / "findings.json").write_text(json.dumps(as_json(found), indent=1) + "\n")
+
+
+def _print_answers(answers: dict):
+    """Print the table of right answers."""
+    rows = {title: intervals(found) for title, found in answers.items()}
+    names = list(next(iter(rows.values())))
+    forms, columns = dict.fromkeys(names, ".1%"), {name: name for name in names}
+    title = "right answers to held-out questions; of requests, how far they help"
+    make_console().print(stages_table(rows, forms, columns, title=title, first_column="policy"))

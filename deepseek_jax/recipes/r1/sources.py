@@ -1,0 +1,213 @@
+"""What the stages of R1 read of a world, or of a user's own data."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from contextlib import nullcontext
+
+from deepseek_jax.data.messages import worked_conversations
+from deepseek_jax.data.tasks import Task
+from deepseek_jax.errors import at
+from deepseek_jax.recipes.kinds.accept import Accepted, Prompts
+from deepseek_jax.recipes.kinds.learn_from import TaskQuestions
+from deepseek_jax.recipes.kinds.reinforce import Questions
+from deepseek_jax.recipes.kinds.tune import Texts
+from deepseek_jax.recipes.r1.settings import ConversationSettings, OwnDataSettings, R1Settings
+from deepseek_jax.recipes.stage import Context, Source
+from deepseek_jax.worlds.own import own_world
+from deepseek_jax.worlds.registry import find_world
+from deepseek_jax.worlds.world import World
+
+KINDS = "reasoning", "general"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WorldData:
+    """The world, and a run's split of its questions. held_out: kind -> their number."""
+
+    name: str
+    data: OwnDataSettings | None
+    seed: int
+    held_out: Mapping[str, int]
+
+    @classmethod
+    def of(cls, s: R1Settings):
+        """That of a config."""
+        held_out = {"reasoning": s.evaluation.num_puzzles, "general": s.evaluation.num_requests}
+        return cls(s.world, s.data, s.seed, held_out)
+
+    @functools.cached_property
+    def world(self) -> World:
+        """The World of config.world, or that of the user's own data."""
+        if self.data is None:
+            return find_world(self.name)
+        own = self.data
+        return own_world(own.reasoning, own.rule, own.general, template=own.template)
+
+    def of_kind(self, kind: str) -> str | None:
+        """The name of the world's questions of a kind; None where there are none."""
+        return self.world.reasoning if kind == "reasoning" else self.world.general
+
+    @functools.cached_property
+    def tasks(self) -> dict[str, Task]:
+        """{kind: Task}, an empty one where there are none."""
+        with at("config"), nullcontext() if self.data is None else at("data"):
+            return {kind: self._task(kind) for kind in KINDS}
+
+    def _task(self, kind):
+        name = self.of_kind(kind)
+        if name is None:
+            return Task([], [])
+        return self.world.questions[name].task(self.seed, self.held_out[kind])
+
+    def worked(self, kind: str, examples: list[dict]) -> list[dict]:
+        """Conversations in which the world's solutions answer examples of a kind."""
+        if not examples:
+            return []
+        return worked_conversations(examples, self.world.questions[self.of_kind(kind)].worked)
+
+    def rule(self) -> str | None:
+        """The reward that says whether an answer to a reasoning question is right."""
+        return self.world.questions[self.world.reasoning].rule
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Asked(Questions, TaskQuestions):
+    """The training questions of kinds. takes: what Reinforce or LearnFrom calls them -> the world's kind,
+    None for no questions.
+    """
+
+    world_data: WorldData
+    takes: Mapping[str, str | None]
+
+    def covers(self, context):
+        return self.read(context)
+
+    def describe(self, context):
+        number = len(self.world_data.tasks["reasoning"].train)
+        return f"world {self.world_data.world.name}: {number} reasoning questions"
+
+    def read(self, context):
+        tasks = self.world_data.tasks
+        return {name: tasks[kind].train if kind else [] for name, kind in self.takes.items()}
+
+
+def reinforcing(data: WorldData, *, general: bool = False, only: str | None = None) -> Asked:
+    """The questions of a stage of reinforcement: reasoning ones, and with `general` general ones; of a
+    specialist those of one kind alone.
+    """
+    return Asked(
+        data, {"reasoning": only or "reasoning", "general": "general" if general else None}
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FirstQuestions(Prompts):
+    """The first num_prompts reasoning questions, which a policy answers."""
+
+    world_data: WorldData
+
+    def covers(self, context):
+        return self.read(context)
+
+    def check(self, context):
+        number, there = context.settings.num_prompts, len(self.world_data.tasks["reasoning"].train)
+        check_available("num_prompts", number, there, "reasoning questions")
+
+    def read(self, context):
+        return self.world_data.tasks["reasoning"].train[: context.settings.num_prompts]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LastRequests(Prompts):
+    """The last num_prompts general questions, which a policy answers: fine-tunings learn the answers of the
+    first `learned` ones.
+    """
+
+    world_data: WorldData
+    learned: int
+
+    def covers(self, context):
+        return self.read(context)
+
+    def check(self, context):
+        there = len(self.world_data.tasks["general"].train) - self.learned
+        what = "general questions whose answers are not learned from"
+        check_available("num_prompts", context.settings.num_prompts, there, what)
+
+    def read(self, context):
+        general = self.world_data.tasks["general"].train
+        return general[len(general) - context.settings.num_prompts :]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Worked(Texts):
+    """What earlier stages have accepted, and the world's solutions of the first questions of each kind, as
+    many as the settings' data say.
+    """
+
+    world_data: WorldData
+    accepted: Accepted
+
+    @property
+    def reads(self):
+        return self.accepted.reads
+
+    def covers(self, context):
+        return [[m["content"] for m in c["messages"]] for c in self._own(context)]
+
+    def check(self, context):
+        for field, (kind, number) in _numbers(context.settings.data).items():
+            with at("data"):
+                there = len(self.world_data.tasks[kind].train)
+                check_available(field, number, there, f"{kind} questions")
+
+    def _own(self, context):
+        data, found = self.world_data, []
+        for kind, number in _numbers(context.settings.data).values():
+            found += data.worked(kind, data.tasks[kind].train[:number])
+        return found
+
+    def read(self, context):
+        return [*self.accepted.read(context), *self._own(context)]
+
+
+def _numbers(data: ConversationSettings):
+    """{field: (kind of questions, their number)}."""
+    return {
+        "num_puzzles": ("reasoning", data.num_puzzles),
+        "num_requests": ("general", data.num_requests),
+    }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeldOutSolutions(Texts):
+    """The world's solutions of the held-out reasoning questions."""
+
+    world_data: WorldData
+
+    def covers(self, context):
+        return [[m["content"] for m in c["messages"]] for c in self.read(context)]
+
+    def read(self, context):
+        return self.world_data.worked("reasoning", self.world_data.tasks["reasoning"].held_out)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeldOutQuestions(Source):
+    """The held-out questions of both kinds, on which policies are measured."""
+
+    world_data: WorldData
+
+    def covers(self, context):
+        return self.read(context)
+
+    def read(self, context: Context) -> list[list[dict]]:
+        """[reasoning examples, general examples], without prompts."""
+        return [self.world_data.tasks[kind].held_out for kind in KINDS]
+
+
+def check_available(field: str, number: int, available: int, what: str):
+    """Raise ValueError where a field asks for more than there are."""
+    if not 0 <= number <= available:
+        raise ValueError(f"{field}={number} must be within 0..{available}, the {what} to train on")

@@ -1,0 +1,19 @@
+"""What a run prints that has trained a reward model or a judge."""
+
+from deepseek_jax import reports
+from deepseek_jax.parallel.processes import first_process
+from deepseek_jax.recipes.results import Results
+from deepseek_jax.recipes.stage import Stage
+
+
+def report_trained(results: Results, stage: Stage, title: str, curves: tuple[str, ...]):
+    """Draw the curves of a stage and print its scores. title: of the scores. Process 0 alone."""
+    if not first_process():
+        return
+    workdir, console = results.folder, reports.make_console()
+    metrics, picture = workdir / "metrics.jsonl", workdir / "curves.png"
+    reports.plot_curves(metrics, picture, phase=stage.name, names=curves)
+    console.print(reports.reward_model_table(title, workdir / stage.name))
+    left = "report.html, metrics, curves.png, tensorboard, and a folder of each stage"
+    console.print(f"complete; {left} are in {workdir}")
+    console.print(f"to be rewarded by it, set config.reward_models.NAME.path to {workdir}")
