@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from deepseek_jax.recipes.kinds.given import Given
 from deepseek_jax.recipes.kinds.paying import Paid
-from deepseek_jax.recipes.kinds.pretrain import BaseCorpus, Given, Pretrain
+from deepseek_jax.recipes.kinds.pretrain import BaseCorpus, Pretrain
 from deepseek_jax.recipes.origin import Origin
 from deepseek_jax.recipes.settings import PolicyRun
 from deepseek_jax.recipes.stage import Stage

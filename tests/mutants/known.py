@@ -595,7 +595,7 @@ HISTORY = (
     ),
     Known(
         "a generation does not know the length of runs that decontaminate",
-        "recipes/generate/run.py",
+        "recipes/generate/sources.py",
         "Evaluation(*self.texts, self.settings.keep.ngram)",
         "Evaluation(*self.texts)",
         ("tests/recipes/generate/test_run.py",),

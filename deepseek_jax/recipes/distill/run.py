@@ -19,7 +19,8 @@ from deepseek_jax.recipes.distill.tasks import (
 )
 from deepseek_jax.recipes.kinds.accept import Accept, Rule
 from deepseek_jax.recipes.kinds.distil import Distil, TaughtBy
-from deepseek_jax.recipes.kinds.pretrain import BaseCorpus, Given, Pretrain, Random
+from deepseek_jax.recipes.kinds.given import Given, Random
+from deepseek_jax.recipes.kinds.pretrain import BaseCorpus, Pretrain
 from deepseek_jax.recipes.kinds.reinforce import Reinforce
 from deepseek_jax.recipes.kinds.tune import Tune
 from deepseek_jax.recipes.origin import Origin

@@ -30,6 +30,10 @@ class GenerateSettings(Conversing, AskSettings, RewardSettings, PolicyRun):
     reward_models: dict[str, ModelRewardSettings] = dataclasses.field(default_factory=dict)
     adapter: str | None = None
 
+    def trains_whole(self):
+        # It trains nothing of its teacher
+        return False
+
     def __post_init__(self):
         super().__post_init__()
         if self.adapter is not None and self.init_from is None:

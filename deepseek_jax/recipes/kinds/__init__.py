@@ -1,3 +1,1 @@
-"""The kinds of stages, one file each: what its hash covers, what can be known to be wrong beforehand, what it
-compiles, and the run. recipes.stage says what these functions get.
-"""
+"""The kinds of stages, one file each: classes that extend stage.Stage, and the sources that they read."""

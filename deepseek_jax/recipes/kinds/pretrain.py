@@ -25,7 +25,6 @@ from deepseek_jax.progress import waiting_for
 from deepseek_jax.recipes.kinds.paying import Paid, beside_models
 from deepseek_jax.recipes.pretrain.settings import BaseSettings, StageSettings, switched_on
 from deepseek_jax.recipes.stage import Context, Source, Stage
-from deepseek_jax.rollout.weights import cast
 from deepseek_jax.training.loop import LOSS_TERMS, train
 from deepseek_jax.training.micro_batches import over_micro_batches
 from deepseek_jax.training.run import Run
@@ -374,41 +373,3 @@ class BaseCorpus(Source):
     def read(self, context) -> Corpus:
         """The Corpus."""
         return Corpus(self.documents, context.policy.tokenizer)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Given(Stage):
-    """A checkpoint that a line of stages begins from. It stays where it is."""
-
-    def is_left(self, folder):
-        return True
-
-    def run(self, context):
-        return None
-
-    def path_of_params(self, folder):
-        return self.origin.checkpoint
-
-    def params(self, context, trained, mesh):
-        return self.origin.load(mesh, trained)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Random(Stage):
-    """Random parameters that a line of stages begins from, drawn again where they are read. kept: whether
-    they are saved: an adapter is of no use without what it was trained beside.
-    """
-
-    kept: bool = False
-
-    def is_left(self, folder):
-        return not self.kept or super().is_left(folder)
-
-    def run(self, context):
-        policy = context.policies[self.name]
-        return policy.at(random_params(policy.config, context.mesh, self.seed))
-
-    def params(self, context, trained, mesh):
-        config = context.policies[self.name].config
-        params = random_params(config, mesh, self.seed)
-        return params if trained else jax.jit(cast, static_argnums=0)(config, params)

@@ -27,8 +27,9 @@ from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, build_model, names_architecture
 from deepseek_jax.models.trained_part import INDEXER, with_indexers
 from deepseek_jax.parallel.processes import first_process, say
+from deepseek_jax.recipes.kinds.given import Given, Random
 from deepseek_jax.recipes.kinds.measure import Measure
-from deepseek_jax.recipes.kinds.pretrain import Corpus, Given, HeldOut, Pretrain, Random
+from deepseek_jax.recipes.kinds.pretrain import Corpus, HeldOut, Pretrain
 from deepseek_jax.recipes.origin import Origin
 from deepseek_jax.recipes.page import run_page
 from deepseek_jax.recipes.pretrain.documents import digest_of_sources, open_corpus

@@ -18,6 +18,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from deepseek_jax.recipes.kinds.accept import Accept, Accepted, Rule, TrainedJudge
+from deepseek_jax.recipes.kinds.given import Given
 from deepseek_jax.recipes.kinds.judge import JudgedPairs, TrainJudge
 from deepseek_jax.recipes.kinds.learn_from import (
     CheckpointTeacher,
@@ -27,7 +28,7 @@ from deepseek_jax.recipes.kinds.learn_from import (
 )
 from deepseek_jax.recipes.kinds.prefer import Prefer
 from deepseek_jax.recipes.kinds.preferences import Preferences
-from deepseek_jax.recipes.kinds.pretrain import BaseCorpus, Given, Pretrain
+from deepseek_jax.recipes.kinds.pretrain import BaseCorpus, Pretrain
 from deepseek_jax.recipes.kinds.reinforce import Reinforce
 from deepseek_jax.recipes.kinds.tune import Tune
 from deepseek_jax.recipes.origin import Origin

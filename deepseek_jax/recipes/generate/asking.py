@@ -1,0 +1,236 @@
+"""The stages of a generation: questions are varied, answered by the teacher, and the answers sifted."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from deepseek_jax.errors import at
+from deepseek_jax.files import read_json, write_whole
+from deepseek_jax.parallel.mesh import mesh_of
+from deepseek_jax.parallel.processes import barrier, first_process
+from deepseek_jax.recipes.conversing import (
+    conversing,
+    try_environment,
+)
+from deepseek_jax.recipes.generate.settings import GenerateSettings
+from deepseek_jax.recipes.generate.sources import (
+    AskedQuestions,
+    MeasuredOn,
+    SampleRewards,
+    own_mesh,
+)
+from deepseek_jax.recipes.kinds.measure import scored_answer_programs
+from deepseek_jax.recipes.stage import Answering, Context, Left, Stage
+from deepseek_jax.reinforce.scenarios import deciding, say_deciding
+from deepseek_jax.rollout.policy import Policy
+from deepseek_jax.rollout.settings import Limit
+from deepseek_jax.synthesis.augment import augmented
+from deepseek_jax.synthesis.sift import FATES, write_sifted
+from deepseek_jax.synthesis.teacher import Teacher, check_opening
+
+QUESTIONS = "questions.json"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Asks(Stage):
+    """A stage in which the teacher answers. With several processes, each group of config.teacher_processes
+    answers its own share of the prompts, on a mesh of its own devices.
+    """
+
+    leaves_policy = False
+
+    whole: GenerateSettings
+
+    def sampling_mesh(self, mesh):
+        return teacher_mesh(self.whole, mesh)
+
+    def teacher(self, context: Context) -> Teacher:
+        """The Teacher, whose policy is loaded when there is something to answer."""
+
+        def load():
+            return load_teacher(self.whole, context, self.start)
+
+        def make():
+            own = own_mesh(self.whole, context)
+            return Teacher(self.whole, load, own, context.run.should_stop)
+
+        return context.once("teacher", make)
+
+    def answer(self, context, folder: Path, examples, *, n: int, conversing_in=None, rewards=None):
+        """Let the teacher answer examples n times, into chunks in a folder. conversing_in: Environments of
+        the answers, None for single turns.
+        """
+        teacher = self.teacher(context)
+        if conversing_in is not None:
+            own = conversing(teacher.policy, conversing_in, self.whole)
+            answering = dataclasses.replace(teacher, load=lambda: own)
+        else:
+            answering = teacher
+        # launch has set the mesh of all processes; a teacher is on the devices of its own group
+        with jax.set_mesh(own_mesh(self.whole, context)), at("config"):
+            # Reads the checkpoint: a complete stage does not need it
+            prompts = prompts_of(self.whole, answering.policy, examples)
+            answering.answer(folder, prompts, n=n, rewards=rewards)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Vary(Asks):
+    """The questions to ask: the given ones, and those derived from them by rule and by the teacher."""
+
+    questions: AskedQuestions
+    measured_on: MeasuredOn
+
+    def is_left(self, folder):
+        return (folder / QUESTIONS).exists()
+
+    def run(self, context):
+        def ask(name, examples):
+            self.answer(context, context.own / name, examples, n=1)
+            return context.own / name
+
+        with at("config"):
+            found, fates = augmented(
+                self.whole, self.questions.both[0], self.measured_on.evaluation(), ask
+            )
+        if first_process():
+            content = {"questions": found, "fates": fates}
+            write_whole(context.own / QUESTIONS, json.dumps(content, ensure_ascii=False))
+        barrier("the questions are there")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ask(Asks):
+    """A teacher's answers to every question, with their rewards (arXiv:2501.12948, appendix B.3.3)."""
+
+    questions: AskedQuestions
+    varied: Left
+    rewards: SampleRewards
+
+    def is_left(self, folder):
+        # The teacher skips chunks that are there
+        return False
+
+    def check_data(self, context):
+        settings = self.whole
+        with at("config"):
+            self._check_groups()
+        super().check_data(context)
+        # Wrong rewards, questions and checkpoints raise before anything is trained
+        rewards, (questions, _) = self.rewards.read(context), self.questions.both
+        with at("rewards"):
+            rewards.check(questions)
+        say_deciding(settings, rewards)
+        environments = self.rewards.environments(context)
+        try_environment(environments, questions)
+        policy = dataclasses.replace(context.policy, opening=settings.data.opening)
+        prompts_of(settings, conversing(policy, environments, settings), questions)
+
+    def _check_groups(self):
+        """Raise ValueError for conversations that several groups of processes would hold."""
+        own, all_of_them = self.whole.teacher_processes, jax.process_count()
+        if self.whole.converses and own < all_of_them:
+            # After a turn all processes tell each other what came of their tools
+            raise ValueError(
+                f"teacher_processes={own} of {all_of_them} processes makes several teachers, and all of them "
+                f"hold conversations together; set it to {all_of_them}, or leave out tools and environment"
+            )
+
+    def programs(self, config, mesh, others):
+        """The answers of one teacher, on the devices of its processes, and what reward models and judges make
+        of them there.
+        """
+        settings, sampling = self.whole, self.whole.sampling
+        asked = Answering(
+            sampling,
+            settings.chunk_size,
+            sampling.samples_per_prompt,
+            sampling.max_prompt_length,
+            # A base is pre-trained in float32; a checkpoint is read in the dtype that it computes in
+            dtype="float32" if settings.init_from is None else config.dtype,
+            turns=settings.most_turns(),
+        )
+        own = teacher_mesh(settings, mesh)
+        return scored_answer_programs(self, config, own, asked, self.rewards, scores=True)
+
+    def run(self, context):
+        """Leaves the chunks in the stage's folder."""
+        self.answer(
+            context,
+            context.own,
+            read_json(self.varied.read(context) / QUESTIONS)["questions"],
+            n=self.whole.sampling.samples_per_prompt,
+            conversing_in=self.rewards.environments(context),
+            rewards=self.rewards.read(context),
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sift(Stage):
+    """The dataset of the answers that the filters keep."""
+
+    leaves_policy = False
+
+    whole: GenerateSettings
+    rewards: SampleRewards
+    measured_on: MeasuredOn
+    samples: Left
+
+    def is_left(self, folder):
+        return False
+
+    def run(self, context):
+        """Leaves the dataset in the stage's folder."""
+        with at("config"):
+            accuracy = deciding(self.whole, self.rewards.read(context))
+            settings = dataclasses.replace(self.whole, accuracy=accuracy)
+            write_sifted(
+                settings,
+                self.samples.read(context),
+                self.measured_on.evaluation(),
+                context.own,
+            )
+
+    def measurements(self):
+        return {self.name: f"{self.name}/{FATES}"}
+
+    def scores(self, found):
+        # No interval: it would need the fates by question, because completions of one are alike
+        fates = found.values()
+        kept, asked = sum(of["kept"] for of in fates), sum(sum(of.values()) for of in fates)
+        return {"kept_share": [kept / asked, None, None]}
+
+
+def load_teacher(settings: GenerateSettings, context: Context, name: str) -> Policy:
+    """The teacher's Policy, on the mesh of its group."""
+    own = own_mesh(settings, context)
+    policy = context.load(name, trained=False, mesh=own)
+    with at("adapter"):
+        policy = policy.with_adapter_of(settings.adapter, own)
+    return dataclasses.replace(policy, opening=settings.data.opening)
+
+
+def prompts_of(settings: GenerateSettings, policy: Policy, examples: list):
+    """The examples with their prompt_ids, without prompts above sampling.max_prompt_length."""
+    sampling = settings.sampling
+    limit = Limit(sampling.max_completion_length, sampling.max_prompt_length)
+    with at("sampling"):
+        prompts = policy.ask(examples, limit, "generation")
+    with at("data"):
+        # One prompt is enough: the template ends all of them alike
+        check_opening(policy, prompts[0]["prompt_ids"])
+    return prompts
+
+
+def teacher_mesh(settings: GenerateSettings, mesh: Mesh):
+    """The mesh of the first teacher: parallel.mesh.group_mesh for devices that are not there."""
+    if mesh.devices.flat[0].platform == "cpu":
+        return mesh
+    devices = [
+        device
+        for device in sorted(mesh.devices.flat, key=lambda device: device.id)
+        if device.process_index < settings.teacher_processes
+    ]
+    return mesh_of(mesh, devices)

@@ -1,0 +1,145 @@
+"""What the stages of a generation read: questions, evaluation sets and rewards."""
+
+import dataclasses
+import functools
+
+from jax.sharding import Mesh
+
+from deepseek_jax.data.questions import distinct, evaluation_texts, read_questions
+from deepseek_jax.errors import at
+from deepseek_jax.named_code import code_digests
+from deepseek_jax.parallel.mesh import group_mesh
+from deepseek_jax.recipes.conversing import (
+    open_environments,
+    rewards_of,
+)
+from deepseek_jax.recipes.generate.settings import GenerateSettings
+from deepseek_jax.recipes.kinds.paying import Paid
+from deepseek_jax.recipes.origin import digest
+from deepseek_jax.recipes.stage import Context, Source
+from deepseek_jax.reinforce.model_rewards import load_model_rewards
+from deepseek_jax.rewards import Rewards
+from deepseek_jax.synthesis.ngrams import Evaluation
+from deepseek_jax.worlds.registry import find_questions, open_rewards
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AskedQuestions(Source):
+    """The questions of config.data, and the held-out ones of its task."""
+
+    settings: GenerateSettings
+
+    @functools.cached_property
+    def both(self) -> tuple[list[dict], list[dict]]:
+        """(questions to ask, held-out questions)."""
+        with at("config"):
+            return _questions(self.settings)
+
+    def covers(self, context):
+        adapter = self.settings.adapter
+        return [self.both[0], None if adapter is None else digest(adapter)]
+
+    def describe(self, context):
+        found, _ = self.both
+        return f"{len(found)} questions, such as {found[0]['question']!r}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MeasuredOn(Source):
+    """The evaluation sets that config.keep.decontaminate names."""
+
+    settings: GenerateSettings
+    questions: AskedQuestions
+
+    @functools.cached_property
+    def texts(self) -> tuple[list[str], list[str]]:
+        """(questions, solutions)."""
+        with at("config"):
+            return _measured_on(self.settings, self.questions.both[1])
+
+    def covers(self, context):
+        return [self.texts, self.settings.keep.ngram]
+
+    def describe(self, context):
+        return f"{len(self.texts[0])} questions of evaluations that they must not contain"
+
+    def check(self, context):
+        # Raises where a set is not there
+        self.evaluation()
+
+    def evaluation(self) -> Evaluation | None:
+        """The synthesis.ngrams.Evaluation of these sets, or None."""
+        return Evaluation(*self.texts, self.settings.keep.ngram) if any(self.texts) else None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SampleRewards(Paid):
+    """The rewards that score the samples, with reward models, open for the whole run."""
+
+    settings: GenerateSettings
+
+    def models(self, folder=None):
+        return self.settings.reward_models
+
+    def covers(self, context):
+        settings = self.settings
+        paths = {name: digest(block.path) for name, block in settings.reward_models.items()}
+        talk = [*settings.tools, settings.environment, settings.conversation]
+        return [settings.rewards, settings.reward_models, paths, code_digests(settings), talk]
+
+    def environments(self, context: Context):
+        """The Environments of the samples; None for single turns."""
+        return context.once(
+            "environments", lambda: open_environments(self.settings, context.opened)
+        )
+
+    def read(self, context: Context) -> Rewards:
+        """The Rewards, on the devices of the teacher."""
+        return context.once(self, lambda: self._open(context))
+
+    def _open(self, context):
+        settings = self.settings
+        with at("config"), at("reward_models"):
+            buffer = settings.model.get("expert_buffer")
+            models = load_model_rewards(settings.reward_models, own_mesh(settings, context), buffer)
+        models |= rewards_of(self.environments(context))
+        with at("config"), at("rewards"):
+            return context.opened.enter_context(open_rewards(settings.rewards, models=models))
+
+
+def own_mesh(settings: GenerateSettings, context: Context) -> Mesh:
+    """The mesh of a teacher: of the devices of its own group of processes."""
+    with at("config"), at("teacher_processes"):
+        return group_mesh(context.mesh, settings.teacher_processes)
+
+
+def _questions(settings: GenerateSettings):
+    """(questions to ask, held-out questions of config.data.task)."""
+    data, held_out = settings.data, []
+    with at("data"):
+        if data.path is not None:
+            questions = read_questions(data.path, data.split, data.columns)
+        else:
+            _, asked = find_questions(data.task)
+            plays = settings.environment is not None
+            task = asked.task(settings.seed, data.num_held_out, plays)
+            questions, held_out = distinct(task.train), task.held_out
+    if data.num_prompts is not None and data.num_prompts > len(questions):
+        raise ValueError(
+            f"data.num_prompts={data.num_prompts} is above the {len(questions)} different questions; lower it"
+        )
+    return questions[: data.num_prompts], held_out
+
+
+def _measured_on(settings: GenerateSettings, held_out: list):
+    """(questions, solutions) of the evaluation sets that config.keep.decontaminate names."""
+    questions, solutions = [], []
+    for name in settings.keep.decontaminate:
+        if name == "held_out":
+            asked = [example["question"] for example in held_out]
+            worked = [example.get("solution", example["answer"]) for example in held_out]
+        else:
+            with at("keep.decontaminate", "path"):
+                asked, worked = evaluation_texts(name)
+        questions, solutions = questions + asked, solutions + worked
+    return questions, solutions
