@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from deepseek_jax.data.builders import FileConfig, TextBuilder, build
 from deepseek_jax.data.columns import check_names, plain, rows_of_tfds
 from deepseek_jax.data.conversation_forms import as_conversation, parse_conversation
 from deepseek_jax.data.records import needing
-from deepseek_jax.data.sources import RANDOM_ACCESS_FORMATS, read
+from deepseek_jax.data.sources import RANDOM_ACCESS_FORMATS, in_order, read
 from deepseek_jax.data.stored import is_stored, stored_dataset, stored_records
+from deepseek_jax.data.written import build, of_files
 
 # For messages
 LINE = (
@@ -21,6 +21,8 @@ LINE = (
 DERIVED_FROM = "derived_from"
 # The feature with a line's other columns
 COLUMNS = "columns"
+MESSAGES = tfds.features.Sequence({"role": tfds.features.Text(), "content": tfds.features.Text()})
+FEATURES = {"messages": MESSAGES, "weight": np.float32, COLUMNS: tfds.features.Text()}
 
 
 def read_conversations(
@@ -32,17 +34,18 @@ def read_conversations(
     """Random access to the conversations of a path of data.records; see conversation_forms for their forms.
 
     A conversation is a dict of messages, weight and the other columns of its line. columns: our name -> the
-    column's, where the data have another. They are written under data_dir as a dataset, in TFDS's own order,
-    on the first call and whenever the content has changed: see builders.build. A TFDS dataset with a feature
-    messages: Sequence({"role": Text(), "content": Text()}), stored as array_record, is read where it is.
-    Raises ValueError as read_records does, and, naming file and line, for a record that is not a
+    column's, where the data have another. They are written under data_dir as a dataset, on the first call and
+    whenever the content has changed (see written.build), and are in an order of their own. A TFDS dataset
+    with a feature messages: Sequence({"role": Text(), "content": Text()}), stored as array_record, is read
+    where it is. Raises ValueError as read_records does, and, naming file and line, for a record that is not a
     conversation.
     """
     if is_stored(path) and not columns and _has_messages(path):
         return _tfds_conversations(path, split)
     with needing(LINE):
-        config = FileConfig(path=str(path), split=split, columns=tuple((columns or {}).items()))
-        return Conversations(build(MessagesCorpus, config, data_dir), path, _columns_of_json)
+        renames = dict(columns or {})
+        dataset = of_files("messages_corpus", path, split, renames, FEATURES, _as_record)
+        return Conversations(in_order(build(dataset, data_dir)), path, _columns_of_json)
 
 
 def worked_conversations(examples: list, worked):
@@ -53,27 +56,12 @@ def worked_conversations(examples: list, worked):
     return [example | _answered(example, worked(example)) for example in examples]
 
 
-class MessagesCorpus(TextBuilder):
-    """The conversations of files, with their lines' other columns as JSON; see read_conversations."""
-
-    VERSION = tfds.core.Version("1.1.0")
-
-    def _info(self):
-        text = tfds.features.Text()
-        message = {"role": text, "content": text}
-        features = {
-            "messages": tfds.features.Sequence(message),
-            "weight": np.float32,
-            COLUMNS: text,
-        }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-    def _generate_examples(self):
-        for number, (place, record) in enumerate(self.builder_config.records()):
-            conversation = as_conversation(place, record)
-            parts = {name: conversation.pop(name) for name in ("messages", "weight")}
-            # ASCII alone: a column may have half of a surrogate pair, which UTF-8 cannot hold
-            yield number, parts | {COLUMNS: json.dumps(conversation, allow_nan=False)}
+def _as_record(place, line):
+    """The record of a line of a file: its other columns as JSON."""
+    conversation = as_conversation(place, line)
+    parts = {name: conversation.pop(name) for name in ("messages", "weight")}
+    # ASCII alone: a column may have half of a surrogate pair, which UTF-8 cannot hold
+    return parts | {COLUMNS: json.dumps(conversation, allow_nan=False)}
 
 
 class Conversations:
@@ -100,7 +88,7 @@ class Conversations:
 
 
 def _columns_of_json(place, record):
-    """The columns of a record of MessagesCorpus."""
+    """The columns of a record of _as_record."""
     return json.loads(record[COLUMNS])
 
 

@@ -1,23 +1,50 @@
 """Corpora of documents, by random access."""
 
-from collections.abc import Mapping
+import re
+import sys
+import sysconfig
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from deepseek_jax.data.builders import FileConfig, FileCorpus, PythonConfig, PythonCorpus, build
+from deepseek_jax.data.order import hashed_order
 from deepseek_jax.data.records import needing
 from deepseek_jax.data.stored import stored_dataset, stored_records
+from deepseek_jax.data.written import Dataset, build, of_files
 from deepseek_jax.parallel.processes import say
 
 RANDOM_ACCESS_FORMATS = ("array_record", "parquet")
 READ_AT_ONCE = 1024
+TEXT = {"text": tfds.features.Text()}
 
 
 def python_documents(data_dir: str | Path):
-    """Random access to the source of Python's standard modules, {"text": bytes}, built under `data_dir`."""
-    return build(PythonCorpus, PythonConfig(), data_dir)
+    """Random access to the source of Python's standard modules, {"text": bytes}, written under `data_dir`:
+    real text that every machine has.
+    """
+    modules = python_modules()
+    name = f"python_corpus/python_{'_'.join(map(str, sys.version_info[:3]))}_{len(modules)}_modules"
+
+    def records():
+        for path in modules:
+            yield {"text": path.read_text(encoding="utf-8")}
+
+    return in_order(build(Dataset(name, TEXT, records), data_dir), [path.name for path in modules])
+
+
+def python_modules():
+    """Paths of the standard library's top-level modules, sorted by name; without empty or non-UTF-8 ones."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    return sorted(path for path in folder.glob("*.py") if _is_text(path))
+
+
+def _is_text(path):
+    try:
+        return bool(path.read_text(encoding="utf-8").strip())
+    except ValueError:
+        return False
 
 
 def file_documents(
@@ -26,16 +53,31 @@ def file_documents(
     split: str = "train",
     columns: Mapping[str, str] | None = None,
 ):
-    """Random access to the documents {"text": bytes} of a path of data.records, in TFDS's own order.
+    """Random access to the documents {"text": bytes} of a path of data.records, in an order of their own.
 
     A record is {"text": "..."}; other columns are ignored. columns: our name -> the column's, such as
     {"text": "content"}. The documents are written under `data_dir` as a dataset on the first call, and again
-    whenever the content has changed: see builders.build. Raises ValueError as read_records does, and, naming
+    whenever the content has changed: see written.build. Raises ValueError as read_records does, and, naming
     file and line, for a record without a text.
     """
     with needing('{"text": "A document."}'):
-        config = FileConfig(path=str(path), split=split, columns=tuple((columns or {}).items()))
-        return build(FileCorpus, config, data_dir)
+        dataset = of_files("file_corpus", path, split, dict(columns or {}), TEXT, _as_document)
+        return in_order(build(dataset, data_dir))
+
+
+def _as_document(place, record):
+    text = record.get("text")
+    if not isinstance(text, str):
+        raise ValueError(f"{place} has no text under 'text'; it has {sorted(record)}.")
+    # JSON can hold half of a surrogate pair, and UTF-8 cannot
+    if re.search("[\ud800-\udfff]", text):
+        raise ValueError(f"{place} has half of a surrogate pair, which is no character; remove it.")
+    return {"text": text}
+
+
+def in_order(source, keys: Iterable | None = None):
+    """The records of a source in the order of their keys' hashes; by default the keys are their numbers."""
+    return Documents(source, hashed_order(range(len(source)) if keys is None else keys))
 
 
 def tfds_documents(path: str | Path, split: str = "train"):

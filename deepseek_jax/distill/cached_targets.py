@@ -5,50 +5,29 @@ from functools import partial
 import numpy as np
 import tensorflow_datasets as tfds
 
-from deepseek_jax.data.builders import TextBuilder, build
 from deepseek_jax.data.conversations import Fitting
 from deepseek_jax.data.packing import BLOCK, Rows, pack_segments
+from deepseek_jax.data.written import Dataset, build
 
 FEATURES = ("tokens", "weights", "top_ids", "top_logprobs", "dropped")
 
 
-class CachedTargets(TextBuilder):
-    """Records of FEATURES: tokens int32[n] and weights float32[n] of a text; top_ids int32[n k], top_logprobs
-    float32[n k] and dropped float32[n]: at each token the teacher's distill.top_k.TopK of the next one.
-
-    records: a function without arguments that yields the records, dicts. They are stored in that order, so
-    that one seed draws the same texts here as from the conversations themselves.
-    """
-
-    def __init__(self, records, k, **kwargs):
-        self._records, self._k = records, k
-        super().__init__(**kwargs)
-
-    def _info(self):
-        def array(dtype, *rest):
-            return tfds.features.Tensor(shape=(None, *rest), dtype=dtype)
-
-        features = {
-            "tokens": array(np.int32),
-            "weights": array(np.float32),
-            "top_ids": array(np.int32, self._k),
-            "top_logprobs": array(np.float32, self._k),
-            "dropped": array(np.float32),
-        }
-        features = tfds.features.FeaturesDict(features)
-        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
-
-    def _generate_examples(self):
-        yield from enumerate(self._records())
-
-
 def write_targets(records, k: int, data_dir, led=None):
-    """Random access to the records of records(). Writes them under data_dir first if they are missing.
+    """Random access to the records of records(), of FEATURES: tokens int32[n] and weights float32[n] of a
+    text; top_ids int32[n k], top_logprobs float32[n k] and dropped float32[n]: at each token the teacher's
+    distill.top_k.TopK of the next one. Writes them under data_dir first if they are missing.
 
-    builders.build writes all of them or nothing, in the first of several processes. k: stored tokens at each
-    position. led: see builders.prepared.
+    They keep their order, so that one seed draws the same texts here as from the conversations themselves.
+    written.build writes all of them or nothing, in the first of several processes. k: stored tokens at each
+    position. led: see written.build.
     """
-    return build(partial(CachedTargets, records=records, k=k), None, data_dir, led=led)
+
+    def array(dtype, *rest):
+        return tfds.features.Tensor(shape=(None, *rest), dtype=dtype)
+
+    features = array(np.int32), array(np.float32), array(np.int32, k), array(np.float32, k)
+    features = dict(zip(FEATURES, (*features, array(np.float32)), strict=True))
+    return build(Dataset("cached_targets", features, records), data_dir, led=led)
 
 
 def pack_targets(source, rows: Rows, *, seed: int, pad_id: int):

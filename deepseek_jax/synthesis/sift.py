@@ -74,7 +74,7 @@ class Sift:
         )
 
     def records(self, samples: Path):
-        """Yield the records of generated.TeacherConversations from a folder of chunks.
+        """Yield the records, of generated.FEATURES, from a folder of chunks.
 
         Raises ValueError, naming the fields that dropped them, if no completion passes.
         """

@@ -1,22 +1,17 @@
 """Documents and examples that toy worlds write, in memory, in an order of their own."""
 
-import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
+from deepseek_jax.data.order import hashed_order
+
 
 def in_order(examples: Iterable[Any], split: str = "train") -> list[Any]:
-    """The examples in the order of hashes of their numbers, another one for each split: the last ones, which
-    may be held out, are like the others.
-    """
+    """The examples in the order of hashes of their numbers, another one for each split."""
     examples = list(examples)
-
-    def place(index):
-        return hashlib.md5(f"{split}{index}".encode(), usedforsecurity=False).digest()
-
-    return [examples[index] for index in sorted(range(len(examples)), key=place)]
+    return [examples[index] for index in hashed_order(range(len(examples)), split)]
 
 
 def written_corpus(write: Callable, mix: Any, *, num_documents: int, seed: int) -> list[dict]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from deepseek_jax.data.builders import FileConfig, FileCorpus, prepared
 from deepseek_jax.data.sources import file_documents, read, tfds_documents
 from deepseek_jax.data.stored import stored_dataset
 
@@ -19,8 +18,8 @@ def corpus(tmp_path_factory):
     file = folder / "texts.jsonl"
     file.write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(300)))
     file_documents(file, folder / "data")
-    builder = prepared(FileCorpus, FileConfig(path=str(file)), folder / "data")
-    return file, folder / "data", Path(builder.data_path)
+    (built,) = (folder / "data").glob("file_corpus/texts_*/1.0.0")
+    return file, folder / "data", built
 
 
 @pytest.fixture

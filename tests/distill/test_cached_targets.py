@@ -65,14 +65,13 @@ def test_what_is_on_disk_is_not_written_again(folder):
 
 
 def test_all_processes_compute_what_the_first_one_writes(monkeypatch):
-    """Oracle: by hand: what the builder is made of, its folder, and what leads the others."""
+    """Oracle: by hand: what is written, its folder, and what leads the others."""
     monkeypatch.setattr(cached_targets, "build", lambda *given, **more: (given, more))
-    (make, subset, folder), more = write_targets("records", 7, "folder", led="led")
-    assert (make.func, make.keywords) == (
-        cached_targets.CachedTargets,
-        dict(records="records", k=7),
-    )
-    assert (subset, folder, more) == (None, "folder", {"led": "led"})
+    (dataset, folder), more = write_targets("records", 7, "folder", led="led")
+    assert (dataset.records, folder, more) == ("records", "folder", {"led": "led"})
+    shapes = {name: feature.shape for name, feature in dataset.features.items()}
+    arrays = dict(top_ids=(None, 7), top_logprobs=(None, 7))
+    assert shapes == dict(tokens=(None,), weights=(None,), dropped=(None,)) | arrays
 
 
 ONE_OF_TWO = """
