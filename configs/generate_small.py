@@ -19,6 +19,8 @@ def get_config(arg=None):
     else:
         c.model = models.deepseek_v3_tiny(vocab_size=r1_zero_small.VOCAB_SIZE)
         c.base = r1_zero_small.get_config().base
+        # A module that predicts one token further drafts the answers
+        c.model.num_nextn_predict_layers, c.base.mtp_weight = 1, 0.3
         c.base.corpus, c.base.num_steps = "bilingual_teaching", 700
         c.base.num_documents = 20_000
     c.data = dict(task="bilingual_puzzles", template="r1_zero", num_prompts=192, num_held_out=256)
@@ -34,6 +36,7 @@ def get_config(arg=None):
         max_prompt_length=32,
         max_completion_length=64,
         slots=128,
+        speculative=not arg.teacher,
     )
     c.accuracy = "puzzle_answer"
     c.rewards = dict(puzzle_answer=1.0, think_answer_format=1.0, language_consistency=1.0)

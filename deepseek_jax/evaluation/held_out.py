@@ -28,6 +28,7 @@ def evaluate_both(
         temperature=0.0,
         max_completion_length=options.max_completion_length,
         slots=options.slots,
+        speculative=options.speculative,
     )
     return {
         way: evaluate(policy, examples, rewards, chosen, accuracy=accuracy, seed=seed)

@@ -26,6 +26,7 @@ from deepseek_jax.rollout.completions import RolloutLog
 from deepseek_jax.rollout.conversations import Conversations
 from deepseek_jax.rollout.generation import generate
 from deepseek_jax.rollout.settings import AnswerOptions, Limit
+from deepseek_jax.rollout.speculative import check as check_drafts
 from deepseek_jax.settings import build
 
 
@@ -138,6 +139,7 @@ class Policy:
             eos_ids=self.eos_ids,
             seed=seed,
             slots=options.slots,
+            speculative=options.speculative,
             log=log,
         )
 
@@ -298,6 +300,13 @@ def check_reset(prompts, limit: int):
             f"environment: with the text of its reset a prompt has {longest} tokens, and there is room for "
             f"{limit}; raise max_prompt_length, or let reset return a shorter text"
         )
+
+
+def check_answers(config: ModelConfig, options: AnswerOptions):
+    """Raise ValueError for a model that cannot answer by these options, whatever the prompts."""
+    check_room(config, (), options.max_completion_length)
+    if options.speculative:
+        check_drafts(config)
 
 
 def check_room(config: ModelConfig, examples, max_completion_length: int):

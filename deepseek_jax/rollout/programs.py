@@ -22,7 +22,7 @@ from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.quantized import is_quantized
 from deepseek_jax.parallel.decoding import decoding_mesh
-from deepseek_jax.rollout import steps, turns
+from deepseek_jax.rollout import speculative, steps, turns
 from deepseek_jax.rollout.engine import (
     batch_parts_of,
     cache_rooms,
@@ -67,8 +67,11 @@ def rollout_programs(
     options: AnswerOptions. dtype, adapter: of the parameters, see abstract_tree. name: a prefix of the
     programs' names. Caches are as large as they get, and every completion counts as the longest: both are the
     most that a rollout can need. Beside a program lie the parameters, whose copy for decoding it reads, and
-    what it does not take of this copy, the slots and a chunk's prompts.
+    what it does not take of this copy, the slots and a chunk's prompts. Raises ValueError for drafts of a
+    model that has no module for them.
     """
+    if options.speculative:
+        speculative.check(config)
     params = abstract_tree(config, mesh, dtype, adapter)
     if mesh.size > 1:
         mesh = decoding_mesh(mesh, config.num_attention_heads)
@@ -86,6 +89,7 @@ def rollout_programs(
         keeps_routing=asked.keeps_routing,
         candidates=asked.candidates,
         turns=asked.turns,
+        drafts=options.speculative,
     )
     # Weights in int8 have no copy: what decodes is the parameters
     waiting = [] if is_quantized(params) else [Held("the parameters", params)]
@@ -106,7 +110,8 @@ class _Work(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class _Rollout:
     """The sizes of a rollout. name: a prefix of its programs' names. prompt_room, longest: tokens of the
-    longest prompt and completion. chunk: the prompts that are prefilled at once. The rest is of Asked.
+    longest prompt and completion. chunk: the prompts that are prefilled at once. drafts: whether
+    decoding is speculative. The rest is of Asked.
     """
 
     config: ModelConfig
@@ -119,10 +124,13 @@ class _Rollout:
     keeps_routing: bool
     candidates: int
     turns: int
+    drafts: bool
 
     @property
     def parts(self):
         """What has the functions that the engine calls, by the names of steps.Parts."""
+        if self.drafts:
+            return speculative
         return turns.PARTS if self.turns else steps
 
     def weights(self, params):
@@ -236,12 +244,16 @@ class _Rollout:
 
         # A slot's token sees its prompt, and half of its completion on average
         seen = self.prompt_room + self.longest / 2
+        flops = self.slots * forward_flops(self.config, seen)
+        if self.drafts:
+            # The last token and a draft, each with its pair in the module. One of them, or both, are gained
+            flops = 2 * self.slots * forward_flops(self.config, seen, depths=1)
         work = _Work(
             self._sizes_of_slots(),
             times=calls,
             token_steps=token_steps,
             tokens=self.slots,
-            flops=self.slots * forward_flops(self.config, seen),
+            flops=flops,
         )
         return self._program(
             "decode",

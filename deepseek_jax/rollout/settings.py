@@ -17,7 +17,8 @@ from deepseek_jax.settings import (
 class AnswerOptions:
     """How answers are sampled: at most max_completion_length tokens each, `slots` answers at once.
 
-    temperature 0 is greedy; top_p 1 and top_k 0 filter no token.
+    temperature 0 is greedy; top_p 1 and top_k 0 filter no token. speculative: the model's multi-token
+    prediction module drafts a token at each step, which changes the draws and not their distribution.
     """
 
     max_completion_length: Count
@@ -25,6 +26,7 @@ class AnswerOptions:
     top_p: PositiveShare = 1.0
     top_k: Natural = 0
     slots: Count = 32
+    speculative: bool = False
 
 
 class Limit(NamedTuple):

@@ -22,7 +22,8 @@ from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.decoding import own_rows
 from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.sampling import distribution, draw, verify
-from deepseek_jax.rollout.slots import append, lengthen, on_rollout_mesh, pinned, repeat, rooms
+from deepseek_jax.rollout.slots import append, on_rollout_mesh, pinned, repeat, rooms
+from deepseek_jax.rollout.slots import lengthen as grow
 from deepseek_jax.rollout.weights import axis_names, cast, layer_weights, layers_of
 
 
@@ -223,7 +224,7 @@ def decode(config, sampling, eos_ids, weights, tables, slots, ends):
     return repeat(body, slots, ends, completion_room - 1)
 
 
-PARTS = steps.Parts(decoding_weights, empty_slots, prefill, seat, decode, lengthen)
+PARTS = steps.Parts(decoding_weights, empty_slots, prefill, seat, decode, grow)
 
 
 def parts(config):

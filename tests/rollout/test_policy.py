@@ -220,14 +220,16 @@ def test_an_answer_is_asked_for_with_the_policys_ends_and_the_options(monkeypatc
         policy, "generate", lambda *given, **more: asked.append((given, more)) or rollout
     )
     own = tiny_policy()
-    options = AnswerOptions(max_completion_length=4, temperature=0.5, top_p=0.9, top_k=3, slots=7)
+    options = AnswerOptions(
+        max_completion_length=4, temperature=0.5, top_p=0.9, top_k=3, slots=7, speculative=True
+    )
     answers = own.answer([{"prompt_ids": [1, 2]}], options)
     ((given, more),) = asked
     assert given == (own.config, own.params, [[1, 2]]) and answers.rollout is rollout
     assert isinstance(more.pop("log"), RolloutLog)
     assert more == dict(
         n=1, max_completion_length=4, temperature=0.5, top_p=0.9, top_k=3, eos_ids=own.eos_ids,
-        seed=0, slots=7,
+        seed=0, slots=7, speculative=True,
     )  # fmt: skip
     assert answers.n == 1 and answers.prompts == [[1, 2]]
 

@@ -12,7 +12,7 @@ from deepseek_jax.costs.flops import forward_flops
 from deepseek_jax.costs.program import GENERATION, SYNC, argument_bytes
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.rollout import AnswerOptions, engine, generate, programs, steps
+from deepseek_jax.rollout import AnswerOptions, engine, generate, programs, speculative, steps
 from deepseek_jax.rollout.programs import Asked, rollout_programs
 from launch.planning.compiled import compile_programs
 from tests.costs.products import matmul_flops
@@ -94,8 +94,9 @@ def called(monkeypatch):
 
         return record
 
-    parts = {name: recording(name, part) for name, part in steps.PARTS._asdict().items()}
-    monkeypatch.setattr(steps, "PARTS", steps.Parts(**parts))
+    for module in (steps, speculative):
+        parts = {name: recording(name, part) for name, part in module.PARTS._asdict().items()}
+        monkeypatch.setattr(module, "PARTS", steps.Parts(**parts))
     return calls
 
 
@@ -104,7 +105,7 @@ def engines_calls(called, kind, mesh):
     config, params = tiny_model(kind)
     places = jax.tree.map(lambda x: x.sharding, abstract_tree(config, mesh))
     params = jax.tree.map(lambda x, place: jax.device_put(np.array(x), place), params, places)
-    sizes = dict(max_completion_length=LONGEST, n=N, slots=SLOTS)
+    sizes = dict(max_completion_length=LONGEST, n=N, slots=SLOTS, speculative=kind == "mtp")
     with jax.set_mesh(mesh):
         generate(config, params, PROMPTS, eos_ids=config.eos_ids, **sizes)
     return config, called
@@ -112,7 +113,8 @@ def engines_calls(called, kind, mesh):
 
 def planned_calls(config, mesh, **more):
     """{name: (Program, arguments)} of the plan, compiled for the same devices. more: fields of Asked."""
-    options = AnswerOptions(max_completion_length=LONGEST, slots=SLOTS)
+    drafts = config.num_nextn_predict_layers > 0
+    options = AnswerOptions(max_completion_length=LONGEST, slots=SLOTS, speculative=drafts)
     lengths = dict(prompts=len(PROMPTS), n=N, prompt_length=max(map(len, PROMPTS))) | more
     planned = rollout_programs(config, mesh, options, Asked(**lengths))
     arguments = {}
@@ -139,6 +141,7 @@ def planned_calls(config, mesh, **more):
     "kind, mesh",
     [
         pytest.param("gqa", one_device, id="one device"),
+        pytest.param("mtp", one_device, id="drafts"),
         pytest.param("mla_moe", eight_devices, id="eight devices", marks=pytest.mark.slow),
     ],
 )
@@ -152,7 +155,7 @@ def test_a_planned_rollout_calls_what_the_engine_calls(called, kind, mesh):
     assert planned.keys() == PARTS.keys() and not calls["grow"]
     for name, part in PARTS.items():
         program, arguments = planned[name]
-        assert program.function is getattr(steps, part)
+        assert program.function is getattr(speculative if kind == "mtp" else steps, part)
         static = [x for x in arguments if not shapes_of(x)]
         shapes = shapes_of(arguments)
         assert calls[part], name

@@ -10,7 +10,7 @@ from deepseek_jax.recipes.distill.settings import ScoreSettings
 from deepseek_jax.recipes.distill.tasks import HeldOutQuestions
 from deepseek_jax.recipes.kinds.measure import Measure, scored_answer_programs
 from deepseek_jax.recipes.stage import Answering
-from deepseek_jax.rollout.policy import check_room
+from deepseek_jax.rollout.policy import check_answers
 
 SAMPLES = "samples.json"  # answers in the folder of a measurement, for the page
 
@@ -23,7 +23,7 @@ class MeasureTasks(Measure):
     questions: HeldOutQuestions
 
     def check(self, config, mesh):
-        check_room(config, (), self.settings.max_completion_length)
+        check_answers(config, self.settings)
 
     def programs(self, config, mesh, others):
         asked = Answering(

@@ -25,7 +25,7 @@ from deepseek_jax.recipes.generate.sources import (
 from deepseek_jax.recipes.kinds.measure import scored_answer_programs
 from deepseek_jax.recipes.stage import Answering, Context, Left, Stage
 from deepseek_jax.reinforce.scenarios import deciding, say_deciding
-from deepseek_jax.rollout.policy import Policy
+from deepseek_jax.rollout.policy import Policy, check_answers
 from deepseek_jax.rollout.settings import Limit
 from deepseek_jax.synthesis.augment import augmented
 from deepseek_jax.synthesis.sift import FATES, write_sifted
@@ -112,6 +112,10 @@ class Ask(Asks):
     def is_left(self, folder):
         # The teacher skips chunks that are there
         return False
+
+    def check(self, config, mesh):
+        with at("config.sampling"):
+            check_answers(config, self.whole.sampling)
 
     def check_data(self, context):
         settings = self.whole

@@ -42,6 +42,11 @@ class GenerateSettings(Conversing, AskSettings, RewardSettings, PolicyRun):
             )
         longest = self.sampling.max_completion_length
         self.check_conversation(longest, "sampling.max_completion_length")
+        if self.converses and self.sampling.speculative:
+            raise ValueError(
+                "sampling.speculative=True drafts in single turns, and answers with tools or an environment "
+                "are conversations; set it to False"
+            )
         for name, least in self.keep.at_least.items():
             if name not in (*self.rewards, TOTAL):
                 raise ValueError(

@@ -14,7 +14,7 @@ from deepseek_jax.recipes.kinds.tune import Texts
 from deepseek_jax.recipes.stage import Answering, Context, Source, Stage
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.settings import ModelRewardSettings
-from deepseek_jax.rollout.policy import check_room
+from deepseek_jax.rollout.policy import check_answers
 from deepseek_jax.rollout.settings import Limit
 from deepseek_jax.synthesis.rejection import read_accepted, sample_accepted
 from deepseek_jax.synthesis.settings import RejectionSettings
@@ -77,7 +77,7 @@ class Accept(Stage):
         return (folder / FILE).exists()
 
     def check(self, config, mesh):
-        check_room(config, (), self.settings.max_completion_length)
+        check_answers(config, self.settings)
 
     def check_data(self, context):
         super().check_data(context)

@@ -25,7 +25,7 @@ from deepseek_jax.recipes.distill.tasks import TaskTexts
 from deepseek_jax.recipes.kinds.measure import answer_programs
 from deepseek_jax.recipes.kinds.student import StudentRun, objective_of
 from deepseek_jax.recipes.stage import Answering, Context, Source, Stage
-from deepseek_jax.rollout.policy import Policy
+from deepseek_jax.rollout.policy import Policy, check_answers
 
 
 def check_student_rows(student: StudentSettings, mesh: Mesh):
@@ -65,6 +65,9 @@ class Distil(Stage):
     def check(self, config, mesh):
         check_student_rows(self.settings, mesh)
         check_positions(self.settings, config)
+        if (on_policy := self.settings.loss.on_policy) is not None:
+            with at("loss.on_policy"):
+                check_answers(config, on_policy)
 
     def programs(self, config, mesh, others):
         teacher = None if self.teacher is None else others[self.teacher.stage]

@@ -15,7 +15,7 @@ from deepseek_jax.recipes.r1.settings import EvaluationSettings
 from deepseek_jax.recipes.r1.sources import HeldOutQuestions
 from deepseek_jax.recipes.stage import Answering
 from deepseek_jax.rollout.completions import MeasuredLog
-from deepseek_jax.rollout.policy import Policy
+from deepseek_jax.rollout.policy import Policy, check_answers
 from deepseek_jax.rollout.settings import Limit
 from deepseek_jax.worlds.registry import open_rewards
 from deepseek_jax.worlds.world import Questions, World
@@ -46,6 +46,9 @@ class MeasureWorld(Measure):
     settings: EvaluationSettings
     questions: HeldOutQuestions
     rule: Rule
+
+    def check(self, config, mesh):
+        check_answers(config, self.settings)
 
     def check_data(self, context):
         super().check_data(context)

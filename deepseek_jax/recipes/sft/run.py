@@ -27,6 +27,7 @@ from deepseek_jax.reports.answers import make_console, print_samples, print_tabl
 from deepseek_jax.reports.page import Page
 from deepseek_jax.reports.tables import loss_table, plot_curves
 from deepseek_jax.rewards import Rewards
+from deepseek_jax.rollout.policy import check_answers
 from deepseek_jax.worlds.registry import find_questions, open_rewards
 
 SETTINGS = SftSettings
@@ -157,6 +158,10 @@ class MeasureConversations(Measure):
     whole: SftSettings
     held_out: Conversations
     rewards: AnswerRewards
+
+    def check(self, config, mesh):
+        with at("config.answers"):
+            check_answers(config, self.whole.answers)
 
     def check_data(self, context):
         super().check_data(context)

@@ -33,6 +33,9 @@ from tests.recipes.small import one_device, run_recipe
 from tests.tiny import random_leaves
 
 ROOT = Path(__file__).resolve().parents[3]
+DRAFTED = dict(
+    samples_per_prompt=2, max_prompt_length=32, max_completion_length=8, speculative=True
+)
 DATASET = Path("dataset") / "teacher_conversations" / "1.0.0"
 
 
@@ -44,6 +47,7 @@ def small_config(**fields):
     config.base.corpus = "arithmetic"
     config.base.update(dict(num_documents=400, batch_size=8, num_steps=5, bias_update_speed=0.0))
     config.base.optimizer.update(dict(kind="adamw", warmup_steps=1))
+    config.base.mtp_weight, config.sampling.speculative = 0.0, False
     config.data = dict(task="arithmetic", template="{question}\n", num_prompts=6, num_held_out=4)
     config.augment = dict(numbers=1)
     config.sampling.update(dict(samples_per_prompt=8, max_completion_length=8, slots=4))
@@ -221,6 +225,11 @@ def test_questions_of_an_evaluation_set_are_not_asked(finished, with_base, tmp_p
         (
             dict(data=dict(task="arithmetic", template="{question}\n", num_prompts=10**6)),
             "num_prompts=1000000 is above",
+        ),
+        (dict(sampling=DRAFTED), "num_nextn_predict_layers=0 has none that can"),
+        (
+            dict(sampling=DRAFTED, tools=("configs/own/tool.py:multiply",)),
+            "config.sampling.speculative=True drafts in single turns",
         ),
     ],
 )
