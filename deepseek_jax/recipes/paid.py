@@ -1,4 +1,4 @@
-"""Rewards as sources: of rules, of reward models that a run trains, and of those in other folders."""
+"""The rewards of reinforced stages, as a source."""
 
 import contextlib
 import dataclasses
@@ -6,7 +6,7 @@ import dataclasses
 from deepseek_jax.errors import at
 from deepseek_jax.named_code import code_digests
 from deepseek_jax.recipes.conversing import rewards_of
-from deepseek_jax.recipes.kinds.reinforce import ScenarioPaid
+from deepseek_jax.recipes.kinds.paying import Paid
 from deepseek_jax.recipes.origin import digest
 from deepseek_jax.recipes.stage import Context
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
@@ -15,55 +15,50 @@ from deepseek_jax.reinforce.settings import ModelRewardSettings, ReinforceSettin
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class StageRewards(ScenarioPaid):
-    """The rewards of one stage: rules, and the reward models that earlier stages have trained."""
+class StageRewards(Paid):
+    """Rules, an environment's rewards, reward models in other folders, and those that earlier stages have
+    trained.
+
+    reads: the names of these stages. stays: open from the first stage that asks to the end of the run, for
+    all of its stages; else each stage opens and closes them.
+    """
 
     settings: ReinforceSettings
     reads: tuple[str, ...] = ()
+    reward_models: dict[str, ModelRewardSettings] = dataclasses.field(default_factory=dict)
+    stays: bool = False
 
     def models(self, folder=None):
         paths = {
             name: "" if folder is None else str(folder / name / "params") for name in self.reads
         }
-        return {name: ModelRewardSettings(path) for name, path in paths.items()}
-
-    @contextlib.contextmanager
-    def open(self, context):
-        buffer = context.policy.config.expert_buffer
-        models = load_model_rewards(self.models(context.folder), context.mesh, buffer)
-        with scenario_rewards(self.settings, models) as paid:
-            yield paid
-
-    def open_to_check(self, context):
-        return scenario_rewards(self.settings, dict.fromkeys(self.reads))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class RunRewards(ScenarioPaid):
-    """The rewards of a whole run: rules, an environment's, and reward models in other folders. They are
-    opened before the first stage, and stay open.
-    """
-
-    settings: ReinforceSettings
-    reward_models: dict[str, ModelRewardSettings]
-
-    def models(self, folder=None):
-        return self.reward_models
+        return self.reward_models | {n: ModelRewardSettings(path) for n, path in paths.items()}
 
     def covers(self, context):
         paths = {name: digest(block.path) for name, block in self.reward_models.items()}
         return [paths, code_digests(self.settings)]
 
-    def open(self, context):
-        return contextlib.nullcontext(context.once(self, lambda: self._open(context)))
+    def open(self, context: Context, *, trained: bool = True):
+        """A context with the Rewards of each scenario, see scenario_rewards. trained: False before any stage
+        has run: of models that are still to be trained the names are enough.
+        """
+        if not self.stays:
+            return self._open(context, trained)
 
-    def _open(self, context: Context):
-        models, policy = {}, context.policy
-        if self.reward_models:
-            with at("config"), at("reward_models"):
-                buffer = policy.config.expert_buffer
-                models = load_model_rewards(self.reward_models, context.mesh, buffer)
+        def stay():
+            return context.opened.enter_context(self._open(context, trained))
+
+        return contextlib.nullcontext(context.once(self, stay))
+
+    @contextlib.contextmanager
+    def _open(self, context, trained):
+        models, policy = self.models(context.folder), context.policy
+        later = [] if trained else self.reads
+        with at("reward_models"):
+            ready = {name: block for name, block in models.items() if name not in later}
+            loaded = load_model_rewards(ready, context.mesh, policy.config.expert_buffer)
+        loaded |= dict.fromkeys(later)
         if policy.tools is not None:
-            models |= rewards_of(policy.tools.environments)
-        with at("config"):
-            return context.opened.enter_context(scenario_rewards(self.settings, models))
+            loaded |= rewards_of(policy.tools.environments)
+        with scenario_rewards(self.settings, loaded) as paid:
+            yield paid

@@ -16,7 +16,7 @@ from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.recipes.kinds.measure import Measure, scored_answer_programs
 from deepseek_jax.recipes.kinds.reinforce import Questions, Reinforce
 from deepseek_jax.recipes.page import run_page
-from deepseek_jax.recipes.paid import RunRewards
+from deepseek_jax.recipes.paid import StageRewards
 from deepseek_jax.recipes.results import Results
 from deepseek_jax.recipes.short import first_stage
 from deepseek_jax.recipes.stage import Answering, Context, Source, Stage
@@ -30,7 +30,8 @@ SETTINGS = GrpoSettings
 
 def stages(s: GrpoSettings) -> list[Stage]:
     """A base or a checkpoint, measured, reinforced, and measured again."""
-    questions, rewards = TaskQuestions(s), RunRewards(s, s.reward_models)
+    questions = TaskQuestions(s)
+    rewards = StageRewards(s, reward_models=s.reward_models, stays=True)
     first = first_stage(s, s.data.template, conversing=s, waiting=(rewards,))
 
     # By these alone a measurement is made anew
@@ -141,7 +142,7 @@ class MeasureAnswers(Measure):
 
     whole: GrpoSettings
     held_out: HeldOut
-    rewards: RunRewards
+    rewards: StageRewards
 
     def check_data(self, context):
         super().check_data(context)

@@ -1,7 +1,6 @@
 """A stage of reinforcement by GRPO (arXiv:2402.03300), rewarded by rules and by reward models."""
 
 import dataclasses
-from contextlib import AbstractContextManager
 
 import jax
 from jax.sharding import Mesh
@@ -21,12 +20,12 @@ from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.recipes.conversing import try_environment
 from deepseek_jax.recipes.kinds.paying import (
-    Paid,
     PlannedReward,
     Scored,
     held_models,
     scoring_programs,
 )
+from deepseek_jax.recipes.paid import StageRewards
 from deepseek_jax.recipes.stage import Context, Source, Stage
 from deepseek_jax.reinforce.batch import longest_batch, update_flops
 from deepseek_jax.reinforce.effort import check_lines, with_efforts
@@ -40,7 +39,6 @@ from deepseek_jax.reinforce.update import (
     jitted_update,
     reference_places,
 )
-from deepseek_jax.rewards import Rewards
 from deepseek_jax.rollout.policy import check_room
 from deepseek_jax.rollout.programs import Asked, rollout_programs
 from deepseek_jax.rollout.settings import AnswerOptions
@@ -59,25 +57,13 @@ class Questions(Source):
         raise NotImplementedError
 
 
-class ScenarioPaid(Paid):
-    """The rewards of each scenario."""
-
-    def open(self, context: Context) -> AbstractContextManager[dict[str, Rewards]]:
-        """A context with the Rewards of each scenario, see scenario_rewards."""
-        raise NotImplementedError
-
-    def open_to_check(self, context: Context) -> AbstractContextManager[dict[str, Rewards]]:
-        """The same before any stage has run: the names of models that are still to be trained are enough."""
-        return self.open(context)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reinforce(Stage):
     """Reinforcement by GRPO of the policy that it begins from."""
 
     settings: ReinforceSettings
     questions: Questions
-    rewards: ScenarioPaid
+    rewards: StageRewards
 
     def check(self, config, mesh):
         check_rows(self.settings, mesh)
@@ -94,7 +80,7 @@ class Reinforce(Stage):
     def check_data(self, context):
         super().check_data(context)
         examples = self.questions.read(context)
-        with self.rewards.open_to_check(context) as paid:
+        with self.rewards.open(context, trained=False) as paid:
             if context.policy.tools is not None:
                 try_environment(context.policy.tools.environments, examples["reasoning"])
             with at("rewards"):
