@@ -2,7 +2,6 @@
 
 python launch/train.py --config=configs/r1_zero.py
 python launch/plan.py --config=configs/r1_zero.py --topology=v5p:8x8x16       # does it fit?
-python launch/train.py --config=configs/r1_zero.py:extra_prompts=128       # no step waits for its long tail
 
 Set config.init_from and config.data.path to yours: V3-Base as a Hugging Face folder, and questions with
 answers in GSM8K's format.
@@ -21,11 +20,9 @@ from configs.common import parse_arg
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, seed=0, extra_prompts=0)
+    arg = parse_arg(arg, seed=0)
     c = ConfigDict(dict(recipe="grpo", seed=arg.seed, num_steps=650, group_size=16))
     c.prompts_per_step, c.minibatches, c.epochs = 512, 16, 1
-    # Not of the paper: completions of up to 65,536 tokens go on in the next step while the others are learned
-    c.extra_prompts = arg.extra_prompts
     c.init_from = "/checkpoints/DeepSeek-V3-Base"
     # Room for a quarter more than a device's balanced share of tokens, as in configs/pretrain_v3.py
     c.model = models.deepseek_v3() | dict(expert_buffer=1.25, remat="attention")

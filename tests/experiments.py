@@ -20,7 +20,6 @@ RUNS = [(path, None) for path in EXPERIMENTS] + [
 RUNS += [(CONFIGS / "distill_small.py", arg) for arg in ("letters", "plateau")]
 RUNS += [(CONFIGS / "tools_small.py", "lying")]
 RUNS += [(CONFIGS / "tools_smollm2.py", "model=r1_distill_qwen_1_5b")]
-RUNS += [(CONFIGS / "r1_zero.py", "extra_prompts=128")]
 RUNS += [
     (CONFIGS / "rehearsal.py", f"stage={stage},mesh={mesh},fp8,selection")
     for stage, mesh in {"pretrain": "context", "sft": "tensor", "grpo": "context"}.items()

@@ -12,7 +12,7 @@ from deepseek_jax.models import ModelConfig
 # Metrics that are means over all tokens of a batch
 PER_TOKEN = (
     *("entropy", "ratio_mean", "kl", "clip_fraction", "clip_fraction_low", "clip_fraction_high"),
-    *("off_policy_fraction", "importance_weight_mean"),
+    *("off_policy_fraction", "importance_weight_mean", "sampler_gap_mean", "sampler_gap_share"),
 )
 # exp stays finite, so that inf * 0 never makes a NaN
 MAX_LOG_RATIO = 20.0
@@ -62,14 +62,12 @@ def grpo_loss(
       old_logprobs float32[b t], absent while the policy has not moved (the ratio is exactly 1);
       ref_logprobs float32[b t], needed if options.kl_coef > 0. Masked positions may hold anything, even
       NaN; a completion without tokens contributes nothing. kl_weight float32[b] multiplies options.kl_coef;
-      absent: 1. stale_mask bool[b t], within completion_mask: tokens that earlier parameters sampled; their
-      old_logprobs are sampler_logprobs, so that their ratio is to the policy that sampled. num_stale
-      float32[] counts those of the global batch. Absent: none is.
-      completion_ids int32[b t], for marked_advantages: the sum of advantages, each times its row's mark.
+      absent: 1. completion_ids int32[b t], for marked_advantages: the sum of advantages, each times its row's
+      mark.
     max_completion_length: the constant divisor of dr_grpo.
     Returns (loss float32[], metrics): metrics are float32[], divided by num_tokens so that micro-batches add
-    up here too, except `sampler_gap_max`; learned_tokens counts those of the loss. sampler_gap_* are of the
-    tokens that are not stale, stale_gap_mean of those that are. Raises ValueError for settings out of range.
+    up here too, except `sampler_gap_max`; learned_tokens counts those of the loss. Raises ValueError for
+    settings out of range.
     """
     if max_completion_length < 1:
         raise ValueError(f"max_completion_length={max_completion_length} must be at least 1")
@@ -80,8 +78,6 @@ def grpo_loss(
     # Without old_logprobs the ratio is 1, but its gradient is that of logprobs
     old_bt = _masked(batch.get("old_logprobs", jax.lax.stop_gradient(logprobs)), mask_bt)
     gap_bt = jnp.abs(old_bt - sampler_bt)
-    stale_bt = batch.get("stale_mask", jnp.zeros_like(mask_bt))
-    old_bt = jnp.where(stale_bt, sampler_bt, old_bt)
 
     ratio_bt = _ratio(logprobs - old_bt, mask_bt, options.loss_type)
     surrogate_bt, clipped = _surrogate(ratio_bt, logprobs, advantage_b1, options)
@@ -113,7 +109,11 @@ def grpo_loss(
         marks_b = row_marks(batch["completion_ids"], mask_bt)
         metrics["marked_advantages"] = (advantage_b1[:, 0] * marks_b).sum()
     metrics["clip_fraction"] = metrics["clip_fraction_low"] + metrics["clip_fraction_high"]
-    metrics |= _gaps(_masked(gap_bt, mask_bt & ~stale_bt), _masked(gap_bt, stale_bt), batch)
+    metrics |= {
+        "sampler_gap_mean": gap_bt.sum() / num_tokens,
+        "sampler_gap_share": (gap_bt > LARGE_GAP).sum() / num_tokens,
+        "sampler_gap_max": gap_bt.max(),
+    }
     return loss, jax.lax.stop_gradient(metrics)
 
 
@@ -133,13 +133,9 @@ def metric_weights(batch, options: GrpoOptions):
 
     Weighed by these, the metrics of several batches are means over all of them.
     """
-    tokens, stale = batch["num_tokens"], batch.get("num_stale", 0.0)
+    tokens = batch["num_tokens"]
     of_loss = tokens if options.loss_type in BY_TOKENS else batch["num_completions"]
-    return (
-        dict.fromkeys(PER_TOKEN, tokens)
-        | dict.fromkeys(("sampler_gap_mean", "sampler_gap_share"), tokens - stale)
-        | {"stale_gap_mean": stale, "loss": of_loss}
-    )
+    return dict.fromkeys(PER_TOKEN, tokens) | {"loss": of_loss}
 
 
 def _surrogate(ratio_bt, logprobs, advantage_b1, options):
@@ -160,20 +156,6 @@ def _surrogate(ratio_bt, logprobs, advantage_b1, options):
     # For the other sign of A the minimum is the unclipped term
     too_low_bt = (ratio_bt < low) & (advantage_b1 < 0)
     return surrogate_bt, {"clip_fraction_low": too_low_bt, "clip_fraction_high": too_high_bt}
-
-
-def _gaps(own_bt, stale_bt, batch):
-    """Metrics of |old - sampler|: of tokens that the policy sampled, and of stale ones."""
-    num_stale = batch.get("num_stale", 0.0)
-    num_own = jnp.maximum(batch["num_tokens"] - num_stale, 1)
-    metrics = {
-        "sampler_gap_mean": own_bt.sum() / num_own,
-        "sampler_gap_share": (own_bt > LARGE_GAP).sum() / num_own,
-        "sampler_gap_max": own_bt.max(),
-    }
-    if "stale_mask" in batch:
-        metrics["stale_gap_mean"] = stale_bt.sum() / jnp.maximum(num_stale, 1)
-    return metrics
 
 
 def k3_kl(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:

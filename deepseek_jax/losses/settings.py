@@ -35,7 +35,7 @@ class GrpoOptions:
     off_policy_limit: a completion with a negative advantage has no surrogate if the policy gives its tokens
       this many nats less, on average, than the sampler did (arXiv:2512.02556, section 3.1).
     importance_cap: the surrogate of a token, not its KL, is multiplied by the truncated importance
-      weight min(pi_old / pi_sampler, importance_cap), without gradient: 1 for a stale token.
+      weight min(pi_old / pi_sampler, importance_cap), without gradient.
     """
 
     loss_type: Literal[tuple(NORMALIZES_STD)] = "grpo"

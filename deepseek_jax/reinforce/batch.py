@@ -77,9 +77,9 @@ def group_batch(
     Completions of a group are adjacent. advantages: float32[b], of losses.group_advantages. shared: a prompt
     stands once for its group; else once for each of its completions, see losses.completions. Lengths are
     `multiple` times a power of two. A completion whose reward failed (NaN) is masked out of the loss.
-    kl_weights: scenario -> kl_weight of its completions. Groups with `stale`, of reinforce.stragglers, make
-    stale_mask, those with `observed`, what conversations read, observed_mask. rows: add prompt_rows int32[p]
-    and completion_rows int32[b], where these stand in their rollout.
+    kl_weights: scenario -> kl_weight of its completions. Groups with `observed`, what conversations read,
+    make observed_mask. rows: add prompt_rows int32[p] and completion_rows int32[b], where these stand in
+    their rollout.
     """
     rewards = np.concatenate([group["rewards"] for group in groups])
     group_size = len(rewards) // len(groups)
@@ -94,10 +94,6 @@ def group_batch(
     if kl_weights:
         own = [kl_weights.get(group["scenario"], 1.0) for group in groups]
         batch["kl_weight"] = np.repeat(np.float32(own), group_size)
-    if "stale" in groups[0]:
-        stale = np.concatenate([group["stale"] for group in groups])
-        t = batch["completion_ids"].shape[1]
-        batch["stale_mask"] = batch["completion_mask"] & (np.arange(t) < stale[:, None])
     return batch | totals(batch)
 
 
@@ -167,8 +163,6 @@ def totals(batch):
     """The divisors of the loss."""
     mask = batch["completion_mask"]
     counts = {"num_tokens": mask.sum(), "num_completions": mask.any(1).sum()}
-    if "stale_mask" in batch:
-        counts["num_stale"] = batch["stale_mask"].sum()
     return {name: np.float32(count) for name, count in counts.items()}
 
 
@@ -200,7 +194,7 @@ def longest_group(settings, completions: int | None = None):
     settings: has rollout and group_size. completions: their number, by default group_size.
     """
     shape = completions or settings.group_size, settings.rollout.longest()
-    group = {
+    return {
         "prompt_ids": [0] * settings.rollout.max_prompt_length,
         "row": 0,
         "ids": np.zeros(shape, np.int32),
@@ -209,8 +203,6 @@ def longest_group(settings, completions: int | None = None):
         "rewards": np.zeros(shape[0], np.float32),
         "scenario": "reasoning",
     }
-    stale = np.full(shape[0], shape[1])
-    return group | ({"stale": stale} if getattr(settings, "extra_prompts", 0) else {})
 
 
 def one_kept(settings: ReinforceSettings, config: ModelConfig):

@@ -28,7 +28,6 @@ from deepseek_jax.reinforce.metrics import StepRecord, describe, kept_completion
 from deepseek_jax.reinforce.sampler import Sampler, named
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, deciding, place, scenario_of
 from deepseek_jax.reinforce.settings import ReinforceSettings
-from deepseek_jax.reinforce.stragglers import LateAnswers
 from deepseek_jax.reinforce.update import jitted_score
 from deepseek_jax.rewards import Rewards, Scores
 from deepseek_jax.rollout.answers import Answers
@@ -70,9 +69,6 @@ class GroupSource:
         self.position, self.reference = 0, reference
         self.asked = NewQuestions({"reasoning": len(questions), "general": len(general)})
         self.sampler = Sampler(policy, settings, folder)
-        self.late = None
-        if settings.extra_prompts:
-            self.late = LateAnswers(self.sampler, self.questions, settings)
         self.score = jitted_score(policy.config)
         self.degenerate = Degenerate(settings.degenerate, policy.eos_ids)
         # The fingerprint of the parameters that the reference was made from: None for unknown
@@ -88,16 +84,13 @@ class GroupSource:
         """What set_state resumes from, as JSON can hold it."""
         # Called at each checkpoint
         self.sampler.forget()
-        state = {"position": self.position, "degenerate": dict(self.degenerate.counts)}
-        return state | (self.late.get_state() if self.late is not None else {})
+        return {"position": self.position, "degenerate": dict(self.degenerate.counts)}
 
     def set_state(self, state):
         """Resume after the questions of get_state."""
         self.position = state["position"]
         # A run that is often interrupted ends at its limits, too
         self.degenerate.counts.update(state["degenerate"])
-        if self.late is not None:
-            self.late.set_state(state)
 
     def next(self, state, step: int):
         """Ask, score and split into the step's updates: -> (list of batches, metrics).
@@ -185,12 +178,6 @@ class GroupSource:
 
     def _round(self, params, step, number):
         """Ask the questions of one sampling round and score their answers: -> [group], prompts_per_step."""
-        if self.late is not None:
-            numbers = self._numbers(self.late.room())
-            self._note(("reasoning", number, self.questions[number]) for number in numbers)
-            examples, answers, counts = self.late.answer(params, numbers, step)
-            self.record.add(counts)
-            return self.late.marked(self._scored(examples, answers, step))
         examples = self._take(self.settings.prompts_per_step)
         answers, counts = self.sampler.answer(params, examples, step, number)
         self.record.add(counts)

@@ -41,16 +41,15 @@ class Sampler:
         self.sampling = FirstTime("compiling the sampler, and sampling with it")
         self.sampled_by, self.kept = 0, None
 
-    def answer(self, params, examples, step: int, number: int = 0, log: RolloutLog | None = None):
+    def answer(self, params, examples, step: int, number: int = 0):
         """Answer the examples in one sampling round of a step: -> (Answers, counts to sum over its rounds).
 
-        number: of the round. log: has what earlier steps sampled of these completions; None for a rollout
-        that a step begins, which continues where a killed run was in it. The counts have the names and the
+        number: of the round. It continues where a killed run was in it. The counts have the names and the
         meanings of metrics.StepRecord.
         """
         policy, settings = self.policy.at(params), self.settings
         self.sampled_by = int(self.fingerprint(policy.params))
-        log = self._log(step, number) if log is None else log
+        log = self._log(step, number)
         log.keeps_routing = settings.keep_routing
         log.keeps_candidates = settings.rollout.truncates()
         # From seed, step and round alone, so that a resumed run samples what an uninterrupted one samples

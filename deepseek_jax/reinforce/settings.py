@@ -156,17 +156,15 @@ class ReinforceSettings(FitSettings, RewardSettings):
     """Reinforcement by GRPO, from any policy.
 
     A step samples group_size completions of prompts_per_step questions, and makes minibatches x epochs
-    updates. extra_prompts: the number of further questions under way; a step leaves the slowest ones to the
-    next, see reinforce.stragglers. reference_every: the number of steps after which the policy becomes the
-    reference of the KL (arXiv:2501.12948, appendix A.3); None for a fixed reference. reference_dtype,
-    reference_memory: how it is stored; "host" keeps it in the host's memory while it does not score.
-    general: settings of general questions, None to ask reasoning questions alone. degenerate: when steps
-    without anything to learn end the run. kl_weights: scenario -> a factor of loss.kl_coef in its
-    questions, 1 where it is not given: the best KL differs by domain, weak or none for mathematics
-    (arXiv:2512.02556, section 3.1). keep_routing: updates use the experts that the sampler chose, see
-    rollout.kept; the reference uses its own. effort: ask with several reasoning efforts, each of which has
-    its price of length; None for neither. kept_completions: how many completions of a logged step go to
-    completions.jsonl, those of its first groups; 0 for none.
+    updates. reference_every: the number of steps after which the policy becomes the reference of the KL
+    (arXiv:2501.12948, appendix A.3); None for a fixed reference. reference_dtype, reference_memory: how it is
+    stored; "host" keeps it in the host's memory while it does not score. general: settings of general
+    questions, None to ask reasoning questions alone. degenerate: when steps without anything to learn end the
+    run. kl_weights: scenario -> a factor of loss.kl_coef in its questions, 1 where it is not given: the best
+    KL differs by domain, weak or none for mathematics (arXiv:2512.02556, section 3.1). keep_routing: updates
+    use the experts that the sampler chose, see rollout.kept; the reference uses its own. effort: ask with
+    several reasoning efforts, each of which has its price of length; None for neither. kept_completions: how
+    many completions of a logged step go to completions.jsonl, those of its first groups; 0 for none.
     """
 
     prompts_per_step: Count
@@ -176,7 +174,6 @@ class ReinforceSettings(FitSettings, RewardSettings):
     minibatches: Count = 1
     epochs: Count = 1
     max_sampling_rounds: Count = 1
-    extra_prompts: Natural = 0
     general: GeneralSettings | None = None
     reference_every: Count | None = None
     reference_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -218,16 +215,13 @@ class ReinforceSettings(FitSettings, RewardSettings):
             self.check_not_stored("loss.kl_coef=0 reads no reference (above 0 it does)")
         if self.general is not None:
             self._check_general(self.general)
-        if self.keeps() and (self.extra_prompts or self.max_sampling_rounds > 1):
+        if self.keeps() and self.max_sampling_rounds > 1:
             raise ValueError(
-                "keep_routing=True and rollout.top_k keep what one rollout a step chose, and nothing of an "
-                f"earlier one; set extra_prompts={self.extra_prompts} to 0 and "
+                "keep_routing=True and rollout.top_k keep what one rollout a step chose; set "
                 f"max_sampling_rounds={self.max_sampling_rounds} to 1, or keep nothing"
             )
         if self.kl_weights:
             self._check_kl_weights(self.kl_weights)
-        if self.extra_prompts:
-            self._check_stragglers()
 
     def check_not_stored(self, why: str):
         """Raise ValueError, saying why, where a field tells how to store a reference that is not stored."""
@@ -246,26 +240,6 @@ class ReinforceSettings(FitSettings, RewardSettings):
             raise ValueError(
                 f"effort.values={self.effort.values}: this recipe asks with no effort, and recipe='grpo' "
                 "does; leave effort out"
-            )
-
-    def _check_stragglers(self):
-        if self.general is not None or self.max_sampling_rounds > 1:
-            raise ValueError(
-                f"extra_prompts={self.extra_prompts} takes the groups that are complete first, and neither a "
-                f"share of general questions nor max_sampling_rounds={self.max_sampling_rounds} can choose "
-                "among them; set extra_prompts to 0, or leave out general and max_sampling_rounds"
-            )
-        lengths = [length for _, length in pairs_of(self.rollout.max_completion_length)]
-        if lengths != sorted(lengths):
-            raise ValueError(
-                f"extra_prompts={self.extra_prompts} may continue completions that are longer than a later "
-                f"one of rollout.max_completion_length={self.rollout.max_completion_length} allows; let it "
-                "rise alone, or set extra_prompts to 0"
-            )
-        if len(set(temperature for _, temperature in pairs_of(self.rollout.temperature))) > 1:
-            raise ValueError(
-                f"extra_prompts={self.extra_prompts} continues completions that were sampled at another of "
-                f"rollout.temperature={self.rollout.temperature}; set one temperature, or extra_prompts to 0"
             )
 
     def _check_kl_weights(self, weights):

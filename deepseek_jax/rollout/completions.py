@@ -71,8 +71,6 @@ class RolloutLog:
     This class has none and keeps none.
 
     done: row -> {"ids", "logprobs", "finished", ...} of completions that ended before: they are not sampled.
-    begun: row -> (ids, logprobs), at least one token, of completions that have not ended: they continue.
-    enough: None, or a method that is called after completions have ended; if it is true the rollout ends.
     weight_sync_seconds: set by the rollout, how long it took to have the parameters in the form for decoding.
     exchanges, exchange_rounds: set by it, how often a layer's tokens went to their experts, and in how many
     rounds of parallel.round_trip, the mean over devices; 0 where they go in another way.
@@ -82,8 +80,7 @@ class RolloutLog:
     """
 
     done = types.MappingProxyType({})
-    begun = types.MappingProxyType({})
-    enough = conversations = None
+    conversations = None
     weight_sync_seconds, exchanges, exchange_rounds = 0.0, 0, 0.0
     keeps_routing = keeps_candidates = False
     kept = None
@@ -115,16 +112,15 @@ def empty_rollout(rows: int, length: int, converses: bool = False):
 
 def fill(rollout: Rollout, log: RolloutLog):
     """Put what a log has into rows of a rollout that are empty, in place."""
-    ended = {row: (line["ids"], line["logprobs"]) for row, line in log.done.items()}
-    for row, (ids, logprobs) in (ended | dict(log.begun)).items():
+    for row, line in log.done.items():
+        ids = line["ids"]
         rollout.completion_ids[row, : len(ids)] = ids
         rollout.completion_mask[row, : len(ids)] = True
         # JSON's float64 has every float32 exactly
-        rollout.sampler_logprobs[row, : len(ids)] = np.float32(logprobs)
-    for row, line in log.done.items():
+        rollout.sampler_logprobs[row, : len(ids)] = np.float32(line["logprobs"])
         rollout.truncated[row] = not line["finished"]
         if rollout.observed_mask is not None:
-            rollout.observed_mask[row, : len(line["ids"])] = line["observed"]
+            rollout.observed_mask[row, : len(ids)] = line["observed"]
             rollout.completion_mask[row] &= ~rollout.observed_mask[row]
 
 
@@ -139,19 +135,16 @@ def line_of(rollout: Rollout, row):
 
 
 def copy_completions(rollout: Rollout, rows, state, slots):
-    """Copy the completions in `slots` of state, a slots.Slots, to `rows` of rollout, after the tokens that
-    these have already: int[e] each.
-    """
+    """Copy the completions in `slots` of state, a slots.Slots, to `rows` of rollout: int[e] each."""
     state = of_slots(state, slots)
-    length, had = state.length, rollout.completion_mask[rows]
     # Past its length a slot still has the tokens of the request that it had before
-    new = (np.arange(had.shape[1]) < length[:, None]) & ~had
-    rollout.completion_ids[rows] += np.where(new, state.tokens, 0)
-    rollout.sampler_logprobs[rows] += np.where(new, state.logprobs, 0)
+    own = np.arange(state.tokens.shape[1]) < state.length[:, None]
+    rollout.completion_ids[rows] = np.where(own, state.tokens, 0)
+    rollout.sampler_logprobs[rows] = np.where(own, state.logprobs, 0)
     if state.turns is not None:
-        rollout.observed_mask[rows] = new & state.turns.observed
-        new &= ~state.turns.observed
-    rollout.completion_mask[rows] |= new
+        rollout.observed_mask[rows] = own & state.turns.observed
+        own &= ~state.turns.observed
+    rollout.completion_mask[rows] = own
     rollout.truncated[rows] = ~state.stopped
     if state.drafting is not None:
         rollout.drafted[rows] = state.drafting.drafted

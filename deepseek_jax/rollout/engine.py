@@ -69,11 +69,9 @@ class Calls(NamedTuple):
     decode: int
 
 
-def most_calls(
-    requests: int, slots: int, longest: int, chunks: int, *, turns: int = 0, enough: bool = False
-):
+def most_calls(requests: int, slots: int, longest: int, chunks: int, *, turns: int = 0):
     """The Calls of a rollout, at most. longest: tokens of a completion. chunks: of prompts. turns: of
-    conversations, 0 without. enough: whether the rollout stops once it has enough.
+    conversations, 0 without.
 
     `decode` returns for each growth of the caches, each time that slots have ended together while requests
     wait, and at the end; of conversations for each turn that ends and each text that is due. `seat` follows
@@ -82,11 +80,8 @@ def most_calls(
     growths, waiting = len(cache_rooms(longest)) - 1, max(requests - slots, 0)
     if turns:
         return Calls(chunks + waiting, growths + requests * (2 * turns - 1))
-    together = ended_together(slots)
-    waits = -(-waiting // together)
-    # Where it may have enough, every call returns for slots that have ended together
-    last = -(-requests // together) - waits if enough else 1
-    return Calls(chunks + waits + growths, growths + waits + last)
+    waits = -(-waiting // ended_together(slots))
+    return Calls(chunks + waits + growths, growths + waits + 1)
 
 
 def rollout_config(config, mesh):
@@ -164,8 +159,6 @@ class Engine:
         chunk = self.requests.chunk_of(requests[0])
         if chunk != self.chunk:
             self._prefill(chunk)
-        begun = self.requests.begun
-        self._make_room(begun[requests].max() + 1)
         seats = free[: len(requests)]
         self.request_in[seats] = requests
         # All arrays are as wide as the slots, however many are seated, so that `seat` compiles once
@@ -174,20 +167,15 @@ class Engine:
         request = np.where(filled, self.request_in, 0)
         row = self.requests.row_of[request]
         row_in_chunk = np.where(filled, row - chunk * self.requests.chunk_size, 0)
-        lengths = self.requests.lengths[row] - begun[request]
-        keys = self.requests.keys[request]
+        lengths, keys = self.requests.lengths[row], self.requests.keys[request]
         seating = steps.Seating(filled, row_in_chunk, lengths, keys)
-        room = ()
-        # Where nothing has begun, a smaller program copies prompts alone
-        if begun.any():
-            seating, room = seating._replace(begun=begun[request]), (self.requests.prompt_room,)
-        self.state = self.parts.seat(*self.fixed, self.state, seating, self.prefilled, *room)
+        self.state = self.parts.seat(*self.fixed, self.state, seating, self.prefilled)
 
     def _prefill(self, chunk):
         """Run a chunk's prompts. Their caches replace those of the previous chunk."""
         # The former are gone before the new ones come
         self.prefilled = None
-        rows = self.requests.chunk(chunk, widest=len(self.tables[0]))
+        rows = self.requests.chunk(chunk)
         prefilled = self.parts.prefill(self.config, self.weights, self.tables, *rows)
         *prefilled, experts = prefilled
         self.prefilled = tuple(prefilled)
@@ -229,12 +217,10 @@ class Engine:
         rounds = float(on_host(self.state.rounds).mean())
         return int(self.state.step) * self.config.num_moe_layers if rounds else 0, rounds
 
-    def collect(self, result, ended=True):
-        """Copy the completions that have ended, or those that have not, to their rows of result and free
-        their slots: -> the rows.
-        """
+    def collect(self, result):
+        """Copy the completions that have ended to their rows of result and free their slots: -> the rows."""
         # A free slot has ended=True as well
-        slots = np.flatnonzero((on_host(self.state.ended) == ended) & (self.request_in >= 0))
+        slots = np.flatnonzero(on_host(self.state.ended) & (self.request_in >= 0))
         return self.collect_slots(result, slots)
 
     def collect_slots(self, result, slots):

@@ -12,13 +12,7 @@ from deepseek_jax.models.quantized import is_quantized
 from deepseek_jax.rollout import serving, steps
 from deepseek_jax.rollout.completions import Rollout, RolloutLog, empty_rollout, fill
 from deepseek_jax.rollout.engine import Engine, Way, batch_parts_of, rollout_config, rollout_mesh
-from deepseek_jax.rollout.requests import (
-    RequestQueue,
-    check,
-    check_begun,
-    check_slots,
-    make_requests,
-)
+from deepseek_jax.rollout.requests import RequestQueue, check, check_slots, make_requests
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.speculative import parts as speculative_parts
 
@@ -45,26 +39,20 @@ def generate(
     depends on seed, the prompt and the completion's number among all of that prompt, and on nothing else in
     the call (in float32; lower precisions round differently in another batch). speculative: draft tokens with
     the model's multi-token prediction module, which changes the draws and not their distribution. log: a
-    RolloutLog. If it ends the call, the Rollout has the completions under way as far as they have come. If it
-    has conversations, completions are these, with what their turns were answered.
-    Raises ValueError for prompts that requests.check refuses, for speculative=True without such a module
-    or with log.begun, for log.keeps_routing with either, or of a dense model, and for log.keeps_candidates
-    with either, or without top_k; NotFinite for a completion whose log-probabilities are not finite.
+    RolloutLog. If it has conversations, completions are these, with what their turns were answered.
+    Raises ValueError for prompts that requests.check refuses, for speculative=True without such a module,
+    for log.keeps_routing with it, or of a dense model, and for log.keeps_candidates with it, or without
+    top_k; NotFinite for a completion whose log-probabilities are not finite.
     """
     log = RolloutLog() if log is None else log
     sampling = Sampling(float(temperature), float(top_p), top_k, log.keeps_candidates)
     check(config, sampling, prompts, max_completion_length, n, slots)
-    check_begun(log.begun, max_completion_length, speculative)
-    if log.keeps_routing and (speculative or log.begun or not config.num_moe_layers):
+    if log.keeps_routing and (speculative or not config.num_moe_layers):
         raise ValueError(
-            "keeps_routing takes a model with routed experts, no drafts, and no completion that has begun; "
-            "set it to False"
+            "keeps_routing takes a model with routed experts and no drafts; set it to False"
         )
-    if log.keeps_candidates and (speculative or log.begun or not top_k):
-        raise ValueError(
-            "keeps_candidates takes a top_k above 0, no drafts, and no completion that has begun; set it to "
-            "False"
-        )
+    if log.keeps_candidates and (speculative or not top_k):
+        raise ValueError("keeps_candidates takes a top_k above 0 and no drafts; set it to False")
     if speculative and is_quantized(params):
         raise ValueError("speculative=True does not take weights in int8; set speculative to False")
     way = _way(config, speculative, log)
@@ -74,8 +62,7 @@ def generate(
     check_slots(slots, devices)
     # Fewer requests than slots: as few slots as split over the devices
     slots = min(slots, -(-len(prompts) * n // devices) * devices)
-    ids = {row: ids for row, (ids, _) in log.begun.items()}
-    requests = make_requests(prompts, n, seed, slots, batch_parts_of(mesh, config), ids)
+    requests = make_requests(prompts, n, seed, slots, batch_parts_of(mesh, config))
     queue = RequestQueue(requests, list(log.done))
     converses = log.conversations is not None
     result = empty_rollout(len(prompts) * n, max_completion_length, converses)
@@ -95,29 +82,23 @@ def generate(
 def _way(config, speculative, log):
     """How this rollout decodes: a Way. Raises ValueError where it cannot."""
     if log.conversations is not None:
-        if speculative or log.begun or log.enough is not None:
-            raise ValueError(
-                "conversations take no drafts, no completion that has begun and no early end; set "
-                "speculative to False, and leave the others out"
-            )
+        if speculative:
+            raise ValueError("conversations take no drafts; set speculative to False")
         return serving.WAY
     parts = speculative_parts(config) if speculative else steps.PARTS
     return Way(parts, Engine, serve)
 
 
 def serve(queue, engine, result, log):
-    """Seat and decode, collecting in result, until every request has ended, or the log has enough."""
+    """Seat and decode, collecting in result, until every request has ended."""
     while queue or engine.is_busy:
         free = engine.free_slots()
         if queue and len(free):
             engine.seat(queue.take(len(free)), free)
         else:
             # While requests wait, return for free slots; after that a free slot has no use
-            engine.decode(wanted=bool(queue) or log.enough is not None)
+            engine.decode(wanted=bool(queue))
         # Seating ends a request too if its first token is an end token or fills its room
         ended = engine.collect(result)
         if len(ended):
             log.add(ended, result)
-        if log.enough is not None and log.enough():
-            engine.collect(result, ended=False)
-            return

@@ -37,8 +37,7 @@ from deepseek_jax.rollout.weights import in_place
 
 class Asked(NamedTuple):
     """What a rollout has to answer: `prompts` prompts, the longest of prompt_length tokens, n times each.
-    continued: how many completions an earlier rollout may have begun, each of which is prefilled as the
-    longest. keeps_routing: of rollout.completions.RolloutLog. candidates: how many it keeps of a token.
+    keeps_routing: of rollout.completions.RolloutLog. candidates: how many it keeps of a token.
     turns: those of a conversation, of the model; 0 where completions are no conversations. What it reads
     between two of them counts as one chunk of each size, which all slots read together.
     """
@@ -46,7 +45,6 @@ class Asked(NamedTuple):
     prompts: int
     prompt_length: int
     n: int = 1
-    continued: int = 0
     keeps_routing: bool = False
     candidates: int = 0
     turns: int = 0
@@ -145,26 +143,15 @@ class _Rollout:
         requests, chunks = asked.prompts * asked.n, -(-asked.prompts // self.chunk)
         # As often as all slots are seated anew, each time for the longest
         seatings = -(-requests // self.slots)
-        calls = most_calls(
-            requests,
-            self.slots,
-            self.longest,
-            chunks,
-            turns=self.turns,
-            enough=asked.continued > 0,
-        )
+        calls = most_calls(requests, self.slots, self.longest, chunks, turns=self.turns)
         programs = [self.empty_slots(), self.prefill(chunks), self.seat(calls.seat)]
-        longest = "prefill"
-        if asked.continued:
-            chunks, longest = -(-asked.continued // self.chunk), "continued prefill"
-            programs += [self.prefill(chunks, continued=True), self.seat(chunks, continued=True)]
-        decode = self.decode(calls.decode, seatings * self.longest, longest)
-        programs += [*self.growth(longest), decode]
+        decode = self.decode(calls.decode, seatings * self.longest)
+        programs += [*self.growth(), decode]
         texts = seatings * (self.turns - 1)
-        return [*programs, *self.read(texts, longest)] if self.turns else programs
+        return [*programs, *self.read(texts)] if self.turns else programs
 
-    def prefill(self, chunks: int, continued: bool = False):
-        rows, room = self.chunk, self.prompt_room + (self.longest if continued else 0)
+    def prefill(self, chunks: int):
+        rows, room = self.chunk, self.prompt_room
         prompts = self._numbers(rows, room), self._numbers(rows)
 
         def arguments(weights):
@@ -173,7 +160,7 @@ class _Rollout:
         # A prompt's last token alone needs logits, which sample the completion's first
         read = forward_work(self.config, rows, room, logits=1)
         return self._program(
-            "continued prefill" if continued else "prefill",
+            "prefill",
             self.parts.prefill,
             arguments,
             _Work(read.sizes, times=chunks, tokens=read.tokens, flops=read.flops),
@@ -187,10 +174,8 @@ class _Rollout:
         arguments = self.config, *sizes, *more
         return self._program("slots", self.parts.empty_slots, arguments, work, waiting=["weights"])
 
-    def growth(self, chunk: str):
-        """The last growth of the caches, in a list; [] where they have room from the start. chunk: the name
-        of a prefill.
-        """
+    def growth(self):
+        """The last growth of the caches, in a list; [] where they have room from the start."""
         former = cache_rooms(self.longest)[:-1]
         if not former:
             return []
@@ -209,34 +194,30 @@ class _Rollout:
             arguments,
             _Work(self._sizes_of_slots(), times=len(former)),
             needs=["slots"],
-            waiting=["weights", chunk],
+            waiting=["weights", "prefill"],
         )
         return [grown]
 
-    def seat(self, calls: int, continued: bool = False):
+    def seat(self, calls: int):
         seats, numbers = everywhere(self.mesh, (self.slots,), bool), self._numbers(self.slots)
 
         def arguments(slots, prefilled):
             # New keys, which are on every device, not those of the slots
             keys = slots.keys.update(sharding=numbers.sharding)
-            seating = steps.Seating(
-                seats, numbers, numbers, keys, begun=numbers if continued else None
-            )
-            room = (self.prompt_room,) if continued else ()
+            seating = steps.Seating(seats, numbers, numbers, keys)
             (*prefilled, _), slots = prefilled, self._keeping(slots)
-            return *self._fixed(), slots, seating, tuple(prefilled), *room
+            return *self._fixed(), slots, seating, tuple(prefilled)
 
-        kind = "continued " if continued else ""
         return self._program(
-            f"{kind}seat",
+            "seat",
             self.parts.seat,
             arguments,
             _Work(self._sizes_of_slots(), times=calls),
-            needs=["slots", f"{kind}prefill"],
+            needs=["slots", "prefill"],
             waiting=["weights"],
         )
 
-    def decode(self, calls: int, token_steps: int, chunk: str):
+    def decode(self, calls: int, token_steps: int):
         def arguments(weights, slots):
             tables, ends = self._tables(), self._numbers()
             more = (self._numbers(),) if self.turns else ()
@@ -261,14 +242,14 @@ class _Rollout:
             arguments,
             work,
             needs=["weights", "slots"],
-            waiting=[chunk],
+            waiting=["prefill"],
         )
 
-    def read(self, times: int, chunk: str):
+    def read(self, times: int):
         """The programs that read what tools answer, one for each size of a chunk. times: texts of a slot."""
-        return [self._read(size, times, chunk) for size in turns.CHUNKS]
+        return [self._read(size, times) for size in turns.CHUNKS]
 
-    def _read(self, size, times, chunk):
+    def _read(self, size, times):
         def arguments(weights, slots):
             numbers, flags = self._numbers(self.slots), everywhere(self.mesh, (self.slots,), bool)
             keys = slots.keys.update(sharding=numbers.sharding)
@@ -283,7 +264,7 @@ class _Rollout:
         work = _Work(sizes, times=times, tokens=tokens, flops=flops)
         needs = ["weights", "slots"]
         return self._program(
-            f"read {size}", turns.read, arguments, work, needs=needs, waiting=[chunk]
+            f"read {size}", turns.read, arguments, work, needs=needs, waiting=["prefill"]
         )
 
     def _keeping(self, slots):

@@ -4,9 +4,7 @@ A request is one completion of one prompt. Its number is its row in the Rollout:
 request i is for prompt i // n.
 """
 
-import types
 import zlib
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -20,19 +18,16 @@ PROMPT_BUCKET = 16
 
 
 class Requests(NamedTuple):
-    """The requests, and the rows of tokens that they continue. Rows are prefilled in chunks of chunk_size.
+    """The requests, and the prompts that they continue, which are prefilled in chunks of chunk_size.
 
-    tokens: int32[z t], right-padded to a bucket, and rows of padding up to whole chunks. lengths: int32[z],
-    at least 1. row_of: int[r], the row that each request continues: one for all requests of a prompt, and one
-    of its own for a completion that has begun. begun: int32[r], how many tokens at the end of its row are
-    the completion's. keys: typed[r], one random stream a request. prompt_room: the length of the longest
-    prompt, in whole buckets.
+    tokens: int32[p t], right-padded to prompt_room, and rows of padding up to whole chunks. lengths:
+    int32[p], at least 1. row_of: int[r], the prompt of each request. keys: typed[r], one random stream a
+    request. prompt_room: the length of the longest prompt, in whole buckets.
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
     row_of: np.ndarray
-    begun: np.ndarray
     keys: jax.Array
     prompt_room: int
     chunk_size: int
@@ -41,41 +36,20 @@ class Requests(NamedTuple):
         """The chunk that holds a request's row."""
         return self.row_of[request] // self.chunk_size
 
-    def chunk(self, number, widest):
-        """(tokens int32[z t], lengths int32[z]) of a chunk: as wide as prompts are, or, with completions that
-        have begun, a power of two times as wide, at most `widest`.
-        """
+    def chunk(self, number):
+        """(tokens int32[z t], lengths int32[z]) of a chunk, as wide as prompt_room."""
         rows = slice(number * self.chunk_size, (number + 1) * self.chunk_size)
-        tokens, lengths = self.tokens[rows], self.lengths[rows]
-        # Few widths, each of which is compiled
-        width = min(self.prompt_room << _doublings(self.prompt_room, lengths.max()), widest)
-        return np.pad(tokens, ((0, 0), (0, max(width - tokens.shape[1], 0))))[:, :width], lengths
+        tokens = self.tokens[rows]
+        missing = self.prompt_room - tokens.shape[1]
+        return np.pad(tokens, ((0, 0), (0, missing))), self.lengths[rows]
 
 
-def make_requests(
-    prompts: list,
-    n: int,
-    seed: int,
-    slots: int,
-    multiple: int = 1,
-    begun: Mapping = types.MappingProxyType({}),
-):
-    """Requests for prompts, lists of token ids. begun: request -> the ids that its completion has already.
-    multiple: see chunk_rows.
-    """
-    texts, row_of = [], np.zeros(len(prompts) * n, int)
-    for index, prompt in enumerate(prompts):
-        requests = range(index * n, (index + 1) * n)
-        row_of[requests] = len(texts)
-        texts.append(prompt)
-        for request in sorted(begun.keys() & requests):
-            row_of[request] = len(texts)
-            texts.append([*prompt, *begun[request]])
-    rows = chunk_rows(len(texts), n, slots, multiple)
-    tokens, lengths = _padded(texts, rows)
-    counts = np.array([len(begun.get(request, ())) for request in range(len(row_of))], np.int32)
-    keys, room = _random_streams(prompts, n, seed), prompt_room(max(map(len, prompts)))
-    return Requests(tokens, lengths, row_of, counts, keys, room, rows)
+def make_requests(prompts: list, n: int, seed: int, slots: int, multiple: int = 1):
+    """Requests for n completions of each prompt, lists of token ids. multiple: see chunk_rows."""
+    rows = chunk_rows(len(prompts), n, slots, multiple)
+    tokens, lengths = _padded(prompts, rows)
+    row_of, keys = np.repeat(np.arange(len(prompts)), n), _random_streams(prompts, n, seed)
+    return Requests(tokens, lengths, row_of, keys, prompt_room(max(map(len, prompts))), rows)
 
 
 def chunk_rows(prompts: int, n: int, slots: int, multiple: int = 1):
@@ -89,9 +63,8 @@ class RequestQueue:
 
     def __init__(self, requests: Requests, done=()):
         self.requests = requests
-        waiting = np.setdiff1d(np.arange(len(requests.keys)), done)
         # Sorted, so that the requests of a chunk follow each other: `take` counts on that
-        self.waiting = waiting[np.argsort(requests.row_of[waiting], kind="stable")]
+        self.waiting = np.setdiff1d(np.arange(len(requests.keys)), done)
 
     def __bool__(self):
         return len(self.waiting) > 0
@@ -142,11 +115,6 @@ def prompt_room(length: int):
     return -(-length // PROMPT_BUCKET) * PROMPT_BUCKET
 
 
-def _doublings(room, length):
-    """How often the room has to double to hold the length."""
-    return (-(-int(length) // room) - 1).bit_length()
-
-
 def check_slots(slots: int, devices: int):
     """Raise ValueError where the slots do not split over the devices of the mesh."""
     if slots % devices:
@@ -154,20 +122,6 @@ def check_slots(slots: int, devices: int):
             f"slots={slots} does not split over the mesh's {devices} devices, each of which decodes its own; "
             f"set slots to a multiple of {devices}"
         )
-
-
-def check_begun(begun: Mapping, max_completion_length: int, speculative: bool):
-    """Raise ValueError for completions that cannot be continued. begun: row -> (ids, logprobs)."""
-    if begun and speculative:
-        raise ValueError(
-            "speculative=True does not continue completions that have begun; set it to False"
-        )
-    for row, (ids, _) in begun.items():
-        if not 0 < len(ids) < max_completion_length:
-            raise ValueError(
-                f"the completion of row {row} has begun with {len(ids)} tokens; from 1 to "
-                f"{max_completion_length - 1}, below max_completion_length, can be continued"
-            )
 
 
 def check(

@@ -108,25 +108,23 @@ def run_prompts(config, weights, tables, tokens, lengths):
 
 class Seating(NamedTuple):
     """The requests that some of b slots get. seats: bool[b], which slots. rows: int32[b], the prefilled row
-    that each continues; lengths: int32[b], of its prompt. keys: typed[b]. begun: int32[b], how many tokens of
-    its completion a row has after its prompt; None where no completion has begun.
+    that each continues; lengths: int32[b], of its prompt. keys: typed[b].
     """
 
     seats: jax.Array
     rows: jax.Array
     lengths: jax.Array
     keys: jax.Array
-    begun: jax.Array | None = None
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 6), donate_argnums=3)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
 @on_rollout_mesh
-def seat(config, sampling, eos_ids, slots, seating: Seating, prefilled, prompt_room=None):
+def seat(config, sampling, eos_ids, slots, seating: Seating, prefilled):
     """Seat requests, and sample the first token of each from the logits of its row.
 
-    prefilled: (caches, logits) of `prefill`. prompt_room: of slots.rooms, where completions have begun.
+    prefilled: (caches, logits) of `prefill`.
     """
-    seats, rows, prompt_length, keys, begun = seating
+    seats, rows, prompt_length, keys = seating
     prefilled_caches, prefilled_logits = prefilled
 
     def copy_prompt(cache, prefilled):
@@ -136,42 +134,17 @@ def seat(config, sampling, eos_ids, slots, seating: Seating, prefilled, prompt_r
         new = jnp.where(seats[:, None, None, None], new, old).reshape(-1, room, cache.shape[-1])
         return own_slots(jax.lax.dynamic_update_slice_in_dim(cache, new, 0, axis=1))
 
-    def copy_row(cache, prefilled):
-        new = own_slots(jnp.take(_apart(prefilled, len(prefilled_logits)), rows, axis=0))
-        new = jnp.take_along_axis(new, source_bs[:, None, :, None], axis=2, mode="clip")
-        old = _apart(cache, len(seats))
-        taken = (seats[:, None] & is_there_bs)[:, None, :, None]
-        return own_slots(jnp.where(taken, new, old).reshape(cache.shape))
-
-    if begun is not None:
-        source_bs, is_there_bs = _places(slots, prompt_room, prompt_length, begun)
     slots = slots._replace(
         # The ring is not cleared: decode's mask hides what an earlier request left there
-        caches=jax.tree.map(
-            copy_prompt if begun is None else copy_row, slots.caches, prefilled_caches
-        ),
+        caches=jax.tree.map(copy_prompt, slots.caches, prefilled_caches),
         keys=jnp.where(seats, keys, slots.keys),
         prompt_length=jnp.where(seats, prompt_length, slots.prompt_length),
-        length=jnp.where(seats, 0 if begun is None else begun, slots.length),
+        length=jnp.where(seats, 0, slots.length),
     )
     step_keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
     sampled = sample(step_keys, own_slots(prefilled_logits[rows]), sampling)
     tokens, logprobs, candidates = sampled
     return pinned(append(slots, tokens, logprobs, seats, eos_ids, candidates))
-
-
-def _places(slots, prompt_room, prompt_length, begun):
-    """For each index of a slot's cache: (the number of its token in the row int32[b s], bool[b s] whether the
-    row has one).
-    """
-    index_s = jnp.arange(jax.tree.leaves(slots.caches)[0].shape[1])
-    ring = len(index_s) - prompt_room
-    # As old as in `decode` at the next step, whose own token has the age 0
-    age_s = (slots.step - (index_s - prompt_room)) % ring
-    of_prompt_s, begun_b1, prompt_b1 = index_s < prompt_room, begun[:, None], prompt_length[:, None]
-    token_bs = jnp.where(of_prompt_s, index_s, prompt_b1 + begun_b1 - age_s)
-    of_completion_bs = (age_s >= 1) & (age_s <= begun_b1)
-    return token_bs, jnp.where(of_prompt_s, index_s < prompt_b1, of_completion_bs)
 
 
 def _apart(cache, count):

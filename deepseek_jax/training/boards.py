@@ -24,8 +24,8 @@ GROUPS = {
     ).split(),
     "rollout": (
         "completion_length* truncated_share* sampled_tokens prefilled_positions "
-        "sampling_rounds equal_groups_used new_questions left_out_tokens groups_carried "
-        "carried_steps_max stale_* sampler_gap_* temperature"
+        "sampling_rounds equal_groups_used new_questions left_out_tokens "
+        "sampler_gap_* temperature"
     ).split(),
     "conversations": "turns tool_calls tool_errors tool_seconds truncated_turns rewritten_turns".split(),
     "loss": (

@@ -203,5 +203,5 @@ def merge(name, updates, weights):
     values, shares = ([of.get(name, 1.0) for of in each] for each in (updates, weights))
     if name.endswith("_max"):
         return float(np.max(values))
-    # Weights that are all 0, such as stale tokens where there are none, give the plain mean
+    # Weights that are all 0 give the plain mean
     return float(np.average(values, weights=shares if np.sum(shares) else None))

@@ -232,7 +232,6 @@ BEYOND = {
         group_size=1 must be at least 2
         num_steps=0 must be at least 1
         epochs=0 must be at least 1
-        extra_prompts=-1 must be at least 0
         rollout.slots=0 must be at least 1
         rollout.temperature=0.0 must be within 0.001..100.0
         base.batch_size=0 must be at least 1

@@ -192,19 +192,17 @@ def test_metrics_are_means_over_the_real_tokens():
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_metrics_of_unequal_batches_are_weighed_into_those_of_both(loss_type):
-    """Oracle: grpo_loss of all rows at once; rtol: float32. Of the two batches one has 15 of 23 tokens, 5 of
-    8 completions and most of the stale tokens.
+    """Oracle: grpo_loss of all rows at once; rtol: float32. Of the two batches one has 15 of 23 tokens and 6
+    of 8 completions.
     """
     options = dict(kl_coef=0.1, importance_cap=2.0, off_policy_limit=0.1, clip_eps=0.2)
     options = GrpoOptions(loss_type=loss_type, **options)
     logprobs, entropy, whole = make_batch()
-    stale = whole["completion_mask"] & (np.arange(WIDTH) < np.arange(8)[::-1, None] - 3)
 
     def measured(rows):
-        batch = {name: x[rows] for name, x in whole.items() if x.ndim} | {"stale_mask": stale[rows]}
+        batch = {name: x[rows] for name, x in whole.items() if x.ndim}
         batch["num_tokens"] = np.float32(batch["completion_mask"].sum())
         batch["num_completions"] = np.float32(len(logprobs[rows]))
-        batch["num_stale"] = np.float32(stale[rows].sum())
         arrays = logprobs[rows], entropy[rows], batch
         loss, metrics = grpo_loss(*arrays, options, max_completion_length=7)
         return metrics | {"loss": loss}, metric_weights(batch, options)
@@ -220,28 +218,6 @@ def test_metrics_of_unequal_batches_are_weighed_into_those_of_both(loss_type):
             merged = np.average(values, weights=[share[name] for share in shares])
             assert weights[name] == sum(share[name] for share in shares)
         np.testing.assert_allclose(merged, value, rtol=1e-5, err_msg=name)
-
-
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_a_stale_tokens_ratio_is_to_the_policy_that_sampled_it(loss_type):
-    """Oracle: the papers' sums where old_logprobs are the sampler's at these tokens, and means of gaps."""
-    logprobs, entropy, batch = make_batch()
-    mask = batch["completion_mask"]
-    stale = mask & (np.arange(WIDTH) < np.arange(len(mask))[:, None])
-    old, sampler = batch["old_logprobs"], batch["sampler_logprobs"]
-    by_hand = batch | dict(old_logprobs=np.where(stale, sampler, old))
-    settings = dict(SETTINGS, loss_type=loss_type, importance_cap=1.1)
-    want, want_grad = torch_loss(logprobs, by_hand, **settings)
-    carried = batch | dict(stale_mask=stale, num_stale=np.float32(stale.sum()))
-    del settings["max_completion_length"]
-    value, grad, metrics = loss_and_grad(logprobs, entropy, carried, **settings)
-    assert value == pytest.approx(want, rel=1e-5, abs=1e-6)
-    np.testing.assert_allclose(grad, want_grad, rtol=1e-5, atol=1e-7)
-    gap, own = np.abs(old - sampler), mask & ~stale
-    assert metrics["stale_gap_mean"] == pytest.approx(gap[stale].mean(), rel=1e-5)
-    assert metrics["sampler_gap_mean"] == pytest.approx(gap[own].mean(), rel=1e-5)
-    assert metrics["sampler_gap_share"] == pytest.approx((gap[own] > 1e-2).mean(), rel=1e-5)
-    assert metrics["sampler_gap_max"] == gap[own].max() and 0 < stale.sum() < mask.sum()
 
 
 @pytest.mark.parametrize("pieces", [2, 4])

@@ -68,19 +68,15 @@ def test_a_batch_of_one_token_is_divided_by_one(loss_type):
     assert metrics["entropy"] == 0.5 and metrics["ratio_mean"] == 1
 
 
-def test_gaps_are_large_above_a_hundredth_of_a_nat_and_stale_ones_apart():
-    """Oracle: by hand: gaps of 0.01, 0.015, 0.005 and, of a stale token, 0.5; then one of either kind."""
-    old, zeros = np.float32([[0.01, 0.015, 0.005, 0.5]]), np.zeros((1, 4), np.float32)
-    stale = dict(stale_mask=np.arange(4)[None] == 3, num_stale=np.float32(1))
-    options, names = GrpoOptions(), ("sampler_gap_mean", "sampler_gap_share", "stale_gap_mean")
-    for kept, wanted in ((slice(None), (0.01, 1 / 3, 0.5)), (slice(2, None), (0.005, 0, 0.5))):
-        own = {k: v[:, kept] if np.ndim(v) else v for k, v in stale.items()}
-        batch = batch_of([1], old[:, kept], zeros[:, kept], **own)
-        given = old[:, kept], zeros[:, kept], batch, options
-        _, metrics = grpo_loss(*given, max_completion_length=4)
-        assert [metrics[name] for name in names] == pytest.approx(wanted)
-    weights = metric_weights(batch_of([1], old), options)
-    assert weights["sampler_gap_mean"] == 4 and weights["stale_gap_mean"] == 0
+def test_gaps_are_large_above_a_hundredth_of_a_nat():
+    """Oracle: by hand: gaps of 0.01, 0.015 and 0.005."""
+    old, zeros = np.float32([[0.01, 0.015, 0.005]]), np.zeros((1, 3), np.float32)
+    batch, options = batch_of([1], old, zeros), GrpoOptions()
+    _, metrics = grpo_loss(old, zeros, batch, options, max_completion_length=3)
+    names = ("sampler_gap_mean", "sampler_gap_share", "sampler_gap_max")
+    assert [metrics[name] for name in names] == pytest.approx([0.01, 1 / 3, 0.015])
+    weights = metric_weights(batch, options)
+    assert weights["sampler_gap_mean"] == weights["sampler_gap_share"] == 3
 
 
 def test_log_ratios_end_at_twenty_nats():

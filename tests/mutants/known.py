@@ -526,8 +526,8 @@ HISTORY = (
     Known(
         "a completion's end token is not in its mask",
         "rollout/completions.py",
-        "length, had = state.length, rollout.completion_mask[rows]",
-        "length, had = state.length - state.stopped, rollout.completion_mask[rows]",
+        "own = np.arange(state.tokens.shape[1]) < state.length[:, None]",
+        "own = np.arange(state.tokens.shape[1]) < (state.length - state.stopped)[:, None]",
         ("tests/rollout/test_engine.py",),
     ),
     Known(

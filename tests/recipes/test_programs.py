@@ -181,7 +181,6 @@ def test_a_judge(tmp_path):
             dict(prompts_per_step=8, loss=dict(kl_coef=0.1), keep_routing=True),
             marks=pytest.mark.slow,
         ),
-        (small.one_device, dict(extra_prompts=2)),
     ],
 )
 def test_reinforcement(tmp_path, mesh, fields):

@@ -216,14 +216,14 @@ def test_the_lengths_of_a_step_count_what_was_read_apart():
     assert described["completion_length"] == 29 / 4 and described["completion_length_max"] == 20
 
 
-@pytest.mark.parametrize("extra, own_rows", [(0, False), (2, False), (0, True)])
-def test_the_longest_batch_is_that_of_the_longest_groups(monkeypatch, extra, own_rows):
+@pytest.mark.parametrize("own_rows", [False, True])
+def test_the_longest_batch_is_that_of_the_longest_groups(monkeypatch, own_rows):
     """Oracle: the batch of that many such groups, as an update gets it: names, shapes and dtypes."""
     if own_rows:
         monkeypatch.setattr(reinforce_settings, "MOST_SHARED_SCORES", 0)
     fields = dict(prompts_per_step=6, group_size=2, minibatches=2, loss=dict(kl_coef=0.1))
     fields["rollout"] = dict(max_prompt_length=20, max_completion_length=((0, 7), (1, 12)))
-    settings = of_config(**fields, extra_prompts=extra)
+    settings = of_config(**fields)
     mesh = make_mesh(data=1, devices=jax.devices()[:1])
     step = [longest_group(settings) for _ in range(6)]
     (batch, _), _ = update_batches(step, np.zeros(12, np.float32), settings, mesh, 0)
@@ -234,7 +234,6 @@ def test_the_longest_batch_is_that_of_the_longest_groups(monkeypatch, extra, own
         name: (x.shape, x.dtype) for name, x in batch.items()
     }
     assert found["prompt_ids"].sharding == batch["prompt_ids"].sharding
-    assert ("stale_mask" in found) == bool(extra)
 
 
 def test_the_longest_batch_has_what_is_kept_and_what_is_read(monkeypatch):
@@ -262,12 +261,10 @@ def test_the_longest_batch_has_what_is_kept_and_what_is_read(monkeypatch):
 def test_a_longest_group_is_full():
     """Oracle: by hand: prompts of 20 tokens and completions of 12, all of them sampled."""
     fields = dict(rollout=dict(max_prompt_length=20, max_completion_length=12), group_size=2)
-    for extra in (0, 1):
-        group = longest_group(of_config(extra_prompts=extra, **fields))
-        assert group["prompt_ids"] == [0] * 20 and group["mask"].all()
-        assert group["ids"].shape == group["mask"].shape == group["logprobs"].shape == (2, 12)
-        assert (group["rewards"] == 0).all() and len(group["rewards"]) == 2 and group["row"] == 0
-        assert group.get("stale", np.zeros(0)).tolist() == [12, 12] * extra
+    group = longest_group(of_config(**fields))
+    assert group["prompt_ids"] == [0] * 20 and group["mask"].all()
+    assert group["ids"].shape == group["mask"].shape == group["logprobs"].shape == (2, 12)
+    assert (group["rewards"] == 0).all() and len(group["rewards"]) == 2 and group["row"] == 0
     assert len(longest_group(of_config(**fields), 5)["ids"]) == 5
 
 
@@ -284,15 +281,6 @@ def test_rows_know_their_places_in_the_rollout(shared):
     assert found["candidates"][:, 0, 0].tolist() == [6, 7, 2, 3]
     assert found["candidates"].shape == (*batch["completion_ids"].shape, 2)
     assert found.keys() == batch.keys() - {"prompt_rows", "completion_rows"} | {"candidates"}
-
-
-def test_tokens_of_earlier_parameters_are_marked():
-    """Oracle: by hand: the first 2, 50, 0 and 1 tokens, of completions of 3, 40, 7 and 1."""
-    stale = [np.array([2, 50]), np.array([0, 1])]
-    marked = [group | {"stale": own} for group, own in zip(groups(), stale, strict=True)]
-    batch = group_batch(marked, ADVANTAGES)
-    assert batch["stale_mask"].sum(1).tolist() == [2, 40, 0, 1] and batch["num_stale"] == 43
-    assert not (batch["stale_mask"] & ~batch["completion_mask"]).any()
 
 
 @pytest.mark.parametrize(

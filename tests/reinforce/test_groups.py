@@ -184,33 +184,19 @@ def test_the_updates_of_a_step_have_what_they_compare_with(monkeypatch, kept, sc
     assert len(checked) == 2 * experts and sampler.kept is None
 
 
-def test_a_source_resumes_where_it_stood(monkeypatch):
-    """Oracle: by hand: the position, the steps in a row without anything to learn, and what is under way."""
+def test_a_source_resumes_where_it_stood():
+    """Oracle: by hand: the position, and the steps in a row without anything to learn."""
     forgotten = []
 
-    def source(late):
-        made = bare(position=0, degenerate=SimpleNamespace(counts={}), late=late)
+    def source():
+        made = bare(position=0, degenerate=SimpleNamespace(counts={}))
         made.sampler = SimpleNamespace(forget=lambda: forgotten.append(1))
         return made
 
-    class Late:
-        def __init__(self, carried):
-            self.carried = carried
-
-        def get_state(self):
-            return {"carried": self.carried}
-
-        def set_state(self, state):
-            self.carried = state["carried"]
-
-    for late, fresh in ((None, None), (Late([7]), Late([]))):
-        one, other = source(late), source(fresh)
-        one.position, one.degenerate.counts = 5, {"empty": 2}
-        state = one.get_state()
-        assert state == {"position": 5, "degenerate": {"empty": 2}} | (
-            {"carried": [7]} if late else {}
-        )
-        other.set_state(state)
-        assert (other.position, other.degenerate.counts) == (5, {"empty": 2})
-        assert late is None or other.late.carried == [7]
-    assert len(forgotten) == 2
+    one, other = source(), source()
+    one.position, one.degenerate.counts = 5, {"empty": 2}
+    state = one.get_state()
+    assert state == {"position": 5, "degenerate": {"empty": 2}}
+    other.set_state(state)
+    assert (other.position, other.degenerate.counts) == (5, {"empty": 2})
+    assert len(forgotten) == 1

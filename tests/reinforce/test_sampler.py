@@ -83,15 +83,12 @@ def test_a_round_asks_by_seed_and_step_and_counts(made, round_given):
     assert sampled.sampled_by == int(fingerprint(PARAMS)) != 0
 
 
-def test_a_log_that_is_given_is_used_and_keeps_candidates(made, tmp_path):
-    """Oracle: by hand."""
-    log, rollout = RolloutLog(), dataclasses.replace(ROLLOUT, top_k=5)
-    sampled = made(tmp_path, rollout=rollout)
-    sampled.answer(PARAMS, EXAMPLES, 0, log=log)
-    assert sampled.policy.calls[0][2]["log"] is log and log.keeps_candidates
-    # Without one, candidates are on the devices alone, and so no file is begun
+def test_a_rollout_that_keeps_candidates_writes_no_file(made, tmp_path):
+    """Oracle: by hand: candidates are on the devices alone."""
+    sampled = made(tmp_path, rollout=dataclasses.replace(ROLLOUT, top_k=5))
     sampled.answer(PARAMS, EXAMPLES, 0)
-    assert type(sampled.policy.calls[1][2]["log"]) is RolloutLog
+    log = sampled.policy.calls[0][2]["log"]
+    assert type(log) is RolloutLog and log.keeps_candidates
 
 
 def test_completions_are_written_as_they_end_once_a_minute(made, tmp_path, monkeypatch):

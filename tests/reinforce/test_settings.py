@@ -40,13 +40,8 @@ REFUSED = [
     (dict(rewards={"right": 2 * LARGEST_REWARD}), "rewards.right=.* must be within"),
     (dict(rewards={"right": -2 * LARGEST_REWARD}), "rewards.right=.* must be within"),
     (dict(reference_memory="host"), "reference_memory='host', but loss.kl_coef=0"),
-    (dict(keep_routing=True, extra_prompts=1), "extra_prompts=1 to 0"),
     (dict(keep_routing=True, max_sampling_rounds=2), "max_sampling_rounds=2 to 1"),
     (dict(rollout=dict(top_k=5), max_sampling_rounds=2), "max_sampling_rounds=2 to 1"),
-    (dict(extra_prompts=1, max_sampling_rounds=2), "extra_prompts=1 takes"),
-    (dict(extra_prompts=1, **general()), "extra_prompts=1 takes"),
-    (dict(extra_prompts=1, rollout=dict(max_completion_length=((0, 4), (1, 3)))), "rise alone"),
-    (dict(extra_prompts=1, rollout=dict(temperature=((0, 1.0), (1, 0.5)))), "one temperature"),
     (dict(kl_weights={"general": 1.0}, **KL), "is for no question .* asks reasoning;"),
     (dict(kl_weights={"reasoning": -0.5}, **KL), "reasoning=-0.5 must be at least 0"),
     (dict(kl_weights={"reasoning": float("inf")}, **KL), "kl_weights.reasoning=inf"),
@@ -72,8 +67,6 @@ ALLOWED = [
     dict(reference_memory="host", **KL),
     dict(keep_routing=True),
     dict(max_sampling_rounds=2),
-    dict(extra_prompts=1, rollout=dict(max_completion_length=((0, 4), (1, 5)))),
-    dict(extra_prompts=1, rollout=dict(temperature=((0, 0.5), (1, 0.5)))),
     dict(kl_weights={"reasoning": 0, "general": 0.5}, **KL, **general()),
     dict(kl_weights={"reasoning": 0}, **KL, **general()),
     dict(kl_weights={"reasoning": 0.5}, **KL),
@@ -100,7 +93,7 @@ def test_what_is_not_set_is_one_update_of_plain_samples():
     """Oracle: by hand."""
     made = settings()
     assert made.scored() == () and made.num_updates() == 3 and made.most_turns() == 0
-    assert not made.keeps() and made.extra_prompts == 0 and made.max_sampling_rounds == 1
+    assert not made.keeps() and made.max_sampling_rounds == 1
     assert made.rollout.temperature_at(0) == made.rollout.top_p == 1.0
     assert not made.rollout.truncates()
 

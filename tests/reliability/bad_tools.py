@@ -127,10 +127,6 @@ TOOLS_AND_LIMITS = [
         "train tools_small --config.conversation={'truns':3}",
         "config.conversation.truns is not a field; did you mean turns?",
     ),
-    (
-        "train tools_small --config.extra_prompts=2",
-        "config.extra_prompts=2 carries completions over to the next step, and the environments",
-    ),
     *((f"train {name} --config.tools=('mine.py:f',)", "config.tools is not a field") for name in OTHERS),
     (f"{EVALUATE}--tools=mine.py:f", "--tools.0: there is no file mine.py, of mine.py:f, in "),
     (

@@ -76,8 +76,8 @@ def test_drafts_are_measured_by_what_they_saved():
 def test_a_log_keeps_nothing_by_itself():
     """Oracle: by hand."""
     log = RolloutLog()
-    assert not (log.done or log.begun or log.keeps_routing or log.keeps_candidates)
-    assert log.weight_sync_seconds == 0 and log.kept is log.enough is log.conversations is None
+    assert not (log.done or log.keeps_routing or log.keeps_candidates)
+    assert log.weight_sync_seconds == 0 and log.kept is log.conversations is None
 
 
 def test_numbers_are_filled_up_to_a_power_of_two_by_the_last():
@@ -100,19 +100,17 @@ def ended_slots(**more):
     return Slots(**fields | more)
 
 
-def test_completions_are_copied_to_their_rows_behind_what_these_have():
-    """Oracle: by hand: row 2 had its first two tokens from an earlier call."""
+def test_completions_are_copied_to_their_rows_without_what_stands_past_their_ends():
+    """Oracle: by hand."""
     rollout = empty_rollout(4, 4)
-    rollout.completion_ids[2, :2], rollout.sampler_logprobs[2, :2] = (70, 71), (-7, -8)
-    rollout.completion_mask[2, :2] = True
     drafting = Drafting(None, None, None, drafted=np.array([5, 6, 7]), accepted=np.array([1, 2, 3]))
     copy_completions(rollout, np.array([2, 0]), ended_slots(drafting=drafting), np.array([0, 2]))
     none = [0] * 4
     np.testing.assert_array_equal(
-        rollout.completion_ids, [[18, 19, 0, 0], none, [70, 71, 12, 13], none]
+        rollout.completion_ids, [[18, 19, 0, 0], none, [10, 11, 12, 13], none]
     )
     np.testing.assert_array_equal(
-        rollout.sampler_logprobs, [[-9, -10, 0, 0], none, [-7, -8, -3, -4], none]
+        rollout.sampler_logprobs, [[-9, -10, 0, 0], none, [-1, -2, -3, -4], none]
     )
     np.testing.assert_array_equal(rollout.completion_mask, [[1, 1, 0, 0], none, [1] * 4, none])
     np.testing.assert_array_equal(rollout.truncated, [True, False, False, False])
@@ -151,11 +149,11 @@ def test_what_a_conversation_read_is_copied_and_is_not_sampled():
     np.testing.assert_array_equal(rollout.observed_mask, [[0] * 4, [0, 1, 0, 1]])
     np.testing.assert_array_equal(rollout.completion_ids, [[18, 19, 0, 0], [10, 11, 12, 13]])
     log, filled = RolloutLog(), empty_rollout(2, 4, converses=True)
-    log.begun = {0: ([18, 19], [-9.0, -10.0])}
+    first = {"ids": [18, 19], "logprobs": [-9.0, -10.0], "finished": False}
     line = {"ids": [10, 11, 12, 13], "logprobs": [-1.0, -2.0, -3.0, -4.0], "finished": True}
-    log.done = {1: line | {"observed": [False, True, False, True]}}
+    read = {"observed": [False, True, False, True]}
+    log.done = {0: first | {"observed": [False, False]}, 1: line | read}
     fill(filled, log)
-    filled.truncated[0] = True
     for own, other in zip(filled, rollout, strict=True):
         np.testing.assert_array_equal(own, other)
 

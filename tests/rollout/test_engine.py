@@ -117,14 +117,10 @@ def test_the_order_of_prompts_changes_no_completion():
 
 
 class Recorded(RolloutLog):
-    """The log of a call after others: ended has each row that ends in this one, as it was then. The call ends
-    when stop_after rows have.
-    """
+    """The log of a call after others: ended has each row that ends in this one, as it was then."""
 
-    def __init__(self, done, begun=None, stop_after=None):
-        self.done, self.begun, self.ended = done, begun or {}, {}
-        if stop_after is not None:
-            self.enough = lambda: len(self.ended) >= stop_after
+    def __init__(self, done):
+        self.done, self.ended = done, {}
 
     def add(self, rows, rollout):
         assert not self.ended.keys() & set(rows.tolist())
@@ -141,41 +137,6 @@ def test_rows_that_are_there_are_left_out_and_the_others_stay_what_they_are(done
     assert sorted(log.ended) == left
     assert_same(rest, whole)
     assert [log.ended[row] for row in left] == [line_of(rest, row) for row in left]
-
-
-def in_calls(model, stop_after, **settings):
-    """(calls, Rollout) of calls that end after so many ends each; the next continues what is under way."""
-    done, begun = {}, {}
-    for calls in itertools.count(1):
-        log = Recorded(dict(done), begun, stop_after)
-        rollout = generate(*tiny_model(model), PROMPTS, **settings, log=log)
-        done |= log.ended
-        if len(done) == len(rollout.completion_ids):
-            return calls, rollout
-        lines = {row: line_of(rollout, row) for row in range(len(rollout.completion_ids))}
-        under_way = {row: line for row, line in lines.items() if line["ids"] and row not in done}
-        begun = {row: (line["ids"], line["logprobs"]) for row, line in under_way.items()}
-
-
-@pytest.mark.parametrize(
-    "model, stop_after, room",
-    others_slow(
-        itertools.product(["gqa", "mla_moe"], [1, 4], [3, 2048]),
-        ("gqa", 4, 2048),
-        ("mla_moe", 1, 3),
-    ),
-)
-def test_a_rollout_continued_in_later_calls_is_that_of_one(monkeypatch, model, stop_after, room):
-    """Oracle: one call: the same tokens, for a completion's draws depend on its number and their place in it.
-    Slots are seated with completions of all lengths, at all steps of a ring that grows from `room`.
-    """
-    settings = dict(SAMPLED, n=4, slots=3, max_completion_length=12, eos_ids=range(0, VOCAB, 9))
-    whole = generate(*tiny_model(model), PROMPTS, **settings)
-    monkeypatch.setattr(engine, "FIRST_ROOM", room)
-    monkeypatch.setattr(engine, "GROWTH", 2)
-    calls, merged = in_calls(model, stop_after, **settings)
-    assert calls > 3
-    assert_same(merged, whole)
 
 
 def test_completions_of_a_prompt_differ_and_so_do_those_of_another_seed():
@@ -276,23 +237,13 @@ def test_slots_are_seated_a_share_at_a_time(monkeypatch):
     np.testing.assert_array_equal(rollouts[0].completion_ids, rollouts[1].completion_ids)
 
 
-class NeverEnough(RolloutLog):
-    """A log that is asked whether it has enough after each call, and never has."""
-
-    def enough(self):
-        return False
-
-
-@pytest.mark.parametrize("enough", [False, True])
 @pytest.mark.parametrize(
     ("slots", "share", "room"),
     others_slow([(4, 32, 64), (4, 2, 64), (6, 3, 2), (32, 8, 2)], (4, 2, 64), (6, 3, 2)),
 )
-def test_a_rollout_makes_at_most_as_many_calls_as_are_planned(
-    monkeypatch, slots, share, room, enough
-):
+def test_a_rollout_makes_at_most_as_many_calls_as_are_planned(monkeypatch, slots, share, room):
     """Oracle: the calls of real rollouts, whose completions end anywhere, and in which one slot or two end
-    together and caches grow or not; with `enough` calls return for slots to the end.
+    together and caches grow or not.
     """
     monkeypatch.setattr(engine, "SEATED_TOGETHER", share)
     monkeypatch.setattr(engine, "FIRST_ROOM", room)
@@ -307,10 +258,9 @@ def test_a_rollout_makes_at_most_as_many_calls_as_are_planned(
 
     monkeypatch.setattr(steps, "PARTS", steps.PARTS._replace(**{n: counting(n) for n in called}))
     settings = dict(SAMPLED, n=4, slots=slots, max_completion_length=12, eos_ids=range(0, VOCAB, 6))
-    log = NeverEnough() if enough else None
-    generate(*tiny_model("gqa"), PROMPTS, log=log, **settings)
+    generate(*tiny_model("gqa"), PROMPTS, **settings)
     requests, chunks = 4 * len(PROMPTS), called["prefill"]
-    most = engine.most_calls(requests, min(slots, requests), 12, chunks, enough=enough)
+    most = engine.most_calls(requests, min(slots, requests), 12, chunks)
     assert 0 < called["seat"] <= most.seat and 0 < called["decode"] <= most.decode
 
 
@@ -321,8 +271,6 @@ def test_a_rollout_makes_at_most_as_many_calls_as_are_planned(
         ((32, 32, 512, 2), {}, (2, 1)),
         # 6,144 wait, 64 slots end together; caches grow from 2,048 to 8,192 and 32,768
         ((8192, 2048, 32768, 16), {}, (16 + 96 + 2, 2 + 96 + 1)),
-        # Each of 128 times 64 may be enough
-        ((8192, 2048, 2048, 16), {"enough": True}, (16 + 96, 128)),
         # 16 turns of 64 conversations, with 15 texts between them; 32 wait for a slot
         ((64, 32, 2048, 1), {"turns": 16}, (1 + 32, 64 * 31)),
     ],
@@ -393,15 +341,6 @@ def test_bfloat16_decodes_what_it_would_score():
         (dict(n=0), "n=0 must be at least 1"),
         (dict(slots=0), "slots=0 must be at least 1"),
         (dict(top_k=51), "top_k=51 must be 0 (keep every token) to vocab_size=50"),
-        (
-            dict(log=Recorded({}, {0: ([1] * 12, [0.0] * 12)})),
-            "row 0 has begun with 12 tokens; from 1 to 11",
-        ),
-        (dict(log=Recorded({}, {0: ([], [])})), "row 0 has begun with 0 tokens; from 1 to 11"),
-        (
-            dict(log=Recorded({}, {0: ([1], [0.0])}), speculative=True),
-            "speculative=True does not continue",
-        ),
     ],
 )
 def test_a_mistake_is_named(change, words):

@@ -19,7 +19,6 @@ from deepseek_jax.rollout import generate, steps
 from deepseek_jax.rollout.completions import RolloutLog
 from deepseek_jax.rollout.requests import _random_streams
 from tests.quick import others_slow
-from tests.rollout.test_engine import Recorded
 
 DENSE = dict(
     model_type="llama",
@@ -185,27 +184,6 @@ def test_a_completion_that_is_not_finite_names_the_device_of_its_slot(monkeypatc
     device = re.escape(str(mesh.devices.ravel()[5]))
     with pytest.raises(NotFinite, match=f"sampled in slot 5 on {device}: "):
         rollout("dense", mesh)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("model, axes", [("experts", "mixed")])
-def test_completions_that_have_begun_continue_on_a_mesh(model, axes):
-    """Oracle: the rollout on one device, of which every second completion has begun, with all lengths."""
-    one, mesh, config = on_one(model), make_mesh(**MESHES[axes]), MODELS[model]
-    lengths = one.completion_mask.sum(1)
-    begun = {
-        row: (one.completion_ids[row, :length], one.sampler_logprobs[row, :length])
-        for row, length in enumerate(np.minimum(lengths - 1, np.arange(len(lengths))))
-        if length and row % 2
-    }
-    with jax.set_mesh(mesh):
-        params = random_params(config, mesh, 0)
-        sampling = dict(max_completion_length=LENGTH, n=4, eos_ids=(3,), seed=0, slots=SLOTS)
-        many = generate(config, params, PROMPTS, log=Recorded({}, begun), **sampling)
-    assert len(begun) > 8
-    np.testing.assert_array_equal(many.completion_ids, one.completion_ids)
-    np.testing.assert_array_equal(many.truncated, one.truncated)
-    np.testing.assert_allclose(many.sampler_logprobs, one.sampler_logprobs, atol=4e-6)
 
 
 def test_slots_that_do_not_split_over_the_devices_are_refused():

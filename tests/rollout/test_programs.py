@@ -17,7 +17,6 @@ from deepseek_jax.rollout.programs import Asked, rollout_programs
 from launch.planning.compiled import compile_programs
 from tests.costs.products import matmul_flops
 from tests.recipes.small import one_device
-from tests.rollout.test_engine import Recorded
 from tests.tiny import tiny_model
 
 PROMPTS = [list(range(1, 4 + i)) for i in range(5)]
@@ -207,22 +206,6 @@ def test_all_that_a_device_holds_in_a_rollout_is_planned(called, monkeypatch, ki
         )
 
 
-def test_the_prefill_of_carried_completions_is_planned(called):
-    """Oracle: a real rollout that continues a completion as long as one gets: the last prefill and seat."""
-    config, params = tiny_model("gqa")
-    sizes = dict(max_completion_length=LONGEST, n=N, slots=SLOTS)
-    begun = {row: ([1] * (LONGEST - 1), [0.0] * (LONGEST - 1)) for row in range(N)}
-    generate(config, params, [list(range(16))] * 5, log=Recorded({}, begun), **sizes)
-    planned = planned_calls(config, one_device(), prompt_length=16, continued=N)
-    for name in ("prefill", "seat"):
-        program, arguments = planned[f"continued {name}"]
-        shapes = [(x.shape, x.dtype) for x in shapes_of(arguments)]
-        assert shapes in [[(x.shape, x.dtype) for x in call.described] for call in called[name]]
-        assert program.times == 1
-    # By hand: with completions under way a rollout may have enough: every call is for one of 8 slots
-    assert planned["decode"][0].times == 5 * N
-
-
 def test_a_planned_rollout_counts_its_calls(called):
     """Oracle: the calls of a rollout in which no completion ends early, as no token ends one: the plan counts
     chunks and tokens as the engine does where all slots end together, and calls at most as where none do.
@@ -272,10 +255,10 @@ def test_logits_count_where_a_program_computes_them():
 
 
 def test_a_plan_leaves_out_what_is_not_asked():
-    """Oracle: by hand: one completion a prompt, none continued, nothing kept; a program that moves numbers
-    once and computes nothing.
+    """Oracle: by hand: one completion a prompt, nothing kept; a program that moves numbers once and
+    computes nothing.
     """
-    asked = dict(prompts=2, prompt_length=5, n=1, continued=0, keeps_routing=False, candidates=0)
+    asked = dict(prompts=2, prompt_length=5, n=1, keeps_routing=False, candidates=0)
     assert Asked(2, 5)._asdict() == asked | {"turns": 0}
     work = dict(sizes="", part=GENERATION, times=1, token_steps=0, tokens=0, flops=0.0)
     assert programs._Work("")._asdict() == work

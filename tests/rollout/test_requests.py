@@ -1,16 +1,12 @@
 """The queue of a rollout's requests, by hand."""
 
-from types import SimpleNamespace
-
 import jax
 import numpy as np
 import pytest
 
 from deepseek_jax.rollout.requests import (
     RequestQueue,
-    _doublings,
     check,
-    check_begun,
     check_slots,
     chunk_rows,
     make_requests,
@@ -55,30 +51,20 @@ def test_prompts_are_padded_to_a_bucket_and_to_whole_chunks():
     np.testing.assert_array_equal(requests.lengths, [1, 2, 1, 1, 1, 1])
     np.testing.assert_array_equal(requests.tokens[1], [2, 3] + [0] * 14)
     np.testing.assert_array_equal(requests.chunk_of(np.arange(10)), [0, 0, 0, 0, 1, 1, 1, 1, 2, 2])
+    np.testing.assert_array_equal(requests.row_of, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
 
 
-def test_a_completion_that_has_begun_is_a_row_of_its_own():
-    """Oracle: by hand: request 0 of the first prompt has 30 tokens, so that its row has 31, and the chunk is
-    twice as wide as prompts are, or as wide as may be.
-    """
-    requests = make_requests([[1], [2]], 2, 0, slots=4, begun={0: [5] * 30})
-    np.testing.assert_array_equal(requests.row_of, [1, 0, 2, 2])
-    np.testing.assert_array_equal(requests.begun, [30, 0, 0, 0])
-    np.testing.assert_array_equal(requests.lengths, [1, 31, 1, 1])
-    assert (requests.prompt_room, requests.chunk_size, requests.tokens.shape) == (16, 2, (4, 32))
-    for number, widest, width in ((0, 99, 32), (0, 20, 20), (1, 99, 16)):
-        tokens, lengths = requests.chunk(number, widest)
-        assert tokens.shape == (2, width) and len(lengths) == 2
-    tokens, lengths = requests.chunk(0, 99)
-    np.testing.assert_array_equal(tokens[1], [1] + [5] * 30 + [0])
-    # By their rows, so that those of a chunk follow each other
-    assert RequestQueue(requests).take(4).tolist() == [1, 0]
-
-
-def test_requests_of_one_row_keep_their_order():
-    """Oracle: by hand, of a thousand."""
-    requests = SimpleNamespace(keys=range(1000), row_of=np.zeros(1000, int))
-    np.testing.assert_array_equal(RequestQueue(requests).waiting, np.arange(1000))
+@pytest.mark.parametrize("room", [16, 32])
+def test_a_chunk_is_as_wide_as_the_room_of_prompts(room):
+    """Oracle: by hand: the first of five prompts in chunks of two, and the last beside a row of padding."""
+    requests = make_requests(PROMPTS, 2, 0, slots=4)
+    assert requests.prompt_room == 16
+    requests = requests._replace(prompt_room=room)
+    for number, starts, wanted in ((0, [[1, 0], [2, 3]], [1, 2]), (2, [[6, 0], [0, 0]], [1, 1])):
+        tokens, lengths = requests.chunk(number)
+        assert tokens.shape == (2, room) and not tokens[:, 2:].any()
+        np.testing.assert_array_equal(tokens[:, :2], starts)
+        np.testing.assert_array_equal(lengths, wanted)
 
 
 def test_a_repeated_prompt_continues_the_streams_of_the_first():
@@ -103,31 +89,11 @@ def test_a_chunk_has_the_prompts_that_fill_the_slots(arguments, rows):
     assert chunk_rows(*arguments) == rows
 
 
-def test_a_room_doubles_until_the_length_is_in_it():
-    """Oracle: by hand, of 16 tokens."""
-    lengths = 1, 16, 17, 32, 33, 64, 65
-    assert [_doublings(16, length) for length in lengths] == [0, 0, 1, 1, 2, 2, 3]
-
-
 def test_slots_split_over_the_devices():
     """Oracle: by hand."""
     check_slots(8, 4)
     with pytest.raises(ValueError, match="^slots=6 does not split over the mesh's 4 devices"):
         check_slots(6, 4)
-
-
-def test_what_has_begun_has_a_token_and_lacks_one():
-    """Oracle: by hand, of completions of up to five tokens; nothing begins with drafts."""
-    for ids in ([1], [1] * 4):
-        check_begun({0: (ids, [0.0])}, 5, False)
-    for ids in ([], [1] * 5):
-        with pytest.raises(
-            ValueError, match=f"row 0 has begun with {len(ids)} tokens; from 1 to 4"
-        ):
-            check_begun({0: (ids, [])}, 5, False)
-    check_begun({}, 5, True)
-    with pytest.raises(ValueError, match="speculative=True does not continue"):
-        check_begun({0: ([1], [0.0])}, 5, True)
 
 
 GOOD = dict(prompts=[[0], [VOCAB - 1] * 100], max_completion_length=28, n=1, slots=1)

@@ -33,11 +33,6 @@ class GrpoSettings(Conversing, ReinforceSettings, AdapterRun):
         if self.adapter is not None:
             self.check_not_stored("beside an adapter the frozen policy is the reference")
         self.check_conversation(self.rollout.longest(), "rollout.max_completion_length")
-        if self.converses and self.extra_prompts:
-            raise ValueError(
-                f"extra_prompts={self.extra_prompts} carries completions over to the next step, and the "
-                "environments of conversations do not stay; set it to 0"
-            )
 
     def _check_penalty(self):
         blocks = {"rewards": self.rewards}

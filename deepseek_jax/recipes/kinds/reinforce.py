@@ -181,10 +181,9 @@ def _rolled(name, settings, config, mesh, adapter):
         mesh,
         AnswerOptions(max_completion_length=rollout.longest(), slots=rollout.slots),
         Asked(
-            prompts=settings.prompts_per_step + settings.extra_prompts,
+            prompts=settings.prompts_per_step,
             prompt_length=rollout.max_prompt_length,
             n=settings.group_size,
-            continued=settings.extra_prompts * settings.group_size,
             keeps_routing=settings.keep_routing,
             candidates=rollout.top_k,
             turns=settings.most_turns(),
@@ -196,9 +195,8 @@ def _rolled(name, settings, config, mesh, adapter):
 
 def _completions(settings):
     """What the reward models score in a step."""
-    answered = settings.prompts_per_step + settings.extra_prompts
-    rollout = settings.rollout
-    return Scored(answered * settings.group_size, rollout.max_prompt_length, rollout.longest())
+    rollout, completions = settings.rollout, settings.prompts_per_step * settings.group_size
+    return Scored(completions, rollout.max_prompt_length, rollout.longest())
 
 
 def _references(settings, config, mesh, adapter):
