@@ -16,12 +16,17 @@ room for 8 tokens:
 
 P is a token of the prompt. All slots write the token that they sampled last at one index, the ^: 11 mod 8.
 A slot sees its prompt and, around the ring, as many of the latest indices as it has tokens. So a request can
-be seated at any step, and a cache moves only where the ring has to grow for a longer completion.
+be seated at any step, and a cache moves only where the ring has to grow for a longer completion. Where tokens
+are drafted, and in conversations, a token's index is its position instead (slots.Decoding).
+
+A completion is a conversation of one turn. Where there are more, a slot whose turn has ended waits for the
+text that follows, while the others decode. What is sampled does not depend on the clock of the machine: a
+text enters at the first pause of decoding at least `call_steps` token steps after the turn ended, and the
+engine waits where it is late. Where no slot decodes, the count jumps to the next text that is due.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -30,14 +35,18 @@ import numpy as np
 from deepseek_jax.models.quantized import is_quantized
 from deepseek_jax.parallel.decoding import decoding_mesh, decoding_rules
 from deepseek_jax.parallel.shard import axis_parts
-from deepseek_jax.rollout import kept, steps
+from deepseek_jax.rollout import decode, kept, steps, turns
 from deepseek_jax.rollout.completions import (
     check_finite,
     copy_completions,
+    of_slots,
     on_host,
     padded,
 )
-from deepseek_jax.rollout.slots import rooms
+from deepseek_jax.rollout.conversations import Turn
+from deepseek_jax.rollout.requests import Requests
+from deepseek_jax.rollout.sampling import Sampling
+from deepseek_jax.rollout.slots import Decoding, rooms
 from deepseek_jax.rollout.weights import in_place
 
 # Tokens of a completion that the caches have room for at first, and the factor by which it grows
@@ -63,7 +72,7 @@ def ended_together(slots: int):
 
 
 class Calls(NamedTuple):
-    """How often a rollout calls two of its steps.Parts."""
+    """How often a rollout calls two of its programs."""
 
     seat: int
     decode: int
@@ -107,43 +116,51 @@ def batch_parts_of(mesh, config):
     return axis_parts(mesh, rules["batch"])
 
 
-class Way(NamedTuple):
-    """How a rollout decodes. parts: steps.Parts. engine: Engine, or a class from it. serve: of generation."""
-
-    parts: steps.Parts
-    engine: type
-    serve: Callable
-
-
 class Engine:
-    """The slots, the request in each, and the compiled parts that fill and run them."""
+    """The slots, the request in each, and the programs that fill and run them.
 
-    def __init__(self, parts, fixed, params, requests):
-        """parts: steps.Parts. fixed: (config, sampling, eos_ids), for which they are compiled."""
-        self.parts, self.fixed, self.config, self.requests = parts, fixed, fixed[0], requests
-        prepare = in_place if is_quantized(params) else parts.decoding_weights
+    due: slot whose turn has ended -> the token step at which the text that follows enters; {} where
+    completions are single turns. steps: token steps of conversations so far.
+    """
+
+    def __init__(
+        self,
+        how: Decoding,
+        sampling: Sampling,
+        eos_ids: tuple[int, ...],
+        params,
+        requests: Requests,
+    ):
+        self.how, self.fixed, self.requests = how, (how, sampling, eos_ids), requests
         with jax.profiler.TraceAnnotation("weight_sync"):
+            if is_quantized(params):
+                made = in_place(how.config, params)
+            else:
+                made = decode.decoding_weights(how, params)
             # Waiting costs nothing, since prefill needs them, and gives the time of this part its end
-            self.weights = jax.block_until_ready(prepare(self.config, params))
-        # The number of the chunk that is prefilled, and its (caches, logits)
+            self.weights = jax.block_until_ready(made)
+        # The number of the chunk that is prefilled, and its Prefilled
         self.chunk, self.prefilled = None, None
-        self.kept = None
+        self.kept, self.due, self.steps = None, {}, 0
 
-    def open(self, slots, max_completion_length, log):
-        """Make `slots` free slots, and a kept.Kept of what the RolloutLog says to keep."""
+    def open(self, slots, longest, log):
+        """Make `slots` free slots for completions of up to `longest` tokens, and a kept.Kept of what the
+        RolloutLog says to keep.
+        """
         prompt_room = self.requests.prompt_room
-        first = cache_rooms(max_completion_length)[0]
-        sizes = slots, prompt_room, first, max_completion_length
-        self.state = self.empty(*sizes)
-        self.tables = steps.rotations(self.config, prompt_room + max_completion_length)
+        sizes = slots, prompt_room, cache_rooms(longest)[0], longest
+        if self.how.turns:
+            self.longest_turn = log.conversations.use.limits.turn_length or longest
+            sizes += (np.int32(self.longest_turn),)
+            # By slot: the length of the conversation at the start of its turn, and the number of the turn
+            self.began, self.turn = np.zeros(slots, int), np.zeros(slots, int)
+            self.fold = jax.jit(jax.vmap(jax.random.fold_in))
+        self.state = decode.empty_slots(self.how, *sizes)
+        self.tables = decode.rotations(self.how.config, prompt_room + longest)
         # -1: the slot is free
         self.request_in = np.full(slots, -1)
         if log.keeps_routing or log.keeps_candidates:
             self.state, self.kept = kept.begin(*self.fixed[:2], log, self.state, self.requests)
-
-    def empty(self, *sizes):
-        """slots.empty_slots of these sizes."""
-        return self.parts.empty_slots(self.config, *sizes)
 
     @property
     def is_busy(self):
@@ -169,20 +186,20 @@ class Engine:
         row_in_chunk = np.where(filled, row - chunk * self.requests.chunk_size, 0)
         lengths, keys = self.requests.lengths[row], self.requests.keys[request]
         seating = steps.Seating(filled, row_in_chunk, lengths, keys)
-        self.state = self.parts.seat(*self.fixed, self.state, seating, self.prefilled)
+        self.state = decode.seat(*self.fixed, self.state, seating, self.prefilled)
+        if self.how.turns:
+            self.began[seats] = self.turn[seats] = 0
 
     def _prefill(self, chunk):
         """Run a chunk's prompts. Their caches replace those of the previous chunk."""
         # The former are gone before the new ones come
         self.prefilled = None
         rows = self.requests.chunk(chunk)
-        prefilled = self.parts.prefill(self.config, self.weights, self.tables, *rows)
-        *prefilled, experts = prefilled
-        self.prefilled = tuple(prefilled)
-        self.chunk = chunk
+        prefilled = decode.prefill(self.how, self.weights, self.tables, *rows)
+        self.prefilled, self.chunk = prefilled._replace(experts=None), chunk
         if self.kept is not None:
             first = np.int32(chunk * self.requests.chunk_size)
-            self.kept = kept.put_prompts(self.config, self.kept, experts, first)
+            self.kept = kept.put_prompts(self.how, self.kept, prefilled.experts, first)
 
     def _make_room(self, tokens):
         """Grow the caches to hold completions of `tokens` tokens, if any can be that long."""
@@ -190,22 +207,48 @@ class Engine:
         wanted = min(tokens, longest)
         if wanted > room:
             larger = next(size for size in cache_rooms(longest) if size >= wanted)
-            self.state = self.parts.grow(self.config, self.tables, self.state, larger)
+            self.state = decode.grow(self.how, self.tables, self.state, larger)
 
     def decode(self, wanted):
-        """Sample token after token until every slot has ended, or, if `wanted`, some more have."""
-        if rooms(self.tables, self.state)[1] < self.state.tokens.shape[1]:
+        """Sample token after token until every slot has ended, or, if `wanted`, some more have. Of
+        conversations: until some turns have ended, or a text is due.
+        """
+        if self.how.turns:
+            self._decode_turns()
+            return
+        if self._may_grow:
             self._make_room(on_host(self.state.length)[self.request_in >= 0].max() + 1)
         # Each seating costs a call, and an empty slot a few steps: seat a share of the slots at a time
-        ends = ended_together(len(self.request_in)) if wanted else len(self.request_in)
-        self.state = self.parts.decode(*self.fixed, self.weights, self.tables, self.state, ends)
+        self._decode(ended_together(len(self.request_in)) if wanted else len(self.request_in))
+
+    def _decode_turns(self):
+        ended, length = on_host((self.state.ended, self.state.length))
+        if ended.all():
+            self.steps = min(self.due.values())
+            return
+        if self._may_grow:
+            self._make_room(length[~ended].max() + 1)
+        # At most as many steps as the next text waits
+        left = min(self.due.values(), default=np.iinfo(np.int32).max) - self.steps
+        before = int(self.state.step)
+        self._decode(ended_together(len(self.request_in)), left)
+        self.steps += int(self.state.step) - before
+
+    @property
+    def _may_grow(self):
+        """Whether the caches have less room than the longest completion needs."""
+        return rooms(self.tables, self.state)[1] < self.state.tokens.shape[1]
+
+    def _decode(self, ends, *count):
+        arguments = self.weights, self.tables, self.state, ends, *count
+        self.state = decode.decode(*self.fixed, *arguments)
 
     def decode_one(self, length):
         """Sample one more token in every slot that has not ended, after at most `length` tokens: -> (the
         latest tokens int32[b], whether each slot has ended bool[b]).
         """
         self._make_room(length)
-        self.state = steps.decode_one(*self.fixed, self.weights, self.tables, self.state)
+        self._decode(len(self.request_in), 1)
         return self.latest()
 
     def latest(self):
@@ -215,16 +258,61 @@ class Engine:
     def exchanged(self):
         """(exchanges, exchange_rounds) of a RolloutLog."""
         rounds = float(on_host(self.state.rounds).mean())
-        return int(self.state.step) * self.config.num_moe_layers if rounds else 0, rounds
+        return int(self.state.step) * self.how.config.num_moe_layers if rounds else 0, rounds
 
-    def collect(self, result):
-        """Copy the completions that have ended to their rows of result and free their slots: -> the rows."""
+    def ended(self):
+        """The slots whose completions, or turns, have ended since the last call: int[e]."""
         # A free slot has ended=True as well
-        slots = np.flatnonzero(on_host(self.state.ended) & (self.request_in >= 0))
-        return self.collect_slots(result, slots)
+        ended = on_host(self.state.ended) & (self.request_in >= 0)
+        ended[list(self.due)] = False
+        return np.flatnonzero(ended)
 
-    def collect_slots(self, result, slots):
-        """`collect` of these slots, int[e]."""
+    def turns_of(self, slots):
+        """{slot: the Turn that has ended in it} of slots, int[e]."""
+        if not len(slots):
+            return {}
+        state, found = of_slots(self.state, slots), {}
+        for i, slot in enumerate(slots.tolist()):
+            length = int(state.length[i])
+            ids = state.tokens[i, self.began[slot] : length].tolist()
+            row, stopped = int(self.request_in[slot]), bool(state.stopped[i])
+            found[slot] = Turn(row, ids, stopped, length)
+        return found
+
+    def read(self, texts: dict[int, list[int]]):
+        """Have slots read these ids, and begin their next turns."""
+        slots = np.array(sorted(texts))
+        self.turn[slots] += 1
+        length = on_host(self.state.length).astype(int)
+        self.began[slots] = [length[slot] + len(texts[slot]) for slot in slots]
+        self._make_room(self.began[slots].max() + 1)
+        left = {slot: texts[slot] for slot in slots}
+        while left:
+            sizes = {slot: turns.chunk_of(len(ids)) for slot, ids in left.items()}
+            size = max(sizes.values())
+            now = {slot: ids for slot, ids in left.items() if sizes[slot] == size}
+            chunk = self._chunk(now, size)
+            self.state = decode.read(self.how, self.weights, self.tables, self.state, chunk)
+            left = left | {slot: ids[size:] for slot, ids in now.items()}
+            left = {slot: ids for slot, ids in left.items() if ids}
+
+    def _chunk(self, texts, size):
+        """The turns.Chunk of the first `size` ids of each slot's text."""
+        count = len(self.request_in)
+        tokens, counts = np.zeros((count, size), np.int32), np.zeros(count, np.int32)
+        resumes = np.zeros(count, bool)
+        for slot, ids in texts.items():
+            own = ids[:size]
+            tokens[slot, : len(own)], counts[slot] = own, len(own)
+            resumes[slot] = len(own) == len(ids)
+        keys = self.requests.keys[np.maximum(self.request_in, 0)]
+        limit = np.minimum(self.began + self.longest_turn, self.state.tokens.shape[1])
+        return turns.Chunk(
+            tokens, counts, resumes, self.fold(keys, self.turn), limit.astype(np.int32)
+        )
+
+    def collect(self, result, slots):
+        """Copy the completions of slots, int[e], to their rows of result and free the slots: -> the rows."""
         rows = self.request_in[slots]
         if len(slots):
             copy_completions(result, rows, self.state, slots)
@@ -232,5 +320,5 @@ class Engine:
             self.request_in[slots] = -1
             if self.kept is not None:
                 pairs = padded(slots), padded(rows)
-                self.kept = kept.put_completions(self.config, self.kept, self.state, *pairs)
+                self.kept = kept.put_completions(self.how, self.kept, self.state, *pairs)
         return rows

@@ -1,4 +1,4 @@
-"""Prompts in, completions out, in whichever way a rollout decodes: token by token, drafting, or in turns."""
+"""Prompts in, completions out."""
 
 import contextlib
 import time
@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.quantized import is_quantized
-from deepseek_jax.rollout import serving, steps
 from deepseek_jax.rollout.completions import Rollout, RolloutLog, empty_rollout, fill
-from deepseek_jax.rollout.engine import Engine, Way, batch_parts_of, rollout_config, rollout_mesh
+from deepseek_jax.rollout.engine import Engine, batch_parts_of, rollout_config, rollout_mesh
 from deepseek_jax.rollout.requests import RequestQueue, check, check_slots, make_requests
 from deepseek_jax.rollout.sampling import Sampling
-from deepseek_jax.rollout.speculative import parts as speculative_parts
+from deepseek_jax.rollout.slots import Decoding
+from deepseek_jax.rollout.speculative import check as check_drafts
 
 
 def generate(
@@ -55,7 +56,11 @@ def generate(
         raise ValueError("keeps_candidates takes a top_k above 0 and no drafts; set it to False")
     if speculative and is_quantized(params):
         raise ValueError("speculative=True does not take weights in int8; set speculative to False")
-    way = _way(config, speculative, log)
+    converses = log.conversations is not None
+    if converses and speculative:
+        raise ValueError("conversations take no drafts; set speculative to False")
+    if speculative:
+        check_drafts(config)
     mesh = rollout_mesh(config)
     config = rollout_config(config, mesh)
     devices = 1 if mesh is None else mesh.size
@@ -64,33 +69,24 @@ def generate(
     slots = min(slots, -(-len(prompts) * n // devices) * devices)
     requests = make_requests(prompts, n, seed, slots, batch_parts_of(mesh, config))
     queue = RequestQueue(requests, list(log.done))
-    converses = log.conversations is not None
     result = empty_rollout(len(prompts) * n, max_completion_length, converses)
     fill(result, log)
     if queue:
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             began = time.perf_counter()
-            engine = way.engine(way.parts, (config, sampling, tuple(eos_ids)), params, requests)
+            how = Decoding(config, speculative, converses)
+            engine = Engine(how, sampling, tuple(eos_ids), params, requests)
             log.weight_sync_seconds = time.perf_counter() - began
             engine.open(slots, max_completion_length, log)
-            way.serve(queue, engine, result, log)
+            serve(queue, engine, result, log)
             log.kept = engine.kept
             log.exchanges, log.exchange_rounds = engine.exchanged()
     return result
 
 
-def _way(config, speculative, log):
-    """How this rollout decodes: a Way. Raises ValueError where it cannot."""
-    if log.conversations is not None:
-        if speculative:
-            raise ValueError("conversations take no drafts; set speculative to False")
-        return serving.WAY
-    parts = speculative_parts(config) if speculative else steps.PARTS
-    return Way(parts, Engine, serve)
-
-
-def serve(queue, engine, result, log):
-    """Seat and decode, collecting in result, until every request has ended."""
+def serve(queue: RequestQueue, engine: Engine, result: Rollout, log: RolloutLog):
+    """Seat, decode and read, collecting in result, until every completion is there."""
+    conversations = log.conversations
     while queue or engine.is_busy:
         free = engine.free_slots()
         if queue and len(free):
@@ -99,6 +95,32 @@ def serve(queue, engine, result, log):
             # While requests wait, return for free slots; after that a free slot has no use
             engine.decode(wanted=bool(queue))
         # Seating ends a request too if its first token is an end token or fills its room
-        ended = engine.collect(result)
-        if len(ended):
-            log.add(ended, result)
+        ended = engine.ended()
+        over = ended if conversations is None else _go_on(engine, ended, conversations)
+        rows = engine.collect(result, over)
+        if len(rows):
+            if conversations is not None:
+                cut = [conversations.of[row].cut is not None for row in rows.tolist()]
+                result.truncated[rows] |= cut
+            log.add(rows, result)
+
+
+def _go_on(engine, ended, conversations):
+    """Have slots read the texts that follow their turns: -> the slots whose conversations are over, int[e].
+    ended: those whose turns have just ended.
+    """
+    due = sorted(slot for slot, at in engine.due.items() if at <= engine.steps)
+    turned = engine.turns_of(ended)
+    if not turned and not due:
+        return ended
+    rows = {int(engine.request_in[slot]): slot for slot in (*due, *turned)}
+    answered = [int(engine.request_in[slot]) for slot in due]
+    found = conversations.after(list(turned.values()), answered)
+    for row, slot in rows.items():
+        engine.due.pop(slot, None)
+        if row not in found:
+            engine.due[slot] = engine.steps + conversations.use.limits.call_steps
+    texts = {rows[row]: ids for row, ids in found.items() if ids is not None}
+    if texts:
+        engine.read(texts)
+    return np.array([rows[row] for row, ids in found.items() if ids is None], int)

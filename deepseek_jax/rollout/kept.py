@@ -35,14 +35,14 @@ class Kept(NamedTuple):
     candidates: jax.Array | None
 
 
-def begin(config, sampling, log, slots, requests):
+def begin(how, sampling, log, slots, requests):
     """(the Slots with room for what the RolloutLog says to keep, a Kept with room for all Requests)."""
     count, length = slots.tokens.shape
     # Whole chunks and slots, which split over the devices
     rows = -(-len(requests.keys) // count) * count
     prompts = len(requests.tokens), requests.prompt_room
-    of_token = config.num_moe_layers, config.num_experts_per_tok
-    nothing = functools.partial(_nothing, config)
+    of_token = how.config.num_moe_layers, how.config.num_experts_per_tok
+    nothing = functools.partial(_nothing, how)
     kept = Kept(None, None, None)
     if log.keeps_routing:
         slots = slots._replace(experts=nothing((count, length, *of_token), FREE, DTYPE))
@@ -59,7 +59,7 @@ def begin(config, sampling, log, slots, requests):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 @on_rollout_mesh
-def _nothing(config, shape, value, dtype):
+def _nothing(how, shape, value, dtype):
     return own_slots(jnp.full(shape, value, dtype))
 
 
@@ -78,7 +78,7 @@ def note(slots, experts_bla, active):
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 @on_rollout_mesh
-def put_prompts(config, kept: Kept, experts_ptla, first):
+def put_prompts(how, kept: Kept, experts_ptla, first):
     """Put a chunk's experts, of prefill, into the prompts' rows from `first` on: int32[]."""
     if kept.prompt_experts is None:
         return kept
@@ -90,7 +90,7 @@ def put_prompts(config, kept: Kept, experts_ptla, first):
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 @on_rollout_mesh
-def put_completions(config, kept: Kept, slots, seats, rows):
+def put_completions(how, kept: Kept, slots, seats, rows):
     """Put what the Slots keep of completions in seats, int32[e], into rows, int32[e]; pairs may repeat."""
     length_e1 = slots.length[seats][:, None]
     # Past these a slot still has what an earlier request left. The last token was never run

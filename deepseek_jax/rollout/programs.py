@@ -22,7 +22,7 @@ from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.quantized import is_quantized
 from deepseek_jax.parallel.decoding import decoding_mesh
-from deepseek_jax.rollout import speculative, steps, turns
+from deepseek_jax.rollout import decode, speculative, steps, turns
 from deepseek_jax.rollout.engine import (
     batch_parts_of,
     cache_rooms,
@@ -32,6 +32,7 @@ from deepseek_jax.rollout.engine import (
 from deepseek_jax.rollout.kept import DTYPE
 from deepseek_jax.rollout.requests import chunk_rows, prompt_room
 from deepseek_jax.rollout.sampling import Sampling
+from deepseek_jax.rollout.slots import Decoding
 from deepseek_jax.rollout.weights import in_place
 
 
@@ -77,7 +78,7 @@ def rollout_programs(
     slots = min(options.slots, -(-asked.prompts * asked.n // mesh.size) * mesh.size)
     parts = batch_parts_of(mesh if mesh.size > 1 else None, config)
     rollout = _Rollout(
-        config,
+        Decoding(config, options.speculative, asked.turns > 0),
         mesh,
         name,
         slots=slots,
@@ -87,7 +88,6 @@ def rollout_programs(
         keeps_routing=asked.keeps_routing,
         candidates=asked.candidates,
         turns=asked.turns,
-        drafts=options.speculative,
     )
     # Weights in int8 have no copy: what decodes is the parameters
     waiting = [] if is_quantized(params) else [Held("the parameters", params)]
@@ -108,11 +108,10 @@ class _Work(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class _Rollout:
     """The sizes of a rollout. name: a prefix of its programs' names. prompt_room, longest: tokens of the
-    longest prompt and completion. chunk: the prompts that are prefilled at once. drafts: whether
-    decoding is speculative. The rest is of Asked.
+    longest prompt and completion. chunk: the prompts that are prefilled at once. The rest is of Asked.
     """
 
-    config: ModelConfig
+    how: Decoding
     mesh: Mesh
     name: str
     slots: int
@@ -122,21 +121,18 @@ class _Rollout:
     keeps_routing: bool
     candidates: int
     turns: int
-    drafts: bool
 
     @property
-    def parts(self):
-        """What has the functions that the engine calls, by the names of steps.Parts."""
-        if self.drafts:
-            return speculative
-        return turns.PARTS if self.turns else steps
+    def config(self):
+        """The model's."""
+        return self.how.config
 
     def weights(self, params):
-        function = self.parts.decoding_weights
+        function, how = decode.decoding_weights, self.how
         if is_quantized(params):
             # Nothing is copied: donated, the results are the arguments
-            function = jax.jit(in_place, static_argnums=0, donate_argnums=1)
-        return self._program("weights", function, (self.config, params), _Work("", SYNC))
+            function, how = jax.jit(in_place, static_argnums=0, donate_argnums=1), self.config
+        return self._program("weights", function, (how, params), _Work("", SYNC))
 
     def served(self, asked: Asked):
         """The programs that read the weights, to answer what is asked."""
@@ -155,13 +151,13 @@ class _Rollout:
         prompts = self._numbers(rows, room), self._numbers(rows)
 
         def arguments(weights):
-            return self.config, weights, self._tables(), *prompts
+            return self.how, weights, self._tables(), *prompts
 
         # A prompt's last token alone needs logits, which sample the completion's first
         read = forward_work(self.config, rows, room, logits=1)
         return self._program(
             "prefill",
-            self.parts.prefill,
+            decode.prefill,
             arguments,
             _Work(read.sizes, times=chunks, tokens=read.tokens, flops=read.flops),
             needs=["weights"],
@@ -171,8 +167,8 @@ class _Rollout:
     def empty_slots(self):
         sizes = self.slots, self.prompt_room, self.longest, self.longest
         work, more = _Work(self._sizes_of_slots()), (self._numbers(),) if self.turns else ()
-        arguments = self.config, *sizes, *more
-        return self._program("slots", self.parts.empty_slots, arguments, work, waiting=["weights"])
+        arguments = self.how, *sizes, *more
+        return self._program("slots", decode.empty_slots, arguments, work, waiting=["weights"])
 
     def growth(self):
         """The last growth of the caches, in a list; [] where they have room from the start."""
@@ -186,11 +182,11 @@ class _Rollout:
 
         def arguments(slots):
             slots = self._keeping(slots)._replace(caches=jax.tree.map(smaller, slots.caches))
-            return self.config, self._tables(), slots, self.longest
+            return self.how, self._tables(), slots, self.longest
 
         grown = self._program(
             "grow",
-            self.parts.grow,
+            decode.grow,
             arguments,
             _Work(self._sizes_of_slots(), times=len(former)),
             needs=["slots"],
@@ -205,12 +201,12 @@ class _Rollout:
             # New keys, which are on every device, not those of the slots
             keys = slots.keys.update(sharding=numbers.sharding)
             seating = steps.Seating(seats, numbers, numbers, keys)
-            (*prefilled, _), slots = prefilled, self._keeping(slots)
-            return *self._fixed(), slots, seating, tuple(prefilled)
+            slots = self._keeping(slots)
+            return *self._fixed(), slots, seating, prefilled._replace(experts=None)
 
         return self._program(
             "seat",
-            self.parts.seat,
+            decode.seat,
             arguments,
             _Work(self._sizes_of_slots(), times=calls),
             needs=["slots", "prefill"],
@@ -226,7 +222,7 @@ class _Rollout:
         # A slot's token sees its prompt, and half of its completion on average
         seen = self.prompt_room + self.longest / 2
         flops = self.slots * forward_flops(self.config, seen)
-        if self.drafts:
+        if self.how.drafts:
             # The last token and a draft, each with its pair in the module. One of them, or both, are gained
             flops = 2 * self.slots * forward_flops(self.config, seen, depths=1)
         work = _Work(
@@ -238,7 +234,7 @@ class _Rollout:
         )
         return self._program(
             "decode",
-            self.parts.decode,
+            decode.decode,
             arguments,
             work,
             needs=["weights", "slots"],
@@ -254,7 +250,7 @@ class _Rollout:
             numbers, flags = self._numbers(self.slots), everywhere(self.mesh, (self.slots,), bool)
             keys = slots.keys.update(sharding=numbers.sharding)
             own = turns.Chunk(self._numbers(self.slots, size), numbers, flags, keys, numbers)
-            return self.config, weights, self._tables(), self._keeping(slots), own
+            return self.how, weights, self._tables(), self._keeping(slots), own
 
         tokens = self.slots * size
         # The next turn begins with the last token, which a step of decoding runs
@@ -264,7 +260,7 @@ class _Rollout:
         work = _Work(sizes, times=times, tokens=tokens, flops=flops)
         needs = ["weights", "slots"]
         return self._program(
-            f"read {size}", turns.read, arguments, work, needs=needs, waiting=["prefill"]
+            f"read {size}", decode.read, arguments, work, needs=needs, waiting=["prefill"]
         )
 
     def _keeping(self, slots):
@@ -299,7 +295,7 @@ class _Rollout:
 
     def _fixed(self):
         sampling = Sampling(top_k=self.candidates, keeps_candidates=self.candidates > 0)
-        return self.config, sampling, self.config.eos_ids
+        return self.how, sampling, self.config.eos_ids
 
     def _tables(self):
         shape = self.prompt_room + self.longest, self.config.rope_dim // 2

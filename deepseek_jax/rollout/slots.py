@@ -6,20 +6,55 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.cache import empty_cache
 from deepseek_jax.parallel.decoding import decoding, own_slots
 from deepseek_jax.parallel.shard import current_mesh
 
 
+class Decoding(NamedTuple):
+    """How a rollout decodes; its programs are compiled for this.
+
+    drafts: a step also verifies a token that the multi-token prediction module has drafted, see
+    rollout.speculative. turns: completions are conversations, which go on after a turn, see rollout.turns.
+    """
+
+    config: ModelConfig
+    drafts: bool = False
+    turns: bool = False
+
+    @property
+    def is_ring(self):
+        """Whether all slots write one index of the caches in a step, around a ring.
+
+        Where slots gain different numbers of tokens at once, a token's index is its position.
+        """
+        return not (self.drafts or self.turns)
+
+
 def on_rollout_mesh(function):
-    """Trace a function of (config, ...) with the table of axes of parallel.decoding."""
+    """Trace a function of (Decoding, ...) with the table of axes of parallel.decoding."""
 
     @functools.wraps(function)
-    def placed(config, *arguments):
-        with decoding(config.num_attention_heads, config.n_routed_experts or 1):
-            return function(config, *arguments)
+    def placed(how, *arguments):
+        with decoding(how.config.num_attention_heads, how.config.n_routed_experts or 1):
+            return function(how, *arguments)
 
     return placed
+
+
+class Drafting(NamedTuple):
+    """What drafting adds to Slots, b wide. The module's own cache is the last of Slots.caches.
+
+    The module runs on pairs: a token's hidden state, and the token after it. Every step yields two pairs; the
+    second is void if the draft was rejected.
+    """
+
+    hidden: jax.Array  # [b z d], after the final norm
+    next_tokens: jax.Array  # int32[b z]
+    fresh: jax.Array  # int32[b], the pairs that are not void: 1 or 2
+    drafted: jax.Array  # int32[b], tokens drafted so far, which is steps of the model
+    accepted: jax.Array  # int32[b], of those
 
 
 class Turns(NamedTuple):
@@ -44,7 +79,7 @@ class Slots(NamedTuple):
     tokens: jax.Array  # int32[b t]
     logprobs: jax.Array  # float32[b t]
     rounds: jax.Array  # int32[devices], of parallel.few_tokens, summed over steps and layers
-    drafting: tuple | None = None  # speculative.Drafting, where tokens are drafted
+    drafting: Drafting | None = None  # where tokens are drafted
     experts: jax.Array | None = None  # uint16[b t l a], of kept.note, where a rollout keeps them
     candidates: jax.Array | None = (
         None  # int32[b t n], of sampling.sample, where a rollout keeps them
@@ -52,17 +87,15 @@ class Slots(NamedTuple):
     turns: Turns | None = None  # of conversations
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-@on_rollout_mesh
-def empty_slots(config, count, prompt_room, completion_room, max_completion_length):
-    """Slots of which all have ended, for completions of up to max_completion_length tokens. Their caches have
-    room for prompts and completions of these lengths; `grow` gives more.
+def empty_slots(how, count, prompt_room, completion_room, longest):
+    """Slots of which all have ended, for completions of up to `longest` tokens. Their caches have room for
+    prompts and completions of these lengths; `grow` gives more.
     """
-    zeros = jnp.zeros(count, jnp.int32)
-    slots = Slots(
+    config, zeros = how.config, jnp.zeros(count, jnp.int32)
+    return Slots(
         caches=[
             empty_cache(config, count, prompt_room + completion_room, config.dtype)
-            for _ in range(config.num_hidden_layers)
+            for _ in range(config.num_hidden_layers + how.drafts)
         ],
         step=jnp.int32(0),
         keys=jax.random.split(jax.random.key(0), count),
@@ -71,11 +104,10 @@ def empty_slots(config, count, prompt_room, completion_room, max_completion_leng
         last_token=zeros,
         ended=jnp.ones(count, bool),
         stopped=jnp.zeros(count, bool),
-        tokens=jnp.zeros((count, max_completion_length), jnp.int32),
-        logprobs=jnp.zeros((count, max_completion_length), jnp.float32),
+        tokens=jnp.zeros((count, longest), jnp.int32),
+        logprobs=jnp.zeros((count, longest), jnp.float32),
         rounds=jnp.zeros(1 if current_mesh() is None else current_mesh().size, jnp.int32),
     )
-    return pinned(slots)
 
 
 def pinned(slots):
@@ -132,13 +164,17 @@ def rooms(tables, slots):
     return prompt_room, jax.tree.leaves(slots.caches)[0].shape[1] - prompt_room
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-@on_rollout_mesh
-def grow(config, tables, slots, completion_room):
+def grown(how, tables, slots, completion_room):
     """The Slots with caches of a larger completion room. Every token gets the index that it would have if the
     room had always been so large.
     """
     prompt_room, old = rooms(tables, slots)
+    if not how.is_ring:
+
+        def longer(cache):
+            return own_slots(jnp.pad(cache, ((0, 0), (0, completion_room - old), (0, 0))))
+
+        return slots._replace(caches=jax.tree.map(longer, slots.caches))
     index_t = jnp.arange(completion_room)
     # The latest step before this one that writes each index of the larger ring
     step_t = slots.step - 1 - (slots.step - 1 - index_t) % completion_room
@@ -149,17 +185,5 @@ def grow(config, tables, slots, completion_room):
         prompt, ring = cache[:, :prompt_room], cache[:, prompt_room:]
         ring = jnp.where(is_there[:, None], jnp.take(ring, step_t % old, axis=1), 0)
         return own_slots(jnp.concatenate([prompt, ring.astype(cache.dtype)], axis=1))
-
-    return slots._replace(caches=jax.tree.map(larger, slots.caches))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3))
-@on_rollout_mesh
-def lengthen(config, tables, slots, completion_room):
-    """`grow` where a token's cache index is its position, whatever the room."""
-    _, old = rooms(tables, slots)
-
-    def larger(cache):
-        return own_slots(jnp.pad(cache, ((0, 0), (0, completion_room - old), (0, 0))))
 
     return slots._replace(caches=jax.tree.map(larger, slots.caches))

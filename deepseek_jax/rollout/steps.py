@@ -1,47 +1,27 @@
-"""The three compiled parts of a rollout: prefill prompts, seat requests in slots, decode until one ends.
+"""A step of decoding, and what the programs of rollout.decode are made of: prefill prompts, seat requests in
+slots, sample a token in each, run more tokens.
 
-Every slot writes the same cache index in a step, prompt room + (step mod completion room): a slot's tokens
-stand in a ring, and the mask, not the order, marks its own. So a slot can be reseated at any step.
-The completion room of the caches grows with the longest completion that decodes: attention reads all of it.
+Around a ring every slot writes the same cache index in a step, prompt room + (step mod completion room): the
+mask, not the order, marks a slot's own tokens, so that a slot can be reseated at any step. Else a token's
+cache index is its position.
 """
 
-import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.models.cache import CacheWrite
+from deepseek_jax.models.cache import CacheWrite, PositionWrite
 from deepseek_jax.models.decoder import DecoderLayer
 from deepseek_jax.models.heads import head_weight
-from deepseek_jax.models.layers import position_tables, rms_norm
+from deepseek_jax.models.layers import rms_norm
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.decoding import own_rows, own_slots
 from deepseek_jax.rollout import kept
 from deepseek_jax.rollout.sampling import sample
-from deepseek_jax.rollout.slots import (
-    append,
-    empty_slots,
-    grow,
-    on_rollout_mesh,
-    pinned,
-    repeat,
-    rooms,
-)
-from deepseek_jax.rollout.weights import decoding_weights, layers_of
-
-
-class Parts(NamedTuple):
-    """The functions of one way of decoding, in the order of use: this module's, or speculative's."""
-
-    decoding_weights: Callable
-    empty_slots: Callable
-    prefill: Callable
-    seat: Callable
-    decode: Callable
-    grow: Callable
+from deepseek_jax.rollout.slots import append, pinned, rooms
+from deepseek_jax.rollout.weights import layers_of
 
 
 def layer_at(config, index):
@@ -64,33 +44,16 @@ def logits(config, weights, hidden_md):
     return own_slots(constrain(logits_mv, ("batch", "vocab")))
 
 
-def _logits_of_stream(config, weights, x_bd):
+def logits_of_stream(config, weights, x_bd):
+    """`logits` of hidden states before the final norm [m d]."""
     return logits(config, weights, rms_norm(x_bd, weights["final_norm"], config.rms_norm_eps))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def rotations(config, room):
-    """RoPE's tables of positions 0 to room - 1, for prefill and decode: two float32[room, rope_dim / 2].
-
-    Computed apart from them, because XLA would move cosines and sines into every layer's rotation.
-    """
-    return position_tables(config, jnp.arange(room))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-@on_rollout_mesh
-def prefill(config, weights, tables, tokens, lengths):
-    """Run prompts: tokens int32[p t], right-padded, lengths int32[p] -> (caches a layer, logits
-    float32[p v], experts uint16[p t l a] of each token or None). tables: of `rotations`.
-    """
-    caches, x_ptd, experts = run_prompts(config, weights, tables, tokens, lengths)
-    # Only the last token's logits are needed: those of all would be [p t v]
-    last_pd = jnp.take_along_axis(x_ptd, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return caches, _logits_of_stream(config, weights, last_pd), experts
-
-
 def run_prompts(config, weights, tables, tokens, lengths):
-    """`prefill` up to the final norm -> (caches a layer, x [p t d], experts uint16[p t l a] or None)."""
+    """Run prompts, tokens int32[p t], right-padded, lengths int32[p], up to the final norm.
+
+    Returns (caches a layer, x [p t d], experts uint16[p t l a] or None).
+    """
     t = tokens.shape[1]
     segment_ids = (jnp.arange(t) < lengths[:, None]).astype(jnp.int32)
     rope = [table[:t] for table in tables]
@@ -106,6 +69,30 @@ def run_prompts(config, weights, tables, tokens, lengths):
     return caches, x_ptd, kept.stacked(experts)
 
 
+def run_more(config, weights, tables, slots, tokens, write):
+    """Run further tokens of every slot, int32[b t], up to the final norm. write: their PositionWrite.
+
+    Returns (x [b t d], caches a layer, experts uint16[b t l a] or None).
+    """
+    rope = rotations_at(tables, write.index)
+    x_btd = embed(weights, tokens)
+    caches, experts = [], []
+    for index, layer in enumerate(layers_of(weights, x_btd)):
+        x_btd, cache, chosen = layer_at(config, index).apply(
+            {"params": layer}, x_btd, rope, slots.caches[index], write, method="extend"
+        )
+        x_btd = own_rows(x_btd)
+        caches.append(cache)
+        experts.append(chosen)
+    return x_btd, caches, kept.stacked(experts)
+
+
+def rotations_at(tables, positions):
+    """RoPE's tables at positions: int32[b t]."""
+    # clip: a full slot looks one past the tables, where jnp.take would by default return NaN
+    return [jnp.take(table, positions, axis=0, mode="clip") for table in tables]
+
+
 class Seating(NamedTuple):
     """The requests that some of b slots get. seats: bool[b], which slots. rows: int32[b], the prefilled row
     that each continues; lengths: int32[b], of its prompt. keys: typed[b].
@@ -117,15 +104,9 @@ class Seating(NamedTuple):
     keys: jax.Array
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-@on_rollout_mesh
-def seat(config, sampling, eos_ids, slots, seating: Seating, prefilled):
-    """Seat requests, and sample the first token of each from the logits of its row.
-
-    prefilled: (caches, logits) of `prefill`.
-    """
+def seated(sampling, eos_ids, slots, seating: Seating, prefilled_caches, prefilled_logits):
+    """The Slots with requests seated, and the first token of each sampled from the logits of its row."""
     seats, rows, prompt_length, keys = seating
-    prefilled_caches, prefilled_logits = prefilled
 
     def copy_prompt(cache, prefilled):
         room = prefilled.shape[1]
@@ -144,7 +125,7 @@ def seat(config, sampling, eos_ids, slots, seating: Seating, prefilled):
     step_keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
     sampled = sample(step_keys, own_slots(prefilled_logits[rows]), sampling)
     tokens, logprobs, candidates = sampled
-    return pinned(append(slots, tokens, logprobs, seats, eos_ids, candidates))
+    return append(slots, tokens, logprobs, seats, eos_ids, candidates)
 
 
 def _apart(cache, count):
@@ -152,9 +133,12 @@ def _apart(cache, count):
     return cache.reshape(count, -1, *cache.shape[1:])
 
 
-def _ring_write(tables, slots):
-    """Where a step of decoding writes, and what each slot sees: CacheWrite."""
+def latest_write(how, tables, slots):
+    """Where a step writes each slot's latest token, and what each slot sees: CacheWrite or PositionWrite."""
     prompt_room, completion_room = rooms(tables, slots)
+    if not how.is_ring:
+        index_b1 = (slots.prompt_length + slots.length - 1)[:, None]
+        return PositionWrite(index_b1, jnp.arange(prompt_room + completion_room) <= index_b1)
     # How many steps ago each index of the ring was written: this step writes the one of age 0
     age_t = (slots.step - jnp.arange(completion_room)) % completion_room
     seen_prompt = jnp.arange(prompt_room) < slots.prompt_length[:, None]
@@ -162,18 +146,11 @@ def _ring_write(tables, slots):
     return CacheWrite(prompt_room + slots.step % completion_room, seen, ring=prompt_room)
 
 
-def _one_step(config, sampling, eos_ids, weights, tables, slots):
+def one_step(how, sampling, eos_ids, weights, tables, slots):
     """Sample one token in every slot that has not ended: -> Slots."""
-    write = _ring_write(tables, slots)
-    return step_of(config, sampling, eos_ids, weights, tables, slots, write)
-
-
-def step_of(config, sampling, eos_ids, weights, tables, slots, write):
-    """A step of decoding. write: the place in the caches of each slot's latest token."""
-    active = ~slots.ended
+    config, active, write = how.config, ~slots.ended, latest_write(how, tables, slots)
     # RoPE needs a token's position in its text, which is not its index in the ring
-    positions = slots.prompt_length + slots.length - 1
-    rope = [jnp.take(table, positions[:, None], axis=0, mode="clip") for table in tables]
+    rope = rotations_at(tables, (slots.prompt_length + slots.length - 1)[:, None])
     x_bd = embed(weights, slots.last_token)
     caches, experts, rounds = [], [], [slots.rounds]
     for index, layer in enumerate(layers_of(weights, x_bd)):
@@ -187,26 +164,8 @@ def step_of(config, sampling, eos_ids, weights, tables, slots, write):
     if slots.experts is not None:
         slots = kept.note(slots, kept.stacked(experts), active)
     step_keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
-    sampled = sample(step_keys, _logits_of_stream(config, weights, x_bd), sampling)
+    sampled = sample(step_keys, logits_of_stream(config, weights, x_bd), sampling)
     tokens, logprobs, candidates = sampled
     # One sum: an operation for each layer would take as long as a product
     slots = slots._replace(caches=caches, step=slots.step + 1, rounds=jnp.stack(rounds).sum(0))
     return pinned(append(slots, tokens, logprobs, active, eos_ids, candidates))
-
-
-# Slots are donated, so that the loop writes into their caches in place
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
-@on_rollout_mesh
-def decode(config, sampling, eos_ids, weights, tables, slots, ends):
-    """Sample token after token until every slot has ended, `ends` more have: int32[], or a cache is full."""
-    body = functools.partial(_one_step, config, sampling, eos_ids, weights, tables)
-    # The last token sampled is not in the cache yet: a step needs room for `length` tokens
-    return repeat(body, slots, ends, rooms(tables, slots)[1])
-
-
-# `decode` of a single token, for one who reads each as it comes. The cache has room for it
-decode_one = functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)(
-    on_rollout_mesh(_one_step)
-)
-
-PARTS = Parts(decoding_weights, empty_slots, prefill, seat, decode, grow)

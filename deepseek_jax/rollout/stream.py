@@ -9,11 +9,11 @@ import numpy as np
 
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.models import ModelConfig
-from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.completions import RolloutLog
 from deepseek_jax.rollout.engine import Engine, batch_parts_of, rollout_config, rollout_mesh
 from deepseek_jax.rollout.requests import PROMPT_BUCKET, check, make_requests
 from deepseek_jax.rollout.sampling import Sampling
+from deepseek_jax.rollout.slots import Decoding
 
 # How a byte-level tokenizer decodes the first bytes of a character whose other bytes are in later tokens
 UNFINISHED = "\ufffd"
@@ -46,7 +46,7 @@ def stream(
     room = PROMPT_BUCKET << (buckets - 1).bit_length()
     requests = requests._replace(prompt_room=room)
     with _on(mesh):
-        engine = Engine(steps.PARTS, (config, sampling, tuple(eos_ids)), params, requests)
+        engine = Engine(Decoding(config), sampling, tuple(eos_ids), params, requests)
         engine.open(slots, min(max_completion_length, limit), RolloutLog())
         engine.seat(np.array([0]), engine.free_slots())
         tokens, ended = engine.latest()

@@ -13,7 +13,6 @@ from deepseek_jax.models.low_rank import dense, is_weight
 from deepseek_jax.ops.decoding import prepare
 from deepseek_jax.parallel import constrain, logical_names
 from deepseek_jax.parallel.decoding import join_halves, to_rollout
-from deepseek_jax.rollout.slots import on_rollout_mesh
 
 # Parts of the names of weights whose products are float32, and of those that every device has whole
 FLOAT32 = ("router", "head_weights")
@@ -59,8 +58,6 @@ def layers_of(weights, x):
     return layers.one_by_one(x) if isinstance(layers, InPlace) else layers
 
 
-@functools.partial(jax.jit, static_argnums=0)
-@on_rollout_mesh
 def decoding_weights(config, params):
     """Unstack the layers and cast to the compute dtype, once a rollout: decoding runs fastest unrolled.
 

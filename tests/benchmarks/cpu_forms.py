@@ -20,8 +20,9 @@ from configs import models
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, init_params
 from deepseek_jax.ops.platform import FORMS, SIZES, form_of
-from deepseek_jax.rollout import steps
+from deepseek_jax.rollout import decode as programs
 from deepseek_jax.rollout.sampling import Sampling
+from deepseek_jax.rollout.slots import Decoding
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.update import make_train_step
 from tests.benchmarks.timing import batch_of, print_table
@@ -60,18 +61,18 @@ def random_model(sizes):
 def decode(dtype):
     """SmolLM2-135M's shape decodes NEW tokens of 8 sequences: -> a function that makes a step's function."""
     config, params = random_model(models.smollm2_135m() | dict(dtype=dtype))
-    prepared = {}
+    how, prepared = Decoding(config), {}
 
     def make():
         form = form_of("prepare")
         if form not in prepared:
-            prepare = jax.jit(lambda params: steps.decoding_weights.__wrapped__(config, params))
+            prepare = jax.jit(lambda params: programs.decoding_weights.__wrapped__(how, params))
             prepared[form] = prepare(params)
         weights = prepared[form]
-        tables = steps.rotations(config, PROMPT + NEW)
-        slots = steps.empty_slots(config, 8, PROMPT, NEW, NEW)
+        tables = programs.rotations(config, PROMPT + NEW)
+        slots = programs.empty_slots(how, 8, PROMPT, NEW, NEW)
         slots = slots._replace(ended=~slots.ended, prompt_length=jnp.full(8, PROMPT))
-        run = jax.jit(lambda *a: steps.decode.__wrapped__(config, Sampling(), (), *a, 8))
+        run = jax.jit(lambda *a: programs.decode.__wrapped__(how, Sampling(), (), *a, 8))
         return lambda: jax.block_until_ready(run(weights, tables, slots))
 
     return make

@@ -29,7 +29,8 @@ from deepseek_jax.ops.grouped_matmul import grouped_matmul
 from deepseek_jax.ops.logprobs import token_logprobs
 from deepseek_jax.ops.platform import FORMS, SIZES, form_of, platform, size_of
 from deepseek_jax.ops.rope import rope_tables
-from deepseek_jax.rollout.steps import PARTS
+from deepseek_jax.rollout import decode
+from deepseek_jax.rollout.slots import Decoding
 from deepseek_jax.training.optimizer import make_optimizer
 from launch.planning.topology import ENVIRONMENT
 from tests.benchmarks.traced import (
@@ -161,8 +162,10 @@ def in_a_rollout(params):
     def attended(*arrays):
         return attend_latent(*arrays[:-1], kv_lora_rank=512, scale=0.1, mask=arrays[-1])
 
-    weights = jax.eval_shape(lambda params: PARTS.decoding_weights(CONFIG, params), params)
-    slots = jax.eval_shape(lambda: PARTS.empty_slots(CONFIG, 8, 512, 512, 512))
+    weights = jax.eval_shape(
+        lambda params: decode.decoding_weights(Decoding(CONFIG), params), params
+    )
+    slots = jax.eval_shape(lambda: decode.empty_slots(Decoding(CONFIG), 8, 512, 512, 512))
     return {
         "weights in a rollout": stored(weights),
         "cache": stored(slots.caches),

@@ -179,7 +179,7 @@ forms of a CPU | ops/cpu/grouped_matmul.py | left_pd, jnp.where(own_p1, right_pf
 attention by blocks | ops/attention.py | shrunk * total + weights | total + weights
 kernels | ops/pallas/attention.py | (0, padding)]).astype(jnp.int32) | (0, padding)]).astype(jnp.int32) * 0
 slots | rollout/steps.py | keys=jnp.where(seats, keys, slots.keys) | keys=slots.keys
-one turn | rollout/turns.py | jnp.arange(room) <= index_b1 | jnp.arange(room) < index_b1
+one turn | rollout/steps.py | completion_room) <= index_b1 | completion_room) < index_b1
 kept caches | rollout/turns.py | <= index_bc[..., None] | <= index_bc[:, -1:, None] + 0 * index_bc[..., None]
 workers of environments | environments/worker.py | {seed} {count} | {seed} {len(_state.environments)}
 workers of rewards | rewards/workers.py | in futures.items()} | in zip(futures, set(futures.values()))}

@@ -17,8 +17,9 @@ from deepseek_jax.ops.attention import attend, attend_latent
 from deepseek_jax.ops.grouped_matmul import grouped_matmul
 from deepseek_jax.ops.platform import SIZES, choose, form_of, platform
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.rollout import speculative, steps
+from deepseek_jax.rollout import decode, steps
 from deepseek_jax.rollout.sampling import Sampling
+from deepseek_jax.rollout.slots import Decoding
 from tests.parallel.updates import V3, make_batch
 from tests.quick import others_slow
 from tests.tiny import CONFIGS
@@ -187,18 +188,18 @@ def shapes_of_params(config):
 
 def rollout(config):
     """Prefill, seat and decode, speculatively where the model can."""
-    parts = speculative.PARTS if config.num_nextn_predict_layers else steps.PARTS
-    fixed = config, Sampling(), ()
+    how = Decoding(config, drafts=config.num_nextn_predict_layers > 0)
+    fixed = how, Sampling(), ()
 
     def run(params, tokens, lengths):
-        weights = parts.decoding_weights(config, params)
-        tables = steps.rotations(config, ROOM)
-        slots = parts.empty_slots(config, PROMPTS, PROMPT_ROOM, *[ROOM - PROMPT_ROOM] * 2)
-        *prefilled, _ = parts.prefill(config, weights, tables, tokens, lengths)
+        weights = decode.decoding_weights(how, params)
+        tables = decode.rotations(config, ROOM)
+        slots = decode.empty_slots(how, PROMPTS, PROMPT_ROOM, *[ROOM - PROMPT_ROOM] * 2)
+        prefilled = decode.prefill(how, weights, tables, tokens, lengths)._replace(experts=None)
         seats, prompts = jnp.ones(PROMPTS, bool), jnp.arange(PROMPTS)
         seating = steps.Seating(seats, prompts, lengths, slots.keys)
-        slots = parts.seat(*fixed, slots, seating, tuple(prefilled))
-        return parts.decode(*fixed, weights, tables, slots, PROMPTS)
+        slots = decode.seat(*fixed, slots, seating, prefilled)
+        return decode.decode(*fixed, weights, tables, slots, PROMPTS)
 
     prompts = jax.ShapeDtypeStruct((PROMPTS, PROMPT_ROOM), jnp.int32)
     return run, (shapes_of_params(config), prompts, jax.ShapeDtypeStruct((PROMPTS,), jnp.int32))

@@ -21,7 +21,7 @@ from deepseek_jax.reinforce import grpo, sampler, update
 from deepseek_jax.reinforce import settings as settings_of_reinforce
 from deepseek_jax.reinforce.grpo import GroupSource, reinforce
 from deepseek_jax.rewards import Rewards, Rule, scoring
-from deepseek_jax.rollout import Policy, engine, generate, policy
+from deepseek_jax.rollout import Policy, decode, generate, policy
 from deepseek_jax.rollout.sample_log import SampleLog
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
@@ -296,14 +296,14 @@ def test_a_run_that_is_killed_in_a_rollout_resumes_in_it(tmp_path, monkeypatch):
 
 def test_weights_that_are_corrupted_after_their_fingerprint_show_in_the_gap(tmp_path, monkeypatch):
     """Oracle: by hand: one scale of the decoding weights is off by a tenth at step 1."""
-    steps, made = itertools.count(), engine.steps.decoding_weights
+    steps, made = itertools.count(), decode.decoding_weights
 
-    def faulty(config, params):
-        weights = made(config, params)
+    def faulty(how, params):
+        weights = made(how, params)
         scale = 1.1 if next(steps) else 1.0
         return weights | {"final_norm": weights["final_norm"] * scale}
 
-    monkeypatch.setattr(engine.steps, "PARTS", engine.steps.PARTS._replace(decoding_weights=faulty))
+    monkeypatch.setattr(decode, "decoding_weights", faulty)
     monkeypatch.setitem(scoring.RULES, "correct_reasoning", Rule(lambda text, _: len(text) / 10))
     with pytest.raises(ValueError, match="at step 1 sampler_gap_m"):
         train(tmp_path, num_steps=4, save_every=1, log_every=9)

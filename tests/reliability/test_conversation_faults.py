@@ -14,7 +14,7 @@ from deepseek_jax.reinforce.groups import GroupSource
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.rollout import engine
 from deepseek_jax.rollout.conversations import Conversations
-from deepseek_jax.rollout.serving import TurnsEngine
+from deepseek_jax.rollout.engine import Engine
 from deepseek_jax.rollout.tool_use import EnvironmentReward
 from deepseek_jax.settings import build
 from deepseek_jax.training.state import TrainState
@@ -106,7 +106,7 @@ def test_replies_of_another_slot_are_named(source, monkeypatch):
         slots = list(texts)
         return real(self, dict(zip(slots, [texts[s] for s in (*slots[1:], slots[0])], strict=True)))
 
-    around(monkeypatch, TurnsEngine, "read", shifted)
+    around(monkeypatch, Engine, "read", shifted)
     named(source, "step 0: conversation . has read [0-9]+ tokens that its messages do not have")
 
 

@@ -9,10 +9,11 @@ from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.models import forward
 from deepseek_jax.ops.routing import FREE
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.rollout import engine, generate, steps
+from deepseek_jax.rollout import decode, engine, generate
 from deepseek_jax.rollout.completions import RolloutLog
 from deepseek_jax.rollout.kept import check_rows
 from deepseek_jax.rollout.sampling import Sampling, candidates_of, sampled_logits
+from deepseek_jax.rollout.slots import Decoding
 from tests.quick import others_slow
 from tests.tiny import tiny_model
 
@@ -31,10 +32,11 @@ def rolled(config, params, log=None, **options):
 
 def experts_of(config, params, text, room=64):
     """Those that routers choose as the text is run as one prompt: uint16[t l a]."""
-    weights, tables = steps.decoding_weights(config, params), steps.rotations(config, room)
+    how = Decoding(config)
+    weights, tables = decode.decoding_weights(how, params), decode.rotations(config, room)
     tokens = np.pad(np.int32([text]), ((0, 0), (0, room - len(text))))
-    *_, experts = steps.prefill(config, weights, tables, tokens, np.int32([len(text)]))
-    return np.asarray(experts)[0, : len(text)]
+    prefilled = decode.prefill(how, weights, tables, tokens, np.int32([len(text)]))
+    return np.asarray(prefilled.experts)[0, : len(text)]
 
 
 @pytest.mark.parametrize("room", others_slow([4, LENGTH], 4))

@@ -9,23 +9,23 @@ import pytest
 
 from deepseek_jax.ops.routing import FREE
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.rollout import kept, speculative, steps, turns
+from deepseek_jax.rollout import decode, engine, kept, speculative, steps, turns
 from deepseek_jax.rollout.completions import RolloutLog
-from deepseek_jax.rollout.engine import batch_parts_of, rollout_config
+from deepseek_jax.rollout.engine import Engine, batch_parts_of, rollout_config
 from deepseek_jax.rollout.kept import Kept, begin, put_completions, rows_of
 from deepseek_jax.rollout.sampling import Sampling
-from deepseek_jax.rollout.serving import TurnsEngine
-from deepseek_jax.rollout.slots import append, empty_slots, lengthen, repeat
+from deepseek_jax.rollout.slots import Decoding, append, repeat
 from tests.tiny import CONFIGS, MTP
 
 CONFIG = CONFIGS["mla_moe"]
+HOW = Decoding(CONFIG)
 NONE = [-1, -1]
 
 
 @pytest.fixture(scope="module")
 def slots():
     """Three slots of four tokens, with prompts of 16 and a completion room of 2."""
-    return empty_slots(CONFIG, 3, 16, 2, 4)
+    return decode.empty_slots(HOW, 3, 16, 2, 4)
 
 
 def test_a_token_is_appended_with_its_candidates_where_it_is_seated(slots):
@@ -52,7 +52,7 @@ def test_caches_of_positions_grow_at_their_end(slots):
         lambda cache: jnp.arange(1.0 * cache.size).reshape(cache.shape), slots.caches
     )
     tables = [np.zeros((20, 2))] * 2
-    found = lengthen(CONFIG, tables, slots._replace(caches=filled), 5)
+    found = decode.grow(Decoding(CONFIG, turns=True), tables, slots._replace(caches=filled), 5)
     for own, before in zip(jax.tree.leaves(found.caches), jax.tree.leaves(filled), strict=True):
         assert before.shape == (3, 18, 14)
         np.testing.assert_array_equal(own, np.pad(before, ((0, 0), (0, 3), (0, 0))))
@@ -67,7 +67,7 @@ def test_a_rollout_has_room_for_what_its_log_keeps(slots, routing, candidates):
     log = RolloutLog()
     log.keeps_routing, log.keeps_candidates = routing, candidates
     requests = SimpleNamespace(keys=range(5), tokens=range(2), prompt_room=16)
-    own, found = begin(CONFIG, Sampling(top_k=2), log, slots, requests)
+    own, found = begin(HOW, Sampling(top_k=2), log, slots, requests)
     shapes = {
         "prompt_experts": (2, 16, 1, 2) if routing else None,
         "completion_experts": (6, 4, 1, 2) if routing else None,
@@ -90,7 +90,7 @@ def test_candidates_of_a_slot_go_to_its_row_up_to_its_length(slots):
     own = jnp.arange(3 * 4 * 2).reshape(3, 4, 2)
     found = Kept(None, None, jnp.full((6, 4, 2), -1))
     state = slots._replace(candidates=own, length=jnp.array([1, 0, 3]))
-    found = put_completions(CONFIG, found, state, jnp.array([2, 0]), jnp.array([4, 1])).candidates
+    found = put_completions(HOW, found, state, jnp.array([2, 0]), jnp.array([4, 1])).candidates
     np.testing.assert_array_equal(found[4], [*own[2, :3].tolist(), NONE])
     np.testing.assert_array_equal(found[1], [own[0, 0].tolist(), NONE, NONE, NONE])
     assert (found[np.array([0, 2, 3, 5])] == -1).all()
@@ -130,21 +130,28 @@ def test_turns_make_room_for_the_longest_that_goes_on(monkeypatch, room, made):
     )
     asked = []
 
-    def decode(*arguments):
+    def ran(*arguments):
         asked.append(arguments[-2:])
         return SimpleNamespace(step=7)
 
-    engine = SimpleNamespace(
-        state=state, tables=None, weights=None, request_in=np.zeros(3), due={2: 9}, steps=7, fixed=(),
-        parts=SimpleNamespace(decode=decode), _make_room=lambda length: asked.append(length),
-    )  # fmt: skip
-    monkeypatch.setattr("deepseek_jax.rollout.serving.rooms", lambda tables, state: (16, room))
-    monkeypatch.setattr("deepseek_jax.rollout.serving.on_host", lambda tree: tree)
-    TurnsEngine.decode_turns(engine)
-    assert asked == [*made, (1, 2)] and engine.steps == 9
-    engine.state = SimpleNamespace(ended=np.array([True]), length=np.array([3]))
-    TurnsEngine.decode_turns(engine)
-    assert engine.steps == 9 and asked == [*made, (1, 2)]
+    own = object.__new__(Engine)
+    own.how, own.state, own.tables, own.weights, own.fixed = (
+        Decoding(CONFIG, turns=True),
+        state,
+        None,
+        None,
+        (),
+    )
+    own.request_in, own.due, own.steps = np.zeros(3), {2: 9}, 7
+    own._make_room = asked.append
+    monkeypatch.setattr(decode, "decode", ran)
+    monkeypatch.setattr(engine, "rooms", lambda tables, state: (16, room))
+    monkeypatch.setattr(engine, "on_host", lambda tree: tree)
+    own.decode(wanted=False)
+    assert asked == [*made, (1, 2)] and own.steps == 9
+    own.state = SimpleNamespace(ended=np.array([True]), length=np.array([3]))
+    own.decode(wanted=False)
+    assert own.steps == 9 and asked == [*made, (1, 2)]
 
 
 def test_a_step_writes_the_oldest_place_of_the_ring_and_sees_each_slots_own():
@@ -159,7 +166,7 @@ def test_a_step_writes_the_oldest_place_of_the_ring_and_sees_each_slots_own():
         prompt_length=jnp.array([1, 4, 2]),
         length=jnp.array([0, 2, 3]),
     )
-    write = steps._ring_write(tables, state)
+    write = steps.latest_write(HOW, tables, state)
     assert (write.index, write.ring) == (6, 4)
     wanted = [[1, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 1, 1], [1, 1, 0, 0, 1, 1, 1]]
     np.testing.assert_array_equal(write.mask, wanted)

@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 
 from deepseek_jax.models import forward, head_weight, hidden_states, init_params, predict_further
-from deepseek_jax.rollout import generate, speculative
+from deepseek_jax.rollout import decode, generate
 from deepseek_jax.rollout.sampling import Sampling
 from tests.quick import others_slow
 from tests.rollout.test_engine import EOS, LENGTH, PROMPTS, assert_same, teacher_forced
@@ -241,10 +241,17 @@ def test_other_prompts_and_seeds_compile_nothing():
     """Oracle: the number of compiled versions that jit holds of each part."""
     settings = SETTINGS | dict(temperature=0.0)
     speculate(*model(), PROMPTS * 2, **settings)
-    before = [part._cache_size() for part in speculative.PARTS]
+    programs = (
+        decode.decoding_weights,
+        decode.empty_slots,
+        decode.prefill,
+        decode.seat,
+        decode.decode,
+    )
+    before = [program._cache_size() for program in programs]
     others = [[1] * length for length in (16, 2, 5, 1, 11)]
     speculate(*model(), others * 2, **settings | dict(seed=9))
-    assert [part._cache_size() for part in speculative.PARTS] == before
+    assert [program._cache_size() for program in programs] == before
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from jax.experimental import topologies
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.sampling import Sampling
+from deepseek_jax.rollout.slots import Decoding
 from tests.ops.test_platform import shapes_of_params
 
 config = ModelConfig(
@@ -31,11 +32,11 @@ def shapes(function, *arguments):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), made)
 
 with jax.default_device(device):
-    weights = shapes(lambda params: steps.decoding_weights(config, params), shapes_of_params(config))
-    tables = shapes(lambda: steps.rotations(config, 2048))
-    slots = shapes(lambda: steps.empty_slots(config, 16, 1024, 1024, 1024))
+    weights = shapes(lambda params: decode.decoding_weights(how, params), shapes_of_params(config))
+    tables = shapes(lambda: decode.rotations(config, 2048))
+    slots = shapes(lambda: decode.empty_slots(how, 16, 1024, 1024, 1024))
     stop = shapes(lambda: jax.numpy.int32(16))
-    traced = steps.decode.trace(config, Sampling(), (), weights, tables, slots, stop)
+    traced = decode.decode.trace(how, Sampling(), (), weights, tables, slots, stop)
     program = traced.lower(lowering_platforms=("tpu",)).compile()
 cache = slots.caches[0]["k"]
 print("result", json.dumps([program.memory_analysis().temp_size_in_bytes, 2 * cache.size]))
@@ -52,8 +53,9 @@ from deepseek_jax.checkpoint.tree import abstract_params, from_paths
 from deepseek_jax.models import build_model
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.decoding import decoding_mesh
-from deepseek_jax.rollout import engine, steps
+from deepseek_jax.rollout import decode, engine
 from deepseek_jax.rollout.sampling import Sampling
+from deepseek_jax.rollout.slots import Decoding
 
 name, topology, sizes, slots, prompt_room, completion_room = json.loads(sys.argv[1])
 config = build_model(getattr(models, name)() | {"dtype": "bfloat16"})
@@ -61,7 +63,7 @@ devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).d
 mesh = make_mesh(**sizes, devices=devices)
 params = from_paths(abstract_params(config, mesh=mesh))
 mesh = decoding_mesh(mesh, config.num_attention_heads)
-config = engine.rollout_config(config, mesh)
+how = Decoding(engine.rollout_config(config, mesh))
 everywhere = jax.NamedSharding(mesh, jax.P())
 
 def compiled(function, *arguments):
@@ -71,12 +73,12 @@ def compiled(function, *arguments):
     return program, jax.tree.map(place, lowered.out_info, program.output_shardings)
 
 with jax.set_mesh(mesh), jax.default_device(mesh.devices.flat[0]):
-    _, weights = compiled(steps.decoding_weights, config, params)
-    _, tables = compiled(steps.rotations, config, prompt_room + completion_room)
+    _, weights = compiled(decode.decoding_weights, how, params)
+    _, tables = compiled(decode.rotations, config, prompt_room + completion_room)
     room = prompt_room, completion_room, completion_room
-    _, state = compiled(steps.empty_slots, config, slots, *room)
+    _, state = compiled(decode.empty_slots, how, slots, *room)
     ends = jax.ShapeDtypeStruct((), "int32", sharding=everywhere)
-    program, _ = compiled(steps.decode, config, Sampling(), (1,), weights, tables, state, ends)
+    program, _ = compiled(decode.decode, how, Sampling(), (1,), weights, tables, state, ends)
 cost = program.cost_analysis()
 peak = program.memory_analysis().peak_memory_in_bytes / 2**30
 print("result", json.dumps([peak, cost["flops"], cost["bytes accessed"]]))
