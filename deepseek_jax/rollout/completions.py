@@ -85,6 +85,10 @@ class RolloutLog:
     keeps_routing = keeps_candidates = False
     kept = None
 
+    def turn_length(self):
+        """The most tokens of a turn of conversations; None where the completion's length alone limits it."""
+        return None if self.conversations is None else self.conversations.use.limits.turn_length
+
     def add(self, rows, rollout):
         """Take the rows that have just ended, int[e], of the Rollout as it is now."""
 

@@ -117,7 +117,8 @@ def batch_parts_of(mesh, config):
 
 
 class Engine:
-    """The slots, the request in each, and the programs that fill and run them.
+    """The slots, the request in each, and the programs that fill and run them. A plan records these
+    (rollout.programs).
 
     due: slot whose turn has ended -> the token step at which the text that follows enters; {} where
     completions are single turns. steps: token steps of conversations so far.
@@ -132,35 +133,46 @@ class Engine:
         requests: Requests,
     ):
         self.how, self.fixed, self.requests = how, (how, sampling, eos_ids), requests
-        with jax.profiler.TraceAnnotation("weight_sync"):
-            if is_quantized(params):
-                made = in_place(how.config, params)
-            else:
-                made = decode.decoding_weights(how, params)
-            # Waiting costs nothing, since prefill needs them, and gives the time of this part its end
-            self.weights = jax.block_until_ready(made)
         # The number of the chunk that is prefilled, and its Prefilled
         self.chunk, self.prefilled = None, None
         self.kept, self.due, self.steps = None, {}, 0
+        with jax.profiler.TraceAnnotation("weight_sync"):
+            # Waiting costs nothing, since prefill needs them, and gives the time of this part its end
+            self.weights = jax.block_until_ready(self._prepared(params))
+
+    def _prepared(self, params):
+        if is_quantized(params):
+            return in_place(self.how.config, params)
+        return self.run("weights", decode.decoding_weights, self.how, params)
+
+    def run(self, name: str, program, *arguments):
+        """What a program of rollout.decode returns. name: in a plan."""
+        del name
+        return program(*arguments)
 
     def open(self, slots, longest, log):
         """Make `slots` free slots for completions of up to `longest` tokens, and a kept.Kept of what the
         RolloutLog says to keep.
         """
         prompt_room = self.requests.prompt_room
-        sizes = slots, prompt_room, cache_rooms(longest)[0], longest
+        self.longest, self.longest_turn = longest, log.turn_length() or longest
+        sizes = slots, prompt_room, self.first_room(), longest
         if self.how.turns:
-            self.longest_turn = log.conversations.use.limits.turn_length or longest
             sizes += (np.int32(self.longest_turn),)
             # By slot: the length of the conversation at the start of its turn, and the number of the turn
             self.began, self.turn = np.zeros(slots, int), np.zeros(slots, int)
             self.fold = jax.jit(jax.vmap(jax.random.fold_in))
-        self.state = decode.empty_slots(self.how, *sizes)
-        self.tables = decode.rotations(self.how.config, prompt_room + longest)
+        self.state = self.run("slots", decode.empty_slots, self.how, *sizes)
+        room = prompt_room + longest
+        self.tables = self.run("tables", decode.rotations, self.how.config, room)
         # -1: the slot is free
         self.request_in = np.full(slots, -1)
         if log.keeps_routing or log.keeps_candidates:
             self.state, self.kept = kept.begin(*self.fixed[:2], log, self.state, self.requests)
+
+    def first_room(self):
+        """The completion room of the caches at first."""
+        return cache_rooms(self.longest)[0]
 
     @property
     def is_busy(self):
@@ -186,7 +198,7 @@ class Engine:
         row_in_chunk = np.where(filled, row - chunk * self.requests.chunk_size, 0)
         lengths, keys = self.requests.lengths[row], self.requests.keys[request]
         seating = steps.Seating(filled, row_in_chunk, lengths, keys)
-        self.state = decode.seat(*self.fixed, self.state, seating, self.prefilled)
+        self.state = self.run("seat", decode.seat, *self.fixed, self.state, seating, self.prefilled)
         if self.how.turns:
             self.began[seats] = self.turn[seats] = 0
 
@@ -195,7 +207,8 @@ class Engine:
         # The former are gone before the new ones come
         self.prefilled = None
         rows = self.requests.chunk(chunk)
-        prefilled = decode.prefill(self.how, self.weights, self.tables, *rows)
+        arguments = self.how, self.weights, self.tables, *rows
+        prefilled = self.run("prefill", decode.prefill, *arguments)
         self.prefilled, self.chunk = prefilled._replace(experts=None), chunk
         if self.kept is not None:
             first = np.int32(chunk * self.requests.chunk_size)
@@ -203,11 +216,12 @@ class Engine:
 
     def _make_room(self, tokens):
         """Grow the caches to hold completions of `tokens` tokens, if any can be that long."""
-        room, longest = rooms(self.tables, self.state)[1], self.state.tokens.shape[1]
-        wanted = min(tokens, longest)
-        if wanted > room:
-            larger = next(size for size in cache_rooms(longest) if size >= wanted)
-            self.state = decode.grow(self.how, self.tables, self.state, larger)
+        wanted = min(tokens, self.longest)
+        if wanted > rooms(self.tables, self.state)[1]:
+            self._grow(next(size for size in cache_rooms(self.longest) if size >= wanted))
+
+    def _grow(self, room):
+        self.state = self.run("grow", decode.grow, self.how, self.tables, self.state, room)
 
     def decode(self, wanted):
         """Sample token after token until every slot has ended, or, if `wanted`, some more have. Of
@@ -237,11 +251,12 @@ class Engine:
     @property
     def _may_grow(self):
         """Whether the caches have less room than the longest completion needs."""
-        return rooms(self.tables, self.state)[1] < self.state.tokens.shape[1]
+        return rooms(self.tables, self.state)[1] < self.longest
 
-    def _decode(self, ends, *count):
-        arguments = self.weights, self.tables, self.state, ends, *count
-        self.state = decode.decode(*self.fixed, *arguments)
+    def _decode(self, *limits):
+        """limits: ends, and, of conversations, count."""
+        arguments = *self.fixed, self.weights, self.tables, self.state, *map(np.int32, limits)
+        self.state = self.run("decode", decode.decode, *arguments)
 
     def decode_one(self, length):
         """Sample one more token in every slot that has not ended, after at most `length` tokens: -> (the
@@ -291,13 +306,12 @@ class Engine:
             sizes = {slot: turns.chunk_of(len(ids)) for slot, ids in left.items()}
             size = max(sizes.values())
             now = {slot: ids for slot, ids in left.items() if sizes[slot] == size}
-            chunk = self._chunk(now, size)
-            self.state = decode.read(self.how, self.weights, self.tables, self.state, chunk)
+            self._read(now, size)
             left = left | {slot: ids[size:] for slot, ids in now.items()}
             left = {slot: ids for slot, ids in left.items() if ids}
 
-    def _chunk(self, texts, size):
-        """The turns.Chunk of the first `size` ids of each slot's text."""
+    def _read(self, texts, size):
+        """Have slots read the first `size` ids of their texts."""
         count = len(self.request_in)
         tokens, counts = np.zeros((count, size), np.int32), np.zeros(count, np.int32)
         resumes = np.zeros(count, bool)
@@ -306,10 +320,10 @@ class Engine:
             tokens[slot, : len(own)], counts[slot] = own, len(own)
             resumes[slot] = len(own) == len(ids)
         keys = self.requests.keys[np.maximum(self.request_in, 0)]
-        limit = np.minimum(self.began + self.longest_turn, self.state.tokens.shape[1])
-        return turns.Chunk(
-            tokens, counts, resumes, self.fold(keys, self.turn), limit.astype(np.int32)
-        )
+        limit = np.minimum(self.began + self.longest_turn, self.longest).astype(np.int32)
+        chunk = turns.Chunk(tokens, counts, resumes, self.fold(keys, self.turn), limit)
+        arguments = self.how, self.weights, self.tables, self.state, chunk
+        self.state = self.run(f"read {size}", decode.read, *arguments)
 
     def collect(self, result, slots):
         """Copy the completions of slots, int[e], to their rows of result and free the slots: -> the rows."""

@@ -14,6 +14,7 @@ from deepseek_jax.rollout.completions import Rollout, RolloutLog, empty_rollout,
 from deepseek_jax.rollout.engine import Engine, batch_parts_of, rollout_config, rollout_mesh
 from deepseek_jax.rollout.requests import RequestQueue, check, check_slots, make_requests
 from deepseek_jax.rollout.sampling import Sampling
+from deepseek_jax.rollout.settings import check_together
 from deepseek_jax.rollout.slots import Decoding
 from deepseek_jax.rollout.speculative import check as check_drafts
 
@@ -41,24 +42,25 @@ def generate(
     the call (in float32; lower precisions round differently in another batch). speculative: draft tokens with
     the model's multi-token prediction module, which changes the draws and not their distribution. log: a
     RolloutLog. If it has conversations, completions are these, with what their turns were answered.
-    Raises ValueError for prompts that requests.check refuses, for speculative=True without such a module,
-    for log.keeps_routing with it, or of a dense model, and for log.keeps_candidates with it, or without
-    top_k; NotFinite for a completion whose log-probabilities are not finite.
+    Raises ValueError for prompts that requests.check refuses, for what settings.NOT_TOGETHER names, and for a
+    model that cannot draft or has no experts to keep; NotFinite for a completion whose log-probabilities are
+    not finite.
     """
     log = RolloutLog() if log is None else log
     sampling = Sampling(float(temperature), float(top_p), top_k, log.keeps_candidates)
     check(config, sampling, prompts, max_completion_length, n, slots)
-    if log.keeps_routing and (speculative or not config.num_moe_layers):
-        raise ValueError(
-            "keeps_routing takes a model with routed experts and no drafts; set it to False"
-        )
-    if log.keeps_candidates and (speculative or not top_k):
-        raise ValueError("keeps_candidates takes a top_k above 0 and no drafts; set it to False")
-    if speculative and is_quantized(params):
-        raise ValueError("speculative=True does not take weights in int8; set speculative to False")
     converses = log.conversations is not None
-    if converses and speculative:
-        raise ValueError("conversations take no drafts; set speculative to False")
+    check_together(
+        drafts=speculative,
+        turns=converses,
+        routing=log.keeps_routing,
+        candidates=log.keeps_candidates,
+        int8=is_quantized(params),
+    )
+    if log.keeps_routing and not config.num_moe_layers:
+        raise ValueError("keep_routing takes a model with routed experts; set it to False")
+    if log.keeps_candidates and not top_k:
+        raise ValueError("candidates are kept where top_k is above 0; set it")
     if speculative:
         check_drafts(config)
     mesh = rollout_mesh(config)

@@ -1,10 +1,12 @@
-"""The programs of a rollout, for a plan: what rollout.engine calls, in its sizes."""
+"""The programs of a rollout, for a plan: what rollout.engine calls, recorded and not run."""
 
 import dataclasses
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.tree import abstract_tree
@@ -22,15 +24,18 @@ from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.quantized import is_quantized
 from deepseek_jax.parallel.decoding import decoding_mesh
-from deepseek_jax.rollout import decode, speculative, steps, turns
+from deepseek_jax.rollout import speculative, turns
+from deepseek_jax.rollout.completions import RolloutLog
+from deepseek_jax.rollout.decode import Prefilled
 from deepseek_jax.rollout.engine import (
+    Engine,
     batch_parts_of,
     cache_rooms,
     most_calls,
     rollout_config,
 )
 from deepseek_jax.rollout.kept import DTYPE
-from deepseek_jax.rollout.requests import chunk_rows, prompt_room
+from deepseek_jax.rollout.requests import Requests, chunk_rows, prompt_room
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.slots import Decoding
 from deepseek_jax.rollout.weights import in_place
@@ -77,21 +82,39 @@ def rollout_programs(
         config = rollout_config(config, mesh)
     slots = min(options.slots, -(-asked.prompts * asked.n // mesh.size) * mesh.size)
     parts = batch_parts_of(mesh if mesh.size > 1 else None, config)
-    rollout = _Rollout(
-        Decoding(config, options.speculative, asked.turns > 0),
-        mesh,
-        name,
-        slots=slots,
-        prompt_room=prompt_room(asked.prompt_length),
-        longest=options.max_completion_length,
-        chunk=chunk_rows(asked.prompts, asked.n, slots, parts),
-        keeps_routing=asked.keeps_routing,
-        candidates=asked.candidates,
-        turns=asked.turns,
-    )
+    requests = _one_chunk(asked, chunk_rows(asked.prompts, asked.n, slots, parts))
+    sizes = _Sizes(config, slots, requests.prompt_room, options.max_completion_length, asked)
+    how = Decoding(config, options.speculative, asked.turns > 0)
+    engine = _Recorded(how, params, requests, mesh, sizes)
+    engine.call_all()
+    works = sizes.works(how, requests.chunk_size)
     # Weights in int8 have no copy: what decodes is the parameters
     waiting = [] if is_quantized(params) else [Held("the parameters", params)]
-    return [rollout.weights(params), *beside(rollout.served(asked), *waiting)]
+    first, *others = [
+        dataclasses.replace(
+            program,
+            name=name + key,
+            needs=tuple(name + other for other in program.needs),
+            waiting=tuple(name + other for other in program.waiting),
+            **works[key]._asdict(),
+        )
+        for key, program in engine.calls.items()
+    ]
+    return [first, *beside(others, *waiting)]
+
+
+def _one_chunk(asked, rows):
+    """The Requests of one chunk, which has the sizes of all."""
+    room = prompt_room(asked.prompt_length)
+    tokens, lengths = np.zeros((rows, room), np.int32), np.ones(rows, np.int32)
+    return Requests(tokens, lengths, np.zeros(1, int), _Keys(), room, rows)
+
+
+class _Keys:
+    """The random streams of requests, by their shape."""
+
+    def __getitem__(self, index):
+        return jax.eval_shape(lambda: jax.random.split(jax.random.key(0), len(index)))
 
 
 class _Work(NamedTuple):
@@ -105,204 +128,171 @@ class _Work(NamedTuple):
     flops: float = 0.0
 
 
-@dataclasses.dataclass(frozen=True)
-class _Rollout:
-    """The sizes of a rollout. name: a prefix of its programs' names. prompt_room, longest: tokens of the
-    longest prompt and completion. chunk: the prompts that are prefilled at once. The rest is of Asked.
-    """
+class _Sizes(NamedTuple):
+    """The sizes of a rollout. prompt_room, longest: tokens of the longest prompt and completion."""
 
-    how: Decoding
-    mesh: Mesh
-    name: str
+    config: ModelConfig
     slots: int
     prompt_room: int
     longest: int
-    chunk: int
-    keeps_routing: bool
-    candidates: int
-    turns: int
+    asked: Asked
 
-    @property
-    def config(self):
-        """The model's."""
-        return self.how.config
-
-    def weights(self, params):
-        function, how = decode.decoding_weights, self.how
-        if is_quantized(params):
-            # Nothing is copied: donated, the results are the arguments
-            function, how = jax.jit(in_place, static_argnums=0, donate_argnums=1), self.config
-        return self._program("weights", function, (how, params), _Work("", SYNC))
-
-    def served(self, asked: Asked):
-        """The programs that read the weights, to answer what is asked."""
-        requests, chunks = asked.prompts * asked.n, -(-asked.prompts // self.chunk)
+    def works(self, how: Decoding, chunk: int) -> dict[str, _Work]:
+        """The _Work of each program. chunk: the prompts that are prefilled at once."""
+        asked, slots = self.asked, self.slots
+        requests, chunks = asked.prompts * asked.n, -(-asked.prompts // chunk)
+        calls = most_calls(requests, slots, self.longest, chunks, turns=asked.turns)
         # As often as all slots are seated anew, each time for the longest
-        seatings = -(-requests // self.slots)
-        calls = most_calls(requests, self.slots, self.longest, chunks, turns=self.turns)
-        programs = [self.empty_slots(), self.prefill(chunks), self.seat(calls.seat)]
-        decode = self.decode(calls.decode, seatings * self.longest)
-        programs += [*self.growth(), decode]
-        texts = seatings * (self.turns - 1)
-        return [*programs, *self.read(texts)] if self.turns else programs
-
-    def prefill(self, chunks: int):
-        rows, room = self.chunk, self.prompt_room
-        prompts = self._numbers(rows, room), self._numbers(rows)
-
-        def arguments(weights):
-            return self.how, weights, self._tables(), *prompts
-
-        # A prompt's last token alone needs logits, which sample the completion's first
-        read = forward_work(self.config, rows, room, logits=1)
-        return self._program(
-            "prefill",
-            decode.prefill,
-            arguments,
-            _Work(read.sizes, times=chunks, tokens=read.tokens, flops=read.flops),
-            needs=["weights"],
-            waiting=["slots"],
-        )
-
-    def empty_slots(self):
-        sizes = self.slots, self.prompt_room, self.longest, self.longest
-        work, more = _Work(self._sizes_of_slots()), (self._numbers(),) if self.turns else ()
-        arguments = self.how, *sizes, *more
-        return self._program("slots", decode.empty_slots, arguments, work, waiting=["weights"])
-
-    def growth(self):
-        """The last growth of the caches, in a list; [] where they have room from the start."""
-        former = cache_rooms(self.longest)[:-1]
-        if not former:
-            return []
-
-        def smaller(cache):
-            shape = cache.shape[0], self.prompt_room + former[-1], *cache.shape[2:]
-            return jax.ShapeDtypeStruct(shape, cache.dtype, sharding=cache.sharding)
-
-        def arguments(slots):
-            slots = self._keeping(slots)._replace(caches=jax.tree.map(smaller, slots.caches))
-            return self.how, self._tables(), slots, self.longest
-
-        grown = self._program(
-            "grow",
-            decode.grow,
-            arguments,
-            _Work(self._sizes_of_slots(), times=len(former)),
-            needs=["slots"],
-            waiting=["weights", "prefill"],
-        )
-        return [grown]
-
-    def seat(self, calls: int):
-        seats, numbers = everywhere(self.mesh, (self.slots,), bool), self._numbers(self.slots)
-
-        def arguments(slots, prefilled):
-            # New keys, which are on every device, not those of the slots
-            keys = slots.keys.update(sharding=numbers.sharding)
-            seating = steps.Seating(seats, numbers, numbers, keys)
-            slots = self._keeping(slots)
-            return *self._fixed(), slots, seating, prefilled._replace(experts=None)
-
-        return self._program(
-            "seat",
-            decode.seat,
-            arguments,
-            _Work(self._sizes_of_slots(), times=calls),
-            needs=["slots", "prefill"],
-            waiting=["weights"],
-        )
-
-    def decode(self, calls: int, token_steps: int):
-        def arguments(weights, slots):
-            tables, ends = self._tables(), self._numbers()
-            more = (self._numbers(),) if self.turns else ()
-            return *self._fixed(), weights, tables, self._keeping(slots), ends, *more
-
+        seatings = -(-requests // slots)
         # A slot's token sees its prompt, and half of its completion on average
         seen = self.prompt_room + self.longest / 2
-        flops = self.slots * forward_flops(self.config, seen)
-        if self.how.drafts:
+        flops = forward_flops(self.config, seen)
+        if how.drafts:
             # The last token and a draft, each with its pair in the module. One of them, or both, are gained
-            flops = 2 * self.slots * forward_flops(self.config, seen, depths=1)
-        work = _Work(
-            self._sizes_of_slots(),
-            times=calls,
-            token_steps=token_steps,
-            tokens=self.slots,
-            flops=flops,
+            flops = 2 * forward_flops(self.config, seen, depths=1)
+        # A prompt's last token alone needs logits, which sample the completion's first
+        prompts = forward_work(self.config, chunk, self.prompt_room, logits=1)
+        of_slots = f"{slots:,} slots x {self.prompt_room + self.longest:,}"
+        return {
+            "weights": _Work("", SYNC),
+            "slots": _Work(of_slots),
+            "prefill": _Work(
+                prompts.sizes, times=chunks, tokens=prompts.tokens, flops=prompts.flops
+            ),
+            "seat": _Work(of_slots, times=calls.seat),
+            "grow": _Work(of_slots, times=len(cache_rooms(self.longest)) - 1),
+            "decode": _Work(
+                of_slots,
+                times=calls.decode,
+                token_steps=seatings * self.longest,
+                tokens=slots,
+                flops=slots * flops,
+            ),
+        } | {
+            f"read {size}": _Work(
+                f"{slots:,} slots x {size}",
+                times=seatings * (asked.turns - 1),
+                tokens=slots * size,
+                # The next turn begins with the last token, which a step of decoding runs
+                flops=slots * size * forward_flops(self.config, seen, logits=0.0),
+            )
+            for size in turns.CHUNKS
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Later:
+    """The result of a program, or a field of it, which a plan knows once that is compiled. room: of the
+    completions in the caches of slots, where it is smaller.
+    """
+
+    program: str
+    field: str | None = None
+    room: int | None = None
+
+
+class _Recorded(Engine):
+    """An engine that runs nothing. calls: name -> its Program without a _Work, in their order."""
+
+    def __init__(self, how: Decoding, params: Any, requests: Requests, mesh: Mesh, sizes: _Sizes):
+        self.mesh, self.sizes, self.calls = mesh, sizes, {}
+        self.weights = self.state = self.prefilled = None
+        candidates = sizes.asked.candidates
+        sampling = Sampling(top_k=candidates, keeps_candidates=candidates > 0)
+        super().__init__(how, sampling, how.config.eos_ids, params, requests)
+
+    def call_all(self):
+        """Call every program once, with arguments as large as they get."""
+        self.open(self.sizes.slots, self.sizes.longest, RolloutLog())
+        # A turn's keys are as many
+        self.fold = lambda keys, turn: keys
+        self.seat(np.array([0]), self.free_slots())
+        if len(rooms := cache_rooms(self.longest)) > 1:
+            self.state = _Later("slots", room=rooms[-2])
+            self._grow(self.longest)
+        self._decode(*[0] * (1 + self.how.turns))
+        for size in turns.CHUNKS if self.how.turns else ():
+            self._read({0: [0] * size}, size)
+
+    def first_room(self):
+        return self.longest
+
+    def _prepared(self, params):
+        if is_quantized(params):
+            # Nothing is copied: donated, the results are the arguments
+            kept = jax.jit(in_place, static_argnums=0, donate_argnums=1)
+            return self.run("weights", kept, self.how.config, params)
+        return super()._prepared(params)
+
+    def run(self, name, program, *arguments):
+        if name == "tables":
+            tables = jax.eval_shape(lambda: program(*arguments))
+            return [everywhere(self.mesh, table.shape, table.dtype) for table in tables]
+        arguments = jax.tree.map(self._described, arguments)
+        needs = _programs_of(arguments)
+        held = _programs_of((self.weights, self.state, self.prefilled))
+        self.calls[name] = Program(
+            name,
+            program,
+            functools.partial(self._known, needs, arguments) if needs else arguments,
+            self.mesh,
+            tokens=0,
+            flops=0.0,
+            sizes="",
+            needs=needs,
+            waiting=tuple(other for other in held if other not in needs),
         )
-        return self._program(
-            "decode",
-            decode.decode,
-            arguments,
-            work,
-            needs=["weights", "slots"],
-            waiting=["prefill"],
-        )
+        if name == "prefill":
+            return Prefilled(*(_Later(name, field) for field in Prefilled._fields))
+        return _Later("weights" if name == "weights" else "slots")
 
-    def read(self, times: int):
-        """The programs that read what tools answer, one for each size of a chunk. times: texts of a slot."""
-        return [self._read(size, times) for size in turns.CHUNKS]
+    def _described(self, leaf):
+        """An array by its shape: it is on every device."""
+        if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is None:
+            return everywhere(self.mesh, leaf.shape, leaf.dtype)
+        if not isinstance(leaf, np.ndarray | np.generic):
+            return leaf
+        # numpy's int64 goes in as int32
+        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True)
+        return everywhere(self.mesh, leaf.shape, dtype)
 
-    def _read(self, size, times):
-        def arguments(weights, slots):
-            numbers, flags = self._numbers(self.slots), everywhere(self.mesh, (self.slots,), bool)
-            keys = slots.keys.update(sharding=numbers.sharding)
-            own = turns.Chunk(self._numbers(self.slots, size), numbers, flags, keys, numbers)
-            return self.how, weights, self._tables(), self._keeping(slots), own
+    def _known(self, needs, arguments, *results):
+        """The arguments, given the results of the programs that they need."""
+        of = dict(zip(needs, results, strict=True))
 
-        tokens = self.slots * size
-        # The next turn begins with the last token, which a step of decoding runs
-        keys = self.prompt_room + self.longest / 2
-        flops = tokens * forward_flops(self.config, keys, logits=0.0)
-        sizes = f"{self.slots:,} slots x {size}"
-        work = _Work(sizes, times=times, tokens=tokens, flops=flops)
-        needs = ["weights", "slots"]
-        return self._program(
-            f"read {size}", decode.read, arguments, work, needs=needs, waiting=["prefill"]
-        )
+        def known(leaf):
+            if not isinstance(leaf, _Later):
+                return leaf
+            found = of[leaf.program]
+            if leaf.field is not None:
+                return getattr(found, leaf.field)
+            return self._as_kept(found, leaf.room) if leaf.program == "slots" else found
 
-    def _keeping(self, slots):
-        """The abstract slots with room for what a rollout keeps."""
-        of_experts = self.config.num_moe_layers, self.config.num_experts_per_tok
+        return jax.tree.map(known, arguments)
+
+    def _as_kept(self, slots, room):
+        """The abstract Slots with room for what a rollout keeps. room: of completions, in their caches."""
+        asked, config = self.sizes.asked, self.how.config
 
         def of_tokens(dtype, *sizes):
             shape, place = (*slots.tokens.shape, *sizes), slots.tokens.sharding
             return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
-        return slots._replace(
-            experts=of_tokens(DTYPE, *of_experts) if self.keeps_routing else None,
-            candidates=of_tokens(jnp.int32, self.candidates) if self.candidates else None,
-        )
+        def smaller(cache):
+            shape = cache.shape[0], self.requests.prompt_room + room, *cache.shape[2:]
+            return jax.ShapeDtypeStruct(shape, cache.dtype, sharding=cache.sharding)
 
-    def _program(self, called, function, arguments, work: _Work, *, needs=(), waiting=()):
-        """A Program. called, needs, waiting: names without the prefix."""
-        return Program(
-            self.name + called,
-            function,
-            arguments,
-            self.mesh,
-            tokens=work.tokens,
-            flops=work.flops,
-            sizes=work.sizes,
-            part=work.part,
-            times=work.times,
-            token_steps=work.token_steps,
-            needs=tuple(self.name + each for each in needs),
-            waiting=tuple(self.name + each for each in waiting),
-        )
+        if room is not None:
+            slots = slots._replace(caches=jax.tree.map(smaller, slots.caches))
+        if asked.keeps_routing:
+            of_experts = config.num_moe_layers, config.num_experts_per_tok
+            slots = slots._replace(experts=of_tokens(DTYPE, *of_experts))
+        if asked.candidates:
+            slots = slots._replace(candidates=of_tokens(jnp.int32, asked.candidates))
+        return slots
 
-    def _fixed(self):
-        sampling = Sampling(top_k=self.candidates, keeps_candidates=self.candidates > 0)
-        return self.how, sampling, self.config.eos_ids
 
-    def _tables(self):
-        shape = self.prompt_room + self.longest, self.config.rope_dim // 2
-        return (everywhere(self.mesh, shape, jnp.float32),) * 2
-
-    def _numbers(self, *shape):
-        return everywhere(self.mesh, shape, jnp.int32)
-
-    def _sizes_of_slots(self):
-        return f"{self.slots:,} slots x {self.prompt_room + self.longest:,}"
+def _programs_of(tree):
+    """The names of the programs whose results are in a tree."""
+    later = (leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, _Later))
+    return tuple(dict.fromkeys(leaf.program for leaf in later))

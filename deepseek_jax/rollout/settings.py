@@ -29,6 +29,34 @@ class AnswerOptions:
     speculative: bool = False
 
 
+# What a rollout cannot do at once
+NOT_TOGETHER = {
+    (
+        "drafts",
+        "turns",
+    ): "speculative=True drafts in single turns, and completions with tools or an "
+    "environment are conversations; set it to False, or leave these out",
+    (
+        "drafts",
+        "routing",
+    ): "keep_routing keeps the experts of tokens that are sampled one at a time, and "
+    "speculative=True samples two; set one of them to False",
+    (
+        "drafts",
+        "candidates",
+    ): "top_k keeps what each token was drawn from, and speculative=True draws tokens in "
+    "another way; set speculative to False, or top_k to 0",
+    ("drafts", "int8"): "speculative=True does not take weights in int8; set speculative to False",
+}
+
+
+def check_together(**done: bool):
+    """Raise ValueError for a pair of NOT_TOGETHER of which both are done."""
+    for pair, message in NOT_TOGETHER.items():
+        if all(done.get(name) for name in pair):
+            raise ValueError(message)
+
+
 class Limit(NamedTuple):
     """The longest completion, and the longest prompt or None for any that leaves room for it, in tokens."""
 

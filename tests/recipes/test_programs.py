@@ -36,7 +36,7 @@ from deepseek_jax.recipes.reward_model import run as reward_model
 from deepseek_jax.recipes.sft import run as sft
 from deepseek_jax.reinforce.model_rewards import JUDGE
 from deepseek_jax.rewards import model
-from deepseek_jax.rollout import steps
+from deepseek_jax.rollout import decode
 from deepseek_jax.settings import build
 from deepseek_jax.training import update
 from deepseek_jax.training.update import Update
@@ -52,7 +52,7 @@ from tests.recipes.reward_model import test_run as small_reward_model
 from tests.recipes.sft import test_run as small_sft
 from tests.tiny import save_tiny_model
 
-PARTS = steps.PARTS
+WEIGHTS = decode.decoding_weights
 
 
 class FirstUpdate(Exception):
@@ -253,10 +253,9 @@ def first_rollouts(recipe, config, workdir, mesh, nth=1):
 
     def weights(*arguments):
         call(*arguments)
-        return PARTS.decoding_weights(*arguments)
+        return WEIGHTS(*arguments)
 
-    parts = PARTS._replace(decoding_weights=weights)
-    called(recipe, config, workdir, mesh, [(steps, "PARTS", parts)])
+    called(recipe, config, workdir, mesh, [(decode, "decoding_weights", weights)])
     return call
 
 

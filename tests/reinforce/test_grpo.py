@@ -22,7 +22,7 @@ from deepseek_jax.reinforce import groups, sampler
 from deepseek_jax.reinforce import metrics as step_metrics
 from deepseek_jax.reinforce.groups import GroupSource
 from deepseek_jax.rewards import Rewards, Rule, scoring
-from deepseek_jax.rollout import Policy, engine, generate, generation, policy
+from deepseek_jax.rollout import Policy, decode, generate, generation, policy
 from deepseek_jax.settings import build
 from deepseek_jax.training.profile import Profile
 from deepseek_jax.training.state import TrainState
@@ -374,9 +374,7 @@ def test_a_step_is_timed_in_the_parts_of_mlperf(state, rewarded_by, monkeypatch)
     clock = SimpleNamespace(perf_counter=lambda: now[0])
     for module in (step_metrics, sampler, generation):
         monkeypatch.setattr(module, "time", clock)
-    weights = engine.steps.decoding_weights
-    parts = engine.steps.PARTS._replace(decoding_weights=moves(1, weights))
-    monkeypatch.setattr(engine.steps, "PARTS", parts)
+    monkeypatch.setattr(decode, "decoding_weights", moves(1, decode.decoding_weights))
     monkeypatch.setattr(policy, "generate", moves(5, generate))
     rewarded_by(moves(0.25, lambda text, example: 1.0))
     source = make_source(max_sampling_rounds=2, epochs=2)

@@ -13,15 +13,17 @@ import torch
 
 from deepseek_jax.checkpoint import load_hf
 from deepseek_jax.models import forward
-from deepseek_jax.rollout import engine, generate, generation, speculative, steps
+from deepseek_jax.rollout import decode, engine, generate, generation
 from deepseek_jax.rollout.completions import RolloutLog, line_of
 from deepseek_jax.rollout.sampling import Sampling
+from deepseek_jax.rollout.slots import Decoding
 from tests.models.families import FAMILIES, write_tiny_checkpoint
 from tests.quick import others_slow
 from tests.tiny import CONFIGS, VOCAB, tiny_model
 
 RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(0, VOCAB, length).tolist() for length in (3, 14, 1, 9, 6)]
+PROGRAMS = "decoding_weights", "empty_slots", "prefill", "seat", "decode", "grow", "rotations"
 EOS = (3, 11, 19, 42)  # likely enough that completions end at all lengths
 LENGTH, N = 12, 2
 SAMPLED = dict(max_completion_length=LENGTH, n=N, temperature=0.8, eos_ids=EOS, seed=5, slots=3)
@@ -181,7 +183,7 @@ def test_a_completion_ends_with_its_first_end_token(eos_ids):
 
 def test_prompts_of_other_lengths_in_the_bucket_compile_nothing():
     """Oracle: the number of compiled versions that jit holds of each part."""
-    parts = *steps.PARTS, steps.rotations
+    parts = [getattr(decode, name) for name in PROGRAMS]
     rolled_out("gqa")
     before = [part._cache_size() for part in parts]
     others = [[1] * length for length in (16, 2, 5, 1, 11)]
@@ -197,7 +199,7 @@ def test_caches_that_grow_change_nothing(monkeypatch, model):
     config, params = tiny_model(model)
     settings = dict(SAMPLED, n=4, slots=3, max_completion_length=12, eos_ids=range(0, VOCAB, 9))
     settings["speculative"] = model == "mtp"
-    rooms, grown = [], steps.PARTS.grow if model != "mtp" else speculative.PARTS.grow
+    rooms, grown = [], decode.grow
 
     def growing(config, tables, slots, room):
         rooms.append(room)
@@ -206,8 +208,7 @@ def test_caches_that_grow_change_nothing(monkeypatch, model):
     whole = generate(config, params, PROMPTS, **settings)
     monkeypatch.setattr(engine, "FIRST_ROOM", 3)
     monkeypatch.setattr(engine, "GROWTH", 2)
-    module = speculative if model == "mtp" else steps
-    monkeypatch.setattr(module, "PARTS", module.PARTS._replace(grow=growing))
+    monkeypatch.setattr(decode, "grow", growing)
     small = generate(config, params, PROMPTS, **settings)
     assert rooms == [6, 12]
     for name in ("completion_ids", "completion_mask", "truncated"):
@@ -219,13 +220,13 @@ def test_caches_that_grow_change_nothing(monkeypatch, model):
 def test_slots_are_seated_a_share_at_a_time(monkeypatch):
     """Oracle: the same completions from fewer calls of `seat`, where two of four slots may stand empty."""
     settings = dict(SAMPLED, n=4, slots=4, max_completion_length=12, eos_ids=range(0, VOCAB, 6))
-    seated = []
+    seated, seat = [], decode.seat
 
     def counting(*arguments):
         seated.append(int(np.sum(arguments[4].seats)))
-        return steps.seat(*arguments)
+        return seat(*arguments)
 
-    monkeypatch.setattr(steps, "PARTS", steps.PARTS._replace(seat=counting))
+    monkeypatch.setattr(decode, "seat", counting)
     rollouts, calls = [], []
     for share in (4, 2):
         monkeypatch.setattr(engine, "SEATED_TOGETHER", share)
@@ -249,14 +250,15 @@ def test_a_rollout_makes_at_most_as_many_calls_as_are_planned(monkeypatch, slots
     monkeypatch.setattr(engine, "FIRST_ROOM", room)
     called = dict.fromkeys(("prefill", "seat", "decode"), 0)
 
-    def counting(name):
+    def counting(name, program):
         def count(*arguments):
             called[name] += 1
-            return getattr(steps, name)(*arguments)
+            return program(*arguments)
 
         return count
 
-    monkeypatch.setattr(steps, "PARTS", steps.PARTS._replace(**{n: counting(n) for n in called}))
+    for name in called:
+        monkeypatch.setattr(decode, name, counting(name, getattr(decode, name)))
     settings = dict(SAMPLED, n=4, slots=slots, max_completion_length=12, eos_ids=range(0, VOCAB, 6))
     generate(*tiny_model("gqa"), PROMPTS, **settings)
     requests, chunks = 4 * len(PROMPTS), called["prefill"]
@@ -283,13 +285,13 @@ def test_the_calls_of_a_rollout_by_hand(arguments, more, calls):
 @pytest.mark.parametrize("n, slots, rows", [(4, 4, 5), (4, 8, 6), (2, 100, 5)])
 def test_a_prompt_is_prefilled_once_for_its_whole_group(monkeypatch, n, slots, rows):
     """Oracle: by hand: five prompts, one or two at a time (the last pair padded), or all at once."""
-    prefilled = []
+    prefilled, prefill = [], decode.prefill
 
-    def counting(config, weights, tables, tokens, lengths):
+    def counting(how, weights, tables, tokens, lengths):
         prefilled.append(tokens.shape[0])
-        return steps.prefill(config, weights, tables, tokens, lengths)
+        return prefill(how, weights, tables, tokens, lengths)
 
-    monkeypatch.setattr(steps, "PARTS", steps.PARTS._replace(prefill=counting))
+    monkeypatch.setattr(decode, "prefill", counting)
     generate(*tiny_model("gqa"), PROMPTS, max_completion_length=2, n=n, slots=slots)
     assert sum(prefilled) == rows
 
@@ -299,14 +301,14 @@ def test_a_long_completion_does_not_idle_the_other_slots(monkeypatch):
 
     A completion of length L takes L - 1 steps, for its first token comes from the prompt's logits.
     """
-    at_step = []
+    at_step, run = [], decode.decode
 
     def watching(*arguments):
-        state = steps.decode(*arguments)
+        state = run(*arguments)
         at_step.append(int(state.step))
         return state
 
-    monkeypatch.setattr(steps, "PARTS", steps.PARTS._replace(decode=watching))
+    monkeypatch.setattr(decode, "decode", watching)
     settings = dict(SAMPLED, n=4, slots=2, max_completion_length=40, eos_ids=range(0, VOCAB, 6))
     rollout = generate(*tiny_model("gqa"), PROMPTS, **settings)
     lengths = rollout.completion_mask.sum(1) - 1
@@ -358,8 +360,8 @@ def test_a_rollout_that_is_asked_for_no_more_than_a_length(monkeypatch):
     class Nothing:
         kept = None
 
-        def __init__(self, parts, fixed, params, requests):
-            opened.append((fixed[1:], requests.keys))
+        def __init__(self, how, sampling, eos_ids, params, requests):
+            opened.append(((how, sampling, eos_ids), requests.keys))
 
         def open(self, *given):
             opened.append(given)
@@ -367,14 +369,12 @@ def test_a_rollout_that_is_asked_for_no_more_than_a_length(monkeypatch):
         def exchanged(self):
             return 0, 0.0
 
-    monkeypatch.setattr(
-        generation, "_way", lambda config, speculative, log: opened.append(speculative) or way
-    )
-    way = engine.Way(None, Nothing, lambda *given: None)
+    monkeypatch.setattr(generation, "Engine", Nothing)
+    monkeypatch.setattr(generation, "serve", lambda *given: None)
     config, _ = tiny_model("gqa")
     rollout = generate(config, None, [[1]] * 40, max_completion_length=4)
-    speculative, (fixed, keys), (slots, length, _) = opened
-    assert speculative is False and fixed == (Sampling(), ())
+    (fixed, keys), (slots, length, _) = opened
+    assert fixed == (Decoding(config), Sampling(), ())
     assert (slots, length, len(rollout.completion_ids)) == (32, 4, 40)
     generate(config, None, [[1]] * 40, max_completion_length=4, seed=0)
     assert (jax.random.key_data(keys) == jax.random.key_data(opened[-2][1])).all()

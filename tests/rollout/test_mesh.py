@@ -15,7 +15,7 @@ from deepseek_jax.errors import NotFinite
 from deepseek_jax.models import ModelConfig, forward, random_params
 from deepseek_jax.models.moe import MoE
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.rollout import generate, steps
+from deepseek_jax.rollout import decode, generate
 from deepseek_jax.rollout.completions import RolloutLog
 from deepseek_jax.rollout.requests import _random_streams
 from tests.quick import others_slow
@@ -174,13 +174,13 @@ def test_how_near_other_groups_and_experts_were():
 @pytest.mark.parametrize("sizes", others_slow([dict(data=8), dict(fsdp=4, tensor=2)], dict(data=8)))
 def test_a_completion_that_is_not_finite_names_the_device_of_its_slot(monkeypatch, sizes):
     """Oracle: by hand: of eight slots on eight devices the sixth's log-probabilities are NaN."""
-    mesh, decode = make_mesh(**sizes), steps.PARTS.decode
+    mesh, run = make_mesh(**sizes), decode.decode
 
     def broken(*arguments):
-        state = decode(*arguments)
+        state = run(*arguments)
         return state._replace(logprobs=state.logprobs.at[5].set(np.nan))
 
-    monkeypatch.setattr(steps, "PARTS", steps.PARTS._replace(decode=broken))
+    monkeypatch.setattr(decode, "decode", broken)
     device = re.escape(str(mesh.devices.ravel()[5]))
     with pytest.raises(NotFinite, match=f"sampled in slot 5 on {device}: "):
         rollout("dense", mesh)

@@ -1,5 +1,6 @@
 """What a plan says of a rollout is what the engine calls: its parts' arguments against the Programs'."""
 
+import contextlib
 import math
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from deepseek_jax.costs.flops import forward_flops
 from deepseek_jax.costs.program import GENERATION, SYNC, argument_bytes
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.rollout import AnswerOptions, engine, generate, programs, speculative, steps
+from deepseek_jax.rollout import AnswerOptions, decode, engine, generate, programs
 from deepseek_jax.rollout.programs import Asked, rollout_programs
 from launch.planning.compiled import compile_programs
 from tests.costs.products import matmul_flops
@@ -37,7 +38,9 @@ def eight_devices():
 
 def leaves_of(arguments):
     """The arrays among the arguments of a jitted function; others are static."""
-    return [x for x in jax.tree.leaves(arguments) if isinstance(x, jax.Array | np.ndarray)]
+    return [
+        x for x in jax.tree.leaves(arguments) if isinstance(x, jax.Array | np.ndarray | np.generic)
+    ]
 
 
 def shapes_of(arguments):
@@ -64,10 +67,10 @@ class Call(NamedTuple):
     held: int
 
 
-@pytest.fixture
-def called(monkeypatch):
-    """{name of a part: [a Call]}"""
-    calls = {name: [] for name in steps.Parts._fields}
+@contextlib.contextmanager
+def recorded():
+    """{name of a program: [a Call]} of what runs within."""
+    calls = {name: [] for name in (*PARTS.values(), "grow")}
     # What tests share is no part of a rollout
     for kind in ("gqa", "mla_moe"):
         tiny_model(kind)
@@ -93,21 +96,21 @@ def called(monkeypatch):
 
         return record
 
-    for module in (steps, speculative):
-        parts = {name: recording(name, part) for name, part in module.PARTS._asdict().items()}
-        monkeypatch.setattr(module, "PARTS", steps.Parts(**parts))
-    return calls
+    with pytest.MonkeyPatch.context() as patch:
+        for name in calls:
+            patch.setattr(decode, name, recording(name, getattr(decode, name)))
+        yield calls
 
 
-def engines_calls(called, kind, mesh):
+def engines_calls(kind, mesh):
     """(config, calls) of a real rollout of tiny parameters."""
     config, params = tiny_model(kind)
     places = jax.tree.map(lambda x: x.sharding, abstract_tree(config, mesh))
-    params = jax.tree.map(lambda x, place: jax.device_put(np.array(x), place), params, places)
     sizes = dict(max_completion_length=LONGEST, n=N, slots=SLOTS, speculative=kind == "mtp")
-    with jax.set_mesh(mesh):
+    with recorded() as calls, jax.set_mesh(mesh):
+        params = jax.tree.map(lambda x, place: jax.device_put(np.array(x), place), params, places)
         generate(config, params, PROMPTS, eos_ids=config.eos_ids, **sizes)
-    return config, called
+    return config, calls
 
 
 def planned_calls(config, mesh, **more):
@@ -144,28 +147,23 @@ def planned_calls(config, mesh, **more):
         pytest.param("mla_moe", eight_devices, id="eight devices", marks=pytest.mark.slow),
     ],
 )
-def test_a_planned_rollout_calls_what_the_engine_calls(called, kind, mesh):
+def test_a_planned_rollout_calls_what_the_engine_calls(kind, mesh):
     """Oracle: every call of a real rollout: the same static arguments, shapes and dtypes; where the engine
     passes arrays of the mesh, weights and slots, the same places.
     """
     mesh = mesh()
-    config, calls = engines_calls(called, kind, mesh)
+    config, calls = engines_calls(kind, mesh)
     planned = planned_calls(config, mesh)
     assert planned.keys() == PARTS.keys() and not calls["grow"]
     for name, part in PARTS.items():
         program, arguments = planned[name]
-        assert program.function is getattr(speculative if kind == "mtp" else steps, part)
+        assert program.function is getattr(decode, part)
         static = [x for x in arguments if not shapes_of(x)]
         shapes = shapes_of(arguments)
         assert calls[part], name
         for real_static, real, _ in calls[part]:
-            # The engine passes a number for the slots that have to end, and the plan its shape
-            assert [x for x in real_static if not isinstance(x, int)] == [
-                x for x in static if not isinstance(x, int)
-            ]
+            assert real_static == static
             described = [(x.shape, x.dtype) for x in shapes]
-            if name == "decode":
-                assert described.pop() == ((), np.int32)
             assert [(x.shape, x.dtype) for x in real] == described
             for ours, theirs in zip(shapes, real, strict=False):
                 if theirs.sharding is not None and theirs.sharding.num_devices == mesh.size:
@@ -184,7 +182,7 @@ def test_a_planned_rollout_calls_what_the_engine_calls(called, kind, mesh):
         pytest.param("mla_moe", eight_devices, id="eight devices", marks=pytest.mark.slow),
     ],
 )
-def test_all_that_a_device_holds_in_a_rollout_is_planned(called, monkeypatch, kind, mesh):
+def test_all_that_a_device_holds_in_a_rollout_is_planned(monkeypatch, kind, mesh):
     """Oracle: by all arrays on a device of a real rollout when a program is called, the most of its calls;
     caches grow from room for 2 tokens to 4 and 6, and the last growth is planned. The plan leaves out what is
     below 2%.
@@ -192,7 +190,7 @@ def test_all_that_a_device_holds_in_a_rollout_is_planned(called, monkeypatch, ki
     monkeypatch.setattr(engine, "FIRST_ROOM", 2)
     monkeypatch.setattr(engine, "GROWTH", 2)
     mesh = mesh()
-    config, calls = engines_calls(called, kind, mesh)
+    config, calls = engines_calls(kind, mesh)
     planned = planned_calls(config, mesh)
     assert planned.keys() == PARTS.keys() | {"grow"}
     assert planned["grow"][0].times == len(calls["grow"]) == 2
@@ -206,11 +204,11 @@ def test_all_that_a_device_holds_in_a_rollout_is_planned(called, monkeypatch, ki
         )
 
 
-def test_a_planned_rollout_counts_its_calls(called):
+def test_a_planned_rollout_counts_its_calls():
     """Oracle: the calls of a rollout in which no completion ends early, as no token ends one: the plan counts
     chunks and tokens as the engine does where all slots end together, and calls at most as where none do.
     """
-    config, calls = engines_calls(called, "gqa", one_device())
+    config, calls = engines_calls("gqa", one_device())
     planned = planned_calls(config, one_device())
     prefills, seats = (planned[name][0].times for name in ("prefill", "seat"))
     assert prefills == len(calls["prefill"]) and seats >= len(calls["seat"])

@@ -135,13 +135,8 @@ def test_turns_make_room_for_the_longest_that_goes_on(monkeypatch, room, made):
         return SimpleNamespace(step=7)
 
     own = object.__new__(Engine)
-    own.how, own.state, own.tables, own.weights, own.fixed = (
-        Decoding(CONFIG, turns=True),
-        state,
-        None,
-        None,
-        (),
-    )
+    own.how, own.state, own.longest = Decoding(CONFIG, turns=True), state, 4
+    own.tables, own.weights, own.fixed = None, None, ()
     own.request_in, own.due, own.steps = np.zeros(3), {2: 9}, 7
     own._make_room = asked.append
     monkeypatch.setattr(decode, "decode", ran)

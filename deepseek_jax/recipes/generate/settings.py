@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from deepseek_jax.errors import suggest
+from deepseek_jax.errors import at, suggest
 from deepseek_jax.recipes.settings import PolicyRun
 from deepseek_jax.reinforce.settings import ModelRewardSettings, RewardSettings
-from deepseek_jax.rollout.settings import Conversing
+from deepseek_jax.rollout.settings import Conversing, check_together
 from deepseek_jax.synthesis.settings import (
     TOTAL,
     AskSettings,
@@ -42,11 +42,8 @@ class GenerateSettings(Conversing, AskSettings, RewardSettings, PolicyRun):
             )
         longest = self.sampling.max_completion_length
         self.check_conversation(longest, "sampling.max_completion_length")
-        if self.converses and self.sampling.speculative:
-            raise ValueError(
-                "sampling.speculative=True drafts in single turns, and answers with tools or an environment "
-                "are conversations; set it to False"
-            )
+        with at("sampling"):
+            check_together(drafts=self.sampling.speculative, turns=self.converses)
         for name, least in self.keep.at_least.items():
             if name not in (*self.rewards, TOTAL):
                 raise ValueError(
