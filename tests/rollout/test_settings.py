@@ -13,7 +13,8 @@ ENVIRONMENT = dict(environment="file.py:Game")
 def test_what_settings_leave_out():
     """Oracle: by hand: every token may be drawn, at temperature 1."""
     answers = dataclasses.asdict(AnswerOptions(max_completion_length=5))
-    assert answers == dict(max_completion_length=5, temperature=1.0, top_p=1.0, top_k=0, slots=32)
+    filters = dict(temperature=1.0, top_p=1.0, top_k=0)
+    assert answers == dict(max_completion_length=5, slots=32, speculative=False) | filters
     limits = dict(turns=8, turn_length=None, call_seconds=10.0, call_bytes=65_536)
     assert dataclasses.asdict(ConversationLimits()) == limits | dict(workers=2, call_steps=16)
 

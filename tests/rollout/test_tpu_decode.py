@@ -15,7 +15,7 @@ import json
 import jax
 from jax.experimental import topologies
 from deepseek_jax.models import ModelConfig
-from deepseek_jax.rollout import steps
+from deepseek_jax.rollout import decode
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.slots import Decoding
 from tests.ops.test_platform import shapes_of_params
@@ -24,6 +24,7 @@ config = ModelConfig(
     model_type="llama", vocab_size=512, hidden_size=512, intermediate_size=1024, num_hidden_layers=4,
     num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, dtype="bfloat16",
 )
+how = Decoding(config)
 device = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0]
 place = jax.sharding.SingleDeviceSharding(device)
 

@@ -49,12 +49,12 @@ def examples(seed, n):
     ]
 
 
-def documents(data_dir, *, num_documents, seed):
+def documents(*, num_documents, seed):
     """Half-right solutions, so that sampling finds both."""
     rng, answered = np.random.default_rng(seed), []
     for e in examples(seed, num_documents):
         answer = e["answer"] if rng.random() < 0.5 else e["question"]
-        answered.append({"text": f"{e['question']}>{solved(e['question'], answer)}".encode()})
+        answered.append({"text": f"{e['question']}>{solved(e['question'], answer)}"})
     return answered
 
 
