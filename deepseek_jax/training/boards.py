@@ -25,7 +25,7 @@ GROUPS = {
     "rollout": (
         "completion_length* truncated_share* sampled_tokens prefilled_positions "
         "sampling_rounds equal_groups_used new_questions left_out_tokens "
-        "sampler_gap_* temperature"
+        "stale_params sampler_gap_* temperature"
     ).split(),
     "conversations": "turns tool_calls tool_errors tool_seconds truncated_turns rewritten_turns".split(),
     "loss": (
