@@ -3,7 +3,7 @@
 import functools
 from typing import NamedTuple
 
-from deepseek_jax.data.texts import LazyTexts, picked
+from deepseek_jax.data.texts import LazyTexts
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.rollout.completions import Rollout
 
@@ -22,12 +22,6 @@ class Answers(NamedTuple):
     n: int
     prompts: list
     conversations: list | None = None
-
-    def of(self, examples):
-        """The Answers to the examples with these numbers, of single turns."""
-        rows = [i * self.n + j for i in examples for j in range(self.n)]
-        prompts = [self.prompts[i] for i in examples]
-        return Answers(picked(self.texts, rows), self.rollout.of_rows(rows), self.n, prompts)
 
     def asked(self, examples):
         """The example of each completion, of these examples; that of a conversation has it, too."""

@@ -44,10 +44,6 @@ class Rollout(NamedTuple):
         mask = self.completion_mask[rows]
         return mask if self.observed_mask is None else mask | self.observed_mask[rows]
 
-    def of_rows(self, rows):
-        """The Rollout of these rows."""
-        return Rollout(*(None if array is None else array[rows] for array in self))
-
     @property
     def acceptance_rate(self):
         """The share of drafted tokens that were accepted; nan if none was drafted."""

@@ -189,6 +189,13 @@ def file_of(kind, name):
     return FOLDER / kind / f"{safe}.txt"
 
 
+def compiler():
+    """The first line of what a compiler sends: another version of JAX may send other bytes."""
+    import jax
+
+    return f"compiled by jax {'.'.join(jax.__version__.split('.')[:2])}"
+
+
 def write(kind, name, lines):
     """Write a snapshot."""
     path = file_of(kind, name)
@@ -205,7 +212,7 @@ if __name__ == "__main__":
         for name, program in COMPILED:
             figures, lines = compiled(name, program, cache)
             print(name, program, figures, flush=True)
-            write("collectives", f"{name} {program}", lines)
+            write("collectives", f"{name} {program}", [compiler(), *lines])
     else:
         for name in SLICES:
             write("parameters", name, placed(name))

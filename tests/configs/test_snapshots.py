@@ -35,8 +35,8 @@ def marked():
 @pytest.mark.parametrize(("name", "program"), list(marked()))
 def test_a_program_fits_and_sends_what_the_snapshot_says(name, program):
     """Oracle: the compiler, for all layers and the config's slice: memory, and by its text the MFU, the
-    traffic and the numbers of operations and collectives; what collectives send, against the file.
-    `python -m tests.configs.snapshots collectives` writes it anew.
+    traffic and the numbers of operations and collectives; what collectives send, against the file, where it
+    is of this version of JAX. `python -m tests.configs.snapshots collectives` writes it anew.
     """
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, name, program],
@@ -51,5 +51,6 @@ def test_a_program_fits_and_sends_what_the_snapshot_says(name, program):
     assert found.gib <= limits.gib and found.mfu >= limits.mfu and found.rate >= limits.rate
     assert found.sent_gb <= limits.sent_gb and found.traffic_gb <= limits.traffic_gb
     assert found.operations <= limits.operations and found.collectives <= limits.collectives
-    kept = snapshots.file_of("collectives", f"{name} {program}").read_text().splitlines()
-    assert lines == kept
+    text = snapshots.file_of("collectives", f"{name} {program}").read_text()
+    version, *kept = text.splitlines()
+    assert lines == kept or version != snapshots.compiler()

@@ -498,8 +498,8 @@ HISTORY = (
     Known(
         "tokens that are decoded take positions after their prompt's padding",
         "rollout/steps.py",
-        "positions = slots.prompt_length + slots.length - 1",
-        "positions = rooms(tables, slots)[0] + slots.length - 1",
+        "(slots.prompt_length + slots.length - 1)[:, None])\n    x_bd",
+        "(rooms(tables, slots)[0] + slots.length - 1)[:, None])\n    x_bd",
         ("tests/rollout/test_engine.py",),
     ),
     Known(

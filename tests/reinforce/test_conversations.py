@@ -112,9 +112,7 @@ def test_conversations_take_no_drafts(tmp_path):
         log = RolloutLog()
         use, examples = policy.tools, asked(policy)
         with Conversations(use, policy.tokenizer, examples, 1, 20) as log.conversations:
-            with pytest.raises(
-                ValueError, match="speculative=True drafts in single turns"
-            ):
+            with pytest.raises(ValueError, match="speculative=True drafts in single turns"):
                 generate(
                     policy.config,
                     policy.params,

@@ -27,17 +27,12 @@ def test_a_completion_begins_with_the_thought_that_its_own_prompt_opens(prompt, 
     assert list(texts) == ["ab", "bc", f"{opened}cd", f"{opened}de"]
 
 
-def test_answers_to_some_examples_are_their_rows_and_each_knows_its_example():
-    """Oracle: by hand: three examples with two answers each, of which the last and the first are taken; of a
-    conversation the example has the record too.
-    """
+def test_each_answer_knows_its_example():
+    """Oracle: by hand: three examples with two answers each; a conversation's example has its record, too."""
     tokens = np.arange(6)[:, None]
     rollout = Rollout(tokens, tokens >= 0, tokens * 1.0, tokens[:, 0] > 9)
     texts = LazyTexts(str, range(6))
     answers = Answers(texts, rollout, 2, [[7], [8], [9]])
-    own = answers.of([2, 0])
-    assert list(own.texts) == ["4", "5", "0", "1"] and own.prompts == [[9], [7]] and own.n == 2
-    np.testing.assert_array_equal(own.rollout.completion_ids[:, 0], [4, 5, 0, 1])
     examples = [{"id": 1}, {"id": 2}, {"id": 3}]
     doubled = [example for example in examples for _ in range(2)]
     assert answers.asked(examples) == doubled

@@ -186,6 +186,4 @@ def test_what_a_row_read_is_among_its_tokens():
         rollout.completion_mask[1] = True, False, True, False
         if converses:
             rollout.observed_mask[1, 1] = True
-        own = rollout.of_rows(np.array([1]))
-        assert own.ids_of(0) == ids and list(rollout.tokens()) == [[], ids]
-        assert (own.observed_mask is None) != converses
+        assert rollout.ids_of(1) == ids and list(rollout.tokens()) == [[], ids]
