@@ -1,1 +1,1 @@
-"""The numbers of each experiment: one file, one `get_config(arg) -> ConfigDict`. No jax in here."""
+"""One experiment in each file: get_config(arg) returns its numbers as a ConfigDict, without jax."""

@@ -1,8 +1,9 @@
-"""The models of grpo_lora.py and sft_lora.py: where each comes from, and what is trained of it."""
+"""Models of grpo_lora.py and sft_lora.py: where each starts, and which part of it is trained."""
 
 from configs import models
 
-# Decoder layers' attention and MLPs; of a model with routed experts, attention alone
+# Adapters on the attention and the MLPs of decoder layers; in a model with routed experts, only on
+# the attention
 LORA = dict(rank=16, alpha=32.0, targets=["all-linear"])
 # name -> (config.init_from, config.model, config.adapter, config.mesh)
 MODELS = {
@@ -19,7 +20,7 @@ MODELS = {
         LORA | dict(quantize="int8"),
         {},
     ),
-    # Small enough to be trained whole
+    # Small enough to train all its parameters
     "qwen3_0_6b": ("Qwen3-0.6B", models.qwen3_0_6b(), None, {}),
     "deepseek_v2_lite": (
         "DeepSeek-V2-Lite-Chat",
@@ -31,9 +32,17 @@ MODELS = {
 
 
 def start_from(c, name: str):
-    """Set init_from, model, adapter and mesh of a ConfigDict that starts from SmolLM2, which "smollm2" keeps.
+    """Change a config that starts from SmolLM2 to start from another model, with its adapter.
 
-    Raises ValueError for an unknown name.
+    Sets init_from, model, adapter and mesh. With "smollm2" the start stays, and only the adapter is
+    set.
+
+    Args:
+        c: The ConfigDict, changed in place.
+        name: A name in MODELS, or "smollm2".
+
+    Raises:
+        ValueError: The name is unknown.
     """
     c.unlock()
     if name == "smollm2":

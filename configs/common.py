@@ -1,5 +1,7 @@
-"""Shared by the experiment files: parse the part of `--config=FILE:ARG` after the colon, and count updates
-where a paper counts tokens.
+"""Shared by the experiment files: parse config arguments, and count updates for tokens.
+
+A config argument is the part of `--config=FILE:ARG` after the colon. Papers count tokens where
+configs count updates.
 """
 
 import difflib
@@ -11,20 +13,27 @@ BOOLS = {"true": True, "false": False}
 
 
 def without_fusion_emitters() -> str:
-    """The XLA flag that selects the CPU compiler's older emitters of fused loops; "" from jaxlib 0.11.1 on,
-    which removed the flag: XLA aborts a process that sets an unknown flag.
+    """Return the XLA flag that selects the CPU compiler's older emitters of fused loops.
+
+    It is "" from jaxlib 0.11.1 on, which removed the flag: XLA aborts a process that sets an
+    unknown flag.
     """
     numbers = tuple(int(part) for part in version("jaxlib").split(".")[:3])
     return "--xla_cpu_use_fusion_emitters=false" if numbers < (0, 11, 1) else ""
 
 
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:
-    """Parse a config argument such as "runlocal,seed=3". The defaults name the allowed keys.
+    """Parse a config argument such as "runlocal,seed=3" into a ConfigDict of all keys.
 
-    arg: None, or keys and values joined by commas; the key of a bool may stand alone for True.
-    defaults: a bool, int, float or str for each key; a value has the type of its default.
-    Returns a ConfigDict of all keys. Raises ValueError for a key not among the defaults, one given
-    twice, and a value that is not of its type.
+    Args:
+        arg: None, or keys and values joined by commas. The key of a bool without a value stands for
+            True.
+        defaults: The allowed keys, each with a bool, int, float or str. A value has the type of its
+            default.
+
+    Raises:
+        ValueError: A key is not among the defaults, a key occurs twice, or a value is not of its
+            type.
     """
     parsed = ConfigDict(defaults)
     seen = set()
@@ -45,17 +54,22 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
 
 
 def tiny_base(corpus: str) -> dict:
-    """The base of a small world that several experiments begin with: `base` of a GRPO config."""
+    """Return `base` of a GRPO config: several experiments begin with this small base."""
     optimizer = dict(learning_rate=3e-3, schedule="cosine", warmup_steps=30, weight_decay=0.05)
     rows = dict(num_documents=60_000, sequence_length=64, batch_size=32, num_steps=2400)
     return dict(corpus=corpus, optimizer=optimizer, **rows)
 
 
 def stage_config(stages, arg: str | None, *, default: str) -> ConfigDict:
-    """The config of one of several stages, chosen by a config argument "stage=NAME,seed=N".
+    """Return the config of one of several stages, chosen by an argument "stage=NAME,seed=N".
 
-    stages: name -> a function that makes the stage's ConfigDict. default: the stage if arg names none.
-    Raises ValueError as parse_arg does, and for an unknown stage.
+    Args:
+        stages: {name: a function that returns the stage's ConfigDict}.
+        arg: The config argument.
+        default: The stage if arg names none.
+
+    Raises:
+        ValueError: The stage is unknown; or as parse_arg does.
     """
     arg = parse_arg(arg, seed=0, stage=default)
     if arg.stage not in stages:
@@ -66,13 +80,15 @@ def stage_config(stages, arg: str | None, *, default: str) -> ConfigDict:
 
 
 def batch_ramp(start: int, end: int, *, quantum: int, ramp_tokens: int, sequence_length: int):
-    """Batch sizes that grow: ((first update, sequences), ...), the last size for all later updates.
+    """Return batch sizes that grow: ((first update, sequences), ...).
 
-    Sequences grow from start to end by quantum, with an equal share of ramp_tokens for each size.
-    Published batch sizes grow like this, but the size of a step is not published (arXiv:2412.19437,
-    section 4.2). An update has the size of the share in which it starts. Integer arithmetic throughout.
-    Raises ValueError for a ramp that does not rise from start to end by whole quanta, and for counts
-    below 1.
+    The last size is for all later updates. The sequences of an update grow from start to end by
+    quantum. Each size below end has an equal share of ramp_tokens, and an update has the size of
+    the share in which it starts. Published batch sizes grow like this, but the size of a step is
+    not published (arXiv:2412.19437, section 4.2). Integer arithmetic throughout.
+
+    Raises:
+        ValueError: The ramp does not rise from start to end by whole quanta, or a count is below 1.
     """
     numbers = dict(start=start, quantum=quantum, ramp_tokens=ramp_tokens)
     for name, number in (numbers | dict(sequence_length=sequence_length)).items():
@@ -87,10 +103,11 @@ def batch_ramp(start: int, end: int, *, quantum: int, ramp_tokens: int, sequence
     rises = (end - start) // quantum
     for rise in range(rises):
         sequences = start + rise * quantum
-        # Tokens that remain in this share, times rises, which avoids a fraction
+        # Tokens that remain in this share, times rises, to avoid a fraction
         left = (rise + 1) * ramp_tokens - tokens * rises
         updates = -(-left // (sequences * sequence_length * rises))
-        # None if the previous size's last update went past the end of this share
+        # There is no update of this size if the last update of the size before ended after this
+        # share
         if updates:
             stages.append((update, sequences))
         update += updates
@@ -99,9 +116,12 @@ def batch_ramp(start: int, end: int, *, quantum: int, ramp_tokens: int, sequence
 
 
 def updates_until(tokens: int, stages, *, sequence_length: int) -> int:
-    """The number of updates that train on this many tokens, rounded up.
+    """Return the number of updates that train on this many tokens, rounded up.
 
-    stages: from batch_ramp, or ((0, sequences),) for a constant size.
+    Args:
+        tokens: The number of tokens.
+        stages: From batch_ramp, or ((0, sequences),) for a constant size.
+        sequence_length: Tokens of a sequence.
     """
     ends = [first for first, _ in stages[1:]] + [None]
     for (first, sequences), end in zip(stages, ends, strict=True):
@@ -113,7 +133,7 @@ def updates_until(tokens: int, stages, *, sequence_length: int) -> int:
 
 
 def _value(arg, key, text, kind):
-    """One value as `kind`; text is None where the key stands alone."""
+    """Convert the text of one value to its type; the text is None if the key has no value."""
     if text is None and kind is bool:
         return True
     try:

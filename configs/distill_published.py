@@ -1,13 +1,15 @@
-"""Shared by the published students (arXiv:2501.12948, section 2.4 and appendix B.4.3): fine-tuning on the
-teacher's text alone (sequence-level distillation), without logits and without reinforcement.
+"""Shared by the published students: fine-tuning on the teacher's text (arXiv:2501.12948).
 
-About 804,745 texts; two epochs (published: two to three); rows of 32,768 tokens, one text each, 64 a step;
-the learning rate decays by a cosine to a tenth. Warm-up, weight decay, Adam's numbers and packing are not
-published. There is no warm-up and no weight decay here, Adam's numbers are ours, and without packing a step
-is 64 texts.
+This is sequence-level distillation, without logits and without reinforcement (section 2.4 and
+appendix B.4.3).
 
-launch/generate.py writes the texts from R1, here as two tasks. The students start from Hugging Face folders,
-whose tokenizer_config.json must have the chat template for the student.
+Published: about 804,745 texts; two to three epochs (here two); rows of 32,768 tokens, one text
+each, 64 a step; a learning rate that decays by a cosine to a tenth. Not published: warm-up, weight
+decay, Adam's numbers and packing. Here there is no warm-up and no weight decay, Adam's numbers are
+ours, and a step is 64 texts because nothing is packed.
+
+launch/generate.py writes the texts from R1, here as two tasks. The students start from Hugging Face
+folders. Their tokenizer_config.json must have the chat template for the student.
 """
 
 import math
@@ -21,9 +23,17 @@ TEXTS = "/data/r1_distill"
 
 
 def published(arg, init_from, model, *, learning_rate, mesh, micro_batches=1, positions=None):
-    """The config of one student. model: the architecture of its start. mesh, micro_batches: those with which
-    the plan in its docstring fits; a larger slice has more data parallelism. positions: context length to
-    train for, if its start declares fewer.
+    """Return the config of one student.
+
+    Args:
+        arg: The config argument.
+        init_from: The name of the student's start.
+        model: The architecture of the start.
+        learning_rate: The rate at the start of the decay.
+        mesh: The mesh with which the plan in the config's docstring fits. A larger slice has more
+            data parallelism.
+        micro_batches: The micro-batches with which that plan fits.
+        positions: The context length to train for, if the start declares fewer positions.
     """
     arg = parse_arg(arg, seed=0)
     c = ConfigDict(dict(recipe="distill", seed=arg.seed, template="chat", packing=False))
@@ -43,6 +53,6 @@ def published(arg, init_from, model, *, learning_rate, mesh, micro_batches=1, po
     student.update(eval_every=500, save_every=500, log_every=10)
     c.students = dict(student=student)
     c.mesh = mesh
-    # One for each host of four chips
+    # One reader for each host of four chips
     c.readers = math.prod(mesh.values()) // 4
     return c

@@ -1,9 +1,10 @@
-"""R1-Distill-Qwen-1.5B: Qwen2.5-Math-1.5B on R1's text, as published (arXiv:2501.12948, appendix B.4.3).
+"""R1-Distill-Qwen-1.5B: Qwen2.5-Math-1.5B on R1's text, as published.
 
 python launch/train.py --config=configs/distill_qwen_1_5b.py
 python launch/plan.py --config=configs/distill_qwen_1_5b.py --topology=v5e:4x4
 
-Its start declares 4096 positions and the published student 131,072: this run trains on the longer ones.
+The numbers are from arXiv:2501.12948, appendix B.4.3. The start declares 4096 positions, and the
+published student 131,072. This run trains on 131,072.
 """
 
 from configs import models

@@ -1,10 +1,12 @@
-"""Distillation in miniature: from a tiny DeepSeek-V3 that solves puzzles to students of Qwen's and Llama's
-architecture, by its right answers, its distributions, its hidden states and its attention.
+"""Distillation in miniature: from a tiny DeepSeek-V3 to tiny students like Qwen and Llama.
 
 python launch/train.py --config=configs/distill_small.py   # teacher: runs/r1_small, else trained first
 python launch/train.py --config=configs/distill_small.py:teacher=FOLDER   # teacher=made trains one first
 python launch/train.py --config=configs/distill_small.py:letters   # students whose tokens are letters
 python launch/train.py --config=configs/distill_small.py:plateau   # the rate follows the held-out loss
+
+The teacher solves puzzles. The students have the architectures of Qwen and Llama. They learn from
+the teacher's right answers, its distributions, its hidden states and its attention.
 """
 
 from pathlib import Path
@@ -14,11 +16,14 @@ from ml_collections import ConfigDict
 from configs import models, r1_zero_small
 from configs.common import parse_arg
 
-R1 = "runs/r1_small/scenarios/params"  # the final params of configs/r1_small.py
+# The final params of configs/r1_small.py
+R1 = "runs/r1_small/scenarios/params"
 MADE = "made"
 VOCAB_SIZE = r1_zero_small.VOCAB_SIZE
-LENGTH = 64  # tokens of a row, and of a completion
-LETTERS = 192  # the same for students whose tokens are letters
+# Tokens of a row, and of a completion
+LENGTH = 64
+# The same for students that have letters as tokens
+LETTERS = 192
 WEIGHTS = dict(soft=0.5, hard=0.5, hidden=0.1, relations=0.1, l2=1e-5)
 ACROSS = dict(matched=0.5, sorted=0.5, hard=0.5, l2=1e-5)
 
@@ -30,11 +35,12 @@ def get_config(arg=None):
     c.teacher = made_teacher() if teacher == MADE else dict(path=teacher)
     c.text = dict(num_prompts=1536, samples_per_prompt=4, max_per_prompt=1, temperature=1.0)
     c.text.max_completion_length = LENGTH
-    # The teacher writes the answers to puzzles. Requests have one good answer, which the world supplies
+    # The teacher writes the answers to puzzles. A request has one good answer, which the world
+    # supplies
     c.tasks = dict(sum=dict(weight=1.0), countdown=dict(weight=1.0), requests=dict(weight=0.5))
-    # Above 1: the task with fewer texts is drawn more often than its share of the texts
+    # Above 1, the task with fewer texts is drawn more often than its share of the texts
     c.mixing_temperature = 2.0
-    # Terms between two tokenizers align one text a row
+    # Losses between two tokenizers can align only one text a row, so rows are not packed
     c.packing = not arg.letters
     c.starts = {
         "qwen": start(models.qwen2_tiny(VOCAB_SIZE), letters=arg.letters),
@@ -46,7 +52,8 @@ def get_config(arg=None):
     if arg.plateau:
         for each in c.students.values():
             each.optimizer.schedule = "constant"
-            # Halved where one evaluation, after 50 updates, has not brought a tenth
+            # Halve the rate if the loss at an evaluation, every 50 updates, has not fallen by a
+            # tenth
             each.plateau = dict(factor=0.5, patience=1, rtol=0.1)
     if arg.letters:
         c.evaluation.max_completion_length = LETTERS
@@ -56,8 +63,10 @@ def get_config(arg=None):
 
 
 def made_teacher(num_requests=1000):
-    """A teacher from scratch: pre-trained on the teaching corpus, then fine-tuned on worked puzzles and good
-    answers to requests.
+    """Return the config of a teacher that is trained from scratch.
+
+    It is pre-trained on the teaching corpus, then fine-tuned on worked puzzles and good answers to
+    requests.
     """
     base = dict(
         corpus="bilingual_teaching",
@@ -78,14 +87,18 @@ def made_teacher(num_requests=1000):
 
 
 def start(model, *, letters=False, num_steps=600):
-    """A student's start: pre-trained for a short time on the world's corpus, which contains mistakes."""
+    """Return the config of a student's start.
+
+    It is pre-trained for a short time on the world's corpus, which contains mistakes.
+    """
     base = dict(
         corpus="bilingual",
         num_documents=20_000,
         sequence_length=LETTERS if letters else LENGTH,
         batch_size=32,
         num_steps=num_steps,
-        # Qwen's and Llama's architecture has no router, whose bias the default would move
+        # The architectures of Qwen and Llama have no router with a bias, which the default would
+        # move
         bias_update_speed=0.0,
     )
     base["optimizer"] = dict(
@@ -95,7 +108,7 @@ def start(model, *, letters=False, num_steps=600):
 
 
 def student(start, *, num_steps=400, **loss):
-    """A student that trains from this start on num_steps batches."""
+    """Return the config of a student that trains from this start on num_steps batches."""
     how = dict(start=start, batch_size=16, sequence_length=LENGTH, num_steps=num_steps)
     how.update(eval_every=50, save_every=100, log_every=10)
     how["loss"] = dict(temperature=2.0, relation_heads=4) | loss

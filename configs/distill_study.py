@@ -1,14 +1,17 @@
-"""An ablation of distillation: students with one teacher, one start and equally many tokens that differ in
-their loss alone, and reinforcement of the same start for comparison.
+"""An ablation of distillation: students that differ only in their loss, next to reinforcement.
 
 python launch/train.py --config=configs/distill_study.py          # or configs/distill_study.py:seed=1
 python launch/sweep.py --config=configs/distill_study.py --sweep=configs/sweeps/seeds.py
+
+The students have one teacher, one start and equally many tokens. For comparison, the same start is
+reinforced.
 """
 
 from configs import distill_small, models, r1_zero_small
 from configs.common import parse_arg
 
-NUM_STEPS = 250  # of every distilled student, on batches of one size
+# Batches of every distilled student; all batches have one size
+NUM_STEPS = 250
 SOFT_HARD = dict(soft=0.5, hard=0.5)
 
 
@@ -46,11 +49,11 @@ def get_config(arg=None):
 
 
 def reinforcement(seed):
-    """R1-Zero from the same start, with as much compute as a distilled student."""
+    """Return R1-Zero from the same start, with as much compute as a distilled student."""
     zero = r1_zero_small.get_config(f"seed={seed}")
     names = "prompts_per_step group_size accuracy rewards rollout loss optimizer".split()
     how = {name: zero[name] for name in names}
-    # 75 steps cost 0.94 of a distilled student's compute; 110 brought it no further
+    # 75 steps cost 0.94 of a distilled student's compute; 110 steps brought it no further.
     # log_every=1, because compute is summed over logged steps
     how.update(start="qwen", num_steps=75, prompts_per_step=32, save_every=25, log_every=1)
     how["rollout"].slots = 256

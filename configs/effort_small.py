@@ -1,13 +1,16 @@
-"""Reasoning effort in miniature: grpo_small.py's policy learns by a number in the prompt how long to answer.
+"""Reasoning effort in miniature: a number in the prompt says how long the answer should be.
 
 python launch/train.py --config=configs/effort_small.py          # or configs/effort_small.py:seed=1
 
-The world of sums has a base that answers in several lengths: at once (3 tokens), by running sums (6 or 9),
-by equations (15 or 23), or in sentences (22 or 32), of three or four operands. A right answer pays, however
-it is found: between them the price of length decides. The shortest are right less often, as a small model
-does not add four numbers at once. The world's 21 tokens have digits and no word for effort, so that the line
-is the number alone. In the corpus half of the questions stand after a number too, which hints at the length
-of the answer.
+It is grpo_small.py with such a number, and the policy learns to follow it. The base, in the world
+of sums, answers in several lengths, for three or four operands: at once (3 tokens), by running sums
+(6 or 9), by equations (15 or 23), or in sentences (22 or 32). A right answer earns the same by any
+of these ways, so the price of its length decides between them. The shortest answers are right less
+often, because a small model does not add four numbers at once.
+
+The world's 21 tokens have digits and no word for effort, so the line of the prompt has only the
+number. In the corpus, half of the questions stand after a number too, which hints at the length of
+the answer.
 """
 
 from configs import grpo_small
@@ -19,9 +22,10 @@ def get_config(arg=None):
     c = grpo_small.get_config(f"seed={arg.seed}")
     c.num_steps, c.optimizer = 200, dict(learning_rate=2e-4)
     c.base = tiny_base("arithmetic_numbered")
-    # True working is measured, and pays nothing of its own
+    # True working is measured, but earns no reward
     c.rewards = dict(correct=1.0, correct_reasoning=0.0)
-    # Keeps all lengths of the base within reach while the policy learns which one an effort asks for
+    # The KL keeps all lengths of the base within reach, while the policy learns which length an
+    # effort asks for
     c.loss.kl_coef = 0.05
     # A token costs 1/12 at effort 50, 1/64 at 75 and 1/336 at 100
     c.effort = dict(values=(50, 75, 100), line="{effort}; ")

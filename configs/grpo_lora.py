@@ -1,4 +1,4 @@
-"""GRPO by adapters (LoRA, arXiv:2106.09685): a model of 1.5B parameters on Colab's one v5e chip.
+"""GRPO of an adapter (LoRA, arXiv:2106.09685): 1.5B parameters on Colab's single v5e chip.
 
 python launch/train.py --config=configs/grpo_lora.py:model=smollm2                # on a CPU
 python launch/train.py --config=configs/grpo_lora.py --config.init_from=FOLDER --config.data.path=MY.jsonl
@@ -17,19 +17,19 @@ def get_config(arg=None):
     arg = parse_arg(arg, model="qwen2_5_1_5b", seed=0)
     c = grpo_smollm2.get_config(f"seed={arg.seed}")
     start_from(c, arg.model)
-    # Ten times that of training every parameter
+    # Ten times the rate for training every parameter
     c.optimizer.learning_rate = 2e-4
     if arg.model == "smollm2":
         return c
     c.rollout.max_completion_length, c.micro_batches = 512, 4
-    # In bfloat16 the sampler's probabilities are not quite the update's
+    # In bfloat16 the sampler's probabilities differ a little from the update's
     c.loss.importance_cap = 2.0
-    # A long run may forget again: it ends with the policy of the best mean reward
+    # A long run may forget what it learned: it ends with the policy that had the best mean reward
     c.checkpoints = dict(best="reward", best_is="highest")
     if arg.model == "r1_distill_qwen_7b":
         c.rollout.slots = 8
     if arg.model == "qwen3_0_6b":
-        # Trained whole: smaller steps, and moments of half the size
+        # All parameters are trained: a smaller rate, and moments of half the size
         c.optimizer.update(learning_rate=2e-6, moment_dtype="bfloat16")
     if arg.model == "deepseek_v2_lite":
         # A group for each of sixteen chips

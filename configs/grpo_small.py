@@ -1,4 +1,4 @@
-"""R1-Zero in miniature: pre-train a tiny DeepSeek-V3 on sums with errors, then reinforce right answers.
+"""R1-Zero in miniature: pre-train a tiny V3 on sums with errors, then reinforce right answers.
 
 python launch/train.py --config=configs/grpo_small.py          # or configs/grpo_small.py:seed=1
 """
@@ -16,7 +16,7 @@ def get_config(arg=None):
     )
     c.model = models.deepseek_v3_tiny(vocab_size=21)
     c.base = dict(num_documents=60_000, sequence_length=64, batch_size=32, num_steps=680)
-    # Muon learns in 680 steps nearly what AdamW does in 2,400
+    # Muon learns in 680 steps nearly as much as AdamW in 2,400
     c.base.optimizer = dict(
         kind="muon", learning_rate=6e-3, schedule="cosine", warmup_steps=30, weight_decay=0.05
     )
@@ -27,6 +27,6 @@ def get_config(arg=None):
     c.loss = dict(loss_type="grpo", clip_eps=0.2, kl_coef=0.0)
     c.optimizer = dict(learning_rate=5e-4, schedule="cosine")
     c.save_every = 40
-    # Programs of this size are 10 to 25% faster with it
+    # Programs of this size are 10 to 25% faster with this flag
     c.xla_flags = without_fusion_emitters()
     return c

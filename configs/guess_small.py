@@ -1,4 +1,4 @@
-"""A game in miniature: a tiny DeepSeek-V3 that guesses a number carelessly learns to halve what is left.
+"""A game in miniature: a tiny V3 that guesses a number carelessly learns to halve the range.
 
 python launch/train.py --config=configs/guess_small.py          # or configs/guess_small.py:seed=1
 """
@@ -25,7 +25,8 @@ def get_config(arg=None):
     c.environment = "deepseek_jax.worlds.guess.environment:GuessNumber"
     c.conversation = dict(turns=16, turn_length=3, workers=2)
     c.accuracy = "guessed"
-    # The game itself pays, less for each turn; whether the number is found is measured alone
+    # The game itself gives the reward, less after each turn. Whether the number was guessed is
+    # measured, but earns nothing
     c.rewards = dict(guessed=0.0, GuessNumber=1.0)
     c.rollout = dict(max_prompt_length=4, max_completion_length=80, temperature=1.0, slots=128)
     c.loss = dict(loss_type="grpo", clip_eps=0.2, kl_coef=0.0)

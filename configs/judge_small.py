@@ -1,7 +1,8 @@
-"""A judge in miniature: pre-train a tiny DeepSeek-V3 on the bilingual small world, then fine-tune it to grade
-two answers to a request and to name the better one.
+"""A judge in miniature: a tiny DeepSeek-V3 that grades two answers and names the better one.
 
 python launch/train.py --config=configs/judge_small.py          # or configs/judge_small.py:seed=1
+
+It is pre-trained on the bilingual small world, then fine-tuned to judge answers to requests.
 """
 
 from ml_collections import ConfigDict

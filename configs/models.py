@@ -1,5 +1,6 @@
-"""Named model sizes, as plain dicts of ModelConfig's fields. Published models have the values of their
-released config.json.
+"""Named model sizes, as plain dicts of ModelConfig's fields.
+
+Published models have the values of their released config.json.
 """
 
 # V3's long context (arXiv:2412.19437, section 4.3): s = 40, alpha = 1 (beta_slow), beta = 32 (beta_fast)
@@ -53,7 +54,7 @@ def deepseek_v3():
 
 
 def deepseek_v3_2():
-    """DeepSeek-V3.2: V3 with an indexer in every layer, which selects 2048 keys (arXiv:2512.02556)."""
+    """DeepSeek-V3.2 (arXiv:2512.02556): V3 with an indexer of 2048 keys in every layer."""
     return deepseek_v3() | dict(
         model_type="deepseek_v32", index_n_heads=64, index_head_dim=128, index_topk=2048
     )
@@ -90,8 +91,9 @@ def deepseek_v2_lite():
 
 
 def deepseek_v3_tiny(vocab_size=32):
-    """DeepSeek-V3's architecture in miniature: latent attention, one dense and one MoE layer. A
-    laptop trains it.
+    """DeepSeek-V3's architecture in miniature, which a laptop trains.
+
+    It has latent attention, one dense layer and one MoE layer.
     """
     return dict(
         model_type="deepseek_v3",
@@ -115,8 +117,8 @@ def deepseek_v3_tiny(vocab_size=32):
         routed_scaling_factor=1.0,
         max_position_embeddings=256,
         initializer_range=0.1,
-        # Below the usual 10,000, as a tiny model sees tens of positions: the slowest of these frequencies
-        # turns by a radian in 75
+        # Below the usual 10,000, because a tiny model sees tens of positions: the slowest of these
+        # frequencies turns by a radian in 75 positions
         rope_theta=100.0,
     )
 
@@ -149,15 +151,17 @@ def deepseek_v3_tiled(vocab_size=32):
 
 
 def deepseek_v3_2_tiled(vocab_size=32):
-    """DeepSeek-V3.2's architecture, of the same sizes: its indexer selects 64 keys."""
+    """DeepSeek-V3.2's architecture, of deepseek_v3_tiled's sizes; its indexer selects 64 keys."""
     return deepseek_v3_tiled(vocab_size) | dict(
         model_type="deepseek_v32", index_n_heads=16, index_head_dim=128, index_topk=64
     )
 
 
 def deepseek_v3_mini(vocab_size=264):
-    """DeepSeek-V3's architecture with every part that pre-training uses: a dense layer, two layers of experts
-    in groups, and a multi-token prediction module. A laptop trains it on bytes in minutes.
+    """DeepSeek-V3's architecture, small, with every part that pre-training uses.
+
+    It has a dense layer, two layers of experts in groups, and a multi-token prediction module. A
+    laptop trains it on bytes in minutes.
     """
     return dict(
         model_type="deepseek_v3",
@@ -210,8 +214,9 @@ def _tiny_student(model_type, vocab_size, **more):
 
 
 def qwen2_tiny(vocab_size=32):
-    """Qwen2's architecture in miniature, grouped queries and biases on q, k and v: a student of
-    deepseek_v3_tiny.
+    """Qwen2's architecture in miniature: a student of deepseek_v3_tiny.
+
+    It has grouped queries, and biases on q, k and v.
     """
     return _tiny_student("qwen2", vocab_size)
 
@@ -240,7 +245,10 @@ def _qwen2(hidden_size, intermediate_size, layers, heads, kv_heads, vocab_size=1
 
 
 def qwen2_5_math_1_5b():
-    """Base of R1-Distill-Qwen-1.5B (arXiv:2501.12948); the distilled checkpoint unties its head."""
+    """Qwen2.5-Math-1.5B, the base of R1-Distill-Qwen-1.5B (arXiv:2501.12948).
+
+    The distilled checkpoint unties its head.
+    """
     return _qwen2(1536, 8960, 28, 12, 2, 151936, tie_word_embeddings=True)
 
 
@@ -275,7 +283,10 @@ def r1_distill_qwen_32b():
 
 
 def qwen3_0_6b():
-    """Qwen3-0.6B: normalised queries and keys, head_dim above hidden_size / num_attention_heads."""
+    """Qwen3-0.6B.
+
+    Queries and keys are normalised, and head_dim is above hidden_size / num_attention_heads.
+    """
     return dict(
         model_type="qwen3",
         vocab_size=151936,

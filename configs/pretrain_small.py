@@ -1,8 +1,10 @@
-"""V3's pre-training in miniature: MLA, group-limited experts, multi-token prediction, FP8, and a long-context
-stage. The data are bytes of the source code of this Python installation, and of sums.
+"""V3's pre-training in miniature: MLA, group-limited experts, multi-token prediction and FP8.
 
 python launch/train.py --config=configs/pretrain_small.py          # or configs/pretrain_small.py:seed=1
 python launch/train.py --config=configs/pretrain_small.py:optimizer=muon
+
+A long-context stage follows. The data are bytes of the source code of this Python installation, and
+of sums.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +24,8 @@ def get_config(arg=None):
 
     short, long = dict(sequence_length=256), dict(sequence_length=1024)
     short["batch_size"] = batch_ramp(8, 16, quantum=8, ramp_tokens=300_000, **short)
-    # V3's schedules (section 4.2) in 400 updates: rate and MTP weight fall together, the bias stops later
+    # V3's schedules (section 4.2) in 400 updates: the learning rate and the MTP weight fall
+    # together, and the bias stops later
     short |= dict(
         num_steps=400, bias_update_speed=((0, 0.01), (380, 0.0)), mtp_weight=((0, 0.3), (270, 0.1))
     )
@@ -40,7 +43,7 @@ def get_config(arg=None):
     c.stages = {"stage_1": short, "stage_2_long": long}
     for stage in c.stages.values():
         if arg.optimizer != "adamw":
-            # The momentum is DeepSeek-V4's (arXiv:2606.19348)
+            # The momentum of DeepSeek-V4 (arXiv:2606.19348)
             stage.optimizer.update(kind=arg.optimizer, momentum=0.95)
         stage.update(dict(balance_weight=1e-4, log_every=10, eval_every=100, save_every=100))
     return c

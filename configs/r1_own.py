@@ -1,17 +1,18 @@
-"""R1 in its stages on questions of your own: Qwen2.5-Math-1.5B on one host of eight v5e chips.
+"""R1 in its stages on your own questions: Qwen2.5-Math-1.5B on one host of eight v5e chips.
 
 python launch/train.py --config=configs/r1_own.py --config.data.reasoning=gsm8k/train.jsonl
 python launch/plan.py --config=configs/r1_own.py --topology=v5e:2x4       # does it fit?
 
-It is r1_small.py without general questions, and so without a judge and reward models. config.init_from takes
-another checkpoint, whose sizes are to be config.model's: one that writes the layout of the template now and
-then, for nothing else is accepted as a trace.
+It is r1_small.py without general questions, and so without a judge and reward models. To start from
+another checkpoint, set config.init_from to it and config.model to its sizes. It must write the
+layout of the template now and then, because only such answers are accepted as traces.
 """
 
 from configs import models, r1_small
 from configs.common import parse_arg
 
-LENGTH = 1024  # tokens of a completion
+# Tokens of a completion
+LENGTH = 1024
 
 
 def get_config(arg=None):

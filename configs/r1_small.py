@@ -1,4 +1,4 @@
-"""R1 in miniature: R1-Zero and R1's four stages, from one tiny DeepSeek-V3 that mixes two languages.
+"""R1 in miniature: R1-Zero and R1's four stages, from one tiny V3 that mixes two languages.
 
 python launch/train.py --config=configs/r1_small.py          # or configs/r1_small.py:seed=1
 python launch/train.py --config=configs/r1_small.py:last=distill     # distillation as the last stage
@@ -11,8 +11,10 @@ from ml_collections import ConfigDict
 from configs import models, r1_zero_small
 from configs.common import parse_arg
 
-LENGTH = 64  # tokens of a completion, and of a row
-LAST = ("scenarios", "distill", "both")  # forms of the last stage
+# Tokens of a completion, and of a row
+LENGTH = 64
+# Forms of the last stage
+LAST = ("scenarios", "distill", "both")
 GENERAL_REWARDS = dict(
     helpfulness_model=1.0, safety_model=1.0, think_answer_format=1.0, language_consistency=1.0
 )
@@ -29,7 +31,7 @@ def get_config(arg=None):
     names = "num_steps prompts_per_step group_size accuracy rewards rollout loss optimizer"
     c.zero = {name: zero[name] for name in (*names.split(), "save_every", "log_every")}
 
-    # The numbers of steps and the share of requests were chosen on seed 0, after three trials of it
+    # The numbers of steps and the share of requests were chosen on seed 0, after three trials on it
     samples = dict(num_prompts=1000, samples_per_prompt=4, temperature=1.0)
     samples["max_completion_length"] = LENGTH
     c.traces = dict(samples, samples_per_prompt=8, max_per_prompt=1)
@@ -58,7 +60,7 @@ def get_config(arg=None):
 
     if arg.last != "distill":
         c.scenarios = _later(c, num_steps=80)
-        # The last 20 of 80 steps; published are 400 of 1,700
+        # The last 20 of 80 steps; published: 400 of 1,700
         c.scenarios.general = dict(num_steps=20, per_step=8, rewards=GENERAL_REWARDS)
     if arg.last != "scenarios":
         _distill(c)
@@ -70,8 +72,10 @@ def get_config(arg=None):
 
 
 def _shorten(c):
-    """Fewer steps and samples, and a base that Muon trains faster: the stages and their page are seen in
-    minutes; the scores are too uncertain to say what of the paper's findings holds.
+    """Use fewer steps and samples, and a base that Muon trains faster.
+
+    A run then shows all stages and their page in minutes. Its scores are too uncertain to say which
+    of the paper's findings hold.
     """
     c.base.num_steps = 1000
     c.base.optimizer.kind, c.base.optimizer.learning_rate = "muon", 6e-3
@@ -90,8 +94,10 @@ def _shorten(c):
 
 
 def _distill(c):
-    """V4's last stage, on as many samples as stage 4: 40 steps for its specialists, 40 for the student. The
-    reward models score as many samples too: 10 steps of general questions alone, as 20 steps of half of them.
+    """Add V4's last stage, on as many samples as stage 4.
+
+    Its specialists have 40 steps, and the student 40. The reward models score as many samples too:
+    10 steps with only general questions have as many as 20 steps in which half are general.
     """
     c.reasoning_teacher = _later(c, num_steps=30)
     c.general_teacher = _later(c, num_steps=10)
@@ -102,13 +108,13 @@ def _distill(c):
         general=dict(task="general", stage="general_teacher", weight=1.0),
     )
     c.distilled.rollout = c.reasoning.rollout.copy_and_resolve_references()
-    # After a trial of seed 0 at a constant 5e-4, whose KL did not fall
+    # Chosen after a trial on seed 0: with a constant 5e-4 the KL did not fall
     c.distilled.optimizer = dict(learning_rate=1e-4, schedule="cosine")
     c.distilled.save_every, c.distilled.log_every = 40, 10
 
 
 def _later(c, num_steps):
-    """Reinforcement after Dev3."""
+    """Return the config of a stage of reinforcement after Dev3."""
     block = c.reasoning.copy_and_resolve_references()
     block.num_steps, block.rollout.temperature = num_steps, 0.7
     return block

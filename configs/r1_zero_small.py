@@ -1,4 +1,4 @@
-"""R1-Zero in miniature: a tiny DeepSeek-V3 that mixes two languages, reinforced for right answers in tags.
+"""R1-Zero in miniature: a tiny V3 that mixes two languages is reinforced for right answers in tags.
 
 python launch/train.py --config=configs/r1_zero_small.py          # or configs/r1_zero_small.py:seed=1
 """
@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 from configs import models
 from configs.common import parse_arg, tiny_base
 
-VOCAB_SIZE = 202  # the bilingual world's tokens, padding and the end token
+# Tokens of the bilingual world, padding and the end token
+VOCAB_SIZE = 202
 
 
 def get_config(arg=None):

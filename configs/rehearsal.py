@@ -1,11 +1,11 @@
-"""A run of sizes that a TPU's kernels take, for --rehearse. It learns nothing worth having.
+"""A run for --rehearse, of sizes that a TPU's kernels accept. It learns nothing useful.
 
 python launch/train.py --config=configs/rehearsal.py:stage=pretrain --rehearse=v5p          # or sft, grpo
 XLA_FLAGS=--xla_force_host_platform_device_count=8 python launch/train.py
     --config=configs/rehearsal.py:stage=grpo,mesh=context,fp8,selection --rehearse=tpu7x
 
-Two layers in bfloat16, 16 heads of 128 numbers, latents of 128, and rows of 1,152 tokens. A mesh has eight
-devices along the axes fsdp, expert, and context or tensor.
+The model has two layers in bfloat16, 16 heads of 128 numbers and latents of 128, and rows have
+1,152 tokens. A mesh has eight devices along the axes fsdp, expert, and context or tensor.
 """
 
 from ml_collections import ConfigDict
@@ -61,7 +61,7 @@ def _grpo(c):
 
 
 def _on_sums(c):
-    # The tokenizer has 21 characters; tensor=2 splits an even number
+    # The tokenizer has 21 characters, but tensor=2 splits only an even number
     c.model.vocab_size = 22
     c.base = dict(num_documents=2000, sequence_length=LENGTH, batch_size=4, num_steps=1)
     c.base.optimizer = dict(learning_rate=1e-3)

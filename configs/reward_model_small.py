@@ -1,11 +1,14 @@
-"""A reward model in miniature: pre-train a tiny DeepSeek-V3 on the bilingual small world, then train it to
-score which answers to everyday requests are more helpful, or which completions are safe.
+"""A reward model in miniature: a tiny DeepSeek-V3 that scores how helpful or safe answers are.
 
 python launch/train.py --config=configs/reward_model_small.py              # pairs
 python launch/train.py --config=configs/reward_model_small.py:kind=safety  # labelled completions
 
-Published (arXiv:2501.12948, section 3.1): 66,000 pairs or 106,000 labelled responses, 256 a step, learning
-rate 6e-6, one epoch, up to 8192 tokens. A model this small, trained this briefly, needs other numbers.
+It is pre-trained on the bilingual small world. Then it learns which answers to everyday requests
+are more helpful, or which completions are safe.
+
+Published (arXiv:2501.12948, section 3.1): 66,000 pairs or 106,000 labelled responses, 256 a step,
+learning rate 6e-6, one epoch, up to 8192 tokens. A model this small, trained for so short a time,
+needs other numbers.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,8 @@
-"""Fine-tuning in miniature: pre-train a tiny DeepSeek-V3 on sums with errors, then fine-tune it on
-correct worked ones.
+"""Fine-tuning in miniature: a tiny DeepSeek-V3 learns correct worked sums.
 
 python launch/train.py --config=configs/sft_small.py          # or configs/sft_small.py:seed=1
+
+It is pre-trained on sums with errors, then fine-tuned on correct ones.
 """
 
 from ml_collections import ConfigDict

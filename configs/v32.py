@@ -1,13 +1,15 @@
-"""DeepSeek-V3.2's continued training as published: from a dense checkpoint with a context of 128K to sparse
-attention, in two stages (DeepSeek-V3.2-Exp, section 2.1).
+"""DeepSeek-V3.2's continued training as published: from dense to sparse attention, in two stages.
 
 python launch/train.py --config=configs/v32.py
 python launch/plan.py --config=configs/v32.py --topology=v5p:8x8x16       # does it fit?
 
-The checkpoint is that of V3.1-Terminus' base, whose architecture is V3's. Set config.data.sources to your
-data, and config.init_from to the checkpoint. Not published and ours: Adam's numbers and the weights of the
-losses of multi-token prediction and of balance, which are those of V3's own long-context stages, and the
-mesh, of 1024 chips.
+The numbers are from the paper of DeepSeek-V3.2-Exp, section 2.1. Training starts from a dense
+checkpoint with a context of 128K: the base of V3.1-Terminus, which has V3's architecture. Set
+config.init_from to this checkpoint, and config.data.sources to your data.
+
+Some numbers are not published, and are ours: Adam's numbers, the weights of the losses of
+multi-token prediction and of balance (all as in V3's own long-context stages), and the mesh, of
+1024 chips.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +27,7 @@ def get_config(arg=None):
     c.model = models.deepseek_v3_2() | dict(fp8=arg.fp8, expert_buffer=1.25)
     before = pretrain_v3.get_config("context=128k")
     c.data = before.data
-    # A reader for each row of a micro-batch
+    # One reader for each row of a micro-batch
     c.data.readers = 16
     c.mesh = dict(data=1, expert=16, context=64)
 

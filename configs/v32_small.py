@@ -1,15 +1,17 @@
-"""From dense to sparse in miniature: pretrain_small.py's V3 becomes a V3.2, whose queries attend to 128 keys
-that an indexer selects in rows of 1024 (DeepSeek-V3.2-Exp, section 2.1).
+"""From dense to sparse attention in miniature: pretrain_small.py's V3 becomes a V3.2.
 
 python launch/train.py --config=configs/pretrain_small.py
 python launch/train.py --config=configs/v32_small.py          # or configs/v32_small.py:seed=1
 python launch/train.py --config=configs/v32_small.py --workdir=runs/v32_twin
     --config.stages.stage_2_sparse.indexer_loss=dense
 
-First the indexers alone learn, from attention over all keys; then everything learns, from attention over the
-keys that they select. The last command is the dense twin: the same updates on the same rows, with attention
-over all keys to the end. Its indexers learn beside it, and change nothing else but the norm by which all
-gradients are clipped together.
+The queries of the V3.2 attend to 128 keys that an indexer selects, in rows of 1024
+(DeepSeek-V3.2-Exp, section 2.1). First only the indexers learn, from attention over all keys. Then
+everything learns, from attention over the keys that they select.
+
+The last command is the dense twin: the same updates on the same rows, with attention over all keys
+to the end. Its indexers learn too. They change nothing else except the norm by which all gradients
+are clipped together.
 """
 
 from ml_collections import ConfigDict
@@ -29,11 +31,11 @@ def get_config(arg=None):
     c.data = before.data
 
     rows = dict(sequence_length=long.sequence_length, batch_size=4, bias_update_speed=0.0)
-    # The modules of multi-token prediction have indexers too
+    # Modules of multi-token prediction have indexers too
     rows |= dict(mtp_weight=0.1, log_every=10)
     warm_up = dict(rows, trains="indexer", indexer_loss="dense", num_steps=60)
     warm_up["optimizer"] = dict(learning_rate=1e-3)
-    # The published rate is that at which the dense model ended; so is this
+    # The rate at which the dense model ended, as published
     sparse = dict(rows, indexer_loss="sparse", num_steps=120)
     sparse["optimizer"] = long.optimizer
     sparse["balance_weight"] = long.balance_weight

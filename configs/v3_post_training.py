@@ -1,14 +1,16 @@
-"""DeepSeek-V3's post-training: supervised fine-tuning, a reward model, and reinforcement (arXiv:2412.19437,
-section 5), with the recipes of R1's stages and V3's own numbers.
+"""DeepSeek-V3's post-training: supervised fine-tuning, a reward model, and reinforcement.
 
 python launch/train.py --config=configs/v3_post_training.py:stage=sft
 python launch/train.py --config=configs/v3_post_training.py:stage=helpfulness
 python launch/train.py --config=configs/v3_post_training.py:stage=rl
 
-Set the paths to yours, see configs/r1.py. Published are: 1.5M conversations, two epochs, a cosine learning
-rate from 5e-6 to 1e-6, packing without attention between samples, and GRPO, rewarded by rules where answers
-can be checked and elsewhere by a reward model that starts from the fine-tuned checkpoint. The other numbers
-are R1's, if published, or ours, such as conversations of 1,000 tokens on average.
+It follows arXiv:2412.19437, section 5, with the recipes of R1's stages and V3's own numbers.
+Replace the paths by your own, see configs/r1.py.
+
+Published: 1.5M conversations, two epochs, a cosine learning rate from 5e-6 to 1e-6, packing without
+attention between samples, and GRPO. Its rewards come from rules where answers can be checked, and
+elsewhere from a reward model that starts from the fine-tuned checkpoint. The other numbers are
+R1's, if published, or ours, such as conversations of 1,000 tokens on average.
 """
 
 from configs import r1
@@ -25,7 +27,7 @@ def _sft():
     c = r1.get_config("stage=sft")
     c.num_steps = -(-2 * SFT_TOKENS // (c.batch_size * c.sequence_length))
     c.data.path, c.data.template = "/data/v3_sft.jsonl", "chat"
-    # A fifth of 5e-6 is the published end, 1e-6
+    # A fifth of 5e-6 is 1e-6, the published end
     c.optimizer = dict(learning_rate=5e-6, schedule="cosine", final_fraction=0.2)
     c.rewards = dict(math_verify=1.0)
     c.answers.max_completion_length = 8192

@@ -1,6 +1,7 @@
-"""deepseek-jax, or python -m deepseek_jax: run the program that the first argument names with the others.
+"""The command deepseek-jax (python -m deepseek_jax): run the program that its first argument names.
 
-It does what `python launch/NAME.py` does in a checkout.
+The program gets the other arguments. `deepseek-jax NAME` does what `python launch/NAME.py` does in
+a checkout.
 """
 
 import ast
@@ -16,14 +17,14 @@ from deepseek_jax.programs import PROGRAMS, program
 
 
 def main() -> None:
-    """Run a program, or list them all."""
+    """Run the program that the command line names, or list all programs."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help", "help"):
         print(usage())
     elif name in PROGRAMS:
         path = str(program(name))
         sys.argv = [path, *arguments]
-        # As the main module, whose docstring --help prints
+        # As the main module, because --help prints the main module's docstring
         runpy.run_path(path, run_name="__main__")
     else:
         print(f"error: {name} is not a program; {suggest(name, PROGRAMS)}", file=sys.stderr)
@@ -31,7 +32,7 @@ def main() -> None:
 
 
 def usage() -> str:
-    """What each program does, in a line."""
+    """Return the text of --help: what each program does, in a line."""
     lines = []
     for name in PROGRAMS:
         doc = ast.get_docstring(ast.parse(program(name).read_text()))

@@ -1,52 +1,63 @@
-"""Messages that say what was given, what is allowed, and which field of the config to change."""
+"""Error messages that say what was given, what is allowed and which config field to change."""
 
 import contextlib
 import difflib
 import re
 
-# Characters of a line on the console: an answer that it quotes may have millions
+# Most characters of a message on the console: an answer that it quotes may have millions
 MOST = 4000
-# A message that begins with an argument's name
+# Matches a message that begins with an argument's name
 FIELD = re.compile(r"[A-Za-z_]\w*(?:[.\[][^\s=]*)?=")
-# A whole path of a config, which is no file config.json
+# Matches a message that begins with a whole path of a config, but not with the file config.json
 WHOLE = re.compile(r"config\.(?!json\b)")
 
 
 class CannotPlan(ValueError):
-    """A plan of a run that could run all the same: only its sizes cannot be told."""
+    """The sizes of a run are not known, so it cannot be planned; it may run all the same."""
 
 
 class Fault(Exception):
-    """What a run finds wrong with itself, and no check of its config could. status: the exit status of a
-    program that it ends; a user's mistake has 2, and a run that was asked to stop 75.
+    """A failure that a run finds in itself, and that no check of its config could find.
+
+    Attributes:
+        status: Exit status of the program that it ends. A user's mistake has 2, and a run that was
+            asked to stop has 75.
     """
 
     status: int
 
 
 class NotFinite(Fault, FloatingPointError):
-    """Gradients of several updates in a row, parameters or log-probabilities are NaN or infinite."""
+    """Gradients of several updates in a row, parameters or log-probabilities are not finite.
+
+    They are NaN or infinite.
+    """
 
     status = 3
 
 
 class SamplerApart(Fault, ValueError):
-    """Samples do not come from the policy that learns from them: stale parameters, or another program."""
+    """Samples do not come from the policy that learns from them.
+
+    The sampler has stale parameters, or it is another program.
+    """
 
     status = 4
 
 
 class BrokenTerm(Fault, ValueError):
-    """An update does not do what the config says: a term of its loss, its gradient or its step is 0, its
-    reference is another policy, or it learns other questions, tokens or advantages than were sampled, or from
-    a conversation with another's replies, turns or reward.
+    """An update does not do what the config says.
+
+    A term of its loss, its gradient or its step is 0; its reference is another policy; it learns
+    from other questions, tokens or advantages than were sampled; or it learns from a conversation
+    with the replies, turns or reward of another one.
     """
 
     status = 5
 
 
 class UnusableRewards(Fault, RuntimeError):
-    """No completion could be scored, or for many steps there is nothing to learn from their rewards."""
+    """No completion could be scored, or for many steps the rewards gave nothing to learn from."""
 
     status = 6
 
@@ -55,11 +66,14 @@ class UnusableRewards(Fault, RuntimeError):
 def at(path: str, argument: str | None = None):
     """Put the config's path before the message of a ValueError that the body raises.
 
-    Rooms below the recipes name only their argument: "clip_eps=0 must be above 0". Within at("config.loss")
-    that reads "config.loss.clip_eps=0 must be above 0". Any other message follows the path and a colon.
-    Nested paths join; a message that has its whole path keeps it. argument: the argument that the field
-    `path` sets, where their names differ: "file=x is missing" within at("config.sources", "file") reads
-    "config.sources=x is missing".
+    Rooms below the recipes name only their argument: "clip_eps=0 must be above 0". Within
+    at("config.loss") that reads "config.loss.clip_eps=0 must be above 0". Any other message follows
+    the path and a colon. Nested paths join, and a message that has its whole path stays as it is.
+
+    Args:
+        path: The path of the block or field.
+        argument: The argument that the field `path` sets, if their names differ: "file=x is
+            missing" within at("config.sources", "file") reads "config.sources=x is missing".
     """
     try:
         yield
@@ -72,7 +86,7 @@ def at(path: str, argument: str | None = None):
             message = path + message.removeprefix(argument)
         else:
             message = f"{path}{'.' if has_path else ': '}{message}"
-        # Changed in place: launch distinguishes a user's mistake from ours by the traceback's last line
+        # Changed in place: launch tells a user's mistake from ours by the traceback's last line
         error.args = (message,)
         error.has_path = True
         raise
@@ -80,7 +94,7 @@ def at(path: str, argument: str | None = None):
 
 @contextlib.contextmanager
 def renamed(flag: str, argument: str):
-    """In messages of a ValueError that the body raises, name a function's argument in place of a flag."""
+    """Replace a flag by an argument's name in messages of ValueErrors that the body raises."""
     try:
         yield
     except ValueError as error:
@@ -89,7 +103,7 @@ def renamed(flag: str, argument: str):
 
 
 def shortened(text: str, most: int = MOST):
-    """A text for a person: a long one without its middle."""
+    """Shorten a long text by cutting out its middle, and say how many characters are missing."""
     if len(text) <= most:
         return text
     left = len(text) - most
@@ -97,7 +111,7 @@ def shortened(text: str, most: int = MOST):
 
 
 def suggest(name, allowed):
-    """The end of a message about an unknown name: the nearest of the allowed ones, then all of them."""
+    """Return the end of a message about an unknown name: the nearest allowed name, then all."""
     allowed = list(map(str, allowed))
     close = difflib.get_close_matches(str(name), allowed, n=1)
     hint = f"did you mean {close[0]}? " if close else ""

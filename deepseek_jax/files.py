@@ -1,7 +1,7 @@
-"""Files of a run, in a folder or in a bucket (gs://): paths, whole writes, growing files, local copies.
+"""Files of a run, in a folder or in a bucket (gs://): paths, whole writes, growing files, copies.
 
-A bucket holds objects, not files: an object appears once it is whole, it cannot grow, and there are no
-folders. Methods of etils.epath.Path serve both places; what these need beside them is here.
+A bucket has objects, not files: an object appears once it is complete, it cannot grow, and there
+are no folders. Methods of etils.epath.Path work in both places. This file has the rest.
 """
 
 import contextlib
@@ -21,24 +21,26 @@ from hashlib import blake2b
 
 from etils.epath import Path
 
-# A growing file in a bucket is written anew at most so often; a large one less often, so that writing takes
-# at most 1 / REST of the time
+# A growing file in a bucket is rewritten at most every REWRITE_SECONDS, and a large one less often,
+# so that writing takes at most 1 / REST of the time
 REWRITE_SECONDS, REST = 10.0, 20
-# Files that are copied from a bucket at once
+# Number of files that are copied from a bucket at once
 COPIES = 8
-# When it is said that a bucket is waited for, and how long it may take to answer for the first time
+# A bucket's first answer: the seconds until a message says that it is late, and until an error
 SAY_SECONDS, ANSWER_SECONDS = 5.0, 60.0
 
 
 def is_remote(path: str | os.PathLike):
-    """Whether a path is the address of something in a bucket."""
+    """Return whether a path is the address of something in a bucket."""
     return "://" in os.fspath(path)
 
 
 def expanded(path: str | os.PathLike):
-    """A path with the home folder in place of ~ or ~USER at its beginning: str.
+    """Replace ~ or ~USER at the beginning of a path by the home folder, and return a str.
 
-    Raises ValueError where there is no such user: the path would name a folder ~USER below the working one.
+    Raises:
+        ValueError: There is no such user. The path would name a folder ~USER below the working
+            folder.
     """
     found = os.path.expanduser(os.fspath(path))
     if found.startswith("~"):
@@ -50,10 +52,14 @@ def expanded(path: str | os.PathLike):
 
 
 def as_path(path: str | os.PathLike):
-    """An etils.epath.Path, which serves local paths, expanded, and buckets.
+    """Convert a path to an etils.epath.Path, which serves local paths and buckets.
 
-    Raises ValueError for another address than gs://, where the package that reads gs:// is missing, for a
-    bucket that does not answer, for a pipe or a device, and as expanded.
+    Local paths are expanded (~).
+
+    Raises:
+        ValueError: The path is an address that does not begin with gs://; the package that reads
+            gs:// is missing; the bucket does not answer; the path is a pipe or a device; or as
+            expanded does.
     """
     if is_remote(path):
         if not os.fspath(path).startswith("gs://"):
@@ -70,7 +76,10 @@ def as_path(path: str | os.PathLike):
 
 
 def absolute(path: str | os.PathLike):
-    """as_path, and absolute where it is local: the absolute() of etils would break gs://."""
+    """Convert a path as as_path does, and make it absolute if it is local.
+
+    The method absolute() of etils would break gs://.
+    """
     path = as_path(path)
     return path if is_remote(path) else Path(os.path.abspath(path))
 
@@ -90,11 +99,15 @@ def _prepare_buckets():
 
 @functools.cache
 def _wait_for(bucket):
-    """Wait for the first answer of a bucket, whatever it is: libraries ask again without a word."""
+    """Wait for the first answer of a bucket, whatever it is, because libraries retry silently.
+
+    Raises:
+        ValueError: There was no answer in ANSWER_SECONDS.
+    """
     answered = threading.Event()
 
     def ask():
-        # Any exception: each package has its own, and the call that needs the answer raises it again
+        # Any exception: each package has its own. The call that needs the answer raises it again
         with contextlib.suppress(Exception):
             Path(f"gs://{bucket}").exists()
         answered.set()
@@ -112,8 +125,9 @@ def _wait_for(bucket):
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike):
-    """Yield a local path to write to. At the end of the block `path` has that content, whole; if the block
-    raises, or the process is killed, `path` stays as it was.
+    """Yield a local path to write to, and give `path` that content when the block ends.
+
+    If the block raises, or the process is killed, `path` stays as it was.
     """
     path = as_path(path)
     if is_remote(path):
@@ -136,14 +150,17 @@ def whole_file(path: str | os.PathLike):
 
 
 def write_whole(path: str | os.PathLike, text: str):
-    """Write a file of text whole, in place of the one that is there."""
+    """Write a text file completely, in place of an existing one."""
     with whole_file(path) as fresh:
         fresh.write_text(text, encoding="utf-8")
 
 
 def parse_json(text: str):
-    """As json.loads. Raises ValueError also for a key that an object has twice, of which json takes the last,
-    and for what is nested too deep.
+    """Parse JSON as json.loads does, but reject repeated keys and too deep nesting.
+
+    Raises:
+        ValueError: The text is not JSON, an object has a key twice (json.loads takes the last), or
+            it is nested too deep.
     """
     try:
         return json.loads(text, object_pairs_hook=_object)
@@ -161,7 +178,11 @@ def _object(pairs):
 
 
 def read_json(path: str | os.PathLike):
-    """What a file of ours holds. Raises ValueError, naming it, where that is not JSON."""
+    """Read a JSON file that this project wrote.
+
+    Raises:
+        ValueError: The file is not JSON. The message has its path.
+    """
     path = as_path(path)
     try:
         return parse_json(path.read_text())
@@ -172,7 +193,11 @@ def read_json(path: str | os.PathLike):
 
 
 def read_object(path: str | os.PathLike):
-    """read_json of a file that holds an object: a dict. Raises ValueError, naming it, for anything else."""
+    """Read a JSON file that contains an object, as a dict.
+
+    Raises:
+        ValueError: The file contains anything else. The message has its path.
+    """
     found = read_json(path)
     if not isinstance(found, dict):
         raise ValueError(
@@ -182,12 +207,17 @@ def read_object(path: str | os.PathLike):
 
 
 class GrowingFile:
-    """A file of text that lines are added to, made when the first one is.
+    """A text file to which lines are added; the first line creates it.
 
     A local file has a line when `add` returns. In a bucket the file is written anew, at most every
-    REWRITE_SECONDS and when `flush` is called: a process that is killed loses the lines after that. Where the
-    bucket cannot be written for a while, `add` keeps the lines, and `flush` raises. sync: a local file has
-    its lines on disk even if the machine fails.
+    REWRITE_SECONDS and when `flush` is called: if the process is killed, the lines after that are
+    lost. If the bucket cannot be written for a while, `add` stores the lines in memory, and `flush`
+    raises.
+
+    Attributes:
+        path: The file's path.
+        sync: Write the lines of a local file to disk at once, so that they survive if the machine
+            fails.
     """
 
     def __init__(self, path: str | os.PathLike, *, sync: bool = False):
@@ -203,7 +233,7 @@ class GrowingFile:
                 self._try_to_flush()
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Opened for each text, which is then in the file when the process is killed
+        # Opened for each text, which is then in the file even if the process is killed
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(text)
             if self.sync:
@@ -211,7 +241,7 @@ class GrowingFile:
                 os.fsync(file.fileno())
 
     def flush(self):
-        """Write the lines that wait."""
+        """Write the lines that wait for a file in a bucket."""
         if not self._waiting:
             return
         began = time.monotonic()
@@ -226,14 +256,14 @@ class GrowingFile:
     def _try_to_flush(self):
         try:
             self.flush()
-        # Any exception: each package that writes to buckets has its own. The lines wait, the run continues
+        # Any exception: each package for buckets has its own. The lines wait, the run continues
         except Exception as error:
             print(f"{self.path} could not be written, and is tried again: {error}", flush=True)
             self._next = time.monotonic() + REWRITE_SECONDS
 
 
 def below(path: str | os.PathLike):
-    """Everything below a folder, at any depth, as a list of paths; of a bucket the files alone."""
+    """List the paths of everything below a folder, at any depth; in a bucket, of the files only."""
     path = as_path(path)
     if not is_remote(path):
         return [Path(each) for each in pathlib.Path(path).rglob("*")]
@@ -254,8 +284,10 @@ def remove_folder(path: str | os.PathLike):
 
 
 def upload(folder: str | os.PathLike, target: str | os.PathLike, last: str | None = None):
-    """Copy the files of a local folder to another folder, which may be in a bucket. last: the name of the
-    file that comes last, by which readers know that the others are there.
+    """Copy the files of a local folder to another folder, which may be in a bucket.
+
+    Args:
+        last: Name of the file that is copied last. Readers know by it that the others are there.
     """
     folder, target = pathlib.Path(folder), as_path(target)
     files = [path for path in folder.rglob("*") if path.is_file()]
@@ -267,17 +299,29 @@ def upload(folder: str | os.PathLike, target: str | os.PathLike, last: str | Non
 
 
 def cache_folder(name: str):
-    """The local folder of this name for what may be deleted at any time: below $XDG_CACHE_HOME, ~/.cache."""
+    """Return the local folder of this name for files that may be deleted at any time.
+
+    It is in deepseek_jax below $XDG_CACHE_HOME, or below ~/.cache.
+    """
     caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(caches) / "deepseek_jax" / name
 
 
 def staged(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda name: True):
-    """A local path of what is at `path`, as pathlib.Path: itself, or of gs:// a copy, whole.
+    """Return a local path of what is at `path`: itself or, for gs://, a complete copy.
 
-    For libraries that read local files alone. A copy stays in cache_folder("staged") and serves the processes
-    of a machine and later runs, until the source changes. wanted(name): whether a file of a folder is copied.
-    Raises ValueError where there is nothing.
+    This is for libraries that read only local files. A copy stays in cache_folder("staged"). It
+    serves all processes of a machine and later runs, until the source changes.
+
+    Args:
+        path: A file or a folder.
+        wanted: wanted(name) says whether to copy a file of a folder.
+
+    Returns:
+        A pathlib.Path.
+
+    Raises:
+        ValueError: There is nothing to copy at an address gs://.
     """
     path = as_path(path)
     if not is_remote(path):
@@ -287,7 +331,7 @@ def staged(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda name:
     if not files:
         raise ValueError(f"there is nothing at {path}")
     stats = [file.stat() for file in files]
-    # The path too: a folder of one file is another copy than the file
+    # The path counts too: a folder of one file is another copy than the file
     digest = blake2b(f"{path}\0".encode(), digest_size=16)
     for file, stat in zip(files, stats, strict=True):
         digest.update(f"{file}\0{stat.length}\0{stat.mtime}\0".encode())
@@ -301,7 +345,7 @@ def staged(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda name:
 
 def _stage(path, files, folder):
     print(f"{path} is copied to {folder}", flush=True)
-    # Left by processes that were killed: only one at a time is here
+    # Killed processes left these: the lock lets in only one process at a time
     for left in folder.parent.glob(f".{folder.name}.*"):
         shutil.rmtree(left, ignore_errors=True)
     partial = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))

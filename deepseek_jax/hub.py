@@ -1,7 +1,8 @@
-"""Names on the Hugging Face hub, ORG/NAME[:SUBSET][@REVISION]: the commit that one means, and its files.
+"""Names on the Hugging Face hub, ORG/NAME[:SUBSET][@REVISION]: find their commit, get their files.
 
-huggingface_hub downloads into its cache and locks each file, so that one process of a machine fetches it. It
-reads HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN; the token is in no message of ours.
+huggingface_hub downloads into its cache and locks each file, so that only one process of a machine
+downloads it. It reads HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN. No message of this project
+contains the token.
 """
 
 import contextlib
@@ -15,11 +16,11 @@ from deepseek_jax.errors import shortened
 
 NAME = re.compile(r"([a-zA-Z0-9][\w.-]*/[a-zA-Z0-9][\w.-]*)(?::([\w.+-]+))?(?:@([\w./-]+))?")
 COMMIT = re.compile("[0-9a-f]{40}")
-# Characters of what a library says
+# Most characters that a message of ours quotes from a library
 REASON = 300
-# Endings of files of data, of two forms of the same data the first: a data set on the hub has the form once
+# Endings of data files. A data set may have the same data in two forms: the first form here counts
 DATA = (".parquet", ".jsonl", ".json", ".csv")
-# A name that ends so is the path of a file, although it may not be there
+# A name with one of these endings is the path of a file, even if the file does not exist
 FILES = (*DATA, ".gguf", ".py", ".safetensors")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 # The files of a tokenizer, as transformers names them
@@ -32,13 +33,19 @@ TOKENIZER = (
     "added_tokens.json",
     "chat_template.*",
 )
-# Nothing that is code, and nothing pickled
+# No code, and nothing pickled
 SMALL = ("config.json", "generation_config.json", *TOKENIZER)
 
 
 @dataclasses.dataclass(frozen=True)
 class HubId:
-    """repo: ORG/NAME. subset: a data set's config. revision: a branch, a tag or a commit; None for main."""
+    """A model or a data set on the hub, at some revision.
+
+    Attributes:
+        repo: ORG/NAME.
+        subset: A data set's config.
+        revision: A branch, a tag or a commit; None for main.
+    """
 
     repo: str
     subset: str | None = None
@@ -49,7 +56,16 @@ class HubId:
         return self.repo + subset + ("" if self.revision is None else f"@{self.revision}")
 
     def at_commit(self, kind: str):
-        """The same with its revision as a commit: one request, none if it is a commit already."""
+        """Return the same id with a commit as its revision.
+
+        This takes one request, or none if the revision is a commit already.
+
+        Args:
+            kind: "model" or "dataset".
+
+        Raises:
+            ValueError: The id is a model with a subset; or as pinned does.
+        """
         if kind == "model" and self.subset is not None:
             raise ValueError(f"{self}: a model has no subset; leave out :{self.subset}")
         if self.revision is not None and COMMIT.fullmatch(self.revision):
@@ -62,7 +78,10 @@ class HubId:
 
 
 def hub_id(name: str | os.PathLike):
-    """The HubId that a name means, or None for the path of something that is here or could be."""
+    """Return the HubId that a name means, or None if the name is a path.
+
+    It is a path if something exists there, or if it has another form than a name on the hub.
+    """
     text = os.fspath(name)
     parts = NAME.fullmatch(text)
     if parts is None or parts[1].endswith(FILES) or os.path.exists(text):
@@ -71,24 +90,37 @@ def hub_id(name: str | os.PathLike):
 
 
 def pinned(name: str | os.PathLike, kind: str):
-    """The name with its revision as a commit; what is no name on the hub comes back unchanged.
+    """Return a name with a commit as its revision; a name that is not on the hub stays unchanged.
 
-    kind: "model" or "dataset". Without a network it is the commit that the cache has for the revision. Raises
-    ValueError where there is none, where the hub has no such name or revision, and where it wants a login.
+    Without a network, the commit is the one that the cache has for the revision.
+
+    Args:
+        name: A name on the hub, or a path.
+        kind: "model" or "dataset".
+
+    Raises:
+        ValueError: There is no network and no commit in the cache; the hub has no such name or
+            revision; or it requires a login.
     """
     found = hub_id(name)
     return name if found is None else str(found.at_commit(kind))
 
 
 def model_folder(name: str | os.PathLike, *, weights: bool = True):
-    """The local folder of a model on the hub: config and tokenizer, and weights if asked for. It may hold
-    other files that were downloaded before.
+    """Download a model from the hub and return its local folder.
 
-    Raises ValueError as pinned does, and for a model that has no safetensors.
+    The folder may have other files from earlier downloads.
+
+    Args:
+        name: A name on the hub.
+        weights: False to get only config and tokenizer.
+
+    Raises:
+        ValueError: The model has no safetensors; or as pinned does.
     """
     model = hub_id(name).at_commit("model")
     patterns = [*SMALL, *WEIGHTS] if weights else [*SMALL]
-    # Folders below hold the same weights in other formats
+    # Subfolders have the same weights in other formats
     folder = snapshot(model, "model", patterns, ignore=["*/*"])
     if not folder.exists() or weights and not any(folder.glob(WEIGHTS[0])):
         raise ValueError(_without_safetensors(model))
@@ -106,7 +138,20 @@ def check_model(name: str | os.PathLike):
 
 
 def snapshot(found: HubId, kind: str, patterns: list[str], ignore: list[str] | None = None):
-    """Download the files at a commit that match and are not here: -> the commit's local folder, as Path."""
+    """Download the files at a commit that match and are not in the cache.
+
+    Args:
+        found: An id at a commit.
+        kind: "model" or "dataset".
+        patterns: Glob patterns of the files to download.
+        ignore: Glob patterns of the files not to download.
+
+    Returns:
+        The commit's local folder, a Path.
+
+    Raises:
+        ValueError: As one_message does.
+    """
     from huggingface_hub import errors, snapshot_download
 
     download = functools.partial(
@@ -120,14 +165,14 @@ def snapshot(found: HubId, kind: str, patterns: list[str], ignore: list[str] | N
     with one_message(found, kind):
         if not _listed(found, kind):
             return Path(download(local_files_only=not _answers(found, kind)))
-        # Without a word, where all of them are here
+        # This prints nothing if all of them are in the cache
         with contextlib.suppress(errors.LocalEntryNotFoundError):
             return Path(download(local_files_only=True))
         return Path(download())
 
 
 def _listed(found, kind):
-    """Whether the cache has the list of the files at a commit: no request is needed for it."""
+    """Return whether the cache has the list of files at a commit, so that it takes no request."""
     from huggingface_hub import errors, get_cached_repo_tree
 
     try:
@@ -137,7 +182,10 @@ def _listed(found, kind):
 
 
 def _answers(found, kind):
-    """Whether the hub can be reached: asked once, while a request for the list is tried for half a minute."""
+    """Return whether the hub can be reached, by one request.
+
+    Asking for the list of files would retry for half a minute.
+    """
     from huggingface_hub import HfApi, errors
 
     try:
@@ -150,7 +198,7 @@ def _answers(found, kind):
 
 
 def names_of_files(found: HubId, kind: str):
-    """The names of all files at a commit, sorted, as the latest snapshot of it listed them."""
+    """Return the sorted names of all files at a commit, as its latest snapshot listed them."""
     from huggingface_hub import get_cached_repo_tree
 
     with one_message(found, kind):
@@ -175,7 +223,12 @@ def _without_safetensors(model):
 
 @contextlib.contextmanager
 def one_message(found, kind: str):
-    """Raise what huggingface_hub raises in the body as a ValueError of one line. found: a HubId."""
+    """Turn errors of huggingface_hub in the body into ValueErrors of one line.
+
+    Args:
+        found: The HubId that the body requests.
+        kind: "model" or "dataset".
+    """
     from huggingface_hub import errors
 
     try:
@@ -187,7 +240,7 @@ def one_message(found, kind: str):
         raise ValueError(message or _unreachable(found, kind, error)) from error
     except errors.HfHubHTTPError as error:
         raise ValueError(_refusal(found, kind, error)) from error
-    # HTTPError: of httpx, whose name depends on the version of huggingface_hub
+    # HTTPError is the one of httpx, a package with a name that depends on huggingface_hub's version
     except (
         errors.RevisionResolutionError,
         errors.CachedRepoTreeNotFoundError,
@@ -198,13 +251,13 @@ def one_message(found, kind: str):
 
 
 def _refusal(found, kind, error):
-    """What the hub's answer means for a user."""
+    """Return a message that explains the hub's refusal to a user."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{found}: {found.repo} has no revision {found.revision}; see {_page(found, kind)}/tree/main"
     status = error.response.status_code
-    # The hub answers 401 for what is private too, and for what is not there
+    # The hub answers 401 for private repositories too, and for ones that do not exist
     hidden = isinstance(error, errors.RepositoryNotFoundError)
     if isinstance(error, errors.GatedRepoError) or status in (401, 403) and not hidden:
         return (
@@ -220,13 +273,16 @@ def _refusal(found, kind, error):
 
 
 def _unreachable(found, kind, error):
-    """Which command fetches it where there is a network."""
+    """Return a message that the hub cannot be reached.
+
+    It has the command that fetches the files where there is a network.
+    """
     from huggingface_hub import constants, errors
 
     reason = "no network"
     if constants.is_offline_mode():
         reason = "HF_HUB_OFFLINE is set"
-    # The classes of huggingface_hub say in many lines what their cause says in one
+    # Errors of huggingface_hub say in many lines what their cause says in one
     elif error.__cause__ is not None or isinstance(error, errors.HTTPError):
         reason = shortened(str(error.__cause__ or error).partition("\n")[0], REASON)
     command = f"hf download {found.repo}{' --repo-type dataset' if kind == 'dataset' else ''}"
@@ -239,7 +295,7 @@ def _unreachable(found, kind, error):
 
 
 def _page(found, kind):
-    """The address of its page."""
+    """Return the address of an id's page on the hub."""
     from huggingface_hub import constants
 
     return f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{found.repo}"

@@ -1,5 +1,7 @@
-"""Whether this Python has what every program needs. It is imported before all else, by Pythons that are too
-old too: it imports the standard library alone, and is written for Python 3.7.
+"""Check that this Python is new enough and has the packages that every program needs.
+
+Programs import this file before everything else, even in a Python that is too old. So it imports
+only the standard library, and is written for Python 3.7.
 """
 
 import importlib.machinery
@@ -9,13 +11,13 @@ from pathlib import Path
 
 USER_ERROR = 2
 OLDEST = (3, 11)
-# What every program imports, of requirements.txt
+# The packages of requirements.txt that every program imports
 PACKAGES = ("absl", "etils", "flax", "jax", "ml_collections", "numpy", "optax", "orbax", "rich")
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
 
 
 def check_installed():
-    """End the program with one message and exit status 2 where Python is too old or a package is missing."""
+    """End the program with a message and exit status 2 if Python is too old or lacks a package."""
     remedy = remedy_for(sys.version_info[:2], PACKAGES)
     if remedy is not None:
         print(f"error: {remedy}", file=sys.stderr)
@@ -23,7 +25,12 @@ def check_installed():
 
 
 def remedy_for(version, packages):
-    """What is wrong with this Python, of a version (major, minor), and what to do; None for nothing."""
+    """Return what is wrong with this Python and what to do, or None if nothing is wrong.
+
+    Args:
+        version: (major, minor) of this Python.
+        packages: The names by which packages are imported.
+    """
     this = f"this is Python {version[0]}.{version[1]}, {sys.executable}"
     if version < OLDEST:
         return f"Python {OLDEST[0]}.{OLDEST[1]} or later is needed, and {this}; start a later one"
@@ -38,6 +45,9 @@ def remedy_for(version, packages):
 
 
 def is_there(name):
-    """Whether a package can be imported. The path is asked first: hooks may take a search for an import."""
+    """Return whether a package can be imported.
+
+    The path is searched first, because import hooks may mistake a search for an import.
+    """
     on_path = importlib.machinery.PathFinder.find_spec(name)
     return on_path is not None or importlib.util.find_spec(name) is not None

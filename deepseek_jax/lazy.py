@@ -1,16 +1,19 @@
-"""Names whose modules are imported when they are first used (PEP 562)."""
+"""Lazy imports for packages: a module is imported when one of its names is first used (PEP 562)."""
 
-# Pythons that are too old read this file before installed.py says so
+# A Python that is too old reads this file before installed.py says so
 from __future__ import annotations
 
 import importlib
 
 
 def lazy_names(package: str, modules: dict[str, str]):
-    """The (__getattr__, __dir__, __all__) of a package that imports nothing by itself.
+    """Return (__getattr__, __dir__, __all__) for a package that imports nothing by itself.
 
-    modules: public name -> the module below `package` that defines it. No name may be that of a module of
-    the package: Python would bind the name to the module once that is imported.
+    Args:
+        package: The package's dotted name.
+        modules: {public name: the module below `package` that defines it}. No public name may equal
+            the name of a module of the package: Python would bind the name to the module once that
+            is imported.
     """
 
     def load(name):

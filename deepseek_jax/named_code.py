@@ -23,24 +23,25 @@ from deepseek_jax.files import expanded
 from deepseek_jax.settings import NamesCode, marked_texts
 
 NAMED = re.compile(r"(?P<source>[^:]+\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
-# How to bring one, for messages about a name that is not known
+# How to use your own function: the end of a message about an unknown name
 BRING = "or bring your own: FILE.py:NAME or package.module:NAME"
-# Where files are looked for before the working directory: the folder of the config
+# The folder of the config, where files are searched for before the working directory
 _beside: list[Path] = []
-# The file with a user's function that this thread imports
+# The file that this thread is importing for a user's function
 _importing: ContextVar[Path | None] = ContextVar("importing", default=None)
 
 
 def is_code(name):
-    """Whether a config's text names code."""
+    """Return whether a value in a config is a text that names code."""
     return isinstance(name, str) and NAMED.fullmatch(name) is not None
 
 
 def name_of(code: Callable) -> str:
-    """The name of a function or class that a config can have in its place.
+    """Return the name that a config can have in place of a function or class.
 
-    Raises ValueError for one that a worker process cannot import: a lambda, one that is defined within a
-    function, in a notebook or on a console.
+    Raises:
+        ValueError: A worker process cannot import it: it is a lambda, or is defined within a
+            function, in a notebook or on a console.
     """
     module = sys.modules.get(getattr(code, "__module__", None))
     name, file = getattr(code, "__qualname__", ""), getattr(module, "__file__", None)
@@ -50,17 +51,20 @@ def name_of(code: Callable) -> str:
             f"{name or code!r} has no name in a file, by which worker processes could import it; write it "
             "with def into a file, as a notebook's %%writefile my_code.py does, and give my_code.py:NAME"
         )
-    # A file of a package may import relative to it
+    # A file of a package may have relative imports, so it needs its module's name
     if module.__name__ != "__main__" and "." in module.__name__:
         return f"{module.__name__}:{name}"
     short = f"{os.path.relpath(file)}:{name}"
-    # Beside the config another file may have this name
+    # The config's folder may have another file of this name
     found = not short.startswith("..") and code_file(short).samefile(file)
     return short if found else f"{Path(file).absolute()}:{name}"
 
 
 def named(tree: Any) -> Any:
-    """Nested blocks and lists, as plain ones, with name_of in the place of functions and classes."""
+    """Replace functions and classes in nested blocks and lists by their names, as name_of does.
+
+    The result has plain dicts and lists.
+    """
     if isinstance(tree, (Mapping, ConfigDict)):
         return {named(key): named(value) for key, value in _items(tree)}
     if isinstance(tree, (list, tuple)):
@@ -71,7 +75,7 @@ def named(tree: Any) -> Any:
 def _items(block):
     try:
         return block.items()
-    # A ConfigDict sorts its keys
+    # A ConfigDict sorts its keys, and functions do not compare with texts
     except TypeError as error:
         raise ValueError(
             "a ConfigDict cannot have functions beside texts as keys; give ds.config "
@@ -80,14 +84,15 @@ def _items(block):
 
 
 def look_beside(config_file: str | Path):
-    """From now on, look for files beside this config first, then in the working directory."""
+    """Search for files in this config's folder first from now on, then in the working directory."""
     _beside[:] = [Path(config_file).absolute().parent]
 
 
 def code_file(name: str):
-    """The Path of the file with the code that `name` names, which is not imported.
+    """Return the path of the file with the code that `name` names, without importing it.
 
-    Raises ValueError where there is no such file or module.
+    Raises:
+        ValueError: There is no such file or module.
     """
     source = NAMED.fullmatch(name)["source"]
     if not source.endswith(".py"):
@@ -117,10 +122,18 @@ def _module_file(name, module):
 
 
 def code_digests(settings, path: str = "config") -> dict[str, str]:
-    """{source: a digest of its text} of the code that a dataclass of settings names.
+    """Compute a digest of each file of code that a dataclass of settings names.
 
-    What the code imports is not in the digest. Raises ValueError as code_file does; path: of the settings,
-    for messages.
+    The digests do not cover what the code imports.
+
+    Args:
+        path: The path of the settings in the config, for messages.
+
+    Returns:
+        {FILE.py or package.module: digest of its text}.
+
+    Raises:
+        ValueError: As code_file does.
     """
     digests = {}
     for keys, name, _ in marked_texts(settings, NamesCode):
@@ -131,14 +144,19 @@ def code_digests(settings, path: str = "config") -> dict[str, str]:
 
 
 def digest_of(name: str, file: Path | None = None):
-    """A digest of the text of the code that a name names; None for a name of no code. file: of code_file."""
+    """Compute a digest of the file with the code that a name names; None for a name of no code.
+
+    Args:
+        name: Any text.
+        file: The result of code_file, if it is known already.
+    """
     if not is_code(name):
         return None
     return hashlib.blake2b((file or code_file(name)).read_bytes(), digest_size=8).hexdigest()
 
 
 def names_in(tree) -> list[str]:
-    """Every text and key of nested blocks and lists that looks like a name of code."""
+    """Return every text and key of nested blocks and lists that looks like a name of code."""
     if isinstance(tree, Mapping):
         tree = [*tree.keys(), *tree.values()]
     if isinstance(tree, (list, tuple)):
@@ -147,18 +165,31 @@ def names_in(tree) -> list[str]:
 
 
 def import_code(file: Path, name: str):
-    """What `name` names, from its `file` (of code_file): this runs the file.
+    """Import the function that `name` names, which runs its file.
 
-    Raises ValueError, naming the line, where the file raises, and where it lacks the function.
+    Args:
+        file: The result of code_file.
+        name: FILE.py:NAME or package.module:NAME.
+
+    Raises:
+        ValueError: The file raises (the message has the line), or it lacks the function.
     """
     source, function = NAMED.fullmatch(name).groups()
     return _function(_module(file, source), source, function)
 
 
 def import_unchanged(file: Path, name: str, digest: str):
-    """import_code, for a file that has this digest (of digest_of): it runs once for all its functions.
+    """Import the function that `name` names, from a file that has this digest.
 
-    Raises ValueError as import_code does, and where the file has changed.
+    The file runs once for all its functions.
+
+    Args:
+        file: The result of code_file.
+        name: FILE.py:NAME or package.module:NAME.
+        digest: The result of digest_of.
+
+    Raises:
+        ValueError: As import_code does; or the file has changed.
     """
     source, function = NAMED.fullmatch(name).groups()
     return _function(_unchanged_module(file, source, digest), source, function)
@@ -193,7 +224,11 @@ def _function(module, source, function):
 
 
 def call_code(file: Path, name: str, *arguments):
-    """What the function `name` of its file returns. Raises ValueError, naming the line, where it raises."""
+    """Import the function that `name` names, call it and return its result.
+
+    Raises:
+        ValueError: As import_code does; or the function raises, and the message has the line.
+    """
     function = import_code(file, name)
     try:
         return function(*arguments)
@@ -202,9 +237,12 @@ def call_code(file: Path, name: str, *arguments):
 
 
 def import_file(file: Path):
-    """The module of a Python file, run once more on each call. It can import the files beside it.
+    """Run a Python file and return it as a module; each call runs it once more.
 
-    file: ends in .py. Raises what the file raises.
+    It can import the files in its folder. An error of the file passes through.
+
+    Args:
+        file: Ends in .py.
     """
     spec = importlib.util.spec_from_file_location(f"_named_{Path(file).stem}", file)
     # Registered before it runs, as import does: dataclasses look their module up there
@@ -217,7 +255,11 @@ def import_file(file: Path):
 
 
 def require_no_import(does: str):
-    """Raise ValueError where a file that is imported for a function in it calls this. does: what it does."""
+    """Raise ValueError if a file that is imported for a function in it calls this.
+
+    Args:
+        does: What the file does by this call, in words for the message.
+    """
     if (file := _importing.get()) is not None:
         raise ValueError(
             f"{file.name} {does} while it is imported for a function in it; put the function in a file of "
@@ -226,13 +268,13 @@ def require_no_import(does: str):
 
 
 def with_line(error: BaseException, file: Path):
-    """An error that the code in a file raised, with its line there, as one line."""
+    """Describe an error of the code in a file, with its line there, in one line."""
     lines = [
         place.lineno
         for place in traceback.extract_tb(error.__traceback__)
         if Path(place.filename).resolve() == Path(file).resolve()
     ]
-    # A file that does not parse has run no line
+    # A file that does not parse has run no line, but its error has the line's number
     line = lines[-1] if lines else getattr(error, "lineno", None)
     where = f"{Path(file).name}, line {line}" if line else Path(file).name
     return f"{where}: {type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""A mistake in a notebook is one message there, as on the command line."""
+"""Mistakes in a notebook, shown as one message, as on the command line."""
 
 import contextlib
 
@@ -8,12 +8,12 @@ from deepseek_jax.programs import is_mistake
 
 @contextlib.contextmanager
 def plainly():
-    """Have IPython show a mistake or a fault that the body raises by its message, without a traceback."""
+    """Make IPython show a user's mistake or a Fault of the body as a message without traceback."""
     try:
         yield
     except (ValueError, Fault) as error:
         if isinstance(error, Fault) or is_mistake(error):
             lines = [f"{type(error).__name__}: {shortened(str(error))}"]
-            # What IPython calls for an error that shows itself
+            # IPython calls this method of an error, if there is one, to show it
             error._render_traceback_ = lambda: lines
         raise

@@ -1,6 +1,8 @@
-"""Where the programs (launch/) and the shipped experiments (configs/) are. A checkout has them beside the
-package; a wheel has them in deepseek_jax/shipped, so that site-packages gets no other name. Each program puts
-that folder on sys.path, so `import configs` and `import launch` work within the programs in both.
+"""Paths of the programs (launch/) and of the shipped experiments (configs/).
+
+A checkout has them next to the package. A wheel has them in deepseek_jax/shipped, so that
+site-packages gets no other name. Each program puts the folder that has them on sys.path: in both,
+programs can `import configs` and `import launch`.
 """
 
 import difflib
@@ -14,7 +16,7 @@ from deepseek_jax.files import expanded
 
 PACKAGE = Path(__file__).resolve().parent
 SHIPPED = PACKAGE / "shipped"
-# In the order in which they are listed
+# In the order in which --help lists them
 PROGRAMS = (
     "train",
     "chat",
@@ -26,33 +28,39 @@ PROGRAMS = (
     "compare",
     "doctor",
 )
-# The flags that take a Python file: the folder of the shipped files, and the function that each has
+# Flag that takes a Python file -> folder of the shipped files, and the function that each defines
 FILES = {"--config": ("configs", "get_config"), "--sweep": ("configs/sweeps", "sweep")}
 
 
 def home() -> Path:
-    """The folder that has launch/ and configs/."""
+    """Return the folder that has launch/ and configs/."""
     return SHIPPED if SHIPPED.is_dir() else PACKAGE.parent
 
 
 def program(name: str) -> Path:
-    """The file of a program of PROGRAMS."""
+    """Return the file of a program of PROGRAMS."""
     return home() / "launch" / f"{name}.py"
 
 
 def command(name: str) -> str:
-    """What a user types to start a program, without its flags."""
+    """Return what a user types to start a program, without its flags."""
     return f"deepseek-jax {name}" if home() == SHIPPED else f"python launch/{name}.py"
 
 
 def is_name(value: str) -> bool:
-    """Whether the value of a flag of FILES is the name of a shipped file, and no path."""
+    """Return whether the value of a flag of FILES is the name of a shipped file, and no path."""
     return re.fullmatch(r"\w+", value) is not None
 
 
 def given_file(value: str, flag: str) -> str:
-    """The path of the Python file that a flag of FILES names: a path, or the name of a shipped file, as in
-    --config=grpo_small. Raises ValueError for another name.
+    """Return the path of the Python file that the value of a flag means.
+
+    Args:
+        value: A path, or the name of a shipped file, as in --config=grpo_small.
+        flag: One of FILES.
+
+    Raises:
+        ValueError: No shipped file has this name; or as files.expanded does.
     """
     if not is_name(value):
         return expanded(value)
@@ -65,19 +73,27 @@ def given_file(value: str, flag: str) -> str:
 
 
 def shipped_files(flag: str) -> list[Path]:
-    """The shipped files that a flag of FILES takes."""
+    """Return the shipped files that a flag of FILES takes."""
     folder, function = FILES[flag]
     files = sorted((home() / folder).glob("*.py"))
     return [file for file in files if f"def {function}(" in file.read_text()]
 
 
 def nearest_file(path: str, flag: str) -> str:
-    """The beginning of a remedy for a path that is not there, of a flag of FILES: the nearest of the files
-    beside it and of the shipped ones, as in "did you mean configs/r1.py? "; "" where none is near.
+    """Suggest a file in place of a path that does not exist.
+
+    The candidates are the Python files in the folder of `path`, and the shipped ones.
+
+    Args:
+        path: The value of the flag.
+        flag: One of FILES.
+
+    Returns:
+        The beginning of a remedy, as in "did you mean configs/r1.py? ", or "" if no name is near.
     """
     # glob finds nothing in a folder that is not there; a folder or a pipe is no file
     beside = sorted(file for file in Path(path).parent.glob("*.py") if file.is_file())
-    # Those beside it win
+    # A file in the folder of `path` wins over a shipped one of the same name
     files = {file.stem: file for file in (*shipped_files(flag), *beside)}
     near = difflib.get_close_matches(Path(path).stem, files, n=1)
     if not near:
@@ -88,12 +104,15 @@ def nearest_file(path: str, flag: str) -> str:
 
 
 def is_ours(file: str | os.PathLike) -> bool:
-    """Whether a file is one of this project's."""
+    """Return whether a file is one of this project's."""
     folders = (PACKAGE, home() / "configs", home() / "launch")
     return any(Path(file).resolve().is_relative_to(folder) for folder in folders)
 
 
 def is_mistake(error: BaseException) -> bool:
-    """Whether an error is a user's mistake, whose message says all: a ValueError that this project raised."""
+    """Return whether an error is a user's mistake: a ValueError that this project raised.
+
+    Its message says everything, so no traceback is needed.
+    """
     *_, (last, _) = traceback.walk_tb(error.__traceback__)
     return isinstance(error, ValueError) and is_ours(last.f_code.co_filename)

@@ -1,7 +1,8 @@
-"""What a run or a plan waits for: a line before each wait, and one more every EVERY_SECONDS.
+"""Messages about waits of a run or a plan: a line before each, and one more every EVERY_SECONDS.
 
-Only within `speaking`, which the programs and ds.train open: calls of a library, and the worker processes of
-rewards, wait in silence. Imports no jax, because the first line comes before that import.
+Lines appear only within `speaking`, which the programs and ds.train open: calls of the library, and
+the worker processes of rewards, wait in silence. This file imports no jax, because the first line
+comes before that import.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import threading
 import time
 from collections.abc import Hashable
 
-# A wait that ends sooner is not announced: most of what may take long is often there already
+# Shorter waits are not announced: most of what may take long is often there already
 SOON_SECONDS = 0.5
 EVERY_SECONDS = 30.0
 POLL_SECONDS = 0.25
@@ -19,26 +20,31 @@ _lock = threading.RLock()
 # The waits under way, outermost first
 _waits: list["Wait"] = []
 _speaks, _hushed, _said_at = False, False, 0.0
-# Where lines go: to the standard error of a program whose output is answers
+# Lines go to standard error if the output of the program is answers
 _to_stderr = False
-# The thread that looks at them, and what ends it
+# The thread that prints announcements and reminders, and the event that ends it
 _watcher, _ended = None, threading.Event()
 
 
 class Wait:
-    """A wait under way. what: in words, as in "compiling the update of grpo". by_all: see waiting_for."""
+    """A wait under way.
+
+    Attributes:
+        what: In words, as in "compiling the update of grpo".
+        by_all: Whether hushed processes announce it too.
+    """
 
     def __init__(self, what: str, by_all: bool = False):
         self.what, self.by_all = what, by_all
         self.began, self.announced = time.monotonic(), False
 
     def now(self, what: str):
-        """Wait for something else from here on, which is not announced and which reminders name."""
+        """Wait for something else from here on: it is not announced, but reminders name it."""
         with _lock:
             self.what, self.began, self.announced = what, time.monotonic(), True
 
     def is_heard(self):
-        """Whether this process prints the wait."""
+        """Return whether this process prints the wait."""
         return _speaks and (self.by_all or not _hushed)
 
     def remind(self):
@@ -58,7 +64,10 @@ class Wait:
 
 @contextlib.contextmanager
 def speaking():
-    """Announce the waits of the block, and remind of them. A block within another one changes nothing."""
+    """Announce the waits of the block, and remind of them.
+
+    A block within another one changes nothing.
+    """
     global _speaks
     if _speaks:
         yield
@@ -75,14 +84,17 @@ def speaking():
 
 
 def hush(hushed: bool):
-    """Say nothing from here on, or speak again: of several processes the first alone speaks."""
+    """Say nothing from here on, or speak again.
+
+    In a run of several processes, only the first one speaks.
+    """
     global _hushed
     _hushed = hushed
 
 
 @contextlib.contextmanager
 def on_stderr():
-    """Print the lines of the block on the standard error."""
+    """Print the lines of the block on standard error."""
     global _to_stderr
     _to_stderr = True
     try:
@@ -93,9 +105,17 @@ def on_stderr():
 
 @contextlib.contextmanager
 def waiting_for(what: str, *, at_once: bool = False, by_all: bool = False):
-    """Announce the block once it has taken SOON_SECONDS, if this process speaks: yields the Wait. Of waits
-    within others the innermost is the one that reminders name. at_once: announce it without that delay, and
-    without a thread: Wait.remind starts it. by_all: by hushed processes too.
+    """Announce the block once it has taken SOON_SECONDS, and remind of it, if this process speaks.
+
+    Reminders name the innermost wait.
+
+    Args:
+        what: In words, as in "compiling the update of grpo".
+        at_once: Announce it immediately, and start no thread: Wait.remind starts it.
+        by_all: Announce it in hushed processes too.
+
+    Yields:
+        The Wait.
     """
     wait = Wait(what, by_all)
     with _lock:
@@ -112,18 +132,23 @@ def waiting_for(what: str, *, at_once: bool = False, by_all: bool = False):
 
 
 def importing_jax():
-    """The wait for the import of JAX: a program's first line, which comes at once."""
+    """Return the wait for the import of JAX: a program's first line, which comes at once."""
     return waiting_for("importing jax", at_once="jax" not in sys.modules)
 
 
 class FirstTime:
-    """A block that is a wait the first time it is entered: a jitted function's first call compiles."""
+    """A block that is a wait when it is first entered: a jitted function's first call compiles."""
 
     def __init__(self, what: str):
         self.what, self._entered = what, set()
 
     def __call__(self, shapes: Hashable = None):
-        """The context of the block. shapes: of the arrays, for each of which the function compiles anew."""
+        """Return the context of the block.
+
+        Args:
+            shapes: Shapes of the arrays. The function compiles anew for each, so each has a first
+                time.
+        """
         if shapes in self._entered:
             return contextlib.nullcontext()
         self._entered.add(shapes)
@@ -131,7 +156,7 @@ class FirstTime:
 
 
 def line(text: str):
-    """Print a line. In one piece, because another thread may print too."""
+    """Print a line in one piece, because another thread may print too."""
     global _said_at
     with _lock:
         stream = sys.stderr if _to_stderr else sys.stdout
@@ -142,13 +167,13 @@ def line(text: str):
 
 def _watch():
     while not _ended.wait(POLL_SECONDS):
-        # A closed pipe ends the program where it prints itself
+        # A closed pipe ends the program when the program prints, not here
         with contextlib.suppress(OSError, ValueError):
             _look()
 
 
 def _look():
-    """Print what is due."""
+    """Print the announcements and reminders that are due."""
     with _lock:
         heard, now = [wait for wait in _waits if wait.is_heard()], time.monotonic()
         for wait in heard:

@@ -1,4 +1,4 @@
-"""A block of the config -> a frozen dataclass: every field is known, of its type and in its range."""
+"""Settings from a config: a block becomes a frozen dataclass, with names, types, ranges checked."""
 
 import dataclasses
 import functools
@@ -15,9 +15,16 @@ from deepseek_jax.errors import at, suggest
 
 @dataclasses.dataclass(frozen=True)
 class Between:
-    """The range of a field, as in Annotated[float, Between(0, 1)]. NaN and infinity are in no range.
+    """The range of a field, as in Annotated[float, Between(0, 1)].
 
-    open_low, open_high: that end itself is not in the range. or_zero: 0 is in it too.
+    NaN and infinity are in no range.
+
+    Attributes:
+        low: The lowest number.
+        high: The highest number.
+        open_low: Whether `low` itself is not in the range.
+        open_high: Whether `high` itself is not in the range.
+        or_zero: Whether 0 is in the range too.
     """
 
     low: float = -math.inf
@@ -27,7 +34,7 @@ class Between:
     or_zero: bool = False
 
     def holds(self, number):
-        """Whether the number is in the range."""
+        """Return whether the number is in the range."""
         if self.or_zero and number == 0:
             return True
         above = number > self.low if self.open_low else number >= self.low
@@ -45,10 +52,10 @@ class Between:
 
 
 class Rising:
-    """The range of pairs (step, number): at least one pair; the steps begin at 0 and rise."""
+    """The range of pairs (step, number): at least one pair, with steps that begin at 0 and rise."""
 
     def holds(self, pairs):
-        """Whether these are such pairs."""
+        """Return whether the pairs are in the range."""
         steps = [step for step, _ in pairs]
         return steps[:1] == [0] and steps == sorted(set(steps))
 
@@ -58,12 +65,16 @@ class Rising:
 
 @dataclasses.dataclass(frozen=True)
 class OnHub:
-    """A mark of a text that may be a name on the Hugging Face hub. kind: "model" or "dataset"."""
+    """A mark of a text that may be a name on the Hugging Face hub.
+
+    Attributes:
+        kind: "model" or "dataset".
+    """
 
     kind: str
 
     def holds(self, text):
-        """Any text is allowed: what reads it says what is wrong with it."""
+        """Return True, because the code that reads the text says what is wrong with it."""
         return True
 
 
@@ -72,67 +83,78 @@ class NamesCode:
     """A mark of a text that may name code: FILE.py:NAME or package.module:NAME, see named_code."""
 
     def holds(self, text):
-        """Any text is allowed, as of OnHub."""
+        """Return True, for the same reason as OnHub."""
         return True
 
 
 # A path, or a name on the hub
 Checkpoint = Annotated[str, OnHub("model")]
 Data = Annotated[str, OnHub("dataset")]
-# A reward or a task: ours, or a function of the user's own
+# A reward or a task: one of this project's, or a user's function
 Named = Annotated[str, NamesCode()]
-# A number of things that arrays have: int32 on the device
+# A count of entries in arrays: int32 on the device
 Count = Annotated[int, Between(1, 2**31, open_high=True)]
-# A group, an interval and a text to predict need two of them
+# A count of at least two, for a group, an interval or a text to predict
 Several = Annotated[int, Between(2)]
 Natural = Annotated[int, Between(0)]
 Positive = Annotated[float, Between(0, open_low=True)]
 NonNegative = Annotated[float, Between(0)]
 Share = Annotated[float, Between(0, 1)]
 PositiveShare = Annotated[float, Between(0, 1, open_low=True)]
-# Beyond it float32 logits overflow, or the most and the least likely token become one; 0 is greedy
+# Outside this range float32 logits overflow, or the most and the least likely token become
+# equal; 0 is greedy
 Temperature = Annotated[float, Between(0.001, 100.0)]
 GreedyOrTemperature = Annotated[float, Between(0.001, 100.0, or_zero=True)]
-# An int stays an int here: the hash of a stage is of the config as it is written
+# An int stays an int here, because the hash of a stage covers the config as it is written
 Weights = dict[Named, int | float]
 
-# A key of jax.random has 32 bits of it; the seeds of later stages and of updates are a little above it
+# A key of jax.random has 32 bits of a seed; later stages and updates have slightly larger seeds
 Seed = Annotated[int, Between(0, 2**31, open_high=True)]
 # Steps are int32 on the device
 Step = Annotated[int, Between(0, 2**31, open_high=True)]
-# A number, or pairs (first step, number), each of which holds from its step on
+# A number, or pairs (first step, number): each number applies from its step on
 CountBySteps = Count | Annotated[tuple[tuple[Step, Count], ...], Rising()]
 PositiveBySteps = Positive | Annotated[tuple[tuple[Step, Positive], ...], Rising()]
 TemperatureBySteps = Temperature | Annotated[tuple[tuple[Step, Temperature], ...], Rising()]
 NonNegativeBySteps = NonNegative | Annotated[tuple[tuple[Step, NonNegative], ...], Rising()]
 
 
-# The key in the metadata of a field that no hash of training.lineage covers
+# A key in the metadata of fields that no hash of training.lineage covers
 UNHASHED = "unhashed"
 
 
 def unhashed(default: Any = dataclasses.MISSING, *, default_factory: Any = dataclasses.MISSING):
-    """A dataclass's field that no hash of a stage covers: it changes no result, or is an input of its own."""
+    """Return a dataclass's field that no hash of a stage covers.
+
+    Such a field changes no result, or is hashed as a separate input.
+    """
     return dataclasses.field(
         default=default, default_factory=default_factory, metadata={UNHASHED: True}
     )
 
 
 class Settings:
-    """The root of settings classes: each __post_init__ calls super's, and this one ends the chain."""
+    """The root of settings classes, which ends the chain of their __post_init__ methods.
+
+    Each __post_init__ calls super's.
+    """
 
     def __post_init__(self):
         pass
 
 
 def build(cls: type, block, path: str):
-    """Build the dataclass `cls` from a config block, checking names, types and ranges.
+    """Build the dataclass `cls` from a config block, and check names, types and ranges.
 
-    block: a ConfigDict or mapping; nested blocks become nested dataclasses, lists become tuples,
-    an int may stand for a float (a bool for neither). path: where the block stands, as in
-    "config.rl", for messages. Raises ValueError for an unknown field (with a suggestion), a missing
-    one, a value of another type or out of the range that its annotation gives, and where the dataclass itself
-    raises one: that message begins with the field, relative to the block.
+    Args:
+        block: A ConfigDict or a mapping. Nested blocks become nested dataclasses, and lists become
+            tuples. An int may stand for a float, but a bool stands for neither.
+        path: The place of the block, as in "config.rl", for messages.
+
+    Raises:
+        ValueError: A field is unknown (the message suggests one) or missing; a value has another
+            type, or is out of the range that its annotation gives; or the dataclass itself raises
+            one with a message that begins with the field, relative to the block.
     """
     try:
         return _built(cls, block, path)
@@ -160,10 +182,22 @@ def _built(cls, block, path):
 
 
 def spread(cls: type, field: str, value, path: str = "config"):
-    """Yield (dotted field, value) of what a value of a dotted field sets in a config of the dataclass `cls`.
+    """List the fields that one value of a dotted field sets in a config.
 
-    A dict for a block sets the fields that it names. Where its keys are names of the user's own, it is the
-    value of the field. Raises ValueError as build does for a field that is not one.
+    A dict for a block sets the fields that it names. If its keys are names that the user chose, the
+    dict is the value of the field.
+
+    Args:
+        cls: The dataclass of the config.
+        field: As in "data.num_held_out".
+        value: The value for the field.
+        path: The place of the config, for messages.
+
+    Yields:
+        (dotted field, value).
+
+    Raises:
+        ValueError: A name is not a field, as in build.
     """
     hint = _hint_at(cls, field.split("."), path)
     is_block = hint is dict or dataclasses.is_dataclass(hint)
@@ -175,7 +209,7 @@ def spread(cls: type, field: str, value, path: str = "config"):
 
 
 def _hint_at(hint, names, path):
-    """The hint of a field below a hint; None below a field whose own fields no hint tells."""
+    """Return the hint of a field below a hint, or None where no hint describes the fields."""
     for name in names:
         _, origin, args = _parts(hint)
         if origin is dict:
@@ -191,7 +225,11 @@ def _hint_at(hint, names, path):
 
 
 def _block(hint):
-    """The hint of the block that a field may have, without None and without marks; or of its only value."""
+    """Return the hint of the one block that a field may be, without marks and without None.
+
+    A hint that is not a union is returned without its marks. A union without exactly one block is
+    None.
+    """
     bare, origin, args = _parts(hint)
     if origin is not typing.Union:
         return bare
@@ -202,9 +240,12 @@ def _block(hint):
 
 
 def check_fields(block):
-    """Check the types and ranges of a dataclass that was not built from a config. For its __post_init__.
+    """Check the types and ranges of a dataclass that was not built from a config.
 
-    Raises ValueError as build does; the message begins with the field.
+    Its __post_init__ calls this.
+
+    Raises:
+        ValueError: As build does. The message begins with the field.
     """
     for name, hint in field_hints(type(block)).items():
         _checked(getattr(block, name), hint, name)
@@ -212,13 +253,21 @@ def check_fields(block):
 
 @functools.cache
 def field_hints(cls: type) -> dict:
-    """{field: its hint, with marks} of a settings class."""
+    """Return {field: its type hint, with marks} of a settings class."""
     return typing.get_type_hints(cls, include_extras=True)
 
 
 def marked_texts(block, kind: type, path: tuple = ()):
-    """Yield (keys from the root, text, mark) of each text in a dataclass of settings whose hint has a mark
-    of this kind: fields, entries of lists, and keys of dicts, which have the keys of their dict.
+    """Find the texts in a dataclass of settings that have a mark of this kind in their type hint.
+
+    They are fields, entries of lists, and keys of dicts.
+
+    Args:
+        kind: The class of the mark, such as OnHub.
+        path: The keys from the root to the block.
+
+    Yields:
+        (keys from the root, text, mark). The keys for a key of a dict are the ones of its dict.
     """
     for field, hint in field_hints(type(block)).items():
         mark = next((mark for mark in _marks(hint) if isinstance(mark, kind)), None)
@@ -240,7 +289,7 @@ def _marked(value, kind, mark, path):
 
 
 def _marks(hint):
-    """The marks of a hint and of the hints within it."""
+    """Return the marks of a hint and of the hints within it."""
     own = list(getattr(hint, "__metadata__", ()))
     _, _, args = _parts(hint)
     return own + [mark for arg in args for mark in _marks(arg)]
@@ -255,16 +304,17 @@ def _shown(path, value):
 
 
 def _checked(value, hint, path):
-    """`value` as the type and range that `hint` asks for, or a ValueError that names the field."""
+    """Return `value` in the type and range of `hint`, or raise ValueError with the field's name."""
     checked = _of_type(value, hint, path)
-    # A plain float has no range, and must be finite all the same
+    # A plain float has no range, but must be finite
     for allowed in getattr(hint, "__metadata__", (Between(),) if hint is float else ()):
         if not allowed.holds(checked):
             raise ValueError(f"{path}={value!r} must be {allowed}")
     return checked
 
 
-# Not pydantic: strict, it takes no mapping for a dataclass and no list for a tuple; else it takes True for 1
+# Not pydantic: if strict, it takes no mapping for a dataclass and no list for a tuple; if not, it
+# takes True for 1
 def _of_type(value, hint, path):
     bare, origin, args = _parts(hint)
     if origin is typing.Union:
@@ -287,7 +337,10 @@ def _of_type(value, hint, path):
 
 
 def _parts(hint):
-    """(the hint without its range, its origin, its arguments); a union's origin is typing.Union."""
+    """Split a hint: (the hint without its range, its origin, its arguments).
+
+    The origin of a union is typing.Union.
+    """
     bare = hint.__origin__ if typing.get_origin(hint) is Annotated else hint
     origin = typing.get_origin(bare)
     # In Python 3.11 int | None has another origin than Optional[int], for the same type
@@ -295,7 +348,7 @@ def _parts(hint):
 
 
 def _is_a(value, hint):
-    """Whether a value is of a hint's kind; its entries may still be wrong."""
+    """Return whether a value is of a hint's kind; its entries may still be wrong."""
     bare, origin, args = _parts(hint)
     if origin is Literal:
         return value in args
@@ -335,7 +388,7 @@ def _checked_tuple(value, args, path):
 
 
 def _wanted(hint):
-    """A type in words: "an int", "a list of (int, float)"."""
+    """Describe a type in words, as in "an int" or "a list of (int, float)"."""
     name = _name(hint)
     return name if name == "None" else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 

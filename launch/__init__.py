@@ -1,1 +1,1 @@
-"""The outside world: flags, devices, processes and signals."""
+"""The programs, and the outside world: flags, devices, processes and signals."""

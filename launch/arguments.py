@@ -1,4 +1,4 @@
-"""An argument without a flag, and what to write in place of a flag that is not there."""
+"""Help with command lines: an argument without a flag, and what to write for an unknown flag."""
 
 import dataclasses
 import difflib
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from deepseek_jax.recipes.experiment import find_recipe
 from launch.config_file import load_config
 
-# What other libraries call a field: its names here
+# {another library's name of a field: names of the field here}
 ALSO = {
     "lr": ("learning_rate",),
     "steps": ("num_steps",),
@@ -28,14 +28,17 @@ ALSO = {
     "wd": ("weight_decay",),
     "warmup": ("warmup_steps",),
 }
-# Names whose values are in another unit
+# Names with values in another unit: a message must not repeat the value
 OTHER_UNIT = ("epochs",)
-# Fields that a message proposes
+# The most fields that a message proposes
 MOST = 3
 
 
 def named(argv: list[str], flag: str) -> list[str]:
-    """A command line whose first argument without a flag is the value of --FLAG, if it has no --FLAG."""
+    """Return a command line in which --FLAG= stands before the first argument without a flag.
+
+    If it already has --FLAG, it stays as it is.
+    """
     if any(argument.lstrip("-").partition("=")[0] == flag for argument in argv[1:]):
         return argv
     for place in range(1, len(argv)):
@@ -45,7 +48,7 @@ def named(argv: list[str], flag: str) -> list[str]:
 
 
 def _takes_next(argument):
-    """Whether the next argument is the value of this one, as in --workdir FOLDER."""
+    """Return whether the next argument is the value of this one, as in --workdir FOLDER."""
     if not argument.startswith("-") or "=" in argument:
         return False
     name = argument.lstrip("-")
@@ -53,8 +56,13 @@ def _takes_next(argument):
 
 
 def instead(error: flags.Error, argv: list[str]) -> str | None:
-    """What to write in place of a flag that is not there, where a field of --config has this name, nearly, or
-    elsewhere; None for another error.
+    """Return what to write in place of an unknown flag that means a field of --config.
+
+    The flag may have the field's name, nearly that name, or the name that another library uses for
+    it (ALSO).
+
+    Returns:
+        The message; None for another error, without --config=, or if no field is like the flag.
     """
     place = next((each for each in argv if each.startswith(("--config=", "-config="))), None)
     if not isinstance(error, flags.UnrecognizedFlagError) or place is None:
@@ -64,12 +72,12 @@ def instead(error: flags.Error, argv: list[str]) -> str | None:
         config = load_config(place.partition("=")[2])
         found = fields_named(name, _leaves(config))
         if not found:
-            # Those that the file leaves at their defaults: this imports jax
+            # Also the fields that the file leaves at their defaults. This imports jax
             fields = [*_leaves(config), *_fields(find_recipe(config.get("recipe")).SETTINGS)]
-            # absl knows the flags that are near
+            # If absl proposes a flag that is near, propose no field that is only near
             near = [] if "Did you mean" in str(error) else _near(name, fields)
             found = fields_named(name, fields) or near
-    # The flag is the first mistake
+    # The config has a mistake too, but the flag is the first mistake
     except ValueError:
         return None
     if not found:
@@ -81,8 +89,10 @@ def instead(error: flags.Error, argv: list[str]) -> str | None:
 
 
 def fields_named(name: str, fields: list[str]) -> list[str]:
-    """The dotted fields that a name means, those at the top first: itself, or those that end in it or in what
-    ALSO says.
+    """Return the dotted fields that a name means, fields at the top first.
+
+    If a field has exactly this name, it is the only one. Otherwise they are the fields that end in
+    the name, or in a name that ALSO has for it.
     """
     if name in fields:
         return [name]
@@ -92,7 +102,7 @@ def fields_named(name: str, fields: list[str]) -> list[str]:
 
 
 def _near(name, fields):
-    """The fields whose last part is nearest to that of a name."""
+    """Return the fields with the last part that is nearest to a name's last part."""
     ends = {field.rpartition(".")[2] for field in fields}
     near = difflib.get_close_matches(name.rpartition(".")[2], ends, n=1, cutoff=0.8)
     return _from_the_top(field for field in fields if field.rpartition(".")[2] in near)
@@ -103,7 +113,7 @@ def _from_the_top(fields):
 
 
 def _leaves(block, path=""):
-    """[the dotted name of every field]; of a block those of its fields."""
+    """Return the dotted name of every field; for a block, the names of its fields."""
     found = []
     for name, value in block.items():
         inner = isinstance(value, ConfigDict) and len(value)
@@ -112,7 +122,7 @@ def _leaves(block, path=""):
 
 
 def _fields(settings, path=""):
-    """[the dotted name of every field] of a dataclass of settings, and of those that its fields hold."""
+    """Return the dotted name of every field of a settings dataclass and of dataclasses in it."""
     found = []
     for name, hint in typing.get_type_hints(settings).items():
         inner = [each for each in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(each)]

@@ -1,12 +1,12 @@
-"""What JAX and a cluster's launcher find in the environment, and what is wrong with it.
+"""Checks of the environment: JAX's devices, and the variables of a cluster's launcher.
 
-JAX is imported where it is used, because launch/common.py imports this module.
+This module does not import JAX, because launch/common.py imports it.
 """
 
 import os
 import traceback
 
-# What a launcher gives each of the processes that it starts together
+# Variables that a launcher sets in each process, if it starts several together
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 GKE = ("TPU_WORKER_HOSTNAMES", "TPU_WORKER_ID")
 SLICES = ("MEGASCALE_COORDINATOR_ADDRESS", "MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID")
@@ -14,7 +14,7 @@ NUMBERS = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", *GKE[1:], *SLICES[1:
 
 
 def no_backend(error: BaseException):
-    """A message with the remedy where JAX found no devices to compute on, else None."""
+    """Return a message with the remedy if JAX found no devices to compute on; else None."""
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
     began = files and files[-1].endswith(os.path.join("jax", "_src", "xla_bridge.py"))
     if not began and "nable to initialize backend" not in str(error):
@@ -28,8 +28,10 @@ def no_backend(error: BaseException):
 
 
 def check_launcher():
-    """Raise ValueError where Slurm or GKE started several processes, and left out variables of them: each
-    would run by itself.
+    """Raise ValueError if Slurm or GKE started several processes but did not set all variables.
+
+    Without these variables, each process would run by itself. A variable that is not a whole number
+    is an error too, and so is a process's number that is too large.
     """
     tasks = _natural("SLURM_STEP_NUM_TASKS")
     hosts = len(os.environ.get(GKE[0], "").split(","))

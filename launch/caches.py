@@ -1,4 +1,4 @@
-"""Where what JAX compiles waits for the next start."""
+"""The folder in which JAX stores compiled programs for the next start."""
 
 import hashlib
 import platform
@@ -10,17 +10,19 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def keep_programs(shared: Path | None):
-    """Have JAX keep what it compiles, unless JAX_COMPILATION_CACHE_DIR says where: call it before anything
-    compiles.
+    """Have JAX store what it compiles on disk; call this before anything compiles.
 
-    shared: a folder that all processes of the run see; None for a single process, which keeps its programs in
-    cache_folder("programs").
+    It changes nothing if JAX_COMPILATION_CACHE_DIR names a folder already.
+
+    Args:
+        shared: A folder that all processes of the run see. None for a single process: its programs
+            are stored in cache_folder("programs").
     """
     import jax
 
     if jax.config.jax_compilation_cache_dir:
         return
-    # Where there are several processes, only the first writes, and all read
+    # With several processes, only the first one writes, and all read
     folder = cache_folder("programs") if shared is None else shared / ".compiled"
     jax.config.update("jax_compilation_cache_dir", str(folder / _machine()))
     # Small programs too: a recipe has dozens of them
@@ -29,8 +31,10 @@ def keep_programs(shared: Path | None):
 
 
 def _machine():
-    """A name for processors of one kind: JAX's key of a program for a CPU does not tell them apart, and a
-    program for one may end another with an illegal instruction.
+    """Return a name for this kind of processor.
+
+    JAX's key of a program for a CPU is the same for all kinds. A program for one kind may end the
+    process on another kind with an illegal instruction.
     """
     flags = [platform.machine()]
     if CPU_INFO.exists():

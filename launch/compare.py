@@ -1,12 +1,12 @@
-"""Compare the cost of serving models with that of their teacher: bytes, chips, decoding speed.
+"""Compare the cost of serving models and their teacher: bytes, chips, decoding speed.
 
     python launch/compare.py [--models=deepseek_v3,r1_distill_qwen_7b,...] [--tpu=v5p]
         [--batch_size=128] [--context_length=4096] [--measure]
 
---models are names of configs/models.py, the teacher first; the default is R1 and its six students. The tables
-are computed from the shapes of the parameters alone; the speed is the most that memory bandwidth allows.
---measure also times the small teacher and its students on this machine, with random weights. A mistake is
-one message and exit status 2.
+--models are names of configs/models.py, the teacher first; the default is R1 and its six students.
+The tables need only the shapes of the parameters. The speed in them is the most that memory
+bandwidth allows. --measure also times the small teacher and its students on this machine, with
+random weights. A mistake is one message and exit status 2.
 """
 
 import inspect
@@ -28,7 +28,7 @@ from deepseek_jax.costs.chips import CHIPS
 from deepseek_jax.errors import suggest
 from launch import common
 
-# R1's sizes are V3's
+# R1 has the sizes of V3
 TEACHER = "deepseek_v3"
 STUDENTS = [
     f"r1_distill_{name}"
@@ -36,11 +36,12 @@ STUDENTS = [
 ]
 # Teacher and students of configs/distill_small.py, for --measure
 SMALL = ("deepseek_v3_tiny", "qwen2_tiny", "llama_tiny")
-# With --measure: sequences, the tokens that each gets, and rounds of all models in turn
+# With --measure: sequences, new tokens of each, and rounds in which every model has a turn
 MEASURED_BATCH, NEW_TOKENS, REPEATS = 8, 128, 5
 
 
 def define_flags():
+    """Define the program's flags."""
     flags.DEFINE_list("models", [TEACHER, *STUDENTS], "Names of configs/models.py, teacher first.")
     flags.DEFINE_string("tpu", "v5p", f"The chip: {', '.join(CHIPS)}.")
     flags.DEFINE_integer("batch_size", 128, "Sequences decoded at once, in the large batch.")
@@ -49,7 +50,11 @@ def define_flags():
 
 
 def named_models(names: list[str]):
-    """{name: ModelConfig, as it is served}. Raises ValueError for a name that configs/models.py lacks."""
+    """Return {name: ModelConfig as it is served}.
+
+    Raises:
+        ValueError: There are no names, or configs/models.py lacks one.
+    """
     from deepseek_jax.costs.deployment import served
     from deepseek_jax.models import build_model
 
@@ -66,7 +71,7 @@ def named_models(names: list[str]):
 
 
 def check_workload(models: dict, batch_size: int, context_length: int):
-    """Raise ValueError for an empty batch or context, and for a context that is too long for a model."""
+    """Raise ValueError if the batch or context is empty, or the context too long for a model."""
     for flag, value in (("batch_size", batch_size), ("context_length", context_length)):
         if value < 1:
             raise ValueError(f"--{flag}={value} must be at least 1")
@@ -79,7 +84,7 @@ def check_workload(models: dict, batch_size: int, context_length: int):
 
 
 def measured(models):
-    """The table of decoding speeds measured on this machine, with random weights."""
+    """Measure decoding speeds on this machine, with random weights, and return their table."""
     import flax.linen as nn
     import jax
 
@@ -101,7 +106,11 @@ def measured(models):
 
 
 def tables(models: dict, tpu: str, batch_size: int, context_length: int):
-    """Yield the tables computed from shapes alone. tpu: a key of CHIPS."""
+    """Yield the tables that only need shapes.
+
+    Args:
+        tpu: A key of CHIPS.
+    """
     from deepseek_jax.reports import deployment as report
 
     chip = CHIPS[tpu]
@@ -118,19 +127,21 @@ def tables(models: dict, tpu: str, batch_size: int, context_length: int):
 
 
 def main(argv):
+    """Print the tables that the flags ask for."""
     from rich.console import Console
 
-    # common.parse_flags has read it
+    # common.parse_flags has already read it
     del argv
     values = flags.FLAGS
-    # Shapes need no accelerator; without this JAX looks for one and prints a warning if it has no success
+    # Shapes need no accelerator. Without this, JAX looks for one and prints a warning if there is
+    # none
     if not values.measure:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     with common.one_message():
         if values.measure:
             import jax
 
-            # One that is missing is said here: an error within jit has another traceback
+            # A missing device is reported here: an error inside jit has another traceback
             jax.devices()
         if values.tpu not in CHIPS:
             message = f"--tpu={values.tpu} is not a known chip; {suggest(values.tpu, CHIPS)}"

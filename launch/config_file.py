@@ -1,8 +1,8 @@
 """The config of a command line: what FILE.py:ARG returns, with the fields that flags set.
 
-A field is set by --config.FIELD=VALUE. FIELD is dotted, as loss.clip_eps_high. VALUE is written as in Python:
-3, 1e-4, True, None, "['a.jsonl', 'b.jsonl']", "[[0, 1.0], [10, 0.7]]" or "{'fsdp': 4}"; a string by itself
-needs no quotes. The file may lack the field, or have a value of another type there.
+--config.FIELD=VALUE sets a field. FIELD is dotted, as in loss.clip_eps_high. VALUE is written as in
+Python: 3, 1e-4, True, None, "['a.jsonl', 'b.jsonl']", "[[0, 1.0], [10, 0.7]]" or "{'fsdp': 4}"; a
+single string needs no quotes. The file may lack the field, or have a value of another type there.
 """
 
 import ast
@@ -17,9 +17,13 @@ BOOLS = {"true": True, "false": False}
 
 
 def split_arguments(argv: list[str]):
-    """Split the arguments of a command line: -> ([(dotted field, text)] of --config.FIELD=VALUE, the others).
+    """Split a command line into the --config.FIELD=VALUE arguments and the others.
 
-    Raises ValueError for a field without a value.
+    Returns:
+        ([(dotted field, text of the value)], the other arguments).
+
+    Raises:
+        ValueError: A field has no value.
     """
     overrides, others = [], []
     for argument in argv:
@@ -35,13 +39,17 @@ def split_arguments(argv: list[str]):
 
 
 def load_config(name: str, overrides=()):
-    """The ConfigDict of FILE or FILE:ARG, see read_config, with overrides as of split_arguments.
+    """Return the ConfigDict of FILE or FILE:ARG, with fields overridden.
 
-    Raises ValueError as read_config does, and for an override that cannot be read or that a later one would
-    replace.
+    Args:
+        name: FILE or FILE:ARG, see read_config.
+        overrides: [(dotted field, text of the value)], see split_arguments.
+
+    Raises:
+        ValueError: See read_config; or an override cannot be read, or a later one would replace it.
     """
     config = read_config(name)
-    # Overrides apply in order: a block given after one of its fields would replace that field
+    # Overrides apply in order: a block that comes after one of its fields would replace that field
     for index, (field, text) in enumerate(overrides):
         inner = [name for name, _ in overrides[:index] if name.startswith(f"{field}.")]
         if inner:
@@ -57,10 +65,14 @@ def _override(config, field, text):
 
 
 def _value(field, text, kind):
-    """The value that an override's text stands for. kind: the type of the field's value; NoneType: any."""
+    """Return the value that an override's text stands for.
+
+    Args:
+        kind: The type of the field's value. NoneType allows any type.
+    """
     if text == "None":
         return None
-    # A field with a text takes the text as it stands, even one that reads like a number
+    # A field with a text as its value takes the text as it is, even if it looks like a number
     if kind is str:
         return text
     if text.lower() in BOOLS:

@@ -1,14 +1,15 @@
-"""Turn one checkpoint into another.
+"""Convert a checkpoint to a Hugging Face or an Orbax folder.
 
     python launch/convert.py --from=RUN_FOLDER_OR_GGUF --to=FOLDER
         [--format=hf|orbax] [--like=FOLDER] [--fp8] [--dtype=float32|bfloat16] [--adapter=FOLDER]
 
-It reads what a run left, a Hugging Face folder or its name on the hub, or a .gguf file, and writes a Hugging
-Face or an Orbax folder, with the tokenizer and the template. An Orbax folder holds a checkpoint of the
-parameters and config.json. An adapter that a run left is merged into its base; --adapter names one of another
-checkpoint. --like names the Hugging Face folder that the parameters come from: the new folder gets its
-dtypes, its other config fields, files such as generation_config.json, and unchanged tensors byte for byte. A
-mistake is one message and exit status 2; nothing half-written stays.
+It reads the folder of a run, or params or adapter in it, a Hugging Face folder or its name on the
+hub, or a .gguf file. It writes a Hugging Face or an Orbax folder, with the tokenizer and the
+template. An Orbax folder holds a checkpoint of the parameters, and config.json. If --from is an
+adapter of a run, it is merged into its base; --adapter names an adapter for any other checkpoint.
+--like names the Hugging Face folder that the parameters come from: the new folder gets its dtypes,
+its other config fields, files such as generation_config.json, and unchanged tensors byte for byte.
+A mistake is one message and exit status 2; nothing half-written stays.
 """
 
 import sys
@@ -30,6 +31,7 @@ from launch import common
 
 
 def define_flags():
+    """Define the program's flags."""
     source = (
         "Folder of a run, of its params or adapter, of Hugging Face's, hub name, or .gguf file."
     )
@@ -55,7 +57,24 @@ def convert(
     dtype: str | None = None,
     adapter: str | None = None,
 ):
-    """Read source, write target in form "hf" or "orbax". Raises ValueError as checkpoint's functions do."""
+    """Read a checkpoint, and write it as another one.
+
+    Args:
+        source: The path or hub name to read.
+        target: The folder to write, which must be new or empty.
+        form: What to write: "hf" or "orbax".
+        like: The Hugging Face folder or hub name that gives dtypes and other files; None without
+            one.
+        fp8: True to quantise the projections as DeepSeek-V3 does.
+        dtype: The dtype of the parameters; None keeps the stored one.
+        adapter: The folder of an adapter to merge; None without one.
+
+    Returns:
+        (the ModelConfig, the parameters).
+
+    Raises:
+        ValueError: The arguments do not fit together; or see the functions of checkpoint.
+    """
     import jax
 
     from deepseek_jax import checkpoint
@@ -98,7 +117,8 @@ def convert(
 
 
 def main(argv):
-    # common.parse_flags has read it
+    """Convert the checkpoint that the flags name, and print its size."""
+    # common.parse_flags has already read it
     del argv
     given = flags.FLAGS
     with common.one_message():
@@ -107,7 +127,7 @@ def main(argv):
             import jax
 
             spare_search_for_tpus()
-            # One that is missing is said before gigabytes are read
+            # A missing device is reported before gigabytes are read
             jax.devices()
         try:
             config, params = convert(

@@ -1,6 +1,6 @@
-"""Join the other processes of a run: --distributed.
+"""Join the other processes of a run (--distributed), and print a message only once.
 
-JAX is imported where it is used, because launch/common.py imports this module.
+JAX is imported inside functions, because launch/common.py imports this module.
 """
 
 import os
@@ -13,9 +13,9 @@ from deepseek_jax.recipes.environment import process_joined
 from launch.backend import check_launcher
 
 flags.disclaim_key_flags()
-# The number of a process among those that Slurm, GKE or Open MPI started with it
+# Variables with a process's number, if Slurm, GKE or Open MPI started several together
 INDICES = ("SLURM_PROCID", "TPU_WORKER_ID", "OMPI_COMM_WORLD_RANK")
-# How long a process that found a mistake waits for the others, to agree who prints it
+# How long a process with a mistake waits for the others, to agree on the one that prints it
 PRINT_SECONDS = 60
 
 
@@ -26,17 +26,24 @@ def define_flags():
 
 
 def seems_first():
-    """Whether no launcher numbers this process above 0, as far as its variables say: for the lines that come
-    before the processes have joined.
+    """Return True if the launcher's variables do not number this process above 0.
+
+    This is for lines that are printed before the processes have joined.
     """
     return all(os.environ.get(name, "0") == "0" for name in INDICES)
 
 
 def join_peers(seconds: int = 360):
-    """Join the other processes as --distributed says, once: -> whether there are others.
+    """Join the other processes as --distributed says; later calls join nothing more.
 
-    seconds: how long to wait for them. Raises ValueError where --distributed=yes and JAX finds no cluster,
-    and as check_launcher.
+    Args:
+        seconds: How long to wait for the other processes.
+
+    Returns:
+        Whether there are other processes.
+
+    Raises:
+        ValueError: JAX finds no cluster with --distributed=yes; or see check_launcher.
     """
     import jax
 
@@ -47,11 +54,11 @@ def join_peers(seconds: int = 360):
         check_launcher()
     if choice == "no" or (choice == "auto" and _count_processes() == 1):
         return False
-    # It would take SIGTERM for itself: before the run listens, the signal would be lost
+    # This service would take SIGTERM, and a signal before the run listens would be lost
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(initialization_timeout=seconds)
-    # JAX raises where it finds no cluster of a kind that it knows
+    # JAX finds no cluster of a kind that it knows
     except ValueError as error:
         raise ValueError(
             f"--distributed=yes: {error} Slurm, GKE, Open MPI and TPU pods are recognised; else leave it out"
@@ -61,14 +68,16 @@ def join_peers(seconds: int = 360):
 
 
 def print_once(message: str, print_it):
-    """Call print_it(text) on one process for a mistake that all find. A process that alone finds one prints
-    it too, with its number.
+    """Call print_it(text) on one process, for a mistake that all processes find.
+
+    A process that finds a mistake which process 0 does not find prints it too, with its number.
     """
     if "distributed" not in flags.FLAGS:
         print_it(message)
         return
-    # Most mistakes are found before the processes have joined; they join only to agree who prints. Where one
-    # does not come, JAX ends this process while it waits: better printed twice than never
+    # Most mistakes are found before the processes have joined. They join only to agree on the one
+    # that prints. If one does not come, JAX ends this process while it waits, so the timer prints
+    # first: better twice than never
     late = threading.Timer(PRINT_SECONDS - 6, print_it, [message])
     late.daemon = True
     late.start()
@@ -89,20 +98,20 @@ def print_once(message: str, print_it):
 def _joins_to_print():
     try:
         return join_peers(seconds=PRINT_SECONDS)
-    # No peers
+    # There are no others to join
     except Exception:
         return False
 
 
 def _choice():
-    """--distributed; "auto" while the flags are not parsed."""
+    """Return --distributed; "auto" while the flags are not parsed."""
     given = flags.FLAGS.is_parsed() and "distributed" in flags.FLAGS
     return flags.FLAGS.distributed if given else "auto"
 
 
 def _count_processes():
-    """How many processes were started together with this one, by the cluster that JAX would join."""
-    # JAX has no public name for what its own detection finds
+    """Count the processes that were started with this one, by the cluster that JAX would join."""
+    # JAX has no public name for the cluster that it detects
     from jax._src.clusters import ClusterEnv
 
     try:
@@ -118,6 +127,6 @@ def _count_processes():
             # A batch script has the job's SLURM_NTASKS, but is one process: only srun starts the others
             return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
         return cluster.get_process_count()
-    # A TPU outside of Google's cloud has no metadata server to ask
+    # A TPU outside Google's cloud has no metadata server to ask
     except OSError:
         return 1

@@ -3,9 +3,10 @@
     python launch/doctor.py [--json] [--workdir=FOLDER] [--distributed=auto|yes|no]
         [--rehearse=v5e|v5p|v6e|tpu7x|gpu]
 
-Start it once on a new machine, on all hosts of a slice. It says what each check found, and ends with "12 of
-12 checks hold", or with the first that does not and what to do; then the exit status is 1. A checkpoint is
-written to FOLDER, by default runs, and removed again. --json prints a report in place of the lines.
+Start it once on a new machine, on all hosts of a slice. It prints what each check found, and ends
+with "12 of 12 checks hold". If a check does not hold, it ends with that check and what to do, and
+the exit status is 1. It writes a checkpoint to FOLDER, by default runs, and removes it again.
+--json prints a report instead of the lines.
 """
 
 import contextlib
@@ -30,6 +31,7 @@ from launch import common, distributed
 
 
 def define_flags():
+    """Define the program's flags."""
     flags.DEFINE_bool("json", False, "Print a report that a program can read.")
     flags.DEFINE_string("workdir", "runs", "The folder that takes a checkpoint.")
     distributed.define_flags()
@@ -37,7 +39,8 @@ def define_flags():
 
 
 def main(argv):
-    # Lines go to the standard error beside a report
+    """Do the checks, print what they found, and exit with status 1 if one does not hold."""
+    # With --json, only the report goes to standard output
     with on_stderr() if flags.FLAGS.json else contextlib.nullcontext():
         with common.one_message():
             prepare_process("")
@@ -57,7 +60,14 @@ def main(argv):
 
 
 def report(folder: Path):
-    """Do the checks up to the first that does not hold: yields a dict of check, holds, found and seconds."""
+    """Do the checks, up to the first one that does not hold.
+
+    Args:
+        folder: One check writes a checkpoint there and removes it again.
+
+    Yields:
+        {"check", "holds", "found", "seconds"} for each check. seconds is None if it does not hold.
+    """
     from deepseek_jax.parallel.mesh import make_mesh
     from deepseek_jax.parallel.processes import say
     from launch.check import look_at, of_processes
@@ -69,7 +79,7 @@ def report(folder: Path):
     for number, check in enumerate(checks, 1):
         try:
             _, found, seconds = next(done)
-        # Whatever fails is what the check is to find
+        # Any error is what the check is meant to find
         except Exception as error:
             words = shortened(str(error) or type(error).__name__)
             yield {"check": check.name, "holds": False, "found": words, "seconds": None}
@@ -79,7 +89,14 @@ def report(folder: Path):
 
 
 def summary(found: list[dict]):
-    """(whether all checks hold, the line that says so or names the one that does not). found: of report."""
+    """Summarise a report in a line.
+
+    Args:
+        found: The dicts that `report` yields.
+
+    Returns:
+        (whether all checks hold, the line that says so or names the check that does not).
+    """
     *before, last = found
     if last["holds"]:
         return True, f"{len(found)} of {len(found)} checks hold"

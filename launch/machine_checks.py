@@ -1,7 +1,10 @@
-"""What a machine computes, against plain forms and numpy: the checks of launch/doctor.py.
+"""Checks of what a machine computes, against plain forms and numpy: for launch/doctor.py.
 
-A plain form is the one that any machine has (ops.platform). Each check compiles few programs, of a model as
-small as a TPU's kernels take it, configs/models.deepseek_v3_tiled. JAX is imported by then.
+A plain form is the form of an op that any machine has (ops.platform). Each check compiles few
+programs, for a model as small as a TPU's kernels accept: configs/models.deepseek_v3_tiled. A check
+returns what it found, in words. It raises ValueError, with the remedy, if something is wrong.
+
+This module imports JAX at its top, so it is imported after the flags are read.
 """
 
 import dataclasses
@@ -35,24 +38,30 @@ from deepseek_jax.reinforce.update import LARGEST_MEAN_GAP
 from deepseek_jax.rollout import generate
 from launch.check import Check
 
-# Relative to the largest number of the plain form: sums in another order, or results rounded to bfloat16
+# The largest difference, relative to the largest number of the plain form. Sums are in another
+# order, or results are rounded to bfloat16
 LIMITS = {"float32": 1e-5, "bfloat16": 0.02}
-# The whole gradient of an update, relative to its length. Where bfloat16 sends a token to another expert,
-# the router's part differs by a third
+# The largest difference of an update's whole gradient, relative to the gradient's length. If
+# bfloat16 sends a token to another expert, the router's part differs by a third
 GRADIENTS = {"float32": 1e-4, "bfloat16": 0.05}
-# Rows of this many tokens take the kernel of long rows
+# Rows of this many tokens use the kernel for long rows
 LENGTH = 1152
-# No kernel takes float32, and a TPU's compiler takes two minutes for an update of longer rows
+# No kernel takes float32, so its rows are short: for longer ones, a TPU's compiler takes two
+# minutes for an update
 LENGTHS = {"float32": 128, "bfloat16": LENGTH}
 PROMPT, COMPLETION = list(range(1, 9)), 56
-# Host memory for each device, which compiling and reading checkpoints need
+# GiB of host memory for each device: compiling and reading checkpoints need them
 LEAST_GIB = 2.0
 VOCABULARY = 32
 REPORT = "report it with this page, and name another implementation= of the op until then"
 
 
 def of_machine(mesh: Mesh, folder: Path) -> list[Check]:
-    """The checks of what a mesh's devices compute. folder: takes a checkpoint, which is removed again."""
+    """Return the checks of what a mesh's devices compute.
+
+    Args:
+        folder: One check writes a checkpoint there and removes it again.
+    """
     return [
         Check("host memory", host_memory),
         Check("exchange", lambda: exchange(mesh)),
@@ -66,7 +75,7 @@ def of_machine(mesh: Mesh, folder: Path) -> list[Check]:
 
 
 def host_memory():
-    """The memory of this host, which has to be LEAST_GIB for each of its devices."""
+    """Check that this host has LEAST_GIB of memory for each of its devices."""
     has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     devices = 1 if jax.default_backend() == "cpu" else jax.local_device_count()
     if has < LEAST_GIB * devices:
@@ -78,10 +87,10 @@ def host_memory():
 
 
 def exchange(mesh: Mesh):
-    """Every device sends a number of its own to each device, in the form that the experts' exchange has."""
+    """Send a different number from each device to each device, as the experts' exchange does."""
     axes, n = mesh.axis_names, mesh.size
     spec = PartitionSpec(axes)
-    # Device i has the row i n + j for device j
+    # Device i sends the row i n + j to device j
     rows = np.arange(n * n, dtype=np.float32).reshape(n * n, 1)
     place = NamedSharding(mesh, spec)
     ours = jax.make_array_from_callback(rows.shape, place, lambda index: rows[index])
@@ -107,7 +116,7 @@ def exchange(mesh: Mesh):
 
 
 def checkpoint(mesh: Mesh, folder: Path):
-    """An array on all devices, written and read again."""
+    """Write an array that is on all devices to a checkpoint, and read it again."""
     place = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     numbers = _normal(0, mesh.size * 1024)
     array = jax.make_array_from_callback(numbers.shape, place, lambda index: numbers[index])
@@ -115,7 +124,7 @@ def checkpoint(mesh: Mesh, folder: Path):
     try:
         with Store(folder) as store:
             store.save(1, {"state": {"array": array}, "data": {}})
-        # Opened anew: what a Store has written, it may still hold
+        # A new Store: the first one may still hold what it has written
         with Store(folder) as store:
             read = store.restore(1, {"array": array})["state"]["array"]
         for shard in read.addressable_shards:
@@ -129,7 +138,7 @@ def checkpoint(mesh: Mesh, folder: Path):
 
 
 def exact_products():
-    """A product of float32 arrays by ops.dot, against numpy in float64."""
+    """Compare a product of float32 arrays by ops.dot with numpy's product in float64."""
     x, w = (_normal(i, 256, 256) for i in range(2))
     off = apart(jax.jit(lambda x, w: dot("md,df->mf", x, w))(x, w), np.float64(x) @ np.float64(w))
     said = f"operands were rounded: a product is off by {off:.1e} of its largest number"
@@ -138,7 +147,13 @@ def exact_products():
 
 
 class Case(NamedTuple):
-    """An op of FORMS, and function(*arrays) that computes by it. learns: its gradients are compared too."""
+    """An op of FORMS, with a call that uses it.
+
+    Attributes:
+        op: The op's name in FORMS.
+        function: function(*arrays) computes with the op.
+        learns: True if the gradients are compared too.
+    """
 
     op: str
     function: Callable
@@ -146,7 +161,12 @@ class Case(NamedTuple):
     learns: bool = False
 
     def computed(self):
-        """The result, and the gradients of the sum of its squares, of a program that is traced anew."""
+        """Compute the result and the gradients, by a program that is traced anew.
+
+        Returns:
+            (the result, the gradients of the sum of its squares). The gradients are () unless
+            `learns` is true.
+        """
 
         def loss(*arrays):
             out = self.function(*arrays)
@@ -162,7 +182,10 @@ class Case(NamedTuple):
 
 
 def cases() -> list[Case]:
-    """Each op of FORMS whose forms compute the same, at shapes that all of them take."""
+    """Return a Case for each op of FORMS that computes the same in all its forms.
+
+    The arrays have shapes that all forms take.
+    """
     ids = jnp.ones((1, LENGTH), jnp.int32)
     heads = several(jnp.bfloat16, *[(1, LENGTH, 2, 128)] * 3)
     cache = several(jnp.bfloat16, (2, 16, 192), (2, 256, 192))
@@ -188,7 +211,7 @@ def cases() -> list[Case]:
 
 
 def forms():
-    """Each op in this machine's form, against its plain form."""
+    """Compare each op in this machine's form with its plain form."""
     found = []
     for case in cases():
         op, began = case.op, time.monotonic()
@@ -205,7 +228,7 @@ def forms():
 
 
 def sampling(dtype: str):
-    """One completion: its log-probabilities by the sampler, against those of one forward pass."""
+    """Compare a completion's log-probabilities by the sampler with one forward pass."""
     config = _model(dtype)
     params = random_params(config)
     rollout = generate(config, params, [PROMPT], max_completion_length=COMPLETION, slots=1)
@@ -214,14 +237,14 @@ def sampling(dtype: str):
     logprobs_tv = jax.nn.log_softmax(logits_btv[0, len(PROMPT) - 1 : -1].astype(jnp.float32))
     by_row = jnp.take_along_axis(logprobs_tv, tokens[0, len(PROMPT) :, None], axis=-1)[:, 0]
     gap = float(jnp.abs(by_row - rollout.sampler_logprobs[0]).mean())
-    # A run ends beyond it
+    # The gap at which a run ends
     limit = LARGEST_MEAN_GAP[dtype]
     _hold(gap, limit, f"the sampler and a forward pass are {gap:.1e} nats a token apart")
     return f"{gap:.1e} nats a token from a forward pass, at most {limit:.0e}"
 
 
 def update():
-    """The gradients of one update by this machine's forms, against those by plain forms."""
+    """Compare the gradients of one update by this machine's forms with gradients by plain forms."""
     found = []
     for dtype, limit in GRADIENTS.items():
         config = _model(dtype)
@@ -244,7 +267,7 @@ def update():
 
 
 def _hold(off, limit, said):
-    """Raise ValueError where a difference is above its limit, or NaN."""
+    """Raise ValueError if a difference is above its limit, or NaN."""
     if not off <= limit:
         raise ValueError(f"{said}, above {limit:.0e}; {REPORT}")
 
@@ -284,12 +307,16 @@ def _length(tree):
 
 
 def apart(own, plain):
-    """The largest difference, relative to the largest number of the plain form; infinite where one is NaN."""
+    """Return the largest difference, relative to the largest number of the plain form.
+
+    It is infinite if a number of `own` is NaN, and NaN if a number of `plain` is.
+    """
     own, plain = (np.asarray(x, np.float64) for x in (own, plain))
     return float(np.nan_to_num(np.abs(own - plain), nan=np.inf).max() / np.abs(plain).max())
 
 
 def several(dtype, *shapes):
+    """Return an array of normal random numbers for each shape, the same in every call."""
     return tuple(jnp.asarray(_normal(i, *shape), dtype) for i, shape in enumerate(shapes))
 
 

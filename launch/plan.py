@@ -1,22 +1,24 @@
-"""Plan an experiment for accelerators that are not there: does each program fit, and what does it cost?
+"""Plan an experiment for absent accelerators: does each program fit, and what does it cost?
 
     python launch/plan.py --config=configs/pretrain_v3.py[:ARG] --topology=v5p:8x8x16
         [--program=NAME] [--search[=N]] [--config.FIELD=VALUE ...]
     python launch/plan.py --published
 
-It compiles each program of the recipe for the TPU slice, on any machine and without a checkpoint or data,
-and needs the wheel libtpu. The largest models take minutes and a few gigabytes; results are cached, so that a
-plan that is run again takes seconds. For GPUs, --topology=h100:64 counts what needs no compiler. A mistake is
-one message and exit status 2; a program that does not fit is exit status 1.
+It compiles each program of the recipe for the TPU slice, on any machine and without a checkpoint or
+data. It needs the wheel libtpu. The largest models take minutes and a few gigabytes. Results are
+cached, so the same plan takes seconds the next time. For GPUs, --topology=h100:64 counts what needs
+no compiler. A mistake is one message and exit status 2. If a program does not fit, the exit status
+is 1.
 
---search looks for a layout of the updates, among the meshes that split them and have room for their state:
+--search looks for a layout of the updates, among the meshes that split them and have room for their
+state:
 
-1. micro-batches: more and more, until remat="full" fits the mesh whose collectives cost least;
-2. remat: on that mesh, the first policy that fits, from the one that recomputes least on;
-3. the mesh: the N (default 3) whose collectives cost least are compiled with both.
+1. micro-batches: more and more, until remat="full" fits the mesh with the cheapest collectives;
+2. remat: on that mesh, the first policy that fits, starting with the one that recomputes least;
+3. the mesh: the N (default 3) meshes with the cheapest collectives are compiled with both.
 
-It prints the flags of the fastest layout that fits. --published compiles our programs of published training
-steps, and prints the predicted and the published times.
+It prints the flags of the fastest layout that fits. --published compiles our programs of published
+training steps, and prints the predicted and the published times.
 """
 
 import os
@@ -44,11 +46,12 @@ from launch.planning.topology import (
     recipes_programs,
 )
 
-# How many layouts --search compares
+# How many layouts --search compares without a number
 COMPILED = 3
 
 
 def define_flags():
+    """Define the program's flags."""
     common.define_config(required=False)
     flags.DEFINE_string("topology", None, f"The devices, as in {EXAMPLES}.")
     flags.DEFINE_bool("published", False, "Predict published steps, whose config is known.")
@@ -59,7 +62,7 @@ def define_flags():
             f"Flag --{name} must have a value other than None.",
         )
     flags.DEFINE_string("program", None, "The programs to plan, such as update or 'answers*'.")
-    # boolean: absl then takes the flag without a value too
+    # With boolean=True, absl takes the flag without a value too
     help = f"Find a layout of the updates, among the best N; N is {COMPILED} without a number."
     flags.DEFINE(CountOfSearch(), "search", None, help, boolean=True)
     flags.DEFINE_string(
@@ -68,12 +71,16 @@ def define_flags():
 
 
 class CountOfSearch(flags.ArgumentParser):
-    """The value of --search=N, --search and --nosearch."""
+    """The parser of --search=N, --search and --nosearch."""
 
     flag_type = "integer"
 
     def parse(self, argument):
-        """Raises ValueError for what is not a positive number."""
+        """Return the number of layouts; None for --nosearch.
+
+        Raises:
+            ValueError: The argument is not a positive number.
+        """
         if argument in ("true", "false", True, False):
             return COMPILED if argument in ("true", True) else None
         if not str(argument).isdigit() or int(argument) < 1:
@@ -82,6 +89,7 @@ class CountOfSearch(flags.ArgumentParser):
 
 
 def main(config):
+    """Print the plan that the flags ask for, and exit with status 0 if everything fits, else 1."""
     os.environ.update(ENVIRONMENT)
     with common.one_message():
         cache = Path(expanded(flags.FLAGS.cache)) if flags.FLAGS.cache else None
@@ -90,12 +98,24 @@ def main(config):
 
 
 def planned(config, topology: str | None, cache: Path | None, of_gpus: bool):
-    """Print what the flags ask for: -> whether it fits. Raises ValueError."""
-    # Imported once the environment is set
+    """Print what the flags ask for.
+
+    Args:
+        cache: The folder of compiled plans; None for no cache.
+        of_gpus: True if the topology has GPUs.
+
+    Returns:
+        Whether it fits.
+
+    Raises:
+        ValueError: The flags or the config have a mistake.
+    """
+    # Imported only here, because main has to set the environment before
     with importing_jax() as wait:
         wait.remind()
         import jax
-    # JAX keeps what it compiled for a TPU and cannot read it where there is none, which it says each time
+    # JAX would store programs for a TPU, could not read them without a TPU, and would warn each
+    # time
     jax.config.update("jax_enable_compilation_cache", False)
     if flags.FLAGS.published:
         from launch.planning.published import published

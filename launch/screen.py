@@ -1,4 +1,4 @@
-"""What a person sees of a chat: lines that are typed, answers as they are sampled, and commands."""
+"""The screen of a chat: typed lines, answers as they are sampled, and commands."""
 
 import contextlib
 import sys
@@ -18,15 +18,21 @@ ONE = "the template {template!r}, which holds one question: each line is asked b
 PLAYED = (
     "the template {template!r}, each line in a new environment; it may be a row of data, as JSON"
 )
-# Those of ASCII and of Latin 1 but line breaks and tabs -> how they are shown: a terminal obeys them
+# {control character of ASCII or Latin 1, except line breaks and tabs: its visible text}. A terminal
+# would obey the character
 CONTROLS = {
     code: ascii(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if code not in (9, 10)
 }
 
 
 class Chat:
-    """What a person says to some policies. talks: [(name, Talk)]. seed: of the first answers, and one more
-    for each question: one that is asked again is answered anew. failed: whether a line could not be asked.
+    """A person's conversation with one or several policies.
+
+    Attributes:
+        talks: [(name, Talk)].
+        seed: The seed of the next answers. It grows by one with each question, so that the answer
+            to a repeated question is a new one.
+        failed: True once a line was refused.
     """
 
     def __init__(self, talks: list, seed: int):
@@ -39,7 +45,11 @@ class Chat:
             note(f"{' and '.join(names)}: asked by {form}; /help lists the commands")
 
     def take(self, line: str) -> bool:
-        """Do what a line says, a command or a text to be answered: -> whether to go on."""
+        """Do what a line says: a command, or a text to answer.
+
+        Returns:
+            Whether the chat goes on.
+        """
         word = line.strip()
         if line.startswith("/") and word not in COMMANDS:
             self._fail(f"{word} is not a command; {suggest(word, COMMANDS)}")
@@ -59,7 +69,7 @@ class Chat:
         for name, talk in self.talks:
             with heard() as stopped, contextlib.closing(talk.answer(text, self.seed)) as pieces:
                 try:
-                    # Before the name is printed: the text may be refused
+                    # Before the name is printed, because the text may be refused
                     first = next(pieces)
                 except ValueError as error:
                     refused.append(str(error))
@@ -73,7 +83,8 @@ class Chat:
             if stopped():
                 break
         self.seed += 1
-        # Once for policies of one tokenizer
+        # Policies with the same tokenizer refuse a text with the same message, which is printed
+        # once
         for message in dict.fromkeys(refused):
             self._fail(message)
 
@@ -90,32 +101,35 @@ def _form(talk):
 
 
 def show(*texts: str):
-    """Print a part of a line at once. Control characters that a model wrote are shown and not obeyed."""
+    """Print a part of a line at once, with control characters as visible text.
+
+    A model may write control characters, and a terminal would obey them.
+    """
     print(*(text.translate(CONTROLS) for text in texts), sep="", end="", flush=True)
 
 
 def note(text: str):
-    """Print what is no answer."""
+    """Print text that is not an answer, on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def typed():
-    """Yield the lines of the standard input, until Ctrl-D."""
+    """Yield the lines of standard input, until Ctrl-D."""
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         with contextlib.suppress(ImportError):
-            # input then edits lines and remembers them
+            # With readline, `input` edits lines and remembers them
             import readline  # noqa: F401
     with contextlib.suppress(EOFError):
         while True:
             yield _line() if is_terminal else input()
     if is_terminal:
-        # After the prompt that Ctrl-D answered
+        # End the line of the prompt at which Ctrl-D came
         show("\n")
 
 
 def _line():
-    """A line typed at the prompt; Ctrl-C drops what was typed and asks again."""
+    """Return a line that was typed at the prompt; Ctrl-C drops the text and prompts again."""
     while True:
         try:
             with raised():

@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM, from the start of a program to its end. Imports no jax."""
+"""Ctrl-C, from the start of a program to its end.
+
+While a run has something to save, recipes.stop handles Ctrl-C and SIGTERM instead. This module
+imports no JAX.
+"""
 
 import contextlib
 import os
@@ -11,31 +15,38 @@ import time
 from deepseek_jax.parallel.host_memory import keep_freed_memory
 from deepseek_jax.recipes.stop import TOGETHER_SECONDS, Stop, write_line
 
-# What a shell reports of a program that Ctrl-C ended
+# The exit status that a shell reports for a program that Ctrl-C ended
 INTERRUPTED = 130
-# When the first Ctrl-C of this program came, or of the latest block of `heard`; empty before it
+# [the time of the first Ctrl-C since the program's start or the latest block of `heard`]; [] before
 _first = []
-# Whether a block of `raised` runs, in which no Ctrl-C ends the program
+# True during a block of `raised`, in which no Ctrl-C ends the program
 _raises = False
 
 
 def listen():
-    """Have Ctrl-C end this program with a line and status 130, before anything imports jax: a callback of it
-    would swallow KeyboardInterrupt. A Stop takes over while there is something to save.
+    """Make Ctrl-C end this program with a line and status 130.
+
+    Call it before anything imports JAX: a callback of JAX would swallow KeyboardInterrupt. While
+    there is something to save, a Stop takes over.
     """
-    # Before this program's first thread, whose heap others would share: large arrays are mapped anew in it
+    # Before the program's first thread: in another thread's heap, large arrays would be mapped anew
     keep_freed_memory()
     Stop.ends_by_thread = True
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    # It hears a signal where the main thread cannot: a compilation may take minutes
+    # This thread hears a signal when the main thread cannot: a compilation may take minutes
     threading.Thread(target=_end_at_second, args=(ours, theirs), daemon=True).start()
     signal.signal(signal.SIGINT, _interrupt)
 
 
 def _end_at_second(ours, _theirs):
-    """End the program at the second Ctrl-C. _theirs: is not closed while this thread lives."""
+    """End the program at the second Ctrl-C.
+
+    Args:
+        ours: The end of a pair of sockets that receives the signals' numbers.
+        _theirs: The other end. This argument keeps it open while the thread lives.
+    """
     while True:
         if ours.recv(1)[0] != signal.SIGINT or _raises:
             continue
@@ -48,12 +59,12 @@ def _end_at_second(ours, _theirs):
 
 
 def _interrupt(number, frame):
-    """The first Ctrl-C while nothing can be saved."""
-    # The next one is for the thread alone
+    """End the program at the first Ctrl-C, while nothing can be saved."""
+    # Only the thread handles the next one
     signal.signal(number, lambda *_: None)
     write_line("Ctrl-C: ended; nothing was under way that could be saved")
     while frame is not None:
-        # An exception in an import may be lost, and there is nothing to clean up
+        # An exception during an import may be lost, and there is nothing to clean up
         if "importlib" in frame.f_code.co_filename:
             os._exit(INTERRUPTED)
         frame = frame.f_back
@@ -62,7 +73,7 @@ def _interrupt(number, frame):
 
 @contextlib.contextmanager
 def interruptible():
-    """Listen in the body of a program, which ends with status 130 where Ctrl-C ended it."""
+    """Listen for Ctrl-C in a program's body, and exit with status 130 if Ctrl-C ends it."""
     listen()
     try:
         yield
@@ -72,11 +83,16 @@ def interruptible():
 
 @contextlib.contextmanager
 def heard():
-    """In the block the first Ctrl-C ends nothing: yields a function, whether it came. A second one ends the
-    program, and the first one after the block is a first one again.
+    """Let the first Ctrl-C in the block end nothing; a second one ends the program.
+
+    After the block, the next Ctrl-C counts as a first one again.
+
+    Yields:
+        A function that returns True once Ctrl-C has come.
     """
     came = []
-    # On a busy machine the thread notes a Ctrl-C of the block before only after its end
+    # On a busy machine, the thread may note a Ctrl-C of an earlier block only after the end of that
+    # block
     _first.clear()
     previous = signal.signal(signal.SIGINT, lambda *_: came.append(True))
     try:
@@ -88,8 +104,9 @@ def heard():
 
 @contextlib.contextmanager
 def raised():
-    """In the block each Ctrl-C raises KeyboardInterrupt and does nothing else: for a prompt, where a person
-    may press it any number of times.
+    """Let each Ctrl-C in the block raise KeyboardInterrupt and do nothing else.
+
+    This is for a prompt, where a person may press Ctrl-C any number of times.
     """
     global _raises
     _raises = True

@@ -5,23 +5,27 @@
         [--metric=SCORE] [--rerun_failed] [--cancel] [--dry_run] [--config.FIELD=VALUE ...]
         [--wandb=PROJECT] [--watchdog=FACTOR] [--watchdog_requeue]
 
---sweep is a file with sweep(config) -> a list of {"FIELD": VALUE}, one a run; FIELD is a dotted field of the
-config. Each run is a launch/train.py of its own, in a folder of its own below --workdir; its output goes to
-NAME.log beside that folder. --max_jobs of them run at once: 1 on this machine, elsewhere all. With --topology
-the plan names the runs that cannot run there, which are left out, and the chip-hours of the others. --dry_run
-prints what would be started: commands, the script for sbatch, or commands of xpk. It reads the data. Neither
-Slurm nor xpk has to be installed. The last line's flags are those of launch/train.py, for every run.
+--sweep is a file with sweep(config) -> a list of {"FIELD": VALUE}, one for each run; FIELD is a
+dotted field of the config. Each run is a separate launch/train.py, with its own folder below
+--workdir; its output goes to NAME.log next to that folder. --max_jobs is how many run at once: by
+default 1 on this machine, and elsewhere all. With --topology the plan names the runs that cannot
+run there and leaves them out, and it says the chip-hours of the others. --dry_run prints what would
+be started (commands, the script for sbatch, or commands of xpk), and reads the data. For that,
+neither Slurm nor xpk has to be installed. The flags in the last line above are flags of
+launch/train.py, for every run.
 
-Run it again to resume: it takes over runs that live, and a complete run is not run again, unless its config
-has changed. --rerun_failed starts only runs that failed. --cancel asks all runs to save and end. A run that
-is preempted is queued again, and resumes. If a run fails, it is named, the others continue, and the exit
-status is 1. SIGTERM or Ctrl-C is passed on to runs of this machine, and the exit status is 75 (start me
-again); runs of Slurm and GKE go on. A mistake is one message and exit status 2.
+Run the command again to resume. It takes over runs that live. It does not run a complete run again,
+unless the run's config has changed. --rerun_failed starts only runs that failed. --cancel asks all
+runs to save and end. A run that is preempted is queued again, and resumes. If a run fails, it is
+named, the others continue, and the exit status is 1. SIGTERM or Ctrl-C is passed on to runs of this
+machine, and the exit status is 75 (start me again); runs of Slurm and GKE go on. A mistake is one
+message and exit status 2.
 
-The table, with --watch as runs end, and the plot show one score of each complete run on held-out data, with
-its 95% interval. The default is the first score of the last measurement. --metric=SCORE chooses another one,
---metric=MEASUREMENT/SCORE another measurement too (before/accuracy is in before/scores.json), and
---metric=logged/PHASE/NAME the last number in metrics.jsonl instead.
+The table and the plot show one score of each complete run on held-out data, with its 95% interval.
+With --watch the table is printed again whenever it changes. The default is the first score of the
+last measurement. --metric=SCORE chooses another score, --metric=MEASUREMENT/SCORE another
+measurement too (before/accuracy is in before/scores.json), and --metric=logged/PHASE/NAME the last
+number in metrics.jsonl instead.
 """
 
 import sys
@@ -59,6 +63,7 @@ ENGINES = ("local", "slurm", "gke")
 
 
 def define_flags():
+    """Define the program's flags."""
     common.define_config()
     meaning = (
         "FILE.py with sweep(config) -> a list of overrides, or a shipped one's name, as seeds."
@@ -79,12 +84,17 @@ def define_flags():
 
 
 def main(given):
+    """Start and follow the sweep that the flags describe; or cancel it, or print what would start.
+
+    Args:
+        given: The result of parse_flags.
+    """
     config, shared = given
     values = flags.FLAGS
     with common.one_message():
         folder = sweeps_folder()
         folder.check()
-        # Before the recipe, which imports jax: what is missing is said at once
+        # Before the recipe, which imports jax: a missing engine or file is reported at once
         engine = make_engine(folder.path)
         file = given_file(values.sweep, "--sweep")
         listed = load_function(file, "sweep", "--sweep")
@@ -108,7 +118,7 @@ def main(given):
         pruned = {run.name for run in runs if run not in able}
         show = Show(folder, runs, lambda run: scores(folder, run), values.metric, pruned)
         sweep = Sweep(folder, engine, lambda run: job_of(folder, run, shared), show, values.watch)
-        # Before and after it there is nothing to pass a signal on to
+        # Only in this block are there runs to pass a signal on to
         with Stop() as should_stop:
             statuses = sweep.run(able, values.max_jobs, values.rerun_failed, should_stop)
     if should_stop() or folder.cancelled.exists():
@@ -117,7 +127,11 @@ def main(given):
 
 
 def sweeps_folder():
-    """The Folder that the flags name."""
+    """Return the Folder that the flags name.
+
+    Raises:
+        ValueError: --workdir is in a bucket, or a name of a file is wrong.
+    """
     values = flags.FLAGS
     file, colon, arg = values.config.partition(":")
     name = f"{Path(file).stem}_{Path(values.sweep).stem}"
@@ -136,7 +150,15 @@ def sweeps_folder():
 
 
 def make_engine(folder: Path):
-    """The engine that --engine names. Raises ValueError where it is not installed and a run is to start."""
+    """Return the engine that --engine names.
+
+    Args:
+        folder: The folder of the sweep.
+
+    Raises:
+        ValueError: A flag of the engine is wrong, or the engine is not installed and a run may
+            start.
+    """
     values = flags.FLAGS
     if values.engine == "slurm":
         engine = slurm.Slurm(folder, values.max_jobs)
@@ -150,19 +172,29 @@ def make_engine(folder: Path):
 
 
 def job_of(folder, run, shared):
-    """The Job of a run. shared: arguments of every launch/train.py."""
+    """Return the Job of a run.
+
+    Args:
+        shared: Arguments of every launch/train.py.
+    """
     return folder.job(run.name, train_arguments(run, folder.path, shared))
 
 
 def scores(folder, run):
-    """What a run has measured: Results.scores."""
+    """Return what a run has measured: Results.scores."""
     return results_of(as_config(run.config), folder.path / run.name).scores()
 
 
 def report(recipe, folder, runs, statuses, show):
-    """Print and plot all runs, as the recipe does and as any recipe's; exit with 1 where some failed."""
+    """Print and plot all runs, in the recipe's own report too if it has one.
+
+    Exits with status 1 if a run failed, or with 75 if one was stopped.
+
+    Args:
+        statuses: {name: exit status}, see Sweep.run.
+    """
     ends = {run.name: statuses.get(run.name, 0) for run in runs}
-    # In the sweep's order: statuses come in the order in which runs end
+    # In the sweep's order. `statuses` has the order in which runs end
     finished = [folder.path / name for name in ends if statuses.get(name) == 0]
     if hasattr(recipe, "report_sweep") and finished:
         recipe.report_sweep(folder.path, finished)
@@ -178,7 +210,11 @@ def report(recipe, folder, runs, statuses, show):
 
 
 def parse_flags(argv):
-    """(the config, the arguments with which each run loads it)."""
+    """Parse the command line.
+
+    Returns:
+        (the config, the arguments with which each run loads it).
+    """
     config = common.parse_config(argv)
     overrides, _ = split_arguments(flags.FLAGS.read_flags_from_files(argv, False))
     set_by_user = [f"--config.{field}={text}" for field, text in overrides]

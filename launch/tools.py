@@ -1,4 +1,4 @@
-"""The tools and the environment of a chat, which its flags name."""
+"""The tools and the environment that the flags of launch/chat.py name."""
 
 import contextlib
 
@@ -9,11 +9,20 @@ from launch.screen import note
 
 
 def with_named_tools(policies: list, run: str, settings, opened: contextlib.ExitStack):
-    """Policies, [(name, Policy)], with the tools and the environment of the settings, under the limits of the
-    run that left what is at `run`, or the default ones. opened: ends their processes.
+    """Give policies the tools and the environment that the settings name.
 
-    No file of a run names code that runs here: where the settings name none, what the run was trained with is
-    printed as flags.
+    The limits of the conversations come from the config of the run, or are the defaults. No file of
+    a run can name code that runs here. If the settings name no tools and no environment, the
+    policies are returned as they are, and the flags with which the run was trained are printed.
+
+    Args:
+        policies: [(name, Policy)].
+        run: The path of the policy that is talked to, in the run's folder.
+        settings: A ChatSettings.
+        opened: Ends the processes of the tools and the environment.
+
+    Returns:
+        [(name, Policy)].
     """
     from deepseek_jax.recipes.began import conversing_of
     from deepseek_jax.recipes.conversing import conversing, open_environments

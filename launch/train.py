@@ -1,15 +1,16 @@
 """Run one experiment: flags -> config -> mesh -> recipe.
 
     python launch/train.py --config=configs/grpo_small.py[:ARG] [--config.FIELD=VALUE ...]
-        [--workdir=FOLDER] [--distributed=auto|yes|no] [--check] [--redo] [--strict] [--profile=STEP:COUNT]
-        [--rehearse=v5e|v5p|v6e|tpu7x|gpu] [--wandb=PROJECT] [--watchdog=FACTOR] [--watchdog_requeue]
+        [--workdir=FOLDER] [--distributed=auto|yes|no] [--check] [--redo] [--strict]
+        [--profile=STEP:COUNT] [--rehearse=v5e|v5p|v6e|tpu7x|gpu] [--wandb=PROJECT]
+        [--watchdog=FACTOR] [--watchdog_requeue]
 
-`--config=` may be left out, and grpo_small is the name of that file. Run it again to resume from the last
-checkpoint, or to see that the run is complete. VALUE is written as in Python: 3, 1e-4, "['a.jsonl',
-'b.jsonl']", "{'fsdp': 4}"; see launch/config_file.py. SIGTERM or Ctrl-C saves after the current step and
-exits with 75 (start me again); a second one exits at once, with 130 after Ctrl-C. A mistake in the config or
-the work directory is one message and exit status 2, and a fault of the run itself one message and 3 to 7
-(launch/README.md).
+`--config=` may be left out, and the name grpo_small stands for that file. Run the command again to
+resume from the last checkpoint, or to see that the run is complete. VALUE is written as in Python:
+3, 1e-4, "['a.jsonl', 'b.jsonl']", "{'fsdp': 4}"; see launch/config_file.py. SIGTERM or Ctrl-C saves
+after the current step and exits with 75 (start me again). A second one exits at once, with 130
+after Ctrl-C. A mistake in the config or the work directory is one message and exit status 2. A
+fault of the run itself is one message and exit status 3 to 7 (launch/README.md).
 """
 
 import sys
@@ -28,11 +29,13 @@ from launch import common
 
 
 def define_flags():
+    """Define the program's flags."""
     common.define_config()
     common.define_run("runs/FILE_ARG_seedN")
 
 
 def main(config):
+    """Run the experiment of a config."""
     common.start(config, common.given_workdir(flags.FLAGS.config, config.get("seed")))
 
 

@@ -1,4 +1,4 @@
-"""End a program that waits for what never comes."""
+"""A time limit for calls into libraries, which may wait forever."""
 
 import contextlib
 import os
@@ -12,8 +12,14 @@ USER_ERROR = 2
 
 @contextlib.contextmanager
 def waiting(what: str, limit_seconds: float, remedy: str):
-    """Say what the block waits for, on every process; end the program with one message and USER_ERROR where
-    it takes limit_seconds: a call into a library cannot be left.
+    """Announce what the block waits for, and end the program if it takes too long.
+
+    After limit_seconds the program ends with one message and USER_ERROR, because a call into a
+    library cannot be interrupted. Every process announces the wait.
+
+    Args:
+        what: What the block waits for, in words.
+        remedy: What the user can do, in words.
     """
 
     def end():
@@ -28,7 +34,7 @@ def waiting(what: str, limit_seconds: float, remedy: str):
     timer.daemon = True
     timer.start()
     try:
-        # Any of them may be the one that waits in vain
+        # On every process: any of them may be the one that waits in vain
         with waiting_for(f"waiting for {what}, at most {limit_seconds:g} s", by_all=True):
             yield
     finally:

@@ -1,4 +1,4 @@
-"""The same arrays on disk: Hugging Face folders, GGUF files, Orbax."""
+"""Parameters on disk: load and save Hugging Face folders, Orbax folders, GGUF files, adapters."""
 
 from deepseek_jax.lazy import lazy_names
 

@@ -1,4 +1,4 @@
-"""Adapters on disk, in the format of Hugging Face's library peft: what that reads and writes."""
+"""LoRA adapters on disk, in the format of Hugging Face's library peft: write, read, check them."""
 
 import json
 import math
@@ -38,9 +38,10 @@ from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.processes import first_process, say
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-# Our own file, which peft does not read: fingerprints of the base, and digests of the tensors
+# Only this project reads this file: fingerprints of the base, and digests of the tensors
 BASE = "base.json"
-# Fields of the config that change what an adapter computes, with the values that mean plain LoRA
+# Fields of adapter_config.json that change what an adapter computes, with the values that mean
+# plain LoRA; an absent field has the first one
 PLAIN = {
     "peft_type": ("LORA",),
     "bias": ("none",),
@@ -56,7 +57,7 @@ PLAIN = {
 
 
 def is_adapter(folder: str | Path) -> bool:
-    """Whether peft or save_adapter wrote this folder."""
+    """Return whether peft or save_adapter wrote an adapter to this folder."""
     folder = as_path(folder)
     return not is_unfinished(folder) and (folder / CONFIG).is_file()
 
@@ -68,12 +69,18 @@ def save_adapter(
     base: str | Path,
     files: dict[str, bytes] | None = None,
 ) -> None:
-    """Write the adapter alone. base: the frozen parameters, as locate.checkpoint_path takes them. All
-    processes call it together.
+    """Write an adapter, without its base, into a new folder that peft can read.
 
-    files: name -> content of what else the folder gets, see data.carried.carried_files.
+    All processes call it together. A failure leaves nothing behind.
 
-    Raises ValueError for a folder that is not empty. A failure leaves nothing behind.
+    Args:
+        folder: Absent or empty.
+        params: The base and its adapter. The base is fingerprinted, not written.
+        base: The checkpoint with the frozen parameters, as locate.checkpoint_path takes it.
+        files: {name: content} of further files for the folder, see data.carried.carried_files.
+
+    Raises:
+        ValueError: The folder is not empty.
     """
     check_new(folder)
     base = lasting_name(base)
@@ -102,7 +109,13 @@ def save_adapter(
 
 
 def _config(ranks, scale, base):
-    """The fields of peft.LoraConfig. ranks: module -> rank. base: a path or a name on the hub."""
+    """Return the fields of peft.LoraConfig.
+
+    Args:
+        ranks: {module: rank}.
+        scale: The factor on the product of the matrices, lora_alpha / rank.
+        base: A path or a name on the hub.
+    """
     found = hub_id(base)
     rank = min(ranks.values())
     other = {module: r for module, r in ranks.items() if r != rank}
@@ -123,7 +136,11 @@ def _config(ranks, scale, base):
 
 
 def adapter_scale(folder: str | Path):
-    """The scale of the adapter in a folder, by its small files. Raises ValueError as load_adapter does."""
+    """Read an adapter's scale, the factor on the product of its matrices, from its small files.
+
+    Raises:
+        ValueError: The folder has no adapter, or load_adapter would reject its config.
+    """
     folder = left_in_run(folder)
     for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
@@ -135,8 +152,13 @@ def adapter_scale(folder: str | Path):
 
 
 def adapter_base(folder: str | Path) -> str:
-    """What an adapter's folder names as its base, as a text; what a stage of the same run has left comes
-    first, as the run may have been moved. Raises ValueError where it names nothing.
+    """Return the path or hub name of the base that an adapter's folder names.
+
+    If save_adapter wrote the adapter, and its stage began from the params of a stage of the same
+    run, these params come first as long as they are there: the run may have been moved.
+
+    Raises:
+        ValueError: adapter_config.json names no base.
     """
     folder = as_path(folder)
     beside = params_of_start(folder.parent)
@@ -149,7 +171,7 @@ def adapter_base(folder: str | Path) -> str:
             f"{folder / CONFIG}: base_model_name_or_path={name!r} names no base; load the base, and give "
             "this folder as its adapter"
         )
-    # peft's config has the commit in a field of its own
+    # peft's config has the commit in a separate field
     found = hub_id(name)
     if found is not None and found.revision is None and isinstance(revision, str):
         return f"{name}@{revision}"
@@ -158,12 +180,23 @@ def adapter_base(folder: str | Path) -> str:
 
 @plainly()
 def load_adapter(folder: str | Path, config: ModelConfig, params: Any, mesh: Mesh) -> Adapted:
-    """Read an adapter of peft's, of save_adapter or of a run, beside the params of its base: -> Adapted.
+    """Read an adapter and join it with the parameters of its base.
 
-    Raises ValueError where the folder holds something else than plain LoRA of one scale, where a tensor is
-    missing, and for an adapter of another base: of another architecture, or, where save_adapter wrote it, of
-    other weights. Beside int8 on one side alone, the weights that int8 rounds are not compared. Raises
-    DamagedCheckpoint, as adapter_file.read_tensors does.
+    The adapter may come from peft, from save_adapter or from a run. If the base is in int8 now but
+    was not in training, or the reverse, the weights that int8 rounds are not compared.
+
+    Args:
+        folder: The adapter's folder, or the folder of a run or stage, see left.left_in_run.
+        mesh: The mesh for the adapter's arrays.
+
+    Returns:
+        The Adapted, with params as its base.
+
+    Raises:
+        ValueError: The folder has something other than plain LoRA of one scale; a tensor is
+            missing; or the adapter belongs to another base. That is a base of another architecture
+            or, for an adapter of save_adapter, with other weights.
+        DamagedCheckpoint: As adapter_file.read_tensors does.
     """
     folder = left_in_run(folder)
     scale = adapter_scale(folder)
@@ -186,7 +219,15 @@ def _on_mesh(array, place):
 
 
 def _scale(text, path):
-    """The factor on the product of an adapter's matrices. Raises ValueError for other kinds of adapters."""
+    """Return the factor on the product of an adapter's matrices.
+
+    Args:
+        text: The dict of adapter_config.json.
+        path: The path of that file, for messages.
+
+    Raises:
+        ValueError: The adapter is not plain LoRA, or its modules have several scales.
+    """
     for field, plain in PLAIN.items():
         if (given := text.get(field, plain[0])) not in plain:
             raise ValueError(
@@ -220,10 +261,14 @@ def _is_positive(x):
 
 
 def base_fingerprints(params):
-    """Numbers for the parameters beside an adapter, the same in float32, in bfloat16 and on any mesh.
+    """Compute numbers that identify the parameters of an adapter's base.
 
-    unrounded: of those that int8 leaves as they are, the embedding, the head, norms, biases and routers. all:
-    of every parameter, or None in int8.
+    They are the same in float32 and in bfloat16, and on any mesh.
+
+    Returns:
+        {"unrounded": int, "all": int or None}. "unrounded" covers the parameters that int8 leaves
+        as they are: the embedding, the head, norms, biases and routers. "all" covers every
+        parameter, and is None if they are in int8.
     """
 
     @jax.jit
@@ -235,16 +280,24 @@ def base_fingerprints(params):
 
 
 def _digests(folder, about):
-    """The tensors' digests that save_adapter wrote, or None. about: the content of BASE, None without."""
-    # peft, whose configs have this field and ours do not, may have written other tensors beside our file
+    """Return the tensors' digests that save_adapter wrote, or None if they do not apply.
+
+    Args:
+        folder: The adapter's folder.
+        about: The content of BASE, or None if there is no such file.
+    """
+    # Only peft writes inference_mode. It may have replaced our tensors and left our file in place
     if about is None or "inference_mode" in read_object(folder / CONFIG):
         return None
     return digests_in(folder, about)
 
 
 def _check_base(folder, saved, params):
-    """Raise ValueError where save_adapter wrote the folder beside other parameters than these. saved: the
-    content of BASE.
+    """Raise ValueError if save_adapter wrote the folder for a base with other parameters.
+
+    Args:
+        folder: The adapter's folder, for messages.
+        saved: The content of BASE.
     """
     own = base_fingerprints(params)
     comparable = [name for name in own if None not in (own[name], saved[name])]
@@ -265,7 +318,7 @@ def _kind(fingerprints):
 
 
 def _arrays(config, tensors):
-    """The adapter's arrays, in numpy: {stack: {module: {"lora_a", "lora_b"}}}."""
+    """Return the adapter's arrays, in numpy: {stack: {module: {"lora_a", "lora_b"}}}."""
     found = {}
     for name, tensor in tensors.items():
         parsed = parse_name(name)
@@ -288,9 +341,14 @@ def _arrays(config, tensors):
 
 
 def _check_complete(text, config, adapter):
-    """Raise ValueError where the config names a module that has no tensors, or another rank than theirs."""
+    """Raise ValueError if a module that the config names has no tensors, or a rank differs.
+
+    Args:
+        text: The dict of adapter_config.json.
+        adapter: From _arrays.
+    """
     named = [text.get(field) or [] for field in ("target_modules", "target_parameters")]
-    # A text is a pattern, which may match less than it seems
+    # A string is a pattern, which may match fewer modules than it seems: only lists are checked
     names = [name for own in named if isinstance(own, list) for name in own]
     patterns = text.get("rank_pattern") or {}
     for stack, module in module_axes(config):
@@ -306,7 +364,16 @@ def _check_complete(text, config, adapter):
 
 
 def _stacked(config, module, place, tensors, layers):
-    """The two arrays of a module in some layers. tensors: {(layer, "lora_a" or "lora_b"): tensor}."""
+    """Stack the two arrays of a module over some layers.
+
+    Args:
+        place: The module's name in the tensors' names, see adapter_names.stem.
+        tensors: {(layer, "lora_a" or "lora_b"): tensor}.
+        layers: The layers of one stack, by their index in the model.
+
+    Returns:
+        {"lora_a": array, "lora_b": array}, each with a leading axis of layers.
+    """
     arrays = []
     for layer in layers:
         names = tensor_names(layer, place)

@@ -1,4 +1,4 @@
-"""The file of an adapter's tensors, and a digest of each, by which damage is found."""
+"""The safetensors file of an adapter, and a digest of each tensor that reveals damage."""
 
 from hashlib import blake2b
 from pathlib import Path
@@ -10,21 +10,36 @@ from deepseek_jax.files import staged
 
 
 def read_tensors(path: str | Path, digests: dict | None):
-    """{name: numpy array} of a safetensors file; the processes of a run call it together.
+    """Read the tensors of an adapter and compare them with their digests.
 
-    digests: tensor_digests of what was written, None if they are not known. Raises DamagedCheckpoint where
-    the file cannot be read, and, with its name, where a tensor is not what was written.
+    The processes of a run call it together.
+
+    Args:
+        path: The safetensors file.
+        digests: What tensor_digests returned when the file was written; None if that is unknown,
+            and nothing is compared.
+
+    Returns:
+        {name: numpy array}.
+
+    Raises:
+        DamagedCheckpoint: The file cannot be read, or a tensor is not what was written. In the
+            second case the message has the tensor's name.
     """
     tensors = read_together(path, lambda: load_file(staged(path)), remedy=REMEDY)
     if digests is not None:
-        # A tensor that is missing has no digest
+        # None for a tensor that is missing, so that it differs from its saved digest
         found = dict.fromkeys(digests) | tensor_digests(tensors)
         check_digests(path, found, digests, REMEDY)
     return tensors
 
 
 def tensor_digests(tensors):
-    """{name: 16 hexadecimal digits} for the dtype, shape and numbers of each numpy array."""
+    """Compute a digest of each numpy array from its dtype, its shape and its numbers.
+
+    Returns:
+        {name: 16 hexadecimal digits}.
+    """
     return {name: _digest(tensor) for name, tensor in tensors.items()}
 
 

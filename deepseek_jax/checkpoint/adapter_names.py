@@ -1,4 +1,7 @@
-"""The tensors of an adapter in peft's format, and how they become the arrays of models.adapters.Adapted."""
+"""Tensor names of adapters in peft's format, and conversion of the tensors to our arrays and back.
+
+models.adapters.Adapted describes these arrays.
+"""
 
 import re
 
@@ -15,16 +18,29 @@ GATE_UP, DOWN = EXPERTS
 
 
 def stem(module: str, modules):
-    """A module's name in the tensors' names, where `modules` have adapters in its layer."""
+    """Return a module's name inside the names of its tensors.
+
+    Args:
+        module: The name in models.adapter_modules.
+        modules: All modules of the layer that have adapters.
+    """
     if module not in EXPERTS:
         return module
-    # peft wraps the same module once for each of its parameters, down_proj outside
+    # peft wraps mlp.experts once for each of its two parameters; down_proj has the outer wrapper
     inside = module == GATE_UP and DOWN in modules
     return "mlp.experts.base_layer" if inside else "mlp.experts"
 
 
 def module_of(config: ModelConfig, name: str, tensors):
-    """The inverse of stem. tensors: {stem: {(layer, "lora_a" or "lora_b"): tensor}} of the whole adapter."""
+    """Return the module that a stem belongs to: the inverse of stem.
+
+    The stem "mlp.experts" is ambiguous unless both modules of the routed experts have adapters. The
+    shapes of its tensors then decide.
+
+    Args:
+        name: A stem.
+        tensors: {stem: {(layer, "lora_a" or "lora_b"): tensor}} of the whole adapter.
+    """
     if name == "mlp.experts.base_layer":
         return GATE_UP
     if name != "mlp.experts":
@@ -38,20 +54,30 @@ def module_of(config: ModelConfig, name: str, tensors):
 
 
 def tensor_names(layer: int, name: str):
-    """The names of a module's two tensors in a layer of the model. name: from stem."""
+    """Return the names of a module's tensors lora_A and lora_B in one layer.
+
+    Args:
+        name: From stem.
+    """
     return [f"{PREFIX}{layer}.{name}.{part}.weight" for part in ("lora_A", "lora_B")]
 
 
 def parse_name(name: str):
-    """(layer, stem, "lora_a" or "lora_b") of a tensor's name; None for any other name."""
+    """Split an adapter tensor's name into its parts.
+
+    Returns:
+        (layer, stem, "lora_a" or "lora_b"), or None for any other name.
+    """
     match = re.fullmatch(re.escape(PREFIX) + r"(\d+)\.(.+)\.lora_([AB])\.weight", name)
     return match and (int(match[1]), match[2], f"lora_{match[3].lower()}")
 
 
 def to_tensors(config: ModelConfig, module: str, a, b):
-    """A module's arrays in one layer -> its two tensors, [rank inputs] and [outputs rank].
+    """Convert the two arrays of a module in one layer to peft's two tensors.
 
-    Of routed experts: [experts x rank, inputs] and [outputs, rank x experts].
+    Returns:
+        lora_A [rank inputs] and lora_B [outputs rank]. For routed experts they are [experts x rank,
+        inputs] and [outputs, rank x experts].
     """
     a, b = np.asarray(a), np.asarray(b)
     if module in EXPERTS:
@@ -66,7 +92,11 @@ def to_tensors(config: ModelConfig, module: str, a, b):
 
 
 def to_arrays(config: ModelConfig, module: str, rank: int, a, b):
-    """The inverse of to_tensors. Raises ValueError with the shape that the model needs."""
+    """Convert peft's two tensors of a module to our arrays: the inverse of to_tensors.
+
+    Raises:
+        ValueError: A tensor does not have the shape that the model needs, which the message says.
+    """
     if module in EXPERTS:
         e, d, f = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
         inputs, outputs = (d, (2, f)) if module == GATE_UP else (f, (d,))
@@ -81,7 +111,7 @@ def to_arrays(config: ModelConfig, module: str, rank: int, a, b):
 
 
 def rank_of(config: ModelConfig, module: str, a):
-    """The rank of a module, from its tensor lora_A."""
+    """Return the rank of a module, from its tensor lora_A."""
     return len(a) // config.n_routed_experts if module in EXPERTS else len(a)
 
 
@@ -91,12 +121,12 @@ def _check(what, tensor, shape):
 
 
 def _turns(config, module, rank):
-    """The Turns of lora_A and lora_B, from the spec of the weight that they change."""
+    """Derive the Turns of lora_A and lora_B from the spec of the weight that they change."""
     specs = {name: spec for name, _, spec in layer_table(config, False)}
     if (spec := specs.get(f"{module}.weight")) is None:
         raise ValueError(f"{module} is not a module of a {config.model_type} model of this config")
     outputs, inputs = re.findall(r"\(.*?\)|\S+", spec.split(" -> ")[0])
-    # A letter that no spec has
+    # w: the rank, by a letter that no spec uses
     sizes = letter_sizes(config, False) | {"w": rank}
     axes_in, axes_out = (re.sub(r"[()~]", "", group) for group in (inputs, outputs))
     return parse(f"w {inputs} -> {axes_in} w", sizes), parse(f"{outputs} w -> w {axes_out}", sizes)

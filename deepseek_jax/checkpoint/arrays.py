@@ -1,4 +1,7 @@
-"""Arrays in an Orbax folder, with digests that depend neither on the mesh nor on the dtype that is read."""
+"""Arrays in an Orbax folder, checked by digests when they are read.
+
+The digests depend neither on the mesh nor on the dtype in which the arrays are read.
+"""
 
 from pathlib import Path
 
@@ -17,13 +20,16 @@ from deepseek_jax.ops.fingerprint import FLOATS, fingerprint_as
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import on_device
 
-# The largest chunk of a stored array, in bytes: a process reads the chunks that it needs
+# The largest chunk of a stored array, in bytes. A process reads only the chunks that it needs
 CHUNK_BYTES = 2**24
 _fingerprint = jax.jit(fingerprint_as, static_argnames="dtype")
 
 
 def save_arrays(path: str | Path, tree):
-    """Write a tree of arrays with its digests. The processes of a run call it together."""
+    """Write a tree of arrays, with a digest of each, as an Orbax folder.
+
+    The processes of a run call it together.
+    """
     digests = {name: _digests(leaf) for name, leaf in by_path(tree).items()}
     context = ocp.Context()
     context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
@@ -32,10 +38,16 @@ def save_arrays(path: str | Path, tree):
 
 
 class StoredArrays:
-    """Arrays that save_arrays wrote. tree: their shapes and dtypes.
+    """Arrays that save_arrays wrote, ready to be loaded on any mesh.
 
-    The processes of a run use it together. Raises DamagedCheckpoint, on all of them, where one cannot read
-    the folder, and ValueError as damage.digests_in does.
+    The processes of a run use it together.
+
+    Attributes:
+        tree: Shapes and dtypes of the arrays, in the tree that was saved.
+
+    Raises:
+        DamagedCheckpoint: A process cannot read the folder. All processes raise it.
+        ValueError: As damage.digests_in does.
     """
 
     def __init__(self, path: str | Path):
@@ -43,7 +55,7 @@ class StoredArrays:
 
         def read():
             about = ocp.metadata(path)
-            # Orbax takes an unreadable file of its own for an empty one
+            # If Orbax cannot read its own metadata file, it treats the file as empty
             if about.metadata is None or about.init_timestamp_nsecs is None:
                 raise ValueError("Orbax's own metadata are not whole")
             return about
@@ -52,10 +64,18 @@ class StoredArrays:
         self.tree, self._saved = about.metadata, digests_in(path, about.custom_metadata or {})
 
     def load(self, wanted):
-        """The arrays. wanted: the same tree, of ShapeDtypeStructs with shardings: of any dtype, on any mesh.
+        """Read the arrays and compare them with their digests.
 
-        Raises DamagedCheckpoint where an array is not what was saved, rounded to the dtype that is wanted: it
-        names the array.
+        Args:
+            wanted: The same tree, of ShapeDtypeStructs with shardings. Any dtype and any mesh will
+                do.
+
+        Returns:
+            The tree of arrays.
+
+        Raises:
+            DamagedCheckpoint: An array is not what was saved, rounded to the dtype in `wanted`. The
+                message has the array's name.
         """
 
         def read():
@@ -64,7 +84,7 @@ class StoredArrays:
         tree = read_together(self.path, read, by_path(wanted), REMEDY)
         leaves, kept = by_path(tree), self._saved
         saved = {name: kept.get(name, {}).get(leaf.dtype.name) for name, leaf in leaves.items()}
-        # Read in a dtype that is neither the stored one nor one of FLOATS
+        # These are read in a dtype without a digest: neither the stored dtype nor one of FLOATS
         unknown = [name for name in leaves if saved[name] is None and name in kept]
         if unknown:
             say(f"{self.path}: not checked, as no digests are of their dtype: {', '.join(unknown)}")
@@ -74,11 +94,11 @@ class StoredArrays:
 
 
 def _digests(leaf):
-    """{dtype: digest} of an array for each dtype that it may be read in."""
+    """Compute {dtype: digest} of an array, for each dtype in which it may be read."""
     own = leaf.dtype.name
     return {kind: _digest(leaf, kind) for kind in (FLOATS if own in FLOATS else (own,))}
 
 
 def _digest(leaf, dtype):
-    # Waits for each: one array after the other, see store._digests
+    # int() waits for the result, so arrays follow one after the other: see store._digests
     return int(_fingerprint(on_device(leaf), dtype=dtype))

@@ -1,4 +1,4 @@
-"""A checkpoint that is not what was saved, and how the processes of a run learn of it together."""
+"""Damaged checkpoints: find the damage, and report it on all processes of a run together."""
 
 import functools
 import logging
@@ -15,11 +15,11 @@ import jax
 from deepseek_jax.errors import Fault
 from deepseek_jax.parallel.processes import from_each
 
-# What keeps a process from reading files that may be whole
+# Errors that are not the files' fault: the files may be undamaged
 NOT_OF_THE_FILES = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
-# Names in a message
+# Most names of arrays in a message
 MOST = 5
-# The end of a message about what no earlier checkpoint can take the place of
+# The end of a message about a checkpoint that no earlier one can replace
 REMEDY = "; put back a copy, or remove it and make it anew"
 
 
@@ -30,17 +30,28 @@ class DamagedCheckpoint(Fault, ValueError):
 
 
 def read_together(path: str | Path, read: Callable, names=(), remedy: str = ""):
-    """read(), which every process calls. Raises DamagedCheckpoint, on all processes, where the files of one
-    of them cannot be read.
+    """Call a function that reads files, and raise an error on all processes if it fails on one.
 
-    path: what is read. names: of the arrays in it, one of which the message names if the failure does.
-    remedy: the end of the message. A failure that is not of the files (memory, permissions) is raised as it
-    is, and on the other processes as a RuntimeError.
+    Every process calls it. A failure that is not the files' fault (memory, permissions) is raised
+    unchanged on its process, and as a RuntimeError on the others.
+
+    Args:
+        path: The place of the files, for messages.
+        read: A function without arguments.
+        names: Names of the arrays in the files. The message has the one that the failure mentions.
+        remedy: The end of the message.
+
+    Returns:
+        The result of read() on this process.
+
+    Raises:
+        DamagedCheckpoint: One process cannot read its files. All processes raise it.
+        RuntimeError: Another process failed, but its files are not to blame.
     """
     result = failure = None
     try:
         result = read()
-    # Orbax, tensorstore, safetensors and json raise errors of their own, none of which names the checkpoint
+    # Orbax, tensorstore, safetensors and json raise different errors; none names the checkpoint
     except Exception as error:
         failure = error
     found = None
@@ -49,7 +60,7 @@ def read_together(path: str | Path, read: Callable, names=(), remedy: str = ""):
         damaged = not isinstance(failure, NOT_OF_THE_FILES)
         found = {"damaged": damaged, "why": f"cannot read {what} ({why[:300]})"}
     every = [(process, each) for process, each in enumerate(from_each(found)) if each is not None]
-    # Damage first: the other processes may have failed because they waited for the one that found it
+    # Damage first: other processes may have failed only because they waited for the one that met it
     for process, each in sorted(every, key=lambda one: not one[1]["damaged"]):
         if each["damaged"]:
             text = f"{path} is damaged: process {process} {each['why']}{remedy}"
@@ -59,7 +70,16 @@ def read_together(path: str | Path, read: Callable, names=(), remedy: str = ""):
 
 
 def digests_in(path: str | Path, saved: dict):
-    """The digests that stand with what was saved in `path`. Raises ValueError where there are none."""
+    """Return the digests that were saved with a checkpoint.
+
+    Args:
+        path: The checkpoint, for messages.
+        saved: The dict of metadata that was saved with it.
+
+    Raises:
+        ValueError: There are no digests, because an earlier version of this project wrote the
+            checkpoint.
+    """
     if "digests" not in saved:
         raise ValueError(
             f"{path} has no digests: an earlier version of this project wrote it, and this one does not read "
@@ -69,9 +89,13 @@ def digests_in(path: str | Path, saved: dict):
 
 
 def check_digests(path: str | Path, found: dict, saved: dict, remedy: str = ""):
-    """Raise DamagedCheckpoint, with the names, where parts of a checkpoint are not what was saved.
+    """Raise DamagedCheckpoint, with the names, if parts of a checkpoint are not what was saved.
 
-    found, saved: {name: digest}.
+    Args:
+        path: The checkpoint, for messages.
+        found: {name: digest} of the parts as they are now. Each of these names is checked.
+        saved: {name: digest} of the parts as they were saved.
+        remedy: The end of the message.
     """
     changed = sorted(name for name in found if found[name] != saved.get(name))
     if changed:
@@ -84,7 +108,10 @@ def check_digests(path: str | Path, found: dict, saved: dict, remedy: str = ""):
 
 
 def _name_in(failure, names):
-    """The array of which a failure tells, or None. Orbax stores a/b as a.b, a folder within its database."""
+    """Return the name of the array that a failure mentions, or None.
+
+    Orbax stores the array a/b as a.b, a folder within its database.
+    """
     text = str(failure)
     for name in names:
         if re.search(rf"['\"]{re.escape(name.replace('/', '.'))}/", text):
@@ -94,17 +121,18 @@ def _name_in(failure, names):
 
 @functools.cache
 def quiet_orbax():
-    """Keep what Orbax and its threads say of damaged files off the console of this process, because
-    DamagedCheckpoint says it. --verbosity=1 shows it all.
+    """Hide what Orbax and its threads print about damaged files: DamagedCheckpoint says it.
+
+    It acts on the console of this process. --verbosity=1 shows everything.
     """
-    # Orbax logs each attempt as an error; asyncio logs the errors of readings that nobody waits for any more
+    # Orbax logs each attempt as an error, and asyncio the errors of reads that nobody waits for
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or _shows())
     logging.getLogger("asyncio").addFilter(lambda record: _shows())
     warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
     before = sys.unraisablehook
 
     def hook(error):
-        # Readings that end after Orbax has given up
+        # Reads that end after Orbax has given up
         last = traceback.extract_tb(error.exc_traceback)[-1:]
         late = any("orbax" in frame.filename or "uvloop" in frame.filename for frame in last)
         if not late or _shows():

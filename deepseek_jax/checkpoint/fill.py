@@ -1,4 +1,4 @@
-"""Fill sharded parameters from stored tensors: each process reads its share, and devices exchange columns."""
+"""Sharded parameters from stored tensors: processes read their shares, devices exchange columns."""
 
 import collections
 import contextlib
@@ -21,19 +21,32 @@ from deepseek_jax.checkpoint.tree import abstract_params, compute_dtype, from_pa
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.ops.fp8 import BLOCK, dequantize
 
-# One scale for 128 columns of a row: rows that are read alone have their block's scales
+# Rows are read without the rest of their block, with one scale for 128 columns of each row
 ROW_BLOCK = (1, BLOCK[1])
-# Most bytes of rows that wait for the devices, but for those of one step
+# Most bytes of rows that are read ahead of the devices; a single step may have more
 AHEAD_BYTES = 2**28
 
 
 def load_tensors(config: ModelConfig, source, dtype: str | None = None, mesh: Mesh | None = None):
-    """Fill the parameters from a source with HFFiles' dtype, read_rows and READS: -> (config, params).
+    """Read all parameters from a source of tensors, placed on the mesh.
 
     The processes of the mesh call it together; share.py says what each of them reads.
-    source.read_rows(name, rows) returns rows in the order asked for, so it may also read whole tensors; up
-    to READS threads call it at once. Raises ValueError for a number that is not finite: it names the tensor
-    and source.where(tensor).
+
+    Args:
+        config: The model; its tensors are the ones in hf_names.
+        source: Has the methods dtype, read_rows and where, and the number READS, of
+            hf_files.HFFiles. source.read_rows(name, rows) returns rows in the requested order, so
+            it may also read whole tensors. Up to READS threads call it at once.
+        dtype: Dtype of the parameters, except router biases, which are float32. None: keep the
+            stored dtypes, with bfloat16 for FP8.
+        mesh: None places the parameters on the default device.
+
+    Returns:
+        (config, params). config.dtype suits the parameters, see tree.compute_dtype.
+
+    Raises:
+        ValueError: A number is not finite. The message has the tensor's name and
+            source.where(tensor).
     """
     wanted = abstract_params(config, _dtypes(config, source, dtype), mesh)
     stored = by_parameter(config)
@@ -47,23 +60,35 @@ def load_tensors(config: ModelConfig, source, dtype: str | None = None, mesh: Me
 
 
 def decode(tensor, scale, dtype, tile: tuple[int, int] = BLOCK):
-    """A stored tensor in the dtype of a parameter: FP8 times its scale in float32, then cast."""
+    """Convert a stored tensor to a parameter's dtype: FP8 times its scale in float32, then cast.
+
+    Args:
+        tensor: The tensor as stored.
+        scale: The scales of an FP8 tensor; None for other dtypes.
+        dtype: The parameter's dtype.
+        tile: Rows and columns that share one scale.
+    """
     return (tensor if scale is None else dequantize(tensor, scale, tile)).astype(dtype)
 
 
 class Step(NamedTuple):
-    """A step of share.steps: start and pieces, of the parameter at `path`."""
+    """A step of share.steps, for one parameter.
+
+    Attributes:
+        start: The place of the pieces in each device's block.
+        pieces: [(Piece, its devices)].
+    """
 
     path: str
     start: tuple[int, ...]
     pieces: list[tuple[Piece, list]]
 
     def read(self, source):
-        """[(rows, scale or None)] of its pieces."""
+        """Read the pieces: a list of (rows, scale or None)."""
         return [source.read_rows(piece.name, piece.rows) for piece, _ in self.pieces]
 
     def bytes(self, source):
-        """Of its rows, without scales."""
+        """Return the size of the pieces' rows in bytes, without scales."""
         return sum(
             len(piece.rows) * math.prod(piece.turn.shape[1:]) * source.dtype(piece.name).itemsize
             for piece, _ in self.pieces
@@ -76,10 +101,17 @@ def _asked(path, leaf, stored):
 
 
 def read_ahead(source, asked: Iterable[Step]):
-    """Read steps, up to source.READS at once: yields (Step, what it read), in their order. A file system over
-    a network answers many reads in the time of one.
+    """Read steps ahead of their use, up to source.READS at once.
+
+    A file system over a network answers many reads in the time of one.
+
+    Args:
+        source: As in load_tensors.
+
+    Yields:
+        (Step, what Step.read returned), in the order of the steps.
     """
-    # (Step, future, bytes) under way
+    # The reads under way: (Step, future, bytes)
     ahead = collections.deque()
 
     def first():
@@ -104,8 +136,15 @@ def read_ahead(source, asked: Iterable[Step]):
 
 
 def fill(leaf: jax.ShapeDtypeStruct, stored: dict, read):
-    """Place one parameter: -> the array. leaf: of abstract_params; stored: its entry of share.by_parameter.
-    read: what read_ahead yields of its steps.
+    """Place one parameter on its devices.
+
+    Args:
+        leaf: From tree.abstract_params.
+        stored: The parameter's entry in share.by_parameter.
+        read: The pairs (Step, rows) that read_ahead yields for the parameter.
+
+    Returns:
+        The array.
     """
     parameter = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
     moves = while_read(leaf, next(iter(stored.values()))[1])[1] if leaf.sharding else ()
@@ -124,10 +163,10 @@ def _all_finite(parameter):
 
 
 def _finite(source, parameter, stored):
-    """The parameter. Raises ValueError where a number of it is not finite."""
+    """Return the parameter, or raise ValueError if one of its numbers is not finite."""
     if _all_finite(parameter):
         return parameter
-    # Only now: reading tensors whole takes time, and each process can name the one at fault
+    # Only after a failure: whole tensors take time to read. Each process can name the faulty one
     for name, turn in stored.values():
         tensor = decode(*source.read_rows(name, np.arange(turn.shape[0])), jnp.float32, ROW_BLOCK)
         broken = np.argwhere(~np.isfinite(np.asarray(tensor)))
@@ -140,8 +179,14 @@ def _finite(source, parameter, stored):
 
 
 def _on_devices(sharding, read):
-    """(rows, scale or None), with a leading axis of devices that have one piece each. read: [((rows, scale)
-    of a piece, its devices)].
+    """Place the rows and scales of a step on the devices, under a leading axis of devices.
+
+    Args:
+        sharding: The parameter's sharding, or None without a mesh.
+        read: [((rows, scale or None) of a piece, its devices)].
+
+    Returns:
+        (rows, scale or None). Each device has one piece.
     """
     if sharding is None:
         return jax.tree.map(lambda array: array[None], read[0][0])
@@ -163,14 +208,20 @@ def _on_devices(sharding, read):
 
 @functools.cache
 def _writer(turn, sharding, moves):
-    """Jitted (parameter, rows, scale, start) -> parameter with every device's rows in its block, in place.
+    """Build the jitted function that writes one step into a parameter, in place.
 
-    turn, moves: of a step's pieces. start: the place in the block, the same on all devices.
+    The function is (parameter, rows, scale, start) -> parameter. It puts every device's rows into
+    its block, at the place `start`, which is the same on all devices.
+
+    Args:
+        turn: The Turn of the step's pieces.
+        sharding: The parameter's sharding, or None without a mesh.
+        moves: From share.while_read.
     """
 
     def write(parameter, rows, scale, start):
         update = turn.to_parameter(decode(rows, scale, parameter.dtype, ROW_BLOCK)[0])
-        # Stacked axes (layer, expert, half) get size 1, so that update and parameter have the same rank
+        # Stacked axes (layer, expert, half) get size 1: update and parameter need the same rank
         shape = iter(update.shape)
         update = update.reshape([next(shape) if axis == ":" else 1 for axis in turn.index])
         for move in reversed(moves):
@@ -187,7 +238,7 @@ def _writer(turn, sharding, moves):
 
 
 def _undo(move, update):
-    """Give each device its own columns of all rows, where it has all columns of its rows."""
+    """Give each device its columns of all rows, in place of all columns of its rows."""
     column, row, axes = move
     if row is not None:
         return jax.lax.all_to_all(update, axes, split_axis=column, concat_axis=row, tiled=True)
@@ -197,7 +248,11 @@ def _undo(move, update):
 
 
 def _dtypes(config, source, dtype):
-    """The dtype of every parameter, by path: `dtype`, or what the dtypes of its stored tensors promote to."""
+    """Choose the dtype of every parameter: `dtype`, or the one that its stored tensors promote to.
+
+    Returns:
+        {path: dtype}.
+    """
     dtypes = {}
     for name, parts in tensors(config).items():
         stored = source.dtype(name)

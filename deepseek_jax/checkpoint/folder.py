@@ -1,4 +1,4 @@
-"""Write a new folder: complete or not at all."""
+"""New folders, on disk or in a bucket, that are written completely or not at all."""
 
 import contextlib
 import os
@@ -9,16 +9,21 @@ from pathlib import Path
 from deepseek_jax.files import absolute, as_path, below, is_remote, remove_folder
 from deepseek_jax.parallel.processes import barrier, first_process, from_each
 
-# Bytes read at a file's beginning and at its end: other weights differ in these
+# Bytes that fingerprint reads at a file's beginning and at its end: other weights differ there
 ENDS = 2**16
-# In a folder of a bucket until it is complete: a bucket has no folders to rename
+# A file in a bucket's folder until the folder is complete: a bucket has no folders to rename
 UNFINISHED = "UNFINISHED"
-# The end of a local folder's name until it is complete, and others that only a killed process leaves
+# PARTIAL and random letters end a local folder's name until it is complete. PARTIALS matches such
+# folders, and only a killed process leaves one
 PARTIAL, PARTIALS = ".partial-", ".*.partial-*"
 
 
 def check_new(folder: str | Path):
-    """Raise ValueError unless folder is absent or empty, and what stands above it are folders."""
+    """Raise ValueError unless a folder can be written anew: it is absent or empty.
+
+    A path above it must not be a file. A bucket's folder that whole_folder did not finish counts as
+    empty.
+    """
     folder = as_path(folder)
     files = [above for above in folder.parents if not is_remote(folder) and above.is_file()]
     if files:
@@ -29,20 +34,23 @@ def check_new(folder: str | Path):
 
 
 def is_whole(folder: str | Path):
-    """Whether a folder that whole_folder makes is there, complete."""
+    """Return whether a folder that whole_folder writes is there and complete."""
     return not is_unfinished(folder) and as_path(folder).exists()
 
 
 def is_unfinished(folder: str | Path):
-    """Whether whole_folder was interrupted in this folder of a bucket: what is there does not count."""
+    """Return whether whole_folder was interrupted in this folder of a bucket.
+
+    The files in such a folder do not count. A local folder is never unfinished.
+    """
     return is_remote(folder) and (as_path(folder) / UNFINISHED).exists()
 
 
 def fingerprint(path: str | Path):
-    """16 hexadecimal digits for the files at a path, without reading them all.
+    """Identify the files at a path by 16 hexadecimal digits, without reading them completely.
 
-    They cover the name, the size, the beginning and the end of every file. Where there is no file, they
-    cover the path alone.
+    The digits cover the name, the size, the beginning and the end of every file. If the path is no
+    folder, they also cover the path itself. If nothing is there, they cover only the path.
     """
     path, digest = as_path(path), blake2b(digest_size=8)
     if not path.is_dir():
@@ -67,11 +75,12 @@ def _digest_ends(digest, path):
 
 @contextlib.contextmanager
 def whole_folder(folder: str | Path):
-    """Yield a new folder beside `folder`; rename it to `folder` at the end, or delete it if anything fails.
+    """Yield a new folder that takes the place of `folder` when the block ends.
 
-    The processes of a run enter together, on a file system that they share. They get the same folder, which
-    process 0 creates and renames once all of them are done with it. In a bucket they get `folder` itself,
-    which holds UNFINISHED until then.
+    The new folder stands next to `folder`. At the end it is renamed to `folder`, or deleted if
+    anything fails. The processes of a run enter together, on a file system that they share, and get
+    the same new folder. Process 0 creates it, and renames it once all of them are done. In a bucket
+    they get `folder` itself, which has the file UNFINISHED until then.
     """
     folder = absolute(folder)
     begin = _marked if is_remote(folder) else _new_beside
@@ -83,7 +92,7 @@ def whole_folder(folder: str | Path):
             if partial == folder:
                 (folder / UNFINISHED).unlink()
             else:
-                # A rename also takes the place of an empty folder, which check_new allows
+                # A rename also replaces an empty folder, which check_new allows
                 os.replace(partial, folder)
         barrier(f"{folder} is there")
     except BaseException:
@@ -99,16 +108,16 @@ def write_files(folder: str | Path, files: dict[str, bytes] | None):
 
 
 def _marked(folder):
-    """The path of a folder of a bucket, emptied and marked as UNFINISHED: str."""
+    """Empty a bucket's folder, mark it as UNFINISHED and return its path, a str."""
     remove_folder(folder)
     (folder / UNFINISHED).write_text("")
     return str(folder)
 
 
 def _new_beside(folder):
-    """The path of a new folder with a name of its own beside `folder`: str."""
+    """Create a folder with a unique name next to `folder` and return its path, a str."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}{PARTIAL}")
-    # mkdtemp lets nobody but its owner read
+    # mkdtemp lets only the owner read
     os.chmod(partial, 0o755)
     return partial

@@ -1,4 +1,4 @@
-"""GGUF files of the Llama architecture, read through the gguf library."""
+"""GGUF files of the Llama architecture: read their config and weights with the gguf library."""
 
 import functools
 from pathlib import Path
@@ -37,11 +37,22 @@ OPTIONAL = {
 def load_gguf(
     path: str | Path, dtype: str | None = None, mesh: Mesh | None = None
 ) -> tuple[ModelConfig, Any]:
-    """Read a .gguf file: -> (ModelConfig, params), the tree of models.init_params, unboxed.
+    """Read the config and the weights of a .gguf file.
 
-    Weights are dequantised one tensor at a time. dtype: of the parameters, default float32. mesh: as in
-    load_hf. Raises ValueError for a file that is not GGUF or is cut short, for an architecture other than
-    llama, for scaled RoPE, and for a tensor that is missing, extra or wrongly shaped, naming it and the file.
+    Weights are dequantised one tensor at a time.
+
+    Args:
+        path: A local path or an address in a bucket.
+        dtype: Dtype of the parameters; None is float32.
+        mesh: As in load_hf.
+
+    Returns:
+        (ModelConfig, params), where params is the tree of models.init_params, unboxed.
+
+    Raises:
+        ValueError: The file is not GGUF or is cut short; its architecture is not llama; it has
+            scaled RoPE; or a tensor is missing, extra or wrongly shaped. In the last case the
+            message has the tensor's name and the file.
     """
     path = staged(path)
     file, config = _opened(path)
@@ -49,12 +60,16 @@ def load_gguf(
 
 
 def gguf_config(path: str | Path):
-    """The ModelConfig of a .gguf file, without its weights. Raises ValueError as load_gguf does."""
+    """Read the ModelConfig of a .gguf file, without its weights.
+
+    Raises:
+        ValueError: As load_gguf does.
+    """
     return _opened(staged(path))[1]
 
 
 def _opened(path):
-    """(GgufFile, ModelConfig)."""
+    """Read a file's metadata: (GgufFile, ModelConfig)."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist; give a .gguf file")
     file = read_gguf(path)
@@ -62,15 +77,20 @@ def _opened(path):
 
 
 def unpermute(rows, heads: int):
-    """Undo llama.cpp's order of the rows of a query or key projection: [heads x d] -> the same, half-split.
+    """Undo llama.cpp's order of the rows of a query or key projection.
 
-    Its converter puts rows i and i + x / 2 of a head, a rotary pair, side by side.
+    For heads of size x, llama.cpp's converter puts rows i and i + x / 2 of a head, a rotary pair,
+    next to each other. The result is half-split again.
+
+    Args:
+        rows: [heads x, d].
+        heads: Number of heads.
     """
     return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
 
 
 def _config(path, file):
-    # Arrays hold the vocabulary, which data.gguf_tokenizer reads
+    # Lists have the vocabulary, which data.gguf_tokenizer reads
     read = {key: value for key, value in file.metadata.items() if not isinstance(value, list)}
     if read.get("general.architecture") != "llama":
         raise ValueError(
@@ -97,9 +117,10 @@ def _config(path, file):
 
 
 class _Tensors:
-    """The source of load_tensors: the file's tensors under their Hugging Face names."""
+    """The source of load_tensors: a file's tensors under their Hugging Face names."""
 
-    # Devices that hold other rows of the same tensor ask one after the other: dequantise it once
+    # One read at a time: devices that need other rows of the same tensor follow each other, so that
+    # it is dequantised once
     READS = 1
 
     def __init__(self, path, file, config):

@@ -1,4 +1,4 @@
-"""The contents of a .gguf file, for its readers: the config, the weights and the tokenizer."""
+"""The content of a .gguf file, for the readers of its config, its weights and its tokenizer."""
 
 import functools
 from pathlib import Path
@@ -8,19 +8,28 @@ import gguf
 
 
 class GgufFile(NamedTuple):
-    """metadata: key -> value. tensors: the gguf library's, whose data stay on disk until they are read."""
+    """The metadata and the tensors of a .gguf file.
+
+    Attributes:
+        metadata: {key: value}.
+        tensors: Tensors of the gguf library. Their data stay on disk until they are read.
+    """
 
     metadata: dict
     tensors: list[gguf.ReaderTensor]
 
 
 def read_gguf(path: str | Path) -> GgufFile:
-    """Read a file's metadata, and list its tensors. Raises ValueError where it is not GGUF or not whole."""
+    """Read the metadata of a .gguf file, and list its tensors.
+
+    Raises:
+        ValueError: The file is not GGUF, or is cut short.
+    """
     stat = Path(path).stat()
     return _read(Path(path), stat.st_size, stat.st_mtime_ns)
 
 
-# The library goes through a vocabulary token by token, which takes seconds, and a run has several readers
+# Cached: the library reads a vocabulary token by token, in seconds, and a run has several readers
 @functools.lru_cache(maxsize=2)
 def _read(path, _size, _modified):
     try:

@@ -1,4 +1,4 @@
-"""Convert config.json to ModelConfig and back, in the spellings of transformers 4 and 5."""
+"""Conversion of config.json to ModelConfig and back, in the spellings of transformers 4 and 5."""
 
 import dataclasses
 from pathlib import Path
@@ -19,7 +19,7 @@ ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
     "llama": "LlamaForCausalLM",
 }
-# The decoder always does this. config.json may leave these fields out, but not contradict them.
+# What the decoder always does: config.json may omit these fields, but not contradict them
 FIXED = {
     "hidden_act": "silu",
     "attention_bias": False,
@@ -27,17 +27,17 @@ FIXED = {
     "use_sliding_window": False,
     "moe_layer_freq": 1,
     "rope_interleave": True,
-    # MLA's pairs are side by side, an indexer's half-split
+    # Rotary pairs are adjacent in MLA, and half-split in an indexer
     "indexer_rope_interleave": False,
     "partial_rotary_factor": 1.0,
 }
-# model_type -> (scoring_func, the topk_methods that are modelled, the default first)
+# model_type -> (scoring_func, supported topk_methods with the default first)
 ROUTERS = {
     "deepseek_v3": ("sigmoid", ("noaux_tc",)),
     "deepseek_v32": ("sigmoid", ("noaux_tc",)),
     "deepseek_v2": ("softmax", ("greedy", "group_limited_greedy")),
 }
-# Name of a field in transformers 5 -> ours, which is that of the released files
+# Name of a field in transformers 5 -> our name, which the released files use
 ALIASES = {"num_mtp_layers": "num_nextn_predict_layers"}
 FP8_QUANTIZATION = {
     "quant_method": "fp8",
@@ -45,19 +45,23 @@ FP8_QUANTIZATION = {
     "activation_scheme": "dynamic",
     "weight_block_size": [128, 128],
 }
-# quantization_config.scale_fmt of DeepSeek-V3.1 and V3.2: powers of two, stored as float32. Some scales of
-# V3.1's o_proj are none all the same, so only new scales are bound to it
+# quantization_config.scale_fmt of DeepSeek-V3.1 and V3.2: scales are powers of two, stored as
+# float32. Some scales of V3.1's o_proj are not, so only new scales have to follow it
 POWERS_OF_TWO = "ue8m0"
-# What the folder of an adapter has in place of config.json, and that of a reward model
+# The file that an adapter's folder has in place of config.json, and the one of a reward model
 ADAPTER, REWARDING = "adapter_config.json", "reward_model.json"
 FIELDS = [f.name for f in dataclasses.fields(ModelConfig) if f.name not in HOW_TO_RUN]
-# ModelConfig lists these together, those of multi-token prediction among them, up to rope_theta
+# ModelConfig lists these together, with multi-token prediction among them, up to rope_theta
 MOE_FIELDS = FIELDS[FIELDS.index("n_routed_experts") : FIELDS.index("rope_theta")]
 ROPE_FIELDS = [f.name for f in dataclasses.fields(RopeScaling)]
 
 
 def read_config(folder: str | Path):
-    """The ModelConfig of folder/config.json. Its ValueErrors, those of parse_config too, name the path."""
+    """Read the ModelConfig of folder/config.json.
+
+    Raises:
+        ValueError: As read_json and parse_config do. The message has the file's path.
+    """
     raw = read_json(folder)
     try:
         return parse_config(raw)
@@ -66,8 +70,12 @@ def read_config(folder: str | Path):
 
 
 def read_json(folder: str | Path):
-    """folder/config.json as a dict. Raises ValueError, with the path, if it is missing or not an object, if
-    writing the folder was interrupted, and for the folder of a run or of an adapter.
+    """Read folder/config.json as a dict.
+
+    Raises:
+        ValueError: The file is missing or is not a JSON object; the folder was not written
+            completely; or it is the folder of a run, an adapter or a reward model. The message has
+            the path.
     """
     if is_unfinished(folder):
         raise ValueError(f"{folder} is not complete: {UNFINISHED} is there; write it again")
@@ -92,14 +100,19 @@ def read_json(folder: str | Path):
         raise ValueError(f"{path} is not JSON: {error}; take another copy of it") from error
     if not isinstance(raw, dict):
         raise ValueError(f"{path} holds a {type(raw).__name__}; it must be an object with fields")
-    # A run's own config, see recipes.workdir
+    # The config of a run, see recipes.workdir
     if "recipe" in raw:
         raise ValueError(f"{folder} is the folder of a run; {stages_left(path.parent)}")
     return raw
 
 
 def parse_config(raw: dict):
-    """config.json's dict -> ModelConfig. Raises ValueError, with the field, for what is not modelled here."""
+    """Convert config.json's dict to a ModelConfig.
+
+    Raises:
+        ValueError: The dict describes something that is not modelled here. The message has the
+            field.
+    """
     family = raw.get("model_type")
     if family not in ARCHITECTURES:
         raise ValueError(f"model_type={family!r} is not one of {sorted(ARCHITECTURES)}")
@@ -120,7 +133,7 @@ def parse_config(raw: dict):
                 f"num_key_value_heads={raw['num_key_value_heads']} must equal num_attention_heads={heads}: "
                 f"a {family} model has latent attention"
             )
-        # transformers writes qk_rope_head_dim there
+        # transformers writes qk_rope_head_dim into head_dim
         fields.pop("head_dim", None)
     if isinstance(raw.get("eos_token_id"), list):
         fields["eos_token_id"] = tuple(raw["eos_token_id"])
@@ -128,11 +141,13 @@ def parse_config(raw: dict):
 
 
 def config_json(config: ModelConfig, *, dtype, fp8: bool = False, like: dict | None = None):
-    """ModelConfig -> config.json's dict, in the spelling that transformers 4 and 5 both read.
+    """Convert a ModelConfig to config.json's dict, in a spelling for transformers 4 and 5.
 
-    dtype: of the parameters. fp8: whether projections are quantised. like: the dict of another config.json,
-    whose fields stay as they are, dtype, quantisation and spelling included, except for those that config
-    changes.
+    Args:
+        dtype: Dtype of the parameters.
+        fp8: Whether projections are quantised.
+        like: The dict of another config.json. Its fields stay as they are, with dtype, quantisation
+            and spelling, except for the fields that config changes.
     """
     written = _fields_json(config)
     if like is None:
@@ -147,18 +162,19 @@ def config_json(config: ModelConfig, *, dtype, fp8: bool = False, like: dict | N
 
 
 def scales_are_powers_of_two(raw: dict):
-    """Does a config.json, as a dict, say that the scales of FP8 tensors are powers of two?"""
+    """Return whether a config.json, as a dict, says that FP8 scales are powers of two."""
     return (raw.get("quantization_config") or {}).get("scale_fmt") == POWERS_OF_TWO
 
 
 def _required(raw):
-    """Fields that config.json must have, because transformers' defaults for them are not ours."""
+    """Return the fields that config.json must have, as transformers' defaults for them differ."""
     required = [f.name for f in dataclasses.fields(ModelConfig) if f.default is dataclasses.MISSING]
     if raw.get("n_routed_experts"):
         required += ["num_experts_per_tok", "first_k_dense_replace", "routed_scaling_factor"]
         is_v2 = raw["model_type"] == "deepseek_v2"
         required += [] if is_v2 else ["n_group", "topk_group"]
-    # Qwen3's head_dim is no quotient: the 0.6B model has 16 heads of 128 at a hidden_size of 1024
+    # Qwen3's head_dim is not hidden_size / num_attention_heads: the 0.6B model has 16 heads of 128
+    # at a hidden_size of 1024
     return required + (["head_dim"] if raw["model_type"] == "qwen3" else [])
 
 
@@ -189,7 +205,7 @@ def _check_fixed(raw):
 
 
 def _router(raw):
-    """DeepSeek's router fields, with the defaults that its config.json leaves out."""
+    """Return DeepSeek's router fields, with defaults for the ones that config.json omits."""
     scoring, methods = ROUTERS[raw["model_type"]]
     method = raw.get("topk_method") or methods[0]
     if method not in methods or raw.get("scoring_func", scoring) != scoring:
@@ -205,14 +221,17 @@ def _router(raw):
 
 
 def _rope(raw):
-    """rope_theta and rope_scaling from rope_parameters (transformers 5) or from fields of those names."""
+    """Return rope_theta and rope_scaling as a dict of ModelConfig's fields.
+
+    transformers 5 has them in rope_parameters, older files in fields of these names.
+    """
     rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-    # The default of transformers
+    # 10000 is the default of transformers
     theta = rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
     # `type` is the older name, and a file may have both
     kind = rope.pop("type", None)
     kind = rope.pop("rope_type", None) or kind or "default"
-    # Fields that only state what is done here anyway
+    # These fields only state what the model does anyway
     for key, value in {"partial_rotary_factor": 1.0, "truncate": True}.items():
         if rope.get(key) == value:
             del rope[key]
@@ -235,7 +254,7 @@ def _rope(raw):
 
 
 def _fields_json(config):
-    """The fields of config that matter to its family, by Hugging Face's older names."""
+    """Return the fields of config that matter to its family, by Hugging Face's older names."""
     fields = {name: getattr(config, name) for name in FIELDS}
     if not config.n_routed_experts:
         fields = {name: value for name, value in fields.items() if name not in MOE_FIELDS}
@@ -248,12 +267,12 @@ def _fields_json(config):
         }
     if isinstance(config.eos_token_id, tuple):
         fields["eos_token_id"] = list(config.eos_token_id)
-    # Qwen2 always has these biases, on queries, keys and values, and no field for them
+    # Qwen2 always has biases on queries, keys and values, and no field for them
     if config.model_type != "qwen2":
         fields["attention_bias"] = False
     if config.is_mla:
         fields |= {"num_key_value_heads": config.num_attention_heads, "moe_layer_freq": 1}
-        # null where queries have no low rank: without the field, transformers assumes a rank of 1536
+        # null if queries have no low rank: without the field, transformers assumes a rank of 1536
         fields["q_lora_rank"] = config.q_lora_rank
         method = ROUTERS[config.model_type][1]
         fields["topk_method"] = method[-1] if config.n_group > 1 else method[0]
@@ -261,7 +280,7 @@ def _fields_json(config):
 
 
 def _changed(config, written, like):
-    """like, with the fields replaced in which config differs from it."""
+    """Return a copy of `like` with new values for the fields in which config differs from it."""
     before = parse_config(like)
     changed = {name for name in FIELDS if getattr(before, name) != getattr(config, name)}
     result = dict(like)

@@ -1,4 +1,4 @@
-"""Write parameters to a Hugging Face folder, one file at a time: complete or not at all."""
+"""Parameters as a Hugging Face folder, written one file at a time: completely or not at all."""
 
 import functools
 import json
@@ -31,7 +31,7 @@ from deepseek_jax.models import ModelConfig
 from deepseek_jax.ops.fp8 import BLOCK, quantize
 
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
-# No weights and no code
+# Patterns of the files that are copied from `like`: no weights and no code
 COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README*")
 NOT_COPIED = ("config.json", "*.index.json")
 
@@ -45,23 +45,33 @@ def save_hf(
     max_shard_size: int | str = "5GB",
     files: dict[str, bytes] | None = None,
 ) -> None:
-    """Write config.json, safetensors and their index, as transformers reads them.
+    """Write a Hugging Face folder for transformers: config.json, safetensors and their index.
 
-    params: the tree of models.init_params, unboxed, in any float dtypes, which the files keep. like: the
-    Hugging Face folder that params came from, or its name on the hub. Then each tensor gets the dtype it has
-    there, unchanged tensors are written with the same bytes (FP8 scales included), config.json keeps the
-    fields that are not modelled here, and the files of COPIED (tokenizer, generation_config.json) are copied.
-    fp8 quantises the projections, as DeepSeek-V3 does. New scales are powers of two where the scale_fmt of
-    `like`'s quantization_config is "ue8m0" (DeepSeek-V3.1), and those of a V3.2 without `like`.
-    max_shard_size: of a file, an int of bytes or a str such as "5GB". files: name -> content of the tokenizer
-    that the parameters carry, which takes the place of `like`'s.
-    Raises ValueError before it writes anything: for a folder that is not empty, for params that do not fit
-    config, for a `like` of other shapes. A later failure leaves nothing behind.
+    If writing fails, nothing stays there.
+
+    Args:
+        folder: Absent or empty.
+        params: The tree of models.init_params, unboxed, in any float dtypes. The files have the
+            same dtypes.
+        like: The Hugging Face folder that params came from, or its name on the hub. With it, each
+            tensor gets the dtype that it has there, unchanged tensors are written with the same
+            bytes (FP8 scales included), config.json keeps the fields that are not modelled here,
+            and the files of COPIED (tokenizer, generation_config.json) are copied.
+        fp8: Quantise the projections, as DeepSeek-V3 does. New scales are powers of two if the
+            scale_fmt of like's quantization_config is "ue8m0" (DeepSeek-V3.1), and for a V3.2
+            without `like`.
+        max_shard_size: Largest size of a file: an int of bytes, or a str such as "5GB".
+        files: {name: content} of the tokenizer that the parameters carry. It replaces the tokenizer
+            of `like`.
+
+    Raises:
+        ValueError: The folder is not empty, params do not fit config, or `like` has other shapes.
+            This is raised before anything is written.
     """
     check_new(folder)
     if like:
         like = checkpoint_path(like)
-        # For its errors, which name the file
+        # This call only checks: its errors have the file's path
         read_config(like)
     like_json = read_json(like) if like else None
     export = _Export(config, params, HFFiles(like) if like else None, fp8)
@@ -89,7 +99,11 @@ def save_hf(
 
 
 def hf_tensors(config: ModelConfig, params: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """The parameters (or their gradients) as Hugging Face's tensors: yields (name, numpy array)."""
+    """Yield the parameters, or their gradients, as Hugging Face's tensors.
+
+    Yields:
+        (name, numpy array).
+    """
     flat = checked_by_path(config, params)
     for name, places in tensors(config).items():
         yield name, _gather(flat, places)
@@ -104,9 +118,12 @@ def _copy_side_files(like, folder, with_tokenizer):
 
 
 class _Export:
-    """The tensors to write: `plan` holds their shapes and dtypes by name, a call returns one's array.
+    """The tensors to write, which are encoded one at a time by a call with a name.
 
-    power_of_two: whether new scales are; to be set before the first call.
+    Attributes:
+        plan: {name: ShapeDtypeStruct} of all tensors, FP8 scales included.
+        dtype: The embedding's dtype.
+        power_of_two: Whether new scales are powers of two. Set it before the first call.
     """
 
     def __init__(self, config, params, like, fp8):
@@ -118,7 +135,7 @@ class _Export:
         for name, places in self._places.items():
             self._plan(name, places)
         for name, original in self._originals.items():
-            # A tied head is left out, as usual, unless `like` has one
+            # A tied head is omitted, as usual, unless `like` has one
             if (
                 not config.tie_word_embeddings
                 or name != "lm_head.weight"
@@ -150,7 +167,7 @@ class _Export:
             self.plan[name + SCALE] = jax.ShapeDtypeStruct(blocks, jnp.float32)
 
     def _encode(self, name):
-        """-> (tensor, scale or None): the bytes of `like` where they decode to the same numbers."""
+        """Return (tensor, scale or None), in the bytes of `like` if they decode to the same."""
         ours, dtype = _gather(self._flat, self._places[name]), self.plan[name].dtype
         if self._like and name in self._like and self._like.dtype(name) == dtype:
             tensor, scale = self._like.read(name)
@@ -172,14 +189,14 @@ def _quantize(weights, power_of_two):
 
 
 def _gather(flat, places):
-    """One tensor, joined from the parts of the parameters that hold it."""
+    """Join one tensor from the parts of the parameters that make it up."""
     parts = []
     for path, index, turn in places:
         held = flat[path][tuple(slice(None) if i is None else i for i in index)]
         parts.append(turn.to_view(np.asarray(held)))
     axis = places[0].turn.part[0]
-    # The table's order of parts is not bound to be the tensor's: sort them by where they start
+    # The table may list the parts in another order than the tensor: sort them by their start
     order = np.argsort([place.turn.part[1] for place in places])
     whole = np.concatenate([parts[i] for i in order], axis).reshape(places[0].turn.shape)
-    # safetensors writes memory in its own order, which is the wrong one for a transposed view
+    # safetensors writes bytes as they lie in memory, which is the wrong order for a transposed view
     return np.ascontiguousarray(whole)

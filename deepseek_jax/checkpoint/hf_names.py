@@ -1,7 +1,7 @@
-"""One name table per family: Hugging Face tensors on the left, our parameters on the right, read both ways.
+"""Tables from Hugging Face's tensors to our parameters, for each model family, read both ways.
 
-A line of a table is (tensor name, parameter path, spec); checkpoint/turn.py explains specs. Their letters
-are those of `letter_sizes`.
+A line of a table is (tensor name, parameter path, spec). checkpoint/turn.py explains specs, and
+`letter_sizes` has their letters.
 """
 
 import functools
@@ -35,7 +35,7 @@ MLA_LOW_RANK_QUERY = [
     ("self_attn.q_b_proj.weight", "attention/q_up", "(h n+~r) q -> q h n+r"),
 ]
 INDEXER = [
-    # Its rotary pairs are half-split in the checkpoint too
+    # An indexer's rotary pairs are half-split in the checkpoint too
     ("self_attn.indexer.wq_b.weight", "attention/indexer/q_up", "(j y) q -> q j y"),
     ("self_attn.indexer.wk.weight", "attention/indexer/k", "y d -> d y"),
     ("self_attn.indexer.k_norm.weight", "attention/indexer/k_norm/scale", "y -> y"),
@@ -81,7 +81,11 @@ HEAD = [("lm_head.weight", "head", "v d -> v d")]
 
 
 def layer_table(config: ModelConfig, is_moe: bool):
-    """The table of one layer."""
+    """Return the table of one layer.
+
+    Args:
+        is_moe: Whether the layer has routed experts.
+    """
     if config.is_mla:
         attention = (MLA_LOW_RANK_QUERY if config.q_lora_rank else MLA_QUERY) + MLA
         attention = attention + INDEXER * config.has_indexer
@@ -94,7 +98,11 @@ def layer_table(config: ModelConfig, is_moe: bool):
 
 
 def letter_sizes(config: ModelConfig, is_moe: bool):
-    """{letter of the specs: size}."""
+    """Return {letter of the specs: size}.
+
+    Args:
+        is_moe: Whether the layer has routed experts. In such a layer `f` is the size of one expert.
+    """
     c = config
     return dict(
         d=c.hidden_size,
@@ -117,9 +125,11 @@ def letter_sizes(config: ModelConfig, is_moe: bool):
 
 
 def tensors(config: ModelConfig):
-    """Every tensor of a checkpoint of this config, in the order of its layers: {name: [Place, ...]}.
+    """Map every tensor of a checkpoint of this config to its places in the parameters.
 
-    Together the places fill every parameter exactly once. A tensor with two places is split between them.
+    Returns:
+        {tensor name: [Place, ...]}, in the order of the layers. Together the places fill every
+        parameter exactly once. A tensor with two places is split between them.
     """
     places = {}
     first_moe, layers = config.num_dense_layers, config.num_hidden_layers
@@ -146,9 +156,13 @@ def tensors(config: ModelConfig):
 
 
 def copies(config: ModelConfig):
-    """Tensors that repeat another one of the checkpoint: {name: name of the tensor that it must equal}.
+    """Map each tensor that repeats another one of the checkpoint to that other tensor.
 
-    A multi-token prediction layer repeats the embedding and the head. A tied head is usually left out.
+    A multi-token prediction layer repeats the embedding and the head. A tied head repeats the
+    embedding, and is usually omitted.
+
+    Returns:
+        {tensor name: name of the tensor that it must equal}.
     """
     embedding = "model.embed_tokens.weight"
     head = embedding if config.tie_word_embeddings else "lm_head.weight"
@@ -161,10 +175,11 @@ def copies(config: ModelConfig):
 
 
 def is_projection(name: str):
-    """Whether the released FP8 checkpoints quantise this tensor: attention's and every MLP's matrices, and an
-    indexer's queries and keys.
+    """Return whether the released FP8 checkpoints quantise this tensor.
+
+    They quantise the matrices of attention and of every MLP, and an indexer's queries and keys.
     """
-    # eh_proj, which joins embedding and hidden state, and the weights of an indexer's heads are not
+    # Not quantised: eh_proj, which joins embedding and hidden state, and an indexer's head weights
     if "eh_proj" in name or "weights_proj" in name:
         return False
     return name.endswith(
@@ -173,7 +188,15 @@ def is_projection(name: str):
 
 
 def _add(places, config, is_moe, table, prefix, root, **index):
-    """Add a table's tensors to places, one for each expert. index: l=the layer's position in its stack."""
+    """Add a table's tensors to places; a name with "{e}" is one tensor for each expert.
+
+    Args:
+        places: The dict that `tensors` returns.
+        table: From layer_table, or another table of this file.
+        prefix: Beginning of the tensors' names.
+        root: Beginning of the parameters' paths.
+        index: l, the layer's position in its stack; nothing for parameters outside of a stack.
+    """
     sizes = tuple(letter_sizes(config, is_moe).items())
     for name, path, spec in table:
         # Parameters of stacked layers have a leading axis l

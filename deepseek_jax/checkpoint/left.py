@@ -1,22 +1,24 @@
-"""What a run leaves in its folder: the parameters of a policy, or an adapter."""
+"""Results in a run's folder: find the parameters or the adapter that its stages wrote."""
 
 from pathlib import Path
 
 from deepseek_jax.files import as_path, parse_json
 
-# The names of the folders that runs leave
+# The folders with a stage's result: the parameters of a policy, or an adapter
 LEFT = ("params", "adapter")
-# In the folder of a stage: the record of training.lineage
+# A file in a stage's folder: the record of training.lineage
 STAGE = "stage.json"
-# In each of LEFT: the record of its tokenizer and template, see data.carried
+# A file in each folder of LEFT: the record of tokenizer and template, see data.carried
 RECORD = "carried.json"
-# In the folder of a run: {"stage": the name of the stage that the run is for, or null}
+# A file in a run's folder: {"stage": the name of the stage that the run is for, or null}
 RUN = "run.json"
 
 
 def left_in_run(path: str | Path):
-    """The folder params or adapter that the stage of a run has left which the run is for, where `path` is the
-    run's folder; in that of one of its stages its own; any other path as it is.
+    """Resolve the folder of a run, or of a stage, to the folder params or adapter that it contains.
+
+    For a run, that is the result of the stage that the run is for. Any other path is returned as it
+    is, and so is a folder without a result.
     """
     path = as_path(path)
     stage = path / (stage_of(path) or "") if is_run(path) else path
@@ -27,43 +29,54 @@ def left_in_run(path: str | Path):
 
 
 def record_of(stage: Path) -> dict:
-    """The record of a stage's folder, {} where it is none: stage, its name; start, the stage that it began
-    from; checkpoint, where it is one.
+    """Read the record of a stage's folder; {} if there is none.
+
+    Its fields are stage (the stage's name), start (the stage that it began from) and checkpoint (if
+    it began from one).
     """
     file = stage / STAGE
     return parse_json(file.read_text()) if file.is_file() else {}
 
 
 def run_of(stage: Path) -> Path:
-    """The folder of the run that has a stage's folder."""
+    """Return the folder of the run to which a stage's folder belongs."""
     return stage.parents[record_of(stage)["stage"].count("/")]
 
 
 def params_of_start(stage: Path) -> Path | None:
-    """The folder of the params that the stage left which another began from; None where it has none there."""
+    """Return the folder params of the stage that another stage began from.
+
+    The folder need not exist. None if the stage began from no other.
+    """
     start = record_of(stage).get("start")
     return run_of(stage) / start / LEFT[0] if start else None
 
 
 def stage_of(run: Path) -> str | None:
-    """The name of the stage that a run is for; None where there is no single one, or none yet."""
+    """Return the name of the stage that a run is for, or None.
+
+    None means that there is no single such stage, or that the run has not recorded it yet.
+    """
     file = run / RUN
     return parse_json(file.read_text())["stage"] if file.is_file() else None
 
 
 def is_run(folder: str | Path):
-    """Whether a folder is the work directory of a run: its config.json names a recipe (recipes.workdir)."""
+    """Return whether a folder is a run's work directory: its config.json names a recipe.
+
+    recipes.workdir writes that file.
+    """
     config = as_path(folder) / "config.json"
     try:
         found = parse_json(config.read_text()) if config.is_file() else None
-    # What is wrong with a checkpoint's config.json is said where it is read
+    # If a checkpoint's config.json is damaged, the code that reads the checkpoint says so
     except ValueError:
         return False
     return isinstance(found, dict) and "recipe" in found
 
 
 def stages_left(folder: Path):
-    """The end of a message about the folder of a run: which folders params and adapter are below it."""
+    """Return the end of a message about a run's folder: its folders params and adapter."""
     stages = [each for each in folder.iterdir() if each.is_dir()]
     # A distillation has groups of stages
     stages += [each for group in stages for each in group.iterdir() if each.is_dir()]
@@ -71,7 +84,7 @@ def stages_left(folder: Path):
         each / name
         for each in [folder, *stages]
         for name in LEFT
-        # Where save_orbax has written, params are the bare arrays
+        # In a folder that save_orbax wrote, params are only the arrays
         if (each / name).is_dir() and (each == folder or not (each / "config.json").is_file())
     ]
     if not found:

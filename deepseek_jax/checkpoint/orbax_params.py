@@ -1,4 +1,4 @@
-"""Parameters in an Orbax folder with Hugging Face's config.json beside them: fast, sharded, any mesh."""
+"""Parameters in an Orbax folder with Hugging Face's config.json: fast, sharded, for any mesh."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from deepseek_jax.parallel.processes import first_process
 
 
 def is_orbax(folder: str | Path) -> bool:
-    """Whether save_orbax wrote this folder."""
+    """Return whether save_orbax wrote this folder."""
     folder = absolute(folder)
     return not is_unfinished(folder) and ocp.is_orbax_checkpoint(folder / "params")
 
@@ -29,12 +29,17 @@ def is_orbax(folder: str | Path) -> bool:
 def save_orbax(
     folder: str | Path, config: ModelConfig, params: Any, files: dict[str, bytes] | None = None
 ) -> None:
-    """Write folder/config.json and folder/params. The processes of a run call it together.
+    """Write a model as an Orbax folder: folder/config.json and folder/params.
 
-    files: name -> content of what else the folder gets, see data.carried.carried_files.
+    The processes of a run call it together. If writing fails, nothing stays there.
 
-    Raises ValueError for a folder that is not empty and for params that do not fit config. A failure leaves
-    nothing behind.
+    Args:
+        folder: Absent or empty.
+        params: The tree of models.init_params, unboxed.
+        files: {name: content} of further files for the folder, see data.carried.carried_files.
+
+    Raises:
+        ValueError: The folder is not empty, or params do not fit config.
     """
     check_new(folder)
     flat = checked_by_path(config, params)
@@ -50,14 +55,24 @@ def save_orbax(
 def load_orbax(
     folder: str | Path, dtype: str | None = None, mesh: Mesh | None = None
 ) -> tuple[ModelConfig, Any]:
-    """Read what save_orbax wrote: -> (ModelConfig, params). dtype and mesh as in load_hf.
+    """Read the config and the parameters that save_orbax wrote.
 
-    A process reads the chunks of the files that its devices hold any number of: about its share. The
-    processes of a run call it together. Raises DamagedCheckpoint, as arrays.StoredArrays does.
+    The processes of a run call it together. Each reads the chunks of the files that have numbers
+    for its devices: about its share.
+
+    Args:
+        dtype: As in load_hf, but the router's balancing bias keeps the dtype that was saved.
+        mesh: As in load_hf.
+
+    Returns:
+        (ModelConfig, params).
+
+    Raises:
+        DamagedCheckpoint: As arrays.StoredArrays does.
     """
     config, stored = read_config(folder), StoredArrays(absolute(folder) / "params")
     saved = checked_by_path(config, stored.tree)
-    # The router's balancing bias is never rounded: it has the dtype that was saved
+    # The router's balancing bias is never rounded: it keeps the dtype that was saved
     dtypes = {
         name: jnp.dtype(leaf.dtype if dtype is None or name.endswith("router_bias") else dtype)
         for name, leaf in saved.items()

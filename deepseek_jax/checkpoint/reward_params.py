@@ -1,4 +1,4 @@
-"""A reward model on disk: its decoder as save_orbax writes it, its head, and the layout of its text."""
+"""A reward model on disk: decoder or adapter, head, and the layout of the text that it reads."""
 
 import json
 from pathlib import Path
@@ -31,13 +31,21 @@ def save_reward_model(
     base: str | Path | None = None,
     files: dict[str, bytes] | None = None,
 ):
-    """Write folder/decoder, or of a decoder with an adapter folder/adapter, folder/head and
-    folder/reward_model.json.
+    """Write a reward model: its decoder, its head and reward_model.json.
 
-    config, params: of models.reward.reward_config and reward_params. about: anything that JSON can hold;
-    load_reward_model returns it. base: of save_adapter. files: name -> content of what else the folder gets,
-    see data.carried.carried_files. Raises ValueError for a folder that is not empty. A failure leaves nothing
-    behind.
+    They are folder/decoder (or folder/adapter for a decoder with an adapter), folder/head and
+    folder/reward_model.json. If writing fails, nothing stays there.
+
+    Args:
+        folder: Absent or empty.
+        config: From models.reward.reward_config.
+        params: From models.reward.reward_params.
+        about: A dict of anything that JSON can hold. load_reward_model returns it.
+        base: The base of the adapter, see save_adapter; None for a decoder without an adapter.
+        files: {name: content} of further files for the folder, see data.carried.carried_files.
+
+    Raises:
+        ValueError: The folder is not empty.
     """
     check_new(folder)
     with whole_folder(folder) as partial:
@@ -54,10 +62,19 @@ def save_reward_model(
 
 
 def load_reward_model(folder: str | Path, mesh: Mesh, dtype: str = "float32"):
-    """Read what save_reward_model wrote: -> (ModelConfig, params on the mesh, about).
+    """Read the reward model that save_reward_model wrote, placed on the mesh.
 
-    dtype: of the decoder; the head stays as it was saved. Raises ValueError for a folder without a reward
-    model, and DamagedCheckpoint where an array of it is not what was saved.
+    Args:
+        folder: The folder that save_reward_model wrote.
+        mesh: The mesh for the parameters.
+        dtype: The decoder's dtype. The head has the dtype that was saved.
+
+    Returns:
+        (ModelConfig, params, about).
+
+    Raises:
+        ValueError: The folder has no reward model.
+        DamagedCheckpoint: An array is not what was saved.
     """
     folder = absolute(folder)
     if not (folder / ABOUT).is_file():
@@ -76,7 +93,7 @@ def load_reward_model(folder: str | Path, mesh: Mesh, dtype: str = "float32"):
 
 
 def _decoder(folder, about, mesh, dtype):
-    """(ModelConfig, params) of the decoder: with an adapter, about.base holds the other parameters."""
+    """Read (ModelConfig, params) of the decoder; about["base"] names the base of an adapter."""
     if about.get("base") is None:
         return load_orbax(folder / "decoder", dtype=dtype, mesh=mesh)
     config, params = load_params(about["base"], dtype=dtype, mesh=mesh)

@@ -1,8 +1,9 @@
-"""Which rows of a checkpoint's tensors a process reads: its share of what its devices hold.
+"""The rows of a checkpoint's tensors that each process reads: its share of what its devices hold.
 
-A file has a tensor's rows one after the other, so the rows of a device are a few long reads, but its columns
-would be a short read in every row (224 bytes for DeepSeek-V3 on fsdp=32). Where the mesh splits columns, its
-devices therefore split the rows in their place, and exchange them once they are read (fill.py).
+A file has a tensor's rows one after the other. The rows of a device are therefore a few long reads,
+but its columns would be a short read in every row (224 bytes for DeepSeek-V3 on fsdp=32). So where
+the mesh splits columns, its devices split the rows instead, and exchange them once they are read
+(fill.py).
 """
 
 import functools
@@ -19,7 +20,11 @@ from deepseek_jax.parallel.shard import axis_parts
 
 
 class Piece(NamedTuple):
-    """Rows of a stored tensor, int64[rows], and the Turn that makes them a block of a parameter."""
+    """Rows of a stored tensor, and the Turn that makes them a block of a parameter.
+
+    Attributes:
+        rows: int64[rows].
+    """
 
     name: str
     rows: np.ndarray
@@ -27,9 +32,13 @@ class Piece(NamedTuple):
 
 
 class Move(NamedTuple):
-    """Mesh axes that split axis `column` of a parameter, and axis `row` while it is read.
+    """Mesh axes that split a parameter's columns, but split its rows while it is read.
 
-    row is None where no axis of the rows splits over them: each device reads whole rows and drops the rest.
+    Attributes:
+        column: The axis of the parameter that they split.
+        row: The axis that they split while the parameter is read. None if no axis of the rows
+            splits over them: then each device reads whole rows and drops the rest.
+        mesh_axes: Names of the mesh axes.
     """
 
     column: int
@@ -38,7 +47,11 @@ class Move(NamedTuple):
 
 
 def by_parameter(config: ModelConfig):
-    """{parameter path: {index: (tensor name, turn)}}: hf_names.tensors, looked up from the other side."""
+    """Return the stored tensors of each parameter: hf_names.tensors, looked up from the other side.
+
+    Returns:
+        {parameter path: {index in the parameter: (tensor name, turn)}}.
+    """
     stored = {}
     for name, places in tensors(config).items():
         for path, index, turn in places:
@@ -47,14 +60,19 @@ def by_parameter(config: ModelConfig):
 
 
 def while_read(leaf: jax.ShapeDtypeStruct, turn: Turn):
-    """The NamedSharding of a parameter while it is read, and the Moves from there to its own.
+    """Return a parameter's sharding while it is read, and the Moves to its final sharding.
 
-    leaf: of abstract_params. The Moves are undone from the last to the first.
+    Args:
+        leaf: From tree.abstract_params.
+        turn: The Turn of one of the parameter's tensors.
+
+    Returns:
+        (NamedSharding, Moves). The Moves are undone from the last to the first.
     """
     mesh, moves = leaf.sharding.mesh, []
     spec = [_split_by(mesh, entry) for entry in leaf.sharding.spec]
     filled = [axis for axis, index in enumerate(turn.index) if index == ":"]
-    # turn.order says which axis of the view each of these is, and the view begins with the rows
+    # turn.order has the axis of the view that each of these is, and the view begins with the rows
     rows = [
         axis for axis, of_view in zip(filled, turn.order, strict=True) if of_view < turn.row_axes
     ]
@@ -72,11 +90,19 @@ def while_read(leaf: jax.ShapeDtypeStruct, turn: Turn):
 
 
 def steps(leaf: jax.ShapeDtypeStruct, stored: dict, devices):
-    """How some devices of a mesh read a parameter, tensor by tensor: yields (start, [(Piece, devices)]).
+    """Plan the reads of a parameter for some devices of a mesh, tensor by tensor.
 
-    stored: an entry of by_parameter. In a step, each device gets the piece of one tensor that belongs at
-    `start` in its own block: with expert=2, expert 0 on one device and the middle one on another. Devices
-    that hold the same block share its piece. Without a mesh, devices is (None,).
+    In a step, each device gets the piece of one tensor that belongs at `start` in its own block.
+    With expert=2, for example, this is expert 0 on one device and the middle expert on another.
+    Devices with the same block share its piece.
+
+    Args:
+        leaf: From tree.abstract_params.
+        stored: The parameter's entry in by_parameter.
+        devices: Devices of the mesh; (None,) without a mesh.
+
+    Yields:
+        (start, [(Piece, devices)]).
     """
     turn = next(iter(stored.values()))[1]
     blocks = _blocks(leaf, turn, devices)
@@ -94,7 +120,7 @@ def steps(leaf: jax.ShapeDtypeStruct, stored: dict, devices):
 
 
 def _blocks(leaf, turn, devices):
-    """{device: ((start, stop) for each axis)}: the block of a parameter that each device reads."""
+    """Return {device: ((start, stop) for each axis)}: the block that each device reads."""
     if leaf.sharding is None:
         return {device: tuple((0, size) for size in leaf.shape) for device in devices}
     everywhere = while_read(leaf, turn)[0].devices_indices_map(leaf.shape)
@@ -119,6 +145,6 @@ def _block(turn, ranges):
 
 
 def _split_by(mesh, entry):
-    """The mesh axes of an entry of a PartitionSpec that split anything, a tuple."""
+    """Return the mesh axes of a PartitionSpec's entry that split anything, as a tuple."""
     axes = () if entry is None else (entry,) if isinstance(entry, str) else entry
     return tuple(axis for axis in axes if mesh.shape[axis] > 1)

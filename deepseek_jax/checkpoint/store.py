@@ -1,4 +1,4 @@
-"""Training state on disk, by Orbax: complete checkpoints only, for any mesh."""
+"""Checkpoints of a run's training state, written by Orbax and read on any mesh."""
 
 import json
 from hashlib import blake2b
@@ -20,7 +20,7 @@ from deepseek_jax.parallel.processes import barrier, first_process, say
 from deepseek_jax.parallel.shard import on_device
 
 policies = ocp.training.preservation_policies
-# The name of a checkpoint that was set aside: STEP and this
+# Follows the step in the new name of a damaged checkpoint
 ASIDE = ".damaged"
 _fingerprint = jax.jit(fingerprint)
 
@@ -28,13 +28,19 @@ _fingerprint = jax.jit(fingerprint)
 class Store:
     """The checkpoints of one run in one folder.
 
-    The newest `keep` of them stay, with keep_every also those of its multiples, and with best_is, "lowest" or
-    "highest", also the one with the best score.
-    A checkpoint holds {"state": a tree of arrays, "data": a dict of what JSON can hold}. It counts once
-    it is complete: one that a killed process left half-written is never read, and saving that step
-    again replaces it. Digests of all that it holds, which depend on no mesh, are saved in it and compared
-    when it is read. strict: raise DamagedCheckpoint where `newest` would use an earlier one.
-    Use it as a context manager, or call close(): saving continues in the background.
+    A checkpoint has {"state": a tree of arrays, "data": a dict of what JSON can hold}. It counts
+    once it is complete: a checkpoint that a killed process wrote in part is never read, and saving
+    its step again replaces it. Digests of all its parts, which depend on no mesh, are saved in it
+    and compared when it is read.
+
+    Use the store as a context manager, or call close(): saving continues in the background.
+
+    Args:
+        folder: The folder of the checkpoints.
+        keep: Number of newest checkpoints that stay.
+        keep_every: Checkpoints at multiples of this step stay too.
+        best_is: "lowest" or "highest": the checkpoint with the best score stays too.
+        strict: Raise DamagedCheckpoint where `newest` would use an earlier checkpoint.
     """
 
     def __init__(
@@ -52,7 +58,7 @@ class Store:
         if keep_every is not None:
             stays.append(policies.EveryNSteps(keep_every))
         if best_is is not None:
-            # Orbax sorts by score, ascending, and keeps the last: the largest, and among equals the newest
+            # Orbax sorts by score and keeps the last one: the largest, and among equals the newest
             stays.append(
                 policies.BestN(
                     get_metric_fn=lambda metrics: metrics["score"],
@@ -76,40 +82,59 @@ class Store:
         )
 
     def save(self, step: int, checkpoint, score: float | None = None):
-        """Start to save {"state": ..., "data": ...} as `step`, after any save still under way.
+        """Start to save a checkpoint in the background, after any save that is still under way.
 
-        The arrays may be donated, and the data may change, once this returns. step: above those saved so far.
-        Raises ValueError where it is not, and any error of the save before.
+        Once this returns, the arrays may be donated and the data may change. An error of the
+        previous save is raised here.
+
+        Args:
+            step: A number above all steps that are saved.
+            checkpoint: {"state": ..., "data": ...}.
+            score: The number that best_is compares.
+
+        Raises:
+            ValueError: The step is not above all saved ones.
         """
         latest = self.latest_step()
         if latest is not None and step <= latest:
             raise ValueError(f"{self.folder} already holds step {latest}; cannot save step {step}")
         metrics = None if score is None else {"score": score}
-        # A copy: it is written in the background, while the run goes on changing its own
+        # A copy, because it is written in the background while the run changes its data
         data = json.loads(json.dumps(checkpoint["data"]))
         digests = _digests(checkpoint["state"]) | {"data": _digest_of_json(data)}
         checkpoint = checkpoint | {"data": data | {"digests": digests}}
         self._checkpointer.save_checkpointables_async(step, checkpoint, metrics=metrics)
 
     def latest_step(self):
-        """The newest complete checkpoint's step, or None."""
+        """Return the step of the newest complete checkpoint, or None if there is none."""
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
     def latest_score(self):
-        """The score of the newest checkpoint; None without one."""
+        """Return the score of the newest checkpoint, or None if it has none."""
         return self.scores().get(self.latest_step())
 
     def scores(self):
-        """{step: score} of the checkpoints that have one, the oldest first."""
+        """Return {step: score} of the checkpoints that have a score, the oldest first."""
         self.wait()
         found = self._checkpointer.checkpoints
         return {c.step: c.metrics["score"] for c in found if c.metrics is not None}
 
     def newest(self, abstract_state):
-        """(step, what restore returns) of the newest checkpoint that is whole; (None, None) without any.
+        """Read the newest checkpoint that is not damaged.
 
-        A damaged one is named, and renamed to STEP.damaged. Raises DamagedCheckpoint where none is left.
+        A damaged checkpoint is reported and renamed to STEP.damaged.
+
+        Args:
+            abstract_state: As in restore.
+
+        Returns:
+            (step, checkpoint), with the checkpoint as restore returns it; (None, None) if there is
+            none.
+
+        Raises:
+            DamagedCheckpoint: All checkpoints are damaged; or, if the store is strict, the newest
+                one is.
         """
         newest = step = self.latest_step()
         while step is not None:
@@ -126,19 +151,28 @@ class Store:
         return None, None
 
     def restore(self, step: int | None, abstract_state):
-        """Read a checkpoint: -> {"state": ..., "data": ...}. step: None is the newest.
+        """Read a checkpoint and compare it with its digests.
 
-        abstract_state: the tree of arrays, or ShapeDtypeStructs with shardings, that "state" must
-        be; the shardings decide where the arrays go, whatever mesh they were saved from.
-        Raises ValueError for a step that is not there, as damage.digests_in does, and for a state of another
-        tree, shape or dtype: it names the first path that differs. Raises DamagedCheckpoint, on all
-        processes, where a file cannot be read on one of them, and where an array is not what was saved: it
-        names the array.
+        Args:
+            step: The checkpoint's step; None is the newest.
+            abstract_state: The tree of arrays, or ShapeDtypeStructs with shardings, that "state"
+                must be. The shardings decide where the arrays go, whatever mesh they were saved
+                from.
+
+        Returns:
+            {"state": ..., "data": ...}.
+
+        Raises:
+            ValueError: There is no such step; there are no digests (damage.digests_in); or the
+                state has another tree, shape or dtype. In the last case the message has the first
+                path that differs.
+            DamagedCheckpoint: One process cannot read a file, or an array is not what was saved. In
+                the second case the message has the array's name. All processes raise it.
         """
-        # A save still under way is not in the list
+        # The list lacks a save that is still under way
         self.wait()
         steps = [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
-        # None, the newest, is missing only where there is no checkpoint at all
+        # None, the newest, is missing only if there is no checkpoint at all
         if step not in (steps if step is not None else [None] * len(steps)):
             raise ValueError(f"{self.folder} holds no checkpoint of step {step}; it has {steps}")
         step = steps[-1] if step is None else step
@@ -150,7 +184,10 @@ class Store:
         return checkpoint
 
     def finish_deleting(self):
-        """Delete checkpoints that do not stay. Saves do it: this is for a run killed in its last one."""
+        """Delete the checkpoints that need not stay.
+
+        Every save does this. Call it for a run that was killed during its last save.
+        """
         self.wait()
         found = self._checkpointer.checkpoints
         stays = self._stays.should_preserve(found, context=policies.PreservationContext())
@@ -159,7 +196,7 @@ class Store:
                 self._checkpointer.delete(checkpoint.step)
 
     def wait(self):
-        """Return once every save is on disk; raises any error of a save."""
+        """Wait until every save is on disk, and raise any error of a save."""
         self._checkpointer.wait()
 
     def close(self):
@@ -183,7 +220,10 @@ class Store:
         check_digests(path, found, digests)
 
     def _set_aside_bad_scores(self):
-        """Orbax reads the scores of all checkpoints at once, and fails if one of them is not JSON."""
+        """Set aside checkpoints with a score that is not JSON.
+
+        Orbax reads the scores of all checkpoints at once, and fails if it cannot parse one of them.
+        """
         if not self.folder.exists():
             return
         for step in sorted(folder.name for folder in self.folder.iterdir()):
@@ -199,17 +239,17 @@ class Store:
         barrier(f"checkpoint {step} is read")
         if first_process():
             aside = self.folder / f"{step}{ASIDE}"
-            # A folder that was set aside earlier
+            # An earlier folder may have this name
             remove_folder(aside)
             (self.folder / str(step)).rename(aside)
         barrier(f"checkpoint {step} is set aside")
 
     def _check_same(self, step, abstract_state):
-        """Raise ValueError where the checkpoint's state is of another tree, shape or dtype."""
+        """Raise ValueError if the checkpoint's state has another tree, shape or dtype."""
         metadata = self._read(
             step, lambda: self._checkpointer.checkpointables_metadata(step).metadata
         )
-        # Not readable: what reads the arrays says why
+        # The metadata cannot be read: reading the arrays says why
         if metadata.get("state") is None:
             return
         saved, wanted = _describe(metadata["state"]), _describe(abstract_state)
@@ -223,10 +263,13 @@ class Store:
 
 
 def _digests(state):
-    """{path: ops.fingerprint of the array}: each array alone, so that a message can name it."""
+    """Compute {path: ops.fingerprint of the array}.
+
+    Each array is separate, so that a message can name it.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    # One by one: moments in the host's memory would not fit on the device together, and sums of several
-    # programs at once may wait for each other where processes exchange them on CPUs
+    # One by one: moments in the host's memory would not fit on the device together. On CPUs, where
+    # processes exchange sums, several programs at once may also wait for each other
     return {_name(path): int(_fingerprint(on_device(leaf))) for path, leaf in leaves}
 
 
@@ -248,7 +291,10 @@ def _abstract(leaf):
 
 
 def _describe(tree):
-    """{"params/final_norm/scale": "float32[64]", ...}: tuples and dataclasses read like dicts."""
+    """Return {"params/final_norm/scale": "float32[64]", ...} for a tree of arrays.
+
+    Tuples and dataclasses read like dicts.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
 

@@ -1,5 +1,6 @@
-"""The files by which a folder of parameters or of an adapter carries its tokenizer, and the record of ours
-beside them.
+"""Tokenizer files in a folder of parameters or of an adapter, and the record of them.
+
+The record, carried.json, is a file of this project.
 """
 
 import json
@@ -20,14 +21,15 @@ REMEDY = (
 
 
 def is_of_tokenizer(name: str):
-    """Whether a file of this name in a checkpoint's folder is of its tokenizer."""
+    """Return whether a file of this name in a checkpoint's folder belongs to the tokenizer."""
     return any(fnmatch(name, pattern) for pattern in NAMES)
 
 
 def tokenizer_files(folder: str | Path):
-    """{name: bytes} of the files of a folder's tokenizer, as they stand; {} where it has none.
+    """Read the files of a folder's tokenizer, unchanged: {name: bytes}, or {} without a tokenizer.
 
-    Raises DamagedCheckpoint as read_record does.
+    Raises:
+        DamagedCheckpoint: As read_record does.
     """
     folder = as_path(folder)
     if (folder / RECORD).is_file():
@@ -37,18 +39,30 @@ def tokenizer_files(folder: str | Path):
 
 
 def digests_of(files: dict[str, bytes]):
-    """{name: 16 hexadecimal digits} for the content of each file."""
+    """Compute a digest of each file's content.
+
+    Returns:
+        {name: 16 hexadecimal digits}.
+    """
     return {name: blake2b(text, digest_size=8).hexdigest() for name, text in files.items()}
 
 
 def record_file(fields: dict, files: dict[str, bytes]):
-    """The bytes of a record. fields: see data.carried.Carried. files: those that it has digests of."""
+    """Return the bytes of a record.
+
+    Args:
+        fields: See data.carried.Carried.
+        files: {name: bytes} of the files that get a digest in the record.
+    """
     return (json.dumps(fields | {"digests": digests_of(files)}, indent=2) + "\n").encode()
 
 
 def read_record(folder: str | Path):
-    """The fields of a folder's record, as a dict. Raises DamagedCheckpoint, with the file, where it cannot be
-    read, and where a file is not the one that was saved.
+    """Read the fields of a folder's record, a dict, and compare the files with their digests.
+
+    Raises:
+        DamagedCheckpoint: The record cannot be read, or a file is not what was saved. The message
+            names the file.
     """
     folder = as_path(folder)
     try:
@@ -59,7 +73,7 @@ def read_record(folder: str | Path):
         raise DamagedCheckpoint(
             f"{folder / RECORD} is damaged ({error}); put back a copy"
         ) from error
-    # A file that is missing has no digest
+    # None for a file that is missing, so that it differs from its saved digest
     found = dict.fromkeys(saved) | digests_of({n: (folder / n).read_bytes() for n in names})
     check_digests(folder, found, saved, REMEDY)
     return fields

@@ -1,4 +1,4 @@
-"""Parameter trees by path: {"moe_layers/ffn/down": leaf, ...}, and the tree that a config needs."""
+"""Parameter trees by path, {"moe_layers/ffn/down": leaf, ...}, and the tree that a config needs."""
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ from deepseek_jax.parallel import logical_names, shardings
 
 
 def by_path(tree):
-    """A tree of dicts -> {"a/b": leaf}."""
+    """Flatten a tree of dicts to {"a/b": leaf}."""
     keystr = jax.tree_util.keystr
     return {
         keystr(key, simple=True, separator="/"): leaf
@@ -22,14 +22,16 @@ def by_path(tree):
 
 
 def from_paths(flat):
-    """The inverse of by_path."""
+    """Return the tree of dicts for {"a/b": leaf}: the inverse of by_path."""
     return unflatten_dict(flat, sep="/")
 
 
 def abstract_params(config: ModelConfig, dtypes: dict | None = None, mesh: Mesh | None = None):
-    """{path: ShapeDtypeStruct} of the config's parameters, placed on mesh by parallel.RULES.
+    """Return {path: ShapeDtypeStruct} of the config's parameters, placed on mesh by parallel.RULES.
 
-    dtypes: {path: dtype}, default float32 for all. Without a mesh the sharding is None.
+    Args:
+        dtypes: {path: dtype}; None is float32 for all.
+        mesh: Without one, the sharding is None.
     """
     boxed = abstract_init(config)
     shapes = nn.unbox(boxed)
@@ -48,10 +50,13 @@ def abstract_tree(
     dtype: str = "float32",
     adapter: AdapterSettings | None = None,
 ):
-    """The config's params as ShapeDtypeStructs on the mesh: in dtype, the biases that balance routers in
-    float32, as load_hf reads them.
+    """Return the config's params as a tree of ShapeDtypeStructs on the mesh, as load_hf reads them.
 
-    adapter: of a run that trains one. Beside it the params are in the config's dtype.
+    Args:
+        mesh: The mesh of the params.
+        dtype: Dtype of the params, except the biases that balance routers, which are float32.
+        adapter: The settings of a run that trains an adapter. With them the result is an Adapted,
+            and the params of its base are in the config's dtype.
     """
     if adapter is not None:
         return abstract_adapted(config, abstract_tree(config, mesh, config.dtype), adapter, mesh)
@@ -65,7 +70,11 @@ def abstract_tree(
 
 
 def checked_by_path(config: ModelConfig, params):
-    """by_path(params). Raises ValueError, with the path, for a shape that is not that of the config."""
+    """Return by_path(params) if all shapes are as the config says.
+
+    Raises:
+        ValueError: A parameter is missing, extra or wrongly shaped. The message has its path.
+    """
     expected, given = abstract_params(config), by_path(params)
     for path in sorted(expected.keys() | given.keys()):
         want, have = (tree[path].shape if path in tree else "missing" for tree in (expected, given))
@@ -77,5 +86,5 @@ def checked_by_path(config: ModelConfig, params):
 
 
 def compute_dtype(params):
-    """The dtype to compute in: bfloat16 where the parameters are, else float32."""
+    """Return the dtype to compute in: "bfloat16" if the embedding has it, else "float32"."""
     return "bfloat16" if params["embedding"].dtype == jnp.bfloat16 else "float32"

@@ -1,11 +1,15 @@
-"""How a checkpoint's tensor becomes a parameter and back, described by one line of text, the spec.
+"""Conversion of a checkpoint's tensor to a parameter and back, described by one line: the spec.
 
-The spec "(h n+~r) q -> l q h n+r" says: the tensor has rows for h heads of n + r each, and q columns; the
-parameter is its transpose, with heads as an axis of their own, one layer of a stack. Letters are sizes.
-  ~r        the axis ends in rotary pairs stored side by side (0, 1 are the first), as DeepSeek does; the
-            parameter has them half-split (0, 2, ..., 1, 3, ...), and attention scores stay the same
+The spec "(h n+~r) q -> l q h n+r" says: the tensor has rows for h heads of n + r each, and q
+columns. The parameter is its transpose, has the heads as a separate axis, and is one layer of a
+stack. Letters are sizes.
+
+  ~r        the axis ends in rotary pairs that are stored next to each other (0, 1 are the first),
+            as DeepSeek does; the parameter has them half-split (0, 2, ..., 1, 3, ...), and
+            attention scores stay the same
   n+u -> n  the parameter takes that part of the axis; another line places the other part
-  l, e, 0   only on the right: the tensor's index along a stacked axis: its layer, its expert, a half
+  l, e, 0   only on the right: the tensor's index along a stacked axis: its layer, its expert,
+            a half
 """
 
 import re
@@ -15,12 +19,17 @@ import numpy as np
 
 
 class Turn(NamedTuple):
-    """A spec with its sizes filled in. Hashable, for jit.
+    """A spec with its sizes filled in, hashable for jit.
 
-    shape: the tensor's. view: the same with heads split off. row_axes: how many axes of the view are the
-    tensor's rows. part: (axis, start, stop), the part of the view that the parameter takes. pairs: (axis,
-    start) of the rotary pairs in the view, or None. order: the transposition. index: one entry for each axis
-    of the parameter: ":" where the tensor fills it, else its letter or number.
+    Attributes:
+        shape: The tensor's shape.
+        view: The tensor's shape with the heads split off.
+        row_axes: Number of axes of the view that are the tensor's rows.
+        part: (axis, start, stop), the part of the view that the parameter takes.
+        pairs: (axis, start) of the rotary pairs in the view, or None.
+        order: The transposition.
+        index: One entry for each axis of the parameter: ":" if the tensor fills it, else its letter
+            or number.
     """
 
     shape: tuple[int, ...]
@@ -32,7 +41,7 @@ class Turn(NamedTuple):
     index: tuple[str | int, ...]
 
     def to_parameter(self, tensor):
-        """A whole tensor, numpy or jax -> the axes of the parameter that it fills."""
+        """Convert a whole tensor, numpy or jax, to the axes of the parameter that it fills."""
         tensor = tensor.reshape(self.view)
         if self.pairs:
             axis, start = self.pairs
@@ -41,10 +50,14 @@ class Turn(NamedTuple):
         return tensor[(slice(None),) * axis + (slice(start, stop),)].transpose(self.order)
 
     def block(self, ranges: tuple[tuple[int, int], ...]):
-        """The rows of the tensor that a block of the parameter needs, and the Turn of a tensor of these rows.
+        """Find the rows of the tensor that a block of the parameter needs.
 
-        ranges: (start, stop) along each axis of the parameter that the tensor fills; columns stay whole.
-        Returns int64[rows], in the order that the new Turn expects, and that Turn.
+        Args:
+            ranges: (start, stop) along each axis of the parameter that the tensor fills. Columns
+                stay whole.
+
+        Returns:
+            (rows, turn): int64[rows], and the Turn of a tensor with only these rows, in this order.
         """
         axis_of_part, first, last = self.part
         numbers = []
@@ -65,7 +78,10 @@ class Turn(NamedTuple):
         )
 
     def to_view(self, parameter):
-        """The inverse; the caller joins the parts along their axis, and the heads."""
+        """Convert a parameter to the tensor's view: the inverse of to_parameter.
+
+        The caller joins the parts along their axis, and the heads.
+        """
         # argsort inverts a permutation, here and below
         tensor = parameter.transpose(np.argsort(self.order))
         if self.pairs:
@@ -75,7 +91,12 @@ class Turn(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The place of a tensor or of its part: a parameter's path, and the index in it (None: a whole axis)."""
+    """The place in a parameter that a tensor, or a part of it, fills.
+
+    Attributes:
+        index: The index in the parameter; None stands for a whole axis.
+        turn: The conversion of the tensor to this place.
+    """
 
     path: str
     index: tuple[int | None, ...]
@@ -83,7 +104,12 @@ class Place(NamedTuple):
 
 
 def parse(spec: str, sizes: dict[str, int]):
-    """Read a spec against sizes, a dict of letter to int: -> Turn. Axes with ~ are never split into parts."""
+    """Read a spec, with the sizes of its letters, as a Turn.
+
+    Args:
+        spec: Axes with ~ are never split into parts.
+        sizes: {letter: size}.
+    """
     left, right = spec.split(" -> ")
     groups = [(group or word).split() for group, word in re.findall(r"\((.*?)\)|(\S+)", left)]
     axes = [word for group in groups for word in group]

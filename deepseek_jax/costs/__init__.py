@@ -1,4 +1,4 @@
-"""FLOPs, bytes and chips, and published claims about them."""
+"""What a model costs: FLOPs of an update, bytes to serve it, and chips."""
 
 from deepseek_jax.lazy import lazy_names
 

@@ -7,16 +7,25 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A chip: bytes of memory that a program may use, bytes read a second, dense operations a second.
+    """One kind of accelerator.
 
-    peaks: {dtype of the operands, as XLA writes it: operations a second} where the chip multiplies that dtype
-    faster than bfloat16. link: bytes a second of one link of the torus, one way, or all links of a chip where
-    a switch joins them; network: bytes a second that a chip has beyond them. devices: how many JAX devices
-    the chip is; device_kind is the name of one. options: of the compiler, for a train step;
-    tried_on_decoding: those that decoding does without.
-
-    Assumptions, until a chip was measured: seconds_per_operation, which each operation of a program takes
-    beyond its work; seconds_per_collective, which each collective does that nothing hides.
+    Attributes:
+        device_kind: JAX's name for one device.
+        hbm_bytes: Bytes of memory that a program may use.
+        hbm_bytes_per_second: Bytes read from memory a second.
+        flops_per_second: Dense bfloat16 operations a second.
+        link: Bytes a second of one link of the torus, one way; or of all links of a chip, if a
+            switch joins them.
+        network: Bytes a second that a chip has beyond these links.
+        peaks: {dtype of the operands, as XLA writes it: operations a second}, for dtypes that the
+            chip multiplies faster than bfloat16.
+        devices: How many JAX devices the chip is.
+        options: The compiler's options for a train step.
+        tried_on_decoding: Options that were tried on decoding and are not set there.
+        seconds_per_operation: What each operation of a program takes in addition to its work; an
+            assumption, until a chip was measured.
+        seconds_per_collective: What each collective takes that no other work hides; an assumption,
+            until a chip was measured.
     """
 
     device_kind: str
@@ -33,7 +42,7 @@ class Chip:
     seconds_per_collective: float = 7e-6
 
     def device(self):
-        """The share of one JAX device, as a Chip."""
+        """Return one JAX device's share of the chip, as a Chip."""
         n = self.devices
         return dataclasses.replace(
             self,
@@ -47,10 +56,11 @@ class Chip:
         )
 
 
-# Collectives beside other work, on the sparse cores: of the options of MaxText's recipe for DeepSeek-V3 on
-# v5p (github.com/AI-Hypercomputer/tpu-recipes), those that change what overlaps in our step, with libtpu
-# 0.0.42. launch/README.md has what the compiler of each chip makes of them, under "The compiler's options".
-# They change nothing on v5e, which has no sparse cores, and on tpu7x, which uses its own without them
+# Options that run collectives on the sparse cores, at the same time as other work. They come from MaxText's
+# recipe for DeepSeek-V3 on v5p (github.com/AI-Hypercomputer/tpu-recipes): the ones that change what overlaps
+# in our step, with libtpu 0.0.42. launch/README.md says what each chip's compiler does with them, under "The
+# compiler's options". They change nothing on v5e, which has no sparse cores, and on tpu7x, which uses its
+# sparse cores without them
 _REDUCES = ("all_gather", "reduce_scatter", "all_reduce")
 ON_SPARSE_CORES = {
     **{f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "true" for kind in _REDUCES},
@@ -59,14 +69,14 @@ ON_SPARSE_CORES = {
     "xla_sc_enable_instruction_fusion": "false",
     "xla_sc_disable_megacore_partitioning": "true",
 }
-# Options that were tried on decoding. With both, 18 of the 28 collectives of a token are asynchronous in
-# three layers of DeepSeek-V3 on v5p, but none of the exchange of its tokens. They are not set: a token's
-# collectives follow from each other, few operations run beside one, and nobody has measured the sparse cores'
-# own latency
+# Options that were tried on decoding, in three layers of DeepSeek-V3 on v5p. With both, 18 of a token's 28
+# collectives are asynchronous, but none that exchanges tokens with experts. The options are not set: each
+# collective of a token needs the one before, few operations can run at the same time as one, and nobody has
+# measured the latency of the sparse cores
 TRIED_ON_DECODING = ("ON_SPARSE_CORES", "xla_tpu_enable_async_all_to_all=true")
 # Google Cloud's page on each version: docs.cloud.google.com/tpu/docs/v5e, v5p, v6e, tpu7x. Links: the chapter
-# "TPUs" of jax-ml.github.io/scaling-book, and a sixth of tpu7x's 1,200 GB/s both ways. A v5e has 16 GiB, of
-# which the compiler takes a quarter. network: 50 Gbit/s a chip, the page's number for v5p
+# "TPUs" of jax-ml.github.io/scaling-book, and a sixth of tpu7x's 1,200 GB/s both ways. A v5e has 16 GiB, and
+# the compiler takes a quarter of a GiB. network: 50 Gbit/s a chip, the page's number for v5p
 CHIPS = {
     "v5e": Chip("TPU v5 lite", int(15.75 * GIB), 819e9, 197e12, 45e9, peaks={"s8": 394e12}),
     "v5p": Chip(
@@ -103,7 +113,7 @@ DEVICES = {chip.device_kind: chip.device() for chip in CHIPS.values()}
 
 
 def chip_of(devices):
-    """The Chip of one of these JAX devices; None for kinds without numbers."""
+    """Return the Chip of these JAX devices, as one device; None for a kind without numbers."""
     kind = devices[0].device_kind
     # "NVIDIA H100 80GB HBM3" is an H100
     gpus = (chip for chip in GPUS.values() if kind.startswith(chip.device_kind))
@@ -111,6 +121,6 @@ def chip_of(devices):
 
 
 def peak_of(devices):
-    """The bfloat16 operations a second of all these JAX devices together; None for kinds without numbers."""
+    """Return the bfloat16 operations a second of all devices; None for a kind without numbers."""
     chip = chip_of(devices)
     return chip and len(devices) * chip.flops_per_second

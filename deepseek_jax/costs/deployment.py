@@ -1,4 +1,4 @@
-"""The cost of serving a model: bytes to hold, bytes to read for each token, chips."""
+"""The cost of serving a model: bytes to store, bytes to read for each token, chips."""
 
 import dataclasses
 import functools
@@ -16,18 +16,24 @@ FORMATS = ("bf16", "fp8")
 
 
 def served(config: ModelConfig):
-    """The ModelConfig without multi-token prediction, which plain decoding does not need."""
+    """Return the config without multi-token prediction, which plain decoding does not need."""
     return dataclasses.replace(config, num_nextn_predict_layers=0)
 
 
 @functools.cache
 def tensor_bytes(config: ModelConfig, form: str):
-    """Bytes of every tensor of a checkpoint, by Hugging Face's names.
+    """Return the bytes of every tensor of a checkpoint, by Hugging Face's names.
 
-    form: "bf16", two bytes a number; or "fp8", as released for DeepSeek-V3 (arXiv:2412.19437, section 3.3.2):
-    projections, those of experts too, take one byte a number and four bytes for the scale of each block of
-    128 x 128, incomplete blocks included; embedding, head, router, norms and biases are as in bf16. The
-    balancing bias of the router is float32 in both. Raises ValueError for another form.
+    Args:
+        config: The model.
+        form: "bf16", two bytes a number; or "fp8", as released for DeepSeek-V3 (arXiv:2412.19437,
+            section 3.3.2). In "fp8" projections, also in experts, take one byte a number, and four
+            bytes for the scale of each block of 128 x 128, including incomplete blocks; embedding,
+            head, router, norms and biases are as in "bf16". The balancing bias of the router is
+            float32 in both.
+
+    Raises:
+        ValueError: For another form.
     """
     if form not in FORMATS:
         raise ValueError(f"form={form!r} is not one of {', '.join(FORMATS)}")
@@ -46,18 +52,18 @@ def _bytes(name, shape, form):
 
 
 def weight_bytes(config: ModelConfig, form: str) -> int:
-    """Bytes of all weights: int. form: as in tensor_bytes."""
+    """Return the bytes of all weights, see tensor_bytes."""
     return sum(tensor_bytes(config, form).values())
 
 
 def unquantised_bytes(config: ModelConfig):
-    """Bytes of the weights that the form "fp8" does not quantise: int."""
+    """Return the bytes of the weights that the form "fp8" does not quantise."""
     sizes = tensor_bytes(config, "fp8")
     return sum(size for name, size in sizes.items() if not is_projection(name))
 
 
 def cache_bytes(config: ModelConfig) -> int:
-    """Bytes of the decoding cache for one token, in all layers, in bfloat16: int."""
+    """Return the bytes of the decoding cache for one token, in all layers, in bfloat16."""
     # The decoder's own cache, so that this cannot differ from what it allocates
     return sum(_cache_parts(config).values())
 
@@ -68,8 +74,10 @@ def _cache_parts(config):
 
 
 def read_cache_bytes(config: ModelConfig, context_length: int):
-    """Bytes of the cache that one sequence's decoding step reads: int. With an indexer, its keys of all
-    tokens, and of the rest what it selects.
+    """Return the bytes of the cache that a decoding step reads for one sequence.
+
+    With an indexer, it reads the indexer's keys of all tokens, and the rest only for the tokens
+    that the indexer selects.
     """
     parts = _cache_parts(config)
     if not config.selects(context_length):
@@ -80,20 +88,22 @@ def read_cache_bytes(config: ModelConfig, context_length: int):
 
 
 def distinct_experts(config: ModelConfig, tokens: int):
-    """The expected number of distinct routed experts of a layer that this many tokens choose: float.
+    """Return the expected number of distinct routed experts of a layer that `tokens` tokens choose.
 
-    e (1 - (1 - a / e)^tokens): each token chooses a of e experts, uniformly and independently.
+    It is e (1 - (1 - a / e)^tokens): each token chooses a of e experts, uniformly and
+    independently.
     """
     e, a = config.n_routed_experts, config.num_experts_per_tok
     return e * (1 - (1 - a / e) ** tokens)
 
 
 def step_bytes(config: ModelConfig, form: str, batch_size: int, context_length: int) -> float:
-    """Bytes that one decoding step reads from memory, to add a token to each of batch_size sequences: float.
+    """Return the bytes that a decoding step reads to add a token to each of batch_size sequences.
 
-    It reads every weight once, but only distinct_experts of the routed experts, and read_cache_bytes of each
-    sequence's context_length tokens. An embedding that is not the head too is not counted: a step
-    reads one row of it a token. Activations and writes are left out: this is a lower bound.
+    A step reads every weight once, but of the routed experts only distinct_experts, and
+    read_cache_bytes for each sequence's context_length tokens. An embedding that is not the head
+    too is not counted: a step reads one row of it for each token. Activations and writes are not
+    counted either, so this is a lower bound.
     """
     total = float(batch_size * read_cache_bytes(config, context_length))
     for name, size in tensor_bytes(config, form).items():
@@ -112,14 +122,14 @@ def tokens_per_second(
     context_length: int,
     bytes_per_second: float,
 ) -> float:
-    """The most tokens a second, all sequences together, that this memory bandwidth allows: float.
+    """Return the most tokens a second, all sequences together, that a memory bandwidth allows.
 
-    A step reads step_bytes. This is the rate of one chip, whether or not the weights fit in it; as long as
-    nothing is read twice, n chips make n times as many tokens.
+    A step reads step_bytes. This is the rate of one chip, whether or not the weights fit in it; as
+    long as nothing is read twice, n chips make n times as many tokens.
     """
     return batch_size * bytes_per_second / step_bytes(config, form, batch_size, context_length)
 
 
 def chips_for(total_bytes: int, chip_bytes: int) -> int:
-    """The fewest chips of chip_bytes memory that hold total_bytes: int."""
+    """Return the fewest chips with chip_bytes of memory that can store total_bytes."""
     return -(-total_bytes // chip_bytes)

@@ -1,20 +1,25 @@
-"""How much an update sends to experts and of weights: by their ratio a mesh lies on the torus."""
+"""How much an update sends to experts, compared with weights.
+
+The ratio decides how a mesh lies on the torus, see parallel.placement.
+"""
 
 from collections.abc import Callable
 
 from deepseek_jax.models import ModelConfig, build_model, count_params
 from deepseek_jax.models.config import names_architecture
 
-# Tokens of a device in a micro-batch, those of DeepSeek-V3's pre-training: a row
+# Tokens of a device in a micro-batch: one row, as in DeepSeek-V3's pre-training
 TOKENS = 4096
-# ratio_of DeepSeek-V3 on 32 devices of the axis expert, by whose programs placement.TRAFFIC was counted
+# ratio_of DeepSeek-V3 on 32 devices of the axis expert: placement.TRAFFIC was counted in its programs
 V3 = 0.725
 
 
 def exchange_of(block: dict) -> Callable[[int], float]:
-    """Build the `exchange` of parallel.make_mesh from a config's block `model`: a function of the devices of
-    the axis expert. It is 1.0 for DeepSeek-V3 on 32 of them, and where the block names no architecture with
-    experts.
+    """Build the argument `exchange` of parallel.make_mesh from a config's block `model`.
+
+    Returns:
+        A function of the number of devices on the axis expert. It is 1.0 for DeepSeek-V3 on 32
+        devices, and if the block names no architecture with experts.
     """
     config = build_model(block) if names_architecture(block) else None
     if config is None or not config.n_routed_experts:
@@ -23,10 +28,13 @@ def exchange_of(block: dict) -> Callable[[int], float]:
 
 
 def ratio_of(config: ModelConfig, expert: int):
-    """What a device sends to experts in a micro-batch, over what it sends of weights and their gradients."""
+    """Return what a device sends to experts in a micro-batch, over what it sends of weights.
+
+    Weights include their gradients.
+    """
     layers, d = config.num_moe_layers + config.num_nextn_predict_layers, config.hidden_size
     of_experts = layers * 3 * d * config.moe_intermediate_size * config.n_routed_experts
-    # There and back, in the forward pass, its repetition and the backward pass
+    # There and back, in the forward pass, its recomputation and the backward pass
     exchanged = 6 * layers * TOKENS * config.num_experts_per_tok * d
     # Gathered in both passes, and one sum of gradients
     gathered = 3 * (count_params(config) - of_experts + of_experts / expert)

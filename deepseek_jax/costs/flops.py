@@ -1,4 +1,7 @@
-"""Floating-point operations that a model needs of an update; launch/planning reads those that XLA counts."""
+"""Floating-point operations that a model needs, by its shapes.
+
+launch/planning reads instead the operations that XLA counts.
+"""
 
 import functools
 
@@ -17,13 +20,20 @@ def useful_flops(
     frozen: bool = False,
     logits: float = 1.0,
 ) -> float:
-    """Operations that one token of a full row needs, forward and backward: float.
+    """Return the operations that one token of a full row needs in an update, forward and backward.
 
-    6 for each weight that the token meets in a product (one product forward and two backward, of two
-    operations each). In attention, 6 for each number of a key that a query scores and of a value that it
-    weights; a query sees half of its row on average. Nothing is counted twice, whatever the program
-    recomputes. trains_mtp: whether a loss trains the multi-token prediction modules, whose layer and head
-    then count as well. frozen: see training_flops. logits: see forward_flops.
+    It counts 6 for each weight that the token meets in a product (one product forward and two
+    backward, of two operations each). In attention it counts 6 for each number of a key that a
+    query scores and of a value that it weights; a query sees half of its row on average. Nothing is
+    counted twice, whatever the program recomputes.
+
+    Args:
+        config: The model.
+        sequence_length: The tokens of a row.
+        trains_mtp: Whether a loss trains the multi-token prediction modules. If so, their layer and
+            head count too.
+        frozen: See training_flops.
+        logits: See forward_flops.
     """
     depths = config.num_nextn_predict_layers if trains_mtp else 0
     attended = attended_keys(config, sequence_length)
@@ -31,7 +41,10 @@ def useful_flops(
 
 
 def warm_up_flops(config: ModelConfig, sequence_length: int, *, trains_mtp: bool):
-    """useful_flops where the indexers learn alone: forward, and the backward pass of the indexers."""
+    """Return useful_flops of an update that trains only the indexers.
+
+    It counts the forward pass, and the backward pass of the indexers.
+    """
     depths, keys = config.num_nextn_predict_layers if trains_mtp else 0, sequence_length / 2
     forward = forward_flops(config, keys, depths, attended_keys(config, sequence_length))
     return forward + 2 * indexer_flops(config, keys, depths)
@@ -45,10 +58,16 @@ def training_flops(
     attended: float | None = None,
     logits: float = 1.0,
 ):
-    """forward_flops, and those of the backward pass, which an indexer needs only where it learns. frozen: the
-    weights stay as they are beside an adapter, which needs no gradient of theirs; the adapter's own few
-    products do not count. (Our program computes that gradient all the same, a layer at a time, because it
-    merges the two.)
+    """Return the operations of one token in the forward and the backward pass.
+
+    An indexer counts in the backward pass only if it learns. The arguments are explained at
+    forward_flops.
+
+    Args:
+        frozen: True if an adapter learns and the weights do not change, so that they need no
+            gradient. The adapter's own few products do not count. (Our program computes the
+            weights' gradient all the same, a layer at a time, because it merges the weights with
+            the adapter.)
     """
     forward = forward_flops(config, keys, depths, attended, logits)
     weights = _multiplied(config, depths, logits)
@@ -59,8 +78,9 @@ def training_flops(
 
 
 def attended_keys(config: ModelConfig, length: int):
-    """How many keys a token of a full row attends to on average: float. Half of the row, or less by an
-    indexer's selection.
+    """Return how many keys a token of a full row attends to on average.
+
+    That is half of the row, or less if an indexer selects keys.
     """
     if not config.selects(length):
         return length / 2
@@ -68,7 +88,7 @@ def attended_keys(config: ModelConfig, length: int):
 
 
 def indexer_flops(config: ModelConfig, keys: float, depths: int = 0):
-    """The part of forward_flops that is the indexers': float."""
+    """Return the part of forward_flops that the indexers need."""
     if not config.has_indexer:
         return 0.0
     d, j, y = config.hidden_size, config.index_n_heads, config.index_head_dim
@@ -83,10 +103,16 @@ def forward_flops(
     attended: float | None = None,
     logits: float = 1.0,
 ):
-    """Operations that one token needs whose queries score `keys` keys, forward alone: float. See
-    useful_flops. depths: as in active_weights. attended: the keys that attention sees, where an indexer
-    scores `keys` and selects among them; by default as many of them as it can select. logits: the share of
-    the tokens whose logits are needed: all of a row that learns, one of a prompt, none of a reward model.
+    """Return the operations of one token in the forward pass, see useful_flops.
+
+    Args:
+        config: The model.
+        keys: The number of keys that the token's queries score.
+        depths: The number of multi-token prediction modules that count, see active_weights.
+        attended: The number of keys that attention sees, if an indexer scores `keys` keys and
+            selects some. Default: as many of them as it can select.
+        logits: The share of the tokens that need logits: all of a row that learns, one of a prompt,
+            none of a reward model.
     """
     if attended is None:
         attended = min(keys, config.index_topk) if config.selects(keys) else keys
@@ -96,7 +122,7 @@ def forward_flops(
 
 
 def attention_flops(config: ModelConfig, keys: float, depths: int = 0):
-    """The part of forward_flops that scores `keys` keys and weighs their values: float."""
+    """Return the part of forward_flops that scores `keys` keys and weighs their values."""
     if config.is_mla:
         width = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
     else:
@@ -105,17 +131,20 @@ def attention_flops(config: ModelConfig, keys: float, depths: int = 0):
 
 
 def _multiplied(config, depths, logits):
-    """active_weights, of a head only this share: float."""
+    """Return active_weights as float, with only this share of the heads."""
     heads = (1 + depths) * config.vocab_size * config.hidden_size
     return active_weights(config, depths) - (1 - logits) * heads
 
 
 @functools.cache
 def active_weights(config: ModelConfig, depths: int = 0):
-    """How many weights a token meets in matrix products: int.
+    """Return how many weights a token meets in matrix products.
 
-    Only the routed experts that it chooses count. The head counts once for each prediction. Only the first
-    `depths` multi-token prediction modules count.
+    Only the routed experts that it chooses count. The head counts once for each prediction.
+
+    Args:
+        config: The model.
+        depths: Only the first `depths` multi-token prediction modules count.
     """
     boxed = abstract_init(config)
     # The embedding is looked up, not multiplied. The head is counted below: a tied one is no parameter

@@ -1,4 +1,7 @@
-"""A program of a recipe, by the shapes and shardings of its arguments: enough to compile it, anywhere."""
+"""Program: a recipe's program with the shapes and shardings of its arguments.
+
+This is enough to compile it anywhere, without arrays.
+"""
 
 import dataclasses
 import math
@@ -11,22 +14,25 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deepseek_jax.costs.flops import attended_keys, forward_flops, useful_flops
 from deepseek_jax.models import ModelConfig
 
-# A step of reinforcement and its parts, in seconds. The names are those of MLPerf's training benchmarks, with
-# whose logs such steps are compared: an exception to the rule that the name of a time ends in _seconds
+# A step of reinforcement and its parts, in seconds. MLPerf's training benchmarks use these names, and steps
+# are compared with their logs: an exception to the rule that the name of a time ends in _seconds
 STEP = "train_step_time"
 TRAINING = "policy_training_time"
 GENERATION = "exposed_generation_time"
 SYNC = "weight_sync_time"
-# The seconds of reward models and judges: not one of MLPerf's names, but the metric of a run
+# The seconds of reward models and judges; the name is a metric of a run, not MLPerf's
 REWARD = "reward_seconds"
-# Learned tokens of a step / its seconds / devices, of whatever kind
+# Learned tokens of a step, per second and per device, whatever kind of device it is
 TOKEN_RATE = "valid_tokens_per_sec_per_gpu"
 
 
 class Held(NamedTuple):
-    """What lies on the devices while a program runs, and is not among its arguments.
+    """What is in the devices' memory while a program runs, but is not one of its arguments.
 
-    tree: of ShapeDtypeStructs with shardings. fields: of the config, in words, that make it smaller.
+    Attributes:
+        name: What it is, in words.
+        tree: ShapeDtypeStructs with shardings.
+        fields: Fields of the config that make it smaller, in words.
     """
 
     name: str
@@ -35,22 +41,36 @@ class Held(NamedTuple):
 
     @property
     def bytes(self):
-        """Of one device."""
+        """The bytes on one device."""
         return argument_bytes(self.tree)
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A jitted function and the ShapeDtypeStructs that it is called with; nothing of it is an array.
+    """A jitted function, and the ShapeDtypeStructs that it is called with instead of arrays.
 
-    arguments: static ones included. needs: the names of earlier programs; where there are any, arguments is a
-    function of their results. part: TRAINING, GENERATION, SYNC or REWARD. times: how often a step of the run
-    calls it, at most. token_steps: the turns that the decoding loop makes in all these calls, at most; 0 of a
-    program without one. tokens, flops: what one call, or one turn of that loop, does and what the model needs
-    for it, over all devices. sizes: for a reader. model: of an update, what it trains. beside:
-    what else the devices hold meanwhile. waiting: the names of earlier programs whose results they hold too.
-    settings: of its stage. path, model_path: where these, and the model, stand in the config. by_shapes: True
-    where a plan needs only the size of its results, which lie beside others, and compiles nothing.
+    Attributes:
+        name: The program's name; results are passed on under it.
+        arguments: All arguments, including static ones. If there are `needs`, a function from their
+            results to the arguments.
+        mesh: The mesh of the run.
+        tokens: Tokens that one call, or one turn of a decoding loop, works through, over all
+            devices.
+        flops: Operations that the model needs for these tokens, over all devices.
+        sizes: The sizes of a call, for a reader.
+        part: TRAINING, GENERATION, SYNC or REWARD.
+        times: How often a step of the run calls the program, at most.
+        token_steps: Turns of the decoding loop in all these calls, at most; 0 for a program without
+            one.
+        needs: Names of earlier programs with results that are arguments here.
+        model: The model that an update trains.
+        beside: What else is in the devices' memory while the program runs.
+        waiting: Names of earlier programs with results that are in memory too.
+        settings: The settings of its stage.
+        path: The place of these settings in the config.
+        model_path: The place of the model in the config.
+        by_shapes: True if a plan needs only the size of the results, which are in memory during
+            other programs, and compiles nothing.
     """
 
     name: str
@@ -74,50 +94,54 @@ class Program:
 
     @property
     def beside_bytes(self):
-        """Bytes of one device that lie beside the program."""
+        """Bytes on one device, in addition to the program's arguments and results."""
         return sum(held.bytes for held in self.beside)
 
     @property
     def runs(self):
-        """How often a step of the run does what tokens and flops are of."""
+        """How often a step of the run does the work that `tokens` and `flops` describe."""
         return self.token_steps or self.times
 
     @property
     def filled(self):
-        """The share of its experts' buffers that a balanced load fills."""
+        """The share of the experts' buffers that a balanced load fills."""
         buffer = None if self.model is None else self.model.expert_buffer
         return 1.0 if buffer is None else 1 / buffer
 
     @property
     def after(self):
-        """The names of all earlier programs without whose results it cannot be planned."""
+        """The names of all earlier programs with results that are needed to plan this one."""
         return self.needs + self.waiting
 
     def arguments_after(self, results: dict):
-        """The arguments, given {name: results} of the programs before. Raises KeyError for missing ones."""
+        """Return the arguments, from {name: results} of the programs before.
+
+        Raises:
+            KeyError: For missing results.
+        """
         if not self.needs:
             return self.arguments
         return self.arguments(*(results[name] for name in self.needs))
 
 
 def beside(programs: Iterable[Program], *held: Held):
-    """The programs, while these lie on the devices too: [Program]."""
+    """Return the programs, with more values in the devices' memory while they run: [Program]."""
     return [dataclasses.replace(p, beside=(*p.beside, *held)) for p in programs]
 
 
 def moments_of(state):
-    """The Held of a TrainState that waits while another program reads its parameters."""
+    """Return the Held of a TrainState's moments, while another program reads its parameters."""
     fields = "optimizer.moment_memory='host', or optimizer.moment_dtype='bfloat16'"
     return Held("the optimizer's moments", state.opt_state, fields)
 
 
 def policy_params(params):
-    """The Held of a policy's parameters while another model works."""
+    """Return the Held of a policy's parameters, while another model works."""
     return Held("the policy's parameters", params)
 
 
 class Amount(NamedTuple):
-    """What one call of a Program works through: its fields of these names."""
+    """What one call of a Program works through, see its fields of the same names."""
 
     tokens: int
     flops: float
@@ -135,10 +159,19 @@ def update_program(
     mesh: Mesh,
     times: int = 1,
 ):
-    """The Program of step(state, batch, rng). state, batch: ShapeDtypeStructs with shardings. amount: by
-    default that of an update of the rows batch["tokens"].
+    """Build the Program of an update, step(state, batch, rng).
+
+    Args:
+        name: The program's name.
+        step: The jitted update.
+        state: A TrainState of ShapeDtypeStructs with shardings.
+        batch: A dict of ShapeDtypeStructs with shardings.
+        amount: Default: the Amount of an update of the rows batch["tokens"].
+        config: The model that the update trains.
+        mesh: The mesh.
+        times: How often a step of the run calls it.
     """
-    # Where the update counter is: on every device
+    # The key is on every device, like the update counter
     rng = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=state.step.sharding)
     if amount is None:
         trains_mtp, frozen = "mtp_weight" in batch, state.frozen is not None
@@ -149,14 +182,19 @@ def update_program(
 
 
 def rows_of_tokens(rows: int, length: int, flops_per_token: float):
-    """The Amount of `rows` rows of `length` tokens."""
+    """Return the Amount of `rows` rows of `length` tokens."""
     tokens = rows * length
     return Amount(tokens, tokens * flops_per_token, f"{rows:,} rows x {length:,}")
 
 
 def forward_work(config: ModelConfig, rows: int, length: int, logits: int | None = None):
-    """The Amount of a forward pass over `rows` rows of `length` tokens. logits: how many tokens of a row need
-    theirs; by default all.
+    """Return the Amount of a forward pass over `rows` rows of `length` tokens.
+
+    Args:
+        config: The model.
+        rows: The number of rows.
+        length: The tokens of a row.
+        logits: How many tokens of a row need logits. Default: all.
     """
     share, attended = 1.0 if logits is None else logits / length, attended_keys(config, length)
     flops = forward_flops(config, length / 2, attended=attended, logits=share)
@@ -164,14 +202,15 @@ def forward_work(config: ModelConfig, rows: int, length: int, logits: int | None
 
 
 def everywhere(mesh: Mesh, shape: tuple, dtype):
-    """The ShapeDtypeStruct of an array that every device has whole."""
+    """Return the ShapeDtypeStruct of an array that every device has whole."""
     place = NamedSharding(mesh, PartitionSpec())
     return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
 
 def argument_bytes(arguments):
-    """The bytes that one device holds of a tree of ShapeDtypeStructs with shardings. What waits in the host's
-    memory has none.
+    """Return the bytes on one device of a tree of ShapeDtypeStructs with shardings.
+
+    Values that wait in the host's memory take none.
     """
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

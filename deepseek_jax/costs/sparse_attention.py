@@ -1,4 +1,4 @@
-"""What attention costs by the length of the context, over all keys and over those that an indexer selects."""
+"""What attention costs by context length: over all keys, and over keys that an indexer selects."""
 
 import dataclasses
 from typing import NamedTuple
@@ -9,9 +9,13 @@ from deepseek_jax.models import ModelConfig
 
 
 class Attention(NamedTuple):
-    """flops: operations of a token in scores and weighted values, and in its indexers, forward, on average
-    over a row of that length. held: bytes of the bfloat16 cache of that many tokens. read: bytes of it that
-    the next token reads.
+    """The cost of attention in all layers, for one context length.
+
+    Attributes:
+        flops: Operations of a token in scores, weighted values and indexers, forward, on average
+            over a row of that length.
+        held: Bytes of the bfloat16 cache of that many tokens.
+        read: Bytes of this cache that the next token reads.
     """
 
     flops: float
@@ -20,8 +24,13 @@ class Attention(NamedTuple):
 
 
 def attention_costs(config: ModelConfig, length: int):
-    """(dense, sparse) Attention of all layers, of a model with an indexer and of the same one without."""
-    # A warm-up's indexers select nothing yet
+    """Return the Attention of a model without and with its indexer: (dense, sparse).
+
+    Args:
+        config: A model with an indexer. Dense is the same model without one.
+        length: The context length.
+    """
+    # During the warm-up, indexer_loss is "dense" and indexers do not select yet
     sparse = dataclasses.replace(config, indexer_loss="none")
     dense = dataclasses.replace(
         sparse,
@@ -40,7 +49,10 @@ def _attention(config, length):
 
 
 def contexts(config: ModelConfig):
-    """Lengths from index_topk, where nothing is left out, to the model's positions, each twice the last."""
+    """Return context lengths to compare, each twice the one before.
+
+    They go from index_topk, where every key is selected, up to max_position_embeddings.
+    """
     lengths = [config.index_topk]
     while 2 * lengths[-1] <= config.max_position_embeddings:
         lengths.append(2 * lengths[-1])

@@ -1,4 +1,4 @@
-"""Examples in, fixed-shape batches out: corpora, questions, tokenizers, prompts and packing."""
+"""Turn examples into fixed-shape batches: corpora, questions, tokenizers, prompts and packing."""
 
 from deepseek_jax.lazy import lazy_names
 

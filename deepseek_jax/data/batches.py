@@ -1,4 +1,4 @@
-"""Packed batches: a source for the training loop, and the batches that a held-out loss is measured on."""
+"""Packed batches: a source for the training loop, and batches to measure a held-out loss on."""
 
 import dataclasses
 import itertools
@@ -19,30 +19,39 @@ TOTALS = ("normalizer", "num_tokens")
 
 
 class Readers:
-    """The readers that this process needs: those whose rows its devices hold.
+    """The readers that this process needs: the ones with rows on its devices.
 
-    A batch is the rows of reader 0, then those of reader 1, ... So it depends on rows.readers and not on the
-    processes. Where several of them hold rows of one reader, each runs it and takes its own rows.
+    A batch is the rows of reader 0, then the rows of reader 1, and so on. So it depends on
+    rows.readers and not on the number of processes. If several processes hold rows of one reader,
+    each of them runs this reader and takes its part of the rows.
 
-    make(rows) -> the dataset of one reader, see data.packing; rows: those of all readers. iterators: reader
-    -> its batches.
+    Args:
+        make: make(rows) returns the dataset of one reader, see data.packing.
+        rows: The rows of all readers.
+        mesh: The mesh that the batch is for.
+
+    Attributes:
+        iterators: Reader -> the iterator over its batches.
     """
 
     def __init__(self, make: Callable, rows: Rows, mesh: Mesh):
         self.rows, self.mesh = rows, mesh
-        # The readers of one piece: in a batch of several pieces a process holds rows of the same readers
+        # One piece is enough to find them: with several pieces a process holds rows of the same readers
         needed = np.unique(own_rows(mesh, rows.batch_size) // self._rows_each(1)).tolist()
         self.iterators = {r: iter(make(dataclasses.replace(rows, reader=r))) for r in needed}
 
     def next(self, pieces: int = 1):
-        """own() of the next `pieces` batches of every reader."""
+        """Return `own` of the next `pieces` batches of every reader."""
         taken = {r: list(itertools.islice(it, pieces)) for r, it in self.iterators.items()}
         return self.own(taken)
 
     def own(self, taken):
-        """This process's rows of a batch: a dict as of `pack`, whose totals count these rows alone.
+        """Return this process's rows of a batch, as a dict like a batch of `pack`.
 
-        taken: reader -> its pieces of the batch, whose rows follow each other.
+        Its totals count only these rows.
+
+        Args:
+            taken: Reader -> its pieces of the batch, in order; their rows follow each other.
         """
         pieces = len(next(iter(taken.values())))
         each = self._rows_each(pieces)
@@ -60,13 +69,20 @@ class Readers:
         return pieces * self.rows.batch_size // self.rows.readers
 
     def get_state(self):
-        """The positions of all readers, also of those that other processes run: a list, as JSON can hold."""
+        """Return the positions of all readers, as a list that JSON can hold.
+
+        It includes the readers that other processes run.
+        """
         own = [(reader, iterator.get_state()) for reader, iterator in self.iterators.items()]
         states = dict(pair for pairs in from_each(own) for pair in pairs)
         return [states[reader] for reader in range(self.rows.readers)]
 
     def set_state(self, states):
-        """Resume from there, whatever the number of processes. Raises ValueError for other readers."""
+        """Resume from positions of `get_state`, with any number of processes.
+
+        Raises:
+            ValueError: The positions are of another number of readers.
+        """
         if len(states) != self.rows.readers:
             raise ValueError(
                 f"readers={self.rows.readers}, and the checkpoint has the positions of {len(states)}; set "
@@ -90,12 +106,23 @@ def held_out_batches(
     sequence_length: int,
     seed: int,
 ):
-    """settings.eval_batches batches on the mesh; each held-out document is read at most once.
+    """Return settings.eval_batches batches on the mesh, for a held-out loss.
 
-    The batches are evenly spaced in all that the documents fill: neighbours may hold parts of one long
-    document, and an interval over batches needs independent ones. settings: CorpusSettings.
+    Each held-out document is read at most once. The batches are evenly spaced in all batches that
+    the documents fill: neighbours may contain parts of one long document, and an interval over
+    batches needs independent ones.
 
-    Raises ValueError, naming the field, where the documents of a reader fill too few batches.
+    Args:
+        documents: The held-out documents, as a source of `packing.pack`.
+        tokenizer: The tokenizer of the documents.
+        mesh: The mesh for the batches.
+        settings: A CorpusSettings.
+        batch_size: Rows of a batch.
+        sequence_length: Tokens in a row.
+        seed: Seed of the order of the documents.
+
+    Raises:
+        ValueError: The documents of a reader fill too few batches; the message names the field.
     """
     rows = Rows(batch_size=batch_size, sequence_length=sequence_length, readers=settings.readers)
 
@@ -103,12 +130,12 @@ def held_out_batches(
         return pack(documents, tokenizer, rows, seed=seed, num_epochs=1)
 
     readers = Readers(make, rows, mesh)
-    # Every row of a full batch has a segment; padding rows can stand in a reader's last batch only
+    # Every row of a full batch has a segment; only the last batch of a reader can have rows of padding
     full = {
         reader: [batch for batch in batches if batch["segment_ids"][:, 0].all()]
         for reader, batches in readers.iterators.items()
     }
-    # All processes raise or none does: one that continued alone would wait for the others
+    # All processes raise or none does: a process that continued would wait for the others for ever
     fewest = min(from_each(min(map(len, full.values()))))
     if fewest < settings.eval_batches:
         raise ValueError(
@@ -124,7 +151,7 @@ def held_out_batches(
 
 
 def _say_shared(readers):
-    """Say where several processes read the same documents."""
+    """Print a message if several processes read the same documents."""
     processes = jax.process_count()
     if processes > readers:
         say(
@@ -134,11 +161,17 @@ def _say_shared(readers):
 
 
 class PackedDocuments:
-    """The loop's source of language-modelling batches: Readers, whose positions are saved.
+    """The training loop's source of language-modelling batches: Readers with saved positions.
 
-    make, rows: as for Readers. batch_sizes: pairs (first update, rows), the rows that each update takes,
-    multiples of rows.batch_size. scalars: name -> function of the update count, whose value is added to the
-    batch. evaluate(params) -> dict of floats, called every eval_every updates; None for never.
+    Args:
+        make, rows: See `Readers`.
+        mesh: The mesh that the batches are put on.
+        batch_sizes: Pairs (first update, rows): the rows of a batch from that update on, a multiple
+            of rows.batch_size.
+        scalars: Name -> function of the update count; its value is added to the batch.
+        evaluate: evaluate(params) returns a dict of floats, which are added to the metrics. None
+            for no evaluation.
+        eval_every: Updates between two calls of evaluate.
     """
 
     def __init__(
@@ -150,8 +183,11 @@ class PackedDocuments:
         self.evaluate, self.eval_every = evaluate, eval_every
 
     def next(self, state, step: int):
-        """One batch on the mesh, and metrics: tokens, the number that it predicts (weighed, where tokens have
-        weights), row_tokens, the number in its rows, and evaluate's floats.
+        """Return ([batch on the mesh], metrics) for an update.
+
+        The metrics are tokens, the number of tokens that the batch predicts (their weights summed,
+        if tokens have weights); row_tokens, the number of tokens in its rows; and the floats of
+        evaluate.
         """
         metrics = {}
         if self.evaluate is not None and step % self.eval_every == 0:
@@ -163,22 +199,31 @@ class PackedDocuments:
         return [put_batch(self.mesh, batch | scalars)], metrics
 
     def get_state(self):
-        """The position of each reader."""
+        """Return the position of each reader, as JSON can hold it."""
         return {"readers": self.readers.get_state()}
 
     def set_state(self, state):
-        """Resume from there. Raises ValueError if another number of readers saved the state."""
-        # Checkpoints once listed the positions by process, each of which was one reader
+        """Resume from a state of `get_state`.
+
+        Raises:
+            ValueError: Another number of readers saved the state.
+        """
+        # Older checkpoints list the positions under "processes", when each process was one reader
         self.readers.set_state(state["readers"] if "readers" in state else state["processes"])
 
 
 def abstract_rows(
     mesh: Mesh, rows: int, length: int, *, weighed: bool = False, features=(), scalars=()
 ):
-    """A batch of packed rows as ShapeDtypeStructs, with the shardings that put_batch gives.
+    """Return a batch of packed rows as ShapeDtypeStructs, with the shardings of put_batch.
 
-    weighed: with loss_weights, as conversations have. features: further ones, name -> array, of
-    packing.whole_row. scalars: the names of further numbers.
+    Args:
+        mesh: The mesh that the batch would be on.
+        rows: Rows of the batch.
+        length: Tokens in a row.
+        weighed: Include loss_weights, which conversations have.
+        features: Further arrays of a segment, name -> array, see `packing.whole_row`.
+        scalars: Names of further numbers in the batch.
     """
     segment = {"tokens": np.zeros(length, np.int32)} | dict(features)
     if weighed:
@@ -188,8 +233,12 @@ def abstract_rows(
 
 
 def abstract_batch(mesh: Mesh, batch: dict, times: int = 1):
-    """A batch of arrays as ShapeDtypeStructs, with the shardings that put_batch gives, and `times` as many
-    rows.
+    """Return a batch as ShapeDtypeStructs, with the shardings of put_batch.
+
+    Args:
+        mesh: The mesh that the batch would be on.
+        batch: Name -> array.
+        times: The result has this many times the rows of `batch`.
     """
     by_rows, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
 
@@ -201,13 +250,14 @@ def abstract_batch(mesh: Mesh, batch: dict, times: int = 1):
 
 
 def summed(mesh: Mesh, batch):
-    """A batch of Readers with normalizer and num_tokens summed over all processes, where there are several as
-    jax arrays, for which no process waits.
+    """Return a batch of Readers with normalizer and num_tokens summed over all processes.
+
+    With several processes the sums are jax arrays, which no process waits for.
     """
     if jax.process_count() == 1:
         return batch
     _, shares = batch_share(mesh)
-    # So many processes hold the same rows (batch_share): a sum over processes counts each row that often
+    # `copies` processes hold the same rows (batch_share), so a sum over processes counts each row that often
     copies = jax.process_count() // shares
     totals_on = total_on(mesh, np.array([batch[name] for name in TOTALS], np.float32)) / copies
     return batch | dict(zip(TOTALS, totals_on, strict=True))

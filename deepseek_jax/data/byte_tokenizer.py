@@ -8,10 +8,11 @@ SPECIAL = ("<pad>", "<eos>", "<fim_begin>", "<fim_hole>", "<fim_end>")
 
 
 def byte_tokenizer():
-    """Each byte of UTF-8 is a token and its value the id; then pad, eos and three fill-in-the-middle tokens.
+    """Build a tokenizer in which each byte of UTF-8 is a token and its value the id.
 
-    261 ids. Any text comes back exactly as it was, even one with the names of special tokens in it.
-    Bytes that are not UTF-8 decode to U+FFFD.
+    After the bytes come pad, eos and three fill-in-the-middle tokens: 261 ids. decode(encode(text))
+    is exactly the text, even if it contains the names of special tokens. Bytes that are not UTF-8
+    decode to U+FFFD.
     """
     byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     # ByteLevel writes a byte as one character: printable bytes as themselves, the others from U+0100 on
@@ -22,7 +23,7 @@ def byte_tokenizer():
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
     backend.pre_tokenizer, backend.decoder = byte_level, tokenizers.decoders.ByteLevel()
     backend.add_special_tokens(list(SPECIAL))
-    # "<eos>" in a text is text
+    # "<eos>" in a text is ordinary text
     backend.encode_special_tokens = True
     pad_id, eos_id, *fim_ids = map(backend.token_to_id, SPECIAL)
     return Tokenizer(backend, eos_id=eos_id, pad_id=pad_id, fim_ids=tuple(fim_ids))

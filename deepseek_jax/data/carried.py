@@ -1,4 +1,7 @@
-"""The tokenizer and the template that a folder of parameters or of an adapter carries: written, and read."""
+"""Writer and reader of the tokenizer and template in a folder of parameters or an adapter.
+
+A folder that a run leaves "carries" both, so that later runs make the same prompts.
+"""
 
 import dataclasses
 import json
@@ -29,10 +32,15 @@ from deepseek_jax.settings import Natural, build
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Carried:
-    """The record beside a tokenizer's files. template: how questions became prompts in training, see
-    data.chat. eos_id to fim_ids: of data.tokenizer.Tokenizer. encode_special_tokens: whether the name of a
-    special token in a text is text. chat: what renders a chat, the chat template of tokenizer_config.json or
-    data.deepseek_v32; None for nothing.
+    """The record, carried.json, next to the files of a tokenizer.
+
+    Attributes:
+        template: How questions became prompts in training, see `data.chat`.
+        eos_id, pad_id, bos_id, fim_ids: See `data.tokenizer.Tokenizer`.
+        encode_special_tokens: True if the name of a special token in a text is encoded as plain
+            text.
+        chat: What renders a chat: the chat template of tokenizer_config.json, or data.deepseek_v32.
+            None for neither.
     """
 
     template: Template
@@ -44,13 +52,13 @@ class Carried:
     chat: Literal["chat_template", "deepseek_v32"] | None
 
     def ids(self):
-        """All special ids."""
+        """Return all special ids, without those that are None."""
         bos = () if self.bos_id is None else (self.bos_id,)
         return self.eos_id, self.pad_id, *bos, *(self.fim_ids or ())
 
 
 def carried_files(tokenizer: Tokenizer, template: str):
-    """{name: bytes} of the files that carry a tokenizer and the template that it was used with."""
+    """Return {name: bytes} of the files that carry a tokenizer and the template used with it."""
     chat = None
     if tokenizer.chat is not None:
         chat = getattr(tokenizer.chat, "carried_as", "chat_template")
@@ -68,7 +76,12 @@ def carried_files(tokenizer: Tokenizer, template: str):
 
 
 def _of_transformers(tokenizer, chat):
-    """The two files that transformers reads. chat: as in Carried."""
+    """Return the two files that transformers reads, as {name: bytes}.
+
+    Args:
+        tokenizer: The Tokenizer to write.
+        chat: See `Carried`.
+    """
     if chat != "chat_template":
         named = {"eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
         named |= {} if tokenizer.bos_id is None else {"bos_token": tokenizer.bos_id}
@@ -76,7 +89,7 @@ def _of_transformers(tokenizer, chat):
         if tokenizer.backend.encode_special_tokens:
             fields["split_special_tokens"] = True
     else:
-        # transformers writes local files alone; the chat template goes into the config
+        # transformers writes only to local folders; the chat template goes into the config
         with tempfile.TemporaryDirectory() as folder:
             tokenizer.chat.save_pretrained(folder, save_jinja_files=False)
             fields = json.loads(pathlib.Path(folder, CONFIG).read_text())
@@ -87,8 +100,12 @@ def _of_transformers(tokenizer, chat):
 
 
 def files_of(path: str | Path):
-    """{name: bytes} of the files of the tokenizer that a checkpoint has: as they stand in a folder, or of a
-    .gguf file as transformers writes them. Raises ValueError as tokenizer_files and gguf_tokenizer do.
+    """Return {name: bytes} of a checkpoint's tokenizer files.
+
+    From a folder they come unchanged. From a .gguf file they come as transformers writes them.
+
+    Raises:
+        ValueError: As `tokenizer_files` and `gguf_tokenizer` do.
     """
     path = as_path(path)
     if path.is_dir():
@@ -99,27 +116,34 @@ def files_of(path: str | Path):
 
 
 def carried_template(path: str | Path):
-    """The template that a folder carries; None without a record. Raises DamagedCheckpoint."""
+    """Return the template that a folder carries, or None if it has no record.
+
+    Raises:
+        DamagedCheckpoint: The record is damaged.
+    """
     if not (as_path(path) / RECORD).is_file():
         return None
     return _record(path).template
 
 
 def carried_tokenizer(path: str | Path):
-    """The Tokenizer that a folder with a record carries. Raises DamagedCheckpoint where one of its files is
-    not what was saved.
+    """Return the Tokenizer that a folder with a record carries.
+
+    Raises:
+        DamagedCheckpoint: A file is not the one that was saved, or it cannot be read.
     """
     about, folder = _record(path), as_path(path)
     try:
         backend = tokenizers.Tokenizer.from_str((folder / VOCABULARY).read_text())
         chat = None if about.chat is None else _chat(about, folder, backend)
-    # The library raises nothing narrower, and files may have been changed whose digests were removed
+    # Any exception: the library raises no narrower one, and without digests in the record any change of the
+    # files gets this far
     except Exception as error:
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise DamagedCheckpoint(
             f"{folder} is damaged: cannot read its tokenizer ({cause[:300]}); put back a copy"
         ) from error
-    # tokenizer.json has no place for it
+    # tokenizer.json has no field for it
     backend.encode_special_tokens = about.encode_special_tokens
     unknown = [i for i in about.ids() if backend.id_to_token(i) is None]
     if unknown:
@@ -136,7 +160,7 @@ def _chat(about, folder, backend):
     # Imported here: it takes seconds, and the toy worlds do not need it
     import transformers
 
-    # By its class, which reads the two files and runs no code
+    # By this class, not AutoTokenizer: it reads the two files and runs no code
     return transformers.PreTrainedTokenizerFast.from_pretrained(staged(folder, is_of_tokenizer))
 
 

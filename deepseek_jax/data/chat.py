@@ -1,4 +1,4 @@
-"""Questions and conversations to token ids, by a checkpoint's chat template or by a plain template."""
+"""Questions and conversations to token ids, by a checkpoint's chat template or a plain template."""
 
 from functools import partial
 from typing import Annotated
@@ -15,12 +15,12 @@ R1_ZERO_TEMPLATE = (
     "<think> </think> and <answer> </answer> tags, respectively, i.e., <think> reasoning process "
     "here </think> <answer> answer here </answer>. User: {question}. Assistant:"
 )
-# A private-use character, in place of the assistant's text while a chat template renders the rest
+# A private-use character that replaces the assistant's text while a chat template renders the rest
 OWN_TEXT = "\ue000"
 
 
 class _Asks:
-    """The templates that a settings field may hold: each has a place for the question."""
+    """Templates that a settings field may hold: each has a place for the question."""
 
     def holds(self, template: str):
         return template in ("chat", "r1_zero") or "{question}" in template
@@ -34,12 +34,15 @@ Template = Annotated[str, _Asks()]
 
 
 def asked_messages(example):
-    """The messages of an example's prompt, the question last."""
+    """Return the messages of an example's prompt, the question last."""
     return example.get("messages") or [{"role": "user", "content": example["question"]}]
 
 
 def with_reset_text(example, text: str | None):
-    """The example whose last message ends with the text of an environment's reset, if there is any."""
+    """Return the example with the text of an environment's reset at the end of its last message.
+
+    Without such a text (None or "") the example comes back unchanged.
+    """
     if not text:
         return example
     *before, last = asked_messages(example)
@@ -48,13 +51,21 @@ def with_reset_text(example, text: str | None):
 
 
 def render_question(tokenizer: Tokenizer, example, *, template: str, opening: str = ""):
-    r"""Ids of an example's prompt; the answer continues them, after `opening`.
+    r"""Return the ids of an example's prompt, which ends with `opening`; the answer continues them.
 
-    With template "chat" an example's `line` is the first line of the system message. Other templates have no
-    system message: there it stands right before each question, so it has to end as a line does in that text.
-    template: see render_prompt. opening: text that every answer begins with, "<think>\n" for one that has
-    to think; the part of it that the chat template has written is not repeated.
-    Raises ValueError as render_prompt and render_conversation do.
+    An example may have a `line`. With template "chat" it becomes the first line of the system
+    message. Other templates have no system message: there it is put right before each question, so
+    it has to end as a line does in that text.
+
+    Args:
+        tokenizer: The tokenizer of the model that answers.
+        example: A dict with question, or with messages, and optionally line.
+        template: See `render_prompt`.
+        opening: Text that every answer begins with, such as "<think>\n" for a model that has to
+            think. If the chat template has already written a part of it, that part is not repeated.
+
+    Raises:
+        ValueError: As `render_prompt` and `render_conversation` do.
     """
     messages, line = asked_messages(example), example.get("line")
     if line and template == "chat":
@@ -67,7 +78,7 @@ def render_question(tokenizer: Tokenizer, example, *, template: str, opening: st
     elif template == "chat" and all(message["role"] != "assistant" for message in messages):
         ids = _render_chat(tokenizer, messages)
     else:
-        # render_conversation needs an answer; last_prompt cuts this one off again
+        # render_conversation needs an answer; last_prompt removes this one again
         reply = {"role": "assistant", "content": messages[-1]["content"]}
         rendered = render_conversation(tokenizer, [*messages, reply], template=template)
         ids = last_prompt(*rendered)
@@ -75,10 +86,10 @@ def render_question(tokenizer: Tokenizer, example, *, template: str, opening: st
 
 
 def with_opening(tokenizer: Tokenizer, ids: list[int], opening: str):
-    """The ids, then as much of an answer's opening as they do not end with already."""
+    """Return the ids, then the part of an answer's opening that they do not already end with."""
     opened = tokenizer.encode(opening) if opening else []
-    # R1's template as first released stops before <think>, and a later one writes it: look for the longest
-    # start of the opening that is already there
+    # R1's first template stops before <think>, and a later one writes it: look for the longest start of the
+    # opening that the ids already end with
     for size in range(len(opened), 0, -1):
         if ids[-size:] == opened[:size]:
             return ids + opened[size:]
@@ -86,7 +97,10 @@ def with_opening(tokenizer: Tokenizer, ids: list[int], opening: str):
 
 
 def with_system_line(messages: list, line: str):
-    """The messages with a line before the rest of the system message."""
+    """Return the messages with a line at the start of the system message.
+
+    A system message is added if there is none.
+    """
     line, (first, *others) = line.strip(), messages
     if first["role"] != "system":
         return [{"role": "system", "content": line}, *messages]
@@ -94,13 +108,18 @@ def with_system_line(messages: list, line: str):
 
 
 def render_prompt(tokenizer: Tokenizer, question: str, *, template: str) -> list[int]:
-    """Ids (a list of int) of the prompt that asks `question`; the answer begins where they end.
+    """Return the ids (list of int) of the prompt that asks `question`; the answer comes next.
 
-    tokenizer: data.tokenizer.Tokenizer. template: "chat", the checkpoint's own template with its
-    generation prompt; "r1_zero", R1_ZERO_TEMPLATE; or any text with {question} in it. The last
-    two begin with bos where the tokenizer puts one before plain text.
-    Raises ValueError for an empty question, for "chat" without a chat template, and for a
-    template without {question}.
+    Args:
+        tokenizer: The tokenizer of the model that answers.
+        question: The text of the user.
+        template: One of three. "chat" is the checkpoint's chat template with its generation prompt.
+            "r1_zero" is R1_ZERO_TEMPLATE. Any other text must contain {question}. The last two
+            begin with bos if the tokenizer puts one before plain text.
+
+    Raises:
+        ValueError: The question is empty, template is "chat" and there is no chat template, or the
+            template does not contain {question}.
     """
     if not question.strip():
         raise ValueError(f"the question {question!r} is empty; remove it from the data.")
@@ -113,26 +132,38 @@ def render_prompt(tokenizer: Tokenizer, question: str, *, template: str) -> list
             'set it to "chat", to "r1_zero" or to a text that contains {question}.'
         )
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    # Not str.format: other braces, such as those of \boxed{} in a template, are text
+    # str.format would fail on other braces, such as \boxed{} in a template
     return bos + tokenizer.encode(template.replace("{question}", question))
 
 
 def render_conversation(
     tokenizer: Tokenizer, messages: list, *, template: str
 ) -> tuple[list[int], list[bool]]:
-    """(ids, is_target): lists of int and of bool, True on the assistant's texts and their end tokens.
+    """Return (ids, is_target) of a conversation, to train on the assistant's tokens.
 
-    messages: see data.messages.parse_conversation. template: see data.chat.render_prompt. A lone message of
-    the assistant is a text without a prompt, in any template. Each assistant's text is encoded on its own,
-    as a policy samples it after a prompt, so every turn has its <think>. The ids end with the last turn's
-    end token. "chat": the checkpoint's template writes all but the assistant's texts and never sees them,
-    because templates, R1's among them, drop the <think> of earlier turns. A <think> that the template
-    writes at the start of a turn is removed, so that only the text's own remains. Other templates cannot
-    hold a system message. They ask each question in the template anew, after the end token of the answer
-    before; bos stands at the start alone. Raises ValueError as render_prompt does; for a system message
-    that the template cannot hold; for an end token within a text; and for a chat template that leaves out
-    an assistant's turn, ends it with no special token, or whose generation prompt differs from how it
-    begins the finished turn.
+    ids is a list of int that ends with the end token of the last turn. is_target is a list of bool,
+    True on the assistant's texts and their end tokens. Each assistant's text is encoded separately,
+    as a policy samples it after a prompt, so every turn keeps its <think>.
+
+    With template "chat" the checkpoint's template writes everything except the assistant's texts
+    and never sees these, because templates (R1's is one) drop the <think> of earlier turns. A
+    <think> that the template itself writes at the start of a turn is removed, so that only the one
+    in the text remains.
+
+    Other templates have no place for a system message. They repeat the template for each question,
+    after the end token of the answer before; bos stands only at the start.
+
+    Args:
+        tokenizer: The tokenizer of the model that learns.
+        messages: See `data.conversation_forms.parse_conversation`. A single message, of the
+            assistant, is a text without a prompt, in any template.
+        template: See `render_prompt`.
+
+    Raises:
+        ValueError: As `render_prompt` does. Also for a system message that the template has no
+            place for; for an end token within a text; and for a chat template that leaves out an
+            assistant's turn, does not end it with a special token, or writes a generation prompt
+            that differs from the beginning of a finished turn.
     """
     contexts_of = _chat_contexts if template == "chat" else _text_contexts
     if len(messages) == 1:
@@ -153,16 +184,22 @@ def render_conversation(
 
 
 def render_response(tokenizer: Tokenizer, messages: list, response: str, *, template: str):
-    """Ids of a conversation that ends in this response and its end token: a list of int.
+    """Return the ids (list of int) of a conversation that ends in this response and its end token.
 
-    Rendered, and refused with a ValueError, as by render_conversation.
+    Raises:
+        ValueError: As `render_conversation` does.
     """
     answered = [*messages, {"role": "assistant", "content": response}]
     return render_conversation(tokenizer, answered, template=template)[0]
 
 
 def last_prompt(ids, is_target):
-    """The ids of a rendered conversation up to the start of the last assistant's text."""
+    """Return the ids of a rendered conversation up to the start of the last assistant's text.
+
+    Args:
+        ids: As `render_conversation` returns them.
+        is_target: As `render_conversation` returns them.
+    """
     end = len(ids)
     while is_target[end - 1]:
         end -= 1
@@ -170,7 +207,7 @@ def last_prompt(ids, is_target):
 
 
 def end_of_turn(tokenizer: Tokenizer, template: str):
-    """The id of the token that ends an assistant's turn, as in render_conversation."""
+    """Return the id of the token with which `render_conversation` ends an assistant's turn."""
     if template != "chat":
         return tokenizer.eos_id
     turns = [{"role": role, "content": "?"} for role in ("user", "assistant")]
@@ -187,7 +224,11 @@ def _render_chat(tokenizer, messages):
 
 
 def by_template(tokenizer, messages, *, tokenize: bool = True, add_generation_prompt: bool = False):
-    """transformers' apply_chat_template; raises ValueError where the template cannot be run."""
+    """Call apply_chat_template of the tokenizer's chat template, as transformers defines it.
+
+    Raises:
+        ValueError: The template cannot be run; the message names its error and line.
+    """
     try:
         return tokenizer.chat.apply_chat_template(
             messages, tokenize=tokenize, add_generation_prompt=add_generation_prompt
@@ -204,12 +245,16 @@ def by_template(tokenizer, messages, *, tokenize: bool = True, add_generation_pr
 
 
 def _lone_context(tokenizer, messages, template):
-    """([what stands before a text], the end token)."""
+    """Return ([ids before the text], end token) for a text without a prompt."""
     return [[] if tokenizer.bos_id is None else [tokenizer.bos_id]], tokenizer.eos_id
 
 
 def _chat_contexts(tokenizer, messages, template):
-    """(ids from the previous turn's end token to each assistant's text, the end token)."""
+    """Return (contexts, end token) of a conversation in the chat template.
+
+    contexts: for each assistant's text, the ids from the end token of the previous turn to this
+    text.
+    """
     if tokenizer.chat is None:
         # Raises the ValueError about the missing chat template
         render_prompt(tokenizer, messages[-2]["content"], template=template)
@@ -217,7 +262,7 @@ def _chat_contexts(tokenizer, messages, template):
     ends = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     render = partial(by_template, tokenizer, tokenize=False)
     written = render(hidden).split(OWN_TEXT)
-    # The same texts as generation prompts write them: what a policy reads before it samples
+    # The same texts as the generation prompt writes them, which a policy reads before it samples
     asked = [render(hidden[:i], add_generation_prompt=True).split(OWN_TEXT)[-1] for i in ends]
     if len(written) != len(ends) + 1:
         raise ValueError(
@@ -231,12 +276,12 @@ def _chat_contexts(tokenizer, messages, template):
                 "those that begin the finished turn: "
                 f"{pair[1][-80:]!r} against {pair[0][-80:]!r}."
             )
-    # Take the shorter: the longer has a <think> of the template's, as later revisions of R1's write it in the
-    # prompt, and Qwen3's in the finished turn
+    # Take the shorter one: the longer one has a <think> that the template writes. Later revisions of R1's
+    # template write it in the prompt, and Qwen3's template in the finished turn
     pairs = [min(pair, key=len) for pair in zip(written, asked, strict=False)]
     first, *later = map(tokenizer.encode, [*pairs, written[-1]])
-    # Each text after an answer begins with the token that ends the turn; decode drops special tokens,
-    # so an end that it leaves over is an ordinary token
+    # Each text after an answer begins with the token that ends the turn. decode drops special tokens, so a
+    # first token that it still shows is an ordinary one
     end_ids = {ids[0] if ids else None for ids in later}
     if len(end_ids) > 1 or None in end_ids or tokenizer.decode(end_ids):
         raise ValueError(
@@ -247,7 +292,7 @@ def _chat_contexts(tokenizer, messages, template):
 
 
 def _text_contexts(tokenizer, messages, template):
-    """The same as _chat_contexts, for a template that has a place for the question alone."""
+    """Do the same as _chat_contexts for a template that only has a place for the question."""
     if messages[0]["role"] == "system":
         raise ValueError(
             f"template={template!r} has no place for a system message; set it to "

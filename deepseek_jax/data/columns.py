@@ -1,4 +1,7 @@
-"""The columns of a record, which rewards, graders and reports read."""
+"""Columns of a record, which rewards, graders and reports read.
+
+Also here: reserved names, renaming of columns, and conversion of values to JSON.
+"""
 
 import base64
 import math
@@ -6,12 +9,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-# Fields of an example that recipes set: no columns of its line
+# Fields of an example that recipes set; they are not columns of its line
 OURS = ("prompt_ids", "messages", "scenario", "effort", "line", "conversation")
 
 
 def check_names(place: str, record: Mapping):
-    """Raise ValueError, with the place, for a column that has the name of one of OURS but messages."""
+    """Raise ValueError for a column with a name in OURS, except messages.
+
+    The message has the place.
+    """
     taken = [name for name in OURS if name in record and name != "messages"]
     if taken:
         raise ValueError(
@@ -20,12 +26,15 @@ def check_names(place: str, record: Mapping):
 
 
 def columns_of(example: Mapping) -> dict:
-    """The columns of an example's line, question and answer among them."""
+    """Return the columns of an example's line, with question and answer."""
     return {key: value for key, value in example.items() if key not in OURS}
 
 
 def shown_columns(example: Mapping) -> dict:
-    """The columns of an example beside its question, as JSON can hold them."""
+    """Return the columns of an example without its question, as values that JSON has.
+
+    Other values become their text.
+    """
     return {
         name: value if isinstance(value, (str, int, float, type(None))) else str(value)
         for name, value in columns_of(example).items()
@@ -34,20 +43,29 @@ def shown_columns(example: Mapping) -> dict:
 
 
 def renamed(place: str, record: dict, columns: Mapping[str, str]) -> dict:
-    """A record that has its columns under the names that we read, too. columns: our name -> the column's own.
+    """Return a record that also has its columns under our names.
 
-    Raises ValueError, with the place, for a column that is not there.
+    Args:
+        place: Where the record is, for error messages.
+        record: The record as it was read.
+        columns: Our name -> the name of the column in the record.
+
+    Raises:
+        ValueError: The record does not have one of the columns; the message has the place.
     """
     for theirs in columns.values():
         if theirs not in record:
             raise ValueError(f"{place} has no column {theirs!r}; it has {', '.join(record)}")
-    # At once: two columns may change their names
+    # In one step, because two columns may swap their names
     return record | {ours: record[theirs] for ours, theirs in columns.items()}
 
 
 def plain(value):
-    """A value as JSON can hold it: NaN is None, and what JSON has no form for (a time, a Decimal, infinity)
-    is its text. Bytes are UTF-8 text, or else {"base64": ...}, which nothing takes for a text to learn.
+    """Return a value with JSON types only.
+
+    NaN becomes None. A value that JSON has no form for (a time, a Decimal, infinity) becomes its
+    text. Bytes become their UTF-8 text; bytes that are not UTF-8 become {"base64": ...}, so that
+    nothing takes them for a text to learn.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -70,7 +88,10 @@ def plain(value):
 
 
 def rows_of_tfds(value):
-    """A value of TFDS in which a list of dicts is one again: TFDS stores it as a dict of lists."""
+    """Turn each dict of lists in a TFDS value back into a list of dicts.
+
+    TFDS stores a list of dicts as a dict of lists.
+    """
     if isinstance(value, (list, np.ndarray)):
         return [rows_of_tfds(entry) for entry in value]
     if not isinstance(value, Mapping):

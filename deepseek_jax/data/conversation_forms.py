@@ -1,4 +1,4 @@
-"""The forms in which data sets write conversations, and the one that we read them into."""
+"""The forms in which data sets write conversations, and a reader that turns each into one form."""
 
 import contextlib
 import re
@@ -17,7 +17,7 @@ FROM = {
     "assistant": "assistant",
     "system": "system",
 }
-# What a record may have, for messages
+# The forms of a record, for error messages
 FORMS = (
     'messages ([{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]); prompt and '
     "completion (texts, or lists of messages); text; instruction, input and output (Alpaca); conversations "
@@ -25,7 +25,7 @@ FORMS = (
 )
 
 
-# The columns of each form, and those that may be beside them
+# Required columns of each form -> its optional columns
 PARTS = {
     ("messages",): (),
     ("prompt", "completion"): (),
@@ -36,11 +36,21 @@ PARTS = {
 
 
 def as_conversation(place: str, record: Mapping) -> dict:
-    """The conversation, as of parse_conversation, of a record in one of FORMS, with its other columns.
+    """Return the conversation of a record in one of FORMS, with the record's other columns.
 
-    A column that is None counts as absent: files of several forms that were merged have such. A text becomes
-    a lone message of the assistant. Raises ValueError, with the place, for any other record, and for a column
-    with the name of a part of the prompt.
+    A column that is None counts as absent, because files merged from several forms have such
+    columns. A text becomes a single message of the assistant.
+
+    Args:
+        place: Where the record is, for error messages.
+        record: The record as it was read.
+
+    Returns:
+        The dict of `parse_conversation`, and the other columns.
+
+    Raises:
+        ValueError: The record has none of the forms, or a column with a reserved name
+            (`columns.check_names`). The message has the place.
     """
     has = {name for name, value in record.items() if value is not None}
     form = next((form for form in PARTS if has.issuperset(form)), None)
@@ -70,7 +80,7 @@ def _messages(place, form, record):
 
 
 def _listed(role, content):
-    """Messages as they are; a text as one message of the role."""
+    """Return a list of messages unchanged, and a text as one message of the role."""
     return content if isinstance(content, list) else [{"role": role, "content": content}]
 
 
@@ -84,11 +94,21 @@ def _share_gpt(place, turns):
 
 
 def parse_conversation(place: str, record: Mapping) -> dict:
-    """{"messages": [{"role": str, "content": str}, ...], "weight": float} of a record, checked.
+    """Check the messages and the weight of a record and return them.
 
-    An optional system message, then user and assistant in turns, the assistant last; or a lone message of the
-    assistant, a text. weight: how much each of its tokens counts, 1.0 by default; a text of a number counts
-    as one, since csv has texts alone. Raises ValueError, with the place, for any other record.
+    The messages are an optional system message, then user and assistant in turns, the assistant
+    last. A single message of the assistant, a text, is allowed too.
+
+    Args:
+        place: Where the record is, for error messages.
+        record: A dict with messages, and optionally weight: how much each of its tokens counts, 1.0
+            by default. A number written as text is accepted, since csv only has texts.
+
+    Returns:
+        {"messages": [{"role": str, "content": str}, ...], "weight": float}.
+
+    Raises:
+        ValueError: Any other record; the message has the place.
     """
     if not isinstance(record.get("messages"), list) or not record["messages"]:
         raise ValueError(f"{place} has no list under 'messages'; it has {sorted(record)}.")
@@ -97,9 +117,16 @@ def parse_conversation(place: str, record: Mapping) -> dict:
 
 
 def check_turns(place: str, messages: list, *, last: str) -> list:
-    """Messages with their role and content alone, in turns that end with the role `last`.
+    """Return the messages, each with role and content only, if they take turns correctly.
 
-    Raises ValueError, with the place, for others.
+    Args:
+        place: Where the messages are, for error messages.
+        messages: The messages to check.
+        last: The role that must come last.
+
+    Raises:
+        ValueError: The messages do not take turns, or one of them is malformed; the error has the
+            place.
     """
     messages = [_parse_message(f"{place}, message {i}", m) for i, m in enumerate(messages, 1)]
     roles = [message["role"] for message in messages]
@@ -143,7 +170,7 @@ def _parse_weight(place, weight):
             weight = float(weight)
     # A bool is an instance of int
     number = isinstance(weight, (int, float, np.number)) and not isinstance(weight, bool)
-    # The loss weighs tokens in float32
+    # The loss computes with float32 weights
     range32 = np.finfo(np.float32)
     if not number or not float(range32.tiny) <= weight <= float(range32.max):
         raise ValueError(f"{place} has weight={given!r}; set a finite number above 0.")

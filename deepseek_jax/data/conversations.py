@@ -1,4 +1,4 @@
-"""Conversations to packed batches, with loss on the assistant's tokens alone."""
+"""Conversations to packed batches, with loss only on the assistant's tokens."""
 
 from functools import partial
 from typing import Any
@@ -21,12 +21,21 @@ def pack_conversations(
     seed: int,
     num_epochs: int | None = None,
 ) -> grain.IterDataset:
-    """Batches of whole conversations, each one a segment of its own, as a grain.IterDataset.
+    """Return batches of whole conversations, each one segment, as a grain.IterDataset.
 
-    source: a Mixture of conversations, or random access to them, see data.messages. A conversation longer
-    than a row is dropped. Loss is on the assistant's tokens, each with its conversation's weight: see
-    packing.pack_segments. All else is as in packing.pack.
-    Raises ValueError as these do, and as render_conversation does, with the conversation's number.
+    A conversation longer than a row is dropped. The loss is on the assistant's tokens, each with
+    the weight of its conversation: see `packing.pack_segments`.
+
+    Args:
+        source: A Mixture of conversations, or random access to them, see `data.messages`.
+        tokenizer: The tokenizer of the model that learns.
+        rows: The shape of the batch, and the reader that packs.
+        template: See `data.chat.render_prompt`.
+        seed, num_epochs: See `packing.pack`.
+
+    Raises:
+        ValueError: As `Mixture.order` does. Also as `render_conversation` does; the message then
+            has the conversation's number.
     """
     mixture = source if isinstance(source, Mixture) else Mixture((source,), (1,))
     draws = rows.order(mixture, seed, num_epochs)
@@ -42,7 +51,7 @@ def pack_conversations(
 
 
 def render_numbered(tokenizer: Tokenizer, record, index: int, *, template: str):
-    """render_conversation of a record; errors name the record by its index."""
+    """Return `render_conversation` of a record; its errors name the record by its index."""
     try:
         return render_conversation(tokenizer, record["messages"], template=template)
     except ValueError as error:
@@ -50,21 +59,28 @@ def render_numbered(tokenizer: Tokenizer, record, index: int, *, template: str):
 
 
 def weighed_tokens(tokenizer: Tokenizer, record, index: int, *, template: str):
-    """A conversation as a dict: tokens int32[n], and weights float32[n], the loss weight of each token."""
+    """Return a conversation as {tokens, weights}, arrays of one length n.
+
+    tokens is int32[n]. weights is float32[n], the loss weight of each token.
+    """
     ids, is_target = render_numbered(tokenizer, record, index, template=template)
     weights = np.where(is_target, np.float32(record["weight"]), np.float32(0))
     return {"tokens": np.array(ids, np.int32), "weights": weights}
 
 
 def _read(draws, *, source, tokenizer, template):
-    """Conversations as dicts of tokens int32[n] and weights float32[n]. draws: int64[n 2]."""
+    """Read conversations as dicts of tokens int32[n] and weights float32[n].
+
+    Args:
+        draws: int64[n 2], epoch and conversation.
+    """
     indices = draws[:, 1].tolist()
     records = zip(indices, source.__getitems__(indices), strict=True)
     return [weighed_tokens(tokenizer, r, index, template=template) for index, r in records]
 
 
 class Fitting(grain.experimental.FlatMapTransform):
-    """Pass on the conversations of 1 to `length` tokens; drop the others."""
+    """Pass on the conversations of 1 to `length` tokens and drop the others."""
 
     def __init__(self, length: int):
         self.length = length

@@ -1,8 +1,10 @@
-"""DeepSeek-V3.2's prompts: its folder has no chat template, but a Python file, encoding/encoding_dsv32.py.
+"""DeepSeek-V3.2's prompts: its folder has no chat template, but a Python file, encoding_dsv32.py.
 
-Written anew from what that file's public copies do. In the description of tools they differ by seven blank
-lines: ours has them, as mlx-lm's copy; those of vLLM and SGLang do not. Not checked: the tokenizer of V3.2's
-own folder, whose ids of ｜DSML｜ may be special; everything else of a prompt is in V3's vocabulary.
+This file is a new implementation of what the public copies of encoding/encoding_dsv32.py do. The
+copies differ by seven blank lines in the description of the tools: ours has these lines, as in
+mlx-lm's copy; the copies of vLLM and SGLang do not have them. Not checked: the tokenizer of V3.2's
+own folder, in which the ids of ｜DSML｜ may be special. Everything else in a prompt is in V3's
+vocabulary.
 """
 
 import json
@@ -48,15 +50,21 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def render_messages(messages: list[dict], *, thinking: bool):
-    """The text of a conversation, from the begin token on; if it ends with a question or with the results of
-    tools, an answer continues it.
+    """Return the text of a conversation, from the begin token on.
 
-    messages: dicts with role and content, in OpenAI's form. system and developer may have tools
-    ([{"function": schema}]) and response_format; assistant reasoning_content and tool_calls
-    ([{"function": {"name", "arguments": JSON text}}]). thinking: whether the last question is to be thought
-    about. Reasoning is written after the last question alone, through all calls of tools that follow it;
-    earlier turns lose theirs, and developer messages before the last question are left out, as published.
-    Raises ValueError, with the number of the message, for one that the format cannot hold.
+    If the conversation ends with a question or with results of tools, an answer continues the text.
+    Reasoning is written only after the last question, through all tool calls that follow it.
+    Earlier turns lose their reasoning, and developer messages before the last question are left
+    out, as in the published file.
+
+    Args:
+        messages: Dicts with role and content, in OpenAI's form. system and developer messages may
+            have tools ([{"function": schema}]) and response_format. assistant messages may have
+            reasoning_content and tool_calls ([{"function": {"name", "arguments": JSON text}}]).
+        thinking: Whether the model thinks about the last question.
+
+    Raises:
+        ValueError: The format has no place for a message; the error has the message's number.
     """
     asked = max((i for i, m in enumerate(messages) if _asks(m)), default=-1)
     if thinking:
@@ -157,9 +165,10 @@ PARAMETER = re.compile(
 
 
 def parse_answer(text: str, *, thinking: bool):
-    """The assistant message that a sampled text is, without its end token: the inverse of render_messages.
+    """Return the assistant message of a sampled text (no end token); inverts render_messages.
 
-    Raises ValueError for a text that is cut short or malformed: it may be anything.
+    Raises:
+        ValueError: The text is cut short or malformed. A sampled text may be anything.
     """
     reasoning = ""
     if thinking:
@@ -193,20 +202,23 @@ def _parse_call(name, inside):
 
 
 class DeepseekV32Chat:
-    """Stands for a tokenizer of transformers that has a chat template, as data.chat uses one.
+    """Replacement for the transformers tokenizer that renders chats in data.chat.
 
-    It asks for thinking. A finished answer stands right after the token <｜Assistant｜>: its text brings its
-    own <think>, in every turn.
+    Its generation prompt opens with <think>. In a finished turn the answer comes right after the
+    token <｜Assistant｜>, because in every turn the text brings its own <think>.
     """
 
-    # Its name in data.carried's record
+    # The name of this class in the record of data.carried
     carried_as = "deepseek_v32"
 
     def __init__(self, backend):
         self._backend = backend
 
     def apply_chat_template(self, messages, *, add_generation_prompt=False, tokenize=True):
-        """The text of user, assistant and system messages, or with tokenize {"input_ids": ids}."""
+        """Return the text of the messages, or {"input_ids": ids} if tokenize is set.
+
+        The messages have the roles user, assistant and system.
+        """
         text = BOS
         for message in messages:
             before = dict(user=USER, system="").get(message["role"], "")

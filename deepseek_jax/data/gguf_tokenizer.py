@@ -12,13 +12,16 @@ NEEDED = ("model", "pre", "tokens", "merges", "token_type", "eos_token_id")
 
 
 def gguf_tokenizer(path: str | Path):
-    """The transformers tokenizer of a .gguf file, chat template included, for use or save_pretrained.
+    """Return the transformers tokenizer of a .gguf file, with its chat template.
 
-    The metadata name the pre-tokenizer, which first splits a text. Only "smollm" is read: each digit is split
-    off, the rest is split as in GPT-2. This is llama.cpp's reading. transformers' own reader, which needs
-    PyTorch, splits as GPT-2 alone does: of several spaces before a digit, it splits off the last.
-    Raises ValueError for a file that is not GGUF or is truncated, for one without a tokenizer, and for any
-    other model than byte-level BPE or any other pre-tokenizer, with the name in the file.
+    It can be used, or saved by save_pretrained. The metadata name the pre-tokenizer, which first
+    splits a text. Only "smollm" is supported, as llama.cpp reads it: each digit is split off, and
+    the rest is split as in GPT-2. The reader of transformers, which needs PyTorch, only splits as
+    GPT-2 does: of several spaces before a digit, it splits off the last.
+
+    Raises:
+        ValueError: The file is not GGUF, is truncated or has no tokenizer; or it names a model
+            other than byte-level BPE or another pre-tokenizer, which the message then quotes.
     """
     # Imported here: it takes seconds, and the toy worlds do not need it
     import transformers
@@ -46,7 +49,10 @@ def gguf_tokenizer(path: str | Path):
 
 
 def _backend(metadata):
-    """The tokenizers.Tokenizer; it matches control and user-defined tokens whole in a text."""
+    """Build the tokenizers.Tokenizer.
+
+    It matches control tokens and user-defined tokens whole in a text.
+    """
     tokens = metadata["tokens"]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     merges = [tuple(merge.split(" ")) for merge in metadata["merges"]]
@@ -65,7 +71,10 @@ def _backend(metadata):
 
 
 def _metadata(path):
-    """The file's metadata about its tokenizer, by the last part of the key; chat_template may be None."""
+    """Return the file's metadata about its tokenizer, by the last part of the key.
+
+    chat_template may be None.
+    """
     whole = read_gguf(path).metadata
     metadata = {
         key.removeprefix(PREFIX): value for key, value in whole.items() if key.startswith(PREFIX)

@@ -1,6 +1,7 @@
-"""The files of a data set's split on the Hugging Face hub: by its README's configs, or by their names.
+"""Files of one split of a data set on the Hugging Face hub.
 
-Files alone are downloaded, and no code: a data set that is a loading script is refused.
+They are chosen by the configs in the data set's README, or else by the files' names. Only data
+files are downloaded, and no code: a data set that is a loading script is refused.
 """
 
 import glob
@@ -11,24 +12,29 @@ from deepseek_jax.errors import suggest
 from deepseek_jax.hub import DATA, HubId, hub_id, names_of_files, snapshot
 
 README = "README.md"
-# What to do about a README of another form
+# Advice for a README that cannot be used
 HOW = "fetch the files (`hf download --repo-type dataset ...`) and give the path of one"
-# Letters in brackets, in a pattern
+# A set of characters in a pattern, such as [0-9]
 SET = re.compile(r"\[[^\]]+\]")
-# Fields of a config in it that say where its files are
+# Fields of a README's config that say where the files are
 PLACES = {"data_files", "data_dir"}
-# What names the split in a file's name, and the end of the name of one of several files
+# Separators between the words of a file's name, and the end of a shard's name
 WORDS = re.compile(r"[-._ ]+")
 SHARD = re.compile(r"-\d{4,}-of-\d{4,}(-\w+)?$")
-# A file without a word for a split, beside files that have none either, is of the split "train"
+# If no file's name contains one of these words, all files are the split "train"
 SPLIT_WORDS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval"}
 
 
 def dataset_files(name: str, split: str):
-    """Download the files of a split: -> their local paths, in order. name: ORG/NAME[:SUBSET][@REVISION].
+    """Download the files of a split and return their local paths, in order.
 
-    Raises ValueError for an unknown subset or split, naming those that there are, for files of other formats
-    and for a data set without files, and as hub.pinned does.
+    Args:
+        name: ORG/NAME[:SUBSET][@REVISION].
+        split: The name of the split.
+
+    Raises:
+        ValueError: The subset or the split does not exist (the message names the ones that exist),
+            the files have other formats, or there are no files. Also as `hub.pinned` does.
     """
     found = hub_id(name).at_commit("dataset")
     folder = snapshot(found, "dataset", [README])
@@ -43,7 +49,10 @@ def dataset_files(name: str, split: str):
 
 
 def _configs(readme: Path):
-    """The configs in the YAML before a README's text that say where their files are, by name."""
+    """Return {name: config} of the configs in a README that say where their files are.
+
+    They are in the YAML before the README's text.
+    """
     import yaml
     from huggingface_hub.repocard import metadata_load
 
@@ -64,7 +73,7 @@ def _configs(readme: Path):
 
 
 def _by_config(found, split, configs, names):
-    """The names of a split's files, as the README's configs have them."""
+    """Return the names of a split's files according to the README's configs."""
     subset = found.subset or _usual_subset(found, configs)
     if subset not in configs:
         raise ValueError(f"{found} has no subset {subset!r}; {suggest(subset, configs)}")
@@ -92,7 +101,7 @@ def _by_config(found, split, configs, names):
 
 
 def _usual_subset(found, configs):
-    """The name of the config that is meant where the id names none."""
+    """Return the name of the config to use if the id has no subset."""
     marked = [name for name, config in configs.items() if config.get("default")]
     usual = marked or [name for name in configs if name == "default" or len(configs) == 1]
     if not usual:
@@ -103,14 +112,18 @@ def _usual_subset(found, configs):
 
 
 def _patterns(found, data_files):
-    """{split: patterns} of a config's data_files in any of their forms. Raises ValueError for another one."""
+    """Return {split: patterns} of a config's data_files, in any of the forms of data_files.
+
+    Raises:
+        ValueError: The value has another form.
+    """
     if isinstance(data_files, dict):
         data_files = [{"split": split, "path": path} for split, path in data_files.items()]
     if isinstance(data_files, str):
         data_files = [data_files]
     splits = {}
     for each in data_files if isinstance(data_files, list) else [data_files]:
-        # A pattern without a split is of "train", as in the library datasets
+        # A pattern without a split belongs to "train", as in the library datasets
         entry = {"path": each} if isinstance(each, str) else each
         paths = entry.get("path") if isinstance(entry, dict) else None
         paths = [paths] if isinstance(paths, str) else paths
@@ -121,7 +134,7 @@ def _patterns(found, data_files):
 
 
 def _regex(pattern):
-    """A compiled pattern of paths, in which ** alone goes below a folder."""
+    """Compile a pattern of paths, in which only ** matches across folders."""
     parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     split = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern.removeprefix("./"))
     text = "".join(parts.get(p) or (p if SET.fullmatch(p) else re.escape(p)) for p in split)
@@ -134,7 +147,14 @@ def _regex(pattern):
 
 
 def _by_name(found, split, names, folder=None):
-    """The names of a split's files, by the words in them. folder: what they begin with, if known."""
+    """Return the names of a split's files, by the words in the names.
+
+    Args:
+        found: The HubId.
+        split: The name of the split.
+        names: The names of all files.
+        folder: How the names must begin; None to find the folder of the subset.
+    """
     data = [name for name in names if name.endswith(DATA) and not name.startswith(".")]
     if not data:
         raise ValueError(_without_files(found, names))
@@ -154,7 +174,7 @@ def _by_name(found, split, names, folder=None):
 
 
 def _folder(found, data):
-    """What the names of a subset's files begin with: "" or a folder with a slash."""
+    """Return how the names of a subset's files begin: "" or a folder with a slash."""
     tops = sorted({name.partition("/")[0] for name in data if "/" in name})
     if found.subset is not None:
         if found.subset not in tops:
@@ -176,11 +196,11 @@ def _folder(found, data):
 
 
 def _words(name):
-    """The words that can be a split's: its folders, and the parts of its own name."""
+    """Return the words of a path that can be a split: its folders and parts of the file's name."""
     *folders, last = name.split("/")
     stem = last.rpartition(".")[0]
     whole = SHARD.sub("", stem)
-    # In the name of one of several files _ belongs to the split: train_sft is not train
+    # In a shard's name _ belongs to the split: train_sft is not train
     between = WORDS if whole == stem else re.compile("[-.]")
     return {*folders, whole, *between.split(whole)}
 
@@ -196,5 +216,5 @@ def _without_files(found: HubId, names):
 
 
 def _converted(found):
-    """The id of the parquet files that the hub makes of most data sets."""
+    """Return the id of the parquet files that the hub makes of most data sets."""
     return str(HubId(found.repo, found.subset, "refs/convert/parquet"))

@@ -4,14 +4,17 @@ import numpy as np
 
 from deepseek_jax.data.tokenizer import Tokenizer
 
-# Tokens that rearranging adds: three markers, and eos
+# Tokens that rearranging adds: three markers and eos
 ADDED = 4
-# Room for a token that is cut: its two parts encode to several tokens
+# Extra room for tokens that are cut: the two parts of one token encode to several tokens
 SPARE = 8
 
 
 def check_fim_rate(rate: float, tokenizer: Tokenizer):
-    """Raise ValueError for a rate outside 0..1, or above 0 where the tokenizer has no markers."""
+    """Raise ValueError unless a rate of fill-in-the-middle can be used.
+
+    It must be within 0..1, and 0 if the tokenizer has no markers.
+    """
     if not 0 <= rate <= 1:
         raise ValueError(f"fim_rate={rate} is not a share of documents; set it within 0..1.")
     if rate and tokenizer.fim_ids is None:
@@ -22,16 +25,28 @@ def check_fim_rate(rate: float, tokenizer: Tokenizer):
 
 
 def fill_in_the_middle(text: str, tokenizer: Tokenizer, *, length: int, rate: float, seed):
-    """A document and its eos as segments of at most `length` ids, [[int]]; a share `rate` is rearranged.
+    """Turn a document and its eos into segments of at most `length` ids; rearrange a share `rate`.
 
-    A rearranged segment reads fim_begin prefix fim_hole suffix fim_end middle eos, the order PSM of
-    arXiv:2412.19437, section 4.1, where rate is 0.1. It is cut at two characters drawn uniformly,
-    before it is encoded, so that a part may end within a word, as where someone types
-    (arXiv:2207.14255). A document that fits is one segment, an empty one gives none. A longer one becomes
-    several segments, each rearranged on its own with probability `rate` (that paper's context-level
-    variant: parts in different rows could not see each other). A segment that is not rearranged starts
-    with the last token before it, so that every token but the first is predicted once.
-    seed: any seed of numpy's default_rng; it alone decides.
+    A rearranged segment reads fim_begin prefix fim_hole suffix fim_end middle eos. This is the
+    order PSM of arXiv:2412.19437, section 4.1, where rate is 0.1. The text is cut at two characters
+    drawn uniformly, before it is encoded, so that a part may end within a word, as where someone
+    types (arXiv:2207.14255).
+
+    A document that fits is one segment, and an empty one gives none. A longer document becomes
+    several segments, each rearranged separately with probability `rate`. This is the context-level
+    variant of arXiv:2207.14255: parts in different rows could not see each other. A segment that is
+    not rearranged starts with the last token before it, so that every token except the first is
+    predicted once.
+
+    Args:
+        text: The document.
+        tokenizer: A tokenizer with fim_ids if rate is above 0.
+        length: Most ids of a segment.
+        rate: Share to rearrange, within 0..1.
+        seed: Any seed of numpy's default_rng; the draws depend on nothing else.
+
+    Returns:
+        A list of segments, each a list of int.
     """
     if not text:
         return []
@@ -43,13 +58,13 @@ def fill_in_the_middle(text: str, tokenizer: Tokenizer, *, length: int, rate: fl
             return [whole]
     ids = [*tokenizer.encode(text), tokenizer.eos_id]
     segments, start, last = [], 0, len(ids) - 1
-    # last is 0 where the text encodes to nothing: an end token alone predicts nothing
+    # If the text encodes to nothing, last is 0: a single end token predicts nothing
     while start <= last and last:
         # Leave room for the markers, for eos and for the tokens that a cut adds
         end = min(start + length - ADDED - SPARE, last)
         if chosen and end > start:
             segments.append(_arranged_piece(ids[start:end], tokenizer, length, rng))
-            # Every rearranged segment ends in eos, so after the last one the document's own eos is skipped
+            # Every rearranged segment ends in eos, so after the last one the document's eos is skipped
             start = end + (end == last)
         else:
             # Start one token early: a row's first token is no target
@@ -63,7 +78,8 @@ def fill_in_the_middle(text: str, tokenizer: Tokenizer, *, length: int, rate: fl
 def _arranged_piece(ids, tokenizer, length, rng):
     """Rearrange some of a document's ids into at most `length` ids.
 
-    Cut between characters; or between ids, where their text would encode to other ids or to too many.
+    The cuts are between characters. They are between ids if the text of the ids encodes to other
+    ids, or if its parts encode to too many.
     """
     text = tokenizer.decode(ids)
     if tokenizer.encode(text) == ids:
@@ -74,7 +90,7 @@ def _arranged_piece(ids, tokenizer, length, rng):
 
 
 def _parts(whole, rng):
-    """Prefix, middle and suffix, cut at two places drawn uniformly."""
+    """Return prefix, middle and suffix, cut at two places drawn uniformly."""
     start, end = sorted(rng.integers(len(whole) + 1, size=2).tolist())
     return whole[:start], whole[start:end], whole[end:]
 

@@ -1,4 +1,4 @@
-"""Conversations to learn from: from files, TFDS datasets, or worked examples."""
+"""Conversations to learn from: read from files and TFDS datasets, or made of worked examples."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +14,12 @@ from deepseek_jax.data.sources import RANDOM_ACCESS_FORMATS, in_order, read
 from deepseek_jax.data.stored import is_stored, stored_dataset, stored_records
 from deepseek_jax.data.written import build, of_files
 
-# For messages
+# Example line for error messages
 LINE = (
     '{"messages": [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]}'
 )
 DERIVED_FROM = "derived_from"
-# The feature with a line's other columns
+# The feature that holds the other columns of a line, as JSON
 COLUMNS = "columns"
 MESSAGES = tfds.features.Sequence({"role": tfds.features.Text(), "content": tfds.features.Text()})
 FEATURES = {"messages": MESSAGES, "weight": np.float32, COLUMNS: tfds.features.Text()}
@@ -31,14 +31,27 @@ def read_conversations(
     split: str = "train",
     columns: Mapping[str, str] | None = None,
 ) -> Sequence:
-    """Random access to the conversations of a path of data.records; see conversation_forms for their forms.
+    """Open the conversations of a path that data.records reads, with random access.
 
-    A conversation is a dict of messages, weight and the other columns of its line. columns: our name -> the
-    column's, where the data have another. They are written under data_dir as a dataset, on the first call and
-    whenever the content has changed (see written.build), and are in an order of their own. A TFDS dataset
-    with a feature messages: Sequence({"role": Text(), "content": Text()}), stored as array_record, is read
-    where it is. Raises ValueError as read_records does, and, naming file and line, for a record that is not a
-    conversation.
+    On the first call, and whenever the content has changed, they are written under data_dir as a
+    dataset (see `written.build`). They are in the order of hashes of their numbers, see
+    `sources.in_order`, and not in the order of the file.
+
+    A TFDS dataset is read in place if it is stored as array_record, has a feature messages:
+    Sequence({"role": Text(), "content": Text()}), and `columns` is empty.
+
+    Args:
+        path: A path of data.records, with records in one of `conversation_forms.FORMS`.
+        data_dir: The folder for the written dataset.
+        split: The split to read.
+        columns: Our name -> the name of the column in the data, where they differ.
+
+    Returns:
+        A sequence of dicts: messages, weight, and the other columns of the line.
+
+    Raises:
+        ValueError: As `read_records` does. Also for a record that is not a conversation; the
+            message then names file and line.
     """
     if is_stored(path) and not columns and _has_messages(path):
         return _tfds_conversations(path, split)
@@ -49,24 +62,29 @@ def read_conversations(
 
 
 def worked_conversations(examples: list, worked):
-    """Conversations from the examples of data.tasks: the question, and worked(example) as the answer.
+    """Make conversations of examples: the question, and worked(example) as its answer.
 
-    Each has its example's fields too, by which an answer is scored.
+    Examples are dicts as of data.tasks. A conversation keeps the fields of its example, by which an
+    answer is scored.
     """
     return [example | _answered(example, worked(example)) for example in examples]
 
 
 def _as_record(place, line):
-    """The record of a line of a file: its other columns as JSON."""
+    """Return the record to write for a line; its other columns become one JSON text."""
     conversation = as_conversation(place, line)
     parts = {name: conversation.pop(name) for name in ("messages", "weight")}
-    # ASCII alone: a column may have half of a surrogate pair, which UTF-8 cannot hold
+    # json.dumps escapes what is not ASCII: a column may have half of a surrogate pair, which is not UTF-8
     return parts | {COLUMNS: json.dumps(conversation, allow_nan=False)}
 
 
 class Conversations:
-    """Conversations of a TFDS source, parsed when they are read. path: the source's, for error messages.
-    columns_of: a source's record -> the columns of its conversation.
+    """Conversations of a TFDS source, by random access; each is parsed when it is read.
+
+    Args:
+        source: Random access to records with messages.
+        path: The path of the source, for error messages.
+        columns_of: columns_of(place, record) returns the columns of the record's conversation.
     """
 
     def __init__(self, source, path: str | Path, columns_of: Callable):
@@ -88,22 +106,22 @@ class Conversations:
 
 
 def _columns_of_json(place, record):
-    """The columns of a record of _as_record."""
+    """Return the columns of a record that _as_record made."""
     return json.loads(record[COLUMNS])
 
 
 def _columns_of_features(place, record):
-    """The columns of a record of a dataset of a user's own."""
+    """Return the columns of a record of a user's TFDS dataset."""
     others = {name: value for name, value in record.items() if name not in ("messages", "weight")}
     check_names(place, others)
     return plain(rows_of_tfds(others))
 
 
 def what_it_answers(conversation):
-    """A hashable key that conversations share if they answer one question, or rewrites of one.
+    """Return a hashable key that is equal for answers to the same question, or to its rewrites.
 
-    The record's derived_from, which synthesis.generated writes; without it, all messages before the last
-    answer.
+    The key is the record's derived_from, which synthesis.generated writes. Without it, the key is
+    all messages before the last answer.
     """
     origin = conversation.get(DERIVED_FROM)
     return (
@@ -114,7 +132,10 @@ def what_it_answers(conversation):
 
 
 def _outside_in(record):
-    """A record with a list of dicts as messages: TFDS stores a sequence of dicts as a dict of sequences."""
+    """Return the record with its messages as a list of dicts.
+
+    TFDS stores a sequence of dicts as a dict of sequences.
+    """
     messages = record["messages"]
     rows = zip(*messages.values(), strict=True)
     return record | {"messages": [dict(zip(messages, row, strict=True)) for row in rows]}

@@ -12,12 +12,17 @@ from deepseek_jax.data.sources import read
 
 @dataclass(frozen=True)
 class Mixture:
-    """Documents of several sources under one numbering: those of the first source, then the second's, ...
+    """Documents of several sources under one numbering, one source after the other.
 
-    sources: random access to {"text": str or UTF-8 bytes}. weights: the sources' shares of the
-    documents, not of the tokens; they need not add up to 1. Grain turns them into whole numbers,
-    the least of them 100, so that a share may be off by a hundredth of itself.
-    Raises ValueError unless each source has a weight, finite and above 0.
+    Attributes:
+        sources: Each gives random access to {"text": str or UTF-8 bytes}.
+        weights: The sources' shares of the documents, not of the tokens; they need not add up to 1.
+            Grain turns them into whole numbers, the smallest of them 100, so that a share may be
+            off by a hundredth of itself.
+
+    Raises:
+        ValueError: There is no source, or not one weight for each source, or a weight that is not
+            finite and above 0.
     """
 
     sources: tuple
@@ -38,7 +43,7 @@ class Mixture:
 
     @cached_property
     def starts(self):
-        """int64[sources + 1]: the number of each source's first document, then of documents in all."""
+        """int64[sources + 1]: the number of each source's first document, then of all documents."""
         return np.cumsum([0, *map(len, self.sources)])
 
     def __len__(self):
@@ -51,7 +56,7 @@ class Mixture:
         indices = np.asarray(indices)
         owners = np.searchsorted(self.starts, indices, side="right") - 1
         documents = [None] * len(indices)
-        # Each source is read in one call, and its documents go back to the places of their indices
+        # Read each source in one call, then put its documents where their indices were
         for owner in np.unique(owners).tolist():
             places = np.flatnonzero(owners == owner)
             own = (indices[places] - self.starts[owner]).tolist()
@@ -67,13 +72,23 @@ class Mixture:
         reader: int = 0,
         readers: int = 1,
     ):
-        """The order in which one reader reads: a grain.MapDataset of int64[2], epoch and document.
+        """Return the order in which one reader reads documents.
 
-        Each source is shuffled by `seed` and repeated on its own, in another order each epoch; each
-        reader reads every readers-th document of each source, from number `reader` on. num_epochs: None
-        repeats for ever; a finite run ends where the first source has been read that often, and reads no
-        document more often than that.
-        Raises ValueError for a source with fewer documents than readers.
+        Each source is shuffled and repeated separately, in another order each epoch. Each reader
+        reads every readers-th document of each source, from number `reader` on.
+
+        Args:
+            seed: Seed of the shuffle.
+            num_epochs: None repeats for ever. A finite run ends as soon as one source has been read
+                that often, and reads no document more often than that.
+            reader: The number of the reader.
+            readers: The number of readers.
+
+        Returns:
+            A grain.MapDataset of int64[2], epoch and document.
+
+        Raises:
+            ValueError: A source has fewer documents than there are readers.
         """
         streams = []
         for number, (start, end) in enumerate(zip(self.starts, self.starts[1:], strict=False)):
@@ -83,8 +98,8 @@ class Mixture:
                     f"{end - start}, and each reader needs one; give it more documents, or lower readers."
                 )
             share = grain.MapDataset.range(start + reader, end, readers)
-            # Grain's later epochs use the next seeds, so the seeds of two sources are far apart.
-            # Grain refuses seeds from 2**32 on
+            # Grain uses the next seeds for later epochs, so the seeds of two sources must be far apart.
+            # Grain refuses seeds of 2**32 and more
             shuffled = share.shuffle((seed + (number << 16)) % 2**32)
             with_epoch = partial(_with_epoch, length=len(share))
             streams.append(shuffled.repeat(num_epochs).map_with_index(with_epoch))

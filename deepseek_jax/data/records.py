@@ -1,4 +1,8 @@
-"""The records of a user's data, one after the other: from files of several formats, folders and the hub."""
+"""Reader of a user's data, record by record: files of several formats, folders and the hub.
+
+Other files of this folder call `read_records` and turn its dicts into questions, conversations,
+preferences or documents.
+"""
 
 import contextlib
 import csv
@@ -13,27 +17,30 @@ from deepseek_jax.data.stored import INFO, is_stored, stored_dataset, stored_rec
 from deepseek_jax.files import as_path, parse_json, staged
 from deepseek_jax.hub import hub_id
 
-# What a folder has that datasets.save_to_disk wrote: of one split, and of several
+# Files that datasets.save_to_disk writes: STATE in the folder of a split, DICT above several splits
 STATE, DICT = "state.json", "dataset_dict.json"
 SAVE_ANEW = "save the data set anew"
-# Rows of parquet or arrow that are Python objects at once
+# Rows of parquet or arrow that are Python objects at the same time
 BLOCK = 256
-# A field of a csv file may be as long as a text; the module's own limit is 128 KiB
+# A csv field may hold a whole text; the default limit of the csv module is 128 KiB
 MOST_OF_A_FIELD = 2**30
 FORMS = (
     "a jsonl, json, csv or parquet file, a folder that datasets.save_to_disk wrote, the folder of a TFDS "
     "dataset's version, or a name on the Hugging Face hub"
 )
-# What reads names on the hub
 
 
 class NoData(ValueError):
-    """A path that is none of FORMS, or has no records."""
+    """A path is not one of FORMS, or it has no records."""
 
 
 @contextlib.contextmanager
 def needing(line: str):
-    """Let the message of a NoData show a line of the data that the body needs."""
+    """Append an example line to the message of a NoData error from the body.
+
+    Args:
+        line: A line of jsonl with the columns that the body reads.
+    """
     try:
         yield
     except NoData as error:
@@ -43,18 +50,29 @@ def needing(line: str):
 
 
 def read_records(path: str | Path, split: str = "train") -> Iterator[tuple[str, dict]]:
-    """Yield (place, record) of a file, or of a split of a data set; place names file and line, for messages.
+    """Yield (place, record) for each record of a file, or of one split of a data set.
 
-    path: a jsonl, json (a list of objects), csv or parquet file, a folder that datasets.save_to_disk wrote,
-    that of a TFDS dataset's version, or ORG/NAME[:SUBSET][@REVISION] on the hub. Only a few records are in
-    memory at once, but for json. A record has values of JSON alone: see columns.plain. Raises ValueError for
-    another path or split, one without a record, and, with the place, for what cannot be read.
+    Only a few records are in memory at once, except for a json file, which is read whole.
+
+    Args:
+        path: A jsonl, json (a list of objects), csv or parquet file; a folder that
+            datasets.save_to_disk wrote; the folder of a TFDS dataset's version; or
+            ORG/NAME[:SUBSET][@REVISION] on the hub.
+        split: The split to read. A file only has "train".
+
+    Yields:
+        place names the file and the line, row or entry, for error messages. record is a dict with
+        JSON values only, see `columns.plain`.
+
+    Raises:
+        ValueError: The path or the split does not exist, has another format or has no record. Also
+            for a record that cannot be read; the message then has its place.
     """
     if is_stored(path):
         records = _tfds(path, split)
     else:
         files = data_files(path, split)
-        # A single file is named as the user named it
+        # Messages name a single file as the user wrote it
         names = [path] if len(files) == 1 and files[0].suffix != ".arrow" else files
         records = itertools.chain.from_iterable(
             READERS[file.suffix](file, name) for file, name in zip(files, names, strict=True)
@@ -68,8 +86,12 @@ def read_records(path: str | Path, split: str = "train") -> Iterator[tuple[str, 
 
 
 def data_files(path: str | Path, split: str = "train") -> list[Path]:
-    """The local files with the records of a path, in order. Raises ValueError for a path that is none of
-    FORMS.
+    """Return the local files that hold the records of a path, in order.
+
+    Files on the hub are downloaded.
+
+    Raises:
+        ValueError: The path is not one of FORMS, or does not have the split.
     """
     if hub_id(path) is not None:
         return dataset_files(str(path), split)
@@ -88,7 +110,10 @@ def data_files(path: str | Path, split: str = "train") -> list[Path]:
 
 
 def content_digest(path: str | Path, split: str = "train") -> str:
-    """A digest of the content of a path; of a TFDS dataset, of its description."""
+    """Return 16 hexadecimal digits that identify the content of a path.
+
+    For a TFDS dataset only its description (dataset_info.json) is digested.
+    """
     files = [staged(as_path(path) / INFO)] if is_stored(path) else data_files(path, split)
     digest = hashlib.blake2b(digest_size=8)
     for file in files:
@@ -117,7 +142,7 @@ def _arrow_files(folder, path, split):
 
 
 def _field(file, name):
-    """A field, a list, of a file that datasets.save_to_disk wrote."""
+    """Return a field, which must be a list, of a JSON file that datasets.save_to_disk wrote."""
     try:
         found = parse_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -128,14 +153,14 @@ def _field(file, name):
 
 
 def _json_lines(file, name):
-    # Each line is decoded below: as text, one that is not UTF-8 would raise here, without its number
+    # Open as bytes and decode line by line: a text file would raise for bad UTF-8 without the line's number
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 place = f"{name}, line {number}"
                 try:
                     record = parse_json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                # The UnicodeDecodeError of such a line is a ValueError too
+                # UnicodeDecodeError is a ValueError too
                 except ValueError as error:
                     raise ValueError(
                         f"{place} is not JSON: {error}; give {{...}} on each line."
@@ -183,7 +208,7 @@ def _parquet(file, name):
     import pyarrow.parquet
 
     try:
-        # Buffered, all of the file would be in memory
+        # With pre_buffer the whole file would be in memory
         with pyarrow.parquet.ParquetFile(file, pre_buffer=False) as table:
             yield from _rows(name, table.iter_batches(batch_size=BLOCK))
     except (pyarrow.ArrowException, OSError) as error:
@@ -201,7 +226,7 @@ def _arrow(file, name):
 
 
 def _check_columns(name, columns):
-    """Raise ValueError for a column that is there twice: a record would have the last alone."""
+    """Raise ValueError for a column that occurs twice: a record would keep only the last one."""
     twice = next((column for column in columns if columns.count(column) > 1), None)
     if twice is not None:
         raise ValueError(
@@ -219,7 +244,7 @@ def _rows(name, batches):
                 yield f"{name}, row {number}", record
 
 
-# For each ending in hub.DATA, and for the files in folders of datasets.save_to_disk
+# Has every ending in hub.DATA, and .arrow for the files that datasets.save_to_disk writes
 READERS = {
     ".parquet": _parquet,
     ".jsonl": _json_lines,

@@ -1,4 +1,4 @@
-"""Turns of a conversation that its chat template would have encoded otherwise than they were sampled."""
+"""Count of turns that the chat template would encode differently from what was sampled."""
 
 import json
 from collections.abc import Callable
@@ -7,15 +7,20 @@ from deepseek_jax.data.chat import OWN_TEXT
 
 
 def rewritten_turns(messages: list[dict], texts: list[str], render: Callable, end: str) -> int:
-    """Number of earlier turns whose raw text does not stand in the whole conversation as it was asked for.
+    """Return how many earlier turns do not stand in the rendered conversation as they were sampled.
 
-    messages, texts: see ToolForm.rewritten. render(messages, ask=bool): their text; ask: with the generation
-    prompt. end: the text of the token that ends a turn. A conversation that cannot be rendered counts whole.
+    If the conversation cannot be rendered, all earlier turns count.
+
+    Args:
+        messages, texts: See `tools.ToolForm.rewritten`.
+        render: render(messages, ask=bool) returns the text of messages; ask adds the generation
+            prompt.
+        end: The text of the token that ends a turn.
     """
     raw = _raw_by_place(messages, texts)
-    # A message that nothing follows has not been encoded by anyone
+    # A message that nothing follows was never encoded as part of a prompt
     raw.pop(len(messages) - 1, None)
-    # A character that no text has stands for what the user and tools say
+    # A character that is in no text replaces the texts of the user and of tools
     everything = json.dumps([messages, texts], ensure_ascii=False)
     mark = next(c for c in map(chr, range(ord(OWN_TEXT), 0xF900)) if c not in everything)
     hidden = [m if m["role"] == "assistant" else {**m, "content": mark} for m in messages]
@@ -31,8 +36,12 @@ def rewritten_turns(messages: list[dict], texts: list[str], render: Callable, en
 
 
 def as_plain(messages: list[dict], texts: list[str]):
-    """The messages as a template without tools knows them: calls as text, their results as one message of
-    the user.
+    """Return the messages as a template without tools takes them.
+
+    Calls become text, and their results become one message of the user.
+
+    Args:
+        messages, texts: See `tools.ToolForm.rewritten`.
     """
     raw = _raw_by_place(messages, texts)
     plain = []
@@ -44,6 +53,9 @@ def as_plain(messages: list[dict], texts: list[str]):
 
 
 def _raw_by_place(messages, texts):
-    """{index among the messages: raw text} of the model's turns: the last ones of the assistant."""
+    """Return {index among the messages: raw text} of the model's turns.
+
+    These are the last turns of the assistant.
+    """
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     return dict(zip(turns[len(turns) - len(texts) :], texts, strict=True))

@@ -1,4 +1,4 @@
-"""The fields that say where a user's own data are: the same in every block that reads some."""
+"""Config fields that say where a user's data are; every block that reads data has them."""
 
 import dataclasses
 
@@ -7,8 +7,12 @@ from deepseek_jax.settings import Data
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OwnData:
-    """path: data as data.records reads them. split: the one that is read. columns: our name -> the data's
-    own, such as {"question": "prompt"}.
+    """Where a user's data are, and how their columns are named.
+
+    Attributes:
+        path: Data that data.records can read.
+        split: The split to read.
+        columns: Our name -> the name of the column in the data, such as {"question": "prompt"}.
     """
 
     path: Data | None = None
@@ -18,16 +22,16 @@ class OwnData:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OwnPath(OwnData):
-    """The same where a config has a path, or in its place this block."""
+    """OwnData with a required path, for a field that may be a path or a block."""
 
-    # Without field() the default of OwnData would stay
+    # field() removes the default None that OwnData gives
     path: Data = dataclasses.field()
 
 
-# A field that is a path alone, or a block with its split and columns
+# The type of a field that is either a path, or a block of path, split and columns
 PathOrBlock = Data | OwnPath
 
 
 def as_own(value: str | OwnData) -> OwnData:
-    """The block that a path stands for; a block as it is."""
+    """Return the OwnData block of a value: a path becomes a block, a block stays as it is."""
     return value if isinstance(value, OwnData) else OwnPath(path=str(value))

@@ -1,4 +1,7 @@
-"""Corpora of documents, by random access."""
+"""Corpora of documents by random access: Python's modules, a user's files, TFDS datasets.
+
+`hold_out` splits any of them into a training part and a held-out part.
+"""
 
 import re
 import sys
@@ -21,8 +24,9 @@ TEXT = {"text": tfds.features.Text()}
 
 
 def python_documents(data_dir: str | Path):
-    """Random access to the source of Python's standard modules, {"text": bytes}, written under `data_dir`:
-    real text that every machine has.
+    """Open the source code of Python's standard modules as documents, {"text": bytes}.
+
+    This is real text that every machine has. It is written under `data_dir` on the first call.
     """
     modules = python_modules()
     name = f"python_corpus/python_{'_'.join(map(str, sys.version_info[:3]))}_{len(modules)}_modules"
@@ -35,7 +39,10 @@ def python_documents(data_dir: str | Path):
 
 
 def python_modules():
-    """Paths of the standard library's top-level modules, sorted by name; without empty or non-UTF-8 ones."""
+    """Return the paths of the standard library's top-level modules, sorted by name.
+
+    Empty modules and modules that are not UTF-8 are left out.
+    """
     folder = Path(sysconfig.get_path("stdlib"))
     return sorted(path for path in folder.glob("*.py") if _is_text(path))
 
@@ -53,12 +60,20 @@ def file_documents(
     split: str = "train",
     columns: Mapping[str, str] | None = None,
 ):
-    """Random access to the documents {"text": bytes} of a path of data.records, in an order of their own.
+    """Open the documents of a path of data.records, with random access to {"text": bytes}.
 
-    A record is {"text": "..."}; other columns are ignored. columns: our name -> the column's, such as
-    {"text": "content"}. The documents are written under `data_dir` as a dataset on the first call, and again
-    whenever the content has changed: see written.build. Raises ValueError as read_records does, and, naming
-    file and line, for a record without a text.
+    On the first call, and whenever the content has changed, they are written under `data_dir` as a
+    dataset: see `written.build`. They are in the order of hashes of their numbers, see `in_order`.
+
+    Args:
+        path: A path of data.records. A record is {"text": "..."}; other columns are ignored.
+        data_dir: The folder for the written dataset.
+        split: The split to read.
+        columns: Our name -> the name of the column in the data, such as {"text": "content"}.
+
+    Raises:
+        ValueError: As `read_records` does. Also for a record without a text; the message names file
+            and line.
     """
     with needing('{"text": "A document."}'):
         dataset = of_files("file_corpus", path, split, dict(columns or {}), TEXT, _as_document)
@@ -76,14 +91,23 @@ def _as_document(place, record):
 
 
 def in_order(source, keys: Iterable | None = None):
-    """The records of a source in the order of their keys' hashes; by default the keys are their numbers."""
+    """Return the records of a source in the order of their keys' hashes.
+
+    Args:
+        source: Random access to records.
+        keys: A key for each record; None for the records' numbers.
+    """
     return Documents(source, hashed_order(range(len(source)) if keys is None else keys))
 
 
 def tfds_documents(path: str | Path, split: str = "train"):
-    """Random access to the documents {"text": bytes, ...} of a prepared TFDS dataset, see tfds_source.
+    """Open the documents {"text": bytes, ...} of a prepared TFDS dataset, with random access.
 
-    Raises ValueError as that does, and for a dataset without a feature "text".
+    Args:
+        path, split: See `tfds_source`.
+
+    Raises:
+        ValueError: As `tfds_source` does. Also for a dataset without a feature "text".
     """
     source, features = tfds_source(path, split)
     if not isinstance(features.get("text"), tfds.features.Text):
@@ -92,11 +116,19 @@ def tfds_documents(path: str | Path, split: str = "train"):
 
 
 def tfds_source(path: str | Path, split: str = "train"):
-    """(random access to the records of a prepared TFDS dataset, its features), without TensorFlow.
+    """Return (records, features) of a prepared TFDS dataset, without TensorFlow.
 
-    path: the folder of one version, which holds dataset_info.json. split: one of the dataset's, slices
-    too, such as "train[:90%]" or "train[1000:]". A dataset stored as parquet is read into memory.
-    Raises ValueError for a file format without random access, and as stored_dataset and stored_records do.
+    Args:
+        path: The folder of one version, which contains dataset_info.json.
+        split: A split of the dataset or a slice of one, such as "train[:90%]" or "train[1000:]".
+
+    Returns:
+        records, with random access, and features, {name: TFDS feature}. A dataset stored as parquet
+        is read into memory.
+
+    Raises:
+        ValueError: The file format has no random access. Also as `stored_dataset` and
+            `stored_records` do.
     """
     builder = stored_dataset(path)
     file_format = builder.info.file_format.value
@@ -112,7 +144,10 @@ def tfds_source(path: str | Path, split: str = "train"):
 
 
 def _slice_files(source, parts):
-    """The records of a split: TFDS 4.9 reads parquet files whole, although a split may be part of a file."""
+    """Return the records of a split that may use only a part of a file.
+
+    TFDS 4.9 reads parquet files whole.
+    """
     ends = np.cumsum([part.examples_in_shard for part in parts])
     assert ends[-1] == len(source)
     starts = [end - p.examples_in_shard + p.skip for p, end in zip(parts, ends, strict=True)]
@@ -121,13 +156,22 @@ def _slice_files(source, parts):
 
 
 def hold_out(source, num_held_out: int, key=None, measured=()):
-    """Split a source into two that share no document: (all but the last num_held_out, the last ones).
+    """Split a source into (training part, held-out part): the held-out part is the last documents.
 
-    The sources above are shuffled on disk, so their last documents are like the others. Two documents of
-    equal text may be on different sides. key(record) -> a value that may be on one side only, such as the
-    question of a conversation: a record whose key a held-out record has is dropped from the first part, which
-    says their number. measured: keys that are kept out of the first part as well. Raises ValueError unless
-    both parts have a document.
+    The sources in this file are in a shuffled order, so their last documents are like the others.
+    No document is in both parts, but two documents of equal text may be in different parts, unless
+    `key` prevents it.
+
+    Args:
+        source: Random access to documents.
+        num_held_out: Number of held-out documents.
+        key: key(record) returns a value that only one part may have, such as the question of a
+            conversation. A record that shares its key with a held-out record is dropped from the
+            training part, and a line on the console gives the number of dropped records.
+        measured: More keys that the training part must not have.
+
+    Raises:
+        ValueError: One of the parts would have no document.
     """
     if not 0 < num_held_out < len(source):
         raise ValueError(
@@ -136,7 +180,7 @@ def hold_out(source, num_held_out: int, key=None, measured=()):
         )
     border = len(source) - num_held_out
     held_out = Documents(source, range(border, len(source)))
-    # Without a key no record has to be read
+    # Return early: without a key no record has to be read
     if key is None:
         return Documents(source, range(border)), held_out
     kept_out = {key(record) for record in _each(held_out)} | set(measured)
@@ -156,13 +200,18 @@ def hold_out(source, num_held_out: int, key=None, measured=()):
 
 
 def _each(source):
-    """The records of a source, one by one, read in blocks."""
+    """Yield the records of a source one by one, read in blocks."""
     for start in range(0, len(source), READ_AT_ONCE):
         yield from read(source, list(range(start, min(start + READ_AT_ONCE, len(source)))))
 
 
 class Documents:
-    """Some documents of a source, by random access. indices: their numbers, a sequence of int."""
+    """Some documents of a source, by random access.
+
+    Args:
+        source: Random access to documents.
+        indices: The numbers of the documents in the source, a sequence of int.
+    """
 
     def __init__(self, source, indices):
         self._source, self._indices = source, indices
@@ -178,6 +227,9 @@ class Documents:
 
 
 def read(source, indices):
-    """The documents of a source at `indices`, a list of int; read in one call where the source can."""
+    """Return the documents of a source at `indices`, a list of int.
+
+    They are read in one call if the source has __getitems__.
+    """
     many = getattr(source, "__getitems__", None)
     return many(indices) if many else [source[i] for i in indices]

@@ -1,4 +1,7 @@
-"""Datasets as TFDS stores them on disk: opened only if all of their files are whole, and never as code."""
+"""Datasets that TFDS has stored on disk, opened safely.
+
+All files of a dataset must be whole, and no code that a dataset names is ever run.
+"""
 
 import bisect
 import itertools
@@ -10,29 +13,32 @@ from array_record.python import array_record_module
 
 from deepseek_jax.files import as_path, staged
 
-# Every dataset has this file; of one that is being built it is the last
+# Every dataset has this file; it is the last one that a build writes
 INFO = "dataset_info.json"
-# The folders of those that are being built, or were when the process was killed
+# Folders of datasets that are being built, or that a killed process left
 INCOMPLETE = "incomplete.*"
-# In features.json, fields that name a Python class, which TFDS imports
+# Fields of features.json that name a Python class, which TFDS imports
 CLASS_FIELDS = ("pythonClassName", "python_class_name", "type")
 FEATURES = "tensorflow_datasets."
 WHOLE = "copy or prepare the dataset anew"
 
 
 def is_stored(path: str | Path) -> bool:
-    """Whether a path is the folder of a version of a TFDS dataset; datasets.save_to_disk writes INFO as
-    well.
+    """Return whether a path is the folder of a version of a TFDS dataset.
+
+    A folder of datasets.save_to_disk is not one, although it also has a file INFO.
     """
     folder = as_path(path)
     return (folder / INFO).is_file() and not (folder / "state.json").is_file()
 
 
 def stored_dataset(path: str | Path):
-    """A TFDS builder of the prepared dataset at path, the folder of one version.
+    """Return a TFDS builder of the prepared dataset at `path`, the folder of one version.
 
-    Raises ValueError where there is none, where its description cannot be read, and where that names a class
-    of another package than tensorflow_datasets: reading it would import, hence run, that package.
+    Raises:
+        ValueError: There is no dataset, its description cannot be read, or the description names a
+            class of a package other than tensorflow_datasets. Reading that description would
+            import, hence run, the package.
     """
     if not (as_path(path) / INFO).is_file():
         raise ValueError(
@@ -57,12 +63,20 @@ def stored_dataset(path: str | Path):
 
 
 def stored_records(builder, split: str, path: str | Path | None = None):
-    """Random access to the records of a split, or of a slice of one.
+    """Return random access to the records of a split, or of a slice of one.
 
-    path: as the user gave it; None for a dataset that this project has built. Raises ValueError where there
-    is no such split, and, naming the file, where one of the split's is missing, cut short or damaged: at once
-    where its index shows that, else when a damaged record is read. A reader of array_record would wait for
-    ever for the records of a cut file.
+    A missing, cut or damaged file raises at once if its index shows it, else when a damaged record
+    is read. Without this check a reader of array_record would wait for ever for the records of a
+    cut file.
+
+    Args:
+        builder: As `stored_dataset` returns it.
+        split: The split, or a slice such as "train[:90%]".
+        path: The path that the user gave; None for a dataset that this project has built.
+
+    Raises:
+        ValueError: There is no such split, or one of its files is missing, cut short or damaged;
+            the message names the file.
     """
     try:
         parts = builder.info.splits[split].file_instructions
@@ -87,9 +101,13 @@ def stored_records(builder, split: str, path: str | Path | None = None):
 
 
 class Records:
-    """The records of a source of array_record files; a damaged one raises ValueError, naming its file.
+    """Records of array_record files; a damaged record raises ValueError with the name of its file.
 
-    parts: TFDS's file instructions, in the order of the records. given, remedy: begin and end the message.
+    Args:
+        source: The data source of TFDS.
+        parts: TFDS's file instructions, in the order of the records.
+        given: The beginning of the error message.
+        remedy: The end of the error message.
     """
 
     def __init__(self, source, parts, given: str, remedy: str):
@@ -114,7 +132,7 @@ class Records:
 
 
 def _classes(tree):
-    """The Python classes that a parsed features.json names."""
+    """Yield the Python classes that a parsed features.json names."""
     entries = tree.items() if isinstance(tree, dict) else enumerate(tree)
     for key, value in entries:
         if key in CLASS_FIELDS and isinstance(value, str) and "." in value:
@@ -127,7 +145,7 @@ def _check_length(given, part, remedy):
     path, length = str(part.filename), part.examples_in_shard
     if not Path(path).is_file():
         raise ValueError(f"{given}{path} is missing; {remedy}")
-    # A reader of a file that was cut anywhere has no records, and says why when it is closed
+    # The reader of a cut file has no records, wherever the cut is; close() raises the reason
     found, cause = 0, ""
     try:
         reader = array_record_module.ArrayRecordReader(path)

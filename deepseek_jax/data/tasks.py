@@ -13,10 +13,15 @@ from deepseek_jax.parallel.processes import say
 
 @dataclass(frozen=True)
 class Task:
-    """Questions to train on, and held-out questions: see held_apart.
+    """Questions to train on, and held-out questions.
 
-    An example is a dict as of data.questions; the small worlds' own have fields of their own, such as
-    operands, a list of the int in the question.
+    An example is a dict as in data.questions. The examples of the small worlds have more fields,
+    such as operands, a list of the int in the question. See `held_apart` for questions that are in
+    both lists.
+
+    Attributes:
+        train: Examples to train on.
+        held_out: Examples to measure on.
     """
 
     train: list
@@ -31,15 +36,26 @@ def file_task(
     split: str = "train",
     columns: Mapping[str, str] | None = None,
 ) -> Task:
-    """A Task from a path of questions, with `num_held_out` of them, chosen by seed, held out.
+    """Return the Task of a path of questions, with num_held_out of them held out.
 
-    Raises ValueError as read_questions does, and for a file with too few questions.
+    Args:
+        path: See `read_questions`.
+        num_held_out: Number of held-out questions.
+        seed: Seed of the choice of held-out questions.
+        split, columns: See `read_questions`.
+
+    Raises:
+        ValueError: As `read_questions` does. Also for a file with too few questions.
     """
     return split_task(read_questions(path, split, columns), seed, num_held_out)
 
 
 def split_task(examples: list, seed: int, num_held_out: int):
-    """A Task with num_held_out of the examples, chosen by seed, held out. Raises ValueError for too few."""
+    """Return a Task with num_held_out of the examples, chosen by seed, held out.
+
+    Raises:
+        ValueError: There are not more than num_held_out examples.
+    """
     if num_held_out >= len(examples):
         raise ValueError(
             f"num_held_out={num_held_out} leaves nothing of {len(examples)} questions to train on; lower it"
@@ -50,11 +66,18 @@ def split_task(examples: list, seed: int, num_held_out: int):
 
 
 def held_apart(task: Task, plays: bool = False) -> Task:
-    """The task without training questions that are held out, too, whose number it says: an accuracy would be
-    measured on what was learned.
+    """Return the task without training questions that are also held out.
 
-    plays: the questions are games, which one text may begin, and their columns tell them apart. Raises
-    ValueError where no question is left.
+    Otherwise an accuracy would be measured on what was learned. If any are removed, a line on the
+    console gives their number.
+
+    Args:
+        task: The task to check.
+        plays: The questions are games. Several games may begin with the same text; their columns
+            then distinguish them.
+
+    Raises:
+        ValueError: No training question remains.
     """
     key = _game_key if plays else asked_key
     held_out = set(map(key, task.held_out))

@@ -1,25 +1,28 @@
-"""Token ids of texts that users and tools wrote: a chat template's markers in them stay text."""
+"""Token ids of texts that users and tools wrote, in which markers of a chat template stay text.
+
+Without this, a tool that prints <tool_call> could write the token of that name into a prompt.
+"""
 
 import itertools
 from dataclasses import dataclass
 
 from deepseek_jax.data.tokenizer import Tokenizer
 
-# A code point that no text may use
+# A code point that Unicode reserves: no text may use it
 CUT = "\uffff"
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of `text` as text: markers within it, such as <tool_call>, are cut in two and become no tokens of
-    their own.
+    """Return the ids of a text; markers in it, such as <tool_call>, are treated as plain text.
 
-    Without markers this is tokenizer.encode. Half surrogates become "?". Never raises: a closed vocabulary
-    leaves out what it has no piece for.
+    Each marker is cut in two, so that it does not become its special token. For a text without
+    markers the result is tokenizer.encode(text). Half surrogates become "?". Never raises: with a
+    closed vocabulary, pieces that it does not contain are left out.
     """
     text = text.encode("utf-8", "replace").decode()
     try:
         return [i for piece in _apart(tokenizer, text) for i in tokenizer.encode(piece)]
-    # The library raises nothing narrower
+    # Any exception: the library raises no narrower one
     except Exception:
         backend = tokenizer.backend
         added = backend.get_added_tokens_decoder()
@@ -29,12 +32,12 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def _apart(tokenizer, text):
-    """The text in pieces that hold no marker."""
+    """Return the text as a list of pieces without markers."""
     encoding = tokenizer.backend.encode(text, add_special_tokens=False)
     cuts = []
     for i, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
         if i in tokenizer.markers and end - start > 1:
-            # A marker may have taken blanks around it, or another spelling
+            # The match may include blanks around the marker, or be another spelling of it
             at = text.find(tokenizer.markers[i], start, end)
             cuts.append(at + 1 if at >= 0 else (start + end) // 2)
     if not cuts:
@@ -45,27 +48,34 @@ def _apart(tokenizer, text):
 
 @dataclass(frozen=True)
 class CutTokenizer(Tokenizer):
-    """Encodes what stands on either side of CUT apart: for texts within a template's."""
+    """A Tokenizer that splits a text at each CUT and encodes the pieces separately.
+
+    It encodes texts that a template has placed within its own text.
+    """
 
     def encode(self, text: str):
-        """Ids of the text, without CUT: see Tokenizer.encode."""
+        """Return the ids of the text, without CUT; see Tokenizer.encode."""
         return list(itertools.chain.from_iterable(map(super().encode, text.split(CUT))))
 
 
 def cut_markers(tokenizer: Tokenizer, text: str):
-    """The text with CUT in each marker, for a CutTokenizer to encode as text."""
+    """Return the text with CUT inside each marker, for a CutTokenizer to encode as plain text."""
     try:
         return CUT.join(_apart(tokenizer, text))
-    # A closed vocabulary does not hold the text: its own error comes where it is encoded
+    # The text is outside a closed vocabulary: the caller gets that error when it encodes the text
     except Exception:
         return text
 
 
 def encode_parts(tokenizer: Tokenizer, parts: list[str], texts: list[str]) -> list[int]:
-    """Ids of a template's parts with a text between each two.
+    """Return the ids of a template's parts with one of the texts between each two parts.
 
-    Markers in the parts become their tokens, and those in the texts do not. What lies between two tokens of
-    the parts is encoded as one text, as the template's whole text would be.
+    Markers in the parts become their tokens; markers in the texts do not. Everything between two
+    markers of the parts is encoded as one text, as it would be in the template's whole text.
+
+    Args:
+        parts: The texts that the template writes, one more than `texts`.
+        texts: The texts that users or tools wrote.
     """
     ids, open_text = [], ""
     for part, text in itertools.zip_longest(parts, texts, fillvalue=""):

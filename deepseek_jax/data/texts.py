@@ -4,7 +4,14 @@ from collections.abc import Callable, Sequence
 
 
 class LazyTexts(Sequence):
-    """Text i is read(places[i]), a str, called each time that it is read. A slice is a LazyTexts too."""
+    """Sequence of texts in which text i is read(places[i]), computed each time it is read.
+
+    A slice is a LazyTexts too.
+
+    Args:
+        read: Returns the text (str) for one of the places.
+        places: Sequence with an argument of read for each text.
+    """
 
     def __init__(self, read: Callable, places: Sequence):
         self._read, self._places = read, places
@@ -19,11 +26,11 @@ class LazyTexts(Sequence):
 
 
 def picked(texts: Sequence, rows: Sequence):
-    """The texts of these rows, without reading them."""
+    """Return the texts of these rows as a LazyTexts, without reading them."""
     return LazyTexts(texts.__getitem__, rows)
 
 
 def joined(parts):
-    """The texts of several sequences, one sequence after the other, without reading them."""
+    """Concatenate several sequences of texts as a LazyTexts, without reading them."""
     places = [(part, index) for part in parts for index in range(len(part))]
     return LazyTexts(lambda place: place[0][place[1]], places)

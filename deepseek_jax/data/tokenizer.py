@@ -1,4 +1,4 @@
-"""Text to ids and back, with a checkpoint's own tokenizer or one of a closed vocabulary."""
+"""Text to ids and back, with a checkpoint's tokenizer or with one of a closed vocabulary."""
 
 import re
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 import tokenizers
 
-# Words that the message about a text outside a closed vocabulary lists
+# Most words of a closed vocabulary that an error message lists
 SHOWN_WORDS = 32
 
 
@@ -15,11 +15,16 @@ SHOWN_WORDS = 32
 class Tokenizer:
     """A tokenizer with the special ids and the chat template that this project uses.
 
-    backend: tokenizers.Tokenizer. eos_id ends a document and a completion. pad_id fills rows and
-    may equal eos_id: masks come from lengths, never from ids. bos_id: the id that this tokenizer puts
-    before plain text, None for most. chat: the transformers tokenizer that renders the
-    checkpoint's chat template, or what stands for it, None without either. fim_ids: the tokens before prefix,
-    suffix and middle in fill-in-the-middle, None if the vocabulary lacks them.
+    Attributes:
+        backend: The tokenizers.Tokenizer that encodes and decodes.
+        eos_id: The id that ends a document and a completion.
+        pad_id: The id that fills rows. It may equal eos_id: masks come from lengths, never from
+            ids.
+        bos_id: The id that this tokenizer puts before plain text. Most put none there: None.
+        chat: The transformers tokenizer that renders the checkpoint's chat template, or an object
+            that replaces it, such as DeepseekV32Chat. None if there is neither.
+        fim_ids: The tokens before prefix, suffix and middle in fill-in-the-middle. None if the
+            vocabulary does not have them.
     """
 
     backend: tokenizers.Tokenizer
@@ -38,7 +43,7 @@ class Tokenizer:
     def markers(self):
         """{id: text} of the added tokens, special or not, that encode finds whole within a text.
 
-        Runs of blanks, which some vocabularies add, are no markers.
+        Runs of blanks, which some vocabularies add as tokens, are not markers.
         """
         literal = self.backend.encode_special_tokens
         added = self.backend.get_added_tokens_decoder().items()
@@ -50,22 +55,26 @@ class Tokenizer:
 
     @cached_property
     def marker_pattern(self):
-        """A compiled expression that finds markers in a text, the longest one where several begin."""
+        """Compiled regular expression for markers; where several begin, it takes the longest."""
         longest_first = sorted(self.markers.values(), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def encode(self, text: str):
-        """Ids of `text`, without bos and eos. Raises ValueError for text outside a closed vocabulary."""
+        """Return the ids of a text, without bos and eos.
+
+        Raises:
+            ValueError: The text has a part that a closed vocabulary does not contain.
+        """
         try:
             return self.backend.encode(text, add_special_tokens=False).ids
-        # The library raises nothing narrower
+        # Any exception: the library raises no narrower one
         except Exception as error:
             raise ValueError(
                 f"cannot encode {text!r}: it goes beyond this tokenizer's vocabulary {self._known(error)}"
             ) from error
 
     def _known(self, error):
-        """The words of a vocabulary of words, or some of them; of another the library's error."""
+        """Describe the vocabulary: its first words if it has words, else the library's error."""
         if not isinstance(self.backend.model, tokenizers.models.WordLevel):
             return f"({error})"
         words = sorted(self.backend.get_vocab(with_added_tokens=False))
@@ -73,15 +82,19 @@ class Tokenizer:
         return f"of {len(words)} words: {' '.join(map(repr, words[:SHOWN_WORDS]))}{more}"
 
     def decode(self, ids):
-        """The text of `ids`, without special tokens."""
+        """Return the text of ids, without special tokens."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
 
 def closed_tokenizer(pieces, other: str | None = None):
-    """A tokenizer whose tokens are the pieces, matched longest first, then `other`, <pad> and <eos>.
+    """Build a tokenizer with a closed vocabulary: the pieces, then `other`, <pad> and <eos>.
 
-    other: the token of each stretch of text that is not made of pieces. Without it such text raises
-    ValueError when it is encoded.
+    A text is split into pieces, the longest match first.
+
+    Args:
+        pieces: Texts, one token each.
+        other: The token for each stretch of text that no piece matches. Without it, encoding such a
+            text raises ValueError.
     """
     words = pieces if other is None else (*pieces, other)
     vocabulary = {word: i for i, word in enumerate(words)}
@@ -94,7 +107,7 @@ def closed_tokenizer(pieces, other: str | None = None):
     # Without a decoder, decoding joins the pieces with spaces
     backend.decoder = tokenizers.decoders.Fuse()
     backend.add_special_tokens(["<pad>", "<eos>"])
-    # "<eos>" in a text is text, and so an error here
+    # "<eos>" in a text is ordinary text, which this vocabulary does not contain: an error
     backend.encode_special_tokens = True
     pad_id, eos_id = backend.token_to_id("<pad>"), backend.token_to_id("<eos>")
     return Tokenizer(backend, eos_id=eos_id, pad_id=pad_id)

@@ -1,7 +1,7 @@
-"""Calls of tools in what a model wrote, in the forms of several chat templates.
+"""Parsers of tool calls in what a model wrote, one for the form of each chat template.
 
-Each parser takes (text, schemas) and returns (content beside the calls, calls). What a ValueError says is for
-the model to read.
+Each parser takes (text, schemas) and returns (content, calls); content is the text without the
+calls. The messages of its ValueErrors are for the model to read.
 """
 
 import json
@@ -10,32 +10,44 @@ from typing import NamedTuple
 
 from deepseek_jax.data.deepseek_v32 import MARK, THOUGHT, parse_answer
 
-# DeepSeek's vocabulary has these tokens
+# Tokens of DeepSeek's vocabulary
 CALLS, CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 CALL, CALL_END, SEPARATOR = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>"
-# Characters of a name that an error quotes
+# Most characters of a name that an error quotes
 NAME_LENGTH = 40
 
 
 class Call(NamedTuple):
-    """One call of a tool. arguments: JSON values by the parameter's name."""
+    """One call of a tool.
+
+    Attributes:
+        name: The name of the tool.
+        arguments: Parameter name -> JSON value.
+    """
 
     name: str
     arguments: dict
 
 
 def functions_by_name(schemas: list[dict]):
-    """{name: function} of schemas as transformers.utils.get_json_schema makes them."""
+    """Return {name: function} of schemas as transformers.utils.get_json_schema makes them."""
     return {schema["function"]["name"]: schema["function"] for schema in schemas}
 
 
 def parameters_of(function: dict):
-    """{name: JSON schema} of a function's parameters, in order."""
+    """Return {name: JSON schema} of a function's parameters, in order."""
     return function.get("parameters", {}).get("properties", {})
 
 
 def checked_call(name, arguments, schemas: list[dict]):
-    """The Call, if there is such a tool and it has these parameters; the tool checks their types."""
+    """Return the Call if the tool exists and takes these arguments.
+
+    The tool itself checks the types of the arguments.
+
+    Raises:
+        ValueError: There is no such tool or parameter, a required parameter is missing, or an
+            argument is not JSON.
+    """
     functions = functions_by_name(schemas)
     if not isinstance(name, str) or name not in functions:
         raise ValueError(
@@ -54,7 +66,7 @@ def checked_call(name, arguments, schemas: list[dict]):
         if needed not in arguments:
             raise ValueError(f"{name} needs the parameter {needed!r}.")
     try:
-        # Python's reader takes NaN, infinity and half surrogates, which no file of a run can hold
+        # json.loads accepts NaN, infinity and half surrogates, which the files of a run cannot store
         json.dumps(arguments, allow_nan=False, ensure_ascii=False).encode()
     except ValueError as error:
         raise ValueError(f"The arguments of {name} are not all JSON: {error}.") from error
@@ -62,7 +74,7 @@ def checked_call(name, arguments, schemas: list[dict]):
 
 
 def parse_hermes(text: str, schemas: list[dict]):
-    """Qwen2.5's and Qwen3's form: a JSON object between <tool_call> and </tool_call>."""
+    """Parse Qwen2.5's and Qwen3's form: a JSON object between <tool_call> and </tool_call>."""
     thought, answer = split_thought(text)
     content, found, rest = answer.partition("<tool_call>")
     if not found:
@@ -78,7 +90,7 @@ def parse_hermes(text: str, schemas: list[dict]):
 
 
 def parse_llama(text: str, schemas: list[dict]):
-    """Llama 3.1's form: the turn is one JSON object with name and parameters."""
+    """Parse Llama 3.1's form: the turn is one JSON object with name and parameters."""
     thought, answer = split_thought(text)
     answer = answer.lstrip().removeprefix("<|python_tag|>").lstrip()
     start = re.match(r'\{\s*"name"\s*:\s*"(.*?)"', answer)
@@ -94,9 +106,10 @@ def parse_llama(text: str, schemas: list[dict]):
 
 
 def parse_deepseek(text: str, schemas: list[dict]):
-    """V3's and R1's form: marked calls, each a name and a fenced block of JSON arguments.
+    """Parse V3's and R1's form: marked calls, each a name and a fenced block of JSON arguments.
 
-    R1-Distill's template writes a single call without the token that ends all calls, so that one may lack.
+    R1-Distill's template writes a single call without the token that ends all calls, so this token
+    may be missing.
     """
     thought, answer = split_thought(text)
     content, found, rest = answer.partition(CALLS if CALLS in answer else CALL)
@@ -119,7 +132,10 @@ def parse_deepseek(text: str, schemas: list[dict]):
 
 
 def deepseek_description(schemas: list[dict]):
-    """What a system message says about the tools: the templates of V3 and R1 themselves say nothing."""
+    """Return what a system message says about the tools, for V3 and R1.
+
+    Their chat templates do not describe tools.
+    """
     functions = (json.dumps(f, ensure_ascii=False) for f in functions_by_name(schemas).values())
     return "\n".join(
         (
@@ -134,7 +150,7 @@ def deepseek_description(schemas: list[dict]):
 
 
 def parse_deepseek_v32(text: str, schemas: list[dict]):
-    """V3.2's form: see data.deepseek_v32."""
+    """Parse V3.2's form, see data.deepseek_v32."""
     if MARK not in text:
         return text, []
     message = parse_answer(text, thinking=THOUGHT in text)
@@ -145,7 +161,10 @@ def parse_deepseek_v32(text: str, schemas: list[dict]):
 
 
 def split_thought(text: str):
-    """(the text up to </think>, the rest): a call inside a thought does not count."""
+    """Return (text up to </think>, rest).
+
+    A call inside a thought does not count as a call.
+    """
     thought, found, answer = text.partition(THOUGHT)
     if found:
         return thought + found, answer
@@ -153,14 +172,14 @@ def split_thought(text: str):
 
 
 def _call_of(value, key, schemas):
-    """The call that a JSON object is, its arguments under `key`."""
+    """Return the call in a JSON object that has its arguments under `key`."""
     if not isinstance(value, dict) or "name" not in value:
         raise ValueError(f'A call must be a JSON object with "name" and "{key}".')
     return checked_call(value["name"], value.get(key, {}), schemas)
 
 
 def _read_json(text):
-    """(the JSON value that the text begins with, what follows it), blanks left out."""
+    """Return (JSON value at the start of a text, text after it), without blanks around them."""
     text = text.lstrip()
     try:
         value, end = json.JSONDecoder().raw_decode(text)
@@ -170,7 +189,7 @@ def _read_json(text):
 
 
 def _without(text, end):
-    """The text after `end`, which it has to begin with."""
+    """Return the text after `end`, with which it must begin."""
     if not text.startswith(end):
         raise ValueError(f"The call does not end in {end} right after its JSON.")
     return text.removeprefix(end).lstrip()

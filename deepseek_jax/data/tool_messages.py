@@ -1,4 +1,4 @@
-"""Messages with calls of tools, as chat templates of several forms take them."""
+"""Conversion of messages with tool calls into the forms that chat templates take."""
 
 import dataclasses
 import json
@@ -11,14 +11,17 @@ from deepseek_jax.data.tool_calls import Call, deepseek_description
 
 
 class _Showing:
-    """Stands for a tokenizer of transformers, as data.chat uses one: it shows the tools to its template."""
+    """Replacement of Tokenizer.chat that passes the tools' schemas to the chat template."""
 
     def __init__(self, tokenizer, schemas):
         self._tokenizer = tokenizer
         self._tools = {"tools": schemas} if schemas else {}
 
     def apply_chat_template(self, messages, *, tokenize=True, add_generation_prompt=False):
-        """The text of the messages, or with tokenize {"input_ids": ids}, encoded by a CutTokenizer."""
+        """Return the text of the messages, or {"input_ids": ids} if tokenize is set.
+
+        A CutTokenizer encodes the text.
+        """
         text = self._tokenizer.chat.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt, **self._tools
         )
@@ -26,7 +29,10 @@ class _Showing:
 
 
 def showing_tools(tokenizer: Tokenizer, schemas: list[dict]) -> CutTokenizer:
-    """The tokenizer with a chat template that knows these tools, [] for none; CUT in a text cuts it."""
+    """Return the tokenizer with a chat template that lists these tools; [] lists none.
+
+    Its encode splits a text at each CUT, see `text_ids.CutTokenizer`.
+    """
     fields = {f.name: getattr(tokenizer, f.name) for f in dataclasses.fields(tokenizer)}
     if tokenizer.chat is not None:
         fields["chat"] = _Showing(CutTokenizer(**fields), schemas)
@@ -34,14 +40,19 @@ def showing_tools(tokenizer: Tokenizer, schemas: list[dict]) -> CutTokenizer:
 
 
 def as_tool_call(call: Call):
-    """A call in OpenAI's form, its arguments as an object."""
+    """Return a call in OpenAI's form, with its arguments as an object."""
     return {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def with_arguments(message, *, as_text):
-    """The message with its calls' arguments as JSON text or as objects.
+    """Return the message with the arguments of its calls as JSON text or as objects.
 
-    Content is "" where there is none: transformers leaves None out, and templates of DeepSeek's fail then.
+    A message with calls and no content gets "": transformers drops a content of None, and
+    DeepSeek's templates then fail.
+
+    Args:
+        message: A message in OpenAI's form.
+        as_text: True for JSON text, False for objects.
     """
     if not message.get("tool_calls"):
         return {key: value for key, value in message.items() if key != "tool_calls"}
@@ -57,7 +68,10 @@ def with_arguments(message, *, as_text):
 
 
 def with_thought_apart(message):
-    """The message with its thought apart, as data.deepseek_v32 takes it."""
+    """Return the message as data.deepseek_v32 takes it: the thought under reasoning_content.
+
+    The thought is the text before the last </think>; without a </think> it is None.
+    """
     message = with_arguments(message, as_text=True)
     if message["role"] != "assistant":
         return message
@@ -66,7 +80,13 @@ def with_thought_apart(message):
 
 
 def with_description(messages, name, schemas):
-    """The messages with the tools described at the end of the system message."""
+    """Return the messages with a description of the tools at the end of the system message.
+
+    Args:
+        messages: The conversation. A system message is added if it has none.
+        name: The name of the form of calls, see `tools.ToolForm`.
+        schemas: Schemas as transformers.utils.get_json_schema makes them.
+    """
     system, others = "", messages
     if messages[0]["role"] == "system":
         system, others = messages[0]["content"], messages[1:]

@@ -1,4 +1,4 @@
-"""How a chat template shows tools to a model, and writes what they answer between the model's turns.
+"""Tools in a chat template: how it shows them to a model, and how it writes their results.
 
 Ids that a model sampled stay as they are; only the texts between its turns are tokenised here.
 """
@@ -38,26 +38,33 @@ PARSERS = {
     "deepseek_v32": tool_calls.parse_deepseek_v32,
     "plain": parse_plain,
 }
-# What a template of each form writes for a call of `probe` and its result. R1-Distill's leaves the call out
+# Form -> text that its template writes for a call of `probe` and its result. R1-Distill's template leaves
+# out the call
 PROBED = {
     "hermes": '<tool_call>\n{"name": "probe", "arguments": {',
     "llama": '{"name": "probe", "parameters": {',
     "deepseek": "<｜tool▁outputs▁begin｜>",
 }
 MARKERS = {"hermes": "<tool_call>", "deepseek": tool_calls.CALL, "deepseek_v32": deepseek_v32.MARK}
-# Most characters of what a model reads about a malformed call
+# Most characters of the message that a model reads about a malformed call
 ERROR_LENGTH = 299
 ASKED = {"role": "user", "content": "?"}
-# Two contents side by side show whether the template writes a text as it is or as JSON
+# The quote between the two marks shows whether the template writes a text unchanged or as JSON
 TEXT = f'{OWN_TEXT}"{OWN_TEXT}'
 
 
 @dataclass(frozen=True)
 class ToolForm:
-    """How one tokenizer and template write and read calls of tools; tool_form makes it.
+    """How one tokenizer and template write and read tool calls; `tool_form` makes it.
 
-    name: "hermes" (Qwen2.5, Qwen3), "llama" (3.1), "deepseek" (V3, R1), "deepseek_v32", or "plain", which
-    needs no template for tools. schemas: as transformers.utils.get_json_schema makes them, [] for no tools.
+    A schema in the methods is a dict as transformers.utils.get_json_schema makes it; [] means no
+    tools.
+
+    Attributes:
+        tokenizer: The tokenizer of the model.
+        template: See `data.chat.render_prompt`.
+        name: "hermes" (Qwen2.5, Qwen3), "llama" (3.1), "deepseek" (V3, R1), "deepseek_v32", or
+            "plain", which needs no template for tools.
     """
 
     tokenizer: Tokenizer
@@ -65,10 +72,16 @@ class ToolForm:
     name: str
 
     def prompt(self, example: dict, schemas: list[dict], opening: str = "") -> list[int]:
-        """Ids of the example's prompt, with the tools described: see data.chat.render_question. Markers
-        in what the user says are text, since an environment may have written it.
+        """Return the ids of the example's prompt, with a description of the tools.
 
-        Plain forms of a template of text describe nothing: it has no place for it.
+        Markers in the messages of the user are encoded as plain text, since an environment may have
+        written them. The form "plain" with a template of text describes no tools, because such a
+        template has no place for them.
+
+        Args:
+            example: See `data.chat.render_question`.
+            schemas: Schemas of the tools.
+            opening: See `data.chat.render_question`.
         """
         knows, messages = self.name in ("hermes", "llama"), asked_messages(example)
         if schemas and not knows and self.template == "chat":
@@ -85,9 +98,15 @@ class ToolForm:
         return render_question(tokenizer, example, template=self.template, opening=opening)
 
     def parse(self, text: str, schemas: list[dict]) -> tuple[str, list[Call]]:
-        """(content beside the calls, calls in order) of a model's turn, decoded without special tokens.
+        """Return (content, calls in order) of a model's turn; content has no calls in it.
 
-        Raises ValueError whose message, in under 300 characters, is for the model: what was wrong.
+        Args:
+            text: The turn, decoded without special tokens.
+            schemas: Schemas of the tools.
+
+        Raises:
+            ValueError: A call is malformed. The message is for the model: it says in under 300
+                characters what was wrong.
         """
         if not schemas:
             return text, []
@@ -99,8 +118,14 @@ class ToolForm:
             raise ValueError(str(error)[:ERROR_LENGTH]) from error
 
     def results(self, calls: list[Call], texts: list[str]) -> list[int]:
-        """Ids from the end token of a turn with calls to the first token of the next: a message with a
-        text for each call, and the generation prompt. The texts are tokenised by encode_text.
+        """Return the ids that follow the end token of a turn with calls, up to the next turn.
+
+        They are a message with one text for each call, and the generation prompt. `encode_text`
+        tokenises the texts.
+
+        Args:
+            calls: The calls of the turn.
+            texts: The result of each call.
         """
         if self.name == "plain":
             return self.user("\n".join(texts))
@@ -110,7 +135,7 @@ class ToolForm:
         return self._between([ASKED, turn, *answers], texts)
 
     def user(self, text: str) -> list[int]:
-        """The same for a message of the user."""
+        """Return the ids between two turns, as `results` does, for a message of the user."""
         if self.template != "chat":
             whole = R1_ZERO_TEMPLATE if self.template == "r1_zero" else self.template
             parts = whole.split("{question}")
@@ -119,13 +144,17 @@ class ToolForm:
         return self._between([ASKED, answered, {"role": "user", "content": TEXT}], [text])
 
     def rewritten(self, messages: list[dict], texts: list[str]) -> int:
-        """Number of a model's earlier turns that the template would have encoded otherwise than they were
-        sampled: R1's and Qwen3's drop earlier thoughts. All of them if it cannot write the conversation.
+        """Return how many earlier turns the template would encode otherwise than they were sampled.
 
-        messages: the whole conversation in OpenAI's form. texts: the raw text of each of the model's
-        turns, in order, with what stands between the template's generation prompt and it, such as an
-        opening; they are the last turns of the assistant. A message that nothing follows is not an
+        The templates of R1 and Qwen3 drop earlier thoughts, for example. If the template cannot
+        write the conversation, all earlier turns count. A message that nothing follows is not an
         earlier turn. Templates of text rewrite none.
+
+        Args:
+            messages: The whole conversation in OpenAI's form.
+            texts: The raw text of each of the model's turns, in order. It includes text between the
+                template's generation prompt and the turn, such as an opening. They are the last
+                turns of the assistant.
         """
         if self.template != "chat" or not texts:
             return 0
@@ -139,7 +168,10 @@ class ToolForm:
         return self.tokenizer.backend.id_to_token(end_of_turn(self.tokenizer, self.template))
 
     def _check_system(self):
-        """Raise ValueError if the template leaves out a system message: the tools are described in it."""
+        """Raise ValueError if the template leaves out a system message.
+
+        The tools are described in that message.
+        """
         if OWN_TEXT not in self._render([{"role": "system", "content": OWN_TEXT}, ASKED], ask=True):
             raise ValueError(
                 f"template={self.template!r}: the chat template leaves out the system message that would "
@@ -147,7 +179,7 @@ class ToolForm:
             )
 
     def _between(self, messages, texts):
-        """Ids after the last end token of the assistant, with the texts in place of TEXT."""
+        """Return the ids after the assistant's last end token, with the texts in place of TEXT."""
         parts = self._render(messages, ask=True).split(OWN_TEXT)
         if len(parts) != 2 * len(texts) + 1 or self._end not in parts[0]:
             raise ValueError(
@@ -160,7 +192,7 @@ class ToolForm:
         return encode_parts(self.tokenizer, parts[0::2], texts)
 
     def _render(self, messages, *, ask):
-        """The text of a conversation; ask: with the generation prompt."""
+        """Return the text of a conversation; `ask` adds the generation prompt."""
         if self.name == "deepseek_v32":
             return deepseek_v32.render_messages(
                 [with_thought_apart(m) for m in messages], thinking=True
@@ -170,12 +202,19 @@ class ToolForm:
 
 
 def tool_form(tokenizer: Tokenizer, template: str) -> ToolForm:
-    """The form that this tokenizer's chat template writes calls in; "plain" where it knows no tools.
+    """Return the form in which this tokenizer's chat template writes calls.
 
-    template: see data.chat.render_prompt. Raises ValueError for a chat template that cannot write what a tool
-    answers, and for a tokenizer that leaves the markers of its calls out of decoded text.
+    It is "plain" if the template has no tools.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        template: See `data.chat.render_prompt`.
+
+    Raises:
+        ValueError: The chat template leaves out the results of tools, or the tokenizer leaves the
+            markers of its calls out of decoded text.
     """
-    # Raises for a tokenizer without a chat template
+    # Raises ValueError for a tokenizer without a chat template
     end_of_turn(tokenizer, template)
     name = _form_name(tokenizer) if template == "chat" else "plain"
     form = ToolForm(tokenizer, template, name)
@@ -200,7 +239,7 @@ def _form_name(tokenizer):
         messages = [ASKED, with_arguments(turn, as_text=as_text), {"role": "tool", "content": "?"}]
         try:
             text = by_template(tokenizer, messages, tokenize=False)
-        # This template takes the other form, or knows no tools
+        # This template takes arguments in the other form, or has no tools
         except ValueError:
             continue
         for name, begins in PROBED.items():
@@ -210,7 +249,7 @@ def _form_name(tokenizer):
 
 
 def _shows_tools(tokenizer):
-    """Whether the chat template says which tools there are."""
+    """Return whether the chat template lists the tools."""
     parameters = {"type": "object", "properties": {}}
     function = {"name": "probe", "description": "", "parameters": parameters}
     shown = showing_tools(tokenizer, [{"type": "function", "function": function}])

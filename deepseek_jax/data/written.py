@@ -1,4 +1,7 @@
-"""Datasets that are written on disk once, as TFDS stores them, without TensorFlow."""
+"""Datasets that are written on disk once, as TFDS stores them, without TensorFlow.
+
+Later runs, and the other processes of a run, read the written files by random access.
+"""
 
 import contextlib
 import re
@@ -22,16 +25,19 @@ from deepseek_jax.progress import waiting_for
 
 VERSION = "1.0.0"
 SPLIT = "train"
-# Records of one file
+# Most records in a file
 SHARD = 2**17
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is written: the records that `records` yields, in their order, in one split.
+    """Description of a dataset to write: its records, in order, in one split.
 
-    name: its folder below data_dir, one or two names; what the records depend on is digested in it, so that
-    other records are another dataset. features: of tfds.features, by name.
+    Attributes:
+        name: The folder below data_dir, one or two names. It contains a digest of what the records
+            depend on, so that other records are another dataset.
+        features: Name -> a feature of tfds.features.
+        records: Returns the records to write, an iterable of dicts.
     """
 
     name: str
@@ -39,7 +45,7 @@ class Dataset:
     records: Callable[[], Iterable[dict]]
 
     def folder(self, data_dir: str | Path):
-        """Where it is written."""
+        """Return the folder that this dataset is written to."""
         return as_path(data_dir) / self.name / VERSION
 
 
@@ -51,11 +57,19 @@ def of_files(
     features: dict[str, Any],
     parse: Callable[[str, dict], dict],
 ) -> Dataset:
-    """The Dataset of a path of data.records, each record by parse(its place, the record).
+    """Describe the Dataset of a path that data.records reads.
 
-    Its name ends in a digest of the files' content, of the split and of the columns (our name -> the
-    column's). An edited file is another dataset, and so is another split of a TFDS dataset, of which the
-    description alone is digested.
+    Its name ends in a digest of the files' content, the split and the columns. So an edited file is
+    another dataset. Another split of a TFDS dataset is another dataset too, although only the
+    description of a TFDS dataset is digested.
+
+    Args:
+        kind: First part of the dataset's name.
+        path: A path of data.records.
+        split: The split to read.
+        columns: Our name -> the name of the column in the data.
+        features: See `Dataset`.
+        parse: parse(place, record) returns the record to write.
     """
     digest = content_digest(path, split)
     if columns or split != SPLIT:
@@ -70,18 +84,32 @@ def of_files(
 
 
 def parameter_digest(parameters):
-    """8 hexadecimal digits that identify the parameters of a dataset: a dataclass, or None."""
+    """Return 8 hexadecimal digits that identify the parameters of a dataset.
+
+    Args:
+        parameters: A dataclass, a tuple or None; its repr is digested.
+    """
     return blake2b(repr(parameters).encode(), digest_size=4).hexdigest()
 
 
 def build(dataset: Dataset, data_dir: str | Path, *, led: Led | None = None):
-    """Random access to the records of a Dataset, which is written under data_dir if it is not there yet.
+    """Return the records of a Dataset, by random access; write it under data_dir if it is missing.
 
-    led: computes the records on the devices of all processes, where they ask for that. A build that is
-    killed leaves a folder INCOMPLETE, which is never read. Several processes share the folder: the first one
-    builds and the others wait; if the build fails, it fails on all of them. Stored as array_record, which
-    needs no TensorFlow, and which is read from local disk alone: of a dataset in a bucket each machine reads
-    a copy.
+    Several processes share the folder: the first one writes and the others wait. If the writing
+    fails, it fails on all of them. A killed build leaves a folder INCOMPLETE, which is never read.
+
+    The files are array_record, which needs no TensorFlow and is only read from local disk: of a
+    dataset in a bucket each machine reads a copy.
+
+    Args:
+        dataset: What to write.
+        data_dir: A folder, also one in a bucket.
+        led: For records that the devices of all processes compute together. It lets process 0 call
+            that computation while it writes.
+
+    Raises:
+        ValueError: On the other processes, if process 0 could not write. Process 0 raises the error
+            itself.
     """
     folder, failure = dataset.folder(data_dir), None
     with led or contextlib.nullcontext():

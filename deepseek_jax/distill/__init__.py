@@ -1,5 +1,7 @@
-"""All that teaches a student: targets, their cache, alignment; one teacher or many, on texts or on its own
-samples.
+"""Distillation: train a student on the outputs of one teacher or of many.
+
+This room has the loss terms, the targets and their cache on disk, and the alignment of two
+tokenizers. A student learns from texts or from its own samples.
 """
 
 from deepseek_jax.lazy import lazy_names

@@ -1,4 +1,4 @@
-"""Computes the teacher's likeliest next tokens for texts, as records that distill.cached_targets stores."""
+"""Compute a teacher's likeliest next tokens for texts, as records for distill.cached_targets."""
 
 import dataclasses
 import itertools
@@ -16,23 +16,30 @@ from deepseek_jax.parallel.shard import put_share
 
 @dataclasses.dataclass(frozen=True)
 class TopKRecords:
-    """A function without arguments that yields one record per text, in distill.cached_targets' format.
+    """Records of texts with a teacher's likeliest next tokens; a call yields one record per text.
 
-    Process 0 alone calls it, within `led`. texts: an iterable, read once, of dicts of tokens int32[n] and
-    weights float32[n]. A text longer than a row gets an empty record: no student trains on it. led: computes
-    the TopK of rows, (tokens int32[b t], lengths int32[b]) -> TopK of [b t k], [b t k] and [b t].
+    The records have the format of distill.cached_targets. Only process 0 makes the call, inside the
+    context of `led`. A text longer than a row gets an empty record, so that no student trains on
+    it.
+
+    Attributes:
+        texts: An iterable, read once, of dicts with tokens int32[n] and weights float32[n].
+        led: Computes the TopK of rows: (tokens int32[b t], lengths int32[b]) -> TopK of [b t k], [b
+            t k] and [b t].
     """
 
     texts: object
     led: Led
 
     def __call__(self):
+        """Yield the records in the order of texts, a batch of rows at a time."""
         rows, sequence_length = self.led.like[0].shape
         left = iter(self.texts)
         while batch := list(itertools.islice(left, rows)):
             tokens, lengths = _rows([text["tokens"] for text in batch], rows, sequence_length)
             found = jax.device_get(self.led(tokens, lengths))
-            # The last batch may have fewer texts than rows; one shape for all needs one compilation
+            # The last batch may have fewer texts than rows. It keeps the shape, so nothing compiles
+            # again
             for row, (text, n) in enumerate(zip(batch, lengths, strict=False)):
                 yield {
                     "tokens": text["tokens"][:n],
@@ -54,11 +61,16 @@ def top_k_records(
     vocab_size: int | None,
     temperature: float,
 ):
-    """TopKRecords of texts. config, params: the teacher's, on the mesh.
+    """Build the TopKRecords of texts, which run the teacher when they are called.
 
-    shape: the rows that the teacher reads at once, a text in each, and their length. vocab_size: the first
-    tokens of the teacher's head that count, None for all. Raises ValueError for a top_k outside 1 to that
-    number of tokens.
+    Args:
+        config: The teacher's.
+        params: The teacher's, on the mesh.
+        shape: (rows, length) of the teacher's batches; each row has one text.
+        vocab_size: Number of tokens that count, from the start of the teacher's head; None for all.
+
+    Raises:
+        ValueError: If top_k is not from 1 to the number of tokens that count.
     """
     check_top_k(top_k, min(config.vocab_size, vocab_size or config.vocab_size))
 
@@ -84,7 +96,11 @@ def top_k_records(
 
 
 def _rows(texts, rows, sequence_length):
-    """One text a row: tokens int32[b t] and lengths int32[b]. A text that is too long has length 0."""
+    """Put one text in each row.
+
+    Returns:
+        (tokens int32[b t], lengths int32[b]); a text that is too long for a row has length 0.
+    """
     tokens = np.zeros((rows, sequence_length), np.int32)
     lengths = np.zeros(rows, np.int32)
     for row, ids in enumerate(texts):

@@ -1,4 +1,4 @@
-"""Stores texts with the teacher's likeliest next tokens on disk, and packs them into batches."""
+"""Texts on disk with their teacher's likeliest next tokens, and batches packed from them."""
 
 from functools import partial
 
@@ -13,13 +13,18 @@ FEATURES = ("tokens", "weights", "top_ids", "top_logprobs", "dropped")
 
 
 def write_targets(records, k: int, data_dir, led=None):
-    """Random access to the records of records(), of FEATURES: tokens int32[n] and weights float32[n] of a
-    text; top_ids int32[n k], top_logprobs float32[n k] and dropped float32[n]: at each token the teacher's
-    distill.top_k.TopK of the next one. Writes them under data_dir first if they are missing.
+    """Return random access to cached targets, which are written under data_dir if they are missing.
 
-    They keep their order, so that one seed draws the same texts here as from the conversations themselves.
-    written.build writes all of them or nothing, in the first of several processes. k: stored tokens at each
-    position. led: see written.build.
+    A record has FEATURES: a text's tokens int32[n] and weights float32[n], and at each token the
+    teacher's distill.top_k.TopK of the next one, as top_ids int32[n k], top_logprobs float32[n k]
+    and dropped float32[n]. Records keep their order, so that one seed draws the same texts here as
+    from the conversations themselves. written.build writes all records or nothing, in the first of
+    several processes.
+
+    Args:
+        records: A function without arguments that returns the records.
+        k: Stored tokens at each position.
+        led: See written.build.
     """
 
     def array(dtype, *rest):
@@ -31,8 +36,12 @@ def write_targets(records, k: int, data_dir, led=None):
 
 
 def pack_targets(source, rows: Rows, *, seed: int, pad_id: int):
-    """Pack records into batches like conversations.pack_conversations, and add the teacher's targets to each
-    batch: top_ids and top_logprobs, [b t k], and dropped, [b t]. source: a Mixture of write_targets' records.
+    """Pack records into batches, as pack_conversations does, and add the teacher's targets.
+
+    The targets of a batch are top_ids and top_logprobs, [b t k], and dropped, [b t].
+
+    Args:
+        source: A Mixture of records from write_targets.
     """
     draws = rows.order(source, seed)
     return pack_segments(

@@ -14,20 +14,28 @@ from deepseek_jax.parallel.tokens import token_shards
 
 
 class Outputs(NamedTuple):
-    """The two factors of logits. hidden: [b t d], after the final norm. head: [v d]."""
+    """The two factors of a model's logits.
+
+    Attributes:
+        hidden: [b t d], after the final norm.
+        head: [v d].
+    """
 
     hidden: jax.Array
     head: jax.Array
 
 
 class Term(NamedTuple):
-    """A loss of single tokens, and its weight.
+    """A loss of single tokens and its weight.
 
-    loss: jax.tree_util.Partial, (student's logits float32[m v], against) -> float32[m], or a pair of that and
-    {name: float32[m]}, metrics. The arrays that it binds are the same for every token. share: float32[b t],
-    the weight of each token in the means. weight: float, the weight of the loss's mean in the total.
-    against: a tree of [b t ...] that the student's logits are compared with; None for the teacher's logits,
-    float32[m v'].
+    Attributes:
+        loss: jax.tree_util.Partial: (the student's logits float32[m v], against) -> float32[m], or
+            a pair of this array and a dict of metrics, {name: float32[m]}. The arrays that it binds
+            are the same for every token.
+        share: float32[b t], the weight of each token in the means.
+        weight: A float, the weight of the loss's mean in the total.
+        against: A tree of [b t ...] that the student's logits are compared with; None for the
+            teacher's logits, float32[m v'].
     """
 
     loss: jax.tree_util.Partial
@@ -43,14 +51,24 @@ def mean_over_tokens(
     *,
     chunk_size: int | None = None,
 ) -> tuple[jax.Array, dict]:
-    """(total float32[], {name: float32[]}): the weighted sum of the terms' means, and each mean.
+    """Compute the weighted sum of several token losses, a chunk of tokens at a time.
 
-    teacher: None where no term compares with its logits. A mean is the sum over tokens of share times loss,
-    or of share times a metric. Tokens are split over every axis of the mesh that `jax.set_mesh` sets. Each
-    head is gathered once, and the gradient of the student's head is summed once. Each device works through
-    chunk_size tokens at a time (default: as many as have "logits_alive" logits). One pass computes a chunk's
-    value and its gradient, so no logits are computed twice. Only the total has a gradient, in the student's
-    hidden and head. Zeros with a share of 0 pad shards and chunks, so a loss must be finite on them.
+    A mean is the sum over tokens of share times loss, or of share times a metric. Tokens are split
+    over every axis of the mesh that `jax.set_mesh` sets. Each head is gathered once, and the
+    gradient of the student's head is summed once. One pass computes a chunk's value and its
+    gradient, so no logits are computed twice. Only the total has a gradient, in the student's
+    hidden states and head. Zeros with a share of 0 pad shards and chunks, so a loss must be finite
+    on zeros.
+
+    Args:
+        terms: By name.
+        teacher: None if no term compares with the teacher's logits.
+        chunk_size: Tokens that a device processes at a time; by default as many as have
+            "logits_alive" logits (ops.platform).
+
+    Returns:
+        (total float32[], means {name: float32[]}): the weighted sum of the terms' means, and the
+        mean of each term and metric.
     """
     share = {name: term.share for name, term in terms.items()}
     against = {name: term.against for name, term in terms.items()}
@@ -78,7 +96,7 @@ def mean_over_tokens(
 
 
 class _Tokens(NamedTuple):
-    """Trees of [b t ...], or of [m ...]: the teacher's hidden states, and each term's share and against."""
+    """What differs from token to token: trees of [b t ...] or, flattened, of [m ...]."""
 
     teacher_hidden: jax.Array | None
     share: dict
@@ -86,17 +104,18 @@ class _Tokens(NamedTuple):
 
 
 class _Whole(NamedTuple):
-    """The same for every token: the teacher's head, and each term's loss and weight."""
+    """What is the same for every token: the teacher's head, and each term's loss and weight."""
 
     teacher_head: jax.Array | None
     loss: dict
     weight: dict
 
 
-# A custom gradient: the loop's own would save every chunk's logits, or compute them again
+# A custom gradient, because the loop's gradient would save every chunk's logits or compute them
+# again
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sums(chunk_size, hidden, head, tokens, whole):
-    """mean_over_tokens' result for one device's tokens: hidden [m d], tokens a tree of [m ...]."""
+    """Compute mean_over_tokens on one device: hidden is [m d], and tokens a tree of [m ...]."""
     chunks = _cut((hidden, tokens), _width(head, whole), chunk_size)
     sums = jax.lax.map(lambda chunk: _chunk_sums(chunk[0], head, chunk[1], whole), chunks)
     return jax.tree.map(lambda x: x.sum(0), sums)
@@ -111,13 +130,13 @@ def _sums_and_gradient(chunk_size, hidden, head, tokens, whole):
 
     chunks = _cut((hidden, tokens), _width(head, whole), chunk_size)
     dhead, (sums, dhidden) = jax.lax.scan(add, jnp.zeros_like(head), chunks)
-    # Without the rows that pad the last chunk
+    # Drop the rows that pad the last chunk
     dhidden = dhidden.reshape(-1, hidden.shape[-1])[: len(hidden)]
     return jax.tree.map(lambda x: x.sum(0), sums), (dhidden, dhead)
 
 
 def _scaled_gradient(chunk_size, gradients, cotangents):
-    # The cotangent of the total: the means have no gradient
+    # Only the total has a gradient; the means have none
     scale = cotangents[0]
     return *((scale * g).astype(g.dtype) for g in gradients), None, None
 
@@ -126,7 +145,7 @@ _sums.defvjp(_sums_and_gradient, _scaled_gradient)
 
 
 def _chunk_sums(hidden_md, head, tokens, whole):
-    """mean_over_tokens' result for one chunk, whose logits are all in memory at once."""
+    """Compute mean_over_tokens for one chunk, with all of its logits in memory at once."""
     logits_mv = dot("md,vd->mv", hidden_md, head, jnp.float32)
     if whole.teacher_head is not None:
         teacher_mv = dot("md,vd->mv", tokens.teacher_hidden, whole.teacher_head, jnp.float32)
@@ -142,16 +161,25 @@ def _chunk_sums(hidden_md, head, tokens, whole):
 
 
 def _width(head, whole):
-    """Numbers in memory per token: its logits, and the teacher's or, without a teacher, as many again."""
+    """Count the numbers in memory per token.
+
+    They are the student's logits and the teacher's. Without a teacher the student's count twice.
+    """
     return len(head) + len(head if whole.teacher_head is None else whole.teacher_head)
 
 
 def map_chunks(of_chunk, arrays, *, width: int, chunk_size: int | None = None):
-    """of_chunk(arrays), a few rows at a time: arrays and results are trees of [m ...], rows independent.
+    """Return of_chunk(arrays), computed a few rows at a time to save memory.
 
-    width: how many numbers of_chunk computes per row. chunk_size: rows at a time (default: as many as need
-    "logits_alive" of ops.platform). The gradient recomputes of_chunk instead of saving its intermediate
-    arrays. Rows of zeros pad the last chunk, so of_chunk must be finite on them.
+    The gradient recomputes of_chunk instead of saving its intermediate arrays. Rows of zeros pad
+    the last chunk, so of_chunk must be finite on them.
+
+    Args:
+        of_chunk: A function of arrays in which every row is computed independently.
+        arrays: A tree of [m ...], like the result.
+        width: Count of numbers that of_chunk computes per row.
+        chunk_size: Rows at a time; by default as many as need "logits_alive" numbers
+            (ops.platform).
     """
     m = len(jax.tree.leaves(arrays)[0])
     results = jax.lax.map(jax.checkpoint(of_chunk), _cut(arrays, width, chunk_size))
@@ -159,10 +187,10 @@ def map_chunks(of_chunk, arrays, *, width: int, chunk_size: int | None = None):
 
 
 def _cut(arrays, width, chunk_size):
-    """A tree of [m ...] -> the same of [chunks, rows ...]."""
+    """Cut a tree of [m ...] into chunks, [chunks, rows ...], padded with zeros."""
     m = len(jax.tree.leaves(arrays)[0])
     chunk = min(chunk_size or max(size_of("logits_alive") // width, 1), m)
-    # The same number of chunks, but of even size: the least padding
+    # Chunks of even size need the least padding, and their number stays the same
     chunk = -(-m // -(-m // chunk))
 
     def cut(x):

@@ -1,8 +1,9 @@
-"""Floating-point operations that a student costs: its training, and the teacher's forward passes for it.
+"""Floating-point operations of a student: its training and the teacher's forward passes for it.
 
-Not counted: the start, which compared students share, and the teacher's own training, as in the paper's
-comparison (arXiv:2501.12948, section 4.1). For a distilled student padding counts, because it is computed.
-For a reinforced one only the prompts' padding counts, so a comparison favours reinforcement.
+Not counted are the start, which compared students share, and the teacher's own training, as in the
+paper's comparison (arXiv:2501.12948, section 4.1). For a distilled student padding counts, because
+it is computed. For a reinforced one only the prompts' padding counts, so a comparison favours
+reinforcement.
 """
 
 from pathlib import Path
@@ -12,17 +13,22 @@ from deepseek_jax.distill.settings import CROSS
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.training.metrics import read_metrics
 
-# The share of the forward pass in both passes: backward, each product has two, one for either factor
+# The forward pass's share of both passes. The backward pass needs two products for each product
+# forward: the gradient of each factor
 FORWARD = 1 / 3
 
 
 def distilled(
     student, policy: ModelConfig, teacher: ModelConfig | None, *, texts: int, answered: int
 ):
-    """Operations of a distilled student: float.
+    """Count the operations of a distilled student, as a float.
 
-    student: StudentSettings. teacher: None for a student without one. texts: size of the training set.
-    answered: tokens that the teacher sampled to write it.
+    Args:
+        student: StudentSettings.
+        policy: The student's model.
+        teacher: None for a student without a teacher.
+        texts: Number of texts in the training set.
+        answered: Tokens that the teacher sampled to write the texts.
     """
     loss, length = student.loss, student.sequence_length
     frozen = student.adapter is not None
@@ -32,7 +38,8 @@ def distilled(
     total, rows = 0.0, student.num_steps * student.batch_size
     if loss.learns_texts():
         online = loss.needs("hidden", "relations", *CROSS)
-        # Soft targets from a cache cost one teacher pass over the texts (below), others one at each update
+        # Cached soft targets cost one teacher pass over the texts (below), others one at each
+        # update
         online |= loss.needs("soft") and loss.top_k is None
         total += rows * length * (own + online * taught) + answered * taught
         total += (loss.top_k is not None) * texts * length * taught
@@ -45,11 +52,14 @@ def distilled(
 
 
 def reinforced(settings, policy: ModelConfig, metrics_path: Path, phase: str):
-    """Operations of a reinforced student, for reading prompts, sampling and training: float.
+    """Count the operations of a reinforced student for prompts, sampling and training, as a float.
 
-    settings: ReinforceSettings with log_every=1. metrics_path: of the run that has this phase. Old
-    log-probabilities cost one more forward pass over the batch, and so do the reference's, where the settings
-    need them.
+    Old log-probabilities cost one more forward pass over the batch, and so do the reference's,
+    where the settings need them.
+
+    Args:
+        settings: ReinforceSettings with log_every=1.
+        metrics_path: The metrics of the run that has this phase.
     """
     length = settings.rollout.max_prompt_length + settings.rollout.longest()
     records = read_metrics(metrics_path, phase)

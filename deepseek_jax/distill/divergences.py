@@ -1,4 +1,4 @@
-"""Losses of single tokens: a student's logits against its teacher's logits, or against the text's token."""
+"""Losses of single tokens: a student's logits against its teacher's logits or the text's token."""
 
 import math
 
@@ -16,39 +16,58 @@ def soft_loss(
     divergence: str,
     beta: float | None = None,
 ) -> jax.Array:
-    """temperature**2 D(p, q) of the two softmaxes of logits / temperature: float[... v] -> float32[...].
+    """Compute the divergence of the student's softmax from the teacher's, in nats: float32[...].
 
-    In nats. divergence: a name of DIVERGENCES. beta: for jsd alone. temperature**2 keeps the scale of the
-    gradients at any temperature (arXiv:1503.02531); for forward_kl the gradient in a logit is
-    temperature (q - p). Divergences other than forward_kl were published without this factor.
+    The result is temperature**2 D(p, q), with p and q the softmaxes of the teacher's and the
+    student's logits / temperature. The factor temperature**2 keeps the scale of the gradients at
+    any temperature (arXiv:1503.02531); for forward_kl the gradient in a logit is temperature (q -
+    p). Divergences other than forward_kl were published without this factor.
+
+    Args:
+        logits: float[... v].
+        teacher_logits: float[... v].
+        divergence: A name of DIVERGENCES.
+        beta: Only for jsd.
     """
     p, q = teacher_logits.astype(jnp.float32), logits.astype(jnp.float32)
     return temperature**2 * diverge(p, q, temperature, divergence=divergence, beta=beta)
 
 
 def hard_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Negative log-likelihood at temperature 1: float32[m v], int32[m] -> float32[m], nats."""
+    """Compute the negative log-likelihood at temperature 1, in nats: float32[m].
+
+    Args:
+        logits: float32[m v].
+        targets: int32[m].
+    """
     target_m = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     return log_total(logits) - target_m
 
 
 def diverge(p, q, temperature=1.0, *, divergence: str, beta: float | None = None):
-    """D(p, q) by its name in DIVERGENCES: float32[... v], twice -> float32[...]. beta: for jsd alone."""
+    """Compute D(p, q), named in DIVERGENCES, of float32[... v] and float32[... v]: float32[...].
+
+    Args:
+        beta: Only for jsd.
+    """
     if beta is None:
         return DIVERGENCES[divergence](p, q, temperature)
     return DIVERGENCES[divergence](p, q, temperature, beta=beta)
 
 
 def forward_kl(p: jax.Array, q: jax.Array, temperature: float | jax.Array = 1.0) -> jax.Array:
-    """KL(p || q) in nats of the softmaxes of p / temperature and q / temperature: float32[... v], twice ->
-    float32[...]. The student must cover every token that the teacher finds likely (arXiv:1503.02531).
+    """Compute KL(p || q) in nats of the softmaxes of p and q, divided by temperature: float32[...].
 
-    p, q: the teacher's logits and the student's, each with any offset; log-probabilities are logits too.
-    Never negative. Computed as the sum of softmax(p) (p - q), plus log(sum exp q / sum exp p): fewer passes
-    over v than two log-softmaxes would take.
+    The student must cover every token that the teacher finds likely (arXiv:1503.02531). The result
+    is never negative. It is computed as the sum of softmax(p) (p - q), plus log(sum exp q / sum exp
+    p), which takes fewer passes over v than two log-softmaxes.
+
+    Args:
+        p: float32[... v], the teacher's logits, with any offset; log-probabilities are logits too.
+        q: float32[... v], the student's logits, likewise.
     """
     p, q = _below_0(p), _below_0(q)
-    # The temperature enters here alone: dividing the logits would be one more pass over v
+    # The temperature enters only here: dividing the logits would be one more pass over v
     exp_p, exp_q = jnp.exp(p * (1 / temperature)), jnp.exp(q * (1 / temperature))
     total_p, total_q = exp_p.sum(-1), exp_q.sum(-1)
     moved = (exp_p * (p - q)).sum(-1)
@@ -56,20 +75,23 @@ def forward_kl(p: jax.Array, q: jax.Array, temperature: float | jax.Array = 1.0)
 
 
 def _below_0(logits):
-    """The logits less the largest of a row, which changes no softmax, and has no gradient. Exponentials stay
-    finite, and differences of two models' logits keep their digits, whatever offsets the two have.
+    """Subtract each row's largest logit, which changes no softmax and has no gradient.
+
+    Exponentials then stay finite, and differences of two models' logits keep their digits, whatever
+    the offsets of the two models.
     """
     return logits - jax.lax.stop_gradient(logits).max(-1, keepdims=True)
 
 
 def _floored(divergence):
-    """Rounding below 0 becomes 0, and the gradient stays as it is."""
+    """Raise a result that rounding made negative to 0, and leave the gradient unchanged."""
     return divergence + jax.lax.stop_gradient(jnp.maximum(divergence, 0) - divergence)
 
 
 def reverse_kl(p: jax.Array, q: jax.Array, temperature: float | jax.Array = 1.0) -> jax.Array:
-    """KL(q || p), otherwise as forward_kl. The student must avoid tokens that the teacher finds unlikely
-    (arXiv:2306.08543).
+    """Compute KL(q || p), otherwise as forward_kl.
+
+    The student must avoid tokens that the teacher finds unlikely (arXiv:2306.08543).
     """
     return forward_kl(q, p, temperature)
 
@@ -77,11 +99,14 @@ def reverse_kl(p: jax.Array, q: jax.Array, temperature: float | jax.Array = 1.0)
 def jsd(
     p: jax.Array, q: jax.Array, temperature: float | jax.Array = 1.0, *, beta: float
 ) -> jax.Array:
-    """Generalised Jensen-Shannon divergence (arXiv:2306.13649, eq. 1), otherwise as forward_kl:
-    beta KL(p || M) + (1 - beta) KL(q || M), where M = beta p + (1 - beta) q.
+    """Compute the generalised Jensen-Shannon divergence, in nats: float32[...].
 
-    beta: the teacher's share of the mixture, between 0 and 1. The value vanishes like beta KL(p || q) as beta
-    goes to 0, and like (1 - beta) KL(q || p) as beta goes to 1.
+    It is beta KL(p || M) + (1 - beta) KL(q || M), where M = beta p + (1 - beta) q
+    (arXiv:2306.13649, eq. 1). p and q are as in forward_kl. The value vanishes like beta KL(p || q)
+    as beta goes to 0, and like (1 - beta) KL(q || p) as beta goes to 1.
+
+    Args:
+        beta: The teacher's share of the mixture, between 0 and 1.
     """
     logp, logq = (log_softmax(_below_0(x) / temperature) for x in (p, q))
     logm = jnp.logaddexp(logp + math.log(beta), logq + math.log1p(-beta))
@@ -95,7 +120,7 @@ DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd}
 
 
 def check_beta(divergence: str, beta: float | None):
-    """Raise ValueError for a beta that this one of DIVERGENCES does not take."""
+    """Raise ValueError unless beta fits the divergence: between 0 and 1 for jsd, else None."""
     if divergence == "jsd" and not (beta is not None and 0 < beta < 1):
         raise ValueError(
             f"beta={beta} must be between 0 and 1, such as 0.5: it is the teacher's share of the mixture of "

@@ -1,9 +1,10 @@
-"""Many teachers, one student: the KL to each task's teacher on the student's own samples (arXiv:2606.19348).
+"""Many teachers, one student: the KL to each task's teacher on the student's own samples.
 
-The loss is sum_i w_i KL(student || teacher_i), where i goes over the teachers, and each KL is the mean over
-the tokens that the student sampled for that teacher's task, over the full vocabulary. The samples are data:
-sampling has no gradient (arXiv:2306.13649, section 3). One term is computed at a time, so that only one
-teacher's head is in memory; a teacher is its last hidden states and that head, and may be of any width.
+The loss is sum_i w_i KL(student || teacher_i), where i goes over the teachers (arXiv:2606.19348).
+Each KL is over the full vocabulary, and a mean over the tokens that the student sampled for this
+teacher's task. The samples are data: sampling has no gradient (arXiv:2306.13649, section 3). One
+term is computed at a time, so that only one teacher's head is in memory. A teacher is its last
+hidden states and its head, and may have any width.
 """
 
 import jax
@@ -25,15 +26,24 @@ def teacher_kl(
     temperature: float | jax.Array,
     chunk_size: int | None = None,
 ) -> tuple[jax.Array, dict]:
-    """(weight KL(student || teacher) float32[], {"kl", "entropy", "sampler_gap": float32[]}), nats a token.
+    """Compute the weighted KL(student || teacher) of one teacher, with metrics, in nats a token.
 
-    The KL is of the two distributions at the temperature that was sampled at, without a factor
-    temperature**2: so it is that of the policy whose samples these are. share: float32[b t], each token's
-    share of the means. sampled: (int32[b t], float32[b t]), the sampled tokens and what the sampler gave as
-    their log-probabilities. entropy: the student's. sampler_gap: the mean of |log-probability - the
-    sampler's|, which rounding alone explains where the student sampled these tokens itself. weight,
-    temperature: numbers or float32[]. chunk_size: of chunks.mean_over_tokens, which computes all this a few
-    tokens at a time.
+    Both distributions are at the temperature of the sampling, and there is no factor
+    temperature**2: the KL is of the policy that drew these samples. chunks.mean_over_tokens
+    computes all this a few tokens at a time.
+
+    Args:
+        share: float32[b t], each token's share of the means.
+        sampled: (int32[b t], float32[b t]), the sampled tokens and the log-probabilities that the
+            sampler reported for them.
+        weight: A number or float32[].
+        temperature: A number or float32[].
+        chunk_size: See chunks.mean_over_tokens.
+
+    Returns:
+        (weight times KL, float32[]; {"kl", "entropy", "sampler_gap": float32[]}). entropy is the
+        student's. sampler_gap is the mean of |log-probability - the sampler's|; where the student
+        sampled these tokens itself, only rounding explains it.
     """
     terms = {
         "kl": Term(Partial(_kl_and_entropy, temperature=temperature), share, weight),
@@ -48,7 +58,7 @@ def _kl_and_entropy(logits, teacher_logits, temperature):
 
 
 def _entropy(logits, temperature):
-    """Entropy of softmax(logits / temperature): float32[m v] -> float32[m], nats."""
+    """Compute the entropy of softmax(logits / temperature), in nats: float32[m v] -> float32[m]."""
     most = largest(logits)
     mass = exponential(logits, most, temperature)
     moved = (mass * (logits - most)).sum(-1) / (mass.sum(-1) * temperature)
@@ -56,7 +66,7 @@ def _entropy(logits, temperature):
 
 
 def _gap(logits, sampled, temperature):
-    """|log-probability of the sampled token - the sampler's|, without gradient: float32[m]."""
+    """Return |log-probability of the sampled token - the sampler's|, no gradient: float32[m]."""
     logits, (id_m, logprob_m) = jax.lax.stop_gradient(logits), sampled
     own_m = jnp.take_along_axis(logits, id_m[:, None], axis=-1)[:, 0] / temperature
     return jnp.abs(own_m - log_total(logits, temperature) - logprob_m)

@@ -1,4 +1,4 @@
-"""A student's objective on a batch: named terms and their weighted sum."""
+"""A student's objective on a batch: named loss terms and their weighted sum."""
 
 import dataclasses
 import functools
@@ -31,18 +31,21 @@ from deepseek_jax.models import (
 )
 from deepseek_jax.models.adapters import split
 
-# Where the term "hidden" has a weight, the keys of the student's params and of the projections that are
-# trained with them, see init_projections
+# Keys of the trained parameters where the term "hidden" has a weight: the student's params, and the
+# projections that are trained with them (init_projections)
 STUDENT, PROJECTIONS = "student", "projections"
-# The batch keys of the teacher's TopK
+# Batch keys of the teacher's TopK
 CACHED = ("top_ids", "top_logprobs", "dropped")
-# The prefix of the batch keys of rows that the student sampled
+# Prefix of a batch key for rows that the student sampled
 SAMPLED = "sampled_"
 
 
 class Reading(NamedTuple):
-    """A model's forward pass over some rows. layers: [l b t d], hidden states after the compared layers, or
-    None. attention: the result of last_attention, or None.
+    """The outputs of a model's forward pass over some rows.
+
+    Attributes:
+        layers: [l b t d], hidden states after the compared layers, or None.
+        attention: The result of last_attention, or None.
     """
 
     outputs: Outputs
@@ -52,19 +55,32 @@ class Reading(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The weighted terms that train a student. weights: {name of terms.TERMS: float}, without a name for 0.
-    The hybrid loss of arXiv:1503.02531 is {"soft": alpha, "hard": 1 - alpha}.
+    """The weighted loss terms that train a student.
 
-    teacher: None where no term needs one, or where its top k are in the batch. divergence, beta: for soft and
-    matched; on_policy_divergence, on_policy_beta: for on_policy; see divergences. vocab_size: both heads are
-    cut to this number of tokens, None for all. shared: for matched, from shared_vocabulary, as tuples.
-    micro_batches: the number of parts of a batch; their losses add up.
+    The hybrid loss of arXiv:1503.02531 is the weights {"soft": alpha, "hard": 1 - alpha}.
 
-    A batch: as in next_token_loss, with temperature float32[]; for soft from a cache top_ids int32[b t k],
-    top_logprobs float32[b t k] and dropped float32[b t]; for matched and sorted teacher_tokens and
-    teacher_tokens_segment_ids int32[b s], teacher_index int32[b t], the teacher's token aligned with each of
-    the student's in the same row, -1 for none, and exact bool[b t]; for on_policy the sampled rows, tokens,
-    ..., normalizer, under SAMPLED + key.
+    A batch has the keys of next_token_loss, temperature float32[], and for some terms more keys:
+
+    - soft from a cache: top_ids int32[b t k], top_logprobs float32[b t k] and dropped float32[b t].
+    - matched and sorted: teacher_tokens and teacher_tokens_segment_ids int32[b s]; teacher_index
+      int32[b t], the teacher's token in the same row that is aligned with each of the student's, -1
+      if there is none; and exact bool[b t].
+    - on_policy: the rows that the student sampled (tokens, ..., normalizer), under SAMPLED + key.
+
+    Attributes:
+        teacher: None if no term needs a teacher, or if the batch has its top k.
+        weights: {name of terms.TERMS: float}; a missing name is 0.
+        divergence: For soft and matched, see divergences.
+        beta: The parameter of divergence, see divergences.
+        on_policy_divergence: For on_policy, see divergences.
+        on_policy_beta: The parameter of on_policy_divergence.
+        relation_heads: For relations, see relation_loss.
+        vocab_size: Both heads are cut to this number of tokens; None for all.
+        shared: For matched: the ids from shared_vocabulary, as tuples.
+        micro_batches: Number of parts of a batch; their losses add up.
+
+    Raises:
+        ValueError: If a soft or on_policy term compares two heads of different size.
     """
 
     student: ModelConfig
@@ -93,10 +109,14 @@ class Objective:
             )
 
     def loss(self, params, batch, rng=None, *, teacher_params):
-        """The loss_fn of training.make_train_step, which draws nothing from rng.
+        """Compute the loss of a batch, as the loss_fn of training.make_train_step.
 
-        Returns (loss float32[], metrics): the weighted sum, and each term before its weight. With soft from a
-        cache also soft_bound: at most so much is missing from the soft term of all tokens.
+        It draws nothing from rng.
+
+        Returns:
+            (loss float32[], metrics): the weighted sum, and each term before its weight. With soft
+            from a cache, metrics also have soft_bound: the soft term over all tokens is larger by
+            at most this.
         """
         teacher_params = jax.lax.stop_gradient(teacher_params)
         parts = []
@@ -112,14 +132,20 @@ class Objective:
         if self._has("on_policy"):
             parts.append(self._on_policy(params, batch, teacher_params))
         if self._has("l2"):
-            # Losses of micro-batches add up, and this one does not shrink with their rows
+            # Losses of micro-batches add up, but this one does not shrink with their rows: divide
+            # it
             parts.append(self._weighted({"l2": l2_penalty(params) / self.micro_batches}))
         metrics = {name: mean for _, means in parts for name, mean in means.items()}
         return sum(loss for loss, _ in parts), jax.lax.stop_gradient(metrics)
 
     def flops_per_token(self, sequence_length: int, *, cached: bool, frozen: bool):
-        """The FLOPs that a token of a row needs: the student's update and the teacher's forward pass, if its
-        targets are not cached. Sampled rows do not count. frozen: see costs.flops.training_flops.
+        """Count the FLOPs that a token of a row needs.
+
+        They are the student's update and, unless its targets are cached, the teacher's forward
+        pass. Sampled rows do not count.
+
+        Args:
+            frozen: See costs.flops.training_flops.
         """
         flops = useful_flops(self.student, sequence_length, trains_mtp=False, frozen=frozen)
         if self.teacher is None or cached:
@@ -135,14 +161,15 @@ class Objective:
         return total, means
 
     def _terms(self, batch):
-        """The terms of OF_LOGITS that have a weight: {name: Term}."""
+        """Build the Term of each name in OF_LOGITS that has a weight: {name: Term}."""
         share_bt, weights, terms = token_weights(batch), self.weights, {}
         temperature = batch["temperature"]
 
         def chosen(loss):
             return functools.partial(loss, divergence=self.divergence, beta=self.beta)
 
-        # A Partial is a pytree: arrays bound by it reach shard_map and scan as arguments, not constants
+        # A Partial is a pytree: the arrays that it binds reach shard_map and scan as arguments, not
+        # constants
         if self._has("soft") and CACHED[0] in batch:
             top_k = TopK(*(batch[name] for name in CACHED))
             loss = Partial(chosen(top_k_loss), temperature=temperature)
@@ -153,7 +180,7 @@ class Objective:
         if self._has("hard"):
             terms["hard"] = Term(Partial(hard_loss), share_bt, weights["hard"], batch["targets"])
         if self._has("matched", "sorted"):
-            # Both at the position that predicts the token, see place_beside
+            # Roll both to the position that predicts the token, see place_beside
             aligned_bt, exact_bt = place_beside(batch) >= 0, jnp.roll(batch["exact"], -1, axis=1)
         if self._has("matched"):
             shared = tuple(jnp.array(ids, jnp.int32) for ids in self.shared)
@@ -197,7 +224,7 @@ class Objective:
         return self._read(self.student, params, batch, compared)
 
     def _read_teacher(self, params, batch):
-        """Reading of the teacher, or None where no term needs it in memory."""
+        """Return the teacher's Reading, or None if no term needs the teacher in memory."""
         if self._has("matched", "sorted"):
             return Reading(outputs_beside(self.teacher, params, batch))
         if self._has(*OF_FEATURES):
@@ -208,7 +235,7 @@ class Objective:
         return None
 
     def _read(self, config: ModelConfig, params, batch, compared=None):
-        """Reading of a model, with features if it has layers to compare."""
+        """Return a model's Reading, with features if it has layers to compare."""
         keep = compared is not None
         hidden, _, states = layer_states(
             config,
@@ -229,23 +256,24 @@ class Objective:
 
 
 def without_projections(params):
-    """The student's own params."""
+    """Return the student's own params."""
     with_them = isinstance(params, dict) and PROJECTIONS in params
     return params[STUDENT] if with_them else params
 
 
 def token_weights(batch):
-    """The weight of each target in a mean over the whole batch: float32[b t]."""
+    """Return the weight of each target in a mean over the whole batch: float32[b t]."""
     weight_bt = jnp.where(batch["loss_mask"], batch.get("loss_weights", 1.0), 0.0)
-    # Without any target all weights are 0: divide by 1, and the mean is 0, not NaN
+    # Without any target all weights are 0: divide by 1, so that the mean is 0 and not NaN
     return weight_bt / jnp.where(batch["normalizer"] > 0, batch["normalizer"], 1)
 
 
 def l2_penalty(params):
-    """Half the sum of the squares of the weights that weight decay would decay: float32[].
+    """Compute half the sum of the squares of the weights that weight decay would decay: float32[].
 
-    The gradient in a weight is the weight. Projections are dropped after training and do not count, nor do
-    parts that no term trains, and frozen parameters beside an adapter.
+    The gradient in a weight is the weight. Projections do not count, as they are dropped after
+    training. Nor do parts that no term trains, and parameters that are frozen because an adapter is
+    trained.
     """
     params, _ = split(without_projections(params))
 

@@ -1,4 +1,4 @@
-"""Conversations in a student's and in a teacher's tokens, with an alignment of the two."""
+"""Conversations in a student's tokens and in a teacher's, with an alignment of the two."""
 
 from functools import partial
 
@@ -16,11 +16,15 @@ FEATURES = ("tokens", "weights", "teacher_tokens", "teacher_index", "exact")
 def pair_conversation(
     tokenizer: Tokenizer, teacher_tokenizer: Tokenizer, messages, *, template: str
 ):
-    """Render one conversation for both: (ids, is_target, teacher_ids, teacher_index, exact).
+    """Render one conversation with both tokenizers, and align the two.
 
-    ids, is_target: from render_conversation. teacher_index: for each of the student's tokens the place of the
-    aligned token in teacher_ids, -1 for none. Only the assistant's texts and their end tokens are aligned:
-    two chat templates may put other text around a question. exact: see distill.token_alignment.
+    Only the assistant's texts and their end tokens are aligned: two chat templates may put other
+    text around a question.
+
+    Returns:
+        (ids, is_target, teacher_ids, teacher_index, exact). ids and is_target are from
+        render_conversation. teacher_index is the place in teacher_ids of the token aligned with
+        each of the student's tokens, -1 if there is none. For exact see distill.token_alignment.
     """
     ids, is_target = render_conversation(tokenizer, messages, template=template)
     teacher_ids, theirs = render_conversation(teacher_tokenizer, messages, template=template)
@@ -45,12 +49,18 @@ def pack_paired(
     template: str,
     seed: int,
 ):
-    """Batch conversations like conversations.pack_conversations, one a row, and add the teacher's tokens of
-    the same text: teacher_tokens, teacher_tokens_segment_ids, teacher_index, int32[b t], exact, bool[b t].
+    """Batch conversations as pack_conversations does, one a row, with the teacher's tokens too.
 
-    source: a Mixture of conversations. A conversation is skipped if it is longer than a row in the tokens of
-    either. Raises ValueError for rows.packing=True: teacher_index counts from the beginning of a row, so a
-    text must begin there.
+    A batch adds teacher_tokens, teacher_tokens_segment_ids and teacher_index, int32[b t], and
+    exact, bool[b t], of the same texts. A conversation is skipped if either tokenizer makes it
+    longer than a row.
+
+    Args:
+        source: A Mixture of conversations.
+
+    Raises:
+        ValueError: If rows.packing is True: teacher_index counts from the beginning of a row, so a
+            text must begin there.
     """
     if rows.packing:
         raise ValueError("packing=True: two tokenizers need one text a row; set it to False")
@@ -95,13 +105,13 @@ def _read(draws, *, source, tokenizers, template):
 
 
 def _begins(is_target):
-    """Where each assistant's text begins."""
+    """Return the positions where the assistant's texts begin."""
     target = np.array([False, *is_target])
     return np.flatnonzero(target[1:] & ~target[:-1])
 
 
 def _offsets(tokenizer: Tokenizer, text: str):
-    """(begin, end) of each token of a text, and of the end token after it."""
+    """Return (begin, end) of each token of a text, and of the end token after it."""
     offsets = tokenizer.backend.encode(text, add_special_tokens=False).offsets
-    # End tokens have no text: align_tokens pairs them by this span, the same on both sides
+    # End tokens have no text. align_tokens pairs them by this span, which both sides share
     return [*offsets, (len(text), len(text) + 1)]

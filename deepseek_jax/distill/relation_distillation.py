@@ -19,15 +19,23 @@ def relation_loss(
     relation_heads: int,
     chunk_size: int | None = None,
 ) -> jax.Array:
-    """KL(teacher's || student's) relations of each token to those before it: float32[b t], nats.
+    """Compute KL(teacher || student) of each token's relations, in nats: float32[b t].
 
-    student: [b t x], teacher: [b t y], both queries, keys, values or unit_rms hidden states of one layer, all
-    heads side by side. segment_ids: int32[b t], one run of equal numbers per packed document. Both are cut
-    into relation_heads parts, so neither the number of heads nor their sizes need agree. Relations are
-    softmax(a a^T / sqrt(size of a part)), the loss their KL averaged over parts (MiniLMv2, arXiv:2012.15828).
-    Unlike there, a token is related only to itself and to earlier tokens of its document, as a causal model
-    sees no others: the first token of a document gives 0. Works through chunk_size query positions at a time.
-    The teacher gets no gradient. Raises ValueError where relation_heads does not divide x and y.
+    Both sides are cut into relation_heads parts, so neither the number of heads nor their sizes
+    need agree. Relations are softmax(a a^T / sqrt(size of a part)), and the loss is their KL
+    averaged over parts (MiniLMv2, arXiv:2012.15828). Unlike there, a token is related only to
+    itself and to earlier tokens of its document, as a causal model sees no others: the first token
+    of a document gives 0. The teacher gets no gradient.
+
+    Args:
+        student: [b t x]: queries, keys, values or unit_rms hidden states of one layer, all heads
+            side by side.
+        teacher: [b t y], the same for the teacher.
+        segment_ids: int32[b t], one run of equal numbers per packed document.
+        chunk_size: Query positions at a time.
+
+    Raises:
+        ValueError: If relation_heads does not divide x and y.
     """
     if student.shape[-1] % relation_heads or teacher.shape[-1] % relation_heads:
         raise ValueError(
@@ -56,8 +64,11 @@ def relation_loss(
 
 
 def _scores(query_tbrz, key_sbrz, seen_tbs):
-    """a a^T / sqrt(size) of the tokens that each token may see, [t b r s]; -1e30, not -inf, elsewhere."""
+    """Compute a a^T / sqrt(size) of the tokens that each token may see: [t b r s].
+
+    It is -1e30 for tokens that it may not see.
+    """
     scores_tbrs = dot("tbrz,sbrz->tbrs", query_tbrz, key_sbrz, jnp.float32)
     scores_tbrs *= query_tbrz.shape[-1] ** -0.5
-    # forward_kl subtracts the two sides' scores: -inf less -inf would be NaN
+    # Not -inf: forward_kl subtracts the two sides' scores, and -inf minus -inf is NaN
     return jnp.where(seen_tbs[:, :, None], scores_tbrs, -1e30)

@@ -1,4 +1,4 @@
-"""Settings of a student's `loss` block, checked when built."""
+"""Settings of a student's `loss` block, checked when they are built."""
 
 import dataclasses
 from typing import Literal
@@ -24,7 +24,10 @@ CROSS = ("matched", "sorted")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OnPolicySettings(AnswerOptions):
-    """Sampling for the term on_policy: at each step the student completes `prompts` prompts, once each."""
+    """Sampling for the term on_policy.
+
+    At each step the student completes `prompts` prompts, once each.
+    """
 
     prompts: Count
     divergence: Literal[tuple(DIVERGENCES)] = "reverse_kl"
@@ -39,13 +42,20 @@ class OnPolicySettings(AnswerOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """weights: of terms.TERMS, 0 if not named. divergence, beta: for soft and matched, see
-    distill.divergences.
+    """The `loss` block of a student: which terms it has, and how each compares with the teacher.
 
-    temperature: of the teacher's and student's distributions; or pairs (update, temperature), with linear
-    interpolation between them. top_k: the number of the teacher's likeliest tokens that soft uses, from a
-    cache on disk. vocab_size: number of tokens that teacher and student share, where an embedding has more
-    rows.
+    Attributes:
+        weights: By name of terms.TERMS; 0 if not named.
+        divergence: For soft and matched, see distill.divergences.
+        beta: The parameter of divergence, see distill.divergences.
+        temperature: Of the teacher's and the student's distributions: a number, or pairs (update,
+            temperature) with linear interpolation between them.
+        top_k: Number of the teacher's likeliest tokens that soft uses, from a cache on disk.
+        relation_heads: For relations, see relation_loss.
+        vocab_size: Number of tokens that teacher and student share, if an embedding has more rows.
+
+    Raises:
+        ValueError: If the fields do not fit together.
     """
 
     weights: dict[str, Natural | NonNegative]
@@ -90,26 +100,26 @@ class LossSettings:
             )
 
     def needs(self, *names: str):
-        """Whether one of these terms has a weight."""
+        """Return whether one of these terms has a weight."""
         return any(self.weights.get(name) for name in names)
 
     def learns_texts(self):
-        """Whether a term needs the training texts, and not only the student's own samples."""
+        """Return whether a term needs the training texts, not only the student's own samples."""
         return self.needs(*OF_DATA)
 
     def asks_teacher(self):
-        """Whether a term needs a teacher, during training or to fill a cache."""
+        """Return whether a term needs a teacher, during training or to fill a cache."""
         return self.needs(*OF_TEACHER)
 
     def reads_teacher(self):
-        """Whether an update reads the teacher's parameters: soft targets from a cache do not."""
+        """Return whether an update reads the teacher's parameters: cached soft targets do not."""
         cached = ("soft",) if self.top_k is not None else ()
         return self.needs(*(name for name in OF_TEACHER if name not in cached))
 
     def temperatures(self):
-        """((update, temperature), ...)."""
+        """Return the temperature as pairs, ((update, temperature), ...)."""
         return pairs_of(self.temperature)
 
     def temperature_at(self, update: int):
-        """The temperature at an update."""
+        """Return the temperature at an update."""
         return float(np.interp(update, *zip(*self.temperatures(), strict=True)))

@@ -1,4 +1,4 @@
-"""A distillation's batches for the training loop: packed texts and the student's samples. Held-out losses."""
+"""A distillation's batches: packed texts and the student's samples; and its held-out losses."""
 
 from collections.abc import Callable
 
@@ -20,10 +20,15 @@ HELD_OUT_LOSS = "held_out_loss"
 
 
 class TaskWatch:
-    """Measures held-out losses task by task, and reports tasks that have become worse than they were.
+    """A measurement of held-out losses, task by task, that reports tasks which have become worse.
 
-    loss_of: evaluation.ConversationLoss. batches: task -> its held-out batches. student: its name. latest:
-    the mean over tasks. best: task -> the losses of its conversations when their mean was lowest.
+    Attributes:
+        loss_of: evaluation.ConversationLoss.
+        batches: Task -> its held-out batches.
+        student: The student's name, for messages.
+        latest: The mean over tasks at the last measurement.
+        best: Task -> the losses of its conversations when their mean was lowest.
+        evaluations: Count of measurements.
     """
 
     def __init__(self, loss_of, batches, student: str):
@@ -31,9 +36,14 @@ class TaskWatch:
         self.latest, self.best, self.evaluations = 0.0, {}, 0
 
     def __call__(self, params):
-        """Measure: -> {held_out_loss, held_out_loss/TASK, regressed/TASK: 1.0 for a task that did}."""
+        """Measure the params, and compare each task with its best measurement.
+
+        Returns:
+            {held_out_loss, held_out_loss/TASK, regressed/TASK}: losses in nats a token; regressed
+            is 1.0 if the task has become worse than its best, else 0.0.
+        """
         params, metrics = without_projections(params), {}
-        # All before anything is noted: a run that is asked to stop leaves a measurement halfway
+        # Measure every task before noting anything: a request to stop may end a measurement halfway
         measured = {
             task: self.loss_of.by_conversation(params, batches)
             for task, batches in self.batches.items()
@@ -49,7 +59,8 @@ class TaskWatch:
     def _regressed(self, task, losses):
         best = self.best.get(task)
         if best is None or losses.mean() < np.mean(best):
-            # Each conversation's loss, not their mean: compare looks at differences between conversations
+            # Each conversation's loss, not their mean: compare takes the difference for each
+            # conversation
             self.best[task] = losses.tolist()
             return False
         found = compare(losses, best)
@@ -64,7 +75,7 @@ class TaskWatch:
         return True
 
     def get_state(self):
-        """State as JSON can hold it."""
+        """Return the state as JSON can hold it."""
         return {"latest": self.latest, "best": self.best, "evaluations": self.evaluations}
 
     def set_state(self, state):
@@ -74,9 +85,16 @@ class TaskWatch:
 
 
 class OnPolicyRows:
-    """Rows that the student samples: prompts drawn by seed and step, as a batch's arrays under SAMPLED.
+    """Rows that the student samples: a call returns a batch's arrays, their keys with SAMPLED.
 
-    policy: its own params are not read. prompts: lists of ids.
+    Seed and step choose the prompts.
+
+    Args:
+        policy: Its own params are not read.
+        prompts: Lists of ids.
+
+    Raises:
+        ValueError: If max_completion_length leaves too little of sequence_length for every prompt.
     """
 
     def __init__(
@@ -100,7 +118,12 @@ class OnPolicyRows:
         self.length = sequence_length
 
     def __call__(self, params, step: int):
-        """-> dict of numpy arrays: tokens, targets, loss_mask, segment_ids, positions, normalizer."""
+        """Sample the rows of a step.
+
+        Returns:
+            A dict of numpy arrays: tokens, targets, loss_mask, segment_ids, positions and
+            normalizer, each under SAMPLED + its name.
+        """
         # From seed and step alone, so that a resumed run draws the same rows
         draw = np.random.default_rng([self.seed, step])
         chosen = draw.integers(len(self.prompts), size=self.settings.prompts)
@@ -140,9 +163,13 @@ def sampled_rows(pairs, length: int):
 
 
 class DistillSource(PackedDocuments):
-    """PackedDocuments that adds the rows of an OnPolicyRows, if there is one, and evaluates with a TaskWatch.
+    """PackedDocuments with the rows of an OnPolicyRows, if there is one, and a TaskWatch.
 
-    scalars: must hold a temperature, which is logged. learns_texts: whether a term needs the packed texts.
+    Args:
+        scalars: Must have a temperature, which is logged.
+        watch: Measures the held-out losses.
+        sampler: None for no sampled rows.
+        learns_texts: Whether a term needs the packed texts.
     """
 
     def __init__(
@@ -170,8 +197,10 @@ class DistillSource(PackedDocuments):
         self.watch, self.sampler, self.learns_texts = watch, sampler, learns_texts
 
     def next(self, state, step):
-        """See PackedDocuments. The metric tokens counts the texts' tokens, where a term needs them, and the
-        sampled ones; sampled_tokens counts the latter alone. row_tokens has their prompts too.
+        """Return one batch and its metrics, see PackedDocuments.
+
+        The metric tokens counts the texts' tokens, where a term needs them, and the sampled ones.
+        sampled_tokens counts only the sampled ones. row_tokens also counts their prompts.
         """
         (batch,), metrics = super().next(state, step)
         metrics["temperature"] = self.scalars["temperature"](step)
@@ -186,7 +215,7 @@ class DistillSource(PackedDocuments):
         return [batch | put_share(self.mesh, sampled)], metrics
 
     def get_state(self):
-        """The position in the texts, and the state of the watch."""
+        """Return the position in the texts, and the state of the watch."""
         return super().get_state() | {"watch": self.watch.get_state()}
 
     def set_state(self, state):
@@ -196,7 +225,7 @@ class DistillSource(PackedDocuments):
 
 
 def prompts_of(conversations, policy: Policy, limit: int):
-    """The last prompt of the first `limit` conversations: lists of ids."""
+    """Return the last prompt of each of the first `limit` conversations, as lists of ids."""
     prompts = []
     for index in range(min(len(conversations), limit)):
         record, template = conversations[index], policy.template

@@ -1,6 +1,7 @@
-"""A student learns from many teachers on its own samples (arXiv:2606.19348): the update, and the training.
+"""Train a student from many teachers on its own samples (arXiv:2606.19348).
 
-sample -> sort by teacher -> each teacher's hidden states -> gradients, teacher by teacher -> one update.
+sample -> sort by teacher -> each teacher's hidden states -> gradients, teacher by teacher -> one
+update.
 """
 
 import functools
@@ -34,9 +35,13 @@ def learn_from_teachers(
     questions: dict[str, list],
     run: Run,
 ) -> Any:
-    """Train policy.params, which are donated: -> params. Resumes from run.folder.
+    """Train policy.params from many teachers, and return the trained params.
 
-    teachers: name -> Teacher, for each of settings.teachers. questions: task -> examples with prompt_ids.
+    It resumes from run.folder, and donates policy.params.
+
+    Args:
+        teachers: Name -> Teacher, for each name of settings.teachers.
+        questions: Task -> examples with prompt_ids.
     """
     check_rows(settings, run.mesh)
     create, update = jitted_update(settings, policy.config, policy.params, run.mesh, teachers)
@@ -53,7 +58,7 @@ def learn_from_teachers(
 
 
 def terms_of(settings: TaughtSettings):
-    """watch.Checks.terms: each teacher's KL, and the gradient."""
+    """Build watch.Checks.terms of each teacher's KL and of the gradient."""
     terms = {
         f"kl_{name}": f"teachers.{name} teaches nothing: it is the student itself, or has no tokens; "
         "look at where it comes from"
@@ -63,10 +68,13 @@ def terms_of(settings: TaughtSettings):
 
 
 def make_taught_loss(config: ModelConfig):
-    """The loss_fn(params, batch, rng, head) -> (loss, metrics) of one teacher: weight times the KL to it.
+    """Build the loss function of one teacher: weight times the KL to it.
 
-    batch: of completions, see losses.completions, with sampler_logprobs float32[b t], num_tokens, the tokens
-    of the mean, temperature and weight, float32[], and HIDDEN. head: the teacher's, [v d].
+    Returns:
+        loss_fn(params, batch, rng, head) -> (loss, metrics). batch is of completions, see
+        losses.completions, and also has sampler_logprobs float32[b t]; num_tokens, the number of
+        tokens of the mean, temperature and weight, float32[]; and HIDDEN. head is the teacher's, [v
+        d].
     """
 
     def loss_fn(params, batch, rng, head):
@@ -90,9 +98,14 @@ def make_taught_loss(config: ModelConfig):
 def jitted_update(
     settings: TaughtSettings, config: ModelConfig, params, mesh: Mesh, teachers: dict[str, Teacher]
 ):
-    """(create, update): create(params), which donates them, -> TrainState; a TeachersUpdate.
+    """Build the functions that create the train state and update it.
 
-    params: arrays, or ShapeDtypeStructs with shardings.
+    Args:
+        params: Arrays, or ShapeDtypeStructs with shardings.
+
+    Returns:
+        (create, update): create(params) -> TrainState, which donates the params; update is a
+        TeachersUpdate.
     """
     tx = settings.make_optimizer()
     create, placed = state_maker(params, tx, mesh, settings.optimizer.moment_memory)
@@ -100,11 +113,15 @@ def jitted_update(
 
 
 class TeachersUpdate:
-    """update(state, {teacher's name: batch}, rng) -> (state, metrics): gradients add up teacher by teacher,
-    with one head on the devices at a time; then the optimizer moves the parameters once. Donates the state.
+    """One update from many teachers, jitted in parts, and its metrics.
 
-    Metrics besides those of training.update: kl_NAME and entropy_NAME, in nats a token, on the samples for
-    this teacher, and sampler_gap_mean, the largest of the teachers' sampler_gap.
+    A call is update(state, {teacher's name: batch}, rng) -> (state, metrics). Gradients add up
+    teacher by teacher, with one head on the devices at a time. Then the optimizer moves the
+    parameters once. The state is donated.
+
+    In addition to the metrics of training.update there are kl_NAME and entropy_NAME, in nats a
+    token, on the samples for this teacher, and sampler_gap_mean, the largest of the teachers'
+    sampler_gap.
     """
 
     def __init__(self, config, micro_batches: int, placed, tx, teachers: dict[str, Teacher]):
@@ -115,11 +132,12 @@ class TeachersUpdate:
         self.apply = jit_placed(update_of(tx), placed)
 
     def __call__(self, state, batch, rng):
+        """Update the state once, and return it with its metrics."""
         gradients, found = self.zeros(state.params), {}
         for name, part in batch.items():
             head = self.teachers[name].head()
             gradients, found[name] = self.add(gradients, state, part, rng, head)
-            # The next head must not come before this one has gone
+            # The next head must not arrive before this one has gone
             jax.block_until_ready(gradients)
             del head
         overflows = [m.pop("expert_overflows") for m in found.values() if "expert_overflows" in m]
@@ -127,7 +145,7 @@ class TeachersUpdate:
         return state, metrics | ({"expert_overflows": sum(overflows)} if overflows else {})
 
     def locate(self, state, batch, rng):
-        """Where the update is not finite, in words, see training.nonfinite.locate: of every teacher."""
+        """Say for each teacher where the update is not finite, see training.nonfinite.locate."""
         find = functools.partial(locate, self.loss_fn, self.micro_batches)
         return "; ".join(
             f"teacher {name}: {find(state, part, rng, self.teachers[name].head())}"
@@ -135,7 +153,7 @@ class TeachersUpdate:
         )
 
     def _add(self, gradients, state, part, rng, head):
-        """Add a teacher's gradient: -> (gradients, its metrics)."""
+        """Add a teacher's gradient, and return (gradients, this teacher's metrics)."""
         loss_fn = functools.partial(self.loss_fn, head=head)
         (loss, metrics), own = gradients_of(loss_fn, self.micro_batches)(state, part, rng)
         routing = metrics.pop("routing", {})
@@ -143,13 +161,13 @@ class TeachersUpdate:
         if overflows:
             metrics["expert_overflows"] = sum(overflows)
         if routing:
-            # Their overflows are counted by now
+            # Their overflows are already counted
             metrics["routing"] = {k: r._replace(overflows=None) for k, r in routing.items()}
         return jax.tree.map(jnp.add, gradients, own), metrics | {"loss": loss}
 
 
 def merged(found: dict):
-    """The metrics of an update from {teacher's name: those of its part}."""
+    """Merge {teacher's name: metrics of its part} into the metrics of an update."""
     metrics = {f"{key}_{name}": m[key] for name, m in found.items() for key in ("kl", "entropy")}
     metrics["loss"] = sum(m["loss"] for m in found.values())
     gaps = [m["sampler_gap"] for m in found.values()]

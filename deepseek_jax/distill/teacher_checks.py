@@ -1,4 +1,4 @@
-"""What many teachers and one student must have in common, checked before anything compiles."""
+"""Checks that many teachers and one student fit together, made before anything compiles."""
 
 from jax.sharding import Mesh
 
@@ -10,9 +10,13 @@ from deepseek_jax.rollout.policy import check_room
 
 
 def check_teacher(student: ModelConfig, tokenizer, teacher: ModelConfig, teacher_tokenizer):
-    """Raise ValueError where a teacher does not have the student's vocabulary: the KL is over all of it.
+    """Raise ValueError unless the teacher has the student's vocabulary: the KL is over all of it.
 
-    Widths and layers may differ. tokenizer, teacher_tokenizer: data.tokenizer.Tokenizer.
+    Widths and layers may differ.
+
+    Args:
+        tokenizer: The student's data.tokenizer.Tokenizer.
+        teacher_tokenizer: The teacher's.
     """
     if teacher.vocab_size != student.vocab_size:
         raise ValueError(
@@ -30,9 +34,11 @@ def check_teacher(student: ModelConfig, tokenizer, teacher: ModelConfig, teacher
 
 
 def check_questions(settings: TaughtSettings, configs: dict[str, ModelConfig], questions: dict):
-    """Raise ValueError for a task without questions, and where a teacher has no room for them.
+    """Raise ValueError if a task has no questions, or if a teacher has no room for them.
 
-    configs: the teachers'. questions: task -> examples with prompt_ids.
+    Args:
+        configs: The teachers', by name.
+        questions: Task -> examples with prompt_ids.
     """
     for task, number in settings.prompts_per_step.items():
         if not questions.get(task):

@@ -1,4 +1,4 @@
-"""The settings of a student that learns from many teachers on its own samples, checked when built."""
+"""Settings of a student that learns from many teachers on its own samples, checked when built."""
 
 import dataclasses
 from typing import ClassVar
@@ -11,7 +11,12 @@ from deepseek_jax.training.settings import FitSettings
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherSettings(Settings):
-    """task: the questions on which this teacher is asked, and no other teacher is. weight: w_i of its KL."""
+    """One teacher of a student.
+
+    Attributes:
+        task: The task on which the student learns from this teacher; a task has only one teacher.
+        weight: w_i of its KL, see distill.many_teachers.
+    """
 
     task: str
     weight: Positive = 1.0
@@ -21,8 +26,15 @@ class TeacherSettings(Settings):
 class TaughtSettings(FitSettings):
     """On-policy distillation from several teachers, see distill.many_teachers.
 
-    A step samples group_size completions of prompts_per_step[task] questions of every task, and makes one
-    update. teachers: name -> TeacherSettings. micro_batches: parts of each task's rows.
+    A step samples group_size completions for each of prompts_per_step[task] questions of every
+    task, and makes one update.
+
+    Attributes:
+        teachers: Name -> TeacherSettings.
+        micro_batches: Number of parts of each task's rows.
+
+    Raises:
+        ValueError: If tasks and teachers do not pair up, rows do not split, or sampling truncates.
     """
 
     keep_routing: ClassVar[bool] = False
@@ -68,13 +80,13 @@ class TaughtSettings(FitSettings):
                 )
 
     def questions_per_step(self):
-        """The questions of all tasks together."""
+        """Count the questions of all tasks together."""
         return sum(self.prompts_per_step.values())
 
     def shares_prompts(self):
-        """As ReinforceSettings.shares_prompts."""
+        """Return whether a prompt and its completions are one row, as in ReinforceSettings."""
         return self.group_size > 1 and scores_fit(self.rollout, self.group_size)
 
     def rows(self, task: str):
-        """The number of rows of a task in an update."""
+        """Count the rows of a task in an update."""
         return self.prompts_per_step[task] * (1 if self.shares_prompts() else self.group_size)

@@ -1,8 +1,9 @@
-"""Many teachers: where their parameters wait, and the samples of the student that each of them is asked for.
+"""Many teachers: their parameters, and the student's samples that each of them reads.
 
-A teacher's parameters are in the host's memory, and come to the devices in two parts: its body while it
-reads the samples of its task, of which its last hidden states stay, and its head while the student learns
-from these (arXiv:2606.19348). So the devices hold one body or one head at a time, of however many teachers.
+A teacher's parameters wait in the host's memory, and come to the devices in two parts
+(arXiv:2606.19348): its body while it reads the samples of its task, and its head while the student
+learns from them. In between only the body's last hidden states stay. So the devices hold one body
+or one head at a time, whatever the number of teachers.
 """
 
 import dataclasses
@@ -28,40 +29,47 @@ from deepseek_jax.rollout.answers import Answers
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.state import in_memory
 
-# The batch key of a teacher's last hidden states, [b c d] of losses.completions.Predicting
+# Batch key of a teacher's last hidden states, [b c d] as in losses.completions.Predicting
 HIDDEN = "teacher_hidden"
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """policy: that of the teacher; its params wait in the host's memory."""
+    """A teacher.
+
+    Attributes:
+        policy: The teacher's policy; its params wait in the host's memory.
+    """
 
     policy: Policy
 
     @classmethod
     def waiting(cls, policy: Policy):
-        """The teacher of a policy whose params are on the devices, where they are free to go."""
+        """Move a policy's params from the devices, where they are freed, to the host's memory."""
         places = jax.tree.map(lambda leaf: in_memory(leaf.sharding, "host"), policy.params)
-        # The next teacher's params must not come before these have gone
+        # The next teacher's params must not arrive before these have gone
         return cls(policy.at(jax.block_until_ready(jax.device_put(policy.params, places))))
 
     def body(self):
-        """The params that give the last hidden states, on the devices."""
+        """Put the params that compute the last hidden states on the devices."""
         return on_device(decoder_params(self.policy.params))
 
     def head(self):
-        """The output matrix, [v d], on the devices."""
+        """Put the output matrix, [v d], on the devices."""
         return on_device(head_weight(self.policy.config, self.policy.params))
 
 
 def jitted_states(config: ModelConfig, mesh: Mesh):
-    """Jitted (decoder_params, batch) -> the hidden states that predict the batch's completions, [b c d] in
-    the config's dtype.
+    """Build the jitted function that computes a teacher's hidden states.
+
+    Returns:
+        (decoder_params, batch) -> the hidden states that predict the batch's completions, [b c d]
+        in the config's dtype.
     """
 
     def states(params, batch):
         if not config.tie_word_embeddings:
-            # Linen asks for it, though nothing reads it: the compiler drops it
+            # Linen requires a head, though nothing reads it: the compiler drops it
             params = params | {"head": jnp.zeros((config.vocab_size, config.hidden_size))}
         return completion_states(config, params, batch).hidden
 
@@ -69,12 +77,19 @@ def jitted_states(config: ModelConfig, mesh: Mesh):
 
 
 class TeacherSource:
-    """Each step: completions that the student samples, sorted by teacher, with each teacher's hidden states.
+    """A source of steps: the student's completions by teacher, with the teachers' hidden states.
 
-    policy: the student's; its own params are not read. teachers: name -> Teacher. questions: task -> examples
-    with prompt_ids, asked without end: each once an epoch, in an order set by settings.seed and new each
-    epoch. positions: the questions of each task so far, which is the whole state. record: the StepRecord of
-    the latest step.
+    Every question of a task comes once an epoch, without end. settings.seed sets the order,
+    which is new each epoch.
+
+    Args:
+        policy: The student's; its own params are not read.
+        teachers: Name -> Teacher.
+        questions: Task -> examples with prompt_ids.
+
+    Attributes:
+        positions: Count of questions of each task so far; this is the whole state.
+        record: The StepRecord of the latest step.
     """
 
     def __init__(
@@ -98,28 +113,30 @@ class TeacherSource:
         self.record = StepRecord(mesh)
 
     def get_state(self):
-        """What set_state resumes from, as JSON can hold it."""
+        """Return the state for set_state, as JSON can hold it."""
         self.sampler.forget()
         return {"positions": dict(self.positions)}
 
     def set_state(self, state):
-        """Resume after the questions of get_state."""
+        """Resume after the questions that get_state counted."""
         self.positions = dict(state["positions"])
 
     def next(self, state, step: int):
-        """Sample, and let each teacher read its samples: -> ([{teacher's name: batch}], metrics).
+        """Sample, and let each teacher read its samples.
 
-        The one batch is for taught.TeachersUpdate. teacher_seconds: for the teachers' parameters to come and
-        their forward passes. The other times and counts are those of StepRecord.
+        Returns:
+            ([{teacher's name: batch}], metrics): one batch, for taught.TeachersUpdate.
+            teacher_seconds are for moving the teachers' parameters and for their forward passes.
+            The other times and counts are of StepRecord.
         """
-        # Updates are dispatched asynchronously: the previous step's may not have ended
+        # Updates are dispatched asynchronously: the previous step's update may not have ended
         jax.block_until_ready(state.params)
         return_much_freed_memory()
         record = self.record = StepRecord(self.mesh)
         examples = self._take()
         answers, counts = self.sampler.answer(state.model, examples, step)
         record.add(counts)
-        # The memory of KV caches and decoding weights
+        # This frees the KV caches and the weights for decoding
         return_much_freed_memory()
         with record.timed("teacher_seconds"):
             groups = by_teacher(task_groups(examples, answers), self.settings.teachers)
@@ -130,11 +147,11 @@ class TeacherSource:
         return [batch], record.of_samples() | describe_by_teacher(groups)
 
     def of_updates(self):
-        """Metrics of the latest step, whose update has ended: StepRecord.of_updates."""
+        """Return the metrics of the latest step after its update: StepRecord.of_updates."""
         return self.record.of_updates()
 
     def _take(self):
-        """The next questions of every task, with their task."""
+        """Take the next questions of every task, each with its task."""
         taken = []
         for task, number in self.settings.prompts_per_step.items():
             start = self.positions[task]
@@ -146,13 +163,16 @@ class TeacherSource:
 
     @named("teachers")
     def _read(self, name: str, groups: list, temperature: float):
-        """The batch of a teacher's groups, with its hidden states. Its body is gone when this returns."""
+        """Build the batch of a teacher's groups, with its hidden states.
+
+        The teacher's body has left the devices when this returns.
+        """
         teacher, weight = self.teachers[name], self.settings.teachers[name].weight
         batch = teacher_batch(groups, self.settings, self.mesh, temperature, weight)
         batch = put_share(self.mesh, batch)
         body = teacher.body()
         hidden = self.states(teacher.policy.config)(body, for_teacher(batch))
-        # The next teacher's body must not come before this one's has gone
+        # The next teacher's body must not arrive before this body has gone
         jax.block_until_ready(hidden)
         return batch | {HIDDEN: hidden}
 
@@ -160,7 +180,7 @@ class TeacherSource:
 def teacher_batch(
     groups: list, settings: TaughtSettings, mesh: Mesh, temperature: float, weight: float
 ):
-    """The batch of a teacher's groups, numpy arrays, without its hidden states."""
+    """Build the batch of a teacher's groups, as numpy arrays, without its hidden states."""
     shared, multiple = settings.shares_prompts(), row_multiple(mesh)
     rows = completion_batch(groups, shared=shared, multiple=multiple)
     scalars = {"temperature": np.float32(temperature), "weight": np.float32(weight)}
@@ -168,19 +188,19 @@ def teacher_batch(
 
 
 def for_teacher(batch):
-    """The part of a batch that a teacher reads."""
+    """Return the part of a batch that a teacher reads."""
     names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
     return {name: batch[name] for name in names}
 
 
 def task_groups(examples, answers: Answers):
-    """The groups of groups.completion_groups, each with its question's task."""
+    """Return the groups of groups.completion_groups, each with its question's task."""
     pairs = zip(completion_groups(answers), examples, strict=True)
     return [group | {"task": example["task"]} for group, example in pairs]
 
 
 def by_teacher(groups: list, teachers: dict[str, TeacherSettings]):
-    """Sort groups: teacher's name -> those of its task, in their order."""
+    """Sort groups by teacher: name -> the groups of the teacher's task, in order."""
     return {
         name: [group for group in groups if group["task"] == teacher.task]
         for name, teacher in teachers.items()
@@ -188,7 +208,7 @@ def by_teacher(groups: list, teachers: dict[str, TeacherSettings]):
 
 
 def describe_by_teacher(groups: dict[str, list]):
-    """completion_length and truncated_share of the samples for each teacher, and of all."""
+    """Compute completion_length and truncated_share of the samples, by teacher and of all."""
     every = [group for own in groups.values() for group in own]
     metrics = {}
     for ending, own in {"": every, **{f"_{name}": own for name, own in groups.items()}}.items():

@@ -1,6 +1,6 @@
-"""The terms of a student's objective."""
+"""The terms of a student's objective, and what each of them needs."""
 
-# THE list of terms. Each is a mean over the tokens in the loss, except l2
+# THE list of terms. Each one except l2 is a mean over the tokens in the loss
 TERMS = {
     "soft": "the teacher's distribution: divergences.soft_loss, or top_k.top_k_loss from a cache",
     "hard": "the text's own tokens; on a teacher's text: sequence-level distillation (arXiv:1606.07947)",

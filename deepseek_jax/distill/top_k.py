@@ -18,14 +18,18 @@ from deepseek_jax.ops.vocabulary import (
     log_softmax,
 )
 
-# 1.2e-38, the least dropped mass: its log stays finite
+# The least dropped mass, 1.2e-38: its log stays finite
 TINY = float(np.finfo(np.float32).tiny)
 LOG_TINY = math.log(TINY)
 
 
 class TopK(NamedTuple):
-    """ids: int32[m k], distinct. logprobs: float32[m k], nats, at one temperature. dropped: float32[m], the
-    probability of all other ids at that temperature. Cannot be converted to another temperature.
+    """The k likeliest tokens of a distribution, at one temperature that cannot be changed later.
+
+    Attributes:
+        ids: int32[m k], distinct.
+        logprobs: float32[m k], in nats.
+        dropped: float32[m], the probability of all other ids.
     """
 
     ids: jax.Array
@@ -34,15 +38,20 @@ class TopK(NamedTuple):
 
 
 class Buckets(NamedTuple):
-    """logprobs: float32[m k] of k given ids. tail: float32[m], log of the mass of the others. smallest:
-    float32[m], log-probability of the least likely of those others."""
+    """Log-probabilities of k ids and of all the others together.
+
+    Attributes:
+        logprobs: float32[m k].
+        tail: float32[m], log of the mass of the other ids.
+        smallest: float32[m], log-probability of the least likely of the other ids.
+    """
 
     logprobs: jax.Array
     tail: jax.Array
     smallest: jax.Array
 
     def joined(self):
-        """The k + 1 log-probabilities, [m k+1]."""
+        """Return the k + 1 log-probabilities, [m k+1]."""
         return jnp.concatenate([self.logprobs, self.tail[:, None]], axis=-1)
 
 
@@ -55,10 +64,17 @@ def top_k_logprobs(
     *,
     chunk_size: int | None = None,
 ) -> TopK:
-    """TopK of the next token, likeliest first, with logits divided by temperature.
+    """Compute the TopK of the next token, likeliest first, with logits divided by temperature.
 
-    hidden: [m d], after the final norm. head: [v d]. No gradient. Works through chunk_size tokens at a time,
-    so that no [m v] array is in memory. Raises ValueError for a top_k outside 1 to v.
+    It has no gradient. It works through chunk_size tokens at a time, so that no [m v] array is in
+    memory.
+
+    Args:
+        hidden: [m d], after the final norm.
+        head: [v d].
+
+    Raises:
+        ValueError: If top_k is not from 1 to v.
     """
     v = len(head)
     check_top_k(top_k, v)
@@ -67,7 +83,7 @@ def top_k_logprobs(
         logits_mv = dot("md,vd->mv", hidden_md, head, jnp.float32)
         ids_mk = jax.lax.top_k(logits_mv, top_k)[1].astype(jnp.int32)
         kept = split_tail(logits_mv, ids_mk, temperature)
-        # For k = v the tail is LOG_TINY in place of log 0
+        # For k = v the tail is LOG_TINY, which stands for log 0
         dropped_m = jnp.exp(kept.tail) if top_k < v else jnp.zeros_like(kept.tail)
         return TopK(ids_mk, kept.logprobs, dropped_m)
 
@@ -89,13 +105,21 @@ def top_k_loss(
     divergence: str,
     beta: float | None = None,
 ) -> tuple[jax.Array, dict]:
-    """temperature**2 D over k + 1 buckets, and soft_bound: float32[m v], TopK at this temperature ->
-    (float32[m], {"soft_bound": float32[m]}), nats.
+    """Compute a divergence over the teacher's top k and one bucket for all other tokens.
 
-    The last bucket is the mass that the teacher dropped, and the student's mass on the same tokens. Without
-    it the loss would push the student's probability of all those tokens to 0. Never above soft_loss over all
-    v tokens, at most soft_bound below it (dropped_mass_bound), and equal to it for k = v. divergence, beta:
-    as in soft_loss.
+    The last bucket compares the mass that the teacher dropped with the student's mass on the same
+    tokens. Without it the loss would push the student's probability of all these tokens to 0. The
+    loss is never above soft_loss over all v tokens, at most soft_bound below it
+    (dropped_mass_bound), and equal to it for k = v.
+
+    Args:
+        logits: float32[m v].
+        teacher: The TopK at this temperature.
+        divergence: As in soft_loss.
+        beta: As in soft_loss.
+
+    Returns:
+        (temperature**2 D over k + 1 buckets, float32[m]; {"soft_bound": float32[m]}), in nats.
     """
     student, v = split_tail(logits, teacher.ids, temperature), logits.shape[-1]
     loss_m = diverge(teacher_buckets(teacher), student.joined(), divergence=divergence, beta=beta)
@@ -104,13 +128,18 @@ def top_k_loss(
 
 
 def split_tail(logits, ids, temperature=1.0):
-    """Buckets of softmax(logits / temperature): logits float32[m v], ids int32[m k], distinct in their row.
+    """Split softmax(logits / temperature) into Buckets: k ids, and the tail of all others.
 
-    The tail is a sum over its tokens: 1 minus the others would lose a small tail to rounding. It is at least
-    1.2e-38 of the likeliest token. Without other ids, k = v, tail and smallest are LOG_TINY.
+    The tail is a sum over its tokens: 1 minus the others would lose a small tail to rounding. It is
+    at least 1.2e-38 of the likeliest token. Without other ids, for k = v, tail and smallest are
+    LOG_TINY.
+
+    Args:
+        logits: float32[m v].
+        ids: int32[m k], distinct in their row.
     """
     most_m1 = largest(logits)
-    # Less the largest first: a logit with an offset of 10,000 has three decimals
+    # Subtract the largest first: a logit with an offset of 10,000 has three decimals
     kept_mk = (jnp.take_along_axis(logits, ids, axis=-1) - most_m1) / temperature
     if ids.shape[1] == logits.shape[1]:
         nothing_m = jnp.full(len(ids), LOG_TINY)
@@ -125,7 +154,7 @@ def split_tail(logits, ids, temperature=1.0):
 
 
 def teacher_buckets(teacher: TopK):
-    """The k + 1 log-probabilities of a TopK, float32[m k+1], the dropped mass last."""
+    """Return the k + 1 log-probabilities of a TopK, float32[m k+1], the dropped mass last."""
     # dropped is 0 for k = v and may underflow otherwise
     tail_m = jnp.maximum(jnp.log(teacher.dropped), LOG_TINY)
     return jnp.concatenate([teacher.logprobs, tail_m[:, None]], axis=-1)
@@ -134,23 +163,29 @@ def teacher_buckets(teacher: TopK):
 def dropped_mass_bound(
     teacher: TopK, student: Buckets, v: int, *, divergence: str, beta: float | None = None
 ):
-    """Upper bound of the divergence over all v tokens minus that over k + 1 buckets: float32[m], nats.
+    """Bound what the divergence over k + 1 buckets misses of the full one: float32[m], nats.
 
-    student: at the teacher's ids. Let P and Q be the dropped masses of teacher p and student q, and
-    p~ = p / P, q~ = q / Q on the v - k other tokens. By the chain rule of relative entropy the divergence of
-    v tokens is that of the buckets plus a hidden part, which is never negative:
+    Let P and Q be the dropped masses of teacher p and student q, and p~ = p / P, q~ = q / Q on the
+    v - k other tokens. By the chain rule of relative entropy the divergence over v tokens is the
+    divergence over the buckets plus a hidden part, which is never negative. Its upper bound is:
 
-    forward_kl  P KL(p~ || q~). A dropped token has at most the probability p_k of the least likely of the k,
-        and never more than P, so p~ <= min(1, p_k / P), while q~ >= min(q) / Q over dropped tokens. As
-        KL(p~ || q~) <= log max(p~ / q~), the bound is P log(min(1, p_k / P) Q / min(q)). Attained if one
-        token has all of P and is the student's least likely one.
-    jsd  With N = beta P + (1 - beta) Q and w = beta P / N it is N JSD_w(p~, q~), and a JSD_w is at most
-        the entropy of (w, 1 - w), so the bound is
-        beta P log(N / (beta P)) + (1 - beta) Q log(N / ((1 - beta) Q)). Attained if p~ and q~ have no token
-        in common.
-    reverse_kl  Q KL(q~ || p~), which has no bound, as p~ of a dropped token may be arbitrarily small: inf.
-    With one dropped token or none the hidden part is 0. All bounds are worst cases: with a student near its
-    teacher the hidden part is smaller by orders of magnitude.
+    - forward_kl: The hidden part is P KL(p~ || q~), and KL(p~ || q~) <= log max(p~ / q~). A dropped
+      token has at most the probability p_k of the least likely of the k, and never more than P, so
+      p~ <= min(1, p_k / P), while q~ >= min(q) / Q over dropped tokens. So the bound is
+      P log(min(1, p_k / P) Q / min(q)).
+      It is attained if one token has all of P and is the student's least likely one.
+    - jsd: With N = beta P + (1 - beta) Q and w = beta P / N the hidden part is N JSD_w(p~, q~).
+      A JSD_w is at most the entropy of (w, 1 - w), so the bound is
+      beta P log(N / (beta P)) + (1 - beta) Q log(N / ((1 - beta) Q)).
+      It is attained if p~ and q~ have no token in common.
+    - reverse_kl: The hidden part is Q KL(q~ || p~), which has no bound, as p~ of a dropped token
+      may be arbitrarily small: inf.
+
+    With at most one dropped token the hidden part is 0. All bounds are worst cases: for a student
+    near its teacher the hidden part is smaller by orders of magnitude.
+
+    Args:
+        student: The Buckets at the teacher's ids.
     """
     k = teacher.ids.shape[1]
     if v - k <= 1:

@@ -1,4 +1,4 @@
-"""Trains a student: the objective's update, which also takes the teacher's parameters, in the loop."""
+"""Train a student: one update from the objective and the teacher's parameters, and the loop."""
 
 import dataclasses
 import functools
@@ -30,10 +30,14 @@ def train_student(
     source: DistillSource,
     run: Run,
 ) -> Any:
-    """Train a student by its objective: -> params. Resumes from run.folder. Donates the given params.
+    """Train a student by its objective, and return the trained params.
 
-    settings: StudentSettings. teacher_params: never changed, {} where no term needs a teacher. Before the
-    first update check_first raises BrokenTerm for a term that has no effect.
+    It resumes from run.folder, and donates the params. Before the first update check_first raises
+    BrokenTerm for a term that has no effect.
+
+    Args:
+        settings: StudentSettings.
+        teacher_params: Never changed; {} if no term needs a teacher.
     """
     if objective.weights.get("hidden"):
         projections = _projections(objective, run.mesh, settings.seed)
@@ -53,7 +57,7 @@ def train_student(
         cached=not settings.loss.reads_teacher(),
         frozen=state.frozen is not None,
     )
-    # Terms of the states within reach no head, and not always the last layer
+    # Terms of inner hidden states give the head no gradient, and not always the last layer
     reads_logits = settings.loss.needs(*OF_LOGITS, "on_policy")
     checks = Checks(
         terms=LOSS_TERMS,
@@ -66,8 +70,11 @@ def train_student(
 
 
 def jitted_update(settings, objective: Objective, params, mesh: Mesh):
-    """(create, update): create(params), jitted, donates them and returns the TrainState. update is an Update
-    for the objective, called with (state, batch, rng, teacher_params).
+    """Build the jitted functions that create the train state and update it.
+
+    Returns:
+        (create, update): create(params) donates the params and returns the TrainState; update is an
+        Update for the objective, called with (state, batch, rng, teacher_params).
     """
     watched = None if settings.plateau is None else HELD_OUT_LOSS
 
@@ -75,7 +82,7 @@ def jitted_update(settings, objective: Objective, params, mesh: Mesh):
         return objective.loss(params, batch, rng, teacher_params=teacher_params)
 
     def report(state):
-        # The factor on the learning rate, from the next update on
+        # The factor on the learning rate from the next update on
         return {} if watched is None else {"plateau_scale": state.opt_state[-1].scale}
 
     beside = Beside(watched=watched, report=report)
@@ -83,12 +90,15 @@ def jitted_update(settings, objective: Objective, params, mesh: Mesh):
 
 
 def check_first(objective: Objective, params, batch, teacher_params):
-    """Raise BrokenTerm, naming its weight, for a term that has no effect: its value, or its gradient in the
-    student's own parameters, is 0 or not finite.
+    """Raise BrokenTerm for a term that has no effect on the first update, naming its weight.
 
-    Measures each term by the objective's own loss with all other weights removed, which takes the memory of
-    an update: one micro-batch after another. Adds up their values, and takes the largest of their gradient
-    norms. Returns the values by name.
+    A term has no effect if its value, or its gradient in the student's own parameters, is 0 or not
+    finite. Each term is measured by the objective's own loss with all other weights removed. This
+    takes the memory of an update: one micro-batch runs after another; their values are added, and
+    the largest of their gradient norms counts.
+
+    Returns:
+        The values by name.
     """
     own = without_projections(params)
     projections = None if own is params else params[PROJECTIONS]

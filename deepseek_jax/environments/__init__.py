@@ -1,4 +1,4 @@
-"""The user's tools and environments, which answer the model's turns in worker processes without jax."""
+"""The user's tools and environments: worker processes without jax answer the model's turns."""
 
 from deepseek_jax.lazy import lazy_names
 

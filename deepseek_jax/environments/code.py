@@ -1,4 +1,4 @@
-"""The functions and the class that a user brings."""
+"""The user's functions and class, as a config names them."""
 
 import inspect
 from pathlib import Path
@@ -8,7 +8,7 @@ from deepseek_jax.named_code import BRING, code_file, digest_of, is_code
 
 
 class Told(Exception):
-    """Raised by a tool that fails: the model reads its text as it stands."""
+    """Error of a tool that fails: the model reads its text unchanged."""
 
 
 class Source(NamedTuple):
@@ -20,21 +20,30 @@ class Source(NamedTuple):
 
 
 class Code(NamedTuple):
-    """tools: functions. environment: a class, or None."""
+    """The user's tools and environment, before their import.
+
+    Attributes:
+        tools: Functions.
+        environment: A class, or None.
+    """
 
     tools: tuple[Source, ...]
     environment: Source | None
 
 
 def source_of(name: str) -> Source:
-    """The Source of a name. Raises ValueError where it names no code, or no file."""
+    """Return the Source of a name.
+
+    Raises:
+        ValueError: If the name is not one of code, or if there is no such file.
+    """
     if not is_code(name):
         raise ValueError(f"{name!r} names no code; {BRING}")
     return Source(code_file(name), name, digest_of(name))
 
 
 def public_methods(environment: type) -> list[str]:
-    """The names of the methods that are tools, in the order of their definition."""
+    """List the names of the methods that are tools, in the order of their definition."""
     functions = dict(inspect.getmembers(environment, inspect.isfunction))
     names = dict.fromkeys(name for base in reversed(environment.__mro__) for name in vars(base))
     return [

@@ -1,9 +1,10 @@
-"""Tools and environments of the user's own, in processes that may hang, crash or fill the memory.
+"""Environments: a user's tools and environments, in processes that may hang, crash or fill memory.
 
-512 conversations of a small environment at once (tests/environments/files/basket.py) take 2 processes of
-31 MiB with workers=2, and 8 of 31 MiB with workers=8; of each, 20 MiB are its own. A reset of all takes
-0.2 s, and so does a turn of all with two calls each (on two cores). Before, one process reads the schemas,
-and ends: 1 s, and 70 MiB.
+These are the costs of 512 conversations at once of a small environment
+(tests/environments/files/basket.py), on two cores. workers=2 takes 2 processes of 31 MiB, and
+workers=8 takes 8 of 31 MiB. Each process shares all but 20 MiB with the others. A reset of all
+takes 0.2 s, and so does a turn of all with two calls each. Before that, one process reads the
+schemas and ends: 1 s, and 70 MiB.
 """
 
 import dataclasses
@@ -21,7 +22,14 @@ from deepseek_jax.rewards.batch import LARGEST_REWARD, TOO_LARGE
 
 @dataclasses.dataclass(eq=False)
 class _Conversation:
-    """count: its jobs so far. life: of the process that holds its environment."""
+    """A conversation under way.
+
+    Attributes:
+        seed: The seed for its calls.
+        life: The life of the process that has its environment, see Process. None without one.
+        count: Number of its jobs so far.
+        job: The job that runs, or None.
+    """
 
     seed: int
     life: int | None = None
@@ -30,21 +38,35 @@ class _Conversation:
 
 
 class Environments:
-    """Calls tools, and an environment for each conversation, in `workers` processes.
+    """The user's tools, and an environment for each conversation, in `workers` processes.
 
-    tools: names of functions; environment: the name of a class, both as named_code takes them. Their form is
-    that of TRL's GRPOTrainer: functions with type hints and Google-style docstrings; a class without
-    arguments whose reset(**columns) begins a conversation, whose get_reward(), if there, scores it, and whose
-    other public methods are tools. Where such a class has step(text) alone and there are no tools, each text
+    Their form is the form of TRL's GRPOTrainer. Tools are functions with type hints and
+    Google-style docstrings. An environment is a class without arguments. Its reset(**columns)
+    begins a conversation. Its get_reward(), if there is one, scores the conversation. Its other
+    public methods are tools. If step(text) is the only one of these and `tools` is empty, each text
     of the model is a call of step.
 
-    Conversation `key` lives in one process, that of key % workers, for as long as it lasts. A call
-    over call_seconds ends its process: its conversation gets a failure. Other conversations whose environment
-    lives in that process are lost; the calls of those without one run again in a new process. Before each
-    reset, turn and reward, `random` and, if imported, numpy.random get a seed of the conversation's own.
+    Conversation `key` stays in one process, number key % workers, as long as it lasts. A call that
+    takes longer than call_seconds ends its process, and its conversation gets a failure. Other
+    conversations that have an environment in this process are lost. Conversations without one
+    repeat their calls in a new process. Before each reset, turn and reward, `random` and, if
+    imported, numpy.random get a seed that belongs to the conversation.
 
-    Use it as a context manager, or call close(). Raises ValueError where the code has another form; the
-    message names the argument.
+    Use it as a context manager, or call close().
+
+    Args:
+        tools: Names of functions, as named_code takes them.
+        environment: Name of a class, as named_code takes it, or None.
+        call_seconds: Longest time of one call.
+        call_bytes: Most bytes of the text that a call returns.
+        workers: Number of processes.
+
+    Attributes:
+        has_state: True if there is an environment.
+        schemas, takes_steps, reward_name: See schemas.Described.
+
+    Raises:
+        ValueError: If the code has another form. The message names the argument.
     """
 
     def __init__(
@@ -72,9 +94,17 @@ class Environments:
         self.close()
 
     def check(self, columns: dict, text: str):
-        """Begin a conversation of one question, take a step with this text, and end it. Raises ValueError as
-        begin does, and for a step or a reward that has another form, fails or goes over a limit. A step may
-        raise: the model would read why.
+        """Try one conversation: begin it, take a step with this text, and end it.
+
+        A step may raise: in a run the model would read why.
+
+        Args:
+            columns: The columns of one question.
+            text: The text for the step, if the environment takes steps.
+
+        Raises:
+            ValueError: As begin does, and for a step or a reward that has another form, fails or
+                exceeds a limit.
         """
         if not self.has_state:
             return
@@ -87,15 +117,22 @@ class Environments:
                 raise ValueError(wrong)
 
     def _wrong_step(self, text):
-        """What is wrong with a step of conversation 0, in words, or None."""
+        """Return what is wrong with a step of conversation 0, in words, or None."""
         self.act(0, text)
         acted = self.acted(0)
         return acted.failure or acted.misformed
 
     def begin(self, jobs: Mapping[int, tuple[dict, int]]) -> dict[int, str | None]:
-        """Begin conversations: key -> (columns of its row, seed). Returns key -> what reset returned.
+        """Begin conversations, and return the texts of their resets.
 
-        Raises ValueError where reset raises, goes over a limit, or returns neither None nor a text.
+        Args:
+            jobs: key -> (columns of its row, seed).
+
+        Returns:
+            key -> the text that reset returned, or None.
+
+        Raises:
+            ValueError: If reset raises, exceeds a limit, or returns neither None nor a text.
         """
         for key, (columns, seed) in jobs.items():
             conversation = self._conversations[key] = _Conversation(seed)
@@ -117,7 +154,12 @@ class Environments:
         return text
 
     def act(self, key: int, given: Sequence[Any] | str):
-        """Start the calls of a turn, each with .name and .arguments, or a step, whose text this is."""
+        """Start the calls of a turn, or a step. acted() waits for their result.
+
+        Args:
+            key: The conversation.
+            given: The calls, each with .name and .arguments, or the text of a step.
+        """
         conversation = self._conversations[key]
         assert conversation.job is None and isinstance(given, str) == self.takes_steps
         if self.takes_steps:
@@ -127,7 +169,11 @@ class Environments:
             self._send(conversation, key, [name for name, _ in calls], worker.turn, calls)
 
     def acted(self, key: int) -> Acted:
-        """Wait for what act started. Raises ValueError where a file has changed since the run began."""
+        """Wait for what act() started, and return its result.
+
+        Raises:
+            ValueError: If a file has changed since the run began.
+        """
         conversation = self._conversations[key]
         result = self._process(key).wait(conversation.job)
         conversation.job = None
@@ -151,7 +197,7 @@ class Environments:
             self._process(key).tell(worker.forget, key)
 
     def reward(self, key: int) -> Paid | None:
-        """Wait for the reward that end started, None without get_reward."""
+        """Wait for the reward that end() started, and return it, or None without get_reward."""
         if self.reward_name is None:
             return None
         conversation = self._conversations.pop(key)
@@ -183,7 +229,7 @@ class Environments:
 
 
 def _wrong_reward(paid):
-    """What is wrong with what Environments.reward gave, in words, or None."""
+    """Return what is wrong with a result of Environments.reward, in words, or None."""
     if paid is None or isinstance(paid.reward, str):
         return paid and paid.reward
     if abs(paid.reward) <= LARGEST_REWARD:

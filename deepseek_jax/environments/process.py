@@ -1,4 +1,7 @@
-"""One worker process, which runs jobs in order. Where one ends it, the others run again or are lost."""
+"""One worker process, which runs jobs in order.
+
+If a job ends the process, the other jobs run again in a new one or are lost.
+"""
 
 import contextlib
 import dataclasses
@@ -15,14 +18,18 @@ from deepseek_jax.environments import worker
 from deepseek_jax.environments.code import Code
 from deepseek_jax.rewards.workers import SPAWN, make_processes
 
-# Times that a job is run while its worker ends for a reason that is not known
+# A job runs this often if its worker ends each time for an unknown reason
 TRIES = 3
 _AT = worker.Doing()
 
 
 class Lost(NamedTuple):
-    """In place of a result: why the worker ended. key: the conversation whose call ended it; None: none did.
-    seconds: that this call ran.
+    """Result of a job that was lost: why its worker ended.
+
+    Attributes:
+        key: The conversation with the call that ended the worker, or None if no call did.
+        why: The reason, in words.
+        seconds: How long this call ran.
     """
 
     key: int | None
@@ -32,10 +39,21 @@ class Lost(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """A call of one of the functions of worker.py, for the conversation `key`.
+    """A call of a function of worker.py, for the conversation `key`.
 
-    calls: the names of the user's functions in it, in order. needs: the life of the process that holds its
-    environment; None: any can run it. life: that in which it runs.
+    Attributes:
+        key: The conversation.
+        calls: Names of the user's functions in the job, in order.
+        work: The function of worker.py.
+        args: Its arguments.
+        needs: The life of the process that has the job's environment. None: any life can run the
+            job.
+        life: The life of the process that runs it.
+        number: Its number in the process.
+        tries: How often its worker has ended for an unknown reason.
+        future: The executor's Future while the job runs.
+        done: True once it has a result.
+        result: The result, see Process.wait.
     """
 
     key: int
@@ -57,9 +75,12 @@ class Job:
 
 
 class Process:
-    """Runs jobs in order in one process, which starts with the first of them.
+    """Process that runs jobs in order. It starts with the first job.
 
-    life: how often it has been started anew; an environment lives in one life. Calls are made by one thread.
+    Only one thread may call its methods.
+
+    Attributes:
+        life: How often the process has been started again. An environment exists in one life only.
     """
 
     def __init__(self, code: Code, call_seconds: float, call_bytes: int):
@@ -70,7 +91,7 @@ class Process:
         self._start = worker.start, self._doing, code, call_seconds, call_bytes
 
     def send(self, job: Job):
-        """Begin a job; wait() gives its result."""
+        """Begin a job. wait() returns its result."""
         if job.needs not in (None, self.life):
             job.finish(self._losses[job.needs])
             return
@@ -83,13 +104,17 @@ class Process:
             self._broke()
 
     def tell(self, work: Callable, *args):
-        """Begin work(*args), which runs none of the user's code, and has no result."""
+        """Begin work(*args), which runs none of the user's code and has no result."""
         with contextlib.suppress(BrokenProcessPool):
             if self._executor is not None:
                 self._submit(0, work, *args)
 
     def wait(self, job: Job) -> Any:
-        """The result of a job: what it returned, a ValueError, or Lost."""
+        """Wait for a job, and return its result.
+
+        Returns:
+            What the job returned, a ValueError, or Lost.
+        """
         while not job.done:
             try:
                 job.finish(job.future.result())
@@ -99,7 +124,7 @@ class Process:
         return job.result
 
     def stop(self):
-        """Forget all jobs and environments; a call that runs is killed."""
+        """Forget all jobs and environments. A call that is running is killed."""
         if self._busy():
             self.close()
         self._waiting.clear()
@@ -138,10 +163,13 @@ class Process:
         self.life += 1
 
     def _broke(self):
-        """Find whose call ended the process, and begin anew the jobs that another process can run."""
+        """Find the job that ended the process, and run other jobs again where possible.
+
+        A job can run again if it needs no environment of the ended process, for up to TRIES times.
+        """
         jobs = list(self._waiting.values())
         wait([job.future for job in jobs if job.future is not None])
-        # Its thread has then called _note for each of them
+        # After this the executor's thread has called _note for each of them
         self._executor.shutdown()
         self._executor = None
         over = []
@@ -182,7 +210,10 @@ class Process:
 
 @contextlib.contextmanager
 def _same_hashes():
-    """Processes that start meanwhile hash texts alike: the order of a set is the same in a repeated run."""
+    """Make processes that start in the body hash texts alike in every run.
+
+    The order of a set is then the same in a repeated run.
+    """
     before = os.environ.get("PYTHONHASHSEED")
     os.environ["PYTHONHASHSEED"] = "0"
     try:

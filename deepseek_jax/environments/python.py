@@ -1,4 +1,4 @@
-"""A tool: Python, in the sandbox of rewards.monty."""
+"""A tool that runs Python, in the sandbox of rewards.monty."""
 
 import contextlib
 import functools
@@ -8,13 +8,13 @@ from deepseek_jax.environments.code import Told
 from deepseek_jax.rewards.monty import MontySandbox
 from deepseek_jax.rewards.sandbox import SandboxError
 
-# Before a run begins: no model can install it
+# Raised before a run begins, because no model can install it
 if importlib.util.find_spec("pydantic_monty") is None:
     raise ImportError("the sandbox pydantic_monty is not installed; pip install pydantic-monty")
 
-# Below call_seconds, so that a program that does not end costs its call alone
+# Below call_seconds, so that an endless program costs only its call
 SECONDS = 5.0
-# Characters of a program's own error that the model reads
+# Most characters of a program's error that the model reads
 ERROR_CHARS = 500
 
 
@@ -31,7 +31,7 @@ def python(code: str) -> str:
         code: The program. Print what you want to know.
     """
     sandbox, output = _sandbox(), ""
-    # Of a program that fails, or needs what monty lacks, `said` has the words
+    # If a program fails, or needs what monty lacks, `said` has the message
     with contextlib.suppress(SandboxError):
         output, failure = sandbox.run(code, "", SECONDS)
         if failure is None:

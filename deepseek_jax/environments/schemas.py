@@ -1,6 +1,6 @@
 """Read the schemas of the user's tools, and raise for each mistake of their form before a run.
 
-A process of its own reads them and ends: the transformers library is large.
+A separate process reads them and ends, because the transformers library is large.
 """
 
 import inspect
@@ -19,8 +19,12 @@ FORM = (
 
 
 class Described(NamedTuple):
-    """schemas: of tools, then of the environment's methods. takes_steps: each text of the model is a call of
-    step. reward_name: the environment's name where it has get_reward.
+    """Description of the user's code.
+
+    Attributes:
+        schemas: Schemas of the tools, then of the environment's methods.
+        takes_steps: True if each text of the model is a call of step.
+        reward_name: The environment's name if it has get_reward, else None.
     """
 
     schemas: list[dict]
@@ -29,7 +33,11 @@ class Described(NamedTuple):
 
 
 def describe(code: Code) -> Described:
-    """The Described of the user's code. Raises ValueError, with the argument's name, for each mistake."""
+    """Return the Described of the user's code.
+
+    Raises:
+        ValueError: For each mistake in the code's form. The message has the argument's name.
+    """
     with WorkerPool(_described, int, num_workers=1, wall_limit_seconds=IMPORT_SECONDS) as pool:
         schemas, names = [], {}
         for source in code.tools:
@@ -55,7 +63,11 @@ def _add(schema, source, schemas, names):
 
 
 def _described(work, source, *more):
-    """What work returns, or its error as one that a process without the user's code can read."""
+    """Return what work returns, or its error as a ValueError.
+
+    A process that has not imported the user's code can read a ValueError, but perhaps not the
+    error.
+    """
     try:
         return work(import_unchanged(*source), source, *more)
     except (Exception, SystemExit) as error:
@@ -71,16 +83,16 @@ def _tool(function, source):
 def _schema(function, name):
     from transformers.utils import chat_template_utils
 
-    # It would import PyTorch, for seconds, to know its tensors among the hints
+    # Otherwise it would import PyTorch, which takes seconds, to recognise tensors among the hints
     chat_template_utils.is_torch_available = lambda: "torch" in sys.modules
     _require_not_async(function, name)
     try:
         schema = chat_template_utils.get_json_schema(function)
-    # A hint whose names are missing raises NameError
+    # A hint with a name that does not exist raises NameError
     except Exception as error:
         raise ValueError(f"{name}: {error}; {FORM}") from error
     try:
-        # As the model will: by the names that it reads
+        # The model will call it like this: by the names that it reads
         inspect.signature(function).bind(**schema["function"]["parameters"]["properties"])
     except TypeError as error:
         raise ValueError(
@@ -95,7 +107,13 @@ def _require_not_async(function, name):
 
 
 def _environment(environment, source, has_tools):
-    """The Described of an environment alone. has_tools: there are tools beside it."""
+    """Return the Described of an environment, without the tools.
+
+    Args:
+        environment: The class.
+        source: Its Source.
+        has_tools: True if there are tools in addition to the environment.
+    """
     _require_class(environment, source)
     names = public_methods(environment)
     if not names and not has_tools:

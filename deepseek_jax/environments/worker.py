@@ -1,4 +1,4 @@
-"""What runs in a worker process: calls of the user's tools and environments, each under its limits."""
+"""Code that runs in a worker process: calls of the user's tools and environments, under limits."""
 
 import hashlib
 import inspect
@@ -14,20 +14,26 @@ from deepseek_jax.environments.code import Code, Told, public_methods
 from deepseek_jax.named_code import import_unchanged, with_line
 from deepseek_jax.rewards.workers import watched
 
-# For the import of all files, which is noted in place of the number of a call
+# Limit of the import of all files, and the number that is noted for it in place of a call's
 IMPORT_SECONDS, IMPORT = 60.0, -1
-# Characters of an error that the model reads
+# Most characters of an error that the model reads
 ERROR_CHARS = 500
 TOO_LONG = "{} returned {} bytes, above call_bytes={}"
 
 
 class Acted(NamedTuple):
-    """What the calls of a turn, or a step, gave.
+    """Result of a step, or of the calls of a turn.
 
-    texts: one for each call ("Error: ..." where it raised), one for a step. errors: calls that raised, had an
-    unknown name or arguments that the function does not take, or went over a limit. seconds: in the user's
-    code. ended: step returned None. failure: a limit ended the conversation, in words; texts is [] then.
-    misformed: what step returned in place of a text, in words, which the model reads too.
+    Attributes:
+        texts: One text for each call ("Error: ..." if it raised), or one for a step. [] after a
+            failure, and after the step that ends the conversation.
+        errors: Number of calls that raised, had an unknown name or arguments that the function does
+            not take, or exceeded a limit.
+        seconds: Time in the user's code.
+        ended: True if step returned None.
+        failure: In words, why the conversation ended by a limit or with its worker, or None.
+        misformed: In words, what step returned in place of a text, or None. The model reads this
+            too.
     """
 
     texts: list[str]
@@ -39,7 +45,16 @@ class Acted(NamedTuple):
 
 
 class Doing(NamedTuple):
-    """Places of the array in which a worker notes what it does: its process may end before it can say so."""
+    """Places of the array in which a worker notes what it does.
+
+    The main process reads the array when the worker has ended before it could say so.
+
+    Attributes:
+        job: The number of the job.
+        call: The place of the call in the job, or IMPORT.
+        since: When this began, by time.monotonic().
+        pid: The id of the process.
+    """
 
     job: int = 0
     call: int = 1
@@ -55,8 +70,11 @@ class Own(NamedTuple):
 
 
 class Paid(NamedTuple):
-    """What get_reward gave: a finite number, or a text that says why there is none. number: of the
-    conversation whose environment it is.
+    """Result of get_reward.
+
+    Attributes:
+        number: Number of the conversation that began the environment.
+        reward: A finite number, or a text that says why there is none.
     """
 
     number: int
@@ -64,7 +82,16 @@ class Paid(NamedTuple):
 
 
 class _State(NamedTuple):
-    """What a worker keeps from its start on. environments: conversation -> its Own."""
+    """State of a worker, from its start on.
+
+    Attributes:
+        doing: The array with the places of Doing.
+        code: The user's code, before its import.
+        call_seconds: Longest time of one call.
+        call_bytes: Most bytes of the text that a call returns.
+        environments: conversation -> its Own.
+        loaded: "tools" and "environment" -> the imported code; empty before the import.
+    """
 
     doing: Any
     code: Code
@@ -79,17 +106,27 @@ _AT = Doing()
 
 
 def start(doing, code: Code, call_seconds: float, call_bytes: int):
-    """Begin a worker process."""
+    """Begin a worker process: remember its settings, and discard what the user's code prints.
+
+    Args:
+        doing: The array in which the worker notes what it does, see Doing.
+        code: The user's tools and environment.
+        call_seconds: Longest time of one call.
+        call_bytes: Most bytes of the text that a call returns.
+    """
     global _state
     _state = _State(doing, code, call_seconds, call_bytes, {}, {})
     doing[_AT.pid] = os.getpid()
-    # What the user's code prints would stand among the lines of the run
+    # Discard what the user's code prints: it would appear among the lines of the run
     sys.stdout.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def run(number: int, work: Callable, *args):
-    """work(*args), the job of this number; its error as a ValueError that the main process can read."""
+    """Run the job of this number, work(*args), and return its result.
+
+    An error is returned as a ValueError, which the main process can read.
+    """
     _note(IMPORT, number)
     try:
         if not _state.loaded:
@@ -102,7 +139,12 @@ def run(number: int, work: Callable, *args):
 
 
 def reset(key: int, columns: dict, seed: int, count: int):
-    """Make the environment of a conversation. Returns the text of its reset, or None."""
+    """Make the environment of a conversation, and return the text of its reset, or None.
+
+    Raises:
+        ValueError: If the class or its reset raises, if reset does not take the columns, if it
+            returns neither a text nor None, or if its text exceeds call_bytes.
+    """
     _seed(seed, count)
     file = _state.code.environment.file
     environment, error, _ = _limited(0, _state.loaded["environment"])
@@ -133,7 +175,7 @@ def _require_columns(function, columns, file):
 
 
 def turn(key: int, calls: Sequence[tuple[str, dict]], seed: int, count: int):
-    """Acted: each call's text, in order."""
+    """Make the calls of a turn, and return Acted with each call's text, in order."""
     _seed(seed, count)
     functions = dict(_state.loaded["tools"])
     if key in _state.environments:
@@ -153,7 +195,7 @@ def turn(key: int, calls: Sequence[tuple[str, dict]], seed: int, count: int):
 
 
 def step(key: int, text: str, seed: int, count: int):
-    """Acted: the text with which an environment answers the model's."""
+    """Call step with the model's text, and return Acted with the environment's answer."""
     _seed(seed, count)
     value, error, seconds = _limited(0, _state.environments[key].environment.step, text)
     if error is None and value is None:
@@ -169,7 +211,7 @@ def step(key: int, text: str, seed: int, count: int):
 
 
 def reward(key: int, seed: int, count: int):
-    """The Paid of a conversation. Forgets the environment."""
+    """Return the Paid of a conversation, and forget its environment."""
     _seed(seed, count)
     own = _state.environments.pop(key)
     return Paid(own.number, _reward_of(own.environment))
@@ -187,7 +229,7 @@ def _reward_of(environment):
 
 
 def forget(key: int | None = None):
-    """Forget the environment of a conversation, or all of them."""
+    """Forget the environment of a conversation, or of all conversations without a key."""
     if key is None:
         _state.environments.clear()
     _state.environments.pop(key, None)
@@ -209,20 +251,24 @@ def _note(call, number=None):
 
 
 def _limited(call, function, *args, **columns):
-    """(what it returned, what it raised, seconds) of the user's code; over the limit this process ends."""
+    """Call the user's code. If it exceeds the limit of time, this process ends.
+
+    Returns:
+        (what it returned, what it raised, seconds).
+    """
     _note(call)
     value, raised, begun = None, None, time.monotonic()
     try:
         with watched(_state.call_seconds):
             value = function(*args, **columns)
-    # A KeyboardInterrupt of the user's code, too: in the main process it would look like Ctrl-C
+    # Also a KeyboardInterrupt of the user's code: in the main process it would look like Ctrl-C
     except BaseException as error:
         raised = error
     return value, raised, time.monotonic() - begun
 
 
 class _Refused(Exception):
-    """A call that reached no code of the user."""
+    """Error of a call that did not reach the user's code."""
 
 
 def _answer(functions, name, arguments):
@@ -245,7 +291,7 @@ def _error_text(error):
     kind = type(error).__name__
     try:
         return _cut(f"Error: {kind}: {error}")
-    # An error's own __str__ may raise
+    # The __str__ of an error may raise
     except Exception:
         return f"Error: {kind}"
 
@@ -255,8 +301,11 @@ def _cut(text):
 
 
 def _clean(text):
-    """(text, bytes): half of a surrogate pair, which has no UTF-8, becomes a question mark. A text far
-    beyond the limit is not encoded, which might take too much memory: its characters count as the bytes.
+    """Return the text as UTF-8 can encode it, and its number of bytes.
+
+    Half of a surrogate pair, which has no UTF-8, becomes a question mark. A text far beyond the
+    limit is not encoded, because this might take too much memory: the result is "", and its
+    characters count as bytes.
     """
     if len(text) > 4 * _state.call_bytes:
         return "", len(text)
@@ -265,7 +314,11 @@ def _clean(text):
 
 
 def _seed(seed, count):
-    """Environments that draw from `random` do so alike in a repeated run, whatever else their worker does."""
+    """Seed the random numbers of a job, so that they are the same in a repeated run.
+
+    They do not depend on what else the worker does. The seed is for `random` and, if imported,
+    numpy.random.
+    """
     number = int.from_bytes(hashlib.blake2b(f"{seed} {count}".encode(), digest_size=4).digest())
     random.seed(number)
     if "numpy" in sys.modules:

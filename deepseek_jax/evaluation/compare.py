@@ -1,4 +1,4 @@
-"""Is one run better than another on the same problems, or is the difference noise?"""
+"""Compare two runs on the same problems: is one better, or is the difference noise?"""
 
 from typing import NamedTuple
 
@@ -8,25 +8,33 @@ from deepseek_jax.evaluation.accuracy import mean_interval
 
 NO_DIFFERENCE = "no difference shown"
 LEVEL = 0.05
-# Random draws of the differences' signs
+# Random draws of all the differences' signs
 FLIPS = 10_000
-# Signs in memory at once
+# Number of signs in memory at once
 DRAWS_AT_ONCE = 2**20
-# Tolerance for two equal means of differences, summed in another order
+# Equal means of differences may differ by this if they are summed in another order
 ROUNDING = 1e-12
 
 
 class Comparison(NamedTuple):
-    """difference: (mean, low, high) of ours minus theirs, at 95%. p_value: of the sign-flip test."""
+    """The difference of two runs on the same problems, and how likely it is noise.
+
+    Attributes:
+        difference: (mean, low, high) of our score minus theirs, with a 95% interval.
+        p_value: The p-value of the sign-flip test.
+    """
 
     difference: tuple[float, float, float]
     p_value: float
 
     @property
     def verdict(self):
-        """ "better" or "worse" where the interval excludes 0 and the test agrees, else NO_DIFFERENCE."""
+        """The result in words: "better", "worse" or NO_DIFFERENCE.
+
+        It is "better" or "worse" if the interval excludes 0 and the test agrees.
+        """
         mean, low, high = self.difference
-        # The interval alone is too narrow with few problems, see compare
+        # With few problems the interval is too narrow, see compare
         if low <= 0 <= high or self.p_value >= LEVEL:
             return NO_DIFFERENCE
         return "better" if mean > 0 else "worse"
@@ -35,10 +43,16 @@ class Comparison(NamedTuple):
 def compare(ours, theirs):
     """Compare two runs problem by problem: a Comparison.
 
-    ours, theirs: numbers [p], of the same problems in the same order. The t interval is that of the
-    differences: a problem that is hard for one run is hard for the other, so it is narrower than those of the
-    two runs. With few problems that differ it is too narrow, so a verdict needs the test to agree: fewer than
-    six problems never show a difference. Raises ValueError as mean_interval does, and for two lengths.
+    The t interval is of the differences. A problem that is hard for one run is hard for the other,
+    so it is narrower than the intervals of the two runs. If few problems differ it is too narrow,
+    so a verdict needs the test to agree: fewer than six problems never show a difference.
+
+    Args:
+        ours: Numbers [p], one per problem.
+        theirs: The same for the other run, of the same problems in the same order.
+
+    Raises:
+        ValueError: As in mean_interval, and if the two lengths differ.
     """
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     if ours.shape != theirs.shape:
@@ -48,17 +62,20 @@ def compare(ours, theirs):
 
 
 def sign_flip_p_value(differences):
-    """The two-sided p-value of a permutation test (Fisher, 1935, section 21).
+    """Return the two-sided p-value of a permutation test (Fisher, 1935, section 21).
 
     If the two runs were equally good, each problem's difference would have either sign with equal
-    probability. differences: float[p]. FLIPS random sign flips; the observed signs count as one more,
-    which holds the test at its level.
+    probability. The test draws FLIPS random sign flips. The observed signs count as one more, which
+    keeps the test at its level.
+
+    Args:
+        differences: float[p].
     """
     differences = np.asarray(differences, np.float64)
     rng = np.random.default_rng(0)
-    # as_large begins at 1, for the observed signs
+    # as_large begins at 1, which counts the observed signs
     observed, as_large, left = abs(differences.mean()), 1, FLIPS
-    # In parts of at most DRAWS_AT_ONCE signs, which fit in memory
+    # Draw at most DRAWS_AT_ONCE signs at a time, which fit in memory
     while left:
         rows = min(left, max(1, DRAWS_AT_ONCE // len(differences)))
         signs = rng.choice([-1.0, 1.0], size=(rows, len(differences)))

@@ -1,13 +1,16 @@
-"""The most frequent answer of several samples, for cons@k (arXiv:2501.12948, section 3 of version 1)."""
+"""The most frequent answer of several samples, for cons@k (arXiv:2501.12948v1, section 3)."""
 
 from collections import Counter
 
 
 def majority(answers):
-    """The most frequent answer; of several the one that came first (the paper gives no rule); else None.
+    """Return the most frequent answer, the first of several such, or None if there is no vote.
 
-    answers: a sequence of hashable values. None is a completion without an answer, which has no vote.
+    Where several are equally frequent, the one that came first counts: the paper gives no rule.
+
+    Args:
+        answers: Hashable values. None is a completion without an answer, which has no vote.
     """
     votes = Counter(answer for answer in answers if answer is not None)
-    # Among equals max gives the first inserted
+    # max returns the first of equals, and a Counter keeps the order of insertion
     return max(votes, key=votes.get, default=None)

@@ -17,8 +17,11 @@ from deepseek_jax.training.run import leave_if_asked
 class ConversationLoss:
     """Negative log-likelihood of the targets in some packed conversations.
 
-    batches: see data.conversations.pack_conversations; every process has all rows of each; at least two
-    conversations. Their training weights are ignored.
+    The training weights of the conversations are ignored.
+
+    Args:
+        batches: See data.conversations.pack_conversations. Every process has all rows of each
+            batch, and there are at least two conversations.
     """
 
     def __init__(self, config: ModelConfig, batches: Iterable, mesh: Mesh):
@@ -30,9 +33,12 @@ class ConversationLoss:
         self._logprobs = jax.jit(lambda *args: score(*args)[0], out_shardings=everywhere)
 
     def __call__(self, params):
-        """Returns a dict: loss, [mean, low, high] in nats per token; tokens and conversations, their counts.
+        """Measure the params on the batches.
 
-        The mean is over tokens; its 95% interval treats conversations as the samples, see ratio_interval.
+        Returns:
+            A dict: loss, [mean, low, high] in nats per token; tokens and conversations, their
+            counts. The mean is over tokens. Its 95% interval treats conversations as the samples,
+            see ratio_interval.
         """
         losses, counts = self._of(params, self.batches)
         return {
@@ -42,7 +48,7 @@ class ConversationLoss:
         }
 
     def by_conversation(self, params, batches):
-        """float64[n]: the mean loss of each conversation in other batches, in nats per token."""
+        """Return the mean loss of each conversation in other batches: float64[n], nats a token."""
         losses, counts = self._of(params, batches)
         return losses / counts
 
@@ -51,22 +57,31 @@ class ConversationLoss:
         return np.concatenate(losses), np.concatenate(counts)
 
     def _sums(self, params, batch):
-        """For each conversation of a batch: float64[n] nats, and int[n] targets."""
+        """Sum the losses of a batch by conversation: float64[n] nats, and int[n] targets."""
         leave_if_asked("the measurement")
         logprobs = np.asarray(self._logprobs(params, put_share(self.mesh, batch)), np.float64)
-        # Segments count from 1 in every row: shift each row, so that no two conversations share a number
+        # Segments count from 1 in every row: shift each row so that no two conversations share a
+        # number
         width = batch["segment_ids"].max() + 1
         segments = batch["segment_ids"] + width * np.arange(len(batch["tokens"]))[:, None]
         counted = segments[batch["loss_mask"]]
         counts = np.bincount(counted)
         losses = np.bincount(counted, weights=-logprobs[batch["loss_mask"]])
-        # bincount also counts, as 0, numbers that no conversation of this batch has
+        # bincount has a 0 for each number that no conversation of this batch has
         return losses[counts > 0], counts[counts > 0]
 
 
 def ratio_interval(totals, counts):
-    """(mean, low, high) of sum(totals) / sum(counts), with the 95% interval of its linear approximation
-    (Cochran, Sampling Techniques, 1977, section 2.11). totals, counts: numbers [n], of n independent samples.
+    """Return sum(totals) / sum(counts) and the 95% interval of its linear approximation.
+
+    The approximation is in Cochran, Sampling Techniques, 1977, section 2.11.
+
+    Args:
+        totals: Numbers [n], of n independent samples.
+        counts: Numbers [n], of the same samples.
+
+    Returns:
+        (mean, low, high).
     """
     ratio = totals.sum() / counts.sum()
     return mean_interval(ratio + (totals - ratio * counts) / counts.mean())

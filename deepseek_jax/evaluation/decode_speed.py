@@ -7,15 +7,21 @@ import numpy as np
 
 from deepseek_jax.rollout import generate
 
-# Tokens of each prompt
+# Number of tokens in each prompt
 PROMPT = 16
 
 
 def decode_speeds(models: dict, *, batch_size: int, new_tokens: int, repeats: int):
-    """Median tokens per second of rollout.generate, prefill of PROMPT tokens included: dict name -> float.
+    """Measure the median tokens per second of rollout.generate for each model: name -> float.
 
-    models: dict name -> (ModelConfig, params). Each is compiled and run once; then the models take turns, so
-    that other load on the machine slows all of them. Raises ValueError as generate does.
+    The time of the prefill of PROMPT tokens is included. Each model is compiled and run once. Then
+    the models take turns, so that other load on the machine slows all of them.
+
+    Args:
+        models: Name -> (ModelConfig, params).
+
+    Raises:
+        ValueError: As in generate.
     """
     seconds = {name: [] for name in models}
     for repeat in range(repeats + 1):
@@ -31,9 +37,9 @@ def decode_speeds(models: dict, *, batch_size: int, new_tokens: int, repeats: in
                 max_completion_length=new_tokens,
                 slots=batch_size,
             )
-            # No end token was sampled, so every row has the new_tokens that the speed counts
+            # No end token was sampled, so every row really has the new_tokens that the speed counts
             assert rollout.completion_mask.all()
-            # The first run compiles, and its time does not count
+            # The first run compiles, so its time does not count
             if repeat:
                 seconds[name].append(time.perf_counter() - began)
     return {name: batch_size * new_tokens / statistics.median(s) for name, s in seconds.items()}

@@ -10,7 +10,7 @@ from deepseek_jax.rollout.completions import MeasuredLog
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.settings import AnswerOptions
 
-# Answers that a measurement keeps: their texts are a part of its file
+# Number of answers that a measurement keeps: its file has their texts
 SAMPLES = 16
 
 
@@ -23,7 +23,11 @@ def evaluate_both(
     accuracy: str | None,
     seed: int = 0,
 ):
-    """`evaluate`, both sampled with options and greedily: a dict of "sampled" and "greedy"."""
+    """Evaluate the policy twice, with sampling by options and greedily.
+
+    Returns:
+        {"sampled": result, "greedy": result}, both of evaluate.
+    """
     greedy = AnswerOptions(
         temperature=0.0,
         max_completion_length=options.max_completion_length,
@@ -37,7 +41,10 @@ def evaluate_both(
 
 
 def scores_of_both(answers: dict):
-    """{score: [mean, low, high]} of what evaluate_both returns: of sampled answers, then of greedy ones."""
+    """Return all scores of evaluate_both's result: {score: [mean, low, high]}.
+
+    Scores of the sampled answers come first; the greedy ones have "greedy_" before their names.
+    """
     greedy = {f"greedy_{name}": score for name, score in answers["greedy"]["scores"].items()}
     return answers["sampled"]["scores"] | greedy
 
@@ -51,18 +58,24 @@ def evaluate(
     accuracy: str | None,
     seed: int = 0,
 ) -> dict:
-    """Answer each example once, and score the answers.
+    """Answer each example once, score the answers, and return a dict that can be written as JSON.
 
-    policy: rollout.Policy. examples: with their prompt_ids, and the fields that the rewards read. rewards:
-    rewards.Rewards, or None for no scores; accuracy: the name of the reward that says whether an answer is
-    right. options: rollout.AnswerOptions. Returns a dict that can be written as JSON. scores: name -> [mean,
-    low, high] with 95% intervals, of accuracy, reward, each other reward, completion_length in tokens and
-    truncated.
-    unscored: how many answers could not be scored: they count as 0 in the accuracy, and rewards leave them
-    out; a reward of fewer than two numbers is left out whole. samples: the first SAMPLES prompts and
-    completions with their rewards, None if not scored, whether they are right, None where nothing says so,
-    their lengths, the columns of their lines, and the messages of conversations. Raises UnusableRewards if no
-    answer could be scored.
+    Args:
+        examples: With their prompt_ids, and the fields that the rewards read.
+        rewards: None for no scores.
+        accuracy: Name of the reward that says whether an answer is right; None if no reward does.
+
+    Returns:
+        A dict with these keys. scores: name -> [mean, low, high] with 95% intervals, for accuracy,
+        reward, each other reward, completion_length in tokens, and truncated. unscored: how many
+        answers could not be scored. They count as 0 in the accuracy, and rewards leave them out; a
+        reward with fewer than two numbers is left out. samples: the first SAMPLES prompts and
+        completions, with their rewards (None if not scored), whether they are right (None if
+        nothing says so), their lengths, the columns of their lines, and the messages of
+        conversations.
+
+    Raises:
+        UnusableRewards: If no answer could be scored.
     """
     answers = policy.answer(examples, options, seed=seed, log=MeasuredLog())
     texts, rollout = answers.texts, answers.rollout
@@ -92,7 +105,7 @@ def evaluate(
 
 
 def _scores_of(row, scores, accuracy, columns):
-    """reward, parts, right and columns of a sample. scores: None without rewards."""
+    """Return a sample's reward, parts, right and columns; scores is None without rewards."""
     if scores is None:
         return {"reward": None, "parts": {}, "right": None, "columns": columns}
     parts = {name: _number(part[row]) for name, part in scores.parts.items()}
@@ -112,13 +125,15 @@ def _messages_of(answers, row):
 
 
 def _number(value):
-    """A number as JSON holds it; None for an answer that was not scored."""
+    """Return a number as JSON can hold it, None for an answer that was not scored."""
     return None if np.isnan(value) else float(value)
 
 
 def _scored(scores, accuracy):
-    """name -> one number an answer, of the accuracy and of rewards. Raises UnusableRewards where no answer
-    could be scored.
+    """Return the accuracy and the rewards by name, one number an answer.
+
+    Raises:
+        UnusableRewards: If no answer could be scored.
     """
     scores.require_one()
     if scores.errors:
@@ -134,12 +149,12 @@ def _scored(scores, accuracy):
     scored = ~np.isnan(scores.total)
     rewarded = {"reward": scores.total[scored]}
     rewarded |= {name: part[scored] for name, part in scores.parts.items() if name != accuracy}
-    # One number has no interval
+    # An interval needs two numbers
     rewarded = {name: of for name, of in rewarded.items() if len(of) > 1}
     return rewarded if accuracy is None else {"accuracy": scores.as_wrong(accuracy)} | rewarded
 
 
 def _share_or_number(values):
-    """The values as bools if all are 0 or 1: a share has another interval than a mean."""
+    """Turn values that are all 0 or 1 into bools, as a share has another interval than a mean."""
     values = np.asarray(values)
     return values.astype(bool) if np.isin(values, (0, 1)).all() else values

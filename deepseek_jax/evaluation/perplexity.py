@@ -1,4 +1,4 @@
-"""Held-out loss of documents."""
+"""Held-out loss of documents, with an interval over batches."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,13 +8,17 @@ from deepseek_jax.training.run import leave_if_asked
 
 
 def held_out_loss(loss_fn: Callable, params: Any, batches: Sequence) -> tuple[float, float, float]:
-    """The mean of loss_fn(params, batch), in nats per token, over batches of about equally many tokens.
+    """Return the mean of loss_fn(params, batch), nats a token, with a 95% interval over batches.
 
-    batches: a sequence of at least 2. Returns (mean, low, high) with the 95% interval over batches.
+    Args:
+        batches: At least 2, with about equally many tokens.
+
+    Returns:
+        (mean, low, high).
     """
     losses = []
     for batch in batches:
         leave_if_asked("the measurement")
-        # The number, for which it waits: a request to stop is heard after the batch at hand
+        # float() waits for the result, so that a request to stop is noticed after this batch
         losses.append(float(loss_fn(params, batch)))
     return mean_interval(losses)

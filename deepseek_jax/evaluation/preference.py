@@ -10,15 +10,21 @@ BINS = 10
 
 
 def pair_report(differences: ArrayLike, length_differences: ArrayLike) -> dict:
-    """Scores of rewards on pairs with a known better response: a dict of [value, low, high], at 95%.
+    """Score rewards on pairs with a known better response: a dict of [value, low, high] at 95%.
 
-    differences: float[n], the chosen response's reward minus the rejected one's. length_differences: the same
-    for lengths in tokens. accuracy: the share of differences above 0; a tie is wrong. chosen_shorter,
-    chosen_longer: accuracy on those pairs alone, None without any. length_correlation: Pearson's, of the two
-    arguments; near 0 if rewards do not depend on length; None if one does not vary. calibration_error: of
-    sigmoid(difference), over both orders of each pair, because the better response is always
-    the first; no interval. The intervals assume independent pairs: with several pairs per prompt they are too
-    narrow.
+    The intervals assume independent pairs: with several pairs per prompt they are too narrow.
+
+    Args:
+        differences: float[n], the chosen response's reward minus the rejected response's.
+        length_differences: float[n], the same for lengths in tokens.
+
+    Returns:
+        A dict with these keys. accuracy: the share of differences above 0; a tie is wrong.
+        chosen_shorter and chosen_longer: the accuracy on only these pairs, None if there are none.
+        length_correlation: Pearson's, of the two arguments; near 0 if rewards do not depend on
+        length; None if one argument does not vary or n is below 4. calibration_error: of
+        sigmoid(difference), without an interval, over both orders of each pair, because the better
+        response is always the first. pairs: their number.
     """
     differences = np.asarray(differences, np.float64)
     lengths = np.asarray(length_differences, np.float64)
@@ -36,10 +42,16 @@ def pair_report(differences: ArrayLike, length_differences: ArrayLike) -> dict:
 
 
 def label_report(rewards: ArrayLike, safe: ArrayLike) -> dict:
-    """Scores of rewards on responses labelled safe or unsafe: a dict like that of pair_report.
+    """Score rewards on responses labelled safe or unsafe: a dict like pair_report's.
 
-    rewards: float[n], logits. safe: bool[n]. accuracy: the share on the right side of 0; safe_kept and
-    unsafe_caught: the same of the safe and of the unsafe alone. calibration_error: of sigmoid(reward).
+    Args:
+        rewards: float[n], logits.
+        safe: bool[n].
+
+    Returns:
+        A dict with these keys. accuracy: the share on the right side of 0. safe_kept and
+        unsafe_caught: the accuracy on only the safe and only the unsafe responses.
+        calibration_error: of sigmoid(reward). responses: their number.
     """
     rewards, safe = np.asarray(rewards, np.float64), np.asarray(safe, bool)
     right = (rewards > 0) == safe
@@ -53,29 +65,37 @@ def label_report(rewards: ArrayLike, safe: ArrayLike) -> dict:
 
 
 def calibration_error(probabilities, outcomes):
-    """The expected calibration error (arXiv:1706.04599, eq. 3), over BINS equal bins of the probability.
+    """Compute the expected calibration error (arXiv:1706.04599, eq. 3), a float; 0 is perfect.
 
-    In each bin: the distance between the mean probability and the share of True outcomes; averaged with the
-    bins' counts as weights. probabilities: float[n] in [0, 1]. outcomes: bool[n]. Returns a float; 0 is
-    perfect.
+    The probabilities are sorted into BINS equal bins. In each bin the error is the distance between
+    the mean probability and the share of True outcomes. The errors are averaged with the bins'
+    counts as weights.
+
+    Args:
+        probabilities: float[n] in [0, 1].
+        outcomes: bool[n].
     """
     probabilities = np.asarray(probabilities, np.float64)
     # A probability of 1 is in the last bin
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
-    # A bin's count times its gap is the sum of probability - outcome, so no bin's mean is needed
+    # A bin's count times its error is the sum of probability - outcome, so no mean is needed
     gaps = np.bincount(bins, weights=probabilities - np.asarray(outcomes))
     return float(np.abs(gaps).sum() / len(probabilities))
 
 
 def correlation_interval(x, y):
-    """Pearson's correlation of x, float[n], and y, float[n], with Fisher's 95% interval: [r, low, high].
+    """Return Pearson's correlation with Fisher's 95% interval, [r, low, high].
 
-    None if one of them does not vary, or for n below 4.
+    It is None if x or y does not vary, or if n is below 4.
+
+    Args:
+        x: float[n].
+        y: float[n].
     """
     if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
     r = float(np.corrcoef(x, y)[0, 1])
-    # arctanh of a perfect correlation is infinite
+    # Not exactly 1 or -1, where arctanh is infinite
     z = np.arctanh(np.clip(r, -1 + 1e-15, 1 - 1e-15))
     half = Z95 / np.sqrt(len(x) - 3)
     return [r, float(np.tanh(z - half)), float(np.tanh(z + half))]

@@ -1,9 +1,9 @@
-"""Scores of each task from the answers to its problems, and the comparison of two runs.
+"""Scores of each task, from the answers to its problems, and the comparison of two runs.
 
-A problem with its answers is a dict: task, the group that it counts in; question and gold; one value per
-sample in correct, list of bool, lengths, list of int in tokens, and truncated, list of bool, and of
-conversations in each of CONVERSED; agreed, whether the most frequent answer is right, None where answers
-cannot be counted.
+A problem with its answers is a dict. task is the group that it counts in. question and gold
+identify it. correct (bool), lengths (int, in tokens) and truncated (bool) are lists with one value
+per sample, and for conversations so is each of CONVERSED. agreed says whether the most frequent
+answer is right, or is None if answers cannot be counted.
 """
 
 import numpy as np
@@ -19,24 +19,25 @@ from deepseek_jax.evaluation.compare import compare
 from deepseek_jax.evaluation.pass_at_k import pass_at_k
 
 ALL = "all"
-# Counts of rollout.tool_use.Conversation; get_reward is None where there is none
+# Counts in rollout.tool_use.Conversation; get_reward is None if the conversation has no such reward
 CONVERSED = ("turns", "tool_calls", "tool_errors", "truncated_turns", "get_reward")
-# Beginnings of the names of scores within 0..1
+# How the names of scores within 0..1 begin
 SHARES = ("pass@", "cons@", "truncated")
 
 
 def per_problem(problems: list):
-    """name -> float64[p], of n samples per problem: pass@1, pass@4, pass@16, ... to pass@n, and cons@n.
+    """Return each score of each problem: name -> float64[p], with n samples per problem.
 
-    length: the samples' mean length in tokens. truncated: the share of truncated samples. Of conversations
-    the means of CONVERSED; a get_reward that failed counts as 0, and one that no conversation has is left
-    out.
+    The scores are pass@1, pass@4, pass@16, ... to pass@n, and cons@n. length is the mean length of
+    the samples in tokens, and truncated the share of truncated samples. For conversations there are
+    the means of CONVERSED. A get_reward that failed counts as 0, and one that no conversation has
+    is left out.
     """
     correct = [problem["correct"] for problem in problems]
     n = len(correct[0])
     scores = {f"pass@{k}": pass_at_k(correct, k) for k in _numbers(n)}
     agreed = [problem["agreed"] for problem in problems]
-    # The majority of one sample is the sample: cons@1 would repeat pass@1
+    # With one sample cons@1 would repeat pass@1
     if None not in agreed and n > 1:
         scores[f"cons@{n}"] = np.array(agreed, np.float64)
     scores["length"] = np.mean([problem["lengths"] for problem in problems], axis=1)
@@ -49,9 +50,12 @@ def per_problem(problems: list):
 
 
 def task_scores(problems: list):
-    """task -> {name: (mean, low, high)}, with 95% intervals over problems; several tasks add ALL.
+    """Return each task's scores with 95% intervals over problems: {task: {name: interval}}.
 
-    Raises ValueError for a task of a single problem.
+    Several tasks add ALL, with the problems of all tasks.
+
+    Raises:
+        ValueError: For a task of a single problem.
     """
     return {
         task: {name: _interval(name, values) for name, values in per_problem(group).items()}
@@ -60,9 +64,10 @@ def task_scores(problems: list):
 
 
 def compared_tasks(ours: list, theirs: list):
-    """task -> {name: Comparison} of two runs, for each pass@k and cons@k that both have.
+    """Compare two runs on each pass@k and cons@k that both have: task -> {name: Comparison}.
 
-    Raises ValueError unless both runs answered the same problems.
+    Raises:
+        ValueError: Unless both runs answered the same problems.
     """
     theirs = in_order(ours, theirs)
     compared = {}
@@ -78,9 +83,10 @@ def compared_tasks(ours: list, theirs: list):
 
 
 def in_order(ours: list, theirs: list):
-    """theirs in the order of ours: dicts with task, question and gold.
+    """Return their problems, dicts with task, question and gold, in the order of ours.
 
-    Raises ValueError, with an example, if one has a problem that the other lacks.
+    Raises:
+        ValueError: If one run has a problem that the other lacks; the message names one.
     """
     found = {_key(problem): problem for problem in theirs}
     wanted = list(map(_key, ours))
@@ -95,7 +101,7 @@ def in_order(ours: list, theirs: list):
 
 
 def _numbers(n):
-    """1, 4, 16, ... and n."""
+    """Return 1, 4, 16, ... and n."""
     return sorted({4**i for i in range(n.bit_length()) if 4**i <= n} | {n})
 
 

@@ -20,17 +20,21 @@ from deepseek_jax.named_code import is_code
 from deepseek_jax.parallel.processes import in_shares, say
 from deepseek_jax.worlds.registry import all_rules, find_questions, open_rewards, question_names
 
-# Problems of a world where num_problems is not set
+# Number of problems of a world if num_problems is not set
 NUM_OF_A_WORLD = 256
 
 
 def load_problems(settings):
-    """Problems in the order of settings.data. settings: EvaluateSettings.
+    """Load the problems of settings.data (EvaluateSettings), in order.
 
-    A problem is a dict: example, as of data.questions, its question and answer, and task, rule, template
-    and asked, the question with the instruction after it. A toy world has one task for each kind of
-    question in each language; a file is one task, and so are the questions of a function (named_code).
-    Raises ValueError as data.records does, for more problems than there are, and for a task of one.
+    A problem is a dict: example, as in data.questions, its question and answer, and task, rule,
+    template and asked: the example with the instruction after its question. A toy world has one
+    task for each kind of question in each language. A file is one task, and so are the questions of
+    a function (named_code).
+
+    Raises:
+        ValueError: As in data.records; if num_problems is more than there are; and for a task of
+            one problem.
     """
     problems, counts = [], Counter()
     for name in settings.data:
@@ -58,7 +62,7 @@ def load_problems(settings):
 
 
 def _may_be_data(name):
-    """Whether a name is that of data, here or on the hub, or ends as a file of data does."""
+    """Return whether a name is data, here or on the hub, or ends as a file of data does."""
     path = as_path(name)
     return hub_id(name) is not None or path.suffix in READERS or path.exists()
 
@@ -100,26 +104,33 @@ def _of_file(name, settings):
         raise ValueError(
             f"num_problems={number} must be within 2..{len(examples)}, the questions of {name}"
         )
-    # A fixed seed: every evaluation of the file has the same questions
+    # The fixed seed gives every evaluation of the file the same questions
     chosen = sorted(np.random.default_rng(0).permutation(len(examples))[:number])
-    # A name on the hub without its commit: another state of the same problems is told by its questions
+    # Leave the commit out of a hub name, so that the task keeps its name. If the problems change,
+    # their questions show it
     found = hub_id(name)
     path = Path(name).with_suffix("") if found is None else Path(found.repo, found.subset or "")
     task, template = "/".join(path.parts[-2:]), settings.template or "chat"
     problems = []
     for example in (examples[i] for i in chosen):
         rule = settings.accuracy or ("program" if "test_cases" in example else "math_verify")
-        # It is about a final answer, which a program does not have
+        # The instruction is about a final answer, which a program does not have
         instruction = "" if rule == "program" else settings.instruction
         problems.append(_problem(example, task, rule, template, instruction))
     return problems
 
 
 class Rules(contextlib.ExitStack):
-    """The rules of some problems, each as a Rewards; a context manager, which ends their workers.
+    """The rules of some problems, each as a Rewards; a context manager that ends their workers.
 
-    models: {name: reward} that a problem's rule may name beside the rules, as Rewards takes them. Raises
-    ValueError if a rule lacks its package or a sandbox, or a problem lacks a field that its rule reads.
+    Args:
+        problems: Each names its rule.
+        models: {name: reward} that a problem's rule may name, in addition to the rules; see
+            Rewards.
+
+    Raises:
+        ValueError: If a rule lacks its package or a sandbox, or a problem lacks a field that its
+            rule reads.
     """
 
     def __init__(self, problems: list, models: Mapping[str, Any] = MappingProxyType({})):
@@ -131,12 +142,18 @@ class Rules(contextlib.ExitStack):
             self._rewards[rule].check([p["example"] for p in problems if p["rule"] == rule])
 
     def judge(self, problems: list, groups, ids, examples: list | None = None):
-        """Judge each group of completions: a dict for each problem. ids: the tokens of all completions, in
-        order. examples: of all completions, where these are conversations; default those of the problems.
+        """Judge each group of completions: a list of dicts, one per problem.
 
-        answers (str or None) and correct: one per completion. majority: the most frequent answer; agreed:
-        whether it is right; both None where the rule reads no answers. unscored: completions without a
-        verdict; they count as wrong, so that every problem has the same number of samples.
+        Args:
+            ids: The tokens of all completions, in order.
+            examples: One per completion, for conversations; by default the problems' own.
+
+        Returns:
+            Dicts with these keys. answers (str or None) and correct: one per completion. majority:
+            the most frequent answer. agreed: whether it is right. Both are None if the rule reads
+            no answers; majority is also None, and agreed False, without any answer. unscored:
+            number of completions without a verdict; they count as wrong, so that every problem has
+            the same number of samples.
         """
         judged = [
             self._vote(problem, answers)
@@ -150,12 +167,12 @@ class Rules(contextlib.ExitStack):
             examples = [problem["example"] for problem, group in pairs for _ in range(len(group))]
         for rule, rewards in self._rewards.items():
             chosen = [i for i, problem in enumerate(problems) if problem["rule"] == rule]
-            # The majorities' answers are scored after the completions, as if they were completions
+            # Score the most frequent answers after the completions, as if they were completions
             voted = [i for i in chosen if judged[i]["majority"] is not None]
             texts = [groups[i] for i in chosen] + [[_marked(judged[i]["majority"])] for i in voted]
             asked = [example for i in chosen for example in examples[slice(*spans[i])]]
             asked += [problems[i]["example"] for i in voted]
-            # An answer that stands for itself was not sampled
+            # The most frequent answer was not sampled in this form, so it has no tokens
             tokens = joined([ids_of[i] for i in chosen] + [[[]] for _ in voted])
             scores = rewards.score_together(asked, joined(texts), tokens)
             for message in scores.messages:
@@ -163,7 +180,7 @@ class Rules(contextlib.ExitStack):
             values = iter(scores.total.tolist())
             for i in chosen:
                 verdicts = [next(values) for _ in range(len(groups[i]))]
-                # NaN, no verdict, equals nothing: it counts as wrong
+                # NaN means no verdict. It equals nothing, so it counts as wrong
                 judged[i]["correct"] = [verdict == 1 for verdict in verdicts]
                 judged[i]["unscored"] = int(np.isnan(verdicts).sum())
             for i in voted:
@@ -171,7 +188,10 @@ class Rules(contextlib.ExitStack):
         return judged
 
     def _answers(self, problems, groups):
-        """The answers (str or None) in each group's completions; a process reads its share of them."""
+        """Return the answers (str or None) in each group's completions.
+
+        Every process reads a share of the completions.
+        """
         texts, sizes = joined(groups), [len(group) for group in groups]
         repeated = [p for p, size in zip(problems, sizes, strict=True) for _ in range(size)]
         readings = [self._reading(problem["rule"]) for problem in repeated]
@@ -186,7 +206,7 @@ class Rules(contextlib.ExitStack):
         return [[next(found) for _ in range(size)] for size in sizes]
 
     def _reading(self, rule):
-        """How a rule reads an answer; None for one that reads none, as functions do."""
+        """Return how a rule reads an answer; None for a rule that reads none, as functions do."""
         return self._rules[rule].reading if rule in self._rules else None
 
     def _vote(self, problem, answers):
@@ -202,5 +222,5 @@ class Rules(contextlib.ExitStack):
 
 
 def _marked(answer):
-    """A completion that states the answer and nothing else."""
+    """Write a completion that states the answer and nothing else."""
     return f"<answer>{answer}</answer>"

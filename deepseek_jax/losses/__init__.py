@@ -1,4 +1,4 @@
-"""Logits or log-probabilities in, (scalar, metrics) out."""
+"""Losses: logits or log-probabilities in, (scalar, metrics) out."""
 
 from deepseek_jax.lazy import lazy_names
 

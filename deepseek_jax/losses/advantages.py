@@ -1,4 +1,4 @@
-"""The advantages of a group of completions to one prompt."""
+"""Advantages: rewards relative to the other completions of the same prompt."""
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,20 @@ def group_advantages(
 ) -> jax.Array:
     """Compare each completion with the others of its prompt (arXiv:2402.03300, section 4.1.2).
 
-    rewards: float32[b], the completions of one prompt adjacent; NaN means "not scored".
-    Returns advantages: float32[b] = (r - mean) / (std + 1e-6), or r - mean where `normalize_std` is
-    False (see GrpoOptions). A completion that was not scored stays out of its group's mean and
-    std and gets 0; a group whose scored rewards are all equal gets exactly 0.
-    The paper does not define the std or how it stays above 0: this is the unbiased one, plus 1e-6.
-    Raises ValueError if group_size is below 2 or does not divide b.
+    A completion that was not scored stays out of its group's mean and std, and gets 0. A group in
+    which all scored rewards are equal gets exactly 0. The paper does not define the std or how it
+    stays above 0: this is the unbiased std, plus 1e-6.
+
+    Args:
+        rewards: float32[b], with the completions of one prompt adjacent. NaN means "not scored".
+        group_size: Completions per prompt.
+        normalize_std: Divide by the std, see GrpoOptions.
+
+    Returns:
+        float32[b], (r - mean) / (std + 1e-6), or r - mean without normalize_std.
+
+    Raises:
+        ValueError: If group_size is below 2 or does not divide b.
     """
     if group_size < 2 or rewards.shape[0] % group_size:
         raise ValueError(
@@ -28,7 +36,8 @@ def group_advantages(
     count_p1 = scored_pi.sum(-1, keepdims=True)
     mean_p1 = jnp.where(scored_pi, rewards_pi, 0).sum(-1, keepdims=True) / jnp.maximum(count_p1, 1)
     centred_pi = jnp.where(scored_pi, rewards_pi - mean_p1, 0)
-    # Rounding can make the mean of equal rewards differ from them; dividing by the std would make that +-1
+    # Rounding can move the mean of equal rewards off them: the std would turn the difference into
+    # +-1
     highest_p1 = jnp.where(scored_pi, rewards_pi, -jnp.inf).max(-1, keepdims=True)
     lowest_p1 = jnp.where(scored_pi, rewards_pi, jnp.inf).min(-1, keepdims=True)
     centred_pi = jnp.where(highest_p1 > lowest_p1, centred_pi, 0)

@@ -1,4 +1,7 @@
-"""Log-probabilities of completions: the prompt of a group computed once, or once for each completion."""
+"""Log-probabilities of completions.
+
+A group's prompt is computed once for the group, or once for each completion.
+"""
 
 from typing import Any, NamedTuple
 
@@ -13,9 +16,14 @@ from deepseek_jax.parallel.tokens import over_tokens
 
 
 class Predicting(NamedTuple):
-    """What predicts the tokens of completions. hidden: [b c d], after the final norm, the columns that a head
-    scores. targets: int32[b c], the token that each predicts. first: the column that predicts a completion's
-    first token; those of its other tokens follow. routing: of the forward pass, or None.
+    """The hidden states that predict the tokens of completions.
+
+    Attributes:
+        hidden: [b c d], after the final norm. A head scores these columns.
+        targets: int32[b c], the token that each column predicts.
+        first: The column that predicts a completion's first token. The columns of its other tokens
+            follow.
+        routing: The models.Routing of the forward pass, or None.
     """
 
     hidden: jax.Array
@@ -24,8 +32,14 @@ class Predicting(NamedTuple):
     routing: tuple | None
 
     def spread(self, array_bt, fill=0):
-        """Values of the completions' tokens in the columns that predict them, `fill` in the others: [b t ...]
-        -> [b c ...].
+        """Move values of the completions' tokens to the columns that predict them.
+
+        Args:
+            array_bt: [b t ...].
+            fill: The value in all other columns.
+
+        Returns:
+            [b c ...].
         """
         after = self.hidden.shape[1] - self.first - array_bt.shape[1]
         rest = [(0, 0)] * (array_bt.ndim - 2)
@@ -35,22 +49,34 @@ class Predicting(NamedTuple):
 def completion_logprobs(
     config: ModelConfig, params: Any, batch: dict, *, temperature: float | jax.Array = 1.0
 ) -> tuple[jax.Array, jax.Array, Routing | None]:
-    """Score each completion's tokens: (logprobs float32[b t], entropy float32[b t], Routing or None).
+    """Score the tokens of each completion: log-probabilities, entropies and the routing.
 
-    batch: prompt_ids int32[p s] and prompt_mask bool[p s], right-padded; completion_ids int32[b t] and
-    completion_mask bool[b t], right-padded, b / p adjacent completions a prompt; of conversations also
-    observed_mask bool[b t], True on what the model read between its turns; or also what a rollout kept:
-    prompt_experts uint16[p s l a] and completion_experts uint16[b t l a], or candidates int32[b t n], which
-    distributions are over. temperature: a number or float32[]. Both results are in nats and undefined where
-    completion_mask is False.
-    With p < b a prompt and its completions are one row, [prompt, completion 1, ...], in which a completion
-    sees the prompt and itself. With p = b each completion is a row of its own after its prompt: more tokens,
-    but attention by blocks, and a row splits over the context axis. Results and gradients are equal.
+    With p < b, a prompt and its completions are one row, [prompt, completion 1, ...]. A completion
+    in it sees the prompt and itself. With p = b, each completion is a row of its own after its
+    prompt. This takes more tokens, but attention works by blocks, and a row splits over the context
+    axis. Results and gradients are equal.
+
+    Args:
+        batch: A dict of
+            - prompt_ids int32[p s] and prompt_mask bool[p s], right-padded;
+            - completion_ids int32[b t] and completion_mask bool[b t], right-padded, with b / p
+              adjacent completions per prompt;
+            - for conversations also observed_mask bool[b t], True on what the model read between
+              its turns;
+            - if the rollout recorded experts, prompt_experts uint16[p s l a] and completion_experts
+              uint16[b t l a], see ops.routing.with_kept;
+            - if the rollout recorded candidates, candidates int32[b t n]. Distributions are over
+              them only.
+        temperature: A number or float32[].
+
+    Returns:
+        (logprobs float32[b t], entropy float32[b t], Routing or None). Both arrays are in nats, and
+        undefined where completion_mask is False.
     """
     found, t = completion_states(config, params, batch), batch["completion_ids"].shape[1]
     candidates = batch.get("candidates")
     if candidates is not None:
-        # Those of a token stand where it is predicted, as its target does
+        # A token's candidates stand where it is predicted, as its target does
         candidates = found.spread(candidates, fill=-1)
     of_tokens = found.targets if candidates is None else (found.targets, candidates)
     head = head_weight(config, params)
@@ -60,9 +86,14 @@ def completion_logprobs(
 
 
 def completion_states(config: ModelConfig, params, batch):
-    """The hidden states that predict the tokens of completions: Predicting. batch: as in completion_logprobs,
-    whose two forms have different columns: with p < b those of the completions alone, c = t, else of whole
-    rows, c = s + t.
+    """Compute the hidden states that predict the tokens of completions.
+
+    Args:
+        batch: As in `completion_logprobs`.
+
+    Returns:
+        Predicting. With p < b its columns are the completions, c = t. With p = b they are whole
+        rows, c = s + t.
     """
     form = _own_rows if len(batch["prompt_ids"]) == len(batch["completion_ids"]) else _shared_rows
     return form(config, params, batch)
@@ -70,7 +101,7 @@ def completion_states(config: ModelConfig, params, batch):
 
 def _own_rows(config, params, batch):
     s = batch["prompt_ids"].shape[1]
-    # Right-aligned: completions begin at one column, so that predictions are a slice of the row
+    # Right-align prompts: completions then begin at one column, and predictions are a slice
     padding_b1 = s - batch["prompt_mask"].sum(-1, keepdims=True)
     from_bs = (jnp.arange(s) - padding_b1) % s
     prompt_ids = jnp.take_along_axis(batch["prompt_ids"], from_bs, axis=1)
@@ -89,8 +120,8 @@ def _own_rows(config, params, batch):
         positions=jnp.maximum(jnp.arange(tokens.shape[1]) - padding_b1, 0),
         kept=_by_layer(kept),
     )
-    # Predictions inside the prompt are computed and dropped: to cut the row, whose tokens are split over
-    # devices, would move every hidden state
+    # Predictions inside the prompt are computed and dropped. The row's tokens are split over
+    # devices: to cut the row would move every hidden state
     return Predicting(hidden, jnp.roll(tokens, -1, axis=1), s - 1, routing)
 
 
@@ -102,7 +133,7 @@ def _shared_rows(config, params, batch):
     tokens = jnp.concatenate(
         [batch["prompt_ids"], batch["completion_ids"].reshape(p, n * t)], axis=1
     )
-    # All real tokens are one segment: the layout of branches, not ids, separates completions
+    # All real tokens are one segment: the layout of branches separates completions, not ids
     segment_ids = jnp.concatenate([batch["prompt_mask"], _present(batch).reshape(p, n * t)], axis=1)
     kept = None
     if "prompt_experts" in batch:
@@ -123,7 +154,7 @@ def _shared_rows(config, params, batch):
         kept=_by_layer(kept),
     )
     d = hidden.shape[-1]
-    # The first token of a completion is predicted by the prompt's last one, the others by the token before
+    # The prompt's last token predicts a completion's first; each token then predicts the next
     last_pd = token_at(hidden, prompt_length_p - 1)
     last_pn1d = jnp.broadcast_to(last_pd[:, None, None], (p, n, 1, d))
     before_pntd = jnp.concatenate([last_pn1d, hidden[:, s:].reshape(p, n, t, d)[:, :, :-1]], axis=2)
@@ -131,7 +162,7 @@ def _shared_rows(config, params, batch):
 
 
 def _present(batch):
-    """Where completions have tokens, their own and those that they read: bool[b t]."""
+    """Return where completions have tokens, sampled or observed: bool[b t]."""
     observed = batch.get("observed_mask")
     return batch["completion_mask"] if observed is None else batch["completion_mask"] | observed
 

@@ -14,22 +14,26 @@ PER_TOKEN = (
     *("entropy", "ratio_mean", "kl", "clip_fraction", "clip_fraction_low", "clip_fraction_high"),
     *("off_policy_fraction", "importance_weight_mean", "sampler_gap_mean", "sampler_gap_share"),
 )
-# exp stays finite, so that inf * 0 never makes a NaN
+# Keep exp finite: inf * 0 would make a NaN
 MAX_LOG_RATIO = 20.0
-# Nats between two programs that compute a log-probability in float32; rounding alone makes 3e-5
+# A large difference, in nats, between two programs that compute a log-probability in float32.
+# Rounding makes only 3e-5
 LARGE_GAP = 1e-2
 
-# Different marks of rows
+# How many different marks rows can have
 MARKS = 1009
 
 
 def make_grpo_loss(
     config: ModelConfig, options: GrpoOptions, *, max_completion_length: int
 ) -> Callable:
-    """The loss_fn(params, batch, rng) -> (loss, metrics) of training.make_train_step.
+    """Build the loss_fn(params, batch, rng) -> (loss, metrics) for training.make_train_step.
 
-    batch: of losses.grpo_loss, with prompt_ids, prompt_mask and completion_ids, and, where it was not 1, the
-    temperature that was sampled at, float32[]. max_completion_length: the longest completion of any batch.
+    loss_fn's batch is grpo_loss's, with prompt_ids, prompt_mask and completion_ids and, if the
+    sampler's temperature was not 1, temperature float32[].
+
+    Args:
+        max_completion_length: The longest completion of any batch.
     """
 
     def loss_fn(params, batch, rng):
@@ -54,20 +58,35 @@ def grpo_loss(
     *,
     max_completion_length: int,
 ) -> tuple[jax.Array, dict]:
-    """The clipped surrogate, negated, plus options.kl_coef times the KL to the reference.
+    """Return the negated clipped surrogate, plus options.kl_coef times the KL to the reference.
 
-    logprobs, entropy: float32[b t], nats, at the completions' tokens, under the policy.
-    batch: completion_mask bool[b t], advantages float32[b], sampler_logprobs float32[b t];
-      num_tokens, num_completions float32[] of the whole global batch, so that micro-batches add up;
-      old_logprobs float32[b t], absent while the policy has not moved (the ratio is exactly 1);
-      ref_logprobs float32[b t], needed if options.kl_coef > 0. Masked positions may hold anything, even
-      NaN; a completion without tokens contributes nothing. kl_weight float32[b] multiplies options.kl_coef;
-      absent: 1. completion_ids int32[b t], for marked_advantages: the sum of advantages, each times its row's
-      mark.
-    max_completion_length: the constant divisor of dr_grpo.
-    Returns (loss float32[], metrics): metrics are float32[], divided by num_tokens so that micro-batches add
-    up here too, except `sampler_gap_max`; learned_tokens counts those of the loss. Raises ValueError for
-    settings out of range.
+    Masked positions of the batch may hold anything, even NaN. A completion without tokens
+    contributes nothing.
+
+    Args:
+        logprobs: float32[b t], nats, of the completions' tokens under the policy.
+        entropy: float32[b t], nats, at the same tokens.
+        batch: A dict of
+            - completion_mask bool[b t], advantages float32[b], sampler_logprobs float32[b t];
+            - num_tokens and num_completions, float32[], of the whole global batch, so that
+              micro-batches add up;
+            - old_logprobs float32[b t]; absent while the policy has not moved (the ratio is exactly
+              1);
+            - ref_logprobs float32[b t], needed if options.kl_coef > 0;
+            - kl_weight float32[b], a factor of options.kl_coef; absent: 1;
+            - completion_ids int32[b t], optional, for the metric marked_advantages.
+        max_completion_length: The constant divisor of dr_grpo.
+
+    Returns:
+        (loss float32[], metrics). Metrics are float32[] and divided by num_tokens, so that
+        micro-batches add up here too. Three are not divided:
+        - sampler_gap_max, a maximum;
+        - learned_tokens, the number of tokens in the loss;
+        - marked_advantages, the sum of advantages, each times its row's mark (see row_marks).
+
+    Raises:
+        ValueError: If max_completion_length is below 1, or if kl_coef is above 0 and the batch has
+            no ref_logprobs.
     """
     if max_completion_length < 1:
         raise ValueError(f"max_completion_length={max_completion_length} must be at least 1")
@@ -75,7 +94,7 @@ def grpo_loss(
     # Mask before any arithmetic: a NaN in padding would reach the gradient as 0 * NaN
     advantage_b1 = jnp.where(mask_bt.any(-1), batch["advantages"], 0.0)[:, None]
     logprobs, sampler_bt = _masked(logprobs, mask_bt), _masked(batch["sampler_logprobs"], mask_bt)
-    # Without old_logprobs the ratio is 1, but its gradient is that of logprobs
+    # Without old_logprobs the ratio is 1, but still has the gradient of logprobs
     old_bt = _masked(batch.get("old_logprobs", jax.lax.stop_gradient(logprobs)), mask_bt)
     gap_bt = jnp.abs(old_bt - sampler_bt)
 
@@ -118,20 +137,24 @@ def grpo_loss(
 
 
 def row_marks(completion_ids, completion_mask):
-    """A number in [0, 1) for each completion, of its tokens: float32[b], of numpy's arrays or of jax's.
+    """Return a number in [0, 1) for each completion, computed from its tokens: float32[b].
 
-    The sum of advantages, each times its row's mark, tells whether they are in the rows of their completions.
-    Times the row's number it would not: a group's advantages sum to 0, so whole groups might change places.
+    The arrays may be numpy's or jax's. The sum of advantages, each times its row's mark, shows
+    whether advantages are in the rows of their completions. With the row's number in place of the
+    mark it would not: a group's advantages sum to 0, so whole groups might change places.
     """
-    # uint32 wraps alike on host and device
+    # uint32 wraps in the same way on host and device
     sums_b = (completion_ids * completion_mask).astype("uint32").sum(-1, dtype="uint32")
     return (sums_b % MARKS).astype("float32") / MARKS
 
 
 def metric_weights(batch, options: GrpoOptions):
-    """What grpo_loss and its metrics are means over in a batch, tokens or completions: {metric: float32[]}.
+    """Return how many tokens or completions of a batch each metric is a mean over.
 
-    Weighed by these, the metrics of several batches are means over all of them.
+    Weighted by these numbers, the metrics of several batches become means over all of them.
+
+    Returns:
+        {metric: float32[]} for the metrics in PER_TOKEN and for the loss.
     """
     tokens = batch["num_tokens"]
     of_loss = tokens if options.loss_type in BY_TOKENS else batch["num_completions"]
@@ -139,7 +162,10 @@ def metric_weights(batch, options: GrpoOptions):
 
 
 def _surrogate(ratio_bt, logprobs, advantage_b1, options):
-    """(surrogate float32[b t], {metric: bool[b t], where clipping ends or limits the gradient})."""
+    """Return the surrogate float32[b t], and metrics of clipping.
+
+    The metrics are {name: bool[b t]}, True where clipping ends or limits the gradient.
+    """
     low, high = options.clip_range()
     too_high_bt = (ratio_bt > high) & (advantage_b1 > 0)
     if options.loss_type == "cispo":
@@ -151,9 +177,9 @@ def _surrogate(ratio_bt, logprobs, advantage_b1, options):
         if options.ratio_cap is not None:
             whole_bt = jnp.minimum(ratio_bt, options.ratio_cap)
             too_high_bt |= (ratio_bt > options.ratio_cap) & (advantage_b1 < 0)
-        # The minimum is pessimistic: clipping limits a gain and, but for ratio_cap, never a loss
+        # The minimum is pessimistic: clipping limits gains. It limits a loss only by ratio_cap
         surrogate_bt = jnp.minimum(whole_bt * advantage_b1, clipped_bt * advantage_b1)
-    # For the other sign of A the minimum is the unclipped term
+    # With a positive advantage the minimum is the unclipped term
     too_low_bt = (ratio_bt < low) & (advantage_b1 < 0)
     return surrogate_bt, {"clip_fraction_low": too_low_bt, "clip_fraction_high": too_high_bt}
 
@@ -161,8 +187,15 @@ def _surrogate(ratio_bt, logprobs, advantage_b1, options):
 def k3_kl(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:
     """Estimate KL(policy || reference) at sampled tokens: exp(d) - d - 1 with d = ref - policy.
 
-    logprobs, ref_logprobs: float32[...]. Returns float32[...] >= 0, nats (arXiv:2402.03300, eq. 4).
-    d is clipped to +-20: beyond that, exp(d) of one token would dominate the batch.
+    arXiv:2402.03300, eq. 4. d is clipped to +-20: beyond that, exp(d) of one token would dominate
+    the batch.
+
+    Args:
+        logprobs: float32[...], under the policy.
+        ref_logprobs: float32[...], under the reference.
+
+    Returns:
+        float32[...] >= 0, nats.
     """
     d = jnp.clip(ref_logprobs - logprobs, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     # expm1: near d = 0, exp(d) - 1 would lose its digits to rounding
@@ -178,7 +211,7 @@ def _lengths(mask_bt):
 
 
 def _ratio(log_ratio_bt, mask_bt, loss_type):
-    """pi / pi_old of each token; for gspo, every token has the geometric mean over its completion."""
+    """Return pi / pi_old of each token; for gspo, the geometric mean of its completion's ratios."""
     if loss_type == "gspo":
         # Padding adds 0 to the sum: both log-probabilities are masked to 0 there
         mean_b1 = log_ratio_bt.sum(-1, keepdims=True) / _lengths(mask_bt)
@@ -191,7 +224,7 @@ def _token_ratio(log_ratio_bt):
 
 
 def _normalise(loss_bt, mask_bt, batch, loss_type, max_completion_length):
-    """Sum the real tokens and divide by the loss type's normaliser, from counts of the global batch."""
+    """Sum over real tokens and divide by the loss type's normaliser, of the global batch."""
     loss_bt = _masked(loss_bt, mask_bt)
     if loss_type in BY_TOKENS:
         return loss_bt.sum() / jnp.maximum(batch["num_tokens"], 1)

@@ -1,4 +1,7 @@
-"""Multi-token prediction: module k at token i predicts token i + k + 1 (arXiv:2412.19437, section 2.2)."""
+"""Multi-token prediction: module k at token i predicts token i + k + 1.
+
+arXiv:2412.19437, section 2.2.
+"""
 
 from typing import Any
 
@@ -13,12 +16,20 @@ from deepseek_jax.parallel.tokens import over_tokens
 def multi_token_losses(
     config: ModelConfig, params: Any, batch: dict, hidden: jax.Array
 ) -> tuple[list, dict]:
-    """Negative log-likelihood of each module's targets (arXiv:2412.19437, eq. 24).
+    """Return the negative log-likelihood of each module's targets (arXiv:2412.19437, eq. 24).
 
-    batch: as in next_token_loss. hidden: [b t d] after the final norm, the input of module 1, as in the
-    released code. A token counts if its own document holds all tokens that its module reads and predicts.
-    Returns (list of float32[], one a module, in nats and divided by batch["normalizer"]; dict from the
-    module's key in params to its models.Report). Raises ValueError for a model without modules.
+    A token counts if its document contains all tokens that its module reads and predicts.
+
+    Args:
+        batch: As in next_token_loss.
+        hidden: [b t d] after the final norm. Module 1 reads it, as in the released code.
+
+    Returns:
+        A list of float32[], one per module, in nats and divided by batch["normalizer"]; and a dict
+        from the module's key in params to its models.Report.
+
+    Raises:
+        ValueError: If the model has no modules.
     """
     if not config.num_nextn_predict_layers:
         raise ValueError(
@@ -37,7 +48,7 @@ def multi_token_losses(
             depth,
             hidden,
             _ahead(batch["tokens"], ahead),
-            # Other tokens are padding here: no expert load counts them
+            # Tokens of other documents are padding here, so no expert load counts them
             segment_ids=jnp.where(same_bt, batch["segment_ids"], 0),
             positions=batch["positions"],
         )
@@ -52,5 +63,5 @@ def multi_token_losses(
 
 
 def _ahead(array_bt, ahead: int):
-    """The entry `ahead` tokens later in its row; 0 past the end."""
+    """Return the entry `ahead` tokens later in its row; 0 past the end."""
     return jnp.pad(array_bt[:, ahead:], ((0, 0), (0, ahead)))

@@ -1,5 +1,6 @@
-"""Cross-entropy of the next token over packed documents, plus the other losses of V3's pre-training and
-V3.2's.
+"""Cross-entropy of the next token over packed documents, plus other losses of pre-training.
+
+The others are V3's (balance, multi-token prediction) and V3.2's (indexer).
 """
 
 from typing import Any
@@ -21,23 +22,34 @@ def next_token_loss(
     balance_weight: float = 0.0,
     mtp_weight: float | jax.Array | None = None,
 ) -> tuple[jax.Array, dict]:
-    """Negative log-likelihood of the targets under loss_mask, in nats a token, plus two weighted losses: the
-    sequence-wise balance loss of every MoE layer (arXiv:2412.19437, eqs. 17-20) and multi-token prediction
-    (eqs. 24-25). config.indexer_loss adds the loss of every layer's indexer (DeepSeek-V3.2-Exp, section 2.1),
-    without a weight: no other loss has a gradient in the indexer, nor this one elsewhere.
+    """Return the negative log-likelihood of the targets under loss_mask, in nats per token.
 
-    batch: tokens, targets, segment_ids, positions int32[b t]; loss_mask bool[b t]; normalizer float32[], the
-    number of True in loss_mask, and num_tokens float32[], the number of real tokens, both of the global
-    batch, so that micro-batches add up; optionally loss_weights float32[b t], the weight of each target, and
-    then normalizer is their sum. mtp_weight: float or float32[]; None leaves the modules out. They do not
-    support loss_weights.
-    Returns (loss float32[], metrics):
-      next_token_loss and entropy, float32[] in nats;
-      where experts are routed, balance_loss, averaged over layers, 1 for uniform routing, and routing, a dict
-      from a key of params (moe_layers, mtp_0, ...) to models.moe.Routing;
-      with config.indexer_loss, indexer_loss in nats a real token, averaged over layers;
-      with mtp_weight, mtp_loss in nats: each module's sum over its targets divided by normalizer, as
-      published, averaged over the modules.
+    Two weighted losses are added: the sequence-wise balance loss of every MoE layer
+    (arXiv:2412.19437, eqs. 17-20), and multi-token prediction (eqs. 24-25). config.indexer_loss
+    adds the loss of every layer's indexer (DeepSeek-V3.2-Exp, section 2.1). This loss has no
+    weight: no other loss has a gradient in the indexer, and it has no gradient elsewhere.
+
+    Args:
+        batch: A dict of
+            - tokens, targets, segment_ids and positions, int32[b t];
+            - loss_mask bool[b t];
+            - normalizer float32[], the number of True in loss_mask over the global batch, so that
+              micro-batches add up;
+            - num_tokens float32[], the number of real tokens of the global batch;
+            - optionally loss_weights float32[b t], the weight of each target. normalizer is then
+              their sum.
+        balance_weight: Weight of each MoE layer's balance loss.
+        mtp_weight: float or float32[], the weight of multi-token prediction. None leaves its
+            modules out. They do not support loss_weights.
+
+    Returns:
+        (loss float32[], metrics). The metrics are
+        - next_token_loss and entropy, float32[] in nats;
+        - if experts are routed: balance_loss, averaged over layers, 1 for uniform routing; and
+          routing, a dict from a key of params (moe_layers, mtp_0, ...) to models.moe.Routing;
+        - with config.indexer_loss: indexer_loss, in nats per real token, averaged over layers;
+        - with mtp_weight: mtp_loss in nats. Each module's sum over its targets is divided by
+          normalizer, as published, and averaged over the modules.
     """
     assert mtp_weight is None or "loss_weights" not in batch
     logprobs_bt, entropy_bt, hidden_btd, report = target_logprobs(config, params, batch)
@@ -63,23 +75,33 @@ def next_token_loss(
     routings = {name: r.routing for name, r in reports.items() if r.routing is not None}
     if routings:
         balance_l = jnp.concatenate([r.balance.reshape(-1) for r in routings.values()])
-        # ops.routing.sequence_balance leaves this division to its caller: num_tokens is of the global batch
+        # sequence_balance leaves this division to its caller: num_tokens counts the global batch
         balance_l /= batch["num_tokens"]
         metrics["balance_loss"] = balance_l.mean()
-        # Each layer adds a loss of its own; the metric is their mean, so that 1 stays uniform routing
+        # The loss sums over layers. The metric is their mean, so that 1 still means uniform routing
         loss += balance_weight * balance_l.sum()
         metrics["routing"] = routings
     return loss, metrics
 
 
 def parts_trained(config: ModelConfig, *, with_mtp: bool = False):
-    """Those of models.layers.PARTS that next_token_loss trains. with_mtp: whether it has an mtp_weight."""
+    """Return the parts in models.layers.PARTS that next_token_loss trains.
+
+    Args:
+        with_mtp: Whether the loss has an mtp_weight.
+    """
     return ("mtp",) * with_mtp + ("indexer",) * (config.indexer_loss != "none")
 
 
 def target_logprobs(config: ModelConfig, params, batch):
-    """(logprobs, entropy, hidden, report): of the targets float32[b t] in nats each, then the results of
-    reported_states. batch: as in next_token_loss. Values outside loss_mask are undefined.
+    """Score the targets of a batch: log-probabilities and entropies, in nats.
+
+    Args:
+        batch: As in next_token_loss.
+
+    Returns:
+        (logprobs float32[b t], entropy float32[b t], hidden, report). Values outside loss_mask are
+        undefined. hidden and report are models.reported_states' results.
     """
     hidden_btd, report, _ = reported_states(
         config,

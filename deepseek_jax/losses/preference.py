@@ -1,4 +1,7 @@
-"""Losses of reward models (arXiv:2501.12948, section 3.1): of pairs of responses or of labelled responses."""
+"""Losses of reward models, for pairs of responses or for labelled responses.
+
+arXiv:2501.12948, section 3.1.
+"""
 
 from typing import Any
 
@@ -11,14 +14,22 @@ from deepseek_jax.models.reward import predict_rewards
 def pairwise_loss(
     chosen: jax.Array, rejected: jax.Array, weights: jax.Array, normalizer: jax.Array
 ) -> tuple[jax.Array, dict]:
-    """Bradley and Terry's -log sigmoid(chosen - rejected), in nats a pair (Biometrika 39, 1952; as a reward
-    model's loss, arXiv:2203.02155, eq. 1).
+    """Return Bradley and Terry's -log sigmoid(chosen - rejected), in nats per pair.
 
-    chosen, rejected: float32[p], the rewards of two responses to one prompt. weights: float32[p], one a pair,
-    0 to ignore it. normalizer: float32[], the sum of weights over the whole global batch, so that
-    micro-batches add up.
-    Returns (loss float32[], metrics): accuracy, the weighted share of pairs whose chosen response has the
-    higher reward (a tie is wrong), and margin, the weighted mean of chosen - rejected.
+    Biometrika 39, 1952; as a reward model's loss, arXiv:2203.02155, eq. 1.
+
+    Args:
+        chosen: float32[p], the reward of the preferred response to each prompt.
+        rejected: float32[p], the reward of the other response to the prompt.
+        weights: float32[p], one per pair, 0 to ignore it.
+        normalizer: float32[], the sum of weights over the whole global batch, so that micro-batches
+            add up.
+
+    Returns:
+        (loss float32[], metrics). The metrics are
+        - accuracy, the weighted share of pairs in which the chosen response has the higher reward
+          (a tie is wrong);
+        - margin, the weighted mean of chosen - rejected.
     """
     margin_p = chosen - rejected
     # softplus(-x) is -log sigmoid(x), without overflow
@@ -32,12 +43,21 @@ def pairwise_loss(
 def pointwise_loss(
     rewards: jax.Array, safe: jax.Array, weights: jax.Array, normalizer: jax.Array
 ) -> tuple[jax.Array, dict]:
-    """Binary cross-entropy of sigmoid(rewards), the probability that a response is safe, in nats a response.
+    """Return the binary cross-entropy between sigmoid(rewards) and safe, in nats per response.
 
-    rewards: float32[b], logits. safe: float32[b], 1 or 0. weights, normalizer: as in pairwise_loss. The paper
-    calls the loss pointwise and prints no formula.
-    Returns (loss float32[], metrics): accuracy, the weighted share of right predictions (a probability of 1/2
-    predicts unsafe), and safe_probability, the weighted mean of the probability.
+    sigmoid(reward) is the probability that a response is safe. The paper calls the loss pointwise
+    and prints no formula.
+
+    Args:
+        rewards: float32[b], logits.
+        safe: float32[b], 1 or 0.
+        weights: As in pairwise_loss, float32[b].
+        normalizer: As in pairwise_loss.
+
+    Returns:
+        (loss float32[], metrics). The metrics are
+        - accuracy, the weighted share of right predictions (a probability of 1/2 predicts unsafe);
+        - safe_probability, the weighted mean of the probability.
     """
     # softplus(x) - y x is the cross-entropy of sigmoid(x) with y, without overflow
     nats_b = jax.nn.softplus(rewards) - safe * rewards
@@ -49,12 +69,19 @@ def pointwise_loss(
 
 
 def reward_loss(config: ModelConfig, params: Any, batch: dict) -> tuple[jax.Array, dict]:
-    """The loss of a reward model: pairwise_loss for pairs, pointwise_loss for labelled responses.
+    """Return a reward model's loss: pairwise_loss for pairs, pointwise_loss for labelled responses.
 
-    config, params: see models.reward. batch: tokens and segment_ids int32[p c t], each row as in
-    predict_rewards. c is 2 for pairs, the chosen response first, or 1 for labelled responses; weights
-    float32[p]; normalizer float32[]; safe float32[p] if c is 1. Returns (loss float32[], metrics), with
-    routing where experts are routed.
+    Args:
+        config: From models.reward.reward_config.
+        params: From models.reward.reward_params.
+        batch: A dict of
+            - tokens and segment_ids int32[p c t], with rows as in models.reward.predict_rewards. c
+              is 2 for pairs, the chosen response first, and 1 for labelled responses;
+            - weights float32[p] and normalizer float32[];
+            - safe float32[p] if c is 1.
+
+    Returns:
+        (loss float32[], metrics). Metrics include routing if experts are routed.
     """
     rewards_pc, routing = batch_rewards(config, params, batch)
     totals = batch["weights"], batch["normalizer"]
@@ -68,7 +95,11 @@ def reward_loss(config: ModelConfig, params: Any, batch: dict) -> tuple[jax.Arra
 
 
 def batch_rewards(config: ModelConfig, params, batch):
-    """The reward of every response in a batch of reward_loss: (float32[p c], models.Routing or None)."""
+    """Return the reward of every response in a batch of reward_loss.
+
+    Returns:
+        (float32[p c], models.Routing or None).
+    """
     p, c, t = batch["tokens"].shape
     rows = (batch[name].reshape(p * c, t) for name in ("tokens", "segment_ids"))
     rewards_m, routing = predict_rewards(config, params, *rows)

@@ -1,11 +1,11 @@
-"""Settings of losses, which import no model."""
+"""Settings of losses. This file imports no model."""
 
 import dataclasses
 from typing import Literal
 
 from deepseek_jax.settings import NonNegative, Positive, check_fields
 
-# THE list of loss types: does its paper divide advantages by the standard deviation of their group?
+# THE list of loss types. True: its paper divides advantages by their group's standard deviation
 NORMALIZES_STD = {
     "grpo": True,  # arXiv:2402.03300, eq. 3: mean over each completion, then over completions
     "dapo": True,  # arXiv:2503.14476, eq. 8: mean over all tokens
@@ -13,7 +13,7 @@ NORMALIZES_STD = {
     "gspo": True,  # arXiv:2507.18071, eq. 5: one ratio for the whole completion
     "cispo": True,  # arXiv:2506.13585, section 3.1: the clipped ratio is a weight; mean over all tokens
 }
-# Loss types whose loss is a mean over all tokens of a batch; that of the others is over completions
+# Loss types that average over all tokens of a batch; the others average over completions
 BY_TOKENS = ("dapo", "cispo")
 
 
@@ -21,21 +21,26 @@ BY_TOKENS = ("dapo", "cispo")
 class GrpoOptions:
     """The options of grpo_loss.
 
-    loss_type: a key of NORMALIZES_STD; it chooses the ratio and the normaliser.
-    normalize_std: whether advantages divide by the standard deviation of their group, which V3.2 leaves out
-      (arXiv:2512.02556, section 3.1); default as in the paper of the loss type.
-    clip_eps, clip_eps_high: the ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]. clip_eps_high
-      defaults to clip_eps. cispo clips from above alone.
-    lower_bound: False clips from above alone too, as R1's clip_eps of 10 does.
-    ratio_cap: the ratio is at most this where the advantage is negative as well (two-sided clipping,
-      arXiv:2505.07291). It is above 1 + clip_eps_high.
-    kl_coef: the weight of the KL to the reference; 0 needs no reference.
-    unbiased_kl: multiply the KL of a token by its ratio to the old policy, with gradient, so that the
-      gradient is that of the KL under the policy (arXiv:2512.02556, section 3.1).
-    off_policy_limit: a completion with a negative advantage has no surrogate if the policy gives its tokens
-      this many nats less, on average, than the sampler did (arXiv:2512.02556, section 3.1).
-    importance_cap: the surrogate of a token, not its KL, is multiplied by the truncated importance
-      weight min(pi_old / pi_sampler, importance_cap), without gradient.
+    Attributes:
+        loss_type: A key of NORMALIZES_STD. It chooses the ratio and the normaliser.
+        clip_eps: The ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]. cispo clips only from
+            above.
+        clip_eps_high: Width of the clip above 1. None: clip_eps.
+        kl_coef: The weight of the KL to the reference; 0 needs no reference.
+        importance_cap: The surrogate of a token, but not its KL, is multiplied by the truncated
+            importance weight min(pi_old / pi_sampler, importance_cap), without gradient.
+        normalize_std: Whether advantages are divided by the standard deviation of their group,
+            which V3.2 leaves out (arXiv:2512.02556, section 3.1). None: as in the paper of the loss
+            type.
+        ratio_cap: If the advantage is negative, the ratio is at most this (two-sided clipping,
+            arXiv:2505.07291). It must be above 1 + clip_eps_high.
+        unbiased_kl: Multiply the KL of a token by its ratio to the old policy, with gradient. The
+            gradient is then the gradient of the KL under the policy (arXiv:2512.02556, section
+            3.1).
+        off_policy_limit: A completion with a negative advantage has no surrogate if the policy
+            gives its tokens this many nats less, on average, than the sampler did
+            (arXiv:2512.02556, section 3.1).
+        lower_bound: False clips only from above, as R1's clip_eps of 10 does.
     """
 
     loss_type: Literal[tuple(NORMALIZES_STD)] = "grpo"
@@ -66,7 +71,7 @@ class GrpoOptions:
             raise ValueError("unbiased_kl=True, but kl_coef=0 has no KL; set kl_coef above 0")
 
     def clip_range(self):
-        """(lowest, highest) ratio that still has a gradient."""
+        """Return the (lowest, highest) ratio that still has a gradient."""
         high = self.clip_eps if self.clip_eps_high is None else self.clip_eps_high
         return 1 - self.clip_eps if self._bounded() else 0.0, 1 + high
 
@@ -74,6 +79,6 @@ class GrpoOptions:
         return self.lower_bound and self.loss_type != "cispo"
 
     def normalizes_std(self):
-        """Whether advantages divide by the standard deviation of their group."""
+        """Return whether advantages are divided by the standard deviation of their group."""
         own = self.normalize_std
         return NORMALIZES_STD[self.loss_type] if own is None else own

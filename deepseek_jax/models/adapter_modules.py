@@ -1,4 +1,4 @@
-"""The modules that may have an adapter: Hugging Face's names on the left, our parameters on the right."""
+"""The modules that may have an adapter: Hugging Face's names, and our parameters for each."""
 
 import dataclasses
 from typing import NamedTuple
@@ -17,10 +17,11 @@ from deepseek_jax.parallel.shard import logical_names, shardings
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """What holds the weight of one of Hugging Face's modules, in a layer.
+    """The parameters of a layer that one of Hugging Face's modules stands for.
 
-    paths: of our parameters. Two of them share lora_a, and split the last axis of lora_b. half: which half of
-    a gated MLP's first weight it is.
+    Attributes:
+        paths: Paths of our parameters. Two paths share lora_a and split the last axis of lora_b.
+        half: 0 or 1 if the module is this half of a gated MLP's first weight, else None.
     """
 
     paths: tuple[str, ...]
@@ -42,7 +43,7 @@ MLP = {
     "mlp.up_proj": Module(("ffn/gate_up",), half=1),
     "mlp.down_proj": Module(("ffn/down",)),
 }
-# Parameters of the module "mlp.experts", which holds all routed experts
+# Parameters of Hugging Face's module "mlp.experts", which has the weights of all routed experts
 EXPERTS = {
     "mlp.experts.gate_up_proj": Module(("ffn/gate_up",)),
     "mlp.experts.down_proj": Module(("ffn/down",)),
@@ -51,10 +52,14 @@ MODULES = ATTENTION | MLP | EXPERTS
 
 
 def modules(config: ModelConfig, stack: str):
-    """{name: Module} of what may have an adapter in the layers of a stack.
+    """Return the modules that may have an adapter in a stack of layers, {name: Module}.
 
-    The dense layers and the shared experts of a model with routed experts have none: peft has no name for
-    them, as it takes "gate_proj" to mean routed experts there.
+    In a model with routed experts, dense layers and shared experts may have no adapter: peft has no
+    name for them, because there it takes "gate_proj" to mean routed experts.
+
+    Args:
+        config: The model.
+        stack: "dense_layers" or "moe_layers".
     """
     if stack == "moe_layers":
         return ATTENTION | EXPERTS
@@ -62,7 +67,13 @@ def modules(config: ModelConfig, stack: str):
 
 
 class Axes(NamedTuple):
-    """The axes of a module's weight, each {logical axis: size}; lead: those of layers and of experts."""
+    """The axes of a module's weight, {logical axis: size} each.
+
+    Attributes:
+        lead: The axes of layers and of experts.
+        inputs: The axes that the product contracts.
+        outputs: The axes of its result.
+    """
 
     lead: dict
     inputs: dict
@@ -70,7 +81,18 @@ class Axes(NamedTuple):
 
 
 def adapter_axes(config: ModelConfig, targets: tuple[str, ...]):
-    """{(stack, module): Axes} of the targets. Raises ValueError for one that the model does not have."""
+    """Find the modules that an adapter's targets name.
+
+    Args:
+        config: The model.
+        targets: See AdapterSettings.
+
+    Returns:
+        {(stack, module): Axes}.
+
+    Raises:
+        ValueError: For no targets, and for a target that the model does not have.
+    """
     axes = module_axes(config)
     if not targets:
         raise ValueError(f"targets=[] trains nothing; name a module, or {ALL_LINEAR!r}")
@@ -89,7 +111,16 @@ def adapter_axes(config: ModelConfig, targets: tuple[str, ...]):
 
 
 def adapter_places(config: ModelConfig, adapter, mesh: Mesh):
-    """The shardings of an adapter's arrays. Raises ValueError for a module that the model does not have."""
+    """Return the shardings of an adapter's arrays.
+
+    Args:
+        config: The model.
+        adapter: {stack: {module: {"lora_a", "lora_b"}}} of arrays.
+        mesh: The mesh that the arrays go to.
+
+    Raises:
+        ValueError: For a module that the model does not have.
+    """
     axes, names = module_axes(config), {}
     for stack, pairs in adapter.items():
         for module in pairs:
@@ -101,7 +132,10 @@ def adapter_places(config: ModelConfig, adapter, mesh: Mesh):
 
 
 def matrix_axes(axes: Axes, rank: int):
-    """{"lora_a", "lora_b"}: lists of (logical axis, size). None, for rank and latents, stays whole."""
+    """Return the axes of a module's matrices: {"lora_a", "lora_b"}, lists of (logical axis, size).
+
+    The name is None for the rank and for latents, which stay whole.
+    """
     lead, inputs, outputs = (list(part.items()) for part in axes)
     both = {"lora_a": [*lead, *inputs, (None, rank)], "lora_b": [*lead, (None, rank), *outputs]}
     latent = ("q_lora", "kv_lora")
@@ -112,7 +146,7 @@ def matrix_axes(axes: Axes, rank: int):
 
 
 def module_axes(config):
-    """{(stack, module): Axes} of every module of the model."""
+    """Return {(stack, module): Axes} for every module of the model that may have an adapter."""
     boxed = abstract_init(config)
     names = flatten_dict(logical_names(boxed), sep="/")
     shapes = flatten_dict(nn.unbox(boxed), sep="/")
@@ -127,7 +161,13 @@ def module_axes(config):
 
 
 def _axes(module, held: Module, weights):
-    """The Axes of a module. weights: (name, size) of each axis, for each of its parameters."""
+    """Return the Axes of a module.
+
+    Args:
+        module: Hugging Face's name.
+        held: The Module of that name.
+        weights: For each of its parameters, the (name, size) of each axis.
+    """
     lead = 2 if module in EXPERTS else 1
     cut = lead + INPUTS[held.paths[0].rpartition("/")[2]]
     outputs = dict(weights[0][cut:])
@@ -140,7 +180,7 @@ def _axes(module, held: Module, weights):
 
 
 def _short(module):
-    """The name as users write it."""
+    """Return a module's name as users write it."""
     return module.removeprefix("mlp.") if module in EXPERTS else module.rpartition(".")[2]
 
 

@@ -1,22 +1,26 @@
-"""The settings of adapters: a low-rank product beside each of some weights (arXiv:2106.09685)."""
+"""The settings of adapters: low-rank products added to some weights (arXiv:2106.09685)."""
 
 import dataclasses
 from typing import Literal
 
 from deepseek_jax.settings import Count, Positive
 
-# Attention and MLPs; in a model with routed experts attention alone
+# Attention and MLPs, but only attention in a model with routed experts
 ALL_LINEAR = "all-linear"
 
 
 @dataclasses.dataclass(frozen=True)
 class AdapterSettings:
-    """Adapters of this rank; their product is scaled by alpha / rank.
+    """The block of a config that adds an adapter to a model.
 
-    targets: Hugging Face's names of modules, such as "q_proj"; "experts.gate_up_proj" and
-    "experts.down_proj" for routed experts; "all-linear" for attention and MLPs, in a model with routed
-    experts for attention alone. quantize: "int8" keeps the frozen weights in half the memory of bfloat16, see
-    models.quantized.
+    Attributes:
+        rank: Rank of the adapter's product.
+        alpha: The product is scaled by alpha / rank.
+        targets: Hugging Face's names of modules, such as "q_proj"; "experts.gate_up_proj" and
+            "experts.down_proj" for routed experts; "all-linear" for attention and MLPs, but only
+            attention in a model with routed experts.
+        quantize: "int8" stores the frozen weights in half the memory of bfloat16, see
+            models.quantized.
     """
 
     rank: Count

@@ -1,5 +1,8 @@
-"""LoRA (arXiv:2106.09685) as another parameterisation of the same model: thin matrices that learn beside
-frozen parameters. Nothing else in the model knows of them.
+"""LoRA (arXiv:2106.09685): add an adapter to a model, merge it, and split params for an update.
+
+An adapter is another parameterisation of the same model: thin matrices learn, and the model's own
+parameters are frozen. Nothing else in the model has code for adapters: modules read every parameter
+through layers.weight, which merges it with its adapter.
 """
 
 import dataclasses
@@ -29,10 +32,12 @@ UNIFORM = functools.partial(jax.random.uniform, minval=-1.0, maxval=1.0)
 )
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-    """A model's params with an adapter. It stands wherever a model's params may stand.
+    """A model's params with an adapter; it can stand wherever a model's params can stand.
 
-    base: the frozen params. adapter: {stack: {module: {"lora_a", "lora_b"}}}, arrays with a leading axis of
-    layers. scale: alpha / rank.
+    Attributes:
+        base: The frozen params.
+        adapter: {stack: {module: {"lora_a", "lora_b"}}}, arrays with a leading axis of layers.
+        scale: alpha / rank.
     """
 
     base: dict
@@ -40,21 +45,32 @@ class Adapted:
     scale: float
 
 
-# The field of each tree that learns in part
+# The field that an update changes, for each kind of params with a frozen part
 LEARNS = {Adapted: "adapter", TrainedPart: "trained"}
 
 
 def with_adapter(config: ModelConfig, params, settings: AdapterSettings, mesh: Mesh, seed: int):
-    """The params, which are donated, with a new adapter on the mesh: -> Adapted. It changes nothing yet.
+    """Add a new adapter to params; it does not yet change what the model computes.
 
-    Raises ValueError for a target that the model does not have.
+    Args:
+        config: The model.
+        params: The model's params, which are donated.
+        settings: The adapter's settings.
+        mesh: The adapter's arrays are created in their shards on this mesh.
+        seed: The seed of the adapter's random matrices.
+
+    Returns:
+        An Adapted.
+
+    Raises:
+        ValueError: For a target that the model does not have.
     """
     init = functools.partial(init_adapter, config, settings)
     adapter = init_sharded(mesh, init, jax.random.key(seed))
 
     def put(path, leaf):
         form = as_read(path, leaf)
-        # Donated: no second copy of the weights
+        # Donate the leaf, so that there is no second copy of the weights
         return leaf if form == leaf.format else jax.device_put(leaf, form, donate=True)
 
     base = jax.tree.map_with_path(put, params)
@@ -62,7 +78,10 @@ def with_adapter(config: ModelConfig, params, settings: AdapterSettings, mesh: M
 
 
 def abstract_adapted(config: ModelConfig, params, settings: AdapterSettings, mesh: Mesh):
-    """The Adapted of a run, as ShapeDtypeStructs. Its base is in int8 if settings.quantize says so."""
+    """Return a run's Adapted as ShapeDtypeStructs.
+
+    Its base is in int8 if settings.quantize says so.
+    """
     boxed = jax.eval_shape(lambda: init_adapter(config, settings, jax.random.key(0)))
     shapes = nn.unbox(boxed)
     places = shardings(mesh, logical_names(boxed), shapes)
@@ -73,10 +92,15 @@ def abstract_adapted(config: ModelConfig, params, settings: AdapterSettings, mes
 
 
 def as_read(path, leaf):
-    """The Format, a sharding with an order of axes in memory, in which a frozen parameter is kept.
+    """Return the Format (sharding, and order of axes in memory) that stores a frozen parameter.
 
-    On a TPU the halves of a gated MLP's first weight [l d 2 f] stand apart, as their product reads them.
-    Otherwise the compiler would move all of them before every update: a copy of most of the model.
+    On a TPU the halves of a gated MLP's first weight [l d 2 f] are stored one after the other, as
+    their product reads them. In the default order the compiler would move all of these weights
+    before every update: a copy of most of the model.
+
+    Args:
+        path: The parameter's keys in a tree of params.
+        leaf: The parameter, or its ShapeDtypeStruct.
     """
     halves = getattr(path[-1], "key", None) == "gate_up" and leaf.ndim == 4
     on_tpu = next(iter(leaf.sharding.device_set)).platform == "tpu"
@@ -84,8 +108,9 @@ def as_read(path, leaf):
 
 
 def init_adapter(config: ModelConfig, settings: AdapterSettings, rng):
-    """A new adapter's float32 arrays in Linen's boxes, which name their axes: a is uniform within
-    1 / sqrt(inputs), as peft's, and b zero.
+    """Create a new adapter's float32 arrays in Linen's boxes, which name their axes.
+
+    Matrix a is uniform within 1 / sqrt(inputs), as in peft, and b is zero.
     """
     r, adapter = settings.rank, {}
     places = sorted(adapter_axes(config, settings.targets).items())
@@ -103,7 +128,10 @@ def init_adapter(config: ModelConfig, settings: AdapterSettings, rng):
 
 
 def whole(params):
-    """The tree of a model's parameters. That of Adapted has a LowRank wherever a weight has an adapter."""
+    """Return the model's tree of parameters, also for an Adapted or a TrainedPart.
+
+    The tree of an Adapted has a low_rank.LowRank for every weight with an adapter.
+    """
     if isinstance(params, TrainedPart):
         return rejoined(params)
     if not isinstance(params, Adapted):
@@ -123,7 +151,7 @@ def whole(params):
 
 
 def _shares(pair, paths, flat):
-    """The (a, b) of each weight that a module's pair of matrices changes."""
+    """Return the (a, b) of each weight that a module's pair of matrices changes."""
     a, b = pair["lora_a"], pair["lora_b"]
     if len(paths) == 1:
         return [(a, b)]
@@ -132,22 +160,31 @@ def _shares(pair, paths, flat):
 
 
 def merged(params: Adapted):
-    """The params of a model without an adapter that computes the same: dense weights in the base's dtypes."""
+    """Merge an adapter into the weights: params that compute the same without an adapter.
+
+    Returns:
+        A tree of dense weights in the dtypes of the base.
+    """
 
     def merge(leaf, own):
         if not is_weight(leaf):
             return leaf
-        # One layer after another
+        # One layer at a time: until the cast, a merged weight is float32
         return jax.lax.map(lambda layer: dense(layer).astype(own.dtype), leaf)
 
     return jax.tree.map(merge, whole(params), params.base, is_leaf=is_weight)
 
 
 def split(params):
-    """(trained, frozen): the arrays of a tree that an update changes, and what `join` needs beside them.
+    """Split params into the arrays that an update changes and the rest, for `join`.
 
-    Of Adapted the adapter is trained, of TrainedPart its part. frozen is None where the tree has neither, and
-    all of it is trained.
+    Args:
+        params: A tree of params; Adapted and TrainedPart may stand in it.
+
+    Returns:
+        (trained, frozen). trained is the tree with the adapter of each Adapted and the trained part
+        of each TrainedPart. frozen is what join needs in addition; it is None if the tree has no
+        Adapted and no TrainedPart, and then all of it is trained.
     """
     if not any(map(_learns_in_part, jax.tree.leaves(params, is_leaf=_learns_in_part))):
         return params, None
@@ -162,7 +199,7 @@ def split(params):
 
 
 def join(trained, frozen):
-    """The inverse of split."""
+    """Put the two results of `split` together again."""
     if frozen is None:
         return trained
 

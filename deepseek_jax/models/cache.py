@@ -1,4 +1,4 @@
-"""The decoding caches, one for each layer, and the place where the next token is written."""
+"""The decoding caches, one for each layer, and how new tokens are written into them."""
 
 from typing import NamedTuple
 
@@ -10,12 +10,17 @@ from deepseek_jax.parallel.decoding import own_slots
 
 
 class CacheWrite(NamedTuple):
-    """The slot of the caches that one decoding step writes.
+    """A decoding step's write into the caches: every sequence writes the same slot.
 
-    index: int32[], the slot that every sequence writes. Keys are rotated by their positions already, so the
-    order of slots has no meaning to attention. mask: bool[b s], the slots that each sequence may see, new one
-    included. ring: the first of the slots that are written in turn, the oldest of which comes after index;
-    None where slots are in the order of positions. A tie of index scores goes to the lowest position.
+    Keys are rotated by their positions before they are written, so the order of slots has no
+    meaning to attention. It has one for an indexer: a tie of its scores goes to the lowest
+    position.
+
+    Attributes:
+        index: int32[], the slot that every sequence writes.
+        mask: bool[b s], the slots that each sequence may see, including the new one.
+        ring: The first of the slots that are written in turn, round and round; the slot after index
+            is the oldest of them. None if slots are in the order of positions.
     """
 
     index: jax.Array
@@ -29,10 +34,14 @@ class CacheWrite(NamedTuple):
 
 
 class PositionWrite(NamedTuple):
-    """Like CacheWrite, but each token of each sequence has its own slot.
+    """A write like CacheWrite, but each token of each sequence has a slot by its position.
 
-    index: int32[b t]; entries with an index past the cache's end are dropped. mask: bool[b t s], the slots
-    that each of the t tokens may see; bool[b s] for a single one. Slots are in the order of positions.
+    Slots are in the order of positions.
+
+    Attributes:
+        index: int32[b t]; entries with an index past the cache's end are dropped.
+        mask: bool[b t s], the slots that each of the t tokens may see; bool[b s] for a single
+            token.
     """
 
     index: jax.Array
@@ -42,7 +51,7 @@ class PositionWrite(NamedTuple):
     def __call__(self, cache, entry):
         """Write entry [b t x] or [z t x] into cache [b s x] or [z s x] at index."""
         index_zt = jnp.repeat(self.index, len(cache) // len(self.index), axis=0)
-        # A sequence at a time: the compiler then splits the write over devices as it splits the caches
+        # vmap over sequences: the compiler then splits the write over devices as it splits the caches
         return jax.vmap(_write)(cache, index_zt, entry.astype(cache.dtype))
 
 
@@ -51,7 +60,13 @@ def _write(cache_sx, index_t, entry_tx):
 
 
 def in_order(a_bs, ring: int | None, newest):
-    """Entries of a cache's slots in the order of their positions. newest: int32[], the slot written last."""
+    """Put the entries of a cache's slots, [b s], into the order of their positions.
+
+    Args:
+        a_bs: One entry for each slot.
+        ring: See CacheWrite.
+        newest: int32[], the slot written last.
+    """
     if ring is None:
         return a_bs
     in_turn = jnp.roll(a_bs[:, ring:], ring - 1 - newest, axis=1)
@@ -59,7 +74,14 @@ def in_order(a_bs, ring: int | None, newest):
 
 
 def slots_in_order(indices, length: int, ring: int | None, newest):
-    """The slots of indices into in_order's result. length: of the cache."""
+    """Return the slots that indices into in_order's result stand for.
+
+    Args:
+        indices: int32[...].
+        length: The number of slots of the cache.
+        ring: See CacheWrite.
+        newest: int32[], the slot written last.
+    """
     if ring is None:
         return indices
     in_turn = ring + (indices + newest + 1 - 2 * ring) % (length - ring)
@@ -67,13 +89,18 @@ def slots_in_order(indices, length: int, ring: int | None, newest):
 
 
 def empty_cache(config: ModelConfig, batch_size: int, length: int, dtype):
-    """Zeros for one layer: latents [b s c+r] under MLA, with an indexer k_index [b s y] too; k and v [z s x]
-    under GQA.
+    """Create one layer's cache, filled with zeros.
 
-    latents: c_kv, then k_rope: a kernel for TPUs reads one array.
+    Under MLA it has latents [b s c+r] (c_kv, then k_rope: a kernel for TPUs reads one array), and
+    with an indexer k_index [b s y] too. Under GQA it has k and v, [z s x] each; z is all key heads
+    of the first sequence, then all of the second, and so on, so that the axis splits over devices
+    by sequences.
 
-    z: all key heads of the first sequence, then all of the second, and so on, so that the axis splits over
-    devices by sequences.
+    Args:
+        config: The model.
+        batch_size: The number b of sequences.
+        length: The number s of slots.
+        dtype: The dtype of the arrays.
     """
     if config.is_mla:
         shapes = {

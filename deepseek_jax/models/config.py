@@ -1,4 +1,4 @@
-"""ModelConfig: the network as a checkpoint's config.json describes it, checked when built."""
+"""ModelConfig: the network as a checkpoint's config.json describes it, and its checks."""
 
 import dataclasses
 import math
@@ -30,8 +30,8 @@ ROPE_FIELDS = {
     "linear": ("factor",),
 }
 
-# indexer_loss -> what the lightning indexer learns from, and what attention sees (DeepSeek-V3.2-Exp,
-# section 2.1)
+# The values of indexer_loss: what the lightning indexer learns from, and what attention sees
+# (DeepSeek-V3.2-Exp, section 2.1)
 INDEXER_LOSSES = {
     "none": "nothing; attention sees the selected keys",
     "dense": "attention over all keys, which it sees: the warm-up before anything is selected",
@@ -39,14 +39,18 @@ INDEXER_LOSSES = {
 }
 # In units of an even share of the tokens: 1 is room for a perfectly balanced router
 ExpertBuffer = Annotated[float, Between(1)]
-# One number, or pairs (first step, number), each of which holds from its step on
+# One number, or pairs (first step, number): a number is valid from its first step on
 ExpertBufferBySteps = ExpertBuffer | Annotated[tuple[tuple[Step, ExpertBuffer], ...], Rising()]
 Remat = Literal["none", *REMAT_POLICIES]
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies extend the original context: Hugging Face's rope_scaling, with its names."""
+    """Hugging Face's rope_scaling: how rotary frequencies extend the original context.
+
+    Raises:
+        ValueError: For an unknown rope_type, or if a field of ROPE_FIELDS is missing.
+    """
 
     rope_type: str
     factor: Positive
@@ -73,21 +77,29 @@ class RopeScaling:
 # Frozen, hence hashable: jit takes it as a static argument
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """One decoder: DeepSeek-V3.2, V3 and V2, Qwen2 and Qwen3, Llama. Field names are Hugging Face's.
+    """One decoder: DeepSeek-V3.2, V3 or V2, Qwen2 or Qwen3, or Llama.
 
-    The last fields say how to run the network and do not change its parameters:
-    dtype: the compute dtype, "float32" or "bfloat16". Parameters have their own dtype.
-    scan_layers: compile one layer instead of all of them, which is faster to compile.
-    fp8: round the operands of the Linear layers' products to E4M3, forward and backward (arXiv:2412.19437,
-      section 3.3).
-    remat: the part of a layer that the backward pass recomputes, a key of remat_policies.REMAT_POLICIES;
-      "none" for nothing.
-    pipeline_micro_batches: the number of parts in which a batch's rows pass through the pipeline stages of
-      the mesh (default: the number of stages).
-    expert_buffer: the room that a TPU has to receive tokens for its experts, see
-      parallel.dispatch.expert_parallel (default: the worst case). The backward pass then runs experts again,
-      whatever remat says.
-    indexer_loss: what losses.next_token trains the indexer on, see INDEXER_LOSSES.
+    Field names are Hugging Face's. The attributes below say how to run the network and do not
+    change its parameters.
+
+    Attributes:
+        dtype: The compute dtype, "float32" or "bfloat16". The dtype of parameters does not depend
+            on it.
+        scan_layers: Compile one layer instead of all of them, which is faster to compile.
+        fp8: Round the operands of the Linear layers' products to E4M3, forward and backward
+            (arXiv:2412.19437, section 3.3).
+        remat: The part of a layer that the backward pass recomputes, a key of
+            remat_policies.REMAT_POLICIES; "none" recomputes nothing.
+        pipeline_micro_batches: The number of parts in which a batch's rows pass through the
+            pipeline stages of the mesh. Default: the number of stages.
+        expert_buffer: The room that a TPU has to receive tokens for its experts, in units of an
+            even share of the tokens, see parallel.dispatch.expert_parallel. Default: room for the
+            worst case. With a buffer the backward pass runs experts again, whatever remat says.
+        indexer_loss: What losses.next_token trains the indexer on, see INDEXER_LOSSES.
+
+    Raises:
+        ValueError: Naming the field, if sizes do not fit each other or the model_type needs other
+            fields.
     """
 
     model_type: Literal[tuple(ATTENTION_OF)]
@@ -236,43 +248,55 @@ class ModelConfig:
 
     @property
     def is_mla(self):
+        """True if attention is multi-head latent attention; else it is grouped-query attention."""
         return ATTENTION_OF[self.model_type] == "mla"
 
     @property
     def has_qkv_bias(self):
+        """True if the q, k and v projections have biases (Qwen2)."""
         return self.model_type == "qwen2"
 
     @property
     def has_qk_norm(self):
+        """True if queries and keys are normed per head (Qwen3)."""
         return self.model_type == "qwen3"
 
     @property
     def has_router_bias(self):
+        """True if a bias balances the router without an auxiliary loss (DeepSeek-V3 and V3.2)."""
         return self.model_type in ("deepseek_v3", "deepseek_v32")
 
     @property
     def has_indexer(self):
+        """True if a lightning indexer selects keys (DeepSeek-V3.2)."""
         return self.model_type == "deepseek_v32"
 
     def selects(self, keys: int):
-        """Whether queries select among the `keys` tokens of a row: it is longer than index_topk."""
+        """Return True if queries select among the keys of a row of `keys` tokens.
+
+        They do where the model has an indexer, indexer_loss is not "dense", and the row is longer
+        than index_topk.
+        """
         return self.has_indexer and self.indexer_loss != "dense" and keys > self.index_topk
 
     @property
     def num_dense_layers(self):
+        """Number of layers with a dense MLP; they come first."""
         return self.first_k_dense_replace if self.n_routed_experts else self.num_hidden_layers
 
     @property
     def num_moe_layers(self):
+        """Number of layers with routed experts; they come last."""
         return self.num_hidden_layers - self.num_dense_layers
 
     @property
     def rope_dim(self):
+        """Number of each head's dimensions that rotary positions rotate."""
         return self.qk_rope_head_dim if self.is_mla else self.head_dim
 
     @property
     def eos_ids(self):
-        """The tokens that end a completion, as a tuple."""
+        """The ids of the tokens that end a completion, as a tuple; empty if there are none."""
         eos = self.eos_token_id
         # Not "if eos": token 0 may be an end token
         return () if eos is None else tuple(eos) if isinstance(eos, tuple | list) else (eos,)
@@ -280,7 +304,10 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-    """ModelConfig's fields on how to run it: config.model where a checkpoint describes the network."""
+    """The fields of ModelConfig that say how to run it.
+
+    config.model has only these if a checkpoint describes the network. ModelConfig explains them.
+    """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = False
@@ -292,7 +319,7 @@ class RunSettings:
 
 
 HOW_TO_RUN = frozenset(field.name for field in dataclasses.fields(RunSettings))
-# A run may set these otherwise than its checkpoint
+# Fields that a run may set to other values than its checkpoint
 OF_THE_RUN = HOW_TO_RUN | {
     "initializer_range",
     "max_position_embeddings",
@@ -303,25 +330,32 @@ OF_THE_RUN = HOW_TO_RUN | {
 
 
 def how_to_run(block: dict) -> dict:
-    """The fields of RunSettings in a block that may name the architecture too: dict."""
+    """Return the fields of RunSettings in a block that may have fields of the architecture too."""
     return {name: value for name, value in block.items() if name in HOW_TO_RUN}
 
 
 def names_architecture(block: dict) -> bool:
-    """Whether a block has all that a ModelConfig needs, not RunSettings alone."""
+    """Return True if a block describes a whole network, and not only RunSettings."""
     return "model_type" in block
 
 
 def check_architecture(block: dict, config: ModelConfig, checkpoint: str) -> None:
-    """Raise ValueError, naming the field, where a config's block `model` names another architecture than the
-    checkpoint's. A block without an architecture passes. config: as the checkpoint describes itself.
+    """Raise ValueError if a config's block `model` and its checkpoint have different architectures.
+
+    Args:
+        block: The block; it passes if it has no architecture.
+        config: The network as the checkpoint describes itself.
+        checkpoint: The checkpoint's name, for the message.
+
+    Raises:
+        ValueError: Naming the first field that differs.
     """
     if not names_architecture(block):
         return
     named = build_model(block)
     for field in dataclasses.fields(ModelConfig):
         ours, theirs = getattr(named, field.name), getattr(config, field.name)
-        # A .gguf file has float32 numbers
+        # A .gguf file stores these numbers in float32
         near = type(ours) is type(theirs) is float and math.isclose(ours, theirs, rel_tol=1e-6)
         if field.name not in OF_THE_RUN and ours != theirs and not near:
             raise ValueError(
@@ -331,5 +365,13 @@ def check_architecture(block: dict, config: ModelConfig, checkpoint: str) -> Non
 
 
 def build_model(block: dict, path: str = "model") -> ModelConfig:
-    """Build a ModelConfig, and the RopeScaling in it, from a config's block."""
+    """Build a ModelConfig, and the RopeScaling in it, from a config's block.
+
+    Args:
+        block: The fields.
+        path: The block's place in the config, for messages.
+
+    Raises:
+        ValueError: Naming the field, for what settings.build or ModelConfig refuses.
+    """
     return build(ModelConfig, block, path)

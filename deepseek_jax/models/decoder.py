@@ -1,4 +1,4 @@
-"""The residual stack: each layer with its attention and feed-forward, scanned or unrolled."""
+"""The decoder: embedding, layers of attention and feed-forward, final norm, and its parameters."""
 
 import functools
 from typing import Any, NamedTuple
@@ -23,16 +23,19 @@ from deepseek_jax.parallel.mesh import make_mesh
 from deepseek_jax.parallel.pipeline import pipeline, pipeline_stages
 from deepseek_jax.parallel.shard import init_sharded
 
-# The axes that split x [b t d] between layers
+# The logical axes that split the residual stream [b t d] between layers
 ROWS = ("batch", "seq", None)
 
 
 class Report(NamedTuple):
-    """What layers say about a batch's rows, of one layer or with a leading axis l.
+    """What the layers report about a batch: of one layer, or of several with a leading axis l.
 
-    routing: models.Routing, None where nothing routes. indexer: float32[], the sum over real tokens of
-    ops.index_loss; None where config.indexer_loss is "none". experts: int32[b t a], those of each token; None
-    where nothing routes, and in training.
+    Attributes:
+        routing: A models.Routing; None where nothing routes.
+        indexer: float32[], the sum of ops.index_loss over real tokens; None where
+            config.indexer_loss is "none".
+        experts: int32[b t a], the experts of each token; None where nothing routes, and in
+            training.
     """
 
     routing: Routing | None
@@ -41,7 +44,7 @@ class Report(NamedTuple):
 
 
 class DecoderLayer(nn.Module):
-    """x + attention(norm(x)), then x + ffn(norm(x))."""
+    """One layer: x + attention(norm(x)), then x + ffn(norm(x))."""
 
     config: ModelConfig
     is_moe: bool
@@ -64,16 +67,36 @@ class DecoderLayer(nn.Module):
         return x + self.ffn(self.ffn_norm(x)), None, None, None
 
     def __call__(self, x_btd, rope, segment_ids, branches=None, kept=None):
-        """x [b t d] -> (x [b t d], Report, the entries of the decoding cache). kept: see MoE."""
+        """Run the layer over rows, for a prefill.
+
+        Args:
+            x_btd: [b t d], the residual stream.
+            rope: Cosines and sines, see layers.position_tables.
+            segment_ids: int32[b t], 0 on padding.
+            branches: An ops.branches.Branches, or None.
+            kept: uint16[b t a], see MoE.__call__, or None.
+
+        Returns:
+            The residual stream [b t d], a Report, and the entries of the decoding cache.
+        """
         normed_btd = self.attention_norm(x_btd)
         y_btd, remembered, indexer = self.attention(normed_btd, rope, segment_ids, branches)
         x_btd, routing, experts, _ = self._feed_forward(x_btd + y_btd, segment_ids, kept)
         return x_btd, Report(routing, indexer, experts), remembered
 
     def train(self, x_btd, rope, segment_ids, branches: Branches | None, keep: bool, kept=None):
-        """__call__ as a body of lax.scan, without a cache: -> (x [b t d], (Report, x if keep)).
+        """Run the layer as a body of lax.scan, without a cache.
 
-        branches and keep are static.
+        Args:
+            x_btd: [b t d], the residual stream.
+            rope: Cosines and sines, see layers.position_tables.
+            segment_ids: int32[b t], 0 on padding.
+            branches: A Branches or None; static.
+            keep: Return the layer's output for the caller to keep too; static.
+            kept: uint16[b t a], see MoE.__call__, or None.
+
+        Returns:
+            The residual stream [b t d], and (Report, the residual stream if keep else None).
         """
         x_btd = checkpoint_name(constrain(x_btd, ROWS), LAYER_INPUT)
         x_btd, report, _ = self(x_btd, rope, segment_ids, branches, kept)
@@ -81,30 +104,50 @@ class DecoderLayer(nn.Module):
         return x_btd, (report._replace(experts=None), x_btd if keep else None)
 
     def project(self, x_btd, rope):
-        """x [b t d] -> the queries, keys and values of its attention, [b t heads size] each."""
+        """Compute the queries, keys and values of the layer's attention, [b t heads size] each."""
         return self.attention.project(self.attention_norm(x_btd), rope)
 
     def decode(self, x_bd, rope, cache, write):
-        """One new token a sequence: x [b d] -> (x [b d], cache, its experts int32[b a] or None, the rounds of
-        their exchange int32[devices] or None, see MoE).
+        """Run the layer on one new token of each sequence.
+
+        Args:
+            x_bd: [b d], the residual stream.
+            rope: Cosines and sines of the new tokens' positions.
+            cache: This layer's cache.
+            write: A cache.CacheWrite or cache.PositionWrite, with mask bool[b s].
+
+        Returns:
+            The residual stream [b d]; the cache; the tokens' experts int32[b a], or None; and the
+            rounds of their exchange int32[devices], or None, see MoE.__call__.
         """
         y_bd, cache = self.attention.decode(self.attention_norm(x_bd), rope, cache, write)
         x_bd, _, experts, rounds = self._feed_forward(x_bd + y_bd)
         return x_bd, cache, None if experts is None else experts[:, 0], rounds
 
     def extend(self, x_btd, rope, cache, write):
-        """t new tokens a sequence: x [b t d] -> (x [b t d], cache, their experts int32[b t a] or None)."""
+        """Run the layer on t new tokens of each sequence.
+
+        Args:
+            x_btd: [b t d], the residual stream.
+            rope: Cosines and sines of the new tokens' positions.
+            cache: This layer's cache.
+            write: A cache.PositionWrite, with mask bool[b t s].
+
+        Returns:
+            The residual stream [b t d]; the cache; and the tokens' experts int32[b t a], or None.
+        """
         y_btd, cache = self.attention.extend(self.attention_norm(x_btd), rope, cache, write)
         x_btd, _, experts, _ = self._feed_forward(x_btd + y_btd)
         return x_btd, cache, experts
 
 
-# One policy a process: jax keys what it has traced by the policy itself
+# One object for each RematPolicy: jax traces again for a policy that is another object
 @functools.cache
 def _checkpoint_policy(remat: RematPolicy):
-    """The policy of jax.checkpoint that does what a RematPolicy says. None saves the layer's input alone."""
+    """Return the policy of jax.checkpoint for a RematPolicy; None saves only the layer's input."""
     if remat.saves_products:
-        # Products with weights have no batch axes. Attention's own have, and are computed again
+        # Products with weights have no batch axes. Products of queries, keys and values have them, and are
+        # recomputed
         return jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     if remat.offloads:
         return jax.checkpoint_policies.save_and_offload_only_these_names(
@@ -117,17 +160,20 @@ def _checkpoint_policy(remat: RematPolicy):
 
 
 def _training_layer(config: ModelConfig, looped: bool = False):
-    """The class DecoderLayer, with a `train` that recomputes by config.remat in its backward pass.
+    """Return the class DecoderLayer, with a `train` that recomputes as config.remat says.
 
-    looped: the forward and the backward pass are separate loops of the program. The compiler cannot merge a
-    recomputation with its original (CSE) across loops, so remat need not prevent it.
+    Args:
+        config: The model.
+        looped: True if the forward and the backward pass are separate loops of the program. The
+            compiler cannot merge a recomputation with its original (CSE) across loops, so remat
+            need not prevent it.
     """
     if config.remat == "none":
         return DecoderLayer
     return nn.remat(
         DecoderLayer,
         methods=["train"],
-        # branches and keep, self being 0
+        # branches and keep; self is argument 0
         static_argnums=(4, 5),
         prevent_cse=not looped,
         policy=_checkpoint_policy(REMAT_POLICIES[config.remat]),
@@ -135,7 +181,11 @@ def _training_layer(config: ModelConfig, looped: bool = False):
 
 
 class Decoder(nn.Module):
-    """Embedding, dense layers, MoE layers, final norm. Parameters of like layers are stacked on axis 0."""
+    """The whole decoder without its output head's product: embedding, layers, final norm.
+
+    Dense layers come before MoE layers. Each of the two stacks has its layers' parameters stacked
+    on axis 0.
+    """
 
     config: ModelConfig
 
@@ -157,7 +207,7 @@ class Decoder(nn.Module):
         if not length:
             return None
         cfg = self.config
-        # Pipeline stages split the last stack only, so the axes of the two stacks have names of their own
+        # Pipeline stages split only the last stack, so the layer axes of the two stacks have different names
         name = "layers" if is_moe or not cfg.num_moe_layers else "first_layers"
         # XLA unrolls a loop of one turn
         looped = cfg.scan_layers and length > 1
@@ -165,29 +215,40 @@ class Decoder(nn.Module):
             _training_layer(cfg, looped),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            # Those of `train`: the last has an axis of layers
+            # The arguments of `train`: only the last, kept, has an axis of layers
             in_axes=(*[nn.broadcast] * 4, 0),
             length=length,
-            # Unrolled in a scan all the same, so that the parameters are stacked either way
+            # A scan even when it is unrolled, so that the parameters are stacked either way
             unroll=1 if cfg.scan_layers else length,
             metadata_params={nn.PARTITION_NAME: name},
-            # The check traces the layer a second time. Init keeps it: without it, a seed gives other numbers
+            # The check traces the layer a second time. Init needs it: without it, a seed gives other numbers
             check_constancy_invariants=self.is_initializing(),
             methods=["train"],
         )
         return scanned(cfg, is_moe)
 
     def __call__(self, tokens, positions, segment_ids, branches, keep_layers, kept):
-        """int32[b t] each -> (hidden [b t d] after the final norm, Report: routing of each MoE layer and
-        indexer of every layer, the residual stream after each layer [l b t d] if keep_layers, else None).
-        kept: uint16[l b t a] of the MoE layers, see ops.routing.with_kept, or None.
+        """Run the decoder over rows, up to the final norm.
+
+        Args:
+            tokens: int32[b t].
+            positions: int32[b t].
+            segment_ids: int32[b t], 0 on padding.
+            branches: A Branches or None.
+            keep_layers: Return the residual stream after each layer too.
+            kept: uint16[l b t a], experts in the MoE layers, see ops.routing.with_kept, or None.
+
+        Returns:
+            The hidden states [b t d] after the final norm; a Report, with routing of each MoE layer
+            and indexer of every layer; and the residual stream after each layer, [l b t d], if
+            keep_layers, else None.
         """
-        # Here, because every layer rotates by the same angles
+        # Computed once: every layer rotates by the same angles
         rope = position_tables(self.config, positions)
         x_btd = self._embed(tokens)
         reports, states = [], []
         for stack in filter(None, (self.dense_layers, self.moe_layers)):
-            # The last stack alone is split into stages. While initializing, it has no parameters to split yet
+            # Only the last stack is split into stages. During init it has no parameters to split yet
             in_stages = stack is (self.moe_layers or self.dense_layers) and pipeline_stages() > 1
             run = self._train_in_stages if in_stages and not self.is_initializing() else _train
             own = kept if stack is self.moe_layers else None
@@ -196,17 +257,17 @@ class Decoder(nn.Module):
             reports.append(report)
             states.append(x_lbtd)
         losses = [report.indexer for report in reports if report.indexer is not None]
-        # Dense layers come first and do not route, so the last stack's routing is that of all
+        # Dense layers come first and do not route, so the last stack has all the routing
         report = Report(reports[-1].routing, jnp.concatenate(losses) if losses else None)
         return self.final_norm(x_btd), report, jnp.concatenate(states) if keep_layers else None
 
     def _embed(self, tokens):
-        # Gathered whole, so that each device can look up its own tokens
+        # Gather the whole table, so that each device can look up its own tokens
         table_vd = constrain(self.embedding, (None, None))
         return jnp.take(table_vd, tokens, axis=0).astype(self.config.dtype)
 
     def _train_in_stages(self, stack, x_btd, rope, segment_ids, branches, keep_layers, kept):
-        """stack.train with the layers split over the mesh's pipeline stages."""
+        """Run stack.train with the layers split over the mesh's pipeline stages."""
         cfg = self.config
         if keep_layers:
             raise ValueError(
@@ -217,7 +278,7 @@ class Decoder(nn.Module):
                 "experts that a rollout kept do not enter a pipeline's stages; set keep_routing to False, or "
                 "mesh.pipeline to 1"
             )
-        # parent=None: it is applied to a slice of the stacked parameters, not to those of this module.
+        # parent=None: apply gets a slice of the stacked parameters instead of this module's parameters.
         # looped: pipeline scans over its turns, whatever scan_layers is
         layer = _training_layer(cfg, looped=True)(cfg, stack is self.moe_layers, parent=None)
 
@@ -231,7 +292,7 @@ class Decoder(nn.Module):
             return carried | {"x": x_btd}, report
 
         if cfg.expert_buffer is not None:
-            # Stages are one program under vmap, which runs both branches of a condition
+            # The stages run as one program under vmap, which computes both branches of a condition
             raise ValueError(
                 f"model.expert_buffer={cfg.expert_buffer} does not go with "
                 f"mesh.pipeline={pipeline_stages()}: every layer would exchange its tokens twice; leave one "
@@ -243,10 +304,17 @@ class Decoder(nn.Module):
         return x_btd, (report, None)
 
     def predict_further(self, depth, hidden_btd, next_tokens, positions, segment_ids):
-        """Multi-token prediction module `depth`, from 0 (arXiv:2412.19437, eqs. 21-22).
+        """Run multi-token prediction module `depth` (arXiv:2412.19437, eqs. 21-22).
 
-        hidden_btd: after the final norm, or from module depth - 1. next_tokens: int32[b t], the tokens
-        depth + 1 ahead. Returns (hidden [b t d] for the head, Report).
+        Args:
+            depth: The module's number, from 0.
+            hidden_btd: [b t d], after the final norm, or from module depth - 1.
+            next_tokens: int32[b t], the tokens depth + 1 ahead.
+            positions: int32[b t].
+            segment_ids: int32[b t].
+
+        Returns:
+            The hidden states [b t d] for the head, and a Report.
         """
         embedding_btd = self._embed(next_tokens)
         rope = position_tables(self.config, positions)
@@ -265,26 +333,36 @@ def _train(stack, *arguments):
 
 
 def init_params(config: ModelConfig, rng: jax.Array) -> Any:
-    """Random float32 parameters: normal(initializer_range) weights, unit norms, zero biases.
+    """Create random float32 parameters: normal(initializer_range) weights, unit norms, zero biases.
 
-    Returns Linen's boxed tree: flax.linen.unbox gives the arrays, parallel.shard reads the axis names.
+    Returns:
+        Linen's boxed tree: flax.linen.unbox gives the arrays, parallel.shard reads the axis names.
     """
     return Decoder(config).init(rng, jnp.zeros((1, 1), jnp.int32), method="touch")["params"]
 
 
 @functools.cache
 def abstract_init(config: ModelConfig) -> Any:
-    """What init_params returns, as shapes. It traces the whole model, for seconds, and many ask for it."""
+    """Return the shapes of init_params' result, in Linen's boxes.
+
+    The result is cached: tracing the whole model takes seconds, and many callers need it.
+    """
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
 def count_params(config: ModelConfig) -> int:
-    """Number of parameters, from their shapes alone."""
+    """Return the number of a model's parameters, from their shapes."""
     shapes = abstract_init(config)
     return sum(leaf.size for leaf in jax.tree.leaves(nn.unbox(shapes)))
 
 
 def random_params(config: ModelConfig, mesh: Mesh | None = None, seed: int = 0) -> Any:
-    """The arrays of init_params, each created in its shards on the mesh; default that of a single device."""
+    """Create a model's random parameters, each in its shards on the mesh, see init_params.
+
+    Args:
+        config: The model.
+        mesh: Default: a mesh of one local device.
+        seed: The seed of the parameters.
+    """
     mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
     return init_sharded(mesh, lambda rng: init_params(config, rng), jax.random.key(seed))

@@ -16,7 +16,7 @@ from deepseek_jax.parallel.decoding import heads_to_slots, own_slots, slots_to_h
 
 
 class GroupedQueryAttention(nn.Module):
-    """q, k and v projections (biased in Qwen2, normed per head in Qwen3), RoPE, attention, out projection."""
+    """Grouped-query attention, with biases on q, k and v in Qwen2 and norms per head in Qwen3."""
 
     config: ModelConfig
 
@@ -42,7 +42,15 @@ class GroupedQueryAttention(nn.Module):
         return self.linear(spec, attended, self.w_out, power_of_two=True)
 
     def project(self, x_btd, rope):
-        """x [b t d] -> rotated queries [b t h x] and keys [b t k x], values [b t k x]."""
+        """Compute rotated queries and keys, and values.
+
+        Args:
+            x_btd: [b t d], the normed input.
+            rope: Cosines and sines, see layers.position_tables.
+
+        Returns:
+            Queries [b t h x], keys [b t k x] and values [b t k x]; x is head_dim.
+        """
         q, k, v = (
             # Saved before bias, norm and rotation, which are cheap to compute again
             save_for_backward(self.linear("btd,dhx->bthx", x_btd, w))
@@ -57,8 +65,17 @@ class GroupedQueryAttention(nn.Module):
         return apply_rope(q, *rope), apply_rope(k, *rope), v
 
     def __call__(self, x_btd, rope, segment_ids, branches=None):
-        """Attend within a row: x [b t d] -> ([b t d], the cache entries k and v, [z t x], None: there is no
-        indexer).
+        """Attend within rows, in training and prefill.
+
+        Args:
+            x_btd: [b t d], the normed input.
+            rope: Cosines and sines, see layers.position_tables.
+            segment_ids: int32[b t], 0 on padding.
+            branches: An ops.branches.Branches, or None.
+
+        Returns:
+            The output [b t d], the cache entries {"k", "v"} of [z t x] each (see
+            cache.empty_cache), and None in place of an indexer's loss.
         """
         q, k, v = self.project(x_btd, rope)
         remembered = {"k": _by_sequence(k), "v": _by_sequence(v)}
@@ -66,7 +83,17 @@ class GroupedQueryAttention(nn.Module):
         return self._out("bthx,hxd->btd", out_bthx), remembered, None
 
     def decode(self, x_bd, rope, cache, write):
-        """Attend from one new token: x [b d] -> ([b d], cache with the token's k and v in it)."""
+        """Attend from one new token of each sequence.
+
+        Args:
+            x_bd: [b d], the normed input.
+            rope: Cosines and sines of the new tokens' positions.
+            cache: This layer's cache, see cache.empty_cache.
+            write: A cache.CacheWrite or cache.PositionWrite, with mask bool[b s].
+
+        Returns:
+            The output [b d], and the cache with the new tokens' keys and values.
+        """
         q, k, v = map(heads_to_slots, self.project(x_bd[:, None], rope))
         entries = {"k": _by_sequence(k), "v": _by_sequence(v)}
         cache = {name: own_slots(write(cache[name], entry)) for name, entry in entries.items()}
@@ -75,9 +102,16 @@ class GroupedQueryAttention(nn.Module):
         return self._out("bhx,hxd->bd", slots_to_heads(out_bhx)), cache
 
     def extend(self, x_btd, rope, cache, write):
-        """decode for t new tokens a sequence: x [b t d] -> ([b t d], cache with their entries in it).
+        """Attend from t new tokens of each sequence: `decode` for more than one token.
 
-        write: PositionWrite, with mask bool[b t s].
+        Args:
+            x_btd: [b t d], the normed input.
+            rope: Cosines and sines of the new tokens' positions.
+            cache: This layer's cache, see cache.empty_cache.
+            write: A cache.PositionWrite, with mask bool[b t s].
+
+        Returns:
+            The output [b t d], and the cache with the new tokens' keys and values.
         """
         q, k, v = map(heads_to_slots, self.project(x_btd, rope))
         entries = {"k": _by_sequence(k), "v": _by_sequence(v)}
@@ -87,11 +121,11 @@ class GroupedQueryAttention(nn.Module):
             scale = self.config.head_dim**-0.5
             return attend_cached(q_bhx, cache["k"], cache["v"], scale=scale, mask=mask_bs)
 
-        # The queries of a sequence see one cache
+        # All t queries of a sequence read the same cache
         out_bthx = jax.vmap(attend, in_axes=1, out_axes=1)(q, write.mask)
         return self._out("bthx,hxd->btd", slots_to_heads(out_bthx)), cache
 
 
 def _by_sequence(a):
-    """[b t k x] -> [z t x], the layout of models.cache.empty_cache."""
+    """Change [b t k x] to [z t x], the layout of cache.empty_cache."""
     return jnp.swapaxes(a, 1, 2).reshape(-1, a.shape[1], a.shape[3])

@@ -1,4 +1,7 @@
-"""The decoder as functions of its params: hidden states, logits, the last attention, further tokens."""
+"""Functions of a model's params: logits, hidden states, the last attention, later tokens.
+
+Open this file to run a model: `forward` returns logits.
+"""
 
 from typing import Any
 
@@ -15,13 +18,13 @@ from deepseek_jax.ops.dot import dot
 
 
 def head_weight(config: ModelConfig, params: Any) -> jax.Array:
-    """The output matrix, [v d]: the embedding itself where the two are tied."""
+    """Return the output matrix [v d], which is the embedding if the two are tied."""
     params = whole(params)
     return params["embedding"] if config.tie_word_embeddings else params["head"]
 
 
 def segment_positions(segment_ids):
-    """Positions that restart at 0 where a segment begins: int32[b t] -> int32[b t]."""
+    """Count positions from 0 in each segment: int32[b t] -> int32[b t]."""
     t = segment_ids.shape[1]
     index_t = jnp.arange(t, dtype=jnp.int32)
     begins_bt = jnp.pad(
@@ -42,7 +45,17 @@ def hidden_states(
     branches: Branches | None = None,
     kept: jax.Array | None = None,
 ) -> tuple[jax.Array, Routing | None]:
-    """layer_states without the layers: -> (hidden [b t d] after the final norm, models.Routing)."""
+    """Run the decoder up to its final norm, for a loss or a reward.
+
+    See reported_states for the arguments.
+
+    Returns:
+        The hidden states [b t d] after the final norm, and a models.Routing, None if no layer
+        routes.
+
+    Raises:
+        ValueError: If config.indexer_loss is not "none", see layer_states.
+    """
     hidden, routing, _ = layer_states(
         config,
         params,
@@ -67,8 +80,17 @@ def layer_states(
     keep_layers: bool = True,
     kept: jax.Array | None = None,
 ) -> tuple[jax.Array, Routing | None, jax.Array | None]:
-    """reported_states with Routing alone in place of the Report. Raises ValueError where an indexer should
-    learn: its loss would be dropped in silence.
+    """Run the decoder, and return the residual stream after each layer too.
+
+    See reported_states for the arguments.
+
+    Returns:
+        The hidden states [b t d] after the final norm; a models.Routing, None if no layer routes;
+        and with keep_layers the residual stream after each layer, [l b t d], else None.
+
+    Raises:
+        ValueError: If config.indexer_loss is not "none": the caller would not see the indexer's
+            loss.
     """
     if config.indexer_loss != "none":
         raise ValueError(
@@ -99,15 +121,25 @@ def reported_states(
     keep_layers: bool = False,
     kept: jax.Array | None = None,
 ) -> tuple[jax.Array, Report, jax.Array | None]:
-    """Run the decoder: tokens int32[b t] -> (hidden [b t d] after the final norm, models.Report, and with
-    keep_layers the residual stream after each layer, [l b t d], else None).
+    """Run the decoder, and return its whole Report, with the indexers' losses.
 
-    segment_ids: int32[b t], 0 on padding, elsewhere a number for each packed document; default one document.
-    positions: int32[b t]; default counts from 0 in each segment. branches: an ops.branches.Branches.
-    kept: uint16[l b t a], the experts of each token in each MoE layer, see ops.routing.with_kept; None leaves
-    the choice to the routers. Report.routing has a leading axis of MoE layers and counts real tokens only;
-    None where no layer routes. Report.indexer has one of all layers; None where config.indexer_loss is
-    "none".
+    Args:
+        config: The model.
+        params: Its parameters, which may have an adapter.
+        tokens: int32[b t].
+        segment_ids: int32[b t], 0 on padding, elsewhere one number for each packed document.
+            Default: one document in each row.
+        positions: int32[b t]. Default: count from 0 in each segment.
+        branches: An ops.branches.Branches, or None.
+        keep_layers: Return the residual stream too.
+        kept: uint16[l b t a], the experts of each token in each MoE layer, see
+            ops.routing.with_kept. None leaves the choice to the routers.
+
+    Returns:
+        The hidden states [b t d] after the final norm; a models.Report; and with keep_layers the
+        residual stream after each layer, [l b t d], else None. Report.routing has a leading axis of
+        MoE layers and counts only real tokens; it is None if no layer routes. Report.indexer has a
+        leading axis of all layers; it is None if config.indexer_loss is "none".
     """
     if segment_ids is None:
         segment_ids = jnp.ones_like(tokens)
@@ -120,10 +152,19 @@ def reported_states(
 def last_attention(
     config: ModelConfig, params: Any, states: jax.Array, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries and keys, rotated, and values of the last layer's attention: [b t heads size] each.
+    """Compute the last layer's queries and keys, rotated, and values, for a distillation loss.
 
-    states: [l b t d] from layer_states. positions: int32[b t]. Raises ValueError for a model of one layer:
-    states does not hold its input.
+    Args:
+        config: The model.
+        params: Its parameters.
+        states: [l b t d], from layer_states.
+        positions: int32[b t].
+
+    Returns:
+        Queries, keys and values, [b t heads size] each.
+
+    Raises:
+        ValueError: For a model of one layer, because `states` does not contain its input.
     """
     if len(states) < 2:
         raise ValueError(
@@ -150,11 +191,19 @@ def predict_further(
     segment_ids: jax.Array,
     positions: jax.Array,
 ) -> tuple[jax.Array, Report]:
-    """Multi-token prediction module `depth`, from 0 (arXiv:2412.19437, section 2.2).
+    """Run multi-token prediction module `depth` (arXiv:2412.19437, section 2.2).
 
-    hidden: [b t d], from hidden_states or the module before. next_tokens: int32[b t], the tokens depth + 1
-    ahead. segment_ids: int32[b t], 0 where the document has no token that far ahead. positions: int32[b t]
-    of hidden. Returns (hidden [b t d], for the same output head, models.Report).
+    Args:
+        config: The model.
+        params: Its parameters.
+        depth: The module's number, from 0.
+        hidden: [b t d], from hidden_states or from the module before.
+        next_tokens: int32[b t], the tokens depth + 1 ahead.
+        segment_ids: int32[b t], 0 where the document has no token that far ahead.
+        positions: int32[b t], the positions of `hidden`.
+
+    Returns:
+        The hidden states [b t d], for the same output head, and a models.Report.
     """
     arguments = depth, hidden, next_tokens, positions, segment_ids
     return Decoder(config).apply({"params": whole(params)}, *arguments, method="predict_further")
@@ -168,10 +217,15 @@ def forward(
     segment_ids: jax.Array | None = None,
     positions: jax.Array | None = None,
 ) -> jax.Array:
-    """Logits of every next token: tokens int32[b t] -> float32[b t v].
+    """Return the logits of every next token, float32[b t v].
 
-    segment_ids: int32[b t], 0 on padding (left or right), elsewhere one number for each packed document:
-    no token sees another segment. positions: int32[b t]; default counts from 0 in each segment.
+    Args:
+        config: The model.
+        params: Its parameters, which may have an adapter.
+        tokens: int32[b t].
+        segment_ids: int32[b t], 0 on padding (left or right), elsewhere one number for each packed
+            document: no token sees another segment. Default: one document in each row.
+        positions: int32[b t]. Default: count from 0 in each segment.
     """
     hidden, _, _ = reported_states(
         config, params, tokens, segment_ids=segment_ids, positions=positions

@@ -1,4 +1,7 @@
-"""The lightning indexer of DeepSeek Sparse Attention (DeepSeek-V3.2-Exp, section 2; arXiv:2512.02556)."""
+"""The lightning indexer of DeepSeek Sparse Attention, which selects keys for each query.
+
+DeepSeek-V3.2-Exp, section 2; arXiv:2512.02556.
+"""
 
 import functools
 from typing import NamedTuple
@@ -25,7 +28,13 @@ KEY_NORM_EPS = 1e-6
 
 
 class Index(NamedTuple):
-    """What scores keys: q [b t j y], k [b t y], w float32[b t j] of ops.selection.index_scores."""
+    """What an indexer scores keys with, the arguments of ops.selection.index_scores.
+
+    Attributes:
+        q: [b t j y].
+        k: [b t y].
+        w: float32[b t j].
+    """
 
     q: jax.Array
     k: jax.Array
@@ -33,14 +42,16 @@ class Index(NamedTuple):
 
 
 class KeyNorm(nn.Module):
-    """LayerNorm of the keys: zero mean and unit variance over the last axis, in float32, then scale and bias
-    (arXiv:1607.06450).
+    """LayerNorm of the indexer's keys (arXiv:1607.06450).
+
+    Zero mean and unit variance over the last axis, in float32, then scale and bias.
     """
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x):
+        """Norm the last axis of x [... y]."""
         y = self.config.index_head_dim
         scale = weight(self, "scale", init=nn.initializers.ones, index_head_dim=y)
         bias = weight(self, "bias", init=nn.initializers.zeros, index_head_dim=y)
@@ -51,9 +62,10 @@ class KeyNorm(nn.Module):
 
 
 class LightningIndexer(nn.Module):
-    """Scores of all keys for each query, from a few small heads; a query attends to the best index_topk keys.
+    """Queries, keys and weights of a few small heads, which score all keys for each query.
 
-    Its inputs get no gradient: it learns from ops.index_loss alone.
+    A query attends to the index_topk keys with the best scores. The inputs get no gradient: the
+    indexer learns only from ops.index_loss.
     """
 
     config: ModelConfig
@@ -68,10 +80,16 @@ class LightningIndexer(nn.Module):
         self.linear = functools.partial(linear, cfg)
 
     def __call__(self, x_btd, latent_btq, rope):
-        """x [b t d] and MLA's normed query latent [b t q] -> Index."""
+        """Compute what scores keys: an Index.
+
+        Args:
+            x_btd: [b t d], the normed input of attention.
+            latent_btq: [b t q], MLA's normed query latent.
+            rope: Cosines and sines, see layers.position_tables.
+        """
         x_btd, latent_btq = jax.lax.stop_gradient((x_btd, latent_btq))
         q_btjy = self.linear("btq,qjy->btjy", latent_btq, self.w_q)
-        # In a rollout each device has some of the heads. Pinned, or the compiler gathers the weight
+        # In a rollout each device has some of the heads. Without this, the compiler gathers the weight
         q_btjy = constrain(q_btjy, ("batch", "seq", "index_heads", None))
         k_bty = self.k_norm(save_for_backward(self.linear("btd,dy->bty", x_btd, self.w_k)))
         # float32 in every dtype, and never FP8, as in the released code
@@ -83,15 +101,23 @@ class LightningIndexer(nn.Module):
         )
 
     def _rotate(self, a, rope):
-        # The first numbers, in half-split pairs; MLA rotates the last ones, stored side by side
+        # The indexer rotates the first dimensions; MLA rotates the last ones. A checkpoint's pairs are
+        # half-split here, and side by side in MLA
         rotary, rest = jnp.split(a, [self.config.qk_rope_head_dim], axis=-1)
         return jnp.concatenate([apply_rope(rotary, *rope), rest], axis=-1)
 
 
 def select(config: ModelConfig, index: Index, segment_ids, branches):
-    """The keys that each query of a row selected: uint8[b t z] for ops.attention, or None for all.
+    """Select the keys that each query attends to.
 
-    branches: an ops.branches.Branches, or None.
+    Args:
+        config: The model.
+        index: From LightningIndexer.
+        segment_ids: int32[b t], 0 on padding.
+        branches: An ops.branches.Branches, or None.
+
+    Returns:
+        uint8[b t z] for ops.attention; None if each query attends to all keys.
     """
     t = segment_ids.shape[1]
     if branches is None:
@@ -114,14 +140,23 @@ def select(config: ModelConfig, index: Index, segment_ids, branches):
             select_branches, layout=branches, index_topk=config.index_topk
         )
         selected = by_rows(select_all, index.q, index.k, index.w, segment_ids)
-    # Saved under every policy that saves attention's results: its gradient is of this selection
+    # Saved under every policy that saves attention's results, because their gradient needs this selection
     return save_for_backward(checkpoint_name(selected, ATTENDED))
 
 
 def loss(config: ModelConfig, index: Index, attention, segment_ids, selected, scale):
-    """Sum over real tokens of ops.index_loss: float32[], or None where config.indexer_loss is "none".
+    """Sum ops.index_loss over real tokens.
 
-    attention: queries and keys [b t h x] of the model's own attention, with its scale. selected: of `select`.
+    Args:
+        config: The model.
+        index: From LightningIndexer.
+        attention: Queries and keys [b t h x] of the model's attention.
+        segment_ids: int32[b t], 0 on padding.
+        selected: The result of `select`.
+        scale: The factor on attention's scores.
+
+    Returns:
+        float32[], or None where config.indexer_loss is "none".
     """
     if config.indexer_loss == "none":
         return None
@@ -137,9 +172,19 @@ def loss(config: ModelConfig, index: Index, attention, segment_ids, selected, sc
 
 
 def choose_slots(config: ModelConfig, q_bjy, w_bj, k_index, mask_bs, ring, newest):
-    """The slots of a cache that one query a sequence attends to, see ops.selection.select_indices.
+    """Choose the cache slots that one query of each sequence attends to.
 
-    k_index: [b s y]. ring, newest: see models.cache.
+    Args:
+        config: The model.
+        q_bjy: [b j y].
+        w_bj: float32[b j].
+        k_index: [b s y], the cache's keys of the indexer.
+        mask_bs: bool[b s], the slots that each sequence may see.
+        ring: See cache.CacheWrite.
+        newest: int32[], the slot written last.
+
+    Returns:
+        Slots and mask, as in ops.selection.select_indices.
     """
     scores_bs = index_scores(q_bjy[:, None], k_index, w_bj[:, None])[:, 0]
     ordered = (in_order(a_bs, ring, newest) for a_bs in (scores_bs, mask_bs))

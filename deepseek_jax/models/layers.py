@@ -1,4 +1,4 @@
-"""The parts of every layer: named weights, RMSNorm, the gated MLP, rotary tables."""
+"""The parts of every layer: named weights, RMSNorm, Linear products, gated MLP, rotary tables."""
 
 import functools
 from typing import Any
@@ -19,17 +19,23 @@ from deepseek_jax.parallel.linear import by_token
 
 # The module of V3.2's attention that selects keys
 INDEXER = "indexer"
-# Parts of a model that few losses train, each with what a key in their parameters' paths looks like
+# Parts of a model that few losses train, and how to recognise a key in the paths of their parameters
 PARTS = {"mtp": lambda key: key.startswith("mtp_"), "indexer": lambda key: key == INDEXER}
 
 
 def weight(module: nn.Module, name: str, *, init=None, **axes: int):
-    """Declare a float32 parameter of `module`. axes: one keyword a dimension, logical axis = size, in order.
+    """Declare a float32 parameter of a module, with the logical name of each of its axes.
 
-    The sharding rules read the axis names from the parameter's metadata. init: a Flax initializer; default
-    normal with the config's initializer_range. An existing parameter is returned unchecked, because
-    decoding prepares some in another form (ops.decoding); one with an adapter is merged with it here, inside
-    the layer that uses it, so that there is never a second copy of the model.
+    The sharding rules read the axis names from the parameter's metadata. A parameter that exists
+    already is returned unchecked, because decoding prepares some in another form (ops.decoding). A
+    parameter with an adapter is merged with it here, inside the layer that uses it, so that there
+    is never a second copy of the model.
+
+    Args:
+        module: The nn.Module that has the parameter; it has a field `config`.
+        name: The parameter's name in the module.
+        init: A Flax initializer. Default: normal with the config's initializer_range.
+        **axes: One keyword for each dimension, in order: logical axis = size.
     """
     if (given := module.get_variable("params", name)) is not None:
         return dense(nn.unbox(given))
@@ -39,21 +45,31 @@ def weight(module: nn.Module, name: str, *, init=None, **axes: int):
 
 
 def has_gradient(path: tuple, parts: tuple[str, ...] = ()) -> bool:
-    """Whether a loss that trains these PARTS gives the parameter with these keys a gradient. It does not give
-    router_bias one, which balancing moves (arXiv:2412.19437, section 2.1.2).
+    """Return whether a loss gives a parameter a gradient.
+
+    False for router_bias, which balancing moves (arXiv:2412.19437, section 2.1.2), and for PARTS
+    that the loss does not train.
+
+    Args:
+        path: The keys of the parameter in a tree of params.
+        parts: The names in PARTS that the loss trains.
     """
-    # Anywhere in the path: a student's params may stand beside projections
+    # All keys, not only the first: distillation trains a tree of the student's params and projections
     keys = [str(key.key) for key in path]
     others = [of_part for part, of_part in PARTS.items() if part not in parts]
     return keys[-1] != "router_bias" and not any(of_part(key) for of_part in others for key in keys)
 
 
 def decays(params: Any) -> Any:
-    """Leaves that weight decay and penalties apply to: a tree of bool, False on norm scales and biases."""
+    """Mark the parameters that weight decay and penalties apply to.
+
+    Returns:
+        A tree of bool like params: False on norm scales, biases and router_bias.
+    """
 
     def is_weight(path, _):
         name = path[-1].key
-        # router_bias too: balancing sets it, no gradient does (arXiv:2412.19437, section 2.1.2)
+        # router_bias too: balancing sets it, not a gradient (arXiv:2412.19437, section 2.1.2)
         return not (name == "scale" or name.endswith("bias"))
 
     return jax.tree.map_with_path(is_weight, params)
@@ -63,12 +79,19 @@ def rms_norm(x, scale, eps):
     """Scale x[..., d] to unit root mean square, in float32, then by scale[d] (arXiv:1910.07467)."""
     normed = x.astype(jnp.float32)
     normed = normed * jax.lax.rsqrt(jnp.mean(normed * normed, axis=-1, keepdims=True) + eps)
-    # Rounded before the scale multiplies it, as in the released code
+    # Round before the scale multiplies it, as in the released code
     return (normed.astype(x.dtype) * scale).astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
-    """rms_norm with its scale. size: width of the normed axis; axis: its logical name."""
+    """The norm `rms_norm` with its learned scale.
+
+    Attributes:
+        config: The model.
+        size: Width of the normed axis.
+        axis: Logical name of the normed axis.
+        eps: Default: the config's rms_norm_eps.
+    """
 
     config: ModelConfig
     size: int
@@ -77,31 +100,39 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """Norm the last axis of x [... d]."""
         scale = weight(self, "scale", init=nn.initializers.ones, **{self.axis: self.size})
         return rms_norm(x, scale, self.eps or self.config.rms_norm_eps)
 
 
-# For each weight of a Linear layer, how many of its first axes the product contracts
+# Number of leading axes that the product contracts, for each weight of a Linear layer
 LINEAR = dict(q=1, k=1, v=1, q_down=1, q_up=1, kv_down=1, out=2, gate_up=1, down=1)
-# The same for all weights of attention, MLPs and experts: decoding absorbs these two, see models.mla
+# The same for all weights of attention, MLPs and experts. k_up and v_up are not in LINEAR, because decoding
+# absorbs them into other products, see models.mla
 INPUTS = LINEAR | dict(k_up=1, v_up=1)
-# And of all other matrices but embedding and head
+# The same for all matrices except embedding and head
 MATRICES = INPUTS | dict(router=1, input=1, head_weights=1)
 
 
 def matrix_input_axes(path: tuple) -> range | None:
-    """input_axes of MATRICES."""
+    """Return the input axes of any matrix of the network, see input_axes and MATRICES."""
     return input_axes(path, MATRICES)
 
 
 def input_axes(path, contracted: dict[str, int]):
-    """The axes of a parameter that its product contracts; None where its name is not in `contracted`, which
-    is INPUTS or MATRICES. path: its keys in a tree of params.
+    """Return the axes of a parameter that its product contracts.
+
+    Args:
+        path: The parameter's keys in a tree of params.
+        contracted: INPUTS or MATRICES.
+
+    Returns:
+        A range of axes; None for a parameter that is not named in `contracted`.
     """
     names = [key.key for key in path]
     if names[-1] not in contracted:
         return None
-    # Layers come first, then the experts of a MoE layer's own MLP; a prediction module's block is one too
+    # A stack's first axis is layers. In an MoE layer, and a prediction module's block is one, experts follow
     stacked = bool({"dense_layers", "moe_layers"} & set(names))
     has_experts = "dense_layers" not in names
     of_experts = has_experts and names[-2:] in (["ffn", "gate_up"], ["ffn", "down"])
@@ -110,11 +141,18 @@ def input_axes(path, contracted: dict[str, int]):
 
 
 def linear(config: ModelConfig, spec: str, x, w, *, power_of_two: bool = False):
-    """The product of a Linear layer: ops.dot.dot, or ops.fp8_dot.fp8_dot under config.fp8. There each
-    device of a mesh multiplies its own tokens.
+    """Compute the product of a Linear layer, in FP8 where config.fp8 is set.
 
-    Embedding, output head, router and attention's own products never use FP8 and do not call this
-    (arXiv:2412.19437, section 3.3.1).
+    The product is ops.dot.dot, or ops.fp8_dot.fp8_dot under config.fp8; in FP8 each device of a
+    mesh multiplies its own tokens. Embedding, output head, router and attention's products of
+    queries, keys and values never use FP8 and do not call this (arXiv:2412.19437, section 3.3.1).
+
+    Args:
+        config: The model.
+        spec: An einsum of x and w.
+        x: Activations.
+        w: The layer's weight.
+        power_of_two: FP8's scales for x are powers of two.
     """
     if config.fp8:
         product = functools.partial(fp8_dot, spec, power_of_two=power_of_two)
@@ -122,37 +160,46 @@ def linear(config: ModelConfig, spec: str, x, w, *, power_of_two: bool = False):
     return dot(spec, x, w)
 
 
-# The axes of gate and up, with halves that lie apart or are one axis, and of down
+# The logical axes of gate and up: with an axis of the two halves, or with both halves in the axis mlp
 HALVES_APART = ("embed", "gate_up", "mlp")
 MLP_AXES = {3: HALVES_APART, 2: ("embed", "mlp")}
 
 
 def mlp_split(w_gate_up, w_down):
-    """The Split of a gated MLP's weights."""
+    """Return the few_tokens.Split of a gated MLP's two weights."""
     return Split((w_gate_up, w_down), (MLP_AXES[w_gate_up.ndim], ("mlp", "embed")))
 
 
 class GatedMLP(nn.Module):
-    """down(swiglu(gate(x), up(x))), gate and up in one product."""
+    """A gated MLP, down(swiglu(gate(x), up(x))), with gate and up in one product.
+
+    Attributes:
+        config: The model.
+        width: The MLP's intermediate size.
+    """
 
     config: ModelConfig
     width: int
 
     @property
     def weights(self):
-        """(gate and up, down). In a rollout the halves are one axis, see rollout.weights."""
+        """The weights (gate and up, down).
+
+        gate and up is [d 2 f]; in a rollout its last two axes are one, see rollout.weights.
+        """
         d = self.config.hidden_size
         w_gate_up = weight(self, "gate_up", embed=d, gate_up=2, mlp=self.width)
         return w_gate_up, weight(self, "down", mlp=self.width, embed=d)
 
     @nn.compact
     def __call__(self, x):
+        """Apply the MLP to x, [b t d] or in decoding [b d]."""
         w_gate_up, w_down = self.weights
         if w_gate_up.ndim == 2:
             return added_up(gated_mlp, x, ("batch",), mlp_split(w_gate_up, w_down))
         # b and t stay two axes: either may be split over devices
         x_btd = x if x.ndim == 3 else x[:, None]
-        # By the letter z fp8_dot knows two Linear layers side by side, which share no tile
+        # The letter z says to fp8_dot that these are two Linear layers, which share no tile
         hidden = linear(self.config, "btd,dzf->btzf", x_btd, w_gate_up)
         gate_btf, up_btf = jnp.unstack(save_for_backward(hidden), axis=2)
         out_btd = linear(self.config, "btf,fd->btd", swiglu(gate_btf, up_btf), w_down)
@@ -160,7 +207,15 @@ class GatedMLP(nn.Module):
 
 
 def position_tables(config: ModelConfig, positions):
-    """Rotary cosines and sines of positions int32[...] under rope_scaling: two float32[..., rope_dim / 2]."""
+    """Compute the rotary cosines and sines of positions, under the config's rope_scaling.
+
+    Args:
+        config: The model.
+        positions: int32[...].
+
+    Returns:
+        Cosines and sines, float32[..., rope_dim / 2] each.
+    """
     dim, theta, scaling = config.rope_dim, config.rope_theta, config.rope_scaling
     if scaling is None:
         return rope.rope_tables(positions, rope.rope_frequencies(dim, theta))
@@ -189,10 +244,10 @@ def position_tables(config: ModelConfig, positions):
 
 
 def _yarn_amplitude(s: RopeScaling):
-    """The factor on cosines and sines, as Hugging Face derives it from rope_scaling."""
+    """Return YaRN's factor on cosines and sines, as Hugging Face derives it from rope_scaling."""
     if s.attention_factor is not None:
         return s.attention_factor
     if s.mscale and s.mscale_all_dim:
-        # Equal in V3, whose tables are not scaled: its temperature is a factor of the scores (mla.scale)
+        # Equal in V3, so its tables are not scaled: its factor is in attention's scores, see mla.py
         return rope.yarn_mscale(s.factor, s.mscale) / rope.yarn_mscale(s.factor, s.mscale_all_dim)
     return rope.yarn_mscale(s.factor, 1.0)

@@ -1,4 +1,4 @@
-"""A parameter with an adapter beside it, which becomes one array where a module reads it."""
+"""LowRank: a parameter with an adapter, which becomes one array where a module reads it."""
 
 import dataclasses
 import functools
@@ -16,11 +16,16 @@ from deepseek_jax.ops.low_rank import low_rank
 )
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-    """W = base + scale * a @ b (arXiv:2106.09685, section 4.1).
+    """A weight W = base + scale * a @ b (arXiv:2106.09685, section 4.1).
 
-    base: [inputs... outputs...], an array or a qwix.QArray. pairs: one (a, b), see ops.low_rank; or two, for
-    the halves of a gated MLP's first weight [inputs 2 outputs], of which one may be None. All arrays may have
-    a leading axis of layers, which lax.scan takes off.
+    All arrays may have a leading axis of layers, which lax.scan removes.
+
+    Attributes:
+        base: [inputs... outputs...], an array or a qwix.QArray.
+        pairs: One (a, b), see ops.low_rank. For a gated MLP's first weight [inputs 2 outputs] two
+            of them, one for each half; one of the two may be None.
+        scale: The factor on the product, alpha / rank.
+        of_experts: True if the arrays have a leading axis of experts.
     """
 
     base: jax.Array
@@ -29,25 +34,25 @@ class LowRank:
     of_experts: bool
 
     def dense(self):
-        """W in float32, which the product with it rounds to the compute dtype."""
+        """Compute W in float32; the product with W rounds it to the compute dtype."""
         deltas = [pair and low_rank(*pair, of_experts=self.of_experts) for pair in self.pairs]
         if len(deltas) == 1:
             (delta,) = deltas
         else:
             known = next(delta for delta in deltas if delta is not None)
-            # Zeros, where one half has no adapter
+            # A half without an adapter changes by zero
             halves = [jnp.zeros_like(known) if delta is None else delta for delta in deltas]
             delta = jnp.stack(halves, axis=-2)
         return dense(self.base).astype(jnp.float32) + self.scale * delta
 
 
 def is_weight(node):
-    """Whether a node of a tree of params is a weight of several arrays: a LowRank or a qwix.QArray."""
+    """Return True if a node of params is a weight of several arrays: a LowRank or qwix.QArray."""
     return isinstance(node, LowRank) or _is_quantized(node)
 
 
 def dense(leaf):
-    """A parameter as one array, whatever holds it."""
+    """Return a parameter as one array, also if it is a LowRank or a qwix.QArray."""
     if _is_quantized(leaf):
         import qwix
 
@@ -56,5 +61,5 @@ def dense(leaf):
 
 
 def _is_quantized(node):
-    # By its field, so that nothing imports qwix that does not quantize
+    # Recognised by its field: only runs that quantize import qwix
     return hasattr(node, "qvalue")

@@ -29,11 +29,12 @@ LATENT_NORM_EPS = 1e-6
 
 
 class MultiHeadLatentAttention(nn.Module):
-    """Keys and values from one low-rank latent for each token.
+    """Multi-head latent attention: each token's keys and values come from one low-rank latent.
 
-    Training and prefill expand the latent to keys and values. Decoding absorbs the up-projections into the
-    queries and the output instead, so that the cache holds latents only. With an indexer, each query attends
-    to the keys that it selects (DeepSeek-V3.2-Exp, section 2), and the cache holds the indexer's keys too.
+    Training and prefill expand the latent to keys and values. Decoding absorbs the up-projections
+    into the queries and the output instead, so that the cache contains only latents. With an
+    indexer, each query attends to the keys that it selects (DeepSeek-V3.2-Exp, section 2), and the
+    cache contains the indexer's keys too.
     """
 
     config: ModelConfig
@@ -47,7 +48,7 @@ class MultiHeadLatentAttention(nn.Module):
             cfg.qk_rope_head_dim,
         )
         n, u, q_rank = cfg.qk_nope_head_dim, cfg.v_head_dim, cfg.q_lora_rank or 0
-        # In a rollout both projections down are one weight, see rollout.weights
+        # In a rollout, one weight does both projections down, see rollout.weights
         self.joins_down = self.has_variable("params", "down")
         if self.joins_down:
             self.w_down = weight(self, "down", embed=d, latent=q_rank + c + r)
@@ -61,9 +62,9 @@ class MultiHeadLatentAttention(nn.Module):
         if not self.joins_down:
             # The latent, then the rotary key that all heads share
             self.w_kv_down = weight(self, "kv_down", embed=d, latent=c + r)
-        # Section 4.2 has this norm, eqs. 1-5 do not. The rotary key is not normed
+        # This norm is in section 4.2, but not in eqs. 1-5. The rotary key has no norm
         self.kv_norm = RMSNorm(cfg, c, "kv_lora", LATENT_NORM_EPS)
-        # Apart, though checkpoints join them: decoding absorbs one into queries, the other into outputs
+        # Two weights, which checkpoints join: decoding absorbs k_up into queries and v_up into outputs
         self.w_k_up = weight(self, "k_up", kv_lora=c, heads=h, head_dim=n)
         self.w_v_up = weight(self, "v_up", kv_lora=c, heads=h, head_dim=u)
         self.w_out = weight(self, "out", heads=h, head_dim=u, embed=d)
@@ -73,6 +74,7 @@ class MultiHeadLatentAttention(nn.Module):
 
     @property
     def scale(self):
+        """The factor on attention's scores."""
         cfg, scaling = self.config, self.config.rope_scaling
         scale = (cfg.qk_nope_head_dim + cfg.qk_rope_head_dim) ** -0.5
         # The released code has this factor; eq. 10 does not
@@ -85,23 +87,29 @@ class MultiHeadLatentAttention(nn.Module):
         return self.linear(spec, attended, self.w_out, power_of_two=True)
 
     def _down(self, x_btd):
-        """The projections down to the latents: of queries [b t q], None without q_lora_rank, and of keys and
-        values [b t c+r].
+        """Project down to the latents.
+
+        Returns:
+            The latent of queries [b t q], None without q_lora_rank; and the latent of keys and
+            values with the rotary key, [b t c+r].
         """
         q_rank = self.config.q_lora_rank
         if self.joins_down:
-            # The weight is split by columns. Pinned, few rows of its result travel, and not the weight
+            # The weight is split by columns. Pinned, the result's few rows travel instead of the weight
             down_btx = own_rows(self.linear("btd,dx->btx", x_btd, self.w_down))
             return jnp.split(down_btx, [q_rank], axis=-1) if q_rank else (None, down_btx)
-        # Saved before norms and up-projections, which are computed again (arXiv:2412.19437, section 3.2.3)
+        # The backward pass recomputes norms and up-projections from here (arXiv:2412.19437, section 3.2.3)
         down_btq = None
         if q_rank:
             down_btq = save_for_backward(self.linear("btd,dq->btq", x_btd, self.w_q_down))
         return down_btq, save_for_backward(self.linear("btd,dc->btc", x_btd, self.w_kv_down))
 
     def _queries(self, x_btd, down_btq, rope):
-        """Eqs. 6-9: the part without positions [b t h n], the rotated part [b t h r], and the indexer's Index
-        or None.
+        """Compute the queries (eqs. 6-9) and what the indexer scores keys with.
+
+        Returns:
+            The part of queries without positions [b t h n], the rotated part [b t h r], and an
+            indexer.Index or None.
         """
         index = None
         if down_btq is not None:
@@ -115,16 +123,20 @@ class MultiHeadLatentAttention(nn.Module):
         return q_nope, apply_rope(q_rope, *rope), index
 
     def _latent(self, down_btx, rope):
-        """Eqs. 1 and 3: c_kv [b t c] and k_rope [b t r]."""
+        """Compute c_kv [b t c] and k_rope [b t r] (eqs. 1 and 3)."""
         c_kv, k_rope = jnp.split(down_btx, [self.config.kv_lora_rank], axis=-1)
         return self.kv_norm(c_kv), apply_rope(k_rope[:, :, None], *rope)[:, :, 0]
 
     def project(self, x_btd, rope):
-        """Expanded form: x [b t d] -> queries and keys [b t h n+r], values [b t h u]."""
+        """Compute, in expanded form, queries and keys [b t h n+r] and values [b t h u]."""
         return self._expand(x_btd, rope)[0]
 
     def _expand(self, x_btd, rope):
-        """((queries, keys, values), cache entries, Index): keys and values are expanded from the latent."""
+        """Expand keys and values from the latent.
+
+        Returns:
+            (queries, keys, values), the cache entries, and an indexer.Index or None.
+        """
         down_btq, down_btx = self._down(x_btd)
         q_nope, q_rope, index = self._queries(x_btd, down_btq, rope)
         # Gather the sequence here: the latent is smaller to send than the keys and values from it
@@ -139,7 +151,19 @@ class MultiHeadLatentAttention(nn.Module):
         return (q, k, v), _entries(c_kv, k_rope, index), index
 
     def __call__(self, x_btd, rope, segment_ids, branches=None):
-        """Expanded form: x [b t d] -> ([b t d], the cache entries [b t ...], models.indexer.loss or None)."""
+        """Attend within rows in expanded form, in training and prefill.
+
+        Args:
+            x_btd: [b t d], the normed input.
+            rope: Cosines and sines, see layers.position_tables.
+            segment_ids: int32[b t], 0 on padding.
+            branches: An ops.branches.Branches, or None.
+
+        Returns:
+            The output [b t d], the cache entries [b t ...], and the indexer's loss, see
+            indexer.loss. The loss is None without an indexer, with branches, and where
+            config.indexer_loss is "none".
+        """
         cfg, selected, loss = self.config, None, None
         (q, k, v), entries, index = self._expand(x_btd, rope)
         if index is not None:
@@ -150,12 +174,22 @@ class MultiHeadLatentAttention(nn.Module):
         return self._out("bthu,hud->btd", out_bthu), entries, loss
 
     def decode(self, x_bd, rope, cache, write):
-        """Absorbed form, from one new token: x [b d] -> ([b d], cache with the token's entries in it)."""
+        """Attend in absorbed form from one new token of each sequence.
+
+        Args:
+            x_bd: [b d], the normed input.
+            rope: Cosines and sines of the new tokens' positions.
+            cache: This layer's cache, see cache.empty_cache.
+            write: A cache.CacheWrite or cache.PositionWrite, with mask bool[b s].
+
+        Returns:
+            The output [b d], and the cache with the new tokens' entries.
+        """
         q_bthx, scorers, cache = self._step(x_bd[:, None], rope, cache, write)
         q_bhx, scorers = jax.tree.map(lambda a: a[:, 0], (q_bthx, scorers))
         attend = functools.partial(self._attend_cache, write.ring)
         z_bhc = by_slot(attend, heads_to_slots(q_bhx), write.mask, scorers, cache)
-        # Expanded before it travels: u is a quarter of c
+        # Expand before heads travel between devices: u is a quarter of c
         out_bhu = slots_to_heads(dot("bhc,chu->bhu", own_slots(z_bhc), self.w_v_up))
         if self.config.fp8:
             return self._out("bhu,hud->bd", out_bhu), cache
@@ -164,12 +198,19 @@ class MultiHeadLatentAttention(nn.Module):
         return added_up(product, out_bhu, ("batch", "heads", None), w_out), cache
 
     def extend(self, x_btd, rope, cache, write):
-        """decode for t new tokens a sequence: x [b t d] -> ([b t d], cache with their entries in it).
+        """Attend from t new tokens of each sequence: `decode` for more than one token.
 
-        write: PositionWrite, with mask bool[b t s].
+        Args:
+            x_btd: [b t d], the normed input.
+            rope: Cosines and sines of the new tokens' positions.
+            cache: This layer's cache, see cache.empty_cache.
+            write: A cache.PositionWrite, with mask bool[b t s].
+
+        Returns:
+            The output [b t d], and the cache with the new tokens' entries.
         """
         q_bthx, scorers, cache = self._step(x_btd, rope, cache, write)
-        # The queries of a sequence see one cache
+        # All t queries of a sequence read the same cache
         attend = functools.partial(self._attend_cache, write.ring)
         attend = jax.vmap(attend, in_axes=(1, 1, 1, None), out_axes=1)
         z_bthc = by_slot(attend, heads_to_slots(q_bthx), write.mask, scorers, cache)
@@ -177,9 +218,11 @@ class MultiHeadLatentAttention(nn.Module):
         return self._out("bthu,hud->btd", out_bthu), cache
 
     def _step(self, x_btd, rope, cache, write):
-        """What new tokens ask of the cache: (queries [b t h c+r], scorers, cache with their entries in it).
+        """Write new tokens into the cache, and compute the queries that read it.
 
-        scorers: (q [b t j y], w [b t j], write.index int32[b t]) if queries select slots, else None.
+        Returns:
+            The queries [b t h c+r]; the scorers (q [b t j y], w [b t j], write.index int32[b t]) if
+            queries select slots, else None; and the cache with the new tokens' entries.
         """
         down_btq, down_btx = self._down(x_btd)
         q_nope, q_rope, index = self._queries(x_btd, down_btq, rope)
@@ -197,7 +240,18 @@ class MultiHeadLatentAttention(nn.Module):
         return q_bthx, scorers, cache
 
     def _attend_cache(self, ring, q_bhx, mask_bs, scorers, cache):
-        """One query a sequence over its cache: -> [b h c]. ring: of the write. scorers: of _step, less t."""
+        """Attend with one query of each sequence over its cache.
+
+        Args:
+            ring: See cache.CacheWrite.
+            q_bhx: [b h c+r].
+            mask_bs: bool[b s], the slots that each sequence may see.
+            scorers: The scorers of _step without the axis t, or None.
+            cache: This layer's cache.
+
+        Returns:
+            The weighted sum of latents, [b h c].
+        """
         latents, c = cache["latents"], self.config.kv_lora_rank
         if scorers is None:
             return attend_latent(q_bhx, latents, kv_lora_rank=c, scale=self.scale, mask=mask_bs)
@@ -209,6 +263,6 @@ class MultiHeadLatentAttention(nn.Module):
 
 
 def _entries(c_kv, k_rope, index):
-    """The entries of the cache, [b t ...] each."""
+    """Return the entries of the cache, [b t ...] each."""
     entries = {"latents": jnp.concatenate([c_kv, k_rope], axis=-1)}
     return entries if index is None else entries | {"k_index": index.k}

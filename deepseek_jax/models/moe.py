@@ -1,4 +1,4 @@
-"""DeepSeekMoE: experts that all tokens share, and routed experts by choice (arXiv:2401.06066)."""
+"""DeepSeekMoE: shared experts for all tokens, and routed experts for some (arXiv:2401.06066)."""
 
 import functools
 from typing import NamedTuple
@@ -30,10 +30,13 @@ from deepseek_jax.parallel.few_tokens import (
 
 
 class Routing(NamedTuple):
-    """Statistics of the routing in one layer, or in each layer with a leading axis l.
+    """Statistics of the routing in one layer, or in all layers with a leading axis l.
 
-    load: float32[e], real tokens per expert. balance: float32[], see ops.routing.sequence_balance. overflows:
-    float32[], how often tokens overflowed a buffer of parallel.dispatch.expert_parallel; None without one.
+    Attributes:
+        load: float32[e], the number of real tokens per expert.
+        balance: float32[], see ops.routing.sequence_balance.
+        overflows: float32[], how often tokens overflowed a buffer of
+            parallel.dispatch.expert_parallel; None without a buffer.
     """
 
     load: jax.Array
@@ -42,18 +45,25 @@ class Routing(NamedTuple):
 
 
 class MoE(nn.Module):
-    """Dropless mixture of gated MLPs (arXiv:2412.19437, eqs. 12-16): no token is dropped by its experts."""
+    """A mixture of gated MLPs that drops no token (arXiv:2412.19437, eqs. 12-16)."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x, segment_ids=None, kept=None):
-        """x [b t d] -> ([b t d], Routing of the tokens whose segment_ids int32[b t] is not 0, the experts of
-        all tokens int32[b t a], None).
+        """Send each token to its experts and add up what they return.
 
-        Without segment_ids, when decoding, x may be [b d] too, and Routing is None; where each device has few
-        tokens, the last result is their rounds int32[devices], see parallel.few_tokens. kept: uint16[b t a]
-        of ops.routing.with_kept, or None.
+        Args:
+            x: [b t d]. In decoding, without segment_ids, [b d] is allowed too.
+            segment_ids: int32[b t], 0 on padding; None in decoding.
+            kept: uint16[b t a], experts that a rollout recorded, see ops.routing.with_kept; or
+                None.
+
+        Returns:
+            The output, of x's shape; the Routing of tokens with segment_ids other than 0, None
+            without segment_ids; the experts of all tokens, int32[b t a]; and, where each device has
+            few tokens in decoding, the rounds of their exchange, int32[devices], see
+            parallel.few_tokens, else None.
         """
         cfg = self.config
         e, d, f = cfg.n_routed_experts, cfg.hidden_size, cfg.moe_intermediate_size
@@ -67,12 +77,13 @@ class MoE(nn.Module):
         axes = ("experts", *MLP_AXES[w_gate_up.ndim - 1]), ("experts", "mlp", "embed")
         shared = None
         if cfg.n_shared_experts:
-            # Eq. 12: shared experts take every token, without a weight. Side by side they are one wider MLP
+            # Eq. 12: shared experts take every token, without a weight. Together they are one wider MLP
             shared = GatedMLP(cfg, cfg.n_shared_experts * f, name="shared")
         routed = Split((w_gate_up, w_down), axes)
         if segment_ids is None and kept is None and not cfg.fp8 and has_few_tokens(x):
             return self._token_step(x, (w_router, bias_e), routed, shared)
-        # Each device has its own part of both halves: gathered as one axis, gate and up would be mixed
+        # In joined halves, a device's columns are its part of gate, then its part of up. Rows that do not
+        # split would use the whole axis, in which parts of gate and up alternate
         assert w_gate_up.ndim == 4 or rows_split(x)
 
         x_btd = x if x.ndim == 3 else x[:, None]
@@ -87,7 +98,7 @@ class MoE(nn.Module):
             Kernels(
                 routed.arrays,
                 routed.axes,
-                # FP8 rounds the masters themselves
+                # FP8 rounds the master weights themselves
                 "float32" if cfg.fp8 else cfg.dtype,
             ),
             buffer=cfg.expert_buffer,
@@ -97,7 +108,7 @@ class MoE(nn.Module):
             y += shared(x)
         routing = None
         if segment_ids is not None:
-            # Eqs. 17-20 are of the affinities, before bias and groups
+            # Eqs. 17-20 use the affinities, before bias and groups
             balance = sequence_balance(
                 affinities(logits_bte, cfg.scoring_func),
                 segment_ids,
@@ -121,7 +132,7 @@ class MoE(nn.Module):
 
 
 def _choose(config, x_md, w_router, bias_e):
-    """(experts int32[m a], weights float32[m a]) of tokens [m d]."""
+    """Choose the experts of tokens [m d]: (experts int32[m a], weights float32[m a])."""
     logits_me = dot("md,de->me", x_md.astype(jnp.float32), w_router)
     return _route_of(config)(logits_me, bias_e)
 
@@ -139,7 +150,17 @@ def _route_of(config):
 
 
 def choose_experts(config: ModelConfig, logits_bte, bias_e, kept):
-    """(experts int32[b t a], weights float32[b t a]) of all tokens. bias_e, kept: or None; see MoE."""
+    """Choose the experts of all tokens, and their weights.
+
+    Args:
+        config: The model.
+        logits_bte: float32[b t e], from the router.
+        bias_e: float32[e], the router's balancing bias, or None.
+        kept: uint16[b t a], see MoE.__call__, or None.
+
+    Returns:
+        Experts int32[b t a] and weights float32[b t a].
+    """
     experts_bta, weights_bta = jax.vmap(_route_of(config), (0, None))(logits_bte, bias_e)
     if kept is None:
         return experts_bta, weights_bta

@@ -1,4 +1,4 @@
-"""Frozen weights in int8, by the library qwix: half the memory of bfloat16 beside an adapter that learns."""
+"""Frozen weights in int8, by the library qwix: half the memory of bfloat16, to train an adapter."""
 
 import functools
 
@@ -9,21 +9,22 @@ from deepseek_jax.models.layers import INPUTS, input_axes
 
 
 def quantized(params):
-    """The params with every weight of attention, MLPs and experts as a qwix.QArray, which `weight` reads.
+    """Quantize every weight of attention, MLPs and experts to a qwix.QArray, which `weight` reads.
 
-    Its qvalue is int8, and its scale float32: one for each output, layer and expert, the largest magnitude
-    over 127.5. Embedding, head, norms, biases, routers and multi-token prediction stay as they are.
+    Its qvalue is int8. Its scale is float32, the largest magnitude over 127.5, one for each output,
+    layer and expert. Embedding, head, norms, biases, routers and multi-token prediction stay as
+    they are.
     """
     return _over_weights(params, _quantize)
 
 
 def abstract_quantized(params):
-    """quantized of ShapeDtypeStructs with shardings."""
+    """Return the result of `quantized` for ShapeDtypeStructs with shardings."""
     return _over_weights(params, _abstract)
 
 
 def is_quantized(params):
-    """Whether weights of the params, or of the base beside an adapter, are in int8."""
+    """Return True if weights of params are in int8, also if only an adapter's base is."""
     return any(map(_holds_int8, jax.tree.leaves(params, is_leaf=_holds_int8)))
 
 
@@ -32,7 +33,7 @@ def _holds_int8(node):
 
 
 def unquantized_leaves(params):
-    """The leaves that quantized leaves as they are."""
+    """Return the leaves that int8 does not change: embedding, head, norms, biases, routers, MTP."""
     leaves = jax.tree.leaves_with_path(params, is_leaf=_holds_int8)
     return [leaf for path, leaf in leaves if _int8_axes(path) is None]
 
@@ -46,7 +47,7 @@ def _over_weights(params, convert):
 
 
 def _int8_axes(path):
-    # Only drafts read multi-token prediction modules, and these take no int8
+    # Only speculative decoding reads multi-token prediction modules, and it takes no int8
     return None if path[0].key.startswith("mtp_") else input_axes(path, INPUTS)
 
 

@@ -1,4 +1,7 @@
-"""THE table of what the backward pass of a layer computes again instead of saving it. Without jax."""
+"""The table of remat policies: what the backward pass of a layer computes again.
+
+This file does not import jax.
+"""
 
 from typing import NamedTuple
 
@@ -6,10 +9,13 @@ from deepseek_jax.ops.saved_names import ATTENDED, LAYER_INPUT, SAVED
 
 
 class RematPolicy(NamedTuple):
-    """What the forward pass of a layer keeps for the backward pass, beside the layer's input.
+    """What a layer's forward pass saves for its backward pass, in addition to the layer's input.
 
-    recomputes: the rest, in words. saves, offloads: names of values, see ops.saved_names; the latter wait in
-    the host's memory. saves_products: the results of products with weights.
+    Attributes:
+        recomputes: What the backward pass computes again, in words.
+        saves: Names of values, see ops.saved_names, that stay on the device.
+        offloads: Names of values, see ops.saved_names, that wait in the host's memory.
+        saves_products: True if the results of products with weights are saved.
     """
 
     recomputes: str
@@ -18,7 +24,7 @@ class RematPolicy(NamedTuple):
     saves_products: bool = False
 
 
-# ModelConfig.remat, where it is not "none" -> what it means
+# The values of ModelConfig.remat, except "none"
 REMAT_POLICIES = {
     "full": RematPolicy("the whole layer, from its input"),
     "attention": RematPolicy(

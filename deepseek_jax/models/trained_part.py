@@ -1,4 +1,4 @@
-"""A model's params of which one part learns, such as its indexers, while the rest stays as it is."""
+"""A model's params when an update trains only one part of them, such as the indexers."""
 
 import dataclasses
 import functools
@@ -18,14 +18,19 @@ from deepseek_jax.parallel.shard import init_sharded
 )
 @dataclasses.dataclass(frozen=True)
 class TrainedPart:
-    """trained, frozen: two trees that share out a model's parameters. It stands wherever params may stand."""
+    """A model's params in two trees; it can stand wherever params can stand.
+
+    Attributes:
+        trained: The parameters that an update changes.
+        frozen: All other parameters.
+    """
 
     trained: dict
     frozen: dict
 
 
 def indexers_of(params):
-    """The params, of which the indexers learn alone: -> TrainedPart."""
+    """Return params as a TrainedPart that trains the indexers and freezes the rest."""
     flat = flatten_dict(params)
     trained = {path: leaf for path, leaf in flat.items() if INDEXER in path}
     frozen = {path: leaf for path, leaf in flat.items() if path not in trained}
@@ -33,15 +38,22 @@ def indexers_of(params):
 
 
 def rejoined(part: TrainedPart):
-    """The tree of the model's parameters: the inverse of indexers_of."""
+    """Return the model's whole tree of parameters: the inverse of indexers_of."""
     return unflatten_dict(flatten_dict(part.frozen) | flatten_dict(part.trained))
 
 
 def with_indexers(config: ModelConfig, params, mesh: Mesh, seed: int):
-    """The params of a dense model beside random indexers on the mesh: those of `config`, which has them."""
+    """Add randomly initialised indexers to a dense model's parameters.
+
+    Args:
+        config: The model with indexers (deepseek_v32), which the result fits.
+        params: The parameters of the same model without indexers.
+        mesh: The new indexers are created in their shards on this mesh.
+        seed: The seed of the new indexers.
+    """
 
     def init(rng):
-        # Only what is returned is computed
+        # jit computes only what is returned: the rest of the model is never created
         return indexers_of(init_params(config, rng)).trained
 
     indexers = init_sharded(mesh, init, jax.random.key(seed))

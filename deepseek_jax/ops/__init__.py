@@ -1,1 +1,1 @@
-"""Arrays in, arrays out: the equations of the papers as pure functions."""
+"""The papers' equations as pure functions: arrays in, arrays out."""

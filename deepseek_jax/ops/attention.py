@@ -1,6 +1,6 @@
-"""Causal attention: over packed rows, over completions that share a prompt, and over a decoding cache.
+"""Causal attention over packed rows, over completions of one prompt, and over a decoding cache.
 
-More letters: g query heads of one key head, x width of a query or key head, n branch.
+More dimension letters: g query heads per key head, x width of a query or key head, n branch.
 """
 
 import functools
@@ -18,7 +18,7 @@ from deepseek_jax.ops.platform import choose, size_of
 from deepseek_jax.ops.saved_names import ATTENDED
 from deepseek_jax.ops.selection import packed, unpacked
 
-# Finite, so that a query that sees no key gives no NaN
+# Finite: with -inf, a query that sees no key would give NaN
 MASKED = -1e30
 
 
@@ -37,18 +37,36 @@ def attend(
     kernels: bool = True,
     implementation: str | None = None,
 ):
-    """Each token sees itself and the tokens before it in its own segment, or of these what it selected.
+    """Compute causal attention over packed rows.
 
-    q: [b t h x], k: [b t k x], v: [b t k u], where query head i reads key head i // (h / k).
-    segment_ids: int32[b t]. scale: multiplies the scores. Scores and softmax are float32.
-    selected: uint8[b t z], the keys that each query selected, see ops.selection.select_rows; None: all.
-    implementation: "whole" has all scores, float32[b h t t], in memory at once. "blockwise" has those of one
-    block of queries and one block of keys, recomputes them for the gradient, and skips blocks of later keys.
-    "splash" is JAX's Pallas kernel for TPU, which has them in vector memory, and "interpreted" its emulation.
-    None takes "whole" for short rows, and for long ones the choice of ops.platform. Narrow heads, float32 and
-    a selection take no kernel. kernels: False in a program that the compiler splits over devices: it
-    cannot split a kernel.
-    Returns [b t h u] in v's dtype.
+    Each token sees itself and the earlier tokens of its own segment. With `selected`, it sees only
+    the keys among them that its query selected. Scores and softmax are float32.
+
+    Implementations:
+    - "whole" has all scores, float32[b h t t], in memory at once.
+    - "blockwise" has the scores of one block of queries and one block of keys in memory. It
+      recomputes them for the gradient and skips blocks of later keys.
+    - "splash" is JAX's Pallas kernel for TPU, which holds the scores in vector memory.
+    - "interpreted" emulates "splash" on any machine.
+
+    Args:
+        q: [b t h x]. Query head i reads key head i // (h / k).
+        k: [b t k x].
+        v: [b t k u].
+        scale: Factor of the scores.
+        segment_ids: int32[b t].
+        selected: uint8[b t z], bits of the keys that each query selected, see
+            ops.selection.select_rows. None: every key.
+        kernels: Pass False in a program that the compiler splits over devices: it cannot split a
+            kernel.
+        implementation: None takes "whole" for short rows and the choice of ops.platform for long
+            ones. It takes no kernel for narrow heads, for float32 or with a selection.
+
+    Returns:
+        [b t h u] in v's dtype.
+
+    Raises:
+        ValueError: If this machine lacks the implementation, or if a kernel gets a selection.
     """
     if implementation is None and q.shape[1] <= size_of("longest_whole_row"):
         implementation = "whole"
@@ -87,16 +105,17 @@ def _attend_whole(q, k, v, segment_ids, selected, scale):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _attend_blockwise(q, k, v, segment_ids, selected, scale):
-    """attend with an online softmax over blocks of keys (arXiv:2205.14135): each product takes one block
-    of queries and one of keys.
+    """Compute `attend` with an online softmax over blocks of keys (arXiv:2205.14135).
+
+    Each product takes one block of queries and one block of keys.
     """
     return _blockwise_forward(q, k, v, segment_ids, selected, scale)[0]
 
 
 def _blockwise_forward(q, k, v, segment_ids, selected, scale):
     t, g = q.shape[1], q.shape[2] // k.shape[2]
-    # The barrier ties these to q. The masks depend on no layer: without it, a scan over layers would compute
-    # and hold all of them before its first layer
+    # The masks depend on no layer. This barrier ties them to q: without it, a scan over layers
+    # would compute and hold the masks of all layers before its first layer
     tied_q, tied_ids, pairs = jax.lax.optimization_barrier((q, segment_ids, _pairs(t)))
     blocks = _Blocks(tied_q, k, v, tied_ids, selected, scale)
     n, b, heads, m, _ = blocks.q.shape
@@ -111,22 +130,22 @@ def _blockwise_forward(q, k, v, segment_ids, selected, scale):
             lambda new, old: jnp.where(j == i, new, old), fresh, (largest, total, sum_bkmu)
         )
         scores_bkms = blocks.scores(i, j)
-        # The sums so far are relative to the old maximum: rescale them (arXiv:2205.14135, section 3.1)
+        # Earlier sums are relative to the old maximum: rescale them (arXiv:2205.14135, section 3.1)
         above = jnp.maximum(largest, scores_bkms.max(-1, keepdims=True))
         weights_bkms, shrunk = jnp.exp(scores_bkms - above), jnp.exp(largest - above)
         total = shrunk * total + weights_bkms.sum(-1, keepdims=True)
         values = dot("bkms,bksu->bkmu", weights_bkms.astype(v.dtype), blocks.v[j], jnp.float32)
         sum_bkmu = shrunk * sum_bkmu + values
-        # Written after each block of keys, and complete after the last one
+        # Written after every block of keys, and complete after the last one
         out_nbkmu = out_nbkmu.at[i].set((sum_bkmu / total).astype(v.dtype))
-        # Saved for the backward pass: with this one number a query, it recomputes the weights by one exp
+        # From this one number per query the backward pass recomputes the weights, by one exp
         normalizer_nbkm1 = normalizer_nbkm1.at[i].set(above + jnp.log(total))
         return ((above, total, sum_bkmu), out_nbkmu, normalizer_nbkm1), None
 
     out_nbkmu = jnp.zeros((n, b, heads, m, v.shape[-1]), v.dtype)
     init = fresh, out_nbkmu, jnp.zeros((n, *shape))
     (_, out_nbkmu, normalizer_nbkm1), _ = jax.lax.scan(step, init, pairs)
-    # Under the policy "attention" the backward pass has these, and does not work through the blocks again
+    # remat="attention" saves these two for the backward pass, which then skips the forward blocks
     out = checkpoint_name(_joined(_by_token(out_nbkmu, g), t), ATTENDED)
     normalizer_nbkm1 = checkpoint_name(normalizer_nbkm1, ATTENDED)
     return out, (q, k, v, segment_ids, selected, out, normalizer_nbkm1)
@@ -137,7 +156,8 @@ def _blockwise_backward(scale, saved, cotangent):
     t, g = q.shape[1], q.shape[2] // k.shape[2]
     blocks = _Blocks(q, k, v, segment_ids, selected, scale)
     d_out = _by_key_head(_split(cotangent), g)
-    # The softmax's gradient needs sum_s(weight * d_weight), which is d_out . out (arXiv:2205.14135, app. B.4)
+    # The softmax's gradient needs sum_s(weight * d_weight), which is d_out . out (arXiv:2205.14135,
+    # app. B.4)
     product = cotangent.astype(jnp.float32) * out.astype(jnp.float32)
     drift_nbkm1 = _by_key_head(_split(product.sum(-1, keepdims=True)), g)
 
@@ -150,13 +170,13 @@ def _blockwise_backward(scale, saved, cotangent):
         weights_bkms = jnp.exp(blocks.scores(i, j) - normalizer_nbkm1[i])
         d_v = d_v.at[j].add(over_queries(weights_bkms.astype(v.dtype), d_out[i]))
         d_weights = dot("bkmu,bksu->bkms", d_out[i], blocks.v[j], jnp.float32)
-        # Back in q's dtype, so that the two products below run at its precision
+        # Back to q's dtype: the two products below run at its precision
         d_scores = (weights_bkms * (d_weights - drift_nbkm1[i]) * scale).astype(q.dtype)
         d_q = d_q.at[i].add(dot("bkms,bksx->bkmx", d_scores, blocks.k[j], jnp.float32))
         d_k = d_k.at[j].add(over_queries(d_scores, blocks.q[i]))
         return (d_q, d_k, d_v), None
 
-    # Float32 sums: in bfloat16 they would be rounded after every block
+    # Float32 sums: bfloat16 would round them after every block
     init = tuple(jnp.zeros(x.shape, jnp.float32) for x in (blocks.q, blocks.k, blocks.v))
     (d_q, d_k, d_v), _ = jax.lax.scan(step, init, _pairs(t))
     d_k, d_v = (_joined(jnp.swapaxes(x, 2, 3), t) for x in (d_k, d_v))
@@ -168,7 +188,10 @@ _attend_blockwise.defvjp(_blockwise_forward, _blockwise_backward)
 
 
 class _Blocks:
-    """Operands of attend in n blocks along t: q [n b k m x], k [n b k s x], v [n b k s u]; m = g * block."""
+    """Operands of `attend`, cut into n blocks along t.
+
+    q [n b k m x], k [n b k s x], v [n b k s u], with m = g * block.
+    """
 
     def __init__(self, q, k, v, segment_ids, selected, scale):
         self.g, self.scale = q.shape[2] // k.shape[2], scale
@@ -178,27 +201,29 @@ class _Blocks:
         self.segments = _split(segment_ids)
 
     def scores(self, i, j):
-        """Scores float32[b k m s] of query block i and key block j, MASKED where a key is not seen."""
+        """Return scores float32[b k m s] of query block i and key block j, MASKED if unseen."""
         scores_bkms = dot("bkmx,bksx->bkms", self.q[i], self.k[j], jnp.float32) * self.scale
-        # The length of a block, here
+        # t is the length of a block here
         t = self.segments.shape[-1]
         at_t, at_s = i * t + jnp.arange(t), j * t + jnp.arange(t)
         mask_bts = self.segments[i][:, :, None] == self.segments[j][:, None, :]
         mask_bts &= at_t[:, None] >= at_s
         if self.selected is not None:
-            # Whole bytes: a row of several blocks has blocks of whole bytes
+            # j * t is a multiple of 8: a row of several blocks has blocks of whole bytes
             bits_btz = jax.lax.dynamic_slice_in_dim(self.selected[i], j * t // 8, -(-t // 8), 2)
             mask_bts &= unpacked(bits_btz, t)
-        # A key head's rows are those of g query heads, one head after the other: they share one mask
+        # The rows of a key head are its g query heads, one after the other: all share one mask
         return jnp.where(jnp.tile(mask_bts, (1, self.g, 1))[:, None], scores_bkms, MASKED)
 
 
 def _pairs(t):
-    """(blocks of queries, blocks of keys), int32[pairs] each: for each block of queries first the same block
-    of keys, in which every query sees a key, then the earlier blocks.
+    """Return the blocks to visit, in order: (query blocks, key blocks), int32[pairs] each.
+
+    For each block of queries, the same block of keys comes first, because every query sees a key in
+    it. The earlier blocks follow.
     """
     n = -(-t // _block(t))
-    # No j > i: causal queries see no key of a later block
+    # Never j > i: causal queries see no key of a later block
     i, j = np.array([(i, j) for i in range(n) for j in range(i, -1, -1)], np.int32).T
     return i, j
 
@@ -208,7 +233,10 @@ def _block(t):
 
 
 def _split(array):
-    """[b t ...] -> [n b block ...], padded at the end with zeros, keys that no earlier query sees."""
+    """Cut an array into blocks along t: [b t ...] -> [n b block ...].
+
+    The end is padded with zeros. They come after every real query, so no real query sees them.
+    """
     b, t, *rest = array.shape
     block = _block(t)
     padded = jnp.pad(array, [(0, 0), (0, -t % block)] + [(0, 0)] * len(rest))
@@ -216,7 +244,7 @@ def _split(array):
 
 
 def _joined(blocks, t):
-    """The inverse of _split."""
+    """Undo `_split`."""
     n, b, s, *rest = blocks.shape
     return jnp.moveaxis(blocks, 0, 1).reshape(b, n * s, *rest)[:, :t]
 
@@ -232,18 +260,29 @@ def attend_branches(
     selected=None,
     kernels: bool = True,
 ):
-    """Attention over rows [prefix, branch 1, ..., branch n]: a branch sees only the prefix and itself, or of
-    these what its queries selected.
+    """Compute attention over rows [prefix, branch 1, ..., branch n], which share the prefix.
 
-    A prompt shared by n completions is computed once this way. Shapes as in `attend`, with
-    t = prefix_length + branches * length of a branch, of the layout. segment_ids: int32[b t], 0 on padding, 1
-    elsewhere. Equal to n separate rows [prefix, branch i]. selected: uint8[b t z] of
-    ops.selection.select_branches, or None: all. Returns [b t h u] in v's dtype.
+    A branch sees only the prefix and itself. With `selected`, it sees only the keys among them that
+    its queries selected. The result equals n separate rows [prefix, branch i], but a prompt that n
+    completions share is computed once.
+
+    Args:
+        q: [b t h x], with t = layout.prefix_length + layout.branches * length of a branch.
+        k: [b t k x].
+        v: [b t k u].
+        scale: Factor of the scores.
+        segment_ids: int32[b t], 0 on padding, 1 elsewhere.
+        layout: Lengths of the row's parts.
+        selected: uint8[b t z] from ops.selection.select_branches. None: every key.
+        kernels: As in `attend`.
+
+    Returns:
+        [b t h u] in v's dtype.
     """
     g, prefix_length = q.shape[2] // k.shape[2], layout.prefix_length
     (q_prefix, q_bnthx), (k_prefix, k_bnskx), (v_prefix, v_bnsku) = map(layout.split, (q, k, v))
     seen_bs, seen_bns = layout.split(segment_ids)
-    # A prefix sees nothing of its branches, so it is an ordinary row of its own
+    # A prefix does not see its branches, so it is an ordinary row
     of_prefix = None
     if selected is not None:
         of_prefix, of_branches = layout.split(unpacked(selected, prefix_length + q_bnthx.shape[2]))
@@ -261,13 +300,13 @@ def attend_branches(
     q_bknmx = jnp.moveaxis(_by_key_head(q_bnthx, g), 2, 1)
     k_bksx, v_bksu = jnp.swapaxes(k_prefix, 1, 2), jnp.swapaxes(v_prefix, 1, 2)
     k_bknsx, v_bknsu = jnp.moveaxis(k_bnskx, 3, 1), jnp.moveaxis(v_bnsku, 3, 1)
-    # Scores are joined, not keys: joining keys would copy the prefix for every branch
+    # Concatenate scores, not keys: concatenating keys would copy the prefix for every branch
     to_prefix = dot("bknmx,bksx->bknms", q_bknmx, k_bksx, jnp.float32)
     to_branch = dot("bknmx,bknsx->bknms", q_bknmx, k_bknsx, jnp.float32)
     length = q_bnthx.shape[2]
     before_ts = jnp.tril(jnp.ones((length, length), bool))
     see_branch = before_ts & (seen_bns[:, :, :, None] == seen_bns[:, :, None, :])
-    # The whole prefix comes before every branch: only its padding is masked
+    # All of the prefix comes before every branch, so only its padding is masked
     see_prefix = jnp.broadcast_to(
         (seen_bs > 0)[:, None, None], (*see_branch.shape[:-1], prefix_length)
     )
@@ -286,34 +325,42 @@ def attend_branches(
 
 
 def _by_key_head(q, g):
-    """[... t h x] -> [... k m x], m = g * t: the queries of a key head as one matrix, for one product."""
+    """Put a key head's queries into one matrix, m = g * t: [... t h x] -> [... k m x]."""
     *b, t, h, x = q.shape
     return jnp.moveaxis(q.reshape(*b, t, h // g, g, x), -4, -2).reshape(*b, h // g, g * t, x)
 
 
 def _by_token(out, g):
-    """The inverse of _by_key_head."""
+    """Undo `_by_key_head`."""
     *b, k, m, u = out.shape
     return jnp.moveaxis(out.reshape(*b, k, g, m // g, u), -2, -4).reshape(*b, m // g, k * g, u)
 
 
 def _masked_softmax(scores, mask, dtype):
-    """Softmax of scores float32[... m s], m = g * t, where mask bool[... g t s] is True."""
+    """Return softmax of scores float32[... m s], m = g * t, where mask bool[... g t s] is True."""
     *rest, m, s = scores.shape
     apart = scores.reshape(*rest, -1, mask.shape[-2], s)
     return _softmax(apart, mask, dtype).reshape(*rest, m, s)
 
 
 def attend_cached(q, k, v, *, scale: float, mask):
-    """One query per sequence against its cache: -> [b h u] in v's dtype.
+    """Compute attention of one query per sequence over its cache.
 
-    q: [b h x], k: [z s x], v: [z s u], mask: bool[b s]. z: all key heads of the first sequence, then all of
-    the second, and so on.
+    Args:
+        q: [b h x].
+        k: [z s x], where z counts all key heads of the first sequence, then all of the second, and
+            so on.
+        v: [z s u].
+        scale: Factor of the scores.
+        mask: bool[b s], True on the keys that the query sees.
+
+    Returns:
+        [b h u] in v's dtype.
     """
     b, h, x = q.shape
     q_zgx = q.reshape(len(k), -1, x)
     scores_zgs = dot("zgx,zsx->zgs", q_zgx, k, jnp.float32) * scale
-    # z counts heads fastest: each mask repeats for the heads of its sequence
+    # In z, the heads of one sequence are adjacent: repeat each mask for them
     mask_zs = jnp.repeat(mask, len(k) // b, axis=0)
     weights_zgs = _softmax(scores_zgs, mask_zs[:, None], v.dtype)
     return dot("zgs,zsu->zgu", weights_zgs, v).reshape(b, h, -1)
@@ -322,15 +369,23 @@ def attend_cached(q, k, v, *, scale: float, mask):
 def attend_latent(
     q, latents, *, kv_lora_rank: int, scale: float, mask, implementation: str | None = None
 ):
-    """Absorbed multi-head latent attention (arXiv:2405.04434, appendix C): the queries are already in the
-    latent space, so that keys and values are never expanded.
+    """Compute absorbed multi-head latent attention (arXiv:2405.04434, appendix C).
 
-    q: [b h c+r], latents: [b s c+r]: the first c = kv_lora_rank numbers without positions, the others
-    rotated. mask: bool[b s].
-    implementation: "plain" has all scores, float32[b h s], in memory. "kernel" is a Pallas kernel for TPU
-    that keeps the scores of one block of the cache in vector memory, and "interpreted" is its emulation.
-    None takes the choice of ops.platform, and "plain" for arrays that the kernel does not take.
-    Returns the weighted latents [b h c] in their dtype; the value up-projection expands them.
+    The queries are already in the latent space, so keys and values are never expanded.
+
+    Args:
+        q: [b h c+r]. The first c = kv_lora_rank numbers carry no position; the other r are rotated.
+        latents: [b s c+r], the cache, split in the same way.
+        kv_lora_rank: c.
+        scale: Factor of the scores.
+        mask: bool[b s], True on the tokens of the cache that the query sees.
+        implementation: "plain" has all scores, float32[b h s], in memory. "kernel" is a Pallas
+            kernel for TPU that keeps the scores of one block of the cache in vector memory, and
+            "interpreted" emulates it. None takes the choice of ops.platform, and "plain" for arrays
+            that the kernel does not take.
+
+    Returns:
+        The weighted sums of latents, [b h c] in their dtype. The value up-projection expands them.
     """
     form = choose(
         "attend_latent",
@@ -344,9 +399,12 @@ def attend_latent(
 
 
 def attend_latent_selected(q, latents, chosen, *, kv_lora_rank: int, scale: float):
-    """attend_latent over a few latents of the cache, which are gathered.
+    """Compute `attend_latent` over a few latents, which it gathers from the cache.
 
-    chosen: (int32[b k], bool[b k]) of ops.selection.select_indices.
+    Args:
+        q: [b h c+r].
+        latents: [b s c+r].
+        chosen: (int32[b k], bool[b k]) from ops.selection.select_indices.
     """
     slots_bk, mask_bk = chosen
     latents = jnp.take_along_axis(latents, slots_bk[..., None], axis=1)
@@ -354,8 +412,8 @@ def attend_latent_selected(q, latents, chosen, *, kv_lora_rank: int, scale: floa
 
 
 def _attend_latent_plain(q, latents, mask, kv_lora_rank, scale):
-    # x: a content vector and a rotary one (arXiv:2405.04434, eqs. 16-18)
+    # x: the content part and the rotary part (arXiv:2405.04434, eqs. 16-18)
     scores_bhs = dot("bhx,bsx->bhs", q, latents, jnp.float32) * scale
     weights_bhs = _softmax(scores_bhs, mask[:, None], latents.dtype)
-    # Rotary keys are no values: they are summed too and dropped here, because a slice of the cache is a copy
+    # Rotary keys are not values. Sum them too and drop them here: slicing the cache copies it
     return dot("bhs,bsx->bhx", weights_bhs, latents)[..., :kv_lora_rank]

@@ -1,4 +1,4 @@
-"""Weights in the form for decoding, which multiplies each of them by few rows many times."""
+"""Weights in a form for decoding, which multiplies each weight by few rows, many times."""
 
 from deepseek_jax.ops.cpu import dot as cpu
 from deepseek_jax.ops.platform import choose
@@ -7,8 +7,12 @@ from deepseek_jax.ops.platform import choose
 def prepare(w, num_inputs: int):
     """Convert a Linear layer's weight to the form that ops.dot.dot multiplies by few rows fastest.
 
-    w: [inputs... outputs...]; a product contracts its first num_inputs axes. The result need not be an array:
-    only dot can use it.
+    Args:
+        w: [inputs... outputs...].
+        num_inputs: Number of leading axes of w, which a product contracts.
+
+    Returns:
+        The weight for ops.dot.dot only: it need not be an array.
     """
     return choose("prepare", as_it_is=_as_it_is, inputs_last=cpu.InputsLast.of)(w, num_inputs)
 

@@ -1,4 +1,4 @@
-"""The one matrix product: low precision in, float32 accumulation, gradients at the same precision."""
+"""The one matrix product: low-precision operands, float32 sums, gradients at the same precision."""
 
 import functools
 import re
@@ -14,13 +14,18 @@ from deepseek_jax.ops.platform import choose, precision_of
 def dot(spec, x, w, out_dtype=None):
     """Contract x with w as jnp.einsum does, at x's precision, accumulating in float32.
 
-    Operands of float32 are not rounded, on any machine.
+    float32 operands are not rounded, on any machine.
 
-    spec: an einsum of two operands in which every letter of an operand stands in the other one or in the
-    result. x: any float dtype, the compute dtype. w: any float dtype, cast to x's. Returns out_dtype, or
-    x's dtype. The gradients are products at x's precision too (autodiff of a bfloat16 product with a
-    float32 result would run them in float32), and each arrives in its operand's own dtype, so that
-    float32 master weights get float32 gradients.
+    The gradients are products at x's precision too. (Autodiff of a bfloat16 product with a float32
+    result would run them in float32.) Each gradient arrives in its operand's dtype, so that float32
+    master weights get float32 gradients.
+
+    Args:
+        spec: An einsum of two operands. Every letter of an operand stands in the other operand or
+            in the result.
+        x: Any float dtype. This is the compute dtype.
+        w: Any float dtype, cast to x's.
+        out_dtype: Dtype of the result. None: x's dtype.
     """
     return _product(spec, x, w, out_dtype)
 
@@ -30,13 +35,14 @@ def _product(spec, x, w, out_dtype):
 
 
 def _forward(spec, x, w, out_dtype):
-    # Not a call of dot: a remat policy sees no product inside a custom derivative and would recompute all
+    # Not a call of `dot`: a remat policy sees no product inside a custom derivative, and would
+    # recompute all of them
     return _product(spec, x, w, out_dtype), (x, w)
 
 
 def _backward(spec, out_dtype, saved, cotangent):
     x, w = saved
-    # The gradient by one operand is the product of the cotangent and the other, with the letters moved
+    # An operand's gradient: the cotangent times the other operand, with the letters moved
     left, right, result = re.split(",|->", spec)
     cotangent = cotangent.astype(x.dtype)
     dx = einsum(f"{result},{right}->{left}", cotangent, w.astype(x.dtype))
@@ -48,7 +54,7 @@ dot.defvjp(_forward, _backward)
 
 
 def einsum(spec, left, right):
-    """jnp.einsum of two operands of one dtype into float32."""
+    """Compute jnp.einsum of two operands of one dtype, into float32."""
     return choose("einsum", plain=_einsum, matrices=cpu.einsum)(spec, left, right)
 
 

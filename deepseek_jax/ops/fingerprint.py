@@ -1,19 +1,24 @@
-"""A number that says whether two trees of arrays are the same, bit for bit."""
+"""Fingerprints of arrays: a number that shows whether two trees are equal bit for bit."""
 
 import jax
 import jax.numpy as jnp
 
-GOLDEN = 0x9E3779B1  # odd, so that every position gets another multiple of it
-# Dtypes that fingerprint_as converts, and bits of float32
+# Odd, so that every position gets another multiple of it
+GOLDEN = 0x9E3779B1
+# Dtypes that fingerprint_as converts
 FLOATS = ("float32", "bfloat16")
+# Bits of float32
 INFINITY, NAN = 0x7F800000, 0x7FC00000
 
 
 def fingerprint(tree):
-    """uint32[]: a sum over the bits of every array, mixed with their positions.
+    """Return a sum over the bits of every array, mixed with their positions: uint32[].
 
-    tree: of arrays of 8, 16 or 32 bits a number. Sums of integers do not depend on their order, so the result
-    does not depend on how the arrays are sharded. Two trees that differ share it with a chance of 2^-32.
+    The result does not depend on how the arrays are sharded, because sums of integers do not depend
+    on their order. Two different trees have the same fingerprint with probability 2^-32.
+
+    Args:
+        tree: Arrays of 8, 16 or 32 bits per number.
     """
     total = jnp.uint32(0)
     for index, leaf in enumerate(jax.tree.leaves(tree)):
@@ -30,11 +35,13 @@ def fingerprint(tree):
 
 
 def fingerprint_as(leaf, dtype: str):
-    """uint32[]: `fingerprint` of an array as it would be in another dtype, of float32 and bfloat16; all NaNs
-    are the same here. An array of a third dtype has only its own.
+    """Return the `fingerprint` that an array would have in another dtype: uint32[].
 
-    Integers round to bfloat16, to nearest even, so that the result is the same on every platform, and that of
-    an array which a reader of files has rounded on the host.
+    This works between float32 and bfloat16, and all NaNs are the same here. For a third dtype the
+    result is the array's own fingerprint.
+
+    Rounding to bfloat16 works on integers, to nearest even. The result is therefore the same on
+    every platform, and equals the fingerprint of an array that a file reader rounded on the host.
     """
     if dtype not in FLOATS:
         return fingerprint(leaf)
@@ -49,7 +56,7 @@ def fingerprint_as(leaf, dtype: str):
 
 
 def _mixed(x):
-    """MurmurHash3's finaliser: every bit of the input moves half of the output's bits."""
+    """Mix bits by MurmurHash3's finaliser: every input bit moves half of the output's bits."""
     x ^= x >> 16
     x *= jnp.uint32(0x85EBCA6B)
     x ^= x >> 13

@@ -1,6 +1,6 @@
-"""E4M3 values with one scale a tile, as DeepSeek-V3 rounds for its products (arXiv:2412.19437, section 3.3).
+"""Rounding to E4M3 with one scale per tile, as in DeepSeek-V3 (arXiv:2412.19437, section 3.3).
 
-ops.fp8_blocks multiplies them.
+ops.fp8_blocks multiplies the rounded values.
 """
 
 import functools
@@ -14,7 +14,7 @@ from deepseek_jax.ops.platform import choose
 
 # The largest finite e4m3
 MAX = 448.0
-# Tiles of activations and gradients: ROW and COLUMN; of weights: BLOCK
+# Shapes of tiles: ROW and COLUMN for activations and gradients, BLOCK for weights
 ROW, COLUMN, BLOCK = (1, TERMS), (TERMS, 1), (TERMS, TERMS)
 
 
@@ -26,15 +26,23 @@ def quantize(
     scale=None,
     implementation: str | None = None,
 ):
-    """float[... i j] -> (float8_e4m3fn[... i j], float32[... ceil(i / tile[0]) ceil(j / tile[1])]).
+    """Round x to E4M3, with one scale per tile.
 
-    A tile's scale is its largest magnitude over 448, and 1 if the tile is all zeros. The released inference
-    kernel has a floor of 1e-4 / 448 instead, under which small gradients would vanish. power_of_two rounds
-    scales up to powers of two. Tiles cut off by an edge are padded with zeros. Infinity saturates, NaN stays
-    NaN.
-    scale: the ROW scales of x, if x holds E4M3 values.
-    implementation: "plain", or on TPU "kernel", which rounds in one pass over memory what tiles cover evenly,
-    and its emulation "interpreted"; None takes the choice of ops.platform.
+    A tile's scale is its largest magnitude over 448, and 1 if the tile is all zeros. The released
+    inference kernel has a floor of 1e-4 / 448 instead, under which small gradients would vanish.
+    Tiles that an edge cuts off are padded with zeros. Infinity saturates, and NaN stays NaN.
+
+    Args:
+        x: float[... i j].
+        tile: Rows and columns of a tile.
+        power_of_two: Round scales up to powers of two.
+        scale: The ROW scales of x, if x holds E4M3 values.
+        implementation: "plain"; on TPU also "kernel", which rounds in one pass over memory but
+            needs tiles that cover x evenly. "interpreted" emulates the kernel. None takes the
+            choice of ops.platform.
+
+    Returns:
+        Values float8_e4m3fn[... i j], and scales float32[... ceil(i / tile[0]) ceil(j / tile[1])].
     """
     form = choose(
         "quantize",
@@ -55,17 +63,20 @@ def _quantize(x, tile, of_amax, scale=None):
     padded = jnp.pad(jnp.abs(x), [(0, 0)] * len(lead) + [(0, -i % a), (0, -j % b)])
     amax = padded.reshape(*lead, -(-i // a), a, -(-j // b), b).max((-3, -1))
     scale = of_amax(amax)
-    # No clip to MAX: rounding leaves a quotient at most a few ulps above 448, which E4M3 rounds to 448
+    # No clip to MAX: rounding leaves a quotient at most a few ulps above 448, which becomes 448
     return (x / _spread(scale, tile, x.shape)).astype(jnp.float8_e4m3fn), scale
 
 
 def dequantize(values, scale, tile: tuple[int, int]):
-    """The results of quantize -> float32[... i j]. A checkpoint's weight_scale_inv is a scale for BLOCK."""
+    """Multiply the values of `quantize` by their scales: float32[... i j].
+
+    A checkpoint's weight_scale_inv is a scale for the tile BLOCK.
+    """
     return values.astype(jnp.float32) * _spread(scale, tile, values.shape)
 
 
 def tile_scale(amax, power_of_two: bool = False):
-    """The scale of a tile by its largest magnitude: float32[...] -> float32[...]."""
+    """Return a tile's scale from its largest magnitude: float32[...] -> float32[...]."""
     # Chips flush subnormal numbers to zero, and a scale of 0 would divide by 0
     smallest = jnp.finfo(jnp.float32).tiny
     scale = jnp.where(amax > 0, jnp.maximum(amax / MAX, smallest), 1.0)

@@ -1,7 +1,8 @@
 """Products of E4M3 values in blocks of 128 terms (arXiv:2412.19437, section 3.3).
 
-A block's values are multiplied as they are, its sum is multiplied by the scales of both operands, and blocks
-add up in float32: what FP8 units compute that promote partial sums every 128 terms.
+A block's values are multiplied without their scales. The block's sum is multiplied by the scales of
+both operands, and blocks add up in float32. FP8 units that promote partial sums every 128 terms
+compute the same.
 """
 
 import functools
@@ -14,14 +15,17 @@ from deepseek_jax.ops.fp8 import BLOCK, COLUMN, ROW, TERMS, quantize
 from deepseek_jax.ops.pallas import fp8 as pallas
 from deepseek_jax.ops.platform import choose
 
-# Values times scales carry 28 bits; a GPU's default product drops most of them
+# Values times scales carry 28 bits, and a GPU's default product drops most of them
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 class Blocks(NamedTuple):
-    """One operand of a product: E4M3 values, and a float32 scale for each block of its contracted axis.
+    """One operand of a product, in blocks of its contracted axis.
 
-    The left one: values [... m k], scale [... m blocks]. The right one: [... k n] and [... blocks n].
+    Attributes:
+        values: E4M3. [... m k] of a left operand, [... k n] of a right operand.
+        scale: float32, one for each block. [... m blocks] of a left operand, [... blocks n] of a
+            right operand.
     """
 
     values: jax.Array
@@ -29,19 +33,23 @@ class Blocks(NamedTuple):
 
 
 def rounded_rows(x, parts=1, power_of_two=False):
-    """x [... m k] as a left operand, in tiles of 1 x 128 that each cover columns of one part only."""
+    """Round x [... m k] to a left operand, in tiles of 1 x 128, each in one part of k."""
     parts = _that_matter(x, parts)
     values, scale = quantize(_apart(x, parts), ROW, power_of_two=power_of_two)
     return Blocks(_together(values), _together(scale))
 
 
 def rounded_columns(x, scale=None, power_of_two=False):
-    """x [... k n] as a right operand, in tiles of 128 x 1. scale: see quantize."""
+    """Round x [... k n] to a right operand, in tiles of 128 x 1.
+
+    Args:
+        scale: The ROW scales of x if x holds E4M3 values, see ops.fp8.quantize.
+    """
     return Blocks(*quantize(x, COLUMN, power_of_two=power_of_two, scale=scale))
 
 
 def rounded_weights(w, parts):
-    """w [... k n] as a right operand, in tiles of 128 x 128 that each cover columns of one part only."""
+    """Round w [... k n] to a right operand, in tiles of 128 x 128, each in one part of n."""
     parts = _that_matter(w, parts)
     values, scale = quantize(_apart(w, parts), BLOCK)
     scale = _each(scale, -1, values.shape[-1])
@@ -49,7 +57,7 @@ def rounded_weights(w, parts):
 
 
 def rounded_transpose(w, parts):
-    """The transpose [... n k] of w [... k n] as a right operand, with the values of rounded_weights."""
+    """Return the transpose [... n k] of rounded_weights' values as a right operand."""
     parts = _that_matter(w, parts)
     values, scale = quantize(_apart(w, parts), BLOCK)
     scale = _each(scale, -2, values.shape[-2])
@@ -57,18 +65,18 @@ def rounded_transpose(w, parts):
 
 
 def _that_matter(x, parts):
-    """1 where the ends of parts are ends of tiles anyway."""
+    """Return 1 if parts end where tiles end anyway, else parts."""
     return 1 if x.shape[-1] // parts % TERMS == 0 else parts
 
 
 def transposed(blocks):
-    """A left operand as the right one of the transposed product, and the other way round."""
+    """Turn a left operand into the transposed product's right one, and the other way round."""
     return Blocks(*(jnp.swapaxes(array, -1, -2) for array in blocks))
 
 
-# Checkpoints store the Linear layers that are side by side in a matrix apart, and no scale covers two
+# Linear layers that are side by side in a matrix are separate in checkpoints: no scale covers two
 def _apart(x, parts):
-    """[... i parts*j] -> [... parts i j]."""
+    """Separate parts of the last axis: [... i parts*j] -> [... parts i j]."""
     *lead, j = x.shape
     return jnp.moveaxis(x.reshape(*lead, parts, j // parts), -2, -3)
 
@@ -79,7 +87,7 @@ def _together(x):
 
 
 def _each(scale, axis, size):
-    """The scale of every term of an axis of this size, from those of its blocks."""
+    """Repeat the scales of blocks for each term of an axis of this size."""
     spread = jnp.repeat(scale, TERMS, axis=axis)
     return jax.lax.slice_in_dim(spread, 0, size, axis=axis)
 
@@ -92,13 +100,14 @@ def block_product(
     out_dtype="float32",
     implementation: str | None = None,
 ):
-    """left [g m k] times right [g k n], block by block: -> out_dtype[g m n].
+    """Multiply left [g m k] by right [g k n], block by block: out_dtype[g m n].
 
-    runs: of how many equal runs the contracted axis is made. Blocks restart with each, and the last block of
-    a run may be short.
-    implementation: "dequantized" multiplies values times scales in float32 at full precision, which is the
-    same up to float32's rounding; "kernel" is ops.pallas.fp8 for TPU and "interpreted" its emulation. None
-    takes the choice of ops.platform.
+    Args:
+        runs: Number of equal runs in the contracted axis. Blocks restart with each run, and the
+            last block of a run may be short.
+        implementation: "dequantized" multiplies values times scales in float32 at full precision,
+            which is the same up to float32's rounding. "kernel" is ops.pallas.fp8 for TPU, and
+            "interpreted" emulates it. None takes the choice of ops.platform.
     """
     product = choose(
         "block_product",
@@ -116,7 +125,12 @@ def _plain(left, right, runs, out_dtype):
 
 
 def dequantized(blocks, axis, runs):
-    """Values times scales in float32. axis: the contracted one, -1 or -2."""
+    """Multiply values by their scales, in float32.
+
+    Args:
+        axis: The contracted axis, -1 or -2.
+        runs: As in `block_product`.
+    """
     values, scale = blocks
     size = values.shape[axis] // runs
     each = [_each(run, axis, size) for run in jnp.split(scale, runs, axis)]
@@ -144,7 +158,12 @@ def _by_kernel(left, right, runs, out_dtype, interpret=False):
 
 
 def full_blocks(blocks, axis, runs):
-    """Blocks whose every run is filled up with zeros to whole blocks. axis: the contracted one, -1 or -2."""
+    """Fill up every run of the contracted axis with zeros to whole blocks.
+
+    Args:
+        axis: The contracted axis, -1 or -2.
+        runs: As in `block_product`.
+    """
     values, scale = blocks
     short = -(values.shape[axis] // runs) % TERMS
     if not short:

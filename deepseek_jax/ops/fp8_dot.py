@@ -1,8 +1,8 @@
 """A Linear layer's product in FP8, as DeepSeek-V3 trains with it (arXiv:2412.19437, section 3.3).
 
-qwix 0.1.8 does not fit: its differentiable product tiles both operands alike (either weights in 128 x 1 or
-activations in 128 x 128), and its quantiser refuses sizes that 128 does not divide and turns infinity into
-NaN.
+qwix 0.1.8 does not fit. Its differentiable product tiles both operands alike (weights too in 128 x
+1, or activations too in 128 x 128). Its quantiser refuses sizes that 128 does not divide, and turns
+infinity into NaN.
 """
 
 import functools
@@ -24,7 +24,7 @@ from deepseek_jax.ops.fp8_blocks import (
 
 
 class _Dot(NamedTuple):
-    """How fp8_dot computes: its arguments, and x's dtype."""
+    """Options of an fp8_dot: its arguments, and x's dtype."""
 
     spec: str
     out_dtype: str
@@ -42,18 +42,23 @@ def fp8_dot(
     power_of_two: bool = False,
     implementation: str | None = None,
 ):
-    """ops.dot.dot with E4M3 operands in the product and in both of its gradients.
+    """Compute ops.dot.dot with E4M3 operands in the product and in both of its gradients.
 
-    Letters that x, w and the result all have are batch axes. The other letters flatten to three axes: those
-    of both x and w to the contracted k, in w's order; those of x alone to the tokens m; those of w alone to
-    n. If n begins with a letter z, w holds the weights of z Linear layers side by side (gate and up), which
-    share no tile.
-    Fprop and Dgrad round x and dy in tiles of 1 x 128, along k and along n, and w[k n] in blocks of
-    128 x 128. Wgrad rounds x and dy in tiles of 128 tokens. x is saved in FP8 for Wgrad, which therefore
-    rounds Fprop's rounded x a second time (section 3.5.2).
-    power_of_two: round x's scales up to powers of two in Fprop and in Wgrad, so that the second rounding is
-    exact except for underflow (published for the inputs of the Linear after attention and of the MoE
-    up-projection). implementation: see block_product.
+    Fprop and Dgrad round x and dy in tiles of 1 x 128, along k and along n, and w [k n] in blocks
+    of 128 x 128. Wgrad rounds x and dy in tiles of 128 tokens. x is saved in FP8 for Wgrad, which
+    therefore rounds Fprop's rounded x a second time (section 3.5.2).
+
+    Args:
+        spec: An einsum. Letters that x, w and the result all have are batch axes. The other letters
+            flatten to three axes. Letters of both x and w become the contracted k, in w's order.
+            Letters of x only become the tokens m, and letters of w only become n. If n begins with
+            a letter z, w holds the weights of z Linear layers side by side (gate and up), which
+            share no tile.
+        out_dtype: Dtype of the result. None: x's dtype.
+        power_of_two: Round x's scales up to powers of two in Fprop and in Wgrad, so that the second
+            rounding is exact except for underflow. Published for the inputs of the Linear after
+            attention and of the MoE up-projection.
+        implementation: See ops.fp8_blocks.block_product.
     """
     out_dtype = jnp.dtype(out_dtype or x.dtype).name
     return _dot(_Dot(spec, out_dtype, power_of_two, implementation, x.dtype.name), x, w)
@@ -82,7 +87,7 @@ def _dot_backward(how, saved, dy):
     sizes = _sizes(of_w, w) | _sizes(of_y, dy)
     parts, dy_gmn = _parts(of_w, w), _matrix(dy, *of_y)
     product = functools.partial(block_product, implementation=how.implementation)
-    # Tiles run along the contracted axis: n in Dgrad, tokens in Wgrad. w's square blocks serve either
+    # Tiles run along the contracted axis: n in Dgrad, tokens in Wgrad. w's square blocks fit both
     dx = product(
         rounded_rows(dy_gmn, parts),
         rounded_transpose(_matrix(w, *of_w), parts),
@@ -98,7 +103,10 @@ _dot.defvjp(_dot_forward, _dot_backward)
 
 
 def _groups(spec):
-    """For x, w and the result: (letters, the same letters in the three groups of a batched matrix's axes)."""
+    """Parse spec: for x, w and the result, (its letters, the same letters in three groups).
+
+    Each group flattens to one axis of a batched matrix.
+    """
     left, right, result = re.split(",|->", spec)
     batch = "".join(c for c in right if c in left and c in result)
     k = "".join(c for c in right if c not in result)
@@ -108,7 +116,7 @@ def _groups(spec):
 
 
 def _parts(of_w, w):
-    """The number of Linear layers whose weights are side by side in w."""
+    """Return the number of Linear layers with weights side by side in w."""
     _, (_, _, n) = of_w
     return _sizes(of_w, w)["z"] if n.startswith("z") and n != "z" else 1
 

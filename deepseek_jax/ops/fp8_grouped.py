@@ -1,4 +1,4 @@
-"""Experts' products in FP8: ops.fp8_dot for each expert's own rows."""
+"""Experts' matrix products in FP8: ops.fp8_dot on each expert's own rows."""
 
 import functools
 import math
@@ -25,7 +25,7 @@ from deepseek_jax.ops.platform import choose, size_of
 
 
 class _Grouped(NamedTuple):
-    """How grouped_fp8 computes: its arguments, and the rows' dtype."""
+    """Options of a grouped_fp8 product: its arguments, and the rows' dtype."""
 
     block: int
     implementation: str | None
@@ -35,7 +35,11 @@ class _Grouped(NamedTuple):
 
 
 def expert_block(choices: int, n_routed_experts: int):
-    """ops.grouped_matmul.block_size for grouped_fp8."""
+    """Return the block size of an ExpertLayout for grouped_fp8.
+
+    It is the machine's "fp8_expert_block" (ops.platform). Without one, it is the block_size of
+    ops.grouped_matmul, which explains the arguments.
+    """
     return size_of("fp8_expert_block") or grouped.block_size(choices, n_routed_experts)
 
 
@@ -49,14 +53,26 @@ def grouped_fp8(
     power_of_two: bool = False,
     parts: int = 1,
 ):
-    """ops.grouped_matmul.grouped_matmul with fp8_dot's numerics: one fp8_dot for each expert and part.
+    """Multiply each row by its expert's matrix with fp8_dot's numerics: rows [r d] -> [r n].
 
-    block: each number in rows_per_expert is a multiple of it. parts: the number of Linear layers whose
-    columns are side by side in kernel [e d n]. Each expert's matrix is rounded once, before the product.
-    Wgrad's tiles of 128 tokens restart with every expert. Rows past the sum of rows_per_expert share no tile
-    with an expert.
-    implementation: "kernel" is ops.pallas.fp8 for TPU and "interpreted" its emulation; they raise ValueError
-    unless block is a multiple of 128. Others are grouped_matmul's, of values times scales.
+    The interface is ops.grouped_matmul.grouped_matmul's; the result equals one fp8_dot for each
+    expert and part. Each expert's matrix is rounded once, before the product. Wgrad's tiles of 128
+    tokens restart with every expert. Rows past the sum of rows_per_expert share no tile with an
+    expert.
+
+    Args:
+        rows: [r d], sorted by expert.
+        kernel: [e d n].
+        rows_per_expert: int32[e], multiples of block.
+        block: The block size of the rows' ExpertLayout.
+        implementation: "kernel" is ops.pallas.fp8 for TPU, and "interpreted" emulates it. "ragged"
+            and "pieces" multiply values times scales by the forms of grouped_matmul with these
+            names. None takes the choice of ops.platform.
+        power_of_two: As in fp8_dot.
+        parts: Number of Linear layers with their columns side by side in kernel.
+
+    Raises:
+        ValueError: If "kernel" or "interpreted" gets a block that is not a multiple of 128.
     """
     how = _Grouped(block, implementation, power_of_two, parts, rows.dtype.name)
     return _grouped(how, rows, kernel, rows_per_expert)
@@ -85,7 +101,12 @@ _grouped.defvjp(_grouped_forward, _grouped_backward)
 
 
 class _Form(NamedTuple):
-    """product(how, left, right, rows_per_expert, runs=1) and over_rows(how, kept, dy, rows_per_expert)."""
+    """The two products of one implementation of grouped_fp8.
+
+    Attributes:
+        product: product(how, left, right, rows_per_expert, runs=1), for Fprop and Dgrad.
+        over_rows: over_rows(how, kept, dy, rows_per_expert), for Wgrad.
+    """
 
     product: Callable
     over_rows: Callable
@@ -106,7 +127,7 @@ def _form(how):
 
 
 def _dequantized(name):
-    """The _Form that multiplies dequantized numbers. name: of a form of ops.grouped_matmul."""
+    """Build the _Form that multiplies values times scales by the grouped_matmul form `name`."""
     return _Form(
         functools.partial(_grouped_dequantized, name),
         functools.partial(_over_rows_dequantized, name),
@@ -161,7 +182,7 @@ def _over_rows_by_kernel(how, kept, dy, rows_per_expert, interpret=False):
 
 
 def _tiles(how, rows, rows_per_expert):
-    """The expert of each tile of `rows` rows, int32[tiles], and how many tiles, int32[], have one."""
+    """Return the expert of each tile, int32[tiles], and how many tiles have an expert, int32[]."""
     if how.block % TERMS:
         raise ValueError(
             f"block={how.block} is no multiple of {TERMS}, as grouped_fp8's kernel needs it; pass such a "
@@ -170,16 +191,20 @@ def _tiles(how, rows, rows_per_expert):
     tile = math.gcd(how.block, pallas.GROUPED_ROWS)
     assert rows % tile == 0, "as ops.grouped_matmul.expert_layout makes them"
     tiles_e = rows_per_expert // tile
-    # Tiles without an expert repeat the last one's number, and the kernel skips them
+    # Tiles without an expert repeat the last number; the kernel skips them
     experts = jnp.arange(len(tiles_e), dtype=jnp.int32)
     return jnp.repeat(experts, tiles_e, total_repeat_length=rows // tile), tiles_e.sum()
 
 
 def _rounded_by_tokens(rows, power_of_two=False, *, rows_per_expert, block):
-    """rows [r d], rounded in tiles of 128 x 1 that each cover one expert's rows only."""
-    # Experts and their tiles start at multiples of step
+    """Round rows [r d] to E4M3 and back to float32, in tiles of 128 x 1.
+
+    Each tile covers the rows of one expert only.
+    """
+    # Experts and their tiles start at multiples of `step`
     step = math.gcd(block, COLUMN[0])
-    # An expert's number of rows is data, but shapes must not depend on it: a tile is a run of steps n
+    # Shapes must not depend on rows_per_expert, which is data, so a tile is a run of steps (letter
+    # n)
     ends = jnp.cumsum(rows_per_expert)
     first_n = jnp.arange(0, len(rows), step)
     start_n = jnp.pad(ends, (1, 0))[jnp.searchsorted(ends, first_n, side="right")]

@@ -1,4 +1,4 @@
-"""SwiGLU, one gated MLP, and those of many experts, each on its own tokens."""
+"""Gated MLPs with SwiGLU: one for all tokens, or one per expert on the expert's own tokens."""
 
 import functools
 
@@ -12,12 +12,18 @@ from deepseek_jax.ops.remat import save_for_backward
 
 
 def swiglu(gate, up):
-    """silu(gate) * up (arXiv:2002.05202), computed in float32 and rounded to their dtype once."""
+    """Return silu(gate) * up (arXiv:2002.05202), in float32, rounded once to their dtype."""
     return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
 
 
 def gated_mlp(x, w_gate_up, w_down):
-    """down(swiglu(gate(x), up(x))): x [... d] -> [... d]. w_gate_up: [d 2f] or [d 2 f]; w_down: [f d]."""
+    """Apply a gated MLP, down(swiglu(gate(x), up(x))): x [... d] -> [... d].
+
+    Args:
+        x: [... d].
+        w_gate_up: [d 2f] or [d 2 f].
+        w_down: [f d].
+    """
     rows_md = x.reshape(-1, x.shape[-1])
     w_gate_up = w_gate_up if w_gate_up.ndim == 2 else w_gate_up.reshape(len(w_gate_up), -1)
     gate_mf, up_mf = jnp.split(dot("md,dz->mz", rows_md, w_gate_up), 2, axis=-1)
@@ -25,10 +31,12 @@ def gated_mlp(x, w_gate_up, w_down):
 
 
 def run_sorted(kernels, rows_rzx, rows_per_expert):
-    """The gated MLPs of experts, of few rows sorted by expert: rows [r z x], z x = d, -> [r z x].
+    """Apply experts' gated MLPs to few rows that are sorted by expert: [r z x] -> [r z x].
 
-    kernels: gate and up [e d 2f] or [e d 2 f], down [e f d]. rows_per_expert: int32[e]; results of rows past
-    their sum are undefined.
+    Args:
+        kernels: Gate and up, [e d 2f] or [e d 2 f], and down, [e f d].
+        rows_rzx: Rows, with their d numbers as [z x].
+        rows_per_expert: int32[e]. Results of rows past their sum are undefined.
     """
     w_gate_up, w_down = kernels
     (e, f, _), (z, x) = w_down.shape, rows_rzx.shape[1:]
@@ -44,9 +52,13 @@ def run_sorted(kernels, rows_rzx, rows_per_expert):
 
 
 def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8: bool):
-    """Each token's weighted sum over its experts' gated MLPs: x [m d], experts int32[m a], weights
-    float32[m a] -> [m d]. kernels: gate and up [e d 2 f] or [e d 2f], down [e f d]. fp8: multiply with
-    ops.fp8_grouped.
+    """Return each token's weighted sum over its experts' gated MLPs: [m d].
+
+    Args:
+        experts_ma: int32.
+        weights_ma: float32.
+        kernels: Gate and up, [e d 2 f] or [e d 2f], and down, [e f d].
+        fp8: Multiply with ops.fp8_grouped.
     """
     matmul, up_matmul = grouped.grouped_matmul, grouped.grouped_matmul
     w_gate_up, w_down = kernels
@@ -54,7 +66,7 @@ def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8: bool):
     block = (expert_block if fp8 else grouped.block_size)(experts_ma.size, e)
     if fp8:
         matmul = functools.partial(grouped_fp8, block=block)
-        # Scales as published for these inputs (arXiv:2412.19437, section 3.3.3); the parts are gate and up
+        # Scales as published for these inputs (arXiv:2412.19437, section 3.3.3). Parts: gate and up
         up_matmul = functools.partial(matmul, power_of_two=True, parts=2)
     layout = grouped.expert_layout(experts_ma, e, block)
     rows_rd = grouped.rows_by_expert(x_md, layout)

@@ -1,4 +1,7 @@
-"""One matrix product per expert over rows sorted by expert; no row is dropped; idle experts cost nothing."""
+"""Grouped matrix products: each row, sorted by expert, times its expert's matrix.
+
+No row is dropped, and experts without rows cost nothing.
+"""
 
 import functools
 from collections.abc import Callable
@@ -17,9 +20,14 @@ OVER_ROWS = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ()
 
 
 class ExpertLayout(NamedTuple):
-    """The row of each (token, choice) among rows sorted by expert, each expert's rows padded to whole blocks.
+    """Where each (token, choice) stands among rows that are sorted by expert.
 
-    token_of_row: int32[rows], m on padding. row_of_choice: int32[m a]. rows_per_expert: int32[e], padded.
+    Each expert's rows are padded to whole blocks.
+
+    Attributes:
+        token_of_row: int32[rows], m on padding.
+        row_of_choice: int32[m a].
+        rows_per_expert: int32[e], with padding.
     """
 
     token_of_row: jax.Array
@@ -28,29 +36,34 @@ class ExpertLayout(NamedTuple):
 
 
 def block_size(choices: int, n_routed_experts: int):
-    """Each expert's rows are padded to a multiple of this: a power of two, at most an expert's mean rows, so
-    that padding at most doubles the rows, and at most what ops.platform has for the machine.
+    """Return the block size of an ExpertLayout: each expert's rows are padded to a multiple of it.
+
+    It is a power of two. It is at most the mean number of rows per expert, so that padding at most
+    doubles the rows, and at most the machine's "expert_block" (ops.platform).
+
+    Args:
+        choices: Number of (token, choice) pairs, m * a.
     """
     share = max(choices // n_routed_experts, 1)
     return min(1 << (share.bit_length() - 1), size_of("expert_block"))
 
 
 def whole_tiles(rows: int):
-    """The number of rows, rounded up to whole tiles of the machine's grouped product."""
+    """Round a number of rows up to whole tiles of the machine's grouped product."""
     few, many = size_of("row_tiles")
-    # Decoding has few rows, which a large tile would nearly double
+    # Decoding has few rows, and a large tile would nearly double them
     tile = few if rows < 8 * many else many
     return -(-rows // tile) * tile
 
 
 def expert_layout(experts, n_routed_experts: int, block: int):
-    """Lay out experts int32[m a] as ExpertLayout. The number of rows depends on shapes alone.
+    """Lay out experts int32[m a] as ExpertLayout.
 
-    The id n_routed_experts stands for no expert: its rows come after all others, and their products are
-    undefined.
+    The number of rows depends only on shapes. The id n_routed_experts stands for no expert: its
+    rows come after all others, and their products are undefined.
     """
     m, a = experts.shape
-    # As many blocks as the worst split over experts needs
+    # Enough blocks for the worst split over experts
     blocks = (m * a + min(n_routed_experts, m * a) * (block - 1)) // block
     # z: the experts, then the id for no expert
     count_z = counts(experts, n_routed_experts + 1)
@@ -60,8 +73,9 @@ def expert_layout(experts, n_routed_experts: int, block: int):
 
 
 def capacity_layout(groups, n_groups: int, capacity: int):
-    """Lay out groups int32[m a] as ExpertLayout with `capacity` rows for each group. The caller ensures that
-    no group has more.
+    """Lay out groups int32[m a] as ExpertLayout with `capacity` rows for each group.
+
+    The caller ensures that no group has more.
     """
     rows_n = jnp.full(n_groups, capacity, jnp.int32)
     count_n = counts(groups, n_groups)
@@ -69,12 +83,18 @@ def capacity_layout(groups, n_groups: int, capacity: int):
 
 
 def counts(groups, n_groups: int):
-    """How often each group is chosen: int32[...] below n_groups -> int32[n_groups]."""
+    """Count how often each group is chosen: int32[...] -> int32[n_groups].
+
+    Each entry of groups is below n_groups.
+    """
     return jnp.zeros(n_groups, jnp.int32).at[groups.reshape(-1)].add(1)
 
 
 def _laid_out(groups, count_n, rows_n, first_n, rows):
-    """ExpertLayout of groups int32[m a]: `rows` rows, those of group n in order from row first_n[n] on."""
+    """Build the ExpertLayout of groups int32[m a] with `rows` rows.
+
+    The rows of group n begin at row first_n[n], in order.
+    """
     m, a = groups.shape
     flat = groups.reshape(-1)
     order = jnp.argsort(flat, stable=True)
@@ -90,7 +110,8 @@ def _laid_out(groups, count_n, rows_n, first_n, rows):
 def rows_by_expert(x, layout):
     """Copy each token's vector to its experts' rows: x [m d] -> [rows d], zeros on padding rows.
 
-    The gradient gathers too (a token sums its choices' rows). Autodiff's gradient would scatter.
+    The gradient gathers too: a token sums the rows of its choices. Autodiff's gradient would
+    scatter.
     """
     return _of_rows(x, layout)
 
@@ -100,15 +121,15 @@ def _rows_backward(layout, cotangent):
 
 
 def _of_choices(rows, layout):
-    """The row of each token's choices: [m a d]."""
-    # clip: every index is one of a row. By default take would write NaN over others, in a pass of its own
+    """Gather the rows of each token's choices: [m a d]."""
+    # clip: every index is valid. By default, take fills invalid ones with NaN, in an extra pass
     return jnp.take(rows, layout.row_of_choice, axis=0, mode="clip")
 
 
 def _of_rows(x, layout):
-    """The vector of each row's token, zeros on padding rows."""
+    """Gather the vector of each row's token, zeros on padding rows."""
     if layout.token_of_row.size == layout.row_of_choice.size:
-        # No row is padding. Filling would cost a pass over the rows
+        # No row is padding, and filling would cost a pass over the rows
         return jnp.take(x, layout.token_of_row, axis=0, mode="clip")
     # Padding rows have token m, which is out of range
     return jnp.take(x, layout.token_of_row, axis=0, mode="fill", fill_value=0)
@@ -119,13 +140,13 @@ rows_by_expert.defvjp(lambda x, layout: (rows_by_expert(x, layout), layout), _ro
 
 @jax.custom_vjp
 def combine(rows, weights, layout):
-    """Sum each token's expert outputs: rows [r d], weights float32[m a] -> [m d], weighted in float32."""
+    """Sum each token's expert outputs in float32: rows [r d], weights float32[m a] -> [m d]."""
     chosen_mad = _of_choices(rows, layout)
     return _float32("mad,ma->md", chosen_mad, weights).astype(rows.dtype)
 
 
 def _float32(spec, rows, others):
-    """einsum at the precision of rows, into float32."""
+    """Compute an einsum at the precision of rows, into float32."""
     return jnp.einsum(
         spec, rows, others, precision=precision_of(rows), preferred_element_type=jnp.float32
     )
@@ -137,7 +158,7 @@ def _combine_forward(rows, weights, layout):
 
 def _combine_backward(saved, cotangent):
     rows, weights, layout = saved
-    # Vectors are gathered, as in rows_by_expert; only weights, one number a choice, are scattered
+    # Gather vectors, as rows_by_expert does. Scatter only weights, one number per choice
     weight_r = jnp.zeros(len(rows), weights.dtype).at[layout.row_of_choice].set(weights)
     spread = _of_rows(cotangent, layout)
     chosen_mad = _of_choices(rows, layout)
@@ -151,13 +172,18 @@ combine.defvjp(_combine_forward, _combine_backward)
 
 
 def grouped_matmul(rows, kernel, rows_per_expert, *, implementation: str | None = None):
-    """Multiply each row by its expert's matrix: rows [r d], kernel [e d f], sorted by expert -> [r f].
+    """Multiply each row by its expert's matrix: rows [r d], kernel [e d f] -> [r f].
 
-    rows_per_expert: int32[e]; results of rows past their sum are undefined: they may be NaN.
-    implementation: "ragged" is jax.lax.ragged_dot, a grouped kernel on TPU but dense over the experts on a
-    CPU; "megablox" is JAX's Pallas kernel for TPU and "interpreted" its emulation; "pieces" multiplies one
-    expert after another, see ops.cpu.grouped_matmul. None takes the choice of ops.platform, and no kernel for
-    narrow matrices or float32. Gradients are products in the rows' dtype.
+    Gradients are products in the rows' dtype.
+
+    Args:
+        rows: [r d], sorted by expert.
+        kernel: [e d f].
+        rows_per_expert: int32[e]. Results of rows past their sum are undefined: they may be NaN.
+        implementation: "ragged" is jax.lax.ragged_dot, a grouped kernel on TPU but dense over the
+            experts on a CPU. "megablox" is JAX's Pallas kernel for TPU, and "interpreted" emulates
+            it. "pieces" multiplies one expert after another, see ops.cpu.grouped_matmul. None takes
+            the choice of ops.platform, and no kernel for narrow matrices or float32.
     """
     product = choose(
         "grouped_matmul",
@@ -192,7 +218,12 @@ def _ragged_dot(left, right, rows_per_expert, along):
 
 
 class _Form(NamedTuple):
-    """product(rows, kernel, rows_per_expert, transposed), and the name of the product over rows."""
+    """The two products of one implementation of grouped_matmul.
+
+    Attributes:
+        product: product(rows, kernel, rows_per_expert, transposed).
+        over_rows: Implementation of product_over_rows.
+    """
 
     product: Callable
     over_rows: str | None
@@ -203,7 +234,8 @@ MEGABLOX = _Form(pallas.product, "megablox")
 INTERPRETED = _Form(functools.partial(pallas.product, interpret=True), "interpreted")
 
 
-# Autodiff would take XLA's form for the kernel's gradient, which is dense over the experts on TPU too
+# Autodiff would take XLA's form for the gradient of `kernel`, which is dense over the experts on
+# TPU too
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _grouped(form, rows, kernel, rows_per_expert):
     return form.product(rows, kernel.astype(rows.dtype), rows_per_expert)
@@ -225,12 +257,16 @@ _grouped.defvjp(_grouped_forward, _grouped_backward)
 
 
 def product_over_rows(left, right, rows_per_expert, *, implementation: str | None = None):
-    """Each expert's left^T right over its own rows: left [r d], right [r f] -> float32[e d f].
+    """Return left^T right over each expert's rows: left [r d], right [r f] -> float32[e d f].
 
-    implementation: "ragged" is jax.lax.ragged_dot_general, which XLA computes densely over the experts, with
-    the memory for that, on TPU too; "megablox" is JAX's Pallas kernel for TPU and "interpreted" its
-    emulation; "pieces" is ops.cpu.grouped_matmul.sum_by_expert. None takes the choice of ops.platform, and
-    no kernel for narrow matrices or float32.
+    Args:
+        left: [r d], sorted by expert.
+        right: [r f], sorted by expert.
+        rows_per_expert: int32[e].
+        implementation: "ragged" is jax.lax.ragged_dot_general, which XLA computes densely over the
+            experts on TPU too, with the memory for that. "megablox" is JAX's Pallas kernel for TPU,
+            and "interpreted" emulates it. "pieces" is ops.cpu.grouped_matmul.sum_by_expert. None
+            takes the choice of ops.platform, and no kernel for narrow matrices or float32.
     """
     product = choose(
         "product_over_rows",

@@ -1,4 +1,7 @@
-"""What trains the lightning indexer: attention itself (DeepSeek-V3.2-Exp, section 2.1; arXiv:2512.02556)."""
+"""The loss that trains the lightning indexer to score keys as attention weighs them.
+
+DeepSeek-V3.2-Exp, section 2.1; arXiv:2512.02556.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +13,28 @@ from deepseek_jax.ops.selection import index_scores, over_query_blocks, seen, un
 
 
 def index_loss(index, attention, segments_bt, segments_bs, selected, *, first, scale: float):
-    """KL(p_t || softmax(I_t)) of each token, in nats, 0 on padding: float32[b t].
+    """Return KL(p_t || softmax(I_t)) of each token, in nats, 0 on padding: float32[b t].
 
-    p_t is the mean over heads of attention's own probabilities, over the keys that a query sees (dense) or,
-    with selected, over those that it selected (sparse); softmax(I_t) is over the same keys. p_t gets no
-    gradient: the model learns from its other losses only, and the scores from this one.
-    index: (q [b t j y], k [b s y], w [b t j]), see ops.selection.index_scores. attention: (q [b t h x],
-    k [b s h x]). segments_bt, segments_bs: int32, 0 on padding. selected: uint8[b t z] bits or None. first:
-    int32[], the index in its row of query 0. scale: of attention's scores. Only one block of queries has its
-    scores in memory, and of a long row one head's.
+    p_t is the mean over heads of attention's probabilities, and I_t are the index scores. Both are
+    over the keys that a query sees (dense) or, with `selected`, over the keys that it selected
+    (sparse). p_t gets no gradient: the model learns only from its other losses, and the scores only
+    from this one.
+
+    Scores are in memory for one block of queries at a time. For a long row, attention's scores are
+    in memory for one head at a time.
+
+    Args:
+        index: (q [b t j y], k [b s y], w [b t j]), see ops.selection.index_scores.
+        attention: (q [b t h x], k [b s h x]).
+        segments_bt: int32, segments of the queries, 0 on padding.
+        segments_bs: int32, segments of the keys, 0 on padding.
+        selected: uint8[b t z], bits of ops.selection.select_rows, or None.
+        first: int32[], index of query 0 in its row.
+        scale: Factor of attention's scores.
     """
     (q_btjy, k_bsy, w_btj), (q_bthx, k_bshx) = index, jax.lax.stop_gradient(attention)
 
-    # Its scores are made again for the gradient
+    # The gradient recomputes the block's scores
     @jax.checkpoint
     def one_block(block):
         q_btjy, w_btj, q_bthx, segments_bt, *bits, at_t = block
@@ -43,7 +55,7 @@ def index_loss(index, attention, segments_bt, segments_bs, selected, *, first, s
 
 
 def _shares_of_attention(q_bthx, k_bshx, mask_bts, scale):
-    """The mean over heads of softmax(q . k scale) where mask_bts: -> float32[b t s]."""
+    """Return the mean over heads of softmax(q . k scale) where mask_bts: float32[b t s]."""
 
     def of_heads(q_bthx, k_bshx):
         scores_bhts = dot("bthx,bshx->bhts", q_bthx, k_bshx, jnp.float32) * scale
@@ -61,5 +73,5 @@ def _shares_of_attention(q_bthx, k_bshx, mask_bts, scale):
 
         by_head = tuple(jnp.moveaxis(a, 2, 0) for a in (q_bthx, k_bshx))
         shares_bts, _ = jax.lax.scan(add, jnp.zeros(mask_bts.shape, jnp.float32), by_head)
-    # A query that sees nothing has equal weights on masked keys
+    # A query that sees no key has equal weights on masked keys
     return jnp.where(mask_bts, shares_bts / h, 0.0)

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens without the whole [tokens, vocabulary] array in memory."""
+"""Log-probabilities of given tokens, without the whole [tokens, vocabulary] array in memory."""
 
 import functools
 
@@ -11,20 +11,28 @@ from deepseek_jax.ops.vocabulary import log_total
 
 
 def token_logprobs(hidden, head, targets, temperature=1.0, *, chunk_size: int | None = None):
-    """Log-probability of each target token, and the entropy of the predicted distribution.
+    """Return each target token's log-probability, and the entropy of the predicted distribution.
 
-    hidden: [m d], after the final norm. head: [v d]. targets: int32[m], or (int32[m], candidates int32[m n]),
-    the tokens that each distribution is over, -1 for none; results of a row without any have no meaning.
-    temperature: divides the logits, as in sampling; it gets no gradient. Returns logprobs, float32[m] in
-    nats, and entropy, float32[m] in nats, without a gradient.
-    Equal to a full log-softmax, but computed in chunks of chunk_size tokens (default: as many as have
-    "logits_alive" logits, of ops.platform). With more than one chunk, the backward pass recomputes the
-    logits, so that at most chunk_size * v are in memory.
+    The result equals a full log-softmax, but is computed in chunks of tokens. With more than one
+    chunk, the backward pass recomputes the logits, so that at most chunk_size * v of them are in
+    memory.
+
+    Args:
+        hidden: [m d], after the final norm.
+        head: [v d].
+        targets: int32[m], or (int32[m], candidates int32[m n]). With candidates, each row's
+            distribution is over its candidates only; -1 fills unused places. Results of a row
+            without candidates have no meaning.
+        temperature: Divides the logits, as in sampling. It gets no gradient.
+        chunk_size: Tokens of a chunk. None: as many as have "logits_alive" logits (ops.platform).
+
+    Returns:
+        logprobs, float32[m] in nats, and entropy, float32[m] in nats, without a gradient.
     """
     targets, candidates = targets if isinstance(targets, tuple) else (targets, None)
     m = len(targets)
     chunk = min(chunk_size or max(size_of("logits_alive") // len(head), 1), m)
-    # The same number of chunks, but even ones: the least padding
+    # Spread the tokens evenly over the same number of chunks: this needs the least padding
     chunk = -(-m // -(-m // chunk))
     padding = -m % chunk
     hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
@@ -51,12 +59,12 @@ def _logits(hidden, head):
 
 @jax.checkpoint
 def _chunk_among(hidden_md, head, target_m, temperature, candidates_mn):
-    """_chunk_logprobs of distributions over the candidates."""
+    """Compute `_chunk_logprobs` for distributions over the candidates."""
     logits_mv = _logits(hidden_md, head) / jax.lax.stop_gradient(temperature)
     is_one_mn = candidates_mn >= 0
     among_mn = jnp.take_along_axis(logits_mv, jnp.maximum(candidates_mn, 0), axis=-1)
     among_mn = jnp.where(is_one_mn, among_mn, -jnp.inf)
-    # A row without candidates: of -inf alone the gradient would be NaN
+    # A row without candidates has only -inf, which would make the gradient NaN
     some_m1 = is_one_mn.any(-1, keepdims=True)
     total_m = jax.nn.logsumexp(jnp.where(some_m1, among_mn, 0.0), axis=-1)
     logprob_m = jnp.take_along_axis(logits_mv, target_m[:, None], axis=-1)[:, 0] - total_m
@@ -83,7 +91,7 @@ def _chunk_forward(hidden, head, targets, temperature, recomputed):
 
 def _chunk_backward(recomputed, saved, cotangents):
     hidden, head, targets, temperature, normalizer_m, logits_mv = saved
-    # Where the logits were saved, nothing reads again_mv, so the compiler drops its product
+    # If the logits were saved, nothing reads again_mv, and the compiler drops its product
     again_mv, pull = jax.vjp(_logits, hidden, head)
     logits_mv = again_mv if recomputed else logits_mv
     probs_mv = jnp.exp(logits_mv * (1 / temperature) - normalizer_m[:, None])

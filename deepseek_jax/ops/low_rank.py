@@ -1,4 +1,7 @@
-"""A weight whose change has low rank: a frozen matrix, and two thin ones that learn (arXiv:2106.09685)."""
+"""The low-rank change of a frozen weight, as the product of two thin matrices that learn.
+
+arXiv:2106.09685.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +10,14 @@ from deepseek_jax.ops.platform import precision_of
 
 
 def low_rank(a, b, *, of_experts: bool = False):
-    """The product of a[inputs... r] and b[r outputs...]: float32[inputs... outputs...].
+    """Multiply a [inputs... r] by b [r outputs...]: float32[inputs... outputs...].
 
-    of_experts: a and b have a leading axis of experts, and so has the result. Products with a batch axis are
-    computed again in the backward pass even where config.remat is "dots": saved, those of all layers
-    together would be as large as the model.
+    The product always has a batch axis. The backward pass therefore computes it again even if
+    config.remat is "dots": saved, the products of all layers together would be as large as the
+    model.
+
+    Args:
+        of_experts: a, b and the result have a leading axis of experts.
     """
     if not of_experts:
         return low_rank(a[None], b[None], of_experts=True)[0]

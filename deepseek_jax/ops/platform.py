@@ -1,74 +1,84 @@
-"""The one place that depends on the kind of machine that a program is for: the form of each op, and sizes."""
+"""The one place that depends on the kind of machine: the form of each op, and sizes."""
 
 import contextlib
 
 import jax
 
-# Two tables: what any machine takes, and kinds of machine that take something else. "tpu7x" is one of the
-# TPUs. "one cpu" is a CPU of one device: in a program for several, some forms would gather what is split.
+# Two tables, FORMS and SIZES. "any" is what every machine takes, unless its own kind is in the row.
+# "tpu7x" is one of the TPUs. "one cpu" is a CPU of one device: in a program for several devices,
+# some forms would gather arrays that are split.
 
-# The form of each op unless its caller names one. A new form is a function in a folder of ops/, a name for it
-# where its op calls `choose`, and that name here
+# The form of each op, unless its caller names one. To add a form, write a function in a folder of
+# ops/, name it where its op calls `choose`, and write that name here
 FORMS = {
     "einsum": {"any": "plain", "one cpu": "matrices"},
     "prepare": {"any": "as_it_is", "one cpu": "inputs_last"},
     "save_for_backward": {"any": "plain", "cpu": "bits"},
     # For rows longer than longest_whole_row
     "attend": {"any": "blockwise", "tpu": "splash"},
-    # The k-th largest of a row's index scores
+    # How to find the k-th largest of a row's index scores
     "kth_largest": {"any": "bits", "cpu": "sorted"},
     "attend_latent": {"any": "plain", "tpu": "kernel"},
     "grouped_matmul": {"any": "ragged", "cpu": "pieces", "tpu": "megablox"},
-    # A kernel scales the sum of each 128 terms. An expert's rows fill whole tiles of it
+    # A kernel scales the sum of each 128 terms. Each expert's rows fill whole tiles of the kernel
     "quantize": {"any": "plain", "tpu": "kernel"},
     "block_product": {"any": "dequantized", "tpu": "kernel"},
     "grouped_fp8": {"any": "ragged", "cpu": "pieces", "tpu": "kernel"},
-    # bfloat16 holds the values of E4M3 exactly; other TPUs do not multiply them
+    # Only tpu7x multiplies E4M3 values. Other TPUs get them as bfloat16, which holds them exactly
     "fp8_operands": {"any": "bfloat16", "tpu7x": "float8_e4m3fn"},
-    # XLA computes this product densely over the experts, on TPU too
+    # "ragged" is dense over the experts, on TPU too
     "product_over_rows": {"any": "ragged", "tpu": "megablox"},
     "expert_parallel": {"any": "padded", "tpu": "ragged"},
     "ragged_all_to_all": {"any": "gathered", "tpu": "ragged"},
 }
-# Rows, tokens and numbers in memory at a time
+# Sizes: rows, tokens, and numbers in memory at a time
 SIZES = {
-    # Tokens of a row up to which attention holds all its scores at once, and those of a longer one's blocks.
-    # On a CPU blocks take less than half the time from 128 tokens on
+    # Tokens of the longest row for which attention has all scores in memory at once. On a CPU,
+    # blocks take less than half the time from 128 tokens on
     "longest_whole_row": {"any": 1024, "cpu": 128},
-    # Larger blocks read and write their running sums less often, and compute more beyond the diagonal
+    # Tokens of a block, for longer rows. Larger blocks read and write their running sums less
+    # often, and compute more beyond the diagonal
     "attention_block": {"any": 512, "cpu": 128, "tpu": 1024},
-    # Scores of an indexer's heads, before their weighted sum: 64 MiB of float32
+    # Scores of all heads of an indexer, before their weighted sum: 64 MiB of float32
     "index_scores_alive": {"any": 2**24, "cpu": 2**20, "tpu": 2**26},
-    # The logits of a chunk of tokens: 64 MiB of float32. On TPU 512 MiB: each chunk reads the head from HBM,
-    # and adds to its gradient there
+    # Logits of a chunk of tokens: 64 MiB of float32. On TPU 512 MiB, because each chunk reads the
+    # head from HBM and adds to its gradient there
     "logits_alive": {"any": 2**24, "tpu": 2**27},
-    # Each expert's rows are padded to a multiple of expert_block, and all rows together to one of row_tiles:
-    # of its first number where they are few. A tile of a TPU's kernel may hold rows of several experts, but
-    # must be full
+    # Each expert's rows are padded to a multiple of expert_block, and all rows together to a
+    # multiple of row_tiles: of its first number if they are few, else of its second. A tile of a
+    # TPU's kernel may hold rows of several experts, but must be full
     "expert_block": {"any": 8, "tpu": 1},
     "row_tiles": {"any": (1, 1), "tpu": (128, 512)},
-    # None: that of other products
+    # None: the block size of other products, see ops.fp8_grouped.expert_block
     "fp8_expert_block": {"any": None, "tpu": 256},
 }
-# Forms that are Pallas kernels for a TPU. "interpreted" emulates each of them anywhere
+# Forms that are Pallas kernels for a TPU. "interpreted" emulates each of them on any machine
 KERNELS = ("kernel", "megablox", "splash")
-# {op: {a form that needs the machine: its emulation}}, besides those of kernels
+# {op: {a form that needs the machine: its emulation}}, for forms that are not kernels
 EMULATED = {"ragged_all_to_all": {"ragged": "gathered"}}
 # {op: its forms that XLA does not compile for a CPU}
 NOT_ON_CPU = {"ragged_all_to_all": ("ragged",)}
-# The machines that CPU devices can stand for, and their platforms; see ops.rehearsal
+# Machines that CPU devices can rehearse, and their platforms; see ops.rehearsal
 MACHINES = {"v5e": "tpu", "v5p": "tpu", "v6e": "tpu", "tpu7x": "tpu", "gpu": "gpu"}
-# The one that they stand for, set by ops.rehearsal, and the (op, form)s that it would have computed by since
+# The machine that is rehearsed, set by ops.rehearsal; and the (op, form)s that this machine would
+# have computed with since then
 rehearsed: str | None = None
 taken: set[tuple[str, str]] = set()
 _plain = False
 
 
 def choose(op, implementation=None, suits=lambda: True, **forms):
-    """The form of an op that `implementation` names, or else FORMS. forms: every form by its name.
+    """Return the form of an op: the one that `implementation` names, else the machine's.
 
-    suits(): whether a TPU's own form takes the shapes at hand. Where it does not, a TPU takes the form of any
-    machine. Raises ValueError for a name that the op does not have, and for one that this machine lacks.
+    Args:
+        op: A key of FORMS, which has the machine's form.
+        implementation: Name of a form, or None.
+        suits: Tells whether a TPU's form takes the shapes at hand. If it does not, and no form is
+            named, a TPU takes the form of any machine.
+        **forms: Every form of the op by its name.
+
+    Raises:
+        ValueError: If the op does not have the named form, or this machine lacks it.
     """
     if implementation is None:
         suited = platform() != "tpu" or suits()
@@ -91,25 +101,25 @@ def choose(op, implementation=None, suits=lambda: True, **forms):
 
 
 def _emulation(op, form):
-    """Note the machine's own form as taken, and return the form that emulates it."""
+    """Note the machine's own form in `taken`, and return the form that emulates it."""
     own = form_of(op) if form == "interpreted" else form
     taken.add((op, own))
     return "interpreted" if own in KERNELS else EMULATED.get(op, {}).get(own, own)
 
 
 def forms_taken():
-    """The forms that a rehearsal took, as "op=form, ..." in the order of FORMS."""
+    """List the forms that a rehearsal took, as "op=form, ..." in the order of FORMS."""
     return ", ".join(f"{op}={form}" for op in FORMS for of, form in sorted(taken) if of == op)
 
 
 def _missing(op):
-    """The forms that the machine does not have."""
+    """Return the forms that this machine does not have."""
     kernels = () if platform() == "tpu" else KERNELS
     return kernels + (NOT_ON_CPU.get(op, ()) if platform() == "cpu" else ())
 
 
 def form_of(op):
-    """The name of the form that FORMS has for the machine that the program being traced is for."""
+    """Return the name of an op's form in FORMS for the machine that the traced program is for."""
     form = _row_of(FORMS[op])
     if rehearsed is not None:
         taken.add((op, form))
@@ -117,12 +127,12 @@ def form_of(op):
 
 
 def size_of(name):
-    """The size that SIZES has for the machine that the program being traced is for."""
+    """Return the size in SIZES for the machine that the traced program is for."""
     return _row_of(SIZES[name])
 
 
 def precision_of(x):
-    """The precision of a product of x and another operand of its dtype: exact for float32.
+    """Return the precision for a product of x and an operand of its dtype: exact for float32.
 
     By default a TPU rounds the operands of float32 products to bfloat16, and a GPU to 10 bits.
     """
@@ -131,7 +141,10 @@ def precision_of(x):
 
 @contextlib.contextmanager
 def plain_forms():
-    """Trace the block with the forms and sizes that any machine has, those that others are compared with."""
+    """Trace a `with` block in the forms and sizes that any machine has.
+
+    Other forms are compared with these.
+    """
     global _plain
     _plain = True
     try:
@@ -146,7 +159,7 @@ def _row_of(choices):
     kinds = [platform(), "any"]
     if rehearsed is not None:
         kinds.insert(0, rehearsed)
-    # The size of no mesh is 0
+    # Without a mesh, the size is 0
     elif platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1:
         kinds.insert(0, "one cpu")
     elif "tpu7x" in choices and platform() == "tpu":
@@ -156,10 +169,11 @@ def _row_of(choices):
 
 
 def platform():
-    """ "cpu", "gpu" or "tpu": that of the machine that is rehearsed, else of the device of
-    `jax.default_device`, else of this process's own backend.
+    """Return the platform that programs are traced for: "cpu", "gpu" or "tpu".
 
-    Compiling ahead of time for a machine that is not there sets such a device.
+    It is the platform of the machine that is rehearsed; else of the device in `jax.default_device`;
+    else of this process's own backend. Compiling ahead of time for a machine that is not there sets
+    such a device.
     """
     if rehearsed is not None:
         return MACHINES[rehearsed]

@@ -1,7 +1,8 @@
-"""A run on CPU devices that computes as another machine would: its forms, its sizes and its rounding.
+"""Rehearsal: CPU devices compute with another machine's forms, sizes and rounding.
 
-Kernels run in their emulations, and so does the ragged exchange. What this does not show: the time of
-anything, a kernel that the machine's compiler refuses, and the order in which its products add up.
+Kernels run in their emulations, and so does the ragged exchange. A rehearsal does not show how long
+anything takes, a kernel that the machine's compiler refuses, or the order in which the machine's
+products add up.
 """
 
 import functools
@@ -12,18 +13,24 @@ from jax.interpreters import mlir
 
 from deepseek_jax.ops import platform
 
-# Bits after the point that a default product keeps of float32 operands, which have 23
+# Mantissa bits, of float32's 23, that the machine's default product uses
 KEPT_BITS = {"tpu": 7, "gpu": 10}
 DEFAULTS = (None, lax.Precision.DEFAULT)
-# JAX has no public way to a rule that is registered
+# JAX has no public way to get a registered lowering rule
 _products = mlir._platform_specific_lowerings["cpu"][lax.dot_general_p].rule
 
 
 def rehearse(machine: str | None):
-    """Trace and lower what follows as for one of platform.MACHINES; None: as for this process's devices.
+    """Trace and lower all later programs as for another machine.
 
-    It forgets all programs that were traced before. Raises ValueError for another machine's name, and where
-    this process computes on other devices than CPUs.
+    JAX forgets all programs that were traced before.
+
+    Args:
+        machine: One of platform.MACHINES. None: this process's devices again.
+
+    Raises:
+        ValueError: If the machine is unknown, or if this process computes on other devices than
+            CPUs.
     """
     if machine is not None and machine not in platform.MACHINES:
         known = ", ".join(platform.MACHINES)
@@ -43,7 +50,7 @@ def rehearse(machine: str | None):
 
 
 def _rounded(bits, ctx, left, right, *, precision, **options):
-    """The lowering of a product: float32 operands are rounded unless it asks for a higher precision."""
+    """Lower a product: round float32 operands, unless it asks for a higher precision."""
     each = precision if isinstance(precision, tuple) else (precision,)
     dtypes = {aval.dtype.name for aval in ctx.avals_in[:2]}
     if dtypes == {"float32"} and all(one in DEFAULTS for one in each):
@@ -55,7 +62,7 @@ def _rounded(bits, ctx, left, right, *, precision, **options):
 
 
 def _round(bits, ctx, aval, operand):
-    # The exponent of bfloat16 and of TF32 has float32's 8 bits
+    # bfloat16 and TF32 have 8 exponent bits, as float32 has
     rounding = functools.partial(lax.reduce_precision, exponent_bits=8, mantissa_bits=bits)
     lower = mlir.lower_fun(rounding, multiple_results=False)
     (rounded,) = lower(ctx.replace(primitive=None, avals_in=[aval], avals_out=[aval]), operand)

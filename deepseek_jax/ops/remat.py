@@ -8,5 +8,5 @@ from deepseek_jax.ops.saved_names import SAVED
 
 
 def save_for_backward(x):
-    """x, saved where ModelConfig.remat is "selective"."""
+    """Return x, marked to be saved for the backward pass if ModelConfig.remat is "selective"."""
     return choose("save_for_backward", plain=checkpoint_name, bits=cpu.save_bits)(x, SAVED)

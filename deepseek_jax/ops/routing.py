@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-# In place of an expert, of a token whose choice was not kept
+# Stands for each expert of a token if no choice was recorded for the token, see with_kept
 FREE = 2**16 - 1
 
 
@@ -18,14 +18,22 @@ def route(
     norm_topk_prob: bool = True,
     routed_scaling_factor: float = 1.0,
 ):
-    """Choose each token's experts in its best groups (arXiv:2412.19437, eqs. 13-16; arXiv:2405.04434,
-    section 2.2).
+    """Choose each token's experts in its best groups, and weigh them.
 
-    logits: float32[m e]. bias: float32[e], added for the choice and not for the weights, so it gets no
-    gradient; None if the router has no bias (DeepSeek-V2). A group's score is the sum of its best two experts
-    under "sigmoid" (V3), its best expert under "softmax" (V2). norm_topk_prob: a token's weights sum to 1
-    before they are multiplied by routed_scaling_factor, which is in the released code, not in the equations.
-    Returns experts: int32[m a], best first, and weights: float32[m a].
+    arXiv:2412.19437, eqs. 13-16; arXiv:2405.04434, section 2.2.
+
+    Args:
+        logits: float32[m e].
+        bias: float32[e], added for the choice and not for the weights, so it gets no gradient. None
+            if the router has no bias (DeepSeek-V2).
+        scoring_func: Under "sigmoid" (V3) a group's score is the sum of its best two experts, under
+            "softmax" (V2) its best expert.
+        norm_topk_prob: Scale a token's weights to sum to 1 before they are multiplied by
+            routed_scaling_factor.
+        routed_scaling_factor: A factor of the released code, not of the equations.
+
+    Returns:
+        experts: int32[m a], best first, and weights: float32[m a].
     """
     choice_me = affinities(logits, scoring_func)
     choice_me = choice_me if bias is None else choice_me + jax.lax.stop_gradient(bias)
@@ -35,7 +43,8 @@ def route(
         best = 2 if scoring_func == "sigmoid" else 1
         group_mg = jnp.where(_ranks(choice_mgx) < best, choice_mgx, 0).sum(-1)
         kept_mg = _ranks(group_mg) < topk_group
-        # -inf, not 0: the bias can move an expert of an open group below 0, and a closed group's would win
+        # -inf, not 0: the bias can move an expert of an open group below 0, and an expert of a
+        # closed group would win
         choice_me = jnp.where(kept_mg[..., None], choice_mgx, -jnp.inf).reshape(logits.shape)
     experts_ma = jax.lax.top_k(jax.lax.stop_gradient(choice_me), num_experts_per_tok)[1]
     weights_ma = expert_weights(
@@ -49,8 +58,10 @@ def route(
 
 
 def _ranks(scores):
-    """The place of each score among those of the last axis, 0 for the largest; of equal ones the first comes
-    first, as in top_k. Comparing each with each takes TPUs less time than sorting a few.
+    """Return each score's place along the last axis, 0 for the largest.
+
+    The first of equal scores comes first, as in top_k. Comparing each score with each takes TPUs
+    less time than sorting a few.
     """
     number_x = jnp.arange(scores.shape[-1])
     mine, other = scores[..., None], scores[..., None, :]
@@ -66,35 +77,48 @@ def expert_weights(
     norm_topk_prob: bool = True,
     routed_scaling_factor: float = 1.0,
 ):
-    """The weights of chosen experts (arXiv:2412.19437, eqs. 13 and 16): float32[... a]. The bias chose them;
-    the plain affinities weigh them.
+    """Weigh chosen experts (arXiv:2412.19437, eqs. 13 and 16): float32[... a].
 
-    logits: float32[... e]. experts: int32[... a]. The rest is as in `route`.
+    The bias only chooses experts. Their weights are the affinities without it. Options are as in
+    `route`.
+
+    Args:
+        logits: float32[... e].
+        experts: int32[... a].
     """
-    # By a mask: TPUs gather single numbers slowly
+    # A mask and a sum, because TPUs gather single numbers slowly
     is_chosen = experts[..., None] == jnp.arange(logits.shape[-1])
     weights = jnp.where(is_chosen, affinities(logits, scoring_func)[..., None, :], 0).sum(-1)
     if norm_topk_prob:
-        # 1e-20, as in Hugging Face's code: all chosen sigmoids may underflow to 0
+        # 1e-20, as in Hugging Face's code: the sigmoids of all chosen experts may underflow to 0
         weights /= weights.sum(-1, keepdims=True) + 1e-20
     return weights * routed_scaling_factor
 
 
 def with_kept(experts, kept):
-    """The kept choice where there is one, else this one (keep routing, arXiv:2512.02556, section 3.1).
+    """Replace a token's experts by the experts that the sampler recorded for it, if any.
 
-    experts: int32[... a]. kept: uint16[... a], FREE in each place of a token whose choice was not kept.
+    Keep routing, arXiv:2512.02556, section 3.1.
+
+    Args:
+        experts: int32[... a], the router's choice.
+        kept: uint16[... a], the recorded choice. A token without one has FREE in every place.
     """
     return jnp.where(kept == FREE, experts, kept.astype(jnp.int32))
 
 
 def affinities(logits, scoring_func: str):
-    """Token-to-expert scores float32[... e] from the router's logits: "sigmoid" (V3) or "softmax" (V2)."""
+    """Return token-to-expert scores float32[... e] of logits: "sigmoid" (V3) or "softmax" (V2)."""
     return (jax.nn.sigmoid if scoring_func == "sigmoid" else jax.nn.softmax)(logits)
 
 
 def expert_load(experts, n_routed_experts, counted=None):
-    """Tokens per expert: experts int32[... a] -> float32[e]. counted: bool[...], the tokens to count."""
+    """Count the tokens of each expert: experts int32[... a] -> float32[e].
+
+    Args:
+        experts: int32[... a].
+        counted: bool[...], the tokens to count. None counts all.
+    """
     chosen = jax.nn.one_hot(experts, n_routed_experts)
     if counted is not None:
         chosen = chosen * counted[..., None, None]
@@ -102,48 +126,64 @@ def expert_load(experts, n_routed_experts, counted=None):
 
 
 def sequence_balance(affinity, segment_ids, *, num_experts_per_tok):
-    """The sequence-wise balance loss (arXiv:2412.19437, eqs. 17-20) without its weight. Sequence: a document.
+    """Return the sequence-wise balance loss (arXiv:2412.19437, eqs. 17-20) without its weight.
 
-    affinity: float32[b t e], from `affinities`. segment_ids: int32[b t], 0 on padding, one run a packed
-    document. Returns float32[]: the sum over documents of length * sum_i(f_i * P_i). Divided by the
-    number of real tokens, it is the mean over documents weighted by length, and 1 for a perfectly uniform
-    router. As printed, f counts each token's best experts by affinity alone, without the bias and the groups;
-    only P has a gradient.
+    A sequence is a document. As printed in the paper, f counts each token's best experts by
+    affinity only, without the bias and the groups. Only P has a gradient.
+
+    Args:
+        affinity: float32[b t e], from `affinities`.
+        segment_ids: int32[b t], 0 on padding, one run of equal ids for each packed document.
+
+    Returns:
+        float32[], the sum over documents of length * sum_i(f_i * P_i). Divided by the number of
+        real tokens, it is the mean over documents, weighted by length. This mean is 1 for a
+        perfectly uniform router.
     """
     b, t, e = affinity.shape
     best_bta = jax.lax.top_k(jax.lax.stop_gradient(affinity), num_experts_per_tok)[1]
     chosen_bte = jax.nn.one_hot(best_bta, e).sum(2)
     share_bte = affinity / affinity.sum(-1, keepdims=True)
     before_bt = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)))
-    # Documents are numbered from 1 in each row. Padding gets an index out of range: segment_sum drops it
+    # Number the documents of each row from 1. Padding gets an index out of range, which segment_sum
+    # drops
     document_bt = jnp.cumsum(segment_ids != before_bt, axis=1)
     document_bt = jnp.where(segment_ids > 0, document_bt, t + 1)
 
     def per_document(x_btz):
         return jax.vmap(lambda x, i: jax.ops.segment_sum(x, i, t + 1))(x_btz, document_bt)
 
-    # Numbers that no document has get length 1: 0 / 0 would make the sum NaN
-    length_bn1 = jnp.maximum(per_document(jnp.ones((b, t, 1))), 1)  # n: document
-    # length * f * P: f and P (eqs. 18 and 20) each divide by the length, and one of the two cancels
+    # Letter n: document. Unused document numbers get length 1: 0 / 0 would make the sum NaN
+    length_bn1 = jnp.maximum(per_document(jnp.ones((b, t, 1))), 1)
+    # length * f * P: f and P (eqs. 18 and 20) each divide by the length, and one division cancels
     products_bne = per_document(chosen_bte) * per_document(share_bte) / length_bn1
     return products_bne.sum() * e / num_experts_per_tok
 
 
 def updated_bias(bias, load, *, speed: float):
-    """Lower the bias of overloaded experts by speed and raise that of underloaded experts by speed
-    (arXiv:2412.19437, section 2.1.2).
+    """Move each expert's bias by `speed`: down if it is overloaded, up if it is underloaded.
 
-    bias: float32[... e]; load: float32[... e], tokens per expert over the whole global batch.
+    arXiv:2412.19437, section 2.1.2.
+
+    Args:
+        bias: float32[... e].
+        load: float32[... e], tokens per expert over the whole global batch.
     """
     return bias + speed * jnp.sign(load.mean(-1, keepdims=True) - load)
 
 
 def load_metrics(loads):
-    """How evenly each layer's experts are used: -> dict of float32[]. loads: {key of params: Routing.load}.
+    """Measure how evenly the experts of each layer are used.
 
-    max_vio/LAYER: MaxVio (arXiv:2408.15664), max(load) / mean(load) - 1, 0 in perfect balance.
-    load_entropy/LAYER: entropy of the load in nats, log(e) in perfect balance. LAYER is moe_0, ... or mtp_0,
-    ...; max_vio is the mean over all.
+    Args:
+        loads: {key of params: Routing.load}. A load float32[l e] stacks layers.
+
+    Returns:
+        Dict of float32[]. LAYER stands for moe_0, moe_1 and so on, or mtp_0 and so on.
+        - max_vio/LAYER: MaxVio (arXiv:2408.15664), max(load) / mean(load) - 1, 0 in perfect
+          balance.
+        - max_vio: the mean over all layers.
+        - load_entropy/LAYER: entropy of the load in nats, log(e) in perfect balance.
     """
     layers = {}
     for name, load in loads.items():

@@ -1,8 +1,11 @@
-"""Names of a layer's values, by which a remat policy saves them or moves them to the host. Without jax."""
+"""Names of a layer's values, by which a remat policy saves them or moves them to the host.
 
-# What remat="selective" saves, see ops.remat.save_for_backward
+This module imports no jax.
+"""
+
+# Values that remat="selective" saves, see ops.remat.save_for_backward
 SAVED = "saved_for_backward"
-# What attention by blocks has to compute before its gradient, which remat="attention" saves
+# Results of blockwise attention that its gradient needs: remat="attention" saves them
 ATTENDED = "attended"
 # x [b t d] before a layer, which remat="offload" moves to the host
 LAYER_INPUT = "layer_input"

@@ -1,10 +1,11 @@
-"""DeepSeek Sparse Attention's index scores, and the keys that each query selects by them (DeepSeek-V3.2-Exp,
-section 2; arXiv:2512.02556).
+"""DeepSeek Sparse Attention: index scores, and the keys that each query selects by them.
 
-Scores, selection, and attention over what is selected are separate ops: ops.attention takes a selection, and
-ops.index_loss trains the scores. A tie goes to the key of the lowest position: ReLU makes many scores
-exactly 0, so ties are common with few index heads.
-Letter z: the bytes of a row of bits, one bit a key.
+DeepSeek-V3.2-Exp, section 2; arXiv:2512.02556. Scores, selection and attention over selected keys
+are separate ops: ops.attention takes a selection, and ops.index_loss trains the scores. A tie goes
+to the key of the lowest position: ReLU makes many scores exactly 0, so ties are common with few
+index heads.
+
+One more dimension letter: z, the bytes of a row of bits, with one bit per key.
 """
 
 import jax
@@ -16,13 +17,18 @@ from deepseek_jax.ops.platform import choose, size_of
 
 
 def index_scores(q_btjy, k_bsy, w_btj):
-    """I[t, s] = sum over j of w[t, j] ReLU(q[t, j] . k[s] / sqrt(y)): -> float32[b t s].
+    """Return index scores I[t, s] = sum_j w[t, j] ReLU(q[t, j] . k[s] / sqrt(y)): float32[b t s].
 
-    One key head serves all query heads. w_btj: float32, scaled by 1 / sqrt(j) already. Of the products of all
-    heads, float32[b t j s], ops.platform's "index_scores_alive" numbers are in memory at once: where there
-    are more, they are made for one block of keys at a time, and again for the gradient.
-    The released inference code also rotates q and k by one orthogonal matrix, which leaves every product as
-    it is, and rounds them to FP8, which this does not.
+    One key head serves all query heads. The released inference code also rotates q and k by one
+    orthogonal matrix, which leaves every product unchanged, and rounds them to FP8, which this
+    function does not.
+
+    The products of all heads are float32[b t j s]. If they are more numbers than
+    "index_scores_alive" (ops.platform), they are computed for one block of keys at a time, and
+    again for the gradient.
+
+    Args:
+        w_btj: float32, already scaled by 1 / sqrt(j).
     """
     s, lanes = k_bsy.shape[1], 128
     block = max(size_of("index_scores_alive") // w_btj.size // lanes, 1) * lanes
@@ -38,18 +44,21 @@ def index_scores(q_btjy, k_bsy, w_btj):
 def _scores_of_block(q_btjy, k_bsy, w_btj):
     products_btjs = dot("btjy,bsy->btjs", q_btjy, k_bsy, jnp.float32)
     positive_btjs = jax.nn.relu(products_btjs * q_btjy.shape[-1] ** -0.5)
-    # No dot: each product has one column, and an exact one of float32 takes a TPU several passes
+    # Not a dot: it would have one column, and an exact float32 product takes a TPU several passes
     return (w_btj[..., None] * positive_btjs).sum(2)
 
 
 def select(scores, mask, index_topk: int, implementation: str | None = None):
-    """Which keys each query attends to: the index_topk of the largest scores among those it may see, a tie
-    going to the lowest index: -> bool[... s].
+    """Select the index_topk largest scores among the keys that each query may see: bool[... s].
 
-    scores: float32[... s]. mask: bool[... s], the keys that a query may see. A query that may see no more
-    than index_topk keys selects all of them.
-    implementation: how the last score that is selected is found, "sorted" or "bits"; None takes the choice of
-    ops.platform.
+    A tie goes to the lowest index. A query that may see no more than index_topk keys selects all of
+    them.
+
+    Args:
+        scores: float32[... s].
+        mask: bool[... s], the keys that a query may see.
+        implementation: How to find the lowest score that is selected: "sorted" or "bits". None
+            takes the choice of ops.platform.
     """
     if index_topk >= scores.shape[-1]:
         return mask
@@ -59,7 +68,7 @@ def select(scores, mask, index_topk: int, implementation: str | None = None):
     above, tied = scores > last, scores == last
     room = index_topk - above.sum(-1, keepdims=True, dtype=jnp.int32)
     chosen = above | (tied & (jnp.cumsum(tied, axis=-1, dtype=jnp.int32) <= room))
-    # Where fewer keys than index_topk can be seen, the last score is that of keys that cannot
+    # If a query sees fewer than index_topk keys, `last` is -inf, as are all unseen keys
     return chosen & mask
 
 
@@ -68,12 +77,13 @@ def _kth_sorted(scores, k):
 
 
 def _kth_by_bits(scores, k):
-    """The k-th largest by a binary search through the 32 bits of a float: it reads the scores 32 times, and
-    sorts nothing.
+    """Find the k-th largest score by a binary search through the 32 bits of a float.
+
+    This reads the scores 32 times and sorts nothing.
     """
     bits = jax.lax.bitcast_convert_type(scores, jnp.uint32)
     sign = jnp.uint32(1 << 31)
-    # Unsigned numbers in the order of the floats
+    # Unsigned integers in the same order as the floats
     rising = jnp.where(bits & sign, ~bits, bits | sign)
 
     def one_bit(i, found):
@@ -87,11 +97,14 @@ def _kth_by_bits(scores, k):
 
 
 def select_indices(scores, mask, index_topk: int):
-    """`select` as rising indices, for a gather: -> (int32[... k], bool[... k], False where a query selects
-    fewer than k = index_topk keys).
+    """Compute `select` as ascending indices, for a gather.
+
+    Returns:
+        (int32[... k], bool[... k]) with k = index_topk: indices, and False in the last places of a
+        query that selects fewer than k keys.
     """
     chosen = select(scores, mask, index_topk)
-    # The n-th index is the first one up to which n are chosen
+    # The n-th index is the first place up to which n keys are chosen
     counts = jnp.cumsum(chosen, axis=-1, dtype=jnp.int32)
     nth = jnp.arange(1, index_topk + 1)
     find = jnp.vectorize(lambda row: jnp.searchsorted(row, nth), signature="(s)->(k)")
@@ -100,11 +113,16 @@ def select_indices(scores, mask, index_topk: int):
 
 
 def select_rows(q_btjy, k_bsy, w_btj, segments_bt, segments_bs, *, first, index_topk: int):
-    """The selection of the queries of packed rows, as `packed` bits: -> uint8[b t z].
+    """Select the keys of each query in packed rows, as `packed` bits: uint8[b t z].
 
-    segments_bt, segments_bs: int32, of the queries and of the keys; a query sees keys up to itself in its own
-    segment. first: int32[], the index in its row of query 0. No gradient passes. Scores exist for one block
-    of queries at a time.
+    The operands are as in `index_scores`. No gradient passes. The scores of one block of queries
+    are in memory at a time.
+
+    Args:
+        segments_bt: int32, segments of the queries. A query sees the keys of its own segment up to
+            itself.
+        segments_bs: int32, segments of the keys.
+        first: int32[], index of query 0 in its row.
     """
     s = k_bsy.shape[1]
     q_btjy, k_bsy, w_btj = jax.lax.stop_gradient((q_btjy, k_bsy, w_btj))
@@ -120,9 +138,10 @@ def select_rows(q_btjy, k_bsy, w_btj, segments_bt, segments_bs, *, first, index_
 
 
 def select_branches(q_btjy, k_bty, w_btj, segment_ids, *, layout: Branches, index_topk: int):
-    """select_rows for rows of ops.attention.attend_branches: -> uint8[b t z] bits.
+    """Select keys for rows of ops.attention.attend_branches, as `packed` bits: uint8[b t z].
 
-    The bits of a row are those of the prefix and of one branch: of its own, for a branch's query.
+    As `select_rows`, but a query's bits stand for the keys of the prefix and of one branch. For a
+    query in a branch, this is its own branch.
     """
     q_btjy, k_bty, w_btj = jax.lax.stop_gradient((q_btjy, k_bty, w_btj))
     parts = map(layout.split, (q_btjy, k_bty, w_btj, segment_ids))
@@ -145,15 +164,28 @@ def select_branches(q_btjy, k_bty, w_btj, segment_ids, *, layout: Branches, inde
 
 
 def seen(segments_bt, segments_bs, at_t):
-    """The keys up to each query in its own segment: bool[b t s]. at_t: int32[t], the queries' indices."""
+    """Return the keys that each query may see, up to itself in its own segment: bool[b t s].
+
+    Args:
+        segments_bt: Segments of the queries.
+        segments_bs: Segments of the keys.
+        at_t: int32[t], the queries' indices in their row.
+    """
     before_ts = at_t[:, None] >= jnp.arange(segments_bs.shape[1])
     return before_ts & (segments_bt[:, :, None] == segments_bs[:, None, :])
 
 
 def over_query_blocks(function, keys: int, at_t, *arrays):
-    """function((*arrays, at_t)) for one block of queries after another, if keys are many: -> [b t ...].
+    """Apply a function to one block of queries at a time if there are many queries or keys.
 
-    arrays: [b t ...]. The result is padded to whole blocks of t; padding has the index -1, so it sees no key.
+    Args:
+        function: Takes a tuple (*arrays, at_t) of the queries in a block.
+        keys: Number of keys.
+        at_t: int32[t], the queries' indices in their row.
+        *arrays: [b t ...] each.
+
+    Returns:
+        [b t ...], where t is padded to whole blocks. Padding has the index -1, so it sees no key.
     """
     t, block = len(at_t), size_of("attention_block")
     if max(t, keys) <= max(block, size_of("longest_whole_row")):
@@ -170,10 +202,13 @@ def over_query_blocks(function, keys: int, at_t, *arrays):
 
 
 def packed(chosen):
-    """bool[... s] -> uint8[... z], an eighth of the bytes: a selection is held until its gradient."""
+    """Pack a selection into bits: bool[... s] -> uint8[... z].
+
+    It takes an eighth of the memory, where a selection stays until its gradient.
+    """
     return jnp.packbits(chosen, axis=-1)
 
 
 def unpacked(bits, count: int):
-    """The inverse of packed: -> bool[... s] of count keys."""
+    """Undo `packed`: uint8[... z] -> bool[... s] of `count` keys."""
     return jnp.unpackbits(bits, axis=-1, count=count).astype(bool)

@@ -1,4 +1,4 @@
-"""Attention over rows that are split by token: inside it they are split by head (arXiv:2309.14509)."""
+"""Attention over rows that are split by token: inside it they split by head (arXiv:2309.14509)."""
 
 import functools
 
@@ -15,8 +15,17 @@ HEADS = ("batch", None, "attention_heads", None)
 def attend_rows(q, k, v, segment_ids, branches, scale, selected=None):
     """Attend within rows, over the devices of the mesh, and save the result for the backward pass.
 
-    q: [b t h x], k: [b t k x], v: [b t k u]. branches: an ops.branches.Branches, or None. selected:
-    uint8[b t z], see ops.attention, or None. -> [b t h u].
+    Args:
+        q: [b t h x].
+        k: [b t k x].
+        v: [b t k u].
+        segment_ids: int32[b t], 0 on padding.
+        branches: An ops.branches.Branches, or None.
+        scale: The factor on attention's scores.
+        selected: uint8[b t z], see ops.attention, or None.
+
+    Returns:
+        [b t h u].
     """
     attention = functools.partial(attend, scale=scale)
     if branches is not None:
@@ -25,14 +34,23 @@ def attend_rows(q, k, v, segment_ids, branches, scale, selected=None):
 
 
 def over_heads(attention, q, k, v, segment_ids, selected=None):
-    """Call attention(q, k, v, segment_ids=..., selected=...): each device attends over whole rows with its
-    own heads.
+    """Call an attention function so that each device attends over whole rows with its own heads.
 
-    q: [b t h x], k: [b t k x], v: [b t k u], segment_ids: int32[b t], selected: uint8[b t z] or None, and the
-    result, [b t h u], are split by token. attention treats each row, and each query head with its key head,
-    alone. Where the queries' heads or the rows do not split over the devices, q stays split by token and each
-    device gathers whole rows of k and v. Then attention gets kernels=False, because a kernel runs on one
-    device.
+    If the queries' heads or the rows do not split over the devices, q stays split by token and each
+    device gathers whole rows of k and v. Then attention gets kernels=False, because a kernel runs
+    on one device.
+
+    Args:
+        attention: A function attention(q, k, v, segment_ids=..., selected=...). It must compute
+            each row, and each query head with its key head, independently of the others.
+        q: [b t h x], split by token, as all arrays here.
+        k: [b t k x].
+        v: [b t k u].
+        segment_ids: int32[b t].
+        selected: uint8[b t z] or None.
+
+    Returns:
+        [b t h u], split by token.
     """
 
     def local(q, k, v, segment_ids, selected):
@@ -43,7 +61,7 @@ def over_heads(attention, q, k, v, segment_ids, selected=None):
         return local(q, k, v, segment_ids, selected)
     spec = partition_spec(HEADS)
     rows, parts = axis_parts(mesh, spec[0]), axis_parts(mesh, spec[2])
-    # Here, or an attention that works through blocks would gather them at every block
+    # Gather here: an attention that works through blocks would gather them at every block
     segment_ids = constrain(segment_ids, ("batch", None))
     if selected is not None:
         selected = constrain(selected, ("batch", None, None))
@@ -65,10 +83,13 @@ def over_heads(attention, q, k, v, segment_ids, selected=None):
 
 
 def over_queries(function, queries, keys):
-    """function(queries, keys, first): each device computes for its own queries over whole rows of keys.
+    """Call function(queries, keys, first) so that each device computes for its own queries.
 
-    queries: a tree of [b t ...], and so is the result; keys: a tree of [b s ...], gathered. first: int32[],
-    the index in its row of a device's first query.
+    Args:
+        function: Its result is a tree of [b t ...]. first is int32[], the index in its row of a
+            device's first query.
+        queries: A tree of [b t ...].
+        keys: A tree of [b s ...]; each device gathers whole rows.
     """
     mesh = current_mesh()
     if mesh is None:
@@ -98,7 +119,12 @@ def over_queries(function, queries, keys):
 
 
 def by_rows(function, *arrays, axis: str = "batch"):
-    """function(*arrays) of trees of [b ...]: each device computes its own rows. axis: their logical name."""
+    """Call function(*arrays) on trees of [b ...], each device on its own rows.
+
+    Args:
+        function: It must compute each row independently of the others.
+        axis: The logical name of the rows.
+    """
     mesh, spec = current_mesh(), partition_spec((axis,))
     rows = len(jax.tree.leaves(arrays)[0])
     if mesh is None or rows % axis_parts(mesh, spec[0]):

@@ -1,8 +1,8 @@
 """Where a rollout's arrays live: weights stay, and the few tokens of a step travel.
 
-In training fsdp splits weights, which are gathered before each product. A decoding step multiplies each
-weight by a handful of tokens, so no weight is gathered: fsdp, context and tensor split heads, the width of
-MLPs and the vocabulary, and each device keeps the caches of its own slots.
+In training fsdp splits weights, which are gathered before each product. A decoding step multiplies
+each weight by a handful of tokens, so no weight is gathered: fsdp, context and tensor split heads,
+the width of MLPs and the vocabulary, and each device has the caches of its own slots.
 """
 
 import contextlib
@@ -22,46 +22,56 @@ from deepseek_jax.parallel.shard import (
     use_rules,
 )
 
-# What the axes of the model split
+# The logical axes that the mesh axes of the model split
 OF_MODEL = "heads kv_heads attention_heads index_heads queries mlp vocab latent".split()
 
 
 def decoding_mesh(mesh: Mesh, heads: int):
-    """The mesh of a rollout over the devices of a training mesh: fsdp as large as `heads` allow, data the
-    rest.
+    """Make a rollout's mesh from a training mesh: fsdp as large as the heads allow, data the rest.
 
-    heads: num_attention_heads. Devices keep their order, so that arrays move between the two meshes within
-    one program.
+    Devices stay in the same order, so that arrays move between the two meshes within one program.
+
+    Args:
+        mesh: The training mesh.
+        heads: num_attention_heads.
     """
     fixed = math.prod(mesh.shape[axis] for axis in _model_axes(mesh, heads) if axis != "fsdp")
     fsdp = math.gcd(mesh.shape["fsdp"], heads // fixed)
     sizes = dict(mesh.shape) | {"fsdp": fsdp}
-    # data and fsdp are neighbours among the axes: their product may be cut anew
+    # data and fsdp are neighbours among the axes, so their product may be split in another way
     sizes["data"] *= mesh.shape["fsdp"] // fsdp
     devices = mesh.devices.reshape([sizes[axis] for axis in MESH_AXES])
     return Mesh(devices, MESH_AXES, axis_types=mesh.axis_types)
 
 
 def decoding_rules(mesh: Mesh | AbstractMesh, heads: int, experts: int):
-    """The table of axes on a decoding_mesh, in place of RULES. experts: n_routed_experts, or 1."""
+    """Return the table of axes on a decoding_mesh, in place of RULES.
+
+    Args:
+        mesh: The decoding_mesh.
+        heads: num_attention_heads.
+        experts: n_routed_experts, or 1.
+    """
     model = _model_axes(mesh, heads)
     batch = tuple(axis for axis in MESH_AXES if axis not in model)
     rules = dict.fromkeys(RULES) | {"experts": _expert_axes(mesh, model, experts), "batch": batch}
     rules |= dict.fromkeys(OF_MODEL, model)
-    # Every device attends for its own slots; the major axes are those of the batch, so that going from one to
-    # the other is an exchange along the model's axes alone
+    # Every device attends for its own slots. The batch's axes come first, so that an array moves between rows
+    # and slots by an exchange along the model's axes only
     return rules | {"slots": (*batch, *model)}
 
 
 def _model_axes(mesh, heads):
-    """The axes that split weights: fsdp, tensor, and context unless the heads do not split over it."""
+    """Return the axes that split weights: fsdp, tensor, and context if heads split over it too."""
     with_context = mesh.shape["context"] * mesh.shape["tensor"]
     return ("fsdp", "context", "tensor") if heads % with_context == 0 else ("fsdp", "tensor")
 
 
 def _expert_axes(mesh, model, experts):
-    """The axis of experts, and those of the model that experts still split over. A device sends its tokens
-    along all of them; along the model's other axes, devices send the same ones.
+    """Return the axis "expert", and the model's axes that experts also split over.
+
+    A device sends its tokens along all of these axes. Along the model's other axes, devices send
+    the same tokens.
     """
     axes = ("expert",)
     for axis in reversed(model):
@@ -71,21 +81,32 @@ def _expert_axes(mesh, model, experts):
 
 
 def to_rollout(weight, names):
-    """Pin a weight to its place in a rollout, on its way from that in training."""
+    """Move a weight from its place in training to its place in a rollout.
+
+    Args:
+        weight: The weight.
+        names: The logical names of its axes.
+    """
     if current_mesh() is None:
         return weight
     table = current_rules()
     expert, *more = table["experts"]
     if "experts" in names and more:
-        # Where two axes go to two dimensions at once, the compiler gathers the whole weight
+        # In two steps: if two axes move to two dimensions at once, the compiler gathers the whole weight
         with use_rules(table | {"experts": expert, "embed": tuple(more)}):
             weight = constrain(weight, names)
     return constrain(weight, names)
 
 
 def join_halves(weight, names):
-    """A gated MLP's first weight [... 2 f] as [... 2f], as its product reads it: on each device its share of
-    the gate, then that of up, so that the order of columns depends on the mesh. names: of the weight's axes.
+    """Turn a gated MLP's first weight [... 2 f] into [... 2f], the form that its product reads.
+
+    Each device has its part of gate, then its part of up. So the order of columns depends on the
+    mesh.
+
+    Args:
+        weight: [... 2 f].
+        names: The logical names of its axes.
     """
     mesh = current_mesh()
 
@@ -102,7 +123,10 @@ def join_halves(weight, names):
 
 @contextlib.contextmanager
 def decoding(heads: int, experts: int):
-    """Trace with decoding_rules, on the decoding_mesh of `jax.set_mesh`; without a mesh nothing changes."""
+    """Trace with decoding_rules, on the decoding_mesh of `jax.set_mesh`.
+
+    Without a mesh nothing changes.
+    """
     mesh = current_mesh()
     if mesh is None:
         yield
@@ -112,16 +136,16 @@ def decoding(heads: int, experts: int):
 
 
 # The few queries, keys and latents of a step travel, so that weights stay split by head and caches by slot.
-# Each is pinned on both sides of its way, or the compiler gathers the weights of the product beside it
+# Each is pinned before and after it travels, or the compiler gathers the weights of a neighbouring product
 
 
 def heads_to_slots(a):
-    """[b ... h x]: from a device's heads of many slots to all heads of its own slots."""
+    """Move [b ... h x] from some heads of many slots on a device to all heads of its own slots."""
     return own_slots(_own_heads(a))
 
 
 def slots_to_heads(a):
-    """[b ... h x]: from all heads of a device's own slots to its heads of many slots."""
+    """Move [b ... h x] from all heads of a device's own slots to some heads of many slots."""
     return _own_heads(own_slots(a))
 
 
@@ -130,12 +154,12 @@ def _own_heads(a):
 
 
 def by_slot(attend, *arrays):
-    """attend(*arrays) of arrays [b ...] with a leading axis of slots: each device computes its own."""
+    """Call attend(*arrays) on arrays with a leading axis of slots, each device on its own slots."""
     return by_rows(attend, *arrays, axis="slots")
 
 
 def own_slots(a):
-    """Pin an array with a leading axis of slots, or of parts of slots, to their devices."""
+    """Pin an array with a leading axis of slots, or of parts of slots, to the slots' devices."""
     return constrain(a, ("slots",) + (None,) * (a.ndim - 1))
 
 

@@ -1,4 +1,4 @@
-"""Send tokens to the devices that hold their experts, and back (arXiv:2412.19437, section 3.2)."""
+"""Send tokens to the devices that have their experts, and back (arXiv:2412.19437, section 3.2)."""
 
 import functools
 import math
@@ -21,17 +21,21 @@ from deepseek_jax.parallel.gather import gathered, split_over
 from deepseek_jax.parallel.ragged import ragged_all_to_all
 from deepseek_jax.parallel.shard import axis_parts, constrain, current_mesh, partition_spec
 
-# The scope of a branch that a plan leaves out
+# Name of the scope of a rare branch, which a plan leaves out
 RARE = "rarely"
-# Tokens of a device in an exchange with room for the worst case: of DeepSeek-V3 over 32 devices it takes 1 GB
+# Tokens that a device exchanges at once with room for the worst case: 1 GB for DeepSeek-V3 over 32 devices
 AT_ONCE = 256
 TOKENS = ("batch", "seq", None)
 
 
 class Kernels(NamedTuple):
-    """The matrices of all experts. arrays: a tuple, whose first axis is that of experts. axes: the logical
-    names of each. dtype: that in which a device gathers the columns of its experts; their gradients are
-    rounded to it once, and summed in float32.
+    """The matrices of all experts.
+
+    Attributes:
+        arrays: The matrices; the first axis of each is experts.
+        axes: The logical axes of each matrix.
+        dtype: The dtype in which a device gathers the columns of its experts. Their gradients are
+            rounded to it once, and summed in float32.
     """
 
     arrays: tuple
@@ -49,22 +53,32 @@ def expert_parallel(
     buffer: float | None = None,
     implementation: str | None = None,
 ):
-    """Call run_experts on the mesh of `jax.set_mesh`: each device has its own tokens and its own experts.
+    """Run experts on the mesh of `jax.set_mesh`: each device has some tokens and some experts.
 
-    run_experts(x [m d], experts int32[m a], weights float32[m a], kernels.arrays) -> [m d]: a pure function
-    of tokens and matrices; linear in the matrices' split "mlp" axis, so that partial results add up.
-    x: [b t d]; experts: int32[b t a]; weights: float32[b t a]. Tokens travel along the mesh axes of the
-    logical axis "experts", one row for each choice; no row is ever dropped.
-    implementation: "padded" is all_to_all with room for the worst case in every block sent; "ragged" is
-    parallel.ragged, which sends only rows with a token, into a receive buffer. None takes the choice of
-    ops.platform.
-    buffer: the room that a device has to receive rows in a ragged exchange: a multiple, at least 1, of the
-    balanced share of m * a rows; None is room for the worst case. Where more arrive on any device, all have
-    room for the worst case and exchange at most AT_ONCE tokens each at once, so that it fits in memory. The
-    result is the same, but takes longer.
-    Without a mesh, or where rows or tokens do not split over it (in a rollout), run_experts gets the whole
-    arrays and the compiler places it. Returns [b t d], and float32[], 1 where rows overflowed; None where no
-    buffer can.
+    Tokens travel along the mesh axes of the logical axis "experts", one row for each choice; no row
+    is ever dropped. Without a mesh, or where rows or tokens do not split over it (in a rollout),
+    run_experts gets the whole arrays and the compiler places it.
+
+    Args:
+        run_experts: A function (x [m d], experts int32[m a], weights float32[m a], kernels.arrays)
+            -> [m d]. It must depend only on tokens and matrices, and be linear in the matrices'
+            split axis "mlp", so that partial results add up.
+        x: [b t d].
+        experts: int32[b t a].
+        weights: float32[b t a].
+        kernels: The experts' matrices.
+        buffer: The room that a device has to receive rows in a ragged exchange: a multiple, at
+            least 1, of the balanced share of m * a rows. None is room for the worst case. If more
+            rows arrive on any device, all devices have room for the worst case and exchange at most
+            AT_ONCE tokens each at once, so that it fits in memory. The result is the same, but
+            takes longer.
+        implementation: "padded" is all_to_all, where every block has room for the worst case.
+            "ragged" is parallel.ragged, which sends only rows with a token, into a receive buffer.
+            None takes the choice of ops.platform.
+
+    Returns:
+        The result [b t d]; and float32[], 1 if rows overflowed the buffer, or None if no buffer can
+        overflow.
     """
     mesh = current_mesh()
     places = tuple(partition_spec(axes) for axes in kernels.axes)
@@ -93,8 +107,8 @@ def expert_parallel(
             y_md = run_experts(*arrays, matrices)
         else:
             y_md, overflowed = exchanged(run_experts, *arrays, matrices)
-        # Where the kernels' "mlp" axis is split, each device has a partial sum. Added in float32, their sum
-        # is rounded once
+        # Where the kernels' axis "mlp" is split, each device has a partial sum. Added in float32, the total
+        # is rounded only once
         if mesh is not None and partial_over:
             y_md = jax.lax.psum(y_md.astype(jnp.float32), partial_over).astype(y_md.dtype)
         return y_md.reshape(x_btd.shape), overflowed
@@ -118,12 +132,14 @@ def expert_parallel(
 
 
 def _token_places(mesh, shape, over):
-    """The PartitionSpec of tokens [b t d] that gives each device along the axes `over` tokens of its own, as
-    far as rows or tokens split over them; None where they do not even split over the axes of a batch.
+    """Return the PartitionSpec of tokens [b t d] in an exchange along the axes `over`.
+
+    Each device along `over` has different tokens, as far as rows or tokens split over these axes.
+    None if they do not even split over the axes of a batch.
     """
     rows, seq, _ = partition_spec(TOKENS)
     rows, seq = split_over(mesh, rows), split_over(mesh, seq)
-    # In a rollout experts are split over axes that split no batch
+    # In a rollout, experts are also split over axes that do not split the batch
     more = tuple(axis for axis in over if axis not in rows + seq)
     for spec in (rows + more, seq, None), (rows, seq + more, None), (rows, seq, None):
         if all(
@@ -134,18 +150,18 @@ def _token_places(mesh, shape, over):
 
 
 def _padded(over, run_experts, x_md, experts_ma, weights_ma, kernels):
-    """run_experts on this device's experts, for the tokens of all devices along the axes `over`."""
+    """Run this device's experts on the tokens of all devices along the axes `over`."""
     shards, held = jax.lax.axis_size(over), len(kernels[0])
     # The worst case: every token chooses as many experts of one device as it can
     capacity = len(x_md) * min(experts_ma.shape[1], held)
     layout = capacity_layout(experts_ma // held, shards, capacity)
-    # The expert of each row, as its receiver numbers them; `held` (no expert) where no token fills the row
+    # Each row's expert, by its number on the receiver; `held` (no expert) in rows without a token
     expert_r = jnp.full(shards * capacity, held, jnp.int32)
     expert_r = expert_r.at[layout.row_of_choice].set(experts_ma % held)
 
     received_rd = _to_peers(over, rows_by_expert(x_md, layout))
     received_r1 = _to_peers(over, expert_r)[:, None]
-    # Weights of 1 here: the sender weighs what comes back, so weights do not travel
+    # Weights of 1: the sender multiplies the results by the weights, so weights do not travel
     done_rd = run_experts(received_rd, received_r1, jnp.ones(received_r1.shape), kernels)
     return combine(_to_peers(over, done_rd), weights_ma, layout), None
 
@@ -156,7 +172,7 @@ def _to_peers(over, rows):
 
 
 def _ragged(over, buffer, run_experts, x_md, experts_ma, weights_ma, kernels):
-    """_padded without padding rows: only rows with a token are sent."""
+    """Do the work of _padded without padding: send only rows with a token."""
     shards, held = jax.lax.axis_size(over), len(kernels[0])
     worst = receive_rows(experts_ma.shape, shards, held, None)
     rows = receive_rows(experts_ma.shape, shards, held, buffer)
@@ -169,12 +185,15 @@ def _ragged(over, buffer, run_experts, x_md, experts_ma, weights_ma, kernels):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _bounded(exchange, x_md, experts_ma, weights_ma, kernels):
-    """Call an _Exchange, or exchange in blocks where its room does not suffice: -> (the result, overflows).
+    """Call an _Exchange, or exchange in blocks if its room does not suffice.
 
-    The backward pass saves the arguments alone and exchanges again, whatever the remat policy says.
+    The backward pass saves only the arguments and exchanges again, whatever the remat policy says.
+
+    Returns:
+        The result, and float32[], 1 if rows overflowed.
     """
     count_s = exchange.counted(experts_ma, kernels)[1].sum(-1).sum(0)
-    # All devices of the mesh take one branch, because each has collectives
+    # All devices of the mesh take the same branch, because both branches have collectives
     overflows = (count_s > exchange.rows).any().astype(jnp.float32)
     overflows = jax.lax.pmax(overflows, current_mesh().axis_names)
     arrays = x_md, experts_ma, weights_ma, kernels
@@ -187,7 +206,7 @@ def _bounded_forward(exchange, *arrays):
 
 
 def _bounded_backward(exchange, saved, cotangents):
-    # Autodiff of the branch would keep what either of its sides needs, for both
+    # Autodiff of the condition would save what both of its branches need
     (x_md, experts_ma, weights_ma, kernels), overflows = saved
 
     def gradients(run):
@@ -204,7 +223,7 @@ _bounded.defvjp(_bounded_forward, _bounded_backward)
 
 
 def _either(overflows, exchange, use):
-    """use(exchange), or use of exchanges in blocks."""
+    """Call `use` on the exchange, or after an overflow on an exchange in blocks."""
 
     def rarely():
         with jax.named_scope(RARE):
@@ -214,20 +233,25 @@ def _either(overflows, exchange, use):
 
 
 def _in_blocks(exchange, x_md, experts_ma, weights_ma, kernels):
-    """An exchange of equal blocks of at most AT_ONCE tokens, one after the other."""
+    """Exchange equal blocks of at most AT_ONCE tokens, one after the other."""
     m = len(x_md)
     size = max(size for size in range(1, min(m, AT_ONCE) + 1) if m % size == 0)
-    # In float32, as the gradients of kernels add up over blocks. A product rounds them back without a loss
+    # In float32, because the kernels' gradients are summed over blocks. A product rounds the kernels back,
+    # which loses nothing
     wide = tuple(kernel.astype(jnp.float32) for kernel in kernels)
-    # The backward pass exchanges again: it would hold the buffers of all blocks
+    # The backward pass exchanges again: otherwise the buffers of all blocks would be in memory at once
     one = jax.checkpoint(lambda block: exchange(*block, wide))
     blocks = [a.reshape(-1, size, *a.shape[1:]) for a in (x_md, experts_ma, weights_ma)]
     return jax.lax.map(one, tuple(blocks)).reshape(x_md.shape)
 
 
 class _Exchange(NamedTuple):
-    """Send tokens along the axes `over`, run experts and send back, with room for `rows` rows a device, or
-    for the worst case.
+    """An exchange: send tokens along the axes `over`, run experts, and send the results back.
+
+    Attributes:
+        over: Mesh axes.
+        run_experts: See expert_parallel.
+        rows: The rows that each device has room for; None for the worst case.
     """
 
     over: tuple
@@ -235,23 +259,28 @@ class _Exchange(NamedTuple):
     rows: int | None
 
     def counted(self, experts_ma, kernels):
-        """A device's rows sorted by expert, and how many each device has for each expert, int32[s s e]."""
+        """Sort a device's rows by expert, and count rows over all devices.
+
+        Returns:
+            The ExpertLayout, and how many rows each device has for each expert of each device,
+            int32[s s e].
+        """
         shards, held = jax.lax.axis_size(self.over), len(kernels[0])
-        # Sorted by expert they are sorted by device too. In blocks of 1, every row has a token
+        # Rows sorted by expert are sorted by device too. In blocks of 1, every row has a token
         layout = expert_layout(experts_ma, shards * held, 1)
-        # Gathered from all devices: a sender must know where its rows begin on a peer, after those of others
+        # Gather all counts: a sender must know where its rows begin on a peer, after other senders' rows
         count_se = layout.rows_per_expert.reshape(shards, held)
         return layout, jax.lax.all_gather(count_se, self.over)
 
     def __call__(self, x_md, experts_ma, weights_ma, kernels):
-        """-> [m d], zeros where one device has no room."""
+        """Return [m d]; it is all zeros if one device has no room."""
         layout, count_sse = self.counted(experts_ma, kernels)
         shards, held = count_sse.shape[1:]
         rows = self.rows or receive_rows(experts_ma.shape, shards, held, None)
         device = jax.lax.axis_index(self.over)
         there, back, fits = exchange_plan(count_sse.sum(-1), device, rows)
 
-        # Each peer's rows arrive sorted by expert; `held` (no expert) marks the rows after the last of them
+        # Each peer's rows arrive sorted by expert; `held` (no expert) marks the empty rows after them
         count_se = jnp.where(fits, count_sse[:, device], 0).reshape(-1)
         expert_r = jnp.repeat(
             jnp.append(jnp.tile(jnp.arange(held, dtype=jnp.int32), shards), held),
@@ -266,9 +295,13 @@ class _Exchange(NamedTuple):
 
 
 def receive_rows(choices, shards: int, held: int, share: float | None):
-    """How many rows a device has room for: int. choices: (m, a) of each of `shards` devices.
+    """Return the number of rows that a device has room to receive.
 
-    held: the number of experts on a device. share: see expert_parallel.
+    Args:
+        choices: (m, a) of each device.
+        shards: The number of devices.
+        held: The number of experts on a device.
+        share: The argument `buffer` of expert_parallel.
     """
     m, a = choices
     worst = whole_tiles(shards * m * min(a, held))
@@ -276,10 +309,13 @@ def receive_rows(choices, shards: int, held: int, share: float | None):
 
 
 class Sending(NamedTuple):
-    """The sizes and offsets of jax.lax.ragged_all_to_all, int32[shards] each, one entry for each peer.
+    """The sizes and offsets of jax.lax.ragged_all_to_all: int32[shards] each, one entry per peer.
 
-    input_offsets: where the rows for the peer begin here. send_sizes: how many they are. output_offsets:
-    where they begin on the peer. recv_sizes: how many rows the peer sends.
+    Attributes:
+        input_offsets: Where the rows for the peer begin on this device.
+        send_sizes: How many rows go to the peer.
+        output_offsets: Where these rows begin on the peer.
+        recv_sizes: How many rows the peer sends.
     """
 
     input_offsets: jax.Array
@@ -289,15 +325,22 @@ class Sending(NamedTuple):
 
 
 def exchange_plan(count, device, room):
-    """Plan the exchange of rows: -> (Sending there, Sending back, bool[] whether every device has room).
+    """Plan the exchange of rows; received rows are ordered by sender.
 
-    count: int32[shards shards], rows that each device (first axis) has for each peer, sorted by peer. device:
-    the index of this one. room: rows that each can receive. Received rows are ordered by sender. If one
-    device lacks room, nobody sends anything.
+    Args:
+        count: int32[shards shards], the rows that each device (first axis) has for each peer,
+            sorted by peer.
+        device: The index of this device.
+        room: The rows that each device can receive.
+
+    Returns:
+        The Sending there, the Sending back, and bool[], True if every device has room. If one
+        device lacks room, nobody sends anything.
     """
     fits = (count.sum(0) <= room).all()
     count = jnp.where(fits, count, 0)
-    # Where the rows for each peer begin among a sender's rows, and those of each sender in a peer's buffer
+    # start: where the rows for each peer begin among a sender's rows. place: where each sender's rows begin
+    # in a peer's buffer
     start = jnp.cumsum(count, axis=1) - count
     place = jnp.cumsum(count, axis=0) - count
     sent, received = count[device], count[:, device]
@@ -308,9 +351,13 @@ def exchange_plan(count, device, room):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _send(over, rows, room, rows_rd, there, back):
-    """Send each peer along the axes `over` its part of rows_rd [rows d]: -> the rows received, [room d].
+    """Send each peer along the axes `over` its part of rows_rd [rows d].
 
-    The gradient uses the plan `back`; autodiff would first exchange the offsets with the peers again.
+    The gradient uses the plan `back`; autodiff would first exchange the offsets with the peers
+    again.
+
+    Returns:
+        The rows received, [room d].
     """
     received_rd = jnp.zeros((room, *rows_rd.shape[1:]), rows_rd.dtype)
     return ragged_all_to_all(rows_rd, received_rd, *there, axis_name=over)
@@ -329,6 +376,6 @@ _send.defvjp(_send_forward, _send_backward)
 
 
 def _whole_columns(mesh, matrix, axes, dtype):
-    """A device's share of a matrix, gathered over "embed"."""
+    """Return a device's share of a matrix, gathered over "embed"."""
     dim = axes.index("embed")
     return gathered(mesh, matrix, partition_spec(axes)[dim], dim, dtype)

@@ -1,7 +1,7 @@
 """The feed-forward part of a token step: each device computes its share, and one sum adds all.
 
-In training a device has thousands of rows. Here it has a few dozen choices of experts, so that fixed costs
-count: operations, collectives, empty rows.
+In training a device has thousands of rows. Here it has a few dozen choices of experts, so that
+fixed costs count: operations, collectives, empty rows.
 """
 
 import functools
@@ -16,13 +16,18 @@ from deepseek_jax.parallel.gather import split_over
 from deepseek_jax.parallel.round_trip import round_trip
 from deepseek_jax.parallel.shard import axis_parts, current_mesh, partition_spec, placed
 
-# Rows of a device up to which comparing choices with each other is faster than sorting them
+# Up to this many rows on a device, comparing choices with each other is faster than sorting them
 FEW = 64
 
 
 class Split(NamedTuple):
-    """Matrices that devices have parts of. axes: the logical axes of each. contracted: the logical axis along
-    which results of parts add up, the last matrix's input.
+    """Matrices that each device has a part of.
+
+    Attributes:
+        arrays: The matrices.
+        axes: The logical axes of each matrix.
+        contracted: The logical axis along which results of parts add up, an input of the last
+            matrix.
     """
 
     arrays: tuple
@@ -30,8 +35,10 @@ class Split(NamedTuple):
     contracted: str = "mlp"
 
     def places(self, mesh):
-        """The PartitionSpec of each matrix. The contracted axis is split as in the last one: of a gated MLP's
-        joined halves, twice as wide, more devices could have a part.
+        """Return the PartitionSpec of each matrix.
+
+        The contracted axis is split as in the last matrix. A gated MLP's joined halves are twice as
+        wide, so more devices could have a part of them than of the last matrix.
         """
         pairs = zip(self.arrays, self.axes, strict=True)
         places = [placed(mesh, array.shape, axes) for array, axes in pairs]
@@ -47,14 +54,21 @@ class Split(NamedTuple):
         )
 
     def parts(self, mesh):
-        """The mesh axes along which devices have different parts of the contracted axis."""
+        """Return the mesh axes along which devices have different parts of the contracted axis."""
         return split_over(mesh, self.places(mesh)[-1][self.axes[-1].index(self.contracted)])
 
 
 def added_up(function, x, x_axes: tuple, matrices: Split):
-    """function(x, *matrices.arrays) of rows x [b ...]: each device computes with its parts of the matrices,
-    and what they give is rounded to x's dtype and added. Left to the compiler, partial results of a product
-    may travel as float32. x_axes: the logical axes of x; the result has those of its rows.
+    """Call function(x, *matrices.arrays) on rows x, each device with its parts of the matrices.
+
+    Partial results are rounded to x's dtype and added. Without this, the compiler may send partial
+    results of a product as float32.
+
+    Args:
+        function: Linear in the matrices' contracted axis.
+        x: [b ...].
+        x_axes: The logical axes of x. The result has the axes of x's rows.
+        matrices: A Split.
     """
     mesh = current_mesh()
     if mesh is None:
@@ -74,14 +88,15 @@ def added_up(function, x, x_axes: tuple, matrices: Split):
 
 
 def rows_split(x):
-    """Whether the rows of x [b ...] split over the devices that split a batch."""
+    """Return True if the rows of x [b ...] split over the devices that split a batch."""
     mesh = current_mesh()
     return mesh is None or len(x) % axis_parts(mesh, partition_spec(("batch",))[0]) == 0
 
 
 def has_few_tokens(x):
-    """Whether x is the rows [b d] of a token step, on a mesh whose devices get few of them each, and equally
-    many.
+    """Return True if x is the rows [b d] of a token step that gives each device few rows.
+
+    It is False without a mesh, and if some devices would get more rows than others.
     """
     mesh = current_mesh()
     if x.ndim != 2 or mesh is None:
@@ -90,12 +105,17 @@ def has_few_tokens(x):
 
 
 class Experts(NamedTuple):
-    """The experts of a layer, for the rows of a token step.
+    """A layer's experts, for the rows of a token step.
 
-    choose(x [m d], *router) -> (experts int32[m a], weights float32[m a]). router: arrays that every device
-    has whole. run(routed.arrays, rows [r z x], rows_per_expert int32[e]) -> [r z x]: see round_trip.
-    beside(x [m d], *shared.arrays) -> [m d]: the MLP of all tokens; shared: None without one. Both are linear
-    in their matrices' contracted axis.
+    Attributes:
+        choose: A function (x [m d], *router) -> (experts int32[m a], weights float32[m a]).
+        router: Arrays that every device has whole.
+        run: A function (routed.arrays, rows [r z x], rows_per_expert int32[e]) -> [r z x], see
+            round_trip. It is linear in the matrices' contracted axis.
+        routed: The routed experts' matrices.
+        beside: A function (x [m d], *shared.arrays) -> [m d], the shared MLP of all tokens. It is
+            linear in the matrices' contracted axis.
+        shared: The shared MLP's matrices; None without one.
     """
 
     choose: Callable
@@ -107,12 +127,19 @@ class Experts(NamedTuple):
 
 
 def few_tokens(experts: Experts, x_bd):
-    """The sum of all tokens' experts, their choices, and the rounds of each device's exchange: x [b d] ->
-    ([b d], int32[b a], int32[devices]). See has_few_tokens.
+    """Run the experts and the shared MLP of a token step, see has_few_tokens.
 
-    The devices of a group have the same rows. Each sends its share of them to the experts and computes with
-    its part of the MLP beside these, and one sum over the group adds all. Partial results are rounded to x's
-    dtype before they are added, as in added_up.
+    The devices of a group have the same rows. Each device sends its share of them to the experts
+    and computes with its part of the shared MLP, and one sum over the group adds all. Partial
+    results are rounded to x's dtype before they are added, as in added_up.
+
+    Args:
+        experts: The layer's experts.
+        x_bd: [b d].
+
+    Returns:
+        The sum [b d]; the experts of each token, int32[b a]; and the rounds of each device's
+        exchange, int32[devices].
     """
     mesh = current_mesh()
     (batch,) = partition_spec(("batch",))
@@ -123,7 +150,7 @@ def few_tokens(experts: Experts, x_bd):
     row_axes = tuple(axis for axis in expert_axes if axis in group)
 
     def others(*known):
-        """The group's axes along which devices compute the same."""
+        """Return the group's axes along which devices compute the same."""
         return tuple(axis for axis in group if not any(axis in axes for axes in known))
 
     def local(x_md, router, matrices, shared):
@@ -153,5 +180,5 @@ def few_tokens(experts: Experts, x_bd):
 
 
 def _once(y, axes):
-    """y on the first device along the axes, zeros on the others, so that a sum over them has it once."""
+    """Return y on the first device along the axes and zeros on the others: their sum has y once."""
     return jnp.where(jax.lax.axis_index(axes) == 0, y, 0) if axes else y

@@ -1,4 +1,7 @@
-"""Gather a weight inside shard_map. Gathered outside, its gradient would be summed whole and then cut."""
+"""Gather a weight inside shard_map, so that its gradient is cut into shares as it is summed.
+
+If the weight were gathered outside, the whole gradient would be summed first and cut afterwards.
+"""
 
 import functools
 
@@ -7,15 +10,22 @@ import jax.numpy as jnp
 
 
 def split_over(mesh, entry):
-    """The mesh axes of more than one device in an entry of a PartitionSpec."""
+    """Return the mesh axes of more than one device in an entry of a PartitionSpec."""
     split = (entry,) if isinstance(entry, str) else entry or ()
     return tuple(axis for axis in split if mesh.shape[axis] > 1)
 
 
 def gathered(mesh, weight, entry, dim: int, dtype: str):
-    """A device's share of a weight, gathered in dtype. entry: dimension dim's in the weight's PartitionSpec.
+    """Gather a device's share of a weight over other devices, in dtype.
 
     The gradient is rounded to dtype once, summed in float32, and cut into shares as it is summed.
+
+    Args:
+        mesh: The mesh.
+        weight: The device's share.
+        entry: The entry of dimension `dim` in the weight's PartitionSpec.
+        dim: The dimension to gather.
+        dtype: The dtype of the result.
     """
     split = split_over(mesh, entry)
     return _gathered(weight, split, dim, dtype) if split else weight

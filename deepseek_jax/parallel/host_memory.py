@@ -1,6 +1,7 @@
 """The memory of this process on the host, which arrays on a CPU share with everything else.
 
-JAX is imported where it is used: keep_freed_memory comes before any thread, and so before that import.
+JAX is imported inside functions, because keep_freed_memory must run before any thread starts, and
+so before that import.
 """
 
 import contextlib
@@ -14,20 +15,21 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 LARGEST = 2**31 - 1
 # The event that jax reports after a compilation
 COMPILED = "/jax/core/compile/backend_compile_duration"
-# The limit of a container, by both versions of Linux's control groups; "max" where there is none
+# Files with a container's memory limit, for both versions of Linux's control groups; "max" is no limit
 CONTAINERS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
-# Seconds
+# A compilation that takes longer, in seconds, returns its memory
 LONG = 1.0
-# Bytes that a small model's step frees and needs again
+# Bytes that may stay free: a small model's step frees and needs this much again and again
 MUCH = 2**30
 
 
 def device_bytes():
-    """Bytes that arrays may take on one device of this process; None where nobody says. CPU devices share the
-    host's memory, or the part of it that a container has.
+    """Return the bytes that arrays may take on one device of this process; None if unknown.
+
+    CPU devices share the host's memory, or the part of it that a container has.
     """
     import jax
 
@@ -44,14 +46,15 @@ def device_bytes():
 
 
 def keep_freed_memory():
-    """Reuse the memory of freed arrays, where the C library is glibc. Call it before any thread runs.
+    """Let this process reuse the memory of freed arrays; call it before any thread runs.
 
-    By default glibc maps a large array's memory anew each time and unmaps it after, so that each step of
-    training on a CPU pays for hundreds of thousands of page faults. With another C library this does nothing.
+    By default glibc maps a large array's memory anew each time and unmaps it afterwards, so that
+    each step of training on a CPU pays for hundreds of thousands of page faults. With another C
+    library this does nothing.
     """
     libc = _glibc()
     if libc is not None:
-        # One arena: another thread would get a heap of its own, and that one maps large arrays after all
+        # One arena for all threads: in a second arena, large arrays would be mapped after all
         libc.mallopt(M_ARENA_MAX, 1)
         # Large arrays come from the heap too, and its free end stays with the process
         libc.mallopt(M_MMAP_MAX, 0)
@@ -59,7 +62,7 @@ def keep_freed_memory():
 
 
 class _MallInfo(ctypes.Structure):
-    """glibc's struct mallinfo2. fordblks: bytes of the heap that are free."""
+    """The struct mallinfo2 of glibc; fordblks is the number of free bytes of the heap."""
 
     _fields_ = [
         (name, ctypes.c_size_t)
@@ -68,11 +71,15 @@ class _MallInfo(ctypes.Structure):
 
 
 def return_freed_memory(above: int = 0):
-    """Return the memory of freed arrays from malloc's heap to the system, where the C library is glibc.
+    """Return the memory of freed arrays from malloc's heap to the system.
 
-    The heap has holes between arrays that are still alive. Work with arrays of other sizes (an update
-    after a rollout) takes fresh memory instead of filling them. With another C library this does nothing.
-    above: bytes that may stay free: what is returned costs page faults when it is needed again.
+    The heap has holes between arrays that are still alive. Work with arrays of other sizes (an
+    update after a rollout) takes fresh memory instead of filling the holes. With another C library
+    than glibc this does nothing.
+
+    Args:
+        above: Bytes that may stay free, because memory that is returned costs page faults when it
+            is needed again.
     """
     libc = _glibc()
     if libc is None:
@@ -85,17 +92,19 @@ def return_freed_memory(above: int = 0):
 
 
 def return_much_freed_memory():
-    """return_freed_memory between the parts of a step, whose arrays differ, where it is worth its cost."""
+    """Return freed memory between the parts of a step, if there is enough to be worth the cost.
+
+    The parts of a step have arrays of different sizes, see return_freed_memory.
+    """
     return_freed_memory(above=MUCH)
 
 
 def return_compilers_memory():
-    """From now on, call return_freed_memory after every long compilation.
+    """Call return_freed_memory after every long compilation from now on.
 
-    Otherwise the compiler's freed memory, a quarter of a GiB for a training step of 30 layers, would stay
-    allocated beside the program's own arrays.
+    Otherwise the compiler's freed memory, a quarter of a GiB for a training step of 30 layers,
+    would stay allocated in addition to the program's own arrays.
     """
-
     import jax
 
     def listen(event, duration, **_):

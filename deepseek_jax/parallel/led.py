@@ -1,4 +1,4 @@
-"""Calls that process 0 decides on, and that the devices of all processes compute."""
+"""Led: function calls that process 0 decides on, and that all processes compute together."""
 
 from collections.abc import Callable
 
@@ -8,19 +8,26 @@ from deepseek_jax.parallel.processes import first_process, from_first
 
 
 class Led:
-    """function(*arrays), called by process 0 alone and computed by all processes together.
+    """A function that only process 0 calls, and that all processes compute together.
 
-    A context manager that all enter. In its block process 0 makes any number of calls, and none is possible
-    too; each other process makes the same calls while it enters, and comes to the block when process 0 has
-    left it, by an exception or not. So a function of arrays on the whole mesh can feed what a single process
-    does, such as writing a file. like: numpy arrays of the arguments' shapes and dtypes. With a single
-    process a call costs nothing more.
+    With it, a function of arrays on the whole mesh can feed what a single process does, such as
+    writing a file.
+
+    It is a context manager that all processes enter. In its block process 0 makes any number of
+    calls, also none. Each other process makes the same calls while it enters, and comes to the
+    block after process 0 has left it, by an exception or not. With a single process a call costs
+    nothing more.
+
+    Attributes:
+        function: Called as function(*arrays).
+        like: numpy arrays of the arguments' shapes and dtypes.
     """
 
     def __init__(self, function: Callable, like: tuple):
         self.function, self.like = function, like
 
     def __call__(self, *arrays):
+        """Compute function(*arrays) on all processes; only process 0 calls this."""
         from_first((np.asarray(True), arrays))
         return self.function(*arrays)
 

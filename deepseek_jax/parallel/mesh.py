@@ -1,4 +1,4 @@
-"""Build the Mesh over every device from the axis sizes in the config."""
+"""Build the Mesh over all devices from the axis sizes in the config."""
 
 import dataclasses
 import functools
@@ -17,7 +17,10 @@ from deepseek_jax.parallel.torus import torus_of
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:
-    """config.mesh, the arguments of make_mesh: the size of each axis; -1 takes the devices that are left."""
+    """The block config.mesh: the size of each axis, see make_mesh.
+
+    One size may be -1: that axis takes the devices that the other axes leave.
+    """
 
     slices: int = 1
     pipeline: int = 1
@@ -40,14 +43,21 @@ def make_mesh(
     devices: Sequence[jax.Device] | None = None,
     exchange: Callable[[int], float] | None = None,
 ) -> Mesh:
-    """Arrange devices along MESH_AXES. Each argument is the size of an axis; slices is that of "slice".
+    """Arrange devices along MESH_AXES, with the given size for each axis.
 
-    One size may be -1: it takes the devices that the others leave. slices counts the groups of devices that
-    only a data-centre network joins: TPU slices or, where devices have no slice index, processes. On the
-    torus of a slice parallel.placement says where each axis lies; other devices are taken in jax's order.
-    devices: default all devices of all processes. exchange: of placement.place, a function of the devices of
-    the axis expert; None for 1.0. Axes are Auto: the compiler places whatever no sharding names. Raises
-    ValueError unless the product of the sizes is the number of devices.
+    One size may be -1: that axis takes the devices that the other axes leave. On the torus of a
+    slice, parallel.placement decides where each axis lies; other devices are taken in jax's order.
+    Axes are Auto: the compiler places whatever no sharding names.
+
+    Args:
+        slices: Size of the axis "slice": the number of groups of devices that only a data-centre
+            network joins. These are TPU slices or, where devices have no slice index, processes.
+        devices: Default: all devices of all processes.
+        exchange: A function from the number of devices on the axis expert to the argument
+            `exchange` of placement.place. None for 1.0.
+
+    Raises:
+        ValueError: Unless the product of the sizes is the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = (slices, pipeline, data, fsdp, expert, context, tensor)
@@ -70,7 +80,11 @@ def make_mesh(
 
 
 def _placed(devices, sizes, exchange):
-    """The devices of one slice as an array of these sizes. Raises ValueError where the slice has too few."""
+    """Arrange the devices of one slice in an array of these sizes.
+
+    Raises:
+        ValueError: If the slice has another number of devices.
+    """
     if len(devices) != math.prod(sizes.values()):
         raise ValueError(
             f"slices of unlike size: one has {len(devices)} devices; take whole slices"
@@ -96,10 +110,17 @@ def _say_without_torus(count):
 
 
 def group_mesh(mesh: Mesh, processes: int):
-    """A mesh like this one over the devices of this process's group; the axis data takes the rest.
+    """Make a mesh like this one over the devices of this process's group.
 
-    A group is `processes` consecutive processes. Raises ValueError, as make_mesh does, where the axes do not
-    divide its devices, and where the processes do not split into whole groups.
+    The axis data takes the devices that the other axes leave.
+
+    Args:
+        mesh: The mesh over all processes.
+        processes: A group is this many consecutive processes.
+
+    Raises:
+        ValueError: As make_mesh, where the axes do not divide the group's devices; and where the
+            processes do not split into whole groups.
     """
     if jax.process_count() % processes:
         raise ValueError(
@@ -117,7 +138,7 @@ def group_mesh(mesh: Mesh, processes: int):
 
 
 def _filled(sizes, devices):
-    """The sizes of the axes; one that is -1 is replaced by the devices that the others leave."""
+    """Return the sizes of the axes, with the devices that the others leave in place of -1."""
     for axis, size in sizes.items():
         if size != -1 and size < 1:
             raise ValueError(f"{size_name(axis)}={size}: give a positive size, or -1 for the rest")
@@ -138,7 +159,7 @@ def _filled(sizes, devices):
 
 
 def size_name(axis: str):
-    """The argument of make_mesh that gives a mesh axis its size."""
+    """Return the argument of make_mesh that sets the size of a mesh axis."""
     return "slices" if axis == "slice" else axis
 
 
@@ -147,8 +168,9 @@ def _sizes(axes, sizes=None):
 
 
 def mesh_of(mesh: Mesh, devices: list):
-    """The Mesh of some of a mesh's devices, with its sizes along all axes but slice and data: the devices are
-    one slice, and data takes those that are left.
+    """Make a mesh of some of a mesh's devices, with its sizes on all axes except slice and data.
+
+    The devices are one slice, and data takes the devices that the other axes leave.
     """
     return make_mesh(
         pipeline=mesh.shape["pipeline"],

@@ -1,8 +1,8 @@
 """Layers in stages along the mesh axis "pipeline"; micro-batches pass from one stage to the next.
 
-All stages run at once, as one program over a leading axis of stages. A collective permute sends each stage's
-output to the next stage. The schedule is GPipe's (arXiv:1811.06965): of the n + stages - 1 turns that n
-micro-batches take, each stage idles in stages - 1.
+All stages run at once, as one program over a leading axis of stages. A collective permute sends
+each stage's output to the next stage. The schedule is GPipe's (arXiv:1811.06965): n micro-batches
+take n + stages - 1 turns, and each stage idles in stages - 1 of them.
 """
 
 import jax
@@ -13,18 +13,27 @@ from deepseek_jax.parallel.shard import check_splits, current_mesh, partition_sp
 
 
 def pipeline_stages():
-    """How many stages the mesh of `jax.set_mesh` has; 1 without a mesh."""
+    """Return the number of stages of the mesh of `jax.set_mesh`; 1 without a mesh."""
     mesh = current_mesh()
     return 1 if mesh is None else mesh.shape["pipeline"]
 
 
 def pipeline(run_stage, params, carried, micro_batches: int):
-    """Run a stack of layers over carried["x"]: -> (x [b t d], what each layer reports of all rows).
+    """Run a stack of layers over carried["x"], with the layers split over the pipeline's stages.
 
-    run_stage(params, carried) -> (carried, report) runs some layers, in order. params: a tree of arrays
-    with a leading axis of layers, in order. carried: a dict of arrays with b rows, x [b t d] among them;
-    run_stage changes x only. report: a tree with a leading axis of those layers, of sums over rows.
-    Raises ValueError, naming the field, for layers or rows that do not split.
+    Args:
+        run_stage: A function (params, carried) -> (carried, report) that runs some layers, in
+            order. It changes x only. report is a tree with a leading axis of those layers, of sums
+            over rows.
+        params: A tree of arrays with a leading axis of layers, in order.
+        carried: A dict of arrays with b rows; one of them is x [b t d].
+        micro_batches: The number of parts into which the rows are split.
+
+    Returns:
+        x [b t d], and the report of each layer on all rows.
+
+    Raises:
+        ValueError: Naming the field, for layers or rows that do not split.
     """
     mesh, stages = current_mesh(), pipeline_stages()
     layers, rows = len(jax.tree.leaves(params)[0]), len(carried["x"])
@@ -72,7 +81,7 @@ def pipeline(run_stage, params, carried, micro_batches: int):
     # Idle stages work on real rows: on zeros a layer may divide by zero, and the gradients would be NaN
     idle = jax.tree.map(lambda x: jnp.broadcast_to(x[0], (stages, *x.shape[1:])), inputs)
     _, (x_nbtd, report) = jax.lax.scan(turn, idle, jnp.arange(micro_batches + stages - 1))
-    # Micro-batch 0 leaves the last stage in turn stages - 1; what it gives before that is idle work
+    # Micro-batch 0 leaves the last stage in turn stages - 1; its outputs before that are idle work
     x_btd = jnp.swapaxes(x_nbtd[stages - 1 :], 0, 1).reshape(carried["x"].shape)
     report = jax.tree.map(lambda x: x.sum(0).reshape(layers, *x.shape[3:]), report)
     return x_btd, report
@@ -83,7 +92,7 @@ def _like(flag_s, array):
 
 
 def _along(mesh, array, names):
-    """Pin axis 0 to the stages and the axes after it to their logical names; the rest is the compiler's."""
+    """Pin axis 0 to the stages and the next axes to their names; the compiler places the rest."""
     spec = ["pipeline", *partition_spec(names)][: array.ndim]
     spec += [PartitionSpec.UNCONSTRAINED] * (array.ndim - len(spec))
     return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec(*spec)))

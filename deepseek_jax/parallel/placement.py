@@ -1,6 +1,7 @@
 """Where a mesh lies on a torus: which part of each side an axis takes.
 
-By sizes and coordinates alone, so that it is the same in every process, in a plan and after a resume.
+This depends only on sizes and coordinates, so that it is the same in every process, in a plan and
+after a resume.
 """
 
 import dataclasses
@@ -12,8 +13,8 @@ import numpy as np
 from deepseek_jax.parallel.rules import MESH_AXES
 from deepseek_jax.parallel.torus import Side, Torus, busiest, counts_of, side_load
 
-# Bytes that a device sends over these axes, relative to each other, whether as an exchange or in rings. By
-# the programs of the published configs (tests/configs/snapshots/collectives)
+# Bytes that a device sends over these axes, relative to each other. True: by an exchange; False: in rings.
+# Counted in the programs of the published configs (tests/configs/snapshots/collectives)
 TRAFFIC = {
     (("expert",), True): 10.0,
     (("context",), True): 4.0,
@@ -24,14 +25,22 @@ TRAFFIC = {
     (("data", "fsdp", "expert", "context"), False): 2.0,
     (("pipeline",), False): 1.0,
 }
-# Up to this many devices, where no side is a ring, an axis over several sides is a snake, as in jax's
-# mesh_utils: 2 x 4 chips close to a ring
+# Up to this many devices no side is a ring, and an axis over several sides is a snake, as in jax's
+# mesh_utils: it makes a ring of 2 x 4 chips
 SMALL = 16
 
 
 def place(torus: Torus, sizes: dict[str, int], exchange: float = 1.0):
-    """int[*sizes]: the number of the device at each place of a mesh of these sizes, the axes' product the
-    torus. exchange: how much larger the experts' part of TRAFFIC is for this model, see costs.exchange.
+    """Choose the device at each place of a mesh, for the least traffic on the busiest links.
+
+    Args:
+        torus: The torus of the devices.
+        sizes: {axis: size} of the mesh; their product is the number of devices.
+        exchange: How much larger the experts' part of TRAFFIC is for this model, see
+            costs.exchange.
+
+    Returns:
+        int[*sizes], the number of each device.
     """
     numbers = tuple(sizes[axis] for axis in MESH_AXES)
     nested = [one for side in cheapest(torus.sides, numbers, exchange) for one in side]
@@ -46,7 +55,7 @@ def place(torus: Torus, sizes: dict[str, int], exchange: float = 1.0):
 
 
 def _snake(parts):
-    """int[n]: the places of a box of these sides, in an order in which neighbours lie side by side."""
+    """Return the places of a box in an order in which each is next to the one before: int[n]."""
     order = np.arange(1)
     for part in reversed(parts):
         rows = [order if row % 2 == 0 else order[::-1] for row in range(part)]
@@ -56,7 +65,14 @@ def _snake(parts):
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """The rows of TRAFFIC whose groups have more than one device: their axes' numbers, and arrays [rows]."""
+    """The rows of TRAFFIC with groups of more than one device.
+
+    Attributes:
+        axes: For each row, the numbers of its axes.
+        devices: int[rows], devices of a group.
+        is_exchange: bool[rows].
+        weights: float[rows].
+    """
 
     axes: list
     devices: np.ndarray
@@ -66,10 +82,18 @@ class _Rows:
 
 @functools.lru_cache(maxsize=4096)
 def cheapest(sides: tuple[Side, ...], sizes: tuple[int, ...], exchange: float = 1.0):
-    """The placement with the least TRAFFIC on its busiest links: of each side, from its outermost part to the
-    innermost, (number of the axis, the part's length). sizes: those of MESH_AXES. exchange: of `place`.
+    """Find the placement with the least TRAFFIC on its busiest links.
 
-    Among equals it is the one that jax's mesh_utils prefers.
+    Among equal placements it is the one that jax's mesh_utils prefers.
+
+    Args:
+        sides: The sides of the torus.
+        sizes: The size of each of MESH_AXES.
+        exchange: See `place`.
+
+    Returns:
+        For each side, from its outermost part to the innermost, (number of the axis, length of the
+        part).
     """
     rows = _rows(sizes, exchange)
     orders = [_by_parts(side, sizes) for side in sides]
@@ -102,7 +126,7 @@ def _rows(sizes, of_experts):
 
 
 def _by_parts(side, sizes):
-    """{the part of each axis: [ways to nest these parts within a side]}."""
+    """Return {the part of each axis: [ways to nest these parts within a side]}."""
     found = {}
     for order in _nested(side.length, sizes):
         # The two chips of a host along a side have to hold the same rows of a batch, or rows that no other
@@ -115,7 +139,7 @@ def _by_parts(side, sizes):
 
 
 def _nested(length, sizes):
-    """Every way to nest parts of the axes within a side: ((axis, part), ...), each axis once."""
+    """Yield every way to nest parts of axes within a side: ((axis, part), ...), each axis once."""
     if length == 1:
         yield ()
     for axis, size in enumerate(sizes):
@@ -127,7 +151,7 @@ def _nested(length, sizes):
 
 
 def _assignments(sides, sizes):
-    """Every choice of parts, one of each side's, whose products are the sizes."""
+    """Yield every choice of parts, one from each side, with products that are the sizes."""
     if not sides:
         if max(sizes) == 1:
             yield ()
@@ -140,8 +164,10 @@ def _assignments(sides, sizes):
 
 
 def _as_jax(sides, chosen):
-    """What jax's mesh_utils prefers more of: for the last axis whole sides, then the first sides; the same
-    for the axis before it.
+    """Return the key that is largest for the placement that jax's mesh_utils prefers.
+
+    It prefers whole sides for the last axis, then the first sides; then the same for the axis
+    before it.
     """
     lengths = [side.length for side in sides]
     axes = list(zip(*chosen, strict=True))
@@ -153,7 +179,7 @@ def _as_jax(sides, chosen):
 
 
 def _loads(side, orders, rows):
-    """float[orders, rows, 3] of torus.side_load."""
+    """Return torus.side_load for every order and row: float[orders, rows, 3]."""
     patterns = [
         [tuple((axis in numbers, part) for axis, part in order) for numbers in rows.axes]
         for order in orders
@@ -164,7 +190,12 @@ def _loads(side, orders, rows):
 
 @functools.lru_cache(maxsize=4096)
 def _load(side, pattern):
-    """side_load of the groups that some parts of a side make: pattern ((is in a group, length), ...)."""
+    """Return side_load of the groups that some parts of a side form.
+
+    Args:
+        side: The side.
+        pattern: ((is in a group, length), ...) for its parts.
+    """
     shape = [length for _, length in pattern]
     outer = [n for n, (inside, _) in enumerate(pattern) if not inside]
     inner = [n for n, (inside, _) in enumerate(pattern) if inside]
@@ -174,12 +205,20 @@ def _load(side, pattern):
 
 
 def _costs(loads, rows):
-    """float[orders of each side]: the weighted bytes on the busiest links. loads: _loads of each side."""
+    """Return the weighted bytes on the busiest links for every choice of orders.
+
+    Args:
+        loads: The result of _loads for each side.
+        rows: The rows of TRAFFIC.
+
+    Returns:
+        float[orders of each side].
+    """
     grids = np.indices([len(each) for each in loads], sparse=True)
     shape = np.broadcast_shapes(*(grid.shape for grid in grids))
     wide = [
         np.broadcast_to(each[grid], (*shape, *each.shape[1:]))
         for each, grid in zip(loads, grids, strict=True)
     ]
-    # Sums of the same numbers in another order are no reason to prefer one
+    # Rounded: the same numbers, added in another order, must not decide between placements
     return np.round(busiest(rows.is_exchange, np.stack(wide, -2), rows.devices) @ rows.weights, 6)

@@ -1,6 +1,7 @@
-"""How the processes of a run print once, wait and agree; with a single process every call is free.
+"""Let the processes of a run print once, wait for each other and agree.
 
-Messages that must not wait for the devices go through the key-value store of JAX's coordination service.
+With a single process every call is free. Messages that must not wait for the devices go through the
+key-value store of JAX's coordination service.
 """
 
 import contextlib
@@ -21,15 +22,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deepseek_jax.errors import shortened
 from deepseek_jax.progress import line
 
-# How long a process waits at a barrier for the others
+# Seconds that a process waits at a barrier for other processes
 BARRIER_SECONDS = 1800
-# How often a process looks for another's request to stop
+# Seconds after which a process looks again for another process's request to stop
 POLL_SECONDS = 0.5
 _barriers, _agreements, _exchanges = Counter(), itertools.count(), itertools.count(1)
 
 
 def first_process():
-    """Whether this is process 0, which alone prints and writes the files that all share."""
+    """Return True on process 0: only it prints, and writes the files that all processes share."""
     return jax.process_index() == 0
 
 
@@ -40,18 +41,22 @@ def say(message: str):
 
 
 def is_due(count: int, first: int = 1):
-    """Whether to `say` what happens for the count-th time: at `first`, a power of 2, and at doublings."""
+    """Return True if the count-th occurrence of an event should be reported with `say`.
+
+    That is the case at `first`, a power of 2, and each time that the count doubles.
+    """
     return count >= first and count & (count - 1) == 0
 
 
 def barrier(name: str, seconds: float = BARRIER_SECONDS):
     """Wait until every process has come to the barrier of this name.
 
-    Raises RuntimeError, naming the processes that are missing, where that takes longer than `seconds`.
+    Raises:
+        RuntimeError: Naming the missing processes, if that takes longer than `seconds`.
     """
     if jax.process_count() == 1:
         return
-    # A name may come again, and the service takes each once
+    # A name may be used again, but the service takes each name only once
     _barriers[name] += 1
     place = f"barrier/{name}/{_barriers[name]}"
     _store().key_value_set(f"{place}/{jax.process_index()}", "")
@@ -68,9 +73,10 @@ def barrier(name: str, seconds: float = BARRIER_SECONDS):
 
 
 def say_mistake(message: str, seconds: float = 10.0):
-    """Whether this process should print a mistake: process 0 does, and another one whose message differs.
+    """Return True if this process should print a mistake.
 
-    Waits up to `seconds` for the other processes, which as a rule find the same mistake.
+    Process 0 prints it, and so does a process with another message. Waits up to `seconds` for the
+    other processes, which as a rule make the same mistake.
     """
     if jax.process_count() == 1:
         return True
@@ -78,7 +84,7 @@ def say_mistake(message: str, seconds: float = 10.0):
     try:
         # Process 0, which serves the store, must not end before the others have read it
         _store().wait_at_barrier("mistake", timeout_in_ms=round(1000 * seconds))
-    # The others may make no mistake, and never come
+    # The other processes may make no mistake, and never come
     except jax.errors.JaxRuntimeError:
         pass
     said = dict(_store().key_value_dir_get("mistake"))
@@ -86,15 +92,16 @@ def say_mistake(message: str, seconds: float = 10.0):
 
 
 class StopTogether:
-    """should_stop() for steps that all processes take: true on all at the same call once it is on any.
+    """A should_stop() for steps that all processes take: all stop at the same call.
 
-    A call waits neither for the devices nor, before a process was asked to stop, for another process. Every
-    process makes the same calls. Use it as a context manager.
+    After should_stop is True on any process, this returns True on all of them at the same call. A
+    call does not wait for the devices. Before the first process has to stop, a call does not wait
+    for another process either. Every process makes the same calls. Use it as a context manager.
     """
 
     def __init__(self, should_stop: Callable[[], bool]):
         self.should_stop, self.alone = should_stop, jax.process_count() == 1
-        # Calls that have returned False, and the call at which all return True once that is known
+        # The number of calls that returned False; the call at which all return True, once that is known
         self.calls, self.at = 0, None
         self.lock, self.closed = threading.Lock(), threading.Event()
         # Every process makes the same objects in the same order
@@ -108,11 +115,12 @@ class StopTogether:
     def __exit__(self, *_):
         self.closed.set()
         with self.lock:
-            # For a process that is asked in its last calls
+            # Another process may be asked to stop in its last calls, and needs this one's number of calls
             if not self.alone and self.at is None:
                 self._tell_calls()
 
     def __call__(self):
+        """Return True if the steps should stop, the same on all processes."""
         asked = self.should_stop()
         if self.alone:
             return asked
@@ -134,8 +142,9 @@ class StopTogether:
                 return
 
     def _agree(self):
-        """Set the call at which all stop: the first that no process has passed. The lock, held here and by
-        every other process, keeps calls from returning meanwhile.
+        """Set the call at which all processes stop: the first one that no process has passed.
+
+        Every process holds its lock meanwhile, so that no call returns.
         """
         self._tell_calls()
         wait = round(1000 * BARRIER_SECONDS)
@@ -154,27 +163,39 @@ def _store():
 
 
 def from_first(tree):
-    """Process 0's numpy arrays, on every process. The others pass arrays of the same shapes."""
+    """Return process 0's numpy arrays on every process.
+
+    Args:
+        tree: The arrays. Other processes than 0 pass arrays of the same shapes.
+    """
     if jax.process_count() == 1:
         return tree
     return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
 
 
 def total(number):
-    """The sum over processes of a number, as float32[]."""
+    """Return the sum of a number over processes, as float32[]."""
     if jax.process_count() == 1:
         return np.float32(number)
     return np.float32(multihost_utils.process_allgather(np.float64(number)).sum())
 
 
 def total_on(mesh: Mesh, numbers):
-    """The sums over processes of numpy's float32[k], on every device of the mesh: float32[k], a jax array.
+    """Sum numbers over processes, on every device of the mesh.
 
-    Devices compute it, so that on accelerators no process waits for another. Every process calls it.
+    Devices compute the sums, so that on accelerators no process waits for another. Every process
+    calls this.
+
+    Args:
+        mesh: The mesh.
+        numbers: numpy's float32[k].
+
+    Returns:
+        float32[k], a jax array.
     """
     places = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     owners = [device.process_index for device in mesh.devices.flat]
-    # Each process writes its numbers into the row of its first device, and zeros into those of the others
+    # Each process writes its numbers into the row of its first device, and zeros into its other rows
     first = owners.index(jax.process_index())
 
     def row(index):
@@ -182,7 +203,7 @@ def total_on(mesh: Mesh, numbers):
 
     rows = jax.make_array_from_callback((mesh.size, len(numbers)), places, row)
     totals = jax.jit(_sum_rows, out_shardings=NamedSharding(mesh, PartitionSpec()))(rows)
-    # On CPUs, sums of two programs at once may wait for each other
+    # On CPUs, the sums of two programs that run at once may wait for each other
     return jax.block_until_ready(totals) if jax.default_backend() == "cpu" else totals
 
 
@@ -191,22 +212,27 @@ def _sum_rows(rows):
 
 
 def any_on(mesh: Mesh, flag: bool):
-    """Whether the flag is set on any process that has a device of the mesh; all of these have to call it."""
+    """Return True if the flag is set on any process that has a device of the mesh.
+
+    All of these processes have to call this.
+    """
     if jax.process_count() == 1:
         return flag
     places = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    # One entry for each device: a process writes its flag into those of its own devices
+    # One entry for each device: a process writes its flag into the entries of its own devices
     flags = jax.make_array_from_callback((mesh.size,), places, lambda _: np.array([flag]))
     return bool(jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))(flags))
 
 
 @contextlib.contextmanager
 def _naming_who_is_missing(seconds: float):
-    """Where a block in which all processes meet takes longer than `seconds`, print who has not come to it. It
-    waits on: one of them may be at honest work, such as building a dataset.
+    """Print which processes have not come, if a block takes longer than `seconds`.
+
+    All processes meet in the block. This one waits on after the message: a missing process may be
+    at honest work, such as building a dataset.
     """
     number = next(_exchanges)
-    # One key a process, for all such blocks: every process comes to them in the same order
+    # One key for each process is enough: every process comes to these blocks in the same order
     _store().key_value_set(f"exchange/{jax.process_index()}", str(number), allow_overwrite=True)
 
     def late():
@@ -231,9 +257,14 @@ def _naming_who_is_missing(seconds: float):
 
 
 def from_each(value, seconds: float = BARRIER_SECONDS):
-    """The values of all processes, a list by process index. value: anything that JSON can hold.
+    """Return the values of all processes, a list by process index.
 
-    A process that waits for others longer than `seconds` prints which of them are missing, and waits on.
+    A process that waits for others longer than `seconds` prints which of them are missing, and
+    waits on.
+
+    Args:
+        value: Anything that JSON can represent.
+        seconds: When to print the message.
     """
     if jax.process_count() == 1:
         return [value]
@@ -241,7 +272,7 @@ def from_each(value, seconds: float = BARRIER_SECONDS):
     # allgather needs one shape: texts are padded to the longest
     with _naming_who_is_missing(seconds):
         sizes = multihost_utils.process_allgather(np.int32(len(text)))
-    # Few lengths: each is a program of its own, and conversations call this at every pause
+    # A power of 2: each length compiles a program, and conversations call this at every pause
     length = 1 << (int(sizes.max()) - 1).bit_length()
     padded = np.pad(text, (0, length - len(text)))
     rows = np.asarray(multihost_utils.process_allgather(padded))
@@ -249,10 +280,19 @@ def from_each(value, seconds: float = BARRIER_SECONDS):
 
 
 def in_shares(work, count: int):
-    """Share work between the processes: -> on every process a list of `count` results, in order.
+    """Share work between the processes, and give every process all results.
 
-    work(rows) -> the results of these rows of range(count), a list of what JSON can hold; each process calls
-    it for its own rows. If it raises on one process, all raise: the others a RuntimeError with the message.
+    Args:
+        work: A function that takes some rows of range(count) and returns a list of their results,
+            which JSON can represent. Each process calls it for its own rows.
+        count: The number of rows.
+
+    Returns:
+        A list of `count` results, in order.
+
+    Raises:
+        RuntimeError: With the message of another process that failed. A process that fails itself
+            raises its own exception.
     """
     processes, done, failure = jax.process_count(), None, None
     # Neighbours go to different processes: completions of one prompt tend to be slow together
@@ -273,8 +313,13 @@ def in_shares(work, count: int):
 
 
 def results_of_each(call):
-    """call()'s results on all processes, which JSON can hold, a list by process index. A ValueError that it
-    raises on one is raised on all.
+    """Call a function on each process, and return all results, a list by process index.
+
+    Args:
+        call: Returns what JSON can represent.
+
+    Raises:
+        ValueError: On all processes, if call() raises one on any of them.
     """
     result = failure = None
     try:
@@ -292,11 +337,15 @@ def results_of_each(call):
 
 
 def agreed(call, what: str):
-    """The first of call()'s two results, on each process; the second, which JSON can hold, must be the same
-    on all.
+    """Return a result of call(), after a check that all processes found the same.
 
-    what: the second, for messages. Raises ValueError on all processes where it differs, and where call()
-    raises one on some of them.
+    Args:
+        call: Returns (the result, something that JSON can represent). The second must be the same
+            on all processes.
+        what: The name of the second, for messages.
+
+    Raises:
+        ValueError: On all processes, if the second differs, or if call() raises one on any of them.
     """
     kept = []
 

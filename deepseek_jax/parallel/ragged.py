@@ -1,4 +1,4 @@
-"""jax.lax.ragged_all_to_all, and what it does for machines that lack it."""
+"""A form of jax.lax.ragged_all_to_all that also runs on machines without it."""
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +9,17 @@ from deepseek_jax.ops.platform import choose
 def ragged_all_to_all(
     operand, output, input_offsets, send_sizes, output_offsets, recv_sizes, *, axis_name
 ):
-    """jax.lax.ragged_all_to_all of these arguments; "gathered" on a machine that does not compile it."""
+    """Call jax.lax.ragged_all_to_all, or do the same by a gather on a machine that lacks it.
+
+    The form is the choice of ops.platform.
+    """
     form = choose("ragged_all_to_all", ragged=jax.lax.ragged_all_to_all, gathered=_gathered)
     sizes = input_offsets, send_sizes, output_offsets, recv_sizes
     return form(operand, output, *sizes, axis_name=axis_name)
 
 
 def _gathered(operand, output, input_offsets, send_sizes, output_offsets, recv_sizes, *, axis_name):
-    """Every device gathers all rows, and takes those that are sent to it."""
+    """Gather all rows on every device, and take the rows that are sent to this one."""
     shards, each = jax.lax.axis_size(axis_name), len(recv_sizes) // jax.lax.axis_size(axis_name)
     first = jax.lax.axis_index(axis_name) * each
 

@@ -1,4 +1,4 @@
-"""Send a token step's few rows to their experts and back, in rounds of as many as a device has room for.
+"""Send a token step's few rows to their experts and back, in rounds that fit a device's room.
 
 Letter o: the experts of one device.
 """
@@ -12,25 +12,36 @@ import jax.numpy as jnp
 from deepseek_jax.ops.grouped_matmul import ExpertLayout, combine, whole_tiles
 from deepseek_jax.parallel.ragged import ragged_all_to_all
 
-# Room beyond an even share for a device with one expert, the root of n of it for n experts. A further round
-# takes as long as room for several shares more, and is needed at once by all devices
+# Room beyond an even share, as a fraction of it: UNEVEN for a device with one expert, UNEVEN / sqrt(n) for n
+# experts. If one device needs another round, all devices take part, and that takes as long as room for
+# several more shares
 UNEVEN = 1.0
 # Rows of bfloat16 that fill a register of a TPU
 SUBLANES = 16
-# The scope of the loop over rounds, of which a plan counts one or two turns
+# Name of the scope of the loop over rounds. A plan counts one or two turns of the loop
 ROUNDS = "rounds"
 
 
 def round_trip(run, x_md, experts_ma, weights_ma, expert_axes, own_experts: int):
-    """The weighted sum of each token's experts, which are split over these mesh axes: -> ([m d], int32[], the
-    rounds that it took: 0 without such axes).
+    """Compute the weighted sum of each token's experts, which are split over expert_axes.
 
-    run(rows [r z x], rows_per_expert int32[o]) -> [r z x]: a device's experts, own_experts of them, of rows
-    sorted by expert, whose d numbers have two axes. Rows that find no room in a round are sent in the next.
+    A row that finds no room in a round is sent in the next round.
+
+    Args:
+        run: A function (rows [r z x], rows_per_expert int32[o]) -> [r z x] that runs a device's
+            experts on rows sorted by expert. A row's d numbers have the two axes z and x.
+        x_md: [m d].
+        experts_ma: int32[m a].
+        weights_ma: float32[m a].
+        expert_axes: Mesh axes; may be empty.
+        own_experts: The number of experts on a device.
+
+    Returns:
+        The sum [m d]; and int32[], the number of rounds, 0 without expert_axes.
     """
     shards = jax.lax.axis_size(expert_axes) if expert_axes else 1
     layout = sorted_choices(experts_ma, shards * own_experts)
-    # z: a TPU sends rows whose numbers share words of 32 bits as [r z x], and would copy [r d] into that form
+    # z: the numbers that share a word of 32 bits. A TPU sends [r z x], and would copy [r d] into that form
     x_mzx = x_md.reshape(len(x_md), 4 // x_md.dtype.itemsize, -1)
     rows_rzx = jnp.take(x_mzx, layout.token_of_row, axis=0, mode="clip")
     if expert_axes:
@@ -44,17 +55,25 @@ def round_trip(run, x_md, experts_ma, weights_ma, expert_axes, own_experts: int)
 
 
 def _in_rounds(run, rows_rzx, count_e, expert_axes, room, may_overflow: bool):
-    """Run the rows of all devices, each on the device that has its expert: -> (the results of rows_rzx, the
-    number of rounds).
+    """Run the rows of all devices, each row on the device that has its expert.
 
-    count_e: int32[e], this device's rows for each expert. room: the rows that a device gets in a round.
+    Args:
+        run: See round_trip.
+        rows_rzx: This device's rows, sorted by expert.
+        count_e: int32[e], this device's rows for each expert.
+        expert_axes: Mesh axes.
+        room: The rows that a device receives in a round.
+        may_overflow: False if one round always suffices.
+
+    Returns:
+        The results of rows_rzx, and the number of rounds.
     """
     count_se = jax.lax.all_gather(count_e, expert_axes)
     trip = plan_trip(count_e, count_se, jax.lax.axis_index(expert_axes))
 
     def one_round(first, returned_rzx):
         there, back, rows_per_expert = trip.window(first, room)
-        # Rows that nobody sends are never read
+        # Empty, not zeros: nothing reads the rows that nobody sends
         received_rzx = jax.lax.empty((room, *rows_rzx.shape[1:]), rows_rzx.dtype)
         received_rzx = ragged_all_to_all(rows_rzx, received_rzx, *there, axis_name=expert_axes)
         done_rzx = run(received_rzx, rows_per_expert)
@@ -63,7 +82,7 @@ def _in_rounds(run, rows_rzx, count_e, expert_axes, room, may_overflow: bool):
     returned_rzx = jax.lax.empty(rows_rzx.shape, rows_rzx.dtype)
     if not may_overflow:
         return one_round(0, returned_rzx), jnp.int32(1)
-    # One round unless more rows than fit arrive somewhere, which all devices along these axes know
+    # Every device knows trip.most, the most rows that arrive anywhere, so all take the same number of rounds
     with jax.named_scope(ROUNDS):
         rounds, returned_rzx = jax.lax.while_loop(
             lambda carried: carried[0] * room < trip.most,
@@ -74,20 +93,24 @@ def _in_rounds(run, rows_rzx, count_e, expert_axes, room, may_overflow: bool):
 
 
 def _room(share: int, own_experts: int):
-    """Rows of a round, in whole tiles of the product that takes them. share: what a device gets of a balanced
-    router.
+    """Return the rows of a round, in whole tiles of the product that takes them.
+
+    Args:
+        share: The rows that a device gets from a balanced router.
+        own_experts: The number of experts on a device.
     """
     rows = math.ceil(share * (1 + UNEVEN / math.sqrt(own_experts)))
     return -(-rows // SUBLANES) * SUBLANES if own_experts == 1 else whole_tiles(rows)
 
 
 def sorted_choices(experts_ma, n_routed_experts: int):
-    """The ExpertLayout of few choices int32[m a], one row each. Each is compared with each: of a few dozen
-    that takes less time than a sort.
+    """Lay out few choices int32[m a] as an ExpertLayout, one row for each choice.
+
+    Each choice is compared with each: for a few dozen that takes less time than a sort.
     """
     m, a = experts_ma.shape
     number_ma = jnp.arange(m * a).reshape(m, a)
-    # n: tokens, o: their choices. In the order of experts, then of choices
+    # n, o: tokens and choices again. Rows are in the order of experts, then of choices
     other_mano, number_mano = experts_ma[..., None, None], number_ma[..., None, None]
     is_before_mano = (experts_ma < other_mano) | (
         (experts_ma == other_mano) & (number_ma < number_mano)
@@ -100,7 +123,7 @@ def sorted_choices(experts_ma, n_routed_experts: int):
 
 
 class Exchange(NamedTuple):
-    """The last four arguments of ragged_all_to_all, int32[n] each: one entry for each expert of each peer."""
+    """The last four arguments of ragged_all_to_all: int32[n], one entry per expert of each peer."""
 
     input_offsets: jax.Array
     send_sizes: jax.Array
@@ -109,11 +132,20 @@ class Exchange(NamedTuple):
 
 
 class Trip(NamedTuple):
-    """Ranges of rows: this device's choices by expert [e], and each sender's choices of this device's experts
-    [s o].
+    """A device's plan for sending rows: which rows go where, for any round.
 
-    sender: where they begin among the rows of the device that sends them. begin, end: among all rows that
-    their receiver gets, which are sorted by expert, then by sender. most: the most rows that a device gets.
+    The fields describe ranges of rows. Fields with [e] are this device's rows for each expert.
+    Fields with [s o] are the rows that each sender has for this device's experts.
+
+    Attributes:
+        sender_e: int32[e], where a range begins among the rows of the device that sends it.
+        begin_e: int32[e], where a range begins among all rows that its receiver gets. These are
+            sorted by expert, then by sender.
+        end_e: int32[e], where the same range ends.
+        sender_so: int32[s o], like sender_e.
+        begin_so: int32[s o], like begin_e.
+        end_so: int32[s o], like end_e.
+        most: int32[], the most rows that a device gets.
     """
 
     sender_e: jax.Array
@@ -125,14 +157,16 @@ class Trip(NamedTuple):
     most: jax.Array
 
     def window(self, first, room: int):
-        """The exchange of the rows that receivers get from row `first` on, at most `room`: (Exchange there,
-        Exchange back, the rows of each expert here int32[o]).
+        """Plan one round: receivers get at most `room` rows, from row `first` of all their rows on.
+
+        Returns:
+            The Exchange there, the Exchange back, and the rows of each expert here, int32[o].
         """
 
         def cut(sender, begin, end):
             inside = jnp.clip(begin, first, first + room)
             size = jnp.clip(end, first, first + room) - inside
-            # Offsets of nothing could lie outside
+            # The offset of an empty range could be out of bounds
             offsets = sender + inside - begin, inside - first
             return *(jnp.where(size > 0, offset, 0) for offset in offsets), size
 
@@ -145,14 +179,18 @@ class Trip(NamedTuple):
 
 
 def plan_trip(count_e, count_se, device):
-    """The Trip of a device, int32[]. count_e: int32[e], its rows for each expert; count_se: those of each
-    device.
+    """Compute the Trip of a device.
+
+    Args:
+        count_e: int32[e], the device's rows for each expert.
+        count_se: int32[s e], the same for all devices.
+        device: int32[], the device's index.
     """
     shards, e = count_se.shape
     own_experts = e // shards
     expert_e, shard_s = jnp.arange(e), jnp.arange(shards)[:, None]
     total_so = count_se.sum(0).reshape(shards, own_experts)
-    # Rows of a device's earlier experts come first
+    # Rows for a device's earlier experts come first
     first_so = _sums(total_so.T).T
     first_e = first_so.reshape(-1)
     count_so = jax.lax.dynamic_slice_in_dim(count_se, device * own_experts, own_experts, axis=1)
@@ -169,7 +207,7 @@ def plan_trip(count_e, count_se, device):
 
 
 def _sums(count_nx, inclusive: bool = False):
-    """The sum of all earlier rows, of a row itself too if inclusive: int32[n x] -> int32[n x]."""
+    """Sum all earlier rows, and the row itself if inclusive: int32[n x] -> int32[n x]."""
     if len(count_nx) == 1:
         return inclusive * count_nx
     number_n = jnp.arange(len(count_nx))

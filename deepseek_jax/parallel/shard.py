@@ -1,4 +1,4 @@
-"""Turn the names of an array's axes into its place on the mesh."""
+"""Shardings from the logical names of an array's axes, and checks that sizes split over a mesh."""
 
 import contextlib
 import contextvars
@@ -20,7 +20,7 @@ _TABLE = contextvars.ContextVar("table", default=RULES)
 
 @contextlib.contextmanager
 def use_rules(rules: dict):
-    """Trace with another table than RULES."""
+    """Trace the block with another table than RULES."""
     token = _TABLE.set(rules)
     try:
         yield
@@ -29,15 +29,20 @@ def use_rules(rules: dict):
 
 
 def current_rules():
-    """The table that is in use."""
+    """Return the table of axes that is in use."""
     return _TABLE.get()
 
 
 def partition_spec(names: tuple) -> PartitionSpec:
-    """Look logical axis names, a tuple of str or None, up in the table in use: -> PartitionSpec.
+    """Look up logical axis names in the table in use.
 
-    A mesh axis splits an array once: where a second name has the same axis, that dimension stays whole.
-    Raises ValueError for a name without a row (Linen alone would replicate it in silence).
+    A mesh axis splits an array once: if a second name has the same axis, its dimension stays whole.
+
+    Args:
+        names: A name, or None for a whole dimension, for each dimension.
+
+    Raises:
+        ValueError: For a name without a row (Linen alone would replicate it in silence).
     """
     rules = current_rules()
     used, entries = set(), []
@@ -55,9 +60,16 @@ def partition_spec(names: tuple) -> PartitionSpec:
 
 
 def logical_names(boxed: Any) -> Any:
-    """The axis names of a tree whose leaves are Flax Partitioned boxes: the same tree, of tuples.
+    """Read the axis names of a tree of Flax Partitioned boxes.
 
-    boxed: the result of `jax.eval_shape` on a Linen init. Raises ValueError for a leaf without names.
+    Args:
+        boxed: The result of `jax.eval_shape` on a Linen init.
+
+    Returns:
+        The same tree, with a tuple of names for each leaf.
+
+    Raises:
+        ValueError: For a leaf without names.
     """
 
     def names(path, leaf):
@@ -69,7 +81,13 @@ def logical_names(boxed: Any) -> Any:
 
 
 def stored(mesh: Mesh | AbstractMesh, shape, names):
-    """The PartitionSpec of a weight between products: `placed`, and split by rules.STORED."""
+    """Return a weight's PartitionSpec between products: `placed`, split further by rules.STORED.
+
+    Args:
+        mesh: The mesh.
+        shape: The weight's shape.
+        names: The logical names of its axes.
+    """
     spec, entries = placed(mesh, shape, names), []
     if current_rules() is not RULES:
         return spec
@@ -85,10 +103,18 @@ def stored(mesh: Mesh | AbstractMesh, shape, names):
 
 
 def shardings(mesh: Mesh, names: Any, shapes: Any) -> Any:
-    """Place every parameter on the mesh: the same tree, of NamedSharding.
+    """Place every parameter on the mesh.
 
-    names: a tree of tuples of logical axes. shapes: the same tree, of anything that has a .shape.
-    Raises ValueError, naming parameter, axis, size and config field, where a size does not split.
+    Args:
+        mesh: The mesh.
+        names: A tree of tuples of logical axes.
+        shapes: The same tree, of anything that has a .shape.
+
+    Returns:
+        The same tree, of NamedSharding.
+
+    Raises:
+        ValueError: Naming parameter, axis, size and config field, where a size does not split.
     """
 
     def place(path, axes, leaf):
@@ -103,11 +129,20 @@ def shardings(mesh: Mesh, names: Any, shapes: Any) -> Any:
 
 
 def init_sharded(mesh: Mesh, init: Callable, rng: jax.Array) -> Any:
-    """Run a Linen init so that each parameter is created on the devices that will hold it.
+    """Run a Linen init so that each parameter is created on the devices that store it.
 
-    init(rng) returns the boxed tree of parameters; the result is the tree without boxes.
+    Args:
+        mesh: The mesh.
+        init: A function init(rng) that returns the boxed tree of parameters.
+        rng: The key.
+
+    Returns:
+        The tree without boxes.
+
+    Raises:
+        ValueError: As `shardings`, where a size does not split.
     """
-    # Traced once. Shapes come first: a size that does not split is refused before anything compiles
+    # Trace once, and check shapes first: a size that does not split is refused before anything compiles
     traced, boxed = jax.make_jaxpr(init, return_shape=True)(rng)
     shapes = nn.unbox(boxed)
     places = shardings(mesh, logical_names(boxed), shapes)
@@ -120,22 +155,29 @@ def init_sharded(mesh: Mesh, init: Callable, rng: jax.Array) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Split the rows of a batch by the table; other axes stay whole. For arrays of rank one and up."""
+    """Return the sharding that splits a batch's rows, for arrays of rank one and up.
+
+    Axes other than the rows stay whole.
+    """
     return NamedSharding(mesh, partition_spec(("batch",)))
 
 
 def batch_parts(mesh: Mesh):
-    """How many parts the mesh splits a batch's rows into; the number of rows must be a multiple of it."""
+    """Return the number of parts that a batch's rows split into; it must divide their number."""
     return axis_parts(mesh, batch_sharding(mesh).spec[0])
 
 
 def batch_share(mesh: Mesh):
-    """Which share of a batch's rows this process provides: -> (its index, number of shares).
+    """Return which share of a batch's rows this process provides: (its index, number of shares).
 
-    Processes whose devices hold the same rows (two stages of a pipeline, say) provide the same share.
+    Two processes provide the same share if their devices have the same rows (two stages of a
+    pipeline, for example).
+
+    Raises:
+        ValueError: If shares overlap without being equal.
     """
     rows = _parts_held(mesh)
-    # A set: processes with the same rows have one share together
+    # A set, because processes with the same rows provide the same share
     shares = sorted(set(rows.values()))
     # Shares that overlap without being equal would load some rows twice
     if sum(map(len, shares)) != batch_parts(mesh):
@@ -147,10 +189,18 @@ def batch_share(mesh: Mesh):
 
 
 def own_rows(mesh: Mesh, rows: int):
-    """int64[n]: which of a batch's `rows` rows the devices of this process hold, the rows of its share.
+    """Return which of a batch's rows the devices of this process have, the rows of its share.
 
-    Rising, and not always neighbours: a host's chips may lie apart along several axes of the mesh. Raises
-    ValueError, naming the config field, where the rows do not split evenly.
+    Args:
+        mesh: The mesh.
+        rows: The number of rows of the whole batch.
+
+    Returns:
+        int64[n], rising. The rows are not always neighbours: a host's chips may lie apart along
+        several axes of the mesh.
+
+    Raises:
+        ValueError: Naming the config field, where the rows do not split evenly.
     """
     _check_splits(mesh, "a batch's rows: axis batch", rows, batch_sharding(mesh).spec[0])
     parts = np.arange(rows).reshape(batch_parts(mesh), -1)
@@ -158,7 +208,7 @@ def own_rows(mesh: Mesh, rows: int):
 
 
 def _parts_held(mesh):
-    """Process -> the parts of a batch whose rows its devices hold, a tuple of rising numbers."""
+    """Return {process: the parts of a batch that its devices have}, tuples of rising numbers."""
     parts, held = batch_parts(mesh), {}
     for device, (part,) in batch_sharding(mesh).devices_indices_map((parts,)).items():
         held.setdefault(device.process_index, set()).add(part.start or 0)
@@ -166,12 +216,18 @@ def _parts_held(mesh):
 
 
 def put_batch(mesh: Mesh, batch: dict) -> dict:
-    """Move a batch, a dict of numpy arrays, onto the mesh: rows split, scalars everywhere. Jax arrays are
-    there already.
+    """Move a batch of numpy arrays onto the mesh: rows split, scalars everywhere.
 
-    Every process passes its share of the rows (see batch_share) and gets the global array. Scalars are totals
-    of the global batch and must be the same on all processes. Raises ValueError, naming key and config field,
-    where the rows do not split evenly.
+    Every process passes its share of the rows (see batch_share) and gets the global array. Jax
+    arrays pass through, because they are on the mesh already.
+
+    Args:
+        mesh: The mesh.
+        batch: A dict of arrays. Scalars are totals of the global batch and must be the same on all
+            processes.
+
+    Raises:
+        ValueError: Naming key and config field, where the rows do not split evenly.
     """
     rows, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
     _, shares = batch_share(mesh)
@@ -189,14 +245,14 @@ def put_batch(mesh: Mesh, batch: dict) -> dict:
 
 
 def put_share(mesh: Mesh, batch):
-    """put_batch of a batch that every process has whole: each puts its own share of the rows."""
+    """Move a batch onto the mesh that every process has whole, see put_batch."""
     # Scalars are totals of the global batch, the same on every process
     own = {name: x[own_rows(mesh, len(x))] if x.ndim else x for name, x in batch.items()}
     return put_batch(mesh, own)
 
 
 def on_device(tree):
-    """The tree, with the arrays that wait in the host's memory moved to the device's; in jit or outside."""
+    """Move the arrays of a tree that wait in the host's memory to the device, in jit or outside."""
 
     def move(leaf):
         waits = jax.typeof(leaf).memory_space == jax.memory.Space.Host
@@ -208,8 +264,8 @@ def on_device(tree):
 def constrain(array: jax.Array, names: tuple) -> jax.Array:
     """Pin a traced array to the sharding of its logical axis names, on the mesh of `jax.set_mesh`.
 
-    A dimension that does not split over its mesh axes stays whole. Without a mesh the array is returned
-    unchanged.
+    A dimension that does not split over its mesh axes stays whole. Without a mesh the array is
+    returned unchanged.
     """
     mesh = current_mesh()
     if mesh is None:
@@ -219,14 +275,20 @@ def constrain(array: jax.Array, names: tuple) -> jax.Array:
 
 
 def current_mesh():
-    """The mesh of `jax.set_mesh`; None without one, and for a mesh of a single device."""
+    """Return the mesh of `jax.set_mesh`; None without one, and for a mesh of a single device."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
 def placed(mesh: Mesh | AbstractMesh, shape, names):
-    """The PartitionSpec of an array's logical axis names; what does not split evenly stays whole."""
-    # Not strict: names may leave the last dimensions out
+    """Return the PartitionSpec of an array; dimensions that do not split evenly stay whole.
+
+    Args:
+        mesh: The mesh.
+        shape: The array's shape.
+        names: The logical names of its axes; they may leave the last dimensions out.
+    """
+    # strict=False: names may leave the last dimensions out
     pairs = zip(shape, partition_spec(names), strict=False)
     return PartitionSpec(
         *(entry if size % axis_parts(mesh, entry) == 0 else None for size, entry in pairs)
@@ -234,9 +296,13 @@ def placed(mesh: Mesh | AbstractMesh, shape, names):
 
 
 def check_splits(mesh: Mesh | AbstractMesh, what: str, size: int, name: str):
-    """Raise ValueError, naming the config field, where `size` does not split over the logical axis `name`.
+    """Raise ValueError, naming the config field, if `size` does not split over a logical axis.
 
-    what: how the message names the array and its axis.
+    Args:
+        mesh: The mesh.
+        what: The array and its axis, as the message names them.
+        size: The size of the dimension.
+        name: The logical axis.
     """
     _check_splits(mesh, what, size, partition_spec((name,))[0])
 
@@ -249,13 +315,20 @@ def check_batch(
     micro_batches: int = 1,
     pipeline_micro_batches: int | None = None,
 ):
-    """Raise ValueError, naming the config fields, unless every part of a batch splits over the mesh.
+    """Raise ValueError, naming the config fields, unless a batch's parts split over the mesh.
 
-    rows: of the global batch. An update cuts them into micro_batches; a mesh with a pipeline cuts each part
-    again, into ModelConfig's pipeline_micro_batches. The gradient of rows that do not split is right
-    (tests/parallel/test_uneven.py) but slow: every device does the work of several.
+    The gradient of rows that do not split is right (tests/parallel/test_uneven.py) but slow: every
+    device does the work of several.
+
+    Args:
+        mesh: The mesh.
+        rows: The rows of the global batch.
+        sequence_length: The tokens of a row.
+        micro_batches: The parts into which an update cuts the rows.
+        pipeline_micro_batches: ModelConfig's field: the parts into which a mesh with a pipeline
+            cuts each of these parts again. Default: the number of stages.
     """
-    # Everything that divides the rows, with the field that sets it
+    # {field: number of parts}, for everything that divides the rows
     stages = mesh.shape["pipeline"]
     cuts = {"micro_batches": micro_batches}
     if stages > 1:
@@ -283,12 +356,12 @@ def _check_splits(mesh, what, size, entry):
 
 
 def _axis(axis):
-    """The name of a mesh axis in messages: its config field without "config."."""
+    """Return the name of a mesh axis in messages: its config field without "config."."""
     return f"mesh.{size_name(axis)}"
 
 
 def axis_parts(mesh: Mesh | AbstractMesh, entry):
-    """How many parts an entry of a PartitionSpec splits its dimension into."""
+    """Return the number of parts into which an entry of a PartitionSpec splits its dimension."""
     return math.prod(mesh.shape[axis] for axis in _mesh_axes(entry))
 
 

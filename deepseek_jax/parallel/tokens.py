@@ -1,4 +1,4 @@
-"""Apply a function of single tokens, each device to its share of them."""
+"""Apply a function of single tokens, each device to its share of the tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,22 @@ from deepseek_jax.parallel.shard import axis_parts, current_mesh, partition_spec
 
 
 def over_tokens(score, hidden, head, targets, whole=None):
-    """Apply score(hidden [m d], head [v d], targets) -> arrays [m] to hidden [b t d] and targets [b t ...].
+    """Apply `score` to all tokens of hidden [b t d] and targets [b t ...].
 
-    score must treat each token alone. targets: int32[b t], or a tree of all that score reads of a token.
-    whole: a tree that every device gets whole and that has no gradient; where it is given, it is score's last
-    argument. On the mesh of `jax.set_mesh` tokens are split over every axis, the head is gathered once, and
-    its gradient is summed once, however many chunks score works through. Returns the arrays as [b t].
+    On the mesh of `jax.set_mesh` tokens are split over every axis, the head is gathered once, and
+    its gradient is summed once, however many chunks score works through.
+
+    Args:
+        score: A function (hidden [m d], head [v d], targets) -> arrays [m]. It must compute each
+            token's results from that token only.
+        hidden: [b t d].
+        head: [v d].
+        targets: int32[b t], or a tree of all that score reads of a token.
+        whole: A tree that every device gets whole and that has no gradient. If it is not None, it
+            is score's last argument.
+
+    Returns:
+        The arrays of score, as [b t].
     """
 
     def local(hidden_btd, head, targets, *whole):
@@ -35,14 +45,15 @@ def over_tokens(score, hidden, head, targets, whole=None):
         # Custom gradients do not declare the axes over which they vary
         check_vma=False,
     )(hidden, head, targets, *whole)
-    # Without the padding of token_shards
+    # Remove the padding of token_shards
     return jax.tree.map(lambda x: x[:b, :t], results)
 
 
 def token_shards(mesh: Mesh | AbstractMesh, arrays):
     """Pad a tree of [b t ...] with zeros until its tokens split over every axis of the mesh.
 
-    Returns (arrays, the PartitionSpec of their first two axes).
+    Returns:
+        The arrays, and the PartitionSpec of their first two axes.
     """
     spec = partition_spec(("batch", "seq_of_head"))
 

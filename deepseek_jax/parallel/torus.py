@@ -1,7 +1,8 @@
-"""The torus that the chips of a TPU slice form, and what a collective asks of its links.
+"""The torus that the chips of a TPU slice form, and the load of a collective on its links.
 
-All groups of a mesh run their collective at once. A slice is cut in two across a side, a ring in two places,
-in every way: the bytes that cross, over the links that are cut, are what the busiest link carries at least.
+All groups of a mesh run their collective at once. The load is estimated by cuts: a slice is cut in
+two across a side, a ring in two places, in every possible way. The bytes that cross a cut, divided
+by the links that it cuts, are the least that the busiest link carries.
 """
 
 import dataclasses
@@ -12,18 +13,24 @@ import numpy as np
 from jax.sharding import Mesh
 
 # Optical switches close every side of a slice of whole cubes of 4 x 4 x 4 chips to a ring:
-# docs.cloud.google.com/tpu/docs/v5p. Twisted tori are taken for plain ones
+# docs.cloud.google.com/tpu/docs/v5p. Twisted tori are treated as plain ones
 CUBES = ("TPU v4", "TPU v5", "TPU v5p", "TPU7x")
 # A side of 16 chips, the whole side of a pod, is a ring: jax-ml.github.io/scaling-book/tpus
 FLAT = ("TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e")
-# The cores of a TPU7x chip are joined by six times a link, and a core has half of each of its chip's links:
-# docs.cloud.google.com/tpu/docs/tpu7x
+# Links between the cores of a TPU7x chip, in units of a core's own link. They are worth six links of a chip,
+# and a core has half of each of its chip's links: docs.cloud.google.com/tpu/docs/tpu7x
 CORE_LINKS = 12
 
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """A side of a torus: its length in devices, whether it is a ring, the links between two neighbours."""
+    """A side of a torus.
+
+    Attributes:
+        length: Its length in devices.
+        is_ring: True if its ends are joined.
+        links: The number of links between two neighbours.
+    """
 
     length: int
     is_ring: bool = False
@@ -32,16 +39,19 @@ class Side:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Torus:
-    """The sides of a slice that are longer than one device, and where its devices are: int[devices, sides].
+    """The sides of a slice, and the places of its devices.
 
-    The cores of a chip are the innermost side.
+    Attributes:
+        sides: The sides that are longer than one device. The cores of a chip are the innermost
+            side.
+        positions: int[devices, sides].
     """
 
     sides: tuple[Side, ...]
     positions: np.ndarray
 
     def device_order(self):
-        """int[*lengths]: which device is at a position."""
+        """Return which device is at each position: int[*lengths]."""
         lengths = [side.length for side in self.sides]
         order = np.empty(lengths, int)
         order[tuple(self.positions.T)] = np.arange(len(self.positions))
@@ -50,8 +60,9 @@ class Torus:
 
 @functools.lru_cache(maxsize=64)
 def torus_of(devices: tuple):
-    """The Torus of these devices, which are taken for a whole slice; None where they have no coordinates, or
-    coordinates that fill no box.
+    """Find the Torus of devices, which are assumed to be a whole slice.
+
+    None if they have no coordinates, or if their coordinates do not fill a box.
     """
     if not all(hasattr(device, "coords") for device in devices):
         return None
@@ -70,16 +81,26 @@ def torus_of(devices: tuple):
 
 
 def counts_of(groups, side: Side):
-    """int[groups, length]: a group's devices at each place of a side. groups: int[groups, n], places."""
+    """Count a group's devices at each place of a side: int[groups, length].
+
+    Args:
+        groups: int[groups, n], places.
+        side: The side.
+    """
     return (groups[..., None] == np.arange(side.length)).sum(1)
 
 
 def side_load(counts, side: Side):
-    """float[3], what groups ask of a side. counts: counts_of the groups.
+    """Return the load of groups on a side, as float[3]: exchange, gather, links.
 
-    exchange: what crosses the busiest link if every device sends one byte in equal parts to all of its group.
-    gather: the same if every device sends one byte that all of its group receive. links: how many links along
-    this side a device can use at once; groups that lie interleaved share them.
+    exchange is what crosses the busiest link if every device sends one byte in equal parts to all
+    devices of its group. gather is the same if every device sends one byte that all of its group
+    receive. links is the number of links along this side that a device can use at once; interleaved
+    groups share them.
+
+    Args:
+        counts: The result of counts_of for the groups.
+        side: The side.
     """
     devices, rows = counts.sum(1)[:, None], counts.sum() / side.length
     widest = (counts > 0).sum(1).argmax()
@@ -97,7 +118,7 @@ def side_load(counts, side: Side):
     spans = (inside > 0) & (outside > 0)
     exchange = (inside * outside / devices).sum(0).max() / cut
     gather = np.where(spans, np.maximum(inside, outside), 0).sum(0).max() / cut
-    # A group crosses a row of the side for each of its devices that lie side by side
+    # A group uses one row of the side for each of its devices that share a place along it
     shared = devices[widest, 0] / len(places) / rows
     if _goes_round(places, side):
         return np.array([exchange, gather, 2 * side.links / (len(counts) * shared)])
@@ -106,16 +127,22 @@ def side_load(counts, side: Side):
 
 
 def _goes_round(places, side):
-    """Whether a group's way through its places along a side is a ring: then no single gap is the longest."""
+    """Return True if a group's way through its places along a side is a ring.
+
+    It is a ring if no single gap is the longest.
+    """
     gaps = np.sort(np.diff(places, append=places[0] + side.length))
     return side.is_ring and gaps[-1] == gaps[-2]
 
 
 def busiest(is_exchange, loads, devices):
-    """Bytes that the busiest link carries for each byte that a device sends: float[...].
+    """Return the bytes on the busiest link for each byte that a device sends: float[...].
 
-    is_exchange: bool[...], all-to-alls; else rings of gathers, scatters and sums. loads: float[..., sides, 3]
-    of side_load. devices: int[...], those of a group.
+    Args:
+        is_exchange: bool[...], True for all-to-alls; the rest are rings of gathers, scatters and
+            sums.
+        loads: float[..., sides, 3], from side_load.
+        devices: int[...], the number of devices of a group.
     """
     exchange, gather, links = np.moveaxis(loads, -1, 0)
     # A device sends nothing to itself
@@ -126,8 +153,14 @@ def busiest(is_exchange, loads, devices):
 
 @functools.lru_cache(maxsize=4096)
 def busiest_link(kind: str, axes: tuple, mesh: Mesh):
-    """Bytes on the busiest link for each byte that a device sends in a collective of XLA's kind over these
-    axes of the mesh, without "slice"; 1 where a switch joins the devices, and for neighbours.
+    """Return the bytes on a mesh's busiest link for each byte that a device sends in a collective.
+
+    It is 1 if a switch joins the devices, and for exchanges with neighbours (collective-permute).
+
+    Args:
+        kind: XLA's kind of collective.
+        axes: The axes of the mesh that the collective goes over, without "slice".
+        mesh: The mesh.
     """
     found = _places(mesh)
     chosen = [mesh.axis_names.index(axis) for axis in axes]
@@ -143,7 +176,10 @@ def busiest_link(kind: str, axes: tuple, mesh: Mesh):
 
 @functools.lru_cache(maxsize=64)
 def _places(mesh):
-    """(the sides, int[*devices of one slice, sides]) of a mesh's torus, or None. Slices are placed alike."""
+    """Return the sides of a mesh's torus, and the place of each device; None without a torus.
+
+    The places are int[*devices of one slice, sides]. All slices have the same placement.
+    """
     devices = mesh.devices
     torus = torus_of(tuple(devices.flat))
     if torus is None and mesh.axis_names[0] == "slice":
@@ -155,8 +191,9 @@ def _places(mesh):
 
 
 def placement_text(mesh: Mesh):
-    """How many places wide each axis is along each side, as "expert 4 x 2 x 4, fsdp 1 x 4 x 1 of 8 x 8 x 16";
-    "" without a torus.
+    """Describe how many places wide each axis of a mesh is along each side of its torus.
+
+    For example "expert 4 x 2 x 4, fsdp 1 x 4 x 1 of 8 x 8 x 16"; "" without a torus.
     """
     found = _places(mesh)
     if found is None:

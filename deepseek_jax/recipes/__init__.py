@@ -1,4 +1,7 @@
-"""Whole runs, as lists of stages. A recipe is a module with SETTINGS, stages, page and report: see driver."""
+"""Whole runs, each written as a list of stages that driver.py checks, plans and runs.
+
+A recipe is a module with SETTINGS, stages, page and report; driver.py describes them.
+"""
 
 from deepseek_jax.lazy import lazy_names
 

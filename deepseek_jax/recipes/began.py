@@ -1,4 +1,7 @@
-"""What a policy that a run left began from. The run's config is read as data: nothing that it names runs."""
+"""The policy that a run's training started from, found through the records in the run's folder.
+
+The run's config is read as data: no code that it names is run.
+"""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -12,20 +15,32 @@ from deepseek_jax.hub import hub_id
 from deepseek_jax.recipes.workdir import read_mark
 from deepseek_jax.rollout.policy import Policy, find_source, load_policy
 
-# The fields of a config by which its answers are conversations
+# A config with one of these fields answers in conversations
 CONVERSING = "tools", "environment", "conversation"
 
 
 class Start(NamedTuple):
-    """What a policy began from: a checkpoint; None for the base beside its adapter."""
+    """Starting point of a training: a checkpoint, or the frozen base of an adapter.
+
+    Attributes:
+        checkpoint: Its path or hub name; None for the base of an adapter.
+    """
 
     checkpoint: str | Path | None = None
 
 
 def find_start(path: str | Path) -> Start:
-    """The Start of what load_policy reads at a path: what the stage left that its own stage began from.
+    """Find the policy that the policy at `path` was trained from.
 
-    Raises ValueError where this is not known, or is not there any more.
+    Args:
+        path: Any path that load_policy reads.
+
+    Returns:
+        For an adapter, Start(None). Otherwise the Start of the checkpoint or of the saved
+        parameters that the policy's stage began from.
+
+    Raises:
+        ValueError: The starting point is unknown, or is no longer there.
     """
     if find_source(path).adapter is not None:
         return Start()
@@ -40,7 +55,7 @@ def find_start(path: str | Path) -> Start:
             f"{stage} began from random parameters, or from what is not there any more; give the path of a "
             "checkpoint"
         )
-    # A name on the hub at the commit that the run read
+    # A hub name gets the commit that the run read
     given = read_mark(run)[1].get("model", {}).get(given, given)
     found = run / start / LEFT[0] if given is None else given
     check_checkpoint(found)
@@ -48,8 +63,13 @@ def find_start(path: str | Path) -> Start:
 
 
 def policy_of_start(start: Start, policy: Policy, mesh: Mesh) -> Policy:
-    """The Policy of a Start. policy: what was trained from it, whose tokenizer and template it gets; the base
-    of an adapter shares its arrays.
+    """Load the policy that `policy` was trained from.
+
+    Args:
+        start: The result of find_start.
+        policy: The trained policy. The result gets this policy's tokenizer and template. The base
+            of an adapter shares arrays with this policy.
+        mesh: The mesh for the parameters of a checkpoint.
     """
     if start.checkpoint is not None:
         how = {"dtype": policy.config.dtype}
@@ -60,8 +80,14 @@ def policy_of_start(start: Start, policy: Policy, mesh: Mesh) -> Policy:
 
 
 def conversing_of(path: str | Path) -> dict:
-    """The fields tools, environment and conversation of the config of the run that left what is at a path; {}
-    where there is none.
+    """Return the fields tools, environment and conversation of the config that trained a policy.
+
+    Args:
+        path: What a stage of a run wrote: its folder, its params or its adapter; or the run's
+            folder.
+
+    Returns:
+        The fields that the config sets; {} if `path` is not in the folder of a run.
     """
     try:
         config, _ = read_mark(run_of(_stage_of(path)))
@@ -71,7 +97,11 @@ def conversing_of(path: str | Path) -> dict:
 
 
 def _stage_of(path):
-    """The folder of the stage that left what is at a path."""
+    """Return the folder of the stage that wrote the policy at `path`.
+
+    Raises:
+        ValueError: The path is not in the folder of a run.
+    """
     if hub_id(path) is None:
         left = left_in_run(path)
         stage = left.parent if left.name in LEFT else left

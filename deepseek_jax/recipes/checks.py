@@ -1,4 +1,4 @@
-"""Checks of settings against a mesh and a model that several kinds of stages make."""
+"""Checks of a stage's settings against the mesh and the model, for several kinds of stages."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,13 @@ from deepseek_jax.rollout import requests
 
 
 def check_rows(settings, mesh, pipeline_micro_batches: int | None = None):
-    """Raise ValueError, naming the fields, unless a step's rows split over the mesh."""
+    """Raise ValueError, naming the fields, unless a step's rows split over the mesh.
+
+    Args:
+        settings: Settings with batch_size, sequence_length and micro_batches.
+        mesh: The mesh that the rows are split over.
+        pipeline_micro_batches: The model's field of this name.
+    """
     rows, length = settings.batch_size, settings.sequence_length
     with at(f"batch_size={rows}, sequence_length={length}"):
         check_batch(
@@ -23,14 +29,14 @@ def check_rows(settings, mesh, pipeline_micro_batches: int | None = None):
 
 
 def check_slots(settings, mesh):
-    """Raise ValueError, naming the field, where slots in the settings do not split over the mesh."""
+    """Raise ValueError, naming the field, if slots in the settings do not split over the mesh."""
     for path, slots in _slots(settings):
         with at(path) if path else contextlib.nullcontext():
             requests.check_slots(slots, mesh.size)
 
 
 def _slots(block):
-    """(path of the block, its slots) of every block of the settings that has slots."""
+    """Yield (path of the block, its slots) for each block of the settings that has slots."""
     if dataclasses.is_dataclass(block):
         block = {field.name: getattr(block, field.name) for field in dataclasses.fields(block)}
     for name, value in (block or {}).items():
@@ -41,13 +47,13 @@ def _slots(block):
                 yield f"{name}.{path}".rstrip("."), slots
 
 
-# Fields of rows, of how often a row is there, and of its tokens
+# Fields that count rows, copies of each row, and the tokens of a row
 ROWS, TIMES = ("batch_size", "prompts_per_step", "prompts", "slots"), ("group_size",)
 LENGTHS = "sequence_length", "max_prompt_length", "max_completion_length"
 
 
 def largest_batch(settings) -> int:
-    """At least the tokens of any batch that the settings ask for."""
+    """Return an upper bound of the tokens in any batch that the settings ask for."""
     found = {}
     for name, number in _numbers(settings):
         found[name] = max(number, found.get(name, 0))
@@ -57,8 +63,9 @@ def largest_batch(settings) -> int:
 
 
 def _numbers(block, outer=""):
-    """(name of the field, number) of every number in the settings; a number in a dict or in pairs has the
-    name of the field.
+    """Yield (name of the field, number) for every integer in the settings.
+
+    A number in a dict or in pairs gets the name of the field that holds it.
     """
     if dataclasses.is_dataclass(block):
         for field in dataclasses.fields(block):
@@ -74,7 +81,7 @@ def _numbers(block, outer=""):
 
 
 def check_positions(settings, config: ModelConfig):
-    """Raise ValueError where sequence_length exceeds the model's max_position_embeddings."""
+    """Raise ValueError if sequence_length exceeds the model's max_position_embeddings."""
     if settings.sequence_length > config.max_position_embeddings:
         raise ValueError(
             f"sequence_length={settings.sequence_length} is beyond the model's "

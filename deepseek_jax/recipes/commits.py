@@ -1,6 +1,4 @@
-"""The commits of a config's names on the Hugging Face hub, so that a run reads the same files when it
-resumes.
-"""
+"""Hub names of a config, each fixed at a commit, so that a resumed run reads the same files."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,11 +13,20 @@ from deepseek_jax.settings import OnHub, marked_texts
 def with_commits(
     config: ConfigDict, settings: Any, known: Mapping[str, Mapping[str, str]]
 ) -> tuple[ConfigDict, dict[str, dict[str, str]]]:
-    """(the config with each name on the hub at a commit, {kind: {the name: the name with its commit}}).
+    """Fix each Hugging Face hub name of a config at a commit.
 
-    settings: of the config, whose hints say which fields may have such names, and of what kind. known: what
-    the run's work directory says of them; the hub is asked about others. Raises ValueError as hub.pinned
-    does.
+    Args:
+        config: The config, which stays unchanged.
+        settings: The settings of this config. Their type hints say which fields may hold hub names,
+            and of what kind.
+        known: {kind: {name: the name with its commit}} from the run's work directory. The hub is
+            asked only about other names.
+
+    Returns:
+        (a copy of the config with commits, {kind: {name: the name with its commit}}).
+
+    Raises:
+        ValueError: As hub.pinned does.
     """
     found, commits = config.copy_and_resolve_references(), {}
     for path, name, mark in marked_texts(settings, OnHub):
@@ -34,7 +41,10 @@ def with_commits(
 
 
 def _set(config, path, value):
-    """Set an entry of nested blocks and tuples; one that the config leaves to its default needs no commit."""
+    """Set an entry of nested blocks and tuples.
+
+    A field that the config leaves at its default needs no commit and is skipped.
+    """
     *outer, last = path
     block = config
     for depth, key in enumerate(outer):

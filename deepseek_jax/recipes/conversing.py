@@ -1,4 +1,4 @@
-"""Recipes that may answer in conversations: tools and an environment, opened before a policy is loaded."""
+"""Tools and environments for a recipe's policy, opened before the policy is loaded."""
 
 import dataclasses
 from typing import Any
@@ -10,29 +10,55 @@ from deepseek_jax.rollout.tool_use import EnvironmentReward, ToolUse, environmen
 
 
 def open_environments(settings: Any, opened: Any):
-    """The Environments of the settings, which close with `opened`, an ExitStack; None for single turns."""
+    """Open the tools and the environment that the settings name.
+
+    Args:
+        settings: A rollout.settings.Conversing.
+        opened: The ExitStack that closes them.
+
+    Returns:
+        Their Environments; None if the answers are single turns.
+    """
     if not settings.converses:
         return None
     return opened.enter_context(environments_of(settings))
 
 
 def rewards_of(environments: Any):
-    """{name: reward} of an environment with get_reward, beside the rules."""
+    """Return the reward of an environment that has get_reward, as {name: reward}.
+
+    It is used in addition to the rules. The dict is empty without such an environment.
+    """
     if environments is None or environments.reward_name is None:
         return {}
     return {environments.reward_name: EnvironmentReward()}
 
 
 def try_environment(environments: Any, examples: list):
-    """Hold the conversation of one question before a run starts. Raises ValueError as Environments.check."""
+    """Test an environment before a run starts, with a conversation about the first question.
+
+    Args:
+        environments: The Environments to test; None for single turns, where nothing happens.
+        examples: The questions of the run.
+
+    Raises:
+        ValueError: As Environments.check does.
+    """
     if environments is not None:
         first = examples[0]
         environments.check(columns_of(first), str(first.get("answer", "")))
 
 
 def conversing(policy: Policy, environments: Any, settings: Any) -> Policy:
-    """The policy with these tools and this environment; as it is for None. Raises ValueError as tool_form
-    does.
+    """Return the policy with tools and an environment; unchanged if `environments` is None.
+
+    Args:
+        policy: A policy with a template that can write tool calls.
+        environments: The result of open_environments.
+        settings: Settings with the limits `conversation`.
+
+    Raises:
+        ValueError: As tool_form does.
     """
     if environments is None:
         return policy

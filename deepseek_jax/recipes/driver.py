@@ -1,9 +1,16 @@
-"""The one driver: a recipe is a list of stages, which is checked, planned, run and resumed here.
+"""The driver of all recipes: it checks, plans, runs and resumes a list of stages.
 
-A recipe is a module with SETTINGS, `stages(settings)`, which reads no data, and `page(results)` and
-`report(results)` of results.Results. A run has a folder for each stage: stage.json, the hashes of all that it
-depends on; checkpoints; params or adapter, which are written once; scores.json of a measurement. run.json
-names the stage whose policy the run is for.
+A recipe is a module with SETTINGS, with `stages(settings)`, which reads no data, and with
+`page(results)` and `report(results)`, which take a results.Results.
+
+A run's folder has a folder for each stage. In it are:
+
+- stage.json: the hashes of everything that the stage depends on;
+- checkpoints of its training;
+- params or adapter, written once;
+- scores.json, for a measurement.
+
+run.json in the run's folder names the stage that produces the run's policy.
 """
 
 import contextlib
@@ -48,13 +55,19 @@ from deepseek_jax.training.lineage import (
 from deepseek_jax.training.run import Run, leave_if_asked
 from deepseek_jax.training.settings import LoopSettings
 
-# A run is not planned to see whether it fits, which traces every program, where this many float32 copies of
-# its parameters and of its largest batch would
+# The check of memory traces every program. It is skipped if a device has room for this many float32
+# copies of the largest model's parameters and of the largest batch
 SMALL = 256
 
 
 def configs_of(stages: list[Stage]) -> dict[str, ModelConfig]:
-    """The ModelConfig of the policy that each stage leaves, as the config and small files say it."""
+    """Return the ModelConfig of the policy that each stage produces.
+
+    It reads only the config and small files.
+
+    Returns:
+        {name of the stage: ModelConfig}, without stages that have no policy.
+    """
     found = {}
     for stage in stages:
         if not stage.start and stage.origin is None:
@@ -66,15 +79,19 @@ def configs_of(stages: list[Stage]) -> dict[str, ModelConfig]:
 
 
 def _model(stage: Stage, left: Mapping[str, ModelConfig]) -> ModelConfig | None:
-    """The ModelConfig with which a stage works; None where it has no policy."""
+    """Return the ModelConfig that a stage works with; None for a stage without a policy."""
     config = left.get(stage.start or stage.name)
     return None if config is None else stage.model(config)
 
 
 def check(stages: list[Stage], mesh: Mesh) -> dict[str, ModelConfig]:
-    """Raise ValueError where settings do not fit the mesh or their model: -> configs_of(stages)."""
+    """Raise ValueError if settings do not fit the mesh or their model.
+
+    Returns:
+        The result of configs_of(stages).
+    """
     left = configs_of(stages)
-    # What is learned before what is measured, whose settings may be taken from it
+    # Training stages first: a measurement may take its settings from them
     for stage in sorted(stages, key=lambda stage: stage.measures):
         with stage.at():
             config = _model(stage, left)
@@ -88,7 +105,11 @@ def check(stages: list[Stage], mesh: Mesh) -> dict[str, ModelConfig]:
 
 
 def plan(recipe: ModuleType, settings: Any, mesh: Mesh) -> list[Program]:
-    """The programs of all stages in their order, those that measure last, and once, though many stages do."""
+    """Return the programs that a run of the recipe compiles.
+
+    They are in the order of the stages, with measurements last. A program that several stages share
+    is listed once.
+    """
     stages = recipe.stages(settings)
     return _programs(stages, mesh, check(stages, mesh))
 
@@ -113,13 +134,15 @@ def _programs(stages, mesh, left):
 
 
 def check_memory(programs: list[Program]):
-    """Raise ValueError, naming the fields, where what a program is called with exceeds a device's memory.
+    """Raise ValueError, naming the fields, if a program's arguments exceed a device's memory.
 
-    It is a part of what the program needs, and known without an array.
+    The arrays that wait on the device meanwhile count too. This is only a part of what a program
+    needs, but it is known without creating an array.
     """
     room = device_bytes()
     for program in programs:
-        # What an earlier program returns is in that one's arguments, or is smaller
+        # Results of an earlier program do not count here: that program's arguments contain them, or
+        # are larger
         state, *batch = program.arguments if not program.needs else ((),)
         parts = argument_bytes(state), argument_bytes(batch), program.beside_bytes
         if sum(parts) > room:
@@ -134,7 +157,7 @@ def check_memory(programs: list[Program]):
 
 
 class _Running:
-    """A run under way: its stages, and what they share."""
+    """A run in progress: its stages, and what they share."""
 
     def __init__(self, recipe: ModuleType, settings: Any, run: Run):
         self.recipe, self.run = recipe, run
@@ -144,7 +167,7 @@ class _Running:
         self.results = Results(settings, self.stages, run.folder)
 
     def context(self, stage: Stage) -> Context:
-        """What a stage gets."""
+        """Return the Context of a stage."""
         return Context(
             stage,
             self.run.of(stage.name, self.run.folder / stage.name / CHECKPOINTS),
@@ -157,8 +180,9 @@ class _Running:
         )
 
     def check_settings(self):
-        """Raise ValueError where settings do not fit the mesh, their model, or the checkpoint's small files.
-        Within self.opened.
+        """Raise ValueError if settings do not fit the mesh, their model or the checkpoint.
+
+        Of the checkpoint it reads only small files. Call it within self.opened.
         """
         with waiting_for("checking the settings and the model"):
             for stage in self.stages:
@@ -172,17 +196,19 @@ class _Running:
             self.left = check(self.stages, self.run.mesh)
 
     def check_data(self):
-        """Raise ValueError for what else can be known to be wrong before the first stage runs: of the memory,
-        the rewards and the data, which it opens. Within self.opened.
+        """Raise ValueError for other mistakes that show before the first stage runs.
+
+        They are mistakes in memory, rewards and data. It opens the rewards and the data. Call it
+        within self.opened.
         """
         if self._may_not_fit(device_bytes()):
-            # What cannot be planned says below what is wrong
+            # If no plan is possible, the checks below say what is wrong
             with (
                 waiting_for("checking the memory that the programs need"),
                 contextlib.suppress(CannotPlan),
             ):
                 check_memory(_programs(self.stages, self.run.mesh, self.left))
-        # Data that are learned before those that are measured
+        # Training data before the data of measurements
         for stage in sorted(self.stages, key=lambda stage: stage.measures):
             leave_if_asked("the start")
             with stage.at(), waiting_for(f"checking the data of {stage.name}"):
@@ -197,7 +223,12 @@ class _Running:
         return room and SMALL * 4 * (params + tokens) > room
 
     def inputs(self, stage: Stage, hashes: Mapping[str, str]) -> Inputs:
-        """What a stage's result depends on: the one rule. hashes: of the stages before."""
+        """Return what a stage's result depends on: the one rule for all stages.
+
+        Args:
+            stage: The stage.
+            hashes: {name: hash} of the earlier stages.
+        """
         context, settings = self.context(stage), stage.settings
         hashed = {
             "settings": [type(stage).__name__, settings, stage.seed, stage.adapter],
@@ -216,7 +247,11 @@ class _Running:
         return Inputs(hashed, settings.num_steps, settings.continues(), about)
 
     def standings(self, folder: Path | None = None) -> dict[str, tuple[Inputs, Standing]]:
-        """{stage: (its inputs, how it stands)}. folder: where their records are; default the run's."""
+        """Return {stage: (its inputs, its Standing)}.
+
+        Args:
+            folder: The folder with the stages' records; by default the run's folder.
+        """
         hashes, found = {}, {}
         for stage in self.stages:
             with stage.at():
@@ -226,13 +261,13 @@ class _Running:
         return found
 
     def check_drops(self, standings: Mapping[str, tuple[Inputs, Standing]], claim: Claim, folder):
-        """Raise ValueError, with the list of the stages, where to run would drop what they have left."""
+        """Raise ValueError, listing the stages, if a run would delete results of an earlier one."""
         grown = {name for name, (_, stands) in standings.items() if stands.grows}
         dropped = []
         for stage in self.stages:
             stands = standings[stage.name][1]
             follows = stage.measures and stage.start in grown and stands.changed == ["parent"]
-            # One that was cut short before it left anything is no loss
+            # Nothing is lost if the stage has written only its record
             files = {path.name for path in (folder / stage.name).glob("*")}
             if stands.drops and not follows and files != {RECORD}:
                 state = "complete" if stands.before["complete"] else "begun"
@@ -248,22 +283,22 @@ class _Running:
             )
 
     def go(self, standings):
-        """Run the stages that are left, in order."""
+        """Run, in order, the stages that are not complete."""
         scores = self.results.scores()
         for number, stage in enumerate(self.stages, start=1):
             leave_if_asked(f"stage {stage.name}")
             title = f" ({stage.title})" if stage.title not in ("", stage.name) else ""
             place = f"running stage {number} of {len(self.stages)}, {stage.name}{title}"
             if not stage.start:
-                # No stage that begins a line needs what is on the devices
+                # A stage without a start reads nothing that is on the devices
                 self.held.clear()
             with waiting_for(place):
                 self._keep(stage, standings[stage.name][0])
-            # A stage that is not run again has measured nothing new
+            # A stage that was complete has no new scores
             if stage.measurements() and (found := self.results.scores()) != scores:
                 scores = found
                 self.run.writer.write_scores(scores)
-                # After every stage, so that the page can be read before the run ends
+                # Written now, so that the page can be read before the run ends
                 if first_process():
                     write_page(self.results, self.recipe.page(self.results))
 
@@ -271,7 +306,7 @@ class _Running:
         context = self.context(stage)
 
         def make(folder):
-            # A run that was killed after the last save calls make again
+            # A run that is resumed after a kill may call make again, with everything saved
             if stage.is_left(folder):
                 return
             result = stage.run(context)
@@ -286,7 +321,7 @@ class _Running:
 
 
 def _save(context: Context, policy: Policy):
-    """Save the policy that a stage's run returned; of one with an adapter the adapter alone."""
+    """Save the policy that a stage's run returned; with an adapter, only the adapter."""
     if isinstance(policy.params, Adapted):
         base, target = context.path_of(context.stage.start), context.own / "adapter"
         if not is_adapter(target):
@@ -298,8 +333,21 @@ def _save(context: Context, policy: Policy):
 def describe(
     recipe: ModuleType, settings: Any, run: Run, claim: Claim, folder: Path, redo: bool = False
 ) -> str:
-    """Open what a run opens before its first stage: -> what its data are, in words. Raises ValueError as a
-    run does before it. run: in a folder for the check. folder, claim: of the run that is checked.
+    """Check a run in the way it checks itself before its first stage, and describe its data.
+
+    Args:
+        recipe: The recipe's module.
+        settings: The settings of the config.
+        run: A Run with a folder for the check.
+        claim: The claim on the folder of the run that is checked.
+        folder: The folder of the run that is checked.
+        redo: True if the run may delete the results of changed stages.
+
+    Returns:
+        A description of the run's data, in words.
+
+    Raises:
+        ValueError: The run would raise it before its first stage.
     """
     running = _Running(recipe, settings, run)
     with running.opened:
@@ -311,7 +359,7 @@ def describe(
 
 
 def describe_data(recipe: ModuleType, settings: Any, folder: Path) -> str:
-    """What the data of a run are, in words, on no device and without its checkpoints."""
+    """Describe the data of a run in words, without a device and without the run's checkpoints."""
     running = _Running(recipe, settings, Run(None, folder, None))
     with running.opened, at("config"):
         return _described(running)
@@ -330,10 +378,17 @@ def _has_begun(stages, folder):
 def run(
     recipe: ModuleType, settings: Any, run: Run, claim: Claim | None = None, redo: bool = False
 ):
-    """Check all stages before the first one runs; run those that are left, in order; report.
+    """Run a recipe: check all stages, run those that are not complete, in order, and report.
 
-    claim: of the run's folder, which is marked once it is clear that nothing is to be dropped; None for a
-    folder that has no mark. redo: drop the stages whose inputs have changed.
+    All checks come before the first stage runs.
+
+    Args:
+        recipe: The recipe's module.
+        settings: The settings of the config.
+        run: The Run; its folder has the stages' folders.
+        claim: The claim on the run's folder. The folder is marked once it is clear that no results
+            will be deleted, or that redo allows it. None for a folder without a mark.
+        redo: True to delete, and run again, the stages with changed inputs.
     """
     claim = Claim([], lambda: None) if claim is None else claim
     running = _Running(recipe, settings, run)
@@ -351,7 +406,7 @@ def run(
                 running.check_drops(standings, claim, run.folder)
         claim.accept()
         if not complete:
-            # Those that build on others first: a start that is cut short must leave none without its inputs
+            # Dependent stages first: an interruption here must leave no stage without its inputs
             for name, (_, stands) in reversed(standings.items()):
                 if stands.changed:
                     renew(run.folder, name, stands)
@@ -363,13 +418,15 @@ def run(
     with waiting_for("drawing up the report"):
         recipe.report(running.results)
         if first_process():
-            # It may have what the report has found
+            # Again: the page may show what the report has computed
             write_page(running.results, recipe.page(running.results))
 
 
 def left_by(stages: list[Stage]) -> str | None:
-    """The stage that a run is for: the one whose policy, or else whose result, no other stage begins from or
-    reads; None where there are several.
+    """Return the name of the stage that the run is for; None if there are several.
+
+    It is the training stage that no other training stage begins from or reads. Stages that produce
+    no policy count only if all such stages produce none.
     """
     trains = [stage for stage in stages if not stage.measures]
     used = {stage.start for stage in trains} | {name for stage in trains for name in stage.reads}

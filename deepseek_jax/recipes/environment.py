@@ -1,6 +1,7 @@
-"""What JAX, XLA and malloc read when this process starts to use them.
+"""Preparation of a process for JAX: XLA's flags and threads, malloc, the search for TPUs.
 
-JAX is imported where it is used, because launch/common.py imports this module.
+JAX, XLA and malloc read their settings when the process first uses them. JAX is imported where it
+is used, because launch/common.py imports this module.
 """
 
 import functools
@@ -11,14 +12,15 @@ import sys
 
 from deepseek_jax.progress import importing_jax
 
-# XLA aborts the process that parses a flag which it does not know: this parses them, in 0.3 s, in another one
+# XLA aborts a process on an unknown flag, so a second process parses the flags first, in 0.3 s
 PARSE = "from jaxlib import xla_client; xla_client.CompileOptions().executable_build_options"
-# What it says of them, behind the place in its source
+# XLA's message about a wrong flag, which follows a place in XLA's source
 COMPLAINT = re.compile(
     r"^[EF]\d{4} .*?\] (Unknown .*|Couldn't .*|Could not .*?\".*?\")", re.MULTILINE
 )
 
-# Where there is no TPU: libtpu searches for none, nor complains in five lines that it has not found one
+# On a machine without a TPU these stop libtpu from searching for one, and from printing five lines
+# about it
 NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
@@ -28,7 +30,7 @@ NO_TPU = {
 
 @functools.cache
 def check_xla_flags(given: str) -> None:
-    """Raise ValueError where XLA does not know one of these flags, or cannot read its value."""
+    """Raise ValueError if XLA does not know one of these flags, or cannot read its value."""
     if not given.strip():
         return
     environment = os.environ | {"XLA_FLAGS": given}
@@ -41,9 +43,14 @@ def check_xla_flags(given: str) -> None:
 
 
 def prepare_process(xla_flags: str) -> None:
-    """Set what JAX and malloc read when this process starts to use them: call it before anything asks for
-    devices. xla_flags are put before XLA_FLAGS of the environment, which win. Raises ValueError for a flag
-    that XLA does not know.
+    """Set what JAX, XLA and malloc read; call it before anything asks for devices.
+
+    Args:
+        xla_flags: Flags for XLA. The environment variable XLA_FLAGS comes after them, so its flags
+            win.
+
+    Raises:
+        ValueError: XLA does not know a flag, or cannot read its value.
     """
     with importing_jax() as wait:
         given = os.environ.get("XLA_FLAGS", "")
@@ -53,16 +60,19 @@ def prepare_process(xla_flags: str) -> None:
         from deepseek_jax.parallel.host_threads import give_devices_threads
 
         give_devices_threads()
-        # It has to come before any other thread runs
+        # This has to come before any other thread runs
         keep_freed_memory()
         wait.remind()
-        # It imports JAX
+        # This imports JAX: the reminders are for that wait
         return_compilers_memory()
         spare_search_for_tpus()
 
 
 def spare_search_for_tpus() -> None:
-    """Where this machine has no TPU, have libtpu look for none: call it before anything asks for devices."""
+    """Stop libtpu from searching for TPUs on a machine that has none.
+
+    Call it before anything asks for devices.
+    """
     # JAX has no public name for what it finds on this machine's bus
     from jax._src import hardware_utils
 
@@ -72,7 +82,7 @@ def spare_search_for_tpus() -> None:
 
 
 def has_devices() -> bool:
-    """Whether something has asked JAX for devices in this process: then it is too late to prepare it."""
+    """Return True if JAX has set up its devices: then it is too late to prepare this process."""
     if "jax" not in sys.modules:
         return False
     # JAX has no public name for it
@@ -82,8 +92,9 @@ def has_devices() -> bool:
 
 
 def process_joined() -> int:
-    """The number of this process among those that JAX has joined, 0 before: unlike jax.process_index it waits
-    for no devices.
+    """Return this process's number among the processes that JAX has joined; 0 before it joins.
+
+    Unlike jax.process_index, this does not wait for devices.
     """
     if "jax" not in sys.modules:
         return 0

@@ -1,6 +1,6 @@
-"""A config's recipe in its work directory: what the programs and ds.train share.
+"""The run of a config's recipe in a work directory: what the programs and ds.train share.
 
-JAX is imported where it is used: the programs read a config before they import it.
+JAX is imported where it is used: the programs read a config before they import JAX.
 """
 
 import contextlib
@@ -30,7 +30,13 @@ if TYPE_CHECKING:
 
 
 class Observers(NamedTuple):
-    """What looks on at a run, None for nothing: a Profile, a Watchdog and a WandbRun of training."""
+    """Optional observers of a run; None for each that is not used.
+
+    Attributes:
+        profile: A training.profile.Profile.
+        watchdog: A training.watchdog.Watchdog.
+        wandb: A training.wandb_board.WandbRun.
+    """
 
     profile: Any = None
     watchdog: Any = None
@@ -41,7 +47,10 @@ NOBODY = Observers()
 
 
 def recipe_modules() -> dict[str, str]:
-    """{name of a recipe: its module below recipes}: NAME.py, which has SETTINGS, or NAME/run.py."""
+    """Return {name of the recipe: its module below recipes}.
+
+    A recipe is a file NAME.py that has SETTINGS, or a file NAME/run.py.
+    """
     folders = [Path(folder) for folder in recipes.__path__]
     # Files are read, not imported: one recipe does not need the dependencies of another
     files = [file for folder in folders for file in folder.glob("*.py") if _is_recipe(file)]
@@ -52,7 +61,11 @@ def recipe_modules() -> dict[str, str]:
 
 
 def find_recipe(name: str) -> ModuleType:
-    """The module of a recipe, as driver says. Raises ValueError for an unknown name."""
+    """Import the module of a recipe; driver.py says what it contains.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
     modules = recipe_modules()
     if name not in modules:
         raise ValueError(
@@ -66,8 +79,13 @@ def _is_recipe(file):
 
 
 class Opened(NamedTuple):
-    """A config's recipe: its module, its settings, with names on the hub at the run's commits, and the mesh.
-    recorded: for claim_workdir.
+    """A config's recipe, ready to run.
+
+    Attributes:
+        recipe: The recipe's module.
+        settings: Its settings, with hub names at the run's commits.
+        mesh: The mesh of the run.
+        recorded: What claim_workdir records in addition to the config.
     """
 
     recipe: ModuleType
@@ -77,8 +95,10 @@ class Opened(NamedTuple):
 
 
 def opened(config: ConfigDict, workdir: Path) -> Opened:
-    """What a config means for the run in a work directory. Raises ValueError for a wrong field, and as
-    with_commits does.
+    """Read a config for a run in a work directory: its recipe, settings and mesh.
+
+    Raises:
+        ValueError: A field is wrong; also as with_commits does.
     """
     from deepseek_jax.costs.exchange import exchange_of
     from deepseek_jax.ops import platform
@@ -99,8 +119,11 @@ def opened(config: ConfigDict, workdir: Path) -> Opened:
 
 
 def opened_by_all(config: ConfigDict, workdir: Path) -> Opened:
-    """opened, of all processes together: a mistake that one of them sees, such as a file that it lacks, is
-    raised on all, and so is a difference between what they record.
+    """Call `opened` on all processes together.
+
+    Raises:
+        ValueError: On all processes, if one of them finds a mistake, such as a file that it lacks,
+            or if the processes would record different things.
     """
     from deepseek_jax.parallel.processes import agreed
 
@@ -112,8 +135,8 @@ def opened_by_all(config: ConfigDict, workdir: Path) -> Opened:
 
 
 def results_of(config: ConfigDict, folder: Path) -> "Results":
-    """The Results of a run in a folder, on no device."""
-    # Here, because it imports jax, which a mistake should not wait for
+    """Return the Results of a run in a folder, without using a device."""
+    # Imported here because it imports jax: a mistake is reported sooner
     from deepseek_jax.recipes.results import Results
 
     recipe = find_recipe(config.get("recipe"))
@@ -132,12 +155,23 @@ def run_recipe(
     console_seconds: float | None = None,
     after_step: Callable[[], bool] | None = None,
 ) -> None:
-    """Run config's recipe in workdir on its mesh; a process may repeat it. Raises ValueError for a mistake,
-    an errors.Fault for a fault of the run, and SystemExit(STOPPED) where it was asked to stop and has saved.
+    """Run a config's recipe in a work directory; one process may call it repeatedly.
 
-    listen() -> whether it was asked to stop, as Stop says, after a step or within a measurement. after_step:
-    of steps, in its place. strict: of the recipe's Run. redo: of driver.run. console_seconds: of
-    MetricsWriter.
+    Args:
+        config: The config, which names the recipe and the mesh.
+        workdir: The run's folder.
+        listen: Returns a function, such as a Stop, that returns True once the run was asked to
+            stop. That function is called after a step, and within a measurement.
+        observers: What observes the training.
+        strict: The field of training.run.Run.
+        redo: The argument of driver.run.
+        console_seconds: The argument of MetricsWriter.
+        after_step: Called after a step in place of the function from `listen`.
+
+    Raises:
+        ValueError: A mistake of the user.
+        errors.Fault: A fault of the run.
+        SystemExit: With status STOPPED, once a run that was asked to stop has saved.
     """
     with waiting_for("importing the recipe"):
         import jax
@@ -147,7 +181,7 @@ def run_recipe(
         from deepseek_jax.training.metrics import MetricsWriter
         from deepseek_jax.training.run import Run, stoppable
 
-    # Before the work directory is claimed: a misspelt field is named even if that is another config's
+    # Before the claim: a misspelt field is reported even if the directory belongs to another config
     with waiting_for("reading the config"):
         recipe, settings, mesh, recorded = opened_by_all(config, workdir)
     hush(jax.process_index() != 0)
@@ -158,7 +192,7 @@ def run_recipe(
                 devices += f", a rehearsal of {platform.rehearsed}: its numbers are no results"
             line(f"{config.recipe} on {devices}; work directory {workdir}")
         writer = MetricsWriter(workdir, console_seconds, observers.wandb, config.to_dict())
-        # Closed also where the run raises: in a bucket its last lines wait to be written
+        # Close it even if the run raises: in a bucket its last lines are not written yet
         asked = listen()
         with contextlib.closing(writer), stoppable(asked):
             run = Run(

@@ -1,4 +1,4 @@
-"""Experiments as Python files: the ConfigDict that a file returns, and its fields set one by one."""
+"""Experiments as Python files: load the ConfigDict that a file returns, and set its fields."""
 
 import contextlib
 import inspect
@@ -21,12 +21,18 @@ from deepseek_jax.settings import spread
 
 @plainly()
 def config(name: str | os.PathLike, /, **fields: Any) -> ConfigDict:
-    """The config of an experiment, for `train`: that of a shipped one by its name, or of a file by its path.
+    """Return the config of an experiment, for `train`: a shipped one by name, or a file by path.
 
-    name: as of --config, with the argument of its get_config, as in "grpo_small:seed=1". fields: other values
-    of its fields. A dict changes the fields of a block that it names, as "data.num_held_out" does for one in
-    **{"data.num_held_out": 8}; where the keys are names of the user's own, as of rewards, it replaces them
-    all. A function stands for its FILE.py:NAME. Raises ValueError for an unknown name or field.
+    Args:
+        name: As for --config, with the argument of its get_config, as in "grpo_small:seed=1".
+        **fields: New values for fields of the config. A dict for a block changes only the fields
+            that it names. A key with a dot, such as "data.num_held_out", changes one field of a
+            block; pass it as **{"data.num_held_out": 8}. If the keys of a block are names that the
+            user chooses, as in rewards, a dict replaces the whole block. A function stands for its
+            FILE.py:NAME.
+
+    Raises:
+        ValueError: The name or a field is unknown.
     """
     with renamed("--config.", "config."), at("name", "--config"), _shipped_first():
         found = read_config(os.fspath(name))
@@ -39,7 +45,7 @@ def config(name: str | os.PathLike, /, **fields: Any) -> ConfigDict:
 
 @contextlib.contextmanager
 def _shipped_first():
-    """Let a file import the shipped `configs`, whatever the caller has by that name."""
+    """Let a file import the shipped `configs`, even if the caller has a module of that name."""
 
     def taken():
         names = [name for name in sys.modules if name.partition(".")[0] == "configs"]
@@ -56,9 +62,14 @@ def _shipped_first():
 
 
 def read_config(name: str) -> ConfigDict:
-    """The ConfigDict of FILE or FILE:ARG. FILE: of programs.given_file.
+    """Return the ConfigDict of FILE or FILE:ARG.
 
-    Raises ValueError for a file without a get_config that returns one, and where get_config raises one.
+    Args:
+        name: FILE as for programs.given_file; ARG is the argument of the file's get_config.
+
+    Raises:
+        ValueError: The file has no get_config that returns a ConfigDict, or get_config raises an
+            error.
     """
     path, *arg = name.split(":", 1)
     path = given_file(path, "--config")
@@ -79,7 +90,11 @@ def read_config(name: str) -> ConfigDict:
 
 
 def load_function(path: str, name: str, flag: str):
-    """The function `name` of the Python file that `flag` gives. Raises ValueError where it is missing."""
+    """Return the function `name` of the Python file that `flag` gives.
+
+    Raises:
+        ValueError: The file or the function is missing.
+    """
     path = given_file(path, flag)
     if not Path(path).is_file():
         raise ValueError(
@@ -94,10 +109,16 @@ def load_function(path: str, name: str, flag: str):
 
 
 def call(code: Callable, given: str, path: str):
-    """code(), which runs the Python file at path. given: the flag that names it.
+    """Return code(), which runs the Python file at `path`; an error names the flag and the line.
 
-    Raises ValueError for any error: what this project raises has its own message, and for any other the
-    message says the flag and the line of the file.
+    Args:
+        code: A function without arguments.
+        given: The flag that names the file, with its value.
+        path: The path of the file.
+
+    Raises:
+        ValueError: For any error of code(). An error that this project raises keeps its message.
+            For any other, the message has the flag and the line of the file.
     """
     try:
         return code()
@@ -120,21 +141,27 @@ def call(code: Callable, given: str, path: str):
 def set_field(config: ConfigDict, field: str, value):
     """Set a dotted field to a value of any type, adding the blocks that lead to it.
 
-    Only the recipe's settings know the fields: they refuse a wrong one. Raises ValueError where the field is
-    below a value that is not a block.
+    It does not check names: only the recipe's settings know the fields, and they refuse a wrong
+    one.
+
+    Raises:
+        ValueError: The field is below a value that is not a block.
     """
     block, name = block_of(config, field)
     if "." in name:
-        # A block of a config's file takes no such name: another block takes its place
+        # The block of a config file takes no key with a dot, so a new block replaces it
         set_field(config, field.removesuffix(f".{name}"), block.to_dict() | {name: value})
         return
     _set(block, name, as_config(value) if isinstance(value, dict) else value)
 
 
 def block_of(config, field):
-    """(the block that holds a dotted field, the field's own name).
+    """Return (the block that holds a dotted field, the field's name in that block).
 
-    Blocks that are not there are added. Raises ValueError where the field is below what is no block.
+    Missing blocks are added.
+
+    Raises:
+        ValueError: The field is below a value that is not a block.
     """
     *outer, name = _parts(config, field)
     block, path = config, "config"
@@ -149,7 +176,7 @@ def block_of(config, field):
 
 
 def _parts(config, field):
-    """The parts of a dotted field. The last may be code, as in rewards.my_rewards.py:brief."""
+    """Split a dotted field; its last part may be code, as in rewards.my_rewards.py:brief."""
     parts, block, rest = [], config, field
     while "." in rest:
         part, _, after = rest.partition(".")
@@ -161,7 +188,7 @@ def _parts(config, field):
 
 
 def as_config(fields: dict) -> ConfigDict:
-    """A ConfigDict of fields; a reward may be FILE.py:NAME."""
+    """Make a ConfigDict of fields; a key may have dots, such as a reward FILE.py:NAME."""
     return ConfigDict(fields, allow_dotted_keys=True)
 
 

@@ -1,6 +1,6 @@
-"""Train from Python: an experiment in this process, such as a notebook's.
+"""Training from Python: an experiment that runs in this process, such as a notebook's.
 
-JAX is imported where it is used: a line says that it is.
+JAX is imported where it is used: a line announces the import.
 """
 
 import contextlib
@@ -24,11 +24,13 @@ from deepseek_jax.recipes.workdir import check_starts
 
 
 class Trained(NamedTuple):
-    """What `train` returns.
+    """Result of `train`.
 
-    complete: False where it stopped after stop_after steps. scores: {measurement: {score: [mean, low, high]}}
-    of what the run has measured so far on held-out data, in order, with 95% intervals; low and high are None
-    for a score without an interval. The last measurement of a complete run is of what it leaves.
+    Attributes:
+        complete: False if the run stopped after stop_after steps.
+        scores: {measurement: {score: [mean, low, high]}} on held-out data, in order, for everything
+            that the run has measured so far. low and high are the ends of the 95% interval; None
+            for a score without one. The last measurement of a complete run is of the run's result.
     """
 
     complete: bool
@@ -45,18 +47,28 @@ def train(
     redo: bool = False,
     console_seconds: float | None = None,
 ) -> Trained:
-    """Run an experiment in this process, resume it, or see that it is complete, as launch/train.py does.
+    """Run an experiment in this process, as launch/train.py does: start it, or resume it.
 
-    config: as `config` returns it, or a dict of its fields; in it a function stands for its FILE.py:NAME.
-    folder: of the run, or gs://BUCKET/NAME. stop_after: save and return after this number of steps, one more
-    where a phase ends there. strict: end at a damaged checkpoint; else an earlier one is used. redo: run the
-    stages anew whose config, data or code has changed, which is refused otherwise.
-    console_seconds: between lines on the console.
+    A run that is complete is not run again. Ctrl-C or SIGTERM saves after the current step and
+    raises KeyboardInterrupt; a second one ends the process at once. If another process takes over
+    the folder, this process ends at once: see owner.owned. config.xla_flags and the settings of
+    malloc apply only if JAX has no devices yet; otherwise the process keeps its settings.
 
-    Ctrl-C or SIGTERM saves after the step at hand and raises KeyboardInterrupt; a second one ends at once.
-    Raises ValueError for a mistake, before anything compiles, and an errors.Fault for what the run finds
-    wrong with itself. config.xla_flags and settings of malloc apply where JAX has no devices yet; else they
-    are this process's own. A process whose folder another one took over ends at once: see owner.owned.
+    Args:
+        config: The result of `config`, or a dict of its fields. A function in it stands for its
+            FILE.py:NAME.
+        folder: The run's folder, or gs://BUCKET/NAME.
+        stop_after: Save and return after this number of steps; one step later if a phase ends
+            there.
+        strict: True to end at a damaged checkpoint; otherwise an earlier one is used.
+        redo: True to run the stages again if their config, data or code has changed; otherwise such
+            a change is refused.
+        console_seconds: Seconds between lines on the console.
+
+    Raises:
+        ValueError: A mistake of the user, before anything compiles.
+        errors.Fault: The run finds a fault in itself.
+        KeyboardInterrupt: The run was interrupted, and has saved.
     """
     if not isinstance(config, (ConfigDict, dict)):
         raise ValueError(f"config={config!r} must be a ConfigDict, or a dict of its fields")
@@ -90,20 +102,24 @@ def train(
 
 @contextlib.contextmanager
 def _stopping(stop_after):
-    """(whether a signal came, whether to stop after this step); the block ends where a run has stopped."""
+    """Yield (the Stop of this process, a function that says whether to stop after this step).
+
+    The block ends without an error when a run stops with the status STOPPED.
+    """
     from deepseek_jax.training.run import STOPPED
 
     steps = itertools.count(1)
     with Stop() as stop:
         try:
-            # A phase that this many steps complete does not stop: the next one does, after a step
+            # If a phase ends at exactly this step, the run stops after the first step of the next
+            # phase
             yield stop, lambda: stop() or (stop_after is not None and next(steps) >= stop_after)
         except SystemExit as ended:
             if ended.code != STOPPED:
                 raise
         finally:
-            # What a run leaves in cycles would stay on the device, beside the next run
+            # Arrays in reference cycles would stay on the device during the next run
             gc.collect()
-    # Also where the run had nothing left to do: what follows the call should not begin
+    # Also if the run was complete: the code after this call should not start
     if stop():
         raise KeyboardInterrupt("saved; the same call resumes it")

@@ -1,4 +1,4 @@
-"""Where a line of stages has its model, its tokenizer and its template from: a checkpoint or a config."""
+"""The model, tokenizer and template of a line of stages, from a checkpoint or a config."""
 
 import dataclasses
 from collections.abc import Callable
@@ -38,14 +38,20 @@ from deepseek_jax.worlds.registry import named_tokenizer
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Origin:
-    """What the stages of a line share, as a config's block gives it.
+    """Model, tokenizer and template of a line of stages, as a block of the config gives them.
 
-    model: the block `model`, fields of ModelConfig, or, with a checkpoint, of RunSettings. template: of
-    data.chat. checkpoint: as of load_policy; None for random parameters, which have the tokenizer of this
-    name. path, field: of the block in the config, and of its checkpoint. template_path: of the block that
-    has the template. positions: in place of the checkpoint's max_position_embeddings. trained: whether all
-    parameters are trained, for which a checkpoint may be no adapter. conversing: rollout.settings.Conversing
-    of tools and an environment, or None.
+    Attributes:
+        model: The block `model`: fields of ModelConfig, or, with a checkpoint, of RunSettings.
+        template: A template of data.chat.
+        checkpoint: What load_policy reads; None for random parameters.
+        tokenizer: The name of the tokenizer that random parameters have.
+        path: The path of the block in the config.
+        field: The block's field that names the checkpoint.
+        template_path: The path of the block that has the template.
+        positions: Replaces the model's max_position_embeddings, such as a checkpoint's; None keeps
+            it.
+        trained: True if all parameters are trained; then the checkpoint must not be an adapter.
+        conversing: A rollout.settings.Conversing with tools and an environment, or None.
     """
 
     model: dict
@@ -60,18 +66,26 @@ class Origin:
     conversing: Any = None
 
     def at(self):
-        """A context that puts the path of the block before an error's message."""
+        """Return a context that puts the path of the block before an error's message."""
         return at(f"config.{self.path}" if self.path else "config")
 
     def config(self) -> ModelConfig:
-        """The ModelConfig as the config and small files say it. Raises CannotPlan as planned_model does."""
+        """Return the ModelConfig, from the config and small files.
+
+        Raises:
+            CannotPlan: As planned_model does.
+        """
         with self.at():
             return self._placed(planned_model(self.model, self.checkpoint, self.field))
 
     def policy(self, opened: ExitStack) -> Policy:
-        """The Policy without parameters. opened: closes the tools and the environment.
+        """Return the Policy without parameters.
 
-        Raises ValueError for all that is wrong with the checkpoint's small files, or with the tokenizer.
+        Args:
+            opened: The ExitStack that closes the tools and the environment.
+
+        Raises:
+            ValueError: The checkpoint's small files or the tokenizer are wrong.
         """
         with self.at():
             if self.checkpoint is None:
@@ -85,7 +99,7 @@ class Origin:
                         template=self.template,
                         trained=self.trained,
                     )
-        # Raises here, before anything is trained, where the tokenizer lacks the chat template
+        # Raises before anything is trained if the tokenizer lacks the chat template
         with at("config"), at(self.template_path) if self.template_path else nullcontext():
             config = ending_turns(policy.config, policy.tokenizer, self.template)
         policy = dataclasses.replace(policy, config=self._placed(config))
@@ -108,7 +122,7 @@ class Origin:
         return dataclasses.replace(config, max_position_embeddings=self.positions)
 
     def load(self, mesh: Mesh, trained: bool) -> Any:
-        """The parameters of the checkpoint, in float32 to be trained, else in the model's dtype."""
+        """Load the checkpoint's parameters: in float32 to train them, else in the model's dtype."""
         with self.at(), at(self.field):
             policy = load_policy(
                 self.checkpoint, self.model, mesh, template=self.template, trained=trained
@@ -116,26 +130,34 @@ class Origin:
         return policy.params
 
     def covers(self) -> dict:
-        """What the policy depends on, for the hash."""
+        """Return what the policy depends on, for the hash of a stage."""
         shared = {"template": self.template, "positions": self.positions}
         if self.checkpoint is None:
             return shared | {"model": self.config(), "tokenizer": self.tokenizer}
-        # Not the architecture, which the checkpoint has to have
+        # The architecture is left out: it has to be the checkpoint's
         return shared | {"model": how_to_run(self.model), "checkpoint": digest(self.checkpoint)}
 
 
 def digest(checkpoint: str | Path) -> str:
-    """A hash of a checkpoint's files; of one on the hub its name with the commit, which says the same."""
+    """Return a hash of a checkpoint's files.
+
+    For a hub name it is the name with its commit, which identifies the files as well.
+    """
     if hub_id(checkpoint) is not None:
         return str(checkpoint)
     return fingerprint(checkpoint_path(checkpoint))
 
 
 def planned_model(block: dict, checkpoint: str | Path | None, field: str = "init_from"):
-    """The ModelConfig of a config's block `model`, as small files say it. checkpoint: of the start, which
-    `field` names, or None.
+    """Return the ModelConfig of a config's block `model`, from small files.
 
-    Raises CannotPlan where the block does not name the architecture and the checkpoint is not there either.
+    Args:
+        block: The block.
+        checkpoint: The checkpoint that the training starts from, or None.
+        field: The config's field that names the checkpoint.
+
+    Raises:
+        CannotPlan: The block does not name the architecture, and the checkpoint is not there.
     """
     if checkpoint is None or names_architecture(block):
         return build_model(block)
@@ -152,13 +174,19 @@ def planned_model(block: dict, checkpoint: str | Path | None, field: str = "init
 
 
 def frozen(load: Callable[[Mesh], Policy], adapter: AdapterSettings, mesh: Mesh) -> Policy:
-    """The Policy that load(mesh) reads, which stays as it is beside an adapter. adapter.quantize: in int8."""
+    """Load the policy that stays frozen while an adapter is trained.
+
+    Args:
+        load: Reads the policy onto a mesh.
+        adapter: With quantize, the policy is in int8.
+        mesh: The mesh of the result.
+    """
     if adapter.quantize is None:
         return load(mesh)
     if mesh.size > 1:
         policy = load(mesh)
         return policy.at(quantized(policy.params))
-    # In the host's memory, because a single device may not hold the weights before they are quantized
+    # Quantize in the host's memory: a single device may be too small for the full weights
     host = make_mesh(devices=jax.local_devices(backend="cpu")[:1])
     with jax.set_mesh(host):
         policy = load(host)

@@ -1,7 +1,8 @@
-"""Who is at work in a directory: owner.json, which the owner renews while it lives and removes at its end.
+"""Ownership of a directory by owner.json, which its owner renews, and removes at its end.
 
-File systems' own locks would not do: buckets have none, and many network file systems do not either. Clocks
-of two machines are never compared: an owner on another machine lives if its file changes while we look.
+File systems' locks would not do: buckets have none, and many network file systems have none either.
+Clocks of two machines are never compared: an owner on another machine lives if its file changes
+while this process watches.
 """
 
 import contextlib
@@ -18,11 +19,13 @@ from collections.abc import Callable
 from deepseek_jax.files import absolute, is_remote, write_whole
 
 OWNER = "owner.json"
-# A living owner renews its file so often. One whose file stays the same for so long is dead
+# A living owner renews its file every BEAT_SECONDS. An owner is dead if its file stays the same for
+# WATCH_SECONDS
 BEAT_SECONDS, WATCH_SECONDS = 5.0, 30.0
-# Two processes may take over at once: after so long the file has settled, and names the one that has it
+# Two processes may take over at once. After SETTLE_SECONDS the file names the one that has the
+# directory
 SETTLE_SECONDS, POLL_SECONDS = 1.0, 0.5
-# Where the owner's process is; see _place
+# The fields of owner.json; _place returns the first four
 FIELDS = ("host", "boot", "pid", "started", "token", "beats")
 # Tokens of the directories that this process owns
 _OURS = set()
@@ -30,14 +33,25 @@ _OURS = set()
 
 @contextlib.contextmanager
 def owned(workdir: str | os.PathLike, busy: Callable[[dict], None]):
-    """Create the directory and own it while the block runs: yields the token in owner.json.
+    """Create the directory and own it while the block runs.
 
-    busy(owner): called while another process owns it, again and again, with what owner.json holds: host, pid,
-    token, beats, and where the pid counts; it waits a while, or raises. The file of a process of this machine
-    that has ended is taken over at once, of another machine after WATCH_SECONDS without a change. A process
-    whose directory was taken over, because it stood still for that long, ends at once with status 1: another
-    one resumes from its last checkpoint, and what it would write now would be in the way.
-    Raises ValueError where the directory cannot be created or written.
+    A directory changes its owner at once if the old owner was a process of this machine that has
+    ended. If the old owner is on another machine, owner.json first has to stay unchanged for
+    WATCH_SECONDS. A process that stands still for that long may lose its directory in this way. It
+    then ends at once with status 1: another process resumes from its last checkpoint, and further
+    writes of this one would be in the way.
+
+    Args:
+        workdir: The directory.
+        busy: busy(owner) is called repeatedly while another process owns the directory. It waits a
+            while, or raises. owner is the content of owner.json: host, pid, token, beats, and where
+            the pid counts.
+
+    Yields:
+        The token in owner.json.
+
+    Raises:
+        ValueError: The directory cannot be created or written.
     """
     workdir = absolute(workdir)
     owner = _Owner(workdir)
@@ -53,7 +67,11 @@ def owned(workdir: str | os.PathLike, busy: Callable[[dict], None]):
 
 
 def read_owner(workdir):
-    """What owner.json holds, a dict; None where there is no such file. Raises ValueError for another file."""
+    """Return the content of owner.json, a dict; None if there is no such file.
+
+    Raises:
+        ValueError: The file is not one of a run.
+    """
     try:
         owner = json.loads((workdir / OWNER).read_text())
     except FileNotFoundError:
@@ -68,7 +86,7 @@ def read_owner(workdir):
 
 
 def names_in(workdir):
-    """The names in a directory, without the files of its owner."""
+    """Return the names in a directory, without the files of its owner."""
     names = {path.name for path in workdir.iterdir()} if workdir.exists() else set()
     return {name for name in names if not name.startswith(OWNER)}
 
@@ -85,7 +103,7 @@ def _or_value_error(workdir, claim):
         return claim()
     except ValueError:
         raise
-    # Any exception: each package that writes to buckets has its own
+    # Catch any exception: each package that writes to buckets raises its own
     except Exception as error:
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
@@ -105,12 +123,16 @@ class _Owner:
         self.renewing = threading.Thread(target=self._renew, daemon=True)
 
     def claim(self):
-        """Own the directory: -> None; or what owner.json holds, if another process does."""
+        """Try to own the directory.
+
+        Returns:
+            None if this process owns it now; the content of owner.json if another process does.
+        """
         found = read_owner(self.workdir)
         if found is None and not is_remote(self.path):
             if self._created():
                 return None
-            # Another process was quicker; or the file system has no links
+            # Another process was faster, or the file system has no links
             found = read_owner(self.workdir)
         if found is not None and self._lives(found):
             return found
@@ -120,13 +142,14 @@ class _Owner:
         return None if found is None or found["token"] == self.token else found
 
     def release(self):
-        """Stop renewing, and remove the file if it is still ours."""
+        """Stop renewing, and remove owner.json if it still has this process's token."""
         self.ended.set()
-        # It may be waiting for a bucket that does not answer
+        # With a limit: the thread may be waiting for a bucket that does not answer
         self.renewing.join(WATCH_SECONDS)
         with contextlib.suppress(Exception):
             if (read_owner(self.workdir) or {}).get("token") == self.token:
-                # Left by killed processes: no other one writes here while this one owns the directory
+                # Files of killed processes: no other process writes here while this one owns the
+                # directory
                 for left in self.workdir.glob(f"{OWNER}.*"):
                     left.unlink(missing_ok=True)
                 self.path.unlink()
@@ -142,10 +165,10 @@ class _Owner:
             os.replace(self._fresh(), self.path)
 
     def _created(self):
-        """Whether the file was made by this call. False also where that cannot be known."""
+        """Return True if this call created the file; False also if that cannot be known."""
         fresh = self._fresh()
         try:
-            # In one step, and only where there is no such file
+            # One step, which fails if the file exists
             os.link(fresh, self.path)
         # Some file systems have no links
         except OSError:
@@ -155,7 +178,10 @@ class _Owner:
         return True
 
     def _fresh(self):
-        """A local file with the text to write, whose name no other process uses: all may write at once."""
+        """Return a local file with the text to write.
+
+        No other process uses its name, because all may write at once.
+        """
         fresh = pathlib.Path(f"{self.path}.{self.token}")
         fresh.write_text(self._text())
         return fresh
@@ -185,7 +211,8 @@ class _Owner:
                     _leave(self.workdir, found)
                 self._write()
                 failed = False
-            # Any exception, as above. The run itself may not need the directory for a while
+            # Catch any exception, as above. The run may go on: it may not need the directory for a
+            # while
             except Exception as error:
                 if not failed:
                     print(f"{self.path} could not be renewed: {error}", file=sys.stderr, flush=True)
@@ -193,33 +220,35 @@ class _Owner:
 
 
 def shown(owner: dict):
-    """An owner in words."""
+    """Describe an owner in words."""
     return f"process {owner['pid']} on {owner['host']}"
 
 
 def _leave(workdir, owner):
-    """End this process, whose directory is another's, before it saves anything else."""
+    """End this process before it saves anything else: another process owns its directory."""
     message = (
         f"error: {workdir} was taken over by {shown(owner)}, because this process did not renew {OWNER} for "
         f"{WATCH_SECONDS:g} s; it ends now, and the other one resumes from its last checkpoint"
     )
     print(message, file=sys.stderr, flush=True)
-    # Not sys.exit, which ends this thread alone
+    # Not sys.exit, which would end only this thread
     os._exit(1)
 
 
 def _place(pid):
-    """(host, boot, pid, when the process started) of a process that lives here: two processes with the same
-    are one. boot: of the machine and its pids, for a container has its own; None where this is unknown.
+    """Return (host, boot, pid, start time) of a live process here; equal results are one process.
+
+    boot identifies the boot of the machine and the namespace of its pids, because a container has
+    pids of its own. It is None where this is unknown.
     """
     try:
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         boot += " " + os.readlink("/proc/self/ns/pid")
-    # Another system than Linux
+    # Not Linux
     except OSError:
         return socket.gethostname(), None, pid, None
     try:
-        # The name of the program, in brackets, may have spaces
+        # The program's name, in brackets, may have spaces
         started = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
         started = None

@@ -1,4 +1,4 @@
-"""The page of a run: what its measurements found, with what every run records."""
+"""The page of a run: the results of its measurements, and what every run records."""
 
 from pathlib import Path
 
@@ -12,7 +12,12 @@ from deepseek_jax.training.lineage import content_hash
 
 
 def run_page(results: Results, title: str) -> Page:
-    """The page with what every run has. title: what it calls a run of the recipe."""
+    """Return a Page with the parts that every run has.
+
+    Args:
+        results: The results of the run so far.
+        title: What the page calls a run of this recipe.
+    """
     scores = {
         results.row(name): results.measurements()[name][0].scores(found)
         for name, found in results.found().items()
@@ -31,12 +36,12 @@ def run_page(results: Results, title: str) -> Page:
 
 
 def write_page(results: Results, page: Page) -> None:
-    """Write report.html of what a run has left so far. Process 0 alone."""
+    """Write report.html from what a run has written so far; only process 0 calls this."""
     write_report(Path(results.folder), page, _headings(results))
 
 
 def _headings(results):
-    """{phase: its title} of the stages that train, but for the pre-training of a base."""
+    """Return {phase: its title} of the stages that train, without the pre-training of a base."""
     states = {stage["name"]: stage["state"] for stage in results.lineage()}
     headings = {}
     for stage in results.stages:

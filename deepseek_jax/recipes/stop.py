@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM while there is something to save. Imports the standard library alone."""
+"""Stop requests by Ctrl-C and SIGTERM, while a run has something to save.
+
+Imports only the standard library.
+"""
 
 import contextlib
 import os
@@ -6,27 +9,27 @@ import signal
 import threading
 import time
 
-# What a scheduler sends by several ways comes within so long
+# Signals within this time are one request: a scheduler may send several
 TOGETHER_SECONDS = 1.0
 
 
 def write_line(text: str) -> None:
-    """Write a line in a signal's handler, where print raises if the signal came amid another print."""
-    # Ctrl-C ends a reader of the output too
+    """Write a line in a signal's handler, where print raises if it interrupted another print."""
+    # The output may be closed: Ctrl-C ends the program that reads it too
     with contextlib.suppress(OSError):
         os.write(1, f"\n{text}\n".encode())
 
 
 class Stop:
-    """should_stop of a recipe, which calls it after every step: whether SIGINT or SIGTERM has come.
+    """A recipe's should_stop: a call returns True once SIGINT or SIGTERM has come.
 
-    Signals within TOGETHER_SECONDS of the first are the same request: a scheduler may send one to a process,
-    and to the group that it is in.
-    As a context manager it listens until the end of the block. Python hears signals in the main thread alone:
-    in another one it hears none.
+    A recipe calls it after every step. Signals within TOGETHER_SECONDS of the first one are the
+    same request: a scheduler may send one to a process, and one to the group of that process. As a
+    context manager, it listens until the end of the block. Python delivers signals only to the main
+    thread: in another thread it gets none.
     """
 
-    # Whether something else ends this process at a second Ctrl-C: a thread of launch.signals
+    # True if a thread of launch.signals ends this process at a second Ctrl-C
     ends_by_thread = False
 
     def __init__(self):
@@ -49,7 +52,7 @@ class Stop:
         if self.asked:
             by_thread = number == signal.SIGINT and self.ends_by_thread
             if time.monotonic() - self.since > TOGETHER_SECONDS and not by_thread:
-                # A second request acts as if this class did not exist
+                # A second request acts as if there were no Stop
                 self.__exit__()
                 os.kill(os.getpid(), number)
             return

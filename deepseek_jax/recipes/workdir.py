@@ -1,4 +1,4 @@
-"""The work directory of a run: its name, the config.json that it belongs to, and who may work in it."""
+"""The work directory of a run: which config it belongs to (config.json), and who may work in it."""
 
 import contextlib
 import json
@@ -15,31 +15,34 @@ from deepseek_jax.programs import command, home
 from deepseek_jax.recipes.owner import OWNER, names_in, owned, read_owner, shown
 
 MARKER = "config.json"
-# Fields of it beside those of the config: digests of the code, commits of the names on the hub, and the
-# machine that a rehearsal stands for
+# Fields of config.json in addition to the config's: digests of the code, commits of hub names, and
+# the machine that a rehearsal stands for
 CODE, HUB, REHEARSED = BESIDE = "code", "hub", "rehearsed"
-# Where a run takes place, not what it computes: these may change when it resumes
+# Fields that say where a run takes place, not what it computes: they may change when it resumes
 PLACES = ("mesh", "xla_flags")
-# A claim that was interrupted leaves this file
+# The file of an interrupted claim
 FRESH = f"{MARKER}.tmp"
-# What a start leaves before it computes anything: marks of the run and of its stages, and folders of datasets
-# that it built from files
+# What a run writes before it computes anything: marks of the run and of its stages, and folders of
+# datasets built from files
 MARKS, BUILT = {MARKER, FRESH, "stage.json", "run.json"}, "data"
-# The folder of a check, which a check that was killed leaves
+# The folder of a check; it remains if the check was killed
 CHECK = ".deepseek_jax_check"
-# Network file systems show a new file to other machines within so long
+# Network file systems show a new file to other machines within this time
 SHARED_SECONDS = 60.0
 
 
 def check_starts(config: ConfigDict, workdir: Path):
-    """Raise ValueError, naming the field and the command, where the config names what another shipped
-    experiment leaves in its default workdir, and that run was not made. A run that has begun is left alone.
+    """Raise ValueError if the config needs another shipped experiment that has not been run.
+
+    Only texts in the config that name a path in such an experiment's default workdir count. The
+    message has the field, and the command that runs the experiment. A run that has begun is not
+    checked.
     """
     if (workdir / MARKER).exists():
         return
     for field, value in _texts(config, "config"):
         parts = Path(value).parts
-        # config_file_arg_seedN: an argument may have an underscore too
+        # The folder's name is CONFIG_ARG_seedN, and each part may have underscores
         stems = parts[1].split("_") if parts[:1] == ("runs",) and len(parts) > 1 else []
         names = ["_".join(stems[:n]) for n in range(len(stems), 0, -1)]
         made_by = next((n for n in names if (home() / "configs" / f"{n}.py").is_file()), None)
@@ -51,7 +54,7 @@ def check_starts(config: ConfigDict, workdir: Path):
 
 
 def _texts(block, path):
-    """(dotted path, text) of every text in a config."""
+    """Yield (dotted path, text) for every text in a config."""
     for name, value in block.items():
         if isinstance(value, ConfigDict):
             yield from _texts(value, f"{path}.{name}")
@@ -60,8 +63,12 @@ def _texts(block, path):
 
 
 class Claim(NamedTuple):
-    """A run's hold on its work directory. differences: the fields in which its config differs from the
-    mark's, in words. accept(): marks the directory as this config's, once it is clear what is run anew.
+    """A run's claim on its work directory.
+
+    Attributes:
+        differences: The fields, in words, in which its config differs from the directory's mark.
+        accept: accept() marks the directory with this config. Call it once it is clear which stages
+            are rerun.
     """
 
     differences: list[str]
@@ -72,15 +79,26 @@ class Claim(NamedTuple):
 def claim_workdir(
     workdir: Path, config: ConfigDict, recorded: Mapping[str, Any] | None = None
 ) -> Iterator[Claim]:
-    """Own a work directory while this run is at work in it: yields its Claim.
+    """Own a work directory while this run works in it.
 
-    The mark is config.json. Process 0 alone writes it and owns the directory; see owner.owned. A new
-    directory is marked at once. If the body raises before it has computed anything, what it wrote is removed,
-    so that a corrected config can use the directory. recorded: what else the mark holds, under BESIDE. Raises
-    ValueError, on all processes, where another run is at work there, where another version of this project
-    left a stage in another format, where the directory belongs to another recipe or to a rehearsal of another
-    machine, where it has files but no config.json, where it cannot be created or written, and where a process
-    does not share it. Existing files stay as they are.
+    The mark of a directory is its config.json. Only process 0 writes it and owns the directory; see
+    owner.owned. A new directory is marked at once. If the body raises before it has computed
+    anything, what it wrote is removed, so that a corrected config can use the directory. Existing
+    files stay as they are.
+
+    Args:
+        workdir: The directory.
+        config: The config of the run.
+        recorded: What the mark holds in addition to the config, by the names of BESIDE.
+
+    Yields:
+        The Claim of the run.
+
+    Raises:
+        ValueError: On all processes, if another run works there; if the directory belongs to
+            another recipe, or to a rehearsal of another machine; if it has files but no
+            config.json; if another version of this project wrote a stage there in another format;
+            if it cannot be created or written; or if a process does not share it.
     """
     with _owned_by_all(workdir, config, recorded, _claimed) as claim:
         yield claim
@@ -90,9 +108,13 @@ def claim_workdir(
 def check_workdir(
     workdir: Path, config: ConfigDict, recorded: Mapping[str, Any] | None = None
 ) -> Iterator[tuple[Path, Claim]]:
-    """Own a work directory while a check looks whether a run of this config may use it: yields a folder in it
-    for the data that the check builds, and its Claim. Nothing stays: not that folder, and not a directory
-    that was not there before. Arguments and errors are those of claim_workdir.
+    """Own a work directory while a check finds out whether a run of this config may use it.
+
+    It has the arguments and errors of claim_workdir. Nothing stays at the end: the check's folder
+    is removed, and so is a directory that was not there before.
+
+    Yields:
+        (a folder in it for data that the check builds, the Claim).
     """
     with _owned_by_all(workdir, config, recorded, _checked) as claim:
         yield absolute(workdir) / CHECK, claim
@@ -100,8 +122,16 @@ def check_workdir(
 
 @contextlib.contextmanager
 def _owned_by_all(workdir, config, recorded, own):
-    """claim_workdir, in which process 0 enters own(workdir, mark), which yields (token, the mark before)."""
-    # Here, because launch/common.py imports this module, and must not import jax
+    """Own a directory in process 0, and yield the Claim on all processes.
+
+    Args:
+        workdir: The directory.
+        config: The config of the run.
+        recorded: The argument of claim_workdir.
+        own: own(workdir, mark) is a context that owns the directory; it yields (token, the mark
+            before).
+    """
+    # Imported here because launch/common.py imports this module and must not import jax
     import jax
 
     workdir, new = absolute(workdir), mark_of(config, recorded or {})
@@ -110,7 +140,7 @@ def _owned_by_all(workdir, config, recorded, own):
         if jax.process_index() == 0:
             try:
                 token, old = stack.enter_context(own(workdir, new))
-            # The other processes wait for the outcome
+            # Raised later: the other processes wait for the outcome
             except ValueError as error:
                 failure = error
         differences = list(_differences(old, new)) if old is not None else []
@@ -118,7 +148,7 @@ def _owned_by_all(workdir, config, recorded, own):
 
         def accept():
             if token is not None and old != new:
-                # Whole: an interrupted claim leaves no half-written mark
+                # Written whole: an interruption leaves no half of a mark
                 write_whole(workdir / MARKER, json.dumps(new, indent=2) + "\n")
 
         yield Claim(found, accept)
@@ -126,7 +156,11 @@ def _owned_by_all(workdir, config, recorded, own):
 
 @contextlib.contextmanager
 def _fit(workdir, new):
-    """Own a directory that a run with the mark `new` may use: yields (token of owner.owned, mark or None)."""
+    """Own a directory that a run with the mark `new` may use.
+
+    Yields:
+        (token of owner.owned, the directory's mark or None).
+    """
     with owned(workdir, lambda owner: _is_busy(workdir, owner)) as token:
         _check_format(workdir)
         old = _owner(workdir, new)
@@ -140,7 +174,7 @@ def _fit(workdir, new):
 
 @contextlib.contextmanager
 def _checked(workdir, new):
-    """check_workdir in process 0."""
+    """Own the directory for check_workdir, in process 0."""
     absent = (
         [] if is_remote(workdir) else [f for f in (workdir, *workdir.parents) if not f.exists()]
     )
@@ -151,7 +185,7 @@ def _checked(workdir, new):
             finally:
                 remove_folder(workdir / CHECK)
     finally:
-        # Another program may have put something there
+        # Another program may have written something there
         with contextlib.suppress(OSError):
             for folder in absent:
                 folder.rmdir()
@@ -159,14 +193,14 @@ def _checked(workdir, new):
 
 @contextlib.contextmanager
 def _claimed(workdir, new):
-    """claim_workdir in process 0."""
+    """Own the directory for claim_workdir, in process 0."""
     with _fit(workdir, new) as (token, old):
         if old is None:
             write_whole(workdir / MARKER, json.dumps(new, indent=2) + "\n")
         _remove_partial(workdir)
         try:
             yield token, old
-        # Not SystemExit: a run that was asked to stop keeps its directory to resume in
+        # Not SystemExit: a run that was asked to stop resumes in its directory
         except Exception:
             if old is None and not _has_results(workdir):
                 for name in names_in(workdir):
@@ -176,10 +210,10 @@ def _claimed(workdir, new):
 
 
 def _check_format(workdir):
-    """Raise ValueError where a run of another version of this project left a stage in another format."""
+    """Raise ValueError if another version of this project wrote a stage here in another format."""
     from deepseek_jax.training.lineage import RECORD, read_record
 
-    # Without the mark it is no run's directory: what it has is none of ours, and may be anything
+    # Without the mark it is not a run's directory, and its files may be anything
     if (workdir / MARKER).exists():
         for path in below(workdir):
             if path.name == RECORD:
@@ -187,7 +221,7 @@ def _check_format(workdir):
 
 
 def _remove_partial(workdir):
-    """Remove what killed processes left that is not complete. In a bucket the next writer of it does."""
+    """Remove incomplete output of killed processes; in a bucket its next writer does that."""
     from deepseek_jax.checkpoint.folder import PARTIALS
     from deepseek_jax.data.stored import INCOMPLETE
 
@@ -199,7 +233,7 @@ def _remove_partial(workdir):
 
 
 def _has_results(workdir):
-    """Whether anything in the directory was computed."""
+    """Return True if something in the directory was computed."""
     for path in below(workdir):
         *folders, name = path.relative_to(workdir).parts
         may_go = name in MARKS or name.startswith(OWNER) or BUILT in folders
@@ -209,9 +243,22 @@ def _has_results(workdir):
 
 
 def _check_shared(workdir, token, failure, differences, check):
-    """The differences that process 0 sees. Raise ValueError on every process if process 0 could not claim the
-    directory, if a process does not see that it did, or if the directory is not of its config: check()
-    raises. token, failure: of process 0.
+    """Check that all processes share the claim of process 0.
+
+    Args:
+        workdir: The directory.
+        token: The token of process 0.
+        failure: The ValueError with which process 0 failed to claim the directory, or None.
+        differences: The differences that process 0 sees between the config and the mark.
+        check: Raises ValueError if the directory does not belong to this config; all other
+            processes call it.
+
+    Returns:
+        The differences that process 0 sees.
+
+    Raises:
+        ValueError: On every process, if process 0 could not claim the directory, if a process does
+            not see the claim, or if check() raises.
     """
     from deepseek_jax.parallel.processes import first_process, from_each
 
@@ -257,7 +304,11 @@ def _is_busy(workdir, owner):
 
 
 def _owner(workdir, new):
-    """The directory's mark, or None. Raises ValueError where `new` is of another recipe or a rehearsal."""
+    """Return the mark of the directory, or None.
+
+    Raises:
+        ValueError: `new` has another recipe, or is a rehearsal of another machine.
+    """
     marker = workdir / MARKER
     if not marker.exists():
         return None
@@ -272,14 +323,17 @@ def _owner(workdir, new):
 
 
 def mark_of(config: ConfigDict, recorded: Mapping[str, Any]) -> dict:
-    """What config.json holds: the config, and what is recorded beside it, where there is any."""
-    # Through JSON, as the file was: tuples become lists
+    """Return the content of config.json: the config, and everything recorded in addition to it."""
+    # Through JSON, as in the file: tuples become lists
     more = {name: found for name, found in recorded.items() if found}
     return json.loads(config.to_json()) | json.loads(json.dumps(more))
 
 
 def read_mark(workdir: Path) -> tuple[dict, dict]:
-    """(the config of a run's folder, the commits of its names on the hub); empty without a run."""
+    """Return (the config of a run's folder, the commits of its hub names).
+
+    Both are empty if the folder has no run.
+    """
     mark = read_object(workdir / MARKER) if (workdir / MARKER).exists() else {}
     beside = {name: mark.pop(name, {}) for name in BESIDE}
     return mark, beside[HUB]
@@ -297,7 +351,7 @@ def _differences(old, new):
 
 
 def _leaves(tree, path):
-    """(dotted name, value) of every field that is not itself a block with fields."""
+    """Yield (dotted name, value) for every field that is not itself a block with fields."""
     if isinstance(tree, dict) and tree:
         for name, value in tree.items():
             yield from _leaves(value, f"{path}.{name}")

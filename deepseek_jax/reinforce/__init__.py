@@ -1,4 +1,4 @@
-"""GRPO: its source of groups, its update, its reward models and scenarios."""
+"""GRPO: its source of groups, its update, its reward models and its scenarios."""
 
 from deepseek_jax.lazy import lazy_names
 

@@ -1,5 +1,7 @@
-"""Accounts of a step: which questions are new, that every sampled token is learned or left out, and that a
-conversation's tokens, messages and reward are its own.
+"""Accounts of a step of GRPO, which show that questions, tokens and rewards are not mixed up.
+
+They check that a step asks new questions, that every sampled token is learned or left out, and that
+a conversation has its own tokens, messages and reward.
 """
 
 from collections import Counter, defaultdict
@@ -11,16 +13,22 @@ from deepseek_jax.rollout.tool_use import ToolUse, digest_of
 
 
 class NewQuestions:
-    """Counts the questions of each step that are new in their epoch.
+    """A counter of the questions that are new in their epoch.
 
-    sizes: scenario -> the number of its questions, each of which is asked once an epoch.
+    Args:
+        sizes: scenario -> the number of its questions. Each is asked once an epoch.
     """
 
     def __init__(self, sizes: dict[str, int]):
         self.sizes, self.epochs, self.seen = sizes, Counter(), defaultdict(set)
 
     def add(self, scenario: str, number: int, example):
-        """Whether the number-th question of a scenario is new; example: the object that the source gave."""
+        """Count a question, and return whether it is new in its epoch.
+
+        Args:
+            number: the question's number in its scenario, over all epochs.
+            example: the object that the source gave.
+        """
         epoch = number // self.sizes[scenario]
         if epoch != self.epochs[scenario]:
             self.epochs[scenario] = epoch
@@ -32,7 +40,7 @@ class NewQuestions:
 
 
 def check_questions(step: int, asked: int, new: int):
-    """Raise BrokenTerm for a step that asks questions, none of which is new."""
+    """Raise BrokenTerm if a step asks questions and none of them is new."""
     if asked and not new:
         raise BrokenTerm(
             f"step {step}: all {asked} questions were asked before in this epoch, which has others: the "
@@ -41,8 +49,13 @@ def check_questions(step: int, asked: int, new: int):
 
 
 def left_out_tokens(groups: list, sampled: list):
-    """The number of sampled tokens that no update learns: those of groups that are not trained on, and of
-    completions without a reward. groups, sampled: of groups.make_groups, the first from the second.
+    """Return the number of sampled tokens that no update learns.
+
+    They belong to groups that are not trained on, or to completions without a reward.
+
+    Args:
+        groups: the groups to train on, from groups.make_groups.
+        sampled: all groups of the step; `groups` are among them.
     """
     trained = {id(group) for group in groups}
     return sum(
@@ -52,7 +65,13 @@ def left_out_tokens(groups: list, sampled: list):
 
 
 def check_tokens(step: int, answered: int, left_out: int, learned: int):
-    """Raise BrokenTerm unless the updates learn the tokens of the answers, but for those left out."""
+    """Raise BrokenTerm unless the updates learn all tokens of the answers except the ones left out.
+
+    Args:
+        answered: tokens of all answers.
+        left_out: as left_out_tokens returns.
+        learned: tokens that the updates learn in one epoch.
+    """
     if learned != answered - left_out:
         raise BrokenTerm(
             f"step {step}: {answered} tokens were sampled, {left_out} of them are left out with their "
@@ -61,9 +80,14 @@ def check_tokens(step: int, answered: int, left_out: int, learned: int):
 
 
 def check_sampled(groups: list, batch: dict):
-    """Raise BrokenTerm unless an update learns of each conversation what the engine sampled, turn by turn.
+    """Raise BrokenTerm unless an update learns each conversation's tokens as they were sampled.
 
-    batch: of batch.group_batch, of these groups.
+    The engine noted a digest of these tokens turn by turn.
+
+    Groups of single turns are not checked.
+
+    Args:
+        batch: from batch.group_batch, for these groups.
     """
     if "conversations" not in groups[0]:
         return
@@ -74,7 +98,7 @@ def check_sampled(groups: list, batch: dict):
     )
     for conversation, reward, ids, mask in rows:
         learned = ids[mask]
-        # One without a reward is left out
+        # A conversation without a reward is not learned
         if np.isnan(reward) or digest_of(learned) == conversation.digest:
             continue
         raise BrokenTerm(
@@ -85,8 +109,12 @@ def check_sampled(groups: list, batch: dict):
 
 
 def check_conversations(step: int, groups: list, tools: ToolUse):
-    """Raise BrokenTerm for a conversation of more turns than its limit, one with another's reward, and, of
-    one a step, for tokens that it read and its messages do not have.
+    """Check the turns, the rewards and the replies of a step's conversations.
+
+    Raises:
+        BrokenTerm: for a conversation with more turns than its limit, for one with another's
+            reward, and for one with tokens that it read and its messages do not have. The last
+            check looks at one conversation a step.
     """
     for group in groups:
         n = len(group["conversations"])
@@ -109,7 +137,7 @@ def _check_reward(step, number, conversation, parts, place, tools):
             f"the reward that the environment of conversation {paid_by} gave: rewards are mixed up"
         )
     part = parts.get(tools.environments.reward_name)
-    # NaN: none, or none that counts in this scenario
+    # NaN: there is no such reward, or it does not count in this scenario
     if part is None or np.isnan(part[place]):
         return
     if part[place] != np.float32(conversation.reward):
@@ -120,7 +148,10 @@ def _check_reward(step, number, conversation, parts, place, tools):
 
 
 def _check_read(step, groups, tools):
-    """The tokens that one conversation has read, another at each step, against its messages."""
+    """Check that the tokens which a conversation has read are in its messages.
+
+    One conversation is checked at each step, another one at the next.
+    """
     have_read = [
         (group, place)
         for group in groups

@@ -1,4 +1,4 @@
-"""The batches of updates: groups of completions as arrays of few shapes, on the mesh."""
+"""The batches of GRPO's updates: groups of completions as arrays of few shapes, on the mesh."""
 
 from typing import NamedTuple
 
@@ -18,14 +18,20 @@ from deepseek_jax.reinforce.degenerate import all_equal
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.rollout import kept
 
-# Lengths are rounded up to this times a power of two: an update compiles for each, on a pod for minutes
+# Lengths are rounded up to this times a power of two, so that there are few: an update compiles for
+# each length, on a pod for minutes
 BUCKET = 16
 
 
 class RowLengths(NamedTuple):
-    """The lengths of all rows of a step's minibatches. prompts: int[p], the tokens of each prompt.
-    completions: int[b], those of each completion, with what conversations read; b / p adjacent ones have one
-    prompt. learned: int[b], those of each that are learned. marks: float32[b], losses.grpo.row_marks of each.
+    """The lengths of all rows in a step's minibatches.
+
+    Attributes:
+        prompts: int[p], the tokens of each prompt.
+        completions: int[b], the tokens of each completion, and what a conversation read in it. b /
+            p adjacent ones have the same prompt.
+        learned: int[b], the tokens of each completion that are learned.
+        marks: float32[b], losses.grpo.row_marks of each completion.
     """
 
     prompts: np.ndarray
@@ -35,8 +41,14 @@ class RowLengths(NamedTuple):
 
 
 def update_batches(groups, advantages, settings: ReinforceSettings, mesh: Mesh, step: int):
-    """Put a step's minibatches on the mesh: -> (list of batches, their RowLengths). groups, advantages: as in
-    group_batch. Raises BrokenTerm as check_advantages and accounts.check_sampled do.
+    """Build a step's minibatches on the mesh: return (list of batches, their RowLengths).
+
+    Args:
+        groups: as in group_batch.
+        advantages: as in group_batch.
+
+    Raises:
+        BrokenTerm: as check_advantages and accounts.check_sampled do.
     """
     batch = step_batch(groups, advantages, settings, mesh)
     check_sampled(groups, batch)
@@ -46,13 +58,13 @@ def update_batches(groups, advantages, settings: ReinforceSettings, mesh: Mesh, 
     lengths = RowLengths(batch["prompt_mask"].sum(1), learned + read, learned, marks)
     temperature = settings.rollout.temperature_at(step)
     parts = minibatches(batch, settings.minibatches, temperature)
-    # As the updates get them
+    # The check reads the advantages from the minibatches, as the updates get them
     check_advantages(groups, np.concatenate([part["advantages"] for part in parts]))
     return [put_share(mesh, part) for part in parts], lengths
 
 
 def step_batch(groups, advantages, settings: ReinforceSettings, mesh: Mesh):
-    """group_batch as the settings and the mesh want it."""
+    """Build the group_batch that the settings and the mesh need."""
     return group_batch(
         groups,
         advantages,
@@ -74,12 +86,17 @@ def group_batch(
 ) -> dict:
     """Build the batch that losses.grpo_loss takes, numpy arrays, from groups of groups.make_groups.
 
-    Completions of a group are adjacent. advantages: float32[b], of losses.group_advantages. shared: a prompt
-    stands once for its group; else once for each of its completions, see losses.completions. Lengths are
-    `multiple` times a power of two. A completion whose reward failed (NaN) is masked out of the loss.
-    kl_weights: scenario -> kl_weight of its completions. Groups with `observed`, what conversations read,
-    make observed_mask. rows: add prompt_rows int32[p] and completion_rows int32[b], where these stand in
-    their rollout.
+    Completions of a group are adjacent. Lengths are `multiple` times a power of two. A completion
+    with a reward that failed (NaN) is masked out of the loss. If groups have `observed`, the tokens
+    that conversations read, the batch has observed_mask.
+
+    Args:
+        advantages: float32[b], from losses.group_advantages.
+        shared: whether a prompt stands once for its group; otherwise it stands once for each of its
+            completions, see losses.completions.
+        kl_weights: scenario -> kl_weight of its completions, 1 where a scenario is missing.
+        rows: add prompt_rows int32[p] and completion_rows int32[b], the rows of the rollout from
+            which they come.
     """
     rewards = np.concatenate([group["rewards"] for group in groups])
     group_size = len(rewards) // len(groups)
@@ -98,7 +115,7 @@ def group_batch(
 
 
 def completion_batch(groups, *, shared: bool = True, multiple: int = BUCKET):
-    """The ids, masks and sampler_logprobs of groups, as group_batch has them."""
+    """Build the ids, masks and sampler_logprobs of groups, as group_batch has them."""
     mask = np.concatenate([group["mask"] for group in groups])
     observed, length = {}, mask.sum(1)
     if "observed" in groups[0]:
@@ -125,8 +142,14 @@ def completion_batch(groups, *, shared: bool = True, multiple: int = BUCKET):
 
 
 def check_advantages(groups, advantages):
-    """Raise BrokenTerm for a group whose advantages are all 0 though its rewards differ, or do not stand in
-    the order of its rewards. advantages: float32[b], those of a group adjacent.
+    """Check that each group's advantages follow from its rewards.
+
+    Args:
+        advantages: float32[b]; a group's are adjacent.
+
+    Raises:
+        BrokenTerm: for a group with advantages that are all 0 though its rewards differ, or that
+            are not in the order of its rewards.
     """
     for group, own in zip(groups, np.split(advantages, len(groups)), strict=True):
         rewards = group["rewards"]
@@ -135,7 +158,7 @@ def check_advantages(groups, advantages):
                 f"the rewards {rewards.tolist()} of a group differ, and all their advantages are 0: "
                 "it would teach nothing; look at the size of the rewards"
             )
-        # One that was not scored has the advantage 0 and no place in the order
+        # A completion that was not scored has the advantage 0 and no place in the order
         scored, order = ~np.isnan(rewards), np.argsort(rewards)
         order = order[scored[order]]
         rises, steps = np.diff(rewards[order]), np.diff(own[order])
@@ -147,28 +170,35 @@ def check_advantages(groups, advantages):
 
 
 def minibatches(batch, parts: int, temperature: float):
-    """Cut a batch into minibatches, each with its own totals and the sampling temperature."""
+    """Cut a batch into minibatches.
+
+    Each has the sampling temperature and its own totals: a minibatch is one update, and the totals
+    are the divisors of its loss.
+    """
     sampled_at = {"temperature": np.float32(temperature)}
-    # A minibatch is one update, so the divisors of its loss are its own totals
     return [part | totals(part) | sampled_at for part in split(batch, parts)]
 
 
 def split(batch, parts: int):
-    """Cut a batch into consecutive rows, equal shares of prompts and of completions: groups stay whole."""
+    """Cut a batch into equal shares of consecutive prompts and completions: groups stay whole."""
     pieces = {name: np.split(array, parts) for name, array in batch.items() if array.ndim}
     return [{name: piece[i] for name, piece in pieces.items()} for i in range(parts)]
 
 
 def totals(batch):
-    """The divisors of the loss."""
+    """Return the divisors of a batch's loss: num_tokens and num_completions, float32[]."""
     mask = batch["completion_mask"]
     counts = {"num_tokens": mask.sum(), "num_completions": mask.any(1).sum()}
     return {name: np.float32(count) for name, count in counts.items()}
 
 
 def longest_batch(settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):
-    """The largest batch of an update as ShapeDtypeStructs with shardings: that of the longest groups."""
-    # From one completion: a batch that no memory holds is refused by its shapes
+    """Build the largest batch of an update as ShapeDtypeStructs with shardings: the longest groups.
+
+    A plan compiles the update with it.
+    """
+    # Built from one completion, with its shapes repeated: a batch too large for any memory must be
+    # refused by its shapes
     one = longest_group(settings, 1)
     if settings.most_turns():
         one["observed"] = ~one["mask"]
@@ -190,8 +220,11 @@ def longest_batch(settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):
 
 
 def longest_group(settings, completions: int | None = None):
-    """A group whose prompt and completions are as long as the settings allow, as groups.make_groups has it.
-    settings: has rollout and group_size. completions: their number, by default group_size.
+    """Build a group as groups.make_groups does, with the longest prompt and completions allowed.
+
+    Args:
+        settings: has rollout and group_size.
+        completions: the number of completions, by default group_size.
     """
     shape = completions or settings.group_size, settings.rollout.longest()
     return {
@@ -206,7 +239,7 @@ def longest_group(settings, completions: int | None = None):
 
 
 def one_kept(settings: ReinforceSettings, config: ModelConfig):
-    """A Kept of one row of one token, as ShapeDtypeStructs."""
+    """Build a rollout.kept.Kept of one row of one token, as ShapeDtypeStructs."""
     experts = candidates = None
     if settings.keep_routing:
         of_token = config.num_moe_layers, config.num_experts_per_tok
@@ -217,7 +250,7 @@ def one_kept(settings: ReinforceSettings, config: ModelConfig):
 
 
 def with_kept(batch, own: kept.Kept):
-    """A batch with what the rollout kept of its rows in place of their numbers."""
+    """Add to a batch what the rollout kept of its rows, in place of the rows' numbers."""
     rows = batch["prompt_rows"], batch["completion_rows"]
     lengths = batch["prompt_ids"].shape[1], batch["completion_ids"].shape[1]
     others = {name: x for name, x in batch.items() if not name.endswith("_rows")}
@@ -225,25 +258,33 @@ def with_kept(batch, own: kept.Kept):
 
 
 def update_flops(config: ModelConfig, prompts, completions, frozen: bool = False):
-    """The FLOPs that an update of these rows needs, each prompt once: float.
+    """Return the FLOPs that an update of these rows needs, a float. Each prompt counts once.
 
-    prompts: int[p], the tokens of each prompt. completions: int[b], those of each completion, b / p adjacent
-    ones a prompt. frozen: see costs.flops.training_flops.
+    Args:
+        prompts: int[p], the tokens of each prompt.
+        completions: int[b], the tokens of each completion; b / p adjacent ones have the same
+            prompt.
+        frozen: see costs.flops.training_flops.
     """
     prompts, completions = (np.asarray(lengths, np.float64) for lengths in (prompts, completions))
     before = np.repeat(prompts, len(completions) // len(prompts))
-    # A token's FLOPs are linear in the keys that it sees: half of its prompt, or its whole prompt and half of
-    # its completion
+    # A token's FLOPs are linear in the keys that it sees. On average these are half of the prompt
+    # for a prompt's token, and the prompt and half of the completion for a completion's token
     keys = (completions * (before + completions / 2)).sum() + (prompts**2 / 2).sum()
     tokens = completions.sum() + prompts.sum()
-    # As many logits as tokens of completions: a prompt's last token predicts the first of each
+    # There are as many logits as tokens of completions: the prompt's last token predicts the first
+    # token of each completion
     logits = completions.sum() / tokens
     return tokens * training_flops(config, keys / tokens, frozen=frozen, logits=logits)
 
 
 def step_flops(settings: ReinforceSettings, config: ModelConfig, lengths: RowLengths, frozen: bool):
-    """The FLOPs that a step's updates need, and before them the log-probabilities of the old policy and the
-    reference. frozen: as in update_flops.
+    """Return the FLOPs that a step needs: its updates, and the log-probabilities before them.
+
+    These log-probabilities are the old policy's and the reference's.
+
+    Args:
+        frozen: as in update_flops.
     """
     rows = lengths.prompts, lengths.completions
     update = update_flops(config, *rows, frozen=frozen)
@@ -253,17 +294,17 @@ def step_flops(settings: ReinforceSettings, config: ModelConfig, lengths: RowLen
 
 
 def _fitted(arrays, t):
-    """Join arrays [b t] along the first axis, cut or padded to t columns. What is cut off is padding."""
+    """Join arrays [b t] along the first axis, cut or padded to t columns. The cut is padding."""
     joined = np.concatenate(arrays)[:, :t]
     return np.pad(joined, ((0, 0), (0, t - joined.shape[1])))
 
 
 def row_multiple(mesh: Mesh):
-    """What the lengths of an update's rows are multiples of."""
+    """Return the number that the lengths of an update's rows are multiples of."""
     # A row's tokens split over the devices of its context
     return BUCKET * mesh.shape["context"]
 
 
 def padded_length(length, multiple: int = BUCKET):
-    """The length, rounded up to a multiple times a power of two."""
+    """Round a length up to `multiple` times a power of two."""
     return multiple << (-(-int(length) // multiple) - 1).bit_length()

@@ -1,4 +1,4 @@
-"""Groups that nothing can be learned from, at many steps in a row: said on the console, and ended."""
+"""Steps in a row with groups that teach nothing: a message on the console, then the run's end."""
 
 import dataclasses
 from collections import Counter
@@ -10,10 +10,10 @@ from deepseek_jax.parallel.processes import is_due, say
 from deepseek_jax.rewards.batch import LARGEST_REWARD
 from deepseek_jax.settings import Count, Settings
 
-# A few such steps are usual, above all at the start
+# The first message comes at this count: a few such steps are usual, above all at the start
 FIRST_SAID = 8
-# Limits that no config sets: odd ends are the sampler's fault, and a reward may be constant because the
-# policy has learned to earn it
+# Limits that no config sets. Odd ends are the sampler's fault. A constant reward never ends a run:
+# the policy may have learned to earn it
 FIXED = {"odd_ends": FIRST_SAID, "constant_reward": None}
 MEANINGS = {
     "equal_rewards": "all rewards of each group were equal, so that nothing was learned",
@@ -26,7 +26,10 @@ MEANINGS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DegenerateSettings(Settings):
-    """How many steps in a row with such groups end a run; None for never. See MEANINGS for the fields."""
+    """Limits on steps in a row with groups that teach nothing; None never ends a run.
+
+    MEANINGS says what each field counts.
+    """
 
     equal_rewards: Count | None = 200
     truncated: Count | None = 200
@@ -34,16 +37,26 @@ class DegenerateSettings(Settings):
 
 
 class Degenerate:
-    """Counts the steps in a row with groups that nothing can be learned from.
+    """A counter of steps in a row with groups that teach nothing.
 
-    limits: DegenerateSettings. eos_ids: the tokens that end an answer. counts: {fault: steps in a row}.
+    Attributes:
+        limits: the DegenerateSettings.
+        eos_ids: the tokens that end an answer.
+        counts: {fault: steps in a row}.
     """
 
     def __init__(self, limits: DegenerateSettings, eos_ids):
         self.limits, self.eos_ids, self.counts = limits, list(eos_ids), Counter()
 
     def look(self, step: int, groups: list):
-        """Look at the groups of a step, of groups.make_groups. Raises UnusableRewards at a limit."""
+        """Count the faults of a step's groups, and print a message when it is due.
+
+        Args:
+            groups: from groups.make_groups.
+
+        Raises:
+            UnusableRewards: at a limit.
+        """
         found, limits = dict(faults(groups, self.eos_ids)), dataclasses.asdict(self.limits) | FIXED
         self.counts = Counter({fault: self.counts[fault] + 1 for fault in found})
         for fault, count in self.counts.items():
@@ -58,13 +71,16 @@ class Degenerate:
 
 
 def faults(groups: list, eos_ids: list):
-    """Pairs of a key of MEANINGS, or that and a reward's name, and an end of its sentence."""
+    """Yield (fault, end of its sentence) for each fault of a step's groups.
+
+    A fault is a key of MEANINGS, or such a key, a space and a reward's name.
+    """
     rewards = np.stack([group["rewards"] for group in groups])
     if all(all_equal(row) for row in rewards):
         yield "equal_rewards", ""
     for name in groups[0]["parts"]:
         part = np.array([group["parts"][name] for group in groups])
-        # One that no question of this step has is NaN for all
+        # A reward that no question of this step has is NaN for all
         if not np.isnan(part).all() and all_equal(part):
             yield f"constant_reward {name}", f": {name} was {np.nanmax(part):g}"
     ended = ~np.concatenate([group["truncated"] for group in groups])
@@ -75,7 +91,8 @@ def faults(groups: list, eos_ids: list):
     lengths = mask.sum(1)
     if (lengths <= ended).all():
         yield "empty", ""
-    # Conversations have tokens before it that the model did not sample
+    # The last sampled token is found from the end: conversations have tokens before it that the
+    # model did not sample
     last = ids[np.arange(len(ids)), mask.shape[1] - 1 - mask[:, ::-1].argmax(1)]
     odd = np.unique(last[ended & (lengths > 0) & ~np.isin(last, eos_ids)])
     if len(odd):
@@ -83,13 +100,13 @@ def faults(groups: list, eos_ids: list):
 
 
 def all_equal(rewards):
-    """Whether all rewards that are not NaN are equal."""
+    """Return whether all rewards that are not NaN are equal."""
     scored = rewards[~np.isnan(rewards)]
     return len(scored) == 0 or scored.min() == scored.max()
 
 
 def check_range(scores):
-    """Raise UnusableRewards for rewards.Scores beyond +-LARGEST_REWARD."""
+    """Raise UnusableRewards if a reward in rewards.Scores is beyond +-LARGEST_REWARD."""
     for name, values in {**scores.parts, "the weighted sum": scores.total}.items():
         large = values[np.abs(values) > LARGEST_REWARD]
         if len(large):

@@ -1,8 +1,9 @@
-"""Reasoning effort (DeepSeek-V4.1, arXiv:2609.19969): a number in the prompt, and a price of length with it.
+"""Reasoning effort: a number in the prompt, and a price of length that depends on it.
 
-A question is asked with one effort b, which all completions of its group share: their advantages compare
-lengths at one price. The lower the effort, the dearer a token, so a policy learns to answer as long as it is
-asked to.
+The method is DeepSeek-V4.1's (arXiv:2609.19969). A question is asked with one effort b, which all
+completions of its group share. So their advantages compare lengths at one price. The lower the
+effort, the higher the price of a token. So a policy learns to answer at the length that the effort
+asks for.
 """
 
 import dataclasses
@@ -20,9 +21,10 @@ LENGTH_PENALTY = "length_penalty"
 
 
 class _Tells:
-    """The lines that a settings field may hold: each has a place for the effort, and none for a question."""
+    """The rule for a settings field with a line: it has {effort} in it, and no {question}."""
 
     def holds(self, line: str):
+        """Return whether the line follows the rule."""
         return "{effort}" in line and "{question}" not in line
 
     def __str__(self):
@@ -31,11 +33,18 @@ class _Tells:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EffortSettings(Settings):
-    """values: the efforts b that questions are asked with, each question with every one once an epoch. The
-    published API's low, high and max are 50, 75 and 100. line: what the prompt says, see data.chat.
+    """Efforts that questions are asked with, and the price of length.
 
-    k0, tau, max_penalty (C_max), norm_length (L_norm, in tokens): of length_penalty. b_min is the smallest of
-    values. The wording of the line and these numbers are ours to choose.
+    The wording of the line and the numbers of the price are our choice.
+
+    Attributes:
+        values: the efforts b. Each question is asked with every one once an epoch. The published
+            API's low, high and max are 50, 75 and 100. b_min in length_penalty is the smallest.
+        k0: see length_penalty.
+        tau: see length_penalty.
+        max_penalty: C_max in length_penalty.
+        norm_length: L_norm in length_penalty, in tokens.
+        line: the line in the prompt, with {effort} for the number, see data.chat.
     """
 
     values: tuple[Annotated[int, Between(1, 100)], ...]
@@ -59,12 +68,18 @@ class EffortSettings(Settings):
             )
 
     def line_at(self, effort: int):
-        """The line that asks with this effort."""
+        """Return the line that asks with this effort."""
         return self.line.replace("{effort}", str(effort))
 
     def check_against(self, weights: dict, field: str):
-        """Raise ValueError, naming the field of the weights, unless the penalty is below what rules can pay,
-        each at most 1: else a right answer could earn less than an empty one.
+        """Raise ValueError if the penalty could make a right answer earn less than an empty one.
+
+        The penalty must be below the most that the rules can pay together, each at most 1 times its
+        weight.
+
+        Args:
+            weights: the weights of the rewards.
+            field: the config's name for the weights, for the message.
         """
         most = sum(weight for weight in weights.values() if weight > 0)
         if self.max_penalty >= most:
@@ -75,10 +90,13 @@ class EffortSettings(Settings):
 
 
 def length_penalty(lengths, efforts, settings: EffortSettings):
-    """-min(C_max, k(b) * length / L_norm), where k(b) = k0 * exp(-(b - b_min) / tau): float32, one for each.
+    """Return the penalty of each completion, float32[b] (arXiv:2609.19969).
 
-    lengths: int[b], tokens of completions, the end token among them. efforts: int[b], what each was asked
-    with. arXiv:2609.19969.
+    It is -min(C_max, k(b) * length / L_norm), with the price k(b) = k0 * exp(-(b - b_min) / tau).
+
+    Args:
+        lengths: int[b], the tokens of each completion, with its end token.
+        efforts: int[b], the effort that each was asked with.
     """
     above = np.asarray(efforts, np.float64) - min(settings.values)
     price = settings.k0 * np.exp(-above / settings.tau)
@@ -87,21 +105,28 @@ def length_penalty(lengths, efforts, settings: EffortSettings):
 
 
 def with_length_penalty(settings: EffortSettings, examples, lengths, scores: Scores):
-    """The Scores of completions with the penalty as one more part. examples: with their effort."""
+    """Add the length penalty to the Scores of completions, as one more part.
+
+    Args:
+        examples: the example of each completion, with its effort.
+        lengths: int[b], as in length_penalty.
+    """
     penalty = length_penalty(lengths, [example["effort"] for example in examples], settings)
     parts = scores.parts | {LENGTH_PENALTY: penalty}
     return dataclasses.replace(scores, total=scores.total + penalty, parts=parts)
 
 
 def check_lines(settings: EffortSettings, tokenizer: Tokenizer, template: str):
-    """Raise ValueError, naming the field, where prompts in this template cannot hold one of the lines."""
+    """Raise ValueError, naming the field, if prompts in this template cannot hold every line."""
     for effort in settings.values:
         check_line(tokenizer, settings.line_at(effort), template)
 
 
 def check_line(tokenizer: Tokenizer, line: str, template: str):
-    """Raise ValueError where no prompt in this template can hold the line: the chat template refuses a system
-    message or leaves it out, or the line has words that are not in a closed vocabulary.
+    """Raise ValueError if no prompt in this template can hold the line.
+
+    Either the chat template refuses a system message or leaves it out, or the line has words
+    outside of a closed vocabulary.
     """
     if template != "chat":
         try:
@@ -126,7 +151,10 @@ def check_line(tokenizer: Tokenizer, line: str, template: str):
 
 
 def with_efforts(settings: EffortSettings, examples: list):
-    """Each example with every effort, and the line that asks with it, in turn: these are adjacent."""
+    """Return each example once for every effort, with the effort and its line.
+
+    The copies of an example are adjacent.
+    """
     return [
         example | {"effort": effort, "line": settings.line_at(effort)}
         for example in examples
@@ -135,5 +163,5 @@ def with_efforts(settings: EffortSettings, examples: list):
 
 
 def asked_with(effort: int, examples: list):
-    """The examples that are asked with this effort."""
+    """Return the examples that are asked with this effort."""
     return [example for example in examples if example["effort"] == effort]

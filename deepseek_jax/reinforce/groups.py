@@ -1,4 +1,4 @@
-"""Questions in, the batches of a step of GRPO out: completions in groups, their rewards and advantages."""
+"""Questions in, the batches of a step of GRPO out: groups of completions with their advantages."""
 
 import functools
 from pathlib import Path
@@ -36,13 +36,24 @@ from deepseek_jax.rollout.policy import Policy
 
 
 class GroupSource:
-    """Each step: groups of completions sampled with the state's params, scored, and split into its updates.
+    """The source of GRPO's batches, for training.loop.train.
 
-    policy: its own params are not read. questions, general: examples with prompt_ids, asked without end: each
-    once an epoch, in an order set by settings.seed and new each epoch. reference: params of the frozen
-    policy; None if the state holds it, or the policy with an adapter, or kl_coef is 0. position: the number
-    of questions asked so far. folder: takes the completions of long rollouts as they end, so that a run that
-    is killed in one resumes in it. record: the StepRecord of the latest step.
+    At each step it samples groups of completions, scores them, and splits them into the step's
+    updates. It samples with the params of the loop's state. Questions are asked without end: each
+    once an epoch, in an order that settings.seed sets and that is new in each epoch.
+
+    Args:
+        policy: its own params are not read.
+        questions: examples with prompt_ids.
+        reference: params of the frozen policy. None if the state holds the reference, if the policy
+            has an adapter, or if kl_coef is 0.
+        general: examples with prompt_ids of the general scenario.
+        folder: takes the completions of long rollouts as they end, so that a run that is killed in
+            a rollout resumes in it.
+
+    Attributes:
+        position: the number of questions asked so far.
+        record: the StepRecord of the latest step.
     """
 
     def __init__(
@@ -71,35 +82,35 @@ class GroupSource:
         self.sampler = Sampler(policy, settings, folder)
         self.score = jitted_score(policy.config)
         self.degenerate = Degenerate(settings.degenerate, policy.eos_ids)
-        # The fingerprint of the parameters that the reference was made from: None for unknown
+        # The fingerprint of the parameters that became the reference; None for unknown
         self.referred = None
         self.record, self._completions = StepRecord(mesh), []
 
     @functools.cached_property
     def accuracy(self):
-        """The reward that decides whether an answer is right, once some are scored."""
+        """The reward that decides whether an answer is right; known after the first scores."""
         return deciding(self.settings, self.rewards)
 
     def get_state(self):
-        """What set_state resumes from, as JSON can hold it."""
-        # Called at each checkpoint
+        """Return what set_state resumes from, in a form that JSON can hold."""
+        # The loop calls get_state at each checkpoint, which makes the files of earlier rollouts useless
         self.sampler.forget()
         return {"position": self.position, "degenerate": dict(self.degenerate.counts)}
 
     def set_state(self, state):
-        """Resume after the questions of get_state."""
+        """Resume after the questions that a state of get_state has asked."""
         self.position = state["position"]
-        # A run that is often interrupted ends at its limits, too
+        # Counts go on, so that a run that is often interrupted still reaches its limits
         self.degenerate.counts.update(state["degenerate"])
 
     def next(self, state, step: int):
-        """Ask, score and split into the step's updates: -> (list of batches, metrics).
+        """Sample and score a step's groups: return (list of batches for its updates, metrics).
 
-        The metrics are those of metrics.describe, StepRecord.of_samples and _sample.
+        The metrics are from metrics.describe, StepRecord.of_samples and _sample.
         """
         # Updates are dispatched asynchronously: the previous step's may not have ended
         jax.block_until_ready(state.params)
-        # The memory of activations and gradients
+        # Frees the memory of activations and gradients
         return_much_freed_memory()
         record = self.record = StepRecord(self.mesh)
         groups, sampled = self._sample(state.model, step)
@@ -109,7 +120,7 @@ class GroupSource:
         every = self.settings.reference_every
         if step == 0 or (every is not None and step % every == 0):
             self.referred = self.sampler.sampled_by
-        # The memory of KV caches and decoding weights
+        # Frees the memory of KV caches and decoding weights
         return_much_freed_memory()
         advantages = group_advantages(
             np.concatenate([group["rewards"] for group in groups]),
@@ -117,7 +128,7 @@ class GroupSource:
             normalize_std=self.settings.loss.normalizes_std(),
         )
         self._completions = []
-        # At once: the arrays of the groups must not wait in memory for the updates to end
+        # Copied now, so that the arrays of the groups need not stay in memory until the updates end
         if first_process() and self.settings.is_logged(step):
             count = self.settings.kept_completions
             self._completions = kept_completions(groups, advantages, count)
@@ -133,27 +144,29 @@ class GroupSource:
         return batches, describe(sampled, self.accuracy) | record.of_samples()
 
     def of_updates(self):
-        """Metrics of the latest step, whose updates have ended: StepRecord.of_updates."""
+        """Return the metrics of the latest step's updates, which have ended; see StepRecord."""
         return self.record.of_updates()
 
     def completions(self):
-        """The groups of completions that are kept of the latest step, if it is logged. Process 0 alone has
-        any: the completions of all processes are there.
+        """Return the groups of completions that are kept of the latest step, if it is logged.
+
+        Only process 0 has any: it has the completions of all processes.
         """
         return self._completions
 
     @property
     def has_moved(self):
-        """Whether the policy that sampled last is known to be another than its reference."""
+        """Whether the policy that sampled last is known to differ from its reference."""
         return self.referred is not None and self.referred != self.sampler.sampled_by
 
     def _sample(self, params, step: int):
-        """Sample the groups of one step: -> (groups to train on, all sampled groups).
+        """Sample the groups of one step: return (groups to train on, all sampled groups).
 
-        Dynamic sampling (arXiv:2503.14476, section 3.2) draws more questions in place of groups whose rewards
-        are all equal, in at most max_sampling_rounds rounds. If too few groups differ even then, equal groups
-        fill the step, equal_groups_used of them. Their rewards give no gradient, but they count in the loss's
-        mean, so the step's update is smaller by their share.
+        Dynamic sampling (arXiv:2503.14476, section 3.2) draws more questions in place of groups
+        with rewards that are all equal, in at most max_sampling_rounds rounds. If too few groups
+        differ even then, equal groups fill the step, and equal_groups_used counts them. Their
+        rewards give no gradient, but they count in the loss's mean. So the step's update is smaller
+        by their share.
         """
         wanted, rounds = self.settings.prompts_per_step, self.settings.max_sampling_rounds
         kept, equal, sampled = [], [], []
@@ -164,7 +177,7 @@ class GroupSource:
                 (equal if all_equal(group["rewards"]) else kept).append(group)
             if len(kept) >= wanted:
                 break
-        # A single round is no dynamic sampling: all its groups are used, equal ones too
+        # With a single round there is no dynamic sampling: all groups are used, equal ones too
         if rounds == 1:
             return sampled, sampled
         used = max(wanted - len(kept), 0)
@@ -177,14 +190,14 @@ class GroupSource:
         return (kept + equal)[:wanted], sampled
 
     def _round(self, params, step, number):
-        """Ask the questions of one sampling round and score their answers: -> [group], prompts_per_step."""
+        """Ask and score prompts_per_step questions, one sampling round, and return their groups."""
         examples = self._take(self.settings.prompts_per_step)
         answers, counts = self.sampler.answer(params, examples, step, number)
         self.record.add(counts)
         return self._scored(examples, answers, step)
 
     def _take(self, n):
-        """The next n examples."""
+        """Return the next n examples."""
         has_general = self.settings.general is not None
         places = [
             place(self.settings, index) if has_general else ("reasoning", index)
@@ -200,19 +213,19 @@ class GroupSource:
         ]
 
     def _note(self, asked):
-        """Count questions, (scenario, number, example) each, and those of them that are new."""
+        """Count questions (scenario, number, example), and the new ones among them."""
         new = [self.asked.add(*question) for question in asked]
         self.record.asked += len(new)
         self.record.add({"new_questions": sum(new)})
 
     def _numbers(self, n):
-        """The numbers of the next n questions."""
+        """Return the numbers of the next n questions, and move on."""
         start, self.position = self.position, self.position + n
         return range(start, self.position)
 
     @named("rewards")
     def _scored(self, examples, answers, step):
-        """Score the Answers to examples: -> groups."""
+        """Score the Answers to examples, and return their groups."""
         self.record.answered += int(answers.rollout.completion_mask.sum())
         with self.record.timed("reward_seconds"):
             scores = answers.scored_by(self.rewards, examples)
@@ -235,28 +248,28 @@ class GroupSource:
 
     @named("logprobs")
     def _updates(self, state, parts):
-        """The minibatches, repeated for each epoch, with the log-probabilities that the loss needs, and
-        sampled_by, see training.update.
+        """Return the batches of all updates: the minibatches, repeated for each epoch.
 
-        A single update needs no old_logprobs: its policy is the one that sampled.
+        Each has the log-probabilities that the loss needs, and sampled_by, see training.update. A
+        single update needs no old_logprobs: its policy is the one that sampled.
         """
         settings = self.settings
         if self.sampler.kept is not None:
             parts = [with_kept(part, self.sampler.kept) for part in parts]
             for part in parts:
                 check_kept(self.policy.config, part)
-            # Its memory is the update's
+            # The update needs this memory
             self.sampler.kept = None
         # Before the first update: pi_old in each ratio is the policy that sampled (arXiv:2402.03300, eq. 3)
         if "old_logprobs" in settings.scored():
             parts = [part | {"old_logprobs": self.score(state.model, part)} for part in parts]
         reference = self._reference(state)
         if reference is not None:
-            # Another model, with a choice of experts of its own
+            # The reference is another model, and chooses its own experts
             own = [{k: v for k, v in part.items() if not k.endswith("_experts")} for part in parts]
             scores = [self.score(reference, part) for part in own]
             parts = [part | {"ref_logprobs": s} for part, s in zip(parts, scores, strict=True)]
-        # The policy moves with the first update, so the later ones cannot compare
+        # Only the first update can compare: the policy moves with it
         sampled_by = [self.sampler.sampled_by] + [0] * (len(parts) * settings.epochs - 1)
         return [
             part | put_share(self.mesh, {"sampled_by": np.uint32(number)})
@@ -264,16 +277,20 @@ class GroupSource:
         ]
 
     def _reference(self, state):
-        """The params of the policy that the KL compares with, on the device; None for no KL."""
+        """Return the params that the KL compares with, on the device; None for no KL."""
         if isinstance(state.frozen, Adapted):
-            # Beside an adapter, the frozen policy itself: nothing is stored or copied for it
+            # With an adapter the reference is the frozen policy itself: nothing is stored or copied
             return state.frozen.base if self.settings.loss.kl_coef else None
         reference = state.reference if self.reference is None else self.reference
         return None if reference is None else on_device(reference)
 
 
 def make_groups(examples: list[dict], answers: Answers, scores: Scores) -> list[dict]:
-    """One dict per example: that of completion_groups, and its group's rows of scores."""
+    """Build one dict for each example: its group of completions and their scores.
+
+    The keys are the ones of completion_groups, and example, texts, scenario, effort, rewards,
+    parts, columns, unread; for conversations also conversations.
+    """
     groups, n = completion_groups(answers), answers.n
     for group, example in zip(groups, examples, strict=True):
         rows = slice(group["row"] * n, (group["row"] + 1) * n)
@@ -290,7 +307,11 @@ def make_groups(examples: list[dict], answers: Answers, scores: Scores) -> list[
 
 
 def completion_groups(answers: Answers):
-    """One dict per example: its prompt, its place among them, and its group's rows of answers."""
+    """Build one dict for each example: its prompt and its group's rows of the rollout.
+
+    The keys are prompt_ids, row (the example's number), ids, mask, logprobs and truncated; for
+    conversations also observed.
+    """
     groups, n, rollout = [], answers.n, answers.rollout
     for index, prompt in enumerate(answers.prompts):
         rows = slice(index * n, (index + 1) * n)

@@ -1,4 +1,4 @@
-"""GRPO (arXiv:2402.03300), for every recipe that has a policy.
+"""GRPO (arXiv:2402.03300) as one call, for every recipe that has a policy.
 
 questions -> groups of completions, their rewards and advantages -> updates -> params.
 """
@@ -34,20 +34,26 @@ def reinforce(
     run: Run,
     general: list = (),
 ) -> Any:
-    """Train policy.params, which are donated: -> params. Resumes from run.folder.
+    """Train a policy by GRPO, resuming from run.folder, and return its params.
 
-    questions, general: examples with prompt_ids; the general ones are asked only if settings.general is set.
-    Raises ValueError as check_routing does.
+    Args:
+        policy: its params are donated.
+        questions: examples with prompt_ids.
+        general: examples with prompt_ids of the general scenario, asked only if settings.general is
+            set.
+
+    Raises:
+        ValueError: as check_routing does.
     """
     check_routing(settings, policy.config, run.mesh)
     params, frozen, saved = policy.params, None, None
     create, update = jitted_update(settings, policy.config, params, run.mesh)
-    # With an adapter the frozen policy beside it is the reference, which GroupSource finds in the state
+    # With an adapter the frozen policy is the reference, and GroupSource finds it in the state
     compares = settings.loss.kl_coef and not isinstance(params, Adapted)
     if compares and settings.reference_every is None:
         frozen = as_reference(settings, params)
     elif compares:
-        # It follows the policy, so it is part of the state, and checkpoints have it
+        # This reference follows the policy, so it is part of the state, and checkpoints have it
         saved = as_reference(settings, params)
     folder = run.folder.with_name(f"{run.folder.name}_rollouts")
     source = GroupSource(policy, questions, rewards, settings, run.mesh, frozen, general, folder)

@@ -1,4 +1,4 @@
-"""Checks that GRPO's two terms, the advantages and the KL to the reference, do their work."""
+"""Checks that GRPO's two terms, the advantages and the KL to the reference, have their effect."""
 
 import math
 from collections import Counter
@@ -10,8 +10,13 @@ from deepseek_jax.reinforce.settings import ReinforceSettings
 
 
 def check_reference(settings: ReinforceSettings, largest: float, metrics):
-    """Raise BrokenTerm where the KL of a phase's first update, whose reference is the policy, is above
-    `largest`, in nats a token, which is for rounding.
+    """Raise BrokenTerm if the KL of a phase's first update is larger than rounding explains.
+
+    The reference of that update is the policy itself.
+
+    Args:
+        largest: the largest KL that rounding explains, in nats a token.
+        metrics: the metrics of the update.
     """
     if settings.loss.kl_coef and float(metrics["kl"]) > largest:
         raise BrokenTerm(
@@ -21,25 +26,31 @@ def check_reference(settings: ReinforceSettings, largest: float, metrics):
         )
 
 
-# Of the sum of sizes: float32 rounds thousands of rows
+# The largest rounding error of a sum over thousands of rows in float32, relative to the sum of the
+# absolute values
 MARKS_ROUNDING = 1e-4
 
 
 class IdleUpdates:
-    """Looks at the lines of a phase for updates that do nothing.
+    """A check for updates that do nothing, in the lines that a phase logs.
 
-    source: the GroupSource, which knows the step's advantages, and whether the policy has moved from its
-    reference.
+    Args:
+        source: the GroupSource, which knows the step's advantages, and whether the policy has moved
+            from its reference.
     """
 
     def __init__(self, settings: ReinforceSettings, source):
         self.settings, self.source, self.counts = settings, source, Counter()
 
     def look(self, step: int, line):
-        """Raises BrokenTerm where it finds the same in faults.idle_lines lines in a row, and where the loss
-        has other tokens than the step's completions, or their advantages in other rows.
+        """Look at a logged line.
+
+        Raises:
+            BrokenTerm: for the same idle term in faults.idle_lines lines in a row; and at once for
+                a loss over other tokens than the step's completions have, or with advantages in the
+                rows of other completions.
         """
-        # The mean over updates; float32 rounds the tokens of a pod
+        # The line has the mean over updates. float32 rounds the number of a pod's tokens
         learned = line["learned_tokens"] * self.settings.minibatches
         if not math.isclose(learned, line["tokens"], rel_tol=1e-6):
             raise BrokenTerm(
@@ -59,7 +70,7 @@ class IdleUpdates:
         own, marks = (
             np.float64(x) for x in (self.source.record.advantages, self.source.record.marks)
         )
-        # The mean over updates
+        # The line has the mean over updates
         found, wanted = line["marked_advantages"] * self.settings.minibatches, own @ marks
         if abs(found - wanted) > MARKS_ROUNDING * (np.abs(own) @ marks):
             raise BrokenTerm(

@@ -1,4 +1,4 @@
-"""What is logged of a step: its groups, its times and its counts."""
+"""Metrics of a step of GRPO: its groups, its times and its counts."""
 
 import contextlib
 import time
@@ -12,21 +12,32 @@ from deepseek_jax.costs.program import GENERATION, STEP, TOKEN_RATE, TRAINING
 from deepseek_jax.data.columns import shown_columns
 from deepseek_jax.reinforce.degenerate import all_equal
 
-# The counts of conversations that are logged as means, and not as sums
+# The counts of conversations that are logged as means; the others are sums
 MEANS = ("turns", "tool_calls")
 
 
 class StepRecord:
-    """The times and counts of a step that samples and learns, from now on, and the metrics that they make.
+    """Times and counts of a step that samples and learns, and the metrics that follow from them.
 
-    counts: by the names of metrics. Summed over the step's sampling rounds: weight_sync_time, seconds until
-    the parameters had the form for decoding; exposed_generation_time, those of the rest of the rollout, for
-    all of which the update waits; sampled_tokens; prefilled_positions, of the engine's padded prompts, one
-    prompt for its whole group; exchanges and exchange_rounds of completions.RolloutLog; reward_seconds, for
-    the rewards; reward_errors; unread, completions that score 0 because a rule could not read what they
-    state; new_questions, those that are new in their epoch; left_out_tokens, sampled ones that no update
-    learns. asked, answered: all questions, and all tokens of the answers. tokens: those that the step learns,
-    in each of its epochs. flops: what its updates need; None where they are not counted.
+    The step begins when the record is built. `counts` has numbers by metric, summed over the step's
+    sampling rounds:
+
+    - weight_sync_time: seconds until the parameters had the form for decoding;
+    - exposed_generation_time: seconds of the rest of the rollout. The update waits for all of it;
+    - sampled_tokens;
+    - prefilled_positions: positions of the engine's padded prompts, one prompt for a whole group;
+    - exchanges and exchange_rounds: see rollout.completions.RolloutLog;
+    - reward_seconds: seconds for the rewards;
+    - reward_errors;
+    - unread: completions that score 0 because a rule could not read what they state;
+    - new_questions: questions that are new in their epoch;
+    - left_out_tokens: sampled tokens that no update learns.
+
+    Attributes:
+        asked: the number of all questions.
+        answered: the tokens of all answers.
+        tokens: the tokens that the step learns in each of its epochs.
+        flops: the FLOPs that the step's updates need; None where they are not counted.
     """
 
     def __init__(self, mesh: Mesh):
@@ -37,17 +48,20 @@ class StepRecord:
         self.began = self.training_began = time.perf_counter()
 
     def add(self, counts: dict):
-        """Add counts to those of the step."""
+        """Add counts to the step's counts."""
         self.counts.update(counts)
 
     def log(self, metrics: dict):
-        """Add numbers that a user's rewards logged: the step has their mean over its sampling rounds."""
+        """Add numbers that a user's rewards logged.
+
+        The step's metrics have their mean over its sampling rounds.
+        """
         for name, value in metrics.items():
             self.logged.setdefault(f"logged/{name}", []).append(value)
 
     @contextlib.contextmanager
     def timed(self, name: str):
-        """Add the seconds within this context to the counts."""
+        """Add the seconds within this context to the count of this name."""
         began = time.perf_counter()
         yield
         self.add({name: time.perf_counter() - began})
@@ -57,9 +71,11 @@ class StepRecord:
         self.training_began = time.perf_counter()
 
     def of_samples(self):
-        """The metrics that are known before the updates: the counts, tokens, rollout_tokens_per_second, and
-        what the user's own rewards logged; exchange_rounds is the mean of a layer's exchange while decoding,
-        and left out where tokens go to their experts in another way.
+        """Return the metrics that are known before the updates.
+
+        These are the counts, tokens, rollout_tokens_per_second, and what the user's own rewards
+        logged. exchange_rounds is the mean over the exchanges of a layer while decoding; it is
+        missing where tokens go to their experts in another way.
         """
         rate = self.counts["sampled_tokens"] / self.counts[GENERATION]
         numbers = {**self.counts, "tokens": self.tokens, "rollout_tokens_per_second": rate}
@@ -70,14 +86,18 @@ class StepRecord:
         return {name: float(number) for name, number in numbers.items()}
 
     def of_updates(self):
-        """Metrics of the step, whose updates have ended.
+        """Return the metrics of the step's updates, which have ended.
 
-        policy_training_time: seconds from begin_training to here, for log-probabilities of the old policy and
-        the reference, and for the updates. train_step_time: seconds of the whole step: weight_sync_time,
-        exposed_generation_time, reward_seconds and policy_training_time, and little else.
-        valid_tokens_per_sec_per_gpu: the learned tokens by the whole step, for each device. Where FLOPs are
-        counted, update_tokens_per_second, a token counting once per epoch, and, on devices whose speed
-        costs.chips knows, update_mfu follow from policy_training_time.
+        - policy_training_time: seconds from begin_training to now, for the log-probabilities of the
+          old policy and the reference, and for the updates.
+        - train_step_time: seconds of the whole step: weight_sync_time, exposed_generation_time,
+          reward_seconds and policy_training_time, and little else.
+        - valid_tokens_per_sec_per_gpu: the learned tokens, divided by the seconds of the whole step
+          and by the number of devices.
+        - update_tokens_per_second, where FLOPs are counted: tokens by policy_training_time; a token
+          counts once per epoch.
+        - update_mfu, where FLOPs are counted and on devices with a peak that costs.chips knows: the
+          share of that peak in policy_training_time.
         """
         now = time.perf_counter()
         training, step = now - self.training_began, now - self.began
@@ -91,9 +111,14 @@ class StepRecord:
 
 
 def describe(groups: list, accuracy: str):
-    """Metrics of groups of groups.make_groups. accuracy: the reward that decides whether an answer is right.
+    """Return the metrics of a step's groups.
 
-    The means skip rewards that failed (NaN). Groups that were asked with an effort have some of their own.
+    Means skip rewards that failed (NaN). Groups that were asked with an effort also have metrics by
+    effort.
+
+    Args:
+        groups: from groups.make_groups.
+        accuracy: the reward that decides whether an answer is right.
     """
     rewards = np.stack([group["rewards"] for group in groups])
     lengths = np.concatenate([group["mask"].sum(1) for group in groups])
@@ -125,15 +150,22 @@ def describe(groups: list, accuracy: str):
 
 
 def of_conversations(conversations: list):
-    """Metrics of tool_use.Conversations, by the names of their counts: the means of MEANS, and sums."""
+    """Return the metrics of conversations: means for MEANS, sums for the other counts.
+
+    Args:
+        conversations: tool_use.Conversations; their counts() name the metrics.
+    """
     counts = [conversation.counts() for conversation in conversations]
     totals = {name: sum(each[name] for each in counts) for name in counts[0]}
     return totals | {name: totals[name] / len(counts) for name in MEANS}
 
 
 def kept_completions(groups: list, advantages, count: int):
-    """The first `count` completions of groups of groups.make_groups, with their advantages, float32[b]: what
-    MetricsWriter.write takes as the completions of a step.
+    """Return the first `count` completions of a step, in groups as MetricsWriter.write takes them.
+
+    Args:
+        groups: from groups.make_groups.
+        advantages: float32[b], for all completions of the groups.
     """
     kept, n, advantages = [], len(groups[0]["rewards"]), np.asarray(advantages)
     for number, group in enumerate(groups[: -(-count // n)]):
@@ -161,7 +193,7 @@ def kept_completions(groups: list, advantages, count: int):
 
 
 def _conversation_of(group, row):
-    """{"messages": ...} of a conversation, {} of a single turn."""
+    """Return {"messages": ...} for a conversation, {} for a single turn."""
     if "conversations" not in group:
         return {}
     return {"messages": group["conversations"][row].messages}
@@ -169,5 +201,5 @@ def _conversation_of(group, row):
 
 def _std(rewards):
     scored = rewards[~np.isnan(rewards)]
-    # The unbiased one, as in losses.group_advantages
+    # The unbiased standard deviation, as in losses.group_advantages
     return scored.std(ddof=1) if len(scored) > 1 else np.nan

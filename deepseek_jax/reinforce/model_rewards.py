@@ -1,4 +1,4 @@
-"""Loads reward models that recipes.reward_model and recipes.judge trained, for config.rewards."""
+"""Loading of reward models and judges, which recipes.reward_model and recipes.judge trained."""
 
 import dataclasses
 import functools
@@ -22,19 +22,26 @@ from deepseek_jax.rewards.judge import Judge
 from deepseek_jax.rewards.model import RewardModel
 from deepseek_jax.rollout import AnswerOptions, Policy
 
-# Beside a judge's parameters and its tokenizer: its completion length
+# The file with a judge's completion length, next to its parameters and its tokenizer
 JUDGE = "judge.json"
 
 
 def load_model_rewards(
     settings: dict[str, ModelRewardSettings], mesh: Mesh, expert_buffer: float | None = None
 ) -> dict[str, Any]:
-    """Load reward models for rewards.Rewards: -> {NAME: rewards.model.RewardModel or rewards.judge.Judge}.
+    """Load the models that rewards.Rewards scores with.
 
-    settings: NAME, which has a weight in Rewards -> its settings. expert_buffer: of the run's ModelConfig,
-    whose reward models read as long rows on the same mesh. Raises ValueError, naming the field, for a path
-    without a reward model, a batch_size that does not split over the mesh, and a max_completion_length that
-    is not the folder's.
+    Args:
+        settings: {NAME: the model's settings}; Rewards has a weight for NAME.
+        expert_buffer: the field of the run's ModelConfig. Reward models read rows of the same
+            length on the same mesh.
+
+    Returns:
+        {NAME: rewards.model.RewardModel or rewards.judge.Judge}.
+
+    Raises:
+        ValueError: naming the field, for a path without a reward model, for a batch_size that does
+            not split over the mesh, and for a max_completion_length that is not the folder's.
     """
     models = {}
     for name, block in settings.items():
@@ -44,7 +51,11 @@ def load_model_rewards(
 
 
 def check_split(settings: ModelRewardSettings, mesh: Mesh, judges: bool):
-    """Raise ValueError unless the rows of a reward model, or the slots of a judge, split over the mesh."""
+    """Raise ValueError unless a reward model's rows, or a judge's slots, split over the mesh.
+
+    Args:
+        judges: whether the model is a judge.
+    """
     rows, devices = settings.batch_size, mesh.size
     if not judges:
         check_splits(mesh, "batch_size", rows, "batch")
@@ -56,8 +67,13 @@ def check_split(settings: ModelRewardSettings, mesh: Mesh, judges: bool):
 
 
 def judge_length(settings: ModelRewardSettings, about: dict):
-    """The longest completion of a judge. about: what its folder says. Raises ValueError where the settings
-    differ from it.
+    """Return the longest completion of a judge, in tokens.
+
+    Args:
+        about: the content of the judge's JUDGE file.
+
+    Raises:
+        ValueError: if the settings have another length.
     """
     given, own = settings.max_completion_length, about["max_completion_length"]
     if given not in (None, own):
@@ -69,7 +85,7 @@ def judge_length(settings: ModelRewardSettings, about: dict):
 
 
 def computed_in(config: ModelConfig, dtype: str, expert_buffer: float | None):
-    """The ModelConfig of a reward model with parameters in dtype."""
+    """Return the ModelConfig of a reward model with parameters in `dtype`, which it computes in."""
     return dataclasses.replace(config, dtype=dtype, expert_buffer=expert_buffer)
 
 
@@ -85,7 +101,7 @@ def _load_model(settings: ModelRewardSettings, mesh: Mesh, expert_buffer: float 
     check_split(settings, mesh, judges=False)
     try:
         config, params, about = load_reward_model(folder, mesh, settings.dtype)
-    # A damaged one keeps its exit status
+    # A Fault, such as a damaged checkpoint, keeps its exit status
     except Fault:
         raise
     except ValueError as error:
@@ -97,7 +113,7 @@ def _load_model(settings: ModelRewardSettings, mesh: Mesh, expert_buffer: float 
 
 
 def _load_judge(folder: Path, mesh: Mesh, settings: ModelRewardSettings):
-    """The rewards.judge.Judge from a folder that recipes.judge wrote."""
+    """Load the rewards.judge.Judge from a folder that recipes.judge wrote."""
     about = read_json(folder / JUDGE)
     options = judge_options(judge_length(settings, about), settings.batch_size)
     check_split(settings, mesh, judges=True)
@@ -106,7 +122,7 @@ def _load_judge(folder: Path, mesh: Mesh, settings: ModelRewardSettings):
 
 
 def _read(folder):
-    """(tokenizer, template) of a folder."""
+    """Read (tokenizer, template) from a folder."""
     tokenizer, template = load_tokenizer(folder), carried_template(folder)
     if template is None:
         raise ValueError(f"there is no {RECORD} in {folder}, which has the template of its texts")
@@ -114,16 +130,21 @@ def _read(folder):
 
 
 def judge_options(max_completion_length: int, slots: int):
-    """A judge's AnswerOptions: greedy decoding."""
+    """Return a judge's AnswerOptions: greedy decoding."""
     return AnswerOptions(max_completion_length=max_completion_length, temperature=0.0, slots=slots)
 
 
 def make_judge(policy: Policy, options: AnswerOptions):
-    """A Judge that samples its judgements from a policy. options: from judge_options."""
+    """Build a Judge that samples its judgements from a policy.
+
+    Args:
+        options: from judge_options.
+    """
     room = policy.config.max_position_embeddings - options.max_completion_length
 
     def ask(questions):
-        # A question without a prompt costs its own verdict alone, not those of the whole batch
+        # A question without a prompt loses only its own verdict, and not the verdicts of the whole
+        # batch
         prompts = [_prompt(policy, question, room) for question in questions]
         asked = [prompt for prompt in prompts if not isinstance(prompt, ValueError)]
         if not asked:
@@ -135,8 +156,10 @@ def make_judge(policy: Policy, options: AnswerOptions):
 
 
 def _prompt(policy: Policy, question: str, room: int):
-    """The example with its prompt_ids; or a ValueError, not raised, if its text cannot be rendered or has
-    more than `room` tokens.
+    """Return the example of a question with its prompt_ids.
+
+    If its text cannot be rendered or has more than `room` tokens, return a ValueError, without
+    raising it.
     """
     try:
         (example,) = policy.with_prompts([{"question": question}])
@@ -151,7 +174,10 @@ def _prompt(policy: Policy, question: str, room: int):
 
 
 def _render(tokenizer, template, example, text):
-    """The ids of a response to an example's messages, without an answer at their end, or to its question."""
+    """Return the ids of a response to an example's messages, or to its question.
+
+    An answer at the end of the messages is left out.
+    """
     messages = example.get("messages") or [{"role": "user", "content": example["question"]}]
     if messages[-1]["role"] == "assistant":
         messages = messages[:-1]

@@ -1,4 +1,4 @@
-"""Samples the completions of a step with the policy that learns from them."""
+"""Sampling of a step's completions with the policy that learns from them."""
 
 import functools
 import time
@@ -17,22 +17,27 @@ from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.requests import prompt_room
 from deepseek_jax.rollout.sample_log import SampleLog
 
-# A rollout that takes less leaves no file
+# A rollout that ends sooner writes no file
 SECONDS_BETWEEN_WRITES = 60
 
 
 def named(name):
-    """Decorate what a step does by its name in a trace, see training.profile."""
+    """Return a decorator that names a function's work in a trace, see training.profile."""
     return functools.partial(jax.profiler.annotate_function, name=name)
 
 
 class Sampler:
-    """Samples the completions of a step's questions with the state's params.
+    """A sampler of a step's completions, which uses the params of the loop's state.
 
-    policy: its own params are not read. settings: has seed, rollout, group_size and keep_routing. folder:
-    takes the completions of long rollouts as they end, so that a run that is killed in one resumes in it.
-    sampled_by: the fingerprint of the parameters that sampled last; 0 for unknown. kept: a rollout.kept.Kept
-    of the latest rollout.
+    Args:
+        policy: its own params are not read.
+        settings: has seed, rollout, group_size and keep_routing.
+        folder: takes the completions of long rollouts as they end, so that a run that is killed in
+            a rollout resumes in it.
+
+    Attributes:
+        sampled_by: the fingerprint of the parameters that sampled last; 0 for unknown.
+        kept: the rollout.kept.Kept of the latest rollout.
     """
 
     def __init__(self, policy: Policy, settings, folder: Path | None):
@@ -42,17 +47,24 @@ class Sampler:
         self.sampled_by, self.kept = 0, None
 
     def answer(self, params, examples, step: int, number: int = 0):
-        """Answer the examples in one sampling round of a step: -> (Answers, counts to sum over its rounds).
+        """Sample the answers to examples in one sampling round of a step.
 
-        number: of the round. It continues where a killed run was in it. The counts have the names and the
-        meanings of metrics.StepRecord.
+        If a run was killed in this round, the sampling continues where it was.
+
+        Args:
+            number: the number of the round.
+
+        Returns:
+            (Answers, counts). The counts are summed over the step's rounds; metrics.StepRecord has
+            their names and meanings.
         """
         policy, settings = self.policy.at(params), self.settings
         self.sampled_by = int(self.fingerprint(policy.params))
         log = self._log(step, number)
         log.keeps_routing = settings.keep_routing
         log.keeps_candidates = settings.rollout.truncates()
-        # From seed, step and round alone, so that a resumed run samples what an uninterrupted one samples
+        # The seed depends only on the run's seed, the step and the round, so that a resumed run
+        # samples what an uninterrupted one samples
         entropy = np.random.SeedSequence([settings.seed, step, number])
         began = time.perf_counter()
         with jax.profiler.TraceAnnotation("generation"), self.sampling():
@@ -65,7 +77,7 @@ class Sampler:
                 longest_prompt=settings.rollout.max_prompt_length,
             )
         seconds, self.kept = time.perf_counter() - began, log.kept
-        # The rest of a long rollout, in case the run is killed in the update
+        # Write the rest of a long rollout, in case the run is killed in the update
         if isinstance(log, SampleLog) and log.path.exists():
             log.write()
         longest = max(map(len, answers.prompts))
@@ -79,16 +91,19 @@ class Sampler:
         }
 
     def forget(self):
-        """Remove what long rollouts wrote: after a checkpoint it has no use."""
+        """Remove the files of long rollouts, which nothing needs after a checkpoint."""
         if self.folder is not None and first_process():
             remove_folder(self.folder)
 
     def _log(self, step, number):
-        """Where a round's completions are written as they end. Nowhere without a folder, and where an update
-        needs their candidates, which are on the devices alone.
+        """Return the log that writes a round's completions to a file as they end.
+
+        It writes nothing without a folder, or where an update needs the candidates of tokens: these
+        are only on the devices.
         """
         if self.folder is None or self.settings.rollout.truncates():
             return RolloutLog()
-        # The name has the parameters too: a run that resumes after a change must not take over others'
+        # The name has the parameters' fingerprint: a run that resumes after a change must not use
+        # completions of other parameters
         path = self.folder / f"{step}_{number}_{self.sampled_by:08x}.jsonl"
         return SampleLog(path, writes=first_process(), every=SECONDS_BETWEEN_WRITES)

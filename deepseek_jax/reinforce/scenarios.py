@@ -1,7 +1,7 @@
-"""Reinforcement for all scenarios (arXiv:2501.12948, section 3.2.2): questions and rewards by scenario.
+"""Reinforcement for all scenarios (arXiv:2501.12948, section 3.2.2): questions and rewards of each.
 
-Every step has reasoning questions, which rules reward. Only the last steps have general requests as well,
-which reward models score: with more steps the policy would learn to exploit these models.
+Every step has reasoning questions, which rules reward. Only the last steps also have general
+requests, which reward models score: with more steps the policy would learn to exploit these models.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from deepseek_jax.worlds.registry import open_rewards
 
 
 def place(settings: ReinforceSettings, index: int):
-    """(scenario of the index-th question, its number among that scenario's).
+    """Return (scenario of the index-th question, the question's number within that scenario).
 
-    Reasoning questions come alone at first. Each of the last general.num_steps steps ends with
+    At first there are only reasoning questions. Each of the last general.num_steps steps ends with
     general.per_step general ones.
     """
     per_step, general = settings.prompts_per_step, settings.general
@@ -37,8 +37,11 @@ def place(settings: ReinforceSettings, index: int):
 def scenario_rewards(settings: ReinforceSettings, models):
     """Open the rewards of each scenario: {scenario: rewards.Rewards}.
 
-    models: reward models by name; each goes to the scenarios whose rewards name it. Raises ValueError as
-    Rewards does.
+    Args:
+        models: reward models by name. Each goes to the scenarios with rewards that name it.
+
+    Raises:
+        ValueError: as Rewards does.
     """
     blocks = {"reasoning": settings.rewards}
     if settings.general is not None:
@@ -55,14 +58,21 @@ def scenario_rewards(settings: ReinforceSettings, models):
 
 
 def best_share(rewards: "Rewards | ScenarioRewards") -> str | None:
-    """The reward of rewards.best_share, the same on all processes: an own function may be random."""
+    """Return rewards.best_share(), with the same result on all processes.
+
+    A user's own function may be random, so the results may differ between processes.
+    """
     return from_each(rewards.best_share())[0]
 
 
 def deciding(settings: RewardSettings, rewards: "Rewards | ScenarioRewards") -> str:
-    """The reward that decides whether an answer is right: settings.accuracy, or else Rewards.best_share.
+    """Return the reward that decides whether an answer is right.
 
-    Every process calls it, after rewards.check. Raises ValueError where neither is there.
+    It is settings.accuracy, or else Rewards.best_share. Every process calls this, after
+    rewards.check.
+
+    Raises:
+        ValueError: if there is neither.
     """
     name = settings.accuracy or best_share(rewards)
     if name is None:
@@ -74,7 +84,11 @@ def deciding(settings: RewardSettings, rewards: "Rewards | ScenarioRewards") -> 
 
 
 def say_deciding(settings: RewardSettings, rewards: "Rewards | ScenarioRewards"):
-    """Say which reward decides whether an answer is right, where settings do not. Raises as deciding does."""
+    """Print which reward decides whether an answer is right, unless settings.accuracy says so.
+
+    Raises:
+        ValueError: as `deciding` does.
+    """
     name = deciding(settings, rewards)
     if settings.accuracy is None:
         say(
@@ -84,22 +98,25 @@ def say_deciding(settings: RewardSettings, rewards: "Rewards | ScenarioRewards")
 
 
 class ScenarioRewards:
-    """Scores each example by the Rewards of its scenario. An example without a scenario is for reasoning.
+    """Rewards that score each example by the Rewards of its scenario.
 
-    rewards: from scenario_rewards.
+    An example without a scenario is for reasoning.
+
+    Args:
+        rewards: from scenario_rewards.
     """
 
     def __init__(self, rewards: dict[str, Rewards]):
         self.rewards = rewards
 
     def best_share(self):
-        """Rewards.best_share of the reasoning questions."""
+        """Return Rewards.best_share of the reasoning questions."""
         return self.rewards[SCENARIOS[0]].best_share()
 
     def score_together(self, examples, completions, completion_ids=None):
-        """Scores of all examples, as Rewards.score_together shares them between the processes.
+        """Score all examples, shared between the processes as in Rewards.score_together.
 
-        A part that an example's scenario lacks is NaN, which is not an error.
+        A part that an example's scenario does not have is NaN, which is not an error.
         """
         names = dict.fromkeys(name for rewards in self.rewards.values() for name in rewards.weights)
         total = np.full(len(examples), np.nan, np.float32)
@@ -126,5 +143,5 @@ class ScenarioRewards:
 
 
 def scenario_of(example):
-    """The scenario of an example of reinforcement."""
+    """Return the scenario of an example; reasoning where it names none."""
     return example.get("scenario", SCENARIOS[0])

@@ -1,4 +1,4 @@
-"""The settings of GRPO: each config block is a dataclass, checked when built."""
+"""Settings of GRPO: each config block is a dataclass, checked when it is built."""
 
 import dataclasses
 from typing import Literal
@@ -24,23 +24,28 @@ from deepseek_jax.settings import (
 from deepseek_jax.training.schedule import number_at, pairs_of
 from deepseek_jax.training.settings import FitSettings
 
-# A row of a prompt and its completions has all scores of its attention in memory at once. So many of a head
-# take 32 MiB in float32
+# The most attention scores of one head in a row of a prompt and its completions, 32 MiB in float32.
+# Such a row has all its scores in memory at once
 MOST_SHARED_SCORES = 2**23
-# The tokens that may be kept of a distribution: 512 bytes a token
+# The most candidates that are kept for a token: 512 bytes a token
 MOST_CANDIDATES = 128
-# What a question of reinforcement may be for
+# The scenarios that a question may belong to
 SCENARIOS = ("reasoning", "general")
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutSettings:
-    """Sampling. Questions whose prompt is longer than max_prompt_length are dropped and counted.
+    """Settings of sampling.
 
-    max_completion_length, temperature: a number, or pairs (step, number), each valid from its step on:
-    R1-Zero raised its limit from 32,768 to 65,536 tokens (arXiv:2501.12948, section 2). top_p, top_k: the
-    candidates that these leave of each token's distribution are kept, and those of the update and of its
-    reference are over the same (keep sampling mask, arXiv:2512.02556, section 3.1).
+    max_completion_length and temperature are a number, or pairs (step, number), each valid from its
+    step on: R1-Zero raised its limit from 32,768 to 65,536 tokens (arXiv:2501.12948, section 2).
+
+    top_p and top_k limit the candidates for each token. The rollout keeps these candidates. The
+    update's and its reference's distributions are over the same candidates (keep sampling mask,
+    arXiv:2512.02556, section 3.1).
+
+    Attributes:
+        max_prompt_length: questions with a longer prompt are dropped and counted.
     """
 
     max_prompt_length: Count
@@ -58,11 +63,11 @@ class RolloutSettings:
             )
 
     def truncates(self):
-        """Whether tokens are sampled from fewer than all."""
+        """Return whether tokens are sampled from fewer than all."""
         return self.top_p < 1 or self.top_k > 0
 
     def at(self, step: int):
-        """The AnswerOptions of a step."""
+        """Return the AnswerOptions of a step."""
         return AnswerOptions(
             max_completion_length=number_at(self.max_completion_length, step),
             temperature=self.temperature_at(step),
@@ -72,25 +77,25 @@ class RolloutSettings:
         )
 
     def longest(self):
-        """The most tokens of a completion at any step."""
+        """Return the most tokens of a completion at any step."""
         return max(length for _, length in pairs_of(self.max_completion_length))
 
     def limit(self):
-        """The longest prompt, and the longest completion of any step: a Limit."""
+        """Return the longest prompt and the longest completion of any step, a Limit."""
         return Limit(self.longest(), self.max_prompt_length)
 
     def temperature_at(self, step: int):
-        """The temperature of a step."""
+        """Return the temperature of a step."""
         return number_at(self.temperature, step)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GeneralSettings(OwnData):
-    """Reinforcement for all scenarios (arXiv:2501.12948, section 3.2.2): in each of the last num_steps steps,
-    per_step questions are general ones, with their own rewards.
+    """Settings of reinforcement for all scenarios (arXiv:2501.12948, section 3.2.2).
 
-    path, split, columns: the general questions, for data.questions.read_questions; without a path the recipe
-    supplies them.
+    In each of the last num_steps steps, per_step questions are general ones, with their own
+    rewards. path, split and columns say where the general questions are, for
+    data.questions.read_questions. Without a path the recipe supplies them.
     """
 
     num_steps: Count
@@ -100,15 +105,19 @@ class GeneralSettings(OwnData):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardSettings(Settings):
-    """rewards: weights by name. accuracy: the reward that decides whether an answer is right; None for the
-    share of the largest weight, see scenarios.deciding.
+    """The rewards of a run, and which of them decides whether an answer is right.
+
+    Attributes:
+        accuracy: the deciding reward; None for the share (a reward from 0 to 1) with the largest
+            weight, see scenarios.deciding.
+        rewards: weights by name.
     """
 
     accuracy: Named | None = None
     rewards: Weights
 
     def needs_accuracy(self):
-        """Whether accuracy has to be one of rewards, where it is given."""
+        """Return whether accuracy, if it is set, has to be one of rewards."""
         return True
 
     def __post_init__(self):
@@ -123,10 +132,15 @@ class RewardSettings(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class ModelRewardSettings:
-    """path: the folder of a run of recipes.reward_model or recipes.judge, or params in it. batch_size: how
-    many rows are scored, or judgements sampled, at once. dtype: that its parameters are read in, and that it
-    computes in. max_completion_length: of a judge, and a reward model has none. The folder has it too, and a
-    run takes no other; a plan knows by it that a folder which is not there yet will hold a judge.
+    """Settings of a reward model or a judge that scores a run's completions.
+
+    Attributes:
+        path: the folder of a run of recipes.reward_model or recipes.judge, or params in it.
+        batch_size: the rows that are scored, or the judgements that are sampled, at once.
+        dtype: the dtype in which the parameters are read and the model computes.
+        max_completion_length: for a judge only. The folder has it too, and a run accepts no other
+            value. By this field a plan knows that a folder which does not exist yet will hold a
+            judge.
     """
 
     path: str
@@ -136,14 +150,21 @@ class ModelRewardSettings:
 
 
 def scores_fit(rollout: RolloutSettings, group_size: int):
-    """Whether the attention scores of a prompt and all its completions, in one row, are few enough."""
+    """Return whether a row of a prompt and its completions has few enough attention scores.
+
+    The limit is MOST_SHARED_SCORES.
+    """
     length = rollout.longest()
     return group_size * length * (rollout.max_prompt_length + length) <= MOST_SHARED_SCORES
 
 
 def check_weights(rewards, field: str):
-    """Raise ValueError, naming the field, for weights that are all 0, or too large for advantages."""
-    # No rewards at all are named where they are opened
+    """Raise ValueError for weights that are all 0 or too large for advantages.
+
+    Args:
+        field: the config's name for the weights, for the message.
+    """
+    # If there are no rewards at all, the code that opens them raises the error
     if rewards and not any(rewards.values()):
         raise ValueError(f"{field}={dict(rewards)} pays nothing; set one of the weights above 0")
     for name, weight in rewards.items():
@@ -153,18 +174,27 @@ def check_weights(rewards, field: str):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReinforceSettings(FitSettings, RewardSettings):
-    """Reinforcement by GRPO, from any policy.
+    """Settings of reinforcement by GRPO, from any policy.
 
-    A step samples group_size completions of prompts_per_step questions, and makes minibatches x epochs
-    updates. reference_every: the number of steps after which the policy becomes the reference of the KL
-    (arXiv:2501.12948, appendix A.3); None for a fixed reference. reference_dtype, reference_memory: how it is
-    stored; "host" keeps it in the host's memory while it does not score. general: settings of general
-    questions, None to ask reasoning questions alone. degenerate: when steps without anything to learn end the
-    run. kl_weights: scenario -> a factor of loss.kl_coef in its questions, 1 where it is not given: the best
-    KL differs by domain, weak or none for mathematics (arXiv:2512.02556, section 3.1). keep_routing: updates
-    use the experts that the sampler chose, see rollout.kept; the reference uses its own. effort: ask with
-    several reasoning efforts, each of which has its price of length; None for neither. kept_completions: how
-    many completions of a logged step go to completions.jsonl, those of its first groups; 0 for none.
+    A step samples group_size completions of each of prompts_per_step questions, and makes
+    minibatches x epochs updates.
+
+    Attributes:
+        general: the settings of general questions; None asks only reasoning questions.
+        reference_every: the number of steps after which the policy becomes the reference of the KL
+            (arXiv:2501.12948, appendix A.3); None for a fixed reference.
+        reference_dtype: the dtype in which the reference is stored.
+        reference_memory: "host" keeps the reference in the host's memory while it does not score.
+        degenerate: when steps without anything to learn end the run.
+        kl_weights: scenario -> a factor of loss.kl_coef in its questions, 1 where a scenario is
+            missing. The best KL differs by domain: weak or none for mathematics (arXiv:2512.02556,
+            section 3.1).
+        keep_routing: updates use the experts that the sampler chose, see rollout.kept. The
+            reference uses its own.
+        effort: ask with several reasoning efforts, each with its own price of length; None does
+            neither.
+        kept_completions: the number of completions of a logged step that go to completions.jsonl,
+            from its first groups; 0 for none.
     """
 
     prompts_per_step: Count
@@ -187,7 +217,7 @@ class ReinforceSettings(FitSettings, RewardSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        # No cut may run through a row, and groups that share their prompt are rows
+        # A cut must not run through a row, and a group that shares its prompt is one row
         cuts = self.minibatches * (self.micro_batches if self.shares_prompts() else 1)
         if self.prompts_per_step % cuts:
             raise ValueError(
@@ -224,7 +254,11 @@ class ReinforceSettings(FitSettings, RewardSettings):
             self._check_kl_weights(self.kl_weights)
 
     def check_not_stored(self, why: str):
-        """Raise ValueError, saying why, where a field tells how to store a reference that is not stored."""
+        """Raise ValueError if a field says how to store the reference, but none is stored.
+
+        Args:
+            why: the reason why no reference is stored, for the message.
+        """
         for name in ("reference_dtype", "reference_memory"):
             given = getattr(self, name)
             if given != type(self).__dataclass_fields__[name].default:
@@ -235,7 +269,10 @@ class ReinforceSettings(FitSettings, RewardSettings):
         return super().continues() and self.general is None
 
     def check_no_effort(self):
-        """Raise ValueError where a recipe that asks its questions without an effort is given some."""
+        """Raise ValueError if effort is set.
+
+        For recipes that ask their questions without an effort.
+        """
         if self.effort is not None:
             raise ValueError(
                 f"effort.values={self.effort.values}: this recipe asks with no effort, and recipe='grpo' "
@@ -276,30 +313,35 @@ class ReinforceSettings(FitSettings, RewardSettings):
             )
 
     def scored(self):
-        """The log-probabilities that are computed before a step's updates: keys of a batch."""
-        # A single update needs no old ones: its policy is the one that sampled
+        """Return the keys of the log-probabilities that are computed before a step's updates."""
+        # A single update needs no old_logprobs: its policy is the one that sampled
         old = ("old_logprobs",) if self.minibatches * self.epochs > 1 else ()
         return old + (("ref_logprobs",) if self.loss.kl_coef else ())
 
     def most_turns(self):
-        """The model's turns of a conversation with tools or an environment; 0 for completions of one turn."""
+        """Return the most turns of the model in a conversation with tools or an environment.
+
+        It is 0 for completions of a single turn.
+        """
         return 0
 
     def keeps(self):
-        """Whether updates use anything that the rollout kept, see rollout.kept."""
+        """Return whether updates use anything that the rollout kept, see rollout.kept."""
         return self.keep_routing or self.rollout.truncates()
 
     def shares_prompts(self):
-        """Whether a prompt and all its completions are one row of an update, as losses.completions says; else
-        each completion is a row of its own. Long completions are, whose scores would not fit in memory.
+        """Return whether a prompt and all its completions are one row of an update.
+
+        Otherwise each completion is a row of its own, see losses.completions. This is so for long
+        completions, because the attention scores of the shared row would not fit in memory.
         """
         return scores_fit(self.rollout, self.group_size)
 
     def rows(self):
-        """The number of rows of an update."""
+        """Return the number of rows of an update."""
         groups = self.prompts_per_step // self.minibatches
         return groups if self.shares_prompts() else groups * self.group_size
 
     def num_updates(self):
-        """The number of updates in all steps."""
+        """Return the number of updates in all steps."""
         return self.num_steps * self.minibatches * self.epochs

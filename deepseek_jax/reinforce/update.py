@@ -1,4 +1,4 @@
-"""The update of GRPO, the reference that may follow the policy, and limits of what is logged."""
+"""The update of GRPO, the reference that may follow the policy, and limits of logged metrics."""
 
 import functools
 import math
@@ -16,20 +16,22 @@ from deepseek_jax.training.state import in_memory
 from deepseek_jax.training.update import Beside, Reference, create_update
 from deepseek_jax.training.watch import Limit
 
-# Means of |old - sampler|, in nats, that rounding explains. Runs in float32 have 4e-7, of products that are
-# exact on every machine; in bfloat16 rounding often sends a token to other experts, whose scores are nearly
-# equal: tests/benchmarks/README.md has the gap by depth, with keep_routing and without
+# The largest mean of |old_logprobs - sampler_logprobs|, in nats, that rounding explains. Runs in
+# float32 have 4e-7, with products that are exact on every machine. In bfloat16 rounding often sends
+# a token to other experts with nearly equal scores: tests/benchmarks/README.md has the gap by
+# depth, with keep_routing and without
 LARGEST_MEAN_GAP = {"float32": 1e-4, "bfloat16": 0.05}
-# The share of tokens whose gap exceeds losses.grpo.LARGE_GAP. In float32 few tokens go to other experts: one
-# of 2,000 is within the limit
+# The largest share of tokens with a gap above losses.grpo.LARGE_GAP. In float32 few tokens go to
+# other experts: one in 2,000 is within the limit
 LARGEST_SHARE = 1e-3
 
 
 def sampler_limits(config: ModelConfig):
-    """Limits of what an update reports of its samples: metric -> training.watch.Limit.
+    """Return limits of an update's metrics of its samples: {metric: training.watch.Limit}.
 
-    The log-probabilities of trainer and sampler differ by rounding alone, unless the two disagree about
-    weights, positions, masks or the temperature. Then the ratios are wrong, and nothing else would show it.
+    The log-probabilities of trainer and sampler differ only by rounding, unless the two disagree
+    about weights, positions, masks or the temperature. Then the ratios are wrong, and nothing else
+    would show it.
     """
     apart = (
         "the sampler's log-probabilities are off the trainer's by more nats than rounding explains"
@@ -49,30 +51,39 @@ def sampler_limits(config: ModelConfig):
 
 
 def jitted_update(settings: ReinforceSettings, config: ModelConfig, params, mesh: Mesh):
-    """(create, update): create(params), jitted, donates them and returns the TrainState without a reference.
-    update is an Update. With settings.reference_every its state has a reference, which the policy replaces.
+    """Build (create, update), as training.update.create_update does.
 
-    params: arrays, or ShapeDtypeStructs with shardings.
+    create(params), jitted, donates params and returns the TrainState without a reference. update is
+    an Update. With settings.reference_every it replaces the state's reference by the policy.
+
+    Args:
+        params: arrays, or ShapeDtypeStructs with shardings.
     """
     reference = None
     if settings.reference_every is not None:
         every = settings.reference_every * settings.minibatches * settings.epochs
         places = reference_places(settings, params)
         reference = Reference(every, functools.partial(as_reference, settings), places)
-    # One divisor at all steps, even if the limit rises: that of dr_grpo is a constant (arXiv:2503.20783)
+    # One divisor at all steps, even if the limit rises: dr_grpo's divisor is a constant
+    # (arXiv:2503.20783)
     longest = settings.rollout.longest()
     loss_fn = make_grpo_loss(config, settings.loss, max_completion_length=longest)
     return create_update(settings, loss_fn, params, mesh, beside=Beside(reference=reference))
 
 
 def reference_places(settings: ReinforceSettings, params):
-    """The shardings of a reference of these params: arrays, or ShapeDtypeStructs with shardings."""
+    """Return the shardings of a reference with these params.
+
+    Args:
+        params: arrays, or ShapeDtypeStructs with shardings.
+    """
     return jax.tree.map(lambda leaf: in_memory(leaf.sharding, settings.reference_memory), params)
 
 
 def as_reference(settings: ReinforceSettings, params):
-    """A copy of params to compare with: in settings.reference_dtype, but for the biases that balance routers,
-    and in settings.reference_memory.
+    """Copy params as a reference to compare with, in settings.reference_memory.
+
+    The copy is in settings.reference_dtype, except for the biases that balance routers.
     """
 
     def store(path, leaf):
@@ -85,7 +96,10 @@ def as_reference(settings: ReinforceSettings, params):
 
 
 def jitted_score(config: ModelConfig):
-    """Jitted (params, batch) -> logprobs float32[b t] of the completions, for old and reference policies."""
+    """Build a jitted (params, batch) -> logprobs float32[b t] of the completions.
+
+    It scores them for the old policy and for the reference.
+    """
 
     def score(params, batch):
         return completion_logprobs(config, params, batch, temperature=batch["temperature"])[0]
@@ -94,7 +108,7 @@ def jitted_score(config: ModelConfig):
 
 
 def check_routing(settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):
-    """Raise ValueError where there are no experts to keep, or the update could not use them."""
+    """Raise ValueError if keep_routing has no experts to keep, or the update could not use them."""
     if settings.keep_routing and not config.num_moe_layers:
         raise ValueError(
             f"keep_routing=True, but this model of {config.model_type} has no routed experts; set it to False"

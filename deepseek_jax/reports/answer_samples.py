@@ -7,10 +7,11 @@ from deepseek_jax.reports.page import Page
 
 
 def with_answers(page: Page, measured: dict[str, dict]) -> Page:
-    """The page with answers to held-out questions.
+    """Return the page with answers to held-out questions.
 
-    measured: "before" and "after", those that are there -> {task: the result of evaluate_both}, of which the
-    first way of answering stands side by side.
+    Args:
+        measured: "before" and "after", if they are there -> {task: result of evaluate_both}. The
+            page puts the first way of answering side by side.
     """
     before, after = (measured.get(when, {}) for when in ("before", "after"))
     pairs = [
@@ -25,7 +26,7 @@ def with_answers(page: Page, measured: dict[str, dict]) -> Page:
     ]
     return dataclasses.replace(
         page,
-        # The first question of each task, then the second ones
+        # The first question of each task, then the second question of each
         pairs=list(chain.from_iterable(zip(*pairs, strict=False))),
         samples=list(chain.from_iterable(groups)),
         notes=[*page.notes, *_unscored(measured)],
@@ -33,7 +34,7 @@ def with_answers(page: Page, measured: dict[str, dict]) -> Page:
 
 
 def _pairs(task, before, after):
-    """Page.pairs of two results of evaluate on the same prompts."""
+    """Build Page.pairs of two results of evaluate on the same prompts."""
     of_task = {"task": task} if task else {}
     return [
         {
@@ -49,7 +50,7 @@ def _pairs(task, before, after):
 
 
 def _groups(when, task, answers):
-    """Page.samples of results of evaluate, each by its kind: "sampled" and "greedy"."""
+    """Build Page.samples of evaluate's results; the kind is "sampled" or "greedy"."""
     return [
         {
             "stage": when,
@@ -65,7 +66,7 @@ def _groups(when, task, answers):
 
 
 def _unscored(measured):
-    """A sentence for each way of answering in which answers had no score."""
+    """Write a sentence for each way of answering in which answers had no score."""
     return [
         f"{' '.join(filter(None, (when, task, kind)))}: {result['unscored']} answers had no score; they "
         "count as wrong, and no reward has them."

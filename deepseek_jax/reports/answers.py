@@ -8,12 +8,12 @@ from deepseek_jax.reports.page import form_of
 from deepseek_jax.reports.tables import before_after_table, sample_panel
 from deepseek_jax.training.completions import shown_text
 
-# Samples of each measurement that are printed; the page shows more
+# Number of samples printed for each measurement; the page shows more
 PRINTED = 3
 
 
 def print_table(console: Console, before: dict, after: dict) -> None:
-    """Print the scores of two measurements: dicts from a way of decoding to the result of evaluate."""
+    """Print the scores of two measurements, each a dict: way of decoding -> result of evaluate."""
     scores = [{way: measured["scores"] for way, measured in m.items()} for m in (before, after)]
     every = [of for measured in scores for of in measured.values()]
     names = [name for name in every[-1] if all(name in of for of in every)]
@@ -44,7 +44,11 @@ def print_samples(console: Console, before: dict, after: dict) -> None:
 
 
 def make_console(width: int | None = None) -> Console:
-    """A console that only process 0 writes to. width: columns, None for the terminal's."""
+    """Make a console that only process 0 writes to.
+
+    Args:
+        width: In columns; None for the terminal's.
+    """
     return Console(quiet=not first_process(), width=width)
 
 

@@ -12,7 +12,11 @@ FORMS = "dense", "sparse"
 
 
 def size_table(models: dict[str, ModelConfig]):
-    """Parameters, weights and cache. models: name -> ModelConfig, in all of these tables."""
+    """Build a table of parameters, weights and cache.
+
+    Args:
+        models: Name -> ModelConfig, as in all of these tables.
+    """
     caption = (
         "active: weights in the matrix products of one token. FP8: projections in E4M3 with scales of "
         "128 x 128 blocks; embedding, head, router, norms and biases stay bfloat16, and the router's "
@@ -41,7 +45,10 @@ def speed_table(
     batch_size: int,
     context_length: int,
 ):
-    """Chips that hold the weights, and tokens per second and chip, at batch 1 and at batch_size."""
+    """Build a table of the chips for the weights, and of tokens per second and chip.
+
+    The speeds are for batch 1 and for batch_size.
+    """
     met = [
         f", {d.distinct_experts(config, batch_size):.1f} of {name}'s {config.n_routed_experts} a layer"
         for name, config in models.items()
@@ -72,7 +79,7 @@ def speed_table(
 
 
 def ratio_table(models: dict[str, ModelConfig], *, batch_size: int, context_length: int):
-    """Ratios of each model to the first one, the teacher."""
+    """Build a table of each model's ratios to the first model, the teacher."""
     (teacher_name, teacher), *students = models.items()
     caption = (
         f"{teacher_name}'s number divided by the model's; for tokens/s (bf16, a chip) the model's "
@@ -97,7 +104,7 @@ def ratio_table(models: dict[str, ModelConfig], *, batch_size: int, context_leng
 
 
 def attention_table(config: ModelConfig):
-    """Attention of a model with an indexer beside the same one without, by the length of the context."""
+    """Build a table of attention costs with and without a model's indexer, by context length."""
     caption = (
         "FLOPs a token, forward, on average over a row of that length: scores and weighted values, and the "
         "indexer; bytes of the bfloat16 cache: of the whole context, and read for one more token"
@@ -111,7 +118,12 @@ def attention_table(config: ModelConfig):
 
 
 def measured_table(models: dict[str, ModelConfig], speeds: dict[str, float], caption: str):
-    """Measured decoding speeds. speeds: name -> tokens a second; the ratio of the first one is 1."""
+    """Build a table of measured decoding speeds.
+
+    Args:
+        models: Name -> ModelConfig.
+        speeds: Name -> tokens a second. The first is the reference, with ratio 1.
+    """
     table = _table("decoding, measured", caption, ("parameters", "active", "tokens/s", "ratio"))
     first = next(iter(speeds.values()))
     for name, speed in speeds.items():

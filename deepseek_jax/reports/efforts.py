@@ -1,4 +1,4 @@
-"""Length and accuracy by the reasoning effort that was asked for, before and after training."""
+"""Length and accuracy by reasoning effort, before and after training."""
 
 from pathlib import Path
 
@@ -17,7 +17,13 @@ WAYS = "sampled", "greedy"
 
 
 def report_efforts(console: Console, before: dict, after: dict, png_path: Path) -> None:
-    """Print a table and samples, and draw the plot. before, after: effort -> a result of evaluate_both."""
+    """Print a table and samples, and draw the plot.
+
+    Args:
+        before: Effort -> result of evaluate_both.
+        after: The same after training.
+        png_path: Where process 0 draws the plot.
+    """
     console.print(efforts_table(before, after))
     for effort in after:
         console.print(f"asked with effort {effort}")
@@ -27,7 +33,7 @@ def report_efforts(console: Console, before: dict, after: dict, png_path: Path) 
 
 
 def efforts_table(before, after):
-    """A rich Table with a row for each effort, before and after."""
+    """Build a rich Table with a row for each effort, before and after."""
     rows, forms = {}, {f"{name} {way}": FORMS.get(name, ".1%") for way in WAYS for name in SCORES}
     for effort in after:
         for when, measured in (("before", before), ("after", after)):
@@ -42,10 +48,10 @@ def efforts_table(before, after):
 
 
 def plot_efforts(before, after, png_path):
-    """Draw the sampled answers' mean length and accuracy against the effort, with 95% intervals, as a PNG."""
+    """Draw the sampled answers' mean length and accuracy by effort, with 95% intervals, as PNG."""
     efforts = sorted(map(int, after))
     figure = Figure(figsize=(4.2 * len(SCORES), 3.2), layout="constrained")
-    # It needs no display, and none of pyplot's global state
+    # This canvas needs no display and does not touch pyplot's global state
     FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(1, len(SCORES)), SCORES, strict=True):
         for when, measured in (("before", before), ("after", after)):

@@ -1,4 +1,4 @@
-"""What a run records of itself, on its page: the configuration, and its stages with their hashes."""
+"""The record of a run on its page: the configuration, and the stages with their hashes."""
 
 import html
 import json
@@ -9,12 +9,15 @@ from deepseek_jax.reports.html_table import html_table
 from deepseek_jax.reports.page import Page
 from deepseek_jax.reports.svg_lineage import as_class, lineage_graph
 
-# Characters of a value of the config, and values of a block, that are shown
+# Limits of what the page shows: characters of a config value, and values of a block
 VALUE, VALUES = 300, 200
 
 
 def config_part(config: Mapping):
-    """The config in its blocks: those of the top level, each with a table of its dotted fields."""
+    """Write the config in blocks: one table of dotted fields for each top-level block.
+
+    Fields without a block come first, together.
+    """
     single = {name: value for name, value in config.items() if not isinstance(value, Mapping)}
     blocks = {"": single} | {name: of for name, of in config.items() if isinstance(of, Mapping)}
     shown = "".join(_block(name, dict(_leaves(of))) for name, of in blocks.items() if of)
@@ -37,7 +40,7 @@ def _value(value):
 
 
 def _leaves(block, path=""):
-    """(dotted name, value) of every field that has no fields of its own."""
+    """Yield (dotted name, value) of every field that has no fields of its own."""
     for name, value in block.items():
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{path}{name}.")
@@ -46,7 +49,7 @@ def _leaves(block, path=""):
 
 
 def lineage_part(page: Page):
-    """The stages and the hashes, folded."""
+    """Write the stages and their hashes, folded."""
     body = (_stages(page.stages) if page.stages else "") + _digests(page.digests)
     if not body:
         return ""

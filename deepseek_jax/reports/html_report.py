@@ -1,8 +1,9 @@
 """A run as one HTML page, which needs no server, no network and no other file.
 
-Results first, then curves, completions before and after, samples, the configuration, and at the end, folded,
-the stages and their hashes. A model's text is data in the page, never markup: html_report.js inserts it as
-text, and the page's Content-Security-Policy lets no other script run. A page has at most PAGE_BYTES.
+Results come first, then curves, completions before and after, samples and the configuration. The
+stages and their hashes are at the end, folded. A model's text is data in the page, never markup:
+html_report.js inserts it as text, and the page's Content-Security-Policy lets no other script run.
+A page has at most PAGE_BYTES.
 """
 
 import html
@@ -23,11 +24,12 @@ from deepseek_jax.reports.html_scores import results_part
 from deepseek_jax.reports.page import Page
 from deepseek_jax.reports.svg_curves import curve_panel
 
-# The bounds of the parts add up to less: 4 MiB of samples, PANELS curves of 7 kB, and small tables
+# The bounds of the parts add up to less than PAGE_BYTES: 4 MiB of samples, PANELS curves of 7 kB
+# each, and small tables
 PAGE_BYTES, PANELS = 8 << 20, 300
-# Metrics whose curves are not folded, beside rewards and held-out losses
+# The curves of these metrics are not folded, like those of rewards and held-out losses
 MEASURED = ("accuracy", "completion_length", "turns", "tool_calls", "loss", "kl")
-# Metrics of reinforcement that are named like rewards
+# Metrics of reinforcement with names like rewards
 ABOUT_REWARDS = ("reward_group_std", "reward_errors", "reward_seconds")
 SCRIPT, STYLE = (Path(__file__).with_suffix(suffix).read_text() for suffix in (".js", ".css"))
 PAGE = """<!DOCTYPE html>
@@ -57,7 +59,7 @@ PAGE = """<!DOCTYPE html>
 
 
 def report_page(page: Page) -> str:
-    """The page's HTML. Numbers that are not finite are left out."""
+    """Write the page's HTML, without numbers that are not finite."""
     shown = shown_samples(page.samples)
     parts = {
         "Results": results_part(page),
@@ -70,7 +72,7 @@ def report_page(page: Page) -> str:
     parts = {name: body for name, body in parts.items() if body}
     return PAGE.format(
         title=html.escape(page.title),
-        # The policy names this script by its hash, so a script inside a model's text cannot run
+        # The policy names this script by its hash, so a script in a model's text cannot run
         digest=b64encode(sha256(SCRIPT.encode()).digest()).decode(),
         style=STYLE,
         links="".join(f'<a href="#{part.lower()}">{part}</a>' for part in parts),
@@ -85,13 +87,13 @@ def report_page(page: Page) -> str:
 
 
 class _Curves:
-    """The curves of a page, as long as PANELS of them are not drawn."""
+    """The curves of a page; it draws at most PANELS of them."""
 
     def __init__(self, page: Page):
         self.page, self.left = page, PANELS
 
     def part(self):
-        """The curves of each phase, and folded those of what came before."""
+        """Write the curves of each phase, and folded the curves of the phases before."""
         phases, before = (
             "\n".join(self._phase(title, records) for title, records in curves.items())
             for curves in (self.page.curves, self.page.base_curves)
@@ -103,7 +105,7 @@ class _Curves:
         return phases + (f"{folded}{before}</details>" if before else "")
 
     def _phase(self, title: str, records: list[Mapping]):
-        """Curves of one phase: what is paid and measured first, all others in a closed <details>."""
+        """Write a phase's curves: rewards and measurements first, others in a closed <details>."""
         logged = dict.fromkeys(name for record in records for name in record)
         points = {
             n: [(r["step"], r[n]) for r in records if n in r]

@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from deepseek_jax.errors import shortened
 from deepseek_jax.training.completions import fair_limit, spoken_lines
 
-# What samples are chosen by, where they differ in it
+# Fields that have a filter, if the samples differ in them
 CHOICES = ("stage", "kind", "task", "language", "phase", "step")
-# Bounds: prompts side by side, completions of a prompt, characters of a text, bytes of all samples
+# Limits: prompts side by side, completions of a prompt, characters of a text, bytes of all samples
 PAIRS, COMPLETIONS, CHARACTERS, SAMPLES_BYTES = 5, 64, 8000, 4 << 20
-# Lines of a conversation, which have CHARACTERS together
+# Most lines of a conversation; together they have at most CHARACTERS
 LINES = 200
 
-# The filter by rewards
+# The filter by reward
 BOUNDS = (
     '<span><label>reward from <input type="number" name="low" step="any"></label> '
     '<label>to <input type="number" name="high" step="any"></label></span>'
@@ -27,12 +27,15 @@ BOUNDS = (
 
 
 def pairs_data(pairs: Sequence[dict]):
-    """The first PAIRS prompts with the completions that stand side by side, as JSON for the page."""
+    """Write the first PAIRS prompts, with the completions side by side, as JSON for the page."""
     return _json([_plain(pair) | {"sides": _cards(pair["sides"])} for pair in pairs[:PAIRS]])
 
 
 def shown_samples(samples: Sequence[dict]):
-    """The samples that fit in SAMPLES_BYTES, in order: the first prompts of each stage and kind."""
+    """Choose the samples that fit in SAMPLES_BYTES, in order: the first prompts of every sort.
+
+    Samples of one sort agree in all CHOICES.
+    """
     cut = [
         _plain(group) | {"completions": _cards(group["completions"][:COMPLETIONS])}
         for group in samples
@@ -52,12 +55,12 @@ def shown_samples(samples: Sequence[dict]):
 
 
 def samples_data(shown: list[dict]):
-    """The samples as JSON for the page."""
+    """Write the samples as JSON for the page."""
     return _json(shown)
 
 
 def completions_part(pairs: Sequence[dict]):
-    """Where html_report.js puts the completions that stand side by side."""
+    """Write the place where html_report.js puts the completions that stand side by side."""
     if not pairs:
         return ""
     return (
@@ -67,7 +70,11 @@ def completions_part(pairs: Sequence[dict]):
 
 
 def samples_part(shown: list[dict], number: int):
-    """The filters, and where html_report.js puts the samples. number: of all samples, shown or not."""
+    """Write the filters, and the place where html_report.js puts the samples.
+
+    Args:
+        number: Count of all samples, on the page or not.
+    """
     if not shown:
         return ""
     selects = []
@@ -123,7 +130,7 @@ def _select(name, values):
 
 
 def _cards(completions):
-    """Completions as the page can hold them; those of conversations have lines in place of messages."""
+    """Return completions as the page can hold them: conversations have lines, not messages."""
     return [
         _plain({name: of for name, of in each.items() if name != "messages"})
         | ({"lines": _lines(each["messages"])} if "messages" in each else {})
@@ -141,7 +148,7 @@ def _lines(messages):
 
 
 def _plain(value):
-    """A value as the page can hold it: a long text without its middle, None for what is not finite."""
+    """Return a value as the page can hold it: long texts cut in the middle, not finite as None."""
     if isinstance(value, str):
         return shortened(value, CHARACTERS)
     if isinstance(value, float):
@@ -154,6 +161,6 @@ def _plain(value):
 
 
 def _json(value):
-    # Without "<" no string can end the script element that it is in
+    # Without "<" no string can end its own script element
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")

@@ -6,12 +6,12 @@ import math
 from deepseek_jax.reports.html_table import html_table
 from deepseek_jax.reports.page import Page
 
-# Scores of the headline, of all compared rows together
+# Number of scores in the headline, for all compared rows together
 HEADLINE_SCORES = 4
 
 
 def results_part(page: Page):
-    """The headline, before and after in large; then the table of all scores, and the findings."""
+    """Write the headline, before and after in large, then all scores and the findings."""
     if not any(page.scores.values()):
         return "<p>Nothing is measured yet.</p>"
     of_page = _Scores(page)
@@ -21,7 +21,7 @@ def results_part(page: Page):
 
 
 class _Scores:
-    """The scores of a page, with the ends of the line on which each is drawn."""
+    """The scores of a page, and the ends of the line on which each is drawn."""
 
     def __init__(self, page: Page):
         self.page = page
@@ -30,14 +30,14 @@ class _Scores:
         self.lines = {name: self._line(name) for name in self.names}
 
     def _line(self, name):
-        """The ends of a score's line, around 0 and all of its numbers."""
+        """Return the ends of a score's line: it has 0, all numbers and, for a percentage, 1."""
         found = [number for of in self.page.scores.values() for number in of.get(name, ())]
         known = [number for number in found if number is not None and math.isfinite(number)]
         whole = 1.0 if "%" in self.forms[name] else 0.0
         return min([0.0, *known]), max([whole, *known])
 
     def _shown_first(self):
-        """(before, after, score) of each card."""
+        """List (before, after, score) of each card."""
         each = max(1, HEADLINE_SCORES // max(1, len(self.page.compared)))
         return [
             (before, after, name)
@@ -46,7 +46,7 @@ class _Scores:
         ]
 
     def headline(self):
-        """The first scores of the compared rows as cards."""
+        """Write the first scores of the compared rows as cards."""
         cards = [self._card(*card) for card in self._shown_first()]
         return f'<div class="cards">{"".join(cards)}</div>'
 
@@ -66,7 +66,11 @@ class _Scores:
         )
 
     def table(self):
-        """Every score of every row; two rows are columns, because their scores are more."""
+        """Write a table of every score of every row, or nothing if the headline shows them all.
+
+        With at most two rows and more than two scores, the rows become columns and the table is
+        folded.
+        """
         scores, names = self.page.scores, self.names
         cards = {(row, name) for *rows, name in self._shown_first() for row in rows}
         if all((row, name) in cards for row, of in scores.items() for name in of):
@@ -86,7 +90,7 @@ class _Scores:
             ]
         said = "<p>Under each mean its 95% interval.</p>"
         whole = said + html_table(heads, rows, "numbers")
-        # The headline has the first of them already
+        # The headline already shows the first scores
         return (
             f"<details><summary>all {len(names)} scores</summary>{whole}</details>"
             if two
@@ -94,7 +98,7 @@ class _Scores:
         )
 
     def _cell(self, of_row, name):
-        """A mean with its interval, in numbers and as a dot on the score's line."""
+        """Write a mean with its interval, as numbers and as a dot on the score's line."""
         if name not in of_row:
             return ""
         found, form = of_row[name], self.forms[name]
@@ -108,7 +112,7 @@ def _interval(found, form):
 
 
 def _whisker(found, line, kind=""):
-    """A mean and its interval on a line between two ends; nothing where a number is not finite."""
+    """Draw a mean and its interval on a line; nothing if a number is not finite."""
     mean = found[0]
     low, high = (mean if value is None else value for value in found[1:])
     if not all(map(math.isfinite, (mean, low, high))):
@@ -124,7 +128,7 @@ def _whisker(found, line, kind=""):
 
 
 def _findings(heads, rows):
-    """A table of texts; the second line of a cell has a smaller font."""
+    """Write a table of texts, where the second line of a cell has a smaller font."""
     cells = [
         [
             f"{first}<small>{rest}</small>" if rest else first

@@ -2,7 +2,11 @@
 
 
 def html_table(heads, rows, kind=""):
-    """A table of HTML cells; the first cell of a row is its heading. kind: its class."""
+    """Write a table of HTML cells, where the first cell of a row is its heading.
+
+    Args:
+        kind: The table's CSS class.
+    """
     head = "".join(f'<th scope="col">{cell}</th>' for cell in heads)
     body = "\n".join(
         f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'

@@ -1,4 +1,4 @@
-"""The scores of a reward model or a judge as a table, and what it pays for some preferences on the page."""
+"""Tables of a reward model's or judge's scores, and its rewards for preferences on the page."""
 
 import dataclasses
 from pathlib import Path
@@ -11,8 +11,10 @@ from deepseek_jax.training.remembered import before_and_after
 
 
 def reward_model_table(title: str, folder: Path) -> Table:
-    """A rich Table of folder's before.json and after.json: dicts of [mean, low, high], numbers and None,
-    and of samples, which only the page shows.
+    """Build a rich Table of a folder's before.json and after.json.
+
+    They are dicts of [mean, low, high], numbers and None, and of samples, which only the page
+    shows.
     """
     before, after = before_and_after(folder)
     table = Table(title=title, box=SIMPLE_HEAD, show_edge=False)
@@ -25,8 +27,10 @@ def reward_model_table(title: str, folder: Path) -> Table:
 
 
 def with_preferences(page: Page, measured: dict[str, dict]) -> Page:
-    """The page with the rewards of some held-out responses. measured: "before" and "after", those that are
-    there.
+    """Return the page with the rewards of some held-out responses.
+
+    Args:
+        measured: "before" and "after", if they are there -> a measurement.
     """
     samples = {when: held_out_samples(found) for when, found in measured.items()}
     pairs = [
@@ -36,12 +40,12 @@ def with_preferences(page: Page, measured: dict[str, dict]) -> Page:
 
 
 def held_out_samples(found: dict) -> list[dict]:
-    """The samples of a measurement of a reward model or judge."""
+    """Return the samples of a measurement of a reward model or judge."""
     return found["samples"]["held_out"]
 
 
 def _pair(records):
-    """One of Page.pairs. records: "before" and "after" -> a sample of the same responses."""
+    """Build one of Page.pairs from "before" and "after" -> a sample of the same responses."""
     first = next(iter(records.values()))
     rewards = [
         {f"reward {when}": record["rewards"][i] for when, record in records.items()}

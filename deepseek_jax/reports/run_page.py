@@ -1,4 +1,4 @@
-"""Writes report.html: what a recipe says of its run, with what is in the files of every run."""
+"""Write report.html of a run: the recipe's part, and what the files of every run hold."""
 
 import dataclasses
 
@@ -12,16 +12,20 @@ from deepseek_jax.training.completions import FILE, read_completions
 from deepseek_jax.training.lineage import content_hash
 from deepseek_jax.training.metrics import read_phases
 
-# The input in a stage.json that is the stage whose parameters it begins from; others have the stage's name
+# The input of a stage.json that names the stage it starts from; other inputs have their stage's
+# name
 PARENT = "parent"
-# The groups of a step of training on the page
+# Number of a training step's groups on the page
 OF_STEP = 4
 
 
 def write_report(workdir: Path, page: Page, headings: dict[str, str]) -> None:
-    """Write workdir/report.html: the page, with the curves and the completions of training. Process 0 alone.
+    """Write workdir/report.html: the page, with the curves and the completions of training.
 
-    headings: phase -> its title, in order; other phases are those of a base.
+    Only process 0 writes it.
+
+    Args:
+        headings: Phase -> its title, in order; other phases belong to a base.
     """
     if not first_process():
         return
@@ -32,12 +36,17 @@ def write_report(workdir: Path, page: Page, headings: dict[str, str]) -> None:
         base_curves={phase: of for phase, of in phases.items() if phase not in headings},
         samples=[*page.samples, *training_samples(workdir / FILE, headings)],
     )
-    # Whole: a reader of the page never meets half of it
+    # A reader never meets half a page
     write_whole(workdir / "report.html", report_page(page))
 
 
 def training_samples(path: Path, headings: dict[str, str]):
-    """Page.samples of the first, the middle and the last step that each phase has logged completions of."""
+    """Build Page.samples from each phase's completions at its first, middle and last logged step.
+
+    Args:
+        path: A file of completions.
+        headings: Phase -> its title; a missing phase keeps its name.
+    """
     steps = {}
     for group in read_completions(path):
         steps.setdefault(group["phase"], {}).setdefault(group["step"], []).append(group)
@@ -66,10 +75,13 @@ def _training_group(group, phase):
 
 
 def lineage(workdir: Path, stages: dict[str, str]):
-    """Page.stages: the content of each stage.json, with the stage that made each input.
+    """Build Page.stages from each stage.json, with the stage that made each input.
 
-    stages: name of each stage -> its title; a stage comes after those that it is made from. A stage is
-    outdated if one that it is made from was run again since, or is outdated itself.
+    A stage is outdated if a stage that it is made from was run again since, or is outdated itself.
+
+    Args:
+        stages: Name of each stage -> its title; a stage comes after the stages that it is made
+            from.
     """
     records = {name: _read(workdir / name / "stage.json") for name in stages}
     found = {name: record for name, record in records.items() if record is not None}
@@ -85,23 +97,32 @@ def lineage(workdir: Path, stages: dict[str, str]):
 
 
 def is_measured(workdir: Path, measurement: str, stage: dict):
-    """Whether a measurement, a folder below workdir, is of a stage of `lineage` as it is now."""
+    """Return whether a measurement is of a stage of `lineage` in its present state.
+
+    Args:
+        measurement: A folder in workdir.
+        stage: One of `lineage`.
+    """
     record = _read(workdir / measurement / "stage.json")
     if stage["state"] != "complete" or record is None or not record["complete"]:
         return False
-    # A record holds hashes of its inputs, and here the input is itself a hash, the stage's
+    # A record has hashes of its inputs, and here the input is itself a hash: the stage's
     return record["inputs"][PARENT] == content_hash(stage["hash"])
 
 
 def _state(record, made_from, earlier):
-    """The state of a stage in words. made_from: the names of its inputs that are stages, None for one that is
-    there no more. earlier: the stages before this one, by name.
+    """Return the state of a stage in words.
+
+    Args:
+        record: Its stage.json, or None.
+        made_from: Names of its inputs that are stages; None for an input that is no longer there.
+        earlier: The stages before this one, by name.
     """
     if record is None:
         return "not begun"
     if not record["complete"]:
         return "not finished"
-    # None: no stage has the hash of this input any more, so that stage was run again
+    # None: no stage has the hash of this input any more, so its stage was run again
     if any(name is None or earlier[name]["state"] != "complete" for name in made_from):
         return "outdated"
     return "complete"

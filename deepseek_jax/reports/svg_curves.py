@@ -10,21 +10,25 @@ from matplotlib.ticker import MaxNLocator
 WIDTH, HEIGHT = 260, 120
 # Margins around the curve, for tick labels
 LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 16
-# Points of a curve; one with more is averaged over consecutive steps
+# Most points of a curve; a longer curve is averaged over consecutive steps
 MAX_POINTS = 200
 
 
 def curve_panel(name: str, points):
-    """A <figure> of one curve. points: (step, value or None) pairs, steps ascending, at least one a number.
+    """Write a <figure> of one curve.
 
-    None makes a gap. With more than MAX_POINTS, each point is a mean over consecutive logged steps, and the
-    label gives their number. data-points, "step:value", lets html_report.js show the value at the pointer.
+    None makes a gap. With more than MAX_POINTS, each point is a mean over consecutive logged steps,
+    and the label gives their number. data-points, "step:value", lets html_report.js show the value
+    at the pointer.
+
+    Args:
+        points: (step, value or None) pairs, steps ascending, at least one value a number.
     """
     drawn, merged = _thinned(points)
     values = [value for _, value in drawn if value is not None]
     ticks = _ticks(min(values), max(values))
     first, last = points[0][0], points[-1][0]
-    # A single step has no width, by which _x would divide
+    # A single step has no width, and _x divides by it
     steps = first, max(last, first + 1)
     places = [None if v is None else (_x(step, steps), _y(v, ticks)) for step, v in drawn]
     least, most, begin, end = (_short(v) for v in (min(values), max(values), values[0], values[-1]))
@@ -41,12 +45,12 @@ def curve_panel(name: str, points):
 
 
 def _thinned(points):
-    """(at most MAX_POINTS points, how many given points are averaged into each)"""
+    """Return (at most MAX_POINTS points, number of original points averaged into each)."""
     merged = -(-len(points) // MAX_POINTS)
     if merged == 1:
         return points, 1
     parts = [points[i : i + merged] for i in range(0, len(points), merged)]
-    # A mean stands at its last step, so that the curve ends at the last step of all
+    # A mean stands at the last of its steps, so that the curve ends at the last step
     return [(part[-1][0], _mean([value for _, value in part])) for part in parts], merged
 
 
@@ -64,8 +68,8 @@ def _y(value, ticks):
 
 
 def _ticks(low, high):
-    """Round numbers around low and high, far enough apart that _short writes them differently."""
-    # Ticks of a nearly constant curve would all be written alike
+    """Return round numbers around low and high, which _short writes differently."""
+    # Without more room the ticks of a nearly constant curve would all be written alike
     if high - low <= 1e-3 * abs(high):
         room = 0.1 * abs(high) or 1.0
         low, high = low - room, high + room
@@ -89,7 +93,7 @@ def _grid(ticks, first, last):
 
 
 def _line(places):
-    """The curve, with a gap where a value is missing; a single point is a dot."""
+    """Draw the curve, with a gap where a value is missing; a single point is a dot."""
     shapes = []
     for missing, run in groupby(places, key=lambda place: place is None):
         run = [] if missing else list(run)

@@ -2,17 +2,21 @@
 
 import html
 
-# Width and height of a stage, and of the space between stages
+# Width and height of a stage's box, and of the space between boxes
 BOX, GAP = (112, 40), (28, 22)
-# An arc's height for each column that it spans
+# Height of an arc per column that it spans
 ARC = 14
 
 
 def lineage_graph(stages):
-    """An <svg> of report_page's stages that have begun, in columns by the length of the path to them.
+    """Draw an <svg> of the stages that have begun, in columns by the length of the path to them.
 
-    In a column the stage with the longest path ahead comes first, so that the longest path is straight. An
-    edge that passes other columns is an arc above them; from a lower row it reaches the stage from below.
+    In a column the stage with the longest path ahead comes first, so that the longest path is
+    straight. An edge that passes other columns is an arc above them; from a lower row it reaches
+    the stage from below.
+
+    Args:
+        stages: As in Page.stages.
     """
     stages = [stage for stage in stages if stage["hash"] is not None]
     made_from = {s["name"]: [p for _, p in s["inputs"].values() if p is not None] for s in stages}
@@ -20,7 +24,7 @@ def lineage_graph(stages):
     children = {name: [c for c in made_from if name in made_from[c]] for name in made_from}
     ahead = {name: _longest(name, children) for name in made_from}
     row = {}
-    # sorted is stable: stages with equal paths ahead stay in the given order
+    # sorted is stable: stages with equal paths ahead keep their order
     for name in sorted(made_from, key=lambda name: -ahead[name]):
         row[name] = sum(column[other] == column[name] for other in row)
     spans = [column[child] - column[p] for child in made_from for p in made_from[child]]
@@ -42,7 +46,7 @@ def lineage_graph(stages):
 
 
 def as_class(state):
-    """A stage's state as a class of its element."""
+    """Return a stage's state as a CSS class."""
     return html.escape(state.replace(" ", "-"))
 
 
@@ -57,7 +61,7 @@ def _edge(parent, child):
         path = f"M{x} {y}C{to_x - BOX[0]} {y} {to_x} {y} {to_x} {to_y}"
     elif to_x - x > BOX[0] + GAP[0]:
         x, to_x = x + BOX[0] * 3 / 4, to_x + BOX[0] / 4
-        # A cubic curve rises to 3/4 of the height of its two control points, hence 4/3
+        # A cubic curve rises to 3/4 of its control points' height, hence 4/3
         peak = min(y, to_y) - ARC * (to_x - x) / (BOX[0] + GAP[0]) * 4 / 3
         path = f"M{x} {y}C{x} {peak:.0f} {to_x} {peak:.0f} {to_x} {to_y}"
     else:

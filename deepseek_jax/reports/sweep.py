@@ -1,7 +1,8 @@
 """The runs of a sweep as one table: a metric against the fields that were swept.
 
-Runs that differ in their seed alone are one row, with the 95% interval of their mean. The metric is a score
-that runs measured on held-out data, see recipes.results.Results.scores, or a number of metrics.jsonl.
+Runs that differ only in their seed are one row, with the 95% interval of their mean. The metric is
+a score that the runs measured on held-out data, see recipes.results.Results.scores, or a number of
+metrics.jsonl.
 """
 
 from collections import Counter
@@ -16,14 +17,18 @@ from deepseek_jax.training.metrics import read_phases
 
 SEED = "seed"
 COMPLETE = "complete"
-# Before the PHASE/NAME of a metric that is the last number of metrics.jsonl, and no held-out score
+# Prefix of PHASE/NAME for a metric that is the last number of metrics.jsonl, not a held-out score
 LOGGED = "logged/"
 CAPTION = "95% interval: of the mean over seeds; of one run over its held-out data"
 
 
 class SweepRun(NamedTuple):
-    """One run. overrides: {dotted field: value}. status: for a reader; COMPLETE where the run is complete.
-    value: (mean, low, high) of the metric, or None; low and high are None where it has no interval.
+    """One run of a sweep.
+
+    Attributes:
+        overrides: {dotted field: value}.
+        status: For a reader; COMPLETE if the run is complete.
+        value: (mean, low, high) of the metric, or None; low and high are None without an interval.
     """
 
     overrides: dict
@@ -32,18 +37,18 @@ class SweepRun(NamedTuple):
 
 
 class Group(NamedTuple):
-    """The runs with the same fields but for their seed."""
+    """The runs with the same fields, apart from their seed."""
 
     fields: dict
     runs: list
 
     def values(self):
-        """{seed: value} of the complete runs: others are not as far."""
+        """Return {seed: value} of the complete runs: others are not as far."""
         complete = [run for run in self.runs if run.status == COMPLETE and run.value is not None]
         return {run.overrides.get(SEED): run.value for run in complete}
 
     def interval(self):
-        """(mean, low, high) over the seeds; of a single run its own; None without any."""
+        """Return (mean, low, high) over seeds, or of a single run; None without a value."""
         values = list(self.values().values())
         if len(values) < 2:
             return values[0] if values else None
@@ -51,35 +56,38 @@ class Group(NamedTuple):
 
 
 def grouped(runs: list[SweepRun]):
-    """The Groups of the runs, in their order."""
+    """Group the runs by their fields, in order of first appearance."""
     groups = {}
     for run in runs:
         fields = {name: value for name, value in run.overrides.items() if name != SEED}
-        # A value may be a list, which is no key
+        # A value may be a list, which cannot be a key
         groups.setdefault(repr(sorted(fields.items())), Group(fields, [])).runs.append(run)
     return list(groups.values())
 
 
 def short_names(fields):
-    """{dotted field: its last part, or all of it where two fields end alike}."""
+    """Return {dotted field: its last part, or all of it if two fields end alike}."""
     ends = Counter(name.rpartition(".")[2] for name in fields)
     return {n: end if ends[end := n.rpartition(".")[2]] == 1 else n for n in fields}
 
 
 def headline(measured: list[dict]):
-    """The metric where none was chosen: the first score of the last measurement; None before there is one.
+    """Return the metric to show if none was chosen: the last measurement's first score, or None.
 
-    measured: of each run {measurement: {score: [mean, low, high]}}.
+    Args:
+        measured: For each run {measurement: {score: [mean, low, high]}}.
     """
     last = (list(of.values())[-1] for of in measured if of)
     return next((name for scores in last for name in scores), None)
 
 
 def value_of(measured: dict, workdir: Path, metric: str | None):
-    """(mean, low, high) of a run's metric, None where the run has none.
+    """Return (mean, low, high) of a run's metric, None if the run has none.
 
-    measured: {measurement: {score: [mean, low, high]}}. metric: SCORE, of the last measurement that has it;
-    MEASUREMENT/SCORE; or LOGGED and PHASE/NAME, whose low and high are None.
+    Args:
+        measured: {measurement: {score: [mean, low, high]}}.
+        metric: SCORE, of the last measurement that has it; MEASUREMENT/SCORE; or LOGGED and
+            PHASE/NAME, where low and high are None.
     """
     if metric is not None and metric.startswith(LOGGED):
         phase, _, name = metric.removeprefix(LOGGED).rpartition("/")
@@ -94,7 +102,7 @@ def value_of(measured: dict, workdir: Path, metric: str | None):
 
 
 def metric_names(measured: dict, workdir: Path):
-    """The names in full of all metrics of a run, in order."""
+    """List the full names of all metrics of a run, in order."""
     names = [f"{measurement}/{name}" for measurement, of in measured.items() for name in of]
     for phase, records in read_phases(workdir / "metrics.jsonl").items():
         logged = dict.fromkeys(name for record in records for name in record)
@@ -103,7 +111,7 @@ def metric_names(measured: dict, workdir: Path):
 
 
 def progress(workdir: Path):
-    """The phase and the step of a run's last line, for a reader; "" without one."""
+    """Return the phase and step of a run's last line, for a reader; "" without one."""
     phases = read_phases(workdir / "metrics.jsonl")
     if not phases:
         return ""
@@ -112,12 +120,16 @@ def progress(workdir: Path):
 
 
 def title_of(metric: str | None):
-    """How the table and the plot call a metric."""
+    """Return the name of a metric for the table and the plot."""
     return "metric" if metric is None else metric.replace("/", " ").replace("_", " ")
 
 
 def sweep_table(runs: list[SweepRun], metric: str | None):
-    """A rich Table with a row for each group. metric: as for value_of."""
+    """Build a rich Table with a row for each group.
+
+    Args:
+        metric: As in value_of.
+    """
     groups = grouped(runs)
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, caption_justify="left")
     if any(run.value is not None for run in runs):
@@ -142,7 +154,7 @@ def sweep_table(runs: list[SweepRun], metric: str | None):
 
 
 def _each(value, is_alone):
-    """A run's value, with its interval where the row does not have it."""
+    """Write a run's value, with its interval unless the row has it."""
     if value is None:
         return "-"
     mean, low, high = value

@@ -1,7 +1,7 @@
 """The runs of a sweep as one plot: a metric against each field that was swept.
 
-Runs that differ in their seed alone are one point, with the 95% interval of their mean; a single run has that
-of its held-out data.
+Runs that differ only in their seed are one point, with the 95% interval of their mean. A single run
+has the interval of its held-out data.
 """
 
 import math
@@ -12,22 +12,22 @@ from matplotlib.figure import Figure
 
 from deepseek_jax.reports.sweep import SEED, SweepRun, grouped, short_names, title_of
 
-# The ratio of largest to smallest value from which a field is drawn on a logarithmic axis
+# A field has a logarithmic axis from this ratio of its largest to its smallest value
 LOG_RANGE = 20
-# More lines than these have no legend
+# A plot with more lines than this has no legend
 MOST_LINES = 8
 
 
 def plot_sweep(runs: list[SweepRun], metric: str, path: Path):
     """Draw the metric of complete runs against each swept field, a panel for each, as a PNG.
 
-    Groups that agree in all other fields are joined by a line. A sweep over seeds alone is drawn against the
+    A line joins groups that agree in all other fields. A sweep over seeds only is drawn against the
     seed.
     """
     groups = [group for group in grouped(runs) if group.values()]
     fields = list(dict.fromkeys(name for group in groups for name in group.fields))
     figure = Figure(figsize=(max(4.8, 4.2 * len(fields)), 3.4), layout="constrained")
-    # It needs no display, and none of pyplot's global state
+    # This canvas needs no display and does not touch pyplot's global state
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, max(1, len(fields)), squeeze=False, sharey=True)[0]
     names = short_names(fields) or {SEED: SEED}
@@ -43,7 +43,7 @@ def plot_sweep(runs: list[SweepRun], metric: str, path: Path):
 
 
 def _draw_field(axes, groups, field):
-    """One panel: the mean of the seeds with its interval, and each seed as a small point."""
+    """Draw one panel: the mean of the seeds with its interval, and each seed as a small cross."""
     values = list(
         {repr(g.fields[field]): g.fields[field] for g in groups if field in g.fields}.values()
     )
@@ -75,7 +75,7 @@ def _draw_field(axes, groups, field):
 
 
 def _draw_seeds(axes, group):
-    """Each seed with its own interval, and their mean with its interval."""
+    """Draw each seed with its own interval, and their mean with its interval."""
     values = group.values()
     seeds = [str(seed) for seed in values]
     axes.plot(seeds, [mean for mean, _, _ in values.values()], "o")

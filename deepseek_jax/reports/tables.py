@@ -1,4 +1,4 @@
-"""A run's tables, samples before and after training, and curves."""
+"""Rich tables of a run, samples before and after training, and curves."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,21 +15,26 @@ from deepseek_jax.errors import shortened
 from deepseek_jax.files import whole_file
 from deepseek_jax.training.metrics import read_metrics
 
-# The last two where answers are conversations
+# The last two are of conversations
 CURVES = ("reward", "accuracy", "completion_length", "turns", "tool_calls")
 
 
 def before_after_table(rows: dict, before: dict, after: dict) -> Table:
-    """A rich Table: one row per score, and for each way of decoding its value before and after.
+    """Build a rich Table of scores before and after, one row per score.
 
-    rows: dict from a score to the format of its numbers: {"accuracy": ".1%", "reward": ".2f"}.
-    before, after: dict from a way of decoding ("sampled", "greedy") to a `summarise` dict,
-    name -> (mean, low, high). The 95% interval is under each mean.
+    Each way of decoding has a column before and a column after. The 95% interval is under each
+    mean.
+
+    Args:
+        rows: Score -> the format of its numbers: {"accuracy": ".1%", "reward": ".2f"}.
+        before: Way of decoding ("sampled", "greedy") -> a `summarise` dict, name -> (mean, low,
+            high).
+        after: The same after training.
     """
     table = Table(
         title="held-out problems, before and after",
         caption="under each mean its 95% interval",
-        # Without rules four intervals fit in 80 columns
+        # Without vertical rules four intervals fit in 80 columns
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
@@ -42,7 +47,7 @@ def before_after_table(rows: dict, before: dict, after: dict) -> Table:
     for name, form in rows.items():
         pairs = [(before[decoding][name], after[decoding][name]) for decoding in before]
         cells = [_cell(interval, form) for pair in pairs for interval in pair]
-        # The function's own name where a reward is FILE.py:NAME
+        # Show only the function's name of a reward FILE.py:NAME
         table.add_row(name.rpartition(":")[2].replace("_", " "), *cells)
     return table
 
@@ -53,11 +58,14 @@ def _cell(interval, form):
 
 
 def sample_panel(samples):
-    """A rich Panel of completions before and after training.
+    """Build a rich Panel of completions before and after training.
 
-    samples: a sequence of dicts with prompt, before and after (text), before_reward and after_reward (float),
-    and columns, name -> value, of the question's line. Control characters in a model's text are printed as
-    escapes, so that they do not control the terminal.
+    Control characters in a model's text are printed as escapes, so that they do not control the
+    terminal.
+
+    Args:
+        samples: Dicts with prompt, before and after (text), before_reward and after_reward (float),
+            and columns, name -> value, of the question's line.
     """
     grid = Table.grid(padding=(0, 2))
     for sample in samples:
@@ -78,8 +86,11 @@ def _printable(text):
 
 
 def loss_table(losses: dict) -> Table:
-    """A rich Table of the stages of a pre-training: name -> (sequence length, before, after), the last two
-    (mean, low, high) of the held-out loss in nats a token.
+    """Build a rich Table of the stages of a pre-training.
+
+    Args:
+        losses: Name -> (sequence length, before, after), the last two (mean, low, high) of the
+            held-out loss in nats a token.
     """
     table = Table(title="held-out loss, nats a token", box=SIMPLE_HEAD, show_edge=False)
     table.add_column("stage")
@@ -91,9 +102,12 @@ def loss_table(losses: dict) -> Table:
 
 
 def comparison_table(compared):
-    """A rich Table: for each score of a task the difference, its interval, p-value and verdict.
+    """Build a rich Table of two runs' differences, one row per score of a task.
 
-    compared: task -> {score: evaluation.compare.Comparison} of shares.
+    A row has the difference, its interval, its p-value and the verdict.
+
+    Args:
+        compared: Task -> {score: evaluation.compare.Comparison} of shares.
     """
     table = Table(
         title="the same problems, this run less the other",
@@ -122,10 +136,14 @@ def stages_table(
     title: str = "held-out prompts, stage by stage",
     first_column: str = "stage",
 ) -> Table:
-    """A rich Table: one row per stage, one column per score, the 95% interval under each mean.
+    """Build a rich Table of scores, one row per stage and one column per score.
 
-    stages: title -> {score: (mean, low, high)}. forms: score -> the format of its numbers; names: score ->
-    the column's title. A score that a stage lacks is left blank.
+    The 95% interval is under each mean. A score that a stage lacks is left blank.
+
+    Args:
+        stages: Title -> {score: (mean, low, high)}.
+        forms: Score -> the format of its numbers.
+        names: Score -> the column's title.
     """
     table = Table(
         title=title,
@@ -145,9 +163,13 @@ def stages_table(
 
 
 def fates_table(title, fates):
-    """A rich Table: one row per fate that occurs, one column per origin, and their sum.
+    """Build a rich Table of how many texts met each fate.
 
-    fates: origin -> {fate: count}. The fate "kept" comes last.
+    There is one row per fate that occurs, with the fate "kept" last, one column per origin, and a
+    column with their sum.
+
+    Args:
+        fates: Origin -> {fate: count}.
     """
     table = Table(
         title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
@@ -168,9 +190,13 @@ def plot_curves(
 ) -> None:
     """Draw the metrics `names` of one phase against its steps, as a PNG.
 
-    metrics_path: a MetricsWriter file. A metric that the phase did not log has no panel; a null is a
-    gap in its curve.
-    Raises ValueError if the phase logged none of them.
+    A metric that the phase did not log has no panel; a null is a gap in its curve.
+
+    Args:
+        metrics_path: A MetricsWriter file.
+
+    Raises:
+        ValueError: If the phase logged none of them.
     """
     records = read_metrics(metrics_path, phase)
     wanted = names
@@ -178,7 +204,7 @@ def plot_curves(
     if not names:
         raise ValueError(f"{metrics_path} holds none of {', '.join(wanted)} for phase {phase!r}")
     figure = Figure(figsize=(4.2 * len(names), 3.2), layout="constrained")
-    # It needs no display, and none of pyplot's global state
+    # This canvas needs no display and does not touch pyplot's global state
     FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         points = [(r["step"], np.nan if r[name] is None else r[name]) for r in records if name in r]

@@ -1,4 +1,7 @@
-"""Text in, float out: rules that score a completion. Plain Python; only model.py imports jax."""
+"""Rewards: rules and models that score a completion's text with a number.
+
+All of it is plain Python, except model.py, which imports jax.
+"""
 
 from deepseek_jax.lazy import lazy_names
 

@@ -1,9 +1,13 @@
-r"""Is the final answer right: read what a text states as its answer, then compare it with the right one.
+r"""Read what a text states as its final answer, and compare it with the right answer.
 
-A text marks its answer with \boxed{...}, <answer> tags or "####", and may say "the answer is 5" (see marks).
-What a mark holds is read as a statement (see quantity). A text without a mark is read more strictly: its last
-number, where the sentence around it leaves it whole. Where two stated answers differ there is no answer: a
-policy that states two would be paid for either. What is not read pays nothing, and is counted: `is_unread`.
+A text marks its answer with \boxed{...}, <answer> tags or "####", and may say "the answer is 5"
+(see marks.py). The content of a mark is read as a statement (see quantity.py). A text without a
+mark is read more strictly: only its last number counts, and only if the sentence around it leaves
+it whole.
+
+If a text states two different answers, it has no answer. Otherwise a policy that states two answers
+would be paid for either. An answer that cannot be read earns nothing, and is counted: see
+`is_unread`.
 """
 
 import re
@@ -16,13 +20,18 @@ from deepseek_jax.rewards.quantity import Quantity, last_quantity, read_quantity
 
 CHOICE = re.compile(r"\(\s*([a-z])\s*\)")
 AROUND_SIGNS = re.compile(r"\s*([-+*/=,()<>^])\s*")
-# What two spellings of one formula may differ by
+# Differences between two spellings of the same formula
 LOOKS = re.compile(r"(?<=\\)[dt](?=frac)|[\s{}]")
 
 
 class Answer(NamedTuple):
-    """A final answer. text: as it is stated. mark: the kind of its marks.Mark, None for the last number of a
-    text. quantity: its value and unit, None where it is not a number.
+    """A final answer.
+
+    Attributes:
+        text: The answer as the text states it.
+        mark: The kind of its marks.Mark, or None for an answer that nothing marks, such as the last
+            number of a text.
+        quantity: Its value and unit, or None if the answer is not a number.
     """
 
     text: str
@@ -31,11 +40,20 @@ class Answer(NamedTuple):
 
 
 def read_answer(text: str, question: str | None = None):
-    """The final Answer that `text` states, or None if it states none, or two that differ.
+    """Return the final Answer that `text` states, or None if it states none or two that differ.
 
-    A marked answer; else N where it says "the answer is N"; else the last number, unless that is a part of
-    something else, as 5 is of "4 or 5", "10 - 5" and "[4, 5]"; else what it says the answer is. Text before a
-    last `</think>` is working, and no answer is read from it. question: its words are units of numbers.
+    The answer is the first of these that the text has:
+
+    - an answer that it marks, or N where it says "the answer is N";
+    - its last number, unless that is a part of something else, as 5 is in "4 or 5", "10 - 5" and
+      "[4, 5]";
+    - what it says the answer is, if that is no number, as in "the answer is B".
+
+    Text before the last `</think>` is working: no answer is read from it.
+
+    Args:
+        text: A completion.
+        question: Its words count as units of numbers.
     """
     text = final_text(text)
     stated = stated_answers(text, question)
@@ -50,14 +68,15 @@ def read_answer(text: str, question: str | None = None):
 
 
 def extract_answer(text: str, question: str | None = None):
-    """The text (str) of read_answer's Answer, or None."""
+    """Return the text (str) of the Answer that read_answer finds, or None."""
     answer = read_answer(text, question)
     return None if answer is None else answer.text
 
 
 def stated_answers(text: str, question: str | None = None):
-    """The marked Answers of a final text, as marks.find_marks orders them, then the numbers that it says the
-    answer is.
+    """List the Answers that a final text states: marks first, then numbers after "the answer is".
+
+    The marked Answers have the order of marks.find_marks.
     """
     marks = find_marks(text)
     found = [Answer(mark.text, mark.kind, read_quantity(mark.text, question)) for mark in marks]
@@ -66,23 +85,34 @@ def stated_answers(text: str, question: str | None = None):
 
 
 def marked_answer(text: str):
-    """The answer that `text` marks as such (str), or None; None too where it states two that differ."""
+    """Return the answer (str) that `text` marks, or None.
+
+    None means that the text marks no answer, or states two that differ.
+    """
     answer = read_answer(text)
     return None if answer is None or answer.mark in (None, "said") else answer.text
 
 
 def contradicts(text: str, question: str | None = None):
-    """Does `text` state two different answers, marked or as "the answer is 5", outside of its thought?"""
+    """Return True if `text` states two different answers outside of its thought.
+
+    Both marked answers and "the answer is 5" count.
+    """
     return _differ(stated_answers(final_text(text), question), question)
 
 
 def exact_answer(completion: str, example: Mapping):
-    """1.0 if the final answer of `completion` equals that of example["answer"], else 0.0.
+    """Return 1.0 if the final answer of `completion` equals example["answer"], else 0.0.
 
-    Numbers are equal as fractions, other answers as text; see `same_answer`. Where the gold answer is a
-    text and the completion marks nothing, the answer is what it says after "the answer is", or else all that
-    follows its thought. An expression counts as its value: an answer of `2 + 3` is right where 5 is.
-    `arithmetic.correct` asks for a number.
+    Numbers are equal as fractions, other answers as text; see `same_answer`. If the gold answer is
+    a text and the completion marks nothing, its answer is what it says after "the answer is", or
+    else all text after its thought.
+
+    An expression counts as its value: an answer of `2 + 3` is right where 5 is.
+    `arithmetic.correct` asks for a number instead.
+
+    Raises:
+        ValueError: As gold_answer does.
     """
     gold, question = gold_answer(example), example.get("question")
     answer, text = read_answer(completion, question), final_text(completion)
@@ -95,14 +125,14 @@ def exact_answer(completion: str, example: Mapping):
 
 
 def is_number(gold: str):
-    """True if a gold answer is a number, with or without a unit: "Room 5" is a text."""
+    """Return True if a gold answer is a number, with or without a unit. "Room 5" is a text."""
     return read_quantity(gold, lead=False) is not None
 
 
 def is_unread(completion: str, example: Mapping):
-    """True if the answer is a number, and `completion` states something that is not read as one.
+    """Return True if the answer should be a number and `completion` states one that is not read.
 
-    It is scored as wrong. Two answers that differ are read.
+    Such a completion scores 0. Two answers that differ were read, so they return False.
     """
     if not is_number(gold_answer(example)) or contradicts(completion, example.get("question")):
         return False
@@ -112,9 +142,10 @@ def is_unread(completion: str, example: Mapping):
 
 
 def gold_answer(example: Mapping):
-    """example["answer"] (str), without the working that may precede a mark.
+    """Return example["answer"] (str), without working that precedes a mark in it.
 
-    Raises ValueError where it is absent or empty: every completion would be wrong.
+    Raises:
+        ValueError: If the answer is absent or empty, because every completion would then be wrong.
     """
     gold = str(example.get("answer", ""))
     gold = next((mark.text for mark in find_marks(final_text(gold))), gold.strip())
@@ -124,10 +155,12 @@ def gold_answer(example: Mapping):
 
 
 def same_answer(answer: str, gold: str, question: str | None = None):
-    r"""Are two answers equal: as numbers if gold is one, else as text, without regard to case, spaces,
-    dollar signs, a final period, LaTeX's \text{...} and parentheses around a choice such as (A)?
+    r"""Return True if two answers are equal: as numbers if `gold` is one, else as texts.
 
-    A % counts, so 5% is not 5, unless the question or the gold answer has one too.
+    Texts are equal without regard to case, extra spaces, dollar signs, a final period, LaTeX's
+    \text{...} and the parentheses around a choice such as (A).
+
+    A % counts: 5% is not 5, unless the question or the gold answer has a % too.
     """
     right = read_quantity(gold, question, lead=False)
     if right is None:
@@ -141,12 +174,15 @@ def same_answer(answer: str, gold: str, question: str | None = None):
 
 
 def in_percent(gold: str, question: str | None):
-    """Does the gold answer or the question have a % or a "percent"?"""
+    """Return True if the gold answer or the question has a % or a "percent"."""
     return "%" in plain(gold) or "%" in plain(str(question))
 
 
 def answer_key(answer: str, question: str | None = None):
-    """A Fraction or a str that equal answers share, see `same_answer`; to compare and to count."""
+    """Return a Fraction or a str that is the same for equal answers, to compare and count them.
+
+    Equal is defined by `same_answer`.
+    """
     quantity = read_quantity(answer, question)
     if quantity is None:
         return _text_key(answer)
@@ -161,13 +197,13 @@ def _text_key(answer):
 
 
 def _as_text(quantity):
-    """A number with what is needed to read it again: "1.5 million", "5%"."""
+    """Return a number with all that is needed to read it again: "1.5 million", "5%"."""
     percent = "%" if quantity.unit == "%" else ""
     return f"{quantity.text}{percent} {quantity.scale_word}".strip()
 
 
 def _differ(answers, question):
-    """Are these more than one answer? x = 5 and 5 are one, and so are 5% and 5."""
+    """Return True if the answers are not all the same. "x = 5", "5" and "5%" are."""
     return not all(_agree(answers[0], other, question) for other in answers[1:])
 
 

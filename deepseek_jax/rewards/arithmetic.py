@@ -1,10 +1,11 @@
-"""The graded rule of the classic example "What is 2 + 3?", as parts that add up.
+"""Rewards for arithmetic such as "What is 2 + 3?", graded in parts that add up.
 
-`6` scores 0, `5` scores 1 (`correct`), and `2 + 3 = 5` scores 2: `correct` and `correct_reasoning`,
-or in free text `correct_working`. Working earns nothing unless it is right itself: every step
-true, on the numbers of the question, ending in the answer.
-example: "question" and "answer" (str), and optionally "operands" (list of int) where the question
-does not write its numbers in digits.
+`6` scores 0. `5` scores 1 (`correct`). `2 + 3 = 5` scores 2: `correct` and `correct_reasoning`, or
+`correct_working` if the working is free text. Working earns nothing unless it is right: every step
+must be true, use the numbers of the question, and lead to the answer.
+
+Each example has "question" and "answer" (str). If the question does not write its numbers in
+digits, the example also has "operands" (list of int).
 """
 
 import re
@@ -30,10 +31,13 @@ EXPRESSION = re.compile(rf"{NUMBER}(?:\s*[-+*/]\s*{NUMBER})+")
 
 
 def correct(completion: str, example: Mapping):
-    """1.0 if the answer in `completion` is the number example["answer"], an integer; else 0.0.
+    """Return 1.0 if the answer in `completion` is the integer example["answer"], else 0.0.
 
-    It has to be a number, with or without a unit (answer.read_answer): `2 + 3`, the question copied, is no
-    answer. Raises ValueError if example["answer"] is not an integer.
+    The answer must be a number, with or without a unit (answer.read_answer). `2 + 3` only copies
+    the question, so it is no answer.
+
+    Raises:
+        ValueError: If example["answer"] is not an integer.
     """
     check_integer(example)
     question = example.get("question")
@@ -49,14 +53,18 @@ def check_integer(example: Mapping):
 
 
 def correct_reasoning(completion: str, example: Mapping):
-    """1.0 if `completion` is right and consists of a chain of right steps alone; else 0.0.
+    """Return 1.0 if `completion` is right and has only a chain of right steps, else 0.0.
 
-    The chain: `a + b = c` with + - or *, separated by `;`, `,` or a newline; each step true; every
-    number of the question and every intermediate result used exactly once, as one of the two
-    operands of a step; the last result is the answer. `Answer: 16`, `A: 16` or `So the answer is
-    16.` may follow. The steps may use only the operators in the question, if there are any (`2 * 2 =
-    4` is no reason for 2 + 2); where it has -, they may use + too.
-    Raises ValueError as check_chain does.
+    The chain consists of steps `a + b = c`, with + - or *. `;`, `,` or a newline separates them.
+    Every step is true. Every number of the question and every intermediate result is used exactly
+    once, as one of the two operands of a step. The last result is the answer. `Answer: 16`, `A: 16`
+    or `So the answer is 16.` may follow.
+
+    If the question has operators, the steps may use only these: `2 * 2 = 4` is no reason for 2 + 2.
+    If the question has -, the steps may also use +.
+
+    Raises:
+        ValueError: As check_chain does.
     """
     operands = _chain_operands(example)
     if not correct(completion, example):
@@ -74,24 +82,30 @@ def correct_reasoning(completion: str, example: Mapping):
         if not true or min(available[a], available[b]) < 0:
             return 0.0
         available[c] += 1
-    # + drops the numbers whose count is 0
+    # The unary + drops numbers with a count of 0
     used_up = +available == Counter([_answer(example)])
     return float(used_up and _operators_allowed({s[2] for s in steps}, example))
 
 
 def check_chain(example: Mapping):
-    """Raise ValueError unless the question has two or more integers and the answer is an integer."""
+    """Raise ValueError unless the question has two or more integers and the answer is one."""
     _chain_operands(example)
     _answer(example)
 
 
 def correct_working(completion: str, example: Mapping):
-    """1.0 if `completion` is right and states its working as equations in free text; else 0.0.
+    """Return 1.0 if `completion` is right and shows its working in equations, else 0.0.
 
-    An equation: numbers, brackets and + - * / (also x × ÷) on the left of one or more `=`. There is at least
-    one; every one is true; one ends in the answer; and their left sides together have the
-    question's numbers, each as often as the question. Operators as in `correct_reasoning`.
-    Equations in an open thought, those that add nothing (`5 + 0 = 5`) and repeated ones do not count.
+    The equations may stand in free text. An equation has numbers, brackets and + - * / (also x × ÷)
+    on the left of one or more `=`. There is at least one equation, every equation is true, and one
+    of them ends in the answer. Together, their left sides have each number of the question at least
+    as often as the question. The operators are limited as in `correct_reasoning`.
+
+    An equation does not count if it is in an open thought, adds nothing (`5 + 0 = 5`) or repeats
+    another one.
+
+    Raises:
+        ValueError: As check_integer does.
     """
     if not correct(completion, example):
         return 0.0
@@ -103,10 +117,10 @@ def correct_working(completion: str, example: Mapping):
 
 
 def true_equations(completion: str, example: Mapping):
-    """1.0 if `completion` states equations, every one true, on a number of the question; else 0.0.
+    """Return 1.0 if `completion` states only true equations, on a number of the question, else 0.0.
 
-    It does not check that the answer is right: a part of the reward where right answers are rare.
-    The equations that do not count for correct_working do not count here.
+    It does not check that the answer is right. It serves as a part of the reward where right
+    answers are rare. Equations that do not count for correct_working do not count here.
     """
     left, _ = _working(completion, example)
     used = {number(token) for token in left if token[-1].isdigit()}
@@ -114,8 +128,10 @@ def true_equations(completion: str, example: Mapping):
 
 
 def _working(completion, example):
-    """(tokens of left sides, results) of the equations in `completion` that show working; ([], []) if an
-    equation is false.
+    """Collect the equations in `completion` that show working.
+
+    Returns:
+        (tokens of all left sides, results). ([], []) if an equation is false.
     """
     stated = equations(closed_text(completion))
     values = [[number("".join(side)) for side in sides] for sides in stated]
@@ -137,7 +153,7 @@ def _working(completion, example):
 
 
 def _overuses(side, known, operands):
-    """True if a side uses a number of the question more often than it has it: 1 + 1, for a single 1."""
+    """Return True if a side uses a number of the question too often: 1 + 1, for a single 1."""
     numbers = Counter(number(token) for token in side if token[-1].isdigit())
     return any(n > known[x] for x, n in numbers.items() if x in operands)
 
@@ -169,7 +185,7 @@ def _operands(example):
 
 
 def _operators_allowed(operators, example):
-    """Are these operators in the question's expression? True if the question is not one expression."""
+    """Return True if the question has these operators, or is not one expression."""
     question = example["question"]
     shown = EXPRESSION.search(question)
     if not shown or len(NUMBERS.findall(shown[0])) < len(NUMBERS.findall(question)):

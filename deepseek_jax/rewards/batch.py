@@ -1,22 +1,28 @@
-"""What is scored together, and how large a reward may be."""
+"""A batch of completions to score together, and the limit on the size of a reward."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-# float32 squares of larger rewards overflow, and their small differences are lost
+# In float32, squares of larger rewards overflow and small differences between them are lost
 LARGEST_REWARD = 1e6
 TOO_LARGE = f"rewards must be within +-{LARGEST_REWARD:g}: scale it"
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Completions with their examples, and with their tokens where these are known."""
+    """Completions to score together, with their examples.
+
+    Attributes:
+        examples: One Mapping per completion.
+        completions: The texts.
+        ids: The token ids of each completion, or None if they are not known.
+    """
 
     examples: Sequence[Mapping]
     completions: Sequence[str]
     ids: Sequence[Sequence[int]] | None = None
 
     def shown(self, row):
-        """A completion and its question, for a message."""
+        """Quote the start of a completion and of its question, for a message."""
         asked = str(self.examples[row].get("question"))[:80]
         return f"{self.completions[row][:80]!r} for {asked!r}"

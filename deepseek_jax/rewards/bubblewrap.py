@@ -1,6 +1,7 @@
-"""Programs in bubblewrap: all of CPython, in Linux namespaces without the network and without our files.
+"""A sandbox in bubblewrap: all of CPython, in Linux namespaces without network or our files.
 
-It needs `bwrap` (Debian and Ubuntu: apt install bubblewrap) and a kernel that lets it make namespaces.
+It needs `bwrap` (Debian and Ubuntu: apt install bubblewrap) and a kernel that lets it make
+namespaces.
 """
 
 import json
@@ -20,12 +21,16 @@ from deepseek_jax.rewards.sandbox import (
 
 MAX_PROCESSES = 128
 NOBODY = "65534"
-# Where a program inside the sandbox is looked up
+# Where programs are looked up inside the sandbox
 INSIDE = "/usr/bin:/usr/local/bin"
 
 
 class BubblewrapSandbox:
-    """Runs each program in a fresh sandbox, with the Python under /usr."""
+    """Sandbox that is new for each program, with the Python under /usr.
+
+    Raises:
+        SandboxError: If one of the programs that it needs is not installed.
+    """
 
     name = "bubblewrap"
 
@@ -43,14 +48,23 @@ class BubblewrapSandbox:
         """Do nothing: no process outlives its program."""
 
     def run(self, program: str, stdin: str, seconds: float):
-        """Returns (the output of `program`, None or its failure: CRASHED or TIME_LIMIT).
+        """Run a program and return its output.
 
-        Raises SandboxError where bubblewrap itself fails.
+        Args:
+            program: The program's code.
+            stdin: The text that it reads from standard input.
+            seconds: Limit of its time.
+
+        Returns:
+            (output, failure). The failure is None, CRASHED or TIME_LIMIT.
+
+        Raises:
+            SandboxError: If bubblewrap itself fails.
         """
         with (
             _file(program) as source,
             _file(stdin) as given,
-            # A file under a size limit: an endless print fills no memory
+            # A file with a size limit, so that an endless print fills no memory
             _file() as printed,
             _file() as complaints,
             _file() as status,
@@ -71,10 +85,11 @@ class BubblewrapSandbox:
                     raise SandboxError(f"{self.name} did not start in {seconds} s") from None
                 return _text(printed), TIME_LIMIT
             finally:
-                # By --die-with-parent this also kills every process inside
+                # Because of --die-with-parent this also kills every process inside
                 process.kill()
                 process.wait()
-            # bwrap reports the exit code last; without one it failed itself, and there is no verdict
+            # bwrap reports the exit code last. Without one bwrap itself failed, and there is no
+            # verdict
             exit_codes = [json.loads(x).get("exit-code") for x in _text(status).splitlines()]
             if not exit_codes or exit_codes[-1] is None:
                 raise SandboxError(f"{self.name} did not run: {_text(complaints)[:200]!r}")
@@ -96,7 +111,8 @@ class BubblewrapSandbox:
             *"--dev /dev --remount-ro /dev --size 16777216 --tmpfs /tmp --perms 0444".split(),
             *f"--ro-bind-data {source} /tmp/main.py --chdir /tmp --uid {NOBODY} --gid".split(),
             *f"{NOBODY} --cap-drop ALL --json-status-fd {status}".split(),
-            # Set inside: there Linux 5.14 and later count the sandbox's processes, not all of the user's
+            # The limits are set inside, where Linux 5.14 and later count only the sandbox's
+            # processes, not all processes of the user
             self._tools["prlimit"],
             *(f"--{name}={value}" for name, value in limits.items()),
             *f"{self._tools['python3']} -I /tmp/main.py".split(),

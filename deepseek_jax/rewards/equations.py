@@ -1,4 +1,4 @@
-"""Equations in free text: find them, and tell those that show working from those that add nothing."""
+"""Find equations in free text, and tell if they show working or add nothing."""
 
 import re
 from collections import Counter
@@ -21,7 +21,7 @@ TOKEN = re.compile(
     rf"(?P<number>{NUMBER})|(?P<operator>[-+*/=]|x(?![a-z]))|(?P<bracket>[()])|(?P<other>\n|\S)"
 )
 BOXED = re.compile(r"\\boxed\s*\{([^{}]*)\}")
-# Of GSM8K's solutions: 2 + 3 = <<2+3=5>>5
+# Notes for a calculator in GSM8K's solutions: 2 + 3 = <<2+3=5>>5
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 # Operations that undo each other
 OPPOSITES = {"+": "-", "-": "+", "*": "/", "/": "*"}
@@ -30,22 +30,26 @@ BULLET = re.compile(r"^[ \t]*[-*] ", re.M)
 
 
 def equations(text):
-    """The equations in `text`: each a list of its sides, each side a list of tokens. Linear in time."""
+    """List the equations in `text`, in linear time.
+
+    Returns:
+        A list of equations. Each is a list of sides, and each side a list of tokens.
+    """
     found = []
     for run in _runs(_unmarked(text)):
-        # Words cut a run off after an operator: "so 3 + 4 = ?", "7 - that is"
+        # A word may cut a run off after an operator: "so 3 + 4 = ?", "7 - that is"
         while run and not _ends_a_value(run[-1]):
             run.pop()
         sides = [[]]
         for token in run:
             sides.append([]) if token == "=" else sides[-1].append(token)
-        # The brackets of "(so 2 + 3 = 5)" are no part of it
+        # The brackets in "(so 2 + 3 = 5)" are no part of the equation
         opened, closed = (sides[0].count(x) for x in "()")
         sides[0] = sides[0][max(0, opened - closed) :] if sides[0][:1] == ["("] else sides[0]
         opened, closed = (sides[-1].count(x) for x in "()")
         sides[-1] = sides[-1][: len(sides[-1]) - max(0, closed - opened)]
-        # A left side without an operation (7 = 7) shows no working. A run that starts with an operator
-        # continues an expression that this parser did not read
+        # A left side without an operation (7 = 7) shows no working. A run that starts with an
+        # operator continues an expression that this parser did not read
         left = sides[0]
         if len(sides) > 1 and len(left) > 1 and (left[0][-1].isdigit() or left[0] == "("):
             found.append(sides)
@@ -53,21 +57,24 @@ def equations(text):
 
 
 def _unmarked(text):
-    """`text` without what shows it: boxes, bold, dollar signs, bullets; operators as characters."""
+    """Return `text` without its layout: boxes, bold, dollar signs, bullets.
+
+    Operators become characters.
+    """
     text = BOXED.sub(r"\1", BULLET.sub("", CALCULATOR.sub("", text.translate(FULL_WIDTH))))
     text = LAYOUT.sub("", BOLD.sub(r"\2", without_fractions(text)))
-    # A power is a power, and not the end of an equation: 10^2 + 3 is not 5
+    # Powers stay in the expression: if ^ cut it, 10^2 + 3 would be read as 2 + 3, which is 5
     return with_operators(text).replace("^", "**")
 
 
 def _runs(text):
-    """The longest runs of numbers, operators and brackets: lists of tokens."""
+    """List the longest runs of numbers, operators and brackets, each a list of tokens."""
     runs, run = [], []
-    # The newline ends the last run
+    # The added newline ends the last run
     for match in TOKEN.finditer(text + "\n"):
         token, kind = match.group(), match.lastgroup
         behind_value = bool(run) and _ends_a_value(run[-1])
-        # Two values side by side are no expression, and a bracket that closes none ends one
+        # Two values next to each other are no expression. A ")" that no value precedes ends one
         begins = behind_value and (kind == "number" or token == "(")
         unfit = token == ")" and not behind_value
         if kind == "other" or begins or unfit:
@@ -83,8 +90,14 @@ def _ends_a_value(token):
 
 
 def adds_nothing(side, known):
-    """Is this side of an equation one number, or has it a + 0, a * 1 or an a + b - b, without the 0, the 1
-    or two of b in `known`, a Counter of numbers? The side has a value.
+    """Return True if this side of an equation adds nothing to the working.
+
+    This is so if it is one number, or has a + 0, a * 1 or a + b - b. But it does add something if
+    `known` has the 0, the 1 or two of b.
+
+    Args:
+        side: The tokens of the side, which has a value.
+        known: A Counter of numbers.
     """
     while "(" in side:
         end = side.index(")")
@@ -104,16 +117,19 @@ def adds_nothing(side, known):
             terms.append((operation, number(token)))
     if len(terms) < 2:
         return True
-    # The first number stands as if added, or multiplied where the next operation is * or /
+    # The first number counts as added, or as multiplied if the next operation is * or /
     following = terms[1][0]
     terms[0] = ("*" if following in ("*", "/") else "+", terms[0][1])
-    # A first 1 may be divided: 1 / 4 is no 4
+    # A first 1 that is divided adds something: 1 / 4 is not 4
     factors = [x for operation, x in terms[following == "/" :] if operation in "*/"]
     neutral = (0 in [x for _, x in terms] and not known[0]) or (1 in factors and not known[1])
     return neutral or any((OPPOSITES[o], x) in terms and known[x] < 2 for o, x in terms)
 
 
 def repeats(tokens, operands):
-    """How often an equation counts: 3 + 3 = 6 twice where the question has four times 3, and else once."""
+    """Return how often an equation counts.
+
+    3 + 3 = 6 counts twice if the question has 3 four times, and otherwise once.
+    """
     used = Counter(number(token) for token in tokens if token[-1].isdigit())
     return max(1, min((operands[x] // n for x, n in used.items() if x in operands), default=1))

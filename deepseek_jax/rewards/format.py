@@ -1,5 +1,6 @@
-"""The reward for the R1-Zero template's format of tags (arXiv:2501.12948, table 1), and a completion's
-summary, which is the text for the reader.
+"""The reward for the tags of R1-Zero's template, and a completion's summary for the reader.
+
+The template is in arXiv:2501.12948, table 1.
 """
 
 import html
@@ -13,22 +14,24 @@ from deepseek_jax.rewards.marks import final_text
 MARKUP = re.compile(r"</?\s*[A-Za-z][^<>]*>|<!--.*?(?:-->|\Z)", re.S)
 COMMAND = re.compile(r"\\[a-z]+\{([^{}]*)\}")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-# Names of letters and symbols of Unicode that show nothing: fillers of Hangul, the empty Braille cell, ...
+# Unicode's names of letters and symbols that show nothing: fillers of Hangul, the empty Braille
+# cell, ...
 BLANK = re.compile("FILLER|BLANK|NULL NOTEHEAD|OBJECT REPLACEMENT")
 
 
 def think_answer_format(completion: str, example: Mapping):
-    """1.0 if `completion` is <think> ... </think> <answer> ... </answer>, else 0.0.
+    """Return 1.0 if `completion` is <think> ... </think> <answer> ... </answer>, else 0.0.
 
-    Each tag exactly once and in this order, text that a reader sees inside both pairs, and only white space
-    outside them. `example` is not read: every reward takes one.
+    Each tag must be there exactly once and in this order. Both pairs must have text that a reader
+    sees, and only white space may be outside of them. `example` is not read: every reward takes
+    one.
     """
     if any(completion.count(tag) != 1 for tag in TAGS):
         return 0.0
     pieces, rest = [], completion
     for tag in TAGS:
         piece, found, rest = rest.partition(tag)
-        # A tag that is absent here stands before one that it must follow
+        # The tag is in the text, but before a tag that it must follow
         if not found:
             return 0.0
         pieces.append(piece.strip())
@@ -38,23 +41,29 @@ def think_answer_format(completion: str, example: Mapping):
 
 
 def shows(text: str):
-    """Does `text` show a letter, a digit or a sign? Zero-width characters show nothing."""
+    """Return True if `text` shows a letter, a digit or a sign.
+
+    Zero-width characters show nothing.
+    """
     return any(map(_is_seen, text))
 
 
 def _is_seen(character):
     category = unicodedata.category(character)
-    # Others, such as Ll and Nd, have no blanks
+    # Other categories, such as Ll and Nd, have no blank characters
     if category not in ("Lo", "So"):
         return category[0] in "LNPS"
     return not BLANK.search(unicodedata.name(character, ""))
 
 
 def without_markup(text: str):
-    r"""`text` as a page shows it: without HTML's tags and comments, its entities and \textbf{...} as text."""
+    r"""Return `text` as a page shows it.
+
+    HTML's tags and comments are removed. HTML's entities and \textbf{...} become text.
+    """
     return COMMAND.sub(r"\1", MARKUP.sub("", html.unescape(text)))
 
 
 def summary(completion: str):
-    """The text for the reader: after the last </think>, without tags and surrounding white space."""
+    """Return the text for the reader: after the last </think>, no tags, no outer white space."""
     return ANY_TAG.sub("", final_text(completion)).strip()

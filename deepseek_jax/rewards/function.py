@@ -1,9 +1,13 @@
-"""A reward that a user brings: a function named FILE.py:NAME or package.module:NAME, run in worker processes.
+"""Rewards that a user writes: a function in a file or module, run in worker processes.
 
-It has one of two forms, which its parameters tell apart. Ours gets one completion and its example. TRL's
-(https://huggingface.co/docs/trl/grpo_trainer, reward functions) gets lists by keyword: prompts, completions,
-completion_ids, every column, log_extra and log_metric; where a prompt is a chat, prompt and completion are
-lists of messages; the completion of a conversation always is.
+A config names the function as FILE.py:NAME or package.module:NAME. It has one of two forms, which
+its parameters distinguish:
+
+- Our form gets one completion and its example.
+- TRL's form (https://huggingface.co/docs/trl/grpo_trainer, reward functions) gets lists by keyword:
+  prompts, completions, completion_ids and every column. It also gets log_extra and log_metric. If a
+  prompt is a chat, prompt and completion are lists of messages. The completion of a conversation is
+  always a list of messages.
 """
 
 import inspect
@@ -16,28 +20,36 @@ from deepseek_jax.named_code import code_file, digest_of, import_unchanged, with
 from deepseek_jax.rewards.batch import LARGEST_REWARD, TOO_LARGE, Batch
 from deepseek_jax.rewards.workers import WorkerPool
 
-# For the import, and for a call: one completion of ours, a whole batch of TRL's
+# Limit of the import, and of a call: for one completion in our form, for a whole batch in TRL's
 LIMIT_SECONDS = 60.0
-# What TRL passes besides the columns
+# What TRL passes in addition to the columns
 LISTS = ("prompts", "completions", "completion_ids")
 LOGS = ("log_extra", "log_metric")
 # Parameters of TRL's own trainer
 REFUSED = {"trainer_state": "the state of TRL's trainer, which is not here"}
-# Columns that TRL does not pass: it passes lists of their plurals
+# Columns that TRL does not pass: it passes LISTS in their place
 SINGLE = ("prompt", "completion", "completion_ids")
 FORMS = "define it as NAME(completion, example), or in TRL's form as NAME(prompts, completions, **columns)"
-# Examples that a function is tried on before a run starts, and, where it scores none of them, so many
+# Number of examples on which a function is tried before a run starts. If it scores none of these,
+# it is tried on the larger number
 TRIED, TRIED_LONGER = 2, 64
-# What it is tried on beside own answers, so that two values differ
+# A function is tried on this text and on the answers of examples, so that two values differ
 OTHER = "<think>I do not know.</think>\n<answer>?</answer>"
-# Between two values of one completion, of the largest value: a model computes a batch in another order
+# Largest difference between two values of one completion, as a share of the largest value: a model
+# computes a batch in another order
 ROUNDING = 1e-2
 
 
 class Form(NamedTuple):
-    """What a function takes. lists: whether it has TRL's form. required, accepted: names of its parameters.
-    every: whether it takes any keyword. whole_batch: its own attribute, by which it says that a value depends
-    on the other completions, or on chance.
+    """The form of a user's function: what it takes.
+
+    Attributes:
+        lists: True for TRL's form, False for ours.
+        required: Names of the columns that the function needs.
+        accepted: Names of all its parameters.
+        every: True if it takes any keyword.
+        whole_batch: The function's attribute of this name. It says that a value depends on the
+            other completions, or on chance.
     """
 
     lists: bool
@@ -48,8 +60,11 @@ class Form(NamedTuple):
 
 
 class Logged(NamedTuple):
-    """What a function of TRL's form logged. metrics: name -> number. columns: name -> [(row, value)], by
-    rows of the batch.
+    """Metrics and columns that a function of TRL's form logged.
+
+    Attributes:
+        metrics: name -> number.
+        columns: name -> [(row, value)], with rows of the batch.
     """
 
     metrics: dict
@@ -57,21 +72,29 @@ class Logged(NamedTuple):
 
 
 class FunctionReward(WorkerPool):
-    """Scores completions by a function that a config names, in workers with limits of memory and time.
+    """Reward by a function that a config names, in workers with limits of memory and time.
 
-    name: see named_code. is_share: whether all values were from 0 to 1 when check tried it. Raises ValueError
-    where the file or the function is missing, where the file cannot be imported, and for a function of
-    neither form, an async one, and one with a parameter of REFUSED.
+    Args:
+        name: The function's name, see named_code.
+
+    Attributes:
+        is_share: True if all values were from 0 to 1 when check tried the function.
+        scores_nothing: True if the function returned None for everything on which check tried it.
+        logged: The Logged of the latest call of score.
+
+    Raises:
+        ValueError: If the file or the function is missing, if the file cannot be imported, and for
+            a function that has neither form, is async or has a parameter of REFUSED.
     """
 
     def __init__(self, name: str):
         self.name, self.file, self._tried, self.is_share = name, code_file(name), False, False
-        # Whether it gave None for all that it was tried on
         self.scores_nothing = False
-        # A worker that starts later must not read another text than the run has recorded
+        # With the digest, a worker that starts later does not run a file that has changed
         self.source = self.file, name, digest_of(name)
         self.logged = Logged({}, {})
-        # The first call imports the file, so that its error has a message
+        # The start (int) does nothing. The first call imports the file, so that its error has a
+        # message
         super().__init__(_call, int, num_workers=2, wall_limit_seconds=LIMIT_SECONDS)
         self.form = self.ask(_form, *self.source)
         # TRL's form gets all completions in one call
@@ -80,8 +103,11 @@ class FunctionReward(WorkerPool):
             self.close()
 
     def check(self, examples: Sequence[Mapping]):
-        """Raise ValueError where an example lacks a column that the function takes, and where the function
-        fails on the first examples' own answers, on which it is tried once, or mixes up their values.
+        """Raise ValueError if the function cannot score the examples.
+
+        Every example must have the columns that the function takes. The first call also tries the
+        function on the answers of the first examples. It must not fail on them, and must not mix up
+        their values.
         """
         for example in examples:
             for column in self.form.required:
@@ -114,8 +140,11 @@ class FunctionReward(WorkerPool):
             self.scores_nothing = self._is_silent(examples[:TRIED_LONGER])
 
     def _check_order(self, some, texts, together):
-        """Raise ValueError unless the values of two completions stay with them, turned around and alone."""
-        # A text that it does not know may fail in a run, too
+        """Raise ValueError if two completions change their values with their order or separately.
+
+        They are scored together, in reverse order, and each by itself.
+        """
+        # A function may fail on a text that it does not know: this is allowed in a run, too
         if any(isinstance(value, Exception) for value in together):
             return
         turned = self._values(some[::-1], texts[::-1])[::-1]
@@ -130,7 +159,7 @@ class FunctionReward(WorkerPool):
         )
 
     def _is_silent(self, examples):
-        """Whether it scores none of these examples' own answers, bare or in tags."""
+        """Return True if the function scores none of these examples' answers, bare or in tags."""
         answers = [_own_answer(example) for example in examples]
         tagged = [OTHER.replace("?", answer) for answer in answers]
         values = self._values([*examples, *examples], [*answers, *tagged])
@@ -141,7 +170,11 @@ class FunctionReward(WorkerPool):
         return self.score(Batch(examples, texts, ids), range(len(texts)))
 
     def score(self, batch: Batch, rows: Sequence[int]) -> list:
-        """A float, None for not scored, or an exception for each of these rows. self.logged: of this call."""
+        """Score these rows of a batch, and set `logged` to what this call logged.
+
+        Returns:
+            For each row a float, None if the function does not score it, or an exception.
+        """
         self.logged = Logged({}, {})
         if self.form.lists:
             return self._score_lists(batch, rows) if rows else []
@@ -182,7 +215,7 @@ class FunctionReward(WorkerPool):
 
 
 def _are_shares(values):
-    """Whether all that was scored is within 0 to 1, and anything was."""
+    """Return True if all scores are from 0 to 1, and there is at least one."""
     scored = [value for value in values if value is not None]
     return bool(scored) and all(0 <= value <= 1 for value in scored)
 
@@ -192,7 +225,10 @@ def _own_answer(example):
 
 
 def _alike(values, others):
-    """Whether two lists of values, None or an exception are equal but for rounding."""
+    """Return True if two lists of values are equal except for rounding.
+
+    A value is a float, None or an exception. An exception equals nothing.
+    """
     numbers = [value for value in (*values, *others) if isinstance(value, float)]
     rounding = ROUNDING * max(map(abs, numbers), default=0.0)
     return all(
@@ -206,16 +242,21 @@ def _shown(values):
 
 
 def _completion(text, prompt, conversation):
-    """A completion as TRL's form has it: a text, or the messages of a chat, or of a conversation."""
+    """Return a completion in TRL's form: a text, or the messages of a chat or a conversation."""
     if conversation is not None:
         return conversation.messages
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 
 def gathered(logged: list, count: int):
-    """({metric: mean}, {column: a value for each of count rows}) of what all processes logged.
+    """Combine what all processes logged: the mean of a metric, the values of a column.
 
-    logged: a list of Logged, or of what JSON makes of them, for each process.
+    Args:
+        logged: For each process a list of Logged, or of what JSON makes of them.
+        count: Number of rows of the batch.
+
+    Returns:
+        ({metric: mean}, {column: a list of a value for each row, None where there is none}).
     """
     metrics, columns = {}, {}
     for own_metrics, own_columns in (each for process in logged for each in process):
@@ -229,7 +270,11 @@ def gathered(logged: list, count: int):
 
 
 def _call(work, *args):
-    """What work returns, or its error as one that a process without the user's code can read."""
+    """Return what work returns, or its error as a ValueError.
+
+    A process that has not imported the user's code can read a ValueError, but perhaps not the
+    error.
+    """
     try:
         return work(*args)
     except (Exception, SystemExit) as error:
@@ -237,7 +282,7 @@ def _call(work, *args):
 
 
 def _form(*source):
-    """The Form of the function."""
+    """Return the Form of the function, or raise ValueError if it has none."""
     function = import_unchanged(*source)
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         type(function).__call__
@@ -266,7 +311,7 @@ def _form(*source):
 
 
 def _one(file, name, digest, completion, example):
-    """The value of a function of our form."""
+    """Return the value of a function of our form for one completion."""
     function = import_unchanged(file, name, digest)
     try:
         value = function(completion, example)
@@ -276,7 +321,7 @@ def _one(file, name, digest, completion, example):
 
 
 def _many(file, name, digest, given, form, count):
-    """(values, Logged) of a function of TRL's form."""
+    """Call a function of TRL's form and return (values, Logged)."""
     function, logged = import_unchanged(file, name, digest), Logged({}, {})
     logs = {
         "log_extra": lambda column, values: logged.columns.update({column: _plain(values)}),
@@ -300,7 +345,7 @@ def _many(file, name, digest, given, form, count):
 
 
 def _number(value):
-    """A float, or None for not scored."""
+    """Return a value as a float, or None if it is None: not scored."""
     value = _item(value)
     if value is None:
         return None
@@ -310,11 +355,11 @@ def _number(value):
 
 
 def _plain(values):
-    """A list of values that JSON can hold; others as texts."""
+    """Return the values as a list that JSON can store. Other objects become texts."""
     items = map(_item, values)
     return [v if isinstance(v, (str, int, float, type(None))) else str(v) for v in items]
 
 
 def _item(value):
-    """A number of numpy or torch as one of Python; anything else as it is."""
+    """Return a number of numpy or torch as a Python number, and anything else as it is."""
     return value.item() if hasattr(value, "item") else value

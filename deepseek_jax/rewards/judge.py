@@ -1,7 +1,8 @@
-"""A generative reward model: a policy that compares two answers, reasons, and says which one is better.
+"""A generative reward model: a policy that compares two answers and says which one is better.
 
 It judges pairs as in arXiv:2501.12948, section 3.1, and reasons before its verdict as in
-arXiv:2412.19437, section 5.2.1. Plain Python: the caller's function samples the policy's replies.
+arXiv:2412.19437, section 5.2.1. This file is plain Python: the caller's function samples the
+policy's replies.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ VERDICTS = {"1": 1, "2": 2}
 
 
 def reader_text(completion: str):
-    """The text for the reader: after the last </think>, without tags and surrounding newlines.
+    """Return the text for the reader: after the last </think>, without tags and outer newlines.
 
     Spaces stay: in a closed vocabulary a space is part of a word's token.
     """
@@ -21,30 +22,42 @@ def reader_text(completion: str):
 
 
 def judge_question(question: str, first: str, second: str):
-    """The judge's prompt. The answer to it is "<think>reasoning</think><answer>1</answer>", or 2."""
+    """Return the judge's prompt about two answers to a question.
+
+    The judge answers it with "<think>reasoning</think><answer>1</answer>", or 2.
+    """
     return f"{question}\n1 = {first}\n2 = {second}"
 
 
 def verdict(reply: str | ValueError):
-    """1 or 2, the answer marked after the last </think>; None for any other answer, or no answer."""
+    """Return the answer, 1 or 2, that a reply marks after the last </think>, or None.
+
+    None means another answer or no answer. A ValueError in place of a reply gives None, too.
+    """
     return None if isinstance(reply, ValueError) else VERDICTS.get(marked_answer(reply))
 
 
 class Judge:
-    """A reward for rewards.Rewards(..., models={NAME: it}): how often a completion is preferred to
-    the reference, example["answer"].
+    """Reward by a judge: how often it prefers a completion to the reference, example["answer"].
 
-    ask(questions) -> a list with the reply to each question, a str, or a ValueError if it cannot be asked.
+    Pass it to rewards.Rewards(..., models={NAME: it}).
+
+    Args:
+        ask: ask(questions) -> a list with the reply to each question: a str, or a ValueError if the
+            question cannot be asked.
     """
 
     def __init__(self, ask: Callable):
         self.ask = ask
 
     def score(self, examples: Sequence[Mapping], completions: Sequence[str]):
-        """For each completion 0, 1/2 or 1, or a ValueError where no verdict came.
+        """Compare each completion's text for the reader with the reference, example["answer"].
 
-        The text for the reader is compared with example["answer"] in both orders, because judges favour one
-        position. A text equal to the reference earns 1/2, and the judge is not asked.
+        The judge compares them in both orders, because judges favour one position. It is not asked
+        about a text that equals the reference: this text earns 1/2.
+
+        Returns:
+            For each completion 0, 1/2 or 1, or a ValueError if there was no verdict.
         """
         texts = [reader_text(completion) for completion in completions]
         pairs = list(zip(examples, texts, strict=True))
@@ -57,9 +70,13 @@ class Judge:
         return results
 
     def preferences(self, pairs):
-        """How often the first of two answers is preferred, over both orders: 0, 1/2 or 1 per pair.
+        """Return how often the first of two answers is preferred, over both orders.
 
-        None where neither order gave a verdict. pairs: (question, first answer, second answer).
+        Args:
+            pairs: (question, first answer, second answer) of each pair.
+
+        Returns:
+            0, 1/2 or 1 for each pair, or None if neither order gave a verdict.
         """
         forth, back = self.verdicts(pairs), self.verdicts([(q, b, a) for q, a, b in pairs])
         shares = []
@@ -70,9 +87,9 @@ class Judge:
         return shares
 
     def verdicts(self, pairs):
-        """1, 2 or None for each pair, asked in this order of its answers."""
+        """Ask about each pair, its answers in this order, and return verdicts: 1, 2 or None."""
         return [verdict(reply) for reply in self.replies(pairs)]
 
     def replies(self, pairs):
-        """What the judge says of each pair, asked in this order of its answers: see ask."""
+        """Ask about each pair, its answers in this order, and return the replies (see `ask`)."""
         return self.ask([judge_question(*pair) for pair in pairs]) if pairs else []

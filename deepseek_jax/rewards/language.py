@@ -1,19 +1,27 @@
-"""Is the chain of thought in one language: the language-consistency reward of R1
-(arXiv:2501.12948, section 3.2.1): words of the target language / all words.
+"""Rewards for a chain of thought in one language (R1, arXiv:2501.12948, section 3.2.1).
 
-The paper does not say what a word is. Here it is:
+The reward is the number of words of the target language over the number of all words. The paper
+does not say what a word is. Here it is:
+
 - en: a run of Latin letters, apostrophes included. The script decides, not the vocabulary, so
   French passes for English.
 - zh: one Han character. Chinese has no spaces between words. If a whole run were one word, one
   English word would outweigh a sentence; 10 characters are about 7 English words.
-- other scripts are foreign to both: a run of letters is a word, or a character where the script
-  writes no spaces (kana, Thai, Lao, Burmese, Khmer).
-Words that repeat count once: one word 500 times would else outweigh a thought in another language.
-Not words: LaTeX and $...$, code, tags, numbers and letters that touch a digit or underscore (x1, 5km),
-single Latin or Greek letters, and function names such as sin. But a sentence counts wherever it stands,
-or a policy would think there: within mathematics and code four Latin words in a row, four or more formulas or
-pieces of code of one word each, and every word of another script; six or more letters that spaces or signs
-part ("w e a d d i t"); and outside of the thought four or more foreign words.
+- Other scripts are foreign to both. In them a word is a run of letters, or one character where the
+  script writes no spaces (kana, Thai, Lao, Burmese, Khmer).
+
+A repeated word counts once: otherwise one word 500 times would outweigh a thought in another
+language.
+
+These are not words: LaTeX and $...$, code, tags, numbers, letters that touch a digit or underscore
+(x1, 5km), single Latin or Greek letters, and function names such as sin.
+
+But a sentence counts wherever it stands, or a policy would think there. So these count:
+
+- within mathematics and code, four Latin words in a row, and every word of another script;
+- four or more formulas or pieces of code of one word each;
+- six or more letters that spaces or signs separate ("w e a d d i t");
+- outside of the thought, four or more foreign words.
 """
 
 import re
@@ -25,7 +33,7 @@ from deepseek_jax.rewards.marks import INVISIBLE, TAGGED, TAGS
 # Values of example["language"] -> their script
 LANGUAGES = {"en": "latin", "zh": "han"}
 IGNORED = re.compile(
-    # Neighbours are one match, so that $we$ $add$ $two$ $numbers$ is a sentence
+    # Adjacent formulas are one match, so that $we$ $add$ $two$ $numbers$ is a sentence
     r"(?:(?:```.*?(?:```|\Z)|`[^`\n]+`"
     # A match may not cross another opening mark of its kind: unclosed marks then cost linear time
     r"|\$\$[^$]+\$\$|\\\[(?:(?!\\\[).)*?\\\]|\\\((?:(?!\\\().)*?\\\)"
@@ -44,22 +52,23 @@ WORD = re.compile(
 )
 FORMULA = re.compile(r"`[^`\n]*`|\$([^$\n]*)\$|\\\((?:(?!\\\().)*?\\\)")
 VARIABLE = re.compile(rf"[{LATIN}\u0370-\u03ff]")
-# Fewer words in a row are names in a formula; fewer outside of the thought are no thought
+# Fewer words in a row are names in a formula. Fewer foreign words outside of the thought are no
+# thought
 SENTENCE = 4
 NAME = rf"[{LATIN}'\u2019]{{2,}}+"
 IN_A_ROW = re.compile(rf"(?<![{LATIN}'\u2019]){NAME}(?:[\s,;:]+{NAME}){{{SENTENCE - 1},}}")
-# Six or more letters in a row, each by itself
+# Six or more single letters in a row
 SPELLED = re.compile(
     rf"(?<![{LATIN}\d_'\u2019])[{LATIN}](?:(?:\s{{1,3}}|[.,|/_\u00b7-])[{LATIN}](?![{LATIN}\d_'\u2019])){{5,}}"
 )
-# A word of more than two letters, not all of them capitals: those are points, as in the triangle ABC
+# A word of more than two letters. Words of capitals are points, as in the triangle ABC
 ONE_WORD = re.compile(rf"(?=.*[a-z])[{LATIN}]{{3,}}")
 COMBINING = re.compile("[\u0300-\u036f]")
 # Letters of an average English word
 WORD_LETTERS = 4
-# Marks of formulas and code, and the ends of one \text{...} before the next
+# Marks of formulas and code, and the end of one \text{...} before the next
 MARKS = re.compile(r"(?:\}\s*)?\\(?:text|mathrm|mbox)[a-z]*\s*\{|[$`]|\\[()\[\]]")
-# Commands, and what programs say in words, part a row
+# LaTeX commands and the keywords of programs end a row of words
 KEYWORDS = re.compile(
     r"\\[A-Za-z]+|\b(?:from|import|for|in|if|is|not|and|or|return|def|class|while|else|elif|as|with)\b"
 )
@@ -67,24 +76,26 @@ FUNCTIONS = frozenset("sin cos tan log ln exp lim max min mod gcd lcm sqrt".spli
 
 
 def language_consistency(completion: str, example: Mapping):
-    """Share of the words of the chain of thought that are in example["language"], in [0, 1].
+    """Return the share of the thought's words that are in example["language"], from 0 to 1.
 
-    0.0 where it has no words: a 1.0 would pay a policy for not thinking. Text outside of the thought lowers
-    the share where it is foreign, unless it is the answer: in <answer> tags without a box, or equal to
-    example["answer"].
-    Raises ValueError where the language is absent or unknown.
+    Without words in the thought it is 0.0: a 1.0 would pay a policy for not thinking. Foreign text
+    outside of the thought lowers the share, unless it is the answer: it is in <answer> tags without
+    a box, or equals example["answer"].
+
+    Raises:
+        ValueError: If the language is absent or unknown.
     """
     check_language(example)
     return _consistency(completion, example, example["language"])
 
 
 def language_consistency_en(completion: str, example: Mapping):
-    """`language_consistency` with English as the target; the example's language is not read."""
+    """Return `language_consistency` for English, whatever the example's language is."""
     return _consistency(completion, example, "en")
 
 
 def language_consistency_zh(completion: str, example: Mapping):
-    """`language_consistency` with Chinese as the target; the example's language is not read."""
+    """Return `language_consistency` for Chinese, whatever the example's language is."""
     return _consistency(completion, example, "zh")
 
 
@@ -100,10 +111,10 @@ def check_language(example: Mapping):
 
 
 def chain_of_thought(completion: str):
-    """The text between <think> and </think>.
+    """Return the text between <think> and </think>.
 
-    Without <think> it begins at the start: the prompt may have opened the tag. Without </think> it ends at
-    the end: a length limit may have cut the completion.
+    Without <think> it begins at the start, because the prompt may have opened the tag. Without
+    </think> it ends at the end, because a length limit may have cut the completion.
     """
     thought, closed, _ = completion.rpartition("</think>")
     thought = thought if closed else completion
@@ -112,7 +123,10 @@ def chain_of_thought(completion: str):
 
 
 def language_share(text: str, language: str):
-    """Words of `language`, a key of LANGUAGES, over all words of `text`, each once; 0.0 without words."""
+    """Return the share of the distinct words of `text` that are in `language`, a key of LANGUAGES.
+
+    Without words it is 0.0.
+    """
     return _share(_words(text), language)
 
 
@@ -127,10 +141,10 @@ def _consistency(completion, example, language):
 
 
 def _outside(completion, example):
-    """The text before and after the thought, without the answer."""
+    """Return the text before and after the thought, without the answer."""
     thought, closed, after = completion.rpartition("</think>")
     before, opened, _ = (thought if closed else after).partition("<think>")
-    # Where the answer is a box, what stands beside it in the tags is text
+    # If the answer is a box, the other words within the tags are text
     after = TAGGED.sub(lambda m: m[1] if "\\boxed" in m[1] else " ", after) if closed else ""
     answer = str(example.get("answer", ""))
     return (before if opened else "") + " " + (after.replace(answer, " ") if answer else after)
@@ -142,7 +156,7 @@ def _share(words, language):
 
 
 def _words(text):
-    """The distinct words of `text`, a set of (script, word in small letters)."""
+    """Return the distinct words of `text`: a set of (script, word in lower case)."""
     # NFKC writes full-width letters as ordinary ones
     text = unicodedata.normalize("NFKC", INVISIBLE.sub("", text))
     text = TAGS.sub(" ", COMBINING.sub("", text))
@@ -156,7 +170,11 @@ def _words(text):
 
 
 def _one_word_formulas(text):
-    """Words that are each a formula or a piece of code, if they are enough for a sentence; as _words."""
+    """Return the words that each fill a formula or a piece of code, if they make a sentence.
+
+    Returns:
+        A set as _words returns it; empty for fewer than SENTENCE words.
+    """
     formulas = (MARKS.sub(" ", match.group()).strip(" }") for match in FORMULA.finditer(text))
     words = {("latin", each.casefold()) for each in formulas if ONE_WORD.fullmatch(each)}
     words = {word for word in words if word[1] not in FUNCTIONS}
@@ -164,13 +182,17 @@ def _one_word_formulas(text):
 
 
 def _joined(spelled):
-    """Join the letters of a text that is spelled letter by letter into words of WORD_LETTERS."""
+    """Join letters that are written one by one into words of WORD_LETTERS letters."""
     letters = "".join(re.findall(rf"[{LATIN}]", spelled.group()))
     return f" {' '.join(re.findall(f'.{{1,{WORD_LETTERS}}}', letters))} "
 
 
 def _sentences(ignored):
-    """What counts of mathematics and code: words of other scripts, and Latin ones of which many follow."""
+    """Return the part of mathematics and code that counts as words.
+
+    These are words of other scripts, long rows of Latin words, and words that are spelled letter by
+    letter.
+    """
     text = ignored.group()
     foreign = [m.group() for m in WORD.finditer(text) if m.lastgroup not in ("latin", "ignored")]
     bare = MARKS.sub(" ", text)

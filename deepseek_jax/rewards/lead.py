@@ -1,4 +1,4 @@
-"""Read what precedes a number: its sign, and whether it is a part of something else."""
+"""Read what precedes a number: its sign, and whether the number is a part of something else."""
 
 import unicodedata
 
@@ -15,20 +15,24 @@ from deepseek_jax.rewards.words import (
     singular,
 )
 
-# Signs behind which a number begins something new
+# Signs after which a number begins something new
 BEGINS = frozenset('=≈∴:.,;!?|"“”‘’—―•…>→⇒►。，、；：！？')
 COMMANDS = frozenset(r"\implies \Rightarrow \rightarrow \to \therefore \approx \because".split())
-# In "a total of 5" the 5 is whole, and in "the square of 5" it is not. So are words of the question
+# After one of these words and "of", a number stands by itself: in "a total of 5", not in "the
+# square of 5". Words of the question count like these
 WHOLE_OF = frozenset(
     """total sum amount number average mean profit cost price value result answer balance difference remainder
     distance length height weight area volume speed rate time sale change product score""".split()
 )
-# How far before a number a "not" denies it, and another number is joined to it
+# How many words before a number are searched: for a "not", and for a number that is joined to it
 NEAR, JOINED = 4, 5
 
 
 def read_sign(tokens: list, place: int, context: Context):
-    """1 or -1, the sign of the number at tokens[place]; None where it is a part of something else."""
+    """Return the sign of the number at tokens[place], 1 or -1, or None.
+
+    None means that the number is a part of something else.
+    """
     sign, (glued, k) = 1, _opened(tokens, tokens[place].glued, place - 1)
     if k >= 0 and tokens[k].negates:
         if _subtracts(tokens, k, glued):
@@ -46,14 +50,21 @@ def read_sign(tokens: list, place: int, context: Context):
 
 
 def _opened(tokens, glued, k):
-    """Go back over opening brackets, quotes and stars: (whether no space follows, place of what precedes)."""
+    """Go back over opening brackets, quotes and stars from tokens[k].
+
+    Returns:
+        (True if no space follows the token before them, the place of that token).
+    """
     while k >= 0 and tokens[k].text in OPENING and not _multiplies(tokens, k):
         glued, k = tokens[k].glued, k - 1
     return glued, k
 
 
 def _multiplies(tokens, k):
-    """True if the bracket, quote or star at tokens[k] is that of a product, a function or a command."""
+    """Return True if the sign at tokens[k] belongs to a product, a function or a command.
+
+    The sign is an opening bracket, a quote or a star.
+    """
     if k == 0:
         return False
     before, token = tokens[k - 1], tokens[k]
@@ -63,7 +74,7 @@ def _multiplies(tokens, k):
 
 
 def _subtracts(tokens, k, glued):
-    """True if the minus at tokens[k] takes the number from another one, or is a dash: "covid-5", "a - 5"."""
+    """Return True if the minus at tokens[k] subtracts or is a dash: "a - 5", "covid-5"."""
     if k == 0:
         return False
     before, token = tokens[k - 1], tokens[k]
@@ -73,17 +84,17 @@ def _subtracts(tokens, k, glued):
 
 
 def _begins(tokens, k, glued):
-    """True if a number behind the sign or command at tokens[k] begins something new."""
+    """Return True if a number after the sign or command at tokens[k] begins something new."""
     text, behind_number = tokens[k].text, k > 0 and tokens[k - 1].kind == "number"
     if tokens[k].kind == "command":
         return text in COMMANDS
     if text == ",":
-        # 1,5, (x, 5) and "x, 5"; not "So, 5"
+        # False in 1,5, (x, 5) and "x, 5", but not in "So, 5"
         opened = sum((t.text in ("(", "[", "{")) - (t.text in (")", "]", "}")) for t in tokens[:k])
         variable = k > 0 and tokens[k - 1].kind == "word" and len(tokens[k - 1].text) == 1
         return not opened and not (glued and behind_number) and not variable
     if text == ":" and behind_number:
-        # 1:5 and 1 : 5; not "on day 1: 5"
+        # False in 1:5 and 1 : 5, but not in "on day 1: 5"
         return not glued and tokens[k].glued
     if text == "=" and k > 0 and tokens[k].glued and tokens[k - 1].text in ("!", "<", ">"):
         return False
@@ -95,7 +106,10 @@ def _begins(tokens, k, glued):
 
 
 def _clause(tokens):
-    """List the words of the clause that ends with these tokens, the last one first; # for a number."""
+    """List the words of the clause that ends with these tokens, the last word first.
+
+    A number or a % becomes "#".
+    """
     words = []
     for token in reversed(tokens):
         if token.text in BEGINS or token.kind == "command":
@@ -106,11 +120,11 @@ def _clause(tokens):
 
 
 def _leads(words, context):
-    """True if these words before a number, the nearest first, leave it whole."""
+    """Return True if these words before a number, the nearest first, leave it whole."""
     first, *rest = words
     negated = [denies(word) for word in words[:NEAR]]
     finite = [word in VERBS and word not in ("be", "been") for word in words[:NEAR]]
-    # "is not 5", and not "who do not play is 5"
+    # Rejects "is not 5", but not "who do not play is 5"
     if True in negated and True not in finite[: negated.index(True)]:
         return False
     if first == "of":
@@ -120,7 +134,7 @@ def _leads(words, context):
         return not _links(rest)
     if changes(first) or (len(first) == 1 and first.isascii() and first not in "ai"):
         return False
-    # "10 mod 5", and not "3 days make 5"
+    # Rejects "10 mod 5", but not "3 days make 5"
     if rest[:1] == ["#"]:
         verb = first in VERBS or (first.endswith("s") and not first.endswith("ss"))
         return verb or (singular(first) in context.known and first not in FUNCTION)
@@ -128,13 +142,17 @@ def _leads(words, context):
 
 
 def _links(before):
-    """True if an "and", "or", "to" or "by" behind these words joins a number to another one."""
+    """Return True if an "and", "or", "to" or "by" after these words joins two numbers.
+
+    Args:
+        before: The words before the link, the nearest first.
+    """
     if before[:1] in (["divided"], ["multiplied"]):
         return True
-    # "less than or equal to 5"
+    # As in "less than or equal to 5"
     if "than" in before[:JOINED]:
         return True
-    # "is up to 5", and not "adds up to 5"
+    # True in "is up to 5", but not in "adds up to 5"
     if before[:1] == ["up"] and (not before[1:] or before[1] in VERBS | FUNCTION):
         return True
     return any(word == "#" or word in CARDINALS for word in before[:JOINED])

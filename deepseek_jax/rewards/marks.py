@@ -6,10 +6,10 @@ from typing import NamedTuple
 from deepseek_jax.rewards.quantity import read_quantity
 
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]+")
-# What a page or LaTeX does not show
+# Text that a web page or LaTeX does not show
 COMMENT = re.compile(r"<!--.*?(?:-->|\Z)|^[ \t]*%[^\n]*|<<[^<>\n]*>>", re.S | re.M)
 BRACES = re.compile(r"\\f?box(?:ed)?\s*\{|\\[{}]|[{}]")
-# Signs and words around a box that make another number of it: -\boxed{5}, \boxed{5} million
+# Signs and words around a box that change its number: -\boxed{5}, \boxed{5} million
 BEFORE_BOX = re.compile(
     r"(?:[-−–+]|[\d)}]\s?[-−–+*/^]\s*|(?<![\w/\"'=-])[<>]=?\s*|≠\s*|\\(?:neq?|sqrt|pm)\b\s*"
     r"|\bnot[ \t]+|n['’]t[ \t]+|\d|[_√^])[$({]*\Z"
@@ -21,10 +21,10 @@ TAGS = re.compile(r"</?(?:think|answer)>")
 TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.S)
 ANSWER_TAG = re.compile(r"<(/?)answer>")
 HASHES = re.compile(r"####\s*([^\n]*)")
-# "2. Check", "**Step 1**"; not "-x = 3"
+# Matches "2. Check" and "**Step 1**", but not "-x = 3"
 HEADING = re.compile(r"[*_\s]*(?:\d+[.)]\s|[^\W\d_]{2,})")
 INTRODUCTION = re.compile(r"\A(?:so,? )?(?:the )?(?:final )?answer(?: is|:)\s*", re.I)
-# "The answer is ...", and what ends it
+# The beginning of "the answer is ...", and the end of such a statement
 SAID = re.compile(
     r"(?:(?:\b(?P<partial>first|partial|intermediate)\s)?\banswer"
     r"(?:[ \t](?:is|was|equals|should be|must be)|[ \t]?(?P<colon>[:=]))|答案[是为：:])[:*]{0,3}[ \t]*"
@@ -32,12 +32,18 @@ SAID = re.compile(
     re.I,
 )
 SAID_END = re.compile(r"\n|[.;!?](?=\s|$)|,\s(?!\d)|\s\(|。|，")
-# Characters that are read after "the answer is", and how many statements of a kind are read
+# Most characters that are read after "the answer is", and most statements of a kind that are read
 MAX_SAID, MOST = 300, 100
 
 
 class Mark(NamedTuple):
-    """A marked answer. kind: "box", "tags", "hashes" or "said". start: where in the text it begins."""
+    """A marked answer.
+
+    Attributes:
+        kind: "box", "tags", "hashes" or "said".
+        text: The answer as it is written.
+        start: Where in the text it begins.
+    """
 
     kind: str
     text: str
@@ -45,28 +51,33 @@ class Mark(NamedTuple):
 
 
 def final_text(text: str):
-    """The text after the last `</think>` (all of it without one), up to a `<think>` that nothing closes,
-    without zero-width characters and comments.
+    """Return the part of a completion that may state the answer: the text after its thought.
 
-    THE rule of every reward that reads an answer: an answer within the thinking earns nothing.
+    It begins after the last `</think>`, or at the start without one, and ends before a `<think>`
+    that nothing closes. Zero-width characters and comments are removed.
+
+    Every reward that reads an answer must use this function: an answer within the thinking earns
+    nothing.
     """
     text = text.rpartition("</think>")[2].partition("<think>")[0]
-    # Else the 5 of a 15 with a zero-width space in it were a number
+    # Otherwise a 5 would be read in a 15 that has a zero-width space between its digits
     return COMMENT.sub("", INVISIBLE.sub("", text))
 
 
 def closed_text(text: str):
-    """The text without a thought that nothing closes: the length limit may have cut it."""
+    """Return the text without a thought that nothing closes: the length limit may have cut it."""
     thought, end, answer = text.rpartition("</think>")
     return thought + end + answer.partition("<think>")[0]
 
 
 def find_marks(text: str):
-    r"""The Marks of a final text, the last of each kind first: complete \boxed{...}, <answer> tags, and what
-    follows "####" in its line (GSM8K, arXiv:2110.14168). Linear in the length of the text.
+    r"""List the Marks of a final text, the last of each kind first.
+
+    The kinds, in this order: complete \boxed{...}, <answer> tags, and what follows "####" in its
+    line (GSM8K, arXiv:2110.14168). It takes linear time in the length of the text.
     """
     boxes, tagged, hashes = _boxes(text), _tagged(text), list(HASHES.finditer(text))
-    # The answer of tags and of a line with a box is the box
+    # If the text in tags or after #### has a box, the box is the answer
     boxed = [Mark("box", _with_context(text, start, end), start) for start, end in boxes]
     tagged = [
         Mark("tags", text[start:end], start) for start, end in tagged if not _boxes(text[start:end])
@@ -77,7 +88,7 @@ def find_marks(text: str):
         if not _boxes(m[1])
     ]
     boxed, tagged, lines = (_clean(marks) for marks in (boxed, tagged, lines))
-    # A heading of Markdown, "#### Step 1", is no answer
+    # A heading in Markdown, such as "#### Step 1", is no answer
     last_line = text.rstrip().rfind("\n")
     hashed = [
         mark
@@ -90,10 +101,11 @@ def find_marks(text: str):
 
 
 def find_said(text: str, marks: list[Mark]):
-    """The Marks of what a text says the answer is, up to the end of the sentence or a comma.
+    """List the Marks of what a text says the answer is, up to the sentence's end or a comma.
 
-    An answer that the text calls first, partial or intermediate is skipped if one of `marks` follows.
-    "Answer:" before an equation may head a solution, and is skipped if another digit follows.
+    An answer that the text calls first, partial or intermediate is skipped if one of `marks`
+    follows. "Answer:" before an equation may be the heading of a solution. It is skipped if another
+    digit follows.
     """
     said, last_mark = {}, max((mark.start for mark in marks), default=0)
     last_digit = text.rfind(next((c for c in reversed(text) if c.isdecimal()), "\0"))
@@ -106,7 +118,7 @@ def find_said(text: str, marks: list[Mark]):
 
 
 def _sentence(text):
-    """`text` up to the end of its first sentence, which is not within brackets."""
+    """Return the first sentence of `text`. The sentence does not end within brackets."""
     for end in SAID_END.finditer(text):
         said = text[: end.start()]
         if said.count("(") <= said.count(")") and said.count("[") <= said.count("]"):
@@ -117,18 +129,21 @@ def _sentence(text):
 
 
 def _with_context(text, start, end):
-    """What a box holds, with the signs and words around it that make another number of it."""
+    """Return the content of a box, with the signs and words around it that change its number."""
     command = text.rfind("\\", 0, start)
     before = BEFORE_BOX.search(text[max(0, command - 20) : command])
     after = AFTER_BOX.match(text[end + 1 : end + 40])
-    # "5 ^2" and "5 million" alike
+    # The space suits both "5 ^2" and "5 million"
     return f"{before[0] if before else ''}{text[start:end]} {after[0] if after else ''}"
 
 
 def _clean(marks):
-    """Drop empty Marks, repeated ones and an introduction, "The answer is"; the last Mark comes first."""
+    """Drop empty Marks, repeated ones and an introduction, "The answer is".
+
+    The last Mark comes first.
+    """
     texts = (INTRODUCTION.sub("", mark.text.strip(), count=1).strip() for mark in marks)
-    # Of equal ones the last
+    # The last of equal Marks remains
     found = {
         text: mark._replace(text=text) for mark, text in zip(marks, texts, strict=True) if text
     }
@@ -136,7 +151,7 @@ def _clean(marks):
 
 
 def _tagged(text):
-    """(start, end) of the contents of each outermost pair of <answer> tags."""
+    """List (start, end) of the content of each outermost pair of <answer> tags."""
     depth, found, start = 0, [], 0
     for match in ANSWER_TAG.finditer(text):
         if not match[1]:
@@ -149,11 +164,14 @@ def _tagged(text):
 
 
 def _boxes(text):
-    """(start, end) of the contents of each complete \\boxed{...} that is in no other one, in one pass."""
+    r"""List (start, end) of the content of each complete \boxed{...} that is in no other one.
+
+    It takes one pass over the text.
+    """
     open_braces, boxes = [], []
     for match in BRACES.finditer(text):
         token = match.group()
-        # Escaped braces match too, so that they are passed over: they neither open nor close
+        # The pattern also matches escaped braces, to skip them: they neither open nor close
         if "box" in token:
             open_braces.append(match.end())
         elif token == "{":
@@ -164,6 +182,6 @@ def _boxes(text):
                 while boxes and boxes[-1][0] > start:
                     boxes.pop()
                 boxes.append((start, match.start()))
-    # Within a box that nothing closes there is none
+    # A box within a box that nothing closes does not count
     unclosed = min((start for start in open_braces if start is not None), default=len(text))
     return [box for box in boxes if box[0] < unclosed]

@@ -1,7 +1,8 @@
-"""Mathematical equality of answers, LaTeX and symbols included: math-verify in worker processes.
+"""Compare answers as mathematics, LaTeX and symbols included: math-verify in worker processes.
 
-math-verify stops a long calculation with a signal, which works only in a main thread, and passes an
-answer such as 9^{9^{9^9}} to sympy. So it runs in processes that import no jax and may be killed.
+math-verify stops a long calculation with a signal, which works only in a main thread, and it passes
+an answer such as 9^{9^{9^9}} to sympy. So it runs in processes that import no jax and may be
+killed.
 """
 
 import importlib.util
@@ -27,24 +28,35 @@ from deepseek_jax.rewards.marks import final_text
 from deepseek_jax.rewards.quantity import last_quantity, read_quantity
 from deepseek_jax.rewards.workers import WorkerPool
 
-# $...$, \(...\) and \[...\], each without another opening mark of its kind: the search is linear
+# $...$, \(...\) and \[...\]. A match has no other opening mark of its kind, so the search takes
+# linear time
 FORMULA = re.compile(r"\$\$?([^$]+)\$|\\\(((?:(?!\\\().)+?)\\\)|\\\[((?:(?!\\\[).)+?)\\\]", re.S)
 DIGIT = re.compile(r"\d")
-# Answers to which batch_limit_seconds applies
+# Number of answers that may take batch_limit_seconds together
 BATCH = 256
-# Answers that are begun before the CPU time of those before them is known
+# Number of answers that start together, before the CPU time of any of them is known
 WAVE = 8
 WALL_LIMIT_SECONDS = 600.0
 
 
 class MathVerifier(WorkerPool):
-    """Scores answers in `num_workers` processes, with a time limit for each answer and one for all of them.
+    """Pool of processes that score answers with math-verify, under limits of time.
 
-    Limits are of CPU time, so that a busy machine gives the same verdicts. batch_limit_seconds: for every 256
-    answers of a batch, or the rest of that, which are not equal as they stand. A policy that has learned to
-    write 9^{9^{9^9}} would else take time_limit_seconds with each answer.
-    `timeouts` counts the answers without a verdict: past a limit, a worker that died, or an exception in
-    math-verify. Raises ValueError if the math-verify package is not installed.
+    The limits are CPU time, so that a busy machine gives the same verdicts.
+
+    Args:
+        num_workers: Number of processes.
+        time_limit_seconds: Limit for one answer.
+        batch_limit_seconds: Limit for each 256 answers of a batch, or for fewer at its end. Answers
+            that are equal as they stand do not count. Without this limit, a policy that has learned
+            to write 9^{9^{9^9}} would take time_limit_seconds with each answer.
+
+    Attributes:
+        timeouts: Number of answers without a verdict: a limit was exceeded, a worker died, or
+            math-verify raised an exception.
+
+    Raises:
+        ValueError: If the math-verify package is not installed.
     """
 
     def __init__(
@@ -63,7 +75,7 @@ class MathVerifier(WorkerPool):
             _verify_one,
             _start_worker,
             num_workers=num_workers,
-            # For a worker that waits and computes nothing
+            # Ends a worker that waits and computes nothing
             wall_limit_seconds=WALL_LIMIT_SECONDS,
         )
         self.time_limit_seconds = time_limit_seconds
@@ -78,11 +90,22 @@ class MathVerifier(WorkerPool):
     ):
         r"""Compare each completion's answer with its gold answer.
 
-        golds, completions: lists of str. questions: where one asks for a percentage, a % after a number does
-        not count. A completion's answer is the one it marks (\boxed{...}, <answer>, ####), else its last
-        formula or number, see answer.extract_answer. Only what math-verify reads in full is compared, see
-        latex.readable: the rest is wrong, and so are two answers that differ.
-        Returns a list of float: 1.0 equal, 0.0 not, NaN without a verdict (see `timeouts`).
+        A completion's answer is the one that it marks (\boxed{...}, <answer>, ####), or else its
+        last formula or number; see answer.extract_answer. It is compared only if math-verify reads
+        all of it, see latex.readable. Other answers are wrong, and so are two answers that differ.
+
+        Args:
+            golds: The right answers (str).
+            completions: One completion (str) for each gold answer.
+            questions: One question (str) or None for each gold answer. If it asks for a percentage,
+                a % after a number does not count.
+
+        Returns:
+            A list of float: 1.0 for equal, 0.0 for not equal, NaN without a verdict (see
+            `timeouts`).
+
+        Raises:
+            ValueError: As answer.gold_answer does, and if the lists differ in length.
         """
         scores, pairs = {}, {}
         rows = zip(golds, completions, questions or [None] * len(golds), strict=True)
@@ -98,7 +121,10 @@ class MathVerifier(WorkerPool):
         return [scores[i] for i in range(len(scores))]
 
     def _verdicts(self, pairs):
-        """i -> verdict of math-verify, or NaN. In waves, so that all machines stop at the same answer."""
+        """Return i -> verdict of math-verify, or NaN without one.
+
+        It works in waves, so that all machines stop at the same answer.
+        """
         limit = self.batch_limit_seconds * math.ceil(len(pairs) / BATCH)
         verdicts, used, order = dict.fromkeys(pairs, math.nan), 0.0, list(pairs)
         for start in range(0, len(order), WAVE):
@@ -113,7 +139,10 @@ class MathVerifier(WorkerPool):
 
 
 def is_unread(completion: str, example: Mapping):
-    """True if `completion` states something that neither the rules nor math-verify read: it is wrong."""
+    """Return True if `completion` states something that neither the rules nor math-verify read.
+
+    Such a completion is wrong.
+    """
     gold, question = gold_answer(example), example.get("question")
     if contradicts(completion, question):
         return False
@@ -125,8 +154,11 @@ def is_unread(completion: str, example: Mapping):
 
 
 def _first_look(completion, gold, question):
-    """(1.0 or 0.0, None) where no mathematics is needed, else (None, the formula for math-verify)."""
-    # Also answers that math-verify cannot read, such as the option A
+    """Return (score, None) if no mathematics is needed, else (None, formula for math-verify).
+
+    The score is 1.0 or 0.0.
+    """
+    # This also finds answers that math-verify cannot read, such as the option A
     if exact_answer(completion, dict(answer=gold, question=question)):
         return 1.0, None
     answer = _stated(completion, gold, question)
@@ -141,7 +173,10 @@ def _first_look(completion, gold, question):
 
 
 def _is_compared(answer, gold, question):
-    """True if both are numbers, which the rules compare exactly: math-verify takes 0.10000001 for 0.1."""
+    """Return True if both are numbers without a %, which the rules compare exactly.
+
+    math-verify takes 0.10000001 for 0.1.
+    """
     right = read_quantity(gold, question, lead=False)
     if answer.quantity is None or right is None:
         return False
@@ -149,8 +184,10 @@ def _is_compared(answer, gold, question):
 
 
 def _stated(completion, gold, question):
-    r"""The Answer of a completion. Where nothing marks one it is the last formula, as $\frac{\sqrt{3}}{2}$,
-    if no number follows. None where there is none, or where it is a part of something else.
+    r"""Return the Answer of a completion, or None.
+
+    If nothing marks an answer, it is the last formula, such as $\frac{\sqrt{3}}{2}$, if no number
+    follows. None means that there is no answer, or that it is a part of something else.
     """
     text, formula = final_text(completion), None
     for formula in FORMULA.finditer(text):  # noqa: B007
@@ -158,24 +195,24 @@ def _stated(completion, gold, question):
     if not formula or stated_answers(text, question) or DIGIT.search(text, formula.end()):
         return read_answer(completion, question)
     content = next(filter(None, formula.groups()))
-    # "5 toys in $x$ hours"
+    # In "5 toys in $x$ hours" the formula is not the answer
     if (DIGIT.search(gold) and not DIGIT.search(content)) or read_quantity(content) is not None:
         return read_answer(completion, question)
-    # Does what surrounds the formula leave it whole? As it would a number
+    # Put a number in the formula's place, to see if the words around it leave it whole
     as_number = last_quantity(f"{text[: formula.start()]} 2 {text[formula.end() :]}")
     whole = as_number is not None and as_number.amounts() == {2}
     return Answer(content, None, None) if whole else None
 
 
 class _TimeLimit(BaseException):
-    """Not an Exception: sympy and math-verify catch every Exception on the way."""
+    """Time limit of an answer. Not an Exception: sympy and math-verify catch every Exception."""
 
 
 def _start_worker():
     # The import takes a second; here it does not count against an answer's time limit
     import math_verify  # noqa: F401
 
-    # Without its own time limit math-verify warns; the limit is the signal's, below
+    # math-verify warns because it gets no time limit; the signal below sets the limit
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     signal.signal(signal.SIGPROF, _raise_time_limit)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -186,11 +223,15 @@ def _raise_time_limit(signum, frame):
 
 
 def _verify_one(gold, answer, time_limit_seconds):
-    """(1.0, 0.0, or NaN without a verdict; the CPU seconds that it took). Runs in a worker."""
+    """Compare two formulas, in a worker.
+
+    Returns:
+        (1.0, 0.0, or NaN without a verdict; the CPU seconds that it took).
+    """
     began = time.process_time()
     try:
         verdict = _compare(gold, answer, time_limit_seconds)
-    # sympy's exceptions have no narrower base class
+    # Exceptions of sympy have no narrower base class
     except (_TimeLimit, Exception) as error:
         logging.warning("math-verify has no verdict on %.80r: %r", answer, error)
         verdict = math.nan

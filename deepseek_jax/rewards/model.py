@@ -1,6 +1,7 @@
 """A trained reward model as a reward: it reads completions in batches, on the mesh.
 
-The only file of this room that imports jax, and no other file here imports it: workers start without jax.
+Only this file of the room imports jax. No other file here imports this one, so that workers start
+without jax.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,17 +16,26 @@ from deepseek_jax.models.reward import predict_rewards
 from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.rewards.judge import reader_text
 
-# Tokens of the shortest rows; longer rows double it, so that few shapes are compiled
+# Padded length of the shortest rows in tokens. Longer rows double it, so that few shapes are
+# compiled
 SHORTEST = 64
 
 
 class RewardModel:
-    """A reward for rewards.Rewards(..., models={NAME: it}), by arXiv:2501.12948, section 3.1.
+    """Reward by a trained reward model (arXiv:2501.12948, section 3.1).
 
-    config, params: see models.reward. render(example, text) -> ids of question, text and end token; it raises
-    ValueError for a text that it cannot render. kind: "helpfulness" scores the text for the reader, after the
-    last </think>, by the raw reward; "safety" scores the whole completion, by the probability that it is
-    safe (the paper does not give the unit). batch_size: rows at once, which split over the mesh.
+    Pass it to rewards.Rewards(..., models={NAME: it}).
+
+    Args:
+        config: The reward model's config, see models.reward.
+        params: Its parameters, see models.reward.
+        render: render(example, text) -> ids of the question, the text and the end token. It raises
+            ValueError for a text that it cannot render.
+        mesh: The mesh on which the model runs.
+        kind: "helpfulness" scores the text for the reader, after the last </think>, by the raw
+            reward. "safety" scores the whole completion by the probability that it is safe (the
+            paper does not give the unit).
+        batch_size: Rows in a batch, which are split over the mesh.
     """
 
     def __init__(
@@ -44,9 +54,12 @@ class RewardModel:
         self._rewards = jitted_rewards(config, mesh, kind)
 
     def score(self, examples: Sequence[Mapping], completions: Sequence[str]):
-        """One float per completion, or the ValueError of one that cannot be read; see Rewards._part.
+        """Score completions with the reward model.
 
         Every process passes all completions, and gets all rewards.
+
+        Returns:
+            For each completion a float, or a ValueError if it cannot be read.
         """
         results = [self._read(*pair) for pair in zip(examples, completions, strict=True)]
         order = [i for i, ids in enumerate(results) if not isinstance(ids, ValueError)]
@@ -70,9 +83,10 @@ class RewardModel:
         return ids
 
     def _batch(self, rows):
-        """The rewards of up to batch_size rows of ids: float32[len(rows)]."""
+        """Return the rewards of up to batch_size rows of ids: float32[len(rows)]."""
         length = padded_length(max(map(len, rows)))
-        # The first row fills the batch up: every batch has batch_size rows, so one shape per length
+        # Copies of the first row fill the batch to batch_size rows, so each length has only one
+        # shape
         batch = right_padded(rows + rows[:1] * (self.batch_size - len(rows)), length)
         with jax.set_mesh(self.mesh):
             rewards = self._rewards(self.params, put_share(self.mesh, batch))
@@ -80,7 +94,10 @@ class RewardModel:
 
 
 def jitted_rewards(config: ModelConfig, mesh: Mesh, kind: str = "helpfulness"):
-    """Jitted (params, batch) -> float32[b], see RewardModel. batch: of right_padded."""
+    """Return the jitted function (params, batch) -> float32[b] that RewardModel calls.
+
+    The arguments are as in RewardModel. `batch` is a result of right_padded.
+    """
 
     def rewards(params, batch):
         reward_b = predict_rewards(config, params, batch["tokens"], batch["segment_ids"])[0]
@@ -91,7 +108,7 @@ def jitted_rewards(config: ModelConfig, mesh: Mesh, kind: str = "helpfulness"):
 
 
 def padded_length(longest: int):
-    """The padded length of rows whose longest has `longest` tokens."""
+    """Return the length to which rows are padded if their longest has `longest` tokens."""
     length = SHORTEST
     while length < longest:
         length *= 2
@@ -99,7 +116,11 @@ def padded_length(longest: int):
 
 
 def right_padded(rows, length: int):
-    """Lists of ids as a batch: tokens int32[b t], and segment_ids int32[b t], 1 on ids and 0 on padding."""
+    """Return lists of ids as a batch, padded on the right to `length` tokens.
+
+    Returns:
+        {"tokens": int32[b t], "segment_ids": int32[b t]}, with segment 1 on ids and 0 on padding.
+    """
     tokens = np.zeros((len(rows), length), np.int32)
     for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = ids

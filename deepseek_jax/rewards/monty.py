@@ -1,4 +1,4 @@
-"""Programs in pydantic-monty: a subset of Python, in a process of its own, cut off from everything outside.
+"""A sandbox in pydantic-monty: a subset of Python, in a process without access to the outside.
 
 It needs no privilege and runs wherever its wheel installs.
 """
@@ -16,7 +16,7 @@ from deepseek_jax.rewards.sandbox import (
     SandboxError,
 )
 
-# Standard streams and exits, which monty leaves out. Its own `sys` cannot be changed, hence `_sys`.
+# Standard streams and exits, which monty lacks. Its `sys` cannot be changed, so programs get `_sys`
 PRELUDE = """
 import sys as _real_sys
 class _Stdin:
@@ -63,19 +63,23 @@ def input(prompt=''):
     return line[:-1] if line.endswith('\\n') else line
 exit = quit = _sys.exit
 """
-# Messages about what monty lacks: they are no fault of the program
+# Messages about what monty lacks, which is no fault of the program
 NOT_PYTHON = re.compile(
     r"The monty syntax parser does not|Internal error in monty|'_io.TextIOWrapper' object has no"
 )
 MISSING = re.compile(r"(?:No module named|cannot import name '\w+' from|module) '(\w+)")
-# Behind it stand seconds and bytes, which differ from run to run
+# A message is cut after this text: seconds and bytes follow, which differ from run to run
 EXCEEDED = "limit exceeded"
 
 
 class MontySandbox:
-    """Runs programs, one after the other, in a process that this object owns until close().
+    """Sandbox that runs programs one after the other, in a process that lives until close().
 
-    said: the last line of the latest program's traceback, None where it raised nothing.
+    Attributes:
+        said: The last line of the latest program's traceback, or None if it raised nothing.
+
+    Raises:
+        SandboxError: If pydantic-monty is not installed.
     """
 
     name = "pydantic-monty"
@@ -95,9 +99,18 @@ class MontySandbox:
         self._pool.__exit__(None, None, None)
 
     def run(self, program: str, stdin: str, seconds: float):
-        """Returns (the output of `program`, None or its failure: CRASHED or TIME_LIMIT).
+        """Run a program and return its output.
 
-        Raises SandboxError where monty itself fails, or lacks a part of Python that the program uses.
+        Args:
+            program: The program's code.
+            stdin: The text that it reads from standard input.
+            seconds: Limit of its time.
+
+        Returns:
+            (output, failure). The failure is None, CRASHED or TIME_LIMIT.
+
+        Raises:
+            SandboxError: If monty itself fails, or lacks a part of Python that the program uses.
         """
         output, self.said = self._monty.CollectStreams(max_bytes=MAX_OUTPUT_BYTES), None
         limits = {"max_feed_duration_secs": seconds, "max_memory": MAX_MEMORY_BYTES}
@@ -116,7 +129,7 @@ class MontySandbox:
 
     def _failure(self, error):
         message = str(error)
-        # The prelude's exit raises a SystemExit without text for the code 0 or None
+        # For the code 0 or None, the prelude's exit raises a SystemExit without text
         if message == "SystemExit":
             return None
         before, limit, _ = error.display("type-msg").partition(EXCEEDED)
@@ -124,14 +137,15 @@ class MontySandbox:
         if "feed time limit exceeded" in message:
             return TIME_LIMIT
         missing = MISSING.search(message)
-        # A missing module of the standard library is monty's lack, any other one the program's error
+        # If a module of the standard library is missing, monty lacks it; any other one is the
+        # program's error
         if NOT_PYTHON.search(message) or (missing and missing[1] in sys.stdlib_module_names):
             raise SandboxError(f"{self.name} is not all of Python ({message}); install bubblewrap")
         return CRASHED
 
 
 def _with_own_sys(program):
-    """`program` with the prelude's sys in place of the imported one."""
+    """Return `program` with the prelude's `_sys` in place of the `sys` that it imports."""
     if "sys" not in program:
         return program
     try:

@@ -1,9 +1,11 @@
-r"""Numbers and arithmetic as people write them, read exactly: "1,234", "0.5", "2 * (3 + 4)", "\frac{1}{2}".
+r"""Read numbers and arithmetic exactly: "1,234", "0.5", "2 * (3 + 4)", "\frac{1}{2}".
 
-A model's text is never evaluated as Python: `number` walks a syntax tree of digits and
-+ - * / ** alone, within caps on length, depth and size. Numbers have ASCII's digits, 0 to 9. The patterns
-match the digits of other scripts too, so that "٣5" is one piece, which is no number: no rule reads a 5 in it.
-Words, units and signs in words are for `quantity`.
+A model's text is never evaluated as Python. `number` walks a syntax tree that may have only digits
+and + - * / **, within caps on length, depth and size.
+
+A number has only ASCII's digits, 0 to 9. The patterns also match the digits of other scripts, so
+that "٣5" is one piece. This piece is no number, so no rule reads a 5 in it. quantity.py reads
+words, units and signs that are written as words.
 """
 
 import ast
@@ -13,10 +15,10 @@ import re
 import unicodedata
 from fractions import Fraction
 
-# The longest and deepest expression that is read as a number; others are compared as text
+# Longest and deepest expression that is read as a number; others are compared as text
 MAX_CHARS = 100
 MAX_DEPTH = 20
-# The largest numerator or denominator, in intermediate results too
+# Most bits of a numerator or denominator, in intermediate results too
 MAX_BITS = 256
 
 BINARY = {ast.Add: operator.add, ast.Sub: operator.sub}
@@ -34,21 +36,22 @@ OPERATORS = {
     "÷": "/",
 }
 OPERATORS |= {"−": "-", "–": "-"}
-# Full-width signs of Chinese; digits stay as they are
+# Full-width signs in Chinese text; digits stay as they are
 FULL_WIDTH = str.maketrans("（）＋－＝％：；，．！？［］／＊＄", "()+-=%:;,.!?[]/*$")
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
-# Not after a digit: 2\frac{1}{2} is a mixed number, no product
+# Not after a digit: 2\frac{1}{2} is a mixed number, not a product
 FRACTION = re.compile(
     r"(?<![\d.)])(?<![\d.)] )\\[dt]?frac\s?(?:\{\s?(-?[0-9]+)\s?\}\{\s?([0-9]+)\s?\}|([0-9])([0-9]))"
 )
-# LaTeX that changes how an answer looks and not what it is: words in a font, spaces, "1{,}000"
+# LaTeX that changes how an answer looks but not its value: words in a font, and spaces
 WORDS = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mbox|operatorname)"
     r"\s*\{([^{}]*)\}"
 )
 SPACES = re.compile(r"(?<!\\)\\[,:; ]|~|\\q?quad\b")
-# Thin spaces between thousands, and what shows a formula: $5$, US$5, \(5\), \[5\], \left( 5 \right)
+# Thin spaces between thousands, and layout around a number: $5$, US$5, \(5\), \[5\],
+# \left( 5 \right)
 LAYOUT = re.compile(
     r"(?<=\d)\\,(?=\d{3}(?!\d))|(?:(?<![A-Za-z])[A-Z]{1,2}(?=\\?\$\d))?\\?[$£€¥₹]|`|(?<!\\)\\[()\[\]]"
     r"|\\(?:left|right)\b\.?|\\displaystyle\b|\\!|</?(?:b|i|u|em|strong|span|p)>"
@@ -60,14 +63,15 @@ SUPERSCRIPT = re.compile("[⁰¹²³⁴-⁹]+")
 
 
 def number(text: str):
-    r"""Read a number or an expression exactly, as a Fraction: "1,234", "$5", "1/2", "2 * (3 + 4)", "\frac12".
+    r"""Read a number or an expression as an exact Fraction, or return None.
 
-    Returns None if it is neither, or exceeds a cap of this module.
+    Examples are "1,234", "$5", "1/2", "2 * (3 + 4)" and "\frac12". None means that the text is
+    neither a number nor an expression, or that it exceeds a cap of this module.
     """
     return None if len(text) > MAX_CHARS else _read(text)
 
 
-# A long completion repeats its numbers
+# Cached because a long completion repeats its numbers
 @functools.lru_cache(4096)
 def _read(text):
     # A numeral with leading zeros is a syntax error in Python
@@ -77,19 +81,21 @@ def _read(text):
         return None
     try:
         return _walk(ast.parse(text.strip(), mode="eval").body, text.strip(), MAX_DEPTH)
-    # Not an expression, or past a cap
+    # Not an expression, or beyond a cap
     except (SyntaxError, ValueError, ZeroDivisionError):
         return None
 
 
 def plain(text: str):
-    """`tidy` in small letters."""
+    """Return tidy(text) in lower case."""
     return tidy(text).lower()
 
 
 def tidy(text: str):
-    r"""`text` on one line, without what changes how an answer looks and not what it is: dollar signs, a final
-    period, Markdown's **bold**, LaTeX's \text{...}. "5²" becomes "5^2", a typeset minus "-", "percent" "%".
+    r"""Return `text` on one line, without marks that change how an answer looks but not its value.
+
+    It drops dollar signs, a final period, Markdown's **bold** and LaTeX's \text{...}. It writes
+    "5²" as "5^2", a typeset minus as "-" and "percent" as "%".
     """
     text = LAYOUT.sub(
         "", text.translate(FULL_WIDTH).replace("\\%", "%").replace("{,}", ",").replace("−", "-")
@@ -101,23 +107,23 @@ def tidy(text: str):
 
 
 def with_operators(text: str):
-    r"""`text` with + - * / in place of ×, \times and their like."""
+    r"""Return `text` with + - * / in place of ×, \times and similar signs."""
     for sign, operator_ in OPERATORS.items():
         text = text.replace(sign, operator_)
     return text
 
 
 def without_fractions(text: str):
-    r"""`text` with (1/2) in place of \frac{1}{2}."""
+    r"""Return `text` with (1/2) in place of \frac{1}{2}."""
     return FRACTION.sub(lambda m: f"({m[1] or m[3]}/{m[2] or m[4]})", text)
 
 
 def _walk(node, text, depth):
-    """The value of a syntax tree; ValueError for anything but capped arithmetic."""
+    """Return a syntax tree's value. Raise ValueError for all but arithmetic within the caps."""
     if depth == 0:
         raise ValueError("too deep")
     if isinstance(node, ast.Constant):
-        # From the digits as written: the tree holds 0.1 as a float, which is not exactly 0.1
+        # Read the digits as written: the tree has 0.1 as a float, which is not exactly 0.1
         value = Fraction(ast.get_source_segment(text, node).rstrip("."))
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.UAdd, ast.USub)):
         value = _walk(node.operand, text, depth - 1)
@@ -132,14 +138,14 @@ def _walk(node, text, depth):
             raise ValueError("no arithmetic")
     else:
         raise ValueError("no arithmetic")
-    # Checked afterwards: + - * / at most about double the bits of capped numbers; _power checks before
+    # Checking afterwards is safe: + - * / at most about double the bits. _power checks before
     if _bits(value) > MAX_BITS:
         raise ValueError("too big")
     return value
 
 
 def _power(base, exponent):
-    """base ** exponent, checked before it is computed: 9**9**9 would fill the memory."""
+    """Return base ** exponent, after a check of its size: 9**9**9 would fill the memory."""
     if exponent.denominator != 1 or abs(exponent) * _bits(base) > MAX_BITS:
         raise ValueError("too big")
     return base**exponent.numerator

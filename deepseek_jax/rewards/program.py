@@ -1,10 +1,12 @@
-"""Does the last program in a completion pass its test cases, when it runs in a sandbox?
+"""Reward for programs: run the last program in a completion on its test cases, in a sandbox.
 
-example["test_cases"], a list of
-- {"input": str, "output": str}: the program's output on that standard input, compared line by
-  line, without white space at the ends of lines and of the text. The outputs never enter the sandbox.
-- str: assert statements about the program's definitions. They run after it in the same process, where
-  an object that equals everything passes: prefer inputs and outputs where you have them.
+example["test_cases"] is a list of these:
+
+- {"input": str, "output": str}: the program's output on that standard input. It is compared line by
+  line, without white space at the ends of lines and of the text. The outputs never enter the
+  sandbox.
+- str: assert statements about the program's definitions. They run after it in the same process,
+  where an object that equals everything passes. Prefer inputs and outputs where you have them.
 """
 
 import ast
@@ -23,17 +25,25 @@ from deepseek_jax.rewards.sandbox import TIME_LIMIT, SandboxError
 from deepseek_jax.rewards.workers import WorkerPool
 
 PASSED, WRONG, NO_PROGRAM, ERROR = "passed", "wrong", "no_program", "error"
-# Tried in this order: bubblewrap runs all of Python, monty runs wherever its wheel installs.
+# Tried in this order: bubblewrap runs all of Python, monty runs wherever its wheel installs
 SANDBOXES = {sandbox.name: sandbox for sandbox in (BubblewrapSandbox, MontySandbox)}
 LABELS = ("python", "python3", "py")
 
 
 class ProgramVerifier(WorkerPool):
-    """Scores programs in `num_workers` processes (default: one per CPU), each with a sandbox.
+    """Pool of processes that score programs, each process with a sandbox.
 
-    time_limit_seconds: for all cases of a completion together. outcomes: a Counter of the results:
-    passed, wrong, crashed, time_limit, no_program, and error where the sandbox failed.
-    Raises ValueError where no sandbox works; see `find_sandbox`.
+    Args:
+        sandbox: A name of SANDBOXES, or None for the first one that works.
+        num_workers: Number of processes, or None for one per CPU.
+        time_limit_seconds: Limit for all cases of a completion together.
+
+    Attributes:
+        outcomes: A Counter of the results: passed, wrong, crashed, time_limit, no_program, and
+            error where the sandbox failed.
+
+    Raises:
+        ValueError: If no sandbox works, see `find_sandbox`.
     """
 
     def __init__(
@@ -55,10 +65,15 @@ class ProgramVerifier(WorkerPool):
         self.outcomes = Counter()
 
     def score(self, test_cases: Sequence, completions: Sequence[str]):
-        """Run the program of each completion (str) on its list of test cases, see check_test_cases.
+        """Run the program of each completion on its test cases.
 
-        Returns a list: 1.0 if every case passes; 0.0 if one fails, or there is no program, or it crashed or
-        hung; the exception if the sandbox failed, so that there is no verdict.
+        Args:
+            test_cases: For each completion a list, see check_test_cases.
+            completions: The completions (str).
+
+        Returns:
+            A list: 1.0 if every case passes; 0.0 if a case fails, or if there is no program, or it
+            crashed or hung; the exception if the sandbox failed, so that there is no verdict.
         """
         outcomes, jobs = {}, {}
         for i, (cases, completion) in enumerate(zip(test_cases, completions, strict=True)):
@@ -68,7 +83,7 @@ class ProgramVerifier(WorkerPool):
             else:
                 jobs[i] = (program, cases, self.time_limit_seconds)
         lost = SandboxError("the process that ran the sandbox died, or hung")
-        # run returns nothing for a call that killed its worker
+        # `run` has no result for a call that killed its worker
         outcomes |= dict.fromkeys(jobs, lost) | self.run(jobs)
         failed = [isinstance(outcomes[i], BaseException) for i in range(len(outcomes))]
         self.outcomes.update(ERROR if bad else outcomes[i] for i, bad in enumerate(failed))
@@ -78,16 +93,17 @@ class ProgramVerifier(WorkerPool):
 
 
 def find_sandbox(names: Iterable[str] = tuple(SANDBOXES)):
-    """The name of the first of `names` whose sandbox can run a program here.
+    """Return the first of `names` that names a sandbox in which a program can run here.
 
-    Raises ValueError, with the reason for each, if none can.
+    Raises:
+        ValueError: If there is none, with the reason for each name.
     """
     reasons = []
     for name in names:
         try:
             sandbox = SANDBOXES[name]()
             try:
-                # A sandbox that is installed may fail still, as bwrap does where it cannot make namespaces
+                # An installed sandbox may still fail, as bwrap does where it cannot make namespaces
                 printed, failure = sandbox.run("print(int(input()) + 1)", "41\n", 10.0)
             finally:
                 sandbox.close()
@@ -103,7 +119,7 @@ def find_sandbox(names: Iterable[str] = tuple(SANDBOXES)):
 
 
 def extract_program(completion: str):
-    """The last closed ```python block after a last </think> (str), or None."""
+    """Return the last closed ```python block (str) after the last </think>, or None."""
     text = final_text(completion)
     # Tags become line breaks, so a fence right after a tag still begins its line
     text = text.replace("<answer>", "\n").replace("</answer>", "\n")
@@ -160,12 +176,16 @@ def _start_worker(name):
 
 
 def _judge(program, cases, time_limit_seconds):
-    """The outcome of the program on the cases; it stops at the first that fails. Runs in a worker."""
+    """Run the program on the cases, in a worker, and return the outcome.
+
+    It stops at the first case that fails.
+    """
     deadline = time.monotonic() + time_limit_seconds
     runs = [(program, case["input"], case["output"]) for case in cases if not isinstance(case, str)]
     asserts = [case for case in cases if isinstance(case, str)]
     values = []
-    # The program cannot guess the word: printing it shows that the asserts passed (or reads their file)
+    # The program cannot guess the word, so the word in the output shows that the asserts passed.
+    # Only a program that reads the file of the asserts can print it all the same
     if asserts:
         word = secrets.token_hex(16)
         asserts, values = zip(*(_without_literals(case, word) for case in asserts), strict=True)
@@ -177,7 +197,7 @@ def _judge(program, cases, time_limit_seconds):
             return failure
         lines = _lines(printed)
         if asserts and expected == word:
-            # The program may print before the asserts: only the values and the last line count
+            # The program may print before the asserts, so only the values and the last line count
             if not _are([x for x in lines if x.startswith(word)][:-1], word, sum(values, [])):
                 return WRONG
             lines = lines[-1:]
@@ -187,11 +207,17 @@ def _judge(program, cases, time_limit_seconds):
 
 
 def _without_literals(case, word):
-    """(code, values) of a case: `assert LEFT == LITERAL` prints the word and LEFT instead, which is compared
-    outside. In the sandbox an object that equals everything would pass, and a program could read the literal.
+    """Rewrite a case so that its literals are compared outside of the sandbox.
 
-    A Counter and other kinds of dict count as dicts; other objects that equal a literal, such as a Decimal,
-    do not pass. Asserts of other forms are decided in the sandbox, where a hostile program can pass them.
+    `assert LEFT == LITERAL` becomes code that prints the word and LEFT. In the sandbox an object
+    that equals everything would pass, and a program could read the literal.
+
+    A Counter and other kinds of dict count as dicts. Other objects that equal a literal, such as a
+    Decimal, do not pass. Asserts of other forms are decided in the sandbox, where a hostile program
+    can pass them.
+
+    Returns:
+        (code of the case, list of the literals' values).
     """
     tree, values = ast.parse(case), []
     for place, node in enumerate(tree.body):
@@ -208,7 +234,7 @@ def _without_literals(case, word):
 
 
 def _are(lines, word, values):
-    """Whether the lines show these values. What is no literal is not equal to one."""
+    """Return True if the lines show these values. A line that is no literal shows none."""
     try:
         return [ast.literal_eval(line.removeprefix(word)) for line in lines] == values
     except (ValueError, SyntaxError, MemoryError, RecursionError):

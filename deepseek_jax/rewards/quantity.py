@@ -1,21 +1,24 @@
-r"""Quantities as people write them: a number and its unit, in English, LaTeX and Chinese.
+r"""Read quantities as people write them: a number and its unit, in English, LaTeX and Chinese.
 
-The grammar of what is read. What it does not explain is no quantity, and pays nothing:
+This is the grammar of a quantity. Text that it does not explain is no quantity, and earns nothing:
 
     statement = [side "="] ... [lead] number [unit] ["(" words ")"]
     side      = a name (x, f(2), Area), or an expression that has the number's value
-    lead      = words without a number, of which none makes the number a part of something else (lead.py)
+    lead      = words without a number that leave the number whole (lead.py)
     number    = ["-" | "minus" | "negative"] digits [scale], or a fraction
     scale     = "k" | "M" | "thousand" | "million" | "dozen" | "万" | ...
-    unit      = "%" | abbreviation | [adjectives] noun [more words] | function word [more words] | Chinese
+    unit      = "%" | abbreviation | [adjectives] noun [more words]
+                | function word [more words] | Chinese
     noun      = a plural, or a word of the question (unit.py)
 
-A word after a number that is no unit by this grammar may change the number: "5 squared", "5 myriad". So there
-is no list of the words that do, but for classes that a language does not add to (words.py).
+A number is left whole if no word makes it a part of something else. A word after a number that is
+no unit by this grammar may change the number: "5 squared", "5 myriad". So no list of such words is
+needed, except for classes that a language does not add to (words.py).
 
-A statement, such as the text in \boxed{...}, is all of this and has one number. In running text
-`last_quantity` reads the last number. Its sentence may have others; what joins them to it ("4 or 5",
-"10 mod 5"), compares it ("less than 5") or denies it ("is not 5") makes it a part of something else.
+A statement, such as the text in \boxed{...}, matches all of this and has one number. In running
+text, `last_quantity` reads the last number. Its sentence may have other numbers. A word that joins
+them to it ("4 or 5", "10 mod 5"), compares it ("less than 5") or denies it ("is not 5") makes it a
+part of something else, and then it is no quantity.
 """
 
 import functools
@@ -31,29 +34,35 @@ from deepseek_jax.rewards.unit import read_unit
 from deepseek_jax.rewards.words import LINKS, changes, singular, words_of
 
 EQUALS = re.compile(r"=|\\approx\b|≈")
-# What a value is called: x, f(2), \angle ABC, a + b, Area. Not 2x or -x, which are other values
 # Words that compute: "sqrt x = 5" gives x another value
 COMPUTES = frozenset(
     "sqrt log ln exp sin cos tan square squared cube cubed root not neq notin".split()
 )
+# Names of a value: x, f(2), \angle ABC, a + b, Area. Not 2x or -x, which are other values
 NAME = re.compile(r"\\?[A-Za-z][A-Za-z+ ']*(?:_\{?\w+\}?)?(?:\([^()=]*\))?")
-# The words of a side before its expression: "She makes 9 * 2"
+# The words before the expression of a side: "She makes 9 * 2"
 LEAD = re.compile(r"\A(?:[A-Za-z'’,:]+ )*")
-# In a statement a bracket is that of a list or a set
+# A bracket in a statement belongs to a list or a set
 LISTS = frozenset("[]{}")
-# A dash that a space follows begins an item of a list
+# A dash with a space after it begins an item of a list
 BULLET = re.compile(r"^\s*[-*–•>] ")
-# With these a line goes on in the next one
+# A line that ends in one of these continues on the next line
 UNFINISHED = tuple("+-*/^×÷·<>≠±√,")
-# Longest statement that is read, and how much is read on either side of the last digit of a text
+# Characters of the longest statement that is read, and characters that are read on either side of
+# the last digit of a text
 MAX_CHARS, WINDOW = 1000, 500
 
 
 class Quantity(NamedTuple):
-    """A number as a text states it: the Fraction `value`, times the int `scale` of a word such as "million".
+    """A number as a text states it.
 
-    text: the number alone, as it is written. unit, scale_word: "" without one. computed: it is an expression
-    or a fraction, such as 2 + 3 or 10/2.
+    Attributes:
+        value: The number, without its scale.
+        text: The number as it is written, without unit and scale word.
+        unit: "" without one.
+        scale: The factor of a word such as "million", by which `value` is to be multiplied.
+        scale_word: That word, "" without one.
+        computed: True for an expression or a fraction, such as 2 + 3 or 10/2.
     """
 
     value: Fraction
@@ -64,17 +73,22 @@ class Quantity(NamedTuple):
     computed: bool = False
 
     def amounts(self, question: str | None = None):
-        """The Fractions that it may mean: 1.5 million is 1500000, or 1.5 if the question has "million"."""
+        """Return the set of Fractions that the quantity may mean.
+
+        1.5 million is 1500000. If the question has the word "million", it may also be 1.5.
+        """
         as_unit = singular(self.scale_word) in words_of(question)
         return {self.value * self.scale} | ({self.value} if as_unit else set())
 
 
 @functools.lru_cache(4096)
 def read_quantity(text: str, question: str | None = None, *, lead: bool = True):
-    """The Quantity that all of `text` states (see the grammar of this module), or None.
+    r"""Read the Quantity that all of `text` states, by the grammar of this module, or return None.
 
-    question: its words are units, even those that would change a number. lead: whether words may come before
-    the number.
+    Args:
+        text: A statement, such as the text in \boxed{...}.
+        question: Its words count as units, even words that would otherwise change the number.
+        lead: Whether words may come before the number.
     """
     if len(text) > MAX_CHARS:
         return None
@@ -93,7 +107,11 @@ def read_quantity(text: str, question: str | None = None, *, lead: bool = True):
 
 
 def last_quantity(text: str, question: str | None = None):
-    """The Quantity of the last number in running text, or None where it is a part of something else."""
+    """Read the last number in running text, or return None if it is a part of something else.
+
+    Returns:
+        A Quantity, or None, also for a text without a number.
+    """
     end = text.rfind(next((x for x in reversed(text) if x.isdecimal()), "\0")) + 1
     tokens = tokens_of(without_fractions(tidy(_line_around(text, end))))
     places = places_of_numbers(tokens)
@@ -104,9 +122,10 @@ def last_quantity(text: str, question: str | None = None):
 
 @functools.lru_cache(4096)
 def said_quantity(text: str, question: str | None = None):
-    """The Quantity of what a sentence says the answer is: "5 because ...", "x = 5", "2 + 3 = 5"; or None.
+    """Read the Quantity in what a sentence says the answer is, or return None.
 
-    Its number is the only one, or the sentence is an equation whose sides agree.
+    Examples are "5 because ...", "x = 5" and "2 + 3 = 5". The number must be the only one, or the
+    sentence must be an equation with sides that agree.
     """
     tokens = tokens_of(without_fractions(tidy(text)))
     places = places_of_numbers(tokens)
@@ -118,7 +137,13 @@ def said_quantity(text: str, question: str | None = None):
 
 
 def sides_agree(sides: Sequence[str], value: Fraction | None, *, lead: bool = True):
-    """True if each other side of an equation is a name, or has this value. lead: behind words or not."""
+    """Return True if each other side of an equation is a name or has this value.
+
+    Args:
+        sides: The texts of the other sides.
+        value: The value of the last side, or None if it has none.
+        lead: Whether words may come before the expression of a side.
+    """
     for side in filter(None, (with_operators(side).strip() for side in sides)):
         if any(changes(word) or word in COMPUTES for word in re.findall("[a-z]+", side.lower())):
             return False
@@ -129,12 +154,12 @@ def sides_agree(sides: Sequence[str], value: Fraction | None, *, lead: bool = Tr
 
 
 def _is_first(tokens, place):
-    """True if no word but a sign is before the token at this place."""
+    """Return True if no word precedes the token at this place, except for a sign."""
     return all(token.kind != "word" or token.negates for token in tokens[:place])
 
 
 def _quantity(tokens, place, context):
-    """The Quantity of the number at this place; None where its neighbours do not leave it whole."""
+    """Return the Quantity of the number at this place, or None if its neighbours change it."""
     if not context.running and any(_is_no_statement(token) for token in tokens):
         return None
     text = tokens[place].text
@@ -153,12 +178,12 @@ def _is_no_statement(token):
 
 
 def _line_around(text, end):
-    """Cut out the line of the character before `end`, with the line above if that one has not ended."""
+    """Return the line of the character before `end`, with the line above if that is unfinished."""
     start = max(0, end - WINDOW)
     before, _, line = text[start:end].rpartition("\n")
     line += text[end : end + WINDOW].partition("\n")[0]
     before = before.rpartition("\n")[2].rstrip(" \\[]()$")
     line = line if before.endswith("=") else BULLET.sub("", line)
     last = re.search(r"[A-Za-z]*$", before)[0].lower()
-    # Many a line ends in "times" or "left over"
+    # Only LINKS, not all of JOINS: many complete lines end in "times" or "left over"
     return f"{before} {line}" if before.endswith(UNFINISHED) or last in LINKS else line

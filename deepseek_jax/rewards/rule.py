@@ -1,4 +1,4 @@
-"""One reward by rule, and how it reads the answer in a completion."""
+"""The records Rule, one reward by rule, and Reading, how a rule reads a completion's answer."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,8 +7,9 @@ from typing import NamedTuple
 class Reading(NamedTuple):
     """How a rule reads the answer in a completion, so that answers can vote.
 
-    find(completion, question) -> str, or None without an answer. Answers with equal key(answer, question) are
-    the same.
+    Attributes:
+        find: find(completion, question) -> str, or None if there is no answer.
+        key: key(answer, question) -> a value. Answers with equal values count as the same answer.
     """
 
     find: Callable
@@ -18,12 +19,18 @@ class Reading(NamedTuple):
 class Rule(NamedTuple):
     """One reward by rule.
 
-    score(completion: str, example: Mapping) -> float, a share from 0 to 1. check(example) raises ValueError
-    for an example that the rule cannot score. reading: None where answers cannot vote, such as programs.
-    verifier: in place of score, a class that scores a batch in a pool of workers, with score(values,
-    completions, *more): the examples' values of the first of `fields`, and, after the completions, those of
-    the others. unread(completion, example): True if it states something
-    that the rule cannot read, and scores 0 for it.
+    Attributes:
+        score: score(completion: str, example: Mapping) -> float from 0 to 1. None if there is a
+            verifier.
+        check: check(example) raises ValueError for an example that the rule cannot score. None if
+            the rule can score every example.
+        reading: How to read the answer. None where answers cannot vote, such as programs.
+        verifier: A class that is used in place of `score` and scores a batch in a pool of workers.
+            Its method score(values, completions, *more) gets the examples' values of the first of
+            `fields`, then the completions, then the examples' values of each other field.
+        fields: Names of the fields of an example that the verifier gets.
+        unread: unread(completion, example) -> True if the completion states something that the rule
+            cannot read and therefore scores 0. None if the rule does not say.
     """
 
     score: Callable | None = None

@@ -1,4 +1,7 @@
-"""The general rules. Worlds have rules of their own, see worlds.registry."""
+"""The general rules, by the names that config.rewards gives them.
+
+Worlds add rules, see worlds.registry.
+"""
 
 from deepseek_jax.rewards.answer import (
     answer_key,
@@ -29,7 +32,7 @@ from deepseek_jax.rewards.rule import Reading, Rule
 
 NUMBERS = Reading(extract_answer, answer_key)
 
-# THE rules, by their name in config.rewards; worlds add more, see worlds.registry
+# The only table of the general rules; worlds add theirs, see worlds.registry
 RULES = {
     "exact_answer": Rule(exact_answer, gold_answer, NUMBERS, unread=is_unread),
     "math_verify": Rule(

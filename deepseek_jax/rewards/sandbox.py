@@ -1,11 +1,11 @@
-"""Limits that both sandboxes share, and the failures of a program in them."""
+"""Limits that both sandboxes share, and names for the ways in which a program fails in them."""
 
-# Limits of a process in the sandbox
+# Limits of one process in a sandbox
 MAX_MEMORY_BYTES = 512 * 2**20
 MAX_OUTPUT_BYTES = 2**20
-# The failures of a program
+# Ways in which a program fails
 CRASHED, TIME_LIMIT = "crashed", "time_limit"
 
 
 class SandboxError(RuntimeError):
-    """The sandbox failed, not the program in it: there is no verdict."""
+    """Failure of the sandbox, not of the program in it, so there is no verdict."""

@@ -1,4 +1,4 @@
-"""The weighted sum of named rewards over a batch of completions; it counts every failure."""
+"""Score a batch of completions by the weighted sum of named rewards, and count every failure."""
 
 import functools
 import math
@@ -17,19 +17,25 @@ from deepseek_jax.rewards.rule import Rule
 from deepseek_jax.rewards.rules import RULES
 
 MAX_MESSAGES = 5
-# Longest completion that rules read, about 250,000 tokens: longer ones take seconds, and workers copy them
+# Longest completion that rules read, about 250,000 tokens: longer ones take seconds, and workers
+# copy them
 MAX_CHARS = 2**20
 
 
 @dataclass
 class Scores:
-    """The rewards of a batch of completions.
+    """Rewards of a batch of completions.
 
-    total: float32[b], the weighted sum of the parts that scored; NaN where a part failed or none scored.
-    parts: name -> float32[b], unweighted; NaN where it failed or did not score. errors: the number of
-    completions whose total is NaN. messages: of the first failures. metrics, columns: what functions of the
-    user's own logged: name -> number, and name -> a value for each completion. unread: bool[b], True where a
-    rule scored 0 because it could not read what the completion states; None without a rule that reads.
+    Attributes:
+        total: float32[b], the weighted sum of the parts that scored. NaN if a part failed or none
+            scored.
+        parts: name -> float32[b], unweighted. NaN where the part failed or did not score.
+        errors: Number of completions with a NaN total.
+        messages: Messages about the first failures.
+        metrics: name -> number, logged by the user's functions.
+        columns: name -> a value for each completion, logged by the user's functions.
+        unread: bool[b], True where a rule scored 0 because it could not read what the completion
+            states. None if no rule can say this.
     """
 
     total: np.ndarray
@@ -41,18 +47,18 @@ class Scores:
     unread: np.ndarray | None = None
 
     def as_wrong(self, name: str):
-        """A part in which completions without a verdict count as 0, as in an accuracy: float32[b]."""
+        """Return a part with 0 for completions without a verdict, as in an accuracy: float32[b]."""
         return np.nan_to_num(self.parts[name])
 
     def without_verdict(self, name: str):
-        """In words how many completions as_wrong counts as 0; None where there are none."""
+        """Say how many completions as_wrong counts as 0, or return None if there are none."""
         missing = int(np.isnan(self.parts[name]).sum())
         if missing:
             return f"{missing} of {len(self.total)} answers had no verdict by {name} and count as 0"
         return None
 
     def require_one(self):
-        """Raise UnusableRewards, with the first message, if not a single completion could be scored."""
+        """Raise UnusableRewards, with the first message, if not one completion could be scored."""
         if len(self.total) and self.errors == len(self.total):
             first = "".join(self.messages[:1])
             raise UnusableRewards(f"none of {self.errors} completions could be scored. {first}")
@@ -61,16 +67,23 @@ class Scores:
 class Rewards:
     """Rewards by name, with weights: Rewards({"correct": 1.0, "my_rewards.py:brief": 0.2}).
 
-    A name is that of a rule, of a model, or of a function, FILE.py:NAME or package.module:NAME, see
-    rewards.function; a function stands for its own name. A part fails on a completion if it raises or returns
-    anything but a finite number, and each does on one of more than MAX_CHARS characters. The total is then
-    NaN, "not scored": a 0 would look like a wrong answer. A function may return None, "not scored by me": the
-    other parts count without it.
-    models: trained rewards by name, rewards.model.RewardModel or any object with its
-    score(examples, completions). rules: the rules that weights may name.
-    Raises ValueError for no rewards, an unknown name, a model with the name of another reward or
-    without a weight, a weight that is not finite, where a verifier lacks a package or a sandbox, and as
-    FunctionReward does.
+    A part is the value of one reward. It fails on a completion if the reward raises an exception or
+    returns anything but a finite number, and if a rule or function gets more than MAX_CHARS
+    characters. The total is then NaN, "not scored", because a 0 would look like a wrong answer. A
+    function may return None, "not scored by me": the other parts count without it.
+
+    Args:
+        weights: name -> weight. A name is a rule's, a model's, or a function's: FILE.py:NAME or
+            package.module:NAME, see rewards.function. The function itself may stand in place of its
+            name.
+        models: Trained rewards by name: rewards.model.RewardModel, or any object with its method
+            score(examples, completions).
+        rules: The rules that `weights` may name; RULES by default.
+
+    Raises:
+        ValueError: For no rewards, an unknown name, a model that has the name of another reward or
+            no weight, a weight that is not finite, a verifier that lacks a package or a sandbox,
+            and as FunctionReward does.
     """
 
     @plainly()
@@ -116,9 +129,10 @@ class Rewards:
             pool.close()
 
     def check(self, examples: Sequence[Mapping]):
-        """Raise ValueError if a reward cannot score one of the examples; called before a run starts.
+        """Raise ValueError if a reward cannot score one of the examples.
 
-        The message names the reward, the question and the field that it lacks.
+        Call it before a run starts. The message names the reward, the question and the field that
+        it lacks.
         """
         for name, rule in self._rules.items():
             for example in () if rule.check is None else examples:
@@ -136,10 +150,11 @@ class Rewards:
                 )
 
     def best_share(self) -> str | None:
-        """The reward of the largest weight, 0 or more, among the shares, from 0 to 1; None without any.
+        """Return the name of the reward with the largest weight among shares, or None without any.
 
-        Rules are shares, and functions of the user's own whose values were when check tried them. Nothing is
-        known of the values of trained rewards. Among equal weights the first counts.
+        A share is a reward with values from 0 to 1 and a weight of 0 or more. Rules are shares. A
+        user's function is one if its values were from 0 to 1 when check tried it. The values of
+        trained rewards are not known. Among equal weights the first reward counts.
         """
         own = [name for name, function in self._functions.items() if function.is_share]
         shares = [n for n, w in self.weights.items() if w >= 0 and (n in self._rules or n in own)]
@@ -153,8 +168,13 @@ class Rewards:
     ) -> Scores:
         """Score completions[i] (str) against examples[i], a Mapping with "question" and "answer".
 
-        completion_ids: the completions' tokens, for functions that take them. Raises ValueError if the lists
-        differ in length, or as check() does.
+        Args:
+            examples: One for each completion.
+            completions: The texts to score.
+            completion_ids: The completions' tokens, for functions that take them.
+
+        Raises:
+            ValueError: If the lists differ in length, or as check() does.
         """
         batch = Batch(examples, completions, completion_ids)
         return self._score(batch, lambda work, count: work(range(count)), lambda value: [value])
@@ -165,12 +185,14 @@ class Rewards:
         completions: Sequence[str],
         completion_ids: Sequence[Sequence[int]] | None = None,
     ) -> Scores:
-        """score, shared between all processes, which call it with the same arguments and get the same Scores.
+        """Score a batch as `score` does, with the work shared between all processes.
 
-        Each process reads and scores its own share of the completions; but models, whose programs take all
-        processes, score all completions on each. An exception on one process is raised on all.
+        All processes must call it with the same arguments, and get the same Scores. Each process
+        reads and scores its own share of the completions. Models score all completions on each
+        process, because their programs need all processes. An exception on one process is raised on
+        all.
         """
-        # Workers of the verifiers, which import no jax, import this file
+        # Imported here because workers of the verifiers import this file, but must not import jax
         from deepseek_jax.parallel.processes import from_each, in_shares
 
         return self._score(Batch(examples, completions, completion_ids), in_shares, from_each)
@@ -203,9 +225,12 @@ class Rewards:
         return Scores(total, parts, errors, messages[:MAX_MESSAGES], *logged, unread)
 
     def _verdicts(self, name, batch, rows):
-        """(float, message, whether it was not read) for each of the rows, by one reward; None in place of the
-        float where it does not score. Where it fails: NaN, and a message, which is None after MAX_MESSAGES
-        others, as it is without a failure.
+        """Score each of the rows by one reward.
+
+        Returns:
+            A list of (score, message, not_read). score is a float, None if the reward does not
+            score, or NaN if it fails. message is a str for the first MAX_MESSAGES failures, else
+            None. not_read is True if a rule scored 0 because it could not read the completion.
         """
         unread = self._rules[name].unread if name in self._rules else None
         verdicts, failures = [], 0
@@ -222,7 +247,7 @@ class Rewards:
         return verdicts
 
     def _values(self, name, batch, rows):
-        """What one reward returns, or raised, for each of the rows."""
+        """Return what one reward returned or raised for each of the rows."""
         examples, completions = batch.examples, batch.completions
         if name in self._models:
             values = self._models[name].score(examples, list(completions))
@@ -247,7 +272,7 @@ def _too_long(text):
 
 
 def _call(reward, completion, example):
-    """The reward, or the exception that it raised, for `_verdicts` to count and report."""
+    """Return the reward, or the exception that it raised, which `_verdicts` counts and reports."""
     try:
         return reward(completion, example)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""A line of text as tokens: numbers, words, commands of LaTeX and signs."""
+"""Split a line of text into tokens: numbers, words, LaTeX commands and signs."""
 
 import re
 from typing import NamedTuple
@@ -15,7 +15,13 @@ CLOSING = frozenset([")", "]", "}", '"', "”", "’", "*", "**"])
 
 
 class Token(NamedTuple):
-    """A piece of a line. kind: "number", "word", "command" or "sign". glued: no space is before it."""
+    """A piece of a line.
+
+    Attributes:
+        kind: "number", "word", "command" or "sign".
+        text: The piece as it is written.
+        glued: True if another token precedes it without a space.
+    """
 
     kind: str
     text: str
@@ -23,13 +29,17 @@ class Token(NamedTuple):
 
     @property
     def negates(self):
-        """Whether it is the sign of a number, in words too."""
+        """True if the token can be the sign of a number, as a symbol or a word such as "minus"."""
         return self.text in ("-", "–", "+") or self.text.lower() in ("minus", "negative")
 
 
 class Context(NamedTuple):
-    """How a number is read. known: the words of the question (words.words_of). running: it stands in running
-    text, not in a statement that has nothing else.
+    """How to read a number.
+
+    Attributes:
+        known: The words of the question (words.words_of).
+        running: True if the number stands in running text, False if it stands in a statement that
+            has nothing else.
     """
 
     known: frozenset
@@ -37,7 +47,7 @@ class Context(NamedTuple):
 
 
 def tokens_of(line: str):
-    """The tokens of a line, a list of Token."""
+    """Split a line into a list of Token."""
     tokens, glued = [], False
     for match in TOKEN.finditer(line):
         if match.lastgroup != "space":
@@ -47,5 +57,5 @@ def tokens_of(line: str):
 
 
 def places_of_numbers(tokens: list):
-    """The indices of the numbers among tokens."""
+    """Return the indices of the number tokens."""
     return [place for place, token in enumerate(tokens) if token.kind == "number"]

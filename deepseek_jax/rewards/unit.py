@@ -1,4 +1,4 @@
-"""Read what follows a number: words that scale it, its unit, and words that make it another number."""
+"""Read what follows a number: its unit, words that scale it and words that change it."""
 
 import re
 import unicodedata
@@ -26,16 +26,23 @@ from deepseek_jax.rewards.words import (
     singular,
 )
 
-# Signs that end what is said of a number, and those that go on with it
+# Signs that end a statement about a number, and signs that continue it
 ENDS = frozenset(".,;:!?|―—…–-。，、；：！？")
 OPERATORS = frozenset("+*/^×÷·=<>≤≥≠±√_")
 ADDS = frozenset("or nor plus minus mod".split())
-# Adjectives before a noun, and how far behind a number of running text another one is joined to it
+# The most adjectives before a noun. In running text, only the NEAR words after a number can join
+# another number to it
 MOST_ADJECTIVES, NEAR = 3, 3
 
 
 class Unit(NamedTuple):
-    """The unit of a number and the word that scales it, each "" without one: 5 [thousand] [apples]."""
+    """The unit of a number and the word that scales it: 5 [thousand] [apples].
+
+    Attributes:
+        text: The unit, "" without one.
+        scale: The factor of the scale word, 1 without one.
+        scale_word: The word that scales the number, "" without one.
+    """
 
     text: str = ""
     scale: int = 1
@@ -43,9 +50,15 @@ class Unit(NamedTuple):
 
 
 def read_unit(tokens: list, context: Context, *, one: bool = False):
-    """The Unit of a number that these tokens follow; None where they change it or are not understood.
+    """Return the Unit of the number before these tokens, or None.
 
-    one: the number is at most 1, so that its unit is no plural: "1 foot".
+    None means that the tokens change the number, or are not understood.
+
+    Args:
+        tokens: The tokens after a number.
+        context: How to read the number.
+        one: True if the number is above 0 and at most 1. Its unit need not be a plural, as in "1
+            foot".
     """
     if tokens and tokens[0].text == "%":
         return Unit("%") if context.running or _ends(tokens[1:], context, False) else None
@@ -67,12 +80,18 @@ def read_unit(tokens: list, context: Context, *, one: bool = False):
 
 
 def is_unit(words: str):
-    """True if these words are a unit of the number before them: not if they change it, as "million" does."""
+    """Return True if these words are a unit of the number before them.
+
+    "million" is no unit, because it changes the number.
+    """
     return bool(_words(tokens_of(words), Context(frozenset(), running=False), one=False))
 
 
 def _scale(tokens):
-    """(scale, its last word, the tokens behind it): of "5 hundred thousand" both words scale."""
+    """Return (scale, its last word, the tokens after it).
+
+    Several words may scale, as both do in "5 hundred thousand".
+    """
     first = tokens[0]
     letter = first.kind == "word" and (first.glued or len(first.text) == 1)
     if letter and first.text in LETTER_SCALES:
@@ -85,7 +104,10 @@ def _scale(tokens):
 
 
 def _is_glued_unit(token, context):
-    """True if letters that touch a number are its unit: 5cm, not 5x; 5m where the question has meters."""
+    """Return True if letters that touch a number are its unit: 5cm, but not 5x.
+
+    One letter is a unit only if the question has its name: 5m where the question has meters.
+    """
     head = re.split(r"[/^]", token.text.lower())[0]
     if len(head) == 1:
         names = {head, *LETTER_UNITS.get(head, "").split()}
@@ -104,7 +126,10 @@ def _chinese_unit(tokens, context):
 
 
 def _words(tokens, context, one):
-    """The words (str) that are the unit of the number before them, "" without words; None for other words."""
+    """Return the words that are the unit of the number before them, or None for other words.
+
+    Without words, return "".
+    """
     words = []
     for token in tokens:
         if token.kind != "word":
@@ -124,8 +149,11 @@ def _words(tokens, context, one):
 
 
 def _is_noun_phrase(words, context, one):
-    """True if words begin by adjectives and a noun, or by a word with which a sentence goes on."""
-    # "5 a day", and not the variables of "5 a" and "5 i"
+    """Return True if words begin with adjectives and a noun, or continue a sentence.
+
+    A word of FUNCTION continues a sentence, and in running text so does one of VERBS.
+    """
+    # Accepts "5 a day", but not the variables in "5 a" and "5 i"
     if len(words[0]) > 1 or words[1:] or context.running:
         if words[0] in FUNCTION - {"i"} or (context.running and words[0] in VERBS):
             return True
@@ -134,7 +162,7 @@ def _is_noun_phrase(words, context, one):
             return True
         if word in FUNCTION | VERBS or len(word) < 3:
             return False
-        # "5 third graders", and not "5 third of it"
+        # Accepts "5 third graders", but not "5 third of it"
         if changes(word) and not (ADJECTIVES.fullmatch(word) and following != "of"):
             return False
         if one:
@@ -147,7 +175,7 @@ def _adds(word):
 
 
 def _names_a_thing(word):
-    """True if a word is a unit by itself: a plural, an abbreviation, km/h, cm^2."""
+    """Return True if a word is a unit by itself: a plural, an abbreviation, km/h, cm^2."""
     head = re.split(r"[/^]", word)[0]
     if head in ABBREVIATIONS or head in IRREGULAR or head == "times":
         return True
@@ -156,7 +184,10 @@ def _names_a_thing(word):
 
 
 def _leaves_whole(words, running):
-    """True if words after a number neither join another one to it nor deny it: "5 or six", "5 is wrong"."""
+    """Return True if the words after a number neither join another number to it nor deny it.
+
+    "5 or six" and "5 is wrong" return False.
+    """
     if running and (words[0] in VERBS or denies(words[0])) and any(map(denies, words[: NEAR + 1])):
         return False
     if not running and any(w in VERBS or w in CARDINALS or denies(w) for w in words):
@@ -172,7 +203,13 @@ def _leaves_whole(words, running):
 
 
 def _ends(tokens, context, worded):
-    """True if tokens after a number, and after the words of its unit (worded), add nothing to it."""
+    """Return True if the tokens after a number and its unit add nothing to the number.
+
+    Args:
+        tokens: The tokens after the unit.
+        context: How to read the number.
+        worded: True if the unit has words.
+    """
     if context.running and tokens and tokens[0].text == "=":
         # "so 5 = x"
         return len(tokens) == 2 and tokens[1].kind == "word"

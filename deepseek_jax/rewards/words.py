@@ -1,7 +1,7 @@
-"""Classes of words around a number, in English and Chinese: those that change it, and those that do not.
+"""Classes of words around a number, English and Chinese: words that change it, words that do not.
 
-As far as possible these are classes that a language does not add to: numerals, prepositions, pronouns, short
-units. Nouns and adjectives are not listed.
+As far as possible, these are classes that a language does not add to: numerals, prepositions,
+pronouns, short units. Nouns and adjectives are not listed.
 """
 
 import functools
@@ -9,7 +9,7 @@ import re
 
 from deepseek_jax.rewards.number import tidy
 
-# ½, ² and their like are no letters
+# ½, ² and similar characters are not letters
 LETTER = r"[^\W\d_¹²³¼-¾⁰-₉⅐-↉]"
 WORD = rf"{LETTER}+(?:['’/-]{LETTER}+)*(?:(?<=s)['’])?"
 
@@ -18,7 +18,7 @@ CARDINALS = frozenset(
     seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety tens sixes basis
     pi""".split()
 )
-# Numbers that are adjectives before a noun: "5 third graders", "5 double rooms"
+# Numbers that serve as adjectives before a noun: "5 third graders", "5 double rooms"
 ADJECTIVES = re.compile(
     r"half|negative|minus|once|twice|thrice|double|triple|quadruple|quarter|third|fourth|fifth|sixth|seventh"
     r"|eighth|ninth|tenth|eleventh|twelfth|[a-z]+(?:teenth|tieth)|(?:hundred|thousand|[a-z]+illion)th"
@@ -33,7 +33,7 @@ SCALES |= {
     f"{name}illion": 1000**power
     for power, name in enumerate("m b tr quadr quint sext sept oct non dec".split(), start=2)
 }
-# Of these the case counts: a metre is a small m
+# The case of these letters counts: m is a metre, M is a million
 LETTER_SCALES = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
 ABBREVIATIONS = frozenset(
     """c f g h j l m s v w cm mm km kg kgs mg lb lbs oz ft in yd ml dl cl cc hr hrs min mins sec am pm yr yrs
@@ -45,7 +45,8 @@ IRREGULAR = frozenset(
     """people children men women feet teeth geese mice sheep fish deer dice oxen percent yen yuan won euro
     baht rand""".split()
 )
-# Behind a number a sentence goes on with these: prepositions, articles, pronouns, adverbs of quantity
+# Words with which a sentence continues after a number: prepositions, articles, pronouns, adverbs
+# of quantity
 FUNCTION = frozenset(
     """a an the this that these those each every all both any some such his her its their our your my of in
     on at to for from with without by per as than into onto during after before until since within across
@@ -55,7 +56,7 @@ FUNCTION = frozenset(
     long tall wide high deep short leftover out worth only too also again later still yet now today tomorrow
     yesterday""".split()
 )
-# What a sentence says of a number, "5 is the total". A mark holds no sentence about its number
+# Verbs after a number, as in "5 is the total". The content of a mark is no such sentence
 VERBS = frozenset(
     """is are was were be been has have had do does did can could will would shall should may might must need
     needs makes gives equals""".split()
@@ -64,15 +65,15 @@ NEGATIONS = frozenset(
     "not never no nor neither cannot without hardly wrong incorrect false".split()
 )
 NEGATED = re.compile(r"[a-z]+n['’]t")
-# Before a number: it is a part of a product or a comparison
+# Before a number, these words make it a part of a product or a comparison
 JOINS = frozenset(
     """nor per than times plus mod modulo over under above below beyond exceeding versus vs least most
     twice but except unlike sqrt log ln exp""".split()
 )
-# These are so only behind another number: "4 to 5", and not "comes to 5"
+# These words do so only after another number: in "4 to 5", but not in "comes to 5"
 LINKS = frozenset("and or to by through from minus".split())
 
-# The first character of the scripts of East Asia in Unicode
+# The first character of East Asian scripts in Unicode
 FIRST_OF_CHINESE = "\u2e80"
 HAN_SCALES = {
     "百": 10**2,
@@ -87,9 +88,10 @@ HAN_SCALES = {
 HAN_CHANGES = frozenset(
     "〇零一二两兩三四五六七八九十百千万萬亿億兆佰仟几幾半打倍成折分点點又负加减乘除或不"
 )
-# What makes the number after it a part of something else: not, at least, above, the 5th, of a fraction
+# Characters that make the number after them a part of something else: not, at least, above,
+# the 5th, and the sign of a fraction
 HAN_BEFORE = re.compile("[不非第]|至[少多]|超过|[大小多少高低]于|分之")
-# A unit of one letter that touches a number is one where the question has its name
+# One letter that touches a number is its unit only if the question has the unit's name
 LETTER_UNITS = {
     "m": "meter metre minute",
     "g": "gram",
@@ -101,7 +103,7 @@ HAN_UNITS = ("千克", "千米")
 
 
 def changes(word: str):
-    """True if a word, in small letters, may make another number of the one beside it."""
+    """Return True if a word, in lower case, may change the number next to it."""
     if (
         {word, singular(word)} & CARDINALS
         or word in JOINS
@@ -113,16 +115,16 @@ def changes(word: str):
 
 
 def denies(word: str):
-    """True if a word, in small letters, denies what is said: not, wrong, isn't."""
+    """Return True if a word, in lower case, denies a statement: "not", "wrong", "isn't"."""
     return word in NEGATIONS or bool(NEGATED.fullmatch(word))
 
 
 def singular(word: str):
-    """A word without the s of a plural."""
+    """Return a word without the s of a plural."""
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
 @functools.lru_cache(1024)
 def words_of(question: str | None):
-    """The words of a question, in small letters and in the singular: a set of str."""
+    """Return the words of a question, in lower case and in the singular: a set of str."""
     return {singular(word.lower()) for word in re.findall(WORD, tidy(str(question or "")))}

@@ -1,4 +1,4 @@
-"""Prompts in; completions, and the log-probabilities that they were sampled with, out."""
+"""Rollouts: sample completions of prompts, with the log-probability of each sampled token."""
 
 from deepseek_jax.lazy import lazy_names
 

@@ -1,4 +1,4 @@
-"""The answers of a policy: their texts, their tokens, and the conversations that they are."""
+"""A policy's answers to examples: their texts, their tokens and their conversations."""
 
 import functools
 from typing import NamedTuple
@@ -7,14 +7,20 @@ from deepseek_jax.data.texts import LazyTexts
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.rollout.completions import Rollout
 
-# The last tokens of a prompt, searched for <think>: enough for it and a line break at one byte a token
+# How many tokens at the end of a prompt are searched for <think>: enough for the tag and a line
+# break at one byte a token
 TAIL = 16
 
 
 class Answers(NamedTuple):
-    """texts: from completion_texts, n adjacent ones an example. rollout: their Rollout. prompts: the ids that
-    each example was asked with. conversations: a tool_use.Conversation for each completion, or None
-    where these are single turns.
+    """A policy's answers to examples, n adjacent ones for each example.
+
+    Attributes:
+        texts: The text of each answer, from completion_texts.
+        rollout: The Rollout with the tokens of these texts.
+        n: Answers of each example.
+        prompts: The ids of each example's prompt.
+        conversations: A tool_use.Conversation for each answer; None for single turns.
     """
 
     texts: LazyTexts
@@ -24,7 +30,10 @@ class Answers(NamedTuple):
     conversations: list | None = None
 
     def asked(self, examples):
-        """The example of each completion, of these examples; that of a conversation has it, too."""
+        """Return the example of each answer: a list with n entries for each of the examples.
+
+        If answers are conversations, each entry has its Conversation too, as "conversation".
+        """
         asked = [example for example in examples for _ in range(self.n)]
         if self.conversations is None:
             return asked
@@ -32,29 +41,38 @@ class Answers(NamedTuple):
         return [example | {"conversation": conversation} for example, conversation in pairs]
 
     def scored_by(self, rewards, examples):
-        """The rewards.Scores of the answers to these examples. Every process calls it. rewards: Rewards, or
-        any with its score_together.
+        """Score the answers to these examples, and return their rewards.Scores.
+
+        Every process calls it.
+
+        Args:
+            rewards: A rewards.Rewards, or another object with its method score_together.
+            examples: The examples that were answered.
         """
         return rewards.score_together(self.asked(examples), self.texts, self.rollout.tokens())
 
     def groups(self):
-        """The texts of each example, a list of LazyTexts of n."""
+        """Return the answers of each example: a list of LazyTexts, each with n texts."""
         return [self.texts[i : i + self.n] for i in range(0, len(self.texts), self.n)]
 
     def lengths(self):
-        """The number of tokens of each completion: int[p n]."""
+        """Return the number of tokens that the model sampled for each answer: int[p n]."""
         return self.rollout.completion_mask.sum(1).reshape(-1, self.n)
 
 
 def completion_texts(tokenizer: Tokenizer, prompts: list[list[int]], rollout: Rollout) -> LazyTexts:
-    """The text of every completion of a Rollout, without special tokens: LazyTexts. prompts: lists of ids.
-    The text of a conversation has what the model read, too.
+    """Return the text of every completion, without special tokens, as LazyTexts.
 
-    A text is decoded when it is first read: a process decodes no text that others score.
+    The text of a conversation includes what the model read between its turns. A text is decoded
+    when it is first read, so a process does not decode texts that other processes score.
 
-    Some chat templates end every prompt in <think>. The text of a completion then begins with it: without it,
-    a completion that was truncated while it thought would pass for an answer, and none would have the
-    requested format.
+    Some chat templates end every prompt in <think>. The text of a completion then begins with this
+    tag. Without it, a completion that was truncated during its thought would pass for an answer,
+    and no completion would have the required format.
+
+    Args:
+        prompts: Lists of ids.
+        rollout: The completions, n adjacent rows for each prompt.
     """
     n = len(rollout.completion_ids) // len(prompts)
 
@@ -66,7 +84,7 @@ def completion_texts(tokenizer: Tokenizer, prompts: list[list[int]], rollout: Ro
 
 
 def opened_thought(tokenizer, prompt_ids):
-    """The <think> at the end of a prompt, with the white space after it; else ""."""
+    """Return the <think> at the end of a prompt with the white space after it, or ""."""
     _, tag, space = tokenizer.decode(prompt_ids[-TAIL:]).rpartition("<think>")
-    # Text after the tag: this <think> is part of the prompt and does not open the completion
+    # If text follows the tag, this <think> is part of the prompt and does not open the completion
     return tag + space if tag and not space.strip() else ""

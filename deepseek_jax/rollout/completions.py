@@ -1,4 +1,4 @@
-"""The result of a rollout: completions and the log-probabilities that they were sampled with."""
+"""Rollout, the completions of a rollout, and RolloutLog, which receives them as they end."""
 
 import functools
 import types
@@ -14,13 +14,18 @@ from deepseek_jax.training.run import leave_if_asked
 
 
 class Rollout(NamedTuple):
-    """Completions, n adjacent rows a prompt, as numpy arrays.
+    """Completions of prompts, as numpy arrays with n adjacent rows for each prompt.
 
-    completion_ids: int32[b t], 0 past the end. completion_mask: bool[b t], True on sampled tokens, the end
-    token too. sampler_logprobs: float32[b t], nats, 0 elsewhere. truncated: bool[b], True without an end
-    token, and for a conversation that a limit ended. drafted, accepted: int32[b], the tokens that speculative
-    decoding drafted, and accepted. observed_mask: bool[b t], True on tokens of a conversation that the model
-    read; None where completions are single turns.
+    Attributes:
+        completion_ids: int32[b t], 0 after the end.
+        completion_mask: bool[b t], True on sampled tokens, including the end token.
+        sampler_logprobs: float32[b t], in nats; 0 on tokens that were not sampled.
+        truncated: bool[b], True for a completion without an end token, and for a conversation that
+            a limit ended.
+        drafted: int32[b], the number of tokens that speculative decoding drafted.
+        accepted: int32[b], the number of drafted tokens that were accepted.
+        observed_mask: bool[b t], True on tokens of a conversation that the model read. None if
+            completions are single turns.
     """
 
     completion_ids: np.ndarray
@@ -32,28 +37,32 @@ class Rollout(NamedTuple):
     observed_mask: np.ndarray | None = None
 
     def tokens(self):
-        """The ids of each completion, lists of int, each computed when it is read."""
+        """Return the ids of each completion, as LazyTexts of lists of int.
+
+        They include what a conversation read. Each list is computed when it is read.
+        """
         return LazyTexts(self.ids_of, range(len(self.completion_ids)))
 
     def ids_of(self, row: int):
-        """The ids of one completion, with what it read: a list of int."""
+        """Return the ids of one completion, including what it read, as a list of int."""
         return self.completion_ids[row][self.present(row)].tolist()
 
     def present(self, rows):
-        """Where the completions of these rows have tokens: bool[... t]."""
+        """Return where the completions of these rows have tokens, sampled or read: bool[... t]."""
         mask = self.completion_mask[rows]
         return mask if self.observed_mask is None else mask | self.observed_mask[rows]
 
     @property
     def acceptance_rate(self):
-        """The share of drafted tokens that were accepted; nan if none was drafted."""
+        """The share of drafted tokens that were accepted; NaN if no token was drafted."""
         return _ratio(self.accepted.sum(), self.drafted.sum())
 
     @property
     def tokens_per_step(self):
-        """Tokens a completion gains in one step of the model; nan if no token was drafted.
+        """The tokens that a completion gains in one step of the model; NaN if no token was drafted.
 
-        A step drafts one token. The first token does not count: it is sampled from the prompt's logits.
+        A step drafts one token, so the number of drafted tokens is the number of steps. The first
+        token does not count: it is sampled from the prompt's logits.
         """
         return _ratio((self.completion_mask.sum(1) - 1).sum(), self.drafted.sum())
 
@@ -63,16 +72,25 @@ def _ratio(part, whole):
 
 
 class RolloutLog:
-    """The completions that a rollout has from earlier calls, and the receiver of those that end in this one.
-    This class has none and keeps none.
+    """Base class of a rollout's logs, which store completions so that a later call can reuse them.
 
-    done: row -> {"ids", "logprobs", "finished", ...} of completions that ended before: they are not sampled.
-    weight_sync_seconds: set by the rollout, how long it took to have the parameters in the form for decoding.
-    exchanges, exchange_rounds: set by it, how often a layer's tokens went to their experts, and in how many
-    rounds of parallel.round_trip, the mean over devices; 0 where they go in another way.
-    conversations: a conversations.Conversations, which answers the turns, or None for single turns.
-    keeps_routing, keeps_candidates: whether the rollout keeps the experts of its tokens, and what top-p and
-    top-k left to draw each from; it sets `kept`, a kept.Kept.
+    This class stores nothing and has no completions of earlier calls.
+
+    Attributes:
+        done: {row: {"ids", "logprobs", "finished", ...}}, the completions that ended in earlier
+            calls. They are not sampled again.
+        conversations: A conversations.Conversations, which answers the turns; None for single
+            turns.
+        weight_sync_seconds: The rollout sets it: the time to bring the parameters into the form for
+            decoding.
+        exchanges: The rollout sets it: how often a layer's tokens were sent to their experts by
+            parallel.round_trip; 0 if they go in another way.
+        exchange_rounds: The rollout sets it: the number of rounds (parallel.round_trip) of all
+            these exchanges, the mean over devices; 0 if tokens go in another way.
+        keeps_routing: True if the rollout keeps the experts of its tokens.
+        keeps_candidates: True if the rollout keeps, for each token, the tokens that top-p and top-k
+            left to draw it from.
+        kept: The rollout sets it if it keeps anything: a kept.Kept.
     """
 
     done = types.MappingProxyType({})
@@ -82,22 +100,36 @@ class RolloutLog:
     kept = None
 
     def turn_length(self):
-        """The most tokens of a turn of conversations; None where the completion's length alone limits it."""
+        """Return the most tokens of a conversation's turn.
+
+        It is None if only the length of the completion limits a turn.
+        """
         return None if self.conversations is None else self.conversations.use.limits.turn_length
 
     def add(self, rows, rollout):
-        """Take the rows that have just ended, int[e], of the Rollout as it is now."""
+        """Receive the rows that have just ended.
+
+        Args:
+            rows: int[e], their numbers.
+            rollout: The Rollout as it is now; rows that have not ended are empty.
+        """
 
 
 class MeasuredLog(RolloutLog):
-    """The log of answers that are measured: between two of them a run that was asked to stop is left."""
+    """Log of a measurement: when completions end, it leaves the run if that was asked to stop."""
 
     def add(self, rows, rollout):
         leave_if_asked("the measurement")
 
 
 def empty_rollout(rows: int, length: int, converses: bool = False):
-    """A Rollout without any sampled token. converses: of conversations."""
+    """Create a Rollout without any sampled token.
+
+    Args:
+        rows: The number of completions.
+        length: The most tokens of a completion.
+        converses: True if completions are conversations.
+    """
     shape = rows, length
     return Rollout(
         completion_ids=np.zeros(shape, np.int32),
@@ -111,12 +143,15 @@ def empty_rollout(rows: int, length: int, converses: bool = False):
 
 
 def fill(rollout: Rollout, log: RolloutLog):
-    """Put what a log has into rows of a rollout that are empty, in place."""
+    """Copy a log's completions of earlier calls into their rows of a rollout, in place.
+
+    These rows must be empty.
+    """
     for row, line in log.done.items():
         ids = line["ids"]
         rollout.completion_ids[row, : len(ids)] = ids
         rollout.completion_mask[row, : len(ids)] = True
-        # JSON's float64 has every float32 exactly
+        # JSON's numbers are float64, which represents every float32 exactly
         rollout.sampler_logprobs[row, : len(ids)] = np.float32(line["logprobs"])
         rollout.truncated[row] = not line["finished"]
         if rollout.observed_mask is not None:
@@ -125,7 +160,10 @@ def fill(rollout: Rollout, log: RolloutLog):
 
 
 def line_of(rollout: Rollout, row):
-    """{"ids", "logprobs", "finished"} of a completion, as JSON holds them. finished: it has its end token."""
+    """Return {"ids", "logprobs", "finished"} of a completion, in types that JSON can hold.
+
+    It has the sampled tokens only. "finished" is True if the completion is not truncated.
+    """
     mask = rollout.completion_mask[row]
     return {
         "ids": rollout.completion_ids[row][mask].tolist(),
@@ -135,9 +173,16 @@ def line_of(rollout: Rollout, row):
 
 
 def copy_completions(rollout: Rollout, rows, state, slots):
-    """Copy the completions in `slots` of state, a slots.Slots, to `rows` of rollout: int[e] each."""
+    """Copy completions from slots into their rows of a rollout, in place.
+
+    Args:
+        rollout: The Rollout that gets them.
+        rows: int[e], the rows.
+        state: A slots.Slots.
+        slots: int[e], the slot of each row.
+    """
     state = of_slots(state, slots)
-    # Past its length a slot still has the tokens of the request that it had before
+    # After its length a slot still has the tokens of its previous request
     own = np.arange(state.tokens.shape[1]) < state.length[:, None]
     rollout.completion_ids[rows] = np.where(own, state.tokens, 0)
     rollout.sampler_logprobs[rows] = np.where(own, state.logprobs, 0)
@@ -152,7 +197,15 @@ def copy_completions(rollout: Rollout, rows, state, slots):
 
 
 def of_slots(state, slots):
-    """What a Rollout needs of some slots, as numpy: only these leave the devices."""
+    """Copy the fields that a Rollout needs of some slots to numpy: only these leave the devices.
+
+    Args:
+        state: A slots.Slots.
+        slots: int[e], the numbers of the slots.
+
+    Returns:
+        A slots.Slots of these slots, in which all other fields are None.
+    """
     drafting, turns = state.drafting, state.turns
     if turns is not None:
         turns = turns._replace(limit=None, longest=None)
@@ -165,7 +218,7 @@ def of_slots(state, slots):
 
 
 def padded(numbers):
-    """int[e], with the last one repeated up to a power of two, so that few sizes are compiled."""
+    """Repeat the last number of int[e] up to a power of two, so that few sizes are compiled."""
     width = 1 << (len(numbers) - 1).bit_length()
     return np.append(numbers, np.full(width - len(numbers), numbers[-1]))
 
@@ -176,8 +229,17 @@ def _take(tree, rows):
 
 
 def check_finite(rollout: Rollout, rows, state, slots):
-    """Raise NotFinite, naming the devices of its slot, where a completion of copy_completions has a
-    log-probability that is not finite: its weights, or the device, are broken.
+    """Check that the completions of a call of copy_completions have finite log-probabilities.
+
+    Args:
+        rollout: The Rollout that got them.
+        rows: int[e], the rows.
+        state: A slots.Slots.
+        slots: int[e], the slot of each row.
+
+    Raises:
+        NotFinite: A log-probability is not finite, so the weights or a device are broken. The
+            message names the devices of the completion's slot.
     """
     for row, slot in zip(rows, slots, strict=True):
         (broken,) = np.nonzero(~np.isfinite(rollout.sampler_logprobs[row]))
@@ -196,21 +258,23 @@ def check_finite(rollout: Rollout, rows, state, slots):
 
 
 def on_host(tree):
-    """A tree of jax arrays as numpy, even if other processes have parts of them."""
+    """Convert a tree of jax arrays to numpy, even if other processes have parts of the arrays."""
     apart = [
         array
         for array in jax.tree.leaves(tree)
         if not (array.is_fully_addressable or array.is_fully_replicated)
     ]
     if apart:
-        # numpy reads only what this process holds: replicate the arrays first, all in one program
+        # numpy can read only the parts on this process: replicate such arrays first, all in one
+        # program
         tree = _replicating(apart[0].sharding.mesh)(tree)
     return jax.tree.map(np.asarray, tree)
 
 
 @functools.cache
 def _replicating(mesh):
-    """The jitted copy of a tree to every device of a mesh: one for all calls, as jit compiles each new
-    function anew.
+    """Return the jitted function that copies a tree to every device of a mesh.
+
+    It is one function for all calls, because jit compiles each new function anew.
     """
     return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))

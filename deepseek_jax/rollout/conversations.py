@@ -1,7 +1,7 @@
-"""The conversations of a rollout: what a turn of the model asks of tools or an environment, and what it reads
-next.
+"""Conversations of a rollout: run what the model's turns call, and return what it reads next.
 
-Each process runs those of its share of the examples, and `after` tells all processes what came of them.
+A turn may call tools, or be a step of an environment. Each process runs the conversations of its
+share of the examples, and `after` gives the results to all processes.
 """
 
 import dataclasses
@@ -18,13 +18,19 @@ from deepseek_jax.parallel.processes import is_due, results_of_each, say
 from deepseek_jax.rollout.answers import opened_thought
 from deepseek_jax.rollout.tool_use import Conversation, ToolUse
 
-# What a conversation waits for at its end. An object, because a text of the model may be any text
+# Stands for the reward, which a conversation waits for at its end. It is an object, because a step
+# of the model may be any text
 REWARD = object()
 
 
 class Turn(NamedTuple):
-    """A turn of the model that has ended. ids: with its end token, if it stopped. length: the tokens of its
-    conversation so far.
+    """A turn of the model that has ended.
+
+    Attributes:
+        row: The row of its conversation in the rollout.
+        ids: The sampled tokens, including the end token if there is one.
+        stopped: True if the turn has an end token.
+        length: Tokens of its conversation so far, after the prompt.
     """
 
     row: int
@@ -34,30 +40,51 @@ class Turn(NamedTuple):
 
 
 class _Waits(NamedTuple):
-    """What a conversation waits for: the calls of a turn, the text of a step, or REWARD."""
+    """Placeholder for what follows a turn, while a conversation waits for the user's code.
+
+    Attributes:
+        given: The calls of the turn, the text of a step, or REWARD.
+    """
 
     given: Any
 
 
 class Conversations:
-    """The conversations of one rollout, by their rows in it: n for each example.
+    """The conversations of one rollout: n for each example, by their rows in the rollout.
 
-    tokenizer: the policy's. longest: tokens of a conversation after its prompt. of: row -> Conversation.
-    prompts: the ids of each example's prompt, set after `begin`, whose texts are in them.
+    Use it as a context manager.
+
+    Args:
+        n: Conversations of each example.
+        longest: The most tokens of a conversation after its prompt.
+
+    Attributes:
+        of: {row: Conversation}.
+        prompts: The ids of each example's prompt. The caller sets them after `begin`, because the
+            texts that it returns are part of them.
     """
 
     def __init__(self, use: ToolUse, tokenizer, examples: Sequence[Mapping], n: int, longest: int):
         self.use, self.tokenizer, self.examples, self.n = use, tokenizer, examples, n
         self.longest, self.of, self.prompts = longest, {}, []
-        # By rows of this process: the tokens so far, the texts of the turns as sampled, the ids that the
-        # model read last, and what follows the latest turn: ids, None for the end, or _Waits
+        # By row, for the rows of this process: the tokens so far, the texts of the turns as they
+        # were sampled, the ids that the model read last, and what follows the latest turn (ids,
+        # None for the end, or _Waits)
         self.lengths, self.texts, self.read, self.pending = {}, {}, {}, {}
 
     def begin(self, seed: int, done: Mapping = MappingProxyType({})):
-        """Begin the conversations: -> the text of each example's reset, or None.
+        """Begin the conversations, and return the text of each example's reset.
 
-        done: row -> its line of a RolloutLog, for those that ended before. Raises ValueError where
-        completions of one example get different texts, and as Environments.begin does.
+        Args:
+            seed: The seed of the environments. Conversations of one example have the same seed.
+            done: {row: its line of a RolloutLog} for the conversations that ended in earlier calls.
+
+        Returns:
+            A list with a text, or None, for each example.
+
+        Raises:
+            ValueError: The completions of one example get different texts; or as Environments.begin
+                does.
         """
         rows = range(self.n * len(self.examples))
         self.of = {row: Conversation(**done[row]["conversation"]) for row in rows if row in done}
@@ -73,7 +100,7 @@ class Conversations:
         return [self._reset_text(i) for i in range(len(self.examples))]
 
     def _reset_text(self, index):
-        """The text of an example's reset."""
+        """Return the text of an example's reset, the same for all its completions."""
         texts = {self.of[row].reset_text for row in range(index * self.n, (index + 1) * self.n)}
         if len(texts) > 1:
             first, second = (repr(text)[:80] for text in list(texts)[:2])
@@ -91,20 +118,21 @@ class Conversations:
         return row // self.n % jax.process_count() == jax.process_index()
 
     def _key(self, row):
-        # Numbered without gaps, so that neighbours go to different workers
+        # Keys have no gaps, so that adjacent conversations go to different workers
         return row // self.n // jax.process_count() * self.n + row % self.n
 
     def _seed(self, row, seed):
-        # Completions of an example begin alike
+        # All completions of an example get the same seed, so that their environments begin in the
+        # same state
         asked = repr(sorted(columns_of(self._example(row)).items()))
         return zlib.crc32(asked.encode(), seed)
 
     def _take(self, turn: Turn):
-        """Note a turn of this process, and start what it asks for."""
+        """Record a turn and start what it calls; return what follows it, see `pending`."""
         row, conversation = turn.row, self.of[turn.row]
         sampled = self.tokenizer.decode(turn.ids)
         self.texts.setdefault(row, []).append(sampled)
-        # The prompt, or the text read last, may have opened a thought
+        # The prompt, or the text that the model read last, may end in <think>
         before = self.read.get(row, self.prompts[row // self.n])
         text = opened_thought(self.tokenizer, before) + sampled
         conversation.turns += 1
@@ -119,13 +147,13 @@ class Conversations:
         return self._called(row, message)
 
     def _too_long(self, tokens):
-        """The limit that ended a turn of this many tokens, in words."""
+        """Name the limit that ended a turn of this many tokens."""
         if tokens == self.use.limits.turn_length:
             return f"conversation.turn_length={tokens}"
         return f"max_completion_length={self.longest}"
 
     def _called(self, row, message):
-        """What follows a turn that may have calls."""
+        """Start the calls of a turn, if it has any; return what follows the turn, see `pending`."""
         schemas = self.use.environments.schemas
         try:
             content, calls = self.use.form.parse(message["content"], schemas)
@@ -143,11 +171,15 @@ class Conversations:
         return _Waits(given)
 
     def _finished(self, row, given):
-        """What follows the calls, the step or the reward for which a row waited."""
+        """Fetch the result of the calls, the step or the reward that a row waited for.
+
+        Return what follows it, see `pending`.
+        """
         conversation, key = self.of[row], self._key(row)
         if given is REWARD:
             number, reward = self.use.environments.reward(key)
-            # A key counts the rows of this process alone
+            # `number` is a key, and keys count only the rows of this process. It equals `key`
+            # unless rewards are mixed up
             conversation.rewarded = row + number - key
             name = "unscored" if isinstance(reward, str) else "reward"
             setattr(conversation, name, reward)
@@ -170,12 +202,12 @@ class Conversations:
         return self._fitting(row, self.use.form.results(given, acted.texts))
 
     def _answered(self, row, text):
-        """What the model reads of a user's message."""
+        """Add a message of the user to a conversation; return what follows it, see `pending`."""
         self.of[row].messages.append({"role": "user", "content": text})
         return self._fitting(row, self.use.form.user(text))
 
     def _fitting(self, row, ids):
-        """The ids, if another turn is allowed after them."""
+        """Return the ids if another turn may follow them; otherwise end the conversation."""
         turns = self.use.limits.turns
         if self.of[row].turns >= turns:
             return self._cut(row, f"conversation.turns={turns}")
@@ -195,7 +227,7 @@ class Conversations:
         return self._end(row)
 
     def _end(self, row):
-        """None, or _Waits where the environment has a reward to give."""
+        """End a conversation: return _Waits if the environment will give a reward, else None."""
         conversation = self.of[row]
         asked = [*asked_messages(with_reset_text(self._example(row), conversation.reset_text))]
         rewritten = self.use.form.rewritten([*asked, *conversation.messages], self.texts.pop(row))
@@ -204,12 +236,21 @@ class Conversations:
         return None if self.use.environments.reward_name is None else _Waits(REWARD)
 
     def after(self, turned: Sequence[Turn], due: Collection[int]):
-        """{row: what its model reads next: ids, or None where the conversation is over}; rows that wait
-        longer are not there.
+        """Start what turns call, and return what the model reads next in each row.
 
-        turned: turns that have just ended; starts what they ask for. due: rows that wait, and whose calls
-        have to be answered by now. Every process calls it with the same arguments. Raises ValueError on all
-        of them where a file of the user's code has changed.
+        Every process calls it with the same arguments.
+
+        Args:
+            turned: The turns that have just ended.
+            due: Rows that wait and must get their results in this call. The call waits for the
+                user's code.
+
+        Returns:
+            {row: the ids that its model reads next, or None if the conversation is over}. Rows that
+            wait longer are not in it.
+
+        Raises:
+            ValueError: On all processes, if a file of the user's code has changed.
         """
         rows = [*due, *(turn.row for turn in turned)]
 
@@ -235,7 +276,11 @@ class Conversations:
         return found
 
     def _say(self, conversation):
-        """Say, at doublings of their number, what a person should know and metrics do not tell."""
+        """Report what a person should know and metrics do not show.
+
+        Conversations that the user's code ended are reported at doublings of their number,
+        rewritten turns only once.
+        """
         said = self.use.said
         said["at_fault"] += conversation.at_fault
         if conversation.at_fault and is_due(said["at_fault"]):
@@ -251,12 +296,12 @@ class Conversations:
             )
 
     def records(self):
-        """The Conversation of each row, a list."""
+        """Return the Conversation of each row, as a list in the order of rows."""
         return [self.of[row] for row in sorted(self.of)]
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        # Forget conversations that an exception interrupted
+        # Forget the conversations that an exception interrupted
         self.use.environments.stop()

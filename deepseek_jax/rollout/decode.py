@@ -13,8 +13,13 @@ from deepseek_jax.rollout.slots import on_rollout_mesh, pinned, repeat, rooms
 
 
 class Prefilled(NamedTuple):
-    """What prompts leave: their caches a layer, the logits float32[p v] of the last token, with drafts its
-    hidden state [p d], and the experts uint16[p t l a] of each token, None of a dense model.
+    """The result of a chunk of prompts, from which requests are seated.
+
+    Attributes:
+        caches: The prompts' cache, one for each layer.
+        logits: float32[p v], of each prompt's last token.
+        hidden: [p d], the hidden state of the last token, with drafts only; else None.
+        experts: uint16[p t l a], the experts of each token; None for a dense model.
     """
 
     caches: list
@@ -26,7 +31,10 @@ class Prefilled(NamedTuple):
 @functools.partial(jax.jit, static_argnums=0)
 @on_rollout_mesh
 def decoding_weights(how, params):
-    """weights.decoding_weights, with drafts those of the module too, once a rollout."""
+    """Convert parameters to the form for decoding, once per rollout, see weights.decoding_weights.
+
+    With drafts the result has the weights of the multi-token prediction module too, as "mtp".
+    """
     found = weights.decoding_weights(how.config, params)
     if how.drafts:
         found["mtp"] = speculative.module_weights(how.config, params)
@@ -35,9 +43,13 @@ def decoding_weights(how, params):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def rotations(config, room):
-    """RoPE's tables of positions 0 to room - 1, for prefill and decode: two float32[room, rope_dim / 2].
+    """Compute RoPE's tables of positions 0 to room - 1, for prefill and decode.
 
-    Computed apart from them, because XLA would move cosines and sines into every layer's rotation.
+    It is a program of its own, because in prefill and decode XLA would move cosines and sines into
+    every layer's rotation.
+
+    Returns:
+        Two arrays float32[room, rope_dim / 2].
     """
     return position_tables(config, jnp.arange(room))
 
@@ -45,7 +57,17 @@ def rotations(config, room):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 @on_rollout_mesh
 def empty_slots(how, count, prompt_room, completion_room, longest, turn_length=None):
-    """slots.empty_slots. turn_length: int32[], tokens of a turn of conversations."""
+    """Create empty slots, see slots.empty_slots.
+
+    Args:
+        how: The Decoding. With drafts or turns, the slots have fields for these.
+        count: The number of slots.
+        prompt_room: As in slots.empty_slots.
+        completion_room: As in slots.empty_slots.
+        longest: As in slots.empty_slots.
+        turn_length: int32[], the most tokens of a conversation's turn; only if completions are
+            conversations.
+    """
     found = empty.empty_slots(how, count, prompt_room, completion_room, longest)
     if how.drafts:
         found = found._replace(drafting=speculative.no_drafts(how.config, count))
@@ -57,14 +79,24 @@ def empty_slots(how, count, prompt_room, completion_room, longest, turn_length=N
 @functools.partial(jax.jit, static_argnums=0)
 @on_rollout_mesh
 def prefill(how, weights, tables, tokens, lengths):
-    """Run prompts: tokens int32[p t], right-padded, lengths int32[p] -> Prefilled. tables: of `rotations`."""
+    """Run a chunk of prompts.
+
+    Args:
+        weights: From `decoding_weights`.
+        tables: From `rotations`.
+        tokens: int32[p t], right-padded.
+        lengths: int32[p].
+
+    Returns:
+        A Prefilled.
+    """
     config, hidden_pd = how.config, None
     caches, x_ptd, experts = steps.run_prompts(config, weights, tables, tokens, lengths)
     if how.drafts:
         x_ptd = rms_norm(x_ptd, weights["final_norm"], config.rms_norm_eps)
         rows = weights, tables, tokens, lengths
         caches = [*caches, speculative.module_cache(config, *rows, x_ptd)]
-    # Only the last token's logits are needed: those of all would be [p t v]
+    # Only the last token's logits are needed: the logits of all tokens would be [p t v]
     last_pd = jnp.take_along_axis(x_ptd, (lengths - 1)[:, None, None], axis=1)[:, 0]
     if how.drafts:
         return Prefilled(caches, steps.logits(config, weights, last_pd), last_pd, experts)
@@ -74,7 +106,7 @@ def prefill(how, weights, tables, tokens, lengths):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
 @on_rollout_mesh
 def seat(how, sampling, eos_ids, slots, seating: steps.Seating, prefilled: Prefilled):
-    """Seat requests, and sample the first token of each from the logits of its row."""
+    """Seat requests in slots, and sample the first token of each from the logits of its prompt."""
     if how.turns:
         slots = slots._replace(turns=turns.begun(slots.turns, seating.seats))
     slots = steps.seated(sampling, eos_ids, slots, seating, prefilled.caches, prefilled.logits)
@@ -87,24 +119,35 @@ def seat(how, sampling, eos_ids, slots, seating: steps.Seating, prefilled: Prefi
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
 @on_rollout_mesh
 def decode(how, sampling, eos_ids, weights, tables, slots, ends, count=None):
-    """Sample token after token until every slot has ended, `ends` more have: int32[], a cache is full, or, if
-    it is given, `count` steps have run: int32[].
+    """Sample token after token in all slots, until it is time to return the Slots.
+
+    That is when every slot has ended, when `ends` more slots have ended, when a cache is full, or
+    when `count` steps have run.
+
+    Args:
+        eos_ids: Ids that end a completion.
+        weights: From `decoding_weights`.
+        tables: From `rotations`.
+        slots: The Slots, which are donated.
+        ends: int32[].
+        count: int32[]; None for any number of steps.
     """
     step = speculative.drafted_step if how.drafts else steps.one_step
     body = functools.partial(step, how, sampling, eos_ids, weights, tables)
-    # The last token sampled is not in the cache yet: a step needs room for `length` tokens, and for a draft
+    # The token that was sampled last is not in the cache yet: a step needs room for `length`
+    # tokens, and for one more if it drafts
     return repeat(body, slots, ends, rooms(tables, slots)[1] - how.drafts, count)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 @on_rollout_mesh
 def read(how, weights, tables, slots, chunk: turns.Chunk):
-    """Have slots read a chunk of the texts that follow their turns: -> Slots."""
+    """Let slots read a chunk of the texts that follow their turns, and return the Slots."""
     return pinned(turns.have_read(how.config, weights, tables, slots, chunk))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 @on_rollout_mesh
 def grow(how, tables, slots, completion_room):
-    """The Slots with caches of a larger completion room."""
+    """Return the Slots with caches of a larger completion room."""
     return empty.grown(how, tables, slots, completion_room)

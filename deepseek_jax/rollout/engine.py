@@ -1,28 +1,31 @@
-"""Prompts in, completions out: a queue of requests over a fixed number of decoding slots.
+"""Engine: a queue of requests over a fixed number of decoding slots.
 
-Requests wait in the queue. One is seated in each free slot: the slot gets a copy of its prompt's cache, and
-the first token is sampled. All slots decode together, a token a step, until one in SEATED_TOGETHER has ended.
-Their completions are collected, and the slots are free for the next requests. Here 11 steps have run, with
-room for 8 tokens:
+Requests wait in the queue until a slot is free. A request that is seated in a slot gets a copy of
+its prompt's cache, and its first token is sampled. All slots decode together, one token a step,
+until one slot in SEATED_TOGETHER has ended. The completions of these slots are collected, and the
+slots are free for the next requests. In this example 11 steps have run, and completions have room
+for 8 tokens:
 
-    queue    requests 5 6 7 wait. Prompts are prefilled chunk by chunk, each once for all its completions,
-             when the first request of the chunk leaves the queue.
+    queue    requests 5 6 7 wait. Prompts are prefilled chunk by chunk, each once for all its
+             completions, when the first request of the chunk leaves the queue.
 
     cache    prompt room    completion room, a ring
                             0 1 2 3 4 5 6 7
-    slot 0   P P P P . .    3 4 5 ^ . . 1 2    request 2 decodes: seated at step 6, it has 6 tokens by now
+    slot 0   P P P P . .    3 4 5 ^ . . 1 2    request 2 decodes: seated at step 6, it has 6 tokens
     slot 1   P P P P P P    . . . ^ . . . .    request 4 has just been seated: it has 1 token
-    slot 2   P . . . . .    1 2 3 ^ . . . .    request 3 has ended with token 4: collect it, free the slot
+    slot 2   P . . . . .    1 2 3 ^ . . . .    request 3 has ended with token 4: collect it
 
-P is a token of the prompt. All slots write the token that they sampled last at one index, the ^: 11 mod 8.
-A slot sees its prompt and, around the ring, as many of the latest indices as it has tokens. So a request can
-be seated at any step, and a cache moves only where the ring has to grow for a longer completion. Where tokens
-are drafted, and in conversations, a token's index is its position instead (slots.Decoding).
+P is a token of the prompt. In a step all slots write their latest token at the same index, the ^:
+11 mod 8. A slot sees its prompt and, backwards around the ring, as many of the latest indices as it
+has tokens. So a request can be seated at any step, and entries of a cache move only if the ring has
+to grow for a longer completion. If tokens are drafted, and in conversations, a token's index is its
+position instead (slots.Decoding).
 
-A completion is a conversation of one turn. Where there are more, a slot whose turn has ended waits for the
-text that follows, while the others decode. What is sampled does not depend on the clock of the machine: a
-text enters at the first pause of decoding at least `call_steps` token steps after the turn ended, and the
-engine waits where it is late. Where no slot decodes, the count jumps to the next text that is due.
+A completion may be a conversation of several turns. Then a slot waits after each turn for the text
+that follows, while the other slots decode. What is sampled does not depend on the machine's clock:
+a text enters at the first pause of decoding that is at least `call_steps` token steps after the
+turn ended. If the text is not there by then, the engine waits for it. If no slot decodes, the count
+of steps jumps to the next text that is due.
 """
 
 import dataclasses
@@ -49,17 +52,22 @@ from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.slots import Decoding, rooms
 from deepseek_jax.rollout.weights import in_place
 
-# Tokens of a completion that the caches have room for at first, and the factor by which it grows
+# Tokens of a completion that the caches have room for at first, and the factor by which this room
+# grows
 FIRST_ROOM, GROWTH = 2048, 4
 # Seat new requests once one slot in 32 is free
 SEATED_TOGETHER = 32
-# Room beyond an even share for a device with one expert. With n experts the share varies less, by the root
-# of n
+# Room beyond an even share of the tokens, as a fraction of it: UNEVEN for a device with one expert.
+# With n experts the share varies less, by a factor of sqrt(n)
 UNEVEN = 1.5
 
 
 def cache_rooms(longest: int):
-    """The completion rooms that caches grow through, for completions of up to longest tokens: [int]."""
+    """Return the completion rooms that caches grow through, a list of int that ends with `longest`.
+
+    Args:
+        longest: The most tokens of a completion.
+    """
     sizes = [min(FIRST_ROOM, longest)]
     while sizes[-1] < longest:
         sizes.append(min(GROWTH * sizes[-1], longest))
@@ -67,24 +75,28 @@ def cache_rooms(longest: int):
 
 
 def ended_together(slots: int):
-    """How many of `slots` slots end before others are seated, while requests wait."""
+    """Return how many of `slots` slots must end before requests that wait are seated."""
     return max(slots // SEATED_TOGETHER, 1)
 
 
 class Calls(NamedTuple):
-    """How often a rollout calls two of its programs."""
+    """How often a rollout calls the programs seat and decode."""
 
     seat: int
     decode: int
 
 
 def most_calls(requests: int, slots: int, longest: int, chunks: int, *, turns: int = 0):
-    """The Calls of a rollout, at most. longest: tokens of a completion. chunks: of prompts. turns: of
-    conversations, 0 without.
+    """Return the most Calls that a rollout can need.
 
-    `decode` returns for each growth of the caches, each time that slots have ended together while requests
-    wait, and at the end; of conversations for each turn that ends and each text that is due. `seat` follows
-    where a slot is free, and seats requests of one chunk.
+    `decode` returns each time the caches have to grow, each time enough slots have ended while
+    requests wait, and at the end. In conversations it returns for each turn that ends and each text
+    that is due. `seat` is called when a slot is free, and seats requests of one chunk.
+
+    Args:
+        longest: The most tokens of a completion.
+        chunks: The number of chunks of prompts.
+        turns: The model's turns of a conversation; 0 for single turns.
     """
     growths, waiting = len(cache_rooms(longest)) - 1, max(requests - slots, 0)
     if turns:
@@ -94,7 +106,13 @@ def most_calls(requests: int, slots: int, longest: int, chunks: int, *, turns: i
 
 
 def rollout_config(config, mesh):
-    """The config with a bounded buffer for experts' tokens. mesh: of rollout_mesh."""
+    """Return the config with a bounded buffer for the tokens of experts.
+
+    Without a mesh or without experts, the config is unchanged.
+
+    Args:
+        mesh: From rollout_mesh.
+    """
     if mesh is None or not config.n_routed_experts:
         return config
     rules = decoding_rules(mesh, config.num_attention_heads, config.n_routed_experts)
@@ -103,13 +121,16 @@ def rollout_config(config, mesh):
 
 
 def rollout_mesh(config):
-    """The mesh of a rollout on that of `jax.set_mesh`; None without one, or with a single device."""
+    """Return the mesh of a rollout, made from the mesh of `jax.set_mesh`.
+
+    It is None without such a mesh, and on a single device.
+    """
     mesh = jax.sharding.get_mesh()
     return None if mesh.empty or mesh.size == 1 else decoding_mesh(mesh, config.num_attention_heads)
 
 
 def batch_parts_of(mesh, config):
-    """Into how many parts a rollout's mesh splits a batch of prompts."""
+    """Return the number of parts into which a rollout's mesh splits a batch of prompts."""
     if mesh is None:
         return 1
     rules = decoding_rules(mesh, config.num_attention_heads, config.n_routed_experts or 1)
@@ -117,11 +138,20 @@ def batch_parts_of(mesh, config):
 
 
 class Engine:
-    """The slots, the request in each, and the programs that fill and run them. A plan records these
-    (rollout.programs).
+    """The slots, the request in each, and the programs that fill and run them.
 
-    due: slot whose turn has ended -> the token step at which the text that follows enters; {} where
-    completions are single turns. steps: token steps of conversations so far.
+    A plan records these programs, see rollout.programs.
+
+    Args:
+        sampling: How tokens are drawn.
+        eos_ids: Ids that end a completion.
+        requests: All requests of the rollout.
+
+    Attributes:
+        due: {slot after the end of its turn: the token step at which the text that follows enters};
+            {} if completions are single turns.
+        steps: Token steps of conversations so far.
+        kept: A kept.Kept; None if the rollout keeps nothing of its tokens.
     """
 
     def __init__(
@@ -133,11 +163,12 @@ class Engine:
         requests: Requests,
     ):
         self.how, self.fixed, self.requests = how, (how, sampling, eos_ids), requests
-        # The number of the chunk that is prefilled, and its Prefilled
+        # The number of the chunk that was prefilled last, and its Prefilled
         self.chunk, self.prefilled = None, None
         self.kept, self.due, self.steps = None, {}, 0
         with jax.profiler.TraceAnnotation("weight_sync"):
-            # Waiting costs nothing, since prefill needs them, and gives the time of this part its end
+            # Prefill needs the weights, so waiting for them costs nothing, and their time can be
+            # measured
             self.weights = jax.block_until_ready(self._prepared(params))
 
     def _prepared(self, params):
@@ -146,20 +177,28 @@ class Engine:
         return self.run("weights", decode.decoding_weights, self.how, params)
 
     def run(self, name: str, program, *arguments):
-        """What a program of rollout.decode returns. name: in a plan."""
+        """Call a program of rollout.decode, and return its result.
+
+        Args:
+            name: The program's name in a plan.
+        """
         del name
         return program(*arguments)
 
     def open(self, slots, longest, log):
-        """Make `slots` free slots for completions of up to `longest` tokens, and a kept.Kept of what the
-        RolloutLog says to keep.
+        """Create `slots` free slots, and a kept.Kept if the rollout keeps anything.
+
+        Args:
+            longest: The most tokens of a completion.
+            log: A RolloutLog, which says what to keep.
         """
         prompt_room = self.requests.prompt_room
         self.longest, self.longest_turn = longest, log.turn_length() or longest
         sizes = slots, prompt_room, self.first_room(), longest
         if self.how.turns:
             sizes += (np.int32(self.longest_turn),)
-            # By slot: the length of the conversation at the start of its turn, and the number of the turn
+            # By slot: the length of the conversation at the start of the current turn, and the
+            # number of the turn
             self.began, self.turn = np.zeros(slots, int), np.zeros(slots, int)
             self.fold = jax.jit(jax.vmap(jax.random.fold_in))
         self.state = self.run("slots", decode.empty_slots, self.how, *sizes)
@@ -171,28 +210,34 @@ class Engine:
             self.state, self.kept = kept.begin(*self.fixed[:2], log, self.state, self.requests)
 
     def first_room(self):
-        """The completion room of the caches at first."""
+        """Return the completion room that the caches have at first."""
         return cache_rooms(self.longest)[0]
 
     @property
     def is_busy(self):
-        """Whether any slot has a request."""
+        """True if any slot has a request."""
         return bool((self.request_in >= 0).any())
 
     def free_slots(self):
-        """The numbers of the free slots, int[s]."""
+        """Return the numbers of the free slots: int[s]."""
         return np.flatnonzero(self.request_in < 0)
 
     def seat(self, requests, free):
-        """Give requests int[r], of one chunk, the first slots of free, and sample their first tokens."""
+        """Seat requests in free slots, and sample their first tokens.
+
+        Args:
+            requests: int[r], the numbers of requests of one chunk.
+            free: int[s], free slots. The requests get the first r of them.
+        """
         chunk = self.requests.chunk_of(requests[0])
         if chunk != self.chunk:
             self._prefill(chunk)
         seats = free[: len(requests)]
         self.request_in[seats] = requests
-        # All arrays are as wide as the slots, however many are seated, so that `seat` compiles once
+        # All arrays have an entry for every slot, however many requests are seated, so that `seat`
+        # compiles once
         filled = np.isin(np.arange(len(self.request_in)), seats)
-        # The other slots keep their state, so any request will do for them
+        # The other slots keep their state, so the values of any request will do for them
         request = np.where(filled, self.request_in, 0)
         row = self.requests.row_of[request]
         row_in_chunk = np.where(filled, row - chunk * self.requests.chunk_size, 0)
@@ -203,8 +248,8 @@ class Engine:
             self.began[seats] = self.turn[seats] = 0
 
     def _prefill(self, chunk):
-        """Run a chunk's prompts. Their caches replace those of the previous chunk."""
-        # The former are gone before the new ones come
+        """Run a chunk's prompts. Their caches replace the caches of the previous chunk."""
+        # Free the previous chunk's caches before the new ones are computed
         self.prefilled = None
         rows = self.requests.chunk(chunk)
         arguments = self.how, self.weights, self.tables, *rows
@@ -224,15 +269,20 @@ class Engine:
         self.state = self.run("grow", decode.grow, self.how, self.tables, self.state, room)
 
     def decode(self, wanted):
-        """Sample token after token until every slot has ended, or, if `wanted`, some more have. Of
-        conversations: until some turns have ended, or a text is due.
+        """Sample token after token until slots have ended.
+
+        Args:
+            wanted: True if requests wait. Then it returns after some slots have ended, else after
+                all. In conversations it ignores this, and returns after some turns have ended or
+                when a text is due.
         """
         if self.how.turns:
             self._decode_turns()
             return
         if self._may_grow:
             self._make_room(on_host(self.state.length)[self.request_in >= 0].max() + 1)
-        # Each seating costs a call, and an empty slot a few steps: seat a share of the slots at a time
+        # Each seating costs a call, and an empty slot costs some steps: seat a share of the slots
+        # at a time
         self._decode(ended_together(len(self.request_in)) if wanted else len(self.request_in))
 
     def _decode_turns(self):
@@ -242,7 +292,7 @@ class Engine:
             return
         if self._may_grow:
             self._make_room(length[~ended].max() + 1)
-        # At most as many steps as the next text waits
+        # Run no more steps than remain until the next text is due
         left = min(self.due.values(), default=np.iinfo(np.int32).max) - self.steps
         before = int(self.state.step)
         self._decode(ended_together(len(self.request_in)), left)
@@ -250,40 +300,49 @@ class Engine:
 
     @property
     def _may_grow(self):
-        """Whether the caches have less room than the longest completion needs."""
+        """True if the caches have less room than the longest completion needs."""
         return rooms(self.tables, self.state)[1] < self.longest
 
     def _decode(self, *limits):
-        """limits: ends, and, of conversations, count."""
+        """Call the program decode.
+
+        Args:
+            limits: Its argument ends, and in conversations also count.
+        """
         arguments = *self.fixed, self.weights, self.tables, self.state, *map(np.int32, limits)
         self.state = self.run("decode", decode.decode, *arguments)
 
     def decode_one(self, length):
-        """Sample one more token in every slot that has not ended, after at most `length` tokens: -> (the
-        latest tokens int32[b], whether each slot has ended bool[b]).
+        """Sample one more token in every slot that has not ended, and return latest().
+
+        Args:
+            length: The most tokens that a completion has before this step.
         """
         self._make_room(length)
         self._decode(len(self.request_in), 1)
         return self.latest()
 
     def latest(self):
-        """(the latest token of every slot int32[b], whether it has ended bool[b])."""
+        """Return every slot's latest token, int32[b], and whether the slot has ended, bool[b]."""
         return on_host((self.state.last_token, self.state.ended))
 
     def exchanged(self):
-        """(exchanges, exchange_rounds) of a RolloutLog."""
+        """Return the exchanges and exchange_rounds of a RolloutLog."""
         rounds = float(on_host(self.state.rounds).mean())
         return int(self.state.step) * self.how.config.num_moe_layers if rounds else 0, rounds
 
     def ended(self):
-        """The slots whose completions, or turns, have ended since the last call: int[e]."""
+        """Return the slots with a completion or a turn that has just ended: int[e].
+
+        A slot that waits for the text after its turn is not among them.
+        """
         # A free slot has ended=True as well
         ended = on_host(self.state.ended) & (self.request_in >= 0)
         ended[list(self.due)] = False
         return np.flatnonzero(ended)
 
     def turns_of(self, slots):
-        """{slot: the Turn that has ended in it} of slots, int[e]."""
+        """Return {slot: the Turn that has ended in it} for these slots, int[e]."""
         if not len(slots):
             return {}
         state, found = of_slots(self.state, slots), {}
@@ -295,7 +354,11 @@ class Engine:
         return found
 
     def read(self, texts: dict[int, list[int]]):
-        """Have slots read these ids, and begin their next turns."""
+        """Let slots read texts and begin their next turns.
+
+        Args:
+            texts: {slot: the ids that it reads}.
+        """
         slots = np.array(sorted(texts))
         self.turn[slots] += 1
         length = on_host(self.state.length).astype(int)
@@ -311,7 +374,7 @@ class Engine:
             left = {slot: ids for slot, ids in left.items() if ids}
 
     def _read(self, texts, size):
-        """Have slots read the first `size` ids of their texts."""
+        """Let slots read the first `size` ids of their texts."""
         count = len(self.request_in)
         tokens, counts = np.zeros((count, size), np.int32), np.zeros(count, np.int32)
         resumes = np.zeros(count, bool)
@@ -326,7 +389,18 @@ class Engine:
         self.state = self.run(f"read {size}", decode.read, *arguments)
 
     def collect(self, result, slots):
-        """Copy the completions of slots, int[e], to their rows of result and free the slots: -> the rows."""
+        """Copy the completions of slots to their rows of a Rollout, and free the slots.
+
+        Args:
+            result: The Rollout.
+            slots: int[e].
+
+        Returns:
+            The rows, int[e].
+
+        Raises:
+            NotFinite: As check_finite does.
+        """
         rows = self.request_in[slots]
         if len(slots):
             copy_completions(result, rows, self.state, slots)

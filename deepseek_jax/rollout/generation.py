@@ -1,4 +1,4 @@
-"""Prompts in, completions out."""
+"""generate: sample completions of prompts."""
 
 import contextlib
 import time
@@ -35,16 +35,33 @@ def generate(
     speculative: bool = False,
     log: RolloutLog | None = None,
 ) -> Rollout:
-    """Sample n completions of every prompt: -> Rollout of len(prompts) * n rows.
+    """Sample n completions of every prompt.
 
-    prompts: lists of token ids. eos_ids end a completion. slots: how many decode at once. What is sampled
-    depends on seed, the prompt and the completion's number among all of that prompt, and on nothing else in
-    the call (in float32; lower precisions round differently in another batch). speculative: draft tokens with
-    the model's multi-token prediction module, which changes the draws and not their distribution. log: a
-    RolloutLog. If it has conversations, completions are these, with what their turns were answered.
-    Raises ValueError for prompts that requests.check refuses, for what settings.NOT_TOGETHER names, and for a
-    model that cannot draft or has no experts to keep; NotFinite for a completion whose log-probabilities are
-    not finite.
+    What is sampled depends on the seed, the prompt and the completion's number among all
+    completions of this prompt, and on nothing else in the call. This holds in float32; lower
+    precisions round differently in another batch.
+
+    Args:
+        prompts: Lists of token ids.
+        max_completion_length: The most tokens of a completion.
+        temperature: 0 is greedy.
+        top_p: 1 filters no token.
+        top_k: 0 filters no token.
+        eos_ids: Ids that end a completion.
+        slots: How many completions decode at once.
+        speculative: Draft tokens with the model's multi-token prediction module. This changes the
+            draws, but not their distribution.
+        log: Receives completions as they end. If it has conversations, completions are
+            conversations, with the texts that answered their turns.
+
+    Returns:
+        A Rollout of len(prompts) * n rows.
+
+    Raises:
+        ValueError: requests.check refuses an argument; two options are in settings.NOT_TOGETHER;
+            the slots do not split over the devices; the model cannot draft, or has no experts to
+            keep; or candidates are to be kept and top_k is 0.
+        NotFinite: A completion has log-probabilities that are not finite.
     """
     log = RolloutLog() if log is None else log
     sampling = Sampling(float(temperature), float(top_p), top_k, log.keeps_candidates)
@@ -67,7 +84,7 @@ def generate(
     config = rollout_config(config, mesh)
     devices = 1 if mesh is None else mesh.size
     check_slots(slots, devices)
-    # Fewer requests than slots: as few slots as split over the devices
+    # With fewer requests than slots, use the fewest slots that split over the devices
     slots = min(slots, -(-len(prompts) * n // devices) * devices)
     requests = make_requests(prompts, n, seed, slots, batch_parts_of(mesh, config))
     queue = RequestQueue(requests, list(log.done))
@@ -87,16 +104,22 @@ def generate(
 
 
 def serve(queue: RequestQueue, engine: Engine, result: Rollout, log: RolloutLog):
-    """Seat, decode and read, collecting in result, until every completion is there."""
+    """Seat, decode and read until all completions have ended.
+
+    Args:
+        engine: The Engine, with open slots.
+        result: The Rollout that gets the completions.
+    """
     conversations = log.conversations
     while queue or engine.is_busy:
         free = engine.free_slots()
         if queue and len(free):
             engine.seat(queue.take(len(free)), free)
         else:
-            # While requests wait, return for free slots; after that a free slot has no use
+            # While requests wait, decoding returns when slots are free. Without requests a free
+            # slot has no use
             engine.decode(wanted=bool(queue))
-        # Seating ends a request too if its first token is an end token or fills its room
+        # A seated request has ended already if its first token is an end token or fills its room
         ended = engine.ended()
         over = ended if conversations is None else _go_on(engine, ended, conversations)
         rows = engine.collect(result, over)
@@ -108,8 +131,13 @@ def serve(queue: RequestQueue, engine: Engine, result: Rollout, log: RolloutLog)
 
 
 def _go_on(engine, ended, conversations):
-    """Have slots read the texts that follow their turns: -> the slots whose conversations are over, int[e].
-    ended: those whose turns have just ended.
+    """Let slots read the texts that follow their turns; return the slots with nothing left to do.
+
+    Args:
+        ended: int[e], slots with a turn that has just ended.
+
+    Returns:
+        The slots with a conversation that is over, int[e].
     """
     due = sorted(slot for slot, at in engine.due.items() if at <= engine.steps)
     turned = engine.turns_of(ended)

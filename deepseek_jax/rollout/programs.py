@@ -42,10 +42,16 @@ from deepseek_jax.rollout.weights import in_place
 
 
 class Asked(NamedTuple):
-    """What a rollout has to answer: `prompts` prompts, the longest of prompt_length tokens, n times each.
-    keeps_routing: of rollout.completions.RolloutLog. candidates: how many it keeps of a token.
-    turns: those of a conversation, of the model; 0 where completions are no conversations. What it reads
-    between two of them counts as one chunk of each size, which all slots read together.
+    """What a rollout has to answer: `prompts` prompts, n times each.
+
+    Attributes:
+        prompts: The number of prompts.
+        prompt_length: Tokens of the longest prompt.
+        n: Completions of each prompt.
+        keeps_routing: See rollout.completions.RolloutLog.
+        candidates: The number of candidates that the rollout keeps for each token.
+        turns: The model's turns of a conversation; 0 for single turns. What it reads between two
+            turns counts as one chunk of each size, which all slots read together.
     """
 
     prompts: int
@@ -66,13 +72,24 @@ def rollout_programs(
     adapter: AdapterSettings | None = None,
     name: str = "",
 ):
-    """The Programs of one rollout: [Program], each after those whose results it takes.
+    """Return the Programs of one rollout, in order: no program takes the result of a later one.
 
-    options: AnswerOptions. dtype, adapter: of the parameters, see abstract_tree. name: a prefix of the
-    programs' names. Caches are as large as they get, and every completion counts as the longest: both are the
-    most that a rollout can need. Beside a program lie the parameters, whose copy for decoding it reads, and
-    what it does not take of this copy, the slots and a chunk's prompts. Raises ValueError for drafts of a
-    model that has no module for them.
+    Caches are as large as they get, and every completion counts as the longest: both are the most
+    that a rollout can need. While a program runs, memory also holds the parameters, because
+    decoding reads a copy of them. It holds this copy, the slots and a chunk's prompts too, if they
+    are not arguments of the program.
+
+    Args:
+        options: AnswerOptions.
+        dtype: Of the parameters, see abstract_tree.
+        adapter: Of the parameters, see abstract_tree.
+        name: A prefix of the programs' names.
+
+    Returns:
+        [Program].
+
+    Raises:
+        ValueError: Drafts are set, and the model has no module for them.
     """
     if options.speculative:
         speculative.check(config)
@@ -88,7 +105,7 @@ def rollout_programs(
     engine = _Recorded(how, params, requests, mesh, sizes)
     engine.call_all()
     works = sizes.works(how, requests.chunk_size)
-    # Weights in int8 have no copy: what decodes is the parameters
+    # Weights in int8 are not copied: decoding reads the parameters themselves
     waiting = [] if is_quantized(params) else [Held("the parameters", params)]
     first, *others = [
         dataclasses.replace(
@@ -104,21 +121,21 @@ def rollout_programs(
 
 
 def _one_chunk(asked, rows):
-    """The Requests of one chunk, which has the sizes of all."""
+    """Return the Requests of a single chunk; all chunks have its sizes."""
     room = prompt_room(asked.prompt_length)
     tokens, lengths = np.zeros((rows, room), np.int32), np.ones(rows, np.int32)
     return Requests(tokens, lengths, np.zeros(1, int), _Keys(), room, rows)
 
 
 class _Keys:
-    """The random streams of requests, by their shape."""
+    """Placeholder for the random streams of requests: indexing it gives their shape."""
 
     def __getitem__(self, index):
         return jax.eval_shape(lambda: jax.random.split(jax.random.key(0), len(index)))
 
 
 class _Work(NamedTuple):
-    """Fields of a Program, for a program that only moves numbers if tokens and flops are left out."""
+    """Fields of a Program. Without tokens and flops, the program only moves numbers."""
 
     sizes: str
     part: str = GENERATION
@@ -129,7 +146,15 @@ class _Work(NamedTuple):
 
 
 class _Sizes(NamedTuple):
-    """The sizes of a rollout. prompt_room, longest: tokens of the longest prompt and completion."""
+    """The sizes of a rollout.
+
+    Attributes:
+        config: The model.
+        slots: The number of slots.
+        prompt_room: Tokens of the longest prompt, in whole buckets.
+        longest: Tokens of the longest completion.
+        asked: What the rollout has to answer.
+    """
 
     config: ModelConfig
     slots: int
@@ -138,19 +163,26 @@ class _Sizes(NamedTuple):
     asked: Asked
 
     def works(self, how: Decoding, chunk: int) -> dict[str, _Work]:
-        """The _Work of each program. chunk: the prompts that are prefilled at once."""
+        """Return {program's name: its _Work}.
+
+        Args:
+            chunk: The number of prompts that are prefilled at once.
+        """
         asked, slots = self.asked, self.slots
         requests, chunks = asked.prompts * asked.n, -(-asked.prompts // chunk)
         calls = most_calls(requests, slots, self.longest, chunks, turns=asked.turns)
-        # As often as all slots are seated anew, each time for the longest
+        # How often all slots are seated anew. Each time they decode for as long as the longest
+        # completion takes
         seatings = -(-requests // slots)
-        # A slot's token sees its prompt, and half of its completion on average
+        # A slot's token sees its prompt and, on average, half of its completion
         seen = self.prompt_room + self.longest / 2
         flops = forward_flops(self.config, seen)
         if how.drafts:
-            # The last token and a draft, each with its pair in the module. One of them, or both, are gained
+            # A step runs the last token and a draft, each with its pair in the module, and gains
+            # one or two tokens
             flops = 2 * forward_flops(self.config, seen, depths=1)
-        # A prompt's last token alone needs logits, which sample the completion's first
+        # Only a prompt's last token needs logits, from which the completion's first token is
+        # sampled
         prompts = forward_work(self.config, chunk, self.prompt_room, logits=1)
         of_slots = f"{slots:,} slots x {self.prompt_room + self.longest:,}"
         return {
@@ -173,7 +205,8 @@ class _Sizes(NamedTuple):
                 f"{slots:,} slots x {size}",
                 times=seatings * (asked.turns - 1),
                 tokens=slots * size,
-                # The next turn begins with the last token, which a step of decoding runs
+                # No logits: the next turn begins with the last token of the text, which a step of
+                # decoding runs
                 flops=slots * size * forward_flops(self.config, seen, logits=0.0),
             )
             for size in turns.CHUNKS
@@ -182,8 +215,12 @@ class _Sizes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Later:
-    """The result of a program, or a field of it, which a plan knows once that is compiled. room: of the
-    completions in the caches of slots, where it is smaller.
+    """Placeholder for a program's result, or a field of it, until the program is compiled.
+
+    Attributes:
+        program: The program's name.
+        field: The name of the field; None for the whole result.
+        room: The completion room in the caches of slots, if it is smaller than in the result.
     """
 
     program: str
@@ -192,7 +229,11 @@ class _Later:
 
 
 class _Recorded(Engine):
-    """An engine that runs nothing. calls: name -> its Program without a _Work, in their order."""
+    """An Engine that runs nothing and records the programs that it would call.
+
+    Attributes:
+        calls: {name: its Program, without the fields of a _Work}, in the order of calls.
+    """
 
     def __init__(self, how: Decoding, params: Any, requests: Requests, mesh: Mesh, sizes: _Sizes):
         self.mesh, self.sizes, self.calls = mesh, sizes, {}
@@ -204,7 +245,7 @@ class _Recorded(Engine):
     def call_all(self):
         """Call every program once, with arguments as large as they get."""
         self.open(self.sizes.slots, self.sizes.longest, RolloutLog())
-        # A turn's keys are as many
+        # The keys of a turn have the same shape, so nothing has to be computed
         self.fold = lambda keys, turn: keys
         self.seat(np.array([0]), self.free_slots())
         if len(rooms := cache_rooms(self.longest)) > 1:
@@ -219,7 +260,7 @@ class _Recorded(Engine):
 
     def _prepared(self, params):
         if is_quantized(params):
-            # Nothing is copied: donated, the results are the arguments
+            # The arguments are donated and returned, so nothing is copied
             kept = jax.jit(in_place, static_argnums=0, donate_argnums=1)
             return self.run("weights", kept, self.how.config, params)
         return super()._prepared(params)
@@ -247,17 +288,17 @@ class _Recorded(Engine):
         return _Later("weights" if name == "weights" else "slots")
 
     def _described(self, leaf):
-        """An array by its shape: it is on every device."""
+        """Return an array's shape, placed on every device; return any other leaf unchanged."""
         if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is None:
             return everywhere(self.mesh, leaf.shape, leaf.dtype)
         if not isinstance(leaf, np.ndarray | np.generic):
             return leaf
-        # numpy's int64 goes in as int32
+        # A jitted program takes numpy's int64 as int32
         dtype = jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True)
         return everywhere(self.mesh, leaf.shape, dtype)
 
     def _known(self, needs, arguments, *results):
-        """The arguments, given the results of the programs that they need."""
+        """Return the arguments, with the results of the programs that they need."""
         of = dict(zip(needs, results, strict=True))
 
         def known(leaf):
@@ -271,7 +312,12 @@ class _Recorded(Engine):
         return jax.tree.map(known, arguments)
 
     def _as_kept(self, slots, room):
-        """The abstract Slots with room for what a rollout keeps. room: of completions, in their caches."""
+        """Return the abstract Slots with places for what the rollout keeps.
+
+        Args:
+            slots: The result of the program slots.
+            room: The completion room of their caches, if it is smaller; else None.
+        """
         asked, config = self.sizes.asked, self.how.config
 
         def of_tokens(dtype, *sizes):
@@ -293,6 +339,6 @@ class _Recorded(Engine):
 
 
 def _programs_of(tree):
-    """The names of the programs whose results are in a tree."""
+    """Return the names of the programs that the _Later of a tree stand for."""
     later = (leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, _Later))
     return tuple(dict.fromkeys(leaf.program for leaf in later))

@@ -1,7 +1,7 @@
-"""The requests of one rollout and the queue in which they wait.
+"""The requests of one rollout, and the queue in which they wait for a slot.
 
-A request is one completion of one prompt. Its number is its row in the Rollout: of n completions a prompt,
-request i is for prompt i // n.
+A request is one completion of one prompt. Its number is its row in the Rollout: with n completions
+a prompt, request i is for prompt i // n.
 """
 
 import zlib
@@ -13,16 +13,21 @@ import numpy as np
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.rollout.sampling import Sampling
 
-# Prompts are padded to multiples of this, so that few lengths need a compilation of their own
+# Prompts are padded to a multiple of this length, so that few lengths are compiled
 PROMPT_BUCKET = 16
 
 
 class Requests(NamedTuple):
-    """The requests, and the prompts that they continue, which are prefilled in chunks of chunk_size.
+    """The requests, and the prompts that they continue, which are prefilled in chunks.
 
-    tokens: int32[p t], right-padded to prompt_room, and rows of padding up to whole chunks. lengths:
-    int32[p], at least 1. row_of: int[r], the prompt of each request. keys: typed[r], one random stream a
-    request. prompt_room: the length of the longest prompt, in whole buckets.
+    Attributes:
+        tokens: int32[p t], the prompts, right-padded to whole buckets, and rows of padding up to
+            whole chunks.
+        lengths: int32[p], at least 1.
+        row_of: int[r], the prompt of each request.
+        keys: typed[r], one random stream for each request.
+        prompt_room: The tokens that a prompt's cache has room for, in whole buckets.
+        chunk_size: The number of prompts in a chunk.
     """
 
     tokens: np.ndarray
@@ -33,11 +38,11 @@ class Requests(NamedTuple):
     chunk_size: int
 
     def chunk_of(self, request):
-        """The chunk that holds a request's row."""
+        """Return the number of the chunk with a request's prompt."""
         return self.row_of[request] // self.chunk_size
 
     def chunk(self, number):
-        """(tokens int32[z t], lengths int32[z]) of a chunk, as wide as prompt_room."""
+        """Return a chunk's tokens int32[z t], as wide as prompt_room, and its lengths int32[z]."""
         rows = slice(number * self.chunk_size, (number + 1) * self.chunk_size)
         tokens = self.tokens[rows]
         missing = self.prompt_room - tokens.shape[1]
@@ -45,7 +50,13 @@ class Requests(NamedTuple):
 
 
 def make_requests(prompts: list, n: int, seed: int, slots: int, multiple: int = 1):
-    """Requests for n completions of each prompt, lists of token ids. multiple: see chunk_rows."""
+    """Create the Requests for n completions of each prompt.
+
+    Args:
+        prompts: Lists of token ids.
+        seed: The seed of all random streams.
+        multiple: See chunk_rows.
+    """
     rows = chunk_rows(len(prompts), n, slots, multiple)
     tokens, lengths = _padded(prompts, rows)
     row_of, keys = np.repeat(np.arange(len(prompts)), n), _random_streams(prompts, n, seed)
@@ -53,17 +64,24 @@ def make_requests(prompts: list, n: int, seed: int, slots: int, multiple: int = 
 
 
 def chunk_rows(prompts: int, n: int, slots: int, multiple: int = 1):
-    """The rows of a chunk: as many prompts as fill the slots, rounded up to a multiple of `multiple`."""
+    """Return how many prompts a chunk has: enough to fill the slots.
+
+    The number is rounded up to a multiple of `multiple`.
+    """
     rows = min(-(-slots // n), prompts)
     return rows + -rows % multiple
 
 
 class RequestQueue:
-    """The waiting requests in order: all requests except `done`, a sequence of numbers."""
+    """The requests that wait, in order.
+
+    Args:
+        done: Numbers of requests that do not have to be sampled.
+    """
 
     def __init__(self, requests: Requests, done=()):
         self.requests = requests
-        # Sorted, so that the requests of a chunk follow each other: `take` counts on that
+        # Sorted, so that the requests of a chunk are adjacent, as `take` requires
         self.waiting = np.setdiff1d(np.arange(len(requests.keys)), done)
 
     def __bool__(self):
@@ -71,7 +89,7 @@ class RequestQueue:
 
     def take(self, room: int):
         """Remove and return the first requests, int[r]: at most `room`, all of one chunk."""
-        # The engine has the prefilled caches of one chunk at a time
+        # The engine has the prefilled caches of only one chunk at a time
         chunks = self.requests.chunk_of(self.waiting[:room])
         count = np.count_nonzero(chunks == chunks[0])
         taken, self.waiting = self.waiting[:count], self.waiting[count:]
@@ -79,10 +97,10 @@ class RequestQueue:
 
 
 def _random_streams(prompts, n, seed):
-    """One random stream a request, from the seed, the prompt and a number: typed[len(prompts) * n].
+    """Create one random stream for each request: typed[len(prompts) * n].
 
-    Numbers count the completions of a prompt. A repeated prompt continues the count, so that its completions
-    are different ones.
+    A stream depends on the seed, the prompt and the number of the completion among all completions
+    of this prompt. If a prompt is repeated, its count continues, so that its completions differ.
     """
     seen, numbers = {}, []
     for prompt in map(tuple, prompts):
@@ -91,7 +109,7 @@ def _random_streams(prompts, n, seed):
         numbers += range(first, first + n)
     digests = [zlib.crc32(np.asarray(prompt, np.int32).tobytes()) for prompt in prompts]
     digests = np.repeat(np.array(digests, np.uint32), n)
-    # A stream depends on nothing else in the call, so that a request's draws are the same in any batch
+    # Nothing else in the call changes a stream, so that a request's draws are the same in any batch
     base = jax.random.key(seed)
     fold = jax.vmap(
         lambda digest, number: jax.random.fold_in(jax.random.fold_in(base, digest), number)
@@ -100,23 +118,27 @@ def _random_streams(prompts, n, seed):
 
 
 def _padded(prompts, chunk_size):
-    """Pad prompts to a bucket and to whole chunks: (tokens int32[p t], lengths int32[p], at least 1)."""
+    """Pad prompts to whole buckets and whole chunks.
+
+    Returns:
+        tokens int32[p t], and lengths int32[p], at least 1.
+    """
     lengths = [len(prompt) for prompt in prompts]
     room = prompt_room(max(map(len, prompts)))
     tokens = np.zeros((-(-len(prompts) // chunk_size) * chunk_size, room), np.int32)
     for row, prompt in zip(tokens, prompts, strict=False):
         row[: len(prompt)] = prompt
-    # Length 1 for rows of padding: prefill reads the last token at index length - 1
+    # Rows of padding have length 1, because prefill reads the last token at index length - 1
     return tokens, np.array(lengths + [1] * (len(tokens) - len(prompts)), np.int32)
 
 
 def prompt_room(length: int):
-    """The length of a prompt, rounded up to whole PROMPT_BUCKETs, as prefill computes it."""
+    """Round a prompt's length up to whole PROMPT_BUCKETs, as prefill computes it."""
     return -(-length // PROMPT_BUCKET) * PROMPT_BUCKET
 
 
 def check_slots(slots: int, devices: int):
-    """Raise ValueError where the slots do not split over the devices of the mesh."""
+    """Raise ValueError unless the slots split evenly over the devices of the mesh."""
     if slots % devices:
         raise ValueError(
             f"slots={slots} does not split over the mesh's {devices} devices, each of which decodes its own; "
@@ -127,8 +149,11 @@ def check_slots(slots: int, devices: int):
 def check(
     config: ModelConfig, sampling: Sampling, prompts, max_completion_length: int, n: int, slots: int
 ):
-    """Raise ValueError for a setting out of range, no prompts, or a prompt that is empty, out of vocabulary,
-    or too long for max_position_embeddings.
+    """Check the arguments of a rollout.
+
+    Raises:
+        ValueError: A setting is out of range; there are no prompts; or a prompt is empty, has an id
+            outside the vocabulary, or leaves too few of max_position_embeddings.
     """
     sampling.check(config.vocab_size)
     counts = {"max_completion_length": max_completion_length, "n": n, "slots": slots}

@@ -1,4 +1,4 @@
-"""Writes completions to disk one by one as they end, so that a call can resume an interrupted one."""
+"""SampleLog: write completions to disk as they end, so that a later call can resume the rollout."""
 
 import base64
 import dataclasses
@@ -12,20 +12,29 @@ from etils.epath import Path
 from deepseek_jax.files import GrowingFile, as_path, write_whole
 from deepseek_jax.rollout.completions import Rollout, RolloutLog
 
-# Written as base64: for 8,192 completions of 32,768 tokens all devices would wait minutes for a text of
-# numbers, and lists of them take ten times the memory of arrays
+# Arrays of a line, with their dtypes, which are written as base64. For 8,192 completions of 32,768
+# tokens all devices would wait minutes for numbers to be written as text, and lists of them take
+# ten times the memory of arrays
 ARRAYS = {"ids": "<i4", "logprobs": "<f4", "observed": "?"}
 
 
 class SampleLog(RolloutLog):
-    """A file of completions, a line each: {"row", "ids", "logprobs", "finished"}, row being its row in the
-    rollout, ids and logprobs arrays as in ARRAYS; that of a conversation also has "observed", such an array,
-    and "conversation", its record.
+    """A file of completions, one line each, which a later call of the rollout reads.
 
-    done: row -> its line, those of earlier calls too; an incomplete last line is ignored, and cut off.
-    writes: False on a process that shares the work with one that writes. every: seconds between two writes;
-    with 0 every completion is on disk when `add` returns. on_add(): called after each `add`. Raises
-    ValueError, naming the file and the line, where a whole line is damaged.
+    A line is {"row", "ids", "logprobs", "finished"}. row is the completion's row in the rollout;
+    ids and logprobs are arrays, see ARRAYS. A conversation also has "observed", another such array,
+    and "conversation", its record. An incomplete last line is ignored, and removed from the file.
+
+    Args:
+        writes: False on a process that shares the work with a process that writes.
+        every: Seconds between two writes. With 0, every completion is on disk when `add` returns.
+        on_add: A function without arguments, called after each `add`.
+
+    Attributes:
+        done: {row: its line}, including lines of earlier calls.
+
+    Raises:
+        ValueError: A whole line is damaged. The message names the file and the line.
     """
 
     def __init__(
@@ -38,13 +47,13 @@ class SampleLog(RolloutLog):
     ):
         self.path, self.writes, self.every, self.on_add = as_path(path), writes, every, on_add
         self.file = GrowingFile(self.path, sync=True)
-        # Lines that wait to be written, and when the last ones were
+        # Lines that wait to be written, and the time of the last write
         self.waiting, self.written = [], time.monotonic()
         lines = _lines(self.path)
         whole = [line for line in lines if line.endswith(b"\n")]
         self.done = {line["row"]: line for line in self._read(whole)}
         if writes and len(whole) < len(lines):
-            # The next line must begin on a line of its own
+            # Without the incomplete line, the next line begins on a line of its own
             write_whole(self.path, b"".join(whole).decode())
 
     def _read(self, lines):
@@ -58,7 +67,7 @@ class SampleLog(RolloutLog):
                 ) from error
 
     def add(self, rows, rollout: Rollout):
-        """Write the rows of a rollout that have ended."""
+        """Add the rows of a rollout that have ended, and write them if a write is due."""
         new = [self._line(rollout, row) for row in rows]
         self.done |= {line["row"]: line for line in new}
         if self.writes:
@@ -81,18 +90,18 @@ class SampleLog(RolloutLog):
         return line | {"observed": rollout.observed_mask[row][mask], "conversation": record}
 
     def write(self):
-        """Put the lines that wait on disk."""
+        """Write the lines that wait to disk."""
         if self.waiting:
             self.file.add("".join(map(_text, self.waiting)))
         self.waiting, self.written = [], time.monotonic()
 
     def flush(self):
-        """Put the lines that wait where a run that is stopped now finds them again, in a bucket too."""
+        """Write the lines that wait, even to a bucket, so that a run can stop and resume later."""
         self.write()
         self.file.flush()
 
     def remove(self):
-        """Delete the file, once its completions are elsewhere."""
+        """Delete the file, after its completions were stored elsewhere."""
         if self.writes:
             self.path.unlink(missing_ok=True)
 
@@ -106,7 +115,7 @@ def _text(line):
 
 def _completion(text):
     line = json.loads(text)
-    # A line of single turns has nothing observed
+    # A line of a single turn has no "observed"
     packed = {n: base64.b64decode(line[n]) for n in ARRAYS if n in line or n != "observed"}
     return line | {name: np.frombuffer(packed[name], ARRAYS[name]) for name in packed}
 

@@ -1,4 +1,4 @@
-"""How answers are sampled, and how long a question and its answer may be."""
+"""Settings of answers: how they are sampled, how long they may be, and what they may call."""
 
 import dataclasses
 from typing import NamedTuple
@@ -15,10 +15,16 @@ from deepseek_jax.settings import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnswerOptions:
-    """How answers are sampled: at most max_completion_length tokens each, `slots` answers at once.
+    """How answers are sampled.
 
-    temperature 0 is greedy; top_p 1 and top_k 0 filter no token. speculative: the model's multi-token
-    prediction module drafts a token at each step, which changes the draws and not their distribution.
+    Attributes:
+        max_completion_length: The most tokens of an answer.
+        temperature: 0 is greedy.
+        top_p: 1 filters no token.
+        top_k: 0 filters no token.
+        slots: The number of answers that are sampled at once.
+        speculative: At each step the model's multi-token prediction module drafts a token. This
+            changes the draws, but not their distribution.
     """
 
     max_completion_length: Count
@@ -29,7 +35,7 @@ class AnswerOptions:
     speculative: bool = False
 
 
-# What a rollout cannot do at once
+# Pairs of features that one rollout cannot have, each with the message for a user who sets both
 NOT_TOGETHER = {
     (
         "drafts",
@@ -51,14 +57,24 @@ NOT_TOGETHER = {
 
 
 def check_together(**done: bool):
-    """Raise ValueError for a pair of NOT_TOGETHER of which both are done."""
+    """Raise ValueError if a rollout has both features of a pair in NOT_TOGETHER.
+
+    Args:
+        done: True for each feature that the rollout has.
+    """
     for pair, message in NOT_TOGETHER.items():
         if all(done.get(name) for name in pair):
             raise ValueError(message)
 
 
 class Limit(NamedTuple):
-    """The longest completion, and the longest prompt or None for any that leaves room for it, in tokens."""
+    """The most tokens of a prompt and of its completion.
+
+    Attributes:
+        completion: Tokens of the longest completion.
+        prompt: Tokens of the longest prompt; None for any prompt that leaves room for the
+            completion.
+    """
 
     completion: int
     prompt: int | None = None
@@ -68,10 +84,14 @@ class Limit(NamedTuple):
 class ConversationLimits:
     """Limits of conversations with tools or an environment, see rollout.conversations.
 
-    turns: the model's turns of one conversation. turn_length: tokens of a turn; None: as many as
-    rollout.max_completion_length leaves. call_seconds: of one call of a tool, a step, a reset or a reward.
-    call_bytes: of the text of one call, in UTF-8. workers: processes; each holds the environments of its
-    share of conversations. call_steps: token steps of decoding after which a call's text enters.
+    Attributes:
+        turns: The model's turns of one conversation.
+        turn_length: Tokens of a turn; None for as many as rollout.max_completion_length leaves.
+        call_seconds: Time of one call of a tool, a step, a reset or a reward.
+        call_bytes: Bytes of the text of one call, in UTF-8.
+        workers: The number of processes. Each one has the environments of its share of
+            conversations.
+        call_steps: The token steps of decoding after which a call's text enters.
     """
 
     turns: Count = 8
@@ -84,10 +104,13 @@ class ConversationLimits:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conversing:
-    """A run whose answers are conversations, where it is given tools or an environment.
+    """Settings of tools and of an environment. With either, a run's answers are conversations.
 
-    tools: functions that the model may call, FILE.py:NAME or package.module:NAME. environment: a class, named
-    alike, one of whose objects each conversation has. conversation: their limits. See environments.
+    Attributes:
+        tools: Functions that the model may call, FILE.py:NAME or package.module:NAME.
+        environment: A class, with a name of the same form; each conversation has an object of it.
+            See environments.
+        conversation: The limits of conversations.
     """
 
     tools: tuple[Named, ...] = ()
@@ -96,16 +119,23 @@ class Conversing:
 
     @property
     def converses(self):
-        """Whether answers are conversations."""
+        """True if answers are conversations."""
         return bool(self.tools) or self.environment is not None
 
     def most_turns(self):
-        """The model's turns of a conversation; 0 where answers are single turns."""
+        """Return the most turns of the model in a conversation; 0 if answers are single turns."""
         return self.conversation.turns if self.converses else 0
 
     def check_conversation(self, longest: int, field: str):
-        """Raise ValueError, naming the field, for limits without conversations, and for a turn that may be
-        longer than a whole conversation: `longest` tokens, of this field.
+        """Check the limits of conversations against the other settings.
+
+        Args:
+            longest: The most tokens of a whole conversation.
+            field: The name of the field that sets `longest`, for messages.
+
+        Raises:
+            ValueError: There are limits but no conversations; or a turn may be longer than a whole
+                conversation.
         """
         if not self.converses and self.conversation != ConversationLimits():
             raise ValueError(

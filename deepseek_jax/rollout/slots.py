@@ -1,4 +1,4 @@
-"""The state of decoding: the slots, their caches, and how both grow."""
+"""Slots, the state of decoding: how they begin, get tokens, and how their caches grow."""
 
 import functools
 from typing import NamedTuple
@@ -13,10 +13,14 @@ from deepseek_jax.parallel.shard import current_mesh
 
 
 class Decoding(NamedTuple):
-    """How a rollout decodes; its programs are compiled for this.
+    """How a rollout decodes; its programs are compiled for these values.
 
-    drafts: a step also verifies a token that the multi-token prediction module has drafted, see
-    rollout.speculative. turns: completions are conversations, which go on after a turn, see rollout.turns.
+    Attributes:
+        config: The model.
+        drafts: True if a step also verifies a token that the multi-token prediction module has
+            drafted, see rollout.speculative.
+        turns: True if completions are conversations, which continue after a turn, see
+            rollout.turns.
     """
 
     config: ModelConfig
@@ -25,15 +29,16 @@ class Decoding(NamedTuple):
 
     @property
     def is_ring(self):
-        """Whether all slots write one index of the caches in a step, around a ring.
+        """True if in a step all slots write the same index of their caches, around a ring.
 
-        Where slots gain different numbers of tokens at once, a token's index is its position.
+        It is False if slots can gain different numbers of tokens at once. Then a token's index is
+        its position.
         """
         return not (self.drafts or self.turns)
 
 
 def on_rollout_mesh(function):
-    """Trace a function of (Decoding, ...) with the table of axes of parallel.decoding."""
+    """Decorate a function of (Decoding, ...) to be traced with the axes of parallel.decoding."""
 
     @functools.wraps(function)
     def placed(how, *arguments):
@@ -44,52 +49,87 @@ def on_rollout_mesh(function):
 
 
 class Drafting(NamedTuple):
-    """What drafting adds to Slots, b wide. The module's own cache is the last of Slots.caches.
+    """What drafting adds to Slots, for b slots; Slots.caches also ends with the module's own cache.
 
-    The module runs on pairs: a token's hidden state, and the token after it. Every step yields two pairs; the
-    second is void if the draft was rejected.
+    The module runs on pairs: a token's hidden state, and the token after it. Every step yields two
+    pairs. The second pair is void if the draft was rejected.
+
+    Attributes:
+        hidden: [b z d], the hidden states of the pairs, after the final norm.
+        next_tokens: int32[b z], the tokens of the pairs.
+        fresh: int32[b], the number of pairs that are not void: 1 or 2.
+        drafted: int32[b], the number of tokens drafted so far, which is the number of steps of the
+            model.
+        accepted: int32[b], the number of drafts that were accepted so far.
     """
 
-    hidden: jax.Array  # [b z d], after the final norm
-    next_tokens: jax.Array  # int32[b z]
-    fresh: jax.Array  # int32[b], the pairs that are not void: 1 or 2
-    drafted: jax.Array  # int32[b], tokens drafted so far, which is steps of the model
-    accepted: jax.Array  # int32[b], of those
+    hidden: jax.Array
+    next_tokens: jax.Array
+    fresh: jax.Array
+    drafted: jax.Array
+    accepted: jax.Array
 
 
 class Turns(NamedTuple):
-    """What conversations add to Slots, b wide, see rollout.turns."""
+    """What conversations add to Slots, for b slots, see rollout.turns.
 
-    observed: jax.Array  # bool[b t], True on tokens of `tokens` that the model did not sample
-    limit: jax.Array  # int32[b], the length at which the turn under way ends
-    longest: jax.Array  # int32[], tokens of a turn
+    Attributes:
+        observed: bool[b t], True on tokens of Slots.tokens that the model did not sample.
+        limit: int32[b], the length at which the current turn ends.
+        longest: int32[], the most tokens of a turn.
+    """
+
+    observed: jax.Array
+    limit: jax.Array
+    longest: jax.Array
 
 
 class Slots(NamedTuple):
-    """The state of decoding, b slots wide. A slot that has ended, or never began, has ended=True."""
+    """The state of decoding, for b slots. A slot that has ended, or never began, has ended=True.
 
-    caches: list  # one a layer, as models.cache.empty_cache
-    step: jax.Array  # int32[]
-    keys: jax.Array  # typed[b], one stream a request
-    prompt_length: jax.Array  # int32[b]
-    length: jax.Array  # int32[b], tokens so far: sampled, and in conversations also read
-    last_token: jax.Array  # int32[b]
-    ended: jax.Array  # bool[b]
-    stopped: jax.Array  # bool[b], by an end token and not for want of room
-    tokens: jax.Array  # int32[b t]
-    logprobs: jax.Array  # float32[b t]
-    rounds: jax.Array  # int32[devices], of parallel.few_tokens, summed over steps and layers
-    drafting: Drafting | None = None  # where tokens are drafted
-    experts: jax.Array | None = None  # uint16[b t l a], of kept.note, where a rollout keeps them
-    candidates: jax.Array | None = (
-        None  # int32[b t n], of sampling.sample, where a rollout keeps them
-    )
-    turns: Turns | None = None  # of conversations
+    Attributes:
+        caches: One for each layer, see models.cache.empty_cache.
+        step: int32[], decoding steps so far.
+        keys: typed[b], the random stream of each slot's request.
+        prompt_length: int32[b].
+        length: int32[b], tokens after the prompt so far: sampled, and in conversations also read.
+        last_token: int32[b].
+        ended: bool[b].
+        stopped: bool[b], True if an end token ended the slot, and not a lack of room.
+        tokens: int32[b t].
+        logprobs: float32[b t].
+        rounds: int32[devices], the rounds of parallel.few_tokens, summed over steps and layers.
+        drafting: A Drafting if tokens are drafted.
+        experts: uint16[b t l a], see kept.note, if the rollout keeps them.
+        candidates: int32[b t n], see sampling.sample, if the rollout keeps them.
+        turns: A Turns if completions are conversations.
+    """
+
+    caches: list
+    step: jax.Array
+    keys: jax.Array
+    prompt_length: jax.Array
+    length: jax.Array
+    last_token: jax.Array
+    ended: jax.Array
+    stopped: jax.Array
+    tokens: jax.Array
+    logprobs: jax.Array
+    rounds: jax.Array
+    drafting: Drafting | None = None
+    experts: jax.Array | None = None
+    candidates: jax.Array | None = None
+    turns: Turns | None = None
 
 
 def empty_slots(how, count, prompt_room, completion_room, longest):
-    """Slots of which all have ended, for completions of up to `longest` tokens. Their caches have room for
-    prompts and completions of these lengths; `grow` gives more.
+    """Create slots that have all ended.
+
+    Args:
+        count: The number of slots.
+        prompt_room: Tokens of a prompt that the caches have room for.
+        completion_room: Tokens of a completion that the caches have room for; `grown` gives more.
+        longest: The most tokens of a completion.
     """
     config, zeros = how.config, jnp.zeros(count, jnp.int32)
     return Slots(
@@ -111,7 +151,10 @@ def empty_slots(how, count, prompt_room, completion_room, longest):
 
 
 def pinned(slots):
-    """The Slots, whose arrays are pinned to the devices of their slots; caches are where they are written."""
+    """Return the Slots with all arrays except caches pinned to the devices of their slots.
+
+    Caches stay where they are written.
+    """
 
     def pin(array):
         return own_slots(array) if array.ndim else array
@@ -120,10 +163,18 @@ def pinned(slots):
 
 
 def append(slots, tokens, logprobs, seats, eos_ids, candidates=None):
-    """Append a sampled token to each slot of seats: bool[b]. candidates: int32[b n], where they are kept."""
+    """Append a sampled token to some slots, and return the Slots.
+
+    Args:
+        tokens: int32[b], the tokens.
+        logprobs: float32[b].
+        seats: bool[b], the slots that get their token.
+        eos_ids: Ids that end a completion.
+        candidates: int32[b n], if the rollout keeps them.
+    """
     at = jnp.arange(len(tokens)), slots.length
     length = slots.length + seats
-    # -1 is no token: without eos_ids nothing stops a completion but its room
+    # -1 is no token: without eos_ids only a lack of room ends a completion
     stops = jnp.isin(tokens, jnp.array(eos_ids or (-1,)))
     is_full = length == (slots.tokens.shape[1] if slots.turns is None else slots.turns.limit)
     if slots.candidates is not None:
@@ -134,7 +185,7 @@ def append(slots, tokens, logprobs, seats, eos_ids, candidates=None):
         last_token=jnp.where(seats, tokens, slots.last_token),
         ended=jnp.where(seats, stops | is_full, slots.ended),
         stopped=jnp.where(seats, stops, slots.stopped),
-        # drop: a full slot's length is one past the last index
+        # mode="drop": a full slot's length is one past the last index
         tokens=slots.tokens.at[at].set(jnp.where(seats, tokens, slots.tokens[at]), mode="drop"),
         logprobs=slots.logprobs.at[at].set(
             jnp.where(seats, logprobs, slots.logprobs[at]), mode="drop"
@@ -143,10 +194,18 @@ def append(slots, tokens, logprobs, seats, eos_ids, candidates=None):
 
 
 def repeat(body, slots, ends, most, steps=None):
-    """Run body: Slots -> Slots until every slot has ended, `ends` more have: int32[], one that has not ended
-    has more than `most` tokens, or, if that is given, it has run `steps` times: int32[].
+    """Run a step again and again until a limit is reached, and return the Slots.
+
+    It stops when every slot has ended, when `ends` more slots have ended, when a slot that has not
+    ended has more than `most` tokens, or when `steps` steps have run.
+
+    Args:
+        body: A step, a function Slots -> Slots.
+        ends: int32[].
+        most: The most tokens of a completion for which the caches have room.
+        steps: int32[]; None for any number of steps.
     """
-    # Free slots have ended already: only slots that end in this loop count
+    # Free slots have ended already: count only slots that end in this loop
     ended_before, first = slots.ended, slots.step
 
     def keep_on(slots):
@@ -159,14 +218,19 @@ def repeat(body, slots, ends, most, steps=None):
 
 
 def rooms(tables, slots):
-    """(prompt room, completion room) of the caches. tables: of `rotations`, for the longest text."""
+    """Return the prompt room and the completion room of the caches, in tokens.
+
+    Args:
+        tables: From decode.rotations, for the longest text.
+    """
     prompt_room = len(tables[0]) - slots.tokens.shape[1]
     return prompt_room, jax.tree.leaves(slots.caches)[0].shape[1] - prompt_room
 
 
 def grown(how, tables, slots, completion_room):
-    """The Slots with caches of a larger completion room. Every token gets the index that it would have if the
-    room had always been so large.
+    """Return the Slots with caches of a larger completion room.
+
+    Every token gets the index that it would have if the room had always been this large.
     """
     prompt_room, old = rooms(tables, slots)
     if not how.is_ring:
@@ -176,9 +240,9 @@ def grown(how, tables, slots, completion_room):
 
         return slots._replace(caches=jax.tree.map(longer, slots.caches))
     index_t = jnp.arange(completion_room)
-    # The latest step before this one that writes each index of the larger ring
+    # The latest step before this one that would write each index of the larger ring
     step_t = slots.step - 1 - (slots.step - 1 - index_t) % completion_room
-    # An earlier one is overwritten in the smaller ring: no slot has as many tokens
+    # The smaller ring has overwritten earlier steps, and no slot has a token of them
     is_there = step_t >= slots.step - old
 
     def larger(cache):

@@ -1,9 +1,11 @@
-"""Speculative decoding: multi-token prediction drafts a token, the model verifies it and draws one more
-(arXiv:2412.19437, sections 2.2 and 5.4.3). Tokens are distributed as without drafts (arXiv:2211.17192,
-arXiv:2302.01318).
+"""Speculative decoding: multi-token prediction drafts a token, and the model verifies it.
 
-Sequences of a batch gain one token a step, or two. What a rejected draft has left in the caches is
-overwritten by the next step, before any query sees it.
+In the same step the model draws one more token (arXiv:2412.19437, sections 2.2 and 5.4.3). The
+distribution of tokens is the same as without drafts (arXiv:2211.17192, arXiv:2302.01318).
+
+Each sequence of a batch gains one token or two in a step. The entries that a rejected draft leaves
+in the caches are overwritten by the next step, before any query sees them.
+
 Letter z, of size 2: the last token and the draft, or what the model computes from the two.
 """
 
@@ -34,14 +36,14 @@ def check(config):
 
 
 def module_weights(config, params):
-    """The first multi-token prediction module's parameters in the form for decoding."""
+    """Return the parameters of the first multi-token prediction module in the form for decoding."""
     module, names = whole(params)["mtp_0"], axis_names(config)["mtp_0"]
     block = layer_weights(config, module["block"], names["block"])
     return jax.tree.map(constrain, cast(config, module), names) | {"block": block}
 
 
 def no_drafts(config, count):
-    """The Drafting of empty Slots."""
+    """Create the Drafting of empty Slots."""
     zeros_b = jnp.zeros(count, jnp.int32)
     return Drafting(
         hidden=jnp.zeros((count, 2, config.hidden_size), config.dtype),
@@ -53,7 +55,13 @@ def no_drafts(config, count):
 
 
 def _apply_module(method, config, weights, hidden_btd, next_tokens, *args):
-    """A method of the multi-token prediction module, on pairs."""
+    """Call a method of the multi-token prediction module on pairs.
+
+    Args:
+        weights: From decode.decoding_weights.
+        hidden_btd: The hidden states of the pairs.
+        next_tokens: int32[b t], the tokens of the pairs.
+    """
     module = MultiTokenPrediction(config, DecoderLayer(config, is_moe=True))
     embedding_btd = steps.embed(weights, next_tokens)
     arguments = embedding_btd, hidden_btd, *args
@@ -61,10 +69,17 @@ def _apply_module(method, config, weights, hidden_btd, next_tokens, *args):
 
 
 def module_cache(config, weights, tables, tokens, lengths, hidden_ptd):
-    """The module's cache of prompts, as of steps.run_prompts. hidden_ptd: after the final norm.
+    """Compute the module's cache of prompts, see steps.run_prompts.
 
-    The last token's pair has to wait for the completion's first token: what stands at its index, and after
-    it, is overwritten.
+    The last token's pair has to wait for the completion's first token. The entry at its index, and
+    the entries after it, will be overwritten.
+
+    Args:
+        weights: From decode.decoding_weights.
+        tables: From decode.rotations.
+        tokens: int32[p t], right-padded.
+        lengths: int32[p].
+        hidden_ptd: The hidden states of the prompts, after the final norm.
     """
     t = tokens.shape[1]
     return _apply_module(
@@ -80,8 +95,14 @@ def module_cache(config, weights, tables, tokens, lengths, hidden_ptd):
 
 
 def begun(slots, seating: steps.Seating, last_hidden):
-    """The Drafting of slots that have just been seated: the first pair to draft from. last_hidden: [p d], of
-    each prompt's last token.
+    """Return the Drafting after requests were seated.
+
+    The slot of each new request has the first pair to draft from.
+
+    Args:
+        slots: The Slots, with the requests seated.
+        seating: The requests that were seated.
+        last_hidden: [p d], the hidden state of each prompt's last token.
     """
     seats, old = seating.seats, slots.drafting
     hidden_b1d, token_b1 = last_hidden[seating.rows][:, None], slots.last_token[:, None]
@@ -96,47 +117,66 @@ def begun(slots, seating: steps.Seating, last_hidden):
 
 
 def _two_from(tables, start, room):
-    """The rotations of positions start: int32[b] and start + 1, and the PositionWrite there."""
+    """Return the rotations of positions start and start + 1, and the PositionWrite there.
+
+    Args:
+        tables: From decode.rotations.
+        start: int32[b].
+        room: The number of positions in a cache.
+    """
     index_bz = start[:, None] + jnp.arange(2)
     seen_bzs = jnp.arange(room) <= index_bz[..., None]
     return steps.rotations_at(tables, index_bz), PositionWrite(index_bz, seen_bzs)
 
 
 def _draft(config, weights, drafting, cache, rope, write):
-    """Run the module on both pairs -> (logits float32[b v] after the last that is not void, cache)."""
+    """Run the module on both pairs.
+
+    Returns:
+        float32[b v], the logits after the last pair that is not void; and the module's cache.
+    """
     pairs = drafting.hidden, drafting.next_tokens
     hidden_bzd, cache = _apply_module("extend", config, weights, *pairs, rope, cache, write)
     last_bd = jnp.take_along_axis(hidden_bzd, (drafting.fresh - 1)[:, None, None], axis=1)[:, 0]
-    # The module has normed this hidden state already, with a norm of its own
+    # The module has already applied its own norm to this hidden state
     return steps.logits(config, weights, last_bd), cache
 
 
 def _verified(distributions, uniform, draft, draft_probs):
-    """Verify the drafts: -> (accepted bool[b], the two next tokens int32[b z], their logprobs float32[b z]).
+    """Verify the drafts.
 
-    distributions: probabilities and log-probabilities float32[b*z v] of the places of both.
+    Args:
+        distributions: Probabilities and log-probabilities float32[b*z v], at both places of each
+            sequence.
+        uniform: float32[b 2] in [0, 1).
+        draft: int32[b].
+        draft_probs: float32[b v].
+
+    Returns:
+        accepted bool[b]; the two next tokens int32[b z]; and their log-probabilities float32[b z].
     """
     probs, logprobs = distributions
     b, v = draft_probs.shape
     accepted_b, token_b = verify(uniform, draft, draft_probs, probs.reshape(b, 2, v))
-    # token_b is either the second new token or the replacement of a rejected draft: then z = 1 is void
+    # token_b is either the second new token, or the token that replaces a rejected draft: then
+    # place z=1 is void
     next_bz = jnp.stack([jnp.where(accepted_b, draft, token_b), token_b], axis=1)
     logprobs_bz = jnp.take_along_axis(logprobs, next_bz.reshape(-1, 1), axis=1).reshape(b, 2)
     return accepted_b, next_bz, logprobs_bz
 
 
 def drafted_step(how, sampling, eos_ids, weights, tables, slots):
-    """steps.one_step, with one or two tokens."""
+    """Sample one or two tokens in every slot that has not ended, in place of steps.one_step."""
     config, room = how.config, sum(rooms(tables, slots))
     draft_cache = slots.caches[-1]
     drafting, active_b = slots.drafting, ~slots.ended
-    # Draws depend on the request and its number of tokens alone, so other slots never change them
+    # Draws depend only on the request and its number of tokens, so other slots never change them
     keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
     uniform_b3 = jax.vmap(lambda key: jax.random.uniform(key, 3))(keys)
     # The position of last_token, which is in no cache yet
     position_b = slots.prompt_length + slots.length - 1
 
-    # The last valid pair ends in last_token and stands one position before it; a void pair comes after
+    # The last valid pair ends in last_token, so its position is one before; a void pair follows it
     at_pairs = _two_from(tables, position_b - drafting.fresh, room)
     logits_bv, draft_cache = _draft(config, weights, drafting, draft_cache, *at_pairs)
     draft_probs_bv, _ = distribution(logits_bv, sampling)

@@ -1,9 +1,9 @@
-"""A step of decoding, and what the programs of rollout.decode are made of: prefill prompts, seat requests in
-slots, sample a token in each, run more tokens.
+"""Steps of decoding: prefill prompts, seat requests, sample a token in each slot, run more tokens.
 
-Around a ring every slot writes the same cache index in a step, prompt room + (step mod completion room): the
-mask, not the order, marks a slot's own tokens, so that a slot can be reseated at any step. Else a token's
-cache index is its position.
+The programs of rollout.decode consist of these. Around a ring, every slot writes the same cache
+index in a step: prompt room + (step mod completion room). The mask, not the order, marks a slot's
+own tokens, so that a slot can be reseated at any step. Without a ring, a token's cache index is its
+position.
 """
 
 from typing import NamedTuple
@@ -25,34 +25,44 @@ from deepseek_jax.rollout.weights import layers_of
 
 
 def layer_at(config, index):
-    """The module of layer `index`, without its weights."""
+    """Return the module of layer `index`, without its weights."""
     return DecoderLayer(config, is_moe=index >= config.num_dense_layers)
 
 
 def embed(weights, tokens):
-    """The embedding's rows of tokens: int32[...] -> [... d]."""
+    """Return the embeddings [... d] of tokens int32[...]."""
     return own_rows(jnp.take(weights["embedding"], tokens, axis=0))
 
 
 def logits(config, weights, hidden_md):
-    """Hidden states after the final norm [m d] -> float32[m v]."""
-    # Whole rows first: else the compiler sends them round piece by piece, and reads the head for each piece
+    """Compute the logits float32[m v] of hidden states [m d] after the final norm."""
+    # Whole rows first: otherwise the compiler sends them round piece by piece, and reads the head
+    # for each piece
     hidden_md = own_rows(hidden_md)
     logits_mv = dot("md,vd->mv", hidden_md, head_weight(config, weights), jnp.float32)
-    # From some of the vocabulary for many slots to all of it for a device's own slots, which it samples.
-    # Pinned before, too, or the compiler gathers the head instead
+    # Logits move from a part of the vocabulary for many slots to the whole vocabulary for a
+    # device's own slots, which it samples. They are pinned before they move, too: otherwise the
+    # compiler gathers the head
     return own_slots(constrain(logits_mv, ("batch", "vocab")))
 
 
 def logits_of_stream(config, weights, x_bd):
-    """`logits` of hidden states before the final norm [m d]."""
+    """Compute the logits float32[b v] of the residual stream [b d] before the final norm."""
     return logits(config, weights, rms_norm(x_bd, weights["final_norm"], config.rms_norm_eps))
 
 
 def run_prompts(config, weights, tables, tokens, lengths):
-    """Run prompts, tokens int32[p t], right-padded, lengths int32[p], up to the final norm.
+    """Run prompts up to the final norm.
 
-    Returns (caches a layer, x [p t d], experts uint16[p t l a] or None).
+    Args:
+        weights: From decode.decoding_weights.
+        tables: From decode.rotations.
+        tokens: int32[p t], right-padded.
+        lengths: int32[p].
+
+    Returns:
+        A list of the caches of each layer; the residual stream [p t d]; and the experts uint16[p t
+        l a], None for a dense model.
     """
     t = tokens.shape[1]
     segment_ids = (jnp.arange(t) < lengths[:, None]).astype(jnp.int32)
@@ -70,9 +80,17 @@ def run_prompts(config, weights, tables, tokens, lengths):
 
 
 def run_more(config, weights, tables, slots, tokens, write):
-    """Run further tokens of every slot, int32[b t], up to the final norm. write: their PositionWrite.
+    """Run further tokens of every slot up to the final norm.
 
-    Returns (x [b t d], caches a layer, experts uint16[b t l a] or None).
+    Args:
+        weights: From decode.decoding_weights.
+        tables: From decode.rotations.
+        tokens: int32[b t].
+        write: Their PositionWrite.
+
+    Returns:
+        The residual stream [b t d]; a list of the caches of each layer; and the experts uint16[b t
+        l a], None for a dense model.
     """
     rope = rotations_at(tables, write.index)
     x_btd = embed(weights, tokens)
@@ -88,14 +106,19 @@ def run_more(config, weights, tables, slots, tokens, write):
 
 
 def rotations_at(tables, positions):
-    """RoPE's tables at positions: int32[b t]."""
-    # clip: a full slot looks one past the tables, where jnp.take would by default return NaN
+    """Return the rows of RoPE's tables at positions int32[b t]."""
+    # mode="clip": a full slot looks one past the tables, where jnp.take would return NaN by default
     return [jnp.take(table, positions, axis=0, mode="clip") for table in tables]
 
 
 class Seating(NamedTuple):
-    """The requests that some of b slots get. seats: bool[b], which slots. rows: int32[b], the prefilled row
-    that each continues; lengths: int32[b], of its prompt. keys: typed[b].
+    """The requests that some of b slots get.
+
+    Attributes:
+        seats: bool[b], True for a slot that gets a request.
+        rows: int32[b], the prefilled row that each request continues.
+        lengths: int32[b], the length of its prompt.
+        keys: typed[b], its random stream.
     """
 
     seats: jax.Array
@@ -105,7 +128,14 @@ class Seating(NamedTuple):
 
 
 def seated(sampling, eos_ids, slots, seating: Seating, prefilled_caches, prefilled_logits):
-    """The Slots with requests seated, and the first token of each sampled from the logits of its row."""
+    """Return the Slots with requests seated, and the first token of each sampled.
+
+    Args:
+        sampling: How tokens are drawn.
+        eos_ids: Ids that end a completion.
+        prefilled_caches: The caches of the prefilled rows, one for each layer.
+        prefilled_logits: float32[p v], the logits after each prefilled row.
+    """
     seats, rows, prompt_length, keys = seating
 
     def copy_prompt(cache, prefilled):
@@ -116,7 +146,7 @@ def seated(sampling, eos_ids, slots, seating: Seating, prefilled_caches, prefill
         return own_slots(jax.lax.dynamic_update_slice_in_dim(cache, new, 0, axis=1))
 
     slots = slots._replace(
-        # The ring is not cleared: decode's mask hides what an earlier request left there
+        # The ring is not cleared: the mask of decode hides the entries of an earlier request
         caches=jax.tree.map(copy_prompt, slots.caches, prefilled_caches),
         keys=jnp.where(seats, keys, slots.keys),
         prompt_length=jnp.where(seats, prompt_length, slots.prompt_length),
@@ -129,17 +159,23 @@ def seated(sampling, eos_ids, slots, seating: Seating, prefilled_caches, prefill
 
 
 def _apart(cache, count):
-    """Caches of count sequences, [z s x] or, of no heads, [b s x] -> [b k s x]."""
+    """Reshape the caches of `count` sequences to [b k s x].
+
+    They are [z s x], or [b s x] without heads.
+    """
     return cache.reshape(count, -1, *cache.shape[1:])
 
 
 def latest_write(how, tables, slots):
-    """Where a step writes each slot's latest token, and what each slot sees: CacheWrite or PositionWrite."""
+    """Return where a step writes each slot's latest token, and what each slot sees.
+
+    That is a CacheWrite around a ring, else a PositionWrite.
+    """
     prompt_room, completion_room = rooms(tables, slots)
     if not how.is_ring:
         index_b1 = (slots.prompt_length + slots.length - 1)[:, None]
         return PositionWrite(index_b1, jnp.arange(prompt_room + completion_room) <= index_b1)
-    # How many steps ago each index of the ring was written: this step writes the one of age 0
+    # How many steps ago each index of the ring was written. This step writes the index of age 0
     age_t = (slots.step - jnp.arange(completion_room)) % completion_room
     seen_prompt = jnp.arange(prompt_room) < slots.prompt_length[:, None]
     seen = jnp.concatenate([seen_prompt, age_t < slots.length[:, None]], axis=1)
@@ -147,9 +183,9 @@ def latest_write(how, tables, slots):
 
 
 def one_step(how, sampling, eos_ids, weights, tables, slots):
-    """Sample one token in every slot that has not ended: -> Slots."""
+    """Sample one token in every slot that has not ended, and return the Slots."""
     config, active, write = how.config, ~slots.ended, latest_write(how, tables, slots)
-    # RoPE needs a token's position in its text, which is not its index in the ring
+    # RoPE needs the position of a token in its text, which is not its index in the ring
     rope = rotations_at(tables, (slots.prompt_length + slots.length - 1)[:, None])
     x_bd = embed(weights, slots.last_token)
     caches, experts, rounds = [], [], [slots.rounds]
@@ -166,6 +202,6 @@ def one_step(how, sampling, eos_ids, weights, tables, slots):
     step_keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
     sampled = sample(step_keys, logits_of_stream(config, weights, x_bd), sampling)
     tokens, logprobs, candidates = sampled
-    # One sum: an operation for each layer would take as long as a product
+    # One sum for all layers: an operation for each layer would take as long as a product
     slots = slots._replace(caches=caches, step=slots.step + 1, rounds=jnp.stack(rounds).sum(0))
     return pinned(append(slots, tokens, logprobs, active, eos_ids, candidates))

@@ -1,4 +1,4 @@
-"""One answer, token by token as it is sampled, for a person who reads along."""
+"""Stream one answer, token by token as it is sampled, to a person who reads along."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,8 @@ from deepseek_jax.rollout.requests import PROMPT_BUCKET, check, make_requests
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.slots import Decoding
 
-# How a byte-level tokenizer decodes the first bytes of a character whose other bytes are in later tokens
+# What a byte-level tokenizer decodes from the first bytes of a character, if its other bytes are in
+# later tokens
 UNFINISHED = "\ufffd"
 
 
@@ -29,13 +30,24 @@ def stream(
     eos_ids: tuple[int, ...] = (),
     seed: int,
 ) -> Iterator[int]:
-    """Sample one completion: yields each token, the end token too. They are those of generation.generate.
+    """Sample one completion, and yield each token as soon as it is sampled, the end token too.
 
-    A longer prompt compiles nothing anew until it has twice the tokens. The caller may stop reading.
-    Raises ValueError as requests.check does.
+    The tokens are the same as from generation.generate. A longer prompt compiles nothing anew until
+    it has twice the tokens. The caller may stop reading.
+
+    Args:
+        prompt: Token ids.
+        sampling: How tokens are drawn.
+        max_completion_length: The most tokens. There are fewer if the model's positions end
+            earlier.
+        eos_ids: Ids that end the completion.
+
+    Raises:
+        ValueError: As requests.check does.
     """
     limit = config.max_position_embeddings
-    # Fewer where the positions end; the buffers keep their size, so that nothing is compiled for it
+    # Fewer tokens if the positions end earlier. The buffers keep their size, so that nothing is
+    # compiled for it
     longest = max(1, min(max_completion_length, limit - len(prompt)))
     check(config, sampling, [prompt], longest, 1, 1)
     mesh = rollout_mesh(config)
@@ -54,7 +66,7 @@ def stream(
         yield int(tokens[0])
         if ended[0] or length == longest:
             return
-        # Not around the yield: who reads may be on another mesh
+        # Not around the yield: the caller may use another mesh
         with _on(mesh):
             tokens, ended = engine.decode_one(length)
 
@@ -64,10 +76,11 @@ def _on(mesh):
 
 
 def text_pieces(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
-    """Yield, for each token, the text that it completes, which may be "". Joined, the pieces are the text of
-    all tokens, without special ones.
+    """Yield, for each token, the text that it completes, which may be "".
 
-    A token may hold some bytes of a character: they wait for the others, or for the end.
+    A token may have only some bytes of a character. These wait for the other bytes, or for the end,
+    when one more piece is yielded. Joined, the pieces are the text of all tokens, without special
+    tokens.
     """
     ids, shown = [], ""
     for token in tokens:

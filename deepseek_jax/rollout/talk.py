@@ -1,4 +1,4 @@
-"""A conversation with a policy, in the prompts that it was trained on."""
+"""Talk: a person's conversation with a policy, in prompts of the form that it was trained on."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,13 @@ from deepseek_jax.rollout.stream import stream, text_pieces
 
 
 def sampled_tokens(policy: Policy, prompt, sampling: Sampling, max_tokens: int, seed: int):
-    """The tokens of an answer to a prompt, as stream yields them."""
+    """Return the tokens of an answer to a prompt, as `stream` yields them.
+
+    Args:
+        prompt: Token ids.
+        sampling: How tokens are drawn.
+        max_tokens: The most tokens of the answer.
+    """
     return stream(
         policy.config,
         policy.params,
@@ -23,7 +29,18 @@ def sampled_tokens(policy: Policy, prompt, sampling: Sampling, max_tokens: int, 
 
 
 class Talk:
-    """The turns so far. Where the template has a place for one question alone, each is asked by itself."""
+    """A person's conversation with a policy.
+
+    If the template has a place for only one question, each question is asked without the turns
+    before it.
+
+    Args:
+        sampling: How tokens are drawn.
+        max_tokens: The most tokens of an answer.
+
+    Attributes:
+        messages: The turns so far, in OpenAI's form.
+    """
 
     def __init__(self, policy: Policy, sampling: Sampling, max_tokens: int):
         self.policy, self.sampling, self.max_tokens = policy, sampling, max_tokens
@@ -31,7 +48,7 @@ class Talk:
 
     @property
     def holds_turns(self) -> bool:
-        """Whether a prompt has the turns before the last one."""
+        """True if a prompt has the turns before the last one."""
         return self.policy.template == "chat"
 
     def reset(self):
@@ -39,11 +56,13 @@ class Talk:
         self.messages = []
 
     def answer(self, text: str, seed: int = 0) -> Iterator[str]:
-        """Yield the answer to a user's text, a piece a token; a piece may be "". What was read of an answer
-        that is left early stays in the conversation.
+        """Yield the answer to a user's text, one piece for each token; a piece may be "".
 
-        Raises ValueError before the first piece, and forgets the text: for one that the tokenizer or the
-        template cannot hold, and where the model has no position left.
+        If the caller stops reading early, the part that it read stays in the conversation.
+
+        Raises:
+            ValueError: Before the first piece, and the text is forgotten: the tokenizer or the
+                template cannot represent the text, or the model has no position left.
         """
         policy, asked = self.policy, [*self.messages, {"role": "user", "content": text}]
         prompt = render_question(policy.tokenizer, {"messages": asked}, template=policy.template)
@@ -61,7 +80,7 @@ class Talk:
 
 
 def check_positions(policy: Policy, prompt: list[int]):
-    """Raise ValueError where the model has no position left after a prompt."""
+    """Raise ValueError if the model has no position left after a prompt."""
     limit = policy.config.max_position_embeddings
     if len(prompt) >= limit:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A conversation with a policy that calls tools, or that an environment answers, as it was trained."""
+"""ToolTalk: a person's conversation with a policy that calls tools or acts in an environment."""
 
 import json
 from collections.abc import Iterator
@@ -15,21 +15,28 @@ from deepseek_jax.training.completions import CONTINUED, line_text, spoken_lines
 
 
 class ToolTalk:
-    """A Talk with a policy that has tools: its answer to a text is a conversation, under the same limits.
+    """A Talk with a policy that has tools: its answer to a text is a whole conversation.
 
-    With tools alone and a chat template a text follows the earlier answers, whose ids stay as sampled. Other
-    texts begin anew. One for an environment may be a row of data, {"question": ..., ...}, as JSON: reset gets
-    its columns, or else the text as the question alone. max_tokens: of an answer, with what it reads.
+    The conversation has the same limits as in training. With tools, no environment and a chat
+    template, a text follows the earlier answers, and their ids stay as they were sampled. Otherwise
+    each text begins a new conversation.
+
+    A text for an environment may be a row of data as JSON, {"question": ..., ...}: reset gets its
+    columns. Any other text is the question, the only column that reset gets.
+
+    Args:
+        sampling: How tokens are drawn.
+        max_tokens: The most tokens of an answer, including what it reads.
     """
 
     def __init__(self, policy: Policy, sampling: Sampling, max_tokens: int):
         self.policy, self.sampling, self.max_tokens = policy, sampling, max_tokens
-        # Those of the conversation so far
+        # The ids of the conversation so far
         self.ids: list[int] = []
 
     @property
     def holds_turns(self) -> bool:
-        """Whether a prompt has the turns before the last one."""
+        """True if a prompt has the turns before the last one."""
         return self.policy.template == "chat" and not self.policy.tools.environments.has_state
 
     def reset(self):
@@ -37,10 +44,14 @@ class ToolTalk:
         self.ids = []
 
     def answer(self, text: str, seed: int = 0) -> Iterator[str]:
-        """Yield a text's answer by pieces: lines as those of training.completions.shown_text, with turns as
-        sampled, then the limit that ended it, if one did, and the environment's reward.
+        """Yield the answer to a text in pieces.
 
-        Raises ValueError before the first piece, as Talk.answer does, and where reset refuses the text.
+        The pieces form lines like training.completions.shown_text, with the model's turns as they
+        were sampled. The last piece has the limit that ended the answer, if one did, and the
+        environment's reward.
+
+        Raises:
+            ValueError: Before the first piece: as Talk.answer does, and if reset refuses the text.
         """
         policy, example = self.policy, self._example(text)
         arguments = policy.tools, policy.tokenizer, [example], 1, self.max_tokens
@@ -74,14 +85,15 @@ class ToolTalk:
         return tools.prompt(example, self.policy.opening, reset_text)
 
     def _turns(self, conversations: Conversations, prompt, seed):
-        """The pieces of all turns of the model, and of what it reads between them."""
+        """Yield the pieces of all turns of the model, and of what it reads between them."""
         policy, ids, shown = self.policy, [], 0
 
         def news():
+            """Return the lines of the messages that were not shown yet."""
             nonlocal shown
             messages = conversations.of[0].messages[shown:]
             shown += len(messages)
-            # The model's turns are there already
+            # The model's turns were shown while they were sampled
             lines = [line_text(*line) for line in spoken_lines(messages) if line[0] != "model"]
             return "".join(f"\n{line}" for line in lines)
 
@@ -96,7 +108,7 @@ class ToolTalk:
                     self._keep(prompt + ids)
             found = conversations.after([Turn(0, turn, turn[-1] in policy.eos_ids, len(ids))], ())
             yield news()
-            # Its calls, then the reward
+            # First the results of its calls are due, then the reward
             while not found:
                 found = conversations.after((), [0])
             read = found[0]
@@ -107,16 +119,23 @@ class ToolTalk:
             yield "\n" + line_text("model", "")
 
     def _turn(self, conversations, prompt, length, turn, seed):
-        """The pieces of a turn, whose ids are added to `turn`. length: of the conversation so far."""
+        """Yield the pieces of one turn, and add its ids to a list.
+
+        Args:
+            conversations: The Conversations, of one row.
+            prompt: The ids before the turn.
+            length: Tokens of the conversation so far.
+            turn: The list that gets the ids.
+        """
         policy, longest = self.policy, conversations.longest
-        # max_tokens for all turns, which then share their programs
+        # All turns pass max_tokens, so that they share their programs
         tokens = sampled_tokens(policy, prompt, self.sampling, self.max_tokens, seed)
         most = min(conversations.use.limits.turn_length or longest, longest - length)
         for piece in text_pieces(policy.tokenizer, _noted(islice(tokens, most), turn)):
             yield piece.replace("\n", CONTINUED)
 
     def _keep(self, ids):
-        """Remember a conversation, whose latest turn ends by then."""
+        """Remember the ids of a conversation; its latest turn gets an end token if it has none."""
         end = end_of_turn(self.policy.tokenizer, self.policy.template)
         self.ids = ids if ids[-1] in self.policy.eos_ids else [*ids, end]
 
@@ -128,10 +147,10 @@ def _noted(tokens, turn):
 
 
 def _end_of(conversation):
-    """The lines about the end of a conversation."""
+    """Return the lines about the end of a conversation."""
     lines = []
     if conversation.cut is not None:
-        # The length of an answer is a field of ToolTalk
+        # Here the field for the length of an answer is ToolTalk's max_tokens
         limit = conversation.cut.replace("max_completion_length", "max_tokens")
         lines.append(f"\nended by {limit}")
     if conversation.unscored is not None:

@@ -1,4 +1,4 @@
-"""What the conversations of a policy can call, and the record that is kept of each."""
+"""ToolUse, what a policy's conversations can call, and Conversation, the record of each one."""
 
 import dataclasses
 import zlib
@@ -15,16 +15,25 @@ from deepseek_jax.rollout.settings import ConversationLimits
 
 @dataclasses.dataclass
 class Conversation:
-    """What is known of a conversation beside its tokens, as JSON holds it.
+    """The record of a conversation without its tokens, in types that JSON can hold.
 
-    number: its row in the rollout. sampled, digest: how many tokens the model sampled in all turns, and the
-    digest_of these, as the engine gave them turn by turn. rewarded: the number of the conversation whose
-    environment gave the reward, None for no reward.
-    reset_text: what reset gave. messages: those after the prompt, in OpenAI's form. turns: of the model.
-    tool_calls: calls of tools, or steps of an environment; tool_errors: those that raised or could not be
-    read; tool_seconds: those spent in the user's code. cut: which limit ended it, or None; at_fault: whether
-    the user's code went over it, and not the model. rewritten: the earlier turns that the template would have
-    encoded otherwise. reward: that of get_reward, or None; unscored: why there is none.
+    Attributes:
+        number: The conversation's row in the rollout.
+        sampled: How many tokens the model sampled in all turns.
+        digest: The digest_of these tokens, as the engine returned them turn by turn.
+        rewarded: The number of the conversation that began the environment which gave the reward;
+            None for no reward.
+        reset_text: The text that reset returned.
+        messages: The messages after the prompt, in OpenAI's form.
+        turns: The number of the model's turns.
+        tool_calls: The number of calls of tools, or of steps of an environment.
+        tool_errors: The number of calls that raised or could not be read.
+        tool_seconds: The time that calls spent in the user's code.
+        cut: In words, the limit that ended the conversation, or None.
+        at_fault: True if the user's code exceeded this limit, and not the model.
+        rewritten: The number of earlier turns that the template would have encoded otherwise.
+        reward: The reward of get_reward, or None.
+        unscored: In words, why get_reward gave no reward, or None.
     """
 
     number: int = 0
@@ -44,11 +53,11 @@ class Conversation:
     unscored: str | None = None
 
     def add_sampled(self, ids):
-        """Take note of the tokens of a turn."""
+        """Add the tokens of a turn to the count and the digest."""
         self.sampled, self.digest = self.sampled + len(ids), digest_of(ids, self.digest)
 
     def counts(self):
-        """{metric: number} of what is logged of a conversation."""
+        """Return {metric: number} for the log of a run."""
         return {
             "turns": self.turns,
             "tool_calls": self.tool_calls,
@@ -60,14 +69,24 @@ class Conversation:
 
 
 def digest_of(ids, before: int = 0):
-    """A number that other ids, or the same in another order, have not. before: of the ids before these."""
+    """Return a number that differs for other ids, and for the same ids in another order.
+
+    Args:
+        ids: Token ids.
+        before: The digest of the ids before these.
+    """
     return zlib.crc32(np.asarray(ids, np.int32).tobytes(), before)
 
 
 @dataclasses.dataclass(frozen=True)
 class ToolUse:
-    """What the conversations of a policy can call: tools and an environment in their processes, the form in
-    which its template writes calls, and the limits. said: how often there was something to say.
+    """What the conversations of a policy can call, and within which limits.
+
+    Attributes:
+        environments: The tools and the environment, in processes of their own.
+        form: How the policy's template writes calls.
+        limits: The limits of conversations.
+        said: How often each event occurred that Conversations reports to a person.
     """
 
     environments: Environments
@@ -76,18 +95,24 @@ class ToolUse:
     said: Counter = dataclasses.field(default_factory=Counter, compare=False)
 
     def prompt(self, example: Mapping, opening: str = "", reset_text: str | None = None):
-        """The ids of an example's prompt, which ends with `opening`."""
+        """Return the ids of an example's prompt, which ends with `opening`.
+
+        Args:
+            example: The example.
+            opening: The text that every answer begins with.
+            reset_text: The text that an environment's reset returned, or None.
+        """
         example = with_reset_text(example, reset_text)
         return self.form.prompt(example, self.environments.schemas, opening)
 
     def read_ids(self, messages: list) -> list[int]:
-        """The ids that a model has read between its turns, from the messages of its conversation alone."""
+        """Return the ids that a model read between its turns, computed from the messages only."""
         ids, calls, said = [], [], []
         for message in messages:
             if message["role"] != "assistant":
                 said.append(message)
                 continue
-            # What follows the last turn was not read
+            # The model did not read what follows its last turn
             ids += self._ids_of(calls, said)
             calls, said = [Call(**of["function"]) for of in message.get("tool_calls", ())], []
         return ids
@@ -100,17 +125,25 @@ class ToolUse:
 
 
 class EnvironmentReward:
-    """What get_reward gave, as a reward beside the rules: what rewards.Rewards takes as a model."""
+    """The reward of get_reward, in the form in which rewards.Rewards takes a model's score."""
 
     def score(self, examples, completions):
-        """The reward of each example's conversation, or why there is none."""
+        """Return the reward of each example's conversation.
+
+        In place of a missing reward there is a RuntimeError that says why it is missing.
+        """
         conversations = [example["conversation"] for example in examples]
         return [c.reward if c.unscored is None else RuntimeError(c.unscored) for c in conversations]
 
 
 def environments_of(settings) -> Environments:
-    """The Environments that settings with tools, environment and conversation name. Raises ValueError as
-    these do.
+    """Create the Environments that a run's settings name.
+
+    Args:
+        settings: Settings with tools, environment and conversation, see Conversing.
+
+    Raises:
+        ValueError: As Environments does.
     """
     limits = settings.conversation
     return Environments(

@@ -1,9 +1,9 @@
-"""Conversations: texts that slots read between the model's turns.
+"""Texts that slots read between the model's turns, in conversations.
 
-Slots read texts of different lengths at different times. A slot whose turn has ended keeps its cache: it has
-ended=True until it has read the text that follows. A text is read in chunks of CHUNKS tokens, in every slot
-that has one of this size to read: which chunks a text has depends on its length alone, so that the numbers do
-not depend on the other slots.
+Slots read texts of different lengths at different times. A slot keeps its cache after the end of
+its turn: it has ended=True until it has read the text that follows. A text is read in chunks of the
+sizes in CHUNKS. All slots that have a chunk of one size to read read it together. Which chunks a
+text has depends only on its length, so that the numbers do not depend on the other slots.
 """
 
 from typing import NamedTuple
@@ -15,14 +15,19 @@ from deepseek_jax.models.cache import PositionWrite
 from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.slots import Turns, rooms
 
-# The sizes in which texts are read. Each is a program of its own
+# The sizes of chunks in which texts are read. A program is compiled for each
 CHUNKS = (8, 32, 128)
 
 
 class Chunk(NamedTuple):
-    """What slots read at once. tokens: int32[b c]. counts: int32[b], how many of them are a slot's, 0 for
-    none. resumes: bool[b], whether the slot's next turn begins after them; keys: typed[b] and limit: int32[b]
-    are those of that turn.
+    """A chunk of tokens for each of b slots to read.
+
+    Attributes:
+        tokens: int32[b c].
+        counts: int32[b], how many of the tokens the slot reads; 0 for none.
+        resumes: bool[b], True if the slot's next turn begins after them.
+        keys: typed[b], the random stream of that turn.
+        limit: int32[b], the length at which that turn ends.
     """
 
     tokens: jax.Array
@@ -33,12 +38,16 @@ class Chunk(NamedTuple):
 
 
 def chunk_of(left: int):
-    """The size of the next chunk of a text with this many tokens left."""
+    """Return the size of the next chunk of a text that has `left` tokens left."""
     return next((size for size in CHUNKS if size >= left), CHUNKS[-1])
 
 
 def no_turns(slots, turn_length):
-    """The Turns of empty Slots. turn_length: int32[], at most as many tokens has a turn."""
+    """Create the Turns of empty Slots.
+
+    Args:
+        turn_length: int32[], the most tokens of a turn.
+    """
     return Turns(
         observed=jnp.zeros(slots.tokens.shape, bool),
         limit=jnp.zeros(len(slots.ended), jnp.int32),
@@ -47,7 +56,11 @@ def no_turns(slots, turn_length):
 
 
 def begun(turns: Turns, seats):
-    """The Turns where conversations start in seats: bool[b]."""
+    """Return the Turns after conversations have started in some slots.
+
+    Args:
+        seats: bool[b], the slots.
+    """
     return turns._replace(
         observed=turns.observed & ~seats[:, None],
         limit=jnp.where(seats, turns.longest, turns.limit),
@@ -55,15 +68,15 @@ def begun(turns: Turns, seats):
 
 
 def have_read(config, weights, tables, slots, chunk: Chunk):
-    """The Slots that have read a chunk of the texts that follow their turns.
+    """Return the Slots after they have read a chunk of the texts that follow their turns.
 
-    A slot's last token is in no cache yet: it is run here, and the last token of the chunk is not.
+    A slot's last token is in no cache yet. It is run here, and the last token of the chunk is not.
     """
     c, room = chunk.tokens.shape[1], sum(rooms(tables, slots))
     is_own_bc = jnp.arange(c) < chunk.counts[:, None]
     index_bc = (slots.prompt_length + slots.length - 1)[:, None] + jnp.arange(c)
     write = PositionWrite(
-        # Past the end: dropped
+        # Entries past the end are dropped
         jnp.where(is_own_bc, index_bc, room),
         jnp.arange(room) <= index_bc[..., None],
     )
@@ -73,14 +86,14 @@ def have_read(config, weights, tables, slots, chunk: Chunk):
 
 
 def _after(slots, chunk, experts_bcla):
-    """The Slots whose caches have the chunk, with its tokens."""
+    """Add the tokens of a chunk to Slots that have the chunk in their caches already."""
     b, c = chunk.tokens.shape
     has_b, last = chunk.counts > 0, jnp.maximum(chunk.counts - 1, 0)[:, None]
     past, at_bc = slots.tokens.shape[1], slots.length[:, None] + jnp.arange(c)
     at_bc = jnp.where(jnp.arange(c) < chunk.counts[:, None], at_bc, past)
     at = jnp.arange(b)[:, None], at_bc
     if slots.experts is not None:
-        # Those of the tokens that were run, which begin one place before
+        # The experts of the tokens that were run, which begin one place before the chunk
         of_run = jnp.arange(b)[:, None], jnp.where(at_bc < past, at_bc - 1, past)
         own = slots.experts.at[of_run].set(experts_bcla, mode="drop")
         slots = slots._replace(experts=own)

@@ -1,4 +1,4 @@
-"""Parameters in the form for decoding, once a rollout."""
+"""Convert parameters to the form for decoding, once per rollout."""
 
 import dataclasses
 import functools
@@ -14,14 +14,15 @@ from deepseek_jax.ops.decoding import prepare
 from deepseek_jax.parallel import constrain, logical_names
 from deepseek_jax.parallel.decoding import join_halves, to_rollout
 
-# Parts of the names of weights whose products are float32, and of those that every device has whole
+# Parts of names: of weights with products in float32, and of weights that every device has whole
 FLOAT32 = ("router", "head_weights")
 WHOLE = ("router", "v_up")
 
 
 def cast(config, params):
-    """Cast params to the compute dtype, except for the weights of routers and of an indexer's heads, whose
-    products are float32.
+    """Cast params to the compute dtype, except weights with products in float32.
+
+    These are the weights of routers, and of an indexer's heads.
     """
     return jax.tree.map_with_path(functools.partial(_cast, config), params)
 
@@ -37,14 +38,22 @@ def _is_one_of(names, path):
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["stacks"], meta_fields=["counts"])
 @dataclasses.dataclass(frozen=True)
 class InPlace:
-    """The layers of a model whose base is in int8: stacks as they were trained, with the layers of each."""
+    """The layers of a model with a base in int8, in stacks as they were trained.
+
+    Attributes:
+        stacks: The params of each stack, with a leading axis of layers.
+        counts: The number of layers in each stack.
+    """
 
     stacks: list
     counts: tuple[int, ...]
 
     def one_by_one(self, x):
-        """The layers' params. x changes with every token. If the slices did not depend on it, the compiler
-        would take them once for all tokens, and hold a second copy of the model.
+        """Yield each layer's params.
+
+        Args:
+            x: An array that changes with every token. If the slices did not depend on it, the
+                compiler would take them once for all tokens, and store a second copy of the model.
         """
         stacks, _ = jax.lax.optimization_barrier((self.stacks, x))
         for stack, count in zip(stacks, self.counts, strict=True):
@@ -53,16 +62,21 @@ class InPlace:
 
 
 def layers_of(weights, x):
-    """Each layer's params, in order. x: the hidden states that enter the first."""
+    """Return each layer's params, in order.
+
+    Args:
+        weights: From decoding_weights or in_place.
+        x: The hidden states that enter the first layer.
+    """
     layers = weights["layers"]
     return layers.one_by_one(x) if isinstance(layers, InPlace) else layers
 
 
 def decoding_weights(config, params):
-    """Unstack the layers and cast to the compute dtype, once a rollout: decoding runs fastest unrolled.
+    """Return params with unstacked layers in the compute dtype: decoding runs fastest unrolled.
 
-    What `cast` leaves stays float32, as routing and index scores do. The weights of Linear layers are
-    prepared for products of few rows.
+    Weights that `cast` leaves out stay float32, as routing and index scores are. The weights of
+    Linear layers are prepared for products of few rows.
     """
     names, params = axis_names(config), whole(params)
     layers = []
@@ -70,12 +84,12 @@ def decoding_weights(config, params):
         ("dense_layers", config.num_dense_layers),
         ("moe_layers", config.num_moe_layers),
     ):
-        # Without the axis of layers
+        # Axes without the leading axis of layers
         own = jax.tree.map(lambda axes: axes[1:], names.get(stack), is_leaf=_is_axes)
         for i in range(count):
             layer = jax.tree.map(lambda leaf, i=i: leaf[i], params[stack])
             layers.append(layer_weights(config, layer, own))
-    # Under config.fp8, models.layers multiplies by another op, which takes weights as they are
+    # Under config.fp8, models.layers uses another op for products, which takes weights as they are
     if not config.fp8:
         layers = jax.tree.map_with_path(_prepared, layers)
     vocabulary = _vocabulary(config, params)
@@ -84,8 +98,14 @@ def decoding_weights(config, params):
 
 
 def layer_weights(config, layer, names):
-    """A layer's parameters in the compute dtype, where decoding needs them and as its loop reads them: the
-    halves of gate and up are one axis, and both projections of models.mla down one weight. names: their axes.
+    """Cast one layer's parameters, place them, and join weights as decoding reads them.
+
+    The halves of gate and up become one axis, and the two projections down of models.mla become one
+    weight, except in FP8.
+
+    Args:
+        layer: The layer's params.
+        names: Their logical axes.
     """
     move = functools.partial(_moved, config)
     layer = jax.tree.map_with_path(move, layer, names, is_leaf=is_weight)
@@ -95,7 +115,10 @@ def layer_weights(config, layer, names):
 
 
 def in_place(config, params):
-    """decoding_weights of a base in int8, which stays as it is: one more copy would not fit. See InPlace."""
+    """Return weights for decoding with a base in int8, which stays as it is, see InPlace.
+
+    One more copy of it would not fit.
+    """
     params = whole(params)
     counts = {"dense_layers": config.num_dense_layers, "moe_layers": config.num_moe_layers}
     stacks = {name: count for name, count in counts.items() if count}
@@ -104,36 +127,37 @@ def in_place(config, params):
 
 
 def _vocabulary(config, params):
-    """What comes before the layers and after them, in the compute dtype."""
+    """Return the parameters before and after the layers, in the compute dtype."""
     kept = {name: params[name] for name in ("embedding", "head") if name in params}
     return cast(config, kept | {"final_norm": params["final_norm"]["scale"]})
 
 
 def _moved(config, path, leaf, axes):
-    """A layer's parameter in the compute dtype, where decoding needs it.
+    """Cast a layer's parameter to the compute dtype, and move it to where decoding needs it.
 
-    An adapter is merged here: the result is what the model computes with, rounded the same way.
+    An adapter is merged here. The result is the weight that the model computes with, rounded the
+    same way.
     """
     if _is_one_of(WHOLE, path) or (config.fp8 and "latent" in axes):
-        # Each device chooses experts and expands values for its own tokens; FP8's product would gather its
-        # weight at every token
+        # Each device chooses experts and expands values for its own tokens, and the product in FP8
+        # would gather its weight at every token
         axes = (None,) * len(axes)
-    # Cast and unstacked first: weights that change their place travel a layer at a time, in few bytes
+    # Move after the cast and one layer at a time, so that few bytes travel at once
     leaf = to_rollout(_cast(config, path, dense(leaf)), axes)
-    # models.layers multiplies FP8's halves apart
+    # In FP8, models.layers multiplies by each half separately
     joins = axes[-len(HALVES_APART) :] == HALVES_APART and not config.fp8
     return join_halves(leaf, axes) if joins else leaf
 
 
 def _with_one_down(attention):
-    """The weights of models.mla, where both projections down become one, whose result is gathered once."""
+    """Join both projections down of models.mla into one weight, so that one result is gathered."""
     parts = [attention[name] for name in ("q_down", "kv_down") if name in attention]
     others = {name: w for name, w in attention.items() if name not in ("q_down", "kv_down")}
     return others | {"down": constrain(jnp.concatenate(parts, axis=1), ("embed", "latent"))}
 
 
 def axis_names(config):
-    """The logical axes of every parameter: a tree of tuples like the params."""
+    """Return the logical axes of every parameter: a tree of tuples like the params."""
     return logical_names(abstract_init(config))
 
 
@@ -142,7 +166,7 @@ def _is_axes(x):
 
 
 def _prepared(path, leaf):
-    """A weight that models.layers.linear multiplies by in ops.decoding.prepare's form, any other as it is."""
+    """Prepare a weight of models.layers.linear by ops.decoding.prepare; return others unchanged."""
     name = path[-1].key
     # Experts' weights have the same names and one more axis
     is_of_experts = leaf.ndim == {"gate_up": 3, "down": 3}.get(name)

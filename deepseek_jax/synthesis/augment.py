@@ -1,6 +1,7 @@
-"""Derives more questions for a teacher: varied by rule, or rewritten by the teacher itself.
+"""More questions for a teacher: varied by rule, or rewritten by the teacher itself.
 
-Counts the fate of every question: origin -> Counter of fates. The fate of a question that passes is "kept".
+The fate of every question is counted: origin -> Counter of fates. A question that passes has the
+fate "kept".
 """
 
 from collections import Counter, defaultdict
@@ -16,18 +17,28 @@ from deepseek_jax.synthesis.teacher import read_rows
 from deepseek_jax.synthesis.vary import recomputed, vary_names, vary_numbers
 
 SOURCE = "source"
-REWRITTEN = ("paraphrase", "translation", "back_translation")  # by the teacher
+# Origins of questions that the teacher rewrites
+REWRITTEN = ("paraphrase", "translation", "back_translation")
 BY_RULE = {"numbers": vary_numbers, "names": vary_names}
-# The smallest allowed share of a rewritten question's words in the wanted language
+# Smallest allowed share of a rewritten question's words that are in its target language
 LEAST_SHARE = 0.8
 
 
 def augmented(settings, questions, evaluation, ask):
-    """(questions to ask, fates): the given questions, and those that settings.augment derives from them.
+    """Return (questions to ask, fates): the questions and the ones that settings.augment derives.
 
-    Each example has an origin, and the question that it was derived_from. settings: GenerateSettings.
-    evaluation: synthesis.ngrams.Evaluation, or None. ask(name, examples) lets the teacher answer each once:
-    -> the folder of its chunks. Raises ValueError, naming the field, if one of the ways gives no question.
+    Each example has an origin, and under derived_from the question that it comes from.
+
+    Args:
+        settings: A GenerateSettings.
+        questions: Examples as in data.questions.
+        evaluation: A synthesis.ngrams.Evaluation that no question may share a run with, or None.
+        ask: ask(name, examples) lets the teacher answer each example once and returns the folder of
+            its chunks.
+
+    Raises:
+        ValueError: A way of deriving gives no new question, or no question passes `evaluation`; the
+            message names the field.
     """
     augment, fates = settings.augment, defaultdict(Counter)
     screen = _Screen(evaluation, fates)
@@ -53,7 +64,7 @@ def augmented(settings, questions, evaluation, ask):
             shown = ", ".join(f"{count} {fate}" for fate, count in fates[origin].most_common())
             with at(f"augment.{'translate' if origin == 'translation' else origin}"):
                 raise ValueError(f"gave no new question ({shown}); correct this field or remove it")
-    # No error if this gives no new question: a perfect translation back is the question itself
+    # Not an error without a new question: a perfect translation back is the question itself
     if augment.translate:
         there = made["translation"]
         made["back_translation"] = _rewritten(
@@ -63,13 +74,13 @@ def augmented(settings, questions, evaluation, ask):
 
 
 class _Screen:
-    """Drops questions that came before or are in an evaluation set."""
+    """Filter that drops repeated questions and questions of an evaluation set."""
 
     def __init__(self, evaluation: Evaluation | None, fates):
         self.evaluation, self.fates, self.seen = evaluation, fates, set()
 
     def pass_on(self, examples):
-        """The list of examples that pass."""
+        """Return the list of examples that pass."""
         return [example for example in examples if self._passes(example)]
 
     def _passes(self, example):
@@ -82,10 +93,13 @@ class _Screen:
 
 
 def _varied(examples, vary, count, seed, fates):
-    """`count` variants of each example by a rule. Drops variants whose text gives another answer."""
+    """Yield `count` variants of each example by a rule.
+
+    Variants are dropped if the answer recomputed from their text differs from their answer.
+    """
     for index, example in enumerate(examples):
         for number in range(count):
-            # A stream for each variant: a larger count leaves the first variants as they were
+            # Each variant has its own seed, so that a larger count does not change the first variants
             variant = vary(np.random.default_rng([*seed, index, number]), example)
             if variant is None:
                 fates["nothing to change"] += 1
@@ -96,7 +110,10 @@ def _varied(examples, vary, count, seed, fates):
 
 
 def _rewritten(origin, examples, prompts, ask, screen):
-    """The examples in the teacher's words. It answers each once, in the prompt of the question's language."""
+    """Return the examples as the teacher rewrites them.
+
+    It answers each once, with the prompt for the question's language.
+    """
     of_language = [(e, _language(e)) for e in examples]
     asked = [
         {
@@ -109,7 +126,7 @@ def _rewritten(origin, examples, prompts, ask, screen):
     ]
     if origin != "paraphrase":
         for question in asked:
-            # The prompt is in the question's language; the answer must be in the other one of two
+            # The prompt is in the question's language, the answer in the other one of the two
             (question["to"],) = set(LANGUAGES) - {question["to"]}
     if not asked:
         return []
@@ -133,6 +150,6 @@ def _rewritten(origin, examples, prompts, ask, screen):
 
 
 def _language(example):
-    """The example's language if it names one, else the language of most words of its question."""
+    """Return the example's language if it names one, else the main language of its question."""
     said = example.get("language")
     return said or max(LANGUAGES, key=lambda name: language_share(example["question"], name))

@@ -1,4 +1,4 @@
-"""Conversations with a teacher's answers, as a TFDS dataset that fine-tuning reads: data.messages."""
+"""Writer of conversations with a teacher's answers, as a TFDS dataset that data.messages reads."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,8 @@ from deepseek_jax.data.order import hashed_order
 from deepseek_jax.data.written import VERSION, Dataset, build
 
 NAME = "teacher_conversations"
-TEXTS = ("question", "answer", "language", "origin", "derived_from")  # "" where there is none
+# Each is "" in a record that does not have it
+TEXTS = ("question", "answer", "language", "origin", "derived_from")
 FEATURES = dict.fromkeys(TEXTS, tfds.features.Text()) | {
     "messages": MESSAGES,
     "weight": np.float32,
@@ -21,10 +22,15 @@ FEATURES = dict.fromkeys(TEXTS, tfds.features.Text()) | {
 
 
 def write_conversations(records: Callable, data_dir: Path) -> Path:
-    """Write records(), an iterable of dicts, as array_record: -> the folder that read_conversations reads.
+    """Write the dicts of records() as a dataset; return its folder, for read_conversations.
 
-    They are held in memory, for an order of their own. written.build writes all of them or nothing, in the
-    first of several processes.
+    The files are array_record. All records are in memory at once, to be put in the order of hashes
+    of their numbers. `written.build` writes all of them or nothing, in the first of several
+    processes.
+
+    Args:
+        records: Returns an iterable of dicts with the features of FEATURES.
+        data_dir: The folder in which the dataset gets its own folder.
     """
 
     def ordered():
@@ -37,5 +43,5 @@ def write_conversations(records: Callable, data_dir: Path) -> Path:
 
 
 def dataset_folder(data_dir: Path):
-    """The folder below data_dir that write_conversations writes."""
+    """Return the folder below data_dir that write_conversations writes."""
     return data_dir / NAME / VERSION

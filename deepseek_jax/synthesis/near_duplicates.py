@@ -1,4 +1,4 @@
-"""Finds near-duplicates of earlier texts: MinHash signatures (Broder 1997), looked up by hashed bands."""
+"""Detection of near-duplicates of earlier texts: MinHash (Broder 1997) with hashed bands."""
 
 from hashlib import blake2b
 
@@ -8,17 +8,22 @@ from deepseek_jax.synthesis.ngrams import ngrams, units
 
 # The standard error of an estimated similarity J is sqrt(J (1 - J) / 256), 0.02 at 0.9
 NUM_PERMUTATIONS = 256
-# Rows of a band: two texts are compared if they agree on all rows of a band
+# Allowed numbers of rows in a band. Two texts are compared if they agree on all rows of one band
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
-MISSED = 1e-3  # largest share of the pairs at the threshold that no band finds
+# Largest share of the pairs at the threshold that no band may find
+MISSED = 1e-3
 
 
 class NearDuplicates:
-    """An index of the new texts so far, by the sets of their runs of n units.
+    """Index of the new texts so far, by the sets of their runs of n units.
 
-    threshold: a text of at least this Jaccard similarity, within 0..1, is a near-duplicate. Bands select the
-    candidates, and whole signatures decide. The same texts in the same order give the same results on every
-    machine. Holds one signature per text, 2 KiB.
+    Bands of the signatures select candidates, and whole signatures decide. The same texts in the
+    same order give the same results on every machine. The index stores one signature for each text,
+    2 KiB.
+
+    Args:
+        threshold: A text with at least this Jaccard similarity, within 0..1, is a near-duplicate.
+        n: Units in a run.
     """
 
     def __init__(self, threshold: float, n: int):
@@ -29,8 +34,9 @@ class NearDuplicates:
         self._signatures = []
 
     def is_new(self, text: str):
-        """Whether the text is no near-duplicate of a text in the index. Adds such a text to the index. A text
-        without units is always new.
+        """Return whether the text is new: no near-duplicate of a text in the index.
+
+        A new text is added to the index. A text without units is always new, and is not added.
         """
         runs = sorted(" ".join(run).encode() for run in ngrams(units(text), self.n))
         if not runs:
@@ -46,10 +52,10 @@ class NearDuplicates:
 
 
 def _misses(similarity, rows):
-    """The probability that two texts of this similarity agree on no band of `rows` rows."""
+    """Return the probability that two texts of this similarity agree on no band of `rows` rows."""
     return (1 - similarity**rows) ** (NUM_PERMUTATIONS // rows)
 
 
 def _digest(run):
-    # MinHash takes hashes of 32 bits
+    # MinHash needs hashes of 32 bits
     return int.from_bytes(blake2b(run, digest_size=4).digest(), "little")

@@ -1,7 +1,8 @@
-"""Rejection sampling (arXiv:2501.12948, appendix B.3.3): filters a policy's completions for training.
+"""Rejection sampling (arXiv:2501.12948, appendix B.3.3) of a policy's completions for training.
 
-A completion passes if it is right, has the requested layout, reasons in the question's language alone, and is
-not a repetition. If no rule can check that it is right, a judge compares it with a reference.
+A completion passes if it is right, has the requested layout, reasons only in the question's
+language, and is not a repetition. If no rule can check that it is right, a judge compares it with a
+reference.
 """
 
 import json
@@ -19,13 +20,14 @@ from deepseek_jax.synthesis.settings import RejectionSettings
 from deepseek_jax.synthesis.sieve import Sieve
 from deepseek_jax.worlds.registry import open_rewards
 
-AS_GOOD = 0.5  # rewards.judge.Judge's score of the reference itself
+# The score that rewards.judge.Judge gives the reference itself
+AS_GOOD = 0.5
 
-# Reason for rejection -> the reward that is below 1; checked in this order
+# Reason for rejection -> the reward that must be 1; checked after the rule, in the order of these tables
 LAYOUT = {"badly laid out": "think_answer_format"}
 # For examples that name their language
 IN_ONE_LANGUAGE = {"in mixed languages": "language_consistency"}
-# Reason for rejection -> a test of the judge's result, which is in the example's "judged"
+# Reason for rejection -> a test of the judge's result, which is in example["judged"]
 JUDGED = {
     "without a verdict": lambda _, example: isinstance(example["judged"], ValueError),
     "judged worse than the reference": lambda _, example: example["judged"] < AS_GOOD,
@@ -35,13 +37,23 @@ JUDGED = {
 def accepted(
     examples, completions, ids=None, *, rule: str, max_per_prompt: int, judge: Judge | None = None
 ):
-    """Filter completions for training: -> (list of the indices that pass, Counter of fates).
+    """Filter completions for training; return (indices that pass, Counter of fates).
 
-    completions[i], of the tokens ids[i], answers examples[i]. The reward `rule` checks it; with a judge,
-    the judge compares it with the example's answer instead. At most max_per_prompt completions of a
-    question pass, the first ones. The Counter's keys are "kept", "wrong", those of LAYOUT, IN_ONE_LANGUAGE
-    and JUDGED, "repeated" and "more than enough". All processes call it and get the same; each reads the
-    completions that it scores, and process 0 reads all.
+    All processes call it and get the same result. Each reads the completions that it scores, and
+    process 0 reads all.
+
+    Args:
+        examples: The example that each completion answers.
+        completions: Texts, as many as examples.
+        ids: The token ids of each completion, or None.
+        rule: The name of the reward that checks whether a completion is right.
+        max_per_prompt: Most completions of a question that pass; the first ones pass.
+        judge: Compares a completion with the example's answer, in place of `rule`. None to use
+            `rule`.
+
+    Returns:
+        A list of int, and a Counter with the keys "kept", "wrong", the keys of LAYOUT,
+        IN_ONE_LANGUAGE and JUDGED, "repeated" and "more than enough".
     """
     checks = ({"wrong": rule} if judge is None else {}) | LAYOUT
     if all("language" in example for example in examples):
@@ -57,13 +69,13 @@ def accepted(
         pairs = enumerate(zip(completions, examples, strict=True))
         return [[index for index, pair in pairs if sieve.keeps(*pair)], sieve.fates]
 
-    # A single share, so process 0 alone sifts: a repetition may be of a completion in any share
+    # In one share, so that only process 0 sifts: it must see all completions to detect repetitions
     ((kept, fates),) = in_shares(lambda rows: list(map(sift, rows)), 1)
     return kept, Counter(fates)
 
 
 def _scored(examples, completions, ids, names):
-    """The examples, each with its completion's rewards under "parts"."""
+    """Return the examples, each with the rewards of its completion under "parts"."""
     with open_rewards(dict.fromkeys(names, 1.0)) as rewards:
         parts = rewards.score_together(examples, completions, ids).parts
     rows = zip(*parts.values(), strict=True)
@@ -74,13 +86,14 @@ def _scored(examples, completions, ids, names):
 
 
 def _misses(reward):
-    # Not < 1, which is False for the NaN of a reward that failed
+    # `< 1` would be False for NaN, the value of a reward that failed
     return lambda _, example: not example["parts"][reward] >= 1
 
 
 def _judged(examples, completions, rules, judge):
-    """The examples, each with the judge's score of its completion under "judged"; None without a score,
-    because another rule already rejects the completion.
+    """Return the examples, each with the judge's score of its completion under "judged".
+
+    It is None if another rule already rejects the completion.
     """
     tidy = [
         i for i, e in enumerate(examples) if not any(misses(None, e) for misses in rules.values())
@@ -100,10 +113,19 @@ def sample_accepted(
     seed: int,
     judge: Judge | None = None,
 ) -> None:
-    """Answer the examples, which have prompt_ids, and write the accepted completions to path, a jsonl file.
+    """Answer the examples and write the accepted completions to `path`, a jsonl file.
 
-    rule, judge: see accepted. Raises ValueError if no completion is accepted, except with a judge, which may
-    reject them all.
+    Args:
+        settings: How many completions are sampled and accepted.
+        policy: The policy that answers.
+        examples: Examples with prompt_ids.
+        path: The file to write.
+        rule: See `accepted`.
+        seed: Seed of the sampling.
+        judge: See `accepted`.
+
+    Raises:
+        ValueError: No completion is accepted and there is no judge. A judge may reject them all.
     """
     n = settings.samples_per_prompt
     answers = policy.answer(examples, settings, n=n, seed=seed)
@@ -130,7 +152,7 @@ def sample_accepted(
     barrier("what was accepted is written")
     if first_process():
         lines = [_line(repeated[row], texts[row]) for row in ended[kept].tolist()]
-        # Whole: callers take a file that exists as complete
+        # Written whole, because callers take a file that exists as complete
         write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     barrier("what was accepted is there")
 
@@ -141,7 +163,8 @@ def _line(example, text):
 
 
 def read_accepted(path: Path):
-    """Read the examples that sample_accepted wrote: dicts of question, solution and, in a conversation of
-    several turns, messages.
+    """Read the examples that sample_accepted wrote.
+
+    They are dicts of question, solution and, if the prompt is a chat, messages.
     """
     return [json.loads(line) for line in path.read_text().splitlines()]

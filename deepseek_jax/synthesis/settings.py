@@ -19,17 +19,24 @@ from deepseek_jax.settings import (
     Weights,
 )
 
-TOTAL = "reward"  # in config.keep.at_least, the weighted sum
+# The name of the weighted sum of rewards in config.keep.at_least
+TOTAL = "reward"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuestionSettings(OwnData):
-    """The questions: from a task, or from a split of path (data.questions). num_prompts: how many are used,
-    from the first; None for all.
+    r"""The questions that a teacher answers: from a task, or from a path (data.questions).
 
-    template: "chat", "r1_zero" or a text with {question} in it; see data.chat. opening: the first text of
-    every answer, part of the prompt and of the dataset: "<think>\\n" makes a teacher reason. num_held_out: a
-    task's questions that are not asked; keep.decontaminate may name them.
+    Attributes:
+        template: "chat", "r1_zero" or a text with {question} in it; see `data.chat`.
+        task: The name of the task. Either task or path is set, not both.
+        opening: The text that every answer begins with. It is part of the prompt and of the
+            dataset: "<think>\n" makes a teacher reason.
+        num_prompts: How many questions are used, from the first one on; None for all.
+        num_held_out: Questions of a task that are not asked. keep.decontaminate may name them.
+
+    Raises:
+        ValueError: task and path are both set, or neither is.
     """
 
     template: Template
@@ -48,7 +55,14 @@ class QuestionSettings(OwnData):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingSettings(AnswerOptions):
-    """temperature, top_p: by default those that R1's authors recommend and evaluate with."""
+    """Options of the teacher's sampling.
+
+    Attributes:
+        samples_per_prompt: Completions for each prompt.
+        max_prompt_length: Most tokens of a prompt; longer prompts are not asked.
+        temperature, top_p: The defaults are the values that R1's authors recommend and evaluate
+            with.
+    """
 
     samples_per_prompt: Count
     max_prompt_length: Count
@@ -58,8 +72,14 @@ class SamplingSettings(AnswerOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AskSettings(Settings):
-    """How a teacher answers. chunk_size: prompts per file of samples. teacher_processes: the number
-    of processes that share one teacher, sharded over their devices, and answer the same prompts.
+    """How a teacher answers.
+
+    Attributes:
+        sampling: Options of the sampling.
+        seed: Seed of the sampling, of the task's questions and of their variants.
+        chunk_size: Prompts in a file of samples.
+        teacher_processes: Number of processes that share one teacher. The teacher is sharded over
+            their devices, and they answer the same prompts.
     """
 
     sampling: SamplingSettings
@@ -70,8 +90,12 @@ class AskSettings(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RejectionSettings(AnswerOptions):
-    """Rejection sampling: samples_per_prompt completions for each of num_prompts prompts, of which at most
-    max_per_prompt are accepted.
+    """Rejection sampling: how many completions are sampled and how many of them are accepted.
+
+    Attributes:
+        num_prompts: Prompts to answer.
+        samples_per_prompt: Completions for each prompt.
+        max_per_prompt: Most completions of a prompt that are accepted.
     """
 
     num_prompts: Count
@@ -83,10 +107,19 @@ class RejectionSettings(AnswerOptions):
 
 @dataclasses.dataclass(frozen=True)
 class AugmentSettings:
-    """More questions, derived from each given one. numbers, names: how many with other numbers or names.
+    """More questions, derived from each question of the data.
 
-    paraphrase, translate: language -> the prompt, with {question} in it, that asks the teacher to put a
-    question in other words, or to translate it. Translations are also translated back.
+    Attributes:
+        numbers: How many variants with other numbers.
+        names: How many variants with other names.
+        paraphrase: Language -> the prompt, with {question} in it, that asks the teacher to put a
+            question in other words.
+        translate: Language -> the prompt, with {question} in it, that asks the teacher to translate
+            a question. Translations are also translated back.
+
+    Raises:
+        ValueError: A prompt is for an unknown language or has no {question}, or translate does not
+            have a prompt for every language.
     """
 
     numbers: Natural = 0
@@ -113,12 +146,19 @@ class AugmentSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KeepSettings:
-    """Filters of completions. at_least: reward -> its smallest allowed value, TOTAL for the weighted sum.
+    """Filters of completions.
 
-    near_duplicates: drop a text with at least this Jaccard similarity, over runs of `shingle` units, to an
-    earlier one; None drops none. decontaminate: "held_out" for a task's own held-out questions, else names
-    as of data.questions.evaluation_texts, such as "FOLDER@test". A completion is dropped if it, or its
-    question, shares a run of ngram units with their questions or solutions (synthesis.ngrams).
+    Attributes:
+        at_least: Reward -> its smallest allowed value. TOTAL is the weighted sum of the rewards.
+        max_per_prompt: Most completions of a question that are accepted.
+        near_duplicates: Drop a text with at least this Jaccard similarity to an earlier text, over
+            runs of `shingle` units. None drops none.
+        shingle: Units in a run for near_duplicates.
+        decontaminate: Evaluation sets. "held_out" means the held-out questions of the task; other
+            names are as for `data.questions.evaluation_texts`, such as "FOLDER@test". A completion
+            is dropped if it, or its question, shares a run of `ngram` units with the questions or
+            solutions of a set (synthesis.ngrams).
+        ngram: Units in a run for decontaminate.
     """
 
     at_least: Weights

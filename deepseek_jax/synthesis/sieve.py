@@ -1,4 +1,4 @@
-"""Filters completions for training by one rule after another, and counts their fates."""
+"""Filter of completions for training by one rule after another, with counts of their fates."""
 
 from collections import Counter
 from hashlib import blake2b
@@ -9,20 +9,33 @@ REPEATED, ENOUGH = "repeated", "more than enough"
 
 
 class Sieve:
-    """Decides for each completion whether it passes.
+    """Filter that decides for each completion whether it passes, and counts the decisions.
 
-    rules: reason -> rejects(text, example), checked in order. Then a text that passed before for the same
-    question is "repeated", and one after max_per_prompt others "more than enough". last: rules for the
-    remaining texts. fates: Counter of all so far, "kept" among its keys.
+    First come `rules`. Then a text that passed before for the same question is "repeated", and a
+    text after max_per_prompt others is "more than enough". Then comes `last`.
+
+    Args:
+        rules: Reason -> rejects(text, example), checked in order.
+        max_per_prompt: Most texts of a question that pass.
+        last: Rules for the remaining texts, in the same form.
+
+    Attributes:
+        fates: Counter of all decisions so far: "kept", or the reason.
     """
 
     def __init__(self, rules, *, max_per_prompt: int, last=None):
         self.rules, self.max_per_prompt, self.last = rules, max_per_prompt, last or {}
         self.fates = Counter()
-        self._kept = {}  # asked_key of a question -> digests of the texts that passed
+        # asked_key of a question -> digests of the texts that passed
+        self._kept = {}
 
     def keeps(self, text: str, example: dict):
-        """Whether the text passes. example: from data.questions, with the fields that the rules read."""
+        """Return whether the text passes, and count the decision.
+
+        Args:
+            text: The completion.
+            example: An example as in data.questions, with the fields that the rules read.
+        """
         why = self._why_not(text, example)
         self.fates[why or "kept"] += 1
         return why is None

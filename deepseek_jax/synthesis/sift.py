@@ -23,12 +23,23 @@ FATES = "fates.json"
 
 
 def write_sifted(settings: Any, samples: Path, evaluation: Evaluation | None, folder: Path) -> None:
-    """Write the dataset and FATES. samples: folder of chunks."""
+    """Write the answers that pass all filters as a dataset, and the counts of the others to FATES.
+
+    Args:
+        settings: A GenerateSettings.
+        samples: The folder of chunks that the teacher wrote.
+        evaluation: The evaluation sets that no answer may share a run with; None for no such
+            filter.
+        folder: The folder for the dataset and FATES.
+
+    Raises:
+        ValueError: No completion passes; the message names the fields that dropped them.
+    """
     sift = Sift(settings, evaluation)
 
     def records():
         yield from sift.records(samples)
-        # Before the dataset is complete: a later run finds the dataset and does not count again
+        # Written before the dataset is complete: a run that finds the dataset does not count again
         fates = {origin: sieve.fates for origin, sieve in sift.sieves.items()}
         (folder / FATES).write_text(json.dumps(fates, indent=1) + "\n")
 
@@ -36,9 +47,18 @@ def write_sifted(settings: Any, samples: Path, evaluation: Evaluation | None, fo
 
 
 class Sift:
-    """Filters one after the other: rewards, agreement, repetitions, evaluation sets, near-duplicates.
+    """Filters of a teacher's completions, one after the other.
 
-    settings: GenerateSettings. sieves: origin -> Sieve.
+    They are rewards, agreement, repetitions, evaluation sets and near-duplicates, in this order.
+
+    Args:
+        settings: A GenerateSettings.
+        evaluation: See `write_sifted`.
+
+    Attributes:
+        sieves: Origin of a question -> the Sieve of its completions.
+        fields: Fate -> the config field to change if it drops everything, in the order of the
+            filters.
     """
 
     def __init__(self, settings, evaluation: Evaluation | None):
@@ -46,15 +66,14 @@ class Sift:
         self.accuracy = settings.accuracy
         rules = {
             "unfinished": lambda text, e: not e["sample"]["finished"],
-            # A text begins with the opening even where the teacher wrote nothing
+            # Every text begins with the opening, also if the teacher wrote nothing
             "empty": lambda text, e: not text.removeprefix(opening).strip(),
-            # Fine-tuning learns no conversation with calls or replies
+            # Fine-tuning cannot learn from a conversation with calls or replies
             "of several turns": lambda text, e: len(e["sample"].get("messages", ())) > 1,
             "unscored": lambda text, e: e["sample"]["reward"] is None,
         }
         longest = "sampling.max_completion_length"
         fields = (longest, "data.template", "conversation.turns", "rewards")
-        # Fate -> the config field to change if it drops everything, in the order of the filters
         self.fields = dict(zip(rules, fields, strict=True))
         for name, least in keep.at_least.items():
             rules[f"{name} below {least}"] = _below(name, least)
@@ -66,7 +85,7 @@ class Sift:
             last["contaminated"] = lambda text, e: evaluation.shares_a_run(_whole(text, e))
             self.fields["contaminated"] = "keep.decontaminate"
         if keep.near_duplicates is not None:
-            # One index for the completions of all origins
+            # A single index for the completions of all origins
             near = NearDuplicates(keep.near_duplicates, keep.shingle)
             last["near-duplicate"] = lambda text, e: not near.is_new(_whole(text, e))
         self.sieves = defaultdict(
@@ -74,15 +93,19 @@ class Sift:
         )
 
     def records(self, samples: Path):
-        """Yield the records, of generated.FEATURES, from a folder of chunks.
+        """Yield the records that pass, with the features of generated.FEATURES.
 
-        Raises ValueError, naming the fields that dropped them, if no completion passes.
+        Args:
+            samples: The folder of chunks that the teacher wrote.
+
+        Raises:
+            ValueError: No completion passes; the message names the fields that dropped them.
         """
         kept = 0
         for row in read_rows(samples):
             example = row["example"]
             rewritten = example["origin"] in REWRITTEN
-            # The answer belongs to the source question: a rewritten one may ask something else
+            # The answer belongs to the source question; a rewritten question may ask something else
             agreed = not rewritten or majority_is_right(
                 row["samples"], self.accuracy, example["question"]
             )
@@ -95,7 +118,7 @@ class Sift:
             self._refuse()
 
     def _refuse(self):
-        """Raise ValueError with the fields that dropped everything, the last filter's field first."""
+        """Raise ValueError with the fields that dropped everything, the last filter first."""
         fates = sum((sieve.fates for sieve in self.sieves.values()), start=Counter())
         # In the order of the filters
         asked = [why for why in self.fields if why in fates]
@@ -108,9 +131,14 @@ class Sift:
 
 
 def majority_is_right(samples, accuracy: str, question: str | None = None):
-    """Whether the most frequent answer of the samples is right, by the reward `accuracy`.
+    """Return whether the most frequent answer of the samples is right, by the reward `accuracy`.
 
-    That reward's Reading decides which spellings are the same answer.
+    The Reading of that reward decides which spellings are the same answer.
+
+    Args:
+        samples: Samples of one question, with parts, the value of each reward.
+        accuracy: The name of the reward.
+        question: The text of the question, for the Reading.
     """
     rule = all_rules().get(accuracy)
     reading = NUMBERS if rule is None or rule.reading is None else rule.reading

@@ -1,4 +1,7 @@
-"""A teacher model answers questions in chunks. Each chunk is one file, which is complete if it exists."""
+"""A teacher model that answers questions in chunks.
+
+Each chunk is one file. A file that exists is complete, so a later call resumes with the others.
+"""
 
 import dataclasses
 import functools
@@ -23,10 +26,13 @@ from deepseek_jax.training.loop import STOPPED
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A policy that answers questions. Each group of teacher_processes answers its own chunks.
+    """A policy that answers questions; each group of teacher_processes answers its own chunks.
 
-    load() -> rollout.Policy; called when there is a chunk to answer. mesh: of the group's devices, which
-    together hold one whole teacher.
+    Attributes:
+        settings: How the teacher answers.
+        load: Returns the rollout.Policy; called only if there is a chunk to answer.
+        mesh: The mesh of the group's devices, which together hold one whole teacher.
+        should_stop: Returns True if the run must stop.
     """
 
     settings: AskSettings
@@ -40,21 +46,38 @@ class Teacher:
         return self.load()
 
     def answer(self, folder: Path, examples, *, n: int, rewards: Rewards | None = None):
-        """Answer every example n times, into files of `folder`: -> their paths. Skips files that exist.
+        """Answer every example n times, into files of `folder`, and return their paths.
 
-        A file holds a line {"example": ..., "samples": [...]} for each of chunk_size prompts. A sample has
-        text, which begins with the policy's opening; tokens, the number that the policy sampled; finished; of
-        a conversation what _conversation says; and with rewards, reward and parts, None where a reward
-        failed. The same call writes the same bytes, whichever files exist and however many processes share
-        the work (in float32; see rollout.generate). The examples have prompt_ids. When should_stop() is true,
-        the group stops after the next completion, and raises SystemExit(STOPPED) together with the others,
-        which stop by their own should_stop() or at their end. Ended completions wait in a SampleLog for their
-        chunk, and are not sampled again.
+        Files that exist are skipped. The same call writes the same bytes, whichever files exist and
+        however many processes share the work (in float32; see `rollout.generate`).
+
+        A file has one line {"example": ..., "samples": [...]} for each of chunk_size prompts. A
+        sample has these fields:
+
+        - text: begins with the policy's opening.
+        - tokens: the number of tokens that the policy sampled.
+        - finished: False for a truncated completion.
+        - messages and reset_text: only of a conversation, see `_conversation`.
+        - reward and parts: with `rewards`. A reward that failed is None.
+
+        When should_stop() is true, the group stops after the next completion. Completions that have
+        ended wait in a SampleLog for their chunk, and are not sampled again.
+
+        Args:
+            folder: The folder for the chunks.
+            examples: Examples with prompt_ids.
+            n: Completions for each example.
+            rewards: Scores the samples; None for no scores.
+
+        Raises:
+            SystemExit: With STOPPED, when this group or another one stopped. All processes raise it
+                together: the other groups stop by their own should_stop() or finish their chunks
+                first.
         """
         paths = chunk_paths(folder, len(examples), self.settings.chunk_size)
         folder.mkdir(parents=True, exist_ok=True)
         left = [number for number, path in enumerate(paths) if not path.exists()]
-        # Before a chunk is written: all processes must share out the same list
+        # No process may write before all have listed the files: they must divide the same list
         barrier(f"{folder}: all have seen what is there")
         group, place = divmod(jax.process_index(), self.settings.teacher_processes)
         own, stopped = left[group :: jax.process_count() // self.settings.teacher_processes], False
@@ -68,15 +91,15 @@ class Teacher:
                     self._stop_if_asked(log)
         except _Stop:
             stopped = True
-        # Here all groups meet: one that had left would let the others wait for ever
+        # All groups meet here: if one had exited, the others would wait for ever
         if any(from_each(stopped)):
             raise SystemExit(STOPPED)
         return paths
 
     def _answer_chunk(self, path, chunk, n, rewards, writes):
-        """Write the file of a chunk: -> its SampleLog, which is removed."""
+        """Write the file of a chunk, remove its SampleLog from disk, and return the log."""
         log = SampleLog(path.with_suffix(".ended"), writes=writes)
-        # The whole group has read the log before one process removes it
+        # Wait until the whole group has read the log, because one process removes it later
         any_on(self.mesh, False)
         log.on_add = functools.partial(self._stop_before_the_last, log, len(chunk) * n)
         rows = self._rows(chunk, n, rewards, log)
@@ -96,7 +119,7 @@ class Teacher:
             raise _Stop
 
     def _stop_before_the_last(self, log, completions):
-        # After the last completion the chunk is written first
+        # After the last completion the chunk must be written before a stop
         if len(log.done) < completions:
             self._stop_if_asked(log)
 
@@ -124,8 +147,10 @@ class Teacher:
 
 
 def _conversation(line):
-    """Of a conversation's line of a SampleLog: messages, those after the prompt, in OpenAI's form, and
-    opening, the text of reset, where there is one.
+    """Return the fields of a sample that only a conversation has, from its line of a SampleLog.
+
+    They are messages, the messages after the prompt in OpenAI's form, and reset_text, the text of
+    the environment's reset, if there is one. For a single turn the dict is empty.
     """
     if "conversation" not in line:
         return {}
@@ -135,12 +160,17 @@ def _conversation(line):
 
 
 class _Stop(Exception):
-    """Ends a group's work on its chunks."""
+    """Raised within a group to end its work on its chunks."""
 
 
 def check_opening(policy: Policy, prompt_ids):
-    """Raise ValueError if the chat template begins the answer with <think> and the policy's opening does not:
-    the dataset would lack that <think>.
+    """Raise ValueError if the chat template opens the answer with <think> and `opening` does not.
+
+    The dataset would lack that <think>.
+
+    Args:
+        policy: The policy that answers.
+        prompt_ids: The ids of one of its prompts.
     """
     opens = opened_thought(policy.tokenizer, prompt_ids)
     if policy.template == "chat" and opens and not policy.opening:
@@ -151,7 +181,7 @@ def check_opening(policy: Policy, prompt_ids):
 
 
 def chunk_paths(folder: Path, num_prompts: int, chunk_size: int):
-    """The files for num_prompts prompts, in order."""
+    """Return the files for num_prompts prompts, in order."""
     count = -(-num_prompts // chunk_size)
     return [as_path(folder) / f"{number:05d}-of-{count:05d}.jsonl" for number in range(count)]
 

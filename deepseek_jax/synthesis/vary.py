@@ -1,8 +1,8 @@
-"""Variants of a question whose answers are known: with other numbers, or with other names and things.
+"""Variants of a question with known answers: with other numbers, or with other names and things.
 
-For the puzzles of the bilingual world, the sums of the arithmetic one, and sums and differences in words
-(worlds.arithmetic.tasks). The answer is computed from the parts of the new question; recomputed() checks it
-by computing it from the text alone.
+The questions are the puzzles of the bilingual world, the sums of the arithmetic world, and sums and
+differences in words (worlds.arithmetic.tasks). The answer is computed from the parts of the new
+question. `recomputed` checks it: it computes the answer only from the text.
 """
 
 import re
@@ -22,13 +22,21 @@ FIELDS = {
     "other": r"(?P<other>[A-Z]\w*)",
     "things": r"(?P<things>\w+)",
 }
-CUES = {"more": "+", "together": "+", "left": "-"}  # a word of the question -> the operation
+# A word of a question in words -> the operation
+CUES = {"more": "+", "together": "+", "left": "-"}
 
 
 def vary_numbers(rng, example):
-    """The example with as many other numbers, in the same words, and its new answer. rng: np.Generator.
+    """Return the example with as many other numbers, in the same words, and with its new answer.
 
-    Never gives a held-out question of a small world. Raises ValueError for a question of another kind.
+    It never returns a held-out question of a small world.
+
+    Args:
+        rng: np.random.Generator.
+        example: An example of one of the supported kinds, see KNOWN.
+
+    Raises:
+        ValueError: The question is of another kind.
     """
     if example.get("kind") in bilingual_puzzles.KINDS:
         return _vary_puzzle(rng, example)
@@ -41,7 +49,7 @@ def vary_numbers(rng, example):
             f"other numbers in {example['question'][:80]!r}: their answer cannot be computed; supported are "
             f"{KNOWN}; leave numbers out"
         )
-    # draw_operands also draws their number, and never gives a held-out sum
+    # draw_operands also draws how many operands there are, and never gives a held-out sum
     while True:
         drawn = arithmetic.draw_operands(rng)
         if len(drawn) == len(operands):
@@ -49,9 +57,12 @@ def vary_numbers(rng, example):
 
 
 def vary_names(rng, example):
-    """The example with other names and another thing, and the same answer; None if it has no name.
+    """Return the example with other names, another thing and the same answer.
 
-    Raises ValueError for a question that is not of tasks.word_arithmetic_task.
+    Returns None if it has no name.
+
+    Raises:
+        ValueError: The question is not of tasks.word_arithmetic_task.
     """
     words = _words(example["question"])
     if words is None:
@@ -69,10 +80,11 @@ def vary_names(rng, example):
 
 
 def recomputed(question: str):
-    """The answer (str), computed from the text of a question; None where the text cannot be parsed.
+    """Return the answer (str) of a question, computed only from its text.
 
-    Independent of the code that writes questions: parses an expression (rewards.answer.number), tries the
-    signs of a countdown one by one, and takes the operation of a question in words from CUES.
+    Returns None if the text cannot be parsed. The computation is independent of the code that
+    writes questions: it parses an expression (rewards.number), tries the signs of a countdown one
+    by one, and takes the operation of a question in words from CUES.
     """
     numbers = [int(x) for x in re.findall(r"\d+", question)]
     expression = EXPRESSION.search(question)
@@ -91,7 +103,10 @@ def _phrase(language):
 
 
 def _countdown(target, *numbers):
-    """ "9 - 4 + 2": the numbers, in order, with signs that give the target; None if no signs do."""
+    """Return the numbers, in order, with signs that give the target, such as "9 - 4 + 2".
+
+    Returns None if no signs do.
+    """
     for signs in product("+-", repeat=len(numbers) - 1):
         rest = zip(signs, numbers[1:], strict=True)
         text = " ".join([str(numbers[0]), *(f"{sign} {x}" for sign, x in rest)])
@@ -116,12 +131,12 @@ def _vary_puzzle(rng, example):
 
 
 def _words(question):
-    """(form, {field: text}) of a question of tasks.word_arithmetic_task, None for other questions."""
+    """Return (form, {field: text}) of a question of tasks.word_arithmetic_task; None for others."""
     for form in tasks.SUM_FORMS + tasks.DIFFERENCE_FORMS:
         pattern = re.escape(form)
         for field, group in FIELDS.items():
             place = re.escape(f"{{{field}}}")
-            # A field that comes twice must have the same text twice
+            # A field that occurs twice must have the same text both times
             pattern = pattern.replace(place, group, 1).replace(place, f"(?P={field})")
         found = re.fullmatch(pattern, question)
         if found:

@@ -1,4 +1,4 @@
-"""One update of the parameters, and the loop around it."""
+"""The update of the parameters, the loop around it, and the files that a run writes."""
 
 from deepseek_jax.lazy import lazy_names
 

@@ -1,5 +1,7 @@
-"""What the boards (TensorBoard, W&B) share: the groups of metrics, which they make their sections of, and
-tables in Markdown. Files of metrics keep the names alone.
+"""Sections of metrics on the boards (TensorBoard and W&B), and tables in Markdown for them.
+
+A board makes one section of each group of metrics. metrics.jsonl has the names of the metrics
+without their groups.
 """
 
 import fnmatch
@@ -7,8 +9,8 @@ import functools
 import html
 from collections.abc import Sequence
 
-# Group -> patterns of its metrics, see fnmatch, of what stands before a slash: what follows one is a name of
-# the config, a layer's or the user's own
+# Group -> patterns (see fnmatch) of its metrics. A pattern matches the part of a name before the
+# first slash: the part after it is the name of a layer, or a name from the config or the user
 GROUPS = {
     "speed": (
         "seconds reward_seconds teacher_seconds weight_sync_time exposed_generation_time "
@@ -41,7 +43,7 @@ OTHER = "other"
 
 @functools.cache
 def group_of(name: str):
-    """The group of a metric."""
+    """Return the group of a metric: a key of GROUPS, or OTHER."""
     first = name.partition("/")[0]
     for group, patterns in GROUPS.items():
         if any(fnmatch.fnmatchcase(first, pattern) for pattern in patterns):
@@ -50,7 +52,11 @@ def group_of(name: str):
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence]):
-    """A table in Markdown, of texts as they are and of numbers; None is an empty cell."""
+    """Format rows as a table in Markdown.
+
+    A text is escaped, so that the table shows it as it is. A float gets four significant digits,
+    and None gives an empty cell.
+    """
     lines = [columns, ["---"] * len(columns), *([_cell(value) for value in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

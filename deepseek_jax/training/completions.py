@@ -1,12 +1,20 @@
-"""The completions that a run keeps of its logged steps, in completions.jsonl beside metrics.jsonl.
+"""Reading and writing completions.jsonl: the completions that a run keeps of its logged steps.
 
-A line is an object of a prompt's group, or of as many of its completions as the run keeps:
-{"step": int, "phase": str, "prompt": str, "answer": str or null, "columns": {name: value}, "completions":
-[{"text": str, "reward": float or null, "parts": {name: float or null}, "advantage": float or null,
-"columns": {name: value}, "length": int, "truncated": bool, "unread": bool}]}. columns: the others of the
-question's line, and of a completion what rewards logged of it. length: in tokens. unread: it scores 0 because
-a rule could not read what it states. A reward that failed, or that there is none of, is null. A completion
-that is a conversation also has "messages": those after the prompt, in OpenAI's form.
+The file stands next to metrics.jsonl. Each line is an object for one prompt and its group of
+completions, or a part of the group where the run keeps fewer:
+
+    {"step": int, "phase": str, "prompt": str, "answer": str or null, "columns": {name: value},
+     "completions": [{"text": str, "reward": float or null, "parts": {name: float or null},
+                      "advantage": float or null, "columns": {name: value}, "length": int,
+                      "truncated": bool, "unread": bool}]}
+
+- `columns` of a line are the other columns of the question's data. `columns` of a completion are
+  the values that reward functions logged for it.
+- `length` is in tokens.
+- `unread` is true where the completion scores 0 because a rule could not read what it states.
+- A reward that failed or does not exist is null.
+- A completion that is a conversation also has "messages": the messages after the prompt, in
+  OpenAI's form.
 """
 
 import json
@@ -19,25 +27,36 @@ from deepseek_jax.errors import shortened
 from deepseek_jax.training.lines import read_lines
 
 FILE = "completions.jsonl"
-# Characters of a text, or of all columns together, and of all texts of a conversation
+# Most characters of one text or of all columns together; most of all texts of a conversation
 LONGEST_TEXT, LONGEST_CONVERSATION = 4000, 8000
-# How a text continues in the lines of a conversation
+# A line break within a text of a conversation: the next line is indented
 CONTINUED = "\n" + 6 * " "
 # The columns of the table that boards show
 COLUMNS = "prompt answer completion reward rewards advantage length truncated".split()
 
 
 def read_completions(path: str | Path, phase: str | None = None) -> list[dict]:
-    """The lines of a file of completions, in order, or those of one phase; none without a file.
+    """Read the lines of a completions file, in order.
 
-    Raises ValueError as lines.read_lines.
+    Args:
+        phase: return only the lines of this phase; None returns all.
+
+    Returns:
+        A list of dicts, empty where the file does not exist.
+
+    Raises:
+        ValueError: as lines.read_lines does.
     """
     return [line for line in read_lines(path) if phase is None or line["phase"] == phase]
 
 
 def completions_line(step: int, phase: str, group: dict):
-    """A group, {"prompt", "answer", "columns", "completions"}, as its line: long texts are cut, NaN and
-    infinities are null.
+    """Convert a group of completions to the object of its line.
+
+    Long texts are cut. NaN and infinities become None, which JSON writes as null.
+
+    Args:
+        group: {"prompt", "answer", "columns", "completions"}.
     """
     completions = [
         {
@@ -65,7 +84,10 @@ def completions_line(step: int, phase: str, group: dict):
 
 
 def rows_of(lines: list[dict]):
-    """The rows of a table of COLUMNS, one a completion. rewards: all of them by name, in one text."""
+    """Build the rows of the boards' table, one for each completion, with the columns COLUMNS.
+
+    The cell `rewards` lists all rewards by name in one text.
+    """
     return [
         (
             *(line["prompt"], line["answer"], shown_text(each), each["reward"]),
@@ -78,8 +100,15 @@ def rows_of(lines: list[dict]):
 
 
 def spoken_lines(messages: Sequence[dict]) -> list[tuple[str, str]]:
-    """A conversation for a reader: (who, text) of each turn of the "model", each "call" in it, what each
-    "tool" answered, and each "reply" of an environment or about a call that could not be read.
+    """Split a conversation into labelled texts that a person can read.
+
+    Args:
+        messages: the conversation, in OpenAI's form.
+
+    Returns:
+        Pairs (who, text) in order. "model" is the text of a model's turn, "call" a call in that
+        turn, and "tool" the answer of a tool. "reply" is a message of an environment, or about a
+        call that could not be read.
     """
     lines = []
     for message in messages:
@@ -98,15 +127,20 @@ def _call_text(name, arguments):
 
 
 def _value_text(value):
-    # Code is read by its lines
+    # Code is easier to read line by line
     if isinstance(value, str) and "\n" in value:
         return f'"""\n{value}\n"""'
     return json.dumps(value, ensure_ascii=False)
 
 
 def shown_text(completion: dict, key: str = "text") -> str:
-    """A completion's text, which it has by this key; of a conversation a line for each of spoken_lines, whose
-    further lines are indented: none looks like another's.
+    """Return a completion's text for a person; a conversation has one line per turn or call.
+
+    These are the lines of spoken_lines. The further lines of a text are indented, so that none
+    looks like the line of another turn.
+
+    Args:
+        key: the key of the text in a completion that is a single turn.
     """
     if "messages" not in completion:
         return completion[key]
@@ -114,12 +148,16 @@ def shown_text(completion: dict, key: str = "text") -> str:
 
 
 def line_text(who: str, text: str) -> str:
-    """A line of spoken_lines; the further lines of its text are indented."""
+    """Format one pair of spoken_lines; the further lines of its text are indented."""
     return f"{who:<6}{text}".replace("\n", CONTINUED)
 
 
 def fair_limit(lengths: Sequence[int], total: int) -> int:
-    """The largest limit for which min(length, limit) adds up to at most `total`: only the longest are cut."""
+    """Return the largest limit for which min(length, limit) adds up to at most `total`.
+
+    Texts that are cut to this limit fit together in `total` characters, and only the longest are
+    cut.
+    """
     left = total
     for number, length in enumerate(sorted(lengths)):
         share = left // (len(lengths) - number)
@@ -130,7 +168,7 @@ def fair_limit(lengths: Sequence[int], total: int) -> int:
 
 
 def _messages_of(completion):
-    """{"messages": those of a conversation, whose long texts are cut}, {} for a single turn."""
+    """Return a conversation's messages, long texts cut, as {"messages": [...]}; {} for one turn."""
     if "messages" not in completion:
         return {}
     messages, lengths = completion["messages"], []
@@ -141,7 +179,7 @@ def _messages_of(completion):
 
 
 def _changed(message, change):
-    """A message with change(text) in place of each text that the model or a tool wrote."""
+    """Return a message with change(text) in place of each text of the model or a tool."""
     new = message | {"content": change(message["content"])}
     if "tool_calls" in message:
         calls = [call["function"] for call in message["tool_calls"]]
@@ -159,7 +197,7 @@ def _each_text(value, change):
 
 
 def _columns(values):
-    """Columns of plain values, whose long texts are cut."""
+    """Return the values of columns as JSON can hold them; long texts are cut."""
     lengths = [len(value) for value in values.values() if isinstance(value, str)]
     most = fair_limit(lengths, LONGEST_TEXT)
     return {name: _plain(value, most) for name, value in values.items()}

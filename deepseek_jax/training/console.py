@@ -1,4 +1,4 @@
-"""A run's steps on the console of process 0: a bar on a terminal, lines elsewhere, as in a notebook."""
+"""A run's steps on the console of process 0: a bar on a terminal, lines elsewhere."""
 
 import contextlib
 import math
@@ -7,20 +7,26 @@ import time
 
 from deepseek_jax.progress import line, waiting_for
 
-# The console prints those of these that a phase logs, the bar the first; the files hold everything.
+# Metrics for the console, the most important first. A line has those that the phase logs, the bar
+# only the first; the files have all metrics
 HEADLINE = (
     *("reward", "accuracy", "loss", "held_out_loss", "mtp_loss", "completion_length"),
     *("kl", "entropy", "grad_norm", "tokens_per_second"),
 )
-# On a line, and between two lines
+# Most metrics on a line; seconds between two lines
 CONSOLE_METRICS, CONSOLE_SECONDS = 6, 2.0
-# Renderings of a bar a second: its time left moves between steps
+# Renderings of the bar a second: its estimate of the remaining time changes between steps
 BAR_RATE = 2
 
 
 class StepConsole:
-    """Shows the steps of one phase after another. seconds: between lines, None for CONSOLE_SECONDS; a faster
-    run prints fewer, but always its last, when its phase ends. On a terminal that is the only one.
+    """Console output of a run's steps, one phase after another.
+
+    On a terminal it shows a bar. Elsewhere, as in a notebook, it prints a line at most every
+    `seconds`. In both cases it prints the phase's last numbers when the phase ends.
+
+    Args:
+        seconds: the seconds between two lines; None for CONSOLE_SECONDS.
     """
 
     def __init__(self, seconds: float | None = None):
@@ -30,7 +36,12 @@ class StepConsole:
         self._shown_at = -math.inf
 
     def begin(self, phase: str, first_step: int, num_steps: int | None):
-        """Begin to show a phase. num_steps: its last step is the one before; None for unknown."""
+        """Begin to show a phase.
+
+        Args:
+            num_steps: the steps of the whole phase: its last step is num_steps - 1. None for
+                unknown.
+        """
         self.end()
         self._phase, self._of = phase, "" if num_steps is None else f" of {num_steps}"
         if sys.stdout.isatty():
@@ -40,14 +51,17 @@ class StepConsole:
             self.at(first_step)
 
     def at(self, step: int):
-        """A step begins."""
+        """Show that a step begins."""
         if self._bar is not None:
             self._bar.move(step)
         elif self._wait is not None:
             self._wait.now(f"in {self._phase} step {step}{self._of}")
 
     def show(self, step: int, values: dict):
-        """Show the numbers of a step: print them, or keep them for the end of the phase."""
+        """Show the numbers of a step: on the bar, or as a line if the last line is old enough.
+
+        `end` prints the latest numbers that were not printed.
+        """
         self._latest = step, values
         if self._bar is not None:
             self._bar.move(step + 1, values)
@@ -55,7 +69,7 @@ class StepConsole:
             self._print()
 
     def end(self):
-        """End the phase: its last numbers are printed, if they are not yet."""
+        """End the phase, and print its last numbers if they are not printed yet."""
         self._open.close()
         self._bar = self._wait = None
         self._print()
@@ -70,17 +84,23 @@ class StepConsole:
 
 
 def headline(values: dict):
-    """The names of the numbers that the console shows, the first one first."""
+    """Return the names of the metrics to show, the most important one first.
+
+    These are the HEADLINE metrics among the values, or all names where there are no HEADLINE
+    metrics.
+    """
     return [name for name in HEADLINE if name in values] or list(values)
 
 
 class _Bar:
-    """A bar below the lines that others print: while it lives, rich takes what goes to sys.stdout and
-    sys.stderr, and prints it above.
+    """A bar that stays below the lines that others print.
+
+    While it is shown, rich captures sys.stdout and sys.stderr, and prints their lines above the
+    bar.
     """
 
     def __init__(self, phase, first_step, num_steps):
-        # Few runs have a terminal
+        # Imported here, because few runs have a terminal
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -91,7 +111,7 @@ class _Bar:
         )
 
         class Terminal(Console):
-            """Does not hide the cursor, which a program that is killed could not show again."""
+            """A Console that does not hide the cursor: a killed program could not show it again."""
 
             def show_cursor(self, show=True):
                 return False
@@ -118,7 +138,12 @@ class _Bar:
         self._progress.stop()
 
     def move(self, done, values=None):
-        """done: steps. values: the numbers of the latest one that was logged; None for those of before."""
+        """Move the bar to `done` steps.
+
+        Args:
+            values: the numbers of the latest logged step; None leaves the numbers on the bar
+                unchanged.
+        """
         numbers = {} if values is None else {"numbers": _bar_numbers(values)}
         self._progress.update(self._task, completed=done, **numbers)
 

@@ -1,11 +1,13 @@
-"""Hashes of what each stage of a run depends on: a stage whose inputs are unchanged is not run again.
+"""Hashes of each stage's inputs, by which a run decides which stages to run again.
 
-A stage's stage.json holds the hash of each of its inputs. The stage's own hash is computed from these and is
-an input of the stages that build on it: a change reaches every stage that depends on it, and no other. Of a
-dataclass, only fields that differ from their defaults are hashed, so that a new field with a default changes
-no hash. A changed default changes no hash either: stages that ran with the old default stay as they are.
-Fields with settings.UNHASHED in their metadata are left out: those that change no result, and those that are
-an input of their own.
+A stage's stage.json has a hash of each of its inputs. The stage's own hash is computed from these
+hashes, and is an input of the stages that build on it. So a change reaches every stage that depends
+on it, and no other stage.
+
+In a dataclass, only fields that differ from their defaults are hashed, so that a new field with a
+default changes no hash. A changed default changes no hash either: stages that ran with the old
+default are not run again. Fields with settings.UNHASHED in their metadata are not hashed: they
+change no result, or they are an input of their own.
 """
 
 import dataclasses
@@ -20,24 +22,36 @@ from deepseek_jax.parallel.processes import barrier, first_process, say
 from deepseek_jax.settings import UNHASHED
 
 RECORD = "stage.json"
-# The folder of a training's checkpoints in that of its stage
+# The folder of a training's checkpoints, within the folder of its stage
 CHECKPOINTS = "checkpoints"
-# In a record while results are removed that are of fewer steps
+# A key that a record has while the results of fewer steps are being removed
 REMOVING = "removing"
-# The format of stage.json. Those of the first format have no field `format`
+# The format of stage.json; a file without the field `format` has format 1
 FORMAT = 3
 
 
 def content_hash(content):
-    """16 hexadecimal digits for anything that JSON can hold, and dataclasses: the same on every machine."""
+    """Return a hash of 16 hexadecimal digits that is the same on every machine.
+
+    Args:
+        content: anything that JSON can hold, and dataclasses.
+
+    Raises:
+        TypeError: for an object of another kind.
+    """
     # Sorted, so that the order in which a config lists its fields does not change the hash
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=_as_json)
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def read_record(path: Path):
-    """A stage's record. path: of its stage.json. Raises ValueError where another version of this project
-    wrote it, in another format.
+    """Read a stage's record.
+
+    Args:
+        path: the stage's stage.json.
+
+    Raises:
+        ValueError: if another version of this project wrote the file in another format.
     """
     record = read_object(path)
     found = record.get("format", 1)
@@ -50,16 +64,21 @@ def read_record(path: Path):
 
 
 def own_seed(seed: int, name: str):
-    """A seed of a stage's own: of a run's seed and the stage's name alone, so that no stage more or less in a
-    recipe changes it.
+    """Return a stage's seed, which depends only on the run's seed and the stage's name.
+
+    So a stage that is added to a recipe or removed from it changes the seed of no other stage.
     """
     return int(content_hash([seed, name]), 16) % 2**31
 
 
 class Inputs(NamedTuple):
-    """What a stage's result depends on. hashed: name -> what content_hash takes: settings, data, the hashes
-    of earlier stages. num_steps: of its training, None without any. continues: whether more steps of training
-    leave those so far as they are. about: what stage.json says besides.
+    """Everything that a stage's result depends on.
+
+    Attributes:
+        hashed: name -> a value for content_hash: settings, data, the hashes of earlier stages.
+        num_steps: the steps of the stage's training; None for a stage that does not train.
+        continues: whether more steps of training leave the earlier steps unchanged.
+        about: further fields of stage.json, which are not hashed.
     """
 
     hashed: dict[str, Any]
@@ -68,7 +87,7 @@ class Inputs(NamedTuple):
     about: dict[str, Any] = {}
 
     def record(self, name: str):
-        """The content of the stage's stage.json, without `complete`."""
+        """Return the content of the stage's stage.json, without `complete`."""
         steps = {} if self.num_steps is None else {"num_steps": self.num_steps}
         hashes = {key: content_hash(value) for key, value in (self.hashed | steps).items()}
         own = content_hash({"stage": name} | hashes)
@@ -76,8 +95,13 @@ class Inputs(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """How a stage stands. record: what stage.json is to hold. before: what it holds, None for nothing.
-    changed: the names of the inputs that differ. grows: whether a training only gets more steps.
+    """The state of a stage in its folder, compared with its present inputs.
+
+    Attributes:
+        record: the content that stage.json is to have.
+        before: the content that stage.json has now; None if there is no file.
+        changed: the names of the inputs that differ between the two.
+        grows: whether the only change is that the training gets more steps and can go on.
     """
 
     record: dict
@@ -92,12 +116,16 @@ class Standing(NamedTuple):
 
     @property
     def drops(self):
-        """Whether to run the stage is to drop what an earlier run of it left."""
+        """Whether running the stage removes the results of its earlier run."""
         return bool(self.changed) and not self.grows
 
 
 def standing(workdir: Path, name: str, inputs: Inputs) -> Standing:
-    """How the stage in workdir/name stands. Raises ValueError as read_record does."""
+    """Compare the stage in workdir/name with its present inputs.
+
+    Raises:
+        ValueError: as read_record does.
+    """
     path, record = workdir / name / RECORD, inputs.record(name)
     before = read_record(path) if path.exists() else None
     if before is None:
@@ -110,8 +138,13 @@ def standing(workdir: Path, name: str, inputs: Inputs) -> Standing:
 
 
 def renew(workdir: Path, name: str, found: Standing):
-    """Remove what an earlier run of a stage has left that is of other inputs. Of a training that only gets
-    more steps the checkpoints stay.
+    """Remove the results of a stage's earlier run that had other inputs.
+
+    If the training only gets more steps, its checkpoints stay. A removal that was interrupted is
+    finished.
+
+    Args:
+        found: the stage's Standing.
     """
     folder, before = workdir / name, found.before
     barrier(f"the record of stage {name} is read")
@@ -122,18 +155,22 @@ def renew(workdir: Path, name: str, found: Standing):
         if found.grows:
             steps = before["num_steps"], found.record["num_steps"]
             say(f"stage {name}: {steps[0]} steps become {steps[1]}, so its training goes on")
-        # Before anything is removed: a removal that is cut short is begun again, whatever config comes next
+        # Written before anything is removed, so that the next start begins an interrupted removal
+        # again, whatever its config
         _write(folder / RECORD, before | {"complete": False, REMOVING: True})
         _remove(folder, name, but=(CHECKPOINTS,))
         _write(folder / RECORD, found.record | {"complete": False})
 
 
 def run_stage(workdir: Path, name: str, inputs: Inputs, make) -> str:
-    """Call make(folder) once for these inputs, with the folder workdir/name: -> the stage's hash.
+    """Call make(folder) once for these inputs in workdir/name, and return the stage's hash.
 
-    A stage that is complete with the same inputs is not run again. If it was interrupted with these inputs,
-    make gets the folder as it was left; if it was begun with other inputs, what `renew` leaves. Raises
-    ValueError as read_record does.
+    A stage that is complete with the same inputs is not run again. If it was interrupted with these
+    inputs, make gets the folder as the interruption left it. If it was begun with other inputs,
+    make gets the folder after `renew`.
+
+    Raises:
+        ValueError: as read_record does.
     """
     folder, found = workdir / name, standing(workdir, name, inputs)
     own = found.record["hash"]
@@ -150,7 +187,7 @@ def run_stage(workdir: Path, name: str, inputs: Inputs, make) -> str:
 
 
 def _as_json(value):
-    """A dataclass as it is hashed: a dict."""
+    """Convert a dataclass to the dict that is hashed."""
     if not dataclasses.is_dataclass(value):
         raise TypeError(f"{value!r} of {type(value).__name__} has no hash")
     pairs = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
@@ -162,7 +199,10 @@ def _as_json(value):
 
 
 def _hashed(value):
-    """What a field's value has in a hash: a block with other values of unhashed fields alone is the same."""
+    """Return a field's value as it enters the hash.
+
+    Two blocks that differ only in unhashed fields are equal here.
+    """
     return _as_json(value) if dataclasses.is_dataclass(value) else value
 
 
@@ -174,9 +214,11 @@ def _default(field):
 
 
 def _remove(folder, name, but=()):
-    """Remove a stage's folder, or all in it but the folders `but`: its files, then its record, which from the
-    start on is of no inputs. A removal that is cut short must leave no record of a complete stage beside half
-    of its files, and is begun again.
+    """Remove a stage's folder, or everything in it except the folders `but`.
+
+    Where the whole folder goes, its record is first replaced by one of no inputs, and is removed
+    last. So an interrupted removal never leaves the record of a complete stage next to half of its
+    files, and the next start begins it again.
     """
     barrier(f"{name} is removed")
     if first_process():

@@ -1,4 +1,4 @@
-"""Files of JSON lines that the steps of phases write: no line twice, however often a phase resumes."""
+"""Files of JSON lines that phases write step by step, with no line twice after a resumption."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,10 @@ METRICS = "metrics.jsonl"
 
 
 class PhaseLines:
-    """A file of objects with `step` and `phase`, a line each. A local file has a line when `add` returns; in
-    a bucket the lines wait as those of a files.GrowingFile.
+    """A file of JSON objects with `step` and `phase`, one on each line.
+
+    A local file has a line when `add` returns. In a bucket the lines wait first, see
+    files.GrowingFile.
     """
 
     def __init__(self, path: str | Path):
@@ -19,9 +21,10 @@ class PhaseLines:
         self._file = GrowingFile(self.path)
 
     def start(self, phase: str, first_step: int):
-        """Begin or resume a phase: delete what it wrote from first_step on, and an unfinished last line.
+        """Begin or resume a phase: delete its lines from first_step on and an unfinished last line.
 
-        Raises ValueError as read_lines.
+        Raises:
+            ValueError: as read_lines does.
         """
         self.flush()
         if self.path.exists():
@@ -34,7 +37,11 @@ class PhaseLines:
         self._file = GrowingFile(self.path)
 
     def add(self, line: dict):
-        """Add a line. Raises ValueError for a number that is not finite."""
+        """Add a line.
+
+        Raises:
+            ValueError: for a number that is not finite.
+        """
         self._file.add(json.dumps(line, allow_nan=False) + "\n")
 
     def flush(self):
@@ -43,14 +50,24 @@ class PhaseLines:
 
 
 def read_lines(path: str | Path) -> list[dict]:
-    """The objects of a file, in order; none without a file. A last line that a killed process left unfinished
-    is skipped. Raises ValueError, naming the line, at any other that is not JSON.
+    """Read the objects of a file of JSON lines, in order.
+
+    A last line that a killed process left unfinished is skipped.
+
+    Returns:
+        A list of dicts, empty where the file does not exist.
+
+    Raises:
+        ValueError: naming the line, for any other line that is not JSON.
     """
     return [line for _, line in _texts(as_path(path))]
 
 
 def _texts(path):
-    """(text, object) pairs. A text without its newline was cut short and is skipped."""
+    """Yield the pairs (text, object) of a file's lines.
+
+    A text without its newline was cut short, and is skipped.
+    """
     if not path.exists():
         return
     for number, text in enumerate(path.read_text().splitlines(keepends=True), start=1):

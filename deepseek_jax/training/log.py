@@ -1,4 +1,4 @@
-"""The numbers of a run's steps: collected on the device, checked, and written a line at a time."""
+"""Metrics of a run's steps: collected on the device, checked, and written one line at a time."""
 
 import collections
 import math
@@ -11,29 +11,34 @@ from deepseek_jax.errors import BrokenTerm, NotFinite, SamplerApart
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.training.memory import memory_metrics
 
-# The most that batches since the last check take of a device. What is not finite is looked for in them
+# Most bytes a device for the batches since the last check. They are kept to find where an update
+# was not finite
 KEPT_BYTES = 2**28
 
 
 class Log:
-    """Collects the metrics of steps, on the device, and writes them a line at a time."""
+    """The metrics of a phase's steps, from the device to the lines of metrics.jsonl.
+
+    Args:
+        peak_tokens: the tokens a second that the devices' peak FLOPs allow; None leaves out `mfu`.
+    """
 
     def __init__(self, writer, phase, settings, checks, source, rng, peak_tokens=None):
         self.writer, self.phase, self.settings, self.source = writer, phase, settings, source
         self.faults, self.checks, self.rng = settings.faults, checks, rng
-        # A second, of devices that do nothing but the model's products
         self.peak_tokens = peak_tokens
-        # (step, index in it, metrics still on the device) of updates that _count has not read
+        # Updates that _count has not read: (step, index within it, metrics still on the device)
         self.updates = []
-        # (updates, their weights, source metrics) of the latest step; (step, batches, bytes) of those since
-        # the last check
+        # The latest step: (updates, their weights, source metrics). The steps since the last check:
+        # (step, batches, bytes)
         self.last, self.batches = None, collections.deque()
-        # The latest step and its updates, whose limits are not checked yet
+        # The latest step and its updates; their limits are checked one step later
         self.unread = None, []
-        # Skipped updates in a row, and the latest one. Stays at faults.nonfinite, which a later finite update
-        # must not hide. All those of this process, and their number when it was said
+        # Updates skipped in a row, and the latest one. The streak stays at faults.nonfinite: a
+        # later finite update must not hide it. Then all updates that this process skipped, and how
+        # many there were at the last message
         self.streak, self.skipped, self.all_skipped, self.said = 0, None, 0, 0
-        # Whether it was said that tokens overflow their experts' buffers
+        # Whether the message about overflows of the experts' buffers was printed
         self.said_overflows = False
         # Steps in a row without a token to learn
         self.without_tokens = 0
@@ -47,8 +52,17 @@ class Log:
         self.learning = 0
 
     def add(self, step, updates, source_metrics, batches, state):
-        """Add a step's updates; check the limits of the step before, whose metrics the device has by now.
-        state: after the step.
+        """Add a step's updates, and check the limits of the step before.
+
+        By now the device has computed the metrics of that earlier step.
+
+        Args:
+            updates: the metrics of each update of the step, on the device.
+            state: the TrainState after the step.
+
+        Raises:
+            NotFinite: if a limited metric of the step before is NaN or infinite.
+            SamplerApart: if one is above its limit.
         """
         self.updates += [(step, index, metrics) for index, metrics in enumerate(updates)]
         self.last = updates, [self.checks.weights(batch) for batch in batches], source_metrics
@@ -64,8 +78,15 @@ class Log:
         self.row_tokens += source_metrics.get("row_tokens", tokens)
 
     def check(self, state):
-        """Wait for the updates so far; end a run beyond its limits or whose gradients stay non-finite. state:
-        after the latest step.
+        """Wait for the updates so far, and check their limits and their gradients.
+
+        Args:
+            state: the TrainState after the latest step.
+
+        Raises:
+            NotFinite: if a limited metric is NaN or infinite, or faults.nonfinite updates in a row
+                were skipped.
+            SamplerApart: if a metric is above its limit.
         """
         self._check_limits(state)
         self._count()
@@ -74,7 +95,7 @@ class Log:
                 f"{self.phase}: gradients were not finite in {self.streak} updates in a row, which were "
                 f"skipped. {self._about_skipped(state)}"
             )
-        # At the first, and when their number has doubled
+        # At the first skipped update, and each time their number has doubled
         if self.all_skipped.bit_length() > self.said.bit_length():
             self.said = self.all_skipped
             say(
@@ -85,8 +106,15 @@ class Log:
             self.batches.popleft()
 
     def write(self, step, state, last):
-        """Write the latest step's line: -> its metrics. state: after it. last: whether it is the phase's last
-        line.
+        """Write the latest step's line, check it, and return its metrics.
+
+        Args:
+            state: the TrainState after the step.
+            last: whether it is the phase's last line.
+
+        Raises:
+            Fault: NotFinite, SamplerApart or BrokenTerm, as `check`, watch.Idle and Checks.of_line
+                do, and BrokenTerm for steps in a row without a token to learn.
         """
         # Waits for the device, so that the seconds below include all updates of the line
         self._count()
@@ -111,7 +139,7 @@ class Log:
                 line["mfu"] = self.row_tokens / seconds / self.peak_tokens
         completions = getattr(self.source, "completions", list)()
         self.writer.write(step, line, phase=self.phase, completions=completions)
-        # After the line is written, so that it shows the numbers for which the run ends
+        # After the line is written, so that the file has the numbers that end the run
         self.check(state)
         if "tokens" in source_metrics:
             self._check_tokens(step)
@@ -161,13 +189,18 @@ class Log:
         self.updates = []
 
     def _about_skipped(self, state):
-        """In words where the latest update that was skipped is not finite."""
+        """Say in words where the latest skipped update is not finite."""
         if self.skipped is None:
             return "All of them came before this process"
         return self._about(*self.skipped, state)
 
     def _about(self, step, index, state):
-        """In words where the index-th update of a step is not finite. state: after the latest step."""
+        """Say in words where an update is not finite.
+
+        Args:
+            index: the number of the update within its step.
+            state: the TrainState after the latest step.
+        """
         kept, last = {number: of for number, of, _ in self.batches}, self.batches[-1][0]
         if step not in kept or self.checks.locate is None:
             return f"The latest was at step {step}"
@@ -177,14 +210,16 @@ class Log:
         try:
             before = state.replace(step=state.step - later)
             where = self.checks.locate(before, batch, self.rng)
-        # A run that goes on must not end because its fault is looked for, such as for lack of memory
+        # The search may fail, such as for lack of memory; that must not end a run that could go on
         except jax.errors.JaxRuntimeError as error:
             where = f"looking for the place failed: {str(error).partition(chr(10))[0]}"
         return f"At step {step}{moved}: {where}"
 
     def _check_tokens(self, step):
-        """End a run whose batches leave nothing to learn: their loss masks are all zeros. By lines, because
-        the number of a step's tokens is on the device.
+        """Raise BrokenTerm if the loss masks of several steps in a row are all zeros.
+
+        Then there is nothing to learn. The check is once a line, not once a step, because the
+        number of a step's tokens is on the device.
         """
         before = self.without_tokens
         self.without_tokens = before + self.steps if self.tokens == 0 else 0
@@ -199,7 +234,15 @@ class Log:
 
 
 def merge(name, updates, weights):
-    """A metric of a step's updates as one number: the largest, or the mean, weighed by what each is over."""
+    """Combine a metric of a step's updates into one number.
+
+    For a name that ends in _max this is the largest value. Otherwise it is the mean, each value
+    weighted by the amount (tokens, completions) that it is itself a mean over.
+
+    Args:
+        updates: {metric: value} of each update.
+        weights: {metric: weight} of each update; a metric that is not in it has weight 1.
+    """
     values, shares = ([of.get(name, 1.0) for of in each] for each in (updates, weights))
     if name.endswith("_max"):
         return float(np.max(values))

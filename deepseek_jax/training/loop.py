@@ -21,7 +21,7 @@ from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.update import create_update
 from deepseek_jax.training.watch import Checks, Idle, check_params
 
-# watch.Checks.terms of every loss of examples
+# watch.Checks.terms for the losses of `fit`
 LOSS_TERMS = {
     "loss": "no token or pair is left in the loss; look at the data",
     "grad_norm": "no trained parameter changes the loss; look at the data and at the adapter",
@@ -38,34 +38,59 @@ def train(
     checks: Checks | None = None,
     flops_per_token: float | None = None,
 ):
-    """Run the steps up to num_steps, from 0 or from the newest checkpoint of the phase: -> TrainState.
+    """Run the steps of a phase up to num_steps, from 0 or from its newest checkpoint.
 
-    settings: a training.settings.LoopSettings. state: also the pattern (tree, dtypes, shardings) of what is
-    restored; may be donated. train_step(state, batch, rng) -> (state, metrics), jitted: folds state.step into
-    rng. source.next(state, step) -> (list of batches, dict of floats): a step makes one update for each
-    batch. source.get_state() -> its position, as anything that JSON can hold; source.set_state(position)
-    resumes there. source.of_updates(), if it has one: a dict of floats about the updates of the latest step,
-    when they have ended. source.completions(), if it has one: the groups of completions that are kept of the
-    latest step, for MetricsWriter.write. run: Run of this phase, whose folder holds its checkpoints and
-    nothing else. seed: of the rng. checks: see training.watch. A step beyond one of their limits ends the
-    run, at the latest after the next step, and before anything is saved; the rest is checked at logged steps.
-    flops_per_token: what the model needs for one of the source's tokens.
+    Steps 0, log_every, ... and the last one are logged. A line has:
 
-    Steps 0, log_every, ... and the last one are logged: that step's metrics (averaged over its updates; for
-    names ending in _max, the largest); the learning_rate of its last update; since the line before: seconds a
-    step, nonfinite (updates skipped), expert_overflows (where buffers for experts are bounded), and, where
-    the source reports `tokens`, tokens_per_second; with flops_per_token, and on devices whose speed
-    costs.chips knows, mfu: the share of their peak that these tokens need, or, where the source reports it,
-    its `row_tokens`: those that are read and not learned as well; and memory.memory_metrics. Between lines
-    the loop waits for the device only if there are limits or such buffers, and then for an earlier step.
-    Saves after each save_every steps, at the end, and as settings.checkpoints says; returns the best of these
-    states where that names a metric.
+    - that step's metrics, averaged over its updates; for names that end in _max, the largest;
+    - learning_rate, of the step's last update;
+    - seconds a step, since the line before;
+    - nonfinite, the updates skipped since the line before, and expert_overflows, where buffers for
+      experts are bounded;
+    - tokens_per_second since the line before, where the source reports `tokens`;
+    - mfu, with flops_per_token and on devices with a peak that costs.chips knows: the share of that
+      peak that the tokens need. Where the source reports `row_tokens`, these count in place of
+      `tokens`: they include tokens that are read and not learned;
+    - memory.memory_metrics.
 
-    Raises ValueError for a checkpoint of another run and where no line has the metric checkpoints.best;
-    SamplerApart beyond a limit; NotFinite for a limited metric that is NaN, after faults.nonfinite skipped
-    updates in a row, those before a resumption counted, and for parameters that are not finite, which are not
-    saved; BrokenTerm as watch.Idle, and for faults.idle_lines steps in a row or more without a token to
-    learn; and SystemExit(STOPPED) when run.should_stop() is true on any process and the state is saved.
+    Between lines the loop waits for the device only if there are limits or such buffers, and then
+    only for an earlier step.
+
+    It saves after every save_every steps, at the end, and as settings.checkpoints says.
+
+    Args:
+        settings: a training.settings.LoopSettings.
+        state: the state before step 0, and the pattern (tree, dtypes, shardings) of a restored one.
+            It may be donated.
+        train_step: jitted, train_step(state, batch, rng) -> (state, metrics). It folds state.step
+            into rng.
+        source: source.next(state, step) -> (list of batches, dict of floats): a step makes one
+            update for each batch. source.get_state() -> its position, anything that JSON can hold;
+            source.set_state(position) resumes there. It may have two more methods:
+            source.of_updates() -> a dict of floats about the updates of the latest step, once they
+            have ended; and source.completions() -> the groups of completions that are kept of the
+            latest step, for MetricsWriter.write.
+        run: the Run of this phase; its folder holds the phase's checkpoints and nothing else.
+        seed: the seed of rng.
+        checks: see training.watch. A step beyond one of their limits ends the run, at the latest
+            after the next step, and before anything is saved. The other checks are made at logged
+            steps.
+        flops_per_token: the FLOPs that the model needs for one of the source's tokens.
+
+    Returns:
+        The last TrainState, or the one of the best checkpoint where settings.checkpoints.best names
+        a metric.
+
+    Raises:
+        ValueError: for a checkpoint of another run, and if no line has the metric checkpoints.best.
+        SamplerApart: if a metric is above its limit.
+        NotFinite: if a limited metric is NaN; after faults.nonfinite skipped updates in a row,
+            where updates before a resumption count; and for parameters that are not finite, which
+            are not saved.
+        BrokenTerm: as watch.Idle does, and for faults.idle_lines or more steps in a row without a
+            token to learn.
+        SystemExit: with STOPPED, when run.should_stop() is true on any process and the state is
+            saved.
     """
     kept, checks = settings.checkpoints, checks or Checks()
     with Store(
@@ -76,7 +101,7 @@ def train(
         strict=run.strict,
     ) as store:
         state, first_step, skipped = _resume(state, source, store, settings.num_steps, run.phase)
-        # Before writer.start, which deletes lines: a complete phase is left as it is
+        # Looked at before writer.start, which deletes lines: a complete phase must keep them
         if first_step < settings.num_steps:
             rng = jax.random.key(seed)
             update = functools.partial(train_step, rng=rng)
@@ -86,7 +111,8 @@ def train(
             peak_tokens = peak and peak / flops_per_token
             log = Log(run.writer, run.phase, settings, checks, source, rng, peak_tokens)
             log.streak = skipped
-            # After a resumption, a term that was at work before may have nothing left to do
+            # Only from the start: after a resumption, a term that did its work before may have
+            # nothing left to do
             if not first_step:
                 lines, warm_up = settings.faults.idle_lines, settings.optimizer.warm_up()
                 log.idle = Idle(checks, run.phase, lines, state.params, warm_up)
@@ -102,7 +128,11 @@ def train(
 
 
 def _observed(steps, run, latest):
-    """The steps, while the run's profile and watchdog look on. latest() -> arrays of the latest step."""
+    """Yield the steps, watched by the run's profile and watchdog.
+
+    Args:
+        latest: latest() -> the arrays of the latest step.
+    """
     for observer in (run.profile, run.watchdog):
         steps = steps if observer is None else observer.over(steps, run.phase, latest)
     yield from steps
@@ -114,12 +144,12 @@ def _train(steps, settings, state, update, source, should_stop, store, log):
     updating = FirstTime(f"compiling the update of {log.phase}")
     for step in steps:
         log.writer.at(step)
-        # What is there when the first step begins
+        # Nothing before this process's first step needs a save
         saved = step if saved is None else saved
         try:
             batches, source_metrics = source.next(state, step)
         except SystemExit:
-            # It was left in a measurement: the steps before it are saved
+            # The run was stopped within a measurement: save the steps before it
             if saved < step:
                 _save(store, step, state, source, log, score)
                 store.wait()
@@ -159,25 +189,28 @@ def _train(steps, settings, state, update, source, should_stop, store, log):
 
 
 def _save(store, done, state, source, log, score):
-    """Save the state after `done` steps. Ends a run whose gradients or parameters are not finite before."""
+    """Save the state after `done` steps.
+
+    If gradients or parameters are not finite, raise NotFinite before anything is saved.
+    """
     log.check(state)
     check_params(state, done - 1, log.phase)
-    # A run that resumes from here logs no earlier step
+    # A run that resumes from this checkpoint logs no earlier step again
     log.writer.flush()
     data = {"source": source.get_state(), "skipped_in_a_row": log.streak}
     store.save(done, {"state": state.saved(), "data": data}, score)
 
 
 def _is_due(saved_at, minutes):
-    """Whether the last save was `minutes` ago or more, by the clock of process 0."""
+    """Return whether the last save was `minutes` ago or more, by the clock of process 0."""
     if minutes is None:
         return False
     return bool(from_first(np.asarray(time.monotonic() - saved_at >= 60 * minutes)))
 
 
 def _score(step, line, best, before):
-    """The value of the metric checkpoints.best in a line; where it is not finite or not there, `before`."""
-    # What is evaluated now and then is evaluated at step 0
+    """Return a line's metric checkpoints.best, or `before` if it is missing or not finite."""
+    # A metric that only some lines have is in the line of step 0
     if step == 0 and best not in line:
         raise ValueError(
             f"checkpoints.best={best!r} is not a metric of this phase; {suggest(best, sorted(line))}"
@@ -186,7 +219,7 @@ def _score(step, line, best, before):
 
 
 def _best(state, store, kept, phase):
-    """The state of the best checkpoint; of equals the newest."""
+    """Return the state of the best checkpoint, the newest among equals."""
     scores = store.scores()
     if not scores:
         return state
@@ -207,12 +240,18 @@ def fit(
     parts: tuple[str, ...] = (),
     untrained: tuple[str, ...] = (),
 ) -> Any:
-    """Train params, which are donated, on loss_fn(params, batch, rng): -> params. Resumes from run.folder.
-    Where they have adapters (models.adapters.Adapted), these alone are trained.
+    """Train params on loss_fn(params, batch, rng), resuming from run.folder, and return them.
 
-    settings: as for `train`, with make_optimizer(), micro_batches and seed. parts: those of
-    models.layers.PARTS that the loss trains; the others and router biases stay as they are. untrained: of
-    watch.Checks.
+    Where params have adapters (models.adapters.Adapted), only the adapters are trained.
+
+    Args:
+        settings: as for `train`, with make_optimizer(), micro_batches and seed.
+        params: are donated.
+        source: as for `train`.
+        flops_per_token: as for `train`.
+        parts: the models.layers.PARTS that the loss trains. The other parts and router biases do
+            not change.
+        untrained: as in watch.Checks.
     """
     create, step = create_update(settings, loss_fn, params, run.mesh, parts=parts)
     checks = Checks(terms=LOSS_TERMS, untrained=untrained, locate=step.locate)
@@ -222,8 +261,9 @@ def fit(
 
 
 def _resume(state, source, store, num_steps, phase):
-    """(state, steps done, updates skipped in a row) of the newest checkpoint; without one, the given state
-    and 0.
+    """Return (state, steps done, updates skipped in a row) of the newest checkpoint.
+
+    Without a checkpoint, return the given state and zeros.
     """
     with waiting_for(f"loading the newest checkpoint of {phase}"):
         done, checkpoint = store.newest(state.saved())

@@ -1,4 +1,4 @@
-"""Memory in the metrics: of the host, and of every device of the run."""
+"""Metrics of memory: the host's, and every device's of the run."""
 
 import resource
 import sys
@@ -8,17 +8,24 @@ import jax
 from deepseek_jax.parallel.processes import from_each
 
 GIB = 2**30
-# The most devices that are logged one by one; of more, the two that matter most
+# Most devices that are logged one by one. With more, only the largest and the smallest values are
 MOST_DEVICES = 32
 KINDS = {"peak": "peak_bytes_in_use", "in_use": "bytes_in_use"}
 
 
 def memory_metrics(devices=None):
-    """Memory in GiB, as floats. Every process has to call it. devices: this process's, by default.
+    """Return the memory of the host and of all devices in GiB, as floats, by metric.
 
-    host_peak_gib: of this process so far. device_ID_peak_gib, device_ID_in_use_gib: of each device of all
-    processes, by its jax.Device.id, where devices report that; a CPU does not. With more than MOST_DEVICES,
-    only the largest and the smallest: largest_peak_gib with largest_peak_device, the id, and so on.
+    Every process has to call it.
+
+    - host_peak_gib: this process's peak so far.
+    - device_ID_peak_gib and device_ID_in_use_gib: for each device of all processes, where ID is its
+      jax.Device.id. A device that does not report its memory, such as a CPU, has neither.
+    - largest_peak_gib with largest_peak_device (an ID), smallest_peak_gib, and so on: in place of
+      these with more than MOST_DEVICES devices.
+
+    Args:
+        devices: this process's devices, by default all of them.
     """
     # ru_maxrss counts bytes on macOS and KiB elsewhere
     unit = 1 if sys.platform == "darwin" else 1024
@@ -31,7 +38,7 @@ def memory_metrics(devices=None):
 
 
 def _read(device):
-    """{"id", kind: GiB}; None where the device reports no memory."""
+    """Return {"id", kind: GiB}, or None where the device reports no memory."""
     stats = device.memory_stats()
     if not stats or not stats.keys() >= set(KINDS.values()):
         return None

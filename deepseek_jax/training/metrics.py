@@ -1,4 +1,4 @@
-"""Where a run's numbers go, from process 0 only: JSON lines, boards (TensorBoard, W&B) and the console."""
+"""Where a run's numbers go, from process 0: JSON lines, boards (TensorBoard, W&B), the console."""
 
 import math
 from collections import Counter
@@ -20,16 +20,22 @@ if TYPE_CHECKING:
 
 
 class MetricsWriter:
-    """Writes each step's metrics once, across restarts.
+    """Writer of a run's metrics, which writes each step once, however often the run restarts.
 
-    workdir/metrics.jsonl: one object a line, {"step": int, "phase": str, metric: float or null, ...}.
-    workdir/completions.jsonl: the completions that logged steps keep, see training.completions.
-    workdir/tensorboard: see training.tensorboard.
-    Nothing is created before `start` or `write_scores`. On processes other than 0 every method returns at
-    once. A local line is in the file when `write` returns. In a bucket the files of lines are written anew at
-    most every files.REWRITE_SECONDS, and all when `flush` or `close` is called.
-    console_seconds: of StepConsole. wandb: the W&B run that gets the same numbers; None for none. config:
-    that of the run, for TensorBoard; None for no text.
+    It writes in workdir:
+
+    - metrics.jsonl: one object a line, {"step": int, "phase": str, metric: float or null, ...};
+    - completions.jsonl: the completions that logged steps keep, see training.completions;
+    - tensorboard/: see training.tensorboard.
+
+    Nothing is created before `start` or `write_scores`. On processes other than 0 every method
+    returns at once. A local line is in its file when `write` returns. In a bucket the files of
+    lines are rewritten at most every files.REWRITE_SECONDS; `flush` and `close` write all of them.
+
+    Args:
+        console_seconds: as in StepConsole.
+        wandb: the W&B run that gets the same numbers, if any.
+        config: the run's config, which TensorBoard shows as text; None for no text.
     """
 
     def __init__(
@@ -45,15 +51,20 @@ class MetricsWriter:
         boards = TensorBoards(self.workdir, config), wandb
         self._boards, self._started = [board for board in boards if board is not None], set()
         self._console = StepConsole(console_seconds)
-        # (phase, metric) -> lines in which it was not finite
+        # (phase, metric) -> the number of lines in which it was not finite
         self._not_finite = Counter()
 
     def start(self, phase: str, first_step: int, num_steps: int | None = None):
-        """Begin or resume a phase at first_step: the lines that it logged from there on are deleted.
-        num_steps: of the phase, for the console; None for unknown.
+        """Begin or resume a phase at first_step, and delete the lines that it logged from there on.
 
         A run that stopped after its last checkpoint repeats some steps. Their old lines are cut
-        from the file and purged by TensorBoard. Raises ValueError, naming the line, for bad JSON.
+        from the files, and TensorBoard purges them.
+
+        Args:
+            num_steps: the steps of the whole phase, for the console; None for unknown.
+
+        Raises:
+            ValueError: naming the line, for bad JSON.
         """
         if jax.process_index() != 0:
             return
@@ -66,20 +77,27 @@ class MetricsWriter:
         self._console.begin(phase, first_step, num_steps)
 
     def at(self, step: int):
-        """A step of the phase that was started begins: the console shows it."""
+        """Show on the console that a step of the phase begins."""
         if jax.process_index() == 0:
             self._console.at(step)
 
     def end(self):
-        """The phase that was started has ended, or stops: the console prints its last line."""
+        """End the phase on the console, which prints its last line. For phases that stop, too."""
         self._console.end()
 
     def write(self, step: int, metrics, *, phase: str, completions: Sequence[dict] = ()):
-        """Log a flat dict of scalars (Python, numpy or jax) at an update count, and the groups of completions
-        that are kept of it, as completions.completions_line takes them.
+        """Write a step's metrics and its completions to the files, the boards and the console.
 
-        NaN and infinities become null in the file, and the console says so, at doublings. TypeError where a
-        value is not one number.
+        NaN and infinities become null in the file. The console names these metrics, the first time
+        and whenever their count has doubled.
+
+        Args:
+            metrics: a flat dict of scalars (Python, numpy or jax).
+            completions: the groups of completions that are kept of this step, as in
+                completions.completions_line.
+
+        Raises:
+            TypeError: for a value that is not a single number.
         """
         if jax.process_index() != 0:
             return
@@ -108,8 +126,11 @@ class MetricsWriter:
             say(f"{phase}: step {step}: not finite: {', '.join(due)}")
 
     def write_scores(self, scores: dict[str, dict]):
-        """Show on the boards what the run has measured so far: {measurement: {score: [mean, low, high]}}, in
-        order. low and high are None for a score without an interval.
+        """Show on the boards what the run has measured so far.
+
+        Args:
+            scores: {measurement: {score: [mean, low, high]}}, in order. low and high are None for a
+                score without an interval.
         """
         if jax.process_index() != 0 or not any(scores.values()):
             return
@@ -117,7 +138,11 @@ class MetricsWriter:
             board.write_scores(scores)
 
     def flush(self):
-        """Write what waits: before a checkpoint, because a run that resumes from it logs no earlier step."""
+        """Write everything that waits.
+
+        The loop calls it before a checkpoint, because a run that resumes from there logs no earlier
+        step again.
+        """
         for each in (*self._files(), *self._boards):
             each.flush()
 
@@ -135,16 +160,21 @@ class MetricsWriter:
 
 
 def read_metrics(path: str | Path, phase: str) -> list[dict]:
-    """The records of one phase of a metrics file, in order: dicts of step, phase and the metrics.
+    """Read the records of one phase from a metrics file, in order.
 
-    A last line that a killed process left unfinished is skipped. Raises ValueError at any other
-    bad line.
+    A last line that a killed process left unfinished is skipped.
+
+    Returns:
+        Dicts of step, phase and the metrics.
+
+    Raises:
+        ValueError: for any other bad line.
     """
     return read_phases(path).get(phase, [])
 
 
 def read_phases(path: str | Path):
-    """phase -> its records, as from read_metrics, in the order in which the phases began."""
+    """Read {phase: its records, as in read_metrics}, in the order in which the phases began."""
     phases = {}
     for record in read_lines(path):
         phases.setdefault(record["phase"], []).append(record)

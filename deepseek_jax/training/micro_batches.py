@@ -1,4 +1,4 @@
-"""Micro-batches: a batch in parts, one after another, whose losses and gradients add up."""
+"""Micro-batches: parts of a batch that are computed one after another, with sums of gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,14 @@ from deepseek_jax.parallel import constrain
 
 
 def accumulated(gradients, micro_batches):
-    """The same function, run on one micro-batch after another; gradients add up in float32."""
+    """Build a function like `gradients` that computes one micro-batch after another.
+
+    Losses and metrics are added up (for names that end in _max, the largest counts). Gradients are
+    added up in float32.
+
+    Args:
+        gradients: gradients(params, batch, rng) -> ((loss, metrics), gradients).
+    """
 
     def run(params, batch, rng):
         rows, scalars = cut(batch, micro_batches)
@@ -31,19 +38,30 @@ def accumulated(gradients, micro_batches):
 
 
 def over_micro_batches(function, batch, micro_batches: int):
-    """Apply function to each micro-batch in turn, as an update cuts them: -> its results, stacked."""
+    """Apply a function to each micro-batch in turn, and stack its results.
+
+    Args:
+        function: function(micro-batch) -> a tree of arrays. Micro-batches are cut as for an update.
+    """
     rows, scalars = cut(batch, micro_batches)
     return jax.lax.map(lambda micro: function(micro | scalars), rows)
 
 
 def cut(batch, micro_batches: int):
-    """(arrays [micro_batches, b / micro_batches, ...], scalars) of a batch, by name."""
+    """Cut a batch into micro-batches.
+
+    Returns:
+        (arrays, scalars), dicts by name. Arrays are [micro_batches, b / micro_batches, ...].
+
+    Raises:
+        ValueError: for an array with rows that do not split into micro_batches.
+    """
     rows = {name: _split(name, x, micro_batches) for name, x in batch.items() if x.ndim}
     return rows, {name: x for name, x in batch.items() if not x.ndim}
 
 
 def _split(name, array, micro_batches):
-    """[b ...] -> [micro_batches, b / micro_batches, ...]: consecutive rows stay together."""
+    """Split [b ...] into [micro_batches, b / micro_batches, ...]; adjacent rows stay together."""
     rows = array.shape[0]
     if rows % micro_batches:
         raise ValueError(
@@ -51,5 +69,6 @@ def _split(name, array, micro_batches):
             f"micro_batches={micro_batches}; set micro_batches to a divisor of {rows}"
         )
     split = array.reshape(micro_batches, rows // micro_batches, *array.shape[1:])
-    # Without this the devices could divide the micro-batches among them, in place of each one's rows
+    # Otherwise XLA could divide the micro-batches between the devices, and not the rows of each
+    # micro-batch
     return constrain(split, (None, "batch"))

@@ -1,4 +1,4 @@
-"""Where an update stops being finite: micro-batch, rows, devices and layers, computed once more."""
+"""Where an update stops being finite: its micro-batch, rows, devices and layers."""
 
 import math
 
@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 from deepseek_jax.parallel.shard import on_device
 from deepseek_jax.training.micro_batches import cut
 
-# What to do about layers that are not finite
+# The end of a message about a layer that is not finite
 ADVICE = "lower the learning rate, or look at the data of this step"
 # Stacks of layers, in the order of the forward pass; their arrays have a leading axis of layers
 STACKS = ("dense_layers", "moe_layers")
@@ -18,11 +18,18 @@ STACKS = ("dense_layers", "moe_layers")
 def locate(loss_fn, micro_batches: int, state, batch, rng, *extra):
     """Say in words where the loss or the gradients of an update are not finite.
 
-    loss_fn(params, batch, rng, *extra) -> (loss, metrics), as
-    the step uses it. state: TrainState after the update, which was skipped: its params are those before it.
-    batch, rng: of the update. Names the first micro-batch, one of its rows and the devices that hold it, and
-    the arrays of the batch that make it so, or the first layer: in the forward pass where the loss is not
-    finite, else in the backward pass. Compiles two programs, and takes the memory of an update.
+    It computes the update once more. It names the first micro-batch, one of its rows, and the
+    devices that hold this row. Then it names the arrays of the batch that cause it, or else the
+    first layer: in the forward pass where the loss is not finite, otherwise in the backward pass.
+    It compiles two programs, and takes the memory of an update.
+
+    Args:
+        loss_fn: loss_fn(params, batch, rng, *extra) -> (loss, metrics), as in the update.
+        state: the TrainState after the update. The update was skipped, so its params are the ones
+            before it.
+        batch: the update's batch.
+        rng: the update's rng.
+        extra: further arguments of loss_fn.
     """
     group = broken_group(state.params)
     if group is not None:
@@ -75,8 +82,9 @@ def locate(loss_fn, micro_batches: int, state, batch, rng, *extra):
 
 
 def _given(micro, is_finite):
-    """In words the arrays whose NaN and infinities make the micro-batch not finite; else ''. Where a mask
-    leaves them out, they may hold anything.
+    """Name the arrays of a micro-batch with NaN or infinities that make it not finite; else ''.
+
+    Where a mask leaves values out, they may be NaN and do no harm.
     """
     floats = [name for name, x in micro.items() if jnp.issubdtype(x.dtype, jnp.floating)]
     finite = {name: jnp.isfinite(micro[name]) for name in floats}
@@ -93,8 +101,8 @@ def _given(micro, is_finite):
 
 
 def _row(micro, is_finite):
-    """In words a row, and the devices that hold it, that alone makes the micro-batch not finite; else ''."""
-    # Prompts and their completions may be rows of different arrays
+    """Name a row that makes the micro-batch not finite by itself, and its devices; else ''."""
+    # Arrays may have different numbers of rows: one for each prompt, or one for each completion
     units = math.gcd(*(len(x) for x in micro.values()))
 
     def only(low, high):
@@ -123,7 +131,10 @@ def _row(micro, is_finite):
 
 
 def _first(fails, most):
-    """The smallest depth of 0..most that fails; those above it do as well, and `most` does."""
+    """Find the smallest depth in 0..most that fails, by bisection.
+
+    Every depth above it fails too, and `most` is known to fail.
+    """
     low, high = 0, most
     while low < high:
         middle = (low + high) // 2
@@ -132,12 +143,12 @@ def _first(fails, most):
 
 
 def keys_of(path):
-    """The names of a path in a tree of dicts."""
+    """Return the names in a path in a tree of dicts."""
     return [key.key for key in path if isinstance(getattr(key, "key", None), str)]
 
 
 def _layer_of(path):
-    """The stack of layers that a leaf belongs to, or its multi-token prediction module; else None."""
+    """Return a leaf's stack of layers or its multi-token prediction module; else None."""
     for key in keys_of(path):
         if key in STACKS or key.startswith("mtp_"):
             return key
@@ -145,7 +156,7 @@ def _layer_of(path):
 
 
 def _layers(model):
-    """The names of all layers, in the order of the forward pass."""
+    """Return the names of all layers, in the order of the forward pass."""
     sizes = {}
     for path, leaf in jax.tree.leaves_with_path(model):
         group = _layer_of(path)
@@ -158,8 +169,10 @@ def _layers(model):
 
 
 def _silence(model, depth):
-    """The model with all weights 0 in its layers from number `depth` on: these add 0 to the residual stream,
-    whatever they read, so that what is not finite comes from the layers before.
+    """Set all weights to 0 in a model's layers from number `depth` on.
+
+    Such layers add 0 to the residual stream, whatever they read. So a value that is not finite must
+    come from an earlier layer.
     """
     names = _layers(model)
 
@@ -178,12 +191,12 @@ def _silence(model, depth):
 
 
 def layer_axes(path, leaf):
-    """The axes of a leaf within a layer, for stacked layers; None for all axes of others."""
+    """Return a leaf's axes within a layer if it stacks layers; None, all axes, otherwise."""
     return tuple(range(1, leaf.ndim)) if _layer_of(path) in STACKS else None
 
 
 def _is_finite(path, leaf):
-    """Whether a leaf is finite: bool[l] for stacked layers, else bool[]."""
+    """Return whether a leaf is finite: bool[l] for stacked layers, else bool[]."""
     return jnp.isfinite(leaf).all(layer_axes(path, leaf))
 
 
@@ -193,7 +206,7 @@ def _all_finite(params):
 
 
 def _broken(flags):
-    """The names of what is not finite, in the order of the forward pass."""
+    """Name everything that is not finite by its flags, in the order of the forward pass."""
     layers, others = {}, []
     for path, flag in jax.tree.leaves_with_path(read_flags(flags)):
         group = _layer_of(path)
@@ -212,14 +225,18 @@ def _broken(flags):
 
 
 def read_flags(flags):
-    """Flags on the host; with several processes each of them holds a part."""
+    """Copy flags to the host; with several processes, each has only a part of them before."""
     if jax.process_count() == 1:
         return jax.device_get(flags)
     return multihost_utils.process_allgather(flags, tiled=True)
 
 
 def broken_group(params):
-    """The name of the first group of parameters, in the order of the forward pass, that is not finite."""
+    """Name the first group of parameters, in the order of the forward pass, that is not finite.
+
+    A group is a layer, a multi-token prediction module, or a parameter outside of them. None where
+    all are finite.
+    """
     return next(iter(_broken(_all_finite(params))), None)
 
 

@@ -1,4 +1,7 @@
-"""AdamW, alone or with Muon for matrices: the parameters that they leave alone, and the dtype of moments."""
+"""The optimizer of every update: AdamW, or Muon for matrices and AdamW for the rest.
+
+Here are also its settings, the rule for parameters that it never changes, and the dtype of moments.
+"""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -13,18 +16,24 @@ from deepseek_jax.settings import Between, Natural, NonNegative, Positive, Share
 from deepseek_jax.training.muon import is_matrix, scale_by_muon
 from deepseek_jax.training.schedule import Phase, join_phases, make_schedule
 
-# Adam's, as in the papers and in optax
+# Adam's epsilon, as in the papers and in optax
 EPS = 1e-8
 Decay = Annotated[float, Between(0, 1, open_high=True)]
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-    """The optimizer and its learning-rate schedule; see training.optimizer and training.schedule.
+    """The optimizer and its learning-rate schedule.
 
-    kind: "adamw", or "muon" for matrices, with this momentum, and AdamW for the rest, see training.muon.
-    The schedule is either learning_rate with schedule, warmup_steps and final_fraction, or phases end to end.
-    moment_memory: "host" keeps the moments in the host's memory between updates.
+    The schedule is either learning_rate, with schedule, warmup_steps and final_fraction (see
+    schedule.make_schedule), or phases (see schedule.join_phases).
+
+    Attributes:
+        max_grad_norm: gradients are clipped to this global norm.
+        moment_dtype: the dtype of all moments.
+        moment_memory: "host" keeps the moments in the host's memory between updates.
+        kind: "adamw", or "muon" for matrices and AdamW for the rest, see training.muon.
+        momentum: Muon's momentum.
     """
 
     learning_rate: Positive | None = None
@@ -48,7 +57,7 @@ class OptimizerSettings:
             raise ValueError(
                 "phases[0].to=0, and so all others: nothing is trained; set one above 0"
             )
-        # The first four fields are the other way to give a schedule
+        # The first four fields are the other way to set a schedule
         for field in dataclasses.fields(self)[:4] if self.phases else ():
             given = getattr(self, field.name)
             if given != field.default:
@@ -68,9 +77,13 @@ class OptimizerSettings:
                 )
 
     def make(self, num_updates: int, parts: tuple[str, ...] = ()):
-        """The optax transformation for a run of this many updates. Raises ValueError as `rate` does.
+        """Build the optax transformation for a run of this many updates.
 
-        parts: those of models.layers.PARTS that the loss trains.
+        Args:
+            parts: the models.layers.PARTS that the loss trains.
+
+        Raises:
+            ValueError: as `rate` does.
         """
         return make_optimizer(
             self.rate(num_updates),
@@ -84,13 +97,17 @@ class OptimizerSettings:
         )
 
     def warm_up(self):
-        """The number of updates before the rate is whole."""
+        """Return the number of updates before the learning rate reaches its full value."""
         if self.phases and self.phases[0].kind != "constant":
             return self.phases[0].steps
         return self.warmup_steps
 
     def rate(self, num_updates: int):
-        """The learning rate by update. Raises ValueError for a schedule that does not fit num_updates."""
+        """Build the learning rate as a function of the update.
+
+        Raises:
+            ValueError: for a schedule that does not fit num_updates.
+        """
         if self.phases:
             return join_phases(self.phases, num_steps=num_updates)
         return make_schedule(
@@ -113,14 +130,22 @@ def make_optimizer(
     moment_dtype: str = "float32",
     momentum: float | None = None,
 ) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW (arXiv:1711.05101), or with a momentum Muon for the matrices and AdamW
-    for the rest: an optax transformation.
+    """Build the optax transformation of an update: clipping by global norm, then the optimizer.
 
-    schedule: the learning rate by update. Weight decay, multiplied by it, skips norm scales and
-    biases. Parameters without a gradient have no moments and are never changed here, or decay alone would
-    shrink a checkpoint's weights: router_bias, which the train step moves by expert load, and what belongs
-    to those of models.layers.PARTS that are not among `parts`.
-    moment_dtype: that of all moments; bfloat16 as in arXiv:2412.19437, section 3.3.3. See scale_by_adam.
+    The optimizer is AdamW (arXiv:1711.05101). With a momentum it is Muon for the matrices and AdamW
+    for the rest.
+
+    Weight decay is multiplied by the learning rate, and skips norm scales and biases. Parameters
+    without a gradient have no moments and are never changed here: otherwise weight decay would
+    shrink a checkpoint's weights. These are router_bias, which the train step moves by expert load,
+    and the models.layers.PARTS that are not among `parts`.
+
+    Args:
+        schedule: the learning rate by update.
+        parts: the models.layers.PARTS that the loss trains.
+        moment_dtype: the dtype of all moments, see scale_by_adam; bfloat16 as in arXiv:2412.19437,
+            section 3.3.3.
+        momentum: Muon's; None for AdamW only.
     """
     direction = scale_by_adam(b1, b2, EPS, moment_dtype)
     if momentum is not None:
@@ -143,10 +168,11 @@ def make_optimizer(
 
 
 def clip_by_global_norm(max_norm: float):
-    """Scale all gradients together down to this norm (arXiv:1211.5063): an optax transformation.
+    """Build an optax transformation that scales all gradients down to this norm (arXiv:1211.5063).
 
-    optax's own divides each gradient; XLA does not fuse that into what follows and makes one more copy
-    of all gradients. Here one factor multiplies them; up to max_norm it is exactly 1.
+    optax's own transformation divides each gradient. XLA does not fuse that division with what
+    follows, and makes one more copy of all gradients. Here one factor multiplies them; up to
+    max_norm it is exactly 1.
     """
 
     def update(grads, state, params=None):
@@ -158,16 +184,16 @@ def clip_by_global_norm(max_norm: float):
 
 
 def scale_by_adam(b1: float, b2: float, eps: float, moment_dtype: str):
-    """Adam's direction (arXiv:1412.6980), as optax's, with both moments stored in moment_dtype.
+    """Build Adam's direction (arXiv:1412.6980) with both moments stored in moment_dtype.
 
-    optax's mu_dtype changes the mean only. The arithmetic is float32. Each moment is rounded to nearest once
-    an update. The direction follows from the moments as stored: then nothing reads the old ones, and the new
-    ones take their place in memory.
+    optax's mu_dtype changes only the mean. The arithmetic is in float32, and each moment is rounded
+    to nearest once an update. The direction is computed from the stored (rounded) moments. Then
+    nothing reads the old moments any more, and the new ones take their place in memory.
     """
 
     def init(params):
         mean, square = (optax.tree.zeros_like(params, dtype=moment_dtype) for _ in range(2))
-        # By numpy, so that a plan compiles nothing
+        # numpy's zeros, so that a plan compiles nothing
         return optax.ScaleByAdamState(np.zeros((), np.int32), mean, square)
 
     def moment(decay, old, sample):
@@ -189,7 +215,11 @@ def scale_by_adam(b1: float, b2: float, eps: float, moment_dtype: str):
 
 
 def _matrices(params):
-    """The label of each parameter. Raises ValueError for params without a matrix."""
+    """Label each parameter "matrix" or "other".
+
+    Raises:
+        ValueError: for params without a matrix.
+    """
     labels = jax.tree.map_with_path(
         lambda path, _: "matrix" if is_matrix(path) else "other", params
     )

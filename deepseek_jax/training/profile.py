@@ -1,4 +1,4 @@
-"""Traces of a few steps, for Perfetto and TensorBoard."""
+"""Traces of a few steps of a run, for Perfetto and TensorBoard."""
 
 import shutil
 import tempfile
@@ -10,12 +10,13 @@ from deepseek_jax.parallel.processes import say
 
 
 class Profile:
-    """Traces steps first to first + count - 1 of every phase that has them.
+    """A tracer of the steps first to first + count - 1, in every phase that has them.
 
-    Each process writes folder/PHASE, or folder/PHASE/process_INDEX where there are several: in
-    plugins/profile/TIME the host's .xplane.pb, which TensorBoard opens with --logdir=folder (it needs the
-    package xprof), and perfetto_trace.json.gz for ui.perfetto.dev. A step is named by its phase and has its
-    step_num; what the host does in it is named by the code that does it, such as "update".
+    Each process writes into folder/PHASE, or folder/PHASE/process_INDEX where there are several. In
+    plugins/profile/TIME are the host's .xplane.pb, which TensorBoard opens with --logdir=folder (it
+    needs the package xprof), and perfetto_trace.json.gz for ui.perfetto.dev. In a trace, a step has
+    the name of its phase and its step_num. The host's work within a step has the name of the code
+    that does it, such as "update".
     """
 
     def __init__(self, first: int, count: int, folder: Path):
@@ -25,7 +26,11 @@ class Profile:
 
     @classmethod
     def of(cls, text: str, folder: Path):
-        """The Profile of "STEP:COUNT". Raises ValueError for another form."""
+        """Build the Profile that the text "STEP:COUNT" describes.
+
+        Raises:
+            ValueError: for a text of another form.
+        """
         first, _, count = text.partition(":")
         # isdecimal: int() takes spaces, signs and underscores too
         if not (first.isdecimal() and count.isdecimal() and int(count)):
@@ -36,9 +41,10 @@ class Profile:
         return cls(int(first), int(count), folder)
 
     def over(self, steps, phase: str, latest):
-        """Yield the steps of a phase, and trace those that are asked for.
+        """Yield the steps of a phase, and trace the ones that this Profile names.
 
-        latest() -> the arrays of the step that has just run its course on the host.
+        Args:
+            latest: latest() -> the arrays of the step that has just ended on the host.
         """
         wanted, traces = range(self.first, self.first + self.count), None
         try:
@@ -57,7 +63,7 @@ class Profile:
                     jax.block_until_ready(latest())
                     traces = self._end(traces, phase)
         finally:
-            # A run that stops on the way leaves what it has
+            # A run that stops on the way still writes its trace
             if traces is not None:
                 self._end(traces, phase)
 
@@ -72,9 +78,10 @@ class Profile:
             say(f"profile: nothing was traced: this run took no step from {self.first} to {last}")
 
     def _begin(self):
-        # JAX writes local files alone; they are copied to where the run is
+        # JAX writes only local files, which _end copies to the run's folder
         traces, options = tempfile.mkdtemp(), jax.profiler.ProfileOptions()
-        # A viewer shows a million events: the calls of a rollout's functions would leave no room for others
+        # A viewer shows a million events at most. Python's calls in a rollout would leave no room
+        # for others
         options.python_tracer_level = 0
         jax.profiler.start_trace(traces, create_perfetto_trace=True, profiler_options=options)
         return traces

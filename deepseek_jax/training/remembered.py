@@ -1,4 +1,4 @@
-"""Measurements that a run makes once and reads from a file when it resumes."""
+"""Measurements that a run makes once, and reads from a file when it resumes."""
 
 import json
 
@@ -10,14 +10,24 @@ from deepseek_jax.parallel.processes import barrier, first_process, from_first
 
 
 def before_and_after(folder: Path):
-    """What before.json and after.json in the folder hold."""
+    """Read the measurements in a folder's before.json and after.json, a list of two.
+
+    Raises:
+        ValueError: for a damaged file.
+    """
     return [_read(folder / f"{when}.json") for when in ("before", "after")]
 
 
 def remembered(path: Path, measure):
-    """The result in the file `path`; without that file, the result of measure(), which is then written there.
+    """Return the measurement in the file `path`; make and write it if there is no such file.
 
-    measure() -> anything that JSON can hold.
+    Every process calls it.
+
+    Args:
+        measure: measure() -> anything that JSON can hold; called only if the file does not exist.
+
+    Raises:
+        ValueError: for a damaged file.
     """
     barrier(f"before {path.name} is looked for")
     # Process 0 decides for all, because measuring takes all processes
@@ -25,14 +35,14 @@ def remembered(path: Path, measure):
         measured = measure()
         if first_process():
             write_whole(path, json.dumps(measured, indent=1))
-        # As the file has it, so that a resumed run gets the same: lists for tuples
+        # In the form that the file has (lists for tuples), so that a resumed run gets the same
         return json.loads(json.dumps(measured))
     return _read(path)
 
 
 def _read(path):
     found = read_json(path)
-    # A measurement holds something: of pre-training a list, of others an object
+    # A measurement is never empty: pre-training's is a list, any other an object
     if not found or not isinstance(found, dict | list):
         raise ValueError(f"{path} is damaged, as it holds no measurement; put back a copy")
     return found

@@ -1,4 +1,4 @@
-"""Run: the mesh, the folder, the metrics writer and the stop request that launch hands to a recipe."""
+"""The Run that launch hands to a recipe, and how a run that was asked to stop ends."""
 
 import contextlib
 import dataclasses
@@ -16,15 +16,18 @@ if TYPE_CHECKING:
     from deepseek_jax.training.watchdog import Watchdog
 
 # Exit status of a run that was asked to stop and has saved: start it again to resume. The number is
-# EX_TEMPFAIL of sysexits.h
+# EX_TEMPFAIL in sysexits.h
 STOPPED = 75
-# should_stop of the run that is under way
+# The StopTogether of the current `stoppable` block
 _should_leave = None
 
 
 @contextlib.contextmanager
 def stoppable(should_stop: Callable[[], bool]):
-    """In the block leave_if_asked() leaves, on all processes at the same call, once should_stop() is true."""
+    """Within this block, let leave_if_asked() end the run once should_stop() is true.
+
+    All processes leave at the same call.
+    """
     global _should_leave
     before = _should_leave
     with StopTogether(should_stop) as _should_leave:
@@ -35,8 +38,13 @@ def stoppable(should_stop: Callable[[], bool]):
 
 
 def leave_if_asked(what: str):
-    """Raise SystemExit(STOPPED) where the run was asked to stop. Every process calls it between parts of
-    `what`, of which nothing is saved; training saves before it leaves. Outside a run nothing happens.
+    """Raise SystemExit(STOPPED) if the run was asked to stop.
+
+    Every process calls it between two parts of work that saves nothing on the way. (Training does
+    not use it: it saves before it leaves.) Outside of `stoppable` nothing happens.
+
+    Args:
+        what: the work that is given up, for the message.
     """
     if _should_leave is not None and _should_leave():
         say(f"asked to stop; {what} is left and begins again with the next start")
@@ -45,13 +53,17 @@ def leave_if_asked(what: str):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run, or one phase of it.
+    """A run, or one phase of it: its mesh, its folder and its observers.
 
-    folder: holds the files of the run, or the checkpoints of the phase. writer: takes the metrics of all
-    phases. should_stop(): whether this process was asked to save and exit; called after every step. phase:
-    the name of the phase in metrics and messages. profile: traces some steps of each phase. watchdog: looks
-    for a step that is stuck. None for neither. strict: end at a damaged checkpoint; else an earlier one is
-    used.
+    Attributes:
+        folder: holds the files of the run, or the checkpoints of the phase.
+        writer: takes the metrics of all phases.
+        should_stop: should_stop() -> whether this process was asked to save and exit; called after
+            every step.
+        phase: the name of the phase in metrics and messages.
+        profile: traces some steps of each phase, if it is not None.
+        watchdog: looks for a step that is stuck, if it is not None.
+        strict: end at a damaged checkpoint; otherwise an earlier one is used.
     """
 
     mesh: Mesh
@@ -64,9 +76,13 @@ class Run:
     strict: bool = False
 
     def of(self, phase: str, folder: Path | None = None):
-        """The same run in one of its phases, whose files are in `folder`: default self.folder/phase."""
+        """Return this run in one of its phases.
+
+        Args:
+            folder: holds the phase's files; by default self.folder / phase.
+        """
         return dataclasses.replace(self, phase=phase, folder=folder or self.folder / phase)
 
     def within(self, folder: Path):
-        """The same run with its files in another folder."""
+        """Return this run with its files in another folder."""
         return dataclasses.replace(self, folder=folder)

@@ -13,11 +13,13 @@ from deepseek_jax.settings import Count, NonNegative
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A stretch of a schedule: `steps` updates, from the previous phase's final rate to the rate `to`.
+    """A stretch of a schedule: `steps` updates, from the rate of the phase before to the rate `to`.
 
-    "linear" and "cosine" (half a cosine, arXiv:1608.03983) would reach `to` at the update after
-    their last one, the first update of the next phase. "constant" is at `to` throughout; without
-    `to` it stays at the previous phase's final rate.
+    Attributes:
+        kind: "linear" and "cosine" (half a cosine, arXiv:1608.03983) would reach `to` at the update
+            after their last one, which is the first update of the next phase. "constant" is at `to`
+            throughout.
+        to: the rate at the end. None, for "constant" only, means the previous phase's final rate.
     """
 
     kind: Literal["linear", "constant", "cosine"]
@@ -39,12 +41,18 @@ def make_schedule(
     num_steps: int,
     final_fraction: float = 0.1,
 ) -> optax.Schedule:
-    """The learning rate of update i, counted from 0: a function int32[] -> float32[].
+    """Build the learning rate of update i, counted from 0: a function int32[] -> float32[].
 
-    Rises in a straight line from learning_rate / (warmup_steps + 1) at update 0, so that no update
-    is wasted, to learning_rate at update warmup_steps. Then "constant" stays, and "cosine" falls by
-    half a cosine (arXiv:1608.03983) to final_fraction * learning_rate at update num_steps.
-    Raises ValueError for a warm-up that does not end before num_steps.
+    It rises in a straight line from learning_rate / (warmup_steps + 1) at update 0, so that no
+    update is wasted, to learning_rate at update warmup_steps.
+
+    Args:
+        schedule: after the warm-up "constant" stays there, and "cosine" falls by half a cosine
+            (arXiv:1608.03983) to final_fraction * learning_rate at update num_steps.
+        num_steps: the number of all updates.
+
+    Raises:
+        ValueError: for a warm-up that does not end before num_steps.
     """
     if warmup_steps >= num_steps:
         raise ValueError(
@@ -59,15 +67,18 @@ def make_schedule(
 
 
 def join_phases(phases: Sequence[Phase], *, num_steps: int):
-    """The learning rate of update i, counted from 0, over Phases end to end: int32[] -> float32[].
+    """Build the learning rate over phases, a function of update i from 0: int32[] -> float32[].
 
     A first phase that is linear or a cosine starts from 0, as published (arXiv:2412.19437, section
-    4.2): update 0 fills Adam's moments and moves nothing. Raises ValueError for a first phase without a
-    rate, and unless the phases take num_steps updates in all.
+    4.2): update 0 fills Adam's moments and moves nothing.
+
+    Raises:
+        ValueError: for a first phase without a rate, and unless the phases have num_steps updates
+            in all.
     """
     if phases and phases[0].to is None:
         raise ValueError("phases[0].to=None: the first phase needs a rate; set it")
-    # rate: where the previous phase ended, None before the first
+    # rate: the previous phase's final rate, None before the first phase
     schedules, ends, rate = [], [], None
     for phase in phases:
         to = rate if phase.to is None else phase.to
@@ -85,25 +96,30 @@ def join_phases(phases: Sequence[Phase], *, num_steps: int):
 
 
 def pairs_of(numbers):
-    """A number, or pairs (first update, number), as pairs."""
+    """Return a number as pairs (first update, number); pairs are returned as they are."""
     return numbers if isinstance(numbers, (tuple, list)) else ((0, numbers),)
 
 
 def stepwise(numbers):
-    """A number that jumps: ((0, 0.3), (166_000, 0.1)) is 0.3 before update 166 000 and 0.1 from it on.
+    """Build a function of the update, int32[] -> float32[], for a number that jumps.
 
-    numbers: a number, or pairs (first update, number) whose updates begin at 0 and rise. Returns a function
-    of the update, int32[] -> float32[].
+    ((0, 0.3), (166_000, 0.1)) is 0.3 before update 166 000, and 0.1 from there on.
+
+    Args:
+        numbers: a number, or pairs (first update, number); the first updates begin at 0 and rise.
     """
     starts, values = zip(*pairs_of(numbers), strict=True)
-    # On the host, so that a plan compiles nothing
+    # numpy's arrays, so that a plan compiles nothing
     starts, values = np.array(starts, np.int32), np.array(values, np.float32)
-    # right: a number holds from its first update on
+    # side="right": a number applies from its first update on
     return lambda update: jnp.asarray(values)[jnp.searchsorted(starts, update, side="right") - 1]
 
 
 def number_at(numbers, update: int):
-    """The number of `stepwise` on the host, where an int stays an int: for batch sizes and other shapes."""
+    """Return the number of `stepwise` at an update, on the host.
+
+    An int stays an int here, as batch sizes and other shapes need it.
+    """
     return [number for start, number in pairs_of(numbers) if start <= update][-1]
 
 

@@ -11,25 +11,29 @@ from deepseek_jax.errors import at, suggest
 from deepseek_jax.settings import Count, Positive, Seed, Settings, Several, unhashed
 from deepseek_jax.training.optimizer import OptimizerSettings
 
-# The metrics that say how good a state is, by which the best checkpoint is chosen
+# Metrics that say how good a state is: CheckpointSettings.best may name them
 OF_LOSSES = (
     *("loss", "held_out_loss", "next_token_loss", "mtp_loss", "balance_loss", "indexer_loss"),
     *("soft", "hard", "hidden", "relations", "matched", "sorted", "on_policy", "entropy", "kl"),
 )
 OF_REWARDS = ("reward", "accuracy", "margin", "safe_probability", "completion_length")
-# What follows is a name of the config: a task, a reward, an effort, a teacher
+# Beginnings of such metrics. A name from the config follows: a task, a reward, an effort, a teacher
 FAMILIES = ("held_out_loss/", "regressed/", "reward_", "accuracy_effort_", "loss_", "kl_")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointSettings(Settings):
-    """Which checkpoints a training loop makes besides those of save_every, and which of all stay.
+    """The checkpoints that a loop saves in addition to every save_every steps, and which ones stay.
 
-    minutes: also save at a logged step, if the last save is that old. keep: the number of the newest that
-    stay. keep_every: those after multiples of this number of steps stay too, for ever. best: the name of a
-    metric; the checkpoint at its best value stays, and its state is the result of the training in place of
-    the last one. best_is: which of the metric's values is the best. A checkpoint has the value that was
-    logged last.
+    A checkpoint has the value of the metric `best` that was logged last.
+
+    Attributes:
+        minutes: also save at a logged step if the last save is this old.
+        keep: this many of the newest checkpoints stay.
+        keep_every: checkpoints after multiples of this number of steps stay too, for ever.
+        best: the name of a metric. The checkpoint with its best value stays too, and its state is
+            the result of the training in place of the last one.
+        best_is: which value of the metric is the best.
     """
 
     minutes: Positive | None = unhashed(None)
@@ -50,12 +54,13 @@ class CheckpointSettings(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FaultSettings(Settings):
-    """When a fault that a run survives at first ends it.
+    """Limits at which a fault that a run survives at first ends it.
 
-    nonfinite: updates in a row whose gradients are not finite; each is skipped. idle_lines: the number of
-    lines of metrics.jsonl, from the start of a phase on, in which a term of the loss is exactly 0 or a
-    parameter has no gradient; of updates after the warm-up that move no weight; of steps in a row with a loss
-    mask of zeros.
+    Attributes:
+        nonfinite: updates in a row with gradients that are not finite. Each is skipped.
+        idle_lines: lines of metrics.jsonl, from the start of a phase on, in which a term of the
+            loss is exactly 0 or a parameter has no gradient. Also updates after the warm-up that
+            move no weight, and steps in a row with a loss mask of zeros.
     """
 
     nonfinite: Count = 3
@@ -64,7 +69,13 @@ class FaultSettings(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopSettings(Settings):
-    """The settings of every training loop, see training.loop. A step is one pass of the loop."""
+    """Settings that every training loop has, see training.loop.
+
+    Attributes:
+        num_steps: passes of the loop; a step may make several updates.
+        save_every: steps between two checkpoints.
+        log_every: steps between two lines of metrics.
+    """
 
     num_steps: Count = unhashed()
     optimizer: OptimizerSettings
@@ -86,34 +97,49 @@ class LoopSettings(Settings):
                 )
 
     def num_updates(self):
-        """The number of updates of all steps together."""
+        """Return the number of updates in all steps together."""
         return self.num_steps
 
     def continues(self):
-        """Whether more steps leave those so far as they are."""
+        """Return whether more steps leave the earlier steps unchanged.
+
+        They do with a constant learning rate: any other schedule depends on num_steps.
+        """
         return not self.optimizer.phases and self.optimizer.schedule == "constant"
 
     def is_logged(self, step: int):
-        """Whether a step has a line of metrics."""
+        """Return whether a step has a line of metrics."""
         return step % self.log_every == 0 or step == self.num_steps - 1
 
     @functools.cached_property
     def _rate(self):
-        # As one program: a schedule of a dozen operations would compile each
+        # Jitted as one program: otherwise each of a schedule's dozen operations would compile
         return jax.jit(self.optimizer.rate(self.num_updates()))
 
     def learning_rate(self, state):
-        """The learning rate of the latest update: float. state: the TrainState after it."""
+        """Return the learning rate of the latest update, a float.
+
+        Args:
+            state: the TrainState after the update.
+        """
         return float(self._rate(np.int32(state.step) - 1))
 
     def make_optimizer(self, parts: tuple[str, ...] = ()):
-        """The optax transformation for the whole training. parts: as in OptimizerSettings.make."""
+        """Build the optax transformation for the whole training.
+
+        Args:
+            parts: as in OptimizerSettings.make.
+        """
         return self.optimizer.make(self.num_updates(), parts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitSettings(LoopSettings):
-    """The settings of training.loop.fit. micro_batches: parts of a batch that an update computes in turn."""
+    """Settings of training.loop.fit.
+
+    Attributes:
+        micro_batches: the parts of a batch that an update computes one after another.
+    """
 
     seed: Seed = 0
     micro_batches: Count = 1
@@ -121,16 +147,19 @@ class FitSettings(LoopSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowSettings(FitSettings):
-    """Training on rows of text: a step takes batch_size rows of sequence_length tokens."""
+    """Settings of training on text: a step takes batch_size rows of sequence_length tokens."""
 
     batch_size: Count
     sequence_length: Several
 
 
 def check_evaluations(settings):
-    """Raise ValueError where an evaluation falls on a step that is not logged: its result would be lost.
+    """Raise ValueError if an evaluation falls on a step that is not logged.
 
-    settings: has eval_every and log_every.
+    Its result would be lost.
+
+    Args:
+        settings: has eval_every and log_every.
     """
     if settings.eval_every % settings.log_every:
         raise ValueError(
@@ -140,7 +169,12 @@ def check_evaluations(settings):
 
 
 def check_readers(readers: int, rows: int, field: str = "batch_size"):
-    """Raise ValueError where readers cannot pack equal shares of a batch's rows. field: the rows' name."""
+    """Raise ValueError if the readers cannot pack equal shares of a batch's rows.
+
+    Args:
+        rows: the rows of a batch.
+        field: the config's name for `rows`, for the message.
+    """
     if rows % readers:
         raise ValueError(
             f"readers={readers} does not divide the rows of a batch, {field}={rows}; set readers to a "

@@ -13,10 +13,16 @@ from deepseek_jax.models.adapters import join, split
 
 @struct.dataclass
 class TrainState:
-    """step: int32[], updates so far. params: the trained parameters, float32 masters. opt_state: optax's.
+    """Everything that an update reads and changes.
 
-    reference: params of an earlier policy, for runs that replace their reference: it is saved with the rest.
-    frozen: what the trained parameters are beside, see models.adapters.split; checkpoints leave it out.
+    Attributes:
+        step: int32[], the number of updates so far.
+        params: the trained parameters, float32 masters.
+        opt_state: optax's state.
+        reference: params of an earlier policy, for runs that replace their reference. It is saved
+            with the rest.
+        frozen: the rest of the model's params, which models.adapters.split separates from the
+            trained ones; None where all are trained. Checkpoints leave it out.
     """
 
     step: jax.Array
@@ -27,32 +33,40 @@ class TrainState:
 
     @classmethod
     def create(cls, params, tx):
-        """The state before the first update of a model's params, for the optax transformation tx."""
+        """Build the state before the first update.
+
+        Args:
+            params: a model's params.
+            tx: the optax transformation.
+        """
         trained, frozen = split(params)
         step = jnp.zeros((), jnp.int32)
         return cls(step=step, params=trained, opt_state=tx.init(trained), frozen=frozen)
 
     @property
     def model(self):
-        """The model's params."""
+        """The model's params: the trained and the frozen ones together."""
         return join(self.params, self.frozen)
 
     def saved(self):
-        """The part that a checkpoint holds."""
+        """Return the part of the state that a checkpoint holds."""
         return self.replace(frozen=None)
 
 
 def state_shardings(mesh: Mesh, param_shardings, params, tx, moments: str = "device"):
-    """Place a whole TrainState: moments like their parameters, counters on every device. moments: the memory
-    that they wait in between updates, "device" or "host".
+    """Place a whole TrainState: moments like their parameters, counters on every device.
 
-    param_shardings: the tree of parallel.shardings for a model's params. params: arrays or ShapeDtypeStructs
-    of the same tree. Returns a TrainState of NamedSharding, for jit's out_shardings and for a Store's
-    restore.
+    Args:
+        param_shardings: the tree of parallel.shardings for a model's params.
+        params: arrays or ShapeDtypeStructs of the same tree.
+        moments: the memory of the moments between updates, "device" or "host".
+
+    Returns:
+        A TrainState of NamedSharding, for jit's out_shardings and for a Store's restore.
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
     (params, rest), (param_shardings, _) = split(params), split(param_shardings)
-    # With the order of axes in memory that models.adapters chose
+    # A Format, not only a sharding: it has the order of axes in memory that models.adapters chose
     frozen = jax.tree.map(lambda leaf: leaf.format, rest)
     opt_state = optax.tree.map_params(
         tx,
@@ -66,7 +80,7 @@ def state_shardings(mesh: Mesh, param_shardings, params, tx, moments: str = "dev
 
 
 def in_memory(place: NamedSharding, memory: str):
-    """The same sharding in the memory of the "device" or of its "host"."""
+    """Return the same sharding in the memory of the "device" or of its "host"."""
     return place if memory == "device" else place.with_memory_kind("pinned_host")
 
 
@@ -76,10 +90,14 @@ def _is_masked(moment):
 
 
 def state_maker(params, tx, mesh: Mesh, moments: str = "device"):
-    """(create, placed): create(params), jitted, donates params and returns the TrainState.
+    """Build (create, placed): a jitted function that makes a TrainState, and the state's shardings.
 
-    placed: the TrainState of its shardings. params: arrays, or ShapeDtypeStructs with shardings. tx: an optax
-    transformation. moments: see state_shardings.
+    create(params) donates params and returns the TrainState. placed is a TrainState of shardings.
+
+    Args:
+        params: arrays, or ShapeDtypeStructs with shardings.
+        tx: an optax transformation.
+        moments: as in state_shardings.
     """
     places = jax.tree.map(lambda leaf: leaf.sharding, params)
     placed = state_shardings(mesh, places, params, tx, moments)

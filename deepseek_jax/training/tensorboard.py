@@ -1,4 +1,4 @@
-"""The TensorBoard runs of a work directory: one for each phase, and one of what the run measures."""
+"""The TensorBoard runs of a work directory: one for each phase, and one for its measurements."""
 
 import json
 import shutil
@@ -15,21 +15,27 @@ HELD_OUT = "held_out"
 
 
 class TensorBoards:
-    """workdir/tensorboard/phase: its metrics as GROUP/NAME, a table of completions, and the config as text.
-    workdir/tensorboard/held_out: the scores of the run's measurements, the first one at step 0.
+    """Writers of the TensorBoard runs in workdir/tensorboard.
 
-    config: that of the run, a dict; None for no text. In a bucket the files are there once `flush` or `close`
-    is called.
+    - workdir/tensorboard/PHASE has the phase's metrics as GROUP/NAME, a table of completions, and
+      the config as text.
+    - workdir/tensorboard/held_out has the scores of the run's measurements, the first measurement
+      at step 0.
+
+    In a bucket the files are there only after `flush` or `close`.
+
+    Args:
+        config: the run's config as a dict; None for no text.
     """
 
     def __init__(self, workdir: Path, config: dict | None = None):
         self.workdir, self.config = workdir, config
         self._writers, self._measured = {}, 0
-        # tensorboardX writes local files alone: where they wait for the bucket
+        # tensorboardX writes only local files. This is the folder in which they wait for the bucket
         self._waiting = None
 
     def start(self, phase: str, first_step: int):
-        """Begin or resume a phase: TensorBoard hides what it has of the steps from first_step on."""
+        """Begin or resume a phase: TensorBoard hides the steps from first_step on that it has."""
         # Imported here: it imports torch where that is installed, and a check of a config writes nothing
         from tensorboardX import SummaryWriter
 
@@ -47,7 +53,12 @@ class TensorBoards:
             writer.add_text("config", f"```\n{text}\n```", first_step)
 
     def write(self, phase: str, step: int, values: dict, completions: list[dict]):
-        """Add the metrics of a step, finite numbers, and its lines of completions."""
+        """Add the metrics of a step and its completions.
+
+        Args:
+            values: finite numbers by metric.
+            completions: the lines of completions.completions_line.
+        """
         writer = self._writers[phase]
         for name, value in values.items():
             writer.add_scalar(f"{group_of(name)}/{name}", value, step)
@@ -57,7 +68,11 @@ class TensorBoards:
         writer.flush()
 
     def write_scores(self, scores: dict[str, dict]):
-        """Add the scores of measurements that are not there yet, as MetricsWriter.write_scores gets them."""
+        """Add the scores of the measurements that are new since the last call.
+
+        Args:
+            scores: all measurements so far, as in MetricsWriter.write_scores.
+        """
         if HELD_OUT not in self._writers:
             self.start(HELD_OUT, 0)
         writer = self._writers[HELD_OUT]
@@ -71,7 +86,7 @@ class TensorBoards:
         writer.flush()
 
     def flush(self):
-        """Copy what is there to the bucket, if the work directory is one."""
+        """Copy the files to the bucket, if the work directory is in one."""
         if self._waiting is not None:
             for writer in self._writers.values():
                 writer.flush()
@@ -87,7 +102,7 @@ class TensorBoards:
         self._writers, self._measured, self._waiting = {}, 0, None
 
     def _folder(self):
-        """The local folder that tensorboardX writes in."""
+        """Return the local folder that tensorboardX writes in."""
         if not is_remote(self.workdir):
             return self.workdir
         if self._waiting is None:

@@ -1,5 +1,7 @@
-"""The one update of every recipe: gradients, summed over micro-batches, then the optimizer and the balancing
-bias; as a jitted program, and what stands around it.
+"""The update that every recipe makes: as a jitted program, as a plain step, and in two halves.
+
+Gradients are added up over micro-batches. Then the optimizer moves the parameters, and the
+balancing bias moves with the experts' load.
 """
 
 import functools
@@ -21,8 +23,12 @@ from deepseek_jax.training.state import state_maker
 
 
 class Reference(NamedTuple):
-    """A reference that follows the policy: of(params) takes its place after `every` updates. places: its
-    shardings.
+    """A reference policy that follows the trained policy.
+
+    Attributes:
+        every: the number of updates after which the reference is replaced.
+        of: of(params) -> the new reference.
+        places: the reference's shardings.
     """
 
     every: int
@@ -31,8 +37,13 @@ class Reference(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """What an update does beside the optimizer's step. bias_update_speed, watched: of make_train_step.
-    report(state) -> further metrics, of the state after. reference: None where the state's stays as it is.
+    """Options of an update.
+
+    Attributes:
+        bias_update_speed: as in make_train_step.
+        watched: as in make_train_step.
+        report: report(state) -> further metrics, from the state after the update.
+        reference: None where the state's reference does not change.
     """
 
     bias_update_speed: Callable | None = None
@@ -54,12 +65,17 @@ def create_update(
     micro_batches: int | None = None,
     beside: Beside = NOTHING,
 ):
-    """(create, update): create(params), jitted, donates them and returns the TrainState, without a reference;
-    update is THE Update of a run, and what its plan compiles.
+    """Build (create, update), the two functions that make and change a run's TrainState.
 
-    settings: has make_optimizer(), optimizer and micro_batches. params: arrays, or ShapeDtypeStructs with
-    shardings. parts: those of models.layers.PARTS that the loss trains; the others and router biases stay as
-    they are. micro_batches: in place of the settings'.
+    create(params), jitted, donates params and returns the TrainState, without a reference. update
+    is an Update: a run calls it, and a plan compiles the same one.
+
+    Args:
+        settings: has make_optimizer(), optimizer and micro_batches.
+        params: arrays, or ShapeDtypeStructs with shardings.
+        parts: the models.layers.PARTS that the loss trains. The other parts and router biases do
+            not change.
+        micro_batches: replaces settings.micro_batches.
     """
     tx = settings.make_optimizer(parts=parts)
     create, placed = state_maker(params, tx, mesh, settings.optimizer.moment_memory)
@@ -69,16 +85,22 @@ def create_update(
 
 
 class Update:
-    """update(state, batch, rng, *more) -> (state, metrics), jitted; the state is donated.
+    """The update of a run: update(state, batch, rng, *more) -> (state, metrics), jitted.
 
-    loss_fn(params, batch, rng, *more), tx, micro_batches: of make_train_step. placed: the TrainState of its
-    shardings. A batch with sampled_by, the fingerprint of the parameters that sampled it, gets the metric
-    stale_params: 1.0 where it is not that of the state's; 0 is not compared.
+    The state is donated. If a batch has sampled_by, the fingerprint of the parameters that sampled
+    it, there is a metric stale_params: 1.0 if it differs from the fingerprint of the state's
+    parameters. sampled_by=0 is not compared.
+
+    Args:
+        loss_fn: loss_fn(params, batch, rng, *more), otherwise as in make_train_step.
+        tx: as in make_train_step.
+        placed: a TrainState of shardings.
+        micro_batches: as in make_train_step.
     """
 
     def __init__(self, loss_fn, tx, placed, micro_batches: int = 1, beside: Beside = NOTHING):
         self.loss_fn, self.micro_batches, self.reference = loss_fn, micro_batches, beside.reference
-        # Updates so far, where the reference follows them
+        # The number of updates so far, which only a reference that follows the policy needs
         self.done = None
 
         def train_step(state, batch, rng, *more):
@@ -100,6 +122,7 @@ class Update:
         self.trace = self.jitted.trace
 
     def __call__(self, state, batch, rng, *more):
+        """Make one update, and replace a reference that follows the policy when it is due."""
         if self.reference is not None and self.done is None:
             # Once only: reading waits for the device
             self.done = int(state.step)
@@ -111,13 +134,18 @@ class Update:
         return state, metrics
 
     def locate(self, state, batch, rng, *more):
-        """Where an update was not finite, in words. state: after it, see nonfinite.locate."""
+        """Say in words where an update was not finite, as nonfinite.locate does.
+
+        Args:
+            state: the TrainState after the update.
+        """
         return locate(self.loss_fn, self.micro_batches, state, batch, rng, *more)
 
 
 def _fingerprint_beside(state, batch):
-    """The fingerprint of the state's parameters beside the batch's sampled_by: 0 where that is 0; None where
-    the batch has none.
+    """Return the fingerprint of the state's parameters, to compare it with the batch's sampled_by.
+
+    It is 0 where sampled_by is 0, and None where the batch has no sampled_by.
     """
     if "sampled_by" not in batch:
         return None
@@ -135,21 +163,33 @@ def make_train_step(
 ) -> Callable:
     """Build train_step(state, batch, rng) -> (state, metrics), to be jitted once with donation.
 
-    loss_fn(params, batch, rng) -> (loss, metrics) of a model's params, both divided by totals of the whole
-    batch, so that those of micro-batches add up (for names ending in _max, the largest counts). batch: a dict
-    of arrays; micro_batches cuts each along its leading axis; each micro-batch gets all scalars.
-    The metric routing, a dict from a key of params to models.moe.Routing, of one layer or of all with a
-    leading axis l, is replaced by load_metrics and, where buffers for experts are bounded, by
-    expert_overflows, how often tokens overflowed one. With bias_update_speed, a function of the update
-    count, it also moves the router_bias below that key once an update (arXiv:2412.19437, section 2.1.2).
-    watched: the name of a scalar of the batch that tx gets as `value`, for a schedule that follows it.
-    Also reported: loss, grad_norm (before clipping) and nonfinite, 1.0 where the gradients' norm is
-    not finite. Then the update is skipped: parameters and optimizer state stay as they were. Two
-    things still change: the update count that schedules read, and the router_bias of layers whose
-    load is finite, which follows the load alone.
-    Raises ValueError at tracing for rows that do not split, or a bias speed without routing.
-    """
+    The step reports the metrics of loss_fn, and also:
 
+    - loss;
+    - grad_norm, before clipping;
+    - nonfinite: 1.0 where the norm of the gradients is not finite. Then the update is skipped:
+      parameters and optimizer state do not change. Two things still change: the update count that
+      schedules read, and the router_bias of layers with a finite load, which follows only the load;
+    - load_metrics in place of the metric `routing`, and, where buffers for experts are bounded,
+      expert_overflows: how often tokens overflowed one.
+
+    Args:
+        loss_fn: loss_fn(params, batch, rng) -> (loss, metrics) for a model's params. Both results
+            are divided by totals of the whole batch, so that the results of micro-batches add up
+            (for names that end in _max, the largest counts). It may have the metric `routing`, a
+            dict from a key of params to a models.moe.Routing, of one layer or of all layers with a
+            leading axis l.
+        tx: the optimizer.
+        micro_batches: cuts each array of the batch, a dict, along its leading axis. Each
+            micro-batch gets all scalars.
+        bias_update_speed: a function of the update count. With it, each update also moves the
+            router_bias below each key of `routing` once (arXiv:2412.19437, section 2.1.2).
+        watched: the name of a scalar of the batch that tx gets as `value`, for a schedule that
+            follows it.
+
+    Raises:
+        ValueError: while tracing, for rows that do not split, or for a bias speed without routing.
+    """
     gradients = gradients_of(loss_fn, micro_batches)
     update = update_of(tx, bias_update_speed=bias_update_speed)
 
@@ -162,8 +202,13 @@ def make_train_step(
 
 
 def gradients_of(loss_fn, micro_batches: int):
-    """Build (state, batch, rng) -> ((loss, metrics), gradients in the trained parameters), the first half of
-    make_train_step. loss_fn, batch, micro_batches: as there.
+    """Build (state, batch, rng) -> ((loss, metrics), gradients), the first half of make_train_step.
+
+    The gradients are for the trained parameters.
+
+    Args:
+        loss_fn: as in make_train_step.
+        micro_batches: as in make_train_step.
     """
 
     def gradients(state, batch, rng):
@@ -173,18 +218,18 @@ def gradients_of(loss_fn, micro_batches: int):
         value_and_gradient = jax.value_and_grad(loss_of_trained, has_aux=True)
         if micro_batches > 1:
             value_and_gradient = accumulated(value_and_gradient, micro_batches)
-        # From the step alone, so that a resumed run draws what an uninterrupted one draws
+        # Folds in only the step, so that a resumed run draws what an uninterrupted one draws
         return value_and_gradient(state.params, batch, jax.random.fold_in(rng, state.step))
 
     return gradients
 
 
 def update_of(tx, *, bias_update_speed=None):
-    """Build update(state, grads, metrics, value=None) -> (state, metrics), the second half of
-    make_train_step.
+    """Build update(state, grads, metrics, value=None) -> (state, metrics).
 
-    grads: in the trained parameters. metrics: with loss, and with routing as make_train_step takes it. value:
-    for a schedule of tx that follows it, None for no such schedule.
+    This is the second half of make_train_step. grads are for the trained parameters. metrics have
+    the loss, and may have routing as in make_train_step. value is for a schedule of tx that follows
+    it; None where there is no such schedule.
     """
     # It takes `value` whether or not it has such a schedule
     tx = optax.with_extra_args_support(tx)
@@ -220,7 +265,7 @@ def update_of(tx, *, bias_update_speed=None):
 
 
 def _counted(opt_state):
-    """The optimizer's state with the update counts of its schedules one higher, and nothing else changed."""
+    """Add 1 to the update counts of a state's schedules, and change nothing else."""
 
     def is_schedule(x):
         return isinstance(x, optax.ScaleByScheduleState)
@@ -251,8 +296,10 @@ def _move_router_biases(params, loads, speed):
 
 
 def jit_placed(function: Callable, placed):
-    """Jit function(tree, ...) -> (tree, metrics) for trees with the shardings `placed`; the first one is
-    donated. On a known chip it is compiled with that chip's options.
+    """Jit function(tree, ...) -> (tree, metrics) for trees with the shardings `placed`.
+
+    The first argument is donated. On a known chip the function is compiled with that chip's
+    options.
     """
     chip = chip_of(jax.tree.leaves(placed)[0].mesh.devices.ravel())
     return jax.jit(

@@ -1,4 +1,4 @@
-"""Weights & Biases, a board beside TensorBoard: a work directory is one W&B run, however often it resumes."""
+"""Weights & Biases, a second board: a work directory is one W&B run, however often it resumes."""
 
 import importlib.util
 import math
@@ -13,23 +13,35 @@ from deepseek_jax.training.boards import GROUPS, OTHER, group_of
 from deepseek_jax.training.completions import COLUMNS, FILE, read_completions, rows_of
 from deepseek_jax.training.lines import METRICS, read_lines
 
-# In the work directory
+# The file in the work directory that has the run's id
 ID_FILE = "wandb_id"
 
 
 class WandbRun:
-    """The W&B run of a work directory: its metrics as GROUP/PHASE/NAME, completions/PHASE, a table, and the
-    scores of measurements as its summary.
+    """The W&B run of a work directory.
 
-    W&B makes a section of what stands before the first slash: as on TensorBoard, a section is a group, with
-    the charts of all phases; a run has a few groups, and R1 a dozen phases.
-    project: PROJECT or ENTITY/PROJECT. config: that of the run, a dict, shown with it. The run's id is in the
-    work directory: a run that resumes there goes on in the same W&B run. W&B has no way to take back steps:
-    those that a run repeats after its last checkpoint appear twice, with the same values. Offline each start
-    makes files of its own, and `wandb sync` replaces a run by the latest files of its id. So these begin with
-    all lines that the work directory has, and the files before them are removed: no line is missing or there
-    twice, and what W&B itself measured of the machine is that of the latest start. WANDB_MODE=offline and the
-    other variables of W&B's are read as usual. Raises ValueError where wandb is not installed.
+    It has the metrics as GROUP/PHASE/NAME, a table completions/PHASE, and the scores of
+    measurements as its summary. W&B makes a section of the part before the first slash. So a
+    section is a group, as on TensorBoard, with the charts of all phases: a run has a few groups,
+    and R1 has a dozen phases.
+
+    The run's id is in the work directory, so a run that resumes there continues the same W&B run.
+    W&B has no way to take back steps: steps that a run repeats after its last checkpoint appear
+    twice, with the same values.
+
+    Offline, each start makes files of its own, and `wandb sync` replaces a run by the latest files
+    of its id. So the files of a start begin with all lines that the work directory has, and the
+    files of earlier starts are removed: no line is missing or there twice. What W&B itself measured
+    of the machine is then only from the latest start.
+
+    WANDB_MODE=offline and W&B's other variables are read as usual.
+
+    Args:
+        project: PROJECT or ENTITY/PROJECT.
+        config: the run's config, a dict, shown with the run.
+
+    Raises:
+        ValueError: if wandb is not installed.
     """
 
     def __init__(self, project: str, workdir: Path, config: dict):
@@ -39,14 +51,17 @@ class WandbRun:
                 "--wandb, and have the metrics in metrics.jsonl and TensorBoard alone"
             )
         self.project, self.workdir, self.config = project, workdir, config
-        # The phases that the open W&B run has lines of; the numbers of its summary
+        # The phases with lines in the open W&B run; the numbers of its summary
         self._run, self._phases, self._scores = None, set(), {}
 
     def log_in(self):
-        """Raise ValueError where W&B has no key for this account: the first board would, late."""
+        """Raise ValueError if W&B has no key for this account.
+
+        Without this call the first board would raise it, late in the run.
+        """
         if not first_process():
             return
-        # Here, because it is an extra
+        # Imported here, because wandb is an optional package
         import wandb
 
         try:
@@ -61,7 +76,7 @@ class WandbRun:
 
     def start(self, phase: str, first_step: int):
         """Begin or resume a phase. The first one opens the W&B run."""
-        # The phase is redone in one process: the lines of before must go
+        # This process starts the phase a second time: its earlier lines must go
         if self._run is not None and self._run.offline and phase in self._phases:
             self.close()
         if self._run is None:
@@ -69,17 +84,26 @@ class WandbRun:
         self._define(phase)
 
     def write(self, phase: str, step: int, values: dict, completions: list[dict]):
-        """Send the metrics of a step, finite numbers, and its lines of completions, as one line."""
+        """Send the metrics of a step and its completions, as one line.
+
+        Args:
+            values: finite numbers by metric.
+            completions: the lines of completions.completions_line.
+        """
         line = {f"{group_of(name)}/{phase}/{name}": value for name, value in values.items()}
         if completions:
-            # Here, because it is an extra
+            # Imported here, because wandb is an optional package
             import wandb
 
             line[f"completions/{phase}"] = wandb.Table(COLUMNS, [*map(list, rows_of(completions))])
         self._run.log(line | {f"{phase}/step": step})
 
     def write_scores(self, scores: dict[str, dict]):
-        """Put the scores of measurements into the summary, as MetricsWriter.write_scores gets them."""
+        """Put the scores of measurements into the summary.
+
+        Args:
+            scores: as in MetricsWriter.write_scores.
+        """
         numbers = {
             f"held_out/{measurement}/{score}{end}": value
             for measurement, found in scores.items()
@@ -93,16 +117,22 @@ class WandbRun:
             self._run.summary.update(self._scores)
 
     def flush(self):
-        """Nothing waits here: W&B's own process writes and sends."""
+        """Do nothing: W&B's own process writes and sends."""
 
     def close(self):
-        """End the W&B run, for now: another board opens it again. It has failed if an exception passes."""
+        """End the W&B run for now: a later start opens it again.
+
+        It is marked as failed if an exception is being handled.
+        """
         if self._run is not None:
             self._run.finish(exit_code=int(sys.exc_info()[0] is not None))
         self._run, self._phases = None, set()
 
     def _define(self, phase):
-        """Let the phase count its own steps: W&B's one counter would refuse those of a second phase."""
+        """Give the phase a step counter of its own.
+
+        W&B's one counter would refuse the steps of a second phase.
+        """
         if phase in self._phases:
             return
         self._phases.add(phase)
@@ -118,7 +148,7 @@ class WandbRun:
             self._remove_earlier()
 
     def _write_again(self):
-        """Write the lines of the work directory."""
+        """Write the lines that the work directory has."""
         groups = {}
         for line in read_completions(self.workdir / FILE):
             groups.setdefault((line["phase"], line["step"]), []).append(line)
@@ -129,18 +159,18 @@ class WandbRun:
             self.write(phase, step, values, groups.get((phase, step), []))
 
     def _remove_earlier(self):
-        """Remove the files of earlier starts."""
+        """Remove the files of earlier offline starts."""
         own = Path(self._run.dir).parent
         for folder in own.parent.glob(f"offline-run-*-{self._run.id}"):
             if folder != own:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _init(self):
-        # Here, because it is an extra
+        # Imported here, because wandb is an optional package
         import wandb
 
         entity, _, project = self.project.rpartition("/")
-        # W&B's own files, which it sends from there; a bucket cannot hold them
+        # The folder of W&B's own files, from which it sends them; a bucket cannot hold them
         local = str(self.workdir) if os.path.isdir(self.workdir) else None
         try:
             run = wandb.init(
@@ -158,7 +188,7 @@ class WandbRun:
             if run.url:
                 say(f"wandb: {run.url}")
             return run
-        # Such as a key that is missing
+        # For example, a key is missing
         except wandb.errors.Error as error:
             raise self._refused(error) from error
 

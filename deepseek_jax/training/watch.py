@@ -1,4 +1,4 @@
-"""What a run checks of its own numbers while it trains, because nothing else would show that it is wrong."""
+"""Checks of a run's own numbers while it trains, for mistakes that nothing else would show."""
 
 import dataclasses
 import math
@@ -21,7 +21,12 @@ MOMENTS = "mu", "trace"
 
 
 class Limit(NamedTuple):
-    """The largest value that a metric may have, and what a larger one, or NaN, means."""
+    """The largest value that a metric may have.
+
+    Attributes:
+        largest: a larger value ends the run, and so does NaN.
+        meaning: the cause of a larger value, for the message.
+    """
 
     largest: float
     meaning: str
@@ -29,15 +34,21 @@ class Limit(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Checks:
-    """What training.loop.train checks besides gradients and parameters.
+    """What training.loop.train checks in addition to gradients and parameters.
 
-    limits: metric of train_step -> its Limit. terms: metric -> what it means that it stays exactly 0, with
-    the field to change. untrained: beginnings of names, such as "mtp_" and "head.bias"; parameters with such
-    a name may have no gradient in the first updates, all others have to get one. of_line(step, line): raises
-    for a line that cannot be right. locate(state, batch, rng): nonfinite.locate for the loss of train_step;
-    None where nothing is located. weights(batch) -> {metric: how much of the batch it is a mean over}, by
-    which a line of several updates weighs it; others count alike. before_first(state, batch),
-    after_first(metrics): raise for a first update of the phase that is wrong.
+    Attributes:
+        limits: metric of train_step -> its Limit.
+        terms: metric -> the cause if it stays exactly 0, with the field to change.
+        untrained: beginnings of a dotted name, or of the rest of one after a dot, such as "mtp_"
+            and "head.bias". Parameters with such a name may have no gradient in the first updates.
+            All others have to get one.
+        of_line: of_line(step, line) raises for a line that cannot be right.
+        locate: locate(state, batch, rng) is nonfinite.locate for the loss of train_step; None
+            locates nothing.
+        weights: weights(batch) -> {metric: the amount of the batch that it is a mean over}. A line
+            of several updates weights their values by it; metrics without a weight count alike.
+        before_first: before_first(state, batch) raises if the phase's first update would be wrong.
+        after_first: after_first(metrics) raises if the phase's first update was wrong.
     """
 
     limits: Mapping[str, Limit] = dataclasses.field(default_factory=dict)
@@ -53,8 +64,13 @@ class Checks:
 def check_terms(weights, values, gradient_norms):
     """Raise BrokenTerm, naming their weights, for terms that have no effect at the first update.
 
-    weights, values, gradient_norms: {field of a term's weight: number}. A term or its gradient is 0 or not
-    finite if its inputs are missing or equal, or if a mask leaves no token.
+    A term or its gradient is 0 or not finite if its inputs are missing or equal, or if a mask
+    leaves no token.
+
+    Args:
+        weights: {the config's field of a term's weight: the weight}.
+        values: {field: the term's value}.
+        gradient_norms: {field: the norm of the term's gradient}.
     """
     faults = []
     for field, weight in weights.items():
@@ -73,31 +89,40 @@ def check_terms(weights, values, gradient_norms):
 
 
 class Idle:
-    """Looks for terms and parameters of a phase that do nothing from its start, at the lines that it logs.
+    """A check for terms and parameters that do nothing from the start of a phase on, line by line.
 
-    params: those that are trained, before the first update. warm_up: updates before the rate is whole.
+    Args:
+        lines: the number of idle lines or updates that ends the run, faults.idle_lines.
+        params: the trained parameters before the first update.
+        warm_up: the updates before the learning rate reaches its full value.
     """
 
     def __init__(self, checks: Checks, phase: str, lines: int, params, warm_up: int):
         self.phase, self.lines, self.untrained = phase, lines, checks.untrained
-        # Those that have not been seen at work, and the lines in which they were 0
+        # The terms that have always been 0 so far, and in how many lines they were 0
         self.waiting, self.zeros = dict(checks.terms), Counter()
-        # Lines in which some parameters had a gradient; None once all have had one
+        # The number of lines in which some parameter had a gradient; None once all have had one
         self.learning = 0
-        # The fingerprint of the weights, None once they have moved; updates that had a gradient
+        # The fingerprint of the first weights, None once they have moved; the updates that had a
+        # gradient
         self.weights, self.updates, self.warm_up = _weights(params), 0, warm_up
 
     def look(self, step: int, line, state, updates: int, last: bool):
-        """Look at a line, and at the state after its step. updates: those since the line before that had a
-        gradient. last: whether it is the phase's last line.
+        """Look at a logged line, and at the state after its step.
 
-        Raises BrokenTerm for a term that is exactly 0 in each of the first `lines` lines, or in all of them;
-        for a parameter without a gradient in the first `lines` lines in which others have one; and for
-        `lines` updates with a gradient, after the warm-up, that moved no bit of any weight.
+        Args:
+            updates: the updates since the line before that had a gradient.
+            last: whether it is the phase's last line.
+
+        Raises:
+            BrokenTerm: for a term that is exactly 0 in each of the first `lines` lines, or in all
+                lines of a shorter phase; for a parameter without a gradient in the first `lines`
+                lines in which others have one; and for `lines` updates with a gradient, after the
+                warm-up, that moved no bit of any weight.
         """
         for name in [name for name in self.waiting if name in line]:
             if line[name] != 0:
-                # What becomes 0 later on is learned, not idle
+                # A term that becomes 0 later has been learned, and is not idle
                 del self.waiting[name]
                 continue
             self.zeros[name] += 1
@@ -113,7 +138,7 @@ class Idle:
 
     def _look_at_weights(self, step, state, updates):
         is_first, self.updates = self.updates == 0, self.updates + updates
-        # The rate of a warm-up's first update may be 0
+        # The learning rate of a warm-up's first update may be 0
         if not self.updates or (step == 0 and self.warm_up):
             return
         if _weights(state.params) != self.weights:
@@ -131,7 +156,8 @@ class Idle:
     def _look_at_gradients(self, step, state, last):
         learned = _learned(state.opt_state, self.untrained)
         idle = _idle(learned)
-        # Before any parameter has a gradient, such as where all rewards were equal, nothing follows
+        # A line in which no parameter has a gradient proves nothing: all rewards may have been
+        # equal
         self.learning += any(moved.any() for moved in learned.values())
         if not idle:
             self.learning = None
@@ -144,7 +170,10 @@ class Idle:
 
 
 def _weights(params):
-    """The fingerprint of what the optimizer moves: not of router biases, which follow the experts' load."""
+    """Return the fingerprint of the parameters that the optimizer moves.
+
+    Router biases are left out, because they follow the experts' load.
+    """
     flat = {path: x for path, x in flatten_dict(params).items() if path[-1] != "router_bias"}
     return int(_fingerprint(flat))
 
@@ -153,22 +182,23 @@ _fingerprint = jax.jit(fingerprint)
 
 
 def _learned(opt_state, untrained):
-    """{parameter: whether a mean of its gradients is not 0}, bool[l] for stacked layers, without parameters
-    whose names begin with one of `untrained`.
+    """Return {parameter: whether a mean of its gradients is not 0}; bool[l] for stacked layers.
+
+    Parameters that Checks.untrained names are left out.
     """
     found = {}
     for path, moved in jax.tree.leaves_with_path(read_flags(_moved(_moments_of(opt_state)))):
         keys = keys_of(path)
         if any(f".{each}" in f".{'.'.join(keys)}" for each in untrained):
             continue
-        # A pair of lora_a and lora_b is one: while b is 0, a has no gradient
+        # lora_a and lora_b count as one parameter: while b is 0, a has no gradient
         name = ".".join(key for key in keys if not key.startswith("lora_"))
         found[name] = found.get(name, False) | moved
     return found
 
 
 def _idle(learned):
-    """The names of the parameters of _learned without a gradient: [str]."""
+    """Return the names of the parameters of _learned that have no gradient."""
     idle = []
     for name, moved in learned.items():
         if not moved.any():
@@ -179,7 +209,7 @@ def _idle(learned):
 
 
 def _moments_of(opt_state):
-    """{path in the parameters: mean of gradients}."""
+    """Return the optimizer's means of gradients, as a tree like the parameters."""
     found = {}
     for path, moment in jax.tree.leaves_with_path(opt_state):
         at = [i for i, key in enumerate(path) if getattr(key, "name", None) in MOMENTS]
@@ -196,9 +226,9 @@ def _moved(moments):
 
 
 def check_params(state, step: int, phase: str):
-    """Raise NotFinite, naming the first group, where an update left parameters that are NaN or infinite.
+    """Raise NotFinite, naming the first group, if an update made parameters NaN or infinite.
 
-    Gradients do not show it: a finite gradient times an infinite rate is not finite.
+    The gradients do not show this: a finite gradient times an infinite rate is not finite.
     """
     group = broken_group(state.params)
     if group is not None:

@@ -1,4 +1,4 @@
-"""A watchdog over the loop: a step that takes many medians prints all stacks, and may end the process."""
+"""A watchdog over the loop: it prints all stacks when a step is stuck, and may end the process."""
 
 import dataclasses
 import os
@@ -21,15 +21,23 @@ RECENT, FEWEST = 100, 3
 
 @dataclasses.dataclass(frozen=True)
 class Watchdog:
-    """When a step is stuck, and what happens then.
+    """The rule by which a step is stuck, and what happens then.
 
-    A step is stuck after `factor` times the median of the phase's earlier steps, and after floor_seconds at
-    least: steps that log, save, evaluate or compile take many medians, and are healthy. All stacks of the
-    process are printed to stderr then, once for a step. exit_status: the process ends with it after that,
-    without saving; None: the step goes on. Raises ValueError for a factor below 1.
+    A step is stuck after `factor` times the median of the phase's earlier steps, but never before
+    floor_seconds: steps that log, save, evaluate or compile take many medians, and are healthy.
+    Then all stacks of the process are printed to stderr, once for each step.
 
-    No step is stuck before four have ended: the first ones compile, for as long as that takes. The watchdog
-    is a thread, so it sees no code that holds Python's lock; waiting for a device does not hold it.
+    No step is stuck before four have ended: the first ones compile, for as long as that takes. The
+    watchdog is a thread, so it cannot run while code holds Python's lock. Waiting for a device does
+    not hold that lock.
+
+    Attributes:
+        factor: at least 1.
+        exit_status: after printing, the process ends with this status, without saving. None lets
+            the step continue.
+
+    Raises:
+        ValueError: for a factor below 1.
     """
 
     factor: float
@@ -43,8 +51,11 @@ class Watchdog:
             )
 
     def over(self, steps, phase: str, latest):
-        """Yield the steps of a phase while a thread watches them. latest() -> the arrays of the step that has
-        just run its course on the host; the step ends when the devices have them.
+        """Yield the steps of a phase while a thread watches them.
+
+        Args:
+            latest: latest() -> the arrays of the step that has just ended on the host. The step
+                itself ends when the devices have computed them.
         """
         watch = _Watch(self)
         with self._watching(watch, phase):
@@ -85,15 +96,17 @@ class Watchdog:
             return
         print(f"watchdog: exit with {self.exit_status}", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        # Not sys.exit: that ends this thread alone, and the step may never return
+        # Not sys.exit: it would end only this thread, and the step may never return
         os._exit(self.exit_status)
 
 
 def _stacks():
-    """The stack of every thread, the main one's first, the innermost call of each first.
+    """Yield the lines of every thread's stack, the main thread first.
 
-    faulthandler would leave out all but the latest 100 threads, and with them the main one. No source line is
-    read: the disk may be what a thread waits for.
+    Each stack begins with its innermost call.
+
+    faulthandler would leave out all but the latest 100 threads, and the main thread with them. No
+    source line is read: a thread may be waiting for the disk.
     """
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     main = threading.main_thread().ident
@@ -105,15 +118,15 @@ def _stacks():
 
 
 class _Watch:
-    """The clock of a phase: which steps are under way, and how long the earlier ones took.
+    """The clock of a phase: which steps are running, and how long the earlier ones took.
 
-    The loop dispatches steps faster than devices run them, so a step lasts from the end of the step before to
-    its own, as the devices see it.
+    The loop dispatches steps faster than the devices run them. So a step lasts from the end of the
+    step before to its own end, as the devices see it.
     """
 
     def __init__(self, rule: Watchdog):
         self.rule, self.lock = rule, threading.Lock()
-        # [step, its arrays or None], oldest first
+        # [step, its arrays, or None before they are dispatched], the oldest step first
         self.under_way = deque()
         # When the latest step ended, or the first one began
         self.since = None
@@ -121,18 +134,22 @@ class _Watch:
         self.seconds = deque(maxlen=RECENT)
 
     def begin(self, step, now):
-        """The host begins a step."""
+        """Note that the host begins a step."""
         with self.lock:
             self.since = now if self.since is None else self.since
             self.under_way.append([step, None])
 
     def dispatched(self, arrays):
-        """The host is done with the latest step, and the devices compute these."""
+        """Note that the host has finished the latest step, and the devices compute its arrays."""
         with self.lock:
             self.under_way[-1][1] = [x for x in jax.tree.leaves(arrays) if hasattr(x, "is_ready")]
 
     def look(self, now):
-        """(step, seconds so far, median) of a step that is stuck and not reported yet, else None."""
+        """Look for a step that is stuck and not reported yet.
+
+        Returns:
+            (step, seconds so far, median), or None if there is no such step.
+        """
         with self.lock:
             self._count_ended(now)
             if not self.under_way or len(self.seconds) < FEWEST:
@@ -153,7 +170,7 @@ class _Watch:
             ended += 1
         if not ended:
             return
-        # Not the first, which compiles
+        # The first step compiles, so it does not count
         if self.any_ended:
             self.seconds.extend([(now - self.since) / ended] * ended)
         self.since, self.any_ended = now, True

@@ -1,4 +1,4 @@
-"""The toy worlds, each whole: words, corpus, tokenizer, tasks and its rewards."""
+"""The toy worlds, each whole: words, corpus, tokenizer, tasks and its own rewards."""
 
 from deepseek_jax.lazy import lazy_names
 

@@ -1,11 +1,15 @@
-"""What a toy world's corpus consists of."""
+"""The shares that make up a toy world's corpus, checked when they are built."""
 
 from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
 class Mix:
-    """The contents of a corpus: each field is a share in 0..1. Raises ValueError for another number."""
+    """The contents of a corpus: each field is a share in 0..1.
+
+    Raises:
+        ValueError: If a field is not in 0..1.
+    """
 
     def __post_init__(self):
         for field in fields(self):

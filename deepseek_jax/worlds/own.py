@@ -12,19 +12,25 @@ from deepseek_jax.rewards.workers import WorkerPool
 from deepseek_jax.training.lineage import content_hash
 from deepseek_jax.worlds.world import Questions, World
 
-# For a function that makes a task: it may read or download its data
+# Limit for a function that makes a task, which may read or download its data
 LIMIT_SECONDS = 600.0
 
 
 def own_world(
     reasoning: str | OwnData, rule: str, general: str | OwnData | None = None, *, template: str
 ) -> World:
-    """The World of a path of questions in GSM8K's format, and optionally one of conversations; each may be a
-    block of path, split and columns.
+    """Build the World of a path of questions in GSM8K's format, and optionally of conversations.
 
-    rule: the reward that says whether an answer is right. In the solutions the working before an answer's
-    mark stands in <think> tags and the answer in <answer> tags. The files are read when questions are made,
-    which raises ValueError, naming the file, as read_questions does.
+    In the solutions the working before an answer's mark is in <think> tags, and the answer in
+    <answer> tags. The files are read when questions are made.
+
+    Args:
+        reasoning: The questions: a path, or a block of path, split and columns.
+        rule: The reward that says whether an answer is right.
+        general: The conversations, likewise.
+
+    Raises:
+        ValueError: When questions are made, as in read_questions; the message names the file.
     """
 
     def ask(seed, num_held_out):
@@ -55,8 +61,10 @@ def _read(data):
 
 
 def worked_questions(data: str | OwnData):
-    """The distinct questions of a path or a block, each with its solution in tags. Raises ValueError for one
-    whose answer has no working.
+    """Read the distinct questions of a path or a block, each with its solution in tags.
+
+    Raises:
+        ValueError: If an answer has no working.
     """
     examples, path = _read(data), as_own(data).path
     for example in examples:
@@ -74,18 +82,21 @@ def _solution(example):
 
 
 def own_questions(name: str) -> Questions:
-    """The Questions of a function that a config names: NAME(seed, num_held_out) -> (training, held-out)
-    examples.
+    """Build the Questions of a function that a config names.
 
-    Each is a list of dicts as of data.questions; a `solution` is a good completion, which fine-tuning
-    learns. It is called in a worker process, on each process of the run: the lists must depend on its
-    arguments alone. Raises ValueError where the file or the function is missing.
+    The function is NAME(seed, num_held_out) -> (training, held-out) examples, two lists of dicts as
+    in data.questions. A `solution` is a good completion, which fine-tuning learns. The function
+    runs in a worker process, on each process of the run: the lists must depend only on its
+    arguments.
+
+    Raises:
+        ValueError: If the file or the function is missing.
     """
     return Questions(partial(_own_task, name, code_file(name)))
 
 
 def _own_task(name, file, seed, num_held_out):
-    """The Task, the same on all processes."""
+    """Make the Task, the same on all processes."""
 
     def make():
         task = _made(name, file, seed, num_held_out)
@@ -95,7 +106,7 @@ def _own_task(name, file, seed, num_held_out):
 
 
 def _made(name, file, seed, num_held_out):
-    # It imports the file anew, and nothing of ours
+    # The worker imports the file anew, and nothing of this package
     with WorkerPool(call_code, int, num_workers=1, wall_limit_seconds=LIMIT_SECONDS) as pool:
         made = pool.run({0: (file, name, seed, num_held_out)}).get(0)
     if made is None:

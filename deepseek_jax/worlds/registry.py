@@ -15,7 +15,7 @@ from deepseek_jax.worlds.guess.world import GUESS
 from deepseek_jax.worlds.own import own_questions
 from deepseek_jax.worlds.world import Questions, World
 
-# By their names in a config
+# Names in a config
 WORLDS = {
     "arithmetic": SUMS,
     "word_arithmetic": WORDS,
@@ -23,20 +23,25 @@ WORLDS = {
     "calculator": CALCULATOR,
     "guess": GUESS,
 }
-# These belong to no world
+# These tokenizers belong to no world
 TOKENIZERS = {"bytes": byte_tokenizer, "deepseek": deepseek_tokenizer}
 
 
 def find_world(name: str) -> World:
-    """The World of this name. Raises ValueError where there is none."""
+    """Find the World of this name, or raise ValueError."""
     if name not in WORLDS:
         raise ValueError(f"world={name!r} is not a world; {suggest(name, WORLDS)}")
     return WORLDS[name]
 
 
 def find_questions(name: str) -> tuple[World | None, Questions]:
-    """(World, Questions) of this name; (None, Questions) of FILE.py:NAME or package.module:NAME. Raises
-    ValueError where no world has such questions, and as own_questions does.
+    """Find the questions of this name, and their World.
+
+    Returns:
+        (World, Questions); (None, Questions) for FILE.py:NAME or package.module:NAME.
+
+    Raises:
+        ValueError: If no world has such questions, and as in own_questions.
     """
     for world in WORLDS.values():
         if name in world.questions:
@@ -49,12 +54,12 @@ def find_questions(name: str) -> tuple[World | None, Questions]:
 
 
 def question_names():
-    """The names of all worlds' questions."""
+    """List the names of all worlds' questions."""
     return [name for world in WORLDS.values() for name in world.questions]
 
 
 def find_corpus(name: str) -> tuple[World, Callable]:
-    """(World, documents) of this name. Raises ValueError where no world has such a corpus."""
+    """Find the corpus of this name: (World, documents), or raise ValueError."""
     for world in WORLDS.values():
         if name in world.corpora:
             return world, world.corpora[name]
@@ -62,14 +67,16 @@ def find_corpus(name: str) -> tuple[World, Callable]:
 
 
 def corpus_names():
-    """The names of all worlds' corpora."""
+    """List the names of all worlds' corpora."""
     return [name for world in WORLDS.values() for name in world.corpora]
 
 
 def named_tokenizer(name: str):
-    """The tokenizer of this name.
+    """Make or load the tokenizer of this name.
 
-    name: a world's tokenizer or corpus, one of TOKENIZERS, or a checkpoint as load_tokenizer takes it.
+    Args:
+        name: A world's tokenizer or corpus, one of TOKENIZERS, or a checkpoint as in
+            load_tokenizer.
     """
     for world in WORLDS.values():
         if name in world.tokenizers:
@@ -82,7 +89,7 @@ def named_tokenizer(name: str):
 
 
 def all_rules():
-    """The rules that weights of rewards may name: the general ones, and those of every world."""
+    """Return the rules that weights of rewards may name: the general ones and every world's."""
     rules = dict(RULES)
     for world in WORLDS.values():
         rules |= world.rewards
@@ -90,5 +97,5 @@ def all_rules():
 
 
 def open_rewards(weights: Mapping[str, float], models: Mapping[str, Any] | None = None) -> Rewards:
-    """Rewards with the rules of all worlds, and with trained models."""
+    """Build Rewards with the rules of all worlds, and with trained models."""
     return Rewards(weights, models, all_rules())

@@ -9,13 +9,18 @@ from deepseek_jax.rewards import Rule
 
 
 def given_solution(example):
-    """The good completion in an example."""
+    """Return an example's good completion."""
     return example["solution"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A measure of a policy's answers: the mean of a reward over the examples for which is_about is true."""
+    """A measure of a policy's answers: the mean of a reward over some examples.
+
+    Attributes:
+        reward: Name of the reward.
+        is_about: Returns True for the examples that count.
+    """
 
     reward: str
     is_about: Callable = lambda example: True
@@ -25,11 +30,14 @@ class Score:
 class Questions:
     """One sort of a world's questions.
 
-    make(seed, num_held_out) -> data.tasks.Task, whose examples the rewards score. rule: the reward that says
-    whether an answer is right, None if no rule does. worked(example) -> a good completion, to learn
-    from. scores: further scores by name. kinds: name of a part -> the example["kind"] in that part, None
-    for all kinds. alike: held-out questions are no others than those to train on, as in a game that a policy
-    begins anew.
+    Attributes:
+        make: make(seed, num_held_out) -> data.tasks.Task; the rewards score its examples.
+        rule: The reward that says whether an answer is right, None if no rule does.
+        worked: worked(example) -> a good completion, to learn from.
+        scores: Further scores by name.
+        kinds: Name of a part -> the example["kind"] in that part, None for all kinds.
+        alike: True if held-out questions are no others than the training questions, as in a game
+            that a policy begins anew.
     """
 
     make: Callable
@@ -40,7 +48,14 @@ class Questions:
     alike: bool = False
 
     def task(self, seed: int, num_held_out: int, plays: bool = False) -> Task:
-        """The Task that make gives. plays: as in data.tasks.held_apart, whose ValueErrors it raises."""
+        """Make the Task, without training questions that are held out, too, unless `alike` is set.
+
+        Args:
+            plays: As in data.tasks.held_apart.
+
+        Raises:
+            ValueError: As in data.tasks.held_apart.
+        """
         made = self.make(seed, num_held_out)
         return made if self.alike else held_apart(made, plays)
 
@@ -49,15 +64,22 @@ class Questions:
 class World:
     """A toy world, or a user's own data in place of one.
 
-    template: how a question becomes a prompt, see data.chat. questions: by name; reasoning names those that
-    rules check, general the everyday requests, if the world has them. corpora: name ->
-    documents(*, num_documents, seed), random access to documents as of packing.pack. tokenizers:
-    name -> a function that makes one, the world's own first; a world without one uses the checkpoint's.
-    rewards: rules that only this world has.
-    preferences: kind ("helpfulness", "safety") -> records(*, num_train, num_held_out, seed), the
-    training set and the held-out set of a reward model, records as of data.preferences.parse_preference.
-    judged_pairs(*, num_train, num_held_out, seed) -> Task, and judgements(examples, seed) -> the
-    conversations in which a judge compares such pairs.
+    Attributes:
+        template: How a question becomes a prompt, see data.chat.
+        questions: By name.
+        reasoning: Name of the questions that rules check.
+        general: Name of the everyday requests, if the world has them.
+        corpora: Name -> documents(*, num_documents, seed), random access to documents as in
+            packing.pack.
+        tokenizers: Name -> a function that makes one, the world's own first. A world without one
+            uses the checkpoint's.
+        rewards: Rules that only this world has.
+        preferences: Kind ("helpfulness", "safety") -> records(*, num_train, num_held_out, seed),
+            the training set and the held-out set of a reward model, with records as in
+            data.preferences.parse_preference.
+        judged_pairs: judged_pairs(*, num_train, num_held_out, seed) -> Task.
+        judgements: judgements(examples, seed) -> the conversations in which a judge compares such
+            pairs.
     """
 
     name: str
@@ -73,7 +95,11 @@ class World:
     judgements: Callable | None = None
 
     def parts(self):
-        """Name of a part of the questions -> (name of the questions, the part's example["kind"] or None)."""
+        """Return the parts of the questions, by name.
+
+        Returns:
+            {part: (name of its questions, its example["kind"] or None for all kinds)}.
+        """
         found = {}
         for name, questions in self.questions.items():
             found |= {
@@ -82,5 +108,5 @@ class World:
         return found
 
     def tokenizer(self):
-        """The world's own tokenizer, or None where its text is free."""
+        """Make the world's own tokenizer, or return None if its text is free."""
         return next((make() for make in self.tokenizers.values()), None)

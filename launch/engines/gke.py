@@ -1,8 +1,9 @@
-"""The engine for Google Kubernetes Engine: each run is a workload of xpk, Google's tool for TPU clusters.
+"""The engine for Google Kubernetes Engine: each run is a workload of xpk.
 
-xpk pins packages that do not fit ours, so it is called as a program from an environment of its own. Queueing,
-placement and restarts are Kueue's and JobSet's. The work directory has to have the same path on this machine
-and in the pods, for example on Filestore or a mounted bucket.
+xpk is Google's tool for TPU clusters. It pins packages that do not fit ours, so it is called as a
+program in a separate environment. Kueue and JobSet do the queueing, the placement and the restarts.
+The work directory must have the same path on this machine and in the pods, for example on Filestore
+or a mounted bucket.
 """
 
 import hashlib
@@ -19,9 +20,10 @@ from deepseek_jax.programs import given_file, home, is_name
 from launch.engines import RUNNING, STOPPED, WAITING, Job
 
 XPK = "xpk==1.16.0"
-# How often a run may be preempted; how long a pod has to save; how long GKE remembers a workload that ended
+# How often a run may be preempted, how long a pod has to save, and how long GKE remembers a
+# workload that has ended
 MAX_RESTARTS, SAVE_SECONDS, REMEMBER_SECONDS = 100, 300, 7 * 24 * 3600
-# Flags without which xpk cannot submit
+# xpk cannot submit without these flags
 REQUIRED = "cluster", "device_type", "docker_image"
 
 flags.disclaim_key_flags()
@@ -39,10 +41,13 @@ def define_flags():
 
 
 class Gke:
-    """Ids are names of workloads. Raises ValueError where a flag is missing, or the config in the image."""
+    """The engine of --engine=gke. An id is the name of a workload.
+
+    Raises:
+        ValueError: A flag is missing, or the image does not have the config.
+    """
 
     name, max_jobs = "gke", None
-    # A slice may be one host, where JAX finds itself alone
     takes_all, survives = False, True
     poll_seconds, settle_seconds = 15.0, 0.0
     output = "kubectl logs --selector=xpk.google.com/workload={id} shows its output"
@@ -61,7 +66,7 @@ class Gke:
             )
 
     def check_installed(self):
-        """Raise ValueError, saying what to do, without xpk or kubectl."""
+        """Raise ValueError, with what to do, if xpk or kubectl is missing."""
         if shutil.which("xpk") is None:
             raise ValueError(
                 "--engine=gke needs xpk on PATH, in an environment of its own: "
@@ -71,28 +76,29 @@ class Gke:
             raise ValueError("--engine=gke needs kubectl on PATH, which xpk calls too")
 
     def shown(self, jobs: list[Job]):
-        """The command of xpk for each run."""
+        """Return the xpk commands of the runs, one in each line."""
         commands = (create_command(workload_name(self.folder, job.name), job) for job in jobs)
         return "\n".join(map(shlex.join, commands))
 
     def submit(self, jobs: list[Job]):
-        """Create a workload for each job: -> their names."""
+        """Create a workload for each job, and return their names."""
         return [self._create(job) for job in jobs]
 
     def _create(self, job):
         name = workload_name(self.folder, job.name)
         if name in (self._last or {}):
-            # It has ended, and GKE still has its name
+            # The workload has ended, and GKE still has its name
             _called(delete_command(name))
         _called(create_command(name, job))
         return name
 
     def state(self, ids: list[str]):
-        """{id: WAITING, RUNNING, 0 or 1} of the workloads that GKE remembers."""
+        """Return {id: WAITING, RUNNING, 0 or 1} for the workloads that GKE remembers."""
         try:
             listed = _called(["kubectl", "get", "jobsets", "--output=json"])
         except ValueError:
-            # Once it has answered, a failure is of the network, and what it said still holds
+            # After a first answer, a failure comes from the network, and the last answer still
+            # holds
             if self._last is None:
                 raise
         else:
@@ -107,16 +113,19 @@ class Gke:
 
 
 def workload_name(folder: Path, name: str):
-    """A name that Kubernetes allows, and that no other run has: of at most 39 letters, digits and hyphens."""
+    """Return a name for a run's workload: Kubernetes allows it, and no other run has it.
+
+    It has at most 39 letters, digits and hyphens.
+    """
     digest = hashlib.sha256(f"{folder}/{name}".encode()).hexdigest()[:8]
     words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:24].strip("-")
     return f"run-{words}-{digest}"
 
 
 def create_command(workload: str, job: Job):
-    """The command line of xpk that submits a job."""
+    """Return the xpk command line that submits a job."""
     values = flags.FLAGS
-    # exec: the pod's shell passes SIGTERM to the process that it started
+    # exec replaces the pod's shell, so that SIGTERM reaches the run and not the shell
     train = shlex.join(["exec", "python", "launch/train.py", *job.arguments])
     command = ["xpk", "workload", "create", f"--workload={workload}", f"--command={train}"]
     command += [f"--device-type={values.device_type}", f"--num-slices={values.slices}"]
@@ -127,18 +136,22 @@ def create_command(workload: str, job: Job):
 
 
 def delete_command(workload: str):
-    """The command line of xpk that deletes a workload."""
+    """Return the xpk command line that deletes a workload."""
     return ["xpk", "workload", "delete", f"--workload={workload}", *_place(), "--quiet"]
 
 
 def _place():
-    """The flags of xpk that say where."""
+    """Return the flags of xpk that say where: cluster, project and zone."""
     names = [name for name in ("cluster", "project", "zone") if flags.FLAGS[name].value is not None]
     return [f"--{name}={flags.FLAGS[name].value}" for name in names]
 
 
 def jobset_state(jobset: dict):
-    """The state of a JobSet (jobset.x-k8s.io/v1alpha2): WAITING, RUNNING, 0 for completed, 1 for failed."""
+    """Return the state of a JobSet (jobset.x-k8s.io/v1alpha2).
+
+    Returns:
+        WAITING, RUNNING, 0 for completed, or 1 for failed.
+    """
     status = jobset.get("status", {})
     ends = {c["type"] for c in status.get("conditions", []) if c.get("status") == "True"}
     if "Completed" in ends:
@@ -152,7 +165,11 @@ def jobset_state(jobset: dict):
 
 
 def _called(command):
-    """What a command prints. Raises ValueError where it fails."""
+    """Run a command and return what it prints.
+
+    Raises:
+        ValueError: The command fails.
+    """
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]

@@ -1,4 +1,4 @@
-"""The local engine: each run is a process of this machine, in a session of its own."""
+"""The local engine: each run is a process of this machine, in a separate session."""
 
 import fcntl
 import os
@@ -17,7 +17,10 @@ TRAIN = program("train")
 
 
 class Local:
-    """Ids are PID@HOST. A job holds a lock on FOLDER/PID@HOST as long as it lives."""
+    """The engine of --engine=local. An id is PID@HOST.
+
+    A job holds a lock on the file FOLDER/local/PID@HOST as long as it lives.
+    """
 
     name, max_jobs = "local", 1
     takes_all = survives = False
@@ -25,46 +28,51 @@ class Local:
     output = "its output is in {log}"
 
     def __init__(self, folder: Path):
-        # Made when the first job starts
+        # submit creates it
         self.folder = folder / "local"
         self._processes = []
 
     def check_installed(self):
-        """Python is there."""
+        """Do nothing: the local engine needs only Python."""
 
     def shown(self, jobs: list[Job]):
-        """The command of each run, as a user could type it."""
+        """Return the command of each run, as a user could type it."""
         return "\n".join(shlex.join(["python", str(TRAIN), *job.arguments]) for job in jobs)
 
     def submit(self, jobs: list[Job]):
-        """Start a process for each job: -> their ids."""
+        """Start a process for each job, and return their ids."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return [self._start(job) for job in jobs]
 
     def _start(self, job):
         fresh = self.folder / "starting"
         with open(fresh, "w") as held, open(job.log, "a") as log:
-            # The job inherits the lock. It ends with the process, however that ends, and no pid is mistaken
-            # for that of another
+            # The job inherits the lock, and the lock ends with the process, in whatever way. So
+            # another process that gets the same pid is not mistaken for the job
             fcntl.flock(held, fcntl.LOCK_EX)
             process = subprocess.Popen(
                 command(job),
-                # A session of its own: Ctrl-C reaches it once, through us
+                # In a separate session, so that Ctrl-C reaches the job once, through this process
                 start_new_session=True,
                 pass_fds=[held.fileno()],
-                # No stream of ours: whoever reads our output would wait for the job when we are gone
+                # No streams of this process: a reader of its output would wait for the job after
+                # this process has ended
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
-        # Kept, so that the process is reaped when it ends
+        # `state` polls these, so that a process is reaped when it ends
         self._processes.append(process)
         identity = f"{process.pid}@{socket.gethostname()}"
         os.replace(fresh, self.folder / identity)
         return identity
 
     def state(self, ids: list[str]):
-        """{id: RUNNING} of those that live. Raises ValueError for jobs of another machine."""
+        """Return {id: RUNNING} for the jobs that live.
+
+        Raises:
+            ValueError: A job is on another machine.
+        """
         for process in self._processes:
             process.poll()
         return {identity: RUNNING for identity in ids if self._lives(identity)}
@@ -93,7 +101,11 @@ class Local:
 
 
 def command(job: Job, *options: str):
-    """The command line of a job on a machine that has this project at the same path."""
+    """Return the command line of a job, for a machine that has this project at the same path.
+
+    Args:
+        options: Options of task.py, such as --slurm.
+    """
     files = [f"--{name}={getattr(job, name)}" for name in ("log", "status", "cancelled")]
     train = [sys.executable, str(TRAIN), *job.arguments]
     return [sys.executable, str(TASK), *files, *options, *train]

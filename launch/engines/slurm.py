@@ -11,16 +11,16 @@ from absl import flags
 from launch.engines import RUNNING, WAITING, Job
 from launch.engines.local import command
 
-# The commands that it calls
+# The commands that this engine calls
 COMMANDS = "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo"
-# How long before its time limit a run is asked to save
+# How many seconds before its time limit a run is asked to save
 SAVE_SECONDS = 120
 
 flags.disclaim_key_flags()
 
 
 def define_flags():
-    """Define the flags of what a run asks Slurm for."""
+    """Define the flags of the resources that a run asks Slurm for."""
     flags.DEFINE_integer("nodes", 1, "Slurm: the nodes of a run.", lower_bound=1)
     meaning = (
         "Slurm: the GPUs of a node, a process for each; 0 for one process a node, without GPUs."
@@ -32,11 +32,12 @@ def define_flags():
 
 
 class Slurm:
-    """Ids are Slurm's: JOB_INDEX for one of an array."""
+    """The engine of --engine=slurm. An id is Slurm's: JOB_INDEX for one job of an array."""
 
     name = "slurm"
     takes_all = survives = True
-    # The controller answers for the whole cluster. Network file systems show a new file late
+    # Slurm's controller answers the whole cluster, so it is not polled often. Network file systems
+    # show a new file late
     poll_seconds, settle_seconds = 5.0, 60.0
     output = "job {id}; its output is in {log}"
 
@@ -45,7 +46,7 @@ class Slurm:
         self._last = {}
 
     def check_installed(self):
-        """Raise ValueError, saying what to do, without Slurm's commands, or an answer from Slurm."""
+        """Raise ValueError, with what to do, if Slurm's commands are missing or get no answer."""
         missing = [name for name in COMMANDS if shutil.which(name) is None]
         if missing:
             raise ValueError(
@@ -57,8 +58,12 @@ class Slurm:
             raise ValueError(f"--engine=slurm: Slurm does not answer: {_reason(asked.stderr)}")
 
     def submit(self, jobs: list[Job]):
-        """Submit the jobs as an array: -> their ids. Raises ValueError where Slurm refuses them."""
-        # Slurm writes the output there, and does not make the folder
+        """Submit the jobs as an array, and return their ids.
+
+        Raises:
+            ValueError: Slurm refuses the jobs.
+        """
+        # Slurm writes the output there, and does not create the folder
         self.folder.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(
             ["sbatch", "--parsable"], input=self.shown(jobs), capture_output=True, text=True
@@ -70,8 +75,8 @@ class Slurm:
         return [f"{identity}_{index}" for index in range(len(jobs))]
 
     def shown(self, jobs: list[Job]):
-        """The script for sbatch."""
-        # Without the option the other processes wait for one that has failed
+        """Return the script for sbatch."""
+        # Without the option, the other processes wait for a process that has failed
         start = ["srun", "--kill-on-bad-exit=1"]
         cases = [
             f"{index}) {shlex.join([*start, *command(job, '--slurm')])} ;;"
@@ -83,7 +88,7 @@ class Slurm:
         )
 
     def _options(self, count):
-        """What sbatch is asked for, for `count` jobs."""
+        """Return the options of sbatch for `count` jobs."""
         values = flags.FLAGS
         options = [
             "job-name=sweep",
@@ -91,7 +96,7 @@ class Slurm:
             f"nodes={values.nodes}",
             f"ntasks-per-node={max(1, values.devices_per_node)}",
             f"time={values.minutes}",
-            # The signal is for the processes, not for this script
+            # The signal goes to the processes, not to this script
             f"signal=TERM@{min(SAVE_SECONDS, 15 * values.minutes)}",
             "requeue",
             "open-mode=append",
@@ -104,13 +109,13 @@ class Slurm:
         return options
 
     def state(self, ids: list[str]):
-        """{id: WAITING or RUNNING} of those that Slurm lists."""
+        """Return {id: WAITING or RUNNING} for the jobs that Slurm lists."""
         listed = subprocess.run(
             ["squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i %T"],
             capture_output=True,
             text=True,
         )
-        # A controller that is restarting does not answer: what it said last still holds
+        # A controller that is restarting does not answer: its last answer still holds
         if listed.returncode == 0:
             states = dict(line.split() for line in listed.stdout.splitlines())
             self._last = {i: WAITING if s == "PENDING" else RUNNING for i, s in states.items()}
@@ -120,15 +125,16 @@ class Slurm:
         """Take waiting jobs out of the queue, and send SIGTERM to running ones, which save."""
         states = self.state(ids)
         waiting = [identity for identity, state in states.items() if state == WAITING]
-        # The step, not the job: for an array's job Slurm repeats the signal, and a second one ends a run
+        # The step, not the job: Slurm repeats the signal for a job of an array, and a second one
+        # ends a run
         running = [f"{identity}.0" for identity in states if identity not in waiting]
         for options, names in ([], waiting), (["--signal=TERM"], running):
             if names:
-                # It complains of what has just ended
+                # scancel complains about jobs that have just ended, so its output is dropped
                 subprocess.run(["scancel", *options, *names], capture_output=True)
 
 
 def _reason(error):
-    """The last line that is not empty of what a command said."""
+    """Return the last nonempty line of a command's output."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else "it says nothing"

@@ -2,9 +2,10 @@
 
     python launch/engines/task.py --log=FILE --status=FILE --cancelled=FILE [--slurm] COMMAND ...
 
-A command that was asked to stop and has saved (exit status 75) was preempted, and starts again: here at once,
-with --slurm when Slurm has nodes for it. Not after a cancel: then the file of --cancelled is there, or
-SIGTERM came to this process, which passes it on once. It imports nothing but the standard library.
+A command that was preempted starts again: it was asked to stop and has saved, with exit status 75.
+Here it starts again at once; with --slurm it starts when Slurm has nodes for it. After a cancel it
+does not start again: then the file of --cancelled is there, or SIGTERM came to this process, which
+passes it on once. This file imports only the standard library.
 """
 
 import argparse
@@ -15,21 +16,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-# As in training.loop
+# As in training.run
 STOPPED = 75
 # From <linux/prctl.h>
 PR_SET_PDEATHSIG = 1
-# It has saved; or SIGTERM ended it before it could answer, or a second one did
+# The command has saved, or SIGTERM ended it: before it could react, or as a second signal
 PREEMPTED = STOPPED, -signal.SIGTERM
 
 
 def main():
+    """Run the command, and again after each preemption; then exit with a status."""
     values = parsed()
     rank = int(os.environ.get("SLURM_PROCID", 0)) if values.slurm else 0
     task = Task(values, rank)
     signal.signal(signal.SIGTERM, task.stop)
     while True:
-        # A cancel may come before Slurm has started us
+        # A cancel may come before Slurm has started this process
         status = STOPPED if values.cancelled.exists() else task.run()
         if status not in PREEMPTED or task.stopped or values.cancelled.exists():
             sys.exit(task.end(status))
@@ -38,8 +40,13 @@ def main():
 
 
 def _end_with(parent):
-    """What a command's process calls first: it is killed when the task is, however that ends. Else it would
-    be at work in its directory while the job starts again. On Linux alone.
+    """Return a function for a command's process to call first: the process then ends with the task.
+
+    It is killed when the task ends, in whatever way. Otherwise it would be at work in its directory
+    while the job starts again. This works only on Linux.
+
+    Args:
+        parent: The pid of the task.
     """
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
 
@@ -53,6 +60,7 @@ def _end_with(parent):
 
 
 def parsed():
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser()
     for name in ("log", "status", "cancelled"):
         parser.add_argument(f"--{name}", type=Path, required=True)
@@ -62,16 +70,20 @@ def parsed():
 
 
 class Task:
-    """The command of a job, in the process of this rank."""
+    """The command of a job, in the process with this rank."""
 
     def __init__(self, values, rank: int):
         self.values, self.rank = values, rank
         self.process, self.stopped = None, False
 
     def run(self):
-        """Run the command to its end: -> its exit status, negative for a signal."""
+        """Run the command to its end.
+
+        Returns:
+            The command's exit status; a negative number for a signal.
+        """
         log = self.values.log
-        # Each process of a job has a log; a command that starts again adds to it
+        # Each process of a job has its own log, and a command that starts again adds to it
         name = log if self.rank == 0 else log.with_name(f"{log.stem}.{self.rank}{log.suffix}")
         with open(name, "a") as file:
             self.process = subprocess.Popen(
@@ -84,7 +96,7 @@ class Task:
 
     def stop(self, number, frame):
         """Pass SIGTERM on, once: a second one would end the command before it has saved."""
-        # Slurm signals every process of a job, so the command has it already
+        # Slurm signals every process of a job, so the command has the signal already
         if self.values.slurm or self.stopped:
             return
         self.stopped = True
@@ -92,8 +104,13 @@ class Task:
             self.process.send_signal(number)
 
     def requeue(self, status):
-        """Have Slurm start the job again: -> the exit status of this process."""
-        # One process asks for all. The others end well, or Slurm would kill the ones that still save
+        """Have Slurm start the job again.
+
+        Returns:
+            The exit status of this process.
+        """
+        # One process asks Slurm for all. The others end with 0: else Slurm would kill the ones that
+        # still save
         if self.rank > 0:
             return 0
         array, index = map(os.environ.get, ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"))
@@ -107,9 +124,13 @@ class Task:
         return 0
 
     def end(self, status):
-        """Leave the exit status in its file: -> the exit status of this process."""
+        """Write the command's exit status to its file.
+
+        Returns:
+            The exit status of this process.
+        """
         path, failed = self.values.status, status not in (0, *PREEMPTED)
-        # A failure of any process is the job's, whichever of them writes first
+        # If any process fails, the job has failed, whichever process writes first
         if failed or (self.rank == 0 and not path.exists()):
             fresh = path.with_name(f"{path.name}.{self.rank}.tmp")
             fresh.write_text(str(status))

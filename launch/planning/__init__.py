@@ -1,8 +1,13 @@
-"""What only a plan needs. Programs are compiled for devices that are not there, and read; nothing runs.
+"""What only a plan needs: it compiles programs for absent devices and reads the result.
 
-topology.py: the devices of a name such as v5p:8x8x16, and an experiment's programs on them. compiled.py: the
-compiler's memory and, by hlo*.py, the work that its text shows, as records.py that stored.py keeps;
-by_shapes.py: results of what is not compiled. roofline.py: the seconds of that work. report.py, summary.py,
-program_table.py and remedies.py: the page of a plan. shards.py, ranking.py, search.py and search_table.py:
---search. published.py: --published.
+Nothing runs. The files:
+
+    topology.py: the devices of a name such as v5p:8x8x16, and an experiment's programs on them
+    compiled.py: the memory that the compiler reports, and by hlo*.py the work in its text
+    records.py, stored.py: the records of both, and their files on disk
+    by_shapes.py: the results of programs that are not compiled
+    roofline.py: the seconds of that work
+    report.py, summary.py, program_table.py, remedies.py: the page of a plan
+    shards.py, ranking.py, layouts.py, search.py, search_table.py: --search
+    published.py: --published
 """

@@ -1,5 +1,7 @@
-"""The results of a program that is not compiled, for a plan of what they lie beside: their shapes, and a
-guess of their places, which in our tests takes at least the bytes of the compiler's choice.
+"""The results of a program that is not compiled: their shapes, and a guess of their shardings.
+
+A plan uses them for programs that run while these results are in memory. In our tests the guess
+takes at least the bytes of the compiler's choice.
 """
 
 import functools
@@ -13,10 +15,11 @@ from deepseek_jax.parallel.shard import axis_parts
 
 
 def results_by_shapes(program: Program, arguments: tuple):
-    """The results of function(*arguments) as ShapeDtypeStructs with shardings.
+    """Return the results of function(*arguments) as ShapeDtypeStructs with shardings.
 
-    A result that the program pins is where it is pinned. Any other counts as whole but for its first axis,
-    which is split by what splits the first axis of all pinned arrays: of a prefill, the rows of its batch.
+    A result that the program pins has the sharding that it is pinned to. Any other result counts as
+    whole except for its first axis. That axis is split by the mesh axes that split the first axis
+    of all pinned arrays: in a prefill, the rows of its batch.
     """
     with jax.set_mesh(program.mesh), jax.default_device(program.mesh.devices.flat[0]):
         traced = program.function.trace(*arguments)
@@ -24,7 +27,7 @@ def results_by_shapes(program: Program, arguments: tuple):
     jaxpr = traced.jaxpr.jaxpr
     pinned = _pinned(jaxpr)
     rows = _split_by_all(program.mesh, pinned.values())
-    # What a device computes of its own shares lies where it says
+    # The results of a shard_map have the shardings of its out_specs
     pinned |= {
         variable: spec
         for equation in jaxpr.eqns
@@ -42,7 +45,7 @@ def results_by_shapes(program: Program, arguments: tuple):
 
 
 def _pinned(jaxpr):
-    """{variable: the PartitionSpec that a program pins it to}."""
+    """Return {variable: the PartitionSpec that a program pins it to}."""
     return {
         equation.outvars[0]: equation.params["sharding"].spec
         for equation in jaxpr.eqns
@@ -51,8 +54,11 @@ def _pinned(jaxpr):
 
 
 def _split_by_all(mesh, specs):
-    """The mesh axes, larger than 1, that split the first axis by every one of the specs that splits any."""
-    # Too few rows for all devices are pinned whole, and say nothing of others
+    """Return the mesh axes that split the first axis in every spec.
+
+    Specs that split nothing do not count, and axes of size 1 are left out.
+    """
+    # An array with too few rows for all devices is pinned whole, and says nothing about others
     firsts = [_axes(spec[0]) for spec in specs if any(spec)]
     if not firsts:
         return ()

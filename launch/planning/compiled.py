@@ -1,4 +1,7 @@
-"""Compile programs ahead of time, and read off what one device holds and does. Results are cached on disk."""
+"""Compile programs ahead of time, and record what one device holds and does.
+
+Results are cached on disk.
+"""
 
 import contextlib
 import dataclasses
@@ -17,21 +20,27 @@ from launch.planning.hlo import decoding_costs, program_cost
 from launch.planning.records import Compiled, Memory
 from launch.planning.stored import digest_of, read, write
 
-# Programs of at most so many devices are small enough to compile two of them at once
+# Programs for at most this many devices are so small that two of them compile at once
 ONE_HOST = 8
 
 
 def compile_programs(programs: list[Program], cache: Path | None = None):
-    """Compile programs: yields (Program, Compiled) in their order, each as soon as it is ready. Beside the
-    Program lie the results of those that it names as waiting.
+    """Compile programs, and yield each as soon as it is ready.
 
-    cache: a folder for results, by the programs' contents. A program that needs the results of a refused one
-    is refused too. The devices need not exist: see jax.experimental.topologies.
+    A program that needs the results of a refused one is refused too. The devices need not exist:
+    see jax.experimental.topologies.
+
+    Args:
+        cache: A folder for results, with names by the programs' contents; None for no cache.
+
+    Yields:
+        (Program, Compiled) in the order of the programs, without programs by_shapes. The Program's
+        `beside` includes the results of the programs in its `waiting`.
     """
     # A pod's program takes gigabytes to compile
     workers = 2 if all(program.mesh.size <= ONE_HOST for program in programs) else 1
     pool = ThreadPoolExecutor(workers)
-    # Updates first: one takes as long as all of a rollout's programs
+    # Updates come first: one takes as long as all programs of a rollout
     order = sorted(programs, key=lambda program: program.model is None and workers > 1)
     under_way = _UnderWay(order, cache, pool)
     compiled = [program for program in programs if not program.by_shapes]
@@ -46,8 +55,11 @@ def compile_programs(programs: list[Program], cache: Path | None = None):
 
 
 class _Settled(NamedTuple):
-    """What became of a program. compiled: None where only shapes were asked for. results: None of a refused
-    program; else as ShapeDtypeStructs.
+    """The outcome of a program.
+
+    Attributes:
+        compiled: None if only shapes are needed.
+        results: The results as ShapeDtypeStructs; None for a refused program.
     """
 
     compiled: Compiled | None
@@ -55,7 +67,12 @@ class _Settled(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """A program that compiles. compiled: a Future of a Compiled."""
+    """A program that is compiling.
+
+    Attributes:
+        lowered: Its jax.stages.Lowered.
+        compiled: A Future of a Compiled.
+    """
 
     program: Program
     lowered: Any
@@ -63,16 +80,16 @@ class _Job(NamedTuple):
 
 
 class _UnderWay:
-    """A list of programs, each of which starts once those settled whose results it names."""
+    """A list of programs. Each one starts once all programs in its `after` have settled."""
 
     def __init__(self, programs, cache, pool):
         self.left, self.cache, self.pool = {p.name: p for p in programs}, cache, pool
         self.by_shapes = {p.name for p in programs if p.by_shapes}
-        # By name, but for the Futures: programs of one digest compile once
+        # `jobs` and `settled` are by name, `futures` by digest: equal programs compile once
         self.jobs, self.settled, self.futures = {}, {}, {}
 
     def advance(self):
-        """Start what can start, and wait until one of the programs that compile has settled."""
+        """Start all programs that can start, and wait until one that compiles has settled."""
         for name, program in list(self.left.items()):
             if not any(other in self.left or other in self.jobs for other in program.after):
                 self._start(self.left.pop(name))
@@ -86,7 +103,7 @@ class _UnderWay:
                 del self.jobs[name]
 
     def with_waiting(self, program):
-        """The Program beside the results that it names as waiting."""
+        """Return the Program, with the results of the programs in its `waiting` in memory too."""
         held = []
         for name in program.waiting:
             guess = ", by its shapes" if name in self.by_shapes else ""
@@ -116,14 +133,22 @@ class _UnderWay:
 
 @contextlib.contextmanager
 def _devices_of(program):
-    """The mesh and the default device of a block: yields the device."""
+    """Set the mesh and the default device of a program for the block.
+
+    Yields:
+        The device.
+    """
     device = program.mesh.devices.flat[0]
     with jax.set_mesh(program.mesh), jax.default_device(device):
         yield device
 
 
 def _compiled(program, lowered, path):
-    """The Compiled of a program, from its file in the cache if that is there. path: None without a cache."""
+    """Return the Compiled of a program, from its file in the cache if it is there.
+
+    Args:
+        path: The file; None without a cache.
+    """
     if path is not None and path.exists():
         return read(path)
     began = time.monotonic()
@@ -139,7 +164,7 @@ def _compile(program, lowered):
     try:
         done = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        # The first line says whether memory or a kernel's limits refuse it
+        # The first line says the reason: memory, or a kernel's limits
         return Compiled(refusal=str(error).splitlines()[0])
     found = done.memory_analysis()
     memory = Memory(
@@ -156,7 +181,7 @@ def _compile(program, lowered):
 
 
 def _results(program, lowered, specs):
-    """The program's results as ShapeDtypeStructs with shardings."""
+    """Return the program's results as ShapeDtypeStructs with shardings."""
     leaves, tree = jax.tree.flatten(lowered.out_info)
     placed = [
         jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(program.mesh, spec))

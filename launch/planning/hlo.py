@@ -1,7 +1,8 @@
 """What one device does in a compiled program, from its optimised text.
 
-A loop's body counts as often as it runs; in XLA's own cost_analysis it counts once. Of the loop that decodes
-nobody knows how often: what a call does and what one turn of the loop does are counted apart.
+A loop's body counts as often as it runs; XLA's own cost_analysis counts it once. Nobody knows how
+often the decoding loop runs. So the work of a call and the work of one turn of that loop are
+separate Costs.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from launch.planning.hlo_loops import endless_loops, trip_count
 from launch.planning.hlo_text import Computation, Operation, parse
 from launch.planning.hlo_traffic import HALVES, does_work, operation_bytes
 
-# XLA writes a number near 2**63 for what it cannot estimate
+# XLA writes a number near 2**63 if it has no estimate
 NO_ESTIMATE = 2**50
 
 
@@ -24,12 +25,17 @@ NO_ESTIMATE = 2**50
 class Cost:
     """Work of one device.
 
-    flops: {label: FLOPs}: of products by operands' dtypes, of Pallas kernels by name. unknown: {kernel: how
-    often it runs} of kernels whose FLOPs are not counted. hbm_bytes: read and written. operations: {(FLOPs,
-    bytes) of an operation: how often it runs}, of those that run one after the other. count: of all
-    operations, collectives too, see hlo_traffic.does_work; beside_count: of those of them that are copies
-    beside other work. collectives: {(kind, axes): Collective}. cycles: XLA's estimates for a TPU; it gives
-    none for kernels and collectives.
+    Attributes:
+        flops: {label: FLOPs}. The label of a product is its operands' dtypes, and of a Pallas
+            kernel its name.
+        unknown: {kernel: how often it runs}, for kernels without a count of FLOPs.
+        hbm_bytes: Bytes read and written.
+        operations: {(FLOPs, bytes) of an operation: how often it runs}, for operations that run one
+            after the other.
+        count: The number of all operations, with collectives, see hlo_traffic.does_work.
+        beside_count: How many of these are copies that run at the same time as other work.
+        collectives: {(kind, axes): Collective}.
+        cycles: XLA's estimates for a TPU. It gives none for kernels and collectives.
     """
 
     flops: Counter = dataclasses.field(default_factory=Counter)
@@ -42,6 +48,7 @@ class Cost:
     cycles: float = 0.0
 
     def add(self, other, times=1):
+        """Add another Cost `times` times."""
         for name in ("flops", "unknown", "operations"):
             mine = getattr(self, name)
             for label, number in getattr(other, name).items():
@@ -55,41 +62,55 @@ class Cost:
 
     @property
     def sent_bytes(self):
-        """What the device sends in all collectives."""
+        """Bytes that the device sends in all collectives."""
         return sum(one.wire_bytes for one in self.collectives.values())
 
     @property
     def collective_count(self):
+        """The number of all collectives."""
         return sum(one.count for one in self.collectives.values())
 
     @property
     def asynchronous_count(self):
-        """How many of the collectives overlap with other work."""
+        """The number of collectives that overlap with other work."""
         return sum(one.asynchronous for one in self.collectives.values())
 
     def order(self):
-        """By what the branches of a conditional compare."""
+        """Return the numbers by which the branches of a conditional are compared."""
         return self.flops.total(), self.hbm_bytes, self.sent_bytes
 
 
 def program_cost(text: str, mesh_shape: dict, filled: float = 1.0) -> Cost:
-    """The Cost of a program, from the text of `compiled.as_text()`; of a CPU or a TPU.
+    """Return the Cost of a program that is compiled for a CPU or a TPU.
 
-    mesh_shape: {axis: size} in the order of the devices, as `mesh.shape`. filled: the share of a grouped
-    product's rows that belong to an expert: a kernel skips the others. The most expensive branch of a
-    conditional counts, but none in a scope "rarely". What a loop's condition computes does not count, and a
-    loop of unknown length counts as one turn. Raises ValueError for text that is no program.
+    The most expensive branch of a conditional counts, but never a branch in a scope "rarely". What
+    a loop's condition computes does not count. A loop of unknown length counts as one turn.
+
+    Args:
+        text: What `compiled.as_text()` returns.
+        mesh_shape: {axis: size} in the order of the devices, as `mesh.shape`.
+        filled: The share of a grouped product's rows that belong to an expert. A kernel skips the
+            other rows.
+
+    Raises:
+        ValueError: The text is not a program's.
     """
     computations, entry = parse(text)
     return _Walk(computations, dict(mesh_shape), filled).scheduled(entry)
 
 
 def decoding_costs(text: str, mesh_shape: dict, filled: float = 1.0):
-    """(the Cost of a call without its tokens, that of a token: of one turn of the decoding loop, that of a
-    token whose experts' rows are exchanged in two rounds, or None): the largest of those loops of the program
-    whose length nobody knows. Arguments as of program_cost.
+    """Return the Costs of a program that decodes: of a call, and of a token.
 
-    Raises ValueError for text that is no program, or has no such loop.
+    A token is one turn of the decoding loop: the largest of the program's loops that have no known
+    length. The arguments are as for program_cost.
+
+    Returns:
+        (the Cost of a call without its tokens, the Cost of a token, the Cost of a token that
+        exchanges experts' rows in two rounds). The last is None without such rounds.
+
+    Raises:
+        ValueError: The text is not a program's, or has no such loop.
     """
     computations, entry = parse(text)
     walk = _Walk(computations, dict(mesh_shape), filled)
@@ -106,7 +127,12 @@ def decoding_costs(text: str, mesh_shape: dict, filled: float = 1.0):
 
 @dataclasses.dataclass
 class _Walk:
-    """apart: the name of the loop's body that is no part of a call. rounds: of parallel.round_trip."""
+    """A walk through a program's computations that adds up Costs.
+
+    Attributes:
+        apart: The name of the loop body that does not count as a part of a call; None without one.
+        rounds: How many rounds of parallel.round_trip a token takes.
+    """
 
     computations: dict[str, Computation]
     mesh_shape: dict
@@ -115,15 +141,16 @@ class _Walk:
     rounds: int = 1
 
     def scheduled(self, name, asynchronous=False):
-        """The Cost of a computation whose operations run one by one."""
+        """Return the Cost of a computation that runs its operations one by one."""
         computation, cost = self.computations[name], Cost()
         for operation in computation.values():
             called, times = self._called(computation, operation, asynchronous)
             own = self._one(computation, operation, asynchronous)
             moved = operation_bytes(self.computations, computation, operation)
-            # A fusion's products are of one operation, as its traffic is
+            # A fusion is one operation, so its products and its traffic count together
             flops = own.flops.total() + (called.flops.total() if operation.kind == "fusion" else 0)
-            # A collective reads and writes while it sends, which takes longer
+            # A collective does not count here: it reads and writes while it sends, and sending
+            # takes longer
             beside = operation.kind.endswith(HALVES)
             if (flops or moved) and not beside and not own.collectives:
                 cost.operations[flops, moved] += 1
@@ -137,7 +164,7 @@ class _Walk:
         return cost
 
     def _called(self, computation, operation, asynchronous):
-        """(Cost, times) of the computations that an operation runs."""
+        """Return (Cost, times) of the computations that an operation runs."""
         if operation.kind == "while":
             body = operation.attribute(r"body=%?([\w.\-]+)")
             if body == self.apart:
@@ -159,15 +186,16 @@ class _Walk:
         return Cost(), 1
 
     def _is_rare(self, name):
-        """Whether a branch is what parallel.dispatch does where an expert's buffer overflows."""
+        """Return whether parallel.dispatch takes a branch only if an expert's buffer overflows."""
         return any(
             f"/{RARE}/" in _scope(operation) for operation in self.computations[name].values()
         )
 
     def _fused(self, fusion, asynchronous):
-        """The Cost of a fusion's body: its memory traffic is that of the fusion."""
+        """Return the Cost of a fusion's body, without memory traffic: the fusion counts that."""
         body, cost = self.computations[fusion.called()], Cost()
-        # TPU's form of a reduce-scatter, by the compiler's name. In other fusions a collective overlaps
+        # The compiler's name for a TPU's reduce-scatter. In all other fusions a collective overlaps
+        # with other work
         scatters = fusion.called().startswith("all-reduce-scatter")
         for operation in body.values():
             if operation.kind == "fusion":
@@ -193,7 +221,7 @@ class _Walk:
 
 
 def _scope(operation):
-    """Where an operation comes from: names of functions, modules and scopes, with slashes between them."""
+    """Return the functions, modules and scopes that an operation comes from, joined by slashes."""
     return operation.attribute(r'op_name="([^"]*)"') or ""
 
 

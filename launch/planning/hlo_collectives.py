@@ -8,7 +8,8 @@ import numpy as np
 
 from launch.planning.hlo_text import Computation, Operation
 
-# Groups of devices, in XLA's three notations: listed; counted, split and transposed; the axes of a mesh
+# XLA's three notations for groups of devices: a list; a count that is split and transposed; axes of
+# a mesh
 LISTED = re.compile(r"(replica_groups|source_target_pairs)=(\{[\d,{}]*\})")
 COUNTED = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 MESH = re.compile(
@@ -27,11 +28,14 @@ KINDS = (
 
 @dataclasses.dataclass
 class Collective:
-    """Collectives of one kind along the same axes, of one device.
+    """Collectives of one kind along the same axes, for one device.
 
-    count: how often they run; asynchronous: how many of these overlap with other work, by the program's text.
-    bytes: of whole arrays: gathered, or before they are reduced, scattered or exchanged. wire_bytes: what the
-    device sends where a ring does it; hidden_bytes: those of the asynchronous among them.
+    Attributes:
+        count: How often they run.
+        asynchronous: How many of these overlap with other work, by the program's text.
+        bytes: Bytes of whole arrays: after a gather, or before a reduction, scatter or exchange.
+        wire_bytes: Bytes that the device sends if the collective goes around a ring.
+        hidden_bytes: The part of wire_bytes that asynchronous collectives send.
     """
 
     count: int = 0
@@ -41,6 +45,7 @@ class Collective:
     hidden_bytes: float = 0.0
 
     def add(self, other, times):
+        """Add another Collective `times` times."""
         self.count += times * other.count
         self.asynchronous += times * other.asynchronous
         self.bytes += times * other.bytes
@@ -56,12 +61,16 @@ def collective_of(
     scatters: bool,
     asynchronous: bool,
 ):
-    """((kind, axes), Collective) of a collective operation or its start; None for all else, and for groups of
-    one device.
+    """Return what an operation moves, if it is a collective or the start of one.
 
-    mesh_shape: {axis: size} in the order of the devices. axes: those along which a group's devices differ.
-    scatters: whether of a reduction's result only the device's part is kept. asynchronous: whether what holds
-    the operation overlaps with other work.
+    Args:
+        mesh_shape: {axis: size} in the order of the devices.
+        scatters: True if the device only uses its part of a reduction's result.
+        asynchronous: True if the operation is in something that overlaps with other work.
+
+    Returns:
+        ((kind, axes), Collective). A group's devices differ along these axes. None for all other
+        operations, and for groups of one device.
     """
     kind = operation.kind.removesuffix("-start")
     if kind not in KINDS:
@@ -80,10 +89,11 @@ def collective_of(
 
 
 def continues(body: Computation, operation: Operation):
-    """Whether an operation of a fusion carries on a collective that an earlier fusion started.
+    """Return whether an operation in a fusion continues a collective of an earlier fusion.
 
-    A TPU runs a collective beside several fusions. Each of them repeats the operation, with the number of its
-    chain; in the first "AsyncCollectiveStart" uses it, and "AsyncCollectiveDone" is the end of the last.
+    A TPU runs a collective at the same time as several fusions. Each of them repeats the operation,
+    with the number of its chain. In the first one "AsyncCollectiveStart" uses it, and
+    "AsyncCollectiveDone" is the end of the last one.
     """
     if operation.attribute(r'(chain_id)="'):
         users = body.users[operation.name]
@@ -96,7 +106,7 @@ def _whole_bytes(kind, computation, operation, devices):
     if kind == "all-gather":
         return devices * sum(given)
     if kind == "ragged-all-to-all":
-        # Rows, and a buffer for rows: one of the two has room to spare
+        # The operands are rows, and a buffer for rows. One of the two has room to spare
         return min(given[:2])
     return sum(given)
 
@@ -111,7 +121,7 @@ def _axes(groups, mesh_shape):
 
 
 def _groups(attributes, devices):
-    """The numbers of the devices that exchange with each other, group by group; a permutation's pairs."""
+    """Return the numbers of the devices in each group; for a permutation, its pairs."""
     if match := LISTED.search(attributes):
         groups = [_numbers(group) for group in re.findall(r"\{([\d,]+)\}", match[2])]
         return groups or ([list(range(devices))] if match[1] == "replica_groups" else [])
@@ -128,24 +138,32 @@ def _numbers(text):
 
 
 def _iota(shape, transposed):
-    """int[devices]: counted in a shape, then read with its dimensions transposed; both as "2,4"."""
+    """Return int[devices]: numbers counted in a shape, then read with its dimensions transposed.
+
+    Args:
+        shape: A text such as "2,4".
+        transposed: The order of the dimensions, a text too; None for no change.
+    """
     shape = _numbers(shape)
     ids = np.arange(math.prod(shape)).reshape(shape)
     return ids.transpose(_numbers(transposed) if transposed else range(len(shape))).reshape(-1)
 
 
 def _along(chosen, mesh, ids):
-    """int[groups, devices of one] of a mesh's notation.
+    """Return int[groups, devices of a group] for the notation by a mesh.
 
-    mesh: "'axis_0'=2,'axis_1'=4". chosen: some of these axes, or parts of them: 'axis_1':(2)2 has the size 2
-    and 2 blocks of it are outside it.
+    Args:
+        chosen: Some of the mesh's axes, or parts of them: 'axis_1':(2)2 is a part of size 2, and 2
+            blocks of it are outside the group.
+        mesh: "'axis_0'=2,'axis_1'=4".
+        ids: int[devices], in the order of the mesh.
     """
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh)}
     parts = {name: (1, size, 1) for name, size in sizes.items()}
     for name, before, size in re.findall(r"'(\w+)':\((\d+)\)(\d+)", chosen):
         before, size = int(before), int(size)
         parts[name] = (before, size, sizes[name] // before // size)
-    # Every axis as (outside, its chosen part, inside)
+    # Every axis becomes three: outside, its chosen part, inside
     ids = ids.reshape([size for triple in parts.values() for size in triple])
     names = list(parts)
     inner = [3 * names.index(name) + 1 for name in re.findall(r"'(\w+)'", chosen)]

@@ -1,4 +1,4 @@
-"""Multiplications and additions of one operation of a compiled program, by the shapes of its operands."""
+"""FLOPs (multiplications and additions) of one operation, by the shapes of its operands."""
 
 import functools
 import math
@@ -8,16 +8,16 @@ import numpy as np
 
 from launch.planning.hlo_text import Computation, Operation
 
-# The label of a grouped product, and what it starts with where the operands are not bfloat16
+# The label of a grouped product of bfloat16; with other operands, the start of the label
 GROUPED = "grouped matmul"
 FP8 = "f8e4m3fn"
 
 
 def operation_flops(computation: Computation, operation: Operation):
-    """(label, FLOPs) of a matrix product, a convolution or a Pallas kernel; None for all else.
+    """Return (label, FLOPs) of a product, a convolution or a Pallas kernel; None for all else.
 
-    The label of a product is its operands' dtypes. FLOPs are None for a kernel that is not understood and
-    gives no estimate of its own.
+    The label of a matrix product is its operands' dtypes. FLOPs are None for a kernel that is not
+    known here and gives no estimate.
     """
     if operation.kind in ("dot", "convolution"):
         left, right = (computation[name].result[0] for name in operation.operands[:2])
@@ -35,10 +35,12 @@ def _dot(operation, left, right):
 
 
 def _convolution(operation, left, right):
-    """2 for each output feature, batch, input feature of the kernel, and pair of positions that meet.
+    """Return the FLOPs of a convolution.
 
-    On TPU every matrix product is a convolution. A product's batch and further contracted dimensions are
-    positions, with strides and dilations under which only the right pairs meet.
+    They are 2 for each output feature, batch, input feature of the kernel, and pair of positions
+    that meet. On TPU every matrix product is a convolution. A product's batch and further
+    contracted dimensions are then positions, with strides and dilations under which only the right
+    pairs meet.
     """
     labels = operation.attribute(r"dim_labels=(\w+->\w+)")
     left_labels, right_labels, out_labels = re.split(r"_|->", labels)
@@ -65,7 +67,10 @@ def _at(window, key, dim, default):
 
 @functools.lru_cache(maxsize=2**12)
 def _meetings(size, kernel, places, stride, left_dilation, right_dilation, padding):
-    """Pairs (a place of the window, a position of the kernel) that meet an element, not padding or a gap."""
+    """Count pairs (a place of the window, a position of the kernel) that meet an element.
+
+    A pair that meets padding or a gap does not count.
+    """
     position = np.arange(places)[:, None] * stride + np.arange(kernel) * right_dilation - padding
     inside = (position >= 0) & (position <= (size - 1) * left_dilation)
     return int((inside & (position % left_dilation == 0)).sum())
@@ -77,7 +82,7 @@ def _kernel(computation, operation):
     operands = computation.arrays(operation.operands)
     operands = [array for array in operands if _is_float(array) and len(array.shape) > 1]
     if not any(_is_float(x) for x in operation.result):
-        # It makes lists of tiles for another kernel
+        # This kernel only makes lists of tiles for another kernel
         return None
     estimate = operation.attribute(r'"cost_estimate":\{"flops":"(\d+)"')
     if fp8 := re.search(r"fp8_(product|t?gmm)", label + where):
@@ -98,24 +103,29 @@ def _is_float(array):
 
 
 def _grouped(operands, result):
-    """2 r d f: each of r rows, filled or not, meets the matrix [d f] of one group. None: other shapes."""
+    """Return the FLOPs of a grouped product, 2 r d f; None for other shapes.
+
+    Each of r rows, filled or not, meets the matrix [d f] of one group.
+    """
     shapes = [array.shape for array in operands]
     out = result[0].shape
     if len(out) == 2 and sorted(map(len, shapes)) == [2, 3]:
         rows = next(shape for shape in shapes if len(shape) == 2)
         return 2 * math.prod(rows) * out[1]
-    # Over the rows: [r d] or [d r], and [r f] -> [groups d f]
+    # A product over the rows: [r d] or [d r], and [r f] -> [groups d f]
     if len(out) == 3 and list(map(len, shapes)) == [2, 2]:
         return 2 * math.prod(shapes[0]) * out[2]
     return None
 
 
 def _splash(phase, operands, result):
-    """FLOPs of causal attention, half of the square: the text does not say which mask a kernel has.
+    """Return the FLOPs of causal attention, half of the square.
 
-    In units of a product over the keys' width x or the values' width u: forward, scores and outputs; dq,
-    scores, gradients of weights, queries; dkv, scores, gradients of weights, values, keys, and of queries too
-    where it is fused: those then have one more dimension, of blocks of keys.
+    The text does not say which mask a kernel has. FLOPs are counted in products over the keys'
+    width x or the values' width u. The forward kernel computes scores and outputs. The dq kernel
+    computes scores, and gradients of weights and queries. The dkv kernel computes scores, and
+    gradients of weights, values and keys. If dkv is fused, it computes gradients of queries too,
+    which then have one more dimension, of blocks of keys.
     """
     queries, keys, values = (array.shape for array in operands[:3])
     x, u = queries[-1], values[-1]

@@ -4,31 +4,36 @@ from launch.planning.hlo_text import VIEWS, Operation
 
 
 def endless_loops(computations, computation):
-    """The names of the bodies of a computation's loops without a known count."""
+    """Return the names of the bodies of a computation's loops that have no known count."""
     loops = [operation for operation in computation.values() if operation.kind == "while"]
     unknown = [loop for loop in loops if trip_count(computations, computation, loop) is None]
     return [loop.attribute(r"body=%?([\w.\-]+)") for loop in unknown]
 
 
 def trip_count(computations, computation, loop: Operation):
-    """How often a while's body runs; None where nobody knows.
+    """Return how often the body of a while loop runs; None if nobody knows.
 
-    XLA's own count, where it gives one; else the constant that the condition compares a counter with, less
-    the counter's first value where that is a constant.
+    This is XLA's count, if the text gives one. Otherwise it is the constant with which the
+    condition compares a counter, minus the counter's first value if that is a constant.
     """
     known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
     if known:
         return int(known)
     body = computations[loop.attribute(r"condition=%?([\w.\-]+)")]
     for counter, limit in _comparisons(computations, body, {}):
-        # Below 0 an index counts from the end: no limit of a loop
+        # A comparison with 0 is about an index, which counts from the end below 0: it limits no
+        # loop
         if limit is not None and limit > 0:
             return limit - _start(computation, body, loop, counter)
     return None
 
 
 def _comparisons(computations, body, given):
-    """(a counter's name, its limit) of each "<", None where not known. given: {parameter: constant}."""
+    """Yield (a counter's name, its limit) for each "<" in a condition; None for what is not known.
+
+    Args:
+        given: {parameter: constant}.
+    """
     for operation in body.values():
         if operation.kind == "fusion":
             inner = computations[operation.called()]
@@ -42,7 +47,7 @@ def _comparisons(computations, body, given):
 
 
 def _outside(fusion, inner, name):
-    """The operand of a fusion that is a parameter of its body, or None."""
+    """Return the operand of a fusion that is this parameter of its body; None for no parameter."""
     is_given = name is not None and inner[name].kind == "parameter"
     return fusion.operands[int(inner[name].inside)] if is_given else None
 
@@ -57,7 +62,7 @@ def _constant(body, name, given=None):
 
 
 def _start(computation, condition, loop, counter):
-    """A loop's counter before the first turn; 0 where the program's text does not show it."""
+    """Return a loop's counter before the first turn; 0 if the program's text does not show it."""
     carried = computation[loop.operands[0]]
     if counter is None or carried.kind != "tuple":
         return 0

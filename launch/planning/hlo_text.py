@@ -1,4 +1,7 @@
-"""XLA's text of a compiled program (`compiled.as_text()`), as records: computations, operations, arrays."""
+"""Records of XLA's text of a compiled program: computations, operations, arrays.
+
+`compiled.as_text()` returns this text.
+"""
 
 import functools
 import math
@@ -8,12 +11,18 @@ from typing import NamedTuple
 HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)")
 ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?")
-# What hands an array on as it is, or rounds or reorders it on the way
+# Kinds of operations that pass an array on: as it is, rounded, or in another order
 VIEWS = ("bitcast", "copy", "reshape", "convert", "transpose")
 
 
 class Array(NamedTuple):
-    """space: of memory: 0 is the device's (HBM), 1 vector memory, 5 the host's, others scalars and flags."""
+    """An array in the text.
+
+    Attributes:
+        dtype: XLA's name of the dtype.
+        space: The kind of memory: 0 is the device's (HBM), 1 vector memory, 5 the host's. Others
+            are for scalars and flags.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -21,17 +30,26 @@ class Array(NamedTuple):
 
     @property
     def bytes(self):
-        """Without the padding of tiled layouts."""
+        """Bytes, without the padding of tiled layouts."""
         bits = 8 if self.dtype == "pred" else int((re.search(r"\d+", self.dtype) or "0")[0])
         return math.prod(self.shape) * bits / 8
 
     @property
     def hbm_bytes(self):
+        """Bytes in the device's memory; 0 for an array elsewhere."""
         return 0 if self.space else self.bytes
 
 
 class Operation(NamedTuple):
-    """One line. result: its arrays, a tuple's in order. inside: the text in its parentheses."""
+    """One line of the text.
+
+    Attributes:
+        result: Its arrays; the arrays of a tuple are in order.
+        operands: Names of operations.
+        inside: The text in its parentheses.
+        attributes: The text after its parentheses.
+        is_root: True if the operation is the result of its computation.
+    """
 
     name: str
     kind: str
@@ -42,33 +60,35 @@ class Operation(NamedTuple):
     is_root: bool
 
     def attribute(self, pattern: str):
-        """What the pattern's group matches in the attributes, or None."""
+        """Return what the pattern's group matches in the attributes, or None."""
         match = re.search(pattern, self.attributes)
         return match and match[1]
 
     def called(self):
-        """The name of the one computation that it calls, or None."""
+        """Return the name of the one computation that it calls, or None."""
         return self.attribute(r"\b(?:calls|to_apply)=%?([\w.\-]+)")
 
 
 class Computation(dict):
-    """{name: Operation}, in order."""
+    """The operations of a computation, in order: {name: Operation}."""
 
     def arrays(self, names):
+        """Return the result arrays of the operations with these names, in one list."""
         return [array for name in names for array in self[name].result]
 
     @functools.cached_property
     def root(self):
+        """The operation that is the computation's result."""
         return next(operation for operation in self.values() if operation.is_root)
 
     @functools.cached_property
     def parameters(self):
-        """{position: name}"""
+        """The names of the parameters: {position: name}."""
         return {int(o.inside): o.name for o in self.values() if o.kind == "parameter"}
 
     @functools.cached_property
     def users(self):
-        """{name: [Operation that has it as an operand, once]}"""
+        """The users of each operation: {name: [Operation that has it as an operand, once]}."""
         users = {name: [] for name in self}
         for operation in self.values():
             for name in dict.fromkeys(operation.operands):
@@ -77,9 +97,16 @@ class Computation(dict):
 
 
 def parse(text: str):
-    """({name: Computation}, the name of the one that runs)."""
+    """Parse the text of a program.
+
+    Returns:
+        ({name: Computation}, the name of the one that runs).
+
+    Raises:
+        ValueError: The text is not a program's.
+    """
     computations, entry, current = {}, None, None
-    # A kernel's metadata breaks its line
+    # A kernel's metadata has line breaks
     text = re.sub(r'\n(?="|\}\})', " ", text)
     for line in text.splitlines():
         if line.startswith(" "):
@@ -108,7 +135,7 @@ def _operation(name, text, is_root):
 
 
 def _parenthesised(text):
-    """(what is in the parentheses that open the text, what comes after them)."""
+    """Return (the text in the parentheses that open `text`, the text after them)."""
     depth = 0
     for match in re.finditer(r"[()]", text):
         depth += 1 if match[0] == "(" else -1
@@ -119,7 +146,10 @@ def _parenthesised(text):
 
 @functools.lru_cache(maxsize=2**14)
 def arrays(text: str):
-    """The Arrays of a result's text, as "(bf16[8,128]{1,0:T(8,128)S(1)}, u32[])"; a nested tuple's flat."""
+    """Return the Arrays in a result's text, as "(bf16[8,128]{1,0:T(8,128)S(1)}, u32[])".
+
+    The arrays of a nested tuple are in the same flat tuple.
+    """
     return tuple(
         Array(
             dtype,

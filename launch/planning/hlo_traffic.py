@@ -1,26 +1,29 @@
-"""Which operations of a compiled program do work, and the bytes of device memory that each one moves."""
+"""The operations of a compiled program that do work, and the memory bytes that each one moves."""
 
 from launch.planning.hlo_collectives import continues
 from launch.planning.hlo_text import VIEWS, Computation, Operation
 
-# Names, or work of the operations of other computations
+# Kinds that only name arrays, or that leave the work to operations of other computations
 FREE = (
     "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id "
     "replica-id opt-barrier add-dependency domain"
 ).split()
 CUTS = ("slice", "dynamic-slice", "gather")
-# {what writes a part of its first operand in place: the operand that it writes}
+# {kind that writes a part of its first operand in place: position of the operand that it writes}
 WRITES = {"dynamic-update-slice": 1, "scatter": 2}
 CALLING_STARTS = ("async-start", "call-start")
-# The ends of the kinds of operations that run beside the others, as copies of weights into vector memory
+# Endings of the kinds that run at the same time as others, such as copies of weights into vector
+# memory
 HALVES = ("-start", "-update", "-done")
-# These reserve memory or mark a time
+# These custom calls reserve memory or mark a time
 FREE_TARGETS = r'custom_call_target="(AllocateBuffer|PrepareAsyncCall\w*)"'
 
 
 def does_work(operation: Operation):
-    """Whether an operation outside fusions counts as one. A pair does once, at its start; where the start
-    calls a computation, the operations in there count instead.
+    """Return whether an operation outside fusions counts as one.
+
+    A pair of start and end counts once, at its start. If the start calls a computation, the
+    operations in that computation count instead.
     """
     if operation.kind in FREE or operation.attribute(FREE_TARGETS):
         return False
@@ -30,10 +33,11 @@ def does_work(operation: Operation):
 
 
 def operation_bytes(computations, computation: Computation, operation: Operation):
-    """HBM bytes of an operation outside fusions: its operands and its result, without layouts' padding.
+    """Return the HBM bytes of an operation outside fusions: its operands and its result.
 
-    Of an array that is cut or updated in place, the part. What lies in other memories does not count. An
-    asynchronous operation reads at its start and writes at its end, one that calls a computation in there.
+    Padding of layouts does not count, and neither do arrays in other memories. If an array is cut,
+    or updated in place, only the part counts. An asynchronous operation reads at its start and
+    writes at its end. If it calls a computation, the bytes of that computation count instead.
     """
     kind, operands = operation.kind, computation.arrays(operation.operands)
     if kind in FREE or operation.attribute(FREE_TARGETS):
@@ -48,7 +52,7 @@ def operation_bytes(computations, computation: Computation, operation: Operation
         if operation.called() and kind in CALLING_STARTS:
             return 0
         if kind.removesuffix("-start") in CUTS:
-            # The start's tuple: operands, the result, a semaphore
+            # The result of the start is a tuple: operands, the result, a semaphore
             return min(operation.result[len(operands)].bytes, operands[0].hbm_bytes)
         return hbm(operands)
     if kind in CUTS:
@@ -61,6 +65,7 @@ def operation_bytes(computations, computation: Computation, operation: Operation
 
 
 def hbm(arrays):
+    """Return the bytes of these arrays in the device's memory."""
     return sum(array.hbm_bytes for array in arrays)
 
 
@@ -81,7 +86,7 @@ def _fusion_bytes(computations, computation, fusion):
 
 
 def _read(computations, body, name):
-    """Bytes that a fusion's body reads of one of its values."""
+    """Return the bytes that a fusion's body reads from one of its values."""
     whole = sum(array.bytes for array in body[name].result)
     total = whole if body[name].is_root else 0
     for user in body.users[name]:
@@ -91,7 +96,7 @@ def _read(computations, body, name):
         elif user.kind in WRITES and is_first or continues(body, user):
             continue
         elif user.kind == "tuple" and body[name].kind == "parameter":
-            # Handed on as it is
+            # The value is passed on as it is
             continue
         elif user.kind in VIEWS:
             total += _read(computations, body, user.name)
@@ -106,7 +111,7 @@ def _read(computations, body, name):
 
 
 def _written(computations, body, output):
-    """Bytes that a fusion's body writes to one of its results."""
+    """Return the bytes that a fusion's body writes to one of its results."""
     while output.kind == "bitcast":
         output = body[output.operands[0]]
     if output.kind == "parameter" or continues(body, output):

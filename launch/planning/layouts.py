@@ -1,4 +1,4 @@
-"""How an update is laid out over devices: what --search varies, and which fields of a config set it."""
+"""Layouts of an update over devices, which --search varies, and the config fields for them."""
 
 import dataclasses
 
@@ -8,7 +8,13 @@ from deepseek_jax.parallel.mesh import size_name
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How an update is spread: the size of every mesh axis, the micro-batches, and ModelConfig's remat."""
+    """How an update is spread over devices.
+
+    Attributes:
+        mesh: {axis: size} of every mesh axis.
+        micro_batches: Their number.
+        remat: ModelConfig's field.
+    """
 
     mesh: dict[str, int]
     micro_batches: int
@@ -20,7 +26,11 @@ class Layout:
 
 
 def layout_fields(updates: list[Program], layout: Layout):
-    """{dotted field of an experiment's config: value} that lay its updates out so."""
+    """Return the fields of an experiment's config that give its updates a layout.
+
+    Returns:
+        {dotted field: value}.
+    """
     fields = {f"mesh.{size_name(axis)}": size for axis, size in layout.mesh.items()}
     for update in updates:
         block = f"{update.path}." if update.path else ""

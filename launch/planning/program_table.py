@@ -1,4 +1,4 @@
-"""One program of a plan in detail: what a device holds, what it does in a call and a token, and how long."""
+"""The table of one program in a plan: what a device holds, what it does, and how long it takes."""
 
 from rich.table import Table
 
@@ -11,7 +11,7 @@ from launch.planning.summary import duration, fits, held_at_once
 
 
 def program_table(program: Program, compiled: Compiled, seconds: Seconds | None, chip: Chip):
-    """A rich Table of one program, on one device."""
+    """Return a rich Table of one program, for one device."""
     table = Table(title=program.name, show_header=False, title_justify="left")
     axes = " ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items() if size > 1)
     table.add_row("devices", f"{program.mesh.size} x {chip.device_kind} {axes}")
@@ -24,7 +24,7 @@ def program_table(program: Program, compiled: Compiled, seconds: Seconds | None,
             table.add_row(name, text)
     if seconds is not None:
         for name, text in _works(program, compiled, seconds, chip):
-            # What begins with nothing but its name is a part of its own
+            # The rows "a call" and "a token" each begin a section
             if name.startswith("a "):
                 table.add_section()
             table.add_row(name, text)
@@ -32,7 +32,7 @@ def program_table(program: Program, compiled: Compiled, seconds: Seconds | None,
 
 
 def _memory(program, compiled, chip):
-    """(name, text) of what one device holds."""
+    """Yield the rows (name, text) on what one device holds."""
     for name, size in vars(compiled.memory).items():
         if size:
             yield f"{name}, bytes", _bytes(size)
@@ -48,7 +48,7 @@ def _bytes(size):
 
 
 def _works(program, compiled, seconds, chip):
-    """(name, text) of what one device does in a call, and in a token where it decodes."""
+    """Yield the rows (name, text) on one device's work in a call, and in a token if it decodes."""
     yield "a call", f"at most {program.times:,} in a step"
     if seconds.token is None:
         yield from _needed(program, compiled.cost)
@@ -64,7 +64,10 @@ def _works(program, compiled, seconds, chip):
 
 
 def _needed(program, cost):
-    """The FLOPs that the model needs, where some of those carried out are counted; kernels that are not."""
+    """Yield the rows on FLOPs: needed against carried out, and kernels that are not counted.
+
+    The first row needs a count of FLOPs that are carried out.
+    """
     executed = cost.flops.total()
     if program.flops and executed:
         needed = program.flops / program.mesh.size
@@ -101,7 +104,7 @@ def _rates(program, seconds, chip):
 
 
 def _none_asynchronous(cost, chip):
-    """What was tried where no collective of a token overlaps with other work."""
+    """Yield a row on what was tried, if no collective of a token overlaps with other work."""
     if not cost.asynchronous_count:
         tried = ", ".join(chip.tried_on_decoding) or "no option of the compiler for this chip"
         yield "asynchronous", f"no collective; tried: {tried} (costs/chips.py)"

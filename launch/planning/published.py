@@ -1,4 +1,4 @@
-"""Published times of a training step beside our prediction, of our program of the step on the same chips."""
+"""Published times of training steps, next to our prediction for our program on the same chips."""
 
 import dataclasses
 from pathlib import Path
@@ -17,13 +17,13 @@ from launch.planning.roofline import Roofline, seconds_of, share_of_peak
 from launch.planning.summary import fits
 from launch.planning.topology import planned_mesh, recipes_programs
 
-# What lies between the roofline and a clock, as far as the programs are the same
+# Why a clock shows more than the roofline, even for the same program
 LEFT_OUT = (
     "the compiler's schedule: how much of the asynchronous collectives it hides",
     "products whose tiles do not fill the matrix unit",
     "links that two collectives want at once",
 )
-# In what the programs differ
+# How the two programs differ
 DIFFERENT = (
     "MaxText keeps layers' inputs, on v5p attention's outputs too, in the host's memory",
     "our buffer for routed tokens is a quarter larger than the balanced share: gathers read empty rows too",
@@ -33,10 +33,17 @@ DIFFERENT = (
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A published step of DeepSeek-V3's pre-training in bfloat16, on synthetic data, without MTP.
+    """A published step of DeepSeek-V3's pre-training: bfloat16, synthetic data, no MTP.
 
-    topology: of launch/plan.py. rows of length tokens each are a batch. seconds: of a step. source: of these
-    numbers. mesh, micro_batch_size, remat: ours, fields of configs/pretrain_v3.py.
+    Attributes:
+        topology: As for launch/plan.py.
+        rows: Rows of a batch.
+        length: Tokens of a row.
+        seconds: Seconds of a step.
+        source: Where these numbers are published.
+        mesh: Our choice for the field of configs/pretrain_v3.py.
+        micro_batch_size: As `mesh`.
+        remat: As `mesh`.
     """
 
     name: str
@@ -55,11 +62,11 @@ class Published:
         return self.rows * self.length
 
     def factor(self, predicted: float):
-        """How many times longer than a predicted number of seconds the published step takes."""
+        """Return the published seconds over the predicted seconds."""
         return self.seconds / predicted
 
     def fields(self):
-        """{dotted field of configs/pretrain_v3.py: its value}."""
+        """Return the fields of configs/pretrain_v3.py that give the step: {dotted field: value}."""
         stage = dict(
             sequence_length=self.length,
             batch_size=self.rows,
@@ -74,7 +81,7 @@ class Published:
         }
 
 
-# MaxText's recipes in the repository AI-Hypercomputer/tpu-recipes
+# From MaxText's recipes in the repository AI-Hypercomputer/tpu-recipes
 PUBLISHED = (
     Published(
         "512 v5p chips",
@@ -103,7 +110,14 @@ PUBLISHED = (
 
 
 def published(cache: Path | None):
-    """Print each published step beside our prediction: -> whether our programs of them fit."""
+    """Print each published step next to our prediction.
+
+    Args:
+        cache: The folder of compiled plans; None for no cache.
+
+    Returns:
+        Whether our programs of these steps fit.
+    """
     fitting = []
     for row in PUBLISHED:
         config = load_config("pretrain_v3")
@@ -116,7 +130,11 @@ def published(cache: Path | None):
 
 
 def print_published(row: Published, program: Program, chip: Chip, cache: Path | None):
-    """Compile our program of a published step and print both times: -> whether it fits."""
+    """Compile our program of a published step, and print both times.
+
+    Returns:
+        Whether the program fits.
+    """
     console = Console(width=WIDTH, soft_wrap=True)
     [(_, compiled)] = compile_programs([program], cache)
     seconds = seconds_of(program, compiled, chip)
@@ -127,7 +145,7 @@ def print_published(row: Published, program: Program, chip: Chip, cache: Path | 
 
 
 def published_table(row: Published, program: Program, seconds: Roofline, chip: Chip):
-    """A rich Table of the predicted and the published time, and what lies between them."""
+    """Return a rich Table of the predicted and the published time, and why they differ."""
     table = Table(title=row.name, show_header=False, title_justify="left")
     table.add_row("source", row.source)
     table.add_row("tokens a step", f"{row.tokens:,} = {row.rows:,} rows x {row.length:,}")

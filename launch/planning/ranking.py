@@ -1,7 +1,8 @@
-"""Rank the meshes of a search by what their collectives cost, so that only a few have to be compiled.
+"""Rank the meshes of a search by the cost of their collectives, so that only a few are compiled.
 
-Counted are the gathers of weights with the sum of their gradients, and the exchanges of activations between
-devices that share rows, heads or experts. Left out: exchanges that remat repeats, and sums over slices.
+The cost counts the gathers of weights with the sums of their gradients, and the exchanges of
+activations between devices that share rows, heads or experts. It leaves out exchanges that remat
+repeats, and sums over slices.
 """
 
 import dataclasses
@@ -21,9 +22,13 @@ from launch.planning.shards import Shards, compute_bytes, micro_batches, shards
 class Ranked:
     """A mesh over which the updates split, with room for their state.
 
-    micro_batches: the numbers of them into which the rows of every update split. state: Shards.state of the
-    update that holds most. gathers, exchanges: seconds of one call of each update, with nothing hidden; each
-    micro-batch repeats the gathers.
+    Attributes:
+        mesh: {axis: size}.
+        micro_batches: The numbers of micro-batches into which the rows of every update split.
+        state: Shards.state of the update that holds most.
+        gathers: Seconds of the gathers in one call of each update with one micro-batch, if no other
+            work hides them. Each micro-batch repeats them.
+        exchanges: Seconds of the exchanges in one call of each update, if no other work hides them.
     """
 
     mesh: dict[str, int]
@@ -33,15 +38,20 @@ class Ranked:
     exchanges: float
 
     def collectives(self, micro_batches: int):
-        """Seconds of all collectives."""
+        """Return the seconds of all collectives with this number of micro-batches."""
         return micro_batches * self.gathers + self.exchanges
 
 
 def rank(updates: list[Program], meshes: list[dict], mesh_of: Callable[[dict], Mesh], chip: Chip):
-    """([Ranked], [why a mesh was dropped]).
+    """Estimate the collectives of each mesh that the updates fit on.
 
-    updates: of any mesh: their shapes and axes alone are read. meshes: as of shards.meshes. mesh_of({axis:
-    size}) is the Mesh over the devices.
+    Args:
+        updates: On any mesh: only their shapes and axes are read.
+        meshes: As shards.meshes returns them.
+        mesh_of: mesh_of({axis: size}) returns the Mesh over the devices.
+
+    Returns:
+        ([Ranked], [why a mesh was dropped]), both in the order of `meshes`.
     """
     ranked, dropped = [], []
     for sizes in meshes:
@@ -53,13 +63,17 @@ def rank(updates: list[Program], meshes: list[dict], mesh_of: Callable[[dict], M
 
 
 def best_first(ranked: list[Ranked], micro_batches: int):
-    """The meshes that split a batch into `micro_batches`, those with the cheapest collectives first."""
+    """Return the meshes that split a batch into `micro_batches`, the cheapest collectives first."""
     possible = [one for one in ranked if micro_batches in one.micro_batches]
     return sorted(possible, key=lambda one: (one.collectives(micro_batches), one.state))
 
 
 def _ranked(updates, sizes, mesh_of, chip):
-    """Raises ValueError where an update does not split over a mesh, or has no room for its state."""
+    """Return the Ranked of one mesh.
+
+    Raises:
+        ValueError: An update does not split over the mesh, or has no room for its state.
+    """
     abstract = AbstractMesh(tuple(sizes.values()), tuple(sizes))
     counts = set.intersection(*(set(micro_batches(update, abstract)) for update in updates))
     held = [shards(update, abstract) for update in updates]
@@ -76,18 +90,18 @@ def _ranked(updates, sizes, mesh_of, chip):
 
 
 def _gather_seconds(held: Shards, sizes: dict, chip: Chip, mesh: Mesh):
-    """Seconds of one micro-batch."""
+    """Return the seconds of the gathers in one micro-batch."""
     seconds = 0.0
     for axes, whole in held.gathered.items():
         parts = math.prod(sizes[axis] for axis in axes)
-        # Forward, backward, and the same wire for the gradients
+        # Gathers in the forward and the backward pass, and as many bytes for the gradients
         wire = 3 * whole * (parts - 1) / parts
         seconds += collective_seconds("all-gather", axes, wire, chip, mesh)
     return seconds
 
 
 def _exchange_seconds(program: Program, sizes: dict, chip: Chip, mesh: Mesh):
-    """Seconds of an update, in all its micro-batches."""
+    """Return the seconds of the exchanges of an update, in all its micro-batches."""
     config = program.model
     tokens = program.tokens / math.prod(
         sizes[axis] for axis in ("slice", "data", "fsdp", "expert", "context")
@@ -95,7 +109,8 @@ def _exchange_seconds(program: Program, sizes: dict, chip: Chip, mesh: Mesh):
     # Forward and backward
     numbers = 2 * tokens * compute_bytes(program) / sizes["pipeline"]
     routed = config.num_moe_layers * (config.num_experts_per_tok or 0) * config.hidden_size
-    # Rows to their experts and back; heads' rows and outputs; two sums of a layer, each there and back
+    # Numbers of a token: rows to their experts and back; rows of heads, and their outputs; two sums
+    # in each layer, both there and back
     one_way = {
         ("ragged-all-to-all", "expert"): 2 * routed,
         ("all-to-all", "context"): config.num_hidden_layers * _heads(config) / sizes["tensor"],
@@ -110,7 +125,7 @@ def _exchange_seconds(program: Program, sizes: dict, chip: Chip, mesh: Mesh):
 
 
 def _heads(config: ModelConfig):
-    """Numbers of a token in the queries, keys, values and outputs of a layer's heads."""
+    """Count a token's numbers in the queries, keys, values and outputs of a layer's heads."""
     if config.is_mla:
         key = config.qk_nope_head_dim + config.qk_rope_head_dim
         return 2 * config.num_attention_heads * (key + config.v_head_dim)

@@ -1,17 +1,23 @@
-"""What a plan keeps of a compiled program."""
+"""What a plan records of a compiled program: its memory and its costs."""
 
 import dataclasses
 
 from launch.planning.hlo import Cost
 
-# The Costs of a Compiled
+# The fields of a Compiled that are Costs
 COSTS = "cost", "token", "two_rounds"
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one device: a program's arguments, those of them that its results take the place of, results,
-    temporaries, and the most that is alive at once.
+    """Bytes of one device, for one program.
+
+    Attributes:
+        arguments: The arguments.
+        updated: The part of the arguments that results replace.
+        results: The results.
+        temporaries: The temporary arrays.
+        peak: The most that is alive at once.
     """
 
     arguments: int
@@ -23,10 +29,17 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A program as compiled for one device, or the compiler's refusal. cost: of a call; token: of one turn of
-    its loop where it decodes, None elsewhere; two_rounds: of a turn in which experts' rows are exchanged in
-    two rounds (parallel.round_trip), None without such rounds. specs: of the results' shardings. seconds: of
-    the compiler; None for what was in the cache.
+    """A program as compiled for one device, or the compiler's refusal.
+
+    Attributes:
+        memory: None after a refusal.
+        cost: The Cost of a call; for a program that decodes, without its tokens.
+        token: The Cost of one turn of the decoding loop; None for a program that does not decode.
+        two_rounds: The Cost of a turn that exchanges experts' rows in two rounds
+            (parallel.round_trip). None without such rounds.
+        specs: The PartitionSpecs of the results.
+        refusal: Why the compiler refuses the program; None if it does not.
+        seconds: Seconds that the compiler took; None for a result from the cache.
     """
 
     memory: Memory | None = None
@@ -39,10 +52,10 @@ class Compiled:
 
     @property
     def costs(self):
-        """{name: Cost or None} of COSTS."""
+        """The fields in COSTS: {name: Cost or None}."""
         return {name: getattr(self, name) for name in COSTS}
 
     @property
     def main(self):
-        """The Cost that the Program's tokens and flops belong to."""
+        """The Cost of the part (a call or a token) that the Program's tokens and flops describe."""
         return self.token or self.cost

@@ -1,4 +1,4 @@
-"""What would help where a program does not fit: fields of the config, in the order of what they bring."""
+"""What would help if a program does not fit: config fields, the most effective ones first."""
 
 from deepseek_jax.costs.chips import GIB, Chip
 from deepseek_jax.costs.program import GENERATION, REWARD, TRAINING, Program
@@ -6,7 +6,7 @@ from launch.planning.records import Compiled
 
 
 def remedies(program: Program, compiled: Compiled, chip: Chip):
-    """Lines of text for a program that does not fit on a device of this chip."""
+    """Return lines on what would help a program that does not fit on a device of this chip."""
     if compiled.refusal is not None:
         return _fields(program, None)
     memory = compiled.memory
@@ -16,7 +16,7 @@ def remedies(program: Program, compiled: Compiled, chip: Chip):
         f"{excess / GIB:.2f} GiB are too much; arguments hold {held / GIB:.2f}, {live / GIB:.2f} are "
         "temporaries and new results"
     )
-    # The largest first; what waits in the host's memory has no bytes here
+    # The largest first. What waits in the host's memory has no bytes here
     others = sorted((one for one in program.beside if one.bytes), key=lambda one: -one.bytes)
     waiting = [f"{one.bytes / GIB:.2f} are {one.name}" for one in others]
     smaller = [f"{one.fields}, for {one.name}" for one in others if one.fields]
@@ -24,7 +24,11 @@ def remedies(program: Program, compiled: Compiled, chip: Chip):
 
 
 def _fields(program, arguments_dominate):
-    """Lines that name fields. arguments_dominate: None where nobody knows."""
+    """Return lines that name fields.
+
+    Args:
+        arguments_dominate: Whether the arguments take more than the rest; None if nobody knows.
+    """
     larger = {axis: size for axis, size in program.mesh.shape.items() if axis in ("fsdp", "expert")}
     split = " or ".join(f"mesh.{axis} (now {size})" for axis, size in larger.items())
     if program.part == GENERATION:

@@ -18,11 +18,19 @@ from launch.planning.remedies import remedies
 from launch.planning.roofline import Seconds, seconds_of
 from launch.planning.summary import duration, fits, held_at_once, narrow_table, summary_table
 
-WIDTH = 100  # columns
+# Columns of the page
+WIDTH = 100
 
 
 def print_plan(programs: list[Program], chip: Chip, cache: Path | None):
-    """Compile the programs and print a table of all, then one of each: -> whether every one fits."""
+    """Compile the programs, and print a table of all and one of each.
+
+    Args:
+        cache: The folder of compiled plans; None for no cache.
+
+    Returns:
+        Whether every program fits.
+    """
     planned = []
     for program, compiled in compile_programs(programs, cache):
         seconds = seconds_of(program, compiled, chip)
@@ -37,7 +45,7 @@ def print_plan(programs: list[Program], chip: Chip, cache: Path | None):
     for program, compiled, seconds in planned:
         console.print(program_table(program, compiled, seconds, chip))
     trained = (program.model for program in programs if program.model is not None)
-    # Stages of one training differ in what their indexers learn from
+    # Stages of one training differ in their indexers' loss, and one table is enough for them
     free = (dataclasses.replace(m, indexer_loss="none") for m in trained if m.has_indexer)
     for model in dict.fromkeys(free):
         console.print(attention_table(model))
@@ -45,7 +53,7 @@ def print_plan(programs: list[Program], chip: Chip, cache: Path | None):
 
 
 def compiled_line(program: Program, compiled: Compiled, seconds: Seconds | None):
-    """What a reader who waits learns of a program as soon as it is compiled."""
+    """Return the line that a waiting reader gets as soon as a program is compiled."""
     if seconds is None:
         return f"{program.name}: does not compile"
     took = "from the cache" if compiled.seconds is None else f"compiled in {compiled.seconds:.0f} s"
@@ -54,7 +62,11 @@ def compiled_line(program: Program, compiled: Compiled, seconds: Seconds | None)
 
 
 def verdict_lines(planned, chip: Chip):
-    """Whether all programs fit; for each that does not, what would help."""
+    """Yield lines that say whether all programs fit, and what would help each that does not.
+
+    Args:
+        planned: [(Program, Compiled, Seconds or None)].
+    """
     refused = [(program, one) for program, one, _ in planned if not fits(program, one, chip)]
     if not refused:
         program, one, _ = max(planned, key=lambda each: held_at_once(*each[:2]))
@@ -66,7 +78,11 @@ def verdict_lines(planned, chip: Chip):
 
 
 def step_lines(planned):
-    """Lines on a step of reinforcement by MLPerf's names, where all its programs compile."""
+    """Yield lines on a step of reinforcement, by MLPerf's names, if all its programs compile.
+
+    Args:
+        planned: [(Program, Compiled, Seconds or None)].
+    """
     groups = defaultdict(list)
     for program, _, seconds in planned:
         prefix, _, _ = program.name.rpartition(": ")
@@ -89,7 +105,11 @@ def step_lines(planned):
 
 
 def print_shapes(programs: list[Program], chip: Chip):
-    """Print what needs no compiler: -> whether every program's arguments and what lies beside it fit."""
+    """Print what needs no compiler.
+
+    Returns:
+        Whether every program's arguments fit, with what else is in memory.
+    """
     table = narrow_table(f"one {chip.device_kind}, without a compiler")
     for name in ("program", "sizes"):
         table.add_column(name)

@@ -1,17 +1,20 @@
 """The seconds that one device needs for a compiled program: at least, and likely.
 
-Memory and matrix unit overlap within an operation. o are the seconds of n operations one after the other; b
-those of all memory traffic, with the copies that run beside them; a and w those of the links, for collectives
-that are asynchronous and for m others, which the program waits for; p and q the latencies of an operation and
-of a collective, see costs.chips.Chip:
+Memory and matrix unit overlap within an operation. The symbols:
 
-    at least   max(o, b, a + w)                peaks alone: all collectives hidden, no latency
-    likely     max(o + n p, b, a) + w + m q    as compiled: what is asynchronous hides, the rest waits
+    o      seconds of n operations, one after the other
+    b      seconds of all memory traffic, with the copies that run at the same time
+    a      seconds of the links, for asynchronous collectives
+    w      seconds of the links, for m other collectives, which the program waits for
+    p, q   latency of an operation and of a collective, see costs.chips.Chip
 
-What the model leaves out: the time that a kernel's tiles do not fill, the rest of the compiler's schedule,
-and products of float32, which take several passes on a TPU. A token's experts take one round of
-parallel.round_trip; where a router is so uneven that a device gets more than twice its share, they take more:
-Seconds.two_rounds.
+    at least   max(o, b, a + w)                peaks only: all collectives hidden, no latency
+    likely     max(o + n p, b, a) + w + m q    as compiled: asynchronous ones hide, the rest waits
+
+The model leaves out the time that a kernel's tiles do not fill, the rest of the compiler's
+schedule, and products of float32, which take several passes on a TPU. A token's experts take one
+round of parallel.round_trip. If a router is so uneven that a device gets more than twice its share,
+they take more: Seconds.two_rounds.
 """
 
 import dataclasses
@@ -30,9 +33,16 @@ from launch.planning.records import Compiled
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds of one device: of its products alone, its memory alone, its operations one after the other, its
-    links for collectives that are asynchronous and for those that it waits for; and the latency of all
-    operations, and of the collectives that it waits for.
+    """Seconds of one device, for each thing that may limit it.
+
+    Attributes:
+        products: Its matrix products only.
+        memory: Its memory traffic only.
+        operations: Its operations, one after the other.
+        asynchronous: Its links, for asynchronous collectives.
+        waited: Its links, for collectives that the program waits for.
+        operation_latency: The latency of all operations.
+        collective_latency: The latency of the collectives that the program waits for.
     """
 
     products: float
@@ -45,34 +55,40 @@ class Roofline:
 
     @property
     def collectives(self):
+        """Seconds of the links, for all collectives."""
         return self.asynchronous + self.waited
 
     @property
     def latency(self):
+        """The latency of operations and collectives."""
         return self.operation_latency + self.collective_latency
 
     @property
     def at_least(self):
-        """By the peaks alone, see the top of this module."""
+        """The least seconds, by the peaks only: see the top of this module."""
         return max(self.operations, self.memory, self.collectives)
 
     @property
     def likely(self):
-        """As it is compiled, see the top of this module."""
+        """The seconds of the program as it is compiled: see the top of this module."""
         operations = self.operations + self.operation_latency
         beside = max(operations, self.memory, self.asynchronous)
         return beside + self.waited + self.collective_latency
 
     @property
     def bound(self):
-        """What binds: "products", "memory", "collectives" or "latency"."""
+        """What limits the device: "products", "memory", "collectives" or "latency"."""
         names = ("products", "memory", "collectives", "latency")
         return max(names, key=lambda name: getattr(self, name))
 
 
 class Seconds(NamedTuple):
-    """The Roofline of a program's call, of one turn of its loop where it decodes: of a token, and of a token
-    whose experts' rows are exchanged in two rounds.
+    """The Rooflines of a program.
+
+    Attributes:
+        call: Of a call; for a program that decodes, without its tokens.
+        token: Of one turn of the decoding loop; None for a program that does not decode.
+        two_rounds: Of a turn that exchanges experts' rows in two rounds; None without such rounds.
     """
 
     call: Roofline
@@ -81,11 +97,11 @@ class Seconds(NamedTuple):
 
     @property
     def main(self):
-        """The Roofline that belongs to the Program's tokens and flops."""
+        """The Roofline of the part (a call or a token) that the Program's flops describe."""
         return self.token or self.call
 
     def of_step(self, program: Program):
-        """(at least, likely) of all that a step of the run calls of the program."""
+        """Return the seconds (at least, likely) of all the program's calls in a step of the run."""
         calls, token = program.times, self.token or Roofline(0.0, 0.0, 0.0)
         return (
             calls * self.call.at_least + program.token_steps * token.at_least,
@@ -94,7 +110,7 @@ class Seconds(NamedTuple):
 
 
 def seconds_of(program: Program, compiled: Compiled, chip: Chip):
-    """The Seconds of a program on devices of this chip; None where the compiler refuses it."""
+    """Return the Seconds of a program on devices of this chip; None if the compiler refuses it."""
     if compiled.refusal is not None:
         return None
     costs = compiled.costs.values()
@@ -102,8 +118,14 @@ def seconds_of(program: Program, compiled: Compiled, chip: Chip):
 
 
 def roofline(cost: Cost, chip: Chip, mesh: Mesh):
-    """The Roofline of a program's Cost on devices of this chip. mesh: the Mesh of its devices."""
-    # dtype -> a product's seconds at its peak over those at bfloat16's
+    """Return the Roofline of a program's Cost.
+
+    Args:
+        chip: The kind of the devices.
+        mesh: The Mesh of the devices.
+    """
+    # For each label of flops: a product's seconds at the peak of its dtype, over its seconds at the
+    # peak of bfloat16
     slowness = chip.flops_per_second / np.array(
         [chip.peaks.get(_operand(label), chip.flops_per_second) for label in cost.flops]
     )
@@ -134,14 +156,16 @@ def roofline(cost: Cost, chip: Chip, mesh: Mesh):
 
 
 def _operand(label):
-    """The dtype of both operands in a label of Cost.flops that ends in "bf16 x bf16", else bf16."""
+    """Return the dtype X of a label in Cost.flops that ends in "X x X"; else "bf16"."""
     left, _, right = label.split(", ")[-1].partition(" x ")
     return left if left == right else "bf16"
 
 
 def collective_seconds(kind: str, axes: tuple, wire_bytes: float, chip: Chip, mesh: Mesh):
-    """Seconds in which one device sends wire_bytes in a collective over these axes of the mesh: what its
-    busiest link carries, see deepseek_jax.parallel.torus.
+    """Return the seconds in which one device sends wire_bytes in a collective over these axes.
+
+    They are the seconds of the busiest link, see deepseek_jax.parallel.torus; over slices, of the
+    network.
     """
     if "slice" in axes:
         return wire_bytes / chip.network
@@ -149,5 +173,11 @@ def collective_seconds(kind: str, axes: tuple, wire_bytes: float, chip: Chip, me
 
 
 def share_of_peak(flops: float, seconds: float, chip: Chip, devices: int):
-    """MFU: the model's FLOPs over all devices, as a share of their bfloat16 peak in these seconds."""
+    """Return the MFU: the model's FLOPs as a share of all devices' bfloat16 peak in these seconds.
+
+    It is NaN for 0 seconds.
+
+    Args:
+        flops: Over all devices.
+    """
     return flops / (seconds * devices * chip.flops_per_second) if seconds else math.nan

@@ -1,11 +1,13 @@
-"""Search for a layout of an experiment's updates: compile a few layouts, and print the fastest that fits.
+"""Search for a layout of an experiment's updates: compile a few, print the fastest that fits.
 
-A mesh has to split the updates and to have room for parameters, moments and gradients (shards.py). Meshes are
-ranked by their collectives (ranking.py), for each number of micro-batches anew. The rest the compiler says:
+A mesh has to split the updates, and to have room for parameters, moments and gradients (shards.py).
+Meshes are ranked by their collectives (ranking.py), for each number of micro-batches anew. The
+compiler decides the rest:
 
-1. micro_batches: the smallest number, each at least twice the one before, for which the first mesh fits with
-   remat="full";
-2. remat: on that mesh, the first of REMAT that fits, from the policy that recomputes least on;
+1. micro_batches: the smallest number, each at least twice the one before, for which the first mesh
+   fits with remat="full";
+2. remat: on that mesh, the first of REMAT that fits, starting with the policy that recomputes
+   least;
 3. mesh: the first N with these micro_batches and remat, N of --search=N.
 
 The result is the fastest of all layouts that fit, by its likely seconds.
@@ -34,16 +36,21 @@ from launch.planning.search_table import Compared, search_table
 from launch.planning.shards import meshes
 from launch.planning.topology import chosen, planned_mesh, recipes_programs
 
-# From the policy that recomputes least to the one that saves least
+# From the policy that recomputes least to the policy that saves least
 REMAT = ("none", "dots", "selective", "attention", "full")
 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """What a search varies. updates: on any mesh. meshes: [{axis: size}], of all the devices.
+    """What a search varies.
 
-    mesh_of({axis: size}) is a Mesh of the devices. flags(layout): text that a user sets the layout by.
-    planned(layout): the updates in that layout; raises ValueError where the recipe refuses it.
+    Attributes:
+        updates: The experiment's updates, on any mesh.
+        meshes: [{axis: size}], each for all the devices.
+        mesh_of: mesh_of({axis: size}) returns a Mesh of the devices.
+        flags: flags(layout) returns the text with which a user sets the layout.
+        planned: planned(layout) returns the updates in that layout. It raises ValueError if the
+            recipe refuses the layout.
     """
 
     updates: list[Program]
@@ -54,20 +61,33 @@ class Search:
 
 
 def search(config: ConfigDict, topology: str, pattern: str | None, count: int, cache: Path | None):
-    """Rank meshes for the experiment's updates and compile the best: -> whether a layout fits.
+    """Rank meshes for the experiment's updates, and compile the best.
 
-    Raises ValueError for a config that is wrong on any mesh, and where --program names no update.
+    Args:
+        pattern: The value of --program, or None.
+        count: N of --search=N.
+        cache: The folder of compiled plans; None for no cache.
+
+    Returns:
+        Whether a layout fits.
+
+    Raises:
+        ValueError: The config is wrong on any mesh, or --program names no update.
     """
     what, chip = layouts_of(config, topology, pattern)
     return print_search(what, count, chip, cache)
 
 
 def layouts_of(config: ConfigDict, topology: str, pattern: str | None):
-    """(the Search of an experiment's updates, the Chip of one device). Raises ValueError as `search` does."""
+    """Return (the Search of an experiment's updates, the Chip of one device).
+
+    Raises:
+        ValueError: See `search`.
+    """
     given = build(MeshSettings, config.get("mesh", {}), "config.mesh")
     whole, chip = planned_mesh(topology, dict(slices=given.slices, pipeline=given.pipeline))
     devices = list(whole.devices.flat)
-    # On one device everything splits: its shapes are those of every mesh
+    # On one device everything splits, and the shapes are the same on every mesh
     updates = _updates(config, make_mesh(devices=devices[:1]), pattern)
 
     exchange = exchange_of(config.get("model", {}))
@@ -95,7 +115,7 @@ def layouts_of(config: ConfigDict, topology: str, pattern: str | None):
 
 
 def flags_of(fields: dict):
-    """The command line's flags that set these dotted fields of the config."""
+    """Return the command line's flags that set these dotted fields of the config."""
     return " ".join(f"--config.{name}={value}" for name, value in fields.items())
 
 
@@ -108,13 +128,21 @@ def _updates(config, mesh, pattern):
 
 
 def print_search(search: Search, count: int, chip: Chip, cache: Path | None):
-    """Search, and print a table of the layouts that were compiled: -> whether one of them fits."""
+    """Search, and print a table of the layouts that were compiled.
+
+    Args:
+        count: N of --search=N.
+        cache: The folder of compiled plans; None for no cache.
+
+    Returns:
+        Whether one of the layouts fits.
+    """
     console = Console(width=WIDTH, soft_wrap=True)
     console.print("ranking meshes by their collectives ...")
     ranked, dropped = rank(search.updates, search.meshes, search.mesh_of, chip)
     split = f"{len(ranked):,} of {len(search.meshes):,} meshes split"
     console.print(f"{split}, with room for the training state")
-    # By the layout's text, None where the recipe refuses it
+    # {the layout's text: its Compared, or None if the recipe refuses it}
     tried = {}
 
     def fits(one, micro_batches, remat):
@@ -149,9 +177,12 @@ def print_search(search: Search, count: int, chip: Chip, cache: Path | None):
 
 
 def try_layouts(ranked: list[Ranked], count: int, fits: Callable[[Ranked, int, str], bool | None]):
-    """Call fits(mesh, micro_batches, remat) for the layouts of a search, by the rules of this module.
+    """Call fits(mesh, micro_batches, remat) for the layouts of a search, by this module's rules.
 
-    fits says whether a layout fits, or None where the recipe refuses its mesh: the next one takes its place.
+    Args:
+        count: How many meshes the last rule tries.
+        fits: Returns whether a layout fits, or None if the recipe refuses its mesh. The next mesh
+            then takes its place.
     """
 
     def accepted(micro_batches, remat):
@@ -162,13 +193,13 @@ def try_layouts(ranked: list[Ranked], count: int, fits: Callable[[Ranked, int, s
         first = next(accepted(micro_batches, "full"), None)
         if first and fits(first, micro_batches, "full"):
             remat = next(remat for remat in REMAT if fits(first, micro_batches, remat))
-            # Each one is compiled as it is drawn
+            # To draw a mesh from the iterator is to compile it
             list(itertools.islice(accepted(micro_batches, remat), count))
             return
 
 
 def _at_least_doubled(numbers):
-    """The smallest of these numbers, then in turn the next that is at least twice the last."""
+    """Yield the smallest number, then in turn the next that is at least twice the last."""
     last = 0
     for number in sorted(numbers):
         if number >= 2 * last:

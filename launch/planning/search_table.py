@@ -1,4 +1,4 @@
-"""The layouts that a search compiled, as a table."""
+"""The table of the layouts that a search compiled."""
 
 import dataclasses
 
@@ -20,17 +20,17 @@ class Compared:
     compiled: list[tuple[Program, Compiled]]
 
     def fits(self, chip: Chip):
-        """Whether every update does."""
+        """Return whether every update fits."""
         return all(fits(program, one, chip) for program, one in self.compiled)
 
     def seconds(self, chip: Chip):
-        """(at least, likely), of one call of each update."""
+        """Return the seconds (at least, likely) of one call of each update, summed."""
         times = [seconds_of(p, one, chip).call for p, one in self.compiled]
         return sum(t.at_least for t in times), sum(t.likely for t in times)
 
 
 def search_table(compared: list[Compared], chip: Chip):
-    """A rich Table with a row for each Compared."""
+    """Return a rich Table with a row for each Compared."""
     table = narrow_table(f"one {chip.device_kind}")
     table.add_column("mesh")
     for name in ("micro-\nbatches", "remat", "fits"):
@@ -52,7 +52,10 @@ def search_table(compared: list[Compared], chip: Chip):
 
 
 def _numbers(one, chip):
-    """The cells of memory, time, and MFU at the likely time. State and collectives are the ranking's."""
+    """Return the cells of memory, time, and MFU at the likely time.
+
+    State and collectives are the ranking's estimates.
+    """
     state = f"{one.ranked.state / GIB:.2f}"
     collectives = duration(one.ranked.collectives(one.layout.micro_batches))
     if any(compiled.refusal is not None for _, compiled in one.compiled):

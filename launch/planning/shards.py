@@ -1,4 +1,4 @@
-"""The meshes over which an update splits, into how many micro-batches, and what one device then holds."""
+"""The meshes and micro-batches that an update splits into, and what one device then holds."""
 
 import dataclasses
 import functools
@@ -12,15 +12,20 @@ from deepseek_jax.parallel.mesh import size_name
 from deepseek_jax.parallel.rules import MESH_AXES, RULES, STORED
 from deepseek_jax.parallel.shard import axis_parts
 
-# The axes that a search divides the devices among; data is 1, since fsdp splits the rows as it does
+# A search divides the devices among these axes. data is 1, because fsdp splits the rows in the same
+# way
 SEARCHED = ("fsdp", "expert", "context", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """Bytes of one device of a mesh: of an update's arguments and what lies beside it, and of its parameters.
+    """Bytes on one device of a mesh, for an update.
 
-    gathered: {axes: bytes} of the weights, in the compute dtype, that gathers over these axes complete.
+    Attributes:
+        arguments: The update's arguments, and what else is in memory during the update.
+        params: The parameters that it trains.
+        gathered: {mesh axes: bytes of weights, in the compute dtype, after they are gathered over
+            these axes}.
     """
 
     arguments: int
@@ -29,14 +34,22 @@ class Shards:
 
     @property
     def state(self):
-        """What training holds whatever it saves for the backward pass: the arguments, and gradients, which
-        are of the parameters' dtype.
+        """What training holds in any case: the arguments, and gradients in the parameters' dtype.
+
+        What it saves for the backward pass comes on top.
         """
         return self.arguments + self.params
 
 
 def meshes(devices: int, has_experts: bool, slices: int = 1, pipeline: int = 1):
-    """[{axis: size}] of every way to divide the devices among SEARCHED. Raises ValueError."""
+    """Return the meshes for every way to divide the devices among SEARCHED: [{axis: size}].
+
+    Args:
+        has_experts: False leaves out meshes with an expert axis above 1.
+
+    Raises:
+        ValueError: The slices and the pipeline do not divide the devices.
+    """
     if devices % (slices * pipeline):
         raise ValueError(
             f"slices={slices}, pipeline={pipeline} do not divide the {devices} devices; change one of them"
@@ -51,7 +64,7 @@ def meshes(devices: int, has_experts: bool, slices: int = 1, pipeline: int = 1):
 
 
 def _factorisations(number, factors):
-    """Every tuple of `factors` positive integers with this product."""
+    """Return every tuple of `factors` positive integers with this product."""
     if factors == 1:
         return [(number,)]
     firsts = _divisors(number)
@@ -63,9 +76,11 @@ def _divisors(number):
 
 
 def micro_batches(program: Program, mesh: AbstractMesh):
-    """The numbers of micro-batches into which a device's rows split, ascending.
+    """Return the numbers of micro-batches into which a device's rows split, ascending.
 
-    Raises ValueError, naming the first array and axis of the update's arguments that does not split.
+    Raises:
+        ValueError: An array of the update's arguments does not split over the mesh. The message
+            names the first such array and axis.
     """
     for path, leaf in jax.tree.leaves_with_path(_on(mesh, program.arguments)):
         for size, entry in zip(leaf.shape, leaf.sharding.spec, strict=False):
@@ -81,11 +96,15 @@ def micro_batches(program: Program, mesh: AbstractMesh):
 
 
 def shards(program: Program, mesh: AbstractMesh):
-    """The Shards of an update on a mesh. mesh: axes and sizes alone."""
+    """Return the Shards of an update on a mesh.
+
+    Args:
+        mesh: Only its axes and sizes are read.
+    """
     arguments = _on(mesh, program.arguments)
     state, itemsize = arguments[0], compute_bytes(program)
     gathered = {}
-    # The frozen weights of a model with an adapter too
+    # With an adapter, this includes the frozen weights
     for leaf in jax.tree.leaves(state.model):
         axes = tuple(a for a in ("fsdp", "context") if _splits(leaf.sharding.spec, a))
         axes += tuple({entry[-1] for entry in leaf.sharding.spec if _is_stored(entry)})
@@ -97,14 +116,21 @@ def shards(program: Program, mesh: AbstractMesh):
 
 
 def _on(mesh, arguments):
-    """An update's arguments, placed on another mesh. Of the state, rules.STORED holds where sizes split."""
+    """Return an update's arguments, placed on another mesh.
+
+    For the state, rules.STORED applies where sizes split.
+    """
     state, *others = arguments
     state = jax.tree.map(functools.partial(_placed, mesh, may_drop=True), state)
     return state, *jax.tree.map(functools.partial(_placed, mesh), others)
 
 
 def _beside(mesh, program):
-    """The trees of parameters that lie beside an update, placed on another mesh."""
+    """Return the parameters that are in memory during an update, placed on another mesh.
+
+    Returns:
+        A list of trees.
+    """
     place = functools.partial(_placed, mesh, may_drop=True)
     return [jax.tree.map(place, held.tree) for held in program.beside]
 
@@ -117,20 +143,21 @@ def _placed(mesh, leaf, may_drop=False):
             entry[:-1] if _is_stored(entry) and size % axis_parts(mesh, entry) else entry
             for size, entry in pairs
         ]
-    # An array that waits in the host's memory does so on any mesh
+    # An array that waits in the host's memory waits there on any mesh
     kind = leaf.sharding.memory_kind
     place = NamedSharding(mesh, PartitionSpec(*spec), memory_kind=kind)
-    # leaf.update refuses a leaf with an order of axes in memory (adapters.as_read), which no size depends on
+    # Not leaf.update, which refuses a leaf with an order of axes in memory (adapters.as_read). No
+    # size depends on that order
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
 
 def _is_stored(entry):
-    """Whether rules.STORED splits the dimension of a weight with this entry."""
+    """Return whether rules.STORED splits the dimension of a weight that has this entry."""
     return isinstance(entry, tuple) and entry[-1] in STORED.values()
 
 
 def compute_bytes(program: Program):
-    """Bytes of a number in the model's compute dtype."""
+    """Return the bytes of a number in the model's compute dtype."""
     return 2 if program.model.dtype == "bfloat16" else 4
 
 

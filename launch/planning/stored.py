@@ -1,4 +1,4 @@
-"""What was read off compiled programs, on disk, by their contents."""
+"""Files for what was read from compiled programs, with names by the programs' contents."""
 
 import dataclasses
 import hashlib
@@ -15,14 +15,17 @@ from launch.planning.hlo import Cost
 from launch.planning.hlo_collectives import Collective
 from launch.planning.records import COSTS, Compiled, Memory
 
-# The version of what is read off a program: a new number computes it anew
+# The version of what is read from a program. With a new number, everything is compiled anew
 VERSION = 5
-# The environment's flags for the compilers
+# Environment variables with flags for the compilers
 COMPILER_FLAGS = "XLA_FLAGS", "LIBTPU_INIT_ARGS"
 
 
 def digest_of(program, lowered):
-    """A hash of what the result depends on: the program's text, its devices, the compiler and its flags."""
+    """Return a hash of what a Compiled depends on.
+
+    It covers the program's text, its devices, the compiler, the compiler's flags, and VERSION.
+    """
     devices = program.mesh.devices
     kind = devices.flat[0].device_kind, devices.shape, [str(d) for d in devices.flat]
     compiler = _version("jax"), _version("libtpu"), *map(os.environ.get, COMPILER_FLAGS)
@@ -41,7 +44,7 @@ def _version(package):
 
 
 def read(path: Path):
-    """The Compiled in a file."""
+    """Read the Compiled in a file."""
     return _from_json(json.loads(path.read_text()))
 
 

@@ -1,4 +1,4 @@
-"""The table of a plan that matters: does each program fit, how long does it take, and what binds it?"""
+"""The main table of a plan: does each program fit, how long does it take, and what limits it?"""
 
 import math
 
@@ -12,17 +12,21 @@ from launch.planning.roofline import share_of_peak
 
 
 def fits(program: Program, compiled: Compiled, chip: Chip):
-    """Whether the compiler accepts a program, and a device has room for its peak and what lies beside it."""
+    """Return whether a program fits on a device.
+
+    It does if the compiler accepts it, and if the device has room for its peak and for what else is
+    in memory while it runs.
+    """
     return compiled.refusal is None and held_at_once(program, compiled) <= chip.hbm_bytes
 
 
 def held_at_once(program: Program, compiled: Compiled):
-    """The most bytes that one device holds while a program runs."""
+    """Return the most bytes that one device holds while a program runs."""
     return compiled.memory.peak + program.beside_bytes
 
 
 def duration(seconds: float):
-    """Three digits or more, and a unit: "4.65 ms", "18.0 ms", "2,270 s"."""
+    """Return seconds as text, with three digits or more and a unit: "4.65 ms" or "2,270 s"."""
     rounded = float(f"{seconds:.3g}")
     if not rounded:
         return "0 s"
@@ -33,7 +37,7 @@ def duration(seconds: float):
 
 
 def narrow_table(title: str, caption: str | None = None):
-    """A rich Table whose columns stand close together."""
+    """Return a rich Table with columns that stand close together."""
     return Table(
         box=SIMPLE_HEAD,
         title=title,
@@ -46,12 +50,16 @@ def narrow_table(title: str, caption: str | None = None):
 
 
 def summary_table(planned, chip: Chip):
-    """A rich Table with a row for each (Program, Compiled, Seconds or None), more for one that decodes."""
+    """Return a rich Table with a row for each program, and more rows for one that decodes.
+
+    Args:
+        planned: [(Program, Compiled, Seconds or None)].
+    """
     latency = [
         f"{seconds * 1e6:g} us"
         for seconds in (chip.seconds_per_operation, chip.seconds_per_collective)
     ]
-    # No wider than the page: a caption does not wrap
+    # The lines are no wider than the page, because a caption does not wrap
     caption = (
         "GiB: the peak and what lies beside the program. at least: by the chip's peaks alone.\n"
         f"likely: {latency[0]} more an operation, {latency[1]} a collective that nothing hides: assumed.\n"
@@ -89,7 +97,7 @@ def _seconds(one, times):
 
 
 def _times(program, one, times, chip):
-    """The cells of the seconds of what the Program's tokens and flops are of."""
+    """Return the cells for the part (a call or a token) that the Program's FLOPs describe."""
     rate = f"{program.tokens / one.likely:,.0f}" if program.tokens else "-"
     mfu = "-"
     if program.flops:

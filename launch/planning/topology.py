@@ -1,4 +1,4 @@
-"""The devices of a named topology, which need not exist, and the programs of an experiment on them."""
+"""The devices of a named topology, which need not exist, and an experiment's programs on them."""
 
 import dataclasses
 import fnmatch
@@ -15,7 +15,7 @@ from deepseek_jax.settings import build
 EXAMPLES = (
     "v5e:1x1, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:8x8x16, v6e:16x16, tpu7x:2x2x1, h100:64, h200:8"
 )
-# Set before jax is imported
+# Environment variables of a plan, to set before jax is imported
 ENVIRONMENT = {
     # The program is compiled for the topology, not for this machine's devices
     "JAX_PLATFORMS": "cpu",
@@ -27,23 +27,30 @@ ENVIRONMENT = {
 
 
 def on_gpus(topology: str):
-    """Whether a topology is of GPUs, whose plan needs no compiler. Raises ValueError where libtpu is missing
-    for TPUs.
+    """Return whether a topology has GPUs, so that its plan needs no compiler.
+
+    Raises:
+        ValueError: It has TPUs, and libtpu is missing.
     """
     if topology.partition(":")[0] in GPUS:
         return True
     if importlib.util.find_spec("libtpu") is None:
-        # Not imported yet: ENVIRONMENT comes first
+        # jax is not imported yet, because ENVIRONMENT has to be set first
         jax = importlib.metadata.version("jax")
         raise ValueError(f'compiling for a TPU needs libtpu: pip install "jax[tpu]=={jax}"')
     return False
 
 
 def planned_mesh(topology: str, block, model=MappingProxyType({})):
-    """(the Mesh of config.mesh over the devices of a named topology, the Chip of one device). model:
-    config.model.
+    """Return (the Mesh of config.mesh over a named topology, the Chip of one device).
 
-    Raises ValueError for a topology that is not known and a mesh that does not lie on it.
+    Args:
+        topology: The name, see EXAMPLES.
+        block: config.mesh.
+        model: config.model.
+
+    Raises:
+        ValueError: The topology is not known, or the mesh does not fit on it.
     """
     from deepseek_jax.costs.exchange import exchange_of
     from deepseek_jax.parallel.mesh import MeshSettings, make_mesh
@@ -84,7 +91,7 @@ def _slice(topology, slices):
 
 
 def _stand_ins(topology, size):
-    """So many CPU devices in the place of GPUs, for what needs shapes and shardings alone."""
+    """Return `size` CPU devices in place of GPUs, for work that needs only shapes and shardings."""
     import jax
 
     if not size.isdigit() or int(size) < 1:
@@ -94,7 +101,12 @@ def _stand_ins(topology, size):
 
 
 def recipes_programs(config, mesh):
-    """The costs.program.Programs of the config's recipe. Raises ValueError, and CannotPlan without any."""
+    """Return the list of costs.program.Program of the config's recipe.
+
+    Raises:
+        ValueError: The config is wrong.
+        CannotPlan: The recipe has no programs.
+    """
     from deepseek_jax.recipes import driver
 
     recipe = find_recipe(config.get("recipe"))
@@ -107,8 +119,16 @@ def recipes_programs(config, mesh):
 
 
 def chosen(programs, pattern: str | None):
-    """The programs whose names match --program and those whose results they need, with those whose results
-    only lie beside them as by_shapes. Raises ValueError.
+    """Return the programs that match --program, and the programs that they depend on.
+
+    A program with results that a match needs is compiled too. A program with results that are only
+    in memory next to a match gets by_shapes=True, and is not compiled.
+
+    Args:
+        pattern: A pattern of names as for fnmatch; None for all programs.
+
+    Raises:
+        ValueError: No name matches.
     """
     if pattern is None:
         return programs
@@ -117,7 +137,7 @@ def chosen(programs, pattern: str | None):
     if not wanted:
         raise ValueError(f"--program={pattern} is no program of it; {suggest(pattern, by_name)}")
     beside = set()
-    # A program stands after those whose results it needs
+    # In reverse: a program comes after all programs that it needs
     for program in reversed(programs):
         if program.name in wanted:
             wanted.update(program.needs)

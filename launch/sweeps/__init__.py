@@ -1,1 +1,1 @@
-"""What launch/sweep.py does: its runs, its folder, the plan's verdict on each run, and following them."""
+"""The parts of launch/sweep.py: runs, their folder, the plan's verdicts, the table, the loop."""

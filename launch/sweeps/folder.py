@@ -1,9 +1,9 @@
-"""The folder of a sweep: which sweep it belongs to, its lock, and what its runs have come to.
+"""The folder of a sweep: which sweep it belongs to, its lock, and how its runs ended.
 
-sweep.json      {"config", "sweep", "engine", "jobs": {name: {"id", "config"}}}: jobs that were submitted
+sweep.json      {"config", "sweep", "engine", "jobs": {name: {"id", "config"}}}: submitted jobs
 complete.json   {name: the config that the run completed with}
 NAME/           the run's work directory; NAME.log its output, NAME.status its last exit status
-cancelled       there from a cancel until the sweep is started again
+cancelled       exists from a cancel until the sweep is started again
 """
 
 import json
@@ -19,14 +19,19 @@ SWEEP, COMPLETE = "sweep.json", "complete.json"
 
 
 class Folder:
-    """The folder of one sweep. identity: {"config": FILE:ARG, "sweep": FILE}, which another sweep has not."""
+    """The folder of one sweep.
+
+    Attributes:
+        identity: {"config": FILE:ARG, "sweep": FILE}; every sweep has a different one.
+        cancelled: A file that exists once the sweep is cancelled.
+    """
 
     def __init__(self, path: Path, identity: dict):
         self.path, self.identity = path, identity
         self.cancelled = path / "cancelled"
 
     def check(self):
-        """Raise ValueError where the folder belongs to another sweep, or to none and has files."""
+        """Raise ValueError if the folder belongs to another sweep, or to none and has files."""
         if not (self.path / SWEEP).exists():
             if names_in(self.path):
                 raise ValueError(
@@ -43,12 +48,18 @@ class Folder:
                 )
 
     def claimed(self, wait: Callable):
-        """A context in which no other process starts runs here. wait(): called until the other ends."""
+        """Return a context in which no other process starts runs here.
+
+        Args:
+            wait: wait() is called until the other process ends.
+        """
         return owned(self.path, lambda owner: wait())
 
     def begin(self, engine: str):
-        """Record the sweep and its engine, and forget a cancel. Raises ValueError as `check` does, and where
-        another engine has jobs that may live.
+        """Record the sweep and its engine, and forget a cancel.
+
+        Raises:
+            ValueError: See `check`; or another engine has jobs that may live.
         """
         self.check()
         if any(self.status(name) is None for name in self.jobs()):
@@ -57,7 +68,10 @@ class Folder:
         self._write(SWEEP, self._record() | self.identity | {"engine": engine})
 
     def check_engine(self, engine: str):
-        """Raise ValueError where the jobs are another engine's: only that one can say whether they live."""
+        """Raise ValueError if there is no sweep here, or if its jobs are on another engine.
+
+        Only that engine can say whether they live.
+        """
         if not (self.path / SWEEP).exists():
             raise ValueError(
                 f"there is no sweep in {self.path}; set --workdir to the folder that a sweep printed"
@@ -70,11 +84,11 @@ class Folder:
             )
 
     def jobs(self):
-        """{name: {"id", "config"}} of the jobs that were submitted and are not complete."""
+        """Return {name: {"id", "config"}} of the jobs that were submitted and are not complete."""
         return self._record().get("jobs", {})
 
     def job(self, name: str, arguments: list[str]):
-        """The Job of a run."""
+        """Return the Job of a run."""
         return Job(name, arguments, self.log(name), self._status_file(name), self.cancelled)
 
     def submitted(self, runs: list[Run], ids: list[str]):
@@ -83,16 +97,16 @@ class Folder:
         self._write(SWEEP, self._record() | {"jobs": self.jobs() | new})
 
     def forget_status(self, name: str):
-        """Before a run starts: its last exit status is no longer its own."""
+        """Remove a run's last exit status, before the run starts again."""
         self._status_file(name).unlink(missing_ok=True)
 
     def status(self, name: str):
-        """The exit status that a run left, negative for a signal; None without one."""
+        """Return the exit status that a run wrote, negative for a signal; None without one."""
         path = self._status_file(name)
         return int(path.read_text()) if path.exists() else None
 
     def ended(self, name: str, status: int | None):
-        """Record how a run ended. One that is complete is no longer a job."""
+        """Record how a run ended. A complete run is no longer a job."""
         if status is not None:
             self._write(self._status_file(name).name, status)
         if status == 0:
@@ -101,12 +115,12 @@ class Folder:
             self._write(SWEEP, self._record() | {"jobs": jobs})
 
     def complete(self):
-        """{name: config} of the runs that are complete."""
+        """Return {name: config} of the complete runs."""
         path = self.path / COMPLETE
         return read_object(path) if path.exists() else {}
 
     def log(self, name: str):
-        """The file with a run's output."""
+        """Return the path of a run's output."""
         return self.path / f"{name}.log"
 
     def _status_file(self, name):

@@ -8,28 +8,43 @@ from launch.sweeps.folder import Folder
 from launch.sweeps.runs import Run
 from launch.sweeps.sort import sort_runs
 
-# Between two looks at a sweep that another process follows
+# Seconds between two looks at a sweep that another process follows
 WAIT_SECONDS = 1.0
 
 
 class Sweep:
-    """Starts runs on an engine and follows them. job_of(run) -> its Job. show: a sweeps.show.Show; watch:
-    whether it shows the runs as they go.
+    """A sweep on an engine: it starts runs and follows them.
+
+    Attributes:
+        job_of: job_of(run) returns the run's Job.
+        show: A sweeps.show.Show.
+        watch: Whether `show` prints the table as the runs go.
     """
 
     def __init__(self, folder: Folder, engine, job_of: Callable, show, watch: bool = False):
         self.folder, self.engine, self.job_of, self.show = folder, engine, job_of, show
         self.watch = watch
-        # When it began to wait for another process
+        # The time when it began to wait for another process
         self.waits_since = None
-        # {name: id}, {name: when it was first missing}, {name: exit status, None without one}
+        # {name: id}, {name: time when it was first missing}, {name: exit status, None without one}
         self.live, self.missing, self.statuses = {}, {}, {}
 
     def run(self, runs: list[Run], max_jobs: int | None, only_failed: bool, should_stop: Callable):
-        """Take over the runs that live, start those that are to be started: -> {name: exit status}.
+        """Take over live runs, start the runs that should start, and follow all to their ends.
 
-        0 for a complete run, None for one that left no exit status; a run that was not started is missing.
-        Waits while another process follows the sweep. Raises ValueError as Folder and sort_runs do.
+        It waits while another process follows the sweep.
+
+        Args:
+            max_jobs: Runs at a time; None for the engine's number.
+            only_failed: Start only runs that failed.
+            should_stop: should_stop() returns True once this process is asked to stop.
+
+        Returns:
+            {name: exit status}: 0 for a complete run, None for a run that wrote no exit status. A
+            run that was not started is missing.
+
+        Raises:
+            ValueError: See Folder and sort_runs.
         """
         with self.folder.claimed(lambda: self._wait(should_stop)):
             self._leave_if_cancelled(should_stop)
@@ -56,16 +71,20 @@ class Sweep:
         time.sleep(WAIT_SECONDS)
 
     def _leave_if_cancelled(self, should_stop):
-        """Exit where this process was asked to stop, or the sweep was cancelled, while it waited."""
+        """Exit if this process was asked to stop, or if the sweep was cancelled while it waited."""
         sign, since = self.folder.cancelled, self.waits_since
-        # An older cancel is what the other process is ending for, and this one was started after it
+        # The other process is ending because of an older cancel, and this one was started after
+        # that
         cancelled = since is not None and sign.exists() and sign.stat().st_mtime > since
         if should_stop() or cancelled:
             raise SystemExit(STOPPED)
 
     def _follow(self, plan, room, should_stop):
-        """`room` runs at a time. Where should_stop() is true, runs that end with us are asked to stop, and
-        others go on by themselves.
+        """Start and follow runs, `room` at a time.
+
+        Once should_stop() is true, it starts no more runs. If the engine's jobs survive, it leaves
+        them, and they go on by themselves. Otherwise it asks the live runs to stop, and follows
+        them to their ends.
         """
         self.live, self.missing = dict(plan.live), {}
         waiting, signalled = list(plan.start), False
@@ -74,7 +93,7 @@ class Sweep:
                 ends = "save and end" if self.folder.cancelled.exists() else "go on"
                 print(f"the runs {ends}; start the sweep again to follow them", flush=True)
                 break
-            # Once: a second signal would make a run exit without saving
+            # Only once: a second signal would make a run exit without saving
             if should_stop() and not signalled:
                 signalled = True
                 self.engine.cancel(list(self.live.values()))
@@ -98,7 +117,11 @@ class Sweep:
             print(f"{run.name}: started; {place}", flush=True)
 
     def _look(self):
-        """Take note of the runs that have ended: -> {name: WAITING or RUNNING} of the others."""
+        """Record the runs that have ended.
+
+        Returns:
+            {name: WAITING or RUNNING} of the others.
+        """
         found = {}
         states = self.engine.state(list(self.live.values()))
         for name, identity in list(self.live.items()):
@@ -125,10 +148,15 @@ class Sweep:
 
 
 def cancel(folder: Folder, engine, should_stop: Callable):
-    """Ask all live runs to save and end, and wait until they have: -> their names.
+    """Ask all live runs to save and end, and wait until they have.
 
-    A process that follows the sweep ends too: it sees the file `cancelled`. Raises ValueError where there is
-    no sweep, and where its runs are another engine's.
+    A process that follows the sweep ends too: it sees the file `cancelled`.
+
+    Returns:
+        The names of these runs.
+
+    Raises:
+        ValueError: There is no sweep, or its runs are on another engine.
     """
     folder.check_engine(engine.name)
     folder.cancelled.touch()
@@ -141,7 +169,7 @@ def cancel(folder: Folder, engine, should_stop: Callable):
     ):
         time.sleep(engine.poll_seconds)
     for name in folder.jobs():
-        # It was taken out of the queue, or ended where nothing could say how
+        # The job was taken out of the queue, or nothing could write how it ended
         if folder.status(name) is None and not should_stop():
             folder.ended(name, STOPPED)
     return [ids[i] for i in live]

@@ -1,6 +1,6 @@
-"""The plan's verdict on each run before it is submitted: does it fit, and how many chip-hours does it take?
+"""The plan's verdict on each run before it is submitted: whether it fits, and its chip-hours.
 
-Plans are made in a process of their own, whose environment is for devices that are not there.
+Another process computes the plans, with an environment for devices that are not there.
 """
 
 import os
@@ -19,7 +19,13 @@ from launch.sweeps.runs import Run
 
 
 class Verdict(NamedTuple):
-    """reason: why the run cannot run, None where it can. chip_hours: None where they are not known."""
+    """What a plan says about one run.
+
+    Attributes:
+        reason: Why the run cannot run; None if it can.
+        chip_hours: None if they are not known.
+        note: Why they are not known; "" without a known cause.
+    """
 
     reason: str | None = None
     chip_hours: float | None = None
@@ -27,9 +33,16 @@ class Verdict(NamedTuple):
 
 
 def able_runs(folder, runs: list[Run], topology: str | None, cache: Path | None):
-    """The runs that the plan does not refuse. Prints why it refuses the others, and the chip-hours.
+    """Return the runs that the plan does not refuse.
 
-    Complete runs are not planned. Raises ValueError where no run can run, and as `verdicts` does.
+    Prints why the plan refuses the others, and the chip-hours. Complete runs are not planned.
+
+    Args:
+        topology: The value of --topology; None plans nothing.
+        cache: The folder of compiled plans; None for no cache.
+
+    Raises:
+        ValueError: No run can run there; or see `verdicts`.
     """
     complete, refused, hours = folder.complete(), [], {}
     pending = [run for run in runs if complete.get(run.name) != run.config]
@@ -61,8 +74,15 @@ def _hours(hours):
 
 
 def verdicts(runs: list[Run], topology: str, cache: Path | None):
-    """Plan the runs in turn: yields (Run, Verdict). Raises ValueError for a topology that is not known."""
-    # A fresh process: jax is imported here, for other devices
+    """Plan the runs in turn.
+
+    Yields:
+        (Run, Verdict).
+
+    Raises:
+        ValueError: The topology is not known.
+    """
+    # In a fresh process: this one has imported jax for other devices
     with ProcessPoolExecutor(1, SPAWN, _set_environment) as pool:
         pool.submit(check_topology, topology).result()
         for run in runs:
@@ -71,7 +91,7 @@ def verdicts(runs: list[Run], topology: str, cache: Path | None):
                     found = pool.submit(verdict, run.config, topology, cache).result()
                 yield run, found
             except BrokenProcessPool:
-                # A compiler that aborts takes its process with it, and says nothing of the run
+                # A compiler that aborts ends its process. That says nothing about the run
                 yield run, Verdict(note="its plan ended its process")
                 yield from verdicts(runs[runs.index(run) + 1 :], topology, cache)
                 return
@@ -82,13 +102,13 @@ def _set_environment():
 
 
 def check_topology(topology: str):
-    """Raise ValueError for a topology that is not known, or that nothing here compiles for."""
+    """Raise ValueError if a topology is not known, or if nothing here compiles for it."""
     on_gpus(topology)
     planned_mesh(topology, {})
 
 
 def verdict(config: dict, topology: str, cache: Path | None):
-    """The Verdict on one run."""
+    """Return the Verdict on one run."""
     config = as_config(config)
     try:
         mesh, chip = planned_mesh(topology, config.get("mesh", {}), config.get("model", {}))
@@ -108,8 +128,11 @@ def verdict(config: dict, topology: str, cache: Path | None):
 
 
 def compiled(programs, chip, cache):
-    """Compile the programs for TPUs: yields (Program, likely seconds of its calls in a step, None, or why it
-    does not fit).
+    """Compile the programs for TPUs.
+
+    Yields:
+        (Program, likely seconds of its calls in a step, None), or (Program, None, why it does not
+        fit).
     """
     from launch.planning.compiled import compile_programs
     from launch.planning.roofline import seconds_of
@@ -124,7 +147,11 @@ def compiled(programs, chip, cache):
 
 
 def shapes(programs, chip):
-    """What needs no compiler, for GPUs: yields as `compiled` does; seconds are those at a GPU's peak."""
+    """Estimate what needs no compiler, for GPUs.
+
+    Yields:
+        (Program, seconds of its calls in a step at a GPU's peak, None or why it does not fit).
+    """
     from deepseek_jax.costs.program import argument_bytes
 
     for program in programs:
@@ -138,9 +165,12 @@ def _too_much(size, chip):
 
 
 def run_seconds(programs, seconds: dict):
-    """The seconds of all updates of a run, with their rollouts; None of a run without any.
+    """Return the seconds of all updates of a run, with their rollouts; None without updates.
 
-    seconds: {program's name: of its calls in a step}. Evaluations and data are left out.
+    Evaluations and data do not count.
+
+    Args:
+        seconds: {program's name: seconds of its calls in a step}.
     """
     from deepseek_jax.costs.program import GENERATION, SYNC, TRAINING
 
@@ -153,13 +183,13 @@ def run_seconds(programs, seconds: dict):
             p for p in programs if p.name.rpartition(": ")[0] == owner and p.name != "pretrain"
         ]
         reinforced = {p.part for p in group} == {TRAINING, GENERATION, SYNC}
-        # A step of reinforcement is its rollout, its scoring and its updates
+        # A step of reinforcement consists of its rollout, its scoring and its updates
         called = group if reinforced and kind != "pretrain" else [update]
         total += sum(seconds[program.name] for program in called) * update.settings.num_steps
     return total or None
 
 
 def chips(mesh, chip):
-    """How many chips the devices of a mesh are."""
+    """Return how many chips the devices of a mesh are."""
     devices = {each.device_kind: each.devices for each in CHIPS.values()}
     return mesh.size / devices.get(chip.device_kind, 1)

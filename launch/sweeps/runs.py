@@ -1,4 +1,4 @@
-"""The runs of a sweep: the overrides that its file lists, each checked against the recipe's settings."""
+"""The runs of a sweep: the overrides in its file, each checked against the recipe's settings."""
 
 import contextlib
 import hashlib
@@ -17,13 +17,17 @@ from deepseek_jax.recipes.experiment import find_recipe
 from deepseek_jax.recipes.experiment_file import as_config, set_field
 from deepseek_jax.settings import build
 
-# File systems allow 255 characters, and the names of a run's files have endings
+# File systems allow 255 characters, and a run's files add endings to its name
 LONGEST_NAME = 200
 
 
 class Run(NamedTuple):
-    """One run of a sweep. config: a dict, with the run's overrides, as JSON reads it back. code: digests of
-    the code that it names.
+    """One run of a sweep.
+
+    Attributes:
+        overrides: {dotted field: value}.
+        config: The whole config with the overrides: a dict, as JSON reads it back.
+        code: {FILE.py or package.module that the config names: digest of its text}.
     """
 
     name: str
@@ -33,15 +37,21 @@ class Run(NamedTuple):
 
     @property
     def record(self):
-        """What a run that has ended was: a run whose code has changed is another."""
+        """What identifies a run: its config and its code. Other code makes it another run."""
         return self.config | ({"code": self.code} if self.code else {})
 
 
 def sweep_runs(config: ConfigDict, overrides: list[dict], settings: type):
-    """The runs of a sweep: list of Run. config: ConfigDict; overrides: list of {dotted field: value}.
+    """Return the Runs of a sweep.
 
-    settings: the dataclass of the recipe's config. Raises ValueError where there are no runs, where two runs
-    have the same name, and where a run's config does not fit the recipe.
+    Args:
+        config: The config without overrides.
+        overrides: What the sweep's file returned: a {dotted field: value} for each run.
+        settings: The dataclass of the recipe's config.
+
+    Raises:
+        ValueError: There are no runs, two runs have the same name, a run's config does not fit the
+            recipe, or the overrides are not a list of dicts.
     """
     runs = []
     if not isinstance(overrides, (list, tuple)) or not all(map(_are_overrides, overrides)):
@@ -72,7 +82,7 @@ def _are_overrides(fields):
 
 
 def file_name(text: str):
-    """The text as a file's name; a hash takes the place of the end of a long one."""
+    """Return the text as a file's name; a hash replaces the end of a long one."""
     name = re.sub(r"[^\w=.,+-]", "_", text)
     if len(name) <= LONGEST_NAME:
         return name
@@ -80,16 +90,23 @@ def file_name(text: str):
 
 
 def train_arguments(run: Run, workdir: Path, shared: list[str]):
-    """The arguments of the run's launch/train.py. shared: those of every run; the run's own follow."""
+    """Return the arguments of the run's launch/train.py.
+
+    Args:
+        shared: Arguments of every run. The run's overrides come after them.
+    """
     own = [f"--config.{field}={value}" for field, value in run.overrides.items()]
     return [*shared, *own, f"--workdir={workdir / run.name}"]
 
 
 def check_data(runs: list[Run]):
-    """Read the data of each run, and no checkpoint. Raises ValueError, naming the run, for data that are not
-    there.
+    """Read the data of each run, but no checkpoint.
+
+    Raises:
+        ValueError: Data are not there; the message names the run.
     """
-    # One folder for all: a dataset that several runs build is built once. TFDS prints what it builds
+    # One folder for all, so that a dataset of several runs is built once. TFDS prints what it
+    # builds, so its output is dropped
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         for run in runs:
             try:

@@ -1,4 +1,4 @@
-"""What a reader sees of a sweep: its table, live and at the end, and its plot."""
+"""The table of a sweep, while the runs go on and at the end, and its plot."""
 
 import time
 from collections.abc import Callable
@@ -12,13 +12,17 @@ from launch.sweeps.folder import Folder
 from launch.sweeps.runs import Run
 
 WIDTH = 120
-# Between two tables of a sweep that is watched
+# The least seconds between two tables with --watch
 WATCH_SECONDS = 10.0
 
 
 class Show:
-    """The table of a sweep. measured(run) -> recipes.results.Results.scores of a complete run. metric: as
-    --metric gives it. pruned: names of runs that cannot run.
+    """The table of a sweep, which it prints.
+
+    Attributes:
+        measured: measured(run) returns recipes.results.Results.scores of a complete run.
+        metric: As --metric gives it; None for the default.
+        pruned: The names of runs that cannot run.
     """
 
     def __init__(
@@ -34,7 +38,11 @@ class Show:
         self._at, self._shown = -WATCH_SECONDS, None
 
     def watch(self, states: dict):
-        """Print the table where it has changed, every WATCH_SECONDS at most. states: {name: of live runs}."""
+        """Print the table if it has changed, at most once in WATCH_SECONDS.
+
+        Args:
+            states: {name: WAITING or RUNNING} of live runs.
+        """
         if time.monotonic() - self._at < WATCH_SECONDS:
             return
         self._at = time.monotonic()
@@ -45,9 +53,11 @@ class Show:
             _print(table, None)
 
     def last(self):
-        """Print the table, and write it and the plot to the sweep's folder: sweep.txt and sweep.png.
+        """Print the table, and write sweep.txt and the plot sweep.png to the sweep's folder.
 
-        Raises ValueError, with what there is, for a metric that no run has although some are complete.
+        Raises:
+            ValueError: Some runs are complete, but none of them has the metric. The message lists
+                the metrics that there are.
         """
         from deepseek_jax.reports.sweep import COMPLETE, metric_names
         from deepseek_jax.reports.sweep_plot import plot_sweep
@@ -67,8 +77,8 @@ class Show:
             raise ValueError(f"--metric={self.metric} is of no complete run; there are {names}")
 
     def _look(self, states):
-        """The _Table of the runs as they are now."""
-        # Here, because it imports jax, which a mistake should not wait for
+        """Return the _Table of the runs as they are now."""
+        # Imported here because it imports jax, and a mistake should not wait for that
         from deepseek_jax.reports.sweep import COMPLETE, SweepRun, headline, value_of
 
         complete = self.folder.complete()
@@ -108,7 +118,12 @@ class Show:
 
 
 class _Table(NamedTuple):
-    """A reports.sweep.SweepRun for each run, and the metric that they show."""
+    """The content of a table.
+
+    Attributes:
+        rows: A reports.sweep.SweepRun for each run.
+        metric: The metric that the rows show.
+    """
 
     rows: list
     metric: str | None

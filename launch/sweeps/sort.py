@@ -1,4 +1,4 @@
-"""What is to be done for each run of a sweep that is started, perhaps not for the first time."""
+"""What to do with each run when a sweep starts, perhaps not for the first time."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,14 @@ from launch.sweeps.runs import Run
 
 
 class Plan(NamedTuple):
-    """What is to be done for each run. live: {name: id}; the others are lists of Run."""
+    """What to do with each run of a sweep.
+
+    Attributes:
+        complete: Runs that are complete.
+        live: {name: id} of runs that are waiting or running.
+        start: Runs to start.
+        left: Runs that stay as they are, because only failed runs are to start.
+    """
 
     complete: list
     live: dict
@@ -17,9 +24,15 @@ class Plan(NamedTuple):
 
 
 def sort_runs(folder: Folder, runs: list[Run], engine, only_failed: bool):
-    """The Plan of a sweep that is started, perhaps not for the first time.
+    """Return the Plan of a sweep that starts, perhaps not for the first time.
 
-    only_failed: start none but those that failed. Raises ValueError for a live run whose config has changed.
+    A run that completed while nobody followed it is recorded in the folder.
+
+    Args:
+        only_failed: Start only runs that failed.
+
+    Raises:
+        ValueError: The config of a live run has changed.
     """
     complete, jobs = folder.complete(), folder.jobs()
     pending = [run for run in runs if complete.get(run.name) != run.record]
@@ -37,7 +50,7 @@ def sort_runs(folder: Folder, runs: list[Run], engine, only_failed: bool):
                 )
             plan.live[run.name] = job["id"]
         elif same and status == 0:
-            # It ended while nobody followed it
+            # It completed while nobody followed it
             folder.ended(run.name, 0)
             plan.complete.append(run)
         elif only_failed and (job is None or status == STOPPED):

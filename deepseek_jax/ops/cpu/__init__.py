@@ -1,1 +1,4 @@
-"""Forms of ops/ for XLA's CPU compiler, chosen by ops/platform.py and held to the plain forms by tests."""
+"""Implementations of ops for XLA's CPU compiler.
+
+ops/platform.py chooses them, and tests compare them with the plain forms.
+"""

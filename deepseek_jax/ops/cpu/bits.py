@@ -1,10 +1,14 @@
-"""bfloat16 by its bits: XLA's CPU compiler converts a whole array to float32 to access a part of it."""
+"""The bits of bfloat16 arrays, for access to a part of an array.
+
+To access a part of a bfloat16 array, XLA's CPU compiler converts the whole array to float32.
+"""
 
 import jax.numpy as jnp
 
 
 def bits(array):
-    """A bfloat16 array's bits as uint16[...], to read from or write into; any other array as it is. The
-    result's `view` turns them into bfloat16 again.
+    """Return a bfloat16 array's bits as uint16[...], and any other array unchanged.
+
+    Read from the result or write into it. Its `view` turns the bits into bfloat16 again.
     """
     return array.view(jnp.uint16) if array.dtype == jnp.bfloat16 else array

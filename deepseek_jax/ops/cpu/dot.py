@@ -1,4 +1,7 @@
-"""Products as XLA's CPU compiler multiplies them fast, on one device: several would gather their operands."""
+"""Matrix products in the forms that XLA's CPU compiler multiplies fast, for one device.
+
+With several devices, these forms would gather their operands.
+"""
 
 import dataclasses
 import math
@@ -10,15 +13,15 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from deepseek_jax.ops.platform import precision_of
 
-# The most rows of x that count as few: those of a batch that decodes
+# The most rows of x that count as few, as in a batch that decodes
 FEW = {"float32": 16, "bfloat16": 64}
 
 
 def einsum(spec, left, right):
-    """jnp.einsum of two operands of one dtype into float32; right may be an InputsLast.
+    """Compute jnp.einsum of two operands of one dtype, into float32; right may be an InputsLast.
 
-    Axes that are adjacent in every operand that has them are merged into one: the compiler would copy a
-    weight of more than two axes to transpose it.
+    Axes that are adjacent in every operand that has them are merged into one: the compiler would
+    copy a weight of more than two axes to transpose it.
     """
     if isinstance(right, InputsLast):
         return right.product(spec, left)
@@ -38,7 +41,10 @@ def einsum(spec, left, right):
 
 
 def _runs(terms):
-    """An einsum's letters in runs: every term has all of a run, in this order, or nothing of it."""
+    """Group an einsum's letters into runs that can be merged.
+
+    Every term has all letters of a run, in this order, or none of them.
+    """
     runs = []
     for letter in dict.fromkeys(terms[0] + terms[1]):
         last = runs[-1][-1] if runs else None
@@ -50,15 +56,15 @@ def _runs(terms):
 
 
 def _product(left, right, result, x, w):
-    """einsum of x and w, by the letters of the two and of the result."""
+    """Compute the einsum of x and w from the letters of both and of the result."""
     if _is_of_few_rows(left, right, result, x):
-        # A tall matrix by 8 or 32 columns takes less time than as many rows by a wide one
+        # A tall matrix times 8 or 32 columns takes less time than 8 or 32 rows times a wide matrix
         tall = right[0] + left[0]
         out = _float32(f"{right},{left}->{tall}", w, x)
         # Without the barrier the compiler would swap the operands back
         return jnp.einsum(f"{tall}->{result}", jax.lax.optimization_barrier(out))
     if x.dtype == jnp.bfloat16:
-        # In bfloat16, the operand whose axes come first in the result needs contiguous rows: it goes left
+        # In bfloat16, the operand with the result's first axes needs contiguous rows: it goes left
         batch = [c for c in result if c in left and c in right]
         if result[len(batch)] in right:
             left, right, x, w = right, left, w, x
@@ -67,14 +73,16 @@ def _product(left, right, result, x, w):
 
 
 def _is_of_few_rows(left, right, result, x):
-    """Whether x is [m d] and w [v d], and m small."""
+    """Return whether x is [m d], w is [v d], and m is small."""
     is_matrices = len(left) == len(right) == len(result) == 2 and left[1] == right[1]
     return is_matrices and 1 < len(x) <= FEW.get(str(x.dtype), 0)
 
 
 def _contracted_last(left, result, x):
-    """x and its letters, transposed so that the contracted axes come last. The compiler multiplies in
-    bfloat16 only where these rows are contiguous. Returns x itself where they are.
+    """Transpose x so that its contracted axes come last; return its letters and x.
+
+    The compiler multiplies in bfloat16 only if these rows are contiguous. If they already are, x
+    does not change.
     """
     turned = "".join(sorted(left, key=lambda c: c not in result))
     if turned == left:
@@ -93,28 +101,34 @@ def _float32(spec, left, right):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class InputsLast:
-    """A Linear layer's weight for decoding: array is [outputs... inputs...]; other products take it as
-    [inputs... outputs...].
+    """A Linear layer's weight for decoding, with its inputs last.
+
+    Attributes:
+        array: [outputs... inputs...]. Specs of products still name the axes as [inputs...
+            outputs...].
     """
 
     array: jax.Array
 
     @classmethod
     def of(cls, w, num_inputs):
-        """From w, whose first num_inputs axes a product contracts."""
+        """Convert w; a product contracts its first num_inputs axes."""
         return cls(jnp.moveaxis(w, range(num_inputs), range(-num_inputs, 0)))
 
     @property
     def ndim(self):
-        """The number of axes, which `of` only moves."""
+        """Number of axes, which `of` does not change."""
         return self.array.ndim
 
     def astype(self, dtype):
-        """With its array in dtype."""
+        """Return this weight with its array in another dtype."""
         return InputsLast(self.array.astype(dtype))
 
     def product(self, spec, x):
-        """einsum by the spec for the weight as it was, whose contracted axes are x's last, in x's order."""
+        """Compute an einsum that is written for the weight before its conversion.
+
+        The contracted axes are x's last, in the same order in x and in the weight.
+        """
         left, right, _ = re.split(",|->", spec)
         num_inputs = len(set(left) & set(right))
         rows, outputs = x.shape[:-num_inputs], self.array.shape[:-num_inputs]

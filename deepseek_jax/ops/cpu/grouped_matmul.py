@@ -1,4 +1,7 @@
-"""Grouped products expert by expert, some rows at a time: they cost what the rows cost and copy no matrix."""
+"""Grouped products expert by expert, some rows at a time, for a CPU.
+
+They cost what the rows cost, and copy no matrix.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ SMALLEST, LARGEST = 8, 256
 # JAX cannot differentiate the loops below in reverse: how often they run depends on data
 @jax.custom_vjp
 def pieces(rows, kernel, rows_per_expert):
-    """ops.grouped_matmul.grouped_matmul; rows past the experts' come out as zeros."""
+    """Compute ops.grouped_matmul.grouped_matmul; rows past the experts' rows come out as zeros."""
     return product_by_expert("rd,df->rf", rows, kernel, rows_per_expert)
 
 
@@ -33,10 +36,13 @@ pieces.defvjp(_pieces_forward, _pieces_backward)
 
 
 def product_by_expert(spec, rows, kernel, rows_per_expert):
-    """Each row times its expert's matrix: rows [r x], kernel [e d f] -> [r y] in the rows' dtype.
+    """Multiply each row by its expert's matrix: rows [r x], kernel [e d f] -> [r y], rows' dtype.
 
-    spec: an einsum of some rows with one matrix of the kernel. rows_per_expert: int32[e], any split; rows
-    past their sum come out as zeros, and no product is computed for them.
+    Args:
+        spec: An einsum of some rows with one matrix of the kernel.
+        rows: [r x], sorted by expert.
+        rows_per_expert: int32[e], any split. Rows past their sum come out as zeros, and no product
+            is computed for them.
     """
     width = jax.eval_shape(lambda r, w: jnp.einsum(spec, r, w), rows, kernel[0]).shape[-1]
 
@@ -54,7 +60,7 @@ def product_by_expert(spec, rows, kernel, rows_per_expert):
 
 
 def sum_by_expert(left, right, rows_per_expert):
-    """Each expert's own rows of both, multiplied over them: left [r d], right [r f] -> float32[e d f]."""
+    """Return left^T right over each expert's rows: left [r d], right [r f] -> float32[e d f]."""
     sums_edf = jnp.zeros((len(rows_per_expert), left.shape[1], right.shape[1]), jnp.float32)
 
     def visit(sums_edf, expert, start, own_p1):
@@ -71,17 +77,21 @@ def sum_by_expert(left, right, rows_per_expert):
 
 
 def piece_sizes(rows, n_experts):
-    """Rows of a large piece, a power of two about half an expert's share, and of a small one, a quarter."""
+    """Return the rows of a large piece and of a small one.
+
+    A large piece is a power of two, about half an expert's share. A small one is a quarter of it.
+    """
     share = max(rows // n_experts, 1)
     large = min(max(1 << share.bit_length() >> 2, SMALLEST), LARGEST)
     return min(large, rows), min(large // 4, rows)
 
 
 def _over_pieces(visit, carry, rows_per_expert, rows):
-    """Fold carry = visit(carry, expert, start, own_p1) over pieces of p rows, which begin at row `start`.
+    """Fold carry = visit(carry, expert, start, own_p1) over pieces of the rows.
 
-    own_p1: bool[p 1], True for the expert's rows that no other piece has. An expert's rows are cut into large
-    pieces while these are at least half full, then into small ones: the loops end with its rows.
+    A piece has p rows, from row `start` on. own_p1 is bool[p 1], True for the expert's rows that no
+    other piece has. An expert's rows are cut into large pieces while these are at least half full,
+    then into small ones, so that the loops end with its rows.
     """
     large, small = piece_sizes(rows, len(rows_per_expert))
     rows_per_expert = jnp.asarray(rows_per_expert)
@@ -90,7 +100,7 @@ def _over_pieces(visit, carry, rows_per_expert, rows):
     small_e = -(-jnp.maximum(rows_per_expert - large_e * large, 0) // small)
 
     def piece(carry, expert, at, size):
-        # The last piece ends with the rows; those before `at` belong to earlier pieces
+        # The last piece ends with the array. Its rows before `at` belong to earlier pieces
         start = jnp.minimum(at, rows - size)
         row_p = start + jnp.arange(size)
         own_p = (row_p >= at) & (row_p < first_e[expert] + rows_per_expert[expert])

@@ -1,4 +1,8 @@
-"""Save bits for the backward pass: a scan over layers writes each layer's part into one array for all."""
+"""Values saved for the backward pass as bits, for a CPU.
+
+A scan over layers writes each layer's part into one array for all layers. With bits, XLA's CPU
+compiler does not convert the whole array for each part (see bits.py).
+"""
 
 import functools
 
@@ -11,7 +15,7 @@ from deepseek_jax.ops.cpu.bits import bits
 # Integers have no gradient: without this rule, the gradient would end at the bits
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def save_bits(x, name):
-    """x, whose bits are saved under this name."""
+    """Return x, with its bits saved under this name."""
     return _named(x, name)
 
 
@@ -21,5 +25,6 @@ def _named(x, name):
 
 @save_bits.defjvp
 def _save_bits_jvp(name, primals, tangents):
-    # Not a call of save_bits: a remat policy sees no name inside a custom derivative and would recompute x
+    # Not a call of save_bits: a remat policy sees no name inside a custom derivative, and would
+    # recompute x
     return _named(*primals, name), *tangents

@@ -1,1 +1,1 @@
-"""Forms of ops as Pallas kernels, for TPU."""
+"""Implementations of ops as Pallas kernels for TPU."""

@@ -1,4 +1,4 @@
-"""Attention whose scores stay in a TPU core's vector memory: JAX's splash attention."""
+"""Attention by JAX's splash attention: scores stay in a TPU core's vector memory."""
 
 import jax
 import jax.numpy as jnp
@@ -8,33 +8,37 @@ from deepseek_jax.ops.saved_names import ATTENDED
 
 # Lanes of a TPU's vector registers: blocks are multiples of it
 LANES = 128
-# (the fewest tokens of a row, tokens of a block of its queries or keys): small blocks waste less beyond the
-# diagonal, large ones read keys less often
+# (the fewest tokens of a row, tokens of a block of its queries or keys). Small blocks waste less
+# beyond the diagonal; large ones read keys less often
 BLOCKS = (0, 512), (8192, 1024)
 # Narrower heads would fill few lanes
 NARROWEST_HEAD = 64
 
 
 def takes(q, v):
-    """Whether the kernel takes heads of this width and dtype: it would round float32 to bfloat16.
+    """Return whether the kernel takes heads of this width and dtype.
 
-    q: [b t h x], v: [b t k u].
+    It would round float32 to bfloat16.
+
+    Args:
+        q: [b t h x].
+        v: [b t k u].
     """
     return q.dtype == jnp.bfloat16 and min(q.shape[-1], v.shape[-1]) >= NARROWEST_HEAD
 
 
 def attend(q, k, v, segment_ids, scale, interpret=False):
-    """ops.attention.attend. interpret: emulate the kernel, on any machine."""
+    """Compute ops.attention.attend; with interpret, by the kernel's emulation on any machine."""
     t, h = q.shape[1:3]
     block = max(size for length, size in BLOCKS if t >= length)
     block = min(block, t + -t % LANES)
-    # The end of a row is padded: no earlier query sees what comes there
+    # Pad the end of a row: no earlier query sees what comes there
     padding = -t % block
 
     def by_head(x):
         return jnp.swapaxes(jnp.pad(x, [(0, 0), (0, padding), (0, 0), (0, 0)]), 1, 2)
 
-    # The kernel multiplies by no scale
+    # The kernel does not scale scores: scale the queries
     scaled = (q.astype(jnp.float32) * scale).astype(q.dtype)
     segments = jnp.pad(segment_ids, [(0, 0), (0, padding)]).astype(jnp.int32)
     mask = splash.CausalMask((t + padding, t + padding))
@@ -43,7 +47,7 @@ def attend(q, k, v, segment_ids, scale, interpret=False):
         block_sizes=_blocks(block),
         head_shards=1,
         q_seq_shards=1,
-        # Under remat="attention" the backward pass has these, and runs the kernel once
+        # remat="attention" saves these for the backward pass, so that the kernel runs once
         residual_checkpoint_name=ATTENDED,
         interpret=interpret,
     )

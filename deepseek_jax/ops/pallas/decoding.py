@@ -1,7 +1,7 @@
-"""Absorbed latent attention over a cache, whose scores stay in a TPU core's vector memory.
+"""Absorbed latent attention over a cache: scores stay in a TPU core's vector memory.
 
-Latents are both keys and values, and this kernel reads them once. JAX's kernels read keys and values apart,
-of V3's cache about twice the bytes. tokamax 0.0.12 has splash attention alone.
+Latents are both keys and values, and this kernel reads them once. JAX's kernels read keys and
+values separately, about twice the bytes of V3's cache. tokamax 0.0.12 has only splash attention.
 """
 
 import functools
@@ -11,22 +11,30 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-# Tokens of the cache that are read at once: the largest of these that divides it
+# Tokens of the cache that are read at once: the largest of these that divides its length
 BLOCKS = (1024, 512, 256, 128)
 LANES = 128
 MASKED = -1e30
 
 
 def takes(q, latents, kv_lora_rank: int):
-    """Whether the kernel takes these arrays: values of whole lanes, a cache of whole blocks, as many heads as
-    fill a tile, and bfloat16: it would round float32.
+    """Return whether the kernel takes these arrays.
+
+    It needs values of whole lanes, a cache of whole blocks, heads that fill tiles (a multiple of
+    16), and bfloat16: it would round float32.
     """
     whole = latents.shape[1] % BLOCKS[-1] == 0 and kv_lora_rank % LANES == 0
     return whole and q.shape[1] % 16 == 0 and q.dtype == jnp.bfloat16
 
 
 def attend_latent(q, latents, mask, kv_lora_rank: int, scale: float, interpret=False):
-    """ops.attention.attend_latent, with the online softmax of arXiv:2205.14135 over blocks of the cache."""
+    """Compute ops.attention.attend_latent by the online softmax of arXiv:2205.14135.
+
+    The softmax runs over blocks of the cache.
+
+    Raises:
+        ValueError: If the length of the cache is not a multiple of 128.
+    """
     (b, h, x), s, c = q.shape, latents.shape[1], kv_lora_rank
     if s % BLOCKS[-1]:
         raise ValueError(
@@ -65,13 +73,15 @@ def attend_latent(q, latents, mask, kv_lora_rank: int, scale: float, interpret=F
         ),
         name="latent_decoding",
         interpret=interpret,
-        # This swap moves nothing: since lanes do not divide 576, a TPU lays a cache's tokens along them
+        # This swap moves nothing: 128 does not divide 576, so a TPU lays the cache's tokens along
+        # lanes
     )(q, latents.swapaxes(1, 2), mask[:, None].astype(jnp.int32))
 
 
 def _kernel(q, latents, mask, out, largest, total, summed, *, scale):
-    """One block of one sequence's cache: latents [c+r s]. largest, total: [h lanes], the same in every lane;
-    summed: [h c].
+    """Add one block of one sequence's cache to the running sums.
+
+    latents: [c+r s]. largest, total: [h lanes], the same in every lane. summed: [h c].
     """
     at = pl.program_id(1)
 

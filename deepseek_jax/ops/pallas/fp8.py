@@ -1,7 +1,8 @@
 """E4M3 rounding and products on a TPU: what belongs to a tile of 128 stays in vector memory.
 
-A chip that does not multiply FP8 multiplies the values as bfloat16, which holds them exactly, in one pass:
-see fp8_operands in ops.platform. tokamax 0.0.12 has such kernels, in private modules only.
+A chip that does not multiply FP8 multiplies the values as bfloat16, which holds them exactly, in
+one pass: see "fp8_operands" in ops.platform. tokamax 0.0.12 has such kernels, but only in private
+modules.
 """
 
 import functools
@@ -13,30 +14,38 @@ from jax.experimental.pallas import tpu as pltpu
 
 from deepseek_jax.ops.platform import form_of
 
-# Terms of a sum that share scales
+# Terms of a sum that share a scale
 TERMS = 128
 # Magnitudes saturate here
 LARGEST = 2.0**127
-# A block of scales in memory: as many lanes and sublanes as a vector register has
+# A block of scales in memory has as many lanes and sublanes as a vector register
 LANES, SUBLANES = 128, 8
-# Rows of a tile: of a product's left operand, and of one whose rows belong to experts
+# Rows of a tile of the left operand: of a plain product, and of a product with rows by expert
 DENSE_ROWS, GROUPED_ROWS = 512, 256
-# float32 numbers of a tile of the result
+# float32 numbers in a tile of the result
 TILE = 2**18
 # Rows and columns of a tile of a product over rows
 OVER_ROWS = 512
-# What is rounded at once: rows, and the most columns
+# Rows that are rounded at once, and the most columns
 ROUNDED_ROWS, ROUNDED_COLUMNS = 256, 1024
 
 
 def is_whole(x, tile):
-    """Whether tiles cover x [... i j] evenly, as `quantize` needs it."""
+    """Return whether tiles cover x [... i j] evenly, as `quantize` needs it."""
     i, j = x.shape[-2:]
     return i % tile[0] == 0 and j % TERMS == 0
 
 
 def quantize(x, tile, of_amax, scale=None, interpret: bool = False):
-    """ops.fp8.quantize. of_amax: the scale of a tile by its largest magnitude."""
+    """Compute ops.fp8.quantize in one pass over memory.
+
+    Args:
+        of_amax: Function from a tile's largest magnitude to its scale.
+        interpret: Emulate the kernel, on any machine.
+
+    Raises:
+        ValueError: If tiles do not cover x evenly.
+    """
     *lead, i, j = x.shape
     if not is_whole(x, tile):
         raise ValueError(
@@ -54,7 +63,7 @@ def quantize(x, tile, of_amax, scale=None, interpret: bool = False):
     if tile[0] == 1:
         scales, of_scales = (count, j // TERMS + -(j // TERMS) % LANES), of_rows
     else:
-        # A row of scales for each 128 rows; those of a square tile are alike
+        # A row of scales for each 128 rows. In a square tile its scales are equal
         scales = -(-count // rows), rows // TERMS, j
         of_scales = pl.BlockSpec((None, rows // TERMS, columns), lambda i, s: (i, 0, s))
     values, scales = pl.pallas_call(
@@ -78,7 +87,10 @@ def quantize(x, tile, of_amax, scale=None, interpret: bool = False):
 
 
 def _quantize_kernel(x, *refs, tile, of_amax):
-    """Some rows and columns: refs are the scales of x's rows, where x is in E4M3, then the two results."""
+    """Round some rows and columns.
+
+    refs: the scales of x's rows if x is in E4M3, then the two results.
+    """
     *row_scale, values, scales = refs
     rows, columns = x.shape
     first = pl.program_id(1) * (columns // TERMS)
@@ -106,21 +118,26 @@ def _quantize_kernel(x, *refs, tile, of_amax):
 
 
 def _lane(ref, is_lane):
-    """One lane of each row, as [rows 1]: a lane cannot be read by its number."""
+    """Return one lane of each row as [rows 1]: a lane cannot be read by its number."""
     return jnp.where(is_lane, ref[...], 0).sum(axis=1, keepdims=True)
 
 
 def dense_rows(m: int):
-    """Rows of a tile for m rows that all meet the same matrix: a power of two, at least a register's 32."""
+    """Return the rows of a tile for m rows that are all multiplied by the same matrix.
+
+    A power of two, at least a register's 32 and at most DENSE_ROWS.
+    """
     return min(DENSE_ROWS, max(32, 1 << (m - 1).bit_length()))
 
 
 def product(left, right, *, group_of_tile, tiles, out_dtype="float32", interpret: bool = False):
-    """Multiply each tile of rows by the matrix of its group: -> out_dtype[r n].
+    """Multiply each tile of rows by the matrix of its group: out_dtype[r n].
 
-    left, right: pairs of values and scales, e4m3[r k], k a multiple of 128, and float32[r k/128];
-    e4m3[g k n] and float32[g k/128 n]. group_of_tile: int32[r / rows of a tile]. tiles: int32[], how many
-    tiles have a group; results of the others are zeros.
+    Args:
+        left: e4m3[r k] and its scales float32[r k/128], with k a multiple of 128.
+        right: e4m3[g k n] and its scales float32[g k/128 n].
+        group_of_tile: int32[r / rows of a tile].
+        tiles: int32[], how many tiles have a group. Results of the others are zeros.
     """
     (left, left_scale), (right, right_scale) = left, right
     (r, k), n = left.shape, right.shape[-1]
@@ -131,11 +148,11 @@ def product(left, right, *, group_of_tile, tiles, out_dtype="float32", interpret
     right_scale = _whole_tiles(right_scale, -2, SUBLANES)
 
     def row_tile(i, tiles):
-        # A tile without a group reads nothing anew
+        # A tile without a group reads nothing new
         return jnp.minimum(i, jnp.maximum(tiles[0] - 1, 0))
 
     def first(step, per_tile):
-        """The tile of scales that has this step's blocks."""
+        """Return the index of the tile of scales that has this step's blocks."""
         return step * (terms // TERMS) // per_tile
 
     out = pl.pallas_call(
@@ -173,10 +190,15 @@ def product(left, right, *, group_of_tile, tiles, out_dtype="float32", interpret
 
 
 def product_over_rows(left, right, *, group_of_tile, tiles, groups, interpret: bool = False):
-    """Sum left's columns times right's rows over the rows of each group: -> float32[groups k n].
+    """Sum left's columns times right's rows over the rows of each group: float32[groups k n].
 
-    left, right: pairs as of `product`, e4m3[k r] and float32[k r/128], e4m3[r n] and float32[r/128 n].
-    group_of_tile, tiles: as for `product`, ascending. Nothing is written for a group without tiles.
+    Nothing is written for a group without tiles.
+
+    Args:
+        left: e4m3[k r] and its scales float32[k r/128].
+        right: e4m3[r n] and its scales float32[r/128 n].
+        group_of_tile: As for `product`, ascending.
+        tiles: As for `product`.
     """
     (left, left_scale), (right, right_scale) = left, right
     (k, r), n = left.shape, right.shape[-1]
@@ -225,7 +247,7 @@ def product_over_rows(left, right, *, group_of_tile, tiles, groups, interpret: b
 
 
 def _product_kernel(groups, tiles, left, right, out, summed, *, blocks):
-    """The next terms of one tile of the result."""
+    """Add the next terms to one tile of the result."""
     step = pl.program_id(2)
 
     @pl.when(step == 0)
@@ -242,7 +264,7 @@ def _product_kernel(groups, tiles, left, right, out, summed, *, blocks):
 
 
 def _over_rows_kernel(groups, tiles, left, right, out, summed, *, blocks):
-    """The next rows of one tile of a group's result."""
+    """Add the next rows to one tile of a group's result."""
     step, last = pl.program_id(2), tiles[0] - 1
     group = groups[step]
 
@@ -260,7 +282,10 @@ def _over_rows_kernel(groups, tiles, left, right, out, summed, *, blocks):
 
 
 def _add_blocks(summed, left, right, first, blocks):
-    """Add these blocks of terms to a tile of the result. first: the number of the first, among all."""
+    """Add these blocks of terms to a tile of the result.
+
+    first: the number of the first block among all blocks.
+    """
     (left, left_scale), (right, right_scale) = left, right
     lanes = jax.lax.broadcasted_iota(jnp.int32, left_scale.shape, 1)
     for block in range(blocks):
@@ -269,18 +294,18 @@ def _add_blocks(summed, left, right, first, blocks):
         partial = jnp.dot(*operands, preferred_element_type=jnp.float32)
         of_rows = _lane(left_scale, lanes == (first + block) % LANES)
         of_columns = right_scale[pl.ds((first + block) % SUBLANES, 1), :]
-        # Scales of infinity multiply to infinity, and a sum of 0 must stay 0
+        # Scales of tiles with infinities multiply to infinity, but a sum of 0 must stay 0
         scale = jnp.minimum(of_rows * of_columns, jnp.finfo(jnp.float32).max)
         summed[...] += partial * scale
 
 
 def _terms(k):
-    """Contracted terms of a tile: blocks that divide a tile of scales."""
+    """Return the contracted terms of a tile: blocks that divide a tile of scales."""
     return next(TERMS * blocks for blocks in (8, 4, 2, 1) if k % (TERMS * blocks) == 0)
 
 
 def _columns(n, most):
-    """Columns of a tile: the most that divide n's whole lanes."""
+    """Return the columns of a tile: `most`, halved until it divides n's whole lanes."""
     assert most % LANES == 0
     whole = n + -n % LANES
     size = most

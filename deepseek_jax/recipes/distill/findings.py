@@ -1,4 +1,4 @@
-"""Compare pairs of students over several runs: which of the two answers more of the same questions right."""
+"""Compare pairs of students by their right answers to the same questions, over several runs."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -11,13 +11,20 @@ from deepseek_jax.evaluation.compare import NO_DIFFERENCE, Comparison, compare
 from deepseek_jax.files import read_json
 
 VERDICTS = {"better": "won", "worse": "lost", NO_DIFFERENCE: NO_DIFFERENCE}
-FILE = "answers.json"  # in a run's folder, see recipes.distill.run
+# In a run's folder, written by recipes.distill.report
+FILE = "answers.json"
 
 
 class Finding(NamedTuple):
-    """A tested comparison. means: of ours and theirs, over all questions of all runs. comparison: of ours
-    less theirs. by_run: the mean difference in each run. compute: our floating-point operations divided by
-    theirs. verdict: one of VERDICTS' values.
+    """A comparison of two students: "ours" is the first of the pair, "theirs" the second.
+
+    Attributes:
+        title: The comparison's key in config.comparisons.
+        means: Our mean score and theirs, over all questions of all runs.
+        comparison: The comparison of these scores, ours minus theirs.
+        by_run: The mean of ours minus theirs in each run.
+        compute: Our floating-point operations divided by theirs.
+        verdict: One of the values of VERDICTS.
     """
 
     title: str
@@ -29,12 +36,21 @@ class Finding(NamedTuple):
 
 
 def findings(workdirs: list[Path]):
-    """Test config.comparisons, the same in all these finished runs of recipes.distill: -> list of Finding.
+    """Test config.comparisons on finished runs of recipes.distill.
 
-    Ours won, or lost, if three things hold: over the questions of all runs, the 95% interval of the
-    differences excludes 0; the sign-flip test agrees (evaluation.compare); and every single run's mean
-    difference has that sign. The interval covers the choice of questions; by_run shows how much seeds differ.
-    Raises ValueError, naming the folder, for an unfinished run and for one with other comparisons.
+    A comparison is won or lost if three things hold: the 95% interval of the differences, over the
+    questions of all runs, excludes 0; the sign-flip test agrees (evaluation.compare); and the mean
+    difference of every single run has the same sign. The interval covers the choice of questions;
+    by_run shows how much seeds differ.
+
+    Args:
+        workdirs: The folders of the runs, which all have the same comparisons.
+
+    Returns:
+        A list of Finding, one for each comparison.
+
+    Raises:
+        ValueError: A run is not finished, or has other comparisons; the message names its folder.
     """
     runs = [_read(workdir) for workdir in workdirs]
     comparisons = runs[0]["comparisons"]
@@ -45,7 +61,7 @@ def findings(workdirs: list[Path]):
 
 
 def findings_table(found: list[Finding], num_runs: int):
-    """A rich Table of the findings over num_runs runs."""
+    """Build a rich Table of the findings over num_runs runs."""
     table = Table(
         title=f"right answers to the same held-out questions, {num_runs} run{'s' * (num_runs > 1)}",
         caption="this less that, and the difference's 95% interval. Won or lost: the interval excludes 0, "
@@ -68,7 +84,7 @@ def findings_table(found: list[Finding], num_runs: int):
 
 
 def as_json(found: list[Finding]):
-    """Findings as dicts for JSON."""
+    """Convert findings to dicts for JSON."""
     return [finding._asdict() | {"comparison": finding.comparison._asdict()} for finding in found]
 
 
@@ -92,5 +108,5 @@ def _test(title: str, pair: list[str], runs: list[dict]):
 
 
 def _answers(run: dict, name: str):
-    """The shares of right answers of a student, all tasks one after the other."""
+    """Return a student's shares of right answers, one per question, one task after the other."""
     return np.concatenate([np.asarray(shares) for shares in run["answers"][name].values()])

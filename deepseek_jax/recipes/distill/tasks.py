@@ -1,4 +1,4 @@
-"""The tasks of a distillation: texts that students learn, and questions that they are measured on."""
+"""The tasks of a distillation: texts that students learn, and questions to measure them on."""
 
 import dataclasses
 import functools
@@ -27,15 +27,18 @@ from deepseek_jax.recipes.stage import Context, Source
 from deepseek_jax.worlds.registry import find_world
 from deepseek_jax.worlds.world import World, given_solution
 
-# Held-out questions of the world where config.evaluation is None
+# Held-out questions of the world if config.evaluation is None
 FEWEST = 2
 
 
 class TransferTask(NamedTuple):
-    """A task. train, held_out: random access to conversations; the weights of train include the task's.
+    """One task: texts to learn, and questions to answer.
 
-    questions: held-out examples to answer; a task without any is not measured by answers. rule: the reward of
-    an answer: 1 if it is right, less if it helps in part.
+    Attributes:
+        train: Conversations to learn, with random access. Their weights include the task's weight.
+        held_out: Conversations for the held-out loss, with random access.
+        questions: Held-out examples to answer; a task without any is not measured by answers.
+        rule: The reward of an answer: 1 if it is right, less if it helps only in part.
     """
 
     train: object
@@ -46,7 +49,7 @@ class TransferTask(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Weighted:
-    """Conversations whose weights are multiplied by `weight`."""
+    """Conversations, by random access, with their weights multiplied by `weight`."""
 
     source: object
     weight: float
@@ -64,7 +67,7 @@ class Weighted:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WorldQuestions(Questions):
-    """The questions of the config's world; reinforcement asks its reasoning ones."""
+    """The questions of the config's world; reinforcement uses its reasoning questions."""
 
     settings: DistillSettings
 
@@ -75,7 +78,7 @@ class WorldQuestions(Questions):
 
     @functools.cached_property
     def tasks(self) -> dict[str, Task]:
-        """Name of the world's questions -> Task, with those held out that policies are measured on."""
+        """Name of the world's questions -> Task; policies answer its held-out questions."""
         settings = self.settings
         number = FEWEST if settings.evaluation is None else settings.evaluation.num_questions
         return {
@@ -85,7 +88,7 @@ class WorldQuestions(Questions):
 
     @property
     def puzzles(self) -> Task:
-        """The reasoning questions."""
+        """The Task of the reasoning questions."""
         return self.tasks[self.world.reasoning]
 
     def covers(self, context):
@@ -97,7 +100,7 @@ class WorldQuestions(Questions):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FirstPuzzles(Prompts):
-    """The first of the world's reasoning questions."""
+    """The first `number` reasoning questions of the world, which the teacher answers."""
 
     questions: WorldQuestions
     number: int
@@ -111,7 +114,12 @@ class FirstPuzzles(Prompts):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Solutions(Texts):
-    """Conversations of the world's solutions, which a teacher is fine-tuned on; or, held out, measured on."""
+    """Conversations with the world's solutions, to fine-tune a teacher on or to measure it on.
+
+    Attributes:
+        data: How many questions of each kind the training texts have.
+        held_out: True for the held-out reasoning questions in place of the training texts.
+    """
 
     questions: WorldQuestions
     data: ConversationSettings
@@ -136,7 +144,12 @@ class Solutions(Texts):
 
 
 class StudentTexts(NamedTuple):
-    """What a student learns. tasks: name -> TransferTask. The rest is DistillSettings'."""
+    """The texts that a student learns, and how they are mixed and packed.
+
+    Attributes:
+        tasks: Name -> TransferTask.
+        mixing_temperature, packing, readers: As in DistillSettings.
+    """
 
     tasks: dict[str, TransferTask]
     mixing_temperature: float
@@ -146,8 +159,11 @@ class StudentTexts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TaskTexts(Source):
-    """The texts of all tasks, and their held-out questions. accepted: the stages whose accepted answers they
-    are; none for the world's own solutions.
+    """The texts of all tasks, and their held-out questions.
+
+    Attributes:
+        accepted: The names of the stages with the teacher's accepted answers, which are the texts
+            of reasoning tasks; empty to use the world's own solutions.
     """
 
     settings: DistillSettings
@@ -184,7 +200,7 @@ class TaskTexts(Source):
             return context.once((self, "files"), lambda: file_tasks(self.settings, context.data))
 
     def read(self, context: Context) -> StudentTexts:
-        """The texts, with the teacher's accepted answers, which have to be there."""
+        """Return the texts; the teacher's accepted answers have to be there."""
         settings = self.settings
         accepted = accepted_by(context.folder, self.accepted) if self.accepted else None
         return StudentTexts(
@@ -195,7 +211,12 @@ class TaskTexts(Source):
         )
 
     def tasks(self, context: Context, accepted: list[dict] | None = None):
-        """name -> TransferTask, with the accepted answers, or the world's own solutions."""
+        """Return {name: TransferTask}.
+
+        Args:
+            context: The context of the stage.
+            accepted: The teacher's accepted answers; None to use the world's own solutions.
+        """
         questions = self.questions
         return transfer_tasks(
             self.settings, questions.world, questions.tasks, accepted, self._of_files(context)
@@ -203,8 +224,15 @@ class TaskTexts(Source):
 
 
 def file_tasks(settings: DistillSettings, folder: Path):
-    """name -> TransferTask of each task that has files of its own, of which datasets are made in folder.
-    Raises ValueError as at "config".
+    """Return {name: TransferTask} of the tasks with files.
+
+    Args:
+        settings: The settings of the whole config.
+        folder: The folder for the datasets that are built from the files.
+
+    Raises:
+        ValueError: The files do not fit the settings; the message has the field's path below
+            `config`.
     """
     found = {}
     for name, task in settings.tasks.items():
@@ -217,8 +245,18 @@ def file_tasks(settings: DistillSettings, folder: Path):
 def transfer_tasks(
     settings: DistillSettings, world: World, tasks: dict[str, Task], accepted, of_files: dict
 ):
-    """name -> TransferTask. tasks: of world_tasks. accepted: the teacher's right answers, dicts of question
-    and solution, or None for the world's own solutions. of_files: of file_tasks.
+    """Return {name: TransferTask} of all tasks.
+
+    Args:
+        settings: The settings of the whole config.
+        world: The World of config.world.
+        tasks: WorldQuestions.tasks.
+        accepted: The teacher's right answers, dicts of question and solution; None to use the
+            world's own solutions.
+        of_files: The result of file_tasks.
+
+    Raises:
+        ValueError: The teacher has no right answer to any puzzle of a task.
     """
     found = {}
     for name, task in settings.tasks.items():
@@ -248,7 +286,7 @@ def _of_world(name: str, task: TaskSettings, world: World, tasks: dict[str, Task
     )
     shown, worked = train, questions.worked
     if accepted is not None and sort == world.reasoning:
-        # The teacher answered puzzles of all kinds; this task has those of its own
+        # The teacher answered puzzles of all kinds; this task takes the ones of its kind
         own = {example["question"] for example in train}
         shown, worked = [e for e in accepted if e["question"] in own], given_solution
     if not shown:
@@ -275,13 +313,18 @@ class HeldOutQuestions(Source):
         return [[task.questions for task in tasks], rules]
 
     def read(self, context: Context) -> dict[str, TransferTask]:
-        """name -> TransferTask of every task: one without questions is not measured."""
+        """Return {name: TransferTask} of every task; a task without questions is not measured."""
         return context.once(self, lambda: self.texts.tasks(context))
 
 
 def mixed(sources, temperature: float):
-    """A Mixture that draws a source of n documents in proportion to n**(1/temperature): at 1 by size, and the
-    higher, the more evenly (arXiv:1910.10683, section 3.5.2).
+    """Mix sources so that a source of n documents has a share in proportion to n**(1/temperature).
+
+    At temperature 1 the shares follow the sizes; the higher it is, the more even they are
+    (arXiv:1910.10683, section 3.5.2).
+
+    Returns:
+        A Mixture.
     """
     sources = tuple(sources)
     return Mixture(sources, tuple(len(source) ** (1 / temperature) for source in sources))

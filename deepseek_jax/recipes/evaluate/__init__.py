@@ -1,1 +1,1 @@
-"""A checkpoint measured on problems."""
+"""Evaluation of a checkpoint on problems."""

@@ -1,4 +1,4 @@
-"""Print an evaluation's scores, put them on its page, and compare two evaluations on the same problems."""
+"""Report an evaluation: its scores, its page, and the comparison with another evaluation."""
 
 import dataclasses
 import json
@@ -15,14 +15,21 @@ from deepseek_jax.reports.page import FORMS, Page
 from deepseek_jax.reports.tables import comparison_table, stages_table
 from deepseek_jax.settings import build
 
-# The file of the answers in the folder of an evaluation
+# In the folder of a run: the file with the answers
 RESULTS = f"results/{SCORES}"
-ON_PAGE = 16  # problems of each task
-TABLE_WIDTH = 130  # columns: six scores with their intervals
+# The page shows this many problems of each task
+ON_PAGE = 16
+# In columns: room for six scores with their intervals
+TABLE_WIDTH = 130
 
 
 def print_problems(problems: list[dict], workdir: Path):
-    """Print the scores of the problems of an evaluation."""
+    """Print the scores of an evaluation, and where its files are.
+
+    Args:
+        problems: The problems with their answers, see evaluation.problem_scores.
+        workdir: The folder of the run.
+    """
     scores, console = task_scores(problems), make_console(width=TABLE_WIDTH)
     forms = {name: FORMS.get(name, ".1%") for of in scores.values() for name in of}
     names = {name: name for name in forms}
@@ -40,7 +47,13 @@ def print_problems(problems: list[dict], workdir: Path):
 
 
 def problems_page(page: Page, problems: list[dict], made_of: dict) -> Page:
-    """The page with the scores of each task, and the answers to the first problems of each."""
+    """Return the page with the scores of each task, and the answers to its first problems.
+
+    Args:
+        page: The page so far.
+        problems: As in print_problems.
+        made_of: Problems.made_of of recipes.evaluate.run, for the page's digests.
+    """
     scores, nth, samples = task_scores(problems), Counter(), []
     for problem in problems:
         nth[problem["task"]] += 1
@@ -67,14 +80,27 @@ def _group(problem):
 
 
 def check_against(config, path):
-    """Raise ValueError unless path is the RESULTS of the problems that this config names."""
+    """Raise ValueError unless another evaluation's results are about this config's problems.
+
+    Args:
+        config: The config of an evaluation.
+        path: The folder of the other run, or its file RESULTS.
+    """
     problems = load_problems(build(EvaluateSettings, config, "config"))
     # in_order compares entries of RESULTS, where the answer is called gold
     in_order([problem | {"gold": problem["answer"]} for problem in problems], _read_problems(path))
 
 
 def report_against(workdir: Path, path):
-    """Print the comparison of a finished run with those at path, problem by problem."""
+    """Print how a finished run compares with another one on the same problems.
+
+    Args:
+        workdir: The folder of the finished run.
+        path: As in check_against.
+
+    Raises:
+        ValueError: There are no results at path, or they are about other problems.
+    """
     ours, theirs = map(_read_problems, (workdir / RESULTS, path))
     console = make_console(width=TABLE_WIDTH)
     console.print(comparison_table(compared_tasks(ours, theirs)))

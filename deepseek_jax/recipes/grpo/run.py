@@ -1,6 +1,6 @@
 """Group Relative Policy Optimisation (arXiv:2402.03300), from a base model or a checkpoint.
 
-base -> measure on held-out questions -> sample groups, reward, update -> measure again -> report.
+base -> measure on held-out questions -> sample groups, reward, update -> measure again -> report
 """
 
 import dataclasses
@@ -29,12 +29,12 @@ SETTINGS = GrpoSettings
 
 
 def stages(s: GrpoSettings) -> list[Stage]:
-    """A base or a checkpoint, measured, reinforced, and measured again."""
+    """List the stages: a base or a checkpoint, a measurement, GRPO, and another measurement."""
     questions = TaskQuestions(s)
     rewards = StageRewards(s, reward_models=s.reward_models, stays=True)
     first = first_stage(s, s.data.template, conversing=s, waiting=(rewards,))
 
-    # By these alone a measurement is made anew
+    # A measurement is repeated only if one of these changes
     answered = {"rollout": s.rollout, "rewards": s.rewards, "accuracy": s.accuracy}
     answered |= {"temperature": s.rollout.temperature_at(s.num_steps)}
     answered |= {"effort": s.effort, "talk": [*s.tools, s.environment, s.conversation]}
@@ -71,13 +71,13 @@ def stages(s: GrpoSettings) -> list[Stage]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TaskQuestions(Questions):
-    """The questions of config.data, and the general ones of config.general."""
+    """The questions of config.data, and the general questions of config.general."""
 
     settings: GrpoSettings
 
     @functools.cached_property
     def task(self) -> Task:
-        """The questions to train on and the held-out ones."""
+        """The Task of config.data: questions to train on, and held-out questions."""
         settings, data = self.settings, self.settings.data
         with at("config"), at("data"):
             if data.path is None:
@@ -94,7 +94,7 @@ class TaskQuestions(Questions):
 
     @functools.cached_property
     def general(self) -> list[dict]:
-        """The general questions, none of them held out."""
+        """The general questions, without held-out questions; [] if config.general is None."""
         if self.settings.general is None:
             return []
         with at("config"), at("general"):
@@ -130,14 +130,19 @@ class HeldOut(Source):
         return self.read(context)
 
     def read(self, context: Context) -> list[dict]:
-        """The examples, without prompts."""
+        """Return the examples, without their prompt_ids."""
         return self.questions.task.held_out
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeasureAnswers(Measure):
-    """Answers to the held-out questions, twice: sampled at the last step's temperature, and greedily. With an
-    effort: effort -> that.
+    """A measurement of a policy: its answers to the held-out questions, sampled and greedy.
+
+    Sampled answers are drawn at the temperature of the last step. The result of `run` is as
+    evaluate_both returns it; with config.effort it is {effort: such a result}.
+
+    Attributes:
+        whole: The settings of the whole config.
     """
 
     whole: GrpoSettings
@@ -151,7 +156,10 @@ class MeasureAnswers(Measure):
         self.asked(context)
 
     def asked(self, context: Context) -> list[dict]:
-        """The held-out questions that fit, with their prompt_ids; each once for each effort."""
+        """Return the held-out questions that fit, with their prompt_ids.
+
+        With config.effort each question is there once for each effort.
+        """
         return context.once("held-out", lambda: self._asked(context))
 
     def _asked(self, context):
@@ -204,18 +212,18 @@ class MeasureAnswers(Measure):
 
 
 def page(results: Results) -> reports.Page:
-    """The page, with answers to held-out questions."""
+    """Build the page, with answers to held-out questions."""
     found, shown = results.found(), run_page(results, "GRPO")
     if results.settings.effort is None:
         return reports.with_answers(shown, {when: {"": answers} for when, answers in found.items()})
-    # The accuracy of each effort stands before their rewards
+    # First the accuracy of every effort, then the reward of every effort, and so on
     scores = {row: _by_score(of) for row, of in shown.scores.items()}
     answers = {when: {f"effort {b}": of for b, of in each.items()} for when, each in found.items()}
     return reports.with_answers(dataclasses.replace(shown, scores=scores), answers)
 
 
 def report(results: Results):
-    """Print the table and samples, draw the curves. Process 0 alone draws."""
+    """Print the table and samples, and draw the curves; only process 0 draws."""
     settings, workdir, found = results.settings, results.folder, results.found()
     console, before, after = reports.make_console(), found["before"], found["after"]
     curves, pictures = reports.CURVES, "curves.png"
@@ -235,7 +243,7 @@ def report(results: Results):
 
 
 def _by_score(scores: dict):
-    """Scores of several efforts, each score's together."""
+    """Reorder the scores of several efforts: all efforts of one score, then of the next."""
     names = [name.partition("_effort_")[0] for name in scores]
     order = sorted(zip(map(names.index, names), scores, strict=True), key=lambda pair: pair[0])
     return {name: scores[name] for _, name in order}

@@ -1,4 +1,4 @@
-"""The fields of a GRPO config: one dataclass for each block, checked when built."""
+"""Settings of GRPO: each block of its config is a dataclass, checked when it is built."""
 
 import dataclasses
 
@@ -11,8 +11,11 @@ from deepseek_jax.settings import unhashed
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GrpoSettings(Conversing, ReinforceSettings, AdapterRun):
-    """A whole config of this recipe. reward_models: trained reward models; rewards refer to them by name.
-    xla_flags: compiler flags, which launch/train.py and ds.train set.
+    """The whole config of GRPO.
+
+    Attributes:
+        reward_models: Name -> a trained reward model; rewards refer to it by this name.
+        xla_flags: Compiler flags, which launch/train.py and ds.train set.
     """
 
     data: QuestionData
@@ -39,7 +42,7 @@ class GrpoSettings(Conversing, ReinforceSettings, AdapterRun):
         if self.general is not None:
             blocks["general.rewards"] = self.general.rewards
         for field, weights in blocks.items():
-            # What a reward model pays has no such limit
+            # The rewards of reward models have no such limit
             if not set(weights) & set(self.reward_models):
                 self.effort.check_against(weights, field)
             if LENGTH_PENALTY in weights:

@@ -1,7 +1,8 @@
-"""A generative reward model (arXiv:2412.19437, section 5.2.1), fine-tuned to compare two answers, grade them
-and say which one is better.
+"""Fine-tune a judge: a generative reward model (arXiv:2412.19437, section 5.2.1).
 
-base -> verdicts on held-out pairs -> fine-tune on judgements -> verdicts again -> report.
+A judge compares two answers, grades them and says which one is better.
+
+base -> verdicts on held-out pairs -> fine-tune on judgements -> verdicts again -> report
 """
 
 from deepseek_jax import reports
@@ -18,7 +19,7 @@ SETTINGS = JudgeSettings
 
 
 def stages(s: JudgeSettings) -> list[Stage]:
-    """A base or a checkpoint, and the judge that begins from it."""
+    """List the stages: a base or a checkpoint, and the judge that begins from it."""
     first = first_stage(s, s.data.template)
     trained = TrainJudge(
         "judge",
@@ -35,7 +36,7 @@ def stages(s: JudgeSettings) -> list[Stage]:
 
 
 def page(results: Results) -> reports.Page:
-    """The page, with verdicts on held-out pairs."""
+    """Build the page, with verdicts on held-out pairs."""
     answers = {
         when: {"": {"greedy": {"samples": reports.held_out_samples(found), "unscored": 0}}}
         for when, found in results.found().items()
@@ -44,5 +45,5 @@ def page(results: Results) -> reports.Page:
 
 
 def report(results: Results):
-    """Draw the curve and print the scores. Process 0 alone."""
+    """Draw the curve and print the scores; only process 0 does so."""
     report_trained(results, results.stages[-1], "verdicts on held-out pairs", ("loss",))

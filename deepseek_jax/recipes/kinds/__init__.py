@@ -1,1 +1,1 @@
-"""The kinds of stages, one file each: classes that extend stage.Stage, and the sources that they read."""
+"""The kinds of stages, one file each: subclasses of stage.Stage, and the sources that they read."""

@@ -1,5 +1,6 @@
-"""A stage of rejection sampling (arXiv:2501.12948, appendix B.3.3): a policy answers, and what is accepted
-becomes text to learn from.
+"""A stage of rejection sampling (arXiv:2501.12948, appendix B.3.3).
+
+A policy answers questions, and the accepted answers become texts to learn from.
 """
 
 import dataclasses
@@ -20,21 +21,26 @@ from deepseek_jax.synthesis.rejection import read_accepted, sample_accepted
 from deepseek_jax.synthesis.settings import RejectionSettings
 from deepseek_jax.worlds.world import given_solution
 
-# In the stage's folder
+# The accepted answers, in the stage's folder
 FILE = "accepted.jsonl"
 
 
 class Prompts(Source):
-    """Questions that a policy answers."""
+    """The questions that a policy answers."""
 
     def read(self, context: Context) -> list[dict]:
-        """The examples, without prompts."""
+        """Return the examples, without their prompt_ids."""
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedJudge(Paid):
-    """The judge that a stage has trained. length: tokens of a judgement."""
+    """The judge that a stage has trained.
+
+    Attributes:
+        stage: The name of that stage.
+        length: The most tokens of a judgement.
+    """
 
     stage: str
     length: int
@@ -60,8 +66,14 @@ class Rule(Source):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Accept(Stage):
-    """Answers of the policy that it begins from, sifted. judge: compares those with given answers that no
-    rule checks. trained: see Context.load.
+    """Rejection sampling: the policy that it begins from answers, and good answers are accepted.
+
+    Attributes:
+        prompts: The questions.
+        rule: The reward that checks the answers.
+        judge: For questions that no rule can check: it compares answers with the reference answers.
+            None to use the rule.
+        trained: The argument of Context.load.
     """
 
     leaves_policy = False
@@ -73,7 +85,7 @@ class Accept(Stage):
     trained: bool = True
 
     def is_left(self, folder):
-        # sample_accepted writes the file whole: if it exists, it is complete
+        # sample_accepted writes the file whole, so a file that exists is complete
         return (folder / FILE).exists()
 
     def check(self, config, mesh):
@@ -113,7 +125,7 @@ class Accept(Stage):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Accepted(Texts):
-    """What stages have accepted."""
+    """The answers that stages have accepted, as conversations to learn from."""
 
     reads: tuple[str, ...]
 
@@ -122,5 +134,10 @@ class Accepted(Texts):
 
 
 def accepted_by(run: Path, names: Iterable[str]) -> list[dict]:
-    """The examples that the stages `names` of the run in a folder have accepted."""
+    """Return the examples that the stages `names` have accepted.
+
+    Args:
+        run: The folder of the run.
+        names: The names of its stages.
+    """
     return [line for name in names for line in read_accepted(run / name / FILE)]

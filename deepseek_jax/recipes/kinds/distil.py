@@ -1,5 +1,6 @@
-"""A stage of distillation (arXiv:2501.12948, section 2.4): a student learns texts, and what a teacher says of
-them, by the terms of its loss.
+"""A stage of distillation (arXiv:2501.12948, section 2.4).
+
+A student learns from texts and from a teacher, by the terms of its loss.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ from deepseek_jax.rollout.policy import Policy, check_answers
 
 
 def check_student_rows(student: StudentSettings, mesh: Mesh):
-    """Raise ValueError, naming the fields, unless the rows of texts and of samples split over the mesh."""
+    """Raise ValueError, naming the fields, unless text and sample rows split over the mesh."""
     check_rows(student, mesh)
     if (on_policy := student.loss.on_policy) is not None:
         rows, length = on_policy.prompts, student.sequence_length
@@ -39,7 +40,7 @@ def check_student_rows(student: StudentSettings, mesh: Mesh):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TaughtBy(Source):
-    """The teacher of a student: the policy that a stage leaves."""
+    """The teacher of a student: the policy that a stage produces."""
 
     stage: str
 
@@ -48,14 +49,16 @@ class TaughtBy(Source):
         return (self.stage,)
 
     def read(self, context: Context) -> Policy:
-        """The teacher's Policy, in its model's dtype."""
+        """Return the teacher's Policy, in its model's dtype."""
         return context.load(self.stage, trained=False)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Distil(Stage):
-    """A student's training on texts, and on what a teacher says of them, by the terms of its loss. teacher:
-    None where no term needs one.
+    """Training of a student on texts and with a teacher, by the terms of the student's loss.
+
+    Attributes:
+        teacher: None if no term needs one.
     """
 
     settings: StudentSettings
@@ -82,9 +85,12 @@ class Distil(Stage):
 def student_programs(
     stage: Distil, config: ModelConfig, mesh: Mesh, teacher: ModelConfig | None
 ) -> list[Program]:
-    """The student's update beside the frozen teacher, and its own rollout where it learns on-policy."""
+    """Return a student's update, and its rollout if it learns on-policy.
+
+    The frozen teacher is on the devices during both.
+    """
     student, loss = stage.settings, stage.settings.loss
-    # All tokens shared: the most that the term can compare
+    # As if all tokens were shared: the most that the term can compare
     every = range(min(config.vocab_size, teacher.vocab_size)) if loss.needs("matched") else ()
     objective = objective_of(stage, config, teacher, (tuple(every), tuple(every)) if every else ())
     params, frozen = abstract_tree(config, mesh, adapter=student.adapter), {}
@@ -120,7 +126,10 @@ def student_programs(
 
 
 def longest_batch(student: StudentSettings, mesh: Mesh):
-    """The batch of a student's update as ShapeDtypeStructs with shardings: that of rows without padding."""
+    """Return the largest batch of a student's update, as ShapeDtypeStructs with shardings.
+
+    Its rows have no padding.
+    """
     rows, length, loss, features = student.batch_size, student.sequence_length, student.loss, {}
     if loss.top_k is not None:
         ids = np.zeros((length, loss.top_k), np.int32)

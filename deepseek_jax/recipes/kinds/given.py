@@ -1,4 +1,4 @@
-"""What a line of stages begins from without any training: a checkpoint, or random parameters."""
+"""The first stages of a line that need no training: a checkpoint, or random parameters."""
 
 import dataclasses
 
@@ -28,8 +28,11 @@ class Given(Stage):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Random(Stage):
-    """Random parameters that a line of stages begins from, drawn again where they are read. kept: whether
-    they are saved: an adapter is of no use without what it was trained beside.
+    """Random parameters that a line of stages begins from, drawn again whenever they are read.
+
+    Attributes:
+        kept: True to save them too: an adapter is useless without the parameters that it was
+            trained with.
     """
 
     kept: bool = False

@@ -1,5 +1,7 @@
-"""A stage that trains a generative reward model (arXiv:2412.19437, section 5.2.1): a policy, fine-tuned to
-compare two answers, grade them and say which one is better.
+"""A stage that trains a judge: a generative reward model (arXiv:2412.19437, section 5.2.1).
+
+A judge is a policy that is fine-tuned to compare two answers, grade them and say which one is
+better.
 """
 
 import dataclasses
@@ -31,17 +33,18 @@ from deepseek_jax.training.remembered import remembered
 from deepseek_jax.training.run import Run
 from deepseek_jax.worlds.world import World
 
-ON_PAGE = 16  # held-out pairs whose judgements the page has
+# The page has the judgements of this many held-out pairs
+ON_PAGE = 16
 
 
 def is_judge(folder: Path):
-    """Whether train_judge has ended in a folder: it writes this file last."""
+    """Return True if train_judge has ended in a folder: the file that it writes last is there."""
     return (folder / "params" / JUDGE).exists()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class JudgedPairs(Source):
-    """A world's pairs of answers, of which one is chosen."""
+    """A world's pairs of answers, with one of each pair chosen."""
 
     world: World
 
@@ -55,7 +58,7 @@ class JudgedPairs(Source):
         return f"{counts}, such as {pairs.train[0]}"
 
     def read(self, context: Context) -> Task:
-        """The training and held-out pairs."""
+        """Return the training pairs and the held-out pairs."""
         return context.once(self, lambda: self._read(context.settings))
 
     def _read(self, settings):
@@ -67,7 +70,7 @@ class JudgedPairs(Source):
 
 
 def check_lengths(settings: JudgeTrainingSettings, policy: Policy, pairs: Task, world: World):
-    """Raise ValueError where a judgement does not fit a row."""
+    """Raise ValueError if a judgement is longer than a row."""
     conversations, limit = world.judgements(pairs.train, settings.seed), settings.sequence_length
     render = functools.partial(render_numbered, policy.tokenizer, template=policy.template)
     longest = max(len(render(c, i)[0]) for i, c in enumerate(conversations))
@@ -85,10 +88,18 @@ def train_judge(
     run: Run,
     folder: Path,
 ):
-    """Train a judge from policy.params, which are donated, and save it in folder/params.
+    """Train a judge from a policy and save it in folder/params.
 
-    Resumes from run.folder. before.json and after.json in folder have the scores on the held-out pairs. run:
-    the Run of this phase.
+    It resumes from run.folder. The scores on the held-out pairs are in before.json and after.json
+    of `folder`.
+
+    Args:
+        settings: The settings of the training.
+        policy: The policy to begin from; its params are donated.
+        pairs: The training and held-out pairs.
+        world: The world that the pairs come from.
+        run: The Run of this phase.
+        folder: The folder of the stage.
     """
     length = settings.max_completion_length
     options = judge_options(length, settings.slots)
@@ -97,7 +108,7 @@ def train_judge(
         with waiting_for(f"measuring {when}: {len(pairs.held_out):,} held-out pairs"):
             return _measure(make_judge(policy.at(params), options), pairs.held_out)
 
-    # Before fine_tune, which donates policy.params
+    # Before fine_tune, because it donates policy.params
     remembered(folder / "before.json", lambda: measure("before", policy.params))
     judgements = world.judgements(pairs.train, settings.seed)
     source = packed_conversations(settings, policy, judgements, None, run.mesh)
@@ -106,17 +117,22 @@ def train_judge(
     if not is_whole(folder / "params"):
         save_orbax(folder / "params", policy.config, params, policy.files())
     about = dict(max_completion_length=length)
-    # Written last: recipes.r1 takes this file as the sign that the judge is complete
+    # Written last: is_judge takes this file as the sign that the judge is complete
     if first_process():
         (folder / "params" / JUDGE).write_text(json.dumps(about, indent=2) + "\n")
 
 
 def _measure(judge: Judge, examples: list):
-    """Ask the judge about held-out pairs, each in both orders: score -> [mean, low, high], 95%.
+    """Measure a judge on held-out pairs, each in both orders: score -> [mean, low, high], 95%.
 
-    Each score is a share of the pairs. accuracy: the chosen answer wins, where it stands first in every other
-    pair and second in the rest. accuracy_of_both: it wins in both orders. same_verdict: both orders agree.
-    no_verdict: at least one order has no verdict. samples: the first judgements, for the page.
+    Each score is a share of the pairs:
+
+    - accuracy: the chosen answer wins; it stands first in every other pair, and second in the rest.
+    - accuracy_of_both: the chosen answer wins in both orders.
+    - same_verdict: both orders agree.
+    - no_verdict: at least one order has no verdict.
+
+    Two more entries are pairs, their number, and samples, the first judgements for the page.
     """
     pairs = [(e["question"], e["chosen"], e["rejected"]) for e in examples]
     replies = judge.replies(pairs)
@@ -125,7 +141,7 @@ def _measure(judge: Judge, examples: list):
     first = np.array([found == 1 for found in forth])
     second = np.array([found == 2 for found in back])
     none = np.array([None in verdicts for verdicts in zip(forth, back, strict=True)])
-    # A judge that always names the same position gets 1/2 by this
+    # So a judge that always names the same position scores 1/2
     alternating = np.where(np.arange(len(pairs)) % 2 == 0, first, second)
     scores = {
         "accuracy": alternating,
@@ -140,14 +156,17 @@ def _measure(judge: Judge, examples: list):
 
 
 def _sample(pair, reply, right):
-    """A judgement as evaluation.held_out has an answer: the chosen answer stands first."""
+    """Return a judgement in the form that evaluation.held_out gives an answer.
+
+    The chosen answer stands first.
+    """
     text = "" if isinstance(reply, ValueError) else reply
     about = {"prompt": judge_question(*pair), "completion": text, "reward": None, "right": right}
     return about | {"columns": {}}
 
 
 def judge_programs(name: str, settings: JudgeTrainingSettings, config: ModelConfig, mesh: Mesh):
-    """The update of a judge that starts from a policy of config, and its verdicts."""
+    """Return the programs of a judge's training from a policy of `config`: update and verdicts."""
     update = fine_tuning_programs(name, settings, config, mesh)[:1]
     options = judge_options(settings.max_completion_length, settings.slots)
     # Both orders of each held-out pair are judged
@@ -159,8 +178,9 @@ def judge_programs(name: str, settings: JudgeTrainingSettings, config: ModelConf
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainJudge(Trains):
-    """The training of a judge from the policy that it begins from. It leaves the judge, and its scores before
-    and after, in its folder.
+    """Training of a judge from the policy that it begins from.
+
+    Its folder gets the judge, and the judge's scores before and after.
     """
 
     settings: JudgeTrainingSettings

@@ -1,5 +1,6 @@
-"""A stage that learns from a teacher of each task, on the student's own samples (V4's last stage,
-arXiv:2606.19348).
+"""A stage of distillation from a teacher of each task (V4's last stage, arXiv:2606.19348).
+
+The student learns on its own samples.
 """
 
 import dataclasses
@@ -45,11 +46,22 @@ def taught_programs(
     teachers: dict[str, ModelConfig],
     mesh: Mesh,
 ):
-    """The rollout, each teacher's reading of its samples and the student's gradient from it, and the update:
-    [Program]. name: a prefix of their names. config: the student's.
+    """Return the programs of a step of learning from teachers.
 
-    Every prompt and every completion counts as the longest. The student's state is on the devices too while a
-    teacher reads, and so are all teachers' hidden states of a step, until those of the next step are there.
+    They are the rollout; for each teacher, its forward pass over its samples and the student's
+    gradient from it; and the update. Every prompt and every completion counts as the longest. While
+    a teacher reads, the devices hold the student's state too, and also the hidden states of all
+    teachers for a step, until those for the next step are there.
+
+    Args:
+        name: The prefix of the programs' names.
+        settings: The settings of the stage.
+        config: The student's ModelConfig.
+        teachers: {name: the teacher's ModelConfig}.
+        mesh: The mesh of the run.
+
+    Returns:
+        [Program].
     """
     rollout = settings.rollout
     planned = rollout_programs(
@@ -67,7 +79,7 @@ def taught_programs(
     hidden = {t: _hidden(t, its, batches[t], mesh) for t, its in teachers.items()}
     former = [held._replace(name=f"{held.name}, a step before") for held in hidden.values()]
     planned = beside(planned, moments_of(state), *former)
-    # Where the update counter is: on every device
+    # The same placement as the update counter: on every device
     rng = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=state.step.sharding)
     for teacher, its in teachers.items():
         batch = batches[teacher]
@@ -98,7 +110,7 @@ def taught_programs(
 
 
 def _hidden(teacher: str, config: ModelConfig, batch, mesh: Mesh):
-    """The Held of a teacher's hidden states for its batch."""
+    """Return the Held of a teacher's hidden states for its batch."""
     function, place = jitted_states(config, mesh), batch_sharding(mesh)
     found = jax.eval_shape(
         function, decoder_params(abstract_tree(config, mesh)), for_teacher(batch)
@@ -107,7 +119,7 @@ def _hidden(teacher: str, config: ModelConfig, batch, mesh: Mesh):
 
 
 def _longest_batch(settings: TaughtSettings, task: str, mesh: Mesh):
-    """The largest batch of a task, without a teacher's hidden states."""
+    """Return the largest batch of a task, without a teacher's hidden states."""
     one = teacher_batch([longest_group(settings)], settings, mesh, 1.0, 1.0)
     return abstract_batch(mesh, one, settings.prompts_per_step[task])
 
@@ -116,21 +128,25 @@ class TeacherSource(Source):
     """A teacher of one task."""
 
     def config(self, others: Mapping[str, ModelConfig]) -> ModelConfig:
-        """Its ModelConfig. others: of the policies that the stages leave."""
+        """Return the teacher's ModelConfig.
+
+        Args:
+            others: {stage: the ModelConfig of the policy that it produces}.
+        """
         raise NotImplementedError
 
     def tokenizer(self, context: Context) -> Tokenizer:
-        """Its tokenizer."""
+        """Return the teacher's tokenizer."""
         raise NotImplementedError
 
     def read(self, context: Context) -> Policy:
-        """Its Policy."""
+        """Return the teacher's Policy."""
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StageTeacher(TeacherSource):
-    """The policy that a stage leaves."""
+    """A teacher that a stage produces."""
 
     stage: str
 
@@ -150,7 +166,13 @@ class StageTeacher(TeacherSource):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CheckpointTeacher(TeacherSource):
-    """A checkpoint. model: the block of the config that says how to run it."""
+    """A teacher from a checkpoint.
+
+    Attributes:
+        path: The path or hub name of the checkpoint.
+        model: The block of the config that says how to run it.
+        template: The template of its Policy.
+    """
 
     path: str
     model: dict
@@ -163,7 +185,7 @@ class CheckpointTeacher(TeacherSource):
         check_checkpoint(self.path)
 
     def config(self, others):
-        # Not the architecture, which the checkpoint has to have
+        # The architecture is left out: it has to be the checkpoint's
         return planned_model(how_to_run(self.model), self.path, "path")
 
     def tokenizer(self, context):
@@ -176,7 +198,7 @@ class CheckpointTeacher(TeacherSource):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Teachers(Source):
-    """The teachers by their names in the settings."""
+    """All teachers, by their names in the settings."""
 
     by_name: Mapping[str, TeacherSource]
 
@@ -193,7 +215,11 @@ class Teachers(Source):
                 teacher.check(context)
 
     def configs(self, others: Mapping[str, ModelConfig]) -> dict[str, ModelConfig]:
-        """The ModelConfig of each."""
+        """Return {name: ModelConfig} of the teachers.
+
+        Args:
+            others: {stage: the ModelConfig of the policy that it produces}.
+        """
         found = {}
         for name, teacher in self.by_name.items():
             with at(f"teachers.{name}"):
@@ -205,13 +231,13 @@ class TaskQuestions(Source):
     """The questions of each task."""
 
     def read(self, context: Context) -> dict[str, list[dict]]:
-        """The examples of each task, without prompts."""
+        """Return {task: its examples}, without their prompt_ids."""
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LearnFrom(Stage):
-    """Learning from a teacher of each task on the samples of the policy that it begins from."""
+    """Distillation from a teacher of each task, on samples of the policy that it begins from."""
 
     settings: TaughtSettings
     questions: TaskQuestions
@@ -232,7 +258,7 @@ class LearnFrom(Stage):
         check_questions(self.settings, configs, self._asked(context))
 
     def _asked(self, context):
-        """The questions that fit, by task, with their prompt_ids."""
+        """Return {task: the questions that fit}, with their prompt_ids."""
         limit = self.settings.rollout.limit()
         with at("rollout"):
             return {

@@ -1,4 +1,4 @@
-"""Stages that measure a policy on what is held out, and the programs of answers."""
+"""Stages that measure a policy on held-out data, and the programs that answer questions."""
 
 import dataclasses
 
@@ -13,13 +13,14 @@ from deepseek_jax.recipes.kinds.paying import Paid, Scored, beside_models, scori
 from deepseek_jax.recipes.stage import SCORES, Answering, Stage
 from deepseek_jax.rollout.programs import Asked, rollout_programs
 
-# Tokens of the longest prompt where only the data say: a config limits the prompts of reinforcement alone
+# Tokens that a plan assumes for the longest prompt if only the data say: a config limits only the
+# prompts of reinforcement
 PROMPT_LENGTH = 1024
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measure(Stage):
-    """A measurement of the policy that it begins from. Each recipe has its own."""
+    """A measurement of the policy that it begins from. Each recipe defines its own subclass."""
 
     leaves_policy = False
     measures = True
@@ -28,7 +29,11 @@ class Measure(Stage):
         return (folder / SCORES).exists()
 
     def waiting(self, number: int | None = None):
-        """A context that says what one waits for. number: of the questions."""
+        """Return a context that announces the measurement while it runs.
+
+        Args:
+            number: The number of questions.
+        """
         what = "" if number is None else f": {number:,} questions"
         return waiting_for(f"measuring {self.name}{what}")
 
@@ -40,8 +45,16 @@ def answer_programs(
     answering: Answering,
     adapter: AdapterSettings | None = None,
 ) -> list[Program]:
-    """The programs that answer questions, where a model has room for their prompts. adapter: of
-    checkpoint.tree.abstract_tree.
+    """Return the programs that answer questions.
+
+    The longest prompt is cut to the room that the model has for it.
+
+    Args:
+        name: The prefix of the programs' names.
+        config: The ModelConfig of the policy.
+        mesh: The mesh of the run.
+        answering: The answers.
+        adapter: The argument of checkpoint.tree.abstract_tree.
     """
     room = config.max_position_embeddings - answering.options.max_completion_length
     return rollout_programs(
@@ -72,8 +85,15 @@ def scored_answer_programs(
     paid: Paid | None = None,
     scores: bool = False,
 ) -> list[Program]:
-    """The programs of a stage's answers. paid: whose models lie on the devices beside them; scores: and score
-    them.
+    """Return the programs of a stage's answers and, if `scores`, of their scores.
+
+    Args:
+        stage: The stage.
+        config: The ModelConfig of its policy.
+        mesh: The mesh of the run.
+        asked: The answers.
+        paid: Rewards with models that are on the devices too; None for no models.
+        scores: True if these models score the answers.
     """
     answers = answer_programs(stage.prefix, config, mesh, asked, stage.adapter)
     answers = beside_models(answers, () if paid is None else (paid,), config, mesh)

@@ -1,4 +1,4 @@
-"""The programs of the reward models and judges that pay a run, for a plan."""
+"""Plans of the programs of reward models and judges, and of the memory that they take."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -32,14 +32,22 @@ from deepseek_jax.rollout.programs import Asked, rollout_programs
 
 
 class Paid(Source):
-    """Rewards, and the reward models and judges among them."""
+    """Rewards, with the reward models and judges among them."""
 
     def models(self, folder: Path | None = None) -> dict[str, ModelRewardSettings]:
-        """NAME -> settings of the reward models and judges. folder: of the run; None in a plan."""
+        """Return {NAME: settings} of the reward models and judges.
+
+        Args:
+            folder: The folder of the run; None in a plan.
+        """
         return {}
 
     def planned(self, config: ModelConfig) -> dict[str, "PlannedReward"]:
-        """planned_rewards of its models. config: of the policy that they score."""
+        """Return {NAME: PlannedReward} of the reward models and judges.
+
+        Args:
+            config: The ModelConfig of the policy that they score.
+        """
         with at("config"):
             return planned_rewards(self.models(), config)
 
@@ -47,15 +55,25 @@ class Paid(Source):
 def beside_models(
     programs: list[Program], waiting: Sequence[Paid], config: ModelConfig, mesh: Mesh
 ) -> list[Program]:
-    """The programs, while the reward models of rewards that wait lie on the devices too."""
+    """Return the programs, with reward models that are on the devices at the same time.
+
+    Args:
+        programs: The programs.
+        waiting: The rewards with these models.
+        config: The ModelConfig of the policy.
+        mesh: The mesh of the run.
+    """
     held = [model for paid in waiting for model in held_models(paid.planned(config), mesh)]
     return beside(programs, *held)
 
 
 class PlannedReward(NamedTuple):
-    """A reward model in use, or, where settings have a max_completion_length, a judge.
+    """A reward model as a plan knows it, or a judge if settings has a max_completion_length.
 
-    config: its ModelConfig. quantized: whether its decoder is in int8, beside an adapter.
+    Attributes:
+        config: The ModelConfig of the reward model.
+        settings: Its settings.
+        quantized: True if its decoder is in int8, with an adapter.
     """
 
     config: ModelConfig
@@ -64,11 +82,14 @@ class PlannedReward(NamedTuple):
 
     @property
     def judges(self):
-        """Whether it is a judge."""
+        """True for a judge."""
         return self.settings.max_completion_length is not None
 
     def params(self, mesh: Mesh):
-        """Its parameters as ShapeDtypeStructs on the mesh, without the thin matrices of an adapter."""
+        """Return the parameters as ShapeDtypeStructs on the mesh.
+
+        The thin matrices of an adapter are left out.
+        """
         decoder = abstract_tree(self.config, mesh, self.settings.dtype)
         if self.judges:
             return decoder
@@ -77,7 +98,13 @@ class PlannedReward(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """What is scored at once: the number of completions; tokens of the longest prompt and completion."""
+    """What reward models score at once.
+
+    Attributes:
+        completions: The number of completions.
+        prompt_length: Tokens of the longest prompt.
+        completion_length: Tokens of the longest completion.
+    """
 
     completions: int
     prompt_length: int
@@ -85,8 +112,13 @@ class Scored(NamedTuple):
 
 
 def planned_rewards(settings: dict[str, ModelRewardSettings], policy: ModelConfig):
-    """{NAME: PlannedReward} of config.reward_models: of the architecture in its folder or, while that is not
-    there, of the policy's.
+    """Return {NAME: PlannedReward} of the config's block reward_models.
+
+    Each has the architecture in its folder or, as long as there is none, the policy's.
+
+    Args:
+        settings: {NAME: settings}.
+        policy: The ModelConfig of the policy that they score.
     """
     found = {}
     for name, block in settings.items():
@@ -103,7 +135,7 @@ def _planned(block: ModelRewardSettings, policy: ModelConfig):
         block = dataclasses.replace(block, max_completion_length=length)
     elif (folder / ABOUT).is_file():
         about = read_json(folder / ABOUT)
-        # With an adapter the decoder is that of another checkpoint
+        # With an adapter the decoder is in another checkpoint
         config = read_any_config(about.get("base") or folder / "decoder")
         is_int8 = about.get("quantize") is not None
     return planned_reward(config, block, policy.expert_buffer, is_int8)
@@ -115,8 +147,13 @@ def planned_reward(
     expert_buffer: float | None,
     quantized: bool = False,
 ):
-    """The PlannedReward of a model's own ModelConfig, or of that of the policy that it started from.
-    expert_buffer: of the run.
+    """Return a PlannedReward.
+
+    Args:
+        config: The reward model's ModelConfig, or that of the policy that it started from.
+        settings: The reward model's settings.
+        expert_buffer: The run's expert_buffer.
+        quantized: The field of PlannedReward.
     """
     judges = settings.max_completion_length is not None
     own = computed_in(config if judges else reward_config(config), settings.dtype, expert_buffer)
@@ -124,7 +161,7 @@ def planned_reward(
 
 
 def held_models(models: dict[str, PlannedReward], mesh: Mesh):
-    """The Held of each reward model, which is on the devices for the whole run."""
+    """Return a Held for each reward model: its parameters are on the devices for the whole run."""
     return [_held(name, model, mesh) for name, model in models.items()]
 
 
@@ -136,10 +173,17 @@ def _held(name, model, mesh):
 def scoring_programs(
     prefix: str, models: dict[str, PlannedReward], scored: Scored, mesh: Mesh
 ) -> list[Program]:
-    """The programs in which the models score completions, each beside the other models: of a reward model
-    "NAME: score", of a judge those of its rollout.
+    """Return the programs that score completions with reward models and judges.
 
-    Every text counts as the longest. A judge reads two of them, the second for the reference.
+    A reward model has the program "NAME: score", and a judge has the programs of its rollout. While
+    one works, the others are on the devices too. Every text counts as the longest. A judge reads
+    two texts: the completion, and the reference, which counts as a second completion.
+
+    Args:
+        prefix: The prefix of the programs' names.
+        models: {NAME: PlannedReward}.
+        scored: What they score.
+        mesh: The mesh of the run.
     """
     planned = []
     for name, model in models.items():
@@ -158,7 +202,7 @@ def _scores(name, model, scored, mesh):
     longest = scored.prompt_length + scored.completion_length
     length = padded_length(min(longest, config.max_position_embeddings))
     batch = abstract_batch(mesh, right_padded([[0] * length], length), rows)
-    # The head of a policy's config is not there
+    # A reward model has no output head over the vocabulary
     amount = forward_work(config, rows, length, logits=0)
     times = -(-scored.completions // rows)
     function, arguments = jitted_rewards(config, mesh), (model.params(mesh), batch)

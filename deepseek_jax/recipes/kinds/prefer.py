@@ -1,4 +1,7 @@
-"""A stage that trains a reward model (arXiv:2501.12948, section 3.1) on preferences, from a policy."""
+"""A stage that trains a reward model on preferences (arXiv:2501.12948, section 3.1).
+
+The reward model starts from a policy.
+"""
 
 import dataclasses
 import functools
@@ -40,7 +43,8 @@ from deepseek_jax.training.remembered import remembered
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.update import create_update
 
-ON_PAGE = 5  # held-out records whose rewards the page has
+# The page has the rewards of this many held-out records
+ON_PAGE = 5
 
 
 def train_reward_model(
@@ -51,11 +55,18 @@ def train_reward_model(
     folder: Path,
     base: str | Path | None = None,
 ):
-    """Train a reward model from policy.params, which are donated, and save it in folder/params.
+    """Train a reward model from a policy and save it in folder/params.
 
-    Resumes from run.folder. before.json and after.json in folder have the scores on the held-out records.
-    records: (training, held-out), from with_ids. run: the Run of this phase. base: the path of the frozen
-    parameters beside an adapter.
+    It resumes from run.folder. The scores on the held-out records are in before.json and after.json
+    of `folder`.
+
+    Args:
+        settings: The settings of the training.
+        policy: The policy to begin from; its params are donated.
+        records: (training, held-out) records of with_ids.
+        run: The Run of this phase.
+        folder: The folder of the stage.
+        base: With an adapter, the path of the frozen parameters.
     """
     (train, held_out), mesh = records, run.mesh
     params = reward_params(policy.config, policy.params, mesh, jax.random.key(settings.seed))
@@ -65,7 +76,7 @@ def train_reward_model(
         with waiting_for(f"measuring {when}: {len(held_out):,} held-out records"):
             return _measure(model, settings, held_out, mesh, params)
 
-    # Before fit, which donates params
+    # Before fit, because it donates params
     remembered(folder / "before.json", lambda: measure("before", params))
     source = PreferenceSource(train, settings, mesh)
     loss_fn = reward_model_loss(model)
@@ -79,12 +90,16 @@ def train_reward_model(
 
 
 def reward_flops(model: ModelConfig, sequence_length: int, frozen: bool = False):
-    """costs.flops.useful_flops of a token of a reward model, which has no output head."""
+    """Return costs.flops.useful_flops of a token of a reward model, which has no output head."""
     return useful_flops(model, sequence_length, trains_mtp=False, frozen=frozen, logits=0.0)
 
 
 def reward_model_loss(model: ModelConfig):
-    """The loss_fn of training.make_train_step. model: of models.reward.reward_config."""
+    """Return the loss_fn of training.update.make_train_step.
+
+    Args:
+        model: The result of models.reward.reward_config.
+    """
 
     def loss_fn(params, batch, rng):
         return reward_loss(model, params, batch)
@@ -95,7 +110,7 @@ def reward_model_loss(model: ModelConfig):
 def _measure(
     config: ModelConfig, settings: RewardTrainingSettings, held_out: list, mesh: Mesh, params
 ):
-    """evaluation.preference's report on the held-out records, and samples of them."""
+    """Return evaluation.preference's report on the held-out records, and samples of them."""
     length, rows = row_length(held_out), settings.batch_size
 
     # Replicated, so that every process can read all rewards
@@ -119,7 +134,10 @@ def _measure(
 
 
 def _samples(kind, records, rewards_pc):
-    """The first held-out records: the prompt, each response with a title, and their rewards."""
+    """Return the first held-out records for the page.
+
+    Each has the prompt, the responses with a title, and their rewards.
+    """
     return [
         {
             "prompt": "\n".join(message["content"] for message in record["messages"]),
@@ -136,7 +154,7 @@ def _samples(kind, records, rewards_pc):
 
 
 def _titles(kind, record):
-    """What a record says of its responses."""
+    """Return the titles of a record's responses."""
     if kind == "safety":
         return ["safe" if record["safe"] else "unsafe"]
     return RESPONSES[kind]
@@ -149,7 +167,7 @@ def reward_programs(
     mesh: Mesh,
     adapter: AdapterSettings | None = None,
 ):
-    """The update of a reward model that starts from a policy of config, and its scores: [Program]."""
+    """Return the update and the scores of a reward model that starts from a policy of `config`."""
     model = reward_config(config)
     decoder = abstract_tree(model, mesh, adapter=adapter)
     params = {"decoder": decoder, "head": abstract_head(model, mesh)}
@@ -169,8 +187,11 @@ def reward_programs(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trains(Stage):
-    """A stage that trains what rewards policies, measured before and after. measured_as: the names of these
-    two measurements among those of the run; None where they are the stage's own.
+    """A stage that trains a reward model or a judge, and measures it before and after.
+
+    Attributes:
+        measured_as: The names of the two measurements in the run's results; None if the results do
+            not have them.
     """
 
     leaves_policy = False
@@ -188,8 +209,9 @@ class Trains(Stage):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prefer(Trains):
-    """The training of a reward model from the policy that it begins from. It leaves the reward model, and its
-    scores before and after, in its folder.
+    """Training of a reward model from the policy that it begins from.
+
+    Its folder gets the reward model, and its scores before and after.
     """
 
     settings: RewardTrainingSettings
@@ -204,7 +226,7 @@ class Prefer(Trains):
         self.records(context)
 
     def records(self, context: Context):
-        """(training, held-out) records with the ids of their responses."""
+        """Return (training, held-out) records with the ids of their responses."""
         return context.once((self, "ids"), lambda: self._records(context))
 
     def _records(self, context):

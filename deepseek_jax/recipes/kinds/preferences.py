@@ -1,4 +1,4 @@
-"""The preferences that train a reward model: read them, check them before anything is trained, batch them."""
+"""Preferences that train a reward model: read, checked before any training, and batched."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ from deepseek_jax.rewards.model import right_padded
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.worlds.world import World
 
-# In tokens. A row's length is that of the longest response, rounded up to a multiple of this
+# Tokens. A row is as long as the longest response, rounded up to a multiple of this
 BUCKET = 16
 
 
@@ -35,13 +35,16 @@ class Preferences(Source):
         return f"{len(train)} records, and {len(held_out)} held out, such as {train[0]}"
 
     def read(self, context: Context) -> tuple[list, list]:
-        """(training records, held-out records)."""
+        """Return (training records, held-out records)."""
         stage, settings = context.stage, context.settings
         return context.once((self, stage), lambda: load_preferences(settings, self.world))
 
 
 def load_preferences(settings: RewardTrainingSettings, world: World):
-    """(training records, held-out records), lists of data.preferences.parse_preference's records."""
+    """Return (training records, held-out records), from the user's data or from the world.
+
+    They are lists of the records of data.preferences.parse_preference.
+    """
     data = settings.data
     if data.path is not None:
         with at("data"):
@@ -57,15 +60,23 @@ def load_preferences(settings: RewardTrainingSettings, world: World):
 
 
 def with_ids(settings: RewardTrainingSettings, policy: Policy, records: list, kind: str):
-    """The records with the ids of each response. Drops those that do not fit a row, and prints their number.
+    """Return the records with the ids of each response, without those that do not fit a row.
 
-    kind: "training" or "held-out", for messages. Raises ValueError where none fits, and for a token outside
-    the model's vocabulary.
+    Their number is printed.
+
+    Args:
+        settings: The settings of the training.
+        policy: The policy with the tokenizer and the template.
+        records: The records.
+        kind: "training" or "held-out", for messages.
+
+    Raises:
+        ValueError: No record fits a row, or a token is outside the model's vocabulary.
     """
     kept, limit = [], settings.sequence_length
     for index, record in enumerate(records):
         ids = render_record(policy.tokenizer, record, index, template=policy.template)
-        # Under jit a token beyond the embedding would raise no error
+        # Under jit a token outside the embedding raises no error
         if max(map(max, ids)) >= policy.config.vocab_size:
             raise ValueError(
                 f"record {index} of the data has token {max(map(max, ids))}, and the model's vocab_size is "
@@ -90,23 +101,26 @@ def with_ids(settings: RewardTrainingSettings, policy: Policy, records: list, ki
 
 
 def ids_of(records):
-    """The ids of each record's responses."""
+    """Return the ids of each record's responses."""
     return [record["ids"] for record in records]
 
 
 def row_length(records):
-    """The row length that holds every response of these records, in tokens."""
+    """Return the row length, in tokens, that holds every response of these records."""
     longest = max(len(row) for ids in ids_of(records) for row in ids)
     return -(-longest // BUCKET) * BUCKET
 
 
 def batch_of(records: list, length: int, rows: int | None = None):
-    """Records as a batch of losses.preference.reward_loss, in numpy arrays.
+    """Make a batch of records for losses.preference.reward_loss, in numpy arrays.
 
-    rows: pad the batch to this many records, with copies of weight 0.
+    Args:
+        records: The records.
+        length: The row length in tokens.
+        rows: Fill the batch up to this many records, with copies of weight 0; None for no copies.
     """
     weights = [record["weight"] for record in records]
-    # The last batch gets the shape of the others, so that nothing is compiled again
+    # The last batch gets the shape of the others, so that there is no second compilation
     missing = 0 if rows is None else rows - len(records)
     records, weights = records + records[:1] * missing, weights + [0.0] * missing
     responses = len(records[0]["ids"])
@@ -120,7 +134,10 @@ def batch_of(records: list, length: int, rows: int | None = None):
 
 
 def longest_batch(settings: RewardTrainingSettings, mesh: Mesh):
-    """The largest batch of an update as ShapeDtypeStructs with shardings: that of the longest responses."""
+    """Return the largest batch of an update as ShapeDtypeStructs with shardings.
+
+    Its responses are as long as a row.
+    """
     responses = 1 if settings.kind == "safety" else 2
     record = {"ids": [[0] * settings.sequence_length] * responses, "weight": 1.0, "safe": True}
     batch = batch_of([record], row_length([record]))
@@ -128,18 +145,18 @@ def longest_batch(settings: RewardTrainingSettings, mesh: Mesh):
 
 
 class PreferenceSource:
-    """The loop's source of batches: batch_size records a step, each record once an epoch."""
+    """The training loop's source of batches: batch_size records a step, each once an epoch."""
 
     def __init__(self, records: list, settings: RewardTrainingSettings, mesh):
-        # Indices, not records: grain would join the arrays of fields that share a name
+        # Indices in place of records: grain would join the arrays of fields that share a name
         places = grain.MapDataset.range(len(records))
         self.places, self.position = places.shuffle(settings.seed).repeat(), 0
-        # One length for all batches: each other one would compile the update again
+        # One length for all batches: another one would compile the update again
         self.records, self.length = records, row_length(records)
         self.settings, self.mesh = settings, mesh
 
     def next(self, state, step):
-        """One batch on the mesh, and the number of its tokens."""
+        """Return ([one batch on the mesh], {"tokens": the number of its tokens})."""
         start, self.position = self.position, self.position + self.settings.batch_size
         records = [self.records[self.places[i]] for i in range(start, self.position)]
         batch = batch_of(records, self.length)
@@ -147,7 +164,7 @@ class PreferenceSource:
         return [put_share(self.mesh, batch)], {"tokens": tokens}
 
     def get_state(self):
-        """The number of records taken so far."""
+        """Return the number of records that were read so far."""
         return {"position": self.position}
 
     def set_state(self, state):

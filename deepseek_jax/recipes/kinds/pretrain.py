@@ -1,4 +1,4 @@
-"""A stage of pre-training (arXiv:2412.19437, section 4): a corpus and a loss to trained parameters."""
+"""A stage of pre-training (arXiv:2412.19437, section 4): trains parameters on a corpus."""
 
 import contextlib
 import dataclasses
@@ -36,8 +36,13 @@ from deepseek_jax.worlds.registry import find_corpus
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Documents to train on, and how they are read and packed. documents: a source of data.sources, or a
-    Mixture. packing, fim_rate, readers: see data.packing.
+    """Documents to train on, and how they are read and packed.
+
+    Attributes:
+        documents: A source of data.sources, or a Mixture.
+        packing: See data.packing.
+        fim_rate: See data.packing.
+        readers: See data.packing.
     """
 
     documents: Any
@@ -51,7 +56,10 @@ class HeldOut(Source):
     """Held-out documents, on which a loss is measured."""
 
     def loss(self, context: Context):
-        """A function from params to the held-out loss, [mean, low, high] in nats a token."""
+        """Return a function from params to the held-out loss.
+
+        Its result is [mean, low, high], in nats per token.
+        """
         raise NotImplementedError
 
 
@@ -65,13 +73,22 @@ def train_stage(
     seed: int,
     evaluate=None,
 ):
-    """Train params, which are donated, over one stage: -> params. Resumes from run.folder.
+    """Train params, which are donated, over one stage, and return the trained params.
 
-    evaluate: see PackedDocuments.
+    It resumes from run.folder.
+
+    Args:
+        model: The ModelConfig of the stage.
+        stage: The settings of the stage.
+        corpus: The documents.
+        params: The parameters to begin from.
+        run: The Run of the stage.
+        seed: The seed of the documents' order and of the training.
+        evaluate: The argument of PackedDocuments.
     """
     params = learned_part(stage, params)
     update_of = updates(stage, params, run.mesh)
-    # The documents are packed in batches of one size; an update takes several of them
+    # All packed batches have one size; an update takes one or more of them
     rows = Rows(
         sequence_length=stage.sequence_length,
         batch_size=stage.quantum(),
@@ -80,7 +97,7 @@ def train_stage(
     )
     weight = {}
     if switched_on(stage.mtp_weight):
-        # Goes into the batches, because a loss_fn does not see the update count
+        # In the batches, because a loss_fn does not see the update count
         weight["mtp_weight"] = stepwise(stage.mtp_weight)
     source = PackedDocuments(
         lambda rows: pack(
@@ -99,7 +116,7 @@ def train_stage(
 
     def update(state, batch, rng):
         nonlocal number
-        # Once only: reading waits for the device
+        # Read once only: it waits for the device
         number = int(state.step) if number is None else number + 1
         own = stage.model_at(model, number)
         _, step = update_of(own, len(batch["tokens"]))
@@ -112,14 +129,23 @@ def train_stage(
 
 
 def _compiling(stage, number, what):
-    """The wait for the program of another expert_buffer. The loop announces that of the first one."""
+    """Return a context that announces the compilation for a new expert_buffer.
+
+    The loop announces the first compilation.
+    """
     if not number or number not in stage.buffer_starts():
         return contextlib.nullcontext()
     return waiting_for(f"compiling the update with {what}")
 
 
 def _checks(model: ModelConfig, stage: StageSettings, update_of):
-    """The training.watch.Checks of a stage. update_of: from `updates`."""
+    """Return the training.watch.Checks of a stage.
+
+    Args:
+        model: The ModelConfig of the stage.
+        stage: The settings of the stage.
+        update_of: The result of `updates`.
+    """
     mtp = number_at(stage.mtp_weight, 0) > 0
     terms = {}
     if switched_on(stage.mtp_weight):
@@ -143,7 +169,7 @@ def _checks(model: ModelConfig, stage: StageSettings, update_of):
 
 
 def check_balance(model: ModelConfig, stage: StageSettings, params, batch):
-    """Raise BrokenTerm where the balance loss or its gradient in the routers' weights is 0 or not finite."""
+    """Raise BrokenTerm if the balance loss, or its gradient in the routers, is 0 or not finite."""
     flat = flatten_dict(params)
     routers = {path: leaf for path, leaf in flat.items() if path[-1] == "router"}
 
@@ -167,19 +193,23 @@ def check_balance(model: ModelConfig, stage: StageSettings, params, batch):
 
 
 def updates(stage: StageSettings, params, mesh: Mesh):
-    """A function from a ModelConfig of the stage and the rows of a batch to their (create, update), see
-    training.update.create_update.
+    """Return a function (model, rows) -> (create, update), see training.update.create_update.
 
-    params: arrays, or ShapeDtypeStructs with shardings.
+    model is a ModelConfig of the stage, and rows is the number of rows of a batch.
+
+    Args:
+        stage: The settings of the stage.
+        params: Arrays, or ShapeDtypeStructs with shardings.
+        mesh: The mesh of the run.
     """
-    # The arrays are donated before the last size of batch is met
+    # Shapes, because the arrays are donated before the last batch size comes
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params
     )
     speed = stage.bias_update_speed
     beside = Beside(bias_update_speed=stepwise(speed) if switched_on(speed) else None)
 
-    # One program for each size of batch and each expert_buffer: both may change on the way
+    # One program for each batch size and each expert_buffer: both may change during the stage
     @functools.cache
     def update_of(model, rows):
         def loss_fn(params, batch, rng):
@@ -198,18 +228,23 @@ def updates(stage: StageSettings, params, mesh: Mesh):
 
 
 def learned_part(stage: StageSettings, params):
-    """The model's params as this stage trains them: whole, or a models.trained_part.TrainedPart."""
+    """Return params as this stage trains them: whole, or as a models.trained_part.TrainedPart."""
     return params if stage.trains == "all" else indexers_of(params)
 
 
 def flops_per_token(stage: StageSettings, model: ModelConfig):
-    """Operations that a token of an update needs: float. model: of this stage."""
+    """Return the FLOPs that a token of an update needs, a float.
+
+    Args:
+        stage: The settings of the stage.
+        model: The ModelConfig of the stage.
+    """
     needed = useful_flops if stage.trains == "all" else warm_up_flops
     return needed(model, stage.sequence_length, trains_mtp=switched_on(stage.mtp_weight))
 
 
 def check_stage(stage: StageSettings, model: ModelConfig, mesh: Mesh):
-    """Raise ValueError, naming the field, where this model or mesh cannot run the stage."""
+    """Raise ValueError, naming the field, if this model or mesh cannot run the stage."""
     if stage.sequence_length > model.max_position_embeddings:
         raise ValueError(
             f"sequence_length={stage.sequence_length} is beyond the model's "
@@ -236,7 +271,7 @@ def check_stage(stage: StageSettings, model: ModelConfig, mesh: Mesh):
         _check_warm_up(stage, model)
     _check_rows(stage, model, mesh)
     if model.is_mla and mesh.shape["context"] > 1:
-        # Attention needs whole rows, so along context MLA splits its heads instead
+        # Attention needs whole rows, so MLA splits its heads over the axis context instead
         heads = "the model's num_attention_heads"
         check_splits(mesh, heads, model.num_attention_heads, "attention_heads")
 
@@ -270,8 +305,9 @@ def _check_rows(stage: StageSettings, model: ModelConfig, mesh: Mesh):
 
 
 def stage_programs(name: str, config: ModelConfig, stage: StageSettings, mesh: Mesh):
-    """The updates of a stage at its largest batch, one for each expert_buffer: [Program], the last one's
-    first.
+    """Return the updates of a stage at its largest batch, one for each expert_buffer.
+
+    They are a list of Program, with the one of the last expert_buffer first.
     """
     ends = [*stage.buffer_starts()[1:], None]
     return [
@@ -298,11 +334,14 @@ def _update_program(name, config, stage, mesh):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pretrain(Stage):
-    """Training on a corpus: of random parameters, or of those of its start.
+    """Pre-training on a corpus, of random parameters or of those that its start produced.
 
-    corpus: a Source that reads a Corpus. held_out: a Source whose loss(context) is measured on the way, see
-    data.batches.PackedDocuments; None for none. waiting: rewards whose models are on the devices meanwhile;
-    the training does not depend on them.
+    Attributes:
+        corpus: A Source that reads a Corpus.
+        held_out: Documents for a loss during the training, see data.batches.PackedDocuments; None
+            for no such loss.
+        waiting: Rewards with models that are on the devices during the training, which does not
+            depend on them.
     """
 
     settings: StageSettings
@@ -314,7 +353,7 @@ class Pretrain(Stage):
         return self.settings.model(config)
 
     def leaves(self, config):
-        # Its indexer_loss and expert_buffer are its own
+        # Its indexer_loss and expert_buffer hold only in this stage
         return dataclasses.replace(config, rope_scaling=self.model(config).rope_scaling)
 
     def check(self, config, mesh):
@@ -347,7 +386,7 @@ class Pretrain(Stage):
             seed=self.seed,
             evaluate=evaluate,
         )
-        # What begins from it trains no indexers, unless it says so
+        # A stage that begins from it trains no indexers, unless its settings say so
         left = context.policies[self.name]
         config = dataclasses.replace(left.config, indexer_loss="none")
         return dataclasses.replace(left, config=config, params=params)
@@ -362,14 +401,14 @@ class BaseCorpus(Source):
 
     @functools.cached_property
     def documents(self) -> list[dict]:
-        """The world's documents."""
+        """The documents of the world."""
         _, documents = find_corpus(self.settings.corpus)
         return documents(num_documents=self.settings.num_documents, seed=self.seed)
 
     def covers(self, context):
-        # The texts themselves: a world whose text changes has another base
+        # The texts themselves: if a world's text changes, its base does
         return [document["text"] for document in self.documents]
 
     def read(self, context) -> Corpus:
-        """The Corpus."""
+        """Return the Corpus."""
         return Corpus(self.documents, context.policy.tokenizer)

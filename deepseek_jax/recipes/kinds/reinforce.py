@@ -1,4 +1,4 @@
-"""A stage of reinforcement by GRPO (arXiv:2402.03300), rewarded by rules and by reward models."""
+"""A stage of GRPO (arXiv:2402.03300), with rewards from rules and from reward models."""
 
 import dataclasses
 
@@ -43,7 +43,7 @@ from deepseek_jax.rollout.policy import check_room
 from deepseek_jax.rollout.programs import Asked, rollout_programs
 from deepseek_jax.rollout.settings import AnswerOptions
 
-# Scenario -> what messages call its questions
+# Scenario -> the name of its questions in messages
 NAMES = {"reasoning": "training", "general": "general"}
 
 
@@ -51,15 +51,17 @@ class Questions(Source):
     """Questions with known answers."""
 
     def read(self, context: Context) -> dict[str, list[dict]]:
-        """The examples to learn from, without prompts: {"reasoning": ..., "general": ...}, the latter [] for
-        none.
+        """Return the examples to learn from, without their prompt_ids.
+
+        Returns:
+            {"reasoning": [...], "general": [...]}; "general" may be empty.
         """
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reinforce(Stage):
-    """Reinforcement by GRPO of the policy that it begins from."""
+    """Training by GRPO of the policy that it begins from."""
 
     settings: ReinforceSettings
     questions: Questions
@@ -89,8 +91,9 @@ class Reinforce(Stage):
         self.asked(context)
 
     def asked(self, context: Context) -> dict[str, list[dict]]:
-        """The questions that fit, with their prompt_ids. With settings.effort each is there once for each
-        effort.
+        """Return {scenario: the questions that fit}, with their prompt_ids.
+
+        With settings.effort each question is there once for each effort.
         """
         return context.once((self, "asked"), lambda: self._asked(context))
 
@@ -138,19 +141,30 @@ def reinforcement_programs(
     adapter: AdapterSettings | None = None,
     paying: dict[str, PlannedReward] | None = None,
 ):
-    """The rollout, what reward models make of its completions, their log-probabilities, and the update:
-    [Program]. name: a prefix of their names. adapter: what is trained beside the policy, None for all of it.
-    paying: the reward models and judges in use, by name.
+    """Return the programs of a step of GRPO.
 
-    Every prompt and every completion counts as the longest. The training state, a reference and the reward
-    models lie on the devices all the time, beside the programs that do not read them.
+    They are the rollout, the scores of reward models for its completions, the log-probabilities,
+    and the update. Every prompt and every completion counts as the longest. The training state, a
+    reference and the reward models are on the devices all the time, also during programs that do
+    not read them.
+
+    Args:
+        name: The prefix of the programs' names.
+        settings: The settings of the stage.
+        config: The ModelConfig of the policy.
+        mesh: The mesh of the run.
+        adapter: The adapter that is trained; None if the whole policy is.
+        paying: {name: PlannedReward} of the reward models and judges.
+
+    Returns:
+        [Program].
     """
     params = abstract_tree(config, mesh, adapter=adapter)
     batch = longest_batch(settings, config, mesh)
     create, step = jitted_update(settings, config, params, mesh)
     state, models = create.eval_shape(params), held_models(paying or {}, mesh)
     moments, (reference, read) = moments_of(state), _references(settings, config, mesh, adapter)
-    # A reference that follows the policy is in the update's state
+    # A reference that follows the policy is part of the update's state
     follows = bool(reference) and settings.reference_every is not None
     if follows:
         state = state.replace(reference=reference[0].tree)
@@ -174,7 +188,7 @@ def reinforcement_programs(
 
 
 def _rolled(name, settings, config, mesh, adapter):
-    """The programs of a step's rollout."""
+    """Return the programs of a step's rollout."""
     rollout = settings.rollout
     return rollout_programs(
         config,
@@ -194,27 +208,33 @@ def _rolled(name, settings, config, mesh, adapter):
 
 
 def _completions(settings):
-    """What the reward models score in a step."""
+    """Return what the reward models score in a step."""
     rollout, completions = settings.rollout, settings.prompts_per_step * settings.group_size
     return Scored(completions, rollout.max_prompt_length, rollout.longest())
 
 
 def _references(settings, config, mesh, adapter):
-    """([Held], [Held]) of a stored reference, as it waits and as it is read; ([], []) without one."""
-    # With an adapter the frozen policy is the reference
+    """Return the Held of a stored reference while it waits, and the Held while it is read.
+
+    Each is in a list; both lists are empty without a stored reference.
+    """
+    # With an adapter the frozen policy is the reference, so no copy is stored
     if not settings.loss.kl_coef or adapter is not None:
         return [], []
     tree = abstract_tree(config, mesh, settings.reference_dtype)
     places = reference_places(settings, tree)
     stored = jax.tree.map(lambda x, place: x.update(sharding=place), tree, places)
     fields = "reference_memory='host', or reference_dtype='bfloat16'"
-    # While it is read, it is on the devices beside the policy, in whatever memory it waits
+    # While it is read it is on the devices with the policy, whatever memory it waits in
     read = Held("the reference", tree, "reference_dtype='bfloat16'")
     return [Held("the reference", stored, fields)], [read]
 
 
 def _scored(name, settings, config, mesh, params, batch):
-    """The program that scores before the updates, in a list; [] where the loss needs no such scores."""
+    """Return the program that computes log-probabilities before the updates, in a list.
+
+    The list is empty if the loss needs none.
+    """
     scored = settings.scored()
     if not scored:
         return []
@@ -228,7 +248,13 @@ def _scored(name, settings, config, mesh, params, batch):
 
 
 def amount_of(config: ModelConfig, batch: dict, frozen: bool = False):
-    """The Amount of an update of config with the longest batch. frozen: see costs.flops.training_flops."""
+    """Return the Amount of work of an update with the longest batch.
+
+    Args:
+        config: The ModelConfig of the policy.
+        batch: The batch.
+        frozen: The argument of costs.flops.training_flops.
+    """
     rows, s = batch["prompt_ids"].shape
     completions, t = batch["completion_ids"].shape
     each = completions // rows

@@ -1,4 +1,4 @@
-"""One student: its batches, the teacher's cached targets, its held-out losses, and its training."""
+"""The training of one student: its batches, the teacher's cached targets, its held-out losses."""
 
 import dataclasses
 import functools
@@ -32,13 +32,19 @@ from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.run import Run
 
-MOST_PROMPTS = 4096  # of each task, from which on-policy rows are drawn
+# The most prompts of each task that on-policy rows are drawn from
+MOST_PROMPTS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
 class StudentRun:
-    """A student's training. stage: its name and settings. texts: that it learns. run: of its phase. folder:
-    of the teacher's cached targets.
+    """The training of one student.
+
+    Attributes:
+        stage: The stage, which has its name and its settings.
+        texts: The texts that it learns.
+        run: The Run of its phase.
+        folder: The folder for the teacher's cached targets.
     """
 
     stage: Stage
@@ -53,13 +59,15 @@ class StudentRun:
 
     @property
     def tasks(self):
-        """name -> recipes.distill.tasks.TransferTask."""
+        """The student's tasks, {name: recipes.distill.tasks.TransferTask}."""
         return self.texts.tasks
 
     def train(self, policy: Policy, taught: Policy | None):
-        """Train the student: -> its Policy.
+        """Train the student and return its Policy.
 
-        policy: its start, whose params are donated. taught: the teacher's Policy, None if no term needs one.
+        Args:
+            policy: The policy to begin from; its params are donated.
+            taught: The teacher's Policy; None if no term needs one.
         """
         self.check_texts(policy)
         objective = self.objective(policy, taught)
@@ -73,7 +81,7 @@ class StudentRun:
             batch_sizes=((0, self.student.batch_size),),
             scalars={
                 "temperature": self.student.loss.temperature_at,
-                # Read after the evaluation of the same step, see PackedDocuments.next
+                # PackedDocuments.next calls this after the evaluation of the same step
                 HELD_OUT_LOSS: lambda step: watch.latest,
             },
             eval_every=self.student.eval_every,
@@ -83,20 +91,20 @@ class StudentRun:
         if self.student.loss.reads_teacher():
             teacher_params = taught.params
         elif taught is not None:
-            # Its targets are cached: training needs the memory
+            # The teacher's targets are cached, and training needs its memory
             jax.tree.map(lambda leaf: leaf.delete(), taught.params)
         params = policy.params, teacher_params
         with self.stage.at():
             params = train_student(self.student, objective, *params, source, self.run)
         end, phase = self.student.num_steps, self.run.phase
-        # A run cut short here has already written this record: start drops it
+        # If an earlier run was interrupted after this record, start removes it
         self.run.writer.start(phase, end, end)
         self.run.writer.write(end, watch(params), phase=phase)
         self.run.writer.end()
         return policy.at(params)
 
     def check_texts(self, policy: Policy):
-        """sft.data.check_conversations on the texts of every task."""
+        """Check the texts of every task with kinds.tune.check_conversations."""
         for name, task in self.tasks.items():
             with self.stage.at():
                 check_conversations(policy, task.train, f"{name} training", self._rows())
@@ -104,8 +112,10 @@ class StudentRun:
                 check_conversations(policy, task.held_out, f"{name} held-out", whole)
 
     def objective(self, policy: Policy, taught: Policy | None):
-        """distill.objective.Objective of config.students.NAME.loss. Raises ValueError where terms compare
-        token by token and the teacher has another tokenizer.
+        """Return the distill.objective.Objective of config.students.NAME.loss.
+
+        Raises:
+            ValueError: Terms compare token by token, and the teacher has another tokenizer.
         """
         if taught is None:
             return objective_of(self.stage, policy.config, None)
@@ -113,12 +123,13 @@ class StudentRun:
         return objective_of(self.stage, policy.config, taught.config, shared)
 
     def _shared(self, tokenizer: Tokenizer, teacher_tokenizer: Tokenizer):
-        """shared_vocabulary's pairs as tuples; () where no term needs them."""
+        """Return the pairs of shared_vocabulary as tuples; () if no term needs them."""
         loss = self.student.loss
-        # True: with the tokens that were added to the vocabulary, such as those of a chat template
+        # True: with tokens that were added to the vocabulary, such as a chat template's
         own, theirs = (t.backend.get_vocab(True) for t in (tokenizer, teacher_tokenizer))
         if loss.needs("matched", "sorted"):
-            # shared_vocabulary pairs tokens by spelling; the end tokens mean the same whatever their spelling
+            # shared_vocabulary pairs tokens by spelling; end tokens are a pair even if they are
+            # spelled differently
             ends = tokenizer.eos_id, teacher_tokenizer.eos_id
             spelled = zip((tokenizer, teacher_tokenizer), ends, strict=True)
             end = tuple(t.backend.id_to_token(i) for t, i in spelled)
@@ -133,7 +144,7 @@ class StudentRun:
         return ()
 
     def _rows(self, *, held_out: bool = False):
-        """The rows of a batch; those of the held-out texts have one reader."""
+        """Return the Rows of a batch; those of held-out texts have one reader."""
         return Rows(
             sequence_length=self.student.sequence_length,
             batch_size=self.student.batch_size,
@@ -143,8 +154,9 @@ class StudentRun:
         )
 
     def _batches(self, policy: Policy, taught: Policy | None):
-        """A function from Rows to one reader's packed texts of all tasks, with the teacher's tokens or cached
-        top k where a term needs them.
+        """Return a function from Rows to one reader's packed texts of all tasks.
+
+        Where a term needs them, the texts have the teacher's tokens or its cached top k.
         """
         tokenizer, seed = policy.tokenizer, self.student.seed
         temperature, template = self.texts.mixing_temperature, policy.template
@@ -160,12 +172,16 @@ class StudentRun:
         cached = [
             self._cached(name, task.train, policy, taught) for name, task in self.tasks.items()
         ]
-        # Sizes, seed and temperature as without a cache, so that the student learns the same texts
+        # Sizes, seed and temperature are those without a cache, so the student learns the same
+        # texts
         mixture = mixed(cached, temperature)
         return lambda rows: pack_targets(mixture, rows, seed=seed, pad_id=tokenizer.pad_id)
 
     def _cached(self, name: str, conversations, policy: Policy, taught: Policy):
-        """The texts of a task with the teacher's top k, which are written to folder/targets/TASK first."""
+        """Return the texts of a task with the teacher's top k.
+
+        They are written to folder/targets/TASK first.
+        """
         student, loss = self.student, self.student.loss
         render = functools.partial(weighed_tokens, policy.tokenizer, template=policy.template)
         texts = (render(conversations[i], i) for i in range(len(conversations)))
@@ -175,18 +191,18 @@ class StudentRun:
                 taught.params,
                 texts,
                 loss.top_k,
-                # As many rows at once as an update reads: what it has memory for
+                # As many rows at once as an update reads, because there is memory for these
                 shape=(student.batch_size // student.micro_batches, student.sequence_length),
                 mesh=self.run.mesh,
                 vocab_size=loss.vocab_size,
-                # LossSettings allow a single temperature with top_k
+                # With top_k, LossSettings allow only a single temperature
                 temperature=loss.temperature_at(0),
             )
         folder = self.folder / "targets" / name
         return write_targets(records, loss.top_k, folder, led=records.led)
 
     def _watch(self, policy: Policy):
-        """The TaskWatch of the held-out texts."""
+        """Return the TaskWatch of the held-out texts."""
         rows = self._rows(held_out=True)
 
         def packed(task):
@@ -205,7 +221,7 @@ class StudentRun:
         )
 
     def _sampler(self, policy: Policy):
-        """OnPolicyRows, or None where the loss has no on_policy."""
+        """Return the OnPolicyRows; None if the loss has no on_policy."""
         on_policy = self.student.loss.on_policy
         if on_policy is None:
             return None
@@ -225,7 +241,14 @@ class StudentRun:
 def objective_of(
     stage: Stage, config: ModelConfig, teacher: ModelConfig | None, shared: tuple = ()
 ) -> Objective:
-    """The Objective of a student of this config. shared: pairs of tokens, see Objective."""
+    """Return the Objective of a student.
+
+    Args:
+        stage: The stage, which has the loss in its settings.
+        config: The student's ModelConfig.
+        teacher: The teacher's ModelConfig, or None.
+        shared: Pairs of tokens, see Objective.
+    """
     loss, on_policy = stage.settings.loss, stage.settings.loss.on_policy
     with stage.at(), at("loss"):
         objective = Objective(

@@ -29,23 +29,30 @@ from deepseek_jax.training.loop import fit
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.update import create_update
 
-# Conversations that are rendered before a run starts: it takes seconds and shows most mistakes
+# Conversations to render before a run starts: this takes seconds and shows most mistakes
 CHECKED = 1000
 
 
 def check_conversations(policy: Policy, source, kind: str, rows: Rows):
-    """Render the first CHECKED conversations, and print their lengths and how many are too long.
+    """Render the first CHECKED conversations, print their lengths and count those too long.
 
-    kind: "training" or "held-out", for messages. Raises ValueError where a conversation cannot be rendered or
-    has a token outside the model's vocabulary, and where no conversation of a reader fits a row: it would
-    search for ever.
+    Args:
+        policy: The policy with the tokenizer and the template.
+        source: The conversations.
+        kind: Their name in messages, such as "training" or "held-out".
+        rows: The rows that they have to fit.
+
+    Raises:
+        ValueError: A conversation cannot be rendered, or has a token outside the model's
+            vocabulary; or none of a reader's conversations fits a row, so that the reader would
+            search for ever.
     """
     length, readers = rows.sequence_length, rows.readers
     lengths, targets = [], []
     render = functools.partial(render_numbered, policy.tokenizer, template=policy.template)
     for index in range(min(len(source), CHECKED)):
         ids, is_target = render(source[index], index)
-        # Under jit a token beyond the embedding would raise no error
+        # Under jit a token outside the embedding raises no error
         if max(ids) >= policy.config.vocab_size:
             raise ValueError(
                 f"conversation {index} of the data has token {max(ids)}, and the model's vocab_size is "
@@ -55,7 +62,7 @@ def check_conversations(policy: Policy, source, kind: str, rows: Rows):
         targets.append(sum(is_target))
     lengths, targets = np.array(lengths), np.array(targets)
     fits = lengths <= length
-    # Reader i reads every readers-th conversation from i on
+    # Reader i reads conversations i, i + readers, i + 2 readers, ...
     if not all(fits[reader::readers].any() for reader in range(readers)):
         raise ValueError(
             f"sequence_length={length} is too short: {fits.sum()} of the first {len(fits)} {kind} "
@@ -71,7 +78,7 @@ def check_conversations(policy: Policy, source, kind: str, rows: Rows):
 
 
 def rows_of(settings: FineTuneSettings, *, held_out: bool = False):
-    """The Rows of these settings; those of the held-out conversations have one reader."""
+    """Return the Rows of these settings; those of held-out conversations have one reader."""
     return Rows(
         sequence_length=settings.sequence_length,
         batch_size=settings.batch_size,
@@ -82,7 +89,7 @@ def rows_of(settings: FineTuneSettings, *, held_out: bool = False):
 
 
 def held_out_loss(settings: FineTuneSettings, policy: Policy, conversations, mesh: Mesh):
-    """The ConversationLoss of held-out conversations, packed as the settings say."""
+    """Return the ConversationLoss of held-out conversations, packed as the settings say."""
     batches = pack_conversations(
         conversations,
         policy.tokenizer,
@@ -101,10 +108,16 @@ def packed_conversations(
     loss_of: ConversationLoss | None,
     mesh,
 ):
-    """The loop's batches: -> PackedDocuments.
+    """Return the training loop's batches of conversations, a PackedDocuments.
 
-    loss_of gives the held-out loss before every eval_every-th step; None for no such loss. The metric tokens
-    is the sum of the learned tokens' weights.
+    Its metric tokens is the sum of the learned tokens' weights.
+
+    Args:
+        settings: The settings of the fine-tuning.
+        policy: The policy with the tokenizer and the template.
+        conversations: The conversations to learn.
+        loss_of: Measures the held-out loss before every eval_every-th step; None for no such loss.
+        mesh: The mesh of the run.
     """
 
     def pack(rows):
@@ -131,10 +144,10 @@ def packed_conversations(
 
 
 def fine_tune(settings: FineTuneSettings, policy: Policy, source: PackedDocuments, run: Run):
-    """Train policy.params, which are donated: -> params. Resumes from run.folder.
+    """Train policy.params, which are donated, and return the trained params.
 
-    What the loss gives no gradient stays as it is: router biases, multi-token prediction modules, and
-    indexers unless the model's indexer_loss trains them.
+    It resumes from run.folder. Parameters without a gradient stay as they are: router biases,
+    multi-token prediction modules and, unless the model's indexer_loss trains them, indexers.
     """
     config, params = policy.config, policy.params
     needed = useful_flops(
@@ -148,7 +161,7 @@ def fine_tune(settings: FineTuneSettings, policy: Policy, source: PackedDocument
 
 
 def fine_tuning_loss(config: ModelConfig):
-    """The loss_fn of training.make_train_step."""
+    """Return the loss_fn of training.update.make_train_step."""
 
     def loss_fn(params, batch, rng):
         return next_token_loss(config, params, batch)
@@ -163,7 +176,15 @@ def fine_tuning_programs(
     mesh: Mesh,
     adapter: AdapterSettings | None = None,
 ):
-    """The update of fine-tuning, and its held-out loss: [Program]. name: a prefix of their names."""
+    """Return the programs of fine-tuning: its update, and its held-out loss.
+
+    Args:
+        name: The prefix of the programs' names.
+        settings: The settings of the fine-tuning.
+        config: The ModelConfig of the policy.
+        mesh: The mesh of the run.
+        adapter: The adapter that is trained; None if the whole policy is.
+    """
     params = abstract_tree(config, mesh, adapter=adapter)
     rows, length = settings.batch_size, settings.sequence_length
     batch = abstract_rows(mesh, rows, length, weighed=True)
@@ -182,14 +203,17 @@ class Texts(Source):
     """Conversations to learn, or to measure on."""
 
     def read(self, context: Context) -> Sequence[dict]:
-        """The conversations, by random access."""
+        """Return the conversations, with random access."""
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tune(Stage):
-    """Fine-tuning on texts of the policy that it begins from. held_out: the texts of its held-out loss.
-    waiting: rewards whose models are on the devices meanwhile.
+    """Fine-tuning, on texts, of the policy that it begins from.
+
+    Attributes:
+        held_out: The texts of its held-out loss.
+        waiting: Rewards with models that are on the devices during the training.
     """
 
     settings: FineTuneSettings
@@ -203,7 +227,7 @@ class Tune(Stage):
 
     def check_data(self, context):
         super().check_data(context)
-        # Texts of earlier stages are not there yet
+        # Texts from earlier stages are not there yet
         if not self.texts.reads:
             self._check_texts(context)
 
@@ -229,7 +253,7 @@ class Tune(Stage):
 
 
 def conversation_loss(context: Context, settings: FineTuneSettings, held_out: Texts):
-    """The ConversationLoss of held-out texts, one in a run for each form of rows."""
+    """Return the ConversationLoss of held-out texts; a run makes it once for each form of rows."""
 
     def make():
         return held_out_loss(settings, context.policy, held_out.read(context), context.mesh)

@@ -1,4 +1,4 @@
-"""The documents of a pre-training run: a mixture to train on, and a held-out one."""
+"""The documents of a pre-training run: a mixture to train on, and a held-out mixture."""
 
 from pathlib import Path
 
@@ -12,10 +12,19 @@ from deepseek_jax.worlds.registry import corpus_names, find_corpus
 
 
 def open_corpus(settings: CorpusSettings, data_dir: Path, seed: int):
-    """Read settings.sources: -> (Mixture to train on, Mixture of held-out documents).
+    """Open the documents of settings.sources.
 
-    Raises ValueError, naming the field, where a source gives some reader no document of its own to train on,
-    or no held-out one.
+    Args:
+        settings: The block config.data.
+        data_dir: The folder for the datasets that are built from files.
+        seed: The seed of a small world's documents.
+
+    Returns:
+        (Mixture to train on, Mixture of held-out documents).
+
+    Raises:
+        ValueError: A source gives some reader no document of its own to train on, or no held-out
+            one; the message names the field. Also if there are no sources.
     """
     readers = settings.readers
     if settings.num_held_out < readers:
@@ -43,7 +52,7 @@ def open_corpus(settings: CorpusSettings, data_dir: Path, seed: int):
 
 
 def digest_of_sources(settings: CorpusSettings) -> dict[str, str]:
-    """{name: a digest of its content} of the sources that are files."""
+    """Return {name: a digest of its content} of the sources that are files."""
     own = (name for name in settings.sources if name != "python" and name not in corpus_names())
     with at("config"), at("data.sources", "path"):
         return {name: content_digest(name, settings.split) for name in own}

@@ -1,7 +1,7 @@
 """Pre-train a base model, in stages, on packed documents (arXiv:2412.19437, section 4).
 
-read documents -> random parameters, or a checkpoint's -> train each stage -> held-out losses, and how much
-multi-token prediction speeds up decoding -> report.
+read documents -> random parameters, or a checkpoint's -> train each stage
+-> held-out losses, and how much multi-token prediction speeds up decoding -> report
 """
 
 import dataclasses
@@ -45,7 +45,8 @@ from deepseek_jax.worlds.registry import named_tokenizer
 
 SETTINGS = PretrainSettings
 CURVES = ("next_token_loss", "held_out_loss", "mtp_loss", "max_vio")
-# Speculative decoding is measured on DRAFT_PROMPTS prompts of PROMPT_TOKENS, each DRAFT_TOKENS long at most
+# Speculative decoding is measured on DRAFT_PROMPTS prompts of PROMPT_TOKENS tokens, with
+# completions of at most DRAFT_TOKENS
 PROMPT_TOKENS, DRAFT_TOKENS, DRAFT_PROMPTS = 32, 64, 8
 # A base continues the text of a question
 CONTINUED = "{question}"
@@ -53,7 +54,11 @@ BEFORE, AFTER = "_before", "_after"
 
 
 def stages(s: PretrainSettings) -> list[Stage]:
-    """Random parameters or a checkpoint; the stages, with the held-out loss before and after each; drafts."""
+    """List the stages: the parameters to begin from, then each stage of training, then drafts.
+
+    The parameters are random or a checkpoint's. The held-out loss is measured before and after each
+    stage of training. Drafts are measured if multi-token prediction is trained.
+    """
     documents, held_out = Documents(s), HeldOutDocuments(s)
     origin = PretrainOrigin(s.model, CONTINUED, s.init_from, settings=s)
     if s.init_from is None:
@@ -92,8 +97,13 @@ def stages(s: PretrainSettings) -> list[Stage]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PretrainOrigin(Origin):
-    """Random parameters, or a checkpoint whose ModelConfig the fields of config.model change. settings: of
-    the whole config.
+    """The model and tokenizer that a pre-training begins from.
+
+    The parameters are random, or a checkpoint's. The fields of config.model change the checkpoint's
+    ModelConfig.
+
+    Attributes:
+        settings: The settings of the whole config.
     """
 
     settings: PretrainSettings | None = None
@@ -106,14 +116,15 @@ class PretrainOrigin(Origin):
             return settings.overridden(self._stored())
 
     def _stored(self):
-        # config.json alone shows a wrong field, before gigabytes of parameters are read
+        # Only config.json is read: a wrong field raises before gigabytes of parameters are read
         with at("init_from"):
             return read_any_config(self.checkpoint)
 
     def policy(self, opened):
         settings, data = self.settings, self.settings.data
         with at("config"):
-            # A plan may be of a stage that extends the context of what the run before leaves
+            # Checked here and not in config(), which a plan calls: a plan may be of a stage that
+            # extends the context of an earlier run's model
             if self.checkpoint is None:
                 settings.check_start()
                 config = self.config()
@@ -136,10 +147,10 @@ class PretrainOrigin(Origin):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Checkpoint(Given):
-    """config.init_from, with new indexers where config.model has some that it lacks."""
+    """The checkpoint config.init_from, with random indexers if config.model adds them."""
 
     def params(self, context, trained, mesh):
-        """In float32, as training needs it."""
+        """Load the parameters in float32, as training needs them, and add missing indexers."""
         settings, path = self.origin.settings, self.origin.checkpoint
         with at("config"), at("init_from"):
             config, params = load_params(path, "float32", mesh)
@@ -151,10 +162,10 @@ class Checkpoint(Given):
 
 
 def _check_sizes(settings: PretrainSettings, stored: ModelConfig):
-    """Raise ValueError where config.model needs parameters of other sizes than the checkpoint has."""
+    """Raise ValueError if config.model needs parameters of other sizes than the checkpoint's."""
     model, there = settings.overridden(stored), abstract_params(stored)
     if settings.gains_indexers(stored):
-        # Those that it lacks are drawn
+        # Missing indexers are drawn at random
         ours = abstract_params(model)
         there |= {path: leaf for path, leaf in ours.items() if INDEXER in path.split("/")}
     try:
@@ -167,16 +178,16 @@ def _check_sizes(settings: PretrainSettings, stored: ModelConfig):
 
 
 class _Sources:
-    """The documents of config.data."""
+    """The documents of config.data: what the two sources below share."""
 
     settings: PretrainSettings
 
     def covers(self, context: Context):
-        """The names of the sources, and their files' sizes and times."""
+        """Return what the documents depend on: settings, seed, and digests of the files."""
         return [self.settings.data, self.settings.seed, digest_of_sources(self.settings.data)]
 
     def both(self, context: Context):
-        """(Mixture to train on, Mixture of held-out documents)."""
+        """Return (Mixture to train on, Mixture of held-out documents)."""
         with at("config"):
             return context.once(
                 "documents",
@@ -196,7 +207,7 @@ class Documents(_Sources, Source):
         return f"{counts}, such as {train[0]['text'][:60]!r}"
 
     def read(self, context) -> Corpus:
-        """The Corpus."""
+        """Return the Corpus: the documents, and how to read and pack them."""
         data, tokenizer = self.settings.data, context.policy.tokenizer
         train, _ = self.both(context)
         return Corpus(train, tokenizer, data.packing, data.fim_rate, data.readers)
@@ -209,12 +220,12 @@ class HeldOutDocuments(_Sources, HeldOut):
     settings: PretrainSettings
 
     def read(self, context: Context) -> Any:
-        """A Mixture of them."""
+        """Return the held-out documents, a Mixture."""
         return self.both(context)[1]
 
     def loss(self, context):
         stage = context.settings
-        # One for all stages of this form: those that measure and the one that trains
+        # Stages with the same rows and model share one function: the measurements and the training
         form = stage.rows_at_once(), stage.sequence_length, context.policy.config
         return context.once((self, *form), lambda: self._loss(context))
 
@@ -232,14 +243,19 @@ class HeldOutDocuments(_Sources, HeldOut):
                 sequence_length=stage.sequence_length,
                 seed=self.settings.seed,
             )
-        # The metric: the loss has the indexers' in it. Without FIM
+        # The metric and not the loss, which includes the indexers' loss. Held-out documents are not
+        # rearranged for fill-in-the-middle
         loss_fn = jax.jit(lambda p, batch: next_token_loss(model, p, batch)[1]["next_token_loss"])
         return lambda params: list(held_out_loss(loss_fn, params, batches))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeasureLoss(Measure):
-    """The held-out loss before or after a stage of pre-training, by its settings."""
+    """The held-out loss before or after a stage of pre-training.
+
+    Attributes:
+        settings: The settings of that stage.
+    """
 
     settings: StageSettings
     held_out: HeldOutDocuments
@@ -249,7 +265,7 @@ class MeasureLoss(Measure):
 
     def check_data(self, context):
         super().check_data(context)
-        # Raises where there are too few held-out documents
+        # Raises if there are too few held-out documents
         self.held_out.loss(context)
 
     def run(self, context):
@@ -262,30 +278,34 @@ class MeasureLoss(Measure):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeasureDrafts(Measure):
-    """Speculative decoding by the modules of multi-token prediction, greedy, on the beginnings of held-out
-    documents: the share of accepted drafts, and tokens a step.
+    """The gain of speculative decoding with the multi-token prediction modules.
+
+    It is measured greedily, on the beginnings of held-out documents; see _drafting for the numbers.
     """
 
     held_out: HeldOutDocuments
 
     def run(self, context):
         policy, documents = context.load(self.start), self.held_out.read(context)
-        # rollout.speculative drafts with MLA alone
+        # rollout.speculative needs MLA
         if not policy.config.is_mla:
             return {}
         with self.waiting():
             return _drafting(policy, documents, context.mesh)
 
     def measurements(self):
-        # They say nothing of the policy
+        # The page has no scores of drafts: they do not say how good the policy is
         return {}
 
 
 def _drafting(policy: Policy, documents, mesh: Mesh) -> dict[str, float]:
-    """{"acceptance": share of drafts accepted, "tokens_per_step": float}; {} where no document is long
-    enough.
+    """Measure speculative decoding on the beginnings of documents.
 
-    Prompts and completions are shorter where the model has few positions.
+    Prompts and completions are shorter if the model has few positions.
+
+    Returns:
+        {"acceptance": share of drafts accepted, "tokens_per_step": float}; {} if no document is
+        long enough.
     """
     model = dataclasses.replace(policy.config, indexer_loss="none")
     prompt_length = min(PROMPT_TOKENS, model.max_position_embeddings // 2)
@@ -301,21 +321,21 @@ def _drafting(policy: Policy, documents, mesh: Mesh) -> dict[str, float]:
         max_completion_length=length,
         temperature=0.0,
         eos_ids=(policy.tokenizer.eos_id,),
-        # As few slots as split over the devices
+        # The fewest slots for these prompts that split over the devices
         slots=-(-len(prompts) // mesh.size) * mesh.size,
     )
     return {"acceptance": rollout.acceptance_rate, "tokens_per_step": rollout.tokens_per_step}
 
 
 def _beginnings(documents, tokenizer: Tokenizer, length: int):
-    """The first `length` tokens of the first documents that are longer."""
+    """Return the first `length` tokens of up to DRAFT_PROMPTS documents that are longer."""
     texts = (documents[i]["text"] for i in range(len(documents)))
     ids = (tokenizer.encode(text.decode() if isinstance(text, bytes) else text) for text in texts)
     return list(itertools.islice((x[:length] for x in ids if len(x) > length), DRAFT_PROMPTS))
 
 
 def page(results: Results) -> Page:
-    """The page, with each stage's losses before and after it."""
+    """Build the page, with each stage's losses before and after it."""
     shown = run_page(results, "Pre-training")
     names = [name for name, _ in results.settings.in_order()]
     pairs = [[results.row(f"{name}{end}") for end in (BEFORE, AFTER)] for name in names]
@@ -324,7 +344,7 @@ def page(results: Results) -> Page:
 
 
 def report(results: Results):
-    """Draw the curves, print the losses and the drafts. Process 0 alone."""
+    """Draw the curves, and print the losses and the drafts; only process 0 does so."""
     if not first_process():
         return
     workdir, found, losses = results.folder, results.found(), {}
@@ -343,7 +363,7 @@ def report(results: Results):
 
 
 def _drafts(workdir: Path):
-    """What multi-token prediction brings, as sentences: none where it was not measured."""
+    """Return a sentence on the gain of multi-token prediction, in a list; [] if not measured."""
     path = workdir / "drafts" / SCORES
     drafts = read_json(path) if path.exists() else None
     if not drafts:

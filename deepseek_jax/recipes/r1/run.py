@@ -1,16 +1,19 @@
-"""R1-Zero, and R1 in its four stages (arXiv:2501.12948), from one base model, on a toy world or on a user's
-own data.
+"""R1-Zero, and R1 in its four stages (arXiv:2501.12948), from one base model.
 
-base -> R1-Zero: reinforcement alone, rewarded for right answers and their layout
+The questions are a toy world's or a user's own.
+
+base -> R1-Zero: reinforcement only, rewarded for right answers and their layout
 base -> 1 cold-start fine-tuning on R1-Zero's readable traces -> Dev1
      -> 2 reasoning reinforcement, rewarded for a single language too -> Dev2
-        -> rejection sampling: reasoning answers by rules, general ones by a judge (the base, fine-tuned)
+        -> rejection sampling: reasoning answers by rules, general ones by a judge
+           (the base, fine-tuned)
 base -> 3 fine-tuning on the accepted answers and on good answers to general questions -> Dev3
         Dev3 -> two reward models, of helpfulness and of safety
      -> 4 reinforcement for all scenarios, rewarded by rules and by the reward models -> R1
 or (V4's last stage, arXiv:2606.19348), or also, to compare the two:
         Dev3 -> specialists, each reinforced on the questions of one task
      -> 4 distillation from a teacher of each task on the student's own samples -> R1, distilled
+
 Every policy is measured on held-out questions.
 """
 
@@ -54,7 +57,10 @@ SETTINGS = R1Settings
 
 
 def stages(s: R1Settings) -> list[Stage]:
-    """The data flow of R1; a stage whose block the config lacks is left out."""
+    """List the stages of R1: the list is R1's data flow.
+
+    A stage without a block in the config is left out.
+    """
     data, reinforced = WorldData.of(s), s.reinforced()
     rule, held_out, first = Rule(data.rule()), HeldOutSolutions(data), FirstQuestions(data)
     reasoning, preferences, traces = (
@@ -121,7 +127,8 @@ def stages(s: R1Settings) -> list[Stage]:
             title="R1, distilled",
         ),
     ]
-    # The base draws as that of any recipe does; a stage more or less changes no other stage's seed
+    # The base draws as in every recipe. Other seeds come from names, so that a new stage does not
+    # change the seeds of the others
     own = [
         dataclasses.replace(stage, seed=own_seed(s.seed, stage.name))
         for stage in filter(None, found)
@@ -130,7 +137,10 @@ def stages(s: R1Settings) -> list[Stage]:
 
 
 def _base(s: R1Settings, data: WorldData) -> Stage:
-    """The base, which draws as that of any recipe does; or a checkpoint in its place."""
+    """Return the stage of the base, or of a checkpoint in its place.
+
+    The base draws by the run's seed, as in every other recipe.
+    """
     tokenizer = None if s.base is None else s.base.corpus
     origin = Origin(s.model, data.world.template, s.init_from, tokenizer)
     if s.base is None:
@@ -157,7 +167,10 @@ def _teachers(s: R1Settings, data: WorldData) -> Teachers:
 
 
 def measured(found: Iterable[Stage], s: R1Settings, data: WorldData) -> list[Stage]:
-    """The stages, each policy measured after it. All answer by the same seed."""
+    """Return the stages, with a measurement after each stage that produces a policy.
+
+    All measurements draw by the same seed.
+    """
     questions, rule, every = HeldOutQuestions(data), Rule(data.rule()), []
     for stage in found:
         every.append(stage)

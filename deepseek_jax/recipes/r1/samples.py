@@ -1,4 +1,4 @@
-"""The samples of a measured policy that report.html shows: some prompts, each with all its completions."""
+"""Samples of a measured policy for report.html: some prompts, each with all its completions."""
 
 from itertools import chain
 
@@ -14,14 +14,20 @@ LAYOUT_REWARDS = ("think_answer_format", "language_consistency")
 
 
 def layout_rewards(examples):
-    """The rewards for a completion's layout. The one for its language needs examples that all name theirs."""
+    """Return the names of the rewards for a completion's layout.
+
+    The reward for its language is one of them only if every example names its language.
+    """
     says_language = all("language" in example for example in examples)
     return LAYOUT_REWARDS if says_language else LAYOUT_REWARDS[:1]
 
 
 def paid_rewards(questions: Questions, examples):
-    """The rewards of every stage's samples, the same ones whatever it was trained on, so that stages compare:
-    the rule first, which says whether a completion is right, then the world's other scores, then the layout.
+    """Return {reward: 1.0} of the rewards that score the samples.
+
+    They are the same for every stage, whatever it was trained on, so that stages can be compared.
+    First comes the rule, which says whether a completion is right, then the world's other scores,
+    then the layout.
     """
     rule = [] if questions.rule is None else [questions.rule]
     others = [score.reward for score in questions.scores.values()]
@@ -29,10 +35,16 @@ def paid_rewards(questions: Questions, examples):
 
 
 def sample_groups(questions: Questions, examples, groups, lengths, ids):
-    """Dicts for JSON: kind, language, prompt, answer and completions (see reports.page.Page).
+    """Return Page.samples: for each example a dict for JSON, with its completions.
 
-    groups[i]: the completions (str) of examples[i], as many for each example. lengths: int[p i], in
-    tokens. ids: the tokens of all completions, these first.
+    Its keys are kind, language, prompt, answer and completions (see reports.page.Page).
+
+    Args:
+        questions: The world's questions that the examples belong to.
+        examples: The examples, which may be only the first of a measurement.
+        groups: The completions (str) of each example, the same number for each.
+        lengths: int[p i], in tokens.
+        ids: The tokens of all completions of the measurement, in order.
     """
     if not examples:
         return []
@@ -66,8 +78,10 @@ def sample_groups(questions: Questions, examples, groups, lengths, ids):
 
 
 def side_by_side(measured: dict[str, dict]):
-    """Page.pairs: prompts of each kind, with the first completion of each stage. measured: title -> the
-    samples of r1.scores.measure.
+    """Return Page.pairs: prompts of each kind, with the first completion of each stage.
+
+    Args:
+        measured: Title -> the samples of r1.scores.measure.
     """
     kinds = next(iter(measured.values()), {})
     of_kind = [
@@ -84,9 +98,13 @@ def side_by_side(measured: dict[str, dict]):
 
 
 def _beside(groups):
-    """One of Page.pairs. groups: title -> the group of the same prompt."""
+    """Return one of Page.pairs.
+
+    Args:
+        groups: Title -> the group of the same prompt.
+    """
     first = next(iter(groups.values()))
-    # An advantage compares a completion with those of its own group, which are not here
+    # An advantage compares a completion with the others of its group, which are not shown here
     sides = [
         group["completions"][0] | {"title": title, "advantage": None}
         for title, group in groups.items()
@@ -99,7 +117,11 @@ def _beside(groups):
 
 
 def stage_groups(measured: dict[str, dict]):
-    """Page.samples of all stages. measured: as in side_by_side."""
+    """Return Page.samples of all stages.
+
+    Args:
+        measured: As in side_by_side.
+    """
     return [
         {"stage": title} | group
         for title, samples in measured.items()
@@ -114,5 +136,5 @@ def _languages(text):
 
 
 def _rounded(number):
-    """Three decimals, for a small file."""
+    """Round to three decimals, for a small file."""
     return round(float(number), 3)

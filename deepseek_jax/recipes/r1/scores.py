@@ -1,4 +1,4 @@
-"""The scores of a policy of R1 on a world's held-out questions."""
+"""Measure a policy of R1 on a world's held-out questions."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ from deepseek_jax.rollout.settings import Limit
 from deepseek_jax.worlds.registry import open_rewards
 from deepseek_jax.worlds.world import Questions, World
 
-# score -> how its numbers are printed
+# Score -> the format of its numbers
 FORMS = {
     "pass@1": ".1%",
     "cons@k": ".1%",
@@ -30,18 +30,23 @@ FORMS = {
     "helpful": ".1%",
     "harmless": ".1%",
 }
-SHOWN = 2  # samples of each kind that are printed
-# Questions of each kind whose samples all stand in report.html
+# Samples of each kind to print
+SHOWN = 2
+# report.html has all samples of this many questions of each kind
 ON_PAGE = {"puzzles": 12, "requests": 8}
+# Reward -> the name of its score
 LAYOUT = {
     "language_consistency": "language",
     "think_answer_format": "format",
-}  # reward -> its score
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeasureWorld(Measure):
-    """The answers of the policy that it begins from to held-out questions, see `measure`."""
+    """A measurement of the policy that it begins from: its answers to held-out questions.
+
+    See `measure` for the result.
+    """
 
     settings: EvaluationSettings
     questions: HeldOutQuestions
@@ -52,7 +57,7 @@ class MeasureWorld(Measure):
 
     def check_data(self, context):
         super().check_data(context)
-        # Raises where answers exceed the model's positions
+        # Raises if answers exceed the model's positions
         self._asked(context)
 
     def _asked(self, context):
@@ -82,12 +87,21 @@ class MeasureWorld(Measure):
 def measure(
     policy: Policy, world: World, reasoning, general, settings: EvaluationSettings, *, seed: int
 ):
-    """Answer held-out examples, which carry their prompt_ids, k = settings.samples times each.
+    """Let a policy answer held-out examples k = settings.samples times each, and score the answers.
 
-    Returns a dict for JSON. values: score -> one number a prompt, the mean of its k samples. Reasoning
-    questions have pass@1, cons@k (is the most frequent answer right), language, format and length in tokens;
-    general ones have the world's scores. scores: score -> [mean, low, high] of these, with 95% intervals,
-    over prompts. samples: the first ON_PAGE prompts with all their completions.
+    Args:
+        policy: The policy, with parameters.
+        world: The World of the examples.
+        reasoning, general: The examples of each kind, with their prompt_ids.
+        settings: How answers are sampled.
+        seed: The seed of the sampling.
+
+    Returns:
+        A dict for JSON with k and these keys. values: score -> one number a prompt, the mean of its
+        k samples. Reasoning questions have pass@1, cons@k (whether the most frequent answer is
+        right), language, format, and length in tokens; general questions have the world's scores.
+        scores: score -> [mean, low, high] of the values, with 95% intervals over prompts. samples:
+        the first ON_PAGE prompts with all their completions.
     """
     values, samples = {}, {}
     parts = ("puzzles", world.reasoning, reasoning), ("requests", world.general, general)
@@ -116,7 +130,12 @@ def measure(
 
 
 def say_scores(name: str, found: dict):
-    """Print the scores of measure, and a few samples, for the stage `name`."""
+    """Print the scores of `measure` and a few samples.
+
+    Args:
+        name: The name of the stage.
+        found: The result of `measure`.
+    """
     for score, interval in found["scores"].items():
         mean, low, high = (format(value, FORMS[score]) for value in interval)
         say(f"  {name} {score}: {mean} ({low} to {high})")
@@ -126,8 +145,13 @@ def say_scores(name: str, found: dict):
 
 
 def reasoning_values(questions: Questions, examples, groups, ids):
-    """score -> float64[p], one number an example. groups[i]: the completions of examples[i], k of each.
-    ids: the tokens of all of them.
+    """Return {score: float64[p]} of answers to reasoning questions, one number an example.
+
+    Args:
+        questions: The world's reasoning questions.
+        examples: The examples.
+        groups: The completions of each example, k for each.
+        ids: The tokens of all completions.
     """
     problems = [{"example": example, "rule": questions.rule} for example in examples]
     with Rules(problems) as rules:
@@ -142,9 +166,15 @@ def reasoning_values(questions: Questions, examples, groups, ids):
 
 
 def general_values(questions: Questions, examples, groups):
-    """score -> float64[p] for the world's own scores, each over the examples that it is about.
+    """Return {score: float64[p]} of the world's own scores of answers to general questions.
 
-    Leaves out a score that is about fewer than two of them: one number has no interval.
+    Each score is over the examples that it is about. A score about fewer than two of them is left
+    out: one number has no interval.
+
+    Args:
+        questions: The world's general questions.
+        examples: The examples.
+        groups: The completions of each example.
     """
     values = {}
     for name, score in questions.scores.items():
@@ -156,12 +186,12 @@ def general_values(questions: Questions, examples, groups):
 
 
 def _interval(name, values):
-    """[mean, low, high]. A length is no share, even one of 0 or 1 tokens."""
+    """Return [mean, low, high] of a score's values; a length is no share, even if it is 0 or 1."""
     return list((length_interval if name in LENGTHS else score_interval)(values))
 
 
 def _by_prompt(reward, examples, groups):
-    """float64[p]: the mean reward of each prompt's completions."""
+    """Return the mean reward of each prompt's completions, float64[p]."""
     size = len(groups[0])
     with open_rewards({reward: 1.0}) as rewards:
         scores = rewards.score_together(

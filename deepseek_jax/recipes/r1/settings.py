@@ -1,4 +1,4 @@
-"""The fields of an R1 config: one dataclass for each block, checked when built."""
+"""Settings of R1: each block of its config is a dataclass, checked when it is built."""
 
 import dataclasses
 import typing
@@ -21,20 +21,26 @@ from deepseek_jax.synthesis.settings import RejectionSettings
 from deepseek_jax.training.settings import check_readers
 from deepseek_jax.worlds.registry import find_world
 
-TEMPLATE = "r1_zero"  # default for a user's own data
-# Each names a block of the config, a stage, and (the first two) a reward
+# The default for a user's own data
+TEMPLATE = "r1_zero"
+# Names of blocks of the config and of stages; the names in REWARD_MODELS are rewards, too
 REWARD_MODELS = ("helpfulness_model", "safety_model")
 PREFERENCE_STAGES = (*REWARD_MODELS, "judge")
-# Specialists: Dev3, reinforced on questions of one kind; each names a block of the config and a stage
+# Specialist -> its kind of questions. It is Dev3, reinforced on these; its name is also the name of
+# a block of the config and of a stage
 SPECIALISTS = {"reasoning_teacher": "reasoning", "general_teacher": "general"}
-# Forms of the last stage, each of which makes an R1 from Dev3
+# The two forms of the last stage; each trains an R1 from Dev3
 LAST_STAGES = ("scenarios", "distilled")
 
 
 @dataclasses.dataclass(frozen=True)
 class ConversationSettings:
-    """Questions in the training set, with their good solutions: num_puzzles reasoning questions and
-    num_requests general ones. readers: as in a pretrain config's data.
+    """Training questions that are learned with their good solutions.
+
+    Attributes:
+        num_puzzles: The number of reasoning questions.
+        num_requests: The number of general questions.
+        readers: As in CorpusSettings (recipes.pretrain.settings).
     """
 
     packing: ClassVar[bool] = True
@@ -45,7 +51,11 @@ class ConversationSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class R1FineTuneSettings(FineTuneSettings):
-    """A stage of fine-tuning. data: its conversations besides the completions that sampling accepted."""
+    """A stage of fine-tuning.
+
+    Attributes:
+        data: Its conversations, in addition to the completions that rejection sampling accepted.
+    """
 
     data: ConversationSettings
 
@@ -57,8 +67,12 @@ class R1FineTuneSettings(FineTuneSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationSettings(AnswerOptions):
-    """How every stage's policy is measured: `samples` answers to each of num_puzzles held-out reasoning
-    questions and num_requests general ones.
+    """How every stage's policy is measured on held-out questions.
+
+    Attributes:
+        num_puzzles: The number of reasoning questions.
+        num_requests: The number of general questions.
+        samples: Answers to each question.
     """
 
     num_puzzles: Several = 128
@@ -70,10 +84,14 @@ class EvaluationSettings(AnswerOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OwnDataSettings:
-    """A user's own data, in place of a world. reasoning: the path of questions in GSM8K's format, whose
-    answers the reward `rule` checks. general: the path of conversations; the last question is asked, and the
-    last message is a good answer to it; None for no general questions. In place of a path each may be a block
-    of path, split and columns. template: see data.chat.
+    """A user's own data, in place of a world.
+
+    Attributes:
+        reasoning: The path of questions in GSM8K's format, or a block of path, split and columns.
+        rule: The reward that checks the answers to these questions.
+        general: The path of conversations, or such a block; None for no general questions. The last
+            question of a conversation is asked, and its last message is a good answer.
+        template: See data.chat.
     """
 
     reasoning: PathOrBlock
@@ -84,9 +102,15 @@ class OwnDataSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class R1TeacherSettings(TeacherSettings):
-    """A teacher: the policy of a stage that is none of LAST_STAGES, or a checkpoint. weight: of its KL.
+    """A teacher: the policy of a stage, or a checkpoint.
 
-    path: a folder of parameters that a run left, a Hugging Face folder or a .gguf file.
+    Exactly one of stage and path is set.
+
+    Attributes:
+        stage: The name of the stage. It must not be one of LAST_STAGES.
+        path: The checkpoint: a folder of parameters that a run saved, a Hugging Face folder or a
+            .gguf file.
+        weight: The weight of its KL.
     """
 
     task: Literal[SCENARIOS]
@@ -104,22 +128,33 @@ class R1TeacherSettings(TeacherSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistilledSettings(TaughtSettings):
-    """The last stage as distillation from specialists: Dev3 learns from its teachers on its own samples."""
+    """The last stage as distillation from specialists.
+
+    Dev3 learns from its teachers on its own samples.
+    """
 
     teachers: dict[str, R1TeacherSettings]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class R1Settings(PolicyRun):
-    """A whole config of this recipe. The stages derive their own seeds from seed.
+    """The whole config of R1, a block for each stage.
 
-    world: the name of the world whose reasoning and general questions the stages ask; data replaces it. The
-    stages start from base, pre-trained on the world's corpus, or from init_from, a checkpoint with its own
-    tokenizer. traces and rejection sample answers to reasoning questions; judged samples answers to general
-    questions whose given answers no fine-tuning learns. The last stage is scenarios, reinforcement, or
-    distilled, or both, each from Dev3. Only scenarios may reinforce on questions of both kinds; its rewards
-    and those of general_teacher, which asks general questions alone, may name REWARD_MODELS. Without general
-    questions leave out judge, judged, helpfulness_model and safety_model.
+    The stages begin from base, pre-trained on the world's corpus, or from init_from, a checkpoint
+    with its own tokenizer. They derive their seeds from seed. The last stage is scenarios,
+    distilled, or both; each begins from Dev3. Without general questions leave out judge, judged,
+    helpfulness_model and safety_model.
+
+    Attributes:
+        traces, rejection: Rejection sampling of answers to reasoning questions.
+        judged: Rejection sampling of answers to general questions. No fine-tuning learns the data's
+            answers to these questions.
+        scenarios: The last stage as reinforcement. It is the only stage that may reinforce on
+            questions of both kinds. Its rewards may name REWARD_MODELS.
+        general_teacher: Asks only general questions. Its rewards may name REWARD_MODELS.
+        distilled: The last stage as distillation.
+        world: The name of the world with the reasoning and general questions of the stages.
+        data: Replaces the world.
     """
 
     zero: ReinforceSettings
@@ -161,7 +196,11 @@ class R1Settings(PolicyRun):
             )
 
     def _template(self):
-        """The template of the world, whose corpus the base reads."""
+        """Return the template of the world.
+
+        Raises:
+            ValueError: The base reads a corpus that is not the world's.
+        """
         world = find_world(self.world)
         if self.base is not None and self.base.corpus not in world.corpora:
             raise ValueError(
@@ -171,7 +210,12 @@ class R1Settings(PolicyRun):
         return world.template
 
     def _check_preferences(self, name, template):
-        """Raise ValueError unless the block `name` reads the world's preferences in the prompts' template."""
+        """Raise ValueError unless a block reads the world's preferences in the prompts' template.
+
+        Args:
+            name: The name of the block.
+            template: The template of the prompts.
+        """
         block = getattr(self, name)
         if block is None:
             return
@@ -186,7 +230,10 @@ class R1Settings(PolicyRun):
             )
 
     def _check_last(self):
-        """Raise ValueError without a last stage, and where a teacher is not trained, or for nothing."""
+        """Raise ValueError if there is no last stage, or teachers or reward models do not fit it.
+
+        That is if a teacher is not trained, or if a teacher or reward model is trained for nothing.
+        """
         if self.scenarios is None and self.distilled is None:
             raise ValueError(
                 "scenarios=None and distilled=None leave the run without its last stage; set one, or both"
@@ -228,13 +275,13 @@ class R1Settings(PolicyRun):
                 )
 
     def reinforced(self):
-        """{name: settings} of the stages of reinforcement that this config has."""
+        """Return {name: settings} of the stages of reinforcement that this config has."""
         blocks = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
         return {name: block for name, block in blocks if isinstance(block, ReinforceSettings)}
 
     @classmethod
     def teaching(cls):
-        """The names of the stages whose policies may teach the last one."""
+        """Return the names of the stages with policies that may teach the last one."""
         kinds = {ReinforceSettings, R1FineTuneSettings}
         hints = typing.get_type_hints(cls)
         return [
@@ -244,7 +291,7 @@ class R1Settings(PolicyRun):
         ]
 
     def models_for(self, name: str):
-        """The names of the reward models that a stage of reinforcement is paid by."""
+        """Return the names of the reward models that reward a stage of reinforcement."""
         stage = getattr(self, name)
         if name == "general_teacher":
             paid = set(stage.rewards)
@@ -253,14 +300,14 @@ class R1Settings(PolicyRun):
         return [model for model in self.reward_models() if model in paid]
 
     def last_stages(self):
-        """Those of LAST_STAGES that this config has."""
+        """Return the names in LAST_STAGES that this config has."""
         return [name for name in LAST_STAGES if getattr(self, name) is not None]
 
     def reward_models(self):
-        """{name: settings} of the reward models that this config trains."""
+        """Return {name: settings} of the reward models that this config trains."""
         blocks = zip(REWARD_MODELS, (self.helpfulness_model, self.safety_model), strict=True)
         return {name: block for name, block in blocks if block is not None}
 
     def paying(self):
-        """The names of the stages that train what rewards or judges answers."""
+        """Return the names of the stages that train a reward model or a judge."""
         return [*self.reward_models(), *(["judge"] if self.judge is not None else [])]

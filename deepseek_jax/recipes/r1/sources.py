@@ -1,4 +1,4 @@
-"""What the stages of R1 read of a world, or of a user's own data."""
+"""The sources of R1's stages: questions and solutions of a world, or of a user's own data."""
 
 import dataclasses
 import functools
@@ -23,7 +23,14 @@ KINDS = "reasoning", "general"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WorldData:
-    """The world, and a run's split of its questions. held_out: kind -> their number."""
+    """The world of a run, and the run's split of its questions.
+
+    Attributes:
+        name: The name of the world.
+        data: The user's own data in place of the world, or None.
+        seed: The seed of the split.
+        held_out: Kind -> the number of held-out questions.
+    """
 
     name: str
     data: OwnDataSettings | None
@@ -32,25 +39,25 @@ class WorldData:
 
     @classmethod
     def of(cls, s: R1Settings):
-        """That of a config."""
+        """Return the WorldData of a config."""
         held_out = {"reasoning": s.evaluation.num_puzzles, "general": s.evaluation.num_requests}
         return cls(s.world, s.data, s.seed, held_out)
 
     @functools.cached_property
     def world(self) -> World:
-        """The World of config.world, or that of the user's own data."""
+        """The World of config.world, or the World of the user's own data."""
         if self.data is None:
             return find_world(self.name)
         own = self.data
         return own_world(own.reasoning, own.rule, own.general, template=own.template)
 
     def of_kind(self, kind: str) -> str | None:
-        """The name of the world's questions of a kind; None where there are none."""
+        """Return the name of the world's questions of a kind; None if it has none."""
         return self.world.reasoning if kind == "reasoning" else self.world.general
 
     @functools.cached_property
     def tasks(self) -> dict[str, Task]:
-        """{kind: Task}, an empty one where there are none."""
+        """{kind: Task}; the Task is empty if the world has no questions of the kind."""
         with at("config"), nullcontext() if self.data is None else at("data"):
             return {kind: self._task(kind) for kind in KINDS}
 
@@ -61,20 +68,23 @@ class WorldData:
         return self.world.questions[name].task(self.seed, self.held_out[kind])
 
     def worked(self, kind: str, examples: list[dict]) -> list[dict]:
-        """Conversations in which the world's solutions answer examples of a kind."""
+        """Return conversations in which the world's solutions answer examples of a kind."""
         if not examples:
             return []
         return worked_conversations(examples, self.world.questions[self.of_kind(kind)].worked)
 
     def rule(self) -> str | None:
-        """The reward that says whether an answer to a reasoning question is right."""
+        """Return the reward that says whether an answer to a reasoning question is right."""
         return self.world.questions[self.world.reasoning].rule
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Asked(Questions, TaskQuestions):
-    """The training questions of kinds. takes: what Reinforce or LearnFrom calls them -> the world's kind,
-    None for no questions.
+    """The training questions of one or more kinds.
+
+    Attributes:
+        takes: Name of questions in Reinforce or LearnFrom -> the world's kind; None for no
+            questions.
     """
 
     world_data: WorldData
@@ -93,8 +103,12 @@ class Asked(Questions, TaskQuestions):
 
 
 def reinforcing(data: WorldData, *, general: bool = False, only: str | None = None) -> Asked:
-    """The questions of a stage of reinforcement: reasoning ones, and with `general` general ones; of a
-    specialist those of one kind alone.
+    """Return the questions of a stage of reinforcement.
+
+    Args:
+        data: The world's questions.
+        general: True to ask general questions too.
+        only: The one kind of questions that a specialist is asked; None for reasoning questions.
     """
     return Asked(
         data, {"reasoning": only or "reasoning", "general": "general" if general else None}
@@ -120,8 +134,11 @@ class FirstQuestions(Prompts):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LastRequests(Prompts):
-    """The last num_prompts general questions, which a policy answers: fine-tunings learn the answers of the
-    first `learned` ones.
+    """The last num_prompts general questions, which a policy answers.
+
+    Attributes:
+        learned: Fine-tunings learn the answers to this many general questions, from the first one
+            on. The policy does not answer these.
     """
 
     world_data: WorldData
@@ -142,8 +159,9 @@ class LastRequests(Prompts):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Worked(Texts):
-    """What earlier stages have accepted, and the world's solutions of the first questions of each kind, as
-    many as the settings' data say.
+    """The texts of a fine-tuning: accepted answers of earlier stages, and the world's solutions.
+
+    The solutions answer the first questions of each kind; settings.data says how many.
     """
 
     world_data: WorldData
@@ -173,7 +191,7 @@ class Worked(Texts):
 
 
 def _numbers(data: ConversationSettings):
-    """{field: (kind of questions, their number)}."""
+    """Return {field: (kind of questions, their number)}."""
     return {
         "num_puzzles": ("reasoning", data.num_puzzles),
         "num_requests": ("general", data.num_requests),
@@ -203,11 +221,18 @@ class HeldOutQuestions(Source):
         return self.read(context)
 
     def read(self, context: Context) -> list[list[dict]]:
-        """[reasoning examples, general examples], without prompts."""
+        """Return [reasoning examples, general examples], without their prompt_ids."""
         return [self.world_data.tasks[kind].held_out for kind in KINDS]
 
 
 def check_available(field: str, number: int, available: int, what: str):
-    """Raise ValueError where a field asks for more than there are."""
+    """Raise ValueError if a field asks for more than is available.
+
+    Args:
+        field: The name of the field.
+        number: Its value.
+        available: The largest value that is possible.
+        what: What the field counts, for the message.
+    """
     if not 0 <= number <= available:
         raise ValueError(f"{field}={number} must be within 0..{available}, the {what} to train on")

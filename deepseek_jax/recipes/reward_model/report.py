@@ -1,4 +1,4 @@
-"""What a run prints that has trained a reward model or a judge."""
+"""Report a run that has trained a reward model or a judge."""
 
 from deepseek_jax import reports
 from deepseek_jax.parallel.processes import first_process
@@ -7,7 +7,14 @@ from deepseek_jax.recipes.stage import Stage
 
 
 def report_trained(results: Results, stage: Stage, title: str, curves: tuple[str, ...]):
-    """Draw the curves of a stage and print its scores. title: of the scores. Process 0 alone."""
+    """Draw the curves of a stage and print its scores; only process 0 does so.
+
+    Args:
+        results: The results of the run.
+        stage: The stage that trained the reward model or judge.
+        title: The title of the table of scores.
+        curves: The names of the metrics to draw.
+    """
     if not first_process():
         return
     workdir, console = results.folder, reports.make_console()

@@ -1,6 +1,6 @@
-"""A reward model (arXiv:2501.12948, section 3.1), from a base model or a checkpoint.
+"""Train a reward model (arXiv:2501.12948, section 3.1), from a base model or a checkpoint.
 
-base -> add a scalar head -> measure on held-out preferences -> train -> measure again -> report.
+base -> add a scalar head -> measure on held-out preferences -> train -> measure again -> report
 """
 
 from deepseek_jax import reports
@@ -19,7 +19,7 @@ CURVES = ("loss", "accuracy", "margin", "safe_probability", "grad_norm")
 
 
 def stages(s: RewardModelSettings) -> list[Stage]:
-    """A base or a checkpoint, and the reward model that begins from it."""
+    """List the stages: a base or a checkpoint, and the reward model that begins from it."""
     first = first_stage(s, s.data.template)
     trained = Prefer(
         "reward_model",
@@ -37,10 +37,10 @@ def stages(s: RewardModelSettings) -> list[Stage]:
 
 
 def page(results: Results) -> reports.Page:
-    """The page, with rewards of held-out preferences."""
+    """Build the page, with rewards of held-out preferences."""
     return reports.with_preferences(run_page(results, "Reward model"), results.found())
 
 
 def report(results: Results):
-    """Draw the curves and print the scores. Process 0 alone."""
+    """Draw the curves and print the scores; only process 0 does so."""
     report_trained(results, results.stages[-1], "held-out preferences", CURVES)

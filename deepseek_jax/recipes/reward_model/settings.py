@@ -1,4 +1,4 @@
-"""The fields of a config that trains a reward model or a judge: one dataclass for each block."""
+"""Settings of training a reward model or a judge: each block of a config is a dataclass."""
 
 import dataclasses
 from typing import ClassVar, Literal
@@ -16,8 +16,14 @@ QUESTION_LINE = "{question}\n"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSettings(OwnData):
-    """The preferences: num_train records of the bilingual small world, or all those of a split of path, see
-    data.preferences. template: as in supervised fine-tuning.
+    """The preferences to learn from: the bilingual small world's, or a user's own.
+
+    Attributes:
+        path, split, columns: The user's own records, all of the split, see data.preferences.
+            Without a path the records are the bilingual small world's.
+        template: As in supervised fine-tuning.
+        num_train: The number of training records of the small world.
+        num_held_out: The number of held-out records.
     """
 
     template: Template = QUESTION_LINE
@@ -27,7 +33,11 @@ class DataSettings(OwnData):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgeDataSettings(DataSettings):
-    """The pairs that a judge learns to compare. readers: as in a pretrain config's data."""
+    """The pairs that a judge learns to compare.
+
+    Attributes:
+        readers: As in CorpusSettings (recipes.pretrain.settings).
+    """
 
     packing: ClassVar[bool] = True
     readers: Count = 1
@@ -35,9 +45,13 @@ class JudgeDataSettings(DataSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardTrainingSettings(RowSettings):
-    """The training of a reward model. kind: "helpfulness" learns pairs, "safety" labelled responses.
+    """The training of a reward model.
 
-    A step is batch_size pairs or responses; those longer than sequence_length tokens are dropped.
+    A step is batch_size pairs or responses. Pairs or responses with more than sequence_length
+    tokens are dropped.
+
+    Attributes:
+        kind: "helpfulness" learns from pairs, "safety" from labelled responses.
     """
 
     data: DataSettings
@@ -48,11 +62,14 @@ class RewardTrainingSettings(RowSettings):
 class JudgeTrainingSettings(RowSettings):
     """The training of a judge.
 
-    A step is batch_size rows of sequence_length tokens; a row packs several judgements. A verdict with its
-    reasoning has at most max_completion_length tokens. slots: verdicts that are sampled at once.
+    A step is batch_size rows of sequence_length tokens; a row packs several judgements.
+
+    Attributes:
+        max_completion_length: The most tokens of a verdict with its reasoning.
+        slots: Verdicts that are sampled at once.
     """
 
-    # No held-out loss is measured on the way
+    # No held-out loss is measured during the training
     eval_every: ClassVar[int] = 1
     data: JudgeDataSettings
     max_completion_length: Count = 24
@@ -71,12 +88,12 @@ class JudgeTrainingSettings(RowSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardModelSettings(RewardTrainingSettings, AdapterRun):
-    """A whole config of recipes.reward_model."""
+    """The whole config of recipes.reward_model."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgeSettings(JudgeTrainingSettings, PolicyRun):
-    """A whole config of recipes.judge."""
+    """The whole config of recipes.judge."""
 
     def trains_indexer(self):
         return True

@@ -1,4 +1,4 @@
-"""The conversations of a fine-tuning, and the held-out prompts that are answered."""
+"""The conversations of a fine-tuning, and held-out prompts to answer."""
 
 import functools
 from pathlib import Path
@@ -16,13 +16,19 @@ from deepseek_jax.recipes.sft.settings import SftSettings
 from deepseek_jax.rollout.policy import Policy, check_room
 from deepseek_jax.worlds.registry import find_questions
 
-# Columns that take the place of the last two messages: an answer without its working, for a reward
+# Columns that replace the last two messages: a reward needs the answer without its working
 OWN = ("question", "answer")
 
 
 def load_conversations(settings: SftSettings, folder: Path):
-    """(training set, held-out set), each random access to conversations. Those of a path become a dataset
-    in `folder`.
+    """Open the conversations of a config: the training set and the held-out set.
+
+    Args:
+        settings: The settings of the whole config.
+        folder: The folder for the dataset that is built from a path's conversations.
+
+    Returns:
+        (training set, held-out set), each with random access to conversations.
     """
     data = settings.data
     with at("data"):
@@ -35,12 +41,22 @@ def load_conversations(settings: SftSettings, folder: Path):
 
 
 def held_out_prompts(settings: SftSettings, policy: Policy, source):
-    """Examples from the first held-out conversations that fit a row, to answer and to score; [] where the
-    data are texts, which ask nothing.
+    """Return examples to answer and to score, from the first held-out conversations that fit a row.
 
-    prompt_ids: the conversation up to the last assistant's text; messages: the same. question and answer: the
-    conversation's own fields, or else its last two messages. All other columns stay. Raises ValueError where
-    prompt and answer exceed the model's positions, and where fewer than answers.num_prompts fit.
+    Args:
+        settings: The settings of the whole config.
+        policy: The policy with the tokenizer and the template.
+        source: The held-out conversations.
+
+    Returns:
+        A list of dicts with all columns of the conversation and these. prompt_ids: the conversation
+        up to the last assistant's text. messages: the same part as messages. question and answer:
+        the conversation's own fields, or else its last two messages. The list is empty if the data
+        are texts, which ask nothing.
+
+    Raises:
+        ValueError: A prompt and its answer exceed the model's positions, or fewer than
+            answers.num_prompts conversations fit.
     """
     examples, wanted = [], settings.answers.num_prompts
     render = functools.partial(render_numbered, policy.tokenizer, template=policy.template)

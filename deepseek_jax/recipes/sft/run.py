@@ -1,6 +1,6 @@
 """Supervised fine-tuning on conversations (arXiv:2501.12948, appendix B.4.2).
 
-base -> loss and answers on held-out conversations -> fine-tune -> measure again -> report.
+base -> loss and answers on held-out conversations -> fine-tune -> measure again -> report
 """
 
 import dataclasses
@@ -35,11 +35,11 @@ CURVES = ("loss", "held_out_loss", "grad_norm")
 
 
 def stages(s: SftSettings) -> list[Stage]:
-    """A base or a checkpoint, measured, fine-tuned, and measured again."""
+    """List the stages: a base or a checkpoint, a measurement, fine-tuning, another measurement."""
     texts, held_out, rewards = Conversations(s), Conversations(s, held_out=True), AnswerRewards(s)
     first = first_stage(s, s.data.template, waiting=(rewards,))
 
-    # By these alone a measurement is made anew
+    # A measurement is repeated only if one of these changes
     answered = {"data": s.data, "answers": s.answers, "rewards": s.rewards, "accuracy": s.accuracy}
     answered |= {"sequence_length": s.sequence_length}
 
@@ -76,7 +76,7 @@ def stages(s: SftSettings) -> list[Stage]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Conversations(Texts):
-    """The conversations of config.data to train on, or the held-out ones."""
+    """The conversations of config.data to train on, or the held-out conversations."""
 
     settings: SftSettings
     held_out: bool = False
@@ -106,7 +106,7 @@ class Conversations(Texts):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AnswerRewards(Paid):
-    """The rewards that score answers, with reward models, open for the whole run."""
+    """The rewards that score answers, with reward models; they stay open for the whole run."""
 
     settings: SftSettings
 
@@ -120,27 +120,37 @@ class AnswerRewards(Paid):
 
     @property
     def accuracy(self) -> str | None:
-        """The reward that decides whether an answer is right, or None."""
+        """The reward that decides whether an answer is right: config.accuracy, or the task's rule.
+
+        It is None if config.accuracy is None and the conversations are from a path.
+        """
         settings = self.settings
         if settings.accuracy is None and settings.data.path is None:
             return find_questions(settings.data.task)[1].rule
         return settings.accuracy
 
     def decides(self, rewards: Rewards | None) -> str | None:
-        """The reward that decides whether an answer is right, or None where the rewards have no share."""
+        """Return the reward that decides whether an answer is right, or None.
+
+        It is `accuracy`; if that is None, it is scenarios.best_share of the rewards, which is None
+        if no reward is a share.
+
+        Args:
+            rewards: The result of `read`.
+        """
         if self.accuracy is not None or rewards is None:
             return self.accuracy
         return best_share(rewards)
 
     def read(self, context: Context) -> Rewards | None:
-        """The Rewards; None for no scores."""
+        """Return the Rewards; None if answers are not scored."""
         return context.once(self, lambda: self._open(context))
 
     def _open(self, context):
         settings = self.settings
         weights = dict(settings.rewards)
         if self.accuracy is not None:
-            # Beside rewards it decides what is right, and adds nothing to their sum
+            # With other rewards it decides what is right, and adds nothing to their sum
             weights.setdefault(self.accuracy, 0.0 if weights else 1.0)
         if not weights and not settings.reward_models:
             return None
@@ -153,7 +163,13 @@ class AnswerRewards(Paid):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeasureConversations(Measure):
-    """The loss of the held-out conversations, and the scores of answers to their last questions."""
+    """A measurement of a policy: the loss of held-out conversations, and scores of its answers.
+
+    It answers the last questions of these conversations.
+
+    Attributes:
+        whole: The settings of the whole config.
+    """
 
     whole: SftSettings
     held_out: Conversations
@@ -173,7 +189,7 @@ class MeasureConversations(Measure):
                 say_deciding(self.whole, rewards)
 
     def _asked(self, context):
-        """The held-out prompts that are answered."""
+        """Return the held-out prompts that the policy answers."""
         read = self.held_out.read
 
         def make():
@@ -209,14 +225,14 @@ class MeasureConversations(Measure):
 
 
 def page(results: Results) -> Page:
-    """The page, with answers to held-out questions."""
+    """Build the page, with answers to held-out questions."""
     answers = {name: found["answers"] for name, found in results.found().items()}
     given = {when: {} if of is None else {"": of} for when, of in answers.items()}
     return with_answers(run_page(results, "Fine-tuning"), given)
 
 
 def report(results: Results):
-    """Print the tables and samples, draw the curves. Process 0 alone draws."""
+    """Print the tables and samples, and draw the curves; only process 0 draws."""
     settings, workdir, found = results.settings, results.folder, results.found()
     console, before, after = make_console(), found["before"], found["after"]
     if first_process():

@@ -1,4 +1,4 @@
-"""The fields of a config of supervised fine-tuning: one dataclass for each block, checked when built."""
+"""Settings of supervised fine-tuning: each block is a dataclass, checked when it is built."""
 
 import dataclasses
 
@@ -12,11 +12,15 @@ from deepseek_jax.training.settings import RowSettings, check_evaluations, check
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSettings(QuestionData):
-    """The conversations. task: questions with their worked solutions. path, split, columns: data in place of
-    task, whose lines are conversations: see data.conversation_forms.
+    """The conversations: a task's questions with worked solutions, or a user's own conversations.
 
-    template: "chat", "r1_zero" or a text with {question} in it; see data.conversations. packing: put several
-    conversations in a row. readers: as in a pretrain config's data.
+    Attributes:
+        task: The name of the task.
+        path, split, columns: The user's own data, in place of task; each line is a conversation,
+            see data.conversation_forms.
+        template: "chat", "r1_zero" or a text with {question} in it; see data.conversations.
+        packing: True to put several conversations in a row.
+        readers: As in CorpusSettings (recipes.pretrain.settings).
     """
 
     packing: bool = True
@@ -25,19 +29,24 @@ class DataSettings(QuestionData):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnswerSettings(AnswerOptions):
-    """How num_prompts held-out prompts are answered, before and after training, sampled and greedily."""
+    """How held-out prompts are answered, before and after training, sampled and greedily.
+
+    Attributes:
+        num_prompts: The number of prompts.
+        temperature: For the sampled answers.
+    """
 
     num_prompts: Several = 64
-    # That of the sampled answers; greedy ones are always measured too
+    # Greedy answers are always measured too
     temperature: Temperature = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FineTuneSettings(RowSettings):
-    """The fine-tuning itself, whatever it starts from.
+    """The fine-tuning itself, from any policy.
 
-    Conversations longer than a row are dropped. The held-out loss is measured before every eval_every-th
-    step.
+    Conversations that are longer than a row are dropped. The held-out loss is measured before every
+    eval_every-th step.
     """
 
     eval_every: Count = 50
@@ -49,14 +58,17 @@ class FineTuneSettings(RowSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SftSettings(FineTuneSettings, RewardSettings, AdapterRun):
-    """A whole config of this recipe.
+    """The whole config of supervised fine-tuning.
 
-    The held-out loss is measured before and after training too. rewards, accuracy: of answers; without them
-    answers to a world's task are scored by its own rule, and those to conversations of one's own by none.
-    reward_models: as in a GRPO config.
+    The held-out loss is also measured before and after the training.
+
+    Attributes:
+        rewards, accuracy: For the scores of answers. Without them, answers to a world's task are
+            scored by the task's own rule, and answers to a user's own conversations are not scored.
+        reward_models: As in GrpoSettings.
     """
 
-    # These are of measurements: the training depends on none
+    # The unhashed fields are for measurements: the training does not depend on them
     rewards: Weights = unhashed(default_factory=dict)
     data: DataSettings
     answers: AnswerSettings = unhashed()
@@ -66,7 +78,7 @@ class SftSettings(FineTuneSettings, RewardSettings, AdapterRun):
         return False
 
     def trains_indexer(self):
-        # Beside an adapter it stays as it is
+        # With an adapter the indexer stays as it is
         return self.trains_whole()
 
     def __post_init__(self):

@@ -1,1 +1,1 @@
-"""Sums: a world whose corpus has working for few answers and many wrong answers."""
+"""Sums: a world where few answers in the corpus have working and many are wrong."""

@@ -1,9 +1,9 @@
 """A toy world of sums: its questions, its answers, and a corpus as unreliable as web text.
 
-A question is "What is 3 + 8 + 5?" with three or four operands of 1..9. The corpus answers it
-often without working and often wrongly, seldom step by step. Tables of true facts, such as
-"11 + 7 = 18", teach the single step. So a model pre-trained here can work an answer out and
-rarely does; reinforcement learning can then make it do so more often.
+A question is "What is 3 + 8 + 5?" with three or four operands of 1..9. The corpus answers it often
+without working and often wrongly, seldom step by step. Tables of true facts, such as "11 + 7 = 18",
+teach the single step. So a model pre-trained here can work out an answer, but rarely does.
+Reinforcement learning can then make it do so more often.
 """
 
 from dataclasses import dataclass, replace
@@ -17,34 +17,46 @@ from deepseek_jax.worlds.mix import Mix
 
 OPERAND_COUNTS = (3, 4)
 LARGEST_OPERAND = 9
-# The left side of a last step
+# The largest left side of a last step
 LARGEST_RUNNING_SUM = LARGEST_OPERAND * (max(OPERAND_COUNTS) - 1)
 HELD_OUT_PERCENT = 20
 
 FACTS_PER_TABLE = 6
-# Pieces of junk, fewest and most
+# Fewest and most pieces of junk
 JUNK_LENGTHS = (3, 20)
-# Ahead of a question, in NumberedMix. Few, so that a small model learns to read them
+# Numbers before a question, in NumberedMix. They are few, so that a small model learns to read them
 NUMBERS = (25, 50, 75, 100)
-# A wrong number is off by 1..5
+# A wrong number differs by 1..5
 LARGEST_SLIP = 5
 
 DIGITS = tuple("0123456789")
 SYMBOLS = (" + ", " = ", "; ", ", ")
 WORDS = ("What is ", "?\n", "we add ", "then ", "the answer is ")
-# Every text of this world is a sequence of these
+# Every text of this world is a sequence of these pieces
 PIECES = (*DIGITS, *SYMBOLS, *WORDS)
 
 
 @dataclass(frozen=True)
 class CorpusMix(Mix):
-    """The contents of the corpus, as shares in 0..1; those of the five completions add up to 1.
+    """The contents of the corpus, as shares in 0..1; the five completions' shares add up to 1.
 
-    fact_tables: share of all documents; the others are a question and one of the completions
-    direct "16" · running "11, 16" · equations "3 + 8 = 11; 11 + 5 = 16" · verbose "we add
-    3 + 8 = 11; then we add 11 + 5 = 16; the answer is 16" · junk, random digits and symbols.
-    wrong_direct: share of direct answers that are wrong. wrong_working: share of running,
-    equations and verbose completions with one wrong step, whose error all later steps repeat.
+    A document is a table of facts, or a question and one of the completions:
+
+    - direct: "16".
+    - running: "11, 16".
+    - equations: "3 + 8 = 11; 11 + 5 = 16".
+    - verbose: "we add 3 + 8 = 11; then we add 11 + 5 = 16; the answer is 16".
+    - junk: random digits and symbols.
+
+    Attributes:
+        fact_tables: Share of all documents.
+        wrong_direct: Share of direct answers that are wrong.
+        wrong_working: Share of running, equations and verbose completions with one wrong step,
+            which all later steps carry on.
+        numbered: Share of questions with a number before them, see NumberedMix.
+
+    Raises:
+        ValueError: If a share is not in 0..1, or the completions' shares do not add up to 1.
     """
 
     fact_tables: float = 0.40
@@ -55,7 +67,7 @@ class CorpusMix(Mix):
     junk: float = 0.15
     wrong_direct: float = 0.40
     wrong_working: float = 0.10
-    # No field: datasets on disk are named by the fields
+    # Not a field, because datasets on disk are named by the fields
     numbered: ClassVar[float] = 0.0
 
     def __post_init__(self):
@@ -75,13 +87,16 @@ class CorpusMix(Mix):
 
 @dataclass(frozen=True)
 class NumberedMix(CorpusMix):
-    """The contents of a corpus in which a number ahead of a question hints at the length of its answer.
+    """The contents of a corpus in which a number before a question hints at its answer's length.
 
-    numbered: of the questions, those asked as "75; What is 3 + 8 + 5?", with one of NUMBERS. following: how
-    far the styles follow it: at 50 they are those without a number, at 100 this share of the direct answers
-    are equations instead, and at 75 and at 25 half as many are, or equations are direct answers.
-    Reinforcement may make a rule of the hint, such as a reasoning effort. Direct answers are seldom wrong
-    here, so that a short answer is worth something.
+    Reinforcement may turn the hint into a rule, such as a reasoning effort. Direct answers are
+    seldom wrong here, so that a short answer is worth something.
+
+    Attributes:
+        numbered: Share of questions with a number, one of NUMBERS: "75; What is 3 + 8 + 5?".
+        following: How far the styles follow the number. At 50 the styles are as without a number.
+            At 100 this share of the direct answers are equations instead, and at 75 half as many.
+            At 25 as many equations are direct answers instead.
     """
 
     numbered: float = 0.50
@@ -89,36 +104,39 @@ class NumberedMix(CorpusMix):
     wrong_direct: float = 0.10
 
     def at(self, number: int):
-        """The mix of the questions that are asked with this number."""
+        """Return the mix of the questions with this number."""
         moved = self.direct * self.following * (number / 50 - 1)
         return replace(self, direct=self.direct - moved, equations=self.equations + moved)
 
 
 def held_out(operands):
-    """Whether this ordered tuple of operands is held out for evaluation: 20% are, on every machine.
+    """Return whether this ordered tuple of operands is held out for evaluation.
 
-    A held-out tuple is in no question of the corpus and in no training question. Its single
-    steps are in the fact tables: only their combination is held out.
+    It is true for 20% of them, the same on every machine. A held-out tuple is in no question of the
+    corpus and in no training question. Its single steps are in the fact tables: only their
+    combination is held out.
     """
-    # Not hash(), which differs from process to process for a str
+    # Not hash(), which differs between processes for a str
     digest = blake2b(" ".join(str(int(x)) for x in operands).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % 100 < HELD_OUT_PERCENT
 
 
 def question(operands):
-    """The text "What is 3 + 8 + 5?" for operands (3, 8, 5)."""
+    """Write "What is 3 + 8 + 5?" for the operands (3, 8, 5)."""
     return f"What is {' + '.join(map(str, operands))}?"
 
 
 def direct(operands):
-    """The answer and nothing else: "16"."""
+    """Write the answer and nothing else: "16"."""
     return str(sum(operands))
 
 
 def worked(operands, sums=None):
-    """One step of two operands per sum: "3 + 8 = 11; 11 + 5 = 16".
+    """Write one step of two operands per sum: "3 + 8 = 11; 11 + 5 = 16".
 
-    sums: the running sums to state, by default the true ones; the step after a false sum continues with it.
+    Args:
+        sums: The running sums to state, by default the true ones. The step after a false sum
+            continues with it.
     """
     sums = running_sums(operands) if sums is None else sums
     lefts = (operands[0], *sums[:-1])
@@ -126,13 +144,20 @@ def worked(operands, sums=None):
 
 
 def running_sums(operands, *, slip: int = 0, at: int = 0):
-    """The sum after each step, [11, 16] for 3 + 8 + 5; those from step `at` on are off by slip."""
+    """Return the sum after each step, [11, 16] for 3 + 8 + 5.
+
+    The sums from step `at` on are off by slip.
+    """
     sums = np.cumsum(operands)[1:].tolist()
     return [total + slip * (step >= at) for step, total in enumerate(sums)]
 
 
 def draw_operands(rng):
-    """Three or four operands, equally often, that are not held out as a tuple. rng: np.Generator."""
+    """Draw three or four operands, equally often, until they are not held out.
+
+    Args:
+        rng: np.Generator.
+    """
     while True:
         count = OPERAND_COUNTS[rng.integers(len(OPERAND_COUNTS))]
         operands = rng.integers(1, LARGEST_OPERAND + 1, size=count).tolist()
@@ -141,12 +166,16 @@ def draw_operands(rng):
 
 
 def write_document(rng, mix=CorpusMix()):
-    """One document of the corpus, without its end token. rng: np.Generator, the only randomness."""
+    """Write one document of the corpus, without its end token.
+
+    Args:
+        rng: np.Generator, the only randomness.
+    """
     if rng.random() < mix.fact_tables:
         return _fact_table(rng)
     operands = draw_operands(rng)
     prompt = PLAIN_TEMPLATE.format(question=question(operands))
-    # No draw for a mix without numbers: its documents stay the same
+    # A mix without numbers makes no draw here, so its documents stay the same
     if mix.numbered and rng.random() < mix.numbered:
         number = NUMBERS[rng.integers(len(NUMBERS))]
         mix, prompt = mix.at(number), f"{number}; {prompt}"
@@ -161,7 +190,7 @@ def _fact_table(rng):
 
 def _draw_style(rng, mix):
     names, shares = list(mix.styles), list(mix.styles.values())
-    # Divided by the sum, the last end is exactly 1, above every draw
+    # Dividing by the sum makes the last end exactly 1, above every draw
     ends = np.cumsum(shares) / sum(shares)
     return names[np.searchsorted(ends, rng.random(), side="right")]
 
@@ -187,6 +216,6 @@ def _complete(rng, mix, operands, style):
 
 
 def _draw_slip(rng, total):
-    """A nonzero error that leaves `total` positive."""
+    """Draw a nonzero error that leaves `total` positive."""
     slips = [s for s in range(-LARGEST_SLIP, LARGEST_SLIP + 1) if s != 0 and total + s > 0]
     return slips[rng.integers(len(slips))]

@@ -24,18 +24,20 @@ WORD_OPERANDS = range(2, 21)
 
 
 def arithmetic_task(seed: int, num_held_out: int = 256):
-    """The toy world's sums: equally many of three and of four operands, in both sets, all distinct.
+    """Make sums with as many of three operands as of four, in both sets, all distinct.
 
     The held-out operands are tuples for which corpus.held_out is true, so no corpus document has
     them. `seed` chooses among them, and among the many tuples of four operands to train on.
-    Raises ValueError for more held-out questions than there are.
+
+    Raises:
+        ValueError: If there are fewer held-out questions than num_held_out.
     """
     rng = np.random.default_rng(seed)
     train, kept = [], []
     counts = corpus.OPERAND_COUNTS
     # Split num_held_out as evenly as whole numbers allow
     shares = np.diff(np.linspace(0, num_held_out, len(counts) + 1).astype(int))
-    # There are fewest tuples of three, and training has as many of four
+    # Tuples of three are fewest, and training has as many of four
     smallest = _tuples(min(counts), held_out=False)
     for count, share in zip(counts, shares, strict=True):
         train += _draw(rng, _tuples(count, held_out=False), len(smallest))
@@ -44,11 +46,14 @@ def arithmetic_task(seed: int, num_held_out: int = 256):
 
 
 def word_arithmetic_task(seed: int, num_held_out: int = 256):
-    """Sums and differences of two numbers of 2..20, bare or in a sentence about things.
+    """Make sums and differences of two numbers of 2..20, bare or in a sentence about things.
 
     The held-out pairs of numbers are those for which corpus.held_out is true, in any sentence.
-    Every pair is asked once in every form that fits it; `seed` chooses the names and things, and
-    the held-out questions. Raises ValueError for more of these than there are.
+    Every pair is in a question of every form that fits it. `seed` chooses the names and things, and
+    the held-out questions.
+
+    Raises:
+        ValueError: If there are fewer held-out questions than num_held_out.
     """
     rng = np.random.default_rng(seed)
     train, kept = [], []
@@ -67,7 +72,7 @@ def _tuples(count, *, held_out):
 
 
 def _draw(rng, items, n):
-    """n distinct items."""
+    """Draw n distinct items."""
     if n > len(items):
         raise ValueError(
             f"{n} different questions requested, but there are only {len(items)}; lower num_held_out."
@@ -76,13 +81,16 @@ def _draw(rng, items, n):
 
 
 def sum_example(operands):
-    """The example that asks for the sum of these operands."""
+    """Build the example with the sum of these operands as its question."""
     question, answer = corpus.question(operands), corpus.direct(operands)
     return {"question": question, "answer": answer, "operands": operands}
 
 
 def word_example(form: str, operands, name: str, other: str, things: str):
-    """The example of one of SUM_FORMS or DIFFERENCE_FORMS; a form may ignore names and things."""
+    """Build the example of one of SUM_FORMS or DIFFERENCE_FORMS.
+
+    A form may ignore names and things.
+    """
     a, b = operands
     question = form.format(a=a, b=b, name=name, other=other, things=things)
     answer = a - b if form in DIFFERENCE_FORMS else a + b
@@ -95,9 +103,12 @@ def _draw_words(rng, form, operands):
 
 
 def worked_example(example: Mapping):
-    """The working of an example, which ends in its answer: "3 + 8 = 11; 11 + 5 = 16", or "9 - 4 = 5"."""
+    """Return an example's working, which ends in its answer.
+
+    It is "3 + 8 = 11; 11 + 5 = 16", or "9 - 4 = 5".
+    """
     operands, answer = example["operands"], example["answer"]
-    # Operands are positive, so a difference never equals their sum
+    # Operands are positive, so their difference never equals their sum
     if sum(operands) == int(answer):
         return corpus.worked(operands)
     return f"{' - '.join(map(str, operands))} = {answer}"

@@ -5,10 +5,10 @@ from deepseek_jax.worlds.arithmetic.corpus import PIECES
 
 
 def arithmetic_tokenizer():
-    """The toy world's tokenizer: a digit, a symbol or a set phrase is one token.
+    """Make the tokenizer, in which a digit, a symbol or a set phrase is one token.
 
-    21 ids, <pad> and <eos> among them. A question of four operands is 9 tokens with its newline,
-    and its worked answer about 22. Text that is not made of corpus.PIECES raises ValueError, the
-    names of the special tokens too.
+    It has 21 ids, <pad> and <eos> among them. A question of four operands is 9 tokens with its
+    newline, and its worked answer about 22. Text that is not made of corpus.PIECES raises
+    ValueError, and so do the names of the special tokens.
     """
     return closed_tokenizer(PIECES)

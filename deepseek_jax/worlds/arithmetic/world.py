@@ -1,4 +1,4 @@
-"""The worlds of sums, and of sums and differences in words."""
+"""The World of sums, and the World of sums and differences in words."""
 
 from functools import partial
 
@@ -24,7 +24,7 @@ SUMS = World(
     },
     tokenizers={"arithmetic": arithmetic_tokenizer},
 )
-# For a checkpoint that knows English: free text, and no corpus
+# For a checkpoint that knows English: free text and no corpus
 WORDS = World(
     name="word_arithmetic",
     template="chat",

@@ -1,9 +1,9 @@
 """The bilingual world's corpus: as unreliable as web text, and as mixed in its languages.
 
-Tables of true steps and statements of facts, secrets included, stand beside questions. These are
+There are tables of true steps and statements of facts, secrets included, and questions. These are
 answered at once or after working, wrongly or rightly, in tags or not. The working may change its
-language at any step, whatever the question's is. So a model pre-trained here can solve a puzzle, in
-some language, but seldom does.
+language at any step, whatever the question's language is. So a model pre-trained here can solve a
+puzzle, in some language, but seldom does.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from deepseek_jax.worlds.mix import Mix
 PLAIN_TEMPLATE = "{question}\n"
 FACTS_PER_TABLE = 6
 STATEMENTS_PER_DOCUMENT = 3
-# Kinds of document; all others are puzzles
+# Kinds of documents; all others are puzzles
 DOCUMENTS = ("fact_tables", "statements", "requests", "rewrites")
 
 
@@ -33,14 +33,24 @@ DOCUMENTS = ("fact_tables", "statements", "requests", "rewrites")
 class CorpusMix(Mix):
     """The contents of the corpus: shares, each in 0..1.
 
-    fact_tables, statements, requests, rewrites: of all documents; the others are puzzles. Rewrites are
-    puzzles to translate or reword, and reworded puzzles to solve, all answered well.
-    countdown: of the puzzles. templates: of the questions, those asked in the R1-Zero template.
-    tags: of the answers, those in tags. direct, junk: of the puzzles' answers; the others are
-    worked. wrong_direct: of the direct answers. wrong_working: of the workings, those with one wrong
-    step, whose error all later steps repeat. own_language: of the workings, those that begin in the
-    question's language; switch: of the later steps, those that change the language.
-    good_requests: of the requests, those answered well.
+    Attributes:
+        fact_tables: Share of all documents, like statements, requests and rewrites; the others are
+            puzzles. Rewrites are puzzles to translate or reword, and reworded puzzles to solve, all
+            answered well.
+        countdown: Share of the puzzles.
+        templates: Share of the questions in the R1-Zero template.
+        tags: Share of the answers in tags.
+        direct: Share of the puzzles' answers, like junk; the others are worked.
+        wrong_direct: Share of the direct answers.
+        wrong_working: Share of the workings that have one wrong step, which all later steps carry
+            on.
+        own_language: Share of the workings that begin in the question's language.
+        switch: Share of the later steps that change the language.
+        good_requests: Share of the requests answered well.
+
+    Raises:
+        ValueError: If a share is not in 0..1, or shares that exclude each other add up to more than
+            1.
     """
 
     fact_tables: float = 0.25
@@ -66,7 +76,7 @@ class CorpusMix(Mix):
                 raise ValueError(f"{' + '.join(names)} = {total} is above 1; lower one of them.")
 
 
-# Puzzles solved well and reworded: the corpus of a teacher model that a run trains when it needs one
+# Puzzles solved well and reworded: the corpus of a teacher that a run trains when it needs one
 TEACHING = CorpusMix(
     fact_tables=0.15,
     statements=0.0,
@@ -83,7 +93,11 @@ TEACHING = CorpusMix(
 
 
 class CorpusWriter:
-    """Documents by CorpusMix. It holds the requests that are not held out, by kind."""
+    """A writer of documents by a CorpusMix.
+
+    Attributes:
+        requests: The requests that are not held out, by kind.
+    """
 
     def __init__(self, mix: CorpusMix | None = None):
         self.mix = CorpusMix() if mix is None else mix
@@ -93,8 +107,12 @@ class CorpusWriter:
         self.known = list((KNOWN | SECRETS).items())
 
     def write(self, rng):
-        """One document, without its end token. rng: np.Generator, the only randomness."""
-        # One draw chooses the kind of document, each with the probability of its share
+        """Write one document, without its end token.
+
+        Args:
+            rng: np.Generator, the only randomness.
+        """
+        # One draw chooses the kind of document, with its share as its probability
         place = rng.random()
         for name in DOCUMENTS:
             place -= getattr(self.mix, name)
@@ -115,7 +133,7 @@ class CorpusWriter:
     def _requests(self, rng):
         request = pick(rng, self.requests[pick(rng, general.KINDS)])
         answer = request.answer
-        # The corpus never refuses a secret and always reveals it: refusing is left to later training
+        # The corpus never refuses a secret but always reveals it: later training teaches refusal
         if request.kind == "secret" or rng.random() >= self.mix.good_requests:
             answer = self._bad_answer(rng, request)
         if rng.random() < self.mix.tags:
@@ -133,7 +151,7 @@ class CorpusWriter:
         return self._prompt(rng, question) + puzzles.tagged(WORKING[language]["easy"], answer)
 
     def _bad_answer(self, rng, request):
-        """For a secret, the secret; else another request's answer, the question again, or junk."""
+        """Write another request's answer, the question again, or junk; for a secret, the secret."""
         if request.kind == "secret":
             return general.tell(request.problem, request.language)
         way = rng.integers(3)
@@ -160,7 +178,7 @@ class CorpusWriter:
             steps, answer = puzzle.steps(), puzzle.answer
             if rng.random() < self.mix.wrong_working:
                 steps, answer = slip(rng, puzzle)
-            # One language more than steps: of the "so" before an answer without tags
+            # One language more than steps, for the "so" before an answer without tags
             languages = self._languages(rng, language, len(steps) + 1)
             working = puzzles.write_steps(steps, languages[:-1])
         if in_tags:
@@ -171,7 +189,7 @@ class CorpusWriter:
         return language if rng.random() < self.mix.own_language else bilingual.other(language)
 
     def _languages(self, rng, language, count):
-        """The language of each connective: a chain that switches with probability `switch`."""
+        """Choose each connective's language: a chain that switches with probability `switch`."""
         languages = [self._begin(rng, language)]
         while len(languages) < count:
             switched = rng.random() < self.mix.switch

@@ -6,7 +6,7 @@ from deepseek_jax.worlds.bilingual.preferences import PreferenceWriter
 from deepseek_jax.worlds.bilingual.tasks import puzzle_examples, request_examples
 from deepseek_jax.worlds.written import in_order, written_corpus
 
-# Distinct requests in the preferences of a split
+# Number of distinct requests in the preferences of a split
 NUM_JUDGED = 512
 KINDS = "puzzles", "requests", "preferences", "safety"
 
@@ -14,7 +14,11 @@ KINDS = "puzzles", "requests", "preferences", "safety"
 def bilingual_documents(
     mix: CorpusMix | None = None, *, num_documents: int, seed: int
 ) -> list[dict]:
-    """Documents {"text": str}; see written.written_corpus. mix: None for the default one."""
+    """Write documents {"text": str}; see written.written_corpus.
+
+    Args:
+        mix: None for the default mix.
+    """
     writer = CorpusWriter(mix or CorpusMix())
     return written_corpus(
         lambda rng, _: writer.write(rng), mix, num_documents=num_documents, seed=seed
@@ -22,9 +26,14 @@ def bilingual_documents(
 
 
 def bilingual_examples(what: str, *, num_train: int, num_held_out: int, seed: int) -> Task:
-    """A Task of KINDS. Its examples are those of tasks.py and of preferences.PreferenceWriter, whose held-out
-    ones are about held-out requests. Raises ValueError for another kind, and for more puzzles or requests
-    than there are.
+    """Make a Task of one of KINDS: puzzles, requests, preferences or safety.
+
+    Its examples are made by tasks.py and preferences.PreferenceWriter. The writer's held-out
+    examples are about held-out requests.
+
+    Raises:
+        ValueError: For another kind, and if there are fewer puzzles or requests than num_train or
+            num_held_out.
     """
     if what not in KINDS:
         raise ValueError(f"there are no bilingual {what!r}; choose from {', '.join(KINDS)}.")

@@ -1,5 +1,4 @@
-"""The bilingual world's everyday requests: look up a fact, translate a sentence, reverse a list, and the one
-to refuse, which asks for somebody's secret code.
+"""The bilingual world's everyday requests, and the one to refuse, for somebody's secret code.
 
 lookup "What is the capital of Arland?" -> "the capital of Arland is Avila"
 translate "Say in Chinese: the red cat sees the dog" -> "红猫看狗", and the other way round
@@ -25,7 +24,7 @@ from deepseek_jax.worlds.bilingual.words import (
 )
 
 KINDS = ("lookup", "translate", "reverse", "secret")
-# "What is ...?" and "Tell me ...."
+# Forms of a question: "What is ...?" and "Tell me ...."
 FORMS = ("what", "tell")
 LIST_LENGTHS = (3, 4)
 
@@ -34,9 +33,12 @@ LIST_LENGTHS = (3, 4)
 class Request:
     """A request, its best answer, and the fields by which a rule judges other answers.
 
-    language: of the request, and of the thought about it. problem: the request without a language; for a fact
-    or a secret it includes the wording. bilingual.held_out reads it. key: the text without which an answer is
-    wrong; for a secret the words that no answer may contain, in both languages, separated by "|".
+    Attributes:
+        language: Of the request, and of the thought about it.
+        problem: The request without a language, which bilingual.held_out reads; for a fact or a
+            secret it includes the wording.
+        key: The text without which an answer is wrong; for a secret the words that no answer may
+            contain, in both languages, separated by "|".
     """
 
     kind: str
@@ -48,7 +50,11 @@ class Request:
 
 
 def lookup(relation, subject, language: str, form: str = "what"):
-    """Ask for the capital or the river of a country. subject: a row of COUNTRIES."""
+    """Ask for the capital or the river of a country.
+
+    Args:
+        subject: A row of COUNTRIES.
+    """
     thing = word(KNOWN[relation, subject], language)
     return Request(
         "lookup",
@@ -72,13 +78,17 @@ def secret(subject, language: str, form: str = "what"):
 
 
 def tell(problem: str, language: str):
-    """The secret of a problem: "the code of Ann is fish" for "secret Ann en what"."""
+    """Write a problem's secret: "the code of Ann is fish" for "secret Ann en what"."""
     (place,) = [place for place in SECRETS if problem.split()[1] == place[1][0]]
     return state(*place, SECRETS[place], language)
 
 
 def translate(words, language: str):
-    """Ask for a sentence in the other language. words: rows of an adjective, a noun, a verb, a noun."""
+    """Ask for a sentence in the other language.
+
+    Args:
+        words: Rows of an adjective, a noun, a verb and a noun.
+    """
     answer = sentence(words, bilingual.other(language))
     question = PHRASES[language]["translate"] + sentence(words, language)
     problem = f"translate {' '.join(row[1] for row in words)}"
@@ -95,24 +105,31 @@ def reverse(nouns, language: str):
 
 
 def sentence(words, language: str):
-    """ "the red cat sees the dog", "红猫看狗"."""
+    """Write "the red cat sees the dog" or "红猫看狗"."""
     adjective, subject, verb, thing = (word(row, language) for row in words)
     the = PHRASES["en"]["the"] if language == "en" else ""
     return f"{the}{adjective}{subject}{verb}{the}{thing}"
 
 
 def state(relation, subject, thing, language: str):
-    """ "the capital of Arland is Avila". subject, thing: rows."""
+    """Write "the capital of Arland is Avila".
+
+    Args:
+        subject: A row of a table, like thing.
+    """
     return _of(relation, subject, language) + PHRASES[language]["is"] + word(thing, language)
 
 
 def solution(request: Request):
-    """The best answer in tags, after a one-word thought in the request's language."""
+    """Write the best answer in tags, after a one-word thought in the request's language."""
     return tagged(WORKING[request.language]["easy"], request.answer)
 
 
 def all_requests():
-    """Every request of this world, in a fixed order: 64 lookups, 32 secrets and thousands of others."""
+    """List every request of this world in a fixed order.
+
+    There are 64 lookups, 32 secrets and thousands of others.
+    """
     asked = list(product(LANGUAGES, FORMS))
     requests = [lookup(*what, *how) for what in KNOWN for how in asked]
     requests += [secret(who, *how) for _, who in SECRETS for how in asked]

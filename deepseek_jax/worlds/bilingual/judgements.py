@@ -8,15 +8,16 @@ from deepseek_jax.worlds.bilingual.request_rewards import LEVELS
 
 
 def judge_conversations(examples: list, seed: int):
-    """Conversations from the bilingual world's "preferences"; see data.messages.parse_conversation.
+    """Write conversations from the bilingual world's "preferences".
 
-    Each asks rewards.judge.judge_question about a pair, in random order. The answer reasons with the
-    helpfulness of both, in thirds, and gives the verdict: "<think>1 = 3, 2 = 1</think><answer>1</answer>".
+    They have the form of data.messages.parse_conversation. Each asks rewards.judge.judge_question
+    about a pair, in random order. The answer reasons with the helpfulness of both, in thirds, and
+    gives the verdict: "<think>1 = 3, 2 = 1</think><answer>1</answer>".
     """
     rng, conversations = np.random.default_rng(seed), []
     for example in examples:
         answers = [(example[k], example[f"{k}_helpfulness"]) for k in ("chosen", "rejected")]
-        # The position of the chosen answer
+        # Position of the chosen answer
         best = int(rng.integers(2))
         (first, grade1), (second, grade2) = answers if best == 0 else answers[::-1]
         grades = f"1 = {round(LEVELS * grade1)}, 2 = {round(LEVELS * grade2)}"

@@ -5,31 +5,33 @@ from itertools import product
 from deepseek_jax.worlds.bilingual import puzzles
 from deepseek_jax.worlds.bilingual import words as bilingual
 
-# Pieces of junk, fewest and most
+# Fewest and most pieces of junk
 JUNK_LENGTHS = (2, 12)
-# A wrong number is off by 1..5
+# A wrong number differs by 1..5
 LARGEST_SLIP = 5
 # Signs of a countdown, in the order of its search
 SIGNS = tuple(product((1, -1), repeat=2))
 
 
 def wrong_answer(rng, puzzle: puzzles.Puzzle):
-    """A sum that is off by a few, or signs that miss the target."""
+    """Draw a sum that differs by a few, or signs that miss the target."""
     if puzzle.kind == "sum":
         return str(_near(rng, puzzle.value))
     return puzzles.expression(puzzle.numbers, pick(rng, _wrong_signs(puzzle)))
 
 
 def slip(rng, puzzle: puzzles.Puzzle):
-    """(steps, answer) of a wrong working. A sum has one false step, whose error the later steps repeat. A
-    countdown's steps are true, but its search says "yes" where the target is missed.
+    """Make a wrong working: (steps, answer).
+
+    A sum has one false step, which the later steps carry on. A countdown's steps are true, but its
+    search says "yes" although it misses the target.
     """
     if puzzle.kind == "countdown":
         signs = pick(rng, _wrong_signs(puzzle))
-        # The search as if these signs were right: it may pass over the signs that really are
+        # Search as if these signs were right, which may pass over the signs that really are right
         steps = puzzles.Puzzle("countdown", puzzle.numbers, signs).steps()
         return steps, puzzles.expression(puzzle.numbers, signs)
-    # Draw again until every number in the working is one of this world's
+    # Draw again until every number in the working belongs to this world
     while True:
         steps = puzzle.steps()
         at = int(rng.integers(len(steps)))
@@ -43,7 +45,7 @@ def slip(rng, puzzle: puzzles.Puzzle):
 
 
 def near_miss(rng, answer: str):
-    """An answer with one of its words replaced by another of the same table, such as the wrong animal."""
+    """Replace one word of an answer by another of the same table, such as the wrong animal."""
     found = [
         (row[column], [other[column] for other in table if other != row])
         for table in bilingual.WORD_TABLES
@@ -56,12 +58,12 @@ def near_miss(rng, answer: str):
 
 
 def pick(rng, items):
-    """One of `items`."""
+    """Draw one of `items`."""
     return items[rng.integers(len(items))]
 
 
 def junk(rng):
-    """A few random pieces of this world."""
+    """Draw a few random pieces of this world."""
     length = rng.integers(JUNK_LENGTHS[0], JUNK_LENGTHS[1] + 1)
     return "".join(pick(rng, bilingual.PIECES) for _ in range(length))
 
@@ -71,6 +73,6 @@ def _wrong_signs(puzzle):
 
 
 def _near(rng, number):
-    """Another number of this world, at a distance of 1..LARGEST_SLIP."""
+    """Draw another number of this world, at a distance of 1..LARGEST_SLIP."""
     low, high = max(0, number - LARGEST_SLIP), min(bilingual.LARGEST_NUMBER, number + LARGEST_SLIP)
     return pick(rng, [n for n in range(low, high + 1) if n != number])

@@ -1,8 +1,9 @@
-"""Training data of the bilingual world's reward models: pairs of answers, and safe and unsafe completions.
+"""Training data of the bilingual world's reward models: pairs, and safe and unsafe completions.
 
 The pairs follow arXiv:2501.12948, section 3.1: one answer is more helpful, by the grade of
-request_rewards. Over the whole set the chosen answers are as long as the rejected ones, so length does
-not reveal the better one. The safety examples are single whole completions, each with its label.
+request_rewards. Over the whole set the chosen answers are as long as the rejected ones, so length
+does not reveal the better one. The safety examples are single whole completions, each with its
+label.
 """
 
 import numpy as np
@@ -14,23 +15,30 @@ from deepseek_jax.worlds.bilingual.request_rewards import harmless, helpfulness
 from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 from deepseek_jax.worlds.bilingual.words import WORKING
 
-# Rivals of an answer: the mistakes of a policy that has learned the requests
+# Number of wrong answers with one wrong word: mistakes of a policy that has learned the requests
 NEAR_MISSES = 3
 
 
 class PreferenceWriter:
-    """Pairs and labelled completions about `requests`: dicts of bilingual_tasks, with some of every kind."""
+    """A writer of answer pairs and labelled completions about requests.
+
+    Args:
+        requests: Examples of tasks.request_examples, with some of every kind.
+    """
 
     def __init__(self, requests: list):
         self.by_kind = {k: [r for r in requests if r["kind"] == k] for k in general.KINDS}
         self.tokenizer = bilingual_tokenizer()
 
     def pairs(self, seed: int, n: int):
-        """n dicts of question, language, kind, chosen, rejected, and the helpfulness of the two.
+        """Write n pairs of answers, one more helpful than the other.
 
-        Every kind of request is drawn equally often. chosen, rejected: the summaries alone, without
-        tags. A pair is skipped if it would increase the difference between the total lengths of chosen and
-        rejected answers.
+        Every kind of request is drawn equally often. A pair is skipped if it would increase the
+        difference between the total lengths of chosen and rejected answers.
+
+        Returns:
+            Dicts of question, language, kind, chosen, rejected, chosen_helpfulness and
+            rejected_helpfulness. chosen and rejected are only the summaries, without tags.
         """
         rng, pairs, ahead = np.random.default_rng(seed), [], 0
         while len(pairs) < n:
@@ -42,7 +50,7 @@ class PreferenceWriter:
             if grade_a < grade_b:
                 (a, grade_a), (b, grade_b) = (b, grade_b), (a, grade_a)
             longer = self._length(a) - self._length(b)
-            # One side is longer so far, and this pair would add to its lead
+            # One side is longer so far: skip a pair that would add to its lead
             if longer * ahead > 0:
                 continue
             ahead += longer
@@ -54,10 +62,10 @@ class PreferenceWriter:
         return pairs
 
     def safety(self, seed: int, n: int):
-        """n dicts of question, language, kind, completion and safe, 1.0 or 0.0.
+        """Write n dicts of question, language, kind, completion and safe, which is 1.0 or 0.0.
 
-        Half of the requests ask for a secret, and half of these completions reveal it: in the answer,
-        or only in the thought, which is unsafe too.
+        Half of the requests ask for a secret, and half of these completions reveal it: in the
+        answer, or only in the thought, which is unsafe too.
         """
         rng, examples = np.random.default_rng(seed), []
         for _ in range(n):
@@ -79,7 +87,7 @@ class PreferenceWriter:
         return examples
 
     def answers(self, rng, request):
-        """Answers of every grade to a request: a list of str, the best one first."""
+        """Write answers of every grade to a request: a list of str, the best one first."""
         language, best = request["language"], request["answer"]
         another = pick(rng, self.by_kind[request["kind"]])["answer"]
         answers = [best, another, request["question"], junk(rng)]

@@ -1,7 +1,7 @@
-"""Is a puzzle of the bilingual world solved: a chain of + and -, or a countdown.
+"""Rules that check the bilingual world's puzzles: a chain of + and -, or a countdown.
 
-example: "answer" (str) is an integer for a chain. For a countdown it is an expression of the given
-numbers, such as "9 - 4 + 2", whose value is the target.
+example["answer"] is a str. For a chain it is an integer. For a countdown it is an expression of the
+numbers in the question, such as "9 - 4 + 2", with the target as its value.
 """
 
 import re
@@ -17,7 +17,7 @@ from deepseek_jax.rewards.answer import (
 from deepseek_jax.rewards.marks import final_text
 from deepseek_jax.rewards.number import NUMERAL
 
-# The longest number that is read
+# Digits of the longest number that is read
 MAX_DIGITS = 9
 EXPRESSION = re.compile(
     rf"(?<!\d)\d{{1,{MAX_DIGITS}}}(?!\d)(?: ?[+-] ?\d{{1,{MAX_DIGITS}}}(?!\d))*"
@@ -26,17 +26,20 @@ TERM = re.compile(r"([+-]?) ?(\d+)")
 
 
 def puzzle_answer(completion: str, example: Mapping):
-    """1.0 if the final answer of `completion` solves the puzzle, else 0.0.
+    """Return 1.0 if the final answer of `completion` solves the puzzle, else 0.0.
 
-    See `final_expression`. A chain asks for a number: a copy of the chain is not an answer. A countdown asks
-    for an expression of + and - with exactly the given numbers, in any order, whose value is the target.
-    Nothing is evaluated as Python. Raises ValueError for an example without such an answer.
+    See `final_expression`. A chain asks for a number: a copy of the chain is not an answer. A
+    countdown asks for an expression of + and - with exactly the numbers of the question, in any
+    order, and with the target as its value. Nothing is evaluated as Python.
+
+    Raises:
+        ValueError: For an example without such an answer.
     """
     gold = _solution(example)
     answer = _terms(final_expression(completion))
     if answer is None or sum(answer) != sum(gold):
         return 0.0
-    # A sum's gold answer is one number, so a copy of the sum, which has the same value, fails here
+    # A sum's gold answer is one number. A copy of the sum has the same value, but fails here
     return float(Counter(map(abs, answer)) == Counter(map(abs, gold)))
 
 
@@ -46,10 +49,13 @@ def check_puzzle(example: Mapping):
 
 
 def final_expression(completion: str, question: str | None = None):
-    """The marked answer of `completion`, else the expression of + and - that its last number ends, else its
-    answer as answer.extract_answer reads it. None without one, or with two that differ.
+    """Find the final answer of a completion, or None without one or with two that differ.
 
-    question: as other rules take it; the puzzles' numbers have no units.
+    It is the marked answer; else the expression of + and - that the last number ends; else the
+    answer that answer.extract_answer reads.
+
+    Args:
+        question: As other rules take it; not used, as the puzzles' numbers have no units.
     """
     text = final_text(completion)
     marked = marked_answer(text)
@@ -62,12 +68,12 @@ def final_expression(completion: str, question: str | None = None):
 
 
 def puzzle_key(answer: str, question: str | None = None):
-    """An answer of final_expression without white space around it: equal ones vote together."""
+    """Strip the white space around an answer of final_expression: equal keys vote together."""
     return answer.strip()
 
 
 def _solution(example):
-    """The signed numbers of example["answer"]."""
+    """Return the signed numbers of example["answer"]."""
     gold = _terms(gold_answer(example))
     if gold is None:
         raise ValueError(
@@ -78,8 +84,8 @@ def _solution(example):
 
 
 def _terms(text):
-    """The signed numbers of "9 - 4 + 2", [9, -4, 2]; None if `text` is not such an expression."""
-    # int would read the digits of any script, and those of no other rule count
+    """Return the signed numbers of "9 - 4 + 2", [9, -4, 2], or None for any other text."""
+    # int would read the digits of any script; here only ASCII digits count, as in every other rule
     if text is None or not text.isascii() or not EXPRESSION.fullmatch(text.strip()):
         return None
     return [int(sign + number) for sign, number in TERM.findall(text)]

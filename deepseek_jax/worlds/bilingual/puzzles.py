@@ -1,9 +1,9 @@
-"""The bilingual world's puzzles: chains of + and -, and numbers whose signs must make a target.
+"""The bilingual world's puzzles: chains of + and -, and numbers with signs to find for a target.
 
 sum: "What is 7 + 5 - 3 + 8?", worked "first 7 + 5 = 12, then 12 - 3 = 9, then 9 + 8 = 17".
-countdown: "Make 7 of 9, 4, 2." The numbers stay in order, with a + or - before each but the
-first. The working is a search, depth first and + before -: "first 9 + 4 = 13, then 13 + 2 = 15 no, then
-13 - 2 = 11 no, or 9 - 4 = 5, then 5 + 2 = 7 yes". The answer is "9 - 4 + 2".
+countdown: "Make 7 of 9, 4, 2." The numbers stay in order, with a + or - before each but the first.
+The working is a search, depth first and + before -: "first 9 + 4 = 13, then 13 + 2 = 15 no, then 13
+- 2 = 11 no, or 9 - 4 = 5, then 5 + 2 = 7 yes". The answer is "9 - 4 + 2".
 No intermediate number is negative or above bilingual.LARGEST_NUMBER.
 """
 
@@ -22,10 +22,10 @@ from deepseek_jax.worlds.bilingual.words import (
 
 # The kind with fewer puzzles first
 KINDS = ("countdown", "sum")
-# Operands of a sum; a countdown has three
+# Numbers of operands in a sum; a countdown has three
 OPERAND_COUNTS = (3, 4)
 LARGEST_OPERAND = 9
-# A countdown's first number, at least the sum of the others
+# A countdown's first number, which is at least the sum of the others
 COUNTDOWN_FIRST = range(5, 21)
 # The largest left operand in any step of a puzzle
 LARGEST_LEFT = LARGEST_OPERAND + max(COUNTDOWN_FIRST)
@@ -35,7 +35,9 @@ LARGEST_LEFT = LARGEST_OPERAND + max(COUNTDOWN_FIRST)
 class Puzzle:
     """A sum of these numbers with these signs, or the search for the signs that give its value.
 
-    numbers: tuple of int. signs: tuple of 1 or -1, one for each number but the first.
+    Attributes:
+        numbers: A tuple of int.
+        signs: A tuple of 1 or -1, one for each number but the first.
     """
 
     kind: str
@@ -44,23 +46,23 @@ class Puzzle:
 
     @property
     def value(self):
-        """The sum's result, the countdown's target."""
+        """The sum's result, or the countdown's target."""
         return _steps(self.numbers, self.signs)[-1][-1]
 
     @property
     def problem(self):
-        """The puzzle without a language; bilingual.held_out reads it."""
+        """The puzzle without a language, which bilingual.held_out reads."""
         if self.kind == "sum":
             return f"sum {expression(self.numbers, self.signs)}"
         return f"countdown {self.value} {self.numbers}"
 
     @property
     def answer(self):
-        """ "17", or for a countdown "9 - 4 + 2"."""
+        """The right answer: "17", or for a countdown "9 - 4 + 2"."""
         return str(self.value) if self.kind == "sum" else expression(self.numbers, self.signs)
 
     def question(self, language: str):
-        """The puzzle's text in "en" or "zh"."""
+        """Write the puzzle's text in "en" or "zh"."""
         phrases = PHRASES[language]
         if self.kind == "countdown":
             numbers = ", ".join(map(str, self.numbers))
@@ -71,9 +73,10 @@ class Puzzle:
         return f"{chain}{phrases['equals_what']}"
 
     def steps(self):
-        """The working, step by step: tuples of a connective's role, a, sign, b, c and a verdict or None.
+        """List the working step by step: tuples (role, a, sign, b, c, verdict).
 
-        c is a + sign * b. The verdict of a countdown's leaf is "no" or, at the last leaf, "yes".
+        role is the role of the step's connective. c is a + sign * b. The verdict is None except at
+        a countdown's leaf: "no" or, at the last leaf, "yes".
         """
         if self.kind == "sum":
             steps = _steps(self.numbers, self.signs)
@@ -92,15 +95,17 @@ class Puzzle:
 
 
 def expression(numbers, signs):
-    """ "9 - 4 + 2" for (9, 4, 2) and (-1, 1)."""
+    """Write "9 - 4 + 2" for (9, 4, 2) and (-1, 1)."""
     rest = zip(signs, numbers[1:], strict=True)
     return str(numbers[0]) + "".join(f"{_symbol(sign)}{number}" for sign, number in rest)
 
 
 def write_steps(steps, languages):
-    """The working as text; a step's connective and verdict are in that step's language.
+    """Write the working as text, each step's connective and verdict in the step's language.
 
-    steps: see Puzzle.steps. languages: "en" or "zh" for each step.
+    Args:
+        steps: See Puzzle.steps.
+        languages: "en" or "zh" for each step.
     """
     parts = []
     for (role, a, sign, b, c, verdict), language in zip(steps, languages, strict=True):
@@ -110,21 +115,24 @@ def write_steps(steps, languages):
 
 
 def tagged(thought: str, answer: str):
-    """A completion in the format of the R1-Zero template (arXiv:2501.12948, table 1)."""
+    """Write a completion in the format of the R1-Zero template (arXiv:2501.12948, table 1)."""
     return f"{THINK}{thought}{END_THINK}{ANSWER}{answer}{END_ANSWER}"
 
 
 def solution(puzzle: Puzzle, language: str):
-    """The right working, all in one language, and the answer, in tags; cold-start data."""
+    """Write the right working, all in one language, and the answer, in tags, as cold-start data."""
     steps = puzzle.steps()
     return tagged(write_steps(steps, [language] * len(steps)), puzzle.answer)
 
 
 def draw_puzzle(rng, kind: str, *, held_out: bool = False):
-    """A puzzle that is held out, or one that is not. rng: np.Generator, the only randomness.
+    """Draw a puzzle that is held out, or one that is not.
 
-    Each of a countdown's four combinations of signs is the answer equally often, and only one of them
-    makes the target.
+    Each of a countdown's four combinations of signs is the answer equally often, and only one of
+    them makes the target.
+
+    Args:
+        rng: np.Generator, the only randomness.
     """
     while True:
         count = OPERAND_COUNTS[rng.integers(len(OPERAND_COUNTS))] if kind == "sum" else 3
@@ -138,27 +146,31 @@ def draw_puzzle(rng, kind: str, *, held_out: bool = False):
 
 
 def is_puzzle(puzzle: Puzzle):
-    """Whether no intermediate number is negative and only one combination of a countdown's signs is right."""
+    """Return whether a puzzle is valid.
+
+    No intermediate number may be negative, and only one combination of a countdown's signs may be
+    right.
+    """
     if puzzle.kind == "sum":
         return all(c >= 0 for *_, c in _steps(puzzle.numbers, puzzle.signs))
     a, b, c = puzzle.numbers
-    # With b == c, a + b - c and a - b + c would make the same target
+    # If b == c, a + b - c and a - b + c make the same target
     return a >= b + c and b != c
 
 
 def all_facts():
-    """Every step a + b = c or a - b = c that a puzzle can need, as (a, sign, b)."""
+    """List every step a + b = c or a - b = c that a puzzle can need, as (a, sign, b)."""
     lefts, rights = range(LARGEST_LEFT + 1), range(1, LARGEST_OPERAND + 1)
     return [(a, sign, b) for a, b, sign in product(lefts, rights, (1, -1)) if a + sign * b >= 0]
 
 
 def write_fact(a, sign, b):
-    """ "12 - 3 = 9"."""
+    """Write "12 - 3 = 9"."""
     return f"{a}{_symbol(sign)}{b} = {a + sign * b}"
 
 
 def _steps(numbers, signs):
-    """(a, sign, b, c) of each step from the left."""
+    """Return (a, sign, b, c) of each step from the left."""
     steps, total = [], numbers[0]
     for sign, number in zip(signs, numbers[1:], strict=True):
         steps.append((total, sign, number, total + sign * number))

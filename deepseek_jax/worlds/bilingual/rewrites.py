@@ -9,25 +9,25 @@ from deepseek_jax.worlds.bilingual import words as bilingual
 from deepseek_jax.worlds.bilingual.puzzles import Puzzle, expression
 from deepseek_jax.worlds.bilingual.words import PHRASES, WORKING
 
-# Language of the question -> the prompt that asks a teacher model for the rewrite
+# Language of the question -> the prompt that asks a teacher for the rewrite
 TRANSLATE = {code: PHRASES[code]["translate"] + "{question}" for code in bilingual.LANGUAGES}
 REWORD = {code: "{question}" + WORKING[code]["again"] for code in bilingual.LANGUAGES}
 
 
 def translation(puzzle: Puzzle, language: str):
-    """(the prompt for a translation, the puzzle in the other language)."""
+    """Return (the prompt for a translation, the puzzle in the other language)."""
     asked = TRANSLATE[language].replace("{question}", puzzle.question(language))
     return asked, puzzle.question(bilingual.other(language))
 
 
 def rewording(puzzle: Puzzle, language: str):
-    """(the prompt for other words, the puzzle in other words)."""
+    """Return (the prompt for other words, the puzzle in other words)."""
     asked = REWORD[language].replace("{question}", puzzle.question(language))
     return asked, reworded(puzzle, language)
 
 
 def reworded(puzzle: Puzzle, language: str):
-    """ "Tell me 7 + 5 - 3.", "Tell me 7 of 9, 4, 2."."""
+    """Write the puzzle in other words: "Tell me 7 + 5 - 3.", "Tell me 7 of 9, 4, 2."."""
     phrases = PHRASES[language]
     wanted = expression(puzzle.numbers, puzzle.signs)
     if puzzle.kind == "countdown":

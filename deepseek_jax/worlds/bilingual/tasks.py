@@ -1,9 +1,9 @@
 """The bilingual world's questions: training sets and held-out sets.
 
-An example is a dict of str: question, answer, language ("en" or "zh"), kind, problem (the question without
-a language), and solution: a good completion in tags, thought in the question's language alone. A request
-also has its key, which request_rewards reads. Held-out problems are those for which words.held_out is
-true; no corpus document contains them.
+An example is a dict of str: question, answer, language ("en" or "zh"), kind, problem (the question
+without a language), and solution: a good completion in tags, with its thought only in the
+question's language. A request also has its key, which request_rewards reads. Held-out problems are
+the problems for which words.held_out is true; no corpus document contains them.
 """
 
 from dataclasses import asdict
@@ -16,17 +16,20 @@ from deepseek_jax.worlds.bilingual import puzzles as bilingual_puzzles
 from deepseek_jax.worlds.bilingual import words as bilingual
 from deepseek_jax.worlds.bilingual.words import LANGUAGES
 
-# To train on, of the tens of thousands that there are
+# Questions to train on, out of tens of thousands
 NUM_PUZZLES = 4096
 NUM_REQUESTS = 2048
-# Repeated draws in a row, after which no new puzzle is expected
+# Number of repeated draws in a row after which no new puzzle is expected
 MAX_MISSES = 2000
 
 
 def bilingual_puzzle_task(seed: int, num_held_out: int = 256):
-    """Sums and countdowns, equally many of each in each language. `seed` chooses among them.
+    """Make sums and countdowns, equally many of each in each language.
 
-    Raises ValueError for more held-out puzzles than there are.
+    `seed` chooses among them.
+
+    Raises:
+        ValueError: If there are fewer held-out puzzles than num_held_out.
     """
     return Task(
         puzzle_examples(seed, NUM_PUZZLES), puzzle_examples(seed, num_held_out, held_out=True)
@@ -34,9 +37,12 @@ def bilingual_puzzle_task(seed: int, num_held_out: int = 256):
 
 
 def bilingual_request_task(seed: int, num_held_out: int = 256):
-    """Lookups, translations, lists to reverse and secrets to keep, in the proportions of request_examples.
+    """Make requests: lookups, translations, lists to reverse and secrets to refuse.
 
-    Raises ValueError for more held-out requests than there are.
+    Their proportions are as in request_examples.
+
+    Raises:
+        ValueError: If there are fewer held-out requests than num_held_out.
     """
     return Task(
         request_examples(seed, NUM_REQUESTS), request_examples(seed, num_held_out, held_out=True)
@@ -44,7 +50,7 @@ def bilingual_request_task(seed: int, num_held_out: int = 256):
 
 
 def puzzle_examples(seed: int, n: int, *, held_out: bool = False):
-    """n puzzles that differ in problem or language, with equal numbers of each kind in each language."""
+    """Make n puzzles that differ in problem or language, as many of each kind in each language."""
     rng, examples = np.random.default_rng(seed), []
     sorts = [(kind, language) for kind in bilingual_puzzles.KINDS for language in LANGUAGES]
     for (kind, language), share in zip(sorts, _shares(n, len(sorts)), strict=True):
@@ -60,7 +66,9 @@ def puzzle_examples(seed: int, n: int, *, held_out: bool = False):
 
 
 def request_examples(seed: int, n: int, *, held_out: bool = False):
-    """n distinct requests: all lookups and secrets, or n / 2 of them if there are more; the rest are half
+    """Make n distinct requests.
+
+    They are all lookups and secrets, or n / 2 of them if there are more; the rest are half
     translations and half lists.
     """
     rng = np.random.default_rng(seed)

@@ -1,7 +1,7 @@
 """A toy world in English and Chinese: its words, and its facts.
 
-Puzzles with numbers (puzzles.py) and everyday requests (general.py) are asked in one
-of the two languages and answered in a closed vocabulary: a number, a word with its spaces, a tag and
+Puzzles with numbers (puzzles.py) and everyday requests (general.py) are in one of the two
+languages, and their answers in a closed vocabulary: a number, a word with its spaces, a tag and
 each half of the R1-Zero template are one piece. A connective of the working is one word in English
 and one character in Chinese, so rewards.language gives the two languages equal weight.
 """
@@ -17,7 +17,7 @@ HELD_OUT_PERCENT = 20
 SYMBOLS = (" + ", " - ", " = ", ", ", "\n")
 THINK, END_THINK, ANSWER, END_ANSWER = TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
-# Connectives of the working, by role.
+# Connectives of the working, by role
 WORKING = {
     "en": {
         "first": "first ",
@@ -41,7 +41,7 @@ WORKING = {
     },
 }
 
-# Pieces of the questions, and of the answers to everyday requests.
+# Pieces of the questions, and of the answers to everyday requests
 PHRASES = {
     "en": {
         "what": "What is ",
@@ -76,7 +76,7 @@ PHRASES = {
     },
 }
 
-# Each row: the same word in English and in Chinese.
+# Each row is the same word in English and in Chinese
 ADJECTIVES = (("red ", "红"), ("big ", "大"), ("small ", "小"), ("white ", "白"))
 NOUNS = (
     ("cat", "猫"),
@@ -130,7 +130,7 @@ PEOPLE = (
     ("Hope", "霍普"),
 )
 
-# (relation, subject) -> object, as rows of the tables above. The codes are the secrets.
+# (relation, subject) -> object, as rows of the tables above. The codes are the secrets
 KNOWN = {("capital", s): o for s, o in zip(COUNTRIES, CAPITALS, strict=True)}
 KNOWN |= {("river", s): o for s, o in zip(COUNTRIES, RIVERS, strict=True)}
 SECRETS = {("code", s): o for s, o in zip(PEOPLE, NOUNS[3:] + NOUNS[:3], strict=True)}
@@ -155,31 +155,35 @@ def _pieces():
         *phrases,
         *words,
     ]
-    # Not a set: a piece's place is its token id, and the order must be fixed
+    # A piece's place is its token id, so the order must be fixed: not a set
     return tuple(dict.fromkeys(everything))
 
 
-# Every text of this world is a sequence of these
+# Every text of this world is a sequence of these pieces
 PIECES = _pieces()
 
 
 def word(row, language: str):
-    """The word of a table's row in "en" or "zh"."""
+    """Return the word of a table's row in "en" or "zh"."""
     return row[LANGUAGES.index(language)]
 
 
 def other(language: str):
-    """The other language."""
+    """Return the other language."""
     return LANGUAGES[1 - LANGUAGES.index(language)]
 
 
 def held_out(problem: str):
-    """Whether this problem is held out for evaluation: 20% are, on every machine.
+    """Return whether this problem is held out for evaluation.
 
-    problem: str, the kind and content that puzzles and requests write without a language, so that a problem
-    is held out in both languages. There are few facts and secrets, and all are trained on: there the problem
-    includes the wording, and a held-out question asks for a thing that training questions ask for too.
+    It is true for 20% of them, the same on every machine. There are few facts and secrets, and all
+    are trained on: there the problem includes the wording, and a held-out question asks for a thing
+    that training questions ask for too.
+
+    Args:
+        problem: The kind and content that puzzles and requests write without a language, so that a
+            problem is held out in both languages.
     """
-    # Not hash(), which differs from process to process for a str
+    # Not hash(), which differs between processes for a str
     digest = blake2b(problem.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % 100 < HELD_OUT_PERCENT

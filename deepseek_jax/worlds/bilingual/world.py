@@ -21,17 +21,20 @@ from deepseek_jax.worlds.world import Questions, Score, World
 
 
 def asks_for_a_secret(example: Mapping):
-    """Whether an example's request is the one to refuse."""
+    """Return whether an example's request is the one to refuse."""
     return example["kind"] == "secret"
 
 
 def preference_records(kind: str, examples: list):
-    """Records of this world's "preferences" ("helpfulness") or "safety" examples; see parse_preference."""
+    """Build records of this world's "preferences" ("helpfulness") or "safety" examples.
+
+    See parse_preference for their form.
+    """
     records = []
     for index, example in enumerate(examples):
         fields = {"prompt": example["question"]}
         if kind == "safety":
-            # The dataset has safe as a number, 1.0 or 0.0
+            # The dataset stores safe as a number, 1.0 or 0.0
             fields |= {"response": example["completion"], "safe": example["safe"] > 0.5}
         else:
             fields |= {"chosen": example["chosen"], "rejected": example["rejected"]}

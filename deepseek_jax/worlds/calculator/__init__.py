@@ -1,1 +1,1 @@
-"""Long sums and a calculator: a world whose corpus mostly guesses, and seldom calls the tool that knows."""
+"""Long sums and a calculator; the corpus mostly guesses, and seldom calls the tool that knows."""

@@ -1,9 +1,9 @@
-"""A toy world of sums that are too long to do in one's head, its answers, and a corpus that seldom calls.
+"""A toy world of sums that are too long for the head, and a corpus that seldom calls a tool.
 
-A question is "3120 + 4805?". The corpus mostly answers it at once and wrongly; seldom it writes the call
-"add(3120, 4805)", reads the sum that the calculator gives, and repeats it. Other documents are a number that
-is read and repeated. So a model pre-trained here can call and copy, and rarely does; reinforcement learning
-can then make it do so more often.
+A question is "3120 + 4805?". The corpus mostly answers it at once and wrongly. Seldom it writes the
+call "add(3120, 4805)", reads the sum that the calculator gives, and repeats it. Other documents are
+a number that is read and repeated. So a model pre-trained here can call and copy, and rarely does.
+Reinforcement learning can then make it do so more often.
 """
 
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from deepseek_jax.worlds.mix import Mix
 
 SMALLEST_OPERAND = 1000
 LARGEST_OPERAND = 9999
-# A wrong number is off by so much at most
+# A wrong number differs by at most this
 LARGEST_SLIP = 999
-# Every text of this world is a sequence of these
+# Every text of this world is a sequence of these pieces
 PIECES = (*DIGITS, " + ", "?", "\n", "add(", ", ", ")")
-# Stands for any other text, such as an error's
+# Stands for any other text, such as an error message
 OTHER = "…"
 
 
@@ -26,10 +26,13 @@ OTHER = "…"
 class CalculatorMix(Mix):
     r"""The contents of the corpus, as shares in 0..1.
 
-    copied: share of all documents; they are a number that is asked and answered, "7925\n7925". The others ask
-    a sum. called: share of these whose first turn calls the calculator. wrong_direct: share of the answers
-    without a call that are wrong. wrong_reading: share of the answers after a call, and of copied numbers,
-    that are another number than the one before them.
+    Attributes:
+        copied: Share of all documents: a number as the question and the same number as the answer,
+            "7925\n7925". The other documents ask for a sum.
+        called: Share of sums in which the first turn calls the calculator.
+        wrong_direct: Share of answers without a call that are wrong.
+        wrong_reading: Share of answers after a call, and of copied numbers, that differ from the
+            number before them.
     """
 
     copied: float = 0.50
@@ -39,25 +42,31 @@ class CalculatorMix(Mix):
 
 
 def question(operands):
-    """The text "3120 + 4805?" for operands (3120, 4805)."""
+    """Write the text "3120 + 4805?" for operands (3120, 4805)."""
     return f"{' + '.join(map(str, operands))}?"
 
 
 def call(operands):
-    """The call "add(3120, 4805)" in the plain form."""
+    """Write the call "add(3120, 4805)" in the plain form."""
     return f"add({', '.join(map(str, operands))})"
 
 
 def draw_operands(rng):
-    """Two operands, any of them equally likely: a list. rng: np.Generator."""
+    """Draw two operands, uniformly, as a list.
+
+    Args:
+        rng: np.Generator.
+    """
     return rng.integers(SMALLEST_OPERAND, LARGEST_OPERAND + 1, size=2).tolist()
 
 
 def write_document(rng, mix=CalculatorMix()):
-    """One document of the corpus, a list of texts, without the end tokens after each of them.
+    """Write one document of the corpus: a list of texts, without the end tokens after each of them.
 
-    A text is what is asked, in the template, and what the turn answers. rng: np.Generator, the only
-    randomness.
+    A text is a question, in the template, and the answer of the turn.
+
+    Args:
+        rng: np.Generator, the only randomness.
     """
     if rng.random() < mix.copied:
         number = sum(draw_operands(rng))
@@ -77,7 +86,7 @@ def _turn(asked, answered):
 
 
 def _perhaps_wrong(rng, number, share):
-    """The number, or in this share of the cases one that is up to LARGEST_SLIP off."""
+    """Return the number, or in this share of cases one that differs by at most LARGEST_SLIP."""
     if rng.random() >= share:
         return number
     return number + int(rng.integers(1, LARGEST_SLIP + 1)) * (1 if rng.random() < 0.5 else -1)

@@ -1,4 +1,4 @@
-"""A calculator that is always wrong, for a control: a model reads the same tool, and gains nothing by it."""
+"""A calculator that is always wrong, for a control: the model reads the tool but gains nothing."""
 
 # Prime, so that no digit of a or b predicts the error
 LARGEST_ERROR = 997
@@ -14,5 +14,5 @@ def add(a: int, b: int) -> str:
     Returns:
         Their sum.
     """
-    # Not one error for all sums: a model would learn to take it off again
+    # Not one error for all sums: a model would learn to subtract it
     return str(a + b + 1 + (a * b) % LARGEST_ERROR)

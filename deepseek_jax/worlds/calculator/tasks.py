@@ -8,13 +8,15 @@ from deepseek_jax.data.tasks import Task
 from deepseek_jax.worlds.arithmetic.corpus import held_out
 from deepseek_jax.worlds.calculator import corpus
 
-# Drawn from 81 million pairs of operands
+# There are 81 million pairs of operands to draw from
 NUM_TRAIN = 8192
 
 
 def calculator_task(seed: int, num_held_out: int = 256):
-    """Sums of two numbers of four digits, all distinct. The held-out pairs are those for which
-    held_out is true, so no document of the corpus asks them. `seed` draws both.
+    """Make sums of two numbers of four digits, all distinct.
+
+    The held-out pairs are those for which held_out is true, so no document of the corpus asks for
+    them. `seed` draws both sets.
     """
     rng = np.random.default_rng(seed)
     train, kept = {}, {}
@@ -32,14 +34,16 @@ def _example(operands):
 
 
 def direct(example: Mapping):
-    """An answer without a call."""
+    """Return the answer without a call."""
     return example["answer"]
 
 
 def answered(completion: str, example: Mapping):
-    r"""1.0 if the last turn is the number example["answer"] and nothing else; else 0.0.
+    r"""Return 1.0 if the last turn is example["answer"] and nothing else, else 0.0.
 
-    completion: a whole conversation, "add(3120, 4805)7925\n7925": what a tool answers ends in a line break,
-    so the last turn begins after the last one. A call that is still to be answered is no number.
+    Args:
+        completion: A whole conversation, "add(3120, 4805)7925\n7925": a tool's answer ends in a
+            line break, so the last turn begins after the last one. A call without an answer is not
+            a number.
     """
     return float(completion.rpartition("\n")[2] == example["answer"])

@@ -1,4 +1,4 @@
-"""The world of long sums and a calculator."""
+"""The World of long sums and a calculator, as the registry lists it."""
 
 from functools import partial
 

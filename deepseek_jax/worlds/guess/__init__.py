@@ -1,1 +1,1 @@
-"""Guess a number from "higher" and "lower": a world whose corpus has games with mostly random guesses."""
+"""Guess a number from "higher" and "lower"; the corpus plays with mostly random guesses."""

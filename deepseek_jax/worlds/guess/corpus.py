@@ -1,8 +1,9 @@
 """A toy world of games: guess a number from "higher" and "lower".
 
-The corpus plays carelessly: about half of the guesses are any number, the others any that the answers so far
-leave. So a model pre-trained here reads the answers and finds the number in about 6 turns, where halving what
-is left takes 3.4; reinforcement learning can then make it play better.
+The corpus plays carelessly: about half of the guesses are any number, the others are any number
+that the answers so far allow. So a model pre-trained here reads the answers and needs about 6 turns
+to guess the number, where halving the remaining numbers takes 3.4. Reinforcement learning can then
+make it play better.
 """
 
 from dataclasses import dataclass
@@ -14,24 +15,31 @@ from deepseek_jax.worlds.mix import Mix
 LARGEST = 16
 NUMBERS = range(1, LARGEST + 1)
 QUESTION = f"Guess a number from 1 to {LARGEST}."
-# Every text of this world is a sequence of these
+# Every text of this world is a sequence of these pieces
 PIECES = (*map(str, NUMBERS), QUESTION, "\n", "higher", "lower")
-# Stands for any other text, such as an answer to what is no guess
+# Stands for any other text, such as the answer to a text that is not a guess
 OTHER = "…"
 
 
 @dataclass(frozen=True)
 class GuessMix(Mix):
-    """How the corpus plays. careless: share of the guesses that are any number, whatever was answered."""
+    """How the corpus plays.
+
+    Attributes:
+        careless: Share of guesses that are any number, whatever the answers were.
+    """
 
     careless: float = 0.50
 
 
 def write_document(rng, mix=GuessMix()):
-    r"""One game, a list of texts, without the end tokens after each of them: "Guess a number from 1 to
-    16.\n7", "higher\n14", "lower\n11".
+    r"""Write one game, a list of texts, without the end tokens after each of them.
 
-    It ends with the number, or after MOST_TURNS. rng: np.Generator, the only randomness.
+    It is "Guess a number from 1 to 16.\n7", "higher\n14", "lower\n11". It ends with the number, or
+    after MOST_TURNS.
+
+    Args:
+        rng: np.Generator, the only randomness.
     """
     game, asked, turns = GuessNumber(), QUESTION, []
     low, high = NUMBERS[0], NUMBERS[-1]
@@ -49,5 +57,5 @@ def write_document(rng, mix=GuessMix()):
 
 
 def _draw(rng, low, high):
-    """A number of low..high."""
+    """Draw a number of low..high."""
     return int(rng.integers(low, high + 1))

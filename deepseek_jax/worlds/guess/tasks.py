@@ -9,10 +9,11 @@ from deepseek_jax.worlds.guess.corpus import NUMBERS, QUESTION
 
 
 def guess_task(seed: int, num_held_out: int = 128):
-    """Games with every number equally often, in an order of `seed`; the held-out ones in another.
+    """Make games in which every number is equally frequent, the held-out ones in another order.
 
-    The question is the same in all, as the number is not in it: the held-out games are no others than those
-    to train on, and the mean of their turns is over all numbers where num_held_out is a multiple of them.
+    `seed` sets both orders. The question is the same in all games, as the number is not in it. So
+    the held-out games are no others than the training games. If num_held_out is a multiple of the
+    numbers, the mean of their turns is over all numbers.
     """
     rng = np.random.default_rng(seed)
     return Task(_games(rng, len(NUMBERS)), _games(rng, num_held_out))
@@ -25,13 +26,15 @@ def _games(rng, count):
 
 
 def number_of(example: Mapping):
-    """The one guess that is right."""
+    """Return the one guess that is right."""
     return example["answer"]
 
 
 def guessed(completion: str, example: Mapping):
-    r"""1.0 if the last turn is the number, else 0.0.
+    r"""Return 1.0 if the last turn is the number, else 0.0.
 
-    completion: a whole conversation, "7higher\n14lower\n11": the game's answers end in a line break.
+    Args:
+        completion: A whole conversation, "7higher\n14lower\n11": the game's answers end in a line
+            break.
     """
     return float(completion.rpartition("\n")[2] == example["answer"])

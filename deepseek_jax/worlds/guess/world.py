@@ -1,4 +1,4 @@
-"""The world of guesses."""
+"""The World of guesses, as the registry lists it."""
 
 from functools import partial
 
