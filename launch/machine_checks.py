@@ -286,7 +286,8 @@ def _length(tree):
 def apart(own, plain):
     """The largest difference, relative to the largest number of the plain form; infinite where one is NaN."""
     own, plain = (np.asarray(x, np.float64) for x in (own, plain))
-    return float(np.nan_to_num(np.abs(own - plain), nan=np.inf).max() / np.abs(plain).max())
+    off = np.abs(own - plain).max() / np.abs(plain).max()
+    return float(np.nan_to_num(off, nan=np.inf))
 
 
 def several(dtype, *shapes):

@@ -124,16 +124,6 @@ def fill(rollout: Rollout, log: RolloutLog):
             rollout.completion_mask[row] &= ~rollout.observed_mask[row]
 
 
-def line_of(rollout: Rollout, row):
-    """{"ids", "logprobs", "finished"} of a completion, as JSON holds them. finished: it has its end token."""
-    mask = rollout.completion_mask[row]
-    return {
-        "ids": rollout.completion_ids[row][mask].tolist(),
-        "logprobs": rollout.sampler_logprobs[row][mask].tolist(),
-        "finished": bool(not rollout.truncated[row]),
-    }
-
-
 def copy_completions(rollout: Rollout, rows, state, slots):
     """Copy the completions in `slots` of state, a slots.Slots, to `rows` of rollout: int[e] each."""
     state = of_slots(state, slots)

@@ -32,7 +32,7 @@ def able_runs(folder, runs: list[Run], topology: str | None, cache: Path | None)
     Complete runs are not planned. Raises ValueError where no run can run, and as `verdicts` does.
     """
     complete, refused, hours = folder.complete(), [], {}
-    pending = [run for run in runs if complete.get(run.name) != run.config]
+    pending = [run for run in runs if complete.get(run.name) != run.record]
     if topology is None or not pending:
         if pending:
             print("chip-hours are unknown without --topology", flush=True)
