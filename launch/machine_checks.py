@@ -312,7 +312,8 @@ def apart(own, plain):
     It is infinite if a number of `own` is NaN, and NaN if a number of `plain` is.
     """
     own, plain = (np.asarray(x, np.float64) for x in (own, plain))
-    return float(np.nan_to_num(np.abs(own - plain), nan=np.inf).max() / np.abs(plain).max())
+    off = np.abs(own - plain).max() / np.abs(plain).max()
+    return float(np.nan_to_num(off, nan=np.inf))
 
 
 def several(dtype, *shapes):

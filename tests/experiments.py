@@ -18,7 +18,7 @@ RUNS = [(path, None) for path in EXPERIMENTS] + [
     for stage in stages
 ]
 RUNS += [(CONFIGS / "distill_small.py", arg) for arg in ("letters", "plateau")]
-RUNS += [(CONFIGS / "tools_small.py", "lying")]
+RUNS += [(CONFIGS / "tools_small.py", "lying"), (CONFIGS / "generate_small.py", "drafts")]
 RUNS += [(CONFIGS / "tools_smollm2.py", "model=r1_distill_qwen_1_5b")]
 RUNS += [
     (CONFIGS / "rehearsal.py", f"stage={stage},mesh={mesh},fp8,selection")

@@ -159,19 +159,6 @@ def fill(rollout: Rollout, log: RolloutLog):
             rollout.completion_mask[row] &= ~rollout.observed_mask[row]
 
 
-def line_of(rollout: Rollout, row):
-    """Return {"ids", "logprobs", "finished"} of a completion, in types that JSON can hold.
-
-    It has the sampled tokens only. "finished" is True if the completion is not truncated.
-    """
-    mask = rollout.completion_mask[row]
-    return {
-        "ids": rollout.completion_ids[row][mask].tolist(),
-        "logprobs": rollout.sampler_logprobs[row][mask].tolist(),
-        "finished": bool(not rollout.truncated[row]),
-    }
-
-
 def copy_completions(rollout: Rollout, rows, state, slots):
     """Copy completions from slots into their rows of a rollout, in place.
 

@@ -122,7 +122,8 @@ def rollout_programs(
 
 def _one_chunk(asked, rows):
     """Return the Requests of a single chunk; all chunks have its sizes."""
-    room = prompt_room(asked.prompt_length)
+    # Where completions leave no room for a prompt, its own check says so
+    room = prompt_room(max(asked.prompt_length, 1))
     tokens, lengths = np.zeros((rows, room), np.int32), np.ones(rows, np.int32)
     return Requests(tokens, lengths, np.zeros(1, int), _Keys(), room, rows)
 

@@ -45,7 +45,7 @@ def able_runs(folder, runs: list[Run], topology: str | None, cache: Path | None)
         ValueError: No run can run there; or see `verdicts`.
     """
     complete, refused, hours = folder.complete(), [], {}
-    pending = [run for run in runs if complete.get(run.name) != run.config]
+    pending = [run for run in runs if complete.get(run.name) != run.record]
     if topology is None or not pending:
         if pending:
             print("chip-hours are unknown without --topology", flush=True)

@@ -102,7 +102,7 @@ class Show:
             return " at ".join(filter(None, ("running", progress(self._workdir(run)))))
         if state == WAITING:
             return "waiting"
-        if complete.get(run.name) == run.config:
+        if complete.get(run.name) == run.record:
             return COMPLETE
         if run.name in self.pruned:
             return "pruned"

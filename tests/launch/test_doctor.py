@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from deepseek_jax.checkpoint.store import Store
@@ -109,6 +110,15 @@ def test_a_file_system_that_loses_a_byte_is_found(monkeypatch, tmp_path):
     with pytest.raises(Exception) as error:
         machine_checks.checkpoint(mesh, tmp_path)
     assert "damaged" in str(error.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["own", "plain"])
+def test_a_number_that_is_not_finite_is_infinitely_off(place):
+    """Oracle: by hand, in either form: a NaN is below every limit, and max passes over it."""
+    given = dict(own=np.ones(3), plain=np.ones(3))
+    assert machine_checks.apart(**given) == 0
+    given[place][1] = np.nan
+    assert machine_checks.apart(**given) == np.inf
 
 
 def test_operands_that_are_rounded_are_found(monkeypatch):

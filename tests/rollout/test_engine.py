@@ -14,7 +14,7 @@ import torch
 from deepseek_jax.checkpoint import load_hf
 from deepseek_jax.models import forward
 from deepseek_jax.rollout import decode, engine, generate, generation
-from deepseek_jax.rollout.completions import Rollout, RolloutLog, line_of
+from deepseek_jax.rollout.completions import Rollout, RolloutLog
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.slots import Decoding
 from tests.models.families import FAMILIES, write_tiny_checkpoint
@@ -121,6 +121,16 @@ def test_the_order_of_prompts_changes_no_completion():
     turned = generate(*tiny_model("mla_moe"), PROMPTS[::-1], **SAMPLED)
     rows = np.arange(len(PROMPTS) * N).reshape(-1, N)[::-1].reshape(-1)
     assert_same(turned, rows_of(rolled_out("mla_moe"), rows))
+
+
+def line_of(rollout, row):
+    """A completion as RolloutLog.done has it."""
+    mask = rollout.completion_mask[row]
+    return {
+        "ids": rollout.completion_ids[row][mask].tolist(),
+        "logprobs": rollout.sampler_logprobs[row][mask].tolist(),
+        "finished": bool(not rollout.truncated[row]),
+    }
 
 
 class Recorded(RolloutLog):

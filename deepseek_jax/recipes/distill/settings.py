@@ -56,8 +56,8 @@ class TeacherSettings:
     fine_tune: R1FineTuneSettings | None = None
 
     def __post_init__(self):
-        made = self.base is not None and self.fine_tune is not None
-        if (self.path is None) != made:
+        how = [block is not None for block in (self.base, self.fine_tune)]
+        if any(how) if self.path is not None else not all(how):
             raise ValueError(
                 f"path={self.path!r}: set either path, a checkpoint, or base and fine_tune, how to make one"
             )

@@ -10,8 +10,11 @@ from launch.sweeps.follow import Sweep
 from launch.sweeps.runs import Run
 from launch.sweeps.show import Show
 
+CODE = {"rewards.py": "a1b2"}  # of functions that the config names: a complete run's record has it
 RUNS = [
-    Run(f"rate={r},seed={s}", {"rate": r, "seed": s}, {"seed": s}) for r in (1, 2) for s in "012"
+    Run(f"rate={r},seed={s}", {"rate": r, "seed": s}, {"seed": s}, code=CODE)
+    for r in (1, 2)
+    for s in "012"
 ]
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from configs.common import tiny_base
 from configs.distill_small import get_config, made_teacher
 from deepseek_jax.checkpoint import load_orbax, save_orbax
 from deepseek_jax.data import conversations
@@ -457,6 +458,7 @@ def test_tasks_are_mixed_by_size_and_temperature():
         ),
         ("teacher", None, ".loss.weights="),
         ("teacher.path", None, "config.teacher.path=None: set either path"),
+        ("teacher.base", tiny_base("bilingual"), ": set either path"),
     ],
 )
 def test_a_mistake_is_named(files, field, value, words):

@@ -47,7 +47,6 @@ def small_config(**fields):
     config.base.corpus = "arithmetic"
     config.base.update(dict(num_documents=400, batch_size=8, num_steps=5, bias_update_speed=0.0))
     config.base.optimizer.update(dict(kind="adamw", warmup_steps=1))
-    config.base.mtp_weight, config.sampling.speculative = 0.0, False
     config.data = dict(task="arithmetic", template="{question}\n", num_prompts=6, num_held_out=4)
     config.augment = dict(numbers=1)
     config.sampling.update(dict(samples_per_prompt=8, max_completion_length=8, slots=4))
