@@ -27,7 +27,7 @@ CONFIG = ModelConfig(
 
 
 def rms_norm(w, x):
-    """x / sqrt(mean(x^2) + epsilon), times a learned scale (arXiv:1910.07467)."""
+    """Return x / sqrt(mean(x^2) + epsilon), times a learned scale (arXiv:1910.07467)."""
     return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + HERE["rms_norm_eps"]) * w["scale"]
     # real: models/layers.py
 
@@ -92,7 +92,7 @@ def feed_forward(config, w, x_btd):
 
 
 def forward(config, params, tokens_bt):
-    """x += attention(norm(x)), x += ffn(norm(x)), layer by layer: -> (logits_btv, chosen_lbte)."""
+    """Run x += attention(norm(x)), x += ffn(norm(x)), layer by layer: -> (logits_btv, chosen_lbte)."""
     assert vars(config) | HERE == vars(config), f"{config} is not this page's architecture: {HERE}"
     x_btd, chosen, dense = params["embedding"][tokens_bt], [], config.num_dense_layers
     for i in range(config.num_hidden_layers):
@@ -107,7 +107,7 @@ def forward(config, params, tokens_bt):
 
 @jax.jit(static_argnums=0)
 def token_logprobs(config, params, tokens_bt):
-    """log p of each token but the first, in nats: -> ([b t-1], chosen of `forward`)."""
+    """Return log p of each token but the first, in nats: -> ([b t-1], chosen of `forward`)."""
     logits_btv, chosen_lbte = forward(config, params, tokens_bt[:, :-1])
     logprobs_btv = jax.nn.log_softmax(logits_btv)
     return jnp.take_along_axis(logprobs_btv, tokens_bt[:, 1:, None], -1)[..., 0], chosen_lbte

@@ -1,5 +1,4 @@
-"""What a student's soft targets are compared by, three seeds each: both KLs, and JSD, which lies between them
-(arXiv:2306.13649).
+"""Sweep the divergences of a student's soft targets: both KLs and JSD, three seeds each (arXiv:2306.13649).
 
 python launch/sweep.py --config=configs/distill_small.py --sweep=configs/sweeps/divergences.py
 """

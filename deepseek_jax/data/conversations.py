@@ -5,6 +5,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from typing_extensions import override
 
 from deepseek_jax.data.chat import render_conversation
 from deepseek_jax.data.mixture import Mixture
@@ -85,5 +86,6 @@ class Fitting(grain.experimental.FlatMapTransform):
     def __init__(self, length: int):
         self.length = length
 
+    @override
     def flat_map(self, element):
         return [x for x in element if 0 < len(x["tokens"]) <= self.length]

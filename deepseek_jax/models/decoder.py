@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
+from typing_extensions import override
 
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.gqa import GroupedQueryAttention
@@ -49,6 +50,7 @@ class DecoderLayer(nn.Module):
     config: ModelConfig
     is_moe: bool
 
+    @override
     def setup(self):
         cfg = self.config
         self.attention_norm = RMSNorm(cfg, cfg.hidden_size)
@@ -189,6 +191,7 @@ class Decoder(nn.Module):
 
     config: ModelConfig
 
+    @override
     def setup(self):
         cfg = self.config
         d, v = cfg.hidden_size, cfg.vocab_size

@@ -5,6 +5,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.layers import RMSNorm, linear, weight
@@ -20,6 +21,7 @@ class GroupedQueryAttention(nn.Module):
 
     config: ModelConfig
 
+    @override
     def setup(self):
         cfg = self.config
         d, h, k, x = cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim

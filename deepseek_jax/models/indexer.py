@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from typing_extensions import override
 
 from deepseek_jax.models.cache import in_order, slots_in_order
 from deepseek_jax.models.config import ModelConfig
@@ -70,6 +71,7 @@ class LightningIndexer(nn.Module):
 
     config: ModelConfig
 
+    @override
     def setup(self):
         cfg = self.config
         d, j, y = cfg.hidden_size, cfg.index_n_heads, cfg.index_head_dim

@@ -5,6 +5,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
 from deepseek_jax.models import indexer
 from deepseek_jax.models.config import ModelConfig
@@ -39,6 +40,7 @@ class MultiHeadLatentAttention(nn.Module):
 
     config: ModelConfig
 
+    @override
     def setup(self):
         cfg = self.config
         d, h, c, r = (

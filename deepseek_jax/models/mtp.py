@@ -5,6 +5,7 @@ arXiv:2412.19437, section 2.2.
 
 import flax.linen as nn
 import jax.numpy as jnp
+from typing_extensions import override
 
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.layers import RMSNorm, linear, weight
@@ -21,6 +22,7 @@ class MultiTokenPrediction(nn.Module):
     config: ModelConfig
     block: nn.Module
 
+    @override
     def setup(self):
         cfg, d = self.config, self.config.hidden_size
         self.w_input = weight(self, "input", embed_and_hidden=2 * d, embed=d)

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 
+from typing_extensions import override
+
 from deepseek_jax.errors import at
 from deepseek_jax.named_code import code_digests
 from deepseek_jax.recipes.conversing import rewards_of
@@ -30,12 +32,14 @@ class StageRewards(Paid):
     reward_models: dict[str, ModelRewardSettings] = dataclasses.field(default_factory=dict)
     stays: bool = False
 
+    @override
     def models(self, folder=None):
         paths = {
             name: "" if folder is None else str(folder / name / "params") for name in self.reads
         }
         return self.reward_models | {n: ModelRewardSettings(path) for n, path in paths.items()}
 
+    @override
     def covers(self, context):
         paths = {name: digest(block.path) for name, block in self.reward_models.items()}
         return [paths, code_digests(self.settings)]

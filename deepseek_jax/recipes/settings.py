@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from typing_extensions import override
+
 from deepseek_jax.data.chat import PLAIN_TEMPLATE, Template
 from deepseek_jax.data.settings import OwnData
 from deepseek_jax.models.adapter_settings import AdapterSettings
@@ -57,6 +59,7 @@ class AdapterRun(PolicyRun):
 
     adapter: AdapterSettings | None = None
 
+    @override
     def trains_whole(self):
         return self.adapter is None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from jax.sharding import Mesh
+from typing_extensions import override
 
 from deepseek_jax.checkpoint import is_adapter, is_orbax, load_orbax
 from deepseek_jax.costs.program import Program
@@ -56,6 +57,7 @@ class Left(Source):
     stage: str
 
     @property
+    @override
     def reads(self):
         return (self.stage,)
 

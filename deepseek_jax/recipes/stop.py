@@ -39,6 +39,7 @@ class Stop:
         self.previous = {number: signal.signal(number, self._ask) for number in numbers}
 
     def __call__(self):
+        """Return whether the run was asked to stop."""
         return self.asked
 
     def __enter__(self):

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from typing_extensions import override
+
 from deepseek_jax.data.settings import OwnData
 from deepseek_jax.losses.settings import GrpoOptions
 from deepseek_jax.reinforce.degenerate import DegenerateSettings
@@ -264,6 +266,7 @@ class ReinforceSettings(FitSettings, RewardSettings):
             if given != type(self).__dataclass_fields__[name].default:
                 raise ValueError(f"{name}={given!r}, but {why}; leave {name} out")
 
+    @override
     def continues(self):
         # General questions come in the last steps
         return super().continues() and self.general is None

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from typing_extensions import override
 
 from deepseek_jax.data.texts import LazyTexts
 from deepseek_jax.errors import NotFinite
@@ -118,6 +119,7 @@ class RolloutLog:
 class MeasuredLog(RolloutLog):
     """Log of a measurement: when completions end, it leaves the run if that was asked to stop."""
 
+    @override
     def add(self, rows, rollout):
         leave_if_asked("the measurement")
 

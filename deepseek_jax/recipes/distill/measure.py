@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+from typing_extensions import override
+
 from deepseek_jax.files import write_whole
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.distill.scores import answer_tasks, intervals, say_shares
@@ -23,15 +25,18 @@ class MeasureTasks(Measure):
     settings: ScoreSettings
     questions: HeldOutQuestions
 
+    @override
     def check(self, config, mesh):
         check_answers(config, self.settings)
 
+    @override
     def programs(self, config, mesh, others):
         asked = Answering(
             self.settings, self.settings.num_questions, self.settings.samples, dtype=config.dtype
         )
         return scored_answer_programs(self, config, mesh, asked)
 
+    @override
     def run(self, context):
         tasks = self.questions.read(context)
         with self.waiting(sum(len(task.questions) for task in tasks.values())):
@@ -42,6 +47,7 @@ class MeasureTasks(Measure):
             write_whole(context.own / SAMPLES, json.dumps(found.samples, indent=1))
         return found.shares
 
+    @override
     def scores(self, found):
         # With several tasks the score of all of them comes last, and the headline has to be first
         return dict(reversed(intervals(found).items()))

@@ -5,6 +5,8 @@ import functools
 from pathlib import Path
 from typing import NamedTuple
 
+from typing_extensions import override
+
 from deepseek_jax.data.messages import (
     read_conversations,
     what_it_answers,
@@ -91,9 +93,11 @@ class WorldQuestions(Questions):
         """The Task of the reasoning questions."""
         return self.tasks[self.world.reasoning]
 
+    @override
     def covers(self, context):
         return self.puzzles.train
 
+    @override
     def read(self, context):
         return {"reasoning": self.puzzles.train, "general": []}
 
@@ -105,9 +109,11 @@ class FirstPuzzles(Prompts):
     questions: WorldQuestions
     number: int
 
+    @override
     def covers(self, context):
         return self.read(context)
 
+    @override
     def read(self, context):
         return self.questions.puzzles.train[: self.number]
 
@@ -125,9 +131,11 @@ class Solutions(Texts):
     data: ConversationSettings
     held_out: bool = False
 
+    @override
     def covers(self, context):
         return [[m["content"] for m in c["messages"]] for c in self.read(context)]
 
+    @override
     def read(self, context):
         tasks, world = self.questions.tasks, self.questions.world
         if self.held_out:
@@ -171,9 +179,11 @@ class TaskTexts(Source):
     accepted: tuple[str, ...] = ()
 
     @property
+    @override
     def reads(self):
         return self.accepted
 
+    @override
     def covers(self, context):
         settings = self.settings
         contents = {}
@@ -186,10 +196,12 @@ class TaskTexts(Source):
         rules = [[name, digest_of(name)] for name in names]
         return [settings.tasks, settings.world, settings.seed, contents, batches, rules]
 
+    @override
     def check(self, context):
         # Wrong files raise before the teacher is trained
         self._of_files(context)
 
+    @override
     def describe(self, context):
         # The teacher's answers are not there yet
         tasks = self.tasks(context).items()
@@ -307,6 +319,7 @@ class HeldOutQuestions(Source):
 
     texts: TaskTexts
 
+    @override
     def covers(self, context):
         tasks = self.read(context).values()
         rules = [[task.rule, digest_of(task.rule)] for task in tasks if task.questions]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 from etils.epath import Path
+from typing_extensions import override
 
 from deepseek_jax.checkpoint.adapter import adapter_scale
 from deepseek_jax.checkpoint.left import left_in_run
@@ -70,9 +71,11 @@ class Problems(Source):
         with at("config"):
             return load_problems(with_template(self.settings))
 
+    @override
     def describe(self, context):
         return f"{len(self.problems)} problems, such as {self.problems[0]['question']!r}"
 
+    @override
     def covers(self, context):
         return self.made_of
 
@@ -131,6 +134,7 @@ class Evaluate(Measure):
             "environments", lambda: open_environments(self.settings, context.opened)
         )
 
+    @override
     def programs(self, config, mesh, others):
         # A plan is for the problems between two saves. It needs the checkpoint's config, and leaves
         # out an adapter
@@ -147,6 +151,7 @@ class Evaluate(Measure):
         )
         return scored_answer_programs(self, config, mesh, asked)
 
+    @override
     def run(self, context):
         problems, environments = self.problems.problems, self._environments(context)
         # Rules open before the checkpoint is read: one without its package or sandbox raises at
@@ -161,6 +166,7 @@ class Evaluate(Measure):
             answered = _answered(self.settings, policy, problems, rules, parts, stop)
         return {"made_of": self.problems.made_of, "problems": answered}
 
+    @override
     def scores(self, found):
         # With several tasks the scores of all of them come last, and the headline has to be first
         tasks = reversed(task_scores(found["problems"]).items())

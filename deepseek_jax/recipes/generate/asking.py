@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
+from typing_extensions import override
 
 from deepseek_jax.errors import at
 from deepseek_jax.files import read_json, write_whole
@@ -49,6 +50,7 @@ class Asks(Stage):
 
     whole: GenerateSettings
 
+    @override
     def sampling_mesh(self, mesh):
         return teacher_mesh(self.whole, mesh)
 
@@ -102,9 +104,11 @@ class Vary(Asks):
     questions: AskedQuestions
     measured_on: MeasuredOn
 
+    @override
     def is_left(self, folder):
         return (folder / QUESTIONS).exists()
 
+    @override
     def run(self, context):
         def ask(name, examples):
             self.answer(context, context.own / name, examples, n=1)
@@ -134,14 +138,17 @@ class Ask(Asks):
     varied: Left
     rewards: SampleRewards
 
+    @override
     def is_left(self, folder):
         # The teacher skips chunks that are there
         return False
 
+    @override
     def check(self, config, mesh):
         with at("config.sampling"):
             check_answers(config, self.whole.sampling)
 
+    @override
     def check_data(self, context):
         settings = self.whole
         with at("config"):
@@ -214,6 +221,7 @@ class Sift(Stage):
     measured_on: MeasuredOn
     samples: Left
 
+    @override
     def is_left(self, folder):
         return False
 
@@ -229,9 +237,11 @@ class Sift(Stage):
                 context.own,
             )
 
+    @override
     def measurements(self):
         return {self.name: f"{self.name}/{FATES}"}
 
+    @override
     def scores(self, found):
         # No interval: completions of one question are alike, and the fates are not counted by
         # question

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from typing_extensions import override
+
 from deepseek_jax.errors import at, suggest
 from deepseek_jax.recipes.settings import PolicyRun
 from deepseek_jax.reinforce.settings import ModelRewardSettings, RewardSettings
@@ -32,6 +34,7 @@ class GenerateSettings(Conversing, AskSettings, RewardSettings, PolicyRun):
     reward_models: dict[str, ModelRewardSettings] = dataclasses.field(default_factory=dict)
     adapter: str | None = None
 
+    @override
     def trains_whole(self):
         # The teacher is not trained
         return False

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 from jax.sharding import Mesh
+from typing_extensions import override
 
 from deepseek_jax.data.questions import distinct, evaluation_texts, read_questions
 from deepseek_jax.errors import at
@@ -35,10 +36,12 @@ class AskedQuestions(Source):
         with at("config"):
             return _questions(self.settings)
 
+    @override
     def covers(self, context):
         adapter = self.settings.adapter
         return [self.both[0], None if adapter is None else digest(adapter)]
 
+    @override
     def describe(self, context):
         found, _ = self.both
         return f"{len(found)} questions, such as {found[0]['question']!r}"
@@ -57,12 +60,15 @@ class MeasuredOn(Source):
         with at("config"):
             return _measured_on(self.settings, self.questions.both[1])
 
+    @override
     def covers(self, context):
         return [self.texts, self.settings.keep.ngram]
 
+    @override
     def describe(self, context):
         return f"{len(self.texts[0])} questions of evaluations that they must not contain"
 
+    @override
     def check(self, context):
         # Raises if a set is missing
         self.evaluation()
@@ -78,9 +84,11 @@ class SampleRewards(Paid):
 
     settings: GenerateSettings
 
+    @override
     def models(self, folder=None):
         return self.settings.reward_models
 
+    @override
     def covers(self, context):
         settings = self.settings
         paths = {name: digest(block.path) for name, block in settings.reward_models.items()}

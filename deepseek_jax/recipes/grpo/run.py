@@ -6,6 +6,8 @@ base -> measure on held-out questions -> sample groups, reward, update -> measur
 import dataclasses
 import functools
 
+from typing_extensions import override
+
 from deepseek_jax import reports
 from deepseek_jax.data.questions import read_questions
 from deepseek_jax.data.tasks import Task, file_task, held_apart
@@ -106,9 +108,11 @@ class TaskQuestions(Questions):
     def _plays(self):
         return self.settings.environment is not None
 
+    @override
     def covers(self, context):
         return [self.task.train, self.task.held_out, self.general]
 
+    @override
     def describe(self, context):
         task, general = self.task, len(self.general)
         counts = (
@@ -116,6 +120,7 @@ class TaskQuestions(Questions):
         )
         return f"{counts}, such as {task.train[0]['question']!r}"
 
+    @override
     def read(self, context):
         return {"reasoning": self.task.train, "general": self.general}
 
@@ -126,6 +131,7 @@ class HeldOut(Source):
 
     questions: TaskQuestions
 
+    @override
     def covers(self, context):
         return self.read(context)
 
@@ -149,6 +155,7 @@ class MeasureAnswers(Measure):
     held_out: HeldOut
     rewards: StageRewards
 
+    @override
     def check_data(self, context):
         super().check_data(context)
         with self.rewards.open(context) as paid, at("rewards"):
@@ -171,6 +178,7 @@ class MeasureAnswers(Measure):
             limit = self.whole.rollout.limit()
             return context.policy.ask(examples, limit, "held-out", together)
 
+    @override
     def programs(self, config, mesh, others):
         settings, rollout = self.whole, self.whole.rollout
         asked = Answering(
@@ -181,6 +189,7 @@ class MeasureAnswers(Measure):
         )
         return scored_answer_programs(self, config, mesh, asked, self.rewards)
 
+    @override
     def run(self, context):
         settings, held_out, rollout = self.whole, self.asked(context), self.whole.rollout
         with self.waiting(len(held_out)), self.rewards.open(context) as paid:
@@ -201,6 +210,7 @@ class MeasureAnswers(Measure):
             # JSON has no numbers as keys
             return {str(b): ask(asked_with(b, held_out), rewards) for b in settings.effort.values}
 
+    @override
     def scores(self, found):
         if self.whole.effort is None:
             return scores_of_both(found)

@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
+from typing_extensions import override
+
 from deepseek_jax.data.messages import worked_conversations
 from deepseek_jax.named_code import digest_of
 from deepseek_jax.recipes.kinds.measure import scored_answer_programs
@@ -46,9 +48,11 @@ class TrainedJudge(Paid):
     length: int
 
     @property
+    @override
     def reads(self):
         return (self.stage,)
 
+    @override
     def models(self, folder=None):
         path = "" if folder is None else str(folder / self.stage / "params")
         return {"judge": ModelRewardSettings(path, max_completion_length=self.length)}
@@ -60,6 +64,7 @@ class Rule(Source):
 
     name: str
 
+    @override
     def covers(self, context):
         return [self.name, digest_of(self.name)]
 
@@ -84,13 +89,16 @@ class Accept(Stage):
     judge: TrainedJudge | None = None
     trained: bool = True
 
+    @override
     def is_left(self, folder):
         # sample_accepted writes the file whole, so a file that exists is complete
         return (folder / FILE).exists()
 
+    @override
     def check(self, config, mesh):
         check_answers(config, self.settings)
 
+    @override
     def check_data(self, context):
         super().check_data(context)
         self._asked(context)
@@ -99,12 +107,14 @@ class Accept(Stage):
         examples = self.prompts.read(context)
         return context.policy.ask(examples, Limit(self.settings.max_completion_length))
 
+    @override
     def programs(self, config, mesh, others):
         dtype = "float32" if self.trained else config.dtype
         number, n = self.settings.num_prompts, self.settings.samples_per_prompt
         asked = Answering(self.settings, number, n, dtype=dtype)
         return scored_answer_programs(self, config, mesh, asked, self.judge, scores=True)
 
+    @override
     def run(self, context):
         models = {}
         if self.judge is not None:
@@ -129,6 +139,7 @@ class Accepted(Texts):
 
     reads: tuple[str, ...]
 
+    @override
     def read(self, context):
         return worked_conversations(accepted_by(context.folder, self.reads), given_solution)
 

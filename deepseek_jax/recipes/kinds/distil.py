@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from typing_extensions import override
 
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.program import Held, Program, beside, everywhere, moments_of, update_program
@@ -45,6 +46,7 @@ class TaughtBy(Source):
     stage: str
 
     @property
+    @override
     def reads(self):
         return (self.stage,)
 
@@ -65,6 +67,7 @@ class Distil(Stage):
     texts: TaskTexts
     teacher: TaughtBy | None = None
 
+    @override
     def check(self, config, mesh):
         check_student_rows(self.settings, mesh)
         check_positions(self.settings, config)
@@ -72,10 +75,12 @@ class Distil(Stage):
             with at("loss.on_policy"):
                 check_answers(config, on_policy)
 
+    @override
     def programs(self, config, mesh, others):
         teacher = None if self.teacher is None else others[self.teacher.stage]
         return student_programs(self, config, mesh, teacher)
 
+    @override
     def run(self, context):
         taught = None if self.teacher is None else self.teacher.read(context)
         texts = self.texts.read(context)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+from typing_extensions import override
 
 from deepseek_jax.models import random_params
 from deepseek_jax.recipes.stage import Stage
@@ -13,15 +14,19 @@ from deepseek_jax.rollout.weights import cast
 class Given(Stage):
     """A checkpoint that a line of stages begins from. It stays where it is."""
 
+    @override
     def is_left(self, folder):
         return True
 
+    @override
     def run(self, context):
         return None
 
+    @override
     def path_of_params(self, folder):
         return self.origin.checkpoint
 
+    @override
     def params(self, context, trained, mesh):
         return self.origin.load(mesh, trained)
 
@@ -37,13 +42,16 @@ class Random(Stage):
 
     kept: bool = False
 
+    @override
     def is_left(self, folder):
         return not self.kept or super().is_left(folder)
 
+    @override
     def run(self, context):
         policy = context.policies[self.name]
         return policy.at(random_params(policy.config, context.mesh, self.seed))
 
+    @override
     def params(self, context, trained, mesh):
         config = context.policies[self.name].config
         params = random_params(config, mesh, self.seed)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
+from typing_extensions import override
 
 from deepseek_jax.checkpoint import save_orbax
 from deepseek_jax.checkpoint.folder import is_whole
@@ -48,10 +49,12 @@ class JudgedPairs(Source):
 
     world: World
 
+    @override
     def covers(self, context):
         pairs = self.read(context)
         return [pairs.train, pairs.held_out]
 
+    @override
     def describe(self, context):
         pairs = self.read(context)
         counts = f"{len(pairs.train)} pairs, and {len(pairs.held_out)} held out"
@@ -187,21 +190,26 @@ class TrainJudge(Trains):
     _: dataclasses.KW_ONLY
     pairs: JudgedPairs
 
+    @override
     def is_left(self, folder):
         return is_judge(folder)
 
+    @override
     def check(self, config, mesh):
         super().check(config, mesh)
         check_room(config, (), self.settings.max_completion_length)
 
+    @override
     def check_data(self, context):
         super().check_data(context)
         pairs, world = self.pairs.read(context), self.pairs.world
         check_lengths(self.settings, context.policy, pairs, world)
 
+    @override
     def programs(self, config, mesh, others):
         return judge_programs(self.prefix, self.settings, config, mesh)
 
+    @override
     def run(self, context):
         pairs, world = self.pairs.read(context), self.pairs.world
         train_judge(self.settings, context.begin(), pairs, world, context.run, context.own)

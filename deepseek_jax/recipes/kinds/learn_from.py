@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from typing_extensions import override
 
 from deepseek_jax.checkpoint.locate import check_checkpoint
 from deepseek_jax.checkpoint.tree import abstract_tree
@@ -151,15 +152,19 @@ class StageTeacher(TeacherSource):
     stage: str
 
     @property
+    @override
     def reads(self):
         return (self.stage,)
 
+    @override
     def config(self, others):
         return others[self.stage]
 
+    @override
     def tokenizer(self, context):
         return context.policies[self.stage].tokenizer
 
+    @override
     def read(self, context):
         return context.load(self.stage)
 
@@ -178,19 +183,24 @@ class CheckpointTeacher(TeacherSource):
     model: dict
     template: str
 
+    @override
     def covers(self, context):
         return digest(self.path)
 
+    @override
     def check(self, context):
         check_checkpoint(self.path)
 
+    @override
     def config(self, others):
         # The architecture is left out: it has to be the checkpoint's
         return planned_model(how_to_run(self.model), self.path, "path")
 
+    @override
     def tokenizer(self, context):
         return named_tokenizer(self.path)
 
+    @override
     def read(self, context):
         how = how_to_run(self.model)
         return load_policy(self.path, how, context.mesh, template=self.template)
@@ -203,12 +213,15 @@ class Teachers(Source):
     by_name: Mapping[str, TeacherSource]
 
     @property
+    @override
     def reads(self):
         return tuple(name for teacher in self.by_name.values() for name in teacher.reads)
 
+    @override
     def covers(self, context):
         return {name: teacher.covers(context) for name, teacher in self.by_name.items()}
 
+    @override
     def check(self, context):
         for name, teacher in self.by_name.items():
             with at(f"teachers.{name}"):
@@ -243,9 +256,11 @@ class LearnFrom(Stage):
     questions: TaskQuestions
     teachers: Teachers
 
+    @override
     def check(self, config, mesh):
         check_rows(self.settings, mesh)
 
+    @override
     def check_data(self, context):
         super().check_data(context)
         policy = context.policy
@@ -266,10 +281,12 @@ class LearnFrom(Stage):
                 for task, examples in self.questions.read(context).items()
             }
 
+    @override
     def programs(self, config, mesh, others):
         teachers = self.teachers.configs(others)
         return taught_programs(self.prefix, self.settings, config, teachers, mesh)
 
+    @override
     def run(self, context):
         teachers = {
             name: Teacher.waiting(teacher.read(context))

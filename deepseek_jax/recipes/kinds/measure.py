@@ -3,6 +3,7 @@
 import dataclasses
 
 from jax.sharding import Mesh
+from typing_extensions import override
 
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.program import Program, beside, policy_params
@@ -25,6 +26,7 @@ class Measure(Stage):
     leaves_policy = False
     measures = True
 
+    @override
     def is_left(self, folder):
         return (folder / SCORES).exists()
 

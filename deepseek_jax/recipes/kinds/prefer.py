@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from typing_extensions import override
 
 from deepseek_jax.checkpoint.folder import is_whole
 from deepseek_jax.checkpoint.reward_params import save_reward_model
@@ -198,10 +199,12 @@ class Trains(Stage):
 
     measured_as: tuple[str, str] | None = None
 
+    @override
     def measurements(self):
         files = [f"{self.name}/{when}.json" for when in ("before", "after")]
         return {} if self.measured_as is None else dict(zip(self.measured_as, files, strict=True))
 
+    @override
     def check(self, config, mesh):
         check_positions(self.settings, config)
         check_rows(self.settings, mesh, config.pipeline_micro_batches)
@@ -218,9 +221,11 @@ class Prefer(Trains):
     _: dataclasses.KW_ONLY
     preferences: Preferences
 
+    @override
     def is_left(self, folder):
         return is_whole(folder / "params")
 
+    @override
     def check_data(self, context):
         super().check_data(context)
         self.records(context)
@@ -233,9 +238,11 @@ class Prefer(Trains):
         records = zip(self.preferences.read(context), ("training", "held-out"), strict=True)
         return [with_ids(self.settings, context.policy, *part) for part in records]
 
+    @override
     def programs(self, config, mesh, others):
         return reward_programs(self.prefix, self.settings, config, mesh, self.adapter)
 
+    @override
     def run(self, context):
         base = None if self.adapter is None else context.path_of(self.start)
         records = self.records(context)

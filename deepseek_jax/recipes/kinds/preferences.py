@@ -5,6 +5,7 @@ import dataclasses
 import grain
 import numpy as np
 from jax.sharding import Mesh
+from typing_extensions import override
 
 from deepseek_jax.data.batches import abstract_batch
 from deepseek_jax.data.preferences import read_preferences, render_record
@@ -27,9 +28,11 @@ class Preferences(Source):
 
     world: World
 
+    @override
     def covers(self, context):
         return self.read(context)
 
+    @override
     def describe(self, context):
         train, held_out = self.read(context)
         return f"{len(train)} records, and {len(held_out)} held out, such as {train[0]}"

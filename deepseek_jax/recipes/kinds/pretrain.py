@@ -9,6 +9,7 @@ import jax
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
+from typing_extensions import override
 
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.flops import useful_flops, warm_up_flops
@@ -349,21 +350,26 @@ class Pretrain(Stage):
     held_out: HeldOut | None = None
     waiting: tuple[Paid, ...] = ()
 
+    @override
     def model(self, config):
         return self.settings.model(config)
 
+    @override
     def leaves(self, config):
         # Its indexer_loss and expert_buffer hold only in this stage
         return dataclasses.replace(config, rope_scaling=self.model(config).rope_scaling)
 
+    @override
     def check(self, config, mesh):
         check_stage(self.settings, config, mesh)
 
+    @override
     def programs(self, config, mesh, others):
         name = self.prefix.removesuffix(": ") or self.name
         programs = stage_programs(name, config, self.settings, mesh)
         return beside_models(programs, self.waiting, config, mesh)
 
+    @override
     def run(self, context):
         policy = context.policy
         if self.start:
@@ -405,6 +411,7 @@ class BaseCorpus(Source):
         _, documents = find_corpus(self.settings.corpus)
         return documents(num_documents=self.settings.num_documents, seed=self.seed)
 
+    @override
     def covers(self, context):
         # The texts themselves: if a world's text changes, its base does
         return [document["text"] for document in self.documents]

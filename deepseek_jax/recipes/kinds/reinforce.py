@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 from jax.sharding import Mesh
+from typing_extensions import override
 
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.program import (
@@ -67,6 +68,7 @@ class Reinforce(Stage):
     questions: Questions
     rewards: StageRewards
 
+    @override
     def check(self, config, mesh):
         check_rows(self.settings, mesh)
         check_routing(self.settings, config, mesh)
@@ -79,6 +81,7 @@ class Reinforce(Stage):
                     f"max_position_embeddings={positions}; lower it"
                 )
 
+    @override
     def check_data(self, context):
         super().check_data(context)
         examples = self.questions.read(context)
@@ -110,12 +113,14 @@ class Reinforce(Stage):
                 for kind, examples in parts.items()
             }
 
+    @override
     def programs(self, config, mesh, others):
         paying = self.rewards.planned(config)
         return reinforcement_programs(
             self.prefix, self.settings, config, mesh, self.adapter, paying
         )
 
+    @override
     def run(self, context):
         with self.at():
             questions = self.asked(context)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from typing_extensions import override
 
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.flops import useful_flops
@@ -221,10 +222,12 @@ class Tune(Stage):
     held_out: Texts
     waiting: tuple[Paid, ...] = ()
 
+    @override
     def check(self, config, mesh):
         check_positions(self.settings, config)
         check_rows(self.settings, mesh, config.pipeline_micro_batches)
 
+    @override
     def check_data(self, context):
         super().check_data(context)
         # Texts from earlier stages are not there yet
@@ -237,10 +240,12 @@ class Tune(Stage):
         held_out, rows = self.held_out.read(context), rows_of(self.settings, held_out=True)
         check_conversations(policy, held_out, f"{self.name} held-out", rows)
 
+    @override
     def programs(self, config, mesh, others):
         programs = fine_tuning_programs(self.prefix, self.settings, config, mesh, self.adapter)
         return beside_models(programs, self.waiting, config, mesh)
 
+    @override
     def run(self, context):
         if self.texts.reads:
             with self.at():

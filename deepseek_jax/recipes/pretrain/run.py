@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 from rich.console import Console
+from typing_extensions import override
 
 from deepseek_jax.checkpoint import load_params
 from deepseek_jax.checkpoint.hf_config import read_config
@@ -108,6 +109,7 @@ class PretrainOrigin(Origin):
 
     settings: PretrainSettings | None = None
 
+    @override
     def config(self):
         settings = self.settings
         with at("config"):
@@ -120,6 +122,7 @@ class PretrainOrigin(Origin):
         with at("init_from"):
             return read_any_config(self.checkpoint)
 
+    @override
     def policy(self, opened):
         settings, data = self.settings, self.settings.data
         with at("config"):
@@ -140,6 +143,7 @@ class PretrainOrigin(Origin):
             check_vocabulary(config, tokenizer)
         return Policy(config, None, tokenizer, CONTINUED)
 
+    @override
     def covers(self):
         found = super().covers()
         return found | {"model": self.settings.model, "tokenizer": self.settings.data.tokenizer}
@@ -201,6 +205,7 @@ class Documents(_Sources, Source):
 
     settings: PretrainSettings
 
+    @override
     def describe(self, context):
         train, held_out = self.both(context)
         counts = f"{len(train)} documents, and {len(held_out)} held out"
@@ -223,6 +228,7 @@ class HeldOutDocuments(_Sources, HeldOut):
         """Return the held-out documents, a Mixture."""
         return self.both(context)[1]
 
+    @override
     def loss(self, context):
         stage = context.settings
         # Stages with the same rows and model share one function: the measurements and the training
@@ -260,18 +266,22 @@ class MeasureLoss(Measure):
     settings: StageSettings
     held_out: HeldOutDocuments
 
+    @override
     def model(self, config):
         return self.settings.model(config)
 
+    @override
     def check_data(self, context):
         super().check_data(context)
         # Raises if there are too few held-out documents
         self.held_out.loss(context)
 
+    @override
     def run(self, context):
         with self.waiting():
             return self.held_out.loss(context)(context.load(self.start).params)
 
+    @override
     def scores(self, found):
         return {"held_out_loss": found}
 
@@ -285,6 +295,7 @@ class MeasureDrafts(Measure):
 
     held_out: HeldOutDocuments
 
+    @override
     def run(self, context):
         policy, documents = context.load(self.start), self.held_out.read(context)
         # rollout.speculative needs MLA
@@ -293,6 +304,7 @@ class MeasureDrafts(Measure):
         with self.waiting():
             return _drafting(policy, documents, context.mesh)
 
+    @override
     def measurements(self):
         # The page has no scores of drafts: they do not say how good the policy is
         return {}

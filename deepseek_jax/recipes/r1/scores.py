@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+from typing_extensions import override
 
 from deepseek_jax.data.texts import joined
 from deepseek_jax.evaluation.accuracy import LENGTHS, length_interval, score_interval
@@ -52,9 +53,11 @@ class MeasureWorld(Measure):
     questions: HeldOutQuestions
     rule: Rule
 
+    @override
     def check(self, config, mesh):
         check_answers(config, self.settings)
 
+    @override
     def check_data(self, context):
         super().check_data(context)
         # Raises if answers exceed the model's positions
@@ -67,11 +70,13 @@ class MeasureWorld(Measure):
             for held_out in self.questions.read(context)
         ]
 
+    @override
     def programs(self, config, mesh, others):
         number = max(self.settings.num_puzzles, self.settings.num_requests)
         asked = Answering(self.settings, number, self.settings.samples)
         return scored_answer_programs(self, config, mesh, asked)
 
+    @override
     def run(self, context):
         asked = self._asked(context)
         with self.waiting(sum(map(len, asked))):
@@ -80,6 +85,7 @@ class MeasureWorld(Measure):
         say_scores(self.start, found)
         return found
 
+    @override
     def scores(self, found):
         return found["scores"]
 

@@ -5,6 +5,8 @@ import functools
 from collections.abc import Mapping
 from contextlib import nullcontext
 
+from typing_extensions import override
+
 from deepseek_jax.data.messages import worked_conversations
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.errors import at
@@ -90,13 +92,16 @@ class Asked(Questions, TaskQuestions):
     world_data: WorldData
     takes: Mapping[str, str | None]
 
+    @override
     def covers(self, context):
         return self.read(context)
 
+    @override
     def describe(self, context):
         number = len(self.world_data.tasks["reasoning"].train)
         return f"world {self.world_data.world.name}: {number} reasoning questions"
 
+    @override
     def read(self, context):
         tasks = self.world_data.tasks
         return {name: tasks[kind].train if kind else [] for name, kind in self.takes.items()}
@@ -121,13 +126,16 @@ class FirstQuestions(Prompts):
 
     world_data: WorldData
 
+    @override
     def covers(self, context):
         return self.read(context)
 
+    @override
     def check(self, context):
         number, there = context.settings.num_prompts, len(self.world_data.tasks["reasoning"].train)
         check_available("num_prompts", number, there, "reasoning questions")
 
+    @override
     def read(self, context):
         return self.world_data.tasks["reasoning"].train[: context.settings.num_prompts]
 
@@ -144,14 +152,17 @@ class LastRequests(Prompts):
     world_data: WorldData
     learned: int
 
+    @override
     def covers(self, context):
         return self.read(context)
 
+    @override
     def check(self, context):
         there = len(self.world_data.tasks["general"].train) - self.learned
         what = "general questions whose answers are not learned from"
         check_available("num_prompts", context.settings.num_prompts, there, what)
 
+    @override
     def read(self, context):
         general = self.world_data.tasks["general"].train
         return general[len(general) - context.settings.num_prompts :]
@@ -168,12 +179,15 @@ class Worked(Texts):
     accepted: Accepted
 
     @property
+    @override
     def reads(self):
         return self.accepted.reads
 
+    @override
     def covers(self, context):
         return [[m["content"] for m in c["messages"]] for c in self._own(context)]
 
+    @override
     def check(self, context):
         for field, (kind, number) in _numbers(context.settings.data).items():
             with at("data"):
@@ -186,6 +200,7 @@ class Worked(Texts):
             found += data.worked(kind, data.tasks[kind].train[:number])
         return found
 
+    @override
     def read(self, context):
         return [*self.accepted.read(context), *self._own(context)]
 
@@ -204,9 +219,11 @@ class HeldOutSolutions(Texts):
 
     world_data: WorldData
 
+    @override
     def covers(self, context):
         return [[m["content"] for m in c["messages"]] for c in self.read(context)]
 
+    @override
     def read(self, context):
         return self.world_data.worked("reasoning", self.world_data.tasks["reasoning"].held_out)
 
@@ -217,6 +234,7 @@ class HeldOutQuestions(Source):
 
     world_data: WorldData
 
+    @override
     def covers(self, context):
         return self.read(context)
 

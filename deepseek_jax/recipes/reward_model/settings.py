@@ -3,6 +3,8 @@
 import dataclasses
 from typing import ClassVar, Literal
 
+from typing_extensions import override
+
 from deepseek_jax.data.chat import Template
 from deepseek_jax.data.preferences import RESPONSES
 from deepseek_jax.data.settings import OwnData
@@ -95,5 +97,6 @@ class RewardModelSettings(RewardTrainingSettings, AdapterRun):
 class JudgeSettings(JudgeTrainingSettings, PolicyRun):
     """The whole config of recipes.judge."""
 
+    @override
     def trains_indexer(self):
         return True

@@ -5,6 +5,8 @@ base -> loss and answers on held-out conversations -> fine-tune -> measure again
 
 import dataclasses
 
+from typing_extensions import override
+
 from deepseek_jax.data.records import content_digest
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.held_out import evaluate_both, scores_of_both
@@ -81,6 +83,7 @@ class Conversations(Texts):
     settings: SftSettings
     held_out: bool = False
 
+    @override
     def covers(self, context):
         data = self.settings.data
         if data.path is not None:
@@ -88,6 +91,7 @@ class Conversations(Texts):
                 return content_digest(data.path, data.split)
         return [[m["content"] for m in c["messages"]] for c in self.read(context)]
 
+    @override
     def describe(self, context):
         train, held_out = self._both(context)
         counts = f"{len(train)} conversations, and {len(held_out)} held out"
@@ -99,6 +103,7 @@ class Conversations(Texts):
                 "conversations", lambda: load_conversations(self.settings, context.data)
             )
 
+    @override
     def read(self, context):
         train, held_out = self._both(context)
         return held_out if self.held_out else train
@@ -110,9 +115,11 @@ class AnswerRewards(Paid):
 
     settings: SftSettings
 
+    @override
     def models(self, folder=None):
         return self.settings.reward_models
 
+    @override
     def covers(self, context):
         models = self.settings.reward_models.items()
         paths = {name: digest(block.path) for name, block in models}
@@ -175,12 +182,14 @@ class MeasureConversations(Measure):
     held_out: Conversations
     rewards: AnswerRewards
 
+    @override
     def check(self, config, mesh):
         # Whether answers fit is known with the prompts
         if self.whole.answers.speculative:
             with at("config.answers"):
                 check_drafts(config)
 
+    @override
     def check_data(self, context):
         super().check_data(context)
         rewards, asked = self.rewards.read(context), self._asked(context)
@@ -199,11 +208,13 @@ class MeasureConversations(Measure):
 
         return context.once("asked", make)
 
+    @override
     def programs(self, config, mesh, others):
         answers, scores = self.whole.answers, bool(self.whole.rewards)
         asked = Answering(answers, answers.num_prompts)
         return scored_answer_programs(self, config, mesh, asked, self.rewards, scores)
 
+    @override
     def run(self, context):
         rewards, asked, answers = self.rewards.read(context), self._asked(context), None
         with self.waiting(len(asked) or None):
@@ -220,6 +231,7 @@ class MeasureConversations(Measure):
             loss = conversation_loss(context, self.whole, self.held_out)
             return {"loss": loss(policy.params), "answers": answers}
 
+    @override
     def scores(self, found):
         answers = found["answers"]
         scores = {} if answers is None else scores_of_both(answers)

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from typing_extensions import override
+
 from deepseek_jax.errors import at
 from deepseek_jax.recipes.settings import AdapterRun, QuestionData
 from deepseek_jax.reinforce.settings import ModelRewardSettings, RewardSettings
@@ -74,9 +76,11 @@ class SftSettings(FineTuneSettings, RewardSettings, AdapterRun):
     answers: AnswerSettings = unhashed()
     reward_models: dict[str, ModelRewardSettings] = unhashed(default_factory=dict)
 
+    @override
     def needs_accuracy(self):
         return False
 
+    @override
     def trains_indexer(self):
         # With an adapter the indexer stays as it is
         return self.trains_whole()
