@@ -92,7 +92,7 @@ def feed_forward(config, w, x_btd):
 
 
 def forward(config, params, tokens_bt):
-    """Run x += attention(norm(x)), x += ffn(norm(x)), layer by layer: -> (logits_btv, chosen_lbte)."""
+    """Run x += attention(norm(x)), x += ffn(norm(x)), by layer: -> (logits_btv, chosen_lbte)."""
     assert vars(config) | HERE == vars(config), f"{config} is not this page's architecture: {HERE}"
     x_btd, chosen, dense = params["embedding"][tokens_bt], [], config.num_dense_layers
     for i in range(config.num_hidden_layers):
