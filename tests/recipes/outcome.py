@@ -16,6 +16,8 @@ from tests.recipes.small import CLOCKS, one_device
 
 # float32, summed in another order between processes than within one
 CLOSE = dict(rtol=1e-3, atol=2e-5)
+# Of a count of tokens an expert: rounding sends a few of those that lie between two experts to the other
+COUNTED = {"max_vio": dict(rtol=0, atol=0.02)}
 # Of a parameter's norm: Adam makes a whole step of the rounding errors of a gradient that is nearly 0
 FAR = 1e-3
 # Folders whose files have names of their own in every run: of TensorBoard, and within Orbax' checkpoints
@@ -137,6 +139,7 @@ def assert_close(ours, theirs, where=""):
         for number, pair in enumerate(zip(ours, theirs, strict=True)):
             assert_close(*pair, f"{where}/{number}")
     elif isinstance(ours, float) and isinstance(theirs, float):
-        np.testing.assert_allclose(ours, theirs, **CLOSE, err_msg=where)
+        limits = COUNTED.get(where.rpartition("/")[2], CLOSE)
+        np.testing.assert_allclose(ours, theirs, **limits, err_msg=where)
     else:
         assert ours == theirs, where
