@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.models.layers import position_tables, rms_norm
-from deepseek_jax.rollout import slots as empty
+from deepseek_jax.rollout import slots as slot_state
 from deepseek_jax.rollout import speculative, steps, turns, weights
 from deepseek_jax.rollout.slots import on_rollout_mesh, pinned, repeat, rooms
 
@@ -68,7 +68,7 @@ def empty_slots(how, count, prompt_room, completion_room, longest, turn_length=N
         turn_length: int32[], the most tokens of a conversation's turn; only if completions are
             conversations.
     """
-    found = empty.empty_slots(how, count, prompt_room, completion_room, longest)
+    found = slot_state.empty_slots(how, count, prompt_room, completion_room, longest)
     if how.drafts:
         found = found._replace(drafting=speculative.no_drafts(how.config, count))
     if how.turns:
@@ -90,7 +90,7 @@ def prefill(how, weights, tables, tokens, lengths):
     Returns:
         A Prefilled.
     """
-    config, hidden_pd = how.config, None
+    config = how.config
     caches, x_ptd, experts = steps.run_prompts(config, weights, tables, tokens, lengths)
     if how.drafts:
         x_ptd = rms_norm(x_ptd, weights["final_norm"], config.rms_norm_eps)
@@ -100,7 +100,7 @@ def prefill(how, weights, tables, tokens, lengths):
     last_pd = jnp.take_along_axis(x_ptd, (lengths - 1)[:, None, None], axis=1)[:, 0]
     if how.drafts:
         return Prefilled(caches, steps.logits(config, weights, last_pd), last_pd, experts)
-    return Prefilled(caches, steps.logits_of_stream(config, weights, last_pd), hidden_pd, experts)
+    return Prefilled(caches, steps.logits_of_stream(config, weights, last_pd), None, experts)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
@@ -150,4 +150,4 @@ def read(how, weights, tables, slots, chunk: turns.Chunk):
 @on_rollout_mesh
 def grow(how, tables, slots, completion_room):
     """Return the Slots with caches of a larger completion room."""
-    return empty.grown(how, tables, slots, completion_room)
+    return slot_state.grown(how, tables, slots, completion_room)

@@ -58,7 +58,7 @@ def generate(
         A Rollout of len(prompts) * n rows.
 
     Raises:
-        ValueError: requests.check refuses an argument; two options are in settings.NOT_TOGETHER;
+        ValueError: requests.check refuses an argument; settings.NOT_WITH_DRAFTS excludes an option;
             the slots do not split over the devices; the model cannot draft, or has no experts to
             keep; or candidates are to be kept and top_k is 0.
         NotFinite: A completion has log-probabilities that are not finite.

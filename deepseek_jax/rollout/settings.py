@@ -35,35 +35,27 @@ class AnswerOptions:
     speculative: bool = False
 
 
-# Pairs of features that one rollout cannot have, each with the message for a user who sets both
-NOT_TOGETHER = {
-    (
-        "drafts",
-        "turns",
-    ): "speculative=True drafts in single turns, and completions with tools or an "
-    "environment are conversations; set it to False, or leave these out",
-    (
-        "drafts",
-        "routing",
-    ): "keep_routing keeps the experts of tokens that are sampled one at a time, and "
+# What a rollout cannot do if it drafts, each with the message for a user who sets both
+NOT_WITH_DRAFTS = {
+    "turns": "speculative=True drafts in single turns, and completions with tools or an environment "
+    "are conversations; set it to False, or leave these out",
+    "routing": "keep_routing keeps the experts of tokens that are sampled one at a time, and "
     "speculative=True samples two; set one of them to False",
-    (
-        "drafts",
-        "candidates",
-    ): "top_k keeps what each token was drawn from, and speculative=True draws tokens in "
+    "candidates": "top_k keeps what each token was drawn from, and speculative=True draws tokens in "
     "another way; set speculative to False, or top_k to 0",
-    ("drafts", "int8"): "speculative=True does not take weights in int8; set speculative to False",
+    "int8": "speculative=True does not take weights in int8; set speculative to False",
 }
 
 
-def check_together(**done: bool):
-    """Raise ValueError if a rollout has both features of a pair in NOT_TOGETHER.
+def check_together(*, drafts: bool, **others: bool):
+    """Raise ValueError if a rollout drafts and does something that NOT_WITH_DRAFTS excludes.
 
     Args:
-        done: True for each feature that the rollout has.
+        drafts: Whether it drafts.
+        others: True for each name in NOT_WITH_DRAFTS that it does.
     """
-    for pair, message in NOT_TOGETHER.items():
-        if all(done.get(name) for name in pair):
+    for name, message in NOT_WITH_DRAFTS.items():
+        if drafts and others.get(name):
             raise ValueError(message)
 
 
