@@ -196,6 +196,13 @@ def compiler():
     return f"compiled by jax {'.'.join(jax.__version__.split('.')[:2])}"
 
 
+def kept(name, program):
+    """(what `compiler` said, lines of what one device sends) of a program's snapshot."""
+    text = file_of("collectives", f"{name} {program}").read_text()
+    version, *lines = text.splitlines()
+    return version, lines
+
+
 def write(kind, name, lines):
     """Write a snapshot."""
     path = file_of(kind, name)

@@ -51,6 +51,5 @@ def test_a_program_fits_and_sends_what_the_snapshot_says(name, program):
     assert found.gib <= limits.gib and found.mfu >= limits.mfu and found.rate >= limits.rate
     assert found.sent_gb <= limits.sent_gb and found.traffic_gb <= limits.traffic_gb
     assert found.operations <= limits.operations and found.collectives <= limits.collectives
-    text = snapshots.file_of("collectives", f"{name} {program}").read_text()
-    version, *kept = text.splitlines()
+    version, kept = snapshots.kept(name, program)
     assert lines == kept or version != snapshots.compiler()

@@ -19,7 +19,7 @@ def test_v3s_exchange_is_what_the_compiler_made_of_its_pre_training():
     within a third of theirs, and exactly that of the whole number that all others are multiples of.
     """
     sent = {"expert": 0.0, "fsdp": 0.0}
-    for line in snapshots.file_of("collectives", "pretrain_v3 stage_1").read_text().splitlines():
+    for line in snapshots.kept("pretrain_v3", "stage_1")[1]:
         kind, axes, gigabytes = LINE.fullmatch(line).groups()
         if axes in sent and kind != "all-reduce":
             sent[axes] += float(gigabytes.replace(",", ""))

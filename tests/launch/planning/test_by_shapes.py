@@ -94,6 +94,6 @@ def test_logits_of_too_few_rows_for_all_devices_leave_the_prompts_split():
     )
     weights, prefill = named(programs, "weights", "prefill")
     given = {"weights": results_by_shapes(weights, weights.arguments)}
-    caches, logits, _ = results_by_shapes(prefill, prefill.arguments_after(given))
+    caches, logits, *_ = results_by_shapes(prefill, prefill.arguments_after(given))
     assert logits.sharding.is_fully_replicated
     assert all(leaf.sharding.spec[0] == "expert" for leaf in jax.tree.leaves(caches))

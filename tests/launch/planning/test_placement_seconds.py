@@ -22,7 +22,7 @@ LINE = re.compile(r"(?P<kind>\S+) over (?P<axes>.*): [\d,]+ times, (?P<gb>[\d,.]
 def seconds(name, program, mesh):
     """(Seconds of all collectives of a snapshot on a mesh, those of its exchanges)."""
     chip, total, exchanges = DEVICES[mesh.devices.flat[0].device_kind], 0.0, 0.0
-    for line in snapshots.file_of("collectives", f"{name} {program}").read_text().splitlines():
+    for line in snapshots.kept(name, program)[1]:
         kind, axes, gigabytes = LINE.fullmatch(line).groups()
         sent = 1e9 * float(gigabytes.replace(",", ""))
         each = collective_seconds(kind, tuple(axes.split(" x ")), sent, chip, mesh)
