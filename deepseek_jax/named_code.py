@@ -122,7 +122,7 @@ def _module_file(name, module):
 
 
 def code_digests(settings, path: str = "config") -> dict[str, str]:
-    """Compute a digest of each file of code that a dataclass of settings names.
+    """Compute a digest of each code file that the settings name.
 
     The digests do not cover what the code imports.
 

@@ -48,7 +48,7 @@ def command(name: str) -> str:
 
 
 def is_name(value: str) -> bool:
-    """Return whether the value of a flag of FILES is the name of a shipped file, and no path."""
+    """Return whether a flag's value names a shipped file rather than a path."""
     return re.fullmatch(r"\w+", value) is not None
 
 

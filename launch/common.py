@@ -1,4 +1,4 @@
-"""What the programs share: flags, error messages, signals, and the start of a recipe.
+"""Code that all programs share: flags, error messages, signals, and starting a recipe.
 
 JAX is imported inside functions: a mistake in a flag does not wait for that import, and a plan sets
 its environment before it.

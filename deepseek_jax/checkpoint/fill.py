@@ -238,7 +238,7 @@ def _writer(turn, sharding, moves):
 
 
 def _undo(move, update):
-    """Give each device its columns of all rows, in place of all columns of its rows."""
+    """Exchange rows for columns: each device gets its columns of all rows."""
     column, row, axes = move
     if row is not None:
         return jax.lax.all_to_all(update, axes, split_axis=column, concat_axis=row, tiled=True)

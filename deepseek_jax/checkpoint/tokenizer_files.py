@@ -1,4 +1,4 @@
-"""Tokenizer files in a folder of parameters or of an adapter, and the record of them.
+"""Find the tokenizer files that parameters and adapters carry, and record them.
 
 The record, carried.json, is a file of this project.
 """

@@ -27,7 +27,7 @@ TOKEN_RATE = "valid_tokens_per_sec_per_gpu"
 
 
 class Held(NamedTuple):
-    """What is in the devices' memory while a program runs, but is not one of its arguments.
+    """Arrays in the devices' memory that a running program does not take as arguments.
 
     Attributes:
         name: What it is, in words.

@@ -63,7 +63,7 @@ def stored_dataset(path: str | Path):
 
 
 def stored_records(builder, split: str, path: str | Path | None = None):
-    """Return random access to the records of a split, or of a slice of one.
+    """Open a split, or a slice of it, for random access to its records.
 
     A missing, cut or damaged file raises at once if its index shows it, else when a damaged record
     is read. Without this check a reader of array_record would wait for ever for the records of a

@@ -36,7 +36,7 @@ def file_task(
     split: str = "train",
     columns: Mapping[str, str] | None = None,
 ) -> Task:
-    """Return the Task of a path of questions, with num_held_out of them held out.
+    """Read questions into a Task that holds out num_held_out of them.
 
     Args:
         path: See `read_questions`.

@@ -96,7 +96,7 @@ def mean_over_tokens(
 
 
 class _Tokens(NamedTuple):
-    """What differs from token to token: trees of [b t ...] or, flattened, of [m ...]."""
+    """Per-token inputs of a loss: trees of [b t ...] or, flattened, of [m ...]."""
 
     teacher_hidden: jax.Array | None
     share: dict

@@ -111,7 +111,7 @@ def _begins(is_target):
 
 
 def _offsets(tokenizer: Tokenizer, text: str):
-    """Return (begin, end) of each token of a text, and of the end token after it."""
+    """Return where each token of a text, and its end token, begins and ends."""
     offsets = tokenizer.backend.encode(text, add_special_tokens=False).offsets
     # End tokens have no text. align_tokens pairs them by this span, which both sides share
     return [*offsets, (len(text), len(text) + 1)]

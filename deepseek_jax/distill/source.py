@@ -225,7 +225,7 @@ class DistillSource(PackedDocuments):
 
 
 def prompts_of(conversations, policy: Policy, limit: int):
-    """Return the last prompt of each of the first `limit` conversations, as lists of ids."""
+    """Return the ids of the last prompt in each of the first `limit` conversations."""
     prompts = []
     for index in range(min(len(conversations), limit)):
         record, template = conversations[index], policy.template

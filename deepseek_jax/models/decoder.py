@@ -29,7 +29,7 @@ ROWS = ("batch", "seq", None)
 
 
 class Report(NamedTuple):
-    """What the layers report about a batch: of one layer, or of several with a leading axis l.
+    """Report of one layer about a batch, or of several with a leading axis l.
 
     Attributes:
         routing: A models.Routing; None where nothing routes.

@@ -29,7 +29,7 @@ KEY_NORM_EPS = 1e-6
 
 
 class Index(NamedTuple):
-    """What an indexer scores keys with, the arguments of ops.selection.index_scores.
+    """Queries, keys and head weights of an indexer's scores (ops.selection.index_scores).
 
     Attributes:
         q: [b t j y].

@@ -24,7 +24,7 @@ PARTS = {"mtp": lambda key: key.startswith("mtp_"), "indexer": lambda key: key =
 
 
 def weight(module: nn.Module, name: str, *, init=None, **axes: int):
-    """Declare a float32 parameter of a module, with the logical name of each of its axes.
+    """Declare a module's float32 parameter and name its logical axes.
 
     The sharding rules read the axis names from the parameter's metadata. A parameter that exists
     already is returned unchecked, because decoding prepares some in another form (ops.decoding). A

@@ -87,7 +87,7 @@ def _together(x):
 
 
 def _each(scale, axis, size):
-    """Repeat the scales of blocks for each term of an axis of this size."""
+    """Expand the blocks' scales to one scale for each term of an axis."""
     spread = jnp.repeat(scale, TERMS, axis=axis)
     return jax.lax.slice_in_dim(spread, 0, size, axis=axis)
 

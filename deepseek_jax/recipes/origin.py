@@ -38,7 +38,7 @@ from deepseek_jax.worlds.registry import named_tokenizer
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Origin:
-    """Model, tokenizer and template of a line of stages, as a block of the config gives them.
+    """Model, tokenizer and template from which a line of stages begins.
 
     Attributes:
         model: The block `model`: fields of ModelConfig, or, with a checkpoint, of RunSettings.

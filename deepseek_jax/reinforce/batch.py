@@ -1,4 +1,4 @@
-"""The batches of GRPO's updates: groups of completions as arrays of few shapes, on the mesh."""
+"""Batches of GRPO's updates: completions as arrays on the mesh, in few shapes."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Questions in, the batches of a step of GRPO out: groups of completions with their advantages."""
+"""Source of GRPO's batches: samples completions in groups, scores them, computes advantages."""
 
 import functools
 from pathlib import Path

@@ -123,7 +123,7 @@ def chain_of_thought(completion: str):
 
 
 def language_share(text: str, language: str):
-    """Return the share of the distinct words of `text` that are in `language`, a key of LANGUAGES.
+    """Return the share of distinct words in `text` that belong to `language`.
 
     Without words it is 0.0.
     """

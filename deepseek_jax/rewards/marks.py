@@ -151,7 +151,7 @@ def _clean(marks):
 
 
 def _tagged(text):
-    """List (start, end) of the content of each outermost pair of <answer> tags."""
+    """List where the content of each outermost <answer> tag starts and ends."""
     depth, found, start = 0, [], 0
     for match in ANSWER_TAG.finditer(text):
         if not match[1]:

@@ -38,7 +38,7 @@ class Rollout(NamedTuple):
     observed_mask: np.ndarray | None = None
 
     def tokens(self):
-        """Return the ids of each completion, as LazyTexts of lists of int.
+        """Return each completion's ids, as LazyTexts of lists of int.
 
         They include what a conversation read. Each list is computed when it is read.
         """

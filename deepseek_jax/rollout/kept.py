@@ -1,4 +1,4 @@
-"""What a rollout keeps of its tokens, on the devices, for the update that learns them.
+"""Per-token data that a rollout keeps on the devices for the update: experts and candidates.
 
 Both parts are from arXiv:2512.02556, section 3.1.
 

@@ -85,7 +85,7 @@ class ToolTalk:
         return tools.prompt(example, self.policy.opening, reset_text)
 
     def _turns(self, conversations: Conversations, prompt, seed):
-        """Yield the pieces of all turns of the model, and of what it reads between them."""
+        """Yield the text of all turns in pieces: the model's, and the answers that it reads."""
         policy, ids, shown = self.policy, [], 0
 
         def news():

@@ -80,7 +80,7 @@ def digest_of(ids, before: int = 0):
 
 @dataclasses.dataclass(frozen=True)
 class ToolUse:
-    """What the conversations of a policy can call, and within which limits.
+    """Tools and environment of a policy's conversations, and their limits.
 
     Attributes:
         environments: The tools and the environment, in processes of their own.

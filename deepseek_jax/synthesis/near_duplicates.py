@@ -15,7 +15,7 @@ MISSED = 1e-3
 
 
 class NearDuplicates:
-    """Index of the new texts so far, by the sets of their runs of n units.
+    """Index that finds near duplicates among new texts, by their runs of n units.
 
     Bands of the signatures select candidates, and whole signatures decide. The same texts in the
     same order give the same results on every machine. The index stores one signature for each text,

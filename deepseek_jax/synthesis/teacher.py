@@ -187,7 +187,7 @@ def chunk_paths(folder: Path, num_prompts: int, chunk_size: int):
 
 
 def read_rows(folder: Path):
-    """Yield the rows of all chunks of a folder, in the order of the prompts."""
+    """Yield all rows in a folder's chunks, in the order of the prompts."""
     for path in sorted(as_path(folder).glob("*-of-*.jsonl")):
         with path.open(encoding="utf-8") as lines:
             yield from map(json.loads, lines)

@@ -19,7 +19,7 @@ LIMIT_SECONDS = 600.0
 def own_world(
     reasoning: str | OwnData, rule: str, general: str | OwnData | None = None, *, template: str
 ) -> World:
-    """Build the World of a path of questions in GSM8K's format, and optionally of conversations.
+    """Build a World from a user's questions (GSM8K's format) and, optionally, conversations.
 
     In the solutions the working before an answer's mark is in <think> tags, and the answer in
     <answer> tags. The files are read when questions are made.

@@ -1,4 +1,4 @@
-"""What one collective of a compiled program moves, and along which axes of the mesh."""
+"""Bytes that a compiled program's collectives move, and the mesh axes that they use."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""What a plan records of a compiled program: its memory and its costs."""
+"""Records of a compiled program in a plan: its memory and its costs."""
 
 import dataclasses
 

@@ -8,7 +8,7 @@ from launch.sweeps.runs import Run
 
 
 class Plan(NamedTuple):
-    """What to do with each run of a sweep.
+    """Runs of a sweep, sorted by what to do with them.
 
     Attributes:
         complete: Runs that are complete.

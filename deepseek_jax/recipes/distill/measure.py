@@ -20,7 +20,7 @@ SAMPLES = "samples.json"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeasureTasks(Measure):
-    """A measurement of a policy: the shares of its right answers to the questions of each task."""
+    """Stage that measures a policy's share of right answers in each task."""
 
     settings: ScoreSettings
     questions: HeldOutQuestions

@@ -253,7 +253,7 @@ def report(results: Results):
 
 
 def _by_score(scores: dict):
-    """Reorder the scores of several efforts: all efforts of one score, then of the next."""
+    """Group the scores of several efforts by score."""
     names = [name.partition("_effort_")[0] for name in scores]
     order = sorted(zip(map(names.index, names), scores, strict=True), key=lambda pair: pair[0])
     return {name: scores[name] for _, name in order}

@@ -1,4 +1,4 @@
-"""Plans of the programs of reward models and judges, and of the memory that they take."""
+"""Plan the programs and the memory of reward models and judges."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -144,7 +144,7 @@ class StudentRun:
         return ()
 
     def _rows(self, *, held_out: bool = False):
-        """Return the Rows of a batch; those of held-out texts have one reader."""
+        """Return a batch's Rows; held-out texts have one reader."""
         return Rows(
             sequence_length=self.student.sequence_length,
             batch_size=self.student.batch_size,

@@ -79,7 +79,7 @@ def check_conversations(policy: Policy, source, kind: str, rows: Rows):
 
 
 def rows_of(settings: FineTuneSettings, *, held_out: bool = False):
-    """Return the Rows of these settings; those of held-out conversations have one reader."""
+    """Return the settings' Rows; held-out conversations have one reader."""
     return Rows(
         sequence_length=settings.sequence_length,
         batch_size=settings.batch_size,

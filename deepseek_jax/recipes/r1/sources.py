@@ -1,4 +1,4 @@
-"""The sources of R1's stages: questions and solutions of a world, or of a user's own data."""
+"""Sources of R1's stages: questions and solutions from a world or from a user's data."""
 
 import dataclasses
 import functools

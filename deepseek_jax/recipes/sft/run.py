@@ -170,7 +170,7 @@ class AnswerRewards(Paid):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeasureConversations(Measure):
-    """A measurement of a policy: the loss of held-out conversations, and scores of its answers.
+    """Stage that measures a policy's held-out loss and scores its answers.
 
     It answers the last questions of these conversations.
 
