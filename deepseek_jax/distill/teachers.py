@@ -20,8 +20,15 @@ from deepseek_jax.losses.completions import completion_states
 from deepseek_jax.models import ModelConfig, head_weight
 from deepseek_jax.models.reward import decoder_params
 from deepseek_jax.parallel.host_memory import return_much_freed_memory
-from deepseek_jax.parallel.shard import batch_sharding, on_device, put_share
-from deepseek_jax.reinforce.batch import completion_batch, row_multiple, totals
+from deepseek_jax.parallel.shard import batch_sharding, on_device
+from deepseek_jax.reinforce.batch import (
+    completion_batch,
+    learned_tokens,
+    owners_of,
+    put_completions,
+    row_multiple,
+    totals,
+)
 from deepseek_jax.reinforce.groups import completion_groups
 from deepseek_jax.reinforce.metrics import StepRecord
 from deepseek_jax.reinforce.sampler import Sampler, named
@@ -169,7 +176,7 @@ class TeacherSource:
         """
         teacher, weight = self.teachers[name], self.settings.teachers[name].weight
         batch = teacher_batch(groups, self.settings, self.mesh, temperature, weight)
-        batch = put_share(self.mesh, batch)
+        (batch,) = put_completions(self.mesh, [batch], owners_of(groups))
         body = teacher.body()
         hidden = self.states(teacher.policy.config)(body, for_teacher(batch))
         # The next teacher's body must not arrive before this body has gone
@@ -184,7 +191,7 @@ def teacher_batch(
     shared, multiple = settings.shares_prompts(), row_multiple(mesh)
     rows = completion_batch(groups, shared=shared, multiple=multiple)
     scalars = {"temperature": np.float32(temperature), "weight": np.float32(weight)}
-    return rows | totals(rows) | scalars
+    return rows | totals(learned_tokens(rows, owners_of(groups))) | scalars
 
 
 def for_teacher(batch):
@@ -212,8 +219,8 @@ def describe_by_teacher(groups: dict[str, list]):
     every = [group for own in groups.values() for group in own]
     metrics = {}
     for ending, own in {"": every, **{f"_{name}": own for name, own in groups.items()}}.items():
-        lengths = np.concatenate([group["mask"].sum(1) for group in own])
-        truncated = np.concatenate([group["truncated"] for group in own])
+        lengths = np.concatenate([group["rollout"].lengths for group in own])
+        truncated = np.concatenate([group["rollout"].truncated for group in own])
         metrics[f"completion_length{ending}"] = float(lengths.mean())
         metrics[f"truncated_share{ending}"] = float(truncated.mean())
     return metrics

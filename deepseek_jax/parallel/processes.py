@@ -279,13 +279,16 @@ def from_each(value, seconds: float = BARRIER_SECONDS):
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes.ravel(), strict=True)]
 
 
-def in_shares(work, count: int):
+def in_shares(work, count: int, owners=None):
     """Share work between the processes, and give every process all results.
 
     Args:
         work: A function that takes some rows of range(count) and returns a list of their results,
             which JSON can represent. Each process calls it for its own rows.
         count: The number of rows.
+        owners: int[count], the process that works on each row, the same on all processes. By
+            default neighbours go to different processes: completions of one prompt tend to be slow
+            together.
 
     Returns:
         A list of `count` results, in order.
@@ -294,11 +297,10 @@ def in_shares(work, count: int):
         RuntimeError: With the message of another process that failed. A process that fails itself
             raises its own exception.
     """
-    processes, done, failure = jax.process_count(), None, None
-    # Neighbours go to different processes: completions of one prompt tend to be slow together
-    own = range(jax.process_index(), count, processes)
+    done, failure = None, None
+    owners = np.arange(count) % jax.process_count() if owners is None else np.asarray(owners)
     try:
-        done = work(own)
+        done = work(np.flatnonzero(owners == jax.process_index()).tolist())
     # Any exception: the other processes wait for the outcome in from_each
     except Exception as error:
         failure = error
@@ -309,7 +311,23 @@ def in_shares(work, count: int):
     for process, share in enumerate(shares):
         if share["failure"] is not None:
             raise RuntimeError(f"process {process} failed: {share['failure']}")
-    return [shares[row % processes]["done"][row // processes] for row in range(count)]
+    results = [iter(share["done"]) for share in shares]
+    return [next(results[owner]) for owner in owners]
+
+
+def from_owners(owners, *arrays):
+    """Return arrays of which each process has its own entries, with the entries of all.
+
+    Args:
+        owners: int[b], the process that has each entry; None if every process has all.
+        arrays: int32[b] or float32[b] in numpy, the same number on every process.
+    """
+    if owners is None:
+        return arrays
+    bits = np.stack([array.view(np.int32) for array in arrays])
+    every = np.asarray(multihost_utils.process_allgather(bits))
+    found = every[owners, :, np.arange(len(owners))].T
+    return tuple(own.copy().view(array.dtype) for own, array in zip(found, arrays, strict=True))
 
 
 def results_of_each(call):

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 import numpy as np
 
 from deepseek_jax.errors import BrokenTerm
+from deepseek_jax.parallel.processes import results_of_each
 from deepseek_jax.rollout.tool_use import ToolUse, digest_of
 
 
@@ -59,7 +60,7 @@ def left_out_tokens(groups: list, sampled: list):
     """
     trained = {id(group) for group in groups}
     return sum(
-        group["mask"][np.isnan(group["rewards"]) | (id(group) not in trained)].sum()
+        group["rollout"].lengths[np.isnan(group["rewards"]) | (id(group) not in trained)].sum()
         for group in sampled
     )
 
@@ -93,19 +94,31 @@ def check_sampled(groups: list, batch: dict):
         return
     conversations = [each for group in groups for each in group["conversations"]]
     rewards = np.concatenate([group["rewards"] for group in groups])
-    rows = zip(
-        conversations, rewards, batch["completion_ids"], batch["completion_mask"], strict=True
-    )
-    for conversation, reward, ids, mask in rows:
-        learned = ids[mask]
+    here = np.concatenate([group["rollout"].is_here for group in groups])
+
+    def check():
         # A conversation without a reward is not learned
-        if np.isnan(reward) or digest_of(learned) == conversation.digest:
-            continue
-        raise BrokenTerm(
-            f"conversation {conversation.number}: {conversation.sampled} tokens were sampled in its "
-            f"{conversation.turns} turns, and its update learns {len(learned)} that are not these: a mask is "
-            "wrong"
-        )
+        for row in np.flatnonzero(here & ~np.isnan(rewards)):
+            conversation = conversations[row]
+            learned = batch["completion_ids"][row][batch["completion_mask"][row]]
+            if digest_of(learned) != conversation.digest:
+                raise BrokenTerm(
+                    f"conversation {conversation.number}: {conversation.sampled} tokens were sampled in its "
+                    f"{conversation.turns} turns, and its update learns {len(learned)} that are not these: a "
+                    "mask is wrong"
+                )
+
+    _on_each(check)
+
+
+def _on_each(check):
+    """Check the conversations that each process has, and raise its BrokenTerm on all of them."""
+    try:
+        results_of_each(check)
+    except BrokenTerm:
+        raise
+    except ValueError as error:
+        raise BrokenTerm(str(error)) from error
 
 
 def check_conversations(step: int, groups: list, tools: ToolUse):
@@ -155,16 +168,21 @@ def _check_read(step, groups, tools):
     have_read = [
         (group, place)
         for group in groups
-        for place, observed in enumerate(group["observed"])
-        if observed.any()
+        for place in np.flatnonzero(group["rollout"].read_lengths)
     ]
     if not have_read:
         return
     group, place = have_read[step % len(have_read)]
-    conversation = group["conversations"][place]
-    read = group["ids"][place][group["observed"][place]].tolist()
-    if read != tools.read_ids(conversation.messages):
-        raise BrokenTerm(
-            f"step {step}: conversation {conversation.number} has read {len(read)} tokens that its "
-            "messages do not have: replies of another one, or a mask is wrong"
-        )
+
+    def check():
+        rollout, conversation = group["rollout"], group["conversations"][place]
+        if not rollout.is_here[place]:
+            return
+        read = rollout.completion_ids[place][rollout.observed_mask[place]].tolist()
+        if read != tools.read_ids(conversation.messages):
+            raise BrokenTerm(
+                f"step {step}: conversation {conversation.number} has read {len(read)} tokens that its "
+                "messages do not have: replies of another one, or a mask is wrong"
+            )
+
+    _on_each(check)

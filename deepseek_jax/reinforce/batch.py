@@ -12,15 +12,20 @@ from deepseek_jax.data.batches import abstract_batch
 from deepseek_jax.errors import BrokenTerm
 from deepseek_jax.losses.grpo import row_marks
 from deepseek_jax.models import ModelConfig
+from deepseek_jax.parallel.owned_rows import put_owned
+from deepseek_jax.parallel.processes import from_owners
 from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.reinforce.accounts import check_sampled
 from deepseek_jax.reinforce.degenerate import all_equal
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.rollout import kept
+from deepseek_jax.rollout.completions import empty_rollout
 
 # Lengths are rounded up to this times a power of two, so that there are few: an update compiles for
 # each length, on a pod for minutes
 BUCKET = 16
+# The arrays of a batch's tokens, which a Rollout has under the same names
+TOKENS = ("completion_ids", "completion_mask", "sampler_logprobs", "observed_mask")
 
 
 class RowLengths(NamedTuple):
@@ -52,15 +57,51 @@ def update_batches(groups, advantages, settings: ReinforceSettings, mesh: Mesh, 
     """
     batch = step_batch(groups, advantages, settings, mesh)
     check_sampled(groups, batch)
-    learned, observed = batch["completion_mask"].sum(1), batch.get("observed_mask")
-    read = 0 if observed is None else observed.sum(1)
-    marks = row_marks(batch["completion_ids"], batch["completion_mask"])
+    owners = owners_of(groups)
+    learned = learned_tokens(batch, owners)
+    rewards = np.concatenate([group["rewards"] for group in groups])
+    read = np.concatenate([group["rollout"].read_lengths for group in groups])
+    read *= ~np.isnan(rewards)
+    (marks,) = from_owners(owners, row_marks(batch["completion_ids"], batch["completion_mask"]))
     lengths = RowLengths(batch["prompt_mask"].sum(1), learned + read, learned, marks)
     temperature = settings.rollout.temperature_at(step)
-    parts = minibatches(batch, settings.minibatches, temperature)
+    parts = minibatches(batch, learned, settings.minibatches, temperature)
     # The check reads the advantages from the minibatches, as the updates get them
     check_advantages(groups, np.concatenate([part["advantages"] for part in parts]))
-    return [put_share(mesh, part) for part in parts], lengths
+    return put_completions(mesh, parts, owners), lengths
+
+
+def owners_of(groups):
+    """Return the process that has each completion of groups, int[b]; None if every process has all."""
+    owned = [group["rollout"].owned for group in groups]
+    return None if owned[0] is None else np.concatenate([own.owners for own in owned])
+
+
+def learned_tokens(batch, owners):
+    """Return the number of tokens of each completion that a batch learns: int32[b].
+
+    Args:
+        owners: from owners_of.
+    """
+    (learned,) = from_owners(owners, batch["completion_mask"].sum(1, dtype=np.int32))
+    return learned
+
+
+def put_completions(mesh: Mesh, batches: list[dict], owners):
+    """Move batches of completions onto the mesh, from the processes that have their tokens.
+
+    Args:
+        batches: consecutive equal parts of a batch, numpy arrays.
+        owners: from owners_of, for the whole batch.
+    """
+    if owners is None:
+        return [put_share(mesh, batch) for batch in batches]
+    moved = []
+    for batch, own in zip(batches, np.split(owners, len(batches)), strict=True):
+        tokens = {name: array for name, array in batch.items() if name in TOKENS}
+        others = {name: array for name, array in batch.items() if name not in TOKENS}
+        moved.append(put_share(mesh, others) | put_owned(mesh, tokens, own))
+    return moved
 
 
 def step_batch(groups, advantages, settings: ReinforceSettings, mesh: Mesh):
@@ -111,19 +152,16 @@ def group_batch(
     if kl_weights:
         own = [kl_weights.get(group["scenario"], 1.0) for group in groups]
         batch["kl_weight"] = np.repeat(np.float32(own), group_size)
-    return batch | totals(batch)
+    return batch | totals(batch["completion_mask"].sum(1))
 
 
 def completion_batch(groups, *, shared: bool = True, multiple: int = BUCKET):
     """Build the ids, masks and sampler_logprobs of groups, as group_batch has them."""
-    mask = np.concatenate([group["mask"] for group in groups])
-    observed, length = {}, mask.sum(1)
-    if "observed" in groups[0]:
-        read = np.concatenate([group["observed"] for group in groups])
-        observed, length = {"observed_mask": read}, length + read.sum(1)
-    t = padded_length(length.max(), multiple)
+    rollouts = [group["rollout"] for group in groups]
+    most = max((rollout.lengths + rollout.read_lengths).max() for rollout in rollouts)
+    t = padded_length(most, multiple)
     # The columns of shared rows split over no devices: no need to exceed the longest completion allowed
-    t = min(t, mask.shape[1]) if shared else t
+    t = min(t, rollouts[0].completion_ids.shape[1]) if shared else t
     prompts = [group["prompt_ids"] for group in groups]
     longest = padded_length(max(map(len, prompts)), multiple)
     prompt_ids = np.zeros((len(prompts), longest), np.int32)
@@ -131,14 +169,15 @@ def completion_batch(groups, *, shared: bool = True, multiple: int = BUCKET):
         row[: len(prompt)] = prompt
     lengths = np.array([[len(prompt)] for prompt in prompts])
     prompt_mask = np.arange(prompt_ids.shape[1]) < lengths
-    repeats = 1 if shared else len(mask) // len(groups)
+    repeats = 1 if shared else len(rollouts[0].truncated)
     return {
         "prompt_ids": np.repeat(prompt_ids, repeats, axis=0),
         "prompt_mask": np.repeat(prompt_mask, repeats, axis=0),
-        "completion_ids": _fitted([group["ids"] for group in groups], t),
-        "completion_mask": _fitted([mask], t),
-        "sampler_logprobs": _fitted([group["logprobs"] for group in groups], t),
-    } | {name: _fitted([array], t) for name, array in observed.items()}
+    } | {
+        name: _fitted([(getattr(rollout, name), rollout.is_here) for rollout in rollouts], t)
+        for name in TOKENS
+        if getattr(rollouts[0], name) is not None
+    }
 
 
 def check_advantages(groups, advantages):
@@ -169,14 +208,21 @@ def check_advantages(groups, advantages):
             )
 
 
-def minibatches(batch, parts: int, temperature: float):
+def minibatches(batch, learned, parts: int, temperature: float):
     """Cut a batch into minibatches.
 
     Each has the sampling temperature and its own totals: a minibatch is one update, and the totals
     are the divisors of its loss.
+
+    Args:
+        learned: int[b], from learned_tokens.
     """
     sampled_at = {"temperature": np.float32(temperature)}
-    return [part | totals(part) | sampled_at for part in split(batch, parts)]
+    counts = np.split(learned, parts)
+    return [
+        part | totals(own) | sampled_at
+        for part, own in zip(split(batch, parts), counts, strict=True)
+    ]
 
 
 def split(batch, parts: int):
@@ -185,11 +231,16 @@ def split(batch, parts: int):
     return [{name: piece[i] for name, piece in pieces.items()} for i in range(parts)]
 
 
-def totals(batch):
-    """Return the divisors of a batch's loss: num_tokens and num_completions, float32[]."""
-    mask = batch["completion_mask"]
-    counts = {"num_tokens": mask.sum(), "num_completions": mask.any(1).sum()}
-    return {name: np.float32(count) for name, count in counts.items()}
+def totals(learned):
+    """Return the divisors of a batch's loss: num_tokens and num_completions, float32[].
+
+    Args:
+        learned: int[b], from learned_tokens.
+    """
+    return {
+        "num_tokens": np.float32(learned.sum()),
+        "num_completions": np.float32(np.count_nonzero(learned)),
+    }
 
 
 def longest_batch(settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):
@@ -201,9 +252,10 @@ def longest_batch(settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):
     # refused by its shapes
     one = longest_group(settings, 1)
     if settings.most_turns():
-        one["observed"] = ~one["mask"]
+        rollout = one["rollout"]
+        one["rollout"] = rollout._replace(observed_mask=~rollout.completion_mask)
     one = step_batch([one], np.zeros(1, np.float32), settings, mesh)
-    (one,) = minibatches(one, 1, 1.0)
+    (one,) = minibatches(one, learned_tokens(one, None), 1, 1.0)
     prompts = settings.prompts_per_step // settings.minibatches
 
     def repeated(name, x):
@@ -226,14 +278,14 @@ def longest_group(settings, completions: int | None = None):
         settings: has rollout and group_size.
         completions: the number of completions, by default group_size.
     """
-    shape = completions or settings.group_size, settings.rollout.longest()
+    count, length = completions or settings.group_size, settings.rollout.longest()
+    rollout = empty_rollout(count, length)
+    rollout.completion_mask[:] = True
     return {
         "prompt_ids": [0] * settings.rollout.max_prompt_length,
         "row": 0,
-        "ids": np.zeros(shape, np.int32),
-        "mask": np.ones(shape, bool),
-        "logprobs": np.zeros(shape, np.float32),
-        "rewards": np.zeros(shape[0], np.float32),
+        "rollout": rollout,
+        "rewards": np.zeros(count, np.float32),
         "scenario": "reasoning",
     }
 
@@ -294,9 +346,18 @@ def step_flops(settings: ReinforceSettings, config: ModelConfig, lengths: RowLen
 
 
 def _fitted(arrays, t):
-    """Join arrays [b t] along the first axis, cut or padded to t columns. The cut is padding."""
-    joined = np.concatenate(arrays)[:, :t]
-    return np.pad(joined, ((0, 0), (0, t - joined.shape[1])))
+    """Join arrays along the first axis, cut or padded to t columns. The cut is padding.
+
+    Args:
+        arrays: pairs of an array [i t], and bool[i], which of its rows are here. The other rows
+            stay 0 and are not written, so that they take no memory.
+    """
+    joined = np.zeros((sum(len(array) for array, _ in arrays), t), arrays[0][0].dtype)
+    first = 0
+    for array, here in arrays:
+        joined[first : first + len(array)][here, : array.shape[1]] = array[here, :t]
+        first += len(array)
+    return joined
 
 
 def row_multiple(mesh: Mesh):

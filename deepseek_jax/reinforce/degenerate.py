@@ -83,17 +83,14 @@ def faults(groups: list, eos_ids: list):
         # A reward that no question of this step has is NaN for all
         if not np.isnan(part).all() and all_equal(part):
             yield f"constant_reward {name}", f": {name} was {np.nanmax(part):g}"
-    ended = ~np.concatenate([group["truncated"] for group in groups])
+    rollouts = [group["rollout"] for group in groups]
+    ended = ~np.concatenate([rollout.truncated for rollout in rollouts])
     if not ended.any():
         yield "truncated", ""
-    mask = np.concatenate([group["mask"] for group in groups])
-    ids = np.concatenate([group["ids"] for group in groups])
-    lengths = mask.sum(1)
+    lengths = np.concatenate([rollout.lengths for rollout in rollouts])
     if (lengths <= ended).all():
         yield "empty", ""
-    # The last sampled token is found from the end: conversations have tokens before it that the
-    # model did not sample
-    last = ids[np.arange(len(ids)), mask.shape[1] - 1 - mask[:, ::-1].argmax(1)]
+    last = np.concatenate([rollout.last_ids for rollout in rollouts])
     odd = np.unique(last[ended & (lengths > 0) & ~np.isin(last, eos_ids)])
     if len(odd):
         yield "odd_ends", f": {', '.join(map(str, odd[:5]))}"

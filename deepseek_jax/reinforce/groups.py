@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from deepseek_jax.losses.advantages import group_advantages
 from deepseek_jax.models.adapters import Adapted
 from deepseek_jax.parallel.host_memory import return_much_freed_memory
-from deepseek_jax.parallel.processes import first_process, say
+from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import on_device, put_share
 from deepseek_jax.reinforce.accounts import (
     NewQuestions,
@@ -129,7 +129,7 @@ class GroupSource:
         )
         self._completions = []
         # Copied now, so that the arrays of the groups need not stay in memory until the updates end
-        if first_process() and self.settings.is_logged(step):
+        if self.settings.is_logged(step):
             count = self.settings.kept_completions
             self._completions = kept_completions(groups, advantages, count)
         parts, lengths = update_batches(groups, advantages, self.settings, self.mesh, step)
@@ -148,10 +148,7 @@ class GroupSource:
         return self.record.of_updates()
 
     def completions(self):
-        """Return the groups of completions that are kept of the latest step, if it is logged.
-
-        Only process 0 has any: it has the completions of all processes.
-        """
+        """Return the groups of completions that are kept of the latest step, if it is logged."""
         return self._completions
 
     @property
@@ -226,13 +223,12 @@ class GroupSource:
     @named("rewards")
     def _scored(self, examples, answers, step):
         """Score the Answers to examples, and return their groups."""
-        self.record.answered += int(answers.rollout.completion_mask.sum())
+        self.record.answered += int(answers.rollout.lengths.sum())
         with self.record.timed("reward_seconds"):
             scores = answers.scored_by(self.rewards, examples)
             scores.require_one()
             if self.settings.effort is not None:
-                lengths = answers.rollout.completion_mask.sum(1)
-                asked = answers.asked(examples)
+                asked, lengths = answers.asked(examples), answers.rollout.lengths
                 scores = with_length_penalty(self.settings.effort, asked, lengths, scores)
             check_range(scores)
             for message in scores.messages:
@@ -309,22 +305,14 @@ def make_groups(examples: list[dict], answers: Answers, scores: Scores) -> list[
 def completion_groups(answers: Answers):
     """Build one dict for each example: its prompt and its group's rows of the rollout.
 
-    The keys are prompt_ids, row (the example's number), ids, mask, logprobs and truncated; for
-    conversations also observed.
+    The keys are prompt_ids, row (the example's number) and rollout, the Rollout of the group.
     """
-    groups, n, rollout = [], answers.n, answers.rollout
-    for index, prompt in enumerate(answers.prompts):
-        rows = slice(index * n, (index + 1) * n)
-        own = {} if rollout.observed_mask is None else {"observed": rollout.observed_mask[rows]}
-        groups.append(
-            own
-            | {
-                "prompt_ids": prompt,
-                "row": index,
-                "ids": rollout.completion_ids[rows],
-                "mask": rollout.completion_mask[rows],
-                "logprobs": rollout.sampler_logprobs[rows],
-                "truncated": rollout.truncated[rows],
-            }
-        )
-    return groups
+    n = answers.n
+    return [
+        {
+            "prompt_ids": prompt,
+            "row": index,
+            "rollout": answers.rollout.part(slice(index * n, (index + 1) * n)),
+        }
+        for index, prompt in enumerate(answers.prompts)
+    ]

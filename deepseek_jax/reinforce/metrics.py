@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from deepseek_jax.costs.chips import peak_of
 from deepseek_jax.costs.program import GENERATION, STEP, TOKEN_RATE, TRAINING
 from deepseek_jax.data.columns import shown_columns
+from deepseek_jax.parallel.processes import in_shares
 from deepseek_jax.reinforce.degenerate import all_equal
 
 # The counts of conversations that are logged as means; the others are sums
@@ -121,14 +122,14 @@ def describe(groups: list, accuracy: str):
         accuracy: the reward that decides whether an answer is right.
     """
     rewards = np.stack([group["rewards"] for group in groups])
-    lengths = np.concatenate([group["mask"].sum(1) for group in groups])
+    lengths = np.concatenate([group["rollout"].lengths for group in groups])
     metrics = {
         "reward": np.nanmean(rewards),
         "reward_group_std": np.nanmean([_std(row) for row in rewards]),
         "all_equal_share": np.mean([all_equal(row) for row in rewards]),
         "completion_length": lengths.mean(),
         "completion_length_max": lengths.max(),
-        "truncated_share": np.mean([group["truncated"] for group in groups]),
+        "truncated_share": np.mean([group["rollout"].truncated for group in groups]),
     }
     for name in groups[0]["parts"]:
         part = np.array([group["parts"][name] for group in groups])
@@ -140,7 +141,7 @@ def describe(groups: list, accuracy: str):
         metrics |= of_conversations([c for group in groups for c in group["conversations"]])
     for effort in sorted({group["effort"] for group in groups} - {None}):
         own = [group for group in groups if group["effort"] == effort]
-        lengths = np.concatenate([group["mask"].sum(1) for group in own])
+        lengths = np.concatenate([group["rollout"].lengths for group in own])
         metrics[f"completion_length_effort_{effort}"] = lengths.mean()
         right = np.array([group["parts"][accuracy] for group in own])
         # All NaN: only general questions were asked with it
@@ -163,26 +164,28 @@ def of_conversations(conversations: list):
 def kept_completions(groups: list, advantages, count: int):
     """Return the first `count` completions of a step, in groups as MetricsWriter.write takes them.
 
+    Every process calls this.
+
     Args:
         groups: from groups.make_groups.
         advantages: float32[b], for all completions of the groups.
     """
     kept, n, advantages = [], len(groups[0]["rewards"]), np.asarray(advantages)
-    for number, group in enumerate(groups[: -(-count // n)]):
+    groups = groups[: -(-count // n)]
+    said = iter(_said(groups, count))
+    for number, group in enumerate(groups):
         rows = range(min(n, count - number * n))
-        lengths = group["mask"].sum(1)
         completions = [
-            {
-                "text": group["texts"][row],
+            next(said)
+            | {
                 "reward": group["rewards"][row],
                 "parts": {name: part[row] for name, part in group["parts"].items()},
                 "columns": {name: column[row] for name, column in group["columns"].items()},
                 "advantage": advantages[number * n + row],
-                "length": lengths[row],
-                "truncated": group["truncated"][row],
+                "length": group["rollout"].lengths[row],
+                "truncated": group["rollout"].truncated[row],
                 "unread": group["unread"][row],
             }
-            | _conversation_of(group, row)
             for row in rows
         ]
         example, columns = group["example"], shown_columns(group["example"])
@@ -192,11 +195,26 @@ def kept_completions(groups: list, advantages, count: int):
     return kept
 
 
-def _conversation_of(group, row):
-    """Return {"messages": ...} for a conversation, {} for a single turn."""
+def _said(groups, count):
+    """Return the text of each of the first `count` completions, and a conversation's messages.
+
+    Every process calls this, and each reads the completions that it has.
+    """
+    places = [(group, row) for group in groups for row in range(len(group["rewards"]))][:count]
+
+    def said(numbers):
+        return [_said_in(*places[number]) for number in numbers]
+
+    owned = places and groups[0]["rollout"].owned is not None
+    owners = [group["rollout"].owned.owners[row] for group, row in places] if owned else None
+    return in_shares(said, len(places), owners)
+
+
+def _said_in(group, row):
+    own = {"text": group["texts"][row]}
     if "conversations" not in group:
-        return {}
-    return {"messages": group["conversations"][row].messages}
+        return own
+    return own | {"messages": group["conversations"][row].messages}
 
 
 def _std(rewards):

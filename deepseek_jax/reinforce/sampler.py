@@ -63,6 +63,7 @@ class Sampler:
         log = self._log(step, number)
         log.keeps_routing = settings.keep_routing
         log.keeps_candidates = settings.rollout.truncates()
+        log.own_rows = True
         # The seed depends only on the run's seed, the step and the round, so that a resumed run
         # samples what an uninterrupted one samples
         entropy = np.random.SeedSequence([settings.seed, step, number])
@@ -86,7 +87,7 @@ class Sampler:
             GENERATION: seconds - log.weight_sync_seconds,
             "exchanges": log.exchanges,
             "exchange_rounds": log.exchange_rounds,
-            "sampled_tokens": answers.rollout.completion_mask.sum(),
+            "sampled_tokens": answers.rollout.lengths.sum(),
             "prefilled_positions": len(examples) * prompt_room(longest),
         }
 
@@ -98,12 +99,16 @@ class Sampler:
     def _log(self, step, number):
         """Return the log that writes a round's completions to a file as they end.
 
-        It writes nothing without a folder, or where an update needs the candidates of tokens: these
-        are only on the devices.
+        Every process writes its own completions, and reads the ones of all. It writes nothing
+        without a folder, or where an update needs the candidates of tokens: these are only on the
+        devices.
         """
         if self.folder is None or self.settings.rollout.truncates():
             return RolloutLog()
         # The name has the parameters' fingerprint: a run that resumes after a change must not use
         # completions of other parameters
-        path = self.folder / f"{step}_{number}_{self.sampled_by:08x}.jsonl"
-        return SampleLog(path, writes=first_process(), every=SECONDS_BETWEEN_WRITES)
+        name = f"{step}_{number}_{self.sampled_by:08x}"
+        path = self.folder / f"{name}_{jax.process_index()}.jsonl"
+        earlier = self.folder.glob(f"{name}_*.jsonl")
+        others = sorted(other for other in earlier if other != path)
+        return SampleLog(path, earlier=others, every=SECONDS_BETWEEN_WRITES)

@@ -113,7 +113,7 @@ class ScenarioRewards:
         """Return Rewards.best_share of the reasoning questions."""
         return self.rewards[SCENARIOS[0]].best_share()
 
-    def score_together(self, examples, completions, completion_ids=None):
+    def score_together(self, examples, completions, completion_ids=None, owners=None):
         """Score all examples, shared between the processes as in Rewards.score_together.
 
         A part that an example's scenario does not have is NaN, which is not an error.
@@ -127,7 +127,8 @@ class ScenarioRewards:
             rows = [i for i, example in enumerate(examples) if scenario_of(example) == scenario]
             asked = [examples[i] for i in rows]
             ids = None if completion_ids is None else picked(completion_ids, rows)
-            scores = rewards.score_together(asked, picked(completions, rows), ids)
+            own = None if owners is None else owners[rows]
+            scores = rewards.score_together(asked, picked(completions, rows), ids, own)
             total[rows] = scores.total
             for name, part in scores.parts.items():
                 parts[name][rows] = part

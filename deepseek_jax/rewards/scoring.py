@@ -1,9 +1,9 @@
 """Score a batch of completions by the weighted sum of named rewards, and count every failure."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ MAX_MESSAGES = 5
 MAX_CHARS = 2**20
 
 
-@dataclass
+@dataclasses.dataclass
 class Scores:
     """Rewards of a batch of completions.
 
@@ -41,9 +41,9 @@ class Scores:
     total: np.ndarray
     parts: dict[str, np.ndarray]
     errors: int = 0
-    messages: list[str] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
-    columns: dict[str, list] = field(default_factory=dict)
+    messages: list[str] = dataclasses.field(default_factory=list)
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    columns: dict[str, list] = dataclasses.field(default_factory=dict)
     unread: np.ndarray | None = None
 
     def as_wrong(self, name: str):
@@ -77,7 +77,8 @@ class Rewards:
             package.module:NAME, see rewards.function. The function itself may stand in place of its
             name.
         models: Trained rewards by name: rewards.model.RewardModel, or any object with its method
-            score(examples, completions).
+            score(examples, completions). One that does not read the completions says so by
+            reads_texts = False.
         rules: The rules that `weights` may name; RULES by default.
 
     Raises:
@@ -184,6 +185,7 @@ class Rewards:
         examples: Sequence[Mapping],
         completions: Sequence[str],
         completion_ids: Sequence[Sequence[int]] | None = None,
+        owners: np.ndarray | None = None,
     ) -> Scores:
         """Score a batch as `score` does, with the work shared between all processes.
 
@@ -191,13 +193,22 @@ class Rewards:
         reads and scores its own share of the completions. Models score all completions on each
         process, because their programs need all processes. An exception on one process is raised on
         all.
+
+        Args:
+            examples: As in `score`.
+            completions: As in `score`.
+            completion_ids: As in `score`.
+            owners: int[b], the process that has each completion, where a process can read only its
+                own. If a model reads completions, all processes receive their texts.
         """
         # Imported here because workers of the verifiers import this file, but must not import jax
         from deepseek_jax.parallel.processes import from_each, in_shares
 
-        return self._score(Batch(examples, completions, completion_ids), in_shares, from_each)
+        share = functools.partial(in_shares, owners=owners)
+        batch = Batch(examples, completions, completion_ids)
+        return self._score(batch, share, from_each, owned=owners is not None)
 
-    def _score(self, batch, share, from_each):
+    def _score(self, batch, share, from_each, owned=False):
         examples, count = batch.examples, len(batch.completions)
         if len(examples) != count:
             raise ValueError(f"{len(examples)} examples for {count} completions.")
@@ -205,7 +216,12 @@ class Rewards:
         parts, messages, unread = {}, [], None
         total, scored = np.zeros(count, np.float32), np.zeros(count, bool)
         for name, weight in self.weights.items():
-            verdicts = share(functools.partial(self._verdicts, name, batch), count)
+            read = batch
+            # Read before the work is shared: a process that fails in its work reads no further
+            if owned and getattr(self._models.get(name), "reads_texts", name in self._models):
+                texts = share(lambda rows: [batch.completions[row] for row in rows], count)
+                read = dataclasses.replace(batch, completions=texts)
+            verdicts = share(functools.partial(self._verdicts, name, read), count)
             values = [math.nan if value is None else value for value, _, _ in verdicts]
             parts[name] = np.array(values, np.float32)
             messages += [message for _, message, _ in verdicts if message is not None]
@@ -216,7 +232,9 @@ class Rewards:
             total = np.where(scores, total + weight * parts[name], total)
             scored |= scores
         if not scored.all():
-            messages.append(f"no reward scores {batch.shown(int(np.argmin(scored)))}.")
+            first = int(np.argmin(scored))
+            shown = share(lambda rows: [batch.shown(r) if r == first else "" for r in rows], count)
+            messages.append(f"no reward scores {shown[first]}.")
         total = np.where(scored, total, np.nan).astype(np.float32)
         errors, logged = int(np.isnan(total).sum()), ({}, {})
         if self._functions:

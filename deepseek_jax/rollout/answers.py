@@ -49,7 +49,9 @@ class Answers(NamedTuple):
             rewards: A rewards.Rewards, or another object with its method score_together.
             examples: The examples that were answered.
         """
-        return rewards.score_together(self.asked(examples), self.texts, self.rollout.tokens())
+        owned, ids = self.rollout.owned, self.rollout.tokens()
+        owners = None if owned is None else owned.owners
+        return rewards.score_together(self.asked(examples), self.texts, ids, owners)
 
     def groups(self):
         """Return the answers of each example: a list of LazyTexts, each with n texts."""
@@ -57,7 +59,7 @@ class Answers(NamedTuple):
 
     def lengths(self):
         """Return the number of tokens that the model sampled for each answer: int[p n]."""
-        return self.rollout.completion_mask.sum(1).reshape(-1, self.n)
+        return self.rollout.lengths.reshape(-1, self.n)
 
 
 def completion_texts(tokenizer: Tokenizer, prompts: list[list[int]], rollout: Rollout) -> LazyTexts:

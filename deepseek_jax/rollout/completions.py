@@ -1,21 +1,38 @@
 """Rollout, the completions of a rollout, and RolloutLog, which receives them as they end."""
 
-import functools
 import types
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from typing_extensions import override
 
 from deepseek_jax.data.texts import LazyTexts
-from deepseek_jax.errors import NotFinite
 from deepseek_jax.training.run import leave_if_asked
+
+
+class Owned(NamedTuple):
+    """What every process knows of completions whose tokens only one process has, their owner.
+
+    Attributes:
+        owners: int32[b], the process that has each completion's tokens.
+        lengths: int32[b], the tokens that were sampled.
+        read_lengths: int32[b], the tokens that a conversation read.
+        last_ids: int32[b], the token that was sampled last.
+    """
+
+    owners: np.ndarray
+    lengths: np.ndarray
+    read_lengths: np.ndarray
+    last_ids: np.ndarray
 
 
 class Rollout(NamedTuple):
     """Completions of prompts, as numpy arrays with n adjacent rows for each prompt.
+
+    Where processes own rows (see RolloutLog.own_rows), the arrays of tokens [b t] are 0 and False
+    in the rows of other processes. The operating system gives untouched pages no memory, so a
+    process holds its own rows.
 
     Attributes:
         completion_ids: int32[b t], 0 after the end.
@@ -27,6 +44,7 @@ class Rollout(NamedTuple):
         accepted: int32[b], the number of drafted tokens that were accepted.
         observed_mask: bool[b t], True on tokens of a conversation that the model read. None if
             completions are single turns.
+        owned: An Owned. None if this process has the tokens of all rows.
     """
 
     completion_ids: np.ndarray
@@ -36,6 +54,44 @@ class Rollout(NamedTuple):
     drafted: np.ndarray | None = None
     accepted: np.ndarray | None = None
     observed_mask: np.ndarray | None = None
+    owned: Owned | None = None
+
+    @property
+    def lengths(self):
+        """The number of tokens that were sampled for each completion: int[b]."""
+        return self.completion_mask.sum(1) if self.owned is None else self.owned.lengths
+
+    @property
+    def read_lengths(self):
+        """The number of tokens that each conversation read: int[b]."""
+        if self.owned is not None:
+            return self.owned.read_lengths
+        observed = self.observed_mask
+        return np.zeros(len(self.truncated), int) if observed is None else observed.sum(1)
+
+    @property
+    def last_ids(self):
+        """The token that was sampled last for each completion, int[b]; any id without tokens."""
+        if self.owned is not None:
+            return self.owned.last_ids
+        # Found from the end: conversations have tokens before it that the model did not sample
+        last = self.completion_mask.shape[1] - 1 - self.completion_mask[:, ::-1].argmax(1)
+        return self.completion_ids[np.arange(len(last)), last]
+
+    @property
+    def is_here(self):
+        """Whether this process has the tokens of each completion: bool[b]."""
+        if self.owned is None:
+            return np.ones(len(self.truncated), bool)
+        return self.owned.owners == jax.process_index()
+
+    def part(self, rows: slice):
+        """Return the Rollout of some rows, which shares its arrays with this one."""
+        arrays = self._replace(owned=None)
+        owned = None if self.owned is None else Owned(*(array[rows] for array in self.owned))
+        return Rollout(*(None if array is None else array[rows] for array in arrays))._replace(
+            owned=owned
+        )
 
     def tokens(self):
         """Return each completion's ids, as LazyTexts of lists of int.
@@ -45,7 +101,15 @@ class Rollout(NamedTuple):
         return LazyTexts(self.ids_of, range(len(self.completion_ids)))
 
     def ids_of(self, row: int):
-        """Return the ids of one completion, including what it read, as a list of int."""
+        """Return the ids of one completion, including what it read, as a list of int.
+
+        Raises:
+            LookupError: Another process has them.
+        """
+        if self.owned is not None and self.owned.owners[row] != jax.process_index():
+            raise LookupError(
+                f"process {self.owned.owners[row]} has the tokens of completion {row}"
+            )
         return self.completion_ids[row][self.present(row)].tolist()
 
     def present(self, rows):
@@ -65,7 +129,7 @@ class Rollout(NamedTuple):
         A step drafts one token, so the number of drafted tokens is the number of steps. The first
         token does not count: it is sampled from the prompt's logits.
         """
-        return _ratio((self.completion_mask.sum(1) - 1).sum(), self.drafted.sum())
+        return _ratio((self.lengths - 1).sum(), self.drafted.sum())
 
 
 def _ratio(part, whole):
@@ -92,12 +156,14 @@ class RolloutLog:
         keeps_candidates: True if the rollout keeps, for each token, the tokens that top-p and top-k
             left to draw it from.
         kept: The rollout sets it if it keeps anything: a kept.Kept.
+        own_rows: True if a process receives the tokens of the completions alone that its devices
+            sampled, and becomes their owner. A single process receives all in either case.
     """
 
     done = types.MappingProxyType({})
     conversations = None
     weight_sync_seconds, exchanges, exchange_rounds = 0.0, 0, 0.0
-    keeps_routing = keeps_candidates = False
+    keeps_routing = keeps_candidates = own_rows = False
     kept = None
 
     def turn_length(self):
@@ -111,7 +177,7 @@ class RolloutLog:
         """Receive the rows that have just ended.
 
         Args:
-            rows: int[e], their numbers.
+            rows: int[e], the numbers of those that this process has.
             rollout: The Rollout as it is now; rows that have not ended are empty.
         """
 
@@ -124,15 +190,19 @@ class MeasuredLog(RolloutLog):
         leave_if_asked("the measurement")
 
 
-def empty_rollout(rows: int, length: int, converses: bool = False):
+def empty_rollout(rows: int, length: int, converses: bool = False, own_rows: bool = False):
     """Create a Rollout without any sampled token.
 
     Args:
         rows: The number of completions.
         length: The most tokens of a completion.
         converses: True if completions are conversations.
+        own_rows: See RolloutLog.
     """
     shape = rows, length
+    owned = None
+    if own_rows and jax.process_count() > 1:
+        owned = Owned(*(np.zeros(rows, np.int32) for _ in Owned._fields))
     return Rollout(
         completion_ids=np.zeros(shape, np.int32),
         completion_mask=np.zeros(shape, bool),
@@ -141,16 +211,19 @@ def empty_rollout(rows: int, length: int, converses: bool = False):
         drafted=np.zeros(rows, np.int32),
         accepted=np.zeros(rows, np.int32),
         observed_mask=np.zeros(shape, bool) if converses else None,
+        owned=owned,
     )
 
 
 def fill(rollout: Rollout, log: RolloutLog):
     """Copy a log's completions of earlier calls into their rows of a rollout, in place.
 
-    These rows must be empty.
+    These rows must be empty. Where processes own rows, they divide them among themselves.
     """
     for row, line in log.done.items():
         ids = line["ids"]
+        if rollout.owned is not None and not _divide(rollout, row, line):
+            continue
         rollout.completion_ids[row, : len(ids)] = ids
         rollout.completion_mask[row, : len(ids)] = True
         # JSON's numbers are float64, which represents every float32 exactly
@@ -161,109 +234,12 @@ def fill(rollout: Rollout, log: RolloutLog):
             rollout.completion_mask[row] &= ~rollout.observed_mask[row]
 
 
-def copy_completions(rollout: Rollout, rows, state, slots):
-    """Copy completions from slots into their rows of a rollout, in place.
-
-    Args:
-        rollout: The Rollout that gets them.
-        rows: int[e], the rows.
-        state: A slots.Slots.
-        slots: int[e], the slot of each row.
-    """
-    state = of_slots(state, slots)
-    # After its length a slot still has the tokens of its previous request
-    own = np.arange(state.tokens.shape[1]) < state.length[:, None]
-    rollout.completion_ids[rows] = np.where(own, state.tokens, 0)
-    rollout.sampler_logprobs[rows] = np.where(own, state.logprobs, 0)
-    if state.turns is not None:
-        rollout.observed_mask[rows] = own & state.turns.observed
-        own &= ~state.turns.observed
-    rollout.completion_mask[rows] = own
-    rollout.truncated[rows] = ~state.stopped
-    if state.drafting is not None:
-        rollout.drafted[rows] = state.drafting.drafted
-        rollout.accepted[rows] = state.drafting.accepted
-
-
-def of_slots(state, slots):
-    """Copy the fields that a Rollout needs of some slots to numpy: only these leave the devices.
-
-    Args:
-        state: A slots.Slots.
-        slots: int[e], the numbers of the slots.
-
-    Returns:
-        A slots.Slots of these slots, in which all other fields are None.
-    """
-    drafting, turns = state.drafting, state.turns
-    if turns is not None:
-        turns = turns._replace(limit=None, longest=None)
-    if drafting is not None:
-        drafting = drafting._replace(hidden=None, next_tokens=None, fresh=None)
-    unread = "caches step keys prompt_length last_token ended experts candidates".split()
-    read = state._replace(**dict.fromkeys(unread), drafting=drafting, turns=turns)
-    taken = _take(read, padded(slots))
-    return jax.tree.map(lambda array: array[: len(slots)], on_host(taken))
-
-
-def padded(numbers):
-    """Repeat the last number of int[e] up to a power of two, so that few sizes are compiled."""
-    width = 1 << (len(numbers) - 1).bit_length()
-    return np.append(numbers, np.full(width - len(numbers), numbers[-1]))
-
-
-@jax.jit
-def _take(tree, rows):
-    return jax.tree.map(lambda array: array[rows], tree)
-
-
-def check_finite(rollout: Rollout, rows, state, slots):
-    """Check that the completions of a call of copy_completions have finite log-probabilities.
-
-    Args:
-        rollout: The Rollout that got them.
-        rows: int[e], the rows.
-        state: A slots.Slots.
-        slots: int[e], the slot of each row.
-
-    Raises:
-        NotFinite: A log-probability is not finite, so the weights or a device are broken. The
-            message names the devices of the completion's slot.
-    """
-    for row, slot in zip(rows, slots, strict=True):
-        (broken,) = np.nonzero(~np.isfinite(rollout.sampler_logprobs[row]))
-        if len(broken):
-            where = state.logprobs.sharding.devices_indices_map(state.logprobs.shape)
-            devices = [
-                device
-                for device, (part, _) in where.items()
-                if slot in range(len(state.ended))[part]
-            ]
-            raise NotFinite(
-                f"token {broken[0]} of completion {row} has the log-probability "
-                f"{rollout.sampler_logprobs[row, broken[0]]}, sampled in slot {slot} on "
-                f"{', '.join(map(str, devices))}: the parameters are not finite, or the device is faulty"
-            )
-
-
-def on_host(tree):
-    """Convert a tree of jax arrays to numpy, even if other processes have parts of the arrays."""
-    apart = [
-        array
-        for array in jax.tree.leaves(tree)
-        if not (array.is_fully_addressable or array.is_fully_replicated)
-    ]
-    if apart:
-        # numpy can read only the parts on this process: replicate such arrays first, all in one
-        # program
-        tree = _replicating(apart[0].sharding.mesh)(tree)
-    return jax.tree.map(np.asarray, tree)
-
-
-@functools.cache
-def _replicating(mesh):
-    """Return the jitted function that copies a tree to every device of a mesh.
-
-    It is one function for all calls, because jit compiles each new function anew.
-    """
-    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
+def _divide(rollout, row, line):
+    """Note what all processes know of a row from its line; return whether this process owns it."""
+    observed = np.asarray(line.get("observed", np.zeros(len(line["ids"]))), bool)
+    owned, sampled = rollout.owned, np.asarray(line["ids"])[~observed]
+    owned.owners[row] = row % jax.process_count()
+    owned.lengths[row], owned.read_lengths[row] = len(sampled), observed.sum()
+    owned.last_ids[row] = sampled[-1] if len(sampled) else 0
+    rollout.truncated[row] = not line["finished"]
+    return owned.owners[row] == jax.process_index()

@@ -295,6 +295,11 @@ class Conversations:
                 "otherwise than the model sampled them; they stay as sampled, and rewritten_turns counts them"
             )
 
+    def forget(self, rows: Collection[int]):
+        """Forget the messages of conversations whose tokens another process has."""
+        for row in rows:
+            self.of[row].messages.clear()
+
     def records(self):
         """Return the Conversation of each row, as a list in the order of rows."""
         return [self.of[row] for row in sorted(self.of)]

@@ -39,14 +39,8 @@ from deepseek_jax.models.quantized import is_quantized
 from deepseek_jax.parallel.decoding import decoding_mesh, decoding_rules
 from deepseek_jax.parallel.shard import axis_parts
 from deepseek_jax.rollout import decode, kept, steps, turns
-from deepseek_jax.rollout.completions import (
-    check_finite,
-    copy_completions,
-    of_slots,
-    on_host,
-    padded,
-)
 from deepseek_jax.rollout.conversations import Turn
+from deepseek_jax.rollout.ended import copy_completions, fetch, on_host, padded
 from deepseek_jax.rollout.requests import Requests
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.slots import Decoding, rooms
@@ -194,6 +188,7 @@ class Engine:
         """
         prompt_room = self.requests.prompt_room
         self.longest, self.longest_turn = longest, log.turn_length() or longest
+        self.own_rows = log.own_rows
         sizes = slots, prompt_room, self.first_room(), longest
         if self.how.turns:
             sizes += (np.int32(self.longest_turn),)
@@ -345,12 +340,13 @@ class Engine:
         """Return {slot: the Turn that has ended in it} for these slots, int[e]."""
         if not len(slots):
             return {}
-        state, found = of_slots(self.state, slots), {}
+        # Every process gets the tokens: the one that runs the conversation may not own its slot
+        ended, found = fetch(self.how, self.state, slots), {}
+        lengths = (ended.numbers.sampled + ended.numbers.read).tolist()
         for i, slot in enumerate(slots.tolist()):
-            length = int(state.length[i])
-            ids = state.tokens[i, self.began[slot] : length].tolist()
-            row, stopped = int(self.request_in[slot]), bool(state.stopped[i])
-            found[slot] = Turn(row, ids, stopped, length)
+            ids = ended.tokens.ids[i, self.began[slot] : lengths[i]].tolist()
+            row, stopped = int(self.request_in[slot]), bool(ended.numbers.stopped[i])
+            found[slot] = Turn(row, ids, stopped, lengths[i])
         return found
 
     def read(self, texts: dict[int, list[int]]):
@@ -399,12 +395,11 @@ class Engine:
             The rows, int[e].
 
         Raises:
-            NotFinite: As check_finite does.
+            NotFinite: As copy_completions does.
         """
         rows = self.request_in[slots]
         if len(slots):
-            copy_completions(result, rows, self.state, slots)
-            check_finite(result, rows, self.state, slots)
+            copy_completions(result, rows, fetch(self.how, self.state, slots, self.own_rows))
             self.request_in[slots] = -1
             if self.kept is not None:
                 pairs = padded(slots), padded(rows)

@@ -88,7 +88,7 @@ def generate(
     slots = min(slots, -(-len(prompts) * n // devices) * devices)
     requests = make_requests(prompts, n, seed, slots, batch_parts_of(mesh, config))
     queue = RequestQueue(requests, list(log.done))
-    result = empty_rollout(len(prompts) * n, max_completion_length, converses)
+    result = empty_rollout(len(prompts) * n, max_completion_length, converses, log.own_rows)
     fill(result, log)
     if queue:
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
@@ -124,10 +124,12 @@ def serve(queue: RequestQueue, engine: Engine, result: Rollout, log: RolloutLog)
         over = ended if conversations is None else _go_on(engine, ended, conversations)
         rows = engine.collect(result, over)
         if len(rows):
+            here = result.is_here[rows]
             if conversations is not None:
                 cut = [conversations.of[row].cut is not None for row in rows.tolist()]
                 result.truncated[rows] |= cut
-            log.add(rows, result)
+                conversations.forget(rows[~here].tolist())
+            log.add(rows[here], result)
 
 
 def _go_on(engine, ended, conversations):

@@ -4,7 +4,7 @@ import base64
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from etils.epath import Path
@@ -26,6 +26,9 @@ class SampleLog(RolloutLog):
     and "conversation", its record. An incomplete last line is ignored, and removed from the file.
 
     Args:
+        path: The file.
+        earlier: Further files with lines of earlier calls; the file of each process, where
+            processes own rows.
         writes: False on a process that shares the work with a process that writes.
         every: Seconds between two writes. With 0, every completion is on disk when `add` returns.
         on_add: A function without arguments, called after each `add`.
@@ -41,6 +44,7 @@ class SampleLog(RolloutLog):
         self,
         path: Path,
         *,
+        earlier: Sequence[Path] = (),
         writes: bool = True,
         every: float = 0.0,
         on_add: Callable = lambda: None,
@@ -50,19 +54,21 @@ class SampleLog(RolloutLog):
         # Lines that wait to be written, and the time of the last write
         self.waiting, self.written = [], time.monotonic()
         lines = _lines(self.path)
-        whole = [line for line in lines if line.endswith(b"\n")]
-        self.done = {line["row"]: line for line in self._read(whole)}
+        whole = _whole(lines)
+        self.done = {line["row"]: line for line in self._read(self.path, whole)}
+        for other in map(as_path, earlier):
+            self.done |= {line["row"]: line for line in self._read(other, _whole(_lines(other)))}
         if writes and len(whole) < len(lines):
             # Without the incomplete line, the next line begins on a line of its own
             write_whole(self.path, b"".join(whole).decode())
 
-    def _read(self, lines):
+    def _read(self, path, lines):
         for number, line in enumerate(lines, start=1):
             try:
                 yield _completion(line)
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"{self.path} is damaged: line {number} holds no completion; remove the file, and its "
+                    f"{path} is damaged: line {number} holds no completion; remove the file, and its "
                     "completions are sampled anew"
                 ) from error
 
@@ -118,6 +124,10 @@ def _completion(text):
     # A line of a single turn has no "observed"
     packed = {n: base64.b64decode(line[n]) for n in ARRAYS if n in line or n != "observed"}
     return line | {name: np.frombuffer(packed[name], ARRAYS[name]) for name in packed}
+
+
+def _whole(lines):
+    return [line for line in lines if line.endswith(b"\n")]
 
 
 def _lines(path):

@@ -127,6 +127,8 @@ class ToolUse:
 class EnvironmentReward:
     """The reward of get_reward, in the form in which rewards.Rewards takes a model's score."""
 
+    reads_texts = False
+
     def score(self, examples, completions):
         """Return the reward of each example's conversation.
 

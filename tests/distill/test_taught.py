@@ -27,6 +27,7 @@ from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 from tests.recipes.small import make_run, one_device
+from tests.reinforce.rollouts import rollout_of
 from tests.tiny import CONFIGS
 
 TOKENIZER = arithmetic_tokenizer()
@@ -85,9 +86,8 @@ def groups_of(seed=0, n=2):
     for task in "yxyyxyxyyxyy":
         mask = np.arange(8) < rng.integers(1, 9, size=(n, 1))
         group = dict(task=task, prompt_ids=rng.integers(0, VOCAB, rng.integers(2, 9)).tolist())
-        group |= dict(ids=np.where(mask, rng.integers(0, VOCAB, (n, 8)), 0).astype(np.int32))
-        group |= dict(mask=mask, logprobs=np.zeros((n, 8), np.float32))
-        groups.append(group | dict(truncated=mask.all(1)))
+        ids = np.where(mask, rng.integers(0, VOCAB, (n, 8)), 0).astype(np.int32)
+        groups.append(group | dict(rollout=rollout_of(ids, mask, truncated=mask.all(1))))
     return groups
 
 
@@ -100,7 +100,7 @@ def batch_of(groups, its, mesh, shared=True):
             "temperature": np.float32(TEMPERATURE),
             "weight": np.float32(TAUGHT[name].weight),
         }
-        part = put_share(mesh, rows | totals(rows) | scalars)
+        part = put_share(mesh, rows | totals(rows["completion_mask"].sum(1)) | scalars)
         config = its[name].policy.config
         states = teachers.jitted_states(config, mesh)
         batch[name] = part | {HIDDEN: states(its[name].body(), teachers.for_teacher(part))}
@@ -132,7 +132,7 @@ def by_full_logits(student, groups):
         """float32[n v] of all completions' tokens of these groups."""
         rows, at = np.zeros((2 * len(own), 16), np.int32), []
         completions = [
-            (g["prompt_ids"], i[m]) for g in own for i, m in zip(g["ids"], g["mask"], strict=True)
+            (group["prompt_ids"], ids) for group in own for ids in group["rollout"].tokens()
         ]
         for row, (prompt, ids) in enumerate(completions):
             rows[row, : len(prompt) + len(ids)] = [*prompt, *ids]

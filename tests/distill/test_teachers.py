@@ -19,6 +19,7 @@ from deepseek_jax.reinforce.settings import MOST_SHARED_SCORES
 from deepseek_jax.reinforce.update import sampler_limits
 from deepseek_jax.settings import build
 from tests.recipes.small import one_device
+from tests.reinforce.rollouts import rollout_of
 from tests.tiny import CONFIGS
 
 
@@ -32,10 +33,9 @@ def settings_of(rollout=(), **fields):
 
 def group(task, lengths, truncated=False, prompt=3):
     """Completions of these lengths, of at most four tokens."""
-    mask = np.arange(4) < np.array(lengths)[:, None]
-    arrays = dict(ids=mask.astype(np.int32), mask=mask, logprobs=np.zeros(mask.shape, np.float32))
-    truncated = np.full(len(lengths), truncated)
-    return arrays | dict(task=task, prompt_ids=[1] * prompt, truncated=truncated)
+    ids = (np.arange(4) < np.array(lengths)[:, None]).astype(np.int32)
+    rollout = rollout_of(ids, truncated=[truncated] * len(lengths))
+    return dict(task=task, prompt_ids=[1] * prompt, rollout=rollout)
 
 
 def test_what_is_not_set_is_one_completion_and_a_whole_kl():

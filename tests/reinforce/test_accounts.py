@@ -15,6 +15,7 @@ from deepseek_jax.reinforce.accounts import (
     left_out_tokens,
 )
 from deepseek_jax.rollout.tool_use import digest_of
+from tests.reinforce.rollouts import rollout_of
 
 NAN = np.nan
 
@@ -47,9 +48,9 @@ def test_tokens_that_are_left_out_are_those_of_groups_and_of_completions_without
     """Oracle: by hand: of completions of 1 and 2 tokens, those of a group that is not trained on, and one of
     the other; together with what is learned they are all.
     """
-    mask = np.array([[True, False], [True, True]])
-    used = {"mask": mask, "rewards": np.array([0.0, NAN])}
-    unused = {"mask": mask, "rewards": np.array([0.0, 1.0])}
+    rollout = rollout_of([[3, 0], [3, 4]])
+    used = {"rollout": rollout, "rewards": np.array([0.0, NAN])}
+    unused = {"rollout": rollout, "rewards": np.array([0.0, 1.0])}
     assert left_out_tokens([used], [used, unused]) == 2 + 3
     assert left_out_tokens([unused], [unused]) == 0
     check_tokens(5, answered=6, left_out=5, learned=1)
@@ -67,7 +68,8 @@ def conversations(row=0):
     groups = []
     for place in range(2):
         rows = slice(2 * place, 2 * place + 2)
-        group = {"row": row + place, "ids": IDS[rows], "observed": ~MASK[rows]}
+        group = {"row": row + place}
+        group["rollout"] = rollout_of(IDS[rows], MASK[rows], observed=~MASK[rows])
         group |= {"rewards": np.float32([0.1, 0.2]), "parts": {}}
         group["conversations"] = [
             SimpleNamespace(
@@ -153,5 +155,5 @@ def test_the_texts_that_one_conversation_read_are_looked_at_in_turn():
         with pytest.raises(BrokenTerm, match=f"step {step}: conversation 4 has read 1 tokens"):
             check_conversations(step, groups, TOOLS)
     for group in groups:
-        group["observed"] = np.zeros_like(group["observed"])
+        group["rollout"].observed_mask[:] = False
     check_conversations(1, groups, TOOLS)

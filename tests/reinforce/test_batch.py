@@ -29,13 +29,14 @@ from deepseek_jax.reinforce.update import check_rows
 from deepseek_jax.rollout.kept import Kept
 from deepseek_jax.settings import build
 from tests.recipes.small import small_config
+from tests.reinforce.rollouts import rollout_of
 from tests.tiny import CONFIGS
 
 PROMPTS = [5, 6, 7], [8] * 20
 LENGTHS = [3, 40], [7, 1]
 ADVANTAGES = np.float32([-0.5, 0.5, -0.5, 0.5])
 # What the metrics of a group read beside its batch
-PLAIN = dict(truncated=np.zeros(2, bool), parts={}, effort=None)
+PLAIN = dict(parts={}, effort=None)
 
 
 def groups():
@@ -45,9 +46,8 @@ def groups():
         mask = np.arange(50) < np.array(lengths)[:, None]
         ids = np.where(mask, 1 + np.arange(100).reshape(2, 50) % 9, 0).astype(np.int32)
         rewards = np.float32([0.0, 1.0])
-        made.append(
-            dict(prompt_ids=prompt, mask=mask, ids=ids, logprobs=-ids / 10, rewards=rewards)
-        )
+        rollout = rollout_of(ids, mask, -ids / 10)
+        made.append(dict(prompt_ids=prompt, rollout=rollout, rewards=rewards))
     return made
 
 
@@ -63,8 +63,8 @@ def test_a_prompt_stands_once_for_its_group_or_once_for_each_completion():
             zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
         ):
             assert ids[mask].tolist() == list(PROMPTS[row * 2 // rows])
-        for name, key in (("completion_ids", "ids"), ("completion_mask", "mask")):
-            whole = np.concatenate([group[key] for group in groups()])
+        for name in ("completion_ids", "completion_mask"):
+            whole = np.concatenate([getattr(group["rollout"], name) for group in groups()])
             assert batch[name].shape == (4, t)
             np.testing.assert_array_equal(batch[name][:, :48], whole[:, :48])
             assert not batch[name][:, 48:].any()
@@ -173,8 +173,10 @@ def conversations():
     first, second = groups()
     read = [np.zeros((2, 50), bool) for _ in range(2)]
     read[0][0, 1:3], read[0][1, 10:30] = True, True
-    both = zip((first, second), read, strict=True)
-    return [g | {"mask": g["mask"] & ~own, "observed": own} for g, own in both]
+    for group, own in zip((first, second), read, strict=True):
+        mask = group["rollout"].completion_mask & ~own
+        group["rollout"] = group["rollout"]._replace(completion_mask=mask, observed_mask=own)
+    return [first, second]
 
 
 @pytest.mark.parametrize("shared, columns", [(True, 50), (False, 64)])
@@ -262,10 +264,11 @@ def test_a_longest_group_is_full():
     """Oracle: by hand: prompts of 20 tokens and completions of 12, all of them sampled."""
     fields = dict(rollout=dict(max_prompt_length=20, max_completion_length=12), group_size=2)
     group = longest_group(of_config(**fields))
-    assert group["prompt_ids"] == [0] * 20 and group["mask"].all()
-    assert group["ids"].shape == group["mask"].shape == group["logprobs"].shape == (2, 12)
+    rollout = group["rollout"]
+    assert group["prompt_ids"] == [0] * 20 and rollout.completion_mask.all()
+    assert rollout.completion_ids.shape == rollout.sampler_logprobs.shape == (2, 12)
     assert (group["rewards"] == 0).all() and len(group["rewards"]) == 2 and group["row"] == 0
-    assert len(longest_group(of_config(**fields), 5)["ids"]) == 5
+    assert len(longest_group(of_config(**fields), 5)["rollout"].truncated) == 5
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -15,6 +15,7 @@ from deepseek_jax.reinforce.degenerate import (
     faults,
 )
 from deepseek_jax.rewards import Scores
+from tests.reinforce.rollouts import rollout_of
 
 EOS = 9
 
@@ -26,19 +27,16 @@ def test_a_conversation_ends_at_its_last_sampled_token(last, ends):
     """
     ids = np.array([[3, EOS, 5, 6, 7, 3, last, 0], [1, 2, EOS, 0, 0, 0, 0, 0]])
     mask = np.array([[1, 1, 0, 0, 0, 1, 1, 0], [1, 1, 1, 0, 0, 0, 0, 0]], bool)
-    group = dict(ids=ids, mask=mask, rewards=np.array([0.0, 1.0]), truncated=np.zeros(2, bool))
-    assert dict(faults([group | {"parts": {}}], [EOS])) == ends
+    group = dict(rollout=rollout_of(ids, mask), rewards=np.array([0.0, 1.0]), parts={})
+    assert dict(faults([group], [EOS])) == ends
 
 
 def group_of(rewards=(0.0, 1.0), ids=((3, EOS), (3, EOS)), truncated=(False, False), **parts):
     """A group of two completions; ids above 0 are sampled."""
-    ids = np.array(ids)
     return dict(
         rewards=np.float32(rewards),
         parts={name: np.float32(part) for name, part in parts.items()},
-        ids=ids,
-        mask=ids > 0,
-        truncated=np.array(truncated),
+        rollout=rollout_of(ids, truncated=truncated),
     )
 
 

@@ -97,8 +97,8 @@ def test_a_group_shares_its_effort_and_pays_its_price(state, monkeypatch):
     assert len({group["effort"] for group in groups}) > 1
     for group in groups:
         assert TOKENIZER.decode(group["prompt_ids"]).startswith(f"{group['effort']}; What")
-        lengths = group["mask"].sum(1)
-        texts = [TOKENIZER.decode(i[m]) for i, m in zip(group["ids"], group["mask"], strict=True)]
+        lengths = group["rollout"].lengths
+        texts = [TOKENIZER.decode(ids) for ids in group["rollout"].tokens()]
         rewards = [by_length(text, None) for text in texts]
         price = 2 * np.exp(-(group["effort"] - 50) / 25) / 48
         wanted = rewards - np.minimum(0.75, price * lengths)
@@ -133,7 +133,7 @@ def test_without_efforts_nothing_is_added(state, monkeypatch):
     groups, _ = source._sample(state.params, 0)
     rewards = Rewards(source.settings.rewards)
     for group in groups:
-        texts = [TOKENIZER.decode(i[m]) for i, m in zip(group["ids"], group["mask"], strict=True)]
+        texts = [TOKENIZER.decode(ids) for ids in group["rollout"].tokens()]
         scores = rewards.score([EXAMPLES[0]] * len(texts), texts)
         np.testing.assert_array_equal(group["rewards"], scores.total)
         assert group["parts"].keys() == scores.parts.keys() and group["effort"] is None

@@ -47,21 +47,25 @@ def test_a_group_has_its_rows_of_everything(converses):
         assert group["effort"] == (50 if place == 1 else None)
         assert "".join(group["texts"]) == "abcdef"[own]
         for name, wanted in (
-            ("ids", rows[own, None]),
-            ("mask", rows[own, None] > 0),
-            ("logprobs", rows[own, None] / 10),
-            ("truncated", rows[own] > 3),
             ("rewards", rows[own] * 2.0),
             ("unread", rows[own] == 3 if converses else [False] * 2),
         ):
             np.testing.assert_array_equal(group[name], wanted, err_msg=name)
+        for name, wanted in (
+            ("completion_ids", rows[own, None]),
+            ("completion_mask", rows[own, None] > 0),
+            ("sampler_logprobs", rows[own, None] / 10),
+            ("truncated", rows[own] > 3),
+        ):
+            np.testing.assert_array_equal(getattr(group["rollout"], name), wanted, err_msg=name)
         np.testing.assert_array_equal(group["parts"]["r"], rows[own] * 3.0)
         assert "".join(group["columns"]["c"]) == "uvwxyz"[own]
         if converses:
             assert "".join(group["conversations"]) == "ABCDEF"[own]
-            np.testing.assert_array_equal(group["observed"], rows[own, None] > 4)
+            observed = group["rollout"].observed_mask
+            np.testing.assert_array_equal(observed, rows[own, None] > 4)
         else:
-            assert not {"conversations", "observed"} & group.keys()
+            assert "conversations" not in group and group["rollout"].observed_mask is None
 
 
 def bare(**fields):

@@ -52,9 +52,10 @@ rng = np.random.default_rng(0)
 whole = {"prompt_ids": rng.integers(0, 21, (4, 16), np.int32), "advantages": np.float32(np.arange(16))}
 whole |= {"completion_ids": rng.integers(0, 21, (16, 12), np.int32)}
 whole |= {"completion_mask": rng.random((16, 12)) < 0.5}
+learned = whole["completion_mask"].sum(1)
 for sizes in (dict(data=2), dict(pipeline=2)):
     mesh = make_mesh(**sizes)
-    (batch,) = [put_share(mesh, part) for part in minibatches(whole, 1, 1.0)]
+    (batch,) = [put_share(mesh, part) for part in minibatches(whole, learned, 1, 1.0)]
     everywhere = jax.NamedSharding(mesh, jax.P())
     for name, array in whole.items():
         put = jax.jit(lambda x: x, out_shardings=everywhere)(batch[name])

@@ -10,6 +10,7 @@ from deepseek_jax.reinforce.metrics import kept_completions
 from deepseek_jax.rewards import Rule, scoring
 from deepseek_jax.rollout.answers import Answers
 from deepseek_jax.training.completions import read_completions
+from tests.reinforce.rollouts import rollout_of
 from tests.reinforce.test_grpo import TOKENIZER, asked, make_source, state  # noqa: F401
 from tests.reinforce.test_update import train
 
@@ -80,8 +81,7 @@ def test_a_step_keeps_at_most_as_many_as_the_settings_say(count, sizes):
         "texts": list("abcd"),
         "rewards": np.arange(4.0),
         "parts": {},
-        "mask": np.ones((4, 2), bool),
-        "truncated": np.zeros(4, bool),
+        "rollout": rollout_of(np.ones((4, 2), int)),
         "unread": np.array([False, True, False, False]),
     }
     kept = kept_completions([group, group], np.arange(8.0), count)

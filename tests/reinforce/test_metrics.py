@@ -13,6 +13,7 @@ from deepseek_jax.reinforce.metrics import (
     kept_completions,
     of_conversations,
 )
+from tests.reinforce.rollouts import rollout_of
 
 NAN = np.nan
 CHIPS = SimpleNamespace(size=4, devices=np.array([["a", "b"], ["c", "d"]]))
@@ -74,8 +75,7 @@ def group(rewards, lengths, *, right, effort=None, truncated=False, fine=(NAN, N
     """Three completions of these lengths, of at most four tokens."""
     return dict(
         rewards=np.float32(rewards),
-        mask=np.arange(4) < np.array(lengths)[:, None],
-        truncated=np.full(3, truncated),
+        rollout=rollout_of(np.arange(4) < np.array(lengths)[:, None], truncated=[truncated] * 3),
         parts={"right": np.float32(right), "fine": np.float32(fine)},
         effort=effort,
     )

@@ -11,8 +11,10 @@ from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.reinforce import sampler
 from deepseek_jax.reinforce.sampler import Sampler
 from deepseek_jax.reinforce.settings import RolloutSettings
+from deepseek_jax.rollout import sample_log
 from deepseek_jax.rollout.completions import RolloutLog
 from deepseek_jax.rollout.sample_log import SampleLog
+from tests.reinforce.rollouts import rollout_of
 
 PARAMS = {"w": np.float32([1, 2])}
 EXAMPLES = [{"prompt_ids": [1] * 3}, {"prompt_ids": [1] * 17}, {"prompt_ids": [1]}]
@@ -38,9 +40,8 @@ class Asked:
         self.now[0] += 5
         more["log"].weight_sync_seconds, more["log"].kept = 2.0, "kept"
         more["log"].exchanges, more["log"].exchange_rounds = 4, 5.5
-        mask = np.array([[True, False], [True, True], [True, True]])
         prompts = [example["prompt_ids"] for example in examples]
-        return SimpleNamespace(prompts=prompts, rollout=SimpleNamespace(completion_mask=mask))
+        return SimpleNamespace(prompts=prompts, rollout=rollout_of([[1, 0], [1, 1], [1, 1]]))
 
 
 @pytest.fixture
@@ -71,6 +72,7 @@ def test_a_round_asks_by_seed_and_step_and_counts(made, round_given):
     seed = int(sequence.generate_state(1)[0]) // 2
     assert more == dict(n=3, seed=seed, longest_prompt=20)
     assert (log.keeps_routing, log.keeps_candidates) == (bool(round_given), False)
+    assert log.own_rows
     assert counts == {
         SYNC: 2.0,
         GENERATION: 3.0,
@@ -92,8 +94,8 @@ def test_a_rollout_that_keeps_candidates_writes_no_file(made, tmp_path):
 
 
 def test_completions_are_written_as_they_end_once_a_minute(made, tmp_path, monkeypatch):
-    """Oracle: by hand: a file of step, round and parameters; the rest of it is written at the end, if it was
-    begun; after a checkpoint none is there.
+    """Oracle: by hand: a file of step, round, parameters and process; the rest of it is written at the end,
+    if it was begun; those of other processes for this round are read; after a checkpoint none is there.
     """
     written = []
     monkeypatch.setattr(SampleLog, "write", lambda self: written.append(self.path.name))
@@ -101,16 +103,20 @@ def test_completions_are_written_as_they_end_once_a_minute(made, tmp_path, monke
     sampled = made(folder)
     sampled.answer(PARAMS, EXAMPLES, 4, 1)
     log = sampled.policy.calls[0][2]["log"]
-    name = f"4_1_{sampled.sampled_by:08x}.jsonl"
+    name = f"4_1_{sampled.sampled_by:08x}_0.jsonl"
     assert isinstance(log, SampleLog) and str(log.path) == str(folder / name)
     assert (log.writes, log.every) == (True, 60) and written == []
     folder.mkdir(exist_ok=True)
     (folder / name).touch()
     sampled.answer(PARAMS, EXAMPLES, 4, 1)
     assert written == [name]
+    line = {"row": 3, "ids": np.int32([5]), "logprobs": np.float32([-1]), "finished": True}
+    for other in (f"4_1_{sampled.sampled_by:08x}_1", f"4_0_{sampled.sampled_by:08x}_1"):
+        (folder / f"{other}.jsonl").write_text(sample_log._text(line | {"row": len(written)}))
+        written.append(other)
     monkeypatch.setattr(sampler, "first_process", lambda: False)
     sampled.answer(PARAMS, EXAMPLES, 4, 1)
-    assert not sampled.policy.calls[2][2]["log"].writes
+    assert sampled.policy.calls[2][2]["log"].done.keys() == {1}
     sampled.forget()
     assert folder.exists()
     monkeypatch.setattr(sampler, "first_process", lambda: True)

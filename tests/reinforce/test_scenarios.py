@@ -132,9 +132,10 @@ class Counted:
         self.weights, self.weight, self.errors, self.unread = {name: weight}, weight, errors, unread
         self.asked = []
 
-    def score_together(self, examples, completions, completion_ids):
+    def score_together(self, examples, completions, completion_ids, owners):
         ids = completion_ids if completion_ids is None else list(completion_ids)
-        self.asked.append(([example["question"] for example in examples], ids))
+        owners = owners if owners is None else owners.tolist()
+        self.asked.append(([example["question"] for example in examples], ids, owners))
         (name,) = self.weights
         part = np.float32([float(text) for text in completions])
         unread = part > 2 if self.unread else None
@@ -150,14 +151,15 @@ def test_the_scores_of_scenarios_are_put_together(ids):
     reasoning, general = Counted("a", 2.0, 1, unread=True), Counted("b", 3.0, 2, unread=False)
     rewards = ScenarioRewards({"reasoning": reasoning, "general": general})
     examples = [dict(question="x"), dict(question="y", scenario="general"), dict(question="z")]
-    scores = rewards.score_together(examples, ["1", "5", "4"], ids)
+    owners = ids and np.array([0, 1, 2])
+    scores = rewards.score_together(examples, ["1", "5", "4"], ids, owners)
     assert scores.total.tolist() == [2, 15, 8]
     np.testing.assert_array_equal(scores.parts["a"], [1, np.nan, 4])
     np.testing.assert_array_equal(scores.parts["b"], [np.nan, 5, np.nan])
     assert (scores.errors, scores.messages) == (3, ["a", "b", "b"])
     assert scores.metrics == dict(a=2.0, b=3.0) and scores.unread.tolist() == [False, False, True]
-    assert reasoning.asked == [(["x", "z"], ids and [[1], [3]])]
-    assert general.asked == [(["y"], ids and [[2]])]
+    assert reasoning.asked == [(["x", "z"], ids and [[1], [3]], ids and [0, 2])]
+    assert general.asked == [(["y"], ids and [[2]], ids and [1])]
 
 
 def test_a_mistake_in_rewards_names_its_scenario():

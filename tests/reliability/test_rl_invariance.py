@@ -17,6 +17,7 @@ from deepseek_jax.training.state import TrainState, state_shardings
 from deepseek_jax.training.update import make_train_step
 from tests.parallel.updates import GRADIENTS
 from tests.quick import others_slow
+from tests.reinforce.rollouts import rollout_of
 from tests.tiny import VOCAB, tiny_model
 
 PROMPTS, GROUP_SIZE, LONGEST = 8, 4, 24
@@ -59,10 +60,12 @@ def make_groups():
         groups.append(
             dict(
                 prompt_ids=rng.integers(0, VOCAB, rng.integers(1, 14)).tolist(),
-                mask=mask,
-                ids=np.where(mask, rng.integers(0, VOCAB, mask.shape), 0).astype(np.int32),
-                # Some of these ratios are clipped, others are not
-                logprobs=np.where(mask, rng.normal(-5, 1, mask.shape), 0).astype(np.float32),
+                rollout=rollout_of(
+                    np.where(mask, rng.integers(0, VOCAB, mask.shape), 0).astype(np.int32),
+                    mask,
+                    # Some of these ratios are clipped, others are not
+                    np.where(mask, rng.normal(-5, 1, mask.shape), 0).astype(np.float32),
+                ),
                 noise=np.where(mask, rng.normal(0, 0.3, (2, *mask.shape)), 0).astype(np.float32),
                 rewards=rewards,
             )
@@ -77,7 +80,9 @@ def make_batch(multiple, shared, order):
     batch = group_batch(groups, advantages, shared=shared, multiple=multiple)
     room = batch["completion_ids"].shape[1] - LONGEST
     for row, name in enumerate(("old_logprobs", "ref_logprobs")):
-        near = np.concatenate([group["logprobs"] + group["noise"][row] for group in groups])
+        near = np.concatenate(
+            [group["rollout"].sampler_logprobs + group["noise"][row] for group in groups]
+        )
         batch[name] = np.pad(near, ((0, 0), (0, max(room, 0))))[:, : LONGEST + room]
     return batch | {"temperature": np.float32(0.8)}
 

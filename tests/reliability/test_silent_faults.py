@@ -55,6 +55,7 @@ from deepseek_jax.training.watch import Checks
 from launch import common
 from tests.processes import run_two
 from tests.recipes.small import make_run
+from tests.reinforce.rollouts import rollout_of
 from tests.reinforce.test_update import TOKENIZER
 from tests.reinforce.test_update import train as reinforced
 from tests.tiny import tiny_model
@@ -666,15 +667,11 @@ def test_each_micro_batch_gives_its_part_of_the_gradient():
 
 def group(rewards, ids=((3, EOS),) * 4, truncated=(False,) * 4, **parts):
     """A group of groups.make_groups, of four completions."""
-    ids = np.array(ids)
     return dict(
         prompt_ids=[1, 2],
         rewards=np.array(rewards, np.float32),
         parts={name: np.array(part, np.float32) for name, part in parts.items()},
-        ids=ids,
-        mask=ids > 0,
-        logprobs=np.zeros(ids.shape, np.float32),
-        truncated=np.array(truncated),
+        rollout=rollout_of(ids, truncated=truncated),
     )
 
 
@@ -944,7 +941,9 @@ def without_ends(batch):
 
 def without_end(of):
     """A group whose mask leaves out the last token of each completion."""
-    return of | {"mask": of["mask"] & np.roll(of["mask"], -1, axis=1)}
+    mask = of["rollout"].completion_mask
+    mask &= np.roll(mask, -1, axis=1)
+    return of
 
 
 @pytest.mark.slow

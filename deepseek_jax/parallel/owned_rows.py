@@ -1,0 +1,98 @@
+"""Rows of a batch that any process may have, moved to the devices that read them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from deepseek_jax.parallel.shard import batch_parts, batch_sharding
+
+
+def put_owned(mesh: Mesh, batch: dict, owners: np.ndarray) -> dict:
+    """Move a batch onto the mesh, as put_batch does, of which each process has only its own rows.
+
+    Every process calls this. The devices move the rows: no process holds those of another one.
+
+    Args:
+        mesh: The mesh.
+        batch: {name: numpy array [b t]} of int32, float32 or bool; only own rows are read.
+        owners: int[b], the process that has each row.
+    """
+    devices = [device.process_index for device in mesh.devices.flat]
+    own_devices = np.flatnonzero(np.equal(devices, jax.process_index())).tolist()
+    own_rows = np.flatnonzero(owners == jax.process_index())
+    width = rows_per_device(np.bincount(owners), np.bincount(devices))
+
+    def put(own, padding):
+        """Split own rows over this process's devices, `width` on each, and pad them."""
+
+        def on_device(index):
+            first = own_devices.index((index[0].start or 0) // width) * width
+            rows = own[first : first + width]
+            missing = [(0, width - len(rows))] + [(0, 0)] * (own.ndim - 1)
+            return np.pad(rows, missing, constant_values=padding)
+
+        shape = len(devices) * width, *own.shape[1:]
+        return jax.make_array_from_callback(shape, source_sharding(mesh), on_device)
+
+    rows = {name: put(array[own_rows], 0) for name, array in batch.items()}
+    # A place past the end is no row of the batch
+    return move(mesh)(len(owners), put(own_rows.astype(np.int32), len(owners)), rows)
+
+
+def rows_per_device(rows, devices) -> int:
+    """Return the room for rows on each device: a power of two, so that few sizes are compiled.
+
+    Args:
+        rows: int[p], the rows of each process; those that are left out have none.
+        devices: int[p], the number of its devices.
+    """
+    most = max(-(-own // its) for own, its in zip(rows.tolist(), devices.tolist(), strict=False))
+    return 1 << (most - 1).bit_length()
+
+
+def source_sharding(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of rows before they move: an equal share on every device."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+@functools.cache
+def move(mesh: Mesh):
+    """Build the jitted program of put_owned.
+
+    It takes the number of rows (static), their places int32[z], and {name: array [z t]}, split by
+    source_sharding. A device holds one row for each part of the batch at a time, which it adds up
+    with those of the others: one of them has the row, and the others have zeros.
+    """
+    place = batch_sharding(mesh)
+    parts, over = batch_parts(mesh), place.spec[0]
+    others = tuple(axis for axis in mesh.axis_names if axis not in over)
+
+    def moved(count, places, array):
+        # Bits are added, which is exact for every number
+        bits = array.astype(jnp.uint8) if array.dtype == bool else array.view(jnp.int32)
+        each = count // parts
+
+        def row_of_each_part(i):
+            part = jnp.where(places % each == i, places // each, parts)
+            spread = jnp.zeros((parts, *bits.shape[1:]), bits.dtype)
+            spread = spread.at[part].set(bits, mode="drop")
+            spread = jax.lax.psum_scatter(spread, over, scatter_dimension=0, tiled=True)
+            return jax.lax.psum(spread, others)
+
+        rows = jax.lax.map(row_of_each_part, jnp.arange(each))[:, 0]
+        return rows.astype(bool) if array.dtype == bool else rows.view(array.dtype)
+
+    @functools.partial(jax.jit, static_argnums=0, out_shardings=place)
+    def program(count, places, rows):
+        def on_device(places, rows):
+            return jax.tree.map(lambda array: moved(count, places, array), rows)
+
+        source = source_sharding(mesh).spec
+        return jax.shard_map(on_device, mesh=mesh, in_specs=source, out_specs=PartitionSpec(over))(
+            places, rows
+        )
+
+    return program

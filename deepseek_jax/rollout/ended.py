@@ -1,0 +1,264 @@
+"""What leaves the devices of completions that have ended, and to which processes it goes."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from deepseek_jax.errors import NotFinite
+from deepseek_jax.parallel.shard import current_mesh, partition_spec
+from deepseek_jax.rollout.completions import Rollout
+from deepseek_jax.rollout.slots import Slots, on_rollout_mesh
+
+
+class Tokens(NamedTuple):
+    """The tokens of e ended completions, 0 and False after their ends.
+
+    Attributes:
+        ids: int32[e t], sampled and read.
+        logprobs: float32[e t].
+        observed: bool[e t], True on tokens that a conversation read; None for single turns.
+    """
+
+    ids: jax.Array
+    logprobs: jax.Array
+    observed: jax.Array | None
+
+
+class Numbers(NamedTuple):
+    """Numbers of e ended completions, [e] each.
+
+    Attributes:
+        sampled: int32, the tokens that were sampled.
+        read: int32, the tokens that a conversation read.
+        last: int32, the token that was sampled last.
+        stopped: bool, True if an end token ended the completion.
+        drafted: int32, see slots.Drafting; None without drafts.
+        accepted: int32, see slots.Drafting; None without drafts.
+        broken: int32, the first token with a log-probability that is not finite; -1 for none.
+        broken_logprob: float32, this log-probability.
+    """
+
+    sampled: jax.Array
+    read: jax.Array
+    last: jax.Array
+    stopped: jax.Array
+    drafted: jax.Array | None
+    accepted: jax.Array | None
+    broken: jax.Array
+    broken_logprob: jax.Array
+
+
+class Ended(NamedTuple):
+    """Completions of e slots that have ended, in numpy.
+
+    Attributes:
+        slots: int[e].
+        devices: The device of each slot, a list.
+        here: bool[e], True for completions with tokens in `tokens`.
+        tokens: The Tokens of these.
+        numbers: The Numbers of all.
+    """
+
+    slots: np.ndarray
+    devices: list
+    here: np.ndarray
+    tokens: Tokens
+    numbers: Numbers
+
+
+def fetch(how, state: Slots, slots, own_rows: bool = False) -> Ended:
+    """Copy ended completions from their slots to numpy.
+
+    Args:
+        how: The Decoding.
+        state: All slots.
+        slots: int[e], the slots that have ended.
+        own_rows: See RolloutLog.
+    """
+    drafting, turns = state.drafting, state.turns
+    read = _Read(
+        state.tokens,
+        state.logprobs,
+        state.length,
+        state.last_token,
+        state.stopped,
+        None if turns is None else turns.observed,
+        None if drafting is None else (drafting.drafted, drafting.accepted),
+    )
+    devices = _devices_of(state.tokens)
+    at, places = _places(np.asarray(slots), len(devices), len(state.rounds))
+    tokens, numbers = _take(how, read, at)
+    devices = [devices[slot] for slot in slots]
+    here = np.ones(len(places), bool)
+    if own_rows and jax.process_count() > 1:
+        here = np.array([device.process_index == jax.process_index() for device in devices])
+        width = len(at) // len(state.rounds)
+        tokens = jax.tree.map(lambda array: _on_this_process(array, places[here], width), tokens)
+        numbers = jax.tree.map(lambda array: array[places], on_host(numbers))
+    else:
+        tokens, numbers = jax.tree.map(lambda array: array[places], on_host((tokens, numbers)))
+    return Ended(slots, devices, here, tokens, numbers)
+
+
+class _Read(NamedTuple):
+    """The arrays of Slots that a completion consists of."""
+
+    tokens: jax.Array
+    logprobs: jax.Array
+    length: jax.Array
+    last_token: jax.Array
+    stopped: jax.Array
+    observed: jax.Array | None
+    drafts: tuple | None
+
+
+@functools.partial(jax.jit, static_argnums=0)
+@on_rollout_mesh
+def _take(how, read, at):
+    """Return the Tokens and Numbers of slots: every device takes from its own.
+
+    Args:
+        at: int32[e], for each device as many slots, numbered from its first one.
+    """
+    if current_mesh() is None:
+        return _take_here(read, at)
+    by_slot = partition_spec(("slots",))
+    return jax.shard_map(_take_here, in_specs=by_slot, out_specs=by_slot)(read, at)
+
+
+def _take_here(read, at):
+    read = jax.tree.map(lambda array: array[at], read)
+    # After its length a slot still has the tokens of its previous request
+    present = jnp.arange(read.tokens.shape[1]) < read.length[:, None]
+    observed = None if read.observed is None else read.observed & present
+    read_count = jnp.zeros_like(read.length) if observed is None else observed.sum(1)
+    is_broken = present & ~jnp.isfinite(read.logprobs)
+    broken = is_broken.argmax(1)
+    tokens = Tokens(
+        jnp.where(present, read.tokens, 0), jnp.where(present, read.logprobs, 0), observed
+    )
+    return tokens, Numbers(
+        read.length - read_count,
+        read_count,
+        read.last_token,
+        read.stopped,
+        *(read.drafts or (None, None)),
+        jnp.where(is_broken.any(1), broken, -1),
+        jnp.take_along_axis(read.logprobs, broken[:, None], axis=1)[:, 0],
+    )
+
+
+def _places(slots, count: int, parts: int):
+    """Return the argument `at` of _take, and the place of each slot in its results.
+
+    Args:
+        slots: int[e].
+        count: The number of all slots.
+        parts: The number of devices, which have equal shares of the slots.
+    """
+    part, own = np.divmod(slots, count // parts)
+    # The rank of each slot among those of its device
+    order = np.argsort(part, kind="stable")
+    rank = np.empty_like(part)
+    rank[order] = np.arange(len(part)) - np.searchsorted(part[order], part[order])
+    # A power of two, so that few sizes are compiled
+    width = 1 << int(rank.max()).bit_length()
+    at, places = np.zeros(parts * width, np.int32), part * width + rank
+    at[places] = own
+    return at, places
+
+
+def _devices_of(array):
+    """Return the device that has each row of a jax array, which no two devices share: a list."""
+    devices = [None] * len(array)
+    for device, (part, *_) in array.sharding.devices_indices_map(array.shape).items():
+        for row in range(len(array))[part]:
+            devices[row] = device
+    return devices
+
+
+def _on_this_process(array, places, width: int):
+    """Return rows of an array that this process has, without asking another process.
+
+    Args:
+        array: A jax array with `width` rows on each device.
+        places: int[k], the rows.
+    """
+    parts = {
+        (shard.index[0].start or 0) // width: np.asarray(shard.data)
+        for shard in array.addressable_shards
+    }
+    rows = [parts[place // width][place % width] for place in places.tolist()]
+    return np.stack(rows) if rows else np.zeros((0, *array.shape[1:]), array.dtype)
+
+
+def copy_completions(rollout: Rollout, rows, ended: Ended):
+    """Copy ended completions into their rows of a rollout, in place.
+
+    Args:
+        rollout: The Rollout that gets them.
+        rows: int[e], the row of each of them.
+        ended: The completions.
+
+    Raises:
+        NotFinite: A log-probability is not finite, so the weights or a device are broken. The
+            message names the device of the completion's slot.
+    """
+    numbers, tokens, own = ended.numbers, ended.tokens, rows[ended.here]
+    length = (numbers.sampled + numbers.read)[ended.here, None]
+    present = np.arange(tokens.ids.shape[1]) < length
+    rollout.completion_ids[own] = tokens.ids
+    rollout.sampler_logprobs[own] = tokens.logprobs
+    if tokens.observed is not None:
+        rollout.observed_mask[own] = tokens.observed
+        present &= ~tokens.observed
+    rollout.completion_mask[own] = present
+    rollout.truncated[rows] = ~numbers.stopped
+    if numbers.drafted is not None:
+        rollout.drafted[rows], rollout.accepted[rows] = numbers.drafted, numbers.accepted
+    if rollout.owned is not None:
+        rollout.owned.owners[rows] = [device.process_index for device in ended.devices]
+        rollout.owned.lengths[rows], rollout.owned.read_lengths[rows] = (
+            numbers.sampled,
+            numbers.read,
+        )
+        rollout.owned.last_ids[rows] = numbers.last
+    for i in np.flatnonzero(numbers.broken >= 0)[:1]:
+        raise NotFinite(
+            f"token {numbers.broken[i]} of completion {rows[i]} has the log-probability "
+            f"{numbers.broken_logprob[i]}, sampled in slot {ended.slots[i]} on {ended.devices[i]}: the "
+            "parameters are not finite, or the device is faulty"
+        )
+
+
+def padded(numbers):
+    """Repeat the last number of int[e] up to a power of two, so that few sizes are compiled."""
+    width = 1 << (len(numbers) - 1).bit_length()
+    return np.append(numbers, np.full(width - len(numbers), numbers[-1]))
+
+
+def on_host(tree):
+    """Convert a tree of jax arrays to numpy, even if other processes have parts of the arrays."""
+    apart = [
+        array
+        for array in jax.tree.leaves(tree)
+        if not (array.is_fully_addressable or array.is_fully_replicated)
+    ]
+    if apart:
+        # numpy can read only the parts on this process: replicate such arrays first, all in one
+        # program
+        tree = _replicating(apart[0].sharding.mesh)(tree)
+    return jax.device_get(tree)
+
+
+@functools.cache
+def _replicating(mesh):
+    """Return the jitted function that copies a tree to every device of a mesh.
+
+    It is one function for all calls, because jit compiles each new function anew.
+    """
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
