@@ -69,6 +69,8 @@ class Program:
         settings: The settings of its stage.
         path: The place of these settings in the config.
         model_path: The place of the model in the config.
+        host_bytes: Bytes of a process's own memory that the program's arguments and what they are made
+            of take; 0 where they take little.
         by_shapes: True if a plan needs only the size of the results, which are in memory during
             other programs, and compiles nothing.
     """
@@ -90,6 +92,7 @@ class Program:
     settings: Any = None
     path: str = ""
     model_path: str = "model"
+    host_bytes: int = 0
     by_shapes: bool = False
 
     @property

@@ -53,6 +53,26 @@ def rows_per_device(rows, devices) -> int:
     return 1 << (most - 1).bit_length()
 
 
+def abstract_owned(mesh: Mesh, batch: dict):
+    """Return the arguments of `move` as ShapeDtypeStructs, for rows that processes have evenly.
+
+    Args:
+        mesh: The mesh.
+        batch: {name: ShapeDtypeStruct [b t]}.
+    """
+    devices = np.bincount([device.process_index for device in mesh.devices.flat])
+    (count,) = {array.shape[0] for array in batch.values()}
+    width = rows_per_device(np.full(len(devices), -(-count // len(devices))), devices)
+    place = source_sharding(mesh)
+
+    def spread(array):
+        shape = mesh.size * width, *array.shape[1:]
+        return jax.ShapeDtypeStruct(shape, array.dtype, sharding=place)
+
+    rows = {name: spread(array) for name, array in batch.items()}
+    return count, spread(jax.ShapeDtypeStruct((count,), np.int32)), rows
+
+
 def source_sharding(mesh: Mesh) -> NamedSharding:
     """Return the sharding of rows before they move: an equal share on every device."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))

@@ -34,7 +34,8 @@ class SampleLog(RolloutLog):
         on_add: A function without arguments, called after each `add`.
 
     Attributes:
-        done: {row: its line}, including lines of earlier calls.
+        done: {row: its line}, of the completions that ended in earlier calls.
+        ended: The number of these, and of the ones that have ended in this call.
 
     Raises:
         ValueError: A whole line is damaged. The message names the file and the line.
@@ -58,6 +59,7 @@ class SampleLog(RolloutLog):
         self.done = {line["row"]: line for line in self._read(self.path, whole)}
         for other in map(as_path, earlier):
             self.done |= {line["row"]: line for line in self._read(other, _whole(_lines(other)))}
+        self.ended = len(self.done)
         if writes and len(whole) < len(lines):
             # Without the incomplete line, the next line begins on a line of its own
             write_whole(self.path, b"".join(whole).decode())
@@ -74,10 +76,9 @@ class SampleLog(RolloutLog):
 
     def add(self, rows, rollout: Rollout):
         """Add the rows of a rollout that have ended, and write them if a write is due."""
-        new = [self._line(rollout, row) for row in rows]
-        self.done |= {line["row"]: line for line in new}
+        self.ended += len(rows)
         if self.writes:
-            self.waiting += new
+            self.waiting += [self._line(rollout, row) for row in rows]
         if time.monotonic() - self.written >= self.every:
             self.write()
         self.on_add()

@@ -57,7 +57,7 @@ class Teacher:
         - text: begins with the policy's opening.
         - tokens: the number of tokens that the policy sampled.
         - finished: False for a truncated completion.
-        - messages and reset_text: only of a conversation, see `_conversation`.
+        - messages and reset_text: only of a conversation, see `_of_conversation`.
         - reward and parts: with `rewards`. A reward that failed is None.
 
         When should_stop() is true, the group stops after the next completion. Completions that have
@@ -120,43 +120,41 @@ class Teacher:
 
     def _stop_before_the_last(self, log, completions):
         # After the last completion the chunk must be written before a stop
-        if len(log.done) < completions:
+        if log.ended < completions:
             self._stop_if_asked(log)
 
     def _rows(self, examples, n, rewards, log):
         sampling, seed = self.settings.sampling, self.settings.seed
         answers = self.policy.answer(examples, sampling, n=n, seed=seed, log=log)
-        opening = self.policy.opening
+        opening, rollout = self.policy.opening, answers.rollout
         samples = [
             {
-                "text": opening + self.policy.tokenizer.decode(line["ids"]),
-                "tokens": len(line["ids"]) - int(sum(line.get("observed", ()))),
-                "finished": line["finished"],
+                "text": opening + self.policy.tokenizer.decode(ids),
+                "tokens": int(length),
+                "finished": not truncated,
             }
-            | _conversation(line)
-            # log.done is in the order in which the completions ended
-            for _, line in sorted(log.done.items())
+            for ids, length, truncated in zip(
+                rollout.tokens(), rollout.lengths, rollout.truncated, strict=True
+            )
         ]
+        for sample, conversation in zip(samples, answers.conversations or (), strict=False):
+            sample |= _of_conversation(conversation)
         if rewards is not None:
-            ids = [list(map(int, line["ids"])) for _, line in sorted(log.done.items())]
-            _score(samples, answers.asked(examples), ids, rewards)
+            _score(samples, answers.asked(examples), list(rollout.tokens()), rewards)
         bare = [{k: v for k, v in e.items() if k != "prompt_ids"} for e in examples]
         groups = [samples[i : i + n] for i in range(0, len(samples), n)]
         pairs = zip(bare, groups, strict=True)
         return [{"example": example, "samples": group} for example, group in pairs]
 
 
-def _conversation(line):
-    """Return the fields of a sample that only a conversation has, from its line of a SampleLog.
+def _of_conversation(conversation):
+    """Return the fields of a sample that only a conversation has.
 
     They are messages, the messages after the prompt in OpenAI's form, and reset_text, the text of
-    the environment's reset, if there is one. For a single turn the dict is empty.
+    the environment's reset, if there is one.
     """
-    if "conversation" not in line:
-        return {}
-    record = line["conversation"]
-    text = record["reset_text"]
-    return {"messages": record["messages"]} | ({"reset_text": text} if text else {})
+    text = conversation.reset_text
+    return {"messages": conversation.messages} | ({"reset_text": text} if text else {})
 
 
 class _Stop(Exception):

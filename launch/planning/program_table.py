@@ -22,6 +22,8 @@ def program_table(program: Program, compiled: Compiled, seconds: Seconds | None,
     else:
         for name, text in _memory(program, compiled, chip):
             table.add_row(name, text)
+    if program.host_bytes:
+        table.add_row("a process's own memory, bytes", _bytes(program.host_bytes))
     if seconds is not None:
         for name, text in _works(program, compiled, seconds, chip):
             # The rows "a call" and "a token" each begin a section

@@ -1,8 +1,11 @@
 """What a plan describes is what a run passes: the first update of small runs against their Programs."""
 
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -29,6 +32,7 @@ from deepseek_jax.recipes.judge import run as judge
 from deepseek_jax.recipes.kinds import judge as kinds_judge
 from deepseek_jax.recipes.kinds import prefer
 from deepseek_jax.recipes.kinds import pretrain as pretrain_train
+from deepseek_jax.recipes.kinds import reinforce as kinds_reinforce
 from deepseek_jax.recipes.kinds.paying import planned_rewards
 from deepseek_jax.recipes.pretrain import run as pretrain
 from deepseek_jax.recipes.r1 import run as r1
@@ -53,6 +57,37 @@ from tests.recipes.sft import test_run as small_sft
 from tests.tiny import save_tiny_model
 
 WEIGHTS = decode.decoding_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device of a process, of which a mesh needs no more."""
+
+    id: int
+    process_index: int
+
+
+@pytest.mark.parametrize("processes, width", [(1, None), (2, 4), (8, 4)])
+def test_completions_of_several_processes_are_planned_to_move(processes, width):
+    """Oracle: by hand: 24 rows of 8 devices; ids and masks of 5 bytes a token, in a rollout and in batches of
+    two minibatches. What the devices take is in test_owned_rows.py.
+    """
+    mesh = make_mesh(data=2, fsdp=4)
+    chips = np.array([Chip(i, i * processes // 8) for i in range(8)]).reshape(mesh.devices.shape)
+    mesh = jax.sharding.Mesh(chips, mesh.axis_names)
+    ids = jax.ShapeDtypeStruct((24, 16), np.int32)
+    batch = dict(completion_ids=ids, completion_mask=ids.update(dtype=bool), advantages=None)
+    programs = kinds_reinforce._moved("x: ", SimpleNamespace(minibatches=2), mesh, batch)
+    if width is None:
+        assert programs == []
+        return
+    (program,) = programs
+    count, places, rows = program.arguments
+    assert count == 24 and places.shape == (8 * width,)
+    assert rows.keys() == {"completion_ids", "completion_mask"}
+    assert all(row.shape == (8 * width, 16) for row in rows.values())
+    assert program.name == "x: rows" and program.times == 2
+    assert program.host_bytes == 2 * 2 * 24 * 16 * 5 // processes
 
 
 class FirstUpdate(Exception):

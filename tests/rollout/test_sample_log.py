@@ -29,37 +29,53 @@ def assert_filled_from(log, rollout, rows):
 
 
 def test_a_log_gives_back_what_was_added_without_its_cut_last_line(tmp_path):
-    """Oracle: the rollout itself, bit for bit, in the call that adds and in the next ones, whose own lines
-    begin on a line of their own.
+    """Oracle: the rollout itself, bit for bit, in the next calls, whose own lines begin on a line of their
+    own; the numbers of completions by hand.
     """
     rollout, path = a_rollout(), tmp_path / "log"
     log = SampleLog(path)
     log.add([4, 0], rollout)
     log.add([3], rollout)
-    assert_filled_from(log, rollout, [0, 3, 4])
+    assert not log.done and log.ended == 3
     whole = path.read_bytes()
     path.write_bytes(whole + whole[:50])
     log = SampleLog(path)
     assert path.read_bytes() == whole
     assert_filled_from(log, rollout, [0, 3, 4])
     log.add([1], rollout)
+    assert log.ended == 4
     assert_filled_from(SampleLog(path), rollout, [0, 1, 3, 4])
+
+
+def test_a_log_gives_back_what_other_processes_added(tmp_path):
+    """Oracle: the rollout itself; a cut last line of another process is left to that process."""
+    rollout, paths = a_rollout(), [tmp_path / str(process) for process in range(3)]
+    for path, rows in zip(paths[:2], ([4, 0], [3]), strict=True):
+        SampleLog(path).add(rows, rollout)
+    paths[1].write_bytes(before := paths[1].read_bytes() + b"{")
+    log = SampleLog(paths[0], earlier=paths[1:])
+    assert_filled_from(log, rollout, [0, 3, 4])
+    assert log.ended == 3 and paths[1].read_bytes() == before
+    log.add([1], rollout)
+    assert_filled_from(SampleLog(paths[2], earlier=paths[:2]), rollout, [0, 1, 3, 4])
 
 
 @pytest.mark.parametrize("writes", [True, False])
 def test_long_completions_take_few_bytes_on_disk_and_in_memory(tmp_path, writes):
-    """Oracle: by hand: 8 bytes a token in memory, and 4 characters for 3 of them on disk; a process that does
-    not write makes no file, and nothing waits for one.
+    """Oracle: by hand: 8 bytes a token in memory until they are written, and 4 characters for 3 of them on
+    disk; a process that does not write makes no file, and nothing waits for one.
     """
     rollout, path = empty_rollout(1, 30_000), tmp_path / "log"
     rollout.completion_mask[:] = True
     rollout.completion_ids[:], rollout.sampler_logprobs[:] = 128_000, -1.2345678
     log = SampleLog(path, writes=writes, every=1e9)
     log.add([0], rollout)
-    assert len(log.waiting) == writes
+    assert len(log.waiting) == writes and not log.done
+    held = sum(line[name].nbytes for line in log.waiting for name in ("ids", "logprobs"))
+    assert held == writes * 30_000 * 8
     log.write()
+    assert not log.waiting
     assert (path.stat().st_size if path.exists() else 0) <= writes * (30_000 * 8 * 4 / 3 + 200)
-    assert sum(log.done[0][name].nbytes for name in ("ids", "logprobs")) == 30_000 * 8
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from deepseek_jax.costs.program import (
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
+from deepseek_jax.parallel.owned_rows import abstract_owned, move
 from deepseek_jax.recipes.conversing import try_environment
 from deepseek_jax.recipes.kinds.paying import (
     PlannedReward,
@@ -28,7 +29,7 @@ from deepseek_jax.recipes.kinds.paying import (
 )
 from deepseek_jax.recipes.paid import StageRewards
 from deepseek_jax.recipes.stage import Context, Source, Stage
-from deepseek_jax.reinforce.batch import longest_batch, update_flops
+from deepseek_jax.reinforce.batch import TOKENS, longest_batch, update_flops
 from deepseek_jax.reinforce.effort import check_lines, with_efforts
 from deepseek_jax.reinforce.grpo import reinforce
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, say_deciding
@@ -187,6 +188,9 @@ def reinforcement_programs(
     return [
         *beside(_rolled(name, settings, config, mesh, adapter), moments, *reference, *models),
         *beside(paid, policy_params(params), moments, *reference),
+        *beside(
+            _moved(name, settings, mesh, batch), policy_params(params), moments, *reference, *models
+        ),
         *beside(_scored(name, settings, config, mesh, params, batch), moments, *read, *models),
         *beside([update], *([] if follows else reference), *models),
     ]
@@ -233,6 +237,34 @@ def _references(settings, config, mesh, adapter):
     # While it is read it is on the devices with the policy, whatever memory it waits in
     read = Held("the reference", tree, "reference_dtype='bfloat16'")
     return [Held("the reference", stored, fields)], [read]
+
+
+def _moved(name, settings, mesh, batch):
+    """Return the program that moves completions from the processes that have them, in a list.
+
+    The list is empty if one process has all.
+    """
+    processes = len({device.process_index for device in mesh.devices.flat})
+    if processes == 1:
+        return []
+    tokens = {key: leaf for key, leaf in batch.items() if key in TOKENS}
+    rows, t = batch["completion_ids"].shape
+    # In the rollout and in the batches
+    of_token = 2 * sum(leaf.dtype.itemsize for leaf in tokens.values())
+    of_step = settings.minibatches * rows * t * of_token
+    return [
+        Program(
+            f"{name}rows",
+            move(mesh),
+            abstract_owned(mesh, tokens),
+            mesh,
+            tokens=0,
+            flops=0.0,
+            sizes=f"{rows:,} rows x {t:,}, of {processes:,} processes",
+            times=settings.minibatches,
+            host_bytes=-(-of_step // processes),
+        )
+    ]
 
 
 def _scored(name, settings, config, mesh, params, batch):
