@@ -6,6 +6,8 @@ so before that import.
 
 import contextlib
 import ctypes
+import math
+import mmap
 import os
 from pathlib import Path
 
@@ -97,6 +99,20 @@ def return_much_freed_memory():
     The parts of a step have arrays of different sizes, see return_freed_memory.
     """
     return_freed_memory(above=MUCH)
+
+
+def zeros_by_page(shape: tuple[int, ...], dtype):
+    """Return zeros in numpy that take memory page by page, as they are written.
+
+    np.zeros would take pages of 2 MiB, and memory that was freed, whole.
+    """
+    import numpy as np
+
+    count = math.prod(shape)
+    pages = mmap.mmap(-1, max(count * np.dtype(dtype).itemsize, 1))
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(pages, dtype, count).reshape(shape)
 
 
 def return_compilers_memory():

@@ -12,6 +12,7 @@ from deepseek_jax.data.batches import abstract_batch
 from deepseek_jax.errors import BrokenTerm
 from deepseek_jax.losses.grpo import row_marks
 from deepseek_jax.models import ModelConfig
+from deepseek_jax.parallel.host_memory import zeros_by_page
 from deepseek_jax.parallel.owned_rows import put_owned
 from deepseek_jax.parallel.processes import from_owners
 from deepseek_jax.parallel.shard import put_share
@@ -57,15 +58,9 @@ def update_batches(groups, advantages, settings: ReinforceSettings, mesh: Mesh, 
     """
     batch = step_batch(groups, advantages, settings, mesh)
     check_sampled(groups, batch)
-    owners = owners_of(groups)
-    learned = learned_tokens(batch, owners)
-    rewards = np.concatenate([group["rewards"] for group in groups])
-    read = np.concatenate([group["rollout"].read_lengths for group in groups])
-    read *= ~np.isnan(rewards)
-    (marks,) = from_owners(owners, row_marks(batch["completion_ids"], batch["completion_mask"]))
-    lengths = RowLengths(batch["prompt_mask"].sum(1), learned + read, learned, marks)
+    owners, lengths = owners_of(groups), row_lengths(groups, batch)
     temperature = settings.rollout.temperature_at(step)
-    parts = minibatches(batch, learned, settings.minibatches, temperature)
+    parts = minibatches(batch, lengths.learned, settings.minibatches, temperature)
     # The check reads the advantages from the minibatches, as the updates get them
     check_advantages(groups, np.concatenate([part["advantages"] for part in parts]))
     return put_completions(mesh, parts, owners), lengths
@@ -75,6 +70,25 @@ def owners_of(groups):
     """Return the process that has each completion of groups, int[b]; None if every process has all."""
     owned = [group["rollout"].owned for group in groups]
     return None if owned[0] is None else np.concatenate([own.owners for own in owned])
+
+
+def row_lengths(groups, batch):
+    """Return the RowLengths of a batch of groups, numpy arrays."""
+    owners = owners_of(groups)
+    rewards, read, here = (
+        np.concatenate(arrays)
+        for arrays in zip(
+            *((g["rewards"], g["rollout"].read_lengths, g["rollout"].is_here) for g in groups),
+            strict=True,
+        )
+    )
+    marks = np.zeros(len(here), np.float32)
+    marks[here] = row_marks(batch["completion_ids"][here], batch["completion_mask"][here])
+    (marks,) = from_owners(owners, marks)
+    learned = learned_tokens(batch, owners)
+    # A conversation without a reward is left out whole
+    completions = learned + np.where(np.isnan(rewards), 0, read)
+    return RowLengths(batch["prompt_mask"].sum(1), completions, learned, marks)
 
 
 def learned_tokens(batch, owners):
@@ -143,7 +157,8 @@ def group_batch(
     group_size = len(rewards) // len(groups)
     batch = completion_batch(groups, shared=shared, multiple=multiple)
     for name in set(batch) & {"completion_mask", "observed_mask"}:
-        batch[name] &= ~np.isnan(rewards)[:, None]
+        # Other rows are not written, see _fitted
+        batch[name][np.isnan(rewards)] = False
     batch["advantages"] = np.asarray(advantages)
     if rows:
         first = np.int32([group["row"] for group in groups])
@@ -352,7 +367,8 @@ def _fitted(arrays, t):
         arrays: pairs of an array [i t], and bool[i], which of its rows are here. The other rows
             stay 0 and are not written, so that they take no memory.
     """
-    joined = np.zeros((sum(len(array) for array, _ in arrays), t), arrays[0][0].dtype)
+    zeros = np.zeros if all(here.all() for _, here in arrays) else zeros_by_page
+    joined = zeros((sum(len(array) for array, _ in arrays), t), arrays[0][0].dtype)
     first = 0
     for array, here in arrays:
         joined[first : first + len(array)][here, : array.shape[1]] = array[here, :t]

@@ -8,6 +8,7 @@ import numpy as np
 from typing_extensions import override
 
 from deepseek_jax.data.texts import LazyTexts
+from deepseek_jax.parallel.host_memory import zeros_by_page
 from deepseek_jax.training.run import leave_if_asked
 
 
@@ -31,8 +32,7 @@ class Rollout(NamedTuple):
     """Completions of prompts, as numpy arrays with n adjacent rows for each prompt.
 
     Where processes own rows (see RolloutLog.own_rows), the arrays of tokens [b t] are 0 and False
-    in the rows of other processes. The operating system gives untouched pages no memory, so a
-    process holds its own rows.
+    in the rows of other processes, and these rows take no memory.
 
     Attributes:
         completion_ids: int32[b t], 0 after the end.
@@ -199,18 +199,18 @@ def empty_rollout(rows: int, length: int, converses: bool = False, own_rows: boo
         converses: True if completions are conversations.
         own_rows: See RolloutLog.
     """
-    shape = rows, length
-    owned = None
+    shape, owned, zeros = (rows, length), None, np.zeros
     if own_rows and jax.process_count() > 1:
         owned = Owned(*(np.zeros(rows, np.int32) for _ in Owned._fields))
+        zeros = zeros_by_page
     return Rollout(
-        completion_ids=np.zeros(shape, np.int32),
-        completion_mask=np.zeros(shape, bool),
-        sampler_logprobs=np.zeros(shape, np.float32),
+        completion_ids=zeros(shape, np.int32),
+        completion_mask=zeros(shape, bool),
+        sampler_logprobs=zeros(shape, np.float32),
         truncated=np.zeros(rows, bool),
         drafted=np.zeros(rows, np.int32),
         accepted=np.zeros(rows, np.int32),
-        observed_mask=np.zeros(shape, bool) if converses else None,
+        observed_mask=zeros(shape, bool) if converses else None,
         owned=owned,
     )
 
