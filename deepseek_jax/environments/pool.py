@@ -13,11 +13,12 @@ from typing import Any
 
 from deepseek_jax.environments import worker
 from deepseek_jax.environments.code import Code, source_of
-from deepseek_jax.environments.process import Job, Lost, Process
 from deepseek_jax.environments.schemas import describe
 from deepseek_jax.environments.worker import Acted, Paid
 from deepseek_jax.errors import at
 from deepseek_jax.rewards.batch import LARGEST_REWARD, TOO_LARGE
+from deepseek_jax.rewards.worker import Job, Lost
+from deepseek_jax.rewards.workers import WorkerPool
 
 
 @dataclasses.dataclass(eq=False)
@@ -26,7 +27,7 @@ class _Conversation:
 
     Attributes:
         seed: The seed for its calls.
-        life: The life of the process that has its environment, see Process. None without one.
+        life: The life of the process that has its environment, see rewards.worker. None without one.
         count: Number of its jobs so far.
         job: The job that runs, or None.
     """
@@ -84,7 +85,11 @@ class Environments:
             code = Code(sources, None if environment is None else source_of(environment))
         self.has_state = environment is not None
         self.schemas, self.takes_steps, self.reward_name = describe(code)
-        self._processes = [Process(code, call_seconds, call_bytes) for _ in range(workers)]
+        self._call_seconds = call_seconds
+        limits = code, call_seconds, call_bytes
+        self._pool = WorkerPool(
+            worker.run, worker.start, *limits, num_workers=workers, wall_limit_seconds=None
+        )
         self._conversations: dict[int, _Conversation] = {}
 
     def __enter__(self):
@@ -144,12 +149,11 @@ class Environments:
         conversation = self._conversations[key]
         if not self.has_state:
             return None
-        process = self._process(key)
-        text = process.wait(conversation.job)
-        if isinstance(text, (Lost, ValueError)):
+        text = self._pool.wait(conversation.job)
+        if isinstance(text, (Lost, Exception)):
             self.stop()
             with at("environment"):
-                raise ValueError(text.why if isinstance(text, Lost) else str(text))
+                raise ValueError(self._why(text) if isinstance(text, Lost) else str(text))
         conversation.life, conversation.job = conversation.job.life, None
         return text
 
@@ -175,15 +179,16 @@ class Environments:
             ValueError: If a file has changed since the run began.
         """
         conversation = self._conversations[key]
-        result = self._process(key).wait(conversation.job)
+        result = self._pool.wait(conversation.job)
         conversation.job = None
-        if isinstance(result, ValueError):
+        if isinstance(result, Exception):
             with at("environment" if self.has_state else "tools"):
                 raise result
         if not isinstance(result, Lost):
             return result
-        own = result.key == key
-        return Acted([], int(own), result.seconds if own else 0.0, failure=_words(result, key))
+        is_own = result.job is not None and result.job.key == key
+        seconds = result.seconds if is_own else 0.0
+        return Acted([], int(is_own), seconds, failure=self._failure(result, key))
 
     def end(self, key: int):
         """Start get_reward, if there is one, and forget the environment."""
@@ -194,38 +199,53 @@ class Environments:
             return
         del self._conversations[key]
         if self.has_state:
-            self._process(key).tell(worker.forget, key)
+            self._pool.tell(key, worker.forget, key)
 
     def reward(self, key: int) -> Paid | None:
         """Wait for the reward that end() started, and return it, or None without get_reward."""
         if self.reward_name is None:
             return None
         conversation = self._conversations.pop(key)
-        result = self._process(key).wait(conversation.job)
+        result = self._pool.wait(conversation.job)
         if isinstance(result, Lost):
-            return Paid(key, f"there is no reward: {_words(result, key)}")
-        return Paid(key, str(result)) if isinstance(result, ValueError) else result
+            return Paid(key, f"there is no reward: {self._failure(result, key)}")
+        return Paid(key, str(result)) if isinstance(result, Exception) else result
 
     def stop(self):
         """Forget all conversations under way."""
         self._conversations.clear()
-        for process in self._processes:
-            process.stop()
+        self._pool.stop(worker.forget)
 
     def close(self):
         """End the processes. The next begin() starts new ones."""
         self._conversations.clear()
-        for process in self._processes:
-            process.close()
-
-    def _process(self, key):
-        return self._processes[key % len(self._processes)]
+        self._pool.close()
 
     def _send(self, conversation, key, calls, work, *args):
-        args = key, *args, conversation.seed, conversation.count
+        args = work, key, *args, conversation.seed, conversation.count
         conversation.count += 1
-        conversation.job = Job(key, calls, work, args, conversation.life)
-        self._process(key).send(conversation.job)
+        conversation.job = Job(key, args, calls, conversation.life)
+        self._pool.send(conversation.job)
+
+    def _failure(self, lost, key):
+        """Say, for a conversation, why it lost its job."""
+        if lost.job is None or lost.job.key == key:
+            return self._why(lost)
+        return f"its environment ended with its worker: in another conversation {self._why(lost)}"
+
+    def _why(self, lost):
+        """Say why a worker ended."""
+        if lost.closed:
+            return "the conversations were stopped"
+        if lost.job is None:
+            return "its worker process ended, perhaps because the machine had no memory left"
+        if lost.call == worker.IMPORT:
+            limit = f"{worker.IMPORT_SECONDS:.0f} s"
+            return f"the import of its file ended its process, or took more than {limit}"
+        name = lost.job.calls[lost.call]
+        if lost.seconds < self._call_seconds:
+            return f"{name} ended its process"
+        return f"{name} took more than call_seconds={self._call_seconds:g}"
 
 
 def _wrong_reward(paid):
@@ -235,9 +255,3 @@ def _wrong_reward(paid):
     if abs(paid.reward) <= LARGEST_REWARD:
         return None
     return f"get_reward returned {paid.reward:g}; {TOO_LARGE}"
-
-
-def _words(lost, key):
-    if lost.key in (None, key):
-        return lost.why
-    return f"its environment ended with its worker: in another conversation {lost.why}"

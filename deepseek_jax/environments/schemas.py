@@ -46,10 +46,10 @@ def describe(code: Code) -> Described:
         if code.environment is None:
             return Described(schemas, False, None)
         with at("environment"):
-            found = pool.ask(_environment, code.environment, bool(code.tools))
-            for schema in found.schemas:
+            description = pool.ask(_environment, code.environment, bool(code.tools))
+            for schema in description.schemas:
                 _add(schema, code.environment.name, schemas, names)
-        return found._replace(schemas=schemas)
+        return description._replace(schemas=schemas)
 
 
 def _add(schema, source, schemas, names):
@@ -62,14 +62,14 @@ def _add(schema, source, schemas, names):
     schemas.append(schema)
 
 
-def _described(work, source, *more):
-    """Return what work returns, or its error as a ValueError.
+def _described(function, source, *arguments):
+    """Return what the function returns, or its error as a ValueError.
 
     A process that has not imported the user's code can read a ValueError, but perhaps not the
     error.
     """
     try:
-        return work(import_unchanged(*source), source, *more)
+        return function(import_unchanged(*source), source, *arguments)
     except (Exception, SystemExit) as error:
         return ValueError(str(error))
 
@@ -121,17 +121,17 @@ def _environment(environment, source, has_tools):
             f"{source.name} has no public method beside reset and get_reward; define tools, or step(text)"
         )
     try:
-        made = environment()
+        instance = environment()
     except (Exception, SystemExit) as error:
         raise ValueError(
             f"{source.name} cannot be made: {with_line(error, source.file)}"
         ) from error
     reward_name = environment.__name__ if hasattr(environment, "get_reward") else None
     if names != ["step"] or has_tools:
-        schemas = [_schema(getattr(made, name), f"{source.name}.{name}") for name in names]
+        schemas = [_schema(getattr(instance, name), f"{source.name}.{name}") for name in names]
         return Described(schemas, False, reward_name)
     try:
-        inspect.signature(made.step).bind("text")
+        inspect.signature(instance.step).bind("text")
     except TypeError as error:
         raise ValueError(f"{source.name}.step: {error}; define step(self, text)") from error
     return Described([], True, reward_name)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from deepseek_jax.environments.code import Code, Told, public_methods
 from deepseek_jax.named_code import import_unchanged, with_line
-from deepseek_jax.rewards.workers import watched
+from deepseek_jax.rewards.worker import note_call, watched
 
 # Limit of the import of all files, and the number that is noted for it in place of a call's
 IMPORT_SECONDS, IMPORT = 60.0, -1
@@ -44,24 +44,6 @@ class Acted(NamedTuple):
     misformed: str | None = None
 
 
-class Doing(NamedTuple):
-    """Places of the array in which a worker notes what it does.
-
-    The main process reads the array when the worker has ended before it could say so.
-
-    Attributes:
-        job: The number of the job.
-        call: The place of the call in the job, or IMPORT.
-        since: When this began, by time.monotonic().
-        pid: The id of the process.
-    """
-
-    job: int = 0
-    call: int = 1
-    since: int = 2
-    pid: int = 3
-
-
 class Own(NamedTuple):
     """An environment, and the number of the conversation that began it."""
 
@@ -85,7 +67,6 @@ class _State(NamedTuple):
     """State of a worker, from its start on.
 
     Attributes:
-        doing: The array with the places of Doing.
         code: The user's code, before its import.
         call_seconds: Longest time of one call.
         call_bytes: Most bytes of the text that a call returns.
@@ -93,7 +74,6 @@ class _State(NamedTuple):
         loaded: "tools" and "environment" -> the imported code; empty before the import.
     """
 
-    doing: Any
     code: Code
     call_seconds: float
     call_bytes: int
@@ -102,37 +82,34 @@ class _State(NamedTuple):
 
 
 _state: _State | None = None
-_AT = Doing()
 
 
-def start(doing, code: Code, call_seconds: float, call_bytes: int):
+def start(code: Code, call_seconds: float, call_bytes: int):
     """Begin a worker process: remember its settings, and discard what the user's code prints.
 
     Args:
-        doing: The array in which the worker notes what it does, see Doing.
         code: The user's tools and environment.
         call_seconds: Longest time of one call.
         call_bytes: Most bytes of the text that a call returns.
     """
     global _state
-    _state = _State(doing, code, call_seconds, call_bytes, {}, {})
-    doing[_AT.pid] = os.getpid()
+    _state = _State(code, call_seconds, call_bytes, {}, {})
     # Discard what the user's code prints: it would appear among the lines of the run
     sys.stdout.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def run(number: int, work: Callable, *args):
-    """Run the job of this number, work(*args), and return its result.
+def run(work: Callable, *args):
+    """Return the result of work(*args).
 
     An error is returned as a ValueError, which the main process can read.
     """
-    _note(IMPORT, number)
+    note_call(IMPORT)
     try:
         if not _state.loaded:
             with watched(IMPORT_SECONDS):
                 _load()
-        _note(0)
+        note_call(0)
         return work(*args)
     except (Exception, SystemExit) as error:
         return ValueError(str(error))
@@ -244,19 +221,13 @@ def _load():
     )
 
 
-def _note(call, number=None):
-    if number is not None:
-        _state.doing[_AT.job] = number
-    _state.doing[_AT.call], _state.doing[_AT.since] = call, time.monotonic()
-
-
 def _limited(call, function, *args, **columns):
     """Call the user's code. If it exceeds the limit of time, this process ends.
 
     Returns:
         (what it returned, what it raised, seconds).
     """
-    _note(call)
+    note_call(call)
     value, raised, begun = None, None, time.monotonic()
     try:
         with watched(_state.call_seconds):

@@ -97,10 +97,6 @@ class FunctionReward(WorkerPool):
         # message
         super().__init__(_call, int, num_workers=2, wall_limit_seconds=LIMIT_SECONDS)
         self.form = self.ask(_form, *self.source)
-        # TRL's form gets all completions in one call
-        if self.form.lists:
-            self.num_workers = 1
-            self.close()
 
     def check(self, examples: Sequence[Mapping]):
         """Raise ValueError if the function cannot score the examples.

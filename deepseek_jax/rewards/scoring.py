@@ -52,16 +52,18 @@ class Scores:
 
     def without_verdict(self, name: str):
         """Say how many completions as_wrong counts as 0, or return None if there are none."""
-        missing = int(np.isnan(self.parts[name]).sum())
-        if missing:
-            return f"{missing} of {len(self.total)} answers had no verdict by {name} and count as 0"
+        num_missing = int(np.isnan(self.parts[name]).sum())
+        if num_missing:
+            return f"{num_missing} of {len(self.total)} answers had no verdict by {name} and count as 0"
         return None
 
     def require_one(self):
         """Raise UnusableRewards, with the first message, if not one completion could be scored."""
         if len(self.total) and self.errors == len(self.total):
-            first = "".join(self.messages[:1])
-            raise UnusableRewards(f"none of {self.errors} completions could be scored. {first}")
+            first_message = "".join(self.messages[:1])
+            raise UnusableRewards(
+                f"none of {self.errors} completions could be scored. {first_message}"
+            )
 
 
 class Rewards:
@@ -95,18 +97,20 @@ class Rewards:
         rules: Mapping[str, Rule] | None = None,
     ):
         self._models, rules = dict(models or {}), RULES if rules is None else rules
-        known = [*rules, *self._models]
+        known_names = [*rules, *self._models]
         self.weights = named(weights)
         if not self.weights:
-            raise ValueError(f"there are none; give NAME=WEIGHT, NAME one of {', '.join(known)}.")
+            raise ValueError(
+                f"there are none; give NAME=WEIGHT, NAME one of {', '.join(known_names)}."
+            )
         for name, weight in self.weights.items():
-            if name not in known and not is_code(name):
-                allowed = suggest(name, known)
-                raise ValueError(f"{name}={weight!r} is not of a reward; {allowed}; {BRING}")
+            if name not in known_names and not is_code(name):
+                suggestion = suggest(name, known_names)
+                raise ValueError(f"{name}={weight!r} is not of a reward; {suggestion}; {BRING}")
             if not _is_finite(weight):
                 raise ValueError(f"{name}={weight!r} must be a finite number.")
         for name in self._models:
-            if known.count(name) > 1:
+            if known_names.count(name) > 1:
                 raise ValueError(f"the reward model {name!r} has a reward's name; choose another.")
             if name not in self.weights:
                 raise ValueError(f"the reward model {name!r} is not used; give {name}=WEIGHT.")
@@ -114,7 +118,7 @@ class Rewards:
         verifiers = {name: rule.verifier for name, rule in self._rules.items()}
         self._verifiers = {name: make() for name, make in verifiers.items() if make is not None}
         self._functions = {}
-        for name in [name for name in self.weights if name not in known]:
+        for name in [name for name in self.weights if name not in known_names]:
             with at(name):
                 self._functions[name] = FunctionReward(name)
 
@@ -142,9 +146,11 @@ class Rewards:
         for name, function in self._functions.items():
             with at(name):
                 function.check(examples)
-        silent = [name for name, function in self._functions.items() if function.scores_nothing]
-        if silent and len(silent) == len(self.weights):
-            with at(silent[0]):
+        silent_names = [
+            name for name, function in self._functions.items() if function.scores_nothing
+        ]
+        if silent_names and len(silent_names) == len(self.weights):
+            with at(silent_names[0]):
                 raise ValueError(
                     "returned None, not scored, for all own answers of the questions that it was tried on, "
                     "and no other reward scores them; return a number"
@@ -157,9 +163,13 @@ class Rewards:
         user's function is one if its values were from 0 to 1 when check tried it. The values of
         trained rewards are not known. Among equal weights the first reward counts.
         """
-        own = [name for name, function in self._functions.items() if function.is_share]
-        shares = [n for n, w in self.weights.items() if w >= 0 and (n in self._rules or n in own)]
-        return max(shares, key=self.weights.get, default=None)
+        function_shares = [name for name, function in self._functions.items() if function.is_share]
+        share_names = [
+            n
+            for n, w in self.weights.items()
+            if w >= 0 and (n in self._rules or n in function_shares)
+        ]
+        return max(share_names, key=self.weights.get, default=None)
 
     def score(
         self,
@@ -213,34 +223,36 @@ class Rewards:
         if len(examples) != count:
             raise ValueError(f"{len(examples)} examples for {count} completions.")
         self.check(examples)
-        parts, messages, unread = {}, [], None
-        total, scored = np.zeros(count, np.float32), np.zeros(count, bool)
+        rewards_by_name, messages, unread = {}, [], None
+        total, is_scored = np.zeros(count, np.float32), np.zeros(count, bool)
         for name, weight in self.weights.items():
-            read = batch
+            read_batch = batch
             # Read before the work is shared: a process that fails in its work reads no further
             if owned and getattr(self._models.get(name), "reads_texts", name in self._models):
                 texts = share(lambda rows: [batch.completions[row] for row in rows], count)
-                read = dataclasses.replace(batch, completions=texts)
-            verdicts = share(functools.partial(self._verdicts, name, read), count)
+                read_batch = dataclasses.replace(batch, completions=texts)
+            verdicts = share(functools.partial(self._verdicts, name, read_batch), count)
             values = [math.nan if value is None else value for value, _, _ in verdicts]
-            parts[name] = np.array(values, np.float32)
+            rewards_by_name[name] = np.array(values, np.float32)
             messages += [message for _, message, _ in verdicts if message is not None]
-            scores = np.array([value is not None for value, _, _ in verdicts], bool)
+            has_score = np.array([value is not None for value, _, _ in verdicts], bool)
             if name in self._rules and self._rules[name].unread is not None:
-                own = np.array([not_read for _, _, not_read in verdicts], bool)
-                unread = own if unread is None else unread | own
-            total = np.where(scores, total + weight * parts[name], total)
-            scored |= scores
-        if not scored.all():
-            first = int(np.argmin(scored))
-            shown = share(lambda rows: [batch.shown(r) if r == first else "" for r in rows], count)
-            messages.append(f"no reward scores {shown[first]}.")
-        total = np.where(scored, total, np.nan).astype(np.float32)
+                reward_unread = np.array([not_read for _, _, not_read in verdicts], bool)
+                unread = reward_unread if unread is None else unread | reward_unread
+            total = np.where(has_score, total + weight * rewards_by_name[name], total)
+            is_scored |= has_score
+        if not is_scored.all():
+            first_unscored = int(np.argmin(is_scored))
+            previews = share(
+                lambda rows: [batch.shown(r) if r == first_unscored else "" for r in rows], count
+            )
+            messages.append(f"no reward scores {previews[first_unscored]}.")
+        total = np.where(is_scored, total, np.nan).astype(np.float32)
         errors, logged = int(np.isnan(total).sum()), ({}, {})
         if self._functions:
-            ours = [function.logged for function in self._functions.values()]
-            logged = gathered(from_each(ours), count)
-        return Scores(total, parts, errors, messages[:MAX_MESSAGES], *logged, unread)
+            function_logs = [function.logged for function in self._functions.values()]
+            logged = gathered(from_each(function_logs), count)
+        return Scores(total, rewards_by_name, errors, messages[:MAX_MESSAGES], *logged, unread)
 
     def _verdicts(self, name, batch, rows):
         """Score each of the rows by one reward.
@@ -250,17 +262,17 @@ class Rewards:
             score, or NaN if it fails. message is a str for the first MAX_MESSAGES failures, else
             None. not_read is True if a rule scored 0 because it could not read the completion.
         """
-        unread = self._rules[name].unread if name in self._rules else None
-        verdicts, failures = [], 0
+        is_unread = self._rules[name].unread if name in self._rules else None
+        verdicts, num_failures = [], 0
         for row, value in zip(rows, self._values(name, batch, rows), strict=True):
             message = None
             if value is not None and not _is_finite(value):
-                failures += 1
-                if failures <= MAX_MESSAGES:
+                num_failures += 1
+                if num_failures <= MAX_MESSAGES:
                     message = f"reward {name!r} failed with {value!r} on {batch.shown(row)}."
                 value = math.nan
-            wrong = unread is not None and value == 0
-            not_read = wrong and unread(batch.completions[row], batch.examples[row])
+            is_wrong = is_unread is not None and value == 0
+            not_read = is_wrong and is_unread(batch.completions[row], batch.examples[row])
             verdicts.append((None if value is None else float(value), message, not_read))
         return verdicts
 
@@ -268,20 +280,25 @@ class Rewards:
         """Return what one reward returned or raised for each of the rows."""
         examples, completions = batch.examples, batch.completions
         if name in self._models:
-            values = self._models[name].score(examples, list(completions))
+            values = self._models[name].score(examples, completions)
             return [values[row] for row in rows]
         texts = {row: completions[row] for row in rows}
-        fit = [row for row, text in texts.items() if len(text) <= MAX_CHARS]
+        fitting_rows = [row for row, text in texts.items() if len(text) <= MAX_CHARS]
         if name in self._functions:
-            values = self._functions[name].score(batch, fit)
+            values = self._functions[name].score(batch, fitting_rows)
         elif name in self._verifiers:
-            first, *more = (
-                [examples[row].get(field) for row in fit] for field in self._rules[name].fields
+            first_field, *other_fields = (
+                [examples[row].get(field) for row in fitting_rows]
+                for field in self._rules[name].fields
             )
-            values = self._verifiers[name].score(first, [texts[row] for row in fit], *more)
+            values = self._verifiers[name].score(
+                first_field, [texts[row] for row in fitting_rows], *other_fields
+            )
         else:
-            values = [_call(self._rules[name].score, texts[row], examples[row]) for row in fit]
-        values = dict(zip(fit, values, strict=True))
+            values = [
+                _call(self._rules[name].score, texts[row], examples[row]) for row in fitting_rows
+            ]
+        values = dict(zip(fitting_rows, values, strict=True))
         return [values[row] if row in values else _too_long(texts[row]) for row in rows]
 
 

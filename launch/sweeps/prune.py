@@ -13,7 +13,7 @@ from deepseek_jax.costs.chips import CHIPS, GIB
 from deepseek_jax.errors import CannotPlan
 from deepseek_jax.progress import waiting_for
 from deepseek_jax.recipes.experiment_file import as_config
-from deepseek_jax.rewards.workers import SPAWN
+from deepseek_jax.rewards.worker import SPAWN
 from launch.planning.topology import ENVIRONMENT, on_gpus, planned_mesh, recipes_programs
 from launch.sweeps.runs import Run
 
@@ -44,29 +44,30 @@ def able_runs(folder, runs: list[Run], topology: str | None, cache: Path | None)
     Raises:
         ValueError: No run can run there; or see `verdicts`.
     """
-    complete, refused, hours = folder.complete(), [], {}
-    pending = [run for run in runs if complete.get(run.name) != run.record]
-    if topology is None or not pending:
-        if pending:
+    complete_records, refused_runs, hours_by_run = folder.complete(), [], {}
+    pending_runs = [run for run in runs if complete_records.get(run.name) != run.record]
+    if topology is None or not pending_runs:
+        if pending_runs:
             print("chip-hours are unknown without --topology", flush=True)
         return runs
-    for run, found in verdicts(pending, topology, cache):
-        if found.reason is not None:
-            refused.append(run)
+    for run, run_verdict in verdicts(pending_runs, topology, cache):
+        if run_verdict.reason is not None:
+            refused_runs.append(run)
             print(
-                f"{run.name}: cannot run on {topology}, and is left out: {found.reason}", flush=True
+                f"{run.name}: cannot run on {topology}, and is left out: {run_verdict.reason}",
+                flush=True,
             )
             continue
-        hours[run.name] = found.chip_hours
-        note = f" ({found.note})" if found.note else ""
-        print(f"{run.name}: {_hours(found.chip_hours)}{note}", flush=True)
-    if len(refused) == len(runs):
+        hours_by_run[run.name] = run_verdict.chip_hours
+        note = f" ({run_verdict.note})" if run_verdict.note else ""
+        print(f"{run.name}: {_hours(run_verdict.chip_hours)}{note}", flush=True)
+    if len(refused_runs) == len(runs):
         raise ValueError(f"--topology={topology}: none of the {len(runs)} runs can run there")
-    known = [each for each in hours.values() if each is not None]
-    unknown = len(hours) - len(known)
-    more = f"; unknown for {unknown} of {len(hours)} runs" if unknown else ""
-    print(f"in all: {_hours(sum(known) if known else None)}{more}", flush=True)
-    return [run for run in runs if run not in refused]
+    known_hours = [run_hours for run_hours in hours_by_run.values() if run_hours is not None]
+    num_unknown = len(hours_by_run) - len(known_hours)
+    unknown_text = f"; unknown for {num_unknown} of {len(hours_by_run)} runs" if num_unknown else ""
+    print(f"in all: {_hours(sum(known_hours) if known_hours else None)}{unknown_text}", flush=True)
+    return [run for run in runs if run not in refused_runs]
 
 
 def _hours(hours):
@@ -88,8 +89,8 @@ def verdicts(runs: list[Run], topology: str, cache: Path | None):
         for run in runs:
             try:
                 with waiting_for(f"planning {run.name} for {topology}"):
-                    found = pool.submit(verdict, run.config, topology, cache).result()
-                yield run, found
+                    run_verdict = pool.submit(verdict, run.config, topology, cache).result()
+                yield run, run_verdict
             except BrokenProcessPool:
                 # A compiler that aborts ends its process. That says nothing about the run
                 yield run, Verdict(note="its plan ended its process")
@@ -117,14 +118,16 @@ def verdict(config: dict, topology: str, cache: Path | None):
         return Verdict(note=str(error))
     except ValueError as error:
         return Verdict(reason=str(error))
-    planned = shapes(programs, chip) if on_gpus(topology) else compiled(programs, chip, cache)
-    seconds = {}
-    for program, each, reason in planned:
+    planned_programs = (
+        shapes(programs, chip) if on_gpus(topology) else compiled(programs, chip, cache)
+    )
+    seconds_by_program = {}
+    for program, program_seconds, reason in planned_programs:
         if reason is not None:
             return Verdict(reason=f"{program.name}: {reason}")
-        seconds[program.name] = each
-    total = run_seconds(programs, seconds)
-    return Verdict(chip_hours=total and total * chips(mesh, chip) / 3600)
+        seconds_by_program[program.name] = program_seconds
+    total_seconds = run_seconds(programs, seconds_by_program)
+    return Verdict(chip_hours=total_seconds and total_seconds * chips(mesh, chip) / 3600)
 
 
 def compiled(programs, chip, cache):
@@ -138,12 +141,17 @@ def compiled(programs, chip, cache):
     from launch.planning.roofline import seconds_of
     from launch.planning.summary import fits, held_at_once
 
-    for program, found in compile_programs(programs, cache):
-        if fits(program, found, chip):
-            _, likely = seconds_of(program, found, chip).of_step(program)
+    for program, compiled_program in compile_programs(programs, cache):
+        if fits(program, compiled_program, chip):
+            _, likely = seconds_of(program, compiled_program, chip).of_step(program)
             yield program, likely, None
         else:
-            yield program, None, found.refusal or _too_much(held_at_once(program, found), chip)
+            yield (
+                program,
+                None,
+                compiled_program.refusal
+                or _too_much(held_at_once(program, compiled_program), chip),
+            )
 
 
 def shapes(programs, chip):
@@ -155,9 +163,11 @@ def shapes(programs, chip):
     from deepseek_jax.costs.program import argument_bytes
 
     for program in programs:
-        held = program.beside_bytes + (0 if program.needs else argument_bytes(program.arguments))
+        held_bytes = program.beside_bytes + (
+            0 if program.needs else argument_bytes(program.arguments)
+        )
         seconds = program.runs * program.flops / program.mesh.size / chip.flops_per_second
-        yield program, seconds, _too_much(held, chip) if held > chip.hbm_bytes else None
+        yield program, seconds, _too_much(held_bytes, chip) if held_bytes > chip.hbm_bytes else None
 
 
 def _too_much(size, chip):
@@ -174,22 +184,24 @@ def run_seconds(programs, seconds: dict):
     """
     from deepseek_jax.costs.program import GENERATION, SYNC, TRAINING
 
-    total = 0.0
+    total_seconds = 0.0
     for update in programs:
         if update.model is None:
             continue
-        owner, _, kind = update.name.rpartition(": ")
+        prefix, _, kind = update.name.rpartition(": ")
         group = [
-            p for p in programs if p.name.rpartition(": ")[0] == owner and p.name != "pretrain"
+            p for p in programs if p.name.rpartition(": ")[0] == prefix and p.name != "pretrain"
         ]
-        reinforced = {p.part for p in group} == {TRAINING, GENERATION, SYNC}
+        is_reinforced = {p.part for p in group} == {TRAINING, GENERATION, SYNC}
         # A step of reinforcement consists of its rollout, its scoring and its updates
-        called = group if reinforced and kind != "pretrain" else [update]
-        total += sum(seconds[program.name] for program in called) * update.settings.num_steps
-    return total or None
+        called_programs = group if is_reinforced and kind != "pretrain" else [update]
+        total_seconds += (
+            sum(seconds[program.name] for program in called_programs) * update.settings.num_steps
+        )
+    return total_seconds or None
 
 
 def chips(mesh, chip):
     """Return how many chips the devices of a mesh are."""
-    devices = {each.device_kind: each.devices for each in CHIPS.values()}
-    return mesh.size / devices.get(chip.device_kind, 1)
+    devices_by_kind = {known_chip.device_kind: known_chip.devices for known_chip in CHIPS.values()}
+    return mesh.size / devices_by_kind.get(chip.device_kind, 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deepseek_jax.rewards.workers import WORKER_BYTES
+from deepseek_jax.rewards.worker import WORKER_BYTES
 from tests.environments.calls import act, begun, call, children, scored
 
 HANG = "{} took more than call_seconds=0.5"

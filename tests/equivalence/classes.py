@@ -182,7 +182,7 @@ slots | rollout/steps.py | keys=jnp.where(seats, keys, slots.keys) | keys=slots.
 one turn | rollout/steps.py | completion_room) <= index_b1 | completion_room) < index_b1
 kept caches | rollout/turns.py | <= index_bc[..., None] | <= index_bc[:, -1:, None] + 0 * index_bc[..., None]
 workers of environments | environments/worker.py | {seed} {count} | {seed} {len(_state.environments)}
-workers of rewards | rewards/workers.py | in futures.items()} | in zip(futures, set(futures.values()))}
+workers of rewards | rewards/workers.py | results[job.key] = result | results[len(results)] = result
 run and plan | recipes/kinds/pretrain.py | rows = max( | rows = 2 * max(
 """
 FAULTS = {
