@@ -24,8 +24,9 @@ jax.devices = lambda *kind, _devices=jax.devices: _devices(*kind)[::-1]
 """
 # How many processes score, whatever a reward asks for
 SCORERS = """
-from deepseek_jax.rewards import workers
-workers.make_processes = lambda number, *start, _make=workers.make_processes: _make(5, *start)
+from deepseek_jax.rewards.workers import WorkerPool
+init = WorkerPool.__init__
+WorkerPool.__init__ = lambda self, *args, **more: init(self, *args, **more | {"num_workers": 5})
 """
 PIECES = "from deepseek_jax.rollout import turns\nturns.CHUNKS = (3, 5)"
 # Leaves the text of the first update, and those of the plan's programs, in the work directory
