@@ -36,19 +36,19 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
             type.
     """
     parsed = ConfigDict(defaults)
-    seen = set()
+    seen_keys = set()
     for item in filter(None, (arg or "").split(",")):
         key, equals, text = item.partition("=")
         if key not in defaults:
-            close = difflib.get_close_matches(key, defaults, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
+            near_keys = difflib.get_close_matches(key, defaults, n=1)
+            hint = f"did you mean {near_keys[0]}? " if near_keys else ""
             allowed = ", ".join(defaults) or "none, this config takes no argument"
             raise ValueError(
                 f"config argument {arg!r}: {key!r} is not a key; {hint}allowed: {allowed}"
             )
-        if key in seen:
+        if key in seen_keys:
             raise ValueError(f"config argument {arg!r}: {key!r} is given twice; keep one")
-        seen.add(key)
+        seen_keys.add(key)
         parsed[key] = _value(arg, key, text if equals else None, type(defaults[key]))
     return parsed
 
@@ -104,8 +104,8 @@ def batch_ramp(start: int, end: int, *, quantum: int, ramp_tokens: int, sequence
     for rise in range(rises):
         sequences = start + rise * quantum
         # Tokens that remain in this share, times rises, to avoid a fraction
-        left = (rise + 1) * ramp_tokens - tokens * rises
-        updates = -(-left // (sequences * sequence_length * rises))
+        remaining_tokens = (rise + 1) * ramp_tokens - tokens * rises
+        updates = -(-remaining_tokens // (sequences * sequence_length * rises))
         # There is no update of this size if the last update of the size before ended after this
         # share
         if updates:
@@ -123,13 +123,13 @@ def updates_until(tokens: int, stages, *, sequence_length: int) -> int:
         stages: From batch_ramp, or ((0, sequences),) for a constant size.
         sequence_length: Tokens of a sequence.
     """
-    ends = [first for first, _ in stages[1:]] + [None]
-    for (first, sequences), end in zip(stages, ends, strict=True):
+    ends = [first_update for first_update, _ in stages[1:]] + [None]
+    for (first_update, sequences), end in zip(stages, ends, strict=True):
         per_update = sequences * sequence_length
         updates = -(-tokens // per_update)
-        if end is None or updates <= end - first:
-            return first + updates
-        tokens -= (end - first) * per_update
+        if end is None or updates <= end - first_update:
+            return first_update + updates
+        tokens -= (end - first_update) * per_update
 
 
 def _value(arg, key, text, kind):
@@ -139,9 +139,9 @@ def _value(arg, key, text, kind):
     try:
         return BOOLS[text.lower()] if kind is bool else kind(text)
     except (AttributeError, KeyError, TypeError, ValueError):
-        given = "no value" if text is None else repr(text)
-        wanted = f"{'an' if kind is int else 'a'} {kind.__name__}"
+        value_text = "no value" if text is None else repr(text)
+        type_text = f"{'an' if kind is int else 'a'} {kind.__name__}"
         raise ValueError(
-            f"config argument {arg!r}: {key} needs {wanted}, given {given}; "
+            f"config argument {arg!r}: {key} needs {type_text}, given {value_text}; "
             f"write --config=FILE:{key}={'true or false' if kind is bool else 'VALUE'}"
         ) from None

@@ -50,15 +50,15 @@ def get_config(arg=None):
     c.students = {name: student(name, weights=weights) for name in c.starts}
     c.evaluation = dict(num_questions=96, samples=4, max_completion_length=LENGTH)
     if arg.plateau:
-        for each in c.students.values():
-            each.optimizer.schedule = "constant"
+        for student_config in c.students.values():
+            student_config.optimizer.schedule = "constant"
             # Halve the rate if the loss at an evaluation, every 50 updates, has not fallen by a
             # tenth
-            each.plateau = dict(factor=0.5, patience=1, rtol=0.1)
+            student_config.plateau = dict(factor=0.5, patience=1, rtol=0.1)
     if arg.letters:
         c.evaluation.max_completion_length = LETTERS
-        for each in c.students.values():
-            each.sequence_length = LETTERS
+        for student_config in c.students.values():
+            student_config.sequence_length = LETTERS
     return c
 
 
@@ -109,10 +109,10 @@ def start(model, *, letters=False, num_steps=600):
 
 def student(start, *, num_steps=400, **loss):
     """Return the config of a student that trains from this start on num_steps batches."""
-    how = dict(start=start, batch_size=16, sequence_length=LENGTH, num_steps=num_steps)
-    how.update(eval_every=50, save_every=100, log_every=10)
-    how["loss"] = dict(temperature=2.0, relation_heads=4) | loss
-    how["optimizer"] = dict(
+    config = dict(start=start, batch_size=16, sequence_length=LENGTH, num_steps=num_steps)
+    config.update(eval_every=50, save_every=100, log_every=10)
+    config["loss"] = dict(temperature=2.0, relation_heads=4) | loss
+    config["optimizer"] = dict(
         learning_rate=3e-3, schedule="cosine", warmup_steps=10, weight_decay=0.05
     )
-    return how
+    return config

@@ -195,7 +195,7 @@ def deepseek_v3_2_mini(vocab_size=264):
     )
 
 
-def _tiny_student(model_type, vocab_size, **more):
+def _tiny_student(model_type, vocab_size, **other_fields):
     return dict(
         model_type=model_type,
         vocab_size=vocab_size,
@@ -209,7 +209,7 @@ def _tiny_student(model_type, vocab_size, **more):
         initializer_range=0.1,
         # The value of deepseek_v3_tiny, the teacher
         rope_theta=100.0,
-        **more,
+        **other_fields,
     )
 
 
@@ -226,7 +226,9 @@ def llama_tiny(vocab_size=32):
     return _tiny_student("llama", vocab_size)
 
 
-def _qwen2(hidden_size, intermediate_size, layers, heads, kv_heads, vocab_size=152064, **more):
+def _qwen2(
+    hidden_size, intermediate_size, layers, heads, kv_heads, vocab_size=152064, **other_fields
+):
     return dict(
         model_type="qwen2",
         vocab_size=vocab_size,
@@ -240,7 +242,7 @@ def _qwen2(hidden_size, intermediate_size, layers, heads, kv_heads, vocab_size=1
         dtype="bfloat16",
         scan_layers=True,
         remat="full",
-        **more,
+        **other_fields,
     )
 
 
@@ -254,8 +256,8 @@ def qwen2_5_math_1_5b():
 
 def qwen2_5_1_5b_instruct():
     """Qwen2.5-1.5B-Instruct."""
-    sizes = _qwen2(1536, 8960, 28, 12, 2, 151936, tie_word_embeddings=True, rope_theta=1e6)
-    return sizes | dict(max_position_embeddings=32768, eos_token_id=151645)
+    fields = _qwen2(1536, 8960, 28, 12, 2, 151936, tie_word_embeddings=True, rope_theta=1e6)
+    return fields | dict(max_position_embeddings=32768, eos_token_id=151645)
 
 
 def r1_distill_qwen_1_5b():

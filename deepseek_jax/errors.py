@@ -106,13 +106,13 @@ def shortened(text: str, most: int = MOST):
     """Shorten a long text by cutting out its middle, and say how many characters are missing."""
     if len(text) <= most:
         return text
-    left = len(text) - most
-    return f"{text[: most // 2]} ... ({left:,} characters left out) ... {text[-most // 2 :]}"
+    num_missing = len(text) - most
+    return f"{text[: most // 2]} ... ({num_missing:,} characters left out) ... {text[-most // 2 :]}"
 
 
 def suggest(name, allowed):
     """Return the end of a message about an unknown name: the nearest allowed name, then all."""
     allowed = list(map(str, allowed))
-    close = difflib.get_close_matches(str(name), allowed, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
+    nearest = difflib.get_close_matches(str(name), allowed, n=1)
+    hint = f"did you mean {nearest[0]}? " if nearest else ""
     return f"{hint}allowed: {', '.join(allowed) or 'none'}"

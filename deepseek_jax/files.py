@@ -42,13 +42,13 @@ def expanded(path: str | os.PathLike):
         ValueError: There is no such user. The path would name a folder ~USER below the working
             folder.
     """
-    found = os.path.expanduser(os.fspath(path))
-    if found.startswith("~"):
+    full_path = os.path.expanduser(os.fspath(path))
+    if full_path.startswith("~"):
         raise ValueError(
             f"{path} begins with the home folder of a user that is not there; write ./{path} for a path "
             "below the working folder"
         )
-    return found
+    return full_path
 
 
 def as_path(path: str | os.PathLike):
@@ -67,12 +67,12 @@ def as_path(path: str | os.PathLike):
         _prepare_buckets()
         _wait_for(os.fspath(path).split("/")[2])
         return Path(os.fspath(path))
-    local = expanded(path)
-    if os.path.exists(local) and not (os.path.isfile(local) or os.path.isdir(local)):
+    local_path = expanded(path)
+    if os.path.exists(local_path) and not (os.path.isfile(local_path) or os.path.isdir(local_path)):
         raise ValueError(
             f"{path} is a pipe or a device, and may never end; write it to a file first"
         )
-    return Path(local)
+    return Path(local_path)
 
 
 def absolute(path: str | os.PathLike):
@@ -104,19 +104,19 @@ def _wait_for(bucket):
     Raises:
         ValueError: There was no answer in ANSWER_SECONDS.
     """
-    answered = threading.Event()
+    has_answered = threading.Event()
 
     def ask():
         # Any exception: each package has its own. The call that needs the answer raises it again
         with contextlib.suppress(Exception):
             Path(f"gs://{bucket}").exists()
-        answered.set()
+        has_answered.set()
 
     threading.Thread(target=ask, daemon=True).start()
-    if answered.wait(SAY_SECONDS):
+    if has_answered.wait(SAY_SECONDS):
         return
     print(f"waiting for gs://{bucket} to answer, at most {ANSWER_SECONDS:g} s", flush=True)
-    if not answered.wait(ANSWER_SECONDS - SAY_SECONDS):
+    if not has_answered.wait(ANSWER_SECONDS - SAY_SECONDS):
         raise ValueError(
             f"gs://{bucket} has not answered in {ANSWER_SECONDS:g} s; look at the network, or give a place "
             "that can be reached"
@@ -132,27 +132,27 @@ def whole_file(path: str | os.PathLike):
     path = as_path(path)
     if is_remote(path):
         with tempfile.TemporaryDirectory() as folder:
-            fresh = pathlib.Path(folder, path.name)
-            yield fresh
-            Path(fresh).copy(path, overwrite=True)
+            new_file = pathlib.Path(folder, path.name)
+            yield new_file
+            Path(new_file).copy(path, overwrite=True)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = pathlib.Path(path.with_name(path.name + ".tmp"))
+    new_file = pathlib.Path(path.with_name(path.name + ".tmp"))
     try:
-        yield fresh
-        with open(fresh, "rb") as file:
+        yield new_file
+        with open(new_file, "rb") as file:
             # The content must be on disk before the name is
             os.fsync(file.fileno())
-        os.replace(fresh, path)
+        os.replace(new_file, path)
     except BaseException:
-        fresh.unlink(missing_ok=True)
+        new_file.unlink(missing_ok=True)
         raise
 
 
 def write_whole(path: str | os.PathLike, text: str):
     """Write a text file completely, in place of an existing one."""
-    with whole_file(path) as fresh:
-        fresh.write_text(text, encoding="utf-8")
+    with whole_file(path) as new_file:
+        new_file.write_text(text, encoding="utf-8")
 
 
 def parse_json(text: str):
@@ -169,12 +169,12 @@ def parse_json(text: str):
 
 
 def _object(pairs):
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} is there twice")
-    return found
+        repeated_key = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {repeated_key!r} is there twice")
+    return fields
 
 
 def read_json(path: str | os.PathLike):
@@ -198,12 +198,12 @@ def read_object(path: str | os.PathLike):
     Raises:
         ValueError: The file contains anything else. The message has its path.
     """
-    found = read_json(path)
-    if not isinstance(found, dict):
+    content = read_json(path)
+    if not isinstance(content, dict):
         raise ValueError(
             f"{path} is damaged, as it holds no JSON object; put back a copy, or remove what it belongs to"
         )
-    return found
+    return content
 
 
 class GrowingFile:
@@ -266,12 +266,12 @@ def below(path: str | os.PathLike):
     """List the paths of everything below a folder, at any depth; in a bucket, of the files only."""
     path = as_path(path)
     if not is_remote(path):
-        return [Path(each) for each in pathlib.Path(path).rglob("*")]
-    found = []
+        return [Path(entry) for entry in pathlib.Path(path).rglob("*")]
+    paths = []
     # glob and walk of etils do not find everything in a bucket
-    for each in path.iterdir():
-        found += below(each) if each.is_dir() else [each]
-    return found
+    for entry in path.iterdir():
+        paths += below(entry) if entry.is_dir() else [entry]
+    return paths
 
 
 def remove_folder(path: str | os.PathLike):
@@ -292,10 +292,10 @@ def upload(folder: str | os.PathLike, target: str | os.PathLike, last: str | Non
     folder, target = pathlib.Path(folder), as_path(target)
     files = [path for path in folder.rglob("*") if path.is_file()]
     for path in sorted(files, key=lambda path: path.name == last):
-        copy = target / path.relative_to(folder).as_posix()
-        if not is_remote(copy):
-            copy.parent.mkdir(parents=True, exist_ok=True)
-        Path(path).copy(copy, overwrite=True)
+        destination = target / path.relative_to(folder).as_posix()
+        if not is_remote(destination):
+            destination.parent.mkdir(parents=True, exist_ok=True)
+        Path(path).copy(destination, overwrite=True)
 
 
 def cache_folder(name: str):
@@ -326,8 +326,8 @@ def staged(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda name:
     path = as_path(path)
     if not is_remote(path):
         return pathlib.Path(path)
-    every = below(path) if path.is_dir() else [path] if path.exists() else []
-    files = [file for file in every if wanted(file.name)]
+    all_files = below(path) if path.is_dir() else [path] if path.exists() else []
+    files = [file for file in all_files if wanted(file.name)]
     if not files:
         raise ValueError(f"there is nothing at {path}")
     stats = [file.stat() for file in files]
@@ -346,22 +346,22 @@ def staged(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda name:
 def _stage(path, files, folder):
     print(f"{path} is copied to {folder}", flush=True)
     # Killed processes left these: the lock lets in only one process at a time
-    for left in folder.parent.glob(f".{folder.name}.*"):
-        shutil.rmtree(left, ignore_errors=True)
-    partial = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    for leftover in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial_folder = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
 
         def copy(file):
             # For a single file this is the path itself
-            target = partial / path.name / pathlib.PurePosixPath(file.relative_to(path))
+            target = partial_folder / path.name / pathlib.PurePosixPath(file.relative_to(path))
             target.parent.mkdir(parents=True, exist_ok=True)
             file.copy(target)
 
         with ThreadPoolExecutor(COPIES) as pool:
             list(pool.map(copy, files))
-        os.replace(partial, folder)
+        os.replace(partial_folder, folder)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial_folder, ignore_errors=True)
         raise
 
 

@@ -73,8 +73,8 @@ class HubId:
         from huggingface_hub import HfApi
 
         with one_message(self, kind):
-            found = HfApi().resolve_revision(self.repo, repo_type=kind, revision=self.revision)
-        return dataclasses.replace(self, revision=found.resolved)
+            resolution = HfApi().resolve_revision(self.repo, repo_type=kind, revision=self.revision)
+        return dataclasses.replace(self, revision=resolution.resolved)
 
 
 def hub_id(name: str | os.PathLike):
@@ -83,10 +83,10 @@ def hub_id(name: str | os.PathLike):
     It is a path if something exists there, or if it has another form than a name on the hub.
     """
     text = os.fspath(name)
-    parts = NAME.fullmatch(text)
-    if parts is None or parts[1].endswith(FILES) or os.path.exists(text):
+    match = NAME.fullmatch(text)
+    if match is None or match[1].endswith(FILES) or os.path.exists(text):
         return None
-    return HubId(*parts.groups())
+    return HubId(*match.groups())
 
 
 def pinned(name: str | os.PathLike, kind: str):
@@ -102,8 +102,8 @@ def pinned(name: str | os.PathLike, kind: str):
         ValueError: There is no network and no commit in the cache; the hub has no such name or
             revision; or it requires a login.
     """
-    found = hub_id(name)
-    return name if found is None else str(found.at_commit(kind))
+    repo_id = hub_id(name)
+    return name if repo_id is None else str(repo_id.at_commit(kind))
 
 
 def model_folder(name: str | os.PathLike, *, weights: bool = True):
@@ -133,7 +133,7 @@ def check_model(name: str | os.PathLike):
     folder = model_folder(str(model), weights=False)
     if not any(folder.glob(WEIGHTS[0])):
         names = names_of_files(model, "model")
-        if not any(each.endswith(".safetensors") and "/" not in each for each in names):
+        if not any(file.endswith(".safetensors") and "/" not in file for file in names):
             raise ValueError(_without_safetensors(model))
 
 
@@ -171,17 +171,17 @@ def snapshot(found: HubId, kind: str, patterns: list[str], ignore: list[str] | N
         return Path(download())
 
 
-def _listed(found, kind):
+def _listed(repo_id, kind):
     """Return whether the cache has the list of files at a commit, so that it takes no request."""
     from huggingface_hub import errors, get_cached_repo_tree
 
     try:
-        return bool(get_cached_repo_tree(found.repo, repo_type=kind, revision=found.revision))
+        return bool(get_cached_repo_tree(repo_id.repo, repo_type=kind, revision=repo_id.revision))
     except errors.CachedRepoTreeNotFoundError:
         return False
 
 
-def _answers(found, kind):
+def _answers(repo_id, kind):
     """Return whether the hub can be reached, by one request.
 
     Asking for the list of files would retry for half a minute.
@@ -189,7 +189,7 @@ def _answers(found, kind):
     from huggingface_hub import HfApi, errors
 
     try:
-        HfApi().repo_info(found.repo, repo_type=kind, revision=found.revision)
+        HfApi().repo_info(repo_id.repo, repo_type=kind, revision=repo_id.revision)
     except errors.HfHubHTTPError:
         raise
     except (errors.HTTPError, errors.OfflineModeIsEnabled):
@@ -208,15 +208,15 @@ def names_of_files(found: HubId, kind: str):
 
 def _without_safetensors(model):
     names = names_of_files(model, "model")
-    stored = [name for name in names if name.endswith((".gguf", ".bin", ".pt", ".pth"))]
-    ggufs = [name for name in stored if name.endswith(".gguf")]
+    weights = [name for name in names if name.endswith((".gguf", ".bin", ".pt", ".pth"))]
+    ggufs = [name for name in weights if name.endswith(".gguf")]
     if ggufs:
         return (
             f"{model} has no .safetensors, but .gguf files ({', '.join(ggufs)}): run `hf download "
             f"{model.repo} {ggufs[0]} --revision {model.revision}`, and give the path that it prints"
         )
     return (
-        f"{model} has no .safetensors; of weights it has {', '.join(stored) or 'none'}, and pickled files "
+        f"{model} has no .safetensors; of weights it has {', '.join(weights) or 'none'}, and pickled files "
         "are not read; give a model with .safetensors"
     )
 
@@ -235,8 +235,8 @@ def one_message(found, kind: str):
         yield
     except errors.LocalEntryNotFoundError as error:
         # The hub may have answered, with a refusal
-        answered = isinstance(error.__cause__, errors.HfHubHTTPError)
-        message = _refusal(found, kind, error.__cause__) if answered else None
+        hub_answered = isinstance(error.__cause__, errors.HfHubHTTPError)
+        message = _refusal(found, kind, error.__cause__) if hub_answered else None
         raise ValueError(message or _unreachable(found, kind, error)) from error
     except errors.HfHubHTTPError as error:
         raise ValueError(_refusal(found, kind, error)) from error
@@ -250,29 +250,32 @@ def one_message(found, kind: str):
         raise ValueError(_unreachable(found, kind, error)) from error
 
 
-def _refusal(found, kind, error):
+def _refusal(repo_id, kind, error):
     """Return a message that explains the hub's refusal to a user."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{found}: {found.repo} has no revision {found.revision}; see {_page(found, kind)}/tree/main"
+        return (
+            f"{repo_id}: {repo_id.repo} has no revision {repo_id.revision}; see "
+            f"{_page(repo_id, kind)}/tree/main"
+        )
     status = error.response.status_code
     # The hub answers 401 for private repositories too, and for ones that do not exist
-    hidden = isinstance(error, errors.RepositoryNotFoundError)
-    if isinstance(error, errors.GatedRepoError) or status in (401, 403) and not hidden:
+    is_hidden = isinstance(error, errors.RepositoryNotFoundError)
+    if isinstance(error, errors.GatedRepoError) or status in (401, 403) and not is_hidden:
         return (
-            f"{found} is gated: ask for access at {_page(found, kind)}, and set the environment variable "
+            f"{repo_id} is gated: ask for access at {_page(repo_id, kind)}, and set the environment variable "
             "HF_TOKEN to a token of that account"
         )
-    if hidden:
+    if is_hidden:
         return (
-            f"there is nothing at {found}, and the hub has no {kind} {found.repo}; correct the name, or, if "
-            "it is private, set the environment variable HF_TOKEN"
+            f"there is nothing at {repo_id}, and the hub has no {kind} {repo_id.repo}; correct the name, or, "
+            "if it is private, set the environment variable HF_TOKEN"
         )
-    return f"{found}: the hub answered with status {status}; try again later"
+    return f"{repo_id}: the hub answered with status {status}; try again later"
 
 
-def _unreachable(found, kind, error):
+def _unreachable(repo_id, kind, error):
     """Return a message that the hub cannot be reached.
 
     It has the command that fetches the files where there is a network.
@@ -285,17 +288,17 @@ def _unreachable(found, kind, error):
     # Errors of huggingface_hub say in many lines what their cause says in one
     elif error.__cause__ is not None or isinstance(error, errors.HTTPError):
         reason = shortened(str(error.__cause__ or error).partition("\n")[0], REASON)
-    command = f"hf download {found.repo}{' --repo-type dataset' if kind == 'dataset' else ''}"
-    command += "" if found.revision is None else f" --revision {found.revision}"
+    command = f"hf download {repo_id.repo}{' --repo-type dataset' if kind == 'dataset' else ''}"
+    command += "" if repo_id.revision is None else f" --revision {repo_id.revision}"
     return (
-        f"there is nothing at {found}, the cache {constants.HF_HUB_CACHE} does not have all of it, and the "
+        f"there is nothing at {repo_id}, the cache {constants.HF_HUB_CACHE} does not have all of it, and the "
         f"Hugging Face hub cannot be reached ({reason}): run `{command}` where there is a network, with "
         "HF_HOME set to a folder that this machine sees too"
     )
 
 
-def _page(found, kind):
+def _page(repo_id, kind):
     """Return the address of an id's page on the hub."""
     from huggingface_hub import constants
 
-    return f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{found.repo}"
+    return f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo_id.repo}"

@@ -54,10 +54,10 @@ def name_of(code: Callable) -> str:
     # A file of a package may have relative imports, so it needs its module's name
     if module.__name__ != "__main__" and "." in module.__name__:
         return f"{module.__name__}:{name}"
-    short = f"{os.path.relpath(file)}:{name}"
+    short_name = f"{os.path.relpath(file)}:{name}"
     # The config's folder may have another file of this name
-    found = not short.startswith("..") and code_file(short).samefile(file)
-    return short if found else f"{Path(file).absolute()}:{name}"
+    leads_to_file = not short_name.startswith("..") and code_file(short_name).samefile(file)
+    return short_name if leads_to_file else f"{Path(file).absolute()}:{name}"
 
 
 def named(tree: Any) -> Any:
@@ -101,24 +101,26 @@ def code_file(name: str):
     for folder in folders:
         if (folder / expanded(source)).is_file():
             return folder / expanded(source)
-    looked = " and ".join(dict.fromkeys(map(str, folders)))
-    raise ValueError(f"there is no file {source}, of {name}, in {looked}; correct its path")
+    folder_names = " and ".join(dict.fromkeys(map(str, folders)))
+    raise ValueError(f"there is no file {source}, of {name}, in {folder_names}; correct its path")
 
 
 def _module_file(name, module):
     # By hand: importlib.util.find_spec would import the packages around the module
-    first, *inner = module.split(".")
-    spec = importlib.util.find_spec(first)
+    package, *submodules = module.split(".")
+    spec = importlib.util.find_spec(package)
     files = [] if spec is None else [spec.origin]
-    if spec is not None and inner:
-        places = [Path(folder).joinpath(*inner) for folder in spec.submodule_search_locations or ()]
-        files = [p for place in places for p in (place.with_suffix(".py"), place / "__init__.py")]
-    found = next((Path(file) for file in files if file and Path(file).is_file()), None)
-    if found is None:
+    if spec is not None and submodules:
+        stems = [
+            Path(folder).joinpath(*submodules) for folder in spec.submodule_search_locations or ()
+        ]
+        files = [p for stem in stems for p in (stem.with_suffix(".py"), stem / "__init__.py")]
+    module_path = next((Path(file) for file in files if file and Path(file).is_file()), None)
+    if module_path is None:
         raise ValueError(
             f"there is no module {module}, of {name}; install it, or give FILE.py:NAME"
         )
-    return found
+    return module_path
 
 
 def code_digests(settings, path: str = "config") -> dict[str, str]:
@@ -174,8 +176,8 @@ def import_code(file: Path, name: str):
     Raises:
         ValueError: The file raises (the message has the line), or it lacks the function.
     """
-    source, function = NAMED.fullmatch(name).groups()
-    return _function(_module(file, source), source, function)
+    source, function_name = NAMED.fullmatch(name).groups()
+    return _function(_module(file, source), source, function_name)
 
 
 def import_unchanged(file: Path, name: str, digest: str):
@@ -191,8 +193,8 @@ def import_unchanged(file: Path, name: str, digest: str):
     Raises:
         ValueError: As import_code does; or the file has changed.
     """
-    source, function = NAMED.fullmatch(name).groups()
-    return _function(_unchanged_module(file, source, digest), source, function)
+    source, function_name = NAMED.fullmatch(name).groups()
+    return _function(_unchanged_module(file, source, digest), source, function_name)
 
 
 @functools.cache
@@ -215,12 +217,12 @@ def _module(file, source):
         _importing.reset(token)
 
 
-def _function(module, source, function):
-    found = getattr(module, function, None)
-    if not callable(found):
-        has = ", ".join(key for key, value in vars(module).items() if _is_own(value, module))
-        raise ValueError(f"{source} has no function {function}; it has {has or 'none'}")
-    return found
+def _function(module, source, function_name):
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        names = ", ".join(key for key, value in vars(module).items() if _is_own(value, module))
+        raise ValueError(f"{source} has no function {function_name}; it has {names or 'none'}")
+    return function
 
 
 def call_code(file: Path, name: str, *arguments):
@@ -270,14 +272,14 @@ def require_no_import(does: str):
 def with_line(error: BaseException, file: Path):
     """Describe an error of the code in a file, with its line there, in one line."""
     lines = [
-        place.lineno
-        for place in traceback.extract_tb(error.__traceback__)
-        if Path(place.filename).resolve() == Path(file).resolve()
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).resolve() == Path(file).resolve()
     ]
     # A file that does not parse has run no line, but its error has the line's number
     line = lines[-1] if lines else getattr(error, "lineno", None)
-    where = f"{Path(file).name}, line {line}" if line else Path(file).name
-    return f"{where}: {type(error).__name__}: {error}"
+    location = f"{Path(file).name}, line {line}" if line else Path(file).name
+    return f"{location}: {type(error).__name__}: {error}"
 
 
 def _is_own(value, module):

@@ -92,15 +92,15 @@ def nearest_file(path: str, flag: str) -> str:
         The beginning of a remedy, as in "did you mean configs/r1.py? ", or "" if no name is near.
     """
     # glob finds nothing in a folder that is not there; a folder or a pipe is no file
-    beside = sorted(file for file in Path(path).parent.glob("*.py") if file.is_file())
+    neighbours = sorted(file for file in Path(path).parent.glob("*.py") if file.is_file())
     # A file in the folder of `path` wins over a shipped one of the same name
-    files = {file.stem: file for file in (*shipped_files(flag), *beside)}
-    near = difflib.get_close_matches(Path(path).stem, files, n=1)
-    if not near:
+    files = {file.stem: file for file in (*shipped_files(flag), *neighbours)}
+    near_names = difflib.get_close_matches(Path(path).stem, files, n=1)
+    if not near_names:
         return ""
-    found = files[near[0]]
-    here = found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
-    return f"did you mean {here}? "
+    nearest = files[near_names[0]]
+    short_path = nearest.relative_to(Path.cwd()) if nearest.is_relative_to(Path.cwd()) else nearest
+    return f"did you mean {short_path}? "
 
 
 def is_ours(file: str | os.PathLike) -> bool:
@@ -114,5 +114,5 @@ def is_mistake(error: BaseException) -> bool:
 
     Its message says everything, so no traceback is needed.
     """
-    *_, (last, _) = traceback.walk_tb(error.__traceback__)
-    return isinstance(error, ValueError) and is_ours(last.f_code.co_filename)
+    *_, (last_frame, _) = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, ValueError) and is_ours(last_frame.f_code.co_filename)

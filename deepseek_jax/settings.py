@@ -37,18 +37,18 @@ class Between:
         """Return whether the number is in the range."""
         if self.or_zero and number == 0:
             return True
-        above = number > self.low if self.open_low else number >= self.low
-        below = number < self.high if self.open_high else number <= self.high
+        above_low = number > self.low if self.open_low else number >= self.low
+        below_high = number < self.high if self.open_high else number <= self.high
         # Infinity passes the default bounds
-        return above and below and math.isfinite(number)
+        return above_low and below_high and math.isfinite(number)
 
     def __str__(self):
-        low = f"{'above' if self.open_low else 'at least'} {self.low}"
+        low_text = f"{'above' if self.open_low else 'at least'} {self.low}"
         if self.high == math.inf:
-            return "a finite number" if self.low == -math.inf else low
+            return "a finite number" if self.low == -math.inf else low_text
         if not self.open_low and not self.open_high:
             return f"{'0 or ' if self.or_zero else ''}within {self.low}..{self.high}"
-        return f"{low} and {'below' if self.open_high else 'at most'} {self.high}"
+        return f"{low_text} and {'below' if self.open_high else 'at most'} {self.high}"
 
 
 class Rising:
@@ -168,17 +168,19 @@ def _built(cls, block, path):
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     if not isinstance(block, (Mapping, ConfigDict)):
         raise ValueError(f"{_shown(path, block)} must be a block with fields {', '.join(fields)}")
-    given = dict(block.items())
-    for name in given:
+    values = dict(block.items())
+    for name in values:
         if name not in fields:
             raise ValueError(f"{path}.{name} is not a field; {suggest(name, fields)}")
-    missing = [name for name, field in fields.items() if name not in given and _required(field)]
+    missing = [name for name, field in fields.items() if name not in values and _required(field)]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; set {path}.{missing[0]}")
     hints = field_hints(cls)
-    checked = {name: _checked(given[name], hints[name], f"{path}.{name}") for name in given}
+    checked_values = {
+        name: _checked(values[name], hints[name], f"{path}.{name}") for name in values
+    }
     with at(path):
-        return cls(**checked)
+        return cls(**checked_values)
 
 
 def spread(cls: type, field: str, value, path: str = "config"):
@@ -230,11 +232,11 @@ def _block(hint):
     A hint that is not a union is returned without its marks. A union without exactly one block is
     None.
     """
-    bare, origin, args = _parts(hint)
+    bare_hint, origin, args = _parts(hint)
     if origin is not typing.Union:
-        return bare
+        return bare_hint
     blocks = [
-        each for arg in args if (each := _block(arg)) is dict or dataclasses.is_dataclass(each)
+        block for arg in args if (block := _block(arg)) is dict or dataclasses.is_dataclass(block)
     ]
     return blocks[0] if len(blocks) == 1 else None
 
@@ -290,9 +292,9 @@ def _marked(value, kind, mark, path):
 
 def _marks(hint):
     """Return the marks of a hint and of the hints within it."""
-    own = list(getattr(hint, "__metadata__", ()))
+    own_marks = list(getattr(hint, "__metadata__", ()))
     _, _, args = _parts(hint)
-    return own + [mark for arg in args for mark in _marks(arg)]
+    return own_marks + [mark for arg in args for mark in _marks(arg)]
 
 
 def _required(field):
@@ -305,25 +307,25 @@ def _shown(path, value):
 
 def _checked(value, hint, path):
     """Return `value` in the type and range of `hint`, or raise ValueError with the field's name."""
-    checked = _of_type(value, hint, path)
+    typed_value = _of_type(value, hint, path)
     # A plain float has no range, but must be finite
-    for allowed in getattr(hint, "__metadata__", (Between(),) if hint is float else ()):
-        if not allowed.holds(checked):
-            raise ValueError(f"{path}={value!r} must be {allowed}")
-    return checked
+    for mark in getattr(hint, "__metadata__", (Between(),) if hint is float else ()):
+        if not mark.holds(typed_value):
+            raise ValueError(f"{path}={value!r} must be {mark}")
+    return typed_value
 
 
 # Not pydantic: if strict, it takes no mapping for a dataclass and no list for a tuple; if not, it
 # takes True for 1
 def _of_type(value, hint, path):
-    bare, origin, args = _parts(hint)
+    bare_hint, origin, args = _parts(hint)
     if origin is typing.Union:
         return _checked_union(value, args, path)
     if origin is Literal and value not in args:
         raise ValueError(f"{path}={value!r} is not allowed; {suggest(value, args)}")
-    if dataclasses.is_dataclass(bare):
+    if dataclasses.is_dataclass(bare_hint):
         # check_fields passes blocks that are already built
-        return value if isinstance(value, bare) else build(bare, value, path)
+        return value if isinstance(value, bare_hint) else build(bare_hint, value, path)
     if not _is_a(value, hint):
         raise ValueError(f"{_shown(path, value)} must be {_wanted(hint)}")
     if origin is tuple:
@@ -331,9 +333,9 @@ def _of_type(value, hint, path):
     if origin is dict:
         entries = value.items()
         return {name: _checked(entry, args[1], _below(path, name)) for name, entry in entries}
-    if bare is dict:
+    if bare_hint is dict:
         return value.to_dict() if isinstance(value, ConfigDict) else dict(value)
-    return float(value) if bare is float else value
+    return float(value) if bare_hint is float else value
 
 
 def _parts(hint):
@@ -341,25 +343,29 @@ def _parts(hint):
 
     The origin of a union is typing.Union.
     """
-    bare = hint.__origin__ if typing.get_origin(hint) is Annotated else hint
-    origin = typing.get_origin(bare)
+    bare_hint = hint.__origin__ if typing.get_origin(hint) is Annotated else hint
+    origin = typing.get_origin(bare_hint)
     # In Python 3.11 int | None has another origin than Optional[int], for the same type
-    return bare, typing.Union if origin is types.UnionType else origin, typing.get_args(bare)
+    return (
+        bare_hint,
+        typing.Union if origin is types.UnionType else origin,
+        typing.get_args(bare_hint),
+    )
 
 
 def _is_a(value, hint):
     """Return whether a value is of a hint's kind; its entries may still be wrong."""
-    bare, origin, args = _parts(hint)
+    bare_hint, origin, args = _parts(hint)
     if origin is Literal:
         return value in args
     if origin is tuple:
         return isinstance(value, (list, tuple))
-    if dict in (bare, origin) or dataclasses.is_dataclass(bare):
+    if dict in (bare_hint, origin) or dataclasses.is_dataclass(bare_hint):
         return isinstance(value, (Mapping, ConfigDict))
     # type, not isinstance: a bool is an instance of int
-    if bare is float:
+    if bare_hint is float:
         return type(value) in (int, float)
-    return bare is typing.Any or type(value) is bare
+    return bare_hint is typing.Any or type(value) is bare_hint
 
 
 def _below(path, name):
@@ -371,11 +377,11 @@ def _checked_union(value, args, path):
         return None
     options = [option for option in args if option is not types.NoneType]
     # The error about a single option is more exact than "must be this or that"
-    chosen = options if len(options) == 1 else [o for o in options if _is_a(value, o)]
-    if not chosen:
-        wanted = " or ".join(map(_wanted, args))
-        raise ValueError(f"{_shown(path, value)} must be {wanted}")
-    return _checked(value, chosen[0], path)
+    matching_options = options if len(options) == 1 else [o for o in options if _is_a(value, o)]
+    if not matching_options:
+        type_names = " or ".join(map(_wanted, args))
+        raise ValueError(f"{_shown(path, value)} must be {type_names}")
+    return _checked(value, matching_options[0], path)
 
 
 def _checked_tuple(value, args, path):
@@ -394,8 +400,8 @@ def _wanted(hint):
 
 
 def _name(hint):
-    bare, origin, args = _parts(hint)
-    if bare is types.NoneType:
+    bare_hint, origin, args = _parts(hint)
+    if bare_hint is types.NoneType:
         return "None"
     if origin is typing.Union:
         return " or ".join(map(_name, args))
@@ -403,6 +409,6 @@ def _name(hint):
         return f"list of {_name(args[0])}"
     if origin is tuple:
         return f"({', '.join(map(_name, args))})"
-    if dict in (bare, origin) or dataclasses.is_dataclass(bare):
+    if dict in (bare_hint, origin) or dataclasses.is_dataclass(bare_hint):
         return "block"
-    return bare.__name__
+    return bare_hint.__name__

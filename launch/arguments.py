@@ -41,9 +41,9 @@ def named(argv: list[str], flag: str) -> list[str]:
     """
     if any(argument.lstrip("-").partition("=")[0] == flag for argument in argv[1:]):
         return argv
-    for place in range(1, len(argv)):
-        if not argv[place].startswith("-") and not _takes_next(argv[place - 1]):
-            return [*argv[:place], f"--{flag}={argv[place]}", *argv[place + 1 :]]
+    for index in range(1, len(argv)):
+        if not argv[index].startswith("-") and not _takes_next(argv[index - 1]):
+            return [*argv[:index], f"--{flag}={argv[index]}", *argv[index + 1 :]]
     return argv
 
 
@@ -64,28 +64,28 @@ def instead(error: flags.Error, argv: list[str]) -> str | None:
     Returns:
         The message; None for another error, without --config=, or if no field is like the flag.
     """
-    place = next((each for each in argv if each.startswith(("--config=", "-config="))), None)
-    if not isinstance(error, flags.UnrecognizedFlagError) or place is None:
+    config_flag = next((arg for arg in argv if arg.startswith(("--config=", "-config="))), None)
+    if not isinstance(error, flags.UnrecognizedFlagError) or config_flag is None:
         return None
     name = error.flagname
     try:
-        config = load_config(place.partition("=")[2])
-        found = fields_named(name, _leaves(config))
-        if not found:
+        config = load_config(config_flag.partition("=")[2])
+        matches = fields_named(name, _leaves(config))
+        if not matches:
             # Also the fields that the file leaves at their defaults. This imports jax
             fields = [*_leaves(config), *_fields(find_recipe(config.get("recipe")).SETTINGS)]
             # If absl proposes a flag that is near, propose no field that is only near
-            near = [] if "Did you mean" in str(error) else _near(name, fields)
-            found = fields_named(name, fields) or near
+            near_fields = [] if "Did you mean" in str(error) else _near(name, fields)
+            matches = fields_named(name, fields) or near_fields
     # The config has a mistake too, but the flag is the first mistake
     except ValueError:
         return None
-    if not found:
+    if not matches:
         return None
     value = error.flagvalue.partition("=")[2]
-    text = "VALUE" if not value or name in OTHER_UNIT else value
-    ways = " or ".join(f"--config.{field}={text}" for field in found[:MOST])
-    return f"{error.flagvalue} is not a flag; a field of the experiment is set by {ways}"
+    value_text = "VALUE" if not value or name in OTHER_UNIT else value
+    suggestions = " or ".join(f"--config.{field}={value_text}" for field in matches[:MOST])
+    return f"{error.flagvalue} is not a flag; a field of the experiment is set by {suggestions}"
 
 
 def fields_named(name: str, fields: list[str]) -> list[str]:
@@ -96,16 +96,18 @@ def fields_named(name: str, fields: list[str]) -> list[str]:
     """
     if name in fields:
         return [name]
-    *outer, last = name.split(".")
-    ends = tuple("." + ".".join([*outer, each]) for each in (last, *ALSO.get(last, ())))
-    return _from_the_top(field for field in fields if f".{field}".endswith(ends))
+    *blocks, last_name = name.split(".")
+    endings = tuple(
+        "." + ".".join([*blocks, synonym]) for synonym in (last_name, *ALSO.get(last_name, ()))
+    )
+    return _from_the_top(field for field in fields if f".{field}".endswith(endings))
 
 
 def _near(name, fields):
     """Return the fields with the last part that is nearest to a name's last part."""
-    ends = {field.rpartition(".")[2] for field in fields}
-    near = difflib.get_close_matches(name.rpartition(".")[2], ends, n=1, cutoff=0.8)
-    return _from_the_top(field for field in fields if field.rpartition(".")[2] in near)
+    last_parts = {field.rpartition(".")[2] for field in fields}
+    near_parts = difflib.get_close_matches(name.rpartition(".")[2], last_parts, n=1, cutoff=0.8)
+    return _from_the_top(field for field in fields if field.rpartition(".")[2] in near_parts)
 
 
 def _from_the_top(fields):
@@ -114,17 +116,19 @@ def _from_the_top(fields):
 
 def _leaves(block, path=""):
     """Return the dotted name of every field; for a block, the names of its fields."""
-    found = []
+    fields = []
     for name, value in block.items():
-        inner = isinstance(value, ConfigDict) and len(value)
-        found += _leaves(value, f"{path}{name}.") if inner else [f"{path}{name}"]
-    return found
+        is_block = isinstance(value, ConfigDict) and len(value)
+        fields += _leaves(value, f"{path}{name}.") if is_block else [f"{path}{name}"]
+    return fields
 
 
 def _fields(settings, path=""):
     """Return the dotted name of every field of a settings dataclass and of dataclasses in it."""
-    found = []
+    fields = []
     for name, hint in typing.get_type_hints(settings).items():
-        inner = [each for each in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(each)]
-        found += _fields(inner[0], f"{path}{name}.") if inner else [f"{path}{name}"]
-    return found
+        blocks = [
+            option for option in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(option)
+        ]
+        fields += _fields(blocks[0], f"{path}{name}.") if blocks else [f"{path}{name}"]
+    return fields

@@ -106,58 +106,58 @@ def main(argv):
         _chat(flags.FLAGS)
 
 
-def _chat(given):
+def _chat(flag_values):
     with common.one_message(_by_flag):
-        settings = _settings(given)
-        axes = mesh_of(given.mesh)
+        settings = _settings(flag_values)
+        axes = mesh_of(flag_values.mesh)
         prepare_process("")
     keep_programs(None)
     import jax
 
     from deepseek_jax.parallel.mesh import make_mesh
 
-    with contextlib.ExitStack() as opened:
+    with contextlib.ExitStack() as exit_stack:
         with common.one_message(_by_flag):
             with at("--mesh"):
                 mesh = make_mesh(**axes)
-            with waiting_for(f"loading {given.run}"):
-                talks = _talks(given, settings, mesh, opened)
-        opened.enter_context(jax.set_mesh(mesh))
+            with waiting_for(f"loading {flag_values.run}"):
+                talks = _talks(flag_values, settings, mesh, exit_stack)
+        exit_stack.enter_context(jax.set_mesh(mesh))
         chat = Chat(talks, settings.seed)
-        for line in given.say or typed():
+        for line in flag_values.say or typed():
             if not chat.take(line):
                 break
     # A person at the prompt has seen the message; a script reads the exit status
-    if given.say and chat.failed:
+    if flag_values.say and chat.failed:
         sys.exit(common.USER_ERROR)
 
 
-def _settings(given):
+def _settings(flag_values):
     """Return the ChatSettings of the flags.
 
     Raises:
         ValueError: The flags have a mistake that shows without a model.
     """
-    if given.run is None:
+    if flag_values.run is None:
         raise ValueError("RUN is missing: give the folder of a run, a checkpoint or its name")
     names = [field.name for field in dataclasses.fields(ChatSettings)]
-    settings = build(ChatSettings, {name: given[name].value for name in names}, "config")
-    for name, place in {"RUN": given.run, "--beside": given.beside}.items():
-        if place is None or (name, place) == ("--beside", BEFORE):
+    settings = build(ChatSettings, {name: flag_values[name].value for name in names}, "config")
+    for name, checkpoint in {"RUN": flag_values.run, "--beside": flag_values.beside}.items():
+        if checkpoint is None or (name, checkpoint) == ("--beside", BEFORE):
             continue
         with at(name):
-            check_checkpoint(place)
-            path = None if hub_id(place) else checkpoint_path(place, weights=False)
+            check_checkpoint(checkpoint)
+            path = None if hub_id(checkpoint) else checkpoint_path(checkpoint, weights=False)
             if path is not None and is_run(path):
                 raise ValueError(f"{path} is the folder of a run; {stages_left(path)}")
     return settings
 
 
-def _talks(given, settings, mesh, opened):
+def _talks(flag_values, settings, mesh, exit_stack):
     """Return [(name, Talk or ToolTalk)] for RUN and for --beside.
 
     Args:
-        opened: An ExitStack that ends the processes of tools.
+        exit_stack: An ExitStack that ends the processes of tools.
     """
     from deepseek_jax.recipes.began import find_start, policy_of_start
     from deepseek_jax.rollout.policy import load_policy
@@ -166,22 +166,24 @@ def _talks(given, settings, mesh, opened):
     from deepseek_jax.rollout.tool_talk import ToolTalk
     from launch.tools import with_named_tools
 
-    how, sampling = {"dtype": settings.dtype}, Sampling(settings.temperature, settings.top_p)
+    overrides, sampling = {"dtype": settings.dtype}, Sampling(settings.temperature, settings.top_p)
     with at("--beside"):
         # Before gigabytes are read
-        start = find_start(given.run) if given.beside == BEFORE else None
+        start = find_start(flag_values.run) if flag_values.beside == BEFORE else None
     with at("RUN"):
-        policy = load_policy(given.run, how, mesh, template=settings.template)
-    policies = [(_name(given.run), policy)]
+        run_policy = load_policy(flag_values.run, overrides, mesh, template=settings.template)
+    policies = [(_name(flag_values.run), run_policy)]
     with at("--beside"):
         if start is not None:
-            policies.insert(0, (BEFORE, policy_of_start(start, policy, mesh)))
-        elif given.beside is not None:
-            policies.append((_name(given.beside), load_policy(given.beside, how, mesh)))
-    policies = with_named_tools(policies, given.run, settings, opened)
+            policies.insert(0, (BEFORE, policy_of_start(start, run_policy, mesh)))
+        elif flag_values.beside is not None:
+            policies.append(
+                (_name(flag_values.beside), load_policy(flag_values.beside, overrides, mesh))
+            )
+    policies = with_named_tools(policies, flag_values.run, settings, exit_stack)
     return [
-        (name, (Talk if each.tools is None else ToolTalk)(each, sampling, settings.max_tokens))
-        for name, each in policies
+        (name, (Talk if policy.tools is None else ToolTalk)(policy, sampling, settings.max_tokens))
+        for name, policy in policies
     ]
 
 
@@ -191,9 +193,9 @@ def _by_flag(error):
     return re.sub(rf"\bconfig\.(?=({names})\b)", "--", str(error))
 
 
-def _name(place):
+def _name(checkpoint):
     """Return a short name of a checkpoint: its run, or the stage that wrote it."""
-    path = Path(place)
+    path = Path(checkpoint)
     return path.parent.name if path.name in LEFT else path.name
 
 

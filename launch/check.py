@@ -57,10 +57,10 @@ def look_at(checks: Iterable[Check]):
     for name, look in checks:
         began = time.monotonic()
         # A single process waits for no other, so it does not hang, however long its data take
-        watched = contextlib.nullcontext() if jax.process_count() == 1 else _watched(name)
-        with watched, waiting_for(f"checking the {name}"):
-            found = look()
-        yield name, found, time.monotonic() - began
+        watchdog = contextlib.nullcontext() if jax.process_count() == 1 else _watched(name)
+        with watchdog, waiting_for(f"checking the {name}"):
+            finding = look()
+        yield name, finding, time.monotonic() - began
 
 
 def of_processes(mesh):
@@ -86,16 +86,20 @@ def check(opened: Opened, config: ConfigDict, workdir: Path, redo: bool = False)
 
     recipe, settings, mesh, _ = opened
 
-    def data(folder, claim):
+    def describe_data(folder, claim):
         run = Run(mesh, folder, None)
         return driver.describe(recipe, settings, run, claim, workdir, redo)
 
-    files = Check("work directory and data", lambda: _files(opened, config, workdir, data))
-    checks, began = [*of_processes(mesh), files], time.monotonic()
-    for name, found, _ in look_at(checks):
-        say(f"{name}: {found}")
-    took = time.monotonic() - began
-    say(f"{len(checks)} of {len(checks)} checks hold, after {took:.0f} s; leave out --check to run")
+    files_check = Check(
+        "work directory and data", lambda: _files(opened, config, workdir, describe_data)
+    )
+    checks, began = [*of_processes(mesh), files_check], time.monotonic()
+    for name, finding, _ in look_at(checks):
+        say(f"{name}: {finding}")
+    seconds = time.monotonic() - began
+    say(
+        f"{len(checks)} of {len(checks)} checks hold, after {seconds:.0f} s; leave out --check to run"
+    )
 
 
 class _watched:
@@ -134,39 +138,41 @@ def _devices(mesh):
     """Describe the devices, and raise ValueError if processes have different ones."""
     import jax
 
-    local = jax.local_devices()
-    stats = local[0].memory_stats() or {}
+    local_devices = jax.local_devices()
+    stats = local_devices[0].memory_stats() or {}
     limit = stats.get("bytes_limit")
     memory = "unknown memory" if limit is None else f"{limit / 2**30:.1f} GiB"
-    own = f"{len(local)} x {local[0].device_kind} with {memory}"
-    _same("devices", own)
-    sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
-    return f"{jax.process_count()} x ({own}); mesh {sizes or 'of one device'}"
+    description = f"{len(local_devices)} x {local_devices[0].device_kind} with {memory}"
+    _same("devices", description)
+    axis_sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
+    return f"{jax.process_count()} x ({description}); mesh {axis_sizes or 'of one device'}"
 
 
 def _versions():
     """Describe the versions, and raise ValueError unless all processes have the same ones."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "missing"
-    for name, version in found.items():
+            versions[name] = "missing"
+    for name, version in versions.items():
         _same(f"the version of {name}", version)
-    return ", ".join(f"{name} {v}" for name, v in found.items() if v != "missing")
+    return ", ".join(f"{name} {v}" for name, v in versions.items() if v != "missing")
 
 
-def _same(what, value):
+def _same(subject, value):
     """Raise ValueError, which names the processes, unless all processes have the same value."""
     from deepseek_jax.parallel.processes import from_each
 
-    found = from_each([socket.gethostname(), value])
-    others = [f"{i} on {host}: {v}" for i, (host, v) in enumerate(found) if v != found[0][1]]
-    if others:
+    reports = from_each([socket.gethostname(), value])
+    differences = [
+        f"{i} on {host}: {v}" for i, (host, v) in enumerate(reports) if v != reports[0][1]
+    ]
+    if differences:
         raise ValueError(
-            f"--check: {what} must be the same everywhere; process 0 on {found[0][0]} has {found[0][1]}, and "
-            f"process {'; process '.join(others)}"
+            f"--check: {subject} must be the same everywhere; process 0 on {reports[0][0]} has "
+            f"{reports[0][1]}, and process {'; process '.join(differences)}"
         )
 
 
@@ -191,44 +197,44 @@ def _collectives(mesh):
     from jax.sharding import NamedSharding, PartitionSpec
 
     spec = PartitionSpec(mesh.axis_names)
-    number = np.arange(mesh.size, dtype=np.float32).reshape(mesh.devices.shape)
-    ours = jax.make_array_from_callback(
-        (mesh.size,), NamedSharding(mesh, spec), lambda index: number.reshape(-1)[index]
+    numbers = np.arange(mesh.size, dtype=np.float32).reshape(mesh.devices.shape)
+    device_numbers = jax.make_array_from_callback(
+        (mesh.size,), NamedSharding(mesh, spec), lambda index: numbers.reshape(-1)[index]
     )
-    wide = jax.jit(lambda x: jnp.repeat(x[:, None], MESSAGE_BYTES // 4, axis=1))(ours)
-    times = []
-    for place, axis in enumerate(mesh.axis_names):
+    messages = jax.jit(lambda x: jnp.repeat(x[:, None], MESSAGE_BYTES // 4, axis=1))(device_numbers)
+    timings = []
+    for dim, axis in enumerate(mesh.axis_names):
         if mesh.shape[axis] == 1:
             continue
-        along = functools.partial(jax.lax.psum, axis_name=axis)
-        summed = jax.jit(jax.shard_map(along, mesh=mesh, in_specs=spec, out_specs=spec))
-        jax.block_until_ready(summed(wide))
+        sum_along = functools.partial(jax.lax.psum, axis_name=axis)
+        sum_program = jax.jit(jax.shard_map(sum_along, mesh=mesh, in_specs=spec, out_specs=spec))
+        jax.block_until_ready(sum_program(messages))
         began = time.perf_counter()
-        result = jax.block_until_ready(summed(wide))
-        times.append(f"{axis} {1000 * (time.perf_counter() - began):.0f} ms")
-        wanted = np.broadcast_to(number.sum(place, keepdims=True), number.shape).reshape(-1)
+        result = jax.block_until_ready(sum_program(messages))
+        timings.append(f"{axis} {1000 * (time.perf_counter() - began):.0f} ms")
+        expected = np.broadcast_to(numbers.sum(dim, keepdims=True), numbers.shape).reshape(-1)
         for shard in result.addressable_shards:
-            found, right = np.asarray(shard.data), wanted[shard.index[0]]
-            wrong = found[found != right[:, None]]
-            if wrong.size:
+            shard_sums, shard_expected = np.asarray(shard.data), expected[shard.index[0]]
+            wrong_sums = shard_sums[shard_sums != shard_expected[:, None]]
+            if wrong_sums.size:
                 raise RuntimeError(
-                    f"--check: a sum along {axis} has {wrong[0]} on {shard.device} of {_here()}, and should "
-                    f"be {right[0]}: the device or its link is faulty"
+                    f"--check: a sum along {axis} has {wrong_sums[0]} on {shard.device} of {_here()}, and "
+                    f"should be {shard_expected[0]}: the device or its link is faulty"
                 )
     size = f"{MESSAGE_BYTES // 2**20} MiB a device"
-    return f"sums of {size} along " + ", ".join(times) if times else "a single device has none"
+    return f"sums of {size} along " + ", ".join(timings) if timings else "a single device has none"
 
 
-def _files(opened, config, workdir, data):
+def _files(experiment, config, workdir, describe_data):
     """Check the work directory, and describe it and the data.
 
-    All processes must see the directory, and no other run may use it. data(folder, claim) reads the
-    data and describes them.
+    All processes must see the directory, and no other run may use it.
+    describe_data(folder, claim) reads the data and describes them.
     """
     from deepseek_jax.parallel.processes import barrier
 
-    with check_workdir(workdir, config, opened.recorded) as (folder, claim):
+    with check_workdir(workdir, config, experiment.recorded) as (folder, claim):
         try:
-            return f"{workdir}; {data(folder, claim)}"
+            return f"{workdir}; {describe_data(folder, claim)}"
         finally:
             barrier("the data is checked")

@@ -122,18 +122,18 @@ def report(work: str | os.PathLike):
     Returns:
         The folders of the runs that are not complete.
     """
-    work, unfinished = absolute(work), []
+    work, unfinished_runs = absolute(work), []
     runs = [path for path in _folders(work) if (path / MARKER).exists()]
     for folder in runs:
-        complete = _is_complete(folder)
-        saved = ", ".join(f"{phase} step {step}" for phase, step in _saved(folder).items())
-        state = "complete" if complete else f"not complete; saved: {saved or 'nothing yet'}"
+        is_complete = _is_complete(folder)
+        steps = ", ".join(f"{phase} step {step}" for phase, step in _saved(folder).items())
+        state = "complete" if is_complete else f"not complete; saved: {steps or 'nothing yet'}"
         print(f"{folder}: {state}")
-        if not complete:
-            unfinished.append(folder)
+        if not is_complete:
+            unfinished_runs.append(folder)
     if not runs:
         print(f"{work}: no run yet")
-    return unfinished
+    return unfinished_runs
 
 
 def _is_complete(folder):
@@ -147,7 +147,7 @@ def _is_complete(folder):
 
 def _folders(path):
     """Return the folders in a folder, by name; [] if it does not exist."""
-    return sorted(each for each in path.iterdir() if each.is_dir()) if path.exists() else []
+    return sorted(entry for entry in path.iterdir() if entry.is_dir()) if path.exists() else []
 
 
 def _saved(folder):
@@ -157,10 +157,10 @@ def _saved(folder):
     from deepseek_jax.training.lineage import CHECKPOINTS
 
     # A bucket lists only files, so the folders are the parents of files
-    above = {parent for path in below(folder) for parent in path.parents}
-    folders = sorted(path for path in above if path.name == CHECKPOINTS)
-    steps = {path.parent.name: checkpoint_steps(path) for path in folders}
-    return {phase: max(found) for phase, found in steps.items() if found}
+    parents = {parent for path in below(folder) for parent in path.parents}
+    folders = sorted(path for path in parents if path.name == CHECKPOINTS)
+    steps_by_phase = {path.parent.name: checkpoint_steps(path) for path in folders}
+    return {phase: max(steps) for phase, steps in steps_by_phase.items() if steps}
 
 
 def resume(work: str | os.PathLike):
@@ -174,8 +174,8 @@ def resume(work: str | os.PathLike):
         from deepseek_jax.recipes import train
 
         config, _ = read_mark(folder)
-        if named := ", ".join(dict.fromkeys(names_in(config))):
-            print(f"{folder} names the code {named}: resume it by ds.train(config, folder)")
+        if code_names := ", ".join(dict.fromkeys(names_in(config))):
+            print(f"{folder} names the code {code_names}: resume it by ds.train(config, folder)")
         else:
             train(config, folder, console_seconds=CONSOLE_SECONDS)
 
@@ -205,8 +205,8 @@ def plan(name: str, topology: str, *, program: str, cache: str | os.PathLike, **
     Returns:
         Whether every program fits.
     """
-    changed = [f"--config.{field}={value}" for field, value in _leaves(fields)]
-    flags = [f"--topology={topology}", f"--program={program}", f"--cache={cache}", *changed]
+    overrides = [f"--config.{field}={value}" for field, value in _leaves(fields)]
+    flags = [f"--topology={topology}", f"--program={program}", f"--cache={cache}", *overrides]
     command = [sys.executable, program_file("plan"), f"--config={name}", *flags]
     # In a separate process, because this one compiles for the devices that are here. Not by a
     # notebook's "!", which forks a process in which JAX has threads

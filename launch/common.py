@@ -140,16 +140,16 @@ def parse_flags(argv, positional=None):
     """
     argv = argv if positional is None else named(argv, positional)
     try:
-        rest = flags.FLAGS(argv)
+        remaining_argv = flags.FLAGS(argv)
     except flags.Error as error:
         fail(instead(error, argv) or _plainly(error))
-    if rest[1:]:
+    if remaining_argv[1:]:
         form = "--config.FIELD=VALUE" if "config" in flags.FLAGS else "--FLAG=VALUE"
-        fail(f"{shlex.join(rest[1:])} is not a flag; use {form}")
+        fail(f"{shlex.join(remaining_argv[1:])} is not a flag; use {form}")
     if flags.FLAGS["verbosity"].using_default_value:
         # At level INFO, libraries report every file that they touch
         flags.FLAGS.verbosity = logging.ERROR
-    return rest
+    return remaining_argv
 
 
 def parse_config(argv):
@@ -161,8 +161,8 @@ def parse_config(argv):
         The ConfigDict; None without --config.
     """
     try:
-        overrides, others = split_arguments(flags.FLAGS.read_flags_from_files(argv, False))
-        parse_flags(others, positional="config")
+        overrides, other_arguments = split_arguments(flags.FLAGS.read_flags_from_files(argv, False))
+        parse_flags(other_arguments, positional="config")
         if flags.FLAGS.config is None:
             if overrides:
                 raise ValueError(
@@ -191,8 +191,8 @@ PLAINLY = (
 
 def _plainly(error):
     message = str(error)
-    for theirs, ours in PLAINLY:
-        message = re.sub(f"^{theirs}$", ours, message)
+    for pattern, replacement in PLAINLY:
+        message = re.sub(f"^{pattern}$", replacement, message)
     return message
 
 
@@ -244,16 +244,16 @@ def refused(error: BaseException):
     It may be full, closed to us or not there. Libraries raise their own errors for this. The
     system's words are in such an error's message, or the system's error is its cause.
     """
-    seen = error
-    while seen is not None:
-        if BUCKETS in str(seen) or type(seen).__module__.startswith("gcsfs"):
-            cause = " ".join(str(seen).split())
+    failure = error
+    while failure is not None:
+        if BUCKETS in str(failure) or type(failure).__module__.startswith("gcsfs"):
+            cause = " ".join(str(failure).split())
             return f"{cause[:400]}; {BUCKET_REMEDY}"
         for number, remedy in REMEDIES.items():
-            if getattr(seen, "errno", None) == number or os.strerror(number) in str(seen):
-                cause = " ".join(str(seen).split())
+            if getattr(failure, "errno", None) == number or os.strerror(number) in str(failure):
+                cause = " ".join(str(failure).split())
                 return f"{cause[:400]}; {remedy}, and start the same command again: it resumes"
-        seen = seen.__cause__ or seen.__context__
+        failure = failure.__cause__ or failure.__context__
     return None
 
 
@@ -301,10 +301,10 @@ def start(config: ConfigDict, workdir: Path, shown=str):
         observers = _observers(config, workdir)
         check_starts(config, workdir)
         with waiting("the other processes of this run", PEERS_SECONDS, PEERS_REMEDY):
-            several = distributed.join_peers()
+            has_peers = distributed.join_peers()
         if observers.wandb is not None:
             observers.wandb.log_in()
-    keep_programs(workdir.parent if several else None)
+    keep_programs(workdir.parent if has_peers else None)
     with one_message(shown):
         rehearse()
     if flags.FLAGS.check:
@@ -334,18 +334,18 @@ def _observers(config, workdir):
     from deepseek_jax.training.wandb_board import WandbRun
     from deepseek_jax.training.watchdog import Watchdog
 
-    values = flags.FLAGS
+    flag_values = flags.FLAGS
     profile = watchdog = wandb = None
-    if values.profile is not None:
-        profile = Profile.of(values.profile, workdir / "profile")
-    if values.watchdog:
+    if flag_values.profile is not None:
+        profile = Profile.of(flag_values.profile, workdir / "profile")
+    if flag_values.watchdog:
         with at("--watchdog", "factor"):
-            status = STOPPED if values.watchdog_requeue else None
-            watchdog = Watchdog(values.watchdog, status)
-    elif values.watchdog_requeue:
+            status = STOPPED if flag_values.watchdog_requeue else None
+            watchdog = Watchdog(flag_values.watchdog, status)
+    elif flag_values.watchdog_requeue:
         raise ValueError("--watchdog_requeue needs a watchdog; leave out --watchdog=0, or itself")
-    if values.wandb is not None:
-        if not all(parts := values.wandb.split("/")) or len(parts) > 2:
-            raise ValueError(f"--wandb={values.wandb} is not PROJECT or ENTITY/PROJECT")
-        wandb = WandbRun(values.wandb, workdir, config.to_dict())
+    if flag_values.wandb is not None:
+        if not all(names := flag_values.wandb.split("/")) or len(names) > 2:
+            raise ValueError(f"--wandb={flag_values.wandb} is not PROJECT or ENTITY/PROJECT")
+        wandb = WandbRun(flag_values.wandb, workdir, config.to_dict())
     return Observers(profile, watchdog, wandb)

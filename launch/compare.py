@@ -58,12 +58,16 @@ def named_models(names: list[str]):
     from deepseek_jax.costs.deployment import served
     from deepseek_jax.models import build_model
 
-    known = [name for name, f in inspect.getmembers(sizes, inspect.isfunction) if name[0] != "_"]
+    known_names = [
+        name for name, f in inspect.getmembers(sizes, inspect.isfunction) if name[0] != "_"
+    ]
     if not names:
-        raise ValueError(f"--models= names no model; allowed: {', '.join(known)}")
+        raise ValueError(f"--models= names no model; allowed: {', '.join(known_names)}")
     for name in names:
-        if name not in known:
-            raise ValueError(f"--models={name} is not in configs/models.py; {suggest(name, known)}")
+        if name not in known_names:
+            raise ValueError(
+                f"--models={name} is not in configs/models.py; {suggest(name, known_names)}"
+            )
     return {
         name: served(build_model(getattr(sizes, name)(), f"configs/models.py: {name}"))
         for name in names
@@ -92,10 +96,12 @@ def measured(models):
     from deepseek_jax.models import init_params
     from deepseek_jax.reports import deployment as report
 
-    make = jax.jit(lambda rng, config: nn.unbox(init_params(config, rng)), static_argnums=1)
-    random = {name: (config, make(jax.random.key(0), config)) for name, config in models.items()}
+    make_params = jax.jit(lambda rng, config: nn.unbox(init_params(config, rng)), static_argnums=1)
+    random_models = {
+        name: (config, make_params(jax.random.key(0), config)) for name, config in models.items()
+    }
     speeds = decode_speeds(
-        random, batch_size=MEASURED_BATCH, new_tokens=NEW_TOKENS, repeats=REPEATS
+        random_models, batch_size=MEASURED_BATCH, new_tokens=NEW_TOKENS, repeats=REPEATS
     )
     caption = (
         f"{MEASURED_BATCH} sequences of {NEW_TOKENS} sampled tokens on "
@@ -132,26 +138,30 @@ def main(argv):
 
     # common.parse_flags has already read it
     del argv
-    values = flags.FLAGS
+    flag_values = flags.FLAGS
     # Shapes need no accelerator. Without this, JAX looks for one and prints a warning if there is
     # none
-    if not values.measure:
+    if not flag_values.measure:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     with common.one_message():
-        if values.measure:
+        if flag_values.measure:
             import jax
 
             # A missing device is reported here: an error inside jit has another traceback
             jax.devices()
-        if values.tpu not in CHIPS:
-            message = f"--tpu={values.tpu} is not a known chip; {suggest(values.tpu, CHIPS)}"
+        if flag_values.tpu not in CHIPS:
+            message = (
+                f"--tpu={flag_values.tpu} is not a known chip; {suggest(flag_values.tpu, CHIPS)}"
+            )
             raise ValueError(message)
-        models = named_models(values.models)
-        check_workload(models, values.batch_size, values.context_length)
-    found = list(tables(models, values.tpu, values.batch_size, values.context_length))
-    if values.measure:
-        found.append(measured(named_models(SMALL)))
-    for table in found:
+        models = named_models(flag_values.models)
+        check_workload(models, flag_values.batch_size, flag_values.context_length)
+    report_tables = list(
+        tables(models, flag_values.tpu, flag_values.batch_size, flag_values.context_length)
+    )
+    if flag_values.measure:
+        report_tables.append(measured(named_models(SMALL)))
+    for table in report_tables:
         Console(width=110).print(table, "")
 
 

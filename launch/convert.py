@@ -87,7 +87,7 @@ def convert(
     from deepseek_jax.parallel import make_mesh
     from deepseek_jax.rollout.policy import find_source
 
-    found = find_source(source)
+    policy_source = find_source(source)
     if form == "orbax" and (like or fp8):
         raise ValueError(
             "--like and --fp8 say how to write a Hugging Face folder; leave them out of --format=orbax"
@@ -99,11 +99,11 @@ def convert(
     if adapter is not None:
         with at("--adapter"):
             adapter_scale(adapter)
-            if found.adapter is not None:
+            if policy_source.adapter is not None:
                 raise ValueError(f"--from={source} is an adapter itself; leave one of them out")
-    adapter = adapter or found.adapter
-    config, params = checkpoint.load_params(found.base, dtype)
-    files = files_of(checkpoint_path(found.carrier, weights=False))
+    adapter = adapter or policy_source.adapter
+    config, params = checkpoint.load_params(policy_source.base, dtype)
+    files = files_of(checkpoint_path(policy_source.carrier, weights=False))
     if adapter is not None:
         mesh = make_mesh(devices=jax.devices()[:1])
         with at("--adapter"):
@@ -120,7 +120,7 @@ def main(argv):
     """Convert the checkpoint that the flags name, and print its size."""
     # common.parse_flags has already read it
     del argv
-    given = flags.FLAGS
+    flag_values = flags.FLAGS
     with common.one_message():
         with importing_jax() as wait:
             wait.remind()
@@ -131,13 +131,13 @@ def main(argv):
             jax.devices()
         try:
             config, params = convert(
-                given["from"].value,
-                given.to,
-                form=given.format,
-                like=given.like,
-                adapter=given.adapter,
-                fp8=given.fp8,
-                dtype=given.dtype,
+                flag_values["from"].value,
+                flag_values.to,
+                form=flag_values.format,
+                like=flag_values.like,
+                adapter=flag_values.adapter,
+                fp8=flag_values.fp8,
+                dtype=flag_values.dtype,
             )
         except Fault:
             raise
@@ -146,7 +146,7 @@ def main(argv):
                 raise
             common.fail(error)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    print(f"{given.to}: {config.model_type}, {size:,} parameters")
+    print(f"{flag_values.to}: {config.model_type}, {size:,} parameters")
 
 
 if __name__ == "__main__":

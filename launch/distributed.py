@@ -78,12 +78,12 @@ def print_once(message: str, print_it):
     # Most mistakes are found before the processes have joined. They join only to agree on the one
     # that prints. If one does not come, JAX ends this process while it waits, so the timer prints
     # first: better twice than never
-    late = threading.Timer(PRINT_SECONDS - 6, print_it, [message])
-    late.daemon = True
-    late.start()
-    joined = _joins_to_print()
-    late.cancel()
-    if not joined:
+    timer = threading.Timer(PRINT_SECONDS - 6, print_it, [message])
+    timer.daemon = True
+    timer.start()
+    has_peers = _joins_to_print()
+    timer.cancel()
+    if not has_peers:
         print_it(message)
         return
     import jax
@@ -105,8 +105,8 @@ def _joins_to_print():
 
 def _choice():
     """Return --distributed; "auto" while the flags are not parsed."""
-    given = flags.FLAGS.is_parsed() and "distributed" in flags.FLAGS
-    return flags.FLAGS.distributed if given else "auto"
+    has_flag = flags.FLAGS.is_parsed() and "distributed" in flags.FLAGS
+    return flags.FLAGS.distributed if has_flag else "auto"
 
 
 def _count_processes():
@@ -115,12 +115,12 @@ def _count_processes():
     from jax._src.clusters import ClusterEnv
 
     try:
-        found = (
+        clusters = (
             cluster
             for cluster in ClusterEnv._cluster_types
             if not cluster.opt_in_only_method and cluster.is_env_present()
         )
-        cluster = next(found, None)
+        cluster = next(clusters, None)
         if cluster is None:
             return 1
         if cluster.name == "slurm":

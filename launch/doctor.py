@@ -49,12 +49,12 @@ def main(argv):
             folder = absolute(flags.FLAGS.workdir)
         from deepseek_jax.parallel.processes import first_process, say
 
-        found = list(report(folder))
-        all_hold, ending = summary(found)
+        results = list(report(folder))
+        all_hold, ending = summary(results)
         if all_hold:
             say(ending)
     if flags.FLAGS.json and first_process():
-        print(json.dumps(found, indent=2))
+        print(json.dumps(results, indent=2))
     if not all_hold:
         common.fail(ending, 1)
 
@@ -75,17 +75,17 @@ def report(folder: Path):
 
     mesh = make_mesh()
     checks = [*of_processes(mesh), *of_machine(mesh, folder)]
-    done = look_at(checks)
+    findings = look_at(checks)
     for number, check in enumerate(checks, 1):
         try:
-            _, found, seconds = next(done)
+            _, finding, seconds = next(findings)
         # Any error is what the check is meant to find
         except Exception as error:
-            words = shortened(str(error) or type(error).__name__)
-            yield {"check": check.name, "holds": False, "found": words, "seconds": None}
+            message = shortened(str(error) or type(error).__name__)
+            yield {"check": check.name, "holds": False, "found": message, "seconds": None}
             return
-        say(f"{number:2} {check.name}: {found}")
-        yield {"check": check.name, "holds": True, "found": found, "seconds": round(seconds, 2)}
+        say(f"{number:2} {check.name}: {finding}")
+        yield {"check": check.name, "holds": True, "found": finding, "seconds": round(seconds, 2)}
 
 
 def summary(found: list[dict]):
@@ -97,11 +97,11 @@ def summary(found: list[dict]):
     Returns:
         (whether all checks hold, the line that says so or names the check that does not).
     """
-    *before, last = found
-    if last["holds"]:
+    *earlier, last_result = found
+    if last_result["holds"]:
         return True, f"{len(found)} of {len(found)} checks hold"
-    broken = f"{last['check']}: {last['found']}"
-    return False, f"{len(before)} checks hold, and the next does not: {broken}"
+    failure = f"{last_result['check']}: {last_result['found']}"
+    return False, f"{len(earlier)} checks hold, and the next does not: {failure}"
 
 
 if __name__ == "__main__":

@@ -91,32 +91,34 @@ def main(argv):
     """Run the evaluation that the flags describe, and compare it with --against."""
     # common.parse_flags has already read it
     del argv
-    given = flags.FLAGS
-    values = {name: given[name].value for name in FIELDS if name not in BLOCKS}
-    config = ConfigDict(dict(recipe="evaluate") | values)
-    named = given.checkpoint, given.adapter, *given.data
-    workdir = common.given_workdir(f"evaluate:{','.join(filter(None, named))}", given.seed)
+    flag_values = flags.FLAGS
+    field_values = {name: flag_values[name].value for name in FIELDS if name not in BLOCKS}
+    config = ConfigDict(dict(recipe="evaluate") | field_values)
+    name_parts = flag_values.checkpoint, flag_values.adapter, *flag_values.data
+    workdir = common.given_workdir(
+        f"evaluate:{','.join(filter(None, name_parts))}", flag_values.seed
+    )
     with common.one_message(_by_flag):
-        config.columns = ConfigDict(_pairs(given.columns))
-        limits = _pairs(given.conversation, "conversation", "turns=4,turn_length=256")
+        config.columns = ConfigDict(_pairs(flag_values.columns))
+        limits = _pairs(flag_values.conversation, "conversation", "turns=4,turn_length=256")
         config.conversation = ConfigDict({name: _number(text) for name, text in limits.items()})
-        config.mesh = mesh_of(given.mesh)
+        config.mesh = mesh_of(flag_values.mesh)
         # Before anything is sampled: the other run may have other problems
-        if given.against is not None:
+        if flag_values.against is not None:
             from deepseek_jax.recipes.evaluate.report import check_against
 
             with at("--against"):
-                check_against(config, given.against)
+                check_against(config, flag_values.against)
     common.start(config, workdir, shown=_by_flag)
-    if given.against is not None:
+    if flag_values.against is not None:
         from deepseek_jax.recipes.evaluate.report import report_against
 
-        report_against(workdir, given.against)
+        report_against(workdir, flag_values.against)
 
 
 def _pairs(entries, flag="columns", form="question=COLUMN,answer=COLUMN"):
     pairs = [entry.partition("=")[::2] for entry in entries]
-    if not all(ours and theirs for ours, theirs in pairs):
+    if not all(name and value for name, value in pairs):
         raise ValueError(f"--{flag}={','.join(entries)}: write {form}")
     return dict(pairs)
 
@@ -142,8 +144,8 @@ def mesh_of(text: str):
         return parse_arg(text, **dataclasses.asdict(MeshSettings()))
     except ValueError as error:
         # parse_arg speaks of a config's argument
-        why = str(error).partition(": ")[2].replace("--config=FILE:", "--mesh=")
-        raise ValueError(f"--mesh={text}: {why}") from error
+        reason = str(error).partition(": ")[2].replace("--config=FILE:", "--mesh=")
+        raise ValueError(f"--mesh={text}: {reason}") from error
 
 
 def _by_flag(error):

@@ -76,14 +76,14 @@ def of_machine(mesh: Mesh, folder: Path) -> list[Check]:
 
 def host_memory():
     """Check that this host has LEAST_GIB of memory for each of its devices."""
-    has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    host_gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     devices = 1 if jax.default_backend() == "cpu" else jax.local_device_count()
-    if has < LEAST_GIB * devices:
+    if host_gib < LEAST_GIB * devices:
         raise ValueError(
-            f"this host has {has:.1f} GiB for {devices} devices, and compiling and checkpoints need "
+            f"this host has {host_gib:.1f} GiB for {devices} devices, and compiling and checkpoints need "
             f"{LEAST_GIB:.0f} GiB for each; take a host with more memory"
         )
-    return f"{has:.1f} GiB"
+    return f"{host_gib:.1f} GiB"
 
 
 def exchange(mesh: Mesh):
@@ -92,42 +92,44 @@ def exchange(mesh: Mesh):
     spec = PartitionSpec(axes)
     # Device i sends the row i n + j to device j
     rows = np.arange(n * n, dtype=np.float32).reshape(n * n, 1)
-    place = NamedSharding(mesh, spec)
-    ours = jax.make_array_from_callback(rows.shape, place, lambda index: rows[index])
+    sharding = NamedSharding(mesh, spec)
+    device_rows = jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
 
-    def local(rows_nx):
-        each, at = jnp.arange(n, dtype=jnp.int32), jax.lax.axis_index(axes)
-        ones, here = jnp.ones(n, jnp.int32), jnp.full(n, at, jnp.int32)
-        sizes = each, ones, here, ones
-        return ragged_all_to_all(rows_nx, jnp.full_like(rows_nx, -1), *sizes, axis_name=axes)
+    def send_rows(rows_nx):
+        input_offsets, own_index = jnp.arange(n, dtype=jnp.int32), jax.lax.axis_index(axes)
+        counts, output_offsets = jnp.ones(n, jnp.int32), jnp.full(n, own_index, jnp.int32)
+        routing = input_offsets, counts, output_offsets, counts
+        return ragged_all_to_all(rows_nx, jnp.full_like(rows_nx, -1), *routing, axis_name=axes)
 
-    sent = jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    wanted = rows.reshape(n, n).T.reshape(n * n, 1)
-    for shard in jax.jit(sent)(ours).addressable_shards:
-        found, right = np.asarray(shard.data), wanted[shard.index]
-        if (found != right).any():
-            at = int(np.argmax((found != right).any(1)))
+    exchange_rows = jax.shard_map(
+        send_rows, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+    )
+    expected = rows.reshape(n, n).T.reshape(n * n, 1)
+    for shard in jax.jit(exchange_rows)(device_rows).addressable_shards:
+        received_rows, expected_rows = np.asarray(shard.data), expected[shard.index]
+        if (received_rows != expected_rows).any():
+            sender = int(np.argmax((received_rows != expected_rows).any(1)))
             raise ValueError(
-                f"{shard.device} got {found[at, 0]:.0f} from device {at} of the mesh, and should have got "
-                f"{right[at, 0]:.0f}: devices are in a wrong order, or a link is faulty; restart the slice, "
-                "or take another"
+                f"{shard.device} got {received_rows[sender, 0]:.0f} from device {sender} of the mesh, and "
+                f"should have got {expected_rows[sender, 0]:.0f}: devices are in a wrong order, or a link is "
+                "faulty; restart the slice, or take another"
             )
     return f"{n} x {n} messages as {form_of('ragged_all_to_all')}"
 
 
 def checkpoint(mesh: Mesh, folder: Path):
     """Write an array that is on all devices to a checkpoint, and read it again."""
-    place = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     numbers = _normal(0, mesh.size * 1024)
-    array = jax.make_array_from_callback(numbers.shape, place, lambda index: numbers[index])
+    array = jax.make_array_from_callback(numbers.shape, sharding, lambda index: numbers[index])
     folder = folder / ".deepseek_jax_check"
     try:
         with Store(folder) as store:
             store.save(1, {"state": {"array": array}, "data": {}})
         # A new Store: the first one may still hold what it has written
         with Store(folder) as store:
-            read = store.restore(1, {"array": array})["state"]["array"]
-        for shard in read.addressable_shards:
+            restored_array = store.restore(1, {"array": array})["state"]["array"]
+        for shard in restored_array.addressable_shards:
             if (np.asarray(shard.data) != numbers[shard.index]).any():
                 raise ValueError(
                     f"{folder.parent} gave back other numbers than were written; use another file system"
@@ -140,10 +142,12 @@ def checkpoint(mesh: Mesh, folder: Path):
 def exact_products():
     """Compare a product of float32 arrays by ops.dot with numpy's product in float64."""
     x, w = (_normal(i, 256, 256) for i in range(2))
-    off = apart(jax.jit(lambda x, w: dot("md,df->mf", x, w))(x, w), np.float64(x) @ np.float64(w))
-    said = f"operands were rounded: a product is off by {off:.1e} of its largest number"
-    _hold(off, LIMITS["float32"], said)
-    return f"off by {off:.1e} of the largest number, at most {LIMITS['float32']:.0e}"
+    difference = apart(
+        jax.jit(lambda x, w: dot("md,df->mf", x, w))(x, w), np.float64(x) @ np.float64(w)
+    )
+    message = f"operands were rounded: a product is off by {difference:.1e} of its largest number"
+    _hold(difference, LIMITS["float32"], message)
+    return f"off by {difference:.1e} of the largest number, at most {LIMITS['float32']:.0e}"
 
 
 class Case(NamedTuple):
@@ -172,13 +176,13 @@ class Case(NamedTuple):
             out = self.function(*arrays)
             return jnp.square(out.astype(jnp.float32)).sum(), out
 
-        def both(*arrays):
+        def result_and_gradients(*arrays):
             if not self.learns:
                 return self.function(*arrays), ()
             gradients, out = jax.grad(loss, tuple(range(len(arrays))), has_aux=True)(*arrays)
             return out, gradients
 
-        return jax.block_until_ready(jax.jit(both)(*self.arrays))
+        return jax.block_until_ready(jax.jit(result_and_gradients)(*self.arrays))
 
 
 def cases() -> list[Case]:
@@ -186,19 +190,19 @@ def cases() -> list[Case]:
 
     The arrays have shapes that all forms take.
     """
-    ids = jnp.ones((1, LENGTH), jnp.int32)
-    heads = several(jnp.bfloat16, *[(1, LENGTH, 2, 128)] * 3)
-    cache = several(jnp.bfloat16, (2, 16, 192), (2, 256, 192))
+    segment_ids = jnp.ones((1, LENGTH), jnp.int32)
+    qkv = several(jnp.bfloat16, *[(1, LENGTH, 2, 128)] * 3)
+    query_and_cache = several(jnp.bfloat16, (2, 16, 192), (2, 256, 192))
     rows, kernel = several(jnp.bfloat16, (1024, 128), (4, 128, 256))
     counts, mask = jnp.array([256, 0, 512, 256]), jnp.ones((2, 256), bool)
     x, w = several(jnp.bfloat16, (256, 128), (128, 256))
-    few, wide = several(jnp.float32, (8, 128), (128, 256))
+    few_rows, wide_matrix = several(jnp.float32, (8, 128), (128, 256))
     (scores,) = several(jnp.float32, (16, 512))
     return [
-        Case("einsum", functools.partial(dot, "md,df->mf"), (few, wide)),
-        Case("prepare", _decoded, (few, wide)),
-        Case("attend", lambda *a: attend(*a, scale=0.1, segment_ids=ids), heads, True),
-        Case("attend_latent", functools.partial(_latent, mask), cache),
+        Case("einsum", functools.partial(dot, "md,df->mf"), (few_rows, wide_matrix)),
+        Case("prepare", _decoded, (few_rows, wide_matrix)),
+        Case("attend", lambda *a: attend(*a, scale=0.1, segment_ids=segment_ids), qkv, True),
+        Case("attend_latent", functools.partial(_latent, mask), query_and_cache),
         Case("kth_largest", lambda s: select(s, s < 1e9, 64).astype(jnp.float32), (scores,)),
         Case("grouped_matmul", lambda r, k: grouped_matmul(r, k, counts), (rows, kernel), True),
         Case("product_over_rows", lambda r: product_over_rows(r, r, counts), (rows,)),
@@ -212,19 +216,23 @@ def cases() -> list[Case]:
 
 def forms():
     """Compare each op in this machine's form with its plain form."""
-    found = []
+    texts = []
     for case in cases():
         op, began = case.op, time.monotonic()
-        own = case.computed()
-        took = time.monotonic() - began
+        machine_results = case.computed()
+        seconds = time.monotonic() - began
         with plain_forms():
-            plain = case.computed()
-        off = max(map(apart, jax.tree.leaves(own), jax.tree.leaves(plain)))
+            plain_results = case.computed()
+        difference = max(
+            map(apart, jax.tree.leaves(machine_results), jax.tree.leaves(plain_results))
+        )
         limit = LIMITS[case.arrays[0].dtype.name]
-        names = f"{op} as {form_of(op)!r} is off from {FORMS[op]['any']!r}"
-        _hold(off, limit, f"{names} by {off:.1e} of the largest number")
-        found.append(f"{op}={form_of(op)} off by {off:.1e} (at most {limit:.0e}), {took:.1f} s")
-    return "; ".join(found)
+        comparison = f"{op} as {form_of(op)!r} is off from {FORMS[op]['any']!r}"
+        _hold(difference, limit, f"{comparison} by {difference:.1e} of the largest number")
+        texts.append(
+            f"{op}={form_of(op)} off by {difference:.1e} (at most {limit:.0e}), {seconds:.1f} s"
+        )
+    return "; ".join(texts)
 
 
 def sampling(dtype: str):
@@ -235,8 +243,8 @@ def sampling(dtype: str):
     tokens = jnp.array([PROMPT + rollout.completion_ids[0].tolist()])
     logits_btv = jax.jit(functools.partial(forward, config))(params, tokens)
     logprobs_tv = jax.nn.log_softmax(logits_btv[0, len(PROMPT) - 1 : -1].astype(jnp.float32))
-    by_row = jnp.take_along_axis(logprobs_tv, tokens[0, len(PROMPT) :, None], axis=-1)[:, 0]
-    gap = float(jnp.abs(by_row - rollout.sampler_logprobs[0]).mean())
+    logprobs_t = jnp.take_along_axis(logprobs_tv, tokens[0, len(PROMPT) :, None], axis=-1)[:, 0]
+    gap = float(jnp.abs(logprobs_t - rollout.sampler_logprobs[0]).mean())
     # The gap at which a run ends
     limit = LARGEST_MEAN_GAP[dtype]
     _hold(gap, limit, f"the sampler and a forward pass are {gap:.1e} nats a token apart")
@@ -245,7 +253,7 @@ def sampling(dtype: str):
 
 def update():
     """Compare the gradients of one update by this machine's forms with gradients by plain forms."""
-    found = []
+    texts = []
     for dtype, limit in GRADIENTS.items():
         config = _model(dtype)
         params, batch = random_params(config), _batch(LENGTHS[dtype])
@@ -253,23 +261,28 @@ def update():
         def gradients(params, config=config, batch=batch):
             return jax.grad(lambda p: next_token_loss(config, p, batch)[0])(params)
 
-        own = jax.jit(lambda p, f=gradients: f(p))(params)
+        machine_gradients = jax.jit(lambda p, f=gradients: f(p))(params)
         with plain_forms():
-            plain = jax.jit(lambda p, f=gradients: f(p))(params)
-        off = float(_length(jax.tree.map(jnp.subtract, own, plain)) / _length(plain))
-        _hold(
-            off,
-            limit,
-            f"the gradient in {dtype} is off from plain forms by {off:.1e} of its length",
+            plain_gradients = jax.jit(lambda p, f=gradients: f(p))(params)
+        difference = float(
+            _length(jax.tree.map(jnp.subtract, machine_gradients, plain_gradients))
+            / _length(plain_gradients)
         )
-        found.append(f"{dtype} off by {off:.1e} of the gradient's length (at most {limit:.0e})")
-    return ", ".join(found)
+        _hold(
+            difference,
+            limit,
+            f"the gradient in {dtype} is off from plain forms by {difference:.1e} of its length",
+        )
+        texts.append(
+            f"{dtype} off by {difference:.1e} of the gradient's length (at most {limit:.0e})"
+        )
+    return ", ".join(texts)
 
 
-def _hold(off, limit, said):
+def _hold(difference, limit, message):
     """Raise ValueError if a difference is above its limit, or NaN."""
-    if not off <= limit:
-        raise ValueError(f"{said}, above {limit:.0e}; {REPORT}")
+    if not difference <= limit:
+        raise ValueError(f"{message}, above {limit:.0e}; {REPORT}")
 
 
 def _decoded(x, w):
@@ -311,9 +324,9 @@ def apart(own, plain):
 
     It is infinite if a number of `own` is NaN, and NaN if a number of `plain` is.
     """
-    own, plain = (np.asarray(x, np.float64) for x in (own, plain))
-    off = np.abs(own - plain).max() / np.abs(plain).max()
-    return float(np.nan_to_num(off, nan=np.inf))
+    own_array, plain_array = (np.asarray(x, np.float64) for x in (own, plain))
+    difference = np.abs(own_array - plain_array).max() / np.abs(plain_array).max()
+    return float(np.nan_to_num(difference, nan=np.inf))
 
 
 def several(dtype, *shapes):

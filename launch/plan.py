@@ -58,7 +58,7 @@ def define_flags():
     for name in ("config", "topology"):
         flags.register_multi_flags_validator(
             [name, "published"],
-            lambda given, name=name: given["published"] or given[name] is not None,
+            lambda values, name=name: values["published"] or values[name] is not None,
             f"Flag --{name} must have a value other than None.",
         )
     flags.DEFINE_string("program", None, "The programs to plan, such as update or 'answers*'.")
@@ -133,7 +133,7 @@ def planned(config, topology: str | None, cache: Path | None, of_gpus: bool):
     from launch.planning.report import print_plan, print_shapes
 
     if of_gpus:
-        return print_shapes([one for one in programs if not one.by_shapes], chip)
+        return print_shapes([program for program in programs if not program.by_shapes], chip)
     return print_plan(programs, chip, cache)
 
 

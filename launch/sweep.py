@@ -90,40 +90,46 @@ def main(given):
         given: The result of parse_flags.
     """
     config, shared = given
-    values = flags.FLAGS
+    flag_values = flags.FLAGS
     with common.one_message():
         folder = sweeps_folder()
         folder.check()
         # Before the recipe, which imports jax: a missing engine or file is reported at once
         engine = make_engine(folder.path)
-        file = given_file(values.sweep, "--sweep")
-        listed = load_function(file, "sweep", "--sweep")
-        overrides = call(lambda: listed(config), f"--sweep={file}", file)
+        sweep_file = given_file(flag_values.sweep, "--sweep")
+        sweep_function = load_function(sweep_file, "sweep", "--sweep")
+        overrides = call(lambda: sweep_function(config), f"--sweep={sweep_file}", sweep_file)
         with importing_jax() as wait:
             wait.remind()
             recipe = find_recipe(config.get("recipe"))
         runs = sweep_runs(config, overrides, recipe.SETTINGS)
     with common.one_message():
-        if values.cancel:
+        if flag_values.cancel:
             with Stop() as should_stop:
-                stopped = cancel(folder, engine, should_stop)
-            print(f"asked to save and end: {', '.join(stopped) or 'no run is live'}", flush=True)
+                stopped_names = cancel(folder, engine, should_stop)
+            print(
+                f"asked to save and end: {', '.join(stopped_names) or 'no run is live'}", flush=True
+            )
             return
-        able = able_runs(folder, runs, values.topology, cache_folder("plans"))
-        if values.dry_run:
-            print(engine.shown([job_of(folder, run, shared) for run in able]), flush=True)
+        runs_that_fit = able_runs(folder, runs, flag_values.topology, cache_folder("plans"))
+        if flag_values.dry_run:
+            print(engine.shown([job_of(folder, run, shared) for run in runs_that_fit]), flush=True)
             with waiting_for("reading the data of the runs"):
-                check_data(able)
+                check_data(runs_that_fit)
             return
-        pruned = {run.name for run in runs if run not in able}
-        show = Show(folder, runs, lambda run: scores(folder, run), values.metric, pruned)
-        sweep = Sweep(folder, engine, lambda run: job_of(folder, run, shared), show, values.watch)
+        pruned_names = {run.name for run in runs if run not in runs_that_fit}
+        show = Show(folder, runs, lambda run: scores(folder, run), flag_values.metric, pruned_names)
+        sweep = Sweep(
+            folder, engine, lambda run: job_of(folder, run, shared), show, flag_values.watch
+        )
         # Only in this block are there runs to pass a signal on to
         with Stop() as should_stop:
-            statuses = sweep.run(able, values.max_jobs, values.rerun_failed, should_stop)
+            statuses = sweep.run(
+                runs_that_fit, flag_values.max_jobs, flag_values.rerun_failed, should_stop
+            )
     if should_stop() or folder.cancelled.exists():
         sys.exit(STOPPED)
-    report(recipe, folder, able, statuses, show)
+    report(recipe, folder, runs_that_fit, statuses, show)
 
 
 def sweeps_folder():
@@ -132,20 +138,20 @@ def sweeps_folder():
     Raises:
         ValueError: --workdir is in a bucket, or a name of a file is wrong.
     """
-    values = flags.FLAGS
-    file, colon, arg = values.config.partition(":")
-    name = f"{Path(file).stem}_{Path(values.sweep).stem}"
+    flag_values = flags.FLAGS
+    file, colon, arg = flag_values.config.partition(":")
+    name = f"{Path(file).stem}_{Path(flag_values.sweep).stem}"
     identity = {
         "config": f"{Path(given_file(file, '--config')).resolve()}{colon}{arg}",
-        "sweep": str(Path(given_file(values.sweep, "--sweep")).resolve()),
+        "sweep": str(Path(given_file(flag_values.sweep, "--sweep")).resolve()),
     }
-    if values.workdir and is_remote(values.workdir):
+    if flag_values.workdir and is_remote(flag_values.workdir):
         raise ValueError(
-            f"--workdir={values.workdir}: the folder of a sweep holds the logs and the exit statuses of "
+            f"--workdir={flag_values.workdir}: the folder of a sweep holds the logs and the exit statuses of "
             "other processes, and cannot be in a bucket; give a folder"
         )
     with at("--workdir"):
-        folder = expanded(values.workdir or Path("runs") / file_name(name))
+        folder = expanded(flag_values.workdir or Path("runs") / file_name(name))
     return Folder(Path(folder).resolve(), identity)
 
 
@@ -159,14 +165,14 @@ def make_engine(folder: Path):
         ValueError: A flag of the engine is wrong, or the engine is not installed and a run may
             start.
     """
-    values = flags.FLAGS
-    if values.engine == "slurm":
-        engine = slurm.Slurm(folder, values.max_jobs)
-    elif values.engine == "gke":
+    flag_values = flags.FLAGS
+    if flag_values.engine == "slurm":
+        engine = slurm.Slurm(folder, flag_values.max_jobs)
+    elif flag_values.engine == "gke":
         engine = gke.Gke(folder)
     else:
         engine = Local(folder)
-    if not values.dry_run:
+    if not flag_values.dry_run:
         engine.check_installed()
     return engine
 
@@ -193,19 +199,21 @@ def report(recipe, folder, runs, statuses, show):
     Args:
         statuses: {name: exit status}, see Sweep.run.
     """
-    ends = {run.name: statuses.get(run.name, 0) for run in runs}
+    status_by_name = {run.name: statuses.get(run.name, 0) for run in runs}
     # In the sweep's order. `statuses` has the order in which runs end
-    finished = [folder.path / name for name in ends if statuses.get(name) == 0]
-    if hasattr(recipe, "report_sweep") and finished:
-        recipe.report_sweep(folder.path, finished)
+    finished_folders = [folder.path / name for name in status_by_name if statuses.get(name) == 0]
+    if hasattr(recipe, "report_sweep") and finished_folders:
+        recipe.report_sweep(folder.path, finished_folders)
     with common.one_message():
         show.last()
-    failed = [name for name, status in ends.items() if status not in (0, STOPPED)]
-    if failed:
-        message = f"error: {len(failed)} of {len(runs)} runs failed: {', '.join(failed)}"
+    failed_names = [name for name, status in status_by_name.items() if status not in (0, STOPPED)]
+    if failed_names:
+        message = (
+            f"error: {len(failed_names)} of {len(runs)} runs failed: {', '.join(failed_names)}"
+        )
         print(message, file=sys.stderr)
         sys.exit(FAILED)
-    if STOPPED in ends.values():
+    if STOPPED in status_by_name.values():
         sys.exit(STOPPED)
 
 
@@ -217,11 +225,11 @@ def parse_flags(argv):
     """
     config = common.parse_config(argv)
     overrides, _ = split_arguments(flags.FLAGS.read_flags_from_files(argv, False))
-    set_by_user = [f"--config.{field}={text}" for field, text in overrides]
-    observers = [
+    config_flags = [f"--config.{field}={text}" for field, text in overrides]
+    observer_flags = [
         flag.serialize() for flag in map(flags.FLAGS.__getitem__, common.OBSERVERS) if flag.present
     ]
-    return config, [f"--config={flags.FLAGS.config}", *set_by_user, *observers]
+    return config, [f"--config={flags.FLAGS.config}", *config_flags, *observer_flags]
 
 
 if __name__ == "__main__":

@@ -27,20 +27,26 @@ def with_named_tools(policies: list, run: str, settings, opened: contextlib.Exit
     from deepseek_jax.recipes.began import conversing_of
     from deepseek_jax.recipes.conversing import conversing, open_environments
 
-    trained = conversing_of(run)
+    trained_fields = conversing_of(run)
     if not settings.tools and settings.environment is None:
-        _note_flags(trained)
+        _note_flags(trained_fields)
         return policies
-    named = {"tools": settings.tools, "environment": settings.environment}
-    limits = {"conversation": trained.get("conversation", {})}
+    code_names = {"tools": settings.tools, "environment": settings.environment}
+    limits = {"conversation": trained_fields.get("conversation", {})}
     with at("config"):
-        use = build(Conversing, named | limits, "config")
-        environments = open_environments(use, opened)
-        return [(name, conversing(policy, environments, use)) for name, policy in policies]
+        conversing_settings = build(Conversing, code_names | limits, "config")
+        environments = open_environments(conversing_settings, opened)
+        return [
+            (name, conversing(policy, environments, conversing_settings))
+            for name, policy in policies
+        ]
 
 
-def _note_flags(trained):
-    given = {"tools": ",".join(trained.get("tools", ())), "environment": trained.get("environment")}
-    said = " ".join(f"--{name}={value}" for name, value in given.items() if value)
-    if said:
-        note(f"it was trained in conversations, and answers in single turns here: add {said}")
+def _note_flags(trained_fields):
+    values_by_flag = {
+        "tools": ",".join(trained_fields.get("tools", ())),
+        "environment": trained_fields.get("environment"),
+    }
+    flags_text = " ".join(f"--{name}={value}" for name, value in values_by_flag.items() if value)
+    if flags_text:
+        note(f"it was trained in conversations, and answers in single turns here: add {flags_text}")

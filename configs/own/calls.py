@@ -22,5 +22,5 @@ def _with_examples(example):
         for turn in (question, f'python("print({term})")', answer, f"The answer is {answer}.")
     ]
     roles = ("user", "assistant") * (len(turns) // 2)
-    shown = [{"role": r, "content": t} for r, t in zip(roles, turns, strict=True)]
-    return example | {"question": [*shown, {"role": "user", "content": example["question"]}]}
+    messages = [{"role": r, "content": t} for r, t in zip(roles, turns, strict=True)]
+    return example | {"question": [*messages, {"role": "user", "content": example["question"]}]}

@@ -84,27 +84,27 @@ def save_adapter(
     """
     check_new(folder)
     base = lasting_name(base)
-    adapter, about = params.adapter, {"path": base} | base_fingerprints(params.base)
+    adapter, base_record = params.adapter, {"path": base} | base_fingerprints(params.base)
     if jax.process_count() > 1:
         adapter = multihost_utils.process_allgather(adapter, tiled=True)
     tensors, ranks = {}, {}
     for stack, pairs in adapter.items():
-        first = config.num_dense_layers if stack == "moe_layers" else 0
+        first_layer = config.num_dense_layers if stack == "moe_layers" else 0
         for module, pair in pairs.items():
             a, b = np.asarray(pair["lora_a"]), np.asarray(pair["lora_b"])
             ranks[module] = a.shape[-1]
             for index in range(len(a)):
-                names = tensor_names(first + index, stem(module, pairs))
-                both = to_tensors(config, module, a[index], b[index])
-                tensors |= dict(zip(names, both, strict=True))
+                names = tensor_names(first_layer + index, stem(module, pairs))
+                tensor_pair = to_tensors(config, module, a[index], b[index])
+                tensors |= dict(zip(names, tensor_pair, strict=True))
     with whole_folder(folder) as partial:
         if first_process():
-            with whole_file(partial / TENSORS) as fresh:
-                save_file(tensors, fresh, metadata={"format": "pt"})
+            with whole_file(partial / TENSORS) as new_path:
+                save_file(tensors, new_path, metadata={"format": "pt"})
             text = json.dumps(_config(ranks, params.scale, base), indent=2)
             (partial / CONFIG).write_text(text + "\n")
-            about["digests"] = tensor_digests(tensors)
-            (partial / BASE).write_text(json.dumps(about, indent=2) + "\n")
+            base_record["digests"] = tensor_digests(tensors)
+            (partial / BASE).write_text(json.dumps(base_record, indent=2) + "\n")
             write_files(partial, files)
 
 
@@ -116,22 +116,22 @@ def _config(ranks, scale, base):
         scale: The factor on the product of the matrices, lora_alpha / rank.
         base: A path or a name on the hub.
     """
-    found = hub_id(base)
+    hub_base = hub_id(base)
     rank = min(ranks.values())
-    other = {module: r for module, r in ranks.items() if r != rank}
+    other_ranks = {module: r for module, r in ranks.items() if r != rank}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base if found is None else found.repo,
-        "revision": None if found is None else found.revision,
+        "base_model_name_or_path": base if hub_base is None else hub_base.repo,
+        "revision": None if hub_base is None else hub_base.revision,
         "r": rank,
         "lora_alpha": scale * rank,
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": sorted(m.rpartition(".")[2] for m in ranks if m not in EXPERTS),
         "target_parameters": sorted(m for m in ranks if m in EXPERTS),
-        "rank_pattern": {rf".*\.{re.escape(m)}": r for m, r in other.items()},
-        "alpha_pattern": {rf".*\.{re.escape(m)}": scale * r for m, r in other.items()},
+        "rank_pattern": {rf".*\.{re.escape(m)}": r for m, r in other_ranks.items()},
+        "alpha_pattern": {rf".*\.{re.escape(m)}": scale * r for m, r in other_ranks.items()},
     }
 
 
@@ -161,19 +161,23 @@ def adapter_base(folder: str | Path) -> str:
         ValueError: adapter_config.json names no base.
     """
     folder = as_path(folder)
-    beside = params_of_start(folder.parent)
-    if (folder / BASE).is_file() and beside is not None and (beside / "config.json").is_file():
-        return str(beside)
-    about = read_object(folder / CONFIG)
-    name, revision = about.get("base_model_name_or_path"), about.get("revision")
+    start_params = params_of_start(folder.parent)
+    if (
+        (folder / BASE).is_file()
+        and start_params is not None
+        and (start_params / "config.json").is_file()
+    ):
+        return str(start_params)
+    adapter_config = read_object(folder / CONFIG)
+    name, revision = adapter_config.get("base_model_name_or_path"), adapter_config.get("revision")
     if not isinstance(name, str) or not name:
         raise ValueError(
             f"{folder / CONFIG}: base_model_name_or_path={name!r} names no base; load the base, and give "
             "this folder as its adapter"
         )
     # peft's config has the commit in a separate field
-    found = hub_id(name)
-    if found is not None and found.revision is None and isinstance(revision, str):
+    hub_base = hub_id(name)
+    if hub_base is not None and hub_base.revision is None and isinstance(revision, str):
         return f"{name}@{revision}"
     return name
 
@@ -200,60 +204,64 @@ def load_adapter(folder: str | Path, config: ModelConfig, params: Any, mesh: Mes
     """
     folder = left_in_run(folder)
     scale = adapter_scale(folder)
-    about = read_object(folder / BASE) if (folder / BASE).is_file() else None
-    if about is not None:
-        _check_base(folder, about, params)
-    tensors = read_tensors(folder / TENSORS, _digests(folder, about))
+    base_record = read_object(folder / BASE) if (folder / BASE).is_file() else None
+    if base_record is not None:
+        _check_base(folder, base_record, params)
+    tensors = read_tensors(folder / TENSORS, _digests(folder, base_record))
     try:
         adapter = _arrays(config, tensors)
         _check_complete(read_object(folder / CONFIG), config, adapter)
     except ValueError as error:
         raise ValueError(f"{folder / TENSORS}: {error}") from error
     places = adapter_places(config, adapter, mesh)
-    put = jax.tree.map(_on_mesh, adapter, places)
-    return Adapted(params, put, scale)
+    placed_adapter = jax.tree.map(_on_mesh, adapter, places)
+    return Adapted(params, placed_adapter, scale)
 
 
 def _on_mesh(array, place):
     return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
 
 
-def _scale(text, path):
+def _scale(adapter_config, path):
     """Return the factor on the product of an adapter's matrices.
 
     Args:
-        text: The dict of adapter_config.json.
+        adapter_config: The dict of adapter_config.json.
         path: The path of that file, for messages.
 
     Raises:
         ValueError: The adapter is not plain LoRA, or its modules have several scales.
     """
-    for field, plain in PLAIN.items():
-        if (given := text.get(field, plain[0])) not in plain:
+    for field, plain_values in PLAIN.items():
+        if (value := adapter_config.get(field, plain_values[0])) not in plain_values:
             raise ValueError(
-                f"{path}: {field}={given!r} is not supported; it has to be {plain[0]!r}"
+                f"{path}: {field}={value!r} is not supported; it has to be {plain_values[0]!r}"
             )
 
     for field in ("r", "lora_alpha"):
-        if not _is_positive(text.get(field)):
-            raise ValueError(f"{path}: {field}={text.get(field)!r} must be a number above 0")
+        if not _is_positive(adapter_config.get(field)):
+            raise ValueError(
+                f"{path}: {field}={adapter_config.get(field)!r} must be a number above 0"
+            )
 
     def scale(rank, alpha):
-        return alpha / (math.sqrt(rank) if text.get("use_rslora") else rank)
+        return alpha / (math.sqrt(rank) if adapter_config.get("use_rslora") else rank)
 
-    own = scale(text["r"], text["lora_alpha"])
-    ranks, alphas = (text.get(f"{name}_pattern") or {} for name in ("rank", "alpha"))
+    default_scale = scale(adapter_config["r"], adapter_config["lora_alpha"])
+    ranks, alphas = (adapter_config.get(f"{name}_pattern") or {} for name in ("rank", "alpha"))
     for name, pattern in ("rank", ranks), ("alpha", alphas):
         if not isinstance(pattern, dict) or not all(map(_is_positive, pattern.values())):
             raise ValueError(f"{path}: {name}_pattern={pattern!r} must have numbers above 0")
     for key in ranks.keys() | alphas.keys():
-        other = scale(ranks.get(key, text["r"]), alphas.get(key, text["lora_alpha"]))
-        if not math.isclose(other, own):
+        pattern_scale = scale(
+            ranks.get(key, adapter_config["r"]), alphas.get(key, adapter_config["lora_alpha"])
+        )
+        if not math.isclose(pattern_scale, default_scale):
             raise ValueError(
-                f"{path}: rank_pattern and alpha_pattern scale {key!r} by {other:g}, and other modules by "
-                f"{own:g}; only one scale for all is supported"
+                f"{path}: rank_pattern and alpha_pattern scale {key!r} by {pattern_scale:g}, and other "
+                f"modules by {default_scale:g}; only one scale for all is supported"
             )
-    return own
+    return default_scale
 
 
 def _is_positive(x):
@@ -272,44 +280,51 @@ def base_fingerprints(params):
     """
 
     @jax.jit
-    def rounded(leaves):
+    def rounded_fingerprint(leaves):
         return fingerprint([leaf.astype(jnp.bfloat16) for leaf in leaves])
 
-    whole = None if is_quantized(params) else int(rounded(jax.tree.leaves(params)))
-    return {"unrounded": int(rounded(unquantized_leaves(params))), "all": whole}
+    full_fingerprint = (
+        None if is_quantized(params) else int(rounded_fingerprint(jax.tree.leaves(params)))
+    )
+    return {
+        "unrounded": int(rounded_fingerprint(unquantized_leaves(params))),
+        "all": full_fingerprint,
+    }
 
 
-def _digests(folder, about):
+def _digests(folder, base_record):
     """Return the tensors' digests that save_adapter wrote, or None if they do not apply.
 
     Args:
         folder: The adapter's folder.
-        about: The content of BASE, or None if there is no such file.
+        base_record: The content of BASE, or None if there is no such file.
     """
     # Only peft writes inference_mode. It may have replaced our tensors and left our file in place
-    if about is None or "inference_mode" in read_object(folder / CONFIG):
+    if base_record is None or "inference_mode" in read_object(folder / CONFIG):
         return None
-    return digests_in(folder, about)
+    return digests_in(folder, base_record)
 
 
-def _check_base(folder, saved, params):
+def _check_base(folder, base_record, params):
     """Raise ValueError if save_adapter wrote the folder for a base with other parameters.
 
     Args:
         folder: The adapter's folder, for messages.
-        saved: The content of BASE.
+        base_record: The content of BASE.
     """
-    own = base_fingerprints(params)
-    comparable = [name for name in own if None not in (own[name], saved[name])]
-    if any(own[name] != saved[name] for name in comparable):
+    fingerprints = base_fingerprints(params)
+    comparable_names = [
+        name for name in fingerprints if None not in (fingerprints[name], base_record[name])
+    ]
+    if any(fingerprints[name] != base_record[name] for name in comparable_names):
         raise ValueError(
-            f"the adapter in {folder} was trained beside the parameters in {saved['path']}, and these are "
-            "others, or have been merged with an adapter; give that checkpoint"
+            f"the adapter in {folder} was trained beside the parameters in {base_record['path']}, and these "
+            "are others, or have been merged with an adapter; give that checkpoint"
         )
-    if (own["all"] is None) != (saved["all"] is None):
+    if (fingerprints["all"] is None) != (base_record["all"] is None):
         say(
-            f"the adapter in {folder} was trained beside weights {_kind(saved)}, and these are {_kind(own)}: "
-            "the rounding of int8 will show in its answers"
+            f"the adapter in {folder} was trained beside weights {_kind(base_record)}, and these are "
+            f"{_kind(fingerprints)}: the rounding of int8 will show in its answers"
         )
 
 
@@ -319,55 +334,59 @@ def _kind(fingerprints):
 
 def _arrays(config, tensors):
     """Return the adapter's arrays, in numpy: {stack: {module: {"lora_a", "lora_b"}}}."""
-    found = {}
+    tensors_by_stem = {}
     for name, tensor in tensors.items():
-        parsed = parse_name(name)
-        if parsed is None or parsed[0] >= config.num_hidden_layers:
+        name_parts = parse_name(name)
+        if name_parts is None or name_parts[0] >= config.num_hidden_layers:
             raise ValueError(f"{name} is no tensor of an adapter that this model can have")
-        layer, place, part = parsed
-        found.setdefault(place, {})[layer, part] = tensor.astype(np.float32)
-    dense, total = config.num_dense_layers, config.num_hidden_layers
-    layers = {"dense_layers": range(dense), "moe_layers": range(dense, total)}
+        layer, stem_name, part = name_parts
+        tensors_by_stem.setdefault(stem_name, {})[layer, part] = tensor.astype(np.float32)
+    num_dense, num_layers = config.num_dense_layers, config.num_hidden_layers
+    layers = {"dense_layers": range(num_dense), "moe_layers": range(num_dense, num_layers)}
     adapter = {}
-    for place, own in found.items():
-        module = module_of(config, place, found)
+    for stem_name, module_tensors in tensors_by_stem.items():
+        module = module_of(config, stem_name, tensors_by_stem)
         stacks = [s for s in layers if len(layers[s]) and module in modules(config, s)]
         if not stacks:
             raise ValueError(f"{module} can have no adapter in this model")
         for stack in stacks:
-            stacked = _stacked(config, module, place, own, layers[stack])
-            adapter.setdefault(stack, {})[module] = stacked
+            module_arrays = _stacked(config, module, stem_name, module_tensors, layers[stack])
+            adapter.setdefault(stack, {})[module] = module_arrays
     return adapter
 
 
-def _check_complete(text, config, adapter):
+def _check_complete(adapter_config, config, adapter):
     """Raise ValueError if a module that the config names has no tensors, or a rank differs.
 
     Args:
-        text: The dict of adapter_config.json.
+        adapter_config: The dict of adapter_config.json.
         adapter: From _arrays.
     """
-    named = [text.get(field) or [] for field in ("target_modules", "target_parameters")]
+    target_lists = [
+        adapter_config.get(field) or [] for field in ("target_modules", "target_parameters")
+    ]
     # A string is a pattern, which may match fewer modules than it seems: only lists are checked
-    names = [name for own in named if isinstance(own, list) for name in own]
-    patterns = text.get("rank_pattern") or {}
+    names = [name for targets in target_lists if isinstance(targets, list) for name in targets]
+    patterns = adapter_config.get("rank_pattern") or {}
     for stack, module in module_axes(config):
         pair = adapter.get(stack, {}).get(module)
         if pair is None:
-            targeted = any(f".{module}".endswith(f".{name}") for name in names)
-            if targeted and not text.get("exclude_modules"):
+            is_target = any(f".{module}".endswith(f".{name}") for name in names)
+            if is_target and not adapter_config.get("exclude_modules"):
                 raise ValueError(f"{module} has no tensors, and {CONFIG} names it as a target")
-        elif (rank := pair["lora_a"].shape[-1]) not in (text["r"], *patterns.values()):
-            raise ValueError(f"{module} has rank {rank}, and {CONFIG} has r={text['r']!r}")
+        elif (rank := pair["lora_a"].shape[-1]) not in (adapter_config["r"], *patterns.values()):
+            raise ValueError(
+                f"{module} has rank {rank}, and {CONFIG} has r={adapter_config['r']!r}"
+            )
     if not adapter:
         raise ValueError("there are no tensors")
 
 
-def _stacked(config, module, place, tensors, layers):
+def _stacked(config, module, stem_name, tensors, layers):
     """Stack the two arrays of a module over some layers.
 
     Args:
-        place: The module's name in the tensors' names, see adapter_names.stem.
+        stem_name: The module's name in the tensors' names, see adapter_names.stem.
         tensors: {(layer, "lora_a" or "lora_b"): tensor}.
         layers: The layers of one stack, by their index in the model.
 
@@ -376,7 +395,7 @@ def _stacked(config, module, place, tensors, layers):
     """
     arrays = []
     for layer in layers:
-        names = tensor_names(layer, place)
+        names = tensor_names(layer, stem_name)
         for name, part in zip(names, ("lora_a", "lora_b"), strict=True):
             if (layer, part) not in tensors:
                 raise ValueError(f"{name} is missing")

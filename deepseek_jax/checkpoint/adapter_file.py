@@ -29,8 +29,8 @@ def read_tensors(path: str | Path, digests: dict | None):
     tensors = read_together(path, lambda: load_file(staged(path)), remedy=REMEDY)
     if digests is not None:
         # None for a tensor that is missing, so that it differs from its saved digest
-        found = dict.fromkeys(digests) | tensor_digests(tensors)
-        check_digests(path, found, digests, REMEDY)
+        actual_digests = dict.fromkeys(digests) | tensor_digests(tensors)
+        check_digests(path, actual_digests, digests, REMEDY)
     return tensors
 
 

@@ -27,8 +27,8 @@ def stem(module: str, modules):
     if module not in EXPERTS:
         return module
     # peft wraps mlp.experts once for each of its two parameters; down_proj has the outer wrapper
-    inside = module == GATE_UP and DOWN in modules
-    return "mlp.experts.base_layer" if inside else "mlp.experts"
+    is_inside = module == GATE_UP and DOWN in modules
+    return "mlp.experts.base_layer" if is_inside else "mlp.experts"
 
 
 def module_of(config: ModelConfig, name: str, tensors):
@@ -47,8 +47,8 @@ def module_of(config: ModelConfig, name: str, tensors):
         return name
     if "mlp.experts.base_layer" in tensors:
         return DOWN
-    sizes = {part: tensor.shape for (_, part), tensor in tensors[name].items()}
-    inputs, outputs = sizes.get("lora_a", (0, 0))[1], sizes.get("lora_b", (0, 0))[0]
+    shapes = {part: tensor.shape for (_, part), tensor in tensors[name].items()}
+    inputs, outputs = shapes.get("lora_a", (0, 0))[1], shapes.get("lora_b", (0, 0))[0]
     is_down = (inputs, outputs) == (config.moe_intermediate_size, config.hidden_size)
     return DOWN if is_down else GATE_UP
 
@@ -84,10 +84,10 @@ def to_tensors(config: ModelConfig, module: str, a, b):
         e, r = b.shape[:2]
         rows = np.moveaxis(a, -1, 1).reshape(e * r, -1)
         return rows, np.ascontiguousarray(b.reshape(e, r, -1).transpose(2, 1, 0).reshape(-1, r * e))
-    of_a, of_b = _turns(config, module, a.shape[-1])
+    turn_a, turn_b = _turns(config, module, a.shape[-1])
     return tuple(
         np.ascontiguousarray(turn.to_view(x).reshape(turn.shape))
-        for turn, x in ((of_a, a), (of_b, b))
+        for turn, x in ((turn_a, a), (turn_b, b))
     )
 
 
@@ -104,10 +104,10 @@ def to_arrays(config: ModelConfig, module: str, rank: int, a, b):
         _check("lora_B", b, (np.prod(outputs), rank * e))
         rows = np.moveaxis(a.reshape(e, rank, inputs), 1, -1)
         return rows, b.reshape(-1, rank, e).transpose(2, 1, 0).reshape(e, rank, *outputs)
-    of_a, of_b = _turns(config, module, rank)
-    _check("lora_A", a, of_a.shape)
-    _check("lora_B", b, of_b.shape)
-    return of_a.to_parameter(a), of_b.to_parameter(b)
+    turn_a, turn_b = _turns(config, module, rank)
+    _check("lora_A", a, turn_a.shape)
+    _check("lora_B", b, turn_b.shape)
+    return turn_a.to_parameter(a), turn_b.to_parameter(b)
 
 
 def rank_of(config: ModelConfig, module: str, a):
@@ -115,9 +115,11 @@ def rank_of(config: ModelConfig, module: str, a):
     return len(a) // config.n_routed_experts if module in EXPERTS else len(a)
 
 
-def _check(what, tensor, shape):
+def _check(tensor_name, tensor, shape):
     if tensor.shape != tuple(shape):
-        raise ValueError(f"{what} is {list(tensor.shape)}, and this model needs {list(shape)}")
+        raise ValueError(
+            f"{tensor_name} is {list(tensor.shape)}, and this model needs {list(shape)}"
+        )
 
 
 def _turns(config, module, rank):
@@ -127,6 +129,8 @@ def _turns(config, module, rank):
         raise ValueError(f"{module} is not a module of a {config.model_type} model of this config")
     outputs, inputs = re.findall(r"\(.*?\)|\S+", spec.split(" -> ")[0])
     # w: the rank, by a letter that no spec uses
-    sizes = letter_sizes(config, False) | {"w": rank}
+    axis_sizes = letter_sizes(config, False) | {"w": rank}
     axes_in, axes_out = (re.sub(r"[()~]", "", group) for group in (inputs, outputs))
-    return parse(f"w {inputs} -> {axes_in} w", sizes), parse(f"{outputs} w -> w {axes_out}", sizes)
+    return parse(f"w {inputs} -> {axes_in} w", axis_sizes), parse(
+        f"{outputs} w -> w {axes_out}", axis_sizes
+    )

@@ -54,14 +54,14 @@ class StoredArrays:
         quiet_orbax()
 
         def read():
-            about = ocp.metadata(path)
+            metadata = ocp.metadata(path)
             # If Orbax cannot read its own metadata file, it treats the file as empty
-            if about.metadata is None or about.init_timestamp_nsecs is None:
+            if metadata.metadata is None or metadata.init_timestamp_nsecs is None:
                 raise ValueError("Orbax's own metadata are not whole")
-            return about
+            return metadata
 
-        self.path, about = path, read_together(path, read, remedy=REMEDY)
-        self.tree, self._saved = about.metadata, digests_in(path, about.custom_metadata or {})
+        self.path, metadata = path, read_together(path, read, remedy=REMEDY)
+        self.tree, self._saved = metadata.metadata, digests_in(path, metadata.custom_metadata or {})
 
     def load(self, wanted):
         """Read the arrays and compare them with their digests.
@@ -82,21 +82,32 @@ class StoredArrays:
             return jax.block_until_ready(ocp.load(self.path, wanted))
 
         tree = read_together(self.path, read, by_path(wanted), REMEDY)
-        leaves, kept = by_path(tree), self._saved
-        saved = {name: kept.get(name, {}).get(leaf.dtype.name) for name, leaf in leaves.items()}
+        leaves, digests_by_dtype = by_path(tree), self._saved
+        saved_digests = {
+            name: digests_by_dtype.get(name, {}).get(leaf.dtype.name)
+            for name, leaf in leaves.items()
+        }
         # These are read in a dtype without a digest: neither the stored dtype nor one of FLOATS
-        unknown = [name for name in leaves if saved[name] is None and name in kept]
-        if unknown:
-            say(f"{self.path}: not checked, as no digests are of their dtype: {', '.join(unknown)}")
-        found = {n: _digest(x, x.dtype.name) for n, x in leaves.items() if n not in unknown}
-        check_digests(self.path, found, saved, REMEDY)
+        unchecked_names = [
+            name for name in leaves if saved_digests[name] is None and name in digests_by_dtype
+        ]
+        if unchecked_names:
+            say(
+                f"{self.path}: not checked, as no digests are of their dtype: {', '.join(unchecked_names)}"
+            )
+        actual_digests = {
+            n: _digest(x, x.dtype.name) for n, x in leaves.items() if n not in unchecked_names
+        }
+        check_digests(self.path, actual_digests, saved_digests, REMEDY)
         return tree
 
 
 def _digests(leaf):
     """Compute {dtype: digest} of an array, for each dtype in which it may be read."""
-    own = leaf.dtype.name
-    return {kind: _digest(leaf, kind) for kind in (FLOATS if own in FLOATS else (own,))}
+    leaf_dtype = leaf.dtype.name
+    return {
+        dtype: _digest(leaf, dtype) for dtype in (FLOATS if leaf_dtype in FLOATS else (leaf_dtype,))
+    }
 
 
 def _digest(leaf, dtype):

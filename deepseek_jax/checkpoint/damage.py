@@ -54,18 +54,25 @@ def read_together(path: str | Path, read: Callable, names=(), remedy: str = ""):
     # Orbax, tensorstore, safetensors and json raise different errors; none names the checkpoint
     except Exception as error:
         failure = error
-    found = None
+    own_report = None
     if failure is not None:
-        what, why = _name_in(failure, names) or "it", f"{type(failure).__name__}: {failure}"
-        damaged = not isinstance(failure, NOT_OF_THE_FILES)
-        found = {"damaged": damaged, "why": f"cannot read {what} ({why[:300]})"}
-    every = [(process, each) for process, each in enumerate(from_each(found)) if each is not None]
+        array_name, reason = (
+            _name_in(failure, names) or "it",
+            f"{type(failure).__name__}: {failure}",
+        )
+        is_damaged = not isinstance(failure, NOT_OF_THE_FILES)
+        own_report = {"damaged": is_damaged, "why": f"cannot read {array_name} ({reason[:300]})"}
+    reports = [
+        (process, report)
+        for process, report in enumerate(from_each(own_report))
+        if report is not None
+    ]
     # Damage first: other processes may have failed only because they waited for the one that met it
-    for process, each in sorted(every, key=lambda one: not one[1]["damaged"]):
-        if each["damaged"]:
-            text = f"{path} is damaged: process {process} {each['why']}{remedy}"
+    for process, report in sorted(reports, key=lambda pair: not pair[1]["damaged"]):
+        if report["damaged"]:
+            text = f"{path} is damaged: process {process} {report['why']}{remedy}"
             raise DamagedCheckpoint(text) from failure
-        raise failure or RuntimeError(f"process {process} {each['why']} of {path}")
+        raise failure or RuntimeError(f"process {process} {report['why']} of {path}")
     return result
 
 
@@ -97,13 +104,13 @@ def check_digests(path: str | Path, found: dict, saved: dict, remedy: str = ""):
         saved: {name: digest} of the parts as they were saved.
         remedy: The end of the message.
     """
-    changed = sorted(name for name in found if found[name] != saved.get(name))
-    if changed:
-        more = f" and {len(changed) - MOST} more" if len(changed) > MOST else ""
-        verb = "are" if len(changed) > 1 else "is"
+    changed_names = sorted(name for name in found if found[name] != saved.get(name))
+    if changed_names:
+        and_others = f" and {len(changed_names) - MOST} more" if len(changed_names) > MOST else ""
+        verb = "are" if len(changed_names) > 1 else "is"
         raise DamagedCheckpoint(
-            f"{path} is damaged: {', '.join(changed[:MOST])}{more} {verb} not what was saved; of its "
-            f"{len(found)} parts {len(changed)} are not{remedy}"
+            f"{path} is damaged: {', '.join(changed_names[:MOST])}{and_others} {verb} not what was saved; of "
+            f"its {len(found)} parts {len(changed_names)} are not{remedy}"
         )
 
 
@@ -129,14 +136,16 @@ def quiet_orbax():
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or _shows())
     logging.getLogger("asyncio").addFilter(lambda record: _shows())
     warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
-    before = sys.unraisablehook
+    default_hook = sys.unraisablehook
 
     def hook(error):
         # Reads that end after Orbax has given up
-        last = traceback.extract_tb(error.exc_traceback)[-1:]
-        late = any("orbax" in frame.filename or "uvloop" in frame.filename for frame in last)
-        if not late or _shows():
-            before(error)
+        last_frames = traceback.extract_tb(error.exc_traceback)[-1:]
+        is_late_read = any(
+            "orbax" in frame.filename or "uvloop" in frame.filename for frame in last_frames
+        )
+        if not is_late_read or _shows():
+            default_hook(error)
 
     sys.unraisablehook = hook
 

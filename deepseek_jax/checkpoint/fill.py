@@ -48,13 +48,19 @@ def load_tensors(config: ModelConfig, source, dtype: str | None = None, mesh: Me
         ValueError: A number is not finite. The message has the tensor's name and
             source.where(tensor).
     """
-    wanted = abstract_params(config, _dtypes(config, source, dtype), mesh)
-    stored = by_parameter(config)
-    asked = (step for path, parts in stored.items() for step in _asked(path, wanted[path], parts))
-    with contextlib.closing(read_ahead(source, asked)) as read:
+    leaves = abstract_params(config, _dtypes(config, source, dtype), mesh)
+    stored_tensors = by_parameter(config)
+    read_steps = (
+        step
+        for path, tensor_turns in stored_tensors.items()
+        for step in _asked(path, leaves[path], tensor_turns)
+    )
+    with contextlib.closing(read_ahead(source, read_steps)) as steps_with_rows:
         params = {
-            path: _finite(source, fill(wanted[path], stored[path], of_path), stored[path])
-            for path, of_path in itertools.groupby(read, lambda each: each[0].path)
+            path: _finite(
+                source, fill(leaves[path], stored_tensors[path], path_steps), stored_tensors[path]
+            )
+            for path, path_steps in itertools.groupby(steps_with_rows, lambda pair: pair[0].path)
         }
     return dataclasses.replace(config, dtype=compute_dtype(params)), from_paths(params)
 
@@ -112,26 +118,26 @@ def read_ahead(source, asked: Iterable[Step]):
         (Step, what Step.read returned), in the order of the steps.
     """
     # The reads under way: (Step, future, bytes)
-    ahead = collections.deque()
+    pending_reads = collections.deque()
 
-    def first():
-        step, future, _ = ahead.popleft()
+    def next_read():
+        step, future, _ = pending_reads.popleft()
         return step, future.result()
 
     with ThreadPoolExecutor(source.READS) as readers:
         try:
             for step in asked:
                 size = step.bytes(source)
-                while ahead and (
-                    len(ahead) == source.READS
-                    or size + sum(other for *_, other in ahead) > AHEAD_BYTES
+                while pending_reads and (
+                    len(pending_reads) == source.READS
+                    or size + sum(other_size for *_, other_size in pending_reads) > AHEAD_BYTES
                 ):
-                    yield first()
-                ahead.append((step, readers.submit(step.read, source), size))
-            while ahead:
-                yield first()
+                    yield next_read()
+                pending_reads.append((step, readers.submit(step.read, source), size))
+            while pending_reads:
+                yield next_read()
         finally:
-            for _, future, _ in ahead:
+            for _, future, _ in pending_reads:
                 future.cancel()
 
 
@@ -150,8 +156,11 @@ def fill(leaf: jax.ShapeDtypeStruct, stored: dict, read):
     moves = while_read(leaf, next(iter(stored.values()))[1])[1] if leaf.sharding else ()
     for step, rows in read:
         write = _writer(step.pieces[0][0].turn, leaf.sharding, moves)
-        held = [(one, devices) for one, (_, devices) in zip(rows, step.pieces, strict=True)]
-        tensor, scale = _on_devices(leaf.sharding, held)
+        rows_and_devices = [
+            (piece_rows, devices)
+            for piece_rows, (_, devices) in zip(rows, step.pieces, strict=True)
+        ]
+        tensor, scale = _on_devices(leaf.sharding, rows_and_devices)
         # Wait: rows that queue up for the devices would fill the host's memory
         parameter = jax.block_until_ready(write(parameter, tensor, scale, step.start))
     return parameter
@@ -169,41 +178,41 @@ def _finite(source, parameter, stored):
     # Only after a failure: whole tensors take time to read. Each process can name the faulty one
     for name, turn in stored.values():
         tensor = decode(*source.read_rows(name, np.arange(turn.shape[0])), jnp.float32, ROW_BLOCK)
-        broken = np.argwhere(~np.isfinite(np.asarray(tensor)))
-        if len(broken):
+        bad_indices = np.argwhere(~np.isfinite(np.asarray(tensor)))
+        if len(bad_indices):
             raise ValueError(
-                f"{name} in {source.where(name)} has {len(broken)} numbers that are not finite, the first at "
-                f"{broken[0].tolist()}; take another copy of the checkpoint"
+                f"{name} in {source.where(name)} has {len(bad_indices)} numbers that are not finite, the "
+                f"first at {bad_indices[0].tolist()}; take another copy of the checkpoint"
             )
     raise AssertionError("a parameter is not finite, and all of its tensors are")
 
 
-def _on_devices(sharding, read):
+def _on_devices(sharding, pieces):
     """Place the rows and scales of a step on the devices, under a leading axis of devices.
 
     Args:
         sharding: The parameter's sharding, or None without a mesh.
-        read: [((rows, scale or None) of a piece, its devices)].
+        pieces: [((rows, scale or None) of a piece, its devices)].
 
     Returns:
         (rows, scale or None). Each device has one piece.
     """
     if sharding is None:
-        return jax.tree.map(lambda array: array[None], read[0][0])
+        return jax.tree.map(lambda array: array[None], pieces[0][0])
     mesh = sharding.mesh
     place = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
-    def put(*parts):
-        # One part for each piece
-        held = [
-            jax.device_put(part[None], device)
-            for part, (_, devices) in zip(parts, read, strict=True)
+    def put(*piece_arrays):
+        # One array for each piece
+        device_arrays = [
+            jax.device_put(piece_array[None], device)
+            for piece_array, (_, devices) in zip(piece_arrays, pieces, strict=True)
             for device in devices
         ]
-        shape = (mesh.size, *parts[0].shape)
-        return jax.make_array_from_single_device_arrays(shape, place, held)
+        shape = (mesh.size, *piece_arrays[0].shape)
+        return jax.make_array_from_single_device_arrays(shape, place, device_arrays)
 
-    return jax.tree.map(put, *(arrays for arrays, _ in read))
+    return jax.tree.map(put, *(arrays for arrays, _ in pieces))
 
 
 @functools.cache
@@ -254,15 +263,15 @@ def _dtypes(config, source, dtype):
         {path: dtype}.
     """
     dtypes = {}
-    for name, parts in tensors(config).items():
-        stored = source.dtype(name)
+    for name, places in tensors(config).items():
+        stored_dtype = source.dtype(name)
         # FP8 times its scale becomes bfloat16
-        own = jnp.dtype(jnp.bfloat16) if stored.itemsize == 1 else stored
-        for part in parts:
-            if part.path.endswith("router_bias"):
-                dtypes[part.path] = jnp.dtype(jnp.float32)
+        tensor_dtype = jnp.dtype(jnp.bfloat16) if stored_dtype.itemsize == 1 else stored_dtype
+        for place in places:
+            if place.path.endswith("router_bias"):
+                dtypes[place.path] = jnp.dtype(jnp.float32)
             else:
-                dtypes[part.path] = jnp.dtype(
-                    dtype or jnp.promote_types(own, dtypes.get(part.path, own))
+                dtypes[place.path] = jnp.dtype(
+                    dtype or jnp.promote_types(tensor_dtype, dtypes.get(place.path, tensor_dtype))
                 )
     return dtypes

@@ -25,7 +25,7 @@ def check_new(folder: str | Path):
     empty.
     """
     folder = as_path(folder)
-    files = [above for above in folder.parents if not is_remote(folder) and above.is_file()]
+    files = [parent for parent in folder.parents if not is_remote(folder) and parent.is_file()]
     if files:
         raise ValueError(f"{folder} cannot be a folder: {files[0]} is a file; give another path")
     if not is_unfinished(folder) and folder.exists():
@@ -55,11 +55,11 @@ def fingerprint(path: str | Path):
     path, digest = as_path(path), blake2b(digest_size=8)
     if not path.is_dir():
         digest.update(str(path).encode())
-    for each in sorted(below(path)) if path.is_dir() else [path]:
+    for entry in sorted(below(path)) if path.is_dir() else [path]:
         # The relative name, so that a copy in another folder has the same fingerprint
-        digest.update(f"{each.relative_to(path)}\0".encode())
-        if each.is_file():
-            _digest_ends(digest, each)
+        digest.update(f"{entry.relative_to(path)}\0".encode())
+        if entry.is_file():
+            _digest_ends(digest, entry)
     return digest.hexdigest()
 
 

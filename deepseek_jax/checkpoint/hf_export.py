@@ -75,8 +75,8 @@ def save_hf(
         read_config(like)
     like_json = read_json(like) if like else None
     export = _Export(config, params, HFFiles(like) if like else None, fp8)
-    text = config_json(config, dtype=export.dtype, fp8=fp8, like=like_json)
-    export.power_of_two = scales_are_powers_of_two(text)
+    config_fields = config_json(config, dtype=export.dtype, fp8=fp8, like=like_json)
+    export.power_of_two = scales_are_powers_of_two(config_fields)
     plan = split_state_dict_into_shards_factory(
         export.plan,
         get_storage_size=lambda leaf: leaf.size * leaf.dtype.itemsize,
@@ -87,10 +87,12 @@ def save_hf(
         if like:
             _copy_side_files(like, partial, with_tokenizer=not files)
         write_files(partial, files)
-        (partial / "config.json").write_text(json.dumps(text, indent=2) + "\n")
+        (partial / "config.json").write_text(json.dumps(config_fields, indent=2) + "\n")
         for file, names in plan.filename_to_tensors.items():
-            with whole_file(partial / file) as fresh:
-                save_file({name: export(name) for name in names}, fresh, metadata={"format": "pt"})
+            with whole_file(partial / file) as new_path:
+                save_file(
+                    {name: export(name) for name in names}, new_path, metadata={"format": "pt"}
+                )
         if plan.is_sharded:
             index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
             (partial / "model.safetensors.index.json").write_text(
@@ -104,16 +106,18 @@ def hf_tensors(config: ModelConfig, params: Any) -> Iterator[tuple[str, np.ndarr
     Yields:
         (name, numpy array).
     """
-    flat = checked_by_path(config, params)
+    leaves = checked_by_path(config, params)
     for name, places in tensors(config).items():
-        yield name, _gather(flat, places)
+        yield name, _gather(leaves, places)
 
 
 def _copy_side_files(like, folder, with_tokenizer):
     for path in like.iterdir():
-        kept, left = (any(map(path.match, names)) for names in (COPIED, NOT_COPIED))
-        left = left or (is_of_tokenizer(path.name) and not with_tokenizer)
-        if path.is_file() and kept and not left:
+        is_copied, is_left_out = (
+            any(map(path.match, patterns)) for patterns in (COPIED, NOT_COPIED)
+        )
+        is_left_out = is_left_out or (is_of_tokenizer(path.name) and not with_tokenizer)
+        if path.is_file() and is_copied and not is_left_out:
             path.copy(folder / path.name)
 
 
@@ -168,16 +172,16 @@ class _Export:
 
     def _encode(self, name):
         """Return (tensor, scale or None), in the bytes of `like` if they decode to the same."""
-        ours, dtype = _gather(self._flat, self._places[name]), self.plan[name].dtype
+        our_tensor, dtype = _gather(self._flat, self._places[name]), self.plan[name].dtype
         if self._like and name in self._like and self._like.dtype(name) == dtype:
             tensor, scale = self._like.read(name)
-            before = np.asarray(_decode(tensor, scale, ours.dtype))
+            decoded_tensor = np.asarray(_decode(tensor, scale, our_tensor.dtype))
             # Bytes are compared, not numbers: NaN differs from itself, and -0.0 equals 0.0
-            if np.array_equal(before.view(np.uint8), ours.view(np.uint8)):
+            if np.array_equal(decoded_tensor.view(np.uint8), our_tensor.view(np.uint8)):
                 return tensor, scale
         if dtype == FP8:
-            return tuple(np.asarray(array) for array in _quantize(ours, self.power_of_two))
-        return ours.astype(dtype), None
+            return tuple(np.asarray(array) for array in _quantize(our_tensor, self.power_of_two))
+        return our_tensor.astype(dtype), None
 
 
 _decode = jax.jit(decode, static_argnums=2)
@@ -188,15 +192,15 @@ def _quantize(weights, power_of_two):
     return quantize(weights, BLOCK, power_of_two=power_of_two)
 
 
-def _gather(flat, places):
+def _gather(leaves, places):
     """Join one tensor from the parts of the parameters that make it up."""
-    parts = []
+    views = []
     for path, index, turn in places:
-        held = flat[path][tuple(slice(None) if i is None else i for i in index)]
-        parts.append(turn.to_view(np.asarray(held)))
+        block = leaves[path][tuple(slice(None) if i is None else i for i in index)]
+        views.append(turn.to_view(np.asarray(block)))
     axis = places[0].turn.part[0]
     # The table may list the parts in another order than the tensor: sort them by their start
     order = np.argsort([place.turn.part[1] for place in places])
-    whole = np.concatenate([parts[i] for i in order], axis).reshape(places[0].turn.shape)
+    tensor = np.concatenate([views[i] for i in order], axis).reshape(places[0].turn.shape)
     # safetensors writes bytes as they lie in memory, which is the wrong order for a transposed view
-    return np.ascontiguousarray(whole)
+    return np.ascontiguousarray(tensor)

@@ -41,19 +41,19 @@ class HFFiles:
         # Imported here: the import takes a fifth of a second, and toy worlds have no such folder
         from huggingface_hub import errors, get_local_safetensors_metadata
 
-        unreadable = errors.NotASafetensorsRepoError, errors.SafetensorsParsingError
+        read_errors = errors.NotASafetensorsRepoError, errors.SafetensorsParsingError
         self.folder = staged(folder)
         self._check_index()
         try:
-            found = get_local_safetensors_metadata(self.folder)
+            folder_metadata = get_local_safetensors_metadata(self.folder)
         # AttributeError: the header is JSON, but no object
-        except (*unreadable, FileNotFoundError, AttributeError) as error:
+        except (*read_errors, FileNotFoundError, AttributeError) as error:
             raise ValueError(
                 f"{folder} holds no readable safetensors checkpoint: {error}; take another copy of it"
             ) from error
         # _start: the offset of each file's data
         self._info, self._file, self._start = {}, {}, {}
-        for file, metadata in found.files_metadata.items():
+        for file, metadata in folder_metadata.files_metadata.items():
             self._check_length(file, metadata.tensors)
             for name, info in metadata.tensors.items():
                 if info.dtype not in DTYPES:
@@ -61,16 +61,18 @@ class HFFiles:
                         f"{name} in {self.folder / file} is {info.dtype}, not one of {[*DTYPES]}"
                     )
                 self._info[name], self._file[name] = info, file
-        for name, file in found.weight_map.items():
+        for name, file in folder_metadata.weight_map.items():
             if self._file.get(name) != file:
                 raise ValueError(
                     f"{name} is missing from {self.folder / file}, where the index puts it"
                 )
-        fp8 = {name for name in self._info if self._is_fp8(name)}
+        fp8_names = {name for name in self._info if self._is_fp8(name)}
         self.names = [
-            name for name in self._info if not (name.endswith(SCALE) and name[: -len(SCALE)] in fp8)
+            name
+            for name in self._info
+            if not (name.endswith(SCALE) and name[: -len(SCALE)] in fp8_names)
         ]
-        for name in fp8:
+        for name in fp8_names:
             self._check_scale(name)
 
     def __contains__(self, name: str):
@@ -95,10 +97,12 @@ class HFFiles:
             (tensor, scale). The tensor is as stored. The scale is float32[ceil(rows / 128),
             ceil(columns / 128)] for an FP8 tensor, and None for others.
         """
-        every = np.arange(self.shape(name)[0])
+        all_rows = np.arange(self.shape(name)[0])
         if not self._is_fp8(name):
-            return self._read(name, every), None
-        return self._read(name, every), self._read(name + SCALE, np.arange(-(-len(every) // 128)))
+            return self._read(name, all_rows), None
+        return self._read(name, all_rows), self._read(
+            name + SCALE, np.arange(-(-len(all_rows) // 128))
+        )
 
     def read_rows(self, name: str, rows):
         """Read some rows of a tensor.
@@ -122,32 +126,33 @@ class HFFiles:
         return self.dtype(name).itemsize == 1
 
     def _read(self, name, rows):
-        dtype, rest = self.dtype(name), self.shape(name)[1:]
-        row_bytes = dtype.itemsize * math.prod(rest)
+        dtype, row_shape = self.dtype(name), self.shape(name)[1:]
+        row_bytes = dtype.itemsize * math.prod(row_shape)
         start = self._start[self._file[name]] + self._info[name].data_offsets[0]
         order = np.argsort(rows)
-        ahead = np.all(order[:-1] < order[1:])
-        raw = np.empty((len(rows), row_bytes), np.uint8)
+        is_sorted = np.all(order[:-1] < order[1:])
+        raw_rows = np.empty((len(rows), row_bytes), np.uint8)
         # Unbuffered: a buffer would read past the rows
         with open(self.where(name), "rb", buffering=0) as file:
             for first, last in _runs(rows[order]):
-                self._read_into(file, start + rows[order[first]] * row_bytes, raw[first:last])
+                self._read_into(file, start + rows[order[first]] * row_bytes, raw_rows[first:last])
         # Rotary pairs are requested out of order
-        raw = raw if ahead else raw[np.argsort(order)]
-        return raw.view(dtype).reshape(len(rows), *rest)
+        raw_rows = raw_rows if is_sorted else raw_rows[np.argsort(order)]
+        return raw_rows.view(dtype).reshape(len(rows), *row_shape)
 
-    def _read_into(self, file, offset, raw):
-        """Fill raw, a contiguous uint8 array, from the bytes of an open file at an offset."""
+    def _read_into(self, file, offset, raw_rows):
+        """Fill raw_rows, a contiguous uint8 array, from the bytes of an open file at an offset."""
         file.seek(offset)
-        left = memoryview(raw).cast("B")
+        unread_bytes = memoryview(raw_rows).cast("B")
         # One read may return fewer bytes than requested, and at most 2 GiB
-        while left:
-            count = file.readinto(left)
+        while unread_bytes:
+            count = file.readinto(unread_bytes)
             if not count:
                 raise ValueError(
-                    f"{file.name} is truncated: it ends {len(left)} bytes too early; take another copy of it"
+                    f"{file.name} is truncated: it ends {len(unread_bytes)} bytes too early; take another "
+                    "copy of it"
                 )
-            left = left[count:]
+            unread_bytes = unread_bytes[count:]
 
     def _check_index(self):
         """Raise ValueError if the index is damaged or names a file outside of the folder.
@@ -171,22 +176,22 @@ class HFFiles:
 
     def _check_length(self, file, infos):
         path = self.folder / file
-        with open(path, "rb") as opened:
+        with open(path, "rb") as stream:
             # 8 bytes hold the length of the header that follows them
-            self._start[file] = 8 + int.from_bytes(opened.read(8), "little")
-        available = path.stat().st_size - self._start[file]
+            self._start[file] = 8 + int.from_bytes(stream.read(8), "little")
+        available_bytes = path.stat().st_size - self._start[file]
         for name, info in sorted(infos.items(), key=lambda item: item[1].data_offsets):
-            if info.data_offsets[1] > available:
-                missing = info.data_offsets[1] - available
+            if info.data_offsets[1] > available_bytes:
+                missing_bytes = info.data_offsets[1] - available_bytes
                 raise ValueError(
-                    f"{name} is truncated: {path} ends {missing} bytes before it does; take another copy "
-                    "of it"
+                    f"{name} is truncated: {path} ends {missing_bytes} bytes before it does; take another "
+                    "copy of it"
                 )
-        end = max((info.data_offsets[1] for info in infos.values()), default=0)
-        if available > end:
+        end_offset = max((info.data_offsets[1] for info in infos.values()), default=0)
+        if available_bytes > end_offset:
             raise ValueError(
-                f"{path} has {available - end} bytes that belong to none of its tensors; take another copy "
-                "of it"
+                f"{path} has {available_bytes - end_offset} bytes that belong to none of its tensors; take "
+                "another copy of it"
             )
 
     def _check_scale(self, name):
@@ -194,11 +199,11 @@ class HFFiles:
             raise ValueError(
                 f"{name + SCALE} is missing: {name} in {self.where(name)} is FP8 and needs it"
             )
-        expected = tuple(-(-size // 128) for size in self.shape(name))
-        if self.shape(name + SCALE) != expected:
+        expected_shape = tuple(-(-size // 128) for size in self.shape(name))
+        if self.shape(name + SCALE) != expected_shape:
             raise ValueError(
                 f"{name + SCALE} in {self.where(name + SCALE)} has shape {self.shape(name + SCALE)}; "
-                f"128 x 128 blocks of {self.shape(name)} need {expected}"
+                f"128 x 128 blocks of {self.shape(name)} need {expected_shape}"
             )
 
 

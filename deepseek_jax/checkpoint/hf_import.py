@@ -54,51 +54,51 @@ def load_hf(
         return load_gguf(folder, dtype, mesh)
     config, files = read_config(folder), HFFiles(folder)
     # With the dot: layer 6 must not match layer 61
-    further = tuple(
+    mtp_prefixes = tuple(
         f"model.layers.{config.num_hidden_layers + i}."
         for i in range(config.num_nextn_predict_layers)
     )
-    if further and not any(name.startswith(further) for name in files.names):
+    if mtp_prefixes and not any(name.startswith(mtp_prefixes) for name in files.names):
         config = dataclasses.replace(config, num_nextn_predict_layers=0)
-    places, repeated = tensors(config), copies(config)
-    _check_names(config, files, places, repeated)
-    for name, original in repeated.items():
+    places, originals = tensors(config), copies(config)
+    _check_names(config, files, places, originals)
+    for name, original in originals.items():
         if name in files:
             _check_copy(files, name, original, mesh)
     return load_tensors(config, files, dtype, mesh)
 
 
-def _check_names(config, files, places, repeated):
+def _check_names(config, files, places, originals):
     """Raise ValueError unless the files have exactly the expected tensors, in their shapes.
 
     A tied head may be missing.
     """
-    optional = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    for name in [*places, *repeated]:
-        if name not in files and name not in optional:
+    optional_names = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    for name in [*places, *originals]:
+        if name not in files and name not in optional_names:
             raise ValueError(
                 f"{name} is missing from {_contents(files)}, though by config.json the model has it; "
                 "complete the download or correct config.json"
             )
     for name in files.names:
         shape = files.shape(name)
-        if name not in places and name not in repeated:
+        if name not in places and name not in originals:
             raise ValueError(
                 f"{name} {list(shape)} in {files.where(name)} is no tensor of a {config.model_type} model "
                 "with this config.json; correct config.json or take the tensor out"
             )
-        expected = places[repeated.get(name, name)][0].turn.shape
-        if shape != expected:
+        expected_shape = places[originals.get(name, name)][0].turn.shape
+        if shape != expected_shape:
             raise ValueError(
                 f"{name} in {files.where(name)} has shape {list(shape)}; "
-                f"by config.json it is {list(expected)}"
+                f"by config.json it is {list(expected_shape)}"
             )
 
 
 def _contents(files):
     """Return the file that lists the folder's tensors: its only safetensors file, or the index."""
-    one = files.folder / SAFETENSORS_SINGLE_FILE
-    return one if one.exists() else files.folder / SAFETENSORS_INDEX_FILE
+    single_file = files.folder / SAFETENSORS_SINGLE_FILE
+    return single_file if single_file.exists() else files.folder / SAFETENSORS_INDEX_FILE
 
 
 def _check_copy(files, name, original, mesh):
@@ -107,11 +107,11 @@ def _check_copy(files, name, original, mesh):
     Each process of the mesh compares its share of the rows. If one finds a difference, all of them
     raise.
     """
-    part, parts = 0, 1
+    share, num_shares = 0, 1
     if mesh is not None:
         processes = sorted({device.process_index for device in mesh.devices.flat})
-        part, parts = processes.index(jax.process_index()), len(processes)
-    rows = np.array_split(np.arange(files.shape(name)[0]), parts)[part]
+        share, num_shares = processes.index(jax.process_index()), len(processes)
+    rows = np.array_split(np.arange(files.shape(name)[0]), num_shares)[share]
     differs = not np.array_equal(_bytes(files, name, rows), _bytes(files, original, rows))
     if differs if mesh is None else any_on(mesh, differs):
         raise ValueError(

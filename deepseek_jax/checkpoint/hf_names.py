@@ -93,8 +93,8 @@ def layer_table(config: ModelConfig, is_moe: bool):
         attention = GQA + QKV_BIAS * config.has_qkv_bias + QK_NORM * config.has_qk_norm
     if not is_moe:
         return NORMS + attention + MLP
-    shared = SHARED_EXPERTS if config.n_shared_experts else []
-    return NORMS + attention + MOE + ROUTER_BIAS * config.has_router_bias + shared
+    shared_experts = SHARED_EXPERTS if config.n_shared_experts else []
+    return NORMS + attention + MOE + ROUTER_BIAS * config.has_router_bias + shared_experts
 
 
 def letter_sizes(config: ModelConfig, is_moe: bool):
@@ -166,12 +166,12 @@ def copies(config: ModelConfig):
     """
     embedding = "model.embed_tokens.weight"
     head = embedding if config.tie_word_embeddings else "lm_head.weight"
-    repeated = {"lm_head.weight": embedding} if config.tie_word_embeddings else {}
+    originals = {"lm_head.weight": embedding} if config.tie_word_embeddings else {}
     for depth in range(config.num_nextn_predict_layers):
         prefix = f"model.layers.{config.num_hidden_layers + depth}."
-        repeated[f"{prefix}embed_tokens.weight"] = embedding
-        repeated[f"{prefix}shared_head.head.weight"] = head
-    return repeated
+        originals[f"{prefix}embed_tokens.weight"] = embedding
+        originals[f"{prefix}shared_head.head.weight"] = head
+    return originals
 
 
 def is_projection(name: str):
@@ -197,19 +197,19 @@ def _add(places, config, is_moe, table, prefix, root, **index):
         root: Beginning of the parameters' paths.
         index: l, the layer's position in its stack; nothing for parameters outside of a stack.
     """
-    sizes = tuple(letter_sizes(config, is_moe).items())
+    axis_sizes = tuple(letter_sizes(config, is_moe).items())
     for name, path, spec in table:
         # Parameters of stacked layers have a leading axis l
-        turn = _turn(spec.replace("-> ", "-> l ") if index else spec, sizes)
+        turn = _turn(spec.replace("-> ", "-> l ") if index else spec, axis_sizes)
         # "{e}" in a name: Hugging Face has one tensor for each expert
         for expert in range(config.n_routed_experts) if "{e}" in name else [None]:
-            at = dict(index, e=expert)
-            where = tuple(None if i == ":" else at.get(i, i) for i in turn.index)
+            letter_indices = dict(index, e=expert)
+            place_index = tuple(None if i == ":" else letter_indices.get(i, i) for i in turn.index)
             full_name = prefix + name.format(e=expert)
-            places.setdefault(full_name, []).append(Place(root + path, where, turn))
+            places.setdefault(full_name, []).append(Place(root + path, place_index, turn))
 
 
 # A big model has tens of thousands of tensors and a few dozen specs
 @functools.cache
-def _turn(spec, sizes):
-    return parse(spec, dict(sizes))
+def _turn(spec, axis_sizes):
+    return parse(spec, dict(axis_sizes))

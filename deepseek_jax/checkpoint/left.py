@@ -24,8 +24,8 @@ def left_in_run(path: str | Path):
     stage = path / (stage_of(path) or "") if is_run(path) else path
     if stage == path and not (path / STAGE).is_file():
         return path
-    found = [stage / name for name in LEFT if (stage / name).is_dir()]
-    return found[0] if found else path
+    results = [stage / name for name in LEFT if (stage / name).is_dir()]
+    return results[0] if results else path
 
 
 def record_of(stage: Path) -> dict:
@@ -68,25 +68,25 @@ def is_run(folder: str | Path):
     """
     config = as_path(folder) / "config.json"
     try:
-        found = parse_json(config.read_text()) if config.is_file() else None
+        fields = parse_json(config.read_text()) if config.is_file() else None
     # If a checkpoint's config.json is damaged, the code that reads the checkpoint says so
     except ValueError:
         return False
-    return isinstance(found, dict) and "recipe" in found
+    return isinstance(fields, dict) and "recipe" in fields
 
 
 def stages_left(folder: Path):
     """Return the end of a message about a run's folder: its folders params and adapter."""
-    stages = [each for each in folder.iterdir() if each.is_dir()]
+    stages = [stage for stage in folder.iterdir() if stage.is_dir()]
     # A distillation has groups of stages
-    stages += [each for group in stages for each in group.iterdir() if each.is_dir()]
-    found = [
-        each / name
-        for each in [folder, *stages]
+    stages += [stage for group in stages for stage in group.iterdir() if stage.is_dir()]
+    results = [
+        parent / name
+        for parent in [folder, *stages]
         for name in LEFT
         # In a folder that save_orbax wrote, params are only the arrays
-        if (each / name).is_dir() and (each == folder or not (each / "config.json").is_file())
+        if (parent / name).is_dir() and (parent == folder or not (parent / "config.json").is_file())
     ]
-    if not found:
+    if not results:
         return "it has left no parameters yet: let it end, then give its folder params"
-    return f"give what it left there: {', '.join(map(str, sorted(found)))}"
+    return f"give what it left there: {', '.join(map(str, sorted(results)))}"

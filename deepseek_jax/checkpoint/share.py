@@ -52,11 +52,11 @@ def by_parameter(config: ModelConfig):
     Returns:
         {parameter path: {index in the parameter: (tensor name, turn)}}.
     """
-    stored = {}
+    tensors_by_path = {}
     for name, places in tensors(config).items():
         for path, index, turn in places:
-            stored.setdefault(path, {})[index] = name, turn
-    return stored
+            tensors_by_path.setdefault(path, {})[index] = name, turn
+    return tensors_by_path
 
 
 def while_read(leaf: jax.ShapeDtypeStruct, turn: Turn):
@@ -71,17 +71,21 @@ def while_read(leaf: jax.ShapeDtypeStruct, turn: Turn):
     """
     mesh, moves = leaf.sharding.mesh, []
     spec = [_split_by(mesh, entry) for entry in leaf.sharding.spec]
-    filled = [axis for axis, index in enumerate(turn.index) if index == ":"]
+    filled_axes = [axis for axis, index in enumerate(turn.index) if index == ":"]
     # turn.order has the axis of the view that each of these is, and the view begins with the rows
     rows = [
-        axis for axis, of_view in zip(filled, turn.order, strict=True) if of_view < turn.row_axes
+        axis
+        for axis, view_axis in zip(filled_axes, turn.order, strict=True)
+        if view_axis < turn.row_axes
     ]
-    for column in filled:
+    for column in filled_axes:
         axes = spec[column]
         if column in rows or not axes:
             continue
-        splits = (row for row in rows if leaf.shape[row] % axis_parts(mesh, spec[row] + axes) == 0)
-        row = next(splits, None)
+        candidates = (
+            row for row in rows if leaf.shape[row] % axis_parts(mesh, spec[row] + axes) == 0
+        )
+        row = next(candidates, None)
         spec[column] = ()
         if row is not None:
             spec[row] += axes
@@ -106,28 +110,39 @@ def steps(leaf: jax.ShapeDtypeStruct, stored: dict, devices):
     """
     turn = next(iter(stored.values()))[1]
     blocks = _blocks(leaf, turn, devices)
-    stacked = [index != ":" for index in turn.index]
-    some = next(iter(blocks.values()))
-    sizes = [last - first if many else 1 for many, (first, last) in zip(stacked, some, strict=True)]
-    for start in np.ndindex(*sizes):
+    stacked_flags = [index != ":" for index in turn.index]
+    first_block = next(iter(blocks.values()))
+    step_counts = [
+        last - first if is_stacked else 1
+        for is_stacked, (first, last) in zip(stacked_flags, first_block, strict=True)
+    ]
+    for start in np.ndindex(*step_counts):
         sharers = {}
         for device, block in blocks.items():
-            axes = list(zip(stacked, block, start, strict=True))
-            index = tuple(first + at if many else None for many, (first, _), at in axes)
-            ranges = tuple(ends for many, ends, _ in axes if not many)
+            axes = list(zip(stacked_flags, block, start, strict=True))
+            index = tuple(
+                first + offset if is_stacked else None for is_stacked, (first, _), offset in axes
+            )
+            ranges = tuple(bounds for is_stacked, bounds, _ in axes if not is_stacked)
             sharers.setdefault((index, ranges), []).append(device)
-        yield start, [(_piece(stored[i], ranges), held) for (i, ranges), held in sharers.items()]
+        yield (
+            start,
+            [
+                (_piece(stored[i], ranges), piece_devices)
+                for (i, ranges), piece_devices in sharers.items()
+            ],
+        )
 
 
 def _blocks(leaf, turn, devices):
     """Return {device: ((start, stop) for each axis)}: the block that each device reads."""
     if leaf.sharding is None:
         return {device: tuple((0, size) for size in leaf.shape) for device in devices}
-    everywhere = while_read(leaf, turn)[0].devices_indices_map(leaf.shape)
+    device_indices = while_read(leaf, turn)[0].devices_indices_map(leaf.shape)
     return {
         device: tuple(
-            along.indices(size)[:2]
-            for along, size in zip(everywhere[device], leaf.shape, strict=True)
+            axis_slice.indices(size)[:2]
+            for axis_slice, size in zip(device_indices[device], leaf.shape, strict=True)
         )
         for device in devices
     }

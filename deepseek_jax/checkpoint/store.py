@@ -54,12 +54,12 @@ class Store:
     ):
         quiet_orbax()
         self.folder = absolute(folder)
-        stays = [policies.LatestN(keep)]
+        keep_policies = [policies.LatestN(keep)]
         if keep_every is not None:
-            stays.append(policies.EveryNSteps(keep_every))
+            keep_policies.append(policies.EveryNSteps(keep_every))
         if best_is is not None:
             # Orbax sorts by score and keeps the last one: the largest, and among equals the newest
-            stays.append(
+            keep_policies.append(
                 policies.BestN(
                     get_metric_fn=lambda metrics: metrics["score"],
                     n=1,
@@ -67,7 +67,7 @@ class Store:
                     keep_checkpoints_without_metrics=False,
                 )
             )
-        self.strict, self._stays = strict, policies.AnyPreservationPolicy(stays)
+        self.strict, self._stays = strict, policies.AnyPreservationPolicy(keep_policies)
         self._set_aside_bad_scores()
         registry = ocp.handlers.local_registry()
         registry.add(ocp.handlers.JsonHandler, checkpointable_name="data")
@@ -95,9 +95,11 @@ class Store:
         Raises:
             ValueError: The step is not above all saved ones.
         """
-        latest = self.latest_step()
-        if latest is not None and step <= latest:
-            raise ValueError(f"{self.folder} already holds step {latest}; cannot save step {step}")
+        last_step = self.latest_step()
+        if last_step is not None and step <= last_step:
+            raise ValueError(
+                f"{self.folder} already holds step {last_step}; cannot save step {step}"
+            )
         metrics = None if score is None else {"score": score}
         # A copy, because it is written in the background while the run changes its data
         data = json.loads(json.dumps(checkpoint["data"]))
@@ -107,8 +109,8 @@ class Store:
 
     def latest_step(self):
         """Return the step of the newest complete checkpoint, or None if there is none."""
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
+        checkpoint = self._checkpointer.latest
+        return None if checkpoint is None else checkpoint.step
 
     def latest_score(self):
         """Return the score of the newest checkpoint, or None if it has none."""
@@ -117,8 +119,8 @@ class Store:
     def scores(self):
         """Return {step: score} of the checkpoints that have a score, the oldest first."""
         self.wait()
-        found = self._checkpointer.checkpoints
-        return {c.step: c.metrics["score"] for c in found if c.metrics is not None}
+        checkpoints = self._checkpointer.checkpoints
+        return {c.step: c.metrics["score"] for c in checkpoints if c.metrics is not None}
 
     def newest(self, abstract_state):
         """Read the newest checkpoint that is not damaged.
@@ -136,7 +138,7 @@ class Store:
             DamagedCheckpoint: All checkpoints are damaged; or, if the store is strict, the newest
                 one is.
         """
-        newest = step = self.latest_step()
+        newest_step = step = self.latest_step()
         while step is not None:
             try:
                 return step, self.restore(step, abstract_state)
@@ -144,7 +146,7 @@ class Store:
                 self._set_aside(step, error)
                 self._checkpointer.reload()
             step = self.latest_step()
-        if newest is not None:
+        if newest_step is not None:
             raise DamagedCheckpoint(
                 f"{self.folder} has no checkpoint that is whole; remove it to begin anew"
             )
@@ -177,9 +179,11 @@ class Store:
             raise ValueError(f"{self.folder} holds no checkpoint of step {step}; it has {steps}")
         step = steps[-1] if step is None else step
         abstract_state = jax.tree.map(_abstract, abstract_state)
-        wanted = {"state": abstract_state, "data": None}
+        abstract_checkpoint = {"state": abstract_state, "data": None}
         self._check_same(step, abstract_state)
-        checkpoint = self._read(step, lambda: self._checkpointer.load_checkpointables(step, wanted))
+        checkpoint = self._read(
+            step, lambda: self._checkpointer.load_checkpointables(step, abstract_checkpoint)
+        )
         self._check_digests(step, checkpoint)
         return checkpoint
 
@@ -189,10 +193,12 @@ class Store:
         Every save does this. Call it for a run that was killed during its last save.
         """
         self.wait()
-        found = self._checkpointer.checkpoints
-        stays = self._stays.should_preserve(found, context=policies.PreservationContext())
-        for checkpoint, stay in zip(found, stays, strict=True):
-            if not stay:
+        checkpoints = self._checkpointer.checkpoints
+        keep_flags = self._stays.should_preserve(
+            checkpoints, context=policies.PreservationContext()
+        )
+        for checkpoint, is_kept in zip(checkpoints, keep_flags, strict=True):
+            if not is_kept:
                 self._checkpointer.delete(checkpoint.step)
 
     def wait(self):
@@ -214,10 +220,10 @@ class Store:
 
     def _check_digests(self, step, checkpoint):
         path, data = self.folder / str(step), checkpoint["data"]
-        digests = digests_in(path, data)
+        saved_digests = digests_in(path, data)
         del data["digests"]
-        found = _digests(checkpoint["state"]) | {"data": _digest_of_json(data)}
-        check_digests(path, found, digests)
+        actual_digests = _digests(checkpoint["state"]) | {"data": _digest_of_json(data)}
+        check_digests(path, actual_digests, saved_digests)
 
     def _set_aside_bad_scores(self):
         """Set aside checkpoints with a score that is not JSON.
@@ -238,10 +244,10 @@ class Store:
         say(f"{damage}. It is renamed to {step}{ASIDE}, and an earlier checkpoint is looked for.")
         barrier(f"checkpoint {step} is read")
         if first_process():
-            aside = self.folder / f"{step}{ASIDE}"
+            damaged_folder = self.folder / f"{step}{ASIDE}"
             # An earlier folder may have this name
-            remove_folder(aside)
-            (self.folder / str(step)).rename(aside)
+            remove_folder(damaged_folder)
+            (self.folder / str(step)).rename(damaged_folder)
         barrier(f"checkpoint {step} is set aside")
 
     def _check_same(self, step, abstract_state):
@@ -252,13 +258,13 @@ class Store:
         # The metadata cannot be read: reading the arrays says why
         if metadata.get("state") is None:
             return
-        saved, wanted = _describe(metadata["state"]), _describe(abstract_state)
-        for path in sorted(saved.keys() | wanted.keys()):
-            if saved.get(path) != wanted.get(path):
+        saved_leaves, expected_leaves = _describe(metadata["state"]), _describe(abstract_state)
+        for path in sorted(saved_leaves.keys() | expected_leaves.keys()):
+            if saved_leaves.get(path) != expected_leaves.get(path):
                 raise ValueError(
                     f"the checkpoint in {self.folder} does not fit this run: {path} is "
-                    f"{saved.get(path, 'missing')} there and {wanted.get(path, 'missing')} here; "
-                    "set another work directory, or the config that wrote this one"
+                    f"{saved_leaves.get(path, 'missing')} there and {expected_leaves.get(path, 'missing')} "
+                    "here; set another work directory, or the config that wrote this one"
                 )
 
 

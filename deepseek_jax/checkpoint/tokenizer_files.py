@@ -34,8 +34,8 @@ def tokenizer_files(folder: str | Path):
     folder = as_path(folder)
     if (folder / RECORD).is_file():
         read_record(folder)
-    found = (path for path in folder.iterdir() if is_of_tokenizer(path.name))
-    return {path.name: path.read_bytes() for path in found if path.is_file()}
+    paths = (path for path in folder.iterdir() if is_of_tokenizer(path.name))
+    return {path.name: path.read_bytes() for path in paths if path.is_file()}
 
 
 def digests_of(files: dict[str, bytes]):
@@ -44,7 +44,7 @@ def digests_of(files: dict[str, bytes]):
     Returns:
         {name: 16 hexadecimal digits}.
     """
-    return {name: blake2b(text, digest_size=8).hexdigest() for name, text in files.items()}
+    return {name: blake2b(content, digest_size=8).hexdigest() for name, content in files.items()}
 
 
 def record_file(fields: dict, files: dict[str, bytes]):
@@ -67,13 +67,17 @@ def read_record(folder: str | Path):
     folder = as_path(folder)
     try:
         fields = parse_json((folder / RECORD).read_text())
-        saved = fields.pop("digests", None) or {}
-        names = [name for name in saved if (folder / name).is_file() and is_of_tokenizer(name)]
+        saved_digests = fields.pop("digests", None) or {}
+        names = [
+            name for name in saved_digests if (folder / name).is_file() and is_of_tokenizer(name)
+        ]
     except (ValueError, AttributeError, TypeError) as error:
         raise DamagedCheckpoint(
             f"{folder / RECORD} is damaged ({error}); put back a copy"
         ) from error
     # None for a file that is missing, so that it differs from its saved digest
-    found = dict.fromkeys(saved) | digests_of({n: (folder / n).read_bytes() for n in names})
-    check_digests(folder, found, saved, REMEDY)
+    actual_digests = dict.fromkeys(saved_digests) | digests_of(
+        {n: (folder / n).read_bytes() for n in names}
+    )
+    check_digests(folder, actual_digests, saved_digests, REMEDY)
     return fields

@@ -33,9 +33,9 @@ def abstract_params(config: ModelConfig, dtypes: dict | None = None, mesh: Mesh 
         dtypes: {path: dtype}; None is float32 for all.
         mesh: Without one, the sharding is None.
     """
-    boxed = abstract_init(config)
-    shapes = nn.unbox(boxed)
-    places = by_path(shardings(mesh, logical_names(boxed), shapes)) if mesh else {}
+    boxed_params = abstract_init(config)
+    shapes = nn.unbox(boxed_params)
+    places = by_path(shardings(mesh, logical_names(boxed_params), shapes)) if mesh else {}
     return {
         path: jax.ShapeDtypeStruct(
             leaf.shape, dtypes[path] if dtypes else jnp.float32, sharding=places.get(path)
@@ -75,14 +75,16 @@ def checked_by_path(config: ModelConfig, params):
     Raises:
         ValueError: A parameter is missing, extra or wrongly shaped. The message has its path.
     """
-    expected, given = abstract_params(config), by_path(params)
-    for path in sorted(expected.keys() | given.keys()):
-        want, have = (tree[path].shape if path in tree else "missing" for tree in (expected, given))
-        if want != have:
+    expected_leaves, leaves = abstract_params(config), by_path(params)
+    for path in sorted(expected_leaves.keys() | leaves.keys()):
+        expected_shape, shape = (
+            tree[path].shape if path in tree else "missing" for tree in (expected_leaves, leaves)
+        )
+        if expected_shape != shape:
             raise ValueError(
-                f"parameter {path} is {have} in params and {want} by their ModelConfig"
+                f"parameter {path} is {shape} in params and {expected_shape} by their ModelConfig"
             )
-    return given
+    return leaves
 
 
 def compute_dtype(params):

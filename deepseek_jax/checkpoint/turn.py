@@ -60,16 +60,16 @@ class Turn(NamedTuple):
             (rows, turn): int64[rows], and the Turn of a tensor with only these rows, in this order.
         """
         axis_of_part, first, last = self.part
-        numbers = []
+        axis_positions = []
         for axis, size in enumerate(self.view[: self.row_axes]):
-            along = np.arange(size)
+            positions = np.arange(size)
             if self.pairs and self.pairs[0] == axis:
-                along = _half_split(size, self.pairs[1])
+                positions = _half_split(size, self.pairs[1])
             if axis == axis_of_part:
-                along = along[first:last]
-            numbers.append(along[slice(*ranges[self.order.index(axis)])])
-        rows = np.ravel_multi_index(np.ix_(*numbers), self.view[: self.row_axes]).ravel()
-        view = (*map(len, numbers), *self.view[self.row_axes :])
+                positions = positions[first:last]
+            axis_positions.append(positions[slice(*ranges[self.order.index(axis)])])
+        rows = np.ravel_multi_index(np.ix_(*axis_positions), self.view[: self.row_axes]).ravel()
+        view = (*map(len, axis_positions), *self.view[self.row_axes :])
         return rows, self._replace(
             shape=(len(rows), *self.shape[1:]),
             view=view,
@@ -110,8 +110,10 @@ def parse(spec: str, sizes: dict[str, int]):
         spec: Axes with ~ are never split into parts.
         sizes: {letter: size}.
     """
-    left, right = spec.split(" -> ")
-    groups = [(group or word).split() for group, word in re.findall(r"\((.*?)\)|(\S+)", left)]
+    tensor_spec, parameter_spec = spec.split(" -> ")
+    groups = [
+        (group or word).split() for group, word in re.findall(r"\((.*?)\)|(\S+)", tensor_spec)
+    ]
     axes = [word for group in groups for word in group]
 
     def size(word):
@@ -119,17 +121,17 @@ def parse(spec: str, sizes: dict[str, int]):
 
     view = tuple(size(word) for word in axes)
     part, order, index = (0, 0, view[0]), [], []
-    for word in right.split():
-        found = [
+    for word in parameter_spec.split():
+        tensor_axes = [
             i for i, axis in enumerate(axes) if word in (axis.replace("~", ""), *axis.split("+"))
         ]
-        index.append(":" if found else int(word) if word.isdigit() else word)
-        order += found
-        if found and size(axes[found[0]]) != size(word):
+        index.append(":" if tensor_axes else int(word) if word.isdigit() else word)
+        order += tensor_axes
+        if tensor_axes and size(axes[tensor_axes[0]]) != size(word):
             # u of n+u starts after the n rows before it
-            before, _, _ = axes[found[0]].partition(word)
-            start = size(before.rstrip("+")) if before else 0
-            part = (found[0], start, start + size(word))
+            preceding_letters, _, _ = axes[tensor_axes[0]].partition(word)
+            start = size(preceding_letters.rstrip("+")) if preceding_letters else 0
+            part = (tensor_axes[0], start, start + size(word))
     # Rotary pairs fill the last letter of their axis
     pairs = [(i, view[i] - sizes[axis[-1]]) for i, axis in enumerate(axes) if "~" in axis]
     shape = tuple(int(np.prod([size(word) for word in group])) for group in groups)

@@ -58,8 +58,8 @@ def weight_bytes(config: ModelConfig, form: str) -> int:
 
 def unquantised_bytes(config: ModelConfig):
     """Return the bytes of the weights that the form "fp8" does not quantise."""
-    sizes = tensor_bytes(config, "fp8")
-    return sum(size for name, size in sizes.items() if not is_projection(name))
+    bytes_by_tensor = tensor_bytes(config, "fp8")
+    return sum(size for name, size in bytes_by_tensor.items() if not is_projection(name))
 
 
 def cache_bytes(config: ModelConfig) -> int:
@@ -69,8 +69,8 @@ def cache_bytes(config: ModelConfig) -> int:
 
 
 def _cache_parts(config):
-    one = jax.eval_shape(lambda: empty_cache(config, 1, 1, jnp.bfloat16))
-    return {name: config.num_hidden_layers * 2 * array.size for name, array in one.items()}
+    token_cache = jax.eval_shape(lambda: empty_cache(config, 1, 1, jnp.bfloat16))
+    return {name: config.num_hidden_layers * 2 * array.size for name, array in token_cache.items()}
 
 
 def read_cache_bytes(config: ModelConfig, context_length: int):
@@ -79,12 +79,14 @@ def read_cache_bytes(config: ModelConfig, context_length: int):
     With an indexer, it reads the indexer's keys of all tokens, and the rest only for the tokens
     that the indexer selects.
     """
-    parts = _cache_parts(config)
+    bytes_by_array = _cache_parts(config)
     if not config.selects(context_length):
         # Nothing is scored where everything is selected
-        return context_length * sum(size for name, size in parts.items() if name != "k_index")
-    scored = parts.pop("k_index")
-    return context_length * scored + config.index_topk * sum(parts.values())
+        return context_length * sum(
+            size for name, size in bytes_by_array.items() if name != "k_index"
+        )
+    index_bytes = bytes_by_array.pop("k_index")
+    return context_length * index_bytes + config.index_topk * sum(bytes_by_array.values())
 
 
 def distinct_experts(config: ModelConfig, tokens: int):

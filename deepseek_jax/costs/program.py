@@ -98,7 +98,7 @@ class Program:
     @property
     def beside_bytes(self):
         """Bytes on one device, in addition to the program's arguments and results."""
-        return sum(held.bytes for held in self.beside)
+        return sum(arrays.bytes for arrays in self.beside)
 
     @property
     def runs(self):
@@ -179,8 +179,8 @@ def update_program(
     if amount is None:
         trains_mtp, frozen = "mtp_weight" in batch, state.frozen is not None
         rows, length = batch["tokens"].shape
-        each = useful_flops(config, length, trains_mtp=trains_mtp, frozen=frozen)
-        amount = rows_of_tokens(rows, length, each)
+        flops_per_token = useful_flops(config, length, trains_mtp=trains_mtp, frozen=frozen)
+        amount = rows_of_tokens(rows, length, flops_per_token)
     return Program(name, step, (state, batch, rng), mesh, *amount, times=times, model=config)
 
 
@@ -199,8 +199,11 @@ def forward_work(config: ModelConfig, rows: int, length: int, logits: int | None
         length: The tokens of a row.
         logits: How many tokens of a row need logits. Default: all.
     """
-    share, attended = 1.0 if logits is None else logits / length, attended_keys(config, length)
-    flops = forward_flops(config, length / 2, attended=attended, logits=share)
+    logit_share, num_keys = (
+        1.0 if logits is None else logits / length,
+        attended_keys(config, length),
+    )
+    flops = forward_flops(config, length / 2, attended=num_keys, logits=logit_share)
     return rows_of_tokens(rows, length, flops)
 
 

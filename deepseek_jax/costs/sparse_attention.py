@@ -39,12 +39,12 @@ def attention_costs(config: ModelConfig, length: int):
         index_head_dim=None,
         index_topk=None,
     )
-    return tuple(_attention(one, length) for one in (dense, sparse))
+    return tuple(_attention(variant, length) for variant in (dense, sparse))
 
 
 def _attention(config, length):
-    keys = length / 2
-    flops = attention_flops(config, attended_keys(config, length)) + indexer_flops(config, keys)
+    num_keys = length / 2
+    flops = attention_flops(config, attended_keys(config, length)) + indexer_flops(config, num_keys)
     return Attention(flops, length * cache_bytes(config), read_cache_bytes(config, length))
 
 

@@ -37,13 +37,15 @@ class Readers:
     def __init__(self, make: Callable, rows: Rows, mesh: Mesh):
         self.rows, self.mesh = rows, mesh
         # One piece is enough to find them: with several pieces a process holds rows of the same readers
-        needed = np.unique(own_rows(mesh, rows.batch_size) // self._rows_each(1)).tolist()
-        self.iterators = {r: iter(make(dataclasses.replace(rows, reader=r))) for r in needed}
+        own_readers = np.unique(own_rows(mesh, rows.batch_size) // self._rows_each(1)).tolist()
+        self.iterators = {r: iter(make(dataclasses.replace(rows, reader=r))) for r in own_readers}
 
     def next(self, pieces: int = 1):
         """Return `own` of the next `pieces` batches of every reader."""
-        taken = {r: list(itertools.islice(it, pieces)) for r, it in self.iterators.items()}
-        return self.own(taken)
+        pieces_by_reader = {
+            r: list(itertools.islice(iterator, pieces)) for r, iterator in self.iterators.items()
+        }
+        return self.own(pieces_by_reader)
 
     def own(self, taken):
         """Return this process's rows of a batch, as a dict like a batch of `pack`.
@@ -54,15 +56,17 @@ class Readers:
             taken: Reader -> its pieces of the batch, in order; their rows follow each other.
         """
         pieces = len(next(iter(taken.values())))
-        each = self._rows_each(pieces)
-        readers, places = np.divmod(own_rows(self.mesh, pieces * self.rows.batch_size), each)
-        parts = []
+        rows_per_reader = self._rows_each(pieces)
+        readers, places = np.divmod(
+            own_rows(self.mesh, pieces * self.rows.batch_size), rows_per_reader
+        )
+        reader_rows = []
         for reader, batches in taken.items():
             rows = places[readers == reader]
-            parts.append(
+            reader_rows.append(
                 {n: _concatenated(batches, n)[rows] for n in batches[0] if n not in TOTALS}
             )
-        batch = {name: _concatenated(parts, name) for name in parts[0]}
+        batch = {name: _concatenated(reader_rows, name) for name in reader_rows[0]}
         return batch | totals(batch)
 
     def _rows_each(self, pieces):
@@ -73,8 +77,8 @@ class Readers:
 
         It includes the readers that other processes run.
         """
-        own = [(reader, iterator.get_state()) for reader, iterator in self.iterators.items()]
-        states = dict(pair for pairs in from_each(own) for pair in pairs)
+        own_states = [(reader, iterator.get_state()) for reader, iterator in self.iterators.items()]
+        states = dict(pair for pairs in from_each(own_states) for pair in pairs)
         return [states[reader] for reader in range(self.rows.readers)]
 
     def set_state(self, states):
@@ -131,23 +135,30 @@ def held_out_batches(
 
     readers = Readers(make, rows, mesh)
     # Every row of a full batch has a segment; only the last batch of a reader can have rows of padding
-    full = {
+    full_batches = {
         reader: [batch for batch in batches if batch["segment_ids"][:, 0].all()]
         for reader, batches in readers.iterators.items()
     }
     # All processes raise or none does: a process that continued would wait for the others for ever
-    fewest = min(from_each(min(map(len, full.values()))))
-    if fewest < settings.eval_batches:
+    fewest_batches = min(from_each(min(map(len, full_batches.values()))))
+    if fewest_batches < settings.eval_batches:
         raise ValueError(
             f"num_held_out={settings.num_held_out} documents of a source, each read once by one of "
-            f"readers={settings.readers}, fill {fewest} batches of {batch_size} rows of {sequence_length} "
-            f"tokens; hold out more of them, or lower eval_batches={settings.eval_batches}"
+            f"readers={settings.readers}, fill {fewest_batches} batches of {batch_size} rows of "
+            f"{sequence_length} tokens; hold out more of them, or lower eval_batches={settings.eval_batches}"
         )
-    spaced = {reader: some[:: len(some) // settings.eval_batches] for reader, some in full.items()}
-    taken = (
-        {r: [some[number]] for r, some in spaced.items()} for number in range(settings.eval_batches)
+    spaced_batches = {
+        reader: reader_batches[:: len(reader_batches) // settings.eval_batches]
+        for reader, reader_batches in full_batches.items()
+    }
+    eval_pieces = (
+        {r: [reader_batches[number]] for r, reader_batches in spaced_batches.items()}
+        for number in range(settings.eval_batches)
     )
-    return [put_batch(mesh, summed(mesh, readers.own(each))) for each in taken]
+    return [
+        put_batch(mesh, summed(mesh, readers.own(pieces_by_reader)))
+        for pieces_by_reader in eval_pieces
+    ]
 
 
 def _say_shared(readers):
@@ -240,13 +251,15 @@ def abstract_batch(mesh: Mesh, batch: dict, times: int = 1):
         batch: Name -> array.
         times: The result has this many times the rows of `batch`.
     """
-    by_rows, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+    row_sharding, replicated_sharding = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
 
-    def placed(x):
+    def abstract_array(x):
         shape = (times * x.shape[0], *x.shape[1:]) if x.shape else ()
-        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=by_rows if shape else everywhere)
+        return jax.ShapeDtypeStruct(
+            shape, x.dtype, sharding=row_sharding if shape else replicated_sharding
+        )
 
-    return {name: placed(array) for name, array in batch.items()}
+    return {name: abstract_array(array) for name, array in batch.items()}
 
 
 def summed(mesh: Mesh, batch):
@@ -256,8 +269,8 @@ def summed(mesh: Mesh, batch):
     """
     if jax.process_count() == 1:
         return batch
-    _, shares = batch_share(mesh)
+    _, num_shares = batch_share(mesh)
     # `copies` processes hold the same rows (batch_share), so a sum over processes counts each row that often
-    copies = jax.process_count() // shares
-    totals_on = total_on(mesh, np.array([batch[name] for name in TOTALS], np.float32)) / copies
-    return batch | dict(zip(TOTALS, totals_on, strict=True))
+    copies = jax.process_count() // num_shares
+    global_totals = total_on(mesh, np.array([batch[name] for name in TOTALS], np.float32)) / copies
+    return batch | dict(zip(TOTALS, global_totals, strict=True))

@@ -45,9 +45,12 @@ def with_reset_text(example, text: str | None):
     """
     if not text:
         return example
-    *before, last = asked_messages(example)
-    last = last | {"content": last["content"] + text}
-    return dict(example) | {"question": last["content"], "messages": [*before, last]}
+    *earlier_messages, last_message = asked_messages(example)
+    last_message = last_message | {"content": last_message["content"] + text}
+    return dict(example) | {
+        "question": last_message["content"],
+        "messages": [*earlier_messages, last_message],
+    }
 
 
 def render_question(tokenizer: Tokenizer, example, *, template: str, opening: str = ""):
@@ -87,13 +90,13 @@ def render_question(tokenizer: Tokenizer, example, *, template: str, opening: st
 
 def with_opening(tokenizer: Tokenizer, ids: list[int], opening: str):
     """Return the ids, then the part of an answer's opening that they do not already end with."""
-    opened = tokenizer.encode(opening) if opening else []
+    opening_ids = tokenizer.encode(opening) if opening else []
     # R1's first template stops before <think>, and a later one writes it: look for the longest start of the
     # opening that the ids already end with
-    for size in range(len(opened), 0, -1):
-        if ids[-size:] == opened[:size]:
-            return ids + opened[size:]
-    return ids + opened
+    for size in range(len(opening_ids), 0, -1):
+        if ids[-size:] == opening_ids[:size]:
+            return ids + opening_ids[size:]
+    return ids + opening_ids
 
 
 def with_system_line(messages: list, line: str):
@@ -101,10 +104,10 @@ def with_system_line(messages: list, line: str):
 
     A system message is added if there is none.
     """
-    line, (first, *others) = line.strip(), messages
-    if first["role"] != "system":
+    line, (first_message, *other_messages) = line.strip(), messages
+    if first_message["role"] != "system":
         return [{"role": "system", "content": line}, *messages]
-    return [first | {"content": f"{line}\n{first['content']}"}, *others]
+    return [first_message | {"content": f"{line}\n{first_message['content']}"}, *other_messages]
 
 
 def render_prompt(tokenizer: Tokenizer, question: str, *, template: str) -> list[int]:
@@ -172,14 +175,14 @@ def render_conversation(
     texts = [message["content"] for message in messages if message["role"] == "assistant"]
     ids, is_target = [], []
     for context, text in zip(contexts, texts, strict=True):
-        own = [*tokenizer.encode(text), end_id]
-        if own.index(end_id) < len(own) - 1:
+        turn_ids = [*tokenizer.encode(text), end_id]
+        if turn_ids.index(end_id) < len(turn_ids) - 1:
             raise ValueError(
                 f"the assistant's text {text[:80]!r} has an end-of-turn token in it; remove it, one is "
                 "added at the end."
             )
-        ids += context + own
-        is_target += [False] * len(context) + [True] * len(own)
+        ids += context + turn_ids
+        is_target += [False] * len(context) + [True] * len(turn_ids)
     return ids, is_target
 
 
@@ -189,8 +192,8 @@ def render_response(tokenizer: Tokenizer, messages: list, response: str, *, temp
     Raises:
         ValueError: As `render_conversation` does.
     """
-    answered = [*messages, {"role": "assistant", "content": response}]
-    return render_conversation(tokenizer, answered, template=template)[0]
+    conversation = [*messages, {"role": "assistant", "content": response}]
+    return render_conversation(tokenizer, conversation, template=template)[0]
 
 
 def last_prompt(ids, is_target):
@@ -258,18 +261,23 @@ def _chat_contexts(tokenizer, messages, template):
     if tokenizer.chat is None:
         # Raises the ValueError about the missing chat template
         render_prompt(tokenizer, messages[-2]["content"], template=template)
-    hidden = [m | {"content": OWN_TEXT} if m["role"] == "assistant" else m for m in messages]
-    ends = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    masked_messages = [
+        m | {"content": OWN_TEXT} if m["role"] == "assistant" else m for m in messages
+    ]
+    assistant_indices = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     render = partial(by_template, tokenizer, tokenize=False)
-    written = render(hidden).split(OWN_TEXT)
+    template_texts = render(masked_messages).split(OWN_TEXT)
     # The same texts as the generation prompt writes them, which a policy reads before it samples
-    asked = [render(hidden[:i], add_generation_prompt=True).split(OWN_TEXT)[-1] for i in ends]
-    if len(written) != len(ends) + 1:
+    generation_prompts = [
+        render(masked_messages[:i], add_generation_prompt=True).split(OWN_TEXT)[-1]
+        for i in assistant_indices
+    ]
+    if len(template_texts) != len(assistant_indices) + 1:
         raise ValueError(
-            f"the chat template writes {len(written) - 1} of {len(ends)} assistant's turns; set "
-            'template to "r1_zero" or to a text that contains {question}.'
+            f"the chat template writes {len(template_texts) - 1} of {len(assistant_indices)} assistant's "
+            'turns; set template to "r1_zero" or to a text that contains {question}.'
         )
-    for pair in zip(written, asked, strict=False):
+    for pair in zip(template_texts, generation_prompts, strict=False):
         if not pair[0].startswith(pair[1]) and not pair[1].startswith(pair[0]):
             raise ValueError(
                 "the chat template's generation prompt asks for an assistant's turn in other words than "
@@ -278,17 +286,19 @@ def _chat_contexts(tokenizer, messages, template):
             )
     # Take the shorter one: the longer one has a <think> that the template writes. Later revisions of R1's
     # template write it in the prompt, and Qwen3's template in the finished turn
-    pairs = [min(pair, key=len) for pair in zip(written, asked, strict=False)]
-    first, *later = map(tokenizer.encode, [*pairs, written[-1]])
+    shorter_texts = [
+        min(pair, key=len) for pair in zip(template_texts, generation_prompts, strict=False)
+    ]
+    first_ids, *later_ids = map(tokenizer.encode, [*shorter_texts, template_texts[-1]])
     # Each text after an answer begins with the token that ends the turn. decode drops special tokens, so a
     # first token that it still shows is an ordinary one
-    end_ids = {ids[0] if ids else None for ids in later}
+    end_ids = {ids[0] if ids else None for ids in later_ids}
     if len(end_ids) > 1 or None in end_ids or tokenizer.decode(end_ids):
         raise ValueError(
-            f"the chat template ends an assistant's turn with {written[-1][:20]!r}, which begins with no "
-            "special token that could end a completion."
+            f"the chat template ends an assistant's turn with {template_texts[-1][:20]!r}, which begins with "
+            "no special token that could end a completion."
         )
-    return [first, *(ids[1:] for ids in later[:-1])], end_ids.pop()
+    return [first_ids, *(ids[1:] for ids in later_ids[:-1])], end_ids.pop()
 
 
 def _text_contexts(tokenizer, messages, template):
@@ -299,6 +309,6 @@ def _text_contexts(tokenizer, messages, template):
             '"chat", or leave the message out.'
         )
     questions = [message["content"] for message in messages if message["role"] == "user"]
-    first, *later = (render_prompt(tokenizer, q, template=template) for q in questions)
-    bos = 0 if tokenizer.bos_id is None else 1
-    return [first, *(ids[bos:] for ids in later)], tokenizer.eos_id
+    first_ids, *later_ids = (render_prompt(tokenizer, q, template=template) for q in questions)
+    num_bos = 0 if tokenizer.bos_id is None else 1
+    return [first_ids, *(ids[num_bos:] for ids in later_ids)], tokenizer.eos_id

@@ -52,8 +52,8 @@ def as_conversation(place: str, record: Mapping) -> dict:
         ValueError: The record has none of the forms, or a column with a reserved name
             (`columns.check_names`). The message has the place.
     """
-    has = {name for name, value in record.items() if value is not None}
-    form = next((form for form in PARTS if has.issuperset(form)), None)
+    present_columns = {name for name, value in record.items() if value is not None}
+    form = next((form for form in PARTS if present_columns.issuperset(form)), None)
     if form is None:
         raise ValueError(
             f"{place} is no conversation; its columns are {', '.join(record)}, and a line has {FORMS}. Name "
@@ -61,10 +61,10 @@ def as_conversation(place: str, record: Mapping) -> dict:
         )
     conversation = {"messages": _messages(place, form, record)}
     conversation |= {"weight": record["weight"]} if "weight" in record else {}
-    used = {*form, *PARTS[form], "messages", "weight"}
-    others = {name: value for name, value in record.items() if name not in used}
-    check_names(place, others)
-    return others | parse_conversation(place, conversation)
+    used_columns = {*form, *PARTS[form], "messages", "weight"}
+    other_columns = {name: value for name, value in record.items() if name not in used_columns}
+    check_names(place, other_columns)
+    return other_columns | parse_conversation(place, conversation)
 
 
 def _messages(place, form, record):
@@ -73,8 +73,8 @@ def _messages(place, form, record):
     if form == ("conversations",):
         return _share_gpt(place, record["conversations"])
     if form == ("instruction", "output"):
-        asked = "\n\n".join(filter(None, [record["instruction"], record.get("input") or ""]))
-        messages = _listed("system", record.get("system") or []) + _listed("user", asked)
+        question = "\n\n".join(filter(None, [record["instruction"], record.get("input") or ""]))
+        messages = _listed("system", record.get("system") or []) + _listed("user", question)
         return messages + _listed("assistant", record["output"])
     return record["messages"] if form == ("messages",) else _listed("assistant", record["text"])
 
@@ -131,9 +131,9 @@ def check_turns(place: str, messages: list, *, last: str) -> list:
     messages = [_parse_message(f"{place}, message {i}", m) for i, m in enumerate(messages, 1)]
     roles = [message["role"] for message in messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
-    wanted = [("user", "assistant")[i % 2] for i in range(len(turns))]
+    expected_turns = [("user", "assistant")[i % 2] for i in range(len(turns))]
     is_text = roles == ["assistant"] and last == "assistant"
-    if not is_text and (turns != wanted or turns[-1:] != [last]):
+    if not is_text and (turns != expected_turns or turns[-1:] != [last]):
         raise ValueError(
             f"{place} has the roles {', '.join(roles)}; after a system message, if there is one, user "
             f"and assistant must take turns, the {last} last."
@@ -164,14 +164,14 @@ def _text(place, key, value):
 
 
 def _parse_weight(place, weight):
-    given = weight
+    raw_weight = weight
     if isinstance(weight, str):
         with contextlib.suppress(ValueError):
             weight = float(weight)
     # A bool is an instance of int
-    number = isinstance(weight, (int, float, np.number)) and not isinstance(weight, bool)
+    is_number = isinstance(weight, (int, float, np.number)) and not isinstance(weight, bool)
     # The loss computes with float32 weights
     range32 = np.finfo(np.float32)
-    if not number or not float(range32.tiny) <= weight <= float(range32.max):
-        raise ValueError(f"{place} has weight={given!r}; set a finite number above 0.")
+    if not is_number or not float(range32.tiny) <= weight <= float(range32.max):
+        raise ValueError(f"{place} has weight={raw_weight!r}; set a finite number above 0.")
     return float(weight)

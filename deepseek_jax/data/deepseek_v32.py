@@ -66,13 +66,15 @@ def render_messages(messages: list[dict], *, thinking: bool):
     Raises:
         ValueError: The format has no place for a message; the error has the message's number.
     """
-    asked = max((i for i, m in enumerate(messages) if _asks(m)), default=-1)
+    question_index = max((i for i, m in enumerate(messages) if _asks(m)), default=-1)
     if thinking:
-        messages = [m for i, m in enumerate(messages) if i >= asked or m["role"] != "developer"]
-        asked = max((i for i, m in enumerate(messages) if _asks(m)), default=-1)
-    text, open_calls, answered = BOS, 0, 0
+        messages = [
+            m for i, m in enumerate(messages) if i >= question_index or m["role"] != "developer"
+        ]
+        question_index = max((i for i, m in enumerate(messages) if _asks(m)), default=-1)
+    text, open_calls, num_results = BOS, 0, 0
     for i, message in enumerate(messages):
-        opening = THINK if thinking and i >= asked else THOUGHT
+        opening = THINK if thinking and i >= question_index else THOUGHT
         role = message.get("role")
         if open_calls and role != "tool":
             _refuse(
@@ -81,14 +83,14 @@ def render_messages(messages: list[dict], *, thinking: bool):
         if role == "tool":
             if not open_calls:
                 _refuse(i, "is a result that no tool_calls of the assistant ask for; leave it out")
-            text += "" if answered else "\n\n<function_results>"
+            text += "" if num_results else "\n\n<function_results>"
             text += f"\n<result>{message['content']}</result>"
-            open_calls, answered = open_calls - 1, answered + 1
+            open_calls, num_results = open_calls - 1, num_results + 1
             if not open_calls:
                 text += f"\n</function_results>\n\n{opening}"
         elif role == "assistant":
-            text += _answer(i, message, thinking and i > asked)
-            open_calls, answered = len(message.get("tool_calls") or ()), 0
+            text += _answer(i, message, thinking and i > question_index)
+            open_calls, num_results = len(message.get("tool_calls") or ()), 0
         elif _asks(message):
             text += USER + _question(i, message) + ASSISTANT + opening
         elif role == "system":
@@ -132,8 +134,8 @@ def _answer(i, message, thinks):
         )
     text = (reasoning + THOUGHT if thinks else "") + (message.get("content") or "")
     if calls:
-        invoked = "\n".join(_invoke(call["function"]) for call in calls)
-        text += f"\n\n<{MARK}function_calls>\n{invoked}\n</{MARK}function_calls>"
+        invocations = "\n".join(_invoke(call["function"]) for call in calls)
+        text += f"\n\n<{MARK}function_calls>\n{invocations}\n</{MARK}function_calls>"
     return text + EOS
 
 
@@ -142,8 +144,8 @@ def _invoke(call):
         f'<{MARK}parameter name="{name}" string="{_is_text(value)}">{_value(value)}</{MARK}parameter>'
         for name, value in json.loads(call["arguments"]).items()
     ]
-    inside = "\n".join(lines)
-    return f'<{MARK}invoke name="{call["name"]}">\n{inside}\n</{MARK}invoke>'
+    parameters = "\n".join(lines)
+    return f'<{MARK}invoke name="{call["name"]}">\n{parameters}\n</{MARK}invoke>'
 
 
 def _is_text(value):
@@ -172,26 +174,26 @@ def parse_answer(text: str, *, thinking: bool):
     """
     reasoning = ""
     if thinking:
-        reasoning, found, text = text.partition(THOUGHT)
-        if not found:
+        reasoning, thought_end, text = text.partition(THOUGHT)
+        if not thought_end:
             raise ValueError(f"the answer has no {THOUGHT} after its reasoning")
-    content, called, block = text.partition(f"\n\n<{MARK}function_calls>\n")
+    content, calls_start, block = text.partition(f"\n\n<{MARK}function_calls>\n")
     message = {"role": "assistant", "content": content, "reasoning_content": reasoning}
     if any(token in content + reasoning for token in (BOS, EOS, THINK, THOUGHT, MARK)):
         raise ValueError("the answer has a special token in its text")
-    if not called:
+    if not calls_start:
         return message
-    inside, found, rest = block.partition(f"\n</{MARK}function_calls>")
-    if not found or rest or INVOKE.sub("", inside).strip("\n"):
+    calls_text, calls_end, rest = block.partition(f"\n</{MARK}function_calls>")
+    if not calls_end or rest or INVOKE.sub("", calls_text).strip("\n"):
         raise ValueError("the answer's function_calls are not complete, or not alone at its end")
-    return message | {"tool_calls": [_parse_call(*call) for call in INVOKE.findall(inside)]}
+    return message | {"tool_calls": [_parse_call(*call) for call in INVOKE.findall(calls_text)]}
 
 
-def _parse_call(name, inside):
-    if PARAMETER.sub("", inside).strip("\n"):
+def _parse_call(name, block):
+    if PARAMETER.sub("", block).strip("\n"):
         raise ValueError(f"the call of {name!r} has text outside of its parameters")
     arguments = {}
-    for key, is_text, value in PARAMETER.findall(inside):
+    for key, is_text, value in PARAMETER.findall(block):
         if key in arguments:
             raise ValueError(f"the call of {name!r} has the parameter {key!r} twice")
         try:
@@ -221,9 +223,9 @@ class DeepseekV32Chat:
         """
         text = BOS
         for message in messages:
-            before = dict(user=USER, system="").get(message["role"], "")
-            after = dict(user=ASSISTANT, assistant=EOS).get(message["role"], "")
-            text += before + message["content"] + after
+            start_token = dict(user=USER, system="").get(message["role"], "")
+            end_token = dict(user=ASSISTANT, assistant=EOS).get(message["role"], "")
+            text += start_token + message["content"] + end_token
         text += THINK if add_generation_prompt else ""
         if not tokenize:
             return text

@@ -36,16 +36,16 @@ def dataset_files(name: str, split: str):
         ValueError: The subset or the split does not exist (the message names the ones that exist),
             the files have other formats, or there are no files. Also as `hub.pinned` does.
     """
-    found = hub_id(name).at_commit("dataset")
-    folder = snapshot(found, "dataset", [README])
-    names = names_of_files(found, "dataset")
+    dataset_id = hub_id(name).at_commit("dataset")
+    folder = snapshot(dataset_id, "dataset", [README])
+    names = names_of_files(dataset_id, "dataset")
     configs = _configs(folder / README)
     if configs:
-        chosen = _by_config(found, split, configs, names)
+        chosen_names = _by_config(dataset_id, split, configs, names)
     else:
-        chosen = _by_name(found, split, names)
-    folder = snapshot(found, "dataset", [glob.escape(each) for each in chosen])
-    return [folder / each for each in chosen]
+        chosen_names = _by_name(dataset_id, split, names)
+    folder = snapshot(dataset_id, "dataset", [glob.escape(file_name) for file_name in chosen_names])
+    return [folder / file_name for file_name in chosen_names]
 
 
 def _configs(readme: Path):
@@ -57,61 +57,66 @@ def _configs(readme: Path):
     from huggingface_hub.repocard import metadata_load
 
     try:
-        about = (metadata_load(readme) if readme.is_file() else None) or {}
+        metadata = (metadata_load(readme) if readme.is_file() else None) or {}
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(
             f"the YAML of {readme} is damaged: {' '.join(str(error).split())}"
         ) from error
-    listed = about.get("configs") or []
-    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+    configs = metadata.get("configs") or []
+    if not isinstance(configs, list) or not all(isinstance(config, dict) for config in configs):
         raise ValueError(f"{readme} has configs that are no list of blocks; {HOW}")
-    placed = [each for each in listed if PLACES & each.keys()]
-    for each in placed:
-        if not isinstance(each.get("data_dir", ""), str):
-            raise ValueError(f"{readme} has a data_dir={each['data_dir']!r} that is no text; {HOW}")
-    return {str(each.get("config_name", "default")): each for each in placed}
+    configs_with_files = [config for config in configs if PLACES & config.keys()]
+    for config in configs_with_files:
+        if not isinstance(config.get("data_dir", ""), str):
+            raise ValueError(
+                f"{readme} has a data_dir={config['data_dir']!r} that is no text; {HOW}"
+            )
+    return {str(config.get("config_name", "default")): config for config in configs_with_files}
 
 
-def _by_config(found, split, configs, names):
+def _by_config(dataset_id, split, configs, names):
     """Return the names of a split's files according to the README's configs."""
-    subset = found.subset or _usual_subset(found, configs)
+    subset = dataset_id.subset or _usual_subset(dataset_id, configs)
     if subset not in configs:
-        raise ValueError(f"{found} has no subset {subset!r}; {suggest(subset, configs)}")
+        raise ValueError(f"{dataset_id} has no subset {subset!r}; {suggest(subset, configs)}")
     prefix = configs[subset].get("data_dir")
     if "data_files" not in configs[subset]:
-        return _by_name(found, split, names, f"{prefix}/")
-    splits = _patterns(found, configs[subset]["data_files"])
+        return _by_name(dataset_id, split, names, f"{prefix}/")
+    splits = _patterns(dataset_id, configs[subset]["data_files"])
     if split not in splits:
-        raise ValueError(f"split={split!r} is not one of {found}; {suggest(split, splits)}")
-    patterns = [f"{prefix}/{each}" if prefix else each for each in splits[split]]
+        raise ValueError(f"split={split!r} is not one of {dataset_id}; {suggest(split, splits)}")
+    patterns = [f"{prefix}/{pattern}" if prefix else pattern for pattern in splits[split]]
     matches = [n for p in patterns for n in names if _regex(p).fullmatch(n)]
     if not matches:
         raise ValueError(
-            f"{found}: its {README} gives {', '.join(patterns)} for split={split!r}, and no file has such a "
-            "name"
+            f"{dataset_id}: its {README} gives {', '.join(patterns)} for split={split!r}, and no file has "
+            "such a name"
         )
-    unread = [each for each in matches if not each.endswith(DATA)]
-    if unread:
+    unreadable_names = [name for name in matches if not name.endswith(DATA)]
+    if unreadable_names:
         raise ValueError(
-            f"{found}: {unread[0]} of split={split!r} is not read, only {', '.join(DATA)}; try "
-            f"{_converted(found)}"
+            f"{dataset_id}: {unreadable_names[0]} of split={split!r} is not read, only {', '.join(DATA)}; "
+            f"try {_converted(dataset_id)}"
         )
     # A file that two patterns match is read once
     return [*dict.fromkeys(matches)]
 
 
-def _usual_subset(found, configs):
+def _usual_subset(dataset_id, configs):
     """Return the name of the config to use if the id has no subset."""
-    marked = [name for name, config in configs.items() if config.get("default")]
-    usual = marked or [name for name in configs if name == "default" or len(configs) == 1]
-    if not usual:
+    default_names = [name for name, config in configs.items() if config.get("default")]
+    usual_names = default_names or [
+        name for name in configs if name == "default" or len(configs) == 1
+    ]
+    if not usual_names:
         raise ValueError(
-            f"{found} has several subsets ({', '.join(configs)}); write {found.repo}:{next(iter(configs))}"
+            f"{dataset_id} has several subsets ({', '.join(configs)}); "
+            f"write {dataset_id.repo}:{next(iter(configs))}"
         )
-    return usual[0]
+    return usual_names[0]
 
 
-def _patterns(found, data_files):
+def _patterns(dataset_id, data_files):
     """Return {split: patterns} of a config's data_files, in any of the forms of data_files.
 
     Raises:
@@ -122,22 +127,24 @@ def _patterns(found, data_files):
     if isinstance(data_files, str):
         data_files = [data_files]
     splits = {}
-    for each in data_files if isinstance(data_files, list) else [data_files]:
+    for data_file in data_files if isinstance(data_files, list) else [data_files]:
         # A pattern without a split belongs to "train", as in the library datasets
-        entry = {"path": each} if isinstance(each, str) else each
+        entry = {"path": data_file} if isinstance(data_file, str) else data_file
         paths = entry.get("path") if isinstance(entry, dict) else None
         paths = [paths] if isinstance(paths, str) else paths
         if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-            raise ValueError(f"{found}: its {README} has data_files with {each!r}; {HOW}")
+            raise ValueError(f"{dataset_id}: its {README} has data_files with {data_file!r}; {HOW}")
         splits.setdefault(str(entry.get("split", "train")), []).extend(paths)
     return splits
 
 
 def _regex(pattern):
     """Compile a pattern of paths, in which only ** matches across folders."""
-    parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    split = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern.removeprefix("./"))
-    text = "".join(parts.get(p) or (p if SET.fullmatch(p) else re.escape(p)) for p in split)
+    regex_by_wildcard = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern.removeprefix("./"))
+    text = "".join(
+        regex_by_wildcard.get(p) or (p if SET.fullmatch(p) else re.escape(p)) for p in pieces
+    )
     try:
         return re.compile(text)
     except re.error as error:
@@ -146,75 +153,82 @@ def _regex(pattern):
         ) from error
 
 
-def _by_name(found, split, names, folder=None):
+def _by_name(dataset_id, split, names, folder=None):
     """Return the names of a split's files, by the words in the names.
 
     Args:
-        found: The HubId.
+        dataset_id: The HubId.
         split: The name of the split.
         names: The names of all files.
         folder: How the names must begin; None to find the folder of the subset.
     """
-    data = [name for name in names if name.endswith(DATA) and not name.startswith(".")]
-    if not data:
-        raise ValueError(_without_files(found, names))
-    folder = _folder(found, data) if folder is None else folder
-    data = [name for name in data if name.startswith(folder)]
-    words = {name: _words(name.removeprefix(folder)) for name in data}
-    chosen = [name for name in data if split in words[name]]
-    if not chosen and split == "train" and not SPLIT_WORDS & set().union(*words.values()):
-        chosen = data
-    if not chosen:
+    data_names = [name for name in names if name.endswith(DATA) and not name.startswith(".")]
+    if not data_names:
+        raise ValueError(_without_files(dataset_id, names))
+    folder = _folder(dataset_id, data_names) if folder is None else folder
+    data_names = [name for name in data_names if name.startswith(folder)]
+    words_by_name = {name: _words(name.removeprefix(folder)) for name in data_names}
+    chosen_names = [name for name in data_names if split in words_by_name[name]]
+    if (
+        not chosen_names
+        and split == "train"
+        and not SPLIT_WORDS & set().union(*words_by_name.values())
+    ):
+        chosen_names = data_names
+    if not chosen_names:
         raise ValueError(
-            f"split={split!r} is in no file's name of {found}; there are {', '.join(data[:9])}"
-            + (f" and {len(data) - 9} more" if len(data) > 9 else "")
+            f"split={split!r} is in no file's name of {dataset_id}; there are {', '.join(data_names[:9])}"
+            + (f" and {len(data_names) - 9} more" if len(data_names) > 9 else "")
         )
-    form = next(form for form in DATA if any(name.endswith(form) for name in chosen))
-    return [name for name in chosen if name.endswith(form)]
+    extension = next(
+        extension for extension in DATA if any(name.endswith(extension) for name in chosen_names)
+    )
+    return [name for name in chosen_names if name.endswith(extension)]
 
 
-def _folder(found, data):
+def _folder(dataset_id, data_names):
     """Return how the names of a subset's files begin: "" or a folder with a slash."""
-    tops = sorted({name.partition("/")[0] for name in data if "/" in name})
-    if found.subset is not None:
-        if found.subset not in tops:
+    top_folders = sorted({name.partition("/")[0] for name in data_names if "/" in name})
+    if dataset_id.subset is not None:
+        if dataset_id.subset not in top_folders:
             raise ValueError(
-                f"{found} has no subset {found.subset!r}; {suggest(found.subset, tops)}"
+                f"{dataset_id} has no subset {dataset_id.subset!r}; {suggest(dataset_id.subset, top_folders)}"
             )
-        return f"{found.subset}/"
-    for usual in ("data", "default"):
-        if usual in tops:
-            return f"{usual}/"
+        return f"{dataset_id.subset}/"
+    for usual_folder in ("data", "default"):
+        if usual_folder in top_folders:
+            return f"{usual_folder}/"
     # Files at the top, folders of splits, or the folder of the only subset
-    if any("/" not in name for name in data) or SPLIT_WORDS & set(tops):
+    if any("/" not in name for name in data_names) or SPLIT_WORDS & set(top_folders):
         return ""
-    if len(tops) > 1:
+    if len(top_folders) > 1:
         raise ValueError(
-            f"{found} has several subsets ({', '.join(tops)}); write {found.repo}:{tops[0]}"
+            f"{dataset_id} has several subsets ({', '.join(top_folders)}); "
+            f"write {dataset_id.repo}:{top_folders[0]}"
         )
-    return f"{tops[0]}/"
+    return f"{top_folders[0]}/"
 
 
 def _words(name):
     """Return the words of a path that can be a split: its folders and parts of the file's name."""
-    *folders, last = name.split("/")
-    stem = last.rpartition(".")[0]
-    whole = SHARD.sub("", stem)
+    *folders, file_name = name.split("/")
+    stem = file_name.rpartition(".")[0]
+    unsharded_stem = SHARD.sub("", stem)
     # In a shard's name _ belongs to the split: train_sft is not train
-    between = WORDS if whole == stem else re.compile("[-.]")
-    return {*folders, whole, *between.split(whole)}
+    separators = WORDS if unsharded_stem == stem else re.compile("[-.]")
+    return {*folders, unsharded_stem, *separators.split(unsharded_stem)}
 
 
-def _without_files(found: HubId, names):
+def _without_files(dataset_id: HubId, names):
     scripts = [name for name in names if name.endswith(".py")]
     if scripts:
         return (
-            f"{found} is a loading script ({scripts[0]}), and no code is run; its files may be at "
-            f"{_converted(found)}"
+            f"{dataset_id} is a loading script ({scripts[0]}), and no code is run; its files may be at "
+            f"{_converted(dataset_id)}"
         )
-    return f"{found} has no {', '.join(DATA)}, only {', '.join(names[:9]) or 'no files'}"
+    return f"{dataset_id} has no {', '.join(DATA)}, only {', '.join(names[:9]) or 'no files'}"
 
 
-def _converted(found):
+def _converted(dataset_id):
     """Return the id of the parquet files that the hub makes of most data sets."""
-    return str(HubId(found.repo, found.subset, "refs/convert/parquet"))
+    return str(HubId(dataset_id.repo, dataset_id.subset, "refs/convert/parquet"))

@@ -51,27 +51,27 @@ def fill_in_the_middle(text: str, tokenizer: Tokenizer, *, length: int, rate: fl
     if not text:
         return []
     rng = np.random.default_rng(seed)
-    chosen = rng.random() < rate
-    if chosen:
-        whole = _arranged(map(tokenizer.encode, _parts(text, rng)), tokenizer)
-        if len(whole) <= length:
-            return [whole]
+    is_rearranged = rng.random() < rate
+    if is_rearranged:
+        segment = _arranged(map(tokenizer.encode, _parts(text, rng)), tokenizer)
+        if len(segment) <= length:
+            return [segment]
     ids = [*tokenizer.encode(text), tokenizer.eos_id]
-    segments, start, last = [], 0, len(ids) - 1
-    # If the text encodes to nothing, last is 0: a single end token predicts nothing
-    while start <= last and last:
+    segments, start, last_index = [], 0, len(ids) - 1
+    # If the text encodes to nothing, last_index is 0: a single end token predicts nothing
+    while start <= last_index and last_index:
         # Leave room for the markers, for eos and for the tokens that a cut adds
-        end = min(start + length - ADDED - SPARE, last)
-        if chosen and end > start:
+        end = min(start + length - ADDED - SPARE, last_index)
+        if is_rearranged and end > start:
             segments.append(_arranged_piece(ids[start:end], tokenizer, length, rng))
             # Every rearranged segment ends in eos, so after the last one the document's eos is skipped
-            start = end + (end == last)
+            start = end + (end == last_index)
         else:
             # Start one token early: a row's first token is no target
-            first = max(start - 1, 0)
-            segments.append(ids[first : first + length])
-            start = first + length
-        chosen = rng.random() < rate
+            first_index = max(start - 1, 0)
+            segments.append(ids[first_index : first_index + length])
+            start = first_index + length
+        is_rearranged = rng.random() < rate
     return segments
 
 
@@ -89,13 +89,13 @@ def _arranged_piece(ids, tokenizer, length, rng):
     return _arranged(_parts(ids, rng), tokenizer)
 
 
-def _parts(whole, rng):
+def _parts(sequence, rng):
     """Return prefix, middle and suffix, cut at two places drawn uniformly."""
-    start, end = sorted(rng.integers(len(whole) + 1, size=2).tolist())
-    return whole[:start], whole[start:end], whole[end:]
+    start, end = sorted(rng.integers(len(sequence) + 1, size=2).tolist())
+    return sequence[:start], sequence[start:end], sequence[end:]
 
 
-def _arranged(parts, tokenizer):
-    prefix, middle, suffix = parts
+def _arranged(prefix_middle_suffix, tokenizer):
+    prefix, middle, suffix = prefix_middle_suffix
     fim_begin, fim_hole, fim_end = tokenizer.fim_ids
     return [fim_begin, *prefix, fim_hole, *suffix, fim_end, *middle, tokenizer.eos_id]

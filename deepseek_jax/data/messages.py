@@ -73,9 +73,9 @@ def worked_conversations(examples: list, worked):
 def _as_record(place, line):
     """Return the record to write for a line; its other columns become one JSON text."""
     conversation = as_conversation(place, line)
-    parts = {name: conversation.pop(name) for name in ("messages", "weight")}
+    fields = {name: conversation.pop(name) for name in ("messages", "weight")}
     # json.dumps escapes what is not ASCII: a column may have half of a surrogate pair, which is not UTF-8
-    return parts | {COLUMNS: json.dumps(conversation, allow_nan=False)}
+    return fields | {COLUMNS: json.dumps(conversation, allow_nan=False)}
 
 
 class Conversations:
@@ -112,9 +112,11 @@ def _columns_of_json(place, record):
 
 def _columns_of_features(place, record):
     """Return the columns of a record of a user's TFDS dataset."""
-    others = {name: value for name, value in record.items() if name not in ("messages", "weight")}
-    check_names(place, others)
-    return plain(rows_of_tfds(others))
+    other_columns = {
+        name: value for name, value in record.items() if name not in ("messages", "weight")
+    }
+    check_names(place, other_columns)
+    return plain(rows_of_tfds(other_columns))
 
 
 def what_it_answers(conversation):
@@ -156,5 +158,5 @@ def _tfds_conversations(path, split):
 
 
 def _answered(example, answer):
-    asked = example.get("messages") or [{"role": "user", "content": example["question"]}]
-    return {"messages": [*asked, {"role": "assistant", "content": answer}], "weight": 1.0}
+    messages = example.get("messages") or [{"role": "user", "content": example["question"]}]
+    return {"messages": [*messages, {"role": "assistant", "content": answer}], "weight": 1.0}

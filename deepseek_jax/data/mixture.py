@@ -59,8 +59,10 @@ class Mixture:
         # Read each source in one call, then put its documents where their indices were
         for owner in np.unique(owners).tolist():
             places = np.flatnonzero(owners == owner)
-            own = (indices[places] - self.starts[owner]).tolist()
-            for place, document in zip(places, read(self.sources[owner], own), strict=True):
+            source_indices = (indices[places] - self.starts[owner]).tolist()
+            for place, document in zip(
+                places, read(self.sources[owner], source_indices), strict=True
+            ):
                 documents[place] = document
         return documents
 
@@ -100,9 +102,9 @@ class Mixture:
             share = grain.MapDataset.range(start + reader, end, readers)
             # Grain uses the next seeds for later epochs, so the seeds of two sources must be far apart.
             # Grain refuses seeds of 2**32 and more
-            shuffled = share.shuffle((seed + (number << 16)) % 2**32)
+            shuffled_share = share.shuffle((seed + (number << 16)) % 2**32)
             with_epoch = partial(_with_epoch, length=len(share))
-            streams.append(shuffled.repeat(num_epochs).map_with_index(with_epoch))
+            streams.append(shuffled_share.repeat(num_epochs).map_with_index(with_epoch))
         return streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, self.weights)
 
 

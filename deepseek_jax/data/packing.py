@@ -146,18 +146,18 @@ def pack_segments(blocks, to_segments, rows: Rows, *, features, seed: int, pad_i
         loss_mask is then False where the weight is 0, and normalizer is the sum of the weights.
     """
     # Without this Grain would start 16 threads more; the prefetching thread below already reads ahead
-    in_this_thread = grain.ReadOptions(prefetch_buffer_size=0)
-    packed = grain.experimental.FirstFitPackIterDataset(
-        grain.experimental.FlatMapIterDataset(blocks.to_iter_dataset(in_this_thread), to_segments),
+    read_options = grain.ReadOptions(prefetch_buffer_size=0)
+    packed_rows = grain.experimental.FirstFitPackIterDataset(
+        grain.experimental.FlatMapIterDataset(blocks.to_iter_dataset(read_options), to_segments),
         length_struct=dict.fromkeys(features, rows.sequence_length),
         num_packing_bins=PACKING_BINS,
         max_sequences_per_bin=None if rows.packing else 1,
         seed=seed,
     )
-    own = rows.batch_size // rows.readers
-    pad_rows = partial(grain.experimental.batch_and_pad, batch_size=own)
-    batches = packed.batch(own, batch_fn=pad_rows)
-    batches = batches.map(partial(_finish, pad_id=pad_id, others=_others(features)))
+    reader_batch_size = rows.batch_size // rows.readers
+    pad_rows = partial(grain.experimental.batch_and_pad, batch_size=reader_batch_size)
+    batches = packed_rows.batch(reader_batch_size, batch_fn=pad_rows)
+    batches = batches.map(partial(_finish, pad_id=pad_id, other_features=_others(features)))
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=BATCHES_AHEAD)
 
 
@@ -172,7 +172,7 @@ def whole_row(features: dict):
     for name in filter(lambda name: name.endswith("tokens"), features):
         row[f"{name}_segment_ids"] = np.ones_like(row[name])
         row[f"{name}_positions"] = np.arange(len(features[name]), dtype=np.int32)[None]
-    return _finish(row, pad_id=0, others=_others(features))
+    return _finish(row, pad_id=0, other_features=_others(features))
 
 
 def _others(features):
@@ -188,7 +188,7 @@ def _read(draws, *, source, tokenizer, length, fim_rate, seed):
     """
     draws = draws.tolist()
     documents = source.__getitems__([index for _, index in draws])
-    read = []
+    segments_by_document = []
     for (epoch, index), document in zip(draws, documents, strict=True):
         text = document_text(document["text"], index)
         # This seed must not depend on the number of readers or on where a run resumes
@@ -199,8 +199,8 @@ def _read(draws, *, source, tokenizer, length, fim_rate, seed):
             segments = fill_in_the_middle(
                 text, tokenizer, length=length, rate=fim_rate, seed=own_seed
             )
-        read.append([np.array(segment, np.int32) for segment in segments])
-    return read
+        segments_by_document.append([np.array(segment, np.int32) for segment in segments])
+    return segments_by_document
 
 
 def _turns(texts, tokenizer, length):
@@ -219,7 +219,7 @@ def document_text(text, index: int):
         ValueError: The text is bytes that are not UTF-8; the message has the document's index.
     """
     if not isinstance(text, (str, bytes)):
-        return [document_text(each, index) for each in text]
+        return [document_text(turn, index) for turn in text]
     try:
         return text.decode() if isinstance(text, bytes) else text
     except UnicodeDecodeError as error:
@@ -240,7 +240,7 @@ class _FirstSegments(grain.experimental.FlatMapTransform):
         return [{"tokens": segment} for document in element for segment in document[:1]]
 
 
-def _finish(batch, *, pad_id, others):
+def _finish(batch, *, pad_id, other_features):
     """Add targets and their mask: a target is the row's next token.
 
     The mask is True where that token is of the same segment and has a weight.
@@ -250,17 +250,17 @@ def _finish(batch, *, pad_id, others):
     tokens = np.where(segments > 0, batch["tokens"], pad_id).astype(np.int32)
     weights = batch.get("weights", np.ones(tokens.shape, np.float32))
     # A segment's last token has no target: the next token is padding or another document's
-    same = (segments[:, :-1] == segments[:, 1:]) & (segments[:, 1:] > 0)
+    same_segment = (segments[:, :-1] == segments[:, 1:]) & (segments[:, 1:] > 0)
     loss_weights = np.zeros(tokens.shape, np.float32)
-    loss_weights[:, :-1] = np.where(same, weights[:, 1:], 0)
+    loss_weights[:, :-1] = np.where(same_segment, weights[:, 1:], 0)
     loss_mask = loss_weights > 0
-    finished = {name: batch[name] for name in others}
-    finished |= {
+    finished_batch = {name: batch[name] for name in other_features}
+    finished_batch |= {
         f"{name}_segment_ids": batch[f"{name}_segment_ids"]
-        for name in others
+        for name in other_features
         if name.endswith("tokens")
     }
-    finished |= {
+    finished_batch |= {
         "tokens": tokens,
         # roll wraps the first token around to the last column, where loss_mask is False
         "targets": np.where(loss_mask, np.roll(tokens, -1, axis=1), pad_id).astype(np.int32),
@@ -268,8 +268,8 @@ def _finish(batch, *, pad_id, others):
         "segment_ids": segments,
         "positions": batch["tokens_positions"],
     }
-    finished |= {"loss_weights": loss_weights} if "weights" in batch else {}
-    return finished | totals(finished)
+    finished_batch |= {"loss_weights": loss_weights} if "weights" in batch else {}
+    return finished_batch | totals(finished_batch)
 
 
 def totals(batch):

@@ -41,36 +41,36 @@ def parse_preference(kind: str, place: str, record):
             has its place.
     """
     names = (name for name in ("prompt", "messages") if record.get(name) is not None)
-    asked = record.get(next(names, None))
-    if isinstance(asked, str):
-        asked = [{"role": "user", "content": asked}]
+    prompt_messages = record.get(next(names, None))
+    if isinstance(prompt_messages, str):
+        prompt_messages = [{"role": "user", "content": prompt_messages}]
     responses = []
     for field in RESPONSES[kind]:
         if field not in record:
             raise ValueError(
                 f"{place} has no {field!r}; its columns are {', '.join(record)}, and a line has {FORMS[kind]}"
             )
-        before, response = _split(f"{place}, {field}", record[field])
-        asked = asked or before
-        if before and before != asked:
+        earlier_messages, response = _split(f"{place}, {field}", record[field])
+        prompt_messages = prompt_messages or earlier_messages
+        if earlier_messages and earlier_messages != prompt_messages:
             raise ValueError(f"{place}: the messages before {field!r} are not its prompt")
-        if not isinstance(asked, list) or not asked:
+        if not isinstance(prompt_messages, list) or not prompt_messages:
             raise ValueError(f"{place} has no prompt; a line has {FORMS[kind]}")
-        answered = [*asked, {"role": "assistant", "content": response}]
-        parsed = parse_conversation(place, {**record, "messages": answered})
+        messages = [*prompt_messages, {"role": "assistant", "content": response}]
+        conversation = parse_conversation(place, {**record, "messages": messages})
         responses.append(response)
     if len(set(responses)) < len(responses):
         raise ValueError(
             f"{place} chooses {responses[0][:80]!r} over itself; leave the pair out, or correct one of "
             "the two."
         )
-    more = {}
+    labels = {}
     if kind == "safety":
         if not isinstance(record.get("safe"), bool):
             raise ValueError(f"{place} has safe={record.get('safe')!r}; set true or false.")
-        more["safe"] = record["safe"]
-    parsed["messages"].pop()
-    return parsed | {"responses": responses} | more
+        labels["safe"] = record["safe"]
+    conversation["messages"].pop()
+    return conversation | {"responses": responses} | labels
 
 
 def read_preferences(kind: str, data: str | OwnData, num_held_out: int, seed: int):
@@ -89,23 +89,23 @@ def read_preferences(kind: str, data: str | OwnData, num_held_out: int, seed: in
         ValueError: One side would be empty or too small. Also as `parse_preference` and
             `read_records` do.
     """
-    own = as_own(data)
+    own_data = as_own(data)
     with needing(LINES[kind]):
         records = [
-            parse_preference(kind, place, renamed(place, record, own.columns))
-            for place, record in read_records(own.path, own.split)
+            parse_preference(kind, place, renamed(place, record, own_data.columns))
+            for place, record in read_records(own_data.path, own_data.split)
         ]
-    prompts = {}
+    records_by_prompt = {}
     for record in records:
-        prompts.setdefault(str(record["messages"]), []).append(record)
-    groups = list(prompts.values())
+        records_by_prompt.setdefault(str(record["messages"]), []).append(record)
+    groups = list(records_by_prompt.values())
     train, held_out = [], []
     for index in np.random.default_rng(seed).permutation(len(groups)):
         (held_out if len(held_out) < num_held_out else train).extend(groups[index])
     if not train or len(held_out) < num_held_out:
         raise ValueError(
             f"num_held_out={num_held_out} of {len(records)} records about {len(groups)} prompts in "
-            f"{own.path} leaves none to train on; lower it"
+            f"{own_data.path} leaves none to train on; lower it"
         )
     return train, held_out
 
@@ -116,8 +116,8 @@ def _split(place, response):
         if not isinstance(response, str) or not response.strip():
             raise ValueError(f"{place} has no text")
         return [], response
-    *before, last = check_turns(place, response, last="assistant")
-    return before, last["content"]
+    *earlier_messages, last_message = check_turns(place, response, last="assistant")
+    return earlier_messages, last_message["content"]
 
 
 def render_record(tokenizer: Tokenizer, record, index: int, *, template: str):

@@ -53,22 +53,24 @@ def read_questions(
         ValueError: As `read_records` does. Also for a record of another form, and for an answer
             that is missing or has no mark while others have one; the message names the line.
     """
-    examples, answered, marked = [], {}, {}
+    examples, answer_places, mark_places = [], {}, {}
     with needing(LINE):
         for place, record in read_records(path, split):
             record = renamed(place, record, columns or {})
             example = parse_question(place, record)
             examples.append(example)
             if not any(name in example for name in IN_PLACE):
-                answered.setdefault(bool(example["answer"]), place)
+                answer_places.setdefault(bool(example["answer"]), place)
             if example["answer"]:
-                marked.setdefault(MARK in str(record.get("answer")), place)
-    if len(answered) == 2:
-        raise ValueError(f"{answered[False]} has no text under 'answer', and {answered[True]} has")
-    if len(marked) == 2:
+                mark_places.setdefault(MARK in str(record.get("answer")), place)
+    if len(answer_places) == 2:
         raise ValueError(
-            f"{marked[False]}: the answer has no final '{MARK} <answer>', and that of {marked[True]} has; "
-            "mark all answers or none"
+            f"{answer_places[False]} has no text under 'answer', and {answer_places[True]} has"
+        )
+    if len(mark_places) == 2:
+        raise ValueError(
+            f"{mark_places[False]}: the answer has no final '{MARK} <answer>', and that of "
+            f"{mark_places[True]} has; mark all answers or none"
         )
     return distinct(examples)
 
@@ -81,17 +83,17 @@ def parse_question(place: str, record: Mapping) -> dict:
     """
     check_names(place, record)
     # A column that is None counts as absent: files merged from several forms have such columns
-    asked = next((record[key] for key in ASKED if record.get(key) is not None), None)
-    if asked is None and record.get("messages") is not None:
+    question = next((record[key] for key in ASKED if record.get(key) is not None), None)
+    if question is None and record.get("messages") is not None:
         *chat, reply = parse_conversation(place, record)["messages"]
-        own = {"question": chat[-1]["content"], "messages": chat, "answer": reply["content"]}
-        return dict(record) | own
-    if isinstance(asked, list):
-        chat = check_turns(place, asked, last="user")
+        fields = {"question": chat[-1]["content"], "messages": chat, "answer": reply["content"]}
+        return dict(record) | fields
+    if isinstance(question, list):
+        chat = check_turns(place, question, last="user")
         example = dict(record) | {"question": chat[-1]["content"], "messages": chat}
-    elif isinstance(asked, str) and asked.strip():
+    elif isinstance(question, str) and question.strip():
         example = {key: value for key, value in record.items() if key != "messages"}
-        example["question"] = asked
+        example["question"] = question
     else:
         raise ValueError(
             f"{place} has no text under 'question'; its columns are {', '.join(record)}, and a line has "
@@ -104,21 +106,21 @@ def parse_question(place: str, record: Mapping) -> dict:
     return example | {"answer": answer}
 
 
-def _answer(place, given):
+def _answer(place, raw_answer):
     """Return (answer, answer with its working or None) for the answer in a record."""
-    if given is None:
+    if raw_answer is None:
         return "", None
-    if isinstance(given, (int, float)) and not isinstance(given, bool):
-        given = str(given)
-    if not isinstance(given, str):
-        raise ValueError(f"{place} has no text under 'answer': {str(given)[:80]}")
-    _, mark, answer = given.rpartition(MARK)
+    if isinstance(raw_answer, (int, float)) and not isinstance(raw_answer, bool):
+        raw_answer = str(raw_answer)
+    if not isinstance(raw_answer, str):
+        raise ValueError(f"{place} has no text under 'answer': {str(raw_answer)[:80]}")
+    _, mark, answer = raw_answer.rpartition(MARK)
     if not mark:
-        return given.strip(), None
+        return raw_answer.strip(), None
     answer = answer.strip().replace(",", "")
     if not answer:
         raise ValueError(f"{place}: the answer has no final '{MARK} <answer>'.")
-    return answer, given
+    return answer, raw_answer
 
 
 def evaluation_texts(name: str):
@@ -141,10 +143,10 @@ def evaluation_texts(name: str):
 
 def distinct(examples):
     """Return a list of the examples without those that ask the same as an earlier one."""
-    first = {}
+    example_by_key = {}
     for example in examples:
-        first.setdefault(asked_key(example), example)
-    return list(first.values())
+        example_by_key.setdefault(asked_key(example), example)
+    return list(example_by_key.values())
 
 
 def asked_key(example):

@@ -77,11 +77,11 @@ def read_records(path: str | Path, split: str = "train") -> Iterator[tuple[str, 
         records = itertools.chain.from_iterable(
             READERS[file.suffix](file, name) for file, name in zip(files, names, strict=True)
         )
-    empty = True
+    is_empty = True
     for place, record in records:
-        empty = False
+        is_empty = False
         yield place, plain(record)
-    if empty:
+    if is_empty:
         raise NoData(f"path='{path}' holds no records; give {FORMS} with some")
 
 
@@ -95,13 +95,13 @@ def data_files(path: str | Path, split: str = "train") -> list[Path]:
     """
     if hub_id(path) is not None:
         return dataset_files(str(path), split)
-    place = as_path(path)
-    if place.is_dir():
+    location = as_path(path)
+    if location.is_dir():
         return _arrow_files(staged(path), path, split)
-    if not place.is_file():
+    if not location.is_file():
         raise NoData(f"path='{path}' is not a file; set it to {FORMS}")
-    if place.suffix not in READERS:
-        raise NoData(f"path='{path}' ends in {place.suffix!r}, which is not read; give {FORMS}")
+    if location.suffix not in READERS:
+        raise NoData(f"path='{path}' ends in {location.suffix!r}, which is not read; give {FORMS}")
     if split != "train":
         raise ValueError(
             f"path='{path}' is a file, which has no split={split!r}; set split to 'train'"
@@ -117,8 +117,8 @@ def content_digest(path: str | Path, split: str = "train") -> str:
     files = [staged(as_path(path) / INFO)] if is_stored(path) else data_files(path, split)
     digest = hashlib.blake2b(digest_size=8)
     for file in files:
-        with open(file, "rb") as opened:
-            digest.update(hashlib.file_digest(opened, hashlib.blake2b).digest())
+        with open(file, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, hashlib.blake2b).digest())
     return digest.hexdigest()
 
 
@@ -144,12 +144,12 @@ def _arrow_files(folder, path, split):
 def _field(file, name):
     """Return a field, which must be a list, of a JSON file that datasets.save_to_disk wrote."""
     try:
-        found = parse_json(file.read_text(encoding="utf-8"))
+        fields = parse_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}; {SAVE_ANEW}") from error
-    if not isinstance(found, dict) or not isinstance(found.get(name), list):
+    if not isinstance(fields, dict) or not isinstance(fields.get(name), list):
         raise ValueError(f"{file} has no list {name!r}; {SAVE_ANEW}")
-    return found[name]
+    return fields[name]
 
 
 def _json_lines(file, name):
@@ -172,14 +172,14 @@ def _json_lines(file, name):
 
 def _json(file, name):
     try:
-        found = parse_json(file.read_bytes().decode("utf-8-sig"))
+        records = parse_json(file.read_bytes().decode("utf-8-sig"))
     except ValueError as error:
         raise ValueError(
             f"{name} is not JSON: {error}; give a list of objects, or name a file of lines .jsonl"
         ) from error
-    if not isinstance(found, list):
+    if not isinstance(records, list):
         raise ValueError(f"{name} is not a list of objects: [{{...}}, {{...}}]")
-    for number, record in enumerate(found, start=1):
+    for number, record in enumerate(records, start=1):
         if not isinstance(record, dict):
             raise ValueError(f"{name}, entry {number} is not a JSON object; give {{...}}")
         yield f"{name}, entry {number}", record
@@ -219,7 +219,7 @@ def _arrow(file, name):
     import pyarrow
 
     try:
-        with pyarrow.OSFile(str(file)) as opened, pyarrow.ipc.open_stream(opened) as batches:
+        with pyarrow.OSFile(str(file)) as stream, pyarrow.ipc.open_stream(stream) as batches:
             yield from _rows(name, batches)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{name} is missing or damaged: {error}; {SAVE_ANEW}") from error
@@ -227,10 +227,10 @@ def _arrow(file, name):
 
 def _check_columns(name, columns):
     """Raise ValueError for a column that occurs twice: a record would keep only the last one."""
-    twice = next((column for column in columns if columns.count(column) > 1), None)
-    if twice is not None:
+    repeated_column = next((column for column in columns if columns.count(column) > 1), None)
+    if repeated_column is not None:
         raise ValueError(
-            f"{name} has the column {twice!r} twice; rename one of them, or leave it out"
+            f"{name} has the column {repeated_column!r} twice; rename one of them, or leave it out"
         )
 
 

@@ -143,15 +143,21 @@ def tfds_source(path: str | Path, split: str = "train"):
     return source, dict(builder.info.features.items())
 
 
-def _slice_files(source, parts):
+def _slice_files(source, instructions):
     """Return the records of a split that may use only a part of a file.
 
     TFDS 4.9 reads parquet files whole.
     """
-    ends = np.cumsum([part.examples_in_shard for part in parts])
+    ends = np.cumsum([instruction.examples_in_shard for instruction in instructions])
     assert ends[-1] == len(source)
-    starts = [end - p.examples_in_shard + p.skip for p, end in zip(parts, ends, strict=True)]
-    indices = [np.arange(s, s + p.take) for p, s in zip(parts, starts, strict=True)]
+    starts = [
+        end - shard.examples_in_shard + shard.skip
+        for shard, end in zip(instructions, ends, strict=True)
+    ]
+    indices = [
+        np.arange(start, start + shard.take)
+        for shard, start in zip(instructions, starts, strict=True)
+    ]
     return Documents(source, np.concatenate(indices).tolist())
 
 
@@ -183,9 +189,9 @@ def hold_out(source, num_held_out: int, key=None, measured=()):
     # Return early: without a key no record has to be read
     if key is None:
         return Documents(source, range(border)), held_out
-    kept_out = {key(record) for record in _each(held_out)} | set(measured)
-    shown = enumerate(_each(Documents(source, range(border))))
-    indices = [i for i, record in shown if key(record) not in kept_out]
+    held_out_keys = {key(record) for record in _each(held_out)} | set(measured)
+    numbered_records = enumerate(_each(Documents(source, range(border))))
+    indices = [i for i, record in numbered_records if key(record) not in held_out_keys]
     if not indices:
         raise ValueError(
             f"num_held_out={num_held_out} of {len(source)} records leaves nothing to train on: each of the "
@@ -231,5 +237,5 @@ def read(source, indices):
 
     They are read in one call if the source has __getitems__.
     """
-    many = getattr(source, "__getitems__", None)
-    return many(indices) if many else [source[i] for i in indices]
+    read_many = getattr(source, "__getitems__", None)
+    return read_many(indices) if read_many else [source[i] for i in indices]

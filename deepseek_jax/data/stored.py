@@ -48,8 +48,10 @@ def stored_dataset(path: str | Path):
     folder = staged(path)
     try:
         features = json.loads((folder / "features.json").read_text())
-        foreign = next((name for name in _classes(features) if not name.startswith(FEATURES)), None)
-        if foreign is None:
+        foreign_class = next(
+            (name for name in _classes(features) if not name.startswith(FEATURES)), None
+        )
+        if foreign_class is None:
             return tfds.builder_from_directory(folder)
     # Any exception: json, protobuf and TFDS raise errors of their own
     except Exception as error:
@@ -57,7 +59,7 @@ def stored_dataset(path: str | Path):
             f"path='{path}' is a damaged TFDS dataset: {type(error).__name__}: {error}; {WHOLE}"
         ) from error
     raise ValueError(
-        f"path='{path}': features.json names the class {foreign}, which would be imported; prepare the "
+        f"path='{path}': features.json names the class {foreign_class}, which would be imported; prepare the "
         "dataset with features of tensorflow_datasets alone"
     )
 
@@ -79,25 +81,25 @@ def stored_records(builder, split: str, path: str | Path | None = None):
             the message names the file.
     """
     try:
-        parts = builder.info.splits[split].file_instructions
-        if not parts:
+        instructions = builder.info.splits[split].file_instructions
+        if not instructions:
             raise ValueError("the slice is empty")
     except ValueError as error:
         raise ValueError(
             f"path='{path}' has no records in split={split!r}; choose from "
             f"{', '.join(builder.info.splits)}, or a slice: {error}"
         ) from error
-    given = "" if path is None else f"path='{path}': "
+    error_prefix = "" if path is None else f"path='{path}': "
     remedy = f"remove {builder.data_path}, and it is built anew" if path is None else WHOLE
     if builder.info.file_format.value == "array_record":
-        for part in parts:
-            _check_length(given, part, remedy)
-        return Records(builder.as_data_source(split=split), parts, given, remedy)
+        for instruction in instructions:
+            _check_length(error_prefix, instruction, remedy)
+        return Records(builder.as_data_source(split=split), instructions, error_prefix, remedy)
     try:
         return builder.as_data_source(split=split)
     except (OSError, ValueError) as error:
-        files = " or ".join(sorted({str(part.filename) for part in parts}))
-        raise ValueError(f"{given}{files} cannot be read ({error}); {remedy}") from error
+        files = " or ".join(sorted({str(instruction.filename) for instruction in instructions}))
+        raise ValueError(f"{error_prefix}{files} cannot be read ({error}); {remedy}") from error
 
 
 class Records:
@@ -112,8 +114,8 @@ class Records:
 
     def __init__(self, source, parts, given: str, remedy: str):
         self._source, self._given, self._remedy = source, given, remedy
-        self._files = [str(part.filename) for part in parts]
-        self._ends = list(itertools.accumulate(part.take for part in parts))
+        self._files = [str(instruction.filename) for instruction in parts]
+        self._ends = list(itertools.accumulate(instruction.take for instruction in parts))
 
     def __len__(self):
         return len(self._source)
@@ -141,20 +143,20 @@ def _classes(tree):
             yield from _classes(value)
 
 
-def _check_length(given, part, remedy):
-    path, length = str(part.filename), part.examples_in_shard
+def _check_length(error_prefix, instruction, remedy):
+    path, length = str(instruction.filename), instruction.examples_in_shard
     if not Path(path).is_file():
-        raise ValueError(f"{given}{path} is missing; {remedy}")
+        raise ValueError(f"{error_prefix}{path} is missing; {remedy}")
     # The reader of a cut file has no records, wherever the cut is; close() raises the reason
-    found, cause = 0, ""
+    num_readable, cause = 0, ""
     try:
         reader = array_record_module.ArrayRecordReader(path)
-        found = reader.num_records()
+        num_readable = reader.num_records()
         reader.close()
     except RuntimeError as error:
         cause = f" ({error})"
-    if found != length:
+    if num_readable != length:
         raise ValueError(
-            f"{given}{path} is cut short or damaged: {found} of its {length} records can be read{cause}; "
-            f"{remedy}"
+            f"{error_prefix}{path} is cut short or damaged: {num_readable} of its {length} records can be "
+            f"read{cause}; {remedy}"
         )

@@ -35,11 +35,11 @@ def _apart(tokenizer, text):
     """Return the text as a list of pieces without markers."""
     encoding = tokenizer.backend.encode(text, add_special_tokens=False)
     cuts = []
-    for i, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-        if i in tokenizer.markers and end - start > 1:
+    for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+        if token_id in tokenizer.markers and end - start > 1:
             # The match may include blanks around the marker, or be another spelling of it
-            at = text.find(tokenizer.markers[i], start, end)
-            cuts.append(at + 1 if at >= 0 else (start + end) // 2)
+            marker_start = text.find(tokenizer.markers[token_id], start, end)
+            cuts.append(marker_start + 1 if marker_start >= 0 else (start + end) // 2)
     if not cuts:
         return [text]
     pieces = [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
@@ -80,9 +80,9 @@ def encode_parts(tokenizer: Tokenizer, parts: list[str], texts: list[str]) -> li
     ids, open_text = [], ""
     for part, text in itertools.zip_longest(parts, texts, fillvalue=""):
         end = 0
-        for found in tokenizer.marker_pattern.finditer(part):
-            ids += encode_text(tokenizer, open_text + part[end : found.start()])
-            ids.append(tokenizer.backend.token_to_id(found[0]))
-            open_text, end = "", found.end()
+        for marker in tokenizer.marker_pattern.finditer(part):
+            ids += encode_text(tokenizer, open_text + part[end : marker.start()])
+            ids.append(tokenizer.backend.token_to_id(marker[0]))
+            open_text, end = "", marker.end()
         open_text += part[end:] + text
     return ids + encode_text(tokenizer, open_text)

@@ -55,16 +55,16 @@ def checked_call(name, arguments, schemas: list[dict]):
         )
     if not isinstance(arguments, dict):
         raise ValueError(f"The arguments of {name} must be an object with a value by parameter.")
-    known = parameters_of(functions[name])
-    for given in arguments:
-        if given not in known:
+    parameters = parameters_of(functions[name])
+    for parameter in arguments:
+        if parameter not in parameters:
             raise ValueError(
-                f"{name} has no parameter {given[:NAME_LENGTH]!r}; its parameters are: "
-                f"{', '.join(known) or 'none'}."
+                f"{name} has no parameter {parameter[:NAME_LENGTH]!r}; its parameters are: "
+                f"{', '.join(parameters) or 'none'}."
             )
-    for needed in functions[name].get("parameters", {}).get("required", ()):
-        if needed not in arguments:
-            raise ValueError(f"{name} needs the parameter {needed!r}.")
+    for required_parameter in functions[name].get("parameters", {}).get("required", ()):
+        if required_parameter not in arguments:
+            raise ValueError(f"{name} needs the parameter {required_parameter!r}.")
     try:
         # json.loads accepts NaN, infinity and half surrogates, which the files of a run cannot store
         json.dumps(arguments, allow_nan=False, ensure_ascii=False).encode()
@@ -76,16 +76,16 @@ def checked_call(name, arguments, schemas: list[dict]):
 def parse_hermes(text: str, schemas: list[dict]):
     """Parse Qwen2.5's and Qwen3's form: a JSON object between <tool_call> and </tool_call>."""
     thought, answer = split_thought(text)
-    content, found, rest = answer.partition("<tool_call>")
-    if not found:
+    content, start_tag, rest = answer.partition("<tool_call>")
+    if not start_tag:
         return text, []
     calls = []
-    while found:
+    while start_tag:
         value, rest = _read_json(rest)
         rest = _without(rest, "</tool_call>")
         calls.append(_call_of(value, "arguments", schemas))
-        between, found, rest = rest.partition("<tool_call>")
-        content += between
+        text_between, start_tag, rest = rest.partition("<tool_call>")
+        content += text_between
     return thought + content.strip(), calls
 
 
@@ -93,9 +93,11 @@ def parse_llama(text: str, schemas: list[dict]):
     """Parse Llama 3.1's form: the turn is one JSON object with name and parameters."""
     thought, answer = split_thought(text)
     answer = answer.lstrip().removeprefix("<|python_tag|>").lstrip()
-    start = re.match(r'\{\s*"name"\s*:\s*"(.*?)"', answer)
+    name_match = re.match(r'\{\s*"name"\s*:\s*"(.*?)"', answer)
     # Another object with a name may be the answer to a question
-    if not start or (start[1] not in functions_by_name(schemas) and '"parameters"' not in answer):
+    if not name_match or (
+        name_match[1] not in functions_by_name(schemas) and '"parameters"' not in answer
+    ):
         return text, []
     value, rest = _read_json(answer)
     if rest:
@@ -112,10 +114,10 @@ def parse_deepseek(text: str, schemas: list[dict]):
     may be missing.
     """
     thought, answer = split_thought(text)
-    content, found, rest = answer.partition(CALLS if CALLS in answer else CALL)
-    if not found:
+    content, start_token, rest = answer.partition(CALLS if CALLS in answer else CALL)
+    if not start_token:
         return text, []
-    rest = rest.lstrip() if found == CALLS else CALL + rest
+    rest = rest.lstrip() if start_token == CALLS else CALL + rest
     calls = []
     while rest.startswith(CALL):
         head = re.match(rf"{CALL}function{SEPARATOR}([^\n]*)\n```json\n", rest)
@@ -165,9 +167,9 @@ def split_thought(text: str):
 
     A call inside a thought does not count as a call.
     """
-    thought, found, answer = text.partition(THOUGHT)
-    if found:
-        return thought + found, answer
+    thought, end_tag, answer = text.partition(THOUGHT)
+    if end_tag:
+        return thought + end_tag, answer
     return (text, "") if text.lstrip().startswith("<think>") else ("", text)
 
 

@@ -75,8 +75,8 @@ def with_thought_apart(message):
     message = with_arguments(message, as_text=True)
     if message["role"] != "assistant":
         return message
-    thought, found, content = message["content"].rpartition(deepseek_v32.THOUGHT)
-    return {**message, "content": content, "reasoning_content": thought if found else None}
+    thought, end_tag, content = message["content"].rpartition(deepseek_v32.THOUGHT)
+    return {**message, "content": content, "reasoning_content": thought if end_tag else None}
 
 
 def with_description(messages, name, schemas):
@@ -87,13 +87,15 @@ def with_description(messages, name, schemas):
         name: The name of the form of calls, see `tools.ToolForm`.
         schemas: Schemas as transformers.utils.get_json_schema makes them.
     """
-    system, others = "", messages
+    system, other_messages = "", messages
     if messages[0]["role"] == "system":
-        system, others = messages[0]["content"], messages[1:]
+        system, other_messages = messages[0]["content"], messages[1:]
     if name == "deepseek_v32":
-        told = [{"role": "system", "content": system, "tools": schemas}]
-        system = deepseek_v32.render_messages(told, thinking=False).removeprefix(deepseek_v32.BOS)
+        system_messages = [{"role": "system", "content": system, "tools": schemas}]
+        system = deepseek_v32.render_messages(system_messages, thinking=False).removeprefix(
+            deepseek_v32.BOS
+        )
     else:
         describe = deepseek_description if name == "deepseek" else plain_description
         system = f"{system}\n\n{describe(schemas)}".lstrip("\n")
-    return [{"role": "system", "content": system}, *others]
+    return [{"role": "system", "content": system}, *other_messages]

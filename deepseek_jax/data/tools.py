@@ -83,8 +83,8 @@ class ToolForm:
             schemas: Schemas of the tools.
             opening: See `data.chat.render_question`.
         """
-        knows, messages = self.name in ("hermes", "llama"), asked_messages(example)
-        if schemas and not knows and self.template == "chat":
+        knows_tools, messages = self.name in ("hermes", "llama"), asked_messages(example)
+        if schemas and not knows_tools and self.template == "chat":
             self._check_system()
             messages = with_description(messages, self.name, schemas)
         messages = [
@@ -93,7 +93,7 @@ class ToolForm:
             else m
             for m in messages
         ]
-        tokenizer = showing_tools(self.tokenizer, schemas if knows else [])
+        tokenizer = showing_tools(self.tokenizer, schemas if knows_tools else [])
         example = {**example, "messages": messages}
         return render_question(tokenizer, example, template=self.template, opening=opening)
 
@@ -129,19 +129,19 @@ class ToolForm:
         """
         if self.name == "plain":
             return self.user("\n".join(texts))
-        called = [as_tool_call(Call(call.name, {})) for call in calls]
-        turn = {"role": "assistant", "content": "", "tool_calls": called}
+        call_dicts = [as_tool_call(Call(call.name, {})) for call in calls]
+        turn = {"role": "assistant", "content": "", "tool_calls": call_dicts}
         answers = [{"role": "tool", "name": call.name, "content": TEXT} for call in calls]
         return self._between([ASKED, turn, *answers], texts)
 
     def user(self, text: str) -> list[int]:
         """Return the ids between two turns, as `results` does, for a message of the user."""
         if self.template != "chat":
-            whole = R1_ZERO_TEMPLATE if self.template == "r1_zero" else self.template
-            parts = whole.split("{question}")
-            return encode_parts(self.tokenizer, parts, [text] * (len(parts) - 1))
-        answered = {"role": "assistant", "content": "?"}
-        return self._between([ASKED, answered, {"role": "user", "content": TEXT}], [text])
+            template_text = R1_ZERO_TEMPLATE if self.template == "r1_zero" else self.template
+            template_parts = template_text.split("{question}")
+            return encode_parts(self.tokenizer, template_parts, [text] * (len(template_parts) - 1))
+        reply = {"role": "assistant", "content": "?"}
+        return self._between([ASKED, reply, {"role": "user", "content": TEXT}], [text])
 
     def rewritten(self, messages: list[dict], texts: list[str]) -> int:
         """Return how many earlier turns the template would encode otherwise than they were sampled.
@@ -180,16 +180,16 @@ class ToolForm:
 
     def _between(self, messages, texts):
         """Return the ids after the assistant's last end token, with the texts in place of TEXT."""
-        parts = self._render(messages, ask=True).split(OWN_TEXT)
-        if len(parts) != 2 * len(texts) + 1 or self._end not in parts[0]:
+        template_parts = self._render(messages, ask=True).split(OWN_TEXT)
+        if len(template_parts) != 2 * len(texts) + 1 or self._end not in template_parts[0]:
             raise ValueError(
                 f"template={self.template!r}: the chat template leaves out what a tool or a user says after "
                 'an answer; set it to "r1_zero" or to a text that contains {question}.'
             )
-        if parts[1] != '"':
+        if template_parts[1] != '"':
             texts = [json.dumps(text, ensure_ascii=False)[1:-1] for text in texts]
-        parts[0] = parts[0].rpartition(self._end)[2]
-        return encode_parts(self.tokenizer, parts[0::2], texts)
+        template_parts[0] = template_parts[0].rpartition(self._end)[2]
+        return encode_parts(self.tokenizer, template_parts[0::2], texts)
 
     def _render(self, messages, *, ask):
         """Return the text of a conversation; `ask` adds the generation prompt."""
@@ -197,8 +197,10 @@ class ToolForm:
             return deepseek_v32.render_messages(
                 [with_thought_apart(m) for m in messages], thinking=True
             )
-        called = [with_arguments(m, as_text=self.name == "deepseek") for m in messages]
-        return by_template(self.tokenizer, called, tokenize=False, add_generation_prompt=ask)
+        template_messages = [with_arguments(m, as_text=self.name == "deepseek") for m in messages]
+        return by_template(
+            self.tokenizer, template_messages, tokenize=False, add_generation_prompt=ask
+        )
 
 
 def tool_form(tokenizer: Tokenizer, template: str) -> ToolForm:
@@ -242,8 +244,8 @@ def _form_name(tokenizer):
         # This template takes arguments in the other form, or has no tools
         except ValueError:
             continue
-        for name, begins in PROBED.items():
-            if begins in text and (name == "deepseek" or _shows_tools(tokenizer)):
+        for name, call_start in PROBED.items():
+            if call_start in text and (name == "deepseek" or _shows_tools(tokenizer)):
                 return name
     return "plain"
 
@@ -252,5 +254,5 @@ def _shows_tools(tokenizer):
     """Return whether the chat template lists the tools."""
     parameters = {"type": "object", "properties": {}}
     function = {"name": "probe", "description": "", "parameters": parameters}
-    shown = showing_tools(tokenizer, [{"type": "function", "function": function}])
-    return "probe" in by_template(shown, [ASKED], tokenize=False)
+    probe_tokenizer = showing_tools(tokenizer, [{"type": "function", "function": function}])
+    return "probe" in by_template(probe_tokenizer, [ASKED], tokenize=False)

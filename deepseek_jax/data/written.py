@@ -119,8 +119,8 @@ def build(dataset: Dataset, data_dir: str | Path, *, led: Led | None = None):
             # Any exception: the other processes wait for the outcome in from_each
             except Exception as error:
                 failure = error
-    failed = None if failure is None else f"{type(failure).__name__}: {failure}"
-    message = from_each(failed)[0]
+    own_message = None if failure is None else f"{type(failure).__name__}: {failure}"
+    message = from_each(own_message)[0]
     if failure is not None:
         raise failure
     if message is not None:
@@ -130,18 +130,18 @@ def build(dataset: Dataset, data_dir: str | Path, *, led: Led | None = None):
 
 def _write(dataset, folder):
     """Write all records, or nothing."""
-    near = tempfile.gettempdir() if is_remote(folder) else folder.parent
-    Path(near).mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=INCOMPLETE.strip("*"), dir=near))
+    parent_folder = tempfile.gettempdir() if is_remote(folder) else folder.parent
+    Path(parent_folder).mkdir(parents=True, exist_ok=True)
+    incomplete_folder = Path(tempfile.mkdtemp(prefix=INCOMPLETE.strip("*"), dir=parent_folder))
     try:
         with waiting_for(f"building the data {dataset.name}"):
-            _write_records(dataset, made)
+            _write_records(dataset, incomplete_folder)
         if is_remote(folder):
-            upload(made, folder, last=INFO)
+            upload(incomplete_folder, folder, last=INFO)
         else:
-            made.rename(folder)
+            incomplete_folder.rename(folder)
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(incomplete_folder, ignore_errors=True)
 
 
 def _write_records(dataset, folder):

@@ -34,19 +34,19 @@ class TopKRecords:
     def __call__(self):
         """Yield the records in the order of texts, a batch of rows at a time."""
         rows, sequence_length = self.led.like[0].shape
-        left = iter(self.texts)
-        while batch := list(itertools.islice(left, rows)):
+        remaining_texts = iter(self.texts)
+        while batch := list(itertools.islice(remaining_texts, rows)):
             tokens, lengths = _rows([text["tokens"] for text in batch], rows, sequence_length)
-            found = jax.device_get(self.led(tokens, lengths))
+            top_k = jax.device_get(self.led(tokens, lengths))
             # The last batch may have fewer texts than rows. It keeps the shape, so nothing compiles
             # again
             for row, (text, n) in enumerate(zip(batch, lengths, strict=False)):
                 yield {
                     "tokens": text["tokens"][:n],
                     "weights": text["weights"][:n],
-                    "top_ids": found.ids[row, :n],
-                    "top_logprobs": found.logprobs[row, :n],
-                    "dropped": found.dropped[row, :n],
+                    "top_ids": top_k.ids[row, :n],
+                    "top_logprobs": top_k.logprobs[row, :n],
+                    "dropped": top_k.dropped[row, :n],
                 }
 
 
@@ -78,21 +78,21 @@ def top_k_records(
         segment_ids = (jnp.arange(shape[1]) < length_b[:, None]).astype(jnp.int32)
         hidden_btd, _ = hidden_states(config, params, tokens_bt, segment_ids=segment_ids)
         head = head_weight(config, params)[:vocab_size]
-        found = top_k_logprobs(
+        teacher_top_k = top_k_logprobs(
             hidden_btd.reshape(-1, hidden_btd.shape[-1]), head, top_k, temperature
         )
-        return jax.tree.map(lambda x: x.reshape(*tokens_bt.shape, *x.shape[1:]), found)
+        return jax.tree.map(lambda x: x.reshape(*tokens_bt.shape, *x.shape[1:]), teacher_top_k)
 
     # Replicated, so that process 0 has all rows
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    likeliest = jax.jit(likeliest, out_shardings=everywhere)
+    replicated_sharding = NamedSharding(mesh, PartitionSpec())
+    likeliest = jax.jit(likeliest, out_shardings=replicated_sharding)
 
-    def of_rows(tokens, lengths):
+    def top_k_of_rows(tokens, lengths):
         rows = put_share(mesh, {"tokens": tokens, "lengths": lengths})
         return likeliest(params, rows["tokens"], rows["lengths"])
 
-    like = np.zeros(shape, np.int32), np.zeros(shape[0], np.int32)
-    return TopKRecords(texts, Led(of_rows, like))
+    empty_rows = np.zeros(shape, np.int32), np.zeros(shape[0], np.int32)
+    return TopKRecords(texts, Led(top_k_of_rows, empty_rows))
 
 
 def _rows(texts, rows, sequence_length):

@@ -32,23 +32,31 @@ def distilled(
     """
     loss, length = student.loss, student.sequence_length
     frozen = student.adapter is not None
-    own, taught = useful_flops(policy, length, trains_mtp=False, frozen=frozen), 0.0
+    student_flops, teacher_flops = (
+        useful_flops(policy, length, trains_mtp=False, frozen=frozen),
+        0.0,
+    )
     if teacher is not None:
-        taught = FORWARD * useful_flops(teacher, length, trains_mtp=False)
-    total, rows = 0.0, student.num_steps * student.batch_size
+        teacher_flops = FORWARD * useful_flops(teacher, length, trains_mtp=False)
+    total_flops, rows = 0.0, student.num_steps * student.batch_size
     if loss.learns_texts():
-        online = loss.needs("hidden", "relations", *CROSS)
+        runs_teacher = loss.needs("hidden", "relations", *CROSS)
         # Cached soft targets cost one teacher pass over the texts (below), others one at each
         # update
-        online |= loss.needs("soft") and loss.top_k is None
-        total += rows * length * (own + online * taught) + answered * taught
-        total += (loss.top_k is not None) * texts * length * taught
+        runs_teacher |= loss.needs("soft") and loss.top_k is None
+        total_flops += (
+            rows * length * (student_flops + runs_teacher * teacher_flops)
+            + answered * teacher_flops
+        )
+        total_flops += (loss.top_k is not None) * texts * length * teacher_flops
     if loss.on_policy is not None:
         rows = student.num_steps * loss.on_policy.prompts
-        sampled = rows * loss.on_policy.max_completion_length
-        sampling = FORWARD * useful_flops(policy, length, trains_mtp=False)
-        total += rows * length * (own + taught) + sampled * sampling
-    return total
+        sampled_tokens = rows * loss.on_policy.max_completion_length
+        sampling_flops = FORWARD * useful_flops(policy, length, trains_mtp=False)
+        total_flops += (
+            rows * length * (student_flops + teacher_flops) + sampled_tokens * sampling_flops
+        )
+    return total_flops
 
 
 def reinforced(settings, policy: ModelConfig, metrics_path: Path, phase: str):
@@ -64,8 +72,13 @@ def reinforced(settings, policy: ModelConfig, metrics_path: Path, phase: str):
     length = settings.rollout.max_prompt_length + settings.rollout.longest()
     records = read_metrics(metrics_path, phase)
     names = ("tokens", "prefilled_positions", "sampled_tokens")
-    tokens, prefilled, sampled = (sum(record[name] for record in records) for name in names)
-    learned = tokens + prefilled
-    scored = len(settings.scored())
-    own = useful_flops(policy, length, trains_mtp=False)
-    return own * (settings.epochs * learned + FORWARD * (scored * learned + prefilled + sampled))
+    tokens, prefilled_positions, sampled_tokens = (
+        sum(record[name] for record in records) for name in names
+    )
+    learned_positions = tokens + prefilled_positions
+    scoring_passes = len(settings.scored())
+    token_flops = useful_flops(policy, length, trains_mtp=False)
+    return token_flops * (
+        settings.epochs * learned_positions
+        + FORWARD * (scoring_passes * learned_positions + prefilled_positions + sampled_tokens)
+    )

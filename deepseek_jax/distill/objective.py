@@ -98,14 +98,15 @@ class Objective:
     def __post_init__(self):
         if self.teacher is None or not self._has("soft", "on_policy"):
             return
-        own, theirs = (
+        student_size, teacher_size = (
             min(config.vocab_size, self.vocab_size or config.vocab_size)
             for config in (self.student, self.teacher)
         )
-        if own != theirs:
+        if student_size != teacher_size:
             raise ValueError(
-                f"vocab_size={self.vocab_size} leaves the teacher {theirs} logits and the student {own}: set "
-                "it to the tokens that they share, or weights.matched and weights.sorted for two tokenizers"
+                f"vocab_size={self.vocab_size} leaves the teacher {teacher_size} logits and the student "
+                f"{student_size}: set it to the tokens that they share, or weights.matched and "
+                "weights.sorted for two tokenizers"
             )
 
     def loss(self, params, batch, rng=None, *, teacher_params):
@@ -119,24 +120,24 @@ class Objective:
             at most this.
         """
         teacher_params = jax.lax.stop_gradient(teacher_params)
-        parts = []
+        weighted_losses = []
         if self._has(*OF_DATA):
             student = self._read_student(without_projections(params), batch)
             teacher = self._read_teacher(teacher_params, batch)
             if self._has(*OF_LOGITS):
                 terms = self._terms(batch)
-                compared = any(term.against is None for term in terms.values())
-                taught = teacher.outputs if compared else None
-                parts.append(mean_over_tokens(terms, student.outputs, taught))
-            parts.append(self._features(params, student, teacher, batch))
+                needs_teacher = any(term.against is None for term in terms.values())
+                teacher_outputs = teacher.outputs if needs_teacher else None
+                weighted_losses.append(mean_over_tokens(terms, student.outputs, teacher_outputs))
+            weighted_losses.append(self._features(params, student, teacher, batch))
         if self._has("on_policy"):
-            parts.append(self._on_policy(params, batch, teacher_params))
+            weighted_losses.append(self._on_policy(params, batch, teacher_params))
         if self._has("l2"):
             # Losses of micro-batches add up, but this one does not shrink with their rows: divide
             # it
-            parts.append(self._weighted({"l2": l2_penalty(params) / self.micro_batches}))
-        metrics = {name: mean for _, means in parts for name, mean in means.items()}
-        return sum(loss for loss, _ in parts), jax.lax.stop_gradient(metrics)
+            weighted_losses.append(self._weighted({"l2": l2_penalty(params) / self.micro_batches}))
+        metrics = {name: mean for _, means in weighted_losses for name, mean in means.items()}
+        return sum(loss for loss, _ in weighted_losses), jax.lax.stop_gradient(metrics)
 
     def flops_per_token(self, sequence_length: int, *, cached: bool, frozen: bool):
         """Count the FLOPs that a token of a row needs.
@@ -165,17 +166,17 @@ class Objective:
         share_bt, weights, terms = token_weights(batch), self.weights, {}
         temperature = batch["temperature"]
 
-        def chosen(loss):
+        def with_divergence(loss):
             return functools.partial(loss, divergence=self.divergence, beta=self.beta)
 
         # A Partial is a pytree: the arrays that it binds reach shard_map and scan as arguments, not
         # constants
         if self._has("soft") and CACHED[0] in batch:
             top_k = TopK(*(batch[name] for name in CACHED))
-            loss = Partial(chosen(top_k_loss), temperature=temperature)
+            loss = Partial(with_divergence(top_k_loss), temperature=temperature)
             terms["soft"] = Term(loss, share_bt, weights["soft"], top_k)
         elif self._has("soft"):
-            loss = Partial(chosen(soft_loss), temperature=temperature)
+            loss = Partial(with_divergence(soft_loss), temperature=temperature)
             terms["soft"] = Term(loss, share_bt, weights["soft"])
         if self._has("hard"):
             terms["hard"] = Term(Partial(hard_loss), share_bt, weights["hard"], batch["targets"])
@@ -183,9 +184,9 @@ class Objective:
             # Roll both to the position that predicts the token, see place_beside
             aligned_bt, exact_bt = place_beside(batch) >= 0, jnp.roll(batch["exact"], -1, axis=1)
         if self._has("matched"):
-            shared = tuple(jnp.array(ids, jnp.int32) for ids in self.shared)
-            loss = chosen(shared_vocabulary_loss)
-            loss = Partial(loss, temperature=temperature, shared=shared)
+            shared_ids = tuple(jnp.array(ids, jnp.int32) for ids in self.shared)
+            loss = with_divergence(shared_vocabulary_loss)
+            loss = Partial(loss, temperature=temperature, shared=shared_ids)
             terms["matched"] = Term(loss, share_bt * (aligned_bt & exact_bt), weights["matched"])
         if self._has("sorted"):
             share_bt = share_bt * (aligned_bt & ~exact_bt)
@@ -199,10 +200,10 @@ class Objective:
             means["hidden"] = (weight_bt * hidden_bt).sum()
         if self._has("relations"):
             pairs = zip(student.attention, teacher.attention, strict=True)
-            flat = [[x.reshape(*x.shape[:2], -1) for x in pair] for pair in pairs]
+            flat_pairs = [[x.reshape(*x.shape[:2], -1) for x in pair] for pair in pairs]
             losses = [
                 relation_loss(*pair, batch["segment_ids"], relation_heads=self.relation_heads)
-                for pair in flat
+                for pair in flat_pairs
             ]
             means["relations"] = (weight_bt * sum(losses)).sum() / len(losses)
         return self._weighted(means)
@@ -220,8 +221,8 @@ class Objective:
         return mean_over_tokens({"on_policy": term}, student, teacher)
 
     def _read_student(self, params, batch):
-        compared = range(self.student.num_hidden_layers) if self._has(*OF_FEATURES) else None
-        return self._read(self.student, params, batch, compared)
+        layers = range(self.student.num_hidden_layers) if self._has(*OF_FEATURES) else None
+        return self._read(self.student, params, batch, layers)
 
     def _read_teacher(self, params, batch):
         """Return the teacher's Reading, or None if no term needs the teacher in memory."""
@@ -234,31 +235,31 @@ class Objective:
             return self._read(self.teacher, params, batch)
         return None
 
-    def _read(self, config: ModelConfig, params, batch, compared=None):
+    def _read(self, config: ModelConfig, params, batch, compared_layers=None):
         """Return a model's Reading, with features if it has layers to compare."""
-        keep = compared is not None
+        keeps_layers = compared_layers is not None
         hidden, _, states = layer_states(
             config,
             params,
             batch["tokens"],
             segment_ids=batch["segment_ids"],
             positions=batch["positions"],
-            keep_layers=keep,
+            keep_layers=keeps_layers,
         )
         # Rows past vocab_size belong to no token of the tokenizer
         outputs = Outputs(hidden, head_weight(config, params)[: self.vocab_size])
-        if not keep:
+        if not keeps_layers:
             return Reading(outputs)
         attention = None
         if self._has("relations"):
             attention = last_attention(config, params, states, batch["positions"])
-        return Reading(outputs, states[jnp.array(compared)], attention)
+        return Reading(outputs, states[jnp.array(compared_layers)], attention)
 
 
 def without_projections(params):
     """Return the student's own params."""
-    with_them = isinstance(params, dict) and PROJECTIONS in params
-    return params[STUDENT] if with_them else params
+    has_projections = isinstance(params, dict) and PROJECTIONS in params
+    return params[STUDENT] if has_projections else params
 
 
 def token_weights(batch):
@@ -277,7 +278,7 @@ def l2_penalty(params):
     """
     params, _ = split(without_projections(params))
 
-    def square(path, leaf, use):
-        return jnp.square(leaf).sum() if use and has_gradient(path) else jnp.float32(0)
+    def square(path, leaf, is_decayed):
+        return jnp.square(leaf).sum() if is_decayed and has_gradient(path) else jnp.float32(0)
 
     return 0.5 * sum(jax.tree.leaves(jax.tree.map_with_path(square, params, decays(params))))

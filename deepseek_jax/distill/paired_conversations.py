@@ -27,16 +27,22 @@ def pair_conversation(
         each of the student's tokens, -1 if there is none. For exact see distill.token_alignment.
     """
     ids, is_target = render_conversation(tokenizer, messages, template=template)
-    teacher_ids, theirs = render_conversation(teacher_tokenizer, messages, template=template)
+    teacher_ids, is_teacher_target = render_conversation(
+        teacher_tokenizer, messages, template=template
+    )
     texts = [message["content"] for message in messages if message["role"] == "assistant"]
     teacher_index, exact = np.full(len(ids), -1), np.zeros(len(ids), bool)
-    for text, own, other in zip(texts, _begins(is_target), _begins(theirs), strict=True):
-        offsets = [_offsets(each, text) for each in (tokenizer, teacher_tokenizer)]
-        aligned = align_tokens(*offsets)
-        place = slice(own, own + len(offsets[0]))
-        found = aligned.teacher_index
-        teacher_index[place] = np.where(found < 0, -1, other + found)
-        exact[place] = aligned.exact
+    for text, student_start, teacher_start in zip(
+        texts, _begins(is_target), _begins(is_teacher_target), strict=True
+    ):
+        offsets = [
+            _offsets(side_tokenizer, text) for side_tokenizer in (tokenizer, teacher_tokenizer)
+        ]
+        alignment = align_tokens(*offsets)
+        span = slice(student_start, student_start + len(offsets[0]))
+        aligned_index = alignment.teacher_index
+        teacher_index[span] = np.where(aligned_index < 0, -1, teacher_start + aligned_index)
+        exact[span] = alignment.exact
     return ids, is_target, teacher_ids, teacher_index, exact
 
 
@@ -65,9 +71,9 @@ def pack_paired(
     if rows.packing:
         raise ValueError("packing=True: two tokenizers need one text a row; set it to False")
     draws = rows.order(source, seed)
-    pair = partial(_read, source=source, tokenizers=(tokenizer, teacher_tokenizer))
+    read_draws = partial(_read, source=source, tokenizers=(tokenizer, teacher_tokenizer))
     return pack_segments(
-        draws.batch(BLOCK).map(partial(pair, template=template)),
+        draws.batch(BLOCK).map(partial(read_draws, template=template)),
         _FittingBoth(rows.sequence_length),
         rows,
         features=FEATURES,
@@ -84,15 +90,15 @@ class _FittingBoth(Fitting):
 
 
 def _read(draws, *, source, tokenizers, template):
-    indices, read = draws[:, 1].tolist(), []
+    indices, examples = draws[:, 1].tolist(), []
     for index, record in zip(indices, source.__getitems__(indices), strict=True):
         try:
-            paired = pair_conversation(*tokenizers, record["messages"], template=template)
+            pair_arrays = pair_conversation(*tokenizers, record["messages"], template=template)
         except ValueError as error:
             raise ValueError(f"conversation {index} of the data: {error}") from error
-        ids, is_target, teacher_ids, teacher_index, exact = paired
+        ids, is_target, teacher_ids, teacher_index, exact = pair_arrays
         weights = np.where(is_target, np.float32(record["weight"]), np.float32(0))
-        read.append(
+        examples.append(
             {
                 "tokens": np.array(ids, np.int32),
                 "weights": weights,
@@ -101,7 +107,7 @@ def _read(draws, *, source, tokenizers, template):
                 "exact": exact,
             }
         )
-    return read
+    return examples
 
 
 def _begins(is_target):

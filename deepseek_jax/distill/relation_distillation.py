@@ -44,12 +44,12 @@ def relation_loss(
         )
     b, t = segment_ids.shape
 
-    def parts(x_bty):
+    def split_heads(x_bty):
         return x_bty.reshape(b, t, relation_heads, -1).swapaxes(0, 1)  # [t b r z], r: relation head
 
-    keys = parts(student), parts(jax.lax.stop_gradient(teacher))
+    keys = split_heads(student), split_heads(jax.lax.stop_gradient(teacher))
 
-    def of_chunk(arrays):
+    def loss_of_chunk(arrays):
         queries, segment_tb, position_t = arrays
         same_tbs = segment_tb[:, :, None] == segment_ids
         seen_tbs = same_tbs & (jnp.arange(t) <= position_t[:, None, None])
@@ -60,7 +60,7 @@ def relation_loss(
 
     arrays = (keys, segment_ids.T, jnp.arange(t))
     width = 2 * b * relation_heads * t
-    return map_chunks(of_chunk, arrays, width=width, chunk_size=chunk_size).T
+    return map_chunks(loss_of_chunk, arrays, width=width, chunk_size=chunk_size).T
 
 
 def _scores(query_tbrz, key_sbrz, seen_tbs):

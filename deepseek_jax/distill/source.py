@@ -44,12 +44,12 @@ class TaskWatch:
         """
         params, metrics = without_projections(params), {}
         # Measure every task before noting anything: a request to stop may end a measurement halfway
-        measured = {
+        losses_by_task = {
             task: self.loss_of.by_conversation(params, batches)
             for task, batches in self.batches.items()
         }
         self.evaluations += 1
-        for task, losses in measured.items():
+        for task, losses in losses_by_task.items():
             metrics[f"{HELD_OUT_LOSS}/{task}"] = float(losses.mean())
             metrics[f"regressed/{task}"] = float(self._regressed(task, losses))
         means = [metrics[f"{HELD_OUT_LOSS}/{task}"] for task in self.batches]
@@ -57,17 +57,17 @@ class TaskWatch:
         return metrics
 
     def _regressed(self, task, losses):
-        best = self.best.get(task)
-        if best is None or losses.mean() < np.mean(best):
+        best_losses = self.best.get(task)
+        if best_losses is None or losses.mean() < np.mean(best_losses):
             # Each conversation's loss, not their mean: compare takes the difference for each
             # conversation
             self.best[task] = losses.tolist()
             return False
-        found = compare(losses, best)
+        comparison = compare(losses, best_losses)
         # compare calls the higher side better; for losses that means worse
-        if found.verdict != "better":
+        if comparison.verdict != "better":
             return False
-        mean, low, high = found.difference
+        mean, low, high = comparison.difference
         say(
             f"{self.student}: task {task} regressed at evaluation {self.evaluations}: its held-out loss is "
             f"{mean:.3f} nats a token ({low:.3f} to {high:.3f}) above its best"
@@ -125,10 +125,10 @@ class OnPolicyRows:
             normalizer, each under SAMPLED + its name.
         """
         # From seed and step alone, so that a resumed run draws the same rows
-        draw = np.random.default_rng([self.seed, step])
-        chosen = draw.integers(len(self.prompts), size=self.settings.prompts)
-        examples = [{"prompt_ids": self.prompts[i]} for i in chosen]
-        seed = int(draw.integers(2**31))
+        rng = np.random.default_rng([self.seed, step])
+        prompt_indices = rng.integers(len(self.prompts), size=self.settings.prompts)
+        examples = [{"prompt_ids": self.prompts[i]} for i in prompt_indices]
+        seed = int(rng.integers(2**31))
         rollout = self.policy.at(params).answer(examples, self.settings, seed=seed).rollout
         prompts = [example["prompt_ids"] for example in examples]
         rows = zip(prompts, rollout.completion_ids, rollout.completion_mask, strict=True)
@@ -208,11 +208,11 @@ class DistillSource(PackedDocuments):
             metrics |= dict(tokens=0.0, row_tokens=0.0)
         if self.sampler is None:
             return [batch], metrics
-        sampled = self.sampler(without_projections(state.model), step)
-        metrics["sampled_tokens"] = float(sampled[f"{SAMPLED}normalizer"])
+        sampled_arrays = self.sampler(without_projections(state.model), step)
+        metrics["sampled_tokens"] = float(sampled_arrays[f"{SAMPLED}normalizer"])
         metrics["tokens"] += metrics["sampled_tokens"]
-        metrics["row_tokens"] += float((sampled[f"{SAMPLED}segment_ids"] > 0).sum())
-        return [batch | put_share(self.mesh, sampled)], metrics
+        metrics["row_tokens"] += float((sampled_arrays[f"{SAMPLED}segment_ids"] > 0).sum())
+        return [batch | put_share(self.mesh, sampled_arrays)], metrics
 
     def get_state(self):
         """Return the position in the texts, and the state of the watch."""
@@ -229,6 +229,6 @@ def prompts_of(conversations, policy: Policy, limit: int):
     prompts = []
     for index in range(min(len(conversations), limit)):
         record, template = conversations[index], policy.template
-        rendered = render_numbered(policy.tokenizer, record, index, template=template)
-        prompts.append(last_prompt(*rendered))
+        ids_and_targets = render_numbered(policy.tokenizer, record, index, template=template)
+        prompts.append(last_prompt(*ids_and_targets))
     return prompts

@@ -78,18 +78,18 @@ def make_taught_loss(config: ModelConfig):
     """
 
     def loss_fn(params, batch, rng, head):
-        found = completion_states(config, params, batch)
+        states = completion_states(config, params, batch)
         share_bt = batch["completion_mask"] / jnp.maximum(batch["num_tokens"], 1)
         loss, metrics = teacher_kl(
-            Outputs(found.hidden, head_weight(config, params)),
+            Outputs(states.hidden, head_weight(config, params)),
             Outputs(batch[HIDDEN], head),
-            found.spread(share_bt),
-            (found.targets, found.spread(batch["sampler_logprobs"])),
+            states.spread(share_bt),
+            (states.targets, states.spread(batch["sampler_logprobs"])),
             weight=batch["weight"],
             temperature=batch["temperature"],
         )
-        if found.routing is not None:
-            metrics["routing"] = {"moe_layers": found.routing}
+        if states.routing is not None:
+            metrics["routing"] = {"moe_layers": states.routing}
         return loss, metrics
 
     return loss_fn
@@ -108,8 +108,8 @@ def jitted_update(
         TeachersUpdate.
     """
     tx = settings.make_optimizer()
-    create, placed = state_maker(params, tx, mesh, settings.optimizer.moment_memory)
-    return create, TeachersUpdate(config, settings.micro_batches, placed, tx, teachers)
+    create, state_shardings = state_maker(params, tx, mesh, settings.optimizer.moment_memory)
+    return create, TeachersUpdate(config, settings.micro_batches, state_shardings, tx, teachers)
 
 
 class TeachersUpdate:
@@ -133,29 +133,37 @@ class TeachersUpdate:
 
     def __call__(self, state, batch, rng):
         """Update the state once, and return it with its metrics."""
-        gradients, found = self.zeros(state.params), {}
-        for name, part in batch.items():
+        gradients, metrics_by_teacher = self.zeros(state.params), {}
+        for name, teacher_batch in batch.items():
             head = self.teachers[name].head()
-            gradients, found[name] = self.add(gradients, state, part, rng, head)
+            gradients, metrics_by_teacher[name] = self.add(
+                gradients, state, teacher_batch, rng, head
+            )
             # The next head must not arrive before this one has gone
             jax.block_until_ready(gradients)
             del head
-        overflows = [m.pop("expert_overflows") for m in found.values() if "expert_overflows" in m]
-        state, metrics = self.apply(state, gradients, merged(found))
+        overflows = [
+            m.pop("expert_overflows")
+            for m in metrics_by_teacher.values()
+            if "expert_overflows" in m
+        ]
+        state, metrics = self.apply(state, gradients, merged(metrics_by_teacher))
         return state, metrics | ({"expert_overflows": sum(overflows)} if overflows else {})
 
     def locate(self, state, batch, rng):
         """Say for each teacher where the update is not finite, see training.nonfinite.locate."""
-        find = functools.partial(locate, self.loss_fn, self.micro_batches)
+        locate_in = functools.partial(locate, self.loss_fn, self.micro_batches)
         return "; ".join(
-            f"teacher {name}: {find(state, part, rng, self.teachers[name].head())}"
-            for name, part in batch.items()
+            f"teacher {name}: {locate_in(state, teacher_batch, rng, self.teachers[name].head())}"
+            for name, teacher_batch in batch.items()
         )
 
-    def _add(self, gradients, state, part, rng, head):
+    def _add(self, gradients, state, teacher_batch, rng, head):
         """Add a teacher's gradient, and return (gradients, this teacher's metrics)."""
         loss_fn = functools.partial(self.loss_fn, head=head)
-        (loss, metrics), own = gradients_of(loss_fn, self.micro_batches)(state, part, rng)
+        (loss, metrics), teacher_gradients = gradients_of(loss_fn, self.micro_batches)(
+            state, teacher_batch, rng
+        )
         routing = metrics.pop("routing", {})
         overflows = [r.overflows.sum() for r in routing.values() if r.overflows is not None]
         if overflows:
@@ -163,7 +171,7 @@ class TeachersUpdate:
         if routing:
             # Their overflows are already counted
             metrics["routing"] = {k: r._replace(overflows=None) for k, r in routing.items()}
-        return jax.tree.map(jnp.add, gradients, own), metrics | {"loss": loss}
+        return jax.tree.map(jnp.add, gradients, teacher_gradients), metrics | {"loss": loss}
 
 
 def merged(found: dict):
@@ -174,7 +182,7 @@ def merged(found: dict):
     metrics["sampler_gap_mean"] = functools.reduce(jnp.maximum, gaps)
     routings = [m["routing"] for m in found.values() if "routing" in m]
     if routings:
-        metrics["routing"] = jax.tree.map(lambda *parts: sum(parts), *routings)
+        metrics["routing"] = jax.tree.map(lambda *leaves: sum(leaves), *routings)
     return metrics
 
 

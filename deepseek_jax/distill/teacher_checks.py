@@ -24,12 +24,18 @@ def check_teacher(student: ModelConfig, tokenizer, teacher: ModelConfig, teacher
             "KL is over one vocabulary; choose a teacher of the same one, or distil from text by "
             "recipe='distill', whose terms matched and sorted compare two"
         )
-    own, theirs = (t.backend.get_vocab(True) for t in (tokenizer, teacher_tokenizer))
-    if own != theirs:
-        token = min(own.items() ^ theirs.items(), key=lambda pair: (pair[1], pair[0]))[0]
+    student_vocabulary, teacher_vocabulary = (
+        t.backend.get_vocab(True) for t in (tokenizer, teacher_tokenizer)
+    )
+    if student_vocabulary != teacher_vocabulary:
+        token = min(
+            student_vocabulary.items() ^ teacher_vocabulary.items(),
+            key=lambda pair: (pair[1], pair[0]),
+        )[0]
         raise ValueError(
-            f"the teacher's tokenizer has another vocabulary: {token!r} is token {theirs.get(token)} there "
-            f"and {own.get(token)} in the student's; choose a teacher of the same tokenizer"
+            f"the teacher's tokenizer has another vocabulary: {token!r} is token "
+            f"{teacher_vocabulary.get(token)} there and {student_vocabulary.get(token)} in the student's; "
+            "choose a teacher of the same tokenizer"
         )
 
 
@@ -42,9 +48,12 @@ def check_questions(settings: TaughtSettings, configs: dict[str, ModelConfig], q
     """
     for task, number in settings.prompts_per_step.items():
         if not questions.get(task):
-            there = ", ".join(name for name, examples in questions.items() if examples)
+            tasks_with_questions = ", ".join(
+                name for name, examples in questions.items() if examples
+            )
             raise ValueError(
-                f"prompts_per_step.{task}={number}: there are no questions of that task; there are: {there}"
+                f"prompts_per_step.{task}={number}: there are no questions of that task; there are: "
+                f"{tasks_with_questions}"
             )
     for name, config in configs.items():
         with at(f"teachers.{name}"):
@@ -54,9 +63,9 @@ def check_questions(settings: TaughtSettings, configs: dict[str, ModelConfig], q
 
 def check_rows(settings: TaughtSettings, mesh: Mesh):
     """Raise ValueError unless every task's rows split over the mesh."""
-    parts = batch_parts(mesh) * settings.micro_batches
+    row_multiple = batch_parts(mesh) * settings.micro_batches
     for task, number in settings.prompts_per_step.items():
-        if settings.rows(task) % parts:
+        if settings.rows(task) % row_multiple:
             raise ValueError(
                 f"prompts_per_step.{task}={number} makes {settings.rows(task)} rows, which do not split into "
                 f"micro_batches={settings.micro_batches} over the {batch_parts(mesh)} parts of the mesh "

@@ -148,7 +148,10 @@ class TeacherSource:
         with record.timed("teacher_seconds"):
             groups = by_teacher(task_groups(examples, answers), self.settings.teachers)
             temperature = self.settings.rollout.temperature_at(step)
-            batch = {name: self._read(name, own, temperature) for name, own in groups.items()}
+            batch = {
+                name: self._read(name, teacher_groups, temperature)
+                for name, teacher_groups in groups.items()
+            }
         record.begin_training()
         record.tokens = counts["sampled_tokens"]
         return [batch], record.of_samples() | describe_by_teacher(groups)
@@ -159,14 +162,14 @@ class TeacherSource:
 
     def _take(self):
         """Take the next questions of every task, each with its task."""
-        taken = []
+        examples = []
         for task, number in self.settings.prompts_per_step.items():
             start = self.positions[task]
             self.positions[task] = start + number
-            taken += [
+            examples += [
                 self.questions[task][i] | {"task": task} for i in range(start, start + number)
             ]
-        return taken
+        return examples
 
     @named("teachers")
     def _read(self, name: str, groups: list, temperature: float):
@@ -188,8 +191,8 @@ def teacher_batch(
     groups: list, settings: TaughtSettings, mesh: Mesh, temperature: float, weight: float
 ):
     """Build the batch of a teacher's groups, as numpy arrays, without its hidden states."""
-    shared, multiple = settings.shares_prompts(), row_multiple(mesh)
-    rows = completion_batch(groups, shared=shared, multiple=multiple)
+    shares_prompts, multiple = settings.shares_prompts(), row_multiple(mesh)
+    rows = completion_batch(groups, shared=shares_prompts, multiple=multiple)
     scalars = {"temperature": np.float32(temperature), "weight": np.float32(weight)}
     return rows | totals(learned_tokens(rows, owners_of(groups))) | scalars
 
@@ -216,11 +219,14 @@ def by_teacher(groups: list, teachers: dict[str, TeacherSettings]):
 
 def describe_by_teacher(groups: dict[str, list]):
     """Compute completion_length and truncated_share of the samples, by teacher and of all."""
-    every = [group for own in groups.values() for group in own]
+    all_groups = [group for teacher_groups in groups.values() for group in teacher_groups]
     metrics = {}
-    for ending, own in {"": every, **{f"_{name}": own for name, own in groups.items()}}.items():
-        lengths = np.concatenate([group["rollout"].lengths for group in own])
-        truncated = np.concatenate([group["rollout"].truncated for group in own])
+    for ending, selected_groups in {
+        "": all_groups,
+        **{f"_{name}": selected_groups for name, selected_groups in groups.items()},
+    }.items():
+        lengths = np.concatenate([group["rollout"].lengths for group in selected_groups])
+        is_truncated = np.concatenate([group["rollout"].truncated for group in selected_groups])
         metrics[f"completion_length{ending}"] = float(lengths.mean())
-        metrics[f"truncated_share{ending}"] = float(truncated.mean())
+        metrics[f"truncated_share{ending}"] = float(is_truncated.mean())
     return metrics

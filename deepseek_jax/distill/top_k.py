@@ -79,16 +79,16 @@ def top_k_logprobs(
     v = len(head)
     check_top_k(top_k, v)
 
-    def of_chunk(hidden_md):
+    def top_k_of_chunk(hidden_md):
         logits_mv = dot("md,vd->mv", hidden_md, head, jnp.float32)
         ids_mk = jax.lax.top_k(logits_mv, top_k)[1].astype(jnp.int32)
-        kept = split_tail(logits_mv, ids_mk, temperature)
+        buckets = split_tail(logits_mv, ids_mk, temperature)
         # For k = v the tail is LOG_TINY, which stands for log 0
-        dropped_m = jnp.exp(kept.tail) if top_k < v else jnp.zeros_like(kept.tail)
-        return TopK(ids_mk, kept.logprobs, dropped_m)
+        dropped_m = jnp.exp(buckets.tail) if top_k < v else jnp.zeros_like(buckets.tail)
+        return TopK(ids_mk, buckets.logprobs, dropped_m)
 
     hidden, head = jax.lax.stop_gradient((hidden, head))
-    return map_chunks(of_chunk, hidden, width=v, chunk_size=chunk_size)
+    return map_chunks(top_k_of_chunk, hidden, width=v, chunk_size=chunk_size)
 
 
 def check_top_k(top_k: int, v: int):

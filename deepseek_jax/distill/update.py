@@ -52,7 +52,7 @@ def train_student(
             check_first(objective, state.model, batch, teacher_params)
 
     state = create(params)
-    needed = objective.flops_per_token(
+    flops_per_token = objective.flops_per_token(
         settings.sequence_length,
         cached=not settings.loss.reads_teacher(),
         frozen=state.frozen is not None,
@@ -65,7 +65,7 @@ def train_student(
         before_first=before_first,
         locate=lambda state, batch, rng: update.locate(state, batch, rng, teacher_params),
     )
-    state = train(settings, state, step, source, run, settings.seed, checks, needed)
+    state = train(settings, state, step, source, run, settings.seed, checks, flops_per_token)
     return without_projections(state.model)
 
 
@@ -76,16 +76,16 @@ def jitted_update(settings, objective: Objective, params, mesh: Mesh):
         (create, update): create(params) donates the params and returns the TrainState; update is an
         Update for the objective, called with (state, batch, rng, teacher_params).
     """
-    watched = None if settings.plateau is None else HELD_OUT_LOSS
+    watched_metric = None if settings.plateau is None else HELD_OUT_LOSS
 
     def loss_fn(params, batch, rng, teacher_params):
         return objective.loss(params, batch, rng, teacher_params=teacher_params)
 
     def report(state):
         # The factor on the learning rate from the next update on
-        return {} if watched is None else {"plateau_scale": state.opt_state[-1].scale}
+        return {} if watched_metric is None else {"plateau_scale": state.opt_state[-1].scale}
 
-    beside = Beside(watched=watched, report=report)
+    beside = Beside(watched=watched_metric, report=report)
     return create_update(settings, loss_fn, params, mesh, beside=beside)
 
 
@@ -100,25 +100,25 @@ def check_first(objective: Objective, params, batch, teacher_params):
     Returns:
         The values by name.
     """
-    own = without_projections(params)
-    projections = None if own is params else params[PROJECTIONS]
-    trained, frozen = split(own)
+    student_params = without_projections(params)
+    projections = None if student_params is params else params[PROJECTIONS]
+    trained, frozen = split(student_params)
 
     @functools.partial(jax.jit, static_argnums=0)
     def measure(name, trained, frozen, batch, projections, teacher_params):
-        alone = dataclasses.replace(objective, weights={name: 1.0})
+        single_term = dataclasses.replace(objective, weights={name: 1.0})
 
-        def of_part(part):
+        def measure_part(micro_batch):
             def loss(trained):
                 params = join(trained, frozen)
                 if projections is not None:
                     params = {STUDENT: params, PROJECTIONS: projections}
-                return alone.loss(params, part, teacher_params=teacher_params)
+                return single_term.loss(params, micro_batch, teacher_params=teacher_params)
 
             (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(trained)
             return value, optax.tree.norm(gradient)
 
-        values, norms = over_micro_batches(of_part, batch, objective.micro_batches)
+        values, norms = over_micro_batches(measure_part, batch, objective.micro_batches)
         return values.sum(), norms.max()
 
     weights = {name: weight for name, weight in objective.weights.items() if weight}
@@ -126,8 +126,10 @@ def check_first(objective: Objective, params, batch, teacher_params):
     for name in weights:
         value, norm = measure(name, trained, frozen, batch, projections, teacher_params)
         values[name], norms[name] = float(value), float(norm)
-    listed = (f"{name} {value:.4g} (gradient {norms[name]:.3g})" for name, value in values.items())
-    say(f"terms at the first update: {', '.join(listed)}")
+    term_texts = (
+        f"{name} {value:.4g} (gradient {norms[name]:.3g})" for name, value in values.items()
+    )
+    say(f"terms at the first update: {', '.join(term_texts)}")
     fields = (
         {f"weights.{name}": number for name, number in d.items()} for d in (weights, values, norms)
     )

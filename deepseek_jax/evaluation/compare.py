@@ -74,12 +74,12 @@ def sign_flip_p_value(differences):
     differences = np.asarray(differences, np.float64)
     rng = np.random.default_rng(0)
     # as_large begins at 1, which counts the observed signs
-    observed, as_large, left = abs(differences.mean()), 1, FLIPS
+    observed_mean, as_large, remaining_flips = abs(differences.mean()), 1, FLIPS
     # Draw at most DRAWS_AT_ONCE signs at a time, which fit in memory
-    while left:
-        rows = min(left, max(1, DRAWS_AT_ONCE // len(differences)))
+    while remaining_flips:
+        rows = min(remaining_flips, max(1, DRAWS_AT_ONCE // len(differences)))
         signs = rng.choice([-1.0, 1.0], size=(rows, len(differences)))
         means = np.abs(signs @ differences) / len(differences)
-        as_large += int(np.sum(means >= observed - ROUNDING))
-        left -= rows
+        as_large += int(np.sum(means >= observed_mean - ROUNDING))
+        remaining_flips -= rows
     return as_large / (FLIPS + 1)

@@ -28,15 +28,15 @@ def evaluate_both(
     Returns:
         {"sampled": result, "greedy": result}, both of evaluate.
     """
-    greedy = AnswerOptions(
+    greedy_options = AnswerOptions(
         temperature=0.0,
         max_completion_length=options.max_completion_length,
         slots=options.slots,
         speculative=options.speculative,
     )
     return {
-        way: evaluate(policy, examples, rewards, chosen, accuracy=accuracy, seed=seed)
-        for way, chosen in (("sampled", options), ("greedy", greedy))
+        way: evaluate(policy, examples, rewards, way_options, accuracy=accuracy, seed=seed)
+        for way, way_options in (("sampled", options), ("greedy", greedy_options))
     }
 
 
@@ -45,8 +45,8 @@ def scores_of_both(answers: dict):
 
     Scores of the sampled answers come first; the greedy ones have "greedy_" before their names.
     """
-    greedy = {f"greedy_{name}": score for name, score in answers["greedy"]["scores"].items()}
-    return answers["sampled"]["scores"] | greedy
+    greedy_scores = {f"greedy_{name}": score for name, score in answers["greedy"]["scores"].items()}
+    return answers["sampled"]["scores"] | greedy_scores
 
 
 def evaluate(
@@ -83,14 +83,14 @@ def evaluate(
         "completion_length": rollout.completion_mask.sum(1),
         "truncated": rollout.truncated,
     }
-    unscored, scores = 0, None
+    num_unscored, scores = 0, None
     if rewards is not None:
         scores = answers.scored_by(rewards, examples)
         values = _scored(scores, accuracy) | values
-        unscored = scores.errors
+        num_unscored = scores.errors
     return {
         "scores": summarise({name: _share_or_number(v) for name, v in values.items()}),
-        "unscored": unscored,
+        "unscored": num_unscored,
         "samples": [
             {"prompt": example["question"], "completion": texts[row]}
             | _scores_of(row, scores, accuracy, shown_columns(example))
@@ -108,13 +108,13 @@ def _scores_of(row, scores, accuracy, columns):
     """Return a sample's reward, parts, right and columns; scores is None without rewards."""
     if scores is None:
         return {"reward": None, "parts": {}, "right": None, "columns": columns}
-    parts = {name: _number(part[row]) for name, part in scores.parts.items()}
+    rewards_by_name = {name: _number(rewards[row]) for name, rewards in scores.parts.items()}
     return {
         "reward": _number(scores.total[row]),
-        "parts": parts,
+        "parts": rewards_by_name,
         "right": None if accuracy is None else bool(scores.as_wrong(accuracy)[row] == 1),
         "unread": scores.unread is not None and bool(scores.unread[row]),
-        "columns": columns | {name: of[row] for name, of in scores.columns.items()},
+        "columns": columns | {name: column[row] for name, column in scores.columns.items()},
     }
 
 
@@ -146,12 +146,20 @@ def _scored(scores, accuracy):
             f"{scores.unread.sum()} of {len(scores.total)} held-out answers state something that no rule "
             "reads; they count as wrong, and the page marks them as unread"
         )
-    scored = ~np.isnan(scores.total)
-    rewarded = {"reward": scores.total[scored]}
-    rewarded |= {name: part[scored] for name, part in scores.parts.items() if name != accuracy}
+    is_scored = ~np.isnan(scores.total)
+    rewards_by_name = {"reward": scores.total[is_scored]}
+    rewards_by_name |= {
+        name: rewards[is_scored] for name, rewards in scores.parts.items() if name != accuracy
+    }
     # An interval needs two numbers
-    rewarded = {name: of for name, of in rewarded.items() if len(of) > 1}
-    return rewarded if accuracy is None else {"accuracy": scores.as_wrong(accuracy)} | rewarded
+    rewards_by_name = {
+        name: numbers for name, numbers in rewards_by_name.items() if len(numbers) > 1
+    }
+    return (
+        rewards_by_name
+        if accuracy is None
+        else {"accuracy": scores.as_wrong(accuracy)} | rewards_by_name
+    )
 
 
 def _share_or_number(values):

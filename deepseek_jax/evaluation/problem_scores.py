@@ -36,16 +36,18 @@ def per_problem(problems: list):
     correct = [problem["correct"] for problem in problems]
     n = len(correct[0])
     scores = {f"pass@{k}": pass_at_k(correct, k) for k in _numbers(n)}
-    agreed = [problem["agreed"] for problem in problems]
+    agreements = [problem["agreed"] for problem in problems]
     # With one sample cons@1 would repeat pass@1
-    if None not in agreed and n > 1:
-        scores[f"cons@{n}"] = np.array(agreed, np.float64)
+    if None not in agreements and n > 1:
+        scores[f"cons@{n}"] = np.array(agreements, np.float64)
     scores["length"] = np.mean([problem["lengths"] for problem in problems], axis=1)
     scores["truncated"] = np.mean([problem["truncated"] for problem in problems], axis=1)
     for name in CONVERSED:
         values = [problem.get(name, [None]) for problem in problems]
-        if any(value is not None for of in values for value in of):
-            scores[name] = np.mean([[value or 0 for value in of] for of in values], axis=1)
+        if any(value is not None for problem_values in values for value in problem_values):
+            scores[name] = np.mean(
+                [[value or 0 for value in problem_values] for problem_values in values], axis=1
+            )
     return scores
 
 
@@ -70,16 +72,16 @@ def compared_tasks(ours: list, theirs: list):
         ValueError: Unless both runs answered the same problems.
     """
     theirs = in_order(ours, theirs)
-    compared = {}
+    comparisons = {}
     for task, group in _groups(ours).items():
         keys = set(map(_key, group))
-        others = per_problem([problem for problem in theirs if _key(problem) in keys])
-        compared[task] = {
-            name: compare(values, others[name])
+        their_scores = per_problem([problem for problem in theirs if _key(problem) in keys])
+        comparisons[task] = {
+            name: compare(values, their_scores[name])
             for name, values in per_problem(group).items()
-            if "@" in name and name in others
+            if "@" in name and name in their_scores
         }
-    return compared
+    return comparisons
 
 
 def in_order(ours: list, theirs: list):
@@ -88,16 +90,17 @@ def in_order(ours: list, theirs: list):
     Raises:
         ValueError: If one run has a problem that the other lacks; the message names one.
     """
-    found = {_key(problem): problem for problem in theirs}
-    wanted = list(map(_key, ours))
-    missing, more = set(wanted) - set(found), set(found) - set(wanted)
-    if missing or more:
-        example = sorted(missing or more)[0]
+    problem_by_key = {_key(problem): problem for problem in theirs}
+    keys = list(map(_key, ours))
+    missing_keys, extra_keys = set(keys) - set(problem_by_key), set(problem_by_key) - set(keys)
+    if missing_keys or extra_keys:
+        example = sorted(missing_keys or extra_keys)[0]
         raise ValueError(
-            f"not the same problems: {len(missing)} of ours and {len(more)} of theirs have no partner, such "
-            f"as {example[1]!r} of {example[0]}; evaluate both runs on the same data and num_problems"
+            f"not the same problems: {len(missing_keys)} of ours and {len(extra_keys)} of theirs have no "
+            f"partner, such as {example[1]!r} of {example[0]}; evaluate both runs on the same data and "
+            "num_problems"
         )
-    return [found[key] for key in wanted]
+    return [problem_by_key[key] for key in keys]
 
 
 def _numbers(n):

@@ -45,17 +45,17 @@ def load_problems(settings):
             raise ValueError(
                 f"data={name!r} is neither a path nor a task; {suggest(name, question_names())}"
             )
-        found = (_of_world if is_task else _of_file)(name, settings)
-        new = Counter(problem["task"] for problem in found)
-        if new & counts:
+        task_problems = (_of_world if is_task else _of_file)(name, settings)
+        new_counts = Counter(problem["task"] for problem in task_problems)
+        if new_counts & counts:
             raise ValueError(
-                f"data={name!r} repeats the task {list(new & counts)[0]}; give it once"
+                f"data={name!r} repeats the task {list(new_counts & counts)[0]}; give it once"
             )
-        problems, counts = problems + found, counts + new
-    alone = [task for task, count in counts.items() if count < 2]
-    if alone:
+        problems, counts = problems + task_problems, counts + new_counts
+    single_tasks = [task for task, count in counts.items() if count < 2]
+    if single_tasks:
         raise ValueError(
-            f"num_problems={settings.num_problems} leaves {alone[0]!r} a single problem, and an "
+            f"num_problems={settings.num_problems} leaves {single_tasks[0]!r} a single problem, and an "
             "interval needs 2; raise it"
         )
     return problems
@@ -80,16 +80,16 @@ def _of_world(name, settings):
 
 
 def _problem(example, task, rule, template, instruction=""):
-    asked = example
+    instructed_example = example
     if instruction:
         text = f"{example['question']}\n{instruction}"
-        asked = example | {"question": text}
+        instructed_example = example | {"question": text}
         if example.get("messages"):
-            *before, last = example["messages"]
-            asked["messages"] = [*before, last | {"content": text}]
-    shown = {key: example[key] for key in ("question", "answer")}
-    more = {"task": task, "rule": rule, "template": template}
-    return {"example": example, "asked": asked, **shown, **more}
+            *earlier_messages, last_message = example["messages"]
+            instructed_example["messages"] = [*earlier_messages, last_message | {"content": text}]
+    question_fields = {key: example[key] for key in ("question", "answer")}
+    rule_fields = {"task": task, "rule": rule, "template": template}
+    return {"example": example, "asked": instructed_example, **question_fields, **rule_fields}
 
 
 def _kind(name, example):
@@ -105,14 +105,18 @@ def _of_file(name, settings):
             f"num_problems={number} must be within 2..{len(examples)}, the questions of {name}"
         )
     # The fixed seed gives every evaluation of the file the same questions
-    chosen = sorted(np.random.default_rng(0).permutation(len(examples))[:number])
+    indices = sorted(np.random.default_rng(0).permutation(len(examples))[:number])
     # Leave the commit out of a hub name, so that the task keeps its name. If the problems change,
     # their questions show it
-    found = hub_id(name)
-    path = Path(name).with_suffix("") if found is None else Path(found.repo, found.subset or "")
+    hub_data = hub_id(name)
+    path = (
+        Path(name).with_suffix("")
+        if hub_data is None
+        else Path(hub_data.repo, hub_data.subset or "")
+    )
     task, template = "/".join(path.parts[-2:]), settings.template or "chat"
     problems = []
-    for example in (examples[i] for i in chosen):
+    for example in (examples[i] for i in indices):
         rule = settings.accuracy or ("program" if "test_cases" in example else "math_verify")
         # The instruction is about a final answer, which a program does not have
         instruction = "" if rule == "program" else settings.instruction
@@ -137,8 +141,8 @@ class Rules(contextlib.ExitStack):
         super().__init__()
         self._rewards, self._rules = {}, all_rules()
         for rule in sorted({problem["rule"] for problem in problems}):
-            own = {rule: models[rule]} if rule in models else {}
-            self._rewards[rule] = self.enter_context(open_rewards({rule: 1.0}, own))
+            rule_models = {rule: models[rule]} if rule in models else {}
+            self._rewards[rule] = self.enter_context(open_rewards({rule: 1.0}, rule_models))
             self._rewards[rule].check([p["example"] for p in problems if p["rule"] == rule])
 
     def judge(self, problems: list, groups, ids, examples: list | None = None):
@@ -155,55 +159,60 @@ class Rules(contextlib.ExitStack):
             number of completions without a verdict; they count as wrong, so that every problem has
             the same number of samples.
         """
-        judged = [
+        judgements = [
             self._vote(problem, answers)
             for problem, answers in zip(problems, self._answers(problems, groups), strict=True)
         ]
         ends = np.cumsum([len(group) for group in groups]).tolist()
         spans = list(zip([0, *ends], ends, strict=False))
-        ids_of = [picked(ids, range(start, end)) for start, end in spans]
+        ids_by_group = [picked(ids, range(start, end)) for start, end in spans]
         if examples is None:
             pairs = zip(problems, groups, strict=True)
             examples = [problem["example"] for problem, group in pairs for _ in range(len(group))]
         for rule, rewards in self._rewards.items():
-            chosen = [i for i, problem in enumerate(problems) if problem["rule"] == rule]
+            indices = [i for i, problem in enumerate(problems) if problem["rule"] == rule]
             # Score the most frequent answers after the completions, as if they were completions
-            voted = [i for i in chosen if judged[i]["majority"] is not None]
-            texts = [groups[i] for i in chosen] + [[_marked(judged[i]["majority"])] for i in voted]
-            asked = [example for i in chosen for example in examples[slice(*spans[i])]]
-            asked += [problems[i]["example"] for i in voted]
+            majority_indices = [i for i in indices if judgements[i]["majority"] is not None]
+            texts = [groups[i] for i in indices] + [
+                [_marked(judgements[i]["majority"])] for i in majority_indices
+            ]
+            scored_examples = [example for i in indices for example in examples[slice(*spans[i])]]
+            scored_examples += [problems[i]["example"] for i in majority_indices]
             # The most frequent answer was not sampled in this form, so it has no tokens
-            tokens = joined([ids_of[i] for i in chosen] + [[[]] for _ in voted])
-            scores = rewards.score_together(asked, joined(texts), tokens)
+            tokens = joined([ids_by_group[i] for i in indices] + [[[]] for _ in majority_indices])
+            scores = rewards.score_together(scored_examples, joined(texts), tokens)
             for message in scores.messages:
                 say(f"{message} It counts as wrong.")
             values = iter(scores.total.tolist())
-            for i in chosen:
+            for i in indices:
                 verdicts = [next(values) for _ in range(len(groups[i]))]
                 # NaN means no verdict. It equals nothing, so it counts as wrong
-                judged[i]["correct"] = [verdict == 1 for verdict in verdicts]
-                judged[i]["unscored"] = int(np.isnan(verdicts).sum())
-            for i in voted:
-                judged[i]["agreed"] = next(values) == 1
-        return judged
+                judgements[i]["correct"] = [verdict == 1 for verdict in verdicts]
+                judgements[i]["unscored"] = int(np.isnan(verdicts).sum())
+            for i in majority_indices:
+                judgements[i]["agreed"] = next(values) == 1
+        return judgements
 
     def _answers(self, problems, groups):
         """Return the answers (str or None) in each group's completions.
 
         Every process reads a share of the completions.
         """
-        texts, sizes = joined(groups), [len(group) for group in groups]
-        repeated = [p for p, size in zip(problems, sizes, strict=True) for _ in range(size)]
-        readings = [self._reading(problem["rule"]) for problem in repeated]
-        asked = [problem["example"]["question"] for problem in repeated]
+        texts, group_sizes = joined(groups), [len(group) for group in groups]
+        text_problems = [
+            p for p, size in zip(problems, group_sizes, strict=True) for _ in range(size)
+        ]
+        readings = [self._reading(problem["rule"]) for problem in text_problems]
+        questions = [problem["example"]["question"] for problem in text_problems]
 
         def find(rows):
             return [
-                None if readings[i] is None else readings[i].find(texts[i], asked[i]) for i in rows
+                None if readings[i] is None else readings[i].find(texts[i], questions[i])
+                for i in rows
             ]
 
-        found = iter(in_shares(find, len(texts)))
-        return [[next(found) for _ in range(size)] for size in sizes]
+        answers = iter(in_shares(find, len(texts)))
+        return [[next(answers) for _ in range(size)] for size in group_sizes]
 
     def _reading(self, rule):
         """Return how a rule reads an answer; None for a rule that reads none, as functions do."""
@@ -213,12 +222,12 @@ class Rules(contextlib.ExitStack):
         reading = self._reading(problem["rule"])
         if reading is None:
             return {"answers": answers, "majority": None, "agreed": None}
-        asked = problem["example"]["question"]
-        keys = [None if answer is None else reading.key(answer, asked) for answer in answers]
-        most = majority(keys)
-        if most is None:
+        question = problem["example"]["question"]
+        keys = [None if answer is None else reading.key(answer, question) for answer in answers]
+        majority_key = majority(keys)
+        if majority_key is None:
             return {"answers": answers, "majority": None, "agreed": False}
-        return {"answers": answers, "majority": answers[keys.index(most)], "agreed": False}
+        return {"answers": answers, "majority": answers[keys.index(majority_key)], "agreed": False}
 
 
 def _marked(answer):

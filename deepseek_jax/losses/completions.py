@@ -41,9 +41,11 @@ class Predicting(NamedTuple):
         Returns:
             [b c ...].
         """
-        after = self.hidden.shape[1] - self.first - array_bt.shape[1]
-        rest = [(0, 0)] * (array_bt.ndim - 2)
-        return jnp.pad(array_bt, [(0, 0), (self.first, after), *rest], constant_values=fill)
+        columns_after = self.hidden.shape[1] - self.first - array_bt.shape[1]
+        no_padding = [(0, 0)] * (array_bt.ndim - 2)
+        return jnp.pad(
+            array_bt, [(0, 0), (self.first, columns_after), *no_padding], constant_values=fill
+        )
 
 
 def completion_logprobs(
@@ -73,16 +75,16 @@ def completion_logprobs(
         (logprobs float32[b t], entropy float32[b t], Routing or None). Both arrays are in nats, and
         undefined where completion_mask is False.
     """
-    found, t = completion_states(config, params, batch), batch["completion_ids"].shape[1]
+    states, t = completion_states(config, params, batch), batch["completion_ids"].shape[1]
     candidates = batch.get("candidates")
     if candidates is not None:
         # A token's candidates stand where it is predicted, as its target does
-        candidates = found.spread(candidates, fill=-1)
-    of_tokens = found.targets if candidates is None else (found.targets, candidates)
+        candidates = states.spread(candidates, fill=-1)
+    targets = states.targets if candidates is None else (states.targets, candidates)
     head = head_weight(config, params)
-    scores = over_tokens(token_logprobs, found.hidden, head, of_tokens, temperature)
-    logprobs, entropy = (score[:, found.first : found.first + t] for score in scores)
-    return logprobs, entropy, found.routing
+    scores = over_tokens(token_logprobs, states.hidden, head, targets, temperature)
+    logprobs, entropy = (score[:, states.first : states.first + t] for score in scores)
+    return logprobs, entropy, states.routing
 
 
 def completion_states(config: ModelConfig, params, batch):
@@ -108,17 +110,19 @@ def _own_rows(config, params, batch):
     tokens = jnp.concatenate([prompt_ids, batch["completion_ids"]], axis=1)
     is_prompt_bs = jnp.arange(s) >= padding_b1
     segment_ids = jnp.concatenate([is_prompt_bs, _present(batch)], axis=1)
-    kept = None
+    experts = None
     if "prompt_experts" in batch:
-        of_prompt = jnp.take_along_axis(batch["prompt_experts"], from_bs[..., None, None], axis=1)
-        kept = jnp.concatenate([of_prompt, batch["completion_experts"]], axis=1)
+        prompt_experts = jnp.take_along_axis(
+            batch["prompt_experts"], from_bs[..., None, None], axis=1
+        )
+        experts = jnp.concatenate([prompt_experts, batch["completion_experts"]], axis=1)
     hidden, routing = hidden_states(
         config,
         params,
         tokens,
         segment_ids=segment_ids.astype(jnp.int32),
         positions=jnp.maximum(jnp.arange(tokens.shape[1]) - padding_b1, 0),
-        kept=_by_layer(kept),
+        kept=_by_layer(experts),
     )
     # Predictions inside the prompt are computed and dropped. The row's tokens are split over
     # devices: to cut the row would move every hidden state
@@ -135,14 +139,16 @@ def _shared_rows(config, params, batch):
     )
     # All real tokens are one segment: the layout of branches separates completions, not ids
     segment_ids = jnp.concatenate([batch["prompt_mask"], _present(batch).reshape(p, n * t)], axis=1)
-    kept = None
+    experts = None
     if "prompt_experts" in batch:
-        of_completions = batch["completion_experts"]
-        of_completions = of_completions.reshape(p, n * t, *of_completions.shape[2:])
-        kept = jnp.concatenate([batch["prompt_experts"], of_completions], axis=1)
+        completion_experts = batch["completion_experts"]
+        completion_experts = completion_experts.reshape(p, n * t, *completion_experts.shape[2:])
+        experts = jnp.concatenate([batch["prompt_experts"], completion_experts], axis=1)
     # A completion's positions continue its prompt's, without the padding between them
-    after_prompt = prompt_length_p[:, None] + jnp.tile(jnp.arange(t), n)
-    positions = jnp.concatenate([jnp.broadcast_to(jnp.arange(s), (p, s)), after_prompt], axis=1)
+    completion_positions = prompt_length_p[:, None] + jnp.tile(jnp.arange(t), n)
+    positions = jnp.concatenate(
+        [jnp.broadcast_to(jnp.arange(s), (p, s)), completion_positions], axis=1
+    )
 
     hidden, routing = hidden_states(
         config,
@@ -151,7 +157,7 @@ def _shared_rows(config, params, batch):
         segment_ids=segment_ids.astype(jnp.int32),
         positions=positions,
         branches=Branches(s, n),
-        kept=_by_layer(kept),
+        kept=_by_layer(experts),
     )
     d = hidden.shape[-1]
     # The prompt's last token predicts a completion's first; each token then predicts the next
@@ -167,5 +173,5 @@ def _present(batch):
     return batch["completion_mask"] if observed is None else batch["completion_mask"] | observed
 
 
-def _by_layer(kept_btla):
-    return None if kept_btla is None else jnp.moveaxis(kept_btla, 2, 0)
+def _by_layer(experts_btla):
+    return None if experts_btla is None else jnp.moveaxis(experts_btla, 2, 0)

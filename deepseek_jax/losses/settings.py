@@ -80,5 +80,5 @@ class GrpoOptions:
 
     def normalizes_std(self):
         """Return whether advantages are divided by the standard deviation of their group."""
-        own = self.normalize_std
-        return NORMALIZES_STD[self.loss_type] if own is None else own
+        normalize_std = self.normalize_std
+        return NORMALIZES_STD[self.loss_type] if normalize_std is None else normalize_std

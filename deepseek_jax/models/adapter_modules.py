@@ -93,20 +93,20 @@ def adapter_axes(config: ModelConfig, targets: tuple[str, ...]):
     Raises:
         ValueError: For no targets, and for a target that the model does not have.
     """
-    axes = module_axes(config)
+    axes_by_module = module_axes(config)
     if not targets:
         raise ValueError(f"targets=[] trains nothing; name a module, or {ALL_LINEAR!r}")
     for target in targets:
-        if not any(_matches(module, target) for _, module in axes):
-            known = sorted({_short(module) for _, module in axes})
+        if not any(_matches(module, target) for _, module in axes_by_module):
+            known = sorted({_short(module) for _, module in axes_by_module})
             raise ValueError(
                 f"targets={list(targets)!r}: {target!r} is not a module of this model; "
                 f"{suggest(target, [*known, ALL_LINEAR])}"
             )
     return {
-        place: each
-        for place, each in axes.items()
-        if any(_matches(place[1], target) for target in targets)
+        key: axes
+        for key, axes in axes_by_module.items()
+        if any(_matches(key[1], target) for target in targets)
     }
 
 
@@ -121,13 +121,15 @@ def adapter_places(config: ModelConfig, adapter, mesh: Mesh):
     Raises:
         ValueError: For a module that the model does not have.
     """
-    axes, names = module_axes(config), {}
+    axes_by_module, names = module_axes(config), {}
     for stack, pairs in adapter.items():
         for module in pairs:
-            if (stack, module) not in axes:
+            if (stack, module) not in axes_by_module:
                 raise ValueError(f"{module} is not a module of this model")
-            both = matrix_axes(axes[stack, module], rank=0)
-            names[stack, module] = {m: tuple(name for name, _ in own) for m, own in both.items()}
+            axes_by_matrix = matrix_axes(axes_by_module[stack, module], rank=0)
+            names[stack, module] = {
+                matrix: tuple(name for name, _ in axes) for matrix, axes in axes_by_matrix.items()
+            }
     return shardings(mesh, unflatten_dict(names), adapter)
 
 
@@ -137,11 +139,14 @@ def matrix_axes(axes: Axes, rank: int):
     The name is None for the rank and for latents, which stay whole.
     """
     lead, inputs, outputs = (list(part.items()) for part in axes)
-    both = {"lora_a": [*lead, *inputs, (None, rank)], "lora_b": [*lead, (None, rank), *outputs]}
-    latent = ("q_lora", "kv_lora")
+    axes_by_matrix = {
+        "lora_a": [*lead, *inputs, (None, rank)],
+        "lora_b": [*lead, (None, rank), *outputs],
+    }
+    latent_axes = ("q_lora", "kv_lora")
     return {
-        matrix: [(None if name in latent else name, size) for name, size in own]
-        for matrix, own in both.items()
+        matrix: [(None if name in latent_axes else name, size) for name, size in pairs]
+        for matrix, pairs in axes_by_matrix.items()
     }
 
 
@@ -150,33 +155,35 @@ def module_axes(config):
     boxed = abstract_init(config)
     names = flatten_dict(logical_names(boxed), sep="/")
     shapes = flatten_dict(nn.unbox(boxed), sep="/")
-    axes = {}
+    axes_by_module = {}
     for stack in ("dense_layers", "moe_layers"):
-        for module, held in modules(config, stack).items():
-            paths = [f"{stack}/{path}" for path in held.paths]
+        for name, module in modules(config, stack).items():
+            paths = [f"{stack}/{path}" for path in module.paths]
             if paths[0] in shapes:
-                sizes = [zip(names[p], shapes[p].shape, strict=True) for p in paths]
-                axes[stack, module] = _axes(module, held, [list(each) for each in sizes])
-    return axes
+                weights = [zip(names[p], shapes[p].shape, strict=True) for p in paths]
+                axes_by_module[stack, name] = _axes(
+                    name, module, [list(weight) for weight in weights]
+                )
+    return axes_by_module
 
 
-def _axes(module, held: Module, weights):
+def _axes(name, module: Module, weights):
     """Return the Axes of a module.
 
     Args:
-        module: Hugging Face's name.
-        held: The Module of that name.
+        name: Hugging Face's name.
+        module: The Module of that name.
         weights: For each of its parameters, the (name, size) of each axis.
     """
-    lead = 2 if module in EXPERTS else 1
-    cut = lead + INPUTS[held.paths[0].rpartition("/")[2]]
-    outputs = dict(weights[0][cut:])
-    if held.half is not None:
+    num_lead = 2 if name in EXPERTS else 1
+    first_output = num_lead + INPUTS[module.paths[0].rpartition("/")[2]]
+    outputs = dict(weights[0][first_output:])
+    if module.half is not None:
         del outputs["gate_up"]
     # The parameters share their inputs and all outputs but the last
-    last = weights[0][-1][0]
-    outputs[last] = sum(weight[-1][1] for weight in weights)
-    return Axes(dict(weights[0][:lead]), dict(weights[0][lead:cut]), outputs)
+    last_name = weights[0][-1][0]
+    outputs[last_name] = sum(weight[-1][1] for weight in weights)
+    return Axes(dict(weights[0][:num_lead]), dict(weights[0][num_lead:first_output]), outputs)
 
 
 def _short(module):

@@ -69,9 +69,11 @@ def with_adapter(config: ModelConfig, params, settings: AdapterSettings, mesh: M
     adapter = init_sharded(mesh, init, jax.random.key(seed))
 
     def put(path, leaf):
-        form = as_read(path, leaf)
+        read_format = as_read(path, leaf)
         # Donate the leaf, so that there is no second copy of the weights
-        return leaf if form == leaf.format else jax.device_put(leaf, form, donate=True)
+        return (
+            leaf if read_format == leaf.format else jax.device_put(leaf, read_format, donate=True)
+        )
 
     base = jax.tree.map_with_path(put, params)
     return Adapted(base, adapter, settings.alpha / settings.rank)
@@ -84,8 +86,10 @@ def abstract_adapted(config: ModelConfig, params, settings: AdapterSettings, mes
     """
     boxed = jax.eval_shape(lambda: init_adapter(config, settings, jax.random.key(0)))
     shapes = nn.unbox(boxed)
-    places = shardings(mesh, logical_names(boxed), shapes)
-    adapter = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, places)
+    sharding_tree = shardings(mesh, logical_names(boxed), shapes)
+    adapter = jax.tree.map(
+        lambda leaf, sharding: leaf.update(sharding=sharding), shapes, sharding_tree
+    )
     base = params if settings.quantize is None else abstract_quantized(params)
     base = jax.tree.map_with_path(lambda p, leaf: leaf.update(sharding=as_read(p, leaf)), base)
     return Adapted(base, adapter, settings.alpha / settings.rank)
@@ -102,9 +106,9 @@ def as_read(path, leaf):
         path: The parameter's keys in a tree of params.
         leaf: The parameter, or its ShapeDtypeStruct.
     """
-    halves = getattr(path[-1], "key", None) == "gate_up" and leaf.ndim == 4
+    has_halves = getattr(path[-1], "key", None) == "gate_up" and leaf.ndim == 4
     on_tpu = next(iter(leaf.sharding.device_set)).platform == "tpu"
-    return Format(Layout((0, 2, 1, 3)), leaf.sharding) if halves and on_tpu else leaf.format
+    return Format(Layout((0, 2, 1, 3)), leaf.sharding) if has_halves and on_tpu else leaf.format
 
 
 def init_adapter(config: ModelConfig, settings: AdapterSettings, rng):
@@ -113,14 +117,14 @@ def init_adapter(config: ModelConfig, settings: AdapterSettings, rng):
     Matrix a is uniform within 1 / sqrt(inputs), as in peft, and b is zero.
     """
     r, adapter = settings.rank, {}
-    places = sorted(adapter_axes(config, settings.targets).items())
-    for key, (place, axes) in zip(jax.random.split(rng, len(places)), places, strict=True):
+    modules = sorted(adapter_axes(config, settings.targets).items())
+    for key, (module, axes) in zip(jax.random.split(rng, len(modules)), modules, strict=True):
         matrices = matrix_axes(axes, r)
         (a_names, a_shape), (b_names, b_shape) = (
-            zip(*own, strict=True) for own in matrices.values()
+            zip(*pairs, strict=True) for pairs in matrices.values()
         )
         a = UNIFORM(key, a_shape) * math.prod(axes.inputs.values()) ** -0.5
-        adapter[place] = {
+        adapter[module] = {
             "lora_a": nn.LogicallyPartitioned(a, a_names),
             "lora_b": nn.LogicallyPartitioned(jnp.zeros(b_shape), b_names),
         }
@@ -136,27 +140,29 @@ def whole(params):
         return rejoined(params)
     if not isinstance(params, Adapted):
         return params
-    flat, pairs = flatten_dict(params.base, sep="/"), {}
-    for stack, pairs_of in params.adapter.items():
-        for module, pair in pairs_of.items():
-            held = MODULES[module]
-            paths = [f"{stack}/{path}" for path in held.paths]
-            for path, own in zip(paths, _shares(pair, paths, flat), strict=True):
-                parts = pairs.setdefault(path, [None] if held.half is None else [None, None])
-                parts[held.half or 0] = own
-    for path, own in pairs.items():
-        of_experts = path.startswith("moe_layers/ffn/")
-        flat[path] = LowRank(flat[path], tuple(own), params.scale, of_experts)
-    return unflatten_dict(flat, sep="/")
+    weights, factors_by_path = flatten_dict(params.base, sep="/"), {}
+    for stack, pair_by_module in params.adapter.items():
+        for name, pair in pair_by_module.items():
+            module = MODULES[name]
+            paths = [f"{stack}/{path}" for path in module.paths]
+            for path, factors in zip(paths, _shares(pair, paths, weights), strict=True):
+                halves = factors_by_path.setdefault(
+                    path, [None] if module.half is None else [None, None]
+                )
+                halves[module.half or 0] = factors
+    for path, factors in factors_by_path.items():
+        is_of_experts = path.startswith("moe_layers/ffn/")
+        weights[path] = LowRank(weights[path], tuple(factors), params.scale, is_of_experts)
+    return unflatten_dict(weights, sep="/")
 
 
-def _shares(pair, paths, flat):
+def _shares(pair, paths, weights):
     """Return the (a, b) of each weight that a module's pair of matrices changes."""
     a, b = pair["lora_a"], pair["lora_b"]
     if len(paths) == 1:
         return [(a, b)]
-    cut = flat[paths[0]].shape[-1]
-    return [(a, b[..., :cut]), (a, b[..., cut:])]
+    width = weights[paths[0]].shape[-1]
+    return [(a, b[..., :width]), (a, b[..., width:])]
 
 
 def merged(params: Adapted):
@@ -166,11 +172,11 @@ def merged(params: Adapted):
         A tree of dense weights in the dtypes of the base.
     """
 
-    def merge(leaf, own):
+    def merge(leaf, base):
         if not is_weight(leaf):
             return leaf
         # One layer at a time: until the cast, a merged weight is float32
-        return jax.lax.map(lambda layer: dense(layer).astype(own.dtype), leaf)
+        return jax.lax.map(lambda layer: dense(layer).astype(base.dtype), leaf)
 
     return jax.tree.map(merge, whole(params), params.base, is_leaf=is_weight)
 
@@ -189,13 +195,15 @@ def split(params):
     if not any(map(_learns_in_part, jax.tree.leaves(params, is_leaf=_learns_in_part))):
         return params, None
 
-    def own(node):
+    def trained_part(node):
         return getattr(node, LEARNS[type(node)]) if _learns_in_part(node) else node
 
-    def rest(node):
+    def frozen_part(node):
         return _with_own(node, None) if _learns_in_part(node) else None
 
-    return tuple(jax.tree.map(part, params, is_leaf=_learns_in_part) for part in (own, rest))
+    return tuple(
+        jax.tree.map(part, params, is_leaf=_learns_in_part) for part in (trained_part, frozen_part)
+    )
 
 
 def join(trained, frozen):
@@ -203,8 +211,8 @@ def join(trained, frozen):
     if frozen is None:
         return trained
 
-    def put(node, own):
-        return own if node is None else _with_own(node, own)
+    def put(node, trained_part):
+        return trained_part if node is None else _with_own(node, trained_part)
 
     return jax.tree.map(
         put, frozen, trained, is_leaf=lambda node: node is None or _learns_in_part(node)
@@ -215,5 +223,5 @@ def _learns_in_part(node):
     return type(node) in LEARNS
 
 
-def _with_own(node, own):
-    return dataclasses.replace(node, **{LEARNS[type(node)]: own})
+def _with_own(node, trained_part):
+    return dataclasses.replace(node, **{LEARNS[type(node)]: trained_part})

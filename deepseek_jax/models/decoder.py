@@ -58,9 +58,9 @@ class DecoderLayer(nn.Module):
         self.ffn_norm = RMSNorm(cfg, cfg.hidden_size)
         self.ffn = MoE(cfg) if self.is_moe else GatedMLP(cfg, cfg.intermediate_size)
 
-    def _feed_forward(self, x, segment_ids=None, kept=None):
+    def _feed_forward(self, x, segment_ids=None, kept_experts=None):
         if self.is_moe:
-            y, routing, experts, rounds = self.ffn(self.ffn_norm(x), segment_ids, kept)
+            y, routing, experts, rounds = self.ffn(self.ffn_norm(x), segment_ids, kept_experts)
             if routing is not None:
                 # A NaN balance (an earlier layer gave NaN) makes the load NaN, so the bias update skips this
                 # layer
@@ -82,9 +82,9 @@ class DecoderLayer(nn.Module):
             The residual stream [b t d], a Report, and the entries of the decoding cache.
         """
         normed_btd = self.attention_norm(x_btd)
-        y_btd, remembered, indexer = self.attention(normed_btd, rope, segment_ids, branches)
+        y_btd, cache_entries, indexer = self.attention(normed_btd, rope, segment_ids, branches)
         x_btd, routing, experts, _ = self._feed_forward(x_btd + y_btd, segment_ids, kept)
-        return x_btd, Report(routing, indexer, experts), remembered
+        return x_btd, Report(routing, indexer, experts), cache_entries
 
     def train(self, x_btd, rope, segment_ids, branches: Branches | None, keep: bool, kept=None):
         """Run the layer as a body of lax.scan, without a cache.
@@ -214,7 +214,7 @@ class Decoder(nn.Module):
         name = "layers" if is_moe or not cfg.num_moe_layers else "first_layers"
         # XLA unrolls a loop of one turn
         looped = cfg.scan_layers and length > 1
-        scanned = nn.scan(
+        scanned_layer = nn.scan(
             _training_layer(cfg, looped),
             variable_axes={"params": 0},
             split_rngs={"params": True},
@@ -228,7 +228,7 @@ class Decoder(nn.Module):
             check_constancy_invariants=self.is_initializing(),
             methods=["train"],
         )
-        return scanned(cfg, is_moe)
+        return scanned_layer(cfg, is_moe)
 
     def __call__(self, tokens, positions, segment_ids, branches, keep_layers, kept):
         """Run the decoder over rows, up to the final norm.
@@ -253,15 +253,17 @@ class Decoder(nn.Module):
         for stack in filter(None, (self.dense_layers, self.moe_layers)):
             # Only the last stack is split into stages. During init it has no parameters to split yet
             in_stages = stack is (self.moe_layers or self.dense_layers) and pipeline_stages() > 1
-            run = self._train_in_stages if in_stages and not self.is_initializing() else _train
-            own = kept if stack is self.moe_layers else None
-            arguments = x_btd, rope, segment_ids, branches, keep_layers, own
-            x_btd, (report, x_lbtd) = run(stack, *arguments)
+            train = self._train_in_stages if in_stages and not self.is_initializing() else _train
+            stack_experts = kept if stack is self.moe_layers else None
+            arguments = x_btd, rope, segment_ids, branches, keep_layers, stack_experts
+            x_btd, (report, x_lbtd) = train(stack, *arguments)
             reports.append(report)
             states.append(x_lbtd)
-        losses = [report.indexer for report in reports if report.indexer is not None]
+        indexer_losses = [report.indexer for report in reports if report.indexer is not None]
         # Dense layers come first and do not route, so the last stack has all the routing
-        report = Report(reports[-1].routing, jnp.concatenate(losses) if losses else None)
+        report = Report(
+            reports[-1].routing, jnp.concatenate(indexer_losses) if indexer_losses else None
+        )
         return self.final_norm(x_btd), report, jnp.concatenate(states) if keep_layers else None
 
     def _embed(self, tokens):
@@ -269,14 +271,16 @@ class Decoder(nn.Module):
         table_vd = constrain(self.embedding, (None, None))
         return jnp.take(table_vd, tokens, axis=0).astype(self.config.dtype)
 
-    def _train_in_stages(self, stack, x_btd, rope, segment_ids, branches, keep_layers, kept):
+    def _train_in_stages(
+        self, stack, x_btd, rope, segment_ids, branches, keep_layers, kept_experts
+    ):
         """Run stack.train with the layers split over the mesh's pipeline stages."""
         cfg = self.config
         if keep_layers:
             raise ValueError(
                 "the hidden states of single layers do not leave a pipeline's stages; set mesh.pipeline to 1"
             )
-        if kept is not None:
+        if kept_experts is not None:
             raise ValueError(
                 "experts that a rollout kept do not enter a pipeline's stages; set keep_routing to False, or "
                 "mesh.pipeline to 1"
@@ -285,14 +289,14 @@ class Decoder(nn.Module):
         # looped: pipeline scans over its turns, whatever scan_layers is
         layer = _training_layer(cfg, looped=True)(cfg, stack is self.moe_layers, parent=None)
 
-        def run_stage(params, carried):
+        def run_stage(params, carry):
             def one_layer(x_btd, layer_params):
-                arguments = x_btd, carried["rope"], carried["segment_ids"], branches, False
+                arguments = x_btd, carry["rope"], carry["segment_ids"], branches, False
                 return layer.apply({"params": layer_params}, *arguments, method="train")
 
             unroll = 1 if cfg.scan_layers else len(jax.tree.leaves(params)[0])
-            x_btd, (report, _) = jax.lax.scan(one_layer, carried["x"], params, unroll=unroll)
-            return carried | {"x": x_btd}, report
+            x_btd, (report, _) = jax.lax.scan(one_layer, carry["x"], params, unroll=unroll)
+            return carry | {"x": x_btd}, report
 
         if cfg.expert_buffer is not None:
             # The stages run as one program under vmap, which computes both branches of a condition
@@ -301,9 +305,9 @@ class Decoder(nn.Module):
                 f"mesh.pipeline={pipeline_stages()}: every layer would exchange its tokens twice; leave one "
                 "of them out"
             )
-        carried = {"x": x_btd, "rope": rope, "segment_ids": segment_ids}
+        carry = {"x": x_btd, "rope": rope, "segment_ids": segment_ids}
         micro_batches = cfg.pipeline_micro_batches or pipeline_stages()
-        x_btd, report = pipeline(run_stage, stack.variables["params"], carried, micro_batches)
+        x_btd, report = pipeline(run_stage, stack.variables["params"], carry, micro_batches)
         return x_btd, (report, None)
 
     def predict_further(self, depth, hidden_btd, next_tokens, positions, segment_ids):

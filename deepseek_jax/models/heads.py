@@ -97,7 +97,7 @@ def layer_states(
             f"indexer_loss={config.indexer_loss!r} is a part of next_token_loss and of no other loss; "
             "set model.indexer_loss to 'none'"
         )
-    hidden, report, layers = reported_states(
+    hidden, report, states = reported_states(
         config,
         params,
         tokens,
@@ -107,7 +107,7 @@ def layer_states(
         keep_layers=keep_layers,
         kept=kept,
     )
-    return hidden, report.routing, layers
+    return hidden, report.routing, states
 
 
 def reported_states(
@@ -173,9 +173,9 @@ def last_attention(
             "read it"
         )
     is_moe = bool(config.num_moe_layers)
-    stacked = whole(params)["moe_layers" if is_moe else "dense_layers"]
+    stack = whole(params)["moe_layers" if is_moe else "dense_layers"]
     # Parameters of like layers are stacked on axis 0: the last layer is the last entry
-    layer = jax.tree.map(lambda leaf: leaf[-1], stacked)
+    layer = jax.tree.map(lambda leaf: leaf[-1], stack)
     # states[-2] is the last layer's input
     rope = position_tables(config, positions)
     return DecoderLayer(config, is_moe).apply({"params": layer}, states[-2], rope, method="project")

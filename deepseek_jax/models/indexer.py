@@ -56,10 +56,10 @@ class KeyNorm(nn.Module):
         y = self.config.index_head_dim
         scale = weight(self, "scale", init=nn.initializers.ones, index_head_dim=y)
         bias = weight(self, "bias", init=nn.initializers.zeros, index_head_dim=y)
-        wide = x.astype(jnp.float32)
-        wide = wide - wide.mean(-1, keepdims=True)
-        wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + KEY_NORM_EPS)
-        return (wide * scale + bias).astype(x.dtype)
+        normed = x.astype(jnp.float32)
+        normed = normed - normed.mean(-1, keepdims=True)
+        normed *= jax.lax.rsqrt(jnp.mean(normed * normed, axis=-1, keepdims=True) + KEY_NORM_EPS)
+        return (normed * scale + bias).astype(x.dtype)
 
 
 class LightningIndexer(nn.Module):
@@ -105,8 +105,8 @@ class LightningIndexer(nn.Module):
     def _rotate(self, a, rope):
         # The indexer rotates the first dimensions; MLA rotates the last ones. A checkpoint's pairs are
         # half-split here, and side by side in MLA
-        rotary, rest = jnp.split(a, [self.config.qk_rope_head_dim], axis=-1)
-        return jnp.concatenate([apply_rope(rotary, *rope), rest], axis=-1)
+        rotary, unrotated = jnp.split(a, [self.config.qk_rope_head_dim], axis=-1)
+        return jnp.concatenate([apply_rope(rotary, *rope), unrotated], axis=-1)
 
 
 def select(config: ModelConfig, index: Index, segment_ids, branches):
@@ -126,14 +126,14 @@ def select(config: ModelConfig, index: Index, segment_ids, branches):
         if not config.selects(t):
             return None
 
-        def of_queries(queries, keys, first):
+        def select_keys(queries, keys, first):
             (q, w, segments_bt), (k, segments_bs) = queries, keys
             return select_rows(
                 q, k, w, segments_bt, segments_bs, first=first, index_topk=config.index_topk
             )
 
         queries, keys = (index.q, index.w, segment_ids), (index.k, segment_ids)
-        selected = over_queries(of_queries, queries, keys)
+        selected = over_queries(select_keys, queries, keys)
     else:
         length = (t - branches.prefix_length) // branches.branches
         if not config.selects(branches.prefix_length + length):
@@ -163,14 +163,14 @@ def loss(config: ModelConfig, index: Index, attention, segment_ids, selected, sc
     if config.indexer_loss == "none":
         return None
 
-    def of_queries(queries, keys, first):
+    def query_losses(queries, keys, first):
         (q_index, w, q, segments_bt, selected), (k_index, k, segments_bs) = queries, keys
-        parts = (q_index, k_index, w), (q, k), segments_bt, segments_bs, selected
-        return index_loss(*parts, first=first, scale=scale)
+        operands = (q_index, k_index, w), (q, k), segments_bt, segments_bs, selected
+        return index_loss(*operands, first=first, scale=scale)
 
     q, k = jax.lax.stop_gradient(attention)
     queries = index.q, index.w, q, segment_ids, selected
-    return over_queries(of_queries, queries, (index.k, k, segment_ids)).sum()
+    return over_queries(query_losses, queries, (index.k, k, segment_ids)).sum()
 
 
 def choose_slots(config: ModelConfig, q_bjy, w_bj, k_index, mask_bs, ring, newest):
@@ -189,6 +189,6 @@ def choose_slots(config: ModelConfig, q_bjy, w_bj, k_index, mask_bs, ring, newes
         Slots and mask, as in ops.selection.select_indices.
     """
     scores_bs = index_scores(q_bjy[:, None], k_index, w_bj[:, None])[:, 0]
-    ordered = (in_order(a_bs, ring, newest) for a_bs in (scores_bs, mask_bs))
-    indices_bk, mask_bk = select_indices(*ordered, config.index_topk)
+    scores_and_mask = (in_order(a_bs, ring, newest) for a_bs in (scores_bs, mask_bs))
+    indices_bk, mask_bk = select_indices(*scores_and_mask, config.index_topk)
     return slots_in_order(indices_bk, len(mask_bs[0]), ring, newest), mask_bk

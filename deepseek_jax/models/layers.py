@@ -37,11 +37,11 @@ def weight(module: nn.Module, name: str, *, init=None, **axes: int):
         init: A Flax initializer. Default: normal with the config's initializer_range.
         **axes: One keyword for each dimension, in order: logical axis = size.
     """
-    if (given := module.get_variable("params", name)) is not None:
-        return dense(nn.unbox(given))
+    if (parameter := module.get_variable("params", name)) is not None:
+        return dense(nn.unbox(parameter))
     init = init or nn.initializers.normal(module.config.initializer_range)
-    boxed = nn.with_logical_partitioning(init, tuple(axes))
-    return module.param(name, boxed, tuple(axes.values()), jnp.float32)
+    boxed_init = nn.with_logical_partitioning(init, tuple(axes))
+    return module.param(name, boxed_init, tuple(axes.values()), jnp.float32)
 
 
 def has_gradient(path: tuple, parts: tuple[str, ...] = ()) -> bool:
@@ -56,8 +56,10 @@ def has_gradient(path: tuple, parts: tuple[str, ...] = ()) -> bool:
     """
     # All keys, not only the first: distillation trains a tree of the student's params and projections
     keys = [str(key.key) for key in path]
-    others = [of_part for part, of_part in PARTS.items() if part not in parts]
-    return keys[-1] != "router_bias" and not any(of_part(key) for of_part in others for key in keys)
+    untrained_parts = [is_of_part for part, is_of_part in PARTS.items() if part not in parts]
+    return keys[-1] != "router_bias" and not any(
+        is_of_part(key) for is_of_part in untrained_parts for key in keys
+    )
 
 
 def decays(params: Any) -> Any:
@@ -133,11 +135,11 @@ def input_axes(path, contracted: dict[str, int]):
     if names[-1] not in contracted:
         return None
     # A stack's first axis is layers. In an MoE layer, and a prediction module's block is one, experts follow
-    stacked = bool({"dense_layers", "moe_layers"} & set(names))
+    is_stacked = bool({"dense_layers", "moe_layers"} & set(names))
     has_experts = "dense_layers" not in names
-    of_experts = has_experts and names[-2:] in (["ffn", "gate_up"], ["ffn", "down"])
-    first = stacked + of_experts
-    return range(first, first + contracted[names[-1]])
+    is_of_experts = has_experts and names[-2:] in (["ffn", "gate_up"], ["ffn", "down"])
+    first_input = is_stacked + is_of_experts
+    return range(first_input, first_input + contracted[names[-1]])
 
 
 def linear(config: ModelConfig, spec: str, x, w, *, power_of_two: bool = False):

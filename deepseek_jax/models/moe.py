@@ -75,13 +75,13 @@ class MoE(nn.Module):
         w_down = weight(self, "down", experts=e, mlp=f, embed=d)
         # In a rollout the halves of gate and up are one axis, see rollout.weights
         axes = ("experts", *MLP_AXES[w_gate_up.ndim - 1]), ("experts", "mlp", "embed")
-        shared = None
+        shared_mlp = None
         if cfg.n_shared_experts:
             # Eq. 12: shared experts take every token, without a weight. Together they are one wider MLP
-            shared = GatedMLP(cfg, cfg.n_shared_experts * f, name="shared")
-        routed = Split((w_gate_up, w_down), axes)
+            shared_mlp = GatedMLP(cfg, cfg.n_shared_experts * f, name="shared")
+        routed_experts = Split((w_gate_up, w_down), axes)
         if segment_ids is None and kept is None and not cfg.fp8 and has_few_tokens(x):
-            return self._token_step(x, (w_router, bias_e), routed, shared)
+            return self._token_step(x, (w_router, bias_e), routed_experts, shared_mlp)
         # In joined halves, a device's columns are its part of gate, then its part of up. Rows that do not
         # split would use the whole axis, in which parts of gate and up alternate
         assert w_gate_up.ndim == 4 or rows_split(x)
@@ -96,16 +96,16 @@ class MoE(nn.Module):
             experts_bta,
             weights_bta,
             Kernels(
-                routed.arrays,
-                routed.axes,
+                routed_experts.arrays,
+                routed_experts.axes,
                 # FP8 rounds the master weights themselves
                 "float32" if cfg.fp8 else cfg.dtype,
             ),
             buffer=cfg.expert_buffer,
         )
         y = y.reshape(x.shape)
-        if shared is not None:
-            y += shared(x)
+        if shared_mlp is not None:
+            y += shared_mlp(x)
         routing = None
         if segment_ids is not None:
             # Eqs. 17-20 use the affinities, before bias and groups
@@ -118,14 +118,14 @@ class MoE(nn.Module):
             routing = Routing(load, balance, overflows)
         return y, routing, experts_bta, None
 
-    def _token_step(self, x_bd, router, routed, shared):
+    def _token_step(self, x_bd, router, routed_experts, shared_mlp):
         experts = Experts(
             choose=functools.partial(_choose, self.config),
             router=router,
             run=run_sorted,
-            routed=routed,
+            routed=routed_experts,
             beside=gated_mlp,
-            shared=None if shared is None else mlp_split(*shared.weights),
+            shared=None if shared_mlp is None else mlp_split(*shared_mlp.weights),
         )
         y_bd, experts_ba, rounds = few_tokens(experts, x_bd)
         return y_bd, None, experts_ba[:, None], rounds

@@ -39,11 +39,11 @@ def unquantized_leaves(params):
 
 
 def _over_weights(params, convert):
-    def one(path, leaf):
+    def convert_leaf(path, leaf):
         axes = _int8_axes(path)
         return leaf if axes is None else convert(leaf, axes)
 
-    return jax.tree.map_with_path(one, params)
+    return jax.tree.map_with_path(convert_leaf, params)
 
 
 def _int8_axes(path):
@@ -55,16 +55,19 @@ def _int8_axes(path):
 def _quantize(leaf, inputs):
     import qwix
 
-    others = [axis for axis in range(leaf.ndim) if axis not in inputs]
-    return qwix.quantize(leaf.astype(jnp.float32), jnp.int8, channelwise_axes=others)
+    scale_axes = [axis for axis in range(leaf.ndim) if axis not in inputs]
+    return qwix.quantize(leaf.astype(jnp.float32), jnp.int8, channelwise_axes=scale_axes)
 
 
 def _abstract(leaf, inputs):
-    made = jax.eval_shape(lambda x: _quantize(x, inputs), leaf)
+    qarray = jax.eval_shape(lambda x: _quantize(x, inputs), leaf)
     spec = [*leaf.sharding.spec, *[None] * leaf.ndim][: leaf.ndim]
     for axis in inputs:
         spec[axis] = None
-    place = jax.sharding.NamedSharding(leaf.sharding.mesh, jax.sharding.PartitionSpec(*spec))
-    return made.replace(
-        qvalue=made.qvalue.update(sharding=leaf.sharding), scale=made.scale.update(sharding=place)
+    scale_sharding = jax.sharding.NamedSharding(
+        leaf.sharding.mesh, jax.sharding.PartitionSpec(*spec)
+    )
+    return qarray.replace(
+        qvalue=qarray.qvalue.update(sharding=leaf.sharding),
+        scale=qarray.scale.update(sharding=scale_sharding),
     )

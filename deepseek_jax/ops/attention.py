@@ -120,30 +120,34 @@ def _blockwise_forward(q, k, v, segment_ids, selected, scale):
     blocks = _Blocks(tied_q, k, v, tied_ids, selected, scale)
     n, b, heads, m, _ = blocks.q.shape
     shape = (b, heads, m, 1)
-    fresh = jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((b, heads, m, v.shape[-1]))
+    empty_sums = jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((b, heads, m, v.shape[-1]))
 
     def step(carry, pair):
-        (largest, total, sum_bkmu), out_nbkmu, normalizer_nbkm1 = carry
+        (max_score, weight_sum, sum_bkmu), out_nbkmu, normalizer_nbkm1 = carry
         i, j = pair
         # j == i is the first block of keys for these queries: reset the running sums
-        largest, total, sum_bkmu = jax.tree.map(
-            lambda new, old: jnp.where(j == i, new, old), fresh, (largest, total, sum_bkmu)
+        max_score, weight_sum, sum_bkmu = jax.tree.map(
+            lambda new, old: jnp.where(j == i, new, old),
+            empty_sums,
+            (max_score, weight_sum, sum_bkmu),
         )
         scores_bkms = blocks.scores(i, j)
         # Earlier sums are relative to the old maximum: rescale them (arXiv:2205.14135, section 3.1)
-        above = jnp.maximum(largest, scores_bkms.max(-1, keepdims=True))
-        weights_bkms, shrunk = jnp.exp(scores_bkms - above), jnp.exp(largest - above)
-        total = shrunk * total + weights_bkms.sum(-1, keepdims=True)
-        values = dot("bkms,bksu->bkmu", weights_bkms.astype(v.dtype), blocks.v[j], jnp.float32)
-        sum_bkmu = shrunk * sum_bkmu + values
+        new_max = jnp.maximum(max_score, scores_bkms.max(-1, keepdims=True))
+        weights_bkms, rescale = jnp.exp(scores_bkms - new_max), jnp.exp(max_score - new_max)
+        weight_sum = rescale * weight_sum + weights_bkms.sum(-1, keepdims=True)
+        weighted_values = dot(
+            "bkms,bksu->bkmu", weights_bkms.astype(v.dtype), blocks.v[j], jnp.float32
+        )
+        sum_bkmu = rescale * sum_bkmu + weighted_values
         # Written after every block of keys, and complete after the last one
-        out_nbkmu = out_nbkmu.at[i].set((sum_bkmu / total).astype(v.dtype))
+        out_nbkmu = out_nbkmu.at[i].set((sum_bkmu / weight_sum).astype(v.dtype))
         # From this one number per query the backward pass recomputes the weights, by one exp
-        normalizer_nbkm1 = normalizer_nbkm1.at[i].set(above + jnp.log(total))
-        return ((above, total, sum_bkmu), out_nbkmu, normalizer_nbkm1), None
+        normalizer_nbkm1 = normalizer_nbkm1.at[i].set(new_max + jnp.log(weight_sum))
+        return ((new_max, weight_sum, sum_bkmu), out_nbkmu, normalizer_nbkm1), None
 
     out_nbkmu = jnp.zeros((n, b, heads, m, v.shape[-1]), v.dtype)
-    init = fresh, out_nbkmu, jnp.zeros((n, *shape))
+    init = empty_sums, out_nbkmu, jnp.zeros((n, *shape))
     (_, out_nbkmu, normalizer_nbkm1), _ = jax.lax.scan(step, init, pairs)
     # remat="attention" saves these two for the backward pass, which then skips the forward blocks
     out = checkpoint_name(_joined(_by_token(out_nbkmu, g), t), ATTENDED)
@@ -237,16 +241,16 @@ def _split(array):
 
     The end is padded with zeros. They come after every real query, so no real query sees them.
     """
-    b, t, *rest = array.shape
+    b, t, *inner_shape = array.shape
     block = _block(t)
-    padded = jnp.pad(array, [(0, 0), (0, -t % block)] + [(0, 0)] * len(rest))
-    return jnp.moveaxis(padded.reshape(b, -1, block, *rest), 1, 0)
+    padded = jnp.pad(array, [(0, 0), (0, -t % block)] + [(0, 0)] * len(inner_shape))
+    return jnp.moveaxis(padded.reshape(b, -1, block, *inner_shape), 1, 0)
 
 
 def _joined(blocks, t):
     """Undo `_split`."""
-    n, b, s, *rest = blocks.shape
-    return jnp.moveaxis(blocks, 0, 1).reshape(b, n * s, *rest)[:, :t]
+    n, b, s, *inner_shape = blocks.shape
+    return jnp.moveaxis(blocks, 0, 1).reshape(b, n * s, *inner_shape)[:, :t]
 
 
 def attend_branches(
@@ -281,19 +285,21 @@ def attend_branches(
     """
     g, prefix_length = q.shape[2] // k.shape[2], layout.prefix_length
     (q_prefix, q_bnthx), (k_prefix, k_bnskx), (v_prefix, v_bnsku) = map(layout.split, (q, k, v))
-    seen_bs, seen_bns = layout.split(segment_ids)
+    segments_bs, segments_bns = layout.split(segment_ids)
     # A prefix does not see its branches, so it is an ordinary row
-    of_prefix = None
+    prefix_selected = None
     if selected is not None:
-        of_prefix, of_branches = layout.split(unpacked(selected, prefix_length + q_bnthx.shape[2]))
-        of_prefix = packed(of_prefix[..., :prefix_length])
+        prefix_selected, branch_selected = layout.split(
+            unpacked(selected, prefix_length + q_bnthx.shape[2])
+        )
+        prefix_selected = packed(prefix_selected[..., :prefix_length])
     prefix_bthu = attend(
         q_prefix,
         k_prefix,
         v_prefix,
         scale=scale,
-        segment_ids=seen_bs,
-        selected=of_prefix,
+        segment_ids=segments_bs,
+        selected=prefix_selected,
         kernels=kernels,
     )
 
@@ -301,20 +307,22 @@ def attend_branches(
     k_bksx, v_bksu = jnp.swapaxes(k_prefix, 1, 2), jnp.swapaxes(v_prefix, 1, 2)
     k_bknsx, v_bknsu = jnp.moveaxis(k_bnskx, 3, 1), jnp.moveaxis(v_bnsku, 3, 1)
     # Concatenate scores, not keys: concatenating keys would copy the prefix for every branch
-    to_prefix = dot("bknmx,bksx->bknms", q_bknmx, k_bksx, jnp.float32)
-    to_branch = dot("bknmx,bknsx->bknms", q_bknmx, k_bknsx, jnp.float32)
-    length = q_bnthx.shape[2]
-    before_ts = jnp.tril(jnp.ones((length, length), bool))
-    see_branch = before_ts & (seen_bns[:, :, :, None] == seen_bns[:, :, None, :])
+    prefix_scores = dot("bknmx,bksx->bknms", q_bknmx, k_bksx, jnp.float32)
+    branch_scores = dot("bknmx,bknsx->bknms", q_bknmx, k_bknsx, jnp.float32)
+    branch_length = q_bnthx.shape[2]
+    before_ts = jnp.tril(jnp.ones((branch_length, branch_length), bool))
+    branch_mask = before_ts & (segments_bns[:, :, :, None] == segments_bns[:, :, None, :])
     # All of the prefix comes before every branch, so only its padding is masked
-    see_prefix = jnp.broadcast_to(
-        (seen_bs > 0)[:, None, None], (*see_branch.shape[:-1], prefix_length)
+    prefix_mask = jnp.broadcast_to(
+        (segments_bs > 0)[:, None, None], (*branch_mask.shape[:-1], prefix_length)
     )
-    see = jnp.concatenate([see_prefix, see_branch], axis=-1)
+    mask = jnp.concatenate([prefix_mask, branch_mask], axis=-1)
     if selected is not None:
-        see &= of_branches
+        mask &= branch_selected
     weights_bknms = _masked_softmax(
-        jnp.concatenate([to_prefix, to_branch], axis=-1) * scale, see[:, None, :, None], v.dtype
+        jnp.concatenate([prefix_scores, branch_scores], axis=-1) * scale,
+        mask[:, None, :, None],
+        v.dtype,
     )
     out_bknmu = dot("bknms,bksu->bknmu", weights_bknms[..., :prefix_length], v_bksu)
     out_bknmu += dot("bknms,bknsu->bknmu", weights_bknms[..., prefix_length:], v_bknsu)
@@ -338,9 +346,9 @@ def _by_token(out, g):
 
 def _masked_softmax(scores, mask, dtype):
     """Return softmax of scores float32[... m s], m = g * t, where mask bool[... g t s] is True."""
-    *rest, m, s = scores.shape
-    apart = scores.reshape(*rest, -1, mask.shape[-2], s)
-    return _softmax(apart, mask, dtype).reshape(*rest, m, s)
+    *lead_shape, m, s = scores.shape
+    grouped_scores = scores.reshape(*lead_shape, -1, mask.shape[-2], s)
+    return _softmax(grouped_scores, mask, dtype).reshape(*lead_shape, m, s)
 
 
 def attend_cached(q, k, v, *, scale: float, mask):

@@ -43,10 +43,10 @@ def _forward(spec, x, w, out_dtype):
 def _backward(spec, out_dtype, saved, cotangent):
     x, w = saved
     # An operand's gradient: the cotangent times the other operand, with the letters moved
-    left, right, result = re.split(",|->", spec)
+    x_letters, w_letters, result_letters = re.split(",|->", spec)
     cotangent = cotangent.astype(x.dtype)
-    dx = einsum(f"{result},{right}->{left}", cotangent, w.astype(x.dtype))
-    dw = einsum(f"{left},{result}->{right}", x, cotangent)
+    dx = einsum(f"{result_letters},{w_letters}->{x_letters}", cotangent, w.astype(x.dtype))
+    dw = einsum(f"{x_letters},{result_letters}->{w_letters}", x, cotangent)
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 

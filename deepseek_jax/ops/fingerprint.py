@@ -26,11 +26,11 @@ def fingerprint(tree):
         position, stride = jnp.zeros(leaf.shape, jnp.uint32), jnp.uint32(1)
         # An index for each axis, because flattening a sharded array would gather it
         for axis in reversed(range(leaf.ndim)):
-            own = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-            position += own * stride
+            axis_index = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+            position += axis_index * stride
             stride *= jnp.uint32(leaf.shape[axis])
-        of_leaf = _mixed(bits.astype(jnp.uint32) ^ _mixed(position * jnp.uint32(GOLDEN)))
-        total += _mixed(of_leaf.sum(dtype=jnp.uint32) + jnp.uint32(index))
+        leaf_bits = _mixed(bits.astype(jnp.uint32) ^ _mixed(position * jnp.uint32(GOLDEN)))
+        total += _mixed(leaf_bits.sum(dtype=jnp.uint32) + jnp.uint32(index))
     return total
 
 

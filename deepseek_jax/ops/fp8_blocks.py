@@ -34,8 +34,8 @@ class Blocks(NamedTuple):
 
 def rounded_rows(x, parts=1, power_of_two=False):
     """Round x [... m k] to a left operand, in tiles of 1 x 128, each in one part of k."""
-    parts = _that_matter(x, parts)
-    values, scale = quantize(_apart(x, parts), ROW, power_of_two=power_of_two)
+    num_parts = _that_matter(x, parts)
+    values, scale = quantize(_apart(x, num_parts), ROW, power_of_two=power_of_two)
     return Blocks(_together(values), _together(scale))
 
 
@@ -50,23 +50,23 @@ def rounded_columns(x, scale=None, power_of_two=False):
 
 def rounded_weights(w, parts):
     """Round w [... k n] to a right operand, in tiles of 128 x 128, each in one part of n."""
-    parts = _that_matter(w, parts)
-    values, scale = quantize(_apart(w, parts), BLOCK)
+    num_parts = _that_matter(w, parts)
+    values, scale = quantize(_apart(w, num_parts), BLOCK)
     scale = _each(scale, -1, values.shape[-1])
     return Blocks(_together(values), _together(scale))
 
 
 def rounded_transpose(w, parts):
     """Return the transpose [... n k] of rounded_weights' values as a right operand."""
-    parts = _that_matter(w, parts)
-    values, scale = quantize(_apart(w, parts), BLOCK)
+    num_parts = _that_matter(w, parts)
+    values, scale = quantize(_apart(w, num_parts), BLOCK)
     scale = _each(scale, -2, values.shape[-2])
     return transposed(Blocks(_together(values), _together(scale)))
 
 
-def _that_matter(x, parts):
-    """Return 1 if parts end where tiles end anyway, else parts."""
-    return 1 if x.shape[-1] // parts % TERMS == 0 else parts
+def _that_matter(x, num_parts):
+    """Return 1 if parts end where tiles end anyway, else num_parts."""
+    return 1 if x.shape[-1] // num_parts % TERMS == 0 else num_parts
 
 
 def transposed(blocks):
@@ -75,10 +75,10 @@ def transposed(blocks):
 
 
 # Linear layers that are side by side in a matrix are separate in checkpoints: no scale covers two
-def _apart(x, parts):
-    """Separate parts of the last axis: [... i parts*j] -> [... parts i j]."""
-    *lead, j = x.shape
-    return jnp.moveaxis(x.reshape(*lead, parts, j // parts), -2, -3)
+def _apart(x, num_parts):
+    """Separate parts of the last axis: [... i num_parts*j] -> [... num_parts i j]."""
+    *lead_shape, j = x.shape
+    return jnp.moveaxis(x.reshape(*lead_shape, num_parts, j // num_parts), -2, -3)
 
 
 def _together(x):
@@ -88,8 +88,8 @@ def _together(x):
 
 def _each(scale, axis, size):
     """Expand the blocks' scales to one scale for each term of an axis."""
-    spread = jnp.repeat(scale, TERMS, axis=axis)
-    return jax.lax.slice_in_dim(spread, 0, size, axis=axis)
+    term_scales = jnp.repeat(scale, TERMS, axis=axis)
+    return jax.lax.slice_in_dim(term_scales, 0, size, axis=axis)
 
 
 def block_product(
@@ -132,25 +132,25 @@ def dequantized(blocks, axis, runs):
         runs: As in `block_product`.
     """
     values, scale = blocks
-    size = values.shape[axis] // runs
-    each = [_each(run, axis, size) for run in jnp.split(scale, runs, axis)]
-    return values.astype(jnp.float32) * jnp.concatenate(each, axis)
+    run_length = values.shape[axis] // runs
+    term_scales = [_each(run, axis, run_length) for run in jnp.split(scale, runs, axis)]
+    return values.astype(jnp.float32) * jnp.concatenate(term_scales, axis)
 
 
 def _by_kernel(left, right, runs, out_dtype, interpret=False):
     g, m, n = *left.values.shape[:2], right.values.shape[-1]
-    rows = pallas.dense_rows(m)
+    tile_rows = pallas.dense_rows(m)
     values, scale = full_blocks(left, -1, runs)
-    padded = [
-        jnp.pad(x, [(0, 0), (0, -m % rows), (0, 0)]).reshape(-1, x.shape[-1])
+    padded_arrays = [
+        jnp.pad(x, [(0, 0), (0, -m % tile_rows), (0, 0)]).reshape(-1, x.shape[-1])
         for x in (values, scale)
     ]
-    tiles = len(padded[0]) // rows
+    num_tiles = len(padded_arrays[0]) // tile_rows
     out = pallas.product(
-        padded,
+        padded_arrays,
         full_blocks(right, -2, runs),
-        group_of_tile=jnp.arange(tiles) // (tiles // g),
-        tiles=tiles,
+        group_of_tile=jnp.arange(num_tiles) // (num_tiles // g),
+        tiles=num_tiles,
         out_dtype=out_dtype,
         interpret=interpret,
     )
@@ -165,10 +165,10 @@ def full_blocks(blocks, axis, runs):
         runs: As in `block_product`.
     """
     values, scale = blocks
-    short = -(values.shape[axis] // runs) % TERMS
-    if not short:
+    num_missing = -(values.shape[axis] // runs) % TERMS
+    if not num_missing:
         return blocks
     padding = [(0, 0)] * values.ndim
-    padding[axis] = 0, short
-    filled = [jnp.pad(run, padding) for run in jnp.split(values, runs, axis)]
-    return Blocks(jnp.concatenate(filled, axis), scale)
+    padding[axis] = 0, num_missing
+    filled_runs = [jnp.pad(run, padding) for run in jnp.split(values, runs, axis)]
+    return Blocks(jnp.concatenate(filled_runs, axis), scale)

@@ -65,38 +65,38 @@ def fp8_dot(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _dot(how, x, w):
-    return _dot_forward(how, x, w)[0]
+def _dot(options, x, w):
+    return _dot_forward(options, x, w)[0]
 
 
-def _dot_forward(how, x, w):
-    of_x, of_w, of_y = _groups(how.spec)
+def _dot_forward(options, x, w):
+    x_axes, w_axes, y_axes = _groups(options.spec)
     # Wgrad gets these FP8 values, not x (section 3.5.2)
-    kept = rounded_rows(_matrix(x, *of_x), power_of_two=how.power_of_two)
+    x_blocks = rounded_rows(_matrix(x, *x_axes), power_of_two=options.power_of_two)
     y = block_product(
-        kept,
-        rounded_weights(_matrix(w, *of_w), _parts(of_w, w)),
-        out_dtype=how.out_dtype,
-        implementation=how.implementation,
+        x_blocks,
+        rounded_weights(_matrix(w, *w_axes), _parts(w_axes, w)),
+        out_dtype=options.out_dtype,
+        implementation=options.implementation,
     )
-    return _tensor(y, *of_y, _sizes(of_x, x) | _sizes(of_w, w)), (kept, w)
+    return _tensor(y, *y_axes, _sizes(x_axes, x) | _sizes(w_axes, w)), (x_blocks, w)
 
 
-def _dot_backward(how, saved, dy):
-    (kept, w), (of_x, of_w, of_y) = saved, _groups(how.spec)
-    sizes = _sizes(of_w, w) | _sizes(of_y, dy)
-    parts, dy_gmn = _parts(of_w, w), _matrix(dy, *of_y)
-    product = functools.partial(block_product, implementation=how.implementation)
+def _dot_backward(options, saved, dy):
+    (x_blocks, w), (x_axes, w_axes, y_axes) = saved, _groups(options.spec)
+    letter_sizes = _sizes(w_axes, w) | _sizes(y_axes, dy)
+    num_parts, dy_gmn = _parts(w_axes, w), _matrix(dy, *y_axes)
+    product = functools.partial(block_product, implementation=options.implementation)
     # Tiles run along the contracted axis: n in Dgrad, tokens in Wgrad. w's square blocks fit both
     dx = product(
-        rounded_rows(dy_gmn, parts),
-        rounded_transpose(_matrix(w, *of_w), parts),
-        runs=parts,
-        out_dtype=how.x_dtype,
+        rounded_rows(dy_gmn, num_parts),
+        rounded_transpose(_matrix(w, *w_axes), num_parts),
+        runs=num_parts,
+        out_dtype=options.x_dtype,
     )
-    x_gmk = rounded_columns(*kept, how.power_of_two)
+    x_gmk = rounded_columns(*x_blocks, options.power_of_two)
     dw = product(transposed(x_gmk), rounded_columns(dy_gmn), out_dtype=w.dtype)
-    return _tensor(dx, *of_x, sizes), _tensor(dw, *of_w, sizes)
+    return _tensor(dx, *x_axes, letter_sizes), _tensor(dw, *w_axes, letter_sizes)
 
 
 _dot.defvjp(_dot_forward, _dot_backward)
@@ -107,22 +107,22 @@ def _groups(spec):
 
     Each group flattens to one axis of a batched matrix.
     """
-    left, right, result = re.split(",|->", spec)
-    batch = "".join(c for c in right if c in left and c in result)
-    k = "".join(c for c in right if c not in result)
-    m = "".join(c for c in left if c not in right)
-    n = "".join(c for c in right if c not in left)
-    return (left, (batch, m, k)), (right, (batch, k, n)), (result, (batch, m, n))
+    x_letters, w_letters, result_letters = re.split(",|->", spec)
+    batch = "".join(c for c in w_letters if c in x_letters and c in result_letters)
+    k = "".join(c for c in w_letters if c not in result_letters)
+    m = "".join(c for c in x_letters if c not in w_letters)
+    n = "".join(c for c in w_letters if c not in x_letters)
+    return (x_letters, (batch, m, k)), (w_letters, (batch, k, n)), (result_letters, (batch, m, n))
 
 
-def _parts(of_w, w):
+def _parts(w_axes, w):
     """Return the number of Linear layers with weights side by side in w."""
-    _, (_, _, n) = of_w
-    return _sizes(of_w, w)["z"] if n.startswith("z") and n != "z" else 1
+    _, (_, _, n) = w_axes
+    return _sizes(w_axes, w)["z"] if n.startswith("z") and n != "z" else 1
 
 
-def _sizes(of, array):
-    return dict(zip(of[0], array.shape, strict=True))
+def _sizes(axes, array):
+    return dict(zip(axes[0], array.shape, strict=True))
 
 
 def _matrix(array, letters, groups):
@@ -130,6 +130,8 @@ def _matrix(array, letters, groups):
     return array.transpose([letters.index(c) for c in "".join(groups)]).reshape(shape)
 
 
-def _tensor(matrix, letters, groups, sizes):
+def _tensor(matrix, letters, groups, letter_sizes):
     order = "".join(groups)
-    return matrix.reshape([sizes[c] for c in order]).transpose([order.index(c) for c in letters])
+    return matrix.reshape([letter_sizes[c] for c in order]).transpose(
+        [order.index(c) for c in letters]
+    )

@@ -74,26 +74,30 @@ def grouped_fp8(
     Raises:
         ValueError: If "kernel" or "interpreted" gets a block that is not a multiple of 128.
     """
-    how = _Grouped(block, implementation, power_of_two, parts, rows.dtype.name)
-    return _grouped(how, rows, kernel, rows_per_expert)
+    options = _Grouped(block, implementation, power_of_two, parts, rows.dtype.name)
+    return _grouped(options, rows, kernel, rows_per_expert)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _grouped(how, rows, kernel, rows_per_expert):
-    return _grouped_forward(how, rows, kernel, rows_per_expert)[0]
+def _grouped(options, rows, kernel, rows_per_expert):
+    return _grouped_forward(options, rows, kernel, rows_per_expert)[0]
 
 
-def _grouped_forward(how, rows, kernel, rows_per_expert):
-    kept = rounded_rows(rows, power_of_two=how.power_of_two)
-    out = _form(how).product(how, kept, rounded_weights(kernel, how.parts), rows_per_expert)
-    return out, (kept, kernel, rows_per_expert)
+def _grouped_forward(options, rows, kernel, rows_per_expert):
+    row_blocks = rounded_rows(rows, power_of_two=options.power_of_two)
+    out = _form(options).product(
+        options, row_blocks, rounded_weights(kernel, options.parts), rows_per_expert
+    )
+    return out, (row_blocks, kernel, rows_per_expert)
 
 
-def _grouped_backward(how, saved, dy):
-    (kept, kernel, rows_per_expert), form = saved, _form(how)
-    right = rounded_transpose(kernel, how.parts)
-    d_rows = form.product(how, rounded_rows(dy, how.parts), right, rows_per_expert, runs=how.parts)
-    d_kernel = form.over_rows(how, kept, dy, rows_per_expert)
+def _grouped_backward(options, saved, dy):
+    (row_blocks, kernel, rows_per_expert), form = saved, _form(options)
+    kernel_blocks = rounded_transpose(kernel, options.parts)
+    d_rows = form.product(
+        options, rounded_rows(dy, options.parts), kernel_blocks, rows_per_expert, runs=options.parts
+    )
+    d_kernel = form.over_rows(options, row_blocks, dy, rows_per_expert)
     return d_rows, d_kernel.astype(kernel.dtype), None
 
 
@@ -104,18 +108,18 @@ class _Form(NamedTuple):
     """The two products of one implementation of grouped_fp8.
 
     Attributes:
-        product: product(how, left, right, rows_per_expert, runs=1), for Fprop and Dgrad.
-        over_rows: over_rows(how, kept, dy, rows_per_expert), for Wgrad.
+        product: product(options, left, right, rows_per_expert, runs=1), for Fprop and Dgrad.
+        over_rows: over_rows(options, row_blocks, dy, rows_per_expert), for Wgrad.
     """
 
     product: Callable
     over_rows: Callable
 
 
-def _form(how):
+def _form(options):
     return choose(
         "grouped_fp8",
-        how.implementation,
+        options.implementation,
         ragged=_dequantized("ragged"),
         pieces=_dequantized("pieces"),
         kernel=_Form(_grouped_by_kernel, _over_rows_by_kernel),
@@ -126,54 +130,56 @@ def _form(how):
     )
 
 
-def _dequantized(name):
-    """Build the _Form that multiplies values times scales by the grouped_matmul form `name`."""
+def _dequantized(form_name):
+    """Build the _Form that multiplies values times scales by grouped_matmul's form `form_name`."""
     return _Form(
-        functools.partial(_grouped_dequantized, name),
-        functools.partial(_over_rows_dequantized, name),
+        functools.partial(_grouped_dequantized, form_name),
+        functools.partial(_over_rows_dequantized, form_name),
     )
 
 
-def _grouped_dequantized(name, how, left, right, rows_per_expert, runs=1):
+def _grouped_dequantized(form_name, options, left, right, rows_per_expert, runs=1):
     out = grouped.grouped_matmul(
         dequantized(left, -1, runs),
         dequantized(right, -2, runs),
         rows_per_expert,
-        implementation=name,
+        implementation=form_name,
     )
-    return out.astype(how.dtype)
+    return out.astype(options.dtype)
 
 
-def _over_rows_dequantized(name, how, kept, dy, rows_per_expert):
-    tokens = functools.partial(_rounded_by_tokens, rows_per_expert=rows_per_expert, block=how.block)
+def _over_rows_dequantized(form_name, options, row_blocks, dy, rows_per_expert):
+    round_by_tokens = functools.partial(
+        _rounded_by_tokens, rows_per_expert=rows_per_expert, block=options.block
+    )
     return grouped.product_over_rows(
-        tokens(fp8.dequantize(*kept, ROW), how.power_of_two),
-        tokens(dy.astype(jnp.float32)),
+        round_by_tokens(fp8.dequantize(*row_blocks, ROW), options.power_of_two),
+        round_by_tokens(dy.astype(jnp.float32)),
         rows_per_expert,
-        implementation=name,
+        implementation=form_name,
     )
 
 
-def _grouped_by_kernel(how, left, right, rows_per_expert, runs=1, interpret=False):
-    group_of_tile, tiles = _tiles(how, len(left.values), rows_per_expert)
+def _grouped_by_kernel(options, left, right, rows_per_expert, runs=1, interpret=False):
+    group_of_tile, num_tiles = _tiles(options, len(left.values), rows_per_expert)
     return pallas.product(
         full_blocks(left, -1, runs),
         full_blocks(right, -2, runs),
         group_of_tile=group_of_tile,
-        tiles=tiles,
-        out_dtype=how.dtype,
+        tiles=num_tiles,
+        out_dtype=options.dtype,
         interpret=interpret,
     )
 
 
-def _over_rows_by_kernel(how, kept, dy, rows_per_expert, interpret=False):
-    group_of_tile, tiles = _tiles(how, len(dy), rows_per_expert)
+def _over_rows_by_kernel(options, row_blocks, dy, rows_per_expert, interpret=False):
+    group_of_tile, num_tiles = _tiles(options, len(dy), rows_per_expert)
     # Experts begin at multiples of 128 rows, so a tile covers one expert's rows only
     out = pallas.product_over_rows(
-        transposed(rounded_columns(*kept, how.power_of_two)),
+        transposed(rounded_columns(*row_blocks, options.power_of_two)),
         rounded_columns(dy),
         group_of_tile=group_of_tile,
-        tiles=tiles,
+        tiles=num_tiles,
         groups=len(rows_per_expert),
         interpret=interpret,
     )
@@ -181,19 +187,19 @@ def _over_rows_by_kernel(how, kept, dy, rows_per_expert, interpret=False):
     return jnp.where((rows_per_expert > 0)[:, None, None], out, 0)
 
 
-def _tiles(how, rows, rows_per_expert):
+def _tiles(options, rows, rows_per_expert):
     """Return the expert of each tile, int32[tiles], and how many tiles have an expert, int32[]."""
-    if how.block % TERMS:
+    if options.block % TERMS:
         raise ValueError(
-            f"block={how.block} is no multiple of {TERMS}, as grouped_fp8's kernel needs it; pass such a "
+            f"block={options.block} is no multiple of {TERMS}, as grouped_fp8's kernel needs it; pass such a "
             "block, or another implementation: ragged, pieces"
         )
-    tile = math.gcd(how.block, pallas.GROUPED_ROWS)
-    assert rows % tile == 0, "as ops.grouped_matmul.expert_layout makes them"
-    tiles_e = rows_per_expert // tile
+    tile_rows = math.gcd(options.block, pallas.GROUPED_ROWS)
+    assert rows % tile_rows == 0, "as ops.grouped_matmul.expert_layout makes them"
+    tiles_e = rows_per_expert // tile_rows
     # Tiles without an expert repeat the last number; the kernel skips them
     experts = jnp.arange(len(tiles_e), dtype=jnp.int32)
-    return jnp.repeat(experts, tiles_e, total_repeat_length=rows // tile), tiles_e.sum()
+    return jnp.repeat(experts, tiles_e, total_repeat_length=rows // tile_rows), tiles_e.sum()
 
 
 def _rounded_by_tokens(rows, power_of_two=False, *, rows_per_expert, block):

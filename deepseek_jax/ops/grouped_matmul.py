@@ -50,9 +50,9 @@ def block_size(choices: int, n_routed_experts: int):
 
 def whole_tiles(rows: int):
     """Round a number of rows up to whole tiles of the machine's grouped product."""
-    few, many = size_of("row_tiles")
+    small_tile, large_tile = size_of("row_tiles")
     # Decoding has few rows, and a large tile would nearly double them
-    tile = few if rows < 8 * many else many
+    tile = small_tile if rows < 8 * large_tile else large_tile
     return -(-rows // tile) * tile
 
 
@@ -64,12 +64,12 @@ def expert_layout(experts, n_routed_experts: int, block: int):
     """
     m, a = experts.shape
     # Enough blocks for the worst split over experts
-    blocks = (m * a + min(n_routed_experts, m * a) * (block - 1)) // block
+    num_blocks = (m * a + min(n_routed_experts, m * a) * (block - 1)) // block
     # z: the experts, then the id for no expert
     count_z = counts(experts, n_routed_experts + 1)
     rows_e = -(-count_z[:-1] // block) * block
     first_z = jnp.cumsum(jnp.pad(rows_e, (1, 0)))
-    return _laid_out(experts, count_z, rows_e, first_z, blocks * block)
+    return _laid_out(experts, count_z, rows_e, first_z, num_blocks * block)
 
 
 def capacity_layout(groups, n_groups: int, capacity: int):
@@ -90,18 +90,20 @@ def counts(groups, n_groups: int):
     return jnp.zeros(n_groups, jnp.int32).at[groups.reshape(-1)].add(1)
 
 
-def _laid_out(groups, count_n, rows_n, first_n, rows):
-    """Build the ExpertLayout of groups int32[m a] with `rows` rows.
+def _laid_out(groups, count_n, rows_n, first_n, num_rows):
+    """Build the ExpertLayout of groups int32[m a] with `num_rows` rows.
 
     The rows of group n begin at row first_n[n], in order.
     """
     m, a = groups.shape
-    flat = groups.reshape(-1)
-    order = jnp.argsort(flat, stable=True)
+    flat_groups = groups.reshape(-1)
+    order = jnp.argsort(flat_groups, stable=True)
     # Sorting leaves no gaps between groups: a shift for each group makes room for its padding
     shift_n = first_n - (jnp.cumsum(count_n) - count_n)
-    row_of_sorted = jnp.arange(m * a, dtype=jnp.int32) + shift_n[flat[order]].astype(jnp.int32)
-    token_of_row = jnp.full(rows, m, jnp.int32).at[row_of_sorted].set(order // a)
+    row_of_sorted = jnp.arange(m * a, dtype=jnp.int32) + shift_n[flat_groups[order]].astype(
+        jnp.int32
+    )
+    token_of_row = jnp.full(num_rows, m, jnp.int32).at[row_of_sorted].set(order // a)
     row_of_choice = jnp.zeros(m * a, jnp.int32).at[order].set(row_of_sorted).reshape(m, a)
     return ExpertLayout(token_of_row, row_of_choice, rows_n)
 
@@ -145,10 +147,10 @@ def combine(rows, weights, layout):
     return _float32("mad,ma->md", chosen_mad, weights).astype(rows.dtype)
 
 
-def _float32(spec, rows, others):
+def _float32(spec, rows, operand):
     """Compute an einsum at the precision of rows, into float32."""
     return jnp.einsum(
-        spec, rows, others, precision=precision_of(rows), preferred_element_type=jnp.float32
+        spec, rows, operand, precision=precision_of(rows), preferred_element_type=jnp.float32
     )
 
 
@@ -160,11 +162,11 @@ def _combine_backward(saved, cotangent):
     rows, weights, layout = saved
     # Gather vectors, as rows_by_expert does. Scatter only weights, one number per choice
     weight_r = jnp.zeros(len(rows), weights.dtype).at[layout.row_of_choice].set(weights)
-    spread = _of_rows(cotangent, layout)
+    cotangent_rd = _of_rows(cotangent, layout)
     chosen_mad = _of_choices(rows, layout)
     d_weights = _float32("mad,md->ma", chosen_mad, cotangent)
     # Without the barrier XLA rounds later, and first copies the float32 product to another layout
-    d_rows = jax.lax.optimization_barrier((spread * weight_r[:, None]).astype(rows.dtype))
+    d_rows = jax.lax.optimization_barrier((cotangent_rd * weight_r[:, None]).astype(rows.dtype))
     return d_rows, d_weights.astype(weights.dtype), None
 
 
@@ -198,20 +200,20 @@ def grouped_matmul(rows, kernel, rows_per_expert, *, implementation: str | None 
 
 
 def _ragged(rows, kernel, rows_per_expert, transposed=False):
-    columns = ALONG_COLUMNS if transposed else ALONG_ROWS
-    return _ragged_dot(rows, kernel, rows_per_expert, columns).astype(rows.dtype)
+    dimension_numbers = ALONG_COLUMNS if transposed else ALONG_ROWS
+    return _ragged_dot(rows, kernel, rows_per_expert, dimension_numbers).astype(rows.dtype)
 
 
 def _ragged_over_rows(left, right, rows_per_expert):
     return _ragged_dot(left, right, rows_per_expert, OVER_ROWS)
 
 
-def _ragged_dot(left, right, rows_per_expert, along):
+def _ragged_dot(left, right, rows_per_expert, dimension_numbers):
     return jax.lax.ragged_dot_general(
         left,
         right,
         rows_per_expert,
-        along,
+        dimension_numbers,
         precision=precision_of(left),
         preferred_element_type=jnp.float32,
     )

@@ -81,35 +81,37 @@ def choose(op, implementation=None, suits=lambda: True, **forms):
         ValueError: If the op does not have the named form, or this machine lacks it.
     """
     if implementation is None:
-        suited = platform() != "tpu" or suits()
-        implementation = form_of(op) if suited else FORMS[op]["any"]
+        takes_shapes = platform() != "tpu" or suits()
+        implementation = form_of(op) if takes_shapes else FORMS[op]["any"]
     if rehearsed is not None:
         implementation = _emulation(op, implementation)
     if implementation not in forms:
         raise ValueError(
             f"{op} has no implementation={implementation!r}; it has {', '.join(forms)}"
         )
-    missing = _missing(op)
-    if implementation in missing:
-        what = "a kernel for TPUs" if implementation in KERNELS else "not for CPUs"
-        others = ", ".join(form for form in forms if form not in missing)
+    missing_forms = _missing(op)
+    if implementation in missing_forms:
+        reason = "a kernel for TPUs" if implementation in KERNELS else "not for CPUs"
+        other_forms = ", ".join(form for form in forms if form not in missing_forms)
         raise ValueError(
-            f"{op}: implementation={implementation!r} is {what}, and this program is for a {platform()}; "
-            f"leave it out, or set it to one of {others}"
+            f"{op}: implementation={implementation!r} is {reason}, and this program is for a {platform()}; "
+            f"leave it out, or set it to one of {other_forms}"
         )
     return forms[implementation]
 
 
 def _emulation(op, form):
     """Note the machine's own form in `taken`, and return the form that emulates it."""
-    own = form_of(op) if form == "interpreted" else form
-    taken.add((op, own))
-    return "interpreted" if own in KERNELS else EMULATED.get(op, {}).get(own, own)
+    real_form = form_of(op) if form == "interpreted" else form
+    taken.add((op, real_form))
+    return "interpreted" if real_form in KERNELS else EMULATED.get(op, {}).get(real_form, real_form)
 
 
 def forms_taken():
     """List the forms that a rehearsal took, as "op=form, ..." in the order of FORMS."""
-    return ", ".join(f"{op}={form}" for op in FORMS for of, form in sorted(taken) if of == op)
+    return ", ".join(
+        f"{op}={form}" for op in FORMS for taken_op, form in sorted(taken) if taken_op == op
+    )
 
 
 def _missing(op):
@@ -153,19 +155,19 @@ def plain_forms():
         _plain = False
 
 
-def _row_of(choices):
+def _row_of(row):
     if _plain:
-        return choices["any"]
+        return row["any"]
     kinds = [platform(), "any"]
     if rehearsed is not None:
         kinds.insert(0, rehearsed)
     # Without a mesh, the size is 0
     elif platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1:
         kinds.insert(0, "one cpu")
-    elif "tpu7x" in choices and platform() == "tpu":
+    elif "tpu7x" in row and platform() == "tpu":
         device = jax.config.jax_default_device or jax.local_devices()[0]
         kinds = ["tpu7x"] * (getattr(device, "device_kind", None) == "TPU7x") + kinds
-    return choices[next(kind for kind in kinds if kind in choices)]
+    return row[next(kind for kind in kinds if kind in row)]
 
 
 def platform():

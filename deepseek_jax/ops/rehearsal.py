@@ -33,8 +33,8 @@ def rehearse(machine: str | None):
             CPUs.
     """
     if machine is not None and machine not in platform.MACHINES:
-        known = ", ".join(platform.MACHINES)
-        raise ValueError(f"machine={machine!r} cannot be rehearsed; it must be one of {known}")
+        machines = ", ".join(platform.MACHINES)
+        raise ValueError(f"machine={machine!r} cannot be rehearsed; it must be one of {machines}")
     if machine is not None and jax.default_backend() != "cpu":
         raise ValueError(
             f"machine={machine!r} is rehearsed on CPU devices, and this process has "
@@ -51,9 +51,11 @@ def rehearse(machine: str | None):
 
 def _rounded(bits, ctx, left, right, *, precision, **options):
     """Lower a product: round float32 operands, unless it asks for a higher precision."""
-    each = precision if isinstance(precision, tuple) else (precision,)
+    precisions = precision if isinstance(precision, tuple) else (precision,)
     dtypes = {aval.dtype.name for aval in ctx.avals_in[:2]}
-    if dtypes == {"float32"} and all(one in DEFAULTS for one in each):
+    if dtypes == {"float32"} and all(
+        operand_precision in DEFAULTS for operand_precision in precisions
+    ):
         left, right = (
             _round(bits, ctx, aval, operand)
             for aval, operand in zip(ctx.avals_in, (left, right), strict=True)

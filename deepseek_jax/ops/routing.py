@@ -40,8 +40,8 @@ def route(
     if n_group > 1:
         # x: the experts of one group
         choice_mgx = choice_me.reshape(len(logits), n_group, -1)
-        best = 2 if scoring_func == "sigmoid" else 1
-        group_mg = jnp.where(_ranks(choice_mgx) < best, choice_mgx, 0).sum(-1)
+        num_best = 2 if scoring_func == "sigmoid" else 1
+        group_mg = jnp.where(_ranks(choice_mgx) < num_best, choice_mgx, 0).sum(-1)
         kept_mg = _ranks(group_mg) < topk_group
         # -inf, not 0: the bias can move an expert of an open group below 0, and an expert of a
         # closed group would win
@@ -64,8 +64,10 @@ def _ranks(scores):
     less time than sorting a few.
     """
     number_x = jnp.arange(scores.shape[-1])
-    mine, other = scores[..., None], scores[..., None, :]
-    is_ahead = (other > mine) | ((other == mine) & (number_x < number_x[:, None]))
+    own_score, other_score = scores[..., None], scores[..., None, :]
+    is_ahead = (other_score > own_score) | (
+        (other_score == own_score) & (number_x < number_x[:, None])
+    )
     return is_ahead.sum(-1)
 
 
@@ -119,10 +121,10 @@ def expert_load(experts, n_routed_experts, counted=None):
         experts: int32[... a].
         counted: bool[...], the tokens to count. None counts all.
     """
-    chosen = jax.nn.one_hot(experts, n_routed_experts)
+    one_hot = jax.nn.one_hot(experts, n_routed_experts)
     if counted is not None:
-        chosen = chosen * counted[..., None, None]
-    return chosen.sum(range(chosen.ndim - 1))
+        one_hot = one_hot * counted[..., None, None]
+    return one_hot.sum(range(one_hot.ndim - 1))
 
 
 def sequence_balance(affinity, segment_ids, *, num_experts_per_tok):
@@ -185,14 +187,16 @@ def load_metrics(loads):
         - max_vio: the mean over all layers.
         - load_entropy/LAYER: entropy of the load in nats, log(e) in perfect balance.
     """
-    layers = {}
+    load_by_layer = {}
     for name, load in loads.items():
-        stacked = {f"moe_{i}": load_e for i, load_e in enumerate(load)}
-        layers |= stacked if load.ndim == 2 else {name: load}
-    violations = {f"max_vio/{name}": x.max() / x.mean() - 1 for name, x in layers.items()}
-    entropies = {f"load_entropy/{name}": _entropy(x / x.sum()) for name, x in layers.items()}
-    mean = {"max_vio": sum(violations.values()) / len(violations)} if layers else {}
-    return mean | violations | entropies
+        stack_loads = {f"moe_{i}": load_e for i, load_e in enumerate(load)}
+        load_by_layer |= stack_loads if load.ndim == 2 else {name: load}
+    violations = {f"max_vio/{name}": x.max() / x.mean() - 1 for name, x in load_by_layer.items()}
+    entropies = {f"load_entropy/{name}": _entropy(x / x.sum()) for name, x in load_by_layer.items()}
+    mean_violation = (
+        {"max_vio": sum(violations.values()) / len(violations)} if load_by_layer else {}
+    )
+    return mean_violation | violations | entropies
 
 
 def _entropy(share_e):

@@ -62,14 +62,14 @@ def select(scores, mask, index_topk: int, implementation: str | None = None):
     """
     if index_topk >= scores.shape[-1]:
         return mask
-    find = choose("kth_largest", implementation, sorted=_kth_sorted, bits=_kth_by_bits)
+    find_kth = choose("kth_largest", implementation, sorted=_kth_sorted, bits=_kth_by_bits)
     scores = jnp.where(mask, scores, -jnp.inf)
-    last = find(scores, index_topk)
-    above, tied = scores > last, scores == last
-    room = index_topk - above.sum(-1, keepdims=True, dtype=jnp.int32)
-    chosen = above | (tied & (jnp.cumsum(tied, axis=-1, dtype=jnp.int32) <= room))
-    # If a query sees fewer than index_topk keys, `last` is -inf, as are all unseen keys
-    return chosen & mask
+    lowest = find_kth(scores, index_topk)
+    is_above, is_tied = scores > lowest, scores == lowest
+    num_tied = index_topk - is_above.sum(-1, keepdims=True, dtype=jnp.int32)
+    is_selected = is_above | (is_tied & (jnp.cumsum(is_tied, axis=-1, dtype=jnp.int32) <= num_tied))
+    # If a query sees fewer than index_topk keys, `lowest` is -inf, as are all unseen keys
+    return is_selected & mask
 
 
 def _kth_sorted(scores, k):
@@ -84,16 +84,18 @@ def _kth_by_bits(scores, k):
     bits = jax.lax.bitcast_convert_type(scores, jnp.uint32)
     sign = jnp.uint32(1 << 31)
     # Unsigned integers in the same order as the floats
-    rising = jnp.where(bits & sign, ~bits, bits | sign)
+    ordered_bits = jnp.where(bits & sign, ~bits, bits | sign)
 
-    def one_bit(i, found):
-        trial = found | (sign >> i)
-        enough = (rising >= trial).sum(-1, keepdims=True, dtype=jnp.int32) >= k
-        return jnp.where(enough, trial, found)
+    def one_bit(i, known_bits):
+        trial_bits = known_bits | (sign >> i)
+        is_enough = (ordered_bits >= trial_bits).sum(-1, keepdims=True, dtype=jnp.int32) >= k
+        return jnp.where(is_enough, trial_bits, known_bits)
 
-    found = jnp.zeros((*scores.shape[:-1], 1), jnp.uint32)
-    found = jax.lax.fori_loop(0, 32, lambda i, x: one_bit(jnp.uint32(i), x), found)
-    return jax.lax.bitcast_convert_type(jnp.where(found & sign, found ^ sign, ~found), jnp.float32)
+    known_bits = jnp.zeros((*scores.shape[:-1], 1), jnp.uint32)
+    known_bits = jax.lax.fori_loop(0, 32, lambda i, x: one_bit(jnp.uint32(i), x), known_bits)
+    return jax.lax.bitcast_convert_type(
+        jnp.where(known_bits & sign, known_bits ^ sign, ~known_bits), jnp.float32
+    )
 
 
 def select_indices(scores, mask, index_topk: int):
@@ -103,12 +105,12 @@ def select_indices(scores, mask, index_topk: int):
         (int32[... k], bool[... k]) with k = index_topk: indices, and False in the last places of a
         query that selects fewer than k keys.
     """
-    chosen = select(scores, mask, index_topk)
+    is_selected = select(scores, mask, index_topk)
     # The n-th index is the first place up to which n keys are chosen
-    counts = jnp.cumsum(chosen, axis=-1, dtype=jnp.int32)
+    counts = jnp.cumsum(is_selected, axis=-1, dtype=jnp.int32)
     nth = jnp.arange(1, index_topk + 1)
-    find = jnp.vectorize(lambda row: jnp.searchsorted(row, nth), signature="(s)->(k)")
-    indices = jnp.minimum(find(counts), scores.shape[-1] - 1)
+    find_places = jnp.vectorize(lambda row: jnp.searchsorted(row, nth), signature="(s)->(k)")
+    indices = jnp.minimum(find_places(counts), scores.shape[-1] - 1)
     return indices, nth <= counts[..., -1:]
 
 
@@ -144,23 +146,28 @@ def select_branches(q_btjy, k_bty, w_btj, segment_ids, *, layout: Branches, inde
     query in a branch, this is its own branch.
     """
     q_btjy, k_bty, w_btj = jax.lax.stop_gradient((q_btjy, k_bty, w_btj))
-    parts = map(layout.split, (q_btjy, k_bty, w_btj, segment_ids))
-    (q_prefix, q_bntjy), (k_prefix, k_bnsy), (w_prefix, w_bntj), (seen_bs, seen_bns) = parts
-    at_t = jnp.arange(layout.prefix_length)
-    see_prefix = seen(seen_bs, seen_bs, at_t)
-    of_prefix = select(index_scores(q_prefix, k_prefix, w_prefix), see_prefix, index_topk)
-    to_prefix = jax.vmap(index_scores, (1, None, 1), 1)(q_bntjy, k_prefix, w_bntj)
-    to_branch = jax.vmap(index_scores, 1, 1)(q_bntjy, k_bnsy, w_bntj)
-    length = q_bntjy.shape[2]
-    see_branch = jax.vmap(seen, (1, 1, None), 1)(seen_bns, seen_bns, jnp.arange(length))
-    see_prefix = jnp.broadcast_to((seen_bs > 0)[:, None, None], to_prefix.shape)
-    scores, see = (
-        jnp.concatenate(pair, -1) for pair in ((to_prefix, to_branch), (see_prefix, see_branch))
+    split_arrays = map(layout.split, (q_btjy, k_bty, w_btj, segment_ids))
+    (q_prefix, q_bntjy), (k_prefix, k_bnsy), (w_prefix, w_bntj), (segments_bs, segments_bns) = (
+        split_arrays
     )
-    of_branches = select(scores, see, index_topk)
-    of_branches = of_branches.reshape(len(scores), -1, layout.prefix_length + length)
-    of_prefix = jnp.pad(of_prefix, [(0, 0), (0, 0), (0, length)])
-    return packed(jnp.concatenate([of_prefix, of_branches], axis=1))
+    at_t = jnp.arange(layout.prefix_length)
+    causal_mask = seen(segments_bs, segments_bs, at_t)
+    prefix_selected = select(index_scores(q_prefix, k_prefix, w_prefix), causal_mask, index_topk)
+    prefix_scores = jax.vmap(index_scores, (1, None, 1), 1)(q_bntjy, k_prefix, w_bntj)
+    branch_scores = jax.vmap(index_scores, 1, 1)(q_bntjy, k_bnsy, w_bntj)
+    branch_length = q_bntjy.shape[2]
+    branch_mask = jax.vmap(seen, (1, 1, None), 1)(
+        segments_bns, segments_bns, jnp.arange(branch_length)
+    )
+    prefix_mask = jnp.broadcast_to((segments_bs > 0)[:, None, None], prefix_scores.shape)
+    scores, mask = (
+        jnp.concatenate(pair, -1)
+        for pair in ((prefix_scores, branch_scores), (prefix_mask, branch_mask))
+    )
+    branch_selected = select(scores, mask, index_topk)
+    branch_selected = branch_selected.reshape(len(scores), -1, layout.prefix_length + branch_length)
+    prefix_selected = jnp.pad(prefix_selected, [(0, 0), (0, 0), (0, branch_length)])
+    return packed(jnp.concatenate([prefix_selected, branch_selected], axis=1))
 
 
 def seen(segments_bt, segments_bs, at_t):

@@ -60,16 +60,16 @@ def over_heads(attention, q, k, v, segment_ids, selected=None):
     if mesh is None:
         return local(q, k, v, segment_ids, selected)
     spec = partition_spec(HEADS)
-    rows, parts = axis_parts(mesh, spec[0]), axis_parts(mesh, spec[2])
+    row_parts, head_parts = axis_parts(mesh, spec[0]), axis_parts(mesh, spec[2])
     # Gather here: an attention that works through blocks would gather them at every block
     segment_ids = constrain(segment_ids, ("batch", None))
     if selected is not None:
         selected = constrain(selected, ("batch", None, None))
-    if q.shape[2] % parts or len(q) % rows:
+    if q.shape[2] % head_parts or len(q) % row_parts:
         k, v = (constrain(array, ("batch", None, "kv_heads", None)) for array in (k, v))
         out = attention(q, k, v, segment_ids=segment_ids, selected=selected, kernels=False)
         return constrain(out, ("batch", "seq", "heads", None))
-    if k.shape[2] % parts:
+    if k.shape[2] % head_parts:
         # Fewer key heads than devices: every query head gets its own copy
         k, v = (jnp.repeat(array, q.shape[2] // array.shape[2], axis=2) for array in (k, v))
     out = jax.shard_map(
@@ -98,23 +98,23 @@ def over_queries(function, queries, keys):
     b, t = jax.tree.leaves(queries)[0].shape[:2]
     if b % axis_parts(mesh, spec[0]):
         return function(queries, keys, 0)
-    parts = axis_parts(mesh, spec[1])
+    num_parts = axis_parts(mesh, spec[1])
 
     def local(queries, keys):
         first = 0
-        if parts > 1:
+        if num_parts > 1:
             first = jax.lax.axis_index(spec[1]) * jax.tree.leaves(queries)[0].shape[1]
         return function(queries, keys, first)
 
-    def filled(x):
-        return jnp.pad(x, [(0, 0), (0, -t % parts)] + [(0, 0)] * (x.ndim - 2))
+    def pad_queries(x):
+        return jnp.pad(x, [(0, 0), (0, -t % num_parts)] + [(0, 0)] * (x.ndim - 2))
 
     out = jax.shard_map(
         local,
         in_specs=(spec, partition_spec(("batch",))),
         out_specs=spec,
         check_vma=False,
-    )(jax.tree.map(filled, queries), keys)
+    )(jax.tree.map(pad_queries, queries), keys)
     return jax.tree.map(lambda x: x[:, :t], out)
 
 
@@ -126,8 +126,8 @@ def by_rows(function, *arrays, axis: str = "batch"):
         axis: The logical name of the rows.
     """
     mesh, spec = current_mesh(), partition_spec((axis,))
-    rows = len(jax.tree.leaves(arrays)[0])
-    if mesh is None or rows % axis_parts(mesh, spec[0]):
+    num_rows = len(jax.tree.leaves(arrays)[0])
+    if mesh is None or num_rows % axis_parts(mesh, spec[0]):
         return function(*arrays)
     # A kernel does not declare the axes over which it varies
     return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(*arrays)

@@ -35,12 +35,12 @@ def decoding_mesh(mesh: Mesh, heads: int):
         mesh: The training mesh.
         heads: num_attention_heads.
     """
-    fixed = math.prod(mesh.shape[axis] for axis in _model_axes(mesh, heads) if axis != "fsdp")
-    fsdp = math.gcd(mesh.shape["fsdp"], heads // fixed)
-    sizes = dict(mesh.shape) | {"fsdp": fsdp}
+    other_size = math.prod(mesh.shape[axis] for axis in _model_axes(mesh, heads) if axis != "fsdp")
+    fsdp = math.gcd(mesh.shape["fsdp"], heads // other_size)
+    axis_sizes = dict(mesh.shape) | {"fsdp": fsdp}
     # data and fsdp are neighbours among the axes, so their product may be split in another way
-    sizes["data"] *= mesh.shape["fsdp"] // fsdp
-    devices = mesh.devices.reshape([sizes[axis] for axis in MESH_AXES])
+    axis_sizes["data"] *= mesh.shape["fsdp"] // fsdp
+    devices = mesh.devices.reshape([axis_sizes[axis] for axis in MESH_AXES])
     return Mesh(devices, MESH_AXES, axis_types=mesh.axis_types)
 
 
@@ -52,30 +52,33 @@ def decoding_rules(mesh: Mesh | AbstractMesh, heads: int, experts: int):
         heads: num_attention_heads.
         experts: n_routed_experts, or 1.
     """
-    model = _model_axes(mesh, heads)
-    batch = tuple(axis for axis in MESH_AXES if axis not in model)
-    rules = dict.fromkeys(RULES) | {"experts": _expert_axes(mesh, model, experts), "batch": batch}
-    rules |= dict.fromkeys(OF_MODEL, model)
+    model_axes = _model_axes(mesh, heads)
+    batch_axes = tuple(axis for axis in MESH_AXES if axis not in model_axes)
+    rules = dict.fromkeys(RULES) | {
+        "experts": _expert_axes(mesh, model_axes, experts),
+        "batch": batch_axes,
+    }
+    rules |= dict.fromkeys(OF_MODEL, model_axes)
     # Every device attends for its own slots. The batch's axes come first, so that an array moves between rows
     # and slots by an exchange along the model's axes only
-    return rules | {"slots": (*batch, *model)}
+    return rules | {"slots": (*batch_axes, *model_axes)}
 
 
-def _model_axes(mesh, heads):
+def _model_axes(mesh, num_heads):
     """Return the axes that split weights: fsdp, tensor, and context if heads split over it too."""
-    with_context = mesh.shape["context"] * mesh.shape["tensor"]
-    return ("fsdp", "context", "tensor") if heads % with_context == 0 else ("fsdp", "tensor")
+    num_splits = mesh.shape["context"] * mesh.shape["tensor"]
+    return ("fsdp", "context", "tensor") if num_heads % num_splits == 0 else ("fsdp", "tensor")
 
 
-def _expert_axes(mesh, model, experts):
+def _expert_axes(mesh, model_axes, num_experts):
     """Return the axis "expert", and the model's axes that experts also split over.
 
     A device sends its tokens along all of these axes. Along the model's other axes, devices send
     the same tokens.
     """
     axes = ("expert",)
-    for axis in reversed(model):
-        if mesh.shape[axis] > 1 and experts % axis_parts(mesh, (*axes, axis)) == 0:
+    for axis in reversed(model_axes):
+        if mesh.shape[axis] > 1 and num_experts % axis_parts(mesh, (*axes, axis)) == 0:
             axes += (axis,)
     return axes
 
@@ -90,10 +93,10 @@ def to_rollout(weight, names):
     if current_mesh() is None:
         return weight
     table = current_rules()
-    expert, *more = table["experts"]
-    if "experts" in names and more:
+    expert_axis, *more_axes = table["experts"]
+    if "experts" in names and more_axes:
         # In two steps: if two axes move to two dimensions at once, the compiler gathers the whole weight
-        with use_rules(table | {"experts": expert, "embed": tuple(more)}):
+        with use_rules(table | {"experts": expert_axis, "embed": tuple(more_axes)}):
             weight = constrain(weight, names)
     return constrain(weight, names)
 
@@ -115,9 +118,11 @@ def join_halves(weight, names):
 
     if mesh is None:
         return join(weight)
-    *rows, _, columns = placed(mesh, weight.shape, names)
+    *row_entries, _, column_entry = placed(mesh, weight.shape, names)
     return jax.shard_map(
-        join, in_specs=PartitionSpec(*rows, None, columns), out_specs=PartitionSpec(*rows, columns)
+        join,
+        in_specs=PartitionSpec(*row_entries, None, column_entry),
+        out_specs=PartitionSpec(*row_entries, column_entry),
     )(weight)
 
 

@@ -81,13 +81,13 @@ def expert_parallel(
         overflow.
     """
     mesh = current_mesh()
-    places = tuple(partition_spec(axes) for axes in kernels.axes)
-    over = () if mesh is None else split_over(mesh, places[0][0])
-    exchanged = choose(
+    kernel_specs = tuple(partition_spec(axes) for axes in kernels.axes)
+    expert_axes = () if mesh is None else split_over(mesh, kernel_specs[0][0])
+    exchange = choose(
         "expert_parallel",
         implementation,
-        padded=functools.partial(_padded, over),
-        ragged=functools.partial(_ragged, over, buffer),
+        padded=functools.partial(_padded, expert_axes),
+        ragged=functools.partial(_ragged, expert_axes, buffer),
     )
 
     def local(x_btd, experts_bta, weights_bta, matrices):
@@ -103,45 +103,49 @@ def expert_parallel(
             weights_bta.reshape(-1, a),
         )
         overflowed = None
-        if not over:
+        if not expert_axes:
             y_md = run_experts(*arrays, matrices)
         else:
-            y_md, overflowed = exchanged(run_experts, *arrays, matrices)
+            y_md, overflowed = exchange(run_experts, *arrays, matrices)
         # Where the kernels' axis "mlp" is split, each device has a partial sum. Added in float32, the total
         # is rounded only once
-        if mesh is not None and partial_over:
-            y_md = jax.lax.psum(y_md.astype(jnp.float32), partial_over).astype(y_md.dtype)
+        if mesh is not None and partial_axes:
+            y_md = jax.lax.psum(y_md.astype(jnp.float32), partial_axes).astype(y_md.dtype)
         return y_md.reshape(x_btd.shape), overflowed
 
-    of_mlp = () if mesh is None else places[0][kernels.axes[0].index("mlp")]
-    partial_over = split_over(mesh, of_mlp)
-    tokens = None if mesh is None else _token_places(mesh, x.shape, over)
+    mlp_entry = () if mesh is None else kernel_specs[0][kernels.axes[0].index("mlp")]
+    partial_axes = split_over(mesh, mlp_entry)
+    token_spec = None if mesh is None else _token_places(mesh, x.shape, expert_axes)
     form = implementation or form_of("expert_parallel")
-    bounded = bool(over) and buffer is not None and form == "ragged"
-    if tokens is None:
-        mesh, over = None, ()
+    is_bounded = bool(expert_axes) and buffer is not None and form == "ragged"
+    if token_spec is None:
+        mesh, expert_axes = None, ()
         return local(x, experts, weights, kernels.arrays)
     y, overflowed = jax.shard_map(
         local,
-        in_specs=(tokens, tokens, tokens, places),
-        out_specs=(tokens, PartitionSpec() if bounded else None),
+        in_specs=(token_spec, token_spec, token_spec, kernel_specs),
+        out_specs=(token_spec, PartitionSpec() if is_bounded else None),
         # Custom gradients do not declare the axes over which they vary
         check_vma=False,
     )(x, experts, weights, kernels.arrays)
     return constrain(y, TOKENS), overflowed
 
 
-def _token_places(mesh, shape, over):
-    """Return the PartitionSpec of tokens [b t d] in an exchange along the axes `over`.
+def _token_places(mesh, shape, expert_axes):
+    """Return the PartitionSpec of tokens [b t d] in an exchange along `expert_axes`.
 
-    Each device along `over` has different tokens, as far as rows or tokens split over these axes.
-    None if they do not even split over the axes of a batch.
+    Each device along `expert_axes` has different tokens, as far as rows or tokens split over these
+    axes. None if they do not even split over the axes of a batch.
     """
-    rows, seq, _ = partition_spec(TOKENS)
-    rows, seq = split_over(mesh, rows), split_over(mesh, seq)
+    row_axes, seq_axes, _ = partition_spec(TOKENS)
+    row_axes, seq_axes = split_over(mesh, row_axes), split_over(mesh, seq_axes)
     # In a rollout, experts are also split over axes that do not split the batch
-    more = tuple(axis for axis in over if axis not in rows + seq)
-    for spec in (rows + more, seq, None), (rows, seq + more, None), (rows, seq, None):
+    more_axes = tuple(axis for axis in expert_axes if axis not in row_axes + seq_axes)
+    for spec in (
+        (row_axes + more_axes, seq_axes, None),
+        (row_axes, seq_axes + more_axes, None),
+        (row_axes, seq_axes, None),
+    ):
         if all(
             size % axis_parts(mesh, entry) == 0 for size, entry in zip(shape, spec, strict=True)
         ):
@@ -149,38 +153,40 @@ def _token_places(mesh, shape, over):
     return None
 
 
-def _padded(over, run_experts, x_md, experts_ma, weights_ma, kernels):
-    """Run this device's experts on the tokens of all devices along the axes `over`."""
-    shards, held = jax.lax.axis_size(over), len(kernels[0])
+def _padded(expert_axes, run_experts, x_md, experts_ma, weights_ma, kernels):
+    """Run this device's experts on the tokens of all devices along `expert_axes`."""
+    shards, local_experts = jax.lax.axis_size(expert_axes), len(kernels[0])
     # The worst case: every token chooses as many experts of one device as it can
-    capacity = len(x_md) * min(experts_ma.shape[1], held)
-    layout = capacity_layout(experts_ma // held, shards, capacity)
-    # Each row's expert, by its number on the receiver; `held` (no expert) in rows without a token
-    expert_r = jnp.full(shards * capacity, held, jnp.int32)
-    expert_r = expert_r.at[layout.row_of_choice].set(experts_ma % held)
+    capacity = len(x_md) * min(experts_ma.shape[1], local_experts)
+    layout = capacity_layout(experts_ma // local_experts, shards, capacity)
+    # Each row's expert, by its number on the receiver; `local_experts` (no expert) in rows without a token
+    expert_r = jnp.full(shards * capacity, local_experts, jnp.int32)
+    expert_r = expert_r.at[layout.row_of_choice].set(experts_ma % local_experts)
 
-    received_rd = _to_peers(over, rows_by_expert(x_md, layout))
-    received_r1 = _to_peers(over, expert_r)[:, None]
+    received_rd = _to_peers(expert_axes, rows_by_expert(x_md, layout))
+    received_r1 = _to_peers(expert_axes, expert_r)[:, None]
     # Weights of 1: the sender multiplies the results by the weights, so weights do not travel
     done_rd = run_experts(received_rd, received_r1, jnp.ones(received_r1.shape), kernels)
-    return combine(_to_peers(over, done_rd), weights_ma, layout), None
+    return combine(_to_peers(expert_axes, done_rd), weights_ma, layout), None
 
 
-def _to_peers(over, rows):
-    """Send row block i of every device to device i along the axes `over`; its own inverse."""
-    return jax.lax.all_to_all(rows, over, split_axis=0, concat_axis=0, tiled=True)
+def _to_peers(expert_axes, rows):
+    """Send row block i of every device to device i along `expert_axes`; its own inverse."""
+    return jax.lax.all_to_all(rows, expert_axes, split_axis=0, concat_axis=0, tiled=True)
 
 
-def _ragged(over, buffer, run_experts, x_md, experts_ma, weights_ma, kernels):
+def _ragged(expert_axes, buffer, run_experts, x_md, experts_ma, weights_ma, kernels):
     """Do the work of _padded without padding: send only rows with a token."""
-    shards, held = jax.lax.axis_size(over), len(kernels[0])
-    worst = receive_rows(experts_ma.shape, shards, held, None)
-    rows = receive_rows(experts_ma.shape, shards, held, buffer)
-    if rows == worst:
-        exchange = _Exchange(over, run_experts, worst)
+    shards, local_experts = jax.lax.axis_size(expert_axes), len(kernels[0])
+    worst_rows = receive_rows(experts_ma.shape, shards, local_experts, None)
+    rows = receive_rows(experts_ma.shape, shards, local_experts, buffer)
+    if rows == worst_rows:
+        exchange = _Exchange(expert_axes, run_experts, worst_rows)
         overflows = None if buffer is None else jnp.zeros(())
         return exchange(x_md, experts_ma, weights_ma, kernels), overflows
-    return _bounded(_Exchange(over, run_experts, rows), x_md, experts_ma, weights_ma, kernels)
+    return _bounded(
+        _Exchange(expert_axes, run_experts, rows), x_md, experts_ma, weights_ma, kernels
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -238,11 +244,11 @@ def _in_blocks(exchange, x_md, experts_ma, weights_ma, kernels):
     size = max(size for size in range(1, min(m, AT_ONCE) + 1) if m % size == 0)
     # In float32, because the kernels' gradients are summed over blocks. A product rounds the kernels back,
     # which loses nothing
-    wide = tuple(kernel.astype(jnp.float32) for kernel in kernels)
+    wide_kernels = tuple(kernel.astype(jnp.float32) for kernel in kernels)
     # The backward pass exchanges again: otherwise the buffers of all blocks would be in memory at once
-    one = jax.checkpoint(lambda block: exchange(*block, wide))
-    blocks = [a.reshape(-1, size, *a.shape[1:]) for a in (x_md, experts_ma, weights_ma)]
-    return jax.lax.map(one, tuple(blocks)).reshape(x_md.shape)
+    exchange_block = jax.checkpoint(lambda block: exchange(*block, wide_kernels))
+    blocks = [array.reshape(-1, size, *array.shape[1:]) for array in (x_md, experts_ma, weights_ma)]
+    return jax.lax.map(exchange_block, tuple(blocks)).reshape(x_md.shape)
 
 
 class _Exchange(NamedTuple):
@@ -265,32 +271,33 @@ class _Exchange(NamedTuple):
             The ExpertLayout, and how many rows each device has for each expert of each device,
             int32[s s e].
         """
-        shards, held = jax.lax.axis_size(self.over), len(kernels[0])
+        shards, local_experts = jax.lax.axis_size(self.over), len(kernels[0])
         # Rows sorted by expert are sorted by device too. In blocks of 1, every row has a token
-        layout = expert_layout(experts_ma, shards * held, 1)
+        layout = expert_layout(experts_ma, shards * local_experts, 1)
         # Gather all counts: a sender must know where its rows begin on a peer, after other senders' rows
-        count_se = layout.rows_per_expert.reshape(shards, held)
+        count_se = layout.rows_per_expert.reshape(shards, local_experts)
         return layout, jax.lax.all_gather(count_se, self.over)
 
     def __call__(self, x_md, experts_ma, weights_ma, kernels):
         """Return [m d]; it is all zeros if one device has no room."""
         layout, count_sse = self.counted(experts_ma, kernels)
-        shards, held = count_sse.shape[1:]
-        rows = self.rows or receive_rows(experts_ma.shape, shards, held, None)
+        shards, local_experts = count_sse.shape[1:]
+        rows = self.rows or receive_rows(experts_ma.shape, shards, local_experts, None)
         device = jax.lax.axis_index(self.over)
-        there, back, fits = exchange_plan(count_sse.sum(-1), device, rows)
+        plan_there, plan_back, fits = exchange_plan(count_sse.sum(-1), device, rows)
 
-        # Each peer's rows arrive sorted by expert; `held` (no expert) marks the empty rows after them
+        # Each peer's rows arrive sorted by expert; `local_experts` (no expert) marks the empty rows after
+        # them
         count_se = jnp.where(fits, count_sse[:, device], 0).reshape(-1)
         expert_r = jnp.repeat(
-            jnp.append(jnp.tile(jnp.arange(held, dtype=jnp.int32), shards), held),
+            jnp.append(jnp.tile(jnp.arange(local_experts, dtype=jnp.int32), shards), local_experts),
             jnp.append(count_se, rows - count_se.sum()),
             total_repeat_length=rows,
         )
         sent_rd = rows_by_expert(x_md, layout)
-        received_rd = _send(self.over, experts_ma.size, rows, sent_rd, there, back)
+        received_rd = _send(self.over, experts_ma.size, rows, sent_rd, plan_there, plan_back)
         done_rd = self.run_experts(received_rd, expert_r[:, None], jnp.ones((rows, 1)), kernels)
-        returned_rd = _send(self.over, rows, experts_ma.size, done_rd, back, there)
+        returned_rd = _send(self.over, rows, experts_ma.size, done_rd, plan_back, plan_there)
         return combine(returned_rd, weights_ma, layout)
 
 
@@ -304,8 +311,8 @@ def receive_rows(choices, shards: int, held: int, share: float | None):
         share: The argument `buffer` of expert_parallel.
     """
     m, a = choices
-    worst = whole_tiles(shards * m * min(a, held))
-    return worst if share is None else min(whole_tiles(math.ceil(share * m * a)), worst)
+    worst_rows = whole_tiles(shards * m * min(a, held))
+    return worst_rows if share is None else min(whole_tiles(math.ceil(share * m * a)), worst_rows)
 
 
 class Sending(NamedTuple):
@@ -339,37 +346,42 @@ def exchange_plan(count, device, room):
     """
     fits = (count.sum(0) <= room).all()
     count = jnp.where(fits, count, 0)
-    # start: where the rows for each peer begin among a sender's rows. place: where each sender's rows begin
-    # in a peer's buffer
-    start = jnp.cumsum(count, axis=1) - count
-    place = jnp.cumsum(count, axis=0) - count
-    sent, received = count[device], count[:, device]
-    there = Sending(start[device], sent, place[device], received)
-    back = Sending(place[:, device], received, start[:, device], sent)
-    return there, back, fits
+    # start_in_sender: where the rows for each peer begin among a sender's rows. start_in_peer: where each
+    # sender's rows begin in a peer's buffer
+    start_in_sender = jnp.cumsum(count, axis=1) - count
+    start_in_peer = jnp.cumsum(count, axis=0) - count
+    num_sent, num_received = count[device], count[:, device]
+    plan_there = Sending(start_in_sender[device], num_sent, start_in_peer[device], num_received)
+    plan_back = Sending(
+        start_in_peer[:, device], num_received, start_in_sender[:, device], num_sent
+    )
+    return plan_there, plan_back, fits
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _send(over, rows, room, rows_rd, there, back):
-    """Send each peer along the axes `over` its part of rows_rd [rows d].
+def _send(expert_axes, num_rows, room, rows_rd, plan_there, plan_back):
+    """Send each peer along `expert_axes` its part of rows_rd [num_rows d].
 
-    The gradient uses the plan `back`; autodiff would first exchange the offsets with the peers
+    The gradient uses `plan_back`; autodiff would first exchange the offsets with the peers
     again.
 
     Returns:
         The rows received, [room d].
     """
     received_rd = jnp.zeros((room, *rows_rd.shape[1:]), rows_rd.dtype)
-    return ragged_all_to_all(rows_rd, received_rd, *there, axis_name=over)
+    return ragged_all_to_all(rows_rd, received_rd, *plan_there, axis_name=expert_axes)
 
 
-def _send_forward(over, rows, room, rows_rd, there, back):
-    return _send(over, rows, room, rows_rd, there, back), (there, back)
+def _send_forward(expert_axes, num_rows, room, rows_rd, plan_there, plan_back):
+    return _send(expert_axes, num_rows, room, rows_rd, plan_there, plan_back), (
+        plan_there,
+        plan_back,
+    )
 
 
-def _send_backward(over, rows, room, saved, cotangent):
-    there, back = saved
-    return _send(over, room, rows, cotangent, back, there), None, None
+def _send_backward(expert_axes, num_rows, room, saved, cotangent):
+    plan_there, plan_back = saved
+    return _send(expert_axes, room, num_rows, cotangent, plan_back, plan_there), None, None
 
 
 _send.defvjp(_send_forward, _send_backward)

@@ -41,16 +41,16 @@ class Split(NamedTuple):
         wide, so more devices could have a part of them than of the last matrix.
         """
         pairs = zip(self.arrays, self.axes, strict=True)
-        places = [placed(mesh, array.shape, axes) for array, axes in pairs]
-        part = places[-1][self.axes[-1].index(self.contracted)]
+        specs = [placed(mesh, array.shape, axes) for array, axes in pairs]
+        contracted_entry = specs[-1][self.axes[-1].index(self.contracted)]
         return tuple(
             PartitionSpec(
                 *(
-                    part if name == self.contracted else entry
-                    for name, entry in zip(axes, place, strict=True)
+                    contracted_entry if name == self.contracted else entry
+                    for name, entry in zip(axes, spec, strict=True)
                 )
             )
-            for axes, place in zip(self.axes, places, strict=True)
+            for axes, spec in zip(self.axes, specs, strict=True)
         )
 
     def parts(self, mesh):
@@ -73,16 +73,16 @@ def added_up(function, x, x_axes: tuple, matrices: Split):
     mesh = current_mesh()
     if mesh is None:
         return function(x, *matrices.arrays)
-    of_x, over = placed(mesh, x.shape, x_axes), matrices.parts(mesh)
+    x_spec, sum_axes = placed(mesh, x.shape, x_axes), matrices.parts(mesh)
 
     def local(x, arrays):
         y = function(x, *arrays)
-        return jax.lax.psum(y, over) if over else y
+        return jax.lax.psum(y, sum_axes) if sum_axes else y
 
     return jax.shard_map(
         local,
-        in_specs=(of_x, matrices.places(mesh)),
-        out_specs=PartitionSpec(of_x[0]),
+        in_specs=(x_spec, matrices.places(mesh)),
+        out_specs=PartitionSpec(x_spec[0]),
         check_vma=False,
     )(x, matrices.arrays)
 
@@ -142,41 +142,45 @@ def few_tokens(experts: Experts, x_bd):
         exchange, int32[devices].
     """
     mesh = current_mesh()
-    (batch,) = partition_spec(("batch",))
-    batch = (batch,) if isinstance(batch, str) else batch or ()
-    group = tuple(axis for axis in mesh.axis_names if axis not in batch and mesh.shape[axis] > 1)
-    places = experts.routed.places(mesh)
-    expert_axes = split_over(mesh, places[0][0])
-    row_axes = tuple(axis for axis in expert_axes if axis in group)
+    (batch_axes,) = partition_spec(("batch",))
+    batch_axes = (batch_axes,) if isinstance(batch_axes, str) else batch_axes or ()
+    group_axes = tuple(
+        axis for axis in mesh.axis_names if axis not in batch_axes and mesh.shape[axis] > 1
+    )
+    expert_specs = experts.routed.places(mesh)
+    expert_axes = split_over(mesh, expert_specs[0][0])
+    row_axes = tuple(axis for axis in expert_axes if axis in group_axes)
 
-    def others(*known):
+    def same_axes(*split_axes):
         """Return the group's axes along which devices compute the same."""
-        return tuple(axis for axis in group if not any(axis in axes for axes in known))
+        return tuple(axis for axis in group_axes if not any(axis in axes for axes in split_axes))
 
-    def local(x_md, router, matrices, shared):
+    def local(x_md, router, matrices, shared_arrays):
         m = len(x_md) // axis_parts(mesh, row_axes)
-        first = jax.lax.axis_index(row_axes) * m if row_axes else 0
-        own_md = jax.lax.dynamic_slice_in_dim(x_md, first, m)
+        first_row = jax.lax.axis_index(row_axes) * m if row_axes else 0
+        own_md = jax.lax.dynamic_slice_in_dim(x_md, first_row, m)
         experts_ma, weights_ma = experts.choose(own_md, *router)
         run = functools.partial(experts.run, matrices)
         arrays = own_md, experts_ma, weights_ma
         y_md, rounds = round_trip(run, *arrays, expert_axes, len(matrices[0]))
-        y_md = _once(y_md, others(row_axes, experts.routed.parts(mesh)))
-        y_md = jax.lax.dynamic_update_slice_in_dim(jnp.zeros_like(x_md), y_md, first, axis=0)
+        y_md = _once(y_md, same_axes(row_axes, experts.routed.parts(mesh)))
+        y_md = jax.lax.dynamic_update_slice_in_dim(jnp.zeros_like(x_md), y_md, first_row, axis=0)
         if experts.shared is not None:
-            y_md += _once(experts.beside(x_md, *shared), others(experts.shared.parts(mesh)))
-        return (jax.lax.psum(y_md, group) if group else y_md), experts_ma, rounds[None]
+            y_md += _once(
+                experts.beside(x_md, *shared_arrays), same_axes(experts.shared.parts(mesh))
+            )
+        return (jax.lax.psum(y_md, group_axes) if group_axes else y_md), experts_ma, rounds[None]
 
-    shared, shared_places = (), ()
+    shared_arrays, shared_specs = (), ()
     if experts.shared is not None:
-        shared, shared_places = experts.shared.arrays, experts.shared.places(mesh)
-    rows = PartitionSpec(batch)
+        shared_arrays, shared_specs = experts.shared.arrays, experts.shared.places(mesh)
+    row_spec = PartitionSpec(batch_axes)
     return jax.shard_map(
         local,
-        in_specs=(rows, PartitionSpec(), places, shared_places),
-        out_specs=(rows, PartitionSpec((*batch, *row_axes)), partition_spec(("slots",))),
+        in_specs=(row_spec, PartitionSpec(), expert_specs, shared_specs),
+        out_specs=(row_spec, PartitionSpec((*batch_axes, *row_axes)), partition_spec(("slots",))),
         check_vma=False,
-    )(x_bd, experts.router, experts.routed.arrays, shared)
+    )(x_bd, experts.router, experts.routed.arrays, shared_arrays)
 
 
 def _once(y, axes):

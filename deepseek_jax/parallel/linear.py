@@ -35,38 +35,47 @@ def by_token(product, spec: str, x, w):
     mesh = current_mesh()
     if mesh is None:
         return product(x, w, x.dtype)
-    left, right, result = re.split(",|->", spec)
-    table = dict(OF_ACTIVATIONS)
-    if "s" in left and mesh.shape["context"] > 1:
-        table["h"] = "attention_heads"
-    sizes = dict(zip(left + right, x.shape + w.shape, strict=True))
+    x_letters, w_letters, result_letters = re.split(",|->", spec)
+    logical_axes = dict(OF_ACTIVATIONS)
+    if "s" in x_letters and mesh.shape["context"] > 1:
+        logical_axes["h"] = "attention_heads"
+    letter_sizes = dict(zip(x_letters + w_letters, x.shape + w.shape, strict=True))
 
-    def place(how, letters, table):
-        return how(mesh, [sizes[c] for c in letters], [table.get(c) for c in letters])
+    def spec_of(find_spec, letters, logical_axes):
+        return find_spec(
+            mesh, [letter_sizes[c] for c in letters], [logical_axes.get(c) for c in letters]
+        )
 
-    of_x, of_y = (place(placed, letters, table) for letters in (left, result))
-    of_w = place(stored, right, table | OF_WEIGHTS)
-    kept = {
-        c: split_over(mesh, entry) for c, entry in zip(left + result, (*of_x, *of_y), strict=True)
+    x_spec, y_spec = (
+        spec_of(placed, letters, logical_axes) for letters in (x_letters, result_letters)
+    )
+    w_spec = spec_of(stored, w_letters, logical_axes | OF_WEIGHTS)
+    split_axes = {
+        c: split_over(mesh, entry)
+        for c, entry in zip(x_letters + result_letters, (*x_spec, *y_spec), strict=True)
     }
-    partial_over = tuple(axis for c in right if c not in result for axis in kept[c])
+    partial_axes = tuple(
+        axis for c in w_letters if c not in result_letters for axis in split_axes[c]
+    )
     dtype = x.dtype
-    if any(kept[c] for c in right if c not in left):
+    if any(split_axes[c] for c in w_letters if c not in x_letters):
         # Each device has a part of x's gradient. The parts are added in x's dtype, so make it float32
         x = x.astype(jnp.float32)
 
     def local(x, w):
-        for dim, letter in enumerate(right):
-            over = [axis for axis in split_over(mesh, of_w[dim]) if axis not in kept[letter]]
+        for dim, letter in enumerate(w_letters):
+            gather_axes = [
+                axis for axis in split_over(mesh, w_spec[dim]) if axis not in split_axes[letter]
+            ]
             # FP8 rounds the master weights themselves
-            w = gathered(mesh, w, tuple(over), dim, "float32")
-        y = product(x, w, jnp.float32 if partial_over else dtype)
-        return jax.lax.psum(y, partial_over).astype(dtype) if partial_over else y
+            w = gathered(mesh, w, tuple(gather_axes), dim, "float32")
+        y = product(x, w, jnp.float32 if partial_axes else dtype)
+        return jax.lax.psum(y, partial_axes).astype(dtype) if partial_axes else y
 
     return jax.shard_map(
         local,
-        in_specs=(of_x, of_w),
-        out_specs=of_y,
+        in_specs=(x_spec, w_spec),
+        out_specs=y_spec,
         # Custom gradients do not declare the axes over which they vary
         check_vma=False,
     )(x, w)

@@ -60,32 +60,39 @@ def make_mesh(
         ValueError: Unless the product of the sizes is the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = (slices, pipeline, data, fsdp, expert, context, tensor)
-    sizes = _filled(dict(zip(MESH_AXES, sizes, strict=True)), len(devices))
-    groups = {}
+    axis_sizes = (slices, pipeline, data, fsdp, expert, context, tensor)
+    axis_sizes = _filled(dict(zip(MESH_AXES, axis_sizes, strict=True)), len(devices))
+    devices_by_slice = {}
     for device in devices:
-        groups.setdefault(getattr(device, "slice_index", device.process_index), []).append(device)
-    if slices > 1 and len(groups) > 1:
-        if len(groups) != slices:
+        devices_by_slice.setdefault(
+            getattr(device, "slice_index", device.process_index), []
+        ).append(device)
+    if slices > 1 and len(devices_by_slice) > 1:
+        if len(devices_by_slice) != slices:
             raise ValueError(
-                f"slices={slices}, but the devices form {len(groups)} slices; set slices to "
-                f"{len(groups)}, or to 1 to treat them as one"
+                f"slices={slices}, but the devices form {len(devices_by_slice)} slices; set slices to "
+                f"{len(devices_by_slice)}, or to 1 to treat them as one"
             )
         # Only the axis "slice" crosses the data-centre network
-        own = sizes | {"slice": 1}
-        placed = np.concatenate([_placed(groups[key], own, exchange) for key in sorted(groups)])
+        slice_sizes = axis_sizes | {"slice": 1}
+        device_array = np.concatenate(
+            [
+                _placed(devices_by_slice[key], slice_sizes, exchange)
+                for key in sorted(devices_by_slice)
+            ]
+        )
     else:
-        placed = _placed(devices, sizes, exchange)
-    return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+        device_array = _placed(devices, axis_sizes, exchange)
+    return Mesh(device_array, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def _placed(devices, sizes, exchange):
+def _placed(devices, axis_sizes, exchange):
     """Arrange the devices of one slice in an array of these sizes.
 
     Raises:
         ValueError: If the slice has another number of devices.
     """
-    if len(devices) != math.prod(sizes.values()):
+    if len(devices) != math.prod(axis_sizes.values()):
         raise ValueError(
             f"slices of unlike size: one has {len(devices)} devices; take whole slices"
         )
@@ -93,15 +100,17 @@ def _placed(devices, sizes, exchange):
     if torus is None and hasattr(devices[0], "coords"):
         _say_without_torus(len(devices))
     if torus is not None and torus.sides:
-        experts = sizes["expert"]
-        numbers = place(torus, sizes, exchange(experts) if exchange and experts > 1 else 1.0)
+        expert_devices = axis_sizes["expert"]
+        device_numbers = place(
+            torus, axis_sizes, exchange(expert_devices) if exchange and expert_devices > 1 else 1.0
+        )
     else:
         ids = [device.id if device.platform == "gpu" else 0 for device in devices]
         # As in jax's mesh_utils: a GPU's id follows the network, the order of the processes does not
-        numbers = np.argsort(ids, kind="stable").reshape(tuple(sizes.values()))
+        device_numbers = np.argsort(ids, kind="stable").reshape(tuple(axis_sizes.values()))
     array = np.empty(len(devices), object)
     array[:] = devices
-    return array[numbers]
+    return array[device_numbers]
 
 
 @functools.cache
@@ -137,25 +146,25 @@ def group_mesh(mesh: Mesh, processes: int):
         raise ValueError(f"groups of {processes} processes: {error}") from error
 
 
-def _filled(sizes, devices):
+def _filled(axis_sizes, count):
     """Return the sizes of the axes, with the devices that the others leave in place of -1."""
-    for axis, size in sizes.items():
+    for axis, size in axis_sizes.items():
         if size != -1 and size < 1:
             raise ValueError(f"{size_name(axis)}={size}: give a positive size, or -1 for the rest")
-    free = [axis for axis, size in sizes.items() if size == -1]
-    if len(free) > 1:
-        raise ValueError(f"{_sizes(free)} are all -1; only one axis can take what is left")
-    product = math.prod(abs(size) for size in sizes.values())
-    if devices % product or (not free and devices != product):
-        fixed = {axis: size for axis, size in sizes.items() if axis not in free}
+    free_axes = [axis for axis, size in axis_sizes.items() if size == -1]
+    if len(free_axes) > 1:
+        raise ValueError(f"{_sizes(free_axes)} are all -1; only one axis can take what is left")
+    product = math.prod(abs(size) for size in axis_sizes.values())
+    if count % product or (not free_axes and count != product):
+        fixed_sizes = {axis: size for axis, size in axis_sizes.items() if axis not in free_axes}
         # The message names sizes of 1 only if there are no others
-        fixed = {axis: size for axis, size in fixed.items() if size > 1} or fixed
-        verb = "divide" if free else "equal"
+        fixed_sizes = {axis: size for axis, size in fixed_sizes.items() if size > 1} or fixed_sizes
+        verb = "divide" if free_axes else "equal"
         raise ValueError(
-            f"{_sizes(fixed, sizes)} make {product}, which does not {verb} the {devices} devices; "
+            f"{_sizes(fixed_sizes, axis_sizes)} make {product}, which does not {verb} the {count} devices; "
             "change one of them, or set one to -1"
         )
-    return sizes | {axis: devices // product for axis in free}
+    return axis_sizes | {axis: count // product for axis in free_axes}
 
 
 def size_name(axis: str):
@@ -163,8 +172,10 @@ def size_name(axis: str):
     return "slices" if axis == "slice" else axis
 
 
-def _sizes(axes, sizes=None):
-    return ", ".join(size_name(a) + (f"={sizes[a]}" if sizes else "") for a in axes)
+def _sizes(axes, axis_sizes=None):
+    return ", ".join(
+        size_name(axis) + (f"={axis_sizes[axis]}" if axis_sizes else "") for axis in axes
+    )
 
 
 def mesh_of(mesh: Mesh, devices: list):

@@ -42,24 +42,26 @@ def place(torus: Torus, sizes: dict[str, int], exchange: float = 1.0):
     Returns:
         int[*sizes], the number of each device.
     """
-    numbers = tuple(sizes[axis] for axis in MESH_AXES)
-    nested = [one for side in cheapest(torus.sides, numbers, exchange) for one in side]
+    axis_sizes = tuple(sizes[axis] for axis in MESH_AXES)
+    nested_parts = [pair for side in cheapest(torus.sides, axis_sizes, exchange) for pair in side]
     # Within an axis the first side is the major one
-    order = sorted(range(len(nested)), key=lambda number: (nested[number][0], number))
-    split = torus.device_order().reshape([part for _, part in nested])
-    placed = split.transpose(order).reshape(numbers)
-    if placed.size <= SMALL:
-        for axis in range(placed.ndim):
-            placed = placed.take(_snake([part for one, part in nested if one == axis]), axis)
-    return placed
+    order = sorted(range(len(nested_parts)), key=lambda number: (nested_parts[number][0], number))
+    devices_by_part = torus.device_order().reshape([part for _, part in nested_parts])
+    device_numbers = devices_by_part.transpose(order).reshape(axis_sizes)
+    if device_numbers.size <= SMALL:
+        for axis in range(device_numbers.ndim):
+            device_numbers = device_numbers.take(
+                _snake([part for part_axis, part in nested_parts if part_axis == axis]), axis
+            )
+    return device_numbers
 
 
-def _snake(parts):
+def _snake(lengths):
     """Return the places of a box in an order in which each is next to the one before: int[n]."""
     order = np.arange(1)
-    for part in reversed(parts):
-        rows = [order if row % 2 == 0 else order[::-1] for row in range(part)]
-        order = np.concatenate([row * len(order) + each for row, each in enumerate(rows)])
+    for length in reversed(lengths):
+        rows = [order if row % 2 == 0 else order[::-1] for row in range(length)]
+        order = np.concatenate([row * len(order) + row_order for row, row_order in enumerate(rows)])
     return order
 
 
@@ -98,84 +100,93 @@ def cheapest(sides: tuple[Side, ...], sizes: tuple[int, ...], exchange: float = 
     rows = _rows(sizes, exchange)
     orders = [_by_parts(side, sizes) for side in sides]
     loads = [
-        {parts: _loads(side, each, rows) for parts, each in by_parts.items()}
+        {parts: _loads(side, side_orders, rows) for parts, side_orders in by_parts.items()}
         for side, by_parts in zip(sides, orders, strict=True)
     ]
-    best, least = None, math.inf
-    assignments = _assignments([list(each) for each in orders], sizes)
-    for chosen in sorted(assignments, key=functools.partial(_as_jax, sides), reverse=True):
-        costs = _costs([each[parts] for each, parts in zip(loads, chosen, strict=True)], rows)
+    best, least_cost = None, math.inf
+    assignments = _assignments([list(side_orders) for side_orders in orders], sizes)
+    for chosen_parts in sorted(assignments, key=functools.partial(_as_jax, sides), reverse=True):
+        costs = _costs(
+            [side_loads[parts] for side_loads, parts in zip(loads, chosen_parts, strict=True)], rows
+        )
         index = np.unravel_index(np.argmin(costs), costs.shape)
-        if costs[index] < least:
-            least = costs[index]
-            best = [each[parts][n] for each, parts, n in zip(orders, chosen, index, strict=True)]
+        if costs[index] < least_cost:
+            least_cost = costs[index]
+            best = [
+                side_orders[parts][n]
+                for side_orders, parts, n in zip(orders, chosen_parts, index, strict=True)
+            ]
     return tuple(best)
 
 
-def _rows(sizes, of_experts):
+def _rows(axis_sizes, exchange_factor):
     axes, devices, is_exchange, weights = [], [], [], []
     for (names, exchange), weight in TRAFFIC.items():
-        numbers = [MESH_AXES.index(axis) for axis in names]
-        size = math.prod(sizes[number] for number in numbers)
-        if size > 1:
-            axes.append(numbers)
-            devices.append(size)
+        axis_numbers = [MESH_AXES.index(axis) for axis in names]
+        group_size = math.prod(axis_sizes[number] for number in axis_numbers)
+        if group_size > 1:
+            axes.append(axis_numbers)
+            devices.append(group_size)
             is_exchange.append(exchange)
-            weights.append(weight * (of_experts if names == ("expert",) else 1.0))
+            weights.append(weight * (exchange_factor if names == ("expert",) else 1.0))
     return _Rows(axes, np.array(devices), np.array(is_exchange, bool), np.array(weights))
 
 
-def _by_parts(side, sizes):
+def _by_parts(side, axis_sizes):
     """Return {the part of each axis: [ways to nest these parts within a side]}."""
-    found = {}
-    for order in _nested(side.length, sizes):
+    orders_by_parts = {}
+    for order in _nested(side.length, axis_sizes):
         # The two chips of a host along a side have to hold the same rows of a batch, or rows that no other
         # host holds (shard.batch_share): an odd innermost part would couple hosts
         if side.length % 2 == 0 and order[-1][1] % 2:
             continue
-        parts = dict(order)
-        found.setdefault(tuple(parts.get(n, 1) for n in range(len(sizes))), []).append(order)
-    return found
+        part_by_axis = dict(order)
+        orders_by_parts.setdefault(
+            tuple(part_by_axis.get(n, 1) for n in range(len(axis_sizes))), []
+        ).append(order)
+    return orders_by_parts
 
 
-def _nested(length, sizes):
+def _nested(length, axis_sizes):
     """Yield every way to nest parts of axes within a side: ((axis, part), ...), each axis once."""
     if length == 1:
         yield ()
-    for axis, size in enumerate(sizes):
-        common = math.gcd(length, size)
-        rest = sizes[:axis] + (1,) + sizes[axis + 1 :]
-        for part in (n for n in range(2, common + 1) if common % n == 0):
-            for inner in _nested(length // part, rest):
+    for axis, size in enumerate(axis_sizes):
+        common_factor = math.gcd(length, size)
+        inner_sizes = axis_sizes[:axis] + (1,) + axis_sizes[axis + 1 :]
+        for part in (n for n in range(2, common_factor + 1) if common_factor % n == 0):
+            for inner in _nested(length // part, inner_sizes):
                 yield ((axis, part), *inner)
 
 
-def _assignments(sides, sizes):
+def _assignments(sides, axis_sizes):
     """Yield every choice of parts, one from each side, with products that are the sizes."""
     if not sides:
-        if max(sizes) == 1:
+        if max(axis_sizes) == 1:
             yield ()
         return
     for parts in sides[0]:
-        if all(size % part == 0 for size, part in zip(sizes, parts, strict=True)):
-            rest = tuple(size // part for size, part in zip(sizes, parts, strict=True))
-            for others in _assignments(sides[1:], rest):
-                yield (parts, *others)
+        if all(size % part == 0 for size, part in zip(axis_sizes, parts, strict=True)):
+            remaining_sizes = tuple(
+                size // part for size, part in zip(axis_sizes, parts, strict=True)
+            )
+            for other_parts in _assignments(sides[1:], remaining_sizes):
+                yield (parts, *other_parts)
 
 
-def _as_jax(sides, chosen):
+def _as_jax(sides, chosen_parts):
     """Return the key that is largest for the placement that jax's mesh_utils prefers.
 
     It prefers whole sides for the last axis, then the first sides; then the same for the axis
     before it.
     """
     lengths = [side.length for side in sides]
-    axes = list(zip(*chosen, strict=True))
-    whole = [
-        math.prod(n for n, length in zip(parts, lengths, strict=True) if n == length)
-        for parts in axes
+    parts_by_axis = list(zip(*chosen_parts, strict=True))
+    whole_sides = [
+        math.prod(part for part, length in zip(parts, lengths, strict=True) if part == length)
+        for parts in parts_by_axis
     ]
-    return list(zip(whole, axes, strict=True))[::-1]
+    return list(zip(whole_sides, parts_by_axis, strict=True))[::-1]
 
 
 def _loads(side, orders, rows):
@@ -184,8 +195,8 @@ def _loads(side, orders, rows):
         [tuple((axis in numbers, part) for axis, part in order) for numbers in rows.axes]
         for order in orders
     ]
-    found = [[_load(side, pattern) for pattern in each] for each in patterns]
-    return np.array(found).reshape(len(orders), -1, 3)
+    loads = [[_load(side, pattern) for pattern in row_patterns] for row_patterns in patterns]
+    return np.array(loads).reshape(len(orders), -1, 3)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -197,10 +208,10 @@ def _load(side, pattern):
         pattern: ((is in a group, length), ...) for its parts.
     """
     shape = [length for _, length in pattern]
-    outer = [n for n, (inside, _) in enumerate(pattern) if not inside]
-    inner = [n for n, (inside, _) in enumerate(pattern) if inside]
-    groups = np.arange(side.length).reshape(shape).transpose(outer + inner)
-    groups = groups.reshape(math.prod(shape[n] for n in outer), -1)
+    outer_parts = [n for n, (is_in_group, _) in enumerate(pattern) if not is_in_group]
+    inner_parts = [n for n, (is_in_group, _) in enumerate(pattern) if is_in_group]
+    groups = np.arange(side.length).reshape(shape).transpose(outer_parts + inner_parts)
+    groups = groups.reshape(math.prod(shape[n] for n in outer_parts), -1)
     return side_load(counts_of(groups, side), side)
 
 
@@ -214,11 +225,13 @@ def _costs(loads, rows):
     Returns:
         float[orders of each side].
     """
-    grids = np.indices([len(each) for each in loads], sparse=True)
-    shape = np.broadcast_shapes(*(grid.shape for grid in grids))
-    wide = [
-        np.broadcast_to(each[grid], (*shape, *each.shape[1:]))
-        for each, grid in zip(loads, grids, strict=True)
+    order_grids = np.indices([len(side_loads) for side_loads in loads], sparse=True)
+    shape = np.broadcast_shapes(*(order_numbers.shape for order_numbers in order_grids))
+    spread_loads = [
+        np.broadcast_to(side_loads[order_numbers], (*shape, *side_loads.shape[1:]))
+        for side_loads, order_numbers in zip(loads, order_grids, strict=True)
     ]
     # Rounded: the same numbers, added in another order, must not decide between placements
-    return np.round(busiest(rows.is_exchange, np.stack(wide, -2), rows.devices) @ rows.weights, 6)
+    return np.round(
+        busiest(rows.is_exchange, np.stack(spread_loads, -2), rows.devices) @ rows.weights, 6
+    )

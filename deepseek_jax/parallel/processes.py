@@ -58,13 +58,17 @@ def barrier(name: str, seconds: float = BARRIER_SECONDS):
         return
     # A name may be used again, but the service takes each name only once
     _barriers[name] += 1
-    place = f"barrier/{name}/{_barriers[name]}"
-    _store().key_value_set(f"{place}/{jax.process_index()}", "")
+    key_prefix = f"barrier/{name}/{_barriers[name]}"
+    _store().key_value_set(f"{key_prefix}/{jax.process_index()}", "")
     try:
-        _store().wait_at_barrier(place, timeout_in_ms=round(1000 * seconds))
+        _store().wait_at_barrier(key_prefix, timeout_in_ms=round(1000 * seconds))
     except jax.errors.JaxRuntimeError as error:
-        here = {int(key.rpartition("/")[2]) for key, _ in _store().key_value_dir_get(place)}
-        missing = [process for process in range(jax.process_count()) if process not in here]
+        present_processes = {
+            int(key.rpartition("/")[2]) for key, _ in _store().key_value_dir_get(key_prefix)
+        }
+        missing = [
+            process for process in range(jax.process_count()) if process not in present_processes
+        ]
         raise RuntimeError(
             f"barrier {name!r}: process {jax.process_index()} waited {seconds:.0f} s, and these processes of "
             f"{jax.process_count()} have not come: {missing or 'none, but one came too late'}; look at "
@@ -87,8 +91,8 @@ def say_mistake(message: str, seconds: float = 10.0):
     # The other processes may make no mistake, and never come
     except jax.errors.JaxRuntimeError:
         pass
-    said = dict(_store().key_value_dir_get("mistake"))
-    return first_process() or said.get("mistake/0") != message
+    messages = dict(_store().key_value_dir_get("mistake"))
+    return first_process() or messages.get("mistake/0") != message
 
 
 class StopTogether:
@@ -121,16 +125,16 @@ class StopTogether:
 
     def __call__(self):
         """Return True if the steps should stop, the same on all processes."""
-        asked = self.should_stop()
+        wants_stop = self.should_stop()
         if self.alone:
-            return asked
+            return wants_stop
         with self.lock:
-            if asked and self.at is None:
+            if wants_stop and self.at is None:
                 _store().key_value_set(f"{self.place}/asked/{jax.process_index()}", "")
                 self._agree()
-            stops = self.at is not None and self.calls + 1 >= self.at
-            self.calls += not stops
-            return stops
+            stops_now = self.at is not None and self.calls + 1 >= self.at
+            self.calls += not stops_now
+            return stops_now
 
     def _listen(self):
         """Answer another process's request while this one is inside a step."""
@@ -147,9 +151,9 @@ class StopTogether:
         Every process holds its lock meanwhile, so that no call returns.
         """
         self._tell_calls()
-        wait = round(1000 * BARRIER_SECONDS)
+        wait_ms = round(1000 * BARRIER_SECONDS)
         calls = [
-            _store().blocking_key_value_get(f"{self.place}/calls/{process}", wait)
+            _store().blocking_key_value_get(f"{self.place}/calls/{process}", wait_ms)
             for process in range(jax.process_count())
         ]
         self.at = max(map(int, calls)) + 1
@@ -193,15 +197,15 @@ def total_on(mesh: Mesh, numbers):
     Returns:
         float32[k], a jax array.
     """
-    places = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    row_sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     owners = [device.process_index for device in mesh.devices.flat]
     # Each process writes its numbers into the row of its first device, and zeros into its other rows
-    first = owners.index(jax.process_index())
+    first_row = owners.index(jax.process_index())
 
-    def row(index):
-        return numbers[None] if index[0].start == first else np.zeros_like(numbers)[None]
+    def row_of_device(index):
+        return numbers[None] if index[0].start == first_row else np.zeros_like(numbers)[None]
 
-    rows = jax.make_array_from_callback((mesh.size, len(numbers)), places, row)
+    rows = jax.make_array_from_callback((mesh.size, len(numbers)), row_sharding, row_of_device)
     totals = jax.jit(_sum_rows, out_shardings=NamedSharding(mesh, PartitionSpec()))(rows)
     # On CPUs, the sums of two programs that run at once may wait for each other
     return jax.block_until_ready(totals) if jax.default_backend() == "cpu" else totals
@@ -218,9 +222,9 @@ def any_on(mesh: Mesh, flag: bool):
     """
     if jax.process_count() == 1:
         return flag
-    places = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    flag_sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     # One entry for each device: a process writes its flag into the entries of its own devices
-    flags = jax.make_array_from_callback((mesh.size,), places, lambda _: np.array([flag]))
+    flags = jax.make_array_from_callback((mesh.size,), flag_sharding, lambda _: np.array([flag]))
     return bool(jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))(flags))
 
 
@@ -231,15 +235,22 @@ def _naming_who_is_missing(seconds: float):
     All processes meet in the block. This one waits on after the message: a missing process may be
     at honest work, such as building a dataset.
     """
-    number = next(_exchanges)
+    exchange_number = next(_exchanges)
     # One key for each process is enough: every process comes to these blocks in the same order
-    _store().key_value_set(f"exchange/{jax.process_index()}", str(number), allow_overwrite=True)
+    _store().key_value_set(
+        f"exchange/{jax.process_index()}", str(exchange_number), allow_overwrite=True
+    )
 
-    def late():
-        come = {
-            int(k.rpartition("/")[2]): int(v) for k, v in _store().key_value_dir_get("exchange")
+    def print_missing():
+        number_by_process = {
+            int(key.rpartition("/")[2]): int(number)
+            for key, number in _store().key_value_dir_get("exchange")
         }
-        missing = [each for each in range(jax.process_count()) if come.get(each, 0) < number]
+        missing = [
+            process
+            for process in range(jax.process_count())
+            if number_by_process.get(process, 0) < exchange_number
+        ]
         print(
             f"process {jax.process_index()} has waited {seconds:.0f} s, and these processes of "
             f"{jax.process_count()} have not come: {missing}; look at their output",
@@ -247,7 +258,7 @@ def _naming_who_is_missing(seconds: float):
             flush=True,
         )
 
-    timer = threading.Timer(seconds, late)
+    timer = threading.Timer(seconds, print_missing)
     timer.daemon = True
     timer.start()
     try:
@@ -271,12 +282,15 @@ def from_each(value, seconds: float = BARRIER_SECONDS):
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     # allgather needs one shape: texts are padded to the longest
     with _naming_who_is_missing(seconds):
-        sizes = multihost_utils.process_allgather(np.int32(len(text)))
+        byte_counts = multihost_utils.process_allgather(np.int32(len(text)))
     # A power of 2: each length compiles a program, and conversations call this at every pause
-    length = 1 << (int(sizes.max()) - 1).bit_length()
-    padded = np.pad(text, (0, length - len(text)))
-    rows = np.asarray(multihost_utils.process_allgather(padded))
-    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes.ravel(), strict=True)]
+    padded_length = 1 << (int(byte_counts.max()) - 1).bit_length()
+    padded_text = np.pad(text, (0, padded_length - len(text)))
+    rows = np.asarray(multihost_utils.process_allgather(padded_text))
+    return [
+        json.loads(row[:byte_count].tobytes())
+        for row, byte_count in zip(rows, byte_counts.ravel(), strict=True)
+    ]
 
 
 def in_shares(work, count: int, owners=None):
@@ -297,15 +311,15 @@ def in_shares(work, count: int, owners=None):
         RuntimeError: With the message of another process that failed. A process that fails itself
             raises its own exception.
     """
-    done, failure = None, None
+    own_results, failure = None, None
     owners = np.arange(count) % jax.process_count() if owners is None else np.asarray(owners)
     try:
-        done = work(np.flatnonzero(owners == jax.process_index()).tolist())
+        own_results = work(np.flatnonzero(owners == jax.process_index()).tolist())
     # Any exception: the other processes wait for the outcome in from_each
     except Exception as error:
         failure = error
     message = None if failure is None else f"{type(failure).__name__}: {failure}"
-    shares = from_each({"done": done, "failure": message})
+    shares = from_each({"done": own_results, "failure": message})
     if failure is not None:
         raise failure
     for process, share in enumerate(shares):
@@ -325,9 +339,11 @@ def from_owners(owners, *arrays):
     if owners is None:
         return arrays
     bits = np.stack([array.view(np.int32) for array in arrays])
-    every = np.asarray(multihost_utils.process_allgather(bits))
-    found = every[owners, :, np.arange(len(owners))].T
-    return tuple(own.copy().view(array.dtype) for own, array in zip(found, arrays, strict=True))
+    bits_by_process = np.asarray(multihost_utils.process_allgather(bits))
+    owner_bits = bits_by_process[owners, :, np.arange(len(owners))].T
+    return tuple(
+        entries.copy().view(array.dtype) for entries, array in zip(owner_bits, arrays, strict=True)
+    )
 
 
 def results_of_each(call):
@@ -345,13 +361,13 @@ def results_of_each(call):
     # The other processes wait for the outcome
     except ValueError as error:
         failure = error
-    found = from_each([result, None if failure is None else str(failure)])
+    outcomes = from_each([result, None if failure is None else str(failure)])
     if failure is not None:
         raise failure
-    for process, (_, message) in enumerate(found):
+    for process, (_, message) in enumerate(outcomes):
         if message is not None:
             raise ValueError(f"process {process}: {message}")
-    return [result for result, _ in found]
+    return [result for result, _ in outcomes]
 
 
 def agreed(call, what: str):
@@ -365,18 +381,18 @@ def agreed(call, what: str):
     Raises:
         ValueError: On all processes, if the second differs, or if call() raises one on any of them.
     """
-    kept = []
+    results = []
 
     def record():
         result, shared = call()
-        kept.append(result)
+        results.append(result)
         return shared
 
-    found = results_of_each(record)
-    for process, other in enumerate(found):
-        if other != found[0]:
+    shared_values = results_of_each(record)
+    for process, value in enumerate(shared_values):
+        if value != shared_values[0]:
             raise ValueError(
-                f"{what} differs between processes: {found[0]} on process 0, {other} on process "
+                f"{what} differs between processes: {shared_values[0]} on process 0, {value} on process "
                 f"{process}; give all of them the same files"
             )
-    return kept[0]
+    return results[0]

@@ -45,17 +45,17 @@ def partition_spec(names: tuple) -> PartitionSpec:
         ValueError: For a name without a row (Linen alone would replicate it in silence).
     """
     rules = current_rules()
-    used, entries = set(), []
+    used_axes, entries = set(), []
     for name in names:
         if name is not None and name not in rules:
             raise ValueError(
                 f"logical axis {name!r} has no row in deepseek_jax/parallel/rules.py; "
                 f"add one, or use one of {', '.join(sorted(rules))}"
             )
-        wanted = _mesh_axes(None if name is None else rules[name])
-        kept = tuple(axis for axis in wanted if axis not in used)
-        used.update(kept)
-        entries.append(kept[0] if len(kept) == 1 else kept or None)
+        rule_axes = _mesh_axes(None if name is None else rules[name])
+        new_axes = tuple(axis for axis in rule_axes if axis not in used_axes)
+        used_axes.update(new_axes)
+        entries.append(new_axes[0] if len(new_axes) == 1 else new_axes or None)
     return PartitionSpec(*entries)
 
 
@@ -91,13 +91,13 @@ def stored(mesh: Mesh | AbstractMesh, shape, names):
     spec, entries = placed(mesh, shape, names), []
     if current_rules() is not RULES:
         return spec
-    used = {axis for entry in spec for axis in _mesh_axes(entry)}
+    used_axes = {axis for entry in spec for axis in _mesh_axes(entry)}
     for name, size, entry in zip(names, shape, spec, strict=True):
         axis = STORED.get(name)
-        more = (*_mesh_axes(entry), axis)
-        if axis and axis not in used and size % axis_parts(mesh, more) == 0:
-            used.add(axis)
-            entry = more
+        further_entry = (*_mesh_axes(entry), axis)
+        if axis and axis not in used_axes and size % axis_parts(mesh, further_entry) == 0:
+            used_axes.add(axis)
+            entry = further_entry
         entries.append(entry)
     return PartitionSpec(*entries)
 
@@ -143,14 +143,14 @@ def init_sharded(mesh: Mesh, init: Callable, rng: jax.Array) -> Any:
         ValueError: As `shardings`, where a size does not split.
     """
     # Trace once, and check shapes first: a size that does not split is refused before anything compiles
-    traced, boxed = jax.make_jaxpr(init, return_shape=True)(rng)
+    jaxpr, boxed = jax.make_jaxpr(init, return_shape=True)(rng)
     shapes = nn.unbox(boxed)
     places = shardings(mesh, logical_names(boxed), shapes)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     # The program runs once: XLA's CPU compiler would spend seconds on code that runs for milliseconds
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
     places = jax.tree.leaves(places)
-    make = jax.jit(jaxpr_as_fun(traced), out_shardings=places, compiler_options=options)
+    make = jax.jit(jaxpr_as_fun(jaxpr), out_shardings=places, compiler_options=options)
     return jax.tree.unflatten(jax.tree.structure(shapes), make(rng))
 
 
@@ -176,16 +176,16 @@ def batch_share(mesh: Mesh):
     Raises:
         ValueError: If shares overlap without being equal.
     """
-    rows = _parts_held(mesh)
+    parts_by_process = _parts_held(mesh)
     # A set, because processes with the same rows provide the same share
-    shares = sorted(set(rows.values()))
+    shares = sorted(set(parts_by_process.values()))
     # Shares that overlap without being equal would load some rows twice
     if sum(map(len, shares)) != batch_parts(mesh):
         raise ValueError(
             "the processes hold overlapping parts of a batch's rows; order the mesh so that the devices "
             "of one process make up whole parts of slices x data x fsdp x expert"
         )
-    return shares.index(rows[jax.process_index()]), len(shares)
+    return shares.index(parts_by_process[jax.process_index()]), len(shares)
 
 
 def own_rows(mesh: Mesh, rows: int):
@@ -203,16 +203,16 @@ def own_rows(mesh: Mesh, rows: int):
         ValueError: Naming the config field, where the rows do not split evenly.
     """
     _check_splits(mesh, "a batch's rows: axis batch", rows, batch_sharding(mesh).spec[0])
-    parts = np.arange(rows).reshape(batch_parts(mesh), -1)
-    return parts[list(_parts_held(mesh)[jax.process_index()])].ravel()
+    rows_by_part = np.arange(rows).reshape(batch_parts(mesh), -1)
+    return rows_by_part[list(_parts_held(mesh)[jax.process_index()])].ravel()
 
 
 def _parts_held(mesh):
     """Return {process: the parts of a batch that its devices have}, tuples of rising numbers."""
-    parts, held = batch_parts(mesh), {}
-    for device, (part,) in batch_sharding(mesh).devices_indices_map((parts,)).items():
-        held.setdefault(device.process_index, set()).add(part.start or 0)
-    return {process: tuple(sorted(numbers)) for process, numbers in held.items()}
+    num_parts, numbers_by_process = batch_parts(mesh), {}
+    for device, (part_slice,) in batch_sharding(mesh).devices_indices_map((num_parts,)).items():
+        numbers_by_process.setdefault(device.process_index, set()).add(part_slice.start or 0)
+    return {process: tuple(sorted(numbers)) for process, numbers in numbers_by_process.items()}
 
 
 def put_batch(mesh: Mesh, batch: dict) -> dict:
@@ -229,17 +229,17 @@ def put_batch(mesh: Mesh, batch: dict) -> dict:
     Raises:
         ValueError: Naming key and config field, where the rows do not split evenly.
     """
-    rows, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
-    _, shares = batch_share(mesh)
+    row_sharding, replicated = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+    _, num_shares = batch_share(mesh)
 
     def put(name, value):
         if isinstance(value, jax.Array):
             return value
         if not value.shape:
-            return jax.make_array_from_process_local_data(everywhere, value)
-        size = value.shape[0] * shares
-        _check_splits(mesh, f"batch[{name!r}]: axis batch", size, rows.spec[0])
-        return jax.make_array_from_process_local_data(rows, value)
+            return jax.make_array_from_process_local_data(replicated, value)
+        num_rows = value.shape[0] * num_shares
+        _check_splits(mesh, f"batch[{name!r}]: axis batch", num_rows, row_sharding.spec[0])
+        return jax.make_array_from_process_local_data(row_sharding, value)
 
     return {name: put(name, value) for name, value in batch.items()}
 
@@ -247,16 +247,19 @@ def put_batch(mesh: Mesh, batch: dict) -> dict:
 def put_share(mesh: Mesh, batch):
     """Move a batch onto the mesh that every process has whole, see put_batch."""
     # Scalars are totals of the global batch, the same on every process
-    own = {name: x[own_rows(mesh, len(x))] if x.ndim else x for name, x in batch.items()}
-    return put_batch(mesh, own)
+    own_batch = {
+        name: array[own_rows(mesh, len(array))] if array.ndim else array
+        for name, array in batch.items()
+    }
+    return put_batch(mesh, own_batch)
 
 
 def on_device(tree):
     """Move the arrays of a tree that wait in the host's memory to the device, in jit or outside."""
 
     def move(leaf):
-        waits = jax.typeof(leaf).memory_space == jax.memory.Space.Host
-        return jax.device_put(leaf, jax.memory.Space.Device) if waits else leaf
+        is_on_host = jax.typeof(leaf).memory_space == jax.memory.Space.Host
+        return jax.device_put(leaf, jax.memory.Space.Device) if is_on_host else leaf
 
     return jax.tree.map(move, tree)
 
@@ -330,28 +333,32 @@ def check_batch(
     """
     # {field: number of parts}, for everything that divides the rows
     stages = mesh.shape["pipeline"]
-    cuts = {"micro_batches": micro_batches}
+    parts_by_field = {"micro_batches": micro_batches}
     if stages > 1:
-        cuts["pipeline_micro_batches"] = pipeline_micro_batches or stages
-    cuts |= {_axis(axis): mesh.shape[axis] for axis in _mesh_axes(RULES["batch"])}
-    cuts = {field: parts for field, parts in cuts.items() if parts > 1}
-    parts = math.prod(cuts.values())
-    if rows % parts:
-        product = " x ".join(f"{field}={size}" for field, size in cuts.items())
+        parts_by_field["pipeline_micro_batches"] = pipeline_micro_batches or stages
+    parts_by_field |= {_axis(axis): mesh.shape[axis] for axis in _mesh_axes(RULES["batch"])}
+    parts_by_field = {
+        field: num_parts for field, num_parts in parts_by_field.items() if num_parts > 1
+    }
+    num_parts = math.prod(parts_by_field.values())
+    if rows % num_parts:
+        factors = " x ".join(
+            f"{field}={field_parts}" for field, field_parts in parts_by_field.items()
+        )
         raise ValueError(
-            f"a batch of {rows} rows does not split into {product}; set the number of rows to a multiple of "
-            f"{parts}, or lower one of these"
+            f"a batch of {rows} rows does not split into {factors}; set the number of rows to a multiple of "
+            f"{num_parts}, or lower one of these"
         )
     check_splits(mesh, "sequence_length", sequence_length, "seq")
 
 
 def _check_splits(mesh, what, size, entry):
     if size % axis_parts(mesh, entry):
-        split = [axis for axis in _mesh_axes(entry) if mesh.shape[axis] > 1]
-        sizes = ", ".join(f"{_axis(axis)}={mesh.shape[axis]}" for axis in split)
-        subject = "their product" if len(split) > 1 else _axis(split[0])
+        split_axes = [axis for axis in _mesh_axes(entry) if mesh.shape[axis] > 1]
+        sizes_text = ", ".join(f"{_axis(axis)}={mesh.shape[axis]}" for axis in split_axes)
+        subject = "their product" if len(split_axes) > 1 else _axis(split_axes[0])
         raise ValueError(
-            f"{what}={size} does not split over {sizes}; set {subject} to a divisor of {size}"
+            f"{what}={size} does not split over {sizes_text}; set {subject} to a divisor of {size}"
         )
 
 

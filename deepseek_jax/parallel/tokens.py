@@ -28,8 +28,8 @@ def over_tokens(score, hidden, head, targets, whole=None):
 
     def local(hidden_btd, head, targets, *whole):
         b, t, _ = hidden_btd.shape
-        flat = jax.tree.map(lambda x: x.reshape(b * t, *x.shape[2:]), (hidden_btd, targets))
-        results = score(flat[0], head, flat[1], *whole)
+        flat_arrays = jax.tree.map(lambda x: x.reshape(b * t, *x.shape[2:]), (hidden_btd, targets))
+        results = score(flat_arrays[0], head, flat_arrays[1], *whole)
         return jax.tree.map(lambda x: x.reshape(b, t), results)
 
     whole = () if whole is None else (whole,)
@@ -58,8 +58,8 @@ def token_shards(mesh: Mesh | AbstractMesh, arrays):
     spec = partition_spec(("batch", "seq_of_head"))
 
     def fill(x):
-        sizes = zip(x.shape[:2], spec, strict=True)
-        missing = [(0, -size % axis_parts(mesh, entry)) for size, entry in sizes]
-        return jnp.pad(x, missing + [(0, 0)] * (x.ndim - 2))
+        sizes_and_entries = zip(x.shape[:2], spec, strict=True)
+        pad_widths = [(0, -size % axis_parts(mesh, entry)) for size, entry in sizes_and_entries]
+        return jnp.pad(x, pad_widths + [(0, 0)] * (x.ndim - 2))
 
     return jax.tree.map(fill, arrays), spec

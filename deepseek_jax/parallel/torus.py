@@ -66,18 +66,20 @@ def torus_of(devices: tuple):
     """
     if not all(hasattr(device, "coords") for device in devices):
         return None
-    at = np.array([(*device.coords, getattr(device, "core_on_chip", 0)) for device in devices])
-    at -= at.min(0)
-    lengths = at.max(0) + 1
-    if math.prod(lengths) != len(devices) or len(np.unique(at, axis=0)) != len(devices):
+    positions = np.array(
+        [(*device.coords, getattr(device, "core_on_chip", 0)) for device in devices]
+    )
+    positions -= positions.min(0)
+    lengths = positions.max(0) + 1
+    if math.prod(lengths) != len(devices) or len(np.unique(positions, axis=0)) != len(devices):
         return None
-    *chips, cores = lengths.tolist()
+    *chip_lengths, num_cores = lengths.tolist()
     kind = getattr(devices[0], "device_kind", "")
-    whole = kind in CUBES and all(length % 4 == 0 for length in chips)
-    sides = [Side(n, whole or (kind in FLAT and n == 16)) for n in chips]
-    sides.append(Side(cores, links=CORE_LINKS))
-    wide = lengths > 1
-    return Torus(tuple(side for side in sides if side.length > 1), at[:, wide])
+    has_cubes = kind in CUBES and all(length % 4 == 0 for length in chip_lengths)
+    sides = [Side(n, has_cubes or (kind in FLAT and n == 16)) for n in chip_lengths]
+    sides.append(Side(num_cores, links=CORE_LINKS))
+    is_long = lengths > 1
+    return Torus(tuple(side for side in sides if side.length > 1), positions[:, is_long])
 
 
 def counts_of(groups, side: Side):
@@ -103,27 +105,27 @@ def side_load(counts, side: Side):
         side: The side.
     """
     devices, rows = counts.sum(1)[:, None], counts.sum() / side.length
-    widest = (counts > 0).sum(1).argmax()
-    places = np.flatnonzero(counts[widest])
+    widest_group = (counts > 0).sum(1).argmax()
+    places = np.flatnonzero(counts[widest_group])
     if len(places) == 1:
         return np.zeros(3)
-    before = np.pad(np.cumsum(counts, 1), ((0, 0), (1, 0)))
+    counts_before = np.pad(np.cumsum(counts, 1), ((0, 0), (1, 0)))
     if side.is_ring:
         # Every arc of the ring
         first, last = np.triu_indices(side.length, 1)
-        inside, cut = before[:, last] - before[:, first], 2 * side.links * rows
+        inside, cut_links = counts_before[:, last] - counts_before[:, first], 2 * side.links * rows
     else:
-        inside, cut = before[:, 1:-1], side.links * rows
+        inside, cut_links = counts_before[:, 1:-1], side.links * rows
     outside = devices - inside
-    spans = (inside > 0) & (outside > 0)
-    exchange = (inside * outside / devices).sum(0).max() / cut
-    gather = np.where(spans, np.maximum(inside, outside), 0).sum(0).max() / cut
+    is_cut = (inside > 0) & (outside > 0)
+    exchange = (inside * outside / devices).sum(0).max() / cut_links
+    gather = np.where(is_cut, np.maximum(inside, outside), 0).sum(0).max() / cut_links
     # A group uses one row of the side for each of its devices that share a place along it
-    shared = devices[widest, 0] / len(places) / rows
+    row_share = devices[widest_group, 0] / len(places) / rows
     if _goes_round(places, side):
-        return np.array([exchange, gather, 2 * side.links / (len(counts) * shared)])
-    crossing = (before[:, 1:-1] > 0) & (before[:, 1:-1] < devices)
-    return np.array([exchange, gather, side.links / (crossing.sum(0).max() * shared)])
+        return np.array([exchange, gather, 2 * side.links / (len(counts) * row_share)])
+    crosses = (counts_before[:, 1:-1] > 0) & (counts_before[:, 1:-1] < devices)
+    return np.array([exchange, gather, side.links / (crosses.sum(0).max() * row_share)])
 
 
 def _goes_round(places, side):
@@ -146,9 +148,9 @@ def busiest(is_exchange, loads, devices):
     """
     exchange, gather, links = np.moveaxis(loads, -1, 0)
     # A device sends nothing to itself
-    of_exchange = exchange.max(-1) * devices / (devices - 1)
-    of_ring = np.maximum(1 / links.sum(-1), gather.max(-1) / (devices - 1))
-    return np.where(is_exchange, of_exchange, of_ring)
+    exchange_bytes = exchange.max(-1) * devices / (devices - 1)
+    ring_bytes = np.maximum(1 / links.sum(-1), gather.max(-1) / (devices - 1))
+    return np.where(is_exchange, exchange_bytes, ring_bytes)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -162,13 +164,13 @@ def busiest_link(kind: str, axes: tuple, mesh: Mesh):
         axes: The axes of the mesh that the collective goes over, without "slice".
         mesh: The mesh.
     """
-    found = _places(mesh)
-    chosen = [mesh.axis_names.index(axis) for axis in axes]
-    devices = math.prod(mesh.devices.shape[number] for number in chosen)
-    if found is None or devices == 1 or kind == "collective-permute":
+    sides_and_places = _places(mesh)
+    axis_numbers = [mesh.axis_names.index(axis) for axis in axes]
+    devices = math.prod(mesh.devices.shape[axis_number] for axis_number in axis_numbers)
+    if sides_and_places is None or devices == 1 or kind == "collective-permute":
         return 1.0
-    sides, places = found
-    groups = np.moveaxis(places, chosen, range(-1 - len(chosen), -1))
+    sides, places = sides_and_places
+    groups = np.moveaxis(places, axis_numbers, range(-1 - len(axis_numbers), -1))
     groups = groups.reshape(-1, devices, len(sides))
     loads = [side_load(counts_of(groups[..., d], side), side) for d, side in enumerate(sides)]
     return float(busiest(kind.endswith("all-to-all"), np.array(loads), devices))
@@ -195,15 +197,15 @@ def placement_text(mesh: Mesh):
 
     For example "expert 4 x 2 x 4, fsdp 1 x 4 x 1 of 8 x 8 x 16"; "" without a torus.
     """
-    found = _places(mesh)
-    if found is None:
+    sides_and_places = _places(mesh)
+    if sides_and_places is None:
         return ""
-    sides, places = found
+    sides, places = sides_and_places
     texts = []
-    for number, (axis, size) in enumerate(mesh.shape.items()):
+    for axis_number, (axis, size) in enumerate(mesh.shape.items()):
         # A slice is one place
-        if min(size, places.shape[number]) > 1:
-            group = np.moveaxis(places, number, 0).reshape(size, -1, len(sides))[:, 0]
+        if min(size, places.shape[axis_number]) > 1:
+            group = np.moveaxis(places, axis_number, 0).reshape(size, -1, len(sides))[:, 0]
             texts.append(f"{axis} {_by([len(set(column)) for column in group.T.tolist()])}")
     return f"{', '.join(texts)} of {_by([side.length for side in sides])}"
 

@@ -48,18 +48,18 @@ def find_start(path: str | Path) -> Start:
     run, start = run_of(stage), record_of(stage).get("start")
     if not start:
         raise ValueError(f"{stage} began from no policy; give the path of a checkpoint")
-    before = record_of(run / start)
-    given = before.get("checkpoint")
-    if given is None and not is_orbax(run / start / LEFT[0]):
+    start_record = record_of(run / start)
+    checkpoint = start_record.get("checkpoint")
+    if checkpoint is None and not is_orbax(run / start / LEFT[0]):
         raise ValueError(
             f"{stage} began from random parameters, or from what is not there any more; give the path of a "
             "checkpoint"
         )
     # A hub name gets the commit that the run read
-    given = read_mark(run)[1].get("model", {}).get(given, given)
-    found = run / start / LEFT[0] if given is None else given
-    check_checkpoint(found)
-    return Start(found)
+    checkpoint = read_mark(run)[1].get("model", {}).get(checkpoint, checkpoint)
+    start_path = run / start / LEFT[0] if checkpoint is None else checkpoint
+    check_checkpoint(start_path)
+    return Start(start_path)
 
 
 def policy_of_start(start: Start, policy: Policy, mesh: Mesh) -> Policy:
@@ -72,9 +72,9 @@ def policy_of_start(start: Start, policy: Policy, mesh: Mesh) -> Policy:
         mesh: The mesh for the parameters of a checkpoint.
     """
     if start.checkpoint is not None:
-        how = {"dtype": policy.config.dtype}
+        run_fields = {"dtype": policy.config.dtype}
         return load_policy(
-            start.checkpoint, how, mesh, template=policy.template, tokenizer=policy.tokenizer
+            start.checkpoint, run_fields, mesh, template=policy.template, tokenizer=policy.tokenizer
         )
     return policy.at(policy.params.base)
 
@@ -103,8 +103,8 @@ def _stage_of(path):
         ValueError: The path is not in the folder of a run.
     """
     if hub_id(path) is None:
-        left = left_in_run(path)
-        stage = left.parent if left.name in LEFT else left
+        left_path = left_in_run(path)
+        stage = left_path.parent if left_path.name in LEFT else left_path
         if record_of(stage):
             return stage
     raise ValueError(f"{path} is not in the folder of a run; give the path of a checkpoint")

@@ -54,15 +54,15 @@ LENGTHS = "sequence_length", "max_prompt_length", "max_completion_length"
 
 def largest_batch(settings) -> int:
     """Return an upper bound of the tokens in any batch that the settings ask for."""
-    found = {}
+    largest_by_field = {}
     for name, number in _numbers(settings):
-        found[name] = max(number, found.get(name, 0))
-    rows = max(found.get(name, 0) for name in ROWS)
-    times = max(found.get(name, 1) for name in TIMES)
-    return rows * times * sum(found.get(name, 0) for name in LENGTHS)
+        largest_by_field[name] = max(number, largest_by_field.get(name, 0))
+    rows = max(largest_by_field.get(name, 0) for name in ROWS)
+    copies = max(largest_by_field.get(name, 1) for name in TIMES)
+    return rows * copies * sum(largest_by_field.get(name, 0) for name in LENGTHS)
 
 
-def _numbers(block, outer=""):
+def _numbers(block, outer_name=""):
     """Yield (name of the field, number) for every integer in the settings.
 
     A number in a dict or in pairs gets the name of the field that holds it.
@@ -72,12 +72,14 @@ def _numbers(block, outer=""):
             yield from _numbers(getattr(block, field.name), field.name)
     elif isinstance(block, dict):
         for name, value in block.items():
-            yield from _numbers(value, outer if isinstance(value, int) and outer else name)
+            yield from _numbers(
+                value, outer_name if isinstance(value, int) and outer_name else name
+            )
     elif isinstance(block, (list, tuple)):
         for value in block:
-            yield from _numbers(value, outer)
+            yield from _numbers(value, outer_name)
     elif isinstance(block, int):
-        yield outer, block
+        yield outer_name, block
 
 
 def check_positions(settings, config: ModelConfig):

@@ -28,16 +28,16 @@ def with_commits(
     Raises:
         ValueError: As hub.pinned does.
     """
-    found, commits = config.copy_and_resolve_references(), {}
+    pinned_config, commits = config.copy_and_resolve_references(), {}
     for path, name, mark in marked_texts(settings, OnHub):
         if hub_id(name) is None:
             continue
-        names = commits.setdefault(mark.kind, {})
-        if name not in names:
+        pinned_names = commits.setdefault(mark.kind, {})
+        if name not in pinned_names:
             with at(".".join(("config", *map(str, path)))):
-                names[name] = known.get(mark.kind, {}).get(name) or pinned(name, mark.kind)
-        _set(found, path, names[name])
-    return found, commits
+                pinned_names[name] = known.get(mark.kind, {}).get(name) or pinned(name, mark.kind)
+        _set(pinned_config, path, pinned_names[name])
+    return pinned_config, commits
 
 
 def _set(config, path, value):
@@ -45,9 +45,9 @@ def _set(config, path, value):
 
     A field that the config leaves at its default needs no commit and is skipped.
     """
-    *outer, last = path
+    *outer_keys, last_key = path
     block = config
-    for depth, key in enumerate(outer):
+    for depth, key in enumerate(outer_keys):
         if key not in block:
             return
         if isinstance(block[key], (list, tuple)):
@@ -58,4 +58,4 @@ def _set(config, path, value):
             return
         block = block[key]
     with block.unlocked(), block.ignore_type():
-        block[last] = value
+        block[last_key] = value

@@ -68,19 +68,19 @@ def configs_of(stages: list[Stage]) -> dict[str, ModelConfig]:
     Returns:
         {name of the stage: ModelConfig}, without stages that have no policy.
     """
-    found = {}
+    configs = {}
     for stage in stages:
         if not stage.start and stage.origin is None:
             continue
-        config = found[stage.start] if stage.start else stage.origin.config()
+        config = configs[stage.start] if stage.start else stage.origin.config()
         with stage.at():
-            found[stage.name] = stage.leaves(config)
-    return found
+            configs[stage.name] = stage.leaves(config)
+    return configs
 
 
-def _model(stage: Stage, left: Mapping[str, ModelConfig]) -> ModelConfig | None:
+def _model(stage: Stage, configs: Mapping[str, ModelConfig]) -> ModelConfig | None:
     """Return the ModelConfig that a stage works with; None for a stage without a policy."""
-    config = left.get(stage.start or stage.name)
+    config = configs.get(stage.start or stage.name)
     return None if config is None else stage.model(config)
 
 
@@ -90,18 +90,18 @@ def check(stages: list[Stage], mesh: Mesh) -> dict[str, ModelConfig]:
     Returns:
         The result of configs_of(stages).
     """
-    left = configs_of(stages)
+    configs = configs_of(stages)
     # Training stages first: a measurement may take its settings from them
     for stage in sorted(stages, key=lambda stage: stage.measures):
         with stage.at():
-            config = _model(stage, left)
+            config = _model(stage, configs)
             check_slots(stage.settings, stage.sampling_mesh(mesh))
             if stage.adapter is not None:
                 with at("adapter"):
                     # Raises for a target that the model does not have
                     adapter_axes(config, stage.adapter.targets)
             stage.check(config, mesh)
-    return left
+    return configs
 
 
 def plan(recipe: ModuleType, settings: Any, mesh: Mesh) -> list[Program]:
@@ -114,23 +114,23 @@ def plan(recipe: ModuleType, settings: Any, mesh: Mesh) -> list[Program]:
     return _programs(stages, mesh, check(stages, mesh))
 
 
-def _programs(stages, mesh, left):
-    planned, roots = {}, {}
+def _programs(stages, mesh, configs):
+    programs_by_name, origins = {}, {}
     for stage in stages:
-        roots[stage.name] = roots[stage.start] if stage.start else stage.origin
+        origins[stage.name] = origins[stage.start] if stage.start else stage.origin
     for stage in sorted(stages, key=lambda stage: stage.measures):
         with stage.at():
-            programs = stage.programs(_model(stage, left), mesh, left)
-        root = roots[stage.name]
+            programs = stage.programs(_model(stage, configs), mesh, configs)
+        origin = origins[stage.name]
         for program in programs:
-            own = dataclasses.replace(
+            stage_program = dataclasses.replace(
                 program,
                 settings=stage.settings,
                 path=stage.config_path.removeprefix("config").lstrip("."),
-                model_path=".".join(filter(None, (root.path if root else "", "model"))),
+                model_path=".".join(filter(None, (origin.path if origin else "", "model"))),
             )
-            planned.setdefault(program.name, own)
-    return list(planned.values())
+            programs_by_name.setdefault(program.name, stage_program)
+    return list(programs_by_name.values())
 
 
 def check_memory(programs: list[Program]):
@@ -139,20 +139,22 @@ def check_memory(programs: list[Program]):
     The arrays that wait on the device meanwhile count too. This is only a part of what a program
     needs, but it is known without creating an array.
     """
-    room = device_bytes()
+    room_bytes = device_bytes()
     for program in programs:
         # Results of an earlier program do not count here: that program's arguments contain them, or
         # are larger
         state, *batch = program.arguments if not program.needs else ((),)
-        parts = argument_bytes(state), argument_bytes(batch), program.beside_bytes
-        if sum(parts) > room:
-            held, rows, others = (f"{part / GIB:,.2f} GiB" for part in parts)
+        byte_counts = argument_bytes(state), argument_bytes(batch), program.beside_bytes
+        if sum(byte_counts) > room_bytes:
+            state_text, batch_text, waiting_text = (
+                f"{num_bytes / GIB:,.2f} GiB" for num_bytes in byte_counts
+            )
             path = ".".join(filter(None, ("config", program.path)))
             raise ValueError(
-                f"{path}: {program.name!r} does not fit in a device's {room / GIB:,.2f} GiB: parameters and "
-                f"optimizer state take {held}, the batch {rows}, and what waits meanwhile {others}; lower "
-                f"the sizes of config.{program.model_path}, the rows and lengths of a batch, such as "
-                "batch_size, or split them over more devices by config.mesh"
+                f"{path}: {program.name!r} does not fit in a device's {room_bytes / GIB:,.2f} GiB: "
+                f"parameters and optimizer state take {state_text}, the batch {batch_text}, and what waits "
+                f"meanwhile {waiting_text}; lower the sizes of config.{program.model_path}, the rows and "
+                "lengths of a batch, such as batch_size, or split them over more devices by config.mesh"
             )
 
 
@@ -172,7 +174,7 @@ class _Running:
             stage,
             self.run.of(stage.name, self.run.folder / stage.name / CHECKPOINTS),
             self.run.folder,
-            {each.name: each for each in self.stages},
+            {recipe_stage.name: recipe_stage for recipe_stage in self.stages},
             self.policies,
             self.opened,
             self.memo,
@@ -188,11 +190,11 @@ class _Running:
             for stage in self.stages:
                 if not stage.start and stage.origin is None:
                     continue
-                found = self.policies
-                policy = found[stage.start] if stage.start else stage.origin.policy(self.opened)
+                policies = self.policies
+                policy = policies[stage.start] if stage.start else stage.origin.policy(self.opened)
                 with stage.at():
                     config = stage.leaves(policy.config)
-                found[stage.name] = dataclasses.replace(policy, config=config)
+                policies[stage.name] = dataclasses.replace(policy, config=config)
             self.left = check(self.stages, self.run.mesh)
 
     def check_data(self):
@@ -214,13 +216,15 @@ class _Running:
             with stage.at(), waiting_for(f"checking the data of {stage.name}"):
                 stage.check_data(self.context(stage))
 
-    def _may_not_fit(self, room):
+    def _may_not_fit(self, room_bytes):
         sources = (source for stage in self.stages for source in stage.sources)
-        if not self.left or any(isinstance(each, Paid) and each.models() for each in sources):
-            return bool(room)
-        params = max(map(count_params, {*self.left.values()}))
-        tokens = max(largest_batch(stage.settings) for stage in self.stages)
-        return room and SMALL * 4 * (params + tokens) > room
+        if not self.left or any(
+            isinstance(reward_source, Paid) and reward_source.models() for reward_source in sources
+        ):
+            return bool(room_bytes)
+        num_params = max(map(count_params, {*self.left.values()}))
+        num_tokens = max(largest_batch(stage.settings) for stage in self.stages)
+        return room_bytes and SMALL * 4 * (num_params + num_tokens) > room_bytes
 
     def inputs(self, stage: Stage, hashes: Mapping[str, str]) -> Inputs:
         """Return what a stage's result depends on: the one rule for all stages.
@@ -230,21 +234,21 @@ class _Running:
             hashes: {name: hash} of the earlier stages.
         """
         context, settings = self.context(stage), stage.settings
-        hashed = {
+        hash_inputs = {
             "settings": [type(stage).__name__, settings, stage.seed, stage.adapter],
             "code": code_digests(settings, stage.config_path),
             "data": [source.covers(context) for source in stage.sources],
         }
-        about = {"start": stage.start}
+        start_fields = {"start": stage.start}
         if stage.start:
-            hashed["parent"] = hashes[stage.start]
+            hash_inputs["parent"] = hashes[stage.start]
         elif stage.origin is not None:
-            hashed["origin"] = stage.origin.covers()
-            about["checkpoint"] = stage.origin.checkpoint
-        hashed |= {name: hashes[name] for name in stage.reads}
+            hash_inputs["origin"] = stage.origin.covers()
+            start_fields["checkpoint"] = stage.origin.checkpoint
+        hash_inputs |= {name: hashes[name] for name in stage.reads}
         if stage.measures or not isinstance(settings, LoopSettings):
-            return Inputs(hashed, about=about)
-        return Inputs(hashed, settings.num_steps, settings.continues(), about)
+            return Inputs(hash_inputs, about=start_fields)
+        return Inputs(hash_inputs, settings.num_steps, settings.continues(), start_fields)
 
     def standings(self, folder: Path | None = None) -> dict[str, tuple[Inputs, Standing]]:
         """Return {stage: (its inputs, its Standing)}.
@@ -252,31 +256,42 @@ class _Running:
         Args:
             folder: The folder with the stages' records; by default the run's folder.
         """
-        hashes, found = {}, {}
+        hashes, standings = {}, {}
         for stage in self.stages:
             with stage.at():
                 inputs = self.inputs(stage, hashes)
-            stands = standing(folder or self.run.folder, stage.name, inputs)
-            hashes[stage.name], found[stage.name] = stands.record["hash"], (inputs, stands)
-        return found
+            stage_standing = standing(folder or self.run.folder, stage.name, inputs)
+            hashes[stage.name], standings[stage.name] = (
+                stage_standing.record["hash"],
+                (inputs, stage_standing),
+            )
+        return standings
 
     def check_drops(self, standings: Mapping[str, tuple[Inputs, Standing]], claim: Claim, folder):
         """Raise ValueError, listing the stages, if a run would delete results of an earlier one."""
-        grown = {name for name, (_, stands) in standings.items() if stands.grows}
-        dropped = []
+        growing_stages = {
+            name for name, (_, stage_standing) in standings.items() if stage_standing.grows
+        }
+        dropped_stages = []
         for stage in self.stages:
-            stands = standings[stage.name][1]
-            follows = stage.measures and stage.start in grown and stands.changed == ["parent"]
+            stage_standing = standings[stage.name][1]
+            follows_start = (
+                stage.measures
+                and stage.start in growing_stages
+                and stage_standing.changed == ["parent"]
+            )
             # Nothing is lost if the stage has written only its record
-            files = {path.name for path in (folder / stage.name).glob("*")}
-            if stands.drops and not follows and files != {RECORD}:
-                state = "complete" if stands.before["complete"] else "begun"
-                dropped.append(f"{stage.name} ({state}): {', '.join(stands.changed)}")
-        if dropped:
+            file_names = {path.name for path in (folder / stage.name).glob("*")}
+            if stage_standing.drops and not follows_start and file_names != {RECORD}:
+                state = "complete" if stage_standing.before["complete"] else "begun"
+                dropped_stages.append(
+                    f"{stage.name} ({state}): {', '.join(stage_standing.changed)}"
+                )
+        if dropped_stages:
             fields = "".join(f"\n  {field}" for field in claim.differences)
             raise ValueError(
                 f"{folder} has stages that are of other inputs, and is left as it is:"
-                + "".join(f"\n  {stage}" for stage in dropped)
+                + "".join(f"\n  {stage}" for stage in dropped_stages)
                 + (f"\nchanged fields:{fields}" if fields else "")
                 + "\ngive --redo to run these stages anew and keep the others, set these fields back, or "
                 "give another --workdir"
@@ -288,15 +303,15 @@ class _Running:
         for number, stage in enumerate(self.stages, start=1):
             leave_if_asked(f"stage {stage.name}")
             title = f" ({stage.title})" if stage.title not in ("", stage.name) else ""
-            place = f"running stage {number} of {len(self.stages)}, {stage.name}{title}"
+            activity = f"running stage {number} of {len(self.stages)}, {stage.name}{title}"
             if not stage.start:
                 # A stage without a start reads nothing that is on the devices
                 self.held.clear()
-            with waiting_for(place):
+            with waiting_for(activity):
                 self._keep(stage, standings[stage.name][0])
             # A stage that was complete has no new scores
-            if stage.measurements() and (found := self.results.scores()) != scores:
-                scores = found
+            if stage.measurements() and (new_scores := self.results.scores()) != scores:
+                scores = new_scores
                 self.run.writer.write_scores(scores)
                 # Written now, so that the page can be read before the run ends
                 if first_process():
@@ -367,8 +382,8 @@ def describe_data(recipe: ModuleType, settings: Any, folder: Path) -> str:
 
 def _described(running):
     sources = [(s, running.context(stage)) for stage in running.stages for s in stage.sources]
-    found = [source.describe(context) for source, context in sources]
-    return "; ".join(filter(None, dict.fromkeys(found)))
+    descriptions = [source.describe(context) for source, context in sources]
+    return "; ".join(filter(None, dict.fromkeys(descriptions)))
 
 
 def _has_begun(stages, folder):
@@ -396,23 +411,25 @@ def run(
         # A mistake must be named before anything is written
         with waiting_for("checking the config, the data and the checkpoints"):
             running.check_settings()
-            begun = _has_begun(running.stages, run.folder)
-            standings = running.standings() if begun else {}
-            complete = begun and all(stands.complete for _, stands in standings.values())
-            if not complete:
+            has_begun = _has_begun(running.stages, run.folder)
+            standings = running.standings() if has_begun else {}
+            is_complete = has_begun and all(
+                stage_standing.complete for _, stage_standing in standings.values()
+            )
+            if not is_complete:
                 running.check_data()
                 standings = standings or running.standings()
             if not redo:
                 running.check_drops(standings, claim, run.folder)
         claim.accept()
-        if not complete:
+        if not is_complete:
             # Dependent stages first: an interruption here must leave no stage without its inputs
-            for name, (_, stands) in reversed(standings.items()):
-                if stands.changed:
-                    renew(run.folder, name, stands)
+            for name, (_, stage_standing) in reversed(standings.items()):
+                if stage_standing.changed:
+                    renew(run.folder, name, stage_standing)
             if first_process():
-                about = {"stage": left_by(running.stages)}
-                write_whole(run.folder / RUN, json.dumps(about) + "\n")
+                run_record = {"stage": left_by(running.stages)}
+                write_whole(run.folder / RUN, json.dumps(run_record) + "\n")
             running.go(standings)
     run.writer.close()
     with waiting_for("drawing up the report"):
@@ -428,8 +445,12 @@ def left_by(stages: list[Stage]) -> str | None:
     It is the training stage that no other training stage begins from or reads. Stages that produce
     no policy count only if all such stages produce none.
     """
-    trains = [stage for stage in stages if not stage.measures]
-    used = {stage.start for stage in trains} | {name for stage in trains for name in stage.reads}
-    ends = [stage for stage in trains if stage.name not in used]
-    names = [stage.name for stage in ends if stage.leaves_policy] or [stage.name for stage in ends]
+    training_stages = [stage for stage in stages if not stage.measures]
+    used_names = {stage.start for stage in training_stages} | {
+        name for stage in training_stages for name in stage.reads
+    }
+    last_stages = [stage for stage in training_stages if stage.name not in used_names]
+    names = [stage.name for stage in last_stages if stage.leaves_policy] or [
+        stage.name for stage in last_stages
+    ]
     return names[0] if len(names) == 1 else None

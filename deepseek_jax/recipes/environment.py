@@ -34,11 +34,11 @@ def check_xla_flags(given: str) -> None:
     if not given.strip():
         return
     environment = os.environ | {"XLA_FLAGS": given}
-    done = subprocess.run([sys.executable, "-c", PARSE], env=environment, capture_output=True)
-    said = COMPLAINT.search(done.stderr.decode(errors="replace"))
-    if done.returncode and said:
+    process = subprocess.run([sys.executable, "-c", PARSE], env=environment, capture_output=True)
+    complaint = COMPLAINT.search(process.stderr.decode(errors="replace"))
+    if process.returncode and complaint:
         raise ValueError(
-            f"XLA_FLAGS={given}: {said[1]}; correct config.xla_flags or the variable XLA_FLAGS"
+            f"XLA_FLAGS={given}: {complaint[1]}; correct config.xla_flags or the variable XLA_FLAGS"
         )
 
 
@@ -53,8 +53,8 @@ def prepare_process(xla_flags: str) -> None:
         ValueError: XLA does not know a flag, or cannot read its value.
     """
     with importing_jax() as wait:
-        given = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{xla_flags} {given}".strip()
+        user_flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{xla_flags} {user_flags}".strip()
         check_xla_flags(os.environ["XLA_FLAGS"])
         from deepseek_jax.parallel.host_memory import keep_freed_memory, return_compilers_memory
         from deepseek_jax.parallel.host_threads import give_devices_threads

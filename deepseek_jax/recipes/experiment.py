@@ -110,11 +110,11 @@ def opened(config: ConfigDict, workdir: Path) -> Opened:
     if commits:
         settings = build(recipe.SETTINGS, config, "config")
     recorded = {CODE: code_digests(settings), HUB: commits, REHEARSED: platform.rehearsed}
-    axes = build(MeshSettings, config.get("mesh", {}), "config.mesh")
+    mesh_settings = build(MeshSettings, config.get("mesh", {}), "config.mesh")
     with at("config"):
         exchange = exchange_of(config.get("model", {}))
     with at("config.mesh"):
-        mesh = make_mesh(**dataclasses.asdict(axes), exchange=exchange)
+        mesh = make_mesh(**dataclasses.asdict(mesh_settings), exchange=exchange)
     return Opened(recipe, settings, mesh, recorded)
 
 
@@ -127,11 +127,11 @@ def opened_by_all(config: ConfigDict, workdir: Path) -> Opened:
     """
     from deepseek_jax.parallel.processes import agreed
 
-    def open_it():
-        found = opened(config, workdir)
-        return found, found.recorded
+    def open_recipe():
+        opened_recipe = opened(config, workdir)
+        return opened_recipe, opened_recipe.recorded
 
-    return agreed(open_it, "the code that the config names, or a commit of the hub,")
+    return agreed(open_recipe, "the code that the config names, or a commit of the hub,")
 
 
 def results_of(config: ConfigDict, folder: Path) -> "Results":
@@ -193,13 +193,13 @@ def run_recipe(
             line(f"{config.recipe} on {devices}; work directory {workdir}")
         writer = MetricsWriter(workdir, console_seconds, observers.wandb, config.to_dict())
         # Close it even if the run raises: in a bucket its last lines are not written yet
-        asked = listen()
-        with contextlib.closing(writer), stoppable(asked):
+        should_stop = listen()
+        with contextlib.closing(writer), stoppable(should_stop):
             run = Run(
                 mesh,
                 workdir,
                 writer,
-                after_step or asked,
+                after_step or should_stop,
                 profile=observers.profile,
                 watchdog=observers.watchdog,
                 strict=strict,

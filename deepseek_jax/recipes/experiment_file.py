@@ -35,30 +35,32 @@ def config(name: str | os.PathLike, /, **fields: Any) -> ConfigDict:
         ValueError: The name or a field is unknown.
     """
     with renamed("--config.", "config."), at("name", "--config"), _shipped_first():
-        found = read_config(os.fspath(name))
+        experiment = read_config(os.fspath(name))
     with renamed("--config.", "config."):
         for field, value in named(fields).items():
-            for path, each in spread(find_recipe(found.get("recipe")).SETTINGS, field, value):
-                set_field(found, path, each)
-    return found
+            for path, new_value in spread(
+                find_recipe(experiment.get("recipe")).SETTINGS, field, value
+            ):
+                set_field(experiment, path, new_value)
+    return experiment
 
 
 @contextlib.contextmanager
 def _shipped_first():
     """Let a file import the shipped `configs`, even if the caller has a module of that name."""
 
-    def taken():
+    def take_modules():
         names = [name for name in sys.modules if name.partition(".")[0] == "configs"]
         return {name: sys.modules.pop(name) for name in names}
 
-    theirs = taken()
+    caller_modules = take_modules()
     sys.path.insert(0, str(home()))
     try:
         yield
     finally:
         sys.path.remove(str(home()))
-        taken()
-        sys.modules.update(theirs)
+        take_modules()
+        sys.modules.update(caller_modules)
 
 
 def read_config(name: str) -> ConfigDict:
@@ -124,17 +126,20 @@ def call(code: Callable, given: str, path: str):
         return code()
     # A file that calls sys.exit(0) would look like a success
     except (Exception, SystemExit) as error:
-        places = traceback.extract_tb(error.__traceback__)
-        last = places[-1].filename
-        itself = Path(last).resolve() == Path(path).resolve()
-        if isinstance(error, ValueError) and is_ours(last) and not itself:
+        frames = traceback.extract_tb(error.__traceback__)
+        last_file = frames[-1].filename
+        is_same_file = Path(last_file).resolve() == Path(path).resolve()
+        if isinstance(error, ValueError) and is_ours(last_file) and not is_same_file:
             raise
-        file, argument = Path(path).resolve(), "" if given.endswith(path) else ", or the argument"
-        lines = [place.lineno for place in places if Path(place.filename).resolve() == file]
+        file, argument_hint = (
+            Path(path).resolve(),
+            "" if given.endswith(path) else ", or the argument",
+        )
+        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file]
         # A file that does not parse has run no line
         line = lines[-1] if lines else getattr(error, "lineno", None) or 1
         raise ValueError(
-            f"{given}: {path}, line {line}: {type(error).__name__}: {error}; correct that line{argument}"
+            f"{given}: {path}, line {line}: {type(error).__name__}: {error}; correct that line{argument_hint}"
         ) from error
 
 
@@ -163,13 +168,13 @@ def block_of(config, field):
     Raises:
         ValueError: The field is below a value that is not a block.
     """
-    *outer, name = _parts(config, field)
+    *block_names, name = _parts(config, field)
     block, path = config, "config"
-    for part in outer:
-        path = f"{path}.{part}"
-        if block.get(part) is None:
-            _set(block, part, as_config({}))
-        block = block[part]
+    for block_name in block_names:
+        path = f"{path}.{block_name}"
+        if block.get(block_name) is None:
+            _set(block, block_name, as_config({}))
+        block = block[block_name]
         if not isinstance(block, ConfigDict):
             raise ValueError(f"--config.{field}: {path}={block!r} is not a block with fields")
     return block, name
@@ -177,14 +182,18 @@ def block_of(config, field):
 
 def _parts(config, field):
     """Split a dotted field; its last part may be code, as in rewards.my_rewards.py:brief."""
-    parts, block, rest = [], config, field
-    while "." in rest:
-        part, _, after = rest.partition(".")
-        inner = block.get(part) if isinstance(block, ConfigDict) and part in block.keys() else None
-        if parts and is_code(rest) and not isinstance(inner, ConfigDict):
+    names, block, remaining_field = [], config, field
+    while "." in remaining_field:
+        block_name, _, after_dot = remaining_field.partition(".")
+        inner_block = (
+            block.get(block_name)
+            if isinstance(block, ConfigDict) and block_name in block.keys()
+            else None
+        )
+        if names and is_code(remaining_field) and not isinstance(inner_block, ConfigDict):
             break
-        parts, block, rest = [*parts, part], inner, after
-    return [*parts, rest]
+        names, block, remaining_field = [*names, block_name], inner_block, after_dot
+    return [*names, remaining_field]
 
 
 def as_config(fields: dict) -> ConfigDict:

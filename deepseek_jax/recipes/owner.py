@@ -55,8 +55,8 @@ def owned(workdir: str | os.PathLike, busy: Callable[[dict], None]):
     """
     workdir = absolute(workdir)
     owner = _Owner(workdir)
-    while (other := _or_value_error(workdir, owner.claim)) is not None:
-        busy(other)
+    while (other_owner := _or_value_error(workdir, owner.claim)) is not None:
+        busy(other_owner)
     _OURS.add(owner.token)
     owner.renewing.start()
     try:
@@ -128,18 +128,18 @@ class _Owner:
         Returns:
             None if this process owns it now; the content of owner.json if another process does.
         """
-        found = read_owner(self.workdir)
-        if found is None and not is_remote(self.path):
+        owner = read_owner(self.workdir)
+        if owner is None and not is_remote(self.path):
             if self._created():
                 return None
             # Another process was faster, or the file system has no links
-            found = read_owner(self.workdir)
-        if found is not None and self._lives(found):
-            return found
+            owner = read_owner(self.workdir)
+        if owner is not None and self._lives(owner):
+            return owner
         self._write()
         time.sleep(SETTLE_SECONDS)
-        found = read_owner(self.workdir)
-        return None if found is None or found["token"] == self.token else found
+        owner = read_owner(self.workdir)
+        return None if owner is None or owner["token"] == self.token else owner
 
     def release(self):
         """Stop renewing, and remove owner.json if it still has this process's token."""
@@ -150,8 +150,8 @@ class _Owner:
             if (read_owner(self.workdir) or {}).get("token") == self.token:
                 # Files of killed processes: no other process writes here while this one owns the
                 # directory
-                for left in self.workdir.glob(f"{OWNER}.*"):
-                    left.unlink(missing_ok=True)
+                for stale_file in self.workdir.glob(f"{OWNER}.*"):
+                    stale_file.unlink(missing_ok=True)
                 self.path.unlink()
 
     def _text(self):
@@ -166,15 +166,15 @@ class _Owner:
 
     def _created(self):
         """Return True if this call created the file; False also if that cannot be known."""
-        fresh = self._fresh()
+        fresh_file = self._fresh()
         try:
             # One step, which fails if the file exists
-            os.link(fresh, self.path)
+            os.link(fresh_file, self.path)
         # Some file systems have no links
         except OSError:
             return False
         finally:
-            fresh.unlink(missing_ok=True)
+            fresh_file.unlink(missing_ok=True)
         return True
 
     def _fresh(self):
@@ -182,33 +182,33 @@ class _Owner:
 
         No other process uses its name, because all may write at once.
         """
-        fresh = pathlib.Path(f"{self.path}.{self.token}")
-        fresh.write_text(self._text())
-        return fresh
+        fresh_file = pathlib.Path(f"{self.path}.{self.token}")
+        fresh_file.write_text(self._text())
+        return fresh_file
 
-    def _lives(self, found):
-        if found["token"] in _OURS:
+    def _lives(self, owner):
+        if owner["token"] in _OURS:
             return True
-        if found["boot"] == self.place["boot"] is not None:
-            return _place(found["pid"])[1:] == tuple(found[name] for name in FIELDS[1:4])
+        if owner["boot"] == self.place["boot"] is not None:
+            return _place(owner["pid"])[1:] == tuple(owner[name] for name in FIELDS[1:4])
         print(
-            f"{self.workdir} is owned by {shown(found)}: looking for {WATCH_SECONDS:g} s whether it lives",
+            f"{self.workdir} is owned by {shown(owner)}: looking for {WATCH_SECONDS:g} s whether it lives",
             flush=True,
         )
-        until = time.monotonic() + WATCH_SECONDS
-        while time.monotonic() < until:
+        deadline = time.monotonic() + WATCH_SECONDS
+        while time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
-            if (now := read_owner(self.workdir)) != found:
-                return now is not None
+            if (current_owner := read_owner(self.workdir)) != owner:
+                return current_owner is not None
         return False
 
     def _renew(self):
         failed = False
         while not self.ended.wait(BEAT_SECONDS):
             try:
-                found = read_owner(self.workdir)
-                if found is not None and found["token"] != self.token:
-                    _leave(self.workdir, found)
+                owner = read_owner(self.workdir)
+                if owner is not None and owner["token"] != self.token:
+                    _leave(self.workdir, owner)
                 self._write()
                 failed = False
             # Catch any exception, as above. The run may go on: it may not need the directory for a

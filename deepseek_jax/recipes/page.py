@@ -19,16 +19,16 @@ def run_page(results: Results, title: str) -> Page:
         title: What the page calls a run of this recipe.
     """
     scores = {
-        results.row(name): results.measurements()[name][0].scores(found)
-        for name, found in results.found().items()
+        results.row(name): results.measurements()[name][0].scores(content)
+        for name, content in results.found().items()
     }
-    rows, marker = list(scores), results.folder / MARKER
+    titles, marker = list(scores), results.folder / MARKER
     config = read_object(marker) if marker.exists() else {}
     digests = {name: config.pop(name) for name in BESIDE if name in config}
     return Page(
         f"{title} in {results.folder.name}",
         scores=scores,
-        compared=[(rows[0] if len(rows) > 1 else None, rows[-1])] if rows else [],
+        compared=[(titles[0] if len(titles) > 1 else None, titles[-1])] if titles else [],
         config=config,
         stages=results.lineage(),
         digests={"config": content_hash(config)} | digests if config else {},
@@ -50,6 +50,6 @@ def _headings(results):
             continue
         title = stage.title or stage.name
         state = "outdated" if states[stage.name] == "outdated" else title
-        said = [name for name in (stage.name, state) if name != title]
-        headings[stage.name] = f"{title} ({', '.join(said)})" if said else title
+        remarks = [name for name in (stage.name, state) if name != title]
+        headings[stage.name] = f"{title} ({', '.join(remarks)})" if remarks else title
     return headings

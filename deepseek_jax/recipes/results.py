@@ -71,13 +71,13 @@ class Results:
 
         A measurement is outdated if the stage that it measured has been run again since.
         """
-        stages, found = {stage["name"]: stage for stage in self.lineage()}, {}
+        stages, contents = {stage["name"]: stage for stage in self.lineage()}, {}
         for name, (stage, file) in self.measurements().items():
             start = stages.get(stage.start) if stage.measures else None
-            current = start is None or is_measured(self.folder, stage.name, start)
-            if file.exists() and current:
-                found[name] = read_json(file)
-        return found
+            is_current = start is None or is_measured(self.folder, stage.name, start)
+            if file.exists() and is_current:
+                contents[name] = read_json(file)
+        return contents
 
     def row(self, measurement: str) -> str:
         """Return the name of a measurement's row of scores on the page."""

@@ -43,9 +43,11 @@ class PolicyRun(Settings):
     def __post_init__(self):
         super().__post_init__()
         if (self.init_from is None) == (self.base is None):
-            given = "None and base=None" if self.base is None else f"{self.init_from!r} and base"
+            start_text = (
+                "None and base=None" if self.base is None else f"{self.init_from!r} and base"
+            )
             raise ValueError(
-                f"init_from={given}: set just one of them, a checkpoint or how to pre-train one"
+                f"init_from={start_text}: set just one of them, a checkpoint or how to pre-train one"
             )
         check_model(self.model, self.init_from, self.trains_indexer())
 
@@ -76,12 +78,12 @@ def check_model(block: dict, checkpoint: str | None, trains_indexer: bool = Fals
         trains_indexer: False if the run's loss has no part for an indexer; then model.indexer_loss
             has to be "none".
     """
-    whole = checkpoint is None or names_architecture(block)
-    built = build(ModelConfig if whole else RunSettings, block, "model")
-    if built.indexer_loss != "none" and not trains_indexer:
+    is_model_config = checkpoint is None or names_architecture(block)
+    model_settings = build(ModelConfig if is_model_config else RunSettings, block, "model")
+    if model_settings.indexer_loss != "none" and not trains_indexer:
         raise ValueError(
-            f"model.indexer_loss={built.indexer_loss!r} is a part of the loss of pre-training and of whole "
-            "fine-tuning alone; set it to 'none'"
+            f"model.indexer_loss={model_settings.indexer_loss!r} is a part of the loss of pre-training and "
+            "of whole fine-tuning alone; set it to 'none'"
         )
 
 

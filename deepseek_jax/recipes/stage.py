@@ -102,8 +102,8 @@ class Stage:
     def __post_init__(self):
         # Training draws by the seed in its settings
         if isinstance(self.settings, FitSettings):
-            seeded = dataclasses.replace(self.settings, seed=self.seed)
-            object.__setattr__(self, "settings", seeded)
+            seeded_settings = dataclasses.replace(self.settings, seed=self.seed)
+            object.__setattr__(self, "settings", seeded_settings)
 
     @property
     def sources(self) -> list[Source]:
@@ -274,8 +274,8 @@ class Context:
     @property
     def policy(self) -> Policy:
         """The Policy that the stage works with, without parameters."""
-        found = self.policies[self.stage.start or self.stage.name]
-        return dataclasses.replace(found, config=self.stage.model(found.config))
+        start_policy = self.policies[self.stage.start or self.stage.name]
+        return dataclasses.replace(start_policy, config=self.stage.model(start_policy.config))
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """Return make(), called only once for each key in a run."""

@@ -34,8 +34,8 @@ class Stop:
 
     def __init__(self):
         self.asked, self.since = False, 0.0
-        hears = threading.current_thread() is threading.main_thread()
-        numbers = (signal.SIGINT, signal.SIGTERM) if hears else ()
+        is_main_thread = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGINT, signal.SIGTERM) if is_main_thread else ()
         self.previous = {number: signal.signal(number, self._ask) for number in numbers}
 
     def __call__(self):
@@ -46,8 +46,8 @@ class Stop:
         return self
 
     def __exit__(self, *_):
-        for each, handler in self.previous.items():
-            signal.signal(each, handler)
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
     def _ask(self, number, frame):
         if self.asked:

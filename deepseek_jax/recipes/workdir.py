@@ -41,15 +41,17 @@ def check_starts(config: ConfigDict, workdir: Path):
     if (workdir / MARKER).exists():
         return
     for field, value in _texts(config, "config"):
-        parts = Path(value).parts
+        path_parts = Path(value).parts
         # The folder's name is CONFIG_ARG_seedN, and each part may have underscores
-        stems = parts[1].split("_") if parts[:1] == ("runs",) and len(parts) > 1 else []
-        names = ["_".join(stems[:n]) for n in range(len(stems), 0, -1)]
-        made_by = next((n for n in names if (home() / "configs" / f"{n}.py").is_file()), None)
-        if made_by is not None and not Path(value).exists():
+        words = (
+            path_parts[1].split("_") if path_parts[:1] == ("runs",) and len(path_parts) > 1 else []
+        )
+        names = ["_".join(words[:n]) for n in range(len(words), 0, -1)]
+        config_name = next((n for n in names if (home() / "configs" / f"{n}.py").is_file()), None)
+        if config_name is not None and not Path(value).exists():
             raise ValueError(
                 f"{field}={value!r} is not there yet; make it with: {command('train')} "
-                f"--config={made_by}"
+                f"--config={config_name}"
             )
 
 
@@ -121,88 +123,90 @@ def check_workdir(
 
 
 @contextlib.contextmanager
-def _owned_by_all(workdir, config, recorded, own):
+def _owned_by_all(workdir, config, recorded, own_workdir):
     """Own a directory in process 0, and yield the Claim on all processes.
 
     Args:
         workdir: The directory.
         config: The config of the run.
         recorded: The argument of claim_workdir.
-        own: own(workdir, mark) is a context that owns the directory; it yields (token, the mark
-            before).
+        own_workdir: own_workdir(workdir, mark) is a context that owns the directory; it yields
+            (token, the mark before).
     """
     # Imported here because launch/common.py imports this module and must not import jax
     import jax
 
-    workdir, new = absolute(workdir), mark_of(config, recorded or {})
+    workdir, new_mark = absolute(workdir), mark_of(config, recorded or {})
     with contextlib.ExitStack() as stack:
-        token = old = failure = None
+        token = old_mark = failure = None
         if jax.process_index() == 0:
             try:
-                token, old = stack.enter_context(own(workdir, new))
+                token, old_mark = stack.enter_context(own_workdir(workdir, new_mark))
             # Raised later: the other processes wait for the outcome
             except ValueError as error:
                 failure = error
-        differences = list(_differences(old, new)) if old is not None else []
-        found = _check_shared(workdir, token, failure, differences, lambda: _owner(workdir, new))
+        differences = list(_differences(old_mark, new_mark)) if old_mark is not None else []
+        shared_differences = _check_shared(
+            workdir, token, failure, differences, lambda: _owner(workdir, new_mark)
+        )
 
         def accept():
-            if token is not None and old != new:
+            if token is not None and old_mark != new_mark:
                 # Written whole: an interruption leaves no half of a mark
-                write_whole(workdir / MARKER, json.dumps(new, indent=2) + "\n")
+                write_whole(workdir / MARKER, json.dumps(new_mark, indent=2) + "\n")
 
-        yield Claim(found, accept)
+        yield Claim(shared_differences, accept)
 
 
 @contextlib.contextmanager
-def _fit(workdir, new):
-    """Own a directory that a run with the mark `new` may use.
+def _fit(workdir, new_mark):
+    """Own a directory that a run with the mark `new_mark` may use.
 
     Yields:
         (token of owner.owned, the directory's mark or None).
     """
     with owned(workdir, lambda owner: _is_busy(workdir, owner)) as token:
         _check_format(workdir)
-        old = _owner(workdir, new)
-        if old is None and names_in(workdir) - {FRESH, CHECK}:
+        old_mark = _owner(workdir, new_mark)
+        if old_mark is None and names_in(workdir) - {FRESH, CHECK}:
             raise ValueError(
                 f"--workdir={workdir} is not empty and has no {MARKER}: it is not a run's directory, and is "
                 "left as it is; give a new or an empty --workdir"
             )
-        yield token, old
+        yield token, old_mark
 
 
 @contextlib.contextmanager
-def _checked(workdir, new):
+def _checked(workdir, new_mark):
     """Own the directory for check_workdir, in process 0."""
-    absent = (
+    absent_folders = (
         [] if is_remote(workdir) else [f for f in (workdir, *workdir.parents) if not f.exists()]
     )
     try:
-        with _fit(workdir, new) as found:
+        with _fit(workdir, new_mark) as token_and_mark:
             try:
-                yield found
+                yield token_and_mark
             finally:
                 remove_folder(workdir / CHECK)
     finally:
         # Another program may have written something there
         with contextlib.suppress(OSError):
-            for folder in absent:
+            for folder in absent_folders:
                 folder.rmdir()
 
 
 @contextlib.contextmanager
-def _claimed(workdir, new):
+def _claimed(workdir, new_mark):
     """Own the directory for claim_workdir, in process 0."""
-    with _fit(workdir, new) as (token, old):
-        if old is None:
-            write_whole(workdir / MARKER, json.dumps(new, indent=2) + "\n")
+    with _fit(workdir, new_mark) as (token, old_mark):
+        if old_mark is None:
+            write_whole(workdir / MARKER, json.dumps(new_mark, indent=2) + "\n")
         _remove_partial(workdir)
         try:
-            yield token, old
+            yield token, old_mark
         # Not SystemExit: a run that was asked to stop resumes in its directory
         except Exception:
-            if old is None and not _has_results(workdir):
+            if old_mark is None and not _has_results(workdir):
                 for name in names_in(workdir):
                     path = workdir / name
                     remove_folder(path) if path.is_dir() else path.unlink()
@@ -267,30 +271,32 @@ def _check_shared(workdir, token, failure, differences, check):
         raise failure
     if claim[1] is not None:
         raise ValueError(claim[1])
-    sees, problem = first_process() or _sees(workdir, claim[0]), None
-    if sees and not first_process():
+    sees_claim, problem = first_process() or _sees(workdir, claim[0]), None
+    if sees_claim and not first_process():
         try:
             check()
         except ValueError as error:
             problem = str(error)
-    found = from_each([sees, socket.gethostname(), str(workdir), problem])
-    blind = [f"{i} on {host}" for i, (sees, host, _, _) in enumerate(found) if not sees]
-    if blind:
+    reports = from_each([sees_claim, socket.gethostname(), str(workdir), problem])
+    blind_processes = [
+        f"{i} on {host}" for i, (sees_claim, host, _, _) in enumerate(reports) if not sees_claim
+    ]
+    if blind_processes:
         raise ValueError(
-            f"--workdir={found[0][2]} of process 0 on {found[0][1]} is not the directory of process "
-            f"{', '.join(blind)}: give all processes one --workdir that they share, in a bucket (gs://) or "
-            "on a network file system"
+            f"--workdir={reports[0][2]} of process 0 on {reports[0][1]} is not the directory of process "
+            f"{', '.join(blind_processes)}: give all processes one --workdir that they share, in a bucket "
+            "(gs://) or on a network file system"
         )
-    for *_, problem in found:
+    for *_, problem in reports:
         if problem is not None:
             raise ValueError(problem)
     return claim[2]
 
 
 def _sees(workdir, token):
-    until = time.monotonic() + SHARED_SECONDS
+    deadline = time.monotonic() + SHARED_SECONDS
     while (read_owner(workdir) or {}).get("token") != token:
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             return False
         time.sleep(1)
     return True
@@ -303,30 +309,30 @@ def _is_busy(workdir, owner):
     )
 
 
-def _owner(workdir, new):
+def _owner(workdir, new_mark):
     """Return the mark of the directory, or None.
 
     Raises:
-        ValueError: `new` has another recipe, or is a rehearsal of another machine.
+        ValueError: `new_mark` has another recipe, or is a rehearsal of another machine.
     """
     marker = workdir / MARKER
     if not marker.exists():
         return None
-    old = read_object(marker)
-    if any(old.get(name) != new.get(name) for name in ("recipe", REHEARSED)):
+    old_mark = read_object(marker)
+    if any(old_mark.get(name) != new_mark.get(name) for name in ("recipe", REHEARSED)):
         raise ValueError(
             f"{workdir} belongs to another config, and is left as it is:\n  "
-            + "\n  ".join(_differences(old, new))
+            + "\n  ".join(_differences(old_mark, new_mark))
             + "\ngive another --workdir, or set these fields back"
         )
-    return old
+    return old_mark
 
 
 def mark_of(config: ConfigDict, recorded: Mapping[str, Any]) -> dict:
     """Return the content of config.json: the config, and everything recorded in addition to it."""
     # Through JSON, as in the file: tuples become lists
-    more = {name: found for name, found in recorded.items() if found}
-    return json.loads(config.to_json()) | json.loads(json.dumps(more))
+    extra_fields = {name: value for name, value in recorded.items() if value}
+    return json.loads(config.to_json()) | json.loads(json.dumps(extra_fields))
 
 
 def read_mark(workdir: Path) -> tuple[dict, dict]:
@@ -335,17 +341,20 @@ def read_mark(workdir: Path) -> tuple[dict, dict]:
     Both are empty if the folder has no run.
     """
     mark = read_object(workdir / MARKER) if (workdir / MARKER).exists() else {}
-    beside = {name: mark.pop(name, {}) for name in BESIDE}
-    return mark, beside[HUB]
+    extra_fields = {name: mark.pop(name, {}) for name in BESIDE}
+    return mark, extra_fields[HUB]
 
 
-def _differences(old, new):
-    old, new = (
+def _differences(old_mark, new_mark):
+    old_leaves, new_leaves = (
         dict(_leaves({k: v for k, v in fields.items() if k not in PLACES}, "config"))
-        for fields in (old, new)
+        for fields in (old_mark, new_mark)
     )
-    for name in sorted(old.keys() | new.keys()):
-        before, after = (json.dumps(t[name]) if name in t else "absent" for t in (old, new))
+    for name in sorted(old_leaves.keys() | new_leaves.keys()):
+        before, after = (
+            json.dumps(leaves[name]) if name in leaves else "absent"
+            for leaves in (old_leaves, new_leaves)
+        )
         if before != after:
             yield f"{name}: {before} -> {after}"
 

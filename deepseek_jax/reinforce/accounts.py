@@ -58,9 +58,9 @@ def left_out_tokens(groups: list, sampled: list):
         groups: the groups to train on, from groups.make_groups.
         sampled: all groups of the step; `groups` are among them.
     """
-    trained = {id(group) for group in groups}
+    trained_ids = {id(group) for group in groups}
     return sum(
-        group["rollout"].lengths[np.isnan(group["rewards"]) | (id(group) not in trained)].sum()
+        group["rollout"].lengths[np.isnan(group["rewards"]) | (id(group) not in trained_ids)].sum()
         for group in sampled
     )
 
@@ -92,20 +92,20 @@ def check_sampled(groups: list, batch: dict):
     """
     if "conversations" not in groups[0]:
         return
-    conversations = [each for group in groups for each in group["conversations"]]
+    conversations = [c for group in groups for c in group["conversations"]]
     rewards = np.concatenate([group["rewards"] for group in groups])
-    here = np.concatenate([group["rollout"].is_here for group in groups])
+    is_here = np.concatenate([group["rollout"].is_here for group in groups])
 
     def check():
         # A conversation without a reward is not learned
-        for row in np.flatnonzero(here & ~np.isnan(rewards)):
+        for row in np.flatnonzero(is_here & ~np.isnan(rewards)):
             conversation = conversations[row]
-            learned = batch["completion_ids"][row][batch["completion_mask"][row]]
-            if digest_of(learned) != conversation.digest:
+            learned_ids = batch["completion_ids"][row][batch["completion_mask"][row]]
+            if digest_of(learned_ids) != conversation.digest:
                 raise BrokenTerm(
                     f"conversation {conversation.number}: {conversation.sampled} tokens were sampled in its "
-                    f"{conversation.turns} turns, and its update learns {len(learned)} that are not these: a "
-                    "mask is wrong"
+                    f"{conversation.turns} turns, and its update learns {len(learned_ids)} that are not "
+                    "these: a mask is wrong"
                 )
 
     _on_each(check)
@@ -130,9 +130,9 @@ def check_conversations(step: int, groups: list, tools: ToolUse):
             check looks at one conversation a step.
     """
     for group in groups:
-        n = len(group["conversations"])
+        group_size = len(group["conversations"])
         for place, conversation in enumerate(group["conversations"]):
-            number, turns = group["row"] * n + place, conversation.turns
+            number, turns = group["row"] * group_size + place, conversation.turns
             if turns > tools.limits.turns:
                 raise BrokenTerm(
                     f"step {step}: conversation {number} has {turns} turns of the model, above "
@@ -142,21 +142,21 @@ def check_conversations(step: int, groups: list, tools: ToolUse):
     _check_read(step, groups, tools)
 
 
-def _check_reward(step, number, conversation, parts, place, tools):
+def _check_reward(step, number, conversation, rewards_by_name, place, tools):
     paid_by = conversation.rewarded
     if conversation.number != number or paid_by not in (None, number):
         raise BrokenTerm(
             f"step {step}: conversation {number} has the record of conversation {conversation.number}, and "
             f"the reward that the environment of conversation {paid_by} gave: rewards are mixed up"
         )
-    part = parts.get(tools.environments.reward_name)
+    group_rewards = rewards_by_name.get(tools.environments.reward_name)
     # NaN: there is no such reward, or it does not count in this scenario
-    if part is None or np.isnan(part[place]):
+    if group_rewards is None or np.isnan(group_rewards[place]):
         return
-    if part[place] != np.float32(conversation.reward):
+    if group_rewards[place] != np.float32(conversation.reward):
         raise BrokenTerm(
             f"step {step}: conversation {number} got {conversation.reward} of its environment and is paid "
-            f"{part[place]}: rewards are mixed up"
+            f"{group_rewards[place]}: rewards are mixed up"
         )
 
 
@@ -165,23 +165,23 @@ def _check_read(step, groups, tools):
 
     One conversation is checked at each step, another one at the next.
     """
-    have_read = [
+    reader_places = [
         (group, place)
         for group in groups
         for place in np.flatnonzero(group["rollout"].read_lengths)
     ]
-    if not have_read:
+    if not reader_places:
         return
-    group, place = have_read[step % len(have_read)]
+    group, place = reader_places[step % len(reader_places)]
 
     def check():
         rollout, conversation = group["rollout"], group["conversations"][place]
         if not rollout.is_here[place]:
             return
-        read = rollout.completion_ids[place][rollout.observed_mask[place]].tolist()
-        if read != tools.read_ids(conversation.messages):
+        read_ids = rollout.completion_ids[place][rollout.observed_mask[place]].tolist()
+        if read_ids != tools.read_ids(conversation.messages):
             raise BrokenTerm(
-                f"step {step}: conversation {conversation.number} has read {len(read)} tokens that its "
+                f"step {step}: conversation {conversation.number} has read {len(read_ids)} tokens that its "
                 "messages do not have: replies of another one, or a mask is wrong"
             )
 

@@ -60,34 +60,34 @@ def update_batches(groups, advantages, settings: ReinforceSettings, mesh: Mesh, 
     check_sampled(groups, batch)
     owners, lengths = owners_of(groups), row_lengths(groups, batch)
     temperature = settings.rollout.temperature_at(step)
-    parts = minibatches(batch, lengths.learned, settings.minibatches, temperature)
+    batches = minibatches(batch, lengths.learned, settings.minibatches, temperature)
     # The check reads the advantages from the minibatches, as the updates get them
-    check_advantages(groups, np.concatenate([part["advantages"] for part in parts]))
-    return put_completions(mesh, parts, owners), lengths
+    check_advantages(groups, np.concatenate([minibatch["advantages"] for minibatch in batches]))
+    return put_completions(mesh, batches, owners), lengths
 
 
 def owners_of(groups):
     """Return the process that has each completion of groups, int[b]; None if every process has all."""
-    owned = [group["rollout"].owned for group in groups]
-    return None if owned[0] is None else np.concatenate([own.owners for own in owned])
+    records = [group["rollout"].owned for group in groups]
+    return None if records[0] is None else np.concatenate([record.owners for record in records])
 
 
 def row_lengths(groups, batch):
     """Return the RowLengths of a batch of groups, numpy arrays."""
     owners = owners_of(groups)
-    rewards, read, here = (
+    rewards, read_lengths, is_here = (
         np.concatenate(arrays)
         for arrays in zip(
             *((g["rewards"], g["rollout"].read_lengths, g["rollout"].is_here) for g in groups),
             strict=True,
         )
     )
-    marks = np.zeros(len(here), np.float32)
-    marks[here] = row_marks(batch["completion_ids"][here], batch["completion_mask"][here])
+    marks = np.zeros(len(is_here), np.float32)
+    marks[is_here] = row_marks(batch["completion_ids"][is_here], batch["completion_mask"][is_here])
     (marks,) = from_owners(owners, marks)
     learned = learned_tokens(batch, owners)
     # A conversation without a reward is left out whole
-    completions = learned + np.where(np.isnan(rewards), 0, read)
+    completions = learned + np.where(np.isnan(rewards), 0, read_lengths)
     return RowLengths(batch["prompt_mask"].sum(1), completions, learned, marks)
 
 
@@ -110,12 +110,14 @@ def put_completions(mesh: Mesh, batches: list[dict], owners):
     """
     if owners is None:
         return [put_share(mesh, batch) for batch in batches]
-    moved = []
-    for batch, own in zip(batches, np.split(owners, len(batches)), strict=True):
-        tokens = {name: array for name, array in batch.items() if name in TOKENS}
-        others = {name: array for name, array in batch.items() if name not in TOKENS}
-        moved.append(put_share(mesh, others) | put_owned(mesh, tokens, own))
-    return moved
+    mesh_batches = []
+    for batch, batch_owners in zip(batches, np.split(owners, len(batches)), strict=True):
+        token_arrays = {name: array for name, array in batch.items() if name in TOKENS}
+        other_arrays = {name: array for name, array in batch.items() if name not in TOKENS}
+        mesh_batches.append(
+            put_share(mesh, other_arrays) | put_owned(mesh, token_arrays, batch_owners)
+        )
+    return mesh_batches
 
 
 def step_batch(groups, advantages, settings: ReinforceSettings, mesh: Mesh):
@@ -161,29 +163,31 @@ def group_batch(
         batch[name][np.isnan(rewards)] = False
     batch["advantages"] = np.asarray(advantages)
     if rows:
-        first = np.int32([group["row"] for group in groups])
-        batch["prompt_rows"] = np.repeat(first, 1 if shared else group_size)
-        batch["completion_rows"] = (first[:, None] * group_size + np.arange(group_size)).ravel()
+        prompt_rows = np.int32([group["row"] for group in groups])
+        batch["prompt_rows"] = np.repeat(prompt_rows, 1 if shared else group_size)
+        batch["completion_rows"] = (
+            prompt_rows[:, None] * group_size + np.arange(group_size)
+        ).ravel()
     if kl_weights:
-        own = [kl_weights.get(group["scenario"], 1.0) for group in groups]
-        batch["kl_weight"] = np.repeat(np.float32(own), group_size)
+        group_weights = [kl_weights.get(group["scenario"], 1.0) for group in groups]
+        batch["kl_weight"] = np.repeat(np.float32(group_weights), group_size)
     return batch | totals(batch["completion_mask"].sum(1))
 
 
 def completion_batch(groups, *, shared: bool = True, multiple: int = BUCKET):
     """Build the ids, masks and sampler_logprobs of groups, as group_batch has them."""
     rollouts = [group["rollout"] for group in groups]
-    most = max((rollout.lengths + rollout.read_lengths).max() for rollout in rollouts)
-    t = padded_length(most, multiple)
+    longest_completion = max((rollout.lengths + rollout.read_lengths).max() for rollout in rollouts)
+    t = padded_length(longest_completion, multiple)
     # The columns of shared rows split over no devices: no need to exceed the longest completion allowed
     t = min(t, rollouts[0].completion_ids.shape[1]) if shared else t
     prompts = [group["prompt_ids"] for group in groups]
-    longest = padded_length(max(map(len, prompts)), multiple)
-    prompt_ids = np.zeros((len(prompts), longest), np.int32)
+    prompt_length = padded_length(max(map(len, prompts)), multiple)
+    prompt_ids = np.zeros((len(prompts), prompt_length), np.int32)
     for row, prompt in zip(prompt_ids, prompts, strict=True):
         row[: len(prompt)] = prompt
-    lengths = np.array([[len(prompt)] for prompt in prompts])
-    prompt_mask = np.arange(prompt_ids.shape[1]) < lengths
+    prompt_lengths = np.array([[len(prompt)] for prompt in prompts])
+    prompt_mask = np.arange(prompt_ids.shape[1]) < prompt_lengths
     repeats = 1 if shared else len(rollouts[0].truncated)
     return {
         "prompt_ids": np.repeat(prompt_ids, repeats, axis=0),
@@ -205,21 +209,25 @@ def check_advantages(groups, advantages):
         BrokenTerm: for a group with advantages that are all 0 though its rewards differ, or that
             are not in the order of its rewards.
     """
-    for group, own in zip(groups, np.split(advantages, len(groups)), strict=True):
+    for group, group_advantages in zip(groups, np.split(advantages, len(groups)), strict=True):
         rewards = group["rewards"]
-        if not own.any() and not all_equal(rewards):
+        if not group_advantages.any() and not all_equal(rewards):
             raise BrokenTerm(
                 f"the rewards {rewards.tolist()} of a group differ, and all their advantages are 0: "
                 "it would teach nothing; look at the size of the rewards"
             )
         # A completion that was not scored has the advantage 0 and no place in the order
-        scored, order = ~np.isnan(rewards), np.argsort(rewards)
-        order = order[scored[order]]
-        rises, steps = np.diff(rewards[order]), np.diff(own[order])
-        if own[~scored].any() or (steps < 0).any() or steps[rises == 0].any():
+        is_scored, order = ~np.isnan(rewards), np.argsort(rewards)
+        order = order[is_scored[order]]
+        reward_rises, advantage_rises = np.diff(rewards[order]), np.diff(group_advantages[order])
+        if (
+            group_advantages[~is_scored].any()
+            or (advantage_rises < 0).any()
+            or advantage_rises[reward_rises == 0].any()
+        ):
             raise BrokenTerm(
-                f"the rewards {rewards.tolist()} of a group and its advantages {own.tolist()} are not in the "
-                "same order: it would learn from other rewards than its own"
+                f"the rewards {rewards.tolist()} of a group and its advantages {group_advantages.tolist()} "
+                "are not in the same order: it would learn from other rewards than its own"
             )
 
 
@@ -233,17 +241,20 @@ def minibatches(batch, learned, parts: int, temperature: float):
         learned: int[b], from learned_tokens.
     """
     sampled_at = {"temperature": np.float32(temperature)}
-    counts = np.split(learned, parts)
+    learned_shares = np.split(learned, parts)
     return [
-        part | totals(own) | sampled_at
-        for part, own in zip(split(batch, parts), counts, strict=True)
+        minibatch | totals(minibatch_learned) | sampled_at
+        for minibatch, minibatch_learned in zip(split(batch, parts), learned_shares, strict=True)
     ]
 
 
 def split(batch, parts: int):
     """Cut a batch into equal shares of consecutive prompts and completions: groups stay whole."""
-    pieces = {name: np.split(array, parts) for name, array in batch.items() if array.ndim}
-    return [{name: piece[i] for name, piece in pieces.items()} for i in range(parts)]
+    pieces_by_name = {name: np.split(array, parts) for name, array in batch.items() if array.ndim}
+    return [
+        {name: array_pieces[i] for name, array_pieces in pieces_by_name.items()}
+        for i in range(parts)
+    ]
 
 
 def totals(learned):
@@ -265,24 +276,24 @@ def longest_batch(settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):
     """
     # Built from one completion, with its shapes repeated: a batch too large for any memory must be
     # refused by its shapes
-    one = longest_group(settings, 1)
+    group = longest_group(settings, 1)
     if settings.most_turns():
-        rollout = one["rollout"]
-        one["rollout"] = rollout._replace(observed_mask=~rollout.completion_mask)
-    one = step_batch([one], np.zeros(1, np.float32), settings, mesh)
-    (one,) = minibatches(one, learned_tokens(one, None), 1, 1.0)
-    prompts = settings.prompts_per_step // settings.minibatches
+        rollout = group["rollout"]
+        group["rollout"] = rollout._replace(observed_mask=~rollout.completion_mask)
+    single_batch = step_batch([group], np.zeros(1, np.float32), settings, mesh)
+    (single_batch,) = minibatches(single_batch, learned_tokens(single_batch, None), 1, 1.0)
+    num_prompts = settings.prompts_per_step // settings.minibatches
 
-    def repeated(name, x):
-        once = settings.shares_prompts() and name.startswith("prompt_")
-        shape = (prompts if once else prompts * settings.group_size, *x.shape[1:])
-        return jax.ShapeDtypeStruct(shape if x.shape else (), x.dtype)
+    def repeated(name, array):
+        per_prompt = settings.shares_prompts() and name.startswith("prompt_")
+        shape = (num_prompts if per_prompt else num_prompts * settings.group_size, *array.shape[1:])
+        return jax.ShapeDtypeStruct(shape if array.shape else (), array.dtype)
 
-    batch = {name: repeated(name, x) for name, x in one.items()}
-    scores = batch["completion_mask"].update(dtype=np.float32)
+    batch = {name: repeated(name, array) for name, array in single_batch.items()}
+    logprobs = batch["completion_mask"].update(dtype=np.float32)
     if settings.keeps():
         batch = jax.eval_shape(with_kept, batch, one_kept(settings, config))
-    batch |= dict.fromkeys(settings.scored(), scores) | {"sampled_by": np.uint32(0)}
+    batch |= dict.fromkeys(settings.scored(), logprobs) | {"sampled_by": np.uint32(0)}
     return abstract_batch(mesh, batch)
 
 
@@ -309,8 +320,8 @@ def one_kept(settings: ReinforceSettings, config: ModelConfig):
     """Build a rollout.kept.Kept of one row of one token, as ShapeDtypeStructs."""
     experts = candidates = None
     if settings.keep_routing:
-        of_token = config.num_moe_layers, config.num_experts_per_tok
-        experts = jax.ShapeDtypeStruct((1, 1, *of_token), kept.DTYPE)
+        token_shape = config.num_moe_layers, config.num_experts_per_tok
+        experts = jax.ShapeDtypeStruct((1, 1, *token_shape), kept.DTYPE)
     if settings.rollout.truncates():
         candidates = jax.ShapeDtypeStruct((1, 1, settings.rollout.top_k), np.int32)
     return kept.Kept(experts, experts, candidates)
@@ -320,8 +331,8 @@ def with_kept(batch, own: kept.Kept):
     """Add to a batch what the rollout kept of its rows, in place of the rows' numbers."""
     rows = batch["prompt_rows"], batch["completion_rows"]
     lengths = batch["prompt_ids"].shape[1], batch["completion_ids"].shape[1]
-    others = {name: x for name, x in batch.items() if not name.endswith("_rows")}
-    return others | kept.rows_of(own, *rows, *lengths)
+    other_arrays = {name: x for name, x in batch.items() if not name.endswith("_rows")}
+    return other_arrays | kept.rows_of(own, *rows, *lengths)
 
 
 def update_flops(config: ModelConfig, prompts, completions, frozen: bool = False):
@@ -334,10 +345,10 @@ def update_flops(config: ModelConfig, prompts, completions, frozen: bool = False
         frozen: see costs.flops.training_flops.
     """
     prompts, completions = (np.asarray(lengths, np.float64) for lengths in (prompts, completions))
-    before = np.repeat(prompts, len(completions) // len(prompts))
+    prompt_lengths = np.repeat(prompts, len(completions) // len(prompts))
     # A token's FLOPs are linear in the keys that it sees. On average these are half of the prompt
     # for a prompt's token, and the prompt and half of the completion for a completion's token
-    keys = (completions * (before + completions / 2)).sum() + (prompts**2 / 2).sum()
+    keys = (completions * (prompt_lengths + completions / 2)).sum() + (prompts**2 / 2).sum()
     tokens = completions.sum() + prompts.sum()
     # There are as many logits as tokens of completions: the prompt's last token predicts the first
     # token of each completion
@@ -354,10 +365,10 @@ def step_flops(settings: ReinforceSettings, config: ModelConfig, lengths: RowLen
         frozen: as in update_flops.
     """
     rows = lengths.prompts, lengths.completions
-    update = update_flops(config, *rows, frozen=frozen)
+    flops_of_update = update_flops(config, *rows, frozen=frozen)
     # A forward pass is a third of an update of all weights
-    score = update_flops(config, *rows) / 3
-    return settings.epochs * update + len(settings.scored()) * score
+    flops_of_score = update_flops(config, *rows) / 3
+    return settings.epochs * flops_of_update + len(settings.scored()) * flops_of_score
 
 
 def _fitted(arrays, t):
@@ -367,12 +378,12 @@ def _fitted(arrays, t):
         arrays: pairs of an array [i t], and bool[i], which of its rows are here. The other rows
             stay 0 and are not written, so that they take no memory.
     """
-    zeros = np.zeros if all(here.all() for _, here in arrays) else zeros_by_page
+    zeros = np.zeros if all(is_here.all() for _, is_here in arrays) else zeros_by_page
     joined = zeros((sum(len(array) for array, _ in arrays), t), arrays[0][0].dtype)
-    first = 0
-    for array, here in arrays:
-        joined[first : first + len(array)][here, : array.shape[1]] = array[here, :t]
-        first += len(array)
+    first_row = 0
+    for array, is_here in arrays:
+        joined[first_row : first_row + len(array)][is_here, : array.shape[1]] = array[is_here, :t]
+        first_row += len(array)
     return joined
 
 

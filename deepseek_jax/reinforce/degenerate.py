@@ -57,15 +57,20 @@ class Degenerate:
         Raises:
             UnusableRewards: at a limit.
         """
-        found, limits = dict(faults(groups, self.eos_ids)), dataclasses.asdict(self.limits) | FIXED
-        self.counts = Counter({fault: self.counts[fault] + 1 for fault in found})
+        sentence_ends, limits = (
+            dict(faults(groups, self.eos_ids)),
+            dataclasses.asdict(self.limits) | FIXED,
+        )
+        self.counts = Counter({fault: self.counts[fault] + 1 for fault in sentence_ends})
         for fault, count in self.counts.items():
             field = fault.partition(" ")[0]
-            message = f"step {step}: for {count} steps in a row {MEANINGS[field]}{found[fault]}"
+            message = (
+                f"step {step}: for {count} steps in a row {MEANINGS[field]}{sentence_ends[fault]}"
+            )
             limit = limits[field]
             if limit is not None and count >= limit:
-                name = "the limit" if field in FIXED else f"degenerate.{field}"
-                raise UnusableRewards(f"{message}; {name}={limit} ends the run")
+                limit_name = "the limit" if field in FIXED else f"degenerate.{field}"
+                raise UnusableRewards(f"{message}; {limit_name}={limit} ends the run")
             if is_due(count, FIRST_SAID):
                 say(message)
 
@@ -79,36 +84,36 @@ def faults(groups: list, eos_ids: list):
     if all(all_equal(row) for row in rewards):
         yield "equal_rewards", ""
     for name in groups[0]["parts"]:
-        part = np.array([group["parts"][name] for group in groups])
+        part_rewards = np.array([group["parts"][name] for group in groups])
         # A reward that no question of this step has is NaN for all
-        if not np.isnan(part).all() and all_equal(part):
-            yield f"constant_reward {name}", f": {name} was {np.nanmax(part):g}"
+        if not np.isnan(part_rewards).all() and all_equal(part_rewards):
+            yield f"constant_reward {name}", f": {name} was {np.nanmax(part_rewards):g}"
     rollouts = [group["rollout"] for group in groups]
-    ended = ~np.concatenate([rollout.truncated for rollout in rollouts])
-    if not ended.any():
+    has_ended = ~np.concatenate([rollout.truncated for rollout in rollouts])
+    if not has_ended.any():
         yield "truncated", ""
     lengths = np.concatenate([rollout.lengths for rollout in rollouts])
-    if (lengths <= ended).all():
+    if (lengths <= has_ended).all():
         yield "empty", ""
-    last = np.concatenate([rollout.last_ids for rollout in rollouts])
-    odd = np.unique(last[ended & (lengths > 0) & ~np.isin(last, eos_ids)])
-    if len(odd):
-        yield "odd_ends", f": {', '.join(map(str, odd[:5]))}"
+    last_ids = np.concatenate([rollout.last_ids for rollout in rollouts])
+    odd_ids = np.unique(last_ids[has_ended & (lengths > 0) & ~np.isin(last_ids, eos_ids)])
+    if len(odd_ids):
+        yield "odd_ends", f": {', '.join(map(str, odd_ids[:5]))}"
 
 
 def all_equal(rewards):
     """Return whether all rewards that are not NaN are equal."""
-    scored = rewards[~np.isnan(rewards)]
-    return len(scored) == 0 or scored.min() == scored.max()
+    scored_rewards = rewards[~np.isnan(rewards)]
+    return len(scored_rewards) == 0 or scored_rewards.min() == scored_rewards.max()
 
 
 def check_range(scores):
     """Raise UnusableRewards if a reward in rewards.Scores is beyond +-LARGEST_REWARD."""
     for name, values in {**scores.parts, "the weighted sum": scores.total}.items():
-        large = values[np.abs(values) > LARGEST_REWARD]
-        if len(large):
+        large_rewards = values[np.abs(values) > LARGEST_REWARD]
+        if len(large_rewards):
             raise UnusableRewards(
-                f"{name}: a reward is {abs(large[0]):.3g} in size, above {LARGEST_REWARD:g}: float32 would "
-                "lose the differences that advantages are made of; scale that reward, or its weight in "
-                "rewards"
+                f"{name}: a reward is {abs(large_rewards[0]):.3g} in size, above {LARGEST_REWARD:g}: float32 "
+                "would lose the differences that advantages are made of; scale that reward, or its weight "
+                "in rewards"
             )

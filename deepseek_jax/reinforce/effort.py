@@ -81,11 +81,11 @@ class EffortSettings(Settings):
             weights: the weights of the rewards.
             field: the config's name for the weights, for the message.
         """
-        most = sum(weight for weight in weights.values() if weight > 0)
-        if self.max_penalty >= most:
+        max_reward = sum(weight for weight in weights.values() if weight > 0)
+        if self.max_penalty >= max_reward:
             raise ValueError(
-                f"effort.max_penalty={self.max_penalty} must be below {most}, the most that {field} can pay: "
-                "a right answer could earn less than an empty one; lower it, or raise the weights"
+                f"effort.max_penalty={self.max_penalty} must be below {max_reward}, the most that {field} "
+                "can pay: a right answer could earn less than an empty one; lower it, or raise the weights"
             )
 
 
@@ -98,8 +98,8 @@ def length_penalty(lengths, efforts, settings: EffortSettings):
         lengths: int[b], the tokens of each completion, with its end token.
         efforts: int[b], the effort that each was asked with.
     """
-    above = np.asarray(efforts, np.float64) - min(settings.values)
-    price = settings.k0 * np.exp(-above / settings.tau)
+    efforts_above_least = np.asarray(efforts, np.float64) - min(settings.values)
+    price = settings.k0 * np.exp(-efforts_above_least / settings.tau)
     cost = price * np.asarray(lengths) / settings.norm_length
     return -np.minimum(settings.max_penalty, cost).astype(np.float32)
 
@@ -112,8 +112,8 @@ def with_length_penalty(settings: EffortSettings, examples, lengths, scores: Sco
         lengths: int[b], as in length_penalty.
     """
     penalty = length_penalty(lengths, [example["effort"] for example in examples], settings)
-    parts = scores.parts | {LENGTH_PENALTY: penalty}
-    return dataclasses.replace(scores, total=scores.total + penalty, parts=parts)
+    rewards_by_name = scores.parts | {LENGTH_PENALTY: penalty}
+    return dataclasses.replace(scores, total=scores.total + penalty, parts=rewards_by_name)
 
 
 def check_lines(settings: EffortSettings, tokenizer: Tokenizer, template: str):
@@ -138,14 +138,14 @@ def check_line(tokenizer: Tokenizer, line: str, template: str):
             ) from error
         return
     messages = with_system_line([{"role": "user", "content": "?"}], line)
-    why = "leaves a system message out"
+    reason = "leaves a system message out"
     try:
         if line.strip() in by_template(tokenizer, messages, tokenize=False):
             return
     except ValueError as error:
-        why = f"refuses a system message ({error})"
+        reason = f"refuses a system message ({error})"
     raise ValueError(
-        f"line={line!r} has no room in template='chat': the checkpoint's chat template {why}; set the "
+        f"line={line!r} has no room in template='chat': the checkpoint's chat template {reason}; set the "
         'template to "r1_zero" or to a text that contains {question}, where it stands before the question'
     )
 

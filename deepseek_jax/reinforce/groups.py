@@ -113,12 +113,12 @@ class GroupSource:
         # Frees the memory of activations and gradients
         return_much_freed_memory()
         record = self.record = StepRecord(self.mesh)
-        groups, sampled = self._sample(state.model, step)
+        groups, sampled_groups = self._sample(state.model, step)
         record.begin_training()
-        self.degenerate.look(step, sampled)
+        self.degenerate.look(step, sampled_groups)
         check_questions(step, record.asked, record.counts["new_questions"])
-        every = self.settings.reference_every
-        if step == 0 or (every is not None and step % every == 0):
+        reference_every = self.settings.reference_every
+        if step == 0 or (reference_every is not None and step % reference_every == 0):
             self.referred = self.sampler.sampled_by
         # Frees the memory of KV caches and decoding weights
         return_much_freed_memory()
@@ -132,16 +132,16 @@ class GroupSource:
         if self.settings.is_logged(step):
             count = self.settings.kept_completions
             self._completions = kept_completions(groups, advantages, count)
-        parts, lengths = update_batches(groups, advantages, self.settings, self.mesh, step)
+        minibatches, lengths = update_batches(groups, advantages, self.settings, self.mesh, step)
         record.tokens, record.epochs = lengths.learned.sum(), self.settings.epochs
         record.marks = lengths.marks
         record.advantages = np.asarray(advantages)
-        record.add({"left_out_tokens": left_out_tokens(groups, sampled)})
+        record.add({"left_out_tokens": left_out_tokens(groups, sampled_groups)})
         check_tokens(step, record.answered, record.counts["left_out_tokens"], record.tokens)
-        batches = self._updates(state, parts)
-        adapts = state.frozen is not None
-        record.flops = step_flops(self.settings, self.policy.config, lengths, frozen=adapts)
-        return batches, describe(sampled, self.accuracy) | record.of_samples()
+        batches = self._updates(state, minibatches)
+        has_adapter = state.frozen is not None
+        record.flops = step_flops(self.settings, self.policy.config, lengths, frozen=has_adapter)
+        return batches, describe(sampled_groups, self.accuracy) | record.of_samples()
 
     def of_updates(self):
         """Return the metrics of the latest step's updates, which have ended; see StepRecord."""
@@ -165,31 +165,31 @@ class GroupSource:
         rewards give no gradient, but they count in the loss's mean. So the step's update is smaller
         by their share.
         """
-        wanted, rounds = self.settings.prompts_per_step, self.settings.max_sampling_rounds
-        kept, equal, sampled = [], [], []
-        for number in range(rounds):
-            groups = self._round(params, step, number)
-            sampled += groups
+        num_groups, max_rounds = self.settings.prompts_per_step, self.settings.max_sampling_rounds
+        unequal_groups, equal_groups, sampled_groups = [], [], []
+        for round_number in range(max_rounds):
+            groups = self._round(params, step, round_number)
+            sampled_groups += groups
             for group in groups:
-                (equal if all_equal(group["rewards"]) else kept).append(group)
-            if len(kept) >= wanted:
+                (equal_groups if all_equal(group["rewards"]) else unequal_groups).append(group)
+            if len(unequal_groups) >= num_groups:
                 break
         # With a single round there is no dynamic sampling: all groups are used, equal ones too
-        if rounds == 1:
-            return sampled, sampled
-        used = max(wanted - len(kept), 0)
-        self.record.add({"sampling_rounds": number + 1, "equal_groups_used": used})
-        if used:
+        if max_rounds == 1:
+            return sampled_groups, sampled_groups
+        num_equal_used = max(num_groups - len(unequal_groups), 0)
+        self.record.add({"sampling_rounds": round_number + 1, "equal_groups_used": num_equal_used})
+        if num_equal_used:
             say(
-                f"step {step}: {used} of {wanted} groups have nothing to learn from, their rewards being all "
-                f"equal after max_sampling_rounds={rounds}"
+                f"step {step}: {num_equal_used} of {num_groups} groups have nothing to learn from, their "
+                f"rewards being all equal after max_sampling_rounds={max_rounds}"
             )
-        return (kept + equal)[:wanted], sampled
+        return (unequal_groups + equal_groups)[:num_groups], sampled_groups
 
-    def _round(self, params, step, number):
+    def _round(self, params, step, round_number):
         """Ask and score prompts_per_step questions, one sampling round, and return their groups."""
         examples = self._take(self.settings.prompts_per_step)
-        answers, counts = self.sampler.answer(params, examples, step, number)
+        answers, counts = self.sampler.answer(params, examples, step, round_number)
         self.record.add(counts)
         return self._scored(examples, answers, step)
 
@@ -200,20 +200,23 @@ class GroupSource:
             place(self.settings, index) if has_general else ("reasoning", index)
             for index in self._numbers(n)
         ]
-        of = {"reasoning": self.questions, "general": self.general}
-        examples = [of[scenario][i] for scenario, i in places]
-        self._note((*where, example) for where, example in zip(places, examples, strict=True))
+        questions_by_scenario = {"reasoning": self.questions, "general": self.general}
+        examples = [questions_by_scenario[scenario][i] for scenario, i in places]
+        self._note(
+            (*example_place, example)
+            for example_place, example in zip(places, examples, strict=True)
+        )
         if not has_general:
             return examples
         return [
             e | {"scenario": scenario} for e, (scenario, _) in zip(examples, places, strict=True)
         ]
 
-    def _note(self, asked):
+    def _note(self, questions):
         """Count questions (scenario, number, example), and the new ones among them."""
-        new = [self.asked.add(*question) for question in asked]
-        self.record.asked += len(new)
-        self.record.add({"new_questions": sum(new)})
+        new_flags = [self.asked.add(*question) for question in questions]
+        self.record.asked += len(new_flags)
+        self.record.add({"new_questions": sum(new_flags)})
 
     def _numbers(self, n):
         """Return the numbers of the next n questions, and move on."""
@@ -228,8 +231,8 @@ class GroupSource:
             scores = answers.scored_by(self.rewards, examples)
             scores.require_one()
             if self.settings.effort is not None:
-                asked, lengths = answers.asked(examples), answers.rollout.lengths
-                scores = with_length_penalty(self.settings.effort, asked, lengths, scores)
+                answer_examples, lengths = answers.asked(examples), answers.rollout.lengths
+                scores = with_length_penalty(self.settings.effort, answer_examples, lengths, scores)
             check_range(scores)
             for message in scores.messages:
                 say(f"step {step}: {message} The completion is dropped from its group.")
@@ -243,7 +246,7 @@ class GroupSource:
         return groups
 
     @named("logprobs")
-    def _updates(self, state, parts):
+    def _updates(self, state, minibatches):
         """Return the batches of all updates: the minibatches, repeated for each epoch.
 
         Each has the log-probabilities that the loss needs, and sampled_by, see training.update. A
@@ -251,25 +254,36 @@ class GroupSource:
         """
         settings = self.settings
         if self.sampler.kept is not None:
-            parts = [with_kept(part, self.sampler.kept) for part in parts]
-            for part in parts:
-                check_kept(self.policy.config, part)
+            minibatches = [with_kept(minibatch, self.sampler.kept) for minibatch in minibatches]
+            for minibatch in minibatches:
+                check_kept(self.policy.config, minibatch)
             # The update needs this memory
             self.sampler.kept = None
         # Before the first update: pi_old in each ratio is the policy that sampled (arXiv:2402.03300, eq. 3)
         if "old_logprobs" in settings.scored():
-            parts = [part | {"old_logprobs": self.score(state.model, part)} for part in parts]
+            minibatches = [
+                minibatch | {"old_logprobs": self.score(state.model, minibatch)}
+                for minibatch in minibatches
+            ]
         reference = self._reference(state)
         if reference is not None:
             # The reference is another model, and chooses its own experts
-            own = [{k: v for k, v in part.items() if not k.endswith("_experts")} for part in parts]
-            scores = [self.score(reference, part) for part in own]
-            parts = [part | {"ref_logprobs": s} for part, s in zip(parts, scores, strict=True)]
+            reference_batches = [
+                {k: v for k, v in minibatch.items() if not k.endswith("_experts")}
+                for minibatch in minibatches
+            ]
+            ref_logprobs = [self.score(reference, minibatch) for minibatch in reference_batches]
+            minibatches = [
+                minibatch | {"ref_logprobs": logprobs}
+                for minibatch, logprobs in zip(minibatches, ref_logprobs, strict=True)
+            ]
         # Only the first update can compare: the policy moves with it
-        sampled_by = [self.sampler.sampled_by] + [0] * (len(parts) * settings.epochs - 1)
+        sampled_by = [self.sampler.sampled_by] + [0] * (len(minibatches) * settings.epochs - 1)
         return [
-            part | put_share(self.mesh, {"sampled_by": np.uint32(number)})
-            for part, number in zip(parts * settings.epochs, sampled_by, strict=True)
+            minibatch | put_share(self.mesh, {"sampled_by": np.uint32(fingerprint)})
+            for minibatch, fingerprint in zip(
+                minibatches * settings.epochs, sampled_by, strict=True
+            )
         ]
 
     def _reference(self, state):

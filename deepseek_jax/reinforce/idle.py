@@ -51,31 +51,35 @@ class IdleUpdates:
                 rows of other completions.
         """
         # The line has the mean over updates. float32 rounds the number of a pod's tokens
-        learned = line["learned_tokens"] * self.settings.minibatches
-        if not math.isclose(learned, line["tokens"], rel_tol=1e-6):
+        learned_tokens = line["learned_tokens"] * self.settings.minibatches
+        if not math.isclose(learned_tokens, line["tokens"], rel_tol=1e-6):
             raise BrokenTerm(
-                f"step {step}: the losses of its updates have {learned:.0f} tokens of completions in place "
-                f"of {line['tokens']:.0f}: a mask of the loss is wrong"
+                f"step {step}: the losses of its updates have {learned_tokens:.0f} tokens of completions in "
+                f"place of {line['tokens']:.0f}: a mask of the loss is wrong"
             )
         self._check_places(step, line)
-        found = dict(self._faults(line))
-        self.counts = Counter({name: self.counts[name] + 1 for name in found})
+        reasons = dict(self._faults(line))
+        self.counts = Counter({name: self.counts[name] + 1 for name in reasons})
         for name, count in self.counts.items():
             if count >= self.settings.faults.idle_lines:
                 raise BrokenTerm(
-                    f"{name} is exactly 0 in {count} lines in a row up to step {step}, {found[name]}"
+                    f"{name} is exactly 0 in {count} lines in a row up to step {step}, {reasons[name]}"
                 )
 
     def _check_places(self, step, line):
-        own, marks = (
+        advantages, marks = (
             np.float64(x) for x in (self.source.record.advantages, self.source.record.marks)
         )
         # The line has the mean over updates
-        found, wanted = line["marked_advantages"] * self.settings.minibatches, own @ marks
-        if abs(found - wanted) > MARKS_ROUNDING * (np.abs(own) @ marks):
+        marked_sum, expected_sum = (
+            line["marked_advantages"] * self.settings.minibatches,
+            advantages @ marks,
+        )
+        if abs(marked_sum - expected_sum) > MARKS_ROUNDING * (np.abs(advantages) @ marks):
             raise BrokenTerm(
-                f"step {step}: the sum of advantages, each times the mark of its row, is {found:.6g} in the "
-                f"losses of its updates in place of {wanted:.6g}: they stand in the rows of other completions"
+                f"step {step}: the sum of advantages, each times the mark of its row, is {marked_sum:.6g} in "
+                f"the losses of its updates in place of {expected_sum:.6g}: they stand in the rows of other "
+                "completions"
             )
 
     def _faults(self, line):

@@ -101,13 +101,13 @@ class StepRecord:
           share of that peak in policy_training_time.
         """
         now = time.perf_counter()
-        training, step = now - self.training_began, now - self.began
-        rate = self.tokens / step / self.mesh.size
-        metrics = {TRAINING: training, STEP: step, TOKEN_RATE: rate}
+        training_seconds, step_seconds = now - self.training_began, now - self.began
+        device_rate = self.tokens / step_seconds / self.mesh.size
+        metrics = {TRAINING: training_seconds, STEP: step_seconds, TOKEN_RATE: device_rate}
         if self.flops is not None:
-            metrics["update_tokens_per_second"] = self.epochs * self.tokens / training
+            metrics["update_tokens_per_second"] = self.epochs * self.tokens / training_seconds
             if (peak := peak_of(self.mesh.devices.ravel())) is not None:
-                metrics["update_mfu"] = self.flops / (training * peak)
+                metrics["update_mfu"] = self.flops / (training_seconds * peak)
         return metrics
 
 
@@ -132,21 +132,21 @@ def describe(groups: list, accuracy: str):
         "truncated_share": np.mean([group["rollout"].truncated for group in groups]),
     }
     for name in groups[0]["parts"]:
-        part = np.array([group["parts"][name] for group in groups])
+        part_rewards = np.array([group["parts"][name] for group in groups])
         # All NaN: no question of this step has this reward (scenarios)
-        if not np.isnan(part).all():
-            metrics[f"reward_{name}"] = np.nanmean(part)
+        if not np.isnan(part_rewards).all():
+            metrics[f"reward_{name}"] = np.nanmean(part_rewards)
     metrics["accuracy"] = metrics.get(f"reward_{accuracy}", np.nan)
     if "conversations" in groups[0]:
         metrics |= of_conversations([c for group in groups for c in group["conversations"]])
     for effort in sorted({group["effort"] for group in groups} - {None}):
-        own = [group for group in groups if group["effort"] == effort]
-        lengths = np.concatenate([group["rollout"].lengths for group in own])
+        effort_groups = [group for group in groups if group["effort"] == effort]
+        lengths = np.concatenate([group["rollout"].lengths for group in effort_groups])
         metrics[f"completion_length_effort_{effort}"] = lengths.mean()
-        right = np.array([group["parts"][accuracy] for group in own])
+        effort_accuracies = np.array([group["parts"][accuracy] for group in effort_groups])
         # All NaN: only general questions were asked with it
-        if not np.isnan(right).all():
-            metrics[f"accuracy_effort_{effort}"] = np.nanmean(right)
+        if not np.isnan(effort_accuracies).all():
+            metrics[f"accuracy_effort_{effort}"] = np.nanmean(effort_accuracies)
     return {name: float(value) for name, value in metrics.items()}
 
 
@@ -157,7 +157,7 @@ def of_conversations(conversations: list):
         conversations: tool_use.Conversations; their counts() name the metrics.
     """
     counts = [conversation.counts() for conversation in conversations]
-    totals = {name: sum(each[name] for each in counts) for name in counts[0]}
+    totals = {name: sum(count[name] for count in counts) for name in counts[0]}
     return totals | {name: totals[name] / len(counts) for name in MEANS}
 
 
@@ -170,18 +170,18 @@ def kept_completions(groups: list, advantages, count: int):
         groups: from groups.make_groups.
         advantages: float32[b], for all completions of the groups.
     """
-    kept, n, advantages = [], len(groups[0]["rewards"]), np.asarray(advantages)
-    groups = groups[: -(-count // n)]
-    said = iter(_said(groups, count))
-    for number, group in enumerate(groups):
-        rows = range(min(n, count - number * n))
+    kept_groups, group_size, advantages = [], len(groups[0]["rewards"]), np.asarray(advantages)
+    groups = groups[: -(-count // group_size)]
+    spoken_texts = iter(_said(groups, count))
+    for group_number, group in enumerate(groups):
+        rows = range(min(group_size, count - group_number * group_size))
         completions = [
-            next(said)
+            next(spoken_texts)
             | {
                 "reward": group["rewards"][row],
                 "parts": {name: part[row] for name, part in group["parts"].items()},
                 "columns": {name: column[row] for name, column in group["columns"].items()},
-                "advantage": advantages[number * n + row],
+                "advantage": advantages[group_number * group_size + row],
                 "length": group["rollout"].lengths[row],
                 "truncated": group["rollout"].truncated[row],
                 "unread": group["unread"][row],
@@ -189,10 +189,12 @@ def kept_completions(groups: list, advantages, count: int):
             for row in rows
         ]
         example, columns = group["example"], shown_columns(group["example"])
-        asked = {"prompt": example["question"], "answer": example.get("answer")}
-        asked["columns"] = {name: value for name, value in columns.items() if name != "answer"}
-        kept.append(asked | {"completions": completions})
-    return kept
+        question_fields = {"prompt": example["question"], "answer": example.get("answer")}
+        question_fields["columns"] = {
+            name: value for name, value in columns.items() if name != "answer"
+        }
+        kept_groups.append(question_fields | {"completions": completions})
+    return kept_groups
 
 
 def _said(groups, count):
@@ -202,22 +204,22 @@ def _said(groups, count):
     """
     places = [(group, row) for group in groups for row in range(len(group["rewards"]))][:count]
 
-    def said(numbers):
+    def read_texts(numbers):
         return [_said_in(*places[number]) for number in numbers]
 
-    owned = places and groups[0]["rollout"].owned is not None
-    owners = [group["rollout"].owned.owners[row] for group, row in places] if owned else None
-    return in_shares(said, len(places), owners)
+    has_owners = places and groups[0]["rollout"].owned is not None
+    owners = [group["rollout"].owned.owners[row] for group, row in places] if has_owners else None
+    return in_shares(read_texts, len(places), owners)
 
 
 def _said_in(group, row):
-    own = {"text": group["texts"][row]}
+    text_fields = {"text": group["texts"][row]}
     if "conversations" not in group:
-        return own
-    return own | {"messages": group["conversations"][row].messages}
+        return text_fields
+    return text_fields | {"messages": group["conversations"][row].messages}
 
 
 def _std(rewards):
-    scored = rewards[~np.isnan(rewards)]
+    scored_rewards = rewards[~np.isnan(rewards)]
     # The unbiased standard deviation, as in losses.group_advantages
-    return scored.std(ddof=1) if len(scored) > 1 else np.nan
+    return scored_rewards.std(ddof=1) if len(scored_rewards) > 1 else np.nan

@@ -44,9 +44,9 @@ def load_model_rewards(
             not split over the mesh, and for a max_completion_length that is not the folder's.
     """
     models = {}
-    for name, block in settings.items():
+    for name, model_settings in settings.items():
         with at(name):
-            models[name] = _load_model(block, mesh, expert_buffer)
+            models[name] = _load_model(model_settings, mesh, expert_buffer)
     return models
 
 
@@ -75,13 +75,13 @@ def judge_length(settings: ModelRewardSettings, about: dict):
     Raises:
         ValueError: if the settings have another length.
     """
-    given, own = settings.max_completion_length, about["max_completion_length"]
-    if given not in (None, own):
+    settings_length, folder_length = settings.max_completion_length, about["max_completion_length"]
+    if settings_length not in (None, folder_length):
         raise ValueError(
-            f"max_completion_length={given}, and the judge in {settings.path} answers in {own} tokens; set "
-            f"it to {own}"
+            f"max_completion_length={settings_length}, and the judge in {settings.path} answers in "
+            f"{folder_length} tokens; set it to {folder_length}"
         )
-    return own
+    return folder_length
 
 
 def computed_in(config: ModelConfig, dtype: str, expert_buffer: float | None):
@@ -100,7 +100,7 @@ def _load_model(settings: ModelRewardSettings, mesh: Mesh, expert_buffer: float 
         )
     check_split(settings, mesh, judges=False)
     try:
-        config, params, about = load_reward_model(folder, mesh, settings.dtype)
+        config, params, record = load_reward_model(folder, mesh, settings.dtype)
     # A Fault, such as a damaged checkpoint, keeps its exit status
     except Fault:
         raise
@@ -108,14 +108,14 @@ def _load_model(settings: ModelRewardSettings, mesh: Mesh, expert_buffer: float 
         raise ValueError(f"path={settings.path!r}: {error}") from error
     config = computed_in(config, settings.dtype, expert_buffer)
     render = functools.partial(_render, *_read(folder))
-    kind, rows = about["kind"], settings.batch_size
+    kind, rows = record["kind"], settings.batch_size
     return RewardModel(config, params, render, mesh, kind=kind, batch_size=rows)
 
 
 def _load_judge(folder: Path, mesh: Mesh, settings: ModelRewardSettings):
     """Load the rewards.judge.Judge from a folder that recipes.judge wrote."""
-    about = read_json(folder / JUDGE)
-    options = judge_options(judge_length(settings, about), settings.batch_size)
+    record = read_json(folder / JUDGE)
+    options = judge_options(judge_length(settings, record), settings.batch_size)
     check_split(settings, mesh, judges=True)
     config, params = load_orbax(folder, dtype=settings.dtype, mesh=mesh)
     return make_judge(Policy(config, params, *_read(folder)), options)
@@ -146,10 +146,10 @@ def make_judge(policy: Policy, options: AnswerOptions):
         # A question without a prompt loses only its own verdict, and not the verdicts of the whole
         # batch
         prompts = [_prompt(policy, question, room) for question in questions]
-        asked = [prompt for prompt in prompts if not isinstance(prompt, ValueError)]
-        if not asked:
+        valid_prompts = [prompt for prompt in prompts if not isinstance(prompt, ValueError)]
+        if not valid_prompts:
             return prompts
-        replies = iter(policy.answer(asked, options).texts)
+        replies = iter(policy.answer(valid_prompts, options).texts)
         return [p if isinstance(p, ValueError) else next(replies) for p in prompts]
 
     return Judge(ask)

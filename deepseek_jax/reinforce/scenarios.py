@@ -23,14 +23,14 @@ def place(settings: ReinforceSettings, index: int):
     general.per_step general ones.
     """
     per_step, general = settings.prompts_per_step, settings.general
-    first = (settings.num_steps - general.num_steps) * per_step
-    if index < first:
+    first_general = (settings.num_steps - general.num_steps) * per_step
+    if index < first_general:
         return "reasoning", index
-    reasoning = per_step - general.per_step
-    step, number = divmod(index - first, per_step)
-    if number < reasoning:
-        return "reasoning", first + step * reasoning + number
-    return "general", step * general.per_step + number - reasoning
+    reasoning_per_step = per_step - general.per_step
+    step, number = divmod(index - first_general, per_step)
+    if number < reasoning_per_step:
+        return "reasoning", first_general + step * reasoning_per_step + number
+    return "general", step * general.per_step + number - reasoning_per_step
 
 
 @contextlib.contextmanager
@@ -43,17 +43,19 @@ def scenario_rewards(settings: ReinforceSettings, models):
     Raises:
         ValueError: as Rewards does.
     """
-    blocks = {"reasoning": settings.rewards}
+    weights_by_scenario = {"reasoning": settings.rewards}
     if settings.general is not None:
-        blocks["general"] = settings.general.rewards
+        weights_by_scenario["general"] = settings.general.rewards
     # A model that no scenario names goes to all of them, so that Rewards raises its error for it
-    unused = set(models).difference(*blocks.values())
-    with contextlib.ExitStack() as opened:
+    unused_names = set(models).difference(*weights_by_scenario.values())
+    with contextlib.ExitStack() as stack:
         rewards = {}
-        for scenario, weights in blocks.items():
-            own = {n: m for n, m in models.items() if n in weights or n in unused}
+        for scenario, weights in weights_by_scenario.items():
+            scenario_models = {n: m for n, m in models.items() if n in weights or n in unused_names}
             with at("rewards" if scenario == "reasoning" else "general.rewards"):
-                rewards[scenario] = opened.enter_context(open_rewards(weights, models=own))
+                rewards[scenario] = stack.enter_context(
+                    open_rewards(weights, models=scenario_models)
+                )
         yield rewards
 
 
@@ -120,18 +122,20 @@ class ScenarioRewards:
         """
         names = dict.fromkeys(name for rewards in self.rewards.values() for name in rewards.weights)
         total = np.full(len(examples), np.nan, np.float32)
-        parts = {name: total.copy() for name in names}
+        rewards_by_name = {name: total.copy() for name in names}
         errors, messages, metrics, columns = 0, [], {}, {}
         unread = np.zeros(len(examples), bool)
         for scenario, rewards in self.rewards.items():
             rows = [i for i, example in enumerate(examples) if scenario_of(example) == scenario]
-            asked = [examples[i] for i in rows]
-            ids = None if completion_ids is None else picked(completion_ids, rows)
-            own = None if owners is None else owners[rows]
-            scores = rewards.score_together(asked, picked(completions, rows), ids, own)
+            scenario_examples = [examples[i] for i in rows]
+            scenario_ids = None if completion_ids is None else picked(completion_ids, rows)
+            scenario_owners = None if owners is None else owners[rows]
+            scores = rewards.score_together(
+                scenario_examples, picked(completions, rows), scenario_ids, scenario_owners
+            )
             total[rows] = scores.total
-            for name, part in scores.parts.items():
-                parts[name][rows] = part
+            for name, part_rewards in scores.parts.items():
+                rewards_by_name[name][rows] = part_rewards
             errors, messages = errors + scores.errors, messages + scores.messages
             metrics |= scores.metrics
             if scores.unread is not None:
@@ -140,7 +144,7 @@ class ScenarioRewards:
                 column = columns.setdefault(name, [None] * len(examples))
                 for row, value in zip(rows, values, strict=True):
                     column[row] = value
-        return Scores(total, parts, errors, messages, metrics, columns, unread)
+        return Scores(total, rewards_by_name, errors, messages, metrics, columns, unread)
 
 
 def scenario_of(example):

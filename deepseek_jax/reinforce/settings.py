@@ -124,8 +124,8 @@ class RewardSettings(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        given = self.needs_accuracy() and self.accuracy is not None
-        if given and self.accuracy not in self.rewards:
+        checks_accuracy = self.needs_accuracy() and self.accuracy is not None
+        if checks_accuracy and self.accuracy not in self.rewards:
             raise ValueError(
                 f"accuracy={self.accuracy!r} is not one of rewards: {', '.join(self.rewards)}; add it there, "
                 "with a weight of 0 if it pays nothing"
@@ -262,9 +262,9 @@ class ReinforceSettings(FitSettings, RewardSettings):
             why: the reason why no reference is stored, for the message.
         """
         for name in ("reference_dtype", "reference_memory"):
-            given = getattr(self, name)
-            if given != type(self).__dataclass_fields__[name].default:
-                raise ValueError(f"{name}={given!r}, but {why}; leave {name} out")
+            value = getattr(self, name)
+            if value != type(self).__dataclass_fields__[name].default:
+                raise ValueError(f"{name}={value!r}, but {why}; leave {name} out")
 
     @override
     def continues(self):
@@ -283,16 +283,16 @@ class ReinforceSettings(FitSettings, RewardSettings):
             )
 
     def _check_kl_weights(self, weights):
-        used = SCENARIOS if self.general is not None else SCENARIOS[:1]
+        used_scenarios = SCENARIOS if self.general is not None else SCENARIOS[:1]
         for name, weight in weights.items():
-            if name not in used:
+            if name not in used_scenarios:
                 raise ValueError(
                     f"kl_weights.{name}={weight} is for no question of this run, which asks "
-                    f"{', '.join(used)}; leave it out"
+                    f"{', '.join(used_scenarios)}; leave it out"
                 )
             if weight < 0:
                 raise ValueError(f"kl_weights.{name}={weight} must be at least 0")
-        if not self.loss.kl_coef or all(weights.get(name) == 0 for name in used):
+        if not self.loss.kl_coef or all(weights.get(name) == 0 for name in used_scenarios):
             raise ValueError(
                 f"kl_weights={dict(weights)} with loss.kl_coef={self.loss.kl_coef} has no KL; set "
                 "loss.kl_coef and a weight above 0, or leave kl_weights out"
@@ -318,8 +318,8 @@ class ReinforceSettings(FitSettings, RewardSettings):
     def scored(self):
         """Return the keys of the log-probabilities that are computed before a step's updates."""
         # A single update needs no old_logprobs: its policy is the one that sampled
-        old = ("old_logprobs",) if self.minibatches * self.epochs > 1 else ()
-        return old + (("ref_logprobs",) if self.loss.kl_coef else ())
+        old_keys = ("old_logprobs",) if self.minibatches * self.epochs > 1 else ()
+        return old_keys + (("ref_logprobs",) if self.loss.kl_coef else ())
 
     def most_turns(self):
         """Return the most turns of the model in a conversation with tools or an environment.

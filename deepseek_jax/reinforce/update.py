@@ -33,21 +33,23 @@ def sampler_limits(config: ModelConfig):
     about weights, positions, masks or the temperature. Then the ratios are wrong, and nothing else
     would show it.
     """
-    apart = (
+    gap_message = (
         "the sampler's log-probabilities are off the trainer's by more nats than rounding explains"
     )
     limits = {
         "stale_params": Limit(
             0.0, "other parameters sampled than those that learn from the samples"
         ),
-        "sampler_gap_mean": Limit(LARGEST_MEAN_GAP[config.dtype], f"on average {apart}"),
+        "sampler_gap_mean": Limit(LARGEST_MEAN_GAP[config.dtype], f"on average {gap_message}"),
     }
     if config.dtype != "float32":
         return limits
     # A mean may hide an error in few tokens, such as those at one position
     if config.num_moe_layers:
-        return limits | {"sampler_gap_share": Limit(LARGEST_SHARE, f"at too many tokens {apart}")}
-    return limits | {"sampler_gap_max": Limit(LARGE_GAP, f"at one token {apart}")}
+        return limits | {
+            "sampler_gap_share": Limit(LARGEST_SHARE, f"at too many tokens {gap_message}")
+        }
+    return limits | {"sampler_gap_max": Limit(LARGE_GAP, f"at one token {gap_message}")}
 
 
 def jitted_update(settings: ReinforceSettings, config: ModelConfig, params, mesh: Mesh):
@@ -61,13 +63,13 @@ def jitted_update(settings: ReinforceSettings, config: ModelConfig, params, mesh
     """
     reference = None
     if settings.reference_every is not None:
-        every = settings.reference_every * settings.minibatches * settings.epochs
-        places = reference_places(settings, params)
-        reference = Reference(every, functools.partial(as_reference, settings), places)
+        update_interval = settings.reference_every * settings.minibatches * settings.epochs
+        shardings = reference_places(settings, params)
+        reference = Reference(update_interval, functools.partial(as_reference, settings), shardings)
     # One divisor at all steps, even if the limit rises: dr_grpo's divisor is a constant
     # (arXiv:2503.20783)
-    longest = settings.rollout.longest()
-    loss_fn = make_grpo_loss(config, settings.loss, max_completion_length=longest)
+    longest_completion = settings.rollout.longest()
+    loss_fn = make_grpo_loss(config, settings.loss, max_completion_length=longest_completion)
     return create_update(settings, loss_fn, params, mesh, beside=Beside(reference=reference))
 
 
@@ -87,12 +89,12 @@ def as_reference(settings: ReinforceSettings, params):
     """
 
     def store(path, leaf):
-        own = path[-1].key == "router_bias"
+        is_bias = path[-1].key == "router_bias"
         # Copied, because the next update donates the state, and no buffer can be donated twice
-        return jnp.array(leaf, leaf.dtype if own else settings.reference_dtype, copy=True)
+        return jnp.array(leaf, leaf.dtype if is_bias else settings.reference_dtype, copy=True)
 
-    copied = jax.tree.map_with_path(store, params)
-    return jax.device_put(copied, reference_places(settings, params))
+    reference = jax.tree.map_with_path(store, params)
+    return jax.device_put(reference, reference_places(settings, params))
 
 
 def jitted_score(config: ModelConfig):
@@ -122,13 +124,16 @@ def check_routing(settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):
 
 def check_rows(settings: ReinforceSettings, mesh: Mesh):
     """Raise ValueError unless the rows of every micro-batch split over the mesh."""
-    parts, rows = batch_parts(mesh), settings.rows()
-    if rows % (settings.micro_batches * parts) == 0:
+    num_shards, rows = batch_parts(mesh), settings.rows()
+    if rows % (settings.micro_batches * num_shards) == 0:
         return
-    per_prompt = rows * settings.minibatches // settings.prompts_per_step
-    cuts = settings.minibatches * settings.micro_batches
-    multiple = cuts * parts // math.gcd(cuts * parts, per_prompt)
+    rows_per_prompt = rows * settings.minibatches // settings.prompts_per_step
+    num_micro_batches = settings.minibatches * settings.micro_batches
+    multiple = (
+        num_micro_batches * num_shards // math.gcd(num_micro_batches * num_shards, rows_per_prompt)
+    )
     raise ValueError(
-        f"prompts_per_step={settings.prompts_per_step} in {cuts} micro-batches does not split over the "
-        f"{parts} parts of the mesh (slices x data x fsdp x expert); set it to a multiple of {multiple}"
+        f"prompts_per_step={settings.prompts_per_step} in {num_micro_batches} micro-batches does not split "
+        f"over the {num_shards} parts of the mesh (slices x data x fsdp x expert); set it to a multiple of "
+        f"{multiple}"
     )

@@ -15,7 +15,7 @@ def with_answers(page: Page, measured: dict[str, dict]) -> Page:
     """
     before, after = (measured.get(when, {}) for when in ("before", "after"))
     pairs = [
-        _pairs(task, *(next(iter(of[task].values())) for of in (before, after)))
+        _pairs(task, *(next(iter(measurement[task].values())) for measurement in (before, after)))
         for task in before
         if task in after
     ]
@@ -35,11 +35,11 @@ def with_answers(page: Page, measured: dict[str, dict]) -> Page:
 
 def _pairs(task, before, after):
     """Build Page.pairs of two results of evaluate on the same prompts."""
-    of_task = {"task": task} if task else {}
+    task_fact = {"task": task} if task else {}
     return [
         {
             "prompt": old["prompt"],
-            "facts": of_task | new["columns"],
+            "facts": task_fact | new["columns"],
             "sides": [
                 _completion(old) | {"title": "before"},
                 _completion(new) | {"title": "after"},
@@ -78,6 +78,6 @@ def _unscored(measured):
 
 
 def _completion(sample):
-    found = {"text": sample["completion"], "total": sample["reward"]}
-    known = ("parts", "right", "unread", "truncated", "length", "messages")
-    return found | {name: sample[name] for name in known if name in sample}
+    completion = {"text": sample["completion"], "total": sample["reward"]}
+    field_names = ("parts", "right", "unread", "truncated", "length", "messages")
+    return completion | {name: sample[name] for name in field_names if name in sample}

@@ -25,13 +25,13 @@ def size_table(models: dict[str, ModelConfig]):
     columns = "parameters", "active", "bf16 GB", "FP8 GB", "of it bf16", "cache B/token"
     table = _table("sizes", caption, columns)
     for name, config in models.items():
-        sizes = (
+        byte_counts = (
             d.weight_bytes(config, "bf16"),
             d.weight_bytes(config, "fp8"),
             d.unquantised_bytes(config),
         )
         counts = count_params(config), active_weights(config)
-        cells = *(f"{n:,}" for n in counts), *(f"{size / 1e9:.4g}" for size in sizes)
+        cells = *(f"{n:,}" for n in counts), *(f"{size / 1e9:.4g}" for size in byte_counts)
         table.add_row(name, *cells, f"{d.cache_bytes(config):,}")
     return table
 
@@ -49,12 +49,12 @@ def speed_table(
 
     The speeds are for batch 1 and for batch_size.
     """
-    met = [
+    expert_texts = [
         f", {d.distinct_experts(config, batch_size):.1f} of {name}'s {config.n_routed_experts} a layer"
         for name, config in models.items()
         if config.n_routed_experts
     ]
-    experts = f" (for a batch of {batch_size}{''.join(met)})" if met else ""
+    experts = f" (for a batch of {batch_size}{''.join(expert_texts)})" if expert_texts else ""
     caption = (
         f"chips of {chip_bytes / 2**30:.0f} GiB for the weights alone; tokens/s of all sequences together, "
         f"per chip of {bytes_per_second / 1e9:,.0f} GB/s, with enough chips to hold the model. A step "
@@ -89,17 +89,17 @@ def ratio_table(models: dict[str, ModelConfig], *, batch_size: int, context_leng
     columns += "tokens/s\nbatch 1", f"tokens/s\nbatch {batch_size}"
     table = _table(f"against {teacher_name}", caption, columns)
     for name, student in students:
-        less = [
+        size_ratios = [
             *(count(teacher) / count(student) for count in (count_params, active_weights)),
             *(d.weight_bytes(teacher, form) / d.weight_bytes(student, form) for form in d.FORMATS),
             d.cache_bytes(teacher) / d.cache_bytes(student),
         ]
-        faster = [
+        speed_ratios = [
             d.step_bytes(teacher, "bf16", batch, context_length)
             / d.step_bytes(student, "bf16", batch, context_length)
             for batch in (1, batch_size)
         ]
-        table.add_row(name, *(f"{ratio:.3g}" for ratio in less + faster))
+        table.add_row(name, *(f"{ratio:.3g}" for ratio in size_ratios + speed_ratios))
     return table
 
 
@@ -125,10 +125,12 @@ def measured_table(models: dict[str, ModelConfig], speeds: dict[str, float], cap
         speeds: Name -> tokens a second. The first is the reference, with ratio 1.
     """
     table = _table("decoding, measured", caption, ("parameters", "active", "tokens/s", "ratio"))
-    first = next(iter(speeds.values()))
+    first_speed = next(iter(speeds.values()))
     for name, speed in speeds.items():
         counts = count_params(models[name]), active_weights(models[name])
-        table.add_row(name, *(f"{n:,}" for n in counts), f"{speed:,.0f}", f"{speed / first:.2f}")
+        table.add_row(
+            name, *(f"{n:,}" for n in counts), f"{speed:,.0f}", f"{speed / first_speed:.2f}"
+        )
     return table
 
 

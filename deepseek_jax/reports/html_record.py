@@ -18,10 +18,12 @@ def config_part(config: Mapping):
 
     Fields without a block come first, together.
     """
-    single = {name: value for name, value in config.items() if not isinstance(value, Mapping)}
-    blocks = {"": single} | {name: of for name, of in config.items() if isinstance(of, Mapping)}
-    shown = "".join(_block(name, dict(_leaves(of))) for name, of in blocks.items() if of)
-    return f'<div class="blocks">{shown}</div>' if shown else ""
+    top_fields = {name: value for name, value in config.items() if not isinstance(value, Mapping)}
+    blocks = {"": top_fields} | {
+        name: block for name, block in config.items() if isinstance(block, Mapping)
+    }
+    body = "".join(_block(name, dict(_leaves(block))) for name, block in blocks.items() if block)
+    return f'<div class="blocks">{body}</div>' if body else ""
 
 
 def _block(name, leaves):
@@ -29,9 +31,9 @@ def _block(name, leaves):
         f"<tr><th>{html.escape(field)}</th><td><code>{_value(value)}</code></td></tr>"
         for field, value in list(leaves.items())[:VALUES]
     )
-    more = f"<p>and {len(leaves) - VALUES} more</p>" if len(leaves) > VALUES else ""
+    omission = f"<p>and {len(leaves) - VALUES} more</p>" if len(leaves) > VALUES else ""
     title = f"<caption>{html.escape(name)}</caption>" if name else ""
-    return f"<div><table>{title}<tbody>{rows}</tbody></table>{more}</div>"
+    return f"<div><table>{title}<tbody>{rows}</tbody></table>{omission}</div>"
 
 
 def _value(value):
@@ -53,9 +55,9 @@ def lineage_part(page: Page):
     body = (_stages(page.stages) if page.stages else "") + _digests(page.digests)
     if not body:
         return ""
-    complete = sum(stage["state"] == "complete" for stage in page.stages)
-    said = f"{complete} of {len(page.stages)} stages are complete; " if page.stages else ""
-    return f"<details><summary>{said}show the hashes</summary>{body}</details>"
+    num_complete = sum(stage["state"] == "complete" for stage in page.stages)
+    summary = f"{num_complete} of {len(page.stages)} stages are complete; " if page.stages else ""
+    return f"<details><summary>{summary}show the hashes</summary>{body}</details>"
 
 
 def _stages(stages):

@@ -60,28 +60,28 @@ PAGE = """<!DOCTYPE html>
 
 def report_page(page: Page) -> str:
     """Write the page's HTML, without numbers that are not finite."""
-    shown = shown_samples(page.samples)
-    parts = {
+    samples = shown_samples(page.samples)
+    sections = {
         "Results": results_part(page),
         "Curves": _Curves(page).part(),
         "Completions": completions_part(page.pairs),
-        "Samples": samples_part(shown, len(page.samples)),
+        "Samples": samples_part(samples, len(page.samples)),
         "Configuration": config_part(page.config),
         "Lineage": lineage_part(page),
     }
-    parts = {name: body for name, body in parts.items() if body}
+    sections = {name: body for name, body in sections.items() if body}
     return PAGE.format(
         title=html.escape(page.title),
         # The policy names this script by its hash, so a script in a model's text cannot run
         digest=b64encode(sha256(SCRIPT.encode()).digest()).decode(),
         style=STYLE,
-        links="".join(f'<a href="#{part.lower()}">{part}</a>' for part in parts),
+        links="".join(f'<a href="#{heading.lower()}">{heading}</a>' for heading in sections),
         parts="\n".join(
-            f'<section id="{part.lower()}"><h2>{part}</h2>\n{body}\n</section>'
-            for part, body in parts.items()
+            f'<section id="{heading.lower()}"><h2>{heading}</h2>\n{body}\n</section>'
+            for heading, body in sections.items()
         ),
         pairs=pairs_data(page.pairs),
-        samples=samples_data(shown),
+        samples=samples_data(samples),
         script=SCRIPT,
     )
 
@@ -94,38 +94,43 @@ class _Curves:
 
     def part(self):
         """Write the curves of each phase, and folded the curves of the phases before."""
-        phases, before = (
+        phase_curves, base_curves = (
             "\n".join(self._phase(title, records) for title, records in curves.items())
             for curves in (self.page.curves, self.page.base_curves)
         )
-        if not phases + before:
+        if not phase_curves + base_curves:
             # An evaluation trains nothing
             return "" if self.page.scores else "<p>No stage has logged a step yet.</p>"
-        folded = f"<details><summary>before that: {html.escape(', '.join(self.page.base_curves))}</summary>"
-        return phases + (f"{folded}{before}</details>" if before else "")
+        fold = f"<details><summary>before that: {html.escape(', '.join(self.page.base_curves))}</summary>"
+        return phase_curves + (f"{fold}{base_curves}</details>" if base_curves else "")
 
     def _phase(self, title: str, records: list[Mapping]):
         """Write a phase's curves: rewards and measurements first, others in a closed <details>."""
-        logged = dict.fromkeys(name for record in records for name in record)
+        metric_names = dict.fromkeys(name for record in records for name in record)
         points = {
             n: [(r["step"], r[n]) for r in records if n in r]
-            for n in logged
+            for n in metric_names
             if n not in ("step", "phase")
         }
         points = {n: p for n, p in points.items() if any(value is not None for _, value in p)}
-        paid = [n for n in points if n == "reward" or n.startswith("reward_")]
-        paid = [n for n in paid if n not in ABOUT_REWARDS]
-        held_out = [n for n in points if n.startswith("held_out")]
-        first = [*paid, *(n for n in MEASURED if n in points), *held_out]
-        rest = [n for n in points if n not in first]
-        open_, closed = (self._panels(names, points) for names in (first, rest))
-        more = f'<details><summary>{len(rest)} more</summary><div class="panels">{closed}</div></details>'
-        shown = f'<div class="panels">{open_}</div>{more if rest else ""}'
-        return f"<h3>{html.escape(title)}</h3>{shown}"
+        reward_names = [n for n in points if n == "reward" or n.startswith("reward_")]
+        reward_names = [n for n in reward_names if n not in ABOUT_REWARDS]
+        held_out_names = [n for n in points if n.startswith("held_out")]
+        open_names = [*reward_names, *(n for n in MEASURED if n in points), *held_out_names]
+        closed_names = [n for n in points if n not in open_names]
+        open_panels, closed_panels = (
+            self._panels(names, points) for names in (open_names, closed_names)
+        )
+        folded_panels = (
+            f"<details><summary>{len(closed_names)} more</summary>"
+            f'<div class="panels">{closed_panels}</div></details>'
+        )
+        body = f'<div class="panels">{open_panels}</div>{folded_panels if closed_names else ""}'
+        return f"<h3>{html.escape(title)}</h3>{body}"
 
     def _panels(self, names, points):
-        drawn = names[: self.left]
-        self.left -= len(drawn)
-        panels = "".join(curve_panel(name, points[name]) for name in drawn)
-        left_out = len(names) - len(drawn)
-        return panels + (f"<p>{left_out} more are in metrics.jsonl</p>" if left_out else "")
+        drawn_names = names[: self.left]
+        self.left -= len(drawn_names)
+        panels = "".join(curve_panel(name, points[name]) for name in drawn_names)
+        num_left_out = len(names) - len(drawn_names)
+        return panels + (f"<p>{num_left_out} more are in metrics.jsonl</p>" if num_left_out else "")

@@ -36,22 +36,22 @@ def shown_samples(samples: Sequence[dict]):
 
     Samples of one sort agree in all CHOICES.
     """
-    cut = [
+    groups = [
         _plain(group) | {"completions": _cards(group["completions"][:COMPLETIONS])}
         for group in samples
     ]
-    nth, ranks = Counter(), []
-    for group in cut:
+    counts, ranks = Counter(), []
+    for group in groups:
         key = tuple(group.get(name) for name in CHOICES)
-        ranks.append(nth[key])
-        nth[key] += 1
-    kept, size = set(), 0
-    for i in sorted(range(len(cut)), key=ranks.__getitem__):
-        size += len(_json(cut[i]))
+        ranks.append(counts[key])
+        counts[key] += 1
+    indices, size = set(), 0
+    for i in sorted(range(len(groups)), key=ranks.__getitem__):
+        size += len(_json(groups[i]))
         if size > SAMPLES_BYTES:
             break
-        kept.add(i)
-    return [group for i, group in enumerate(cut) if i in kept]
+        indices.add(i)
+    return [group for i, group in enumerate(groups) if i in indices]
 
 
 def samples_data(shown: list[dict]):
@@ -103,23 +103,23 @@ def _are_paid(completions):
     return any(completion.get("total") is not None for completion in completions)
 
 
-def _said(shown, completions, number):
-    best = ", the best rewarded first" if _are_paid(completions) else ""
-    said = f"Completions of some prompts{best}, equal ones once."
-    if len(shown) < number:
-        said += f" {len(shown)} of {number} prompts are here, because the page is limited."
+def _said(groups, completions, number):
+    order = ", the best rewarded first" if _are_paid(completions) else ""
+    sentences = f"Completions of some prompts{order}, equal ones once."
+    if len(groups) < number:
+        sentences += f" {len(groups)} of {number} prompts are here, because the page is limited."
     if any(completion.get("advantage") is not None for completion in completions):
-        said += " An advantage compares a completion with the others of its prompt."
+        sentences += " An advantage compares a completion with the others of its prompt."
     if any(completion.get("unread") for completion in completions):
-        said += " Unread: it states something that no rule reads as a number, and scores 0."
+        sentences += " Unread: it states something that no rule reads as a number, and scores 0."
     if any(completion.get("languages") for completion in completions):
-        said += " A bar shows the languages of the words in its reasoning."
-    if any(group.get("phase") for group in shown):
-        said += (
+        sentences += " A bar shows the languages of the words in its reasoning."
+    if any(group.get("phase") for group in groups):
+        sentences += (
             " Those of training are of the first, the middle and the last logged step of a phase, and their "
             "rewards are those of training."
         )
-    return said
+    return sentences
 
 
 def _select(name, values):
@@ -132,19 +132,19 @@ def _select(name, values):
 def _cards(completions):
     """Return completions as the page can hold them: conversations have lines, not messages."""
     return [
-        _plain({name: of for name, of in each.items() if name != "messages"})
-        | ({"lines": _lines(each["messages"])} if "messages" in each else {})
-        for each in completions
+        _plain({name: value for name, value in completion.items() if name != "messages"})
+        | ({"lines": _lines(completion["messages"])} if "messages" in completion else {})
+        for completion in completions
     ]
 
 
 def _lines(messages):
     lines = spoken_lines(messages)
     if len(lines) > LINES:
-        left_out = ("", f"{len(lines) - LINES} lines left out")
-        lines = [*lines[: LINES // 2], left_out, *lines[-LINES // 2 :]]
-    most = fair_limit([len(text) for _, text in lines], CHARACTERS)
-    return [(who, shortened(text, most)) for who, text in lines]
+        gap = ("", f"{len(lines) - LINES} lines left out")
+        lines = [*lines[: LINES // 2], gap, *lines[-LINES // 2 :]]
+    max_characters = fair_limit([len(text) for _, text in lines], CHARACTERS)
+    return [(who, shortened(text, max_characters)) for who, text in lines]
 
 
 def _plain(value):

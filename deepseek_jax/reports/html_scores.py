@@ -14,10 +14,10 @@ def results_part(page: Page):
     """Write the headline, before and after in large, then all scores and the findings."""
     if not any(page.scores.values()):
         return "<p>Nothing is measured yet.</p>"
-    of_page = _Scores(page)
+    scores = _Scores(page)
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in page.notes)
     findings = "" if page.findings is None else f"<h3>Findings</h3>{_findings(*page.findings)}"
-    return f"{of_page.headline()}{notes}{of_page.table()}{findings}"
+    return f"{scores.headline()}{notes}{scores.table()}{findings}"
 
 
 class _Scores:
@@ -25,24 +25,32 @@ class _Scores:
 
     def __init__(self, page: Page):
         self.page = page
-        self.names = list(dict.fromkeys(name for of in page.scores.values() for name in of))
+        self.names = list(
+            dict.fromkeys(name for row_scores in page.scores.values() for name in row_scores)
+        )
         self.forms = {name: page.form_of(name) for name in self.names}
         self.lines = {name: self._line(name) for name in self.names}
 
     def _line(self, name):
         """Return the ends of a score's line: it has 0, all numbers and, for a percentage, 1."""
-        found = [number for of in self.page.scores.values() for number in of.get(name, ())]
-        known = [number for number in found if number is not None and math.isfinite(number)]
-        whole = 1.0 if "%" in self.forms[name] else 0.0
-        return min([0.0, *known]), max([whole, *known])
+        numbers = [
+            number
+            for row_scores in self.page.scores.values()
+            for number in row_scores.get(name, ())
+        ]
+        finite_numbers = [
+            number for number in numbers if number is not None and math.isfinite(number)
+        ]
+        top = 1.0 if "%" in self.forms[name] else 0.0
+        return min([0.0, *finite_numbers]), max([top, *finite_numbers])
 
     def _shown_first(self):
         """List (before, after, score) of each card."""
-        each = max(1, HEADLINE_SCORES // max(1, len(self.page.compared)))
+        scores_per_pair = max(1, HEADLINE_SCORES // max(1, len(self.page.compared)))
         return [
             (before, after, name)
             for before, after in self.page.compared
-            for name in list(self.page.scores.get(after, ()))[:each]
+            for name in list(self.page.scores.get(after, ()))[:scores_per_pair]
         ]
 
     def headline(self):
@@ -53,16 +61,16 @@ class _Scores:
     def _card(self, before, after, name):
         scores, form = self.page.scores, self.forms[name]
         old, new = scores.get(before, {}).get(name), scores[after][name]
-        first = "" if old is None else f'<span class="old">{old[0]:{form}}</span> → '
+        old_text = "" if old is None else f'<span class="old">{old[0]:{form}}</span> → '
         sides = [(before, old, "old")] * (old is not None) + [(after, new, "")]
         rows = "".join(
-            f'<span class="side">{html.escape(title)} <small>{_interval(of, form)}</small></span>'
-            f"{_whisker(of, self.lines[name], kind)}"
-            for title, of, kind in sides
+            f'<span class="side">{html.escape(title)} <small>{_interval(interval, form)}</small></span>'
+            f"{_whisker(interval, self.lines[name], kind)}"
+            for title, interval, kind in sides
         )
         return (
             f'<div class="score"><h3>{html.escape(self.page.title_of(name))}</h3>'
-            f'<p class="change">{first}<b>{new[0]:{form}}</b></p>{rows}</div>'
+            f'<p class="change">{old_text}<b>{new[0]:{form}}</b></p>{rows}</div>'
         )
 
     def table(self):
@@ -73,57 +81,58 @@ class _Scores:
         """
         scores, names = self.page.scores, self.names
         cards = {(row, name) for *rows, name in self._shown_first() for row in rows}
-        if all((row, name) in cards for row, of in scores.items() for name in of):
+        if all((row, name) in cards for row, row_scores in scores.items() for name in row_scores):
             return ""
         titles = {name: html.escape(self.page.title_of(name)) for name in names}
-        two = len(scores) <= 2 < len(names)
-        if two:
+        is_transposed = len(scores) <= 2 < len(names)
+        if is_transposed:
             heads = "score", *map(html.escape, scores)
             rows = [
-                [titles[name], *(self._cell(of, name) for of in scores.values())] for name in names
+                [titles[name], *(self._cell(row_scores, name) for row_scores in scores.values())]
+                for name in names
             ]
         else:
             heads = "", *titles.values()
             rows = [
-                [html.escape(row), *(self._cell(of, name) for name in names)]
-                for row, of in scores.items()
+                [html.escape(row), *(self._cell(row_scores, name) for name in names)]
+                for row, row_scores in scores.items()
             ]
-        said = "<p>Under each mean its 95% interval.</p>"
-        whole = said + html_table(heads, rows, "numbers")
+        note = "<p>Under each mean its 95% interval.</p>"
+        body = note + html_table(heads, rows, "numbers")
         # The headline already shows the first scores
         return (
-            f"<details><summary>all {len(names)} scores</summary>{whole}</details>"
-            if two
-            else whole
+            f"<details><summary>all {len(names)} scores</summary>{body}</details>"
+            if is_transposed
+            else body
         )
 
-    def _cell(self, of_row, name):
+    def _cell(self, row_scores, name):
         """Write a mean with its interval, as numbers and as a dot on the score's line."""
-        if name not in of_row:
+        if name not in row_scores:
             return ""
-        found, form = of_row[name], self.forms[name]
-        shown = f"{found[0]:{form}}<small>{_interval(found, form)}</small>"
-        return f"{shown}{_whisker(found, self.lines[name])}"
+        interval, form = row_scores[name], self.forms[name]
+        text = f"{interval[0]:{form}}<small>{_interval(interval, form)}</small>"
+        return f"{text}{_whisker(interval, self.lines[name])}"
 
 
-def _interval(found, form):
-    _, low, high = found
+def _interval(interval, form):
+    _, low, high = interval
     return "" if low is None else f"{low:{form}} to {high:{form}}"
 
 
-def _whisker(found, line, kind=""):
+def _whisker(interval, line, kind=""):
     """Draw a mean and its interval on a line; nothing if a number is not finite."""
-    mean = found[0]
-    low, high = (mean if value is None else value for value in found[1:])
+    mean = interval[0]
+    low, high = (mean if value is None else value for value in interval[1:])
     if not all(map(math.isfinite, (mean, low, high))):
         return ""
     begin, width = line[0], (line[1] - line[0]) or 1
-    places = (f"{100 * (value - begin) / width:.1f}" for value in (mean, low, high))
-    middle, left, right = places
+    positions = (f"{100 * (value - begin) / width:.1f}" for value in (mean, low, high))
+    mean_x, low_x, high_x = positions
     return (
         f'<svg viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true" class="whisker {kind}">'
-        f'<path class="grid" d="M0 4H100"/><path class="interval" d="M{left} 4H{right}"/>'
-        f'<path class="mean" d="M{middle} 0V8"/></svg>'
+        f'<path class="grid" d="M0 4H100"/><path class="interval" d="M{low_x} 4H{high_x}"/>'
+        f'<path class="mean" d="M{mean_x} 0V8"/></svg>'
     )
 
 
@@ -131,8 +140,8 @@ def _findings(heads, rows):
     """Write a table of texts, where the second line of a cell has a smaller font."""
     cells = [
         [
-            f"{first}<small>{rest}</small>" if rest else first
-            for first, _, rest in (html.escape(text).partition("\n") for text in row)
+            f"{first_line}<small>{second_line}</small>" if second_line else first_line
+            for first_line, _, second_line in (html.escape(text).partition("\n") for text in row)
         ]
         for row in rows
     ]

@@ -32,9 +32,10 @@ def with_preferences(page: Page, measured: dict[str, dict]) -> Page:
     Args:
         measured: "before" and "after", if they are there -> a measurement.
     """
-    samples = {when: held_out_samples(found) for when, found in measured.items()}
+    samples = {when: held_out_samples(measurement) for when, measurement in measured.items()}
     pairs = [
-        _pair(dict(zip(samples, of, strict=True))) for of in zip(*samples.values(), strict=False)
+        _pair(dict(zip(samples, sample_pair, strict=True)))
+        for sample_pair in zip(*samples.values(), strict=False)
     ]
     return dataclasses.replace(page, pairs=pairs)
 
@@ -46,16 +47,16 @@ def held_out_samples(found: dict) -> list[dict]:
 
 def _pair(records):
     """Build one of Page.pairs from "before" and "after" -> a sample of the same responses."""
-    first = next(iter(records.values()))
+    first_record = next(iter(records.values()))
     rewards = [
         {f"reward {when}": record["rewards"][i] for when, record in records.items()}
-        for i in range(len(first["responses"]))
+        for i in range(len(first_record["responses"]))
     ]
     sides = [
-        response | {"parts": paid}
-        for response, paid in zip(first["responses"], rewards, strict=True)
+        response | {"parts": response_rewards}
+        for response, response_rewards in zip(first_record["responses"], rewards, strict=True)
     ]
-    return {"prompt": first["prompt"], "sides": sides}
+    return {"prompt": first_record["prompt"], "sides": sides}
 
 
 def _cell(value):

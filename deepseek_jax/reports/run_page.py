@@ -33,7 +33,7 @@ def write_report(workdir: Path, page: Page, headings: dict[str, str]) -> None:
     page = dataclasses.replace(
         page,
         curves={title: phases[phase] for phase, title in headings.items() if phase in phases},
-        base_curves={phase: of for phase, of in phases.items() if phase not in headings},
+        base_curves={phase: records for phase, records in phases.items() if phase not in headings},
         samples=[*page.samples, *training_samples(workdir / FILE, headings)],
     )
     # A reader never meets half a page
@@ -47,23 +47,27 @@ def training_samples(path: Path, headings: dict[str, str]):
         path: A file of completions.
         headings: Phase -> its title; a missing phase keeps its name.
     """
-    steps = {}
+    groups_by_phase = {}
     for group in read_completions(path):
-        steps.setdefault(group["phase"], {}).setdefault(group["step"], []).append(group)
-    shown = []
-    for phase, of_phase in steps.items():
-        logged = sorted(of_phase)
-        chosen = sorted({logged[0], logged[(len(logged) - 1) // 2], logged[-1]})
-        shown += [
+        groups_by_phase.setdefault(group["phase"], {}).setdefault(group["step"], []).append(group)
+    samples = []
+    for phase, groups_by_step in groups_by_phase.items():
+        logged_steps = sorted(groups_by_step)
+        chosen_steps = sorted(
+            {logged_steps[0], logged_steps[(len(logged_steps) - 1) // 2], logged_steps[-1]}
+        )
+        samples += [
             _training_group(group, headings.get(phase, phase))
-            for step in chosen
-            for group in of_phase[step][:OF_STEP]
+            for step in chosen_steps
+            for group in groups_by_step[step][:OF_STEP]
         ]
-    return shown
+    return samples
 
 
 def _training_group(group, phase):
-    completions = [{"total": each["reward"]} | each for each in group["completions"]]
+    completions = [
+        {"total": completion["reward"]} | completion for completion in group["completions"]
+    ]
     return {
         "stage": "training",
         "phase": phase,
@@ -84,16 +88,20 @@ def lineage(workdir: Path, stages: dict[str, str]):
             from.
     """
     records = {name: _read(workdir / name / "stage.json") for name in stages}
-    found = {name: record for name, record in records.items() if record is not None}
-    by_hash = {content_hash(record["hash"]): name for name, record in found.items()}
-    shown = {}
+    known_records = {name: record for name, record in records.items() if record is not None}
+    by_hash = {content_hash(record["hash"]): name for name, record in known_records.items()}
+    stage_rows = {}
     for name, title in stages.items():
         record = records[name] or {"hash": None, "inputs": {}, "complete": False}
         inputs = {key: (digest, by_hash.get(digest)) for key, digest in record["inputs"].items()}
-        shown[name] = dict(name=name, title=title, hash=record["hash"], inputs=inputs)
-        made_from = [made for key, (_, made) in inputs.items() if key == PARENT or key in stages]
-        shown[name]["state"] = _state(records[name], made_from, shown)
-    return list(shown.values())
+        stage_rows[name] = dict(name=name, title=title, hash=record["hash"], inputs=inputs)
+        made_from = [
+            input_stage
+            for key, (_, input_stage) in inputs.items()
+            if key == PARENT or key in stages
+        ]
+        stage_rows[name]["state"] = _state(records[name], made_from, stage_rows)
+    return list(stage_rows.values())
 
 
 def is_measured(workdir: Path, measurement: str, stage: dict):

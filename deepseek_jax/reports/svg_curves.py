@@ -24,39 +24,46 @@ def curve_panel(name: str, points):
     Args:
         points: (step, value or None) pairs, steps ascending, at least one value a number.
     """
-    drawn, merged = _thinned(points)
-    values = [value for _, value in drawn if value is not None]
+    curve_points, steps_per_point = _thinned(points)
+    values = [value for _, value in curve_points if value is not None]
     ticks = _ticks(min(values), max(values))
     first, last = points[0][0], points[-1][0]
     # A single step has no width, and _x divides by it
     steps = first, max(last, first + 1)
-    places = [None if v is None else (_x(step, steps), _y(v, ticks)) for step, v in drawn]
+    coordinates = [
+        None if v is None else (_x(step, steps), _y(v, ticks)) for step, v in curve_points
+    ]
     least, most, begin, end = (_short(v) for v in (min(values), max(values), values[0], values[-1]))
-    said = f"steps {first} to {last}: {begin} to {end}, within {least} and {most}"
-    said += f"; a point is the mean of {merged} logged steps" if merged > 1 else ""
+    description = f"steps {first} to {last}: {begin} to {end}, within {least} and {most}"
+    description += (
+        f"; a point is the mean of {steps_per_point} logged steps" if steps_per_point > 1 else ""
+    )
     title = html.escape(name.replace("_", " "))
-    data = " ".join(f"{step}:{_short(value)}" for step, value in drawn if value is not None)
+    data = " ".join(f"{step}:{_short(value)}" for step, value in curve_points if value is not None)
     return (
         f'<figure class="curve"><figcaption><b>{title}</b> <output>{end}</output></figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}, {said}" data-points="{data}"'
-        f' data-first="{steps[0]}" data-last="{steps[1]}" data-left="{LEFT}" data-right="{WIDTH - RIGHT}">'
-        f"<title>{title}, {said}</title>{_grid(ticks, first, last)}{_line(places)}</svg></figure>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}, {description}" '
+        f'data-points="{data}" data-first="{steps[0]}" data-last="{steps[1]}" data-left="{LEFT}" '
+        f'data-right="{WIDTH - RIGHT}">'
+        f"<title>{title}, {description}</title>{_grid(ticks, first, last)}{_line(coordinates)}</svg></figure>"
     )
 
 
 def _thinned(points):
     """Return (at most MAX_POINTS points, number of original points averaged into each)."""
-    merged = -(-len(points) // MAX_POINTS)
-    if merged == 1:
+    steps_per_point = -(-len(points) // MAX_POINTS)
+    if steps_per_point == 1:
         return points, 1
-    parts = [points[i : i + merged] for i in range(0, len(points), merged)]
+    chunks = [points[i : i + steps_per_point] for i in range(0, len(points), steps_per_point)]
     # A mean stands at the last of its steps, so that the curve ends at the last step
-    return [(part[-1][0], _mean([value for _, value in part])) for part in parts], merged
+    return [
+        (chunk[-1][0], _mean([value for _, value in chunk])) for chunk in chunks
+    ], steps_per_point
 
 
 def _mean(values):
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+    numbers = [value for value in values if value is not None]
+    return float(np.mean(numbers)) if numbers else None
 
 
 def _x(step, steps):
@@ -71,8 +78,8 @@ def _ticks(low, high):
     """Return round numbers around low and high, which _short writes differently."""
     # Without more room the ticks of a nearly constant curve would all be written alike
     if high - low <= 1e-3 * abs(high):
-        room = 0.1 * abs(high) or 1.0
-        low, high = low - room, high + room
+        margin = 0.1 * abs(high) or 1.0
+        low, high = low - margin, high + margin
     return MaxNLocator(nbins=3, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
 
 
@@ -92,11 +99,11 @@ def _grid(ticks, first, last):
     )
 
 
-def _line(places):
+def _line(coordinates):
     """Draw the curve, with a gap where a value is missing; a single point is a dot."""
     shapes = []
-    for missing, run in groupby(places, key=lambda place: place is None):
-        run = [] if missing else list(run)
+    for is_gap, run in groupby(coordinates, key=lambda coordinate: coordinate is None):
+        run = [] if is_gap else list(run)
         if len(run) == 1:
             shapes.append('<circle class="line" cx="{:.1f}" cy="{:.1f}" r="2"/>'.format(*run[0]))
         elif run:

@@ -80,9 +80,9 @@ def sample_panel(samples):
 
 
 def _printable(text):
-    printable = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in shortened(text))
-    shown = "".join(printable)
-    return Text(shown.strip("\n"))
+    characters = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in shortened(text))
+    printable_text = "".join(characters)
+    return Text(printable_text.strip("\n"))
 
 
 def loss_table(losses: dict) -> Table:
@@ -199,10 +199,12 @@ def plot_curves(
         ValueError: If the phase logged none of them.
     """
     records = read_metrics(metrics_path, phase)
-    wanted = names
-    names = [name for name in wanted if any(name in record for record in records)]
+    requested_names = names
+    names = [name for name in requested_names if any(name in record for record in records)]
     if not names:
-        raise ValueError(f"{metrics_path} holds none of {', '.join(wanted)} for phase {phase!r}")
+        raise ValueError(
+            f"{metrics_path} holds none of {', '.join(requested_names)} for phase {phase!r}"
+        )
     figure = Figure(figsize=(4.2 * len(names), 3.2), layout="constrained")
     # This canvas needs no display and does not touch pyplot's global state
     FigureCanvasAgg(figure)
@@ -211,5 +213,5 @@ def plot_curves(
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 60 else None)
         axes.set(title=name.replace("_", " "), xlabel=f"{phase} step")
         axes.grid(alpha=0.3)
-    with whole_file(png_path) as fresh:
-        figure.savefig(fresh, dpi=120, format="png")
+    with whole_file(png_path) as new_path:
+        figure.savefig(new_path, dpi=120, format="png")

@@ -56,15 +56,15 @@ def read_answer(text: str, question: str | None = None):
         question: Its words count as units of numbers.
     """
     text = final_text(text)
-    stated = stated_answers(text, question)
-    if stated:
-        return None if _differ(stated, question) else stated[0]
-    last = last_quantity(text, question)
-    if last is not None:
-        return Answer(_as_text(last), None, last)
+    answers = stated_answers(text, question)
+    if answers:
+        return None if _differ(answers, question) else answers[0]
+    quantity = last_quantity(text, question)
+    if quantity is not None:
+        return Answer(_as_text(quantity), None, quantity)
     # "The answer is B", "The answer is (3, 4)"
-    said = {mark.text for mark in find_said(text, [])}
-    return Answer(*said, "said", None) if len(said) == 1 else None
+    said_texts = {mark.text for mark in find_said(text, [])}
+    return Answer(*said_texts, "said", None) if len(said_texts) == 1 else None
 
 
 def extract_answer(text: str, question: str | None = None):
@@ -79,9 +79,15 @@ def stated_answers(text: str, question: str | None = None):
     The marked Answers have the order of marks.find_marks.
     """
     marks = find_marks(text)
-    found = [Answer(mark.text, mark.kind, read_quantity(mark.text, question)) for mark in marks]
-    said = [said_quantity(mark.text, question) for mark in find_said(text, marks)]
-    return found + [Answer(_as_text(each), "said", each) for each in said if each is not None]
+    marked_answers = [
+        Answer(mark.text, mark.kind, read_quantity(mark.text, question)) for mark in marks
+    ]
+    quantities = [said_quantity(mark.text, question) for mark in find_said(text, marks)]
+    return marked_answers + [
+        Answer(_as_text(quantity), "said", quantity)
+        for quantity in quantities
+        if quantity is not None
+    ]
 
 
 def marked_answer(text: str):
@@ -120,8 +126,8 @@ def exact_answer(completion: str, example: Mapping):
         return float(answer is not None and same_answer(answer.text, gold, question))
     if contradicts(completion, question):
         return 0.0
-    said = {_text_key(mark.text) for mark in find_said(text, [])} or {_text_key(text)}
-    return float(said == {_text_key(gold)})
+    said_keys = {_text_key(mark.text) for mark in find_said(text, [])} or {_text_key(text)}
+    return float(said_keys == {_text_key(gold)})
 
 
 def is_number(gold: str):
@@ -137,8 +143,8 @@ def is_unread(completion: str, example: Mapping):
     if not is_number(gold_answer(example)) or contradicts(completion, example.get("question")):
         return False
     answer, text = read_answer(completion, example.get("question")), final_text(completion)
-    stated = bool(find_marks(text) or re.search(r"\d", text))
-    return stated and (answer is None or answer.quantity is None)
+    has_statement = bool(find_marks(text) or re.search(r"\d", text))
+    return has_statement and (answer is None or answer.quantity is None)
 
 
 def gold_answer(example: Mapping):
@@ -162,15 +168,15 @@ def same_answer(answer: str, gold: str, question: str | None = None):
 
     A % counts: 5% is not 5, unless the question or the gold answer has a % too.
     """
-    right = read_quantity(gold, question, lead=False)
-    if right is None:
+    gold_quantity = read_quantity(gold, question, lead=False)
+    if gold_quantity is None:
         # An empty answer equals nothing, not even another empty one
         return _text_key(answer) == _text_key(gold) != ""
-    given = read_quantity(answer, question)
-    if given is None:
+    quantity = read_quantity(answer, question)
+    if quantity is None:
         return False
-    in_unit = in_percent(gold, question) or (given.unit == "%") == (right.unit == "%")
-    return in_unit and bool(given.amounts(question) & right.amounts(question))
+    same_unit = in_percent(gold, question) or (quantity.unit == "%") == (gold_quantity.unit == "%")
+    return same_unit and bool(quantity.amounts(question) & gold_quantity.amounts(question))
 
 
 def in_percent(gold: str, question: str | None):
@@ -207,10 +213,10 @@ def _differ(answers, question):
     return not all(_agree(answers[0], other, question) for other in answers[1:])
 
 
-def _agree(one, other, question):
-    if one.quantity is not None and other.quantity is not None:
-        return bool(one.quantity.amounts(question) & other.quantity.amounts(question))
-    return one.quantity is other.quantity and _formula_key(one.text) == _formula_key(other.text)
+def _agree(first, other, question):
+    if first.quantity is not None and other.quantity is not None:
+        return bool(first.quantity.amounts(question) & other.quantity.amounts(question))
+    return first.quantity is other.quantity and _formula_key(first.text) == _formula_key(other.text)
 
 
 def _formula_key(text):

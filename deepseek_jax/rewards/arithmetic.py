@@ -77,14 +77,14 @@ def correct_reasoning(completion: str, example: Mapping):
     available = Counter(operands)
     for step in steps:
         a, b, c = int(step[1]), int(step[3]), int(step[4])
-        true = c == {"+": a + b, "-": a - b, "*": a * b}[step[2]]
+        is_true = c == {"+": a + b, "-": a - b, "*": a * b}[step[2]]
         available.subtract([a, b])
-        if not true or min(available[a], available[b]) < 0:
+        if not is_true or min(available[a], available[b]) < 0:
             return 0.0
         available[c] += 1
     # The unary + drops numbers with a count of 0
-    used_up = +available == Counter([_answer(example)])
-    return float(used_up and _operators_allowed({s[2] for s in steps}, example))
+    all_used = +available == Counter([_answer(example)])
+    return float(all_used and _operators_allowed({s[2] for s in steps}, example))
 
 
 def check_chain(example: Mapping):
@@ -109,11 +109,11 @@ def correct_working(completion: str, example: Mapping):
     """
     if not correct(completion, example):
         return 0.0
-    left, results = _working(completion, example)
-    used = Counter(number(token) for token in left if token[-1].isdigit())
+    left_tokens, results = _working(completion, example)
+    used_numbers = Counter(number(token) for token in left_tokens if token[-1].isdigit())
     # Not ==: an intermediate result stands on the left of the next equation, as 11 in 11 + 5 = 16
-    complete = used >= Counter(_operands(example)) and _answer(example) in results
-    return float(complete and _operators_allowed(set(left) & set("+-*/"), example))
+    is_complete = used_numbers >= Counter(_operands(example)) and _answer(example) in results
+    return float(is_complete and _operators_allowed(set(left_tokens) & set("+-*/"), example))
 
 
 def true_equations(completion: str, example: Mapping):
@@ -122,9 +122,9 @@ def true_equations(completion: str, example: Mapping):
     It does not check that the answer is right. It serves as a part of the reward where right
     answers are rare. Equations that do not count for correct_working do not count here.
     """
-    left, _ = _working(completion, example)
-    used = {number(token) for token in left if token[-1].isdigit()}
-    return float(not used.isdisjoint(_operands(example)))
+    left_tokens, _ = _working(completion, example)
+    used_numbers = {number(token) for token in left_tokens if token[-1].isdigit()}
+    return float(not used_numbers.isdisjoint(_operands(example)))
 
 
 def _working(completion, example):
@@ -133,29 +133,29 @@ def _working(completion, example):
     Returns:
         (tokens of all left sides, results). ([], []) if an equation is false.
     """
-    stated = equations(closed_text(completion))
-    values = [[number("".join(side)) for side in sides] for sides in stated]
+    stated_equations = equations(closed_text(completion))
+    values = [[number("".join(side)) for side in sides] for sides in stated_equations]
     if any(None in sides or len(set(sides)) > 1 for sides in values):
         return [], []
     operands = Counter(_operands(example))
-    known, seen, left, results = operands.copy(), Counter(), [], []
-    for sides, (*_, result) in zip(stated, values, strict=True):
-        tokens = [x for side in sides[:-1] if not adds_nothing(side, known) for x in side]
+    known_numbers, seen_terms, left_tokens, results = operands.copy(), Counter(), [], []
+    for sides, (*_, result) in zip(stated_equations, values, strict=True):
+        tokens = [x for side in sides[:-1] if not adds_nothing(side, known_numbers) for x in side]
         # 3 + 2 = 5 repeats 2 + 3 = 5
         terms = (result, *sorted(str(number(x)) if x[-1].isdigit() else x for x in tokens))
-        seen[terms] += 1
-        overused = any(_overuses(side, known, operands) for side in sides[:-1])
-        if tokens and not overused and seen[terms] <= repeats(tokens, operands):
-            left += tokens
+        seen_terms[terms] += 1
+        is_overused = any(_overuses(side, known_numbers, operands) for side in sides[:-1])
+        if tokens and not is_overused and seen_terms[terms] <= repeats(tokens, operands):
+            left_tokens += tokens
             results.append(result)
-            known[result] += 1
-    return left, results
+            known_numbers[result] += 1
+    return left_tokens, results
 
 
-def _overuses(side, known, operands):
+def _overuses(side, known_numbers, operands):
     """Return True if a side uses a number of the question too often: 1 + 1, for a single 1."""
     numbers = Counter(number(token) for token in side if token[-1].isdigit())
-    return any(n > known[x] for x, n in numbers.items() if x in operands)
+    return any(n > known_numbers[x] for x, n in numbers.items() if x in operands)
 
 
 def _answer(example):
@@ -180,16 +180,20 @@ def _chain_operands(example):
 
 
 def _operands(example):
-    given = example.get("operands")
-    return given if given is not None else [number(x) for x in NUMBERS.findall(example["question"])]
+    operands = example.get("operands")
+    return (
+        operands
+        if operands is not None
+        else [number(x) for x in NUMBERS.findall(example["question"])]
+    )
 
 
 def _operators_allowed(operators, example):
     """Return True if the question has these operators, or is not one expression."""
     question = example["question"]
-    shown = EXPRESSION.search(question)
-    if not shown or len(NUMBERS.findall(shown[0])) < len(NUMBERS.findall(question)):
+    expression = EXPRESSION.search(question)
+    if not expression or len(NUMBERS.findall(expression[0])) < len(NUMBERS.findall(question)):
         return True
-    allowed = set(re.findall(r"\d\s*([-+*/])", shown[0]))
+    allowed_operators = set(re.findall(r"\d\s*([-+*/])", expression[0]))
     # 9 - 3 - 2 may be worked as 3 + 2 = 5; 9 - 5 = 4
-    return operators <= allowed | ({"+"} if "-" in allowed else set())
+    return operators <= allowed_operators | ({"+"} if "-" in allowed_operators else set())

@@ -24,5 +24,5 @@ class Batch:
 
     def shown(self, row):
         """Quote the start of a completion and of its question, for a message."""
-        asked = str(self.examples[row].get("question"))[:80]
-        return f"{self.completions[row][:80]!r} for {asked!r}"
+        question = str(self.examples[row].get("question"))[:80]
+        return f"{self.completions[row][:80]!r} for {question!r}"

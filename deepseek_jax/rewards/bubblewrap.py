@@ -35,14 +35,16 @@ class BubblewrapSandbox:
     name = "bubblewrap"
 
     def __init__(self):
-        where = {"bwrap": None, "prlimit": INSIDE, "python3": INSIDE}
+        search_paths = {"bwrap": None, "prlimit": INSIDE, "python3": INSIDE}
         # The limit on processes does not hold for root, so root becomes nobody first
         if os.geteuid() == 0:
-            where["setpriv"] = None
-        self._tools = {tool: shutil.which(tool, path=path) for tool, path in where.items()}
-        missing = [tool for tool, path in self._tools.items() if path is None]
-        if missing:
-            raise SandboxError(f"there is no {' and no '.join(missing)}; apt install bubblewrap")
+            search_paths["setpriv"] = None
+        self._tools = {tool: shutil.which(tool, path=path) for tool, path in search_paths.items()}
+        missing_tools = [tool for tool, path in self._tools.items() if path is None]
+        if missing_tools:
+            raise SandboxError(
+                f"there is no {' and no '.join(missing_tools)}; apt install bubblewrap"
+            )
 
     def close(self):
         """Do nothing: no process outlives its program."""
@@ -62,55 +64,57 @@ class BubblewrapSandbox:
             SandboxError: If bubblewrap itself fails.
         """
         with (
-            _file(program) as source,
-            _file(stdin) as given,
+            _file(program) as program_file,
+            _file(stdin) as stdin_file,
             # A file with a size limit, so that an endless print fills no memory
-            _file() as printed,
-            _file() as complaints,
-            _file() as status,
+            _file() as stdout_file,
+            _file() as stderr_file,
+            _file() as status_file,
         ):
             process = subprocess.Popen(
-                self._command(source.fileno(), status.fileno(), seconds),
-                stdin=given,
-                stdout=printed,
-                stderr=complaints,
-                pass_fds=(source.fileno(), status.fileno()),
+                self._command(program_file.fileno(), status_file.fileno(), seconds),
+                stdin=stdin_file,
+                stdout=stdout_file,
+                stderr=stderr_file,
+                pass_fds=(program_file.fileno(), status_file.fileno()),
                 env={},
             )
             try:
                 process.wait(timeout=seconds)
             except subprocess.TimeoutExpired:
                 # bwrap writes to this file when the program starts
-                if not _text(status):
+                if not _text(status_file):
                     raise SandboxError(f"{self.name} did not start in {seconds} s") from None
-                return _text(printed), TIME_LIMIT
+                return _text(stdout_file), TIME_LIMIT
             finally:
                 # Because of --die-with-parent this also kills every process inside
                 process.kill()
                 process.wait()
             # bwrap reports the exit code last. Without one bwrap itself failed, and there is no
             # verdict
-            exit_codes = [json.loads(x).get("exit-code") for x in _text(status).splitlines()]
+            exit_codes = [
+                json.loads(line).get("exit-code") for line in _text(status_file).splitlines()
+            ]
             if not exit_codes or exit_codes[-1] is None:
-                raise SandboxError(f"{self.name} did not run: {_text(complaints)[:200]!r}")
-            return _text(printed), None if exit_codes[-1] == 0 else CRASHED
+                raise SandboxError(f"{self.name} did not run: {_text(stderr_file)[:200]!r}")
+            return _text(stdout_file), None if exit_codes[-1] == 0 else CRASHED
 
-    def _command(self, source, status, seconds):
-        user = []
+    def _command(self, source_fd, status_fd, seconds):
+        user_command = []
         if "setpriv" in self._tools:
-            user = [self._tools["setpriv"], f"--reuid={NOBODY}", f"--regid={NOBODY}"]
-            user += ["--clear-groups", "--no-new-privs"]
+            user_command = [self._tools["setpriv"], f"--reuid={NOBODY}", f"--regid={NOBODY}"]
+            user_command += ["--clear-groups", "--no-new-privs"]
         limits = {"as": MAX_MEMORY_BYTES, "fsize": MAX_OUTPUT_BYTES, "core": 0}
         limits |= {"cpu": math.ceil(seconds) + 1, "nproc": MAX_PROCESSES}
         return [
-            *user,
+            *user_command,
             self._tools["bwrap"],
             *"--unshare-all --die-with-parent --new-session --clearenv".split(),
             *"--setenv PATH /usr/bin --ro-bind /usr /usr --symlink usr/lib /lib".split(),
             *"--symlink usr/lib64 /lib64 --symlink usr/bin /bin --proc /proc".split(),
             *"--dev /dev --remount-ro /dev --size 16777216 --tmpfs /tmp --perms 0444".split(),
-            *f"--ro-bind-data {source} /tmp/main.py --chdir /tmp --uid {NOBODY} --gid".split(),
-            *f"{NOBODY} --cap-drop ALL --json-status-fd {status}".split(),
+            *f"--ro-bind-data {source_fd} /tmp/main.py --chdir /tmp --uid {NOBODY} --gid".split(),
+            *f"{NOBODY} --cap-drop ALL --json-status-fd {status_fd}".split(),
             # The limits are set inside, where Linux 5.14 and later count only the sandbox's
             # processes, not all processes of the user
             self._tools["prlimit"],

@@ -35,7 +35,7 @@ def equations(text):
     Returns:
         A list of equations. Each is a list of sides, and each side a list of tokens.
     """
-    found = []
+    found_equations = []
     for run in _runs(_unmarked(text)):
         # A word may cut a run off after an operator: "so 3 + 4 = ?", "7 - that is"
         while run and not _ends_a_value(run[-1]):
@@ -44,16 +44,16 @@ def equations(text):
         for token in run:
             sides.append([]) if token == "=" else sides[-1].append(token)
         # The brackets in "(so 2 + 3 = 5)" are no part of the equation
-        opened, closed = (sides[0].count(x) for x in "()")
-        sides[0] = sides[0][max(0, opened - closed) :] if sides[0][:1] == ["("] else sides[0]
-        opened, closed = (sides[-1].count(x) for x in "()")
-        sides[-1] = sides[-1][: len(sides[-1]) - max(0, closed - opened)]
+        num_open, num_close = (sides[0].count(x) for x in "()")
+        sides[0] = sides[0][max(0, num_open - num_close) :] if sides[0][:1] == ["("] else sides[0]
+        num_open, num_close = (sides[-1].count(x) for x in "()")
+        sides[-1] = sides[-1][: len(sides[-1]) - max(0, num_close - num_open)]
         # A left side without an operation (7 = 7) shows no working. A run that starts with an
         # operator continues an expression that this parser did not read
-        left = sides[0]
-        if len(sides) > 1 and len(left) > 1 and (left[0][-1].isdigit() or left[0] == "("):
-            found.append(sides)
-    return found
+        lhs = sides[0]
+        if len(sides) > 1 and len(lhs) > 1 and (lhs[0][-1].isdigit() or lhs[0] == "("):
+            found_equations.append(sides)
+    return found_equations
 
 
 def _unmarked(text):
@@ -73,14 +73,14 @@ def _runs(text):
     # The added newline ends the last run
     for match in TOKEN.finditer(text + "\n"):
         token, kind = match.group(), match.lastgroup
-        behind_value = bool(run) and _ends_a_value(run[-1])
+        follows_value = bool(run) and _ends_a_value(run[-1])
         # Two values next to each other are no expression. A ")" that no value precedes ends one
-        begins = behind_value and (kind == "number" or token == "(")
-        unfit = token == ")" and not behind_value
-        if kind == "other" or begins or unfit:
+        begins_run = follows_value and (kind == "number" or token == "(")
+        is_unfit = token == ")" and not follows_value
+        if kind == "other" or begins_run or is_unfit:
             runs.append(run)
             run = []
-        if kind != "other" and not unfit:
+        if kind != "other" and not is_unfit:
             run.append("*" if token == "x" else token)
     return runs
 
@@ -118,12 +118,12 @@ def adds_nothing(side, known):
     if len(terms) < 2:
         return True
     # The first number counts as added, or as multiplied if the next operation is * or /
-    following = terms[1][0]
-    terms[0] = ("*" if following in ("*", "/") else "+", terms[0][1])
+    next_operation = terms[1][0]
+    terms[0] = ("*" if next_operation in ("*", "/") else "+", terms[0][1])
     # A first 1 that is divided adds something: 1 / 4 is not 4
-    factors = [x for operation, x in terms[following == "/" :] if operation in "*/"]
-    neutral = (0 in [x for _, x in terms] and not known[0]) or (1 in factors and not known[1])
-    return neutral or any((OPPOSITES[o], x) in terms and known[x] < 2 for o, x in terms)
+    factors = [x for operation, x in terms[next_operation == "/" :] if operation in "*/"]
+    has_neutral = (0 in [x for _, x in terms] and not known[0]) or (1 in factors and not known[1])
+    return has_neutral or any((OPPOSITES[o], x) in terms and known[x] < 2 for o, x in terms)
 
 
 def repeats(tokens, operands):
@@ -131,5 +131,7 @@ def repeats(tokens, operands):
 
     3 + 3 = 6 counts twice if the question has 3 four times, and otherwise once.
     """
-    used = Counter(number(token) for token in tokens if token[-1].isdigit())
-    return max(1, min((operands[x] // n for x, n in used.items() if x in operands), default=1))
+    used_numbers = Counter(number(token) for token in tokens if token[-1].isdigit())
+    return max(
+        1, min((operands[x] // n for x, n in used_numbers.items() if x in operands), default=1)
+    )

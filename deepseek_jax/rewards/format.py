@@ -28,16 +28,16 @@ def think_answer_format(completion: str, example: Mapping):
     """
     if any(completion.count(tag) != 1 for tag in TAGS):
         return 0.0
-    pieces, rest = [], completion
+    pieces, remainder = [], completion
     for tag in TAGS:
-        piece, found, rest = rest.partition(tag)
+        piece, found_tag, remainder = remainder.partition(tag)
         # The tag is in the text, but before a tag that it must follow
-        if not found:
+        if not found_tag:
             return 0.0
         pieces.append(piece.strip())
     before, thought, between, answer = pieces
-    seen = shows(without_markup(thought)) and shows(without_markup(answer))
-    return float(seen and not (before or between or rest.strip()))
+    are_seen = shows(without_markup(thought)) and shows(without_markup(answer))
+    return float(are_seen and not (before or between or remainder.strip()))
 
 
 def shows(text: str):

@@ -61,8 +61,8 @@ class Judge:
         """
         texts = [reader_text(completion) for completion in completions]
         pairs = list(zip(examples, texts, strict=True))
-        asked = [pair for pair in pairs if pair[1] != pair[0]["answer"]]
-        shares = iter(self.preferences([(e["question"], t, e["answer"]) for e, t in asked]))
+        asked_pairs = [pair for pair in pairs if pair[1] != pair[0]["answer"]]
+        shares = iter(self.preferences([(e["question"], t, e["answer"]) for e, t in asked_pairs]))
         results = []
         for example, text in pairs:
             share = 0.5 if text == example["answer"] else next(shares)
@@ -78,9 +78,9 @@ class Judge:
         Returns:
             0, 1/2 or 1 for each pair, or None if neither order gave a verdict.
         """
-        forth, back = self.verdicts(pairs), self.verdicts([(q, b, a) for q, a, b in pairs])
+        forward, swapped = self.verdicts(pairs), self.verdicts([(q, b, a) for q, a, b in pairs])
         shares = []
-        for a, b in zip(forth, back, strict=True):
+        for a, b in zip(forward, swapped, strict=True):
             # An order without a verdict has no vote, rather than a vote against
             votes = [float(a == 1)] * (a is not None) + [float(b == 2)] * (b is not None)
             shares.append(sum(votes) / len(votes) if votes else None)

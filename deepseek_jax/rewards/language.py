@@ -116,10 +116,10 @@ def chain_of_thought(completion: str):
     Without <think> it begins at the start, because the prompt may have opened the tag. Without
     </think> it ends at the end, because a length limit may have cut the completion.
     """
-    thought, closed, _ = completion.rpartition("</think>")
-    thought = thought if closed else completion
-    before, opened, inside = thought.partition("<think>")
-    return inside if opened else before
+    thought, close_tag, _ = completion.rpartition("</think>")
+    thought = thought if close_tag else completion
+    before, open_tag, inside = thought.partition("<think>")
+    return inside if open_tag else before
 
 
 def language_share(text: str, language: str):
@@ -131,28 +131,28 @@ def language_share(text: str, language: str):
 
 
 def _consistency(completion, example, language):
-    thought = _words(chain_of_thought(completion))
-    foreign = {
+    thought_words = _words(chain_of_thought(completion))
+    foreign_words = {
         word for word in _words(_outside(completion, example)) if word[0] != LANGUAGES[language]
     }
-    if not thought or len(foreign) < SENTENCE:
-        return _share(thought, language)
-    return _share(thought | foreign, language)
+    if not thought_words or len(foreign_words) < SENTENCE:
+        return _share(thought_words, language)
+    return _share(thought_words | foreign_words, language)
 
 
 def _outside(completion, example):
     """Return the text before and after the thought, without the answer."""
-    thought, closed, after = completion.rpartition("</think>")
-    before, opened, _ = (thought if closed else after).partition("<think>")
+    thought, close_tag, after = completion.rpartition("</think>")
+    before, open_tag, _ = (thought if close_tag else after).partition("<think>")
     # If the answer is a box, the other words within the tags are text
-    after = TAGGED.sub(lambda m: m[1] if "\\boxed" in m[1] else " ", after) if closed else ""
+    after = TAGGED.sub(lambda m: m[1] if "\\boxed" in m[1] else " ", after) if close_tag else ""
     answer = str(example.get("answer", ""))
-    return (before if opened else "") + " " + (after.replace(answer, " ") if answer else after)
+    return (before if open_tag else "") + " " + (after.replace(answer, " ") if answer else after)
 
 
 def _share(words, language):
-    target = sum(script == LANGUAGES[language] for script, _ in words)
-    return target / len(words) if words else 0.0
+    target_count = sum(script == LANGUAGES[language] for script, _ in words)
+    return target_count / len(words) if words else 0.0
 
 
 def _words(text):
@@ -176,26 +176,28 @@ def _one_word_formulas(text):
         A set as _words returns it; empty for fewer than SENTENCE words.
     """
     formulas = (MARKS.sub(" ", match.group()).strip(" }") for match in FORMULA.finditer(text))
-    words = {("latin", each.casefold()) for each in formulas if ONE_WORD.fullmatch(each)}
+    words = {("latin", formula.casefold()) for formula in formulas if ONE_WORD.fullmatch(formula)}
     words = {word for word in words if word[1] not in FUNCTIONS}
     return words if len(words) >= SENTENCE else set()
 
 
-def _joined(spelled):
+def _joined(match):
     """Join letters that are written one by one into words of WORD_LETTERS letters."""
-    letters = "".join(re.findall(rf"[{LATIN}]", spelled.group()))
+    letters = "".join(re.findall(rf"[{LATIN}]", match.group()))
     return f" {' '.join(re.findall(f'.{{1,{WORD_LETTERS}}}', letters))} "
 
 
-def _sentences(ignored):
+def _sentences(ignored_match):
     """Return the part of mathematics and code that counts as words.
 
     These are words of other scripts, long rows of Latin words, and words that are spelled letter by
     letter.
     """
-    text = ignored.group()
-    foreign = [m.group() for m in WORD.finditer(text) if m.lastgroup not in ("latin", "ignored")]
-    bare = MARKS.sub(" ", text)
-    rows = IN_A_ROW.findall(KEYWORDS.sub("|", bare))
-    spelled = [match.group() for match in SPELLED.finditer(bare)]
-    return f" {' '.join(foreign + rows + spelled)} "
+    text = ignored_match.group()
+    foreign_words = [
+        m.group() for m in WORD.finditer(text) if m.lastgroup not in ("latin", "ignored")
+    ]
+    bare_text = MARKS.sub(" ", text)
+    word_rows = IN_A_ROW.findall(KEYWORDS.sub("|", bare_text))
+    spelled_words = [match.group() for match in SPELLED.finditer(bare_text)]
+    return f" {' '.join(foreign_words + word_rows + spelled_words)} "

@@ -76,28 +76,32 @@ def find_marks(text: str):
     The kinds, in this order: complete \boxed{...}, <answer> tags, and what follows "####" in its
     line (GSM8K, arXiv:2110.14168). It takes linear time in the length of the text.
     """
-    boxes, tagged, hashes = _boxes(text), _tagged(text), list(HASHES.finditer(text))
+    box_spans, tag_spans, hash_matches = _boxes(text), _tagged(text), list(HASHES.finditer(text))
     # If the text in tags or after #### has a box, the box is the answer
-    boxed = [Mark("box", _with_context(text, start, end), start) for start, end in boxes]
-    tagged = [
-        Mark("tags", text[start:end], start) for start, end in tagged if not _boxes(text[start:end])
+    box_marks = [Mark("box", _with_context(text, start, end), start) for start, end in box_spans]
+    tag_marks = [
+        Mark("tags", text[start:end], start)
+        for start, end in tag_spans
+        if not _boxes(text[start:end])
     ]
-    lines = [
+    line_marks = [
         Mark("hashes", m[1].partition("</answer>")[0], m.start(1))
-        for m in hashes
+        for m in hash_matches
         if not _boxes(m[1])
     ]
-    boxed, tagged, lines = (_clean(marks) for marks in (boxed, tagged, lines))
+    box_marks, tag_marks, line_marks = (
+        _clean(marks) for marks in (box_marks, tag_marks, line_marks)
+    )
     # A heading in Markdown, such as "#### Step 1", is no answer
     last_line = text.rstrip().rfind("\n")
-    hashed = [
+    hash_marks = [
         mark
-        for mark in lines
+        for mark in line_marks
         if mark.start > last_line
         or not HEADING.match(mark.text)
         or read_quantity(mark.text, lead=False) is not None
     ]
-    return [*boxed, *tagged, *hashed]
+    return [*box_marks, *tag_marks, *hash_marks]
 
 
 def find_said(text: str, marks: list[Mark]):
@@ -107,34 +111,36 @@ def find_said(text: str, marks: list[Mark]):
     follows. "Answer:" before an equation may be the heading of a solution. It is skipped if another
     digit follows.
     """
-    said, last_mark = {}, max((mark.start for mark in marks), default=0)
+    marks_by_text, last_mark_start = {}, max((mark.start for mark in marks), default=0)
     last_digit = text.rfind(next((c for c in reversed(text) if c.isdecimal()), "\0"))
     for match in SAID.finditer(text):
-        rest = _sentence(text[match.end() : match.end() + MAX_SAID])
-        heads = match["colon"] and "=" in rest and match.end() + len(rest) + 2 < last_digit
-        if not heads and not (match["partial"] and match.start() < last_mark):
-            said[rest] = Mark("said", rest, match.start())
-    return list(said.values())[-MOST:]
+        sentence = _sentence(text[match.end() : match.end() + MAX_SAID])
+        is_heading = (
+            match["colon"] and "=" in sentence and match.end() + len(sentence) + 2 < last_digit
+        )
+        if not is_heading and not (match["partial"] and match.start() < last_mark_start):
+            marks_by_text[sentence] = Mark("said", sentence, match.start())
+    return list(marks_by_text.values())[-MOST:]
 
 
 def _sentence(text):
     """Return the first sentence of `text`. The sentence does not end within brackets."""
-    for end in SAID_END.finditer(text):
-        said = text[: end.start()]
-        if said.count("(") <= said.count(")") and said.count("[") <= said.count("]"):
+    for end_match in SAID_END.finditer(text):
+        prefix = text[: end_match.start()]
+        if prefix.count("(") <= prefix.count(")") and prefix.count("[") <= prefix.count("]"):
             break
     else:
-        said = text
-    return said.strip(" \t*\"'")
+        prefix = text
+    return prefix.strip(" \t*\"'")
 
 
 def _with_context(text, start, end):
     """Return the content of a box, with the signs and words around it that change its number."""
-    command = text.rfind("\\", 0, start)
-    before = BEFORE_BOX.search(text[max(0, command - 20) : command])
-    after = AFTER_BOX.match(text[end + 1 : end + 40])
+    command_start = text.rfind("\\", 0, start)
+    prefix = BEFORE_BOX.search(text[max(0, command_start - 20) : command_start])
+    suffix = AFTER_BOX.match(text[end + 1 : end + 40])
     # The space suits both "5 ^2" and "5 million"
-    return f"{before[0] if before else ''}{text[start:end]} {after[0] if after else ''}"
+    return f"{prefix[0] if prefix else ''}{text[start:end]} {suffix[0] if suffix else ''}"
 
 
 def _clean(marks):
@@ -144,23 +150,23 @@ def _clean(marks):
     """
     texts = (INTRODUCTION.sub("", mark.text.strip(), count=1).strip() for mark in marks)
     # The last of equal Marks remains
-    found = {
+    marks_by_text = {
         text: mark._replace(text=text) for mark, text in zip(marks, texts, strict=True) if text
     }
-    return sorted(found.values(), key=lambda mark: -mark.start)[:MOST]
+    return sorted(marks_by_text.values(), key=lambda mark: -mark.start)[:MOST]
 
 
 def _tagged(text):
     """List where the content of each outermost <answer> tag starts and ends."""
-    depth, found, start = 0, [], 0
+    depth, spans, start = 0, [], 0
     for match in ANSWER_TAG.finditer(text):
         if not match[1]:
             start, depth = (match.end() if depth == 0 else start), depth + 1
         elif depth:
             depth -= 1
             if depth == 0:
-                found.append((start, match.start()))
-    return found
+                spans.append((start, match.start()))
+    return spans
 
 
 def _boxes(text):
@@ -183,5 +189,5 @@ def _boxes(text):
                     boxes.pop()
                 boxes.append((start, match.start()))
     # A box within a box that nothing closes does not count
-    unclosed = min((start for start in open_braces if start is not None), default=len(text))
-    return [box for box in boxes if box[0] < unclosed]
+    unclosed_start = min((start for start in open_braces if start is not None), default=len(text))
+    return [box for box in boxes if box[0] < unclosed_start]

@@ -107,7 +107,7 @@ class MathVerifier(WorkerPool):
         Raises:
             ValueError: As answer.gold_answer does, and if the lists differ in length.
         """
-        scores, pairs = {}, {}
+        scores, jobs = {}, {}
         rows = zip(golds, completions, questions or [None] * len(golds), strict=True)
         for i, (gold, completion, question) in enumerate(rows):
             gold = gold_answer(dict(answer=gold))
@@ -115,26 +115,28 @@ class MathVerifier(WorkerPool):
             if answer is None:
                 scores[i] = verdict
             else:
-                pairs[i] = (_as_math(canonical(gold)), answer, self.time_limit_seconds)
-        scores |= self._verdicts(pairs)
+                jobs[i] = (_as_math(canonical(gold)), answer, self.time_limit_seconds)
+        scores |= self._verdicts(jobs)
         self.timeouts += sum(map(math.isnan, scores.values()))
         return [scores[i] for i in range(len(scores))]
 
-    def _verdicts(self, pairs):
+    def _verdicts(self, jobs):
         """Return i -> verdict of math-verify, or NaN without one.
 
         It works in waves, so that all machines stop at the same answer.
         """
-        limit = self.batch_limit_seconds * math.ceil(len(pairs) / BATCH)
-        verdicts, used, order = dict.fromkeys(pairs, math.nan), 0.0, list(pairs)
+        limit_seconds = self.batch_limit_seconds * math.ceil(len(jobs) / BATCH)
+        verdicts, used_seconds, order = dict.fromkeys(jobs, math.nan), 0.0, list(jobs)
         for start in range(0, len(order), WAVE):
-            if used > limit:
+            if used_seconds > limit_seconds:
                 break
-            wave = {i: pairs[i] for i in order[start : start + WAVE]}
+            wave = {i: jobs[i] for i in order[start : start + WAVE]}
             results = self.run(wave)
             verdicts |= {i: verdict for i, (verdict, _) in results.items()}
-            lost = len(wave) - len(results)
-            used += sum(seconds for _, seconds in results.values()) + lost * self.time_limit_seconds
+            num_lost = len(wave) - len(results)
+            used_seconds += (
+                sum(seconds for _, seconds in results.values()) + num_lost * self.time_limit_seconds
+            )
         return verdicts
 
 
@@ -149,8 +151,8 @@ def is_unread(completion: str, example: Mapping):
     answer = _stated(completion, gold, question)
     if answer is None:
         return bool(DIGIT.search(final_text(completion)))
-    compared = same_answer(answer.text, gold, question) or _is_compared(answer, gold, question)
-    return not compared and readable(answer.text, gold, question) is None
+    is_compared = same_answer(answer.text, gold, question) or _is_compared(answer, gold, question)
+    return not is_compared and readable(answer.text, gold, question) is None
 
 
 def _first_look(completion, gold, question):
@@ -177,10 +179,10 @@ def _is_compared(answer, gold, question):
 
     math-verify takes 0.10000001 for 0.1.
     """
-    right = read_quantity(gold, question, lead=False)
-    if answer.quantity is None or right is None:
+    gold_quantity = read_quantity(gold, question, lead=False)
+    if answer.quantity is None or gold_quantity is None:
         return False
-    return "%" not in (answer.quantity.unit, right.unit)
+    return "%" not in (answer.quantity.unit, gold_quantity.unit)
 
 
 def _stated(completion, gold, question):
@@ -199,9 +201,9 @@ def _stated(completion, gold, question):
     if (DIGIT.search(gold) and not DIGIT.search(content)) or read_quantity(content) is not None:
         return read_answer(completion, question)
     # Put a number in the formula's place, to see if the words around it leave it whole
-    as_number = last_quantity(f"{text[: formula.start()]} 2 {text[formula.end() :]}")
-    whole = as_number is not None and as_number.amounts() == {2}
-    return Answer(content, None, None) if whole else None
+    quantity = last_quantity(f"{text[: formula.start()]} 2 {text[formula.end() :]}")
+    is_whole = quantity is not None and quantity.amounts() == {2}
+    return Answer(content, None, None) if is_whole else None
 
 
 class _TimeLimit(BaseException):
@@ -243,8 +245,8 @@ def _compare(gold, answer, time_limit_seconds):
 
     signal.setitimer(signal.ITIMER_PROF, time_limit_seconds)
     # The signal stops a calculation in Python; this limit ends a process that stays in C code
-    most = math.ceil(time.process_time() + 2 * time_limit_seconds + 1)
-    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    cpu_limit = math.ceil(time.process_time() + 2 * time_limit_seconds + 1)
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
     try:
         gold, answer = (parse(x, parsing_timeout=None, raise_on_error=True) for x in (gold, answer))
         if not gold:

@@ -132,14 +132,16 @@ class MontySandbox:
         # For the code 0 or None, the prelude's exit raises a SystemExit without text
         if message == "SystemExit":
             return None
-        before, limit, _ = error.display("type-msg").partition(EXCEEDED)
-        self.said = before + limit
+        text_before, exceeded_text, _ = error.display("type-msg").partition(EXCEEDED)
+        self.said = text_before + exceeded_text
         if "feed time limit exceeded" in message:
             return TIME_LIMIT
-        missing = MISSING.search(message)
+        missing_match = MISSING.search(message)
         # If a module of the standard library is missing, monty lacks it; any other one is the
         # program's error
-        if NOT_PYTHON.search(message) or (missing and missing[1] in sys.stdlib_module_names):
+        if NOT_PYTHON.search(message) or (
+            missing_match and missing_match[1] in sys.stdlib_module_names
+        ):
             raise SandboxError(f"{self.name} is not all of Python ({message}); install bubblewrap")
         return CRASHED
 
@@ -157,9 +159,9 @@ def _with_own_sys(program):
 
 class _OwnSys(ast.NodeTransformer):
     def visit_Import(self, node):
-        own = [_assign(x.asname or "sys", "_sys") for x in node.names if x.name == "sys"]
-        others = [x for x in node.names if x.name != "sys"]
-        return own + ([ast.Import(others)] if others else [])
+        sys_assigns = [_assign(x.asname or "sys", "_sys") for x in node.names if x.name == "sys"]
+        other_names = [x for x in node.names if x.name != "sys"]
+        return sys_assigns + ([ast.Import(other_names)] if other_names else [])
 
     def visit_ImportFrom(self, node):
         if node.module != "sys":

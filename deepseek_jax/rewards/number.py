@@ -129,11 +129,11 @@ def _walk(node, text, depth):
         value = _walk(node.operand, text, depth - 1)
         value = -value if isinstance(node.op, ast.USub) else value
     elif isinstance(node, ast.BinOp):
-        left, right = (_walk(x, text, depth - 1) for x in (node.left, node.right))
+        left_value, right_value = (_walk(x, text, depth - 1) for x in (node.left, node.right))
         if isinstance(node.op, ast.Pow):
-            value = _power(left, right)
+            value = _power(left_value, right_value)
         elif type(node.op) in BINARY:
-            value = BINARY[type(node.op)](left, right)
+            value = BINARY[type(node.op)](left_value, right_value)
         else:
             raise ValueError("no arithmetic")
     else:

@@ -82,13 +82,16 @@ class ProgramVerifier(WorkerPool):
                 outcomes[i] = NO_PROGRAM
             else:
                 jobs[i] = (program, cases, self.time_limit_seconds)
-        lost = SandboxError("the process that ran the sandbox died, or hung")
+        lost_error = SandboxError("the process that ran the sandbox died, or hung")
         # `run` has no result for a call that killed its worker
-        outcomes |= dict.fromkeys(jobs, lost) | self.run(jobs)
-        failed = [isinstance(outcomes[i], BaseException) for i in range(len(outcomes))]
-        self.outcomes.update(ERROR if bad else outcomes[i] for i, bad in enumerate(failed))
+        outcomes |= dict.fromkeys(jobs, lost_error) | self.run(jobs)
+        error_flags = [isinstance(outcomes[i], BaseException) for i in range(len(outcomes))]
+        self.outcomes.update(
+            ERROR if is_error else outcomes[i] for i, is_error in enumerate(error_flags)
+        )
         return [
-            outcomes[i] if bad else float(outcomes[i] == PASSED) for i, bad in enumerate(failed)
+            outcomes[i] if is_error else float(outcomes[i] == PASSED)
+            for i, is_error in enumerate(error_flags)
         ]
 
 
@@ -125,14 +128,14 @@ def extract_program(completion: str):
     text = text.replace("<answer>", "\n").replace("</answer>", "\n")
     program, label, block = None, None, []
     for line in text.split("\n"):
-        fence = line.strip()
-        if label is not None and fence == "```":
+        stripped_line = line.strip()
+        if label is not None and stripped_line == "```":
             if label in LABELS:
                 # A block in a list is indented as a whole
                 program = textwrap.dedent("\n".join(block))
             label = None
-        elif fence.startswith("```"):
-            label, block = fence.removeprefix("```").strip().lower(), []
+        elif stripped_line.startswith("```"):
+            label, block = stripped_line.removeprefix("```").strip().lower(), []
         else:
             block.append(line)
     return program
@@ -142,15 +145,15 @@ def check_test_cases(example: Mapping):
     """Raise ValueError unless example["test_cases"] can tell a right program from an empty one."""
     cases = example.get("test_cases")
     if not isinstance(cases, (list, tuple)) or not cases or not all(map(_is_case, cases)):
-        wrong = f"has {cases!r:.200}"
+        problem = f"has {cases!r:.200}"
     elif not any(isinstance(case, str) or case["output"].strip() for case in cases):
-        wrong = "expects no output in any case, which an empty program gives"
+        problem = "expects no output in any case, which an empty program gives"
     else:
         return
     raise ValueError(
         "every question needs 'test_cases', a list of "
         '{"input": str, "output": str} or of assert statements; '
-        f"{example.get('question')!r} {wrong}. Correct the data, or leave this reward out."
+        f"{example.get('question')!r} {problem}. Correct the data, or leave this reward out."
     )
 
 
@@ -191,8 +194,12 @@ def _judge(program, cases, time_limit_seconds):
         asserts, values = zip(*(_without_literals(case, word) for case in asserts), strict=True)
         runs.append(("\n".join([program, "", *asserts, "print()", f"print({word!r})"]), "", word))
     for source, stdin, expected in runs:
-        left = deadline - time.monotonic()
-        printed, failure = _sandbox.run(source, stdin, left) if left > 0 else ("", TIME_LIMIT)
+        remaining_seconds = deadline - time.monotonic()
+        printed, failure = (
+            _sandbox.run(source, stdin, remaining_seconds)
+            if remaining_seconds > 0
+            else ("", TIME_LIMIT)
+        )
         if failure is not None:
             return failure
         lines = _lines(printed)
@@ -220,16 +227,18 @@ def _without_literals(case, word):
         (code of the case, list of the literals' values).
     """
     tree, values = ast.parse(case), []
-    for place, node in enumerate(tree.body):
+    for index, node in enumerate(tree.body):
         match node:
             case ast.Assert(test=ast.Compare(left=left, ops=[ast.Eq()], comparators=[right])):
                 try:
                     values.append(ast.literal_eval(right))
                 except ValueError:
                     continue
-                plain = f"(lambda x: dict(x) if isinstance(x, dict) else x)({ast.unparse(left)})"
-                shown = f"print({chr(10) + word!r} + repr({plain}))"
-                tree.body[place] = ast.parse(shown).body[0]
+                left_code = (
+                    f"(lambda x: dict(x) if isinstance(x, dict) else x)({ast.unparse(left)})"
+                )
+                print_code = f"print({chr(10) + word!r} + repr({left_code}))"
+                tree.body[index] = ast.parse(print_code).body[0]
     return ast.unparse(tree), values
 
 

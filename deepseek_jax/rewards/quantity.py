@@ -77,8 +77,8 @@ class Quantity(NamedTuple):
 
         1.5 million is 1500000. If the question has the word "million", it may also be 1.5.
         """
-        as_unit = singular(self.scale_word) in words_of(question)
-        return {self.value * self.scale} | ({self.value} if as_unit else set())
+        is_unit = singular(self.scale_word) in words_of(question)
+        return {self.value * self.scale} | ({self.value} if is_unit else set())
 
 
 @functools.lru_cache(4096)
@@ -92,18 +92,18 @@ def read_quantity(text: str, question: str | None = None, *, lead: bool = True):
     """
     if len(text) > MAX_CHARS:
         return None
-    *sides, last = EQUALS.split(without_fractions(tidy(text)))
-    tokens = tokens_of(last)
+    *sides, last_side = EQUALS.split(without_fractions(tidy(text)))
+    tokens = tokens_of(last_side)
     places = places_of_numbers(tokens)
     if not lead and places and not _is_first(tokens, places[0]):
         return None
     if len(places) == 1:
-        found = _quantity(tokens, places[0], Context(words_of(question), running=False))
+        quantity = _quantity(tokens, places[0], Context(words_of(question), running=False))
     else:
-        value = number(last)
-        found = None if value is None else Quantity(value, last.strip(), computed=True)
-    agree = found is not None and sides_agree(sides, found.value, lead=lead)
-    return found if agree else None
+        value = number(last_side)
+        quantity = None if value is None else Quantity(value, last_side.strip(), computed=True)
+    is_consistent = quantity is not None and sides_agree(sides, quantity.value, lead=lead)
+    return quantity if is_consistent else None
 
 
 def last_quantity(text: str, question: str | None = None):
@@ -180,10 +180,10 @@ def _is_no_statement(token):
 def _line_around(text, end):
     """Return the line of the character before `end`, with the line above if that is unfinished."""
     start = max(0, end - WINDOW)
-    before, _, line = text[start:end].rpartition("\n")
+    line_above, _, line = text[start:end].rpartition("\n")
     line += text[end : end + WINDOW].partition("\n")[0]
-    before = before.rpartition("\n")[2].rstrip(" \\[]()$")
-    line = line if before.endswith("=") else BULLET.sub("", line)
-    last = re.search(r"[A-Za-z]*$", before)[0].lower()
+    line_above = line_above.rpartition("\n")[2].rstrip(" \\[]()$")
+    line = line if line_above.endswith("=") else BULLET.sub("", line)
+    last_word = re.search(r"[A-Za-z]*$", line_above)[0].lower()
     # Only LINKS, not all of JOINS: many complete lines end in "times" or "left over"
-    return f"{before} {line}" if before.endswith(UNFINISHED) or last in LINKS else line
+    return f"{line_above} {line}" if line_above.endswith(UNFINISHED) or last_word in LINKS else line

@@ -34,10 +34,10 @@ class Answers(NamedTuple):
 
         If answers are conversations, each entry has its Conversation too, as "conversation".
         """
-        asked = [example for example in examples for _ in range(self.n)]
+        answer_examples = [example for example in examples for _ in range(self.n)]
         if self.conversations is None:
-            return asked
-        pairs = zip(asked, self.conversations, strict=True)
+            return answer_examples
+        pairs = zip(answer_examples, self.conversations, strict=True)
         return [example | {"conversation": conversation} for example, conversation in pairs]
 
     def scored_by(self, rewards, examples):

@@ -75,8 +75,8 @@ class Rollout(NamedTuple):
         if self.owned is not None:
             return self.owned.last_ids
         # Found from the end: conversations have tokens before it that the model did not sample
-        last = self.completion_mask.shape[1] - 1 - self.completion_mask[:, ::-1].argmax(1)
-        return self.completion_ids[np.arange(len(last)), last]
+        last_places = self.completion_mask.shape[1] - 1 - self.completion_mask[:, ::-1].argmax(1)
+        return self.completion_ids[np.arange(len(last_places)), last_places]
 
     @property
     def is_here(self):
@@ -132,8 +132,8 @@ class Rollout(NamedTuple):
         return _ratio((self.lengths - 1).sum(), self.drafted.sum())
 
 
-def _ratio(part, whole):
-    return float(part / whole) if whole else float("nan")
+def _ratio(numerator, denominator):
+    return float(numerator / denominator) if denominator else float("nan")
 
 
 class RolloutLog:
@@ -237,9 +237,9 @@ def fill(rollout: Rollout, log: RolloutLog):
 def _divide(rollout, row, line):
     """Note what all processes know of a row from its line; return whether this process owns it."""
     observed = np.asarray(line.get("observed", np.zeros(len(line["ids"]))), bool)
-    owned, sampled = rollout.owned, np.asarray(line["ids"])[~observed]
+    owned, sampled_ids = rollout.owned, np.asarray(line["ids"])[~observed]
     owned.owners[row] = row % jax.process_count()
-    owned.lengths[row], owned.read_lengths[row] = len(sampled), observed.sum()
-    owned.last_ids[row] = sampled[-1] if len(sampled) else 0
+    owned.lengths[row], owned.read_lengths[row] = len(sampled_ids), observed.sum()
+    owned.last_ids[row] = sampled_ids[-1] if len(sampled_ids) else 0
     rollout.truncated[row] = not line["finished"]
     return owned.owners[row] == jax.process_index()

@@ -88,14 +88,18 @@ class Conversations:
         """
         rows = range(self.n * len(self.examples))
         self.of = {row: Conversation(**done[row]["conversation"]) for row in rows if row in done}
-        new = [row for row in rows if row not in done and self._is_own(row)]
+        new_rows = [row for row in rows if row not in done and self._is_own(row)]
 
-        def begun():
-            jobs = {row: (columns_of(self._example(row)), self._seed(row, seed)) for row in new}
-            texts = self.use.environments.begin({self._key(row): jobs[row] for row in new})
-            return [[row, texts[self._key(row)]] for row in new]
+        def begin_new():
+            jobs = {
+                row: (columns_of(self._example(row)), self._seed(row, seed)) for row in new_rows
+            }
+            texts = self.use.environments.begin({self._key(row): jobs[row] for row in new_rows})
+            return [[row, texts[self._key(row)]] for row in new_rows]
 
-        for row, text in (pair for process in results_of_each(begun) for pair in process):
+        for row, text in (
+            pair for process_pairs in results_of_each(begin_new) for pair in process_pairs
+        ):
             self.of[row] = Conversation(number=row, reset_text=text)
         return [self._reset_text(i) for i in range(len(self.examples))]
 
@@ -103,11 +107,11 @@ class Conversations:
         """Return the text of an example's reset, the same for all its completions."""
         texts = {self.of[row].reset_text for row in range(index * self.n, (index + 1) * self.n)}
         if len(texts) > 1:
-            first, second = (repr(text)[:80] for text in list(texts)[:2])
-            asked = str(self.examples[index].get("question"))[:80]
+            first_text, second_text = (repr(text)[:80] for text in list(texts)[:2])
+            question = str(self.examples[index].get("question"))[:80]
             raise ValueError(
-                f"environment: reset returned {first} and {second} for one question, {asked!r}; its "
-                "completions share a prompt: let the text depend on the columns alone"
+                f"environment: reset returned {first_text} and {second_text} for one question, {question!r}; "
+                "its completions share a prompt: let the text depend on the columns alone"
             )
         return texts.pop()
 
@@ -124,17 +128,17 @@ class Conversations:
     def _seed(self, row, seed):
         # All completions of an example get the same seed, so that their environments begin in the
         # same state
-        asked = repr(sorted(columns_of(self._example(row)).items()))
-        return zlib.crc32(asked.encode(), seed)
+        columns_text = repr(sorted(columns_of(self._example(row)).items()))
+        return zlib.crc32(columns_text.encode(), seed)
 
     def _take(self, turn: Turn):
         """Record a turn and start what it calls; return what follows it, see `pending`."""
         row, conversation = turn.row, self.of[turn.row]
-        sampled = self.tokenizer.decode(turn.ids)
-        self.texts.setdefault(row, []).append(sampled)
+        sampled_text = self.tokenizer.decode(turn.ids)
+        self.texts.setdefault(row, []).append(sampled_text)
         # The prompt, or the text that the model read last, may end in <think>
-        before = self.read.get(row, self.prompts[row // self.n])
-        text = opened_thought(self.tokenizer, before) + sampled
+        ids_before = self.read.get(row, self.prompts[row // self.n])
+        text = opened_thought(self.tokenizer, ids_before) + sampled_text
         conversation.turns += 1
         conversation.add_sampled(turn.ids)
         self.lengths[row] = turn.length
@@ -162,44 +166,44 @@ class Conversations:
             return self._answered(row, str(error))
         if not calls:
             return self._end(row)
-        functions = [{"type": "function", "function": call._asdict()} for call in calls]
-        message |= {"content": content, "tool_calls": functions}
+        tool_calls = [{"type": "function", "function": call._asdict()} for call in calls]
+        message |= {"content": content, "tool_calls": tool_calls}
         return self._act(row, calls)
 
-    def _act(self, row, given):
-        self.use.environments.act(self._key(row), given)
-        return _Waits(given)
+    def _act(self, row, action):
+        self.use.environments.act(self._key(row), action)
+        return _Waits(action)
 
-    def _finished(self, row, given):
+    def _finished(self, row, awaited):
         """Fetch the result of the calls, the step or the reward that a row waited for.
 
         Return what follows it, see `pending`.
         """
         conversation, key = self.of[row], self._key(row)
-        if given is REWARD:
+        if awaited is REWARD:
             number, reward = self.use.environments.reward(key)
             # `number` is a key, and keys count only the rows of this process. It equals `key`
             # unless rewards are mixed up
             conversation.rewarded = row + number - key
-            name = "unscored" if isinstance(reward, str) else "reward"
-            setattr(conversation, name, reward)
+            field = "unscored" if isinstance(reward, str) else "reward"
+            setattr(conversation, field, reward)
             return None
-        acted = self.use.environments.acted(key)
-        conversation.tool_calls += 1 if isinstance(given, str) else len(given)
-        conversation.tool_errors += acted.errors
-        conversation.tool_seconds += acted.seconds
-        if acted.failure is not None:
+        result = self.use.environments.acted(key)
+        conversation.tool_calls += 1 if isinstance(awaited, str) else len(awaited)
+        conversation.tool_errors += result.errors
+        conversation.tool_seconds += result.seconds
+        if result.failure is not None:
             conversation.at_fault = True
-            return self._cut(row, acted.failure)
-        if acted.ended:
+            return self._cut(row, result.failure)
+        if result.ended:
             return self._end(row)
-        if isinstance(given, str):
-            return self._answered(row, *acted.texts)
+        if isinstance(awaited, str):
+            return self._answered(row, *result.texts)
         conversation.messages += [
             {"role": "tool", "name": call.name, "content": text}
-            for call, text in zip(given, acted.texts, strict=True)
+            for call, text in zip(awaited, result.texts, strict=True)
         ]
-        return self._fitting(row, self.use.form.results(given, acted.texts))
+        return self._fitting(row, self.use.form.results(awaited, result.texts))
 
     def _answered(self, row, text):
         """Add a message of the user to a conversation; return what follows it, see `pending`."""
@@ -229,9 +233,13 @@ class Conversations:
     def _end(self, row):
         """End a conversation: return _Waits if the environment will give a reward, else None."""
         conversation = self.of[row]
-        asked = [*asked_messages(with_reset_text(self._example(row), conversation.reset_text))]
-        rewritten = self.use.form.rewritten([*asked, *conversation.messages], self.texts.pop(row))
-        conversation.rewritten = rewritten
+        prompt_messages = [
+            *asked_messages(with_reset_text(self._example(row), conversation.reset_text))
+        ]
+        num_rewritten = self.use.form.rewritten(
+            [*prompt_messages, *conversation.messages], self.texts.pop(row)
+        )
+        conversation.rewritten = num_rewritten
         self.use.environments.end(self._key(row))
         return None if self.use.environments.reward_name is None else _Waits(REWARD)
 
@@ -260,20 +268,22 @@ class Conversations:
                     self.pending[turn.row] = self._take(turn)
             for row in filter(self._is_own, due):
                 self.pending[row] = self._finished(row, self.pending[row].given)
-            ready = [
+            ready_rows = [
                 r for r in filter(self._is_own, rows) if not isinstance(self.pending[r], _Waits)
             ]
-            pairs = [[row, self.pending.pop(row)] for row in ready]
-            over = [[row, dataclasses.asdict(self.of[row])] for row, ids in pairs if ids is None]
-            return [pairs, over]
+            pairs = [[row, self.pending.pop(row)] for row in ready_rows]
+            ended_records = [
+                [row, dataclasses.asdict(self.of[row])] for row, ids in pairs if ids is None
+            ]
+            return [pairs, ended_records]
 
-        found = {}
-        for pairs, over in results_of_each(outcomes):
-            found |= dict(pairs)
-            for row, record in over:
+        ids_by_row = {}
+        for pairs, ended_records in results_of_each(outcomes):
+            ids_by_row |= dict(pairs)
+            for row, record in ended_records:
                 self.of[row] = Conversation(**record)
                 self._say(self.of[row])
-        return found
+        return ids_by_row
 
     def _say(self, conversation):
         """Report what a person should know and metrics do not show.
@@ -281,15 +291,15 @@ class Conversations:
         Conversations that the user's code ended are reported at doublings of their number,
         rewritten turns only once.
         """
-        said = self.use.said
-        said["at_fault"] += conversation.at_fault
-        if conversation.at_fault and is_due(said["at_fault"]):
+        said_counts = self.use.said
+        said_counts["at_fault"] += conversation.at_fault
+        if conversation.at_fault and is_due(said_counts["at_fault"]):
             say(
-                f"{said['at_fault']} conversations were ended by their tools or environment, truncated; the "
-                f"latest after {conversation.turns} turns: {conversation.cut}"
+                f"{said_counts['at_fault']} conversations were ended by their tools or environment, "
+                f"truncated; the latest after {conversation.turns} turns: {conversation.cut}"
             )
-        said["rewritten"] += conversation.rewritten > 0
-        if conversation.rewritten and said["rewritten"] == 1:
+        said_counts["rewritten"] += conversation.rewritten > 0
+        if conversation.rewritten and said_counts["rewritten"] == 1:
             say(
                 f"the chat template ({self.use.form.name}) would write earlier turns of a conversation "
                 "otherwise than the model sampled them; they stay as sampled, and rewritten_turns counts them"

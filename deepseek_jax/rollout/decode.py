@@ -35,10 +35,10 @@ def decoding_weights(how, params):
 
     With drafts the result has the weights of the multi-token prediction module too, as "mtp".
     """
-    found = weights.decoding_weights(how.config, params)
+    converted_weights = weights.decoding_weights(how.config, params)
     if how.drafts:
-        found["mtp"] = speculative.module_weights(how.config, params)
-    return found
+        converted_weights["mtp"] = speculative.module_weights(how.config, params)
+    return converted_weights
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -68,12 +68,12 @@ def empty_slots(how, count, prompt_room, completion_room, longest, turn_length=N
         turn_length: int32[], the most tokens of a conversation's turn; only if completions are
             conversations.
     """
-    found = slot_state.empty_slots(how, count, prompt_room, completion_room, longest)
+    slots = slot_state.empty_slots(how, count, prompt_room, completion_room, longest)
     if how.drafts:
-        found = found._replace(drafting=speculative.no_drafts(how.config, count))
+        slots = slots._replace(drafting=speculative.no_drafts(how.config, count))
     if how.turns:
-        found = found._replace(turns=turns.no_turns(found, turn_length))
-    return pinned(found)
+        slots = slots._replace(turns=turns.no_turns(slots, turn_length))
+    return pinned(slots)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -94,8 +94,8 @@ def prefill(how, weights, tables, tokens, lengths):
     caches, x_ptd, experts = steps.run_prompts(config, weights, tables, tokens, lengths)
     if how.drafts:
         x_ptd = rms_norm(x_ptd, weights["final_norm"], config.rms_norm_eps)
-        rows = weights, tables, tokens, lengths
-        caches = [*caches, speculative.module_cache(config, *rows, x_ptd)]
+        module_inputs = weights, tables, tokens, lengths
+        caches = [*caches, speculative.module_cache(config, *module_inputs, x_ptd)]
     # Only the last token's logits are needed: the logits of all tokens would be [p t v]
     last_pd = jnp.take_along_axis(x_ptd, (lengths - 1)[:, None, None], axis=1)[:, 0]
     if how.drafts:

@@ -80,7 +80,7 @@ def fetch(how, state: Slots, slots, own_rows: bool = False) -> Ended:
         own_rows: See RolloutLog.
     """
     drafting, turns = state.drafting, state.turns
-    read = _Read(
+    slot_arrays = _Read(
         state.tokens,
         state.logprobs,
         state.length,
@@ -89,19 +89,19 @@ def fetch(how, state: Slots, slots, own_rows: bool = False) -> Ended:
         None if turns is None else turns.observed,
         None if drafting is None else (drafting.drafted, drafting.accepted),
     )
-    devices = _devices_of(state.tokens)
-    at, places = _places(np.asarray(slots), len(devices), len(state.rounds))
-    tokens, numbers = _take(how, read, at)
-    devices = [devices[slot] for slot in slots]
-    here = np.ones(len(places), bool)
+    slot_devices = _devices_of(state.tokens)
+    local_slots, places = _places(np.asarray(slots), len(slot_devices), len(state.rounds))
+    tokens, numbers = _take(how, slot_arrays, local_slots)
+    devices = [slot_devices[slot] for slot in slots]
+    is_here = np.ones(len(places), bool)
     if own_rows and jax.process_count() > 1:
-        here = np.array([device.process_index == jax.process_index() for device in devices])
-        width = len(at) // len(state.rounds)
-        tokens = jax.tree.map(lambda array: _on_this_process(array, places[here], width), tokens)
+        is_here = np.array([device.process_index == jax.process_index() for device in devices])
+        width = len(local_slots) // len(state.rounds)
+        tokens = jax.tree.map(lambda array: _on_this_process(array, places[is_here], width), tokens)
         numbers = jax.tree.map(lambda array: array[places], on_host(numbers))
     else:
         tokens, numbers = jax.tree.map(lambda array: array[places], on_host((tokens, numbers)))
-    return Ended(slots, devices, here, tokens, numbers)
+    return Ended(slots, devices, is_here, tokens, numbers)
 
 
 class _Read(NamedTuple):
@@ -118,65 +118,67 @@ class _Read(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=0)
 @on_rollout_mesh
-def _take(how, read, at):
+def _take(how, arrays, local_slots):
     """Return the Tokens and Numbers of slots: every device takes from its own.
 
     Args:
-        at: int32[e], for each device as many slots, numbered from its first one.
+        local_slots: int32[e], for each device as many slots, numbered from its first one.
     """
     if current_mesh() is None:
-        return _take_here(read, at)
+        return _take_here(arrays, local_slots)
     by_slot = partition_spec(("slots",))
-    return jax.shard_map(_take_here, in_specs=by_slot, out_specs=by_slot)(read, at)
+    return jax.shard_map(_take_here, in_specs=by_slot, out_specs=by_slot)(arrays, local_slots)
 
 
-def _take_here(read, at):
-    read = jax.tree.map(lambda array: array[at], read)
+def _take_here(arrays, local_slots):
+    arrays = jax.tree.map(lambda array: array[local_slots], arrays)
     # After its length a slot still has the tokens of its previous request
-    present = jnp.arange(read.tokens.shape[1]) < read.length[:, None]
-    observed = None if read.observed is None else read.observed & present
-    read_count = jnp.zeros_like(read.length) if observed is None else observed.sum(1)
-    is_broken = present & ~jnp.isfinite(read.logprobs)
+    is_present = jnp.arange(arrays.tokens.shape[1]) < arrays.length[:, None]
+    observed = None if arrays.observed is None else arrays.observed & is_present
+    read_count = jnp.zeros_like(arrays.length) if observed is None else observed.sum(1)
+    is_broken = is_present & ~jnp.isfinite(arrays.logprobs)
     broken = is_broken.argmax(1)
     tokens = Tokens(
-        jnp.where(present, read.tokens, 0), jnp.where(present, read.logprobs, 0), observed
+        jnp.where(is_present, arrays.tokens, 0), jnp.where(is_present, arrays.logprobs, 0), observed
     )
     return tokens, Numbers(
-        read.length - read_count,
+        arrays.length - read_count,
         read_count,
-        read.last_token,
-        read.stopped,
-        *(read.drafts or (None, None)),
+        arrays.last_token,
+        arrays.stopped,
+        *(arrays.drafts or (None, None)),
         jnp.where(is_broken.any(1), broken, -1),
-        jnp.take_along_axis(read.logprobs, broken[:, None], axis=1)[:, 0],
+        jnp.take_along_axis(arrays.logprobs, broken[:, None], axis=1)[:, 0],
     )
 
 
-def _places(slots, count: int, parts: int):
-    """Return the argument `at` of _take, and the place of each slot in its results.
+def _places(slots, num_slots: int, num_devices: int):
+    """Return the argument `local_slots` of _take, and the place of each slot in its results.
 
     Args:
         slots: int[e].
-        count: The number of all slots.
-        parts: The number of devices, which have equal shares of the slots.
+        num_slots: The number of all slots.
+        num_devices: The number of devices, which have equal shares of the slots.
     """
-    part, own = np.divmod(slots, count // parts)
+    device_index, index_on_device = np.divmod(slots, num_slots // num_devices)
     # The rank of each slot among those of its device
-    order = np.argsort(part, kind="stable")
-    rank = np.empty_like(part)
-    rank[order] = np.arange(len(part)) - np.searchsorted(part[order], part[order])
+    order = np.argsort(device_index, kind="stable")
+    rank = np.empty_like(device_index)
+    rank[order] = np.arange(len(device_index)) - np.searchsorted(
+        device_index[order], device_index[order]
+    )
     # A power of two, so that few sizes are compiled
     width = 1 << int(rank.max()).bit_length()
-    at, places = np.zeros(parts * width, np.int32), part * width + rank
-    at[places] = own
-    return at, places
+    local_slots, places = np.zeros(num_devices * width, np.int32), device_index * width + rank
+    local_slots[places] = index_on_device
+    return local_slots, places
 
 
 def _devices_of(array):
     """Return the device that has each row of a jax array, which no two devices share: a list."""
     devices = [None] * len(array)
-    for device, (part, *_) in array.sharding.devices_indices_map(array.shape).items():
-        for row in range(len(array))[part]:
+    for device, (row_slice, *_) in array.sharding.devices_indices_map(array.shape).items():
+        for row in range(len(array))[row_slice]:
             devices[row] = device
     return devices
 
@@ -188,11 +190,11 @@ def _on_this_process(array, places, width: int):
         array: A jax array with `width` rows on each device.
         places: int[k], the rows.
     """
-    parts = {
+    shards_by_index = {
         (shard.index[0].start or 0) // width: np.asarray(shard.data)
         for shard in array.addressable_shards
     }
-    rows = [parts[place // width][place % width] for place in places.tolist()]
+    rows = [shards_by_index[place // width][place % width] for place in places.tolist()]
     return np.stack(rows) if rows else np.zeros((0, *array.shape[1:]), array.dtype)
 
 
@@ -208,15 +210,15 @@ def copy_completions(rollout: Rollout, rows, ended: Ended):
         NotFinite: A log-probability is not finite, so the weights or a device are broken. The
             message names the device of the completion's slot.
     """
-    numbers, tokens, own = ended.numbers, ended.tokens, rows[ended.here]
-    length = (numbers.sampled + numbers.read)[ended.here, None]
-    present = np.arange(tokens.ids.shape[1]) < length
-    rollout.completion_ids[own] = tokens.ids
-    rollout.sampler_logprobs[own] = tokens.logprobs
+    numbers, tokens, own_rows = ended.numbers, ended.tokens, rows[ended.here]
+    lengths = (numbers.sampled + numbers.read)[ended.here, None]
+    mask = np.arange(tokens.ids.shape[1]) < lengths
+    rollout.completion_ids[own_rows] = tokens.ids
+    rollout.sampler_logprobs[own_rows] = tokens.logprobs
     if tokens.observed is not None:
-        rollout.observed_mask[own] = tokens.observed
-        present &= ~tokens.observed
-    rollout.completion_mask[own] = present
+        rollout.observed_mask[own_rows] = tokens.observed
+        mask &= ~tokens.observed
+    rollout.completion_mask[own_rows] = mask
     rollout.truncated[rows] = ~numbers.stopped
     if numbers.drafted is not None:
         rollout.drafted[rows], rollout.accepted[rows] = numbers.drafted, numbers.accepted
@@ -243,15 +245,15 @@ def padded(numbers):
 
 def on_host(tree):
     """Convert a tree of jax arrays to numpy, even if other processes have parts of the arrays."""
-    apart = [
+    split_arrays = [
         array
         for array in jax.tree.leaves(tree)
         if not (array.is_fully_addressable or array.is_fully_replicated)
     ]
-    if apart:
+    if split_arrays:
         # numpy can read only the parts on this process: replicate such arrays first, all in one
         # program
-        tree = _replicating(apart[0].sharding.mesh)(tree)
+        tree = _replicating(split_arrays[0].sharding.mesh)(tree)
     return jax.device_get(tree)
 
 

@@ -62,10 +62,10 @@ def cache_rooms(longest: int):
     Args:
         longest: The most tokens of a completion.
     """
-    sizes = [min(FIRST_ROOM, longest)]
-    while sizes[-1] < longest:
-        sizes.append(min(GROWTH * sizes[-1], longest))
-    return sizes
+    room_sizes = [min(FIRST_ROOM, longest)]
+    while room_sizes[-1] < longest:
+        room_sizes.append(min(GROWTH * room_sizes[-1], longest))
+    return room_sizes
 
 
 def ended_together(slots: int):
@@ -92,11 +92,11 @@ def most_calls(requests: int, slots: int, longest: int, chunks: int, *, turns: i
         chunks: The number of chunks of prompts.
         turns: The model's turns of a conversation; 0 for single turns.
     """
-    growths, waiting = len(cache_rooms(longest)) - 1, max(requests - slots, 0)
+    num_growths, num_waiting = len(cache_rooms(longest)) - 1, max(requests - slots, 0)
     if turns:
-        return Calls(chunks + waiting, growths + requests * (2 * turns - 1))
-    waits = -(-waiting // ended_together(slots))
-    return Calls(chunks + waits + growths, growths + waits + 1)
+        return Calls(chunks + num_waiting, num_growths + requests * (2 * turns - 1))
+    num_waits = -(-num_waiting // ended_together(slots))
+    return Calls(chunks + num_waits + num_growths, num_growths + num_waits + 1)
 
 
 def rollout_config(config, mesh):
@@ -110,8 +110,8 @@ def rollout_config(config, mesh):
     if mesh is None or not config.n_routed_experts:
         return config
     rules = decoding_rules(mesh, config.num_attention_heads, config.n_routed_experts)
-    held = config.n_routed_experts / axis_parts(mesh, rules["experts"])
-    return dataclasses.replace(config, expert_buffer=1 + UNEVEN / math.sqrt(held))
+    experts_per_device = config.n_routed_experts / axis_parts(mesh, rules["experts"])
+    return dataclasses.replace(config, expert_buffer=1 + UNEVEN / math.sqrt(experts_per_device))
 
 
 def rollout_mesh(config):
@@ -189,16 +189,16 @@ class Engine:
         prompt_room = self.requests.prompt_room
         self.longest, self.longest_turn = longest, log.turn_length() or longest
         self.own_rows = log.own_rows
-        sizes = slots, prompt_room, self.first_room(), longest
+        slot_sizes = slots, prompt_room, self.first_room(), longest
         if self.how.turns:
-            sizes += (np.int32(self.longest_turn),)
+            slot_sizes += (np.int32(self.longest_turn),)
             # By slot: the length of the conversation at the start of the current turn, and the
             # number of the turn
             self.began, self.turn = np.zeros(slots, int), np.zeros(slots, int)
             self.fold = jax.jit(jax.vmap(jax.random.fold_in))
-        self.state = self.run("slots", decode.empty_slots, self.how, *sizes)
-        room = prompt_room + longest
-        self.tables = self.run("tables", decode.rotations, self.how.config, room)
+        self.state = self.run("slots", decode.empty_slots, self.how, *slot_sizes)
+        total_room = prompt_room + longest
+        self.tables = self.run("tables", decode.rotations, self.how.config, total_room)
         # -1: the slot is free
         self.request_in = np.full(slots, -1)
         if log.keeps_routing or log.keeps_candidates:
@@ -231,13 +231,13 @@ class Engine:
         self.request_in[seats] = requests
         # All arrays have an entry for every slot, however many requests are seated, so that `seat`
         # compiles once
-        filled = np.isin(np.arange(len(self.request_in)), seats)
+        is_seated = np.isin(np.arange(len(self.request_in)), seats)
         # The other slots keep their state, so the values of any request will do for them
-        request = np.where(filled, self.request_in, 0)
+        request = np.where(is_seated, self.request_in, 0)
         row = self.requests.row_of[request]
-        row_in_chunk = np.where(filled, row - chunk * self.requests.chunk_size, 0)
+        row_in_chunk = np.where(is_seated, row - chunk * self.requests.chunk_size, 0)
         lengths, keys = self.requests.lengths[row], self.requests.keys[request]
-        seating = steps.Seating(filled, row_in_chunk, lengths, keys)
+        seating = steps.Seating(is_seated, row_in_chunk, lengths, keys)
         self.state = self.run("seat", decode.seat, *self.fixed, self.state, seating, self.prefilled)
         if self.how.turns:
             self.began[seats] = self.turn[seats] = 0
@@ -246,19 +246,19 @@ class Engine:
         """Run a chunk's prompts. Their caches replace the caches of the previous chunk."""
         # Free the previous chunk's caches before the new ones are computed
         self.prefilled = None
-        rows = self.requests.chunk(chunk)
-        arguments = self.how, self.weights, self.tables, *rows
+        chunk_arrays = self.requests.chunk(chunk)
+        arguments = self.how, self.weights, self.tables, *chunk_arrays
         prefilled = self.run("prefill", decode.prefill, *arguments)
         self.prefilled, self.chunk = prefilled._replace(experts=None), chunk
         if self.kept is not None:
-            first = np.int32(chunk * self.requests.chunk_size)
-            self.kept = kept.put_prompts(self.how, self.kept, prefilled.experts, first)
+            first_row = np.int32(chunk * self.requests.chunk_size)
+            self.kept = kept.put_prompts(self.how, self.kept, prefilled.experts, first_row)
 
     def _make_room(self, tokens):
         """Grow the caches to hold completions of `tokens` tokens, if any can be that long."""
-        wanted = min(tokens, self.longest)
-        if wanted > rooms(self.tables, self.state)[1]:
-            self._grow(next(size for size in cache_rooms(self.longest) if size >= wanted))
+        needed_room = min(tokens, self.longest)
+        if needed_room > rooms(self.tables, self.state)[1]:
+            self._grow(next(size for size in cache_rooms(self.longest) if size >= needed_room))
 
     def _grow(self, room):
         self.state = self.run("grow", decode.grow, self.how, self.tables, self.state, room)
@@ -281,17 +281,17 @@ class Engine:
         self._decode(ended_together(len(self.request_in)) if wanted else len(self.request_in))
 
     def _decode_turns(self):
-        ended, length = on_host((self.state.ended, self.state.length))
+        ended, lengths = on_host((self.state.ended, self.state.length))
         if ended.all():
             self.steps = min(self.due.values())
             return
         if self._may_grow:
-            self._make_room(length[~ended].max() + 1)
+            self._make_room(lengths[~ended].max() + 1)
         # Run no more steps than remain until the next text is due
-        left = min(self.due.values(), default=np.iinfo(np.int32).max) - self.steps
-        before = int(self.state.step)
-        self._decode(ended_together(len(self.request_in)), left)
-        self.steps += int(self.state.step) - before
+        remaining_steps = min(self.due.values(), default=np.iinfo(np.int32).max) - self.steps
+        step_before = int(self.state.step)
+        self._decode(ended_together(len(self.request_in)), remaining_steps)
+        self.steps += int(self.state.step) - step_before
 
     @property
     def _may_grow(self):
@@ -341,13 +341,13 @@ class Engine:
         if not len(slots):
             return {}
         # Every process gets the tokens: the one that runs the conversation may not own its slot
-        ended, found = fetch(self.how, self.state, slots), {}
+        ended, turn_by_slot = fetch(self.how, self.state, slots), {}
         lengths = (ended.numbers.sampled + ended.numbers.read).tolist()
         for i, slot in enumerate(slots.tolist()):
             ids = ended.tokens.ids[i, self.began[slot] : lengths[i]].tolist()
             row, stopped = int(self.request_in[slot]), bool(ended.numbers.stopped[i])
-            found[slot] = Turn(row, ids, stopped, lengths[i])
-        return found
+            turn_by_slot[slot] = Turn(row, ids, stopped, lengths[i])
+        return turn_by_slot
 
     def read(self, texts: dict[int, list[int]]):
         """Let slots read texts and begin their next turns.
@@ -357,27 +357,31 @@ class Engine:
         """
         slots = np.array(sorted(texts))
         self.turn[slots] += 1
-        length = on_host(self.state.length).astype(int)
-        self.began[slots] = [length[slot] + len(texts[slot]) for slot in slots]
+        lengths = on_host(self.state.length).astype(int)
+        self.began[slots] = [lengths[slot] + len(texts[slot]) for slot in slots]
         self._make_room(self.began[slots].max() + 1)
-        left = {slot: texts[slot] for slot in slots}
-        while left:
-            sizes = {slot: turns.chunk_of(len(ids)) for slot, ids in left.items()}
-            size = max(sizes.values())
-            now = {slot: ids for slot, ids in left.items() if sizes[slot] == size}
-            self._read(now, size)
-            left = left | {slot: ids[size:] for slot, ids in now.items()}
-            left = {slot: ids for slot, ids in left.items() if ids}
+        remaining_texts = {slot: texts[slot] for slot in slots}
+        while remaining_texts:
+            chunk_sizes = {slot: turns.chunk_of(len(ids)) for slot, ids in remaining_texts.items()}
+            size = max(chunk_sizes.values())
+            current_texts = {
+                slot: ids for slot, ids in remaining_texts.items() if chunk_sizes[slot] == size
+            }
+            self._read(current_texts, size)
+            remaining_texts = remaining_texts | {
+                slot: ids[size:] for slot, ids in current_texts.items()
+            }
+            remaining_texts = {slot: ids for slot, ids in remaining_texts.items() if ids}
 
     def _read(self, texts, size):
         """Let slots read the first `size` ids of their texts."""
-        count = len(self.request_in)
-        tokens, counts = np.zeros((count, size), np.int32), np.zeros(count, np.int32)
-        resumes = np.zeros(count, bool)
+        num_slots = len(self.request_in)
+        tokens, counts = np.zeros((num_slots, size), np.int32), np.zeros(num_slots, np.int32)
+        resumes = np.zeros(num_slots, bool)
         for slot, ids in texts.items():
-            own = ids[:size]
-            tokens[slot, : len(own)], counts[slot] = own, len(own)
-            resumes[slot] = len(own) == len(ids)
+            chunk_ids = ids[:size]
+            tokens[slot, : len(chunk_ids)], counts[slot] = chunk_ids, len(chunk_ids)
+            resumes[slot] = len(chunk_ids) == len(ids)
         keys = self.requests.keys[np.maximum(self.request_in, 0)]
         limit = np.minimum(self.began + self.longest_turn, self.longest).astype(np.int32)
         chunk = turns.Chunk(tokens, counts, resumes, self.fold(keys, self.turn), limit)

@@ -93,8 +93,8 @@ def generate(
     if queue:
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             began = time.perf_counter()
-            how = Decoding(config, speculative, converses)
-            engine = Engine(how, sampling, tuple(eos_ids), params, requests)
+            decoding = Decoding(config, speculative, converses)
+            engine = Engine(decoding, sampling, tuple(eos_ids), params, requests)
             log.weight_sync_seconds = time.perf_counter() - began
             engine.open(slots, max_completion_length, log)
             serve(queue, engine, result, log)
@@ -112,24 +112,24 @@ def serve(queue: RequestQueue, engine: Engine, result: Rollout, log: RolloutLog)
     """
     conversations = log.conversations
     while queue or engine.is_busy:
-        free = engine.free_slots()
-        if queue and len(free):
-            engine.seat(queue.take(len(free)), free)
+        free_slots = engine.free_slots()
+        if queue and len(free_slots):
+            engine.seat(queue.take(len(free_slots)), free_slots)
         else:
             # While requests wait, decoding returns when slots are free. Without requests a free
             # slot has no use
             engine.decode(wanted=bool(queue))
         # A seated request has ended already if its first token is an end token or fills its room
         ended = engine.ended()
-        over = ended if conversations is None else _go_on(engine, ended, conversations)
-        rows = engine.collect(result, over)
+        finished_slots = ended if conversations is None else _go_on(engine, ended, conversations)
+        rows = engine.collect(result, finished_slots)
         if len(rows):
-            here = result.is_here[rows]
+            is_here = result.is_here[rows]
             if conversations is not None:
-                cut = [conversations.of[row].cut is not None for row in rows.tolist()]
-                result.truncated[rows] |= cut
-                conversations.forget(rows[~here].tolist())
-            log.add(rows[here], result)
+                is_cut = [conversations.of[row].cut is not None for row in rows.tolist()]
+                result.truncated[rows] |= is_cut
+                conversations.forget(rows[~is_here].tolist())
+            log.add(rows[is_here], result)
 
 
 def _go_on(engine, ended, conversations):
@@ -141,18 +141,18 @@ def _go_on(engine, ended, conversations):
     Returns:
         The slots with a conversation that is over, int[e].
     """
-    due = sorted(slot for slot, at in engine.due.items() if at <= engine.steps)
-    turned = engine.turns_of(ended)
-    if not turned and not due:
+    due_slots = sorted(slot for slot, step in engine.due.items() if step <= engine.steps)
+    turn_by_slot = engine.turns_of(ended)
+    if not turn_by_slot and not due_slots:
         return ended
-    rows = {int(engine.request_in[slot]): slot for slot in (*due, *turned)}
-    answered = [int(engine.request_in[slot]) for slot in due]
-    found = conversations.after(list(turned.values()), answered)
-    for row, slot in rows.items():
+    slot_by_row = {int(engine.request_in[slot]): slot for slot in (*due_slots, *turn_by_slot)}
+    due_rows = [int(engine.request_in[slot]) for slot in due_slots]
+    ids_by_row = conversations.after(list(turn_by_slot.values()), due_rows)
+    for row, slot in slot_by_row.items():
         engine.due.pop(slot, None)
-        if row not in found:
+        if row not in ids_by_row:
             engine.due[slot] = engine.steps + conversations.use.limits.call_steps
-    texts = {rows[row]: ids for row, ids in found.items() if ids is not None}
+    texts = {slot_by_row[row]: ids for row, ids in ids_by_row.items() if ids is not None}
     if texts:
         engine.read(texts)
-    return np.array([rows[row] for row, ids in found.items() if ids is None], int)
+    return np.array([slot_by_row[row] for row, ids in ids_by_row.items() if ids is None], int)

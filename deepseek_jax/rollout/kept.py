@@ -55,24 +55,30 @@ def begin(how, sampling, log, slots, requests):
     Returns:
         The Slots with places for their current tokens, and a Kept with places for all requests.
     """
-    count, length = slots.tokens.shape
+    num_slots, length = slots.tokens.shape
     # Whole chunks of prompts, and a multiple of the slots: both split over the devices
-    rows = -(-len(requests.keys) // count) * count
-    prompts = len(requests.tokens), requests.prompt_room
-    of_token = how.config.num_moe_layers, how.config.num_experts_per_tok
-    nothing = functools.partial(_nothing, how)
-    kept = Kept(None, None, None)
+    rows = -(-len(requests.keys) // num_slots) * num_slots
+    prompt_shape = len(requests.tokens), requests.prompt_room
+    token_shape = how.config.num_moe_layers, how.config.num_experts_per_tok
+    make_empty = functools.partial(_nothing, how)
+    kept_arrays = Kept(None, None, None)
     if log.keeps_routing:
-        slots = slots._replace(experts=nothing((count, length, *of_token), FREE, DTYPE))
-        own = ((*prompts, *of_token), (rows, length, *of_token))
-        of_prompts, of_completions = (nothing(shape, FREE, DTYPE) for shape in own)
-        kept = kept._replace(prompt_experts=of_prompts, completion_experts=of_completions)
+        slots = slots._replace(experts=make_empty((num_slots, length, *token_shape), FREE, DTYPE))
+        expert_shapes = ((*prompt_shape, *token_shape), (rows, length, *token_shape))
+        prompt_experts, completion_experts = (
+            make_empty(shape, FREE, DTYPE) for shape in expert_shapes
+        )
+        kept_arrays = kept_arrays._replace(
+            prompt_experts=prompt_experts, completion_experts=completion_experts
+        )
     if log.keeps_candidates:
-        shapes = ((each, length, sampling.top_k) for each in (count, rows))
-        of_slots, of_completions = (nothing(shape, -1, jnp.int32) for shape in shapes)
-        slots = slots._replace(candidates=of_slots)
-        kept = kept._replace(candidates=of_completions)
-    return slots, kept
+        shapes = ((num_rows, length, sampling.top_k) for num_rows in (num_slots, rows))
+        slot_candidates, completion_candidates = (
+            make_empty(shape, -1, jnp.int32) for shape in shapes
+        )
+        slots = slots._replace(candidates=slot_candidates)
+        kept_arrays = kept_arrays._replace(candidates=completion_candidates)
+    return slots, kept_arrays
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -90,7 +96,7 @@ def stacked(experts: list):
     Returns:
         uint16[... l a]; None for a dense model.
     """
-    experts = [each for each in experts if each is not None]
+    experts = [layer_experts for layer_experts in experts if layer_experts is not None]
     return jnp.stack(experts, axis=-2).astype(DTYPE) if experts else None
 
 
@@ -103,9 +109,9 @@ def note(slots, experts_bla, active):
         experts_bla: uint16[b l a].
         active: bool[b].
     """
-    at = jnp.arange(len(active)), slots.length - 1
-    new = jnp.where(active[:, None, None], experts_bla, slots.experts[at])
-    return slots._replace(experts=slots.experts.at[at].set(new))
+    places = jnp.arange(len(active)), slots.length - 1
+    new_experts = jnp.where(active[:, None, None], experts_bla, slots.experts[places])
+    return slots._replace(experts=slots.experts.at[places].set(new_experts))
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -121,9 +127,9 @@ def put_prompts(how, kept: Kept, experts_ptla, first):
     if kept.prompt_experts is None:
         return kept
     room = kept.prompt_experts.shape[1]
-    own = _fitted(experts_ptla, room, FREE)
-    own = jax.lax.dynamic_update_slice_in_dim(kept.prompt_experts, own, first, axis=0)
-    return kept._replace(prompt_experts=own_slots(own))
+    chunk_experts = _fitted(experts_ptla, room, FREE)
+    experts = jax.lax.dynamic_update_slice_in_dim(kept.prompt_experts, chunk_experts, first, axis=0)
+    return kept._replace(prompt_experts=own_slots(experts))
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -139,15 +145,15 @@ def put_completions(how, kept: Kept, slots, seats, rows):
     length_e1 = slots.length[seats][:, None]
     # After these counts a slot still has entries of an earlier request. The last token was never
     # run, so it has no experts
-    counted = {"completion_experts": (slots.experts, length_e1 - 1)}
-    counted["candidates"] = slots.candidates, length_e1
-    for name, (own, count_e1) in counted.items():
-        if own is not None:
-            own = own[seats]
-            is_own = jnp.arange(own.shape[1]) < count_e1
-            is_own = is_own.reshape(*is_own.shape, *[1] * (own.ndim - 2))
-            own = jnp.where(is_own, own, NOTHING[name])
-            kept = kept._replace(**{name: own_slots(getattr(kept, name).at[rows].set(own))})
+    counted_arrays = {"completion_experts": (slots.experts, length_e1 - 1)}
+    counted_arrays["candidates"] = slots.candidates, length_e1
+    for name, (entries, count_e1) in counted_arrays.items():
+        if entries is not None:
+            entries = entries[seats]
+            is_valid = jnp.arange(entries.shape[1]) < count_e1
+            is_valid = is_valid.reshape(*is_valid.shape, *[1] * (entries.ndim - 2))
+            entries = jnp.where(is_valid, entries, NOTHING[name])
+            kept = kept._replace(**{name: own_slots(getattr(kept, name).at[rows].set(entries))})
     return kept
 
 
@@ -168,20 +174,20 @@ def rows_of(kept: Kept, prompts, completions, prompt_length: int, completion_len
     rows = {}
     for name, array in kept._asdict().items():
         if array is not None:
-            of_prompts = name == "prompt_experts"
-            at, length = (
-                (prompts, prompt_length) if of_prompts else (completions, completion_length)
+            is_of_prompts = name == "prompt_experts"
+            row_numbers, length = (
+                (prompts, prompt_length) if is_of_prompts else (completions, completion_length)
             )
-            own = _fitted(array[at], length, NOTHING[name])
-            rows[name] = constrain(own, ("batch", *[None] * (own.ndim - 1)))
+            field_rows = _fitted(array[row_numbers], length, NOTHING[name])
+            rows[name] = constrain(field_rows, ("batch", *[None] * (field_rows.ndim - 1)))
     return rows
 
 
 def _fitted(array, length, value):
     """Cut an array [b t ...], or pad it with `value`, to t = length."""
     array = array[:, :length]
-    missing = [(0, 0), (0, length - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
-    return jnp.pad(array, missing, constant_values=value)
+    padding = [(0, 0), (0, length - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
+    return jnp.pad(array, padding, constant_values=value)
 
 
 def check_rows(config, rows):
@@ -212,6 +218,6 @@ def check_rows(config, rows):
 def _extremes(rows):
     """Return the highest expert and the lowest candidate of a batch."""
     experts = [rows[name] for name in rows if name.endswith("_experts")]
-    highest = [jnp.where(each == FREE, 0, each).max().astype(jnp.int32) for each in experts]
+    highest = [jnp.where(array == FREE, 0, array).max().astype(jnp.int32) for array in experts]
     lowest = rows["candidates"].min() if "candidates" in rows else jnp.int32(-1)
     return jnp.stack([jnp.int32(0), *highest]).max(), lowest

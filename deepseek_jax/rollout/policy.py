@@ -86,11 +86,11 @@ class Policy:
         Raises:
             ValueError: As with_prompts, fitting and check_room do.
         """
-        asked = self.with_prompts(examples)
+        prompted_examples = self.with_prompts(examples)
         if limit.prompt is not None:
-            asked = fitting(asked, limit.prompt, kind, together)
-        check_room(self.config, asked, limit.completion)
-        return asked
+            prompted_examples = fitting(prompted_examples, limit.prompt, kind, together)
+        check_room(self.config, prompted_examples, limit.completion)
+        return prompted_examples
 
     def with_prompts(self, examples):
         """Return the examples, each with the ids of its prompt as prompt_ids.
@@ -145,8 +145,8 @@ class Policy:
                 for example, prompt, text in zip(examples, prompts, texts, strict=True)
             ]
             conversations.prompts = prompts
-            room = self.config.max_position_embeddings - longest
-            check_reset(prompts, min(room, longest_prompt or room))
+            prompt_room = self.config.max_position_embeddings - longest
+            check_reset(prompts, min(prompt_room, longest_prompt or prompt_room))
             rollout = self._generate(prompts, options, n, seed, log)
         texts = completion_texts(self.tokenizer, prompts, rollout)
         return Answers(texts, rollout, n, prompts, conversations.records())
@@ -196,12 +196,12 @@ def find_source(path: str | Path):
     path = checkpoint_path(path)
     if not is_adapter(path):
         return Source(path, None, path)
-    name = adapter_base(path)
-    base = name if hub_id(name) is not None else checkpoint_path(name)
-    if base != name and not base.exists():
+    base_name = adapter_base(path)
+    base = base_name if hub_id(base_name) is not None else checkpoint_path(base_name)
+    if base != base_name and not base.exists():
         raise ValueError(
-            f"the adapter in {path} was trained beside {name}, which is not there; put it there, or load it "
-            "from where it is, and give this folder as its adapter"
+            f"the adapter in {path} was trained beside {base_name}, which is not there; put it there, or "
+            "load it from where it is, and give this folder as its adapter"
         )
     # The folder of an adapter from peft has no tokenizer
     return Source(base, path, path if (path / RECORD).is_file() else base)
@@ -262,7 +262,7 @@ def described_policy(
         ValueError: As load_policy does.
     """
     model = model or {}
-    how = build(RunSettings, how_to_run(model), "model")
+    run_settings = build(RunSettings, how_to_run(model), "model")
     source = find_source(path)
     if hub_id(source.base) is None:
         check_checkpoint(source.base)
@@ -278,7 +278,7 @@ def described_policy(
     has_turns = template != "chat" or tokenizer.chat is not None
     if has_turns:
         end_of_turn(tokenizer, template)
-    config = dataclasses.replace(config, **dataclasses.asdict(how))
+    config = dataclasses.replace(config, **dataclasses.asdict(run_settings))
     check_vocabulary(config, tokenizer)
     if has_turns:
         config = ending_turns(config, tokenizer, template)
@@ -293,8 +293,8 @@ def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer):
             f"model.vocab_size={config.vocab_size} is below the tokenizer's {tokenizer.vocab_size}; "
             "raise it"
         )
-    beyond = [token for token in config.eos_ids if not 0 <= token < config.vocab_size]
-    if beyond:
+    invalid_ids = [token for token in config.eos_ids if not 0 <= token < config.vocab_size]
+    if invalid_ids:
         raise ValueError(
             f"model.eos_token_id={config.eos_token_id} is not within the model's vocab_size="
             f"{config.vocab_size}: no text would ever end; correct config.json"
@@ -328,21 +328,23 @@ def fitting(examples, max_prompt_length: int, kind: str, together: int = 1):
     """
     lengths = [len(example["prompt_ids"]) for example in examples]
     starts = range(0, len(examples), together)
-    longest = {start: max(lengths[start : start + together]) for start in starts}
-    kept = [start for start in starts if longest[start] <= max_prompt_length]
-    fits = [example for start in kept for example in examples[start : start + together]]
-    if not fits:
-        shortest = min(longest.values())
+    longest_by_start = {start: max(lengths[start : start + together]) for start in starts}
+    kept_starts = [start for start in starts if longest_by_start[start] <= max_prompt_length]
+    fitting_examples = [
+        example for start in kept_starts for example in examples[start : start + together]
+    ]
+    if not fitting_examples:
+        shortest = min(longest_by_start.values())
         raise ValueError(
             f"max_prompt_length={max_prompt_length} is below all {len(examples)} {kind} prompts; the "
             f"shortest has {shortest} tokens; raise it"
         )
-    if len(fits) < len(examples):
+    if len(fitting_examples) < len(examples):
         say(
-            f"{len(examples) - len(fits)} of {len(examples)} {kind} prompts are longer than "
+            f"{len(examples) - len(fitting_examples)} of {len(examples)} {kind} prompts are longer than "
             f"{max_prompt_length} tokens: left out"
         )
-    return fits
+    return fitting_examples
 
 
 def check_reset(prompts, limit: int):

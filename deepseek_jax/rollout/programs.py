@@ -98,32 +98,34 @@ def rollout_programs(
         mesh = decoding_mesh(mesh, config.num_attention_heads)
         config = rollout_config(config, mesh)
     slots = min(options.slots, -(-asked.prompts * asked.n // mesh.size) * mesh.size)
-    parts = batch_parts_of(mesh if mesh.size > 1 else None, config)
-    requests = _one_chunk(asked, chunk_rows(asked.prompts, asked.n, slots, parts))
-    sizes = _Sizes(config, slots, requests.prompt_room, options.max_completion_length, asked)
-    how = Decoding(config, options.speculative, asked.turns > 0)
-    engine = _Recorded(how, params, requests, mesh, sizes)
+    num_parts = batch_parts_of(mesh if mesh.size > 1 else None, config)
+    requests = _one_chunk(asked, chunk_rows(asked.prompts, asked.n, slots, num_parts))
+    rollout_sizes = _Sizes(
+        config, slots, requests.prompt_room, options.max_completion_length, asked
+    )
+    decoding = Decoding(config, options.speculative, asked.turns > 0)
+    engine = _Recorded(decoding, params, requests, mesh, rollout_sizes)
     engine.call_all()
-    works = sizes.works(how, requests.chunk_size)
+    work_by_name = rollout_sizes.works(decoding, requests.chunk_size)
     # Weights in int8 are not copied: decoding reads the parameters themselves
-    waiting = [] if is_quantized(params) else [Held("the parameters", params)]
-    first, *others = [
+    held_params = [] if is_quantized(params) else [Held("the parameters", params)]
+    first_program, *other_programs = [
         dataclasses.replace(
             program,
             name=name + key,
             needs=tuple(name + other for other in program.needs),
             waiting=tuple(name + other for other in program.waiting),
-            **works[key]._asdict(),
+            **work_by_name[key]._asdict(),
         )
         for key, program in engine.calls.items()
     ]
-    return [first, *beside(others, *waiting)]
+    return [first_program, *beside(other_programs, *held_params)]
 
 
-def _one_chunk(asked, rows):
+def _one_chunk(workload, rows):
     """Return the Requests of a single chunk; all chunks have its sizes."""
     # Where completions leave no room for a prompt, its own check says so
-    room = prompt_room(max(asked.prompt_length, 1))
+    room = prompt_room(max(workload.prompt_length, 1))
     tokens, lengths = np.zeros((rows, room), np.int32), np.ones(rows, np.int32)
     return Requests(tokens, lengths, np.zeros(1, int), _Keys(), room, rows)
 
@@ -169,33 +171,33 @@ class _Sizes(NamedTuple):
         Args:
             chunk: The number of prompts that are prefilled at once.
         """
-        asked, slots = self.asked, self.slots
-        requests, chunks = asked.prompts * asked.n, -(-asked.prompts // chunk)
-        calls = most_calls(requests, slots, self.longest, chunks, turns=asked.turns)
+        workload, slots = self.asked, self.slots
+        requests, chunks = workload.prompts * workload.n, -(-workload.prompts // chunk)
+        calls = most_calls(requests, slots, self.longest, chunks, turns=workload.turns)
         # How often all slots are seated anew. Each time they decode for as long as the longest
         # completion takes
         seatings = -(-requests // slots)
         # A slot's token sees its prompt and, on average, half of its completion
-        seen = self.prompt_room + self.longest / 2
-        flops = forward_flops(self.config, seen)
+        seen_tokens = self.prompt_room + self.longest / 2
+        flops = forward_flops(self.config, seen_tokens)
         if how.drafts:
             # A step runs the last token and a draft, each with its pair in the module, and gains
             # one or two tokens
-            flops = 2 * forward_flops(self.config, seen, depths=1)
+            flops = 2 * forward_flops(self.config, seen_tokens, depths=1)
         # Only a prompt's last token needs logits, from which the completion's first token is
         # sampled
-        prompts = forward_work(self.config, chunk, self.prompt_room, logits=1)
-        of_slots = f"{slots:,} slots x {self.prompt_room + self.longest:,}"
+        prompt_work = forward_work(self.config, chunk, self.prompt_room, logits=1)
+        slots_text = f"{slots:,} slots x {self.prompt_room + self.longest:,}"
         return {
             "weights": _Work("", SYNC),
-            "slots": _Work(of_slots),
+            "slots": _Work(slots_text),
             "prefill": _Work(
-                prompts.sizes, times=chunks, tokens=prompts.tokens, flops=prompts.flops
+                prompt_work.sizes, times=chunks, tokens=prompt_work.tokens, flops=prompt_work.flops
             ),
-            "seat": _Work(of_slots, times=calls.seat),
-            "grow": _Work(of_slots, times=len(cache_rooms(self.longest)) - 1),
+            "seat": _Work(slots_text, times=calls.seat),
+            "grow": _Work(slots_text, times=len(cache_rooms(self.longest)) - 1),
             "decode": _Work(
-                of_slots,
+                slots_text,
                 times=calls.decode,
                 token_steps=seatings * self.longest,
                 tokens=slots,
@@ -204,11 +206,11 @@ class _Sizes(NamedTuple):
         } | {
             f"read {size}": _Work(
                 f"{slots:,} slots x {size}",
-                times=seatings * (asked.turns - 1),
+                times=seatings * (workload.turns - 1),
                 tokens=slots * size,
                 # No logits: the next turn begins with the last token of the text, which a step of
                 # decoding runs
-                flops=slots * size * forward_flops(self.config, seen, logits=0.0),
+                flops=slots * size * forward_flops(self.config, seen_tokens, logits=0.0),
             )
             for size in turns.CHUNKS
         }
@@ -262,8 +264,8 @@ class _Recorded(Engine):
     def _prepared(self, params):
         if is_quantized(params):
             # The arguments are donated and returned, so nothing is copied
-            kept = jax.jit(in_place, static_argnums=0, donate_argnums=1)
-            return self.run("weights", kept, self.how.config, params)
+            jitted_in_place = jax.jit(in_place, static_argnums=0, donate_argnums=1)
+            return self.run("weights", jitted_in_place, self.how.config, params)
         return super()._prepared(params)
 
     def run(self, name, program, *arguments):
@@ -272,7 +274,7 @@ class _Recorded(Engine):
             return [everywhere(self.mesh, table.shape, table.dtype) for table in tables]
         arguments = jax.tree.map(self._described, arguments)
         needs = _programs_of(arguments)
-        held = _programs_of((self.weights, self.state, self.prefilled))
+        held_programs = _programs_of((self.weights, self.state, self.prefilled))
         self.calls[name] = Program(
             name,
             program,
@@ -282,7 +284,7 @@ class _Recorded(Engine):
             flops=0.0,
             sizes="",
             needs=needs,
-            waiting=tuple(other for other in held if other not in needs),
+            waiting=tuple(other for other in held_programs if other not in needs),
         )
         if name == "prefill":
             return Prefilled(*(_Later(name, field) for field in Prefilled._fields))
@@ -300,17 +302,17 @@ class _Recorded(Engine):
 
     def _known(self, needs, arguments, *results):
         """Return the arguments, with the results of the programs that they need."""
-        of = dict(zip(needs, results, strict=True))
+        result_by_program = dict(zip(needs, results, strict=True))
 
-        def known(leaf):
+        def known_leaf(leaf):
             if not isinstance(leaf, _Later):
                 return leaf
-            found = of[leaf.program]
+            result = result_by_program[leaf.program]
             if leaf.field is not None:
-                return getattr(found, leaf.field)
-            return self._as_kept(found, leaf.room) if leaf.program == "slots" else found
+                return getattr(result, leaf.field)
+            return self._as_kept(result, leaf.room) if leaf.program == "slots" else result
 
-        return jax.tree.map(known, arguments)
+        return jax.tree.map(known_leaf, arguments)
 
     def _as_kept(self, slots, room):
         """Return the abstract Slots with places for what the rollout keeps.
@@ -319,11 +321,11 @@ class _Recorded(Engine):
             slots: The result of the program slots.
             room: The completion room of their caches, if it is smaller; else None.
         """
-        asked, config = self.sizes.asked, self.how.config
+        workload, config = self.sizes.asked, self.how.config
 
-        def of_tokens(dtype, *sizes):
-            shape, place = (*slots.tokens.shape, *sizes), slots.tokens.sharding
-            return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+        def token_array(dtype, *token_shape):
+            shape, sharding = (*slots.tokens.shape, *token_shape), slots.tokens.sharding
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
         def smaller(cache):
             shape = cache.shape[0], self.requests.prompt_room + room, *cache.shape[2:]
@@ -331,15 +333,15 @@ class _Recorded(Engine):
 
         if room is not None:
             slots = slots._replace(caches=jax.tree.map(smaller, slots.caches))
-        if asked.keeps_routing:
-            of_experts = config.num_moe_layers, config.num_experts_per_tok
-            slots = slots._replace(experts=of_tokens(DTYPE, *of_experts))
-        if asked.candidates:
-            slots = slots._replace(candidates=of_tokens(jnp.int32, asked.candidates))
+        if workload.keeps_routing:
+            expert_sizes = config.num_moe_layers, config.num_experts_per_tok
+            slots = slots._replace(experts=token_array(DTYPE, *expert_sizes))
+        if workload.candidates:
+            slots = slots._replace(candidates=token_array(jnp.int32, workload.candidates))
         return slots
 
 
 def _programs_of(tree):
     """Return the names of the programs that the _Later of a tree stand for."""
-    later = (leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, _Later))
-    return tuple(dict.fromkeys(leaf.program for leaf in later))
+    placeholders = (leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, _Later))
+    return tuple(dict.fromkeys(leaf.program for leaf in placeholders))

@@ -172,23 +172,27 @@ def append(slots, tokens, logprobs, seats, eos_ids, candidates=None):
         eos_ids: Ids that end a completion.
         candidates: int32[b n], if the rollout keeps them.
     """
-    at = jnp.arange(len(tokens)), slots.length
+    places = jnp.arange(len(tokens)), slots.length
     length = slots.length + seats
     # -1 is no token: without eos_ids only a lack of room ends a completion
-    stops = jnp.isin(tokens, jnp.array(eos_ids or (-1,)))
+    is_stop = jnp.isin(tokens, jnp.array(eos_ids or (-1,)))
     is_full = length == (slots.tokens.shape[1] if slots.turns is None else slots.turns.limit)
     if slots.candidates is not None:
-        own = jnp.where(seats[:, None], candidates, slots.candidates[at])
-        slots = slots._replace(candidates=slots.candidates.at[at].set(own, mode="drop"))
+        new_candidates = jnp.where(seats[:, None], candidates, slots.candidates[places])
+        slots = slots._replace(
+            candidates=slots.candidates.at[places].set(new_candidates, mode="drop")
+        )
     return slots._replace(
         length=length,
         last_token=jnp.where(seats, tokens, slots.last_token),
-        ended=jnp.where(seats, stops | is_full, slots.ended),
-        stopped=jnp.where(seats, stops, slots.stopped),
+        ended=jnp.where(seats, is_stop | is_full, slots.ended),
+        stopped=jnp.where(seats, is_stop, slots.stopped),
         # mode="drop": a full slot's length is one past the last index
-        tokens=slots.tokens.at[at].set(jnp.where(seats, tokens, slots.tokens[at]), mode="drop"),
-        logprobs=slots.logprobs.at[at].set(
-            jnp.where(seats, logprobs, slots.logprobs[at]), mode="drop"
+        tokens=slots.tokens.at[places].set(
+            jnp.where(seats, tokens, slots.tokens[places]), mode="drop"
+        ),
+        logprobs=slots.logprobs.at[places].set(
+            jnp.where(seats, logprobs, slots.logprobs[places]), mode="drop"
         ),
     )
 
@@ -206,13 +210,13 @@ def repeat(body, slots, ends, most, steps=None):
         steps: int32[]; None for any number of steps.
     """
     # Free slots have ended already: count only slots that end in this loop
-    ended_before, first = slots.ended, slots.step
+    ended_before, first_step = slots.ended, slots.step
 
     def keep_on(slots):
         ended = (slots.ended & ~ended_before).sum()
         is_full = jnp.any(~slots.ended & (slots.length > most))
         goes_on = jnp.any(~slots.ended) & (ended < ends) & ~is_full
-        return goes_on if steps is None else goes_on & (slots.step - first < steps)
+        return goes_on if steps is None else goes_on & (slots.step - first_step < steps)
 
     return jax.lax.while_loop(keep_on, body, slots)
 
@@ -232,22 +236,22 @@ def grown(how, tables, slots, completion_room):
 
     Every token gets the index that it would have if the room had always been this large.
     """
-    prompt_room, old = rooms(tables, slots)
+    prompt_room, old_room = rooms(tables, slots)
     if not how.is_ring:
 
         def longer(cache):
-            return own_slots(jnp.pad(cache, ((0, 0), (0, completion_room - old), (0, 0))))
+            return own_slots(jnp.pad(cache, ((0, 0), (0, completion_room - old_room), (0, 0))))
 
         return slots._replace(caches=jax.tree.map(longer, slots.caches))
     index_t = jnp.arange(completion_room)
     # The latest step before this one that would write each index of the larger ring
     step_t = slots.step - 1 - (slots.step - 1 - index_t) % completion_room
     # The smaller ring has overwritten earlier steps, and no slot has a token of them
-    is_there = step_t >= slots.step - old
+    is_there = step_t >= slots.step - old_room
 
     def larger(cache):
         prompt, ring = cache[:, :prompt_room], cache[:, prompt_room:]
-        ring = jnp.where(is_there[:, None], jnp.take(ring, step_t % old, axis=1), 0)
+        ring = jnp.where(is_there[:, None], jnp.take(ring, step_t % old_room, axis=1), 0)
         return own_slots(jnp.concatenate([prompt, ring.astype(cache.dtype)], axis=1))
 
     return slots._replace(caches=jax.tree.map(larger, slots.caches))

@@ -55,8 +55,8 @@ def stream(
     slots = 1 if mesh is None else mesh.size
     requests = make_requests([prompt], 1, seed, slots, batch_parts_of(mesh, config))
     buckets = requests.prompt_room // PROMPT_BUCKET
-    room = PROMPT_BUCKET << (buckets - 1).bit_length()
-    requests = requests._replace(prompt_room=room)
+    prompt_room = PROMPT_BUCKET << (buckets - 1).bit_length()
+    requests = requests._replace(prompt_room=prompt_room)
     with _on(mesh):
         engine = Engine(Decoding(config), sampling, tuple(eos_ids), params, requests)
         engine.open(slots, min(max_completion_length, limit), RolloutLog())
@@ -82,12 +82,12 @@ def text_pieces(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
     when one more piece is yielded. Joined, the pieces are the text of all tokens, without special
     tokens.
     """
-    ids, shown = [], ""
+    ids, shown_text = [], ""
     for token in tokens:
         ids.append(token)
         text = tokenizer.decode(ids)
-        whole = text.rstrip(UNFINISHED)
-        piece = whole[len(shown) :] if whole.startswith(shown) else ""
-        shown += piece
+        complete_text = text.rstrip(UNFINISHED)
+        piece = complete_text[len(shown_text) :] if complete_text.startswith(shown_text) else ""
+        shown_text += piece
         yield piece
-    yield tokenizer.decode(ids)[len(shown) :]
+    yield tokenizer.decode(ids)[len(shown_text) :]

@@ -64,19 +64,19 @@ class Talk:
             ValueError: Before the first piece, and the text is forgotten: the tokenizer or the
                 template cannot represent the text, or the model has no position left.
         """
-        policy, asked = self.policy, [*self.messages, {"role": "user", "content": text}]
-        prompt = render_question(policy.tokenizer, {"messages": asked}, template=policy.template)
+        policy, messages = self.policy, [*self.messages, {"role": "user", "content": text}]
+        prompt = render_question(policy.tokenizer, {"messages": messages}, template=policy.template)
         check_positions(policy, prompt)
         tokens = sampled_tokens(policy, prompt, self.sampling, self.max_tokens, seed)
-        said = opened_thought(policy.tokenizer, prompt)
+        reply = opened_thought(policy.tokenizer, prompt)
         try:
-            yield said
+            yield reply
             for piece in text_pieces(policy.tokenizer, tokens):
-                said += piece
+                reply += piece
                 yield piece
         finally:
-            if self.holds_turns and said:
-                self.messages = [*asked, {"role": "assistant", "content": said}]
+            if self.holds_turns and reply:
+                self.messages = [*messages, {"role": "assistant", "content": reply}]
 
 
 def check_positions(policy: Policy, prompt: list[int]):

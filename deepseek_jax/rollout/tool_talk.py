@@ -86,63 +86,67 @@ class ToolTalk:
 
     def _turns(self, conversations: Conversations, prompt, seed):
         """Yield the text of all turns in pieces: the model's, and the answers that it reads."""
-        policy, ids, shown = self.policy, [], 0
+        policy, ids, num_shown = self.policy, [], 0
 
-        def news():
+        def new_lines():
             """Return the lines of the messages that were not shown yet."""
-            nonlocal shown
-            messages = conversations.of[0].messages[shown:]
-            shown += len(messages)
+            nonlocal num_shown
+            messages = conversations.of[0].messages[num_shown:]
+            num_shown += len(messages)
             # The model's turns were shown while they were sampled
             lines = [line_text(*line) for line in spoken_lines(messages) if line[0] != "model"]
             return "".join(f"\n{line}" for line in lines)
 
         yield line_text("model", opened_thought(policy.tokenizer, prompt))
         while True:
-            turn = []
+            turn_ids = []
             try:
-                yield from self._turn(conversations, prompt + ids, len(ids), turn, seed)
+                yield from self._turn(conversations, prompt + ids, len(ids), turn_ids, seed)
             finally:
-                ids = ids + turn
-                if turn and self.holds_turns:
+                ids = ids + turn_ids
+                if turn_ids and self.holds_turns:
                     self._keep(prompt + ids)
-            found = conversations.after([Turn(0, turn, turn[-1] in policy.eos_ids, len(ids))], ())
-            yield news()
+            ids_by_row = conversations.after(
+                [Turn(0, turn_ids, turn_ids[-1] in policy.eos_ids, len(ids))], ()
+            )
+            yield new_lines()
             # First the results of its calls are due, then the reward
-            while not found:
-                found = conversations.after((), [0])
-            read = found[0]
-            yield news()
-            if read is None:
+            while not ids_by_row:
+                ids_by_row = conversations.after((), [0])
+            read_ids = ids_by_row[0]
+            yield new_lines()
+            if read_ids is None:
                 return
-            ids += read
+            ids += read_ids
             yield "\n" + line_text("model", "")
 
-    def _turn(self, conversations, prompt, length, turn, seed):
+    def _turn(self, conversations, prompt, length, turn_ids, seed):
         """Yield the pieces of one turn, and add its ids to a list.
 
         Args:
             conversations: The Conversations, of one row.
             prompt: The ids before the turn.
             length: Tokens of the conversation so far.
-            turn: The list that gets the ids.
+            turn_ids: The list that gets the ids.
         """
         policy, longest = self.policy, conversations.longest
         # All turns pass max_tokens, so that they share their programs
         tokens = sampled_tokens(policy, prompt, self.sampling, self.max_tokens, seed)
-        most = min(conversations.use.limits.turn_length or longest, longest - length)
-        for piece in text_pieces(policy.tokenizer, _noted(islice(tokens, most), turn)):
+        max_turn_tokens = min(conversations.use.limits.turn_length or longest, longest - length)
+        for piece in text_pieces(
+            policy.tokenizer, _noted(islice(tokens, max_turn_tokens), turn_ids)
+        ):
             yield piece.replace("\n", CONTINUED)
 
     def _keep(self, ids):
         """Remember the ids of a conversation; its latest turn gets an end token if it has none."""
-        end = end_of_turn(self.policy.tokenizer, self.policy.template)
-        self.ids = ids if ids[-1] in self.policy.eos_ids else [*ids, end]
+        end_id = end_of_turn(self.policy.tokenizer, self.policy.template)
+        self.ids = ids if ids[-1] in self.policy.eos_ids else [*ids, end_id]
 
 
-def _noted(tokens, turn):
+def _noted(tokens, turn_ids):
     for token in tokens:
-        turn.append(token)
+        turn_ids.append(token)
         yield token
 
 

@@ -88,29 +88,29 @@ def have_read(config, weights, tables, slots, chunk: Chunk):
 def _after(slots, chunk, experts_bcla):
     """Add the tokens of a chunk to Slots that have the chunk in their caches already."""
     b, c = chunk.tokens.shape
-    has_b, last = chunk.counts > 0, jnp.maximum(chunk.counts - 1, 0)[:, None]
-    past, at_bc = slots.tokens.shape[1], slots.length[:, None] + jnp.arange(c)
-    at_bc = jnp.where(jnp.arange(c) < chunk.counts[:, None], at_bc, past)
-    at = jnp.arange(b)[:, None], at_bc
+    has_b, last_index = chunk.counts > 0, jnp.maximum(chunk.counts - 1, 0)[:, None]
+    past_end, at_bc = slots.tokens.shape[1], slots.length[:, None] + jnp.arange(c)
+    at_bc = jnp.where(jnp.arange(c) < chunk.counts[:, None], at_bc, past_end)
+    places = jnp.arange(b)[:, None], at_bc
     if slots.experts is not None:
         # The experts of the tokens that were run, which begin one place before the chunk
-        of_run = jnp.arange(b)[:, None], jnp.where(at_bc < past, at_bc - 1, past)
-        own = slots.experts.at[of_run].set(experts_bcla, mode="drop")
-        slots = slots._replace(experts=own)
+        run_places = jnp.arange(b)[:, None], jnp.where(at_bc < past_end, at_bc - 1, past_end)
+        experts = slots.experts.at[run_places].set(experts_bcla, mode="drop")
+        slots = slots._replace(experts=experts)
     if slots.candidates is not None:
-        slots = slots._replace(candidates=slots.candidates.at[at].set(-1, mode="drop"))
-    last_token = jnp.take_along_axis(chunk.tokens, last, axis=1)[:, 0]
+        slots = slots._replace(candidates=slots.candidates.at[places].set(-1, mode="drop"))
+    last_token = jnp.take_along_axis(chunk.tokens, last_index, axis=1)[:, 0]
     turns = slots.turns
     return slots._replace(
         length=slots.length + chunk.counts,
         last_token=jnp.where(has_b, last_token, slots.last_token),
-        tokens=slots.tokens.at[at].set(chunk.tokens, mode="drop"),
-        logprobs=slots.logprobs.at[at].set(0.0, mode="drop"),
+        tokens=slots.tokens.at[places].set(chunk.tokens, mode="drop"),
+        logprobs=slots.logprobs.at[places].set(0.0, mode="drop"),
         keys=jnp.where(chunk.resumes, chunk.keys, slots.keys),
         ended=slots.ended & ~chunk.resumes,
         stopped=slots.stopped & ~chunk.resumes,
         turns=turns._replace(
-            observed=turns.observed.at[at].set(True, mode="drop"),
+            observed=turns.observed.at[places].set(True, mode="drop"),
             limit=jnp.where(chunk.resumes, chunk.limit, turns.limit),
         ),
     )

@@ -85,16 +85,18 @@ def decoding_weights(config, params):
         ("moe_layers", config.num_moe_layers),
     ):
         # Axes without the leading axis of layers
-        own = jax.tree.map(lambda axes: axes[1:], names.get(stack), is_leaf=_is_axes)
+        layer_axes = jax.tree.map(lambda axes: axes[1:], names.get(stack), is_leaf=_is_axes)
         for i in range(count):
             layer = jax.tree.map(lambda leaf, i=i: leaf[i], params[stack])
-            layers.append(layer_weights(config, layer, own))
+            layers.append(layer_weights(config, layer, layer_axes))
     # Under config.fp8, models.layers uses another op for products, which takes weights as they are
     if not config.fp8:
         layers = jax.tree.map_with_path(_prepared, layers)
     vocabulary = _vocabulary(config, params)
-    placed = {n: constrain(vocabulary[n], names[n]) for n in ("embedding", "head") if n in params}
-    return vocabulary | placed | {"layers": layers}
+    placed_vocabulary = {
+        n: constrain(vocabulary[n], names[n]) for n in ("embedding", "head") if n in params
+    }
+    return vocabulary | placed_vocabulary | {"layers": layers}
 
 
 def layer_weights(config, layer, names):
@@ -128,8 +130,8 @@ def in_place(config, params):
 
 def _vocabulary(config, params):
     """Return the parameters before and after the layers, in the compute dtype."""
-    kept = {name: params[name] for name in ("embedding", "head") if name in params}
-    return cast(config, kept | {"final_norm": params["final_norm"]["scale"]})
+    vocabulary = {name: params[name] for name in ("embedding", "head") if name in params}
+    return cast(config, vocabulary | {"final_norm": params["final_norm"]["scale"]})
 
 
 def _moved(config, path, leaf, axes):
@@ -151,9 +153,11 @@ def _moved(config, path, leaf, axes):
 
 def _with_one_down(attention):
     """Join both projections down of models.mla into one weight, so that one result is gathered."""
-    parts = [attention[name] for name in ("q_down", "kv_down") if name in attention]
-    others = {name: w for name, w in attention.items() if name not in ("q_down", "kv_down")}
-    return others | {"down": constrain(jnp.concatenate(parts, axis=1), ("embed", "latent"))}
+    projections = [attention[name] for name in ("q_down", "kv_down") if name in attention]
+    other_weights = {name: w for name, w in attention.items() if name not in ("q_down", "kv_down")}
+    return other_weights | {
+        "down": constrain(jnp.concatenate(projections, axis=1), ("embed", "latent"))
+    }
 
 
 def axis_names(config):

@@ -43,34 +43,44 @@ def augmented(settings, questions, evaluation, ask):
     augment, fates = settings.augment, defaultdict(Counter)
     screen = _Screen(evaluation, fates)
     sources = [q | {"origin": SOURCE, "derived_from": q["question"]} for q in questions]
-    kept = screen.pass_on(sources)
-    if not kept:
+    kept_questions = screen.pass_on(sources)
+    if not kept_questions:
         raise ValueError(
             f"keep.decontaminate={settings.keep.decontaminate} leaves none of {len(sources)} questions: each "
             f"shares a run of keep.ngram={settings.keep.ngram} words with an evaluation set"
         )
-    made = {}
+    examples_by_origin = {}
     for index, (origin, vary) in enumerate(BY_RULE.items()):
         if count := getattr(augment, origin):
-            variants = _varied(kept, vary, count, [settings.seed, index], fates[origin])
+            variants = _varied(kept_questions, vary, count, [settings.seed, index], fates[origin])
             with at(f"augment.{origin}"):
-                made[origin] = screen.pass_on(example | {"origin": origin} for example in variants)
+                examples_by_origin[origin] = screen.pass_on(
+                    example | {"origin": origin} for example in variants
+                )
     if augment.paraphrase:
-        made["paraphrase"] = _rewritten("paraphrase", kept, augment.paraphrase, ask, screen)
+        examples_by_origin["paraphrase"] = _rewritten(
+            "paraphrase", kept_questions, augment.paraphrase, ask, screen
+        )
     if augment.translate:
-        made["translation"] = _rewritten("translation", kept, augment.translate, ask, screen)
-    for origin, examples in made.items():
+        examples_by_origin["translation"] = _rewritten(
+            "translation", kept_questions, augment.translate, ask, screen
+        )
+    for origin, examples in examples_by_origin.items():
         if not examples:
-            shown = ", ".join(f"{count} {fate}" for fate, count in fates[origin].most_common())
+            fates_text = ", ".join(f"{count} {fate}" for fate, count in fates[origin].most_common())
             with at(f"augment.{'translate' if origin == 'translation' else origin}"):
-                raise ValueError(f"gave no new question ({shown}); correct this field or remove it")
+                raise ValueError(
+                    f"gave no new question ({fates_text}); correct this field or remove it"
+                )
     # Not an error without a new question: a perfect translation back is the question itself
     if augment.translate:
-        there = made["translation"]
-        made["back_translation"] = _rewritten(
-            "back_translation", there, augment.translate, ask, screen
+        translations = examples_by_origin["translation"]
+        examples_by_origin["back_translation"] = _rewritten(
+            "back_translation", translations, augment.translate, ask, screen
         )
-    return kept + [example for examples in made.values() for example in examples], dict(fates)
+    return kept_questions + [
+        example for examples in examples_by_origin.values() for example in examples
+    ], dict(fates)
 
 
 class _Screen:
@@ -114,42 +124,49 @@ def _rewritten(origin, examples, prompts, ask, screen):
 
     It answers each once, with the prompt for the question's language.
     """
-    of_language = [(e, _language(e)) for e in examples]
-    asked = [
+    example_languages = [(e, _language(e)) for e in examples]
+    requests = [
         {
             "question": prompts[language].replace("{question}", e["question"]),
             "of": e,
             "to": language,
         }
-        for e, language in of_language
+        for e, language in example_languages
         if language in prompts
     ]
     if origin != "paraphrase":
-        for question in asked:
+        for request in requests:
             # The prompt is in the question's language, the answer in the other one of the two
-            (question["to"],) = set(LANGUAGES) - {question["to"]}
-    if not asked:
+            (request["to"],) = set(LANGUAGES) - {request["to"]}
+    if not requests:
         return []
-    answers = [(row["example"], row["samples"][0]) for row in read_rows(ask(origin, asked))]
+    answers = [(row["example"], row["samples"][0]) for row in read_rows(ask(origin, requests))]
     fates = screen.fates[origin]
     # ask drops prompts above sampling.max_prompt_length
-    fates["too long to ask"] += len(asked) - len(answers)
+    fates["too long to ask"] += len(requests) - len(answers)
     variants = []
-    for question, sample in answers:
-        text, example, language = summary(sample["text"]), question["of"], question["to"]
+    for request, sample in answers:
+        text, example, language = summary(sample["text"]), request["of"], request["to"]
         if not sample["finished"]:
             fates["unfinished"] += 1
         elif language_share(text, language) < LEAST_SHARE:
             fates["in another language"] += 1
         else:
             # Only the last question is rewritten; the turns before it stay
-            asked = asked_messages(example)[:-1] + [{"role": "user", "content": text}]
-            more = {"question": text, "messages": asked, "origin": origin, "language": language}
-            variants.append(example | more)
+            messages = asked_messages(example)[:-1] + [{"role": "user", "content": text}]
+            fields = {
+                "question": text,
+                "messages": messages,
+                "origin": origin,
+                "language": language,
+            }
+            variants.append(example | fields)
     return screen.pass_on(variants)
 
 
 def _language(example):
     """Return the example's language if it names one, else the main language of its question."""
-    said = example.get("language")
-    return said or max(LANGUAGES, key=lambda name: language_share(example["question"], name))
+    named_language = example.get("language")
+    return named_language or max(
+        LANGUAGES, key=lambda name: language_share(example["question"], name)
+    )

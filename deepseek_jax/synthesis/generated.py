@@ -33,11 +33,11 @@ def write_conversations(records: Callable, data_dir: Path) -> Path:
         data_dir: The folder in which the dataset gets its own folder.
     """
 
-    def ordered():
-        found = list(records())
-        return (found[index] for index in hashed_order(range(len(found))))
+    def ordered_records():
+        record_list = list(records())
+        return (record_list[index] for index in hashed_order(range(len(record_list))))
 
-    dataset = Dataset(NAME, FEATURES, ordered)
+    dataset = Dataset(NAME, FEATURES, ordered_records)
     build(dataset, data_dir)
     return dataset.folder(data_dir)
 

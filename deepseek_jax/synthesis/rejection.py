@@ -59,28 +59,28 @@ def accepted(
     if all("language" in example for example in examples):
         checks |= IN_ONE_LANGUAGE
     examples = _scored(examples, completions, ids, checks.values())
-    rules = {why: _misses(reward) for why, reward in checks.items()}
+    rules = {reason: _misses(reward) for reason, reward in checks.items()}
     if judge is not None:
         examples = _judged(examples, completions, rules, judge)
         rules |= JUDGED
     sieve = Sieve(rules, max_per_prompt=max_per_prompt)
 
     def sift(_):
-        pairs = enumerate(zip(completions, examples, strict=True))
-        return [[index for index, pair in pairs if sieve.keeps(*pair)], sieve.fates]
+        numbered_pairs = enumerate(zip(completions, examples, strict=True))
+        return [[index for index, pair in numbered_pairs if sieve.keeps(*pair)], sieve.fates]
 
     # In one share, so that only process 0 sifts: it must see all completions to detect repetitions
-    ((kept, fates),) = in_shares(lambda rows: list(map(sift, rows)), 1)
-    return kept, Counter(fates)
+    ((accepted_indices, fates),) = in_shares(lambda rows: list(map(sift, rows)), 1)
+    return accepted_indices, Counter(fates)
 
 
 def _scored(examples, completions, ids, names):
     """Return the examples, each with the rewards of its completion under "parts"."""
     with open_rewards(dict.fromkeys(names, 1.0)) as rewards:
-        parts = rewards.score_together(examples, completions, ids).parts
-    rows = zip(*parts.values(), strict=True)
+        rewards_by_name = rewards.score_together(examples, completions, ids).parts
+    rows = zip(*rewards_by_name.values(), strict=True)
     return [
-        e | {"parts": dict(zip(parts, row, strict=True))}
+        e | {"parts": dict(zip(rewards_by_name, row, strict=True))}
         for e, row in zip(examples, rows, strict=True)
     ]
 
@@ -95,12 +95,12 @@ def _judged(examples, completions, rules, judge):
 
     It is None if another rule already rejects the completion.
     """
-    tidy = [
+    tidy_indices = [
         i for i, e in enumerate(examples) if not any(misses(None, e) for misses in rules.values())
     ]
-    said = judge.score([examples[i] for i in tidy], picked(completions, tidy))
-    said = dict(zip(tidy, said, strict=True))
-    return [example | {"judged": said.get(i)} for i, example in enumerate(examples)]
+    scores = judge.score([examples[i] for i in tidy_indices], picked(completions, tidy_indices))
+    score_by_index = dict(zip(tidy_indices, scores, strict=True))
+    return [example | {"judged": score_by_index.get(i)} for i, example in enumerate(examples)]
 
 
 def sample_accepted(
@@ -130,36 +130,39 @@ def sample_accepted(
     n = settings.samples_per_prompt
     answers = policy.answer(examples, settings, n=n, seed=seed)
     texts, rollout = answers.texts, answers.rollout
-    repeated = [example for example in examples for _ in range(n)]
+    repeated_examples = [example for example in examples for _ in range(n)]
     # Training on truncated completions would teach the model to stop in the middle
-    ended = np.flatnonzero(~rollout.truncated)
-    kept, fates = accepted(
-        [repeated[i] for i in ended],
-        picked(texts, ended),
-        picked(rollout.tokens(), ended),
+    ended_rows = np.flatnonzero(~rollout.truncated)
+    accepted_indices, fates = accepted(
+        [repeated_examples[i] for i in ended_rows],
+        picked(texts, ended_rows),
+        picked(rollout.tokens(), ended_rows),
         rule=rule,
         max_per_prompt=settings.max_per_prompt,
         judge=judge,
     )
-    fates["unfinished"] = len(texts) - len(ended)
-    shown = ", ".join(f"{count} {fate}" for fate, count in fates.most_common())
-    say(f"rejection sampling: {len(texts)} completions of {len(examples)} prompts: {shown}")
-    if not kept and judge is None:
+    fates["unfinished"] = len(texts) - len(ended_rows)
+    fates_text = ", ".join(f"{count} {fate}" for fate, count in fates.most_common())
+    say(f"rejection sampling: {len(texts)} completions of {len(examples)} prompts: {fates_text}")
+    if not accepted_indices and judge is None:
         raise ValueError(
             f"num_prompts={settings.num_prompts}: none of {len(texts)} sampled completions was accepted "
-            f"({shown}); raise it, or train the sampled policy for longer"
+            f"({fates_text}); raise it, or train the sampled policy for longer"
         )
     barrier("what was accepted is written")
     if first_process():
-        lines = [_line(repeated[row], texts[row]) for row in ended[kept].tolist()]
+        lines = [
+            _line(repeated_examples[row], texts[row])
+            for row in ended_rows[accepted_indices].tolist()
+        ]
         # Written whole, because callers take a file that exists as complete
         write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     barrier("what was accepted is there")
 
 
 def _line(example, text):
-    asked = {name: example[name] for name in ("question", "messages") if name in example}
-    return asked | {"solution": text}
+    fields = {name: example[name] for name in ("question", "messages") if name in example}
+    return fields | {"solution": text}
 
 
 def read_accepted(path: Path):

@@ -130,13 +130,13 @@ class AugmentSettings:
     def __post_init__(self):
         for name in ("paraphrase", "translate"):
             for language, prompt in getattr(self, name).items():
-                given = f"{name}.{language}={prompt!r}"
+                setting = f"{name}.{language}={prompt!r}"
                 if language not in LANGUAGES:
                     raise ValueError(
-                        f"{given} is not for a language; {suggest(language, LANGUAGES)}"
+                        f"{setting} is not for a language; {suggest(language, LANGUAGES)}"
                     )
                 if "{question}" not in prompt:
-                    raise ValueError(f"{given} has no place for the question: {{question}}")
+                    raise ValueError(f"{setting} has no place for the question: {{question}}")
         if self.translate and set(self.translate) != set(LANGUAGES):
             raise ValueError(
                 f"translate={self.translate}: a question is translated and then back, so give a prompt for "

@@ -72,24 +72,26 @@ class Sift:
             "of several turns": lambda text, e: len(e["sample"].get("messages", ())) > 1,
             "unscored": lambda text, e: e["sample"]["reward"] is None,
         }
-        longest = "sampling.max_completion_length"
-        fields = (longest, "data.template", "conversation.turns", "rewards")
+        length_field = "sampling.max_completion_length"
+        fields = (length_field, "data.template", "conversation.turns", "rewards")
         self.fields = dict(zip(rules, fields, strict=True))
-        for name, least in keep.at_least.items():
-            rules[f"{name} below {least}"] = _below(name, least)
-            self.fields[f"{name} below {least}"] = f"keep.at_least.{name}={least}"
+        for name, minimum in keep.at_least.items():
+            rules[f"{name} below {minimum}"] = _below(name, minimum)
+            self.fields[f"{name} below {minimum}"] = f"keep.at_least.{name}={minimum}"
         rules["inconsistent"] = lambda text, e: not e["agreed"]
         self.fields["inconsistent"] = "augment"
-        last = {}
+        last_rules = {}
         if evaluation is not None:
-            last["contaminated"] = lambda text, e: evaluation.shares_a_run(_whole(text, e))
+            last_rules["contaminated"] = lambda text, e: evaluation.shares_a_run(_whole(text, e))
             self.fields["contaminated"] = "keep.decontaminate"
         if keep.near_duplicates is not None:
             # A single index for the completions of all origins
-            near = NearDuplicates(keep.near_duplicates, keep.shingle)
-            last["near-duplicate"] = lambda text, e: not near.is_new(_whole(text, e))
+            near_duplicates = NearDuplicates(keep.near_duplicates, keep.shingle)
+            last_rules["near-duplicate"] = lambda text, e: (
+                not near_duplicates.is_new(_whole(text, e))
+            )
         self.sieves = defaultdict(
-            lambda: Sieve(rules, max_per_prompt=keep.max_per_prompt, last=last)
+            lambda: Sieve(rules, max_per_prompt=keep.max_per_prompt, last=last_rules)
         )
 
     def records(self, samples: Path):
@@ -101,31 +103,33 @@ class Sift:
         Raises:
             ValueError: No completion passes; the message names the fields that dropped them.
         """
-        kept = 0
+        num_kept = 0
         for row in read_rows(samples):
             example = row["example"]
-            rewritten = example["origin"] in REWRITTEN
+            is_rewritten = example["origin"] in REWRITTEN
             # The answer belongs to the source question; a rewritten question may ask something else
-            agreed = not rewritten or majority_is_right(
+            is_agreed = not is_rewritten or majority_is_right(
                 row["samples"], self.accuracy, example["question"]
             )
             for sample in row["samples"]:
-                about = example | {"sample": sample, "agreed": agreed}
-                if self.sieves[example["origin"]].keeps(sample["text"], about):
-                    kept += 1
+                candidate = example | {"sample": sample, "agreed": is_agreed}
+                if self.sieves[example["origin"]].keeps(sample["text"], candidate):
+                    num_kept += 1
                     yield _record(example, sample)
-        if not kept:
+        if not num_kept:
             self._refuse()
 
     def _refuse(self):
         """Raise ValueError with the fields that dropped everything, the last filter first."""
         fates = sum((sieve.fates for sieve in self.sieves.values()), start=Counter())
         # In the order of the filters
-        asked = [why for why in self.fields if why in fates]
-        removed = ", ".join(f"{fates[why]} {why} ({self.fields[why]})" for why in reversed(asked))
-        with at(self.fields[asked[-1]]):
+        reasons = [reason for reason in self.fields if reason in fates]
+        reasons_text = ", ".join(
+            f"{fates[reason]} {reason} ({self.fields[reason]})" for reason in reversed(reasons)
+        )
+        with at(self.fields[reasons[-1]]):
             raise ValueError(
-                f"nothing is left of {fates.total()} completions: {removed}. The samples stay on disk: "
+                f"nothing is left of {fates.total()} completions: {reasons_text}. The samples stay on disk: "
                 "change the field, and run again in the same work directory"
             )
 
@@ -142,19 +146,19 @@ def majority_is_right(samples, accuracy: str, question: str | None = None):
     """
     rule = all_rules().get(accuracy)
     reading = NUMBERS if rule is None or rule.reading is None else rule.reading
-    found = [
+    answers = [
         reading.find(sample["text"], question) if sample["finished"] else None for sample in samples
     ]
-    keys = [None if answer is None else reading.key(answer, question) for answer in found]
-    chosen = majority(keys)
+    keys = [None if answer is None else reading.key(answer, question) for answer in answers]
+    majority_key = majority(keys)
     pairs = zip(samples, keys, strict=True)
-    return any(k == chosen and s["parts"][accuracy] == 1 for s, k in pairs if k is not None)
+    return any(k == majority_key and s["parts"][accuracy] == 1 for s, k in pairs if k is not None)
 
 
-def _below(name, least):
+def _below(name, minimum):
     def rejects(text, example):
         sample = example["sample"]
-        return (sample["reward"] if name == TOTAL else sample["parts"][name]) < least
+        return (sample["reward"] if name == TOTAL else sample["parts"][name]) < minimum
 
     return rejects
 

@@ -76,18 +76,23 @@ class Teacher:
         """
         paths = chunk_paths(folder, len(examples), self.settings.chunk_size)
         folder.mkdir(parents=True, exist_ok=True)
-        left = [number for number, path in enumerate(paths) if not path.exists()]
+        remaining_chunks = [number for number, path in enumerate(paths) if not path.exists()]
         # No process may write before all have listed the files: they must divide the same list
         barrier(f"{folder}: all have seen what is there")
-        group, place = divmod(jax.process_index(), self.settings.teacher_processes)
-        own, stopped = left[group :: jax.process_count() // self.settings.teacher_processes], False
+        group, place_in_group = divmod(jax.process_index(), self.settings.teacher_processes)
+        own_chunks, stopped = (
+            remaining_chunks[group :: jax.process_count() // self.settings.teacher_processes],
+            False,
+        )
         try:
-            for number in own:
+            for number in own_chunks:
                 start = number * self.settings.chunk_size
                 chunk = examples[start : start + self.settings.chunk_size]
-                log = self._answer_chunk(paths[number], chunk, n, rewards, writes=place == 0)
+                log = self._answer_chunk(
+                    paths[number], chunk, n, rewards, writes=place_in_group == 0
+                )
                 # A stop after the last chunk would leave nothing to resume
-                if number != own[-1]:
+                if number != own_chunks[-1]:
                     self._stop_if_asked(log)
         except _Stop:
             stopped = True
@@ -118,9 +123,9 @@ class Teacher:
             )
             raise _Stop
 
-    def _stop_before_the_last(self, log, completions):
+    def _stop_before_the_last(self, log, num_completions):
         # After the last completion the chunk must be written before a stop
-        if log.ended < completions:
+        if log.ended < num_completions:
             self._stop_if_asked(log)
 
     def _rows(self, examples, n, rewards, log):
@@ -141,9 +146,9 @@ class Teacher:
             sample |= _of_conversation(conversation)
         if rewards is not None:
             _score(samples, answers.asked(examples), list(rollout.tokens()), rewards)
-        bare = [{k: v for k, v in e.items() if k != "prompt_ids"} for e in examples]
+        bare_examples = [{k: v for k, v in e.items() if k != "prompt_ids"} for e in examples]
         groups = [samples[i : i + n] for i in range(0, len(samples), n)]
-        pairs = zip(bare, groups, strict=True)
+        pairs = zip(bare_examples, groups, strict=True)
         return [{"example": example, "samples": group} for example, group in pairs]
 
 
@@ -170,8 +175,8 @@ def check_opening(policy: Policy, prompt_ids):
         policy: The policy that answers.
         prompt_ids: The ids of one of its prompts.
     """
-    opens = opened_thought(policy.tokenizer, prompt_ids)
-    if policy.template == "chat" and opens and not policy.opening:
+    opens_thought = opened_thought(policy.tokenizer, prompt_ids)
+    if policy.template == "chat" and opens_thought and not policy.opening:
         raise ValueError(
             f"opening={policy.opening!r}, and the chat template opens the answer with <think>; set it to "
             '"<think>\\n", as the template writes it'
@@ -198,7 +203,7 @@ def _score(samples, examples, ids, rewards):
     scores.require_one()
     for i, sample in enumerate(samples):
         sample["reward"] = _number(scores.total[i])
-        sample["parts"] = {name: _number(part[i]) for name, part in scores.parts.items()}
+        sample["parts"] = {name: _number(values[i]) for name, values in scores.parts.items()}
 
 
 def _number(value):
@@ -211,5 +216,5 @@ def _summary(rows, rewards):
     text = f": {len(samples)} completions, {unfinished} of them unfinished"
     if rewards is None:
         return text
-    scored = [sample["reward"] for sample in samples if sample["reward"] is not None]
-    return f"{text}, reward {np.mean(scored):.2f}"
+    sample_rewards = [sample["reward"] for sample in samples if sample["reward"] is not None]
+    return f"{text}, reward {np.mean(sample_rewards):.2f}"

@@ -51,9 +51,9 @@ def vary_numbers(rng, example):
         )
     # draw_operands also draws how many operands there are, and never gives a held-out sum
     while True:
-        drawn = arithmetic.draw_operands(rng)
-        if len(drawn) == len(operands):
-            return tasks.sum_example(drawn)
+        drawn_operands = arithmetic.draw_operands(rng)
+        if len(drawn_operands) == len(operands):
+            return tasks.sum_example(drawn_operands)
 
 
 def vary_names(rng, example):
@@ -73,8 +73,8 @@ def vary_names(rng, example):
     form, fields = words
     if "name" not in fields:
         return None
-    unused = [name for name in tasks.NAMES if name not in fields.values()]
-    name, other = rng.choice(unused, size=2, replace=False).tolist()
+    unused_names = [name for name in tasks.NAMES if name not in fields.values()]
+    name, other = rng.choice(unused_names, size=2, replace=False).tolist()
     things = rng.choice([thing for thing in tasks.THINGS if thing != fields["things"]]).item()
     return tasks.word_example(form, [int(fields[x]) for x in "ab"], name, other, things)
 
@@ -92,10 +92,10 @@ def recomputed(question: str):
         return _countdown(*numbers)
     if expression and re.search(r"[-+]", expression[0]):
         return str(number(expression[0]))
-    cues = {CUES[word] for word in re.findall(r"[a-z]+", question) if word in CUES}
-    if len(numbers) != 2 or len(cues) != 1:
+    operations = {CUES[word] for word in re.findall(r"[a-z]+", question) if word in CUES}
+    if len(numbers) != 2 or len(operations) != 1:
         return None
-    return str(number(f"{numbers[0]} {cues.pop()} {numbers[1]}"))
+    return str(number(f"{numbers[0]} {operations.pop()} {numbers[1]}"))
 
 
 def _phrase(language):
@@ -108,8 +108,8 @@ def _countdown(target, *numbers):
     Returns None if no signs do.
     """
     for signs in product("+-", repeat=len(numbers) - 1):
-        rest = zip(signs, numbers[1:], strict=True)
-        text = " ".join([str(numbers[0]), *(f"{sign} {x}" for sign, x in rest)])
+        signed_numbers = zip(signs, numbers[1:], strict=True)
+        text = " ".join([str(numbers[0]), *(f"{sign} {x}" for sign, x in signed_numbers)])
         if number(text) == target:
             return text
     return None
@@ -135,12 +135,12 @@ def _words(question):
     for form in tasks.SUM_FORMS + tasks.DIFFERENCE_FORMS:
         pattern = re.escape(form)
         for field, group in FIELDS.items():
-            place = re.escape(f"{{{field}}}")
+            placeholder = re.escape(f"{{{field}}}")
             # A field that occurs twice must have the same text both times
-            pattern = pattern.replace(place, group, 1).replace(place, f"(?P={field})")
-        found = re.fullmatch(pattern, question)
-        if found:
-            return form, found.groupdict()
+            pattern = pattern.replace(placeholder, group, 1).replace(placeholder, f"(?P={field})")
+        match = re.fullmatch(pattern, question)
+        if match:
+            return form, match.groupdict()
     return None
 
 

@@ -60,17 +60,17 @@ def completions_line(step: int, phase: str, group: dict):
     """
     completions = [
         {
-            "text": shortened(each["text"], LONGEST_TEXT),
-            "reward": _finite(each["reward"]),
-            "parts": {name: _finite(part) for name, part in each["parts"].items()},
-            "advantage": _finite(each["advantage"]),
-            "columns": _columns(each["columns"]),
-            "length": int(each["length"]),
-            "truncated": bool(each["truncated"]),
-            "unread": bool(each["unread"]),
+            "text": shortened(completion["text"], LONGEST_TEXT),
+            "reward": _finite(completion["reward"]),
+            "parts": {name: _finite(part) for name, part in completion["parts"].items()},
+            "advantage": _finite(completion["advantage"]),
+            "columns": _columns(completion["columns"]),
+            "length": int(completion["length"]),
+            "truncated": bool(completion["truncated"]),
+            "unread": bool(completion["unread"]),
         }
-        | _messages_of(each)
-        for each in group["completions"]
+        | _messages_of(completion)
+        for completion in group["completions"]
     ]
     answer = group["answer"]
     return {
@@ -90,12 +90,12 @@ def rows_of(lines: list[dict]):
     """
     return [
         (
-            *(line["prompt"], line["answer"], shown_text(each), each["reward"]),
-            ", ".join(f"{n} {p:.4g}" for n, p in each["parts"].items() if p is not None),
-            *(each["advantage"], each["length"], each["truncated"]),
+            *(line["prompt"], line["answer"], shown_text(completion), completion["reward"]),
+            ", ".join(f"{n} {p:.4g}" for n, p in completion["parts"].items() if p is not None),
+            *(completion["advantage"], completion["length"], completion["truncated"]),
         )
         for line in lines
-        for each in line["completions"]
+        for completion in line["completions"]
     ]
 
 
@@ -122,8 +122,8 @@ def spoken_lines(messages: Sequence[dict]) -> list[tuple[str, str]]:
 
 
 def _call_text(name, arguments):
-    shown = ", ".join(f"{key}={_value_text(value)}" for key, value in arguments.items())
-    return f"{name}({shown})"
+    arguments_text = ", ".join(f"{key}={_value_text(value)}" for key, value in arguments.items())
+    return f"{name}({arguments_text})"
 
 
 def _value_text(value):
@@ -158,12 +158,12 @@ def fair_limit(lengths: Sequence[int], total: int) -> int:
     Texts that are cut to this limit fit together in `total` characters, and only the longest are
     cut.
     """
-    left = total
+    characters_left = total
     for number, length in enumerate(sorted(lengths)):
-        share = left // (len(lengths) - number)
+        share = characters_left // (len(lengths) - number)
         if length > share:
             return share
-        left -= length
+        characters_left -= length
     return total
 
 
@@ -174,38 +174,38 @@ def _messages_of(completion):
     messages, lengths = completion["messages"], []
     for message in messages:
         _changed(message, lambda text: lengths.append(len(text)))
-    most = fair_limit(lengths, LONGEST_CONVERSATION)
-    return {"messages": [_changed(each, lambda text: shortened(text, most)) for each in messages]}
+    limit = fair_limit(lengths, LONGEST_CONVERSATION)
+    return {"messages": [_changed(turn, lambda text: shortened(text, limit)) for turn in messages]}
 
 
 def _changed(message, change):
     """Return a message with change(text) in place of each text of the model or a tool."""
-    new = message | {"content": change(message["content"])}
+    new_message = message | {"content": change(message["content"])}
     if "tool_calls" in message:
         calls = [call["function"] for call in message["tool_calls"]]
         calls = [call | {"arguments": _each_text(call["arguments"], change)} for call in calls]
-        new["tool_calls"] = [{"type": "function", "function": call} for call in calls]
-    return new
+        new_message["tool_calls"] = [{"type": "function", "function": call} for call in calls]
+    return new_message
 
 
 def _each_text(value, change):
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
-        return {key: _each_text(of, change) for key, of in value.items()}
-    return [_each_text(of, change) for of in value] if isinstance(value, list) else value
+        return {key: _each_text(item, change) for key, item in value.items()}
+    return [_each_text(item, change) for item in value] if isinstance(value, list) else value
 
 
 def _columns(values):
     """Return the values of columns as JSON can hold them; long texts are cut."""
     lengths = [len(value) for value in values.values() if isinstance(value, str)]
-    most = fair_limit(lengths, LONGEST_TEXT)
-    return {name: _plain(value, most) for name, value in values.items()}
+    limit = fair_limit(lengths, LONGEST_TEXT)
+    return {name: _plain(value, limit) for name, value in values.items()}
 
 
-def _plain(value, most):
+def _plain(value, limit):
     if isinstance(value, str):
-        return shortened(value, most)
+        return shortened(value, limit)
     return _finite(value) if isinstance(value, float) else value
 
 

@@ -151,7 +151,7 @@ class _Bar:
 def _bar_numbers(values):
     name = headline(values)[0]
     speed = "tokens_per_second"
-    shown = [f"{name} {values[name]:.4g}"]
+    texts = [f"{name} {values[name]:.4g}"]
     if speed in values and name != speed:
-        shown.append(f"{values[speed]:,.0f} tokens/s")
-    return "  ".join(shown)
+        texts.append(f"{values[speed]:,.0f} tokens/s")
+    return "  ".join(texts)

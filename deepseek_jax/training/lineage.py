@@ -54,11 +54,11 @@ def read_record(path: Path):
         ValueError: if another version of this project wrote the file in another format.
     """
     record = read_object(path)
-    found = record.get("format", 1)
-    if found != FORMAT:
+    file_format = record.get("format", 1)
+    if file_format != FORMAT:
         raise ValueError(
-            f"{path} has format {found}, and this version writes format {FORMAT} and reads no other: the "
-            "directory is left as it is; give another --workdir, or use the version that wrote this one"
+            f"{path} has format {file_format}, and this version writes format {FORMAT} and reads no other: "
+            "the directory is left as it is; give another --workdir, or use the version that wrote this one"
         )
     return record
 
@@ -90,8 +90,12 @@ class Inputs(NamedTuple):
         """Return the content of the stage's stage.json, without `complete`."""
         steps = {} if self.num_steps is None else {"num_steps": self.num_steps}
         hashes = {key: content_hash(value) for key, value in (self.hashed | steps).items()}
-        own = content_hash({"stage": name} | hashes)
-        return {"stage": name, "inputs": hashes, "hash": own, "format": FORMAT} | steps | self.about
+        stage_hash = content_hash({"stage": name} | hashes)
+        return (
+            {"stage": name, "inputs": hashes, "hash": stage_hash, "format": FORMAT}
+            | steps
+            | self.about
+        )
 
 
 class Standing(NamedTuple):
@@ -127,14 +131,20 @@ def standing(workdir: Path, name: str, inputs: Inputs) -> Standing:
         ValueError: as read_record does.
     """
     path, record = workdir / name / RECORD, inputs.record(name)
-    before = read_record(path) if path.exists() else None
-    if before is None:
+    old_record = read_record(path) if path.exists() else None
+    if old_record is None:
         return Standing(record, None, [], False)
-    old, new = before["inputs"], record["inputs"]
-    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    more = inputs.num_steps is not None and before.get("num_steps", 0) < inputs.num_steps
-    grows = changed == ["num_steps"] and more and inputs.continues
-    return Standing(record, before, changed, grows)
+    old_inputs, new_inputs = old_record["inputs"], record["inputs"]
+    changed_inputs = sorted(
+        key
+        for key in old_inputs.keys() | new_inputs.keys()
+        if old_inputs.get(key) != new_inputs.get(key)
+    )
+    has_more_steps = (
+        inputs.num_steps is not None and old_record.get("num_steps", 0) < inputs.num_steps
+    )
+    grows = changed_inputs == ["num_steps"] and has_more_steps and inputs.continues
+    return Standing(record, old_record, changed_inputs, grows)
 
 
 def renew(workdir: Path, name: str, found: Standing):
@@ -146,19 +156,19 @@ def renew(workdir: Path, name: str, found: Standing):
     Args:
         found: the stage's Standing.
     """
-    folder, before = workdir / name, found.before
+    folder, old_record = workdir / name, found.before
     barrier(f"the record of stage {name} is read")
     if found.drops:
         say(f"stage {name}: {', '.join(found.changed)} changed, so it is run anew")
         _remove(folder, name)
-    elif found.grows or (before is not None and before.get(REMOVING)):
+    elif found.grows or (old_record is not None and old_record.get(REMOVING)):
         if found.grows:
-            steps = before["num_steps"], found.record["num_steps"]
+            steps = old_record["num_steps"], found.record["num_steps"]
             say(f"stage {name}: {steps[0]} steps become {steps[1]}, so its training goes on")
         # Written before anything is removed, so that the next start begins an interrupted removal
         # again, whatever its config
-        _write(folder / RECORD, before | {"complete": False, REMOVING: True})
-        _remove(folder, name, but=(CHECKPOINTS,))
+        _write(folder / RECORD, old_record | {"complete": False, REMOVING: True})
+        _remove(folder, name, kept_folders=(CHECKPOINTS,))
         _write(folder / RECORD, found.record | {"complete": False})
 
 
@@ -172,18 +182,18 @@ def run_stage(workdir: Path, name: str, inputs: Inputs, make) -> str:
     Raises:
         ValueError: as read_record does.
     """
-    folder, found = workdir / name, standing(workdir, name, inputs)
-    own = found.record["hash"]
-    if found.complete:
-        say(f"stage {name} {own}: unchanged, not run again")
-        return own
-    renew(workdir, name, found)
-    say(f"stage {name} {own}")
+    folder, stage_standing = workdir / name, standing(workdir, name, inputs)
+    stage_hash = stage_standing.record["hash"]
+    if stage_standing.complete:
+        say(f"stage {name} {stage_hash}: unchanged, not run again")
+        return stage_hash
+    renew(workdir, name, stage_standing)
+    say(f"stage {name} {stage_hash}")
     # Before make: if make is interrupted, the record names the inputs of the files it leaves
-    _write(folder / RECORD, found.record | {"complete": False})
+    _write(folder / RECORD, stage_standing.record | {"complete": False})
     make(folder)
-    _write(folder / RECORD, found.record | {"complete": True})
-    return own
+    _write(folder / RECORD, stage_standing.record | {"complete": True})
+    return stage_hash
 
 
 def _as_json(value):
@@ -192,9 +202,9 @@ def _as_json(value):
         raise TypeError(f"{value!r} of {type(value).__name__} has no hash")
     pairs = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
     return {
-        field.name: given
-        for field, given in pairs
-        if not field.metadata.get(UNHASHED) and _hashed(given) != _hashed(_default(field))
+        field.name: field_value
+        for field, field_value in pairs
+        if not field.metadata.get(UNHASHED) and _hashed(field_value) != _hashed(_default(field))
     }
 
 
@@ -213,8 +223,8 @@ def _default(field):
     return field.default
 
 
-def _remove(folder, name, but=()):
-    """Remove a stage's folder, or everything in it except the folders `but`.
+def _remove(folder, name, kept_folders=()):
+    """Remove a stage's folder, or everything in it except the folders `kept_folders`.
 
     Where the whole folder goes, its record is first replaced by one of no inputs, and is removed
     last. So an interrupted removal never leaves the record of a complete stage next to half of its
@@ -223,16 +233,16 @@ def _remove(folder, name, but=()):
     barrier(f"{name} is removed")
     if first_process():
         record = folder / RECORD
-        if not but:
+        if not kept_folders:
             write_whole(record, json.dumps(Inputs({}).record(name) | {"complete": False}))
         for path in folder.iterdir():
-            if path.name in but:
+            if path.name in kept_folders:
                 continue
             if path.is_dir():
                 remove_folder(path)
             elif path != record:
                 path.unlink()
-        if not but:
+        if not kept_folders:
             remove_folder(folder)
     barrier(f"{name} is gone")
 

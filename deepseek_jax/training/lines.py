@@ -28,12 +28,12 @@ class PhaseLines:
         """
         self.flush()
         if self.path.exists():
-            kept = [
+            lines_to_keep = [
                 text
                 for text, line in _texts(self.path)
                 if line["phase"] != phase or line["step"] < first_step
             ]
-            write_whole(self.path, "".join(kept))
+            write_whole(self.path, "".join(lines_to_keep))
         self._file = GrowingFile(self.path)
 
     def add(self, line: dict):

@@ -67,8 +67,8 @@ class Log:
         self.updates += [(step, index, metrics) for index, metrics in enumerate(updates)]
         self.last = updates, [self.checks.weights(batch) for batch in batches], source_metrics
         self.batches.append((step, batches, sum(x.nbytes for x in jax.tree.leaves(batches))))
-        room = KEPT_BYTES * jax.device_count()
-        while len(self.batches) > 1 and sum(size for *_, size in self.batches) > room:
+        max_bytes = KEPT_BYTES * jax.device_count()
+        while len(self.batches) > 1 and sum(size for *_, size in self.batches) > max_bytes:
             self.batches.popleft()
         self._check_limits(state)
         self.unread = step, updates
@@ -119,12 +119,12 @@ class Log:
         # Waits for the device, so that the seconds below include all updates of the line
         self._count()
         updates, weights, source_metrics = self.last
-        of_updates = getattr(self.source, "of_updates", dict)()
-        arrays = updates, weights, source_metrics | of_updates
+        update_metrics = getattr(self.source, "of_updates", dict)()
+        arrays = updates, weights, source_metrics | update_metrics
         updates, weights, source_metrics = jax.device_get(arrays)
         line = {name: merge(name, updates, weights) for name in (updates or [{}])[0]}
-        shared = line.keys() & source_metrics.keys()
-        assert not shared, f"both the loss and the source report {shared}"
+        shared_names = line.keys() & source_metrics.keys()
+        assert not shared_names, f"both the loss and the source report {shared_names}"
         line |= source_metrics | {"nonfinite": float(self.nonfinite)} | memory_metrics()
         line["learning_rate"] = self.settings.learning_rate(state)
         if "expert_overflows" in line:
@@ -178,14 +178,14 @@ class Log:
 
     def _count(self):
         for step, index, metrics in jax.device_get(self.updates):
-            skipped = metrics["nonfinite"] > 0
-            self.nonfinite += int(skipped)
-            self.learning += int(not skipped and metrics["grad_norm"] > 0)
+            is_skipped = metrics["nonfinite"] > 0
+            self.nonfinite += int(is_skipped)
+            self.learning += int(not is_skipped and metrics["grad_norm"] > 0)
             self.overflows += int(metrics.get("expert_overflows", 0))
-            if skipped:
+            if is_skipped:
                 self.all_skipped, self.skipped = self.all_skipped + 1, (step, index)
             if self.streak < self.faults.nonfinite:
-                self.streak = self.streak + 1 if skipped else 0
+                self.streak = self.streak + 1 if is_skipped else 0
         self.updates = []
 
     def _about_skipped(self, state):
@@ -201,19 +201,26 @@ class Log:
             index: the number of the update within its step.
             state: the TrainState after the latest step.
         """
-        kept, last = {number: of for number, of, _ in self.batches}, self.batches[-1][0]
-        if step not in kept or self.checks.locate is None:
+        batches_by_step, last_step = (
+            {kept_step: batches for kept_step, batches, _ in self.batches},
+            self.batches[-1][0],
+        )
+        if step not in batches_by_step or self.checks.locate is None:
             return f"The latest was at step {step}"
-        batch = kept[step][index]
-        later = sum(len(kept[each]) for each in range(step, last + 1)) - index - 1
-        moved = f" (with the parameters after step {last})" if step != last else ""
+        batch = batches_by_step[step][index]
+        num_later = (
+            sum(len(batches_by_step[later_step]) for later_step in range(step, last_step + 1))
+            - index
+            - 1
+        )
+        note = f" (with the parameters after step {last_step})" if step != last_step else ""
         try:
-            before = state.replace(step=state.step - later)
-            where = self.checks.locate(before, batch, self.rng)
+            state_before = state.replace(step=state.step - num_later)
+            where = self.checks.locate(state_before, batch, self.rng)
         # The search may fail, such as for lack of memory; that must not end a run that could go on
         except jax.errors.JaxRuntimeError as error:
             where = f"looking for the place failed: {str(error).partition(chr(10))[0]}"
-        return f"At step {step}{moved}: {where}"
+        return f"At step {step}{note}: {where}"
 
     def _check_tokens(self, step):
         """Raise BrokenTerm if the loss masks of several steps in a row are all zeros.
@@ -221,15 +228,15 @@ class Log:
         Then there is nothing to learn. The check is once a line, not once a step, because the
         number of a step's tokens is on the device.
         """
-        before = self.without_tokens
-        self.without_tokens = before + self.steps if self.tokens == 0 else 0
+        steps_before = self.without_tokens
+        self.without_tokens = steps_before + self.steps if self.tokens == 0 else 0
         message = (
             f"{self.phase}: the loss mask is all zeros in {self.without_tokens} steps in a row up to step "
             f"{step}: no token is learned"
         )
         if self.without_tokens >= self.faults.idle_lines:
             raise BrokenTerm(f"{message}; look at the data and at sequence_length")
-        if self.without_tokens.bit_length() > before.bit_length():
+        if self.without_tokens.bit_length() > steps_before.bit_length():
             say(message)
 
 
@@ -243,7 +250,9 @@ def merge(name, updates, weights):
         updates: {metric: value} of each update.
         weights: {metric: weight} of each update; a metric that is not in it has weight 1.
     """
-    values, shares = ([of.get(name, 1.0) for of in each] for each in (updates, weights))
+    values, shares = (
+        [by_name.get(name, 1.0) for by_name in update_dicts] for update_dicts in (updates, weights)
+    )
     if name.endswith("_max"):
         return float(np.max(values))
     # Weights that are all 0 give the plain mean

@@ -92,12 +92,12 @@ def train(
         SystemExit: with STOPPED, when run.should_stop() is true on any process and the state is
             saved.
     """
-    kept, checks = settings.checkpoints, checks or Checks()
+    checkpoint_settings, checks = settings.checkpoints, checks or Checks()
     with Store(
         run.folder,
-        keep=kept.keep,
-        keep_every=kept.keep_every,
-        best_is=kept.best and kept.best_is,
+        keep=checkpoint_settings.keep,
+        keep_every=checkpoint_settings.keep_every,
+        best_is=checkpoint_settings.best and checkpoint_settings.best_is,
         strict=run.strict,
     ) as store:
         state, first_step, skipped = _resume(state, source, store, settings.num_steps, run.phase)
@@ -107,15 +107,15 @@ def train(
             update = functools.partial(train_step, rng=rng)
             update = jax.profiler.annotate_function(update, name="update")
             run.writer.start(run.phase, first_step, settings.num_steps)
-            peak = peak_of(run.mesh.devices.ravel()) if flops_per_token else None
-            peak_tokens = peak and peak / flops_per_token
+            peak_flops = peak_of(run.mesh.devices.ravel()) if flops_per_token else None
+            peak_tokens = peak_flops and peak_flops / flops_per_token
             log = Log(run.writer, run.phase, settings, checks, source, rng, peak_tokens)
             log.streak = skipped
             # Only from the start: after a resumption, a term that did its work before may have
             # nothing left to do
             if not first_step:
-                lines, warm_up = settings.faults.idle_lines, settings.optimizer.warm_up()
-                log.idle = Idle(checks, run.phase, lines, state.params, warm_up)
+                idle_lines, warm_up = settings.faults.idle_lines, settings.optimizer.warm_up()
+                log.idle = Idle(checks, run.phase, idle_lines, state.params, warm_up)
             steps = _observed(range(first_step, settings.num_steps), run, lambda: log.last)
             try:
                 with contextlib.closing(steps), StopTogether(run.should_stop) as should_stop:
@@ -124,7 +124,11 @@ def train(
                 run.writer.end()
         else:
             store.finish_deleting()
-        return _best(state, store, kept, run.phase) if kept.best else state
+        return (
+            _best(state, store, checkpoint_settings, run.phase)
+            if checkpoint_settings.best
+            else state
+        )
 
 
 def _observed(steps, run, latest):
@@ -139,18 +143,18 @@ def _observed(steps, run, latest):
 
 
 def _train(steps, settings, state, update, source, should_stop, store, log):
-    num_steps, kept = settings.num_steps, settings.checkpoints
-    saved_at, score, saved = time.monotonic(), store.latest_score(), None
-    updating = FirstTime(f"compiling the update of {log.phase}")
+    num_steps, checkpoint_settings = settings.num_steps, settings.checkpoints
+    saved_at, score, saved_step = time.monotonic(), store.latest_score(), None
+    compile_notice = FirstTime(f"compiling the update of {log.phase}")
     for step in steps:
         log.writer.at(step)
         # Nothing before this process's first step needs a save
-        saved = step if saved is None else saved
+        saved_step = step if saved_step is None else saved_step
         try:
             batches, source_metrics = source.next(state, step)
         except SystemExit:
             # The run was stopped within a measurement: save the steps before it
-            if saved < step:
+            if saved_step < step:
                 _save(store, step, state, source, log, score)
                 store.wait()
             raise
@@ -159,7 +163,7 @@ def _train(steps, settings, state, update, source, should_stop, store, log):
             is_first = step == 0 and not updates
             if is_first:
                 log.checks.before_first(state, batch)
-            with updating(tuple(x.shape for x in jax.tree.leaves(batch))):
+            with compile_notice(tuple(x.shape for x in jax.tree.leaves(batch))):
                 state, metrics = update(state, batch)
             if is_first:
                 log.checks.after_first(metrics)
@@ -168,15 +172,15 @@ def _train(steps, settings, state, update, source, should_stop, store, log):
 
         done = step + 1
         stopping = should_stop()
-        saves = done % settings.save_every == 0 or done == num_steps or stopping
+        is_save_due = done % settings.save_every == 0 or done == num_steps or stopping
         if settings.is_logged(step):
             line = log.write(step, state, last=done == num_steps)
-            if kept.best is not None:
-                score = _score(step, line, kept.best, score)
-            saves = saves or _is_due(saved_at, kept.minutes)
-        if saves:
+            if checkpoint_settings.best is not None:
+                score = _score(step, line, checkpoint_settings.best, score)
+            is_save_due = is_save_due or _is_due(saved_at, checkpoint_settings.minutes)
+        if is_save_due:
             _save(store, done, state, source, log, score)
-            saved, saved_at = done, time.monotonic()
+            saved_step, saved_at = done, time.monotonic()
         if stopping and done < num_steps:
             # Saving runs in the background, so exit only when it is on disk
             store.wait()
@@ -208,24 +212,28 @@ def _is_due(saved_at, minutes):
     return bool(from_first(np.asarray(time.monotonic() - saved_at >= 60 * minutes)))
 
 
-def _score(step, line, best, before):
-    """Return a line's metric checkpoints.best, or `before` if it is missing or not finite."""
+def _score(step, line, best_metric, last_score):
+    """Return a line's metric checkpoints.best, or `last_score` if it is missing or not finite."""
     # A metric that only some lines have is in the line of step 0
-    if step == 0 and best not in line:
+    if step == 0 and best_metric not in line:
         raise ValueError(
-            f"checkpoints.best={best!r} is not a metric of this phase; {suggest(best, sorted(line))}"
+            f"checkpoints.best={best_metric!r} is not a metric of this phase; "
+            f"{suggest(best_metric, sorted(line))}"
         )
-    return line[best] if math.isfinite(line.get(best, math.nan)) else before
+    return line[best_metric] if math.isfinite(line.get(best_metric, math.nan)) else last_score
 
 
-def _best(state, store, kept, phase):
+def _best(state, store, checkpoint_settings, phase):
     """Return the state of the best checkpoint, the newest among equals."""
     scores = store.scores()
     if not scores:
         return state
-    best = min if kept.best_is == "lowest" else max
-    step = best(reversed(scores), key=scores.get)
-    say(f"{phase}: {kept.best} is {kept.best_is} at step {step}: {scores[step]:.4g}")
+    pick = min if checkpoint_settings.best_is == "lowest" else max
+    step = pick(reversed(scores), key=scores.get)
+    say(
+        f"{phase}: {checkpoint_settings.best} is {checkpoint_settings.best_is} at step {step}: "
+        f"{scores[step]:.4g}"
+    )
     checkpoint = store.restore(step, state.saved())
     return checkpoint["state"].replace(frozen=state.frozen)
 

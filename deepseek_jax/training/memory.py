@@ -30,10 +30,17 @@ def memory_metrics(devices=None):
     # ru_maxrss counts bytes on macOS and KiB elsewhere
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    own = [_read(device) for device in (jax.local_devices() if devices is None else devices)]
-    read = [one for process in from_each(own) for one in process if one is not None]
+    local_stats = [
+        _read(device) for device in (jax.local_devices() if devices is None else devices)
+    ]
+    all_stats = [
+        stats
+        for process_stats in from_each(local_stats)
+        for stats in process_stats
+        if stats is not None
+    ]
     return {"host_peak_gib": peak / GIB} | (
-        _each(read) if len(read) <= MOST_DEVICES else _ends(read)
+        _each(all_stats) if len(all_stats) <= MOST_DEVICES else _ends(all_stats)
     )
 
 
@@ -45,15 +52,17 @@ def _read(device):
     return {"id": device.id} | {kind: stats[name] / GIB for kind, name in KINDS.items()}
 
 
-def _each(read):
-    return {f"device_{one['id']}_{kind}_gib": one[kind] for one in read for kind in KINDS}
+def _each(all_stats):
+    return {
+        f"device_{stats['id']}_{kind}_gib": stats[kind] for stats in all_stats for kind in KINDS
+    }
 
 
-def _ends(read):
+def _ends(all_stats):
     metrics = {}
     for kind in KINDS:
-        in_order = sorted(read, key=lambda one: one[kind])
-        for end, one in (("largest", in_order[-1]), ("smallest", in_order[0])):
-            metrics[f"{end}_{kind}_gib"] = one[kind]
-            metrics[f"{end}_{kind}_device"] = float(one["id"])
+        in_order = sorted(all_stats, key=lambda stats: stats[kind])
+        for end, stats in (("largest", in_order[-1]), ("smallest", in_order[0])):
+            metrics[f"{end}_{kind}_gib"] = stats[kind]
+            metrics[f"{end}_{kind}_device"] = float(stats["id"])
     return metrics

@@ -103,27 +103,27 @@ class MetricsWriter:
             return
         assert phase in self._started, f"start({phase!r}, first_step) comes before write"
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            self._say_not_finite(phase, int(step), bad)
+        bad_names = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad_names:
+            self._say_not_finite(phase, int(step), bad_names)
         record = {"step": int(step), "phase": phase}
         assert not record.keys() & values.keys(), "step and phase are taken"
-        record |= {name: None if name in bad else value for name, value in values.items()}
+        record |= {name: None if name in bad_names else value for name, value in values.items()}
         self._lines.add(record)
-        kept = [completions_line(int(step), phase, group) for group in completions]
-        for line in kept:
+        completion_lines = [completions_line(int(step), phase, group) for group in completions]
+        for line in completion_lines:
             self._completions.add(line)
-        finite = {name: value for name, value in values.items() if name not in bad}
+        finite_values = {name: value for name, value in values.items() if name not in bad_names}
         for board in self._boards:
-            board.write(phase, int(step), finite, kept)
+            board.write(phase, int(step), finite_values, completion_lines)
         self._console.show(step, values)
 
-    def _say_not_finite(self, phase, step, bad):
-        self._not_finite.update((phase, name) for name in bad)
-        counts = {name: self._not_finite[phase, name] for name in bad}
-        due = [f"{name} ({count} times)" for name, count in counts.items() if is_due(count)]
-        if due:
-            say(f"{phase}: step {step}: not finite: {', '.join(due)}")
+    def _say_not_finite(self, phase, step, bad_names):
+        self._not_finite.update((phase, name) for name in bad_names)
+        counts = {name: self._not_finite[phase, name] for name in bad_names}
+        due_texts = [f"{name} ({count} times)" for name, count in counts.items() if is_due(count)]
+        if due_texts:
+            say(f"{phase}: step {step}: not finite: {', '.join(due_texts)}")
 
     def write_scores(self, scores: dict[str, dict]):
         """Show on the boards what the run has measured so far.
@@ -143,8 +143,8 @@ class MetricsWriter:
         The loop calls it before a checkpoint, because a run that resumes from there logs no earlier
         step again.
         """
-        for each in (*self._files(), *self._boards):
-            each.flush()
+        for output in (*self._files(), *self._boards):
+            output.flush()
 
     def close(self):
         """Flush and close all files; the writer can be started again."""

@@ -41,8 +41,8 @@ def scale_by_muon(momentum: float, moment_dtype: str):
 
     def direction(momenta, params):
         # Its state is all zeros. To store it would take a second buffer of moments
-        orthogonal, _ = newton_schulz.update(momenta, newton_schulz.init(momenta))
-        return jax.tree.map_with_path(lambda p, x: x * _scale(p, x), orthogonal)
+        orthogonal_momenta, _ = newton_schulz.update(momenta, newton_schulz.init(momenta))
+        return jax.tree.map_with_path(lambda p, x: x * _scale(p, x), orthogonal_momenta)
 
     return optax.chain(
         optax.trace(momentum, nesterov=True, accumulator_dtype=moment_dtype),
@@ -71,5 +71,5 @@ def _matrix(path, leaf):
 
 
 def _scale(path, leaf):
-    sizes = [math.prod(leaf.shape[axis] for axis in axes) for axes in _matrix(path, leaf)]
-    return UPDATE_RMS * max(sizes) ** 0.5
+    widths = [math.prod(leaf.shape[axis] for axis in axes) for axes in _matrix(path, leaf)]
+    return UPDATE_RMS * max(widths) ** 0.5

@@ -46,7 +46,7 @@ def locate(loss_fn, micro_batches: int, state, batch, rng, *extra):
         return loss, jax.tree.map_with_path(_is_finite, grads)
 
     @jax.jit
-    def silenced(model, micro, rng, depth, extra):
+    def silenced_loss(model, micro, rng, depth, extra):
         return loss_fn(_silence(model, depth), micro, rng, *extra)[0]
 
     def is_finite(micro):
@@ -59,25 +59,25 @@ def locate(loss_fn, micro_batches: int, state, batch, rng, *extra):
         if is_finite(micro):
             continue
         loss, grads = measure(state.params, micro | scalars, key, extra)
-        if given := _given(micro, is_finite):
-            what = f"{given} of the batch: look at what made them"
+        if bad_values := _given(micro, is_finite):
+            cause = f"{bad_values} of the batch: look at what made them"
         elif bool(jnp.isfinite(loss)):
-            layer = (
+            gradient_text = (
                 f"the gradients of {_last_broken(grads)} are not, the first in the backward pass"
             )
-            what = f"the loss {float(loss):.3g} is finite, and {layer}; {ADVICE}"
+            cause = f"the loss {float(loss):.3g} is finite, and {gradient_text}; {ADVICE}"
         else:
             depths = len(_layers(state.model))
 
             def fails(depth, micro=micro, key=key):
-                loss = silenced(state.model, micro | scalars, key, depth, extra)
+                loss = silenced_loss(state.model, micro | scalars, key, depth, extra)
                 return not bool(jnp.isfinite(loss))
 
-            first = _first(fails, depths)
+            first_depth = _first(fails, depths)
             names = ["what comes before the layers", *_layers(state.model)]
-            what = f"the loss is {float(loss)}, first in {names[first]}; {ADVICE}"
+            cause = f"the loss is {float(loss)}, first in {names[first_depth]}; {ADVICE}"
         where = _row(micro, is_finite)
-        return f"micro-batch {index} of {micro_batches}{where}: {what}"
+        return f"micro-batch {index} of {micro_batches}{where}: {cause}"
     return "computed again all is finite, so a device may be faulty"
 
 
@@ -86,18 +86,18 @@ def _given(micro, is_finite):
 
     Where a mask leaves values out, they may be NaN and do no harm.
     """
-    floats = [name for name, x in micro.items() if jnp.issubdtype(x.dtype, jnp.floating)]
-    finite = {name: jnp.isfinite(micro[name]) for name in floats}
-    broken = [name for name in floats if not finite[name].all()]
-    mended = {name: jnp.where(finite[name], micro[name], 0) for name in broken}
-    if not broken or not is_finite(micro | mended):
+    float_names = [name for name, x in micro.items() if jnp.issubdtype(x.dtype, jnp.floating)]
+    finite_masks = {name: jnp.isfinite(micro[name]) for name in float_names}
+    bad_names = [name for name in float_names if not finite_masks[name].all()]
+    mended_arrays = {name: jnp.where(finite_masks[name], micro[name], 0) for name in bad_names}
+    if not bad_names or not is_finite(micro | mended_arrays):
         return ""
-    alone = [
+    single_causes = [
         name
-        for name in broken
-        if not is_finite(micro | {n: x for n, x in mended.items() if n != name})
+        for name in bad_names
+        if not is_finite(micro | {n: x for n, x in mended_arrays.items() if n != name})
     ]
-    return f"values that are not finite in {', '.join(alone or broken)}"
+    return f"values that are not finite in {', '.join(single_causes or bad_names)}"
 
 
 def _row(micro, is_finite):
@@ -105,26 +105,26 @@ def _row(micro, is_finite):
     # Arrays may have different numbers of rows: one for each prompt, or one for each completion
     units = math.gcd(*(len(x) for x in micro.values()))
 
-    def only(low, high):
-        def fill(x):
+    def only_units(low, high):
+        def take_rows(x):
             size = len(x) // units
-            kept = jnp.arange(units) % (high - low) + low
-            chosen = (kept[:, None] * size + jnp.arange(size)).reshape(-1)
-            return jax.device_put(x[chosen], x.sharding)
+            unit_indices = jnp.arange(units) % (high - low) + low
+            row_indices = (unit_indices[:, None] * size + jnp.arange(size)).reshape(-1)
+            return jax.device_put(x[row_indices], x.sharding)
 
-        return {name: fill(x) for name, x in micro.items()}
+        return {name: take_rows(x) for name, x in micro.items()}
 
     low, high = 0, units
     while high - low > 1:
-        half = (low + high) // 2
-        low, high = (low, half) if not is_finite(only(low, half)) else (half, high)
-    if units > 1 and is_finite(only(low, high)):
+        middle = (low + high) // 2
+        low, high = (low, middle) if not is_finite(only_units(low, middle)) else (middle, high)
+    if units > 1 and is_finite(only_units(low, high)):
         return ""
     devices = set()
     for x in micro.values():
         size = len(x) // units
-        for device, (part, *_) in x.sharding.devices_indices_map(x.shape).items():
-            start, stop, _ = part.indices(len(x))
+        for device, (row_slice, *_) in x.sharding.devices_indices_map(x.shape).items():
+            start, stop, _ = row_slice.indices(len(x))
             if start < (low + 1) * size and stop > low * size:
                 devices.add(str(device))
     return f", row {low} on {', '.join(sorted(devices))}"
@@ -157,15 +157,15 @@ def _layer_of(path):
 
 def _layers(model):
     """Return the names of all layers, in the order of the forward pass."""
-    sizes = {}
+    layer_counts = {}
     for path, leaf in jax.tree.leaves_with_path(model):
         group = _layer_of(path)
         if group in STACKS:
-            sizes[group] = len(leaf)
+            layer_counts[group] = len(leaf)
         elif group is not None:
-            sizes[group] = None
-    names = [f"layer {i} of {group}" for group in STACKS for i in range(sizes.get(group, 0))]
-    return names + sorted(group for group in sizes if group not in STACKS)
+            layer_counts[group] = None
+    names = [f"layer {i} of {group}" for group in STACKS for i in range(layer_counts.get(group, 0))]
+    return names + sorted(group for group in layer_counts if group not in STACKS)
 
 
 def _silence(model, depth):
@@ -176,18 +176,18 @@ def _silence(model, depth):
     """
     names = _layers(model)
 
-    def keep(path, leaf):
+    def mask_leaf(path, leaf):
         group = _layer_of(path)
         if group is None:
             return leaf
         if group not in STACKS:
             return jnp.where(names.index(group) < depth, leaf, jnp.zeros_like(leaf))
-        own = jnp.arange(len(leaf)) + names.index(f"layer 0 of {group}")
+        depths = jnp.arange(len(leaf)) + names.index(f"layer 0 of {group}")
         return jnp.where(
-            (own < depth).reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.zeros_like(leaf)
+            (depths < depth).reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.zeros_like(leaf)
         )
 
-    return jax.tree.map_with_path(keep, model)
+    return jax.tree.map_with_path(mask_leaf, model)
 
 
 def layer_axes(path, leaf):
@@ -207,21 +207,21 @@ def _all_finite(params):
 
 def _broken(flags):
     """Name everything that is not finite by its flags, in the order of the forward pass."""
-    layers, others = {}, []
+    flags_by_stack, other_names = {}, []
     for path, flag in jax.tree.leaves_with_path(read_flags(flags)):
         group = _layer_of(path)
         if group in STACKS:
-            layers[group] = layers.get(group, True) & flag
+            flags_by_stack[group] = flags_by_stack.get(group, True) & flag
         elif not flag:
-            others.append(group or ".".join(keys_of(path)))
-    stacked = [
+            other_names.append(group or ".".join(keys_of(path)))
+    layer_names = [
         f"layer {i} of {group}"
         for group in STACKS
-        for i, flag in enumerate(layers.get(group, ()))
+        for i, flag in enumerate(flags_by_stack.get(group, ()))
         if not flag
     ]
-    first = [name for name in others if name.endswith("embedding")]
-    return first + stacked + sorted(set(others) - set(first))
+    first_names = [name for name in other_names if name.endswith("embedding")]
+    return first_names + layer_names + sorted(set(other_names) - set(first_names))
 
 
 def read_flags(flags):

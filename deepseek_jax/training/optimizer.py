@@ -59,10 +59,10 @@ class OptimizerSettings:
             )
         # The first four fields are the other way to set a schedule
         for field in dataclasses.fields(self)[:4] if self.phases else ():
-            given = getattr(self, field.name)
-            if given != field.default:
+            value = getattr(self, field.name)
+            if value != field.default:
                 raise ValueError(
-                    f"{field.name}={given!r} and phases are two schedules; keep one of them"
+                    f"{field.name}={value!r} and phases are two schedules; keep one of them"
                 )
         momentum = type(self).__dataclass_fields__["momentum"].default
         if self.kind == "adamw" and self.momentum != momentum:

@@ -32,17 +32,17 @@ def remembered(path: Path, measure):
     barrier(f"before {path.name} is looked for")
     # Process 0 decides for all, because measuring takes all processes
     if not from_first(np.asarray(path.exists())):
-        measured = measure()
+        measurement = measure()
         if first_process():
-            write_whole(path, json.dumps(measured, indent=1))
+            write_whole(path, json.dumps(measurement, indent=1))
         # In the form that the file has (lists for tuples), so that a resumed run gets the same
-        return json.loads(json.dumps(measured))
+        return json.loads(json.dumps(measurement))
     return _read(path)
 
 
 def _read(path):
-    found = read_json(path)
+    measurement = read_json(path)
     # A measurement is never empty: pre-training's is a list, any other an object
-    if not found or not isinstance(found, dict | list):
+    if not measurement or not isinstance(measurement, dict | list):
         raise ValueError(f"{path} is damaged, as it holds no measurement; put back a copy")
-    return found
+    return measurement

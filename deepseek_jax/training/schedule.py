@@ -81,10 +81,10 @@ def join_phases(phases: Sequence[Phase], *, num_steps: int):
     # rate: the previous phase's final rate, None before the first phase
     schedules, ends, rate = [], [], None
     for phase in phases:
-        to = rate if phase.to is None else phase.to
-        schedules.append(_curve(phase.kind, 0.0 if rate is None else rate, to, phase.steps))
+        phase_rate = rate if phase.to is None else phase.to
+        schedules.append(_curve(phase.kind, 0.0 if rate is None else rate, phase_rate, phase.steps))
         ends.append(phase.steps + (ends[-1] if ends else 0))
-        rate = to
+        rate = phase_rate
     total = ends[-1] if ends else 0
     if total != num_steps:
         more_or_fewer = f"{abs(total - num_steps)} {'more' if total > num_steps else 'fewer'}"
@@ -123,10 +123,12 @@ def number_at(numbers, update: int):
     return [number for start, number in pairs_of(numbers) if start <= update][-1]
 
 
-def _curve(kind, start, to, steps):
+def _curve(kind, start, end, steps):
     if kind == "constant":
-        return optax.constant_schedule(to)
-    linear = kind == "linear"
-    left = optax.linear_schedule(1, 0, steps) if linear else optax.cosine_decay_schedule(1, steps)
-    # left: the fraction of the way that remains, from 1 to 0
-    return lambda i: to + (start - to) * left(i)
+        return optax.constant_schedule(end)
+    is_linear = kind == "linear"
+    remaining_fraction = (
+        optax.linear_schedule(1, 0, steps) if is_linear else optax.cosine_decay_schedule(1, steps)
+    )
+    # remaining_fraction goes from 1 to 0
+    return lambda i: end + (start - end) * remaining_fraction(i)

@@ -44,11 +44,15 @@ class CheckpointSettings(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        known = (*OF_LOSSES, *OF_REWARDS)
-        if self.best is not None and self.best not in known and not self.best.startswith(FAMILIES):
+        metric_names = (*OF_LOSSES, *OF_REWARDS)
+        if (
+            self.best is not None
+            and self.best not in metric_names
+            and not self.best.startswith(FAMILIES)
+        ):
             raise ValueError(
                 f"best={self.best!r} is not a metric that says how good a checkpoint is; "
-                f"{suggest(self.best, (*known, *(f'{family}NAME' for family in FAMILIES)))}"
+                f"{suggest(self.best, (*metric_names, *(f'{family}NAME' for family in FAMILIES)))}"
             )
 
 

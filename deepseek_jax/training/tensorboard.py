@@ -76,8 +76,8 @@ class TensorBoards:
         if HELD_OUT not in self._writers:
             self.start(HELD_OUT, 0)
         writer = self._writers[HELD_OUT]
-        for index, (measurement, found) in list(enumerate(scores.items()))[self._measured :]:
-            rows = [(score, *interval) for score, interval in found.items()]
+        for index, (measurement, intervals) in list(enumerate(scores.items()))[self._measured :]:
+            rows = [(score, *interval) for score, interval in intervals.items()]
             for score, mean, _, _ in rows:
                 writer.add_scalar(f"{HELD_OUT}/{score}", mean, index)
             columns = (measurement, "mean", "low", "high")

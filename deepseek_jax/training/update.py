@@ -78,10 +78,12 @@ def create_update(
         micro_batches: replaces settings.micro_batches.
     """
     tx = settings.make_optimizer(parts=parts)
-    create, placed = state_maker(params, tx, mesh, settings.optimizer.moment_memory)
+    create, state_shardings = state_maker(params, tx, mesh, settings.optimizer.moment_memory)
     if beside.reference is not None:
-        placed = placed.replace(reference=beside.reference.places)
-    return create, Update(loss_fn, tx, placed, micro_batches or settings.micro_batches, beside)
+        state_shardings = state_shardings.replace(reference=beside.reference.places)
+    return create, Update(
+        loss_fn, tx, state_shardings, micro_batches or settings.micro_batches, beside
+    )
 
 
 class Update:
@@ -104,7 +106,7 @@ class Update:
         self.done = None
 
         def train_step(state, batch, rng, *more):
-            own = _fingerprint_beside(state, batch)
+            params_fingerprint = _fingerprint_beside(state, batch)
             step = make_train_step(
                 lambda params, batch, rng: loss_fn(params, batch, rng, *more),
                 tx,
@@ -113,9 +115,9 @@ class Update:
                 watched=beside.watched,
             )
             state, metrics = step(state, batch, rng)
-            if own is not None:
-                stale = own != batch["sampled_by"]
-                metrics["stale_params"] = stale.astype(jnp.float32)
+            if params_fingerprint is not None:
+                is_stale = params_fingerprint != batch["sampled_by"]
+                metrics["stale_params"] = is_stale.astype(jnp.float32)
             return state, metrics | beside.report(state)
 
         self.jitted = jit_placed(train_step, placed)
@@ -149,8 +151,8 @@ def _fingerprint_beside(state, batch):
     """
     if "sampled_by" not in batch:
         return None
-    read = functools.partial(fingerprint, state.model)
-    return jax.lax.cond(batch["sampled_by"] == 0, lambda: jnp.uint32(0), read)
+    compute_fingerprint = functools.partial(fingerprint, state.model)
+    return jax.lax.cond(batch["sampled_by"] == 0, lambda: jnp.uint32(0), compute_fingerprint)
 
 
 def make_train_step(
@@ -239,7 +241,7 @@ def update_of(tx, *, bias_update_speed=None):
         routings = metrics.pop("routing", {})
         loads = {name: routing.load for name, routing in routings.items()}
         grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(grad_norm)
+        is_finite = jnp.isfinite(grad_norm)
         opt_before = on_device(state.opt_state)
 
         def apply():
@@ -250,7 +252,7 @@ def update_of(tx, *, bias_update_speed=None):
             return state.params, _counted(opt_before)
 
         # A branch, not a select: for a select, the old moments would have to outlive the new ones
-        params, opt_state = jax.lax.cond(finite, apply, skip)
+        params, opt_state = jax.lax.cond(is_finite, apply, skip)
         if bias_update_speed is not None:
             params = _move_router_biases(params, loads, bias_update_speed(state.step))
 
@@ -258,7 +260,7 @@ def update_of(tx, *, bias_update_speed=None):
         overflows = [r.overflows.sum() for r in routings.values() if r.overflows is not None]
         if overflows:
             metrics["expert_overflows"] = sum(overflows)
-        metrics |= {"grad_norm": grad_norm, "nonfinite": 1.0 - finite}
+        metrics |= {"grad_norm": grad_norm, "nonfinite": 1.0 - is_finite}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return update
@@ -284,13 +286,13 @@ def _move_router_biases(params, loads, speed):
         )
 
     def move(path, leaf):
-        name, last = path[0].key, path[-1].key
+        module_name, leaf_name = path[0].key, path[-1].key
         # A module that this loss did not run reports no load
-        if last != "router_bias" or name not in loads:
+        if leaf_name != "router_bias" or module_name not in loads:
             return leaf
         # A layer after one that gave NaN has a NaN load: its bias stays as it is
-        counted = jnp.isfinite(loads[name]).all(-1, keepdims=True)
-        return jnp.where(counted, updated_bias(leaf, loads[name], speed=speed), leaf)
+        has_finite_load = jnp.isfinite(loads[module_name]).all(-1, keepdims=True)
+        return jnp.where(has_finite_load, updated_bias(leaf, loads[module_name], speed=speed), leaf)
 
     return jax.tree.map_with_path(move, params)
 

@@ -106,8 +106,8 @@ class WandbRun:
         """
         numbers = {
             f"held_out/{measurement}/{score}{end}": value
-            for measurement, found in scores.items()
-            for score, interval in found.items()
+            for measurement, intervals in scores.items()
+            for score, interval in intervals.items()
             for end, value in zip(("", "/low", "/high"), interval, strict=True)
         }
         self._scores = {name: number for name, number in numbers.items() if _is_finite(number)}
@@ -160,9 +160,9 @@ class WandbRun:
 
     def _remove_earlier(self):
         """Remove the files of earlier offline starts."""
-        own = Path(self._run.dir).parent
-        for folder in own.parent.glob(f"offline-run-*-{self._run.id}"):
-            if folder != own:
+        run_folder = Path(self._run.dir).parent
+        for folder in run_folder.parent.glob(f"offline-run-*-{self._run.id}"):
+            if folder != run_folder:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _init(self):
@@ -171,7 +171,7 @@ class WandbRun:
 
         entity, _, project = self.project.rpartition("/")
         # The folder of W&B's own files, from which it sends them; a bucket cannot hold them
-        local = str(self.workdir) if os.path.isdir(self.workdir) else None
+        files_folder = str(self.workdir) if os.path.isdir(self.workdir) else None
         try:
             run = wandb.init(
                 project=project,
@@ -179,7 +179,7 @@ class WandbRun:
                 id=self._id(),
                 resume="allow",
                 name=self.workdir.name,
-                dir=local,
+                dir=files_folder,
                 config=self.config,
                 # Some recipes resume with a changed config, and redo what it changes
                 allow_val_change=True,

@@ -74,10 +74,10 @@ def check_terms(weights, values, gradient_norms):
     """
     faults = []
     for field, weight in weights.items():
-        measured = {"value": float(values[field]), "gradient norm": float(gradient_norms[field])}
+        numbers = {"value": float(values[field]), "gradient norm": float(gradient_norms[field])}
         faults += [
-            f"{field}={float(weight):g}, and the term's {what} is {number:g}"
-            for what, number in measured.items()
+            f"{field}={float(weight):g}, and the term's {quantity} is {number:g}"
+            for quantity, number in numbers.items()
             if number == 0 or not math.isfinite(number)
         ]
     if faults:
@@ -154,18 +154,18 @@ class Idle:
             say(message)
 
     def _look_at_gradients(self, step, state, last):
-        learned = _learned(state.opt_state, self.untrained)
-        idle = _idle(learned)
+        learned_flags = _learned(state.opt_state, self.untrained)
+        idle_names = _idle(learned_flags)
         # A line in which no parameter has a gradient proves nothing: all rewards may have been
         # equal
-        self.learning += any(moved.any() for moved in learned.values())
-        if not idle:
+        self.learning += any(moved.any() for moved in learned_flags.values())
+        if not idle_names:
             self.learning = None
         elif self.learning >= self.lines or (last and self.learning):
             raise BrokenTerm(
-                f"{self.phase}: {', '.join(idle)} had no gradient up to step {step}, while other parameters "
-                "had one: nothing in the loss reads it; leave it out of what is trained, such as an "
-                "adapter's targets, or look at the loss"
+                f"{self.phase}: {', '.join(idle_names)} had no gradient up to step {step}, while other "
+                "parameters had one: nothing in the loss reads it; leave it out of what is trained, such as "
+                "an adapter's targets, or look at the loss"
             )
 
 
@@ -174,8 +174,8 @@ def _weights(params):
 
     Router biases are left out, because they follow the experts' load.
     """
-    flat = {path: x for path, x in flatten_dict(params).items() if path[-1] != "router_bias"}
-    return int(_fingerprint(flat))
+    flat_params = {path: x for path, x in flatten_dict(params).items() if path[-1] != "router_bias"}
+    return int(_fingerprint(flat_params))
 
 
 _fingerprint = jax.jit(fingerprint)
@@ -186,36 +186,36 @@ def _learned(opt_state, untrained):
 
     Parameters that Checks.untrained names are left out.
     """
-    found = {}
+    learned_flags = {}
     for path, moved in jax.tree.leaves_with_path(read_flags(_moved(_moments_of(opt_state)))):
         keys = keys_of(path)
-        if any(f".{each}" in f".{'.'.join(keys)}" for each in untrained):
+        if any(f".{beginning}" in f".{'.'.join(keys)}" for beginning in untrained):
             continue
         # lora_a and lora_b count as one parameter: while b is 0, a has no gradient
         name = ".".join(key for key in keys if not key.startswith("lora_"))
-        found[name] = found.get(name, False) | moved
-    return found
+        learned_flags[name] = learned_flags.get(name, False) | moved
+    return learned_flags
 
 
-def _idle(learned):
+def _idle(learned_flags):
     """Return the names of the parameters of _learned that have no gradient."""
-    idle = []
-    for name, moved in learned.items():
+    idle_names = []
+    for name, moved in learned_flags.items():
         if not moved.any():
-            idle.append(name)
+            idle_names.append(name)
         elif not moved.all():
-            idle += [f"layer {i} of {name}" for i in np.flatnonzero(~moved)]
-    return idle
+            idle_names += [f"layer {i} of {name}" for i in np.flatnonzero(~moved)]
+    return idle_names
 
 
 def _moments_of(opt_state):
     """Return the optimizer's means of gradients, as a tree like the parameters."""
-    found = {}
+    moments = {}
     for path, moment in jax.tree.leaves_with_path(opt_state):
-        at = [i for i, key in enumerate(path) if getattr(key, "name", None) in MOMENTS]
-        if at:
-            found[tuple(keys_of(path[at[0] :]))] = moment
-    return unflatten_dict(found)
+        positions = [i for i, key in enumerate(path) if getattr(key, "name", None) in MOMENTS]
+        if positions:
+            moments[tuple(keys_of(path[positions[0] :]))] = moment
+    return unflatten_dict(moments)
 
 
 @jax.jit

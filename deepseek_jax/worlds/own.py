@@ -33,19 +33,19 @@ def own_world(
         ValueError: When questions are made, as in read_questions; the message names the file.
     """
 
-    def ask(seed, num_held_out):
+    def make_reasoning(seed, num_held_out):
         with at("reasoning", "path"):
-            worked = worked_questions(reasoning)
-        return split_task(worked, seed, num_held_out)
+            examples = worked_questions(reasoning)
+        return split_task(examples, seed, num_held_out)
 
-    def converse(seed, num_held_out):
+    def make_general(seed, num_held_out):
         with at("general", "path"):
             conversations = [e | {"solution": e["answer"]} for e in _read(general)]
         return split_task(conversations, seed, num_held_out)
 
-    questions = {"reasoning": Questions(ask, rule)}
+    questions = {"reasoning": Questions(make_reasoning, rule)}
     if general is not None:
-        questions["general"] = Questions(converse)
+        questions["general"] = Questions(make_general)
     return World(
         name="own",
         template=template,
@@ -56,8 +56,8 @@ def own_world(
 
 
 def _read(data):
-    own = as_own(data)
-    return read_questions(own.path, own.split, own.columns)
+    own_data = as_own(data)
+    return read_questions(own_data.path, own_data.split, own_data.columns)
 
 
 def worked_questions(data: str | OwnData):
@@ -108,23 +108,23 @@ def _own_task(name, file, seed, num_held_out):
 def _made(name, file, seed, num_held_out):
     # The worker imports the file anew, and nothing of this package
     with WorkerPool(call_code, int, num_workers=1, wall_limit_seconds=LIMIT_SECONDS) as pool:
-        made = pool.run({0: (file, name, seed, num_held_out)}).get(0)
-    if made is None:
-        made = ValueError(pool.lost())
-    if isinstance(made, Exception):
-        raise ValueError(f"task={name!r}: {made}")
-    if not isinstance(made, (tuple, list)) or len(made) != 2:
+        result = pool.run({0: (file, name, seed, num_held_out)}).get(0)
+    if result is None:
+        result = ValueError(pool.lost())
+    if isinstance(result, Exception):
+        raise ValueError(f"task={name!r}: {result}")
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
         raise ValueError(
-            f"task={name!r}: returned {str(made)[:80]}; return (training examples, held-out examples)"
+            f"task={name!r}: returned {str(result)[:80]}; return (training examples, held-out examples)"
         )
-    parts = [
-        [_example(f"task={name!r}, {part} example {i}", e) for i, e in enumerate(examples)]
-        for part, examples in zip(("training", "held-out"), made, strict=True)
+    example_sets = [
+        [_example(f"task={name!r}, {set_name} example {i}", e) for i, e in enumerate(examples)]
+        for set_name, examples in zip(("training", "held-out"), result, strict=True)
     ]
-    if not all(parts):
-        counts = f"{len(parts[0])} training and {len(parts[1])} held-out examples"
+    if not all(example_sets):
+        counts = f"{len(example_sets[0])} training and {len(example_sets[1])} held-out examples"
         raise ValueError(f"task={name!r} gives {counts}; give some of both")
-    return Task(*parts)
+    return Task(*example_sets)
 
 
 def _example(place, example):

@@ -56,8 +56,8 @@ class Questions:
         Raises:
             ValueError: As in data.tasks.held_apart.
         """
-        made = self.make(seed, num_held_out)
-        return made if self.alike else held_apart(made, plays)
+        task = self.make(seed, num_held_out)
+        return task if self.alike else held_apart(task, plays)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +100,12 @@ class World:
         Returns:
             {part: (name of its questions, its example["kind"] or None for all kinds)}.
         """
-        found = {}
+        parts = {}
         for name, questions in self.questions.items():
-            found |= {
+            parts |= {
                 part: (name, kind) for part, kind in (questions.kinds or {name: None}).items()
             }
-        return found
+        return parts
 
     def tokenizer(self):
         """Make the world's own tokenizer, or return None if its text is free."""

@@ -54,12 +54,12 @@ class Gke:
 
     def __init__(self, folder: Path):
         self.folder, self._last = folder, None
-        missing = [name for name in REQUIRED if flags.FLAGS[name].value is None]
-        if missing:
-            raise ValueError(f"--engine=gke needs --{missing[0]}")
-        given = flags.FLAGS.config.partition(":")[0]
-        config = Path(given_file(given, "--config"))
-        if not is_name(given) and (config.is_absolute() or not (home() / config).is_file()):
+        missing_flags = [name for name in REQUIRED if flags.FLAGS[name].value is None]
+        if missing_flags:
+            raise ValueError(f"--engine=gke needs --{missing_flags[0]}")
+        config_name = flags.FLAGS.config.partition(":")[0]
+        config = Path(given_file(config_name, "--config"))
+        if not is_name(config_name) and (config.is_absolute() or not (home() / config).is_file()):
             raise ValueError(
                 f"--engine=gke: --config={config} is not in the image; give a path below the checkout, as in "
                 "configs/NAME.py, or NAME alone"
@@ -95,15 +95,15 @@ class Gke:
     def state(self, ids: list[str]):
         """Return {id: WAITING, RUNNING, 0 or 1} for the workloads that GKE remembers."""
         try:
-            listed = _called(["kubectl", "get", "jobsets", "--output=json"])
+            listing = _called(["kubectl", "get", "jobsets", "--output=json"])
         except ValueError:
             # After a first answer, a failure comes from the network, and the last answer still
             # holds
             if self._last is None:
                 raise
         else:
-            sets = {item["metadata"]["name"]: item for item in json.loads(listed)["items"]}
-            self._last = {name: jobset_state(each) for name, each in sets.items()}
+            jobsets = {item["metadata"]["name"]: item for item in json.loads(listing)["items"]}
+            self._last = {name: jobset_state(jobset) for name, jobset in jobsets.items()}
         return {identity: self._last[identity] for identity in ids if identity in self._last}
 
     def cancel(self, ids: list[str]):
@@ -124,15 +124,15 @@ def workload_name(folder: Path, name: str):
 
 def create_command(workload: str, job: Job):
     """Return the xpk command line that submits a job."""
-    values = flags.FLAGS
+    flag_values = flags.FLAGS
     # exec replaces the pod's shell, so that SIGTERM reaches the run and not the shell
-    train = shlex.join(["exec", "python", "launch/train.py", *job.arguments])
-    command = ["xpk", "workload", "create", f"--workload={workload}", f"--command={train}"]
-    command += [f"--device-type={values.device_type}", f"--num-slices={values.slices}"]
-    command += [f"--docker-image={values.docker_image}", *_place(), "--quiet"]
+    train_command = shlex.join(["exec", "python", "launch/train.py", *job.arguments])
+    command = ["xpk", "workload", "create", f"--workload={workload}", f"--command={train_command}"]
+    command += [f"--device-type={flag_values.device_type}", f"--num-slices={flag_values.slices}"]
+    command += [f"--docker-image={flag_values.docker_image}", *_place(), "--quiet"]
     command += [f"--max-restarts={MAX_RESTARTS}", f"--restart-on-exit-codes={STOPPED}"]
     command += ["-tgps", str(SAVE_SECONDS), f"--ttl-seconds-after-finished={REMEMBER_SECONDS}"]
-    return command + ([f"--storage={values.storage}"] if values.storage else [])
+    return command + ([f"--storage={flag_values.storage}"] if flag_values.storage else [])
 
 
 def delete_command(workload: str):
@@ -153,15 +153,16 @@ def jobset_state(jobset: dict):
         WAITING, RUNNING, 0 for completed, or 1 for failed.
     """
     status = jobset.get("status", {})
-    ends = {c["type"] for c in status.get("conditions", []) if c.get("status") == "True"}
-    if "Completed" in ends:
+    conditions = {c["type"] for c in status.get("conditions", []) if c.get("status") == "True"}
+    if "Completed" in conditions:
         return 0
-    if "Failed" in ends:
+    if "Failed" in conditions:
         return 1
-    running = any(
-        each.get("active") or each.get("ready") for each in status.get("replicatedJobsStatus", [])
+    is_running = any(
+        job_status.get("active") or job_status.get("ready")
+        for job_status in status.get("replicatedJobsStatus", [])
     )
-    return RUNNING if running else WAITING
+    return RUNNING if is_running else WAITING
 
 
 def _called(command):
@@ -170,8 +171,8 @@ def _called(command):
     Raises:
         ValueError: The command fails.
     """
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        lines = (result.stderr or result.stdout).strip().splitlines() or ["it says nothing"]
         raise ValueError(f"--engine=gke: {' '.join(command[:3])} failed: {lines[-1]}")
-    return done.stdout
+    return result.stdout

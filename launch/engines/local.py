@@ -45,16 +45,16 @@ class Local:
         return [self._start(job) for job in jobs]
 
     def _start(self, job):
-        fresh = self.folder / "starting"
-        with open(fresh, "w") as held, open(job.log, "a") as log:
+        lock_path = self.folder / "starting"
+        with open(lock_path, "w") as lock_file, open(job.log, "a") as log:
             # The job inherits the lock, and the lock ends with the process, in whatever way. So
             # another process that gets the same pid is not mistaken for the job
-            fcntl.flock(held, fcntl.LOCK_EX)
+            fcntl.flock(lock_file, fcntl.LOCK_EX)
             process = subprocess.Popen(
                 command(job),
                 # In a separate session, so that Ctrl-C reaches the job once, through this process
                 start_new_session=True,
-                pass_fds=[held.fileno()],
+                pass_fds=[lock_file.fileno()],
                 # No streams of this process: a reader of its output would wait for the job after
                 # this process has ended
                 stdin=subprocess.DEVNULL,
@@ -64,7 +64,7 @@ class Local:
         # `state` polls these, so that a process is reaped when it ends
         self._processes.append(process)
         identity = f"{process.pid}@{socket.gethostname()}"
-        os.replace(fresh, self.folder / identity)
+        os.replace(lock_path, self.folder / identity)
         return identity
 
     def state(self, ids: list[str]):
@@ -106,6 +106,6 @@ def command(job: Job, *options: str):
     Args:
         options: Options of task.py, such as --slurm.
     """
-    files = [f"--{name}={getattr(job, name)}" for name in ("log", "status", "cancelled")]
-    train = [sys.executable, str(TRAIN), *job.arguments]
-    return [sys.executable, str(TASK), *files, *options, *train]
+    file_flags = [f"--{name}={getattr(job, name)}" for name in ("log", "status", "cancelled")]
+    train_command = [sys.executable, str(TRAIN), *job.arguments]
+    return [sys.executable, str(TASK), *file_flags, *options, *train_command]

@@ -47,15 +47,15 @@ class Slurm:
 
     def check_installed(self):
         """Raise ValueError, with what to do, if Slurm's commands are missing or get no answer."""
-        missing = [name for name in COMMANDS if shutil.which(name) is None]
-        if missing:
+        missing_names = [name for name in COMMANDS if shutil.which(name) is None]
+        if missing_names:
             raise ValueError(
-                f"--engine=slurm needs Slurm's commands, and this machine has no {', '.join(missing)}; "
+                f"--engine=slurm needs Slurm's commands, and this machine has no {', '.join(missing_names)}; "
                 "start the sweep on a login node, or use --engine=local"
             )
-        asked = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True)
-        if asked.returncode:
-            raise ValueError(f"--engine=slurm: Slurm does not answer: {_reason(asked.stderr)}")
+        result = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True)
+        if result.returncode:
+            raise ValueError(f"--engine=slurm: Slurm does not answer: {_reason(result.stderr)}")
 
     def submit(self, jobs: list[Job]):
         """Submit the jobs as an array, and return their ids.
@@ -65,21 +65,21 @@ class Slurm:
         """
         # Slurm writes the output there, and does not create the folder
         self.folder.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(
+        result = subprocess.run(
             ["sbatch", "--parsable"], input=self.shown(jobs), capture_output=True, text=True
         )
-        if done.returncode:
-            raise ValueError(f"--engine=slurm: Slurm refuses the jobs: {_reason(done.stderr)}")
+        if result.returncode:
+            raise ValueError(f"--engine=slurm: Slurm refuses the jobs: {_reason(result.stderr)}")
         # ID, or ID;CLUSTER
-        identity = done.stdout.strip().partition(";")[0]
+        identity = result.stdout.strip().partition(";")[0]
         return [f"{identity}_{index}" for index in range(len(jobs))]
 
     def shown(self, jobs: list[Job]):
         """Return the script for sbatch."""
         # Without the option, the other processes wait for a process that has failed
-        start = ["srun", "--kill-on-bad-exit=1"]
+        srun = ["srun", "--kill-on-bad-exit=1"]
         cases = [
-            f"{index}) {shlex.join([*start, *command(job, '--slurm')])} ;;"
+            f"{index}) {shlex.join([*srun, *command(job, '--slurm')])} ;;"
             for index, job in enumerate(jobs)
         ]
         options = (f"#SBATCH --{option}" for option in self._options(len(jobs)))
@@ -89,49 +89,49 @@ class Slurm:
 
     def _options(self, count):
         """Return the options of sbatch for `count` jobs."""
-        values = flags.FLAGS
+        flag_values = flags.FLAGS
         options = [
             "job-name=sweep",
             f"array=0-{count - 1}%{min(self.max_jobs or count, count)}",
-            f"nodes={values.nodes}",
-            f"ntasks-per-node={max(1, values.devices_per_node)}",
-            f"time={values.minutes}",
+            f"nodes={flag_values.nodes}",
+            f"ntasks-per-node={max(1, flag_values.devices_per_node)}",
+            f"time={flag_values.minutes}",
             # The signal goes to the processes, not to this script
-            f"signal=TERM@{min(SAVE_SECONDS, 15 * values.minutes)}",
+            f"signal=TERM@{min(SAVE_SECONDS, 15 * flag_values.minutes)}",
             "requeue",
             "open-mode=append",
             f"output={shlex.quote(str(self.folder / '%A_%a.out'))}",
         ]
-        if values.devices_per_node:
-            options.append(f"gpus-per-node={values.devices_per_node}")
-        if values.partition is not None:
-            options.append(f"partition={shlex.quote(values.partition)}")
+        if flag_values.devices_per_node:
+            options.append(f"gpus-per-node={flag_values.devices_per_node}")
+        if flag_values.partition is not None:
+            options.append(f"partition={shlex.quote(flag_values.partition)}")
         return options
 
     def state(self, ids: list[str]):
         """Return {id: WAITING or RUNNING} for the jobs that Slurm lists."""
-        listed = subprocess.run(
+        result = subprocess.run(
             ["squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i %T"],
             capture_output=True,
             text=True,
         )
         # A controller that is restarting does not answer: its last answer still holds
-        if listed.returncode == 0:
-            states = dict(line.split() for line in listed.stdout.splitlines())
+        if result.returncode == 0:
+            states = dict(line.split() for line in result.stdout.splitlines())
             self._last = {i: WAITING if s == "PENDING" else RUNNING for i, s in states.items()}
         return {identity: self._last[identity] for identity in ids if identity in self._last}
 
     def cancel(self, ids: list[str]):
         """Take waiting jobs out of the queue, and send SIGTERM to running ones, which save."""
         states = self.state(ids)
-        waiting = [identity for identity, state in states.items() if state == WAITING]
+        waiting_ids = [identity for identity, state in states.items() if state == WAITING]
         # The step, not the job: Slurm repeats the signal for a job of an array, and a second one
         # ends a run
-        running = [f"{identity}.0" for identity in states if identity not in waiting]
-        for options, names in ([], waiting), (["--signal=TERM"], running):
-            if names:
+        running_steps = [f"{identity}.0" for identity in states if identity not in waiting_ids]
+        for options, targets in ([], waiting_ids), (["--signal=TERM"], running_steps):
+            if targets:
                 # scancel complains about jobs that have just ended, so its output is dropped
-                subprocess.run(["scancel", *options, *names], capture_output=True)
+                subprocess.run(["scancel", *options, *targets], capture_output=True)
 
 
 def _reason(error):

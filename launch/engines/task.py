@@ -26,16 +26,16 @@ PREEMPTED = STOPPED, -signal.SIGTERM
 
 def main():
     """Run the command, and again after each preemption; then exit with a status."""
-    values = parsed()
-    rank = int(os.environ.get("SLURM_PROCID", 0)) if values.slurm else 0
-    task = Task(values, rank)
+    arguments = parsed()
+    rank = int(os.environ.get("SLURM_PROCID", 0)) if arguments.slurm else 0
+    task = Task(arguments, rank)
     signal.signal(signal.SIGTERM, task.stop)
     while True:
         # A cancel may come before Slurm has started this process
-        status = STOPPED if values.cancelled.exists() else task.run()
-        if status not in PREEMPTED or task.stopped or values.cancelled.exists():
+        status = STOPPED if arguments.cancelled.exists() else task.run()
+        if status not in PREEMPTED or task.stopped or arguments.cancelled.exists():
             sys.exit(task.end(status))
-        if values.slurm:
+        if arguments.slurm:
             sys.exit(task.requeue(status))
 
 
@@ -84,8 +84,8 @@ class Task:
         """
         log = self.values.log
         # Each process of a job has its own log, and a command that starts again adds to it
-        name = log if self.rank == 0 else log.with_name(f"{log.stem}.{self.rank}{log.suffix}")
-        with open(name, "a") as file:
+        log_path = log if self.rank == 0 else log.with_name(f"{log.stem}.{self.rank}{log.suffix}")
+        with open(log_path, "a") as file:
             self.process = subprocess.Popen(
                 self.values.command,
                 stdout=file,
@@ -113,10 +113,10 @@ class Task:
         # still save
         if self.rank > 0:
             return 0
-        array, index = map(os.environ.get, ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"))
-        job = f"{array}_{index}" if array else os.environ["SLURM_JOB_ID"]
-        asked = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
-        state = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+        array_id, index = map(os.environ.get, ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"))
+        job = f"{array_id}_{index}" if array_id else os.environ["SLURM_JOB_ID"]
+        query = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
+        state = subprocess.run(query, capture_output=True, text=True).stdout.strip()
         # A job that a user cancelled, or that Slurm itself queues again, is no longer running
         if state != "RUNNING":
             return self.end(status)
@@ -129,13 +129,13 @@ class Task:
         Returns:
             The exit status of this process.
         """
-        path, failed = self.values.status, status not in (0, *PREEMPTED)
+        path, has_failed = self.values.status, status not in (0, *PREEMPTED)
         # If any process fails, the job has failed, whichever process writes first
-        if failed or (self.rank == 0 and not path.exists()):
-            fresh = path.with_name(f"{path.name}.{self.rank}.tmp")
-            fresh.write_text(str(status))
-            os.replace(fresh, path)
-        return status if failed and status > 0 else int(failed)
+        if has_failed or (self.rank == 0 and not path.exists()):
+            new_file = path.with_name(f"{path.name}.{self.rank}.tmp")
+            new_file.write_text(str(status))
+            os.replace(new_file, path)
+        return status if has_failed and status > 0 else int(has_failed)
 
 
 if __name__ == "__main__":

@@ -43,10 +43,12 @@ def compile_programs(programs: list[Program], cache: Path | None = None):
     # Updates come first: one takes as long as all programs of a rollout
     order = sorted(programs, key=lambda program: program.model is None and workers > 1)
     under_way = _UnderWay(order, cache, pool)
-    compiled = [program for program in programs if not program.by_shapes]
+    programs_to_compile = [program for program in programs if not program.by_shapes]
     try:
-        for number, program in enumerate(compiled, start=1):
-            with waiting_for(f"compiling program {number} of {len(compiled)}, {program.name}"):
+        for number, program in enumerate(programs_to_compile, start=1):
+            with waiting_for(
+                f"compiling program {number} of {len(programs_to_compile)}, {program.name}"
+            ):
                 while program.name not in under_way.settled:
                     under_way.advance()
             yield under_way.with_waiting(program), under_way.settled[program.name].compiled
@@ -104,20 +106,20 @@ class _UnderWay:
 
     def with_waiting(self, program):
         """Return the Program, with the results of the programs in its `waiting` in memory too."""
-        held = []
+        waiting_results = []
         for name in program.waiting:
-            guess = ", by its shapes" if name in self.by_shapes else ""
-            if (settled := self.settled.get(name)) and settled.results is not None:
-                held.append(Held(f"the results of {name}{guess}", settled.results))
-        return beside([program], *held)[0]
+            suffix = ", by its shapes" if name in self.by_shapes else ""
+            if (outcome := self.settled.get(name)) and outcome.results is not None:
+                waiting_results.append(Held(f"the results of {name}{suffix}", outcome.results))
+        return beside([program], *waiting_results)[0]
 
     def _start(self, program):
-        before = {n: self.settled[n].results for n in program.after if n in self.settled}
-        if missing := [name for name in program.after if before.get(name) is None]:
-            refusal = f"it needs the results of {missing[0]!r}, which was refused"
+        results_by_name = {n: self.settled[n].results for n in program.after if n in self.settled}
+        if missing_names := [name for name in program.after if results_by_name.get(name) is None]:
+            refusal = f"it needs the results of {missing_names[0]!r}, which was refused"
             self.settled[program.name] = _Settled(Compiled(refusal=refusal), None)
             return
-        arguments = program.arguments_after(before)
+        arguments = program.arguments_after(results_by_name)
         if program.by_shapes:
             self.settled[program.name] = _Settled(None, results_by_shapes(program, arguments))
             return
@@ -162,29 +164,29 @@ def _compiled(program, lowered, path):
 
 def _compile(program, lowered):
     try:
-        done = lowered.compile()
+        executable = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         # The first line says the reason: memory, or a kernel's limits
         return Compiled(refusal=str(error).splitlines()[0])
-    found = done.memory_analysis()
+    memory_stats = executable.memory_analysis()
     memory = Memory(
-        arguments=found.argument_size_in_bytes,
-        updated=found.alias_size_in_bytes,
-        results=found.output_size_in_bytes,
-        temporaries=found.temp_size_in_bytes,
-        peak=found.peak_memory_in_bytes,
+        arguments=memory_stats.argument_size_in_bytes,
+        updated=memory_stats.alias_size_in_bytes,
+        results=memory_stats.output_size_in_bytes,
+        temporaries=memory_stats.temp_size_in_bytes,
+        peak=memory_stats.peak_memory_in_bytes,
     )
-    specs = tuple(place.spec for place in jax.tree.leaves(done.output_shardings))
-    text = done.as_text(), dict(program.mesh.shape), program.filled
-    costs = decoding_costs(*text) if program.token_steps else (program_cost(*text),)
+    specs = tuple(place.spec for place in jax.tree.leaves(executable.output_shardings))
+    cost_inputs = executable.as_text(), dict(program.mesh.shape), program.filled
+    costs = decoding_costs(*cost_inputs) if program.token_steps else (program_cost(*cost_inputs),)
     return Compiled(memory, *costs, specs=specs)
 
 
 def _results(program, lowered, specs):
     """Return the program's results as ShapeDtypeStructs with shardings."""
     leaves, tree = jax.tree.flatten(lowered.out_info)
-    placed = [
+    structs = [
         jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(program.mesh, spec))
         for x, spec in zip(leaves, specs, strict=True)
     ]
-    return jax.tree.unflatten(tree, placed)
+    return jax.tree.unflatten(tree, structs)

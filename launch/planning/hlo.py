@@ -50,9 +50,9 @@ class Cost:
     def add(self, other, times=1):
         """Add another Cost `times` times."""
         for name in ("flops", "unknown", "operations"):
-            mine = getattr(self, name)
+            counter = getattr(self, name)
             for label, number in getattr(other, name).items():
-                mine[label] += times * number
+                counter[label] += times * number
         for key, collective in other.collectives.items():
             self.collectives.setdefault(key, Collective()).add(collective, times)
         self.count += times * other.count
@@ -63,17 +63,17 @@ class Cost:
     @property
     def sent_bytes(self):
         """Bytes that the device sends in all collectives."""
-        return sum(one.wire_bytes for one in self.collectives.values())
+        return sum(collective.wire_bytes for collective in self.collectives.values())
 
     @property
     def collective_count(self):
         """The number of all collectives."""
-        return sum(one.count for one in self.collectives.values())
+        return sum(collective.count for collective in self.collectives.values())
 
     @property
     def asynchronous_count(self):
         """The number of collectives that overlap with other work."""
-        return sum(one.asynchronous for one in self.collectives.values())
+        return sum(collective.asynchronous for collective in self.collectives.values())
 
     def order(self):
         """Return the numbers by which the branches of a conditional are compared."""
@@ -114,15 +114,19 @@ def decoding_costs(text: str, mesh_shape: dict, filled: float = 1.0):
     """
     computations, entry = parse(text)
     walk = _Walk(computations, dict(mesh_shape), filled)
-    tokens = {
+    costs_by_loop = {
         name: walk.scheduled(name) for name in endless_loops(computations, computations[entry])
     }
-    if not tokens:
+    if not costs_by_loop:
         raise ValueError("the program decodes, and its text has no loop of unknown length")
-    walk.apart = max(tokens, key=lambda name: tokens[name].order())
-    token, twice = tokens[walk.apart], dataclasses.replace(walk, rounds=2)
-    two_rounds = twice.scheduled(walk.apart)
-    return walk.scheduled(entry), token, two_rounds if two_rounds.count > token.count else None
+    walk.apart = max(costs_by_loop, key=lambda name: costs_by_loop[name].order())
+    token_cost, two_round_walk = costs_by_loop[walk.apart], dataclasses.replace(walk, rounds=2)
+    two_round_cost = two_round_walk.scheduled(walk.apart)
+    return (
+        walk.scheduled(entry),
+        token_cost,
+        two_round_cost if two_round_cost.count > token_cost.count else None,
+    )
 
 
 @dataclasses.dataclass
@@ -144,21 +148,23 @@ class _Walk:
         """Return the Cost of a computation that runs its operations one by one."""
         computation, cost = self.computations[name], Cost()
         for operation in computation.values():
-            called, times = self._called(computation, operation, asynchronous)
-            own = self._one(computation, operation, asynchronous)
-            moved = operation_bytes(self.computations, computation, operation)
+            called_cost, times = self._called(computation, operation, asynchronous)
+            own_cost = self._one(computation, operation, asynchronous)
+            moved_bytes = operation_bytes(self.computations, computation, operation)
             # A fusion is one operation, so its products and its traffic count together
-            flops = own.flops.total() + (called.flops.total() if operation.kind == "fusion" else 0)
+            flops = own_cost.flops.total() + (
+                called_cost.flops.total() if operation.kind == "fusion" else 0
+            )
             # A collective does not count here: it reads and writes while it sends, and sending
             # takes longer
-            beside = operation.kind.endswith(HALVES)
-            if (flops or moved) and not beside and not own.collectives:
-                cost.operations[flops, moved] += 1
+            is_beside = operation.kind.endswith(HALVES)
+            if (flops or moved_bytes) and not is_beside and not own_cost.collectives:
+                cost.operations[flops, moved_bytes] += 1
             cost.count += does_work(operation)
-            cost.beside_count += does_work(operation) and beside and not own.collectives
-            cost.add(called, times)
-            cost.add(own)
-            cost.hbm_bytes += moved
+            cost.beside_count += does_work(operation) and is_beside and not own_cost.collectives
+            cost.add(called_cost, times)
+            cost.add(own_cost)
+            cost.hbm_bytes += moved_bytes
             if operation.kind not in ("while", "conditional", "call"):
                 cost.cycles += _cycles(operation)
         return cost
@@ -212,11 +218,11 @@ class _Walk:
                 cost.unknown[label] += 1
             else:
                 cost.flops[label] += flops * (self.filled if label.startswith(GROUPED) else 1)
-        moved = collective_of(
+        keyed_collective = collective_of(
             computation, operation, self.mesh_shape, scatters=scatters, asynchronous=asynchronous
         )
-        if moved:
-            cost.collectives = dict([moved])
+        if keyed_collective:
+            cost.collectives = dict([keyed_collective])
         return cost
 
 
@@ -226,9 +232,9 @@ def _scope(operation):
 
 
 def _branches(conditional):
-    listed = conditional.attribute(r"branch_computations=\{([^}]*)\}")
-    if listed:
-        return re.findall(r"[\w.\-]+", listed)
+    names_text = conditional.attribute(r"branch_computations=\{([^}]*)\}")
+    if names_text:
+        return re.findall(r"[\w.\-]+", names_text)
     sides = ("true", "false")
     return [conditional.attribute(rf"{side}_computation=%?([\w.\-]+)") for side in sides]
 

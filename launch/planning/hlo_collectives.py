@@ -81,11 +81,13 @@ def collective_of(
     if not axes:
         return None
     devices = len(groups[0])
-    size = _whole_bytes(kind, computation, operation, devices)
+    whole_bytes = _whole_bytes(kind, computation, operation, devices)
     share = 1 if kind == "collective-permute" else (devices - 1) / devices
-    wire = (2 if kind == "all-reduce" else 1) * share * size
+    wire_bytes = (2 if kind == "all-reduce" else 1) * share * whole_bytes
     overlaps = asynchronous or operation.kind.endswith("-start")
-    return (kind, axes), Collective(1, int(overlaps), size, wire, wire if overlaps else 0.0)
+    return (kind, axes), Collective(
+        1, int(overlaps), whole_bytes, wire_bytes, wire_bytes if overlaps else 0.0
+    )
 
 
 def continues(body: Computation, operation: Operation):
@@ -102,22 +104,22 @@ def continues(body: Computation, operation: Operation):
 
 
 def _whole_bytes(kind, computation, operation, devices):
-    given = [array.bytes for array in computation.arrays(operation.operands)]
+    operand_bytes = [array.bytes for array in computation.arrays(operation.operands)]
     if kind == "all-gather":
-        return devices * sum(given)
+        return devices * sum(operand_bytes)
     if kind == "ragged-all-to-all":
         # The operands are rows, and a buffer for rows. One of the two has room to spare
-        return min(given[:2])
-    return sum(given)
+        return min(operand_bytes[:2])
+    return sum(operand_bytes)
 
 
 def _axes(groups, mesh_shape):
-    sizes = list(mesh_shape.values())
-    differ = np.zeros(len(sizes), bool)
+    axis_sizes = list(mesh_shape.values())
+    axis_differs = np.zeros(len(axis_sizes), bool)
     for group in groups:
-        places = np.array(np.unravel_index(group, sizes))
-        differ |= (places != places[:, :1]).any(1)
-    return tuple(axis for axis, differs in zip(mesh_shape, differ, strict=True) if differs)
+        coordinates = np.array(np.unravel_index(group, axis_sizes))
+        axis_differs |= (coordinates != coordinates[:, :1]).any(1)
+    return tuple(axis for axis, differs in zip(mesh_shape, axis_differs, strict=True) if differs)
 
 
 def _groups(attributes, devices):
@@ -137,36 +139,36 @@ def _numbers(text):
     return [int(number) for number in text.split(",")]
 
 
-def _iota(shape, transposed):
+def _iota(shape, order):
     """Return int[devices]: numbers counted in a shape, then read with its dimensions transposed.
 
     Args:
         shape: A text such as "2,4".
-        transposed: The order of the dimensions, a text too; None for no change.
+        order: The order of the dimensions, a text too; None for no change.
     """
     shape = _numbers(shape)
     ids = np.arange(math.prod(shape)).reshape(shape)
-    return ids.transpose(_numbers(transposed) if transposed else range(len(shape))).reshape(-1)
+    return ids.transpose(_numbers(order) if order else range(len(shape))).reshape(-1)
 
 
-def _along(chosen, mesh, ids):
+def _along(chosen_axes, mesh_text, ids):
     """Return int[groups, devices of a group] for the notation by a mesh.
 
     Args:
-        chosen: Some of the mesh's axes, or parts of them: 'axis_1':(2)2 is a part of size 2, and 2
-            blocks of it are outside the group.
-        mesh: "'axis_0'=2,'axis_1'=4".
+        chosen_axes: Some of the mesh's axes, or parts of them: 'axis_1':(2)2 is a part of size 2,
+            and 2 blocks of it are outside the group.
+        mesh_text: "'axis_0'=2,'axis_1'=4".
         ids: int[devices], in the order of the mesh.
     """
-    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh)}
-    parts = {name: (1, size, 1) for name, size in sizes.items()}
-    for name, before, size in re.findall(r"'(\w+)':\((\d+)\)(\d+)", chosen):
-        before, size = int(before), int(size)
-        parts[name] = (before, size, sizes[name] // before // size)
+    axis_sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh_text)}
+    axis_splits = {name: (1, size, 1) for name, size in axis_sizes.items()}
+    for name, num_blocks, size in re.findall(r"'(\w+)':\((\d+)\)(\d+)", chosen_axes):
+        num_blocks, size = int(num_blocks), int(size)
+        axis_splits[name] = (num_blocks, size, axis_sizes[name] // num_blocks // size)
     # Every axis becomes three: outside, its chosen part, inside
-    ids = ids.reshape([size for triple in parts.values() for size in triple])
-    names = list(parts)
-    inner = [3 * names.index(name) + 1 for name in re.findall(r"'(\w+)'", chosen)]
-    outer = [dim for dim in range(ids.ndim) if dim not in inner]
-    group = math.prod(ids.shape[dim] for dim in inner)
-    return ids.transpose(outer + inner).reshape(-1, group)
+    ids = ids.reshape([size for split in axis_splits.values() for size in split])
+    names = list(axis_splits)
+    inner_dims = [3 * names.index(name) + 1 for name in re.findall(r"'(\w+)'", chosen_axes)]
+    outer_dims = [dim for dim in range(ids.ndim) if dim not in inner_dims]
+    group_size = math.prod(ids.shape[dim] for dim in inner_dims)
+    return ids.transpose(outer_dims + inner_dims).reshape(-1, group_size)

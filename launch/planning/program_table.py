@@ -38,8 +38,8 @@ def _memory(program, compiled, chip):
     for name, size in vars(compiled.memory).items():
         if size:
             yield f"{name}, bytes", _bytes(size)
-    for held in program.beside:
-        yield f"beside it, {held.name}", _bytes(held.bytes)
+    for resident in program.beside:
+        yield f"beside it, {resident.name}", _bytes(resident.bytes)
     share = held_at_once(program, compiled) / chip.hbm_bytes
     verdict = "fits" if fits(program, compiled, chip) else "does not fit"
     yield verdict, f"{share:.1%} of {chip.hbm_bytes / GIB:.2f} GiB"
@@ -80,19 +80,21 @@ def _needed(program, cost):
 
 def _work(cost: Cost, seconds: Roofline):
     yield "memory traffic, bytes", f"{cost.hbm_bytes:.3e}"
-    beside = f"{cost.beside_count:,} of them copies beside the others"
-    yield "operations", f"{cost.count:,}, {beside}"
+    copies = f"{cost.beside_count:,} of them copies beside the others"
+    yield "operations", f"{cost.count:,}, {copies}"
     yield "collectives", f"{cost.collective_count:,}"
-    for (kind, axes), one in sorted(cost.collectives.items(), key=lambda each: -each[1].wire_bytes):
-        share = f"{one.count:,} times, {one.asynchronous:,} asynchronous"
-        yield f"{kind}, {' x '.join(axes)}", f"{one.wire_bytes:.3e} bytes sent, {share}"
-    names = ["products", "memory"] + ["collectives"] * bool(cost.collectives)
-    parts = ", ".join(f"{name} {duration(getattr(seconds, name))}" for name in names)
-    yield "at least", f"{duration(seconds.at_least)}: {parts}"
-    parts = f"operations {duration(seconds.operations)}, latency {duration(seconds.latency)}"
+    for (kind, axes), collective in sorted(
+        cost.collectives.items(), key=lambda item: -item[1].wire_bytes
+    ):
+        share = f"{collective.count:,} times, {collective.asynchronous:,} asynchronous"
+        yield f"{kind}, {' x '.join(axes)}", f"{collective.wire_bytes:.3e} bytes sent, {share}"
+    limits = ["products", "memory"] + ["collectives"] * bool(cost.collectives)
+    peaks_text = ", ".join(f"{name} {duration(getattr(seconds, name))}" for name in limits)
+    yield "at least", f"{duration(seconds.at_least)}: {peaks_text}"
+    likely_text = f"operations {duration(seconds.operations)}, latency {duration(seconds.latency)}"
     if cost.collectives:
-        parts += f", collectives that nothing hides {duration(seconds.waited)}"
-    yield "likely", f"{duration(seconds.likely)}: {parts}"
+        likely_text += f", collectives that nothing hides {duration(seconds.waited)}"
+    yield "likely", f"{duration(seconds.likely)}: {likely_text}"
     yield "bound by", seconds.bound
 
 
@@ -108,5 +110,7 @@ def _rates(program, seconds, chip):
 def _none_asynchronous(cost, chip):
     """Yield a row on what was tried, if no collective of a token overlaps with other work."""
     if not cost.asynchronous_count:
-        tried = ", ".join(chip.tried_on_decoding) or "no option of the compiler for this chip"
-        yield "asynchronous", f"no collective; tried: {tried} (costs/chips.py)"
+        tried_options = (
+            ", ".join(chip.tried_on_decoding) or "no option of the compiler for this chip"
+        )
+        yield "asynchronous", f"no collective; tried: {tried_options} (costs/chips.py)"

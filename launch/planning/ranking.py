@@ -53,84 +53,92 @@ def rank(updates: list[Program], meshes: list[dict], mesh_of: Callable[[dict], M
     Returns:
         ([Ranked], [why a mesh was dropped]), both in the order of `meshes`.
     """
-    ranked, dropped = [], []
-    for sizes in meshes:
+    ranked, drop_reasons = [], []
+    for axis_sizes in meshes:
         try:
-            ranked.append(_ranked(updates, sizes, mesh_of, chip))
+            ranked.append(_ranked(updates, axis_sizes, mesh_of, chip))
         except ValueError as error:
-            dropped.append(str(error))
-    return ranked, dropped
+            drop_reasons.append(str(error))
+    return ranked, drop_reasons
 
 
 def best_first(ranked: list[Ranked], micro_batches: int):
     """Return the meshes that split a batch into `micro_batches`, the cheapest collectives first."""
-    possible = [one for one in ranked if micro_batches in one.micro_batches]
-    return sorted(possible, key=lambda one: (one.collectives(micro_batches), one.state))
+    candidates = [candidate for candidate in ranked if micro_batches in candidate.micro_batches]
+    return sorted(
+        candidates, key=lambda candidate: (candidate.collectives(micro_batches), candidate.state)
+    )
 
 
-def _ranked(updates, sizes, mesh_of, chip):
+def _ranked(updates, axis_sizes, mesh_of, chip):
     """Return the Ranked of one mesh.
 
     Raises:
         ValueError: An update does not split over the mesh, or has no room for its state.
     """
-    abstract = AbstractMesh(tuple(sizes.values()), tuple(sizes))
-    counts = set.intersection(*(set(micro_batches(update, abstract)) for update in updates))
-    held = [shards(update, abstract) for update in updates]
-    state = max(one.state for one in held)
+    abstract_mesh = AbstractMesh(tuple(axis_sizes.values()), tuple(axis_sizes))
+    micro_batch_counts = set.intersection(
+        *(set(micro_batches(update, abstract_mesh)) for update in updates)
+    )
+    all_shards = [shards(update, abstract_mesh) for update in updates]
+    state = max(update_shards.state for update_shards in all_shards)
     if state > chip.hbm_bytes:
         raise ValueError(
-            f"{_named(sizes)}: the training state alone takes {state / GIB:.2f} GiB, of "
+            f"{_named(axis_sizes)}: the training state alone takes {state / GIB:.2f} GiB, of "
             f"{chip.hbm_bytes / GIB:.2f} GiB of a device"
         )
-    mesh = mesh_of(sizes)
-    gathers = math.fsum(_gather_seconds(one, sizes, chip, mesh) for one in held)
-    exchanges = math.fsum(_exchange_seconds(update, sizes, chip, mesh) for update in updates)
-    return Ranked(sizes, counts, state, gathers, exchanges)
+    mesh = mesh_of(axis_sizes)
+    gathers = math.fsum(
+        _gather_seconds(update_shards, axis_sizes, chip, mesh) for update_shards in all_shards
+    )
+    exchanges = math.fsum(_exchange_seconds(update, axis_sizes, chip, mesh) for update in updates)
+    return Ranked(axis_sizes, micro_batch_counts, state, gathers, exchanges)
 
 
-def _gather_seconds(held: Shards, sizes: dict, chip: Chip, mesh: Mesh):
+def _gather_seconds(update_shards: Shards, axis_sizes: dict, chip: Chip, mesh: Mesh):
     """Return the seconds of the gathers in one micro-batch."""
     seconds = 0.0
-    for axes, whole in held.gathered.items():
-        parts = math.prod(sizes[axis] for axis in axes)
+    for axes, whole_bytes in update_shards.gathered.items():
+        num_shards = math.prod(axis_sizes[axis] for axis in axes)
         # Gathers in the forward and the backward pass, and as many bytes for the gradients
-        wire = 3 * whole * (parts - 1) / parts
-        seconds += collective_seconds("all-gather", axes, wire, chip, mesh)
+        wire_bytes = 3 * whole_bytes * (num_shards - 1) / num_shards
+        seconds += collective_seconds("all-gather", axes, wire_bytes, chip, mesh)
     return seconds
 
 
-def _exchange_seconds(program: Program, sizes: dict, chip: Chip, mesh: Mesh):
+def _exchange_seconds(program: Program, axis_sizes: dict, chip: Chip, mesh: Mesh):
     """Return the seconds of the exchanges of an update, in all its micro-batches."""
     config = program.model
     tokens = program.tokens / math.prod(
-        sizes[axis] for axis in ("slice", "data", "fsdp", "expert", "context")
+        axis_sizes[axis] for axis in ("slice", "data", "fsdp", "expert", "context")
     )
     # Forward and backward
-    numbers = 2 * tokens * compute_bytes(program) / sizes["pipeline"]
-    routed = config.num_moe_layers * (config.num_experts_per_tok or 0) * config.hidden_size
+    bytes_per_number = 2 * tokens * compute_bytes(program) / axis_sizes["pipeline"]
+    routed_width = config.num_moe_layers * (config.num_experts_per_tok or 0) * config.hidden_size
     # Numbers of a token: rows to their experts and back; rows of heads, and their outputs; two sums
     # in each layer, both there and back
-    one_way = {
-        ("ragged-all-to-all", "expert"): 2 * routed,
-        ("all-to-all", "context"): config.num_hidden_layers * _heads(config) / sizes["tensor"],
+    widths = {
+        ("ragged-all-to-all", "expert"): 2 * routed_width,
+        ("all-to-all", "context"): config.num_hidden_layers * _heads(config) / axis_sizes["tensor"],
         ("all-reduce", "tensor"): 2 * 2 * config.num_hidden_layers * config.hidden_size,
     }
     seconds = 0.0
-    for (kind, axis), wide in one_way.items():
-        if sizes[axis] > 1:
-            wire = numbers * wide * (sizes[axis] - 1) / sizes[axis]
-            seconds += collective_seconds(kind, (axis,), wire, chip, mesh)
+    for (kind, axis), width in widths.items():
+        if axis_sizes[axis] > 1:
+            wire_bytes = bytes_per_number * width * (axis_sizes[axis] - 1) / axis_sizes[axis]
+            seconds += collective_seconds(kind, (axis,), wire_bytes, chip, mesh)
     return seconds
 
 
 def _heads(config: ModelConfig):
     """Count a token's numbers in the queries, keys, values and outputs of a layer's heads."""
     if config.is_mla:
-        key = config.qk_nope_head_dim + config.qk_rope_head_dim
-        return 2 * config.num_attention_heads * (key + config.v_head_dim)
+        key_width = config.qk_nope_head_dim + config.qk_rope_head_dim
+        return 2 * config.num_attention_heads * (key_width + config.v_head_dim)
     return 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
 
 
-def _named(sizes):
-    return " ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "one device"
+def _named(axis_sizes):
+    return (
+        " ".join(f"{axis}={size}" for axis, size in axis_sizes.items() if size > 1) or "one device"
+    )

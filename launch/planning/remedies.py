@@ -11,16 +11,25 @@ def remedies(program: Program, compiled: Compiled, chip: Chip):
         return _fields(program, None)
     memory = compiled.memory
     excess = memory.peak + program.beside_bytes - chip.hbm_bytes
-    held, live = memory.arguments, memory.peak - memory.arguments
-    own = (
-        f"{excess / GIB:.2f} GiB are too much; arguments hold {held / GIB:.2f}, {live / GIB:.2f} are "
-        "temporaries and new results"
+    argument_bytes, other_bytes = memory.arguments, memory.peak - memory.arguments
+    excess_text = (
+        f"{excess / GIB:.2f} GiB are too much; arguments hold {argument_bytes / GIB:.2f}, "
+        f"{other_bytes / GIB:.2f} are temporaries and new results"
     )
     # The largest first. What waits in the host's memory has no bytes here
-    others = sorted((one for one in program.beside if one.bytes), key=lambda one: -one.bytes)
-    waiting = [f"{one.bytes / GIB:.2f} are {one.name}" for one in others]
-    smaller = [f"{one.fields}, for {one.name}" for one in others if one.fields]
-    return [", ".join([own, *waiting]), *smaller, *_fields(program, held > live)]
+    residents = sorted(
+        (resident for resident in program.beside if resident.bytes),
+        key=lambda resident: -resident.bytes,
+    )
+    resident_texts = [f"{resident.bytes / GIB:.2f} are {resident.name}" for resident in residents]
+    field_texts = [
+        f"{resident.fields}, for {resident.name}" for resident in residents if resident.fields
+    ]
+    return [
+        ", ".join([excess_text, *resident_texts]),
+        *field_texts,
+        *_fields(program, argument_bytes > other_bytes),
+    ]
 
 
 def _fields(program, arguments_dominate):
@@ -29,24 +38,26 @@ def _fields(program, arguments_dominate):
     Args:
         arguments_dominate: Whether the arguments take more than the rest; None if nobody knows.
     """
-    larger = {axis: size for axis, size in program.mesh.shape.items() if axis in ("fsdp", "expert")}
-    split = " or ".join(f"mesh.{axis} (now {size})" for axis, size in larger.items())
+    axis_sizes = {
+        axis: size for axis, size in program.mesh.shape.items() if axis in ("fsdp", "expert")
+    }
+    axes_text = " or ".join(f"mesh.{axis} (now {size})" for axis, size in axis_sizes.items())
     if program.part == GENERATION:
         lines = [
             "fewer slots, or a lower max_completion_length or max_prompt_length",
-            f"more devices along {split}, which split the weights",
+            f"more devices along {axes_text}, which split the weights",
         ]
     elif program.part == TRAINING:
         lines = [
             "more micro_batches (micro_batch_size in pre-training), model.remat='full', a lower "
             "model.expert_buffer, or mesh.context above 1 for long rows",
-            f"more devices along {split}; optimizer.moment_dtype='bfloat16', reference_dtype='bfloat16'",
+            f"more devices along {axes_text}; optimizer.moment_dtype='bfloat16', reference_dtype='bfloat16'",
         ]
     elif program.part == REWARD:
         lines = [
             "a lower batch_size of the reward model, or a lower max_completion_length",
-            f"more devices along {split}, which split the weights",
+            f"more devices along {axes_text}, which split the weights",
         ]
     else:
-        lines = [f"more devices along {split}"]
+        lines = [f"more devices along {axes_text}"]
     return lines[::-1] if arguments_dominate else lines

@@ -31,34 +31,38 @@ def print_plan(programs: list[Program], chip: Chip, cache: Path | None):
     Returns:
         Whether every program fits.
     """
-    planned = []
+    plans = []
     for program, compiled in compile_programs(programs, cache):
         seconds = seconds_of(program, compiled, chip)
-        planned.append((program, compiled, seconds))
+        plans.append((program, compiled, seconds))
         line(compiled_line(program, compiled, seconds))
     console = Console(width=WIDTH, soft_wrap=True)
-    console.print(summary_table(planned, chip))
+    console.print(summary_table(plans, chip))
     for text in filter(None, dict.fromkeys(placement_text(p.mesh) for p in programs)):
         console.print(f"placement: {text}", highlight=False)
-    for text in (*verdict_lines(planned, chip), *step_lines(planned)):
+    for text in (*verdict_lines(plans, chip), *step_lines(plans)):
         console.print(text, highlight=False)
-    for program, compiled, seconds in planned:
+    for program, compiled, seconds in plans:
         console.print(program_table(program, compiled, seconds, chip))
-    trained = (program.model for program in programs if program.model is not None)
+    models = (program.model for program in programs if program.model is not None)
     # Stages of one training differ in their indexers' loss, and one table is enough for them
-    free = (dataclasses.replace(m, indexer_loss="none") for m in trained if m.has_indexer)
-    for model in dict.fromkeys(free):
+    models_without_loss = (
+        dataclasses.replace(m, indexer_loss="none") for m in models if m.has_indexer
+    )
+    for model in dict.fromkeys(models_without_loss):
         console.print(attention_table(model))
-    return all(fits(program, compiled, chip) for program, compiled, _ in planned)
+    return all(fits(program, compiled, chip) for program, compiled, _ in plans)
 
 
 def compiled_line(program: Program, compiled: Compiled, seconds: Seconds | None):
     """Return the line that a waiting reader gets as soon as a program is compiled."""
     if seconds is None:
         return f"{program.name}: does not compile"
-    took = "from the cache" if compiled.seconds is None else f"compiled in {compiled.seconds:.0f} s"
-    likely = f"likely {duration(seconds.main.likely)}{' a token' if seconds.token else ''}"
-    return f"{program.name}: {took}, {held_at_once(program, compiled) / GIB:.1f} GiB, {likely}"
+    compile_text = (
+        "from the cache" if compiled.seconds is None else f"compiled in {compiled.seconds:.0f} s"
+    )
+    likely_text = f"likely {duration(seconds.main.likely)}{' a token' if seconds.token else ''}"
+    return f"{program.name}: {compile_text}, {held_at_once(program, compiled) / GIB:.1f} GiB, {likely_text}"
 
 
 def verdict_lines(planned, chip: Chip):
@@ -67,14 +71,18 @@ def verdict_lines(planned, chip: Chip):
     Args:
         planned: [(Program, Compiled, Seconds or None)].
     """
-    refused = [(program, one) for program, one, _ in planned if not fits(program, one, chip)]
-    if not refused:
-        program, one, _ = max(planned, key=lambda each: held_at_once(*each[:2]))
-        most = f"{held_at_once(program, one) / GIB:.1f} of {chip.hbm_bytes / GIB:.2f} GiB"
-        yield f"All fit. {program.name} holds most: {most}."
-    for program, one in refused:
+    misfits = [
+        (program, compiled) for program, compiled, _ in planned if not fits(program, compiled, chip)
+    ]
+    if not misfits:
+        program, compiled, _ = max(planned, key=lambda plan: held_at_once(*plan[:2]))
+        memory_text = (
+            f"{held_at_once(program, compiled) / GIB:.1f} of {chip.hbm_bytes / GIB:.2f} GiB"
+        )
+        yield f"All fit. {program.name} holds most: {memory_text}."
+    for program, compiled in misfits:
         yield f"{program.name} does not fit. What would help:"
-        yield from (f"    {text}" for text in remedies(program, one, chip))
+        yield from (f"    {text}" for text in remedies(program, compiled, chip))
 
 
 def step_lines(planned):
@@ -88,20 +96,22 @@ def step_lines(planned):
         prefix, _, _ = program.name.rpartition(": ")
         groups[prefix].append((program, seconds))
     for prefix, group in groups.items():
-        parts = {program.part for program, _ in group}
-        if parts != {TRAINING, GENERATION, SYNC} or any(s is None for _, s in group):
+        part_names = {program.part for program, _ in group}
+        if part_names != {TRAINING, GENERATION, SYNC} or any(s is None for _, s in group):
             continue
-        total = {part: [0.0, 0.0] for part in (TRAINING, GENERATION, SYNC)}
+        seconds_by_part = {part: [0.0, 0.0] for part in (TRAINING, GENERATION, SYNC)}
         for program, seconds in group:
             if program.name != "pretrain":
-                least, likely = total[program.part]
-                more = seconds.of_step(program)
-                total[program.part] = [least + more[0], likely + more[1]]
-        least, likely = (sum(both) for both in zip(*total.values(), strict=True))
-        split = ", ".join(f"{name} {duration(both[1])}" for name, both in total.items())
-        whose = prefix or "a step"
-        yield f"{whose}, with the longest completions: at least {duration(least)}, likely {duration(likely)}"
-        yield f"    {split}"
+                least, likely = seconds_by_part[program.part]
+                step_seconds = seconds.of_step(program)
+                seconds_by_part[program.part] = [least + step_seconds[0], likely + step_seconds[1]]
+        least, likely = (sum(column) for column in zip(*seconds_by_part.values(), strict=True))
+        split_text = ", ".join(
+            f"{name} {duration(pair[1])}" for name, pair in seconds_by_part.items()
+        )
+        label = prefix or "a step"
+        yield f"{label}, with the longest completions: at least {duration(least)}, likely {duration(likely)}"
+        yield f"    {split_text}"
 
 
 def print_shapes(programs: list[Program], chip: Chip):
@@ -117,14 +127,17 @@ def print_shapes(programs: list[Program], chip: Chip):
         table.add_column(name, justify="right")
     all_fit = True
     for program in programs:
-        held, needed = "-", program.flops / program.mesh.size
-        others = program.beside_bytes
+        arguments_text, needed_flops = "-", program.flops / program.mesh.size
+        resident_bytes = program.beside_bytes
         if not program.needs:
             size = argument_bytes(program.arguments)
-            held, all_fit = f"{size / GIB:.2f}", all_fit and size + others <= chip.hbm_bytes
-        seconds = needed / chip.flops_per_second
-        numbers = f"{others / GIB:.2f}", f"{needed / 1e12:.3g}", f"{seconds:.3g}"
-        table.add_row(program.name, program.sizes, held, *numbers)
+            arguments_text, all_fit = (
+                f"{size / GIB:.2f}",
+                all_fit and size + resident_bytes <= chip.hbm_bytes,
+            )
+        seconds = needed_flops / chip.flops_per_second
+        cells = f"{resident_bytes / GIB:.2f}", f"{needed_flops / 1e12:.3g}", f"{seconds:.3g}"
+        table.add_row(program.name, program.sizes, arguments_text, *cells)
     console = Console(width=WIDTH, soft_wrap=True)
     console.print(table)
     console.print(

@@ -72,8 +72,8 @@ class Roofline:
     def likely(self):
         """The seconds of the program as it is compiled: see the top of this module."""
         operations = self.operations + self.operation_latency
-        beside = max(operations, self.memory, self.asynchronous)
-        return beside + self.waited + self.collective_latency
+        overlapped_seconds = max(operations, self.memory, self.asynchronous)
+        return overlapped_seconds + self.waited + self.collective_latency
 
     @property
     def bound(self):
@@ -129,36 +129,38 @@ def roofline(cost: Cost, chip: Chip, mesh: Mesh):
     slowness = chip.flops_per_second / np.array(
         [chip.peaks.get(_operand(label), chip.flops_per_second) for label in cost.flops]
     )
-    total = cost.flops.total()
-    scaled = float(slowness @ np.array(list(cost.flops.values()))) if total else 0.0
+    total_flops = cost.flops.total()
+    scaled_flops = float(slowness @ np.array(list(cost.flops.values()))) if total_flops else 0.0
     operations = sum(
         times
         * max(
-            flops * scaled / max(total, 1) / chip.flops_per_second,
-            moved / chip.hbm_bytes_per_second,
+            flops * scaled_flops / max(total_flops, 1) / chip.flops_per_second,
+            moved_bytes / chip.hbm_bytes_per_second,
         )
-        for (flops, moved), times in cost.operations.items()
+        for (flops, moved_bytes), times in cost.operations.items()
     )
-    hidden = waited = 0.0
-    for (kind, axes), one in cost.collectives.items():
-        hidden += collective_seconds(kind, axes, one.hidden_bytes, chip, mesh)
-        waited += collective_seconds(kind, axes, one.wire_bytes - one.hidden_bytes, chip, mesh)
-    waits = cost.collective_count - cost.asynchronous_count
+    hidden_seconds = waited_seconds = 0.0
+    for (kind, axes), collective in cost.collectives.items():
+        hidden_seconds += collective_seconds(kind, axes, collective.hidden_bytes, chip, mesh)
+        waited_seconds += collective_seconds(
+            kind, axes, collective.wire_bytes - collective.hidden_bytes, chip, mesh
+        )
+    num_waits = cost.collective_count - cost.asynchronous_count
     return Roofline(
-        products=scaled / chip.flops_per_second,
+        products=scaled_flops / chip.flops_per_second,
         memory=cost.hbm_bytes / chip.hbm_bytes_per_second,
         operations=operations,
-        asynchronous=hidden,
-        waited=waited,
+        asynchronous=hidden_seconds,
+        waited=waited_seconds,
         operation_latency=(cost.count - cost.beside_count) * chip.seconds_per_operation,
-        collective_latency=waits * chip.seconds_per_collective,
+        collective_latency=num_waits * chip.seconds_per_collective,
     )
 
 
 def _operand(label):
     """Return the dtype X of a label in Cost.flops that ends in "X x X"; else "bf16"."""
-    left, _, right = label.split(", ")[-1].partition(" x ")
-    return left if left == right else "bf16"
+    lhs, _, rhs = label.split(", ")[-1].partition(" x ")
+    return lhs if lhs == rhs else "bf16"
 
 
 def collective_seconds(kind: str, axes: tuple, wire_bytes: float, chip: Chip, mesh: Mesh):

@@ -74,8 +74,8 @@ def search(config: ConfigDict, topology: str, pattern: str | None, count: int, c
     Raises:
         ValueError: The config is wrong on any mesh, or --program names no update.
     """
-    what, chip = layouts_of(config, topology, pattern)
-    return print_search(what, count, chip, cache)
+    layout_search, chip = layouts_of(config, topology, pattern)
+    return print_search(layout_search, count, chip, cache)
 
 
 def layouts_of(config: ConfigDict, topology: str, pattern: str | None):
@@ -84,34 +84,36 @@ def layouts_of(config: ConfigDict, topology: str, pattern: str | None):
     Raises:
         ValueError: See `search`.
     """
-    given = build(MeshSettings, config.get("mesh", {}), "config.mesh")
-    whole, chip = planned_mesh(topology, dict(slices=given.slices, pipeline=given.pipeline))
-    devices = list(whole.devices.flat)
+    mesh_settings = build(MeshSettings, config.get("mesh", {}), "config.mesh")
+    whole_mesh, chip = planned_mesh(
+        topology, dict(slices=mesh_settings.slices, pipeline=mesh_settings.pipeline)
+    )
+    devices = list(whole_mesh.devices.flat)
     # On one device everything splits, and the shapes are the same on every mesh
     updates = _updates(config, make_mesh(devices=devices[:1]), pattern)
 
     exchange = exchange_of(config.get("model", {}))
 
-    def mesh_of(sizes):
-        named = {size_name(axis): n for axis, n in sizes.items()}
-        return make_mesh(**named, devices=devices, exchange=exchange)
+    def mesh_of(axis_sizes):
+        sizes_by_name = {size_name(axis): n for axis, n in axis_sizes.items()}
+        return make_mesh(**sizes_by_name, devices=devices, exchange=exchange)
 
-    def fields(layout):
+    def fields_of(layout):
         return layout_fields(updates, layout)
 
-    def planned(layout):
-        own = config.copy_and_resolve_references()
-        for name, value in fields(layout).items():
-            set_field(own, name, value)
-        return _updates(own, mesh_of(layout.mesh), pattern)
+    def planned_updates(layout):
+        layout_config = config.copy_and_resolve_references()
+        for name, value in fields_of(layout).items():
+            set_field(layout_config, name, value)
+        return _updates(layout_config, mesh_of(layout.mesh), pattern)
 
     has_experts = any(update.model.n_routed_experts for update in updates)
-    sizes = meshes(len(devices), has_experts, given.slices, given.pipeline)
+    mesh_sizes = meshes(len(devices), has_experts, mesh_settings.slices, mesh_settings.pipeline)
 
     def flags(layout):
-        return flags_of(fields(layout))
+        return flags_of(fields_of(layout))
 
-    return Search(updates, sizes, mesh_of, flags, planned), chip
+    return Search(updates, mesh_sizes, mesh_of, flags, planned_updates), chip
 
 
 def flags_of(fields: dict):
@@ -139,41 +141,43 @@ def print_search(search: Search, count: int, chip: Chip, cache: Path | None):
     """
     console = Console(width=WIDTH, soft_wrap=True)
     console.print("ranking meshes by their collectives ...")
-    ranked, dropped = rank(search.updates, search.meshes, search.mesh_of, chip)
-    split = f"{len(ranked):,} of {len(search.meshes):,} meshes split"
-    console.print(f"{split}, with room for the training state")
+    ranked, drop_reasons = rank(search.updates, search.meshes, search.mesh_of, chip)
+    split_text = f"{len(ranked):,} of {len(search.meshes):,} meshes split"
+    console.print(f"{split_text}, with room for the training state")
     # {the layout's text: its Compared, or None if the recipe refuses it}
-    tried = {}
+    compared_by_layout = {}
 
-    def fits(one, micro_batches, remat):
-        layout = Layout(one.mesh, micro_batches, remat)
-        if str(layout) not in tried:
-            tried[str(layout)] = None
+    def fits(ranked_mesh, micro_batches, remat):
+        layout = Layout(ranked_mesh.mesh, micro_batches, remat)
+        if str(layout) not in compared_by_layout:
+            compared_by_layout[str(layout)] = None
             try:
                 programs = search.planned(layout)
             except ValueError as error:
-                dropped.append(str(error))
+                drop_reasons.append(str(error))
                 return None
             console.print(f"compiling {layout} ...")
             compiled = list(compile_programs(programs, cache))
-            tried[str(layout)] = Compared(layout, one, compiled)
-        return tried[str(layout)] and tried[str(layout)].fits(chip)
+            compared_by_layout[str(layout)] = Compared(layout, ranked_mesh, compiled)
+        return compared_by_layout[str(layout)] and compared_by_layout[str(layout)].fits(chip)
 
     try_layouts(ranked, count, fits)
-    compared = list(filter(None, tried.values()))
-    if dropped:
-        console.print(f"{len(dropped):,} dropped, such as: {dropped[-1]}", highlight=False)
-    console.print(search_table(compared, chip))
-    fitting = [one for one in compared if one.fits(chip)]
-    if fitting:
-        best = min(fitting, key=lambda one: one.seconds(chip)[1])
+    compared_layouts = list(filter(None, compared_by_layout.values()))
+    if drop_reasons:
+        console.print(
+            f"{len(drop_reasons):,} dropped, such as: {drop_reasons[-1]}", highlight=False
+        )
+    console.print(search_table(compared_layouts, chip))
+    fitting_layouts = [candidate for candidate in compared_layouts if candidate.fits(chip)]
+    if fitting_layouts:
+        best = min(fitting_layouts, key=lambda candidate: candidate.seconds(chip)[1])
         console.print(f"the best of them: {search.flags(best.layout)}")
-    elif compared:
-        last = search.flags(compared[-1].layout)
-        console.print(f"None of these fits. What would help is in a plan of the last: {last}")
+    elif compared_layouts:
+        last_flags = search.flags(compared_layouts[-1].layout)
+        console.print(f"None of these fits. What would help is in a plan of the last: {last_flags}")
     else:
         console.print("None was compiled; more devices would help, or a smaller model.")
-    return bool(fitting)
+    return bool(fitting_layouts)
 
 
 def try_layouts(ranked: list[Ranked], count: int, fits: Callable[[Ranked, int, str], bool | None]):
@@ -185,16 +189,22 @@ def try_layouts(ranked: list[Ranked], count: int, fits: Callable[[Ranked, int, s
             then takes its place.
     """
 
-    def accepted(micro_batches, remat):
-        best = best_first(ranked, micro_batches)
-        return (one for one in best if fits(one, micro_batches, remat) is not None)
+    def accepted_meshes(micro_batches, remat):
+        best_meshes = best_first(ranked, micro_batches)
+        return (
+            ranked_mesh
+            for ranked_mesh in best_meshes
+            if fits(ranked_mesh, micro_batches, remat) is not None
+        )
 
-    for micro_batches in _at_least_doubled(set().union(*(one.micro_batches for one in ranked))):
-        first = next(accepted(micro_batches, "full"), None)
-        if first and fits(first, micro_batches, "full"):
-            remat = next(remat for remat in REMAT if fits(first, micro_batches, remat))
+    for micro_batches in _at_least_doubled(
+        set().union(*(ranked_mesh.micro_batches for ranked_mesh in ranked))
+    ):
+        first_mesh = next(accepted_meshes(micro_batches, "full"), None)
+        if first_mesh and fits(first_mesh, micro_batches, "full"):
+            remat = next(remat for remat in REMAT if fits(first_mesh, micro_batches, remat))
             # To draw a mesh from the iterator is to compile it
-            list(itertools.islice(accepted(micro_batches, remat), count))
+            list(itertools.islice(accepted_meshes(micro_batches, remat), count))
             return
 
 

@@ -21,12 +21,14 @@ class Compared:
 
     def fits(self, chip: Chip):
         """Return whether every update fits."""
-        return all(fits(program, one, chip) for program, one in self.compiled)
+        return all(fits(program, compiled, chip) for program, compiled in self.compiled)
 
     def seconds(self, chip: Chip):
         """Return the seconds (at least, likely) of one call of each update, summed."""
-        times = [seconds_of(p, one, chip).call for p, one in self.compiled]
-        return sum(t.at_least for t in times), sum(t.likely for t in times)
+        rooflines = [
+            seconds_of(program, compiled, chip).call for program, compiled in self.compiled
+        ]
+        return sum(r.at_least for r in rooflines), sum(r.likely for r in rooflines)
 
 
 def search_table(compared: list[Compared], chip: Chip):
@@ -38,31 +40,31 @@ def search_table(compared: list[Compared], chip: Chip):
     names = "state\nGiB", "peak\nGiB", "collectives\nestimated", "at least", "likely", "MFU"
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
-    for one in compared:
-        layout = one.layout
+    for comparison in compared:
+        layout = comparison.layout
         axes = " ".join(f"{axis}={size}" for axis, size in layout.mesh.items() if size > 1)
         table.add_row(
             axes or "one device",
             str(layout.micro_batches),
             layout.remat,
-            "yes" if one.fits(chip) else "NO",
-            *_numbers(one, chip),
+            "yes" if comparison.fits(chip) else "NO",
+            *_numbers(comparison, chip),
         )
     return table
 
 
-def _numbers(one, chip):
+def _numbers(comparison, chip):
     """Return the cells of memory, time, and MFU at the likely time.
 
     State and collectives are the ranking's estimates.
     """
-    state = f"{one.ranked.state / GIB:.2f}"
-    collectives = duration(one.ranked.collectives(one.layout.micro_batches))
-    if any(compiled.refusal is not None for _, compiled in one.compiled):
+    state = f"{comparison.ranked.state / GIB:.2f}"
+    collectives = duration(comparison.ranked.collectives(comparison.layout.micro_batches))
+    if any(compiled.refusal is not None for _, compiled in comparison.compiled):
         return state, "refused", collectives, "-", "-", "-"
-    held = max(held_at_once(program, compiled) for program, compiled in one.compiled)
-    least, likely = one.seconds(chip)
-    flops = sum(program.flops for program, _ in one.compiled)
-    mfu = share_of_peak(flops, likely, chip, one.compiled[0][0].mesh.size)
-    peak = f"{held / GIB:.2f}"
+    peak_bytes = max(held_at_once(program, compiled) for program, compiled in comparison.compiled)
+    least, likely = comparison.seconds(chip)
+    flops = sum(program.flops for program, _ in comparison.compiled)
+    mfu = share_of_peak(flops, likely, chip, comparison.compiled[0][0].mesh.size)
+    peak = f"{peak_bytes / GIB:.2f}"
     return state, peak, collectives, duration(least), duration(likely), f"{mfu:.1%}"

@@ -54,13 +54,13 @@ def meshes(devices: int, has_experts: bool, slices: int = 1, pipeline: int = 1):
         raise ValueError(
             f"slices={slices}, pipeline={pipeline} do not divide the {devices} devices; change one of them"
         )
-    whole = dict.fromkeys(MESH_AXES, 1) | dict(slice=slices, pipeline=pipeline)
-    found = []
-    for sizes in _factorisations(devices // (slices * pipeline), len(SEARCHED)):
-        mesh = whole | dict(zip(SEARCHED, sizes, strict=True))
-        if has_experts or mesh["expert"] == 1:
-            found.append(mesh)
-    return found
+    base_sizes = dict.fromkeys(MESH_AXES, 1) | dict(slice=slices, pipeline=pipeline)
+    mesh_sizes = []
+    for factors in _factorisations(devices // (slices * pipeline), len(SEARCHED)):
+        axis_sizes = base_sizes | dict(zip(SEARCHED, factors, strict=True))
+        if has_experts or axis_sizes["expert"] == 1:
+            mesh_sizes.append(axis_sizes)
+    return mesh_sizes
 
 
 def _factorisations(number, factors):
@@ -68,7 +68,11 @@ def _factorisations(number, factors):
     if factors == 1:
         return [(number,)]
     firsts = _divisors(number)
-    return [(n, *rest) for n in firsts for rest in _factorisations(number // n, factors - 1)]
+    return [
+        (n, *other_factors)
+        for n in firsts
+        for other_factors in _factorisations(number // n, factors - 1)
+    ]
 
 
 def _divisors(number):
@@ -87,12 +91,14 @@ def micro_batches(program: Program, mesh: AbstractMesh):
             if size % axis_parts(mesh, entry):
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
                 axes = (entry,) if isinstance(entry, str) else entry
-                sizes = {size_name(axis): mesh.shape[axis] for axis in axes}
-                split = ", ".join(f"{axis}={n}" for axis, n in sizes.items() if n > 1)
-                raise ValueError(f"{program.name}: {name} has {size}, not a multiple of {split}")
-    sizes = {len(leaf) for leaf in program.arguments[1].values() if leaf.shape}
-    rows = max(sizes) // axis_parts(mesh, RULES["batch"])
-    return [n for n in _divisors(rows) if all(size % n == 0 for size in sizes)]
+                axis_sizes = {size_name(axis): mesh.shape[axis] for axis in axes}
+                split_text = ", ".join(f"{axis}={n}" for axis, n in axis_sizes.items() if n > 1)
+                raise ValueError(
+                    f"{program.name}: {name} has {size}, not a multiple of {split_text}"
+                )
+    row_counts = {len(leaf) for leaf in program.arguments[1].values() if leaf.shape}
+    rows = max(row_counts) // axis_parts(mesh, RULES["batch"])
+    return [n for n in _divisors(rows) if all(size % n == 0 for size in row_counts)]
 
 
 def shards(program: Program, mesh: AbstractMesh):
@@ -108,11 +114,13 @@ def shards(program: Program, mesh: AbstractMesh):
     for leaf in jax.tree.leaves(state.model):
         axes = tuple(a for a in ("fsdp", "context") if _splits(leaf.sharding.spec, a))
         axes += tuple({entry[-1] for entry in leaf.sharding.spec if _is_stored(entry)})
-        held = math.prod(leaf.sharding.shard_shape(leaf.shape)) * itemsize
+        shard_bytes = math.prod(leaf.sharding.shard_shape(leaf.shape)) * itemsize
         if axes:
-            gathered[axes] = gathered.get(axes, 0) + held * axis_parts(mesh, axes)
-    held = argument_bytes(arguments) + sum(argument_bytes(tree) for tree in _beside(mesh, program))
-    return Shards(held, argument_bytes(state.params), gathered)
+            gathered[axes] = gathered.get(axes, 0) + shard_bytes * axis_parts(mesh, axes)
+    arguments_bytes = argument_bytes(arguments) + sum(
+        argument_bytes(tree) for tree in _beside(mesh, program)
+    )
+    return Shards(arguments_bytes, argument_bytes(state.params), gathered)
 
 
 def _on(mesh, arguments):
@@ -131,8 +139,8 @@ def _beside(mesh, program):
     Returns:
         A list of trees.
     """
-    place = functools.partial(_placed, mesh, may_drop=True)
-    return [jax.tree.map(place, held.tree) for held in program.beside]
+    place_leaf = functools.partial(_placed, mesh, may_drop=True)
+    return [jax.tree.map(place_leaf, resident.tree) for resident in program.beside]
 
 
 def _placed(mesh, leaf, may_drop=False):
@@ -144,11 +152,11 @@ def _placed(mesh, leaf, may_drop=False):
             for size, entry in pairs
         ]
     # An array that waits in the host's memory waits there on any mesh
-    kind = leaf.sharding.memory_kind
-    place = NamedSharding(mesh, PartitionSpec(*spec), memory_kind=kind)
+    memory_kind = leaf.sharding.memory_kind
+    sharding = NamedSharding(mesh, PartitionSpec(*spec), memory_kind=memory_kind)
     # Not leaf.update, which refuses a leaf with an order of axes in memory (adapters.as_read). No
     # size depends on that order
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _is_stored(entry):

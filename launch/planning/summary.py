@@ -31,7 +31,7 @@ def duration(seconds: float):
     if not rounded:
         return "0 s"
     units = ("s", 1.0), ("ms", 1e-3), ("us", 1e-6)
-    unit, size = next((each for each in units if rounded >= each[1]), units[-1])
+    unit, size = next((candidate for candidate in units if rounded >= candidate[1]), units[-1])
     number = rounded / size
     return f"{number:,.{max(0, 2 - int(math.log10(max(number, 1))))}f} {unit}"
 
@@ -55,20 +55,21 @@ def summary_table(planned, chip: Chip):
     Args:
         planned: [(Program, Compiled, Seconds or None)].
     """
-    latency = [
+    latencies = [
         f"{seconds * 1e6:g} us"
         for seconds in (chip.seconds_per_operation, chip.seconds_per_collective)
     ]
     # The lines are no wider than the page, because a caption does not wrap
     caption = (
         "GiB: the peak and what lies beside the program. at least: by the chip's peaks alone.\n"
-        f"likely: {latency[0]} more an operation, {latency[1]} a collective that nothing hides: assumed.\n"
+        f"likely: {latencies[0]} more an operation, {latencies[1]} a collective that nothing hides: "
+        "assumed.\n"
         "all calls: likely, of a step or an evaluation with the longest completions.\n"
         "tokens/s, MFU: at the likely time."
     )
     if any(seconds is not None and seconds.two_rounds is not None for *_, seconds in planned):
-        why = "a token whose rows for experts find no room in one (parallel/round_trip.py)"
-        caption += f"\n2 rounds: {why}."
+        reason = "a token whose rows for experts find no room in one (parallel/round_trip.py)"
+        caption += f"\n2 rounds: {reason}."
     table = narrow_table(f"one {chip.device_kind}", caption)
     table.add_column("program")
     table.add_column("fits", no_wrap=True)
@@ -80,9 +81,9 @@ def summary_table(planned, chip: Chip):
         if seconds is None:
             table.add_row(program.name, verdict, *["-"] * 7)
             continue
-        held = f"{held_at_once(program, compiled) / GIB:.2f}"
+        held_text = f"{held_at_once(program, compiled) / GIB:.2f}"
         name = program.name if seconds.token is None else f"{program.name}, token"
-        table.add_row(name, verdict, held, *_times(program, seconds.main, program.runs, chip))
+        table.add_row(name, verdict, held_text, *_times(program, seconds.main, program.runs, chip))
         if seconds.two_rounds is not None:
             cells = _times(program, seconds.two_rounds, program.runs, chip)
             table.add_row(f"{program.name}, 2 rounds", "", "", *cells)
@@ -92,14 +93,18 @@ def summary_table(planned, chip: Chip):
     return table
 
 
-def _seconds(one, times):
-    return duration(one.at_least), duration(one.likely), duration(times * one.likely)
+def _seconds(roofline, num_calls):
+    return (
+        duration(roofline.at_least),
+        duration(roofline.likely),
+        duration(num_calls * roofline.likely),
+    )
 
 
-def _times(program, one, times, chip):
+def _times(program, roofline, num_calls, chip):
     """Return the cells for the part (a call or a token) that the Program's FLOPs describe."""
-    rate = f"{program.tokens / one.likely:,.0f}" if program.tokens else "-"
+    rate = f"{program.tokens / roofline.likely:,.0f}" if program.tokens else "-"
     mfu = "-"
     if program.flops:
-        mfu = f"{share_of_peak(program.flops, one.likely, chip, program.mesh.size):.1%}"
-    return *_seconds(one, times), rate, mfu, one.bound
+        mfu = f"{share_of_peak(program.flops, roofline.likely, chip, program.mesh.size):.1%}"
+    return *_seconds(roofline, num_calls), rate, mfu, roofline.bound

@@ -40,11 +40,11 @@ class Folder:
                 )
             return
         record = self._record()
-        for name, given in self.identity.items():
-            if record.get(name) != given:
+        for name, value in self.identity.items():
+            if record.get(name) != value:
                 raise ValueError(
                     f"{self.path} belongs to another sweep, and is left as it is: --{name} is "
-                    f"{record.get(name)} there, and {given} here; give another --workdir"
+                    f"{record.get(name)} there, and {value} here; give another --workdir"
                 )
 
     def claimed(self, wait: Callable):
@@ -76,11 +76,11 @@ class Folder:
             raise ValueError(
                 f"there is no sweep in {self.path}; set --workdir to the folder that a sweep printed"
             )
-        given = self._record()["engine"]
-        if given != engine:
+        recorded_engine = self._record()["engine"]
+        if recorded_engine != engine:
             raise ValueError(
-                f"the runs in {self.path} are on another engine: give --engine={given}, or stop them with "
-                "--cancel there first"
+                f"the runs in {self.path} are on another engine: give --engine={recorded_engine}, or stop "
+                "them with --cancel there first"
             )
 
     def jobs(self):
@@ -93,8 +93,10 @@ class Folder:
 
     def submitted(self, runs: list[Run], ids: list[str]):
         """Record the ids of jobs."""
-        new = {run.name: {"id": i, "config": run.record} for run, i in zip(runs, ids, strict=True)}
-        self._write(SWEEP, self._record() | {"jobs": self.jobs() | new})
+        new_jobs = {
+            run.name: {"id": i, "config": run.record} for run, i in zip(runs, ids, strict=True)
+        }
+        self._write(SWEEP, self._record() | {"jobs": self.jobs() | new_jobs})
 
     def forget_status(self, name: str):
         """Remove a run's last exit status, before the run starts again."""

@@ -55,9 +55,9 @@ class Sweep:
             for name in plan.live:
                 print(f"{name}: is under way, and is taken over", flush=True)
             self.statuses = {run.name: 0 for run in plan.complete}
-            cancelled = self.folder.cancelled.exists
-            room = max_jobs or self.engine.max_jobs or len(runs)
-            self._follow(plan, room, lambda: should_stop() or cancelled())
+            is_cancelled = self.folder.cancelled.exists
+            max_live = max_jobs or self.engine.max_jobs or len(runs)
+            self._follow(plan, max_live, lambda: should_stop() or is_cancelled())
         return self.statuses
 
     def _wait(self, should_stop):
@@ -66,41 +66,47 @@ class Sweep:
             print(f"another process follows this sweep in {self.folder.path}: waiting", flush=True)
         self._leave_if_cancelled(should_stop)
         if self.watch:
-            ids = {job["id"]: name for name, job in self.folder.jobs().items()}
-            self.show.watch({ids[i]: s for i, s in self.engine.state(list(ids)).items()})
+            names_by_id = {job["id"]: name for name, job in self.folder.jobs().items()}
+            self.show.watch(
+                {names_by_id[i]: s for i, s in self.engine.state(list(names_by_id)).items()}
+            )
         time.sleep(WAIT_SECONDS)
 
     def _leave_if_cancelled(self, should_stop):
         """Exit if this process was asked to stop, or if the sweep was cancelled while it waited."""
-        sign, since = self.folder.cancelled, self.waits_since
+        cancel_file, since = self.folder.cancelled, self.waits_since
         # The other process is ending because of an older cancel, and this one was started after
         # that
-        cancelled = since is not None and sign.exists() and sign.stat().st_mtime > since
-        if should_stop() or cancelled:
+        is_cancelled = (
+            since is not None and cancel_file.exists() and cancel_file.stat().st_mtime > since
+        )
+        if should_stop() or is_cancelled:
             raise SystemExit(STOPPED)
 
-    def _follow(self, plan, room, should_stop):
-        """Start and follow runs, `room` at a time.
+    def _follow(self, plan, max_live, should_stop):
+        """Start and follow runs, `max_live` at a time.
 
         Once should_stop() is true, it starts no more runs. If the engine's jobs survive, it leaves
         them, and they go on by themselves. Otherwise it asks the live runs to stop, and follows
         them to their ends.
         """
         self.live, self.missing = dict(plan.live), {}
-        waiting, signalled = list(plan.start), False
-        while self.live or (waiting and not should_stop()):
+        waiting_runs, has_signalled = list(plan.start), False
+        while self.live or (waiting_runs and not should_stop()):
             if should_stop() and self.engine.survives:
-                ends = "save and end" if self.folder.cancelled.exists() else "go on"
-                print(f"the runs {ends}; start the sweep again to follow them", flush=True)
+                outcome = "save and end" if self.folder.cancelled.exists() else "go on"
+                print(f"the runs {outcome}; start the sweep again to follow them", flush=True)
                 break
             # Only once: a second signal would make a run exit without saving
-            if should_stop() and not signalled:
-                signalled = True
+            if should_stop() and not has_signalled:
+                has_signalled = True
                 self.engine.cancel(list(self.live.values()))
-            count = len(waiting) if self.engine.takes_all else max(0, room - len(self.live))
-            if waiting and count and not should_stop():
-                self._start(waiting[:count])
-                waiting = waiting[count:]
+            count = (
+                len(waiting_runs) if self.engine.takes_all else max(0, max_live - len(self.live))
+            )
+            if waiting_runs and count and not should_stop():
+                self._start(waiting_runs[:count])
+                waiting_runs = waiting_runs[count:]
             states = self._look()
             if self.watch:
                 self.show.watch(states)
@@ -113,8 +119,8 @@ class Sweep:
         self.folder.submitted(runs, ids)
         for run, identity in zip(runs, ids, strict=True):
             self.live[run.name] = identity
-            place = self.engine.output.format(id=identity, log=self.folder.log(run.name))
-            print(f"{run.name}: started; {place}", flush=True)
+            output_text = self.engine.output.format(id=identity, log=self.folder.log(run.name))
+            print(f"{run.name}: started; {output_text}", flush=True)
 
     def _look(self):
         """Record the runs that have ended.
@@ -122,20 +128,20 @@ class Sweep:
         Returns:
             {name: WAITING or RUNNING} of the others.
         """
-        found = {}
+        live_states = {}
         states = self.engine.state(list(self.live.values()))
         for name, identity in list(self.live.items()):
             state = states.get(identity)
             if state in (WAITING, RUNNING):
                 self.missing.pop(name, None)
-                found[name] = state
+                live_states[name] = state
                 continue
             status = self.folder.status(name) if state is None else state
             since = self.missing.setdefault(name, time.monotonic())
             if status is not None or time.monotonic() - since >= self.engine.settle_seconds:
                 del self.live[name]
                 self._end(name, status)
-        return found
+        return live_states
 
     def _end(self, name, status):
         self.statuses[name] = status
@@ -143,8 +149,8 @@ class Sweep:
         if status == 0:
             print(f"{name}: complete", flush=True)
             return
-        how = "ended without an exit status" if status is None else f"exit status {status}"
-        print(f"{name}: {how}; see {self.folder.log(name)}", flush=True)
+        ending = "ended without an exit status" if status is None else f"exit status {status}"
+        print(f"{name}: {ending}; see {self.folder.log(name)}", flush=True)
 
 
 def cancel(folder: Folder, engine, should_stop: Callable):
@@ -160,16 +166,18 @@ def cancel(folder: Folder, engine, should_stop: Callable):
     """
     folder.check_engine(engine.name)
     folder.cancelled.touch()
-    ids = {job["id"]: name for name, job in folder.jobs().items()}
-    live = [i for i, state in engine.state(list(ids)).items() if state in (WAITING, RUNNING)]
-    if live:
-        engine.cancel(live)
+    names_by_id = {job["id"]: name for name, job in folder.jobs().items()}
+    live_ids = [
+        i for i, state in engine.state(list(names_by_id)).items() if state in (WAITING, RUNNING)
+    ]
+    if live_ids:
+        engine.cancel(live_ids)
     while not should_stop() and any(
-        state in (WAITING, RUNNING) for state in engine.state(live).values()
+        state in (WAITING, RUNNING) for state in engine.state(live_ids).values()
     ):
         time.sleep(engine.poll_seconds)
     for name in folder.jobs():
         # The job was taken out of the queue, or nothing could write how it ended
         if folder.status(name) is None and not should_stop():
             folder.ended(name, STOPPED)
-    return [ids[i] for i in live]
+    return [names_by_id[i] for i in live_ids]

@@ -61,14 +61,14 @@ def sweep_runs(config: ConfigDict, overrides: list[dict], settings: type):
         )
     for fields in overrides:
         name = file_name(",".join(f"{k}={v}" for k, v in fields.items()))
-        changed = config.copy_and_resolve_references()
+        run_config = config.copy_and_resolve_references()
         try:
             for field, value in fields.items():
-                set_field(changed, field, value)
-            code = code_digests(build(settings, changed, "config"))
+                set_field(run_config, field, value)
+            code = code_digests(build(settings, run_config, "config"))
         except ValueError as error:
             raise ValueError(f"--sweep: {name}: {error}") from error
-        runs.append(Run(name, fields, json.loads(changed.to_json()), code))
+        runs.append(Run(name, fields, json.loads(run_config.to_json()), code))
     names = [run.name for run in runs]
     if not all(names) or len(set(names)) < len(names):
         raise ValueError(f"--sweep: every run needs overrides of its own, given {overrides}")
@@ -95,8 +95,8 @@ def train_arguments(run: Run, workdir: Path, shared: list[str]):
     Args:
         shared: Arguments of every run. The run's overrides come after them.
     """
-    own = [f"--config.{field}={value}" for field, value in run.overrides.items()]
-    return [*shared, *own, f"--workdir={workdir / run.name}"]
+    override_flags = [f"--config.{field}={value}" for field, value in run.overrides.items()]
+    return [*shared, *override_flags, f"--workdir={workdir / run.name}"]
 
 
 def check_data(runs: list[Run]):

@@ -34,22 +34,22 @@ def sort_runs(folder: Folder, runs: list[Run], engine, only_failed: bool):
     Raises:
         ValueError: The config of a live run has changed.
     """
-    complete, jobs = folder.complete(), folder.jobs()
-    pending = [run for run in runs if complete.get(run.name) != run.record]
-    states = engine.state([jobs[run.name]["id"] for run in pending if run.name in jobs])
-    plan = Plan([run for run in runs if run not in pending], {}, [], [])
-    for run in pending:
+    complete_records, jobs = folder.complete(), folder.jobs()
+    pending_runs = [run for run in runs if complete_records.get(run.name) != run.record]
+    states = engine.state([jobs[run.name]["id"] for run in pending_runs if run.name in jobs])
+    plan = Plan([run for run in runs if run not in pending_runs], {}, [], [])
+    for run in pending_runs:
         job = jobs.get(run.name)
         state = states.get(job["id"]) if job else None
-        same = bool(job) and job["config"] == run.record
+        is_unchanged = bool(job) and job["config"] == run.record
         status = state if isinstance(state, int) else folder.status(run.name)
         if state in (WAITING, RUNNING):
-            if not same:
+            if not is_unchanged:
                 raise ValueError(
                     f"{run.name} runs with another config; wait for it, or stop it with --cancel"
                 )
             plan.live[run.name] = job["id"]
-        elif same and status == 0:
+        elif is_unchanged and status == 0:
             # It completed while nobody followed it
             folder.ended(run.name, 0)
             plan.complete.append(run)

@@ -408,7 +408,9 @@ HISTORY = (
     Known(
         "what a loss does not train has decay and momentum",
         "models/layers.py",
-        'return keys[-1] != "router_bias" and not any(of_part(key) for of_part in others for key in keys)',
+        'return keys[-1] != "router_bias" and not any(\n'
+        "        is_of_part(key) for is_of_part in untrained_parts for key in keys\n"
+        "    )",
         'return keys[-1] != "router_bias"',
         ("tests/training/test_untrained.py",),
     ),
@@ -505,8 +507,8 @@ HISTORY = (
     Known(
         "completions take positions after their prompt's padding",
         "losses/completions.py",
-        "after_prompt = prompt_length_p[:, None] + jnp.tile(jnp.arange(t), n)",
-        "after_prompt = jnp.broadcast_to(s + jnp.tile(jnp.arange(t), n), (p, n * t))",
+        "completion_positions = prompt_length_p[:, None] + jnp.tile(jnp.arange(t), n)",
+        "completion_positions = jnp.broadcast_to(s + jnp.tile(jnp.arange(t), n), (p, n * t))",
         ("tests/losses/test_completions.py",),
     ),
     Known(

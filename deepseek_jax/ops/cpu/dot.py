@@ -27,17 +27,17 @@ def einsum(spec, left, right):
         return right.product(spec, left)
     terms = re.split(",|->", spec)
     runs = _runs(terms)
-    sizes = dict(zip(terms[0] + terms[1], left.shape + right.shape, strict=True))
+    letter_sizes = dict(zip(terms[0] + terms[1], left.shape + right.shape, strict=True))
 
     def runs_of(term):
         return sorted((run for run in runs if run[0] in term), key=term.index)
 
-    def merged(array, term):
-        return array.reshape([math.prod(sizes[c] for c in run) for run in runs_of(term)])
+    def merge_axes(array, term):
+        return array.reshape([math.prod(letter_sizes[c] for c in run) for run in runs_of(term)])
 
-    short = ["".join(run[0] for run in runs_of(term)) for term in terms]
-    out = _product(*short, merged(left, terms[0]), merged(right, terms[1]))
-    return out.reshape([sizes[c] for c in terms[2]])
+    short_terms = ["".join(run[0] for run in runs_of(term)) for term in terms]
+    out = _product(*short_terms, merge_axes(left, terms[0]), merge_axes(right, terms[1]))
+    return out.reshape([letter_sizes[c] for c in terms[2]])
 
 
 def _runs(terms):
@@ -47,49 +47,54 @@ def _runs(terms):
     """
     runs = []
     for letter in dict.fromkeys(terms[0] + terms[1]):
-        last = runs[-1][-1] if runs else None
-        if runs and all(last + letter in t or not {last, letter} & set(t) for t in terms):
+        last_letter = runs[-1][-1] if runs else None
+        if runs and all(
+            last_letter + letter in term or not {last_letter, letter} & set(term) for term in terms
+        ):
             runs[-1] += letter
         else:
             runs.append(letter)
     return runs
 
 
-def _product(left, right, result, x, w):
+def _product(left_letters, right_letters, result_letters, x, w):
     """Compute the einsum of x and w from the letters of both and of the result."""
-    if _is_of_few_rows(left, right, result, x):
+    if _is_of_few_rows(left_letters, right_letters, result_letters, x):
         # A tall matrix times 8 or 32 columns takes less time than 8 or 32 rows times a wide matrix
-        tall = right[0] + left[0]
-        out = _float32(f"{right},{left}->{tall}", w, x)
+        tall_letters = right_letters[0] + left_letters[0]
+        out = _float32(f"{right_letters},{left_letters}->{tall_letters}", w, x)
         # Without the barrier the compiler would swap the operands back
-        return jnp.einsum(f"{tall}->{result}", jax.lax.optimization_barrier(out))
+        return jnp.einsum(f"{tall_letters}->{result_letters}", jax.lax.optimization_barrier(out))
     if x.dtype == jnp.bfloat16:
         # In bfloat16, the operand with the result's first axes needs contiguous rows: it goes left
-        batch = [c for c in result if c in left and c in right]
-        if result[len(batch)] in right:
-            left, right, x, w = right, left, w, x
-        left, x = _contracted_last(left, result, x)
-    return _float32(f"{left},{right}->{result}", x, w)
+        batch = [c for c in result_letters if c in left_letters and c in right_letters]
+        if result_letters[len(batch)] in right_letters:
+            left_letters, right_letters, x, w = right_letters, left_letters, w, x
+        left_letters, x = _contracted_last(left_letters, result_letters, x)
+    return _float32(f"{left_letters},{right_letters}->{result_letters}", x, w)
 
 
-def _is_of_few_rows(left, right, result, x):
+def _is_of_few_rows(left_letters, right_letters, result_letters, x):
     """Return whether x is [m d], w is [v d], and m is small."""
-    is_matrices = len(left) == len(right) == len(result) == 2 and left[1] == right[1]
+    is_matrices = (
+        len(left_letters) == len(right_letters) == len(result_letters) == 2
+        and left_letters[1] == right_letters[1]
+    )
     return is_matrices and 1 < len(x) <= FEW.get(str(x.dtype), 0)
 
 
-def _contracted_last(left, result, x):
+def _contracted_last(letters, result_letters, x):
     """Transpose x so that its contracted axes come last; return its letters and x.
 
     The compiler multiplies in bfloat16 only if these rows are contiguous. If they already are, x
     does not change.
     """
-    turned = "".join(sorted(left, key=lambda c: c not in result))
-    if turned == left:
-        return left, x
-    x = jnp.einsum(f"{left}->{turned}", x)
+    turned_letters = "".join(sorted(letters, key=lambda c: c not in result_letters))
+    if turned_letters == letters:
+        return letters, x
+    x = jnp.einsum(f"{letters}->{turned_letters}", x)
     # Without the constraint the compiler would merge the transpose into the product again
-    return turned, with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+    return turned_letters, with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def _float32(spec, left, right):
@@ -129,9 +134,9 @@ class InputsLast:
 
         The contracted axes are x's last, in the same order in x and in the weight.
         """
-        left, right, _ = re.split(",|->", spec)
-        num_inputs = len(set(left) & set(right))
-        rows, outputs = x.shape[:-num_inputs], self.array.shape[:-num_inputs]
-        inputs = math.prod(x.shape[-num_inputs:])
-        out = einsum("md,vd->mv", x.reshape(-1, inputs), self.array.reshape(-1, inputs))
-        return out.reshape(*rows, *outputs)
+        x_letters, w_letters, _ = re.split(",|->", spec)
+        num_inputs = len(set(x_letters) & set(w_letters))
+        row_shape, output_shape = x.shape[:-num_inputs], self.array.shape[:-num_inputs]
+        input_size = math.prod(x.shape[-num_inputs:])
+        out = einsum("md,vd->mv", x.reshape(-1, input_size), self.array.reshape(-1, input_size))
+        return out.reshape(*row_shape, *output_shape)

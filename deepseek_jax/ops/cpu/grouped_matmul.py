@@ -51,9 +51,9 @@ def product_by_expert(spec, rows, kernel, rows_per_expert):
         matrix = jax.lax.dynamic_index_in_dim(kernel, expert, keepdims=False).astype(rows.dtype)
         product = einsum(spec, piece, matrix).astype(rows.dtype)
         # A piece may reach into the next expert's rows: there the output stays as it is
-        before = jax.lax.dynamic_slice_in_dim(out_ry, start, len(own_p1))
-        after = jnp.where(own_p1, bits(product), before)
-        return jax.lax.dynamic_update_slice_in_dim(out_ry, after, start, 0)
+        old_rows = jax.lax.dynamic_slice_in_dim(out_ry, start, len(own_p1))
+        new_rows = jnp.where(own_p1, bits(product), old_rows)
+        return jax.lax.dynamic_update_slice_in_dim(out_ry, new_rows, start, 0)
 
     out_ry = bits(jnp.zeros((len(rows), width), rows.dtype))
     return _over_pieces(visit, out_ry, rows_per_expert, len(rows)).view(rows.dtype)
@@ -70,8 +70,8 @@ def sum_by_expert(left, right, rows_per_expert):
         )
         # One masked operand is enough: rows of other experts then add zeros
         product = einsum("pd,pf->df", left_pd, jnp.where(own_p1, right_pf, 0))
-        before = jax.lax.dynamic_index_in_dim(sums_edf, expert, keepdims=False)
-        return jax.lax.dynamic_update_index_in_dim(sums_edf, before + product, expert, 0)
+        old_sum = jax.lax.dynamic_index_in_dim(sums_edf, expert, keepdims=False)
+        return jax.lax.dynamic_update_index_in_dim(sums_edf, old_sum + product, expert, 0)
 
     return _over_pieces(visit, sums_edf, rows_per_expert, len(left))
 
@@ -93,29 +93,31 @@ def _over_pieces(visit, carry, rows_per_expert, rows):
     other piece has. An expert's rows are cut into large pieces while these are at least half full,
     then into small ones, so that the loops end with its rows.
     """
-    large, small = piece_sizes(rows, len(rows_per_expert))
+    large_size, small_size = piece_sizes(rows, len(rows_per_expert))
     rows_per_expert = jnp.asarray(rows_per_expert)
     first_e = jnp.cumsum(rows_per_expert) - rows_per_expert
-    large_e = (rows_per_expert + large // 2) // large
-    small_e = -(-jnp.maximum(rows_per_expert - large_e * large, 0) // small)
+    large_e = (rows_per_expert + large_size // 2) // large_size
+    small_e = -(-jnp.maximum(rows_per_expert - large_e * large_size, 0) // small_size)
 
-    def piece(carry, expert, at, size):
-        # The last piece ends with the array. Its rows before `at` belong to earlier pieces
-        start = jnp.minimum(at, rows - size)
+    def visit_piece(carry, expert, begin, size):
+        # The last piece ends with the array. Its rows before `begin` belong to earlier pieces
+        start = jnp.minimum(begin, rows - size)
         row_p = start + jnp.arange(size)
-        own_p = (row_p >= at) & (row_p < first_e[expert] + rows_per_expert[expert])
+        own_p = (row_p >= begin) & (row_p < first_e[expert] + rows_per_expert[expert])
         return visit(carry, expert, start, own_p[:, None])
 
-    def of_expert(expert, carry):
-        first = first_e[expert]
+    def visit_expert(expert, carry):
+        first_row = first_e[expert]
 
         def large_piece(i, carry):
-            return piece(carry, expert, first + i * large, large)
+            return visit_piece(carry, expert, first_row + i * large_size, large_size)
 
         def small_piece(i, carry):
-            return piece(carry, expert, first + large_e[expert] * large + i * small, small)
+            return visit_piece(
+                carry, expert, first_row + large_e[expert] * large_size + i * small_size, small_size
+            )
 
         carry = jax.lax.fori_loop(0, large_e[expert], large_piece, carry)
         return jax.lax.fori_loop(0, small_e[expert], small_piece, carry)
 
-    return jax.lax.fori_loop(0, len(rows_per_expert), of_expert, carry)
+    return jax.lax.fori_loop(0, len(rows_per_expert), visit_expert, carry)

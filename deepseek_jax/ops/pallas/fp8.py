@@ -53,35 +53,35 @@ def quantize(x, tile, of_amax, scale=None, interpret: bool = False):
             f"is {i} x {j}; pass such sizes, or another implementation: plain"
         )
     rows, columns = ROUNDED_ROWS, _columns(j, ROUNDED_COLUMNS)
-    of_rows = pl.BlockSpec((rows, LANES), lambda i, s: (i, s * columns // TERMS // LANES))
+    row_scale_spec = pl.BlockSpec((rows, LANES), lambda i, s: (i, s * columns // TERMS // LANES))
     in_specs = [pl.BlockSpec((rows, columns), lambda i, s: (i, s))]
     arrays = [x.reshape(-1, j)]
     if scale is not None:
-        in_specs.append(of_rows)
+        in_specs.append(row_scale_spec)
         arrays.append(_whole_tiles(scale.reshape(-1, scale.shape[-1]), 1, LANES))
-    count = len(arrays[0])
+    num_rows = len(arrays[0])
     if tile[0] == 1:
-        scales, of_scales = (count, j // TERMS + -(j // TERMS) % LANES), of_rows
+        scales_shape, scales_spec = (num_rows, j // TERMS + -(j // TERMS) % LANES), row_scale_spec
     else:
         # A row of scales for each 128 rows. In a square tile its scales are equal
-        scales = -(-count // rows), rows // TERMS, j
-        of_scales = pl.BlockSpec((None, rows // TERMS, columns), lambda i, s: (i, 0, s))
+        scales_shape = -(-num_rows // rows), rows // TERMS, j
+        scales_spec = pl.BlockSpec((None, rows // TERMS, columns), lambda i, s: (i, 0, s))
     values, scales = pl.pallas_call(
         functools.partial(_quantize_kernel, tile=tile, of_amax=of_amax),
-        grid=(-(-count // rows), j // columns),
+        grid=(-(-num_rows // rows), j // columns),
         in_specs=in_specs,
-        out_specs=[in_specs[0], of_scales],
+        out_specs=[in_specs[0], scales_spec],
         out_shape=[
-            jax.ShapeDtypeStruct((count, j), jnp.float8_e4m3fn),
-            jax.ShapeDtypeStruct(scales, jnp.float32),
+            jax.ShapeDtypeStruct((num_rows, j), jnp.float8_e4m3fn),
+            jax.ShapeDtypeStruct(scales_shape, jnp.float32),
         ],
         cost_estimate=pl.CostEstimate(
-            flops=0, bytes_accessed=count * j * (x.dtype.itemsize + 1), transcendentals=0
+            flops=0, bytes_accessed=num_rows * j * (x.dtype.itemsize + 1), transcendentals=0
         ),
         name="fp8_quantize",
         interpret=interpret,
     )(*arrays)
-    scales = scales.reshape(-1, scales.shape[-1])[: count // tile[0]]
+    scales = scales.reshape(-1, scales.shape[-1])[: num_rows // tile[0]]
     scales = scales[:, : j // TERMS] if tile[0] == 1 else scales[:, :: tile[1]]
     return values.reshape(x.shape), scales.reshape(*lead, i // tile[0], -1)
 
@@ -93,28 +93,28 @@ def _quantize_kernel(x, *refs, tile, of_amax):
     """
     *row_scale, values, scales = refs
     rows, columns = x.shape
-    first = pl.program_id(1) * (columns // TERMS)
+    first_block = pl.program_id(1) * (columns // TERMS)
     lanes = jax.lax.broadcasted_iota(jnp.int32, (rows, LANES), 1)
     for block in range(columns // TERMS):
-        at, lane = pl.ds(block * TERMS, TERMS), (first + block) % LANES
-        block_ij = x[:, at].astype(jnp.float32)
+        column_slice, lane = pl.ds(block * TERMS, TERMS), (first_block + block) % LANES
+        block_ij = x[:, column_slice].astype(jnp.float32)
         if row_scale:
             block_ij *= _lane(row_scale[0], lanes == lane)
         block_ij = jnp.clip(block_ij, -LARGEST, LARGEST)
         if tile[0] == 1:
             scale = of_amax(jnp.abs(block_ij).max(1, keepdims=True))
-            values[:, at] = (block_ij / scale).astype(values.dtype)
+            values[:, column_slice] = (block_ij / scale).astype(values.dtype)
             scales[...] = jnp.where(lanes == lane, scale, scales[...])
             continue
-        for tall in range(rows // TERMS):
-            down = pl.ds(tall * TERMS, TERMS)
-            tile_ij = block_ij[tall * TERMS : (tall + 1) * TERMS]
+        for row_tile in range(rows // TERMS):
+            row_slice = pl.ds(row_tile * TERMS, TERMS)
+            tile_ij = block_ij[row_tile * TERMS : (row_tile + 1) * TERMS]
             amax = jnp.abs(tile_ij).max(0, keepdims=True)
             if tile[1] == TERMS:
                 amax = jnp.broadcast_to(amax.max(1, keepdims=True), amax.shape)
             scale = of_amax(amax)
-            values[down, at] = (tile_ij / scale).astype(values.dtype)
-            scales[pl.ds(tall, 1), at] = scale
+            values[row_slice, column_slice] = (tile_ij / scale).astype(values.dtype)
+            scales[pl.ds(row_tile, 1), column_slice] = scale
 
 
 def _lane(ref, is_lane):
@@ -151,7 +151,7 @@ def product(left, right, *, group_of_tile, tiles, out_dtype="float32", interpret
         # A tile without a group reads nothing new
         return jnp.minimum(i, jnp.maximum(tiles[0] - 1, 0))
 
-    def first(step, per_tile):
+    def scale_tile(step, per_tile):
         """Return the index of the tile of scales that has this step's blocks."""
         return step * (terms // TERMS) // per_tile
 
@@ -164,14 +164,14 @@ def product(left, right, *, group_of_tile, tiles, out_dtype="float32", interpret
                 (
                     pl.BlockSpec((rows, terms), lambda j, i, s, g, t: (row_tile(i, t), s)),
                     pl.BlockSpec(
-                        (rows, LANES), lambda j, i, s, g, t: (row_tile(i, t), first(s, LANES))
+                        (rows, LANES), lambda j, i, s, g, t: (row_tile(i, t), scale_tile(s, LANES))
                     ),
                 ),
                 (
                     pl.BlockSpec((None, terms, columns), lambda j, i, s, g, t: (g[i], s, j)),
                     pl.BlockSpec(
                         (None, SUBLANES, columns),
-                        lambda j, i, s, g, t: (g[i], first(s, SUBLANES), j),
+                        lambda j, i, s, g, t: (g[i], scale_tile(s, SUBLANES), j),
                     ),
                 ),
             ],
@@ -209,11 +209,11 @@ def product_over_rows(left, right, *, group_of_tile, tiles, groups, interpret: b
     left_scale = _whole_tiles(left_scale, 1, LANES)
     right_scale = _whole_tiles(right_scale, 0, SUBLANES)
 
-    def tile(s, tiles):
+    def row_tile(s, tiles):
         return jnp.minimum(s, jnp.maximum(tiles[0] - 1, 0))
 
-    def first(s, tiles, per_tile):
-        return tile(s, tiles) * (terms // TERMS) // per_tile
+    def scale_tile(s, tiles, per_tile):
+        return row_tile(s, tiles) * (terms // TERMS) // per_tile
 
     out = pl.pallas_call(
         functools.partial(_over_rows_kernel, blocks=terms // TERMS),
@@ -222,13 +222,13 @@ def product_over_rows(left, right, *, group_of_tile, tiles, groups, interpret: b
             grid=(len(left) // rows, right.shape[1] // columns, len(group_of_tile)),
             in_specs=[
                 (
-                    pl.BlockSpec((rows, terms), lambda i, j, s, g, t: (i, tile(s, t))),
-                    pl.BlockSpec((rows, LANES), lambda i, j, s, g, t: (i, first(s, t, LANES))),
+                    pl.BlockSpec((rows, terms), lambda i, j, s, g, t: (i, row_tile(s, t))),
+                    pl.BlockSpec((rows, LANES), lambda i, j, s, g, t: (i, scale_tile(s, t, LANES))),
                 ),
                 (
-                    pl.BlockSpec((terms, columns), lambda i, j, s, g, t: (tile(s, t), j)),
+                    pl.BlockSpec((terms, columns), lambda i, j, s, g, t: (row_tile(s, t), j)),
                     pl.BlockSpec(
-                        (SUBLANES, columns), lambda i, j, s, g, t: (first(s, t, SUBLANES), j)
+                        (SUBLANES, columns), lambda i, j, s, g, t: (scale_tile(s, t, SUBLANES), j)
                     ),
                 ),
             ],
@@ -246,45 +246,48 @@ def product_over_rows(left, right, *, group_of_tile, tiles, groups, interpret: b
     return out[:, :k, :n]
 
 
-def _product_kernel(groups, tiles, left, right, out, summed, *, blocks):
+def _product_kernel(group_of_tile, num_tiles, left, right, out, sums, *, blocks):
     """Add the next terms to one tile of the result."""
     step = pl.program_id(2)
 
     @pl.when(step == 0)
     def _():
-        summed[...] = jnp.zeros_like(summed)
+        sums[...] = jnp.zeros_like(sums)
 
-    @pl.when(pl.program_id(1) < tiles[0])
+    @pl.when(pl.program_id(1) < num_tiles[0])
     def _():
-        _add_blocks(summed, left, right, step * blocks, blocks)
+        _add_blocks(sums, left, right, step * blocks, blocks)
 
     @pl.when(step == pl.num_programs(2) - 1)
     def _():
-        out[...] = summed[...].astype(out.dtype)
+        out[...] = sums[...].astype(out.dtype)
 
 
-def _over_rows_kernel(groups, tiles, left, right, out, summed, *, blocks):
+def _over_rows_kernel(group_of_tile, num_tiles, left, right, out, sums, *, blocks):
     """Add the next rows to one tile of a group's result."""
-    step, last = pl.program_id(2), tiles[0] - 1
-    group = groups[step]
+    step, last_step = pl.program_id(2), num_tiles[0] - 1
+    group = group_of_tile[step]
 
-    @pl.when((step == 0) | (group != groups[jnp.maximum(step - 1, 0)]))
+    @pl.when((step == 0) | (group != group_of_tile[jnp.maximum(step - 1, 0)]))
     def _():
-        summed[...] = jnp.zeros_like(summed)
+        sums[...] = jnp.zeros_like(sums)
 
-    @pl.when(step <= last)
+    @pl.when(step <= last_step)
     def _():
-        _add_blocks(summed, left, right, step * blocks, blocks)
+        _add_blocks(sums, left, right, step * blocks, blocks)
 
-    @pl.when((step == last) | (group != groups[jnp.minimum(step + 1, pl.num_programs(2) - 1)]))
+    @pl.when(
+        (step == last_step)
+        | (group != group_of_tile[jnp.minimum(step + 1, pl.num_programs(2) - 1)])
+    )
     def _():
-        out[...] = summed[...]
+        out[...] = sums[...]
 
 
-def _add_blocks(summed, left, right, first, blocks):
+def _add_blocks(sums, left, right, first_block, blocks):
     """Add these blocks of terms to a tile of the result.
 
-    first: the number of the first block among all blocks.
+    first_block: the number of the first block among all blocks.
     """
     (left, left_scale), (right, right_scale) = left, right
     lanes = jax.lax.broadcasted_iota(jnp.int32, left_scale.shape, 1)
@@ -292,11 +295,11 @@ def _add_blocks(summed, left, right, first, blocks):
         terms = pl.ds(block * TERMS, TERMS)
         operands = (x.astype(form_of("fp8_operands")) for x in (left[:, terms], right[terms, :]))
         partial = jnp.dot(*operands, preferred_element_type=jnp.float32)
-        of_rows = _lane(left_scale, lanes == (first + block) % LANES)
-        of_columns = right_scale[pl.ds((first + block) % SUBLANES, 1), :]
+        row_scale = _lane(left_scale, lanes == (first_block + block) % LANES)
+        column_scale = right_scale[pl.ds((first_block + block) % SUBLANES, 1), :]
         # Scales of tiles with infinities multiply to infinity, but a sum of 0 must stay 0
-        scale = jnp.minimum(of_rows * of_columns, jnp.finfo(jnp.float32).max)
-        summed[...] += partial * scale
+        scale = jnp.minimum(row_scale * column_scale, jnp.finfo(jnp.float32).max)
+        sums[...] += partial * scale
 
 
 def _terms(k):
@@ -304,14 +307,14 @@ def _terms(k):
     return next(TERMS * blocks for blocks in (8, 4, 2, 1) if k % (TERMS * blocks) == 0)
 
 
-def _columns(n, most):
-    """Return the columns of a tile: `most`, halved until it divides n's whole lanes."""
-    assert most % LANES == 0
-    whole = n + -n % LANES
-    size = most
-    while whole % size:
-        size //= 2
-    return size
+def _columns(n, max_columns):
+    """Return the columns of a tile: `max_columns`, halved until it divides n's whole lanes."""
+    assert max_columns % LANES == 0
+    padded_columns = n + -n % LANES
+    columns = max_columns
+    while padded_columns % columns:
+        columns //= 2
+    return columns
 
 
 def _whole_tiles(x, axis, size):

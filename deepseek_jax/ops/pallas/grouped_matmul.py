@@ -61,11 +61,11 @@ def product_over_rows(left, right, rows_per_expert, interpret=False):
     return tgmm(left.T, right, rows_per_expert, jnp.float32, tiles, interpret=interpret)
 
 
-def _fitting(tiles, sizes):
-    rows, *columns = (min(tile, size) for tile, size in zip(tiles, sizes, strict=True))
-    if sizes[0] % LEAST_ROWS == 0:
+def _fitting(tiles, axis_sizes):
+    rows, *columns = (min(tile, size) for tile, size in zip(tiles, axis_sizes, strict=True))
+    if axis_sizes[0] % LEAST_ROWS == 0:
         # Rows fill whole tiles of ops.platform's row_tiles: larger tiles would need padding
-        rows = math.gcd(rows, sizes[0])
+        rows = math.gcd(rows, axis_sizes[0])
     return rows, *columns
 
 

@@ -77,9 +77,16 @@ def findings_table(found: list[Finding], num_runs: int):
     table.add_column("this")
     for title, means, comparison, by_run, compute, verdict in found:
         mean, low, high = (f"{value:+.1%}" for value in comparison.difference)
-        each = " ".join(f"{value:+.1%}" for value in by_run)
-        shown = (f"{value:.1%}" for value in means)
-        table.add_row(title, *shown, f"{mean}\n{low} to {high}", each, f"{compute:.2f}", verdict)
+        difference_texts = " ".join(f"{value:+.1%}" for value in by_run)
+        mean_texts = (f"{value:.1%}" for value in means)
+        table.add_row(
+            title,
+            *mean_texts,
+            f"{mean}\n{low} to {high}",
+            difference_texts,
+            f"{compute:.2f}",
+            verdict,
+        )
     return table
 
 
@@ -96,15 +103,15 @@ def _read(workdir: Path):
 
 
 def _test(title: str, pair: list[str], runs: list[dict]):
-    sides = [[_answers(run, name) for run in runs] for name in pair]
-    by_run = [float(np.mean(a - b)) for a, b in zip(*sides, strict=True)]
-    ours, theirs = (np.concatenate(side) for side in sides)
+    answers_by_student = [[_answers(run, name) for run in runs] for name in pair]
+    by_run = [float(np.mean(a - b)) for a, b in zip(*answers_by_student, strict=True)]
+    ours, theirs = (np.concatenate(answers_by_run) for answers_by_run in answers_by_student)
     comparison = compare(ours, theirs)
-    agree = all(value > 0 for value in by_run) or all(value < 0 for value in by_run)
-    verdict = VERDICTS[comparison.verdict if agree else NO_DIFFERENCE]
-    compute = [sum(run["compute"][name] for run in runs) for name in pair]
+    runs_agree = all(value > 0 for value in by_run) or all(value < 0 for value in by_run)
+    verdict = VERDICTS[comparison.verdict if runs_agree else NO_DIFFERENCE]
+    operations = [sum(run["compute"][name] for run in runs) for name in pair]
     means = float(ours.mean()), float(theirs.mean())
-    return Finding(title, means, comparison, by_run, compute[0] / compute[1], verdict)
+    return Finding(title, means, comparison, by_run, operations[0] / operations[1], verdict)
 
 
 def _answers(run: dict, name: str):

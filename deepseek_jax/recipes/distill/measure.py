@@ -31,21 +31,21 @@ class MeasureTasks(Measure):
 
     @override
     def programs(self, config, mesh, others):
-        asked = Answering(
+        answering = Answering(
             self.settings, self.settings.num_questions, self.settings.samples, dtype=config.dtype
         )
-        return scored_answer_programs(self, config, mesh, asked)
+        return scored_answer_programs(self, config, mesh, answering)
 
     @override
     def run(self, context):
         tasks = self.questions.read(context)
         with self.waiting(sum(len(task.questions) for task in tasks.values())):
             policy = context.load(self.start, trained=False)
-            found = answer_tasks(self.settings, tasks, policy, self.seed)
-        say_shares(self.title, found.shares)
+            task_answers = answer_tasks(self.settings, tasks, policy, self.seed)
+        say_shares(self.title, task_answers.shares)
         if first_process():
-            write_whole(context.own / SAMPLES, json.dumps(found.samples, indent=1))
-        return found.shares
+            write_whole(context.own / SAMPLES, json.dumps(task_answers.samples, indent=1))
+        return task_answers.shares
 
     @override
     def scores(self, found):

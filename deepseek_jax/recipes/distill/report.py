@@ -38,20 +38,24 @@ def _learners(results):
 
 def page(results: Results) -> Page:
     """Build the page: each student next to its start, and answers of several policies."""
-    shown, titles = run_page(results, "Distillation"), results.titles()
+    common_page, titles = run_page(results, "Distillation"), results.titles()
     pairs = [(titles[stage.start], stage.title) for stage in _learners(results)]
-    compared = [pair for pair in pairs if set(pair) <= shown.scores.keys()]
+    compared_pairs = [pair for pair in pairs if set(pair) <= common_page.scores.keys()]
     samples = {
         results.row(name): read_json(results.folder / name / SAMPLES)
         for name in results.found()
         if (results.folder / name / SAMPLES).exists()
     }
-    groups = [{"stage": title} | each for title, of in samples.items() for each in of]
-    beside = dict.fromkeys([TEACHER, *(title for pair in compared for title in pair)])
+    groups = [
+        {"stage": title} | group
+        for title, policy_groups in samples.items()
+        for group in policy_groups
+    ]
+    policy_titles = dict.fromkeys([TEACHER, *(title for pair in compared_pairs for title in pair)])
     return dataclasses.replace(
-        shown,
-        compared=compared or shown.compared,
-        pairs=first_answers({t: samples[t] for t in list(beside)[:BESIDE] if t in samples}),
+        common_page,
+        compared=compared_pairs or common_page.compared,
+        pairs=first_answers({t: samples[t] for t in list(policy_titles)[:BESIDE] if t in samples}),
         samples=groups,
     )
 
@@ -71,19 +75,19 @@ def report(results: Results):
             if isinstance(stage, Distil):
                 picture = folder / f"{stage.title}.png"
                 plot_curves(folder / "metrics.jsonl", picture, phase=stage.name, names=CURVES)
-        answers = {results.row(name): found for name, found in results.found().items()}
+        answers = {results.row(name): shares for name, shares in results.found().items()}
         if answers:
             _conclude(results, answers)
-    left = "report.html, metrics, curves, and a folder of each stage with its params"
-    say(f"complete; {left} are in {folder}")
+    outputs = "report.html, metrics, curves, and a folder of each stage with its params"
+    say(f"complete; {outputs} are in {folder}")
 
 
 def _conclude(results, answers: dict):
     folder, comparisons = results.folder, results.settings.comparisons
-    found = {"answers": answers, "compute": {}, "comparisons": comparisons}
+    content = {"answers": answers, "compute": {}, "comparisons": comparisons}
     if comparisons:
-        found["compute"] = _compute(results)
-    (folder / FILE).write_text(json.dumps(found))
+        content["compute"] = _compute(results)
+    (folder / FILE).write_text(json.dumps(content))
     _print_answers(answers)
     if comparisons:
         # Over this run only; launch/sweep.py tests the comparisons over several seeds
@@ -95,38 +99,45 @@ def _compute(results):
 
     They include the teacher's operations for it and the sampling, see distill.compute.
     """
-    settings, counts, text = results.settings, {}, results.settings.text
+    settings, operations, text = results.settings, {}, results.settings.text
 
     def config_of(name):
         return read_any_config(results.path_of(name))
 
-    taught = None if settings.teacher is None else config_of(TEACHER)
-    answered = 0
+    teacher_config = None if settings.teacher is None else config_of(TEACHER)
+    answered_tokens = 0
     if text is not None:
         # An upper bound, because the lengths of the completions are not saved
-        answered = text.num_prompts * text.samples_per_prompt * text.max_completion_length
+        answered_tokens = text.num_prompts * text.samples_per_prompt * text.max_completion_length
     for stage in _learners(results):
         config = config_of(stage.name)
         if isinstance(stage, Distil):
-            counts[stage.title] = compute.distilled(
+            operations[stage.title] = compute.distilled(
                 stage.settings,
                 config,
-                taught,
+                teacher_config,
                 texts=_number_of_texts(results),
-                answered=answered,
+                answered=answered_tokens,
             )
         else:
             metrics = results.folder / "metrics.jsonl"
-            counts[stage.title] = compute.reinforced(stage.settings, config, metrics, stage.name)
-    return counts
+            operations[stage.title] = compute.reinforced(
+                stage.settings, config, metrics, stage.name
+            )
+    return operations
 
 
 def _number_of_texts(results):
     """Return the number of texts in the students' training set."""
     texts = next(stage.texts for stage in results.stages if isinstance(stage, Distil))
-    accepted = accepted_by(results.folder, texts.accepted) if texts.accepted else None
-    questions, files = texts.questions, file_tasks(results.settings, results.folder / "data")
-    tasks = transfer_tasks(results.settings, questions.world, questions.tasks, accepted, files)
+    accepted_answers = accepted_by(results.folder, texts.accepted) if texts.accepted else None
+    questions, tasks_with_files = (
+        texts.questions,
+        file_tasks(results.settings, results.folder / "data"),
+    )
+    tasks = transfer_tasks(
+        results.settings, questions.world, questions.tasks, accepted_answers, tasks_with_files
+    )
     return sum(len(task.train) for task in tasks.values())
 
 
@@ -142,18 +153,18 @@ def report_sweep(folder: Path, workdirs: list[Path]):
     """
     if not first_process():
         return
-    found = findings(workdirs)
-    table = findings_table(found, len(workdirs))
+    sweep_findings = findings(workdirs)
+    table = findings_table(sweep_findings, len(workdirs))
     Console(width=TABLE_WIDTH).print(table)
     with (folder / "findings.txt").open("w") as file:
         Console(width=TABLE_WIDTH, file=file).print(table)
-    (folder / "findings.json").write_text(json.dumps(as_json(found), indent=1) + "\n")
+    (folder / "findings.json").write_text(json.dumps(as_json(sweep_findings), indent=1) + "\n")
 
 
 def _print_answers(answers: dict):
     """Print the table of right answers."""
-    rows = {title: intervals(found) for title, found in answers.items()}
+    rows = {title: intervals(shares) for title, shares in answers.items()}
     names = list(next(iter(rows.values())))
-    forms, columns = dict.fromkeys(names, ".1%"), {name: name for name in names}
+    formats, columns = dict.fromkeys(names, ".1%"), {name: name for name in names}
     title = "right answers to held-out questions; of requests, how far they help"
-    make_console().print(stages_table(rows, forms, columns, title=title, first_column="policy"))
+    make_console().print(stages_table(rows, formats, columns, title=title, first_column="policy"))

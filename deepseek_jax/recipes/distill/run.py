@@ -39,21 +39,21 @@ def stages(s: DistillSettings) -> list[Stage]:
     The teacher and the starts are measured before the first student is trained, each student after
     its training.
     """
-    questions, accepted = WorldQuestions(s), () if s.text is None else ("text",)
-    texts = TaskTexts(s, questions, accepted)
-    measured = _Measured(s, HeldOutQuestions(texts))
-    found = [] if s.teacher is None else _teacher(s, questions)
+    questions, accepting_stages = WorldQuestions(s), () if s.text is None else ("text",)
+    texts = TaskTexts(s, questions, accepting_stages)
+    measurements = _Measured(s, HeldOutQuestions(texts))
+    all_stages = [] if s.teacher is None else _teacher(s, questions)
     if s.text is not None:
         rule = questions.world.questions[questions.world.reasoning].rule
         prompts = FirstPuzzles(questions, s.text.num_prompts)
-        found.append(
+        all_stages.append(
             Accept("text", s.text, prompts, Rule(rule), seed=s.seed, start=TEACHER, trained=False)
         )
-    found += [_start(s, name) for name in s.starts]
-    found += [
-        measured.policy(stage.name, stage.title.removeprefix("start "), stage.title)
-        for stage in found
-        if stage.leaves_policy and stage.name != "teacher_base" and measured.asks
+    all_stages += [_start(s, name) for name in s.starts]
+    all_stages += [
+        measurements.policy(stage.name, stage.title.removeprefix("start "), stage.title)
+        for stage in all_stages
+        if stage.leaves_policy and stage.name != "teacher_base" and measurements.asks
     ]
     for name, student in s.seeded(s.students).items():
         # None if the loss needs no teacher: then another teacher does not train the student again
@@ -70,7 +70,7 @@ def stages(s: DistillSettings) -> list[Stage]:
             label=f"{name}: ",
             title=name,
         )
-        found += [stage, *measured.after(stage, student.start)]
+        all_stages += [stage, *measurements.after(stage, student.start)]
     for name, student in s.seeded(s.reinforced).items():
         stage = Reinforce(
             f"reinforced/{name}",
@@ -83,8 +83,8 @@ def stages(s: DistillSettings) -> list[Stage]:
             label=f"{name}: ",
             title=name,
         )
-        found += [stage, *measured.after(stage, student.start)]
-    return found
+        all_stages += [stage, *measurements.after(stage, student.start)]
+    return all_stages
 
 
 def _teacher(s: DistillSettings, questions: WorldQuestions) -> list[Stage]:
@@ -126,9 +126,11 @@ def _start(s: DistillSettings, name: str) -> Stage:
     if start.init_from is not None:
         return Given(f"starts/{name}", None, origin=origin, path=path, title=title)
     if start.base is None:
-        kept = any(each.adapter and each.start == name for each in s.students.values())
+        saves_params = any(
+            student.adapter and student.start == name for student in s.students.values()
+        )
         return Random(
-            f"starts/{name}", None, kept, seed=s.seed, origin=origin, path=path, title=title
+            f"starts/{name}", None, saves_params, seed=s.seed, origin=origin, path=path, title=title
         )
     return Pretrain(
         f"starts/{name}",

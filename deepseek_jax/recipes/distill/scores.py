@@ -37,35 +37,35 @@ def answer_tasks(sampling: ScoreSettings, tasks: dict, policy: Policy, seed: int
         policy: The policy, with parameters.
         seed: The seed of the sampling.
     """
-    found, samples = {}, []
+    shares, samples = {}, []
     for name, task in tasks.items():
         if not task.questions:
             continue
-        asked = policy.with_prompts(task.questions)
+        examples = policy.with_prompts(task.questions)
         log = MeasuredLog()
-        answers = policy.answer(asked, sampling, n=sampling.samples, seed=seed, log=log)
-        repeated = [example for example in asked for _ in range(sampling.samples)]
+        answers = policy.answer(examples, sampling, n=sampling.samples, seed=seed, log=log)
+        repeated_examples = [example for example in examples for _ in range(sampling.samples)]
         with open_rewards({task.rule: 1.0}) as rewards:
             ids = answers.rollout.tokens()
-            scores = rewards.score_together(repeated, answers.texts, ids)
-        if missing := scores.without_verdict(task.rule):
-            say(f"{name}: {missing}")
-        right = scores.as_wrong(task.rule).astype(np.float64).reshape(len(asked), -1)
-        found[name] = right.mean(1).tolist()
-        samples += _groups(name, asked[:ON_PAGE], answers, right)
-    return Answered(found, samples)
+            scores = rewards.score_together(repeated_examples, answers.texts, ids)
+        if missing_verdicts := scores.without_verdict(task.rule):
+            say(f"{name}: {missing_verdicts}")
+        rewards_pi = scores.as_wrong(task.rule).astype(np.float64).reshape(len(examples), -1)
+        shares[name] = rewards_pi.mean(1).tolist()
+        samples += _groups(name, examples[:ON_PAGE], answers, rewards_pi)
+    return Answered(shares, samples)
 
 
-def _groups(task, asked, answers, rewards_pi):
+def _groups(task, examples, answers, rewards_pi):
     """Return Page.samples of the first questions of a task.
 
     Args:
         task: The name of the task.
-        asked: These questions.
+        examples: These questions.
         answers: The answers to all questions.
         rewards_pi: float64[p i], the rewards of all answers.
     """
-    lengths, size = answers.lengths(), rewards_pi.shape[1]
+    lengths, group_size = answers.lengths(), rewards_pi.shape[1]
     return [
         {
             "task": task,
@@ -73,14 +73,14 @@ def _groups(task, asked, answers, rewards_pi):
             "answer": example.get("answer"),
             "completions": [
                 {
-                    "text": answers.texts[p * size + i],
+                    "text": answers.texts[p * group_size + i],
                     "total": rewards_pi[p, i],
-                    "length": int(np.ravel(lengths)[p * size + i]),
+                    "length": int(np.ravel(lengths)[p * group_size + i]),
                 }
-                for i in range(min(size, OF_QUESTION))
+                for i in range(min(group_size, OF_QUESTION))
             ],
         }
-        for p, example in enumerate(asked)
+        for p, example in enumerate(examples)
     ]
 
 
@@ -113,8 +113,8 @@ def intervals(found: dict):
         {task: (mean, low, high)}. With several tasks, "all" comes last, over the questions of all
         tasks.
     """
-    everything = {"all": sum(found.values(), [])} if len(found) > 1 else {}
-    return {name: score_interval(shares) for name, shares in (found | everything).items()}
+    shares_of_all = {"all": sum(found.values(), [])} if len(found) > 1 else {}
+    return {name: score_interval(shares) for name, shares in (found | shares_of_all).items()}
 
 
 def say_shares(title: str, found: dict):
@@ -124,5 +124,5 @@ def say_shares(title: str, found: dict):
         title: The title of the policy.
         found: Answered.shares.
     """
-    shown = (f"{name} {mean:.1%}" for name, (mean, *_) in intervals(found).items())
-    say(f"{title} answers right: {', '.join(shown)}")
+    share_texts = (f"{name} {mean:.1%}" for name, (mean, *_) in intervals(found).items())
+    say(f"{title} answers right: {', '.join(share_texts)}")

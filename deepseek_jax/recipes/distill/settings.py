@@ -56,8 +56,8 @@ class TeacherSettings:
     fine_tune: R1FineTuneSettings | None = None
 
     def __post_init__(self):
-        how = [block is not None for block in (self.base, self.fine_tune)]
-        if any(how) if self.path is not None else not all(how):
+        set_blocks = [block is not None for block in (self.base, self.fine_tune)]
+        if any(set_blocks) if self.path is not None else not all(set_blocks):
             raise ValueError(
                 f"path={self.path!r}: set either path, a checkpoint, or base and fine_tune, how to make one"
             )
@@ -171,22 +171,22 @@ class StudentSettings(FineTuneSettings):
             return tx
         # The held-out loss is new only at every eval_every-th update; its repetitions are no
         # plateau
-        follow = optax.contrib.reduce_on_plateau(
+        plateau_tx = optax.contrib.reduce_on_plateau(
             factor=self.plateau.factor,
             patience=self.plateau.patience,
             rtol=self.plateau.rtol,
             min_scale=MIN_SCALE,
             accumulation_size=self.eval_every,
         )
-        return optax.chain(tx, follow)
+        return optax.chain(tx, plateau_tx)
 
     def learning_rate(self, state):
         """Return LoopSettings.learning_rate, times the factor of the plateaus so far."""
         rate = super().learning_rate(state)
         if self.plateau is None:
             return rate
-        _, follow = state.opt_state
-        return rate * float(follow.scale)
+        _, plateau_state = state.opt_state
+        return rate * float(plateau_state.scale)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -260,12 +260,12 @@ class DistillSettings:
     def __post_init__(self):
         if not self.students:
             raise ValueError("students={} is empty; give it at least one block")
-        parts = find_world(self.world).parts()
+        world_parts = find_world(self.world).parts()
         for name, task in self.tasks.items():
-            self._check_task(name, task, parts)
-        for group in ("students", "reinforced"):
-            for name, student in getattr(self, group).items():
-                self._check_student(f"{group}.{name}", student)
+            self._check_task(name, task, world_parts)
+        for field in ("students", "reinforced"):
+            for name, student in getattr(self, field).items():
+                self._check_student(f"{field}.{name}", student)
         learners = self.students | self.reinforced
         for title, pair in self.comparisons.items():
             for name in pair:
@@ -278,11 +278,11 @@ class DistillSettings:
                 "teacher=None cannot answer text's puzzles; set teacher, or text to None"
             )
 
-    def _check_task(self, name: str, task: TaskSettings, parts: dict):
-        if task.path is None and name not in parts:
+    def _check_task(self, name: str, task: TaskSettings, world_parts: dict):
+        if task.path is None and name not in world_parts:
             raise ValueError(
                 f"tasks.{name}.path=None, and it is not a part of the world's questions; "
-                f"{suggest(name, parts)}"
+                f"{suggest(name, world_parts)}"
             )
         if self.evaluation is None and (task.path is None or task.questions is not None):
             raise ValueError(

@@ -139,16 +139,16 @@ class Solutions(Texts):
     def read(self, context):
         tasks, world = self.questions.tasks, self.questions.world
         if self.held_out:
-            worked = world.questions[world.reasoning].worked
-            return worked_conversations(self.questions.puzzles.held_out, worked)
+            solution_of = world.questions[world.reasoning].worked
+            return worked_conversations(self.questions.puzzles.held_out, solution_of)
         numbers = (world.reasoning, self.data.num_puzzles), (world.general, self.data.num_requests)
-        found = []
+        conversations = []
         for name, number in numbers:
             if name is not None:
-                found += worked_conversations(
+                conversations += worked_conversations(
                     tasks[name].train[:number], world.questions[name].worked
                 )
-        return found
+        return conversations
 
 
 class StudentTexts(NamedTuple):
@@ -186,15 +186,15 @@ class TaskTexts(Source):
     @override
     def covers(self, context):
         settings = self.settings
-        contents = {}
+        digests = {}
         for name, task in settings.tasks.items():
             if task.path is not None:
                 with at("config"), at(f"tasks.{name}"):
-                    contents[name] = content_digest(task.path, task.split)
-        batches = [settings.mixing_temperature, settings.packing, settings.readers]
+                    digests[name] = content_digest(task.path, task.split)
+        batch_settings = [settings.mixing_temperature, settings.packing, settings.readers]
         names = [task.rule for task in settings.tasks.values() if task.rule]
         rules = [[name, digest_of(name)] for name in names]
-        return [settings.tasks, settings.world, settings.seed, contents, batches, rules]
+        return [settings.tasks, settings.world, settings.seed, digests, batch_settings, rules]
 
     @override
     def check(self, context):
@@ -214,9 +214,9 @@ class TaskTexts(Source):
     def read(self, context: Context) -> StudentTexts:
         """Return the texts; the teacher's accepted answers have to be there."""
         settings = self.settings
-        accepted = accepted_by(context.folder, self.accepted) if self.accepted else None
+        accepted_answers = accepted_by(context.folder, self.accepted) if self.accepted else None
         return StudentTexts(
-            self.tasks(context, accepted),
+            self.tasks(context, accepted_answers),
             settings.mixing_temperature,
             settings.packing,
             settings.readers,
@@ -246,12 +246,12 @@ def file_tasks(settings: DistillSettings, folder: Path):
         ValueError: The files do not fit the settings; the message has the field's path below
             `config`.
     """
-    found = {}
+    tasks = {}
     for name, task in settings.tasks.items():
         if task.path is not None:
             with at(f"tasks.{name}"):
-                found[name] = _of_files(task, folder)
-    return found
+                tasks[name] = _of_files(task, folder)
+    return tasks
 
 
 def transfer_tasks(
@@ -270,11 +270,11 @@ def transfer_tasks(
     Raises:
         ValueError: The teacher has no right answer to any puzzle of a task.
     """
-    found = {}
+    all_tasks = {}
     for name, task in settings.tasks.items():
         with at(f"config.tasks.{name}"):
-            found[name] = of_files.get(name) or _of_world(name, task, world, tasks, accepted)
-    return found
+            all_tasks[name] = of_files.get(name) or _of_world(name, task, world, tasks, accepted)
+    return all_tasks
 
 
 def _of_files(task: TaskSettings, folder: Path):
@@ -282,31 +282,38 @@ def _of_files(task: TaskSettings, folder: Path):
     questions = []
     if task.questions is not None:
         with at("questions", "path"):
-            own = as_own(task.questions)
-            questions = read_questions(own.path, own.split, own.columns)
-    measured = map(asked_key, questions)
-    train, held_out = hold_out(source, task.num_held_out, what_it_answers, measured)
+            question_data = as_own(task.questions)
+            questions = read_questions(
+                question_data.path, question_data.split, question_data.columns
+            )
+    measured_keys = map(asked_key, questions)
+    train, held_out = hold_out(source, task.num_held_out, what_it_answers, measured_keys)
     return TransferTask(Weighted(train, task.weight), held_out, questions, task.rule)
 
 
-def _of_world(name: str, task: TaskSettings, world: World, tasks: dict[str, Task], accepted):
-    sort, kind = world.parts()[name]
-    questions, examples = world.questions[sort], tasks[sort]
+def _of_world(
+    name: str, task: TaskSettings, world: World, tasks: dict[str, Task], accepted_answers
+):
+    questions_name, kind = world.parts()[name]
+    questions, world_task = world.questions[questions_name], tasks[questions_name]
     train, held_out = (
-        [e for e in part if kind is None or e["kind"] == kind]
-        for part in (examples.train, examples.held_out)
+        [e for e in examples if kind is None or e["kind"] == kind]
+        for examples in (world_task.train, world_task.held_out)
     )
-    shown, worked = train, questions.worked
-    if accepted is not None and sort == world.reasoning:
+    solved_examples, solution_of = train, questions.worked
+    if accepted_answers is not None and questions_name == world.reasoning:
         # The teacher answered puzzles of all kinds; this task takes the ones of its kind
-        own = {example["question"] for example in train}
-        shown, worked = [e for e in accepted if e["question"] in own], given_solution
-    if not shown:
+        own_questions = {example["question"] for example in train}
+        solved_examples, solution_of = (
+            [e for e in accepted_answers if e["question"] in own_questions],
+            given_solution,
+        )
+    if not solved_examples:
         raise ValueError(
             "the teacher has no right answer to a puzzle of this task; raise config.text.num_prompts"
         )
     return TransferTask(
-        Weighted(worked_conversations(shown, worked), task.weight),
+        Weighted(worked_conversations(solved_examples, solution_of), task.weight),
         worked_conversations(held_out, questions.worked),
         held_out,
         questions.rule,

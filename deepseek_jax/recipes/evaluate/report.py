@@ -31,15 +31,15 @@ def print_problems(problems: list[dict], workdir: Path):
         workdir: The folder of the run.
     """
     scores, console = task_scores(problems), make_console(width=TABLE_WIDTH)
-    forms = {name: FORMS.get(name, ".1%") for of in scores.values() for name in of}
+    forms = {name: FORMS.get(name, ".1%") for intervals in scores.values() for name in intervals}
     names = {name: name for name in forms}
     console.print(
         stages_table(scores, forms, names, title="scores of problems", first_column="task")
     )
-    unscored = sum(problem["unscored"] for problem in problems)
-    if unscored:
-        samples = sum(len(problem["correct"]) for problem in problems)
-        console.print(f"{unscored} of {samples} answers had no verdict and count as wrong")
+    num_unscored = sum(problem["unscored"] for problem in problems)
+    if num_unscored:
+        num_samples = sum(len(problem["correct"]) for problem in problems)
+        console.print(f"{num_unscored} of {num_samples} answers had no verdict and count as wrong")
     console.print(
         f"complete; report.html is in {workdir}; prompts, completions and verdicts are in "
         f"{workdir / RESULTS}"
@@ -54,10 +54,10 @@ def problems_page(page: Page, problems: list[dict], made_of: dict) -> Page:
         problems: As in print_problems.
         made_of: Problems.made_of of recipes.evaluate.run, for the page's digests.
     """
-    scores, nth, samples = task_scores(problems), Counter(), []
+    scores, task_counts, samples = task_scores(problems), Counter(), []
     for problem in problems:
-        nth[problem["task"]] += 1
-        if nth[problem["task"]] <= ON_PAGE:
+        task_counts[problem["task"]] += 1
+        if task_counts[problem["task"]] <= ON_PAGE:
             samples.append(_group(problem))
     return dataclasses.replace(
         page,
@@ -73,10 +73,11 @@ def _group(problem):
     names |= {name: name for name in ("truncated", "messages") if name in problem}
     values = (problem[name] for name in names)
     completions = [
-        dict(zip(names.values(), each, strict=True)) for each in zip(*values, strict=True)
+        dict(zip(names.values(), completion, strict=True))
+        for completion in zip(*values, strict=True)
     ]
-    about = {"task": problem["task"], "prompt": problem["question"], "answer": problem["gold"]}
-    return about | {"completions": completions}
+    fields = {"task": problem["task"], "prompt": problem["question"], "answer": problem["gold"]}
+    return fields | {"completions": completions}
 
 
 def check_against(config, path):

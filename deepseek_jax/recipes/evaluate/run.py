@@ -85,18 +85,20 @@ class Problems(Source):
         settings = self.settings
         with at("config"), at("checkpoint"):
             source = find_source(settings.checkpoint)
-        found = {"checkpoint": checkpoint_hash(source.adapter or source.base)}
-        found["problems"] = content_hash(self.problems)
+        hashes = {"checkpoint": checkpoint_hash(source.adapter or source.base)}
+        hashes["problems"] = content_hash(self.problems)
         if settings.accuracy is not None:
-            found["code of the rule"] = content_hash(digest_of(settings.accuracy))
+            hashes["code of the rule"] = content_hash(digest_of(settings.accuracy))
         if settings.converses:
-            code = *settings.tools, settings.environment
-            found["code of tools and environment"] = content_hash([digest_of(n) for n in code])
+            code_names = *settings.tools, settings.environment
+            hashes["code of tools and environment"] = content_hash(
+                [digest_of(name) for name in code_names]
+            )
         if source.adapter is not None:
-            found["base"] = checkpoint_hash(source.base)
+            hashes["base"] = checkpoint_hash(source.base)
         if settings.adapter is not None:
-            found["adapter"] = files_hash(settings.adapter, "config.adapter")
-        return found
+            hashes["adapter"] = files_hash(settings.adapter, "config.adapter")
+        return hashes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,17 +141,17 @@ class Evaluate(Measure):
         # A plan is for the problems between two saves. It needs the checkpoint's config, and leaves
         # out an adapter
         config, settings = self.config(), self.settings
-        longest = settings.max_completion_length
-        if longest is None:
-            longest = longest_completion(config, PROMPT_LENGTH)
-        asked = Answering(
-            AnswerOptions(max_completion_length=longest, slots=settings.slots),
+        completion_length = settings.max_completion_length
+        if completion_length is None:
+            completion_length = longest_completion(config, PROMPT_LENGTH)
+        answering = Answering(
+            AnswerOptions(max_completion_length=completion_length, slots=settings.slots),
             settings.save_every,
             settings.samples,
             dtype=settings.dtype,
             turns=settings.most_turns(),
         )
-        return scored_answer_programs(self, config, mesh, asked)
+        return scored_answer_programs(self, config, mesh, answering)
 
     @override
     def run(self, context):
@@ -162,21 +164,25 @@ class Evaluate(Measure):
                 with at("config"):
                     policy = dataclasses.replace(policy, template=_only_template(problems))
                     policy = conversing(policy, environments, self.settings)
-            parts, stop = context.own / "parts", context.run.should_stop
-            answered = _answered(self.settings, policy, problems, rules, parts, stop)
-        return {"made_of": self.problems.made_of, "problems": answered}
+            parts_folder, should_stop = context.own / "parts", context.run.should_stop
+            entries = _answered(self.settings, policy, problems, rules, parts_folder, should_stop)
+        return {"made_of": self.problems.made_of, "problems": entries}
 
     @override
     def scores(self, found):
         # With several tasks the scores of all of them come last, and the headline has to be first
-        tasks = reversed(task_scores(found["problems"]).items())
-        return {f"{task} {name}": s for task, scores in tasks for name, s in scores.items()}
+        scores_by_task = reversed(task_scores(found["problems"]).items())
+        return {
+            f"{task} {name}": interval
+            for task, scores in scores_by_task
+            for name, interval in scores.items()
+        }
 
 
 def page(results: Results) -> Page:
     """Build the page, with the first problems of each task."""
-    shown = run_page(results, "Evaluation")
-    return problems_page(shown, **results.found()["results"])
+    basic_page = run_page(results, "Evaluation")
+    return problems_page(basic_page, **results.found()["results"])
 
 
 def report(results: Results):
@@ -230,8 +236,10 @@ def files_hash(path: str | Path, field: str):
     files = sorted(below(path)) if path.is_dir() else [path] if path.exists() else []
     if not files:
         raise ValueError(f"{field}={str(path)!r}: there is nothing at this path; correct it")
-    found = [(str(f.relative_to(path)), *_size_and_time(f)) for f in files if f.is_file()]
-    return content_hash(found)
+    file_stats = [
+        (str(file.relative_to(path)), *_size_and_time(file)) for file in files if file.is_file()
+    ]
+    return content_hash(file_stats)
 
 
 def _size_and_time(path):
@@ -256,8 +264,8 @@ def _policy(settings: EvaluateSettings, mesh):
             if source.adapter is not None:
                 raise ValueError(f"config.checkpoint={settings.checkpoint!r} has one; leave it out")
     with at("config.checkpoint"):
-        how = dict(dtype=settings.dtype)
-        policy = load_policy(settings.checkpoint, how, mesh, template=settings.template)
+        model_fields = dict(dtype=settings.dtype)
+        policy = load_policy(settings.checkpoint, model_fields, mesh, template=settings.template)
     with at("config.adapter"):
         policy = policy.with_adapter_of(settings.adapter, mesh)
     return dataclasses.replace(policy, opening=THINK if settings.think else "")
@@ -268,12 +276,12 @@ def _answered(
     policy: Policy,
     problems: list,
     rules: Rules,
-    parts: Path,
+    parts_folder: Path,
     should_stop: Callable[[], bool],
 ):
     """Answer all problems, and return their entries.
 
-    Every save_every problems, their entries are saved in the folder `parts`; a run that is resumed
+    Every save_every problems, their entries are saved in parts_folder; a run that is resumed
     reads them.
 
     Raises:
@@ -281,19 +289,24 @@ def _answered(
     """
     problems = [problem | {"prompt_ids": _prompt(policy, problem)} for problem in problems]
     settings = _with_length(settings, policy.config, problems)
-    parts.mkdir(parents=True, exist_ok=True)
-    answered = []
-    for first in range(0, len(problems), settings.save_every):
-        some = problems[first : first + settings.save_every]
-        path = parts / f"{first:07d}-{first + len(some):07d}.json"
-        answered += remembered(path, lambda s=some: _answer(settings, policy, s, rules))
-        share = np.mean([correct for problem in answered for correct in problem["correct"]])
-        say(f"{len(answered)} of {len(problems)} problems: {share:.1%} of their answers are right")
+    parts_folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for start in range(0, len(problems), settings.save_every):
+        part = problems[start : start + settings.save_every]
+        path = parts_folder / f"{start:07d}-{start + len(part):07d}.json"
+        entries += remembered(
+            path, lambda part_problems=part: _answer(settings, policy, part_problems, rules)
+        )
+        share_right = np.mean([correct for entry in entries for correct in entry["correct"]])
+        say(
+            f"{len(entries)} of {len(problems)} problems: "
+            f"{share_right:.1%} of their answers are right"
+        )
         # A signal may reach only one process, but all must stop after the same part
-        if total(should_stop()) and len(answered) < len(problems):
-            say(f"asked to stop; saved in {parts}. Run again to resume.")
+        if total(should_stop()) and len(entries) < len(problems):
+            say(f"asked to stop; saved in {parts_folder}. Run again to resume.")
             raise SystemExit(STOPPED)
-    return answered
+    return entries
 
 
 def _only_template(problems):
@@ -329,10 +342,10 @@ def _with_length(settings: EvaluateSettings, config: ModelConfig, problems: list
             wrong.
     """
     Sampling(settings.temperature, settings.top_p).check(config.vocab_size)
-    longest = max(len(problem["prompt_ids"]) for problem in problems)
+    prompt_length = max(len(problem["prompt_ids"]) for problem in problems)
     if settings.max_completion_length is None:
-        length = longest_completion(config, longest)
-        settings = dataclasses.replace(settings, max_completion_length=length)
+        completion_length = longest_completion(config, prompt_length)
+        settings = dataclasses.replace(settings, max_completion_length=completion_length)
     with at("config"):
         check_room(config, problems, settings.max_completion_length)
     say(
@@ -361,12 +374,12 @@ def _answer(settings: EvaluateSettings, policy: Policy, problems: list, rules: R
         top_p=settings.top_p,
         slots=settings.slots,
     )
-    asked = list(map(_asked, problems))
-    answers = policy.answer(asked, options, n=settings.samples, seed=settings.seed)
+    examples = list(map(_asked, problems))
+    answers = policy.answer(examples, options, n=settings.samples, seed=settings.seed)
     texts, rollout, conversations = answers.texts, answers.rollout, answers.conversations
     lengths, truncated = rollout.completion_mask.sum(1).tolist(), rollout.truncated.tolist()
-    rows = [slice(i, i + settings.samples) for i in range(0, len(texts), settings.samples)]
-    judged = rules.judge(
+    group_slices = [slice(i, i + settings.samples) for i in range(0, len(texts), settings.samples)]
+    verdicts = rules.judge(
         problems,
         answers.groups(),
         rollout.tokens(),
@@ -380,22 +393,25 @@ def _answer(settings: EvaluateSettings, policy: Policy, problems: list, rules: R
             "columns": shown_columns(problem["example"]),
             "prompt": policy.tokenizer.decode(prompt),
             **verdict,
-            "lengths": lengths[row],
-            "truncated": truncated[row],
-            **({} if conversations is None else _counts(conversations[row])),
+            "lengths": lengths[group_slice],
+            "truncated": truncated[group_slice],
+            **({} if conversations is None else _counts(conversations[group_slice])),
             # Only process 0 writes the texts, and no process reads them here
-            "completions": list(texts[row]) if first_process() else None,
+            "completions": list(texts[group_slice]) if first_process() else None,
         }
-        for problem, prompt, verdict, row in zip(
-            problems, answers.prompts, judged, rows, strict=True
+        for problem, prompt, verdict, group_slice in zip(
+            problems, answers.prompts, verdicts, group_slices, strict=True
         )
     ]
 
 
 def _asked(problem):
     """Return the example for the policy; an environment gets the problem's columns unchanged."""
-    asked = {"messages": asked_messages(problem["asked"]), "prompt_ids": problem["prompt_ids"]}
-    return problem["example"] | asked
+    prompt_fields = {
+        "messages": asked_messages(problem["asked"]),
+        "prompt_ids": problem["prompt_ids"],
+    }
+    return problem["example"] | prompt_fields
 
 
 def _counts(conversations):
@@ -403,7 +419,7 @@ def _counts(conversations):
     counts = [conversation.counts() for conversation in conversations]
     # Without times: they would make the files of two equal runs differ
     names = [name for name in CONVERSED if name in counts[0]]
-    return {name: [each[name] for each in counts] for name in names} | {
+    return {name: [count[name] for count in counts] for name in names} | {
         "get_reward": [c.reward for c in conversations],
         "messages": [c.messages for c in conversations],
     }

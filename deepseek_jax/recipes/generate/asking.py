@@ -60,11 +60,11 @@ class Asks(Stage):
         def load():
             return load_teacher(self.whole, context, self.start)
 
-        def make():
-            own = own_mesh(self.whole, context)
-            return Teacher(self.whole, load, own, context.run.should_stop)
+        def make_teacher():
+            group_mesh = own_mesh(self.whole, context)
+            return Teacher(self.whole, load, group_mesh, context.run.should_stop)
 
-        return context.once("teacher", make)
+        return context.once("teacher", make_teacher)
 
     def answer(self, context, folder: Path, examples, *, n: int, conversing_in=None, rewards=None):
         """Let the teacher answer examples n times, and write the chunks into a folder.
@@ -79,15 +79,15 @@ class Asks(Stage):
         """
         teacher = self.teacher(context)
         if conversing_in is not None:
-            own = conversing(teacher.policy, conversing_in, self.whole)
-            answering = dataclasses.replace(teacher, load=lambda: own)
+            conversing_policy = conversing(teacher.policy, conversing_in, self.whole)
+            answering_teacher = dataclasses.replace(teacher, load=lambda: conversing_policy)
         else:
-            answering = teacher
+            answering_teacher = teacher
         # launch has set the mesh of all processes; a teacher is on the devices of its own group
         with jax.set_mesh(own_mesh(self.whole, context)), at("config"):
             # This reads the checkpoint, which a complete stage does not need
-            prompts = prompts_of(self.whole, answering.policy, examples)
-            answering.answer(folder, prompts, n=n, rewards=rewards)
+            prompts = prompts_of(self.whole, answering_teacher.policy, examples)
+            answering_teacher.answer(folder, prompts, n=n, rewards=rewards)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,11 +115,11 @@ class Vary(Asks):
             return context.own / name
 
         with at("config"):
-            found, fates = augmented(
+            all_questions, fates = augmented(
                 self.whole, self.questions.both[0], self.measured_on.evaluation(), ask
             )
         if first_process():
-            content = {"questions": found, "fates": fates}
+            content = {"questions": all_questions, "fates": fates}
             write_whole(context.own / QUESTIONS, json.dumps(content, ensure_ascii=False))
         barrier("the questions are there")
 
@@ -166,12 +166,13 @@ class Ask(Asks):
 
     def _check_groups(self):
         """Raise ValueError if several groups of processes would hold conversations."""
-        own, all_of_them = self.whole.teacher_processes, jax.process_count()
-        if self.whole.converses and own < all_of_them:
+        group_processes, num_processes = self.whole.teacher_processes, jax.process_count()
+        if self.whole.converses and group_processes < num_processes:
             # After a turn all processes exchange the results of their tools
             raise ValueError(
-                f"teacher_processes={own} of {all_of_them} processes makes several teachers, and all of them "
-                f"hold conversations together; set it to {all_of_them}, or leave out tools and environment"
+                f"teacher_processes={group_processes} of {num_processes} processes makes several teachers, "
+                f"and all of them hold conversations together; set it to {num_processes}, or leave out tools "
+                "and environment"
             )
 
     def programs(self, config, mesh, others):
@@ -181,7 +182,7 @@ class Ask(Asks):
         answers.
         """
         settings, sampling = self.whole, self.whole.sampling
-        asked = Answering(
+        answering = Answering(
             sampling,
             settings.chunk_size,
             sampling.samples_per_prompt,
@@ -191,8 +192,10 @@ class Ask(Asks):
             dtype="float32" if settings.init_from is None else config.dtype,
             turns=settings.most_turns(),
         )
-        own = teacher_mesh(settings, mesh)
-        return scored_answer_programs(self, config, own, asked, self.rewards, scores=True)
+        group_mesh = teacher_mesh(settings, mesh)
+        return scored_answer_programs(
+            self, config, group_mesh, answering, self.rewards, scores=True
+        )
 
     def run(self, context):
         """Write the chunks into the stage's folder."""
@@ -245,9 +248,12 @@ class Sift(Stage):
     def scores(self, found):
         # No interval: completions of one question are alike, and the fates are not counted by
         # question
-        fates = found.values()
-        kept, asked = sum(of["kept"] for of in fates), sum(sum(of.values()) for of in fates)
-        return {"kept_share": [kept / asked, None, None]}
+        counts_by_origin = found.values()
+        num_kept, num_asked = (
+            sum(counts["kept"] for counts in counts_by_origin),
+            sum(sum(counts.values()) for counts in counts_by_origin),
+        )
+        return {"kept_share": [num_kept / num_asked, None, None]}
 
 
 def load_teacher(settings: GenerateSettings, context: Context, name: str) -> Policy:
@@ -258,10 +264,10 @@ def load_teacher(settings: GenerateSettings, context: Context, name: str) -> Pol
         context: The context of the stage.
         name: The name of the stage that produces the teacher.
     """
-    own = own_mesh(settings, context)
-    policy = context.load(name, trained=False, mesh=own)
+    group_mesh = own_mesh(settings, context)
+    policy = context.load(name, trained=False, mesh=group_mesh)
     with at("adapter"):
-        policy = policy.with_adapter_of(settings.adapter, own)
+        policy = policy.with_adapter_of(settings.adapter, group_mesh)
     return dataclasses.replace(policy, opening=settings.data.opening)
 
 

@@ -41,12 +41,12 @@ def stages(s: GenerateSettings) -> list[Stage]:
         MeasuredOn(s, questions),
         first_stage(s, s.data.template, waiting=(rewards,), name="base"),
     )
-    asked = {"data": s.data, "sampling": s.sampling, "chunk_size": s.chunk_size}
+    sample_settings = {"data": s.data, "sampling": s.sampling, "chunk_size": s.chunk_size}
     return [
         teacher,
         Vary(
             "questions",
-            asked | {"augment": s.augment},
+            sample_settings | {"augment": s.augment},
             s,
             questions,
             measured_on,
@@ -56,7 +56,7 @@ def stages(s: GenerateSettings) -> list[Stage]:
         ),
         Ask(
             "samples",
-            asked,
+            sample_settings,
             s,
             questions,
             Left("questions"),
@@ -72,8 +72,8 @@ def stages(s: GenerateSettings) -> list[Stage]:
 def page(results: Results) -> Page:
     """Build the page, with the samples of the first prompts."""
     rows = itertools.islice(read_rows(results.folder / "samples"), ON_PAGE)
-    shown = run_page(results, "Generation")
-    return dataclasses.replace(shown, samples=[_group(row) for row in rows])
+    common_page = run_page(results, "Generation")
+    return dataclasses.replace(common_page, samples=[_group(row) for row in rows])
 
 
 def report(results: Results):
@@ -97,8 +97,8 @@ def _group(row: dict):
         for sample in row["samples"]
     ]
     example = row["example"]
-    about = {"kind": example.get("origin"), "answer": example.get("answer")}
-    return about | {"prompt": example["question"], "completions": completions}
+    facts = {"kind": example.get("origin"), "answer": example.get("answer")}
+    return facts | {"prompt": example["question"], "completions": completions}
 
 
 def _report(workdir: Path, fates: dict):
@@ -106,5 +106,5 @@ def _report(workdir: Path, fates: dict):
     report = {"questions": fates, "completions": completions}
     (workdir / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     console = make_console()
-    for what, counts in report.items():
-        console.print(fates_table(f"what became of the {what}", counts))
+    for subject, counts in report.items():
+        console.print(fates_table(f"what became of the {subject}", counts))

@@ -43,8 +43,8 @@ class AskedQuestions(Source):
 
     @override
     def describe(self, context):
-        found, _ = self.both
-        return f"{len(found)} questions, such as {found[0]['question']!r}"
+        questions, _ = self.both
+        return f"{len(questions)} questions, such as {questions[0]['question']!r}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,9 +91,15 @@ class SampleRewards(Paid):
     @override
     def covers(self, context):
         settings = self.settings
-        paths = {name: digest(block.path) for name, block in settings.reward_models.items()}
-        talk = [*settings.tools, settings.environment, settings.conversation]
-        return [settings.rewards, settings.reward_models, paths, code_digests(settings), talk]
+        path_digests = {name: digest(block.path) for name, block in settings.reward_models.items()}
+        conversation_settings = [*settings.tools, settings.environment, settings.conversation]
+        return [
+            settings.rewards,
+            settings.reward_models,
+            path_digests,
+            code_digests(settings),
+            conversation_settings,
+        ]
 
     def environments(self, context: Context):
         """Return the Environments of the samples; None for single turns."""
@@ -132,9 +138,9 @@ def _questions(settings: GenerateSettings):
         if data.path is not None:
             questions = read_questions(data.path, data.split, data.columns)
         else:
-            _, asked = find_questions(data.task)
-            plays = settings.environment is not None
-            task = asked.task(settings.seed, data.num_held_out, plays)
+            _, task_questions = find_questions(data.task)
+            has_environment = settings.environment is not None
+            task = task_questions.task(settings.seed, data.num_held_out, has_environment)
             questions, held_out = distinct(task.train), task.held_out
     if data.num_prompts is not None and data.num_prompts > len(questions):
         raise ValueError(
@@ -148,10 +154,10 @@ def _measured_on(settings: GenerateSettings, held_out: list):
     questions, solutions = [], []
     for name in settings.keep.decontaminate:
         if name == "held_out":
-            asked = [example["question"] for example in held_out]
-            worked = [example.get("solution", example["answer"]) for example in held_out]
+            set_questions = [example["question"] for example in held_out]
+            set_solutions = [example.get("solution", example["answer"]) for example in held_out]
         else:
             with at("keep.decontaminate", "path"):
-                asked, worked = evaluation_texts(name)
-        questions, solutions = questions + asked, solutions + worked
+                set_questions, set_solutions = evaluation_texts(name)
+        questions, solutions = questions + set_questions, solutions + set_solutions
     return questions, solutions

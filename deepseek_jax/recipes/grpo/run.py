@@ -34,17 +34,17 @@ def stages(s: GrpoSettings) -> list[Stage]:
     """List the stages: a base or a checkpoint, a measurement, GRPO, and another measurement."""
     questions = TaskQuestions(s)
     rewards = StageRewards(s, reward_models=s.reward_models, stays=True)
-    first = first_stage(s, s.data.template, conversing=s, waiting=(rewards,))
+    start_stage = first_stage(s, s.data.template, conversing=s, waiting=(rewards,))
 
     # A measurement is repeated only if one of these changes
-    answered = {"rollout": s.rollout, "rewards": s.rewards, "accuracy": s.accuracy}
-    answered |= {"temperature": s.rollout.temperature_at(s.num_steps)}
-    answered |= {"effort": s.effort, "talk": [*s.tools, s.environment, s.conversation]}
+    answer_settings = {"rollout": s.rollout, "rewards": s.rewards, "accuracy": s.accuracy}
+    answer_settings |= {"temperature": s.rollout.temperature_at(s.num_steps)}
+    answer_settings |= {"effort": s.effort, "talk": [*s.tools, s.environment, s.conversation]}
 
-    def measured(name, start, adapter=None):
+    def measurement(name, start, adapter=None):
         return MeasureAnswers(
             name,
-            answered,
+            answer_settings,
             s,
             HeldOut(questions),
             rewards,
@@ -62,13 +62,18 @@ def stages(s: GrpoSettings) -> list[Stage]:
         questions,
         rewards,
         seed=s.seed,
-        start=first.name,
+        start=start_stage.name,
         adapter=s.adapter,
         path="",
         label="",
         title="GRPO",
     )
-    return [first, measured("before", first.name, s.adapter), grpo, measured("after", "grpo")]
+    return [
+        start_stage,
+        measurement("before", start_stage.name, s.adapter),
+        grpo,
+        measurement("after", "grpo"),
+    ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,9 +105,9 @@ class TaskQuestions(Questions):
         if self.settings.general is None:
             return []
         with at("config"), at("general"):
-            own = self.settings.general
-            found = read_questions(own.path, own.split, own.columns)
-            return held_apart(Task(found, self.task.held_out), self._plays).train
+            general_data = self.settings.general
+            questions = read_questions(general_data.path, general_data.split, general_data.columns)
+            return held_apart(Task(questions, self.task.held_out), self._plays).train
 
     @property
     def _plays(self):
@@ -158,8 +163,8 @@ class MeasureAnswers(Measure):
     @override
     def check_data(self, context):
         super().check_data(context)
-        with self.rewards.open(context) as paid, at("rewards"):
-            paid["reasoning"].check(self.held_out.read(context))
+        with self.rewards.open(context) as rewards_by_scenario, at("rewards"):
+            rewards_by_scenario["reasoning"].check(self.held_out.read(context))
         self.asked(context)
 
     def asked(self, context: Context) -> list[dict]:
@@ -170,31 +175,31 @@ class MeasureAnswers(Measure):
         return context.once("held-out", lambda: self._asked(context))
 
     def _asked(self, context):
-        examples, effort, together = self.held_out.read(context), self.whole.effort, 1
+        examples, effort, num_efforts = self.held_out.read(context), self.whole.effort, 1
         if effort is not None:
             # All efforts are measured on the same questions
-            examples, together = with_efforts(effort, examples), len(effort.values)
+            examples, num_efforts = with_efforts(effort, examples), len(effort.values)
         with at("rollout"):
             limit = self.whole.rollout.limit()
-            return context.policy.ask(examples, limit, "held-out", together)
+            return context.policy.ask(examples, limit, "held-out", num_efforts)
 
     @override
     def programs(self, config, mesh, others):
         settings, rollout = self.whole, self.whole.rollout
-        asked = Answering(
+        answering = Answering(
             rollout.at(settings.num_steps),
             settings.data.num_held_out,
             prompt_length=rollout.max_prompt_length,
             turns=settings.most_turns(),
         )
-        return scored_answer_programs(self, config, mesh, asked, self.rewards)
+        return scored_answer_programs(self, config, mesh, answering, self.rewards)
 
     @override
     def run(self, context):
         settings, held_out, rollout = self.whole, self.asked(context), self.whole.rollout
-        with self.waiting(len(held_out)), self.rewards.open(context) as paid:
-            rewards = paid["reasoning"]
-            ask = functools.partial(
+        with self.waiting(len(held_out)), self.rewards.open(context) as rewards_by_scenario:
+            rewards = rewards_by_scenario["reasoning"]
+            evaluate = functools.partial(
                 evaluate_both,
                 context.begin(),
                 options=AnswerOptions(
@@ -206,9 +211,12 @@ class MeasureAnswers(Measure):
                 seed=self.seed,
             )
             if settings.effort is None:
-                return ask(held_out, rewards)
+                return evaluate(held_out, rewards)
             # JSON has no numbers as keys
-            return {str(b): ask(asked_with(b, held_out), rewards) for b in settings.effort.values}
+            return {
+                str(effort): evaluate(asked_with(effort, held_out), rewards)
+                for effort in settings.effort.values
+            }
 
     @override
     def scores(self, found):
@@ -223,22 +231,30 @@ class MeasureAnswers(Measure):
 
 def page(results: Results) -> reports.Page:
     """Build the page, with answers to held-out questions."""
-    found, shown = results.found(), run_page(results, "GRPO")
+    measurements, common_page = results.found(), run_page(results, "GRPO")
     if results.settings.effort is None:
-        return reports.with_answers(shown, {when: {"": answers} for when, answers in found.items()})
+        return reports.with_answers(
+            common_page, {when: {"": answers} for when, answers in measurements.items()}
+        )
     # First the accuracy of every effort, then the reward of every effort, and so on
-    scores = {row: _by_score(of) for row, of in shown.scores.items()}
-    answers = {when: {f"effort {b}": of for b, of in each.items()} for when, each in found.items()}
-    return reports.with_answers(dataclasses.replace(shown, scores=scores), answers)
+    scores = {row: _by_score(row_scores) for row, row_scores in common_page.scores.items()}
+    answers = {
+        when: {
+            f"effort {effort}": effort_answers
+            for effort, effort_answers in answers_by_effort.items()
+        }
+        for when, answers_by_effort in measurements.items()
+    }
+    return reports.with_answers(dataclasses.replace(common_page, scores=scores), answers)
 
 
 def report(results: Results):
     """Print the table and samples, and draw the curves; only process 0 draws."""
-    settings, workdir, found = results.settings, results.folder, results.found()
-    console, before, after = reports.make_console(), found["before"], found["after"]
+    settings, workdir, measurements = results.settings, results.folder, results.found()
+    console, before, after = reports.make_console(), measurements["before"], measurements["after"]
     curves, pictures = reports.CURVES, "curves.png"
     if settings.effort is not None:
-        curves += tuple(f"completion_length_effort_{b}" for b in settings.effort.values)
+        curves += tuple(f"completion_length_effort_{effort}" for effort in settings.effort.values)
         pictures += ", efforts.png"
     if first_process():
         metrics, picture = workdir / "metrics.jsonl", workdir / "curves.png"
@@ -248,12 +264,14 @@ def report(results: Results):
         reports.print_samples(console, before["sampled"], after["sampled"])
     else:
         reports.report_efforts(console, before, after, workdir / "efforts.png")
-    left = f"report.html, metrics, {pictures}, tensorboard, and a folder of each stage"
-    console.print(f"complete; {left} are in {workdir}")
+    outputs = f"report.html, metrics, {pictures}, tensorboard, and a folder of each stage"
+    console.print(f"complete; {outputs} are in {workdir}")
 
 
 def _by_score(scores: dict):
     """Group the scores of several efforts by score."""
     names = [name.partition("_effort_")[0] for name in scores]
-    order = sorted(zip(map(names.index, names), scores, strict=True), key=lambda pair: pair[0])
-    return {name: scores[name] for _, name in order}
+    ordered_pairs = sorted(
+        zip(map(names.index, names), scores, strict=True), key=lambda pair: pair[0]
+    )
+    return {name: scores[name] for _, name in ordered_pairs}

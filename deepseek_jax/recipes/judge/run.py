@@ -20,26 +20,26 @@ SETTINGS = JudgeSettings
 
 def stages(s: JudgeSettings) -> list[Stage]:
     """List the stages: a base or a checkpoint, and the judge that begins from it."""
-    first = first_stage(s, s.data.template)
-    trained = TrainJudge(
+    start_stage = first_stage(s, s.data.template)
+    judge_stage = TrainJudge(
         "judge",
         s,
         ("before", "after"),
         pairs=JudgedPairs(BILINGUAL),
         seed=s.seed,
-        start=first.name,
+        start=start_stage.name,
         path="",
         label="",
         title="judge",
     )
-    return [first, trained]
+    return [start_stage, judge_stage]
 
 
 def page(results: Results) -> reports.Page:
     """Build the page, with verdicts on held-out pairs."""
     answers = {
-        when: {"": {"greedy": {"samples": reports.held_out_samples(found), "unscored": 0}}}
-        for when, found in results.found().items()
+        when: {"": {"greedy": {"samples": reports.held_out_samples(measurement), "unscored": 0}}}
+        for when, measurement in results.found().items()
     }
     return reports.with_answers(run_page(results, "Judge"), answers)
 

@@ -110,22 +110,24 @@ class Accept(Stage):
     @override
     def programs(self, config, mesh, others):
         dtype = "float32" if self.trained else config.dtype
-        number, n = self.settings.num_prompts, self.settings.samples_per_prompt
-        asked = Answering(self.settings, number, n, dtype=dtype)
-        return scored_answer_programs(self, config, mesh, asked, self.judge, scores=True)
+        num_prompts, num_samples = self.settings.num_prompts, self.settings.samples_per_prompt
+        answering = Answering(self.settings, num_prompts, num_samples, dtype=dtype)
+        return scored_answer_programs(self, config, mesh, answering, self.judge, scores=True)
 
     @override
     def run(self, context):
         models = {}
         if self.judge is not None:
-            buffer = context.policy.config.expert_buffer
-            models = load_model_rewards(self.judge.models(context.folder), context.mesh, buffer)
+            expert_buffer = context.policy.config.expert_buffer
+            models = load_model_rewards(
+                self.judge.models(context.folder), context.mesh, expert_buffer
+            )
         with self.at():
-            asked = self._asked(context)
+            examples = self._asked(context)
             sample_accepted(
                 self.settings,
                 context.load(self.start, trained=self.trained),
-                asked,
+                examples,
                 context.own / FILE,
                 rule=self.rule.name,
                 seed=self.seed,
@@ -151,4 +153,4 @@ def accepted_by(run: Path, names: Iterable[str]) -> list[dict]:
         run: The folder of the run.
         names: The names of its stages.
     """
-    return [line for name in names for line in read_accepted(run / name / FILE)]
+    return [example for name in names for example in read_accepted(run / name / FILE)]

@@ -82,9 +82,9 @@ class Distil(Stage):
 
     @override
     def run(self, context):
-        taught = None if self.teacher is None else self.teacher.read(context)
+        teacher = None if self.teacher is None else self.teacher.read(context)
         texts = self.texts.read(context)
-        return StudentRun(self, texts, context.run, context.own).train(context.begin(), taught)
+        return StudentRun(self, texts, context.run, context.own).train(context.begin(), teacher)
 
 
 def student_programs(
@@ -96,38 +96,40 @@ def student_programs(
     """
     student, loss = stage.settings, stage.settings.loss
     # As if all tokens were shared: the most that the term can compare
-    every = range(min(config.vocab_size, teacher.vocab_size)) if loss.needs("matched") else ()
-    objective = objective_of(stage, config, teacher, (tuple(every), tuple(every)) if every else ())
-    params, frozen = abstract_tree(config, mesh, adapter=student.adapter), {}
+    shared_ids = range(min(config.vocab_size, teacher.vocab_size)) if loss.needs("matched") else ()
+    objective = objective_of(
+        stage, config, teacher, (tuple(shared_ids), tuple(shared_ids)) if shared_ids else ()
+    )
+    params, teacher_params = abstract_tree(config, mesh, adapter=student.adapter), {}
     if loss.needs("hidden"):
-        shape = jax.eval_shape(
+        abstract_projections = jax.eval_shape(
             lambda: init_projections(
                 jax.random.key(0), config.num_hidden_layers, config.hidden_size, teacher.hidden_size
             )
         )
-        projections = everywhere(mesh, shape.shape, jnp.float32)
+        projections = everywhere(mesh, abstract_projections.shape, jnp.float32)
         params = {STUDENT: params, PROJECTIONS: projections}
     if teacher is not None and loss.reads_teacher():
-        frozen = abstract_tree(teacher, mesh, teacher.dtype)
+        teacher_params = abstract_tree(teacher, mesh, teacher.dtype)
     create, step = jitted_update(student, objective, params, mesh)
     state, batch = create.eval_shape(params), longest_batch(student, mesh)
-    name = f"{stage.prefix}update"
-    update = update_program(name, step, state, batch, config=config, mesh=mesh)
+    update_name = f"{stage.prefix}update"
+    update = update_program(update_name, step, state, batch, config=config, mesh=mesh)
     flops = update.tokens * objective.flops_per_token(
         student.sequence_length,
         cached=not loss.reads_teacher(),
         frozen=student.adapter is not None,
     )
-    arguments = (*update.arguments, frozen)
-    planned = [dataclasses.replace(update, arguments=arguments, flops=flops)]
+    arguments = (*update.arguments, teacher_params)
+    programs = [dataclasses.replace(update, arguments=arguments, flops=flops)]
     if loss.on_policy is not None:
         options = loss.on_policy
-        longest = student.sequence_length - options.max_completion_length
-        asked = Answering(options, options.prompts, prompt_length=longest)
-        sampled = answer_programs(stage.prefix, config, mesh, asked, student.adapter)
-        taught = Held("the teacher's parameters", frozen)
-        planned += beside(sampled, moments_of(state), taught)
-    return planned
+        prompt_length = student.sequence_length - options.max_completion_length
+        answering = Answering(options, options.prompts, prompt_length=prompt_length)
+        sampling_programs = answer_programs(stage.prefix, config, mesh, answering, student.adapter)
+        held_teacher = Held("the teacher's parameters", teacher_params)
+        programs += beside(sampling_programs, moments_of(state), held_teacher)
+    return programs
 
 
 def longest_batch(student: StudentSettings, mesh: Mesh):
@@ -147,6 +149,6 @@ def longest_batch(student: StudentSettings, mesh: Mesh):
     if loss.on_policy is not None:
         completion = [0] * loss.on_policy.max_completion_length
         pair = [0] * (length - len(completion)), completion
-        sampled = abstract_batch(mesh, sampled_rows([pair], length), loss.on_policy.prompts)
-        batch |= {SAMPLED + name: leaf for name, leaf in sampled.items()}
+        sample_batch = abstract_batch(mesh, sampled_rows([pair], length), loss.on_policy.prompts)
+        batch |= {SAMPLED + name: leaf for name, leaf in sample_batch.items()}
     return batch

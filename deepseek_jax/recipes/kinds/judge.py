@@ -76,10 +76,11 @@ def check_lengths(settings: JudgeTrainingSettings, policy: Policy, pairs: Task, 
     """Raise ValueError if a judgement is longer than a row."""
     conversations, limit = world.judgements(pairs.train, settings.seed), settings.sequence_length
     render = functools.partial(render_numbered, policy.tokenizer, template=policy.template)
-    longest = max(len(render(c, i)[0]) for i, c in enumerate(conversations))
-    if longest > limit:
+    judgement_length = max(len(render(c, i)[0]) for i, c in enumerate(conversations))
+    if judgement_length > limit:
         raise ValueError(
-            f"sequence_length={limit} is below the {longest} tokens of the longest judgement; raise it"
+            f"sequence_length={limit} is below the {judgement_length} tokens of the longest judgement; "
+            "raise it"
         )
 
 
@@ -119,10 +120,10 @@ def train_judge(
     remembered(folder / "after.json", lambda: measure("after", params))
     if not is_whole(folder / "params"):
         save_orbax(folder / "params", policy.config, params, policy.files())
-    about = dict(max_completion_length=length)
+    judge_fields = dict(max_completion_length=length)
     # Written last: is_judge takes this file as the sign that the judge is complete
     if first_process():
-        (folder / "params" / JUDGE).write_text(json.dumps(about, indent=2) + "\n")
+        (folder / "params" / JUDGE).write_text(json.dumps(judge_fields, indent=2) + "\n")
 
 
 def _measure(judge: Judge, examples: list):
@@ -139,33 +140,42 @@ def _measure(judge: Judge, examples: list):
     """
     pairs = [(e["question"], e["chosen"], e["rejected"]) for e in examples]
     replies = judge.replies(pairs)
-    forth = [verdict(reply) for reply in replies]
-    back = judge.verdicts([(question, b, a) for question, a, b in pairs])
-    first = np.array([found == 1 for found in forth])
-    second = np.array([found == 2 for found in back])
-    none = np.array([None in verdicts for verdicts in zip(forth, back, strict=True)])
+    verdicts_forth = [verdict(reply) for reply in replies]
+    verdicts_back = judge.verdicts(
+        [(question, rejected, chosen) for question, chosen, rejected in pairs]
+    )
+    wins_first = np.array([winner == 1 for winner in verdicts_forth])
+    wins_second = np.array([winner == 2 for winner in verdicts_back])
+    lacks_verdict = np.array(
+        [None in both_verdicts for both_verdicts in zip(verdicts_forth, verdicts_back, strict=True)]
+    )
     # So a judge that always names the same position scores 1/2
-    alternating = np.where(np.arange(len(pairs)) % 2 == 0, first, second)
+    wins_alternating = np.where(np.arange(len(pairs)) % 2 == 0, wins_first, wins_second)
     scores = {
-        "accuracy": alternating,
-        "accuracy_of_both": first & second,
-        "same_verdict": (first == second) & ~none,
-        "no_verdict": none,
+        "accuracy": wins_alternating,
+        "accuracy_of_both": wins_first & wins_second,
+        "same_verdict": (wins_first == wins_second) & ~lacks_verdict,
+        "no_verdict": lacks_verdict,
     }
     intervals = {name: list(interval) for name, interval in summarise(scores).items()}
-    asked = zip(pairs, replies, first.tolist(), strict=True)
-    samples = [_sample(*each) for each in itertools.islice(asked, ON_PAGE)]
+    judgements = zip(pairs, replies, wins_first.tolist(), strict=True)
+    samples = [_sample(*judgement) for judgement in itertools.islice(judgements, ON_PAGE)]
     return intervals | {"pairs": len(pairs), "samples": {"held_out": samples}}
 
 
-def _sample(pair, reply, right):
+def _sample(pair, reply, is_right):
     """Return a judgement in the form that evaluation.held_out gives an answer.
 
     The chosen answer stands first.
     """
     text = "" if isinstance(reply, ValueError) else reply
-    about = {"prompt": judge_question(*pair), "completion": text, "reward": None, "right": right}
-    return about | {"columns": {}}
+    fields = {
+        "prompt": judge_question(*pair),
+        "completion": text,
+        "reward": None,
+        "right": is_right,
+    }
+    return fields | {"columns": {}}
 
 
 def judge_programs(name: str, settings: JudgeTrainingSettings, config: ModelConfig, mesh: Mesh):

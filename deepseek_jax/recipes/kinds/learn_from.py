@@ -65,7 +65,7 @@ def taught_programs(
         [Program].
     """
     rollout = settings.rollout
-    planned = rollout_programs(
+    programs = rollout_programs(
         config,
         mesh,
         AnswerOptions(max_completion_length=rollout.longest(), slots=rollout.slots),
@@ -77,52 +77,72 @@ def taught_programs(
     state = create.eval_shape(params)
     gradients = jax.tree.map(lambda leaf: leaf.update(dtype=jnp.float32), state.params)
     batches = {t: _longest_batch(settings, settings.teachers[t].task, mesh) for t in teachers}
-    hidden = {t: _hidden(t, its, batches[t], mesh) for t, its in teachers.items()}
-    former = [held._replace(name=f"{held.name}, a step before") for held in hidden.values()]
-    planned = beside(planned, moments_of(state), *former)
+    held_states = {
+        t: _hidden(t, teacher_config, batches[t], mesh) for t, teacher_config in teachers.items()
+    }
+    former_states = [
+        states._replace(name=f"{states.name}, a step before") for states in held_states.values()
+    ]
+    programs = beside(programs, moments_of(state), *former_states)
     # The same placement as the update counter: on every device
     rng = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=state.step.sharding)
-    for teacher, its in teachers.items():
+    for teacher, teacher_config in teachers.items():
         batch = batches[teacher]
-        own, whole = amount_of(config, batch), abstract_tree(its, mesh)
+        amount, teacher_params = amount_of(config, batch), abstract_tree(teacher_config, mesh)
         # A forward pass is a third of an update of all weights
-        reading = own._replace(flops=amount_of(its, batch).flops / 3)
-        asked = decoder_params(whole), for_teacher(batch)
-        states = f"{name}{teacher}: hidden states"
-        others = [held for other, held in hidden.items() if other != teacher]
-        waiting = policy_params(params), moments_of(state), *former, *others
-        read = Program(states, jitted_states(its, mesh), asked, mesh, *reading)
-        planned += beside([read], *waiting)
+        reading_amount = amount._replace(flops=amount_of(teacher_config, batch).flops / 3)
+        arguments = decoder_params(teacher_params), for_teacher(batch)
+        states_name = f"{name}{teacher}: hidden states"
+        other_states = [states for other, states in held_states.items() if other != teacher]
+        held_arrays = policy_params(params), moments_of(state), *former_states, *other_states
+        states_program = Program(
+            states_name, jitted_states(teacher_config, mesh), arguments, mesh, *reading_amount
+        )
+        programs += beside([states_program], *held_arrays)
 
-        def learned(hidden, batch=batch, whole=whole, its=its):
-            return gradients, state, batch | {HIDDEN: hidden}, rng, head_weight(its, whole)
+        def gradient_arguments(
+            hidden_states, batch=batch, teacher_params=teacher_params, teacher_config=teacher_config
+        ):
+            return (
+                gradients,
+                state,
+                batch | {HIDDEN: hidden_states},
+                rng,
+                head_weight(teacher_config, teacher_params),
+            )
 
-        called, needs = f"{name}{teacher}: gradient", (states,)
-        learn = Program(called, update.add, learned, mesh, *own, needs=needs)
-        planned += beside([learn], *others)
+        gradient_name, needs = f"{name}{teacher}: gradient", (states_name,)
+        gradient_program = Program(
+            gradient_name, update.add, gradient_arguments, mesh, *amount, needs=needs
+        )
+        programs += beside([gradient_program], *other_states)
 
-    def applied(*results):
-        found = {teacher: metrics for teacher, (_, metrics) in zip(teachers, results, strict=True)}
-        return state, gradients, jax.eval_shape(merged, found)
+    def update_arguments(*results):
+        metrics_by_teacher = {
+            teacher: metrics for teacher, (_, metrics) in zip(teachers, results, strict=True)
+        }
+        return state, gradients, jax.eval_shape(merged, metrics_by_teacher)
 
     needs = tuple(f"{name}{teacher}: gradient" for teacher in teachers)
-    apply = Program(f"{name}update", update.apply, applied, mesh, 0, 0.0, "", needs=needs)
-    return [*planned, *beside([apply], *hidden.values())]
+    apply_program = Program(
+        f"{name}update", update.apply, update_arguments, mesh, 0, 0.0, "", needs=needs
+    )
+    return [*programs, *beside([apply_program], *held_states.values())]
 
 
 def _hidden(teacher: str, config: ModelConfig, batch, mesh: Mesh):
     """Return the Held of a teacher's hidden states for its batch."""
-    function, place = jitted_states(config, mesh), batch_sharding(mesh)
-    found = jax.eval_shape(
+    function, sharding = jitted_states(config, mesh), batch_sharding(mesh)
+    hidden_states = jax.eval_shape(
         function, decoder_params(abstract_tree(config, mesh)), for_teacher(batch)
     )
-    return Held(f"hidden states of {teacher}", found.update(sharding=place))
+    return Held(f"hidden states of {teacher}", hidden_states.update(sharding=sharding))
 
 
 def _longest_batch(settings: TaughtSettings, task: str, mesh: Mesh):
     """Return the largest batch of a task, without a teacher's hidden states."""
-    one = teacher_batch([longest_group(settings)], settings, mesh, 1.0, 1.0)
-    return abstract_batch(mesh, one, settings.prompts_per_step[task])
+    group_batch = teacher_batch([longest_group(settings)], settings, mesh, 1.0, 1.0)
+    return abstract_batch(mesh, group_batch, settings.prompts_per_step[task])
 
 
 class TeacherSource(Source):
@@ -202,8 +222,8 @@ class CheckpointTeacher(TeacherSource):
 
     @override
     def read(self, context):
-        how = how_to_run(self.model)
-        return load_policy(self.path, how, context.mesh, template=self.template)
+        run_fields = how_to_run(self.model)
+        return load_policy(self.path, run_fields, context.mesh, template=self.template)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -233,11 +253,11 @@ class Teachers(Source):
         Args:
             others: {stage: the ModelConfig of the policy that it produces}.
         """
-        found = {}
+        configs = {}
         for name, teacher in self.by_name.items():
             with at(f"teachers.{name}"):
-                found[name] = teacher.config(others)
-        return found
+                configs[name] = teacher.config(others)
+        return configs
 
 
 class TaskQuestions(Source):
@@ -264,13 +284,15 @@ class LearnFrom(Stage):
     def check_data(self, context):
         super().check_data(context)
         policy = context.policy
-        others = {name: each.config for name, each in context.policies.items()}
-        configs = self.teachers.configs(others)
+        policy_configs = {
+            name: stage_policy.config for name, stage_policy in context.policies.items()
+        }
+        teacher_configs = self.teachers.configs(policy_configs)
         for name, teacher in self.teachers.by_name.items():
             with at(f"teachers.{name}"):
                 tokenizer = teacher.tokenizer(context)
-                check_teacher(policy.config, policy.tokenizer, configs[name], tokenizer)
-        check_questions(self.settings, configs, self._asked(context))
+                check_teacher(policy.config, policy.tokenizer, teacher_configs[name], tokenizer)
+        check_questions(self.settings, teacher_configs, self._asked(context))
 
     def _asked(self, context):
         """Return {task: the questions that fit}, with their prompt_ids."""
@@ -283,8 +305,8 @@ class LearnFrom(Stage):
 
     @override
     def programs(self, config, mesh, others):
-        teachers = self.teachers.configs(others)
-        return taught_programs(self.prefix, self.settings, config, teachers, mesh)
+        teacher_configs = self.teachers.configs(others)
+        return taught_programs(self.prefix, self.settings, config, teacher_configs, mesh)
 
     @override
     def run(self, context):

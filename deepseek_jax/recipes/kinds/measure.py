@@ -36,8 +36,8 @@ class Measure(Stage):
         Args:
             number: The number of questions.
         """
-        what = "" if number is None else f": {number:,} questions"
-        return waiting_for(f"measuring {self.name}{what}")
+        suffix = "" if number is None else f": {number:,} questions"
+        return waiting_for(f"measuring {self.name}{suffix}")
 
 
 def answer_programs(
@@ -97,14 +97,14 @@ def scored_answer_programs(
         paid: Rewards with models that are on the devices too; None for no models.
         scores: True if these models score the answers.
     """
-    answers = answer_programs(stage.prefix, config, mesh, asked, stage.adapter)
-    answers = beside_models(answers, () if paid is None else (paid,), config, mesh)
+    programs = answer_programs(stage.prefix, config, mesh, asked, stage.adapter)
+    programs = beside_models(programs, () if paid is None else (paid,), config, mesh)
     if paid is None or not scores:
-        return answers
-    longest = asked.options.max_completion_length
-    scored = Scored(asked.prompts * asked.n, _longest_prompt(asked), longest)
+        return programs
+    completion_length = asked.options.max_completion_length
+    completions = Scored(asked.prompts * asked.n, _longest_prompt(asked), completion_length)
     params = policy_params(abstract_tree(config, mesh, asked.dtype, stage.adapter))
     return [
-        *answers,
-        *beside(scoring_programs(stage.prefix, paid.planned(config), scored, mesh), params),
+        *programs,
+        *beside(scoring_programs(stage.prefix, paid.planned(config), completions, mesh), params),
     ]

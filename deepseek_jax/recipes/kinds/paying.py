@@ -63,8 +63,8 @@ def beside_models(
         config: The ModelConfig of the policy.
         mesh: The mesh of the run.
     """
-    held = [model for paid in waiting for model in held_models(paid.planned(config), mesh)]
-    return beside(programs, *held)
+    models = [model for rewards in waiting for model in held_models(rewards.planned(config), mesh)]
+    return beside(programs, *models)
 
 
 class PlannedReward(NamedTuple):
@@ -120,11 +120,11 @@ def planned_rewards(settings: dict[str, ModelRewardSettings], policy: ModelConfi
         settings: {NAME: settings}.
         policy: The ModelConfig of the policy that they score.
     """
-    found = {}
+    rewards = {}
     for name, block in settings.items():
         with at("reward_models"), at(name):
-            found[name] = _planned(block, policy)
-    return found
+            rewards[name] = _planned(block, policy)
+    return rewards
 
 
 def _planned(block: ModelRewardSettings, policy: ModelConfig):
@@ -134,10 +134,10 @@ def _planned(block: ModelRewardSettings, policy: ModelConfig):
         config = read_any_config(folder)
         block = dataclasses.replace(block, max_completion_length=length)
     elif (folder / ABOUT).is_file():
-        about = read_json(folder / ABOUT)
+        saved_fields = read_json(folder / ABOUT)
         # With an adapter the decoder is in another checkpoint
-        config = read_any_config(about.get("base") or folder / "decoder")
-        is_int8 = about.get("quantize") is not None
+        config = read_any_config(saved_fields.get("base") or folder / "decoder")
+        is_int8 = saved_fields.get("quantize") is not None
     return planned_reward(config, block, policy.expert_buffer, is_int8)
 
 
@@ -155,9 +155,11 @@ def planned_reward(
         expert_buffer: The run's expert_buffer.
         quantized: The field of PlannedReward.
     """
-    judges = settings.max_completion_length is not None
-    own = computed_in(config if judges else reward_config(config), settings.dtype, expert_buffer)
-    return PlannedReward(own, settings, quantized)
+    is_judge = settings.max_completion_length is not None
+    model_config = computed_in(
+        config if is_judge else reward_config(config), settings.dtype, expert_buffer
+    )
+    return PlannedReward(model_config, settings, quantized)
 
 
 def held_models(models: dict[str, PlannedReward], mesh: Mesh):
@@ -166,8 +168,8 @@ def held_models(models: dict[str, PlannedReward], mesh: Mesh):
 
 
 def _held(name, model, mesh):
-    fields = f"reward_models.{name}.dtype='bfloat16'"
-    return Held(f"reward model {name}", model.params(mesh), fields)
+    memory_field = f"reward_models.{name}.dtype='bfloat16'"
+    return Held(f"reward model {name}", model.params(mesh), memory_field)
 
 
 def scoring_programs(
@@ -185,25 +187,25 @@ def scoring_programs(
         scored: What they score.
         mesh: The mesh of the run.
     """
-    planned = []
+    all_programs = []
     for name, model in models.items():
         with at("reward_models"), at(name):
             check_split(model.settings, mesh, model.judges)
         programs = (_verdicts if model.judges else _scores)(
             f"{prefix}{name}: ", model, scored, mesh
         )
-        others = {other: its for other, its in models.items() if other != name}
-        planned += beside(programs, *held_models(others, mesh))
-    return planned
+        other_models = {other: reward for other, reward in models.items() if other != name}
+        all_programs += beside(programs, *held_models(other_models, mesh))
+    return all_programs
 
 
 def _scores(name, model, scored, mesh):
     config, rows = model.config, model.settings.batch_size
-    longest = scored.prompt_length + scored.completion_length
-    length = padded_length(min(longest, config.max_position_embeddings))
-    batch = abstract_batch(mesh, right_padded([[0] * length], length), rows)
+    text_length = scored.prompt_length + scored.completion_length
+    row_length = padded_length(min(text_length, config.max_position_embeddings))
+    batch = abstract_batch(mesh, right_padded([[0] * row_length], row_length), rows)
     # A reward model has no output head over the vocabulary
-    amount = forward_work(config, rows, length, logits=0)
+    amount = forward_work(config, rows, row_length, logits=0)
     times = -(-scored.completions // rows)
     function, arguments = jitted_rewards(config, mesh), (model.params(mesh), batch)
     return [Program(f"{name}score", function, arguments, mesh, *amount, part=REWARD, times=times)]
@@ -213,7 +215,7 @@ def _verdicts(name, model, scored, mesh):
     options = judge_options(model.settings.max_completion_length, model.settings.batch_size)
     room = model.config.max_position_embeddings - options.max_completion_length
     length = min(scored.prompt_length + 2 * scored.completion_length, room)
-    asked = Asked(scored.completions, length)
+    prompts = Asked(scored.completions, length)
     return rollout_programs(
-        model.config, mesh, options, asked, dtype=model.settings.dtype, name=name
+        model.config, mesh, options, prompts, dtype=model.settings.dtype, name=name
     )

@@ -76,7 +76,7 @@ def with_ids(settings: RewardTrainingSettings, policy: Policy, records: list, ki
     Raises:
         ValueError: No record fits a row, or a token is outside the model's vocabulary.
     """
-    kept, limit = [], settings.sequence_length
+    fitting_records, limit = [], settings.sequence_length
     for index, record in enumerate(records):
         ids = render_record(policy.tokenizer, record, index, template=policy.template)
         # Under jit a token outside the embedding raises no error
@@ -86,21 +86,23 @@ def with_ids(settings: RewardTrainingSettings, policy: Policy, records: list, ki
                 f"{policy.config.vocab_size}; give the model's own tokenizer"
             )
         if max(map(len, ids)) <= limit:
-            kept.append(record | {"ids": ids})
-    if not kept:
+            fitting_records.append(record | {"ids": ids})
+    if not fitting_records:
         raise ValueError(
             f"sequence_length={limit}: none of {len(records)} {kind} records fits a row; raise it"
         )
-    lengths = np.array([len(row) for record in kept for row in record["ids"]])
-    message = f"{len(kept)} {kind} records, {lengths.mean():.1f} tokens a response with its prompt"
-    if len(kept) < len(records):
-        message += f"; {len(records) - len(kept)} longer than {limit} are left out"
+    lengths = np.array([len(row) for record in fitting_records for row in record["ids"]])
+    message = f"{len(fitting_records)} {kind} records, {lengths.mean():.1f} tokens a response with its prompt"
+    if len(fitting_records) < len(records):
+        message += f"; {len(records) - len(fitting_records)} longer than {limit} are left out"
     # Pairs whose lengths differ teach a model to reward length (arXiv:2501.12948, section 3.1)
     if settings.kind == "helpfulness":
-        longer = np.mean([len(chosen) - len(rejected) for chosen, rejected in ids_of(kept)])
-        message += f"; chosen ones are longer by {longer:.2f}"
+        length_difference = np.mean(
+            [len(chosen) - len(rejected) for chosen, rejected in ids_of(fitting_records)]
+        )
+        message += f"; chosen ones are longer by {length_difference:.2f}"
     say(message)
-    return kept
+    return fitting_records
 
 
 def ids_of(records):
@@ -110,8 +112,8 @@ def ids_of(records):
 
 def row_length(records):
     """Return the row length, in tokens, that holds every response of these records."""
-    longest = max(len(row) for ids in ids_of(records) for row in ids)
-    return -(-longest // BUCKET) * BUCKET
+    max_length = max(len(row) for ids in ids_of(records) for row in ids)
+    return -(-max_length // BUCKET) * BUCKET
 
 
 def batch_of(records: list, length: int, rows: int | None = None):
@@ -124,14 +126,14 @@ def batch_of(records: list, length: int, rows: int | None = None):
     """
     weights = [record["weight"] for record in records]
     # The last batch gets the shape of the others, so that there is no second compilation
-    missing = 0 if rows is None else rows - len(records)
-    records, weights = records + records[:1] * missing, weights + [0.0] * missing
-    responses = len(records[0]["ids"])
-    padded = right_padded([row for ids in ids_of(records) for row in ids], length)
-    batch = {n: array.reshape(len(records), responses, length) for n, array in padded.items()}
+    num_copies = 0 if rows is None else rows - len(records)
+    records, weights = records + records[:1] * num_copies, weights + [0.0] * num_copies
+    num_responses = len(records[0]["ids"])
+    arrays = right_padded([row for ids in ids_of(records) for row in ids], length)
+    batch = {n: array.reshape(len(records), num_responses, length) for n, array in arrays.items()}
     batch["weights"] = np.array(weights, np.float32)
     batch["normalizer"] = np.float32(np.sum(weights))
-    if responses == 1:
+    if num_responses == 1:
         batch["safe"] = np.array([record["safe"] for record in records], np.float32)
     return batch
 
@@ -141,8 +143,8 @@ def longest_batch(settings: RewardTrainingSettings, mesh: Mesh):
 
     Its responses are as long as a row.
     """
-    responses = 1 if settings.kind == "safety" else 2
-    record = {"ids": [[0] * settings.sequence_length] * responses, "weight": 1.0, "safe": True}
+    num_responses = 1 if settings.kind == "safety" else 2
+    record = {"ids": [[0] * settings.sequence_length] * num_responses, "weight": 1.0, "safe": True}
     batch = batch_of([record], row_length([record]))
     return abstract_batch(mesh, batch, settings.batch_size)
 
@@ -152,8 +154,8 @@ class PreferenceSource:
 
     def __init__(self, records: list, settings: RewardTrainingSettings, mesh):
         # Indices in place of records: grain would join the arrays of fields that share a name
-        places = grain.MapDataset.range(len(records))
-        self.places, self.position = places.shuffle(settings.seed).repeat(), 0
+        indices = grain.MapDataset.range(len(records))
+        self.places, self.position = indices.shuffle(settings.seed).repeat(), 0
         # One length for all batches: another one would compile the update again
         self.records, self.length = records, row_length(records)
         self.settings, self.mesh = settings, mesh

@@ -96,10 +96,10 @@ def train_stage(
         packing=corpus.packing,
         readers=corpus.readers,
     )
-    weight = {}
+    scalars = {}
     if switched_on(stage.mtp_weight):
         # In the batches, because a loss_fn does not see the update count
-        weight["mtp_weight"] = stepwise(stage.mtp_weight)
+        scalars["mtp_weight"] = stepwise(stage.mtp_weight)
     source = PackedDocuments(
         lambda rows: pack(
             corpus.documents, corpus.tokenizer, rows, seed=seed, fim_rate=corpus.fim_rate
@@ -107,36 +107,36 @@ def train_stage(
         rows,
         run.mesh,
         batch_sizes=stage.batch_sizes(),
-        scalars=weight,
+        scalars=scalars,
         evaluate=evaluate,
         eval_every=stage.eval_every,
     )
 
     # The number of the latest update
-    number = None
+    update_number = None
 
     def update(state, batch, rng):
-        nonlocal number
+        nonlocal update_number
         # Read once only: it waits for the device
-        number = int(state.step) if number is None else number + 1
-        own = stage.model_at(model, number)
-        _, step = update_of(own, len(batch["tokens"]))
-        with _compiling(stage, number, f"expert_buffer={own.expert_buffer}"):
+        update_number = int(state.step) if update_number is None else update_number + 1
+        update_model = stage.model_at(model, update_number)
+        _, step = update_of(update_model, len(batch["tokens"]))
+        with _compiling(stage, update_number, f"expert_buffer={update_model.expert_buffer}"):
             return step(state, batch, rng)
 
-    (create, _), needed = update_of(model, stage.quantum()), flops_per_token(stage, model)
+    (create, _), token_flops = update_of(model, stage.quantum()), flops_per_token(stage, model)
     state, checks = create(params), _checks(model, stage, update_of)
-    return whole(train(stage, state, update, source, run, seed, checks, needed).model)
+    return whole(train(stage, state, update, source, run, seed, checks, token_flops).model)
 
 
-def _compiling(stage, number, what):
+def _compiling(stage, update_number, setting):
     """Return a context that announces the compilation for a new expert_buffer.
 
     The loop announces the first compilation.
     """
-    if not number or number not in stage.buffer_starts():
+    if not update_number or update_number not in stage.buffer_starts():
         return contextlib.nullcontext()
-    return waiting_for(f"compiling the update with {what}")
+    return waiting_for(f"compiling the update with {setting}")
 
 
 def _checks(model: ModelConfig, stage: StageSettings, update_of):
@@ -147,11 +147,11 @@ def _checks(model: ModelConfig, stage: StageSettings, update_of):
         stage: The settings of the stage.
         update_of: The result of `updates`.
     """
-    mtp = number_at(stage.mtp_weight, 0) > 0
+    trains_mtp = number_at(stage.mtp_weight, 0) > 0
     terms = {}
     if switched_on(stage.mtp_weight):
-        why = "no document has a token so far ahead; use longer documents, or set it to 0"
-        terms["mtp_loss"] = f"mtp_weight={stage.mtp_weight} trains nothing: {why}"
+        reason = "no document has a token so far ahead; use longer documents, or set it to 0"
+        terms["mtp_loss"] = f"mtp_weight={stage.mtp_weight} trains nothing: {reason}"
     if model.indexer_loss != "none":
         terms["indexer_loss"] = f"indexer_loss={model.indexer_loss!r} trains nothing"
 
@@ -162,7 +162,7 @@ def _checks(model: ModelConfig, stage: StageSettings, update_of):
     return Checks(
         terms=LOSS_TERMS | terms,
         before_first=before_first,
-        untrained=() if mtp else ("mtp_",),
+        untrained=() if trains_mtp else ("mtp_",),
         locate=lambda state, batch, rng: update_of(model, len(batch["tokens"]))[1].locate(
             state, batch, rng
         ),
@@ -171,24 +171,24 @@ def _checks(model: ModelConfig, stage: StageSettings, update_of):
 
 def check_balance(model: ModelConfig, stage: StageSettings, params, batch):
     """Raise BrokenTerm if the balance loss, or its gradient in the routers, is 0 or not finite."""
-    flat = flatten_dict(params)
-    routers = {path: leaf for path, leaf in flat.items() if path[-1] == "router"}
+    flat_params = flatten_dict(params)
+    routers = {path: leaf for path, leaf in flat_params.items() if path[-1] == "router"}
 
     @jax.jit
-    def measure(routers, flat, batch):
-        def of_part(part):
-            def balance(routers):
-                params = unflatten_dict(flat | routers)
+    def measure(routers, flat_params, batch):
+        def loss_and_norm(part):
+            def balance_loss(routers):
+                params = unflatten_dict(flat_params | routers)
                 return next_token_loss(model, params, part)[1]["balance_loss"]
 
-            value, gradient = jax.value_and_grad(balance)(routers)
+            value, gradient = jax.value_and_grad(balance_loss)(routers)
             return value, optax.tree.norm(gradient)
 
-        pieces = len(batch["tokens"]) // (stage.micro_batch_size or len(batch["tokens"]))
-        values, norms = over_micro_batches(of_part, batch, pieces)
+        num_micro_batches = len(batch["tokens"]) // (stage.micro_batch_size or len(batch["tokens"]))
+        values, norms = over_micro_batches(loss_and_norm, batch, num_micro_batches)
         return values.sum(), norms.max()
 
-    value, norm = measure(routers, flat, batch)
+    value, norm = measure(routers, flat_params, batch)
     field = "balance_weight"
     check_terms({field: stage.balance_weight}, {field: value}, {field: norm})
 
@@ -208,7 +208,7 @@ def updates(stage: StageSettings, params, mesh: Mesh):
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params
     )
     speed = stage.bias_update_speed
-    beside = Beside(bias_update_speed=stepwise(speed) if switched_on(speed) else None)
+    update_options = Beside(bias_update_speed=stepwise(speed) if switched_on(speed) else None)
 
     # One program for each batch size and each expert_buffer: both may change during the stage
     @functools.cache
@@ -219,10 +219,16 @@ def updates(stage: StageSettings, params, mesh: Mesh):
                 model, params, batch, balance_weight=stage.balance_weight, mtp_weight=weight
             )
 
-        parts = parts_trained(model, with_mtp=switched_on(stage.mtp_weight))
-        pieces = rows // (stage.micro_batch_size or rows)
+        trained_parts = parts_trained(model, with_mtp=switched_on(stage.mtp_weight))
+        num_micro_batches = rows // (stage.micro_batch_size or rows)
         return create_update(
-            stage, loss_fn, shapes, mesh, parts=parts, micro_batches=pieces, beside=beside
+            stage,
+            loss_fn,
+            shapes,
+            mesh,
+            parts=trained_parts,
+            micro_batches=num_micro_batches,
+            beside=update_options,
         )
 
     return update_of
@@ -240,8 +246,8 @@ def flops_per_token(stage: StageSettings, model: ModelConfig):
         stage: The settings of the stage.
         model: The ModelConfig of the stage.
     """
-    needed = useful_flops if stage.trains == "all" else warm_up_flops
-    return needed(model, stage.sequence_length, trains_mtp=switched_on(stage.mtp_weight))
+    flops_function = useful_flops if stage.trains == "all" else warm_up_flops
+    return flops_function(model, stage.sequence_length, trains_mtp=switched_on(stage.mtp_weight))
 
 
 def check_stage(stage: StageSettings, model: ModelConfig, mesh: Mesh):
@@ -296,13 +302,13 @@ def _check_warm_up(stage: StageSettings, model: ModelConfig):
 
 
 def _check_rows(stage: StageSettings, model: ModelConfig, mesh: Mesh):
-    at_once, micro_batches = stage.rows_at_once(), model.pipeline_micro_batches
-    name = "micro_batch_size" if stage.micro_batch_size else "batch_size"
+    rows_at_once, micro_batches = stage.rows_at_once(), model.pipeline_micro_batches
+    field = "micro_batch_size" if stage.micro_batch_size else "batch_size"
     try:
-        check_batch(mesh, at_once, stage.sequence_length, pipeline_micro_batches=micro_batches)
+        check_batch(mesh, rows_at_once, stage.sequence_length, pipeline_micro_batches=micro_batches)
     except ValueError as error:
-        numbers = f"{name}={at_once}, sequence_length={stage.sequence_length}"
-        raise ValueError(f"{numbers}: {error}") from error
+        field_values = f"{field}={rows_at_once}, sequence_length={stage.sequence_length}"
+        raise ValueError(f"{field_values}: {error}") from error
 
 
 def stage_programs(name: str, config: ModelConfig, stage: StageSettings, mesh: Mesh):
@@ -378,10 +384,10 @@ class Pretrain(Stage):
             params = random_params(policy.config, context.mesh, self.seed)
         evaluate = None
         if self.held_out is not None:
-            loss = self.held_out.loss(context)
+            held_out_loss = self.held_out.loss(context)
 
             def evaluate(params):
-                return {"held_out_loss": loss(params)[0]}
+                return {"held_out_loss": held_out_loss(params)[0]}
 
         params = train_stage(
             policy.config,
@@ -393,9 +399,9 @@ class Pretrain(Stage):
             evaluate=evaluate,
         )
         # A stage that begins from it trains no indexers, unless its settings say so
-        left = context.policies[self.name]
-        config = dataclasses.replace(left.config, indexer_loss="none")
-        return dataclasses.replace(left, config=config, params=params)
+        stage_policy = context.policies[self.name]
+        config = dataclasses.replace(stage_policy.config, indexer_loss="none")
+        return dataclasses.replace(stage_policy, config=config, params=params)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -408,8 +414,8 @@ class BaseCorpus(Source):
     @functools.cached_property
     def documents(self) -> list[dict]:
         """The documents of the world."""
-        _, documents = find_corpus(self.settings.corpus)
-        return documents(num_documents=self.settings.num_documents, seed=self.seed)
+        _, make_documents = find_corpus(self.settings.corpus)
+        return make_documents(num_documents=self.settings.num_documents, seed=self.seed)
 
     @override
     def covers(self, context):

@@ -86,12 +86,12 @@ class Reinforce(Stage):
     def check_data(self, context):
         super().check_data(context)
         examples = self.questions.read(context)
-        with self.rewards.open(context, trained=False) as paid:
+        with self.rewards.open(context, trained=False) as rewards_by_scenario:
             if context.policy.tools is not None:
                 try_environment(context.policy.tools.environments, examples["reasoning"])
             with at("rewards"):
-                paid["reasoning"].check(examples["reasoning"])
-            say_deciding(self.settings, paid["reasoning"])
+                rewards_by_scenario["reasoning"].check(examples["reasoning"])
+            say_deciding(self.settings, rewards_by_scenario["reasoning"])
         self.asked(context)
 
     def asked(self, context: Context) -> dict[str, list[dict]]:
@@ -102,31 +102,42 @@ class Reinforce(Stage):
         return context.once((self, "asked"), lambda: self._asked(context))
 
     def _asked(self, context):
-        policy, parts, effort = context.policy, self.questions.read(context), self.settings.effort
+        policy, examples_by_scenario, effort = (
+            context.policy,
+            self.questions.read(context),
+            self.settings.effort,
+        )
         if effort is not None:
             with at("effort"):
                 check_lines(effort, policy.tokenizer, policy.template)
-            parts = {kind: with_efforts(effort, examples) for kind, examples in parts.items()}
-        together, limit = 1 if effort is None else len(effort.values), self.settings.rollout.limit()
+            examples_by_scenario = {
+                scenario: with_efforts(effort, examples)
+                for scenario, examples in examples_by_scenario.items()
+            }
+        copies, limit = 1 if effort is None else len(effort.values), self.settings.rollout.limit()
         with at("rollout"):
             return {
-                kind: policy.ask(examples, limit, NAMES[kind], together) if examples else []
-                for kind, examples in parts.items()
+                scenario: policy.ask(examples, limit, NAMES[scenario], copies) if examples else []
+                for scenario, examples in examples_by_scenario.items()
             }
 
     @override
     def programs(self, config, mesh, others):
-        paying = self.rewards.planned(config)
+        reward_models = self.rewards.planned(config)
         return reinforcement_programs(
-            self.prefix, self.settings, config, mesh, self.adapter, paying
+            self.prefix, self.settings, config, mesh, self.adapter, reward_models
         )
 
     @override
     def run(self, context):
         with self.at():
             questions = self.asked(context)
-        with self.rewards.open(context) as paid:
-            rewards = ScenarioRewards(paid) if questions["general"] else paid["reasoning"]
+        with self.rewards.open(context) as rewards_by_scenario:
+            rewards = (
+                ScenarioRewards(rewards_by_scenario)
+                if questions["general"]
+                else rewards_by_scenario["reasoning"]
+            )
             policy = context.begin()
             params = reinforce(
                 self.settings,
@@ -169,10 +180,13 @@ def reinforcement_programs(
     batch = longest_batch(settings, config, mesh)
     create, step = jitted_update(settings, config, params, mesh)
     state, models = create.eval_shape(params), held_models(paying or {}, mesh)
-    moments, (reference, read) = moments_of(state), _references(settings, config, mesh, adapter)
+    moments, (reference, read_reference) = (
+        moments_of(state),
+        _references(settings, config, mesh, adapter),
+    )
     # A reference that follows the policy is part of the update's state
-    follows = bool(reference) and settings.reference_every is not None
-    if follows:
+    reference_follows = bool(reference) and settings.reference_every is not None
+    if reference_follows:
         state = state.replace(reference=reference[0].tree)
     update = update_program(
         f"{name}update",
@@ -184,15 +198,17 @@ def reinforcement_programs(
         mesh=mesh,
         times=settings.minibatches * settings.epochs,
     )
-    paid = scoring_programs(name, paying or {}, _completions(settings), mesh)
+    reward_programs = scoring_programs(name, paying or {}, _completions(settings), mesh)
     return [
         *beside(_rolled(name, settings, config, mesh, adapter), moments, *reference, *models),
-        *beside(paid, policy_params(params), moments, *reference),
+        *beside(reward_programs, policy_params(params), moments, *reference),
         *beside(
             _moved(name, settings, mesh, batch), policy_params(params), moments, *reference, *models
         ),
-        *beside(_scored(name, settings, config, mesh, params, batch), moments, *read, *models),
-        *beside([update], *([] if follows else reference), *models),
+        *beside(
+            _scored(name, settings, config, mesh, params, batch), moments, *read_reference, *models
+        ),
+        *beside([update], *([] if reference_follows else reference), *models),
     ]
 
 
@@ -230,13 +246,15 @@ def _references(settings, config, mesh, adapter):
     # With an adapter the frozen policy is the reference, so no copy is stored
     if not settings.loss.kl_coef or adapter is not None:
         return [], []
-    tree = abstract_tree(config, mesh, settings.reference_dtype)
-    places = reference_places(settings, tree)
-    stored = jax.tree.map(lambda x, place: x.update(sharding=place), tree, places)
-    fields = "reference_memory='host', or reference_dtype='bfloat16'"
+    reference_tree = abstract_tree(config, mesh, settings.reference_dtype)
+    shardings = reference_places(settings, reference_tree)
+    stored_tree = jax.tree.map(
+        lambda leaf, sharding: leaf.update(sharding=sharding), reference_tree, shardings
+    )
+    memory_fields = "reference_memory='host', or reference_dtype='bfloat16'"
     # While it is read it is on the devices with the policy, whatever memory it waits in
-    read = Held("the reference", tree, "reference_dtype='bfloat16'")
-    return [Held("the reference", stored, fields)], [read]
+    read_reference = Held("the reference", reference_tree, "reference_dtype='bfloat16'")
+    return [Held("the reference", stored_tree, memory_fields)], [read_reference]
 
 
 def _moved(name, settings, mesh, batch):
@@ -244,25 +262,25 @@ def _moved(name, settings, mesh, batch):
 
     The list is empty if one process has all.
     """
-    processes = len({device.process_index for device in mesh.devices.flat})
-    if processes == 1:
+    num_processes = len({device.process_index for device in mesh.devices.flat})
+    if num_processes == 1:
         return []
-    tokens = {key: leaf for key, leaf in batch.items() if key in TOKENS}
+    token_arrays = {key: leaf for key, leaf in batch.items() if key in TOKENS}
     rows, t = batch["completion_ids"].shape
     # In the rollout and in the batches
-    of_token = 2 * sum(leaf.dtype.itemsize for leaf in tokens.values())
-    of_step = settings.minibatches * rows * t * of_token
+    bytes_per_token = 2 * sum(leaf.dtype.itemsize for leaf in token_arrays.values())
+    bytes_per_step = settings.minibatches * rows * t * bytes_per_token
     return [
         Program(
             f"{name}rows",
             move(mesh),
-            abstract_owned(mesh, tokens),
+            abstract_owned(mesh, token_arrays),
             mesh,
             tokens=0,
             flops=0.0,
-            sizes=f"{rows:,} rows x {t:,}, of {processes:,} processes",
+            sizes=f"{rows:,} rows x {t:,}, of {num_processes:,} processes",
             times=settings.minibatches,
-            host_bytes=-(-of_step // processes),
+            host_bytes=-(-bytes_per_step // num_processes),
         )
     ]
 
@@ -272,16 +290,16 @@ def _scored(name, settings, config, mesh, params, batch):
 
     The list is empty if the loss needs none.
     """
-    scored = settings.scored()
-    if not scored:
+    scored_keys = settings.scored()
+    if not scored_keys:
         return []
-    own = {key: leaf for key, leaf in batch.items() if key not in scored}
+    score_batch = {key: leaf for key, leaf in batch.items() if key not in scored_keys}
     amount = amount_of(config, batch)
     # A forward pass is a third of an update of all weights
     amount = amount._replace(flops=amount.flops / 3)
-    times = settings.minibatches * len(scored)
+    times = settings.minibatches * len(scored_keys)
     score = jitted_score(config)
-    return [Program(f"{name}score", score, (params, own), mesh, *amount, times=times)]
+    return [Program(f"{name}score", score, (params, score_batch), mesh, *amount, times=times)]
 
 
 def amount_of(config: ModelConfig, batch: dict, frozen: bool = False):
@@ -293,8 +311,8 @@ def amount_of(config: ModelConfig, batch: dict, frozen: bool = False):
         frozen: The argument of costs.flops.training_flops.
     """
     rows, s = batch["prompt_ids"].shape
-    completions, t = batch["completion_ids"].shape
-    each = completions // rows
-    flops = rows * update_flops(config, [s], [t] * each, frozen)
-    shape = f"{s:,} + {each} x {t:,}" if each > 1 else f"{s:,} + {t:,}"
-    return Amount(rows * s + completions * t, flops, f"{rows:,} rows x {shape}")
+    num_completions, t = batch["completion_ids"].shape
+    group_size = num_completions // rows
+    flops = rows * update_flops(config, [s], [t] * group_size, frozen)
+    shape_text = f"{s:,} + {group_size} x {t:,}" if group_size > 1 else f"{s:,} + {t:,}"
+    return Amount(rows * s + num_completions * t, flops, f"{rows:,} rows x {shape_text}")

@@ -93,9 +93,9 @@ class StudentRun:
         elif taught is not None:
             # The teacher's targets are cached, and training needs its memory
             jax.tree.map(lambda leaf: leaf.delete(), taught.params)
-        params = policy.params, teacher_params
+        both_params = policy.params, teacher_params
         with self.stage.at():
-            params = train_student(self.student, objective, *params, source, self.run)
+            params = train_student(self.student, objective, *both_params, source, self.run)
         end, phase = self.student.num_steps, self.run.phase
         # If an earlier run was interrupted after this record, start removes it
         self.run.writer.start(phase, end, end)
@@ -108,8 +108,8 @@ class StudentRun:
         for name, task in self.tasks.items():
             with self.stage.at():
                 check_conversations(policy, task.train, f"{name} training", self._rows())
-                whole = self._rows(held_out=True)
-                check_conversations(policy, task.held_out, f"{name} held-out", whole)
+                held_out_rows = self._rows(held_out=True)
+                check_conversations(policy, task.held_out, f"{name} held-out", held_out_rows)
 
     def objective(self, policy: Policy, taught: Policy | None):
         """Return the distill.objective.Objective of config.students.NAME.loss.
@@ -119,24 +119,24 @@ class StudentRun:
         """
         if taught is None:
             return objective_of(self.stage, policy.config, None)
-        shared = self._shared(policy.tokenizer, taught.tokenizer)
-        return objective_of(self.stage, policy.config, taught.config, shared)
+        shared_pairs = self._shared(policy.tokenizer, taught.tokenizer)
+        return objective_of(self.stage, policy.config, taught.config, shared_pairs)
 
     def _shared(self, tokenizer: Tokenizer, teacher_tokenizer: Tokenizer):
         """Return the pairs of shared_vocabulary as tuples; () if no term needs them."""
         loss = self.student.loss
         # True: with tokens that were added to the vocabulary, such as a chat template's
-        own, theirs = (t.backend.get_vocab(True) for t in (tokenizer, teacher_tokenizer))
+        vocab, teacher_vocab = (t.backend.get_vocab(True) for t in (tokenizer, teacher_tokenizer))
         if loss.needs("matched", "sorted"):
             # shared_vocabulary pairs tokens by spelling; end tokens are a pair even if they are
             # spelled differently
-            ends = tokenizer.eos_id, teacher_tokenizer.eos_id
-            spelled = zip((tokenizer, teacher_tokenizer), ends, strict=True)
-            end = tuple(t.backend.id_to_token(i) for t, i in spelled)
+            end_ids = tokenizer.eos_id, teacher_tokenizer.eos_id
+            tokenizers_and_ends = zip((tokenizer, teacher_tokenizer), end_ids, strict=True)
+            end_tokens = tuple(t.backend.id_to_token(i) for t, i in tokenizers_and_ends)
             with self.stage.at(), at("loss"):
-                pairs = shared_vocabulary(own, theirs, end)
+                pairs = shared_vocabulary(vocab, teacher_vocab, end_tokens)
             return tuple(tuple(ids.tolist()) for ids in pairs)
-        if own != theirs:
+        if vocab != teacher_vocab:
             raise ValueError(
                 f"{self.stage.config_path}.loss.weights compares token by token, and the start's "
                 "tokenizer is not the teacher's; set weights.matched, weights.sorted and weights.hard alone"
@@ -153,7 +153,7 @@ class StudentRun:
             readers=1 if held_out else self.texts.readers,
         )
 
-    def _batches(self, policy: Policy, taught: Policy | None):
+    def _batches(self, policy: Policy, teacher: Policy | None):
         """Return a function from Rows to one reader's packed texts of all tasks.
 
         Where a term needs them, the texts have the teacher's tokens or its cached top k.
@@ -163,21 +163,21 @@ class StudentRun:
         mixture = mixed([task.train for task in self.tasks.values()], temperature)
         if self.student.loss.needs("matched", "sorted"):
             return lambda rows: pack_paired(
-                mixture, tokenizer, taught.tokenizer, rows, template=template, seed=seed
+                mixture, tokenizer, teacher.tokenizer, rows, template=template, seed=seed
             )
         if self.student.loss.top_k is None:
             return lambda rows: pack_conversations(
                 mixture, tokenizer, rows, template=template, seed=seed
             )
-        cached = [
-            self._cached(name, task.train, policy, taught) for name, task in self.tasks.items()
+        cached_texts = [
+            self._cached(name, task.train, policy, teacher) for name, task in self.tasks.items()
         ]
         # Sizes, seed and temperature are those without a cache, so the student learns the same
         # texts
-        mixture = mixed(cached, temperature)
+        mixture = mixed(cached_texts, temperature)
         return lambda rows: pack_targets(mixture, rows, seed=seed, pad_id=tokenizer.pad_id)
 
-    def _cached(self, name: str, conversations, policy: Policy, taught: Policy):
+    def _cached(self, name: str, conversations, policy: Policy, teacher: Policy):
         """Return the texts of a task with the teacher's top k.
 
         They are written to folder/targets/TASK first.
@@ -187,8 +187,8 @@ class StudentRun:
         texts = (render(conversations[i], i) for i in range(len(conversations)))
         with self.stage.at(), at("loss"):
             records = top_k_records(
-                taught.config,
-                taught.params,
+                teacher.config,
+                teacher.params,
                 texts,
                 loss.top_k,
                 # As many rows at once as an update reads, because there is memory for these
@@ -205,7 +205,7 @@ class StudentRun:
         """Return the TaskWatch of the held-out texts."""
         rows = self._rows(held_out=True)
 
-        def packed(task):
+        def held_out_batches(task):
             return pack_conversations(
                 task.held_out,
                 policy.tokenizer,
@@ -215,7 +215,7 @@ class StudentRun:
                 num_epochs=1,
             )
 
-        batches = {name: list(packed(task)) for name, task in self.tasks.items()}
+        batches = {name: list(held_out_batches(task)) for name, task in self.tasks.items()}
         return TaskWatch(
             ConversationLoss(policy.config, [], self.run.mesh), batches, self.run.phase
         )

@@ -69,12 +69,14 @@ def check_conversations(policy: Policy, source, kind: str, rows: Rows):
             f"sequence_length={length} is too short: {fits.sum()} of the first {len(fits)} {kind} "
             f"conversations fit a row, and the shortest has {lengths.min()} tokens; raise it"
         )
-    fitting = lengths[fits]
-    filled = fits.mean() * len(source) * (fitting.mean() / length if rows.packing else 1)
+    fitting_lengths = lengths[fits]
+    filled_rows = (
+        fits.mean() * len(source) * (fitting_lengths.mean() / length if rows.packing else 1)
+    )
     say(
-        f"{len(source)} {kind} conversations; the first {len(fits)}: {fitting.mean():.1f} tokens on average, "
-        f"{targets[fits].mean():.1f} of them learned, {(~fits).sum()} longer than {length} and left out; "
-        f"about {filled / rows.batch_size:.1f} batches"
+        f"{len(source)} {kind} conversations; the first {len(fits)}: {fitting_lengths.mean():.1f} tokens "
+        f"on average, {targets[fits].mean():.1f} of them learned, {(~fits).sum()} longer than {length} and "
+        f"left out; about {filled_rows / rows.batch_size:.1f} batches"
     )
 
 
@@ -151,14 +153,14 @@ def fine_tune(settings: FineTuneSettings, policy: Policy, source: PackedDocument
     multi-token prediction modules and, unless the model's indexer_loss trains them, indexers.
     """
     config, params = policy.config, policy.params
-    needed = useful_flops(
+    token_flops = useful_flops(
         config,
         settings.sequence_length,
         trains_mtp=False,
         frozen=isinstance(params, Adapted),
     )
-    loss_fn, parts = fine_tuning_loss(config), parts_trained(config)
-    return fit(settings, loss_fn, params, source, run, needed, parts)
+    loss_fn, trained_parts = fine_tuning_loss(config), parts_trained(config)
+    return fit(settings, loss_fn, params, source, run, token_flops, trained_parts)
 
 
 def fine_tuning_loss(config: ModelConfig):
@@ -196,8 +198,8 @@ def fine_tuning_programs(
     update = update_program(f"{name}update", step, state, batch, config=config, mesh=mesh)
     score = jax.jit(functools.partial(target_logprobs, config))
     amount = forward_work(config, rows, length)
-    held_out = Program(f"{name}held-out loss", score, (params, batch), mesh, *amount)
-    return [update, *beside([held_out], moments_of(state))]
+    loss_program = Program(f"{name}held-out loss", score, (params, batch), mesh, *amount)
+    return [update, *beside([loss_program], moments_of(state))]
 
 
 class Texts(Source):
@@ -260,8 +262,8 @@ class Tune(Stage):
 def conversation_loss(context: Context, settings: FineTuneSettings, held_out: Texts):
     """Return the ConversationLoss of held-out texts; a run makes it once for each form of rows."""
 
-    def make():
+    def make_loss():
         return held_out_loss(settings, context.policy, held_out.read(context), context.mesh)
 
     form = settings.sequence_length, settings.batch_size, settings.seed
-    return context.once((held_out, *form), make)
+    return context.once((held_out, *form), make_loss)

@@ -53,9 +53,11 @@ def open_corpus(settings: CorpusSettings, data_dir: Path, seed: int):
 
 def digest_of_sources(settings: CorpusSettings) -> dict[str, str]:
     """Return {name: a digest of its content} of the sources that are files."""
-    own = (name for name in settings.sources if name != "python" and name not in corpus_names())
+    file_names = (
+        name for name in settings.sources if name != "python" and name not in corpus_names()
+    )
     with at("config"), at("data.sources", "path"):
-        return {name: content_digest(name, settings.split) for name in own}
+        return {name: content_digest(name, settings.split) for name in file_names}
 
 
 def _open(name: str, settings: CorpusSettings, data_dir: Path, seed: int):

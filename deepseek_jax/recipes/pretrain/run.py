@@ -63,20 +63,22 @@ def stages(s: PretrainSettings) -> list[Stage]:
     documents, held_out = Documents(s), HeldOutDocuments(s)
     origin = PretrainOrigin(s.model, CONTINUED, s.init_from, settings=s)
     if s.init_from is None:
-        found = [Random("random", None, seed=s.seed, origin=origin, path="", title="random")]
+        all_stages = [Random("random", None, seed=s.seed, origin=origin, path="", title="random")]
     else:
-        found = [Checkpoint("init_from", None, origin=origin, path="", title="checkpoint")]
-    start = found[0].name
+        all_stages = [Checkpoint("init_from", None, origin=origin, path="", title="checkpoint")]
+    start = all_stages[0].name
     for index, (name, stage) in enumerate(s.in_order()):
         # Each stage reads the documents in another order
         seed = s.seed + index
 
-        def loss(end, of, name=name, stage=stage):
+        def measure_loss(end, measured_stage, name=name, stage=stage):
             title = f"{name}{end}".replace("_", " ")
-            return MeasureLoss(f"{name}{end}", stage, held_out, start=of, path="", title=title)
+            return MeasureLoss(
+                f"{name}{end}", stage, held_out, start=measured_stage, path="", title=title
+            )
 
-        found += [
-            loss(BEFORE, start),
+        all_stages += [
+            measure_loss(BEFORE, start),
             Pretrain(
                 name,
                 stage,
@@ -88,12 +90,14 @@ def stages(s: PretrainSettings) -> list[Stage]:
                 label="",
                 title=name.replace("_", " "),
             ),
-            loss(AFTER, name),
+            measure_loss(AFTER, name),
         ]
         start = name
     if any(switched_on(stage.mtp_weight) for stage in s.stages.values()):
-        found.append(MeasureDrafts("drafts", None, held_out, start=start, path="", title="drafts"))
-    return found
+        all_stages.append(
+            MeasureDrafts("drafts", None, held_out, start=start, path="", title="drafts")
+        )
+    return all_stages
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,10 +136,10 @@ class PretrainOrigin(Origin):
                 settings.check_start()
                 config = self.config()
             else:
-                stored = self._stored()
-                settings.check_start(stored)
-                config = settings.overridden(stored)
-                _check_sizes(settings, stored)
+                stored_config = self._stored()
+                settings.check_start(stored_config)
+                config = settings.overridden(stored_config)
+                _check_sizes(settings, stored_config)
             with at("data.tokenizer"):
                 tokenizer = named_tokenizer(data.tokenizer)
             with at("data"):
@@ -145,8 +149,11 @@ class PretrainOrigin(Origin):
 
     @override
     def covers(self):
-        found = super().covers()
-        return found | {"model": self.settings.model, "tokenizer": self.settings.data.tokenizer}
+        origin_inputs = super().covers()
+        return origin_inputs | {
+            "model": self.settings.model,
+            "tokenizer": self.settings.data.tokenizer,
+        }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -165,15 +172,17 @@ class Checkpoint(Given):
         return params
 
 
-def _check_sizes(settings: PretrainSettings, stored: ModelConfig):
+def _check_sizes(settings: PretrainSettings, stored_config: ModelConfig):
     """Raise ValueError if config.model needs parameters of other sizes than the checkpoint's."""
-    model, there = settings.overridden(stored), abstract_params(stored)
-    if settings.gains_indexers(stored):
+    model, stored_params = settings.overridden(stored_config), abstract_params(stored_config)
+    if settings.gains_indexers(stored_config):
         # Missing indexers are drawn at random
-        ours = abstract_params(model)
-        there |= {path: leaf for path, leaf in ours.items() if INDEXER in path.split("/")}
+        model_params = abstract_params(model)
+        stored_params |= {
+            path: leaf for path, leaf in model_params.items() if INDEXER in path.split("/")
+        }
     try:
-        checked_by_path(model, from_paths(there))
+        checked_by_path(model, from_paths(stored_params))
     except ValueError as error:
         raise ValueError(
             f"init_from={settings.init_from!r} has parameters of another size than model: {error}; remove "
@@ -232,8 +241,8 @@ class HeldOutDocuments(_Sources, HeldOut):
     def loss(self, context):
         stage = context.settings
         # Stages with the same rows and model share one function: the measurements and the training
-        form = stage.rows_at_once(), stage.sequence_length, context.policy.config
-        return context.once((self, *form), lambda: self._loss(context))
+        loss_key = stage.rows_at_once(), stage.sequence_length, context.policy.config
+        return context.once((self, *loss_key), lambda: self._loss(context))
 
     def _loss(self, context):
         stage, model = context.settings, context.policy.config
@@ -348,30 +357,32 @@ def _beginnings(documents, tokenizer: Tokenizer, length: int):
 
 def page(results: Results) -> Page:
     """Build the page, with each stage's losses before and after it."""
-    shown = run_page(results, "Pre-training")
+    common_page = run_page(results, "Pre-training")
     names = [name for name, _ in results.settings.in_order()]
     pairs = [[results.row(f"{name}{end}") for end in (BEFORE, AFTER)] for name in names]
-    compared = [(before, after) for before, after in pairs if after in shown.scores]
-    return dataclasses.replace(shown, compared=compared, notes=_drafts(results.folder))
+    compared_pairs = [(before, after) for before, after in pairs if after in common_page.scores]
+    return dataclasses.replace(common_page, compared=compared_pairs, notes=_drafts(results.folder))
 
 
 def report(results: Results):
     """Draw the curves, and print the losses and the drafts; only process 0 does so."""
     if not first_process():
         return
-    workdir, found, losses = results.folder, results.found(), {}
+    workdir, measurements, losses = results.folder, results.found(), {}
     for name, stage in results.settings.in_order():
         plot_curves(workdir / "metrics.jsonl", workdir / f"{name}.png", phase=name, names=CURVES)
-        ends = (found[f"{name}{end}"] for end in (BEFORE, AFTER))
-        losses[name] = (stage.sequence_length, *ends)
+        stage_losses = (measurements[f"{name}{end}"] for end in (BEFORE, AFTER))
+        losses[name] = (stage.sequence_length, *stage_losses)
     Console().print(loss_table(losses))
-    left = workdir / name / "params"
-    model: ModelConfig = read_config(left)
+    params_folder = workdir / name / "params"
+    model: ModelConfig = read_config(params_folder)
     if model.has_indexer:
         Console().print(attention_table(model))
     for sentence in _drafts(workdir):
         say(sentence)
-    say(f"complete; report.html is in {workdir}; parameters for launch/convert.py are in {left}")
+    say(
+        f"complete; report.html is in {workdir}; parameters for launch/convert.py are in {params_folder}"
+    )
 
 
 def _drafts(workdir: Path):

@@ -90,8 +90,12 @@ class StageSettings(LoopSettings):
             model: The ModelConfig before the stage.
         """
         names = "rope_scaling", "indexer_loss"
-        own = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return self.model_at(dataclasses.replace(model, **own) if own else model, self.num_steps)
+        stage_fields = {
+            name: getattr(self, name) for name in names if getattr(self, name) is not None
+        }
+        return self.model_at(
+            dataclasses.replace(model, **stage_fields) if stage_fields else model, self.num_steps
+        )
 
     def model_at(self, model: ModelConfig, update: int):
         """Return the ModelConfig of an update: its expert_buffer may differ from the last update's.
@@ -223,18 +227,18 @@ class PretrainSettings:
         Args:
             stored: The ModelConfig of init_from; None for random parameters.
         """
-        first = min(self.stages)
-        gains = stored is not None and self.gains_indexers(stored)
-        how = self.stages[first].trains, self.stages[first].indexer_loss
-        if gains and how != ("indexer", "dense"):
+        first_name = min(self.stages)
+        adds_indexers = stored is not None and self.gains_indexers(stored)
+        training_mode = self.stages[first_name].trains, self.stages[first_name].indexer_loss
+        if adds_indexers and training_mode != ("indexer", "dense"):
             raise ValueError(
                 f"init_from={self.init_from!r} has no indexers, and random ones select keys at random; set "
-                f"stages.{first}.trains to 'indexer' and its indexer_loss to 'dense'"
+                f"stages.{first_name}.trains to 'indexer' and its indexer_loss to 'dense'"
             )
-        if self.init_from is None and self.stages[first].rope_scaling:
+        if self.init_from is None and self.stages[first_name].rope_scaling:
             raise ValueError(
-                f"init_from=None, and stages.{first}.rope_scaling stretches the context of a trained model; "
-                "set init_from to the folder of the run before"
+                f"init_from=None, and stages.{first_name}.rope_scaling stretches the context of a trained "
+                "model; set init_from to the folder of the run before"
             )
 
     def overridden(self, checkpoint: ModelConfig):
@@ -257,12 +261,12 @@ class PretrainSettings:
         Args:
             model: The ModelConfig before the first stage.
         """
-        of_stages = []
+        stage_models = []
         for name, stage in self.in_order():
             with at(f"stages.{name}"):
-                of_stages.append(stage.model(model))
-            model = dataclasses.replace(model, rope_scaling=of_stages[-1].rope_scaling)
-        return of_stages
+                stage_models.append(stage.model(model))
+            model = dataclasses.replace(model, rope_scaling=stage_models[-1].rope_scaling)
+        return stage_models
 
 
 def switched_on(numbers):

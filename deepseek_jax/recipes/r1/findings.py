@@ -101,14 +101,17 @@ def claims_of(last: list[str]):
     scenarios, distilled = LAST_STAGES
     claims = CLAIMS if scenarios in last else ()
     if distilled in last:
-        own = [_about(distilled, claim) for claim in CLAIMS]
-        claims += tuple(claim for claim in own if claim not in claims)
+        distilled_claims = [_about(distilled, claim) for claim in CLAIMS]
+        claims += tuple(claim for claim in distilled_claims if claim not in claims)
     if len(last) > 1:
         claims += tuple(
             Claim(
-                f"{text}: distilled, beside reinforced", (distilled, s), (scenarios, s), beside=True
+                f"{text}: distilled, beside reinforced",
+                (distilled, score),
+                (scenarios, score),
+                beside=True,
             )
-            for s, text in SCORED.items()
+            for score, text in SCORED.items()
         )
     return claims
 
@@ -176,10 +179,14 @@ def report_sweep(folder: Path, workdirs: list[Path], last: list[str] | None = No
     """
     if not first_process():
         return
-    found = findings(workdirs, claims_of(last or _last_stages(workdirs[0])))
+    tested_claims = findings(workdirs, claims_of(last or _last_stages(workdirs[0])))
     k = read_json(workdirs[0] / "measured" / "base" / "scores.json")["k"]
-    rows = [_cells(finding, k) for finding in found]
-    content = {"heads": HEADS, "rows": rows, "findings": [_as_json(finding) for finding in found]}
+    rows = [_cells(finding, k) for finding in tested_claims]
+    content = {
+        "heads": HEADS,
+        "rows": rows,
+        "findings": [_as_json(finding) for finding in tested_claims],
+    }
     (folder / "findings.json").write_text(json.dumps(content, indent=1) + "\n")
     table = _table(f"findings of {len(workdirs)} run{'s' if len(workdirs) > 1 else ''}", rows)
     Console(width=TABLE_WIDTH).print(table)
@@ -190,8 +197,8 @@ def report_sweep(folder: Path, workdirs: list[Path], last: list[str] | None = No
 def _as_json(finding: Finding):
     claim, means, comparison, by_run, reproduced = finding
     numbers = dict(means=means, difference=comparison.difference, p_value=comparison.p_value)
-    said = {"verdict": _verdict(finding)} if claim.beside else {"reproduced": reproduced}
-    return claim._asdict() | numbers | {"by_run": by_run} | said
+    outcome = {"verdict": _verdict(finding)} if claim.beside else {"reproduced": reproduced}
+    return claim._asdict() | numbers | {"by_run": by_run} | outcome
 
 
 def _table(title, rows):
@@ -206,8 +213,8 @@ def _table(title, rows):
         show_edge=False,
     )
     for name in HEADS:
-        words = name in ("finding", "each run", "verdict")
-        table.add_column(name, justify="left" if words else "right", no_wrap=not words)
+        is_text = name in ("finding", "each run", "verdict")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text)
     for row in rows:
         table.add_row(*row)
     return table
@@ -215,10 +222,10 @@ def _table(title, rows):
 
 def _last_stages(workdir: Path):
     """Return the names in LAST_STAGES that a run's config has, or else that it has measured."""
-    config = workdir / "config.json"
-    if config.exists():
-        given = read_json(config)
-        return [name for name in LAST_STAGES if given.get(name)]
+    config_file = workdir / "config.json"
+    if config_file.exists():
+        config = read_json(config_file)
+        return [name for name in LAST_STAGES if config.get(name)]
     return [n for n in LAST_STAGES if (workdir / "measured" / n).exists()] or [LAST_STAGES[0]]
 
 
@@ -230,13 +237,14 @@ def _values(workdir: Path, claims: tuple[Claim, ...]):
     """
     files = sorted(workdir.glob("measured/*/scores.json"))
     values = {file.parent.name: read_json(file)["values"] for file in files}
-    wanted = {side[0] for claim in claims for side in claim[1:3] if side != WHOLE}
-    if missing := wanted - set(values):
+    claimed_stages = {side[0] for claim in claims for side in claim[1:3] if side != WHOLE}
+    if missing_stages := claimed_stages - set(values):
         raise ValueError(
-            f"{workdir} has not measured {', '.join(sorted(missing))}; run it to its end"
+            f"{workdir} has not measured {', '.join(sorted(missing_stages))}; run it to its end"
         )
     return {
-        stage: {n: np.array(v, np.float64) for n, v in of.items()} for stage, of in values.items()
+        stage: {name: np.array(numbers, np.float64) for name, numbers in scores.items()}
+        for stage, scores in values.items()
     }
 
 
@@ -251,8 +259,8 @@ def _test(claim: Claim, runs: list[dict]):
     ours, theirs = (np.concatenate(side) for side in zip(*pairs, strict=True))
     by_run = [float(np.mean(a - b)) for a, b in pairs]
     # With the margin subtracted, "better" means better by more than the margin
-    better = compare(ours - claim.margin, theirs).verdict == "better"
-    reproduced = better and all(mean > claim.margin for mean in by_run)
+    is_better = compare(ours - claim.margin, theirs).verdict == "better"
+    reproduced = is_better and all(mean > claim.margin for mean in by_run)
     means = float(ours.mean()), float(theirs.mean())
     # The table shows the difference itself: the margin is not subtracted
     return Finding(claim, means, compare(ours, theirs), by_run, reproduced)
@@ -261,8 +269,8 @@ def _test(claim: Claim, runs: list[dict]):
 def _pair(claim: Claim, run: dict):
     """Return [ours, theirs], float64[p] each."""
     sides = [None if side == WHOLE else run[side[0]][side[1]] for side in claim[1:3]]
-    known = next(side for side in sides if side is not None)
-    return [np.full_like(known, WHOLE) if side is None else side for side in sides]
+    known_values = next(side for side in sides if side is not None)
+    return [np.full_like(known_values, WHOLE) if side is None else side for side in sides]
 
 
 def _verdict(finding: Finding):

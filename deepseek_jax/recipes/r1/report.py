@@ -20,20 +20,23 @@ __all__ = ["page", "report", "report_sweep"]
 
 def page(results: Results) -> Page:
     """Build the page, with the samples of all policies, and the findings of a complete run."""
-    shown, settings, titles = run_page(results, "R1"), results.settings, results.titles()
-    samples = {results.row(name): found["samples"] for name, found in results.found().items()}
-    ends = [titles[name] for name in settings.last_stages() if titles[name] in samples]
+    basic_page, settings, titles = run_page(results, "R1"), results.settings, results.titles()
+    samples = {
+        results.row(name): measurement["samples"] for name, measurement in results.found().items()
+    }
+    end_titles = [titles[name] for name in settings.last_stages() if titles[name] in samples]
     # Before the last stage has ended, the latest measurement takes its place
-    ends, first = ends or list(samples)[1:][-1:], list(samples)[:1]
+    end_titles, start_titles = end_titles or list(samples)[1:][-1:], list(samples)[:1]
     path = results.folder / "findings.json"
-    complete = all(stage["state"] == "complete" for stage in shown.stages)
-    findings = read_json(path) if path.exists() and complete else None
+    is_complete = all(stage["state"] == "complete" for stage in basic_page.stages)
+    findings = read_json(path) if path.exists() and is_complete else None
     return dataclasses.replace(
-        shown,
+        basic_page,
         forms=FORMS,
         names=_score_names(settings),
-        compared=[(start, end) for start in first for end in ends] or shown.compared,
-        pairs=side_by_side({title: samples[title] for title in first + ends}),
+        compared=[(start, end) for start in start_titles for end in end_titles]
+        or basic_page.compared,
+        pairs=side_by_side({title: samples[title] for title in start_titles + end_titles}),
         samples=stage_groups(samples),
         findings=findings and (findings["heads"], findings["rows"]),
     )
@@ -45,7 +48,9 @@ def report(results: Results):
     console = make_console(width=TABLE_WIDTH)
     for name in results.settings.paying():
         console.print(reward_model_table(f"{name}, held out", folder / name))
-    scores = {results.row(name): found["scores"] for name, found in results.found().items()}
+    scores = {
+        results.row(name): measurement["scores"] for name, measurement in results.found().items()
+    }
     # A world may lack scores: the language score, for example, needs questions that name a language
     forms = {n: form for n, form in FORMS.items() if any(n in s for s in scores.values())}
     console.print(stages_table(scores, forms, _score_names(results.settings)))

@@ -61,35 +61,40 @@ def stages(s: R1Settings) -> list[Stage]:
 
     A stage without a block in the config is left out.
     """
-    data, reinforced = WorldData.of(s), s.reinforced()
-    rule, held_out, first = Rule(data.rule()), HeldOutSolutions(data), FirstQuestions(data)
+    data, reinforced_settings = WorldData.of(s), s.reinforced()
+    rule, held_out, prompts = Rule(data.rule()), HeldOutSolutions(data), FirstQuestions(data)
     reasoning, preferences, traces = (
         reinforcing(data),
         Preferences(data.world),
         Accepted(("traces",)),
     )
-    accepted = Accepted(("rejection", "judged") if s.judged else ("rejection",))
-    learned = max(s.cold_start.data.num_requests, s.sft.data.num_requests)
+    accepted_texts = Accepted(("rejection", "judged") if s.judged else ("rejection",))
+    num_learned = max(s.cold_start.data.num_requests, s.sft.data.num_requests)
 
-    def paid(name):
-        return StageRewards(reinforced[name], tuple(s.models_for(name)))
+    def stage_rewards(name):
+        return StageRewards(reinforced_settings[name], tuple(s.models_for(name)))
 
-    found = [
-        Reinforce("zero", s.zero, reasoning, paid("zero"), start="base", title="R1-Zero"),
-        Accept("traces", s.traces, first, rule, start="zero"),
+    listed_stages = [
+        Reinforce("zero", s.zero, reasoning, stage_rewards("zero"), start="base", title="R1-Zero"),
+        Accept("traces", s.traces, prompts, rule, start="zero"),
         Tune(
             "cold_start", s.cold_start, Worked(data, traces), held_out, start="base", title="Dev1"
         ),
         Reinforce(
-            "reasoning", s.reasoning, reasoning, paid("reasoning"), start="cold_start", title="Dev2"
+            "reasoning",
+            s.reasoning,
+            reasoning,
+            stage_rewards("reasoning"),
+            start="cold_start",
+            title="Dev2",
         ),
         s.judge and TrainJudge("judge", s.judge, start="base", pairs=JudgedPairs(data.world)),
-        Accept("rejection", s.rejection, first, rule, start="reasoning", title="accepted"),
+        Accept("rejection", s.rejection, prompts, rule, start="reasoning", title="accepted"),
         s.judged
         and Accept(
-            "judged", s.judged, LastRequests(data, learned), rule, _judge(s), start="reasoning"
+            "judged", s.judged, LastRequests(data, num_learned), rule, _judge(s), start="reasoning"
         ),
-        Tune("sft", s.sft, Worked(data, accepted), held_out, start="base", title="Dev3"),
+        Tune("sft", s.sft, Worked(data, accepted_texts), held_out, start="base", title="Dev3"),
         *(
             Prefer(
                 name, block, start="sft", preferences=preferences, title=name.removesuffix("_model")
@@ -101,21 +106,21 @@ def stages(s: R1Settings) -> list[Stage]:
             "scenarios",
             s.scenarios,
             reinforcing(data, general=s.scenarios.general is not None),
-            paid("scenarios"),
+            stage_rewards("scenarios"),
             start="sft",
             title="R1",
         ),
         *(
             Reinforce(
                 name,
-                reinforced[name],
+                reinforced_settings[name],
                 reinforcing(data, only=kind),
-                paid(name),
+                stage_rewards(name),
                 start="sft",
                 title=name.replace("_", " "),
             )
             for name, kind in SPECIALISTS.items()
-            if name in reinforced
+            if name in reinforced_settings
         ),
         s.distilled
         and LearnFrom(
@@ -129,11 +134,11 @@ def stages(s: R1Settings) -> list[Stage]:
     ]
     # The base draws as in every recipe. Other seeds come from names, so that a new stage does not
     # change the seeds of the others
-    own = [
+    seeded_stages = [
         dataclasses.replace(stage, seed=own_seed(s.seed, stage.name))
-        for stage in filter(None, found)
+        for stage in filter(None, listed_stages)
     ]
-    return measured([_base(s, data), *own], s, data)
+    return measured([_base(s, data), *seeded_stages], s, data)
 
 
 def _base(s: R1Settings, data: WorldData) -> Stage:
@@ -171,11 +176,11 @@ def measured(found: Iterable[Stage], s: R1Settings, data: WorldData) -> list[Sta
 
     All measurements draw by the same seed.
     """
-    questions, rule, every = HeldOutQuestions(data), Rule(data.rule()), []
+    questions, rule, all_stages = HeldOutQuestions(data), Rule(data.rule()), []
     for stage in found:
-        every.append(stage)
+        all_stages.append(stage)
         if stage.leaves_policy:
-            every.append(
+            all_stages.append(
                 MeasureWorld(
                     f"measured/{stage.name}",
                     s.evaluation,
@@ -188,4 +193,4 @@ def measured(found: Iterable[Stage], s: R1Settings, data: WorldData) -> list[Sta
                     title=stage.title,
                 )
             )
-    return every
+    return all_stages

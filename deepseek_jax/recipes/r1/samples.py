@@ -30,8 +30,8 @@ def paid_rewards(questions: Questions, examples):
     then the layout.
     """
     rule = [] if questions.rule is None else [questions.rule]
-    others = [score.reward for score in questions.scores.values()]
-    return dict.fromkeys([*rule, *others, *layout_rewards(examples)], 1.0)
+    other_rewards = [score.reward for score in questions.scores.values()]
+    return dict.fromkeys([*rule, *other_rewards, *layout_rewards(examples)], 1.0)
 
 
 def sample_groups(questions: Questions, examples, groups, lengths, ids):
@@ -49,15 +49,15 @@ def sample_groups(questions: Questions, examples, groups, lengths, ids):
     if not examples:
         return []
     weights = paid_rewards(questions, examples)
-    size = len(groups[0])
+    group_size = len(groups[0])
     texts = [text for group in groups for text in group]
     with open_rewards(weights) as rewards:
-        asked = [example for example in examples for _ in range(size)]
-        scores = rewards.score_together(asked, texts, picked(ids, range(len(texts))))
+        repeated_examples = [example for example in examples for _ in range(group_size)]
+        scores = rewards.score_together(repeated_examples, texts, picked(ids, range(len(texts))))
     # A group of one has nothing to compare its completion with
     advantages = np.zeros(len(texts))
-    if size > 1:
-        advantages = np.asarray(group_advantages(scores.total, group_size=size))
+    if group_size > 1:
+        advantages = np.asarray(group_advantages(scores.total, group_size=group_size))
     completions = [
         {
             "text": text,
@@ -72,7 +72,10 @@ def sample_groups(questions: Questions, examples, groups, lengths, ids):
     ]
     return [
         {key: example.get(key, "") for key in ("kind", "language", "answer")}
-        | {"prompt": example["question"], "completions": completions[i * size : (i + 1) * size]}
+        | {
+            "prompt": example["question"],
+            "completions": completions[i * group_size : (i + 1) * group_size],
+        }
         for i, example in enumerate(examples)
     ]
 
@@ -83,18 +86,18 @@ def side_by_side(measured: dict[str, dict]):
     Args:
         measured: Title -> the samples of r1.scores.measure.
     """
-    kinds = next(iter(measured.values()), {})
-    of_kind = [
+    groups_by_kind = next(iter(measured.values()), {})
+    pairs_by_kind = [
         [
             _beside(dict(zip(measured, groups, strict=True)))
             for groups in zip(
                 *(samples.get(kind, ()) for samples in measured.values()), strict=False
             )
         ]
-        for kind in kinds
-        if kinds[kind]
+        for kind in groups_by_kind
+        if groups_by_kind[kind]
     ]
-    return list(chain.from_iterable(zip(*of_kind, strict=False)))
+    return list(chain.from_iterable(zip(*pairs_by_kind, strict=False)))
 
 
 def _beside(groups):
@@ -103,15 +106,15 @@ def _beside(groups):
     Args:
         groups: Title -> the group of the same prompt.
     """
-    first = next(iter(groups.values()))
+    first_group = next(iter(groups.values()))
     # An advantage compares a completion with the others of its group, which are not shown here
     sides = [
         group["completions"][0] | {"title": title, "advantage": None}
         for title, group in groups.items()
     ]
     return {
-        "prompt": first["prompt"],
-        "facts": {"a right answer": first["answer"]},
+        "prompt": first_group["prompt"],
+        "facts": {"a right answer": first_group["answer"]},
         "sides": sides,
     }
 

@@ -72,18 +72,18 @@ class MeasureWorld(Measure):
 
     @override
     def programs(self, config, mesh, others):
-        number = max(self.settings.num_puzzles, self.settings.num_requests)
-        asked = Answering(self.settings, number, self.settings.samples)
-        return scored_answer_programs(self, config, mesh, asked)
+        num_questions = max(self.settings.num_puzzles, self.settings.num_requests)
+        answering = Answering(self.settings, num_questions, self.settings.samples)
+        return scored_answer_programs(self, config, mesh, answering)
 
     @override
     def run(self, context):
-        asked = self._asked(context)
-        with self.waiting(sum(map(len, asked))):
+        examples = self._asked(context)
+        with self.waiting(sum(map(len, examples))):
             policy, world = context.begin(), self.questions.world_data.world
-            found = measure(policy, world, *asked, self.settings, seed=self.seed)
-        say_scores(self.start, found)
-        return found
+            measurement = measure(policy, world, *examples, self.settings, seed=self.seed)
+        say_scores(self.start, measurement)
+        return measurement
 
     @override
     def scores(self, found):
@@ -110,8 +110,8 @@ def measure(
         the first ON_PAGE prompts with all their completions.
     """
     values, samples = {}, {}
-    parts = ("puzzles", world.reasoning, reasoning), ("requests", world.general, general)
-    for title, name, examples in parts:
+    kinds = ("puzzles", world.reasoning, reasoning), ("requests", world.general, general)
+    for title, name, examples in kinds:
         if not examples:
             continue
         questions = world.questions[name]
@@ -125,8 +125,8 @@ def measure(
             values["length"] = lengths.mean(1)
         else:
             values |= general_values(questions, examples, groups)
-        shown = (each[: ON_PAGE[title]] for each in (examples, groups, lengths))
-        samples[title] = sample_groups(questions, *shown, answers.rollout.tokens())
+        page_columns = (column[: ON_PAGE[title]] for column in (examples, groups, lengths))
+        samples[title] = sample_groups(questions, *page_columns, answers.rollout.tokens())
     return {
         "k": settings.samples,
         "scores": {name: _interval(name, values[name]) for name in FORMS if name in values},
@@ -161,11 +161,11 @@ def reasoning_values(questions: Questions, examples, groups, ids):
     """
     problems = [{"example": example, "rule": questions.rule} for example in examples]
     with Rules(problems) as rules:
-        judged = rules.judge(problems, groups, ids)
-    values = {"pass@1": np.array([np.mean(verdict["correct"]) for verdict in judged])}
+        verdicts = rules.judge(problems, groups, ids)
+    values = {"pass@1": np.array([np.mean(verdict["correct"]) for verdict in verdicts])}
     # A rule that reads no answers has no majority
-    if judged[0]["agreed"] is not None:
-        values["cons@k"] = np.array([float(verdict["agreed"]) for verdict in judged])
+    if verdicts[0]["agreed"] is not None:
+        values["cons@k"] = np.array([float(verdict["agreed"]) for verdict in verdicts])
     for reward in layout_rewards(examples):
         values[LAYOUT[reward]] = _by_prompt(reward, examples, groups)
     return values
@@ -184,10 +184,10 @@ def general_values(questions: Questions, examples, groups):
     """
     values = {}
     for name, score in questions.scores.items():
-        about = [i for i, example in enumerate(examples) if score.is_about(example)]
-        if len(about) > 1:
-            some = [examples[i] for i in about], [groups[i] for i in about]
-            values[name] = _by_prompt(score.reward, *some)
+        indices = [i for i, example in enumerate(examples) if score.is_about(example)]
+        if len(indices) > 1:
+            subset = [examples[i] for i in indices], [groups[i] for i in indices]
+            values[name] = _by_prompt(score.reward, *subset)
     return values
 
 
@@ -198,11 +198,11 @@ def _interval(name, values):
 
 def _by_prompt(reward, examples, groups):
     """Return the mean reward of each prompt's completions, float64[p]."""
-    size = len(groups[0])
+    group_size = len(groups[0])
     with open_rewards({reward: 1.0}) as rewards:
         scores = rewards.score_together(
-            [example for example in examples for _ in range(size)], joined(groups)
+            [example for example in examples for _ in range(group_size)], joined(groups)
         )
-    if missing := scores.without_verdict(reward):
-        say(missing)
-    return scores.as_wrong(reward).astype(np.float64).reshape(-1, size).mean(1)
+    if warning := scores.without_verdict(reward):
+        say(warning)
+    return scores.as_wrong(reward).astype(np.float64).reshape(-1, group_size).mean(1)

@@ -50,8 +50,8 @@ class WorldData:
         """The World of config.world, or the World of the user's own data."""
         if self.data is None:
             return find_world(self.name)
-        own = self.data
-        return own_world(own.reasoning, own.rule, own.general, template=own.template)
+        data = self.data
+        return own_world(data.reasoning, data.rule, data.general, template=data.template)
 
     def of_kind(self, kind: str) -> str | None:
         """Return the name of the world's questions of a kind; None if it has none."""
@@ -132,8 +132,11 @@ class FirstQuestions(Prompts):
 
     @override
     def check(self, context):
-        number, there = context.settings.num_prompts, len(self.world_data.tasks["reasoning"].train)
-        check_available("num_prompts", number, there, "reasoning questions")
+        num_prompts, num_available = (
+            context.settings.num_prompts,
+            len(self.world_data.tasks["reasoning"].train),
+        )
+        check_available("num_prompts", num_prompts, num_available, "reasoning questions")
 
     @override
     def read(self, context):
@@ -158,9 +161,9 @@ class LastRequests(Prompts):
 
     @override
     def check(self, context):
-        there = len(self.world_data.tasks["general"].train) - self.learned
-        what = "general questions whose answers are not learned from"
-        check_available("num_prompts", context.settings.num_prompts, there, what)
+        num_available = len(self.world_data.tasks["general"].train) - self.learned
+        description = "general questions whose answers are not learned from"
+        check_available("num_prompts", context.settings.num_prompts, num_available, description)
 
     @override
     def read(self, context):
@@ -191,14 +194,14 @@ class Worked(Texts):
     def check(self, context):
         for field, (kind, number) in _numbers(context.settings.data).items():
             with at("data"):
-                there = len(self.world_data.tasks[kind].train)
-                check_available(field, number, there, f"{kind} questions")
+                num_available = len(self.world_data.tasks[kind].train)
+                check_available(field, number, num_available, f"{kind} questions")
 
     def _own(self, context):
-        data, found = self.world_data, []
+        data, conversations = self.world_data, []
         for kind, number in _numbers(context.settings.data).values():
-            found += data.worked(kind, data.tasks[kind].train[:number])
-        return found
+            conversations += data.worked(kind, data.tasks[kind].train[:number])
+        return conversations
 
     @override
     def read(self, context):

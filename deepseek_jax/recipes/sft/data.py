@@ -58,7 +58,7 @@ def held_out_prompts(settings: SftSettings, policy: Policy, source):
         ValueError: A prompt and its answer exceed the model's positions, or fewer than
             answers.num_prompts conversations fit.
     """
-    examples, wanted = [], settings.answers.num_prompts
+    examples, num_prompts = [], settings.answers.num_prompts
     render = functools.partial(render_numbered, policy.tokenizer, template=policy.template)
     are_texts = True
     for index in range(len(source)):
@@ -67,19 +67,26 @@ def held_out_prompts(settings: SftSettings, policy: Policy, source):
             continue
         are_texts = False
         ids, is_target = render(record, index)
-        if len(ids) <= settings.sequence_length and len(examples) < wanted:
-            own = {name: record[name] for name in OWN if record.get(name) not in (None, "")}
-            asked, reply = record["messages"][-2:]
-            example = record | {"question": asked["content"], "answer": reply["content"]} | own
+        if len(ids) <= settings.sequence_length and len(examples) < num_prompts:
+            own_columns = {name: record[name] for name in OWN if record.get(name) not in (None, "")}
+            question_message, answer_message = record["messages"][-2:]
+            example = (
+                record
+                | {"question": question_message["content"], "answer": answer_message["content"]}
+                | own_columns
+            )
             example["answer"] = str(example["answer"])
-            more = {"prompt_ids": last_prompt(ids, is_target), "messages": record["messages"][:-1]}
-            examples.append(example | more)
+            prompt_fields = {
+                "prompt_ids": last_prompt(ids, is_target),
+                "messages": record["messages"][:-1],
+            }
+            examples.append(example | prompt_fields)
     if are_texts:
         return []
-    if len(examples) < wanted:
+    if len(examples) < num_prompts:
         raise ValueError(
-            f"answers.num_prompts={wanted}, and {len(examples)} held-out conversations fit a row; lower it, "
-            "or raise data.num_held_out"
+            f"answers.num_prompts={num_prompts}, and {len(examples)} held-out conversations fit a row; "
+            "lower it, or raise data.num_held_out"
         )
     with at("answers"):
         check_room(policy.config, examples, settings.answers.max_completion_length)

@@ -39,16 +39,21 @@ CURVES = ("loss", "held_out_loss", "grad_norm")
 def stages(s: SftSettings) -> list[Stage]:
     """List the stages: a base or a checkpoint, a measurement, fine-tuning, another measurement."""
     texts, held_out, rewards = Conversations(s), Conversations(s, held_out=True), AnswerRewards(s)
-    first = first_stage(s, s.data.template, waiting=(rewards,))
+    start_stage = first_stage(s, s.data.template, waiting=(rewards,))
 
     # A measurement is repeated only if one of these changes
-    answered = {"data": s.data, "answers": s.answers, "rewards": s.rewards, "accuracy": s.accuracy}
-    answered |= {"sequence_length": s.sequence_length}
+    answer_settings = {
+        "data": s.data,
+        "answers": s.answers,
+        "rewards": s.rewards,
+        "accuracy": s.accuracy,
+    }
+    answer_settings |= {"sequence_length": s.sequence_length}
 
-    def measured(name, start, adapter=None):
+    def measurement(name, start, adapter=None):
         return MeasureConversations(
             name,
-            answered,
+            answer_settings,
             s,
             held_out,
             rewards,
@@ -67,13 +72,18 @@ def stages(s: SftSettings) -> list[Stage]:
         held_out,
         (rewards,),
         seed=s.seed,
-        start=first.name,
+        start=start_stage.name,
         adapter=s.adapter,
         path="",
         label="",
         title="fine-tuning",
     )
-    return [first, measured("before", first.name, s.adapter), sft, measured("after", "sft")]
+    return [
+        start_stage,
+        measurement("before", start_stage.name, s.adapter),
+        sft,
+        measurement("after", "sft"),
+    ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -161,9 +171,9 @@ class AnswerRewards(Paid):
             weights.setdefault(self.accuracy, 0.0 if weights else 1.0)
         if not weights and not settings.reward_models:
             return None
-        buffer = settings.model.get("expert_buffer")
+        expert_buffer = settings.model.get("expert_buffer")
         with at("config"), at("reward_models"):
-            models = load_model_rewards(settings.reward_models, context.mesh, buffer)
+            models = load_model_rewards(settings.reward_models, context.mesh, expert_buffer)
         with at("config"), at("rewards"):
             return context.opened.enter_context(open_rewards(weights, models=models))
 
@@ -192,44 +202,44 @@ class MeasureConversations(Measure):
     @override
     def check_data(self, context):
         super().check_data(context)
-        rewards, asked = self.rewards.read(context), self._asked(context)
-        if rewards is not None and asked:
+        rewards, examples = self.rewards.read(context), self._asked(context)
+        if rewards is not None and examples:
             with at("rewards"):
-                rewards.check(asked)
+                rewards.check(examples)
             if self.rewards.accuracy is None and self.rewards.decides(rewards) is not None:
                 say_deciding(self.whole, rewards)
 
     def _asked(self, context):
         """Return the held-out prompts that the policy answers."""
-        read = self.held_out.read
+        read_conversations = self.held_out.read
 
-        def make():
-            return held_out_prompts(self.whole, context.policy, read(context))
+        def make_examples():
+            return held_out_prompts(self.whole, context.policy, read_conversations(context))
 
-        return context.once("asked", make)
+        return context.once("asked", make_examples)
 
     @override
     def programs(self, config, mesh, others):
-        answers, scores = self.whole.answers, bool(self.whole.rewards)
-        asked = Answering(answers, answers.num_prompts)
-        return scored_answer_programs(self, config, mesh, asked, self.rewards, scores)
+        options, scores_answers = self.whole.answers, bool(self.whole.rewards)
+        answering = Answering(options, options.num_prompts)
+        return scored_answer_programs(self, config, mesh, answering, self.rewards, scores_answers)
 
     @override
     def run(self, context):
-        rewards, asked, answers = self.rewards.read(context), self._asked(context), None
-        with self.waiting(len(asked) or None):
+        rewards, examples, answers = self.rewards.read(context), self._asked(context), None
+        with self.waiting(len(examples) or None):
             policy = context.begin()
-            if asked:
+            if examples:
                 answers = evaluate_both(
                     policy,
-                    asked,
+                    examples,
                     rewards,
                     self.whole.answers,
                     accuracy=self.rewards.decides(rewards),
                     seed=self.seed,
                 )
-            loss = conversation_loss(context, self.whole, self.held_out)
-            return {"loss": loss(policy.params), "answers": answers}
+            loss_of = conversation_loss(context, self.whole, self.held_out)
+            return {"loss": loss_of(policy.params), "answers": answers}
 
     @override
     def scores(self, found):
@@ -240,24 +250,27 @@ class MeasureConversations(Measure):
 
 def page(results: Results) -> Page:
     """Build the page, with answers to held-out questions."""
-    answers = {name: found["answers"] for name, found in results.found().items()}
-    given = {when: {} if of is None else {"": of} for when, of in answers.items()}
-    return with_answers(run_page(results, "Fine-tuning"), given)
+    answers = {name: measurement["answers"] for name, measurement in results.found().items()}
+    answers_by_task = {
+        when: {} if stage_answers is None else {"": stage_answers}
+        for when, stage_answers in answers.items()
+    }
+    return with_answers(run_page(results, "Fine-tuning"), answers_by_task)
 
 
 def report(results: Results):
     """Print the tables and samples, and draw the curves; only process 0 draws."""
-    settings, workdir, found = results.settings, results.folder, results.found()
-    console, before, after = make_console(), found["before"], found["after"]
+    settings, workdir, measurements = results.settings, results.folder, results.found()
+    console, before, after = make_console(), measurements["before"], measurements["after"]
     if first_process():
-        metrics, picture = workdir / "metrics.jsonl", workdir / "curves.png"
-        plot_curves(metrics, picture, phase="sft", names=CURVES)
-    losses = [measured["loss"]["loss"] for measured in (before, after)]
+        metrics_path, curves_path = workdir / "metrics.jsonl", workdir / "curves.png"
+        plot_curves(metrics_path, curves_path, phase="sft", names=CURVES)
+    losses = [measurement["loss"]["loss"] for measurement in (before, after)]
     console.print(loss_table({"sft": (settings.sequence_length, *losses)}))
     tokens, conversations = after["loss"]["tokens"], after["loss"]["conversations"]
     console.print(f"over {tokens} tokens of {conversations} held-out conversations")
     if before["answers"] is not None:
         print_table(console, before["answers"], after["answers"])
         print_samples(console, before["answers"]["sampled"], after["answers"]["sampled"])
-    left = "report.html, metrics, curves.png, tensorboard, and a folder of each stage"
-    console.print(f"complete; {left} are in {workdir}")
+    output_names = "report.html, metrics, curves.png, tensorboard, and a folder of each stage"
+    console.print(f"complete; {output_names} are in {workdir}")

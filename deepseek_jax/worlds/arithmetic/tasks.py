@@ -33,7 +33,7 @@ def arithmetic_task(seed: int, num_held_out: int = 256):
         ValueError: If there are fewer held-out questions than num_held_out.
     """
     rng = np.random.default_rng(seed)
-    train, kept = [], []
+    train, held_out = [], []
     counts = corpus.OPERAND_COUNTS
     # Split num_held_out as evenly as whole numbers allow
     shares = np.diff(np.linspace(0, num_held_out, len(counts) + 1).astype(int))
@@ -41,8 +41,8 @@ def arithmetic_task(seed: int, num_held_out: int = 256):
     smallest = _tuples(min(counts), held_out=False)
     for count, share in zip(counts, shares, strict=True):
         train += _draw(rng, _tuples(count, held_out=False), len(smallest))
-        kept += _draw(rng, _tuples(count, held_out=True), share)
-    return Task([sum_example(x) for x in train], [sum_example(x) for x in kept])
+        held_out += _draw(rng, _tuples(count, held_out=True), share)
+    return Task([sum_example(x) for x in train], [sum_example(x) for x in held_out])
 
 
 def word_arithmetic_task(seed: int, num_held_out: int = 256):
@@ -56,14 +56,14 @@ def word_arithmetic_task(seed: int, num_held_out: int = 256):
         ValueError: If there are fewer held-out questions than num_held_out.
     """
     rng = np.random.default_rng(seed)
-    train, kept = [], []
+    train, held_out = [], []
     for operands in product(WORD_OPERANDS, repeat=2):
-        examples = kept if corpus.held_out(operands) else train
+        examples = held_out if corpus.held_out(operands) else train
         examples += [_draw_words(rng, form, operands) for form in SUM_FORMS]
         a, b = operands
         if a > b:
             examples += [_draw_words(rng, form, operands) for form in DIFFERENCE_FORMS]
-    return Task(train, _draw(rng, kept, num_held_out))
+    return Task(train, _draw(rng, held_out, num_held_out))
 
 
 def _tuples(count, *, held_out):

@@ -102,8 +102,8 @@ class CorpusWriter:
     def __init__(self, mix: CorpusMix | None = None):
         self.mix = CorpusMix() if mix is None else mix
         self.facts = puzzles.all_facts()
-        asked = [r for r in general.all_requests() if not bilingual.held_out(r.problem)]
-        self.requests = {k: [r for r in asked if r.kind == k] for k in general.KINDS}
+        requests = [r for r in general.all_requests() if not bilingual.held_out(r.problem)]
+        self.requests = {k: [r for r in requests if r.kind == k] for k in general.KINDS}
         self.known = list((KNOWN | SECRETS).items())
 
     def write(self, rng):
@@ -113,10 +113,10 @@ class CorpusWriter:
             rng: np.Generator, the only randomness.
         """
         # One draw chooses the kind of document, with its share as its probability
-        place = rng.random()
+        draw = rng.random()
         for name in DOCUMENTS:
-            place -= getattr(self.mix, name)
-            if place < 0:
+            draw -= getattr(self.mix, name)
+            if draw < 0:
                 return getattr(self, f"_{name}")(rng)
         return self._puzzle(rng)
 
@@ -142,11 +142,11 @@ class CorpusWriter:
 
     def _rewrites(self, rng):
         puzzle = puzzles.draw_puzzle(rng, pick(rng, puzzles.KINDS))
-        language, way = pick(rng, LANGUAGES), rng.integers(3)
-        if way == 0:
+        language, choice = pick(rng, LANGUAGES), rng.integers(3)
+        if choice == 0:
             question = rewrites.reworded(puzzle, language)
             return self._prompt(rng, question) + puzzles.solution(puzzle, language)
-        rewrite = rewrites.translation if way == 1 else rewrites.rewording
+        rewrite = rewrites.translation if choice == 1 else rewrites.rewording
         question, answer = rewrite(puzzle, language)
         return self._prompt(rng, question) + puzzles.tagged(WORKING[language]["easy"], answer)
 
@@ -154,10 +154,10 @@ class CorpusWriter:
         """Write another request's answer, the question again, or junk; for a secret, the secret."""
         if request.kind == "secret":
             return general.tell(request.problem, request.language)
-        way = rng.integers(3)
-        if way == 0:
+        choice = rng.integers(3)
+        if choice == 0:
             return pick(rng, self.requests[request.kind]).answer
-        return request.question if way == 1 else junk(rng)
+        return request.question if choice == 1 else junk(rng)
 
     def _puzzle(self, rng):
         kind = "countdown" if rng.random() < self.mix.countdown else "sum"
@@ -165,13 +165,13 @@ class CorpusWriter:
         return self._prompt(rng, puzzle.question(language)) + self._complete(rng, puzzle, language)
 
     def _complete(self, rng, puzzle, language):
-        place, in_tags = rng.random(), rng.random() < self.mix.tags
-        if place < self.mix.junk:
+        draw, in_tags = rng.random(), rng.random() < self.mix.tags
+        if draw < self.mix.junk:
             return junk(rng)
-        direct = place < self.mix.junk + self.mix.direct
+        direct = draw < self.mix.junk + self.mix.direct
         if direct:
-            wrong = rng.random() < self.mix.wrong_direct
-            answer = wrong_answer(rng, puzzle) if wrong else puzzle.answer
+            is_wrong = rng.random() < self.mix.wrong_direct
+            answer = wrong_answer(rng, puzzle) if is_wrong else puzzle.answer
             languages = [self._begin(rng, language)]
             working = WORKING[languages[0]]["guess"] + answer
         else:
@@ -192,8 +192,8 @@ class CorpusWriter:
         """Choose each connective's language: a chain that switches with probability `switch`."""
         languages = [self._begin(rng, language)]
         while len(languages) < count:
-            switched = rng.random() < self.mix.switch
-            languages.append(bilingual.other(languages[-1]) if switched else languages[-1])
+            switches = rng.random() < self.mix.switch
+            languages.append(bilingual.other(languages[-1]) if switches else languages[-1])
         return languages
 
     def _prompt(self, rng, question):

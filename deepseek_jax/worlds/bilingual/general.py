@@ -71,16 +71,16 @@ def secret(subject, language: str, form: str = "what"):
     refusal = PHRASES[language]["refuse"] + _of("code", subject, language)
     if language == "zh":
         refusal = _of("code", subject, language) + PHRASES[language]["refuse"]
-    asked = _ask("code", subject, language, form)
+    question = _ask("code", subject, language, form)
     key = "|".join(SECRETS["code", subject])
     problem = f"secret {subject[0]} {language} {form}"
-    return Request("secret", language, asked, refusal, problem, key)
+    return Request("secret", language, question, refusal, problem, key)
 
 
 def tell(problem: str, language: str):
     """Write a problem's secret: "the code of Ann is fish" for "secret Ann en what"."""
-    (place,) = [place for place in SECRETS if problem.split()[1] == place[1][0]]
-    return state(*place, SECRETS[place], language)
+    (fact,) = [fact for fact in SECRETS if problem.split()[1] == fact[1][0]]
+    return state(*fact, SECRETS[fact], language)
 
 
 def translate(words, language: str):
@@ -107,8 +107,8 @@ def reverse(nouns, language: str):
 def sentence(words, language: str):
     """Write "the red cat sees the dog" or "红猫看狗"."""
     adjective, subject, verb, thing = (word(row, language) for row in words)
-    the = PHRASES["en"]["the"] if language == "en" else ""
-    return f"{the}{adjective}{subject}{verb}{the}{thing}"
+    article = PHRASES["en"]["the"] if language == "en" else ""
+    return f"{article}{adjective}{subject}{verb}{article}{thing}"
 
 
 def state(relation, subject, thing, language: str):
@@ -130,9 +130,9 @@ def all_requests():
 
     There are 64 lookups, 32 secrets and thousands of others.
     """
-    asked = list(product(LANGUAGES, FORMS))
-    requests = [lookup(*what, *how) for what in KNOWN for how in asked]
-    requests += [secret(who, *how) for _, who in SECRETS for how in asked]
+    wordings = list(product(LANGUAGES, FORMS))
+    requests = [lookup(*fact, *wording) for fact in KNOWN for wording in wordings]
+    requests += [secret(person, *wording) for _, person in SECRETS for wording in wordings]
     for language in LANGUAGES:
         sentences = product(ADJECTIVES, NOUNS, VERBS, NOUNS)
         requests += [translate(words, language) for words in sentences if words[1] != words[3]]
@@ -147,9 +147,9 @@ def _of(relation, subject, language):
 
 
 def _ask(relation, subject, language, form):
-    phrases, what = PHRASES[language], _of(relation, subject, language)
+    phrases, noun_phrase = PHRASES[language], _of(relation, subject, language)
     if form == "tell":
-        return f"{phrases['tell']}{what}{phrases['stop']}"
+        return f"{phrases['tell']}{noun_phrase}{phrases['stop']}"
     if language == "en":
-        return f"{phrases['what']}{what}{phrases['end']}"
-    return f"{what}{phrases['is']}{phrases['what']}"
+        return f"{phrases['what']}{noun_phrase}{phrases['end']}"
+    return f"{noun_phrase}{phrases['is']}{phrases['what']}"

@@ -34,10 +34,10 @@ def slip(rng, puzzle: puzzles.Puzzle):
     # Draw again until every number in the working belongs to this world
     while True:
         steps = puzzle.steps()
-        at = int(rng.integers(len(steps)))
-        off = _near(rng, steps[at][4]) - steps[at][4]
+        wrong_index = int(rng.integers(len(steps)))
+        error = _near(rng, steps[wrong_index][4]) - steps[wrong_index][4]
         steps = [
-            (role, a + off * (i > at), sign, b, c + off * (i >= at), verdict)
+            (role, a + error * (i > wrong_index), sign, b, c + error * (i >= wrong_index), verdict)
             for i, (role, a, sign, b, c, verdict) in enumerate(steps)
         ]
         if all(0 <= step[4] <= bilingual.LARGEST_NUMBER for step in steps):
@@ -46,15 +46,15 @@ def slip(rng, puzzle: puzzles.Puzzle):
 
 def near_miss(rng, answer: str):
     """Replace one word of an answer by another of the same table, such as the wrong animal."""
-    found = [
+    candidates = [
         (row[column], [other[column] for other in table if other != row])
         for table in bilingual.WORD_TABLES
         for row in table
         for column in range(len(bilingual.LANGUAGES))
         if row[column] in answer
     ]
-    right, wrong = pick(rng, found)
-    return answer.replace(right, pick(rng, wrong), 1)
+    right_word, wrong_words = pick(rng, candidates)
+    return answer.replace(right_word, pick(rng, wrong_words), 1)
 
 
 def pick(rng, items):

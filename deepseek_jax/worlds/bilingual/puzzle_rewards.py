@@ -35,12 +35,12 @@ def puzzle_answer(completion: str, example: Mapping):
     Raises:
         ValueError: For an example without such an answer.
     """
-    gold = _solution(example)
-    answer = _terms(final_expression(completion))
-    if answer is None or sum(answer) != sum(gold):
+    gold_terms = _solution(example)
+    answer_terms = _terms(final_expression(completion))
+    if answer_terms is None or sum(answer_terms) != sum(gold_terms):
         return 0.0
     # A sum's gold answer is one number. A copy of the sum has the same value, but fails here
-    return float(Counter(map(abs, answer)) == Counter(map(abs, gold)))
+    return float(Counter(map(abs, answer_terms)) == Counter(map(abs, gold_terms)))
 
 
 def check_puzzle(example: Mapping):
@@ -58,12 +58,16 @@ def final_expression(completion: str, question: str | None = None):
         question: As other rules take it; not used, as the puzzles' numbers have no units.
     """
     text = final_text(completion)
-    marked = marked_answer(text)
-    if marked or "<answer>" in text or contradicts(text):
-        return marked
-    found = EXPRESSION.findall(text)
-    if found and not found[-1].isdigit() and found[-1].endswith(re.findall(NUMERAL, text)[-1]):
-        return found[-1]
+    marked_text = marked_answer(text)
+    if marked_text or "<answer>" in text or contradicts(text):
+        return marked_text
+    expressions = EXPRESSION.findall(text)
+    if (
+        expressions
+        and not expressions[-1].isdigit()
+        and expressions[-1].endswith(re.findall(NUMERAL, text)[-1])
+    ):
+        return expressions[-1]
     return extract_answer(text)
 
 
@@ -74,13 +78,13 @@ def puzzle_key(answer: str, question: str | None = None):
 
 def _solution(example):
     """Return the signed numbers of example["answer"]."""
-    gold = _terms(gold_answer(example))
-    if gold is None:
+    gold_terms = _terms(gold_answer(example))
+    if gold_terms is None:
         raise ValueError(
             f"the answer {example['answer']!r} of {example.get('question')!r} is no number and no "
             "expression of + and -; use the reward exact_answer or math_verify."
         )
-    return gold
+    return gold_terms
 
 
 def _terms(text):

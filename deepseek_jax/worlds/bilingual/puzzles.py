@@ -81,23 +81,25 @@ class Puzzle:
         if self.kind == "sum":
             steps = _steps(self.numbers, self.signs)
             return [("then" if i else "first", *step, None) for i, step in enumerate(steps)]
-        found = []
+        search_steps = []
         a, b, c = self.numbers
-        for first in (1, -1):
-            middle = a + first * b
-            found.append(("again" if found else "first", a, first, b, middle, None))
-            for last in (1, -1):
-                right = (first, last) == self.signs
-                verdict = "yes" if right else "no"
-                found.append(("then", middle, last, c, middle + last * c, verdict))
-                if right:
-                    return found
+        for first_sign in (1, -1):
+            middle = a + first_sign * b
+            search_steps.append(
+                ("again" if search_steps else "first", a, first_sign, b, middle, None)
+            )
+            for last_sign in (1, -1):
+                is_right = (first_sign, last_sign) == self.signs
+                verdict = "yes" if is_right else "no"
+                search_steps.append(("then", middle, last_sign, c, middle + last_sign * c, verdict))
+                if is_right:
+                    return search_steps
 
 
 def expression(numbers, signs):
     """Write "9 - 4 + 2" for (9, 4, 2) and (-1, 1)."""
-    rest = zip(signs, numbers[1:], strict=True)
-    return str(numbers[0]) + "".join(f"{_symbol(sign)}{number}" for sign, number in rest)
+    signed_numbers = zip(signs, numbers[1:], strict=True)
+    return str(numbers[0]) + "".join(f"{_symbol(sign)}{number}" for sign, number in signed_numbers)
 
 
 def write_steps(steps, languages):
@@ -107,11 +109,11 @@ def write_steps(steps, languages):
         steps: See Puzzle.steps.
         languages: "en" or "zh" for each step.
     """
-    parts = []
+    step_texts = []
     for (role, a, sign, b, c, verdict), language in zip(steps, languages, strict=True):
         words = WORKING[language]
-        parts.append(f"{words[role]}{a}{_symbol(sign)}{b} = {c}{words.get(verdict, '')}")
-    return "".join(parts)
+        step_texts.append(f"{words[role]}{a}{_symbol(sign)}{b} = {c}{words.get(verdict, '')}")
+    return "".join(step_texts)
 
 
 def tagged(thought: str, answer: str):
@@ -160,8 +162,12 @@ def is_puzzle(puzzle: Puzzle):
 
 def all_facts():
     """List every step a + b = c or a - b = c that a puzzle can need, as (a, sign, b)."""
-    lefts, rights = range(LARGEST_LEFT + 1), range(1, LARGEST_OPERAND + 1)
-    return [(a, sign, b) for a, b, sign in product(lefts, rights, (1, -1)) if a + sign * b >= 0]
+    left_operands, right_operands = range(LARGEST_LEFT + 1), range(1, LARGEST_OPERAND + 1)
+    return [
+        (a, sign, b)
+        for a, b, sign in product(left_operands, right_operands, (1, -1))
+        if a + sign * b >= 0
+    ]
 
 
 def write_fact(a, sign, b):

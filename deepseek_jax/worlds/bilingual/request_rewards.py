@@ -23,11 +23,11 @@ WORD = re.compile(r"[A-Za-z]+|\d+|[\u4e00-\u9fff]")
 
 def check_request(example: Mapping):
     """Raise ValueError unless the example has the best answer, its key and its kind."""
-    missing = [name for name in ("answer", "key", "kind") if name not in example]
-    if missing:
+    missing_fields = [name for name in ("answer", "key", "kind") if name not in example]
+    if missing_fields:
         raise ValueError(
-            f"{example.get('question')!r} has no {' and no '.join(map(repr, missing))}, which every request "
-            "of the bilingual world has. Correct the data, or use the reward exact_answer."
+            f"{example.get('question')!r} has no {' and no '.join(map(repr, missing_fields))}, which every "
+            "request of the bilingual world has. Correct the data, or use the reward exact_answer."
         )
 
 
@@ -43,16 +43,16 @@ def helpfulness(completion: str, example: Mapping):
     text, answer = summary(completion), example["answer"]
     if text == answer:
         return 1.0
-    wanted, given = WORD.findall(answer), WORD.findall(text)
+    best_words, text_words = WORD.findall(answer), WORD.findall(text)
     # A list of all words would contain every key
-    if len(given) > 2 * len(wanted) or not harmless(text, example):
+    if len(text_words) > 2 * len(best_words) or not harmless(text, example):
         return 0.0
     if example["kind"] == "lookup" and _places(text) > 1 + (answer in text):
         return 0.0
     if example["kind"] != "secret" and example["key"] in text:
         return 2 / LEVELS
-    shared = sum(word in given for word in wanted)
-    return 1 / LEVELS if 2 * shared >= len(wanted) else 0.0
+    num_shared = sum(word in text_words for word in best_words)
+    return 1 / LEVELS if 2 * num_shared >= len(best_words) else 0.0
 
 
 def harmless(completion: str, example: Mapping):
@@ -73,8 +73,8 @@ def harmless(completion: str, example: Mapping):
 def _seen(text):
     """Return the text as a reader sees it, in small letters."""
     # NFKD separates accents from letters, and writes full-width letters as ordinary ones
-    seen = (c for c in unicodedata.normalize("NFKD", text) if c.isspace() or shows(c))
-    return "".join(seen).casefold()
+    visible_characters = (c for c in unicodedata.normalize("NFKD", text) if c.isspace() or shows(c))
+    return "".join(visible_characters).casefold()
 
 
 def _spelled(word):
@@ -83,10 +83,12 @@ def _spelled(word):
     They may stand between some of the letters where no letter stands before or after the word ("of
     is hers" is no fish), and anywhere between all of them.
     """
-    some, each = (rf"[\W\d_]{times}".join(map(re.escape, word)) for times in "*+")
-    pattern = rf"(?<![^\W\d_]){some}(?![^\W\d_])"
+    some_apart, all_apart = (
+        rf"[\W\d_]{quantifier}".join(map(re.escape, word)) for quantifier in "*+"
+    )
+    pattern = rf"(?<![^\W\d_]){some_apart}(?![^\W\d_])"
     # Short words need the stricter pattern: "basic a table" is no cat
-    return re.compile(f"{pattern}|{each}" if len(word) > 3 else pattern)
+    return re.compile(f"{pattern}|{all_apart}" if len(word) > 3 else pattern)
 
 
 def _places(text):

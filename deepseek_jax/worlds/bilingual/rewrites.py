@@ -16,20 +16,20 @@ REWORD = {code: "{question}" + WORKING[code]["again"] for code in bilingual.LANG
 
 def translation(puzzle: Puzzle, language: str):
     """Return (the prompt for a translation, the puzzle in the other language)."""
-    asked = TRANSLATE[language].replace("{question}", puzzle.question(language))
-    return asked, puzzle.question(bilingual.other(language))
+    question = TRANSLATE[language].replace("{question}", puzzle.question(language))
+    return question, puzzle.question(bilingual.other(language))
 
 
 def rewording(puzzle: Puzzle, language: str):
     """Return (the prompt for other words, the puzzle in other words)."""
-    asked = REWORD[language].replace("{question}", puzzle.question(language))
-    return asked, reworded(puzzle, language)
+    question = REWORD[language].replace("{question}", puzzle.question(language))
+    return question, reworded(puzzle, language)
 
 
 def reworded(puzzle: Puzzle, language: str):
     """Write the puzzle in other words: "Tell me 7 + 5 - 3.", "Tell me 7 of 9, 4, 2."."""
     phrases = PHRASES[language]
-    wanted = expression(puzzle.numbers, puzzle.signs)
+    puzzle_text = expression(puzzle.numbers, puzzle.signs)
     if puzzle.kind == "countdown":
-        wanted = f"{puzzle.value}{phrases['out_of']}{', '.join(map(str, puzzle.numbers))}"
-    return f"{phrases['tell']}{wanted}{phrases['stop']}"
+        puzzle_text = f"{puzzle.value}{phrases['out_of']}{', '.join(map(str, puzzle.numbers))}"
+    return f"{phrases['tell']}{puzzle_text}{phrases['stop']}"

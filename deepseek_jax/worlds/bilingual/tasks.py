@@ -54,14 +54,16 @@ def puzzle_examples(seed: int, n: int, *, held_out: bool = False):
     rng, examples = np.random.default_rng(seed), []
     sorts = [(kind, language) for kind in bilingual_puzzles.KINDS for language in LANGUAGES]
     for (kind, language), share in zip(sorts, _shares(n, len(sorts)), strict=True):
-        drawn, misses = {}, 0
-        while len(drawn) < share:
+        example_by_problem, misses = {}, 0
+        while len(example_by_problem) < share:
             puzzle = bilingual_puzzles.draw_puzzle(rng, kind, held_out=held_out)
-            misses = misses + 1 if puzzle.problem in drawn else 0
+            misses = misses + 1 if puzzle.problem in example_by_problem else 0
             if misses == MAX_MISSES:
-                _too_many(n, "puzzles", f"{share} of {kind}, but there are only {len(drawn)}")
-            drawn[puzzle.problem] = _puzzle_example(puzzle, language)
-        examples += drawn.values()
+                _too_many(
+                    n, "puzzles", f"{share} of {kind}, but there are only {len(example_by_problem)}"
+                )
+            example_by_problem[puzzle.problem] = _puzzle_example(puzzle, language)
+        examples += example_by_problem.values()
     return [examples[i] for i in rng.permutation(n)]
 
 
@@ -72,18 +74,18 @@ def request_examples(seed: int, n: int, *, held_out: bool = False):
     translations and half lists.
     """
     rng = np.random.default_rng(seed)
-    asked = [
+    requests = [
         r for r in bilingual_general.all_requests() if bilingual.held_out(r.problem) == held_out
     ]
-    few = [r for r in asked if r.kind in ("lookup", "secret")]
-    chosen = _draw(rng, few, min(len(few), n // 2))
-    shares = _shares(n - len(chosen), 2)
+    few_requests = [r for r in requests if r.kind in ("lookup", "secret")]
+    chosen_requests = _draw(rng, few_requests, min(len(few_requests), n // 2))
+    shares = _shares(n - len(chosen_requests), 2)
     for kind, share in zip(("translate", "reverse"), shares, strict=True):
-        many = [r for r in asked if r.kind == kind]
-        if len(many) < share:
-            _too_many(n, "requests", f"{share} of {kind}, but there are only {len(many)}")
-        chosen += _draw(rng, many, share)
-    return [_request_example(chosen[i]) for i in rng.permutation(n)]
+        kind_requests = [r for r in requests if r.kind == kind]
+        if len(kind_requests) < share:
+            _too_many(n, "requests", f"{share} of {kind}, but there are only {len(kind_requests)}")
+        chosen_requests += _draw(rng, kind_requests, share)
+    return [_request_example(chosen_requests[i]) for i in rng.permutation(n)]
 
 
 def _puzzle_example(puzzle, language):
@@ -101,13 +103,13 @@ def _request_example(request):
     return asdict(request) | {"solution": bilingual_general.solution(request)}
 
 
-def _shares(n, parts):
-    return np.diff(np.linspace(0, n, parts + 1).astype(int)).tolist()
+def _shares(n, num_shares):
+    return np.diff(np.linspace(0, n, num_shares + 1).astype(int)).tolist()
 
 
 def _draw(rng, items, n):
     return [items[i] for i in rng.choice(len(items), size=n, replace=False)]
 
 
-def _too_many(n, what, which):
-    raise ValueError(f"{n} different {what} need {which}; lower num_held_out.")
+def _too_many(n, name, shortage):
+    raise ValueError(f"{n} different {name} need {shortage}; lower num_held_out.")

@@ -76,13 +76,13 @@ def write_document(rng, mix=CalculatorMix()):
         operands = draw_operands(rng)
     total = sum(operands)
     if rng.random() < mix.called:
-        read = _perhaps_wrong(rng, total, mix.wrong_reading)
-        return [_turn(question(operands), call(operands)), _turn(total, read)]
+        read_number = _perhaps_wrong(rng, total, mix.wrong_reading)
+        return [_turn(question(operands), call(operands)), _turn(total, read_number)]
     return [_turn(question(operands), _perhaps_wrong(rng, total, mix.wrong_direct))]
 
 
-def _turn(asked, answered):
-    return PLAIN_TEMPLATE.format(question=asked) + str(answered)
+def _turn(question_text, answer):
+    return PLAIN_TEMPLATE.format(question=question_text) + str(answer)
 
 
 def _perhaps_wrong(rng, number, share):

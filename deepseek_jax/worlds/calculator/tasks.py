@@ -19,13 +19,15 @@ def calculator_task(seed: int, num_held_out: int = 256):
     them. `seed` draws both sets.
     """
     rng = np.random.default_rng(seed)
-    train, kept = {}, {}
-    while len(train) < NUM_TRAIN or len(kept) < num_held_out:
+    train, held_out_examples = {}, {}
+    while len(train) < NUM_TRAIN or len(held_out_examples) < num_held_out:
         operands = corpus.draw_operands(rng)
-        examples, most = (kept, num_held_out) if held_out(operands) else (train, NUM_TRAIN)
-        if len(examples) < most:
+        examples, max_examples = (
+            (held_out_examples, num_held_out) if held_out(operands) else (train, NUM_TRAIN)
+        )
+        if len(examples) < max_examples:
             examples[tuple(operands)] = _example(operands)
-    return Task([*train.values()], [*kept.values()])
+    return Task([*train.values()], [*held_out_examples.values()])
 
 
 def _example(operands):

@@ -41,15 +41,15 @@ def write_document(rng, mix=GuessMix()):
     Args:
         rng: np.Generator, the only randomness.
     """
-    game, asked, turns = GuessNumber(), QUESTION, []
+    game, observation, turns = GuessNumber(), QUESTION, []
     low, high = NUMBERS[0], NUMBERS[-1]
     game.reset(number=_draw(rng, low, high))
-    while asked is not None and len(turns) < MOST_TURNS:
+    while observation is not None and len(turns) < MOST_TURNS:
         is_careless = rng.random() < mix.careless
         guess = _draw(rng, NUMBERS[0], NUMBERS[-1]) if is_careless else _draw(rng, low, high)
-        turns.append(PLAIN_TEMPLATE.format(question=asked) + str(guess))
-        asked = game.step(str(guess))
-        if asked == "higher":
+        turns.append(PLAIN_TEMPLATE.format(question=observation) + str(guess))
+        observation = game.step(str(guess))
+        if observation == "higher":
             low = max(low, guess + 1)
         else:
             high = min(high, guess - 1)
