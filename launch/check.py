@@ -22,7 +22,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from deepseek_jax.progress import waiting_for
-from deepseek_jax.recipes.experiment import Opened
+from deepseek_jax.recipes.experiment import OpenedRecipe
 from deepseek_jax.recipes.workdir import check_workdir
 
 # All processes must have the same versions of these
@@ -73,7 +73,7 @@ def of_processes(mesh):
     ]
 
 
-def check(opened: Opened, config: ConfigDict, workdir: Path, redo: bool = False):
+def check(opened: OpenedRecipe, config: ConfigDict, workdir: Path, redo: bool = False):
     """Do all checks of an experiment, and print from process 0 what each one found.
 
     Raises:

@@ -31,7 +31,7 @@ from deepseek_jax.files import as_path, read_object, whole_file
 from deepseek_jax.hub import hub_id
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_modules import EXPERTS, adapter_places, module_axes, modules
-from deepseek_jax.models.adapters import Adapted
+from deepseek_jax.models.adapters import AdaptedParams
 from deepseek_jax.models.quantized import is_quantized, unquantized_leaves
 from deepseek_jax.notebooks import plainly
 from deepseek_jax.ops.fingerprint import fingerprint
@@ -65,7 +65,7 @@ def is_adapter(folder: str | Path) -> bool:
 def save_adapter(
     folder: str | Path,
     config: ModelConfig,
-    params: Adapted,
+    params: AdaptedParams,
     base: str | Path,
     files: dict[str, bytes] | None = None,
 ) -> None:
@@ -183,7 +183,7 @@ def adapter_base(folder: str | Path) -> str:
 
 
 @plainly()
-def load_adapter(folder: str | Path, config: ModelConfig, params: Any, mesh: Mesh) -> Adapted:
+def load_adapter(folder: str | Path, config: ModelConfig, params: Any, mesh: Mesh) -> AdaptedParams:
     """Read an adapter and join it with the parameters of its base.
 
     The adapter may come from peft, from save_adapter or from a run. If the base is in int8 now but
@@ -194,7 +194,7 @@ def load_adapter(folder: str | Path, config: ModelConfig, params: Any, mesh: Mes
         mesh: The mesh for the adapter's arrays.
 
     Returns:
-        The Adapted, with params as its base.
+        The AdaptedParams, with params as its base.
 
     Raises:
         ValueError: The folder has something other than plain LoRA of one scale; a tensor is
@@ -215,7 +215,7 @@ def load_adapter(folder: str | Path, config: ModelConfig, params: Any, mesh: Mes
         raise ValueError(f"{folder / TENSORS}: {error}") from error
     places = adapter_places(config, adapter, mesh)
     placed_adapter = jax.tree.map(_on_mesh, adapter, places)
-    return Adapted(params, placed_adapter, scale)
+    return AdaptedParams(params, placed_adapter, scale)
 
 
 def _on_mesh(array, place):

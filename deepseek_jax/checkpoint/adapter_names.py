@@ -1,6 +1,6 @@
 """Tensor names of adapters in peft's format, and conversion of the tensors to our arrays and back.
 
-models.adapters.Adapted describes these arrays.
+models.adapters.AdaptedParams describes these arrays.
 """
 
 import re

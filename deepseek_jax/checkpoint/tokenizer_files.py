@@ -51,7 +51,7 @@ def record_file(fields: dict, files: dict[str, bytes]):
     """Return the bytes of a record.
 
     Args:
-        fields: See data.carried.Carried.
+        fields: See data.carried.CarriedRecord.
         files: {name: bytes} of the files that get a digest in the record.
     """
     return (json.dumps(fields | {"digests": digests_of(files)}, indent=2) + "\n").encode()

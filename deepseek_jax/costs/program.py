@@ -26,7 +26,7 @@ REWARD = "reward_seconds"
 TOKEN_RATE = "valid_tokens_per_sec_per_gpu"
 
 
-class Held(NamedTuple):
+class ResidentArrays(NamedTuple):
     """Arrays in the devices' memory that a running program does not take as arguments.
 
     Attributes:
@@ -87,7 +87,7 @@ class Program:
     token_steps: int = 0
     needs: tuple[str, ...] = ()
     model: ModelConfig | None = None
-    beside: tuple[Held, ...] = ()
+    beside: tuple[ResidentArrays, ...] = ()
     waiting: tuple[str, ...] = ()
     settings: Any = None
     path: str = ""
@@ -127,20 +127,20 @@ class Program:
         return self.arguments(*(results[name] for name in self.needs))
 
 
-def beside(programs: Iterable[Program], *held: Held):
+def beside(programs: Iterable[Program], *held: ResidentArrays):
     """Return the programs, with more values in the devices' memory while they run: [Program]."""
     return [dataclasses.replace(p, beside=(*p.beside, *held)) for p in programs]
 
 
 def moments_of(state):
-    """Return the Held of a TrainState's moments, while another program reads its parameters."""
+    """Return the ResidentArrays of a TrainState's moments, while another program reads its parameters."""
     fields = "optimizer.moment_memory='host', or optimizer.moment_dtype='bfloat16'"
-    return Held("the optimizer's moments", state.opt_state, fields)
+    return ResidentArrays("the optimizer's moments", state.opt_state, fields)
 
 
 def policy_params(params):
-    """Return the Held of a policy's parameters, while another model works."""
-    return Held("the policy's parameters", params)
+    """Return the ResidentArrays of a policy's parameters, while another model works."""
+    return ResidentArrays("the policy's parameters", params)
 
 
 class Amount(NamedTuple):

@@ -31,7 +31,7 @@ from deepseek_jax.settings import Natural, build
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Carried:
+class CarriedRecord:
     """The record, carried.json, next to the files of a tokenizer.
 
     Attributes:
@@ -63,7 +63,7 @@ def carried_files(tokenizer: Tokenizer, template: str):
     if tokenizer.chat is not None:
         chat = getattr(tokenizer.chat, "carried_as", "chat_template")
     files = _of_transformers(tokenizer, chat)
-    about = Carried(
+    about = CarriedRecord(
         template=template,
         eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id,
@@ -80,7 +80,7 @@ def _of_transformers(tokenizer, chat):
 
     Args:
         tokenizer: The Tokenizer to write.
-        chat: See `Carried`.
+        chat: See `CarriedRecord`.
     """
     if chat != "chat_template":
         named = {"eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
@@ -167,7 +167,7 @@ def _chat(about, folder, backend):
 def _record(path):
     fields = read_record(path)
     try:
-        return build(Carried, fields, RECORD)
+        return build(CarriedRecord, fields, RECORD)
     except ValueError as error:
         raise DamagedCheckpoint(
             f"{as_path(path) / RECORD} is damaged: {error}; put back a copy"

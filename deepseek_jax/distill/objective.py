@@ -40,7 +40,7 @@ CACHED = ("top_ids", "top_logprobs", "dropped")
 SAMPLED = "sampled_"
 
 
-class Reading(NamedTuple):
+class ForwardOutputs(NamedTuple):
     """The outputs of a model's forward pass over some rows.
 
     Attributes:
@@ -225,9 +225,9 @@ class Objective:
         return self._read(self.student, params, batch, layers)
 
     def _read_teacher(self, params, batch):
-        """Return the teacher's Reading, or None if no term needs the teacher in memory."""
+        """Return the teacher's ForwardOutputs, or None if no term needs the teacher in memory."""
         if self._has("matched", "sorted"):
-            return Reading(outputs_beside(self.teacher, params, batch))
+            return ForwardOutputs(outputs_beside(self.teacher, params, batch))
         if self._has(*OF_FEATURES):
             layers = layer_map(self.student.num_hidden_layers, self.teacher.num_hidden_layers)
             return self._read(self.teacher, params, batch, layers)
@@ -236,7 +236,7 @@ class Objective:
         return None
 
     def _read(self, config: ModelConfig, params, batch, compared_layers=None):
-        """Return a model's Reading, with features if it has layers to compare."""
+        """Return a model's ForwardOutputs, with features if it has layers to compare."""
         keeps_layers = compared_layers is not None
         hidden, _, states = layer_states(
             config,
@@ -249,11 +249,11 @@ class Objective:
         # Rows past vocab_size belong to no token of the tokenizer
         outputs = Outputs(hidden, head_weight(config, params)[: self.vocab_size])
         if not keeps_layers:
-            return Reading(outputs)
+            return ForwardOutputs(outputs)
         attention = None
         if self._has("relations"):
             attention = last_attention(config, params, states, batch["positions"])
-        return Reading(outputs, states[jnp.array(compared_layers)], attention)
+        return ForwardOutputs(outputs, states[jnp.array(compared_layers)], attention)
 
 
 def without_projections(params):

@@ -36,7 +36,7 @@ from deepseek_jax.rollout.answers import Answers
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.state import in_memory
 
-# Batch key of a teacher's last hidden states, [b c d] as in losses.completions.Predicting
+# Batch key of a teacher's last hidden states, [b c d] as in losses.completions.PredictionInputs
 HIDDEN = "teacher_hidden"
 
 

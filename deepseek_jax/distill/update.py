@@ -18,7 +18,7 @@ from deepseek_jax.parallel.processes import say
 from deepseek_jax.training.loop import LOSS_TERMS, train
 from deepseek_jax.training.micro_batches import over_micro_batches
 from deepseek_jax.training.run import Run
-from deepseek_jax.training.update import Beside, create_update
+from deepseek_jax.training.update import UpdateOptions, create_update
 from deepseek_jax.training.watch import Checks, check_terms
 
 
@@ -85,7 +85,7 @@ def jitted_update(settings, objective: Objective, params, mesh: Mesh):
         # The factor on the learning rate from the next update on
         return {} if watched_metric is None else {"plateau_scale": state.opt_state[-1].scale}
 
-    beside = Beside(watched=watched_metric, report=report)
+    beside = UpdateOptions(watched=watched_metric, report=report)
     return create_update(settings, loss_fn, params, mesh, beside=beside)
 
 

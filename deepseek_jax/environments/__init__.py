@@ -5,7 +5,7 @@ from deepseek_jax.lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "Acted": "worker",
+        "ActionResult": "worker",
         "Environments": "pool",
     },
 )

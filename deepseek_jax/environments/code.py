@@ -7,7 +7,7 @@ from typing import NamedTuple
 from deepseek_jax.named_code import BRING, code_file, digest_of, is_code
 
 
-class Told(Exception):
+class ErrorForModel(Exception):
     """Error of a tool that fails: the model reads its text unchanged."""
 
 

@@ -14,10 +14,10 @@ from typing import Any
 from deepseek_jax.environments import worker
 from deepseek_jax.environments.code import Code, source_of
 from deepseek_jax.environments.schemas import describe
-from deepseek_jax.environments.worker import Acted, Paid
+from deepseek_jax.environments.worker import ActionResult, PaidReward
 from deepseek_jax.errors import at
 from deepseek_jax.rewards.batch import LARGEST_REWARD, TOO_LARGE
-from deepseek_jax.rewards.worker import Job, Lost
+from deepseek_jax.rewards.worker import Job, LostJob
 from deepseek_jax.rewards.workers import WorkerPool
 
 
@@ -64,7 +64,7 @@ class Environments:
 
     Attributes:
         has_state: True if there is an environment.
-        schemas, takes_steps, reward_name: See schemas.Described.
+        schemas, takes_steps, reward_name: See schemas.Description.
 
     Raises:
         ValueError: If the code has another form. The message names the argument.
@@ -150,10 +150,10 @@ class Environments:
         if not self.has_state:
             return None
         text = self._pool.wait(conversation.job)
-        if isinstance(text, (Lost, Exception)):
+        if isinstance(text, (LostJob, Exception)):
             self.stop()
             with at("environment"):
-                raise ValueError(self._why(text) if isinstance(text, Lost) else str(text))
+                raise ValueError(self._why(text) if isinstance(text, LostJob) else str(text))
         conversation.life, conversation.job = conversation.job.life, None
         return text
 
@@ -172,7 +172,7 @@ class Environments:
             calls = [(call.name, call.arguments) for call in given]
             self._send(conversation, key, [name for name, _ in calls], worker.turn, calls)
 
-    def acted(self, key: int) -> Acted:
+    def acted(self, key: int) -> ActionResult:
         """Wait for what act() started, and return its result.
 
         Raises:
@@ -184,11 +184,11 @@ class Environments:
         if isinstance(result, Exception):
             with at("environment" if self.has_state else "tools"):
                 raise result
-        if not isinstance(result, Lost):
+        if not isinstance(result, LostJob):
             return result
         is_own = result.job is not None and result.job.key == key
         seconds = result.seconds if is_own else 0.0
-        return Acted([], int(is_own), seconds, failure=self._failure(result, key))
+        return ActionResult([], int(is_own), seconds, failure=self._failure(result, key))
 
     def end(self, key: int):
         """Start get_reward, if there is one, and forget the environment."""
@@ -201,15 +201,15 @@ class Environments:
         if self.has_state:
             self._pool.tell(key, worker.forget, key)
 
-    def reward(self, key: int) -> Paid | None:
+    def reward(self, key: int) -> PaidReward | None:
         """Wait for the reward that end() started, and return it, or None without get_reward."""
         if self.reward_name is None:
             return None
         conversation = self._conversations.pop(key)
         result = self._pool.wait(conversation.job)
-        if isinstance(result, Lost):
-            return Paid(key, f"there is no reward: {self._failure(result, key)}")
-        return Paid(key, str(result)) if isinstance(result, Exception) else result
+        if isinstance(result, LostJob):
+            return PaidReward(key, f"there is no reward: {self._failure(result, key)}")
+        return PaidReward(key, str(result)) if isinstance(result, Exception) else result
 
     def stop(self):
         """Forget all conversations under way."""

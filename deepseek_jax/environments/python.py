@@ -4,7 +4,7 @@ import contextlib
 import functools
 import importlib.util
 
-from deepseek_jax.environments.code import Told
+from deepseek_jax.environments.code import ErrorForModel
 from deepseek_jax.rewards.monty import MontySandbox
 from deepseek_jax.rewards.sandbox import SandboxError
 
@@ -37,4 +37,4 @@ def python(code: str) -> str:
         if failure is None:
             return output
     said = sandbox.said or "the sandbox ended"
-    raise Told(f"{output}Error: {said[:ERROR_CHARS]}")
+    raise ErrorForModel(f"{output}Error: {said[:ERROR_CHARS]}")

@@ -18,7 +18,7 @@ FORM = (
 )
 
 
-class Described(NamedTuple):
+class Description(NamedTuple):
     """Description of the user's code.
 
     Attributes:
@@ -32,8 +32,8 @@ class Described(NamedTuple):
     reward_name: str | None
 
 
-def describe(code: Code) -> Described:
-    """Return the Described of the user's code.
+def describe(code: Code) -> Description:
+    """Return the Description of the user's code.
 
     Raises:
         ValueError: For each mistake in the code's form. The message has the argument's name.
@@ -44,7 +44,7 @@ def describe(code: Code) -> Described:
             with at("tools"):
                 _add(pool.ask(_tool, source), source.name, schemas, names)
         if code.environment is None:
-            return Described(schemas, False, None)
+            return Description(schemas, False, None)
         with at("environment"):
             description = pool.ask(_environment, code.environment, bool(code.tools))
             for schema in description.schemas:
@@ -107,7 +107,7 @@ def _require_not_async(function, name):
 
 
 def _environment(environment, source, has_tools):
-    """Return the Described of an environment, without the tools.
+    """Return the Description of an environment, without the tools.
 
     Args:
         environment: The class.
@@ -129,12 +129,12 @@ def _environment(environment, source, has_tools):
     reward_name = environment.__name__ if hasattr(environment, "get_reward") else None
     if names != ["step"] or has_tools:
         schemas = [_schema(getattr(instance, name), f"{source.name}.{name}") for name in names]
-        return Described(schemas, False, reward_name)
+        return Description(schemas, False, reward_name)
     try:
         inspect.signature(instance.step).bind("text")
     except TypeError as error:
         raise ValueError(f"{source.name}.step: {error}; define step(self, text)") from error
-    return Described([], True, reward_name)
+    return Description([], True, reward_name)
 
 
 def _require_class(environment, source):

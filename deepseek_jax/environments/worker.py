@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from deepseek_jax.environments.code import Code, Told, public_methods
+from deepseek_jax.environments.code import Code, ErrorForModel, public_methods
 from deepseek_jax.named_code import import_unchanged, with_line
 from deepseek_jax.rewards.worker import note_call, watched
 
@@ -21,7 +21,7 @@ ERROR_CHARS = 500
 TOO_LONG = "{} returned {} bytes, above call_bytes={}"
 
 
-class Acted(NamedTuple):
+class ActionResult(NamedTuple):
     """Result of a step, or of the calls of a turn.
 
     Attributes:
@@ -44,14 +44,14 @@ class Acted(NamedTuple):
     misformed: str | None = None
 
 
-class Own(NamedTuple):
+class OwnedEnvironment(NamedTuple):
     """An environment, and the number of the conversation that began it."""
 
     number: int
     environment: Any
 
 
-class Paid(NamedTuple):
+class PaidReward(NamedTuple):
     """Result of get_reward.
 
     Attributes:
@@ -70,7 +70,7 @@ class _State(NamedTuple):
         code: The user's code, before its import.
         call_seconds: Longest time of one call.
         call_bytes: Most bytes of the text that a call returns.
-        environments: conversation -> its Own.
+        environments: conversation -> its OwnedEnvironment.
         loaded: "tools" and "environment" -> the imported code; empty before the import.
     """
 
@@ -126,7 +126,7 @@ def reset(key: int, columns: dict, seed: int, count: int):
     file = _state.code.environment.file
     environment, error, _ = _limited(0, _state.loaded["environment"])
     if error is None:
-        _state.environments[key] = Own(key, environment)
+        _state.environments[key] = OwnedEnvironment(key, environment)
         _require_columns(environment.reset, columns, file)
         text, error, _ = _limited(0, environment.reset, **columns)
     if error is not None:
@@ -152,7 +152,7 @@ def _require_columns(function, columns, file):
 
 
 def turn(key: int, calls: Sequence[tuple[str, dict]], seed: int, count: int):
-    """Make the calls of a turn, and return Acted with each call's text, in order."""
+    """Make the calls of a turn, and return ActionResult with each call's text, in order."""
     _seed(seed, count)
     functions = dict(_state.loaded["tools"])
     if key in _state.environments:
@@ -166,32 +166,34 @@ def turn(key: int, calls: Sequence[tuple[str, dict]], seed: int, count: int):
         errors, seconds = errors + (error is not None), seconds + spent
         if size > _state.call_bytes:
             failure = TOO_LONG.format(name, size, _state.call_bytes)
-            return Acted([], errors + 1, seconds, failure=failure)
+            return ActionResult([], errors + 1, seconds, failure=failure)
         texts.append(text)
-    return Acted(texts, errors, seconds)
+    return ActionResult(texts, errors, seconds)
 
 
 def step(key: int, text: str, seed: int, count: int):
-    """Call step with the model's text, and return Acted with the environment's answer."""
+    """Call step with the model's text, and return ActionResult with the environment's answer."""
     _seed(seed, count)
     value, error, seconds = _limited(0, _state.environments[key].environment.step, text)
     if error is None and value is None:
-        return Acted([], 0, seconds, ended=True)
+        return ActionResult([], 0, seconds, ended=True)
     misformed = None
     if error is None and not isinstance(value, str):
         misformed = f"step returned {type(value).__name__}; return a text, or None to end"
         error = TypeError(misformed)
     text, size = _clean(value if error is None else _error_text(error))
     if size > _state.call_bytes:
-        return Acted([], 1, seconds, failure=TOO_LONG.format("step", size, _state.call_bytes))
-    return Acted([text], int(error is not None), seconds, misformed=misformed)
+        return ActionResult(
+            [], 1, seconds, failure=TOO_LONG.format("step", size, _state.call_bytes)
+        )
+    return ActionResult([text], int(error is not None), seconds, misformed=misformed)
 
 
 def reward(key: int, seed: int, count: int):
-    """Return the Paid of a conversation, and forget its environment."""
+    """Return the PaidReward of a conversation, and forget its environment."""
     _seed(seed, count)
     own = _state.environments.pop(key)
-    return Paid(own.number, _reward_of(own.environment))
+    return PaidReward(own.number, _reward_of(own.environment))
 
 
 def _reward_of(environment):
@@ -257,7 +259,7 @@ def _answer(functions, name, arguments):
 def _error_text(error):
     if isinstance(error, _Refused):
         return _cut(f"Error: {error}")
-    if isinstance(error, Told):
+    if isinstance(error, ErrorForModel):
         return str(error)
     kind = type(error).__name__
     try:

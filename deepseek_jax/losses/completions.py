@@ -15,7 +15,7 @@ from deepseek_jax.ops.token_at import token_at
 from deepseek_jax.parallel.tokens import over_tokens
 
 
-class Predicting(NamedTuple):
+class PredictionInputs(NamedTuple):
     """The hidden states that predict the tokens of completions.
 
     Attributes:
@@ -94,7 +94,7 @@ def completion_states(config: ModelConfig, params, batch):
         batch: As in `completion_logprobs`.
 
     Returns:
-        Predicting. With p < b its columns are the completions, c = t. With p = b they are whole
+        PredictionInputs. With p < b its columns are the completions, c = t. With p = b they are whole
         rows, c = s + t.
     """
     form = _own_rows if len(batch["prompt_ids"]) == len(batch["completion_ids"]) else _shared_rows
@@ -126,7 +126,7 @@ def _own_rows(config, params, batch):
     )
     # Predictions inside the prompt are computed and dropped. The row's tokens are split over
     # devices: to cut the row would move every hidden state
-    return Predicting(hidden, jnp.roll(tokens, -1, axis=1), s - 1, routing)
+    return PredictionInputs(hidden, jnp.roll(tokens, -1, axis=1), s - 1, routing)
 
 
 def _shared_rows(config, params, batch):
@@ -164,7 +164,7 @@ def _shared_rows(config, params, batch):
     last_pd = token_at(hidden, prompt_length_p - 1)
     last_pn1d = jnp.broadcast_to(last_pd[:, None, None], (p, n, 1, d))
     before_pntd = jnp.concatenate([last_pn1d, hidden[:, s:].reshape(p, n, t, d)[:, :, :-1]], axis=2)
-    return Predicting(before_pntd.reshape(b, t, d), batch["completion_ids"], 0, routing)
+    return PredictionInputs(before_pntd.reshape(b, t, d), batch["completion_ids"], 0, routing)
 
 
 def _present(batch):

@@ -31,7 +31,7 @@ UNIFORM = functools.partial(jax.random.uniform, minval=-1.0, maxval=1.0)
     jax.tree_util.register_dataclass, data_fields=["base", "adapter"], meta_fields=["scale"]
 )
 @dataclasses.dataclass(frozen=True)
-class Adapted:
+class AdaptedParams:
     """A model's params with an adapter; it can stand wherever a model's params can stand.
 
     Attributes:
@@ -46,7 +46,7 @@ class Adapted:
 
 
 # The field that an update changes, for each kind of params with a frozen part
-LEARNS = {Adapted: "adapter", TrainedPart: "trained"}
+LEARNS = {AdaptedParams: "adapter", TrainedPart: "trained"}
 
 
 def with_adapter(config: ModelConfig, params, settings: AdapterSettings, mesh: Mesh, seed: int):
@@ -60,7 +60,7 @@ def with_adapter(config: ModelConfig, params, settings: AdapterSettings, mesh: M
         seed: The seed of the adapter's random matrices.
 
     Returns:
-        An Adapted.
+        An AdaptedParams.
 
     Raises:
         ValueError: For a target that the model does not have.
@@ -76,11 +76,11 @@ def with_adapter(config: ModelConfig, params, settings: AdapterSettings, mesh: M
         )
 
     base = jax.tree.map_with_path(put, params)
-    return Adapted(base, adapter, settings.alpha / settings.rank)
+    return AdaptedParams(base, adapter, settings.alpha / settings.rank)
 
 
 def abstract_adapted(config: ModelConfig, params, settings: AdapterSettings, mesh: Mesh):
-    """Return a run's Adapted as ShapeDtypeStructs.
+    """Return a run's AdaptedParams as ShapeDtypeStructs.
 
     Its base is in int8 if settings.quantize says so.
     """
@@ -92,7 +92,7 @@ def abstract_adapted(config: ModelConfig, params, settings: AdapterSettings, mes
     )
     base = params if settings.quantize is None else abstract_quantized(params)
     base = jax.tree.map_with_path(lambda p, leaf: leaf.update(sharding=as_read(p, leaf)), base)
-    return Adapted(base, adapter, settings.alpha / settings.rank)
+    return AdaptedParams(base, adapter, settings.alpha / settings.rank)
 
 
 def as_read(path, leaf):
@@ -132,13 +132,13 @@ def init_adapter(config: ModelConfig, settings: AdapterSettings, rng):
 
 
 def whole(params):
-    """Return the model's tree of parameters, also for an Adapted or a TrainedPart.
+    """Return the model's tree of parameters, also for an AdaptedParams or a TrainedPart.
 
-    The tree of an Adapted has a low_rank.LowRank for every weight with an adapter.
+    The tree of an AdaptedParams has a low_rank.LowRank for every weight with an adapter.
     """
     if isinstance(params, TrainedPart):
         return rejoined(params)
-    if not isinstance(params, Adapted):
+    if not isinstance(params, AdaptedParams):
         return params
     weights, factors_by_path = flatten_dict(params.base, sep="/"), {}
     for stack, pair_by_module in params.adapter.items():
@@ -165,7 +165,7 @@ def _shares(pair, paths, weights):
     return [(a, b[..., :width]), (a, b[..., width:])]
 
 
-def merged(params: Adapted):
+def merged(params: AdaptedParams):
     """Merge an adapter into the weights: params that compute the same without an adapter.
 
     Returns:
@@ -185,12 +185,12 @@ def split(params):
     """Split params into the arrays that an update changes and the rest, for `join`.
 
     Args:
-        params: A tree of params; Adapted and TrainedPart may stand in it.
+        params: A tree of params; AdaptedParams and TrainedPart may stand in it.
 
     Returns:
-        (trained, frozen). trained is the tree with the adapter of each Adapted and the trained part
+        (trained, frozen). trained is the tree with the adapter of each AdaptedParams and the trained part
         of each TrainedPart. frozen is what join needs in addition; it is None if the tree has no
-        Adapted and no TrainedPart, and then all of it is trained.
+        AdaptedParams and no TrainedPart, and then all of it is trained.
     """
     if not any(map(_learns_in_part, jax.tree.leaves(params, is_leaf=_learns_in_part))):
         return params, None

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from deepseek_jax.models.adapters import Adapted
+from deepseek_jax.models.adapters import AdaptedParams
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.heads import hidden_states
 from deepseek_jax.models.layers import weight
@@ -65,7 +65,7 @@ def reward_params(config: ModelConfig, params, mesh: Mesh, rng):
 
 def decoder_params(params):
     """Return the part of a policy's params that a reward model has: no head, no MTP modules."""
-    if isinstance(params, Adapted):
+    if isinstance(params, AdaptedParams):
         return dataclasses.replace(params, base=decoder_params(params.base))
     # Parameters that nothing reads would still be stored, and the optimizer would decay them
     return {

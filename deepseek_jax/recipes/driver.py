@@ -31,13 +31,13 @@ from deepseek_jax.errors import CannotPlan, at
 from deepseek_jax.files import write_whole
 from deepseek_jax.models import ModelConfig, count_params
 from deepseek_jax.models.adapter_modules import adapter_axes
-from deepseek_jax.models.adapters import Adapted
+from deepseek_jax.models.adapters import AdaptedParams
 from deepseek_jax.named_code import code_digests
 from deepseek_jax.parallel.host_memory import device_bytes
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.progress import waiting_for
 from deepseek_jax.recipes.checks import check_slots, largest_batch
-from deepseek_jax.recipes.kinds.paying import Paid
+from deepseek_jax.recipes.kinds.paying import RewardSource
 from deepseek_jax.recipes.page import write_page
 from deepseek_jax.recipes.results import Results
 from deepseek_jax.recipes.stage import SCORES, Context, Stage
@@ -47,7 +47,7 @@ from deepseek_jax.training.lineage import (
     CHECKPOINTS,
     RECORD,
     Inputs,
-    Standing,
+    StageState,
     renew,
     run_stage,
     standing,
@@ -219,7 +219,8 @@ class _Running:
     def _may_not_fit(self, room_bytes):
         sources = (source for stage in self.stages for source in stage.sources)
         if not self.left or any(
-            isinstance(reward_source, Paid) and reward_source.models() for reward_source in sources
+            isinstance(reward_source, RewardSource) and reward_source.models()
+            for reward_source in sources
         ):
             return bool(room_bytes)
         num_params = max(map(count_params, {*self.left.values()}))
@@ -250,8 +251,8 @@ class _Running:
             return Inputs(hash_inputs, about=start_fields)
         return Inputs(hash_inputs, settings.num_steps, settings.continues(), start_fields)
 
-    def standings(self, folder: Path | None = None) -> dict[str, tuple[Inputs, Standing]]:
-        """Return {stage: (its inputs, its Standing)}.
+    def standings(self, folder: Path | None = None) -> dict[str, tuple[Inputs, StageState]]:
+        """Return {stage: (its inputs, its StageState)}.
 
         Args:
             folder: The folder with the stages' records; by default the run's folder.
@@ -267,7 +268,7 @@ class _Running:
             )
         return standings
 
-    def check_drops(self, standings: Mapping[str, tuple[Inputs, Standing]], claim: Claim, folder):
+    def check_drops(self, standings: Mapping[str, tuple[Inputs, StageState]], claim: Claim, folder):
         """Raise ValueError, listing the stages, if a run would delete results of an earlier one."""
         growing_stages = {
             name for name, (_, stage_standing) in standings.items() if stage_standing.grows
@@ -337,7 +338,7 @@ class _Running:
 
 def _save(context: Context, policy: Policy):
     """Save the policy that a stage's run returned; with an adapter, only the adapter."""
-    if isinstance(policy.params, Adapted):
+    if isinstance(policy.params, AdaptedParams):
         base, target = context.path_of(context.stage.start), context.own / "adapter"
         if not is_adapter(target):
             save_adapter(target, policy.config, policy.params, base, policy.files())

@@ -78,7 +78,7 @@ def _is_recipe(file):
     return "\nSETTINGS = " in file.read_text()
 
 
-class Opened(NamedTuple):
+class OpenedRecipe(NamedTuple):
     """A config's recipe, ready to run.
 
     Attributes:
@@ -94,7 +94,7 @@ class Opened(NamedTuple):
     recorded: dict[str, Any]
 
 
-def opened(config: ConfigDict, workdir: Path) -> Opened:
+def opened(config: ConfigDict, workdir: Path) -> OpenedRecipe:
     """Read a config for a run in a work directory: its recipe, settings and mesh.
 
     Raises:
@@ -115,10 +115,10 @@ def opened(config: ConfigDict, workdir: Path) -> Opened:
         exchange = exchange_of(config.get("model", {}))
     with at("config.mesh"):
         mesh = make_mesh(**dataclasses.asdict(mesh_settings), exchange=exchange)
-    return Opened(recipe, settings, mesh, recorded)
+    return OpenedRecipe(recipe, settings, mesh, recorded)
 
 
-def opened_by_all(config: ConfigDict, workdir: Path) -> Opened:
+def opened_by_all(config: ConfigDict, workdir: Path) -> OpenedRecipe:
     """Call `opened` on all processes together.
 
     Raises:

@@ -8,7 +8,7 @@ from typing_extensions import override
 from deepseek_jax.errors import at
 from deepseek_jax.named_code import code_digests
 from deepseek_jax.recipes.conversing import rewards_of
-from deepseek_jax.recipes.kinds.paying import Paid
+from deepseek_jax.recipes.kinds.paying import RewardSource
 from deepseek_jax.recipes.origin import digest
 from deepseek_jax.recipes.stage import Context
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
@@ -17,7 +17,7 @@ from deepseek_jax.reinforce.settings import ModelRewardSettings, ReinforceSettin
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class StageRewards(Paid):
+class StageRewards(RewardSource):
     """Rules, an environment's rewards, and reward models, for the stages of reinforcement.
 
     Attributes:

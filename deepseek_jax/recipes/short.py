@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from deepseek_jax.recipes.kinds.given import Given
-from deepseek_jax.recipes.kinds.paying import Paid
+from deepseek_jax.recipes.kinds.given import GivenPolicy
+from deepseek_jax.recipes.kinds.paying import RewardSource
 from deepseek_jax.recipes.kinds.pretrain import BaseCorpus, Pretrain
 from deepseek_jax.recipes.origin import Origin
 from deepseek_jax.recipes.settings import PolicyRun
@@ -19,7 +19,7 @@ def first_stage(
     template: str,
     *,
     conversing: Any = None,
-    waiting: tuple[Paid, ...] = (),
+    waiting: tuple[RewardSource, ...] = (),
     name=BASE,
 ) -> Stage:
     """Return the stage that all other stages begin from.
@@ -36,7 +36,7 @@ def first_stage(
         s.model, template, s.init_from, tokenizer, trained=s.trains_whole(), conversing=conversing
     )
     if s.base is None:
-        return Given(CHECKPOINT, None, origin=origin, path="", title="checkpoint")
+        return GivenPolicy(CHECKPOINT, None, origin=origin, path="", title="checkpoint")
     corpus = BaseCorpus(s.base, s.seed)
     return Pretrain(
         name,

@@ -51,7 +51,7 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Left(Source):
+class StageFolder(Source):
     """The folder of an earlier stage, with everything that it wrote."""
 
     stage: str
@@ -340,7 +340,7 @@ class Context:
         return self.stages[name].path_of_params(self.folder / name)
 
 
-class Answering(NamedTuple):
+class AnswerPlan(NamedTuple):
     """The answers of a stage, as a plan counts them.
 
     Attributes:

@@ -317,17 +317,17 @@ def longest_group(settings, completions: int | None = None):
 
 
 def one_kept(settings: ReinforceSettings, config: ModelConfig):
-    """Build a rollout.kept.Kept of one row of one token, as ShapeDtypeStructs."""
+    """Build a rollout.kept.TokenChoices of one row of one token, as ShapeDtypeStructs."""
     experts = candidates = None
     if settings.keep_routing:
         token_shape = config.num_moe_layers, config.num_experts_per_tok
         experts = jax.ShapeDtypeStruct((1, 1, *token_shape), kept.DTYPE)
     if settings.rollout.truncates():
         candidates = jax.ShapeDtypeStruct((1, 1, settings.rollout.top_k), np.int32)
-    return kept.Kept(experts, experts, candidates)
+    return kept.TokenChoices(experts, experts, candidates)
 
 
-def with_kept(batch, own: kept.Kept):
+def with_kept(batch, own: kept.TokenChoices):
     """Add to a batch what the rollout kept of its rows, in place of the rows' numbers."""
     rows = batch["prompt_rows"], batch["completion_rows"]
     lengths = batch["prompt_ids"].shape[1], batch["completion_ids"].shape[1]

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deepseek_jax.losses.advantages import group_advantages
-from deepseek_jax.models.adapters import Adapted
+from deepseek_jax.models.adapters import AdaptedParams
 from deepseek_jax.parallel.host_memory import return_much_freed_memory
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import on_device, put_share
@@ -288,7 +288,7 @@ class GroupSource:
 
     def _reference(self, state):
         """Return the params that the KL compares with, on the device; None for no KL."""
-        if isinstance(state.frozen, Adapted):
+        if isinstance(state.frozen, AdaptedParams):
             # With an adapter the reference is the frozen policy itself: nothing is stored or copied
             return state.frozen.base if self.settings.loss.kl_coef else None
         reference = state.reference if self.reference is None else self.reference

@@ -7,7 +7,7 @@ import functools
 from typing import Any
 
 from deepseek_jax.losses.grpo import metric_weights
-from deepseek_jax.models.adapters import Adapted
+from deepseek_jax.models.adapters import AdaptedParams
 from deepseek_jax.reinforce.groups import GroupSource
 from deepseek_jax.reinforce.idle import IdleUpdates, check_reference
 from deepseek_jax.reinforce.scenarios import ScenarioRewards
@@ -49,7 +49,7 @@ def reinforce(
     params, frozen, saved = policy.params, None, None
     create, update = jitted_update(settings, policy.config, params, run.mesh)
     # With an adapter the frozen policy is the reference, and GroupSource finds it in the state
-    compares = settings.loss.kl_coef and not isinstance(params, Adapted)
+    compares = settings.loss.kl_coef and not isinstance(params, AdaptedParams)
     if compares and settings.reference_every is None:
         frozen = as_reference(settings, params)
     elif compares:

@@ -37,7 +37,7 @@ class Sampler:
 
     Attributes:
         sampled_by: the fingerprint of the parameters that sampled last; 0 for unknown.
-        kept: the rollout.kept.Kept of the latest rollout.
+        kept: the rollout.kept.TokenChoices of the latest rollout.
     """
 
     def __init__(self, policy: Policy, settings, folder: Path | None):

@@ -13,7 +13,7 @@ from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.shard import batch_parts
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.training.state import in_memory
-from deepseek_jax.training.update import Beside, Reference, create_update
+from deepseek_jax.training.update import Reference, UpdateOptions, create_update
 from deepseek_jax.training.watch import Limit
 
 # The largest mean of |old_logprobs - sampler_logprobs|, in nats, that rounding explains. Runs in
@@ -70,7 +70,7 @@ def jitted_update(settings: ReinforceSettings, config: ModelConfig, params, mesh
     # (arXiv:2503.20783)
     longest_completion = settings.rollout.longest()
     loss_fn = make_grpo_loss(config, settings.loss, max_completion_length=longest_completion)
-    return create_update(settings, loss_fn, params, mesh, beside=Beside(reference=reference))
+    return create_update(settings, loss_fn, params, mesh, beside=UpdateOptions(reference=reference))
 
 
 def reference_places(settings: ReinforceSettings, params):

@@ -28,7 +28,7 @@ WORKER_BYTES = 4 * 2**30
 TRIES = 3
 
 
-class Doing(NamedTuple):
+class NotePlaces(NamedTuple):
     """Places of the array in which a worker notes what it does.
 
     The main process reads the array when the worker has ended before it could say so.
@@ -46,12 +46,12 @@ class Doing(NamedTuple):
     pid: int = 3
 
 
-_AT = Doing()
-# In a worker: the array with the places of Doing
+_AT = NotePlaces()
+# In a worker: the array with the places of NotePlaces
 _doing = None
 
 
-class Lost(NamedTuple):
+class LostJob(NamedTuple):
     """Result of a job that was lost.
 
     Attributes:
@@ -147,7 +147,7 @@ class Worker:
         """Wait for a job, and return its result.
 
         Returns:
-            What the job returned, the exception that it raised, or Lost.
+            What the job returned, the exception that it raised, or LostJob.
         """
         while not job.done:
             self._finish(job)
@@ -177,7 +177,7 @@ class Worker:
                 child.kill()
         self._executor.shutdown(cancel_futures=True)
         self._executor = None
-        self._next_life(Lost(None, closed=True))
+        self._next_life(LostJob(None, closed=True))
 
     def forget_jobs(self):
         """Forget all jobs. A call that is running is killed."""
@@ -219,7 +219,7 @@ class Worker:
         number = int(self._doing[_AT.job])
         culprit = next((job for job in lost_jobs if job.number == number), None)
         seconds = self._ended - self._doing[_AT.since]
-        lost = Lost(culprit, int(self._doing[_AT.call]), seconds)
+        lost = LostJob(culprit, int(self._doing[_AT.call]), seconds)
         self._next_life(lost)
         self._waiting = {}
         for job in lost_jobs:

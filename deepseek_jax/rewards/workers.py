@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import FIRST_COMPLETED, wait
 from typing import Any
 
-from deepseek_jax.rewards.worker import Job, Lost, Worker
+from deepseek_jax.rewards.worker import Job, LostJob, Worker
 
 
 # Not pebble's pool: it gives the next call to a worker that was just killed, so `run` would have to
@@ -85,7 +85,7 @@ class WorkerPool:
                 worker = running.pop(job)
                 free.append(worker)
                 result = worker.wait(job)
-                if not isinstance(result, Lost):
+                if not isinstance(result, LostJob):
                     results[job.key] = result
                 elif job.key not in repeated:
                     repeated.add(job.key)

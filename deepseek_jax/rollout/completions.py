@@ -12,7 +12,7 @@ from deepseek_jax.parallel.host_memory import zeros_by_page
 from deepseek_jax.training.run import leave_if_asked
 
 
-class Owned(NamedTuple):
+class Ownership(NamedTuple):
     """What every process knows of completions whose tokens only one process has, their owner.
 
     Attributes:
@@ -44,7 +44,7 @@ class Rollout(NamedTuple):
         accepted: int32[b], the number of drafted tokens that were accepted.
         observed_mask: bool[b t], True on tokens of a conversation that the model read. None if
             completions are single turns.
-        owned: An Owned. None if this process has the tokens of all rows.
+        owned: An Ownership. None if this process has the tokens of all rows.
     """
 
     completion_ids: np.ndarray
@@ -54,7 +54,7 @@ class Rollout(NamedTuple):
     drafted: np.ndarray | None = None
     accepted: np.ndarray | None = None
     observed_mask: np.ndarray | None = None
-    owned: Owned | None = None
+    owned: Ownership | None = None
 
     @property
     def lengths(self):
@@ -88,7 +88,7 @@ class Rollout(NamedTuple):
     def part(self, rows: slice):
         """Return the Rollout of some rows, which shares its arrays with this one."""
         arrays = self._replace(owned=None)
-        owned = None if self.owned is None else Owned(*(array[rows] for array in self.owned))
+        owned = None if self.owned is None else Ownership(*(array[rows] for array in self.owned))
         return Rollout(*(None if array is None else array[rows] for array in arrays))._replace(
             owned=owned
         )
@@ -155,7 +155,7 @@ class RolloutLog:
         keeps_routing: True if the rollout keeps the experts of its tokens.
         keeps_candidates: True if the rollout keeps, for each token, the tokens that top-p and top-k
             left to draw it from.
-        kept: The rollout sets it if it keeps anything: a kept.Kept.
+        kept: The rollout sets it if it keeps anything: a kept.TokenChoices.
         own_rows: True if a process receives the tokens of the completions alone that its devices
             sampled, and becomes their owner. A single process receives all in either case.
     """
@@ -201,7 +201,7 @@ def empty_rollout(rows: int, length: int, converses: bool = False, own_rows: boo
     """
     shape, owned, zeros = (rows, length), None, np.zeros
     if own_rows and jax.process_count() > 1:
-        owned = Owned(*(np.zeros(rows, np.int32) for _ in Owned._fields))
+        owned = Ownership(*(np.zeros(rows, np.int32) for _ in Ownership._fields))
         zeros = zeros_by_page
     return Rollout(
         completion_ids=zeros(shape, np.int32),

@@ -14,7 +14,7 @@ from deepseek_jax.rollout.completions import Rollout
 from deepseek_jax.rollout.slots import Slots, on_rollout_mesh
 
 
-class Tokens(NamedTuple):
+class EndedTokens(NamedTuple):
     """The tokens of e ended completions, 0 and False after their ends.
 
     Attributes:
@@ -28,7 +28,7 @@ class Tokens(NamedTuple):
     observed: jax.Array | None
 
 
-class Numbers(NamedTuple):
+class EndedNumbers(NamedTuple):
     """Numbers of e ended completions, [e] each.
 
     Attributes:
@@ -52,25 +52,25 @@ class Numbers(NamedTuple):
     broken_logprob: jax.Array
 
 
-class Ended(NamedTuple):
+class EndedSlots(NamedTuple):
     """Completions of e slots that have ended, in numpy.
 
     Attributes:
         slots: int[e].
         devices: The device of each slot, a list.
         here: bool[e], True for completions with tokens in `tokens`.
-        tokens: The Tokens of these.
-        numbers: The Numbers of all.
+        tokens: The EndedTokens of these.
+        numbers: The EndedNumbers of all.
     """
 
     slots: np.ndarray
     devices: list
     here: np.ndarray
-    tokens: Tokens
-    numbers: Numbers
+    tokens: EndedTokens
+    numbers: EndedNumbers
 
 
-def fetch(how, state: Slots, slots, own_rows: bool = False) -> Ended:
+def fetch(how, state: Slots, slots, own_rows: bool = False) -> EndedSlots:
     """Copy ended completions from their slots to numpy.
 
     Args:
@@ -101,7 +101,7 @@ def fetch(how, state: Slots, slots, own_rows: bool = False) -> Ended:
         numbers = jax.tree.map(lambda array: array[places], on_host(numbers))
     else:
         tokens, numbers = jax.tree.map(lambda array: array[places], on_host((tokens, numbers)))
-    return Ended(slots, devices, is_here, tokens, numbers)
+    return EndedSlots(slots, devices, is_here, tokens, numbers)
 
 
 class _Read(NamedTuple):
@@ -119,7 +119,7 @@ class _Read(NamedTuple):
 @functools.partial(jax.jit, static_argnums=0)
 @on_rollout_mesh
 def _take(how, arrays, local_slots):
-    """Return the Tokens and Numbers of slots: every device takes from its own.
+    """Return the EndedTokens and EndedNumbers of slots: every device takes from its own.
 
     Args:
         local_slots: int32[e], for each device as many slots, numbered from its first one.
@@ -138,10 +138,10 @@ def _take_here(arrays, local_slots):
     read_count = jnp.zeros_like(arrays.length) if observed is None else observed.sum(1)
     is_broken = is_present & ~jnp.isfinite(arrays.logprobs)
     broken = is_broken.argmax(1)
-    tokens = Tokens(
+    tokens = EndedTokens(
         jnp.where(is_present, arrays.tokens, 0), jnp.where(is_present, arrays.logprobs, 0), observed
     )
-    return tokens, Numbers(
+    return tokens, EndedNumbers(
         arrays.length - read_count,
         read_count,
         arrays.last_token,
@@ -198,7 +198,7 @@ def _on_this_process(array, places, width: int):
     return np.stack(rows) if rows else np.zeros((0, *array.shape[1:]), array.dtype)
 
 
-def copy_completions(rollout: Rollout, rows, ended: Ended):
+def copy_completions(rollout: Rollout, rows, ended: EndedSlots):
     """Copy ended completions into their rows of a rollout, in place.
 
     Args:

@@ -145,7 +145,7 @@ class Engine:
         due: {slot after the end of its turn: the token step at which the text that follows enters};
             {} if completions are single turns.
         steps: Token steps of conversations so far.
-        kept: A kept.Kept; None if the rollout keeps nothing of its tokens.
+        kept: A kept.TokenChoices; None if the rollout keeps nothing of its tokens.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class Engine:
         return program(*arguments)
 
     def open(self, slots, longest, log):
-        """Create `slots` free slots, and a kept.Kept if the rollout keeps anything.
+        """Create `slots` free slots, and a kept.TokenChoices if the rollout keeps anything.
 
         Args:
             longest: The most tokens of a completion.

@@ -28,7 +28,7 @@ DTYPE = jnp.uint16
 NOTHING = {"prompt_experts": FREE, "completion_experts": FREE, "candidates": -1}
 
 
-class Kept(NamedTuple):
+class TokenChoices(NamedTuple):
     """Experts and candidates of a rollout's tokens; a field is None if they are not kept.
 
     Each array has more rows than there are prompts or completions. The extra rows are at the end.
@@ -53,7 +53,7 @@ def begin(how, sampling, log, slots, requests):
         requests: All Requests.
 
     Returns:
-        The Slots with places for their current tokens, and a Kept with places for all requests.
+        The Slots with places for their current tokens, and a TokenChoices with places for all requests.
     """
     num_slots, length = slots.tokens.shape
     # Whole chunks of prompts, and a multiple of the slots: both split over the devices
@@ -61,7 +61,7 @@ def begin(how, sampling, log, slots, requests):
     prompt_shape = len(requests.tokens), requests.prompt_room
     token_shape = how.config.num_moe_layers, how.config.num_experts_per_tok
     make_empty = functools.partial(_nothing, how)
-    kept_arrays = Kept(None, None, None)
+    kept_arrays = TokenChoices(None, None, None)
     if log.keeps_routing:
         slots = slots._replace(experts=make_empty((num_slots, length, *token_shape), FREE, DTYPE))
         expert_shapes = ((*prompt_shape, *token_shape), (rows, length, *token_shape))
@@ -116,11 +116,11 @@ def note(slots, experts_bla, active):
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 @on_rollout_mesh
-def put_prompts(how, kept: Kept, experts_ptla, first):
+def put_prompts(how, kept: TokenChoices, experts_ptla, first):
     """Store the experts of a chunk of prompts.
 
     Args:
-        kept: The Kept, which is donated.
+        kept: The TokenChoices, which is donated.
         experts_ptla: uint16[p t l a], from prefill.
         first: int32[], the row of the chunk's first prompt.
     """
@@ -134,11 +134,11 @@ def put_prompts(how, kept: Kept, experts_ptla, first):
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 @on_rollout_mesh
-def put_completions(how, kept: Kept, slots, seats, rows):
+def put_completions(how, kept: TokenChoices, slots, seats, rows):
     """Store the experts and the candidates of completions that have ended.
 
     Args:
-        kept: The Kept, which is donated.
+        kept: The TokenChoices, which is donated.
         seats: int32[e], the slots of the completions.
         rows: int32[e], the row of each completion. Pairs of seat and row may repeat.
     """
@@ -158,14 +158,14 @@ def put_completions(how, kept: Kept, slots, seats, rows):
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
-def rows_of(kept: Kept, prompts, completions, prompt_length: int, completion_length: int):
-    """Return {field of Kept: its rows} for a batch, without fields that are None.
+def rows_of(kept: TokenChoices, prompts, completions, prompt_length: int, completion_length: int):
+    """Return {field of TokenChoices: its rows} for a batch, without fields that are None.
 
     The rows are cut or padded to the batch's lengths. They are split as a batch on the mesh of
     `jax.set_mesh`.
 
     Args:
-        kept: The Kept.
+        kept: The TokenChoices.
         prompts: int32[p], rows of prompts.
         completions: int32[b], rows of completions.
         prompt_length: Tokens of a prompt in the batch.

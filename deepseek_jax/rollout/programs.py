@@ -14,8 +14,8 @@ from deepseek_jax.costs.flops import forward_flops
 from deepseek_jax.costs.program import (
     GENERATION,
     SYNC,
-    Held,
     Program,
+    ResidentArrays,
     beside,
     everywhere,
     forward_work,
@@ -41,7 +41,7 @@ from deepseek_jax.rollout.slots import Decoding
 from deepseek_jax.rollout.weights import in_place
 
 
-class Asked(NamedTuple):
+class Workload(NamedTuple):
     """What a rollout has to answer: `prompts` prompts, n times each.
 
     Attributes:
@@ -66,7 +66,7 @@ def rollout_programs(
     config: ModelConfig,
     mesh: Mesh,
     options,
-    asked: Asked,
+    asked: Workload,
     *,
     dtype: str = "float32",
     adapter: AdapterSettings | None = None,
@@ -108,7 +108,7 @@ def rollout_programs(
     engine.call_all()
     work_by_name = rollout_sizes.works(decoding, requests.chunk_size)
     # Weights in int8 are not copied: decoding reads the parameters themselves
-    held_params = [] if is_quantized(params) else [Held("the parameters", params)]
+    held_params = [] if is_quantized(params) else [ResidentArrays("the parameters", params)]
     first_program, *other_programs = [
         dataclasses.replace(
             program,
@@ -137,7 +137,7 @@ class _Keys:
         return jax.eval_shape(lambda: jax.random.split(jax.random.key(0), len(index)))
 
 
-class _Work(NamedTuple):
+class _ProgramWork(NamedTuple):
     """Fields of a Program. Without tokens and flops, the program only moves numbers."""
 
     sizes: str
@@ -163,10 +163,10 @@ class _Sizes(NamedTuple):
     slots: int
     prompt_room: int
     longest: int
-    asked: Asked
+    asked: Workload
 
-    def works(self, how: Decoding, chunk: int) -> dict[str, _Work]:
-        """Return {program's name: its _Work}.
+    def works(self, how: Decoding, chunk: int) -> dict[str, _ProgramWork]:
+        """Return {program's name: its _ProgramWork}.
 
         Args:
             chunk: The number of prompts that are prefilled at once.
@@ -189,14 +189,14 @@ class _Sizes(NamedTuple):
         prompt_work = forward_work(self.config, chunk, self.prompt_room, logits=1)
         slots_text = f"{slots:,} slots x {self.prompt_room + self.longest:,}"
         return {
-            "weights": _Work("", SYNC),
-            "slots": _Work(slots_text),
-            "prefill": _Work(
+            "weights": _ProgramWork("", SYNC),
+            "slots": _ProgramWork(slots_text),
+            "prefill": _ProgramWork(
                 prompt_work.sizes, times=chunks, tokens=prompt_work.tokens, flops=prompt_work.flops
             ),
-            "seat": _Work(slots_text, times=calls.seat),
-            "grow": _Work(slots_text, times=len(cache_rooms(self.longest)) - 1),
-            "decode": _Work(
+            "seat": _ProgramWork(slots_text, times=calls.seat),
+            "grow": _ProgramWork(slots_text, times=len(cache_rooms(self.longest)) - 1),
+            "decode": _ProgramWork(
                 slots_text,
                 times=calls.decode,
                 token_steps=seatings * self.longest,
@@ -204,7 +204,7 @@ class _Sizes(NamedTuple):
                 flops=slots * flops,
             ),
         } | {
-            f"read {size}": _Work(
+            f"read {size}": _ProgramWork(
                 f"{slots:,} slots x {size}",
                 times=seatings * (workload.turns - 1),
                 tokens=slots * size,
@@ -235,7 +235,7 @@ class _Recorded(Engine):
     """An Engine that runs nothing and records the programs that it would call.
 
     Attributes:
-        calls: {name: its Program, without the fields of a _Work}, in the order of calls.
+        calls: {name: its Program, without the fields of a _ProgramWork}, in the order of calls.
     """
 
     def __init__(self, how: Decoding, params: Any, requests: Requests, mesh: Mesh, sizes: _Sizes):

@@ -98,7 +98,7 @@ class Inputs(NamedTuple):
         )
 
 
-class Standing(NamedTuple):
+class StageState(NamedTuple):
     """The state of a stage in its folder, compared with its present inputs.
 
     Attributes:
@@ -124,7 +124,7 @@ class Standing(NamedTuple):
         return bool(self.changed) and not self.grows
 
 
-def standing(workdir: Path, name: str, inputs: Inputs) -> Standing:
+def standing(workdir: Path, name: str, inputs: Inputs) -> StageState:
     """Compare the stage in workdir/name with its present inputs.
 
     Raises:
@@ -133,7 +133,7 @@ def standing(workdir: Path, name: str, inputs: Inputs) -> Standing:
     path, record = workdir / name / RECORD, inputs.record(name)
     old_record = read_record(path) if path.exists() else None
     if old_record is None:
-        return Standing(record, None, [], False)
+        return StageState(record, None, [], False)
     old_inputs, new_inputs = old_record["inputs"], record["inputs"]
     changed_inputs = sorted(
         key
@@ -144,17 +144,17 @@ def standing(workdir: Path, name: str, inputs: Inputs) -> Standing:
         inputs.num_steps is not None and old_record.get("num_steps", 0) < inputs.num_steps
     )
     grows = changed_inputs == ["num_steps"] and has_more_steps and inputs.continues
-    return Standing(record, old_record, changed_inputs, grows)
+    return StageState(record, old_record, changed_inputs, grows)
 
 
-def renew(workdir: Path, name: str, found: Standing):
+def renew(workdir: Path, name: str, found: StageState):
     """Remove the results of a stage's earlier run that had other inputs.
 
     If the training only gets more steps, its checkpoints stay. A removal that was interrupted is
     finished.
 
     Args:
-        found: the stage's Standing.
+        found: the stage's StageState.
     """
     folder, old_record = workdir / name, found.before
     barrier(f"the record of stage {name} is read")

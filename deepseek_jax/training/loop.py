@@ -250,7 +250,7 @@ def fit(
 ) -> Any:
     """Train params on loss_fn(params, batch, rng), resuming from run.folder, and return them.
 
-    Where params have adapters (models.adapters.Adapted), only the adapters are trained.
+    Where params have adapters (models.adapters.AdaptedParams), only the adapters are trained.
 
     Args:
         settings: as for `train`, with make_optimizer(), micro_batches and seed.

@@ -36,7 +36,7 @@ class Reference(NamedTuple):
     places: Any
 
 
-class Beside(NamedTuple):
+class UpdateOptions(NamedTuple):
     """Options of an update.
 
     Attributes:
@@ -52,7 +52,7 @@ class Beside(NamedTuple):
     reference: Reference | None = None
 
 
-NOTHING = Beside()
+NOTHING = UpdateOptions()
 
 
 def create_update(
@@ -63,7 +63,7 @@ def create_update(
     *,
     parts: tuple[str, ...] = (),
     micro_batches: int | None = None,
-    beside: Beside = NOTHING,
+    beside: UpdateOptions = NOTHING,
 ):
     """Build (create, update), the two functions that make and change a run's TrainState.
 
@@ -100,7 +100,9 @@ class Update:
         micro_batches: as in make_train_step.
     """
 
-    def __init__(self, loss_fn, tx, placed, micro_batches: int = 1, beside: Beside = NOTHING):
+    def __init__(
+        self, loss_fn, tx, placed, micro_batches: int = 1, beside: UpdateOptions = NOTHING
+    ):
         self.loss_fn, self.micro_batches, self.reference = loss_fn, micro_batches, beside.reference
         # The number of updates so far, which only a reference that follows the policy needs
         self.done = None

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import NamedSharding
 
-from deepseek_jax.costs.program import Held, Program, beside
+from deepseek_jax.costs.program import Program, ResidentArrays, beside
 from deepseek_jax.progress import waiting_for
 from launch.planning.by_shapes import results_by_shapes
 from launch.planning.hlo import decoding_costs, program_cost
-from launch.planning.records import Compiled, Memory
+from launch.planning.records import CompiledProgram, Memory
 from launch.planning.stored import digest_of, read, write
 
 # Programs for at most this many devices are so small that two of them compile at once
@@ -34,7 +34,7 @@ def compile_programs(programs: list[Program], cache: Path | None = None):
         cache: A folder for results, with names by the programs' contents; None for no cache.
 
     Yields:
-        (Program, Compiled) in the order of the programs, without programs by_shapes. The Program's
+        (Program, CompiledProgram) in the order of the programs, without programs by_shapes. The Program's
         `beside` includes the results of the programs in its `waiting`.
     """
     # A pod's program takes gigabytes to compile
@@ -56,7 +56,7 @@ def compile_programs(programs: list[Program], cache: Path | None = None):
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-class _Settled(NamedTuple):
+class _Outcome(NamedTuple):
     """The outcome of a program.
 
     Attributes:
@@ -64,7 +64,7 @@ class _Settled(NamedTuple):
         results: The results as ShapeDtypeStructs; None for a refused program.
     """
 
-    compiled: Compiled | None
+    compiled: CompiledProgram | None
     results: Any
 
 
@@ -73,7 +73,7 @@ class _Job(NamedTuple):
 
     Attributes:
         lowered: Its jax.stages.Lowered.
-        compiled: A Future of a Compiled.
+        compiled: A Future of a CompiledProgram.
     """
 
     program: Program
@@ -101,7 +101,7 @@ class _UnderWay:
                 compiled, results = job.compiled.result(), None
                 if compiled.refusal is None:
                     results = _results(job.program, job.lowered, compiled.specs)
-                self.settled[name] = _Settled(compiled, results)
+                self.settled[name] = _Outcome(compiled, results)
                 del self.jobs[name]
 
     def with_waiting(self, program):
@@ -110,18 +110,20 @@ class _UnderWay:
         for name in program.waiting:
             suffix = ", by its shapes" if name in self.by_shapes else ""
             if (outcome := self.settled.get(name)) and outcome.results is not None:
-                waiting_results.append(Held(f"the results of {name}{suffix}", outcome.results))
+                waiting_results.append(
+                    ResidentArrays(f"the results of {name}{suffix}", outcome.results)
+                )
         return beside([program], *waiting_results)[0]
 
     def _start(self, program):
         results_by_name = {n: self.settled[n].results for n in program.after if n in self.settled}
         if missing_names := [name for name in program.after if results_by_name.get(name) is None]:
             refusal = f"it needs the results of {missing_names[0]!r}, which was refused"
-            self.settled[program.name] = _Settled(Compiled(refusal=refusal), None)
+            self.settled[program.name] = _Outcome(CompiledProgram(refusal=refusal), None)
             return
         arguments = program.arguments_after(results_by_name)
         if program.by_shapes:
-            self.settled[program.name] = _Settled(None, results_by_shapes(program, arguments))
+            self.settled[program.name] = _Outcome(None, results_by_shapes(program, arguments))
             return
         with _devices_of(program) as device:
             traced = program.function.trace(*arguments)
@@ -146,7 +148,7 @@ def _devices_of(program):
 
 
 def _compiled(program, lowered, path):
-    """Return the Compiled of a program, from its file in the cache if it is there.
+    """Return the CompiledProgram of a program, from its file in the cache if it is there.
 
     Args:
         path: The file; None without a cache.
@@ -167,7 +169,7 @@ def _compile(program, lowered):
         executable = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         # The first line says the reason: memory, or a kernel's limits
-        return Compiled(refusal=str(error).splitlines()[0])
+        return CompiledProgram(refusal=str(error).splitlines()[0])
     memory_stats = executable.memory_analysis()
     memory = Memory(
         arguments=memory_stats.argument_size_in_bytes,
@@ -179,7 +181,7 @@ def _compile(program, lowered):
     specs = tuple(place.spec for place in jax.tree.leaves(executable.output_shardings))
     cost_inputs = executable.as_text(), dict(program.mesh.shape), program.filled
     costs = decoding_costs(*cost_inputs) if program.token_steps else (program_cost(*cost_inputs),)
-    return Compiled(memory, *costs, specs=specs)
+    return CompiledProgram(memory, *costs, specs=specs)
 
 
 def _results(program, lowered, specs):

@@ -5,12 +5,12 @@ from rich.table import Table
 from deepseek_jax.costs.chips import GIB, Chip
 from deepseek_jax.costs.program import Program
 from launch.planning.hlo import Cost
-from launch.planning.records import Compiled
+from launch.planning.records import CompiledProgram
 from launch.planning.roofline import Roofline, Seconds, share_of_peak
 from launch.planning.summary import duration, fits, held_at_once
 
 
-def program_table(program: Program, compiled: Compiled, seconds: Seconds | None, chip: Chip):
+def program_table(program: Program, compiled: CompiledProgram, seconds: Seconds | None, chip: Chip):
     """Return a rich Table of one program, for one device."""
     table = Table(title=program.name, show_header=False, title_justify="left")
     axes = " ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items() if size > 1)

@@ -19,7 +19,7 @@ from launch.planning.shards import Shards, compute_bytes, micro_batches, shards
 
 
 @dataclasses.dataclass(frozen=True)
-class Ranked:
+class RankedMesh:
     """A mesh over which the updates split, with room for their state.
 
     Attributes:
@@ -51,7 +51,7 @@ def rank(updates: list[Program], meshes: list[dict], mesh_of: Callable[[dict], M
         mesh_of: mesh_of({axis: size}) returns the Mesh over the devices.
 
     Returns:
-        ([Ranked], [why a mesh was dropped]), both in the order of `meshes`.
+        ([RankedMesh], [why a mesh was dropped]), both in the order of `meshes`.
     """
     ranked, drop_reasons = [], []
     for axis_sizes in meshes:
@@ -62,7 +62,7 @@ def rank(updates: list[Program], meshes: list[dict], mesh_of: Callable[[dict], M
     return ranked, drop_reasons
 
 
-def best_first(ranked: list[Ranked], micro_batches: int):
+def best_first(ranked: list[RankedMesh], micro_batches: int):
     """Return the meshes that split a batch into `micro_batches`, the cheapest collectives first."""
     candidates = [candidate for candidate in ranked if micro_batches in candidate.micro_batches]
     return sorted(
@@ -71,7 +71,7 @@ def best_first(ranked: list[Ranked], micro_batches: int):
 
 
 def _ranked(updates, axis_sizes, mesh_of, chip):
-    """Return the Ranked of one mesh.
+    """Return the RankedMesh of one mesh.
 
     Raises:
         ValueError: An update does not split over the mesh, or has no room for its state.
@@ -92,7 +92,7 @@ def _ranked(updates, axis_sizes, mesh_of, chip):
         _gather_seconds(update_shards, axis_sizes, chip, mesh) for update_shards in all_shards
     )
     exchanges = math.fsum(_exchange_seconds(update, axis_sizes, chip, mesh) for update in updates)
-    return Ranked(axis_sizes, micro_batch_counts, state, gathers, exchanges)
+    return RankedMesh(axis_sizes, micro_batch_counts, state, gathers, exchanges)
 
 
 def _gather_seconds(update_shards: Shards, axis_sizes: dict, chip: Chip, mesh: Mesh):

@@ -4,7 +4,7 @@ import dataclasses
 
 from launch.planning.hlo import Cost
 
-# The fields of a Compiled that are Costs
+# The fields of a CompiledProgram that are Costs
 COSTS = "cost", "token", "two_rounds"
 
 
@@ -28,7 +28,7 @@ class Memory:
 
 
 @dataclasses.dataclass(frozen=True)
-class Compiled:
+class CompiledProgram:
     """A program as compiled for one device, or the compiler's refusal.
 
     Attributes:

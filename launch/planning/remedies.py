@@ -2,10 +2,10 @@
 
 from deepseek_jax.costs.chips import GIB, Chip
 from deepseek_jax.costs.program import GENERATION, REWARD, TRAINING, Program
-from launch.planning.records import Compiled
+from launch.planning.records import CompiledProgram
 
 
-def remedies(program: Program, compiled: Compiled, chip: Chip):
+def remedies(program: Program, compiled: CompiledProgram, chip: Chip):
     """Return lines on what would help a program that does not fit on a device of this chip."""
     if compiled.refusal is not None:
         return _fields(program, None)

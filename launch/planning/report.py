@@ -13,7 +13,7 @@ from deepseek_jax.progress import line
 from deepseek_jax.reports.deployment import attention_table
 from launch.planning.compiled import compile_programs
 from launch.planning.program_table import program_table
-from launch.planning.records import Compiled
+from launch.planning.records import CompiledProgram
 from launch.planning.remedies import remedies
 from launch.planning.roofline import Seconds, seconds_of
 from launch.planning.summary import duration, fits, held_at_once, narrow_table, summary_table
@@ -54,7 +54,7 @@ def print_plan(programs: list[Program], chip: Chip, cache: Path | None):
     return all(fits(program, compiled, chip) for program, compiled, _ in plans)
 
 
-def compiled_line(program: Program, compiled: Compiled, seconds: Seconds | None):
+def compiled_line(program: Program, compiled: CompiledProgram, seconds: Seconds | None):
     """Return the line that a waiting reader gets as soon as a program is compiled."""
     if seconds is None:
         return f"{program.name}: does not compile"
@@ -69,7 +69,7 @@ def verdict_lines(planned, chip: Chip):
     """Yield lines that say whether all programs fit, and what would help each that does not.
 
     Args:
-        planned: [(Program, Compiled, Seconds or None)].
+        planned: [(Program, CompiledProgram, Seconds or None)].
     """
     misfits = [
         (program, compiled) for program, compiled, _ in planned if not fits(program, compiled, chip)
@@ -89,7 +89,7 @@ def step_lines(planned):
     """Yield lines on a step of reinforcement, by MLPerf's names, if all its programs compile.
 
     Args:
-        planned: [(Program, Compiled, Seconds or None)].
+        planned: [(Program, CompiledProgram, Seconds or None)].
     """
     groups = defaultdict(list)
     for program, _, seconds in planned:

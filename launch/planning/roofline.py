@@ -28,7 +28,7 @@ from deepseek_jax.costs.chips import Chip
 from deepseek_jax.costs.program import Program
 from deepseek_jax.parallel.torus import busiest_link
 from launch.planning.hlo import Cost
-from launch.planning.records import Compiled
+from launch.planning.records import CompiledProgram
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Seconds(NamedTuple):
         )
 
 
-def seconds_of(program: Program, compiled: Compiled, chip: Chip):
+def seconds_of(program: Program, compiled: CompiledProgram, chip: Chip):
     """Return the Seconds of a program on devices of this chip; None if the compiler refuses it."""
     if compiled.refusal is not None:
         return None

@@ -30,9 +30,9 @@ from deepseek_jax.recipes.experiment_file import set_field
 from deepseek_jax.settings import build
 from launch.planning.compiled import compile_programs
 from launch.planning.layouts import Layout, layout_fields
-from launch.planning.ranking import Ranked, best_first, rank
+from launch.planning.ranking import RankedMesh, best_first, rank
 from launch.planning.report import WIDTH
-from launch.planning.search_table import Compared, search_table
+from launch.planning.search_table import ComparedLayout, search_table
 from launch.planning.shards import meshes
 from launch.planning.topology import chosen, planned_mesh, recipes_programs
 
@@ -144,7 +144,7 @@ def print_search(search: Search, count: int, chip: Chip, cache: Path | None):
     ranked, drop_reasons = rank(search.updates, search.meshes, search.mesh_of, chip)
     split_text = f"{len(ranked):,} of {len(search.meshes):,} meshes split"
     console.print(f"{split_text}, with room for the training state")
-    # {the layout's text: its Compared, or None if the recipe refuses it}
+    # {the layout's text: its ComparedLayout, or None if the recipe refuses it}
     compared_by_layout = {}
 
     def fits(ranked_mesh, micro_batches, remat):
@@ -158,7 +158,7 @@ def print_search(search: Search, count: int, chip: Chip, cache: Path | None):
                 return None
             console.print(f"compiling {layout} ...")
             compiled = list(compile_programs(programs, cache))
-            compared_by_layout[str(layout)] = Compared(layout, ranked_mesh, compiled)
+            compared_by_layout[str(layout)] = ComparedLayout(layout, ranked_mesh, compiled)
         return compared_by_layout[str(layout)] and compared_by_layout[str(layout)].fits(chip)
 
     try_layouts(ranked, count, fits)
@@ -180,7 +180,9 @@ def print_search(search: Search, count: int, chip: Chip, cache: Path | None):
     return bool(fitting_layouts)
 
 
-def try_layouts(ranked: list[Ranked], count: int, fits: Callable[[Ranked, int, str], bool | None]):
+def try_layouts(
+    ranked: list[RankedMesh], count: int, fits: Callable[[RankedMesh, int, str], bool | None]
+):
     """Call fits(mesh, micro_batches, remat) for the layouts of a search, by this module's rules.
 
     Args:

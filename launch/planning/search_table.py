@@ -5,19 +5,19 @@ import dataclasses
 from deepseek_jax.costs.chips import GIB, Chip
 from deepseek_jax.costs.program import Program
 from launch.planning.layouts import Layout
-from launch.planning.ranking import Ranked
-from launch.planning.records import Compiled
+from launch.planning.ranking import RankedMesh
+from launch.planning.records import CompiledProgram
 from launch.planning.roofline import seconds_of, share_of_peak
 from launch.planning.summary import duration, fits, held_at_once, narrow_table
 
 
 @dataclasses.dataclass(frozen=True)
-class Compared:
+class ComparedLayout:
     """A layout, its mesh as it was ranked, and its compiled updates."""
 
     layout: Layout
-    ranked: Ranked
-    compiled: list[tuple[Program, Compiled]]
+    ranked: RankedMesh
+    compiled: list[tuple[Program, CompiledProgram]]
 
     def fits(self, chip: Chip):
         """Return whether every update fits."""
@@ -31,8 +31,8 @@ class Compared:
         return sum(r.at_least for r in rooflines), sum(r.likely for r in rooflines)
 
 
-def search_table(compared: list[Compared], chip: Chip):
-    """Return a rich Table with a row for each Compared."""
+def search_table(compared: list[ComparedLayout], chip: Chip):
+    """Return a rich Table with a row for each ComparedLayout."""
     table = narrow_table(f"one {chip.device_kind}")
     table.add_column("mesh")
     for name in ("micro-\nbatches", "remat", "fits"):

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from deepseek_jax.costs.chips import chip_of
 from launch.planning.hlo import Cost
 from launch.planning.hlo_collectives import Collective
-from launch.planning.records import COSTS, Compiled, Memory
+from launch.planning.records import COSTS, CompiledProgram, Memory
 
 # The version of what is read from a program. With a new number, everything is compiled anew
 VERSION = 5
@@ -22,7 +22,7 @@ COMPILER_FLAGS = "XLA_FLAGS", "LIBTPU_INIT_ARGS"
 
 
 def digest_of(program, lowered):
-    """Return a hash of what a Compiled depends on.
+    """Return a hash of what a CompiledProgram depends on.
 
     It covers the program's text, its devices, the compiler, the compiler's flags, and VERSION.
     """
@@ -44,12 +44,12 @@ def _version(package):
 
 
 def read(path: Path):
-    """Read the Compiled in a file."""
+    """Read the CompiledProgram in a file."""
     return _from_json(json.loads(path.read_text()))
 
 
-def write(path: Path, compiled: Compiled):
-    """Write a Compiled to a file, in a folder that need not exist."""
+def write(path: Path, compiled: CompiledProgram):
+    """Write a CompiledProgram to a file, in a folder that need not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(_as_json(compiled)))
 
@@ -65,12 +65,12 @@ def _as_json(compiled):
 
 def _from_json(read):
     if "refusal" in read:
-        return Compiled(refusal=read["refusal"])
+        return CompiledProgram(refusal=read["refusal"])
     specs = tuple(
         PartitionSpec(*(tuple(e) if isinstance(e, list) else e for e in s)) for s in read["specs"]
     )
     costs = {name: read[name] and _cost_from_json(read[name]) for name in COSTS}
-    return Compiled(Memory(**read["memory"]), **costs, specs=specs)
+    return CompiledProgram(Memory(**read["memory"]), **costs, specs=specs)
 
 
 def _cost_as_json(cost):

@@ -7,11 +7,11 @@ from rich.table import Table
 
 from deepseek_jax.costs.chips import GIB, Chip
 from deepseek_jax.costs.program import Program
-from launch.planning.records import Compiled
+from launch.planning.records import CompiledProgram
 from launch.planning.roofline import share_of_peak
 
 
-def fits(program: Program, compiled: Compiled, chip: Chip):
+def fits(program: Program, compiled: CompiledProgram, chip: Chip):
     """Return whether a program fits on a device.
 
     It does if the compiler accepts it, and if the device has room for its peak and for what else is
@@ -20,7 +20,7 @@ def fits(program: Program, compiled: Compiled, chip: Chip):
     return compiled.refusal is None and held_at_once(program, compiled) <= chip.hbm_bytes
 
 
-def held_at_once(program: Program, compiled: Compiled):
+def held_at_once(program: Program, compiled: CompiledProgram):
     """Return the most bytes that one device holds while a program runs."""
     return compiled.memory.peak + program.beside_bytes
 
@@ -53,7 +53,7 @@ def summary_table(planned, chip: Chip):
     """Return a rich Table with a row for each program, and more rows for one that decodes.
 
     Args:
-        planned: [(Program, Compiled, Seconds or None)].
+        planned: [(Program, CompiledProgram, Seconds or None)].
     """
     latencies = [
         f"{seconds * 1e6:g} us"

@@ -29,7 +29,7 @@ from deepseek_jax.reinforce.groups import GroupSource
 from deepseek_jax.reinforce.update import jitted_update
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.rollout import AnswerOptions, Policy, generate
-from deepseek_jax.rollout.programs import Asked, rollout_programs
+from deepseek_jax.rollout.programs import Workload, rollout_programs
 from deepseek_jax.settings import build
 from deepseek_jax.training.settings import FitSettings
 from deepseek_jax.training.update import create_update
@@ -108,7 +108,7 @@ def decoding(config, mesh, sizes, chip):
             )
         assert rollout.completion_mask.all()
 
-    planned = rollout_programs(config, mesh, options, Asked(sizes.slots, sizes.prompt))
+    planned = rollout_programs(config, mesh, options, Workload(sizes.slots, sizes.prompt))
     compiled = dict((program.name, each) for program, each in compile_programs(planned))
     programs = {program.name: program for program in planned}
     step = compiled["decode"].memory.arguments

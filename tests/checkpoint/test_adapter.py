@@ -19,7 +19,7 @@ from deepseek_jax.checkpoint.adapter_names import to_tensors
 from deepseek_jax.models import forward
 from deepseek_jax.models.adapter_modules import adapter_axes
 from deepseek_jax.models.adapter_settings import AdapterSettings
-from deepseek_jax.models.adapters import Adapted, join, merged, split, with_adapter
+from deepseek_jax.models.adapters import AdaptedParams, join, merged, split, with_adapter
 from deepseek_jax.models.quantized import quantized
 from tests.models.families import write_tiny_checkpoint
 from tests.quick import others_slow
@@ -55,7 +55,7 @@ def quietly_adapted(model, **targets):
 
 @pytest.fixture(scope="module")
 def adapted_of(tmp_path_factory):
-    """family -> (PeftModel, its folder, the base's folder, ModelConfig, Adapted), made once."""
+    """family -> (PeftModel, its folder, the base's folder, ModelConfig, AdaptedParams), made once."""
     made = {}
 
     def adapted(family):
@@ -173,7 +173,7 @@ def test_a_folder_of_ours_that_peft_writes_anew_is_not_taken_for_a_damaged_one(
     save_adapter(
         tmp_path / "it",
         config,
-        Adapted(ours.base, jax.tree.map(jnp.zeros_like, ours.adapter), 1.0),
+        AdaptedParams(ours.base, jax.tree.map(jnp.zeros_like, ours.adapter), 1.0),
         base,
     )
     theirs.save_pretrained(tmp_path / "it")

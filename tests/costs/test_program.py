@@ -10,8 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.flops import forward_flops, useful_flops
 from deepseek_jax.costs.program import (
-    Held,
     Program,
+    ResidentArrays,
     argument_bytes,
     beside,
     everywhere,
@@ -56,9 +56,9 @@ def test_what_waits_in_the_hosts_memory_has_no_bytes_on_a_device():
 def test_what_lies_beside_programs_adds_up():
     """Oracle: by hand: [8 6] of float32, and of bfloat16 in halves; programs keep what they had."""
     fields = dict(function=None, arguments=(), mesh=MESH, tokens=0, flops=0.0, sizes="")
-    first = Held("the reference", everywhere(MESH, (8, 6), "float32"))
+    first = ResidentArrays("the reference", everywhere(MESH, (8, 6), "float32"))
     half = NamedSharding(MESH, PartitionSpec("fsdp"))
-    second = Held("it", {"a": jax.ShapeDtypeStruct((8, 6), "bfloat16", sharding=half)})
+    second = ResidentArrays("it", {"a": jax.ShapeDtypeStruct((8, 6), "bfloat16", sharding=half)})
     alone, both = beside([Program("a", **fields), Program("b", beside=(first,), **fields)], second)
     assert alone.beside == (second,) and alone.beside_bytes == 2 * 4 * 6
     assert both.beside == (first, second) and both.beside_bytes == 4 * 8 * 6 + 2 * 4 * 6

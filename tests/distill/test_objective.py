@@ -18,8 +18,8 @@ from deepseek_jax.distill.objective import (
     CACHED,
     PROJECTIONS,
     SAMPLED,
+    ForwardOutputs,
     Objective,
-    Reading,
     l2_penalty,
     token_weights,
 )
@@ -399,7 +399,7 @@ def test_features_are_weighed_by_token_and_relations_averaged():
     def reading(width, heads):
         layers = jnp.float32(rng.normal(size=(2, B, T, width)))
         attention = [jnp.float32(rng.normal(size=(B, T, heads, 4))) for _ in range(3)]
-        return Reading(None, layers, attention)
+        return ForwardOutputs(None, layers, attention)
 
     student, teacher = reading(6, 2), reading(8, 3)
     batch = rows(0, weighted=True)
@@ -424,7 +424,7 @@ def test_the_samples_of_a_student_have_a_divergence_of_their_own(monkeypatch):
     seen = {}
     monkeypatch.setattr(module, "mean_over_tokens", lambda *given: seen.update(given=given))
     made = objective(weights=dict(on_policy=0.4), on_policy_divergence="jsd", on_policy_beta=0.3)
-    read = lambda config, params, rows: Reading((config, params, sorted(rows)))  # noqa: E731
+    read = lambda config, params, rows: ForwardOutputs((config, params, sorted(rows)))  # noqa: E731
     monkeypatch.setattr(Objective, "_read", lambda self, *given: read(*given))
     sampled = {SAMPLED + name: array for name, array in rows(1, weighted=False).items()}
     batch = sampled | {"temperature": TEMPERATURE, "tokens": 0}

@@ -50,7 +50,7 @@ def begun(*tools, count=1, columns=None, **more):
 
 
 def act(made, key, *calls):
-    """Acted of one turn, or of a step."""
+    """ActionResult of one turn, or of a step."""
     made.act(key, calls[0] if made.takes_steps else list(calls))
     return made.acted(key)
 

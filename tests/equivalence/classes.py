@@ -160,14 +160,14 @@ class Fault(NamedTuple):
 PLANTED = """
 data | parallel/tokens.py | )(hidden, | )(hidden * (1 + 1e-4 * (mesh.shape["data"] > 1)),
 fsdp | parallel/gather.py | cotangent.astype(jnp.float32) | cotangent.astype(jnp.bfloat16) + jnp.float32(0)
-expert | parallel/dispatch.py | len(x_md) * min(experts_ma.shape[1], held) | len(x_md)
+expert | parallel/dispatch.py | len(x_md) * min(experts_ma.shape[1], local_experts) | len(x_md)
 context | parallel/tokens.py | )(hidden, | )(hidden * (1 + 1e-4 * (mesh.shape["context"] > 1)),
 tensor | parallel/dispatch.py | psum(y_md.astype(jnp.float32) | psum(y_md.astype("bfloat16") + jnp.float32(0)
 pipeline | parallel/pipeline.py | (index < stage_s + micro_batches) | (index >= 0)
 slices | parallel/tokens.py | )(hidden, | )(hidden * (1 + 1e-4 * (mesh.shape["slice"] > 1)),
 mesh of GRPO | parallel/round_trip.py | expert_e < device * own_experts | expert_e <= device * own_experts
-processes | data/batches.py | np.float32)) / copies | np.float32)) / shares
-order of devices | parallel/shard.py | (rows, value) | (rows, value[:: -bool(jax.devices()[0].id) or 1])
+processes | data/batches.py | np.float32)) / copies | np.float32)) / num_shares
+order of devices | parallel/shard.py | sharding, value) | sharding, value[:: -bool(jax.devices()[0].id) or 1])
 micro-batches | training/micro_batches.py | t + g.astype | t + 1.000003 * g.astype
 micro-batches of GRPO | losses/grpo.py | maximum(batch["num_completions"] | maximum(mask_bt.any(-1).sum()
 packing | ops/attention.py | segment_ids[:, :, None] == | 0 * segment_ids[:, :, None] <
@@ -177,7 +177,7 @@ remat | models/decoder.py | normed_btd = self | normed_btd = (1 + 1e-4 * (self.c
 remat and scan | models/decoder.py | = self(x_btd, | = self(x_btd * (1 + 1e-4 * self.config.scan_layers),
 chunks of logits | ops/logprobs.py | = again_mv if | = again_mv.astype(jnp.bfloat16).astype(jnp.float32) if
 forms of a CPU | ops/cpu/grouped_matmul.py | left_pd, jnp.where(own_p1, right_pf, 0) | left_pd, right_pf
-attention by blocks | ops/attention.py | shrunk * total + weights | total + weights
+attention by blocks | ops/attention.py | rescale * weight_sum + weights | weight_sum + weights
 kernels | ops/pallas/attention.py | (0, padding)]).astype(jnp.int32) | (0, padding)]).astype(jnp.int32) * 0
 slots | rollout/steps.py | keys=jnp.where(seats, keys, slots.keys) | keys=slots.keys
 one turn | rollout/steps.py | completion_room) <= index_b1 | completion_room) < index_b1

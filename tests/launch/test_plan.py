@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from deepseek_jax import recipes
 from deepseek_jax.costs.chips import DEVICES, GIB
-from deepseek_jax.costs.program import Held, Program, argument_bytes, everywhere
+from deepseek_jax.costs.program import Program, ResidentArrays, argument_bytes, everywhere
 from deepseek_jax.errors import CannotPlan
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes import driver
@@ -18,7 +18,7 @@ from deepseek_jax.recipes.pretrain.settings import PretrainSettings
 from deepseek_jax.settings import build
 from launch.plan import ENVIRONMENT
 from launch.planning.compiled import compile_programs
-from launch.planning.records import Compiled, Memory
+from launch.planning.records import CompiledProgram, Memory
 from launch.planning.remedies import remedies
 from launch.planning.topology import planned_mesh, recipes_programs
 from tests import warm
@@ -227,9 +227,9 @@ def test_the_excess_of_what_compiles_is_said_in_gib():
     """
     chip, mesh = DEVICES["TPU v5 lite"], make_mesh(devices=jax.devices()[:1])
     tree = everywhere(mesh, (3 * 2**28,), "bfloat16")
-    held = Held("the reference", tree, "reference_memory='host'")
+    held = ResidentArrays("the reference", tree, "reference_memory='host'")
     program = Program("a", None, (), mesh, tokens=0, flops=0.0, sizes="", beside=(held,))
-    compiled = Compiled(memory=Memory(12 * GIB, 0, 0, 8 * GIB, 20 * GIB))
+    compiled = CompiledProgram(memory=Memory(12 * GIB, 0, 0, 8 * GIB, 20 * GIB))
     first, second, *_ = remedies(program, compiled, chip)
     assert first == (
         "5.75 GiB are too much; arguments hold 12.00, 8.00 are temporaries and new results, 1.50 are the "

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepseek_jax.losses.completions import Predicting, completion_logprobs
+from deepseek_jax.losses.completions import PredictionInputs, completion_logprobs
 from deepseek_jax.models import forward
 from tests.tiny import CONFIGS, VOCAB, tiny_model
 
@@ -111,7 +111,7 @@ def test_what_padding_holds_changes_nothing(model, own_rows):
 
 def test_values_of_tokens_are_spread_to_the_columns_that_predict_them():
     """Oracle: by hand: 9 columns, of which the second is the first that predicts; zeros elsewhere."""
-    found = Predicting(np.zeros((2, 9, 3)), None, 2, None)
+    found = PredictionInputs(np.zeros((2, 9, 3)), None, 2, None)
     for shape in ((2, 4), (2, 4, 5)):
         values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         exact = np.zeros((2, 9, *shape[2:]))

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from deepseek_jax.models import hidden_states
-from deepseek_jax.models.adapters import Adapted
+from deepseek_jax.models.adapters import AdaptedParams
 from deepseek_jax.models.reward import (
     abstract_head,
     decoder_params,
@@ -103,5 +103,5 @@ def test_the_shapes_of_a_head_are_the_heads():
 def test_an_adapter_stays_with_its_decoder():
     """Oracle: by hand."""
     params = {"embedding": 1, "head": 2, "mtp_0": 3}
-    adapted = decoder_params(Adapted(params, {"dense_layers": 4}, 2.0))
-    assert adapted == Adapted({"embedding": 1}, {"dense_layers": 4}, 2.0)
+    adapted = decoder_params(AdaptedParams(params, {"dense_layers": 4}, 2.0))
+    assert adapted == AdaptedParams({"embedding": 1}, {"dense_layers": 4}, 2.0)

@@ -56,17 +56,17 @@ ENDED = f"{STEPS}::test_a_step_of_rewards_that_teach_nothing_is_ended"
 NO_GRADIENT = "elif self.learning >= self.lines or (last and self.learning):"
 MOVED_NOTHING = "if self.updates - self.warm_up >= self.lines:"
 RECORD = "if conversation.number != number or paid_by not in (None, number):"
-PLACES = "if abs(found - wanted) > MARKS_ROUNDING * (np.abs(own) @ marks):"
+PLACES = "if abs(marked_sum - expected_sum) > MARKS_ROUNDING * (np.abs(advantages) @ marks):"
 KL_OF_ZERO = 'if line.get("kl") == 0 and self.source.has_moved:'
-DEPTH = "(own < depth).reshape("
+DEPTH = "(depths < depth).reshape("
 
 ROWS = (
     Known("each kind of fault has its own exit status", "errors.py", "status = 5", "status = 6"),
     Known(
         "no number of any config may be nan or infinite",
         "settings.py",
-        "return above and below and math.isfinite(number)",
-        "return above and below",
+        "return above_low and below_high and math.isfinite(number)",
+        "return above_low and below_high",
     ),
     Known(
         "a value that trains nothing is refused",
@@ -95,7 +95,7 @@ ROWS = (
         "a loss that overflows is located",
         "training/nonfinite.py",
         DEPTH,
-        "(own <= depth).reshape(",
+        "(depths <= depth).reshape(",
     ),
     Known(
         "a gradient that overflows is located",
@@ -142,13 +142,13 @@ ROWS = (
     Known(
         "advantages of zero for rewards that differ are named",
         "reinforce/batch.py",
-        "if not own.any() and not all_equal(rewards):",
+        "if not group_advantages.any() and not all_equal(rewards):",
     ),
     Known(
         "rewards whose advantages would overflow are refused",
         "reinforce/degenerate.py",
-        "large = values[np.abs(values) > LARGEST_REWARD]",
-        "large = values[:0]",
+        "large_rewards = values[np.abs(values) > LARGEST_REWARD]",
+        "large_rewards = values[:0]",
     ),
     Known(
         "steps without anything to learn are said and then end the run",
@@ -172,8 +172,8 @@ ROWS = (
     Known(
         "a batch that is not finite is named",
         "training/nonfinite.py",
-        "if given := _given(micro, is_finite):",
-        'if given := "":',
+        "if bad_values := _given(micro, is_finite):",
+        'if bad_values := "":',
     ),
     Known(
         "a layer of a model that overflows is located",
@@ -192,7 +192,7 @@ ROWS = (
     Known(
         "a prediction module without a gradient is named",
         "recipes/kinds/pretrain.py",
-        'untrained=() if mtp else ("mtp_",),',
+        'untrained=() if trains_mtp else ("mtp_",),',
         'untrained=("mtp_",),',
     ),
     Known(
@@ -215,7 +215,7 @@ ROWS = (
     Known(
         "a run of equal rewards is ended at its limit",
         "reinforce/groups.py",
-        "self.degenerate.look(step, sampled)",
+        "self.degenerate.look(step, sampled_groups)",
         "",
         tests=(ENDED,),
     ),
@@ -258,12 +258,16 @@ ROWS = (
     Known(
         "a loss without some tokens of the step is named",
         "reinforce/idle.py",
-        'if not math.isclose(learned, line["tokens"], rel_tol=1e-6):',
+        'if not math.isclose(learned_tokens, line["tokens"], rel_tol=1e-6):',
     ),
     Known(
         "advantages in another order than the rewards are named",
         "reinforce/batch.py",
-        "if own[~scored].any() or (steps < 0).any() or steps[rises == 0].any():",
+        "if (\n"
+        "            group_advantages[~is_scored].any()\n"
+        "            or (advantage_rises < 0).any()\n"
+        "            or advantage_rises[reward_rises == 0].any()\n"
+        "        ):",
     ),
     Known(
         "every sampled token is learned or counted as left out",
@@ -284,7 +288,7 @@ ROWS = (
     Known(
         "a run with a fault planted in its batches is ended",
         "reinforce/batch.py",
-        'check_advantages(groups, np.concatenate([part["advantages"] for part in parts]))',
+        'check_advantages(groups, np.concatenate([minibatch["advantages"] for minibatch in batches]))',
         "",
         tests=(f"{STEPS}::test_a_fault_in_a_steps_batches_is_named",),
     ),
@@ -297,8 +301,8 @@ ROWS = (
     Known(
         "a run whose reference is not finite names it",
         "training/nonfinite.py",
-        "if given := _given(micro, is_finite):",
-        'if given := "":',
+        "if bad_values := _given(micro, is_finite):",
+        'if bad_values := "":',
         tests=(f"{FAULTS}::test_a_batch_that_is_not_finite_is_named",),
     ),
     Known(
@@ -318,13 +322,12 @@ ROWS = (
     Known(
         "a first turn that is masked out as read is named",
         "reinforce/accounts.py",
-        "if np.isnan(reward) or digest_of(learned) == conversation.digest:",
-        "if True:",
+        "if digest_of(learned_ids) != conversation.digest:",
     ),
     Known(
         "replies of another slot are named",
         "reinforce/accounts.py",
-        "if read != tools.read_ids(conversation.messages):",
+        "if read_ids != tools.read_ids(conversation.messages):",
     ),
     Known(
         "a limit of turns that is ignored is named",
@@ -337,7 +340,7 @@ ROWS = (
     Known(
         "rewards that go to the next conversation are named",
         "reinforce/accounts.py",
-        "if part[place] != np.float32(conversation.reward):",
+        "if group_rewards[place] != np.float32(conversation.reward):",
     ),
     Known("advantages in the rows of others are named", "reinforce/idle.py", PLACES),
     Known(
@@ -401,8 +404,8 @@ HISTORY = (
     Known(
         "a distillation learns the questions that it is measured on",
         "data/sources.py",
-        "kept_out = {key(record) for record in _each(held_out)} | set(measured)",
-        "kept_out = {key(record) for record in _each(held_out)}",
+        "held_out_keys = {key(record) for record in _each(held_out)} | set(measured)",
+        "held_out_keys = {key(record) for record in _each(held_out)}",
         ("tests/data/test_sources.py",),
     ),
     Known(
@@ -527,9 +530,9 @@ HISTORY = (
     ),
     Known(
         "a completion's end token is not in its mask",
-        "rollout/completions.py",
-        "own = np.arange(state.tokens.shape[1]) < state.length[:, None]",
-        "own = np.arange(state.tokens.shape[1]) < (state.length - state.stopped)[:, None]",
+        "rollout/ended.py",
+        "lengths = (numbers.sampled + numbers.read)[ended.here, None]",
+        "lengths = (numbers.sampled + numbers.read - numbers.stopped)[ended.here, None]",
         ("tests/rollout/test_engine.py",),
     ),
     Known(

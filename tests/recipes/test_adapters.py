@@ -11,7 +11,7 @@ from orbax.checkpoint import v1 as ocp
 
 from deepseek_jax.checkpoint import load_adapter, load_orbax
 from deepseek_jax.models import build_model, random_params
-from deepseek_jax.models.adapters import Adapted
+from deepseek_jax.models.adapters import AdaptedParams
 from deepseek_jax.recipes.distill import run as distill
 from deepseek_jax.recipes.grpo import run as grpo
 from deepseek_jax.recipes.reward_model import run as reward_model
@@ -52,7 +52,7 @@ def finished(toys):
 
 
 def left_beside_its_base(workdir, stage):
-    """(ModelConfig, base, Adapted) of what a stage leaves."""
+    """(ModelConfig, base, AdaptedParams) of what a stage leaves."""
     config, base = load_orbax(workdir / "pretrain/params", mesh=one_device())
     return config, base, load_adapter(workdir / stage / "adapter", config, base, one_device())
 
@@ -107,7 +107,7 @@ def test_fine_tuning_lowers_the_loss_by_an_adapter(tmp_path):
     before, after = (scores_in(tmp_path, when)["loss"]["loss"][0] for when in ("before", "after"))
     assert after < before - 0.1
     _, _, adapted = left_beside_its_base(tmp_path, "sft")
-    assert isinstance(adapted, Adapted) and not (tmp_path / "sft/params").exists()
+    assert isinstance(adapted, AdaptedParams) and not (tmp_path / "sft/params").exists()
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ from deepseek_jax.recipes.kinds.measure import Measure, scored_answer_programs
 from deepseek_jax.recipes.page import run_page
 from deepseek_jax.recipes.settings import PolicyRun, QuestionData
 from deepseek_jax.recipes.short import first_stage
-from deepseek_jax.recipes.stage import Answering
+from deepseek_jax.recipes.stage import AnswerPlan
 from deepseek_jax.rollout.settings import AnswerOptions, Limit
 from deepseek_jax.worlds.registry import find_questions, open_rewards
 
@@ -56,7 +56,7 @@ class MeasureQuiz(Measure):
     whole: Quiz
 
     def programs(self, config, mesh, others):
-        asked = Answering(self.whole.answers, self.whole.data.num_held_out)
+        asked = AnswerPlan(self.whole.answers, self.whole.data.num_held_out)
         return scored_answer_programs(self, config, mesh, asked)
 
     def run(self, context):

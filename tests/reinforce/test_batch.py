@@ -26,7 +26,7 @@ from deepseek_jax.reinforce.batch import (
 )
 from deepseek_jax.reinforce.metrics import describe
 from deepseek_jax.reinforce.update import check_rows
-from deepseek_jax.rollout.kept import Kept
+from deepseek_jax.rollout.kept import TokenChoices
 from deepseek_jax.settings import build
 from tests.recipes.small import small_config
 from tests.reinforce.rollouts import rollout_of
@@ -280,7 +280,7 @@ def test_rows_know_their_places_in_the_rollout(shared):
     assert batch["prompt_rows"].tolist() == [3, 1] if shared else [3, 3, 1, 1]
     assert "prompt_rows" not in group_batch(places, ADVANTAGES, shared=shared)
     rows = np.arange(8)[:, None, None] * np.ones((1, 99, 2), np.int32)
-    found = with_kept(batch, Kept(None, None, rows))
+    found = with_kept(batch, TokenChoices(None, None, rows))
     assert found["candidates"][:, 0, 0].tolist() == [6, 7, 2, 3]
     assert found["candidates"].shape == (*batch["completion_ids"].shape, 2)
     assert found.keys() == batch.keys() - {"prompt_rows", "completion_rows"} | {"candidates"}

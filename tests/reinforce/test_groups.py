@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from deepseek_jax.models.adapters import Adapted
+from deepseek_jax.models.adapters import AdaptedParams
 from deepseek_jax.reinforce import groups as module
 from deepseek_jax.reinforce.groups import GroupSource, make_groups
 from deepseek_jax.reinforce.metrics import StepRecord
@@ -135,8 +135,8 @@ def test_a_policy_has_moved_where_another_than_the_reference_sampled(referred, s
     [
         (None, None, 0.1, "state's"),
         (None, "own", 0.1, "own"),
-        (Adapted("base", {}, 1.0), "own", 0.1, "base"),
-        (Adapted("base", {}, 1.0), "own", 0.0, None),
+        (AdaptedParams("base", {}, 1.0), "own", 0.1, "base"),
+        (AdaptedParams("base", {}, 1.0), "own", 0.0, None),
     ],
 )
 def test_the_reference_is_the_sources_the_states_or_what_an_adapter_is_beside(

@@ -14,7 +14,7 @@ import pytest
 from deepseek_jax.losses import grpo as losses
 from deepseek_jax.losses.grpo import LARGE_GAP
 from deepseek_jax.models import build_model, random_params
-from deepseek_jax.models.adapters import Adapted
+from deepseek_jax.models.adapters import AdaptedParams
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce import grpo, sampler, update
@@ -526,7 +526,7 @@ def test_what_the_loop_is_given(monkeypatch, tmp_path, kl_coef, every, adapts, f
     none.
     """
     calls = {}
-    params = Adapted("base", {}, 1.0) if adapts else "params"
+    params = AdaptedParams("base", {}, 1.0) if adapts else "params"
     step = SimpleNamespace(locate="locate")
     for name in ("check_routing", "IdleUpdates"):
         monkeypatch.setattr(

@@ -14,7 +14,7 @@ from deepseek_jax.costs.program import GENERATION, SYNC, argument_bytes
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.rollout import AnswerOptions, decode, engine, generate, programs
-from deepseek_jax.rollout.programs import Asked, rollout_programs
+from deepseek_jax.rollout.programs import Workload, rollout_programs
 from launch.planning.compiled import compile_programs
 from tests.costs.products import matmul_flops
 from tests.recipes.small import one_device
@@ -114,11 +114,11 @@ def engines_calls(kind, mesh):
 
 
 def planned_calls(config, mesh, **more):
-    """{name: (Program, arguments)} of the plan, compiled for the same devices. more: fields of Asked."""
+    """{name: (Program, arguments)} of the plan, compiled for the same devices. more: fields of Workload."""
     drafts = config.num_nextn_predict_layers > 0
     options = AnswerOptions(max_completion_length=LONGEST, slots=SLOTS, speculative=drafts)
     lengths = dict(prompts=len(PROMPTS), n=N, prompt_length=max(map(len, PROMPTS))) | more
-    planned = rollout_programs(config, mesh, options, Asked(**lengths))
+    planned = rollout_programs(config, mesh, options, Workload(**lengths))
     arguments = {}
 
     # Each program is compiled once and its arguments are asked for then
@@ -257,15 +257,15 @@ def test_a_plan_leaves_out_what_is_not_asked():
     computes nothing.
     """
     asked = dict(prompts=2, prompt_length=5, n=1, keeps_routing=False, candidates=0)
-    assert Asked(2, 5)._asdict() == asked | {"turns": 0}
+    assert Workload(2, 5)._asdict() == asked | {"turns": 0}
     work = dict(sizes="", part=GENERATION, times=1, token_steps=0, tokens=0, flops=0.0)
-    assert programs._Work("")._asdict() == work
+    assert programs._ProgramWork("")._asdict() == work
 
 
 def test_what_decodes_an_int8_model_takes_the_place_of_its_parameters():
     """Oracle: the compiler's own count: results lie in every byte of the arguments."""
     config, _ = tiny_model("gqa")
-    asked, options = Asked(1, 4), AnswerOptions(max_completion_length=LONGEST, slots=SLOTS)
+    asked, options = Workload(1, 4), AnswerOptions(max_completion_length=LONGEST, slots=SLOTS)
     adapter = AdapterSettings(rank=2, alpha=4.0, quantize="int8")
     weights, *_ = rollout_programs(config, one_device(), options, asked, adapter=adapter)
     ((_, compiled),) = compile_programs([weights])

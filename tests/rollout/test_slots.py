@@ -12,7 +12,7 @@ from deepseek_jax.parallel import make_mesh
 from deepseek_jax.rollout import decode, engine, kept, speculative, steps, turns
 from deepseek_jax.rollout.completions import RolloutLog
 from deepseek_jax.rollout.engine import Engine, batch_parts_of, rollout_config
-from deepseek_jax.rollout.kept import Kept, begin, put_completions, rows_of
+from deepseek_jax.rollout.kept import TokenChoices, begin, put_completions, rows_of
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.slots import Decoding, append, repeat
 from tests.tiny import CONFIGS, MTP
@@ -88,7 +88,7 @@ def test_a_rollout_has_room_for_what_its_log_keeps(slots, routing, candidates):
 def test_candidates_of_a_slot_go_to_its_row_up_to_its_length(slots):
     """Oracle: by hand: slot 2 has three tokens, and an earlier request left a fourth; slot 0 has one."""
     own = jnp.arange(3 * 4 * 2).reshape(3, 4, 2)
-    found = Kept(None, None, jnp.full((6, 4, 2), -1))
+    found = TokenChoices(None, None, jnp.full((6, 4, 2), -1))
     state = slots._replace(candidates=own, length=jnp.array([1, 0, 3]))
     found = put_completions(HOW, found, state, jnp.array([2, 0]), jnp.array([4, 1])).candidates
     np.testing.assert_array_equal(found[4], [*own[2, :3].tolist(), NONE])
@@ -102,8 +102,10 @@ def test_rows_of_a_batch_are_cut_and_filled_to_its_lengths():
     prompts = rng.integers(8, size=(3, 4, 1, 2)).astype(np.uint16)
     completions = rng.integers(8, size=(5, 4, 1, 2)).astype(np.uint16)
     own = rng.integers(50, size=(5, 4, 2)).astype(np.int32)
-    found = rows_of(Kept(prompts, completions, own), np.array([2, 0]), np.array([4, 1, 1]), 3, 6)
-    assert found.keys() == set(Kept._fields)
+    found = rows_of(
+        TokenChoices(prompts, completions, own), np.array([2, 0]), np.array([4, 1, 1]), 3, 6
+    )
+    assert found.keys() == set(TokenChoices._fields)
     np.testing.assert_array_equal(found["prompt_experts"], prompts[[2, 0], :3])
     wanted = np.full((3, 6, 1, 2), FREE)
     wanted[:, :4] = completions[[4, 1, 1]]
@@ -111,7 +113,7 @@ def test_rows_of_a_batch_are_cut_and_filled_to_its_lengths():
     wanted = np.full((3, 6, 2), -1)
     wanted[:, :4] = own[[4, 1, 1]]
     np.testing.assert_array_equal(found["candidates"], wanted)
-    assert rows_of(Kept(None, None, own), np.array([0]), np.array([1]), 3, 6).keys() == {
+    assert rows_of(TokenChoices(None, None, own), np.array([0]), np.array([1]), 3, 6).keys() == {
         "candidates"
     }
     assert kept.stacked([None, None]) is None

@@ -16,9 +16,9 @@ from deepseek_jax.training.micro_batches import over_micro_batches
 from deepseek_jax.training.optimizer import make_optimizer
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.update import (
-    Beside,
     Reference,
     Update,
+    UpdateOptions,
     create_update,
     jit_placed,
     make_train_step,
@@ -270,7 +270,7 @@ def descent(params, batch, rng, *more):
     }
 
 
-def made(beside=Beside(), parts=(), **more):  # noqa: B008
+def made(beside=UpdateOptions(), parts=(), **more):  # noqa: B008
     """(state, Update) of plain descent with two micro-batches on one device."""
     mesh, asked = one_device(), []
 
@@ -310,7 +310,7 @@ def test_an_update_gives_the_loss_what_else_there_is_and_reports():
     """Oracle: by hand: three times the rows' sum of 3 is the gradient; what is reported is of the state after
     it. The settings' two micro-batches have a row each, unless it is said otherwise.
     """
-    report = Beside(report=lambda state: {"after": state.params["w"]})
+    report = UpdateOptions(report=lambda state: {"after": state.params["w"]})
     state, update = made(report, parts=("mtp",))
     state, metrics = step_of(state, update, (), np.float32(3))
     assert metrics["after"] == state.params["w"] == 5 - 9 and metrics["one_max"].shape == (1,)
@@ -327,7 +327,7 @@ def test_a_watched_number_reaches_the_optimizer(monkeypatch):
 
     tx = optax.GradientTransformationExtraArgs(init, follow)
     monkeypatch.setattr(optax, "sgd", lambda rate: tx)
-    state, update = made(Beside(watched="told"))
+    state, update = made(UpdateOptions(watched="told"))
     state, _ = step_of(state, update, {"told": np.float32(2)})
     assert state.params["w"] == 3
 
@@ -338,7 +338,7 @@ def test_a_reference_is_replaced_after_so_many_updates():
     places = {"w": jax.NamedSharding(mesh, jax.P())}
     reference = Reference(2, lambda params: jax.tree.map(jnp.copy, params), places)
     for first, wanted in ((0, [5, -1, -1, -7]), (1, [2, 2, -4, -4])):
-        state, update = made(Beside(reference=reference))
+        state, update = made(UpdateOptions(reference=reference))
         state = state.replace(
             reference={"w": jax.device_put(np.float32(5), places["w"])},
             step=jax.device_put(np.int32(first), places["w"]),
@@ -378,7 +378,7 @@ def test_an_update_of_a_recipe_balances_its_experts():
     settings = SimpleNamespace(
         make_optimizer=lambda parts: TX, optimizer=optimizer, micro_batches=1
     )
-    beside = Beside(bias_update_speed=optax.constant_schedule(0.1))
+    beside = UpdateOptions(bias_update_speed=optax.constant_schedule(0.1))
     params = jax.device_put(make_state().params, everywhere)
     create, update = create_update(settings, loss_fn, params, one_device(), beside=beside)
     state, _ = update(create(params), make_batch(), jax.random.key(0))

@@ -11,7 +11,7 @@ from deepseek_jax.recipes.distill.scores import answer_tasks, intervals, say_sha
 from deepseek_jax.recipes.distill.settings import ScoreSettings
 from deepseek_jax.recipes.distill.tasks import HeldOutQuestions
 from deepseek_jax.recipes.kinds.measure import Measure, scored_answer_programs
-from deepseek_jax.recipes.stage import Answering
+from deepseek_jax.recipes.stage import AnswerPlan
 from deepseek_jax.rollout.policy import check_answers
 
 # In the folder of a measurement: answers for the page
@@ -31,7 +31,7 @@ class MeasureTasks(Measure):
 
     @override
     def programs(self, config, mesh, others):
-        answering = Answering(
+        answering = AnswerPlan(
             self.settings, self.settings.num_questions, self.settings.samples, dtype=config.dtype
         )
         return scored_answer_programs(self, config, mesh, answering)

@@ -21,7 +21,7 @@ from deepseek_jax.recipes.distill.tasks import (
 )
 from deepseek_jax.recipes.kinds.accept import Accept, Rule
 from deepseek_jax.recipes.kinds.distil import Distil, TaughtBy
-from deepseek_jax.recipes.kinds.given import Given, Random
+from deepseek_jax.recipes.kinds.given import GivenPolicy, Random
 from deepseek_jax.recipes.kinds.pretrain import BaseCorpus, Pretrain
 from deepseek_jax.recipes.kinds.reinforce import Reinforce
 from deepseek_jax.recipes.kinds.tune import Tune
@@ -41,7 +41,7 @@ def stages(s: DistillSettings) -> list[Stage]:
     """
     questions, accepting_stages = WorldQuestions(s), () if s.text is None else ("text",)
     texts = TaskTexts(s, questions, accepting_stages)
-    measurements = _Measured(s, HeldOutQuestions(texts))
+    measurements = _Measurements(s, HeldOutQuestions(texts))
     all_stages = [] if s.teacher is None else _teacher(s, questions)
     if s.text is not None:
         rule = questions.world.questions[questions.world.reasoning].rule
@@ -92,7 +92,7 @@ def _teacher(s: DistillSettings, questions: WorldQuestions) -> list[Stage]:
     teacher = s.teacher
     origin = _origin(s, teacher, "teacher", teacher.path, "path")
     if teacher.path is not None:
-        return [Given(TEACHER, None, origin=origin, path="teacher", title=TEACHER)]
+        return [GivenPolicy(TEACHER, None, origin=origin, path="teacher", title=TEACHER)]
     corpus, tuning = BaseCorpus(teacher.base, s.seed), teacher.fine_tune
     tuning = dataclasses.replace(tuning, seed=s.seed)
     texts = Solutions(questions, tuning.data), Solutions(questions, tuning.data, held_out=True)
@@ -124,7 +124,7 @@ def _start(s: DistillSettings, name: str) -> Stage:
     start, path, title = s.starts[name], f"starts.{name}", f"start {name}"
     origin = _origin(s, start, path, start.init_from)
     if start.init_from is not None:
-        return Given(f"starts/{name}", None, origin=origin, path=path, title=title)
+        return GivenPolicy(f"starts/{name}", None, origin=origin, path=path, title=title)
     if start.base is None:
         saves_params = any(
             student.adapter and student.start == name for student in s.students.values()
@@ -166,7 +166,7 @@ def _origin(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Measured:
+class _Measurements:
     """The measurements of a distillation's policies."""
 
     settings: DistillSettings

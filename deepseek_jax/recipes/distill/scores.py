@@ -15,7 +15,7 @@ from deepseek_jax.worlds.registry import open_rewards
 ON_PAGE, OF_QUESTION = 8, 8
 
 
-class Answered(NamedTuple):
+class TaskAnswers(NamedTuple):
     """Answers to held-out questions, as JSON can hold them.
 
     Attributes:
@@ -28,7 +28,7 @@ class Answered(NamedTuple):
     samples: list
 
 
-def answer_tasks(sampling: ScoreSettings, tasks: dict, policy: Policy, seed: int) -> Answered:
+def answer_tasks(sampling: ScoreSettings, tasks: dict, policy: Policy, seed: int) -> TaskAnswers:
     """Let a policy answer the questions of each task, and score its answers.
 
     Args:
@@ -53,7 +53,7 @@ def answer_tasks(sampling: ScoreSettings, tasks: dict, policy: Policy, seed: int
         rewards_pi = scores.as_wrong(task.rule).astype(np.float64).reshape(len(examples), -1)
         shares[name] = rewards_pi.mean(1).tolist()
         samples += _groups(name, examples[:ON_PAGE], answers, rewards_pi)
-    return Answered(shares, samples)
+    return TaskAnswers(shares, samples)
 
 
 def _groups(task, examples, answers, rewards_pi):
@@ -88,7 +88,7 @@ def first_answers(samples: dict[str, list]):
     """Return Page.pairs: each question with the first answer of every policy.
 
     Args:
-        samples: Title of a policy -> its Answered.samples.
+        samples: Title of a policy -> its TaskAnswers.samples.
     """
     return [
         {
@@ -107,7 +107,7 @@ def intervals(found: dict):
     """Return each task's mean share with its 95% interval over questions.
 
     Args:
-        found: Answered.shares.
+        found: TaskAnswers.shares.
 
     Returns:
         {task: (mean, low, high)}. With several tasks, "all" comes last, over the questions of all
@@ -122,7 +122,7 @@ def say_shares(title: str, found: dict):
 
     Args:
         title: The title of the policy.
-        found: Answered.shares.
+        found: TaskAnswers.shares.
     """
     share_texts = (f"{name} {mean:.1%}" for name, (mean, *_) in intervals(found).items())
     say(f"{title} answers right: {', '.join(share_texts)}")

@@ -50,7 +50,7 @@ class TransferTask(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Weighted:
+class WeightedConversations:
     """Conversations, by random access, with their weights multiplied by `weight`."""
 
     source: object
@@ -288,7 +288,7 @@ def _of_files(task: TaskSettings, folder: Path):
             )
     measured_keys = map(asked_key, questions)
     train, held_out = hold_out(source, task.num_held_out, what_it_answers, measured_keys)
-    return TransferTask(Weighted(train, task.weight), held_out, questions, task.rule)
+    return TransferTask(WeightedConversations(train, task.weight), held_out, questions, task.rule)
 
 
 def _of_world(
@@ -313,7 +313,7 @@ def _of_world(
             "the teacher has no right answer to a puzzle of this task; raise config.text.num_prompts"
         )
     return TransferTask(
-        Weighted(worked_conversations(solved_examples, solution_of), task.weight),
+        WeightedConversations(worked_conversations(solved_examples, solution_of), task.weight),
         worked_conversations(held_out, questions.worked),
         held_out,
         questions.rule,

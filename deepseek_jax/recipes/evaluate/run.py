@@ -38,7 +38,7 @@ from deepseek_jax.recipes.evaluate.settings import MAX_COMPLETION_LENGTH, Evalua
 from deepseek_jax.recipes.kinds.measure import PROMPT_LENGTH, Measure, scored_answer_programs
 from deepseek_jax.recipes.page import run_page
 from deepseek_jax.recipes.results import Results
-from deepseek_jax.recipes.stage import Answering, Source, Stage
+from deepseek_jax.recipes.stage import AnswerPlan, Source, Stage
 from deepseek_jax.reports.page import Page
 from deepseek_jax.rollout.policy import Policy, check_room, find_source, load_policy
 from deepseek_jax.rollout.sampling import Sampling
@@ -144,7 +144,7 @@ class Evaluate(Measure):
         completion_length = settings.max_completion_length
         if completion_length is None:
             completion_length = longest_completion(config, PROMPT_LENGTH)
-        answering = Answering(
+        answering = AnswerPlan(
             AnswerOptions(max_completion_length=completion_length, slots=settings.slots),
             settings.save_every,
             settings.samples,

@@ -24,7 +24,7 @@ from deepseek_jax.recipes.generate.sources import (
     own_mesh,
 )
 from deepseek_jax.recipes.kinds.measure import scored_answer_programs
-from deepseek_jax.recipes.stage import Answering, Context, Left, Stage
+from deepseek_jax.recipes.stage import AnswerPlan, Context, Stage, StageFolder
 from deepseek_jax.reinforce.scenarios import deciding, say_deciding
 from deepseek_jax.rollout.policy import Policy, check_answers
 from deepseek_jax.rollout.settings import Limit
@@ -135,7 +135,7 @@ class Ask(Asks):
     """
 
     questions: AskedQuestions
-    varied: Left
+    varied: StageFolder
     rewards: SampleRewards
 
     @override
@@ -182,7 +182,7 @@ class Ask(Asks):
         answers.
         """
         settings, sampling = self.whole, self.whole.sampling
-        answering = Answering(
+        answering = AnswerPlan(
             sampling,
             settings.chunk_size,
             sampling.samples_per_prompt,
@@ -222,7 +222,7 @@ class Sift(Stage):
     whole: GenerateSettings
     rewards: SampleRewards
     measured_on: MeasuredOn
-    samples: Left
+    samples: StageFolder
 
     @override
     def is_left(self, folder):

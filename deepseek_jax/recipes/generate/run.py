@@ -17,7 +17,7 @@ from deepseek_jax.recipes.generate.sources import AskedQuestions, MeasuredOn, Sa
 from deepseek_jax.recipes.page import run_page
 from deepseek_jax.recipes.results import Results
 from deepseek_jax.recipes.short import first_stage
-from deepseek_jax.recipes.stage import Left, Stage
+from deepseek_jax.recipes.stage import Stage, StageFolder
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.page import Page
 from deepseek_jax.reports.tables import fates_table
@@ -59,13 +59,13 @@ def stages(s: GenerateSettings) -> list[Stage]:
             sample_settings,
             s,
             questions,
-            Left("questions"),
+            StageFolder("questions"),
             rewards,
             seed=s.seed,
             start=teacher.name,
             path="",
         ),
-        Sift("dataset", {"keep": s.keep}, s, rewards, measured_on, Left("samples"), path=""),
+        Sift("dataset", {"keep": s.keep}, s, rewards, measured_on, StageFolder("samples"), path=""),
     ]
 
 

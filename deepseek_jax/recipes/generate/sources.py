@@ -15,7 +15,7 @@ from deepseek_jax.recipes.conversing import (
     rewards_of,
 )
 from deepseek_jax.recipes.generate.settings import GenerateSettings
-from deepseek_jax.recipes.kinds.paying import Paid
+from deepseek_jax.recipes.kinds.paying import RewardSource
 from deepseek_jax.recipes.origin import digest
 from deepseek_jax.recipes.stage import Context, Source
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
@@ -79,7 +79,7 @@ class MeasuredOn(Source):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SampleRewards(Paid):
+class SampleRewards(RewardSource):
     """The rewards that score the samples, with reward models; they stay open for the whole run."""
 
     settings: GenerateSettings

@@ -21,7 +21,7 @@ from deepseek_jax.recipes.page import run_page
 from deepseek_jax.recipes.paid import StageRewards
 from deepseek_jax.recipes.results import Results
 from deepseek_jax.recipes.short import first_stage
-from deepseek_jax.recipes.stage import Answering, Context, Source, Stage
+from deepseek_jax.recipes.stage import AnswerPlan, Context, Source, Stage
 from deepseek_jax.reinforce.effort import asked_with, with_efforts
 from deepseek_jax.reinforce.scenarios import deciding
 from deepseek_jax.rollout.settings import AnswerOptions
@@ -186,7 +186,7 @@ class MeasureAnswers(Measure):
     @override
     def programs(self, config, mesh, others):
         settings, rollout = self.whole, self.whole.rollout
-        answering = Answering(
+        answering = AnswerPlan(
             rollout.at(settings.num_steps),
             settings.data.num_held_out,
             prompt_length=rollout.max_prompt_length,

@@ -12,9 +12,9 @@ from typing_extensions import override
 from deepseek_jax.data.messages import worked_conversations
 from deepseek_jax.named_code import digest_of
 from deepseek_jax.recipes.kinds.measure import scored_answer_programs
-from deepseek_jax.recipes.kinds.paying import Paid
+from deepseek_jax.recipes.kinds.paying import RewardSource
 from deepseek_jax.recipes.kinds.tune import Texts
-from deepseek_jax.recipes.stage import Answering, Context, Source, Stage
+from deepseek_jax.recipes.stage import AnswerPlan, Context, Source, Stage
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.settings import ModelRewardSettings
 from deepseek_jax.rollout.policy import check_answers
@@ -36,7 +36,7 @@ class Prompts(Source):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TrainedJudge(Paid):
+class TrainedJudge(RewardSource):
     """The judge that a stage has trained.
 
     Attributes:
@@ -111,7 +111,7 @@ class Accept(Stage):
     def programs(self, config, mesh, others):
         dtype = "float32" if self.trained else config.dtype
         num_prompts, num_samples = self.settings.num_prompts, self.settings.samples_per_prompt
-        answering = Answering(self.settings, num_prompts, num_samples, dtype=dtype)
+        answering = AnswerPlan(self.settings, num_prompts, num_samples, dtype=dtype)
         return scored_answer_programs(self, config, mesh, answering, self.judge, scores=True)
 
     @override

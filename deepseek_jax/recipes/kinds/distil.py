@@ -12,7 +12,14 @@ from jax.sharding import Mesh
 from typing_extensions import override
 
 from deepseek_jax.checkpoint.tree import abstract_tree
-from deepseek_jax.costs.program import Held, Program, beside, everywhere, moments_of, update_program
+from deepseek_jax.costs.program import (
+    Program,
+    ResidentArrays,
+    beside,
+    everywhere,
+    moments_of,
+    update_program,
+)
 from deepseek_jax.data.batches import abstract_batch, abstract_rows
 from deepseek_jax.distill.feature_distillation import init_projections
 from deepseek_jax.distill.objective import CACHED, PROJECTIONS, SAMPLED, STUDENT
@@ -26,7 +33,7 @@ from deepseek_jax.recipes.distill.settings import StudentSettings
 from deepseek_jax.recipes.distill.tasks import TaskTexts
 from deepseek_jax.recipes.kinds.measure import answer_programs
 from deepseek_jax.recipes.kinds.student import StudentRun, objective_of
-from deepseek_jax.recipes.stage import Answering, Context, Source, Stage
+from deepseek_jax.recipes.stage import AnswerPlan, Context, Source, Stage
 from deepseek_jax.rollout.policy import Policy, check_answers
 
 
@@ -125,9 +132,9 @@ def student_programs(
     if loss.on_policy is not None:
         options = loss.on_policy
         prompt_length = student.sequence_length - options.max_completion_length
-        answering = Answering(options, options.prompts, prompt_length=prompt_length)
+        answering = AnswerPlan(options, options.prompts, prompt_length=prompt_length)
         sampling_programs = answer_programs(stage.prefix, config, mesh, answering, student.adapter)
-        held_teacher = Held("the teacher's parameters", teacher_params)
+        held_teacher = ResidentArrays("the teacher's parameters", teacher_params)
         programs += beside(sampling_programs, moments_of(state), held_teacher)
     return programs
 

@@ -11,7 +11,7 @@ from deepseek_jax.rollout.weights import cast
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Given(Stage):
+class GivenPolicy(Stage):
     """A checkpoint that a line of stages begins from. It stays where it is."""
 
     @override

@@ -23,10 +23,10 @@ from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.progress import waiting_for
 from deepseek_jax.recipes.kinds.measure import answer_programs
-from deepseek_jax.recipes.kinds.prefer import Trains
+from deepseek_jax.recipes.kinds.prefer import RewardTraining
 from deepseek_jax.recipes.kinds.tune import fine_tune, fine_tuning_programs, packed_conversations
 from deepseek_jax.recipes.reward_model.settings import JudgeTrainingSettings
-from deepseek_jax.recipes.stage import Answering, Context, Source
+from deepseek_jax.recipes.stage import AnswerPlan, Context, Source
 from deepseek_jax.reinforce.model_rewards import JUDGE, judge_options, make_judge
 from deepseek_jax.rewards.judge import Judge, judge_question, verdict
 from deepseek_jax.rollout.policy import Policy, check_room
@@ -183,14 +183,14 @@ def judge_programs(name: str, settings: JudgeTrainingSettings, config: ModelConf
     update = fine_tuning_programs(name, settings, config, mesh)[:1]
     options = judge_options(settings.max_completion_length, settings.slots)
     # Both orders of each held-out pair are judged
-    pairs = Answering(
+    pairs = AnswerPlan(
         options, 2 * settings.data.num_held_out, prompt_length=settings.sequence_length
     )
     return update + answer_programs(f"{name}verdicts: ", config, mesh, pairs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TrainJudge(Trains):
+class TrainJudge(RewardTraining):
     """Training of a judge from the policy that it begins from.
 
     Its folder gets the judge, and the judge's scores before and after.

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from deepseek_jax.checkpoint.locate import check_checkpoint
 from deepseek_jax.checkpoint.tree import abstract_tree
-from deepseek_jax.costs.program import Held, Program, beside, moments_of, policy_params
+from deepseek_jax.costs.program import Program, ResidentArrays, beside, moments_of, policy_params
 from deepseek_jax.data.batches import abstract_batch
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.distill.taught import jitted_update, learn_from_teachers, merged
@@ -35,7 +35,7 @@ from deepseek_jax.recipes.origin import digest, planned_model
 from deepseek_jax.recipes.stage import Context, Source, Stage
 from deepseek_jax.reinforce.batch import longest_group
 from deepseek_jax.rollout.policy import Policy, load_policy
-from deepseek_jax.rollout.programs import Asked, rollout_programs
+from deepseek_jax.rollout.programs import Workload, rollout_programs
 from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.worlds.registry import named_tokenizer
 
@@ -69,7 +69,7 @@ def taught_programs(
         config,
         mesh,
         AnswerOptions(max_completion_length=rollout.longest(), slots=rollout.slots),
-        Asked(settings.questions_per_step(), rollout.max_prompt_length, settings.group_size),
+        Workload(settings.questions_per_step(), rollout.max_prompt_length, settings.group_size),
         name=name,
     )
     params = abstract_tree(config, mesh)
@@ -131,12 +131,12 @@ def taught_programs(
 
 
 def _hidden(teacher: str, config: ModelConfig, batch, mesh: Mesh):
-    """Return the Held of a teacher's hidden states for its batch."""
+    """Return the ResidentArrays of a teacher's hidden states for its batch."""
     function, sharding = jitted_states(config, mesh), batch_sharding(mesh)
     hidden_states = jax.eval_shape(
         function, decoder_params(abstract_tree(config, mesh)), for_teacher(batch)
     )
-    return Held(f"hidden states of {teacher}", hidden_states.update(sharding=sharding))
+    return ResidentArrays(f"hidden states of {teacher}", hidden_states.update(sharding=sharding))
 
 
 def _longest_batch(settings: TaughtSettings, task: str, mesh: Mesh):

@@ -10,9 +10,14 @@ from deepseek_jax.costs.program import Program, beside, policy_params
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.progress import waiting_for
-from deepseek_jax.recipes.kinds.paying import Paid, Scored, beside_models, scoring_programs
-from deepseek_jax.recipes.stage import SCORES, Answering, Stage
-from deepseek_jax.rollout.programs import Asked, rollout_programs
+from deepseek_jax.recipes.kinds.paying import (
+    RewardSource,
+    ScoredCompletions,
+    beside_models,
+    scoring_programs,
+)
+from deepseek_jax.recipes.stage import SCORES, AnswerPlan, Stage
+from deepseek_jax.rollout.programs import Workload, rollout_programs
 
 # Tokens that a plan assumes for the longest prompt if only the data say: a config limits only the
 # prompts of reinforcement
@@ -44,7 +49,7 @@ def answer_programs(
     name: str,
     config: ModelConfig,
     mesh: Mesh,
-    answering: Answering,
+    answering: AnswerPlan,
     adapter: AdapterSettings | None = None,
 ) -> list[Program]:
     """Return the programs that answer questions.
@@ -63,7 +68,7 @@ def answer_programs(
         config,
         mesh,
         answering.options,
-        Asked(
+        Workload(
             answering.prompts,
             min(_longest_prompt(answering), room),
             answering.n,
@@ -83,8 +88,8 @@ def scored_answer_programs(
     stage: Stage,
     config: ModelConfig,
     mesh: Mesh,
-    asked: Answering,
-    paid: Paid | None = None,
+    asked: AnswerPlan,
+    paid: RewardSource | None = None,
     scores: bool = False,
 ) -> list[Program]:
     """Return the programs of a stage's answers and, if `scores`, of their scores.
@@ -102,7 +107,9 @@ def scored_answer_programs(
     if paid is None or not scores:
         return programs
     completion_length = asked.options.max_completion_length
-    completions = Scored(asked.prompts * asked.n, _longest_prompt(asked), completion_length)
+    completions = ScoredCompletions(
+        asked.prompts * asked.n, _longest_prompt(asked), completion_length
+    )
     params = policy_params(abstract_tree(config, mesh, asked.dtype, stage.adapter))
     return [
         *programs,

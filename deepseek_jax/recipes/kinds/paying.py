@@ -11,7 +11,7 @@ from deepseek_jax.checkpoint.left import left_in_run
 from deepseek_jax.checkpoint.load import read_any_config
 from deepseek_jax.checkpoint.reward_params import ABOUT
 from deepseek_jax.checkpoint.tree import abstract_tree
-from deepseek_jax.costs.program import REWARD, Held, Program, beside, forward_work
+from deepseek_jax.costs.program import REWARD, Program, ResidentArrays, beside, forward_work
 from deepseek_jax.data.batches import abstract_batch
 from deepseek_jax.errors import at
 from deepseek_jax.files import read_json
@@ -28,10 +28,10 @@ from deepseek_jax.reinforce.model_rewards import (
 )
 from deepseek_jax.reinforce.settings import ModelRewardSettings
 from deepseek_jax.rewards.model import jitted_rewards, padded_length, right_padded
-from deepseek_jax.rollout.programs import Asked, rollout_programs
+from deepseek_jax.rollout.programs import Workload, rollout_programs
 
 
-class Paid(Source):
+class RewardSource(Source):
     """Rewards, with the reward models and judges among them."""
 
     def models(self, folder: Path | None = None) -> dict[str, ModelRewardSettings]:
@@ -53,7 +53,7 @@ class Paid(Source):
 
 
 def beside_models(
-    programs: list[Program], waiting: Sequence[Paid], config: ModelConfig, mesh: Mesh
+    programs: list[Program], waiting: Sequence[RewardSource], config: ModelConfig, mesh: Mesh
 ) -> list[Program]:
     """Return the programs, with reward models that are on the devices at the same time.
 
@@ -97,7 +97,7 @@ class PlannedReward(NamedTuple):
         return {"decoder": decoder, "head": abstract_head(self.config, mesh)}
 
 
-class Scored(NamedTuple):
+class ScoredCompletions(NamedTuple):
     """What reward models score at once.
 
     Attributes:
@@ -163,17 +163,17 @@ def planned_reward(
 
 
 def held_models(models: dict[str, PlannedReward], mesh: Mesh):
-    """Return a Held for each reward model: its parameters are on the devices for the whole run."""
+    """Return a ResidentArrays for each reward model: its parameters are on the devices for the whole run."""
     return [_held(name, model, mesh) for name, model in models.items()]
 
 
 def _held(name, model, mesh):
     memory_field = f"reward_models.{name}.dtype='bfloat16'"
-    return Held(f"reward model {name}", model.params(mesh), memory_field)
+    return ResidentArrays(f"reward model {name}", model.params(mesh), memory_field)
 
 
 def scoring_programs(
-    prefix: str, models: dict[str, PlannedReward], scored: Scored, mesh: Mesh
+    prefix: str, models: dict[str, PlannedReward], scored: ScoredCompletions, mesh: Mesh
 ) -> list[Program]:
     """Return the programs that score completions with reward models and judges.
 
@@ -215,7 +215,7 @@ def _verdicts(name, model, scored, mesh):
     options = judge_options(model.settings.max_completion_length, model.settings.batch_size)
     room = model.config.max_position_embeddings - options.max_completion_length
     length = min(scored.prompt_length + 2 * scored.completion_length, room)
-    prompts = Asked(scored.completions, length)
+    prompts = Workload(scored.completions, length)
     return rollout_programs(
         model.config, mesh, options, prompts, dtype=model.settings.dtype, name=name
     )

@@ -187,7 +187,7 @@ def reward_programs(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Trains(Stage):
+class RewardTraining(Stage):
     """A stage that trains a reward model or a judge, and measures it before and after.
 
     Attributes:
@@ -211,7 +211,7 @@ class Trains(Stage):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Prefer(Trains):
+class Prefer(RewardTraining):
     """Training of a reward model from the policy that it begins from.
 
     Its folder gets the reward model, and its scores before and after.

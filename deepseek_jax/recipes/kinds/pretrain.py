@@ -23,14 +23,14 @@ from deepseek_jax.models.adapters import whole
 from deepseek_jax.models.trained_part import indexers_of
 from deepseek_jax.parallel.shard import check_batch, check_splits
 from deepseek_jax.progress import waiting_for
-from deepseek_jax.recipes.kinds.paying import Paid, beside_models
+from deepseek_jax.recipes.kinds.paying import RewardSource, beside_models
 from deepseek_jax.recipes.pretrain.settings import BaseSettings, StageSettings, switched_on
 from deepseek_jax.recipes.stage import Context, Source, Stage
 from deepseek_jax.training.loop import LOSS_TERMS, train
 from deepseek_jax.training.micro_batches import over_micro_batches
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.schedule import number_at, stepwise
-from deepseek_jax.training.update import Beside, create_update
+from deepseek_jax.training.update import UpdateOptions, create_update
 from deepseek_jax.training.watch import Checks, check_terms
 from deepseek_jax.worlds.registry import find_corpus
 
@@ -208,7 +208,9 @@ def updates(stage: StageSettings, params, mesh: Mesh):
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params
     )
     speed = stage.bias_update_speed
-    update_options = Beside(bias_update_speed=stepwise(speed) if switched_on(speed) else None)
+    update_options = UpdateOptions(
+        bias_update_speed=stepwise(speed) if switched_on(speed) else None
+    )
 
     # One program for each batch size and each expert_buffer: both may change during the stage
     @functools.cache
@@ -354,7 +356,7 @@ class Pretrain(Stage):
     settings: StageSettings
     corpus: Source
     held_out: HeldOut | None = None
-    waiting: tuple[Paid, ...] = ()
+    waiting: tuple[RewardSource, ...] = ()
 
     @override
     def model(self, config):

@@ -9,8 +9,8 @@ from typing_extensions import override
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.program import (
     Amount,
-    Held,
     Program,
+    ResidentArrays,
     beside,
     moments_of,
     policy_params,
@@ -23,7 +23,7 @@ from deepseek_jax.parallel.owned_rows import abstract_owned, move
 from deepseek_jax.recipes.conversing import try_environment
 from deepseek_jax.recipes.kinds.paying import (
     PlannedReward,
-    Scored,
+    ScoredCompletions,
     held_models,
     scoring_programs,
 )
@@ -42,7 +42,7 @@ from deepseek_jax.reinforce.update import (
     reference_places,
 )
 from deepseek_jax.rollout.policy import check_room
-from deepseek_jax.rollout.programs import Asked, rollout_programs
+from deepseek_jax.rollout.programs import Workload, rollout_programs
 from deepseek_jax.rollout.settings import AnswerOptions
 
 # Scenario -> the name of its questions in messages
@@ -219,7 +219,7 @@ def _rolled(name, settings, config, mesh, adapter):
         config,
         mesh,
         AnswerOptions(max_completion_length=rollout.longest(), slots=rollout.slots),
-        Asked(
+        Workload(
             prompts=settings.prompts_per_step,
             prompt_length=rollout.max_prompt_length,
             n=settings.group_size,
@@ -235,11 +235,11 @@ def _rolled(name, settings, config, mesh, adapter):
 def _completions(settings):
     """Return what the reward models score in a step."""
     rollout, completions = settings.rollout, settings.prompts_per_step * settings.group_size
-    return Scored(completions, rollout.max_prompt_length, rollout.longest())
+    return ScoredCompletions(completions, rollout.max_prompt_length, rollout.longest())
 
 
 def _references(settings, config, mesh, adapter):
-    """Return the Held of a stored reference while it waits, and the Held while it is read.
+    """Return the ResidentArrays of a stored reference, while it waits and while it is read.
 
     Each is in a list; both lists are empty without a stored reference.
     """
@@ -253,8 +253,8 @@ def _references(settings, config, mesh, adapter):
     )
     memory_fields = "reference_memory='host', or reference_dtype='bfloat16'"
     # While it is read it is on the devices with the policy, whatever memory it waits in
-    read_reference = Held("the reference", reference_tree, "reference_dtype='bfloat16'")
-    return [Held("the reference", stored_tree, memory_fields)], [read_reference]
+    read_reference = ResidentArrays("the reference", reference_tree, "reference_dtype='bfloat16'")
+    return [ResidentArrays("the reference", stored_tree, memory_fields)], [read_reference]
 
 
 def _moved(name, settings, mesh, batch):

@@ -19,10 +19,10 @@ from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.losses.next_token import next_token_loss, parts_trained, target_logprobs
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
-from deepseek_jax.models.adapters import Adapted
+from deepseek_jax.models.adapters import AdaptedParams
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.recipes.checks import check_positions, check_rows
-from deepseek_jax.recipes.kinds.paying import Paid, beside_models
+from deepseek_jax.recipes.kinds.paying import RewardSource, beside_models
 from deepseek_jax.recipes.sft.settings import FineTuneSettings
 from deepseek_jax.recipes.stage import Context, Source, Stage
 from deepseek_jax.rollout.policy import Policy
@@ -157,7 +157,7 @@ def fine_tune(settings: FineTuneSettings, policy: Policy, source: PackedDocument
         config,
         settings.sequence_length,
         trains_mtp=False,
-        frozen=isinstance(params, Adapted),
+        frozen=isinstance(params, AdaptedParams),
     )
     loss_fn, trained_parts = fine_tuning_loss(config), parts_trained(config)
     return fit(settings, loss_fn, params, source, run, token_flops, trained_parts)
@@ -222,7 +222,7 @@ class Tune(Stage):
     settings: FineTuneSettings
     texts: Texts
     held_out: Texts
-    waiting: tuple[Paid, ...] = ()
+    waiting: tuple[RewardSource, ...] = ()
 
     @override
     def check(self, config, mesh):

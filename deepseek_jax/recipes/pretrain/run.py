@@ -28,7 +28,7 @@ from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models import ModelConfig, build_model, names_architecture
 from deepseek_jax.models.trained_part import INDEXER, with_indexers
 from deepseek_jax.parallel.processes import first_process, say
-from deepseek_jax.recipes.kinds.given import Given, Random
+from deepseek_jax.recipes.kinds.given import GivenPolicy, Random
 from deepseek_jax.recipes.kinds.measure import Measure
 from deepseek_jax.recipes.kinds.pretrain import Corpus, HeldOut, Pretrain
 from deepseek_jax.recipes.origin import Origin
@@ -157,7 +157,7 @@ class PretrainOrigin(Origin):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Checkpoint(Given):
+class Checkpoint(GivenPolicy):
     """The checkpoint config.init_from, with random indexers if config.model adds them."""
 
     def params(self, context, trained, mesh):

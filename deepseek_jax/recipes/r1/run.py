@@ -21,7 +21,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from deepseek_jax.recipes.kinds.accept import Accept, Accepted, Rule, TrainedJudge
-from deepseek_jax.recipes.kinds.given import Given
+from deepseek_jax.recipes.kinds.given import GivenPolicy
 from deepseek_jax.recipes.kinds.judge import JudgedPairs, TrainJudge
 from deepseek_jax.recipes.kinds.learn_from import (
     CheckpointTeacher,
@@ -40,12 +40,12 @@ from deepseek_jax.recipes.r1.report import page, report, report_sweep
 from deepseek_jax.recipes.r1.scores import MeasureWorld
 from deepseek_jax.recipes.r1.settings import SPECIALISTS, R1Settings
 from deepseek_jax.recipes.r1.sources import (
-    Asked,
     FirstQuestions,
     HeldOutQuestions,
     HeldOutSolutions,
     LastRequests,
-    Worked,
+    SolutionTexts,
+    TrainingQuestions,
     WorldData,
     reinforcing,
 )
@@ -78,7 +78,12 @@ def stages(s: R1Settings) -> list[Stage]:
         Reinforce("zero", s.zero, reasoning, stage_rewards("zero"), start="base", title="R1-Zero"),
         Accept("traces", s.traces, prompts, rule, start="zero"),
         Tune(
-            "cold_start", s.cold_start, Worked(data, traces), held_out, start="base", title="Dev1"
+            "cold_start",
+            s.cold_start,
+            SolutionTexts(data, traces),
+            held_out,
+            start="base",
+            title="Dev1",
         ),
         Reinforce(
             "reasoning",
@@ -94,7 +99,9 @@ def stages(s: R1Settings) -> list[Stage]:
         and Accept(
             "judged", s.judged, LastRequests(data, num_learned), rule, _judge(s), start="reasoning"
         ),
-        Tune("sft", s.sft, Worked(data, accepted_texts), held_out, start="base", title="Dev3"),
+        Tune(
+            "sft", s.sft, SolutionTexts(data, accepted_texts), held_out, start="base", title="Dev3"
+        ),
         *(
             Prefer(
                 name, block, start="sft", preferences=preferences, title=name.removesuffix("_model")
@@ -126,7 +133,7 @@ def stages(s: R1Settings) -> list[Stage]:
         and LearnFrom(
             "distilled",
             s.distilled,
-            Asked(data, {task: task for task in s.distilled.prompts_per_step}),
+            TrainingQuestions(data, {task: task for task in s.distilled.prompts_per_step}),
             _teachers(s, data),
             start="sft",
             title="R1, distilled",
@@ -149,7 +156,7 @@ def _base(s: R1Settings, data: WorldData) -> Stage:
     tokenizer = None if s.base is None else s.base.corpus
     origin = Origin(s.model, data.world.template, s.init_from, tokenizer)
     if s.base is None:
-        return Given("base", None, origin=origin, path="", title="base")
+        return GivenPolicy("base", None, origin=origin, path="", title="base")
     corpus = BaseCorpus(s.base, s.seed)
     return Pretrain(
         "base", s.base, corpus, seed=s.seed, origin=origin, label="pretrain", title="base"

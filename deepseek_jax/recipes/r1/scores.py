@@ -14,7 +14,7 @@ from deepseek_jax.recipes.kinds.measure import Measure, scored_answer_programs
 from deepseek_jax.recipes.r1.samples import layout_rewards, sample_groups
 from deepseek_jax.recipes.r1.settings import EvaluationSettings
 from deepseek_jax.recipes.r1.sources import HeldOutQuestions
-from deepseek_jax.recipes.stage import Answering
+from deepseek_jax.recipes.stage import AnswerPlan
 from deepseek_jax.rollout.completions import MeasuredLog
 from deepseek_jax.rollout.policy import Policy, check_answers
 from deepseek_jax.rollout.settings import Limit
@@ -73,7 +73,7 @@ class MeasureWorld(Measure):
     @override
     def programs(self, config, mesh, others):
         num_questions = max(self.settings.num_puzzles, self.settings.num_requests)
-        answering = Answering(self.settings, num_questions, self.settings.samples)
+        answering = AnswerPlan(self.settings, num_questions, self.settings.samples)
         return scored_answer_programs(self, config, mesh, answering)
 
     @override

@@ -81,7 +81,7 @@ class WorldData:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Asked(Questions, TaskQuestions):
+class TrainingQuestions(Questions, TaskQuestions):
     """The training questions of one or more kinds.
 
     Attributes:
@@ -107,7 +107,9 @@ class Asked(Questions, TaskQuestions):
         return {name: tasks[kind].train if kind else [] for name, kind in self.takes.items()}
 
 
-def reinforcing(data: WorldData, *, general: bool = False, only: str | None = None) -> Asked:
+def reinforcing(
+    data: WorldData, *, general: bool = False, only: str | None = None
+) -> TrainingQuestions:
     """Return the questions of a stage of reinforcement.
 
     Args:
@@ -115,7 +117,7 @@ def reinforcing(data: WorldData, *, general: bool = False, only: str | None = No
         general: True to ask general questions too.
         only: The one kind of questions that a specialist is asked; None for reasoning questions.
     """
-    return Asked(
+    return TrainingQuestions(
         data, {"reasoning": only or "reasoning", "general": "general" if general else None}
     )
 
@@ -172,7 +174,7 @@ class LastRequests(Prompts):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Worked(Texts):
+class SolutionTexts(Texts):
     """The texts of a fine-tuning: accepted answers of earlier stages, and the world's solutions.
 
     The solutions answer the first questions of each kind; settings.data says how many.

@@ -13,7 +13,7 @@ from deepseek_jax.evaluation.held_out import evaluate_both, scores_of_both
 from deepseek_jax.named_code import code_digests
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.kinds.measure import Measure, scored_answer_programs
-from deepseek_jax.recipes.kinds.paying import Paid
+from deepseek_jax.recipes.kinds.paying import RewardSource
 from deepseek_jax.recipes.kinds.tune import Texts, Tune, conversation_loss
 from deepseek_jax.recipes.origin import digest
 from deepseek_jax.recipes.page import run_page
@@ -21,7 +21,7 @@ from deepseek_jax.recipes.results import Results
 from deepseek_jax.recipes.sft.data import held_out_prompts, load_conversations
 from deepseek_jax.recipes.sft.settings import SftSettings
 from deepseek_jax.recipes.short import first_stage
-from deepseek_jax.recipes.stage import Answering, Context, Stage
+from deepseek_jax.recipes.stage import AnswerPlan, Context, Stage
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.scenarios import best_share, say_deciding
 from deepseek_jax.reports.answer_samples import with_answers
@@ -120,7 +120,7 @@ class Conversations(Texts):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class AnswerRewards(Paid):
+class AnswerRewards(RewardSource):
     """The rewards that score answers, with reward models; they stay open for the whole run."""
 
     settings: SftSettings
@@ -221,7 +221,7 @@ class MeasureConversations(Measure):
     @override
     def programs(self, config, mesh, others):
         options, scores_answers = self.whole.answers, bool(self.whole.rewards)
-        answering = Answering(options, options.num_prompts)
+        answering = AnswerPlan(options, options.num_prompts)
         return scored_answer_programs(self, config, mesh, answering, self.rewards, scores_answers)
 
     @override

@@ -5,7 +5,7 @@ import pytest
 
 from deepseek_jax.costs.program import argument_bytes
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.rollout.programs import Asked, rollout_programs
+from deepseek_jax.rollout.programs import Workload, rollout_programs
 from deepseek_jax.rollout.settings import AnswerOptions
 from launch.planning import compiled as compiling
 from launch.planning.by_shapes import results_by_shapes
@@ -23,7 +23,7 @@ MESHES = {
 
 def rollout(kind, **axes):
     options = AnswerOptions(max_completion_length=8, slots=16)
-    return rollout_programs(CONFIGS[kind], make_mesh(**axes), options, Asked(8, 16, n=2))
+    return rollout_programs(CONFIGS[kind], make_mesh(**axes), options, Workload(8, 16, n=2))
 
 
 def named(programs, *names):
@@ -90,7 +90,7 @@ def test_logits_of_too_few_rows_for_all_devices_leave_the_prompts_split():
     """
     options = AnswerOptions(max_completion_length=8, slots=16)
     programs = rollout_programs(
-        CONFIGS["mla_moe"], make_mesh(data=1, expert=4, fsdp=2), options, Asked(4, 16, n=4)
+        CONFIGS["mla_moe"], make_mesh(data=1, expert=4, fsdp=2), options, Workload(4, 16, n=4)
     )
     weights, prefill = named(programs, "weights", "prefill")
     given = {"weights": results_by_shapes(weights, weights.arguments)}

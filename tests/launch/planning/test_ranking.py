@@ -9,7 +9,7 @@ import pytest
 from deepseek_jax.costs.chips import CHIPS, GIB
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.mesh import size_name
-from launch.planning.ranking import Ranked, best_first, rank
+from launch.planning.ranking import RankedMesh, best_first, rank
 from launch.planning.shards import shards
 from tests.launch.planning.test_shards import (
     HIDDEN,
@@ -90,8 +90,8 @@ def test_split_rows_and_heads_exchange_activations(axis, wide):
 
 def test_the_best_mesh_depends_on_the_number_of_micro_batches():
     """Oracle: by hand: 4 + 1 < 1 + 5 seconds, and 2 x 1 + 5 < 2 x 4 + 1; one mesh has no 4."""
-    gathers = Ranked({}, {1, 2, 4}, state=2, gathers=4.0, exchanges=1.0)
-    exchanges = Ranked({}, {1, 2}, state=1, gathers=1.0, exchanges=5.0)
+    gathers = RankedMesh({}, {1, 2, 4}, state=2, gathers=4.0, exchanges=1.0)
+    exchanges = RankedMesh({}, {1, 2}, state=1, gathers=1.0, exchanges=5.0)
     both = [exchanges, gathers]
     assert best_first(both, 1) == [gathers, exchanges]
     assert best_first(both, 2) == [exchanges, gathers]

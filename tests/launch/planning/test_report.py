@@ -14,7 +14,7 @@ from deepseek_jax.costs.program import GENERATION, SYNC, TRAINING, Program
 from launch.planning.hlo import Cost
 from launch.planning.hlo_collectives import Collective
 from launch.planning.program_table import program_table
-from launch.planning.records import Compiled, Memory
+from launch.planning.records import CompiledProgram, Memory
 from launch.planning.report import WIDTH, compiled_line, step_lines, verdict_lines
 from launch.planning.roofline import Roofline, Seconds, seconds_of
 from launch.planning.summary import duration, summary_table
@@ -92,8 +92,8 @@ def test_a_duration_has_three_digits_and_its_unit(seconds, text):
 
 
 def decoding(name="decode", peak=5, two_rounds=None):
-    """(Program, Compiled, Seconds) of a program that decodes 8 tokens in each of 100 turns, of 1 GB, 1000
-    operations and 10 gatherings each, and copies 2 GB in each of 4 calls.
+    """(Program, CompiledProgram, Seconds) of a program that decodes 8 tokens in each of 100 turns, of 1 GB,
+    1000 operations and 10 gatherings each, and copies 2 GB in each of 4 calls.
     """
     gathers = {("all-gather", ("fsdp",)): Collective(count=10)}
     call = Cost(hbm_bytes=2e9, operations=Counter({(0, 2e9): 1}), count=1)
@@ -105,7 +105,7 @@ def decoding(name="decode", peak=5, two_rounds=None):
         count=1000,
         collectives=gathers,
     )
-    compiled = Compiled(Memory(GIB, 0, 0, 0, peak * GIB), call, token, two_rounds)
+    compiled = CompiledProgram(Memory(GIB, 0, 0, 0, peak * GIB), call, token, two_rounds)
     program = Program(
         name, None, (), MESH, 8, 4e9, "8 slots", part=GENERATION, times=4, token_steps=100
     )
@@ -126,7 +126,7 @@ def test_the_first_table_says_what_fits_how_long_it_takes_and_what_binds():
     is wider than the page, whatever the names.
     """
     name = "reasoning of the second stage: answers with tools"
-    refused = Program("refused", None, (), MESH, 8, 0.0, ""), Compiled(refusal="no"), None
+    refused = Program("refused", None, (), MESH, 8, 0.0, ""), CompiledProgram(refusal="no"), None
     again = Cost(hbm_bytes=2e9, operations=Counter({(0, 2e9): 1}), count=1)
     planned = [decoding(), decoding("large", peak=9), decoding("uneven", two_rounds=again), refused]
     text = printed(summary_table(planned, CHIP))
@@ -160,10 +160,10 @@ def test_a_line_follows_each_compilation():
     program, compiled, seconds = decoding()
     line = compiled_line(program, compiled, seconds)
     assert line == "decode: from the cache, 5.0 GiB, likely 1.00 s a token"
-    compiled = Compiled(compiled.memory, compiled.cost, seconds=41.3)
+    compiled = CompiledProgram(compiled.memory, compiled.cost, seconds=41.3)
     line = compiled_line(program, compiled, seconds_of(program, compiled, CHIP))
     assert line == "decode: compiled in 41 s, 5.0 GiB, likely 2.00 s"
-    assert compiled_line(program, Compiled(refusal="no"), None) == "decode: does not compile"
+    assert compiled_line(program, CompiledProgram(refusal="no"), None) == "decode: does not compile"
 
 
 def test_decoding_whose_collectives_all_wait_says_what_was_tried():

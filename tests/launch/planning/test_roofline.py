@@ -11,7 +11,7 @@ from deepseek_jax.costs.chips import CHIPS, DEVICES, Chip
 from deepseek_jax.costs.program import Program
 from launch.planning.hlo import Cost
 from launch.planning.hlo_collectives import Collective
-from launch.planning.records import Compiled
+from launch.planning.records import CompiledProgram
 from launch.planning.roofline import (
     Roofline,
     collective_seconds,
@@ -214,14 +214,14 @@ def test_a_step_is_its_calls_and_their_tokens():
     """Oracle: by hand: 3 calls of 2 and 2.25 seconds, 100 tokens of 4 and 4.25."""
     two, four = (cost_of(("bf16 x bf16", flops, 0, 2)) for flops in (1000, 2000))
     program = Program("decode", None, (), GRID, 0, 0.0, "", times=3, token_steps=100)
-    seconds = seconds_of(program, Compiled(cost=two, token=four), CHIP)
+    seconds = seconds_of(program, CompiledProgram(cost=two, token=four), CHIP)
     assert seconds.of_step(program) == (3 * 2 + 100 * 4, 3 * 2.25 + 100 * 4.25)
     assert seconds.main == seconds.token and program.runs == 100
     program = Program("update", None, (), GRID, 0, 0.0, "", times=3)
-    seconds = seconds_of(program, Compiled(cost=two), CHIP)
+    seconds = seconds_of(program, CompiledProgram(cost=two), CHIP)
     assert seconds.of_step(program) == (3 * 2, 3 * 2.25)
     assert seconds.main == seconds.call and program.runs == 3
-    assert seconds_of(program, Compiled(refusal="too large"), CHIP) is None
+    assert seconds_of(program, CompiledProgram(refusal="too large"), CHIP) is None
 
 
 def test_an_empty_program_takes_no_time():

@@ -7,8 +7,8 @@ import pytest
 
 from deepseek_jax.costs.chips import CHIPS
 from launch.planning import search as searching
-from launch.planning.ranking import Ranked
-from launch.planning.records import Compiled
+from launch.planning.ranking import RankedMesh
+from launch.planning.records import CompiledProgram
 from launch.planning.search import REMAT, Search, print_search, try_layouts
 from tests.experiments import RUNS
 from tests.launch.test_plan import planned
@@ -71,9 +71,9 @@ print("result", json.dumps(found))
 
 # Of the first, gathers take long, of the second, exchanges; the third splits into more micro-batches
 MESHES = [
-    Ranked(dict(fsdp=4), {1, 3, 5, 15}, state=1, gathers=4.0, exchanges=1.0),
-    Ranked(dict(expert=4), {1, 3, 5, 15}, state=1, gathers=1.0, exchanges=5.0),
-    Ranked(dict(context=4), {1, 2, 3, 4, 5, 15, 60}, state=1, gathers=5.0, exchanges=9.0),
+    RankedMesh(dict(fsdp=4), {1, 3, 5, 15}, state=1, gathers=4.0, exchanges=1.0),
+    RankedMesh(dict(expert=4), {1, 3, 5, 15}, state=1, gathers=1.0, exchanges=5.0),
+    RankedMesh(dict(context=4), {1, 2, 3, 4, 5, 15, 60}, state=1, gathers=5.0, exchanges=9.0),
 ]
 
 
@@ -143,7 +143,7 @@ def test_a_search_without_a_layout_that_fits_ends():
 def test_a_search_that_finds_nothing_says_what_would_help(monkeypatch, capsys, ranked, words):
     """Oracle: the words a reader needs; why a mesh was dropped."""
     monkeypatch.setattr(searching, "rank", lambda *how: (ranked, ["24 rows, not a multiple of 5"]))
-    refused = [(None, Compiled(refusal="20 GiB are too much"))]
+    refused = [(None, CompiledProgram(refusal="20 GiB are too much"))]
     monkeypatch.setattr(searching, "compile_programs", lambda *how: refused)
     what = Search([], [], mesh_of=None, flags=str, planned=lambda layout: [])
     assert not print_search(what, 3, CHIPS["v5e"], None)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import models
 from deepseek_jax.checkpoint.tree import by_path
-from deepseek_jax.costs.program import Held, argument_bytes, beside
+from deepseek_jax.costs.program import ResidentArrays, argument_bytes, beside
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.mesh import size_name
 from deepseek_jax.recipes import driver
@@ -87,7 +87,9 @@ def test_what_waits_in_the_hosts_memory_waits_there_on_every_mesh():
 def test_what_lies_beside_an_update_is_there_on_every_mesh():
     """Oracle: argument_bytes of the parameters that the recipe places on such a mesh."""
     program, sizes = on_one_device(), dict(fsdp=2, expert=4)
-    (beside_params,) = beside([program], Held("the reference", program.arguments[0].params))
+    (beside_params,) = beside(
+        [program], ResidentArrays("the reference", program.arguments[0].params)
+    )
     real = update(**sizes)
     found = shards(beside_params, abstract(**sizes)).arguments
     assert found == argument_bytes((real.arguments, real.arguments[0].params))
