@@ -1,5 +1,7 @@
 """Training data of reward models: pairs of responses, and responses labelled safe or unsafe."""
 
+from typing import Literal
+
 import numpy as np
 
 from deepseek_jax.data.chat import render_response
@@ -10,7 +12,11 @@ from deepseek_jax.data.settings import OwnData, as_own
 from deepseek_jax.data.tokenizer import Tokenizer
 
 # Kind of record -> the fields that hold its responses, the better one first
-RESPONSES = {"helpfulness": ("chosen", "rejected"), "safety": ("response",)}
+RewardKind = Literal["helpfulness", "safety"]
+RESPONSES: dict[RewardKind, tuple[str, ...]] = {
+    "helpfulness": ("chosen", "rejected"),
+    "safety": ("response",),
+}
 LINES = {
     "helpfulness": '{"prompt": "2 + 3?", "chosen": "5", "rejected": "6"}',
     "safety": '{"prompt": "2 + 3?", "response": "5", "safe": true}',

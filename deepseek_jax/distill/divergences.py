@@ -1,6 +1,8 @@
 """Losses of single tokens: a student's logits against its teacher's logits or the text's token."""
 
 import math
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +118,12 @@ def jsd(
 
 
 # THE table of divergences D(teacher p, student q)
-DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd}
+DivergenceName = Literal["forward_kl", "reverse_kl", "jsd"]
+DIVERGENCES: dict[DivergenceName, Callable] = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "jsd": jsd,
+}
 
 
 def check_beta(divergence: str, beta: float | None):

@@ -1,11 +1,10 @@
 """Settings of a student's `loss` block, checked when they are built."""
 
 import dataclasses
-from typing import Literal
 
 import numpy as np
 
-from deepseek_jax.distill.divergences import DIVERGENCES, check_beta
+from deepseek_jax.distill.divergences import DivergenceName, check_beta
 from deepseek_jax.distill.terms import OF_DATA, OF_TEACHER, TERMS
 from deepseek_jax.errors import suggest
 from deepseek_jax.rollout.settings import AnswerOptions
@@ -30,7 +29,7 @@ class OnPolicySettings(AnswerOptions):
     """
 
     prompts: Count
-    divergence: Literal[tuple(DIVERGENCES)] = "reverse_kl"
+    divergence: DivergenceName = "reverse_kl"
     beta: float | None = None
     temperature: Temperature = 1.0
     top_p: PositiveShare = 1.0
@@ -59,7 +58,7 @@ class LossSettings:
     """
 
     weights: dict[str, Natural | NonNegative]
-    divergence: Literal[tuple(DIVERGENCES)] = "forward_kl"
+    divergence: DivergenceName = "forward_kl"
     beta: float | None = None
     temperature: Temperature | tuple[tuple[Natural, Temperature], ...] = 1.0
     top_k: Count | None = None

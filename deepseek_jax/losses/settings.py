@@ -6,7 +6,8 @@ from typing import Literal
 from deepseek_jax.settings import NonNegative, Positive, check_fields
 
 # THE list of loss types. True: its paper divides advantages by their group's standard deviation
-NORMALIZES_STD = {
+LossType = Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"]
+NORMALIZES_STD: dict[LossType, bool] = {
     "grpo": True,  # arXiv:2402.03300, eq. 3: mean over each completion, then over completions
     "dapo": True,  # arXiv:2503.14476, eq. 8: mean over all tokens
     "dr_grpo": False,  # arXiv:2503.20783: sum over tokens, divided by a constant
@@ -43,7 +44,7 @@ class GrpoOptions:
         lower_bound: False clips only from above, as R1's clip_eps of 10 does.
     """
 
-    loss_type: Literal[tuple(NORMALIZES_STD)] = "grpo"
+    loss_type: LossType = "grpo"
     clip_eps: Positive = 0.2
     clip_eps_high: Positive | None = None
     kl_coef: NonNegative = 0.0

@@ -2,9 +2,9 @@
 
 import dataclasses
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
-from deepseek_jax.models.remat_policies import REMAT_POLICIES
+from deepseek_jax.models.remat_policies import RematName
 from deepseek_jax.settings import (
     Between,
     Count,
@@ -16,7 +16,8 @@ from deepseek_jax.settings import (
     build,
 )
 
-ATTENTION_OF = {
+ModelType = Literal["deepseek_v3", "deepseek_v32", "deepseek_v2", "qwen2", "qwen3", "llama"]
+ATTENTION_OF: dict[ModelType, Literal["mla", "gqa"]] = {
     "deepseek_v3": "mla",
     "deepseek_v32": "mla",
     "deepseek_v2": "mla",
@@ -24,7 +25,7 @@ ATTENTION_OF = {
     "qwen3": "gqa",
     "llama": "gqa",
 }
-ROPE_FIELDS = {
+ROPE_FIELDS: dict[str, tuple[str, ...]] = {
     "yarn": ("factor", "original_max_position_embeddings"),
     "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
     "linear": ("factor",),
@@ -32,7 +33,8 @@ ROPE_FIELDS = {
 
 # The values of indexer_loss: what the lightning indexer learns from, and what attention sees
 # (DeepSeek-V3.2-Exp, section 2.1)
-INDEXER_LOSSES = {
+IndexerLoss = Literal["none", "dense", "sparse"]
+INDEXER_LOSSES: dict[IndexerLoss, str] = {
     "none": "nothing; attention sees the selected keys",
     "dense": "attention over all keys, which it sees: the warm-up before anything is selected",
     "sparse": "attention over the selected keys",
@@ -41,7 +43,7 @@ INDEXER_LOSSES = {
 ExpertBuffer = Annotated[float, Between(1)]
 # One number, or pairs (first step, number): a number is valid from its first step on
 ExpertBufferBySteps = ExpertBuffer | Annotated[tuple[tuple[Step, ExpertBuffer], ...], Rising()]
-Remat = Literal["none", *REMAT_POLICIES]
+Remat = Literal["none", RematName]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,40 @@ class RopeScaling:
             raise ValueError(f"rope_type={self.rope_type!r} needs {', '.join(missing)}; set them")
 
 
+class LatentSizes(NamedTuple):
+    """The sizes of multi-head latent attention, see ModelConfig.latent."""
+
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+
+
+class IndexerSizes(NamedTuple):
+    """The sizes of a lightning indexer, see ModelConfig.indexer."""
+
+    q_lora_rank: int
+    index_n_heads: int
+    index_head_dim: int
+    index_topk: int
+
+
+class GroupedSizes(NamedTuple):
+    """The sizes of grouped-query attention, see ModelConfig.grouped."""
+
+    num_key_value_heads: int
+    head_dim: int
+
+
+class ExpertSizes(NamedTuple):
+    """The sizes of an MoE layer, see ModelConfig.experts."""
+
+    n_routed_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int
+
+
 # Frozen, hence hashable: jit takes it as a static argument
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -102,7 +138,7 @@ class ModelConfig:
             fields.
     """
 
-    model_type: Literal[tuple(ATTENTION_OF)]
+    model_type: ModelType
     vocab_size: Count
     hidden_size: Count
     intermediate_size: Count
@@ -149,7 +185,7 @@ class ModelConfig:
     remat: Remat = "none"
     pipeline_micro_batches: Count | None = None
     expert_buffer: ExpertBuffer | None = None
-    indexer_loss: Literal[tuple(INDEXER_LOSSES)] = "none"
+    indexer_loss: IndexerLoss = "none"
 
     def __post_init__(self):
         for name in ("num_key_value_heads", "head_dim"):
@@ -182,7 +218,7 @@ class ModelConfig:
     def _check_attention(self):
         if self.is_mla:
             self._require("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-        elif self.num_attention_heads % self.num_key_value_heads:
+        elif self.num_attention_heads % self.grouped.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads={self.num_key_value_heads}; change num_key_value_heads"
@@ -210,12 +246,12 @@ class ModelConfig:
                 )
             return
         self._require("q_lora_rank", *fields)
-        if self.index_head_dim < self.qk_rope_head_dim:
+        if self.indexer.index_head_dim < self.latent.qk_rope_head_dim:
             raise ValueError(
                 f"index_head_dim={self.index_head_dim} has no room for the qk_rope_head_dim="
                 f"{self.qk_rope_head_dim} rotary numbers; raise index_head_dim"
             )
-        if self.index_topk > self.max_position_embeddings:
+        if self.indexer.index_topk > self.max_position_embeddings:
             raise ValueError(
                 f"index_topk={self.index_topk} is more than the max_position_embeddings="
                 f"{self.max_position_embeddings} tokens of the longest row; lower index_topk"
@@ -223,13 +259,13 @@ class ModelConfig:
 
     def _check_experts(self):
         self._require("num_experts_per_tok", "moe_intermediate_size")
-        e, g = self.n_routed_experts, self.n_group
+        e, g = self.experts.n_routed_experts, self.n_group
         if e % g or self.topk_group > g:
             raise ValueError(
                 f"n_routed_experts={e} must be a multiple of n_group={g}, and "
                 f"topk_group={self.topk_group} at most n_group"
             )
-        if self.num_experts_per_tok > e // g * self.topk_group:
+        if self.experts.num_experts_per_tok > e // g * self.topk_group:
             raise ValueError(
                 f"num_experts_per_tok={self.num_experts_per_tok} exceeds the "
                 f"{e // g * self.topk_group} experts of topk_group={self.topk_group} groups; "
@@ -250,6 +286,33 @@ class ModelConfig:
     def is_mla(self):
         """True if attention is multi-head latent attention; else it is grouped-query attention."""
         return ATTENTION_OF[self.model_type] == "mla"
+
+    @property
+    def latent(self) -> LatentSizes:
+        """The sizes of latent attention, for a model that has it."""
+        return self._sizes(LatentSizes)
+
+    @property
+    def indexer(self) -> IndexerSizes:
+        """The sizes of the lightning indexer, for a model that has one."""
+        return self._sizes(IndexerSizes)
+
+    @property
+    def grouped(self) -> GroupedSizes:
+        """The sizes of grouped-query attention, for a model that has it."""
+        return self._sizes(GroupedSizes)
+
+    @property
+    def experts(self) -> ExpertSizes:
+        """The sizes of MoE layers, for a model that has them."""
+        return self._sizes(ExpertSizes)
+
+    def _sizes(self, record):
+        """Return a record of fields of this config, of which only q_lora_rank may be None."""
+        fields = {name: getattr(self, name) for name in record._fields}
+        missing = [name for name, size in fields.items() if size is None]
+        assert set(missing) <= {"q_lora_rank"}, f"a {self.model_type} model has no {missing[0]}"
+        return record(**fields)
 
     @property
     def has_qkv_bias(self):
@@ -277,7 +340,7 @@ class ModelConfig:
         They do where the model has an indexer, indexer_loss is not "dense", and the row is longer
         than index_topk.
         """
-        return self.has_indexer and self.indexer_loss != "dense" and keys > self.index_topk
+        return self.has_indexer and self.indexer_loss != "dense" and keys > self.indexer.index_topk
 
     @property
     def num_dense_layers(self):
@@ -292,7 +355,7 @@ class ModelConfig:
     @property
     def rope_dim(self):
         """Number of each head's dimensions that rotary positions rotate."""
-        return self.qk_rope_head_dim if self.is_mla else self.head_dim
+        return self.latent.qk_rope_head_dim if self.is_mla else self.grouped.head_dim
 
     @property
     def eos_ids(self):
@@ -315,7 +378,7 @@ class RunSettings:
     remat: Remat = "none"
     pipeline_micro_batches: Count | None = None
     expert_buffer: ExpertBuffer | None = None
-    indexer_loss: Literal[tuple(INDEXER_LOSSES)] = "none"
+    indexer_loss: IndexerLoss = "none"
 
 
 HOW_TO_RUN = frozenset(field.name for field in dataclasses.fields(RunSettings))

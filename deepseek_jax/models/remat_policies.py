@@ -3,7 +3,7 @@
 This file does not import jax.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from deepseek_jax.ops.saved_names import ATTENDED, LAYER_INPUT, SAVED
 
@@ -25,7 +25,8 @@ class RematPolicy(NamedTuple):
 
 
 # The values of ModelConfig.remat, except "none"
-REMAT_POLICIES = {
+RematName = Literal["full", "attention", "dots", "selective", "offload"]
+REMAT_POLICIES: dict[RematName, RematPolicy] = {
     "full": RematPolicy("the whole layer, from its input"),
     "attention": RematPolicy(
         "all but the results of attention that works through a long row by blocks",

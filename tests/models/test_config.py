@@ -1,14 +1,19 @@
 """ModelConfig: derived fields, and the values that it refuses before anything compiles."""
 
 import dataclasses
+import typing
 
 import numpy as np
 import pytest
 
 from configs import models
-from deepseek_jax.models import ModelConfig, RopeScaling, build_model
+from deepseek_jax.data import preferences
+from deepseek_jax.distill import divergences
+from deepseek_jax.losses import settings as loss_settings
+from deepseek_jax.models import ModelConfig, RopeScaling, build_model, config, remat_policies
 from deepseek_jax.models.config import OF_THE_RUN, RunSettings, check_architecture, how_to_run
 from deepseek_jax.settings import build
+from tests import tiny
 
 TINY = models.deepseek_v3_tiny()
 SPARSE = dict(model_type="deepseek_v32", index_n_heads=4, index_head_dim=32, index_topk=16)
@@ -259,3 +264,31 @@ def test_how_to_run_is_what_does_not_change_the_parameters():
     """Oracle: by hand."""
     block = LLAMA | dict(dtype="bfloat16", remat="full", rope_theta=5.0)
     assert how_to_run(block) == dict(dtype="bfloat16", remat="full")
+
+
+@pytest.mark.parametrize(
+    "names, table",
+    [
+        (config.ModelType, config.ATTENTION_OF),
+        (config.IndexerLoss, config.INDEXER_LOSSES),
+        (remat_policies.RematName, remat_policies.REMAT_POLICIES),
+        (loss_settings.LossType, loss_settings.NORMALIZES_STD),
+        (preferences.RewardKind, preferences.RESPONSES),
+        (divergences.DivergenceName, divergences.DIVERGENCES),
+    ],
+    ids=lambda x: None if isinstance(x, dict) else "names",
+)
+def test_the_names_of_a_type_are_the_keys_of_its_table(names, table):
+    """Oracle: the table."""
+    assert list(typing.get_args(names)) == list(table)
+
+
+def test_sizes_that_a_model_lacks_are_named():
+    """Oracle: by hand; q_lora_rank is None where queries have no latent (DeepSeek-V2-Lite)."""
+    mla, gqa = tiny.CONFIGS["mla_moe"], tiny.CONFIGS["gqa"]
+    assert mla.latent == (12, 10, 8, 4, 6) and mla.experts == (8, 2, 16)
+    assert dataclasses.replace(mla, q_lora_rank=None).latent.q_lora_rank is None
+    assert gqa.grouped == (2, 6) and tiny.SPARSE.indexer == (12, 2, 8, 5)
+    for name in ("latent", "experts", "indexer"):
+        with pytest.raises(AssertionError, match="a qwen2 model has no "):
+            getattr(gqa, name)

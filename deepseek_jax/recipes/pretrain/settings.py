@@ -6,7 +6,7 @@ from typing import Literal
 
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig, RopeScaling
-from deepseek_jax.models.config import INDEXER_LOSSES, ExpertBufferBySteps
+from deepseek_jax.models.config import ExpertBufferBySteps, IndexerLoss
 from deepseek_jax.settings import (
     Checkpoint,
     Count,
@@ -58,7 +58,7 @@ class StageSettings(LoopSettings):
     save_every: Count = unhashed(500)
     log_every: Count = unhashed(25)
     eval_every: Count = 500
-    indexer_loss: Literal[tuple(INDEXER_LOSSES)] | None = None
+    indexer_loss: IndexerLoss | None = None
     trains: Literal["all", "indexer"] = "all"
     expert_buffer: ExpertBufferBySteps | None = None
 

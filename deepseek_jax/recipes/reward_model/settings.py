@@ -1,12 +1,12 @@
 """Settings of training a reward model or a judge: each block of a config is a dataclass."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from typing_extensions import override
 
 from deepseek_jax.data.chat import Template
-from deepseek_jax.data.preferences import RESPONSES
+from deepseek_jax.data.preferences import RewardKind
 from deepseek_jax.data.settings import OwnData
 from deepseek_jax.errors import at
 from deepseek_jax.recipes.settings import AdapterRun, PolicyRun
@@ -57,7 +57,7 @@ class RewardTrainingSettings(RowSettings):
     """
 
     data: DataSettings
-    kind: Literal[tuple(RESPONSES)]
+    kind: RewardKind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
