@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import deepseek_jax
+from tests.mutants import held
 from tests.test_import_order import imports_of
 
 ROOT = Path(deepseek_jax.__file__).parent
@@ -92,3 +93,16 @@ def test_settings_are_read_without_a_sampler_orbax_or_a_model():
     unwanted = ("rollout.engine", "rollout.policy", "checkpoint.orbax_params", "models.decoder")
     assert len(settings) > 5 and {*settings} <= {*names}
     assert not [n for n in names if n == "orbax" or n.endswith(unwanted)]
+
+
+def test_each_module_says_which_tests_hold_it():
+    """Oracle: the files: that of the module's name in the mirror, or what its docstring names. Whether these
+    catch a fault of the module is what `python -m tests.mutants --module=all` tries.
+    """
+    tests = {module: held.tests_of(module) for module in held.modules()}
+    assert len(tests) > 400
+    assert not [str(module) for module, files in tests.items() if not files]
+    missing = {
+        file for files in tests.values() for file in files if not (ROOT.parent / file).exists()
+    }
+    assert not missing

@@ -3,6 +3,7 @@
     python -m tests.mutants --reach               # once: runs all tests to note which lines each reaches
     python -m tests.mutants --n=300 --seed=0      # resumes where it ended; up to 120 CPU seconds a mutant
     python -m tests.mutants --n=300 --seed=0 --list=survived
+    python -m tests.mutants --module=rollout/slots.py   # do the tests of a module catch a fault of it? "all"
 
 A mutant is caught by its room when a test of that room fails: that is the score, and "elsewhere" stands
 beside it. judged.jsonl has the mutants that are equivalent ("equivalent"), or change speed, memory or wording
@@ -20,7 +21,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.mutants import trial
+from tests.mutants import held, trial
 from tests.mutants.changes import mutants_of
 from tests.mutants.reached import PACKAGE, Reach
 from tests.mutants.trial import ROOT
@@ -106,6 +107,21 @@ def by_name(path: Path) -> dict:
     return {line["name"]: line for line in lines}
 
 
+def try_modules(given) -> int:
+    """Print whether the tests of modules catch a fault of them: -> 1 where those of one catch none."""
+    wanted = [m for m in held.modules() if given.module == "all" or given.module in str(m)]
+    status = 0
+    for module, tests, caught in held.try_modules(
+        wanted, by_name(JUDGED), given.work, given.processes, given.seed
+    ):
+        print(
+            f"{module}: {', '.join(tests) or 'NO TESTS'}: {getattr(caught, 'name', caught)}",
+            flush=True,
+        )
+        status |= caught == "NOTHING" or not tests
+    return status
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--reach", action="store_true", help="note what each test reaches, and end")
@@ -117,9 +133,14 @@ def main():
     kinds = ["survived", "elsewhere", "own"]
     parser.add_argument("--list", choices=kinds, help="print these, and try none")
     parser.add_argument("--again", default="", help="try again the mutants with this in their name")
+    parser.add_argument(
+        "--module", default="", help="try the tests of the modules with this in their path"
+    )
     given = parser.parse_args()
     if given.reach:
         sys.exit(note_what_tests_reach(given.work / "reached"))
+    if given.module:
+        sys.exit(try_modules(given))
     rooms = given.rooms.split(",")
     each = math.ceil(given.n / len(rooms))
     samples = [[(room, mutant) for mutant in sampled(room, each, given.seed)] for room in rooms]

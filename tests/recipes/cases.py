@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -17,6 +18,7 @@ from tests.recipes.small import longer_is_better
 from tests.tiny import save_tiny_model
 
 SCORES = ("before/scores.json", "after/scores.json")
+OWN_REWARDS = Path(__file__).parents[1] / "rewards/own_rewards.py"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +84,10 @@ def grpo_of_experts(folder):
 
 
 def grpo_with_workers(folder):
-    """Answers are compared in processes of their own."""
+    """Answers are scored by a user's function too, in processes of its own."""
     config = grpo(folder)
-    config.rewards.math_verify = 0.5
+    rewards = {f"{OWN_REWARDS}:brief": 0.5, **config.rewards}
+    config.rewards = ConfigDict(rewards, allow_dotted_keys=True)
     return config
 
 
