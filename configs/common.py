@@ -5,6 +5,8 @@ configs count updates.
 """
 
 import difflib
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 
 from ml_collections import ConfigDict
@@ -60,26 +62,32 @@ def tiny_base(corpus: str) -> dict:
     return dict(corpus=corpus, optimizer=optimizer, **rows)
 
 
-def stage_config(stages, arg: str | None, *, default: str) -> ConfigDict:
+def stage_config(
+    stages: Mapping[str, Callable[[], ConfigDict]], arg: str | None, *, default: str
+) -> ConfigDict:
     """Return the config of one of several stages, chosen by an argument "stage=NAME,seed=N".
 
     Args:
-        stages: {name: a function that returns the stage's ConfigDict}.
+        stages: {name: a function that returns the stage's config}.
         arg: The config argument.
         default: The stage if arg names none.
 
     Raises:
         ValueError: The stage is unknown; or as parse_arg does.
     """
-    arg = parse_arg(arg, seed=0, stage=default)
-    if arg.stage not in stages:
-        raise ValueError(f"config argument stage={arg.stage!r} must be one of {', '.join(stages)}")
-    config = stages[arg.stage]()
-    config.seed = arg.seed
+    parsed = parse_arg(arg, seed=0, stage=default)
+    if parsed.stage not in stages:
+        raise ValueError(
+            f"config argument stage={parsed.stage!r} must be one of {', '.join(stages)}"
+        )
+    config = stages[parsed.stage]()
+    config.seed = parsed.seed
     return config
 
 
-def batch_ramp(start: int, end: int, *, quantum: int, ramp_tokens: int, sequence_length: int):
+def batch_ramp(
+    start: int, end: int, *, quantum: int, ramp_tokens: int, sequence_length: int
+) -> tuple[tuple[int, int], ...]:
     """Return batch sizes that grow: ((first update, sequences), ...).
 
     The last size is for all later updates. The sequences of an update grow from start to end by
@@ -115,7 +123,7 @@ def batch_ramp(start: int, end: int, *, quantum: int, ramp_tokens: int, sequence
     return (*stages, (update, end))
 
 
-def updates_until(tokens: int, stages, *, sequence_length: int) -> int:
+def updates_until(tokens: int, stages: Sequence[tuple[int, int]], *, sequence_length: int) -> int:
     """Return the number of updates that train on this many tokens, rounded up.
 
     Args:
@@ -123,13 +131,13 @@ def updates_until(tokens: int, stages, *, sequence_length: int) -> int:
         stages: From batch_ramp, or ((0, sequences),) for a constant size.
         sequence_length: Tokens of a sequence.
     """
-    ends = [first_update for first_update, _ in stages[1:]] + [None]
-    for (first_update, sequences), end in zip(stages, ends, strict=True):
-        per_update = sequences * sequence_length
-        updates = -(-tokens // per_update)
-        if end is None or updates <= end - first_update:
-            return first_update + updates
-        tokens -= (end - first_update) * per_update
+    for (first_update, sequences), (end, _) in itertools.pairwise(stages):
+        tokens_of_stage = (end - first_update) * sequences * sequence_length
+        if tokens <= tokens_of_stage:
+            return first_update + -(-tokens // (sequences * sequence_length))
+        tokens -= tokens_of_stage
+    first_update, sequences = stages[-1]
+    return first_update + -(-tokens // (sequences * sequence_length))
 
 
 def _value(arg, key, text, kind):

@@ -78,10 +78,15 @@ def made_teacher(num_requests=1000):
     base["optimizer"] = dict(
         learning_rate=3e-3, schedule="cosine", warmup_steps=30, weight_decay=0.05
     )
-    fine_tune = dict(batch_size=16, sequence_length=LENGTH, num_steps=100, log_every=5)
-    fine_tune["data"] = dict(num_puzzles=2000, num_requests=num_requests)
-    fine_tune["eval_every"] = 50
-    fine_tune["optimizer"] = dict(learning_rate=1e-3, schedule="cosine", warmup_steps=5)
+    fine_tune = dict(
+        batch_size=16,
+        sequence_length=LENGTH,
+        num_steps=100,
+        log_every=5,
+        data=dict(num_puzzles=2000, num_requests=num_requests),
+        eval_every=50,
+        optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=5),
+    )
     model = models.deepseek_v3_tiny(vocab_size=VOCAB_SIZE)
     return dict(model=model, base=base, fine_tune=fine_tune)
 

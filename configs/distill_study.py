@@ -21,7 +21,7 @@ def get_config(arg=None):
     c.teacher, c.text.num_prompts = distill_small.made_teacher(num_requests=0), 512
     del c.tasks["requests"]
     c.starts = {"qwen": distill_small.start(models.qwen2_tiny(distill_small.VOCAB_SIZE))}
-    arms = {
+    arms: dict[str, dict[str, object]] = {
         "soft_hard": dict(weights=SOFT_HARD),
         "hard": dict(weights=dict(hard=1.0)),
         "features": dict(weights=SOFT_HARD | dict(hidden=0.1, relations=0.1)),

@@ -20,7 +20,7 @@ LLAMA3 = dict(
 )
 
 
-def deepseek_v3():
+def deepseek_v3() -> dict:
     """DeepSeek-V3 and R1: 671B parameters, 37B active (arXiv:2412.19437, section 4.2)."""
     return dict(
         model_type="deepseek_v3",
@@ -53,14 +53,14 @@ def deepseek_v3():
     )
 
 
-def deepseek_v3_2():
+def deepseek_v3_2() -> dict:
     """DeepSeek-V3.2 (arXiv:2512.02556): V3 with an indexer of 2048 keys in every layer."""
     return deepseek_v3() | dict(
         model_type="deepseek_v32", index_n_heads=64, index_head_dim=128, index_topk=2048
     )
 
 
-def deepseek_v2_lite():
+def deepseek_v2_lite() -> dict:
     """DeepSeek-V2-Lite: 16B parameters, 2.4B active (arXiv:2405.04434, appendix B)."""
     return dict(
         model_type="deepseek_v2",
@@ -90,7 +90,7 @@ def deepseek_v2_lite():
     )
 
 
-def deepseek_v3_tiny(vocab_size=32):
+def deepseek_v3_tiny(vocab_size: int = 32) -> dict:
     """DeepSeek-V3's architecture in miniature, which a laptop trains.
 
     It has latent attention, one dense layer and one MoE layer.
@@ -123,14 +123,14 @@ def deepseek_v3_tiny(vocab_size=32):
     )
 
 
-def deepseek_v3_2_tiny(vocab_size=32):
+def deepseek_v3_2_tiny(vocab_size: int = 32) -> dict:
     """DeepSeek-V3.2's architecture in miniature: deepseek_v3_tiny with an indexer that selects 16 keys."""
     return deepseek_v3_tiny(vocab_size) | dict(
         model_type="deepseek_v32", index_n_heads=16, index_head_dim=32, index_topk=16
     )
 
 
-def deepseek_v3_tiled(vocab_size=32):
+def deepseek_v3_tiled(vocab_size: int = 32) -> dict:
     """DeepSeek-V3's architecture as small as a TPU's kernels take it: their tiles are 128 wide."""
     return deepseek_v3_tiny(vocab_size) | dict(
         hidden_size=128,
@@ -150,14 +150,14 @@ def deepseek_v3_tiled(vocab_size=32):
     )
 
 
-def deepseek_v3_2_tiled(vocab_size=32):
+def deepseek_v3_2_tiled(vocab_size: int = 32) -> dict:
     """DeepSeek-V3.2's architecture, of deepseek_v3_tiled's sizes; its indexer selects 64 keys."""
     return deepseek_v3_tiled(vocab_size) | dict(
         model_type="deepseek_v32", index_n_heads=16, index_head_dim=128, index_topk=64
     )
 
 
-def deepseek_v3_mini(vocab_size=264):
+def deepseek_v3_mini(vocab_size: int = 264) -> dict:
     """DeepSeek-V3's architecture, small, with every part that pre-training uses.
 
     It has a dense layer, two layers of experts in groups, and a multi-token prediction module. A
@@ -188,7 +188,7 @@ def deepseek_v3_mini(vocab_size=264):
     )
 
 
-def deepseek_v3_2_mini(vocab_size=264):
+def deepseek_v3_2_mini(vocab_size: int = 264) -> dict:
     """deepseek_v3_mini with an indexer in every layer, which selects 128 keys."""
     return deepseek_v3_mini(vocab_size) | dict(
         model_type="deepseek_v32", index_n_heads=8, index_head_dim=32, index_topk=128
@@ -213,7 +213,7 @@ def _tiny_student(model_type, vocab_size, **other_fields):
     )
 
 
-def qwen2_tiny(vocab_size=32):
+def qwen2_tiny(vocab_size: int = 32) -> dict:
     """Qwen2's architecture in miniature: a student of deepseek_v3_tiny.
 
     It has grouped queries, and biases on q, k and v.
@@ -221,7 +221,7 @@ def qwen2_tiny(vocab_size=32):
     return _tiny_student("qwen2", vocab_size)
 
 
-def llama_tiny(vocab_size=32):
+def llama_tiny(vocab_size: int = 32) -> dict:
     """Llama's architecture in miniature: a student of deepseek_v3_tiny."""
     return _tiny_student("llama", vocab_size)
 
@@ -246,7 +246,7 @@ def _qwen2(
     )
 
 
-def qwen2_5_math_1_5b():
+def qwen2_5_math_1_5b() -> dict:
     """Qwen2.5-Math-1.5B, the base of R1-Distill-Qwen-1.5B (arXiv:2501.12948).
 
     The distilled checkpoint unties its head.
@@ -254,37 +254,37 @@ def qwen2_5_math_1_5b():
     return _qwen2(1536, 8960, 28, 12, 2, 151936, tie_word_embeddings=True)
 
 
-def qwen2_5_1_5b_instruct():
+def qwen2_5_1_5b_instruct() -> dict:
     """Qwen2.5-1.5B-Instruct."""
     fields = _qwen2(1536, 8960, 28, 12, 2, 151936, tie_word_embeddings=True, rope_theta=1e6)
     return fields | dict(max_position_embeddings=32768, eos_token_id=151645)
 
 
-def r1_distill_qwen_1_5b():
+def r1_distill_qwen_1_5b() -> dict:
     """R1-Distill-Qwen-1.5B: Qwen2.5-Math-1.5B with an untied head."""
     return _qwen2(1536, 8960, 28, 12, 2, 151936, max_position_embeddings=131072)
 
 
-def r1_distill_qwen_7b():
+def r1_distill_qwen_7b() -> dict:
     """R1-Distill-Qwen-7B, on Qwen2.5-Math-7B."""
     return _qwen2(3584, 18944, 28, 28, 4, max_position_embeddings=131072)
 
 
-def r1_distill_qwen_14b():
+def r1_distill_qwen_14b() -> dict:
     """R1-Distill-Qwen-14B, on Qwen2.5-14B."""
     return _qwen2(
         5120, 13824, 48, 40, 8, rope_theta=1e6, rms_norm_eps=1e-5, max_position_embeddings=131072
     )
 
 
-def r1_distill_qwen_32b():
+def r1_distill_qwen_32b() -> dict:
     """R1-Distill-Qwen-32B, on Qwen2.5-32B."""
     return _qwen2(
         5120, 27648, 64, 40, 8, rope_theta=1e6, rms_norm_eps=1e-5, max_position_embeddings=131072
     )
 
 
-def qwen3_0_6b():
+def qwen3_0_6b() -> dict:
     """Qwen3-0.6B.
 
     Queries and keys are normalised, and head_dim is above hidden_size / num_attention_heads.
@@ -330,17 +330,17 @@ def _llama3(hidden_size, intermediate_size, layers, heads):
     )
 
 
-def r1_distill_llama_8b():
+def r1_distill_llama_8b() -> dict:
     """R1-Distill-Llama-8B, on Llama-3.1-8B."""
     return _llama3(4096, 14336, 32, 32)
 
 
-def r1_distill_llama_70b():
+def r1_distill_llama_70b() -> dict:
     """R1-Distill-Llama-70B, on Llama-3.3-70B-Instruct."""
     return _llama3(8192, 28672, 80, 64)
 
 
-def smollm2_135m():
+def smollm2_135m() -> dict:
     """SmolLM2-135M-Instruct (arXiv:2502.02737): real weights that a laptop trains."""
     return dict(
         model_type="llama",

@@ -22,12 +22,16 @@ def get_config(arg=None):
     )
     c.data.num_held_out, c.data.eval_batches = 32, 16
 
-    short, long = dict(sequence_length=256), dict(sequence_length=1024)
-    short["batch_size"] = batch_ramp(8, 16, quantum=8, ramp_tokens=300_000, **short)
+    rows = dict(sequence_length=256)
+    sizes = batch_ramp(8, 16, quantum=8, ramp_tokens=300_000, **rows)
     # V3's schedules (section 4.2) in 400 updates: the learning rate and the MTP weight fall
     # together, and the bias stops later
-    short |= dict(
-        num_steps=400, bias_update_speed=((0, 0.01), (380, 0.0)), mtp_weight=((0, 0.3), (270, 0.1))
+    short = dict(
+        rows,
+        batch_size=sizes,
+        num_steps=400,
+        bias_update_speed=((0, 0.01), (380, 0.0)),
+        mtp_weight=((0, 0.3), (270, 0.1)),
     )
     phases = [
         dict(kind="linear", steps=30, to=2e-3),
@@ -36,10 +40,16 @@ def get_config(arg=None):
         dict(kind="constant", steps=30),
     ]
     short["optimizer"] = dict(phases=phases, weight_decay=0.1, moment_dtype="bfloat16")
-    long |= dict(batch_size=4, num_steps=40, bias_update_speed=0.0, mtp_weight=0.1)
-    long["rope_scaling"] = dict(models.YARN, factor=4.0, original_max_position_embeddings=256)
-    long["rope_scaling"] |= dict(mscale=1.0, mscale_all_dim=1.0)
-    long["optimizer"] = dict(learning_rate=2e-4, weight_decay=0.1, moment_dtype="bfloat16")
+    yarn = dict(models.YARN, factor=4.0, original_max_position_embeddings=256)
+    long = dict(
+        sequence_length=1024,
+        batch_size=4,
+        num_steps=40,
+        bias_update_speed=0.0,
+        mtp_weight=0.1,
+        rope_scaling=dict(yarn, mscale=1.0, mscale_all_dim=1.0),
+        optimizer=dict(learning_rate=2e-4, weight_decay=0.1, moment_dtype="bfloat16"),
+    )
     c.stages = {"stage_1": short, "stage_2_long": long}
     for stage in c.stages.values():
         if arg.optimizer != "adamw":

@@ -26,6 +26,7 @@ stage 4 has 106 steps for the paper's 1,700. The last 25 have general prompts, f
 400.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 from ml_collections import ConfigDict
@@ -152,7 +153,7 @@ def _on_chips(fsdp, context):
     )
 
 
-STAGES = {
+STAGES: dict[str, Callable[[], ConfigDict]] = {
     "cold_start": _cold_start,
     "reasoning": _reasoning,
     "rejection": _rejection,

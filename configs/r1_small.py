@@ -50,9 +50,14 @@ def get_config(arg=None):
     c.sft = dict(rows, num_steps=300, data=dict(num_requests=1200))
     c.sft.optimizer = dict(learning_rate=2e-3, schedule="cosine", warmup_steps=5)
 
-    pairs = dict(num_steps=200, batch_size=32, sequence_length=LENGTH, log_every=10)
-    pairs["data"] = dict(template="r1_zero", num_train=4096, num_held_out=512)
-    pairs["optimizer"] = dict(learning_rate=1e-3, schedule="cosine", warmup_steps=10)
+    pairs = dict(
+        num_steps=200,
+        batch_size=32,
+        sequence_length=LENGTH,
+        log_every=10,
+        data=dict(template="r1_zero", num_train=4096, num_held_out=512),
+        optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=10),
+    )
     c.judge = dict(pairs, num_steps=300)
     c.judge.data.num_train, c.judge.optimizer.learning_rate = 8192, 3e-3
     c.helpfulness_model = dict(pairs, kind="helpfulness")

@@ -24,7 +24,7 @@ MESHES = {
 def get_config(arg=None):
     arg = parse_arg(arg, seed=0, stage="pretrain", mesh="none", fp8=False, selection=False)
     stages = dict(pretrain=_pretrain, sft=_sft, grpo=_grpo)
-    for name, allowed in dict(stage=stages, mesh=MESHES).items():
+    for name, allowed in dict(stage=list(stages), mesh=list(MESHES)).items():
         if arg[name] not in allowed:
             raise ValueError(
                 f"config argument {name}={arg[name]!r} must be one of {', '.join(allowed)}"
@@ -40,8 +40,15 @@ def get_config(arg=None):
 def _pretrain(c):
     c.model.update(vocab_size=264, num_nextn_predict_layers=1)
     c.data = dict(sources=("python",), tokenizer="bytes", num_held_out=2, eval_batches=2)
-    stage = dict(sequence_length=LENGTH, batch_size=4, num_steps=1, bias_update_speed=0.01)
-    stage |= dict(mtp_weight=0.3, balance_weight=1e-4, optimizer=dict(learning_rate=1e-3))
+    stage = dict(
+        sequence_length=LENGTH,
+        batch_size=4,
+        num_steps=1,
+        bias_update_speed=0.01,
+        mtp_weight=0.3,
+        balance_weight=1e-4,
+        optimizer=dict(learning_rate=1e-3),
+    )
     if "index_topk" in c.model:
         stage |= dict(indexer_loss="sparse")
     c.stages = {"stage_1": dict(stage, log_every=1, eval_every=1, save_every=1)}

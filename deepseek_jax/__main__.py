@@ -36,6 +36,7 @@ def usage() -> str:
     lines = []
     for name in PROGRAMS:
         doc = ast.get_docstring(ast.parse(program(name).read_text()))
+        assert doc is not None, f"{name} has no docstring"
         lines.append(f"  {name:<10}{doc.splitlines()[0]}")
     head = (
         "deepseek-jax PROGRAM [--FLAG=VALUE ...]; deepseek-jax PROGRAM --help lists its flags\n\n"

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import re
+from collections.abc import Iterable, Iterator
 
 # Most characters of a message on the console: an answer that it quotes may have millions
 MOST = 4000
@@ -63,7 +64,7 @@ class UnusableRewards(Fault, RuntimeError):
 
 
 @contextlib.contextmanager
-def at(path: str, argument: str | None = None):
+def at(path: str, argument: str | None = None) -> Iterator[None]:
     """Put the config's path before the message of a ValueError that the body raises.
 
     Rooms below the recipes name only their argument: "clip_eps=0 must be above 0". Within
@@ -88,12 +89,17 @@ def at(path: str, argument: str | None = None):
             message = f"{path}{'.' if has_path else ': '}{message}"
         # Changed in place: launch tells a user's mistake from ours by the traceback's last line
         error.args = (message,)
-        error.has_path = True
+        mark_path(error)
         raise
 
 
+def mark_path(error: ValueError) -> None:
+    """Mark an error whose message begins with a path: `at` joins an outer path to it with a dot."""
+    vars(error)["has_path"] = True
+
+
 @contextlib.contextmanager
-def renamed(flag: str, argument: str):
+def renamed(flag: str, argument: str) -> Iterator[None]:
     """Replace a flag by an argument's name in messages of ValueErrors that the body raises."""
     try:
         yield
@@ -102,7 +108,7 @@ def renamed(flag: str, argument: str):
         raise
 
 
-def shortened(text: str, most: int = MOST):
+def shortened(text: str, most: int = MOST) -> str:
     """Shorten a long text by cutting out its middle, and say how many characters are missing."""
     if len(text) <= most:
         return text
@@ -110,9 +116,9 @@ def shortened(text: str, most: int = MOST):
     return f"{text[: most // 2]} ... ({num_missing:,} characters left out) ... {text[-most // 2 :]}"
 
 
-def suggest(name, allowed):
+def suggest(name: object, allowed: Iterable) -> str:
     """Return the end of a message about an unknown name: the nearest allowed name, then all."""
-    allowed = list(map(str, allowed))
-    nearest = difflib.get_close_matches(str(name), allowed, n=1)
+    allowed_names = list(map(str, allowed))
+    nearest = difflib.get_close_matches(str(name), allowed_names, n=1)
     hint = f"did you mean {nearest[0]}? " if nearest else ""
-    return f"{hint}allowed: {', '.join(allowed) or 'none'}"
+    return f"{hint}allowed: {', '.join(allowed_names) or 'none'}"

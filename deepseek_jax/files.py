@@ -15,9 +15,10 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
+from typing import Any
 
 from etils.epath import Path
 
@@ -30,13 +31,13 @@ COPIES = 8
 SAY_SECONDS, ANSWER_SECONDS = 5.0, 60.0
 
 
-def is_remote(path: str | os.PathLike):
+def is_remote(path: str | os.PathLike) -> bool:
     """Return whether a path is the address of something in a bucket."""
     return "://" in os.fspath(path)
 
 
-def expanded(path: str | os.PathLike):
-    """Replace ~ or ~USER at the beginning of a path by the home folder, and return a str.
+def expanded(path: str | os.PathLike) -> str:
+    """Replace ~ or ~USER at the beginning of a path by the home folder.
 
     Raises:
         ValueError: There is no such user. The path would name a folder ~USER below the working
@@ -51,7 +52,7 @@ def expanded(path: str | os.PathLike):
     return full_path
 
 
-def as_path(path: str | os.PathLike):
+def as_path(path: str | os.PathLike) -> Path:
     """Convert a path to an etils.epath.Path, which serves local paths and buckets.
 
     Local paths are expanded (~).
@@ -75,13 +76,13 @@ def as_path(path: str | os.PathLike):
     return Path(local_path)
 
 
-def absolute(path: str | os.PathLike):
+def absolute(path: str | os.PathLike) -> Path:
     """Convert a path as as_path does, and make it absolute if it is local.
 
     The method absolute() of etils would break gs://.
     """
-    path = as_path(path)
-    return path if is_remote(path) else Path(os.path.abspath(path))
+    given = as_path(path)
+    return given if is_remote(given) else Path(os.path.abspath(given))
 
 
 @functools.cache
@@ -124,26 +125,26 @@ def _wait_for(bucket):
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike):
+def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yield a local path to write to, and give `path` that content when the block ends.
 
     If the block raises, or the process is killed, `path` stays as it was.
     """
-    path = as_path(path)
-    if is_remote(path):
+    target = as_path(path)
+    if is_remote(target):
         with tempfile.TemporaryDirectory() as folder:
-            new_file = pathlib.Path(folder, path.name)
+            new_file = pathlib.Path(folder, target.name)
             yield new_file
-            Path(new_file).copy(path, overwrite=True)
+            Path(new_file).copy(target, overwrite=True)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new_file = pathlib.Path(path.with_name(path.name + ".tmp"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new_file = pathlib.Path(target.with_name(target.name + ".tmp"))
     try:
         yield new_file
         with open(new_file, "rb") as file:
             # The content must be on disk before the name is
             os.fsync(file.fileno())
-        os.replace(new_file, path)
+        os.replace(new_file, target)
     except BaseException:
         new_file.unlink(missing_ok=True)
         raise
@@ -155,7 +156,7 @@ def write_whole(path: str | os.PathLike, text: str):
         new_file.write_text(text, encoding="utf-8")
 
 
-def parse_json(text: str):
+def parse_json(text: str) -> Any:
     """Parse JSON as json.loads does, but reject repeated keys and too deep nesting.
 
     Raises:
@@ -177,23 +178,23 @@ def _object(pairs):
     return fields
 
 
-def read_json(path: str | os.PathLike):
+def read_json(path: str | os.PathLike) -> Any:
     """Read a JSON file that this project wrote.
 
     Raises:
         ValueError: The file is not JSON. The message has its path.
     """
-    path = as_path(path)
+    file = as_path(path)
     try:
-        return parse_json(path.read_text())
+        return parse_json(file.read_text())
     except ValueError as error:
         raise ValueError(
-            f"{path} is damaged, as it is not JSON ({error}); put back a copy, or remove what it belongs to"
+            f"{file} is damaged, as it is not JSON ({error}); put back a copy, or remove what it belongs to"
         ) from error
 
 
-def read_object(path: str | os.PathLike):
-    """Read a JSON file that contains an object, as a dict.
+def read_object(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a JSON file that contains an object.
 
     Raises:
         ValueError: The file contains anything else. The message has its path.
@@ -223,7 +224,9 @@ class GrowingFile:
     def __init__(self, path: str | os.PathLike, *, sync: bool = False):
         self.path, self.sync = as_path(path), sync
         # For a file in a bucket: its text, what is to be added, and when it may be written again
-        self._text, self._waiting, self._next = None, [], time.monotonic() + REWRITE_SECONDS
+        self._text: str | None = None
+        self._waiting: list[str] = []
+        self._next = time.monotonic() + REWRITE_SECONDS
 
     def add(self, text: str):
         """Add text, whole lines, at the end."""
@@ -262,25 +265,25 @@ class GrowingFile:
             self._next = time.monotonic() + REWRITE_SECONDS
 
 
-def below(path: str | os.PathLike):
+def below(path: str | os.PathLike) -> list[Path]:
     """List the paths of everything below a folder, at any depth; in a bucket, of the files only."""
-    path = as_path(path)
-    if not is_remote(path):
-        return [Path(entry) for entry in pathlib.Path(path).rglob("*")]
-    paths = []
+    folder = as_path(path)
+    if not is_remote(folder):
+        return [Path(entry) for entry in pathlib.Path(folder).rglob("*")]
+    paths: list[Path] = []
     # glob and walk of etils do not find everything in a bucket
-    for entry in path.iterdir():
+    for entry in folder.iterdir():
         paths += below(entry) if entry.is_dir() else [entry]
     return paths
 
 
 def remove_folder(path: str | os.PathLike):
     """Remove a folder with everything in it, if it is there."""
-    path = as_path(path)
-    if is_remote(path):
-        path.rmtree(missing_ok=True)
+    folder = as_path(path)
+    if is_remote(folder):
+        folder.rmtree(missing_ok=True)
     else:
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def upload(folder: str | os.PathLike, target: str | os.PathLike, last: str | None = None):
@@ -289,16 +292,16 @@ def upload(folder: str | os.PathLike, target: str | os.PathLike, last: str | Non
     Args:
         last: Name of the file that is copied last. Readers know by it that the others are there.
     """
-    folder, target = pathlib.Path(folder), as_path(target)
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    source, target_folder = pathlib.Path(folder), as_path(target)
+    files = [path for path in source.rglob("*") if path.is_file()]
     for path in sorted(files, key=lambda path: path.name == last):
-        destination = target / path.relative_to(folder).as_posix()
+        destination = target_folder / path.relative_to(source).as_posix()
         if not is_remote(destination):
             destination.parent.mkdir(parents=True, exist_ok=True)
         Path(path).copy(destination, overwrite=True)
 
 
-def cache_folder(name: str):
+def cache_folder(name: str) -> pathlib.Path:
     """Return the local folder of this name for files that may be deleted at any time.
 
     It is in deepseek_jax below $XDG_CACHE_HOME, or below ~/.cache.
@@ -307,7 +310,9 @@ def cache_folder(name: str):
     return pathlib.Path(caches) / "deepseek_jax" / name
 
 
-def staged(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda name: True):
+def staged(
+    path: str | os.PathLike, wanted: Callable[[str], bool] = lambda name: True
+) -> pathlib.Path:
     """Return a local path of what is at `path`: itself or, for gs://, a complete copy.
 
     This is for libraries that read only local files. A copy stays in cache_folder("staged"). It
@@ -317,30 +322,27 @@ def staged(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda name:
         path: A file or a folder.
         wanted: wanted(name) says whether to copy a file of a folder.
 
-    Returns:
-        A pathlib.Path.
-
     Raises:
         ValueError: There is nothing to copy at an address gs://.
     """
-    path = as_path(path)
-    if not is_remote(path):
-        return pathlib.Path(path)
-    all_files = below(path) if path.is_dir() else [path] if path.exists() else []
+    source = as_path(path)
+    if not is_remote(source):
+        return pathlib.Path(source)
+    all_files = below(source) if source.is_dir() else [source] if source.exists() else []
     files = [file for file in all_files if wanted(file.name)]
     if not files:
-        raise ValueError(f"there is nothing at {path}")
+        raise ValueError(f"there is nothing at {source}")
     stats = [file.stat() for file in files]
     # The path counts too: a folder of one file is another copy than the file
-    digest = blake2b(f"{path}\0".encode(), digest_size=16)
+    digest = blake2b(f"{source}\0".encode(), digest_size=16)
     for file, stat in zip(files, stats, strict=True):
         digest.update(f"{file}\0{stat.length}\0{stat.mtime}\0".encode())
     folder = cache_folder("staged") / digest.hexdigest()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _alone(folder.with_suffix(".lock")):
         if not folder.exists():
-            _stage(path, files, folder)
-    return folder / path.name
+            _stage(source, files, folder)
+    return folder / source.name
 
 
 def _stage(path, files, folder):

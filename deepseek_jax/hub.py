@@ -11,6 +11,7 @@ import functools
 import os
 import re
 from pathlib import Path
+from typing import TypeVar
 
 from deepseek_jax.errors import shortened
 
@@ -37,6 +38,10 @@ TOKENIZER = (
 SMALL = ("config.json", "generation_config.json", *TOKENIZER)
 
 
+# The type of a name: a text or a path
+Name = TypeVar("Name", bound=str | os.PathLike)
+
+
 @dataclasses.dataclass(frozen=True)
 class HubId:
     """A model or a data set on the hub, at some revision.
@@ -55,7 +60,7 @@ class HubId:
         subset = "" if self.subset is None else f":{self.subset}"
         return self.repo + subset + ("" if self.revision is None else f"@{self.revision}")
 
-    def at_commit(self, kind: str):
+    def at_commit(self, kind: str) -> "HubId":
         """Return the same id with a commit as its revision.
 
         This takes one request, or none if the revision is a commit already.
@@ -77,7 +82,7 @@ class HubId:
         return dataclasses.replace(self, revision=resolution.resolved)
 
 
-def hub_id(name: str | os.PathLike):
+def hub_id(name: str | os.PathLike) -> HubId | None:
     """Return the HubId that a name means, or None if the name is a path.
 
     It is a path if something exists there, or if it has another form than a name on the hub.
@@ -86,10 +91,11 @@ def hub_id(name: str | os.PathLike):
     match = NAME.fullmatch(text)
     if match is None or match[1].endswith(FILES) or os.path.exists(text):
         return None
-    return HubId(*match.groups())
+    repo, subset, revision = match.groups()
+    return HubId(repo, subset, revision)
 
 
-def pinned(name: str | os.PathLike, kind: str):
+def pinned(name: Name, kind: str) -> Name | str:
     """Return a name with a commit as its revision; a name that is not on the hub stays unchanged.
 
     Without a network, the commit is the one that the cache has for the revision.
@@ -106,7 +112,7 @@ def pinned(name: str | os.PathLike, kind: str):
     return name if repo_id is None else str(repo_id.at_commit(kind))
 
 
-def model_folder(name: str | os.PathLike, *, weights: bool = True):
+def model_folder(name: str | os.PathLike, *, weights: bool = True) -> Path:
     """Download a model from the hub and return its local folder.
 
     The folder may have other files from earlier downloads.
@@ -116,9 +122,9 @@ def model_folder(name: str | os.PathLike, *, weights: bool = True):
         weights: False to get only config and tokenizer.
 
     Raises:
-        ValueError: The model has no safetensors; or as pinned does.
+        ValueError: The name is a path; the model has no safetensors; or as pinned does.
     """
-    model = hub_id(name).at_commit("model")
+    model = _model(name)
     patterns = [*SMALL, *WEIGHTS] if weights else [*SMALL]
     # Subfolders have the same weights in other formats
     folder = snapshot(model, "model", patterns, ignore=["*/*"])
@@ -129,7 +135,7 @@ def model_folder(name: str | os.PathLike, *, weights: bool = True):
 
 def check_model(name: str | os.PathLike):
     """Raise ValueError as model_folder does, without a download of the weights."""
-    model = hub_id(name).at_commit("model")
+    model = _model(name)
     folder = model_folder(str(model), weights=False)
     if not any(folder.glob(WEIGHTS[0])):
         names = names_of_files(model, "model")
@@ -137,7 +143,15 @@ def check_model(name: str | os.PathLike):
             raise ValueError(_without_safetensors(model))
 
 
-def snapshot(found: HubId, kind: str, patterns: list[str], ignore: list[str] | None = None):
+def _model(name: str | os.PathLike) -> HubId:
+    """Return the HubId of a model's name, at a commit."""
+    model = hub_id(name)
+    if model is None:
+        raise ValueError(f"{name} is a path, and no name on the hub")
+    return model.at_commit("model")
+
+
+def snapshot(found: HubId, kind: str, patterns: list[str], ignore: list[str] | None = None) -> Path:
     """Download the files at a commit that match and are not in the cache.
 
     Args:
@@ -147,7 +161,7 @@ def snapshot(found: HubId, kind: str, patterns: list[str], ignore: list[str] | N
         ignore: Glob patterns of the files not to download.
 
     Returns:
-        The commit's local folder, a Path.
+        The commit's local folder.
 
     Raises:
         ValueError: As one_message does.
@@ -197,7 +211,7 @@ def _answers(repo_id, kind):
     return True
 
 
-def names_of_files(found: HubId, kind: str):
+def names_of_files(found: HubId, kind: str) -> list[str]:
     """Return the sorted names of all files at a commit, as its latest snapshot listed them."""
     from huggingface_hub import get_cached_repo_tree
 

@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
+from typing import Any
 
 
-def lazy_names(package: str, modules: dict[str, str]):
+def lazy_names(
+    package: str, modules: dict[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Return (__getattr__, __dir__, __all__) for a package that imports nothing by itself.
 
     Args:

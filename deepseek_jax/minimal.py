@@ -84,17 +84,17 @@ def route(config, w, x_btd):
 def feed_forward(config, w, x_btd):
     """shared(x) + sum_e weight_e expert_e(x) (V3, eq. 12); the first layers have an MLP instead."""
     if "router" not in w:
-        return mlp(w, x_btd), []
+        return mlp(w, x_btd), ()
     chosen_bte, weights_bte = route(config, w, x_btd)
     y_ebtd = jax.vmap(mlp, (0, None))({"gate_up": w["gate_up"], "down": w["down"]}, x_btd)
-    return mlp(w["shared"], x_btd) + jnp.einsum("bte,ebtd->btd", weights_bte, y_ebtd), [chosen_bte]
+    return mlp(w["shared"], x_btd) + jnp.einsum("bte,ebtd->btd", weights_bte, y_ebtd), (chosen_bte,)
     # real: models/moe.py
 
 
 def forward(config, params, tokens_bt):
     """Run x += attention(norm(x)), x += ffn(norm(x)), by layer: -> (logits_btv, chosen_lbte)."""
     assert vars(config) | HERE == vars(config), f"{config} is not this page's architecture: {HERE}"
-    x_btd, chosen, dense = params["embedding"][tokens_bt], [], config.num_dense_layers
+    x_btd, chosen, dense = params["embedding"][tokens_bt], (), config.num_dense_layers
     for i in range(config.num_hidden_layers):
         stack, at = ("dense_layers", i) if i < dense else ("moe_layers", i - dense)
         w = jax.tree.map(lambda leaf, at=at: leaf[at], params[stack])

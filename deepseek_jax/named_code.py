@@ -14,7 +14,8 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeGuard
 
 from ml_collections import ConfigDict
 
@@ -31,9 +32,20 @@ _beside: list[Path] = []
 _importing: ContextVar[Path | None] = ContextVar("importing", default=None)
 
 
-def is_code(name):
+def is_code(name: object) -> TypeGuard[str]:
     """Return whether a value in a config is a text that names code."""
     return isinstance(name, str) and NAMED.fullmatch(name) is not None
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Split a name of code: (FILE.py or package.module, NAME)."""
+    match = NAMED.fullmatch(name)
+    if match is None:
+        raise ValueError(
+            f"{name!r} is not of the form FILE.py:NAME or package.module:NAME, where FILE has no colon and "
+            "NAME begins with a letter from a to z; rename the file or the function"
+        )
+    return match["source"], match["name"]
 
 
 def name_of(code: Callable) -> str:
@@ -43,10 +55,11 @@ def name_of(code: Callable) -> str:
         ValueError: A worker process cannot import it: it is a lambda, or is defined within a
             function, in a notebook or on a console.
     """
-    module = sys.modules.get(getattr(code, "__module__", None))
+    module = sys.modules.get(getattr(code, "__module__", None) or "")
     name, file = getattr(code, "__qualname__", ""), getattr(module, "__file__", None)
-    is_named = getattr(module, name, None) is code and file is not None
-    if not is_named or Path(file).suffix != ".py" or not Path(file).is_file():
+    is_named = getattr(module, name, None) is code
+    is_in_file = file is not None and Path(file).suffix == ".py" and Path(file).is_file()
+    if module is None or file is None or not (is_named and is_in_file):
         raise ValueError(
             f"{name or code!r} has no name in a file, by which worker processes could import it; write it "
             "with def into a file, as a notebook's %%writefile my_code.py does, and give my_code.py:NAME"
@@ -88,13 +101,13 @@ def look_beside(config_file: str | Path):
     _beside[:] = [Path(config_file).absolute().parent]
 
 
-def code_file(name: str):
+def code_file(name: str) -> Path:
     """Return the path of the file with the code that `name` names, without importing it.
 
     Raises:
-        ValueError: There is no such file or module.
+        ValueError: There is no such file or module, or the name is not one of code.
     """
-    source = NAMED.fullmatch(name)["source"]
+    source, _ = _split(name)
     if not source.endswith(".py"):
         return _module_file(name, source)
     folders = (*_beside, Path.cwd())
@@ -109,7 +122,7 @@ def _module_file(name, module):
     # By hand: importlib.util.find_spec would import the packages around the module
     package, *submodules = module.split(".")
     spec = importlib.util.find_spec(package)
-    files = [] if spec is None else [spec.origin]
+    files: list[str | Path | None] = [] if spec is None else [spec.origin]
     if spec is not None and submodules:
         stems = [
             Path(folder).joinpath(*submodules) for folder in spec.submodule_search_locations or ()
@@ -123,7 +136,7 @@ def _module_file(name, module):
     return module_path
 
 
-def code_digests(settings, path: str = "config") -> dict[str, str]:
+def code_digests(settings: object, path: str = "config") -> dict[str, str]:
     """Compute a digest of each code file that the settings name.
 
     The digests do not cover what the code imports.
@@ -141,11 +154,11 @@ def code_digests(settings, path: str = "config") -> dict[str, str]:
     for keys, name, _ in marked_texts(settings, NamesCode):
         if is_code(name):
             with at(".".join((path, *map(str, keys)))):
-                digests[NAMED.fullmatch(name)["source"]] = digest_of(name)
+                digests[_split(name)[0]] = _digest(code_file(name))
     return digests
 
 
-def digest_of(name: str, file: Path | None = None):
+def digest_of(name: str | None, file: Path | None = None) -> str | None:
     """Compute a digest of the file with the code that a name names; None for a name of no code.
 
     Args:
@@ -154,10 +167,14 @@ def digest_of(name: str, file: Path | None = None):
     """
     if not is_code(name):
         return None
-    return hashlib.blake2b((file or code_file(name)).read_bytes(), digest_size=8).hexdigest()
+    return _digest(file or code_file(name))
 
 
-def names_in(tree) -> list[str]:
+def _digest(file):
+    return hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
+
+
+def names_in(tree: object) -> list[str]:
     """Return every text and key of nested blocks and lists that looks like a name of code."""
     if isinstance(tree, Mapping):
         tree = [*tree.keys(), *tree.values()]
@@ -166,7 +183,7 @@ def names_in(tree) -> list[str]:
     return [tree] if is_code(tree) else []
 
 
-def import_code(file: Path, name: str):
+def import_code(file: Path, name: str) -> Callable:
     """Import the function that `name` names, which runs its file.
 
     Args:
@@ -176,11 +193,11 @@ def import_code(file: Path, name: str):
     Raises:
         ValueError: The file raises (the message has the line), or it lacks the function.
     """
-    source, function_name = NAMED.fullmatch(name).groups()
+    source, function_name = _split(name)
     return _function(_module(file, source), source, function_name)
 
 
-def import_unchanged(file: Path, name: str, digest: str):
+def import_unchanged(file: Path, name: str, digest: str) -> Callable:
     """Import the function that `name` names, from a file that has this digest.
 
     The file runs once for all its functions.
@@ -193,7 +210,7 @@ def import_unchanged(file: Path, name: str, digest: str):
     Raises:
         ValueError: As import_code does; or the file has changed.
     """
-    source, function_name = NAMED.fullmatch(name).groups()
+    source, function_name = _split(name)
     return _function(_unchanged_module(file, source, digest), source, function_name)
 
 
@@ -225,7 +242,7 @@ def _function(module, source, function_name):
     return function
 
 
-def call_code(file: Path, name: str, *arguments):
+def call_code(file: Path, name: str, *arguments: object) -> Any:
     """Import the function that `name` names, call it and return its result.
 
     Raises:
@@ -238,7 +255,7 @@ def call_code(file: Path, name: str, *arguments):
         raise ValueError(with_line(error, file)) from error
 
 
-def import_file(file: Path):
+def import_file(file: str | Path) -> ModuleType:
     """Run a Python file and return it as a module; each call runs it once more.
 
     It can import the files in its folder. An error of the file passes through.
@@ -247,6 +264,7 @@ def import_file(file: Path):
         file: Ends in .py.
     """
     spec = importlib.util.spec_from_file_location(f"_named_{Path(file).stem}", file)
+    assert spec is not None and spec.loader is not None, f"{file} does not end in .py"
     # Registered before it runs, as import does: dataclasses look their module up there
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     folder = str(Path(file).absolute().parent)
@@ -269,7 +287,7 @@ def require_no_import(does: str):
         )
 
 
-def with_line(error: BaseException, file: Path):
+def with_line(error: BaseException, file: str | Path) -> str:
     """Describe an error of the code in a file, with its line there, in one line."""
     lines = [
         frame.lineno

@@ -9,7 +9,8 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import AbstractContextManager
 
 # Shorter waits are not announced: most of what may take long is often there already
 SOON_SECONDS = 0.5
@@ -23,7 +24,8 @@ _speaks, _hushed, _said_at = False, False, 0.0
 # Lines go to standard error if the output of the program is answers
 _to_stderr = False
 # The thread that prints announcements and reminders, and the event that ends it
-_watcher, _ended = None, threading.Event()
+_watcher: threading.Thread | None = None
+_ended = threading.Event()
 
 
 class Wait:
@@ -43,7 +45,7 @@ class Wait:
         with _lock:
             self.what, self.began, self.announced = what, time.monotonic(), True
 
-    def is_heard(self):
+    def is_heard(self) -> bool:
         """Return whether this process prints the wait."""
         return _speaks and (self.by_all or not _hushed)
 
@@ -63,7 +65,7 @@ class Wait:
 
 
 @contextlib.contextmanager
-def speaking():
+def speaking() -> Iterator[None]:
     """Announce the waits of the block, and remind of them.
 
     A block within another one changes nothing.
@@ -93,7 +95,7 @@ def hush(hushed: bool):
 
 
 @contextlib.contextmanager
-def on_stderr():
+def on_stderr() -> Iterator[None]:
     """Print the lines of the block on standard error."""
     global _to_stderr
     _to_stderr = True
@@ -104,7 +106,7 @@ def on_stderr():
 
 
 @contextlib.contextmanager
-def waiting_for(what: str, *, at_once: bool = False, by_all: bool = False):
+def waiting_for(what: str, *, at_once: bool = False, by_all: bool = False) -> Iterator[Wait]:
     """Announce the block once it has taken SOON_SECONDS, and remind of it, if this process speaks.
 
     Reminders name the innermost wait.
@@ -131,7 +133,7 @@ def waiting_for(what: str, *, at_once: bool = False, by_all: bool = False):
             _waits.remove(wait)
 
 
-def importing_jax():
+def importing_jax() -> AbstractContextManager[Wait]:
     """Return the wait for the import of JAX: a program's first line, which comes at once."""
     return waiting_for("importing jax", at_once="jax" not in sys.modules)
 
@@ -140,9 +142,10 @@ class FirstTime:
     """A block that is a wait when it is first entered: a jitted function's first call compiles."""
 
     def __init__(self, what: str):
-        self.what, self._entered = what, set()
+        self.what = what
+        self._entered: set[Hashable] = set()
 
-    def __call__(self, shapes: Hashable = None):
+    def __call__(self, shapes: Hashable = None) -> AbstractContextManager[Wait | None]:
         """Return the context of the block.
 
         Args:

@@ -5,12 +5,12 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar
 
 from ml_collections import ConfigDict
 
-from deepseek_jax.errors import at, suggest
+from deepseek_jax.errors import at, mark_path, suggest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Between:
     open_high: bool = False
     or_zero: bool = False
 
-    def holds(self, number):
+    def holds(self, number: float) -> bool:
         """Return whether the number is in the range."""
         if self.or_zero and number == 0:
             return True
@@ -54,7 +54,7 @@ class Between:
 class Rising:
     """The range of pairs (step, number): at least one pair, with steps that begin at 0 and rise."""
 
-    def holds(self, pairs):
+    def holds(self, pairs: Sequence[tuple[int, float]]) -> bool:
         """Return whether the pairs are in the range."""
         steps = [step for step, _ in pairs]
         return steps[:1] == [0] and steps == sorted(set(steps))
@@ -73,7 +73,7 @@ class OnHub:
 
     kind: str
 
-    def holds(self, text):
+    def holds(self, text: str) -> bool:
         """Return True, because the code that reads the text says what is wrong with it."""
         return True
 
@@ -82,7 +82,7 @@ class OnHub:
 class NamesCode:
     """A mark of a text that may name code: FILE.py:NAME or package.module:NAME, see named_code."""
 
-    def holds(self, text):
+    def holds(self, text: str) -> bool:
         """Return True, for the same reason as OnHub."""
         return True
 
@@ -119,11 +119,17 @@ TemperatureBySteps = Temperature | Annotated[tuple[tuple[Step, Temperature], ...
 NonNegativeBySteps = NonNegative | Annotated[tuple[tuple[Step, NonNegative], ...], Rising()]
 
 
+# A dataclass of settings
+Built = TypeVar("Built")
+# A mark in the hint of a text
+Mark = TypeVar("Mark", OnHub, NamesCode)
 # A key in the metadata of fields that no hash of training.lineage covers
 UNHASHED = "unhashed"
 
 
-def unhashed(default: Any = dataclasses.MISSING, *, default_factory: Any = dataclasses.MISSING):
+def unhashed(
+    default: Any = dataclasses.MISSING, *, default_factory: Any = dataclasses.MISSING
+) -> Any:
     """Return a dataclass's field that no hash of a stage covers.
 
     Such a field changes no result, or is hashed as a separate input.
@@ -143,7 +149,7 @@ class Settings:
         pass
 
 
-def build(cls: type, block, path: str):
+def build(cls: type[Built], block: object, path: str) -> Built:
     """Build the dataclass `cls` from a config block, and check names, types and ranges.
 
     Args:
@@ -160,7 +166,7 @@ def build(cls: type, block, path: str):
         return _built(cls, block, path)
     except ValueError as error:
         # The message begins with a path: errors.at then joins an outer path to it with a dot
-        error.has_path = True
+        mark_path(error)
         raise
 
 
@@ -183,7 +189,9 @@ def _built(cls, block, path):
         return cls(**checked_values)
 
 
-def spread(cls: type, field: str, value, path: str = "config"):
+def spread(
+    cls: type, field: str, value: object, path: str = "config"
+) -> Iterator[tuple[str, object]]:
     """List the fields that one value of a dotted field sets in a config.
 
     A dict for a block sets the fields that it names. If its keys are names that the user chose, the
@@ -202,7 +210,7 @@ def spread(cls: type, field: str, value, path: str = "config"):
         ValueError: A name is not a field, as in build.
     """
     hint = _hint_at(cls, field.split("."), path)
-    is_block = hint is dict or dataclasses.is_dataclass(hint)
+    is_block = hint is dict or _is_dataclass(hint)
     if not (is_block and isinstance(value, Mapping)):
         yield field, value
         return
@@ -216,7 +224,7 @@ def _hint_at(hint, names, path):
         _, origin, args = _parts(hint)
         if origin is dict:
             hint = _block(args[1])
-        elif dataclasses.is_dataclass(hint):
+        elif _is_dataclass(hint):
             if name not in (fields := field_hints(hint)):
                 raise ValueError(f"{path}.{name} is not a field; {suggest(name, fields)}")
             hint = _block(fields[name])
@@ -224,6 +232,10 @@ def _hint_at(hint, names, path):
             return None
         path = f"{path}.{name}"
     return hint
+
+
+def _is_dataclass(hint: object) -> TypeGuard[type]:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
 def _block(hint):
@@ -235,13 +247,11 @@ def _block(hint):
     bare_hint, origin, args = _parts(hint)
     if origin is not typing.Union:
         return bare_hint
-    blocks = [
-        block for arg in args if (block := _block(arg)) is dict or dataclasses.is_dataclass(block)
-    ]
+    blocks = [block for arg in args if (block := _block(arg)) is dict or _is_dataclass(block)]
     return blocks[0] if len(blocks) == 1 else None
 
 
-def check_fields(block):
+def check_fields(block: object) -> None:
     """Check the types and ranges of a dataclass that was not built from a config.
 
     Its __post_init__ calls this.
@@ -249,7 +259,8 @@ def check_fields(block):
     Raises:
         ValueError: As build does. The message begins with the field.
     """
-    for name, hint in field_hints(type(block)).items():
+    cls: type = type(block)
+    for name, hint in field_hints(cls).items():
         _checked(getattr(block, name), hint, name)
 
 
@@ -259,7 +270,9 @@ def field_hints(cls: type) -> dict:
     return typing.get_type_hints(cls, include_extras=True)
 
 
-def marked_texts(block, kind: type, path: tuple = ()):
+def marked_texts(
+    block: object, kind: type[Mark], path: tuple = ()
+) -> Iterator[tuple[tuple, str, Mark]]:
     """Find the texts in a dataclass of settings that have a mark of this kind in their type hint.
 
     They are fields, entries of lists, and keys of dicts.
@@ -271,7 +284,8 @@ def marked_texts(block, kind: type, path: tuple = ()):
     Yields:
         (keys from the root, text, mark). The keys for a key of a dict are the ones of its dict.
     """
-    for field, hint in field_hints(type(block)).items():
+    cls: type = type(block)
+    for field, hint in field_hints(cls).items():
         mark = next((mark for mark in _marks(hint) if isinstance(mark, kind)), None)
         yield from _marked(getattr(block, field), kind, mark, (*path, field))
 
@@ -323,7 +337,7 @@ def _of_type(value, hint, path):
         return _checked_union(value, args, path)
     if origin is Literal and value not in args:
         raise ValueError(f"{path}={value!r} is not allowed; {suggest(value, args)}")
-    if dataclasses.is_dataclass(bare_hint):
+    if _is_dataclass(bare_hint):
         # check_fields passes blocks that are already built
         return value if isinstance(value, bare_hint) else build(bare_hint, value, path)
     if not _is_a(value, hint):
@@ -360,7 +374,7 @@ def _is_a(value, hint):
         return value in args
     if origin is tuple:
         return isinstance(value, (list, tuple))
-    if dict in (bare_hint, origin) or dataclasses.is_dataclass(bare_hint):
+    if dict in (bare_hint, origin) or _is_dataclass(bare_hint):
         return isinstance(value, (Mapping, ConfigDict))
     # type, not isinstance: a bool is an instance of int
     if bare_hint is float:
@@ -409,6 +423,6 @@ def _name(hint):
         return f"list of {_name(args[0])}"
     if origin is tuple:
         return f"({', '.join(map(_name, args))})"
-    if dict in (bare_hint, origin) or dataclasses.is_dataclass(bare_hint):
+    if dict in (bare_hint, origin) or _is_dataclass(bare_hint):
         return "block"
     return bare_hint.__name__

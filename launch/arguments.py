@@ -116,7 +116,7 @@ def _from_the_top(fields):
 
 def _leaves(block, path=""):
     """Return the dotted name of every field; for a block, the names of its fields."""
-    fields = []
+    fields: list[str] = []
     for name, value in block.items():
         is_block = isinstance(value, ConfigDict) and len(value)
         fields += _leaves(value, f"{path}{name}.") if is_block else [f"{path}{name}"]
@@ -125,7 +125,7 @@ def _leaves(block, path=""):
 
 def _fields(settings, path=""):
     """Return the dotted name of every field of a settings dataclass and of dataclasses in it."""
-    fields = []
+    fields: list[str] = []
     for name, hint in typing.get_type_hints(settings).items():
         blocks = [
             option for option in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(option)

@@ -82,12 +82,14 @@ def check(opened: OpenedRecipe, config: ConfigDict, workdir: Path, redo: bool = 
     """
     from deepseek_jax.parallel.processes import say
     from deepseek_jax.recipes import driver
+    from deepseek_jax.training.metrics import MetricsWriter
     from deepseek_jax.training.run import Run
 
     recipe, settings, mesh, _ = opened
 
     def describe_data(folder, claim):
-        run = Run(mesh, folder, None)
+        # It writes nothing: no stage runs
+        run = Run(mesh, folder, MetricsWriter(folder))
         return driver.describe(recipe, settings, run, claim, workdir, redo)
 
     files_check = Check(

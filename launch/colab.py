@@ -207,12 +207,18 @@ def plan(name: str, topology: str, *, program: str, cache: str | os.PathLike, **
     """
     overrides = [f"--config.{field}={value}" for field, value in _leaves(fields)]
     flags = [f"--topology={topology}", f"--program={program}", f"--cache={cache}", *overrides]
-    command = [sys.executable, program_file("plan"), f"--config={name}", *flags]
+    command: list[str | os.PathLike] = [
+        sys.executable,
+        program_file("plan"),
+        f"--config={name}",
+        *flags,
+    ]
     # In a separate process, because this one compiles for the devices that are here. Not by a
     # notebook's "!", which forks a process in which JAX has threads
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
+        assert process.stdout is not None
         for line in process.stdout:
             print(line, end="")
     return process.returncode == 0

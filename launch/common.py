@@ -244,7 +244,7 @@ def refused(error: BaseException):
     It may be full, closed to us or not there. Libraries raise their own errors for this. The
     system's words are in such an error's message, or the system's error is its cause.
     """
-    failure = error
+    failure: BaseException | None = error
     while failure is not None:
         if BUCKETS in str(failure) or type(failure).__module__.startswith("gcsfs"):
             cause = " ".join(str(failure).split())

@@ -12,6 +12,7 @@ random weights. A mistake is one message and exit status 2.
 import inspect
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # A checkout runs without being installed
@@ -49,7 +50,7 @@ def define_flags():
     flags.DEFINE_bool("measure", False, "Time the small teacher and students on this machine too.")
 
 
-def named_models(names: list[str]):
+def named_models(names: Sequence[str]):
     """Return {name: ModelConfig as it is served}.
 
     Raises:

@@ -101,13 +101,13 @@ def convert(
             adapter_scale(adapter)
             if policy_source.adapter is not None:
                 raise ValueError(f"--from={source} is an adapter itself; leave one of them out")
-    adapter = adapter or policy_source.adapter
+    adapter_folder = adapter or policy_source.adapter
     config, params = checkpoint.load_params(policy_source.base, dtype)
     files = files_of(checkpoint_path(policy_source.carrier, weights=False))
-    if adapter is not None:
+    if adapter_folder is not None:
         mesh = make_mesh(devices=jax.devices()[:1])
         with at("--adapter"):
-            params = merged(checkpoint.load_adapter(adapter, config, params, mesh))
+            params = merged(checkpoint.load_adapter(adapter_folder, config, params, mesh))
     with waiting_for(f"writing {target}"):
         if form == "orbax":
             checkpoint.save_orbax(target, config, params, files)

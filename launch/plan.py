@@ -121,6 +121,8 @@ def planned(config, topology: str | None, cache: Path | None, of_gpus: bool):
         from launch.planning.published import published
 
         return published(cache)
+    # The validators of define_flags
+    assert topology is not None
     if flags.FLAGS.search is not None:
         if of_gpus:
             raise ValueError(f"--search compiles for TPUs; --topology={topology} has none")

@@ -37,7 +37,7 @@ class Chat:
 
     def __init__(self, talks: list, seed: int):
         self.talks, self.seed, self.failed = talks, seed, False
-        forms = {}
+        forms: dict[str, list[str]] = {}
         for name, talk in talks:
             form = _form(talk).format(template=talk.policy.template)
             forms.setdefault(form, []).append(name)

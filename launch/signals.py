@@ -18,7 +18,7 @@ from deepseek_jax.recipes.stop import TOGETHER_SECONDS, Stop, write_line
 # The exit status that a shell reports for a program that Ctrl-C ended
 INTERRUPTED = 130
 # [the time of the first Ctrl-C since the program's start or the latest block of `heard`]; [] before
-_first = []
+_first: list[float] = []
 # True during a block of `raised`, in which no Ctrl-C ends the program
 _raises = False
 

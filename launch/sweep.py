@@ -166,6 +166,7 @@ def make_engine(folder: Path):
             start.
     """
     flag_values = flags.FLAGS
+    engine: slurm.Slurm | gke.Gke | Local
     if flag_values.engine == "slurm":
         engine = slurm.Slurm(folder, flag_values.max_jobs)
     elif flag_values.engine == "gke":

@@ -85,6 +85,8 @@ def test_a_path_that_is_there_is_no_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org/name").mkdir(parents=True)
     assert hub_id("org/name") is None and hub_id("org/name@main") is not None
+    with pytest.raises(ValueError, match="org/name"):
+        model_folder("org/name")
 
 
 def test_a_model_by_its_name_is_the_folders(hub, tiny, tmp_path):

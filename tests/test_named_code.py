@@ -136,6 +136,18 @@ def test_a_function_has_the_name_by_which_its_file_is_found(places, monkeypatch)
     }
 
 
+@pytest.mark.parametrize("folder, function", [(".", "élan"), ("a:b", "f")])
+def test_a_name_that_no_config_can_have_is_refused(places, monkeypatch, folder, function):
+    """Oracle: by hand: the forms of a name have no such letters, and a colon only before the function."""
+    path = places / "working" / folder
+    path.mkdir(exist_ok=True)
+    module = f"odd_{len(folder)}"
+    (path / f"{module}.py").write_text(f"def {function}(): pass\n")
+    monkeypatch.syspath_prepend(path)
+    with pytest.raises(ValueError, match=function):
+        name_of(getattr(importlib.import_module(module), function))
+
+
 def defined_within():
     def within():
         pass

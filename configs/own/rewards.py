@@ -23,5 +23,6 @@ def shortest(completions, completion_ids, **columns):
     return [float(length < middle) for length in lengths]
 
 
-# Its values depend on the other completions, so that it cannot be checked on each alone
-shortest.whole_batch = True
+# Its values depend on the other completions, so that it cannot be checked on each alone. Type
+# checkers know no attributes of a function
+shortest.whole_batch = True  # type: ignore[attr-defined]

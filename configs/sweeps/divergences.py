@@ -3,7 +3,7 @@
 python launch/sweep.py --config=configs/distill_small.py --sweep=configs/sweeps/divergences.py
 """
 
-DIVERGENCES = [
+DIVERGENCES: list[dict[str, str | float]] = [
     {"divergence": "forward_kl"},
     {"divergence": "reverse_kl"},
     {"divergence": "jsd", "beta": 0.1},

@@ -6,7 +6,7 @@ Every arm makes four updates of a step's samples: in a single one the ratio is 1
 The numbers are published, but for max_sampling_rounds and CISPO's clip_eps_high, which are ours.
 """
 
-LOSSES = {
+LOSSES: dict[str, dict[str, float]] = {
     "grpo": {},
     # Clip-higher, and dynamic sampling in place of groups whose rewards are all equal (arXiv:2503.14476)
     "dapo": {"loss.clip_eps_high": 0.28, "max_sampling_rounds": 4},
@@ -16,7 +16,7 @@ LOSSES = {
     "cispo": {"loss.clip_eps_high": 1.0},
 }
 # Two-sided clipping (arXiv:2505.07291, section 4.1)
-INTELLECT_2 = {"loss.loss_type": "grpo", "loss.ratio_cap": 4.0}
+INTELLECT_2: dict[str, str | float] = {"loss.loss_type": "grpo", "loss.ratio_cap": 4.0}
 
 
 def sweep(config):

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ from deepseek_jax.checkpoint.left import left_in_run, params_of_start
 from deepseek_jax.checkpoint.locate import lasting_name
 from deepseek_jax.files import as_path, read_object, whole_file
 from deepseek_jax.hub import hub_id
-from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_modules import EXPERTS, adapter_places, module_axes, modules
 from deepseek_jax.models.adapters import AdaptedParams
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.quantized import is_quantized, unquantized_leaves
 from deepseek_jax.notebooks import plainly
 from deepseek_jax.ops.fingerprint import fingerprint
@@ -42,7 +43,7 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 BASE = "base.json"
 # Fields of adapter_config.json that change what an adapter computes, with the values that mean
 # plain LoRA; an absent field has the first one
-PLAIN = {
+PLAIN: dict[str, Sequence] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
     # Other values change the weights of the base too
@@ -58,8 +59,7 @@ PLAIN = {
 
 def is_adapter(folder: str | Path) -> bool:
     """Return whether peft or save_adapter wrote an adapter to this folder."""
-    folder = as_path(folder)
-    return not is_unfinished(folder) and (folder / CONFIG).is_file()
+    return not is_unfinished(folder) and (as_path(folder) / CONFIG).is_file()
 
 
 def save_adapter(
@@ -87,7 +87,8 @@ def save_adapter(
     adapter, base_record = params.adapter, {"path": base} | base_fingerprints(params.base)
     if jax.process_count() > 1:
         adapter = multihost_utils.process_allgather(adapter, tiled=True)
-    tensors, ranks = {}, {}
+    tensors: dict[str, np.ndarray] = {}
+    ranks: dict[str, int] = {}
     for stack, pairs in adapter.items():
         first_layer = config.num_dense_layers if stack == "moe_layers" else 0
         for module, pair in pairs.items():
@@ -135,20 +136,20 @@ def _config(ranks, scale, base):
     }
 
 
-def adapter_scale(folder: str | Path):
+def adapter_scale(folder: str | Path) -> float:
     """Read an adapter's scale, the factor on the product of its matrices, from its small files.
 
     Raises:
         ValueError: The folder has no adapter, or load_adapter would reject its config.
     """
-    folder = left_in_run(folder)
+    found = left_in_run(folder)
     for name in (CONFIG, TENSORS):
-        if not (folder / name).is_file():
+        if not (found / name).is_file():
             raise ValueError(
-                f"no adapter in {folder}: there is no {name}; give the folder adapter of a run, or one of "
+                f"no adapter in {found}: there is no {name}; give the folder adapter of a run, or one of "
                 "peft's"
             )
-    return _scale(read_object(folder / CONFIG), folder / CONFIG)
+    return _scale(read_object(found / CONFIG), found / CONFIG)
 
 
 def adapter_base(folder: str | Path) -> str:
@@ -160,19 +161,19 @@ def adapter_base(folder: str | Path) -> str:
     Raises:
         ValueError: adapter_config.json names no base.
     """
-    folder = as_path(folder)
-    start_params = params_of_start(folder.parent)
+    path = as_path(folder)
+    start_params = params_of_start(path.parent)
     if (
-        (folder / BASE).is_file()
+        (path / BASE).is_file()
         and start_params is not None
         and (start_params / "config.json").is_file()
     ):
         return str(start_params)
-    adapter_config = read_object(folder / CONFIG)
+    adapter_config = read_object(path / CONFIG)
     name, revision = adapter_config.get("base_model_name_or_path"), adapter_config.get("revision")
     if not isinstance(name, str) or not name:
         raise ValueError(
-            f"{folder / CONFIG}: base_model_name_or_path={name!r} names no base; load the base, and give "
+            f"{path / CONFIG}: base_model_name_or_path={name!r} names no base; load the base, and give "
             "this folder as its adapter"
         )
     # peft's config has the commit in a separate field
@@ -202,17 +203,17 @@ def load_adapter(folder: str | Path, config: ModelConfig, params: Any, mesh: Mes
             or, for an adapter of save_adapter, with other weights.
         DamagedCheckpoint: As adapter_file.read_tensors does.
     """
-    folder = left_in_run(folder)
-    scale = adapter_scale(folder)
-    base_record = read_object(folder / BASE) if (folder / BASE).is_file() else None
+    found = left_in_run(folder)
+    scale = adapter_scale(found)
+    base_record = read_object(found / BASE) if (found / BASE).is_file() else None
     if base_record is not None:
-        _check_base(folder, base_record, params)
-    tensors = read_tensors(folder / TENSORS, _digests(folder, base_record))
+        _check_base(found, base_record, params)
+    tensors = read_tensors(found / TENSORS, _digests(found, base_record))
     try:
         adapter = _arrays(config, tensors)
-        _check_complete(read_object(folder / CONFIG), config, adapter)
+        _check_complete(read_object(found / CONFIG), config, adapter)
     except ValueError as error:
-        raise ValueError(f"{folder / TENSORS}: {error}") from error
+        raise ValueError(f"{found / TENSORS}: {error}") from error
     places = adapter_places(config, adapter, mesh)
     placed_adapter = jax.tree.map(_on_mesh, adapter, places)
     return AdaptedParams(params, placed_adapter, scale)
@@ -334,7 +335,7 @@ def _kind(fingerprints):
 
 def _arrays(config, tensors):
     """Return the adapter's arrays, in numpy: {stack: {module: {"lora_a", "lora_b"}}}."""
-    tensors_by_stem = {}
+    tensors_by_stem: dict[str, dict[tuple[int, str], np.ndarray]] = {}
     for name, tensor in tensors.items():
         name_parts = parse_name(name)
         if name_parts is None or name_parts[0] >= config.num_hidden_layers:
@@ -343,7 +344,7 @@ def _arrays(config, tensors):
         tensors_by_stem.setdefault(stem_name, {})[layer, part] = tensor.astype(np.float32)
     num_dense, num_layers = config.num_dense_layers, config.num_hidden_layers
     layers = {"dense_layers": range(num_dense), "moe_layers": range(num_dense, num_layers)}
-    adapter = {}
+    adapter: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     for stem_name, module_tensors in tensors_by_stem.items():
         module = module_of(config, stem_name, tensors_by_stem)
         stacks = [s for s in layers if len(layers[s]) and module in modules(config, s)]

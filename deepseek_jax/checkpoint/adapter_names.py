@@ -9,8 +9,8 @@ import numpy as np
 
 from deepseek_jax.checkpoint.hf_names import layer_table, letter_sizes
 from deepseek_jax.checkpoint.turn import parse
-from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_modules import EXPERTS
+from deepseek_jax.models.config import ModelConfig
 
 # model.layers of the causal language model that peft wraps
 PREFIX = "base_model.model.model.layers."
@@ -98,7 +98,8 @@ def to_arrays(config: ModelConfig, module: str, rank: int, a, b):
         ValueError: A tensor does not have the shape that the model needs, which the message says.
     """
     if module in EXPERTS:
-        e, d, f = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
+        e, _, f = config.experts
+        d = config.hidden_size
         inputs, outputs = (d, (2, f)) if module == GATE_UP else (f, (d,))
         _check("lora_A", a, (e * rank, inputs))
         _check("lora_B", b, (np.prod(outputs), rank * e))
@@ -112,7 +113,7 @@ def to_arrays(config: ModelConfig, module: str, rank: int, a, b):
 
 def rank_of(config: ModelConfig, module: str, a):
     """Return the rank of a module, from its tensor lora_A."""
-    return len(a) // config.n_routed_experts if module in EXPERTS else len(a)
+    return len(a) // config.experts.n_routed_experts if module in EXPERTS else len(a)
 
 
 def _check(tensor_name, tensor, shape):

@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -16,9 +16,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.checkpoint.hf_names import tensors
-from deepseek_jax.checkpoint.share import Piece, by_parameter, steps, while_read
+from deepseek_jax.checkpoint.share import Piece, Stored, by_parameter, steps, while_read
 from deepseek_jax.checkpoint.tree import abstract_params, compute_dtype, from_paths
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.ops.fp8 import BLOCK, dequantize
 
 # Rows are read without the rest of their block, with one scale for 128 columns of each row
@@ -117,8 +117,8 @@ def read_ahead(source, asked: Iterable[Step]):
     Yields:
         (Step, what Step.read returned), in the order of the steps.
     """
-    # The reads under way: (Step, future, bytes)
-    pending_reads = collections.deque()
+    # The reads under way, with their bytes
+    pending_reads: collections.deque[tuple[Step, Future, int]] = collections.deque()
 
     def next_read():
         step, future, _ = pending_reads.popleft()
@@ -141,7 +141,7 @@ def read_ahead(source, asked: Iterable[Step]):
                 future.cancel()
 
 
-def fill(leaf: jax.ShapeDtypeStruct, stored: dict, read):
+def fill(leaf: jax.ShapeDtypeStruct, stored: Stored, read):
     """Place one parameter on its devices.
 
     Args:
@@ -177,7 +177,8 @@ def _finite(source, parameter, stored):
         return parameter
     # Only after a failure: whole tensors take time to read. Each process can name the faulty one
     for name, turn in stored.values():
-        tensor = decode(*source.read_rows(name, np.arange(turn.shape[0])), jnp.float32, ROW_BLOCK)
+        rows, scale = source.read_rows(name, np.arange(turn.shape[0]))
+        tensor = decode(rows, scale, jnp.float32, ROW_BLOCK)
         bad_indices = np.argwhere(~np.isfinite(np.asarray(tensor)))
         if len(bad_indices):
             raise ValueError(

@@ -24,21 +24,21 @@ def check_new(folder: str | Path):
     A path above it must not be a file. A bucket's folder that whole_folder did not finish counts as
     empty.
     """
-    folder = as_path(folder)
-    files = [parent for parent in folder.parents if not is_remote(folder) and parent.is_file()]
+    path = as_path(folder)
+    files = [parent for parent in path.parents if not is_remote(path) and parent.is_file()]
     if files:
-        raise ValueError(f"{folder} cannot be a folder: {files[0]} is a file; give another path")
-    if not is_unfinished(folder) and folder.exists():
-        if not folder.is_dir() or any(folder.iterdir()):
-            raise ValueError(f"{folder} is not empty; give a new folder, nothing is overwritten")
+        raise ValueError(f"{path} cannot be a folder: {files[0]} is a file; give another path")
+    if not is_unfinished(path) and path.exists():
+        if not path.is_dir() or any(path.iterdir()):
+            raise ValueError(f"{path} is not empty; give a new folder, nothing is overwritten")
 
 
-def is_whole(folder: str | Path):
+def is_whole(folder: str | Path) -> bool:
     """Return whether a folder that whole_folder writes is there and complete."""
     return not is_unfinished(folder) and as_path(folder).exists()
 
 
-def is_unfinished(folder: str | Path):
+def is_unfinished(folder: str | Path) -> bool:
     """Return whether whole_folder was interrupted in this folder of a bucket.
 
     The files in such a folder do not count. A local folder is never unfinished.
@@ -46,18 +46,18 @@ def is_unfinished(folder: str | Path):
     return is_remote(folder) and (as_path(folder) / UNFINISHED).exists()
 
 
-def fingerprint(path: str | Path):
+def fingerprint(path: str | Path) -> str:
     """Identify the files at a path by 16 hexadecimal digits, without reading them completely.
 
     The digits cover the name, the size, the beginning and the end of every file. If the path is no
     folder, they also cover the path itself. If nothing is there, they cover only the path.
     """
-    path, digest = as_path(path), blake2b(digest_size=8)
-    if not path.is_dir():
-        digest.update(str(path).encode())
-    for entry in sorted(below(path)) if path.is_dir() else [path]:
+    root, digest = as_path(path), blake2b(digest_size=8)
+    if not root.is_dir():
+        digest.update(str(root).encode())
+    for entry in sorted(below(root)) if root.is_dir() else [root]:
         # The relative name, so that a copy in another folder has the same fingerprint
-        digest.update(f"{entry.relative_to(path)}\0".encode())
+        digest.update(f"{entry.relative_to(root)}\0".encode())
         if entry.is_file():
             _digest_ends(digest, entry)
     return digest.hexdigest()
@@ -82,19 +82,19 @@ def whole_folder(folder: str | Path):
     the same new folder. Process 0 creates it, and renames it once all of them are done. In a bucket
     they get `folder` itself, which has the file UNFINISHED until then.
     """
-    folder = absolute(folder)
-    begin = _marked if is_remote(folder) else _new_beside
-    partial = as_path(from_each(begin(folder) if first_process() else None)[0])
+    target = absolute(folder)
+    begin = _marked if is_remote(target) else _new_beside
+    partial = as_path(from_each(begin(target) if first_process() else None)[0])
     try:
         yield partial
-        barrier(f"all have written {folder}")
+        barrier(f"all have written {target}")
         if first_process():
-            if partial == folder:
-                (folder / UNFINISHED).unlink()
+            if partial == target:
+                (target / UNFINISHED).unlink()
             else:
                 # A rename also replaces an empty folder, which check_new allows
-                os.replace(partial, folder)
-        barrier(f"{folder} is there")
+                os.replace(partial, target)
+        barrier(f"{target} is there")
     except BaseException:
         # Another process may be deleting it too
         remove_folder(partial)

@@ -12,7 +12,7 @@ from deepseek_jax.checkpoint.fill import load_tensors
 from deepseek_jax.checkpoint.gguf_file import read_gguf
 from deepseek_jax.checkpoint.hf_names import tensors
 from deepseek_jax.files import staged
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.notebooks import plainly
 
 # Field of ModelConfig -> key of the file's metadata. Keys of OPTIONAL may be absent.

@@ -6,8 +6,7 @@ from pathlib import Path
 from deepseek_jax.checkpoint.folder import UNFINISHED, is_unfinished
 from deepseek_jax.checkpoint.left import stages_left
 from deepseek_jax.files import as_path, parse_json
-from deepseek_jax.models import ModelConfig, RopeScaling
-from deepseek_jax.models.config import HOW_TO_RUN
+from deepseek_jax.models.config import HOW_TO_RUN, ModelConfig, RopeScaling
 from deepseek_jax.ops.rope import yarn_mscale
 from deepseek_jax.settings import build
 
@@ -56,7 +55,7 @@ MOE_FIELDS = FIELDS[FIELDS.index("n_routed_experts") : FIELDS.index("rope_theta"
 ROPE_FIELDS = [f.name for f in dataclasses.fields(RopeScaling)]
 
 
-def read_config(folder: str | Path):
+def read_config(folder: str | Path) -> ModelConfig:
     """Read the ModelConfig of folder/config.json.
 
     Raises:
@@ -69,8 +68,8 @@ def read_config(folder: str | Path):
         raise ValueError(f"{as_path(folder) / 'config.json'}: {error}") from error
 
 
-def read_json(folder: str | Path):
-    """Read folder/config.json as a dict.
+def read_json(folder: str | Path) -> dict:
+    """Read folder/config.json.
 
     Raises:
         ValueError: The file is missing or is not a JSON object; the folder was not written
@@ -106,7 +105,7 @@ def read_json(folder: str | Path):
     return raw
 
 
-def parse_config(raw: dict):
+def parse_config(raw: dict) -> ModelConfig:
     """Convert config.json's dict to a ModelConfig.
 
     Raises:
@@ -140,7 +139,7 @@ def parse_config(raw: dict):
     return build(ModelConfig, fields | _rope(raw), "config.json")
 
 
-def config_json(config: ModelConfig, *, dtype, fp8: bool = False, like: dict | None = None):
+def config_json(config: ModelConfig, *, dtype, fp8: bool = False, like: dict | None = None) -> dict:
     """Convert a ModelConfig to config.json's dict, in a spelling for transformers 4 and 5.
 
     Args:
@@ -161,7 +160,7 @@ def config_json(config: ModelConfig, *, dtype, fp8: bool = False, like: dict | N
     return written
 
 
-def scales_are_powers_of_two(raw: dict):
+def scales_are_powers_of_two(raw: dict) -> bool:
     """Return whether a config.json, as a dict, says that FP8 scales are powers of two."""
     return (raw.get("quantization_config") or {}).get("scale_fmt") == POWERS_OF_TWO
 

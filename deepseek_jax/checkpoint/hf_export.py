@@ -27,7 +27,7 @@ from deepseek_jax.checkpoint.locate import checkpoint_path
 from deepseek_jax.checkpoint.tokenizer_files import is_of_tokenizer
 from deepseek_jax.checkpoint.tree import checked_by_path
 from deepseek_jax.files import whole_file
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.ops.fp8 import BLOCK, quantize
 
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
@@ -69,12 +69,12 @@ def save_hf(
             This is raised before anything is written.
     """
     check_new(folder)
-    if like:
-        like = checkpoint_path(like)
+    like_folder = checkpoint_path(like) if like else None
+    if like_folder:
         # This call only checks: its errors have the file's path
-        read_config(like)
-    like_json = read_json(like) if like else None
-    export = _Export(config, params, HFFiles(like) if like else None, fp8)
+        read_config(like_folder)
+    like_json = read_json(like_folder) if like_folder else None
+    export = _Export(config, params, HFFiles(like_folder) if like_folder else None, fp8)
     config_fields = config_json(config, dtype=export.dtype, fp8=fp8, like=like_json)
     export.power_of_two = scales_are_powers_of_two(config_fields)
     plan = split_state_dict_into_shards_factory(
@@ -84,8 +84,8 @@ def save_hf(
         max_shard_size=max_shard_size,
     )
     with whole_folder(folder) as partial:
-        if like:
-            _copy_side_files(like, partial, with_tokenizer=not files)
+        if like_folder:
+            _copy_side_files(like_folder, partial, with_tokenizer=not files)
         write_files(partial, files)
         (partial / "config.json").write_text(json.dumps(config_fields, indent=2) + "\n")
         for file, names in plan.filename_to_tensors.items():
@@ -135,7 +135,7 @@ class _Export:
         self.power_of_two = False
         self.dtype = self._flat["embedding"].dtype
         self._places, self._originals = tensors(config), copies(config)
-        self.plan = {}
+        self.plan: dict[str, jax.ShapeDtypeStruct] = {}
         for name, places in self._places.items():
             self._plan(name, places)
         for name, original in self._originals.items():
@@ -147,12 +147,12 @@ class _Export:
             ):
                 self.plan[name] = self.plan[original]
         # A tensor and its scale are requested one after the other: encode both once
-        self._encode = functools.lru_cache(maxsize=1)(self._encode)
+        self._encoded = functools.lru_cache(maxsize=1)(self._encode)
 
     def __call__(self, name):
         name = self._originals.get(name, name)
         is_scale = name not in self._places
-        return self._encode(name.removesuffix(SCALE) if is_scale else name)[is_scale]
+        return self._encoded(name.removesuffix(SCALE) if is_scale else name)[is_scale]
 
     def _plan(self, name, places):
         shape, dtype = places[0].turn.shape, self._flat[places[0].path].dtype
@@ -195,9 +195,9 @@ def _quantize(weights, power_of_two):
 def _gather(leaves, places):
     """Join one tensor from the parts of the parameters that make it up."""
     views = []
-    for path, index, turn in places:
-        block = leaves[path][tuple(slice(None) if i is None else i for i in index)]
-        views.append(turn.to_view(np.asarray(block)))
+    for place in places:
+        block = leaves[place.path][tuple(slice(None) if i is None else i for i in place.index)]
+        views.append(place.turn.to_view(np.asarray(block)))
     axis = places[0].turn.part[0]
     # The table may list the parts in another order than the tensor: sort them by their start
     order = np.argsort([place.turn.part[1] for place in places])

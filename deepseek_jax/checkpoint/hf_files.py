@@ -51,8 +51,9 @@ class HFFiles:
             raise ValueError(
                 f"{folder} holds no readable safetensors checkpoint: {error}; take another copy of it"
             ) from error
-        # _start: the offset of each file's data
-        self._info, self._file, self._start = {}, {}, {}
+        self._info, self._file = {}, {}
+        # The offset of each file's data
+        self._start: dict[str, int] = {}
         for file, metadata in folder_metadata.files_metadata.items():
             self._check_length(file, metadata.tensors)
             for name, info in metadata.tensors.items():

@@ -15,7 +15,7 @@ from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.hf_files import HFFiles
 from deepseek_jax.checkpoint.hf_names import copies, tensors
 from deepseek_jax.checkpoint.locate import checkpoint_path
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.notebooks import plainly
 from deepseek_jax.parallel.processes import any_on
 
@@ -49,10 +49,10 @@ def load_hf(
             or cut short, or differs from a tensor that it must repeat. For a tensor, the message
             has its name and its file.
     """
-    folder = checkpoint_path(folder)
-    if folder.suffix == ".gguf":
-        return load_gguf(folder, dtype, mesh)
-    config, files = read_config(folder), HFFiles(folder)
+    path = checkpoint_path(folder)
+    if path.suffix == ".gguf":
+        return load_gguf(path, dtype, mesh)
+    config, files = read_config(path), HFFiles(path)
     # With the dot: layer 6 must not match layer 61
     mtp_prefixes = tuple(
         f"model.layers.{config.num_hidden_layers + i}."

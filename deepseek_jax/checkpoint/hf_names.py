@@ -7,7 +7,7 @@ A line of a table is (tensor name, parameter path, spec). checkpoint/turn.py exp
 import functools
 
 from deepseek_jax.checkpoint.turn import Place, parse
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 
 NORMS = [
     ("input_layernorm.weight", "attention_norm/scale", "d -> d"),
@@ -119,19 +119,19 @@ def letter_sizes(config: ModelConfig, is_moe: bool):
         j=c.index_n_heads,
         y=c.index_head_dim,
         f=c.moe_intermediate_size if is_moe else c.intermediate_size,
-        s=is_moe and c.n_shared_experts * c.moe_intermediate_size,
+        s=c.n_shared_experts * c.experts.moe_intermediate_size if is_moe else 0,
         e=c.n_routed_experts,
     )
 
 
-def tensors(config: ModelConfig):
+def tensors(config: ModelConfig) -> dict[str, list[Place]]:
     """Map every tensor of a checkpoint of this config to its places in the parameters.
 
     Returns:
         {tensor name: [Place, ...]}, in the order of the layers. Together the places fill every
         parameter exactly once. A tensor with two places is split between them.
     """
-    places = {}
+    places: dict[str, list[Place]] = {}
     first_moe, layers = config.num_dense_layers, config.num_hidden_layers
     _add(places, config, False, EMBEDDING, "", "")
     for layer in range(layers):
@@ -174,7 +174,7 @@ def copies(config: ModelConfig):
     return originals
 
 
-def is_projection(name: str):
+def is_projection(name: str) -> bool:
     """Return whether the released FP8 checkpoints quantise this tensor.
 
     They quantise the matrices of attention and of every MLP, and an indexer's queries and keys.

@@ -1,6 +1,6 @@
 """Results in a run's folder: find the parameters or the adapter that its stages wrote."""
 
-from pathlib import Path
+from etils.epath import Path
 
 from deepseek_jax.files import as_path, parse_json
 
@@ -14,18 +14,18 @@ RECORD = "carried.json"
 RUN = "run.json"
 
 
-def left_in_run(path: str | Path):
+def left_in_run(path: str | Path) -> Path:
     """Resolve the folder of a run, or of a stage, to the folder params or adapter that it contains.
 
     For a run, that is the result of the stage that the run is for. Any other path is returned as it
     is, and so is a folder without a result.
     """
-    path = as_path(path)
-    stage = path / (stage_of(path) or "") if is_run(path) else path
-    if stage == path and not (path / STAGE).is_file():
-        return path
+    folder = as_path(path)
+    stage = folder / (stage_of(folder) or "") if is_run(folder) else folder
+    if stage == folder and not (folder / STAGE).is_file():
+        return folder
     results = [stage / name for name in LEFT if (stage / name).is_dir()]
-    return results[0] if results else path
+    return results[0] if results else folder
 
 
 def record_of(stage: Path) -> dict:
@@ -61,7 +61,7 @@ def stage_of(run: Path) -> str | None:
     return parse_json(file.read_text())["stage"] if file.is_file() else None
 
 
-def is_run(folder: str | Path):
+def is_run(folder: str | Path) -> bool:
     """Return whether a folder is a run's work directory: its config.json names a recipe.
 
     recipes.workdir writes that file.
@@ -75,7 +75,7 @@ def is_run(folder: str | Path):
     return isinstance(fields, dict) and "recipe" in fields
 
 
-def stages_left(folder: Path):
+def stages_left(folder: Path) -> str:
     """Return the end of a message about a run's folder: its folders params and adapter."""
     stages = [stage for stage in folder.iterdir() if stage.is_dir()]
     # A distillation has groups of stages

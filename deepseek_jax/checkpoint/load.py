@@ -10,7 +10,7 @@ from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.hf_import import load_hf
 from deepseek_jax.checkpoint.locate import checkpoint_path
 from deepseek_jax.checkpoint.orbax_params import is_orbax, load_orbax
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.progress import waiting_for
 
 # Format -> the function that reads the parameters, and the one that reads the config
@@ -31,15 +31,15 @@ def load_params(
     Returns:
         (ModelConfig, params).
     """
-    path = checkpoint_path(path)
-    with waiting_for(f"loading {path}"):
-        return LOADERS[_format(path)](path, dtype, mesh)
+    found = checkpoint_path(path)
+    with waiting_for(f"loading {found}"):
+        return LOADERS[_format(found)](found, dtype, mesh)
 
 
-def read_any_config(path: str | Path):
+def read_any_config(path: str | Path) -> ModelConfig:
     """Read the ModelConfig of a checkpoint in any format; its parameters need not be there."""
-    path = checkpoint_path(path, weights=False)
-    return CONFIGS[_format(path)](path)
+    found = checkpoint_path(path, weights=False)
+    return CONFIGS[_format(found)](found)
 
 
 def _format(path):

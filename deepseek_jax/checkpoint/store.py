@@ -3,6 +3,7 @@
 import json
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -81,7 +82,7 @@ class Store:
             preservation_policy=self._stays,
         )
 
-    def save(self, step: int, checkpoint, score: float | None = None):
+    def save(self, step: int, checkpoint: dict[str, Any], score: float | None = None):
         """Start to save a checkpoint in the background, after any save that is still under way.
 
         Once this returns, the arrays may be donated and the data may change. An error of the
@@ -107,22 +108,23 @@ class Store:
         checkpoint = checkpoint | {"data": data | {"digests": digests}}
         self._checkpointer.save_checkpointables_async(step, checkpoint, metrics=metrics)
 
-    def latest_step(self):
+    def latest_step(self) -> int | None:
         """Return the step of the newest complete checkpoint, or None if there is none."""
         checkpoint = self._checkpointer.latest
         return None if checkpoint is None else checkpoint.step
 
-    def latest_score(self):
+    def latest_score(self) -> float | None:
         """Return the score of the newest checkpoint, or None if it has none."""
-        return self.scores().get(self.latest_step())
+        scores, step = self.scores(), self.latest_step()
+        return None if step is None else scores.get(step)
 
-    def scores(self):
+    def scores(self) -> dict[int, float]:
         """Return {step: score} of the checkpoints that have a score, the oldest first."""
         self.wait()
         checkpoints = self._checkpointer.checkpoints
         return {c.step: c.metrics["score"] for c in checkpoints if c.metrics is not None}
 
-    def newest(self, abstract_state):
+    def newest(self, abstract_state: Any) -> tuple[int, dict[str, Any]] | tuple[None, None]:
         """Read the newest checkpoint that is not damaged.
 
         A damaged checkpoint is reported and renamed to STEP.damaged.
@@ -152,7 +154,7 @@ class Store:
             )
         return None, None
 
-    def restore(self, step: int | None, abstract_state):
+    def restore(self, step: int | None, abstract_state: Any) -> dict[str, Any]:
         """Read a checkpoint and compare it with its digests.
 
         Args:

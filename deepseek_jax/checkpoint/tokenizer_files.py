@@ -20,21 +20,21 @@ REMEDY = (
 )
 
 
-def is_of_tokenizer(name: str):
+def is_of_tokenizer(name: str) -> bool:
     """Return whether a file of this name in a checkpoint's folder belongs to the tokenizer."""
     return any(fnmatch(name, pattern) for pattern in NAMES)
 
 
-def tokenizer_files(folder: str | Path):
+def tokenizer_files(folder: str | Path) -> dict[str, bytes]:
     """Read the files of a folder's tokenizer, unchanged: {name: bytes}, or {} without a tokenizer.
 
     Raises:
         DamagedCheckpoint: As read_record does.
     """
-    folder = as_path(folder)
-    if (folder / RECORD).is_file():
-        read_record(folder)
-    paths = (path for path in folder.iterdir() if is_of_tokenizer(path.name))
+    root = as_path(folder)
+    if (root / RECORD).is_file():
+        read_record(root)
+    paths = (path for path in root.iterdir() if is_of_tokenizer(path.name))
     return {path.name: path.read_bytes() for path in paths if path.is_file()}
 
 
@@ -47,7 +47,7 @@ def digests_of(files: dict[str, bytes]):
     return {name: blake2b(content, digest_size=8).hexdigest() for name, content in files.items()}
 
 
-def record_file(fields: dict, files: dict[str, bytes]):
+def record_file(fields: dict, files: dict[str, bytes]) -> bytes:
     """Return the bytes of a record.
 
     Args:
@@ -57,27 +57,25 @@ def record_file(fields: dict, files: dict[str, bytes]):
     return (json.dumps(fields | {"digests": digests_of(files)}, indent=2) + "\n").encode()
 
 
-def read_record(folder: str | Path):
-    """Read the fields of a folder's record, a dict, and compare the files with their digests.
+def read_record(folder: str | Path) -> dict:
+    """Read the fields of a folder's record, and compare the files with their digests.
 
     Raises:
         DamagedCheckpoint: The record cannot be read, or a file is not what was saved. The message
             names the file.
     """
-    folder = as_path(folder)
+    root = as_path(folder)
     try:
-        fields = parse_json((folder / RECORD).read_text())
+        fields = parse_json((root / RECORD).read_text())
         saved_digests = fields.pop("digests", None) or {}
         names = [
-            name for name in saved_digests if (folder / name).is_file() and is_of_tokenizer(name)
+            name for name in saved_digests if (root / name).is_file() and is_of_tokenizer(name)
         ]
     except (ValueError, AttributeError, TypeError) as error:
-        raise DamagedCheckpoint(
-            f"{folder / RECORD} is damaged ({error}); put back a copy"
-        ) from error
+        raise DamagedCheckpoint(f"{root / RECORD} is damaged ({error}); put back a copy") from error
     # None for a file that is missing, so that it differs from its saved digest
     actual_digests = dict.fromkeys(saved_digests) | digests_of(
-        {n: (folder / n).read_bytes() for n in names}
+        {n: (root / n).read_bytes() for n in names}
     )
-    check_digests(folder, actual_digests, saved_digests, REMEDY)
+    check_digests(root, actual_digests, saved_digests, REMEDY)
     return fields

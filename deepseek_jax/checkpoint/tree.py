@@ -1,18 +1,22 @@
 """Parameter trees by path, {"moe_layers/ffn/down": leaf, ...}, and the tree that a config needs."""
 
+from collections.abc import Mapping
+from typing import Any, Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
-from deepseek_jax.models import ModelConfig, abstract_init
+from deepseek_jax.models import abstract_init
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.adapters import abstract_adapted
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.parallel import logical_names, shardings
 
 
-def by_path(tree):
+def by_path(tree: Any) -> dict[str, Any]:
     """Flatten a tree of dicts to {"a/b": leaf}."""
     keystr = jax.tree_util.keystr
     return {
@@ -21,12 +25,14 @@ def by_path(tree):
     }
 
 
-def from_paths(flat):
+def from_paths(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tree of dicts for {"a/b": leaf}: the inverse of by_path."""
     return unflatten_dict(flat, sep="/")
 
 
-def abstract_params(config: ModelConfig, dtypes: dict | None = None, mesh: Mesh | None = None):
+def abstract_params(
+    config: ModelConfig, dtypes: dict | None = None, mesh: Mesh | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Return {path: ShapeDtypeStruct} of the config's parameters, placed on mesh by parallel.RULES.
 
     Args:
@@ -49,7 +55,7 @@ def abstract_tree(
     mesh: Mesh,
     dtype: str = "float32",
     adapter: AdapterSettings | None = None,
-):
+) -> Any:
     """Return the config's params as a tree of ShapeDtypeStructs on the mesh, as load_hf reads them.
 
     Args:
@@ -69,7 +75,7 @@ def abstract_tree(
     )
 
 
-def checked_by_path(config: ModelConfig, params):
+def checked_by_path(config: ModelConfig, params: Any) -> dict[str, Any]:
     """Return by_path(params) if all shapes are as the config says.
 
     Raises:
@@ -87,6 +93,6 @@ def checked_by_path(config: ModelConfig, params):
     return leaves
 
 
-def compute_dtype(params):
+def compute_dtype(params: Any) -> Literal["float32", "bfloat16"]:
     """Return the dtype to compute in: "bfloat16" if the embedding has it, else "float32"."""
     return "bfloat16" if params["embedding"].dtype == jnp.bfloat16 else "float32"

@@ -12,13 +12,15 @@ stack. Letters are sizes.
             a half
 """
 
+import dataclasses
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import numpy as np
 
 
-class Turn(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Turn:
     """A spec with its sizes filled in, hashable for jit.
 
     Attributes:
@@ -49,7 +51,7 @@ class Turn(NamedTuple):
         axis, start, stop = self.part
         return tensor[(slice(None),) * axis + (slice(start, stop),)].transpose(self.order)
 
-    def block(self, ranges: tuple[tuple[int, int], ...]):
+    def block(self, ranges: tuple[tuple[int, int], ...]) -> tuple[np.ndarray, "Turn"]:
         """Find the rows of the tensor that a block of the parameter needs.
 
         Args:
@@ -70,7 +72,8 @@ class Turn(NamedTuple):
             axis_positions.append(positions[slice(*ranges[self.order.index(axis)])])
         rows = np.ravel_multi_index(np.ix_(*axis_positions), self.view[: self.row_axes]).ravel()
         view = (*map(len, axis_positions), *self.view[self.row_axes :])
-        return rows, self._replace(
+        return rows, dataclasses.replace(
+            self,
             shape=(len(rows), *self.shape[1:]),
             view=view,
             part=self.part if axis_of_part >= self.row_axes else (0, 0, view[0]),
@@ -90,7 +93,8 @@ class Turn(NamedTuple):
         return tensor
 
 
-class Place(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Place:
     """The place in a parameter that a tensor, or a part of it, fills.
 
     Attributes:
@@ -103,7 +107,7 @@ class Place(NamedTuple):
     turn: Turn
 
 
-def parse(spec: str, sizes: dict[str, int]):
+def parse(spec: str, sizes: Mapping[str, int]) -> Turn:
     """Read a spec, with the sizes of its letters, as a Turn.
 
     Args:
@@ -120,7 +124,9 @@ def parse(spec: str, sizes: dict[str, int]):
         return sum(sizes[letter] for letter in word.replace("~", "").split("+"))
 
     view = tuple(size(word) for word in axes)
-    part, order, index = (0, 0, view[0]), [], []
+    part = (0, 0, view[0])
+    order: list[int] = []
+    index: list[str | int] = []
     for word in parameter_spec.split():
         tensor_axes = [
             i for i, axis in enumerate(axes) if word in (axis.replace("~", ""), *axis.split("+"))
@@ -133,9 +139,9 @@ def parse(spec: str, sizes: dict[str, int]):
             start = size(preceding_letters.rstrip("+")) if preceding_letters else 0
             part = (tensor_axes[0], start, start + size(word))
     # Rotary pairs fill the last letter of their axis
-    pairs = [(i, view[i] - sizes[axis[-1]]) for i, axis in enumerate(axes) if "~" in axis]
+    all_pairs = ((i, view[i] - sizes[axis[-1]]) for i, axis in enumerate(axes) if "~" in axis)
     shape = tuple(int(np.prod([size(word) for word in group])) for group in groups)
-    pairs = pairs[0] if pairs else None
+    pairs = next(all_pairs, None)
     return Turn(shape, view, len(groups[0]), part, pairs, tuple(order), tuple(index))
 
 

@@ -34,15 +34,15 @@ class Chip:
     flops_per_second: float
     link: float
     network: float = 6.25e9
-    peaks: dict = dataclasses.field(default_factory=dict)
+    peaks: dict[str, float] = dataclasses.field(default_factory=dict)
     devices: int = 1
-    options: dict = dataclasses.field(default_factory=dict)
-    tried_on_decoding: tuple = ()
+    options: dict[str, str] = dataclasses.field(default_factory=dict)
+    tried_on_decoding: tuple[str, ...] = ()
     seconds_per_operation: float = 0.9e-6
     seconds_per_collective: float = 7e-6
 
-    def device(self):
-        """Return one JAX device's share of the chip, as a Chip."""
+    def device(self) -> "Chip":
+        """Return one JAX device's share of the chip."""
         n = self.devices
         return dataclasses.replace(
             self,
@@ -112,7 +112,7 @@ GPUS = {
 DEVICES = {chip.device_kind: chip.device() for chip in CHIPS.values()}
 
 
-def chip_of(devices):
+def chip_of(devices) -> Chip | None:
     """Return the Chip of these JAX devices, as one device; None for a kind without numbers."""
     kind = devices[0].device_kind
     # "NVIDIA H100 80GB HBM3" is an H100
@@ -120,7 +120,7 @@ def chip_of(devices):
     return DEVICES.get(kind) or next(gpus, None)
 
 
-def peak_of(devices):
+def peak_of(devices) -> float | None:
     """Return the bfloat16 operations a second of all devices; None for a kind without numbers."""
     chip = chip_of(devices)
-    return chip and len(devices) * chip.flops_per_second
+    return None if chip is None else len(devices) * chip.flops_per_second

@@ -8,20 +8,20 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.checkpoint.hf_names import is_projection, tensors
-from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.cache import empty_cache
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.ops.fp8 import BLOCK
 
 FORMATS = ("bf16", "fp8")
 
 
-def served(config: ModelConfig):
+def served(config: ModelConfig) -> ModelConfig:
     """Return the config without multi-token prediction, which plain decoding does not need."""
     return dataclasses.replace(config, num_nextn_predict_layers=0)
 
 
 @functools.cache
-def tensor_bytes(config: ModelConfig, form: str):
+def tensor_bytes(config: ModelConfig, form: str) -> dict[str, int]:
     """Return the bytes of every tensor of a checkpoint, by Hugging Face's names.
 
     Args:
@@ -56,7 +56,7 @@ def weight_bytes(config: ModelConfig, form: str) -> int:
     return sum(tensor_bytes(config, form).values())
 
 
-def unquantised_bytes(config: ModelConfig):
+def unquantised_bytes(config: ModelConfig) -> int:
     """Return the bytes of the weights that the form "fp8" does not quantise."""
     bytes_by_tensor = tensor_bytes(config, "fp8")
     return sum(size for name, size in bytes_by_tensor.items() if not is_projection(name))
@@ -73,7 +73,7 @@ def _cache_parts(config):
     return {name: config.num_hidden_layers * 2 * array.size for name, array in token_cache.items()}
 
 
-def read_cache_bytes(config: ModelConfig, context_length: int):
+def read_cache_bytes(config: ModelConfig, context_length: int) -> int:
     """Return the bytes of the cache that a decoding step reads for one sequence.
 
     With an indexer, it reads the indexer's keys of all tokens, and the rest only for the tokens
@@ -86,16 +86,16 @@ def read_cache_bytes(config: ModelConfig, context_length: int):
             size for name, size in bytes_by_array.items() if name != "k_index"
         )
     index_bytes = bytes_by_array.pop("k_index")
-    return context_length * index_bytes + config.index_topk * sum(bytes_by_array.values())
+    return context_length * index_bytes + config.indexer.index_topk * sum(bytes_by_array.values())
 
 
-def distinct_experts(config: ModelConfig, tokens: int):
+def distinct_experts(config: ModelConfig, tokens: int) -> float:
     """Return the expected number of distinct routed experts of a layer that `tokens` tokens choose.
 
     It is e (1 - (1 - a / e)^tokens): each token chooses a of e experts, uniformly and
     independently.
     """
-    e, a = config.n_routed_experts, config.num_experts_per_tok
+    e, a, _ = config.experts
     return e * (1 - (1 - a / e) ** tokens)
 
 
@@ -108,10 +108,12 @@ def step_bytes(config: ModelConfig, form: str, batch_size: int, context_length: 
     counted either, so this is a lower bound.
     """
     total = float(batch_size * read_cache_bytes(config, context_length))
+    num_experts = config.n_routed_experts or 0
+    num_read = distinct_experts(config, batch_size) if num_experts else 0.0
     for name, size in tensor_bytes(config, form).items():
         # "mlp.experts.3.up_proj": a routed expert; shared ones are "mlp.shared_experts"
         if ".experts." in name:
-            total += size * distinct_experts(config, batch_size) / config.n_routed_experts
+            total += size * num_read / num_experts
         elif name != "model.embed_tokens.weight" or config.tie_word_embeddings:
             total += size
     return total

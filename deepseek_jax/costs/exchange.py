@@ -5,8 +5,8 @@ The ratio decides how a mesh lies on the torus, see parallel.placement.
 
 from collections.abc import Callable
 
-from deepseek_jax.models import ModelConfig, build_model, count_params
-from deepseek_jax.models.config import names_architecture
+from deepseek_jax.models import build_model, count_params
+from deepseek_jax.models.config import ModelConfig, names_architecture
 
 # Tokens of a device in a micro-batch: one row, as in DeepSeek-V3's pre-training
 TOKENS = 4096
@@ -27,15 +27,16 @@ def exchange_of(block: dict) -> Callable[[int], float]:
     return lambda expert: ratio_of(config, expert) / V3
 
 
-def ratio_of(config: ModelConfig, expert: int):
+def ratio_of(config: ModelConfig, expert: int) -> float:
     """Return what a device sends to experts in a micro-batch, over what it sends of weights.
 
     Weights include their gradients.
     """
     layers, d = config.num_moe_layers + config.num_nextn_predict_layers, config.hidden_size
-    of_experts = layers * 3 * d * config.moe_intermediate_size * config.n_routed_experts
+    experts = config.experts
+    of_experts = layers * 3 * d * experts.moe_intermediate_size * experts.n_routed_experts
     # There and back, in the forward pass, its recomputation and the backward pass
-    exchanged = 6 * layers * TOKENS * config.num_experts_per_tok * d
+    exchanged = 6 * layers * TOKENS * experts.num_experts_per_tok * d
     # Gathered in both passes, and one sum of gradients
     gathered = 3 * (count_params(config) - of_experts + of_experts / expert)
     return exchanged / gathered

@@ -40,7 +40,7 @@ def useful_flops(
     return training_flops(config, sequence_length / 2, depths, frozen, attended, logits)
 
 
-def warm_up_flops(config: ModelConfig, sequence_length: int, *, trains_mtp: bool):
+def warm_up_flops(config: ModelConfig, sequence_length: int, *, trains_mtp: bool) -> float:
     """Return useful_flops of an update that trains only the indexers.
 
     It counts the forward pass, and the backward pass of the indexers.
@@ -57,7 +57,7 @@ def training_flops(
     frozen: bool = False,
     attended: float | None = None,
     logits: float = 1.0,
-):
+) -> float:
     """Return the operations of one token in the forward and the backward pass.
 
     An indexer counts in the backward pass only if it learns. The arguments are explained at
@@ -77,22 +77,24 @@ def training_flops(
     return 3 * forward - frozen * 2 * weights
 
 
-def attended_keys(config: ModelConfig, length: int):
+def attended_keys(config: ModelConfig, length: int) -> float:
     """Return how many keys a token of a full row attends to on average.
 
     That is half of the row, or less if an indexer selects keys.
     """
     if not config.selects(length):
         return length / 2
-    return config.index_topk * (1 - config.index_topk / (2 * length))
+    selected = config.indexer.index_topk
+    return selected * (1 - selected / (2 * length))
 
 
-def indexer_flops(config: ModelConfig, keys: float, depths: int = 0):
+def indexer_flops(config: ModelConfig, keys: float, depths: int = 0) -> float:
     """Return the part of forward_flops that the indexers need."""
     if not config.has_indexer:
         return 0.0
-    d, j, y = config.hidden_size, config.index_n_heads, config.index_head_dim
-    weights = config.q_lora_rank * j * y + d * (y + j)
+    d, sizes = config.hidden_size, config.indexer
+    j, y = sizes.index_n_heads, sizes.index_head_dim
+    weights = sizes.q_lora_rank * j * y + d * (y + j)
     return 2 * (config.num_hidden_layers + depths) * (weights + j * y * keys)
 
 
@@ -102,7 +104,7 @@ def forward_flops(
     depths: int = 0,
     attended: float | None = None,
     logits: float = 1.0,
-):
+) -> float:
     """Return the operations of one token in the forward pass, see useful_flops.
 
     Args:
@@ -115,18 +117,19 @@ def forward_flops(
             none of a reward model.
     """
     if attended is None:
-        attended = min(keys, config.index_topk) if config.selects(keys) else keys
+        attended = min(keys, config.indexer.index_topk) if config.selects(keys) else keys
     scored = indexer_flops(config, keys, depths) - indexer_flops(config, 0, depths)
     of_weights = 2 * _multiplied(config, depths, logits)
     return of_weights + attention_flops(config, attended, depths) + scored
 
 
-def attention_flops(config: ModelConfig, keys: float, depths: int = 0):
+def attention_flops(config: ModelConfig, keys: float, depths: int = 0) -> float:
     """Return the part of forward_flops that scores `keys` keys and weighs their values."""
     if config.is_mla:
-        width = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
+        sizes = config.latent
+        width = sizes.qk_nope_head_dim + sizes.qk_rope_head_dim + sizes.v_head_dim
     else:
-        width = 2 * config.head_dim
+        width = 2 * config.grouped.head_dim
     return 2 * (config.num_hidden_layers + depths) * config.num_attention_heads * width * keys
 
 
@@ -137,7 +140,7 @@ def _multiplied(config, depths, logits):
 
 
 @functools.cache
-def active_weights(config: ModelConfig, depths: int = 0):
+def active_weights(config: ModelConfig, depths: int = 0) -> int:
     """Return how many weights a token meets in matrix products.
 
     Only the routed experts that it chooses count. The head counts once for each prediction.
@@ -160,6 +163,7 @@ def active_weights(config: ModelConfig, depths: int = 0):
             continue
         # The router's last axis is experts too, but each token meets all of it
         if "experts" in axes and name != "router":
-            weights = weights // config.n_routed_experts * config.num_experts_per_tok
+            experts = config.experts
+            weights = weights // experts.n_routed_experts * experts.num_experts_per_tok
         total += weights
     return total

@@ -5,14 +5,14 @@ This is enough to compile it anywhere, without arrays.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.costs.flops import attended_keys, forward_flops, useful_flops
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 
 # A step of reinforcement and its parts, in seconds. MLPerf's training benchmarks use these names, and steps
 # are compared with their logs: an exception to the rule that the name of a time ends in _seconds
@@ -40,7 +40,7 @@ class ResidentArrays(NamedTuple):
     fields: str = ""
 
     @property
-    def bytes(self):
+    def bytes(self) -> int:
         """The bytes on one device."""
         return argument_bytes(self.tree)
 
@@ -96,49 +96,49 @@ class Program:
     by_shapes: bool = False
 
     @property
-    def beside_bytes(self):
+    def beside_bytes(self) -> int:
         """Bytes on one device, in addition to the program's arguments and results."""
         return sum(arrays.bytes for arrays in self.beside)
 
     @property
-    def runs(self):
+    def runs(self) -> int:
         """How often a step of the run does the work that `tokens` and `flops` describe."""
         return self.token_steps or self.times
 
     @property
-    def filled(self):
+    def filled(self) -> float:
         """The share of the experts' buffers that a balanced load fills."""
         buffer = None if self.model is None else self.model.expert_buffer
         return 1.0 if buffer is None else 1 / buffer
 
     @property
-    def after(self):
+    def after(self) -> tuple[str, ...]:
         """The names of all earlier programs with results that are needed to plan this one."""
         return self.needs + self.waiting
 
-    def arguments_after(self, results: dict):
+    def arguments_after(self, results: Mapping[str, Any]) -> tuple:
         """Return the arguments, from {name: results} of the programs before.
 
         Raises:
             KeyError: For missing results.
         """
-        if not self.needs:
+        if not callable(self.arguments):
             return self.arguments
         return self.arguments(*(results[name] for name in self.needs))
 
 
-def beside(programs: Iterable[Program], *held: ResidentArrays):
-    """Return the programs, with more values in the devices' memory while they run: [Program]."""
+def beside(programs: Iterable[Program], *held: ResidentArrays) -> list[Program]:
+    """Return the programs, with more values in the devices' memory while they run."""
     return [dataclasses.replace(p, beside=(*p.beside, *held)) for p in programs]
 
 
-def moments_of(state):
+def moments_of(state) -> ResidentArrays:
     """Return the ResidentArrays of a TrainState's moments, while another program reads its parameters."""
     fields = "optimizer.moment_memory='host', or optimizer.moment_dtype='bfloat16'"
     return ResidentArrays("the optimizer's moments", state.opt_state, fields)
 
 
-def policy_params(params):
+def policy_params(params: Any) -> ResidentArrays:
     """Return the ResidentArrays of a policy's parameters, while another model works."""
     return ResidentArrays("the policy's parameters", params)
 
@@ -161,7 +161,7 @@ def update_program(
     config: ModelConfig,
     mesh: Mesh,
     times: int = 1,
-):
+) -> Program:
     """Build the Program of an update, step(state, batch, rng).
 
     Args:
@@ -184,13 +184,13 @@ def update_program(
     return Program(name, step, (state, batch, rng), mesh, *amount, times=times, model=config)
 
 
-def rows_of_tokens(rows: int, length: int, flops_per_token: float):
+def rows_of_tokens(rows: int, length: int, flops_per_token: float) -> Amount:
     """Return the Amount of `rows` rows of `length` tokens."""
     tokens = rows * length
     return Amount(tokens, tokens * flops_per_token, f"{rows:,} rows x {length:,}")
 
 
-def forward_work(config: ModelConfig, rows: int, length: int, logits: int | None = None):
+def forward_work(config: ModelConfig, rows: int, length: int, logits: int | None = None) -> Amount:
     """Return the Amount of a forward pass over `rows` rows of `length` tokens.
 
     Args:
@@ -207,13 +207,13 @@ def forward_work(config: ModelConfig, rows: int, length: int, logits: int | None
     return rows_of_tokens(rows, length, flops)
 
 
-def everywhere(mesh: Mesh, shape: tuple, dtype):
+def everywhere(mesh: Mesh, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
     """Return the ShapeDtypeStruct of an array that every device has whole."""
     place = NamedSharding(mesh, PartitionSpec())
     return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
 
-def argument_bytes(arguments):
+def argument_bytes(arguments: Any) -> int:
     """Return the bytes on one device of a tree of ShapeDtypeStructs with shardings.
 
     Values that wait in the host's memory take none.

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from deepseek_jax.costs.deployment import cache_bytes, read_cache_bytes
 from deepseek_jax.costs.flops import attended_keys, attention_flops, indexer_flops
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 
 
 class Attention(NamedTuple):
@@ -23,7 +23,7 @@ class Attention(NamedTuple):
     read: int
 
 
-def attention_costs(config: ModelConfig, length: int):
+def attention_costs(config: ModelConfig, length: int) -> tuple[Attention, Attention]:
     """Return the Attention of a model without and with its indexer: (dense, sparse).
 
     Args:
@@ -39,21 +39,21 @@ def attention_costs(config: ModelConfig, length: int):
         index_head_dim=None,
         index_topk=None,
     )
-    return tuple(_attention(variant, length) for variant in (dense, sparse))
+    return _attention(dense, length), _attention(sparse, length)
 
 
-def _attention(config, length):
+def _attention(config: ModelConfig, length: int) -> Attention:
     num_keys = length / 2
     flops = attention_flops(config, attended_keys(config, length)) + indexer_flops(config, num_keys)
     return Attention(flops, length * cache_bytes(config), read_cache_bytes(config, length))
 
 
-def contexts(config: ModelConfig):
+def contexts(config: ModelConfig) -> list[int]:
     """Return context lengths to compare, each twice the one before.
 
     They go from index_topk, where every key is selected, up to max_position_embeddings.
     """
-    lengths = [config.index_topk]
+    lengths = [config.indexer.index_topk]
     while 2 * lengths[-1] <= config.max_position_embeddings:
         lengths.append(2 * lengths[-1])
     return lengths

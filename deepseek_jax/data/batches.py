@@ -2,18 +2,22 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
+import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.data.packing import Rows, pack, totals, whole_row
+from deepseek_jax.data.stored import RandomAccess
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.parallel import batch_sharding, put_batch
 from deepseek_jax.parallel.processes import from_each, say, total_on
 from deepseek_jax.parallel.shard import batch_share, own_rows
 from deepseek_jax.training.schedule import number_at
+from deepseek_jax.training.state import TrainState
 
 TOTALS = ("normalizer", "num_tokens")
 
@@ -34,7 +38,7 @@ class Readers:
         iterators: Reader -> the iterator over its batches.
     """
 
-    def __init__(self, make: Callable, rows: Rows, mesh: Mesh):
+    def __init__(self, make: Callable[[Rows], grain.IterDataset], rows: Rows, mesh: Mesh):
         self.rows, self.mesh = rows, mesh
         # One piece is enough to find them: with several pieces a process holds rows of the same readers
         own_readers = np.unique(own_rows(mesh, rows.batch_size) // self._rows_each(1)).tolist()
@@ -101,7 +105,7 @@ def _concatenated(batches, name):
 
 
 def held_out_batches(
-    documents,
+    documents: RandomAccess,
     tokenizer: Tokenizer,
     mesh: Mesh,
     settings,
@@ -109,7 +113,7 @@ def held_out_batches(
     batch_size: int,
     sequence_length: int,
     seed: int,
-):
+) -> list[dict[str, jax.Array]]:
     """Return settings.eval_batches batches on the mesh, for a held-out loss.
 
     Each held-out document is read at most once. The batches are evenly spaced in all batches that
@@ -177,8 +181,8 @@ class PackedDocuments:
     Args:
         make, rows: See `Readers`.
         mesh: The mesh that the batches are put on.
-        batch_sizes: Pairs (first update, rows): the rows of a batch from that update on, a multiple
-            of rows.batch_size.
+        batch_sizes: Rows of a batch, a multiple of rows.batch_size; or pairs (first update, rows):
+            the rows from that update on.
         scalars: Name -> function of the update count; its value is added to the batch.
         evaluate: evaluate(params) returns a dict of floats, which are added to the metrics. None
             for no evaluation.
@@ -186,21 +190,29 @@ class PackedDocuments:
     """
 
     def __init__(
-        self, make: Callable, rows: Rows, mesh: Mesh, *, batch_sizes, scalars, evaluate, eval_every
+        self,
+        make: Callable[[Rows], grain.IterDataset],
+        rows: Rows,
+        mesh: Mesh,
+        *,
+        batch_sizes: int | Sequence[tuple[int, int]],
+        scalars: Mapping[str, Callable[[int], float | jax.Array]],
+        evaluate: Callable[[Any], dict[str, float]] | None,
+        eval_every: int,
     ):
         _say_shared(rows.readers)
         self.readers, self.mesh = Readers(make, rows, mesh), mesh
         self.batch_sizes, self.scalars = batch_sizes, scalars
         self.evaluate, self.eval_every = evaluate, eval_every
 
-    def next(self, state, step: int):
+    def next(self, state: TrainState, step: int) -> tuple[list[dict], dict]:
         """Return ([batch on the mesh], metrics) for an update.
 
         The metrics are tokens, the number of tokens that the batch predicts (their weights summed,
         if tokens have weights); row_tokens, the number of tokens in its rows; and the floats of
         evaluate.
         """
-        metrics = {}
+        metrics: dict = {}
         if self.evaluate is not None and step % self.eval_every == 0:
             metrics = self.evaluate(state.model)
         pieces = number_at(self.batch_sizes, step) // self.readers.rows.batch_size
@@ -209,11 +221,11 @@ class PackedDocuments:
         metrics |= dict(tokens=batch["normalizer"], row_tokens=batch["num_tokens"])
         return [put_batch(self.mesh, batch | scalars)], metrics
 
-    def get_state(self):
+    def get_state(self) -> dict[str, list]:
         """Return the position of each reader, as JSON can hold it."""
         return {"readers": self.readers.get_state()}
 
-    def set_state(self, state):
+    def set_state(self, state: dict[str, list]):
         """Resume from a state of `get_state`.
 
         Raises:
@@ -224,8 +236,14 @@ class PackedDocuments:
 
 
 def abstract_rows(
-    mesh: Mesh, rows: int, length: int, *, weighed: bool = False, features=(), scalars=()
-):
+    mesh: Mesh,
+    rows: int,
+    length: int,
+    *,
+    weighed: bool = False,
+    features: Mapping[str, np.ndarray] = {},
+    scalars: Iterable[str] = (),
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Return a batch of packed rows as ShapeDtypeStructs, with the shardings of put_batch.
 
     Args:
@@ -243,7 +261,9 @@ def abstract_rows(
     return abstract_batch(mesh, row, rows)
 
 
-def abstract_batch(mesh: Mesh, batch: dict, times: int = 1):
+def abstract_batch(
+    mesh: Mesh, batch: Mapping[str, np.ndarray | np.generic], times: int = 1
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Return a batch as ShapeDtypeStructs, with the shardings of put_batch.
 
     Args:

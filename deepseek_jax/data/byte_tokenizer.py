@@ -2,12 +2,12 @@
 
 import tokenizers
 
-from deepseek_jax.data.tokenizer import Tokenizer
+from deepseek_jax.data.tokenizer import Tokenizer, id_of
 
 SPECIAL = ("<pad>", "<eos>", "<fim_begin>", "<fim_hole>", "<fim_end>")
 
 
-def byte_tokenizer():
+def byte_tokenizer() -> Tokenizer:
     """Build a tokenizer in which each byte of UTF-8 is a token and its value the id.
 
     After the bytes come pad, eos and three fill-in-the-middle tokens: 261 ids. decode(encode(text))
@@ -25,5 +25,5 @@ def byte_tokenizer():
     backend.add_special_tokens(list(SPECIAL))
     # "<eos>" in a text is ordinary text
     backend.encode_special_tokens = True
-    pad_id, eos_id, *fim_ids = map(backend.token_to_id, SPECIAL)
-    return Tokenizer(backend, eos_id=eos_id, pad_id=pad_id, fim_ids=tuple(fim_ids))
+    pad_id, eos_id, begin, hole, end = (id_of(backend, token) for token in SPECIAL)
+    return Tokenizer(backend, eos_id=eos_id, pad_id=pad_id, fim_ids=(begin, hole, end))

@@ -29,6 +29,9 @@ from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.files import as_path, staged
 from deepseek_jax.settings import Natural, build
 
+# What renders a chat: the template of tokenizer_config.json, or data.deepseek_v32
+Renders = Literal["chat_template", "deepseek_v32"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CarriedRecord:
@@ -39,8 +42,7 @@ class CarriedRecord:
         eos_id, pad_id, bos_id, fim_ids: See `data.tokenizer.Tokenizer`.
         encode_special_tokens: True if the name of a special token in a text is encoded as plain
             text.
-        chat: What renders a chat: the chat template of tokenizer_config.json, or data.deepseek_v32.
-            None for neither.
+        chat: What renders a chat; None for nothing.
     """
 
     template: Template
@@ -49,7 +51,7 @@ class CarriedRecord:
     bos_id: Natural | None
     fim_ids: tuple[Natural, Natural, Natural] | None
     encode_special_tokens: bool
-    chat: Literal["chat_template", "deepseek_v32"] | None
+    chat: Renders | None
 
     def ids(self):
         """Return all special ids, without those that are None."""
@@ -57,9 +59,9 @@ class CarriedRecord:
         return self.eos_id, self.pad_id, *bos, *(self.fim_ids or ())
 
 
-def carried_files(tokenizer: Tokenizer, template: str):
+def carried_files(tokenizer: Tokenizer, template: str) -> dict[str, bytes]:
     """Return {name: bytes} of the files that carry a tokenizer and the template used with it."""
-    chat = None
+    chat: Renders | None = None
     if tokenizer.chat is not None:
         chat = getattr(tokenizer.chat, "carried_as", "chat_template")
     files = _of_transformers(tokenizer, chat)
@@ -99,7 +101,7 @@ def _of_transformers(tokenizer, chat):
     return {VOCABULARY: tokenizer.backend.to_str().encode(), CONFIG: text.encode()}
 
 
-def files_of(path: str | Path):
+def files_of(path: str | Path) -> dict[str, bytes]:
     """Return {name: bytes} of a checkpoint's tokenizer files.
 
     From a folder they come unchanged. From a .gguf file they come as transformers writes them.
@@ -107,15 +109,15 @@ def files_of(path: str | Path):
     Raises:
         ValueError: As `tokenizer_files` and `gguf_tokenizer` do.
     """
-    path = as_path(path)
-    if path.is_dir():
-        return tokenizer_files(path)
+    source = as_path(path)
+    if source.is_dir():
+        return tokenizer_files(source)
     with tempfile.TemporaryDirectory() as folder:
-        gguf_tokenizer(staged(path)).save_pretrained(folder)
+        gguf_tokenizer(staged(source)).save_pretrained(folder)
         return {file.name: file.read_bytes() for file in pathlib.Path(folder).iterdir()}
 
 
-def carried_template(path: str | Path):
+def carried_template(path: str | Path) -> str | None:
     """Return the template that a folder carries, or None if it has no record.
 
     Raises:
@@ -126,7 +128,7 @@ def carried_template(path: str | Path):
     return _record(path).template
 
 
-def carried_tokenizer(path: str | Path):
+def carried_tokenizer(path: str | Path) -> Tokenizer:
     """Return the Tokenizer that a folder with a record carries.
 
     Raises:

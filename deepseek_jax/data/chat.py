@@ -1,7 +1,8 @@
 """Questions and conversations to token ids, by a checkpoint's chat template or a plain template."""
 
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 from deepseek_jax.data.tokenizer import Tokenizer
 
@@ -33,12 +34,12 @@ class _Asks:
 Template = Annotated[str, _Asks()]
 
 
-def asked_messages(example):
+def asked_messages(example: Mapping) -> list[dict]:
     """Return the messages of an example's prompt, the question last."""
     return example.get("messages") or [{"role": "user", "content": example["question"]}]
 
 
-def with_reset_text(example, text: str | None):
+def with_reset_text(example: dict, text: str | None) -> dict:
     """Return the example with the text of an environment's reset at the end of its last message.
 
     Without such a text (None or "") the example comes back unchanged.
@@ -47,13 +48,15 @@ def with_reset_text(example, text: str | None):
         return example
     *earlier_messages, last_message = asked_messages(example)
     last_message = last_message | {"content": last_message["content"] + text}
-    return dict(example) | {
+    return example | {
         "question": last_message["content"],
         "messages": [*earlier_messages, last_message],
     }
 
 
-def render_question(tokenizer: Tokenizer, example, *, template: str, opening: str = ""):
+def render_question(
+    tokenizer: Tokenizer, example: Mapping, *, template: str, opening: str = ""
+) -> list[int]:
     r"""Return the ids of an example's prompt, which ends with `opening`; the answer continues them.
 
     An example may have a `line`. With template "chat" it becomes the first line of the system
@@ -88,7 +91,7 @@ def render_question(tokenizer: Tokenizer, example, *, template: str, opening: st
     return with_opening(tokenizer, ids, opening)
 
 
-def with_opening(tokenizer: Tokenizer, ids: list[int], opening: str):
+def with_opening(tokenizer: Tokenizer, ids: list[int], opening: str) -> list[int]:
     """Return the ids, then the part of an answer's opening that they do not already end with."""
     opening_ids = tokenizer.encode(opening) if opening else []
     # R1's first template stops before <think>, and a later one writes it: look for the longest start of the
@@ -99,7 +102,7 @@ def with_opening(tokenizer: Tokenizer, ids: list[int], opening: str):
     return ids + opening_ids
 
 
-def with_system_line(messages: list, line: str):
+def with_system_line(messages: list[dict], line: str) -> list[dict]:
     """Return the messages with a line at the start of the system message.
 
     A system message is added if there is none.
@@ -111,7 +114,7 @@ def with_system_line(messages: list, line: str):
 
 
 def render_prompt(tokenizer: Tokenizer, question: str, *, template: str) -> list[int]:
-    """Return the ids (list of int) of the prompt that asks `question`; the answer comes next.
+    """Return the ids of the prompt that asks `question`; the answer comes next.
 
     Args:
         tokenizer: The tokenizer of the model that answers.
@@ -186,8 +189,10 @@ def render_conversation(
     return ids, is_target
 
 
-def render_response(tokenizer: Tokenizer, messages: list, response: str, *, template: str):
-    """Return the ids (list of int) of a conversation that ends in this response and its end token.
+def render_response(
+    tokenizer: Tokenizer, messages: list[dict], response: str, *, template: str
+) -> list[int]:
+    """Return the ids of a conversation that ends in this response and its end token.
 
     Raises:
         ValueError: As `render_conversation` does.
@@ -196,7 +201,7 @@ def render_response(tokenizer: Tokenizer, messages: list, response: str, *, temp
     return render_conversation(tokenizer, conversation, template=template)[0]
 
 
-def last_prompt(ids, is_target):
+def last_prompt(ids: list[int], is_target: Sequence[bool]) -> list[int]:
     """Return the ids of a rendered conversation up to the start of the last assistant's text.
 
     Args:
@@ -209,7 +214,7 @@ def last_prompt(ids, is_target):
     return ids[:end]
 
 
-def end_of_turn(tokenizer: Tokenizer, template: str):
+def end_of_turn(tokenizer: Tokenizer, template: str) -> int:
     """Return the id of the token with which `render_conversation` ends an assistant's turn."""
     if template != "chat":
         return tokenizer.eos_id
@@ -226,7 +231,14 @@ def _render_chat(tokenizer, messages):
     return by_template(tokenizer, messages, add_generation_prompt=True)["input_ids"]
 
 
-def by_template(tokenizer, messages, *, tokenize: bool = True, add_generation_prompt: bool = False):
+# Any: a text, or with `tokenize` what has the ids under "input_ids"
+def by_template(
+    tokenizer: Tokenizer,
+    messages: list[dict],
+    *,
+    tokenize: bool = True,
+    add_generation_prompt: bool = False,
+) -> Any:
     """Call apply_chat_template of the tokenizer's chat template, as transformers defines it.
 
     Raises:

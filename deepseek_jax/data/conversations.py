@@ -1,7 +1,7 @@
 """Conversations to packed batches, with loss only on the assistant's tokens."""
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import grain
 import numpy as np
@@ -10,11 +10,12 @@ from typing_extensions import override
 from deepseek_jax.data.chat import render_conversation
 from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.packing import BLOCK, Rows, pack_segments
+from deepseek_jax.data.stored import RandomAccess
 from deepseek_jax.data.tokenizer import Tokenizer
 
 
 def pack_conversations(
-    source: Any,
+    source: RandomAccess,
     tokenizer: Tokenizer,
     rows: Rows,
     *,
@@ -51,7 +52,9 @@ def pack_conversations(
     )
 
 
-def render_numbered(tokenizer: Tokenizer, record, index: int, *, template: str):
+def render_numbered(
+    tokenizer: Tokenizer, record: Mapping, index: int, *, template: str
+) -> tuple[list[int], list[bool]]:
     """Return `render_conversation` of a record; its errors name the record by its index."""
     try:
         return render_conversation(tokenizer, record["messages"], template=template)
@@ -59,7 +62,9 @@ def render_numbered(tokenizer: Tokenizer, record, index: int, *, template: str):
         raise ValueError(f"conversation {index} of the data: {error}") from error
 
 
-def weighed_tokens(tokenizer: Tokenizer, record, index: int, *, template: str):
+def weighed_tokens(
+    tokenizer: Tokenizer, record: Mapping, index: int, *, template: str
+) -> dict[str, np.ndarray]:
     """Return a conversation as {tokens, weights}, arrays of one length n.
 
     tokens is int32[n]. weights is float32[n], the loss weight of each token.
@@ -87,5 +92,5 @@ class Fitting(grain.experimental.FlatMapTransform):
         self.length = length
 
     @override
-    def flat_map(self, element):
+    def flat_map(self, element: list[dict]) -> list[dict]:
         return [x for x in element if 0 < len(x["tokens"]) <= self.length]

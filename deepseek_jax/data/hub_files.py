@@ -25,7 +25,7 @@ SHARD = re.compile(r"-\d{4,}-of-\d{4,}(-\w+)?$")
 SPLIT_WORDS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval"}
 
 
-def dataset_files(name: str, split: str):
+def dataset_files(name: str, split: str) -> list[Path]:
     """Download the files of a split and return their local paths, in order.
 
     Args:
@@ -36,7 +36,10 @@ def dataset_files(name: str, split: str):
         ValueError: The subset or the split does not exist (the message names the ones that exist),
             the files have other formats, or there are no files. Also as `hub.pinned` does.
     """
-    dataset_id = hub_id(name).at_commit("dataset")
+    given_id = hub_id(name)
+    # A name of another form is no name on the hub
+    assert given_id is not None
+    dataset_id = given_id.at_commit("dataset")
     folder = snapshot(dataset_id, "dataset", [README])
     names = names_of_files(dataset_id, "dataset")
     configs = _configs(folder / README)
@@ -126,7 +129,7 @@ def _patterns(dataset_id, data_files):
         data_files = [{"split": split, "path": path} for split, path in data_files.items()]
     if isinstance(data_files, str):
         data_files = [data_files]
-    splits = {}
+    splits: dict[str, list[str]] = {}
     for data_file in data_files if isinstance(data_files, list) else [data_files]:
         # A pattern without a split belongs to "train", as in the library datasets
         entry = {"path": data_file} if isinstance(data_file, str) else data_file

@@ -1,7 +1,7 @@
 """Conversations to learn from: read from files and TFDS datasets, or made of worked examples."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from deepseek_jax.data.columns import check_names, plain, rows_of_tfds
 from deepseek_jax.data.conversation_forms import as_conversation, parse_conversation
 from deepseek_jax.data.records import needing
 from deepseek_jax.data.sources import RANDOM_ACCESS_FORMATS, in_order, read
-from deepseek_jax.data.stored import is_stored, stored_dataset, stored_records
+from deepseek_jax.data.stored import RandomAccess, is_stored, stored_dataset, stored_records
 from deepseek_jax.data.written import build, of_files
 
 # Example line for error messages
@@ -30,7 +30,7 @@ def read_conversations(
     data_dir: str | Path,
     split: str = "train",
     columns: Mapping[str, str] | None = None,
-) -> Sequence:
+) -> "Conversations":
     """Open the conversations of a path that data.records reads, with random access.
 
     On the first call, and whenever the content has changed, they are written under data_dir as a
@@ -47,7 +47,7 @@ def read_conversations(
         columns: Our name -> the name of the column in the data, where they differ.
 
     Returns:
-        A sequence of dicts: messages, weight, and the other columns of the line.
+        Dicts: messages, weight, and the other columns of the line.
 
     Raises:
         ValueError: As `read_records` does. Also for a record that is not a conversation; the
@@ -61,7 +61,7 @@ def read_conversations(
         return Conversations(in_order(build(dataset, data_dir)), path, _columns_of_json)
 
 
-def worked_conversations(examples: list, worked):
+def worked_conversations(examples: list[dict], worked: Callable[[dict], str]) -> list[dict]:
     """Make conversations of examples: the question, and worked(example) as its answer.
 
     Examples are dicts as of data.tasks. A conversation keeps the fields of its example, by which an
@@ -87,7 +87,12 @@ class Conversations:
         columns_of: columns_of(place, record) returns the columns of the record's conversation.
     """
 
-    def __init__(self, source, path: str | Path, columns_of: Callable):
+    def __init__(
+        self,
+        source: RandomAccess,
+        path: str | Path,
+        columns_of: Callable[[str, dict], dict],
+    ):
         self._source, self._path, self._columns_of = source, path, columns_of
 
     def __len__(self):
@@ -119,8 +124,8 @@ def _columns_of_features(place, record):
     return plain(rows_of_tfds(other_columns))
 
 
-def what_it_answers(conversation):
-    """Return a hashable key that is equal for answers to the same question, or to its rewrites.
+def what_it_answers(conversation: Mapping) -> str | tuple:
+    """Return a key that is equal for answers to the same question, or to its rewrites.
 
     The key is the record's derived_from, which synthesis.generated writes. Without it, the key is
     all messages before the last answer.

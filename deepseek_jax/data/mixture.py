@@ -8,6 +8,7 @@ import grain
 import numpy as np
 
 from deepseek_jax.data.sources import read
+from deepseek_jax.data.stored import RandomAccess
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Mixture:
             finite and above 0.
     """
 
-    sources: tuple
-    weights: tuple
+    sources: tuple[RandomAccess, ...]
+    weights: tuple[float, ...]
 
     def __post_init__(self):
         if len(self.sources) != len(self.weights) or not self.sources:
@@ -42,7 +43,7 @@ class Mixture:
                 )
 
     @cached_property
-    def starts(self):
+    def starts(self) -> np.ndarray:
         """int64[sources + 1]: the number of each source's first document, then of all documents."""
         return np.cumsum([0, *map(len, self.sources)])
 
@@ -73,7 +74,7 @@ class Mixture:
         num_epochs: int | None = None,
         reader: int = 0,
         readers: int = 1,
-    ):
+    ) -> grain.MapDataset:
         """Return the order in which one reader reads documents.
 
         Each source is shuffled and repeated separately, in another order each epoch. Each reader
@@ -87,7 +88,7 @@ class Mixture:
             readers: The number of readers.
 
         Returns:
-            A grain.MapDataset of int64[2], epoch and document.
+            int64[2] each, epoch and document.
 
         Raises:
             ValueError: A source has fewer documents than there are readers.

@@ -4,15 +4,16 @@
 conversations.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import grain
 import numpy as np
 
 from deepseek_jax.data.infill import check_fim_rate, fill_in_the_middle
 from deepseek_jax.data.mixture import Mixture
+from deepseek_jax.data.stored import RandomAccess
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.training.settings import check_readers
 
@@ -56,13 +57,13 @@ class Rows:
             )
         check_readers(self.readers, self.batch_size)
 
-    def order(self, mixture: Mixture, seed: int, num_epochs: int | None = None):
+    def order(self, mixture: Mixture, seed: int, num_epochs: int | None = None) -> grain.MapDataset:
         """Return `Mixture.order` of this reader."""
         return mixture.order(seed, num_epochs=num_epochs, reader=self.reader, readers=self.readers)
 
 
 def pack(
-    source: Any,
+    source: RandomAccess,
     tokenizer: Tokenizer,
     rows: Rows,
     *,
@@ -125,13 +126,20 @@ def pack(
     )
 
 
-def pack_segments(blocks, to_segments, rows: Rows, *, features, seed: int, pad_id: int):
+def pack_segments(
+    blocks: grain.MapDataset,
+    to_segments: grain.experimental.FlatMapTransform,
+    rows: Rows,
+    *,
+    features: Sequence[str],
+    seed: int,
+    pad_id: int,
+) -> grain.IterDataset:
     """Pack segments into rows, first fit, and rows into batches, as `pack` does.
 
     Args:
-        blocks: A grain.MapDataset.
-        to_segments: A grain FlatMapTransform that turns an element of blocks into segments: dicts
-            of `features`.
+        blocks: Each element has several documents.
+        to_segments: Turns an element of blocks into segments: dicts of `features`.
         rows: The shape of the batch, and the reader that packs.
         features: Names of the arrays of a segment. tokens is int32. weights, optional, is float32
             and as long as tokens: the loss weight of predicting each token, 0 for no loss. Both
@@ -142,7 +150,7 @@ def pack_segments(blocks, to_segments, rows: Rows, *, features, seed: int, pad_i
         pad_id: The token of padding.
 
     Returns:
-        A grain.IterDataset. With weights, its batches also have loss_weights, float32[b t];
+        Batches. With weights, they also have loss_weights, float32[b t];
         loss_mask is then False where the weight is 0, and normalizer is the sum of the weights.
     """
     # Without this Grain would start 16 threads more; the prefetching thread below already reads ahead
@@ -161,7 +169,7 @@ def pack_segments(blocks, to_segments, rows: Rows, *, features, seed: int, pad_i
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=BATCHES_AHEAD)
 
 
-def whole_row(features: dict):
+def whole_row(features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | np.generic]:
     """Return a batch of one row that one segment fills; plans take its shapes and dtypes.
 
     Args:
@@ -212,7 +220,7 @@ def _turns(texts, tokenizer, length):
     return [ids[start : start + length] for start in range(0, len(ids) - 1, length - 1)]
 
 
-def document_text(text, index: int):
+def document_text(text, index: int) -> str | list:
     """Return a document's text as a str, or as a list of str if it is a sequence of texts.
 
     Raises:

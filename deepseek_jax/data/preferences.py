@@ -1,5 +1,6 @@
 """Training data of reward models: pairs of responses, and responses labelled safe or unsafe."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -17,18 +18,18 @@ RESPONSES: dict[RewardKind, tuple[str, ...]] = {
     "helpfulness": ("chosen", "rejected"),
     "safety": ("response",),
 }
-LINES = {
+LINES: dict[RewardKind, str] = {
     "helpfulness": '{"prompt": "2 + 3?", "chosen": "5", "rejected": "6"}',
     "safety": '{"prompt": "2 + 3?", "response": "5", "safe": true}',
 }
 # The columns of a record, for error messages
-FORMS = {
+FORMS: dict[RewardKind, str] = {
     "helpfulness": "prompt, chosen and rejected (texts, or lists of messages)",
     "safety": "prompt, response and safe, a bool",
 }
 
 
-def parse_preference(kind: str, place: str, record):
+def parse_preference(kind: RewardKind, place: str, record: Mapping) -> dict:
     """Check a record of a reward model's data and return it in one form.
 
     Args:
@@ -79,8 +80,10 @@ def parse_preference(kind: str, place: str, record):
     return conversation | {"responses": responses} | labels
 
 
-def read_preferences(kind: str, data: str | OwnData, num_held_out: int, seed: int):
-    """Read records for a reward model and return (training set, held-out set), two lists.
+def read_preferences(
+    kind: RewardKind, data: str | OwnData, num_held_out: int, seed: int
+) -> tuple[list[dict], list[dict]]:
+    """Read records for a reward model and return (training set, held-out set).
 
     Whole prompts are held out: prompts are drawn by `seed` until they have at least num_held_out
     records.
@@ -101,11 +104,12 @@ def read_preferences(kind: str, data: str | OwnData, num_held_out: int, seed: in
             parse_preference(kind, place, renamed(place, record, own_data.columns))
             for place, record in read_records(own_data.path, own_data.split)
         ]
-    records_by_prompt = {}
+    records_by_prompt: dict[str, list[dict]] = {}
     for record in records:
         records_by_prompt.setdefault(str(record["messages"]), []).append(record)
     groups = list(records_by_prompt.values())
-    train, held_out = [], []
+    train: list[dict] = []
+    held_out: list[dict] = []
     for index in np.random.default_rng(seed).permutation(len(groups)):
         (held_out if len(held_out) < num_held_out else train).extend(groups[index])
     if not train or len(held_out) < num_held_out:
@@ -126,7 +130,9 @@ def _split(place, response):
     return earlier_messages, last_message["content"]
 
 
-def render_record(tokenizer: Tokenizer, record, index: int, *, template: str):
+def render_record(
+    tokenizer: Tokenizer, record: Mapping, index: int, *, template: str
+) -> list[list[int]]:
     """Return the ids of each response of a record, as `render_response` makes them.
 
     Raises:

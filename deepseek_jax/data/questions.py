@@ -9,7 +9,7 @@ An example is a dict with these fields:
 - every other column of its line. Rewards, graders and reports read these.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from deepseek_jax.data.chat import asked_messages
@@ -53,13 +53,15 @@ def read_questions(
         ValueError: As `read_records` does. Also for a record of another form, and for an answer
             that is missing or has no mark while others have one; the message names the line.
     """
-    examples, answer_places, mark_places = [], {}, {}
+    examples = []
+    answer_places: dict[bool, str] = {}
+    mark_places: dict[bool, str] = {}
     with needing(LINE):
         for place, record in read_records(path, split):
             record = renamed(place, record, columns or {})
             example = parse_question(place, record)
             examples.append(example)
-            if not any(name in example for name in IN_PLACE):
+            if all(example.get(name) is None for name in IN_PLACE):
                 answer_places.setdefault(bool(example["answer"]), place)
             if example["answer"]:
                 mark_places.setdefault(MARK in str(record.get("answer")), place)
@@ -100,8 +102,8 @@ def parse_question(place: str, record: Mapping) -> dict:
             f"{FORM}. Name yours by columns={{'question': ..., 'answer': ...}}"
         )
     answer, solution = _answer(place, record.get("answer"))
-    # If the record has a column of that name, the column stays as it is
-    if solution is not None and "solution" not in example:
+    # If the record has such a solution, it stays as it is
+    if solution is not None and example.get("solution") is None:
         example["solution"] = solution
     return example | {"answer": answer}
 
@@ -123,8 +125,8 @@ def _answer(place, raw_answer):
     return answer, raw_answer
 
 
-def evaluation_texts(name: str):
-    """Return (questions, solutions) of an evaluation set, two lists of str.
+def evaluation_texts(name: str) -> tuple[list[str], list[str]]:
+    """Return (questions, solutions) of an evaluation set.
 
     A solution includes its working, if the data have it.
 
@@ -138,19 +140,23 @@ def evaluation_texts(name: str):
         path, _, split = name.rpartition("@")
     examples = read_questions(path, split)
     questions = [example["question"] for example in examples]
-    return questions, [example.get("solution", example["answer"]) for example in examples]
+    solutions = [example.get("solution") for example in examples]
+    return questions, [
+        example["answer"] if solution is None else solution
+        for example, solution in zip(examples, solutions, strict=True)
+    ]
 
 
-def distinct(examples):
-    """Return a list of the examples without those that ask the same as an earlier one."""
-    example_by_key = {}
+def distinct(examples: Iterable[dict]) -> list[dict]:
+    """Return the examples without those that ask the same as an earlier one."""
+    example_by_key: dict[tuple, dict] = {}
     for example in examples:
         example_by_key.setdefault(asked_key(example), example)
     return list(example_by_key.values())
 
 
-def asked_key(example):
-    """Return a hashable key that is equal for examples that ask the same.
+def asked_key(example: Mapping) -> tuple[tuple[str, str], ...]:
+    """Return a key that is equal for examples that ask the same.
 
     It covers all messages before the answer.
     """

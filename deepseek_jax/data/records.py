@@ -190,12 +190,13 @@ def _csv(file, name):
     with open(file, encoding="utf-8-sig", newline="") as lines:
         rows = csv.DictReader(lines, strict=True)
         try:
-            _check_columns(name, rows.fieldnames or ())
+            columns = rows.fieldnames or ()
+            _check_columns(name, columns)
             for record in rows:
                 place = f"{name}, line {rows.line_num}"
                 if None in record or None in record.values():
                     raise ValueError(
-                        f"{place} has not one field for each of {', '.join(rows.fieldnames)}; quote fields "
+                        f"{place} has not one field for each of {', '.join(columns)}; quote fields "
                         "that have commas"
                     )
                 yield place, record

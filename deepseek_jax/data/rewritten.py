@@ -35,7 +35,7 @@ def rewritten_turns(messages: list[dict], texts: list[str], render: Callable, en
     return sum(not written[len(b) - 1].startswith(b[-1] + text + end) for b, text in turns)
 
 
-def as_plain(messages: list[dict], texts: list[str]):
+def as_plain(messages: list[dict], texts: list[str]) -> list[dict]:
     """Return the messages as a template without tools takes them.
 
     Calls become text, and their results become one message of the user.
@@ -44,7 +44,7 @@ def as_plain(messages: list[dict], texts: list[str]):
         messages, texts: See `tools.ToolForm.rewritten`.
     """
     raw = _raw_by_place(messages, texts)
-    plain = []
+    plain: list[dict] = []
     for i, message in enumerate(messages):
         role = "user" if message["role"] == "tool" else message["role"]
         if not (plain and plain[-1]["role"] == role == "user"):

@@ -32,6 +32,9 @@ class OwnPath(OwnData):
 PathOrBlock = Data | OwnPath
 
 
-def as_own(value: str | OwnData) -> OwnData:
-    """Return the OwnData block of a value: a path becomes a block, a block stays as it is."""
-    return value if isinstance(value, OwnData) else OwnPath(path=str(value))
+def as_own(value: str | OwnData) -> OwnPath:
+    """Return a value, a path or a block that has one, as a block."""
+    if isinstance(value, OwnData):
+        assert value.path is not None
+        return OwnPath(path=value.path, split=value.split, columns=value.columns)
+    return OwnPath(path=str(value))

@@ -6,7 +6,7 @@
 import re
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 
 from deepseek_jax.data.order import hashed_order
 from deepseek_jax.data.records import needing
-from deepseek_jax.data.stored import stored_dataset, stored_records
+from deepseek_jax.data.stored import RandomAccess, stored_dataset, stored_records
 from deepseek_jax.data.written import Dataset, build, of_files
 from deepseek_jax.parallel.processes import say
 
@@ -23,7 +23,7 @@ READ_AT_ONCE = 1024
 TEXT = {"text": tfds.features.Text()}
 
 
-def python_documents(data_dir: str | Path):
+def python_documents(data_dir: str | Path) -> "Documents":
     """Open the source code of Python's standard modules as documents, {"text": bytes}.
 
     This is real text that every machine has. It is written under `data_dir` on the first call.
@@ -38,7 +38,7 @@ def python_documents(data_dir: str | Path):
     return in_order(build(Dataset(name, TEXT, records), data_dir), [path.name for path in modules])
 
 
-def python_modules():
+def python_modules() -> list[Path]:
     """Return the paths of the standard library's top-level modules, sorted by name.
 
     Empty modules and modules that are not UTF-8 are left out.
@@ -59,7 +59,7 @@ def file_documents(
     data_dir: str | Path,
     split: str = "train",
     columns: Mapping[str, str] | None = None,
-):
+) -> "Documents":
     """Open the documents of a path of data.records, with random access to {"text": bytes}.
 
     On the first call, and whenever the content has changed, they are written under `data_dir` as a
@@ -90,7 +90,7 @@ def _as_document(place, record):
     return {"text": text}
 
 
-def in_order(source, keys: Iterable | None = None):
+def in_order(source: RandomAccess, keys: Iterable | None = None) -> "Documents":
     """Return the records of a source in the order of their keys' hashes.
 
     Args:
@@ -100,7 +100,7 @@ def in_order(source, keys: Iterable | None = None):
     return Documents(source, hashed_order(range(len(source)) if keys is None else keys))
 
 
-def tfds_documents(path: str | Path, split: str = "train"):
+def tfds_documents(path: str | Path, split: str = "train") -> RandomAccess:
     """Open the documents {"text": bytes, ...} of a prepared TFDS dataset, with random access.
 
     Args:
@@ -115,7 +115,7 @@ def tfds_documents(path: str | Path, split: str = "train"):
     return source
 
 
-def tfds_source(path: str | Path, split: str = "train"):
+def tfds_source(path: str | Path, split: str = "train") -> tuple[RandomAccess, dict]:
     """Return (records, features) of a prepared TFDS dataset, without TensorFlow.
 
     Args:
@@ -161,7 +161,12 @@ def _slice_files(source, instructions):
     return Documents(source, np.concatenate(indices).tolist())
 
 
-def hold_out(source, num_held_out: int, key=None, measured=()):
+def hold_out(
+    source: RandomAccess,
+    num_held_out: int,
+    key: Callable[[dict], Hashable] | None = None,
+    measured: Iterable[Hashable] = (),
+) -> tuple["Documents", "Documents"]:
     """Split a source into (training part, held-out part): the held-out part is the last documents.
 
     The sources in this file are in a shuffled order, so their last documents are like the others.
@@ -216,10 +221,10 @@ class Documents:
 
     Args:
         source: Random access to documents.
-        indices: The numbers of the documents in the source, a sequence of int.
+        indices: The numbers of the documents in the source.
     """
 
-    def __init__(self, source, indices):
+    def __init__(self, source: RandomAccess, indices: Sequence[int]):
         self._source, self._indices = source, indices
 
     def __len__(self):
@@ -232,8 +237,8 @@ class Documents:
         return read(self._source, [self._indices[i] for i in indices])
 
 
-def read(source, indices):
-    """Return the documents of a source at `indices`, a list of int.
+def read(source: RandomAccess, indices: list[int]) -> list:
+    """Return the documents of a source at `indices`.
 
     They are read in one call if the source has __getitems__.
     """

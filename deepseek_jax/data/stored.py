@@ -7,6 +7,7 @@ import bisect
 import itertools
 import json
 from pathlib import Path
+from typing import Any, Protocol
 
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
@@ -21,6 +22,18 @@ INCOMPLETE = "incomplete.*"
 CLASS_FIELDS = ("pythonClassName", "python_class_name", "type")
 FEATURES = "tensorflow_datasets."
 WHOLE = "copy or prepare the dataset anew"
+
+
+class RandomAccess(Protocol):
+    """Records by their numbers: a list, or what reads them from disk.
+
+    It may have __getitems__(list of int), which reads several records in one call.
+    """
+
+    def __len__(self) -> int: ...
+
+    # Any: a dict, or a text
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 def is_stored(path: str | Path) -> bool:
@@ -64,7 +77,7 @@ def stored_dataset(path: str | Path):
     )
 
 
-def stored_records(builder, split: str, path: str | Path | None = None):
+def stored_records(builder, split: str, path: str | Path | None = None) -> RandomAccess:
     """Open a split, or a slice of it, for random access to its records.
 
     A missing, cut or damaged file raises at once if its index shows it, else when a damaged record

@@ -24,8 +24,8 @@ class Task:
         held_out: Examples to measure on.
     """
 
-    train: list
-    held_out: list
+    train: list[dict]
+    held_out: list[dict]
 
 
 def file_task(
@@ -50,7 +50,7 @@ def file_task(
     return split_task(read_questions(path, split, columns), seed, num_held_out)
 
 
-def split_task(examples: list, seed: int, num_held_out: int):
+def split_task(examples: list[dict], seed: int, num_held_out: int) -> Task:
     """Return a Task with num_held_out of the examples, chosen by seed, held out.
 
     Raises:

@@ -6,7 +6,7 @@ Without this, a tool that prints <tool_call> could write the token of that name 
 import itertools
 from dataclasses import dataclass
 
-from deepseek_jax.data.tokenizer import Tokenizer
+from deepseek_jax.data.tokenizer import Tokenizer, id_of
 
 # A code point that Unicode reserves: no text may use it
 CUT = "\uffff"
@@ -53,7 +53,7 @@ class CutTokenizer(Tokenizer):
     It encodes texts that a template has placed within its own text.
     """
 
-    def encode(self, text: str):
+    def encode(self, text: str) -> list[int]:
         """Return the ids of the text, without CUT; see Tokenizer.encode."""
         return list(itertools.chain.from_iterable(map(super().encode, text.split(CUT))))
 
@@ -82,7 +82,7 @@ def encode_parts(tokenizer: Tokenizer, parts: list[str], texts: list[str]) -> li
         end = 0
         for marker in tokenizer.marker_pattern.finditer(part):
             ids += encode_text(tokenizer, open_text + part[end : marker.start()])
-            ids.append(tokenizer.backend.token_to_id(marker[0]))
+            ids.append(id_of(tokenizer.backend, marker[0]))
             open_text, end = "", marker.end()
         open_text += part[end:] + text
     return ids + encode_text(tokenizer, open_text)

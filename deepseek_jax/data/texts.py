@@ -1,6 +1,8 @@
 """Sequences of texts that are computed one by one, when they are read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
 
 
 class LazyTexts(Sequence):
@@ -13,7 +15,7 @@ class LazyTexts(Sequence):
         places: Sequence with an argument of read for each text.
     """
 
-    def __init__(self, read: Callable, places: Sequence):
+    def __init__(self, read: Callable, places: Sequence | np.ndarray):
         self._read, self._places = read, places
 
     def __len__(self):
@@ -25,12 +27,12 @@ class LazyTexts(Sequence):
         return self._read(self._places[index])
 
 
-def picked(texts: Sequence, rows: Sequence):
+def picked(texts: Sequence, rows: Sequence[int] | np.ndarray) -> LazyTexts:
     """Return the texts of these rows as a LazyTexts, without reading them."""
     return LazyTexts(texts.__getitem__, rows)
 
 
-def joined(parts):
+def joined(parts: Iterable[Sequence]) -> LazyTexts:
     """Concatenate several sequences of texts as a LazyTexts, without reading them."""
     places = [(part, index) for part in parts for index in range(len(part))]
     return LazyTexts(lambda place: place[0][place[1]], places)

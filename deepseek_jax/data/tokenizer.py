@@ -1,6 +1,7 @@
 """Text to ids and back, with a checkpoint's tokenizer or with one of a closed vocabulary."""
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -35,12 +36,12 @@ class Tokenizer:
     fim_ids: tuple[int, int, int] | None = None
 
     @cached_property
-    def vocab_size(self):
+    def vocab_size(self) -> int:
         """The largest id plus one; a checkpoint's embedding can have more rows."""
         return 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
 
     @cached_property
-    def markers(self):
+    def markers(self) -> dict[int, str]:
         """{id: text} of the added tokens, special or not, that encode finds whole within a text.
 
         Runs of blanks, which some vocabularies add as tokens, are not markers.
@@ -54,12 +55,12 @@ class Tokenizer:
         }
 
     @cached_property
-    def marker_pattern(self):
+    def marker_pattern(self) -> re.Pattern[str]:
         """Compiled regular expression for markers; where several begin, it takes the longest."""
         longest_first = sorted(self.markers.values(), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
-    def encode(self, text: str):
+    def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without bos and eos.
 
         Raises:
@@ -81,12 +82,19 @@ class Tokenizer:
         more = f" and {len(words) - SHOWN_WORDS} more" if len(words) > SHOWN_WORDS else ""
         return f"of {len(words)} words: {' '.join(map(repr, words[:SHOWN_WORDS]))}{more}"
 
-    def decode(self, ids):
+    def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids, without special tokens."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
 
-def closed_tokenizer(pieces, other: str | None = None):
+def id_of(backend: tokenizers.Tokenizer, token: str) -> int:
+    """Return the id of a token that the vocabulary has."""
+    number = backend.token_to_id(token)
+    assert number is not None
+    return number
+
+
+def closed_tokenizer(pieces: Sequence[str], other: str | None = None) -> Tokenizer:
     """Build a tokenizer with a closed vocabulary: the pieces, then `other`, <pad> and <eos>.
 
     A text is split into pieces, the longest match first.
@@ -109,5 +117,5 @@ def closed_tokenizer(pieces, other: str | None = None):
     backend.add_special_tokens(["<pad>", "<eos>"])
     # "<eos>" in a text is ordinary text, which this vocabulary does not contain: an error
     backend.encode_special_tokens = True
-    pad_id, eos_id = backend.token_to_id("<pad>"), backend.token_to_id("<eos>")
+    pad_id, eos_id = id_of(backend, "<pad>"), id_of(backend, "<eos>")
     return Tokenizer(backend, eos_id=eos_id, pad_id=pad_id)

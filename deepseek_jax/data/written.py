@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from etils import epath
 
 from deepseek_jax.data.columns import renamed
 from deepseek_jax.data.records import content_digest, read_records
-from deepseek_jax.data.stored import INCOMPLETE, INFO, stored_dataset, stored_records
+from deepseek_jax.data.stored import INCOMPLETE, INFO, RandomAccess, stored_dataset, stored_records
 from deepseek_jax.files import as_path, is_remote, upload
 from deepseek_jax.parallel.led import Led
 from deepseek_jax.parallel.processes import first_process, from_each
@@ -44,7 +45,7 @@ class Dataset:
     features: dict[str, Any]
     records: Callable[[], Iterable[dict]]
 
-    def folder(self, data_dir: str | Path):
+    def folder(self, data_dir: str | Path) -> epath.Path:
         """Return the folder that this dataset is written to."""
         return as_path(data_dir) / self.name / VERSION
 
@@ -92,7 +93,7 @@ def parameter_digest(parameters):
     return blake2b(repr(parameters).encode(), digest_size=4).hexdigest()
 
 
-def build(dataset: Dataset, data_dir: str | Path, *, led: Led | None = None):
+def build(dataset: Dataset, data_dir: str | Path, *, led: Led | None = None) -> RandomAccess:
     """Return the records of a Dataset, by random access; write it under data_dir if it is missing.
 
     Several processes share the folder: the first one writes and the others wait. If the writing

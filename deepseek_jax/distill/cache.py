@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +25,15 @@ class TopKRecords:
     it.
 
     Attributes:
-        texts: An iterable, read once, of dicts with tokens int32[n] and weights float32[n].
+        texts: Read once; each has tokens int32[n] and weights float32[n].
         led: Computes the TopK of rows: (tokens int32[b t], lengths int32[b]) -> TopK of [b t k], [b
             t k] and [b t].
     """
 
-    texts: object
+    texts: Iterable[Mapping[str, np.ndarray]]
     led: Led
 
-    def __call__(self):
+    def __call__(self) -> Iterator[dict]:
         """Yield the records in the order of texts, a batch of rows at a time."""
         rows, sequence_length = self.led.like[0].shape
         remaining_texts = iter(self.texts)
@@ -52,15 +54,15 @@ class TopKRecords:
 
 def top_k_records(
     config: ModelConfig,
-    params,
-    texts,
+    params: Any,
+    texts: Iterable[Mapping[str, np.ndarray]],
     top_k: int,
     *,
     shape: tuple[int, int],
     mesh: Mesh,
     vocab_size: int | None,
     temperature: float,
-):
+) -> TopKRecords:
     """Build the TopKRecords of texts, which run the teacher when they are called.
 
     Args:

@@ -33,14 +33,14 @@ class Term(NamedTuple):
             a pair of this array and a dict of metrics, {name: float32[m]}. The arrays that it binds
             are the same for every token.
         share: float32[b t], the weight of each token in the means.
-        weight: A float, the weight of the loss's mean in the total.
+        weight: The weight of the loss's mean in the total.
         against: A tree of [b t ...] that the student's logits are compared with; None for the
             teacher's logits, float32[m v'].
     """
 
     loss: jax.tree_util.Partial
     share: jax.Array
-    weight: float
+    weight: float | jax.Array
     against: tuple | jax.Array | None = None
 
 
@@ -74,9 +74,8 @@ def mean_over_tokens(
     against = {name: term.against for name, term in terms.items()}
     loss = {name: term.loss for name, term in terms.items()}
     weight = {name: term.weight for name, term in terms.items()}
-    teacher = teacher or Outputs(None, None)
-    tokens = _Tokens(teacher.hidden, share, against)
-    whole = _Whole(teacher.head, loss, weight)
+    tokens = _Tokens(None if teacher is None else teacher.hidden, share, against)
+    whole = _Whole(None if teacher is None else teacher.head, loss, weight)
 
     def of_device(hidden, head, tokens, whole):
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (hidden, tokens))

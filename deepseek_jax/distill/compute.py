@@ -11,6 +11,7 @@ from pathlib import Path
 from deepseek_jax.costs.flops import useful_flops
 from deepseek_jax.distill.settings import CROSS
 from deepseek_jax.models import ModelConfig
+from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.training.metrics import read_metrics
 
 # The forward pass's share of both passes. The backward pass needs two products for each product
@@ -20,8 +21,8 @@ FORWARD = 1 / 3
 
 def distilled(
     student, policy: ModelConfig, teacher: ModelConfig | None, *, texts: int, answered: int
-):
-    """Count the operations of a distilled student, as a float.
+) -> float:
+    """Count the operations of a distilled student.
 
     Args:
         student: StudentSettings.
@@ -59,14 +60,16 @@ def distilled(
     return total_flops
 
 
-def reinforced(settings, policy: ModelConfig, metrics_path: Path, phase: str):
-    """Count the operations of a reinforced student for prompts, sampling and training, as a float.
+def reinforced(
+    settings: ReinforceSettings, policy: ModelConfig, metrics_path: Path, phase: str
+) -> float:
+    """Count the operations of a reinforced student for prompts, sampling and training.
 
     Old log-probabilities cost one more forward pass over the batch, and so do the reference's,
     where the settings need them.
 
     Args:
-        settings: ReinforceSettings with log_every=1.
+        settings: With log_every=1.
         metrics_path: The metrics of the run that has this phase.
     """
     length = settings.rollout.max_prompt_length + settings.rollout.longest()

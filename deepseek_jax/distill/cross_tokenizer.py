@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.distill.chunks import Outputs
-from deepseek_jax.distill.divergences import diverge
+from deepseek_jax.distill.divergences import DivergenceName, diverge
 from deepseek_jax.distill.top_k import LOG_TINY
 from deepseek_jax.models import ModelConfig, head_weight, layer_states
 from deepseek_jax.ops.vocabulary import log_softmax
@@ -50,7 +50,7 @@ def shared_vocabulary_loss(
     temperature,
     shared,
     *,
-    divergence: str,
+    divergence: DivergenceName,
     beta: float | None = None,
 ):
     """Compute a divergence over the shared tokens and one bucket for all others: float32[m], nats.

@@ -9,13 +9,16 @@ import jax.numpy as jnp
 
 from deepseek_jax.ops.vocabulary import log_softmax, log_total
 
+# The names of DIVERGENCES
+DivergenceName = Literal["forward_kl", "reverse_kl", "jsd"]
+
 
 def soft_loss(
     logits: jax.Array,
     teacher_logits: jax.Array,
     temperature: float | jax.Array,
     *,
-    divergence: str,
+    divergence: DivergenceName,
     beta: float | None = None,
 ) -> jax.Array:
     """Compute the divergence of the student's softmax from the teacher's, in nats: float32[...].
@@ -28,7 +31,6 @@ def soft_loss(
     Args:
         logits: float[... v].
         teacher_logits: float[... v].
-        divergence: A name of DIVERGENCES.
         beta: Only for jsd.
     """
     p, q = teacher_logits.astype(jnp.float32), logits.astype(jnp.float32)
@@ -46,7 +48,7 @@ def hard_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return log_total(logits) - target_m
 
 
-def diverge(p, q, temperature=1.0, *, divergence: str, beta: float | None = None):
+def diverge(p, q, temperature=1.0, *, divergence: DivergenceName, beta: float | None = None):
     """Compute D(p, q), named in DIVERGENCES, of float32[... v] and float32[... v]: float32[...].
 
     Args:
@@ -118,7 +120,6 @@ def jsd(
 
 
 # THE table of divergences D(teacher p, student q)
-DivergenceName = Literal["forward_kl", "reverse_kl", "jsd"]
 DIVERGENCES: dict[DivergenceName, Callable] = {
     "forward_kl": forward_kl,
     "reverse_kl": reverse_kl,
@@ -126,7 +127,7 @@ DIVERGENCES: dict[DivergenceName, Callable] = {
 }
 
 
-def check_beta(divergence: str, beta: float | None):
+def check_beta(divergence: DivergenceName, beta: float | None):
     """Raise ValueError unless beta fits the divergence: between 0 and 1 for jsd, else None."""
     if divergence == "jsd" and not (beta is not None and 0 < beta < 1):
         raise ValueError(

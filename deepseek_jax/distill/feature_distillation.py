@@ -8,15 +8,12 @@ from deepseek_jax.ops.dot import dot
 RMS_EPS = 1e-6
 
 
-def layer_map(student_layers: int, teacher_layers: int):
+def layer_map(student_layers: int, teacher_layers: int) -> tuple[int, ...]:
     """Choose the teacher's layer to compare with each of the student's layers.
 
     Both count from 0. The layers are evenly spread and never decrease; the first goes to the first,
     the last to the last. They strictly increase if the teacher is as deep as the student or deeper.
     A student of one layer takes the teacher's last.
-
-    Returns:
-        A tuple of student_layers ints.
 
     Raises:
         ValueError: If a model has less than one layer.
@@ -33,7 +30,9 @@ def layer_map(student_layers: int, teacher_layers: int):
     return tuple((2 * i * height + steps) // (2 * steps) for i in range(student_layers))
 
 
-def init_projections(key, num_layers: int, student_size: int, teacher_size: int):
+def init_projections(
+    key: jax.Array, num_layers: int, student_size: int, teacher_size: int
+) -> jax.Array:
     """Draw one matrix per layer from the student's width to the teacher's.
 
     It is the identity if the widths agree, else random at a scale that preserves variance.

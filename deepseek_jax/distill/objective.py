@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from deepseek_jax.distill.cross_tokenizer import (
     shared_vocabulary_loss,
     sorted_probability_loss,
 )
-from deepseek_jax.distill.divergences import hard_loss, soft_loss
+from deepseek_jax.distill.divergences import DivergenceName, hard_loss, soft_loss
 from deepseek_jax.distill.feature_distillation import hidden_state_loss, layer_map
 from deepseek_jax.distill.relation_distillation import relation_loss
 from deepseek_jax.distill.terms import OF_DATA, OF_FEATURES, OF_LOGITS
@@ -69,14 +69,14 @@ class Objective:
 
     Attributes:
         teacher: None if no term needs a teacher, or if the batch has its top k.
-        weights: {name of terms.TERMS: float}; a missing name is 0.
+        weights: By name of terms.TERMS; a missing name is 0.
         divergence: For soft and matched, see divergences.
         beta: The parameter of divergence, see divergences.
         on_policy_divergence: For on_policy, see divergences.
         on_policy_beta: The parameter of on_policy_divergence.
         relation_heads: For relations, see relation_loss.
         vocab_size: Both heads are cut to this number of tokens; None for all.
-        shared: For matched: the ids from shared_vocabulary, as tuples.
+        shared: For matched: the ids from shared_vocabulary.
         micro_batches: Number of parts of a batch; their losses add up.
 
     Raises:
@@ -85,14 +85,14 @@ class Objective:
 
     student: ModelConfig
     teacher: ModelConfig | None
-    weights: dict
-    divergence: str = "forward_kl"
+    weights: dict[str, float]
+    divergence: DivergenceName = "forward_kl"
     beta: float | None = None
-    on_policy_divergence: str = "reverse_kl"
+    on_policy_divergence: DivergenceName = "reverse_kl"
     on_policy_beta: float | None = None
     relation_heads: int = 1
     vocab_size: int | None = None
-    shared: tuple = ()
+    shared: tuple[tuple[int, ...], ...] = ()
     micro_batches: int = 1
 
     def __post_init__(self):
@@ -109,7 +109,9 @@ class Objective:
                 "weights.sorted for two tokenizers"
             )
 
-    def loss(self, params, batch, rng=None, *, teacher_params):
+    def loss(
+        self, params: Any, batch: dict, rng: jax.Array | None = None, *, teacher_params: Any
+    ) -> tuple[jax.Array, dict]:
         """Compute the loss of a batch, as the loss_fn of training.make_train_step.
 
         It draws nothing from rng.
@@ -137,9 +139,10 @@ class Objective:
             # it
             weighted_losses.append(self._weighted({"l2": l2_penalty(params) / self.micro_batches}))
         metrics = {name: mean for _, means in weighted_losses for name, mean in means.items()}
-        return sum(loss for loss, _ in weighted_losses), jax.lax.stop_gradient(metrics)
+        total = sum((loss for loss, _ in weighted_losses), jnp.float32(0))
+        return total, jax.lax.stop_gradient(metrics)
 
-    def flops_per_token(self, sequence_length: int, *, cached: bool, frozen: bool):
+    def flops_per_token(self, sequence_length: int, *, cached: bool, frozen: bool) -> float:
         """Count the FLOPs that a token of a row needs.
 
         They are the student's update and, unless its targets are cached, the teacher's forward
@@ -229,6 +232,7 @@ class Objective:
         if self._has("matched", "sorted"):
             return ForwardOutputs(outputs_beside(self.teacher, params, batch))
         if self._has(*OF_FEATURES):
+            assert self.teacher is not None, "the terms of features compare with it"
             layers = layer_map(self.student.num_hidden_layers, self.teacher.num_hidden_layers)
             return self._read(self.teacher, params, batch, layers)
         if self._has("soft") and CACHED[0] not in batch:

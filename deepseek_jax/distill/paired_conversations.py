@@ -2,10 +2,12 @@
 
 from functools import partial
 
+import grain
 import numpy as np
 
 from deepseek_jax.data.chat import render_conversation
 from deepseek_jax.data.conversations import Fitting
+from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.packing import BLOCK, Rows, pack_segments
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.distill.token_alignment import align_tokens
@@ -47,14 +49,14 @@ def pair_conversation(
 
 
 def pack_paired(
-    source,
+    source: Mixture,
     tokenizer: Tokenizer,
     teacher_tokenizer: Tokenizer,
     rows: Rows,
     *,
     template: str,
     seed: int,
-):
+) -> grain.IterDataset:
     """Batch conversations as pack_conversations does, one a row, with the teacher's tokens too.
 
     A batch adds teacher_tokens, teacher_tokens_segment_ids and teacher_index, int32[b t], and
@@ -62,7 +64,7 @@ def pack_paired(
     longer than a row.
 
     Args:
-        source: A Mixture of conversations.
+        source: Of conversations.
 
     Raises:
         ValueError: If rows.packing is True: teacher_index counts from the beginning of a row, so a
@@ -90,10 +92,13 @@ class _FittingBoth(Fitting):
 
 
 def _read(draws, *, source, tokenizers, template):
-    indices, examples = draws[:, 1].tolist(), []
+    (tokenizer, teacher_tokenizer), examples = tokenizers, []
+    indices = draws[:, 1].tolist()
     for index, record in zip(indices, source.__getitems__(indices), strict=True):
         try:
-            pair_arrays = pair_conversation(*tokenizers, record["messages"], template=template)
+            pair_arrays = pair_conversation(
+                tokenizer, teacher_tokenizer, record["messages"], template=template
+            )
         except ValueError as error:
             raise ValueError(f"conversation {index} of the data: {error}") from error
         ids, is_target, teacher_ids, teacher_index, exact = pair_arrays

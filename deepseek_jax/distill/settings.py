@@ -1,6 +1,7 @@
 """Settings of a student's `loss` block, checked when they are built."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -98,27 +99,28 @@ class LossSettings:
                 "divergence='reverse_kl' has no bound then; set it to forward_kl or jsd, or top_k to None"
             )
 
-    def needs(self, *names: str):
+    def needs(self, *names: str) -> bool:
         """Return whether one of these terms has a weight."""
         return any(self.weights.get(name) for name in names)
 
-    def learns_texts(self):
+    def learns_texts(self) -> bool:
         """Return whether a term needs the training texts, not only the student's own samples."""
         return self.needs(*OF_DATA)
 
-    def asks_teacher(self):
+    def asks_teacher(self) -> bool:
         """Return whether a term needs a teacher, during training or to fill a cache."""
         return self.needs(*OF_TEACHER)
 
-    def reads_teacher(self):
+    def reads_teacher(self) -> bool:
         """Return whether an update reads the teacher's parameters: cached soft targets do not."""
         cached = ("soft",) if self.top_k is not None else ()
         return self.needs(*(name for name in OF_TEACHER if name not in cached))
 
-    def temperatures(self):
+    def temperatures(self) -> Sequence[tuple[int, float]]:
         """Return the temperature as pairs, ((update, temperature), ...)."""
         return pairs_of(self.temperature)
 
-    def temperature_at(self, update: int):
+    def temperature_at(self, update: int) -> float:
         """Return the temperature at an update."""
-        return float(np.interp(update, *zip(*self.temperatures(), strict=True)))
+        updates, temperatures = zip(*self.temperatures(), strict=True)
+        return float(np.interp(update, updates, temperatures))

@@ -1,6 +1,6 @@
 """A distillation's batches: packed texts and the student's samples; and its held-out losses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from jax.sharding import Mesh
@@ -9,12 +9,15 @@ from deepseek_jax.data.batches import PackedDocuments
 from deepseek_jax.data.chat import last_prompt
 from deepseek_jax.data.conversations import render_numbered
 from deepseek_jax.data.packing import Rows
+from deepseek_jax.data.stored import RandomAccess
 from deepseek_jax.distill.objective import SAMPLED, without_projections
 from deepseek_jax.distill.settings import OnPolicySettings
 from deepseek_jax.evaluation.compare import compare
+from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.rollout.policy import Policy
+from deepseek_jax.training.state import TrainState
 
 HELD_OUT_LOSS = "held_out_loss"
 
@@ -23,7 +26,7 @@ class TaskWatch:
     """A measurement of held-out losses, task by task, that reports tasks which have become worse.
 
     Attributes:
-        loss_of: evaluation.ConversationLoss.
+        loss_of: Measures the losses; its own batches are not read.
         batches: Task -> its held-out batches.
         student: The student's name, for messages.
         latest: The mean over tasks at the last measurement.
@@ -31,9 +34,12 @@ class TaskWatch:
         evaluations: Count of measurements.
     """
 
-    def __init__(self, loss_of, batches, student: str):
+    def __init__(
+        self, loss_of: ConversationLoss, batches: Mapping[str, Sequence[dict]], student: str
+    ):
         self.loss_of, self.batches, self.student = loss_of, batches, student
-        self.latest, self.best, self.evaluations = 0.0, {}, 0
+        self.latest, self.evaluations = 0.0, 0
+        self.best: dict[str, list[float]] = {}
 
     def __call__(self, params):
         """Measure the params, and compare each task with its best measurement.
@@ -74,11 +80,11 @@ class TaskWatch:
         )
         return True
 
-    def get_state(self):
+    def get_state(self) -> dict:
         """Return the state as JSON can hold it."""
         return {"latest": self.latest, "best": self.best, "evaluations": self.evaluations}
 
-    def set_state(self, state):
+    def set_state(self, state: dict):
         """Resume from a state of get_state."""
         self.latest, self.best = state["latest"], state["best"]
         self.evaluations = state["evaluations"]
@@ -91,7 +97,7 @@ class OnPolicyRows:
 
     Args:
         policy: Its own params are not read.
-        prompts: Lists of ids.
+        prompts: Their ids.
 
     Raises:
         ValueError: If max_completion_length leaves too little of sequence_length for every prompt.
@@ -100,7 +106,7 @@ class OnPolicyRows:
     def __init__(
         self,
         policy: Policy,
-        prompts,
+        prompts: Sequence[list[int]],
         settings: OnPolicySettings,
         *,
         sequence_length: int,
@@ -136,8 +142,10 @@ class OnPolicyRows:
         return {SAMPLED + name: array for name, array in batch.items()}
 
 
-def sampled_rows(pairs, length: int):
-    """Turn (prompt, completion) pairs, lists of ids, into a batch with rows of `length`.
+def sampled_rows(
+    pairs: Sequence[tuple[Collection[int], Collection[int]]], length: int
+) -> dict[str, np.ndarray | np.float32]:
+    """Turn (prompt, completion) pairs of ids into a batch with rows of `length`.
 
     The loss mask covers the completions.
     """
@@ -178,8 +186,8 @@ class DistillSource(PackedDocuments):
         rows: Rows,
         mesh: Mesh,
         *,
-        batch_sizes,
-        scalars,
+        batch_sizes: Sequence[tuple[int, int]],
+        scalars: Mapping[str, Callable],
         eval_every: int,
         watch: TaskWatch,
         sampler: OnPolicyRows | None,
@@ -196,7 +204,7 @@ class DistillSource(PackedDocuments):
         )
         self.watch, self.sampler, self.learns_texts = watch, sampler, learns_texts
 
-    def next(self, state, step):
+    def next(self, state: TrainState, step: int) -> tuple[list[dict], dict]:
         """Return one batch and its metrics, see PackedDocuments.
 
         The metric tokens counts the texts' tokens, where a term needs them, and the sampled ones.
@@ -214,17 +222,17 @@ class DistillSource(PackedDocuments):
         metrics["row_tokens"] += float((sampled_arrays[f"{SAMPLED}segment_ids"] > 0).sum())
         return [batch | put_share(self.mesh, sampled_arrays)], metrics
 
-    def get_state(self):
+    def get_state(self) -> dict:
         """Return the position in the texts, and the state of the watch."""
         return super().get_state() | {"watch": self.watch.get_state()}
 
-    def set_state(self, state):
+    def set_state(self, state: dict):
         """Resume from a state of get_state."""
         self.watch.set_state(state["watch"])
         super().set_state(state)
 
 
-def prompts_of(conversations, policy: Policy, limit: int):
+def prompts_of(conversations: RandomAccess, policy: Policy, limit: int) -> list[list[int]]:
     """Return the ids of the last prompt in each of the first `limit` conversations."""
     prompts = []
     for index in range(min(len(conversations), limit)):

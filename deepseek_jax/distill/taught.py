@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from deepseek_jax.distill.chunks import Outputs
@@ -23,7 +24,7 @@ from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.loop import train
 from deepseek_jax.training.nonfinite import locate
 from deepseek_jax.training.run import Run
-from deepseek_jax.training.state import state_maker
+from deepseek_jax.training.state import Create, TrainState, state_maker
 from deepseek_jax.training.update import gradients_of, jit_placed, update_of
 from deepseek_jax.training.watch import Checks
 
@@ -96,8 +97,12 @@ def make_taught_loss(config: ModelConfig):
 
 
 def jitted_update(
-    settings: TaughtSettings, config: ModelConfig, params, mesh: Mesh, teachers: dict[str, Teacher]
-):
+    settings: TaughtSettings,
+    config: ModelConfig,
+    params: Any,
+    mesh: Mesh,
+    teachers: dict[str, Teacher],
+) -> tuple[Create, "TeachersUpdate"]:
     """Build the functions that create the train state and update it.
 
     Args:
@@ -124,7 +129,14 @@ class TeachersUpdate:
     sampler_gap.
     """
 
-    def __init__(self, config, micro_batches: int, placed, tx, teachers: dict[str, Teacher]):
+    def __init__(
+        self,
+        config: ModelConfig,
+        micro_batches: int,
+        placed: TrainState,
+        tx: optax.GradientTransformation,
+        teachers: dict[str, Teacher],
+    ):
         self.teachers, self.placed = teachers, placed
         self.loss_fn, self.micro_batches = make_taught_loss(config), micro_batches
         self.zeros = jax.jit(_zeros, out_shardings=placed.params)
@@ -174,7 +186,7 @@ class TeachersUpdate:
         return jax.tree.map(jnp.add, gradients, teacher_gradients), metrics | {"loss": loss}
 
 
-def merged(found: dict):
+def merged(found: dict[str, dict]) -> dict:
     """Merge {teacher's name: metrics of its part} into the metrics of an update."""
     metrics = {f"{key}_{name}": m[key] for name, m in found.items() for key in ("kl", "entropy")}
     metrics["loss"] = sum(m["loss"] for m in found.values())

@@ -2,6 +2,7 @@
 
 from jax.sharding import Mesh
 
+from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.distill.teacher_settings import TaughtSettings
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig
@@ -9,13 +10,18 @@ from deepseek_jax.parallel.shard import batch_parts
 from deepseek_jax.rollout.policy import check_room
 
 
-def check_teacher(student: ModelConfig, tokenizer, teacher: ModelConfig, teacher_tokenizer):
+def check_teacher(
+    student: ModelConfig,
+    tokenizer: Tokenizer,
+    teacher: ModelConfig,
+    teacher_tokenizer: Tokenizer,
+):
     """Raise ValueError unless the teacher has the student's vocabulary: the KL is over all of it.
 
     Widths and layers may differ.
 
     Args:
-        tokenizer: The student's data.tokenizer.Tokenizer.
+        tokenizer: The student's.
         teacher_tokenizer: The teacher's.
     """
     if teacher.vocab_size != student.vocab_size:

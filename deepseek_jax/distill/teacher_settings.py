@@ -48,7 +48,7 @@ class TaughtSettings(FitSettings):
         super().__post_init__()
         if not self.teachers:
             raise ValueError("teachers={} leaves nobody to learn from; set at least one teacher")
-        owner = {}
+        owner: dict[str, str] = {}
         for name, teacher in self.teachers.items():
             if teacher.task not in self.prompts_per_step:
                 raise ValueError(
@@ -79,14 +79,14 @@ class TaughtSettings(FitSettings):
                     "vocabulary, and so are the samples; leave both out"
                 )
 
-    def questions_per_step(self):
+    def questions_per_step(self) -> int:
         """Count the questions of all tasks together."""
         return sum(self.prompts_per_step.values())
 
-    def shares_prompts(self):
+    def shares_prompts(self) -> bool:
         """Return whether a prompt and its completions are one row, as in ReinforceSettings."""
         return self.group_size > 1 and scores_fit(self.rollout, self.group_size)
 
-    def rows(self, task: str):
+    def rows(self, task: str) -> int:
         """Count the rows of a task in an update."""
         return self.prompts_per_step[task] * (1 if self.shares_prompts() else self.group_size)

@@ -8,11 +8,13 @@ or one head at a time, whatever the number of teachers.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils.epath import Path
 from jax.sharding import Mesh
 
 from deepseek_jax.distill.teacher_settings import TaughtSettings, TeacherSettings
@@ -51,22 +53,22 @@ class Teacher:
     policy: Policy
 
     @classmethod
-    def waiting(cls, policy: Policy):
+    def waiting(cls, policy: Policy) -> "Teacher":
         """Move a policy's params from the devices, where they are freed, to the host's memory."""
         places = jax.tree.map(lambda leaf: in_memory(leaf.sharding, "host"), policy.params)
         # The next teacher's params must not arrive before these have gone
         return cls(policy.at(jax.block_until_ready(jax.device_put(policy.params, places))))
 
-    def body(self):
+    def body(self) -> dict:
         """Put the params that compute the last hidden states on the devices."""
         return on_device(decoder_params(self.policy.params))
 
-    def head(self):
+    def head(self) -> jax.Array:
         """Put the output matrix, [v d], on the devices."""
         return on_device(head_weight(self.policy.config, self.policy.params))
 
 
-def jitted_states(config: ModelConfig, mesh: Mesh):
+def jitted_states(config: ModelConfig, mesh: Mesh) -> Callable[[dict, dict], jax.Array]:
     """Build the jitted function that computes a teacher's hidden states.
 
     Returns:
@@ -106,7 +108,7 @@ class TeacherSource:
         teachers: dict[str, Teacher],
         questions: dict[str, list],
         mesh: Mesh,
-        folder=None,
+        folder: Path | None = None,
     ):
         self.settings, self.teachers, self.mesh = settings, teachers, mesh
         self.sampler = Sampler(policy, settings, folder)
@@ -189,7 +191,7 @@ class TeacherSource:
 
 def teacher_batch(
     groups: list, settings: TaughtSettings, mesh: Mesh, temperature: float, weight: float
-):
+) -> dict[str, np.ndarray]:
     """Build the batch of a teacher's groups, as numpy arrays, without its hidden states."""
     shares_prompts, multiple = settings.shares_prompts(), row_multiple(mesh)
     rows = completion_batch(groups, shared=shares_prompts, multiple=multiple)
@@ -197,7 +199,7 @@ def teacher_batch(
     return rows | totals(learned_tokens(rows, owners_of(groups))) | scalars
 
 
-def for_teacher(batch):
+def for_teacher(batch: dict) -> dict:
     """Return the part of a batch that a teacher reads."""
     names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
     return {name: batch[name] for name in names}

@@ -53,7 +53,9 @@ def _boundaries(offsets):
     return {int(end): index for index, end in enumerate(ends)}
 
 
-def shared_vocabulary(student: dict[str, int], teacher: dict[str, int], end: tuple[str, str]):
+def shared_vocabulary(
+    student: dict[str, int], teacher: dict[str, int], end: tuple[str, str]
+) -> tuple[np.ndarray, np.ndarray]:
     """Pair the ids of tokens that are spelled alike in both vocabularies.
 
     Args:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepseek_jax.distill.chunks import map_chunks
-from deepseek_jax.distill.divergences import diverge
+from deepseek_jax.distill.divergences import DivergenceName, diverge
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.vocabulary import (
     exponential,
@@ -102,7 +102,7 @@ def top_k_loss(
     teacher: TopK,
     temperature: float | jax.Array,
     *,
-    divergence: str,
+    divergence: DivergenceName,
     beta: float | None = None,
 ) -> tuple[jax.Array, dict]:
     """Compute a divergence over the teacher's top k and one bucket for all other tokens.
@@ -161,7 +161,12 @@ def teacher_buckets(teacher: TopK):
 
 
 def dropped_mass_bound(
-    teacher: TopK, student: Buckets, v: int, *, divergence: str, beta: float | None = None
+    teacher: TopK,
+    student: Buckets,
+    v: int,
+    *,
+    divergence: DivergenceName,
+    beta: float | None = None,
 ):
     """Bound what the divergence over k + 1 buckets misses of the full one: float32[m], nats.
 
@@ -197,6 +202,7 @@ def dropped_mass_bound(
         return teacher.dropped * jnp.maximum(largest + log_q - student.smallest, 0.0)
     if divergence == "reverse_kl":
         return jnp.full(len(teacher.ids), jnp.inf)
+    assert beta is not None, "check_beta asks for one with jsd"
     share_p, share_q = log_p + math.log(beta), log_q + math.log1p(-beta)
     log_n = jnp.logaddexp(share_p, share_q)
     return jnp.exp(share_p) * (log_n - share_p) + jnp.exp(share_q) * (log_n - share_q)

@@ -18,7 +18,8 @@ from deepseek_jax.parallel.processes import say
 from deepseek_jax.training.loop import LOSS_TERMS, train
 from deepseek_jax.training.micro_batches import over_micro_batches
 from deepseek_jax.training.run import Run
-from deepseek_jax.training.update import UpdateOptions, create_update
+from deepseek_jax.training.state import Create
+from deepseek_jax.training.update import Update, UpdateOptions, create_update
 from deepseek_jax.training.watch import Checks, check_terms
 
 
@@ -69,7 +70,7 @@ def train_student(
     return without_projections(state.model)
 
 
-def jitted_update(settings, objective: Objective, params, mesh: Mesh):
+def jitted_update(settings, objective: Objective, params: Any, mesh: Mesh) -> tuple[Create, Update]:
     """Build the jitted functions that create the train state and update it.
 
     Returns:
@@ -138,6 +139,7 @@ def check_first(objective: Objective, params, batch, teacher_params):
 
 
 def _projections(objective: Objective, mesh: Mesh, seed: int):
+    assert objective.teacher is not None, "the term hidden has one"
     widths = objective.student.hidden_size, objective.teacher.hidden_size
     matrices = init_projections(jax.random.key(seed), objective.student.num_hidden_layers, *widths)
     return jax.device_put(matrices, NamedSharding(mesh, PartitionSpec()))

@@ -4,7 +4,7 @@ import inspect
 from pathlib import Path
 from typing import NamedTuple
 
-from deepseek_jax.named_code import BRING, code_file, digest_of, is_code
+from deepseek_jax.named_code import BRING, code_file, digest_of
 
 
 class ErrorForModel(Exception):
@@ -37,9 +37,10 @@ def source_of(name: str) -> Source:
     Raises:
         ValueError: If the name is not one of code, or if there is no such file.
     """
-    if not is_code(name):
+    digest = digest_of(name)
+    if digest is None:
         raise ValueError(f"{name!r} names no code; {BRING}")
-    return Source(code_file(name), name, digest_of(name))
+    return Source(code_file(name), name, digest)
 
 
 def public_methods(environment: type) -> list[str]:

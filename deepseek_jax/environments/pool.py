@@ -149,15 +149,18 @@ class Environments:
         conversation = self._conversations[key]
         if not self.has_state:
             return None
-        text = self._pool.wait(conversation.job)
+        job = conversation.job
+        # begin() has sent it
+        assert job is not None
+        text = self._pool.wait(job)
         if isinstance(text, (LostJob, Exception)):
             self.stop()
             with at("environment"):
                 raise ValueError(self._why(text) if isinstance(text, LostJob) else str(text))
-        conversation.life, conversation.job = conversation.job.life, None
+        conversation.life, conversation.job = job.life, None
         return text
 
-    def act(self, key: int, given: Sequence[Any] | str):
+    def act(self, key: int, given: list[Any] | str):
         """Start the calls of a turn, or a step. acted() waits for their result.
 
         Args:
@@ -166,7 +169,7 @@ class Environments:
         """
         conversation = self._conversations[key]
         assert conversation.job is None and isinstance(given, str) == self.takes_steps
-        if self.takes_steps:
+        if isinstance(given, str):
             self._send(conversation, key, ["step"], worker.step, given)
         else:
             calls = [(call.name, call.arguments) for call in given]
@@ -179,6 +182,7 @@ class Environments:
             ValueError: If a file has changed since the run began.
         """
         conversation = self._conversations[key]
+        assert conversation.job is not None
         result = self._pool.wait(conversation.job)
         conversation.job = None
         if isinstance(result, Exception):
@@ -205,8 +209,10 @@ class Environments:
         """Wait for the reward that end() started, and return it, or None without get_reward."""
         if self.reward_name is None:
             return None
-        conversation = self._conversations.pop(key)
-        result = self._pool.wait(conversation.job)
+        job = self._conversations.pop(key).job
+        # end() has sent it
+        assert job is not None
+        result = self._pool.wait(job)
         if isinstance(result, LostJob):
             return PaidReward(key, f"there is no reward: {self._failure(result, key)}")
         return PaidReward(key, str(result)) if isinstance(result, Exception) else result

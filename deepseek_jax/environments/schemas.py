@@ -39,7 +39,8 @@ def describe(code: Code) -> Description:
         ValueError: For each mistake in the code's form. The message has the argument's name.
     """
     with WorkerPool(_described, int, num_workers=1, wall_limit_seconds=IMPORT_SECONDS) as pool:
-        schemas, names = [], {}
+        schemas: list[dict] = []
+        names: dict[str, str] = {}
         for source in code.tools:
             with at("tools"):
                 _add(pool.ask(_tool, source), source.name, schemas, names)

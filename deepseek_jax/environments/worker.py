@@ -8,6 +8,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from deepseek_jax.environments.code import Code, ErrorForModel, public_methods
@@ -77,11 +78,12 @@ class _State(NamedTuple):
     code: Code
     call_seconds: float
     call_bytes: int
-    environments: dict
+    environments: dict[int, OwnedEnvironment]
     loaded: dict
 
 
-_state: _State | None = None
+# Only a worker process has it, see start
+_state: _State
 
 
 def start(code: Code, call_seconds: float, call_bytes: int):
@@ -115,7 +117,7 @@ def run(work: Callable, *args):
         return ValueError(str(error))
 
 
-def reset(key: int, columns: dict, seed: int, count: int):
+def reset(key: int, columns: dict, seed: int, count: int) -> str | None:
     """Make the environment of a conversation, and return the text of its reset, or None.
 
     Raises:
@@ -123,7 +125,7 @@ def reset(key: int, columns: dict, seed: int, count: int):
             returns neither a text nor None, or if its text exceeds call_bytes.
     """
     _seed(seed, count)
-    file = _state.code.environment.file
+    file = _file()
     environment, error, _ = _limited(0, _state.loaded["environment"])
     if error is None:
         _state.environments[key] = OwnedEnvironment(key, environment)
@@ -141,6 +143,13 @@ def reset(key: int, columns: dict, seed: int, count: int):
     return text
 
 
+def _file() -> Path:
+    """Return the file of the environment. A worker without one gets no reset and no reward."""
+    source = _state.code.environment
+    assert source is not None
+    return source.file
+
+
 def _require_columns(function, columns, file):
     try:
         inspect.signature(function).bind(**columns)
@@ -151,7 +160,7 @@ def _require_columns(function, columns, file):
         ) from error
 
 
-def turn(key: int, calls: Sequence[tuple[str, dict]], seed: int, count: int):
+def turn(key: int, calls: Sequence[tuple[str, dict]], seed: int, count: int) -> ActionResult:
     """Make the calls of a turn, and return ActionResult with each call's text, in order."""
     _seed(seed, count)
     functions = dict(_state.loaded["tools"])
@@ -171,7 +180,7 @@ def turn(key: int, calls: Sequence[tuple[str, dict]], seed: int, count: int):
     return ActionResult(texts, errors, seconds)
 
 
-def step(key: int, text: str, seed: int, count: int):
+def step(key: int, text: str, seed: int, count: int) -> ActionResult:
     """Call step with the model's text, and return ActionResult with the environment's answer."""
     _seed(seed, count)
     value, error, seconds = _limited(0, _state.environments[key].environment.step, text)
@@ -189,7 +198,7 @@ def step(key: int, text: str, seed: int, count: int):
     return ActionResult([text], int(error is not None), seconds, misformed=misformed)
 
 
-def reward(key: int, seed: int, count: int):
+def reward(key: int, seed: int, count: int) -> PaidReward:
     """Return the PaidReward of a conversation, and forget its environment."""
     _seed(seed, count)
     own = _state.environments.pop(key)
@@ -197,7 +206,7 @@ def reward(key: int, seed: int, count: int):
 
 
 def _reward_of(environment):
-    file = _state.code.environment.file
+    file = _file()
     value, error, _ = _limited(0, environment.get_reward)
     if error is not None:
         return f"get_reward failed: {with_line(error, file)}"
@@ -211,7 +220,8 @@ def forget(key: int | None = None):
     """Forget the environment of a conversation, or of all conversations without a key."""
     if key is None:
         _state.environments.clear()
-    _state.environments.pop(key, None)
+    else:
+        _state.environments.pop(key, None)
 
 
 def _load():

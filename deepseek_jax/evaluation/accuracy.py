@@ -1,5 +1,7 @@
 """Means with 95% intervals, so that two of them can be compared."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import stdtrit
@@ -71,7 +73,7 @@ def share_interval(values: ArrayLike, added: int = ADDED) -> tuple[float, float,
     return mean, *_wilson(mean, n * (n + added) / (n * effect + added))
 
 
-def score_interval(values):
+def score_interval(values: ArrayLike) -> tuple[float, float, float]:
     """Return the mean of any rule's scores and its 95% interval: (mean, low, high).
 
     It is share_interval if all values are within 0..1, else mean_interval.
@@ -141,7 +143,7 @@ def length_interval(values: ArrayLike) -> tuple[float, float, float]:
     return mean, float(mean - below * std), float(mean - above * std)
 
 
-def _checked(values):
+def _checked(values: ArrayLike) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"an interval needs 2 values in a row, given shape {values.shape}")
@@ -150,7 +152,7 @@ def _checked(values):
     return values
 
 
-def summarise(scores):
+def summarise(scores: Mapping[str, ArrayLike]) -> dict[str, tuple[float, float, float]]:
     """Compute a mean with its 95% interval for each score: name -> (mean, low, high).
 
     Args:

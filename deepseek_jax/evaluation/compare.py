@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from deepseek_jax.evaluation.accuracy import mean_interval
 
@@ -28,7 +29,7 @@ class Comparison(NamedTuple):
     p_value: float
 
     @property
-    def verdict(self):
+    def verdict(self) -> str:
         """The result in words: "better", "worse" or NO_DIFFERENCE.
 
         It is "better" or "worse" if the interval excludes 0 and the test agrees.
@@ -40,8 +41,8 @@ class Comparison(NamedTuple):
         return "better" if mean > 0 else "worse"
 
 
-def compare(ours, theirs):
-    """Compare two runs problem by problem: a Comparison.
+def compare(ours: ArrayLike, theirs: ArrayLike) -> Comparison:
+    """Compare two runs problem by problem.
 
     The t interval is of the differences. A problem that is hard for one run is hard for the other,
     so it is narrower than the intervals of the two runs. If few problems differ it is too narrow,

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ class ConversationLoss:
             batch, and there are at least two conversations.
     """
 
-    def __init__(self, config: ModelConfig, batches: Iterable, mesh: Mesh):
+    def __init__(self, config: ModelConfig, batches: Iterable[dict], mesh: Mesh):
         self.batches, self.mesh = batches, mesh
         # Replicated, so that every process can read all log-probabilities
         everywhere = NamedSharding(mesh, PartitionSpec())
@@ -47,7 +48,7 @@ class ConversationLoss:
             "conversations": len(counts),
         }
 
-    def by_conversation(self, params, batches):
+    def by_conversation(self, params: Any, batches: Iterable[dict]) -> np.ndarray:
         """Return the mean loss of each conversation in other batches: float64[n], nats a token."""
         losses, counts = self._of(params, batches)
         return losses / counts

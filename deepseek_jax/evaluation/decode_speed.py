@@ -11,8 +11,10 @@ from deepseek_jax.rollout import generate
 PROMPT = 16
 
 
-def decode_speeds(models: dict, *, batch_size: int, new_tokens: int, repeats: int):
-    """Measure the median tokens per second of rollout.generate for each model: name -> float.
+def decode_speeds(
+    models: dict, *, batch_size: int, new_tokens: int, repeats: int
+) -> dict[str, float]:
+    """Measure the median tokens per second of rollout.generate for each model, by name.
 
     The time of the prefill of PROMPT tokens is included. Each model is compiled and run once. Then
     the models take turns, so that other load on the machine slows all of them.
@@ -23,7 +25,7 @@ def decode_speeds(models: dict, *, batch_size: int, new_tokens: int, repeats: in
     Raises:
         ValueError: As in generate.
     """
-    seconds = {name: [] for name in models}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
     for repeat in range(repeats + 1):
         for name, (config, params) in models.items():
             prompts = np.random.default_rng(repeat).integers(

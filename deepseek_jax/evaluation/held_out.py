@@ -16,13 +16,13 @@ SAMPLES = 16
 
 def evaluate_both(
     policy: Policy,
-    examples,
+    examples: list[dict],
     rewards: Rewards | None,
     options: AnswerOptions,
     *,
     accuracy: str | None,
     seed: int = 0,
-):
+) -> dict[str, dict]:
     """Evaluate the policy twice, with sampling by options and greedily.
 
     Returns:
@@ -40,7 +40,7 @@ def evaluate_both(
     }
 
 
-def scores_of_both(answers: dict):
+def scores_of_both(answers: dict[str, dict]) -> dict:
     """Return all scores of evaluate_both's result: {score: [mean, low, high]}.
 
     Scores of the sampled answers come first; the greedy ones have "greedy_" before their names.

@@ -15,7 +15,7 @@ from deepseek_jax.evaluation.accuracy import (
     mean_interval,
     share_interval,
 )
-from deepseek_jax.evaluation.compare import compare
+from deepseek_jax.evaluation.compare import Comparison, compare
 from deepseek_jax.evaluation.pass_at_k import pass_at_k
 
 ALL = "all"
@@ -25,7 +25,7 @@ CONVERSED = ("turns", "tool_calls", "tool_errors", "truncated_turns", "get_rewar
 SHARES = ("pass@", "cons@", "truncated")
 
 
-def per_problem(problems: list):
+def per_problem(problems: list[dict]) -> dict[str, np.ndarray]:
     """Return each score of each problem: name -> float64[p], with n samples per problem.
 
     The scores are pass@1, pass@4, pass@16, ... to pass@n, and cons@n. length is the mean length of
@@ -51,7 +51,7 @@ def per_problem(problems: list):
     return scores
 
 
-def task_scores(problems: list):
+def task_scores(problems: list[dict]) -> dict[str, dict[str, tuple[float, float, float]]]:
     """Return each task's scores with 95% intervals over problems: {task: {name: interval}}.
 
     Several tasks add ALL, with the problems of all tasks.
@@ -65,7 +65,7 @@ def task_scores(problems: list):
     }
 
 
-def compared_tasks(ours: list, theirs: list):
+def compared_tasks(ours: list[dict], theirs: list[dict]) -> dict[str, dict[str, Comparison]]:
     """Compare two runs on each pass@k and cons@k that both have: task -> {name: Comparison}.
 
     Raises:
@@ -84,7 +84,7 @@ def compared_tasks(ours: list, theirs: list):
     return comparisons
 
 
-def in_order(ours: list, theirs: list):
+def in_order(ours: list[dict], theirs: list[dict]) -> list[dict]:
     """Return their problems, dicts with task, question and gold, in the order of ours.
 
     Raises:
@@ -117,7 +117,7 @@ def _interval(name, values):
 
 
 def _groups(problems):
-    groups = {}
+    groups: dict[str, list[dict]] = {}
     for problem in problems:
         groups.setdefault(problem["task"], []).append(problem)
     return groups | ({ALL: problems} if len(groups) > 1 else {})

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,7 +24,7 @@ from deepseek_jax.worlds.registry import all_rules, find_questions, open_rewards
 NUM_OF_A_WORLD = 256
 
 
-def load_problems(settings):
+def load_problems(settings) -> list[dict]:
     """Load the problems of settings.data (EvaluateSettings), in order.
 
     A problem is a dict: example, as in data.questions, its question and answer, and task, rule,
@@ -36,7 +36,8 @@ def load_problems(settings):
         ValueError: As in data.records; if num_problems is more than there are; and for a task of
             one problem.
     """
-    problems, counts = [], Counter()
+    problems: list[dict] = []
+    counts: Counter[str] = Counter()
     for name in settings.data:
         is_task = name in question_names() or is_code(name)
         with at("data"):
@@ -145,7 +146,13 @@ class Rules(contextlib.ExitStack):
             self._rewards[rule] = self.enter_context(open_rewards({rule: 1.0}, rule_models))
             self._rewards[rule].check([p["example"] for p in problems if p["rule"] == rule])
 
-    def judge(self, problems: list, groups, ids, examples: list | None = None):
+    def judge(
+        self,
+        problems: list[dict],
+        groups: Sequence[Sequence[str]],
+        ids: Sequence[Sequence[int]],
+        examples: Sequence[dict] | None = None,
+    ) -> list[dict]:
         """Judge each group of completions: a list of dicts, one per problem.
 
         Args:

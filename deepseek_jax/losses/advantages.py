@@ -26,12 +26,13 @@ def group_advantages(
     Raises:
         ValueError: If group_size is below 2 or does not divide b.
     """
-    if group_size < 2 or rewards.shape[0] % group_size:
+    rewards_b = jnp.asarray(rewards, jnp.float32)
+    if group_size < 2 or len(rewards_b) % group_size:
         raise ValueError(
-            f"group_size={group_size} does not cut {rewards.shape[0]} rewards into groups; set it "
+            f"group_size={group_size} does not cut {len(rewards_b)} rewards into groups; set it "
             "to 2 or more, and the batch to a multiple of it."
         )
-    rewards_pi = rewards.astype(jnp.float32).reshape(-1, group_size)
+    rewards_pi = rewards_b.reshape(-1, group_size)
     scored_pi = ~jnp.isnan(rewards_pi)
     count_p1 = scored_pi.sum(-1, keepdims=True)
     mean_p1 = jnp.where(scored_pi, rewards_pi, 0).sum(-1, keepdims=True) / jnp.maximum(count_p1, 1)

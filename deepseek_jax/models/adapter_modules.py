@@ -75,9 +75,9 @@ class Axes(NamedTuple):
         outputs: The axes of its result.
     """
 
-    lead: dict
-    inputs: dict
-    outputs: dict
+    lead: dict[str, int]
+    inputs: dict[str, int]
+    outputs: dict[str, int]
 
 
 def adapter_axes(config: ModelConfig, targets: tuple[str, ...]):
@@ -150,7 +150,7 @@ def matrix_axes(axes: Axes, rank: int):
     }
 
 
-def module_axes(config):
+def module_axes(config: ModelConfig) -> dict[tuple[str, str], Axes]:
     """Return {(stack, module): Axes} for every module of the model that may have an adapter."""
     boxed = abstract_init(config)
     names = flatten_dict(logical_names(boxed), sep="/")

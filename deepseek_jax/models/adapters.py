@@ -140,7 +140,8 @@ def whole(params):
         return rejoined(params)
     if not isinstance(params, AdaptedParams):
         return params
-    weights, factors_by_path = flatten_dict(params.base, sep="/"), {}
+    weights = flatten_dict(params.base, sep="/")
+    factors_by_path: dict[str, list[tuple[jax.Array, jax.Array] | None]] = {}
     for stack, pair_by_module in params.adapter.items():
         for name, pair in pair_by_module.items():
             module = MODULES[name]

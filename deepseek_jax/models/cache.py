@@ -1,6 +1,7 @@
 """The decoding caches, one for each layer, and how new tokens are written into them."""
 
-from typing import NamedTuple
+import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.parallel.decoding import own_slots
 
 
-class CacheWrite(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class CacheWrite:
     """A decoding step's write into the caches: every sequence writes the same slot.
 
     Keys are rotated by their positions before they are written, so the order of slots has no
@@ -33,7 +35,8 @@ class CacheWrite(NamedTuple):
         return jax.lax.dynamic_update_slice_in_dim(cache, entry, self.index, axis=1)
 
 
-class PositionWrite(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class PositionWrite:
     """A write like CacheWrite, but each token of each sequence has a slot by its position.
 
     Slots are in the order of positions.
@@ -46,7 +49,7 @@ class PositionWrite(NamedTuple):
 
     index: jax.Array
     mask: jax.Array
-    ring = None
+    ring: ClassVar[None] = None
 
     def __call__(self, cache, entry):
         """Write entry [b t x] or [z t x] into cache [b s x] or [z s x] at index."""
@@ -103,13 +106,15 @@ def empty_cache(config: ModelConfig, batch_size: int, length: int, dtype):
         dtype: The dtype of the arrays.
     """
     if config.is_mla:
+        sizes = config.latent
         shapes = {
-            "latents": (batch_size, length, config.kv_lora_rank + config.qk_rope_head_dim),
+            "latents": (batch_size, length, sizes.kv_lora_rank + sizes.qk_rope_head_dim),
         }
         if config.has_indexer:
-            shapes["k_index"] = (batch_size, length, config.index_head_dim)
+            shapes["k_index"] = (batch_size, length, config.indexer.index_head_dim)
     else:
         # One axis for both: XLA's CPU compiler copied a cache that had an axis of one sequence at every step
-        shape = (batch_size * config.num_key_value_heads, length, config.head_dim)
+        k, x = config.grouped
+        shape = (batch_size * k, length, x)
         shapes = {"k": shape, "v": shape}
     return {name: own_slots(jnp.zeros(shape, dtype)) for name, shape in shapes.items()}

@@ -283,7 +283,7 @@ class ModelConfig:
             )
 
     @property
-    def is_mla(self):
+    def is_mla(self) -> bool:
         """True if attention is multi-head latent attention; else it is grouped-query attention."""
         return ATTENTION_OF[self.model_type] == "mla"
 
@@ -315,26 +315,26 @@ class ModelConfig:
         return record(**fields)
 
     @property
-    def has_qkv_bias(self):
+    def has_qkv_bias(self) -> bool:
         """True if the q, k and v projections have biases (Qwen2)."""
         return self.model_type == "qwen2"
 
     @property
-    def has_qk_norm(self):
+    def has_qk_norm(self) -> bool:
         """True if queries and keys are normed per head (Qwen3)."""
         return self.model_type == "qwen3"
 
     @property
-    def has_router_bias(self):
+    def has_router_bias(self) -> bool:
         """True if a bias balances the router without an auxiliary loss (DeepSeek-V3 and V3.2)."""
         return self.model_type in ("deepseek_v3", "deepseek_v32")
 
     @property
-    def has_indexer(self):
+    def has_indexer(self) -> bool:
         """True if a lightning indexer selects keys (DeepSeek-V3.2)."""
         return self.model_type == "deepseek_v32"
 
-    def selects(self, keys: int):
+    def selects(self, keys: int) -> bool:
         """Return True if queries select among the keys of a row of `keys` tokens.
 
         They do where the model has an indexer, indexer_loss is not "dense", and the row is longer
@@ -343,22 +343,22 @@ class ModelConfig:
         return self.has_indexer and self.indexer_loss != "dense" and keys > self.indexer.index_topk
 
     @property
-    def num_dense_layers(self):
+    def num_dense_layers(self) -> int:
         """Number of layers with a dense MLP; they come first."""
         return self.first_k_dense_replace if self.n_routed_experts else self.num_hidden_layers
 
     @property
-    def num_moe_layers(self):
+    def num_moe_layers(self) -> int:
         """Number of layers with routed experts; they come last."""
         return self.num_hidden_layers - self.num_dense_layers
 
     @property
-    def rope_dim(self):
+    def rope_dim(self) -> int:
         """Number of each head's dimensions that rotary positions rotate."""
         return self.latent.qk_rope_head_dim if self.is_mla else self.grouped.head_dim
 
     @property
-    def eos_ids(self):
+    def eos_ids(self) -> tuple[int, ...]:
         """The ids of the tokens that end a completion, as a tuple; empty if there are none."""
         eos = self.eos_token_id
         # Not "if eos": token 0 may be an end token

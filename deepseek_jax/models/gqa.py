@@ -24,7 +24,7 @@ class GroupedQueryAttention(nn.Module):
     @override
     def setup(self):
         cfg = self.config
-        d, h, k, x = cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
+        d, h, (k, x) = cfg.hidden_size, cfg.num_attention_heads, cfg.grouped
         self.w_q = weight(self, "q", embed=d, heads=h, head_dim=x)
         self.w_k = weight(self, "k", embed=d, kv_heads=k, head_dim=x)
         self.w_v = weight(self, "v", embed=d, kv_heads=k, head_dim=x)
@@ -81,7 +81,7 @@ class GroupedQueryAttention(nn.Module):
         """
         q, k, v = self.project(x_btd, rope)
         remembered = {"k": _by_sequence(k), "v": _by_sequence(v)}
-        out_bthx = attend_rows(q, k, v, segment_ids, branches, self.config.head_dim**-0.5)
+        out_bthx = attend_rows(q, k, v, segment_ids, branches, self.config.grouped.head_dim**-0.5)
         return self._out("bthx,hxd->btd", out_bthx), remembered, None
 
     def decode(self, x_bd, rope, cache, write):
@@ -99,7 +99,7 @@ class GroupedQueryAttention(nn.Module):
         q, k, v = map(heads_to_slots, self.project(x_bd[:, None], rope))
         entries = {"k": _by_sequence(k), "v": _by_sequence(v)}
         cache = {name: own_slots(write(cache[name], entry)) for name, entry in entries.items()}
-        scale = self.config.head_dim**-0.5
+        scale = self.config.grouped.head_dim**-0.5
         out_bhx = attend_cached(q[:, 0], cache["k"], cache["v"], scale=scale, mask=write.mask)
         return self._out("bhx,hxd->bd", slots_to_heads(out_bhx)), cache
 
@@ -120,7 +120,7 @@ class GroupedQueryAttention(nn.Module):
         cache = {name: own_slots(write(cache[name], entry)) for name, entry in entries.items()}
 
         def attend(q_bhx, mask_bs):
-            scale = self.config.head_dim**-0.5
+            scale = self.config.grouped.head_dim**-0.5
             return attend_cached(q_bhx, cache["k"], cache["v"], scale=scale, mask=mask_bs)
 
         # All t queries of a sequence read the same cache

@@ -53,7 +53,7 @@ class KeyNorm(nn.Module):
     @nn.compact
     def __call__(self, x):
         """Norm the last axis of x [... y]."""
-        y = self.config.index_head_dim
+        y = self.config.indexer.index_head_dim
         scale = weight(self, "scale", init=nn.initializers.ones, index_head_dim=y)
         bias = weight(self, "bias", init=nn.initializers.zeros, index_head_dim=y)
         normed = x.astype(jnp.float32)
@@ -74,8 +74,8 @@ class LightningIndexer(nn.Module):
     @override
     def setup(self):
         cfg = self.config
-        d, j, y = cfg.hidden_size, cfg.index_n_heads, cfg.index_head_dim
-        self.w_q = weight(self, "q_up", q_lora=cfg.q_lora_rank, index_heads=j, index_head_dim=y)
+        d, (q, j, y, _) = cfg.hidden_size, cfg.indexer
+        self.w_q = weight(self, "q_up", q_lora=q, index_heads=j, index_head_dim=y)
         self.w_k = weight(self, "k", embed=d, index_head_dim=y)
         self.k_norm = KeyNorm(cfg)
         self.w_heads = weight(self, "head_weights", embed=d, index_heads=j)
@@ -97,7 +97,7 @@ class LightningIndexer(nn.Module):
         # float32 in every dtype, and never FP8, as in the released code
         w_btj = dot("btd,dj->btj", x_btd.astype(jnp.float32), self.w_heads)
         w_btj = constrain(w_btj, ("batch", "seq", "index_heads"))
-        w_btj = save_for_backward(w_btj * self.config.index_n_heads**-0.5)
+        w_btj = save_for_backward(w_btj * self.config.indexer.index_n_heads**-0.5)
         return Index(
             self._rotate(q_btjy, rope), self._rotate(k_bty[:, :, None], rope)[:, :, 0], w_btj
         )
@@ -105,7 +105,7 @@ class LightningIndexer(nn.Module):
     def _rotate(self, a, rope):
         # The indexer rotates the first dimensions; MLA rotates the last ones. A checkpoint's pairs are
         # half-split here, and side by side in MLA
-        rotary, unrotated = jnp.split(a, [self.config.qk_rope_head_dim], axis=-1)
+        rotary, unrotated = jnp.split(a, [self.config.latent.qk_rope_head_dim], axis=-1)
         return jnp.concatenate([apply_rope(rotary, *rope), unrotated], axis=-1)
 
 
@@ -128,9 +128,8 @@ def select(config: ModelConfig, index: Index, segment_ids, branches):
 
         def select_keys(queries, keys, first):
             (q, w, segments_bt), (k, segments_bs) = queries, keys
-            return select_rows(
-                q, k, w, segments_bt, segments_bs, first=first, index_topk=config.index_topk
-            )
+            operands = q, k, w, segments_bt, segments_bs
+            return select_rows(*operands, first=first, index_topk=config.indexer.index_topk)
 
         queries, keys = (index.q, index.w, segment_ids), (index.k, segment_ids)
         selected = over_queries(select_keys, queries, keys)
@@ -139,7 +138,7 @@ def select(config: ModelConfig, index: Index, segment_ids, branches):
         if not config.selects(branches.prefix_length + length):
             return None
         select_all = functools.partial(
-            select_branches, layout=branches, index_topk=config.index_topk
+            select_branches, layout=branches, index_topk=config.indexer.index_topk
         )
         selected = by_rows(select_all, index.q, index.k, index.w, segment_ids)
     # Saved under every policy that saves attention's results, because their gradient needs this selection
@@ -189,6 +188,6 @@ def choose_slots(config: ModelConfig, q_bjy, w_bj, k_index, mask_bs, ring, newes
         Slots and mask, as in ops.selection.select_indices.
     """
     scores_bs = index_scores(q_bjy[:, None], k_index, w_bj[:, None])[:, 0]
-    scores_and_mask = (in_order(a_bs, ring, newest) for a_bs in (scores_bs, mask_bs))
-    indices_bk, mask_bk = select_indices(*scores_and_mask, config.index_topk)
+    scores_bs, mask_bs = (in_order(a_bs, ring, newest) for a_bs in (scores_bs, mask_bs))
+    indices_bk, mask_bk = select_indices(scores_bs, mask_bs, config.indexer.index_topk)
     return slots_in_order(indices_bk, len(mask_bs[0]), ring, newest), mask_bk

@@ -43,13 +43,8 @@ class MultiHeadLatentAttention(nn.Module):
     @override
     def setup(self):
         cfg = self.config
-        d, h, c, r = (
-            cfg.hidden_size,
-            cfg.num_attention_heads,
-            cfg.kv_lora_rank,
-            cfg.qk_rope_head_dim,
-        )
-        n, u, q_rank = cfg.qk_nope_head_dim, cfg.v_head_dim, cfg.q_lora_rank or 0
+        d, h, q_rank = cfg.hidden_size, cfg.num_attention_heads, cfg.q_lora_rank or 0
+        _, c, n, r, u = cfg.latent
         # In a rollout, one weight does both projections down, see rollout.weights
         self.joins_down = self.has_variable("params", "down")
         if self.joins_down:
@@ -77,8 +72,8 @@ class MultiHeadLatentAttention(nn.Module):
     @property
     def scale(self):
         """The factor on attention's scores."""
-        cfg, scaling = self.config, self.config.rope_scaling
-        scale = (cfg.qk_nope_head_dim + cfg.qk_rope_head_dim) ** -0.5
+        sizes, scaling = self.config.latent, self.config.rope_scaling
+        scale = (sizes.qk_nope_head_dim + sizes.qk_rope_head_dim) ** -0.5
         # The released code has this factor; eq. 10 does not
         if scaling is not None and scaling.mscale_all_dim:
             scale *= yarn_mscale(scaling.factor, scaling.mscale_all_dim) ** 2
@@ -121,12 +116,12 @@ class MultiHeadLatentAttention(nn.Module):
                 index = self.indexer(x_btd, latent_btq, rope)
         else:
             q_bthx = self.linear("btd,dhx->bthx", x_btd, self.w_q)
-        q_nope, q_rope = jnp.split(q_bthx, [self.config.qk_nope_head_dim], axis=-1)
+        q_nope, q_rope = jnp.split(q_bthx, [self.config.latent.qk_nope_head_dim], axis=-1)
         return q_nope, apply_rope(q_rope, *rope), index
 
     def _latent(self, down_btx, rope):
         """Compute c_kv [b t c] and k_rope [b t r] (eqs. 1 and 3)."""
-        c_kv, k_rope = jnp.split(down_btx, [self.config.kv_lora_rank], axis=-1)
+        c_kv, k_rope = jnp.split(down_btx, [self.config.latent.kv_lora_rank], axis=-1)
         return self.kv_norm(c_kv), apply_rope(k_rope[:, :, None], *rope)[:, :, 0]
 
     def project(self, x_btd, rope):
@@ -231,7 +226,8 @@ class MultiHeadLatentAttention(nn.Module):
         # (W c) . q = c . (W^T q): the up-projection moves from all cached keys to one query
         q_latent = dot("bthn,chn->bthc", q_nope, self.w_k_up)
         q_bthx = jnp.concatenate([q_latent, q_rope], axis=-1)
-        entries = _entries(*self._latent(own_slots(down_btx), rope), index)
+        c_kv, k_rope = self._latent(own_slots(down_btx), rope)
+        entries = _entries(c_kv, k_rope, index)
         cache = {
             name: own_slots(write(cache[name], own_slots(entry))) for name, entry in entries.items()
         }
@@ -254,7 +250,7 @@ class MultiHeadLatentAttention(nn.Module):
         Returns:
             The weighted sum of latents, [b h c].
         """
-        latents, c = cache["latents"], self.config.kv_lora_rank
+        latents, c = cache["latents"], self.config.latent.kv_lora_rank
         if scorers is None:
             return attend_latent(q_bhx, latents, kv_lora_rank=c, scale=self.scale, mask=mask_bs)
         q_bjy, w_bj, index_b = scorers

@@ -66,7 +66,7 @@ class MoE(nn.Module):
             parallel.few_tokens, else None.
         """
         cfg = self.config
-        e, d, f = cfg.n_routed_experts, cfg.hidden_size, cfg.moe_intermediate_size
+        (e, _, f), d = cfg.experts, cfg.hidden_size
         w_router = weight(self, "router", embed=d, experts=e)
         bias_e = None
         if cfg.has_router_bias:

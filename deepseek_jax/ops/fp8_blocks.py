@@ -138,7 +138,7 @@ def dequantized(blocks, axis, runs):
 
 
 def _by_kernel(left, right, runs, out_dtype, interpret=False):
-    g, m, n = *left.values.shape[:2], right.values.shape[-1]
+    (g, m), n = left.values.shape[:2], right.values.shape[-1]
     tile_rows = pallas.dense_rows(m)
     values, scale = full_blocks(left, -1, runs)
     padded_arrays = [

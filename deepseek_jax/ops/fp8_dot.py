@@ -22,6 +22,9 @@ from deepseek_jax.ops.fp8_blocks import (
     transposed,
 )
 
+# An array's letters, and the same letters in three groups
+_Letters = tuple[str, tuple[str, str, str]]
+
 
 class _Dot(NamedTuple):
     """Options of an fp8_dot: its arguments, and x's dtype."""
@@ -94,7 +97,7 @@ def _dot_backward(options, saved, dy):
         runs=num_parts,
         out_dtype=options.x_dtype,
     )
-    x_gmk = rounded_columns(*x_blocks, options.power_of_two)
+    x_gmk = rounded_columns(x_blocks.values, x_blocks.scale, options.power_of_two)
     dw = product(transposed(x_gmk), rounded_columns(dy_gmn), out_dtype=w.dtype)
     return _tensor(dx, *x_axes, letter_sizes), _tensor(dw, *w_axes, letter_sizes)
 
@@ -102,7 +105,7 @@ def _dot_backward(options, saved, dy):
 _dot.defvjp(_dot_forward, _dot_backward)
 
 
-def _groups(spec):
+def _groups(spec: str) -> tuple[_Letters, _Letters, _Letters]:
     """Parse spec: for x, w and the result, (its letters, the same letters in three groups).
 
     Each group flattens to one axis of a batched matrix.

@@ -153,7 +153,9 @@ def _over_rows_dequantized(form_name, options, row_blocks, dy, rows_per_expert):
         _rounded_by_tokens, rows_per_expert=rows_per_expert, block=options.block
     )
     return grouped.product_over_rows(
-        round_by_tokens(fp8.dequantize(*row_blocks, ROW), options.power_of_two),
+        round_by_tokens(
+            fp8.dequantize(row_blocks.values, row_blocks.scale, ROW), options.power_of_two
+        ),
         round_by_tokens(dy.astype(jnp.float32)),
         rows_per_expert,
         implementation=form_name,
@@ -176,7 +178,7 @@ def _over_rows_by_kernel(options, row_blocks, dy, rows_per_expert, interpret=Fal
     group_of_tile, num_tiles = _tiles(options, len(dy), rows_per_expert)
     # Experts begin at multiples of 128 rows, so a tile covers one expert's rows only
     out = pallas.product_over_rows(
-        transposed(rounded_columns(*row_blocks, options.power_of_two)),
+        transposed(rounded_columns(row_blocks.values, row_blocks.scale, options.power_of_two)),
         rounded_columns(dy),
         group_of_tile=group_of_tile,
         tiles=num_tiles,

@@ -45,7 +45,7 @@ def token_logprobs(hidden, head, targets, temperature=1.0, *, chunk_size: int | 
             return _chunk_among(hidden_md, head, target_m, temperature, *candidates)
         return _chunk_logprobs(hidden_md, head, target_m, temperature, recomputed)
 
-    inputs = hidden, targets
+    inputs: tuple[jax.Array, ...] = hidden, targets
     if candidates is not None:
         padded = jnp.pad(candidates, ((0, padding), (0, 0)), constant_values=-1)
         inputs += (padded.reshape(-1, chunk, candidates.shape[1]),)

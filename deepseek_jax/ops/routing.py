@@ -187,7 +187,7 @@ def load_metrics(loads):
         - max_vio: the mean over all layers.
         - load_entropy/LAYER: entropy of the load in nats, log(e) in perfect balance.
     """
-    load_by_layer = {}
+    load_by_layer: dict[str, jax.Array] = {}
     for name, load in loads.items():
         stack_loads = {f"moe_{i}": load_e for i, load_e in enumerate(load)}
         load_by_layer |= stack_loads if load.ndim == 2 else {name: load}

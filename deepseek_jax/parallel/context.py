@@ -1,18 +1,29 @@
 """Attention over rows that are split by token: inside it they split by head (arXiv:2309.14509)."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from deepseek_jax.ops.attention import attend, attend_branches
+from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.parallel.shard import axis_parts, constrain, current_mesh, partition_spec
 
 HEADS = ("batch", None, "attention_heads", None)
 
 
-def attend_rows(q, k, v, segment_ids, branches, scale, selected=None):
+def attend_rows(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    branches: Branches | None,
+    scale: float,
+    selected: jax.Array | None = None,
+) -> jax.Array:
     """Attend within rows, over the devices of the mesh, and save the result for the backward pass.
 
     Args:
@@ -20,7 +31,7 @@ def attend_rows(q, k, v, segment_ids, branches, scale, selected=None):
         k: [b t k x].
         v: [b t k u].
         segment_ids: int32[b t], 0 on padding.
-        branches: An ops.branches.Branches, or None.
+        branches: The layout of branches, or None.
         scale: The factor on attention's scores.
         selected: uint8[b t z], see ops.attention, or None.
 
@@ -82,7 +93,7 @@ def over_heads(attention, q, k, v, segment_ids, selected=None):
     return constrain(out, ("batch", "seq", "heads", None))
 
 
-def over_queries(function, queries, keys):
+def over_queries(function: Callable, queries: Any, keys: Any) -> Any:
     """Call function(queries, keys, first) so that each device computes for its own queries.
 
     Args:
@@ -118,7 +129,7 @@ def over_queries(function, queries, keys):
     return jax.tree.map(lambda x: x[:, :t], out)
 
 
-def by_rows(function, *arrays, axis: str = "batch"):
+def by_rows(function: Callable, *arrays: Any, axis: str = "batch") -> Any:
     """Call function(*arrays) on trees of [b ...], each device on its own rows.
 
     Args:

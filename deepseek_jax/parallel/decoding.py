@@ -7,12 +7,14 @@ the width of MLPs and the vocabulary, and each device has the caches of its own 
 
 import contextlib
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from deepseek_jax.parallel.context import by_rows
-from deepseek_jax.parallel.rules import MESH_AXES, RULES
+from deepseek_jax.parallel.rules import MESH_AXES, RULES, Entry
 from deepseek_jax.parallel.shard import (
     axis_parts,
     constrain,
@@ -26,7 +28,7 @@ from deepseek_jax.parallel.shard import (
 OF_MODEL = "heads kv_heads attention_heads index_heads queries mlp vocab latent".split()
 
 
-def decoding_mesh(mesh: Mesh, heads: int):
+def decoding_mesh(mesh: Mesh, heads: int) -> Mesh:
     """Make a rollout's mesh from a training mesh: fsdp as large as the heads allow, data the rest.
 
     Devices stay in the same order, so that arrays move between the two meshes within one program.
@@ -44,7 +46,7 @@ def decoding_mesh(mesh: Mesh, heads: int):
     return Mesh(devices, MESH_AXES, axis_types=mesh.axis_types)
 
 
-def decoding_rules(mesh: Mesh | AbstractMesh, heads: int, experts: int):
+def decoding_rules(mesh: Mesh | AbstractMesh, heads: int, experts: int) -> dict[str, Entry]:
     """Return the table of axes on a decoding_mesh, in place of RULES.
 
     Args:
@@ -76,14 +78,14 @@ def _expert_axes(mesh, model_axes, num_experts):
     A device sends its tokens along all of these axes. Along the model's other axes, devices send
     the same tokens.
     """
-    axes = ("expert",)
+    axes: tuple[str, ...] = ("expert",)
     for axis in reversed(model_axes):
         if mesh.shape[axis] > 1 and num_experts % axis_parts(mesh, (*axes, axis)) == 0:
             axes += (axis,)
     return axes
 
 
-def to_rollout(weight, names):
+def to_rollout(weight: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
     """Move a weight from its place in training to its place in a rollout.
 
     Args:
@@ -93,7 +95,9 @@ def to_rollout(weight, names):
     if current_mesh() is None:
         return weight
     table = current_rules()
-    expert_axis, *more_axes = table["experts"]
+    expert_axes = table["experts"]
+    assert isinstance(expert_axes, tuple), "the table is of decoding_rules"
+    expert_axis, *more_axes = expert_axes
     if "experts" in names and more_axes:
         # In two steps: if two axes move to two dimensions at once, the compiler gathers the whole weight
         with use_rules(table | {"experts": expert_axis, "embed": tuple(more_axes)}):
@@ -101,7 +105,7 @@ def to_rollout(weight, names):
     return constrain(weight, names)
 
 
-def join_halves(weight, names):
+def join_halves(weight: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
     """Turn a gated MLP's first weight [... 2 f] into [... 2f], the form that its product reads.
 
     Each device has its part of gate, then its part of up. So the order of columns depends on the
@@ -144,12 +148,12 @@ def decoding(heads: int, experts: int):
 # Each is pinned before and after it travels, or the compiler gathers the weights of a neighbouring product
 
 
-def heads_to_slots(a):
+def heads_to_slots(a: jax.Array) -> jax.Array:
     """Move [b ... h x] from some heads of many slots on a device to all heads of its own slots."""
     return own_slots(_own_heads(a))
 
 
-def slots_to_heads(a):
+def slots_to_heads(a: jax.Array) -> jax.Array:
     """Move [b ... h x] from all heads of a device's own slots to some heads of many slots."""
     return _own_heads(own_slots(a))
 
@@ -158,16 +162,16 @@ def _own_heads(a):
     return constrain(a, ("batch",) + (None,) * (a.ndim - 3) + ("heads", None))
 
 
-def by_slot(attend, *arrays):
+def by_slot(attend: Callable, *arrays: Any) -> jax.Array:
     """Call attend(*arrays) on arrays with a leading axis of slots, each device on its own slots."""
     return by_rows(attend, *arrays, axis="slots")
 
 
-def own_slots(a):
+def own_slots(a: jax.Array) -> jax.Array:
     """Pin an array with a leading axis of slots, or of parts of slots, to the slots' devices."""
     return constrain(a, ("slots",) + (None,) * (a.ndim - 1))
 
 
-def own_rows(a):
+def own_rows(a: jax.Array) -> jax.Array:
     """Pin an activation [b ...] to the devices that have the batch's rows."""
     return constrain(a, ("batch",) + (None,) * (a.ndim - 1))

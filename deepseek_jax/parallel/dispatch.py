@@ -38,21 +38,21 @@ class Kernels(NamedTuple):
             rounded to it once, and summed in float32.
     """
 
-    arrays: tuple
-    axes: tuple
+    arrays: tuple[jax.Array, ...]
+    axes: tuple[tuple[str | None, ...], ...]
     dtype: str = "float32"
 
 
 def expert_parallel(
-    run_experts,
-    x,
-    experts,
-    weights,
+    run_experts: Callable,
+    x: jax.Array,
+    experts: jax.Array,
+    weights: jax.Array,
     kernels: Kernels,
     *,
     buffer: float | None = None,
     implementation: str | None = None,
-):
+) -> tuple[jax.Array, jax.Array | None]:
     """Run experts on the mesh of `jax.set_mesh`: each device has some tokens and some experts.
 
     Tokens travel along the mesh axes of the logical axis "experts", one row for each choice; no row
@@ -201,7 +201,9 @@ def _bounded(exchange, x_md, experts_ma, weights_ma, kernels):
     count_s = exchange.counted(experts_ma, kernels)[1].sum(-1).sum(0)
     # All devices of the mesh take the same branch, because both branches have collectives
     overflows = (count_s > exchange.rows).any().astype(jnp.float32)
-    overflows = jax.lax.pmax(overflows, current_mesh().axis_names)
+    mesh = current_mesh()
+    assert mesh is not None, "rows travel between its devices"
+    overflows = jax.lax.pmax(overflows, mesh.axis_names)
     arrays = x_md, experts_ma, weights_ma, kernels
     return _either(overflows, exchange, lambda run: run(*arrays)), overflows
 
@@ -260,7 +262,7 @@ class _Exchange(NamedTuple):
         rows: The rows that each device has room for; None for the worst case.
     """
 
-    over: tuple
+    over: tuple[str, ...]
     run_experts: Callable
     rows: int | None
 

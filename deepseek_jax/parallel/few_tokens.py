@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from deepseek_jax.parallel.gather import split_over
 from deepseek_jax.parallel.round_trip import round_trip
@@ -30,11 +30,11 @@ class Split(NamedTuple):
             matrix.
     """
 
-    arrays: tuple
-    axes: tuple
+    arrays: tuple[jax.Array, ...]
+    axes: tuple[tuple[str | None, ...], ...]
     contracted: str = "mlp"
 
-    def places(self, mesh):
+    def places(self, mesh: Mesh | AbstractMesh) -> tuple[PartitionSpec, ...]:
         """Return the PartitionSpec of each matrix.
 
         The contracted axis is split as in the last matrix. A gated MLP's joined halves are twice as
@@ -53,12 +53,14 @@ class Split(NamedTuple):
             for axes, spec in zip(self.axes, specs, strict=True)
         )
 
-    def parts(self, mesh):
+    def parts(self, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
         """Return the mesh axes along which devices have different parts of the contracted axis."""
         return split_over(mesh, self.places(mesh)[-1][self.axes[-1].index(self.contracted)])
 
 
-def added_up(function, x, x_axes: tuple, matrices: Split):
+def added_up(
+    function: Callable, x: jax.Array, x_axes: tuple[str | None, ...], matrices: Split
+) -> jax.Array:
     """Call function(x, *matrices.arrays) on rows x, each device with its parts of the matrices.
 
     Partial results are rounded to x's dtype and added. Without this, the compiler may send partial
@@ -87,13 +89,13 @@ def added_up(function, x, x_axes: tuple, matrices: Split):
     )(x, matrices.arrays)
 
 
-def rows_split(x):
+def rows_split(x: jax.Array) -> bool:
     """Return True if the rows of x [b ...] split over the devices that split a batch."""
     mesh = current_mesh()
     return mesh is None or len(x) % axis_parts(mesh, partition_spec(("batch",))[0]) == 0
 
 
-def has_few_tokens(x):
+def has_few_tokens(x: jax.Array) -> bool:
     """Return True if x is the rows [b d] of a token step that gives each device few rows.
 
     It is False without a mesh, and if some devices would get more rows than others.
@@ -119,14 +121,14 @@ class Experts(NamedTuple):
     """
 
     choose: Callable
-    router: tuple
+    router: tuple[jax.Array | None, ...]
     run: Callable
     routed: Split
     beside: Callable
     shared: Split | None
 
 
-def few_tokens(experts: Experts, x_bd):
+def few_tokens(experts: Experts, x_bd: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Run the experts and the shared MLP of a token step, see has_few_tokens.
 
     The devices of a group have the same rows. Each device sends its share of them to the experts
@@ -142,6 +144,7 @@ def few_tokens(experts: Experts, x_bd):
         exchange, int32[devices].
     """
     mesh = current_mesh()
+    assert mesh is not None, "see has_few_tokens"
     (batch_axes,) = partition_spec(("batch",))
     batch_axes = (batch_axes,) if isinstance(batch_axes, str) else batch_axes or ()
     group_axes = tuple(
@@ -171,7 +174,8 @@ def few_tokens(experts: Experts, x_bd):
             )
         return (jax.lax.psum(y_md, group_axes) if group_axes else y_md), experts_ma, rounds[None]
 
-    shared_arrays, shared_specs = (), ()
+    shared_arrays: tuple[jax.Array, ...] = ()
+    shared_specs: tuple[PartitionSpec, ...] = ()
     if experts.shared is not None:
         shared_arrays, shared_specs = experts.shared.arrays, experts.shared.places(mesh)
     row_spec = PartitionSpec(batch_axes)

@@ -28,7 +28,7 @@ LONG = 1.0
 MUCH = 2**30
 
 
-def device_bytes():
+def device_bytes() -> int | None:
     """Return the bytes that arrays may take on one device of this process; None if unknown.
 
     CPU devices share the host's memory, or the part of it that a container has.
@@ -123,8 +123,8 @@ def return_compilers_memory():
     """
     import jax
 
-    def listen(event, duration, **_):
-        if event == COMPILED and duration > LONG:
+    def listen(event: str, duration_secs: float, **_: str | int):
+        if event == COMPILED and duration_secs > LONG:
             return_freed_memory()
 
     jax.monitoring.register_event_duration_secs_listener(listen)

@@ -1,6 +1,7 @@
 """The product of a Linear layer where each device multiplies its own tokens, as a kernel needs."""
 
 import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ OF_ACTIVATIONS = dict(b="batch", t="seq", h="heads", f="mlp")
 OF_WEIGHTS = dict(d="embed", q="q_lora", c="kv_lora", j="index_heads")
 
 
-def by_token(product, spec: str, x, w):
+def by_token(product: Callable, spec: str, x: jax.Array, w: jax.Array) -> jax.Array:
     """Call product(x, w, out_dtype) on each device's own tokens.
 
     A device gathers what other devices store of w, except that heads and the widths of MLPs stay

@@ -62,7 +62,7 @@ def make_mesh(
     devices = jax.devices() if devices is None else devices
     axis_sizes = (slices, pipeline, data, fsdp, expert, context, tensor)
     axis_sizes = _filled(dict(zip(MESH_AXES, axis_sizes, strict=True)), len(devices))
-    devices_by_slice = {}
+    devices_by_slice: dict[int, list[jax.Device]] = {}
     for device in devices:
         devices_by_slice.setdefault(
             getattr(device, "slice_index", device.process_index), []
@@ -118,7 +118,7 @@ def _say_without_torus(count):
     say(f"the coordinates of {count} TPU devices fill no box: the mesh takes them in jax's order")
 
 
-def group_mesh(mesh: Mesh, processes: int):
+def group_mesh(mesh: Mesh, processes: int) -> Mesh:
     """Make a mesh like this one over the devices of this process's group.
 
     The axis data takes the devices that the other axes leave.
@@ -167,7 +167,7 @@ def _filled(axis_sizes, count):
     return axis_sizes | {axis: count // product for axis in free_axes}
 
 
-def size_name(axis: str):
+def size_name(axis: str) -> str:
     """Return the argument of make_mesh that sets the size of a mesh axis."""
     return "slices" if axis == "slice" else axis
 
@@ -178,7 +178,7 @@ def _sizes(axes, axis_sizes=None):
     )
 
 
-def mesh_of(mesh: Mesh, devices: list):
+def mesh_of(mesh: Mesh, devices: list[jax.Device]) -> Mesh:
     """Make a mesh of some of a mesh's devices, with its sizes on all axes except slice and data.
 
     The devices are one slice, and data takes the devices that the other axes leave.

@@ -56,12 +56,14 @@ def rows_per_device(rows, devices) -> int:
     return 1 << (most_rows - 1).bit_length()
 
 
-def abstract_owned(mesh: Mesh, batch: dict):
+def abstract_owned(
+    mesh: Mesh, batch: dict[str, jax.ShapeDtypeStruct]
+) -> tuple[int, jax.ShapeDtypeStruct, dict[str, jax.ShapeDtypeStruct]]:
     """Return the arguments of `move` as ShapeDtypeStructs, for rows that processes have evenly.
 
     Args:
         mesh: The mesh.
-        batch: {name: ShapeDtypeStruct [b t]}.
+        batch: Of [b t].
     """
     devices_per_process = np.bincount([device.process_index for device in mesh.devices.flat])
     (count,) = {array.shape[0] for array in batch.values()}
@@ -85,7 +87,7 @@ def source_sharding(mesh: Mesh) -> NamedSharding:
 
 
 @functools.cache
-def move(mesh: Mesh):
+def move(mesh: Mesh) -> jax.stages.Wrapped:
     """Build the jitted program of put_owned.
 
     It takes the number of rows (static), their places int32[z], and {name: array [z t]}, split by

@@ -5,6 +5,9 @@ each stage's output to the next stage. The schedule is GPipe's (arXiv:1811.06965
 take n + stages - 1 turns, and each stage idles in stages - 1 of them.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
@@ -12,13 +15,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 from deepseek_jax.parallel.shard import check_splits, current_mesh, partition_spec
 
 
-def pipeline_stages():
+def pipeline_stages() -> int:
     """Return the number of stages of the mesh of `jax.set_mesh`; 1 without a mesh."""
     mesh = current_mesh()
     return 1 if mesh is None else mesh.shape["pipeline"]
 
 
-def pipeline(run_stage, params, carried, micro_batches: int):
+def pipeline(
+    run_stage: Callable, params: Any, carried: dict[str, Any], micro_batches: int
+) -> tuple[jax.Array, Any]:
     """Run a stack of layers over carried["x"], with the layers split over the pipeline's stages.
 
     Args:
@@ -36,6 +41,7 @@ def pipeline(run_stage, params, carried, micro_batches: int):
         ValueError: Naming the field, for layers or rows that do not split.
     """
     mesh, stages = current_mesh(), pipeline_stages()
+    assert mesh is not None, "a pipeline has stages on a mesh"
     layers, rows = len(jax.tree.leaves(params)[0]), len(carried["x"])
     if layers % stages:
         raise ValueError(

@@ -28,6 +28,8 @@ TRAFFIC = {
 # Up to this many devices no side is a ring, and an axis over several sides is a snake, as in jax's
 # mesh_utils: it makes a ring of 2 x 4 chips
 SMALL = 16
+# How parts of axes nest within a side, from the outermost to the innermost: (number of the axis, length)
+Nesting = tuple[tuple[int, int], ...]
 
 
 def place(torus: Torus, sizes: dict[str, int], exchange: float = 1.0):
@@ -76,7 +78,7 @@ class _Rows:
         weights: float[rows].
     """
 
-    axes: list
+    axes: list[list[int]]
     devices: np.ndarray
     is_exchange: np.ndarray
     weights: np.ndarray
@@ -103,7 +105,8 @@ def cheapest(sides: tuple[Side, ...], sizes: tuple[int, ...], exchange: float = 
         {parts: _loads(side, side_orders, rows) for parts, side_orders in by_parts.items()}
         for side, by_parts in zip(sides, orders, strict=True)
     ]
-    best, least_cost = None, math.inf
+    best: list[Nesting] = []
+    least_cost = math.inf
     assignments = _assignments([list(side_orders) for side_orders in orders], sizes)
     for chosen_parts in sorted(assignments, key=functools.partial(_as_jax, sides), reverse=True):
         costs = _costs(
@@ -134,7 +137,7 @@ def _rows(axis_sizes, exchange_factor):
 
 def _by_parts(side, axis_sizes):
     """Return {the part of each axis: [ways to nest these parts within a side]}."""
-    orders_by_parts = {}
+    orders_by_parts: dict[tuple[int, ...], list[Nesting]] = {}
     for order in _nested(side.length, axis_sizes):
         # The two chips of a host along a side have to hold the same rows of a batch, or rows that no other
         # host holds (shard.batch_share): an odd innermost part would couple hosts

@@ -11,10 +11,12 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax._src import distributed  # JAX has no public name for the store
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -22,14 +24,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deepseek_jax.errors import shortened
 from deepseek_jax.progress import line
 
+Result = TypeVar("Result")
 # Seconds that a process waits at a barrier for other processes
 BARRIER_SECONDS = 1800
 # Seconds after which a process looks again for another process's request to stop
 POLL_SECONDS = 0.5
-_barriers, _agreements, _exchanges = Counter(), itertools.count(), itertools.count(1)
+_barriers: Counter[str] = Counter()
+_agreements, _exchanges = itertools.count(), itertools.count(1)
 
 
-def first_process():
+def first_process() -> bool:
     """Return True on process 0: only it prints, and writes the files that all processes share."""
     return jax.process_index() == 0
 
@@ -40,7 +44,7 @@ def say(message: str):
         line(shortened(message))
 
 
-def is_due(count: int, first: int = 1):
+def is_due(count: int, first: int = 1) -> bool:
     """Return True if the count-th occurrence of an event should be reported with `say`.
 
     That is the case at `first`, a power of 2, and each time that the count doubles.
@@ -76,7 +80,7 @@ def barrier(name: str, seconds: float = BARRIER_SECONDS):
         ) from error
 
 
-def say_mistake(message: str, seconds: float = 10.0):
+def say_mistake(message: str, seconds: float = 10.0) -> bool:
     """Return True if this process should print a mistake.
 
     Process 0 prints it, and so does a process with another message. Waits up to `seconds` for the
@@ -106,7 +110,8 @@ class StopTogether:
     def __init__(self, should_stop: Callable[[], bool]):
         self.should_stop, self.alone = should_stop, jax.process_count() == 1
         # The number of calls that returned False; the call at which all return True, once that is known
-        self.calls, self.at = 0, None
+        self.calls = 0
+        self.at: int | None = None
         self.lock, self.closed = threading.Lock(), threading.Event()
         # Every process makes the same objects in the same order
         self.place = f"stop/{next(_agreements)}"
@@ -166,7 +171,7 @@ def _store():
     return distributed.global_state.client
 
 
-def from_first(tree):
+def from_first(tree: Any) -> Any:
     """Return process 0's numpy arrays on every process.
 
     Args:
@@ -177,14 +182,14 @@ def from_first(tree):
     return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
 
 
-def total(number):
+def total(number: float) -> np.float32:
     """Return the sum of a number over processes, as float32[]."""
     if jax.process_count() == 1:
         return np.float32(number)
     return np.float32(multihost_utils.process_allgather(np.float64(number)).sum())
 
 
-def total_on(mesh: Mesh, numbers):
+def total_on(mesh: Mesh, numbers: np.ndarray) -> jax.Array:
     """Sum numbers over processes, on every device of the mesh.
 
     Devices compute the sums, so that on accelerators no process waits for another. Every process
@@ -192,10 +197,10 @@ def total_on(mesh: Mesh, numbers):
 
     Args:
         mesh: The mesh.
-        numbers: numpy's float32[k].
+        numbers: float32[k].
 
     Returns:
-        float32[k], a jax array.
+        float32[k].
     """
     row_sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     owners = [device.process_index for device in mesh.devices.flat]
@@ -215,7 +220,7 @@ def _sum_rows(rows):
     return rows.sum(0)
 
 
-def any_on(mesh: Mesh, flag: bool):
+def any_on(mesh: Mesh, flag: bool) -> bool:
     """Return True if the flag is set on any process that has a device of the mesh.
 
     All of these processes have to call this.
@@ -267,7 +272,7 @@ def _naming_who_is_missing(seconds: float):
         timer.cancel()
 
 
-def from_each(value, seconds: float = BARRIER_SECONDS):
+def from_each(value: Any, seconds: float = BARRIER_SECONDS) -> list:
     """Return the values of all processes, a list by process index.
 
     A process that waits for others longer than `seconds` prints which of them are missing, and
@@ -293,11 +298,13 @@ def from_each(value, seconds: float = BARRIER_SECONDS):
     ]
 
 
-def in_shares(work, count: int, owners=None):
+def in_shares(
+    work: Callable[[list[int]], list], count: int, owners: npt.ArrayLike | None = None
+) -> list:
     """Share work between the processes, and give every process all results.
 
     Args:
-        work: A function that takes some rows of range(count) and returns a list of their results,
+        work: A function that takes some rows of range(count) and returns their results,
             which JSON can represent. Each process calls it for its own rows.
         count: The number of rows.
         owners: int[count], the process that works on each row, the same on all processes. By
@@ -329,12 +336,12 @@ def in_shares(work, count: int, owners=None):
     return [next(results[owner]) for owner in owners]
 
 
-def from_owners(owners, *arrays):
+def from_owners(owners: np.ndarray | None, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return arrays of which each process has its own entries, with the entries of all.
 
     Args:
         owners: int[b], the process that has each entry; None if every process has all.
-        arrays: int32[b] or float32[b] in numpy, the same number on every process.
+        arrays: int32[b] or float32[b], the same number on every process.
     """
     if owners is None:
         return arrays
@@ -346,7 +353,7 @@ def from_owners(owners, *arrays):
     )
 
 
-def results_of_each(call):
+def results_of_each(call: Callable[[], Any]) -> list:
     """Call a function on each process, and return all results, a list by process index.
 
     Args:
@@ -370,7 +377,7 @@ def results_of_each(call):
     return [result for result, _ in outcomes]
 
 
-def agreed(call, what: str):
+def agreed(call: Callable[[], tuple[Result, Any]], what: str) -> Result:
     """Return a result of call(), after a check that all processes found the same.
 
     Args:
@@ -381,7 +388,7 @@ def agreed(call, what: str):
     Raises:
         ValueError: On all processes, if the second differs, or if call() raises one on any of them.
     """
-    results = []
+    results: list[Result] = []
 
     def record():
         result, shared = call()

@@ -7,8 +7,15 @@ from deepseek_jax.ops.platform import choose
 
 
 def ragged_all_to_all(
-    operand, output, input_offsets, send_sizes, output_offsets, recv_sizes, *, axis_name
-):
+    operand: jax.Array,
+    output: jax.Array,
+    input_offsets: jax.Array,
+    send_sizes: jax.Array,
+    output_offsets: jax.Array,
+    recv_sizes: jax.Array,
+    *,
+    axis_name: tuple[str, ...],
+) -> jax.Array:
     """Call jax.lax.ragged_all_to_all, or do the same by a gather on a machine that lacks it.
 
     The form is the choice of ops.platform.

@@ -7,8 +7,11 @@ A new strategy is a new table.
 # of layers; context: the tokens of a row; the other names are the usual ones.
 MESH_AXES = ("slice", "pipeline", "data", "fsdp", "expert", "context", "tensor")
 
+# The mesh axes that split an axis, as in an entry of a PartitionSpec
+Entry = str | tuple[str, ...] | None
+
 # fmt: off
-RULES = dict(
+RULES: dict[str, Entry] = dict(
     batch=("slice", "data", "fsdp", "expert"),
     slots=MESH_AXES,                                # a rollout's sequences, see parallel.decoding
     seq="context",

@@ -3,7 +3,7 @@
 import contextlib
 import contextvars
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -13,13 +13,13 @@ from jax.extend.core import jaxpr_as_fun
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.parallel.mesh import size_name
-from deepseek_jax.parallel.rules import RULES, STORED
+from deepseek_jax.parallel.rules import RULES, STORED, Entry
 
 _TABLE = contextvars.ContextVar("table", default=RULES)
 
 
 @contextlib.contextmanager
-def use_rules(rules: dict):
+def use_rules(rules: dict[str, Entry]):
     """Trace the block with another table than RULES."""
     token = _TABLE.set(rules)
     try:
@@ -28,12 +28,12 @@ def use_rules(rules: dict):
         _TABLE.reset(token)
 
 
-def current_rules():
+def current_rules() -> dict[str, Entry]:
     """Return the table of axes that is in use."""
     return _TABLE.get()
 
 
-def partition_spec(names: tuple) -> PartitionSpec:
+def partition_spec(names: tuple[str | None, ...]) -> PartitionSpec:
     """Look up logical axis names in the table in use.
 
     A mesh axis splits an array once: if a second name has the same axis, its dimension stays whole.
@@ -45,7 +45,8 @@ def partition_spec(names: tuple) -> PartitionSpec:
         ValueError: For a name without a row (Linen alone would replicate it in silence).
     """
     rules = current_rules()
-    used_axes, entries = set(), []
+    used_axes: set[str] = set()
+    entries: list[Entry] = []
     for name in names:
         if name is not None and name not in rules:
             raise ValueError(
@@ -162,12 +163,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, partition_spec(("batch",)))
 
 
-def batch_parts(mesh: Mesh):
+def batch_parts(mesh: Mesh) -> int:
     """Return the number of parts that a batch's rows split into; it must divide their number."""
     return axis_parts(mesh, batch_sharding(mesh).spec[0])
 
 
-def batch_share(mesh: Mesh):
+def batch_share(mesh: Mesh) -> tuple[int, int]:
     """Return which share of a batch's rows this process provides: (its index, number of shares).
 
     Two processes provide the same share if their devices have the same rows (two stages of a
@@ -188,7 +189,7 @@ def batch_share(mesh: Mesh):
     return shares.index(parts_by_process[jax.process_index()]), len(shares)
 
 
-def own_rows(mesh: Mesh, rows: int):
+def own_rows(mesh: Mesh, rows: int) -> np.ndarray:
     """Return which of a batch's rows the devices of this process have, the rows of its share.
 
     Args:
@@ -209,8 +210,10 @@ def own_rows(mesh: Mesh, rows: int):
 
 def _parts_held(mesh):
     """Return {process: the parts of a batch that its devices have}, tuples of rising numbers."""
-    num_parts, numbers_by_process = batch_parts(mesh), {}
-    for device, (part_slice,) in batch_sharding(mesh).devices_indices_map((num_parts,)).items():
+    sharding, num_parts = batch_sharding(mesh), batch_parts(mesh)
+    slices: Mapping[jax.Device, tuple[slice, ...]] = sharding.devices_indices_map((num_parts,))
+    numbers_by_process: dict[int, set[int]] = {}
+    for device, (part_slice,) in slices.items():
         numbers_by_process.setdefault(device.process_index, set()).add(part_slice.start or 0)
     return {process: tuple(sorted(numbers)) for process, numbers in numbers_by_process.items()}
 
@@ -244,7 +247,7 @@ def put_batch(mesh: Mesh, batch: dict) -> dict:
     return {name: put(name, value) for name, value in batch.items()}
 
 
-def put_share(mesh: Mesh, batch):
+def put_share(mesh: Mesh, batch: dict) -> dict:
     """Move a batch onto the mesh that every process has whole, see put_batch."""
     # Scalars are totals of the global batch, the same on every process
     own_batch = {
@@ -254,7 +257,7 @@ def put_share(mesh: Mesh, batch):
     return put_batch(mesh, own_batch)
 
 
-def on_device(tree):
+def on_device(tree: Any) -> Any:
     """Move the arrays of a tree that wait in the host's memory to the device, in jit or outside."""
 
     def move(leaf):
@@ -264,7 +267,7 @@ def on_device(tree):
     return jax.tree.map(move, tree)
 
 
-def constrain(array: jax.Array, names: tuple) -> jax.Array:
+def constrain(array: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
     """Pin a traced array to the sharding of its logical axis names, on the mesh of `jax.set_mesh`.
 
     A dimension that does not split over its mesh axes stays whole. Without a mesh the array is
@@ -277,7 +280,7 @@ def constrain(array: jax.Array, names: tuple) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
 
 
-def current_mesh():
+def current_mesh() -> AbstractMesh | None:
     """Return the mesh of `jax.set_mesh`; None without one, and for a mesh of a single device."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 else mesh
@@ -367,7 +370,7 @@ def _axis(axis):
     return f"mesh.{size_name(axis)}"
 
 
-def axis_parts(mesh: Mesh | AbstractMesh, entry):
+def axis_parts(mesh: Mesh | AbstractMesh, entry: Entry) -> int:
     """Return the number of parts into which an entry of a PartitionSpec splits its dimension."""
     return math.prod(mesh.shape[axis] for axis in _mesh_axes(entry))
 

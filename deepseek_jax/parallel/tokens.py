@@ -1,5 +1,8 @@
 """Apply a function of single tokens, each device to its share of the tokens."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
@@ -7,7 +10,9 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from deepseek_jax.parallel.shard import axis_parts, current_mesh, partition_spec
 
 
-def over_tokens(score, hidden, head, targets, whole=None):
+def over_tokens(
+    score: Callable, hidden: jax.Array, head: jax.Array, targets: Any, whole: Any = None
+) -> Any:
     """Apply `score` to all tokens of hidden [b t d] and targets [b t ...].
 
     On the mesh of `jax.set_mesh` tokens are split over every axis, the head is gathered once, and
@@ -49,7 +54,7 @@ def over_tokens(score, hidden, head, targets, whole=None):
     return jax.tree.map(lambda x: x[:b, :t], results)
 
 
-def token_shards(mesh: Mesh | AbstractMesh, arrays):
+def token_shards(mesh: Mesh | AbstractMesh, arrays: Any) -> tuple[Any, PartitionSpec]:
     """Pad a tree of [b t ...] with zeros until its tokens split over every axis of the mesh.
 
     Returns:

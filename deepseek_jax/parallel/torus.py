@@ -59,7 +59,7 @@ class Torus:
 
 
 @functools.lru_cache(maxsize=64)
-def torus_of(devices: tuple):
+def torus_of(devices: tuple) -> Torus | None:
     """Find the Torus of devices, which are assumed to be a whole slice.
 
     None if they have no coordinates, or if their coordinates do not fill a box.
@@ -154,7 +154,7 @@ def busiest(is_exchange, loads, devices):
 
 
 @functools.lru_cache(maxsize=4096)
-def busiest_link(kind: str, axes: tuple, mesh: Mesh):
+def busiest_link(kind: str, axes: tuple[str, ...], mesh: Mesh) -> float:
     """Return the bytes on a mesh's busiest link for each byte that a device sends in a collective.
 
     It is 1 if a switch joins the devices, and for exchanges with neighbours (collective-permute).
@@ -192,7 +192,7 @@ def _places(mesh):
     return torus.sides, torus.positions.reshape(*devices.shape, -1)
 
 
-def placement_text(mesh: Mesh):
+def placement_text(mesh: Mesh) -> str:
     """Describe how many places wide each axis of a mesh is along each side of its torus.
 
     For example "expert 4 x 2 x 4, fsdp 1 x 4 x 1 of 8 x 8 x 16"; "" without a torus.

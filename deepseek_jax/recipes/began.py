@@ -12,6 +12,7 @@ from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.checkpoint.left import LEFT, left_in_run, record_of, run_of
 from deepseek_jax.checkpoint.locate import check_checkpoint
 from deepseek_jax.hub import hub_id
+from deepseek_jax.models.adapters import AdaptedParams
 from deepseek_jax.recipes.workdir import read_mark
 from deepseek_jax.rollout.policy import Policy, find_source, load_policy
 
@@ -76,6 +77,8 @@ def policy_of_start(start: Start, policy: Policy, mesh: Mesh) -> Policy:
         return load_policy(
             start.checkpoint, run_fields, mesh, template=policy.template, tokenizer=policy.tokenizer
         )
+    # find_start looked at the path of this policy
+    assert isinstance(policy.params, AdaptedParams)
     return policy.at(policy.params.base)
 
 

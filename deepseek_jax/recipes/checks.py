@@ -2,18 +2,22 @@
 
 import contextlib
 import dataclasses
+from typing import Any
+
+from jax.sharding import Mesh
 
 from deepseek_jax.errors import at
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.rollout import requests
+from deepseek_jax.training.settings import RowSettings
 
 
-def check_rows(settings, mesh, pipeline_micro_batches: int | None = None):
+def check_rows(settings: RowSettings, mesh: Mesh, pipeline_micro_batches: int | None = None):
     """Raise ValueError, naming the fields, unless a step's rows split over the mesh.
 
     Args:
-        settings: Settings with batch_size, sequence_length and micro_batches.
+        settings: The settings of the stage.
         mesh: The mesh that the rows are split over.
         pipeline_micro_batches: The model's field of this name.
     """
@@ -28,7 +32,7 @@ def check_rows(settings, mesh, pipeline_micro_batches: int | None = None):
         )
 
 
-def check_slots(settings, mesh):
+def check_slots(settings: Any, mesh: Mesh):
     """Raise ValueError, naming the field, if slots in the settings do not split over the mesh."""
     for path, slots in _slots(settings):
         with at(path) if path else contextlib.nullcontext():
@@ -52,9 +56,9 @@ ROWS, TIMES = ("batch_size", "prompts_per_step", "prompts", "slots"), ("group_si
 LENGTHS = "sequence_length", "max_prompt_length", "max_completion_length"
 
 
-def largest_batch(settings) -> int:
+def largest_batch(settings: Any) -> int:
     """Return an upper bound of the tokens in any batch that the settings ask for."""
-    largest_by_field = {}
+    largest_by_field: dict[str, int] = {}
     for name, number in _numbers(settings):
         largest_by_field[name] = max(number, largest_by_field.get(name, 0))
     rows = max(largest_by_field.get(name, 0) for name in ROWS)
@@ -82,7 +86,7 @@ def _numbers(block, outer_name=""):
         yield outer_name, block
 
 
-def check_positions(settings, config: ModelConfig):
+def check_positions(settings: RowSettings, config: ModelConfig):
     """Raise ValueError if sequence_length exceeds the model's max_position_embeddings."""
     if settings.sequence_length > config.max_position_embeddings:
         raise ValueError(

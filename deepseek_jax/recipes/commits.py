@@ -28,7 +28,8 @@ def with_commits(
     Raises:
         ValueError: As hub.pinned does.
     """
-    pinned_config, commits = config.copy_and_resolve_references(), {}
+    pinned_config = config.copy_and_resolve_references()
+    commits: dict[str, dict[str, str]] = {}
     for path, name, mark in marked_texts(settings, OnHub):
         if hub_id(name) is None:
             continue

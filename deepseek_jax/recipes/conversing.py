@@ -1,30 +1,32 @@
 """Tools and environments for a recipe's policy, opened before the policy is loaded."""
 
 import dataclasses
-from typing import Any
+from contextlib import ExitStack
 
 from deepseek_jax.data.columns import columns_of
 from deepseek_jax.data.tools import tool_form
+from deepseek_jax.environments import Environments
 from deepseek_jax.rollout.policy import Policy
+from deepseek_jax.rollout.settings import Conversing
 from deepseek_jax.rollout.tool_use import EnvironmentReward, ToolUse, environments_of
 
 
-def open_environments(settings: Any, opened: Any):
+def open_environments(settings: Conversing, opened: ExitStack) -> Environments | None:
     """Open the tools and the environment that the settings name.
 
     Args:
-        settings: A rollout.settings.Conversing.
-        opened: The ExitStack that closes them.
+        settings: The settings of the answers.
+        opened: Closes them.
 
     Returns:
-        Their Environments; None if the answers are single turns.
+        None if the answers are single turns.
     """
     if not settings.converses:
         return None
     return opened.enter_context(environments_of(settings))
 
 
-def rewards_of(environments: Any):
+def rewards_of(environments: Environments | None) -> dict[str, EnvironmentReward]:
     """Return the reward of an environment that has get_reward, as {name: reward}.
 
     It is used in addition to the rules. The dict is empty without such an environment.
@@ -34,11 +36,11 @@ def rewards_of(environments: Any):
     return {environments.reward_name: EnvironmentReward()}
 
 
-def try_environment(environments: Any, examples: list):
+def try_environment(environments: Environments | None, examples: list[dict]):
     """Test an environment before a run starts, with a conversation about the first question.
 
     Args:
-        environments: The Environments to test; None for single turns, where nothing happens.
+        environments: What to test; None for single turns, where nothing happens.
         examples: The questions of the run.
 
     Raises:
@@ -49,13 +51,13 @@ def try_environment(environments: Any, examples: list):
         environments.check(columns_of(first), str(first.get("answer", "")))
 
 
-def conversing(policy: Policy, environments: Any, settings: Any) -> Policy:
+def conversing(policy: Policy, environments: Environments | None, settings: Conversing) -> Policy:
     """Return the policy with tools and an environment; unchanged if `environments` is None.
 
     Args:
         policy: A policy with a template that can write tool calls.
         environments: The result of open_environments.
-        settings: Settings with the limits `conversation`.
+        settings: They have the limits `conversation`.
 
     Raises:
         ValueError: As tool_form does.

@@ -16,7 +16,7 @@ run.json in the run's folder names the stage that produces the run's policy.
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,6 +38,7 @@ from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.progress import waiting_for
 from deepseek_jax.recipes.checks import check_slots, largest_batch
 from deepseek_jax.recipes.kinds.paying import RewardSource
+from deepseek_jax.recipes.origin import Origin
 from deepseek_jax.recipes.page import write_page
 from deepseek_jax.recipes.results import Results
 from deepseek_jax.recipes.stage import SCORES, Context, Stage
@@ -55,6 +56,8 @@ from deepseek_jax.training.lineage import (
 from deepseek_jax.training.run import Run, leave_if_asked
 from deepseek_jax.training.settings import LoopSettings
 
+# {stage: (its inputs, its StageState)}
+Standings = Mapping[str, tuple[Inputs, StageState]]
 # The check of memory traces every program. It is skipped if a device has room for this many float32
 # copies of the largest model's parameters and of the largest batch
 SMALL = 256
@@ -68,11 +71,14 @@ def configs_of(stages: list[Stage]) -> dict[str, ModelConfig]:
     Returns:
         {name of the stage: ModelConfig}, without stages that have no policy.
     """
-    configs = {}
+    configs: dict[str, ModelConfig] = {}
     for stage in stages:
-        if not stage.start and stage.origin is None:
+        if stage.start:
+            config = configs[stage.start]
+        elif stage.origin is not None:
+            config = stage.origin.config()
+        else:
             continue
-        config = configs[stage.start] if stage.start else stage.origin.config()
         with stage.at():
             configs[stage.name] = stage.leaves(config)
     return configs
@@ -97,6 +103,8 @@ def check(stages: list[Stage], mesh: Mesh) -> dict[str, ModelConfig]:
             config = _model(stage, configs)
             check_slots(stage.settings, stage.sampling_mesh(mesh))
             if stage.adapter is not None:
+                # An adapter is a part of a policy
+                assert config is not None
                 with at("adapter"):
                     # Raises for a target that the model does not have
                     adapter_axes(config, stage.adapter.targets)
@@ -115,7 +123,8 @@ def plan(recipe: ModuleType, settings: Any, mesh: Mesh) -> list[Program]:
 
 
 def _programs(stages, mesh, configs):
-    programs_by_name, origins = {}, {}
+    programs_by_name: dict[str, Program] = {}
+    origins: dict[str, Origin | None] = {}
     for stage in stages:
         origins[stage.name] = origins[stage.start] if stage.start else stage.origin
     for stage in sorted(stages, key=lambda stage: stage.measures):
@@ -140,10 +149,12 @@ def check_memory(programs: list[Program]):
     needs, but it is known without creating an array.
     """
     room_bytes = device_bytes()
+    if room_bytes is None:
+        return
     for program in programs:
         # Results of an earlier program do not count here: that program's arguments contain them, or
         # are larger
-        state, *batch = program.arguments if not program.needs else ((),)
+        state, *batch = program.arguments if isinstance(program.arguments, tuple) else ((),)
         byte_counts = argument_bytes(state), argument_bytes(batch), program.beside_bytes
         if sum(byte_counts) > room_bytes:
             state_text, batch_text, waiting_text = (
@@ -164,7 +175,9 @@ class _Running:
     def __init__(self, recipe: ModuleType, settings: Any, run: Run):
         self.recipe, self.run = recipe, run
         self.stages = recipe.stages(settings)
-        self.opened, self.memo, self.held = contextlib.ExitStack(), {}, {}
+        self.opened = contextlib.ExitStack()
+        self.memo: dict[Hashable, Any] = {}
+        self.held: dict[Hashable, Policy] = {}
         self.policies: dict[str, Policy] = {}
         self.results = Results(settings, self.stages, run.folder)
 
@@ -240,7 +253,7 @@ class _Running:
             "code": code_digests(settings, stage.config_path),
             "data": [source.covers(context) for source in stage.sources],
         }
-        start_fields = {"start": stage.start}
+        start_fields: dict[str, str | None] = {"start": stage.start}
         if stage.start:
             hash_inputs["parent"] = hashes[stage.start]
         elif stage.origin is not None:
@@ -257,7 +270,8 @@ class _Running:
         Args:
             folder: The folder with the stages' records; by default the run's folder.
         """
-        hashes, standings = {}, {}
+        hashes: dict[str, str] = {}
+        standings: dict[str, tuple[Inputs, StageState]] = {}
         for stage in self.stages:
             with stage.at():
                 inputs = self.inputs(stage, hashes)
@@ -268,7 +282,7 @@ class _Running:
             )
         return standings
 
-    def check_drops(self, standings: Mapping[str, tuple[Inputs, StageState]], claim: Claim, folder):
+    def check_drops(self, standings: Standings, claim: Claim, folder: Path):
         """Raise ValueError, listing the stages, if a run would delete results of an earlier one."""
         growing_stages = {
             name for name, (_, stage_standing) in standings.items() if stage_standing.grows
@@ -284,6 +298,8 @@ class _Running:
             # Nothing is lost if the stage has written only its record
             file_names = {path.name for path in (folder / stage.name).glob("*")}
             if stage_standing.drops and not follows_start and file_names != {RECORD}:
+                # Only an earlier record has other inputs
+                assert stage_standing.before is not None
                 state = "complete" if stage_standing.before["complete"] else "begun"
                 dropped_stages.append(
                     f"{stage.name} ({state}): {', '.join(stage_standing.changed)}"
@@ -298,7 +314,7 @@ class _Running:
                 "give another --workdir"
             )
 
-    def go(self, standings):
+    def go(self, standings: Standings):
         """Run, in order, the stages that are not complete."""
         scores = self.results.scores()
         for number, stage in enumerate(self.stages, start=1):
@@ -376,7 +392,9 @@ def describe(
 
 def describe_data(recipe: ModuleType, settings: Any, folder: Path) -> str:
     """Describe the data of a run in words, without a device and without the run's checkpoints."""
-    running = _Running(recipe, settings, Run(None, folder, None))
+    # A description needs neither a mesh nor a writer
+    run = Run(None, folder, None)  # type: ignore[arg-type]
+    running = _Running(recipe, settings, run)
     with running.opened, at("config"):
         return _described(running)
 

@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -17,6 +17,8 @@ from deepseek_jax.notebooks import plainly
 from deepseek_jax.programs import given_file, home, is_ours, nearest_file
 from deepseek_jax.recipes.experiment import find_recipe
 from deepseek_jax.settings import spread
+
+Result = TypeVar("Result")
 
 
 @plainly()
@@ -91,7 +93,7 @@ def read_config(name: str) -> ConfigDict:
     return config
 
 
-def load_function(path: str, name: str, flag: str):
+def load_function(path: str, name: str, flag: str) -> Callable:
     """Return the function `name` of the Python file that `flag` gives.
 
     Raises:
@@ -104,17 +106,17 @@ def load_function(path: str, name: str, flag: str):
         )
     if Path(path).suffix != ".py":
         raise ValueError(f"{flag}={path} is not a Python file")
-    module = call(lambda: import_file(path), f"{flag}={path}", path)
+    module = call(lambda: import_file(Path(path)), f"{flag}={path}", path)
     if not callable(getattr(module, name, None)):
         raise ValueError(f"{flag}={path} has no function {name}; define it there")
     return getattr(module, name)
 
 
-def call(code: Callable, given: str, path: str):
+def call(code: Callable[[], Result], given: str, path: str) -> Result:
     """Return code(), which runs the Python file at `path`; an error names the flag and the line.
 
     Args:
-        code: A function without arguments.
+        code: The function to call.
         given: The flag that names the file, with its value.
         path: The path of the file.
 
@@ -143,7 +145,7 @@ def call(code: Callable, given: str, path: str):
         ) from error
 
 
-def set_field(config: ConfigDict, field: str, value):
+def set_field(config: ConfigDict, field: str, value: object):
     """Set a dotted field to a value of any type, adding the blocks that lead to it.
 
     It does not check names: only the recipe's settings know the fields, and they refuse a wrong
@@ -160,7 +162,7 @@ def set_field(config: ConfigDict, field: str, value):
     _set(block, name, as_config(value) if isinstance(value, dict) else value)
 
 
-def block_of(config, field):
+def block_of(config: ConfigDict, field: str) -> tuple[ConfigDict, str]:
     """Return (the block that holds a dotted field, the field's name in that block).
 
     Missing blocks are added.
@@ -182,7 +184,8 @@ def block_of(config, field):
 
 def _parts(config, field):
     """Split a dotted field; its last part may be code, as in rewards.my_rewards.py:brief."""
-    names, block, remaining_field = [], config, field
+    names: list[str] = []
+    block, remaining_field = config, field
     while "." in remaining_field:
         block_name, _, after_dot = remaining_field.partition(".")
         inner_block = (

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from deepseek_jax.rollout.policy import (
     ending_turns,
     load_policy,
 )
+from deepseek_jax.rollout.settings import Conversing
 from deepseek_jax.settings import build
 from deepseek_jax.worlds.registry import named_tokenizer
 
@@ -51,7 +52,7 @@ class Origin:
         positions: Replaces the model's max_position_embeddings, such as a checkpoint's; None keeps
             it.
         trained: True if all parameters are trained; then the checkpoint must not be an adapter.
-        conversing: A rollout.settings.Conversing with tools and an environment, or None.
+        conversing: The settings of tools and an environment, or None.
     """
 
     model: dict
@@ -63,9 +64,9 @@ class Origin:
     template_path: str = "data"
     positions: int | None = None
     trained: bool = True
-    conversing: Any = None
+    conversing: Conversing | None = None
 
-    def at(self):
+    def at(self) -> AbstractContextManager[None]:
         """Return a context that puts the path of the block before an error's message."""
         return at(f"config.{self.path}" if self.path else "config")
 
@@ -110,6 +111,8 @@ class Origin:
             return conversing(policy, environments, self.conversing)
 
     def _random(self):
+        # Of the two, a line has a checkpoint or a tokenizer
+        assert self.tokenizer is not None
         config = build_model(self.model)
         with at("tokenizer", "path"):
             tokenizer = named_tokenizer(self.tokenizer)
@@ -123,6 +126,7 @@ class Origin:
 
     def load(self, mesh: Mesh, trained: bool) -> Any:
         """Load the checkpoint's parameters: in float32 to train them, else in the model's dtype."""
+        assert self.checkpoint is not None, "random parameters are drawn, not loaded"
         with self.at(), at(self.field):
             policy = load_policy(
                 self.checkpoint, self.model, mesh, template=self.template, trained=trained
@@ -148,7 +152,9 @@ def digest(checkpoint: str | Path) -> str:
     return fingerprint(checkpoint_path(checkpoint))
 
 
-def planned_model(block: dict, checkpoint: str | Path | None, field: str = "init_from"):
+def planned_model(
+    block: dict, checkpoint: str | Path | None, field: str = "init_from"
+) -> ModelConfig:
     """Return the ModelConfig of a config's block `model`, from small files.
 
     Args:

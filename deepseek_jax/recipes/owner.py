@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from deepseek_jax.files import absolute, is_remote, write_whole
 
@@ -28,11 +28,11 @@ SETTLE_SECONDS, POLL_SECONDS = 1.0, 0.5
 # The fields of owner.json; _place returns the first four
 FIELDS = ("host", "boot", "pid", "started", "token", "beats")
 # Tokens of the directories that this process owns
-_OURS = set()
+_OURS: set[str] = set()
 
 
 @contextlib.contextmanager
-def owned(workdir: str | os.PathLike, busy: Callable[[dict], None]):
+def owned(workdir: str | os.PathLike, busy: Callable[[dict], None]) -> Iterator[str]:
     """Create the directory and own it while the block runs.
 
     A directory changes its owner at once if the old owner was a process of this machine that has
@@ -66,8 +66,8 @@ def owned(workdir: str | os.PathLike, busy: Callable[[dict], None]):
         _OURS.discard(owner.token)
 
 
-def read_owner(workdir):
-    """Return the content of owner.json, a dict; None if there is no such file.
+def read_owner(workdir: pathlib.Path) -> dict | None:
+    """Return the content of owner.json; None if there is no such file.
 
     Raises:
         ValueError: The file is not one of a run.
@@ -85,7 +85,7 @@ def read_owner(workdir):
     )
 
 
-def names_in(workdir):
+def names_in(workdir: pathlib.Path) -> set[str]:
     """Return the names in a directory, without the files of its owner."""
     names = {path.name for path in workdir.iterdir()} if workdir.exists() else set()
     return {name for name in names if not name.startswith(OWNER)}
@@ -122,7 +122,7 @@ class _Owner:
         self.ended = threading.Event()
         self.renewing = threading.Thread(target=self._renew, daemon=True)
 
-    def claim(self):
+    def claim(self) -> dict | None:
         """Try to own the directory.
 
         Returns:
@@ -219,7 +219,7 @@ class _Owner:
                 failed = True
 
 
-def shown(owner: dict):
+def shown(owner: dict) -> str:
     """Describe an owner in words."""
     return f"process {owner['pid']} on {owner['host']}"
 

@@ -14,6 +14,7 @@ from deepseek_jax.recipes.stage import Context
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.scenarios import scenario_rewards
 from deepseek_jax.reinforce.settings import ModelRewardSettings, ReinforceSettings
+from deepseek_jax.rewards import Rewards
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,8 +45,10 @@ class StageRewards(RewardSource):
         paths = {name: digest(block.path) for name, block in self.reward_models.items()}
         return [paths, code_digests(self.settings)]
 
-    def open(self, context: Context, *, trained: bool = True):
-        """Return a context with {scenario: Rewards}, see scenario_rewards.
+    def open(
+        self, context: Context, *, trained: bool = True
+    ) -> contextlib.AbstractContextManager[dict[str, Rewards]]:
+        """Return a context with the Rewards of each scenario, see scenario_rewards.
 
         Args:
             context: The context of the stage.

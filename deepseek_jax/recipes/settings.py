@@ -32,11 +32,11 @@ class PolicyRun(Settings):
     init_from: Checkpoint | None = unhashed(None)
     base: BaseSettings | None = unhashed(None)
 
-    def trains_whole(self):
+    def trains_whole(self) -> bool:
         """Return True if all parameters of the policy are trained."""
         return True
 
-    def trains_indexer(self):
+    def trains_indexer(self) -> bool:
         """Return True if the run's loss can train an indexer; only losses.next_token can."""
         return False
 
@@ -79,7 +79,10 @@ def check_model(block: dict, checkpoint: str | None, trains_indexer: bool = Fals
             has to be "none".
     """
     is_model_config = checkpoint is None or names_architecture(block)
-    model_settings = build(ModelConfig if is_model_config else RunSettings, block, "model")
+    settings_class: type[ModelConfig | RunSettings] = (
+        ModelConfig if is_model_config else RunSettings
+    )
+    model_settings = build(settings_class, block, "model")
     if model_settings.indexer_loss != "none" and not trains_indexer:
         raise ValueError(
             f"model.indexer_loss={model_settings.indexer_loss!r} is a part of the loss of pre-training and "

@@ -1,13 +1,12 @@
 """The first stage of a recipe that trains one policy: a checkpoint, or a base to pre-train."""
 
-from typing import Any
-
 from deepseek_jax.recipes.kinds.given import GivenPolicy
 from deepseek_jax.recipes.kinds.paying import RewardSource
 from deepseek_jax.recipes.kinds.pretrain import BaseCorpus, Pretrain
 from deepseek_jax.recipes.origin import Origin
 from deepseek_jax.recipes.settings import PolicyRun
 from deepseek_jax.recipes.stage import Stage
+from deepseek_jax.rollout.settings import Conversing
 
 # The names of the two kinds of first stages
 BASE = "pretrain"
@@ -18,9 +17,9 @@ def first_stage(
     s: PolicyRun,
     template: str,
     *,
-    conversing: Any = None,
+    conversing: Conversing | None = None,
     waiting: tuple[RewardSource, ...] = (),
-    name=BASE,
+    name: str = BASE,
 ) -> Stage:
     """Return the stage that all other stages begin from.
 

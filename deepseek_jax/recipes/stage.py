@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from jax.sharding import Mesh
 from typing_extensions import override
@@ -24,17 +24,19 @@ from deepseek_jax.training.settings import FitSettings
 # The file of a measurement, in its stage's folder
 SCORES = "scores.json"
 
+Result = TypeVar("Result")
+
 
 class Source:
     """An input of a stage, as a value.
 
     Each kind has read(context), which returns the input and is called only in a run.
-
-    Attributes:
-        reads: The names of the stages that the input depends on.
     """
 
-    reads: tuple[str, ...] = ()
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The names of the stages that the input depends on."""
+        return ()
 
     def covers(self, context: "Context") -> Any:
         """Return what the input depends on, for the stage's hash: data, digests of code.
@@ -126,7 +128,7 @@ class Stage:
         """The prefix of its programs' names."""
         return f"{self.name}: " if self.label is None else self.label
 
-    def at(self):
+    def at(self) -> contextlib.AbstractContextManager[None]:
         """Return a context that puts the path of the settings before an error's message."""
         return at(self.config_path)
 
@@ -203,7 +205,7 @@ class Stage:
         """
         return folder / ("adapter" if is_adapter(folder / "adapter") else "params")
 
-    def params(self, context: "Context", trained: bool, mesh: Mesh):
+    def params(self, context: "Context", trained: bool, mesh: Mesh) -> Any:
         """Load the parameters that the stage produced onto the mesh; see Context.load."""
         folder = context.folder / self.name
         if is_adapter(folder / "adapter"):
@@ -277,7 +279,7 @@ class Context:
         start_policy = self.policies[self.stage.start or self.stage.name]
         return dataclasses.replace(start_policy, config=self.stage.model(start_policy.config))
 
-    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+    def once(self, key: Hashable, make: Callable[[], Result]) -> Result:
         """Return make(), called only once for each key in a run."""
         if key not in self.memo:
             self.memo[key] = make()
@@ -331,6 +333,7 @@ class Context:
 
         It is in its model's dtype or in int8.
         """
+        assert stage.adapter is not None
         return frozen(
             lambda mesh: self.load(stage.start, trained=False, mesh=mesh), stage.adapter, mesh
         )

@@ -5,6 +5,7 @@ a conversation has its own tokens, messages and reward.
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 
 import numpy as np
 
@@ -21,9 +22,11 @@ class NewQuestions:
     """
 
     def __init__(self, sizes: dict[str, int]):
-        self.sizes, self.epochs, self.seen = sizes, Counter(), defaultdict(set)
+        self.sizes = sizes
+        self.epochs: Counter[str] = Counter()
+        self.seen: defaultdict[str, set[int]] = defaultdict(set)
 
-    def add(self, scenario: str, number: int, example):
+    def add(self, scenario: str, number: int, example: object) -> bool:
         """Count a question, and return whether it is new in its epoch.
 
         Args:
@@ -49,7 +52,7 @@ def check_questions(step: int, asked: int, new: int):
         )
 
 
-def left_out_tokens(groups: list, sampled: list):
+def left_out_tokens(groups: list[dict], sampled: list[dict]) -> int:
     """Return the number of sampled tokens that no update learns.
 
     They belong to groups that are not trained on, or to completions without a reward.
@@ -80,7 +83,7 @@ def check_tokens(step: int, answered: int, left_out: int, learned: int):
         )
 
 
-def check_sampled(groups: list, batch: dict):
+def check_sampled(groups: list[dict], batch: dict[str, np.ndarray]):
     """Raise BrokenTerm unless an update learns each conversation's tokens as they were sampled.
 
     The engine noted a digest of these tokens turn by turn.
@@ -111,7 +114,7 @@ def check_sampled(groups: list, batch: dict):
     _on_each(check)
 
 
-def _on_each(check):
+def _on_each(check: Callable[[], None]):
     """Check the conversations that each process has, and raise its BrokenTerm on all of them."""
     try:
         results_of_each(check)
@@ -121,7 +124,7 @@ def _on_each(check):
         raise BrokenTerm(str(error)) from error
 
 
-def check_conversations(step: int, groups: list, tools: ToolUse):
+def check_conversations(step: int, groups: list[dict], tools: ToolUse):
     """Check the turns, the rewards and the replies of a step's conversations.
 
     Raises:

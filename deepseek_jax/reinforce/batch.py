@@ -1,8 +1,10 @@
 """Batches of GRPO's updates: completions as arrays on the mesh, in few shapes."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import ArrayLike
@@ -46,8 +48,14 @@ class RowLengths(NamedTuple):
     marks: np.ndarray
 
 
-def update_batches(groups, advantages, settings: ReinforceSettings, mesh: Mesh, step: int):
-    """Build a step's minibatches on the mesh: return (list of batches, their RowLengths).
+def update_batches(
+    groups: list[dict],
+    advantages: ArrayLike,
+    settings: ReinforceSettings,
+    mesh: Mesh,
+    step: int,
+) -> tuple[list[dict], RowLengths]:
+    """Build a step's minibatches on the mesh.
 
     Args:
         groups: as in group_batch.
@@ -66,14 +74,14 @@ def update_batches(groups, advantages, settings: ReinforceSettings, mesh: Mesh, 
     return put_completions(mesh, batches, owners), lengths
 
 
-def owners_of(groups):
+def owners_of(groups: list[dict]) -> np.ndarray | None:
     """Return the process that has each completion of groups, int[b]; None if every process has all."""
     records = [group["rollout"].owned for group in groups]
     return None if records[0] is None else np.concatenate([record.owners for record in records])
 
 
-def row_lengths(groups, batch):
-    """Return the RowLengths of a batch of groups, numpy arrays."""
+def row_lengths(groups: list[dict], batch: Mapping[str, np.ndarray]) -> RowLengths:
+    """Return the lengths of a batch of groups."""
     owners = owners_of(groups)
     rewards, read_lengths, is_here = (
         np.concatenate(arrays)
@@ -91,7 +99,7 @@ def row_lengths(groups, batch):
     return RowLengths(batch["prompt_mask"].sum(1), completions, learned, marks)
 
 
-def learned_tokens(batch, owners):
+def learned_tokens(batch: Mapping[str, np.ndarray], owners: np.ndarray | None) -> np.ndarray:
     """Return the number of tokens of each completion that a batch learns: int32[b].
 
     Args:
@@ -101,7 +109,9 @@ def learned_tokens(batch, owners):
     return learned
 
 
-def put_completions(mesh: Mesh, batches: list[dict], owners):
+def put_completions(
+    mesh: Mesh, batches: list[dict[str, np.ndarray]], owners: np.ndarray | None
+) -> list[dict]:
     """Move batches of completions onto the mesh, from the processes that have their tokens.
 
     Args:
@@ -120,7 +130,9 @@ def put_completions(mesh: Mesh, batches: list[dict], owners):
     return mesh_batches
 
 
-def step_batch(groups, advantages, settings: ReinforceSettings, mesh: Mesh):
+def step_batch(
+    groups: list[dict], advantages: ArrayLike, settings: ReinforceSettings, mesh: Mesh
+) -> dict[str, np.ndarray]:
     """Build the group_batch that the settings and the mesh need."""
     return group_batch(
         groups,
@@ -138,9 +150,9 @@ def group_batch(
     *,
     shared: bool = True,
     multiple: int = BUCKET,
-    kl_weights: ArrayLike | None = None,
+    kl_weights: Mapping[str, float] | None = None,
     rows: bool = False,
-) -> dict:
+) -> dict[str, np.ndarray]:
     """Build the batch that losses.grpo_loss takes, numpy arrays, from groups of groups.make_groups.
 
     Completions of a group are adjacent. Lengths are `multiple` times a power of two. A completion
@@ -163,18 +175,20 @@ def group_batch(
         batch[name][np.isnan(rewards)] = False
     batch["advantages"] = np.asarray(advantages)
     if rows:
-        prompt_rows = np.int32([group["row"] for group in groups])
+        prompt_rows = np.array([group["row"] for group in groups], np.int32)
         batch["prompt_rows"] = np.repeat(prompt_rows, 1 if shared else group_size)
         batch["completion_rows"] = (
             prompt_rows[:, None] * group_size + np.arange(group_size)
         ).ravel()
     if kl_weights:
         group_weights = [kl_weights.get(group["scenario"], 1.0) for group in groups]
-        batch["kl_weight"] = np.repeat(np.float32(group_weights), group_size)
+        batch["kl_weight"] = np.repeat(np.array(group_weights, np.float32), group_size)
     return batch | totals(batch["completion_mask"].sum(1))
 
 
-def completion_batch(groups, *, shared: bool = True, multiple: int = BUCKET):
+def completion_batch(
+    groups: list[dict], *, shared: bool = True, multiple: int = BUCKET
+) -> dict[str, np.ndarray]:
     """Build the ids, masks and sampler_logprobs of groups, as group_batch has them."""
     rollouts = [group["rollout"] for group in groups]
     longest_completion = max((rollout.lengths + rollout.read_lengths).max() for rollout in rollouts)
@@ -199,7 +213,7 @@ def completion_batch(groups, *, shared: bool = True, multiple: int = BUCKET):
     }
 
 
-def check_advantages(groups, advantages):
+def check_advantages(groups: list[dict], advantages: np.ndarray):
     """Check that each group's advantages follow from its rewards.
 
     Args:
@@ -231,7 +245,9 @@ def check_advantages(groups, advantages):
             )
 
 
-def minibatches(batch, learned, parts: int, temperature: float):
+def minibatches(
+    batch: Mapping[str, np.ndarray], learned: np.ndarray, parts: int, temperature: float
+) -> list[dict]:
     """Cut a batch into minibatches.
 
     Each has the sampling temperature and its own totals: a minibatch is one update, and the totals
@@ -248,7 +264,7 @@ def minibatches(batch, learned, parts: int, temperature: float):
     ]
 
 
-def split(batch, parts: int):
+def split(batch: Mapping[str, np.ndarray], parts: int) -> list[dict]:
     """Cut a batch into equal shares of consecutive prompts and completions: groups stay whole."""
     pieces_by_name = {name: np.split(array, parts) for name, array in batch.items() if array.ndim}
     return [
@@ -257,7 +273,7 @@ def split(batch, parts: int):
     ]
 
 
-def totals(learned):
+def totals(learned: np.ndarray) -> dict:
     """Return the divisors of a batch's loss: num_tokens and num_completions, float32[].
 
     Args:
@@ -269,7 +285,7 @@ def totals(learned):
     }
 
 
-def longest_batch(settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):
+def longest_batch(settings: ReinforceSettings, config: ModelConfig, mesh: Mesh) -> dict:
     """Build the largest batch of an update as ShapeDtypeStructs with shardings: the longest groups.
 
     A plan compiles the update with it.
@@ -297,7 +313,7 @@ def longest_batch(settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):
     return abstract_batch(mesh, batch)
 
 
-def longest_group(settings, completions: int | None = None):
+def longest_group(settings, completions: int | None = None) -> dict:
     """Build a group as groups.make_groups does, with the longest prompt and completions allowed.
 
     Args:
@@ -316,18 +332,22 @@ def longest_group(settings, completions: int | None = None):
     }
 
 
-def one_kept(settings: ReinforceSettings, config: ModelConfig):
-    """Build a rollout.kept.TokenChoices of one row of one token, as ShapeDtypeStructs."""
-    experts = candidates = None
-    if settings.keep_routing:
-        token_shape = config.num_moe_layers, config.num_experts_per_tok
-        experts = jax.ShapeDtypeStruct((1, 1, *token_shape), kept.DTYPE)
-    if settings.rollout.truncates():
-        candidates = jax.ShapeDtypeStruct((1, 1, settings.rollout.top_k), np.int32)
-    return kept.TokenChoices(experts, experts, candidates)
+def one_kept(settings: ReinforceSettings, config: ModelConfig) -> kept.TokenChoices:
+    """Build the choices of one row of one token, as ShapeDtypeStructs."""
+
+    def choices():
+        experts = candidates = None
+        if settings.keep_routing:
+            token_shape = config.num_moe_layers, config.experts.num_experts_per_tok
+            experts = jnp.zeros((1, 1, *token_shape), kept.DTYPE)
+        if settings.rollout.truncates():
+            candidates = jnp.zeros((1, 1, settings.rollout.top_k), jnp.int32)
+        return kept.TokenChoices(experts, experts, candidates)
+
+    return jax.eval_shape(choices)
 
 
-def with_kept(batch, own: kept.TokenChoices):
+def with_kept(batch: Mapping[str, jax.Array], own: kept.TokenChoices) -> dict[str, jax.Array]:
     """Add to a batch what the rollout kept of its rows, in place of the rows' numbers."""
     rows = batch["prompt_rows"], batch["completion_rows"]
     lengths = batch["prompt_ids"].shape[1], batch["completion_ids"].shape[1]
@@ -335,8 +355,10 @@ def with_kept(batch, own: kept.TokenChoices):
     return other_arrays | kept.rows_of(own, *rows, *lengths)
 
 
-def update_flops(config: ModelConfig, prompts, completions, frozen: bool = False):
-    """Return the FLOPs that an update of these rows needs, a float. Each prompt counts once.
+def update_flops(
+    config: ModelConfig, prompts: ArrayLike, completions: ArrayLike, frozen: bool = False
+) -> float:
+    """Return the FLOPs that an update of these rows needs. Each prompt counts once.
 
     Args:
         prompts: int[p], the tokens of each prompt.
@@ -356,7 +378,9 @@ def update_flops(config: ModelConfig, prompts, completions, frozen: bool = False
     return tokens * training_flops(config, keys / tokens, frozen=frozen, logits=logits)
 
 
-def step_flops(settings: ReinforceSettings, config: ModelConfig, lengths: RowLengths, frozen: bool):
+def step_flops(
+    settings: ReinforceSettings, config: ModelConfig, lengths: RowLengths, frozen: bool
+) -> float:
     """Return the FLOPs that a step needs: its updates, and the log-probabilities before them.
 
     These log-probabilities are the old policy's and the reference's.
@@ -387,12 +411,12 @@ def _fitted(arrays, t):
     return joined
 
 
-def row_multiple(mesh: Mesh):
+def row_multiple(mesh: Mesh) -> int:
     """Return the number that the lengths of an update's rows are multiples of."""
     # A row's tokens split over the devices of its context
     return BUCKET * mesh.shape["context"]
 
 
-def padded_length(length, multiple: int = BUCKET):
+def padded_length(length: int, multiple: int = BUCKET) -> int:
     """Round a length up to `multiple` times a power of two."""
     return multiple << (-(-int(length) // multiple) - 1).bit_length()

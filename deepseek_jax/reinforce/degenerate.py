@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from deepseek_jax.errors import UnusableRewards
 from deepseek_jax.parallel.processes import is_due, say
+from deepseek_jax.rewards import Scores
 from deepseek_jax.rewards.batch import LARGEST_REWARD
 from deepseek_jax.settings import Count, Settings
 
@@ -45,10 +47,11 @@ class Degenerate:
         counts: {fault: steps in a row}.
     """
 
-    def __init__(self, limits: DegenerateSettings, eos_ids):
-        self.limits, self.eos_ids, self.counts = limits, list(eos_ids), Counter()
+    def __init__(self, limits: DegenerateSettings, eos_ids: Iterable[int]):
+        self.limits, self.eos_ids = limits, list(eos_ids)
+        self.counts: Counter[str] = Counter()
 
-    def look(self, step: int, groups: list):
+    def look(self, step: int, groups: list[dict]):
         """Count the faults of a step's groups, and print a message when it is due.
 
         Args:
@@ -75,7 +78,7 @@ class Degenerate:
                 say(message)
 
 
-def faults(groups: list, eos_ids: list):
+def faults(groups: list[dict], eos_ids: list[int]) -> Iterator[tuple[str, str]]:
     """Yield (fault, end of its sentence) for each fault of a step's groups.
 
     A fault is a key of MEANINGS, or such a key, a space and a reward's name.
@@ -101,14 +104,14 @@ def faults(groups: list, eos_ids: list):
         yield "odd_ends", f": {', '.join(map(str, odd_ids[:5]))}"
 
 
-def all_equal(rewards):
+def all_equal(rewards: np.ndarray) -> bool:
     """Return whether all rewards that are not NaN are equal."""
     scored_rewards = rewards[~np.isnan(rewards)]
     return len(scored_rewards) == 0 or scored_rewards.min() == scored_rewards.max()
 
 
-def check_range(scores):
-    """Raise UnusableRewards if a reward in rewards.Scores is beyond +-LARGEST_REWARD."""
+def check_range(scores: Scores):
+    """Raise UnusableRewards if a reward is beyond +-LARGEST_REWARD."""
     for name, values in {**scores.parts, "the weighted sum": scores.total}.items():
         large_rewards = values[np.abs(values) > LARGEST_REWARD]
         if len(large_rewards):

@@ -7,9 +7,11 @@ asks for.
 """
 
 import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from deepseek_jax.data.chat import by_template, with_system_line
 from deepseek_jax.data.tokenizer import Tokenizer
@@ -23,7 +25,7 @@ LENGTH_PENALTY = "length_penalty"
 class _Tells:
     """The rule for a settings field with a line: it has {effort} in it, and no {question}."""
 
-    def holds(self, line: str):
+    def holds(self, line: str) -> bool:
         """Return whether the line follows the rule."""
         return "{effort}" in line and "{question}" not in line
 
@@ -67,11 +69,11 @@ class EffortSettings(Settings):
                 "costs: all lengths would cost the same; lower k0, or raise norm_length"
             )
 
-    def line_at(self, effort: int):
+    def line_at(self, effort: int) -> str:
         """Return the line that asks with this effort."""
         return self.line.replace("{effort}", str(effort))
 
-    def check_against(self, weights: dict, field: str):
+    def check_against(self, weights: Mapping[str, float], field: str):
         """Raise ValueError if the penalty could make a right answer earn less than an empty one.
 
         The penalty must be below the most that the rules can pay together, each at most 1 times its
@@ -89,7 +91,7 @@ class EffortSettings(Settings):
             )
 
 
-def length_penalty(lengths, efforts, settings: EffortSettings):
+def length_penalty(lengths: ArrayLike, efforts: ArrayLike, settings: EffortSettings) -> np.ndarray:
     """Return the penalty of each completion, float32[b] (arXiv:2609.19969).
 
     It is -min(C_max, k(b) * length / L_norm), with the price k(b) = k0 * exp(-(b - b_min) / tau).
@@ -104,7 +106,9 @@ def length_penalty(lengths, efforts, settings: EffortSettings):
     return -np.minimum(settings.max_penalty, cost).astype(np.float32)
 
 
-def with_length_penalty(settings: EffortSettings, examples, lengths, scores: Scores):
+def with_length_penalty(
+    settings: EffortSettings, examples: Sequence[Mapping], lengths: np.ndarray, scores: Scores
+) -> Scores:
     """Add the length penalty to the Scores of completions, as one more part.
 
     Args:
@@ -150,7 +154,7 @@ def check_line(tokenizer: Tokenizer, line: str, template: str):
     )
 
 
-def with_efforts(settings: EffortSettings, examples: list):
+def with_efforts(settings: EffortSettings, examples: Iterable[dict]) -> list[dict]:
     """Return each example once for every effort, with the effort and its line.
 
     The copies of an example are adjacent.
@@ -162,6 +166,6 @@ def with_efforts(settings: EffortSettings, examples: list):
     ]
 
 
-def asked_with(effort: int, examples: list):
+def asked_with(effort: int, examples: Iterable[dict]) -> list[dict]:
     """Return the examples that are asked with this effort."""
     return [example for example in examples if example["effort"] == effort]

@@ -1,6 +1,7 @@
 """Source of GRPO's batches: samples completions in groups, scores them, computes advantages."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from deepseek_jax.rewards import Rewards, Scores
 from deepseek_jax.rollout.answers import Answers
 from deepseek_jax.rollout.kept import check_rows as check_kept
 from deepseek_jax.rollout.policy import Policy
+from deepseek_jax.training.state import TrainState
 
 
 class GroupSource:
@@ -59,12 +61,12 @@ class GroupSource:
     def __init__(
         self,
         policy: Policy,
-        questions: list,
+        questions: Sequence[dict],
         rewards: Rewards | ScenarioRewards,
         settings: ReinforceSettings,
         mesh: Mesh,
         reference: Any,
-        general: list = (),
+        general: Sequence[dict] = (),
         folder: Path | None = None,
     ):
         if not questions or settings.general is not None and not general:
@@ -73,38 +75,40 @@ class GroupSource:
                 "one of each kind that settings ask"
             )
         self.policy, self.rewards, self.settings, self.mesh = policy, rewards, settings, mesh
-        self.questions, self.general = (
-            grain.MapDataset.source(examples).shuffle(settings.seed).repeat() if examples else None
-            for examples in (questions, general)
-        )
+        self.questions = {
+            scenario: grain.MapDataset.source(examples).shuffle(settings.seed).repeat()
+            for scenario, examples in (("reasoning", questions), ("general", general))
+            if examples
+        }
         self.position, self.reference = 0, reference
         self.asked = NewQuestions({"reasoning": len(questions), "general": len(general)})
         self.sampler = Sampler(policy, settings, folder)
         self.score = jitted_score(policy.config)
         self.degenerate = Degenerate(settings.degenerate, policy.eos_ids)
         # The fingerprint of the parameters that became the reference; None for unknown
-        self.referred = None
-        self.record, self._completions = StepRecord(mesh), []
+        self.referred: int | None = None
+        self.record = StepRecord(mesh)
+        self._completions: list[dict] = []
 
     @functools.cached_property
-    def accuracy(self):
+    def accuracy(self) -> str:
         """The reward that decides whether an answer is right; known after the first scores."""
         return deciding(self.settings, self.rewards)
 
-    def get_state(self):
+    def get_state(self) -> dict:
         """Return what set_state resumes from, in a form that JSON can hold."""
         # The loop calls get_state at each checkpoint, which makes the files of earlier rollouts useless
         self.sampler.forget()
         return {"position": self.position, "degenerate": dict(self.degenerate.counts)}
 
-    def set_state(self, state):
+    def set_state(self, state: dict):
         """Resume after the questions that a state of get_state has asked."""
         self.position = state["position"]
         # Counts go on, so that a run that is often interrupted still reaches its limits
         self.degenerate.counts.update(state["degenerate"])
 
-    def next(self, state, step: int):
-        """Sample and score a step's groups: return (list of batches for its updates, metrics).
+    def next(self, state: TrainState, step: int) -> tuple[list[dict], dict[str, float]]:
+        """Sample and score a step's groups: return (batches for its updates, metrics).
 
         The metrics are from metrics.describe, StepRecord.of_samples and _sample.
         """
@@ -133,30 +137,31 @@ class GroupSource:
             count = self.settings.kept_completions
             self._completions = kept_completions(groups, advantages, count)
         minibatches, lengths = update_batches(groups, advantages, self.settings, self.mesh, step)
-        record.tokens, record.epochs = lengths.learned.sum(), self.settings.epochs
+        num_learned = lengths.learned.sum()
+        record.tokens, record.epochs = num_learned, self.settings.epochs
         record.marks = lengths.marks
         record.advantages = np.asarray(advantages)
         record.add({"left_out_tokens": left_out_tokens(groups, sampled_groups)})
-        check_tokens(step, record.answered, record.counts["left_out_tokens"], record.tokens)
+        check_tokens(step, record.answered, record.counts["left_out_tokens"], num_learned)
         batches = self._updates(state, minibatches)
         has_adapter = state.frozen is not None
         record.flops = step_flops(self.settings, self.policy.config, lengths, frozen=has_adapter)
         return batches, describe(sampled_groups, self.accuracy) | record.of_samples()
 
-    def of_updates(self):
+    def of_updates(self) -> dict[str, float]:
         """Return the metrics of the latest step's updates, which have ended; see StepRecord."""
         return self.record.of_updates()
 
-    def completions(self):
+    def completions(self) -> list[dict]:
         """Return the groups of completions that are kept of the latest step, if it is logged."""
         return self._completions
 
     @property
-    def has_moved(self):
+    def has_moved(self) -> bool:
         """Whether the policy that sampled last is known to differ from its reference."""
         return self.referred is not None and self.referred != self.sampler.sampled_by
 
-    def _sample(self, params, step: int):
+    def _sample(self, params: Any, step: int) -> tuple[list[dict], list[dict]]:
         """Sample the groups of one step: return (groups to train on, all sampled groups).
 
         Dynamic sampling (arXiv:2503.14476, section 3.2) draws more questions in place of groups
@@ -166,7 +171,9 @@ class GroupSource:
         by their share.
         """
         num_groups, max_rounds = self.settings.prompts_per_step, self.settings.max_sampling_rounds
-        unequal_groups, equal_groups, sampled_groups = [], [], []
+        unequal_groups: list[dict] = []
+        equal_groups: list[dict] = []
+        sampled_groups: list[dict] = []
         for round_number in range(max_rounds):
             groups = self._round(params, step, round_number)
             sampled_groups += groups
@@ -195,18 +202,13 @@ class GroupSource:
 
     def _take(self, n):
         """Return the next n examples."""
-        has_general = self.settings.general is not None
-        places = [
-            place(self.settings, index) if has_general else ("reasoning", index)
-            for index in self._numbers(n)
-        ]
-        questions_by_scenario = {"reasoning": self.questions, "general": self.general}
-        examples = [questions_by_scenario[scenario][i] for scenario, i in places]
+        places = [place(self.settings, index) for index in self._numbers(n)]
+        examples = [self.questions[scenario][i] for scenario, i in places]
         self._note(
             (*example_place, example)
             for example_place, example in zip(places, examples, strict=True)
         )
-        if not has_general:
+        if self.settings.general is None:
             return examples
         return [
             e | {"scenario": scenario} for e, (scenario, _) in zip(examples, places, strict=True)
@@ -224,8 +226,8 @@ class GroupSource:
         return range(start, self.position)
 
     @named("rewards")
-    def _scored(self, examples, answers, step):
-        """Score the Answers to examples, and return their groups."""
+    def _scored(self, examples: list[dict], answers: Answers, step: int) -> list[dict]:
+        """Score the answers to examples, and return their groups."""
         self.record.answered += int(answers.rollout.lengths.sum())
         with self.record.timed("reward_seconds"):
             scores = answers.scored_by(self.rewards, examples)
@@ -242,6 +244,8 @@ class GroupSource:
         self.record.log(scores.metrics)
         groups = make_groups(examples, answers, scores)
         if answers.conversations is not None:
+            # Conversations are what a policy with tools answers
+            assert self.policy.tools is not None
             check_conversations(step, groups, self.policy.tools)
         return groups
 
@@ -316,7 +320,7 @@ def make_groups(examples: list[dict], answers: Answers, scores: Scores) -> list[
     return groups
 
 
-def completion_groups(answers: Answers):
+def completion_groups(answers: Answers) -> list[dict]:
     """Build one dict for each example: its prompt and its group's rows of the rollout.
 
     The keys are prompt_ids, row (the example's number) and rollout, the Rollout of the group.

@@ -4,6 +4,7 @@ questions -> groups of completions, their rewards and advantages -> updates -> p
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 from deepseek_jax.losses.grpo import metric_weights
@@ -29,10 +30,10 @@ from deepseek_jax.training.watch import Checks
 def reinforce(
     settings: ReinforceSettings,
     policy: Policy,
-    questions: list,
+    questions: Sequence[dict],
     rewards: Rewards | ScenarioRewards,
     run: Run,
-    general: list = (),
+    general: Sequence[dict] = (),
 ) -> Any:
     """Train a policy by GRPO, resuming from run.folder, and return its params.
 

@@ -2,14 +2,16 @@
 
 import math
 from collections import Counter
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from deepseek_jax.errors import BrokenTerm
+from deepseek_jax.reinforce.groups import GroupSource
 from deepseek_jax.reinforce.settings import ReinforceSettings
 
 
-def check_reference(settings: ReinforceSettings, largest: float, metrics):
+def check_reference(settings: ReinforceSettings, largest: float, metrics: Mapping):
     """Raise BrokenTerm if the KL of a phase's first update is larger than rounding explains.
 
     The reference of that update is the policy itself.
@@ -35,14 +37,14 @@ class IdleUpdates:
     """A check for updates that do nothing, in the lines that a phase logs.
 
     Args:
-        source: the GroupSource, which knows the step's advantages, and whether the policy has moved
-            from its reference.
+        source: it knows the step's advantages, and whether the policy has moved from its reference.
     """
 
-    def __init__(self, settings: ReinforceSettings, source):
-        self.settings, self.source, self.counts = settings, source, Counter()
+    def __init__(self, settings: ReinforceSettings, source: GroupSource):
+        self.settings, self.source = settings, source
+        self.counts: Counter[str] = Counter()
 
-    def look(self, step: int, line):
+    def look(self, step: int, line: Mapping[str, float]):
         """Look at a logged line.
 
         Raises:
@@ -66,9 +68,10 @@ class IdleUpdates:
                     f"{name} is exactly 0 in {count} lines in a row up to step {step}, {reasons[name]}"
                 )
 
-    def _check_places(self, step, line):
+    def _check_places(self, step: int, line: Mapping[str, float]):
         advantages, marks = (
-            np.float64(x) for x in (self.source.record.advantages, self.source.record.marks)
+            np.asarray(x, np.float64)
+            for x in (self.source.record.advantages, self.source.record.marks)
         )
         # The line has the mean over updates
         marked_sum, expected_sum = (
@@ -82,7 +85,7 @@ class IdleUpdates:
                 "completions"
             )
 
-    def _faults(self, line):
+    def _faults(self, line: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         if line.get("kl") == 0 and self.source.has_moved:
             kl_coef = self.settings.loss.kl_coef
             yield (

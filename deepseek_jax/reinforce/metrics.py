@@ -3,15 +3,18 @@
 import contextlib
 import time
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 from jax.sharding import Mesh
+from numpy.typing import ArrayLike
 
 from deepseek_jax.costs.chips import peak_of
 from deepseek_jax.costs.program import GENERATION, STEP, TOKEN_RATE, TRAINING
 from deepseek_jax.data.columns import shown_columns
 from deepseek_jax.parallel.processes import in_shares
 from deepseek_jax.reinforce.degenerate import all_equal
+from deepseek_jax.rollout.tool_use import Conversation
 
 # The counts of conversations that are logged as means; the others are sums
 MEANS = ("turns", "tool_calls")
@@ -39,20 +42,26 @@ class StepRecord:
         answered: the tokens of all answers.
         tokens: the tokens that the step learns in each of its epochs.
         flops: the FLOPs that the step's updates need; None where they are not counted.
+        advantages: float32[b], of all completions that are learned; [] before they are known.
+        marks: float32[b], of the same completions, see batch.RowLengths.
     """
 
     def __init__(self, mesh: Mesh):
-        self.mesh, self.counts, self.logged = mesh, Counter(), {}
-        self.tokens, self.epochs, self.flops = 0.0, 1, None
-        self.advantages = self.marks = None
+        self.mesh = mesh
+        self.counts: Counter[str] = Counter()
+        self.logged: dict[str, list[float]] = {}
+        self.tokens: float = 0.0
+        self.epochs = 1
+        self.flops: float | None = None
+        self.advantages = self.marks = np.zeros(0, np.float32)
         self.asked = self.answered = 0
         self.began = self.training_began = time.perf_counter()
 
-    def add(self, counts: dict):
+    def add(self, counts: Mapping):
         """Add counts to the step's counts."""
         self.counts.update(counts)
 
-    def log(self, metrics: dict):
+    def log(self, metrics: Mapping[str, float]):
         """Add numbers that a user's rewards logged.
 
         The step's metrics have their mean over its sampling rounds.
@@ -71,7 +80,7 @@ class StepRecord:
         """Note that the samples of the step are ready to learn from."""
         self.training_began = time.perf_counter()
 
-    def of_samples(self):
+    def of_samples(self) -> dict[str, float]:
         """Return the metrics that are known before the updates.
 
         These are the counts, tokens, rollout_tokens_per_second, and what the user's own rewards
@@ -86,7 +95,7 @@ class StepRecord:
             numbers["exchange_rounds"] = rounds / exchanges
         return {name: float(number) for name, number in numbers.items()}
 
-    def of_updates(self):
+    def of_updates(self) -> dict[str, float]:
         """Return the metrics of the step's updates, which have ended.
 
         - policy_training_time: seconds from begin_training to now, for the log-probabilities of the
@@ -111,7 +120,7 @@ class StepRecord:
         return metrics
 
 
-def describe(groups: list, accuracy: str):
+def describe(groups: list[dict], accuracy: str) -> dict[str, float]:
     """Return the metrics of a step's groups.
 
     Means skip rewards that failed (NaN). Groups that were asked with an effort also have metrics by
@@ -150,18 +159,18 @@ def describe(groups: list, accuracy: str):
     return {name: float(value) for name, value in metrics.items()}
 
 
-def of_conversations(conversations: list):
+def of_conversations(conversations: list[Conversation]) -> dict[str, float]:
     """Return the metrics of conversations: means for MEANS, sums for the other counts.
 
     Args:
-        conversations: tool_use.Conversations; their counts() name the metrics.
+        conversations: their counts() name the metrics.
     """
     counts = [conversation.counts() for conversation in conversations]
     totals = {name: sum(count[name] for count in counts) for name in counts[0]}
     return totals | {name: totals[name] / len(counts) for name in MEANS}
 
 
-def kept_completions(groups: list, advantages, count: int):
+def kept_completions(groups: list[dict], advantages: ArrayLike, count: int) -> list[dict]:
     """Return the first `count` completions of a step, in groups as MetricsWriter.write takes them.
 
     Every process calls this.

@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jax.sharding import Mesh
 
@@ -66,7 +67,7 @@ def check_split(settings: ModelRewardSettings, mesh: Mesh, judges: bool):
         )
 
 
-def judge_length(settings: ModelRewardSettings, about: dict):
+def judge_length(settings: ModelRewardSettings, about: Mapping) -> int:
     """Return the longest completion of a judge, in tokens.
 
     Args:
@@ -84,12 +85,16 @@ def judge_length(settings: ModelRewardSettings, about: dict):
     return folder_length
 
 
-def computed_in(config: ModelConfig, dtype: str, expert_buffer: float | None):
-    """Return the ModelConfig of a reward model with parameters in `dtype`, which it computes in."""
+def computed_in(
+    config: ModelConfig, dtype: Literal["float32", "bfloat16"], expert_buffer: float | None
+) -> ModelConfig:
+    """Return the config of a reward model with parameters in `dtype`, which it computes in."""
     return dataclasses.replace(config, dtype=dtype, expert_buffer=expert_buffer)
 
 
-def _load_model(settings: ModelRewardSettings, mesh: Mesh, expert_buffer: float | None):
+def _load_model(
+    settings: ModelRewardSettings, mesh: Mesh, expert_buffer: float | None
+) -> RewardModel | Judge:
     folder = left_in_run(settings.path)
     if (folder / JUDGE).is_file():
         return _load_judge(folder, mesh, settings)
@@ -129,12 +134,12 @@ def _read(folder):
     return tokenizer, template
 
 
-def judge_options(max_completion_length: int, slots: int):
-    """Return a judge's AnswerOptions: greedy decoding."""
+def judge_options(max_completion_length: int, slots: int) -> AnswerOptions:
+    """Return how a judge samples: greedily."""
     return AnswerOptions(max_completion_length=max_completion_length, temperature=0.0, slots=slots)
 
 
-def make_judge(policy: Policy, options: AnswerOptions):
+def make_judge(policy: Policy, options: AnswerOptions) -> Judge:
     """Build a Judge that samples its judgements from a policy.
 
     Args:

@@ -2,7 +2,9 @@
 
 import functools
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +14,9 @@ from deepseek_jax.files import remove_folder
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.progress import FirstTime
+from deepseek_jax.rollout.answers import Answers
 from deepseek_jax.rollout.completions import RolloutLog
+from deepseek_jax.rollout.kept import TokenChoices
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.requests import prompt_room
 from deepseek_jax.rollout.sample_log import SampleLog
@@ -21,7 +25,7 @@ from deepseek_jax.rollout.sample_log import SampleLog
 SECONDS_BETWEEN_WRITES = 60
 
 
-def named(name):
+def named(name: str) -> Callable[[Callable], Callable]:
     """Return a decorator that names a function's work in a trace, see training.profile."""
     return functools.partial(jax.profiler.annotate_function, name=name)
 
@@ -37,16 +41,19 @@ class Sampler:
 
     Attributes:
         sampled_by: the fingerprint of the parameters that sampled last; 0 for unknown.
-        kept: the rollout.kept.TokenChoices of the latest rollout.
+        kept: what the latest rollout kept of its tokens, if anything.
     """
 
     def __init__(self, policy: Policy, settings, folder: Path | None):
         self.policy, self.settings, self.folder = policy, settings, folder
         self.fingerprint = jax.jit(fingerprint)
         self.sampling = FirstTime("compiling the sampler, and sampling with it")
-        self.sampled_by, self.kept = 0, None
+        self.sampled_by = 0
+        self.kept: TokenChoices | None = None
 
-    def answer(self, params, examples, step: int, number: int = 0):
+    def answer(
+        self, params: Any, examples: Sequence[dict], step: int, number: int = 0
+    ) -> tuple[Answers, dict[str, float]]:
         """Sample the answers to examples in one sampling round of a step.
 
         If a run was killed in this round, the sampling continues where it was.
@@ -96,7 +103,7 @@ class Sampler:
         if self.folder is not None and first_process():
             remove_folder(self.folder)
 
-    def _log(self, step, number):
+    def _log(self, step: int, number: int) -> RolloutLog:
         """Return the log that writes a round's completions to a file as they end.
 
         Every process writes its own completions, and reads the ones of all. It writes nothing

@@ -5,6 +5,7 @@ requests, which reward models score: with more steps the policy would learn to e
 """
 
 import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -16,13 +17,15 @@ from deepseek_jax.rewards import Rewards, Scores
 from deepseek_jax.worlds.registry import open_rewards
 
 
-def place(settings: ReinforceSettings, index: int):
+def place(settings: ReinforceSettings, index: int) -> tuple[str, int]:
     """Return (scenario of the index-th question, the question's number within that scenario).
 
     At first there are only reasoning questions. Each of the last general.num_steps steps ends with
     general.per_step general ones.
     """
     per_step, general = settings.prompts_per_step, settings.general
+    if general is None:
+        return "reasoning", index
     first_general = (settings.num_steps - general.num_steps) * per_step
     if index < first_general:
         return "reasoning", index
@@ -34,7 +37,9 @@ def place(settings: ReinforceSettings, index: int):
 
 
 @contextlib.contextmanager
-def scenario_rewards(settings: ReinforceSettings, models):
+def scenario_rewards(
+    settings: ReinforceSettings, models: Mapping[str, object]
+) -> Iterator[dict[str, Rewards]]:
     """Open the rewards of each scenario: {scenario: rewards.Rewards}.
 
     Args:
@@ -111,11 +116,17 @@ class ScenarioRewards:
     def __init__(self, rewards: dict[str, Rewards]):
         self.rewards = rewards
 
-    def best_share(self):
+    def best_share(self) -> str | None:
         """Return Rewards.best_share of the reasoning questions."""
         return self.rewards[SCENARIOS[0]].best_share()
 
-    def score_together(self, examples, completions, completion_ids=None, owners=None):
+    def score_together(
+        self,
+        examples: Sequence[Mapping],
+        completions: Sequence[str],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        owners: np.ndarray | None = None,
+    ) -> Scores:
         """Score all examples, shared between the processes as in Rewards.score_together.
 
         A part that an example's scenario does not have is NaN, which is not an error.
@@ -123,7 +134,10 @@ class ScenarioRewards:
         names = dict.fromkeys(name for rewards in self.rewards.values() for name in rewards.weights)
         total = np.full(len(examples), np.nan, np.float32)
         rewards_by_name = {name: total.copy() for name in names}
-        errors, messages, metrics, columns = 0, [], {}, {}
+        errors = 0
+        messages: list[str] = []
+        metrics: dict[str, float] = {}
+        columns: dict[str, list] = {}
         unread = np.zeros(len(examples), bool)
         for scenario, rewards in self.rewards.items():
             rows = [i for i, example in enumerate(examples) if scenario_of(example) == scenario]
@@ -147,6 +161,6 @@ class ScenarioRewards:
         return Scores(total, rewards_by_name, errors, messages, metrics, columns, unread)
 
 
-def scenario_of(example):
+def scenario_of(example: Mapping) -> str:
     """Return the scenario of an example; reasoning where it names none."""
     return example.get("scenario", SCENARIOS[0])

@@ -1,6 +1,7 @@
 """Settings of GRPO: each config block is a dataclass, checked when it is built."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 from typing_extensions import override
@@ -64,12 +65,12 @@ class RolloutSettings:
                 f"candidates a token; set top_k to 1 to {MOST_CANDIDATES}, or to 0 with top_p=1"
             )
 
-    def truncates(self):
+    def truncates(self) -> bool:
         """Return whether tokens are sampled from fewer than all."""
         return self.top_p < 1 or self.top_k > 0
 
-    def at(self, step: int):
-        """Return the AnswerOptions of a step."""
+    def at(self, step: int) -> AnswerOptions:
+        """Return how a step samples."""
         return AnswerOptions(
             max_completion_length=number_at(self.max_completion_length, step),
             temperature=self.temperature_at(step),
@@ -78,15 +79,15 @@ class RolloutSettings:
             top_k=self.top_k,
         )
 
-    def longest(self):
+    def longest(self) -> int:
         """Return the most tokens of a completion at any step."""
         return max(length for _, length in pairs_of(self.max_completion_length))
 
-    def limit(self):
-        """Return the longest prompt and the longest completion of any step, a Limit."""
+    def limit(self) -> Limit:
+        """Return the longest prompt and the longest completion of any step."""
         return Limit(self.longest(), self.max_prompt_length)
 
-    def temperature_at(self, step: int):
+    def temperature_at(self, step: int) -> float:
         """Return the temperature of a step."""
         return number_at(self.temperature, step)
 
@@ -118,7 +119,7 @@ class RewardSettings(Settings):
     accuracy: Named | None = None
     rewards: Weights
 
-    def needs_accuracy(self):
+    def needs_accuracy(self) -> bool:
         """Return whether accuracy, if it is set, has to be one of rewards."""
         return True
 
@@ -151,7 +152,7 @@ class ModelRewardSettings:
     max_completion_length: Count | None = None
 
 
-def scores_fit(rollout: RolloutSettings, group_size: int):
+def scores_fit(rollout: RolloutSettings, group_size: int) -> bool:
     """Return whether a row of a prompt and its completions has few enough attention scores.
 
     The limit is MOST_SHARED_SCORES.
@@ -160,7 +161,7 @@ def scores_fit(rollout: RolloutSettings, group_size: int):
     return group_size * length * (rollout.max_prompt_length + length) <= MOST_SHARED_SCORES
 
 
-def check_weights(rewards, field: str):
+def check_weights(rewards: Mapping[str, float], field: str):
     """Raise ValueError for weights that are all 0 or too large for advantages.
 
     Args:
@@ -267,7 +268,7 @@ class ReinforceSettings(FitSettings, RewardSettings):
                 raise ValueError(f"{name}={value!r}, but {why}; leave {name} out")
 
     @override
-    def continues(self):
+    def continues(self) -> bool:
         # General questions come in the last steps
         return super().continues() and self.general is None
 
@@ -282,7 +283,7 @@ class ReinforceSettings(FitSettings, RewardSettings):
                 "does; leave effort out"
             )
 
-    def _check_kl_weights(self, weights):
+    def _check_kl_weights(self, weights: Mapping[str, float]):
         used_scenarios = SCENARIOS if self.general is not None else SCENARIOS[:1]
         for name, weight in weights.items():
             if name not in used_scenarios:
@@ -298,7 +299,7 @@ class ReinforceSettings(FitSettings, RewardSettings):
                 "loss.kl_coef and a weight above 0, or leave kl_weights out"
             )
 
-    def _check_general(self, general):
+    def _check_general(self, general: GeneralSettings):
         check_weights(general.rewards, "general.rewards")
         if general.num_steps > self.num_steps:
             raise ValueError(
@@ -315,24 +316,24 @@ class ReinforceSettings(FitSettings, RewardSettings):
                 "questions, which further rounds would shift; leave it at 1"
             )
 
-    def scored(self):
+    def scored(self) -> tuple[str, ...]:
         """Return the keys of the log-probabilities that are computed before a step's updates."""
         # A single update needs no old_logprobs: its policy is the one that sampled
-        old_keys = ("old_logprobs",) if self.minibatches * self.epochs > 1 else ()
+        old_keys: tuple[str, ...] = ("old_logprobs",) if self.minibatches * self.epochs > 1 else ()
         return old_keys + (("ref_logprobs",) if self.loss.kl_coef else ())
 
-    def most_turns(self):
+    def most_turns(self) -> int:
         """Return the most turns of the model in a conversation with tools or an environment.
 
         It is 0 for completions of a single turn.
         """
         return 0
 
-    def keeps(self):
+    def keeps(self) -> bool:
         """Return whether updates use anything that the rollout kept, see rollout.kept."""
         return self.keep_routing or self.rollout.truncates()
 
-    def shares_prompts(self):
+    def shares_prompts(self) -> bool:
         """Return whether a prompt and all its completions are one row of an update.
 
         Otherwise each completion is a row of its own, see losses.completions. This is so for long
@@ -340,11 +341,11 @@ class ReinforceSettings(FitSettings, RewardSettings):
         """
         return scores_fit(self.rollout, self.group_size)
 
-    def rows(self):
+    def rows(self) -> int:
         """Return the number of rows of an update."""
         groups = self.prompts_per_step // self.minibatches
         return groups if self.shares_prompts() else groups * self.group_size
 
-    def num_updates(self):
+    def num_updates(self) -> int:
         """Return the number of updates in all steps."""
         return self.num_steps * self.minibatches * self.epochs

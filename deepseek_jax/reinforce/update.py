@@ -2,6 +2,8 @@
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,8 @@ from deepseek_jax.losses.grpo import LARGE_GAP, make_grpo_loss
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.parallel.shard import batch_parts
 from deepseek_jax.reinforce.settings import ReinforceSettings
-from deepseek_jax.training.state import in_memory
-from deepseek_jax.training.update import Reference, UpdateOptions, create_update
+from deepseek_jax.training.state import Create, in_memory
+from deepseek_jax.training.update import Reference, Update, UpdateOptions, create_update
 from deepseek_jax.training.watch import Limit
 
 # The largest mean of |old_logprobs - sampler_logprobs|, in nats, that rounding explains. Runs in
@@ -26,8 +28,8 @@ LARGEST_MEAN_GAP = {"float32": 1e-4, "bfloat16": 0.05}
 LARGEST_SHARE = 1e-3
 
 
-def sampler_limits(config: ModelConfig):
-    """Return limits of an update's metrics of its samples: {metric: training.watch.Limit}.
+def sampler_limits(config: ModelConfig) -> dict[str, Limit]:
+    """Return the limits of an update's metrics of its samples.
 
     The log-probabilities of trainer and sampler differ only by rounding, unless the two disagree
     about weights, positions, masks or the temperature. Then the ratios are wrong, and nothing else
@@ -52,7 +54,9 @@ def sampler_limits(config: ModelConfig):
     return limits | {"sampler_gap_max": Limit(LARGE_GAP, f"at one token {gap_message}")}
 
 
-def jitted_update(settings: ReinforceSettings, config: ModelConfig, params, mesh: Mesh):
+def jitted_update(
+    settings: ReinforceSettings, config: ModelConfig, params: Any, mesh: Mesh
+) -> tuple[Create, Update]:
     """Build (create, update), as training.update.create_update does.
 
     create(params), jitted, donates params and returns the TrainState without a reference. update is
@@ -73,7 +77,7 @@ def jitted_update(settings: ReinforceSettings, config: ModelConfig, params, mesh
     return create_update(settings, loss_fn, params, mesh, beside=UpdateOptions(reference=reference))
 
 
-def reference_places(settings: ReinforceSettings, params):
+def reference_places(settings: ReinforceSettings, params: Any) -> Any:
     """Return the shardings of a reference with these params.
 
     Args:
@@ -82,7 +86,7 @@ def reference_places(settings: ReinforceSettings, params):
     return jax.tree.map(lambda leaf: in_memory(leaf.sharding, settings.reference_memory), params)
 
 
-def as_reference(settings: ReinforceSettings, params):
+def as_reference(settings: ReinforceSettings, params: Any) -> Any:
     """Copy params as a reference to compare with, in settings.reference_memory.
 
     The copy is in settings.reference_dtype, except for the biases that balance routers.
@@ -97,7 +101,7 @@ def as_reference(settings: ReinforceSettings, params):
     return jax.device_put(reference, reference_places(settings, params))
 
 
-def jitted_score(config: ModelConfig):
+def jitted_score(config: ModelConfig) -> Callable[[Any, dict], jax.Array]:
     """Build a jitted (params, batch) -> logprobs float32[b t] of the completions.
 
     It scores them for the old policy and for the reference.

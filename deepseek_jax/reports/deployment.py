@@ -11,7 +11,7 @@ from deepseek_jax.models import ModelConfig, count_params
 FORMS = "dense", "sparse"
 
 
-def size_table(models: dict[str, ModelConfig]):
+def size_table(models: dict[str, ModelConfig]) -> Table:
     """Build a table of parameters, weights and cache.
 
     Args:
@@ -44,7 +44,7 @@ def speed_table(
     bytes_per_second: float,
     batch_size: int,
     context_length: int,
-):
+) -> Table:
     """Build a table of the chips for the weights, and of tokens per second and chip.
 
     The speeds are for batch 1 and for batch_size.
@@ -78,15 +78,15 @@ def speed_table(
     return table
 
 
-def ratio_table(models: dict[str, ModelConfig], *, batch_size: int, context_length: int):
+def ratio_table(models: dict[str, ModelConfig], *, batch_size: int, context_length: int) -> Table:
     """Build a table of each model's ratios to the first model, the teacher."""
     (teacher_name, teacher), *students = models.items()
     caption = (
         f"{teacher_name}'s number divided by the model's; for tokens/s (bf16, a chip) the model's "
         f"divided by {teacher_name}'s"
     )
-    columns = "parameters", "active", "bf16\nbytes", "fp8\nbytes", "cache\nbytes"
-    columns += "tokens/s\nbatch 1", f"tokens/s\nbatch {batch_size}"
+    size_columns = "parameters", "active", "bf16\nbytes", "fp8\nbytes", "cache\nbytes"
+    columns = (*size_columns, "tokens/s\nbatch 1", f"tokens/s\nbatch {batch_size}")
     table = _table(f"against {teacher_name}", caption, columns)
     for name, student in students:
         size_ratios = [
@@ -103,7 +103,7 @@ def ratio_table(models: dict[str, ModelConfig], *, batch_size: int, context_leng
     return table
 
 
-def attention_table(config: ModelConfig):
+def attention_table(config: ModelConfig) -> Table:
     """Build a table of attention costs with and without a model's indexer, by context length."""
     caption = (
         "FLOPs a token, forward, on average over a row of that length: scores and weighted values, and the "
@@ -117,7 +117,7 @@ def attention_table(config: ModelConfig):
     return table
 
 
-def measured_table(models: dict[str, ModelConfig], speeds: dict[str, float], caption: str):
+def measured_table(models: dict[str, ModelConfig], speeds: dict[str, float], caption: str) -> Table:
     """Build a table of measured decoding speeds.
 
     Args:

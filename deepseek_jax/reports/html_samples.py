@@ -40,7 +40,8 @@ def shown_samples(samples: Sequence[dict]):
         _plain(group) | {"completions": _cards(group["completions"][:COMPLETIONS])}
         for group in samples
     ]
-    counts, ranks = Counter(), []
+    counts: Counter[tuple] = Counter()
+    ranks = []
     for group in groups:
         key = tuple(group.get(name) for name in CHOICES)
         ranks.append(counts[key])

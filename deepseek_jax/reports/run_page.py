@@ -47,7 +47,7 @@ def training_samples(path: Path, headings: dict[str, str]):
         path: A file of completions.
         headings: Phase -> its title; a missing phase keeps its name.
     """
-    groups_by_phase = {}
+    groups_by_phase: dict[str, dict[int, list[dict]]] = {}
     for group in read_completions(path):
         groups_by_phase.setdefault(group["phase"], {}).setdefault(group["step"], []).append(group)
     samples = []
@@ -78,7 +78,7 @@ def _training_group(group, phase):
     }
 
 
-def lineage(workdir: Path, stages: dict[str, str]):
+def lineage(workdir: Path, stages: dict[str, str]) -> list[dict]:
     """Build Page.stages from each stage.json, with the stage that made each input.
 
     A stage is outdated if a stage that it is made from was run again since, or is outdated itself.
@@ -104,7 +104,7 @@ def lineage(workdir: Path, stages: dict[str, str]):
     return list(stage_rows.values())
 
 
-def is_measured(workdir: Path, measurement: str, stage: dict):
+def is_measured(workdir: Path, measurement: str, stage: dict) -> bool:
     """Return whether a measurement is of a stage of `lineage` in its present state.
 
     Args:

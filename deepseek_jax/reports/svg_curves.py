@@ -103,10 +103,10 @@ def _line(coordinates):
     """Draw the curve, with a gap where a value is missing; a single point is a dot."""
     shapes = []
     for is_gap, run in groupby(coordinates, key=lambda coordinate: coordinate is None):
-        run = [] if is_gap else list(run)
-        if len(run) == 1:
-            shapes.append('<circle class="line" cx="{:.1f}" cy="{:.1f}" r="2"/>'.format(*run[0]))
-        elif run:
-            path = "L".join(f"{x:.1f} {y:.1f}" for x, y in run)
+        points = [] if is_gap else list(run)
+        if len(points) == 1:
+            shapes.append('<circle class="line" cx="{:.1f}" cy="{:.1f}" r="2"/>'.format(*points[0]))
+        elif points:
+            path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
             shapes.append(f'<path class="line" d="M{path}"/>')
     return "".join(shapes)

@@ -23,7 +23,7 @@ def lineage_graph(stages):
     column = {name: _longest(name, made_from) for name in made_from}
     children = {name: [c for c in made_from if name in made_from[c]] for name in made_from}
     ahead = {name: _longest(name, children) for name in made_from}
-    row = {}
+    row: dict[str, int] = {}
     # sorted is stable: stages with equal paths ahead keep their order
     for name in sorted(made_from, key=lambda name: -ahead[name]):
         row[name] = sum(column[other] == column[name] for other in row)

@@ -6,6 +6,7 @@ metrics.jsonl.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,32 +23,39 @@ LOGGED = "logged/"
 CAPTION = "95% interval: of the mean over seeds; of one run over its held-out data"
 
 
+# (mean, low, high); low and high are None for a number without an interval
+Value = tuple[float, float | None, float | None]
+
+
 class SweepRun(NamedTuple):
     """One run of a sweep.
 
     Attributes:
         overrides: {dotted field: value}.
         status: For a reader; COMPLETE if the run is complete.
-        value: (mean, low, high) of the metric, or None; low and high are None without an interval.
+        value: Of the metric; None for a run without one.
     """
 
     overrides: dict
     status: str
-    value: tuple | None
+    value: Value | None
 
 
 class Group(NamedTuple):
     """The runs with the same fields, apart from their seed."""
 
     fields: dict
-    runs: list
+    runs: list[SweepRun]
 
-    def values(self):
+    def values(self) -> dict[int | None, Value]:
         """Return {seed: value} of the complete runs: others are not as far."""
-        complete = [run for run in self.runs if run.status == COMPLETE and run.value is not None]
-        return {run.overrides.get(SEED): run.value for run in complete}
+        return {
+            run.overrides.get(SEED): run.value
+            for run in self.runs
+            if run.status == COMPLETE and run.value is not None
+        }
 
-    def interval(self):
+    def interval(self) -> Value | None:
         """Return (mean, low, high) over seeds, or of a single run; None without a value."""
         values = list(self.values().values())
         if len(values) < 2:
@@ -55,9 +63,9 @@ class Group(NamedTuple):
         return mean_interval([mean for mean, _, _ in values])
 
 
-def grouped(runs: list[SweepRun]):
+def grouped(runs: list[SweepRun]) -> list[Group]:
     """Group the runs by their fields, in order of first appearance."""
-    groups = {}
+    groups: dict[str, Group] = {}
     for run in runs:
         fields = {name: value for name, value in run.overrides.items() if name != SEED}
         # A value may be a list, which cannot be a key
@@ -65,13 +73,13 @@ def grouped(runs: list[SweepRun]):
     return list(groups.values())
 
 
-def short_names(fields):
+def short_names(fields: Iterable[str]) -> dict[str, str]:
     """Return {dotted field: its last part, or all of it if two fields end alike}."""
     ends = Counter(name.rpartition(".")[2] for name in fields)
     return {n: end if ends[end := n.rpartition(".")[2]] == 1 else n for n in fields}
 
 
-def headline(measured: list[dict]):
+def headline(measured: list[dict]) -> str | None:
     """Return the metric to show if none was chosen: the last measurement's first score, or None.
 
     Args:
@@ -81,7 +89,7 @@ def headline(measured: list[dict]):
     return next((name for scores in last for name in scores), None)
 
 
-def value_of(measured: dict, workdir: Path, metric: str | None):
+def value_of(measured: dict, workdir: Path, metric: str | None) -> Value | None:
     """Return (mean, low, high) of a run's metric, None if the run has none.
 
     Args:
@@ -101,7 +109,7 @@ def value_of(measured: dict, workdir: Path, metric: str | None):
     return None
 
 
-def metric_names(measured: dict, workdir: Path):
+def metric_names(measured: dict, workdir: Path) -> list[str]:
     """List the full names of all metrics of a run, in order."""
     names = [f"{measurement}/{name}" for measurement, of in measured.items() for name in of]
     for phase, records in read_phases(workdir / "metrics.jsonl").items():
@@ -110,7 +118,7 @@ def metric_names(measured: dict, workdir: Path):
     return names
 
 
-def progress(workdir: Path):
+def progress(workdir: Path) -> str:
     """Return the phase and step of a run's last line, for a reader; "" without one."""
     phases = read_phases(workdir / "metrics.jsonl")
     if not phases:
@@ -119,12 +127,12 @@ def progress(workdir: Path):
     return f"{last['phase']} step {last['step']}"
 
 
-def title_of(metric: str | None):
+def title_of(metric: str | None) -> str:
     """Return the name of a metric for the table and the plot."""
     return "metric" if metric is None else metric.replace("/", " ").replace("_", " ")
 
 
-def sweep_table(runs: list[SweepRun], metric: str | None):
+def sweep_table(runs: list[SweepRun], metric: str | None) -> Table:
     """Build a rich Table with a row for each group.
 
     Args:

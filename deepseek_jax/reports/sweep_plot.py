@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from deepseek_jax.reports.sweep import SEED, SweepRun, grouped, short_names, title_of
+from deepseek_jax.reports.sweep import SEED, Group, SweepRun, Value, grouped, short_names, title_of
 
 # A field has a logarithmic axis from this ratio of its largest to its smallest value
 LOG_RANGE = 20
@@ -52,19 +52,18 @@ def _draw_field(axes, groups, field):
         axes.set_xscale("log")
     if not numeric:
         axes.set_xticks(range(len(values)), [str(value) for value in values])
-    lines = {}
+    lines: dict[str, list[tuple[float, Group, Value]]] = {}
     for group in groups:
-        if field in group.fields:
+        if field in group.fields and (interval := group.interval()) is not None:
             others = {n: v for n, v in group.fields.items() if n != field}
             x = group.fields[field] if numeric else values.index(group.fields[field])
             label = ", ".join(f"{n.rpartition('.')[2]}={v}" for n, v in others.items())
-            lines.setdefault(label, []).append((x, group))
+            lines.setdefault(label, []).append((x, group, interval))
     for label, points in lines.items():
         points.sort(key=lambda point: point[0])
-        xs, means = [x for x, _ in points], [group.interval()[0] for _, group in points]
+        xs, means = [x for x, _, _ in points], [mean for _, _, (mean, _, _) in points]
         (line,) = axes.plot(xs, means, marker="o", label=label)
-        for x, group in points:
-            _, low, high = group.interval()
+        for x, group, (_, low, high) in points:
             if low is not None:
                 axes.vlines(x, low, high, color=line.get_color())
             means = [mean for mean, _, _ in group.values().values()]

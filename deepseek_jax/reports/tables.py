@@ -1,6 +1,6 @@
 """Rich tables of a run, samples before and after training, and curves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deepseek_jax.errors import shortened
+from deepseek_jax.evaluation.compare import Comparison
 from deepseek_jax.files import whole_file
 from deepseek_jax.training.metrics import read_metrics
 
@@ -101,13 +102,13 @@ def loss_table(losses: dict) -> Table:
     return table
 
 
-def comparison_table(compared):
+def comparison_table(compared: Mapping[str, Mapping[str, Comparison]]) -> Table:
     """Build a rich Table of two runs' differences, one row per score of a task.
 
     A row has the difference, its interval, its p-value and the verdict.
 
     Args:
-        compared: Task -> {score: evaluation.compare.Comparison} of shares.
+        compared: Task -> {score: Comparison} of shares.
     """
     table = Table(
         title="the same problems, this run less the other",
@@ -162,7 +163,7 @@ def stages_table(
     return table
 
 
-def fates_table(title, fates):
+def fates_table(title: str, fates: Mapping[str, Mapping[str, int]]) -> Table:
     """Build a rich Table of how many texts met each fate.
 
     There is one row per fate that occurs, with the fate "kept" last, one column per origin, and a

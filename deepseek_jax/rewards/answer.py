@@ -39,7 +39,7 @@ class Answer(NamedTuple):
     quantity: Quantity | None
 
 
-def read_answer(text: str, question: str | None = None):
+def read_answer(text: str, question: str | None = None) -> Answer | None:
     """Return the final Answer that `text` states, or None if it states none or two that differ.
 
     The answer is the first of these that the text has:
@@ -64,16 +64,16 @@ def read_answer(text: str, question: str | None = None):
         return Answer(_as_text(quantity), None, quantity)
     # "The answer is B", "The answer is (3, 4)"
     said_texts = {mark.text for mark in find_said(text, [])}
-    return Answer(*said_texts, "said", None) if len(said_texts) == 1 else None
+    return Answer(said_texts.pop(), "said", None) if len(said_texts) == 1 else None
 
 
-def extract_answer(text: str, question: str | None = None):
+def extract_answer(text: str, question: str | None = None) -> str | None:
     """Return the text (str) of the Answer that read_answer finds, or None."""
     answer = read_answer(text, question)
     return None if answer is None else answer.text
 
 
-def stated_answers(text: str, question: str | None = None):
+def stated_answers(text: str, question: str | None = None) -> list[Answer]:
     """List the Answers that a final text states: marks first, then numbers after "the answer is".
 
     The marked Answers have the order of marks.find_marks.
@@ -90,7 +90,7 @@ def stated_answers(text: str, question: str | None = None):
     ]
 
 
-def marked_answer(text: str):
+def marked_answer(text: str) -> str | None:
     """Return the answer (str) that `text` marks, or None.
 
     None means that the text marks no answer, or states two that differ.
@@ -99,7 +99,7 @@ def marked_answer(text: str):
     return None if answer is None or answer.mark in (None, "said") else answer.text
 
 
-def contradicts(text: str, question: str | None = None):
+def contradicts(text: str, question: str | None = None) -> bool:
     """Return True if `text` states two different answers outside of its thought.
 
     Both marked answers and "the answer is 5" count.
@@ -147,7 +147,7 @@ def is_unread(completion: str, example: Mapping):
     return has_statement and (answer is None or answer.quantity is None)
 
 
-def gold_answer(example: Mapping):
+def gold_answer(example: Mapping) -> str:
     """Return example["answer"] (str), without working that precedes a mark in it.
 
     Raises:

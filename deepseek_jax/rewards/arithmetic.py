@@ -70,8 +70,9 @@ def correct_reasoning(completion: str, example: Mapping):
     if not correct(completion, example):
         return 0.0
     text = FINAL_ANSWER.sub("", completion.strip().rstrip(".")).rstrip(" .")
-    steps = [STEP.fullmatch(s.strip()) for s in re.split(r"[;,\n]", text) if s.strip()]
-    if not steps or None in steps:
+    pieces = [s.strip() for s in re.split(r"[;,\n]", text) if s.strip()]
+    steps = [step for step in map(STEP.fullmatch, pieces) if step]
+    if not steps or len(steps) < len(pieces):
         return 0.0
     # Every number may be used once: the question's, and each step's result in a later step
     available = Counter(operands)
@@ -138,7 +139,8 @@ def _working(completion, example):
     if any(None in sides or len(set(sides)) > 1 for sides in values):
         return [], []
     operands = Counter(_operands(example))
-    known_numbers, seen_terms, left_tokens, results = operands.copy(), Counter(), [], []
+    seen_terms: Counter[tuple] = Counter()
+    known_numbers, left_tokens, results = operands.copy(), [], []
     for sides, (*_, result) in zip(stated_equations, values, strict=True):
         tokens = [x for side in sides[:-1] if not adds_nothing(side, known_numbers) for x in side]
         # 3 + 2 = 5 repeats 2 + 3 = 5

@@ -49,7 +49,7 @@ class BubblewrapSandbox:
     def close(self):
         """Do nothing: no process outlives its program."""
 
-    def run(self, program: str, stdin: str, seconds: float):
+    def run(self, program: str, stdin: str, seconds: float) -> tuple[str, str | None]:
         """Run a program and return its output.
 
         Args:

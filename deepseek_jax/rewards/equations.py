@@ -40,7 +40,7 @@ def equations(text):
         # A word may cut a run off after an operator: "so 3 + 4 = ?", "7 - that is"
         while run and not _ends_a_value(run[-1]):
             run.pop()
-        sides = [[]]
+        sides: list[list[str]] = [[]]
         for token in run:
             sides.append([]) if token == "=" else sides[-1].append(token)
         # The brackets in "(so 2 + 3 = 5)" are no part of the equation
@@ -69,7 +69,8 @@ def _unmarked(text):
 
 def _runs(text):
     """List the longest runs of numbers, operators and brackets, each a list of tokens."""
-    runs, run = [], []
+    runs: list[list[str]] = []
+    run: list[str] = []
     # The added newline ends the last run
     for match in TOKEN.finditer(text + "\n"):
         token, kind = match.group(), match.lastgroup

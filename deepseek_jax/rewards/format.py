@@ -40,7 +40,7 @@ def think_answer_format(completion: str, example: Mapping):
     return float(are_seen and not (before or between or remainder.strip()))
 
 
-def shows(text: str):
+def shows(text: str) -> bool:
     """Return True if `text` shows a letter, a digit or a sign.
 
     Zero-width characters show nothing.
@@ -56,7 +56,7 @@ def _is_seen(character):
     return not BLANK.search(unicodedata.name(character, ""))
 
 
-def without_markup(text: str):
+def without_markup(text: str) -> str:
     r"""Return `text` as a page shows it.
 
     HTML's tags and comments are removed. HTML's entities and \textbf{...} become text.
@@ -64,6 +64,6 @@ def without_markup(text: str):
     return COMMAND.sub(r"\1", MARKUP.sub("", html.unescape(text)))
 
 
-def summary(completion: str):
+def summary(completion: str) -> str:
     """Return the text for the reader: after the last </think>, no tags, no outer white space."""
     return ANY_TAG.sub("", final_text(completion)).strip()

@@ -254,7 +254,8 @@ def gathered(logged: list, count: int):
     Returns:
         ({metric: mean}, {column: a list of a value for each row, None where there is none}).
     """
-    metrics, columns = {}, {}
+    metrics: dict[str, list[float]] = {}
+    columns: dict[str, list] = {}
     for own_metrics, own_columns in (each for process in logged for each in process):
         for name, value in own_metrics.items():
             metrics.setdefault(name, []).append(value)

@@ -110,7 +110,7 @@ def check_language(example: Mapping):
         )
 
 
-def chain_of_thought(completion: str):
+def chain_of_thought(completion: str) -> str:
     """Return the text between <think> and </think>.
 
     Without <think> it begins at the start, because the prompt may have opened the tag. Without
@@ -122,7 +122,7 @@ def chain_of_thought(completion: str):
     return inside if open_tag else before
 
 
-def language_share(text: str, language: str):
+def language_share(text: str, language: str) -> float:
     """Return the share of distinct words in `text` that belong to `language`.
 
     Without words it is 0.0.

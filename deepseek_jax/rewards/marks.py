@@ -50,7 +50,7 @@ class Mark(NamedTuple):
     start: int
 
 
-def final_text(text: str):
+def final_text(text: str) -> str:
     """Return the part of a completion that may state the answer: the text after its thought.
 
     It begins after the last `</think>`, or at the start without one, and ends before a `<think>`
@@ -174,7 +174,8 @@ def _boxes(text):
 
     It takes one pass over the text.
     """
-    open_braces, boxes = [], []
+    open_braces: list[int | None] = []
+    boxes: list[tuple[int, int]] = []
     for match in BRACES.finditer(text):
         token = match.group()
         # The pattern also matches escaped braces, to skip them: they neither open nor close

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from deepseek_jax.data.preferences import RewardKind
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.reward import predict_rewards
 from deepseek_jax.parallel.shard import put_share
@@ -42,10 +43,10 @@ class RewardModel:
         self,
         config: ModelConfig,
         params: Any,
-        render: Callable,
+        render: Callable[[Mapping, str], list[int]],
         mesh: Mesh,
         *,
-        kind: str,
+        kind: RewardKind,
         batch_size: int,
     ):
         self.config, self.params, self.render, self.mesh = config, params, render, mesh
@@ -53,7 +54,9 @@ class RewardModel:
 
         self._rewards = jitted_rewards(config, mesh, kind)
 
-    def score(self, examples: Sequence[Mapping], completions: Sequence[str]):
+    def score(
+        self, examples: Sequence[Mapping], completions: Sequence[str]
+    ) -> list[float | ValueError]:
         """Score completions with the reward model.
 
         Every process passes all completions, and gets all rewards.
@@ -93,7 +96,9 @@ class RewardModel:
         return np.asarray(rewards)[: len(rows)]
 
 
-def jitted_rewards(config: ModelConfig, mesh: Mesh, kind: str = "helpfulness"):
+def jitted_rewards(
+    config: ModelConfig, mesh: Mesh, kind: RewardKind = "helpfulness"
+) -> jax.stages.Wrapped:
     """Return the jitted function (params, batch) -> float32[b] that RewardModel calls.
 
     The arguments are as in RewardModel. `batch` is a result of right_padded.
@@ -107,7 +112,7 @@ def jitted_rewards(config: ModelConfig, mesh: Mesh, kind: str = "helpfulness"):
     return jax.jit(rewards, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
-def padded_length(longest: int):
+def padded_length(longest: int) -> int:
     """Return the length to which rows are padded if their longest has `longest` tokens."""
     length = SHORTEST
     while length < longest:
@@ -115,7 +120,7 @@ def padded_length(longest: int):
     return length
 
 
-def right_padded(rows, length: int):
+def right_padded(rows: Sequence[Sequence[int]], length: int) -> dict[str, np.ndarray]:
     """Return lists of ids as a batch, padded on the right to `length` tokens.
 
     Returns:

@@ -98,7 +98,7 @@ class MontySandbox:
         """End the process."""
         self._pool.__exit__(None, None, None)
 
-    def run(self, program: str, stdin: str, seconds: float):
+    def run(self, program: str, stdin: str, seconds: float) -> tuple[str, str | None]:
         """Run a program and return its output.
 
         Args:

@@ -62,7 +62,7 @@ PERCENT = re.compile(r"\b(?:per ?cent(?:age)?(?: points?)?|pct)\b", re.I)
 SUPERSCRIPT = re.compile("[⁰¹²³⁴-⁹]+")
 
 
-def number(text: str):
+def number(text: str) -> Fraction | None:
     r"""Read a number or an expression as an exact Fraction, or return None.
 
     Examples are "1,234", "$5", "1/2", "2 * (3 + 4)" and "\frac12". None means that the text is
@@ -124,7 +124,10 @@ def _walk(node, text, depth):
         raise ValueError("too deep")
     if isinstance(node, ast.Constant):
         # Read the digits as written: the tree has 0.1 as a float, which is not exactly 0.1
-        value = Fraction(ast.get_source_segment(text, node).rstrip("."))
+        digits = ast.get_source_segment(text, node)
+        # A tree that ast.parse makes has all places
+        assert digits is not None
+        value = Fraction(digits.rstrip("."))
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.UAdd, ast.USub)):
         value = _walk(node.operand, text, depth - 1)
         value = -value if isinstance(node.op, ast.USub) else value

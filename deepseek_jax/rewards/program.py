@@ -62,7 +62,7 @@ class ProgramVerifier(WorkerPool):
             wall_limit_seconds=2 * time_limit_seconds + 5,
         )
         self.time_limit_seconds = time_limit_seconds
-        self.outcomes = Counter()
+        self.outcomes: Counter[str] = Counter()
 
     def score(self, test_cases: Sequence, completions: Sequence[str]):
         """Run the program of each completion on its test cases.
@@ -95,7 +95,7 @@ class ProgramVerifier(WorkerPool):
         ]
 
 
-def find_sandbox(names: Iterable[str] = tuple(SANDBOXES)):
+def find_sandbox(names: Iterable[str] = tuple(SANDBOXES)) -> str:
     """Return the first of `names` that names a sandbox in which a program can run here.
 
     Raises:
@@ -121,12 +121,13 @@ def find_sandbox(names: Iterable[str] = tuple(SANDBOXES)):
     )
 
 
-def extract_program(completion: str):
-    """Return the last closed ```python block (str) after the last </think>, or None."""
+def extract_program(completion: str) -> str | None:
+    """Return the last closed ```python block after the last </think>, or None."""
     text = final_text(completion)
     # Tags become line breaks, so a fence right after a tag still begins its line
     text = text.replace("<answer>", "\n").replace("</answer>", "\n")
-    program, label, block = None, None, []
+    program, label = None, None
+    block: list[str] = []
     for line in text.split("\n"):
         stripped_line = line.strip()
         if label is not None and stripped_line == "```":
@@ -169,7 +170,7 @@ def _is_case(case):
 
 
 # Set in each worker process
-_sandbox = None
+_sandbox: BubblewrapSandbox | MontySandbox
 
 
 def _start_worker(name):
@@ -186,12 +187,14 @@ def _judge(program, cases, time_limit_seconds):
     deadline = time.monotonic() + time_limit_seconds
     runs = [(program, case["input"], case["output"]) for case in cases if not isinstance(case, str)]
     asserts = [case for case in cases if isinstance(case, str)]
-    values = []
+    values: list = []
     # The program cannot guess the word, so the word in the output shows that the asserts passed.
     # Only a program that reads the file of the asserts can print it all the same
     if asserts:
         word = secrets.token_hex(16)
-        asserts, values = zip(*(_without_literals(case, word) for case in asserts), strict=True)
+        rewritten = [_without_literals(case, word) for case in asserts]
+        asserts = [code for code, _ in rewritten]
+        values = [value for _, own_values in rewritten for value in own_values]
         runs.append(("\n".join([program, "", *asserts, "print()", f"print({word!r})"]), "", word))
     for source, stdin, expected in runs:
         remaining_seconds = deadline - time.monotonic()
@@ -205,7 +208,7 @@ def _judge(program, cases, time_limit_seconds):
         lines = _lines(printed)
         if asserts and expected == word:
             # The program may print before the asserts, so only the values and the last line count
-            if not _are([x for x in lines if x.startswith(word)][:-1], word, sum(values, [])):
+            if not _are([x for x in lines if x.startswith(word)][:-1], word, values):
                 return WRONG
             lines = lines[-1:]
         if lines != _lines(expected):

@@ -184,6 +184,6 @@ def _line_around(text, end):
     line += text[end : end + WINDOW].partition("\n")[0]
     line_above = line_above.rpartition("\n")[2].rstrip(" \\[]()$")
     line = line if line_above.endswith("=") else BULLET.sub("", line)
-    last_word = re.search(r"[A-Za-z]*$", line_above)[0].lower()
+    last_word = re.split("[^A-Za-z]", line_above)[-1].lower()
     # Only LINKS, not all of JOINS: many complete lines end in "times" or "left over"
     return f"{line_above} {line}" if line_above.endswith(UNFINISHED) or last_word in LINKS else line

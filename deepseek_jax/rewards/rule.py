@@ -1,6 +1,6 @@
 """The records Rule, one reward by rule, and Reading, how a rule reads a completion's answer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple
 
 
@@ -12,8 +12,8 @@ class Reading(NamedTuple):
         key: key(answer, question) -> a value. Answers with equal values count as the same answer.
     """
 
-    find: Callable
-    key: Callable
+    find: Callable[[str, str | None], str | None]
+    key: Callable[[str, str | None], Hashable]
 
 
 class Rule(NamedTuple):
@@ -33,9 +33,9 @@ class Rule(NamedTuple):
             cannot read and therefore scores 0. None if the rule does not say.
     """
 
-    score: Callable | None = None
-    check: Callable | None = None
+    score: Callable[[str, Mapping], float] | None = None
+    check: Callable[[Mapping], object] | None = None
     reading: Reading | None = None
     verifier: Callable | None = None
     fields: tuple[str, ...] = ("answer",)
-    unread: Callable | None = None
+    unread: Callable[[str, Mapping], bool] | None = None

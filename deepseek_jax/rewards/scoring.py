@@ -140,7 +140,9 @@ class Rewards:
         it lacks.
         """
         for name, rule in self._rules.items():
-            for example in () if rule.check is None else examples:
+            if rule.check is None:
+                continue
+            for example in examples:
                 with at(name):
                     rule.check(example)
         for name, function in self._functions.items():
@@ -248,7 +250,8 @@ class Rewards:
             )
             messages.append(f"no reward scores {previews[first_unscored]}.")
         total = np.where(is_scored, total, np.nan).astype(np.float32)
-        errors, logged = int(np.isnan(total).sum()), ({}, {})
+        errors = int(np.isnan(total).sum())
+        logged: tuple[dict, dict] = {}, {}
         if self._functions:
             function_logs = [function.logged for function in self._functions.values()]
             logged = gathered(from_each(function_logs), count)
@@ -271,8 +274,9 @@ class Rewards:
                 if num_failures <= MAX_MESSAGES:
                     message = f"reward {name!r} failed with {value!r} on {batch.shown(row)}."
                 value = math.nan
-            is_wrong = is_unread is not None and value == 0
-            not_read = is_wrong and is_unread(batch.completions[row], batch.examples[row])
+            not_read = False
+            if is_unread is not None and value == 0:
+                not_read = is_unread(batch.completions[row], batch.examples[row])
             verdicts.append((None if value is None else float(value), message, not_read))
         return verdicts
 

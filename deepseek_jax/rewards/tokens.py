@@ -46,13 +46,16 @@ class Context(NamedTuple):
     running: bool
 
 
-def tokens_of(line: str):
+def tokens_of(line: str) -> list[Token]:
     """Split a line into a list of Token."""
     tokens, glued = [], False
     for match in TOKEN.finditer(line):
-        if match.lastgroup != "space":
-            tokens.append(Token(match.lastgroup, match.group(), glued))
-        glued = match.lastgroup != "space"
+        kind = match.lastgroup
+        # TOKEN consists of named groups
+        assert kind is not None
+        if kind != "space":
+            tokens.append(Token(kind, match.group(), glued))
+        glued = kind != "space"
     return tokens
 
 

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-from deepseek_jax.rewards.tokens import CLOSING, Context, tokens_of
+from deepseek_jax.rewards.tokens import CLOSING, Context, Token, tokens_of
 from deepseek_jax.rewards.words import (
     ABBREVIATIONS,
     ADJECTIVES,
@@ -49,7 +49,7 @@ class Unit(NamedTuple):
     scale_word: str = ""
 
 
-def read_unit(tokens: list, context: Context, *, one: bool = False):
+def read_unit(tokens: list[Token], context: Context, *, one: bool = False) -> Unit | None:
     """Return the Unit of the number before these tokens, or None.
 
     None means that the tokens change the number, or are not understood.

@@ -5,6 +5,7 @@ jax, and killing it loses nothing else.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import faulthandler
 import itertools
@@ -47,8 +48,8 @@ class NotePlaces(NamedTuple):
 
 
 _AT = NotePlaces()
-# In a worker: the array with the places of NotePlaces
-_doing = None
+# The array with the places of NotePlaces; only a worker has it
+_doing: ctypes.Array[ctypes.c_double]
 
 
 class LostJob(NamedTuple):
@@ -100,6 +101,10 @@ class Job:
         if not self.done:
             self.done, self.result = True, result
 
+    def has_ended(self) -> bool:
+        """Return True if it has a result, or the process has ended it."""
+        return self.done or (self.future is not None and self.future.done())
+
 
 class Worker:
     """Process that runs jobs in order. It starts with the first job.
@@ -118,9 +123,11 @@ class Worker:
     """
 
     def __init__(self, work: Callable, start: Callable, start_args: tuple, seconds: float | None):
-        self.life, self._losses, self._numbers = 0, {}, itertools.count(1)
+        self.life, self._numbers = 0, itertools.count(1)
+        self._losses: dict[int, LostJob] = {}
         self._work, self._seconds, self._ended = work, seconds, 0.0
-        self._executor, self._waiting = None, {}
+        self._executor: ProcessPoolExecutor | None = None
+        self._waiting: dict[int, Job] = {}
         self._doing = SPAWN.RawArray("d", len(_AT))
         self._start = self._doing, start, *start_args
 
@@ -154,17 +161,19 @@ class Worker:
         self._waiting.pop(job.number, None)
         return job.result
 
-    def _finish(self, job):
+    def _finish(self, job: Job):
         """Wait until a job ends, or its process does."""
+        # send() has set it, or has finished the job
+        assert job.future is not None
         error = job.future.exception()
         if isinstance(error, BrokenProcessPool):
             self._broke()
         else:
             job.finish(job.future.result() if error is None else error)
 
-    def is_busy(self):
+    def is_busy(self) -> bool:
         """Return True while a job runs."""
-        return any(not job.done and not job.future.done() for job in self._waiting.values())
+        return any(not job.has_ended() for job in self._waiting.values())
 
     def close(self):
         """End the process. A call that is running is killed. The next job starts a new process."""
@@ -206,6 +215,8 @@ class Worker:
         """
         jobs = list(self._waiting.values())
         wait([job.future for job in jobs if job.future is not None])
+        # A job broke, so there is the executor that ran it
+        assert self._executor is not None
         # After this the executor's thread has called _note for each of them
         self._executor.shutdown()
         self._executor = None
@@ -254,7 +265,9 @@ _starting = threading.Lock()
 def _no_main():
     """Hide where the main module came from, which multiprocessing sends to a new process."""
     main = vars(sys.modules["__main__"])
-    hidden = {name: main.pop(name) for name in ("__spec__", "__file__") if name in main}
+    hidden: dict[str, object] = {
+        name: main.pop(name) for name in ("__spec__", "__file__") if name in main
+    }
     main["__spec__"] = None
     try:
         yield
@@ -294,7 +307,9 @@ def _start_worker(doing, start, *start_args):
 def _end_with_parent():
     # A parent that was killed has closed nothing, so the worker would wait for its next job for
     # ever
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)
 
 

@@ -49,11 +49,12 @@ class WorkerPool:
         for worker in self._workers:
             worker.close()
 
-    def lost(self):
+    def lost(self) -> str:
         """Return in words why a call has no result."""
         return f"it ended its process, or took more than {self.wall_limit_seconds:.0f} s"
 
-    def ask(self, *args):
+    # Any: what `work` returns
+    def ask(self, *args) -> Any:
         """Call work(*args) and return its result.
 
         Raises:
@@ -74,14 +75,16 @@ class WorkerPool:
         """
         waiting = deque(Job(key, args) for key, args in jobs.items())
         # Each worker gets a job and the next one, so that it need not wait for this process
-        free, running, results, repeated = self._workers * 2, {}, {}, set()
+        free, results, repeated = self._workers * 2, {}, set()
+        running: dict[Job, Worker] = {}
         while waiting or running:
             while waiting and free:
                 worker, job = free.pop(0), waiting.popleft()
                 worker.send(job)
                 running[job] = worker
-            wait([job.future for job in running if not job.done], return_when=FIRST_COMPLETED)
-            for job in [job for job in running if job.done or job.future.done()]:
+            futures = [job.future for job in running if not job.done and job.future is not None]
+            wait(futures, return_when=FIRST_COMPLETED)
+            for job in [job for job in running if job.has_ended()]:
                 worker = running.pop(job)
                 free.append(worker)
                 result = worker.wait(job)

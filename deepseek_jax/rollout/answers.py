@@ -1,15 +1,33 @@
 """A policy's answers to examples: their texts, their tokens and their conversations."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
 
 from deepseek_jax.data.texts import LazyTexts
 from deepseek_jax.data.tokenizer import Tokenizer
+from deepseek_jax.rewards import Scores
 from deepseek_jax.rollout.completions import Rollout
+from deepseek_jax.rollout.tool_use import Conversation
 
 # How many tokens at the end of a prompt are searched for <think>: enough for the tag and a line
 # break at one byte a token
 TAIL = 16
+
+
+class Scorer(Protocol):
+    """What scores answers: rewards.Rewards, or the rewards of several scenarios."""
+
+    def score_together(
+        self,
+        examples: Sequence[Mapping],
+        completions: Sequence[str],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        owners: np.ndarray | None = None,
+    ) -> Scores:
+        """Score a batch as Rewards.score_together does."""
 
 
 class Answers(NamedTuple):
@@ -20,17 +38,17 @@ class Answers(NamedTuple):
         rollout: The Rollout with the tokens of these texts.
         n: Answers of each example.
         prompts: The ids of each example's prompt.
-        conversations: A tool_use.Conversation for each answer; None for single turns.
+        conversations: The record of each answer; None for single turns.
     """
 
     texts: LazyTexts
     rollout: Rollout
     n: int
-    prompts: list
-    conversations: list | None = None
+    prompts: list[list[int]]
+    conversations: list[Conversation] | None = None
 
-    def asked(self, examples):
-        """Return the example of each answer: a list with n entries for each of the examples.
+    def asked(self, examples: Sequence[dict]) -> list[dict]:
+        """Return the example of each answer: n entries for each of the examples.
 
         If answers are conversations, each entry has its Conversation too, as "conversation".
         """
@@ -40,24 +58,24 @@ class Answers(NamedTuple):
         pairs = zip(answer_examples, self.conversations, strict=True)
         return [example | {"conversation": conversation} for example, conversation in pairs]
 
-    def scored_by(self, rewards, examples):
+    def scored_by(self, rewards: Scorer, examples: Sequence[dict]) -> Scores:
         """Score the answers to these examples, and return their rewards.Scores.
 
         Every process calls it.
 
         Args:
-            rewards: A rewards.Rewards, or another object with its method score_together.
+            rewards: What scores them.
             examples: The examples that were answered.
         """
         owned, ids = self.rollout.owned, self.rollout.tokens()
         owners = None if owned is None else owned.owners
         return rewards.score_together(self.asked(examples), self.texts, ids, owners)
 
-    def groups(self):
-        """Return the answers of each example: a list of LazyTexts, each with n texts."""
+    def groups(self) -> list[LazyTexts]:
+        """Return the answers of each example, n texts each."""
         return [self.texts[i : i + self.n] for i in range(0, len(self.texts), self.n)]
 
-    def lengths(self):
+    def lengths(self) -> np.ndarray:
         """Return the number of tokens that the model sampled for each answer: int[p n]."""
         return self.rollout.lengths.reshape(-1, self.n)
 
@@ -79,13 +97,13 @@ def completion_texts(tokenizer: Tokenizer, prompts: list[list[int]], rollout: Ro
     n = len(rollout.completion_ids) // len(prompts)
 
     @functools.cache
-    def text(row):
+    def text(row: int) -> str:
         return opened_thought(tokenizer, prompts[row // n]) + tokenizer.decode(rollout.ids_of(row))
 
     return LazyTexts(text, range(len(rollout.completion_ids)))
 
 
-def opened_thought(tokenizer, prompt_ids):
+def opened_thought(tokenizer: Tokenizer, prompt_ids: list[int]) -> str:
     """Return the <think> at the end of a prompt with the white space after it, or ""."""
     _, tag, space = tokenizer.decode(prompt_ids[-TAIL:]).rpartition("<think>")
     # If text follows the tag, this <think> is part of the prompt and does not open the completion

@@ -1,6 +1,7 @@
 """Rollout, the completions of a rollout, and RolloutLog, which receives them as they end."""
 
 import types
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ from typing_extensions import override
 
 from deepseek_jax.data.texts import LazyTexts
 from deepseek_jax.parallel.host_memory import zeros_by_page
+from deepseek_jax.rollout.kept import TokenChoices
 from deepseek_jax.training.run import leave_if_asked
 
 
@@ -57,12 +59,12 @@ class Rollout(NamedTuple):
     owned: Ownership | None = None
 
     @property
-    def lengths(self):
+    def lengths(self) -> np.ndarray:
         """The number of tokens that were sampled for each completion: int[b]."""
         return self.completion_mask.sum(1) if self.owned is None else self.owned.lengths
 
     @property
-    def read_lengths(self):
+    def read_lengths(self) -> np.ndarray:
         """The number of tokens that each conversation read: int[b]."""
         if self.owned is not None:
             return self.owned.read_lengths
@@ -70,7 +72,7 @@ class Rollout(NamedTuple):
         return np.zeros(len(self.truncated), int) if observed is None else observed.sum(1)
 
     @property
-    def last_ids(self):
+    def last_ids(self) -> np.ndarray:
         """The token that was sampled last for each completion, int[b]; any id without tokens."""
         if self.owned is not None:
             return self.owned.last_ids
@@ -79,28 +81,27 @@ class Rollout(NamedTuple):
         return self.completion_ids[np.arange(len(last_places)), last_places]
 
     @property
-    def is_here(self):
+    def is_here(self) -> np.ndarray:
         """Whether this process has the tokens of each completion: bool[b]."""
         if self.owned is None:
             return np.ones(len(self.truncated), bool)
         return self.owned.owners == jax.process_index()
 
-    def part(self, rows: slice):
+    def part(self, rows: slice) -> "Rollout":
         """Return the Rollout of some rows, which shares its arrays with this one."""
-        arrays = self._replace(owned=None)
+        arrays = self._replace(owned=None)._asdict()
+        parts = {name: array[rows] for name, array in arrays.items() if array is not None}
         owned = None if self.owned is None else Ownership(*(array[rows] for array in self.owned))
-        return Rollout(*(None if array is None else array[rows] for array in arrays))._replace(
-            owned=owned
-        )
+        return self._replace(**parts, owned=owned)
 
-    def tokens(self):
+    def tokens(self) -> LazyTexts:
         """Return each completion's ids, as LazyTexts of lists of int.
 
         They include what a conversation read. Each list is computed when it is read.
         """
         return LazyTexts(self.ids_of, range(len(self.completion_ids)))
 
-    def ids_of(self, row: int):
+    def ids_of(self, row: int) -> list[int]:
         """Return the ids of one completion, including what it read, as a list of int.
 
         Raises:
@@ -112,24 +113,28 @@ class Rollout(NamedTuple):
             )
         return self.completion_ids[row][self.present(row)].tolist()
 
-    def present(self, rows):
+    def present(self, rows: int | slice | np.ndarray) -> np.ndarray:
         """Return where the completions of these rows have tokens, sampled or read: bool[... t]."""
         mask = self.completion_mask[rows]
         return mask if self.observed_mask is None else mask | self.observed_mask[rows]
 
     @property
-    def acceptance_rate(self):
+    def acceptance_rate(self) -> float:
         """The share of drafted tokens that were accepted; NaN if no token was drafted."""
-        return _ratio(self.accepted.sum(), self.drafted.sum())
+        return _ratio(_total(self.accepted), _total(self.drafted))
 
     @property
-    def tokens_per_step(self):
+    def tokens_per_step(self) -> float:
         """The tokens that a completion gains in one step of the model; NaN if no token was drafted.
 
         A step drafts one token, so the number of drafted tokens is the number of steps. The first
         token does not count: it is sampled from the prompt's logits.
         """
-        return _ratio((self.lengths - 1).sum(), self.drafted.sum())
+        return _ratio((self.lengths - 1).sum(), _total(self.drafted))
+
+
+def _total(counts: np.ndarray | None) -> int:
+    return 0 if counts is None else counts.sum()
 
 
 def _ratio(numerator, denominator):
@@ -160,20 +165,20 @@ class RolloutLog:
             sampled, and becomes their owner. A single process receives all in either case.
     """
 
-    done = types.MappingProxyType({})
+    done: Mapping[int, dict] = types.MappingProxyType({})
     conversations = None
     weight_sync_seconds, exchanges, exchange_rounds = 0.0, 0, 0.0
     keeps_routing = keeps_candidates = own_rows = False
-    kept = None
+    kept: TokenChoices | None = None
 
-    def turn_length(self):
+    def turn_length(self) -> int | None:
         """Return the most tokens of a conversation's turn.
 
         It is None if only the length of the completion limits a turn.
         """
         return None if self.conversations is None else self.conversations.use.limits.turn_length
 
-    def add(self, rows, rollout):
+    def add(self, rows: np.ndarray, rollout: Rollout):
         """Receive the rows that have just ended.
 
         Args:
@@ -186,11 +191,13 @@ class MeasuredLog(RolloutLog):
     """Log of a measurement: when completions end, it leaves the run if that was asked to stop."""
 
     @override
-    def add(self, rows, rollout):
+    def add(self, rows: np.ndarray, rollout: Rollout):
         leave_if_asked("the measurement")
 
 
-def empty_rollout(rows: int, length: int, converses: bool = False, own_rows: bool = False):
+def empty_rollout(
+    rows: int, length: int, converses: bool = False, own_rows: bool = False
+) -> Rollout:
     """Create a Rollout without any sampled token.
 
     Args:
@@ -199,7 +206,8 @@ def empty_rollout(rows: int, length: int, converses: bool = False, own_rows: boo
         converses: True if completions are conversations.
         own_rows: See RolloutLog.
     """
-    shape, owned, zeros = (rows, length), None, np.zeros
+    shape, owned = (rows, length), None
+    zeros: Callable[..., np.ndarray] = np.zeros
     if own_rows and jax.process_count() > 1:
         owned = Ownership(*(np.zeros(rows, np.int32) for _ in Ownership._fields))
         zeros = zeros_by_page

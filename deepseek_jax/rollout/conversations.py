@@ -14,6 +14,7 @@ import jax
 
 from deepseek_jax.data.chat import asked_messages, with_reset_text
 from deepseek_jax.data.columns import columns_of
+from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.parallel.processes import is_due, results_of_each, say
 from deepseek_jax.rollout.answers import opened_thought
 from deepseek_jax.rollout.tool_use import Conversation, ToolUse
@@ -64,15 +65,27 @@ class Conversations:
             texts that it returns are part of them.
     """
 
-    def __init__(self, use: ToolUse, tokenizer, examples: Sequence[Mapping], n: int, longest: int):
+    def __init__(
+        self,
+        use: ToolUse,
+        tokenizer: Tokenizer,
+        examples: Sequence[Mapping],
+        n: int,
+        longest: int,
+    ):
         self.use, self.tokenizer, self.examples, self.n = use, tokenizer, examples, n
-        self.longest, self.of, self.prompts = longest, {}, []
+        self.longest = longest
+        self.of: dict[int, Conversation] = {}
+        self.prompts: list[list[int]] = []
         # By row, for the rows of this process: the tokens so far, the texts of the turns as they
         # were sampled, the ids that the model read last, and what follows the latest turn (ids,
         # None for the end, or _Waits)
-        self.lengths, self.texts, self.read, self.pending = {}, {}, {}, {}
+        self.lengths: dict[int, int] = {}
+        self.texts: dict[int, list[str]] = {}
+        self.read: dict[int, list[int]] = {}
+        self.pending: dict[int, list[int] | _Waits | None] = {}
 
-    def begin(self, seed: int, done: Mapping = MappingProxyType({})):
+    def begin(self, seed: int, done: Mapping[int, dict] = MappingProxyType({})) -> list[str | None]:
         """Begin the conversations, and return the text of each example's reset.
 
         Args:
@@ -243,7 +256,7 @@ class Conversations:
         self.use.environments.end(self._key(row))
         return None if self.use.environments.reward_name is None else _Waits(REWARD)
 
-    def after(self, turned: Sequence[Turn], due: Collection[int]):
+    def after(self, turned: Sequence[Turn], due: Collection[int]) -> dict[int, list[int] | None]:
         """Start what turns call, and return what the model reads next in each row.
 
         Every process calls it with the same arguments.
@@ -262,22 +275,25 @@ class Conversations:
         """
         rows = [*due, *(turn.row for turn in turned)]
 
-        def outcomes():
+        def outcomes() -> list[list[list]]:
             for turn in turned:
                 if self._is_own(turn.row):
                     self.pending[turn.row] = self._take(turn)
             for row in filter(self._is_own, due):
-                self.pending[row] = self._finished(row, self.pending[row].given)
+                waits = self.pending[row]
+                assert isinstance(waits, _Waits)
+                self.pending[row] = self._finished(row, waits.given)
             ready_rows = [
                 r for r in filter(self._is_own, rows) if not isinstance(self.pending[r], _Waits)
             ]
-            pairs = [[row, self.pending.pop(row)] for row in ready_rows]
             ended_records = [
-                [row, dataclasses.asdict(self.of[row])] for row, ids in pairs if ids is None
+                [row, dataclasses.asdict(self.of[row])]
+                for row in ready_rows
+                if self.pending[row] is None
             ]
-            return [pairs, ended_records]
+            return [[[row, self.pending.pop(row)] for row in ready_rows], ended_records]
 
-        ids_by_row = {}
+        ids_by_row: dict[int, list[int] | None] = {}
         for pairs, ended_records in results_of_each(outcomes):
             ids_by_row |= dict(pairs)
             for row, record in ended_records:
@@ -285,7 +301,7 @@ class Conversations:
                 self._say(self.of[row])
         return ids_by_row
 
-    def _say(self, conversation):
+    def _say(self, conversation: Conversation):
         """Report what a person should know and metrics do not show.
 
         Conversations that the user's code ended are reported at doublings of their number,
@@ -310,7 +326,7 @@ class Conversations:
         for row in rows:
             self.of[row].messages.clear()
 
-    def records(self):
+    def records(self) -> list[Conversation]:
         """Return the Conversation of each row, as a list in the order of rows."""
         return [self.of[row] for row in sorted(self.of)]
 

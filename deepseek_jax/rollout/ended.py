@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from deepseek_jax.errors import NotFinite
 from deepseek_jax.parallel.shard import current_mesh, partition_spec
 from deepseek_jax.rollout.completions import Rollout
-from deepseek_jax.rollout.slots import Slots, on_rollout_mesh
+from deepseek_jax.rollout.slots import Decoding, Slots, on_rollout_mesh
 
 
 class EndedTokens(NamedTuple):
@@ -64,13 +64,13 @@ class EndedSlots(NamedTuple):
     """
 
     slots: np.ndarray
-    devices: list
+    devices: list[jax.Device]
     here: np.ndarray
     tokens: EndedTokens
     numbers: EndedNumbers
 
 
-def fetch(how, state: Slots, slots, own_rows: bool = False) -> EndedSlots:
+def fetch(how: Decoding, state: Slots, slots: np.ndarray, own_rows: bool = False) -> EndedSlots:
     """Copy ended completions from their slots to numpy.
 
     Args:
@@ -113,7 +113,7 @@ class _Read(NamedTuple):
     last_token: jax.Array
     stopped: jax.Array
     observed: jax.Array | None
-    drafts: tuple | None
+    drafts: tuple[jax.Array, jax.Array] | None
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -138,6 +138,7 @@ def _take_here(arrays, local_slots):
     read_count = jnp.zeros_like(arrays.length) if observed is None else observed.sum(1)
     is_broken = is_present & ~jnp.isfinite(arrays.logprobs)
     broken = is_broken.argmax(1)
+    drafted, accepted = arrays.drafts or (None, None)
     tokens = EndedTokens(
         jnp.where(is_present, arrays.tokens, 0), jnp.where(is_present, arrays.logprobs, 0), observed
     )
@@ -146,7 +147,8 @@ def _take_here(arrays, local_slots):
         read_count,
         arrays.last_token,
         arrays.stopped,
-        *(arrays.drafts or (None, None)),
+        drafted,
+        accepted,
         jnp.where(is_broken.any(1), broken, -1),
         jnp.take_along_axis(arrays.logprobs, broken[:, None], axis=1)[:, 0],
     )
@@ -198,7 +200,7 @@ def _on_this_process(array, places, width: int):
     return np.stack(rows) if rows else np.zeros((0, *array.shape[1:]), array.dtype)
 
 
-def copy_completions(rollout: Rollout, rows, ended: EndedSlots):
+def copy_completions(rollout: Rollout, rows: np.ndarray, ended: EndedSlots):
     """Copy ended completions into their rows of a rollout, in place.
 
     Args:
@@ -216,11 +218,15 @@ def copy_completions(rollout: Rollout, rows, ended: EndedSlots):
     rollout.completion_ids[own_rows] = tokens.ids
     rollout.sampler_logprobs[own_rows] = tokens.logprobs
     if tokens.observed is not None:
+        # Slots that read have a rollout of conversations
+        assert rollout.observed_mask is not None
         rollout.observed_mask[own_rows] = tokens.observed
         mask &= ~tokens.observed
     rollout.completion_mask[own_rows] = mask
     rollout.truncated[rows] = ~numbers.stopped
     if numbers.drafted is not None:
+        # empty_rollout has them
+        assert rollout.drafted is not None and rollout.accepted is not None
         rollout.drafted[rows], rollout.accepted[rows] = numbers.drafted, numbers.accepted
     if rollout.owned is not None:
         rollout.owned.owners[rows] = [device.process_index for device in ended.devices]
@@ -237,7 +243,7 @@ def copy_completions(rollout: Rollout, rows, ended: EndedSlots):
         )
 
 
-def padded(numbers):
+def padded(numbers: np.ndarray) -> np.ndarray:
     """Repeat the last number of int[e] up to a power of two, so that few sizes are compiled."""
     width = 1 << (len(numbers) - 1).bit_length()
     return np.append(numbers, np.full(width - len(numbers), numbers[-1]))

@@ -30,15 +30,19 @@ of steps jumps to the next text that is due.
 
 import dataclasses
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.quantized import is_quantized
 from deepseek_jax.parallel.decoding import decoding_mesh, decoding_rules
 from deepseek_jax.parallel.shard import axis_parts
 from deepseek_jax.rollout import decode, kept, steps, turns
+from deepseek_jax.rollout.completions import Rollout, RolloutLog
 from deepseek_jax.rollout.conversations import Turn
 from deepseek_jax.rollout.ended import copy_completions, fetch, on_host, padded
 from deepseek_jax.rollout.requests import Requests
@@ -56,7 +60,7 @@ SEATED_TOGETHER = 32
 UNEVEN = 1.5
 
 
-def cache_rooms(longest: int):
+def cache_rooms(longest: int) -> list[int]:
     """Return the completion rooms that caches grow through, a list of int that ends with `longest`.
 
     Args:
@@ -68,7 +72,7 @@ def cache_rooms(longest: int):
     return room_sizes
 
 
-def ended_together(slots: int):
+def ended_together(slots: int) -> int:
     """Return how many of `slots` slots must end before requests that wait are seated."""
     return max(slots // SEATED_TOGETHER, 1)
 
@@ -80,7 +84,7 @@ class Calls(NamedTuple):
     decode: int
 
 
-def most_calls(requests: int, slots: int, longest: int, chunks: int, *, turns: int = 0):
+def most_calls(requests: int, slots: int, longest: int, chunks: int, *, turns: int = 0) -> Calls:
     """Return the most Calls that a rollout can need.
 
     `decode` returns each time the caches have to grow, each time enough slots have ended while
@@ -99,7 +103,7 @@ def most_calls(requests: int, slots: int, longest: int, chunks: int, *, turns: i
     return Calls(chunks + num_waits + num_growths, num_growths + num_waits + 1)
 
 
-def rollout_config(config, mesh):
+def rollout_config(config: ModelConfig, mesh: Mesh | None) -> ModelConfig:
     """Return the config with a bounded buffer for the tokens of experts.
 
     Without a mesh or without experts, the config is unchanged.
@@ -114,7 +118,7 @@ def rollout_config(config, mesh):
     return dataclasses.replace(config, expert_buffer=1 + UNEVEN / math.sqrt(experts_per_device))
 
 
-def rollout_mesh(config):
+def rollout_mesh(config: ModelConfig) -> Mesh | None:
     """Return the mesh of a rollout, made from the mesh of `jax.set_mesh`.
 
     It is None without such a mesh, and on a single device.
@@ -123,7 +127,7 @@ def rollout_mesh(config):
     return None if mesh.empty or mesh.size == 1 else decoding_mesh(mesh, config.num_attention_heads)
 
 
-def batch_parts_of(mesh, config):
+def batch_parts_of(mesh: Mesh | None, config: ModelConfig) -> int:
     """Return the number of parts into which a rollout's mesh splits a batch of prompts."""
     if mesh is None:
         return 1
@@ -153,13 +157,15 @@ class Engine:
         how: Decoding,
         sampling: Sampling,
         eos_ids: tuple[int, ...],
-        params,
+        params: Any,
         requests: Requests,
     ):
         self.how, self.fixed, self.requests = how, (how, sampling, eos_ids), requests
         # The number of the chunk that was prefilled last, and its Prefilled
         self.chunk, self.prefilled = None, None
-        self.kept, self.due, self.steps = None, {}, 0
+        self.kept: kept.TokenChoices | None = None
+        self.due: dict[int, int] = {}
+        self.steps = 0
         with jax.profiler.TraceAnnotation("weight_sync"):
             # Prefill needs the weights, so waiting for them costs nothing, and their time can be
             # measured
@@ -170,7 +176,7 @@ class Engine:
             return in_place(self.how.config, params)
         return self.run("weights", decode.decoding_weights, self.how, params)
 
-    def run(self, name: str, program, *arguments):
+    def run(self, name: str, program: Callable, *arguments):
         """Call a program of rollout.decode, and return its result.
 
         Args:
@@ -179,23 +185,24 @@ class Engine:
         del name
         return program(*arguments)
 
-    def open(self, slots, longest, log):
+    def open(self, slots: int, longest: int, log: RolloutLog):
         """Create `slots` free slots, and a kept.TokenChoices if the rollout keeps anything.
 
         Args:
             longest: The most tokens of a completion.
-            log: A RolloutLog, which says what to keep.
+            log: It says what to keep.
         """
         prompt_room = self.requests.prompt_room
         self.longest, self.longest_turn = longest, log.turn_length() or longest
         self.own_rows = log.own_rows
-        slot_sizes = slots, prompt_room, self.first_room(), longest
+        slot_sizes: tuple[int | np.int32, ...] = slots, prompt_room, self.first_room(), longest
         if self.how.turns:
             slot_sizes += (np.int32(self.longest_turn),)
             # By slot: the length of the conversation at the start of the current turn, and the
             # number of the turn
             self.began, self.turn = np.zeros(slots, int), np.zeros(slots, int)
-            self.fold = jax.jit(jax.vmap(jax.random.fold_in))
+            fold = jax.jit(jax.vmap(jax.random.fold_in))
+            self.fold: Callable[[jax.Array, np.ndarray], jax.Array] = fold
         self.state = self.run("slots", decode.empty_slots, self.how, *slot_sizes)
         total_room = prompt_room + longest
         self.tables = self.run("tables", decode.rotations, self.how.config, total_room)
@@ -204,20 +211,20 @@ class Engine:
         if log.keeps_routing or log.keeps_candidates:
             self.state, self.kept = kept.begin(*self.fixed[:2], log, self.state, self.requests)
 
-    def first_room(self):
+    def first_room(self) -> int:
         """Return the completion room that the caches have at first."""
         return cache_rooms(self.longest)[0]
 
     @property
-    def is_busy(self):
+    def is_busy(self) -> bool:
         """True if any slot has a request."""
         return bool((self.request_in >= 0).any())
 
-    def free_slots(self):
+    def free_slots(self) -> np.ndarray:
         """Return the numbers of the free slots: int[s]."""
         return np.flatnonzero(self.request_in < 0)
 
-    def seat(self, requests, free):
+    def seat(self, requests: np.ndarray, free: np.ndarray):
         """Seat requests in free slots, and sample their first tokens.
 
         Args:
@@ -263,7 +270,7 @@ class Engine:
     def _grow(self, room):
         self.state = self.run("grow", decode.grow, self.how, self.tables, self.state, room)
 
-    def decode(self, wanted):
+    def decode(self, wanted: bool):
         """Sample token after token until slots have ended.
 
         Args:
@@ -307,7 +314,7 @@ class Engine:
         arguments = *self.fixed, self.weights, self.tables, self.state, *map(np.int32, limits)
         self.state = self.run("decode", decode.decode, *arguments)
 
-    def decode_one(self, length):
+    def decode_one(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Sample one more token in every slot that has not ended, and return latest().
 
         Args:
@@ -317,16 +324,16 @@ class Engine:
         self._decode(len(self.request_in), 1)
         return self.latest()
 
-    def latest(self):
+    def latest(self) -> tuple[np.ndarray, np.ndarray]:
         """Return every slot's latest token, int32[b], and whether the slot has ended, bool[b]."""
         return on_host((self.state.last_token, self.state.ended))
 
-    def exchanged(self):
+    def exchanged(self) -> tuple[int, float]:
         """Return the exchanges and exchange_rounds of a RolloutLog."""
         rounds = float(on_host(self.state.rounds).mean())
         return int(self.state.step) * self.how.config.num_moe_layers if rounds else 0, rounds
 
-    def ended(self):
+    def ended(self) -> np.ndarray:
         """Return the slots with a completion or a turn that has just ended: int[e].
 
         A slot that waits for the text after its turn is not among them.
@@ -336,7 +343,7 @@ class Engine:
         ended[list(self.due)] = False
         return np.flatnonzero(ended)
 
-    def turns_of(self, slots):
+    def turns_of(self, slots: np.ndarray) -> dict[int, Turn]:
         """Return {slot: the Turn that has ended in it} for these slots, int[e]."""
         if not len(slots):
             return {}
@@ -388,7 +395,7 @@ class Engine:
         arguments = self.how, self.weights, self.tables, self.state, chunk
         self.state = self.run(f"read {size}", decode.read, *arguments)
 
-    def collect(self, result, slots):
+    def collect(self, result: Rollout, slots: np.ndarray) -> np.ndarray:
         """Copy the completions of slots to their rows of a Rollout, and free the slots.
 
         Args:

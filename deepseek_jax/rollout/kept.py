@@ -12,12 +12,14 @@ earlier process sampled has neither experts nor candidates.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from deepseek_jax.errors import BrokenTerm
+from deepseek_jax.models import ModelConfig
 from deepseek_jax.ops.routing import FREE
 from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.decoding import own_slots
@@ -158,7 +160,13 @@ def put_completions(how, kept: TokenChoices, slots, seats, rows):
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
-def rows_of(kept: TokenChoices, prompts, completions, prompt_length: int, completion_length: int):
+def rows_of(
+    kept: TokenChoices,
+    prompts: jax.Array,
+    completions: jax.Array,
+    prompt_length: int,
+    completion_length: int,
+) -> dict[str, jax.Array]:
     """Return {field of TokenChoices: its rows} for a batch, without fields that are None.
 
     The rows are cut or padded to the batch's lengths. They are split as a batch on the mesh of
@@ -190,7 +198,7 @@ def _fitted(array, length, value):
     return jnp.pad(array, padding, constant_values=value)
 
 
-def check_rows(config, rows):
+def check_rows(config: ModelConfig, rows: Mapping[str, jax.Array]):
     """Check the experts and the candidates that a batch has from a rollout.
 
     Args:

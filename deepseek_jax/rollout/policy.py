@@ -1,6 +1,7 @@
 """Policy: a model with its tokenizer and template, which answers questions; load it here."""
 
 import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from deepseek_jax.rollout.conversations import Conversations
 from deepseek_jax.rollout.generation import generate
 from deepseek_jax.rollout.settings import AnswerOptions, Limit
 from deepseek_jax.rollout.speculative import check as check_drafts
+from deepseek_jax.rollout.tool_use import ToolUse
 from deepseek_jax.settings import build
 
 
@@ -40,7 +42,7 @@ class Policy:
         tokenizer: Its tokenizer.
         template: How a question becomes a prompt, see data.chat.
         opening: The text that every answer begins with; the prompt ends with it.
-        tools: A tool_use.ToolUse, if answers are conversations with tools or an environment; None
+        tools: What answers can call, if they are conversations with tools or an environment; None
             for single turns.
     """
 
@@ -49,22 +51,22 @@ class Policy:
     tokenizer: Tokenizer
     template: str
     opening: str = ""
-    tools: Any = None
+    tools: ToolUse | None = None
 
     @property
-    def eos_ids(self):
+    def eos_ids(self) -> tuple[int, ...]:
         """The ids of the tokens that end an answer."""
         return self.tokenizer.eos_id, *self.config.eos_ids
 
-    def files(self):
+    def files(self) -> dict[str, bytes]:
         """Return {name: bytes} of the files that carry the tokenizer and the template."""
         return carried_files(self.tokenizer, self.template)
 
-    def at(self, params):
+    def at(self, params: Any) -> "Policy":
         """Return the same policy with other parameters."""
         return dataclasses.replace(self, params=params)
 
-    def with_adapter_of(self, folder: str | Path | None, mesh: Mesh):
+    def with_adapter_of(self, folder: str | Path | None, mesh: Mesh) -> "Policy":
         """Return the same policy with the adapter in a folder, see checkpoint.load_adapter.
 
         Args:
@@ -75,7 +77,9 @@ class Policy:
             return self
         return self.at(load_adapter(folder, self.config, self.params, mesh))
 
-    def ask(self, examples, limit: Limit, kind: str = "training", together: int = 1):
+    def ask(
+        self, examples: Iterable[dict], limit: Limit, kind: str = "training", together: int = 1
+    ) -> list[dict]:
         """Return the examples with their prompt_ids; drop the ones with prompts above the limit.
 
         Args:
@@ -92,7 +96,7 @@ class Policy:
         check_room(self.config, prompted_examples, limit.completion)
         return prompted_examples
 
-    def with_prompts(self, examples):
+    def with_prompts(self, examples: Iterable[dict]) -> list[dict]:
         """Return the examples, each with the ids of its prompt as prompt_ids.
 
         A prompt has the question, the example's own line if it has one, and the opening of the
@@ -108,14 +112,14 @@ class Policy:
 
     def answer(
         self,
-        examples,
+        examples: Sequence[dict],
         options: AnswerOptions,
         *,
         n: int = 1,
         seed: int = 0,
         log: RolloutLog | None = None,
         longest_prompt: int | None = None,
-    ):
+    ) -> Answers:
         """Answer each example n times, and return the Answers.
 
         Args:
@@ -183,28 +187,28 @@ class Source(NamedTuple):
     carrier: str | Path
 
 
-def find_source(path: str | Path):
+def find_source(path: str | Path) -> Source:
     """Return the Source of what load_policy reads at a path.
 
     Raises:
         ValueError: The base of an adapter is not there.
     """
     # All files of a name on the hub are from one commit
-    path = pinned(path, "model")
-    if hub_id(path) is not None:
-        return Source(path, None, path)
-    path = checkpoint_path(path)
-    if not is_adapter(path):
-        return Source(path, None, path)
-    base_name = adapter_base(path)
+    name = pinned(path, "model")
+    if hub_id(name) is not None:
+        return Source(name, None, name)
+    folder = checkpoint_path(name)
+    if not is_adapter(folder):
+        return Source(folder, None, folder)
+    base_name = adapter_base(folder)
     base = base_name if hub_id(base_name) is not None else checkpoint_path(base_name)
-    if base != base_name and not base.exists():
+    if not isinstance(base, str) and not base.exists():
         raise ValueError(
-            f"the adapter in {path} was trained beside {base_name}, which is not there; put it there, or "
+            f"the adapter in {folder} was trained beside {base_name}, which is not there; put it there, or "
             "load it from where it is, and give this folder as its adapter"
         )
     # The folder of an adapter from peft has no tokenizer
-    return Source(base, path, path if (path / RECORD).is_file() else base)
+    return Source(base, folder, folder if (folder / RECORD).is_file() else base)
 
 
 @plainly()
@@ -301,7 +305,7 @@ def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer):
         )
 
 
-def ending_turns(config: ModelConfig, tokenizer: Tokenizer, template: str):
+def ending_turns(config: ModelConfig, tokenizer: Tokenizer, template: str) -> ModelConfig:
     """Return the config with eos_ids that include the token which ends an assistant's turn.
 
     The end token of a base model ends documents, not turns. After fine-tuning on a chat template,
@@ -313,7 +317,9 @@ def ending_turns(config: ModelConfig, tokenizer: Tokenizer, template: str):
     return dataclasses.replace(config, eos_token_id=(*config.eos_ids, end_id))
 
 
-def fitting(examples, max_prompt_length: int, kind: str, together: int = 1):
+def fitting(
+    examples: Sequence[dict], max_prompt_length: int, kind: str, together: int = 1
+) -> list[dict]:
     """Drop the examples with a prompt longer than max_prompt_length, and report how many.
 
     Args:
@@ -347,7 +353,7 @@ def fitting(examples, max_prompt_length: int, kind: str, together: int = 1):
     return fitting_examples
 
 
-def check_reset(prompts, limit: int):
+def check_reset(prompts: list[list[int]], limit: int):
     """Raise ValueError if a prompt that contains the text of reset has more than `limit` tokens."""
     longest = max(map(len, prompts))
     if longest > limit:
@@ -364,7 +370,7 @@ def check_answers(config: ModelConfig, options: AnswerOptions):
         check_drafts(config)
 
 
-def check_room(config: ModelConfig, examples, max_completion_length: int):
+def check_room(config: ModelConfig, examples: Iterable[Mapping], max_completion_length: int):
     """Raise ValueError unless prompts and completions fit the model's max_position_embeddings.
 
     Args:

@@ -37,6 +37,7 @@ from deepseek_jax.rollout.engine import (
 from deepseek_jax.rollout.kept import DTYPE
 from deepseek_jax.rollout.requests import Requests, chunk_rows, prompt_room
 from deepseek_jax.rollout.sampling import Sampling
+from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.rollout.slots import Decoding
 from deepseek_jax.rollout.weights import in_place
 
@@ -65,13 +66,13 @@ class Workload(NamedTuple):
 def rollout_programs(
     config: ModelConfig,
     mesh: Mesh,
-    options,
+    options: AnswerOptions,
     asked: Workload,
     *,
     dtype: str = "float32",
     adapter: AdapterSettings | None = None,
     name: str = "",
-):
+) -> list[Program]:
     """Return the Programs of one rollout, in order: no program takes the result of a later one.
 
     Caches are as large as they get, and every completion counts as the longest: both are the most
@@ -80,13 +81,10 @@ def rollout_programs(
     are not arguments of the program.
 
     Args:
-        options: AnswerOptions.
+        options: How answers are sampled.
         dtype: Of the parameters, see abstract_tree.
         adapter: Of the parameters, see abstract_tree.
         name: A prefix of the programs' names.
-
-    Returns:
-        [Program].
 
     Raises:
         ValueError: Drafts are set, and the model has no module for them.
@@ -127,7 +125,8 @@ def _one_chunk(workload, rows):
     # Where completions leave no room for a prompt, its own check says so
     room = prompt_room(max(workload.prompt_length, 1))
     tokens, lengths = np.zeros((rows, room), np.int32), np.ones(rows, np.int32)
-    return Requests(tokens, lengths, np.zeros(1, int), _Keys(), room, rows)
+    # A placeholder, of which the engine reads only entries
+    return Requests(tokens, lengths, np.zeros(1, int), _Keys(), room, rows)  # type: ignore[arg-type]
 
 
 class _Keys:
@@ -239,7 +238,8 @@ class _Recorded(Engine):
     """
 
     def __init__(self, how: Decoding, params: Any, requests: Requests, mesh: Mesh, sizes: _Sizes):
-        self.mesh, self.sizes, self.calls = mesh, sizes, {}
+        self.mesh, self.sizes = mesh, sizes
+        self.calls: dict[str, Program] = {}
         self.weights = self.state = self.prefilled = None
         candidates = sizes.asked.candidates
         sampling = Sampling(top_k=candidates, keeps_candidates=candidates > 0)
@@ -287,7 +287,7 @@ class _Recorded(Engine):
             waiting=tuple(other for other in held_programs if other not in needs),
         )
         if name == "prefill":
-            return Prefilled(*(_Later(name, field) for field in Prefilled._fields))
+            return Prefilled._make(_Later(name, field) for field in Prefilled._fields)
         return _Later("weights" if name == "weights" else "slots")
 
     def _described(self, leaf):
@@ -297,7 +297,7 @@ class _Recorded(Engine):
         if not isinstance(leaf, np.ndarray | np.generic):
             return leaf
         # A jitted program takes numpy's int64 as int32
-        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True)
+        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
         return everywhere(self.mesh, leaf.shape, dtype)
 
     def _known(self, needs, arguments, *results):

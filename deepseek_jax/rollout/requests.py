@@ -5,6 +5,7 @@ a prompt, request i is for prompt i // n.
 """
 
 import zlib
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -37,11 +38,11 @@ class Requests(NamedTuple):
     prompt_room: int
     chunk_size: int
 
-    def chunk_of(self, request):
+    def chunk_of(self, request: np.ndarray) -> np.ndarray:
         """Return the number of the chunk with a request's prompt."""
         return self.row_of[request] // self.chunk_size
 
-    def chunk(self, number):
+    def chunk(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Return a chunk's tokens int32[z t], as wide as prompt_room, and its lengths int32[z]."""
         rows = slice(number * self.chunk_size, (number + 1) * self.chunk_size)
         tokens = self.tokens[rows]
@@ -49,7 +50,9 @@ class Requests(NamedTuple):
         return np.pad(tokens, ((0, 0), (0, missing))), self.lengths[rows]
 
 
-def make_requests(prompts: list, n: int, seed: int, slots: int, multiple: int = 1):
+def make_requests(
+    prompts: Sequence[Sequence[int]], n: int, seed: int, slots: int, multiple: int = 1
+) -> Requests:
     """Create the Requests for n completions of each prompt.
 
     Args:
@@ -63,7 +66,7 @@ def make_requests(prompts: list, n: int, seed: int, slots: int, multiple: int = 
     return Requests(tokens, lengths, row_of, keys, prompt_room(max(map(len, prompts))), rows)
 
 
-def chunk_rows(prompts: int, n: int, slots: int, multiple: int = 1):
+def chunk_rows(prompts: int, n: int, slots: int, multiple: int = 1) -> int:
     """Return how many prompts a chunk has: enough to fill the slots.
 
     The number is rounded up to a multiple of `multiple`.
@@ -79,15 +82,15 @@ class RequestQueue:
         done: Numbers of requests that do not have to be sampled.
     """
 
-    def __init__(self, requests: Requests, done=()):
+    def __init__(self, requests: Requests, done: Iterable[int] = ()):
         self.requests = requests
         # Sorted, so that the requests of a chunk are adjacent, as `take` requires
-        self.waiting = np.setdiff1d(np.arange(len(requests.keys)), done)
+        self.waiting = np.setdiff1d(np.arange(len(requests.keys)), list(done))
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return len(self.waiting) > 0
 
-    def take(self, room: int):
+    def take(self, room: int) -> np.ndarray:
         """Remove and return the first requests, int[r]: at most `room`, all of one chunk."""
         # The engine has the prefilled caches of only one chunk at a time
         chunks = self.requests.chunk_of(self.waiting[:room])
@@ -102,19 +105,19 @@ def _random_streams(prompts, n, seed):
     A stream depends on the seed, the prompt and the number of the completion among all completions
     of this prompt. If a prompt is repeated, its count continues, so that its completions differ.
     """
-    seen, numbers = {}, []
+    seen: dict[tuple[int, ...], int] = {}
+    numbers: list[int] = []
     for prompt in map(tuple, prompts):
         first = seen.get(prompt, 0)
         seen[prompt] = first + n
         numbers += range(first, first + n)
     digests = [zlib.crc32(np.asarray(prompt, np.int32).tobytes()) for prompt in prompts]
-    digests = np.repeat(np.array(digests, np.uint32), n)
     # Nothing else in the call changes a stream, so that a request's draws are the same in any batch
     base = jax.random.key(seed)
     fold = jax.vmap(
         lambda digest, number: jax.random.fold_in(jax.random.fold_in(base, digest), number)
     )
-    return fold(digests, np.array(numbers, np.uint32))
+    return fold(np.repeat(np.array(digests, np.uint32), n), np.array(numbers, np.uint32))
 
 
 def _padded(prompts, chunk_size):
@@ -132,7 +135,7 @@ def _padded(prompts, chunk_size):
     return tokens, np.array(lengths + [1] * (len(tokens) - len(prompts)), np.int32)
 
 
-def prompt_room(length: int):
+def prompt_room(length: int) -> int:
     """Round a prompt's length up to whole PROMPT_BUCKETs, as prefill computes it."""
     return -(-length // PROMPT_BUCKET) * PROMPT_BUCKET
 
@@ -147,7 +150,12 @@ def check_slots(slots: int, devices: int):
 
 
 def check(
-    config: ModelConfig, sampling: Sampling, prompts, max_completion_length: int, n: int, slots: int
+    config: ModelConfig,
+    sampling: Sampling,
+    prompts: Sequence[Sequence[int]],
+    max_completion_length: int,
+    n: int,
+    slots: int,
 ):
     """Check the arguments of a rollout.
 

@@ -31,7 +31,7 @@ class SampleLog(RolloutLog):
             processes own rows.
         writes: False on a process that shares the work with a process that writes.
         every: Seconds between two writes. With 0, every completion is on disk when `add` returns.
-        on_add: A function without arguments, called after each `add`.
+        on_add: Called after each `add`.
 
     Attributes:
         done: {row: its line}, of the completions that ended in earlier calls.
@@ -48,18 +48,19 @@ class SampleLog(RolloutLog):
         earlier: Sequence[Path] = (),
         writes: bool = True,
         every: float = 0.0,
-        on_add: Callable = lambda: None,
+        on_add: Callable[[], object] = lambda: None,
     ):
         self.path, self.writes, self.every, self.on_add = as_path(path), writes, every, on_add
         self.file = GrowingFile(self.path, sync=True)
         # Lines that wait to be written, and the time of the last write
-        self.waiting, self.written = [], time.monotonic()
+        self.waiting: list[dict] = []
+        self.written = time.monotonic()
         lines = _lines(self.path)
         whole = _whole(lines)
-        self.done = {line["row"]: line for line in self._read(self.path, whole)}
+        done = {line["row"]: line for line in self._read(self.path, whole)}
         for other in map(as_path, earlier):
-            self.done |= {line["row"]: line for line in self._read(other, _whole(_lines(other)))}
-        self.ended = len(self.done)
+            done |= {line["row"]: line for line in self._read(other, _whole(_lines(other)))}
+        self.done, self.ended = done, len(done)
         if writes and len(whole) < len(lines):
             # Without the incomplete line, the next line begins on a line of its own
             write_whole(self.path, b"".join(whole).decode())
@@ -74,7 +75,7 @@ class SampleLog(RolloutLog):
                     "completions are sampled anew"
                 ) from error
 
-    def add(self, rows, rollout: Rollout):
+    def add(self, rows: np.ndarray, rollout: Rollout):
         """Add the rows of a rollout that have ended, and write them if a write is due."""
         self.ended += len(rows)
         if self.writes:

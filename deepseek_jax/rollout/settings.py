@@ -110,11 +110,11 @@ class Conversing:
     conversation: ConversationLimits = ConversationLimits()
 
     @property
-    def converses(self):
+    def converses(self) -> bool:
         """True if answers are conversations."""
         return bool(self.tools) or self.environment is not None
 
-    def most_turns(self):
+    def most_turns(self) -> int:
         """Return the most turns of the model in a conversation; 0 if answers are single turns."""
         return self.conversation.turns if self.converses else 0
 

@@ -132,6 +132,7 @@ def empty_slots(how, count, prompt_room, completion_room, longest):
         longest: The most tokens of a completion.
     """
     config, zeros = how.config, jnp.zeros(count, jnp.int32)
+    mesh = current_mesh()
     return Slots(
         caches=[
             empty_cache(config, count, prompt_room + completion_room, config.dtype)
@@ -146,7 +147,7 @@ def empty_slots(how, count, prompt_room, completion_room, longest):
         stopped=jnp.zeros(count, bool),
         tokens=jnp.zeros((count, longest), jnp.int32),
         logprobs=jnp.zeros((count, longest), jnp.float32),
-        rounds=jnp.zeros(1 if current_mesh() is None else current_mesh().size, jnp.int32),
+        rounds=jnp.zeros(1 if mesh is None else mesh.size, jnp.int32),
     )
 
 

@@ -12,6 +12,7 @@ Letter z, of size 2: the last token and the draft, or what the model computes fr
 import jax
 import jax.numpy as jnp
 
+from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapters import whole
 from deepseek_jax.models.cache import PositionWrite
 from deepseek_jax.models.decoder import DecoderLayer
@@ -24,7 +25,7 @@ from deepseek_jax.rollout.slots import Drafting, append, pinned, rooms
 from deepseek_jax.rollout.weights import axis_names, cast, layer_weights
 
 
-def check(config):
+def check(config: ModelConfig):
     """Raise ValueError for a model that cannot draft."""
     if not (config.is_mla and config.num_nextn_predict_layers):
         raise ValueError(
@@ -172,7 +173,7 @@ def drafted_step(how, sampling, eos_ids, weights, tables, slots):
     drafting, active_b = slots.drafting, ~slots.ended
     # Draws depend only on the request and its number of tokens, so other slots never change them
     keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
-    uniform_b3 = jax.vmap(lambda key: jax.random.uniform(key, 3))(keys)
+    uniform_b3 = jax.vmap(lambda key: jax.random.uniform(key, (3,)))(keys)
     # The position of last_token, which is in no cache yet
     position_b = slots.prompt_length + slots.length - 1
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deepseek_jax.models.cache import CacheWrite, PositionWrite
 from deepseek_jax.models.decoder import DecoderLayer
@@ -121,9 +122,9 @@ class Seating(NamedTuple):
         keys: typed[b], its random stream.
     """
 
-    seats: jax.Array
-    rows: jax.Array
-    lengths: jax.Array
+    seats: jax.Array | np.ndarray
+    rows: jax.Array | np.ndarray
+    lengths: jax.Array | np.ndarray
     keys: jax.Array
 
 

@@ -9,7 +9,9 @@ from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.stream import stream, text_pieces
 
 
-def sampled_tokens(policy: Policy, prompt, sampling: Sampling, max_tokens: int, seed: int):
+def sampled_tokens(
+    policy: Policy, prompt: list[int], sampling: Sampling, max_tokens: int, seed: int
+) -> Iterator[int]:
     """Return the tokens of an answer to a prompt, as `stream` yields them.
 
     Args:

@@ -11,6 +11,7 @@ from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.stream import text_pieces
 from deepseek_jax.rollout.talk import check_positions, sampled_tokens
+from deepseek_jax.rollout.tool_use import Conversation
 from deepseek_jax.training.completions import CONTINUED, line_text, spoken_lines
 
 
@@ -30,14 +31,17 @@ class ToolTalk:
     """
 
     def __init__(self, policy: Policy, sampling: Sampling, max_tokens: int):
-        self.policy, self.sampling, self.max_tokens = policy, sampling, max_tokens
+        # Without tools, a policy has a Talk
+        assert policy.tools is not None
+        self.policy, self.tools = policy, policy.tools
+        self.sampling, self.max_tokens = sampling, max_tokens
         # The ids of the conversation so far
         self.ids: list[int] = []
 
     @property
     def holds_turns(self) -> bool:
         """True if a prompt has the turns before the last one."""
-        return self.policy.template == "chat" and not self.policy.tools.environments.has_state
+        return self.policy.template == "chat" and not self.tools.environments.has_state
 
     def reset(self):
         """Forget all turns."""
@@ -54,7 +58,7 @@ class ToolTalk:
             ValueError: Before the first piece: as Talk.answer does, and if reset refuses the text.
         """
         policy, example = self.policy, self._example(text)
-        arguments = policy.tools, policy.tokenizer, [example], 1, self.max_tokens
+        arguments = self.tools, policy.tokenizer, [example], 1, self.max_tokens
         with Conversations(*arguments) as conversations:
             (reset_text,) = conversations.begin(seed)
             prompt = self._prompt(example, reset_text)
@@ -66,7 +70,7 @@ class ToolTalk:
             yield _end_of(conversations.of[0])
 
     def _example(self, text):
-        if not (self.policy.tools.environments.has_state and text.startswith("{")):
+        if not (self.tools.environments.has_state and text.startswith("{")):
             return {"question": text}
         try:
             row = json.loads(text)
@@ -79,14 +83,14 @@ class ToolTalk:
         return row
 
     def _prompt(self, example, reset_text):
-        tools = self.policy.tools
         if self.ids:
-            return [*self.ids, *tools.form.user(example["question"])]
-        return tools.prompt(example, self.policy.opening, reset_text)
+            return [*self.ids, *self.tools.form.user(example["question"])]
+        return self.tools.prompt(example, self.policy.opening, reset_text)
 
     def _turns(self, conversations: Conversations, prompt, seed):
         """Yield the text of all turns in pieces: the model's, and the answers that it reads."""
-        policy, ids, num_shown = self.policy, [], 0
+        policy, num_shown = self.policy, 0
+        ids: list[int] = []
 
         def new_lines():
             """Return the lines of the messages that were not shown yet."""
@@ -99,7 +103,7 @@ class ToolTalk:
 
         yield line_text("model", opened_thought(policy.tokenizer, prompt))
         while True:
-            turn_ids = []
+            turn_ids: list[int] = []
             try:
                 yield from self._turn(conversations, prompt + ids, len(ids), turn_ids, seed)
             finally:
@@ -150,7 +154,7 @@ def _noted(tokens, turn_ids):
         yield token
 
 
-def _end_of(conversation):
+def _end_of(conversation: Conversation) -> str:
     """Return the lines about the end of a conversation."""
     lines = []
     if conversation.cut is not None:

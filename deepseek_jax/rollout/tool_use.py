@@ -3,14 +3,15 @@
 import dataclasses
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from deepseek_jax.data.chat import with_reset_text
 from deepseek_jax.data.tools import Call, ToolForm
 from deepseek_jax.environments import Environments
-from deepseek_jax.rollout.settings import ConversationLimits
+from deepseek_jax.rollout.settings import ConversationLimits, Conversing
 
 
 @dataclasses.dataclass
@@ -41,7 +42,7 @@ class Conversation:
     digest: int = 0
     rewarded: int | None = None
     reset_text: str | None = None
-    messages: list = dataclasses.field(default_factory=list)
+    messages: list[dict] = dataclasses.field(default_factory=list)
     turns: int = 0
     tool_calls: int = 0
     tool_errors: int = 0
@@ -52,11 +53,11 @@ class Conversation:
     reward: float | None = None
     unscored: str | None = None
 
-    def add_sampled(self, ids):
+    def add_sampled(self, ids: Sequence[int]):
         """Add the tokens of a turn to the count and the digest."""
         self.sampled, self.digest = self.sampled + len(ids), digest_of(ids, self.digest)
 
-    def counts(self):
+    def counts(self) -> dict[str, float]:
         """Return {metric: number} for the log of a run."""
         return {
             "turns": self.turns,
@@ -68,7 +69,7 @@ class Conversation:
         }
 
 
-def digest_of(ids, before: int = 0):
+def digest_of(ids: ArrayLike, before: int = 0) -> int:
     """Return a number that differs for other ids, and for the same ids in another order.
 
     Args:
@@ -92,9 +93,9 @@ class ToolUse:
     environments: Environments
     form: ToolForm
     limits: ConversationLimits
-    said: Counter = dataclasses.field(default_factory=Counter, compare=False)
+    said: Counter[str] = dataclasses.field(default_factory=Counter, compare=False)
 
-    def prompt(self, example: Mapping, opening: str = "", reset_text: str | None = None):
+    def prompt(self, example: dict, opening: str = "", reset_text: str | None = None) -> list[int]:
         """Return the ids of an example's prompt, which ends with `opening`.
 
         Args:
@@ -105,9 +106,11 @@ class ToolUse:
         example = with_reset_text(example, reset_text)
         return self.form.prompt(example, self.environments.schemas, opening)
 
-    def read_ids(self, messages: list) -> list[int]:
+    def read_ids(self, messages: list[dict]) -> list[int]:
         """Return the ids that a model read between its turns, computed from the messages only."""
-        ids, calls, said = [], [], []
+        ids: list[int] = []
+        calls: list[Call] = []
+        said: list[dict] = []
         for message in messages:
             if message["role"] != "assistant":
                 said.append(message)
@@ -129,7 +132,9 @@ class EnvironmentReward:
 
     reads_texts = False
 
-    def score(self, examples, completions):
+    def score(
+        self, examples: Sequence[Mapping], completions: Sequence[str]
+    ) -> list[float | RuntimeError | None]:
         """Return the reward of each example's conversation.
 
         In place of a missing reward there is a RuntimeError that says why it is missing.
@@ -138,11 +143,11 @@ class EnvironmentReward:
         return [c.reward if c.unscored is None else RuntimeError(c.unscored) for c in conversations]
 
 
-def environments_of(settings) -> Environments:
+def environments_of(settings: Conversing) -> Environments:
     """Create the Environments that a run's settings name.
 
     Args:
-        settings: Settings with tools, environment and conversation, see Conversing.
+        settings: The settings.
 
     Raises:
         ValueError: As Environments does.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deepseek_jax.models.cache import PositionWrite
 from deepseek_jax.rollout import steps
@@ -30,14 +31,14 @@ class Chunk(NamedTuple):
         limit: int32[b], the length at which that turn ends.
     """
 
-    tokens: jax.Array
-    counts: jax.Array
-    resumes: jax.Array
+    tokens: jax.Array | np.ndarray
+    counts: jax.Array | np.ndarray
+    resumes: jax.Array | np.ndarray
     keys: jax.Array
-    limit: jax.Array
+    limit: jax.Array | np.ndarray
 
 
-def chunk_of(left: int):
+def chunk_of(left: int) -> int:
     """Return the size of the next chunk of a text that has `left` tokens left."""
     return next((size for size in CHUNKS if size >= left), CHUNKS[-1])
 

@@ -2,11 +2,12 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.models import abstract_init
+from deepseek_jax.models import ModelConfig, abstract_init
 from deepseek_jax.models.adapters import whole
 from deepseek_jax.models.layers import HALVES_APART, LINEAR
 from deepseek_jax.models.low_rank import dense, is_weight
@@ -19,7 +20,7 @@ FLOAT32 = ("router", "head_weights")
 WHOLE = ("router", "v_up")
 
 
-def cast(config, params):
+def cast(config: ModelConfig, params: Any) -> Any:
     """Cast params to the compute dtype, except weights with products in float32.
 
     These are the weights of routers, and of an indexer's heads.

@@ -5,8 +5,10 @@ fate "kept".
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 
 import numpy as np
+from etils.epath import Path
 
 from deepseek_jax.data.chat import asked_messages
 from deepseek_jax.errors import at
@@ -24,7 +26,12 @@ BY_RULE = {"numbers": vary_numbers, "names": vary_names}
 LEAST_SHARE = 0.8
 
 
-def augmented(settings, questions, evaluation, ask):
+def augmented(
+    settings,
+    questions: list[dict],
+    evaluation: Evaluation | None,
+    ask: Callable[[str, list[dict]], Path],
+) -> tuple[list[dict], dict[str, Counter[str]]]:
     """Return (questions to ask, fates): the questions and the ones that settings.augment derives.
 
     Each example has an origin, and under derived_from the question that it comes from.
@@ -32,7 +39,7 @@ def augmented(settings, questions, evaluation, ask):
     Args:
         settings: A GenerateSettings.
         questions: Examples as in data.questions.
-        evaluation: A synthesis.ngrams.Evaluation that no question may share a run with, or None.
+        evaluation: The texts that no question may share a run with, or None.
         ask: ask(name, examples) lets the teacher answer each example once and returns the folder of
             its chunks.
 
@@ -40,7 +47,8 @@ def augmented(settings, questions, evaluation, ask):
         ValueError: A way of deriving gives no new question, or no question passes `evaluation`; the
             message names the field.
     """
-    augment, fates = settings.augment, defaultdict(Counter)
+    augment = settings.augment
+    fates: defaultdict[str, Counter[str]] = defaultdict(Counter)
     screen = _Screen(evaluation, fates)
     sources = [q | {"origin": SOURCE, "derived_from": q["question"]} for q in questions]
     kept_questions = screen.pass_on(sources)
@@ -87,7 +95,8 @@ class _Screen:
     """Filter that drops repeated questions and questions of an evaluation set."""
 
     def __init__(self, evaluation: Evaluation | None, fates):
-        self.evaluation, self.fates, self.seen = evaluation, fates, set()
+        self.evaluation, self.fates = evaluation, fates
+        self.seen: set[tuple[str, ...]] = set()
 
     def pass_on(self, examples):
         """Return the list of examples that pass."""

@@ -42,6 +42,6 @@ def write_conversations(records: Callable, data_dir: Path) -> Path:
     return dataset.folder(data_dir)
 
 
-def dataset_folder(data_dir: Path):
+def dataset_folder(data_dir: Path) -> Path:
     """Return the folder below data_dir that write_conversations writes."""
     return data_dir / NAME / VERSION

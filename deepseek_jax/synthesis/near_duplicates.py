@@ -31,9 +31,9 @@ class NearDuplicates:
         # More rows give fewer candidates to compare, but miss more pairs
         rows = max(r for r in ROWS if _misses(threshold, r) <= MISSED)
         self._index = MinHashLSH(num_perm=NUM_PERMUTATIONS, params=(NUM_PERMUTATIONS // rows, rows))
-        self._signatures = []
+        self._signatures: list[MinHash] = []
 
-    def is_new(self, text: str):
+    def is_new(self, text: str) -> bool:
         """Return whether the text is new: no near-duplicate of a text in the index.
 
         A new text is added to the index. A text without units is always new, and is not added.

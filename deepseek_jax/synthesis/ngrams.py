@@ -6,6 +6,7 @@ words, it is a single character (rewards.language). Case, tags and other punctua
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 from deepseek_jax.rewards.language import HAN
 from deepseek_jax.rewards.marks import TAGS
@@ -13,8 +14,8 @@ from deepseek_jax.rewards.marks import TAGS
 UNIT = re.compile(rf"[{HAN}]|\d+|[^\W\d_{HAN}]+|[-+*/=<>^%]")
 
 
-def units(text: str):
-    """Return the units of a text, a tuple of str."""
+def units(text: str) -> tuple[str, ...]:
+    """Return the units of a text."""
     # NFKC writes full-width letters and digits as ordinary ones
     return tuple(UNIT.findall(TAGS.sub(" ", unicodedata.normalize("NFKC", text)).lower()))
 
@@ -40,14 +41,14 @@ class Evaluation:
         n: Units in a run.
     """
 
-    def __init__(self, questions, solutions, n: int):
+    def __init__(self, questions: Iterable[str], solutions: Iterable[str], n: int):
         whole = [tokens for tokens in map(units, questions) if tokens]
         worked = [tokens for tokens in map(units, solutions) if len(tokens) >= n]
         self._runs = set().union(*(ngrams(tokens, n) for tokens in whole + worked))
         # n, and the lengths of the questions that are shorter than n
         self._lengths = {len(run) for run in self._runs}
 
-    def shares_a_run(self, text: str):
+    def shares_a_run(self, text: str) -> bool:
         """Return whether the text contains a run of the evaluation sets."""
         tokens = units(text)
         return any(

@@ -165,7 +165,7 @@ def _line(example, text):
     return fields | {"solution": text}
 
 
-def read_accepted(path: Path):
+def read_accepted(path: Path) -> list[dict]:
     """Read the examples that sample_accepted wrote.
 
     They are dicts of question, solution and, if the prompt is a chat, messages.

@@ -149,7 +149,8 @@ class KeepSettings:
     """Filters of completions.
 
     Attributes:
-        at_least: Reward -> its smallest allowed value. TOTAL is the weighted sum of the rewards.
+        at_least: Reward -> its smallest allowed value. TOTAL is the weighted sum of the rewards. A
+            completion that this reward does not score is dropped, too.
         max_per_prompt: Most completions of a question that are accepted.
         near_duplicates: Drop a text with at least this Jaccard similarity to an earlier text, over
             runs of `shingle` units. None drops none.

@@ -1,10 +1,13 @@
 """Filter of completions for training by one rule after another, with counts of their fates."""
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 
 from deepseek_jax.data.questions import asked_key
 
+# Reason -> rejects(text, example)
+Rules = Mapping[str, Callable[[str, dict], bool]]
 REPEATED, ENOUGH = "repeated", "more than enough"
 
 
@@ -15,7 +18,7 @@ class Sieve:
     text after max_per_prompt others is "more than enough". Then comes `last`.
 
     Args:
-        rules: Reason -> rejects(text, example), checked in order.
+        rules: Checked in order.
         max_per_prompt: Most texts of a question that pass.
         last: Rules for the remaining texts, in the same form.
 
@@ -23,13 +26,13 @@ class Sieve:
         fates: Counter of all decisions so far: "kept", or the reason.
     """
 
-    def __init__(self, rules, *, max_per_prompt: int, last=None):
+    def __init__(self, rules: Rules, *, max_per_prompt: int, last: Rules | None = None):
         self.rules, self.max_per_prompt, self.last = rules, max_per_prompt, last or {}
-        self.fates = Counter()
+        self.fates: Counter[str] = Counter()
         # asked_key of a question -> digests of the texts that passed
-        self._kept = {}
+        self._kept: dict[tuple, set[bytes]] = {}
 
-    def keeps(self, text: str, example: dict):
+    def keeps(self, text: str, example: dict) -> bool:
         """Return whether the text passes, and count the decision.
 
         Args:

@@ -90,7 +90,7 @@ class Sift:
             last_rules["near-duplicate"] = lambda text, e: (
                 not near_duplicates.is_new(_whole(text, e))
             )
-        self.sieves = defaultdict(
+        self.sieves: defaultdict[str, Sieve] = defaultdict(
             lambda: Sieve(rules, max_per_prompt=keep.max_per_prompt, last=last_rules)
         )
 
@@ -121,7 +121,7 @@ class Sift:
 
     def _refuse(self):
         """Raise ValueError with the fields that dropped everything, the last filter first."""
-        fates = sum((sieve.fates for sieve in self.sieves.values()), start=Counter())
+        fates = sum((sieve.fates for sieve in self.sieves.values()), start=Counter[str]())
         # In the order of the filters
         reasons = [reason for reason in self.fields if reason in fates]
         reasons_text = ", ".join(
@@ -156,9 +156,11 @@ def majority_is_right(samples, accuracy: str, question: str | None = None):
 
 
 def _below(name, minimum):
-    def rejects(text, example):
+    def rejects(text, example) -> bool:
         sample = example["sample"]
-        return (sample["reward"] if name == TOTAL else sample["parts"][name]) < minimum
+        value = sample["reward"] if name == TOTAL else sample["parts"][name]
+        # A reward that does not score a completion gives no reason to keep it
+        return value is None or value < minimum
 
     return rejects
 

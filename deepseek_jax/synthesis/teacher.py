@@ -30,22 +30,24 @@ class Teacher:
 
     Attributes:
         settings: How the teacher answers.
-        load: Returns the rollout.Policy; called only if there is a chunk to answer.
+        load: Called only if there is a chunk to answer.
         mesh: The mesh of the group's devices, which together hold one whole teacher.
         should_stop: Returns True if the run must stop.
     """
 
     settings: AskSettings
-    load: Callable
+    load: Callable[[], Policy]
     mesh: Mesh
-    should_stop: Callable
+    should_stop: Callable[[], bool]
 
     @functools.cached_property
-    def policy(self):
+    def policy(self) -> Policy:
         """The Policy that answers, loaded once."""
         return self.load()
 
-    def answer(self, folder: Path, examples, *, n: int, rewards: Rewards | None = None):
+    def answer(
+        self, folder: Path, examples: list[dict], *, n: int, rewards: Rewards | None = None
+    ) -> list[Path]:
         """Answer every example n times, into files of `folder`, and return their paths.
 
         Files that exist are skipped. The same call writes the same bytes, whichever files exist and
@@ -166,7 +168,7 @@ class _Stop(Exception):
     """Raised within a group to end its work on its chunks."""
 
 
-def check_opening(policy: Policy, prompt_ids):
+def check_opening(policy: Policy, prompt_ids: list[int]):
     """Raise ValueError if the chat template opens the answer with <think> and `opening` does not.
 
     The dataset would lack that <think>.

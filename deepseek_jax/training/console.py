@@ -5,7 +5,7 @@ import math
 import sys
 import time
 
-from deepseek_jax.progress import line, waiting_for
+from deepseek_jax.progress import Wait, line, waiting_for
 
 # Metrics for the console, the most important first. A line has those that the phase logs, the bar
 # only the first; the files have all metrics
@@ -32,7 +32,10 @@ class StepConsole:
     def __init__(self, seconds: float | None = None):
         self.seconds = CONSOLE_SECONDS if seconds is None else seconds
         self._phase, self._of, self._open = "", "", contextlib.ExitStack()
-        self._bar = self._wait = self._latest = None
+        self._bar: _Bar | None = None
+        self._wait: Wait | None = None
+        # The latest step and its numbers, until they are printed
+        self._latest: tuple[int, dict] | None = None
         self._shown_at = -math.inf
 
     def begin(self, phase: str, first_step: int, num_steps: int | None):

@@ -12,6 +12,7 @@ change no result, or they are an input of their own.
 
 import dataclasses
 import json
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ REMOVING = "removing"
 FORMAT = 3
 
 
-def content_hash(content):
+def content_hash(content: object) -> str:
     """Return a hash of 16 hexadecimal digits that is the same on every machine.
 
     Args:
@@ -44,7 +45,7 @@ def content_hash(content):
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def read_record(path: Path):
+def read_record(path: Path) -> dict:
     """Read a stage's record.
 
     Args:
@@ -63,7 +64,7 @@ def read_record(path: Path):
     return record
 
 
-def own_seed(seed: int, name: str):
+def own_seed(seed: int, name: str) -> int:
     """Return a stage's seed, which depends only on the run's seed and the stage's name.
 
     So a stage that is added to a recipe or removed from it changes the seed of no other stage.
@@ -86,7 +87,7 @@ class Inputs(NamedTuple):
     continues: bool = False
     about: dict[str, Any] = {}
 
-    def record(self, name: str):
+    def record(self, name: str) -> dict:
         """Return the content of the stage's stage.json, without `complete`."""
         steps = {} if self.num_steps is None else {"num_steps": self.num_steps}
         hashes = {key: content_hash(value) for key, value in (self.hashed | steps).items()}
@@ -114,12 +115,12 @@ class StageState(NamedTuple):
     grows: bool
 
     @property
-    def complete(self):
+    def complete(self) -> bool:
         """Whether the stage is complete with these inputs."""
         return self.before is not None and not self.changed and self.before["complete"]
 
     @property
-    def drops(self):
+    def drops(self) -> bool:
         """Whether running the stage removes the results of its earlier run."""
         return bool(self.changed) and not self.grows
 
@@ -161,7 +162,7 @@ def renew(workdir: Path, name: str, found: StageState):
     if found.drops:
         say(f"stage {name}: {', '.join(found.changed)} changed, so it is run anew")
         _remove(folder, name)
-    elif found.grows or (old_record is not None and old_record.get(REMOVING)):
+    elif old_record is not None and (found.grows or old_record.get(REMOVING)):
         if found.grows:
             steps = old_record["num_steps"], found.record["num_steps"]
             say(f"stage {name}: {steps[0]} steps become {steps[1]}, so its training goes on")
@@ -172,7 +173,7 @@ def renew(workdir: Path, name: str, found: StageState):
         _write(folder / RECORD, found.record | {"complete": False})
 
 
-def run_stage(workdir: Path, name: str, inputs: Inputs, make) -> str:
+def run_stage(workdir: Path, name: str, inputs: Inputs, make: Callable[[Path], object]) -> str:
     """Call make(folder) once for these inputs in workdir/name, and return the stage's hash.
 
     A stage that is complete with the same inputs is not run again. If it was interrupted with these

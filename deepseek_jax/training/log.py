@@ -10,6 +10,7 @@ import numpy as np
 from deepseek_jax.errors import BrokenTerm, NotFinite, SamplerApart
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.training.memory import memory_metrics
+from deepseek_jax.training.watch import Idle
 
 # Most bytes a device for the batches since the last check. They are kept to find where an update
 # was not finite
@@ -28,21 +29,23 @@ class Log:
         self.faults, self.checks, self.rng = settings.faults, checks, rng
         self.peak_tokens = peak_tokens
         # Updates that _count has not read: (step, index within it, metrics still on the device)
-        self.updates = []
-        # The latest step: (updates, their weights, source metrics). The steps since the last check:
-        # (step, batches, bytes)
-        self.last, self.batches = None, collections.deque()
+        self.updates: list[tuple[int, int, dict]] = []
+        # The latest step: (updates, their weights, source metrics)
+        self.last: tuple[list[dict], list[dict], dict] = [], [], {}
+        # The steps since the last check: (step, batches, bytes)
+        self.batches: collections.deque[tuple[int, list[dict], int]] = collections.deque()
         # The latest step and its updates; their limits are checked one step later
-        self.unread = None, []
-        # Updates skipped in a row, and the latest one. The streak stays at faults.nonfinite: a
-        # later finite update must not hide it. Then all updates that this process skipped, and how
-        # many there were at the last message
-        self.streak, self.skipped, self.all_skipped, self.said = 0, None, 0, 0
+        self.unread: tuple[int | None, list[dict]] = None, []
+        # Updates skipped in a row, all updates that this process skipped, and how many there were at
+        # the last message. The streak stays at faults.nonfinite: a later finite update must not hide it
+        self.streak, self.all_skipped, self.said = 0, 0, 0
+        # The latest skipped update: (step, index within it)
+        self.skipped: tuple[int, int] | None = None
         # Whether the message about overflows of the experts' buffers was printed
         self.said_overflows = False
         # Steps in a row without a token to learn
         self.without_tokens = 0
-        self.idle = None
+        self.idle: Idle | None = None
         self._begin_line()
 
     def _begin_line(self):
@@ -119,7 +122,7 @@ class Log:
         # Waits for the device, so that the seconds below include all updates of the line
         self._count()
         updates, weights, source_metrics = self.last
-        update_metrics = getattr(self.source, "of_updates", dict)()
+        update_metrics: dict = getattr(self.source, "of_updates", dict)()
         arrays = updates, weights, source_metrics | update_metrics
         updates, weights, source_metrics = jax.device_get(arrays)
         line = {name: merge(name, updates, weights) for name in (updates or [{}])[0]}
@@ -137,7 +140,7 @@ class Log:
             line["tokens_per_second"] = self.tokens / seconds
             if self.peak_tokens is not None:
                 line["mfu"] = self.row_tokens / seconds / self.peak_tokens
-        completions = getattr(self.source, "completions", list)()
+        completions: list[dict] = getattr(self.source, "completions", list)()
         self.writer.write(step, line, phase=self.phase, completions=completions)
         # After the line is written, so that the file has the numbers that end the run
         self.check(state)

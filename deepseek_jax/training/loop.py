@@ -5,7 +5,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from deepseek_jax.parallel.processes import StopTogether, from_first, say
 from deepseek_jax.progress import FirstTime, waiting_for
 from deepseek_jax.training.log import Log
 from deepseek_jax.training.run import STOPPED, Run
+from deepseek_jax.training.settings import LoopSettings
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.update import create_update
 from deepseek_jax.training.watch import Checks, Idle, check_params
@@ -28,16 +29,30 @@ LOSS_TERMS = {
 }
 
 
+class Source(Protocol):
+    """Where the batches of a phase come from, see `train`."""
+
+    def next(self, state: TrainState, step: int, /) -> tuple[list, dict]:
+        """Return the batches of a step, one for each of its updates, and floats by metric."""
+
+    def get_state(self) -> object:
+        """Return the position, anything that JSON can hold."""
+
+    # Any: a source takes the form of its own get_state
+    def set_state(self, position: Any, /) -> None:
+        """Resume at a position of get_state."""
+
+
 def train(
-    settings,
+    settings: LoopSettings,
     state: TrainState,
-    train_step,
-    source,
+    train_step: Callable,
+    source: Source,
     run: Run,
     seed: int,
     checks: Checks | None = None,
     flops_per_token: float | None = None,
-):
+) -> TrainState:
     """Run the steps of a phase up to num_steps, from 0 or from its newest checkpoint.
 
     Steps 0, log_every, ... and the last one are logged. A line has:
@@ -59,14 +74,11 @@ def train(
     It saves after every save_every steps, at the end, and as settings.checkpoints says.
 
     Args:
-        settings: a training.settings.LoopSettings.
         state: the state before step 0, and the pattern (tree, dtypes, shardings) of a restored one.
             It may be donated.
         train_step: jitted, train_step(state, batch, rng) -> (state, metrics). It folds state.step
             into rng.
-        source: source.next(state, step) -> (list of batches, dict of floats): a step makes one
-            update for each batch. source.get_state() -> its position, anything that JSON can hold;
-            source.set_state(position) resumes there. It may have two more methods:
+        source: a step makes one update for each of its batches. It may have two more methods:
             source.of_updates() -> a dict of floats about the updates of the latest step, once they
             have ended; and source.completions() -> the groups of completions that are kept of the
             latest step, for MetricsWriter.write.
@@ -107,8 +119,9 @@ def train(
             update = functools.partial(train_step, rng=rng)
             update = jax.profiler.annotate_function(update, name="update")
             run.writer.start(run.phase, first_step, settings.num_steps)
-            peak_flops = peak_of(run.mesh.devices.ravel()) if flops_per_token else None
-            peak_tokens = peak_flops and peak_flops / flops_per_token
+            peak_tokens = None
+            if flops_per_token and (peak_flops := peak_of(run.mesh.devices.ravel())):
+                peak_tokens = peak_flops / flops_per_token
             log = Log(run.writer, run.phase, settings, checks, source, rng, peak_tokens)
             log.streak = skipped
             # Only from the start: after a resumption, a term that did its work before may have
@@ -158,7 +171,7 @@ def _train(steps, settings, state, update, source, should_stop, store, log):
                 _save(store, step, state, source, log, score)
                 store.wait()
             raise
-        updates = []
+        updates: list[dict] = []
         for batch in batches:
             is_first = step == 0 and not updates
             if is_first:

@@ -2,11 +2,12 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
+from numpy.typing import ArrayLike
 
 from deepseek_jax.files import as_path
 from deepseek_jax.parallel.processes import is_due, say
@@ -49,10 +50,11 @@ class MetricsWriter:
         self.path = self.workdir / METRICS
         self._lines, self._completions = PhaseLines(self.path), PhaseLines(self.workdir / FILE)
         boards = TensorBoards(self.workdir, config), wandb
-        self._boards, self._started = [board for board in boards if board is not None], set()
+        self._boards = [board for board in boards if board is not None]
+        self._started: set[str] = set()
         self._console = StepConsole(console_seconds)
         # (phase, metric) -> the number of lines in which it was not finite
-        self._not_finite = Counter()
+        self._not_finite: Counter[tuple[str, str]] = Counter()
 
     def start(self, phase: str, first_step: int, num_steps: int | None = None):
         """Begin or resume a phase at first_step, and delete the lines that it logged from there on.
@@ -85,7 +87,14 @@ class MetricsWriter:
         """End the phase on the console, which prints its last line. For phases that stop, too."""
         self._console.end()
 
-    def write(self, step: int, metrics, *, phase: str, completions: Sequence[dict] = ()):
+    def write(
+        self,
+        step: int,
+        metrics: Mapping[str, ArrayLike],
+        *,
+        phase: str,
+        completions: Sequence[dict] = (),
+    ):
         """Write a step's metrics and its completions to the files, the boards and the console.
 
         NaN and infinities become null in the file. The console names these metrics, the first time
@@ -173,9 +182,9 @@ def read_metrics(path: str | Path, phase: str) -> list[dict]:
     return read_phases(path).get(phase, [])
 
 
-def read_phases(path: str | Path):
+def read_phases(path: str | Path) -> dict[str, list[dict]]:
     """Read {phase: its records, as in read_metrics}, in the order in which the phases began."""
-    phases = {}
+    phases: dict[str, list[dict]] = {}
     for record in read_lines(path):
         phases.setdefault(record["phase"], []).append(record)
     return phases

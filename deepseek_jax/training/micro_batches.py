@@ -1,5 +1,8 @@
 """Micro-batches: parts of a batch that are computed one after another, with sums of gradients."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -37,7 +40,7 @@ def accumulated(gradients, micro_batches):
     return run
 
 
-def over_micro_batches(function, batch, micro_batches: int):
+def over_micro_batches(function: Callable[[dict], Any], batch: dict, micro_batches: int) -> Any:
     """Apply a function to each micro-batch in turn, and stack its results.
 
     Args:

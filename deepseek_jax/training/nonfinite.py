@@ -1,13 +1,16 @@
 """Where an update stops being finite: its micro-batch, rows, devices and layers."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 
 from deepseek_jax.parallel.shard import on_device
 from deepseek_jax.training.micro_batches import cut
+from deepseek_jax.training.state import TrainState
 
 # The end of a message about a layer that is not finite
 ADVICE = "lower the learning rate, or look at the data of this step"
@@ -15,7 +18,9 @@ ADVICE = "lower the learning rate, or look at the data of this step"
 STACKS = ("dense_layers", "moe_layers")
 
 
-def locate(loss_fn, micro_batches: int, state, batch, rng, *extra):
+def locate(
+    loss_fn: Callable, micro_batches: int, state: TrainState, batch: dict, rng: jax.Array, *extra
+) -> str:
     """Say in words where the loss or the gradients of an update are not finite.
 
     It computes the update once more. It names the first micro-batch, one of its rows, and the
@@ -157,15 +162,16 @@ def _layer_of(path):
 
 def _layers(model):
     """Return the names of all layers, in the order of the forward pass."""
-    layer_counts = {}
+    layer_counts: dict[str, int] = {}
+    other_names = set()
     for path, leaf in jax.tree.leaves_with_path(model):
         group = _layer_of(path)
         if group in STACKS:
             layer_counts[group] = len(leaf)
         elif group is not None:
-            layer_counts[group] = None
+            other_names.add(group)
     names = [f"layer {i} of {group}" for group in STACKS for i in range(layer_counts.get(group, 0))]
-    return names + sorted(group for group in layer_counts if group not in STACKS)
+    return names + sorted(other_names)
 
 
 def _silence(model, depth):
@@ -207,7 +213,8 @@ def _all_finite(params):
 
 def _broken(flags):
     """Name everything that is not finite by its flags, in the order of the forward pass."""
-    flags_by_stack, other_names = {}, []
+    flags_by_stack: dict[str, np.ndarray] = {}
+    other_names = []
     for path, flag in jax.tree.leaves_with_path(read_flags(flags)):
         group = _layer_of(path)
         if group in STACKS:

@@ -110,6 +110,7 @@ class OptimizerSettings:
         """
         if self.phases:
             return join_phases(self.phases, num_steps=num_updates)
+        assert self.learning_rate is not None, "without phases, __post_init__ asks for one"
         return make_schedule(
             self.learning_rate,
             schedule=self.schedule,

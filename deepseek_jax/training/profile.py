@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -22,10 +23,10 @@ class Profile:
     def __init__(self, first: int, count: int, folder: Path):
         self.first, self.count, self.folder = first, count, folder
         # Phase -> its traced steps
-        self.traced = {}
+        self.traced: dict[str, list[int]] = {}
 
     @classmethod
-    def of(cls, text: str, folder: Path):
+    def of(cls, text: str, folder: Path) -> "Profile":
         """Build the Profile that the text "STEP:COUNT" describes.
 
         Raises:
@@ -40,7 +41,7 @@ class Profile:
             )
         return cls(int(first), int(count), folder)
 
-    def over(self, steps, phase: str, latest):
+    def over(self, steps: Iterable[int], phase: str, latest: Callable[[], object]) -> Iterator[int]:
         """Yield the steps of a phase, and trace the ones that this Profile names.
 
         Args:

@@ -1,6 +1,8 @@
 """Measurements that a run makes once, and reads from a file when it resumes."""
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from etils.epath import Path
@@ -9,7 +11,7 @@ from deepseek_jax.files import read_json, write_whole
 from deepseek_jax.parallel.processes import barrier, first_process, from_first
 
 
-def before_and_after(folder: Path):
+def before_and_after(folder: Path) -> list:
     """Read the measurements in a folder's before.json and after.json, a list of two.
 
     Raises:
@@ -18,7 +20,8 @@ def before_and_after(folder: Path):
     return [_read(folder / f"{when}.json") for when in ("before", "after")]
 
 
-def remembered(path: Path, measure):
+# Any: what JSON holds
+def remembered(path: Path, measure: Callable[[], object]) -> Any:
     """Return the measurement in the file `path`; make and write it if there is no such file.
 
     Every process calls it.

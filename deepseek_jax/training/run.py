@@ -75,7 +75,7 @@ class Run:
     watchdog: "Watchdog | None" = None
     strict: bool = False
 
-    def of(self, phase: str, folder: Path | None = None):
+    def of(self, phase: str, folder: Path | None = None) -> "Run":
         """Return this run in one of its phases.
 
         Args:
@@ -83,6 +83,6 @@ class Run:
         """
         return dataclasses.replace(self, phase=phase, folder=folder or self.folder / phase)
 
-    def within(self, folder: Path):
+    def within(self, folder: Path) -> "Run":
         """Return this run with its files in another folder."""
         return dataclasses.replace(self, folder=folder)

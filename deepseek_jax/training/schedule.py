@@ -1,14 +1,17 @@
 """Numbers that depend on the update count: the learning rate, and scalars that jump."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from deepseek_jax.settings import Count, NonNegative
+
+Number = TypeVar("Number", bound=float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +82,8 @@ def join_phases(phases: Sequence[Phase], *, num_steps: int):
     if phases and phases[0].to is None:
         raise ValueError("phases[0].to=None: the first phase needs a rate; set it")
     # rate: the previous phase's final rate, None before the first phase
-    schedules, ends, rate = [], [], None
+    schedules, rate = [], None
+    ends: list[int] = []
     for phase in phases:
         phase_rate = rate if phase.to is None else phase.to
         schedules.append(_curve(phase.kind, 0.0 if rate is None else rate, phase_rate, phase.steps))
@@ -95,12 +99,14 @@ def join_phases(phases: Sequence[Phase], *, num_steps: int):
     return optax.join_schedules(schedules, ends[:-1])
 
 
-def pairs_of(numbers):
+def pairs_of(numbers: Number | Sequence[tuple[int, Number]]) -> Sequence[tuple[int, Number]]:
     """Return a number as pairs (first update, number); pairs are returned as they are."""
     return numbers if isinstance(numbers, (tuple, list)) else ((0, numbers),)
 
 
-def stepwise(numbers):
+def stepwise(
+    numbers: float | Sequence[tuple[int, float]],
+) -> Callable[[int | jax.Array], jax.Array]:
     """Build a function of the update, int32[] -> float32[], for a number that jumps.
 
     ((0, 0.3), (166_000, 0.1)) is 0.3 before update 166 000, and 0.1 from there on.
@@ -110,12 +116,14 @@ def stepwise(numbers):
     """
     starts, values = zip(*pairs_of(numbers), strict=True)
     # numpy's arrays, so that a plan compiles nothing
-    starts, values = np.array(starts, np.int32), np.array(values, np.float32)
+    start_array, value_array = np.array(starts, np.int32), np.array(values, np.float32)
     # side="right": a number applies from its first update on
-    return lambda update: jnp.asarray(values)[jnp.searchsorted(starts, update, side="right") - 1]
+    return lambda update: jnp.asarray(value_array)[
+        jnp.searchsorted(start_array, update, side="right") - 1
+    ]
 
 
-def number_at(numbers, update: int):
+def number_at(numbers: Number | Sequence[tuple[int, Number]], update: int) -> Number:
     """Return the number of `stepwise` at an update, on the host.
 
     An int stays an int here, as batch sizes and other shapes need it.

@@ -6,6 +6,7 @@ from typing import Literal
 
 import jax
 import numpy as np
+import optax
 
 from deepseek_jax.errors import at, suggest
 from deepseek_jax.settings import Count, Positive, Seed, Settings, Several, unhashed
@@ -100,18 +101,18 @@ class LoopSettings(Settings):
                     "'adamw', or adapter to None"
                 )
 
-    def num_updates(self):
+    def num_updates(self) -> int:
         """Return the number of updates in all steps together."""
         return self.num_steps
 
-    def continues(self):
+    def continues(self) -> bool:
         """Return whether more steps leave the earlier steps unchanged.
 
         They do with a constant learning rate: any other schedule depends on num_steps.
         """
         return not self.optimizer.phases and self.optimizer.schedule == "constant"
 
-    def is_logged(self, step: int):
+    def is_logged(self, step: int) -> bool:
         """Return whether a step has a line of metrics."""
         return step % self.log_every == 0 or step == self.num_steps - 1
 
@@ -120,15 +121,15 @@ class LoopSettings(Settings):
         # Jitted as one program: otherwise each of a schedule's dozen operations would compile
         return jax.jit(self.optimizer.rate(self.num_updates()))
 
-    def learning_rate(self, state):
-        """Return the learning rate of the latest update, a float.
+    def learning_rate(self, state) -> float:
+        """Return the learning rate of the latest update.
 
         Args:
             state: the TrainState after the update.
         """
         return float(self._rate(np.int32(state.step) - 1))
 
-    def make_optimizer(self, parts: tuple[str, ...] = ()):
+    def make_optimizer(self, parts: tuple[str, ...] = ()) -> optax.GradientTransformation:
         """Build the optax transformation for the whole training.
 
         Args:

@@ -1,6 +1,7 @@
 """The state that an update changes: arrays only, so that it can be sharded, saved and compared."""
 
 import functools
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deepseek_jax.models.adapters import join, split
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """Everything that an update reads and changes.
 
     Attributes:
@@ -32,7 +32,7 @@ class TrainState:
     frozen: dict | None = None
 
     @classmethod
-    def create(cls, params, tx):
+    def create(cls, params: Any, tx: optax.GradientTransformation) -> "TrainState":
         """Build the state before the first update.
 
         Args:
@@ -44,13 +44,23 @@ class TrainState:
         return cls(step=step, params=trained, opt_state=tx.init(trained), frozen=frozen)
 
     @property
-    def model(self):
+    def model(self) -> Any:
         """The model's params: the trained and the frozen ones together."""
         return join(self.params, self.frozen)
 
-    def saved(self):
+    def saved(self) -> "TrainState":
         """Return the part of the state that a checkpoint holds."""
         return self.replace(frozen=None)
+
+
+class Create(Protocol):
+    """The jitted function of state_maker."""
+
+    def __call__(self, params: Any, /) -> TrainState:
+        """Make the first TrainState of params, which are donated."""
+
+    def eval_shape(self, params: Any, /) -> TrainState:
+        """Return the TrainState that a call would make, of ShapeDtypeStructs."""
 
 
 def state_shardings(mesh: Mesh, param_shardings, params, tx, moments: str = "device"):
@@ -79,7 +89,7 @@ def state_shardings(mesh: Mesh, param_shardings, params, tx, moments: str = "dev
     return TrainState(step=everywhere, params=param_shardings, opt_state=opt_state, frozen=frozen)
 
 
-def in_memory(place: NamedSharding, memory: str):
+def in_memory(place: NamedSharding, memory: str) -> NamedSharding:
     """Return the same sharding in the memory of the "device" or of its "host"."""
     return place if memory == "device" else place.with_memory_kind("pinned_host")
 
@@ -89,7 +99,9 @@ def _is_masked(moment):
     return isinstance(moment, optax.MaskedNode)
 
 
-def state_maker(params, tx, mesh: Mesh, moments: str = "device"):
+def state_maker(
+    params: Any, tx: optax.GradientTransformation, mesh: Mesh, moments: str = "device"
+) -> tuple[Create, TrainState]:
     """Build (create, placed): a jitted function that makes a TrainState, and the state's shardings.
 
     create(params) donates params and returns the TrainState. placed is a TrainState of shardings.

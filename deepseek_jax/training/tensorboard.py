@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from deepseek_jax.files import is_remote, upload
 from deepseek_jax.training.boards import group_of, markdown_table
@@ -30,9 +31,12 @@ class TensorBoards:
 
     def __init__(self, workdir: Path, config: dict | None = None):
         self.workdir, self.config = workdir, config
-        self._writers, self._measured = {}, 0
+        # TensorBoard run -> its SummaryWriter, which has no types
+        self._writers: dict[str, Any] = {}
+        # The number of measurements that are written
+        self._measured = 0
         # tensorboardX writes only local files. This is the folder in which they wait for the bucket
-        self._waiting = None
+        self._waiting: Path | None = None
 
     def start(self, phase: str, first_step: int):
         """Begin or resume a phase: TensorBoard hides the steps from first_step on that it has."""

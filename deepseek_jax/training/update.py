@@ -19,7 +19,7 @@ from deepseek_jax.ops.routing import load_metrics, updated_bias
 from deepseek_jax.parallel.shard import on_device
 from deepseek_jax.training.micro_batches import accumulated
 from deepseek_jax.training.nonfinite import locate
-from deepseek_jax.training.state import state_maker
+from deepseek_jax.training.state import Create, TrainState, state_maker
 
 
 class Reference(NamedTuple):
@@ -57,14 +57,14 @@ NOTHING = UpdateOptions()
 
 def create_update(
     settings,
-    loss_fn,
-    params,
+    loss_fn: Callable,
+    params: Any,
     mesh: Mesh,
     *,
     parts: tuple[str, ...] = (),
     micro_batches: int | None = None,
     beside: UpdateOptions = NOTHING,
-):
+) -> tuple[Create, "Update"]:
     """Build (create, update), the two functions that make and change a run's TrainState.
 
     create(params), jitted, donates params and returns the TrainState, without a reference. update
@@ -101,11 +101,16 @@ class Update:
     """
 
     def __init__(
-        self, loss_fn, tx, placed, micro_batches: int = 1, beside: UpdateOptions = NOTHING
+        self,
+        loss_fn: Callable,
+        tx: optax.GradientTransformation,
+        placed: TrainState,
+        micro_batches: int = 1,
+        beside: UpdateOptions = NOTHING,
     ):
         self.loss_fn, self.micro_batches, self.reference = loss_fn, micro_batches, beside.reference
         # The number of updates so far, which only a reference that follows the policy needs
-        self.done = None
+        self.done: int | None = None
 
         def train_step(state, batch, rng, *more):
             params_fingerprint = _fingerprint_beside(state, batch)
@@ -127,17 +132,18 @@ class Update:
 
     def __call__(self, state, batch, rng, *more):
         """Make one update, and replace a reference that follows the policy when it is due."""
-        if self.reference is not None and self.done is None:
+        if self.reference is None:
+            return self.jitted(state, batch, rng, *more)
+        if self.done is None:
             # Once only: reading waits for the device
             self.done = int(state.step)
         state, metrics = self.jitted(state, batch, rng, *more)
-        if self.reference is not None:
-            self.done += 1
-            if self.done % self.reference.every == 0:
-                state = state.replace(reference=self.reference.of(state.params))
+        self.done += 1
+        if self.done % self.reference.every == 0:
+            state = state.replace(reference=self.reference.of(state.params))
         return state, metrics
 
-    def locate(self, state, batch, rng, *more):
+    def locate(self, state: TrainState, batch: dict, rng: jax.Array, *more) -> str:
         """Say in words where an update was not finite, as nonfinite.locate does.
 
         Args:
@@ -205,7 +211,7 @@ def make_train_step(
     return train_step
 
 
-def gradients_of(loss_fn, micro_batches: int):
+def gradients_of(loss_fn: Callable, micro_batches: int) -> Callable:
     """Build (state, batch, rng) -> ((loss, metrics), gradients), the first half of make_train_step.
 
     The gradients are for the trained parameters.
@@ -228,7 +234,9 @@ def gradients_of(loss_fn, micro_batches: int):
     return gradients
 
 
-def update_of(tx, *, bias_update_speed=None):
+def update_of(
+    tx: optax.GradientTransformation, *, bias_update_speed: Callable | None = None
+) -> Callable:
     """Build update(state, grads, metrics, value=None) -> (state, metrics).
 
     This is the second half of make_train_step. grads are for the trained parameters. metrics have
@@ -299,7 +307,7 @@ def _move_router_biases(params, loads, speed):
     return jax.tree.map_with_path(move, params)
 
 
-def jit_placed(function: Callable, placed):
+def jit_placed(function: Callable, placed: Any) -> jax.stages.Wrapped:
     """Jit function(tree, ...) -> (tree, metrics) for trees with the shardings `placed`.
 
     The first argument is donated. On a known chip the function is compiled with that chip's
@@ -310,5 +318,5 @@ def jit_placed(function: Callable, placed):
         function,
         donate_argnums=0,
         out_shardings=(placed, None),
-        compiler_options=chip and chip.options,
+        compiler_options=None if chip is None else chip.options,
     )

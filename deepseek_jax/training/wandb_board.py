@@ -7,6 +7,7 @@ import shutil
 import sys
 import uuid
 from pathlib import Path
+from typing import Any
 
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.training.boards import GROUPS, OTHER, group_of
@@ -51,8 +52,11 @@ class WandbRun:
                 "--wandb, and have the metrics in metrics.jsonl and TensorBoard alone"
             )
         self.project, self.workdir, self.config = project, workdir, config
+        # The open W&B run, or None; the package has no types
+        self._run: Any = None
         # The phases with lines in the open W&B run; the numbers of its summary
-        self._run, self._phases, self._scores = None, set(), {}
+        self._phases: set[str] = set()
+        self._scores: dict[str, float] = {}
 
     def log_in(self):
         """Raise ValueError if W&B has no key for this account.
@@ -149,7 +153,7 @@ class WandbRun:
 
     def _write_again(self):
         """Write the lines that the work directory has."""
-        groups = {}
+        groups: dict[tuple[str, int], list[dict]] = {}
         for line in read_completions(self.workdir / FILE):
             groups.setdefault((line["phase"], line["step"]), []).append(line)
         for line in read_lines(self.workdir / METRICS):

@@ -61,7 +61,11 @@ class Checks:
     after_first: Callable = lambda metrics: None
 
 
-def check_terms(weights, values, gradient_norms):
+def check_terms(
+    weights: Mapping[str, float],
+    values: Mapping[str, float],
+    gradient_norms: Mapping[str, float],
+):
     """Raise BrokenTerm, naming their weights, for terms that have no effect at the first update.
 
     A term or its gradient is 0 or not finite if its inputs are missing or equal, or if a mask
@@ -100,12 +104,14 @@ class Idle:
     def __init__(self, checks: Checks, phase: str, lines: int, params, warm_up: int):
         self.phase, self.lines, self.untrained = phase, lines, checks.untrained
         # The terms that have always been 0 so far, and in how many lines they were 0
-        self.waiting, self.zeros = dict(checks.terms), Counter()
+        self.waiting = dict(checks.terms)
+        self.zeros: Counter[str] = Counter()
         # The number of lines in which some parameter had a gradient; None once all have had one
-        self.learning = 0
-        # The fingerprint of the first weights, None once they have moved; the updates that had a
-        # gradient
-        self.weights, self.updates, self.warm_up = _weights(params), 0, warm_up
+        self.learning: int | None = 0
+        # The fingerprint of the first weights, None once they have moved
+        self.weights: int | None = _weights(params)
+        # The updates that had a gradient
+        self.updates, self.warm_up = 0, warm_up
 
     def look(self, step: int, line, state, updates: int, last: bool):
         """Look at a logged line, and at the state after its step.
@@ -133,8 +139,7 @@ class Idle:
                 )
         if self.weights is not None:
             self._look_at_weights(step, state, updates)
-        if self.learning is not None:
-            self._look_at_gradients(step, state, last)
+        self._look_at_gradients(step, state, last)
 
     def _look_at_weights(self, step, state, updates):
         is_first, self.updates = self.updates == 0, self.updates + updates
@@ -154,6 +159,8 @@ class Idle:
             say(message)
 
     def _look_at_gradients(self, step, state, last):
+        if self.learning is None:
+            return
         learned_flags = _learned(state.opt_state, self.untrained)
         idle_names = _idle(learned_flags)
         # A line in which no parameter has a gradient proves nothing: all rewards may have been
@@ -186,7 +193,7 @@ def _learned(opt_state, untrained):
 
     Parameters that Checks.untrained names are left out.
     """
-    learned_flags = {}
+    learned_flags: dict[str, np.ndarray] = {}
     for path, moved in jax.tree.leaves_with_path(read_flags(_moved(_moments_of(opt_state)))):
         keys = keys_of(path)
         if any(f".{beginning}" in f".{'.'.join(keys)}" for beginning in untrained):

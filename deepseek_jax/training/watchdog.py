@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import jax
@@ -50,7 +51,7 @@ class Watchdog:
                 f"factor={self.factor} must be at least 1, in medians of earlier steps; 0 for no watchdog"
             )
 
-    def over(self, steps, phase: str, latest):
+    def over(self, steps: Iterable[int], phase: str, latest: Callable[[], object]) -> Iterator[int]:
         """Yield the steps of a phase while a thread watches them.
 
         Args:
@@ -127,11 +128,13 @@ class _Watch:
     def __init__(self, rule: Watchdog):
         self.rule, self.lock = rule, threading.Lock()
         # [step, its arrays, or None before they are dispatched], the oldest step first
-        self.under_way = deque()
+        self.under_way: deque[list] = deque()
         # When the latest step ended, or the first one began
-        self.since = None
-        self.any_ended, self.reported = False, None
-        self.seconds = deque(maxlen=RECENT)
+        self.since: float | None = None
+        self.any_ended = False
+        # The last step that was stuck
+        self.reported: int | None = None
+        self.seconds: deque[float] = deque(maxlen=RECENT)
 
     def begin(self, step, now):
         """Note that the host begins a step."""

@@ -3,7 +3,7 @@
 from functools import partial
 
 from deepseek_jax.data.questions import MARK, parse_question, read_questions
-from deepseek_jax.data.settings import OwnData, as_own
+from deepseek_jax.data.settings import PathOrBlock, as_own
 from deepseek_jax.data.tasks import Task, split_task
 from deepseek_jax.errors import at
 from deepseek_jax.named_code import call_code, code_file
@@ -17,7 +17,7 @@ LIMIT_SECONDS = 600.0
 
 
 def own_world(
-    reasoning: str | OwnData, rule: str, general: str | OwnData | None = None, *, template: str
+    reasoning: PathOrBlock, rule: str, general: PathOrBlock | None = None, *, template: str
 ) -> World:
     """Build a World from a user's questions (GSM8K's format) and, optionally, conversations.
 
@@ -60,7 +60,7 @@ def _read(data):
     return read_questions(own_data.path, own_data.split, own_data.columns)
 
 
-def worked_questions(data: str | OwnData):
+def worked_questions(data: PathOrBlock) -> list[dict]:
     """Read the distinct questions of a path or a block, each with its solution in tags.
 
     Raises:
@@ -68,7 +68,7 @@ def worked_questions(data: str | OwnData):
     """
     examples, path = _read(data), as_own(data).path
     for example in examples:
-        if "test_cases" not in example and "solution" not in example:
+        if example.get("test_cases") is None and example.get("solution") is None:
             raise ValueError(
                 f"path='{path}': the answer to {example['question'][:80]!r} has no working to learn from; "
                 f"write answers as '<working> {MARK} <answer>'"
@@ -77,7 +77,7 @@ def worked_questions(data: str | OwnData):
 
 
 def _solution(example):
-    working = example.get("solution", "").rpartition(MARK)[0].strip()
+    working = (example.get("solution") or "").rpartition(MARK)[0].strip()
     return f"<think>{working}</think><answer>{example['answer']}</answer>"
 
 

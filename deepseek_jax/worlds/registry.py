@@ -5,9 +5,10 @@ from typing import Any
 
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.data.read_tokenizer import deepseek_tokenizer, load_tokenizer
+from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.errors import suggest
 from deepseek_jax.named_code import BRING, is_code
-from deepseek_jax.rewards import RULES, Rewards
+from deepseek_jax.rewards import RULES, Rewards, Rule
 from deepseek_jax.worlds.arithmetic.world import SUMS, WORDS
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
 from deepseek_jax.worlds.calculator.world import CALCULATOR
@@ -53,7 +54,7 @@ def find_questions(name: str) -> tuple[World | None, Questions]:
     )
 
 
-def question_names():
+def question_names() -> list[str]:
     """List the names of all worlds' questions."""
     return [name for world in WORLDS.values() for name in world.questions]
 
@@ -66,12 +67,12 @@ def find_corpus(name: str) -> tuple[World, Callable]:
     raise ValueError(f"corpus={name!r} is not a world's corpus; {suggest(name, corpus_names())}")
 
 
-def corpus_names():
+def corpus_names() -> list[str]:
     """List the names of all worlds' corpora."""
     return [name for world in WORLDS.values() for name in world.corpora]
 
 
-def named_tokenizer(name: str):
+def named_tokenizer(name: str) -> Tokenizer:
     """Make or load the tokenizer of this name.
 
     Args:
@@ -82,13 +83,16 @@ def named_tokenizer(name: str):
         if name in world.tokenizers:
             return world.tokenizers[name]()
         if name in world.corpora:
-            return world.tokenizer()
+            tokenizer = world.tokenizer()
+            # A world that writes a corpus has its own words
+            assert tokenizer is not None
+            return tokenizer
     if name in TOKENIZERS:
         return TOKENIZERS[name]()
     return load_tokenizer(name)
 
 
-def all_rules():
+def all_rules() -> dict[str, Rule]:
     """Return the rules that weights of rewards may name: the general ones and every world's."""
     rules = dict(RULES)
     for world in WORLDS.values():

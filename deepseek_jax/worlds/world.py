@@ -8,7 +8,7 @@ from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.rewards import Rule
 
 
-def given_solution(example):
+def given_solution(example: Mapping) -> str:
     """Return an example's good completion."""
     return example["solution"]
 
@@ -23,7 +23,7 @@ class Score:
     """
 
     reward: str
-    is_about: Callable = lambda example: True
+    is_about: Callable[[Mapping], bool] = lambda example: True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Questions:
             that a policy begins anew.
     """
 
-    make: Callable
+    make: Callable[[int, int], Task]
     rule: str | None = None
-    worked: Callable = given_solution
+    worked: Callable[[Mapping], str] = given_solution
     scores: Mapping[str, Score] = dataclasses.field(default_factory=dict)
     kinds: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     alike: bool = False
@@ -94,19 +94,19 @@ class World:
     judged_pairs: Callable | None = None
     judgements: Callable | None = None
 
-    def parts(self):
+    def parts(self) -> dict[str, tuple[str, str | None]]:
         """Return the parts of the questions, by name.
 
         Returns:
             {part: (name of its questions, its example["kind"] or None for all kinds)}.
         """
-        parts = {}
+        parts: dict[str, tuple[str, str | None]] = {}
         for name, questions in self.questions.items():
             parts |= {
                 part: (name, kind) for part, kind in (questions.kinds or {name: None}).items()
             }
         return parts
 
-    def tokenizer(self):
+    def tokenizer(self) -> Tokenizer | None:
         """Make the world's own tokenizer, or return None if its text is free."""
         return next((make() for make in self.tokenizers.values()), None)

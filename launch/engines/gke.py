@@ -53,7 +53,9 @@ class Gke:
     output = "kubectl logs --selector=xpk.google.com/workload={id} shows its output"
 
     def __init__(self, folder: Path):
-        self.folder, self._last = folder, None
+        self.folder = folder
+        # {name: state} as GKE last answered; None before its first answer
+        self._last: dict[str, str | int] | None = None
         missing_flags = [name for name in REQUIRED if flags.FLAGS[name].value is None]
         if missing_flags:
             raise ValueError(f"--engine=gke needs --{missing_flags[0]}")

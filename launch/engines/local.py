@@ -30,7 +30,7 @@ class Local:
     def __init__(self, folder: Path):
         # submit creates it
         self.folder = folder / "local"
-        self._processes = []
+        self._processes: list[subprocess.Popen] = []
 
     def check_installed(self):
         """Do nothing: the local engine needs only Python."""

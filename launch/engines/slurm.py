@@ -43,7 +43,7 @@ class Slurm:
 
     def __init__(self, folder: Path, max_jobs: int | None):
         self.folder, self.max_jobs = folder / "slurm", max_jobs
-        self._last = {}
+        self._last: dict[str, str] = {}
 
     def check_installed(self):
         """Raise ValueError, with what to do, if Slurm's commands are missing or get no answer."""

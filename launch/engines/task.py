@@ -74,7 +74,8 @@ class Task:
 
     def __init__(self, values, rank: int):
         self.values, self.rank = values, rank
-        self.process, self.stopped = None, False
+        self.process: subprocess.Popen | None = None
+        self.stopped = False
 
     def run(self):
         """Run the command to its end.

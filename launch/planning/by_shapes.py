@@ -22,7 +22,8 @@ def results_by_shapes(program: Program, arguments: tuple):
     of all pinned arrays: in a prefill, the rows of its batch.
     """
     with jax.set_mesh(program.mesh), jax.default_device(program.mesh.devices.flat[0]):
-        traced = program.function.trace(*arguments)
+        # The annotation of Program.function does not say that it is jitted
+        traced = program.function.trace(*arguments)  # type: ignore[attr-defined]
     leaves, tree = jax.tree.flatten(traced.out_info)
     jaxpr = traced.jaxpr.jaxpr
     pinned = _pinned(jaxpr)

@@ -69,16 +69,11 @@ class _Outcome(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """A program that is compiling.
-
-    Attributes:
-        lowered: Its jax.stages.Lowered.
-        compiled: A Future of a CompiledProgram.
-    """
+    """A program that is compiling."""
 
     program: Program
-    lowered: Any
-    compiled: Future
+    lowered: jax.stages.Lowered
+    compiled: Future[CompiledProgram]
 
 
 class _UnderWay:
@@ -180,8 +175,10 @@ def _compile(program, lowered):
     )
     specs = tuple(place.spec for place in jax.tree.leaves(executable.output_shardings))
     cost_inputs = executable.as_text(), dict(program.mesh.shape), program.filled
-    costs = decoding_costs(*cost_inputs) if program.token_steps else (program_cost(*cost_inputs),)
-    return CompiledProgram(memory, *costs, specs=specs)
+    if not program.token_steps:
+        return CompiledProgram(memory, program_cost(*cost_inputs), specs=specs)
+    cost, token, two_rounds = decoding_costs(*cost_inputs)
+    return CompiledProgram(memory, cost, token, two_rounds, specs)
 
 
 def _results(program, lowered, specs):

@@ -44,7 +44,9 @@ class Cost:
     operations: Counter = dataclasses.field(default_factory=Counter)
     count: int = 0
     beside_count: int = 0
-    collectives: dict = dataclasses.field(default_factory=dict)
+    collectives: dict[tuple[str, tuple[str, ...]], Collective] = dataclasses.field(
+        default_factory=dict
+    )
     cycles: float = 0.0
 
     def add(self, other, times=1):

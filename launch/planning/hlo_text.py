@@ -89,7 +89,7 @@ class Computation(dict):
     @functools.cached_property
     def users(self):
         """The users of each operation: {name: [Operation that has it as an operand, once]}."""
-        users = {name: [] for name in self}
+        users: dict[str, list[Operation]] = {name: [] for name in self}
         for operation in self.values():
             for name in dict.fromkeys(operation.operands):
                 users[name].append(operation)
@@ -105,7 +105,8 @@ def parse(text: str):
     Raises:
         ValueError: The text is not a program's.
     """
-    computations, entry, current = {}, None, None
+    computations: dict[str, Computation] = {}
+    entry, current = None, None
     # A kernel's metadata has line breaks
     text = re.sub(r'\n(?="|\}\})', " ", text)
     for line in text.splitlines():

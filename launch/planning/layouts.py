@@ -4,6 +4,7 @@ import dataclasses
 
 from deepseek_jax.costs.program import Program
 from deepseek_jax.parallel.mesh import size_name
+from launch.planning.shards import arguments_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +32,13 @@ def layout_fields(updates: list[Program], layout: Layout):
     Returns:
         {dotted field: value}.
     """
-    fields = {f"mesh.{size_name(axis)}": size for axis, size in layout.mesh.items()}
+    fields: dict[str, int | str] = {
+        f"mesh.{size_name(axis)}": size for axis, size in layout.mesh.items()
+    }
     for update in updates:
         block = f"{update.path}." if update.path else ""
-        rows = max(len(leaf) for leaf in update.arguments[1].values() if leaf.shape)
+        _, batch, *_ = arguments_of(update)
+        rows = max(len(leaf) for leaf in batch.values() if leaf.shape)
         if hasattr(update.settings, "micro_batch_size"):
             # Pre-training counts the rows of a micro-batch, not the micro-batches
             fields[f"{block}micro_batch_size"] = rows // layout.micro_batches

@@ -109,6 +109,7 @@ def _gather_seconds(update_shards: Shards, axis_sizes: dict, chip: Chip, mesh: M
 def _exchange_seconds(program: Program, axis_sizes: dict, chip: Chip, mesh: Mesh):
     """Return the seconds of the exchanges of an update, in all its micro-batches."""
     config = program.model
+    assert config is not None
     tokens = program.tokens / math.prod(
         axis_sizes[axis] for axis in ("slice", "data", "fsdp", "expert", "context")
     )
@@ -133,9 +134,11 @@ def _exchange_seconds(program: Program, axis_sizes: dict, chip: Chip, mesh: Mesh
 def _heads(config: ModelConfig):
     """Count a token's numbers in the queries, keys, values and outputs of a layer's heads."""
     if config.is_mla:
-        key_width = config.qk_nope_head_dim + config.qk_rope_head_dim
-        return 2 * config.num_attention_heads * (key_width + config.v_head_dim)
-    return 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
+        latent = config.latent
+        key_width = latent.qk_nope_head_dim + latent.qk_rope_head_dim
+        return 2 * config.num_attention_heads * (key_width + latent.v_head_dim)
+    grouped = config.grouped
+    return 2 * (config.num_attention_heads + grouped.num_key_value_heads) * grouped.head_dim
 
 
 def _named(axis_sizes):

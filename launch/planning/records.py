@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from jax.sharding import PartitionSpec
+
 from launch.planning.hlo import Cost
 
 # The fields of a CompiledProgram that are Costs
@@ -46,7 +48,7 @@ class CompiledProgram:
     cost: Cost | None = None
     token: Cost | None = None
     two_rounds: Cost | None = None
-    specs: tuple = ()
+    specs: tuple[PartitionSpec, ...] = ()
     refusal: str | None = None
     seconds: float | None = dataclasses.field(default=None, compare=False)
 

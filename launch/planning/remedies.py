@@ -7,9 +7,9 @@ from launch.planning.records import CompiledProgram
 
 def remedies(program: Program, compiled: CompiledProgram, chip: Chip):
     """Return lines on what would help a program that does not fit on a device of this chip."""
-    if compiled.refusal is not None:
-        return _fields(program, None)
     memory = compiled.memory
+    if memory is None:
+        return _fields(program, None)
     excess = memory.peak + program.beside_bytes - chip.hbm_bytes
     argument_bytes, other_bytes = memory.arguments, memory.peak - memory.arguments
     excess_text = (

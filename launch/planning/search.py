@@ -145,7 +145,7 @@ def print_search(search: Search, count: int, chip: Chip, cache: Path | None):
     split_text = f"{len(ranked):,} of {len(search.meshes):,} meshes split"
     console.print(f"{split_text}, with room for the training state")
     # {the layout's text: its ComparedLayout, or None if the recipe refuses it}
-    compared_by_layout = {}
+    compared_by_layout: dict[str, ComparedLayout | None] = {}
 
     def fits(ranked_mesh, micro_batches, remat):
         layout = Layout(ranked_mesh.mesh, micro_batches, remat)
@@ -159,7 +159,8 @@ def print_search(search: Search, count: int, chip: Chip, cache: Path | None):
             console.print(f"compiling {layout} ...")
             compiled = list(compile_programs(programs, cache))
             compared_by_layout[str(layout)] = ComparedLayout(layout, ranked_mesh, compiled)
-        return compared_by_layout[str(layout)] and compared_by_layout[str(layout)].fits(chip)
+        comparison = compared_by_layout[str(layout)]
+        return None if comparison is None else comparison.fits(chip)
 
     try_layouts(ranked, count, fits)
     compared_layouts = list(filter(None, compared_by_layout.values()))

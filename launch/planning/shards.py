@@ -30,7 +30,7 @@ class Shards:
 
     arguments: int
     params: int
-    gathered: dict[tuple, int]
+    gathered: dict[tuple[str, ...], int]
 
     @property
     def state(self):
@@ -96,7 +96,8 @@ def micro_batches(program: Program, mesh: AbstractMesh):
                 raise ValueError(
                     f"{program.name}: {name} has {size}, not a multiple of {split_text}"
                 )
-    row_counts = {len(leaf) for leaf in program.arguments[1].values() if leaf.shape}
+    _, batch, *_ = arguments_of(program)
+    row_counts = {len(leaf) for leaf in batch.values() if leaf.shape}
     rows = max(row_counts) // axis_parts(mesh, RULES["batch"])
     return [n for n in _divisors(rows) if all(size % n == 0 for size in row_counts)]
 
@@ -109,7 +110,7 @@ def shards(program: Program, mesh: AbstractMesh):
     """
     arguments = _on(mesh, program.arguments)
     state, itemsize = arguments[0], compute_bytes(program)
-    gathered = {}
+    gathered: dict[tuple[str, ...], int] = {}
     # With an adapter, this includes the frozen weights
     for leaf in jax.tree.leaves(state.model):
         axes = tuple(a for a in ("fsdp", "context") if _splits(leaf.sharding.spec, a))
@@ -121,6 +122,13 @@ def shards(program: Program, mesh: AbstractMesh):
         argument_bytes(tree) for tree in _beside(mesh, program)
     )
     return Shards(arguments_bytes, argument_bytes(state.params), gathered)
+
+
+def arguments_of(update: Program) -> tuple:
+    """Return the arguments of an update: (TrainState, batch, PRNG key)."""
+    # Only other programs need results of earlier ones
+    assert not callable(update.arguments)
+    return update.arguments
 
 
 def _on(mesh, arguments):
@@ -165,7 +173,8 @@ def _is_stored(entry):
 
 
 def compute_bytes(program: Program):
-    """Return the bytes of a number in the model's compute dtype."""
+    """Return the bytes of a number in the compute dtype of an update's model."""
+    assert program.model is not None
     return 2 if program.model.dtype == "bfloat16" else 4
 
 

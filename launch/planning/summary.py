@@ -21,7 +21,8 @@ def fits(program: Program, compiled: CompiledProgram, chip: Chip):
 
 
 def held_at_once(program: Program, compiled: CompiledProgram):
-    """Return the most bytes that one device holds while a program runs."""
+    """Return the most bytes that one device holds while a program runs; it must have compiled."""
+    assert compiled.memory is not None
     return compiled.memory.peak + program.beside_bytes
 
 

@@ -74,20 +74,20 @@ def _slice(topology, slices):
     # A single chip has a host of its own
     one = dict(chips_per_host_bounds=(1, 1, 1)) if topology.endswith(":1x1") else {}
     try:
-        described = topologies.get_topology_desc(
+        devices: list[jax.Device] = topologies.get_topology_desc(
             platform="tpu", topology_name=topology, num_slices=slices, **one
-        )
+        ).devices
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
             f"--topology={topology} is unknown to libtpu: {_first_line(error)}; examples: {EXAMPLES}"
         ) from error
-    kind = described.devices[0].device_kind
+    kind = devices[0].device_kind
     if kind not in DEVICES:
         raise ValueError(
             f"--topology={topology} has {kind} chips, whose memory and speed are not in costs/chips.py; "
             f"examples: {EXAMPLES}"
         )
-    return described.devices
+    return devices
 
 
 def _stand_ins(topology, size):

@@ -25,9 +25,11 @@ class Sweep:
         self.folder, self.engine, self.job_of, self.show = folder, engine, job_of, show
         self.watch = watch
         # The time when it began to wait for another process
-        self.waits_since = None
+        self.waits_since: float | None = None
         # {name: id}, {name: time when it was first missing}, {name: exit status, None without one}
-        self.live, self.missing, self.statuses = {}, {}, {}
+        self.live: dict[str, str] = {}
+        self.missing: dict[str, float] = {}
+        self.statuses: dict[str, int | None] = {}
 
     def run(self, runs: list[Run], max_jobs: int | None, only_failed: bool, should_stop: Callable):
         """Take over live runs, start the runs that should start, and follow all to their ends.

@@ -17,10 +17,10 @@ class Plan(NamedTuple):
         left: Runs that stay as they are, because only failed runs are to start.
     """
 
-    complete: list
-    live: dict
-    start: list
-    left: list
+    complete: list[Run]
+    live: dict[str, str]
+    start: list[Run]
+    left: list[Run]
 
 
 def sort_runs(folder: Folder, runs: list[Run], engine, only_failed: bool):

@@ -36,8 +36,8 @@ def test_every_number_of_every_parameter_has_exactly_one_place(family):
     config = ModelConfig(**CONFIGS[family])
     touched = {path: np.zeros(leaf.shape, int) for path, leaf in abstract_params(config).items()}
     for places in tensors(config).values():
-        for path, index, _ in places:
-            touched[path][tuple(slice(None) if i is None else i for i in index)] += 1
+        for place in places:
+            touched[place.path][tuple(slice(None) if i is None else i for i in place.index)] += 1
     assert all((count == 1).all() for count in touched.values())
 
 

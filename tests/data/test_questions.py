@@ -92,6 +92,9 @@ def test_an_evaluation_sets_solutions_keep_their_working(tmp_path):
     questions, solutions = evaluation_texts(f"{prepared(tmp_path, Asked.fields)}@test")
     assert sorted(questions) == ["question 0", "question 1"]
     assert sorted(solutions) == ["answer 0", "answer 1"]
+    # A column that is None counts as absent
+    merged = write(tmp_path / "m.jsonl", [line | {"solution": None}])
+    assert evaluation_texts(str(merged)) == (["3 men?"], [line["answer"]])
     # A file whose name has the sign
     at_home = write(tmp_path / "q@home.jsonl", [line])
     assert evaluation_texts(str(at_home)) == (["3 men?"], [line["answer"]])

@@ -524,8 +524,8 @@ HISTORY = (
     Known(
         "advantages compare completions of other prompts",
         "losses/advantages.py",
-        "rewards.astype(jnp.float32).reshape(-1, group_size)",
-        "rewards.astype(jnp.float32).reshape(group_size, -1)",
+        "rewards_b.reshape(-1, group_size)",
+        "rewards_b.reshape(group_size, -1)",
         ("tests/losses/test_grpo.py",),
     ),
     Known(

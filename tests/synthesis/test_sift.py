@@ -73,6 +73,17 @@ def test_each_filter_removes_what_it_should(tmp_path):
     assert sift.sieves["names"].fates == {"kept": 1}
 
 
+def test_a_reward_that_scores_none_of_a_sample_is_below_its_limit(tmp_path):
+    """Oracle: by hand: a user's function may return None, not scored by me, and the others score."""
+    rows = [sample("9 kept"), sample("9 unscored", right=None)]
+    sift = Sift(settings(), None)
+    texts = [
+        r["messages"][1]["content"] for r in sift.records(written(tmp_path / "s", ("source", rows)))
+    ]
+    assert texts == ["9 kept"]
+    assert sift.sieves["source"].fates == {"kept": 1, "puzzle_answer below 1.0": 1}
+
+
 def test_near_duplicates_of_other_questions_are_removed(tmp_path):
     """Oracle: by hand; the second question differs in one of many words."""
     text = sample(" ".join(map(str, range(60))))

@@ -35,8 +35,11 @@ def einsum(spec, left, right):
     def merge_axes(array, term):
         return array.reshape([math.prod(letter_sizes[c] for c in run) for run in runs_of(term)])
 
-    short_terms = ["".join(run[0] for run in runs_of(term)) for term in terms]
-    out = _product(*short_terms, merge_axes(left, terms[0]), merge_axes(right, terms[1]))
+    left_letters, right_letters, result_letters = (
+        "".join(run[0] for run in runs_of(term)) for term in terms
+    )
+    x, w = merge_axes(left, terms[0]), merge_axes(right, terms[1])
+    out = _product(left_letters, right_letters, result_letters, x, w)
     return out.reshape([letter_sizes[c] for c in terms[2]])
 
 
@@ -45,9 +48,9 @@ def _runs(terms):
 
     Every term has all letters of a run, in this order, or none of them.
     """
-    runs = []
+    runs: list[str] = []
     for letter in dict.fromkeys(terms[0] + terms[1]):
-        last_letter = runs[-1][-1] if runs else None
+        last_letter = runs[-1][-1] if runs else ""
         if runs and all(
             last_letter + letter in term or not {last_letter, letter} & set(term) for term in terms
         ):

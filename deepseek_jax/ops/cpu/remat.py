@@ -27,4 +27,5 @@ def _named(x, name):
 def _save_bits_jvp(name, primals, tangents):
     # Not a call of save_bits: a remat policy sees no name inside a custom derivative, and would
     # recompute x
-    return _named(*primals, name), *tangents
+    (x,), (tangent,) = primals, tangents
+    return _named(x, name), tangent

@@ -60,6 +60,7 @@ def quantize(x, tile, of_amax, scale=None, interpret: bool = False):
         in_specs.append(row_scale_spec)
         arrays.append(_whole_tiles(scale.reshape(-1, scale.shape[-1]), 1, LANES))
     num_rows = len(arrays[0])
+    scales_shape: tuple[int, ...]
     if tile[0] == 1:
         scales_shape, scales_spec = (num_rows, j // TERMS + -(j // TERMS) % LANES), row_scale_spec
     else:

@@ -35,7 +35,7 @@ class Finding(NamedTuple):
     verdict: str
 
 
-def findings(workdirs: list[Path]):
+def findings(workdirs: list[Path]) -> list[Finding]:
     """Test config.comparisons on finished runs of recipes.distill.
 
     A comparison is won or lost if three things hold: the 95% interval of the differences, over the
@@ -60,7 +60,7 @@ def findings(workdirs: list[Path]):
     return [_test(title, pair, runs) for title, pair in comparisons.items()]
 
 
-def findings_table(found: list[Finding], num_runs: int):
+def findings_table(found: list[Finding], num_runs: int) -> Table:
     """Build a rich Table of the findings over num_runs runs."""
     table = Table(
         title=f"right answers to the same held-out questions, {num_runs} run{'s' * (num_runs > 1)}",
@@ -90,7 +90,7 @@ def findings_table(found: list[Finding], num_runs: int):
     return table
 
 
-def as_json(found: list[Finding]):
+def as_json(found: list[Finding]) -> list[dict]:
     """Convert findings to dicts for JSON."""
     return [finding._asdict() | {"comparison": finding.comparison._asdict()} for finding in found]
 
@@ -102,7 +102,7 @@ def _read(workdir: Path):
     return read_json(path)
 
 
-def _test(title: str, pair: list[str], runs: list[dict]):
+def _test(title: str, pair: list[str], runs: list[dict]) -> Finding:
     answers_by_student = [[_answers(run, name) for run in runs] for name in pair]
     by_run = [float(np.mean(a - b)) for a, b in zip(*answers_by_student, strict=True)]
     ours, theirs = (np.concatenate(answers_by_run) for answers_by_run in answers_by_student)

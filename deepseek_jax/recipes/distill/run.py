@@ -42,12 +42,11 @@ def stages(s: DistillSettings) -> list[Stage]:
     questions, accepting_stages = WorldQuestions(s), () if s.text is None else ("text",)
     texts = TaskTexts(s, questions, accepting_stages)
     measurements = _Measurements(s, HeldOutQuestions(texts))
-    all_stages = [] if s.teacher is None else _teacher(s, questions)
+    all_stages = [] if s.teacher is None else _teacher(s, s.teacher, questions)
     if s.text is not None:
-        rule = questions.world.questions[questions.world.reasoning].rule
-        prompts = FirstPuzzles(questions, s.text.num_prompts)
+        prompts, rule = FirstPuzzles(questions, s.text.num_prompts), Rule(questions.rule)
         all_stages.append(
-            Accept("text", s.text, prompts, Rule(rule), seed=s.seed, start=TEACHER, trained=False)
+            Accept("text", s.text, prompts, rule, seed=s.seed, start=TEACHER, trained=False)
         )
     all_stages += [_start(s, name) for name in s.starts]
     all_stages += [
@@ -58,7 +57,7 @@ def stages(s: DistillSettings) -> list[Stage]:
     for name, student in s.seeded(s.students).items():
         # None if the loss needs no teacher: then another teacher does not train the student again
         teacher = TaughtBy(TEACHER) if student.loss.asks_teacher() else None
-        stage = Distil(
+        stage: Stage = Distil(
             f"students/{name}",
             student,
             texts,
@@ -87,14 +86,18 @@ def stages(s: DistillSettings) -> list[Stage]:
     return all_stages
 
 
-def _teacher(s: DistillSettings, questions: WorldQuestions) -> list[Stage]:
+def _teacher(
+    s: DistillSettings, teacher: TeacherSettings, questions: WorldQuestions
+) -> list[Stage]:
     """Return the stages of the teacher: a checkpoint, or a base and its fine-tuning."""
-    teacher = s.teacher
     origin = _origin(s, teacher, "teacher", teacher.path, "path")
     if teacher.path is not None:
         return [GivenPolicy(TEACHER, None, origin=origin, path="teacher", title=TEACHER)]
-    corpus, tuning = BaseCorpus(teacher.base, s.seed), teacher.fine_tune
-    tuning = dataclasses.replace(tuning, seed=s.seed)
+    # TeacherSettings have either a path or both of these
+    assert teacher.base is not None
+    assert teacher.fine_tune is not None
+    corpus = BaseCorpus(teacher.base, s.seed)
+    tuning = dataclasses.replace(teacher.fine_tune, seed=s.seed)
     texts = Solutions(questions, tuning.data), Solutions(questions, tuning.data, held_out=True)
     return [
         Pretrain(
@@ -173,7 +176,7 @@ class _Measurements:
     questions: HeldOutQuestions
 
     @property
-    def asks(self):
+    def asks(self) -> bool:
         """True if some task has questions."""
         tasks = self.settings.tasks.values()
         return any(task.path is None or task.questions for task in tasks)
@@ -186,6 +189,8 @@ class _Measurements:
             root: The start's name, or the teacher's, for the names of the programs.
             title: The title of the policy on the page.
         """
+        # DistillSettings have it if a task has questions, and only then are there measurements
+        assert self.settings.evaluation is not None
         return MeasureTasks(
             f"measured/{name}",
             self.settings.evaluation,

@@ -24,8 +24,8 @@ class TaskAnswers(NamedTuple):
         samples: Page.samples (reports.page) of each task's first questions.
     """
 
-    shares: dict
-    samples: list
+    shares: dict[str, list[float]]
+    samples: list[dict]
 
 
 def answer_tasks(sampling: ScoreSettings, tasks: dict, policy: Policy, seed: int) -> TaskAnswers:
@@ -84,7 +84,7 @@ def _groups(task, examples, answers, rewards_pi):
     ]
 
 
-def first_answers(samples: dict[str, list]):
+def first_answers(samples: dict[str, list]) -> list[dict]:
     """Return Page.pairs: each question with the first answer of every policy.
 
     Args:
@@ -103,7 +103,7 @@ def first_answers(samples: dict[str, list]):
     ]
 
 
-def intervals(found: dict):
+def intervals(found: dict[str, list[float]]) -> dict[str, tuple[float, float, float]]:
     """Return each task's mean share with its 95% interval over questions.
 
     Args:
@@ -113,11 +113,13 @@ def intervals(found: dict):
         {task: (mean, low, high)}. With several tasks, "all" comes last, over the questions of all
         tasks.
     """
-    shares_of_all = {"all": sum(found.values(), [])} if len(found) > 1 else {}
+    shares_of_all: dict[str, list[float]] = {}
+    if len(found) > 1:
+        shares_of_all["all"] = sum(found.values(), [])
     return {name: score_interval(shares) for name, shares in (found | shares_of_all).items()}
 
 
-def say_shares(title: str, found: dict):
+def say_shares(title: str, found: dict[str, list[float]]):
     """Print a policy's mean share of each task.
 
     Args:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from deepseek_jax.data.questions import asked_key, read_questions
 from deepseek_jax.data.records import content_digest
 from deepseek_jax.data.settings import as_own
 from deepseek_jax.data.sources import hold_out, read
+from deepseek_jax.data.stored import RandomAccess
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.errors import at
 from deepseek_jax.named_code import digest_of
@@ -43,9 +45,9 @@ class TransferTask(NamedTuple):
         rule: The reward of an answer: 1 if it is right, less if it helps only in part.
     """
 
-    train: object
-    held_out: object
-    questions: list
+    train: RandomAccess
+    held_out: RandomAccess
+    questions: list[dict]
     rule: str | None = None
 
 
@@ -53,7 +55,7 @@ class TransferTask(NamedTuple):
 class WeightedConversations:
     """Conversations, by random access, with their weights multiplied by `weight`."""
 
-    source: object
+    source: RandomAccess
     weight: float
 
     def __len__(self):
@@ -87,6 +89,14 @@ class WorldQuestions(Questions):
             name: questions.task(settings.seed, number * max(len(questions.kinds), 1))
             for name, questions in self.world.questions.items()
         }
+
+    @property
+    def rule(self) -> str:
+        """The reward that says whether an answer to a reasoning question is right."""
+        rule = self.world.questions[self.world.reasoning].rule
+        # The field `reasoning` names questions that a rule checks
+        assert rule is not None
+        return rule
 
     @property
     def puzzles(self) -> Task:
@@ -222,7 +232,9 @@ class TaskTexts(Source):
             settings.readers,
         )
 
-    def tasks(self, context: Context, accepted: list[dict] | None = None):
+    def tasks(
+        self, context: Context, accepted: list[dict] | None = None
+    ) -> dict[str, TransferTask]:
         """Return {name: TransferTask}.
 
         Args:
@@ -235,7 +247,7 @@ class TaskTexts(Source):
         )
 
 
-def file_tasks(settings: DistillSettings, folder: Path):
+def file_tasks(settings: DistillSettings, folder: Path) -> dict[str, TransferTask]:
     """Return {name: TransferTask} of the tasks with files.
 
     Args:
@@ -250,13 +262,17 @@ def file_tasks(settings: DistillSettings, folder: Path):
     for name, task in settings.tasks.items():
         if task.path is not None:
             with at(f"tasks.{name}"):
-                tasks[name] = _of_files(task, folder)
+                tasks[name] = _of_files(task, task.path, folder)
     return tasks
 
 
 def transfer_tasks(
-    settings: DistillSettings, world: World, tasks: dict[str, Task], accepted, of_files: dict
-):
+    settings: DistillSettings,
+    world: World,
+    tasks: dict[str, Task],
+    accepted: list[dict] | None,
+    of_files: dict[str, TransferTask],
+) -> dict[str, TransferTask]:
     """Return {name: TransferTask} of all tasks.
 
     Args:
@@ -277,12 +293,14 @@ def transfer_tasks(
     return all_tasks
 
 
-def _of_files(task: TaskSettings, folder: Path):
-    source = read_conversations(task.path, folder, task.split, task.columns)
+def _of_files(task: TaskSettings, path: str, folder: Path):
+    source = read_conversations(path, folder, task.split, task.columns)
     questions = []
     if task.questions is not None:
         with at("questions", "path"):
             question_data = as_own(task.questions)
+            # A block in place of a path is an OwnPath, which has one
+            assert question_data.path is not None
             questions = read_questions(
                 question_data.path, question_data.split, question_data.columns
             )
@@ -293,9 +311,14 @@ def _of_files(task: TaskSettings, folder: Path):
 
 def _of_world(
     name: str, task: TaskSettings, world: World, tasks: dict[str, Task], accepted_answers
-):
+) -> TransferTask:
     questions_name, kind = world.parts()[name]
     questions, world_task = world.questions[questions_name], tasks[questions_name]
+    if questions.rule is None:
+        raise ValueError(
+            "no rule says whether answers to these questions of the world are right, so that policies "
+            "cannot be measured on them; leave this task out"
+        )
     train, held_out = (
         [e for e in examples if kind is None or e["kind"] == kind]
         for examples in (world_task.train, world_task.held_out)
@@ -329,7 +352,9 @@ class HeldOutQuestions(Source):
     @override
     def covers(self, context):
         tasks = self.read(context).values()
-        rules = [[task.rule, digest_of(task.rule)] for task in tasks if task.questions]
+        rules = [
+            [rule, digest_of(rule)] for task in tasks if task.questions and (rule := task.rule)
+        ]
         return [[task.questions for task in tasks], rules]
 
     def read(self, context: Context) -> dict[str, TransferTask]:
@@ -337,14 +362,11 @@ class HeldOutQuestions(Source):
         return context.once(self, lambda: self.texts.tasks(context))
 
 
-def mixed(sources, temperature: float):
+def mixed(sources: Iterable[RandomAccess], temperature: float) -> Mixture:
     """Mix sources so that a source of n documents has a share in proportion to n**(1/temperature).
 
     At temperature 1 the shares follow the sizes; the higher it is, the more even they are
     (arXiv:1910.10683, section 3.5.2).
-
-    Returns:
-        A Mixture.
     """
-    sources = tuple(sources)
-    return Mixture(sources, tuple(len(source) ** (1 / temperature) for source in sources))
+    all_sources = tuple(sources)
+    return Mixture(all_sources, tuple(len(source) ** (1 / temperature) for source in all_sources))

@@ -5,6 +5,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from deepseek_jax.evaluation.problem_scores import ALL, compared_tasks, in_order, task_scores
 from deepseek_jax.evaluation.problems import load_problems
 from deepseek_jax.files import as_path
@@ -54,7 +56,8 @@ def problems_page(page: Page, problems: list[dict], made_of: dict) -> Page:
         problems: As in print_problems.
         made_of: Problems.made_of of recipes.evaluate.run, for the page's digests.
     """
-    scores, task_counts, samples = task_scores(problems), Counter(), []
+    scores, samples = task_scores(problems), []
+    task_counts: Counter[str] = Counter()
     for problem in problems:
         task_counts[problem["task"]] += 1
         if task_counts[problem["task"]] <= ON_PAGE:
@@ -80,7 +83,7 @@ def _group(problem):
     return fields | {"completions": completions}
 
 
-def check_against(config, path):
+def check_against(config: ConfigDict, path: str | Path):
     """Raise ValueError unless another evaluation's results are about this config's problems.
 
     Args:
@@ -92,7 +95,7 @@ def check_against(config, path):
     in_order([problem | {"gold": problem["answer"]} for problem in problems], _read_problems(path))
 
 
-def report_against(workdir: Path, path):
+def report_against(workdir: Path, path: str | Path):
     """Print how a finished run compares with another one on the same problems.
 
     Args:
@@ -113,7 +116,7 @@ def _read_problems(path):
         results = json.loads((file / RESULTS if file.is_dir() else file).read_text())
         if "made_of" in results and "problems" in results:
             return results["problems"]
-        error = "it has no problems"
+        error: str | Exception = "it has no problems"
     except (OSError, ValueError) as cause:
         error = cause
     raise ValueError(f"{path} is not the results of an evaluation: {error}; correct the path")

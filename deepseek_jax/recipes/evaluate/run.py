@@ -92,7 +92,7 @@ class Problems(Source):
         if settings.converses:
             code_names = *settings.tools, settings.environment
             hashes["code of tools and environment"] = content_hash(
-                [digest_of(name) for name in code_names]
+                [digest_of(name or "") for name in code_names]
             )
         if source.adapter is not None:
             hashes["base"] = checkpoint_hash(source.base)
@@ -193,7 +193,7 @@ def report(results: Results):
     print_problems(results.found()["results"]["problems"], results.folder)
 
 
-def checkpoint_hash(checkpoint: str | Path):
+def checkpoint_hash(checkpoint: str | Path) -> str:
     """Return a hash of a checkpoint.
 
     For a hub name it is the hash of the name with its commit, because each machine downloads the
@@ -204,7 +204,7 @@ def checkpoint_hash(checkpoint: str | Path):
     return files_hash(checkpoint, "checkpoint")
 
 
-def with_template(settings: EvaluateSettings):
+def with_template(settings: EvaluateSettings) -> EvaluateSettings:
     """Return the settings with the checkpoint's template if they have none.
 
     The template stays None if the checkpoint carries none.
@@ -219,7 +219,7 @@ def with_template(settings: EvaluateSettings):
     return dataclasses.replace(settings, template=template)
 
 
-def files_hash(path: str | Path, field: str):
+def files_hash(path: str | Path, field: str) -> str:
     """Return a hash of a checkpoint's files: their names, sizes and modification times.
 
     Their contents are not read.
@@ -288,15 +288,14 @@ def _answered(
         SystemExit: With STOPPED, if the run was asked to stop; the finished parts are saved.
     """
     problems = [problem | {"prompt_ids": _prompt(policy, problem)} for problem in problems]
-    settings = _with_length(settings, policy.config, problems)
+    options = _options(settings, policy.config, problems)
     parts_folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for start in range(0, len(problems), settings.save_every):
         part = problems[start : start + settings.save_every]
         path = parts_folder / f"{start:07d}-{start + len(part):07d}.json"
-        entries += remembered(
-            path, lambda part_problems=part: _answer(settings, policy, part_problems, rules)
-        )
+        answer = functools.partial(_answer, options, settings, policy, part, rules)
+        entries += remembered(path, answer)
         share_right = np.mean([correct for entry in entries for correct in entry["correct"]])
         say(
             f"{len(entries)} of {len(problems)} problems: "
@@ -334,8 +333,8 @@ def _prompt(policy: Policy, problem: dict):
     )
 
 
-def _with_length(settings: EvaluateSettings, config: ModelConfig, problems: list):
-    """Return the settings with max_completion_length filled in.
+def _options(settings: EvaluateSettings, config: ModelConfig, problems: list) -> AnswerOptions:
+    """Return how the answers are sampled, by default up to the longest_completion.
 
     Raises:
         ValueError: Prompts and completions exceed the model's positions, or temperature or top_p is
@@ -343,19 +342,24 @@ def _with_length(settings: EvaluateSettings, config: ModelConfig, problems: list
     """
     Sampling(settings.temperature, settings.top_p).check(config.vocab_size)
     prompt_length = max(len(problem["prompt_ids"]) for problem in problems)
-    if settings.max_completion_length is None:
+    completion_length = settings.max_completion_length
+    if completion_length is None:
         completion_length = longest_completion(config, prompt_length)
-        settings = dataclasses.replace(settings, max_completion_length=completion_length)
     with at("config"):
-        check_room(config, problems, settings.max_completion_length)
+        check_room(config, problems, completion_length)
     say(
         f"{len(problems)} problems, {settings.samples} samples of each, up to "
-        f"{settings.max_completion_length} tokens"
+        f"{completion_length} tokens"
     )
-    return settings
+    return AnswerOptions(
+        max_completion_length=completion_length,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        slots=settings.slots,
+    )
 
 
-def longest_completion(config: ModelConfig, prompt_length: int):
+def longest_completion(config: ModelConfig, prompt_length: int) -> int:
     """Return the published length of a completion, or less if the model has less room.
 
     Args:
@@ -366,14 +370,14 @@ def longest_completion(config: ModelConfig, prompt_length: int):
     return max(1, min(MAX_COMPLETION_LENGTH, config.max_position_embeddings - prompt_length))
 
 
-def _answer(settings: EvaluateSettings, policy: Policy, problems: list, rules: Rules):
+def _answer(
+    options: AnswerOptions,
+    settings: EvaluateSettings,
+    policy: Policy,
+    problems: list,
+    rules: Rules,
+):
     """Answer some problems, judge the answers, and return the entries, a list of dicts."""
-    options = AnswerOptions(
-        max_completion_length=settings.max_completion_length,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        slots=settings.slots,
-    )
     examples = list(map(_asked, problems))
     answers = policy.answer(examples, options, n=settings.samples, seed=settings.seed)
     texts, rollout, conversations = answers.texts, answers.rollout, answers.conversations

@@ -271,7 +271,7 @@ def load_teacher(settings: GenerateSettings, context: Context, name: str) -> Pol
     return dataclasses.replace(policy, opening=settings.data.opening)
 
 
-def prompts_of(settings: GenerateSettings, policy: Policy, examples: list):
+def prompts_of(settings: GenerateSettings, policy: Policy, examples: list) -> list[dict]:
     """Return the examples with their prompt_ids, without prompts above sampling.max_prompt_length.
 
     Raises:
@@ -287,7 +287,7 @@ def prompts_of(settings: GenerateSettings, policy: Policy, examples: list):
     return prompts
 
 
-def teacher_mesh(settings: GenerateSettings, mesh: Mesh):
+def teacher_mesh(settings: GenerateSettings, mesh: Mesh) -> Mesh:
     """Return the mesh of the first teacher, for a plan.
 
     It is as parallel.mesh.group_mesh, for devices that may not be there. A mesh of CPU devices is

@@ -138,6 +138,8 @@ def _questions(settings: GenerateSettings):
         if data.path is not None:
             questions = read_questions(data.path, data.split, data.columns)
         else:
+            # QuestionSettings has either a path or a task
+            assert data.task is not None
             _, task_questions = find_questions(data.task)
             has_environment = settings.environment is not None
             task = task_questions.task(settings.seed, data.num_held_out, has_environment)
@@ -151,7 +153,8 @@ def _questions(settings: GenerateSettings):
 
 def _measured_on(settings: GenerateSettings, held_out: list):
     """Return (questions, solutions) of the evaluation sets of config.keep.decontaminate."""
-    questions, solutions = [], []
+    questions: list[str] = []
+    solutions: list[str] = []
     for name in settings.keep.decontaminate:
         if name == "held_out":
             set_questions = [example["question"] for example in held_out]

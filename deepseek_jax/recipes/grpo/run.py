@@ -106,6 +106,8 @@ class TaskQuestions(Questions):
             return []
         with at("config"), at("general"):
             general_data = self.settings.general
+            # GrpoSettings refuses a block without a path
+            assert general_data.path is not None
             questions = read_questions(general_data.path, general_data.split, general_data.columns)
             return held_apart(Task(questions, self.task.held_out), self._plays).train
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 from deepseek_jax.recipes.settings import AdapterRun, QuestionData
-from deepseek_jax.reinforce.effort import LENGTH_PENALTY
+from deepseek_jax.reinforce.effort import LENGTH_PENALTY, EffortSettings
 from deepseek_jax.reinforce.settings import ModelRewardSettings, ReinforceSettings
 from deepseek_jax.rollout.settings import Conversing
 from deepseek_jax.settings import unhashed
@@ -32,19 +32,19 @@ class GrpoSettings(Conversing, ReinforceSettings, AdapterRun):
                 "the frozen policy itself; leave out one of them"
             )
         if self.effort is not None:
-            self._check_penalty()
+            self._check_penalty(self.effort)
         if self.adapter is not None:
             self.check_not_stored("beside an adapter the frozen policy is the reference")
         self.check_conversation(self.rollout.longest(), "rollout.max_completion_length")
 
-    def _check_penalty(self):
+    def _check_penalty(self, effort: EffortSettings):
         blocks = {"rewards": self.rewards}
         if self.general is not None:
             blocks["general.rewards"] = self.general.rewards
         for field, weights in blocks.items():
             # The rewards of reward models have no such limit
             if not set(weights) & set(self.reward_models):
-                self.effort.check_against(weights, field)
+                effort.check_against(weights, field)
             if LENGTH_PENALTY in weights:
                 raise ValueError(
                     f"{field}.{LENGTH_PENALTY}={weights[LENGTH_PENALTY]} has the name of effort's own part "

@@ -139,7 +139,12 @@ class Accept(Stage):
 class Accepted(Texts):
     """The answers that stages have accepted, as conversations to learn from."""
 
-    reads: tuple[str, ...]
+    stages: tuple[str, ...]
+
+    @property
+    @override
+    def reads(self):
+        return self.stages
 
     @override
     def read(self, context):

@@ -102,16 +102,21 @@ def student_programs(
     The frozen teacher is on the devices during both.
     """
     student, loss = stage.settings, stage.settings.loss
-    # As if all tokens were shared: the most that the term can compare
-    shared_ids = range(min(config.vocab_size, teacher.vocab_size)) if loss.needs("matched") else ()
+    shared_ids = range(0)
+    if loss.needs("matched"):
+        assert teacher is not None
+        # As if all tokens were shared: the most that the term can compare
+        shared_ids = range(min(config.vocab_size, teacher.vocab_size))
     objective = objective_of(
         stage, config, teacher, (tuple(shared_ids), tuple(shared_ids)) if shared_ids else ()
     )
     params, teacher_params = abstract_tree(config, mesh, adapter=student.adapter), {}
     if loss.needs("hidden"):
+        assert teacher is not None
+        teacher_size = teacher.hidden_size
         abstract_projections = jax.eval_shape(
             lambda: init_projections(
-                jax.random.key(0), config.num_hidden_layers, config.hidden_size, teacher.hidden_size
+                jax.random.key(0), config.num_hidden_layers, config.hidden_size, teacher_size
             )
         )
         projections = everywhere(mesh, abstract_projections.shape, jnp.float32)
@@ -127,6 +132,8 @@ def student_programs(
         cached=not loss.reads_teacher(),
         frozen=student.adapter is not None,
     )
+    # Only a program that needs results of earlier ones makes its arguments by a function
+    assert isinstance(update.arguments, tuple)
     arguments = (*update.arguments, teacher_params)
     programs = [dataclasses.replace(update, arguments=arguments, flops=flops)]
     if loss.on_policy is not None:
@@ -144,10 +151,12 @@ def longest_batch(student: StudentSettings, mesh: Mesh):
 
     Its rows have no padding.
     """
-    rows, length, loss, features = student.batch_size, student.sequence_length, student.loss, {}
+    rows, length, loss = student.batch_size, student.sequence_length, student.loss
+    features: dict[str, np.ndarray] = {}
     if loss.top_k is not None:
         ids = np.zeros((length, loss.top_k), np.int32)
-        features |= dict(zip(CACHED, (ids, np.float32(ids), np.float32(ids[:, 0])), strict=True))
+        scores = ids.astype(np.float32)
+        features |= dict(zip(CACHED, (ids, scores, scores[:, 0]), strict=True))
     if loss.needs("matched", "sorted"):
         index = np.zeros(length, np.int32)
         features |= dict(teacher_tokens=index, teacher_index=index, exact=index > 0)

@@ -6,6 +6,7 @@ import jax
 from typing_extensions import override
 
 from deepseek_jax.models import random_params
+from deepseek_jax.recipes.origin import Origin
 from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.rollout.weights import cast
 
@@ -13,6 +14,9 @@ from deepseek_jax.rollout.weights import cast
 @dataclasses.dataclass(frozen=True, eq=False)
 class GivenPolicy(Stage):
     """A checkpoint that a line of stages begins from. It stays where it is."""
+
+    # field() removes the default None that Stage gives
+    origin: Origin = dataclasses.field(kw_only=True)
 
     @override
     def is_left(self, folder):

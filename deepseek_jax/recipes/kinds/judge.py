@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from deepseek_jax.checkpoint import save_orbax
 from deepseek_jax.checkpoint.folder import is_whole
+from deepseek_jax.costs.program import Program
 from deepseek_jax.data.conversations import render_numbered
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.evaluation.accuracy import summarise
@@ -38,7 +39,7 @@ from deepseek_jax.worlds.world import World
 ON_PAGE = 16
 
 
-def is_judge(folder: Path):
+def is_judge(folder: Path) -> bool:
     """Return True if train_judge has ended in a folder: the file that it writes last is there."""
     return (folder / "params" / JUDGE).exists()
 
@@ -65,6 +66,10 @@ class JudgedPairs(Source):
         return context.once(self, lambda: self._read(context.settings))
 
     def _read(self, settings):
+        if self.world.judged_pairs is None:
+            raise ValueError(
+                f"the world {self.world.name!r} has no pairs to train a judge on; leave the judge out"
+            )
         return self.world.judged_pairs(
             seed=settings.seed,
             num_train=settings.data.num_train,
@@ -72,9 +77,16 @@ class JudgedPairs(Source):
         )
 
 
+def _judgements(world: World, pairs: list, seed: int):
+    """Return the conversations in which a judge compares pairs of the world."""
+    # A world with judged_pairs has both
+    assert world.judgements is not None
+    return world.judgements(pairs, seed)
+
+
 def check_lengths(settings: JudgeTrainingSettings, policy: Policy, pairs: Task, world: World):
     """Raise ValueError if a judgement is longer than a row."""
-    conversations, limit = world.judgements(pairs.train, settings.seed), settings.sequence_length
+    conversations, limit = _judgements(world, pairs.train, settings.seed), settings.sequence_length
     render = functools.partial(render_numbered, policy.tokenizer, template=policy.template)
     judgement_length = max(len(render(c, i)[0]) for i, c in enumerate(conversations))
     if judgement_length > limit:
@@ -114,7 +126,7 @@ def train_judge(
 
     # Before fine_tune, because it donates policy.params
     remembered(folder / "before.json", lambda: measure("before", policy.params))
-    judgements = world.judgements(pairs.train, settings.seed)
+    judgements = _judgements(world, pairs.train, settings.seed)
     source = packed_conversations(settings, policy, judgements, None, run.mesh)
     params = fine_tune(settings, policy, source, run)
     remembered(folder / "after.json", lambda: measure("after", params))
@@ -178,7 +190,9 @@ def _sample(pair, reply, is_right):
     return fields | {"columns": {}}
 
 
-def judge_programs(name: str, settings: JudgeTrainingSettings, config: ModelConfig, mesh: Mesh):
+def judge_programs(
+    name: str, settings: JudgeTrainingSettings, config: ModelConfig, mesh: Mesh
+) -> list[Program]:
     """Return the programs of a judge's training from a policy of `config`: update and verdicts."""
     update = fine_tuning_programs(name, settings, config, mesh)[:1]
     options = judge_options(settings.max_completion_length, settings.slots)

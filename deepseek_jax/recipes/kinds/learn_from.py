@@ -46,7 +46,7 @@ def taught_programs(
     config: ModelConfig,
     teachers: dict[str, ModelConfig],
     mesh: Mesh,
-):
+) -> list[Program]:
     """Return the programs of a step of learning from teachers.
 
     They are the rollout; for each teacher, its forward pass over its samples and the student's
@@ -60,9 +60,6 @@ def taught_programs(
         config: The student's ModelConfig.
         teachers: {name: the teacher's ModelConfig}.
         mesh: The mesh of the run.
-
-    Returns:
-        [Program].
     """
     rollout = settings.rollout
     programs = rollout_programs(
@@ -111,9 +108,9 @@ def taught_programs(
                 head_weight(teacher_config, teacher_params),
             )
 
-        gradient_name, needs = f"{name}{teacher}: gradient", (states_name,)
+        gradient_name = f"{name}{teacher}: gradient"
         gradient_program = Program(
-            gradient_name, update.add, gradient_arguments, mesh, *amount, needs=needs
+            gradient_name, update.add, gradient_arguments, mesh, *amount, needs=(states_name,)
         )
         programs += beside([gradient_program], *other_states)
 
@@ -130,7 +127,7 @@ def taught_programs(
     return [*programs, *beside([apply_program], *held_states.values())]
 
 
-def _hidden(teacher: str, config: ModelConfig, batch, mesh: Mesh):
+def _hidden(teacher: str, config: ModelConfig, batch, mesh: Mesh) -> ResidentArrays:
     """Return the ResidentArrays of a teacher's hidden states for its batch."""
     function, sharding = jitted_states(config, mesh), batch_sharding(mesh)
     hidden_states = jax.eval_shape(

@@ -11,7 +11,7 @@ from deepseek_jax.checkpoint.left import left_in_run
 from deepseek_jax.checkpoint.load import read_any_config
 from deepseek_jax.checkpoint.reward_params import ABOUT
 from deepseek_jax.checkpoint.tree import abstract_tree
-from deepseek_jax.costs.program import REWARD, Program, ResidentArrays, beside, forward_work
+from deepseek_jax.costs.program import REWARD, Amount, Program, ResidentArrays, beside, forward_work
 from deepseek_jax.data.batches import abstract_batch
 from deepseek_jax.errors import at
 from deepseek_jax.files import read_json
@@ -81,7 +81,7 @@ class PlannedReward(NamedTuple):
     quantized: bool = False
 
     @property
-    def judges(self):
+    def judges(self) -> bool:
         """True for a judge."""
         return self.settings.max_completion_length is not None
 
@@ -111,7 +111,9 @@ class ScoredCompletions(NamedTuple):
     completion_length: int
 
 
-def planned_rewards(settings: dict[str, ModelRewardSettings], policy: ModelConfig):
+def planned_rewards(
+    settings: dict[str, ModelRewardSettings], policy: ModelConfig
+) -> dict[str, PlannedReward]:
     """Return {NAME: PlannedReward} of the config's block reward_models.
 
     Each has the architecture in its folder or, as long as there is none, the policy's.
@@ -127,7 +129,7 @@ def planned_rewards(settings: dict[str, ModelRewardSettings], policy: ModelConfi
     return rewards
 
 
-def _planned(block: ModelRewardSettings, policy: ModelConfig):
+def _planned(block: ModelRewardSettings, policy: ModelConfig) -> PlannedReward:
     folder, config, is_int8 = left_in_run(block.path), policy, False
     if (folder / JUDGE).is_file():
         length = judge_length(block, read_json(folder / JUDGE))
@@ -146,7 +148,7 @@ def planned_reward(
     settings: ModelRewardSettings,
     expert_buffer: float | None,
     quantized: bool = False,
-):
+) -> PlannedReward:
     """Return a PlannedReward.
 
     Args:
@@ -162,7 +164,7 @@ def planned_reward(
     return PlannedReward(model_config, settings, quantized)
 
 
-def held_models(models: dict[str, PlannedReward], mesh: Mesh):
+def held_models(models: dict[str, PlannedReward], mesh: Mesh) -> list[ResidentArrays]:
     """Return a ResidentArrays for each reward model: its parameters are on the devices for the whole run."""
     return [_held(name, model, mesh) for name, model in models.items()]
 
@@ -205,7 +207,7 @@ def _scores(name, model, scored, mesh):
     row_length = padded_length(min(text_length, config.max_position_embeddings))
     batch = abstract_batch(mesh, right_padded([[0] * row_length], row_length), rows)
     # A reward model has no output head over the vocabulary
-    amount = forward_work(config, rows, row_length, logits=0)
+    amount: Amount = forward_work(config, rows, row_length, logits=0)
     times = -(-scored.completions // rows)
     function, arguments = jitted_rewards(config, mesh), (model.params(mesh), batch)
     return [Program(f"{name}score", function, arguments, mesh, *amount, part=REWARD, times=times)]

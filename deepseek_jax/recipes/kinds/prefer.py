@@ -90,7 +90,7 @@ def train_reward_model(
     save_reward_model(folder / "params", model, params, dict(kind=settings.kind), base, files)
 
 
-def reward_flops(model: ModelConfig, sequence_length: int, frozen: bool = False):
+def reward_flops(model: ModelConfig, sequence_length: int, frozen: bool = False) -> float:
     """Return costs.flops.useful_flops of a token of a reward model, which has no output head."""
     return useful_flops(model, sequence_length, trains_mtp=False, frozen=frozen, logits=0.0)
 
@@ -167,7 +167,7 @@ def reward_programs(
     config: ModelConfig,
     mesh: Mesh,
     adapter: AdapterSettings | None = None,
-):
+) -> list[Program]:
     """Return the update and the scores of a reward model that starts from a policy of `config`."""
     model = reward_config(config)
     decoder = abstract_tree(model, mesh, adapter=adapter)

@@ -37,13 +37,15 @@ class Preferences(Source):
         train, held_out = self.read(context)
         return f"{len(train)} records, and {len(held_out)} held out, such as {train[0]}"
 
-    def read(self, context: Context) -> tuple[list, list]:
+    def read(self, context: Context) -> tuple[list[dict], list[dict]]:
         """Return (training records, held-out records)."""
         stage, settings = context.stage, context.settings
         return context.once((self, stage), lambda: load_preferences(settings, self.world))
 
 
-def load_preferences(settings: RewardTrainingSettings, world: World):
+def load_preferences(
+    settings: RewardTrainingSettings, world: World
+) -> tuple[list[dict], list[dict]]:
     """Return (training records, held-out records), from the user's data or from the world.
 
     They are lists of the records of data.preferences.parse_preference.
@@ -62,7 +64,9 @@ def load_preferences(settings: RewardTrainingSettings, world: World):
     )
 
 
-def with_ids(settings: RewardTrainingSettings, policy: Policy, records: list, kind: str):
+def with_ids(
+    settings: RewardTrainingSettings, policy: Policy, records: list, kind: str
+) -> list[dict]:
     """Return the records with the ids of each response, without those that do not fit a row.
 
     Their number is printed.
@@ -105,18 +109,20 @@ def with_ids(settings: RewardTrainingSettings, policy: Policy, records: list, ki
     return fitting_records
 
 
-def ids_of(records):
+def ids_of(records: list[dict]) -> list:
     """Return the ids of each record's responses."""
     return [record["ids"] for record in records]
 
 
-def row_length(records):
+def row_length(records: list[dict]) -> int:
     """Return the row length, in tokens, that holds every response of these records."""
     max_length = max(len(row) for ids in ids_of(records) for row in ids)
     return -(-max_length // BUCKET) * BUCKET
 
 
-def batch_of(records: list, length: int, rows: int | None = None):
+def batch_of(
+    records: list[dict], length: int, rows: int | None = None
+) -> dict[str, np.ndarray | np.float32]:
     """Make a batch of records for losses.preference.reward_loss, in numpy arrays.
 
     Args:
@@ -130,7 +136,9 @@ def batch_of(records: list, length: int, rows: int | None = None):
     records, weights = records + records[:1] * num_copies, weights + [0.0] * num_copies
     num_responses = len(records[0]["ids"])
     arrays = right_padded([row for ids in ids_of(records) for row in ids], length)
-    batch = {n: array.reshape(len(records), num_responses, length) for n, array in arrays.items()}
+    batch: dict[str, np.ndarray | np.float32] = {
+        n: array.reshape(len(records), num_responses, length) for n, array in arrays.items()
+    }
     batch["weights"] = np.array(weights, np.float32)
     batch["normalizer"] = np.float32(np.sum(weights))
     if num_responses == 1:

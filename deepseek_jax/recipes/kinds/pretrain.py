@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax
 import optax
@@ -13,7 +14,7 @@ from typing_extensions import override
 
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.flops import useful_flops, warm_up_flops
-from deepseek_jax.costs.program import rows_of_tokens, update_program
+from deepseek_jax.costs.program import Program, rows_of_tokens, update_program
 from deepseek_jax.data.batches import PackedDocuments, abstract_rows
 from deepseek_jax.data.packing import Rows, pack
 from deepseek_jax.data.tokenizer import Tokenizer
@@ -53,6 +54,13 @@ class Corpus:
     readers: int = 1
 
 
+class CorpusSource(Protocol):
+    """A Source that reads a Corpus."""
+
+    def read(self, context: Context) -> Corpus:
+        """Return the Corpus."""
+
+
 class HeldOut(Source):
     """Held-out documents, on which a loss is measured."""
 
@@ -68,12 +76,12 @@ def train_stage(
     model: ModelConfig,
     stage: StageSettings,
     corpus: Corpus,
-    params,
+    params: Any,
     run: Run,
     *,
     seed: int,
-    evaluate=None,
-):
+    evaluate: Callable[[Any], dict] | None = None,
+) -> Any:
     """Train params, which are donated, over one stage, and return the trained params.
 
     It resumes from run.folder.
@@ -241,8 +249,8 @@ def learned_part(stage: StageSettings, params):
     return params if stage.trains == "all" else indexers_of(params)
 
 
-def flops_per_token(stage: StageSettings, model: ModelConfig):
-    """Return the FLOPs that a token of an update needs, a float.
+def flops_per_token(stage: StageSettings, model: ModelConfig) -> float:
+    """Return the FLOPs that a token of an update needs.
 
     Args:
         stage: The settings of the stage.
@@ -313,10 +321,12 @@ def _check_rows(stage: StageSettings, model: ModelConfig, mesh: Mesh):
         raise ValueError(f"{field_values}: {error}") from error
 
 
-def stage_programs(name: str, config: ModelConfig, stage: StageSettings, mesh: Mesh):
+def stage_programs(
+    name: str, config: ModelConfig, stage: StageSettings, mesh: Mesh
+) -> list[Program]:
     """Return the updates of a stage at its largest batch, one for each expert_buffer.
 
-    They are a list of Program, with the one of the last expert_buffer first.
+    The one of the last expert_buffer comes first.
     """
     ends = [*stage.buffer_starts()[1:], None]
     return [
@@ -346,7 +356,6 @@ class Pretrain(Stage):
     """Pre-training on a corpus, of random parameters or of those that its start produced.
 
     Attributes:
-        corpus: A Source that reads a Corpus.
         held_out: Documents for a loss during the training, see data.batches.PackedDocuments; None
             for no such loss.
         waiting: Rewards with models that are on the devices during the training, which does not
@@ -354,7 +363,7 @@ class Pretrain(Stage):
     """
 
     settings: StageSettings
-    corpus: Source
+    corpus: CorpusSource
     held_out: HeldOut | None = None
     waiting: tuple[RewardSource, ...] = ()
 
@@ -424,6 +433,6 @@ class BaseCorpus(Source):
         # The texts themselves: if a world's text changes, its base does
         return [document["text"] for document in self.documents]
 
-    def read(self, context) -> Corpus:
+    def read(self, context: Context) -> Corpus:
         """Return the Corpus."""
         return Corpus(self.documents, context.policy.tokenizer)

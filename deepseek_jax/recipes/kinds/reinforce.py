@@ -157,7 +157,7 @@ def reinforcement_programs(
     mesh: Mesh,
     adapter: AdapterSettings | None = None,
     paying: dict[str, PlannedReward] | None = None,
-):
+) -> list[Program]:
     """Return the programs of a step of GRPO.
 
     They are the rollout, the scores of reward models for its completions, the log-probabilities,
@@ -302,7 +302,7 @@ def _scored(name, settings, config, mesh, params, batch):
     return [Program(f"{name}score", score, (params, score_batch), mesh, *amount, times=times)]
 
 
-def amount_of(config: ModelConfig, batch: dict, frozen: bool = False):
+def amount_of(config: ModelConfig, batch: dict, frozen: bool = False) -> Amount:
     """Return the Amount of work of an update with the longest batch.
 
     Args:

@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from deepseek_jax.data.conversations import pack_conversations, weighed_tokens
 from deepseek_jax.data.packing import Rows
+from deepseek_jax.data.stored import RandomAccess
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.distill.cache import top_k_records
 from deepseek_jax.distill.cached_targets import pack_targets, write_targets
@@ -26,7 +28,7 @@ from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.models import ModelConfig
 from deepseek_jax.recipes.distill.settings import StudentSettings
-from deepseek_jax.recipes.distill.tasks import StudentTexts, mixed
+from deepseek_jax.recipes.distill.tasks import StudentTexts, TransferTask, mixed
 from deepseek_jax.recipes.kinds.tune import check_conversations
 from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.rollout.policy import Policy
@@ -58,11 +60,11 @@ class StudentRun:
         return self.stage.settings
 
     @property
-    def tasks(self):
-        """The student's tasks, {name: recipes.distill.tasks.TransferTask}."""
+    def tasks(self) -> dict[str, TransferTask]:
+        """The student's tasks."""
         return self.texts.tasks
 
-    def train(self, policy: Policy, taught: Policy | None):
+    def train(self, policy: Policy, taught: Policy | None) -> Policy:
         """Train the student and return its Policy.
 
         Args:
@@ -87,8 +89,10 @@ class StudentRun:
             eval_every=self.student.eval_every,
             learns_texts=self.student.loss.learns_texts(),
         )
-        teacher_params = {}
+        teacher_params: Any = {}
         if self.student.loss.reads_teacher():
+            # Distil has a teacher if the loss asks for one; so have the methods below
+            assert taught is not None
             teacher_params = taught.params
         elif taught is not None:
             # The teacher's targets are cached, and training needs its memory
@@ -111,8 +115,8 @@ class StudentRun:
                 held_out_rows = self._rows(held_out=True)
                 check_conversations(policy, task.held_out, f"{name} held-out", held_out_rows)
 
-    def objective(self, policy: Policy, taught: Policy | None):
-        """Return the distill.objective.Objective of config.students.NAME.loss.
+    def objective(self, policy: Policy, taught: Policy | None) -> Objective:
+        """Return the Objective of config.students.NAME.loss.
 
         Raises:
             ValueError: Terms compare token by token, and the teacher has another tokenizer.
@@ -130,9 +134,7 @@ class StudentRun:
         if loss.needs("matched", "sorted"):
             # shared_vocabulary pairs tokens by spelling; end tokens are a pair even if they are
             # spelled differently
-            end_ids = tokenizer.eos_id, teacher_tokenizer.eos_id
-            tokenizers_and_ends = zip((tokenizer, teacher_tokenizer), end_ids, strict=True)
-            end_tokens = tuple(t.backend.id_to_token(i) for t, i in tokenizers_and_ends)
+            end_tokens = _end_token(tokenizer), _end_token(teacher_tokenizer)
             with self.stage.at(), at("loss"):
                 pairs = shared_vocabulary(vocab, teacher_vocab, end_tokens)
             return tuple(tuple(ids.tolist()) for ids in pairs)
@@ -143,7 +145,7 @@ class StudentRun:
             )
         return ()
 
-    def _rows(self, *, held_out: bool = False):
+    def _rows(self, *, held_out: bool = False) -> Rows:
         """Return a batch's Rows; held-out texts have one reader."""
         return Rows(
             sequence_length=self.student.sequence_length,
@@ -162,22 +164,28 @@ class StudentRun:
         temperature, template = self.texts.mixing_temperature, policy.template
         mixture = mixed([task.train for task in self.tasks.values()], temperature)
         if self.student.loss.needs("matched", "sorted"):
+            assert teacher is not None
             return lambda rows: pack_paired(
                 mixture, tokenizer, teacher.tokenizer, rows, template=template, seed=seed
             )
-        if self.student.loss.top_k is None:
+        top_k = self.student.loss.top_k
+        if top_k is None:
             return lambda rows: pack_conversations(
                 mixture, tokenizer, rows, template=template, seed=seed
             )
+        assert teacher is not None
         cached_texts = [
-            self._cached(name, task.train, policy, teacher) for name, task in self.tasks.items()
+            self._cached(name, task.train, policy, teacher, top_k)
+            for name, task in self.tasks.items()
         ]
         # Sizes, seed and temperature are those without a cache, so the student learns the same
         # texts
         mixture = mixed(cached_texts, temperature)
         return lambda rows: pack_targets(mixture, rows, seed=seed, pad_id=tokenizer.pad_id)
 
-    def _cached(self, name: str, conversations, policy: Policy, teacher: Policy):
+    def _cached(
+        self, name: str, conversations: RandomAccess, policy: Policy, teacher: Policy, top_k: int
+    ):
         """Return the texts of a task with the teacher's top k.
 
         They are written to folder/targets/TASK first.
@@ -190,7 +198,7 @@ class StudentRun:
                 teacher.config,
                 teacher.params,
                 texts,
-                loss.top_k,
+                top_k,
                 # As many rows at once as an update reads, because there is memory for these
                 shape=(student.batch_size // student.micro_batches, student.sequence_length),
                 mesh=self.run.mesh,
@@ -199,7 +207,7 @@ class StudentRun:
                 temperature=loss.temperature_at(0),
             )
         folder = self.folder / "targets" / name
-        return write_targets(records, loss.top_k, folder, led=records.led)
+        return write_targets(records, top_k, folder, led=records.led)
 
     def _watch(self, policy: Policy):
         """Return the TaskWatch of the held-out texts."""
@@ -236,6 +244,13 @@ class StudentRun:
                 sequence_length=self.student.sequence_length,
                 seed=self.student.seed,
             )
+
+
+def _end_token(tokenizer: Tokenizer) -> str:
+    token = tokenizer.backend.id_to_token(tokenizer.eos_id)
+    # A tokenizer's own end token is in its vocabulary
+    assert token is not None
+    return token
 
 
 def objective_of(

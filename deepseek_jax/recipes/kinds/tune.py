@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from deepseek_jax.costs.program import Program, beside, forward_work, moments_of
 from deepseek_jax.data.batches import PackedDocuments, abstract_rows
 from deepseek_jax.data.conversations import pack_conversations, render_numbered
 from deepseek_jax.data.packing import Rows
+from deepseek_jax.data.stored import RandomAccess
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.losses.next_token import next_token_loss, parts_trained, target_logprobs
 from deepseek_jax.models import ModelConfig
@@ -23,18 +25,22 @@ from deepseek_jax.models.adapters import AdaptedParams
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.recipes.checks import check_positions, check_rows
 from deepseek_jax.recipes.kinds.paying import RewardSource, beside_models
-from deepseek_jax.recipes.sft.settings import FineTuneSettings
+from deepseek_jax.recipes.r1.settings import R1FineTuneSettings
+from deepseek_jax.recipes.reward_model.settings import JudgeTrainingSettings
+from deepseek_jax.recipes.sft.settings import SftSettings
 from deepseek_jax.recipes.stage import Context, Source, Stage
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.loop import fit
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.update import create_update
 
+# Each has a block `data` that says how conversations are packed
+ConversationTraining = SftSettings | R1FineTuneSettings | JudgeTrainingSettings
 # Conversations to render before a run starts: this takes seconds and shows most mistakes
 CHECKED = 1000
 
 
-def check_conversations(policy: Policy, source, kind: str, rows: Rows):
+def check_conversations(policy: Policy, source: RandomAccess, kind: str, rows: Rows):
     """Render the first CHECKED conversations, print their lengths and count those too long.
 
     Args:
@@ -49,7 +55,7 @@ def check_conversations(policy: Policy, source, kind: str, rows: Rows):
             search for ever.
     """
     length, readers = rows.sequence_length, rows.readers
-    lengths, targets = [], []
+    text_lengths, target_counts = [], []
     render = functools.partial(render_numbered, policy.tokenizer, template=policy.template)
     for index in range(min(len(source), CHECKED)):
         ids, is_target = render(source[index], index)
@@ -59,9 +65,9 @@ def check_conversations(policy: Policy, source, kind: str, rows: Rows):
                 f"conversation {index} of the data has token {max(ids)}, and the model's vocab_size is "
                 f"{policy.config.vocab_size}; give the model's own tokenizer"
             )
-        lengths.append(len(ids))
-        targets.append(sum(is_target))
-    lengths, targets = np.array(lengths), np.array(targets)
+        text_lengths.append(len(ids))
+        target_counts.append(sum(is_target))
+    lengths, targets = np.array(text_lengths), np.array(target_counts)
     fits = lengths <= length
     # Reader i reads conversations i, i + readers, i + 2 readers, ...
     if not all(fits[reader::readers].any() for reader in range(readers)):
@@ -80,7 +86,7 @@ def check_conversations(policy: Policy, source, kind: str, rows: Rows):
     )
 
 
-def rows_of(settings: FineTuneSettings, *, held_out: bool = False):
+def rows_of(settings: ConversationTraining, *, held_out: bool = False) -> Rows:
     """Return the settings' Rows; held-out conversations have one reader."""
     return Rows(
         sequence_length=settings.sequence_length,
@@ -91,7 +97,9 @@ def rows_of(settings: FineTuneSettings, *, held_out: bool = False):
     )
 
 
-def held_out_loss(settings: FineTuneSettings, policy: Policy, conversations, mesh: Mesh):
+def held_out_loss(
+    settings: ConversationTraining, policy: Policy, conversations, mesh: Mesh
+) -> ConversationLoss:
     """Return the ConversationLoss of held-out conversations, packed as the settings say."""
     batches = pack_conversations(
         conversations,
@@ -105,13 +113,13 @@ def held_out_loss(settings: FineTuneSettings, policy: Policy, conversations, mes
 
 
 def packed_conversations(
-    settings: FineTuneSettings,
+    settings: ConversationTraining,
     policy: Policy,
     conversations,
     loss_of: ConversationLoss | None,
-    mesh,
-):
-    """Return the training loop's batches of conversations, a PackedDocuments.
+    mesh: Mesh,
+) -> PackedDocuments:
+    """Return the training loop's batches of conversations.
 
     Its metric tokens is the sum of the learned tokens' weights.
 
@@ -132,8 +140,11 @@ def packed_conversations(
             seed=settings.seed,
         )
 
-    def evaluate(params):
-        return {"held_out_loss": loss_of(params)["loss"][0]}
+    evaluate = None
+    if loss_of is not None:
+
+        def evaluate(params):
+            return {"held_out_loss": loss_of(params)["loss"][0]}
 
     return PackedDocuments(
         pack,
@@ -141,12 +152,14 @@ def packed_conversations(
         mesh,
         batch_sizes=((0, settings.batch_size),),
         scalars={},
-        evaluate=None if loss_of is None else evaluate,
+        evaluate=evaluate,
         eval_every=settings.eval_every,
     )
 
 
-def fine_tune(settings: FineTuneSettings, policy: Policy, source: PackedDocuments, run: Run):
+def fine_tune(
+    settings: ConversationTraining, policy: Policy, source: PackedDocuments, run: Run
+) -> Any:
     """Train policy.params, which are donated, and return the trained params.
 
     It resumes from run.folder. Parameters without a gradient stay as they are: router biases,
@@ -174,11 +187,11 @@ def fine_tuning_loss(config: ModelConfig):
 
 def fine_tuning_programs(
     name: str,
-    settings: FineTuneSettings,
+    settings: ConversationTraining,
     config: ModelConfig,
     mesh: Mesh,
     adapter: AdapterSettings | None = None,
-):
+) -> list[Program]:
     """Return the programs of fine-tuning: its update, and its held-out loss.
 
     Args:
@@ -219,7 +232,7 @@ class Tune(Stage):
         waiting: Rewards with models that are on the devices during the training.
     """
 
-    settings: FineTuneSettings
+    settings: ConversationTraining
     texts: Texts
     held_out: Texts
     waiting: tuple[RewardSource, ...] = ()
@@ -259,7 +272,9 @@ class Tune(Stage):
         return policy.at(fine_tune(self.settings, policy, source, context.run))
 
 
-def conversation_loss(context: Context, settings: FineTuneSettings, held_out: Texts):
+def conversation_loss(
+    context: Context, settings: ConversationTraining, held_out: Texts
+) -> ConversationLoss:
     """Return the ConversationLoss of held-out texts; a run makes it once for each form of rows."""
 
     def make_loss():

@@ -11,7 +11,7 @@ from deepseek_jax.recipes.pretrain.settings import CorpusSettings
 from deepseek_jax.worlds.registry import corpus_names, find_corpus
 
 
-def open_corpus(settings: CorpusSettings, data_dir: Path, seed: int):
+def open_corpus(settings: CorpusSettings, data_dir: Path, seed: int) -> tuple[Mixture, Mixture]:
     """Open the documents of settings.sources.
 
     Args:
@@ -20,7 +20,7 @@ def open_corpus(settings: CorpusSettings, data_dir: Path, seed: int):
         seed: The seed of a small world's documents.
 
     Returns:
-        (Mixture to train on, Mixture of held-out documents).
+        (documents to train on, held-out documents).
 
     Raises:
         ValueError: A source gives some reader no document of its own to train on, or no held-out

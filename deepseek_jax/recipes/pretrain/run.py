@@ -7,7 +7,6 @@ read documents -> random parameters, or a checkpoint's -> train each stage
 import dataclasses
 import itertools
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -20,6 +19,7 @@ from deepseek_jax.checkpoint.load import read_any_config
 from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, from_paths
 from deepseek_jax.data.batches import held_out_batches
 from deepseek_jax.data.infill import check_fim_rate
+from deepseek_jax.data.mixture import Mixture
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.perplexity import held_out_loss
@@ -62,6 +62,7 @@ def stages(s: PretrainSettings) -> list[Stage]:
     """
     documents, held_out = Documents(s), HeldOutDocuments(s)
     origin = PretrainOrigin(s.model, CONTINUED, s.init_from, settings=s)
+    all_stages: list[Stage]
     if s.init_from is None:
         all_stages = [Random("random", None, seed=s.seed, origin=origin, path="", title="random")]
     else:
@@ -111,7 +112,7 @@ class PretrainOrigin(Origin):
         settings: The settings of the whole config.
     """
 
-    settings: PretrainSettings | None = None
+    settings: PretrainSettings = dataclasses.field(kw_only=True)
 
     @override
     def config(self):
@@ -119,12 +120,12 @@ class PretrainOrigin(Origin):
         with at("config"):
             if self.checkpoint is None or names_architecture(settings.model):
                 return build_model(settings.model)
-            return settings.overridden(self._stored())
+            return settings.overridden(self._stored(self.checkpoint))
 
-    def _stored(self):
+    def _stored(self, checkpoint: str):
         # Only config.json is read: a wrong field raises before gigabytes of parameters are read
         with at("init_from"):
-            return read_any_config(self.checkpoint)
+            return read_any_config(checkpoint)
 
     @override
     def policy(self, opened):
@@ -136,7 +137,7 @@ class PretrainOrigin(Origin):
                 settings.check_start()
                 config = self.config()
             else:
-                stored_config = self._stored()
+                stored_config = self._stored(self.checkpoint)
                 settings.check_start(stored_config)
                 config = settings.overridden(stored_config)
                 _check_sizes(settings, stored_config)
@@ -160,6 +161,9 @@ class PretrainOrigin(Origin):
 class Checkpoint(GivenPolicy):
     """The checkpoint config.init_from, with random indexers if config.model adds them."""
 
+    origin: PretrainOrigin = dataclasses.field(kw_only=True)
+
+    @override
     def params(self, context, trained, mesh):
         """Load the parameters in float32, as training needs them, and add missing indexers."""
         settings, path = self.origin.settings, self.origin.checkpoint
@@ -195,12 +199,12 @@ class _Sources:
 
     settings: PretrainSettings
 
-    def covers(self, context: Context):
+    def covers(self, context: Context) -> list:
         """Return what the documents depend on: settings, seed, and digests of the files."""
         return [self.settings.data, self.settings.seed, digest_of_sources(self.settings.data)]
 
-    def both(self, context: Context):
-        """Return (Mixture to train on, Mixture of held-out documents)."""
+    def both(self, context: Context) -> tuple[Mixture, Mixture]:
+        """Return (documents to train on, held-out documents)."""
         with at("config"):
             return context.once(
                 "documents",
@@ -220,7 +224,7 @@ class Documents(_Sources, Source):
         counts = f"{len(train)} documents, and {len(held_out)} held out"
         return f"{counts}, such as {train[0]['text'][:60]!r}"
 
-    def read(self, context) -> Corpus:
+    def read(self, context: Context) -> Corpus:
         """Return the Corpus: the documents, and how to read and pack them."""
         data, tokenizer = self.settings.data, context.policy.tokenizer
         train, _ = self.both(context)
@@ -233,8 +237,8 @@ class HeldOutDocuments(_Sources, HeldOut):
 
     settings: PretrainSettings
 
-    def read(self, context: Context) -> Any:
-        """Return the held-out documents, a Mixture."""
+    def read(self, context: Context) -> Mixture:
+        """Return the held-out documents."""
         return self.both(context)[1]
 
     @override

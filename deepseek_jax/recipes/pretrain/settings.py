@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from deepseek_jax.errors import at
@@ -71,19 +72,19 @@ class StageSettings(LoopSettings):
                 f"set it to a divisor of {self.quantum()}"
             )
 
-    def batch_sizes(self):
+    def batch_sizes(self) -> Sequence[tuple[int, int]]:
         """Return batch_size as pairs (first update, rows)."""
         return pairs_of(self.batch_size)
 
-    def quantum(self):
+    def quantum(self) -> int:
         """Return the largest number of rows that divides every batch size."""
         return math.gcd(*(rows for _, rows in self.batch_sizes()))
 
-    def rows_at_once(self):
+    def rows_at_once(self) -> int:
         """Return the number of rows with activations in memory at once."""
         return self.micro_batch_size or self.quantum()
 
-    def model(self, model: ModelConfig):
+    def model(self, model: ModelConfig) -> ModelConfig:
         """Return the ModelConfig of this stage, with the expert_buffer of its last updates.
 
         Args:
@@ -97,7 +98,7 @@ class StageSettings(LoopSettings):
             dataclasses.replace(model, **stage_fields) if stage_fields else model, self.num_steps
         )
 
-    def model_at(self, model: ModelConfig, update: int):
+    def model_at(self, model: ModelConfig, update: int) -> ModelConfig:
         """Return the ModelConfig of an update: its expert_buffer may differ from the last update's.
 
         Args:
@@ -108,8 +109,10 @@ class StageSettings(LoopSettings):
             return model
         return dataclasses.replace(model, expert_buffer=number_at(self.expert_buffer, update))
 
-    def buffer_starts(self):
-        """Return the updates at which an expert_buffer begins, a list of int; the first is 0."""
+    def buffer_starts(self) -> list[int]:
+        """Return the updates at which an expert_buffer begins; the first is 0."""
+        if self.expert_buffer is None:
+            return [0]
         return [start for start, _ in pairs_of(self.expert_buffer)]
 
 
@@ -214,8 +217,8 @@ class PretrainSettings:
         if self.init_from is None:
             build(ModelConfig, self.model, "model")
 
-    def in_order(self):
-        """Return [(name, StageSettings)] in the order in which they run."""
+    def in_order(self) -> list[tuple[str, StageSettings]]:
+        """Return the stages, with their names, in the order in which they run."""
         return sorted(self.stages.items())
 
     def check_start(self, stored: ModelConfig | None = None):
@@ -241,11 +244,11 @@ class PretrainSettings:
                 "model; set init_from to the folder of the run before"
             )
 
-    def overridden(self, checkpoint: ModelConfig):
+    def overridden(self, checkpoint: ModelConfig) -> ModelConfig:
         """Return the checkpoint's ModelConfig with the fields of config.model replaced."""
         return build(ModelConfig, vars(checkpoint) | self.model, "model")
 
-    def gains_indexers(self, stored: ModelConfig):
+    def gains_indexers(self, stored: ModelConfig) -> bool:
         """Return True if config.model adds indexers to a checkpoint without indexers.
 
         Args:
@@ -253,7 +256,7 @@ class PretrainSettings:
         """
         return self.overridden(stored).has_indexer and not stored.has_indexer
 
-    def models(self, model: ModelConfig):
+    def models(self, model: ModelConfig) -> list[ModelConfig]:
         """Return the ModelConfig of each stage, in order.
 
         A stage without rope_scaling inherits the previous stage's.
@@ -269,6 +272,6 @@ class PretrainSettings:
         return stage_models
 
 
-def switched_on(numbers):
+def switched_on(numbers: NonNegativeBySteps) -> bool:
     """Return True if a float, or any float in pairs (first update, float), is not 0."""
     return any(number for _, number in pairs_of(numbers))

@@ -45,8 +45,13 @@ class Claim(NamedTuple):
     margin: float = 0.0
     beside: bool = False
 
+    @property
+    def scored(self) -> list[tuple[str, str]]:
+        """The (stage, score) of ours and theirs; WHOLE is left out."""
+        return [side for side in (self.ours, self.theirs) if isinstance(side, tuple)]
 
-CLAIMS = (
+
+CLAIMS: tuple[Claim, ...] = (
     Claim(
         "R1-Zero solves far more than its base, without fine-tuning",
         ("zero", "pass@1"),
@@ -89,7 +94,7 @@ SCORED = {
 }
 
 
-def claims_of(last: list[str]):
+def claims_of(last: list[str]) -> tuple[Claim, ...]:
     """Return the claims about runs with some of LAST_STAGES.
 
     They are the paper's claims about each of these last stages. For runs with both, they are also
@@ -116,10 +121,10 @@ def claims_of(last: list[str]):
     return claims
 
 
-def _about(stage: str, claim: Claim):
+def _about(stage: str, claim: Claim) -> Claim:
     """Turn a claim about R1 into a claim about the R1 of a last stage; return others unchanged."""
     sides = [
-        side if side == WHOLE or side[0] not in LAST_STAGES else (stage, side[1])
+        (stage, side[1]) if isinstance(side, tuple) and side[0] in LAST_STAGES else side
         for side in claim[1:3]
     ]
     if sides == list(claim[1:3]):
@@ -144,7 +149,7 @@ class Finding(NamedTuple):
     reproduced: bool
 
 
-def findings(workdirs: list[Path], claims: tuple[Claim, ...] = CLAIMS):
+def findings(workdirs: list[Path], claims: tuple[Claim, ...] = CLAIMS) -> list[Finding]:
     """Test the claims on finished runs of recipes.r1.
 
     A claim is reproduced if three things hold: the 95% interval of the differences, over the
@@ -155,9 +160,6 @@ def findings(workdirs: list[Path], claims: tuple[Claim, ...] = CLAIMS):
     Args:
         workdirs: The folders of the runs.
         claims: The claims. A claim about a score that some run's world does not have is skipped.
-
-    Returns:
-        A list of Finding.
 
     Raises:
         ValueError: A run is not finished; the message names its folder.
@@ -237,7 +239,7 @@ def _values(workdir: Path, claims: tuple[Claim, ...]):
     """
     files = sorted(workdir.glob("measured/*/scores.json"))
     values = {file.parent.name: read_json(file)["values"] for file in files}
-    claimed_stages = {side[0] for claim in claims for side in claim[1:3] if side != WHOLE}
+    claimed_stages = {stage for claim in claims for stage, _ in claim.scored}
     if missing_stages := claimed_stages - set(values):
         raise ValueError(
             f"{workdir} has not measured {', '.join(sorted(missing_stages))}; run it to its end"
@@ -250,10 +252,10 @@ def _values(workdir: Path, claims: tuple[Claim, ...]):
 
 def _is_about(claim: Claim, run: dict):
     """Return True if a run has the scores that a claim compares."""
-    return all(side == WHOLE or side[1] in run[side[0]] for side in claim[1:3])
+    return all(score in run[stage] for stage, score in claim.scored)
 
 
-def _test(claim: Claim, runs: list[dict]):
+def _test(claim: Claim, runs: list[dict]) -> Finding:
     pairs = [_pair(claim, run) for run in runs]
     # The interval pools the prompts of all runs; by_run prevents one run from deciding for the rest
     ours, theirs = (np.concatenate(side) for side in zip(*pairs, strict=True))
@@ -268,7 +270,7 @@ def _test(claim: Claim, runs: list[dict]):
 
 def _pair(claim: Claim, run: dict):
     """Return [ours, theirs], float64[p] each."""
-    sides = [None if side == WHOLE else run[side[0]][side[1]] for side in claim[1:3]]
+    sides = [run[side[0]][side[1]] if isinstance(side, tuple) else None for side in claim[1:3]]
     known_values = next(side for side in sides if side is not None)
     return [np.full_like(known_values, WHOLE) if side is None else side for side in sides]
 
@@ -289,7 +291,7 @@ def _verdict(finding: Finding):
 def _cells(finding: Finding, k: int):
     """Return a finding's row of the table, as strings."""
     claim, means, comparison, by_run, _ = finding
-    score = next(side for side in claim[1:3] if side != WHOLE)[1]
+    _, score = claim.scored[0]
     form = FORMS[score]
     mean, low, high = (format(value, "+" + form) for value in comparison.difference)
     return (

@@ -28,6 +28,7 @@ from deepseek_jax.recipes.kinds.learn_from import (
     LearnFrom,
     StageTeacher,
     Teachers,
+    TeacherSource,
 )
 from deepseek_jax.recipes.kinds.prefer import Prefer
 from deepseek_jax.recipes.kinds.preferences import Preferences
@@ -38,7 +39,7 @@ from deepseek_jax.recipes.origin import Origin
 from deepseek_jax.recipes.paid import StageRewards
 from deepseek_jax.recipes.r1.report import page, report, report_sweep
 from deepseek_jax.recipes.r1.scores import MeasureWorld
-from deepseek_jax.recipes.r1.settings import SPECIALISTS, R1Settings
+from deepseek_jax.recipes.r1.settings import SPECIALISTS, R1Settings, R1TeacherSettings
 from deepseek_jax.recipes.r1.sources import (
     FirstQuestions,
     HeldOutQuestions,
@@ -74,7 +75,7 @@ def stages(s: R1Settings) -> list[Stage]:
     def stage_rewards(name):
         return StageRewards(reinforced_settings[name], tuple(s.models_for(name)))
 
-    listed_stages = [
+    listed_stages: list[Stage | None] = [
         Reinforce("zero", s.zero, reasoning, stage_rewards("zero"), start="base", title="R1-Zero"),
         Accept("traces", s.traces, prompts, rule, start="zero"),
         Tune(
@@ -93,12 +94,20 @@ def stages(s: R1Settings) -> list[Stage]:
             start="cold_start",
             title="Dev2",
         ),
-        s.judge and TrainJudge("judge", s.judge, start="base", pairs=JudgedPairs(data.world)),
+        TrainJudge("judge", s.judge, start="base", pairs=JudgedPairs(data.world))
+        if s.judge
+        else None,
         Accept("rejection", s.rejection, prompts, rule, start="reasoning", title="accepted"),
-        s.judged
-        and Accept(
-            "judged", s.judged, LastRequests(data, num_learned), rule, _judge(s), start="reasoning"
-        ),
+        Accept(
+            "judged",
+            s.judged,
+            LastRequests(data, num_learned),
+            rule,
+            TrainedJudge("judge", s.judge.max_completion_length),
+            start="reasoning",
+        )
+        if s.judged and s.judge
+        else None,
         Tune(
             "sft", s.sft, SolutionTexts(data, accepted_texts), held_out, start="base", title="Dev3"
         ),
@@ -108,15 +117,16 @@ def stages(s: R1Settings) -> list[Stage]:
             )
             for name, block in s.reward_models().items()
         ),
-        s.scenarios
-        and Reinforce(
+        Reinforce(
             "scenarios",
             s.scenarios,
             reinforcing(data, general=s.scenarios.general is not None),
             stage_rewards("scenarios"),
             start="sft",
             title="R1",
-        ),
+        )
+        if s.scenarios
+        else None,
         *(
             Reinforce(
                 name,
@@ -129,15 +139,16 @@ def stages(s: R1Settings) -> list[Stage]:
             for name, kind in SPECIALISTS.items()
             if name in reinforced_settings
         ),
-        s.distilled
-        and LearnFrom(
+        LearnFrom(
             "distilled",
             s.distilled,
             TrainingQuestions(data, {task: task for task in s.distilled.prompts_per_step}),
-            _teachers(s, data),
+            Teachers({name: _teacher(t, s, data) for name, t in s.distilled.teachers.items()}),
             start="sft",
             title="R1, distilled",
-        ),
+        )
+        if s.distilled
+        else None,
     ]
     # The base draws as in every recipe. Other seeds come from names, so that a new stage does not
     # change the seeds of the others
@@ -163,19 +174,12 @@ def _base(s: R1Settings, data: WorldData) -> Stage:
     )
 
 
-def _judge(s: R1Settings) -> TrainedJudge:
-    return TrainedJudge("judge", s.judge.max_completion_length)
-
-
-def _teachers(s: R1Settings, data: WorldData) -> Teachers:
-    return Teachers(
-        {
-            name: StageTeacher(teacher.stage)
-            if teacher.path is None
-            else CheckpointTeacher(teacher.path, s.model, data.world.template)
-            for name, teacher in s.distilled.teachers.items()
-        }
-    )
+def _teacher(teacher: R1TeacherSettings, s: R1Settings, data: WorldData) -> TeacherSource:
+    if teacher.path is not None:
+        return CheckpointTeacher(teacher.path, s.model, data.world.template)
+    # R1TeacherSettings have either a stage or a path
+    assert teacher.stage is not None
+    return StageTeacher(teacher.stage)
 
 
 def measured(found: Iterable[Stage], s: R1Settings, data: WorldData) -> list[Stage]:
@@ -183,7 +187,8 @@ def measured(found: Iterable[Stage], s: R1Settings, data: WorldData) -> list[Sta
 
     All measurements draw by the same seed.
     """
-    questions, rule, all_stages = HeldOutQuestions(data), Rule(data.rule()), []
+    questions, rule = HeldOutQuestions(data), Rule(data.rule())
+    all_stages: list[Stage] = []
     for stage in found:
         all_stages.append(stage)
         if stage.leaves_policy:

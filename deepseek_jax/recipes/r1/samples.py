@@ -13,7 +13,7 @@ from deepseek_jax.worlds.world import Questions
 LAYOUT_REWARDS = ("think_answer_format", "language_consistency")
 
 
-def layout_rewards(examples):
+def layout_rewards(examples: list[dict]) -> tuple[str, ...]:
     """Return the names of the rewards for a completion's layout.
 
     The reward for its language is one of them only if every example names its language.
@@ -22,7 +22,7 @@ def layout_rewards(examples):
     return LAYOUT_REWARDS if says_language else LAYOUT_REWARDS[:1]
 
 
-def paid_rewards(questions: Questions, examples):
+def paid_rewards(questions: Questions, examples: list[dict]) -> dict[str, float]:
     """Return {reward: 1.0} of the rewards that score the samples.
 
     They are the same for every stage, whatever it was trained on, so that stages can be compared.
@@ -34,7 +34,7 @@ def paid_rewards(questions: Questions, examples):
     return dict.fromkeys([*rule, *other_rewards, *layout_rewards(examples)], 1.0)
 
 
-def sample_groups(questions: Questions, examples, groups, lengths, ids):
+def sample_groups(questions: Questions, examples, groups, lengths, ids) -> list[dict]:
     """Return Page.samples: for each example a dict for JSON, with its completions.
 
     Its keys are kind, language, prompt, answer and completions (see reports.page.Page).
@@ -80,7 +80,7 @@ def sample_groups(questions: Questions, examples, groups, lengths, ids):
     ]
 
 
-def side_by_side(measured: dict[str, dict]):
+def side_by_side(measured: dict[str, dict]) -> list[dict]:
     """Return Page.pairs: prompts of each kind, with the first completion of each stage.
 
     Args:
@@ -119,7 +119,7 @@ def _beside(groups):
     }
 
 
-def stage_groups(measured: dict[str, dict]):
+def stage_groups(measured: dict[str, dict]) -> list[dict]:
     """Return Page.samples of all stages.
 
     Args:

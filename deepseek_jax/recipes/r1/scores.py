@@ -78,10 +78,10 @@ class MeasureWorld(Measure):
 
     @override
     def run(self, context):
-        examples = self._asked(context)
-        with self.waiting(sum(map(len, examples))):
+        reasoning, general = self._asked(context)
+        with self.waiting(len(reasoning) + len(general)):
             policy, world = context.begin(), self.questions.world_data.world
-            measurement = measure(policy, world, *examples, self.settings, seed=self.seed)
+            measurement = measure(policy, world, reasoning, general, self.settings, seed=self.seed)
         say_scores(self.start, measurement)
         return measurement
 
@@ -92,7 +92,7 @@ class MeasureWorld(Measure):
 
 def measure(
     policy: Policy, world: World, reasoning, general, settings: EvaluationSettings, *, seed: int
-):
+) -> dict:
     """Let a policy answer held-out examples k = settings.samples times each, and score the answers.
 
     Args:
@@ -109,10 +109,11 @@ def measure(
         scores: score -> [mean, low, high] of the values, with 95% intervals over prompts. samples:
         the first ON_PAGE prompts with all their completions.
     """
-    values, samples = {}, {}
+    values: dict[str, np.ndarray] = {}
+    samples: dict[str, list[dict]] = {}
     kinds = ("puzzles", world.reasoning, reasoning), ("requests", world.general, general)
     for title, name, examples in kinds:
-        if not examples:
+        if name is None or not examples:
             continue
         questions = world.questions[name]
         answers = policy.answer(
@@ -125,8 +126,10 @@ def measure(
             values["length"] = lengths.mean(1)
         else:
             values |= general_values(questions, examples, groups)
-        page_columns = (column[: ON_PAGE[title]] for column in (examples, groups, lengths))
-        samples[title] = sample_groups(questions, *page_columns, answers.rollout.tokens())
+        shown = slice(ON_PAGE[title])
+        samples[title] = sample_groups(
+            questions, examples[shown], groups[shown], lengths[shown], answers.rollout.tokens()
+        )
     return {
         "k": settings.samples,
         "scores": {name: _interval(name, values[name]) for name in FORMS if name in values},
@@ -150,7 +153,7 @@ def say_scores(name: str, found: dict):
             say(f"  {group['prompt']!r} -> {group['completions'][0]['text']!r}")
 
 
-def reasoning_values(questions: Questions, examples, groups, ids):
+def reasoning_values(questions: Questions, examples, groups, ids) -> dict[str, np.ndarray]:
     """Return {score: float64[p]} of answers to reasoning questions, one number an example.
 
     Args:
@@ -171,7 +174,7 @@ def reasoning_values(questions: Questions, examples, groups, ids):
     return values
 
 
-def general_values(questions: Questions, examples, groups):
+def general_values(questions: Questions, examples, groups) -> dict[str, np.ndarray]:
     """Return {score: float64[p]} of the world's own scores of answers to general questions.
 
     Each score is over the examples that it is about. A score about fewer than two of them is left

@@ -14,7 +14,7 @@ from deepseek_jax.recipes.reward_model.settings import (
 )
 from deepseek_jax.recipes.settings import PolicyRun
 from deepseek_jax.recipes.sft.settings import FineTuneSettings
-from deepseek_jax.reinforce.settings import SCENARIOS, ReinforceSettings
+from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.settings import Checkpoint, Count, Named, Natural, PositiveShare, Several
 from deepseek_jax.synthesis.settings import RejectionSettings
@@ -113,7 +113,8 @@ class R1TeacherSettings(TeacherSettings):
         weight: The weight of its KL.
     """
 
-    task: Literal[SCENARIOS]
+    # One of reinforce.settings.SCENARIOS
+    task: Literal["reasoning", "general"]
     stage: str | None = None
     path: Checkpoint | None = None
 
@@ -133,7 +134,8 @@ class DistilledSettings(TaughtSettings):
     Dev3 learns from its teachers on its own samples.
     """
 
-    teachers: dict[str, R1TeacherSettings]
+    # A dict of a subclass is right here: nothing adds another teacher
+    teachers: dict[str, R1TeacherSettings]  # type: ignore[assignment]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -241,7 +243,10 @@ class R1Settings(PolicyRun):
         teachers = {} if self.distilled is None else self.distilled.teachers
         policies = self.teaching()
         for name, teacher in teachers.items():
-            if teacher.stage is not None and teacher.stage not in policies:
+            # A checkpoint may teach any task
+            if teacher.stage is None:
+                continue
+            if teacher.stage not in policies:
                 raise ValueError(
                     f"distilled.teachers.{name}.stage={teacher.stage!r} is no stage that can teach; "
                     f"{suggest(teacher.stage, policies)}"
@@ -274,13 +279,13 @@ class R1Settings(PolicyRun):
                     f"{name} trains a teacher that distilled.teachers does not name; leave it out"
                 )
 
-    def reinforced(self):
+    def reinforced(self) -> dict[str, ReinforceSettings]:
         """Return {name: settings} of the stages of reinforcement that this config has."""
         blocks = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
         return {name: block for name, block in blocks if isinstance(block, ReinforceSettings)}
 
     @classmethod
-    def teaching(cls):
+    def teaching(cls) -> list[str]:
         """Return the names of the stages with policies that may teach the last one."""
         kinds = {ReinforceSettings, R1FineTuneSettings}
         hints = typing.get_type_hints(cls)
@@ -290,7 +295,7 @@ class R1Settings(PolicyRun):
             if name not in LAST_STAGES and kinds & {hint, *typing.get_args(hint)}
         ]
 
-    def models_for(self, name: str):
+    def models_for(self, name: str) -> list[str]:
         """Return the names of the reward models that reward a stage of reinforcement."""
         stage = getattr(self, name)
         if name == "general_teacher":
@@ -299,15 +304,15 @@ class R1Settings(PolicyRun):
             paid = set(stage.rewards) | set(stage.general.rewards) if stage.general else set()
         return [model for model in self.reward_models() if model in paid]
 
-    def last_stages(self):
+    def last_stages(self) -> list[str]:
         """Return the names in LAST_STAGES that this config has."""
         return [name for name in LAST_STAGES if getattr(self, name) is not None]
 
-    def reward_models(self):
+    def reward_models(self) -> dict[str, RewardTrainingSettings]:
         """Return {name: settings} of the reward models that this config trains."""
         blocks = zip(REWARD_MODELS, (self.helpfulness_model, self.safety_model), strict=True)
         return {name: block for name, block in blocks if block is not None}
 
-    def paying(self):
+    def paying(self) -> list[str]:
         """Return the names of the stages that train a reward model or a judge."""
         return [*self.reward_models(), *(["judge"] if self.judge is not None else [])]

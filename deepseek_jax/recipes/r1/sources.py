@@ -40,7 +40,7 @@ class WorldData:
     held_out: Mapping[str, int]
 
     @classmethod
-    def of(cls, s: R1Settings):
+    def of(cls, s: R1Settings) -> "WorldData":
         """Return the WorldData of a config."""
         held_out = {"reasoning": s.evaluation.num_puzzles, "general": s.evaluation.num_requests}
         return cls(s.world, s.data, s.seed, held_out)
@@ -71,13 +71,17 @@ class WorldData:
 
     def worked(self, kind: str, examples: list[dict]) -> list[dict]:
         """Return conversations in which the world's solutions answer examples of a kind."""
-        if not examples:
+        name = self.of_kind(kind)
+        if name is None or not examples:
             return []
-        return worked_conversations(examples, self.world.questions[self.of_kind(kind)].worked)
+        return worked_conversations(examples, self.world.questions[name].worked)
 
-    def rule(self) -> str | None:
+    def rule(self) -> str:
         """Return the reward that says whether an answer to a reasoning question is right."""
-        return self.world.questions[self.world.reasoning].rule
+        rule = self.world.questions[self.world.reasoning].rule
+        # The field `reasoning` names questions that a rule checks
+        assert rule is not None
+        return rule
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -210,7 +214,7 @@ class SolutionTexts(Texts):
         return [*self.accepted.read(context), *self._own(context)]
 
 
-def _numbers(data: ConversationSettings):
+def _numbers(data: ConversationSettings) -> dict[str, tuple[str, int]]:
     """Return {field: (kind of questions, their number)}."""
     return {
         "num_puzzles": ("reasoning", data.num_puzzles),

@@ -11,6 +11,7 @@ from deepseek_jax.data.messages import (
     worked_conversations,
 )
 from deepseek_jax.data.sources import hold_out
+from deepseek_jax.data.stored import RandomAccess
 from deepseek_jax.errors import at
 from deepseek_jax.recipes.sft.settings import SftSettings
 from deepseek_jax.rollout.policy import Policy, check_room
@@ -20,7 +21,7 @@ from deepseek_jax.worlds.registry import find_questions
 OWN = ("question", "answer")
 
 
-def load_conversations(settings: SftSettings, folder: Path):
+def load_conversations(settings: SftSettings, folder: Path) -> tuple[RandomAccess, RandomAccess]:
     """Open the conversations of a config: the training set and the held-out set.
 
     Args:
@@ -28,7 +29,7 @@ def load_conversations(settings: SftSettings, folder: Path):
         folder: The folder for the dataset that is built from a path's conversations.
 
     Returns:
-        (training set, held-out set), each with random access to conversations.
+        (training set, held-out set).
     """
     data = settings.data
     with at("data"):
@@ -37,10 +38,13 @@ def load_conversations(settings: SftSettings, folder: Path):
             return hold_out(source, data.num_held_out, what_it_answers)
         _, questions = find_questions(data.task)
         task = questions.task(settings.seed, data.num_held_out)
-    return tuple(worked_conversations(e, questions.worked) for e in (task.train, task.held_out))
+    train, held_out = (
+        worked_conversations(e, questions.worked) for e in (task.train, task.held_out)
+    )
+    return train, held_out
 
 
-def held_out_prompts(settings: SftSettings, policy: Policy, source):
+def held_out_prompts(settings: SftSettings, policy: Policy, source: RandomAccess) -> list[dict]:
     """Return examples to answer and to score, from the first held-out conversations that fit a row.
 
     Args:
@@ -49,7 +53,7 @@ def held_out_prompts(settings: SftSettings, policy: Policy, source):
         source: The held-out conversations.
 
     Returns:
-        A list of dicts with all columns of the conversation and these. prompt_ids: the conversation
+        Dicts with all columns of the conversation and these. prompt_ids: the conversation
         up to the last assistant's text. messages: the same part as messages. question and answer:
         the conversation's own fields, or else its last two messages. The list is empty if the data
         are texts, which ask nothing.
@@ -58,7 +62,8 @@ def held_out_prompts(settings: SftSettings, policy: Policy, source):
         ValueError: A prompt and its answer exceed the model's positions, or fewer than
             answers.num_prompts conversations fit.
     """
-    examples, num_prompts = [], settings.answers.num_prompts
+    examples: list[dict] = []
+    num_prompts = settings.answers.num_prompts
     render = functools.partial(render_numbered, policy.tokenizer, template=policy.template)
     are_texts = True
     for index in range(len(source)):

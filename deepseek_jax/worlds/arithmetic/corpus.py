@@ -6,9 +6,9 @@ teach the single step. So a model pre-trained here can work out an answer, but r
 Reinforcement learning can then make it do so more often.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import ClassVar
 
 import numpy as np
 
@@ -67,8 +67,8 @@ class CorpusMix(Mix):
     junk: float = 0.15
     wrong_direct: float = 0.40
     wrong_working: float = 0.10
-    # Not a field, because datasets on disk are named by the fields
-    numbered: ClassVar[float] = 0.0
+    # Without a type, so not a field: datasets on disk are named by the fields
+    numbered = 0.0
 
     def __post_init__(self):
         super().__post_init__()
@@ -109,7 +109,7 @@ class NumberedMix(CorpusMix):
         return replace(self, direct=self.direct - moved, equations=self.equations + moved)
 
 
-def held_out(operands):
+def held_out(operands: Iterable[int]) -> bool:
     """Return whether this ordered tuple of operands is held out for evaluation.
 
     It is true for 20% of them, the same on every machine. A held-out tuple is in no question of the
@@ -121,12 +121,12 @@ def held_out(operands):
     return int.from_bytes(digest, "big") % 100 < HELD_OUT_PERCENT
 
 
-def question(operands):
+def question(operands: Iterable[int]) -> str:
     """Write "What is 3 + 8 + 5?" for the operands (3, 8, 5)."""
     return f"What is {' + '.join(map(str, operands))}?"
 
 
-def direct(operands):
+def direct(operands: Iterable[int]) -> str:
     """Write the answer and nothing else: "16"."""
     return str(sum(operands))
 
@@ -152,12 +152,8 @@ def running_sums(operands, *, slip: int = 0, at: int = 0):
     return [total + slip * (step >= at) for step, total in enumerate(sums)]
 
 
-def draw_operands(rng):
-    """Draw three or four operands, equally often, until they are not held out.
-
-    Args:
-        rng: np.Generator.
-    """
+def draw_operands(rng: np.random.Generator) -> list[int]:
+    """Draw three or four operands, equally often, until they are not held out."""
     while True:
         count = OPERAND_COUNTS[rng.integers(len(OPERAND_COUNTS))]
         operands = rng.integers(1, LARGEST_OPERAND + 1, size=count).tolist()

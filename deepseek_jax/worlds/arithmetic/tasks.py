@@ -1,6 +1,6 @@
 """Sums and differences as questions, bare and in a sentence about things."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 import numpy as np
@@ -45,7 +45,7 @@ def arithmetic_task(seed: int, num_held_out: int = 256):
     return Task([sum_example(x) for x in train], [sum_example(x) for x in held_out])
 
 
-def word_arithmetic_task(seed: int, num_held_out: int = 256):
+def word_arithmetic_task(seed: int, num_held_out: int = 256) -> Task:
     """Make sums and differences of two numbers of 2..20, bare or in a sentence about things.
 
     The held-out pairs of numbers are those for which corpus.held_out is true, in any sentence.
@@ -56,7 +56,8 @@ def word_arithmetic_task(seed: int, num_held_out: int = 256):
         ValueError: If there are fewer held-out questions than num_held_out.
     """
     rng = np.random.default_rng(seed)
-    train, held_out = [], []
+    train: list[dict] = []
+    held_out: list[dict] = []
     for operands in product(WORD_OPERANDS, repeat=2):
         examples = held_out if corpus.held_out(operands) else train
         examples += [_draw_words(rng, form, operands) for form in SUM_FORMS]
@@ -80,16 +81,18 @@ def _draw(rng, items, n):
     return [items[i] for i in rng.choice(len(items), size=n, replace=False)]
 
 
-def sum_example(operands):
+def sum_example(operands: list[int]) -> dict:
     """Build the example with the sum of these operands as its question."""
     question, answer = corpus.question(operands), corpus.direct(operands)
     return {"question": question, "answer": answer, "operands": operands}
 
 
-def word_example(form: str, operands, name: str, other: str, things: str):
+def word_example(
+    form: str, operands: Sequence[int], name: str | None, other: str | None, things: str | None
+) -> dict:
     """Build the example of one of SUM_FORMS or DIFFERENCE_FORMS.
 
-    A form may ignore names and things.
+    A form may ignore names and things, which may then be None.
     """
     a, b = operands
     question = form.format(a=a, b=b, name=name, other=other, things=things)

@@ -40,7 +40,8 @@ class PreferenceWriter:
             Dicts of question, language, kind, chosen, rejected, chosen_helpfulness and
             rejected_helpfulness. chosen and rejected are only the summaries, without tags.
         """
-        rng, pairs, ahead = np.random.default_rng(seed), [], 0
+        rng, ahead = np.random.default_rng(seed), 0
+        pairs: list[dict] = []
         while len(pairs) < n:
             request = pick(rng, self.by_kind[pick(rng, general.KINDS)])
             a, b = (pick(rng, self.answers(rng, request)) for _ in range(2))

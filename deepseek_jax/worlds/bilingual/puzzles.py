@@ -10,6 +10,8 @@ No intermediate number is negative or above bilingual.LARGEST_NUMBER.
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
+
 from deepseek_jax.worlds.bilingual import words as bilingual
 from deepseek_jax.worlds.bilingual.words import (
     ANSWER,
@@ -36,13 +38,12 @@ class Puzzle:
     """A sum of these numbers with these signs, or the search for the signs that give its value.
 
     Attributes:
-        numbers: A tuple of int.
-        signs: A tuple of 1 or -1, one for each number but the first.
+        signs: 1 or -1, one for each number but the first.
     """
 
     kind: str
-    numbers: tuple
-    signs: tuple
+    numbers: tuple[int, ...]
+    signs: tuple[int, ...]
 
     @property
     def value(self):
@@ -81,7 +82,7 @@ class Puzzle:
         if self.kind == "sum":
             steps = _steps(self.numbers, self.signs)
             return [("then" if i else "first", *step, None) for i, step in enumerate(steps)]
-        search_steps = []
+        search_steps: list[tuple[str, int, int, int, int, str | None]] = []
         a, b, c = self.numbers
         for first_sign in (1, -1):
             middle = a + first_sign * b
@@ -116,25 +117,25 @@ def write_steps(steps, languages):
     return "".join(step_texts)
 
 
-def tagged(thought: str, answer: str):
+def tagged(thought: str, answer: str) -> str:
     """Write a completion in the format of the R1-Zero template (arXiv:2501.12948, table 1)."""
     return f"{THINK}{thought}{END_THINK}{ANSWER}{answer}{END_ANSWER}"
 
 
-def solution(puzzle: Puzzle, language: str):
+def solution(puzzle: Puzzle, language: str) -> str:
     """Write the right working, all in one language, and the answer, in tags, as cold-start data."""
     steps = puzzle.steps()
     return tagged(write_steps(steps, [language] * len(steps)), puzzle.answer)
 
 
-def draw_puzzle(rng, kind: str, *, held_out: bool = False):
+def draw_puzzle(rng: np.random.Generator, kind: str, *, held_out: bool = False) -> Puzzle:
     """Draw a puzzle that is held out, or one that is not.
 
     Each of a countdown's four combinations of signs is the answer equally often, and only one of
     them makes the target.
 
     Args:
-        rng: np.Generator, the only randomness.
+        rng: The only randomness.
     """
     while True:
         count = OPERAND_COUNTS[rng.integers(len(OPERAND_COUNTS))] if kind == "sum" else 3

@@ -51,10 +51,12 @@ def bilingual_request_task(seed: int, num_held_out: int = 256):
 
 def puzzle_examples(seed: int, n: int, *, held_out: bool = False):
     """Make n puzzles that differ in problem or language, as many of each kind in each language."""
-    rng, examples = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    examples: list[dict] = []
     sorts = [(kind, language) for kind in bilingual_puzzles.KINDS for language in LANGUAGES]
     for (kind, language), share in zip(sorts, _shares(n, len(sorts)), strict=True):
-        example_by_problem, misses = {}, 0
+        example_by_problem: dict[str, dict] = {}
+        misses = 0
         while len(example_by_problem) < share:
             puzzle = bilingual_puzzles.draw_puzzle(rng, kind, held_out=held_out)
             misses = misses + 1 if puzzle.problem in example_by_problem else 0

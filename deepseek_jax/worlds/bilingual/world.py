@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 
-from deepseek_jax.data.preferences import parse_preference
+from deepseek_jax.data.preferences import RewardKind, parse_preference
 from deepseek_jax.rewards import Reading, Rule
 from deepseek_jax.worlds.bilingual.corpus import TEACHING
 from deepseek_jax.worlds.bilingual.examples import bilingual_documents, bilingual_examples
@@ -25,7 +25,7 @@ def asks_for_a_secret(example: Mapping):
     return example["kind"] == "secret"
 
 
-def preference_records(kind: str, examples: list):
+def preference_records(kind: RewardKind, examples: list[dict]) -> list[dict]:
     """Build records of this world's "preferences" ("helpfulness") or "safety" examples.
 
     See parse_preference for their form.

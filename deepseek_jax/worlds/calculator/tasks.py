@@ -19,7 +19,8 @@ def calculator_task(seed: int, num_held_out: int = 256):
     them. `seed` draws both sets.
     """
     rng = np.random.default_rng(seed)
-    train, held_out_examples = {}, {}
+    train: dict[tuple[int, ...], dict] = {}
+    held_out_examples: dict[tuple[int, ...], dict] = {}
     while len(train) < NUM_TRAIN or len(held_out_examples) < num_held_out:
         operands = corpus.draw_operands(rng)
         examples, max_examples = (

@@ -41,7 +41,9 @@ def write_document(rng, mix=GuessMix()):
     Args:
         rng: np.Generator, the only randomness.
     """
-    game, observation, turns = GuessNumber(), QUESTION, []
+    game = GuessNumber()
+    observation: str | None = QUESTION
+    turns: list[str] = []
     low, high = NUMBERS[0], NUMBERS[-1]
     game.reset(number=_draw(rng, low, high))
     while observation is not None and len(turns) < MOST_TURNS:
