@@ -171,7 +171,7 @@ def resume(work: str | os.PathLike):
     """
     for folder in report(work):
         # This imports jax, and find_devices must set jax's flags before
-        from deepseek_jax.recipes import train
+        from deepseek_jax.recipes.in_process import train
 
         config, _ = read_mark(folder)
         if code_names := ", ".join(dict.fromkeys(names_in(config))):

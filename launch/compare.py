@@ -57,7 +57,7 @@ def named_models(names: Sequence[str]):
         ValueError: There are no names, or configs/models.py lacks one.
     """
     from deepseek_jax.costs.deployment import served
-    from deepseek_jax.models import build_model
+    from deepseek_jax.models.config import build_model
 
     known_names = [
         name for name, f in inspect.getmembers(sizes, inspect.isfunction) if name[0] != "_"
@@ -94,7 +94,7 @@ def measured(models):
     import jax
 
     from deepseek_jax.evaluation.decode_speed import decode_speeds
-    from deepseek_jax.models import init_params
+    from deepseek_jax.models.decoder import init_params
     from deepseek_jax.reports import deployment as report
 
     make_params = jax.jit(lambda rng, config: nn.unbox(init_params(config, rng)), static_argnums=1)

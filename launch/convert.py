@@ -84,7 +84,7 @@ def convert(
     from deepseek_jax.checkpoint.locate import checkpoint_path
     from deepseek_jax.data.carried import files_of
     from deepseek_jax.models.adapters import merged
-    from deepseek_jax.parallel import make_mesh
+    from deepseek_jax.parallel.mesh import make_mesh
     from deepseek_jax.rollout.policy import find_source
 
     policy_source = find_source(source)

@@ -24,7 +24,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from configs import models
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.losses.next_token import next_token_loss
-from deepseek_jax.models import build_model, forward, random_params
+from deepseek_jax.models.config import build_model
+from deepseek_jax.models.decoder import random_params
+from deepseek_jax.models.heads import forward
 from deepseek_jax.ops import decoding, fp8
 from deepseek_jax.ops.attention import attend, attend_latent
 from deepseek_jax.ops.dot import dot
@@ -35,7 +37,7 @@ from deepseek_jax.ops.platform import FORMS, form_of, plain_forms
 from deepseek_jax.ops.selection import select
 from deepseek_jax.parallel.ragged import ragged_all_to_all
 from deepseek_jax.reinforce.update import LARGEST_MEAN_GAP
-from deepseek_jax.rollout import generate
+from deepseek_jax.rollout.generation import generate
 from launch.check import Check
 
 # The largest difference, relative to the largest number of the plain form. Sums are in another

@@ -18,8 +18,8 @@ from deepseek_jax.files import absolute, read_json
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.quantized import is_quantized, quantized
 from deepseek_jax.models.reward import decoder_params, init_reward_head, reward_config
-from deepseek_jax.parallel import logical_names, shardings
 from deepseek_jax.parallel.processes import first_process
+from deepseek_jax.parallel.shard import logical_names, shardings
 
 ABOUT = "reward_model.json"
 

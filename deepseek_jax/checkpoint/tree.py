@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
-from deepseek_jax.models import abstract_init
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.adapters import abstract_adapted
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.parallel import logical_names, shardings
+from deepseek_jax.models.decoder import abstract_init
+from deepseek_jax.parallel.shard import logical_names, shardings
 
 
 def by_path(tree: Any) -> dict[str, Any]:

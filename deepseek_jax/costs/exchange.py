@@ -5,8 +5,8 @@ The ratio decides how a mesh lies on the torus, see parallel.placement.
 
 from collections.abc import Callable
 
-from deepseek_jax.models import build_model, count_params
-from deepseek_jax.models.config import ModelConfig, names_architecture
+from deepseek_jax.models.config import ModelConfig, build_model, names_architecture
+from deepseek_jax.models.decoder import count_params
 
 # Tokens of a device in a micro-batch: one row, as in DeepSeek-V3's pre-training
 TOKENS = 4096

@@ -8,8 +8,9 @@ import functools
 import flax.linen as nn
 import jax
 
-from deepseek_jax.models import ModelConfig, abstract_init
-from deepseek_jax.parallel import logical_names
+from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.decoder import abstract_init
+from deepseek_jax.parallel.shard import logical_names
 
 
 def useful_flops(

@@ -13,9 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deepseek_jax.data.packing import Rows, pack, totals, whole_row
 from deepseek_jax.data.stored import RandomAccess
 from deepseek_jax.data.tokenizer import Tokenizer
-from deepseek_jax.parallel import batch_sharding, put_batch
 from deepseek_jax.parallel.processes import from_each, say, total_on
-from deepseek_jax.parallel.shard import batch_share, own_rows
+from deepseek_jax.parallel.shard import batch_sharding, batch_share, own_rows, put_batch
 from deepseek_jax.training.schedule import number_at
 from deepseek_jax.training.state import TrainState
 

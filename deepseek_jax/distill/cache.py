@@ -11,7 +11,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.distill.top_k import check_top_k, top_k_logprobs
-from deepseek_jax.models import ModelConfig, head_weight, hidden_states
+from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.heads import head_weight, hidden_states
 from deepseek_jax.parallel.led import Led
 from deepseek_jax.parallel.shard import put_share
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deepseek_jax.costs.flops import useful_flops
 from deepseek_jax.distill.settings import CROSS
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.training.metrics import read_metrics
 

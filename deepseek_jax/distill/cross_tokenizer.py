@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from deepseek_jax.distill.chunks import Outputs
 from deepseek_jax.distill.divergences import DivergenceName, diverge
 from deepseek_jax.distill.top_k import LOG_TINY
-from deepseek_jax.models import ModelConfig, head_weight, layer_states
+from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.heads import head_weight, layer_states
 from deepseek_jax.ops.vocabulary import log_softmax
 
 

@@ -21,15 +21,10 @@ from deepseek_jax.distill.feature_distillation import hidden_state_loss, layer_m
 from deepseek_jax.distill.relation_distillation import relation_loss
 from deepseek_jax.distill.terms import OF_DATA, OF_FEATURES, OF_LOGITS
 from deepseek_jax.distill.top_k import TopK, top_k_loss
-from deepseek_jax.models import (
-    ModelConfig,
-    decays,
-    has_gradient,
-    head_weight,
-    last_attention,
-    layer_states,
-)
 from deepseek_jax.models.adapters import split
+from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.heads import head_weight, last_attention, layer_states
+from deepseek_jax.models.layers import decays, has_gradient
 
 # Keys of the trained parameters where the term "hidden" has a weight: the student's params, and the
 # projections that are trained with them (init_projections)
@@ -219,7 +214,7 @@ class Objective:
         )
         loss = Partial(loss, temperature=batch["temperature"])
         student = self._read(self.student, without_projections(params), rows).outputs
-        teacher = self._read(self.teacher, teacher_params, rows).outputs
+        teacher = self._read(self._teacher, teacher_params, rows).outputs
         term = Term(loss, token_weights(rows), self.weights["on_policy"])
         return mean_over_tokens({"on_policy": term}, student, teacher)
 
@@ -230,14 +225,19 @@ class Objective:
     def _read_teacher(self, params, batch):
         """Return the teacher's ForwardOutputs, or None if no term needs the teacher in memory."""
         if self._has("matched", "sorted"):
-            return ForwardOutputs(outputs_beside(self.teacher, params, batch))
+            return ForwardOutputs(outputs_beside(self._teacher, params, batch))
         if self._has(*OF_FEATURES):
-            assert self.teacher is not None, "the terms of features compare with it"
-            layers = layer_map(self.student.num_hidden_layers, self.teacher.num_hidden_layers)
-            return self._read(self.teacher, params, batch, layers)
+            layers = layer_map(self.student.num_hidden_layers, self._teacher.num_hidden_layers)
+            return self._read(self._teacher, params, batch, layers)
         if self._has("soft") and CACHED[0] not in batch:
-            return self._read(self.teacher, params, batch)
+            return self._read(self._teacher, params, batch)
         return None
+
+    @property
+    def _teacher(self) -> ModelConfig:
+        """The teacher's config, for a term that compares with it."""
+        assert self.teacher is not None, "a term has a weight that needs a teacher"
+        return self.teacher
 
     def _read(self, config: ModelConfig, params, batch, compared_layers=None):
         """Return a model's ForwardOutputs, with features if it has layers to compare."""
@@ -254,6 +254,8 @@ class Objective:
         outputs = Outputs(hidden, head_weight(config, params)[: self.vocab_size])
         if not keeps_layers:
             return ForwardOutputs(outputs)
+        # Kept with the layers
+        assert states is not None
         attention = None
         if self._has("relations"):
             attention = last_attention(config, params, states, batch["positions"])

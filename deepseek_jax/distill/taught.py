@@ -18,7 +18,8 @@ from deepseek_jax.distill.teacher_checks import check_rows
 from deepseek_jax.distill.teacher_settings import TaughtSettings
 from deepseek_jax.distill.teachers import HIDDEN, Teacher, TeacherSource
 from deepseek_jax.losses.completions import completion_states
-from deepseek_jax.models import ModelConfig, head_weight
+from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.heads import head_weight
 from deepseek_jax.reinforce.update import sampler_limits
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.loop import train

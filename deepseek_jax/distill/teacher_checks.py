@@ -5,7 +5,7 @@ from jax.sharding import Mesh
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.distill.teacher_settings import TaughtSettings
 from deepseek_jax.errors import at
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.parallel.shard import batch_parts
 from deepseek_jax.rollout.policy import check_room
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.evaluation.accuracy import mean_interval
 from deepseek_jax.losses.next_token import target_logprobs
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.training.run import leave_if_asked
 

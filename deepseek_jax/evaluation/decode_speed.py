@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from deepseek_jax.rollout import generate
+from deepseek_jax.rollout.generation import generate
 
 # Number of tokens in each prompt
 PROMPT = 16

@@ -5,7 +5,7 @@ import numpy as np
 from deepseek_jax.data.columns import shown_columns
 from deepseek_jax.evaluation.accuracy import summarise
 from deepseek_jax.parallel.processes import say
-from deepseek_jax.rewards import Rewards
+from deepseek_jax.rewards.scoring import Rewards
 from deepseek_jax.rollout.completions import MeasuredLog
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.settings import AnswerOptions

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.models import ModelConfig, Routing, head_weight, hidden_states
+from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.heads import head_weight, hidden_states
+from deepseek_jax.models.moe import Routing
 from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.logprobs import token_logprobs
 from deepseek_jax.ops.token_at import token_at

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.losses.settings import BY_TOKENS, GrpoOptions
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 
 # Metrics that are means over all tokens of a batch
 PER_TOKEN = (

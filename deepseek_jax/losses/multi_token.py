@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.models import ModelConfig, head_weight, predict_further
+from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.heads import head_weight, predict_further
 from deepseek_jax.ops.logprobs import token_logprobs
 from deepseek_jax.parallel.tokens import over_tokens
 

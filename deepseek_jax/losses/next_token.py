@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.losses.multi_token import multi_token_losses
-from deepseek_jax.models import ModelConfig, head_weight, reported_states
+from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.heads import head_weight, reported_states
 from deepseek_jax.ops.logprobs import token_logprobs
 from deepseek_jax.parallel.tokens import over_tokens
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.reward import predict_rewards
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 from deepseek_jax.models.remat_policies import RematName
@@ -334,7 +335,7 @@ class ModelConfig:
         """True if a lightning indexer selects keys (DeepSeek-V3.2)."""
         return self.model_type == "deepseek_v32"
 
-    def selects(self, keys: int) -> bool:
+    def selects(self, keys: float) -> bool:
         """Return True if queries select among the keys of a row of `keys` tokens.
 
         They do where the model has an indexer, indexer_loss is not "dense", and the row is longer
@@ -402,7 +403,7 @@ def names_architecture(block: dict) -> bool:
     return "model_type" in block
 
 
-def check_architecture(block: dict, config: ModelConfig, checkpoint: str) -> None:
+def check_architecture(block: dict, config: ModelConfig, checkpoint: str | Path) -> None:
     """Raise ValueError if a config's block `model` and its checkpoint have different architectures.
 
     Args:

@@ -19,10 +19,9 @@ from deepseek_jax.models.mtp import MultiTokenPrediction
 from deepseek_jax.models.remat_policies import REMAT_POLICIES, RematPolicy
 from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.saved_names import LAYER_INPUT
-from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.mesh import make_mesh
 from deepseek_jax.parallel.pipeline import pipeline, pipeline_stages
-from deepseek_jax.parallel.shard import init_sharded
+from deepseek_jax.parallel.shard import constrain, init_sharded
 
 # The logical axes that split the residual stream [b t d] between layers
 ROWS = ("batch", "seq", None)

@@ -21,8 +21,8 @@ from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.rope import apply_rope
 from deepseek_jax.ops.saved_names import ATTENDED
 from deepseek_jax.ops.selection import index_scores, select_branches, select_indices, select_rows
-from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.context import by_rows, over_queries
+from deepseek_jax.parallel.shard import constrain
 
 # The released code uses this for the keys' norm, whatever rms_norm_eps is
 KEY_NORM_EPS = 1e-6

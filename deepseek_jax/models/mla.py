@@ -14,7 +14,6 @@ from deepseek_jax.ops.attention import attend_latent, attend_latent_selected
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.rope import apply_rope, yarn_mscale
-from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.context import attend_rows
 from deepseek_jax.parallel.decoding import (
     by_slot,
@@ -24,6 +23,7 @@ from deepseek_jax.parallel.decoding import (
     slots_to_heads,
 )
 from deepseek_jax.parallel.few_tokens import Split, added_up
+from deepseek_jax.parallel.shard import constrain
 
 # The released code uses this for the latents' norms, whatever rms_norm_eps is
 LATENT_NORM_EPS = 1e-6

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from deepseek_jax.checkpoint import is_orbax
 from deepseek_jax.checkpoint.left import LEFT, left_in_run, record_of, run_of
 from deepseek_jax.checkpoint.locate import check_checkpoint
+from deepseek_jax.checkpoint.orbax_params import is_orbax
 from deepseek_jax.hub import hub_id
 from deepseek_jax.models.adapters import AdaptedParams
 from deepseek_jax.recipes.workdir import read_mark

@@ -7,7 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from deepseek_jax.errors import at
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.rollout import requests
 from deepseek_jax.training.settings import RowSettings

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 from deepseek_jax.data.columns import columns_of
 from deepseek_jax.data.tools import tool_form
-from deepseek_jax.environments import Environments
+from deepseek_jax.environments.pool import Environments
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.settings import Conversing
 from deepseek_jax.rollout.tool_use import EnvironmentReward, ToolUse, environments_of

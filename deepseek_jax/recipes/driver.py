@@ -23,15 +23,17 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from deepseek_jax.checkpoint import is_adapter, is_orbax, save_adapter, save_orbax
+from deepseek_jax.checkpoint.adapter import is_adapter, save_adapter
 from deepseek_jax.checkpoint.left import RUN
+from deepseek_jax.checkpoint.orbax_params import is_orbax, save_orbax
 from deepseek_jax.costs.chips import GIB
 from deepseek_jax.costs.program import Program, argument_bytes
 from deepseek_jax.errors import CannotPlan, at
 from deepseek_jax.files import write_whole
-from deepseek_jax.models import ModelConfig, count_params
 from deepseek_jax.models.adapter_modules import adapter_axes
 from deepseek_jax.models.adapters import AdaptedParams
+from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.decoder import count_params
 from deepseek_jax.named_code import code_digests
 from deepseek_jax.parallel.host_memory import device_bytes
 from deepseek_jax.parallel.processes import first_process

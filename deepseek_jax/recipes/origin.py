@@ -14,14 +14,14 @@ from deepseek_jax.checkpoint.load import read_any_config
 from deepseek_jax.checkpoint.locate import check_checkpoint, checkpoint_path
 from deepseek_jax.errors import CannotPlan, at
 from deepseek_jax.hub import hub_id
-from deepseek_jax.models import (
+from deepseek_jax.models.adapter_settings import AdapterSettings
+from deepseek_jax.models.config import (
     ModelConfig,
     RunSettings,
     build_model,
     how_to_run,
     names_architecture,
 )
-from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.quantized import quantized
 from deepseek_jax.parallel.mesh import make_mesh
 from deepseek_jax.recipes.conversing import conversing, open_environments

@@ -14,7 +14,7 @@ from deepseek_jax.recipes.stage import Context
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.scenarios import scenario_rewards
 from deepseek_jax.reinforce.settings import ModelRewardSettings, ReinforceSettings
-from deepseek_jax.rewards import Rewards
+from deepseek_jax.rewards.scoring import Rewards
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

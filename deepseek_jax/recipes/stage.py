@@ -9,12 +9,13 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from jax.sharding import Mesh
 from typing_extensions import override
 
-from deepseek_jax.checkpoint import is_adapter, is_orbax, load_orbax
+from deepseek_jax.checkpoint.adapter import is_adapter
+from deepseek_jax.checkpoint.orbax_params import is_orbax, load_orbax
 from deepseek_jax.costs.program import Program
 from deepseek_jax.errors import at
-from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.adapters import with_adapter
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.recipes.origin import Origin, frozen
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.settings import AnswerOptions

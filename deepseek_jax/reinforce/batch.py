@@ -13,7 +13,7 @@ from deepseek_jax.costs.flops import training_flops
 from deepseek_jax.data.batches import abstract_batch
 from deepseek_jax.errors import BrokenTerm
 from deepseek_jax.losses.grpo import row_marks
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.parallel.host_memory import zeros_by_page
 from deepseek_jax.parallel.owned_rows import put_owned
 from deepseek_jax.parallel.processes import from_owners

@@ -8,8 +8,8 @@ import numpy as np
 
 from deepseek_jax.errors import UnusableRewards
 from deepseek_jax.parallel.processes import is_due, say
-from deepseek_jax.rewards import Scores
 from deepseek_jax.rewards.batch import LARGEST_REWARD
+from deepseek_jax.rewards.scoring import Scores
 from deepseek_jax.settings import Count, Settings
 
 # The first message comes at this count: a few such steps are usual, above all at the start

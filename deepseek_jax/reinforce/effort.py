@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from deepseek_jax.data.chat import by_template, with_system_line
 from deepseek_jax.data.tokenizer import Tokenizer
-from deepseek_jax.rewards import Scores
+from deepseek_jax.rewards.scoring import Scores
 from deepseek_jax.settings import Between, Count, Positive, Settings
 
 # The name of the penalty among the parts of a reward

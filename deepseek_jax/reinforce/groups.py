@@ -30,7 +30,7 @@ from deepseek_jax.reinforce.sampler import Sampler, named
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, deciding, place, scenario_of
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.reinforce.update import jitted_score
-from deepseek_jax.rewards import Rewards, Scores
+from deepseek_jax.rewards.scoring import Rewards, Scores
 from deepseek_jax.rollout.answers import Answers
 from deepseek_jax.rollout.kept import check_rows as check_kept
 from deepseek_jax.rollout.policy import Policy

@@ -20,7 +20,7 @@ from deepseek_jax.reinforce.update import (
     jitted_update,
     sampler_limits,
 )
-from deepseek_jax.rewards import Rewards
+from deepseek_jax.rewards.scoring import Rewards
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.loop import train
 from deepseek_jax.training.run import Run

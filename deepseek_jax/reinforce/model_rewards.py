@@ -8,20 +8,21 @@ from typing import Any, Literal
 
 from jax.sharding import Mesh
 
-from deepseek_jax.checkpoint import load_orbax
 from deepseek_jax.checkpoint.left import RECORD, left_in_run
+from deepseek_jax.checkpoint.orbax_params import load_orbax
 from deepseek_jax.checkpoint.reward_params import load_reward_model
 from deepseek_jax.data.carried import carried_template
 from deepseek_jax.data.chat import render_response
 from deepseek_jax.data.read_tokenizer import load_tokenizer
 from deepseek_jax.errors import Fault, at
 from deepseek_jax.files import read_json
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.parallel.shard import check_splits
 from deepseek_jax.reinforce.settings import ModelRewardSettings
 from deepseek_jax.rewards.judge import Judge
 from deepseek_jax.rewards.model import RewardModel
-from deepseek_jax.rollout import AnswerOptions, Policy
+from deepseek_jax.rollout.policy import Policy
+from deepseek_jax.rollout.settings import AnswerOptions
 
 # The file with a judge's completion length, next to its parameters and its tokenizer
 JUDGE = "judge.json"

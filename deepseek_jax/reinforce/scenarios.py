@@ -13,7 +13,7 @@ from deepseek_jax.data.texts import picked
 from deepseek_jax.errors import at
 from deepseek_jax.parallel.processes import from_each, say
 from deepseek_jax.reinforce.settings import SCENARIOS, ReinforceSettings, RewardSettings
-from deepseek_jax.rewards import Rewards, Scores
+from deepseek_jax.rewards.scoring import Rewards, Scores
 from deepseek_jax.worlds.registry import open_rewards
 
 

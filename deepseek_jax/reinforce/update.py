@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.losses.grpo import LARGE_GAP, make_grpo_loss
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.parallel.shard import batch_parts
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.training.state import Create, in_memory

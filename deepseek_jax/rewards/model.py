@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.data.preferences import RewardKind
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.reward import predict_rewards
 from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.rewards.judge import reader_text

@@ -92,7 +92,7 @@ class Rewards:
     @plainly()
     def __init__(
         self,
-        weights: Mapping[str | Callable, float],
+        weights: Mapping[str, float] | Mapping[str | Callable, float],
         models: Mapping[str, Any] | None = None,
         rules: Mapping[str, Rule] | None = None,
     ):

@@ -8,7 +8,7 @@ import numpy as np
 
 from deepseek_jax.data.texts import LazyTexts
 from deepseek_jax.data.tokenizer import Tokenizer
-from deepseek_jax.rewards import Scores
+from deepseek_jax.rewards.scoring import Scores
 from deepseek_jax.rollout.completions import Rollout
 from deepseek_jax.rollout.tool_use import Conversation
 

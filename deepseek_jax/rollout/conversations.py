@@ -194,7 +194,9 @@ class Conversations:
         """
         conversation, key = self.of[row], self._key(row)
         if awaited is REWARD:
-            number, reward = self.use.environments.reward(key)
+            paid = self.use.environments.reward(key)
+            assert paid is not None, "only a conversation with get_reward waits for its reward"
+            number, reward = paid
             # `number` is a key, and keys count only the rows of this process. It equals `key`
             # unless rewards are mixed up
             conversation.rewarded = row + number - key

@@ -37,7 +37,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.quantized import is_quantized
 from deepseek_jax.parallel.decoding import decoding_mesh, decoding_rules
 from deepseek_jax.parallel.shard import axis_parts

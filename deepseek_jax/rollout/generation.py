@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.quantized import is_quantized
 from deepseek_jax.rollout.completions import Rollout, RolloutLog, empty_rollout, fill
 from deepseek_jax.rollout.engine import Engine, batch_parts_of, rollout_config, rollout_mesh

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.errors import BrokenTerm
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.ops.routing import FREE
-from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.decoding import own_slots
+from deepseek_jax.parallel.shard import constrain
 from deepseek_jax.rollout.sampling import TOO_MANY
 from deepseek_jax.rollout.slots import on_rollout_mesh
 

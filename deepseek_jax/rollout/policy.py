@@ -8,17 +8,16 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from deepseek_jax.checkpoint import is_adapter, load_adapter, load_params
-from deepseek_jax.checkpoint.adapter import adapter_base
+from deepseek_jax.checkpoint.adapter import adapter_base, is_adapter, load_adapter
 from deepseek_jax.checkpoint.left import RECORD
-from deepseek_jax.checkpoint.load import read_any_config
+from deepseek_jax.checkpoint.load import load_params, read_any_config
 from deepseek_jax.checkpoint.locate import check_checkpoint, checkpoint_path
 from deepseek_jax.data.carried import carried_files, carried_template
 from deepseek_jax.data.chat import end_of_turn, render_question
 from deepseek_jax.data.read_tokenizer import load_tokenizer
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.hub import hub_id, pinned
-from deepseek_jax.models import ModelConfig, RunSettings, check_architecture, how_to_run
+from deepseek_jax.models.config import ModelConfig, RunSettings, check_architecture, how_to_run
 from deepseek_jax.notebooks import plainly
 from deepseek_jax.parallel.mesh import make_mesh
 from deepseek_jax.parallel.processes import say

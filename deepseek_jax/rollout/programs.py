@@ -20,8 +20,8 @@ from deepseek_jax.costs.program import (
     everywhere,
     forward_work,
 )
-from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.quantized import is_quantized
 from deepseek_jax.parallel.decoding import decoding_mesh
 from deepseek_jax.rollout import speculative, turns

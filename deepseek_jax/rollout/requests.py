@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.rollout.sampling import Sampling
 
 # Prompts are padded to a multiple of this length, so that few lengths are compiled

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.cache import empty_cache
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.parallel.decoding import decoding, own_slots
 from deepseek_jax.parallel.shard import current_mesh
 

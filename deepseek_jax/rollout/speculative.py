@@ -12,13 +12,13 @@ Letter z, of size 2: the last token and the draft, or what the model computes fr
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapters import whole
 from deepseek_jax.models.cache import PositionWrite
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.decoder import DecoderLayer
 from deepseek_jax.models.layers import rms_norm
 from deepseek_jax.models.mtp import MultiTokenPrediction
-from deepseek_jax.parallel import constrain
+from deepseek_jax.parallel.shard import constrain
 from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.sampling import distribution, draw, verify
 from deepseek_jax.rollout.slots import Drafting, append, pinned, rooms

@@ -17,8 +17,8 @@ from deepseek_jax.models.decoder import DecoderLayer
 from deepseek_jax.models.heads import head_weight
 from deepseek_jax.models.layers import rms_norm
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.parallel import constrain
 from deepseek_jax.parallel.decoding import own_rows, own_slots
+from deepseek_jax.parallel.shard import constrain
 from deepseek_jax.rollout import kept
 from deepseek_jax.rollout.sampling import sample
 from deepseek_jax.rollout.slots import append, pinned, rooms

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from deepseek_jax.data.tokenizer import Tokenizer
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.rollout.completions import RolloutLog
 from deepseek_jax.rollout.engine import Engine, batch_parts_of, rollout_config, rollout_mesh
 from deepseek_jax.rollout.requests import PROMPT_BUCKET, check, make_requests

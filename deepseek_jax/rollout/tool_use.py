@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from deepseek_jax.data.chat import with_reset_text
 from deepseek_jax.data.tools import Call, ToolForm
-from deepseek_jax.environments import Environments
+from deepseek_jax.environments.pool import Environments
 from deepseek_jax.rollout.settings import ConversationLimits, Conversing
 
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from deepseek_jax.errors import shortened
 from deepseek_jax.files import as_path, write_whole
 from deepseek_jax.parallel.processes import any_on, barrier, from_each, say
-from deepseek_jax.rewards import Rewards
+from deepseek_jax.rewards.scoring import Rewards
 from deepseek_jax.rollout.answers import opened_thought
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.sample_log import SampleLog

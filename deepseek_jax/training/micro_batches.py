@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.parallel import constrain
+from deepseek_jax.parallel.shard import constrain
 
 
 def accumulated(gradients, micro_batches):

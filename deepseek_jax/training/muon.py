@@ -9,7 +9,7 @@ import math
 import jax
 import optax
 
-from deepseek_jax.models import matrix_input_axes
+from deepseek_jax.models.layers import matrix_input_axes
 
 # Newton-Schulz steps: eight that raise all singular values fast, then two that settle them at 1
 COEFFICIENTS = ((3.4445, -4.7750, 2.0315),) * 8 + ((2.0, -1.5, 0.5),) * 2
@@ -63,6 +63,7 @@ def is_matrix(path):
 
 def _matrix(path, leaf):
     inputs = matrix_input_axes(path)
+    assert inputs is not None, f"{path} is no matrix, see is_matrix"
     outputs = range(inputs.stop, leaf.ndim)
     # gate_up is [... inputs 2 outputs], and each half is a matrix
     if path[-1].key == "gate_up":

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deepseek_jax.models import decays, has_gradient
+from deepseek_jax.models.layers import decays, has_gradient
 from deepseek_jax.settings import Between, Natural, NonNegative, Positive, Share
 from deepseek_jax.training.muon import is_matrix, scale_by_muon
 from deepseek_jax.training.schedule import Phase, join_phases, make_schedule

@@ -8,7 +8,9 @@ from deepseek_jax.data.read_tokenizer import deepseek_tokenizer, load_tokenizer
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.errors import suggest
 from deepseek_jax.named_code import BRING, is_code
-from deepseek_jax.rewards import RULES, Rewards, Rule
+from deepseek_jax.rewards.rule import Rule
+from deepseek_jax.rewards.rules import RULES
+from deepseek_jax.rewards.scoring import Rewards
 from deepseek_jax.worlds.arithmetic.world import SUMS, WORDS
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
 from deepseek_jax.worlds.calculator.world import CALCULATOR

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from deepseek_jax.data.tasks import Task, held_apart
 from deepseek_jax.data.tokenizer import Tokenizer
-from deepseek_jax.rewards import Rule
+from deepseek_jax.rewards.rule import Rule
 
 
 def given_solution(example: Mapping) -> str:

@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from deepseek_jax.costs.chips import GIB, Chip
 from deepseek_jax.costs.program import Program
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from launch.planning.roofline import collective_seconds
 from launch.planning.shards import Shards, compute_bytes, micro_batches, shards
 

@@ -24,7 +24,7 @@ from deepseek_jax.evaluation.problem_scores import CONVERSED, task_scores
 from deepseek_jax.evaluation.problems import Rules, load_problems
 from deepseek_jax.files import below, is_remote, remove_folder
 from deepseek_jax.hub import hub_id
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.named_code import digest_of
 from deepseek_jax.parallel.processes import first_process, say, total
 from deepseek_jax.recipes.conversing import (

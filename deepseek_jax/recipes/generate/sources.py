@@ -19,7 +19,7 @@ from deepseek_jax.recipes.kinds.paying import RewardSource
 from deepseek_jax.recipes.origin import digest
 from deepseek_jax.recipes.stage import Context, Source
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
-from deepseek_jax.rewards import Rewards
+from deepseek_jax.rewards.scoring import Rewards
 from deepseek_jax.synthesis.ngrams import Evaluation
 from deepseek_jax.worlds.registry import find_questions, open_rewards
 

@@ -26,7 +26,7 @@ from deepseek_jax.distill.objective import CACHED, PROJECTIONS, SAMPLED, STUDENT
 from deepseek_jax.distill.source import HELD_OUT_LOSS, sampled_rows
 from deepseek_jax.distill.update import jitted_update
 from deepseek_jax.errors import at
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.recipes.checks import check_positions, check_rows
 from deepseek_jax.recipes.distill.settings import StudentSettings

@@ -14,13 +14,13 @@ import numpy as np
 from jax.sharding import Mesh
 from typing_extensions import override
 
-from deepseek_jax.checkpoint import save_orbax
 from deepseek_jax.checkpoint.folder import is_whole
+from deepseek_jax.checkpoint.orbax_params import save_orbax
 from deepseek_jax.costs.program import Program
 from deepseek_jax.data.conversations import render_numbered
 from deepseek_jax.data.tasks import Task
 from deepseek_jax.evaluation.accuracy import summarise
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.progress import waiting_for
 from deepseek_jax.recipes.kinds.measure import answer_programs

@@ -27,7 +27,8 @@ from deepseek_jax.distill.teachers import (
     teacher_batch,
 )
 from deepseek_jax.errors import at
-from deepseek_jax.models import ModelConfig, head_weight, how_to_run
+from deepseek_jax.models.config import ModelConfig, how_to_run
+from deepseek_jax.models.heads import head_weight
 from deepseek_jax.models.reward import decoder_params
 from deepseek_jax.parallel.shard import batch_sharding
 from deepseek_jax.recipes.kinds.reinforce import amount_of

@@ -7,8 +7,8 @@ from typing_extensions import override
 
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.program import Program, beside, policy_params
-from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.progress import waiting_for
 from deepseek_jax.recipes.kinds.paying import (
     RewardSource,

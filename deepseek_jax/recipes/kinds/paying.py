@@ -15,7 +15,7 @@ from deepseek_jax.costs.program import REWARD, Amount, Program, ResidentArrays, 
 from deepseek_jax.data.batches import abstract_batch
 from deepseek_jax.errors import at
 from deepseek_jax.files import read_json
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.quantized import abstract_quantized
 from deepseek_jax.models.reward import abstract_head, reward_config
 from deepseek_jax.recipes.stage import Source

@@ -21,8 +21,8 @@ from deepseek_jax.data.carried import carried_files
 from deepseek_jax.data.preferences import RESPONSES
 from deepseek_jax.evaluation.preference import label_report, pair_report
 from deepseek_jax.losses.preference import batch_rewards, reward_loss
-from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.reward import abstract_head, reward_config, reward_params
 from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.progress import waiting_for

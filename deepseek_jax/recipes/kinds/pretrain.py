@@ -19,8 +19,9 @@ from deepseek_jax.data.batches import PackedDocuments, abstract_rows
 from deepseek_jax.data.packing import Rows, pack
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.losses.next_token import next_token_loss, parts_trained
-from deepseek_jax.models import ModelConfig, random_params
 from deepseek_jax.models.adapters import whole
+from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.decoder import random_params
 from deepseek_jax.models.trained_part import indexers_of
 from deepseek_jax.parallel.shard import check_batch, check_splits
 from deepseek_jax.progress import waiting_for

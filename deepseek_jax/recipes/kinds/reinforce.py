@@ -17,8 +17,8 @@ from deepseek_jax.costs.program import (
     update_program,
 )
 from deepseek_jax.errors import at
-from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.parallel.owned_rows import abstract_owned, move
 from deepseek_jax.recipes.conversing import try_environment
 from deepseek_jax.recipes.kinds.paying import (

@@ -26,7 +26,7 @@ from deepseek_jax.distill.token_alignment import shared_vocabulary
 from deepseek_jax.distill.update import train_student
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
-from deepseek_jax.models import ModelConfig
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.recipes.distill.settings import StudentSettings
 from deepseek_jax.recipes.distill.tasks import StudentTexts, TransferTask, mixed
 from deepseek_jax.recipes.kinds.tune import check_conversations

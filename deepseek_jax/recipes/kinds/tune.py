@@ -19,9 +19,9 @@ from deepseek_jax.data.packing import Rows
 from deepseek_jax.data.stored import RandomAccess
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.losses.next_token import next_token_loss, parts_trained, target_logprobs
-from deepseek_jax.models import ModelConfig
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.adapters import AdaptedParams
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.recipes.checks import check_positions, check_rows
 from deepseek_jax.recipes.kinds.paying import RewardSource, beside_models

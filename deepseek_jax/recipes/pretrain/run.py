@@ -13,9 +13,8 @@ from jax.sharding import Mesh
 from rich.console import Console
 from typing_extensions import override
 
-from deepseek_jax.checkpoint import load_params
 from deepseek_jax.checkpoint.hf_config import read_config
-from deepseek_jax.checkpoint.load import read_any_config
+from deepseek_jax.checkpoint.load import load_params, read_any_config
 from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, from_paths
 from deepseek_jax.data.batches import held_out_batches
 from deepseek_jax.data.infill import check_fim_rate
@@ -25,7 +24,7 @@ from deepseek_jax.errors import at
 from deepseek_jax.evaluation.perplexity import held_out_loss
 from deepseek_jax.files import read_json
 from deepseek_jax.losses.next_token import next_token_loss
-from deepseek_jax.models import ModelConfig, build_model, names_architecture
+from deepseek_jax.models.config import ModelConfig, build_model, names_architecture
 from deepseek_jax.models.trained_part import INDEXER, with_indexers
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.kinds.given import GivenPolicy, Random
@@ -40,7 +39,7 @@ from deepseek_jax.recipes.stage import SCORES, Context, Source, Stage
 from deepseek_jax.reports.deployment import attention_table
 from deepseek_jax.reports.page import Page
 from deepseek_jax.reports.tables import loss_table, plot_curves
-from deepseek_jax.rollout import generate
+from deepseek_jax.rollout.generation import generate
 from deepseek_jax.rollout.policy import Policy, check_vocabulary
 from deepseek_jax.worlds.registry import named_tokenizer
 
@@ -167,6 +166,7 @@ class Checkpoint(GivenPolicy):
     def params(self, context, trained, mesh):
         """Load the parameters in float32, as training needs them, and add missing indexers."""
         settings, path = self.origin.settings, self.origin.checkpoint
+        assert path is not None, "this stage is there where config.init_from is set"
         with at("config"), at("init_from"):
             config, params = load_params(path, "float32", mesh)
         model = settings.overridden(config)

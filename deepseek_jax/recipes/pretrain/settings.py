@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from deepseek_jax.errors import at
-from deepseek_jax.models import ModelConfig, RopeScaling
-from deepseek_jax.models.config import ExpertBufferBySteps, IndexerLoss
+from deepseek_jax.models.config import ExpertBufferBySteps, IndexerLoss, ModelConfig, RopeScaling
 from deepseek_jax.settings import (
     Checkpoint,
     Count,

@@ -28,7 +28,7 @@ from deepseek_jax.reports.answer_samples import with_answers
 from deepseek_jax.reports.answers import make_console, print_samples, print_table
 from deepseek_jax.reports.page import Page
 from deepseek_jax.reports.tables import loss_table, plot_curves
-from deepseek_jax.rewards import Rewards
+from deepseek_jax.rewards.scoring import Rewards
 from deepseek_jax.rollout.speculative import check as check_drafts
 from deepseek_jax.worlds.registry import find_questions, open_rewards
 

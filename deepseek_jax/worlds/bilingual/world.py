@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from deepseek_jax.data.preferences import RewardKind, parse_preference
-from deepseek_jax.rewards import Reading, Rule
+from deepseek_jax.rewards.rule import Reading, Rule
 from deepseek_jax.worlds.bilingual.corpus import TEACHING
 from deepseek_jax.worlds.bilingual.examples import bilingual_documents, bilingual_examples
 from deepseek_jax.worlds.bilingual.judgements import judge_conversations

@@ -3,7 +3,7 @@
 from functools import partial
 
 from deepseek_jax.data.chat import PLAIN_TEMPLATE
-from deepseek_jax.rewards import Rule
+from deepseek_jax.rewards.rule import Rule
 from deepseek_jax.worlds.calculator.corpus import CalculatorMix, write_document
 from deepseek_jax.worlds.calculator.tasks import answered, calculator_task, direct
 from deepseek_jax.worlds.calculator.tokenizer import calculator_tokenizer

@@ -3,7 +3,7 @@
 from functools import partial
 
 from deepseek_jax.data.chat import PLAIN_TEMPLATE
-from deepseek_jax.rewards import Rule
+from deepseek_jax.rewards.rule import Rule
 from deepseek_jax.worlds.guess.corpus import GuessMix, write_document
 from deepseek_jax.worlds.guess.tasks import guess_task, guessed, number_of
 from deepseek_jax.worlds.guess.tokenizer import guess_tokenizer
