@@ -8,6 +8,7 @@ lazy.py, settings.py: names and tables that import when used; a config block -> 
 named_code.py: functions that a config names, FILE.py:NAME
 notebooks.py  a mistake in a notebook is one message
 progress.py   what a run waits for, in lines on the console
+trees.py: PyTree, the type of nested dicts of arrays
 programs.py   where launch/ and configs/ are: in a checkout or in a wheel; __main__.py is the command
 ops/          the papers' equations: arrays in, arrays out; imports jax alone
 parallel/     where arrays live: mesh, the table of axes, shardings, expert exchange, pipeline, processes
@@ -33,6 +34,24 @@ b batch; t query position; s key position; m = b t flattened; l layer; d hidden_
 h num_attention_heads; k num_key_value_heads; n qk_nope_head_dim; r qk_rope_head_dim; u v_head_dim;
 q q_lora_rank; c kv_lora_rank; f intermediate_size; e n_routed_experts; a num_experts_per_tok; g n_group;
 p prompts_per_step; i completion within its group; j index_n_heads; y index_head_dim.
+
+Words, each for one thing:
+example       a dict of columns, a line of data; two of its columns are question and answer
+question      the text that is asked
+prompt        the token ids that a model reads before it answers
+completion    the token ids that a model samples after a prompt
+answer        the text of a completion; in an example, the right one
+conversation  a completion of several turns, with the replies of tools or an environment
+row           an entry along the first axis of an array
+group         the completions of one prompt; their advantages compare them
+rollout       the completions of all prompts of a step, and how they are sampled
+policy        a model that answers, with its tokenizer and template
+reference     the frozen policy that a KL compares with
+room          a folder of this package, or a file beside the folders
+world         a toy world: its questions, texts, tokenizer and rewards
+recipe        a kind of run: a list of stages, and its page
+stage         a line of this list, which leaves a policy, a dataset or scores
+source        what a stage reads
 """
 
 from deepseek_jax.lazy import lazy_names

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from deepseek_jax.errors import at
 from deepseek_jax.files import expanded
 from deepseek_jax.settings import NamesCode, marked_texts
+from deepseek_jax.trees import PyTree
 
 NAMED = re.compile(r"(?P<source>[^:]+\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
 # How to use your own function: the end of a message about an unknown name
@@ -73,7 +74,7 @@ def name_of(code: Callable) -> str:
     return short_name if leads_to_file else f"{Path(file).absolute()}:{name}"
 
 
-def named(tree: Any) -> Any:
+def named(tree: PyTree) -> Any:
     """Replace functions and classes in nested blocks and lists by their names, as name_of does.
 
     The result has plain dicts and lists.

@@ -5,7 +5,6 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +36,7 @@ from deepseek_jax.models.quantized import is_quantized, unquantized_leaves
 from deepseek_jax.notebooks import plainly
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.processes import first_process, say
+from deepseek_jax.trees import PyTree
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 # Only this project reads this file: fingerprints of the base, and digests of the tensors
@@ -184,7 +184,9 @@ def adapter_base(folder: str | Path) -> str:
 
 
 @plainly()
-def load_adapter(folder: str | Path, config: ModelConfig, params: Any, mesh: Mesh) -> AdaptedParams:
+def load_adapter(
+    folder: str | Path, config: ModelConfig, params: PyTree, mesh: Mesh
+) -> AdaptedParams:
     """Read an adapter and join it with the parameters of its base.
 
     The adapter may come from peft, from save_adapter or from a run. If the base is in int8 now but

@@ -4,7 +4,6 @@ import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +28,7 @@ from deepseek_jax.checkpoint.tree import checked_by_path
 from deepseek_jax.files import whole_file
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.ops.fp8 import BLOCK, quantize
+from deepseek_jax.trees import PyTree
 
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 # Patterns of the files that are copied from `like`: no weights and no code
@@ -39,7 +39,7 @@ NOT_COPIED = ("config.json", "*.index.json")
 def save_hf(
     folder: str | Path,
     config: ModelConfig,
-    params: Any,
+    params: PyTree,
     like: str | Path | None = None,
     fp8: bool = False,
     max_shard_size: int | str = "5GB",
@@ -100,7 +100,7 @@ def save_hf(
             )
 
 
-def hf_tensors(config: ModelConfig, params: Any) -> Iterator[tuple[str, np.ndarray]]:
+def hf_tensors(config: ModelConfig, params: PyTree) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the parameters, or their gradients, as Hugging Face's tensors.
 
     Yields:

@@ -18,6 +18,7 @@ from deepseek_jax.files import absolute
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.notebooks import plainly
 from deepseek_jax.parallel.processes import first_process
+from deepseek_jax.trees import PyTree
 
 
 def is_orbax(folder: str | Path) -> bool:
@@ -26,7 +27,7 @@ def is_orbax(folder: str | Path) -> bool:
 
 
 def save_orbax(
-    folder: str | Path, config: ModelConfig, params: Any, files: dict[str, bytes] | None = None
+    folder: str | Path, config: ModelConfig, params: PyTree, files: dict[str, bytes] | None = None
 ) -> None:
     """Write a model as an Orbax folder: folder/config.json and folder/params.
 

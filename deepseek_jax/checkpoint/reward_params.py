@@ -20,6 +20,7 @@ from deepseek_jax.models.quantized import is_quantized, quantized
 from deepseek_jax.models.reward import decoder_params, init_reward_head, reward_config
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.parallel.shard import logical_names, shardings
+from deepseek_jax.trees import PyTree
 
 ABOUT = "reward_model.json"
 
@@ -27,7 +28,7 @@ ABOUT = "reward_model.json"
 def save_reward_model(
     folder: str | Path,
     config: ModelConfig,
-    params: Any,
+    params: PyTree,
     about: dict,
     base: str | Path | None = None,
     files: dict[str, bytes] | None = None,

@@ -19,6 +19,7 @@ from deepseek_jax.files import absolute, remove_folder
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.processes import barrier, first_process, say
 from deepseek_jax.parallel.shard import on_device
+from deepseek_jax.trees import PyTree
 
 policies = ocp.training.preservation_policies
 # Follows the step in the new name of a damaged checkpoint
@@ -124,7 +125,7 @@ class Store:
         checkpoints = self._checkpointer.checkpoints
         return {c.step: c.metrics["score"] for c in checkpoints if c.metrics is not None}
 
-    def newest(self, abstract_state: Any) -> tuple[int, dict[str, Any]] | tuple[None, None]:
+    def newest(self, abstract_state: PyTree) -> tuple[int, dict[str, Any]] | tuple[None, None]:
         """Read the newest checkpoint that is not damaged.
 
         A damaged checkpoint is reported and renamed to STEP.damaged.
@@ -154,7 +155,7 @@ class Store:
             )
         return None, None
 
-    def restore(self, step: int | None, abstract_state: Any) -> dict[str, Any]:
+    def restore(self, step: int | None, abstract_state: PyTree) -> dict[str, Any]:
         """Read a checkpoint and compare it with its digests.
 
         Args:

@@ -14,9 +14,10 @@ from deepseek_jax.models.adapters import abstract_adapted
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.decoder import abstract_init
 from deepseek_jax.parallel.shard import logical_names, shardings
+from deepseek_jax.trees import PyTree
 
 
-def by_path(tree: Any) -> dict[str, Any]:
+def by_path(tree: PyTree) -> dict[str, Any]:
     """Flatten a tree of dicts to {"a/b": leaf}."""
     keystr = jax.tree_util.keystr
     return {
@@ -55,7 +56,7 @@ def abstract_tree(
     mesh: Mesh,
     dtype: str = "float32",
     adapter: AdapterSettings | None = None,
-) -> Any:
+) -> PyTree:
     """Return the config's params as a tree of ShapeDtypeStructs on the mesh, as load_hf reads them.
 
     Args:
@@ -75,7 +76,7 @@ def abstract_tree(
     )
 
 
-def checked_by_path(config: ModelConfig, params: Any) -> dict[str, Any]:
+def checked_by_path(config: ModelConfig, params: PyTree) -> dict[str, Any]:
     """Return by_path(params) if all shapes are as the config says.
 
     Raises:
@@ -93,6 +94,6 @@ def checked_by_path(config: ModelConfig, params: Any) -> dict[str, Any]:
     return leaves
 
 
-def compute_dtype(params: Any) -> Literal["float32", "bfloat16"]:
+def compute_dtype(params: PyTree) -> Literal["float32", "bfloat16"]:
     """Return the dtype to compute in: "bfloat16" if the embedding has it, else "float32"."""
     return "bfloat16" if params["embedding"].dtype == jnp.bfloat16 else "float32"

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.costs.flops import attended_keys, forward_flops, useful_flops
 from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.trees import PyTree
 
 # A step of reinforcement and its parts, in seconds. MLPerf's training benchmarks use these names, and steps
 # are compared with their logs: an exception to the rule that the name of a time ends in _seconds
@@ -36,7 +37,7 @@ class ResidentArrays(NamedTuple):
     """
 
     name: str
-    tree: Any
+    tree: PyTree
     fields: str = ""
 
     @property
@@ -138,7 +139,7 @@ def moments_of(state) -> ResidentArrays:
     return ResidentArrays("the optimizer's moments", state.opt_state, fields)
 
 
-def policy_params(params: Any) -> ResidentArrays:
+def policy_params(params: PyTree) -> ResidentArrays:
     """Return the ResidentArrays of a policy's parameters, while another model works."""
     return ResidentArrays("the policy's parameters", params)
 

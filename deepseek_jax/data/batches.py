@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import grain
 import jax
@@ -17,6 +16,7 @@ from deepseek_jax.parallel.processes import from_each, say, total_on
 from deepseek_jax.parallel.shard import batch_sharding, batch_share, own_rows, put_batch
 from deepseek_jax.training.schedule import number_at
 from deepseek_jax.training.state import TrainState
+from deepseek_jax.trees import PyTree
 
 TOTALS = ("normalizer", "num_tokens")
 
@@ -196,7 +196,7 @@ class PackedDocuments:
         *,
         batch_sizes: int | Sequence[tuple[int, int]],
         scalars: Mapping[str, Callable[[int], float | jax.Array]],
-        evaluate: Callable[[Any], dict[str, float]] | None,
+        evaluate: Callable[[PyTree], dict[str, float]] | None,
         eval_every: int,
     ):
         _say_shared(rows.readers)

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.heads import head_weight, hidden_states
 from deepseek_jax.parallel.led import Led
 from deepseek_jax.parallel.shard import put_share
+from deepseek_jax.trees import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class TopKRecords:
 
 def top_k_records(
     config: ModelConfig,
-    params: Any,
+    params: PyTree,
     texts: Iterable[Mapping[str, np.ndarray]],
     top_k: int,
     *,

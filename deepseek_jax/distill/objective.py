@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from deepseek_jax.models.adapters import split
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.heads import head_weight, last_attention, layer_states
 from deepseek_jax.models.layers import decays, has_gradient
+from deepseek_jax.trees import PyTree
 
 # Keys of the trained parameters where the term "hidden" has a weight: the student's params, and the
 # projections that are trained with them (init_projections)
@@ -105,7 +106,7 @@ class Objective:
             )
 
     def loss(
-        self, params: Any, batch: dict, rng: jax.Array | None = None, *, teacher_params: Any
+        self, params: PyTree, batch: dict, rng: jax.Array | None = None, *, teacher_params: PyTree
     ) -> tuple[jax.Array, dict]:
         """Compute the loss of a batch, as the loss_fn of training.make_train_step.
 

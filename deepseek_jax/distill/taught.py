@@ -28,6 +28,7 @@ from deepseek_jax.training.run import Run
 from deepseek_jax.training.state import Create, TrainState, state_maker
 from deepseek_jax.training.update import gradients_of, jit_placed, update_of
 from deepseek_jax.training.watch import Checks
+from deepseek_jax.trees import PyTree
 
 
 def learn_from_teachers(
@@ -100,7 +101,7 @@ def make_taught_loss(config: ModelConfig):
 def jitted_update(
     settings: TaughtSettings,
     config: ModelConfig,
-    params: Any,
+    params: PyTree,
     mesh: Mesh,
     teachers: dict[str, Teacher],
 ) -> tuple[Create, "TeachersUpdate"]:

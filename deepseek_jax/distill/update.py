@@ -21,13 +21,14 @@ from deepseek_jax.training.run import Run
 from deepseek_jax.training.state import Create
 from deepseek_jax.training.update import Update, UpdateOptions, create_update
 from deepseek_jax.training.watch import Checks, check_terms
+from deepseek_jax.trees import PyTree
 
 
 def train_student(
     settings: Any,
     objective: Objective,
-    params: Any,
-    teacher_params: Any,
+    params: PyTree,
+    teacher_params: PyTree,
     source: DistillSource,
     run: Run,
 ) -> Any:
@@ -70,7 +71,9 @@ def train_student(
     return without_projections(state.model)
 
 
-def jitted_update(settings, objective: Objective, params: Any, mesh: Mesh) -> tuple[Create, Update]:
+def jitted_update(
+    settings, objective: Objective, params: PyTree, mesh: Mesh
+) -> tuple[Create, Update]:
     """Build the jitted functions that create the train state and update it.
 
     Returns:

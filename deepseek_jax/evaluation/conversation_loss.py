@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +12,7 @@ from deepseek_jax.losses.next_token import target_logprobs
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.training.run import leave_if_asked
+from deepseek_jax.trees import PyTree
 
 
 class ConversationLoss:
@@ -48,7 +48,7 @@ class ConversationLoss:
             "conversations": len(counts),
         }
 
-    def by_conversation(self, params: Any, batches: Iterable[dict]) -> np.ndarray:
+    def by_conversation(self, params: PyTree, batches: Iterable[dict]) -> np.ndarray:
         """Return the mean loss of each conversation in other batches: float64[n], nats a token."""
         losses, counts = self._of(params, batches)
         return losses / counts

@@ -1,13 +1,15 @@
 """Held-out loss of documents, with an interval over batches."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from deepseek_jax.evaluation.accuracy import mean_interval
 from deepseek_jax.training.run import leave_if_asked
+from deepseek_jax.trees import PyTree
 
 
-def held_out_loss(loss_fn: Callable, params: Any, batches: Sequence) -> tuple[float, float, float]:
+def held_out_loss(
+    loss_fn: Callable, params: PyTree, batches: Sequence
+) -> tuple[float, float, float]:
     """Return the mean of loss_fn(params, batch), nats a token, with a 95% interval over batches.
 
     Args:

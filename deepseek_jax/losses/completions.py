@@ -3,7 +3,7 @@
 A group's prompt is computed once for the group, or once for each completion.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.logprobs import token_logprobs
 from deepseek_jax.ops.token_at import token_at
 from deepseek_jax.parallel.tokens import over_tokens
+from deepseek_jax.trees import PyTree
 
 
 class PredictionInputs(NamedTuple):
@@ -51,7 +52,7 @@ class PredictionInputs(NamedTuple):
 
 
 def completion_logprobs(
-    config: ModelConfig, params: Any, batch: dict, *, temperature: float | jax.Array = 1.0
+    config: ModelConfig, params: PyTree, batch: dict, *, temperature: float | jax.Array = 1.0
 ) -> tuple[jax.Array, jax.Array, Routing | None]:
     """Score the tokens of each completion: log-probabilities, entropies and the routing.
 

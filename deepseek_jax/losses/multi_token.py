@@ -3,8 +3,6 @@
 arXiv:2412.19437, section 2.2.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -12,10 +10,11 @@ from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.heads import head_weight, predict_further
 from deepseek_jax.ops.logprobs import token_logprobs
 from deepseek_jax.parallel.tokens import over_tokens
+from deepseek_jax.trees import PyTree
 
 
 def multi_token_losses(
-    config: ModelConfig, params: Any, batch: dict, hidden: jax.Array
+    config: ModelConfig, params: PyTree, batch: dict, hidden: jax.Array
 ) -> tuple[list, dict]:
     """Return the negative log-likelihood of each module's targets (arXiv:2412.19437, eq. 24).
 

@@ -3,8 +3,6 @@
 The others are V3's (balance, multi-token prediction) and V3.2's (indexer).
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -13,11 +11,12 @@ from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.heads import head_weight, reported_states
 from deepseek_jax.ops.logprobs import token_logprobs
 from deepseek_jax.parallel.tokens import over_tokens
+from deepseek_jax.trees import PyTree
 
 
 def next_token_loss(
     config: ModelConfig,
-    params: Any,
+    params: PyTree,
     batch: dict,
     *,
     balance_weight: float = 0.0,

@@ -3,12 +3,11 @@
 arXiv:2501.12948, section 3.1.
 """
 
-from typing import Any
-
 import jax
 
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.reward import predict_rewards
+from deepseek_jax.trees import PyTree
 
 
 def pairwise_loss(
@@ -68,7 +67,7 @@ def pointwise_loss(
     }
 
 
-def reward_loss(config: ModelConfig, params: Any, batch: dict) -> tuple[jax.Array, dict]:
+def reward_loss(config: ModelConfig, params: PyTree, batch: dict) -> tuple[jax.Array, dict]:
     """Return a reward model's loss: pairwise_loss for pairs, pointwise_loss for labelled responses.
 
     Args:

@@ -22,6 +22,7 @@ from deepseek_jax.ops.saved_names import LAYER_INPUT
 from deepseek_jax.parallel.mesh import make_mesh
 from deepseek_jax.parallel.pipeline import pipeline, pipeline_stages
 from deepseek_jax.parallel.shard import constrain, init_sharded
+from deepseek_jax.trees import PyTree
 
 # The logical axes that split the residual stream [b t d] between layers
 ROWS = ("batch", "seq", None)
@@ -338,7 +339,7 @@ def _train(stack, *arguments):
     return stack.train(*arguments)
 
 
-def init_params(config: ModelConfig, rng: jax.Array) -> Any:
+def init_params(config: ModelConfig, rng: jax.Array) -> PyTree:
     """Create random float32 parameters: normal(initializer_range) weights, unit norms, zero biases.
 
     Returns:
@@ -362,7 +363,7 @@ def count_params(config: ModelConfig) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(nn.unbox(shapes)))
 
 
-def random_params(config: ModelConfig, mesh: Mesh | None = None, seed: int = 0) -> Any:
+def random_params(config: ModelConfig, mesh: Mesh | None = None, seed: int = 0) -> PyTree:
     """Create a model's random parameters, each in its shards on the mesh, see init_params.
 
     Args:

@@ -3,8 +3,6 @@
 Open this file to run a model: `forward` returns logits.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -15,9 +13,10 @@ from deepseek_jax.models.layers import position_tables
 from deepseek_jax.models.moe import Routing
 from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.dot import dot
+from deepseek_jax.trees import PyTree
 
 
-def head_weight(config: ModelConfig, params: Any) -> jax.Array:
+def head_weight(config: ModelConfig, params: PyTree) -> jax.Array:
     """Return the output matrix [v d], which is the embedding if the two are tied."""
     params = whole(params)
     return params["embedding"] if config.tie_word_embeddings else params["head"]
@@ -37,7 +36,7 @@ def segment_positions(segment_ids):
 
 def hidden_states(
     config: ModelConfig,
-    params: Any,
+    params: PyTree,
     tokens: jax.Array,
     *,
     segment_ids: jax.Array | None = None,
@@ -71,7 +70,7 @@ def hidden_states(
 
 def layer_states(
     config: ModelConfig,
-    params: Any,
+    params: PyTree,
     tokens: jax.Array,
     *,
     segment_ids: jax.Array | None = None,
@@ -112,7 +111,7 @@ def layer_states(
 
 def reported_states(
     config: ModelConfig,
-    params: Any,
+    params: PyTree,
     tokens: jax.Array,
     *,
     segment_ids: jax.Array | None = None,
@@ -150,7 +149,7 @@ def reported_states(
 
 
 def last_attention(
-    config: ModelConfig, params: Any, states: jax.Array, positions: jax.Array
+    config: ModelConfig, params: PyTree, states: jax.Array, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Compute the last layer's queries and keys, rotated, and values, for a distillation loss.
 
@@ -183,7 +182,7 @@ def last_attention(
 
 def predict_further(
     config: ModelConfig,
-    params: Any,
+    params: PyTree,
     depth: int,
     hidden: jax.Array,
     next_tokens: jax.Array,
@@ -211,7 +210,7 @@ def predict_further(
 
 def forward(
     config: ModelConfig,
-    params: Any,
+    params: PyTree,
     tokens: jax.Array,
     *,
     segment_ids: jax.Array | None = None,

@@ -16,6 +16,7 @@ from deepseek_jax.ops.gated_mlp import gated_mlp, swiglu
 from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.parallel.few_tokens import Split, added_up
 from deepseek_jax.parallel.linear import by_token
+from deepseek_jax.trees import PyTree
 
 # The module of V3.2's attention that selects keys
 INDEXER = "indexer"
@@ -62,7 +63,7 @@ def has_gradient(path: tuple, parts: tuple[str, ...] = ()) -> bool:
     )
 
 
-def decays(params: Any) -> Any:
+def decays(params: PyTree) -> Any:
     """Mark the parameters that weight decay and penalties apply to.
 
     Returns:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from deepseek_jax.parallel.shard import check_splits, current_mesh, partition_spec
+from deepseek_jax.trees import PyTree
 
 
 def pipeline_stages() -> int:
@@ -22,7 +23,7 @@ def pipeline_stages() -> int:
 
 
 def pipeline(
-    run_stage: Callable, params: Any, carried: dict[str, Any], micro_batches: int
+    run_stage: Callable, params: PyTree, carried: dict[str, Any], micro_batches: int
 ) -> tuple[jax.Array, Any]:
     """Run a stack of layers over carried["x"], with the layers split over the pipeline's stages.
 

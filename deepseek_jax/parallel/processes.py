@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.errors import shortened
 from deepseek_jax.progress import line
+from deepseek_jax.trees import PyTree
 
 Result = TypeVar("Result")
 # Seconds that a process waits at a barrier for other processes
@@ -171,7 +172,7 @@ def _store():
     return distributed.global_state.client
 
 
-def from_first(tree: Any) -> Any:
+def from_first(tree: PyTree) -> PyTree:
     """Return process 0's numpy arrays on every process.
 
     Args:

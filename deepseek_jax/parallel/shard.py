@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.parallel.mesh import size_name
 from deepseek_jax.parallel.rules import RULES, STORED, Entry
+from deepseek_jax.trees import PyTree
 
 _TABLE = contextvars.ContextVar("table", default=RULES)
 
@@ -257,7 +258,7 @@ def put_share(mesh: Mesh, batch: dict) -> dict:
     return put_batch(mesh, own_batch)
 
 
-def on_device(tree: Any) -> Any:
+def on_device(tree: PyTree) -> PyTree:
     """Move the arrays of a tree that wait in the host's memory to the device, in jit or outside."""
 
     def move(leaf):

@@ -21,6 +21,7 @@ from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.training.run import Run
 from deepseek_jax.training.settings import FitSettings
+from deepseek_jax.trees import PyTree
 
 # The file of a measurement, in its stage's folder
 SCORES = "scores.json"
@@ -206,7 +207,7 @@ class Stage:
         """
         return folder / ("adapter" if is_adapter(folder / "adapter") else "params")
 
-    def params(self, context: "Context", trained: bool, mesh: Mesh) -> Any:
+    def params(self, context: "Context", trained: bool, mesh: Mesh) -> PyTree:
         """Load the parameters that the stage produced onto the mesh; see Context.load."""
         folder = context.folder / self.name
         if is_adapter(folder / "adapter"):

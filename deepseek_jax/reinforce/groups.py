@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import grain
 import jax
@@ -35,6 +34,7 @@ from deepseek_jax.rollout.answers import Answers
 from deepseek_jax.rollout.kept import check_rows as check_kept
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.state import TrainState
+from deepseek_jax.trees import PyTree
 
 
 class GroupSource:
@@ -65,7 +65,7 @@ class GroupSource:
         rewards: Rewards | ScenarioRewards,
         settings: ReinforceSettings,
         mesh: Mesh,
-        reference: Any,
+        reference: PyTree,
         general: Sequence[dict] = (),
         folder: Path | None = None,
     ):
@@ -161,7 +161,7 @@ class GroupSource:
         """Whether the policy that sampled last is known to differ from its reference."""
         return self.referred is not None and self.referred != self.sampler.sampled_by
 
-    def _sample(self, params: Any, step: int) -> tuple[list[dict], list[dict]]:
+    def _sample(self, params: PyTree, step: int) -> tuple[list[dict], list[dict]]:
         """Sample the groups of one step: return (groups to train on, all sampled groups).
 
         Dynamic sampling (arXiv:2503.14476, section 3.2) draws more questions in place of groups

@@ -4,7 +4,6 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -20,6 +19,7 @@ from deepseek_jax.rollout.kept import TokenChoices
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.requests import prompt_room
 from deepseek_jax.rollout.sample_log import SampleLog
+from deepseek_jax.trees import PyTree
 
 # A rollout that ends sooner writes no file
 SECONDS_BETWEEN_WRITES = 60
@@ -52,7 +52,7 @@ class Sampler:
         self.kept: TokenChoices | None = None
 
     def answer(
-        self, params: Any, examples: Sequence[dict], step: int, number: int = 0
+        self, params: PyTree, examples: Sequence[dict], step: int, number: int = 0
     ) -> tuple[Answers, dict[str, float]]:
         """Sample the answers to examples in one sampling round of a step.
 

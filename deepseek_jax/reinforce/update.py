@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.training.state import Create, in_memory
 from deepseek_jax.training.update import Reference, Update, UpdateOptions, create_update
 from deepseek_jax.training.watch import Limit
+from deepseek_jax.trees import PyTree
 
 # The largest mean of |old_logprobs - sampler_logprobs|, in nats, that rounding explains. Runs in
 # float32 have 4e-7, with products that are exact on every machine. In bfloat16 rounding often sends
@@ -55,7 +55,7 @@ def sampler_limits(config: ModelConfig) -> dict[str, Limit]:
 
 
 def jitted_update(
-    settings: ReinforceSettings, config: ModelConfig, params: Any, mesh: Mesh
+    settings: ReinforceSettings, config: ModelConfig, params: PyTree, mesh: Mesh
 ) -> tuple[Create, Update]:
     """Build (create, update), as training.update.create_update does.
 
@@ -77,7 +77,7 @@ def jitted_update(
     return create_update(settings, loss_fn, params, mesh, beside=UpdateOptions(reference=reference))
 
 
-def reference_places(settings: ReinforceSettings, params: Any) -> Any:
+def reference_places(settings: ReinforceSettings, params: PyTree) -> PyTree:
     """Return the shardings of a reference with these params.
 
     Args:
@@ -86,7 +86,7 @@ def reference_places(settings: ReinforceSettings, params: Any) -> Any:
     return jax.tree.map(lambda leaf: in_memory(leaf.sharding, settings.reference_memory), params)
 
 
-def as_reference(settings: ReinforceSettings, params: Any) -> Any:
+def as_reference(settings: ReinforceSettings, params: PyTree) -> PyTree:
     """Copy params as a reference to compare with, in settings.reference_memory.
 
     The copy is in settings.reference_dtype, except for the biases that balance routers.
@@ -101,7 +101,7 @@ def as_reference(settings: ReinforceSettings, params: Any) -> Any:
     return jax.device_put(reference, reference_places(settings, params))
 
 
-def jitted_score(config: ModelConfig) -> Callable[[Any, dict], jax.Array]:
+def jitted_score(config: ModelConfig) -> Callable[[PyTree, dict], jax.Array]:
     """Build a jitted (params, batch) -> logprobs float32[b t] of the completions.
 
     It scores them for the old policy and for the reference.

@@ -5,7 +5,6 @@ without jax.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.reward import predict_rewards
 from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.rewards.judge import reader_text
+from deepseek_jax.trees import PyTree
 
 # Padded length of the shortest rows in tokens. Longer rows double it, so that few shapes are
 # compiled
@@ -42,7 +42,7 @@ class RewardModel:
     def __init__(
         self,
         config: ModelConfig,
-        params: Any,
+        params: PyTree,
         render: Callable[[Mapping, str], list[int]],
         mesh: Mesh,
         *,

@@ -31,7 +31,7 @@ of steps jumps to the next text that is due.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -49,6 +49,7 @@ from deepseek_jax.rollout.requests import Requests
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.slots import Decoding, rooms
 from deepseek_jax.rollout.weights import in_place
+from deepseek_jax.trees import PyTree
 
 # Tokens of a completion that the caches have room for at first, and the factor by which this room
 # grows
@@ -157,7 +158,7 @@ class Engine:
         how: Decoding,
         sampling: Sampling,
         eos_ids: tuple[int, ...],
-        params: Any,
+        params: PyTree,
         requests: Requests,
     ):
         self.how, self.fixed, self.requests = how, (how, sampling, eos_ids), requests

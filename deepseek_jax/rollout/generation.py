@@ -3,7 +3,6 @@
 import contextlib
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,11 +16,12 @@ from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.settings import check_together
 from deepseek_jax.rollout.slots import Decoding
 from deepseek_jax.rollout.speculative import check as check_drafts
+from deepseek_jax.trees import PyTree
 
 
 def generate(
     config: ModelConfig,
-    params: Any,
+    params: PyTree,
     prompts: list[list[int]],
     *,
     max_completion_length: int,

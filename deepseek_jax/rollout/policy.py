@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -29,6 +29,7 @@ from deepseek_jax.rollout.settings import AnswerOptions, Limit
 from deepseek_jax.rollout.speculative import check as check_drafts
 from deepseek_jax.rollout.tool_use import ToolUse
 from deepseek_jax.settings import build
+from deepseek_jax.trees import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Policy:
         """Return {name: bytes} of the files that carry the tokenizer and the template."""
         return carried_files(self.tokenizer, self.template)
 
-    def at(self, params: Any) -> "Policy":
+    def at(self, params: PyTree) -> "Policy":
         """Return the same policy with other parameters."""
         return dataclasses.replace(self, params=params)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.rollout.slots import Decoding
 from deepseek_jax.rollout.weights import in_place
+from deepseek_jax.trees import PyTree
 
 
 class Workload(NamedTuple):
@@ -237,7 +238,9 @@ class _Recorded(Engine):
         calls: {name: its Program, without the fields of a _ProgramWork}, in the order of calls.
     """
 
-    def __init__(self, how: Decoding, params: Any, requests: Requests, mesh: Mesh, sizes: _Sizes):
+    def __init__(
+        self, how: Decoding, params: PyTree, requests: Requests, mesh: Mesh, sizes: _Sizes
+    ):
         self.mesh, self.sizes = mesh, sizes
         self.calls: dict[str, Program] = {}
         self.weights = self.state = self.prefilled = None

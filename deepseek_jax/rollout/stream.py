@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +13,7 @@ from deepseek_jax.rollout.engine import Engine, batch_parts_of, rollout_config, 
 from deepseek_jax.rollout.requests import PROMPT_BUCKET, check, make_requests
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.slots import Decoding
+from deepseek_jax.trees import PyTree
 
 # What a byte-level tokenizer decodes from the first bytes of a character, if its other bytes are in
 # later tokens
@@ -22,7 +22,7 @@ UNFINISHED = "\ufffd"
 
 def stream(
     config: ModelConfig,
-    params: Any,
+    params: PyTree,
     prompt: list[int],
     sampling: Sampling,
     *,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +14,14 @@ from deepseek_jax.models.low_rank import dense, is_weight
 from deepseek_jax.ops.decoding import prepare
 from deepseek_jax.parallel.decoding import join_halves, to_rollout
 from deepseek_jax.parallel.shard import constrain, logical_names
+from deepseek_jax.trees import PyTree
 
 # Parts of names: of weights with products in float32, and of weights that every device has whole
 FLOAT32 = ("router", "head_weights")
 WHOLE = ("router", "v_up")
 
 
-def cast(config: ModelConfig, params: Any) -> Any:
+def cast(config: ModelConfig, params: PyTree) -> PyTree:
     """Cast params to the compute dtype, except weights with products in float32.
 
     These are the weights of routers, and of an indexer's heads.

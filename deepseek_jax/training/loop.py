@@ -21,6 +21,7 @@ from deepseek_jax.training.settings import LoopSettings
 from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.update import create_update
 from deepseek_jax.training.watch import Checks, Idle, check_params
+from deepseek_jax.trees import PyTree
 
 # watch.Checks.terms for the losses of `fit`
 LOSS_TERMS = {
@@ -254,7 +255,7 @@ def _best(state, store, checkpoint_settings, phase):
 def fit(
     settings: Any,
     loss_fn: Callable,
-    params: Any,
+    params: PyTree,
     source: Any,
     run: Run,
     flops_per_token: float | None = None,

@@ -1,7 +1,7 @@
 """The state that an update changes: arrays only, so that it can be sharded, saved and compared."""
 
 import functools
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.models.adapters import join, split
+from deepseek_jax.trees import PyTree
 
 
 class TrainState(struct.PyTreeNode):
@@ -32,7 +33,7 @@ class TrainState(struct.PyTreeNode):
     frozen: dict | None = None
 
     @classmethod
-    def create(cls, params: Any, tx: optax.GradientTransformation) -> "TrainState":
+    def create(cls, params: PyTree, tx: optax.GradientTransformation) -> "TrainState":
         """Build the state before the first update.
 
         Args:
@@ -44,7 +45,7 @@ class TrainState(struct.PyTreeNode):
         return cls(step=step, params=trained, opt_state=tx.init(trained), frozen=frozen)
 
     @property
-    def model(self) -> Any:
+    def model(self) -> PyTree:
         """The model's params: the trained and the frozen ones together."""
         return join(self.params, self.frozen)
 
@@ -56,10 +57,10 @@ class TrainState(struct.PyTreeNode):
 class Create(Protocol):
     """The jitted function of state_maker."""
 
-    def __call__(self, params: Any, /) -> TrainState:
+    def __call__(self, params: PyTree, /) -> TrainState:
         """Make the first TrainState of params, which are donated."""
 
-    def eval_shape(self, params: Any, /) -> TrainState:
+    def eval_shape(self, params: PyTree, /) -> TrainState:
         """Return the TrainState that a call would make, of ShapeDtypeStructs."""
 
 
@@ -100,7 +101,7 @@ def _is_masked(moment):
 
 
 def state_maker(
-    params: Any, tx: optax.GradientTransformation, mesh: Mesh, moments: str = "device"
+    params: PyTree, tx: optax.GradientTransformation, mesh: Mesh, moments: str = "device"
 ) -> tuple[Create, TrainState]:
     """Build (create, placed): a jitted function that makes a TrainState, and the state's shardings.
 

@@ -20,6 +20,7 @@ from deepseek_jax.parallel.shard import on_device
 from deepseek_jax.training.micro_batches import accumulated
 from deepseek_jax.training.nonfinite import locate
 from deepseek_jax.training.state import Create, TrainState, state_maker
+from deepseek_jax.trees import PyTree
 
 
 class Reference(NamedTuple):
@@ -58,7 +59,7 @@ NOTHING = UpdateOptions()
 def create_update(
     settings,
     loss_fn: Callable,
-    params: Any,
+    params: PyTree,
     mesh: Mesh,
     *,
     parts: tuple[str, ...] = (),
@@ -307,7 +308,7 @@ def _move_router_biases(params, loads, speed):
     return jax.tree.map_with_path(move, params)
 
 
-def jit_placed(function: Callable, placed: Any) -> jax.stages.Wrapped:
+def jit_placed(function: Callable, placed: PyTree) -> jax.stages.Wrapped:
     """Jit function(tree, ...) -> (tree, metrics) for trees with the shardings `placed`.
 
     The first argument is donated. On a known chip the function is compiled with that chip's

@@ -34,6 +34,7 @@ from deepseek_jax.training.run import Run
 from deepseek_jax.training.schedule import number_at, stepwise
 from deepseek_jax.training.update import UpdateOptions, create_update
 from deepseek_jax.training.watch import Checks, check_terms
+from deepseek_jax.trees import PyTree
 from deepseek_jax.worlds.registry import find_corpus
 
 
@@ -77,11 +78,11 @@ def train_stage(
     model: ModelConfig,
     stage: StageSettings,
     corpus: Corpus,
-    params: Any,
+    params: PyTree,
     run: Run,
     *,
     seed: int,
-    evaluate: Callable[[Any], dict] | None = None,
+    evaluate: Callable[[PyTree], dict] | None = None,
 ) -> Any:
     """Train params, which are donated, over one stage, and return the trained params.
 

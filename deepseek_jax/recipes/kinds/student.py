@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -33,6 +32,7 @@ from deepseek_jax.recipes.kinds.tune import check_conversations
 from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.run import Run
+from deepseek_jax.trees import PyTree
 
 # The most prompts of each task that on-policy rows are drawn from
 MOST_PROMPTS = 4096
@@ -89,7 +89,7 @@ class StudentRun:
             eval_every=self.student.eval_every,
             learns_texts=self.student.loss.learns_texts(),
         )
-        teacher_params: Any = {}
+        teacher_params: PyTree = {}
         if self.student.loss.reads_teacher():
             # Distil has a teacher if the loss asks for one; so have the methods below
             assert taught is not None
