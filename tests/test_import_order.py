@@ -20,6 +20,7 @@ TOP = (
     "programs",
     "progress",
     "settings",
+    "trees",
 )
 # The page that stands beside all rooms: it takes a config and random parameters
 MINIMAL = ROOT / "minimal.py"
