@@ -2,6 +2,8 @@
 
 The program gets the other arguments. `deepseek-jax NAME` does what `python launch/NAME.py` does in
 a checkout.
+
+Tests: tests/test_programs.py.
 """
 
 import ast

@@ -1,4 +1,7 @@
-"""Lazy imports for packages: a module is imported when one of its names is first used (PEP 562)."""
+"""Lazy imports for packages: a module is imported when one of its names is first used (PEP 562).
+
+Tests: tests/test_public_names.py.
+"""
 
 # A Python that is too old reads this file before installed.py says so
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""PyTree, the type of what holds arrays: nested dicts, lists and records. Tested in tests/test_house.py."""
+"""PyTree, the type of what holds arrays: nested dicts, lists and records.
+
+Tests: tests/test_house.py.
+"""
 
 from typing import Any, TypeAlias
 

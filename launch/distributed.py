@@ -1,6 +1,8 @@
 """Join the other processes of a run (--distributed), and print a message only once.
 
 JAX is imported inside functions, because launch/common.py imports this module.
+
+Tests: tests/launch/test_backend.py, tests/launch/test_train.py.
 """
 
 import os

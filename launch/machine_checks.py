@@ -5,6 +5,8 @@ programs, for a model as small as a TPU's kernels accept: configs/models.deepsee
 returns what it found, in words. It raises ValueError, with the remedy, if something is wrong.
 
 This module imports JAX at its top, so it is imported after the flags are read.
+
+Tests: tests/launch/test_doctor.py.
 """
 
 import dataclasses

@@ -1,4 +1,7 @@
-"""The tools and the environment that the flags of launch/chat.py name."""
+"""The tools and the environment that the flags of launch/chat.py name.
+
+Tests: tests/launch/test_chat.py.
+"""
 
 import contextlib
 

@@ -1,4 +1,7 @@
-"""A time limit for calls into libraries, which may wait forever."""
+"""A time limit for calls into libraries, which may wait forever.
+
+Tests: tests/launch/test_backend.py.
+"""
 
 import contextlib
 import os

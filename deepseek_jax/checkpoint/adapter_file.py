@@ -1,4 +1,7 @@
-"""The safetensors file of an adapter, and a digest of each tensor that reveals damage."""
+"""The safetensors file of an adapter, and a digest of each tensor that reveals damage.
+
+Tests: tests/checkpoint/test_damage.py.
+"""
 
 from hashlib import blake2b
 from pathlib import Path

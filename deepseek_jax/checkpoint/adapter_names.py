@@ -1,6 +1,8 @@
 """Tensor names of adapters in peft's format, and conversion of the tensors to our arrays and back.
 
 models.adapters.AdaptedParams describes these arrays.
+
+Tests: tests/checkpoint/test_adapter.py.
 """
 
 import re

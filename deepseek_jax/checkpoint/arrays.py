@@ -1,6 +1,8 @@
 """Arrays in an Orbax folder, checked by digests when they are read.
 
 The digests depend neither on the mesh nor on the dtype in which the arrays are read.
+
+Tests: tests/checkpoint/test_damage.py.
 """
 
 from pathlib import Path

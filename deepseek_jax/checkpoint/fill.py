@@ -1,4 +1,7 @@
-"""Sharded parameters from stored tensors: processes read their shares, devices exchange columns."""
+"""Sharded parameters from stored tensors: processes read their shares, devices exchange columns.
+
+Tests: tests/checkpoint/test_share.py, tests/checkpoint/test_hf_import.py.
+"""
 
 import collections
 import contextlib

@@ -1,4 +1,7 @@
-"""Tensors of a Hugging Face folder, whole or in rows; every error names the tensor and the file."""
+"""Tensors of a Hugging Face folder, whole or in rows; every error names the tensor and the file.
+
+Tests: tests/checkpoint/test_hf_import.py, tests/checkpoint/test_share.py.
+"""
 
 import math
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Parameters from a checkpoint of any format: Orbax, GGUF or Hugging Face."""
+"""Parameters from a checkpoint of any format: Orbax, GGUF or Hugging Face.
+
+Tests: tests/checkpoint/test_gguf_file.py, tests/checkpoint/test_damage.py, tests/test_hub.py.
+"""
 
 from pathlib import Path
 from typing import Any

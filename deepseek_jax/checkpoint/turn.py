@@ -10,6 +10,8 @@ stack. Letters are sizes.
   n+u -> n  the parameter takes that part of the axis; another line places the other part
   l, e, 0   only on the right: the tensor's index along a stacked axis: its layer, its expert,
             a half
+
+Tests: tests/checkpoint/test_hf_names.py.
 """
 
 import dataclasses

@@ -1,6 +1,8 @@
 """Columns of a record, which rewards, graders and reports read.
 
 Also here: reserved names, renaming of columns, and conversion of values to JSON.
+
+Tests: tests/data/test_records.py, tests/data/test_messages.py.
 """
 
 import base64

@@ -1,4 +1,7 @@
-"""A hashed order of examples: the last ones, which may be held out, are like the others."""
+"""A hashed order of examples: the last ones, which may be held out, are like the others.
+
+Tests: tests/worlds/test_written.py.
+"""
 
 import hashlib
 from collections.abc import Iterable

@@ -1,4 +1,7 @@
-"""Tool calls as lines of plain text, for models whose chat template has no tools."""
+"""Tool calls as lines of plain text, for models whose chat template has no tools.
+
+Tests: tests/data/test_tool_calls.py, tests/data/test_tools.py.
+"""
 
 import ast
 import json

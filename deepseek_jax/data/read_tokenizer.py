@@ -1,4 +1,7 @@
-"""Loader of a checkpoint's tokenizer: of a Hugging Face folder, a .gguf file or a run's folder."""
+"""Loader of a checkpoint's tokenizer: of a Hugging Face folder, a .gguf file or a run's folder.
+
+Tests: tests/data/test_tokenizer.py.
+"""
 
 import json
 from pathlib import Path

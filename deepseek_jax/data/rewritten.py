@@ -1,4 +1,7 @@
-"""Count of turns that the chat template would encode differently from what was sampled."""
+"""Count of turns that the chat template would encode differently from what was sampled.
+
+Tests: tests/data/test_tools.py.
+"""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""Sequences of texts that are computed one by one, when they are read."""
+"""Sequences of texts that are computed one by one, when they are read.
+
+Tests: tests/rewards/test_score_together.py.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 

@@ -1,4 +1,7 @@
-"""Conversion of messages with tool calls into the forms that chat templates take."""
+"""Conversion of messages with tool calls into the forms that chat templates take.
+
+Tests: tests/data/test_tools.py.
+"""
 
 import dataclasses
 import json

@@ -1,4 +1,7 @@
-"""Checks that many teachers and one student fit together, made before anything compiles."""
+"""Checks that many teachers and one student fit together, made before anything compiles.
+
+Tests: tests/distill/test_teachers.py, tests/distill/test_taught.py.
+"""
 
 from jax.sharding import Mesh
 

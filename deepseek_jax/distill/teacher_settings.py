@@ -1,4 +1,7 @@
-"""Settings of a student that learns from many teachers on its own samples, checked when built."""
+"""Settings of a student that learns from many teachers on its own samples, checked when built.
+
+Tests: tests/distill/test_teachers.py, tests/distill/test_taught.py.
+"""
 
 import dataclasses
 from typing import ClassVar

@@ -1,4 +1,7 @@
-"""The user's functions and class, as a config names them."""
+"""The user's functions and class, as a config names them.
+
+Tests: tests/environments/test_mistakes.py.
+"""
 
 import inspect
 from pathlib import Path

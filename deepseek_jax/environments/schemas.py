@@ -1,6 +1,8 @@
 """Read the schemas of the user's tools, and raise for each mistake of their form before a run.
 
 A separate process reads them and ends, because the transformers library is large.
+
+Tests: tests/environments/test_mistakes.py.
 """
 
 import inspect

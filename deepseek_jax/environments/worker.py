@@ -1,4 +1,7 @@
-"""Code that runs in a worker process: calls of the user's tools and environments, under limits."""
+"""Code that runs in a worker process: calls of the user's tools and environments, under limits.
+
+Tests: tests/environments/test_steps.py, tests/environments/test_calls.py.
+"""
 
 import hashlib
 import inspect

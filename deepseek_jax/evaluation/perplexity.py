@@ -1,4 +1,7 @@
-"""Held-out loss of documents, with an interval over batches."""
+"""Held-out loss of documents, with an interval over batches.
+
+Tests: tests/evaluation/test_stopping.py.
+"""
 
 from collections.abc import Callable, Sequence
 

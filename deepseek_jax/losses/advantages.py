@@ -1,4 +1,7 @@
-"""Advantages: rewards relative to the other completions of the same prompt."""
+"""Advantages: rewards relative to the other completions of the same prompt.
+
+Tests: tests/losses/test_grpo_by_hand.py, tests/losses/test_grpo.py.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,7 @@
-"""Settings of losses. This file imports no model."""
+"""Settings of losses. This file imports no model.
+
+Tests: tests/losses/test_grpo_by_hand.py, tests/losses/test_grpo.py.
+"""
 
 import dataclasses
 from typing import Literal

@@ -1,4 +1,7 @@
-"""The settings of adapters: low-rank products added to some weights (arXiv:2106.09685)."""
+"""The settings of adapters: low-rank products added to some weights (arXiv:2106.09685).
+
+Tests: tests/models/test_adapter_modules.py.
+"""
 
 import dataclasses
 from typing import Literal

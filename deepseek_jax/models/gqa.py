@@ -1,4 +1,7 @@
-"""Grouped-query attention (arXiv:2305.13245), as Qwen and Llama use it."""
+"""Grouped-query attention (arXiv:2305.13245), as Qwen and Llama use it.
+
+Tests: tests/models/test_steps.py, tests/models/test_parity.py.
+"""
 
 import functools
 

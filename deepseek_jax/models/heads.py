@@ -1,6 +1,8 @@
 """Functions of a model's params: logits, hidden states, the last attention, later tokens.
 
 Open this file to run a model: `forward` returns logits.
+
+Tests: tests/models/test_last_attention.py, tests/models/test_parity.py.
 """
 
 import jax

@@ -1,6 +1,8 @@
 """The lightning indexer of DeepSeek Sparse Attention, which selects keys for each query.
 
 DeepSeek-V3.2-Exp, section 2; arXiv:2512.02556.
+
+Tests: tests/models/test_sparse_attention.py.
 """
 
 import functools

@@ -1,4 +1,7 @@
-"""LowRank: a parameter with an adapter, which becomes one array where a module reads it."""
+"""LowRank: a parameter with an adapter, which becomes one array where a module reads it.
+
+Tests: tests/models/test_adapters.py.
+"""
 
 import dataclasses
 import functools

@@ -1,4 +1,7 @@
-"""Multi-head latent attention (arXiv:2405.04434, section 2.1; arXiv:2412.19437, eqs. 1-11)."""
+"""Multi-head latent attention (arXiv:2405.04434, section 2.1; arXiv:2412.19437, eqs. 1-11).
+
+Tests: tests/models/test_steps.py, tests/models/test_parity.py.
+"""
 
 import functools
 

@@ -1,6 +1,8 @@
 """Multi-token prediction: each module predicts one token further ahead.
 
 arXiv:2412.19437, section 2.2.
+
+Tests: tests/models/test_steps.py.
 """
 
 import flax.linen as nn

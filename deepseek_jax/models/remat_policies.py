@@ -1,6 +1,8 @@
 """The table of remat policies: what the backward pass of a layer computes again.
 
 This file does not import jax.
+
+Tests: tests/models/test_decoder.py.
 """
 
 from typing import Literal, NamedTuple

@@ -1,4 +1,7 @@
-"""The layout of a row in which completions share one prompt."""
+"""The layout of a row in which completions share one prompt.
+
+Tests: tests/ops/test_attention.py.
+"""
 
 from typing import NamedTuple
 

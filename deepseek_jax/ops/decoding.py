@@ -1,4 +1,7 @@
-"""Weights in a form for decoding, which multiplies each weight by few rows, many times."""
+"""Weights in a form for decoding, which multiplies each weight by few rows, many times.
+
+Tests: tests/ops/cpu/test_dot.py.
+"""
 
 from deepseek_jax.ops.cpu import dot as cpu
 from deepseek_jax.ops.platform import choose

@@ -3,6 +3,8 @@
 qwix 0.1.8 does not fit. Its differentiable product tiles both operands alike (weights too in 128 x
 1, or activations too in 128 x 128). Its quantiser refuses sizes that 128 does not divide, and turns
 infinity into NaN.
+
+Tests: tests/ops/test_fp8.py.
 """
 
 import functools

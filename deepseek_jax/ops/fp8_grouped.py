@@ -1,4 +1,7 @@
-"""Experts' matrix products in FP8: ops.fp8_dot on each expert's own rows."""
+"""Experts' matrix products in FP8: ops.fp8_dot on each expert's own rows.
+
+Tests: tests/ops/test_gated_mlp.py, tests/ops/test_fp8.py.
+"""
 
 import functools
 import math

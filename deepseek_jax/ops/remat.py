@@ -1,4 +1,7 @@
-"""Mark what a layer saves for its backward pass, which recomputes the rest."""
+"""Mark what a layer saves for its backward pass, which recomputes the rest.
+
+Tests: tests/models/test_decoder.py.
+"""
 
 from jax.ad_checkpoint import checkpoint_name
 

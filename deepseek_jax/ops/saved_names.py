@@ -1,6 +1,8 @@
 """Names of a layer's values, by which a remat policy saves them or moves them to the host.
 
 This module imports no jax.
+
+Tests: tests/models/test_decoder.py.
 """
 
 # Values that remat="selective" saves, see ops.remat.save_for_backward

@@ -1,6 +1,8 @@
 """Gather a weight inside shard_map, so that its gradient is cut into shares as it is summed.
 
 If the weight were gathered outside, the whole gradient would be summed first and cut afterwards.
+
+Tests: tests/parallel/test_linear.py.
 """
 
 import functools

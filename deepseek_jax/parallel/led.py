@@ -1,4 +1,7 @@
-"""Led: function calls that process 0 decides on, and that all processes compute together."""
+"""Led: function calls that process 0 decides on, and that all processes compute together.
+
+Tests: tests/parallel/test_meeting.py.
+"""
 
 from collections.abc import Callable
 

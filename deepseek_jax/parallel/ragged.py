@@ -1,4 +1,7 @@
-"""A form of jax.lax.ragged_all_to_all that also runs on machines without it."""
+"""A form of jax.lax.ragged_all_to_all that also runs on machines without it.
+
+Tests: tests/parallel/test_round_trip.py.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,7 @@
-"""Tools and environments for a recipe's policy, opened before the policy is loaded."""
+"""Tools and environments for a recipe's policy, opened before the policy is loaded.
+
+Tests: tests/reinforce/test_conversations.py, tests/recipes/evaluate/test_conversations.py.
+"""
 
 import dataclasses
 from contextlib import ExitStack

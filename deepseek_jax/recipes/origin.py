@@ -1,4 +1,7 @@
-"""The model, tokenizer and template of a line of stages, from a checkpoint or a config."""
+"""The model, tokenizer and template of a line of stages, from a checkpoint or a config.
+
+Tests: tests/recipes/distill/test_run.py, tests/recipes/generate/test_conversations.py.
+"""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""The page of a run: the results of its measurements, and what every run records."""
+"""The page of a run: the results of its measurements, and what every run records.
+
+Tests: tests/recipes/grpo/test_run.py.
+"""
 
 from pathlib import Path
 

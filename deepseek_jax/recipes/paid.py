@@ -1,4 +1,7 @@
-"""The rewards of a reinforcement stage, as a source."""
+"""The rewards of a reinforcement stage, as a source.
+
+Tests: tests/recipes/grpo/test_run.py.
+"""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,7 @@
-"""Blocks and fields that the configs of several recipes share."""
+"""Blocks and fields that the configs of several recipes share.
+
+Tests: tests/recipes/test_checks.py, tests/recipes/grpo/test_run.py.
+"""
 
 import dataclasses
 

@@ -1,4 +1,7 @@
-"""The first stage of a recipe that trains one policy: a checkpoint, or a base to pre-train."""
+"""The first stage of a recipe that trains one policy: a checkpoint, or a base to pre-train.
+
+Tests: tests/recipes/test_driver.py.
+"""
 
 from deepseek_jax.recipes.kinds.given import GivenPolicy
 from deepseek_jax.recipes.kinds.paying import RewardSource

@@ -1,4 +1,7 @@
-"""Stage, Source and Context: a line of a recipe's list, what it reads, and what a run gives it."""
+"""Stage, Source and Context: a line of a recipe's list, what it reads, and what a run gives it.
+
+Tests: tests/recipes/test_driver.py, tests/recipes/test_results.py.
+"""
 
 import contextlib
 import dataclasses

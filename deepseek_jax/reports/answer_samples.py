@@ -1,4 +1,7 @@
-"""Results of evaluation.evaluate as the page shows them: prompts before and after, and samples."""
+"""Results of evaluation.evaluate as the page shows them: prompts before and after, and samples.
+
+Tests: tests/recipes/sft/test_run.py.
+"""
 
 import dataclasses
 from itertools import chain

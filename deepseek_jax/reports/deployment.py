@@ -1,4 +1,7 @@
-"""Rich tables that compare models in deployment with their teacher, one row per model."""
+"""Rich tables that compare models in deployment with their teacher, one row per model.
+
+Tests: tests/launch/test_compare.py.
+"""
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table

@@ -1,4 +1,7 @@
-"""The record of a run on its page: the configuration, and the stages with their hashes."""
+"""The record of a run on its page: the configuration, and the stages with their hashes.
+
+Tests: tests/reports/test_html_report.py.
+"""
 
 import html
 import json

@@ -1,6 +1,8 @@
 """Completions on the page: some side by side, and all of them with filters.
 
 The texts are data: html_report.js inserts them as text.
+
+Tests: tests/reports/test_html_report.py.
 """
 
 import html

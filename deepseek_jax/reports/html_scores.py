@@ -1,4 +1,7 @@
-"""The results of a run on its page: the headline, every score, and the findings."""
+"""The results of a run on its page: the headline, every score, and the findings.
+
+Tests: tests/reports/test_html_report.py.
+"""
 
 import html
 import math

@@ -1,4 +1,7 @@
-"""Tables of the page."""
+"""Tables of the page.
+
+Tests: tests/reports/test_html_report.py.
+"""
 
 
 def html_table(heads, rows, kind=""):

@@ -1,4 +1,7 @@
-"""The content of a run's page: one record, which html_report turns into HTML."""
+"""The content of a run's page: one record, which html_report turns into HTML.
+
+Tests: tests/reports/test_html_report.py.
+"""
 
 import dataclasses
 import math

@@ -1,4 +1,7 @@
-"""Tables of a reward model's or judge's scores, and its rewards for preferences on the page."""
+"""Tables of a reward model's or judge's scores, and its rewards for preferences on the page.
+
+Slow tests: tests/recipes/reward_model/test_run.py.
+"""
 
 import dataclasses
 from pathlib import Path

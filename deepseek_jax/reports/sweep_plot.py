@@ -2,6 +2,8 @@
 
 Runs that differ only in their seed are one point, with the 95% interval of their mean. A single run
 has the interval of its held-out data.
+
+Tests: tests/reports/test_sweep.py.
 """
 
 import math

@@ -1,4 +1,7 @@
-"""A batch of completions to score together, and the limit on the size of a reward."""
+"""A batch of completions to score together, and the limit on the size of a reward.
+
+Tests: tests/reinforce/test_degenerate.py, tests/rewards/test_function.py.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

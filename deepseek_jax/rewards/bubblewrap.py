@@ -2,6 +2,8 @@
 
 It needs `bwrap` (Debian and Ubuntu: apt install bubblewrap) and a kernel that lets it make
 namespaces.
+
+Tests: tests/rewards/test_program.py.
 """
 
 import json

@@ -1,4 +1,7 @@
-"""Find equations in free text, and tell if they show working or add nothing."""
+"""Find equations in free text, and tell if they show working or add nothing.
+
+Tests: tests/rewards/test_arithmetic.py.
+"""
 
 import re
 from collections import Counter

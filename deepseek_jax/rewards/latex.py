@@ -2,6 +2,8 @@ r"""Select the part of a marked answer that math-verify may read.
 
 math-verify drops what it does not know. So it reads a 5 in "5²", "5 \text{ million}", "[5, 5]" and
 "4 = 6 = 5".
+
+Tests: tests/rewards/test_math_verify.py.
 """
 
 import re

@@ -1,4 +1,7 @@
-"""Read what precedes a number: its sign, and whether the number is a part of something else."""
+"""Read what precedes a number: its sign, and whether the number is a part of something else.
+
+Tests: tests/rewards/test_quantity.py, tests/rewards/test_answer.py.
+"""
 
 import unicodedata
 

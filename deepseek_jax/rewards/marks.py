@@ -1,4 +1,7 @@
-r"""Find what a text marks as its answer: \boxed{...}, <answer> tags, "####", "the answer is"."""
+r"""Find what a text marks as its answer: \boxed{...}, <answer> tags, "####", "the answer is".
+
+Tests: tests/rewards/test_answer.py.
+"""
 
 import re
 from typing import NamedTuple

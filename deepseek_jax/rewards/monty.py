@@ -1,6 +1,8 @@
 """A sandbox in pydantic-monty: a subset of Python, in a process without access to the outside.
 
 It needs no privilege and runs wherever its wheel installs.
+
+Tests: tests/rewards/test_program.py.
 """
 
 import ast

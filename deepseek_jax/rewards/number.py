@@ -6,6 +6,8 @@ and + - * / **, within caps on length, depth and size.
 A number has only ASCII's digits, 0 to 9. The patterns also match the digits of other scripts, so
 that "٣5" is one piece. This piece is no number, so no rule reads a 5 in it. quantity.py reads
 words, units and signs that are written as words.
+
+Tests: tests/rewards/test_answer.py.
 """
 
 import ast

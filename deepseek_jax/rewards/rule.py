@@ -1,4 +1,7 @@
-"""The records Rule, one reward by rule, and Reading, how a rule reads a completion's answer."""
+"""The records Rule, one reward by rule, and Reading, how a rule reads a completion's answer.
+
+Tests: tests/rewards/test_rules.py.
+"""
 
 from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple

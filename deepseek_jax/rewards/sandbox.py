@@ -1,4 +1,7 @@
-"""Limits that both sandboxes share, and names for the ways in which a program fails in them."""
+"""Limits that both sandboxes share, and names for the ways in which a program fails in them.
+
+Tests: tests/rewards/test_rules.py.
+"""
 
 # Limits of one process in a sandbox
 MAX_MEMORY_BYTES = 512 * 2**20

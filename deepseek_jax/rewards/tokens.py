@@ -1,4 +1,7 @@
-"""Split a line of text into tokens: numbers, words, LaTeX commands and signs."""
+"""Split a line of text into tokens: numbers, words, LaTeX commands and signs.
+
+Tests: tests/rewards/test_quantity.py, tests/rewards/test_answer.py.
+"""
 
 import re
 from typing import NamedTuple

@@ -1,4 +1,7 @@
-"""Read what follows a number: its unit, words that scale it and words that change it."""
+"""Read what follows a number: its unit, words that scale it and words that change it.
+
+Tests: tests/rewards/test_quantity.py, tests/rewards/test_answer.py.
+"""
 
 import re
 import unicodedata

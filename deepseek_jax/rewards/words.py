@@ -2,6 +2,8 @@
 
 As far as possible, these are classes that a language does not add to: numerals, prepositions,
 pronouns, short units. Nouns and adjectives are not listed.
+
+Tests: tests/rewards/test_quantity.py, tests/rewards/test_answer.py.
 """
 
 import functools

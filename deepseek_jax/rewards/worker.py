@@ -2,6 +2,8 @@
 
 If a job ends the process, the other jobs run again in a new one or are lost. A process imports no
 jax, and killing it loses nothing else.
+
+Tests: tests/rewards/test_workers.py.
 """
 
 import contextlib

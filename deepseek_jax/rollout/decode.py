@@ -1,4 +1,7 @@
-"""The compiled programs of a rollout, in the order in which the engine calls them."""
+"""The compiled programs of a rollout, in the order in which the engine calls them.
+
+Tests: tests/rollout/test_engine.py.
+"""
 
 import functools
 from typing import NamedTuple

@@ -1,4 +1,7 @@
-"""generate: sample completions of prompts."""
+"""generate: sample completions of prompts.
+
+Tests: tests/rollout/test_engine.py, tests/rollout/test_conversations.py.
+"""
 
 import contextlib
 import time

@@ -4,6 +4,8 @@ Slots read texts of different lengths at different times. A slot keeps its cache
 its turn: it has ended=True until it has read the text that follows. A text is read in chunks of the
 sizes in CHUNKS. All slots that have a chunk of one size to read read it together. Which chunks a
 text has depends only on its length, so that the numbers do not depend on the other slots.
+
+Tests: tests/rollout/test_slots.py.
 """
 
 from typing import NamedTuple

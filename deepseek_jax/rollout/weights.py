@@ -1,4 +1,7 @@
-"""Convert parameters to the form for decoding, once per rollout."""
+"""Convert parameters to the form for decoding, once per rollout.
+
+Tests: tests/rollout/test_steps.py, tests/rollout/test_engine.py.
+"""
 
 import dataclasses
 import functools

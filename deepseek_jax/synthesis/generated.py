@@ -1,4 +1,7 @@
-"""Writer of conversations with a teacher's answers, as a TFDS dataset that data.messages reads."""
+"""Writer of conversations with a teacher's answers, as a TFDS dataset that data.messages reads.
+
+Tests: tests/synthesis/test_sift.py, tests/recipes/generate/test_run.py.
+"""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Settings for asking a teacher, varying questions and filtering answers."""
+"""Settings for asking a teacher, varying questions and filtering answers.
+
+Tests: tests/synthesis/test_augment.py.
+"""
 
 import dataclasses
 

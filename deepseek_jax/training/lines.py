@@ -1,4 +1,7 @@
-"""Files of JSON lines that phases write step by step, with no line twice after a resumption."""
+"""Files of JSON lines that phases write step by step, with no line twice after a resumption.
+
+Tests: tests/training/test_metrics.py, tests/training/test_completions.py.
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Metrics of a run's steps: collected on the device, checked, and written one line at a time."""
+"""Metrics of a run's steps: collected on the device, checked, and written one line at a time.
+
+Tests: tests/training/test_loop.py.
+"""
 
 import collections
 import math

@@ -1,4 +1,7 @@
-"""Micro-batches: parts of a batch that are computed one after another, with sums of gradients."""
+"""Micro-batches: parts of a batch that are computed one after another, with sums of gradients.
+
+Tests: tests/training/test_update.py.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,7 @@
-"""Where an update stops being finite: its micro-batch, rows, devices and layers."""
+"""Where an update stops being finite: its micro-batch, rows, devices and layers.
+
+Tests: tests/reliability/test_silent_faults.py.
+"""
 
 import math
 from collections.abc import Callable

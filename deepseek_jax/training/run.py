@@ -1,4 +1,7 @@
-"""The Run that launch hands to a recipe, and how a run that was asked to stop ends."""
+"""The Run that launch hands to a recipe, and how a run that was asked to stop ends.
+
+Tests: tests/training/test_loop.py.
+"""
 
 import contextlib
 import dataclasses

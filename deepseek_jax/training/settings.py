@@ -1,4 +1,7 @@
-"""Settings of a training loop: the classes that the recipes' config blocks extend."""
+"""Settings of a training loop: the classes that the recipes' config blocks extend.
+
+Tests: tests/training/test_loop.py, tests/recipes/sft/test_run.py.
+"""
 
 import dataclasses
 import functools

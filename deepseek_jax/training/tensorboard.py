@@ -1,4 +1,7 @@
-"""The TensorBoard runs of a work directory: one for each phase, and one for its measurements."""
+"""The TensorBoard runs of a work directory: one for each phase, and one for its measurements.
+
+Tests: tests/training/test_boards.py, tests/training/test_metrics.py.
+"""
 
 import json
 import shutil

@@ -1,4 +1,7 @@
-"""The shares that make up a toy world's corpus, checked when they are built."""
+"""The shares that make up a toy world's corpus, checked when they are built.
+
+Tests: tests/worlds/arithmetic/test_corpus.py.
+"""
 
 from dataclasses import dataclass, fields
 

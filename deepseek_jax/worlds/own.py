@@ -1,4 +1,7 @@
-"""A user's own data in place of a toy world: questions that a rule checks, and conversations."""
+"""A user's own data in place of a toy world: questions that a rule checks, and conversations.
+
+Tests: tests/recipes/r1/test_own_world.py, tests/data/test_settings.py.
+"""
 
 from functools import partial
 

@@ -1,4 +1,7 @@
-"""The record of a toy world, which every recipe reads."""
+"""The record of a toy world, which every recipe reads.
+
+Tests: tests/worlds/test_registry.py, tests/recipes/distill/test_run.py.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping

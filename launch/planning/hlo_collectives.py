@@ -1,4 +1,7 @@
-"""Bytes that a compiled program's collectives move, and the mesh axes that they use."""
+"""Bytes that a compiled program's collectives move, and the mesh axes that they use.
+
+Tests: tests/launch/planning/test_hlo.py.
+"""
 
 import dataclasses
 import math

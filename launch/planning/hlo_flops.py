@@ -1,4 +1,7 @@
-"""FLOPs (multiplications and additions) of one operation, by the shapes of its operands."""
+"""FLOPs (multiplications and additions) of one operation, by the shapes of its operands.
+
+Tests: tests/launch/planning/test_hlo.py.
+"""
 
 import functools
 import math

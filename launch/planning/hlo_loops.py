@@ -1,4 +1,7 @@
-"""How often the loops of a compiled program run."""
+"""How often the loops of a compiled program run.
+
+Tests: tests/launch/planning/test_hlo.py.
+"""
 
 from launch.planning.hlo_text import VIEWS, Operation
 

@@ -1,6 +1,8 @@
 """Records of XLA's text of a compiled program: computations, operations, arrays.
 
 `compiled.as_text()` returns this text.
+
+Tests: tests/launch/planning/test_hlo.py.
 """
 
 import functools

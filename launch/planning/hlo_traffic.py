@@ -1,4 +1,7 @@
-"""The operations of a compiled program that do work, and the memory bytes that each one moves."""
+"""The operations of a compiled program that do work, and the memory bytes that each one moves.
+
+Tests: tests/launch/planning/test_hlo.py.
+"""
 
 from launch.planning.hlo_collectives import continues
 from launch.planning.hlo_text import VIEWS, Computation, Operation

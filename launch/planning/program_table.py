@@ -1,4 +1,7 @@
-"""The table of one program in a plan: what a device holds, what it does, and how long it takes."""
+"""The table of one program in a plan: what a device holds, what it does, and how long it takes.
+
+Tests: tests/launch/planning/test_report.py, tests/launch/test_plan.py.
+"""
 
 from rich.table import Table
 

@@ -1,4 +1,7 @@
-"""Records of a compiled program in a plan: its memory and its costs."""
+"""Records of a compiled program in a plan: its memory and its costs.
+
+Tests: tests/launch/planning/test_report.py.
+"""
 
 import dataclasses
 

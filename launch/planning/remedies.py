@@ -1,4 +1,7 @@
-"""What would help if a program does not fit: config fields, the most effective ones first."""
+"""What would help if a program does not fit: config fields, the most effective ones first.
+
+Tests: tests/launch/test_plan.py.
+"""
 
 from deepseek_jax.costs.chips import GIB, Chip
 from deepseek_jax.costs.program import GENERATION, REWARD, TRAINING, Program

@@ -1,4 +1,7 @@
-"""The table of the layouts that a search compiled."""
+"""The table of the layouts that a search compiled.
+
+Tests: tests/launch/planning/test_search.py.
+"""
 
 import dataclasses
 

@@ -1,4 +1,7 @@
-"""Files for what was read from compiled programs, with names by the programs' contents."""
+"""Files for what was read from compiled programs, with names by the programs' contents.
+
+Tests: tests/launch/planning/test_compiled.py.
+"""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,7 @@
-"""The main table of a plan: does each program fit, how long does it take, and what limits it?"""
+"""The main table of a plan: does each program fit, how long does it take, and what limits it?
+
+Tests: tests/launch/planning/test_report.py.
+"""
 
 import math
 

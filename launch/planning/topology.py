@@ -1,4 +1,8 @@
-"""The devices of a named topology, which need not exist, and an experiment's programs on them."""
+"""The devices of a named topology, which need not exist, and an experiment's programs on them.
+
+Tests: tests/launch/planning/test_by_shapes.py, tests/launch/sweeps/test_prune.py,
+tests/launch/test_plan.py.
+"""
 
 import dataclasses
 import fnmatch

@@ -1,4 +1,7 @@
-"""Start the runs of a sweep that are not complete, and follow them to their ends."""
+"""Start the runs of a sweep that are not complete, and follow them to their ends.
+
+Tests: tests/launch/sweeps/test_show.py, tests/launch/sweeps/test_folder.py.
+"""
 
 import time
 from collections.abc import Callable

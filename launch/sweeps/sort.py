@@ -1,4 +1,7 @@
-"""What to do with each run when a sweep starts, perhaps not for the first time."""
+"""What to do with each run when a sweep starts, perhaps not for the first time.
+
+Tests: tests/launch/sweeps/test_folder.py.
+"""
 
 from typing import NamedTuple
 

@@ -27,8 +27,16 @@ def tests_of(module: Path) -> list[str]:
     path = mirror / f"test_{module.name}"
     if (ROOT / path).exists():
         return [str(path)]
-    text = ast.get_docstring(ast.parse((ROOT / module).read_text())) or ""
-    return re.findall(r"tests/[\w/]+\.py", text)
+    return re.findall(r"tests/[\w/]+\.py", _docstring(module))
+
+
+def marks_of(module: Path) -> str:
+    """What pytest's -m takes for these tests: the slow ones where a docstring names "Slow tests"."""
+    return "slow" if "Slow tests: " in _docstring(module) else trial.Stage.marks
+
+
+def _docstring(module):
+    return ast.get_docstring(ast.parse((ROOT / module).read_text())) or ""
 
 
 def sampled(module: Path, judged: dict, seed: int) -> list[Mutant]:
@@ -58,7 +66,7 @@ def try_modules(wanted: list[Path], judged: dict, work: Path, processes: int, se
                 trial.Trial(
                     str(module),
                     mutants[0].planted((ROOT / module).read_bytes()),
-                    [trial.Stage("own", tests_of(module))],
+                    [trial.Stage("own", tests_of(module), marks_of(module))],
                 ),
             )
             for module, mutants in list(waiting.items())

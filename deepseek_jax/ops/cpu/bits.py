@@ -1,6 +1,8 @@
 """The bits of bfloat16 arrays, for access to a part of an array.
 
 To access a part of a bfloat16 array, XLA's CPU compiler converts the whole array to float32.
+
+Tests: tests/ops/cpu/test_remat.py.
 """
 
 import jax.numpy as jnp

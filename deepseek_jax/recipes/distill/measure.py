@@ -1,4 +1,7 @@
-"""The stage that measures a distillation's policies on the held-out questions of its tasks."""
+"""The stage that measures a distillation's policies on the held-out questions of its tasks.
+
+Tests: tests/recipes/test_results.py.
+"""
 
 import dataclasses
 import json

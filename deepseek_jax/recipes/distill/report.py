@@ -1,4 +1,7 @@
-"""Print a distillation's answers and comparisons, and build its page."""
+"""Print a distillation's answers and comparisons, and build its page.
+
+Tests: tests/recipes/distill/test_findings.py, tests/recipes/distill/test_run.py.
+"""
 
 import dataclasses
 import json

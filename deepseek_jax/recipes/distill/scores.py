@@ -1,4 +1,7 @@
-"""Measure students and teacher on held-out questions, task by task."""
+"""Measure students and teacher on held-out questions, task by task.
+
+Tests: tests/recipes/test_results.py.
+"""
 
 from typing import NamedTuple
 

@@ -1,4 +1,7 @@
-"""Settings of a distillation: each block of its config is a dataclass, checked when it is built."""
+"""Settings of a distillation: each block of its config is a dataclass, checked when it is built.
+
+Tests: tests/recipes/distill/test_run.py, tests/distill/test_update.py.
+"""
 
 import dataclasses
 from typing import Annotated

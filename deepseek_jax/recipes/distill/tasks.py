@@ -1,4 +1,7 @@
-"""The tasks of a distillation: texts that students learn, and questions to measure them on."""
+"""The tasks of a distillation: texts that students learn, and questions to measure them on.
+
+Tests: tests/recipes/distill/test_run.py.
+"""
 
 import dataclasses
 import functools

@@ -1,4 +1,7 @@
-"""Report an evaluation: its scores, its page, and the comparison with another evaluation."""
+"""Report an evaluation: its scores, its page, and the comparison with another evaluation.
+
+Tests: tests/recipes/evaluate/test_run.py.
+"""
 
 import dataclasses
 import json

@@ -1,4 +1,7 @@
-"""Settings of an evaluation, with the published protocol as their defaults (arXiv:2501.12948)."""
+"""Settings of an evaluation, with the published protocol as their defaults (arXiv:2501.12948).
+
+Tests: tests/recipes/evaluate/test_run.py, tests/launch/test_evaluate.py.
+"""
 
 import dataclasses
 from typing import Annotated, Literal

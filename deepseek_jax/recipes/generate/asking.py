@@ -1,4 +1,7 @@
-"""The stages of data generation: vary the questions, answer them, filter the answers."""
+"""The stages of data generation: vary the questions, answer them, filter the answers.
+
+Tests: tests/recipes/generate/test_run.py, tests/recipes/generate/test_conversations.py.
+"""
 
 import dataclasses
 import json

@@ -1,4 +1,7 @@
-"""Settings of data generation: each block of its config is a dataclass, checked when built."""
+"""Settings of data generation: each block of its config is a dataclass, checked when built.
+
+Tests: tests/synthesis/test_sift.py, tests/recipes/generate/test_run.py.
+"""
 
 import dataclasses
 

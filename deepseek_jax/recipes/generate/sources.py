@@ -1,4 +1,7 @@
-"""The sources of data generation: questions, evaluation sets and rewards."""
+"""The sources of data generation: questions, evaluation sets and rewards.
+
+Tests: tests/recipes/generate/test_run.py.
+"""
 
 import dataclasses
 import functools

@@ -1,4 +1,8 @@
-"""Settings of GRPO: each block of its config is a dataclass, checked when it is built."""
+"""Settings of GRPO: each block of its config is a dataclass, checked when it is built.
+
+Tests: tests/recipes/grpo/test_effort.py, tests/recipes/grpo/test_run.py,
+tests/recipes/test_adapters.py.
+"""
 
 import dataclasses
 

@@ -3,6 +3,8 @@
 A judge compares two answers, grades them and says which one is better.
 
 base -> verdicts on held-out pairs -> fine-tune on judgements -> verdicts again -> report
+
+Tests: tests/recipes/test_judge.py, tests/recipes/test_results.py.
 """
 
 from deepseek_jax import reports

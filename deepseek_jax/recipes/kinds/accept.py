@@ -1,6 +1,8 @@
 """A stage of rejection sampling (arXiv:2501.12948, appendix B.3.3).
 
 A policy answers questions, and the accepted answers become texts to learn from.
+
+Tests: tests/recipes/r1/test_list.py, tests/recipes/r1/test_run.py.
 """
 
 import dataclasses

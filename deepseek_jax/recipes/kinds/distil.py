@@ -1,6 +1,8 @@
 """A stage of distillation (arXiv:2501.12948, section 2.4).
 
 A student learns from texts and from a teacher, by the terms of its loss.
+
+Tests: tests/recipes/distill/test_run.py, tests/recipes/test_programs.py.
 """
 
 import dataclasses

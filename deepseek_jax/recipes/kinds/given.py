@@ -1,4 +1,7 @@
-"""The first stages of a line that need no training: a checkpoint, or random parameters."""
+"""The first stages of a line that need no training: a checkpoint, or random parameters.
+
+Tests: tests/recipes/distill/test_run.py.
+"""
 
 import dataclasses
 

@@ -2,6 +2,8 @@
 
 A judge is a policy that is fine-tuned to compare two answers, grade them and say which one is
 better.
+
+Tests: tests/recipes/test_judge.py, tests/recipes/r1/test_list.py.
 """
 
 import dataclasses

@@ -1,6 +1,8 @@
 """A stage of distillation from a teacher of each task (V4's last stage, arXiv:2606.19348).
 
 The student learns on its own samples.
+
+Tests: tests/recipes/r1/test_list.py, tests/recipes/r1/test_run.py.
 """
 
 import dataclasses

@@ -1,4 +1,7 @@
-"""Stages that measure a policy on held-out data, and the programs that answer questions."""
+"""Stages that measure a policy on held-out data, and the programs that answer questions.
+
+Tests: tests/recipes/test_driver.py, tests/recipes/test_programs.py.
+"""
 
 import dataclasses
 

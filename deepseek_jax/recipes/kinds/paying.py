@@ -1,4 +1,7 @@
-"""Plan the programs and the memory of reward models and judges."""
+"""Plan the programs and the memory of reward models and judges.
+
+Tests: tests/recipes/test_programs.py.
+"""
 
 import dataclasses
 from collections.abc import Sequence

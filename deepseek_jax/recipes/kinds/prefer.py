@@ -1,6 +1,9 @@
 """A stage that trains a reward model on preferences (arXiv:2501.12948, section 3.1).
 
 The reward model starts from a policy.
+
+Tests: tests/recipes/reward_model/test_run.py, tests/recipes/test_results.py,
+tests/recipes/r1/test_list.py.
 """
 
 import dataclasses

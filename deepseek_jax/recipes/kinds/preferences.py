@@ -1,4 +1,7 @@
-"""Preferences that train a reward model: read, checked before any training, and batched."""
+"""Preferences that train a reward model: read, checked before any training, and batched.
+
+Tests: tests/recipes/reward_model/test_run.py.
+"""
 
 import dataclasses
 

@@ -1,4 +1,8 @@
-"""A stage of pre-training (arXiv:2412.19437, section 4): trains parameters on a corpus."""
+"""A stage of pre-training (arXiv:2412.19437, section 4): trains parameters on a corpus.
+
+Tests: tests/recipes/pretrain/test_run.py, tests/recipes/pretrain/test_sparse.py,
+tests/recipes/grpo/test_run.py.
+"""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,7 @@
-"""A stage of GRPO (arXiv:2402.03300), with rewards from rules and from reward models."""
+"""A stage of GRPO (arXiv:2402.03300), with rewards from rules and from reward models.
+
+Tests: tests/recipes/grpo/test_run.py, tests/recipes/test_programs.py.
+"""
 
 import dataclasses
 

@@ -1,4 +1,7 @@
-"""The training of one student: its batches, the teacher's cached targets, its held-out losses."""
+"""The training of one student: its batches, the teacher's cached targets, its held-out losses.
+
+Tests: tests/recipes/distill/test_run.py.
+"""
 
 import dataclasses
 import functools

@@ -1,4 +1,7 @@
-"""A stage of supervised fine-tuning on conversations (arXiv:2501.12948, appendix B.4.2)."""
+"""A stage of supervised fine-tuning on conversations (arXiv:2501.12948, appendix B.4.2).
+
+Tests: tests/recipes/sft/test_run.py, tests/recipes/test_programs.py.
+"""
 
 import dataclasses
 import functools

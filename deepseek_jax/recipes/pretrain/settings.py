@@ -1,4 +1,7 @@
-"""Settings of pre-training: each block of its config is a dataclass, checked when it is built."""
+"""Settings of pre-training: each block of its config is a dataclass, checked when it is built.
+
+Tests: tests/recipes/pretrain/test_run.py, tests/recipes/pretrain/test_sparse.py.
+"""
 
 import dataclasses
 import math

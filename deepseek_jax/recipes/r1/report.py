@@ -1,4 +1,7 @@
-"""Print R1's scores and findings, and build its page."""
+"""Print R1's scores and findings, and build its page.
+
+Slow tests: tests/recipes/r1/test_run.py.
+"""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Settings of R1: each block of its config is a dataclass, checked when it is built."""
+"""Settings of R1: each block of its config is a dataclass, checked when it is built.
+
+Tests: tests/recipes/r1/test_run.py.
+"""
 
 import dataclasses
 import typing

@@ -1,4 +1,7 @@
-"""Sources of R1's stages: questions and solutions from a world or from a user's data."""
+"""Sources of R1's stages: questions and solutions from a world or from a user's data.
+
+Tests: tests/recipes/r1/test_own_world.py, tests/recipes/r1/test_run.py.
+"""
 
 import dataclasses
 import functools

@@ -1,4 +1,7 @@
-"""Report a run that has trained a reward model or a judge."""
+"""Report a run that has trained a reward model or a judge.
+
+Slow tests: tests/recipes/reward_model/test_run.py.
+"""
 
 from deepseek_jax import reports
 from deepseek_jax.parallel.processes import first_process

@@ -1,4 +1,7 @@
-"""Settings of training a reward model or a judge: each block of a config is a dataclass."""
+"""Settings of training a reward model or a judge: each block of a config is a dataclass.
+
+Tests: tests/recipes/test_judge.py, tests/recipes/reward_model/test_run.py.
+"""
 
 import dataclasses
 from typing import ClassVar

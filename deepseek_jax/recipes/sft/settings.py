@@ -1,4 +1,7 @@
-"""Settings of supervised fine-tuning: each block is a dataclass, checked when it is built."""
+"""Settings of supervised fine-tuning: each block is a dataclass, checked when it is built.
+
+Tests: tests/recipes/sft/test_run.py.
+"""
 
 import dataclasses
 

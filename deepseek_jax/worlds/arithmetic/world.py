@@ -1,4 +1,7 @@
-"""The World of sums, and the World of sums and differences in words."""
+"""The World of sums, and the World of sums and differences in words.
+
+Tests: tests/worlds/test_registry.py.
+"""
 
 from functools import partial
 

@@ -1,4 +1,7 @@
-"""Mistakes of the bilingual world's writers: wrong numbers, wrong steps, and junk."""
+"""Mistakes of the bilingual world's writers: wrong numbers, wrong steps, and junk.
+
+Tests: tests/worlds/bilingual/test_corpus.py, tests/worlds/bilingual/test_preferences.py.
+"""
 
 from itertools import product
 

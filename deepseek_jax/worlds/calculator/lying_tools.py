@@ -1,4 +1,7 @@
-"""A calculator that is always wrong, for a control: the model reads the tool but gains nothing."""
+"""A calculator that is always wrong, for a control: the model reads the tool but gains nothing.
+
+Tests: tests/worlds/calculator/test_tools.py.
+"""
 
 # Prime, so that no digit of a or b predicts the error
 LARGEST_ERROR = 997

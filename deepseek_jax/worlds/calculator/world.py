@@ -1,4 +1,7 @@
-"""The World of long sums and a calculator, as the registry lists it."""
+"""The World of long sums and a calculator, as the registry lists it.
+
+Tests: tests/worlds/test_registry.py.
+"""
 
 from functools import partial
 

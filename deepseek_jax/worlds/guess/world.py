@@ -1,4 +1,7 @@
-"""The World of guesses, as the registry lists it."""
+"""The World of guesses, as the registry lists it.
+
+Tests: tests/worlds/test_registry.py.
+"""
 
 from functools import partial
 
