@@ -309,7 +309,7 @@ class ModelConfig:
         return self._sizes(ExpertSizes)
 
     def _sizes(self, record):
-        """Return a record of fields of this config, of which only q_lora_rank may be None."""
+        """Read a record of sizes from this config. Only q_lora_rank may be None."""
         fields = {name: getattr(self, name) for name in record._fields}
         missing = [name for name, size in fields.items() if size is None]
         assert set(missing) <= {"q_lora_rank"}, f"a {self.model_type} model has no {missing[0]}"

@@ -18,7 +18,7 @@ TAIL = 16
 
 
 class Scorer(Protocol):
-    """What scores answers: rewards.Rewards, or the rewards of several scenarios."""
+    """An object that scores answers: rewards.Rewards, or the rewards of several scenarios."""
 
     def score_together(
         self,

@@ -15,7 +15,7 @@ from deepseek_jax.training.run import leave_if_asked
 
 
 class Ownership(NamedTuple):
-    """What every process knows of completions whose tokens only one process has, their owner.
+    """Numbers of all completions, on every process, where each process has only its own tokens.
 
     Attributes:
         owners: int32[b], the process that has each completion's tokens.

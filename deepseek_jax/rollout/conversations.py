@@ -324,7 +324,7 @@ class Conversations:
             )
 
     def forget(self, rows: Collection[int]):
-        """Forget the messages of conversations whose tokens another process has."""
+        """Drop the messages of conversations that other processes own."""
         for row in rows:
             self.of[row].messages.clear()
 

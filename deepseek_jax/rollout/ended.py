@@ -1,4 +1,4 @@
-"""What leaves the devices of completions that have ended, and to which processes it goes."""
+"""Copying of completions that have ended, from the devices to the processes that own them."""
 
 import functools
 from typing import NamedTuple
