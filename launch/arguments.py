@@ -3,6 +3,8 @@
 import dataclasses
 import difflib
 import typing
+from collections.abc import Sequence
+from itertools import pairwise
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -34,17 +36,19 @@ OTHER_UNIT = ("epochs",)
 MOST = 3
 
 
-def named(argv: list[str], flag: str) -> list[str]:
-    """Return a command line in which --FLAG= stands before the first argument without a flag.
+def named(argv: list[str], names: Sequence[str]) -> list[str]:
+    """Return a command line in which arguments without a flag have the flags of these names.
 
-    If it already has --FLAG, it stays as it is.
+    The first of them gets the first name that the command line does not have as a flag, and so on.
+    Further arguments stay as they are.
     """
-    if any(argument.lstrip("-").partition("=")[0] == flag for argument in argv[1:]):
-        return argv
-    for index in range(1, len(argv)):
-        if not argv[index].startswith("-") and not _takes_next(argv[index - 1]):
-            return [*argv[:index], f"--{flag}={argv[index]}", *argv[index + 1 :]]
-    return argv
+    has = {argument.lstrip("-").partition("=")[0] for argument in argv[1:]}
+    waiting, with_names = [name for name in names if name not in has], argv[:1]
+    for before, argument in pairwise(argv):
+        if waiting and not argument.startswith("-") and not _takes_next(before):
+            argument = f"--{waiting.pop(0)}={argument}"
+        with_names.append(argument)
+    return with_names
 
 
 def _takes_next(argument):

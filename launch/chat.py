@@ -95,7 +95,7 @@ def define_flags():
 
 def parse_flags(argv):
     """Parse the command line; its first argument without a flag is --run."""
-    return common.parse_flags(argv, positional="run")
+    return common.parse_flags(argv, "run")
 
 
 def main(argv):

@@ -129,16 +129,16 @@ def define_observers():
     flags.DEFINE_bool("watchdog_requeue", False, meaning)
 
 
-def parse_flags(argv, positional=None):
+def parse_flags(argv, *positional: str):
     """Parse a command line with absl. A mistake is one message and exit status 2.
 
     Args:
-        positional: The name of the flag that the first argument without a flag sets.
+        positional: The names of the flags that arguments without a flag set, in this order.
 
     Returns:
         argv without the flags.
     """
-    argv = argv if positional is None else named(argv, positional)
+    argv = named(argv, positional)
     try:
         remaining_argv = flags.FLAGS(argv)
     except flags.Error as error:
@@ -152,17 +152,20 @@ def parse_flags(argv, positional=None):
     return remaining_argv
 
 
-def parse_config(argv):
+def parse_config(argv, *positional: str):
     """Parse the command line of a program with --config.
 
     A mistake is one message and exit status 2.
+
+    Args:
+        positional: The names of the flags that arguments without a flag set after --config.
 
     Returns:
         The ConfigDict; None without --config.
     """
     try:
         overrides, other_arguments = split_arguments(flags.FLAGS.read_flags_from_files(argv, False))
-        parse_flags(other_arguments, positional="config")
+        parse_flags(other_arguments, "config", *positional)
         if flags.FLAGS.config is None:
             if overrides:
                 raise ValueError(
@@ -180,6 +183,8 @@ PLAINLY = (
         r"flag --config=None: .*",
         "--config is missing; give an experiment, its file or the name of a shipped one, as grpo_small",
     ),
+    (r"flag (--\S+?)=None: .*", r"\1 is missing (see --help)"),
+    (r"flags .*: Flag (--\S+) must have a value .*", r"\1 is missing (see --help)"),
     (r"flag (--\S+?)=(.*): invalid literal for int\(\).*", r"\1=\2 must be a whole number"),
     (r"flag (--\S+?)=(.*): could not convert string to float.*", r"\1=\2 must be a number"),
     (
@@ -190,10 +195,11 @@ PLAINLY = (
 
 
 def _plainly(error):
-    message = str(error)
+    # absl has a line for each flag that is missing
+    lines = str(error).splitlines()
     for pattern, replacement in PLAINLY:
-        message = re.sub(f"^{pattern}$", replacement, message)
-    return message
+        lines = [re.sub(f"^{pattern}$", replacement, line) for line in lines]
+    return "; ".join(lines)
 
 
 def fail(message, status: int = USER_ERROR):

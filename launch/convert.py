@@ -36,7 +36,10 @@ def define_flags():
         "Folder of a run, of its params or adapter, of Hugging Face's, hub name, or .gguf file."
     )
     flags.DEFINE_string("from", None, source, required=True)
-    flags.DEFINE_string("to", None, "Folder to write; it must be new or empty.", required=True)
+    meaning = (
+        "Folder to write; it must be new or empty; a second argument without a flag is this one."
+    )
+    flags.DEFINE_string("to", None, meaning, required=True)
     flags.DEFINE_enum("format", "hf", ["hf", "orbax"], "What to write.")
     flags.DEFINE_string(
         "like", None, "Hugging Face folder or hub name: its dtypes and other files are kept."
@@ -149,6 +152,11 @@ def main(argv):
     print(f"{flag_values.to}: {config.model_type}, {size:,} parameters")
 
 
+def parse_flags(argv):
+    """Parse the command line; its first argument without a flag is --from, the second one --to."""
+    return common.parse_flags(argv, "from", "to")
+
+
 if __name__ == "__main__":
     define_flags()
-    common.run_program(main, common.parse_flags)
+    common.run_program(main, parse_flags)

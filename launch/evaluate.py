@@ -36,8 +36,14 @@ from launch import common
 
 # {field of EvaluateSettings: (the kind of its flag, its help)}. The class describes them in detail
 FIELDS = {
-    "checkpoint": (flags.DEFINE_string, "The checkpoint to measure."),
-    "data": (flags.DEFINE_list, "Paths of questions and names of tasks, joined by commas."),
+    "checkpoint": (
+        flags.DEFINE_string,
+        "The checkpoint to measure; an argument without a flag is this one.",
+    ),
+    "data": (
+        flags.DEFINE_list,
+        "Paths of questions and names of tasks, joined by commas; a second argument without a flag.",
+    ),
     "split": (flags.DEFINE_string, "The split of a data set that is read."),
     "columns": (flags.DEFINE_list, "Names of its columns, as in question=prompt,answer=target."),
     "accuracy": (flags.DEFINE_string, "The reward that judges answers, or FILE.py:NAME."),
@@ -153,6 +159,11 @@ def _by_flag(error):
     return re.sub(rf"\bconfig\.(?=({'|'.join(FIELDS)}|mesh)\b)", "--", str(error))
 
 
+def parse_flags(argv):
+    """Parse the command line; its first argument without a flag is --checkpoint, the second one --data."""
+    return common.parse_flags(argv, "checkpoint", "data")
+
+
 if __name__ == "__main__":
     define_flags()
-    common.run_program(main, common.parse_flags)
+    common.run_program(main, parse_flags)

@@ -53,7 +53,8 @@ COMPILED = 3
 def define_flags():
     """Define the program's flags."""
     common.define_config(required=False)
-    flags.DEFINE_string("topology", None, f"The devices, as in {EXAMPLES}.")
+    meaning = f"The devices, as in {EXAMPLES}; a second argument without a flag is this one."
+    flags.DEFINE_string("topology", None, meaning)
     flags.DEFINE_bool("published", False, "Predict published steps, whose config is known.")
     for name in ("config", "topology"):
         flags.register_multi_flags_validator(
@@ -139,6 +140,11 @@ def planned(config, topology: str | None, cache: Path | None, of_gpus: bool):
     return print_plan(programs, chip, cache)
 
 
+def parse_flags(argv):
+    """Parse the command line; its first argument without a flag is --config, the second one --topology."""
+    return common.parse_config(argv, "topology")
+
+
 if __name__ == "__main__":
     define_flags()
-    common.run_program(main, common.parse_config)
+    common.run_program(main, parse_flags)

@@ -66,7 +66,8 @@ def define_flags():
     """Define the program's flags."""
     common.define_config()
     meaning = (
-        "FILE.py with sweep(config) -> a list of overrides, or a shipped one's name, as seeds."
+        "FILE.py with sweep(config) -> a list of overrides, or a shipped one's name, as seeds; "
+        "a second argument without a flag is this one."
     )
     flags.DEFINE_string("sweep", None, meaning, required=True)
     flags.DEFINE_string("workdir", None, "The folder of the runs; default runs/CONFIG_SWEEP.")
@@ -224,7 +225,7 @@ def parse_flags(argv):
     Returns:
         (the config, the arguments with which each run loads it).
     """
-    config = common.parse_config(argv)
+    config = common.parse_config(argv, "sweep")
     overrides, _ = split_arguments(flags.FLAGS.read_flags_from_files(argv, False))
     config_flags = [f"--config.{field}={text}" for field, text in overrides]
     observer_flags = [

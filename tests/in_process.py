@@ -20,10 +20,10 @@ PROGRAMS = {
     "train": (train, common.parse_config),
     "generate": (generate, common.parse_config),
     "chat": (chat, chat.parse_flags),
-    "evaluate": (evaluate, common.parse_flags),
-    "convert": (convert, common.parse_flags),
+    "evaluate": (evaluate, evaluate.parse_flags),
+    "convert": (convert, convert.parse_flags),
     "compare": (compare, common.parse_flags),
-    "plan": (plan, common.parse_config),
+    "plan": (plan, plan.parse_flags),
     "sweep": (sweep, sweep.parse_flags),
     "doctor": (doctor, common.parse_flags),
 }

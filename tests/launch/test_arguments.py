@@ -5,6 +5,7 @@ from absl import flags
 
 from launch import common
 from launch.arguments import fields_named, named
+from tests.in_process import launched
 
 FIELDS = ["num_steps", "prompts_per_step", "optimizer.lr", "base.num_steps", "base.batch_size"]
 
@@ -28,7 +29,28 @@ def test_the_first_argument_without_a_flag_is_the_experiment(given, expected):
     common.define_config()
     common.define_run("runs/x")
     try:
-        assert named(["train.py", *given], "config") == ["train.py", *expected]
+        assert named(["train.py", *given], ["config"]) == ["train.py", *expected]
+    finally:
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        (["x", "y"], ["--config=x", "--workdir=y"]),
+        (["x", "--check", "y", "z"], ["--config=x", "--check", "--workdir=y", "z"]),
+        (["y", "--config=x"], ["--workdir=y", "--config=x"]),
+        (["--workdir", "y", "x"], ["--workdir", "y", "--config=x"]),
+    ],
+)
+def test_further_arguments_without_a_flag_have_the_further_names(given, expected):
+    """Oracle: by hand; a name that is there as a flag is passed over."""
+    before = set(flags.FLAGS)
+    common.define_config()
+    common.define_run("runs/x")
+    try:
+        assert named(["sweep.py", *given], ["config", "workdir"]) == ["sweep.py", *expected]
     finally:
         for name in set(flags.FLAGS) - before:
             delattr(flags.FLAGS, name)
@@ -49,3 +71,17 @@ def test_the_first_argument_without_a_flag_is_the_experiment(given, expected):
 def test_a_name_means_fields_that_end_in_it_or_in_what_others_call_it(name, expected):
     """Oracle: by hand."""
     assert fields_named(name, FIELDS) == expected
+
+
+@pytest.mark.parametrize(
+    "program, missing",
+    [
+        ("evaluate", "--checkpoint is missing (see --help); --data is missing (see --help)"),
+        ("convert", "--from is missing (see --help); --to is missing (see --help)"),
+        ("sweep", "--config is missing; give an experiment"),
+    ],
+)
+def test_a_program_without_its_arguments_names_them(program, missing):
+    """Oracle: by hand: one line, exit status 2."""
+    status, _, err = launched(program)
+    assert status == 2 and err.startswith(f"error: {missing}") and err.count("\n") == 1
