@@ -67,9 +67,11 @@ class Answers(NamedTuple):
             rewards: What scores them.
             examples: The examples that were answered.
         """
-        owned, ids = self.rollout.owned, self.rollout.tokens()
-        owners = None if owned is None else owned.owners
-        return rewards.score_together(self.asked(examples), self.texts, ids, owners)
+        asked, owned, ids = self.asked(examples), self.rollout.owned, self.rollout.tokens()
+        # A user's own object need not know of owners, which only GRPO's rollouts have
+        if owned is None:
+            return rewards.score_together(asked, self.texts, ids)
+        return rewards.score_together(asked, self.texts, ids, owned.owners)
 
     def groups(self) -> list[LazyTexts]:
         """Return the answers of each example, n texts each."""

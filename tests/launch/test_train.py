@@ -114,7 +114,8 @@ class Asks(Stage):
     def run(self, context):
         with MathVerifier(num_workers=1) as verifier:
             assert verifier.score(["1"], [r"$\\sqrt{2}$"]) == [0.0]  # starts the worker
-            modules = verifier._pool.submit(eval, "list(__import__('sys').modules)").result()
+            (worker,) = verifier._workers
+            modules = worker._executor.submit(eval, "list(__import__('sys').modules)").result()
         main = sys.modules["__main__"].__file__
         (context.folder / "modules").write_text("\\n".join(modules))
         (context.folder / "main").write_text(main)
