@@ -151,11 +151,13 @@ def _model(name: str | os.PathLike) -> HubId:
     return model.at_commit("model")
 
 
-def snapshot(found: HubId, kind: str, patterns: list[str], ignore: list[str] | None = None) -> Path:
+def snapshot(
+    repo_id: HubId, kind: str, patterns: list[str], ignore: list[str] | None = None
+) -> Path:
     """Download the files at a commit that match and are not in the cache.
 
     Args:
-        found: An id at a commit.
+        repo_id: An id at a commit.
         kind: "model" or "dataset".
         patterns: Glob patterns of the files to download.
         ignore: Glob patterns of the files not to download.
@@ -170,15 +172,15 @@ def snapshot(found: HubId, kind: str, patterns: list[str], ignore: list[str] | N
 
     download = functools.partial(
         snapshot_download,
-        found.repo,
+        repo_id.repo,
         repo_type=kind,
-        revision=found.revision,
+        revision=repo_id.revision,
         allow_patterns=patterns,
         ignore_patterns=ignore,
     )
-    with one_message(found, kind):
-        if not _listed(found, kind):
-            return Path(download(local_files_only=not _answers(found, kind)))
+    with one_message(repo_id, kind):
+        if not _listed(repo_id, kind):
+            return Path(download(local_files_only=not _answers(repo_id, kind)))
         # This prints nothing if all of them are in the cache
         with contextlib.suppress(errors.LocalEntryNotFoundError):
             return Path(download(local_files_only=True))
@@ -211,12 +213,12 @@ def _answers(repo_id, kind):
     return True
 
 
-def names_of_files(found: HubId, kind: str) -> list[str]:
+def names_of_files(repo_id: HubId, kind: str) -> list[str]:
     """Return the sorted names of all files at a commit, as its latest snapshot listed them."""
     from huggingface_hub import get_cached_repo_tree
 
-    with one_message(found, kind):
-        tree = get_cached_repo_tree(found.repo, repo_type=kind, revision=found.revision)
+    with one_message(repo_id, kind):
+        tree = get_cached_repo_tree(repo_id.repo, repo_type=kind, revision=repo_id.revision)
     return sorted(file.path for file in tree)
 
 
@@ -236,11 +238,11 @@ def _without_safetensors(model):
 
 
 @contextlib.contextmanager
-def one_message(found, kind: str):
+def one_message(repo_id, kind: str):
     """Turn errors of huggingface_hub in the body into ValueErrors of one line.
 
     Args:
-        found: The HubId that the body requests.
+        repo_id: The HubId that the body requests.
         kind: "model" or "dataset".
     """
     from huggingface_hub import errors
@@ -250,10 +252,10 @@ def one_message(found, kind: str):
     except errors.LocalEntryNotFoundError as error:
         # The hub may have answered, with a refusal
         hub_answered = isinstance(error.__cause__, errors.HfHubHTTPError)
-        message = _refusal(found, kind, error.__cause__) if hub_answered else None
-        raise ValueError(message or _unreachable(found, kind, error)) from error
+        message = _refusal(repo_id, kind, error.__cause__) if hub_answered else None
+        raise ValueError(message or _unreachable(repo_id, kind, error)) from error
     except errors.HfHubHTTPError as error:
-        raise ValueError(_refusal(found, kind, error)) from error
+        raise ValueError(_refusal(repo_id, kind, error)) from error
     # HTTPError is the one of httpx, a package with a name that depends on huggingface_hub's version
     except (
         errors.RevisionResolutionError,
@@ -261,7 +263,7 @@ def one_message(found, kind: str):
         errors.OfflineModeIsEnabled,
         errors.HTTPError,
     ) as error:
-        raise ValueError(_unreachable(found, kind, error)) from error
+        raise ValueError(_unreachable(repo_id, kind, error)) from error
 
 
 def _refusal(repo_id, kind, error):

@@ -88,18 +88,18 @@ def report(folder: Path):
         yield {"check": check.name, "holds": True, "found": finding, "seconds": round(seconds, 2)}
 
 
-def summary(found: list[dict]):
+def summary(results: list[dict]):
     """Summarise a report in a line.
 
     Args:
-        found: The dicts that `report` yields.
+        results: The dicts that `report` yields.
 
     Returns:
         (whether all checks hold, the line that says so or names the check that does not).
     """
-    *earlier, last_result = found
+    *earlier, last_result = results
     if last_result["holds"]:
-        return True, f"{len(found)} of {len(found)} checks hold"
+        return True, f"{len(results)} of {len(results)} checks hold"
     failure = f"{last_result['check']}: {last_result['found']}"
     return False, f"{len(earlier)} checks hold, and the next does not: {failure}"
 

@@ -325,12 +325,12 @@ def _length(tree):
     return jnp.sqrt(sum(jnp.square(x.astype(jnp.float32)).sum() for x in jax.tree.leaves(tree)))
 
 
-def apart(own, plain):
+def apart(result, plain):
     """Return the largest difference, relative to the largest number of the plain form.
 
-    It is infinite if a number of `own` is NaN, and NaN if a number of `plain` is.
+    It is infinite if a number of `result` is NaN, and NaN if a number of `plain` is.
     """
-    own_array, plain_array = (np.asarray(x, np.float64) for x in (own, plain))
+    own_array, plain_array = (np.asarray(x, np.float64) for x in (result, plain))
     difference = np.abs(own_array - plain_array).max() / np.abs(plain_array).max()
     return float(np.nan_to_num(difference, nan=np.inf))
 

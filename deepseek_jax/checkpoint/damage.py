@@ -95,22 +95,24 @@ def digests_in(path: str | Path, saved: dict):
     return saved["digests"]
 
 
-def check_digests(path: str | Path, found: dict, saved: dict, remedy: str = ""):
+def check_digests(path: str | Path, actual_digests: dict, saved: dict, remedy: str = ""):
     """Raise DamagedCheckpoint, with the names, if parts of a checkpoint are not what was saved.
 
     Args:
         path: The checkpoint, for messages.
-        found: {name: digest} of the parts as they are now. Each of these names is checked.
+        actual_digests: {name: digest} of the parts as they are now. Each of these names is checked.
         saved: {name: digest} of the parts as they were saved.
         remedy: The end of the message.
     """
-    changed_names = sorted(name for name in found if found[name] != saved.get(name))
+    changed_names = sorted(
+        name for name in actual_digests if actual_digests[name] != saved.get(name)
+    )
     if changed_names:
         and_others = f" and {len(changed_names) - MOST} more" if len(changed_names) > MOST else ""
         verb = "are" if len(changed_names) > 1 else "is"
         raise DamagedCheckpoint(
             f"{path} is damaged: {', '.join(changed_names[:MOST])}{and_others} {verb} not what was saved; of "
-            f"its {len(found)} parts {len(changed_names)} are not{remedy}"
+            f"its {len(actual_digests)} parts {len(changed_names)} are not{remedy}"
         )
 
 

@@ -109,7 +109,7 @@ def _asked(path, leaf, stored):
     return (Step(path, *step) for step in steps(leaf, stored, devices))
 
 
-def read_ahead(source, asked: Iterable[Step]):
+def read_ahead(source, steps: Iterable[Step]):
     """Read steps ahead of their use, up to source.READS at once.
 
     A file system over a network answers many reads in the time of one.
@@ -129,7 +129,7 @@ def read_ahead(source, asked: Iterable[Step]):
 
     with ThreadPoolExecutor(source.READS) as readers:
         try:
-            for step in asked:
+            for step in steps:
                 size = step.bytes(source)
                 while pending_reads and (
                     len(pending_reads) == source.READS

@@ -109,12 +109,12 @@ class Place:
     turn: Turn
 
 
-def parse(spec: str, sizes: Mapping[str, int]) -> Turn:
+def parse(spec: str, axis_sizes: Mapping[str, int]) -> Turn:
     """Read a spec, with the sizes of its letters, as a Turn.
 
     Args:
         spec: Axes with ~ are never split into parts.
-        sizes: {letter: size}.
+        axis_sizes: {letter: size}.
     """
     tensor_spec, parameter_spec = spec.split(" -> ")
     groups = [
@@ -123,7 +123,7 @@ def parse(spec: str, sizes: Mapping[str, int]) -> Turn:
     axes = [word for group in groups for word in group]
 
     def size(word):
-        return sum(sizes[letter] for letter in word.replace("~", "").split("+"))
+        return sum(axis_sizes[letter] for letter in word.replace("~", "").split("+"))
 
     view = tuple(size(word) for word in axes)
     part = (0, 0, view[0])
@@ -141,7 +141,7 @@ def parse(spec: str, sizes: Mapping[str, int]) -> Turn:
             start = size(preceding_letters.rstrip("+")) if preceding_letters else 0
             part = (tensor_axes[0], start, start + size(word))
     # Rotary pairs fill the last letter of their axis
-    all_pairs = ((i, view[i] - sizes[axis[-1]]) for i, axis in enumerate(axes) if "~" in axis)
+    all_pairs = ((i, view[i] - axis_sizes[axis[-1]]) for i, axis in enumerate(axes) if "~" in axis)
     shape = tuple(int(np.prod([size(word) for word in group])) for group in groups)
     pairs = next(all_pairs, None)
     return Turn(shape, view, len(groups[0]), part, pairs, tuple(order), tuple(index))

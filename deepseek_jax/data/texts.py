@@ -35,7 +35,7 @@ def picked(texts: Sequence, rows: Sequence[int] | np.ndarray) -> LazyTexts:
     return LazyTexts(texts.__getitem__, rows)
 
 
-def joined(parts: Iterable[Sequence]) -> LazyTexts:
+def joined(sequences: Iterable[Sequence]) -> LazyTexts:
     """Concatenate several sequences of texts as a LazyTexts, without reading them."""
-    places = [(part, index) for part in parts for index in range(len(part))]
+    places = [(part, index) for part in sequences for index in range(len(part))]
     return LazyTexts(lambda place: place[0][place[1]], places)

@@ -188,13 +188,17 @@ class TeachersUpdate:
         return jax.tree.map(jnp.add, gradients, teacher_gradients), metrics | {"loss": loss}
 
 
-def merged(found: dict[str, dict]) -> dict:
+def merged(metrics_by_teacher: dict[str, dict]) -> dict:
     """Merge {teacher's name: metrics of its part} into the metrics of an update."""
-    metrics = {f"{key}_{name}": m[key] for name, m in found.items() for key in ("kl", "entropy")}
-    metrics["loss"] = sum(m["loss"] for m in found.values())
-    gaps = [m["sampler_gap"] for m in found.values()]
+    metrics = {
+        f"{key}_{name}": m[key]
+        for name, m in metrics_by_teacher.items()
+        for key in ("kl", "entropy")
+    }
+    metrics["loss"] = sum(m["loss"] for m in metrics_by_teacher.values())
+    gaps = [m["sampler_gap"] for m in metrics_by_teacher.values()]
     metrics["sampler_gap_mean"] = functools.reduce(jnp.maximum, gaps)
-    routings = [m["routing"] for m in found.values() if "routing" in m]
+    routings = [m["routing"] for m in metrics_by_teacher.values() if "routing" in m]
     if routings:
         metrics["routing"] = jax.tree.map(lambda *leaves: sum(leaves), *routings)
     return metrics

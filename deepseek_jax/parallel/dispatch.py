@@ -303,17 +303,17 @@ class _Exchange(NamedTuple):
         return combine(returned_rd, weights_ma, layout)
 
 
-def receive_rows(choices, shards: int, held: int, share: float | None):
+def receive_rows(choices, shards: int, num_local_experts: int, share: float | None):
     """Return the number of rows that a device has room to receive.
 
     Args:
         choices: (m, a) of each device.
         shards: The number of devices.
-        held: The number of experts on a device.
+        num_local_experts: The number of experts on a device.
         share: The argument `buffer` of expert_parallel.
     """
     m, a = choices
-    worst_rows = whole_tiles(shards * m * min(a, held))
+    worst_rows = whole_tiles(shards * m * min(a, num_local_experts))
     return worst_rows if share is None else min(whole_tiles(math.ceil(share * m * a)), worst_rows)
 
 

@@ -85,29 +85,29 @@ class _Rows:
 
 
 @functools.lru_cache(maxsize=4096)
-def cheapest(sides: tuple[Side, ...], sizes: tuple[int, ...], exchange: float = 1.0):
+def cheapest(sides: tuple[Side, ...], axis_sizes: tuple[int, ...], exchange: float = 1.0):
     """Find the placement with the least TRAFFIC on its busiest links.
 
     Among equal placements it is the one that jax's mesh_utils prefers.
 
     Args:
         sides: The sides of the torus.
-        sizes: The size of each of MESH_AXES.
+        axis_sizes: The size of each of MESH_AXES.
         exchange: See `place`.
 
     Returns:
         For each side, from its outermost part to the innermost, (number of the axis, length of the
         part).
     """
-    rows = _rows(sizes, exchange)
-    orders = [_by_parts(side, sizes) for side in sides]
+    rows = _rows(axis_sizes, exchange)
+    orders = [_by_parts(side, axis_sizes) for side in sides]
     loads = [
         {parts: _loads(side, side_orders, rows) for parts, side_orders in by_parts.items()}
         for side, by_parts in zip(sides, orders, strict=True)
     ]
     best: list[Nesting] = []
     least_cost = math.inf
-    assignments = _assignments([list(side_orders) for side_orders in orders], sizes)
+    assignments = _assignments([list(side_orders) for side_orders in orders], axis_sizes)
     for chosen_parts in sorted(assignments, key=functools.partial(_as_jax, sides), reverse=True):
         costs = _costs(
             [side_loads[parts] for side_loads, parts in zip(loads, chosen_parts, strict=True)], rows

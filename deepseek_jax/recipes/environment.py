@@ -29,16 +29,16 @@ NO_TPU = {
 
 
 @functools.cache
-def check_xla_flags(given: str) -> None:
+def check_xla_flags(xla_flags: str) -> None:
     """Raise ValueError if XLA does not know one of these flags, or cannot read its value."""
-    if not given.strip():
+    if not xla_flags.strip():
         return
-    environment = os.environ | {"XLA_FLAGS": given}
+    environment = os.environ | {"XLA_FLAGS": xla_flags}
     process = subprocess.run([sys.executable, "-c", PARSE], env=environment, capture_output=True)
     complaint = COMPLAINT.search(process.stderr.decode(errors="replace"))
     if process.returncode and complaint:
         raise ValueError(
-            f"XLA_FLAGS={given}: {complaint[1]}; correct config.xla_flags or the variable XLA_FLAGS"
+            f"XLA_FLAGS={xla_flags}: {complaint[1]}; correct config.xla_flags or the variable XLA_FLAGS"
         )
 
 

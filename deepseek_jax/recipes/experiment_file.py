@@ -112,12 +112,12 @@ def load_function(path: str, name: str, flag: str) -> Callable:
     return getattr(module, name)
 
 
-def call(code: Callable[[], Result], given: str, path: str) -> Result:
+def call(code: Callable[[], Result], flag: str, path: str) -> Result:
     """Return code(), which runs the Python file at `path`; an error names the flag and the line.
 
     Args:
         code: The function to call.
-        given: The flag that names the file, with its value.
+        flag: The flag that names the file, with its value.
         path: The path of the file.
 
     Raises:
@@ -135,13 +135,13 @@ def call(code: Callable[[], Result], given: str, path: str) -> Result:
             raise
         file, argument_hint = (
             Path(path).resolve(),
-            "" if given.endswith(path) else ", or the argument",
+            "" if flag.endswith(path) else ", or the argument",
         )
         lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file]
         # A file that does not parse has run no line
         line = lines[-1] if lines else getattr(error, "lineno", None) or 1
         raise ValueError(
-            f"{given}: {path}, line {line}: {type(error).__name__}: {error}; correct that line{argument_hint}"
+            f"{flag}: {path}, line {line}: {type(error).__name__}: {error}; correct that line{argument_hint}"
         ) from error
 
 

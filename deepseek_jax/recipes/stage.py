@@ -222,16 +222,16 @@ class Stage:
         """Return {measurement: its file below the run's folder}."""
         return {self.name: f"{self.name}/{SCORES}"} if self.measures else {}
 
-    def scores(self, found: Any) -> dict[str, list]:
+    def scores(self, contents: Any) -> dict[str, list]:
         """Return {score: [mean, low, high]} of a measurement, the headline first.
 
         low and high are the ends of the 95% interval; None for a score without one. By default
         these are the lists of three in a dict.
 
         Args:
-            found: The content of the measurement's file.
+            contents: The content of the measurement's file.
         """
-        return {n: s for n, s in found.items() if isinstance(s, list) and len(s) == 3}
+        return {n: s for n, s in contents.items() if isinstance(s, list) and len(s) == 3}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -21,8 +21,8 @@ class NewQuestions:
         sizes: scenario -> the number of its questions. Each is asked once an epoch.
     """
 
-    def __init__(self, sizes: dict[str, int]):
-        self.sizes = sizes
+    def __init__(self, question_counts: dict[str, int]):
+        self.sizes = question_counts
         self.epochs: Counter[str] = Counter()
         self.seen: defaultdict[str, set[int]] = defaultdict(set)
 
@@ -43,11 +43,11 @@ class NewQuestions:
         return is_new
 
 
-def check_questions(step: int, asked: int, new: int):
+def check_questions(step: int, num_asked: int, new: int):
     """Raise BrokenTerm if a step asks questions and none of them is new."""
-    if asked and not new:
+    if num_asked and not new:
         raise BrokenTerm(
-            f"step {step}: all {asked} questions were asked before in this epoch, which has others: the "
+            f"step {step}: all {num_asked} questions were asked before in this epoch, which has others: the "
             "order of the questions does not go on"
         )
 

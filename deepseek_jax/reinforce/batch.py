@@ -246,7 +246,7 @@ def check_advantages(groups: list[dict], advantages: np.ndarray):
 
 
 def minibatches(
-    batch: Mapping[str, np.ndarray], learned: np.ndarray, parts: int, temperature: float
+    batch: Mapping[str, np.ndarray], learned: np.ndarray, num_parts: int, temperature: float
 ) -> list[dict]:
     """Cut a batch into minibatches.
 
@@ -257,19 +257,23 @@ def minibatches(
         learned: int[b], from learned_tokens.
     """
     sampled_at = {"temperature": np.float32(temperature)}
-    learned_shares = np.split(learned, parts)
+    learned_shares = np.split(learned, num_parts)
     return [
         minibatch | totals(minibatch_learned) | sampled_at
-        for minibatch, minibatch_learned in zip(split(batch, parts), learned_shares, strict=True)
+        for minibatch, minibatch_learned in zip(
+            split(batch, num_parts), learned_shares, strict=True
+        )
     ]
 
 
-def split(batch: Mapping[str, np.ndarray], parts: int) -> list[dict]:
+def split(batch: Mapping[str, np.ndarray], num_parts: int) -> list[dict]:
     """Cut a batch into equal shares of consecutive prompts and completions: groups stay whole."""
-    pieces_by_name = {name: np.split(array, parts) for name, array in batch.items() if array.ndim}
+    pieces_by_name = {
+        name: np.split(array, num_parts) for name, array in batch.items() if array.ndim
+    }
     return [
         {name: array_pieces[i] for name, array_pieces in pieces_by_name.items()}
-        for i in range(parts)
+        for i in range(num_parts)
     ]
 
 
@@ -347,12 +351,12 @@ def one_kept(settings: ReinforceSettings, config: ModelConfig) -> kept.TokenChoi
     return jax.eval_shape(choices)
 
 
-def with_kept(batch: Mapping[str, jax.Array], own: kept.TokenChoices) -> dict[str, jax.Array]:
+def with_kept(batch: Mapping[str, jax.Array], choices: kept.TokenChoices) -> dict[str, jax.Array]:
     """Add to a batch what the rollout kept of its rows, in place of the rows' numbers."""
     rows = batch["prompt_rows"], batch["completion_rows"]
     lengths = batch["prompt_ids"].shape[1], batch["completion_ids"].shape[1]
     other_arrays = {name: x for name, x in batch.items() if not name.endswith("_rows")}
-    return other_arrays | kept.rows_of(own, *rows, *lengths)
+    return other_arrays | kept.rows_of(choices, *rows, *lengths)
 
 
 def update_flops(

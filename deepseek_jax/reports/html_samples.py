@@ -57,9 +57,9 @@ def shown_samples(samples: Sequence[dict]):
     return [group for i, group in enumerate(groups) if i in indices]
 
 
-def samples_data(shown: list[dict]):
+def samples_data(groups: list[dict]):
     """Write the samples as JSON for the page."""
-    return _json(shown)
+    return _json(groups)
 
 
 def completions_part(pairs: Sequence[dict]):
@@ -72,26 +72,26 @@ def completions_part(pairs: Sequence[dict]):
     )
 
 
-def samples_part(shown: list[dict], number: int):
+def samples_part(groups: list[dict], number: int):
     """Write the filters, and the place where html_report.js puts the samples.
 
     Args:
         number: Count of all samples, on the page or not.
     """
-    if not shown:
+    if not groups:
         return ""
     selects = []
     for key in CHOICES:
-        values = dict.fromkeys(group[key] for group in shown if group.get(key) not in (None, ""))
+        values = dict.fromkeys(group[key] for group in groups if group.get(key) not in (None, ""))
         if len(values) > 1:
             selects.append(_select(key, map(str, values)))
-    completions = [completion for group in shown for completion in group["completions"]]
+    completions = [completion for group in groups for completion in group["completions"]]
     if any(completion.get("right") is not None for completion in completions):
         selects.append(_select("answer", ("right", "wrong")))
     if any(completion.get("unread") for completion in completions):
         selects.append(_select("read", ("unread",)))
     return (
-        f"<p>{_said(shown, completions, number)}</p>"
+        f"<p>{_said(groups, completions, number)}</p>"
         f'<form id="filters">{"".join(selects)}'
         '<label>text <input type="search" name="text"></label>'
         f"{BOUNDS if _are_paid(completions) else ''}"

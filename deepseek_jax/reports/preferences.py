@@ -43,9 +43,9 @@ def with_preferences(page: Page, measured: dict[str, dict]) -> Page:
     return dataclasses.replace(page, pairs=pairs)
 
 
-def held_out_samples(found: dict) -> list[dict]:
+def held_out_samples(measurement: dict) -> list[dict]:
     """Return the samples of a measurement of a reward model or judge."""
-    return found["samples"]["held_out"]
+    return measurement["samples"]["held_out"]
 
 
 def _pair(records):

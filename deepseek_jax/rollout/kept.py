@@ -118,29 +118,31 @@ def note(slots, experts_bla, active):
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 @on_rollout_mesh
-def put_prompts(how, kept: TokenChoices, experts_ptla, first):
+def put_prompts(how, choices: TokenChoices, experts_ptla, first):
     """Store the experts of a chunk of prompts.
 
     Args:
-        kept: The TokenChoices, which is donated.
+        choices: The TokenChoices, which is donated.
         experts_ptla: uint16[p t l a], from prefill.
         first: int32[], the row of the chunk's first prompt.
     """
-    if kept.prompt_experts is None:
-        return kept
-    room = kept.prompt_experts.shape[1]
+    if choices.prompt_experts is None:
+        return choices
+    room = choices.prompt_experts.shape[1]
     chunk_experts = _fitted(experts_ptla, room, FREE)
-    experts = jax.lax.dynamic_update_slice_in_dim(kept.prompt_experts, chunk_experts, first, axis=0)
-    return kept._replace(prompt_experts=own_slots(experts))
+    experts = jax.lax.dynamic_update_slice_in_dim(
+        choices.prompt_experts, chunk_experts, first, axis=0
+    )
+    return choices._replace(prompt_experts=own_slots(experts))
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 @on_rollout_mesh
-def put_completions(how, kept: TokenChoices, slots, seats, rows):
+def put_completions(how, choices: TokenChoices, slots, seats, rows):
     """Store the experts and the candidates of completions that have ended.
 
     Args:
-        kept: The TokenChoices, which is donated.
+        choices: The TokenChoices, which is donated.
         seats: int32[e], the slots of the completions.
         rows: int32[e], the row of each completion. Pairs of seat and row may repeat.
     """
@@ -155,13 +157,15 @@ def put_completions(how, kept: TokenChoices, slots, seats, rows):
             is_valid = jnp.arange(entries.shape[1]) < count_e1
             is_valid = is_valid.reshape(*is_valid.shape, *[1] * (entries.ndim - 2))
             entries = jnp.where(is_valid, entries, NOTHING[name])
-            kept = kept._replace(**{name: own_slots(getattr(kept, name).at[rows].set(entries))})
-    return kept
+            choices = choices._replace(
+                **{name: own_slots(getattr(choices, name).at[rows].set(entries))}
+            )
+    return choices
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def rows_of(
-    kept: TokenChoices,
+    choices: TokenChoices,
     prompts: jax.Array,
     completions: jax.Array,
     prompt_length: int,
@@ -173,14 +177,14 @@ def rows_of(
     `jax.set_mesh`.
 
     Args:
-        kept: The TokenChoices.
+        choices: The TokenChoices.
         prompts: int32[p], rows of prompts.
         completions: int32[b], rows of completions.
         prompt_length: Tokens of a prompt in the batch.
         completion_length: Tokens of a completion in the batch.
     """
     rows = {}
-    for name, array in kept._asdict().items():
+    for name, array in choices._asdict().items():
         if array is not None:
             is_of_prompts = name == "prompt_experts"
             row_numbers, length = (

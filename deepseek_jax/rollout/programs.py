@@ -68,7 +68,7 @@ def rollout_programs(
     config: ModelConfig,
     mesh: Mesh,
     options: AnswerOptions,
-    asked: Workload,
+    workload: Workload,
     *,
     dtype: str = "float32",
     adapter: AdapterSettings | None = None,
@@ -96,13 +96,13 @@ def rollout_programs(
     if mesh.size > 1:
         mesh = decoding_mesh(mesh, config.num_attention_heads)
         config = rollout_config(config, mesh)
-    slots = min(options.slots, -(-asked.prompts * asked.n // mesh.size) * mesh.size)
+    slots = min(options.slots, -(-workload.prompts * workload.n // mesh.size) * mesh.size)
     num_parts = batch_parts_of(mesh if mesh.size > 1 else None, config)
-    requests = _one_chunk(asked, chunk_rows(asked.prompts, asked.n, slots, num_parts))
+    requests = _one_chunk(workload, chunk_rows(workload.prompts, workload.n, slots, num_parts))
     rollout_sizes = _Sizes(
-        config, slots, requests.prompt_room, options.max_completion_length, asked
+        config, slots, requests.prompt_room, options.max_completion_length, workload
     )
-    decoding = Decoding(config, options.speculative, asked.turns > 0)
+    decoding = Decoding(config, options.speculative, workload.turns > 0)
     engine = _Recorded(decoding, params, requests, mesh, rollout_sizes)
     engine.call_all()
     work_by_name = rollout_sizes.works(decoding, requests.chunk_size)

@@ -40,9 +40,9 @@ class Chunk(NamedTuple):
     limit: jax.Array | np.ndarray
 
 
-def chunk_of(left: int) -> int:
-    """Return the size of the next chunk of a text that has `left` tokens left."""
-    return next((size for size in CHUNKS if size >= left), CHUNKS[-1])
+def chunk_of(num_remaining: int) -> int:
+    """Return the size of the next chunk of a text that has `num_remaining` tokens left."""
+    return next((size for size in CHUNKS if size >= num_remaining), CHUNKS[-1])
 
 
 def no_turns(slots, turn_length):

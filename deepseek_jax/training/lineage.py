@@ -148,29 +148,29 @@ def standing(workdir: Path, name: str, inputs: Inputs) -> StageState:
     return StageState(record, old_record, changed_inputs, grows)
 
 
-def renew(workdir: Path, name: str, found: StageState):
+def renew(workdir: Path, name: str, state: StageState):
     """Remove the results of a stage's earlier run that had other inputs.
 
     If the training only gets more steps, its checkpoints stay. A removal that was interrupted is
     finished.
 
     Args:
-        found: the stage's StageState.
+        state: the stage's StageState.
     """
-    folder, old_record = workdir / name, found.before
+    folder, old_record = workdir / name, state.before
     barrier(f"the record of stage {name} is read")
-    if found.drops:
-        say(f"stage {name}: {', '.join(found.changed)} changed, so it is run anew")
+    if state.drops:
+        say(f"stage {name}: {', '.join(state.changed)} changed, so it is run anew")
         _remove(folder, name)
-    elif old_record is not None and (found.grows or old_record.get(REMOVING)):
-        if found.grows:
-            steps = old_record["num_steps"], found.record["num_steps"]
+    elif old_record is not None and (state.grows or old_record.get(REMOVING)):
+        if state.grows:
+            steps = old_record["num_steps"], state.record["num_steps"]
             say(f"stage {name}: {steps[0]} steps become {steps[1]}, so its training goes on")
         # Written before anything is removed, so that the next start begins an interrupted removal
         # again, whatever its config
         _write(folder / RECORD, old_record | {"complete": False, REMOVING: True})
         _remove(folder, name, kept_folders=(CHECKPOINTS,))
-        _write(folder / RECORD, found.record | {"complete": False})
+        _write(folder / RECORD, state.record | {"complete": False})
 
 
 def run_stage(workdir: Path, name: str, inputs: Inputs, make: Callable[[Path], object]) -> str:

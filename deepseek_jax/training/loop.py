@@ -259,7 +259,7 @@ def fit(
     source: Any,
     run: Run,
     flops_per_token: float | None = None,
-    parts: tuple[str, ...] = (),
+    trained_parts: tuple[str, ...] = (),
     untrained: tuple[str, ...] = (),
 ) -> Any:
     """Train params on loss_fn(params, batch, rng), resuming from run.folder, and return them.
@@ -271,11 +271,11 @@ def fit(
         params: are donated.
         source: as for `train`.
         flops_per_token: as for `train`.
-        parts: the models.layers.PARTS that the loss trains. The other parts and router biases do
+        trained_parts: the models.layers.PARTS that the loss trains. The other parts and router biases do
             not change.
         untrained: as in watch.Checks.
     """
-    create, step = create_update(settings, loss_fn, params, run.mesh, parts=parts)
+    create, step = create_update(settings, loss_fn, params, run.mesh, parts=trained_parts)
     checks = Checks(terms=LOSS_TERMS, untrained=untrained, locate=step.locate)
     state = create(params)
     state = train(settings, state, step, source, run, settings.seed, checks, flops_per_token)

@@ -60,7 +60,7 @@ def findings(workdirs: list[Path]) -> list[Finding]:
     return [_test(title, pair, runs) for title, pair in comparisons.items()]
 
 
-def findings_table(found: list[Finding], num_runs: int) -> Table:
+def findings_table(findings: list[Finding], num_runs: int) -> Table:
     """Build a rich Table of the findings over num_runs runs."""
     table = Table(
         title=f"right answers to the same held-out questions, {num_runs} run{'s' * (num_runs > 1)}",
@@ -75,7 +75,7 @@ def findings_table(found: list[Finding], num_runs: int) -> Table:
     for name in ("this", "that", "difference", "each run", "compute"):
         table.add_column(name, justify="right", no_wrap=name != "each run")
     table.add_column("this")
-    for title, means, comparison, by_run, compute, verdict in found:
+    for title, means, comparison, by_run, compute, verdict in findings:
         mean, low, high = (f"{value:+.1%}" for value in comparison.difference)
         difference_texts = " ".join(f"{value:+.1%}" for value in by_run)
         mean_texts = (f"{value:.1%}" for value in means)
@@ -90,9 +90,11 @@ def findings_table(found: list[Finding], num_runs: int) -> Table:
     return table
 
 
-def as_json(found: list[Finding]) -> list[dict]:
+def as_json(findings: list[Finding]) -> list[dict]:
     """Convert findings to dicts for JSON."""
-    return [finding._asdict() | {"comparison": finding.comparison._asdict()} for finding in found]
+    return [
+        finding._asdict() | {"comparison": finding.comparison._asdict()} for finding in findings
+    ]
 
 
 def _read(workdir: Path):

@@ -51,6 +51,6 @@ class MeasureTasks(Measure):
         return task_answers.shares
 
     @override
-    def scores(self, found):
+    def scores(self, contents):
         # With several tasks the score of all of them comes last, and the headline has to be first
-        return dict(reversed(intervals(found).items()))
+        return dict(reversed(intervals(contents).items()))

@@ -122,12 +122,12 @@ def intervals(found: dict[str, list[float]]) -> dict[str, tuple[float, float, fl
     return {name: score_interval(shares) for name, shares in (found | shares_of_all).items()}
 
 
-def say_shares(title: str, found: dict[str, list[float]]):
+def say_shares(title: str, shares: dict[str, list[float]]):
     """Print a policy's mean share of each task.
 
     Args:
         title: The title of the policy.
-        found: TaskAnswers.shares.
+        shares: TaskAnswers.shares.
     """
-    share_texts = (f"{name} {mean:.1%}" for name, (mean, *_) in intervals(found).items())
+    share_texts = (f"{name} {mean:.1%}" for name, (mean, *_) in intervals(shares).items())
     say(f"{title} answers right: {', '.join(share_texts)}")

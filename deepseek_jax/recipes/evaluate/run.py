@@ -169,9 +169,9 @@ class Evaluate(Measure):
         return {"made_of": self.problems.made_of, "problems": entries}
 
     @override
-    def scores(self, found):
+    def scores(self, contents):
         # With several tasks the scores of all of them come last, and the headline has to be first
-        scores_by_task = reversed(task_scores(found["problems"]).items())
+        scores_by_task = reversed(task_scores(contents["problems"]).items())
         return {
             f"{task} {name}": interval
             for task, scores in scores_by_task

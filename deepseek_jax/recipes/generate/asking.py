@@ -248,10 +248,10 @@ class Sift(Stage):
         return {self.name: f"{self.name}/{FATES}"}
 
     @override
-    def scores(self, found):
+    def scores(self, contents):
         # No interval: completions of one question are alike, and the fates are not counted by
         # question
-        counts_by_origin = found.values()
+        counts_by_origin = contents.values()
         num_kept, num_asked = (
             sum(counts["kept"] for counts in counts_by_origin),
             sum(sum(counts.values()) for counts in counts_by_origin),

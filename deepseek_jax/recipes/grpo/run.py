@@ -221,12 +221,12 @@ class MeasureAnswers(Measure):
             }
 
     @override
-    def scores(self, found):
+    def scores(self, contents):
         if self.whole.effort is None:
-            return scores_of_both(found)
+            return scores_of_both(contents)
         return {
             f"{name}_effort_{effort}": score
-            for effort, answers in found.items()
+            for effort, answers in contents.items()
             for name, score in scores_of_both(answers).items()
         }
 

@@ -295,8 +295,8 @@ class MeasureLoss(Measure):
             return self.held_out.loss(context)(context.load(self.start).params)
 
     @override
-    def scores(self, found):
-        return {"held_out_loss": found}
+    def scores(self, contents):
+        return {"held_out_loss": contents}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

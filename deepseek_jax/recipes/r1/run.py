@@ -182,14 +182,14 @@ def _teacher(teacher: R1TeacherSettings, s: R1Settings, data: WorldData) -> Teac
     return StageTeacher(teacher.stage)
 
 
-def measured(found: Iterable[Stage], s: R1Settings, data: WorldData) -> list[Stage]:
+def measured(stages_to_measure: Iterable[Stage], s: R1Settings, data: WorldData) -> list[Stage]:
     """Return the stages, with a measurement after each stage that produces a policy.
 
     All measurements draw by the same seed.
     """
     questions, rule = HeldOutQuestions(data), Rule(data.rule())
     all_stages: list[Stage] = []
-    for stage in found:
+    for stage in stages_to_measure:
         all_stages.append(stage)
         if stage.leaves_policy:
             all_stages.append(

@@ -86,8 +86,8 @@ class MeasureWorld(Measure):
         return measurement
 
     @override
-    def scores(self, found):
-        return found["scores"]
+    def scores(self, contents):
+        return contents["scores"]
 
 
 def measure(
@@ -138,17 +138,17 @@ def measure(
     }
 
 
-def say_scores(name: str, found: dict):
+def say_scores(name: str, contents: dict):
     """Print the scores of `measure` and a few samples.
 
     Args:
         name: The name of the stage.
-        found: The result of `measure`.
+        contents: The result of `measure`.
     """
-    for score, interval in found["scores"].items():
+    for score, interval in contents["scores"].items():
         mean, low, high = (format(value, FORMS[score]) for value in interval)
         say(f"  {name} {score}: {mean} ({low} to {high})")
-    for groups in found["samples"].values():
+    for groups in contents["samples"].values():
         for group in groups[:SHOWN]:
             say(f"  {group['prompt']!r} -> {group['completions'][0]['text']!r}")
 

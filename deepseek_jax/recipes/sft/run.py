@@ -242,10 +242,10 @@ class MeasureConversations(Measure):
             return {"loss": loss_of(policy.params), "answers": answers}
 
     @override
-    def scores(self, found):
-        answers = found["answers"]
+    def scores(self, contents):
+        answers = contents["answers"]
         scores = {} if answers is None else scores_of_both(answers)
-        return {"held_out_loss": found["loss"]["loss"]} | scores
+        return {"held_out_loss": contents["loss"]["loss"]} | scores
 
 
 def page(results: Results) -> Page:
