@@ -133,6 +133,15 @@ def beside(programs: Iterable[Program], *held: ResidentArrays) -> list[Program]:
     return [dataclasses.replace(p, beside=(*p.beside, *held)) for p in programs]
 
 
+def step_of(program: Program) -> str:
+    """Return the prefix that the names of a step's programs share, "" for none.
+
+    A reward model's programs have its name behind this prefix.
+    """
+    prefix = program.name.rpartition(": ")[0]
+    return prefix.rpartition(": ")[0] if program.part == REWARD else prefix
+
+
 def moments_of(state) -> ResidentArrays:
     """Return the ResidentArrays of a TrainState's moments, while another program reads its parameters."""
     fields = "optimizer.moment_memory='host', or optimizer.moment_dtype='bfloat16'"

@@ -7,7 +7,15 @@ from pathlib import Path
 from rich.console import Console
 
 from deepseek_jax.costs.chips import GIB, Chip
-from deepseek_jax.costs.program import GENERATION, SYNC, TRAINING, Program, argument_bytes
+from deepseek_jax.costs.program import (
+    GENERATION,
+    REWARD,
+    SYNC,
+    TRAINING,
+    Program,
+    argument_bytes,
+    step_of,
+)
 from deepseek_jax.parallel.torus import placement_text
 from deepseek_jax.progress import line
 from deepseek_jax.reports.deployment import attention_table
@@ -93,13 +101,13 @@ def step_lines(planned):
     """
     groups = defaultdict(list)
     for program, _, seconds in planned:
-        prefix, _, _ = program.name.rpartition(": ")
-        groups[prefix].append((program, seconds))
+        groups[step_of(program)].append((program, seconds))
     for prefix, group in groups.items():
         part_names = {program.part for program, _ in group}
-        if part_names != {TRAINING, GENERATION, SYNC} or any(s is None for _, s in group):
+        parts = [TRAINING, GENERATION, SYNC] + [REWARD] * (REWARD in part_names)
+        if part_names != set(parts) or any(s is None for _, s in group):
             continue
-        seconds_by_part = {part: [0.0, 0.0] for part in (TRAINING, GENERATION, SYNC)}
+        seconds_by_part = {part: [0.0, 0.0] for part in parts}
         for program, seconds in group:
             if program.name != "pretrain":
                 least, likely = seconds_by_part[program.part]

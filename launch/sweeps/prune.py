@@ -182,17 +182,15 @@ def run_seconds(programs, seconds: dict):
     Args:
         seconds: {program's name: seconds of its calls in a step}.
     """
-    from deepseek_jax.costs.program import GENERATION, SYNC, TRAINING
+    from deepseek_jax.costs.program import GENERATION, REWARD, SYNC, TRAINING, step_of
 
     total_seconds = 0.0
     for update in programs:
         if update.model is None:
             continue
-        prefix, _, kind = update.name.rpartition(": ")
-        group = [
-            p for p in programs if p.name.rpartition(": ")[0] == prefix and p.name != "pretrain"
-        ]
-        is_reinforced = {p.part for p in group} == {TRAINING, GENERATION, SYNC}
+        kind = update.name.rpartition(": ")[2]
+        group = [p for p in programs if step_of(p) == step_of(update) and p.name != "pretrain"]
+        is_reinforced = {p.part for p in group} - {REWARD} == {TRAINING, GENERATION, SYNC}
         # A step of reinforcement consists of its rollout, its scoring and its updates
         called_programs = group if is_reinforced and kind != "pretrain" else [update]
         total_seconds += (

@@ -200,6 +200,7 @@ def scoring_programs(
             f"{prefix}{name}: ", model, scored, mesh
         )
         other_models = {other: reward for other, reward in models.items() if other != name}
+        programs = [dataclasses.replace(program, part=REWARD) for program in programs]
         all_programs += beside(programs, *held_models(other_models, mesh))
     return all_programs
 
@@ -213,7 +214,7 @@ def _scores(name, model, scored, mesh):
     amount: Amount = forward_work(config, rows, row_length, logits=0)
     times = -(-scored.completions // rows)
     function, arguments = jitted_rewards(config, mesh), (model.params(mesh), batch)
-    return [Program(f"{name}score", function, arguments, mesh, *amount, part=REWARD, times=times)]
+    return [Program(f"{name}score", function, arguments, mesh, *amount, times=times)]
 
 
 def _verdicts(name, model, scored, mesh):

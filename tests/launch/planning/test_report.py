@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from deepseek_jax.costs.chips import CHIPS, GIB, Chip
-from deepseek_jax.costs.program import GENERATION, SYNC, TRAINING, Program
+from deepseek_jax.costs.program import GENERATION, REWARD, SYNC, TRAINING, Program
 from launch.planning.hlo import Cost
 from launch.planning.hlo_collectives import Collective
 from launch.planning.program_table import program_table
@@ -58,6 +58,15 @@ def test_a_step_of_reinforcement_is_split_by_mlperfs_names():
         "exposed_generation_time 1,750 s",
         "weight_sync_time 22.5 s",
     ]
+
+
+def test_a_step_has_the_seconds_of_its_reward_models():
+    """Oracle: by hand: 3 x 2 seconds at least, 3 x 12 likely, of a reward model, rounded; a measurement's are none."""
+    paid = program("liked: score", REWARD, 2.0, times=3)
+    other = program("answers: liked: score", REWARD, 500.0)
+    first, split = step_lines([*STEP, paid, other])
+    assert first == "a step, with the longest completions: at least 1,670 s, likely 1,890 s"
+    assert split.endswith(", reward_seconds 36.0 s")
 
 
 def test_each_phase_has_a_step_of_its_own_and_none_without_all_three_parts():

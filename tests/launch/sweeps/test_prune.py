@@ -14,7 +14,7 @@ from configs import (
     sft_smollm2,
 )
 from deepseek_jax.costs.chips import GPUS
-from deepseek_jax.costs.program import GENERATION, SYNC, TRAINING
+from deepseek_jax.costs.program import GENERATION, REWARD, SYNC, TRAINING
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.experiment import find_recipe
 from deepseek_jax.settings import build
@@ -62,6 +62,19 @@ def test_a_step_of_reinforcement_is_its_rollout_and_its_updates():
     step = [p for p in programs if ": " not in p.name and p.name != "pretrain"]
     assert {program.part for program in step} == {TRAINING, GENERATION, SYNC}
     assert len(step) > 3 and run_seconds(programs, seconds) == 680 + 100 * len(step)
+
+
+def test_a_step_of_reinforcement_has_its_reward_models():
+    """Oracle: the same run without one, and 100 steps of its scores, by hand 5 s each; a judge's alike."""
+    config = grpo_small.get_config()
+    config.unlock()
+    config.rewards.liked = 1.0
+    config.reward_models = dict(liked=dict(path="nowhere"))
+    settings, programs = programs_of(config)
+    (scores,) = [program for program in programs if program.part == REWARD]
+    seconds = {program.name: 1.0 for program in programs} | {scores.name: 5.0}
+    others = [program for program in programs if program is not scores]
+    assert run_seconds(programs, seconds) == run_seconds(others, seconds) + 100 * 5.0
 
 
 @pytest.mark.slow
