@@ -61,7 +61,9 @@ def test_a_step_of_reinforcement_is_split_by_mlperfs_names():
 
 
 def test_a_step_has_the_seconds_of_its_reward_models():
-    """Oracle: by hand: 3 x 2 seconds at least, 3 x 12 likely, of a reward model, rounded; a measurement's are none."""
+    """Oracle: by hand, rounded: 3 x 2 seconds at least, 3 x 12 likely, of a reward model; a measurement's are
+    none.
+    """
     paid = program("liked: score", REWARD, 2.0, times=3)
     other = program("answers: liked: score", REWARD, 500.0)
     first, split = step_lines([*STEP, paid, other])
