@@ -1,6 +1,7 @@
 """The judge's recipe at toy size: the saved judge agrees with the verdicts that the run measured."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 from configs.judge_small import get_config
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.judge import run as judge
+from deepseek_jax.recipes.kinds.judge import JudgedPairs
 from deepseek_jax.reinforce.model_rewards import load_model_rewards
 from deepseek_jax.reinforce.settings import ModelRewardSettings
 from deepseek_jax.rewards import Rewards
 from deepseek_jax.rewards.judge import verdict
 from deepseek_jax.training.metrics import read_metrics
+from deepseek_jax.worlds.arithmetic.world import SUMS
 from deepseek_jax.worlds.bilingual.examples import bilingual_examples
 from tests.recipes.outcome import without_group
 from tests.recipes.pages import data_of, parts_of
@@ -118,3 +121,10 @@ def test_a_mistake_is_told_before_anything_is_trained(fields, wrong, tmp_path):
     with pytest.raises(ValueError, match=wrong):
         run(tmp_path, **fields)
     assert not (tmp_path / "pretrain").exists()
+
+
+def test_a_world_without_pairs_is_named_before_the_first_stage():
+    """Oracle: the message, in place of a call of None."""
+    context = SimpleNamespace(settings=None, once=lambda key, make: make())
+    with pytest.raises(ValueError, match=f"{SUMS.name!r} has no pairs to train a judge on"):
+        JudgedPairs(SUMS).describe(context)
