@@ -112,10 +112,10 @@ def test_a_file_system_that_loses_a_byte_is_found(monkeypatch, tmp_path):
     assert "damaged" in str(error.value) and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("place", ["own", "plain"])
+@pytest.mark.parametrize("place", ["result", "plain"])
 def test_a_number_that_is_not_finite_is_infinitely_off(place):
     """Oracle: by hand, in either form: a NaN is below every limit, and max passes over it."""
-    given = dict(own=np.ones(3), plain=np.ones(3))
+    given = dict(result=np.ones(3), plain=np.ones(3))
     assert machine_checks.apart(**given) == 0
     given[place][1] = np.nan
     assert machine_checks.apart(**given) == np.inf
