@@ -70,8 +70,8 @@ class Program:
         settings: The settings of its stage.
         path: The place of these settings in the config.
         model_path: The place of the model in the config.
-        host_bytes: Bytes of a process's own memory that the program's arguments and what they are made
-            of take; 0 where they take little.
+        host_bytes: Bytes that the program's arguments, and what they are made from, take in the memory
+            of one process; 0 if they are few.
         by_shapes: True if a plan needs only the size of the results, which are in memory during
             other programs, and compiles nothing.
     """

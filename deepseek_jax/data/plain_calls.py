@@ -1,4 +1,4 @@
-"""Tool calls as lines of plain text, for models whose chat template has no tools.
+"""Tool calls as lines of plain text, for a chat template without tools.
 
 Tests: tests/data/test_tool_calls.py, tests/data/test_tools.py.
 """

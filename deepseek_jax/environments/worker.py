@@ -26,7 +26,7 @@ TOO_LONG = "{} returned {} bytes, above call_bytes={}"
 
 
 class ActionResult(NamedTuple):
-    """Result of a step, or of the calls of a turn.
+    """Result of what a turn of the model did: its calls, or a step.
 
     Attributes:
         texts: One text for each call ("Error: ..." if it raised), or one for a step. [] after a

@@ -168,7 +168,7 @@ def by_slot(attend: Callable, *arrays: Any) -> jax.Array:
 
 
 def own_slots(a: jax.Array) -> jax.Array:
-    """Pin an array with a leading axis of slots, or of parts of slots, to the slots' devices."""
+    """Pin an array to the devices of its slots, which its first axis counts, whole or in parts."""
     return constrain(a, ("slots",) + (None,) * (a.ndim - 1))
 
 

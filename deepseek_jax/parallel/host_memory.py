@@ -64,7 +64,7 @@ def keep_freed_memory():
 
 
 class _MallInfo(ctypes.Structure):
-    """The struct mallinfo2 of glibc; fordblks is the number of free bytes of the heap."""
+    """glibc's struct mallinfo2. Its field fordblks counts the free bytes of the heap."""
 
     _fields_ = [
         (name, ctypes.c_size_t)

@@ -11,9 +11,9 @@ from deepseek_jax.parallel.shard import batch_parts, batch_sharding
 
 
 def put_owned(mesh: Mesh, batch: dict, owners: np.ndarray) -> dict:
-    """Move a batch onto the mesh, as put_batch does, of which each process has only its own rows.
+    """Move a batch onto the mesh, as put_batch does, when each process has only its own rows.
 
-    Every process calls this. The devices move the rows: no process holds those of another one.
+    Every process calls this. The devices move the rows, so no process holds another one's rows.
 
     Args:
         mesh: The mesh.

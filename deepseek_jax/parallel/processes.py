@@ -338,7 +338,7 @@ def in_shares(
 
 
 def from_owners(owners: np.ndarray | None, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return arrays of which each process has its own entries, with the entries of all.
+    """Gather the entries that each process has of some arrays, and return the whole arrays.
 
     Args:
         owners: int[b], the process that has each entry; None if every process has all.

@@ -230,7 +230,7 @@ class Rewards:
         for name, weight in self.weights.items():
             read_batch = batch
             # Read before the work is shared: a process that fails in its work reads no further
-            if owned and getattr(self._models.get(name), "reads_texts", name in self._models):
+            if owned and name in self._models and _reads_texts(self._models[name]):
                 texts = share(lambda rows: [batch.completions[row] for row in rows], count)
                 read_batch = dataclasses.replace(batch, completions=texts)
             verdicts = share(functools.partial(self._verdicts, name, read_batch), count)
@@ -304,6 +304,10 @@ class Rewards:
             ]
         values = dict(zip(fitting_rows, values, strict=True))
         return [values[row] if row in values else _too_long(texts[row]) for row in rows]
+
+
+def _reads_texts(model):
+    return getattr(model, "reads_texts", True)
 
 
 def _too_long(text):

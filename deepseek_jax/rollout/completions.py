@@ -161,8 +161,8 @@ class RolloutLog:
         keeps_candidates: True if the rollout keeps, for each token, the tokens that top-p and top-k
             left to draw it from.
         kept: The rollout sets it if it keeps anything: a kept.TokenChoices.
-        own_rows: True if a process receives the tokens of the completions alone that its devices
-            sampled, and becomes their owner. A single process receives all in either case.
+        own_rows: True if a process receives only the tokens that its own devices sampled, and owns
+            their completions. A single process receives all in either case.
     """
 
     done: Mapping[int, dict] = types.MappingProxyType({})

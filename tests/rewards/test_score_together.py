@@ -3,6 +3,7 @@
 import pickle
 
 import jax
+import numpy as np
 import pytest
 
 from deepseek_jax.data.texts import LazyTexts, joined
@@ -232,6 +233,26 @@ def test_one_process_alone_does_all_rows_and_raises_its_own_exception():
     assert in_shares(list, 0) == []
     with pytest.raises(ZeroDivisionError):
         in_shares(lambda rows: [1 // row for row in rows], 4)
+
+
+class Unread:
+    """A reward that knows its value without the completions, as that of an environment."""
+
+    reads_texts = False
+
+    def score(self, examples, completions):
+        return [float(example["row"]) for example in examples]
+
+
+@pytest.mark.parametrize("model, read", [(Unread(), []), (Model(), list(range(12)))])
+def test_the_texts_of_owned_rows_are_gathered_for_a_model_that_reads_them(model, read):
+    """Oracle: by hand: which rows are decoded, and the scores of the same model without owners."""
+    decoder = Decoder()
+    with Rewards({"model": 1.0}, models={"model": model}) as rewards:
+        wanted = rewards.score_together(EXAMPLES, TEXTS).total
+        found = rewards.score_together(EXAMPLES, decoder.texts(), None, np.zeros(12, int)).total
+    np.testing.assert_array_equal(found, wanted)
+    assert decoder.rows == read
 
 
 def test_lazy_texts_are_read_when_they_are_asked_for():

@@ -61,7 +61,7 @@ def draw_operands(rng):
 
 
 def write_document(rng, mix=CalculatorMix()):
-    """Write one document of the corpus: a list of texts, without the end tokens after each of them.
+    """Write one document of the corpus, as a list of texts without end tokens.
 
     A text is a question, in the template, and the answer of the turn.
 
