@@ -5,12 +5,13 @@ import re
 
 import pytest
 
-from tests.benchmarks import accelerator
+from tests.benchmarks import accelerator, reading_list
 from tests.benchmarks.result_tables import before_and_after, block, cell_text, summary, table
 from tests.benchmarks.results import (
     BLOCK,
     FOLDER,
     GUIDES,
+    OWN,
     ROOT,
     as_text,
     main,
@@ -29,9 +30,7 @@ def test_the_guides_tables_are_those_of_their_files():
 
 def test_every_file_is_shown_once_and_says_what_gave_its_numbers():
     """Oracle: the guides' markers; a commit with its date in every row; a config that is there."""
-    shown = [
-        n for guide in GUIDES for _, n, _ in BLOCK.findall(guide.read_text()) if n != "summary"
-    ]
+    shown = [n for guide in GUIDES for _, n, _ in BLOCK.findall(guide.read_text()) if n not in OWN]
     results = read_results()
     assert sorted(shown) == sorted(results)
     for name, result in results.items():
@@ -51,7 +50,7 @@ def test_readmes_table_has_eight_experiments_and_can_be_read():
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     titles = [re.match(r"\[(.*)\]", cell)[1] for cell, *_ in cells]
     first, last = ["Pre-train V3", "Fine-tune", "Reward model", "GRPO"], ["Distil", "V3.2"]
-    assert titles == [*first, "R1-Zero, R1", *last, "Real weights"]
+    assert titles == [*first, "R1", *last, "Real weights"]
     shown = [len(text) for _, *texts in cells for text in texts]
     assert 0 < min(shown) and max(map(len, titles)) < 15 and max(shown) <= 45
 
@@ -113,11 +112,34 @@ def test_a_score_of_the_readme_is_one_rows_before_and_after():
     columns = {"x": "{}.1f", "this": "{}", "that": "{}"}
     pair = {"before": [0.25, 0.2, 0.3], "after": [0.75, 0.7, 0.8]}
     rows = [{"x": {"before": 9, "after": 9}}, {"x": pair, "this": 0.5, "that": 0.4, "form": ".0%"}]
-    readme = dict(row=1, columns=["that", "this"])
+    readme = dict(cells=[[1, "that"], [1, "this"]], unit=" of all")
     result = {"columns": columns, "rows": rows, "readme": readme}
-    assert before_and_after(result) == "40% → 50%"
-    columns["x"], readme["columns"] = ".1%", ["x"]
+    assert before_and_after(result) == "40% → 50% of all"
+    columns["x"], result["readme"] = ".1%", dict(cells=[[1, "x"]])
     assert before_and_after(result) == "25.0% → 75.0%"
+
+
+def test_a_number_within_a_sentence_follows_its_file():
+    """Oracle: by hand: without its interval, in its column's form; a file that is not there is named."""
+    result = {"columns": {"x, y": ".1%"}, "rows": [{}, {"x, y": [0.5, 0.4, 0.6], "minutes": 3}]}
+    text = "a <!-- cell: one 1 x, y -->9%<!-- end --> b <!-- cell: one 1 minutes --><!-- end --> c"
+    wanted = (
+        "a <!-- cell: one 1 x, y -->50.0%<!-- end --> b <!-- cell: one 1 minutes -->3<!-- end --> c"
+    )
+    assert rewritten(text, {"one": result}) == wanted
+    with pytest.raises(ValueError, match="two --> has no file; allowed: summary, reading, one"):
+        rewritten(text.replace("one", "two"), {"one": result})
+
+
+def test_lines_to_skip_are_not_counted(tmp_path):
+    """Oracle: by hand."""
+    path = tmp_path / "a.py"
+    path.write_text(
+        "x = 1\n\n\ndef f():\n    return 2\n\n\nclass A:\n    def g(self):\n        return 3\n"
+    )
+    assert reading_list.lines_to_read(path, ["f", "g"]) == 6
+    with pytest.raises(KeyError):
+        reading_list.lines_to_read(path, ["h"])
 
 
 def test_what_a_rows_intervals_are_stands_above_the_table_while_the_row_does():

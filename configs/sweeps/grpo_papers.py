@@ -1,4 +1,4 @@
-"""GRPO and what six papers made of it, three seeds each.
+"""GRPO and what five papers made of it, three seeds each.
 
 python launch/sweep.py --config=configs/grpo_small.py --sweep=configs/sweeps/grpo_papers.py
 

@@ -5,11 +5,11 @@ numbers; "{}" stands for the row's own "form"), and caveats. With "sweep", a fil
 are of all runs of that sweep together, see finished_run.read; "logged" has more of their columns, name ->
 [phase, metric, share]: the mean over that last share of the metric's lines. "changing" has columns of a
 single run, name -> [phase, metric]: the metric in its first line and in its last one. With "readme" it has a
-line in README.md: its place there, a title, what it shows, and which score, in one column of before and after
-of a row or in two columns; its page is configs/results/NAME.md. A row has the results of one run: seed,
-version, minutes, cells by name, and "intervals", a sentence for above the table where its intervals are not
-those that a run has today. A cell is a text, a number, [mean, low, high] with a 95% interval, {"before": ...,
-"after": ...}, {"low": ..., "high": ...} over several runs, or {"by_run": [...]}.
+line in README.md: its place there, a title, what it shows, and a score's cells, [row, column] of before and
+after or one that has both, with its unit; its page is configs/results/NAME.md. A row has the results of one
+run: seed, version, minutes, cells by name, and "intervals", a sentence for above the table where its
+intervals are not those that a run has today. A cell is a text, a number, [mean, low, high] with a 95%
+interval, {"before": ..., "after": ...}, {"low": ..., "high": ...} over several runs, or {"by_run": [...]}.
 """
 
 import textwrap
@@ -74,7 +74,7 @@ def summary(results):
     for name, result in sorted(chosen, key=lambda pair: pair[1]["readme"]["place"]):
         line = result["readme"]
         title = f"[{line['title']}](configs/results/{name}.md)"
-        minutes = cell_text(result["rows"][line["row"]].get("minutes"))
+        minutes = cell_text(result["rows"][line["cells"][0][0]].get("minutes"))
         lines.append(_line((title, line["shows"], minutes, before_and_after(result))))
     return "\n".join(lines)
 
@@ -82,13 +82,15 @@ def summary(results):
 def before_and_after(result):
     """The score that README.md has of an experiment, without its intervals: "37.5% → 98.4%"."""
     line = result["readme"]
-    row = result["rows"][line["row"]]
-    form = row.get("form", "")
-    said = [
-        cell_text(_mean(row[name]), result["columns"][name].replace("{}", form))
-        for name in line["columns"]
-    ]
-    return " → ".join(said)
+    said = [cell_in_words(result, row, column) for row, column in line["cells"]]
+    return " → ".join(said) + line.get("unit", "")
+
+
+def cell_in_words(result, row, column):
+    """A cell without its interval, as a sentence has it: "37.5% → 98.4%"."""
+    cells = result["rows"][row]
+    form = result["columns"].get(column, "").replace("{}", cells.get("form", ""))
+    return cell_text(_mean(cells[column]), form)
 
 
 def _wrapped(text):

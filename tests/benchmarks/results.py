@@ -5,7 +5,8 @@ python -m tests.benchmarks.results --check            # exit status 1 if a table
 python -m tests.benchmarks.results --from=WORKDIR     # first add the numbers of a finished run or sweep
 
 A block of a guide begins with <!-- results: NAME -->, for the file NAME.json, and ends with <!-- end -->. The
-block "summary" is README.md's. tests/benchmarks/result_tables.py describes the files.
+blocks "summary" and "reading" are README.md's. A number within a sentence is between
+<!-- cell: NAME ROW COLUMN --> and <!-- end -->. tests/benchmarks/result_tables.py describes the files.
 """
 
 import argparse
@@ -15,7 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.benchmarks.result_tables import block, summary
+from tests.benchmarks.reading_list import reading
+from tests.benchmarks.result_tables import block, cell_in_words, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "configs" / "results"
@@ -25,6 +27,9 @@ GUIDES = [
     Path(__file__).with_name("README.md"),
 ]
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.S)
+CELL = re.compile(r"(<!-- cell: (\w+) (\d+) ([^>]+?) -->).*?(<!-- end -->)")
+# Blocks of README.md that are no file's
+OWN = "summary", "reading"
 NUMBERS = re.compile(r"\[\s+((?:[-\d.e]+,?\s+)+)\]")
 
 
@@ -43,18 +48,27 @@ def as_text(result):
 
 
 def rewritten(text, results):
-    """A guide's text with its blocks updated. Raises ValueError for a block without a file."""
+    """A guide's text with its blocks and cells updated. Raises ValueError for one without a file."""
+
+    def known(name):
+        if name not in results:
+            raise ValueError(
+                f"<!-- results: {name} --> has no file; allowed: {', '.join((*OWN, *results))}"
+            )
+        return results[name]
 
     def write(found):
         start, name, end = found.groups()
-        if name != "summary" and name not in results:
-            raise ValueError(
-                f"<!-- results: {name} --> has no file; allowed: summary, {', '.join(results)}"
-            )
-        content = summary(results) if name == "summary" else block(results[name])
-        return f"{start}{content}\n{end}"
+        content = {"summary": lambda: summary(results), "reading": reading}.get(
+            name, lambda: block(known(name))
+        )
+        return f"{start}{content()}\n{end}"
 
-    return BLOCK.sub(write, text)
+    def write_cell(found):
+        start, name, row, column, end = found.groups()
+        return f"{start}{cell_in_words(known(name), int(row), column)}{end}"
+
+    return CELL.sub(write_cell, BLOCK.sub(write, text))
 
 
 def update_guides(results, guides, *, check=False):
