@@ -119,6 +119,24 @@ def test_a_score_of_the_readme_is_one_rows_before_and_after():
     assert before_and_after(result) == "25.0% → 75.0%"
 
 
+def test_a_table_on_its_side_has_a_column_for_each_row():
+    """Oracle: by hand."""
+    rows = [{"arm": "off", "x": 1}, {"arm": "on", "x": 2}]
+    result = {"columns": {"arm": "", "x": ".1f"}, "rows": rows, "on its side": True}
+    assert table(result).split("\n") == ["| arm | off | on |", "|---|---|---|", "| x | 1.0 | 2.0 |"]
+
+
+def test_an_interval_stays_within_what_can_be_and_a_cell_names_its_policy():
+    """Oracle: by hand: a share from 0 to 1, a length from 0 on; a reward and a difference may be below 0."""
+    wide = [0.5, -0.5, 1.5]
+    columns = {"share": "{}.0%", "length": "{}.1f", "reward": "{}.1f"}
+    row = dict.fromkeys(columns, wide) | {"policies": {"share": "R1"}}
+    result = {"columns": columns, "rows": [row, row | {"form": "+", "policies": {}}]}
+    cut = "| R1 50% (0% to 100%) | 0.5 (0.0 to 1.5) | 0.5 (-0.5 to 1.5) |"
+    whole = "| +50% (-50% to +150%) | +0.5 (-0.5 to +1.5) | +0.5 (-0.5 to +1.5) |"
+    assert table(result).split("\n")[2:] == [cut, whole]
+
+
 def test_a_number_within_a_sentence_follows_its_file():
     """Oracle: by hand: without its interval, in its column's form; a file that is not there is named."""
     result = {"columns": {"x, y": ".1%"}, "rows": [{}, {"x, y": [0.5, 0.4, 0.6], "minutes": 3}]}

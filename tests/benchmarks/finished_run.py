@@ -16,6 +16,10 @@ from deepseek_jax.training.metrics import read_phases
 from tests.benchmarks.run_config import experiment_of, sweep_of
 
 WHEN = "before", "after"
+# What the tables call the policies of R1's stages
+POLICIES = dict(base="base", zero="R1-Zero", cold_start="Dev1", reasoning="Dev2", sft="Dev3")
+POLICIES |= dict(scenarios="R1", distilled="R1, distilled")
+POLICIES |= dict(reasoning_teacher="teacher of reasoning", general_teacher="general teacher")
 SWEEP = "complete.json"  # written by launch/sweep.py: name of a run -> its config
 
 
@@ -217,7 +221,9 @@ def _claims(workdir):
         sides = finding["ours"], finding["theirs"]
         score = next(side[1] for side in sides if isinstance(side, list))
         row = {"finding": cells[0], "form": FORMS[score]} | _compared(finding)
-        rows.append(row | {"margin": finding["margin"], "verdict": cells[-1]})
+        named = zip(("this", "that"), sides, strict=True)
+        policies = {column: POLICIES[side[0]] for column, side in named if isinstance(side, list)}
+        rows.append(row | {"policies": policies, "margin": finding["margin"], "verdict": cells[-1]})
     return rows
 
 

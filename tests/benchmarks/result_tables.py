@@ -4,14 +4,16 @@ A file is one experiment or benchmark: its command, its rows, the table's column
 numbers; "{}" stands for the row's own "form"), and caveats. With "sweep", a file of configs/sweeps, the rows
 are of all runs of that sweep together, see finished_run.read; "logged" has more of their columns, name ->
 [phase, metric, share]: the mean over that last share of the metric's lines. "changing" has columns of a
-single run, name -> [phase, metric]: the metric in its first line and in its last one. With "readme" it has a
-line in README.md: its place there, a title, what it shows, and a score's cells, [row, column] of before and
-after or one that has both, with its unit; its page is configs/results/NAME.md. A row has the results of one
-run: seed, version, minutes, cells by name, and "intervals", a sentence for above the table where its
-intervals are not those that a run has today. A cell is a text, a number, [mean, low, high] with a 95%
-interval, {"before": ..., "after": ...}, {"low": ..., "high": ...} over several runs, or {"by_run": [...]}.
+single run, name -> [phase, metric]: the metric in its first line and in its last one. With "on its side" the
+table's rows are its columns. A row's "policies", column -> name, are written before its cells. With "readme"
+it has a line in README.md: its place there, a title, what it shows, and a score's cells, [row, column] of
+before and after or one that has both, with its unit; its page is configs/results/NAME.md. A row has the
+results of one run: seed, version, minutes, cells by name, and "intervals", a sentence for above the table
+where its intervals are not those that a run has today. A cell is a text, a number, [mean, low, high] with a
+95% interval, {"before": ..., "after": ...}, {"low": ..., "high": ...} over several runs or {"by_run": [...]}.
 """
 
+import math
 import textwrap
 
 # A fact is below the table if all rows share it, else it is a column
@@ -39,15 +41,31 @@ def cell_text(cell, form=""):
 
 
 def table(result):
-    """The table of a file's rows, without columns that no row fills."""
+    """The table of a file's rows, without columns that no row fills; "on its side", rows become columns."""
     rows = result["rows"]
     columns = result["columns"] | dict.fromkeys(_differing(result), "")
     columns = {name: form for name, form in columns.items() if any(name in row for row in rows)}
-    lines = [_line(columns), "|" + "---|" * len(columns)]
-    for row in rows:
-        own = row.get("form", "")
-        lines.append(_line(cell_text(row.get(n), f.replace("{}", own)) for n, f in columns.items()))
-    return "\n".join(lines)
+    lines = [list(columns), *([_cell(row, *column) for column in columns.items()] for row in rows)]
+    head, *body = zip(*lines, strict=True) if result.get("on its side") else lines
+    return "\n".join([_line(head), "|" + "---|" * len(head), *map(_line, body)])
+
+
+def _cell(row, name, form):
+    """A row's cell in a column, after the policy that it is of, if the row names it."""
+    form = form.replace("{}", row.get("form", ""))
+    text = cell_text(_possible(row.get(name), name, form), form)
+    return f"{row['policies'][name]} {text}" if name in row.get("policies", ()) else text
+
+
+def _possible(cell, name, form):
+    """A cell whose interval is cut to what can be: a t interval over seeds may leave a share's range."""
+    if isinstance(cell, dict):
+        return {part: _possible(value, name, form) for part, value in cell.items()}
+    if not isinstance(cell, list) or form.startswith("+"):
+        return cell
+    least = 0 if form.endswith("%") or "length" in name else -math.inf
+    most = 1 if form.endswith("%") else math.inf
+    return [min(max(number, least), most) for number in cell]
 
 
 def block(result):
