@@ -169,7 +169,7 @@ def grpo_loss(config, params, batch):  # losses/grpo.py
 
 
 def group_advantages(rewards_ip):  # losses/advantages.py
-    """(r - mean) / std among the answers to a prompt (GRPO, 4.1.2): no network predicts values."""
+    """(r - mean) / std among the answers to a question (GRPO, 4.1.2): no network of values."""
     # The paper does not define the std. With 1e-6, a group of equal rewards gets 0
     return ((rewards_ip - rewards_ip.mean(0)) / (rewards_ip.std(0, ddof=1) + 1e-6)).reshape(-1)
 
@@ -180,7 +180,7 @@ def update(config, optimizer, loss_fn, params, state, batch):  # training/update
     (loss, chosen_lbte), grads = jax.value_and_grad(loss_fn, 1, has_aux=True)(config, params, batch)
     updates, state = optimizer.update(grads, state)
     params = optax.apply_updates(params, updates)
-    # Balance without an auxiliary loss: the bias has no gradient, and evens out the loads
+    # Balance without an auxiliary loss (V3, 2.1.2): gradients do not reach the bias
     load_le = jnp.einsum("lbte,bt->le", chosen_lbte, batch["mask"])
     step_le = BIAS_SPEED * jnp.sign(load_le.mean(-1, keepdims=True) - load_le)
     params["moe_layers"]["ffn"]["router_bias"] += step_le
@@ -239,7 +239,7 @@ def group_batch(rng, questions, params, reference):  # reinforce/groups.py
 def report(name, step, loss, params, questions):  # evaluation/held_out.py
     """Print answers of the model to held-out questions: -> the share that is right."""
     _, texts, rewards_b = answer(random.Random(0), questions * 8, params)
-    print(f"{name} step {step}: loss {loss:.3f}, {rewards_b.mean():.0%} right:", *texts[:4], flush=True)
+    print(f"{name} {step}: loss {loss:.3f}, {rewards_b.mean():.0%} right:", *texts[:4], flush=True)
     return float(rewards_b.mean())
 
 
@@ -249,13 +249,13 @@ def learn(steps=4000, rounds=80):  # recipes/grpo/run.py
     questions = [(i // 81 + 1, i // 9 % 9 + 1, i % 9 + 1) for i in rng.sample(range(729), 729)]
     held_out, questions = questions[:100], questions[100:]
     clip, decay = optax.clip_by_global_norm(1.0), optax.cosine_decay_schedule
-    optimizer = optax.chain(clip, optax.adam(decay(4e-3, steps), b2=0.95))  # V3's, but no weight decay
+    optimizer = optax.chain(clip, optax.adam(decay(4e-3, steps), b2=0.95))  # V3 adds weight decay
     state = optimizer.init(params)
     for step in range(1, steps + 1):
         batch = corpus_batch(rng, rng.choices(questions, k=32))
         params, state, loss = update(Config, optimizer, next_token_loss, params, state, batch)
         if step in (1, steps // 4, steps):
-            pretrained = report("Pre-training", step, loss, params, held_out)
+            pretrained = report("Pre-training step", step, loss, params, held_out)
     reference, optimizer = params, optax.chain(clip, optax.adam(decay(1e-3, 2 * rounds), b2=0.95))
     state = optimizer.init(params)
     for step in range(1, rounds + 1):
@@ -263,7 +263,7 @@ def learn(steps=4000, rounds=80):  # recipes/grpo/run.py
         for _ in range(2):  # the ratio is 1 in the first, and may be clipped in the second
             params, state, loss = update(Config, optimizer, grpo_loss, params, state, batch)
         if step in (1, rounds // 4, rounds):
-            reinforced = report("GRPO", step, loss, params, held_out)
+            reinforced = report("GRPO step", step, loss, params, held_out)
     return pretrained, reinforced
 
 
