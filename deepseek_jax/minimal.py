@@ -270,3 +270,11 @@ def learn(steps=4000, rounds=80):  # recipes/grpo/run.py
 if __name__ == "__main__":
     with jax.default_matmul_precision("highest"):  # a TPU would round operands
         learn()
+
+# Its output with JAX 0.12: the share of 800 answers to held-out questions that is right, and four
+# Pre-training step 1: loss 2.977, 0% right: 5+8+8=+53 6+3+8=12+3+=+1 1+5+6=6=134+ 4+3+5==1
+# Pre-training step 1000: loss 0.764, 28% right: 5+8+8=20 6+3+8=19 1+5+6=14 4+3+5=11
+# Pre-training step 4000: loss 0.712, 32% right: 5+8+8=20 6+3+8=16 1+5+6=6+6=12 4+3+5=11
+# GRPO step 1: loss -0.025, 41% right: 5+8+8=19 6+3+8=16 1+5+6=6+6=12 4+3+5=11
+# GRPO step 20: loss 0.002, 82% right: 5+8+8=14+8=21 6+3+8=9+8=17 1+5+6=6+6=12 4+3+5=7+5=12
+# GRPO step 80: loss 0.026, 91% right: 5+8+8=13+8=21 6+3+8=9+8=17 1+5+6=6+6=12 4+3+5=7+5=12
