@@ -130,7 +130,8 @@ def moe(config, w, x_btd):  # models/moe.py
 
 def forward(config, params, tokens_bt):  # models/decoder.py
     """Run x += attention(norm(x)), x += ffn(norm(x)), by layer: -> (logits_btv, chosen_lbte)."""
-    x_btd, chosen, dense = params["embedding"][tokens_bt], [], config.first_k_dense_replace
+    x_btd, dense = params["embedding"][tokens_bt], config.first_k_dense_replace
+    chosen: list[jax.Array] = []
     for i in range(config.num_hidden_layers):
         stack, at = ("dense_layers", i) if i < dense else ("moe_layers", i - dense)
         w = jax.tree.map(lambda leaf, at=at: leaf[at], params[stack])
@@ -176,12 +177,11 @@ def group_advantages(rewards_ip):  # losses/advantages.py
 
 @jax.jit(static_argnums=(0, 1, 2))
 def update(config, optimizer, loss_fn, params, state, batch):  # training/update.py
-    """A step of the optimizer, and one of the routers' biases: -> (params, state, loss)."""
+    """A step of Adam, and one of the bias, which has no gradient: -> (params, state, loss)."""
     (loss, chosen_lbte), grads = jax.value_and_grad(loss_fn, 1, has_aux=True)(config, params, batch)
     updates, state = optimizer.update(grads, state)
     params = optax.apply_updates(params, updates)
-    # Balance without an auxiliary loss (V3, 2.1.2): gradients do not reach the bias
-    load_le = jnp.einsum("lbte,bt->le", chosen_lbte, batch["mask"])
+    load_le = jnp.einsum("lbte,bt->le", chosen_lbte, batch["mask"])  # V3, section 2.1.2
     step_le = BIAS_SPEED * jnp.sign(load_le.mean(-1, keepdims=True) - load_le)
     params["moe_layers"]["ffn"]["router_bias"] += step_le
     return params, state, loss
