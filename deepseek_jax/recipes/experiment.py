@@ -178,6 +178,7 @@ def run_recipe(
 
         from deepseek_jax.ops import platform
         from deepseek_jax.recipes import driver
+        from deepseek_jax.recipes.compilations import announced_compilations
         from deepseek_jax.training.metrics import MetricsWriter
         from deepseek_jax.training.run import Run, stoppable
 
@@ -194,7 +195,7 @@ def run_recipe(
         writer = MetricsWriter(workdir, console_seconds, observers.wandb, config.to_dict())
         # Close it even if the run raises: in a bucket its last lines are not written yet
         should_stop = listen()
-        with contextlib.closing(writer), stoppable(should_stop):
+        with contextlib.closing(writer), stoppable(should_stop), announced_compilations():
             run = Run(
                 mesh,
                 workdir,
