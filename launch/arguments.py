@@ -51,6 +51,22 @@ def named(argv: list[str], names: Sequence[str]) -> list[str]:
     return with_names
 
 
+def profiled_steps(text: str) -> tuple[int, int]:
+    """Read --profile=STEP:COUNT: the first step to trace, and the number of steps.
+
+    Raises:
+        ValueError: The text has another form.
+    """
+    first, _, count = text.partition(":")
+    # isdecimal: int() takes spaces, signs and underscores too
+    if not (first.isdecimal() and count.isdecimal() and int(count)):
+        raise ValueError(
+            f"--profile={text} is not STEP:COUNT, a step from 0 and a number of steps from 1; for "
+            "example, --profile=100:3 traces steps 100, 101 and 102"
+        )
+    return int(first), int(count)
+
+
 def _takes_next(argument):
     """Return whether the next argument is the value of this one, as in --workdir FOLDER."""
     if not argument.startswith("-") or "=" in argument:
@@ -75,12 +91,11 @@ def instead(error: flags.Error, argv: list[str]) -> str | None:
     try:
         config = load_config(config_flag.partition("=")[2])
         matches = fields_named(name, _leaves(config))
-        if not matches:
+        # If absl proposes a flag that is near, propose no field that is only near
+        if not matches and "Did you mean" not in str(error):
             # Also the fields that the file leaves at their defaults. This imports jax
             fields = [*_leaves(config), *_fields(find_recipe(config.get("recipe")).SETTINGS)]
-            # If absl proposes a flag that is near, propose no field that is only near
-            near_fields = [] if "Did you mean" in str(error) else _near(name, fields)
-            matches = fields_named(name, fields) or near_fields
+            matches = fields_named(name, fields) or _near(name, fields)
     # The config has a mistake too, but the flag is the first mistake
     except ValueError:
         return None

@@ -99,5 +99,5 @@ def test_a_task_of_your_own_is_trained_on(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "complete; report.html, metrics" in done.stdout
+    assert "complete: 4 of 4 stages" in done.stdout
     assert (tmp_path / "run" / "grpo" / "params").is_dir()

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import jax
 from typing_extensions import override
 
-from deepseek_jax.progress import Wait
+from deepseek_jax import progress
 
 # JAX has no public hook before a compilation. This logger names the function then, at level DEBUG
 LOGGER, MESSAGE = "jax._src.interpreters.pxla", "Compiling %s"
 ENDED = "/jax/core/compile/backend_compile_duration"
-# Small programs, of which a run has dozens, are not announced
-SOON_SECONDS = 2.0
+# A compilation is announced after this many times progress.SOON_SECONDS: a run has dozens of small ones
+PATIENCE = 4
 # Names that do not say what a function computes
 NAMES = {
     "train_step": "the update",
@@ -31,14 +31,16 @@ class _Compilations(logging.Filter):
 
     def __init__(self):
         super().__init__()
-        self._waits: dict[int, Wait] = {}
+        self._waits: dict[int, progress.Wait] = {}
 
     @override
     def filter(self, record):
         if str(record.msg).startswith(MESSAGE) and isinstance(record.args, tuple):
             self.end()
             function = str(record.args[0]).removeprefix("jit(").removesuffix(")").strip("_")
-            wait = Wait(f"compiling {NAMES.get(function, function)}", soon=SOON_SECONDS)
+            wait = progress.Wait(
+                f"compiling {NAMES.get(function, function)}", soon=PATIENCE * progress.SOON_SECONDS
+            )
             self._waits[threading.get_ident()] = wait
             wait.begin()
         # Lines at this level are for us only
@@ -50,7 +52,7 @@ class _Compilations(logging.Filter):
         if wait is not None:
             wait.end()
 
-    def ended(self, event: str, seconds: float, **details: str | int):
+    def ended(self, event: str, duration_secs: float, **kwargs: str | int):
         """End it at the event of JAX that ends a compilation."""
         if event == ENDED:
             self.end()

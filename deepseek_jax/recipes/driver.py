@@ -506,10 +506,12 @@ def _say_end(stages: list[Stage], folder: Path, page: Page, seconds: float):
     took = f" in {duration(seconds)}" if seconds else ", and was before this start"
     say(f"complete: {len(stages)} of {len(stages)} stages{took}")
     for before, after in page.compared:
-        score, (mean, *_) = next(iter(page.scores[after].items()))
-        means = [page.scores[before][score][0]] if before and score in page.scores[before] else []
-        texts = [format(number, page.form_of(score)) for number in (*means, mean)]
-        say(f"  {after}: {page.title_of(score)} {' -> '.join(texts)}")
+        # A recipe may measure what is no score
+        for score, (mean, *_) in list(page.scores[after].items())[:1]:
+            start = page.scores.get(before or "", {}).get(score)
+            means = [mean] if start is None else [start[0], mean]
+            texts = [format(number, page.form_of(score)) for number in means]
+            say(f"  {after}: {page.title_of(score)} {' -> '.join(texts)}")
     say(f"  page: {folder / 'report.html'}")
     name = left_by(stages)
     if any(stage.name == name and stage.leaves_policy for stage in stages):

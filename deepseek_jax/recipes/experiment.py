@@ -60,17 +60,23 @@ def recipe_modules() -> dict[str, str]:
     return modules
 
 
+def check_recipe(name: str) -> dict[str, str]:
+    """Raise ValueError if the name of a recipe is unknown; return recipe_modules()."""
+    modules = recipe_modules()
+    if name not in modules:
+        raise ValueError(
+            f"config.recipe={name!r} is not a recipe; {suggest(name, sorted(modules))}"
+        )
+    return modules
+
+
 def find_recipe(name: str) -> ModuleType:
     """Import the module of a recipe; driver.py says what it contains.
 
     Raises:
         ValueError: The name is unknown.
     """
-    modules = recipe_modules()
-    if name not in modules:
-        raise ValueError(
-            f"config.recipe={name!r} is not a recipe; {suggest(name, sorted(modules))}"
-        )
+    modules = check_recipe(name)
     return importlib.import_module(f"{recipes.__name__}.{modules[name]}")
 
 

@@ -13,15 +13,15 @@ from deepseek_jax import progress
 # metrics
 SHOWN = {
     "reward": "reward {:z4,.2f}",
-    "accuracy": "right {:4.0%}",
+    "accuracy": "right {:z4.0%}",
     "loss": "loss {:z6,.3f}",
     "held_out_loss": "held out {:z6,.3f}",
     "mtp_loss": "MTP {:z6,.3f}",
-    "completion_length": "length {:4,.1f}",
-    "tokens_per_second": "{:6,.0f} tok/s",
+    "completion_length": "length {:z4,.1f}",
+    "tokens_per_second": "{:z6,.0f} tok/s",
     "entropy": "entropy {:z4.2f}",
     "kl": "KL {:z5.3f}",
-    "grad_norm": "gradient {:4,.2f}",
+    "grad_norm": "gradient {:z4,.2f}",
 }
 # A group's advantages sum to 0, and so does the loss of GRPO, whatever is learned
 SAYS_NOTHING = {"reward": "loss"}
@@ -142,9 +142,10 @@ class StepConsole:
 
     def _left(self):
         """Return the time left of the phase in words; "" while it is unknown, and at the end."""
-        if not self._paces or self._at >= self._num_steps:
+        # The second step may compile too
+        if len(self._paces) < 2 or self._at >= self._num_steps:
             return ""
-        seconds = statistics.median(self._paces) * (self._num_steps - self._at)
+        seconds = statistics.median_low(self._paces) * (self._num_steps - self._at)
         return f"{progress.duration(seconds)} left"
 
 

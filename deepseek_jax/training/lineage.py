@@ -24,7 +24,7 @@ from deepseek_jax.parallel.processes import barrier, first_process, say
 from deepseek_jax.settings import UNHASHED
 
 RECORD = "stage.json"
-# The log in the run's folder: a line for each stage that is begun, complete or not run again
+# The log in the run's folder: a line for each stage that is begun or complete, with its hash
 LOG = "stages.log"
 # The folder of a training's checkpoints, within the folder of its stage
 CHECKPOINTS = "checkpoints"
@@ -189,7 +189,6 @@ def run_stage(workdir: Path, name: str, inputs: Inputs, make: Callable[[Path], o
     folder, stage_standing = workdir / name, standing(workdir, name, inputs)
     stage_hash = stage_standing.record["hash"]
     if stage_standing.complete:
-        _note(workdir, f"{name} {stage_hash} unchanged, not run again")
         return stage_hash
     renew(workdir, name, stage_standing)
     _note(workdir, f"{name} {stage_hash} begun")

@@ -141,7 +141,7 @@ def test_what_is_unchanged_is_not_made_again(finished, files, capsys):
         run(finished, small_config(files))
     assert not requests
     said = capsys.readouterr().out
-    assert "complete; " in said and "running stage" not in said
+    assert "complete: " in said and "stage 1 of" not in said
     settings = build(DistillSettings, small_config(files), "config")
     texts = TaskTexts(settings, WorldQuestions(settings))
     before, path = content_hash(texts.covers(None)), Path(files[1])

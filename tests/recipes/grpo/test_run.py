@@ -236,7 +236,7 @@ def test_running_again_says_complete_and_changes_nothing(finished, capsys):
     before = contents(finished)
     with compilations() as requests:
         run(finished)
-    assert "complete; report.html, metrics" in capsys.readouterr().out
+    assert "complete: 4 of 4 stages" in capsys.readouterr().out
     assert contents(finished) == before and not requests
 
 

@@ -231,7 +231,7 @@ def test_running_again_runs_no_stage(finished, capsys):
     assert not requests
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
     out = capsys.readouterr().out
-    assert "complete; " in out and "running stage" not in out
+    assert "complete: " in out and "stage 1 of" not in out
     table = out.partition("findings of 1 run")[0]
     rows = [line.split()[0] for line in table.splitlines() if line[:1].strip()]
     wanted = ["base", "R1-Zero", "Dev1", "Dev2", "Dev3", "R1"]

@@ -156,7 +156,7 @@ def test_a_run_told_to_stop_goes_on_as_if_it_had_not(finished, with_base, capsys
         assert scores_in(with_base, name) == scores_in(finished, name)
     with compilations() as requests:
         run(with_base)
-    assert "complete; report.html, metrics" in capsys.readouterr().out and not requests
+    assert "complete: 4 of 4 stages" in capsys.readouterr().out and not requests
 
 
 @pytest.mark.slow
