@@ -35,6 +35,8 @@ _lock = threading.RLock()
 _waits: list["Wait"] = []
 # Draws the bar for a width in columns, and the time when it began
 _bar: tuple[Callable[[int], str], float] | None = None
+# When the latest bar ended: a wait around it has moved until then
+_moved_at = 0.0
 _speaks, _hushed, _said_at = False, False, 0.0
 # Lines go to standard error if the output of the program is answers
 _to_stderr = False
@@ -184,13 +186,13 @@ def bar(draw: Callable[[int], str]) -> Iterator[None]:
     Args:
         draw: Called a few times a second with the foot's width in columns.
     """
-    global _bar
+    global _bar, _moved_at
     _bar = draw, time.monotonic()
     _start_watcher()
     try:
         yield
     finally:
-        _bar = None
+        _bar, _moved_at = None, time.monotonic()
 
 
 def duration(seconds: float) -> str:
@@ -298,6 +300,6 @@ def _foot(heard, now):
     # In the last column a terminal would begin another line
     width = shutil.get_terminal_size().columns - 1
     began = heard[-1].began if heard else now
-    if now - began >= FOOT_SECONDS and (_bar is None or began > _bar[1]):
+    if now - max(began, _moved_at) >= FOOT_SECONDS and (_bar is None or began > _bar[1]):
         return f"still {heard[-1].what}, {now - began:.0f} s"[:width]
     return "" if _bar is None else _bar[0](width)

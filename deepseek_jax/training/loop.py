@@ -159,9 +159,11 @@ def _observed(steps, run, latest):
 def _train(steps, settings, state, update, source, should_stop, store, log):
     num_steps, checkpoint_settings = settings.num_steps, settings.checkpoints
     saved_at, score, saved_step = time.monotonic(), store.latest_score(), None
+    tracing = waiting_for(f"tracing the update of {log.phase}")
     for step in steps:
         log.writer.at(step)
         # Nothing before this process's first step needs a save
+        is_first_here = saved_step is None
         saved_step = step if saved_step is None else saved_step
         try:
             batches, source_metrics = source.next(state, step)
@@ -176,7 +178,8 @@ def _train(steps, settings, state, update, source, should_stop, store, log):
             is_first = step == 0 and not updates
             if is_first:
                 log.checks.before_first(state, batch)
-            state, metrics = update(state, batch)
+            with tracing if is_first_here and not updates else contextlib.nullcontext():
+                state, metrics = update(state, batch)
             if is_first:
                 log.checks.after_first(metrics)
             updates.append(metrics)

@@ -84,11 +84,10 @@ def test_a_run_says_what_it_waits_for(tmp_path):
     wanted = [
         "importing jax",
         "grpo on 1 x cpu",
-        "checking the settings",
         "model: deepseek_v3, 1 layers, ",
         "4 stages; steps of training: pretrain 4, grpo 2",
         "checking the data of grpo",
-        "hashing the settings and the data of grpo",
+        "hashing the settings and the data of pretrain",
         "stage 1 of 4, pretrain (base)",
         "compiling the update",
         "pretrain  1/4  loss ",
