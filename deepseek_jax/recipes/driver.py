@@ -485,9 +485,10 @@ def run(
 
 def _say_plan(stages: list[Stage], configs: Mapping[str, ModelConfig]):
     """Print what a run is about to do: its models, their parameters, its stages and their steps."""
-    for config in dict.fromkeys(configs.values()):
-        counts = f"{config.num_hidden_layers} layers, {_shortened(count_params(config))} parameters"
-        say(f"model: {config.model_type}, {counts}")
+    # Stages may give one model other options, such as a dtype
+    texts = [_described_model(config) for config in dict.fromkeys(configs.values())]
+    for text in dict.fromkeys(texts):
+        say(f"model: {text}")
     steps = ", ".join(
         f"{stage.name} {stage.settings.num_steps:,}"
         for stage in stages
@@ -516,6 +517,12 @@ def _say_end(stages: list[Stage], folder: Path, page: Page, seconds: float):
     name = left_by(stages)
     if any(stage.name == name and stage.leaves_policy for stage in stages):
         say(f"  chat: {command('chat')} {folder}")
+
+
+def _described_model(config: ModelConfig) -> str:
+    layers = config.num_hidden_layers
+    counts = f"{layers} layer{'' if layers == 1 else 's'}, {_shortened(count_params(config))}"
+    return f"{config.model_type}, {counts} parameters"
 
 
 def _shortened(number: int) -> str:

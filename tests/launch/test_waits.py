@@ -84,7 +84,7 @@ def test_a_run_says_what_it_waits_for(tmp_path):
     wanted = [
         "importing jax",
         "grpo on 1 x cpu",
-        "model: deepseek_v3, 1 layers, ",
+        "model: deepseek_v3, 1 layer, ",
         "4 stages; steps of training: pretrain 4, grpo 2",
         "checking the data of grpo",
         "hashing the settings and the data of pretrain",

@@ -136,7 +136,7 @@ def test_the_first_and_the_last_lines_are_for_a_person(quiz, tmp_path, capsys):
     leaves = jax.tree.leaves(load_orbax(workdir / "pretrain" / "params")[1])
     count = f"{sum(leaf.size for leaf in leaves):,}"
     assert lines[:2] == [
-        f"model: qwen2, 1 layers, {count} parameters",
+        f"model: qwen2, 1 layer, {count} parameters",
         "2 stages; steps of training: pretrain 2",
     ]
     assert [line for line in lines if line.startswith("stage ")] == [
