@@ -24,6 +24,7 @@ GUIDES = [
         "configs/own/tools.md",
         "deepseek_jax/README.md",
         "launch/README.md",
+        "launch/metrics.md",
         "tests/README.md",
         "tests/benchmarks/README.md",
         "tests/reliability/README.md",

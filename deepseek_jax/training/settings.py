@@ -22,7 +22,7 @@ OF_LOSSES = (
 )
 OF_REWARDS = ("reward", "accuracy", "margin", "safe_probability", "completion_length")
 # Beginnings of such metrics. A name from the config follows: a task, a reward, an effort, a teacher
-FAMILIES = ("held_out_loss/", "regressed/", "reward_", "accuracy_effort_", "loss_", "kl_")
+FAMILIES = ("held_out_loss/", "regressed/", "reward_", "accuracy_effort_", "kl_")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,8 @@ those that a run has today. A cell is a text, a number, [mean, low, high] with a
 
 import textwrap
 
+from deepseek_jax.training.metric_names import GROUPS
+
 # A fact is below the table if all rows share it, else it is a column
 OF_A_RUN = {
     "machine": "{}",
@@ -89,6 +91,17 @@ def before_and_after(result):
         for name in line["columns"]
     ]
     return " → ".join(said)
+
+
+def metrics():
+    """launch/metrics.md's tables: every column of metrics.jsonl, by group."""
+    heads = ("column", "unit", "what it is", "when it worries")
+    parts = []
+    for group, columns in GROUPS.items():
+        rows = [(f"`{name}`", *texts) for name, *texts in columns]
+        lines = [_line(heads), "|" + "---|" * len(heads), *map(_line, rows)]
+        parts += [f"## {group.capitalize()}", "\n".join(lines)]
+    return "\n\n".join(["", *parts, ""])
 
 
 def _wrapped(text):

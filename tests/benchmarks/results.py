@@ -4,8 +4,9 @@ python -m tests.benchmarks.results                    # every table, between its
 python -m tests.benchmarks.results --check            # exit status 1 if a table is out of date
 python -m tests.benchmarks.results --from=WORKDIR     # first add the numbers of a finished run or sweep
 
-A block of a guide begins with <!-- results: NAME -->, for the file NAME.json, and ends with <!-- end -->. The
-block "summary" is README.md's. tests/benchmarks/result_tables.py describes the files.
+A block of a guide begins with <!-- results: NAME -->, for the file NAME.json, and ends with <!-- end -->. Two
+blocks have no file: "summary" is README.md's, and "metrics" is launch/metrics.md's, from
+deepseek_jax/training/metric_names.py. tests/benchmarks/result_tables.py describes the files.
 """
 
 import argparse
@@ -15,15 +16,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.benchmarks.result_tables import block, summary
+from tests.benchmarks.result_tables import block, metrics, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "configs" / "results"
 GUIDES = [
     ROOT / "README.md",
     *sorted(FOLDER.glob("*.md")),
+    ROOT / "launch" / "metrics.md",
     Path(__file__).with_name("README.md"),
 ]
+# Blocks without a file
+WITHOUT_FILE = "summary", "metrics"
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.S)
 NUMBERS = re.compile(r"\[\s+((?:[-\d.e]+,?\s+)+)\]")
 
@@ -47,11 +51,15 @@ def rewritten(text, results):
 
     def write(found):
         start, name, end = found.groups()
-        if name != "summary" and name not in results:
-            raise ValueError(
-                f"<!-- results: {name} --> has no file; allowed: summary, {', '.join(results)}"
-            )
-        content = summary(results) if name == "summary" else block(results[name])
+        if name == "summary":
+            content = summary(results)
+        elif name == "metrics":
+            content = metrics()
+        elif name in results:
+            content = block(results[name])
+        else:
+            allowed = ", ".join((*WITHOUT_FILE, *results))
+            raise ValueError(f"<!-- results: {name} --> has no file; allowed: {allowed}")
         return f"{start}{content}\n{end}"
 
     return BLOCK.sub(write, text)
