@@ -36,7 +36,7 @@ from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
 from tests.compilations import compilations
 from tests.data.rows import with_rows
-from tests.recipes.outcome import without_group
+from tests.recipes.outcome import unlisted, without_group
 from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import make_run, one_device, run_recipe
 from tests.turns import turns
@@ -104,6 +104,11 @@ def finished(files, tmp_path_factory):
 def test_every_metric_has_a_group_on_the_boards(finished):
     """Oracle: the names of the lines that a run leaves, against the table of groups."""
     assert without_group(finished) == set()
+
+
+def test_the_guide_lists_every_file_of_the_run(finished):
+    """Oracle: the files that the run left."""
+    assert unlisted(finished) == []
 
 
 @pytest.mark.slow

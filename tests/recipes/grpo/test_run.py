@@ -22,7 +22,7 @@ from deepseek_jax.training.completions import read_completions
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.arithmetic.corpus import question
 from tests.compilations import compilations
-from tests.recipes.outcome import assert_names, scores_in, without_group
+from tests.recipes.outcome import assert_names, scores_in, unlisted, without_group
 from tests.recipes.pages import PARTS, data_of, parts_of
 from tests.recipes.small import CLOCKS, LEARNS, longer_is_better, run_recipe, small_config
 from tests.training.test_metrics import events
@@ -142,6 +142,11 @@ def test_completions_of_every_logged_step_are_kept(finished):
 def test_every_metric_has_a_group_on_the_boards(finished):
     """Oracle: the names of the lines that a run leaves, against the table of groups."""
     assert without_group(finished) == set()
+
+
+def test_the_guide_lists_every_file_of_the_run(finished):
+    """Oracle: the files that the run left."""
+    assert unlisted(finished) == []
 
 
 def test_a_run_leaves_its_measurements_metrics_curves_and_checkpoints(finished):
