@@ -8,12 +8,13 @@
 
 `--config=` may be left out, and the name grpo_small stands for that file. Run the command again to
 resume from the last checkpoint, or to see that the run is complete. VALUE is written as in Python:
-3, 1e-4, "['a.jsonl', 'b.jsonl']", "{'fsdp': 4}"; see launch/config_file.py. --fields lists every
-FIELD of a recipe with its type, default and meaning; beside --config the experiment's values take
-the place of defaults; without both it lists the recipes. SIGTERM or Ctrl-C saves
+3, 1e-4, "['a.jsonl', 'b.jsonl']", "{'fsdp': 4}"; see launch/config_file.py. SIGTERM or Ctrl-C saves
 after the current step and exits with 75 (start me again). A second one exits at once, with 130
 after Ctrl-C. A mistake in the config or the work directory is one message and exit status 2. A
 fault of the run itself is one message and exit status 3 to 7 (launch/README.md).
+
+--fields lists every FIELD of a recipe with its type, default and meaning. With --config it has the
+experiment's values in place of defaults, and without both it lists the recipes.
 """
 
 import sys
