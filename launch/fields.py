@@ -24,7 +24,6 @@ from deepseek_jax.recipes.experiment import find_recipe, recipe_modules
 from deepseek_jax.settings import Between, build, field_hints
 
 FLAG = "--fields"
-
 # A name that the user chooses, as the key of a dict
 ANY_NAME = "NAME"
 # int32 ends here: a range up to this number is one without an end
