@@ -5,6 +5,7 @@ site-packages gets no other name. Each program puts the folder that has them on 
 programs can `import configs` and `import launch`.
 """
 
+import ast
 import difflib
 import os
 import re
@@ -77,6 +78,13 @@ def shipped_files(flag: str) -> list[Path]:
     folder, function = FILES[flag]
     files = sorted((home() / folder).glob("*.py"))
     return [file for file in files if f"def {function}(" in file.read_text()]
+
+
+def summary(file: Path) -> str:
+    """Return the first line of a Python file's docstring, without importing the file."""
+    doc = ast.get_docstring(ast.parse(file.read_text()))
+    assert doc is not None, f"{file} has no docstring"
+    return doc.splitlines()[0]
 
 
 def nearest_file(path: str, flag: str) -> str:

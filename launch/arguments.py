@@ -1,8 +1,6 @@
 """Help with command lines: an argument without a flag, and what to write for an unknown flag."""
 
-import dataclasses
 import difflib
-import typing
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -11,6 +9,7 @@ from ml_collections import ConfigDict
 
 from deepseek_jax.recipes.experiment import find_recipe
 from launch.config_file import load_config
+from launch.fields import fields_of
 
 # {another library's name of a field: names of the field here}
 ALSO = {
@@ -51,6 +50,22 @@ def named(argv: list[str], names: Sequence[str]) -> list[str]:
     return with_names
 
 
+def profiled_steps(text: str) -> tuple[int, int]:
+    """Read --profile=STEP:COUNT: the first step to trace, and the number of steps.
+
+    Raises:
+        ValueError: The text has another form.
+    """
+    first, _, count = text.partition(":")
+    # isdecimal: int() takes spaces, signs and underscores too
+    if not (first.isdecimal() and count.isdecimal() and int(count)):
+        raise ValueError(
+            f"--profile={text} is not STEP:COUNT, a step from 0 and a number of steps from 1; for "
+            "example, --profile=100:3 traces steps 100, 101 and 102"
+        )
+    return int(first), int(count)
+
+
 def _takes_next(argument):
     """Return whether the next argument is the value of this one, as in --workdir FOLDER."""
     if not argument.startswith("-") or "=" in argument:
@@ -75,12 +90,13 @@ def instead(error: flags.Error, argv: list[str]) -> str | None:
     try:
         config = load_config(config_flag.partition("=")[2])
         matches = fields_named(name, _leaves(config))
-        if not matches:
+        # If absl proposes a flag that is near, propose no field that is only near
+        if not matches and "Did you mean" not in str(error):
             # Also the fields that the file leaves at their defaults. This imports jax
-            fields = [*_leaves(config), *_fields(find_recipe(config.get("recipe")).SETTINGS)]
-            # If absl proposes a flag that is near, propose no field that is only near
-            near_fields = [] if "Did you mean" in str(error) else _near(name, fields)
-            matches = fields_named(name, fields) or near_fields
+            settings = find_recipe(config.get("recipe")).SETTINGS
+            defaults = [field.name for field in fields_of(settings) if not field.is_block]
+            fields = [*_leaves(config), *defaults]
+            matches = fields_named(name, fields) or _near(name, fields)
     # The config has a mistake too, but the flag is the first mistake
     except ValueError:
         return None
@@ -124,15 +140,4 @@ def _leaves(block, path=""):
     for name, value in block.items():
         is_block = isinstance(value, ConfigDict) and len(value)
         fields += _leaves(value, f"{path}{name}.") if is_block else [f"{path}{name}"]
-    return fields
-
-
-def _fields(settings, path=""):
-    """Return the dotted name of every field of a settings dataclass and of dataclasses in it."""
-    fields: list[str] = []
-    for name, hint in typing.get_type_hints(settings).items():
-        blocks = [
-            option for option in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(option)
-        ]
-        fields += _fields(blocks[0], f"{path}{name}.") if blocks else [f"{path}{name}"]
     return fields

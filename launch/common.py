@@ -20,10 +20,10 @@ from deepseek_jax.files import absolute
 from deepseek_jax.programs import is_mistake
 from deepseek_jax.progress import hush, speaking
 from deepseek_jax.recipes.environment import check_xla_flags, prepare_process
-from deepseek_jax.recipes.experiment import Observers, opened_by_all, run_recipe
+from deepseek_jax.recipes.experiment import Observers, check_recipe, opened_by_all, run_recipe
 from deepseek_jax.recipes.workdir import check_starts
 from launch import distributed
-from launch.arguments import instead, named
+from launch.arguments import instead, named, profiled_steps
 from launch.backend import no_backend
 from launch.caches import keep_programs
 from launch.config_file import load_config, split_arguments
@@ -303,9 +303,12 @@ def start(config: ConfigDict, workdir: Path, shown=str):
         shown: shown(error) returns the message.
     """
     with one_message(shown):
+        # What needs no JAX comes before its import
+        check_recipe(config.get("recipe"))
+        _check_observers()
+        check_starts(config, workdir)
         prepare_process(config.get("xla_flags", ""))
         observers = _observers(config, workdir)
-        check_starts(config, workdir)
         with waiting("the other processes of this run", PEERS_SECONDS, PEERS_REMEDY):
             has_peers = distributed.join_peers()
         if observers.wandb is not None:
@@ -329,11 +332,23 @@ def start(config: ConfigDict, workdir: Path, shown=str):
         )
 
 
+def _check_observers():
+    """Raise ValueError if a flag of an observer is wrong."""
+    flag_values = flags.FLAGS
+    if flag_values.profile is not None:
+        profiled_steps(flag_values.profile)
+    if flag_values.watchdog_requeue and not flag_values.watchdog:
+        raise ValueError("--watchdog_requeue needs a watchdog; leave out --watchdog=0, or itself")
+    names = [] if flag_values.wandb is None else flag_values.wandb.split("/")
+    if not all(names) or len(names) > 2:
+        raise ValueError(f"--wandb={flag_values.wandb} is not PROJECT or ENTITY/PROJECT")
+
+
 def _observers(config, workdir):
     """Return the Observers that the flags ask for.
 
     Raises:
-        ValueError: A flag is wrong.
+        ValueError: A flag is wrong in a way that needs JAX.
     """
     from deepseek_jax.training.profile import Profile
     from deepseek_jax.training.run import STOPPED
@@ -343,15 +358,11 @@ def _observers(config, workdir):
     flag_values = flags.FLAGS
     profile = watchdog = wandb = None
     if flag_values.profile is not None:
-        profile = Profile.of(flag_values.profile, workdir / "profile")
+        profile = Profile(*profiled_steps(flag_values.profile), workdir / "profile")
     if flag_values.watchdog:
         with at("--watchdog", "factor"):
             status = STOPPED if flag_values.watchdog_requeue else None
             watchdog = Watchdog(flag_values.watchdog, status)
-    elif flag_values.watchdog_requeue:
-        raise ValueError("--watchdog_requeue needs a watchdog; leave out --watchdog=0, or itself")
     if flag_values.wandb is not None:
-        if not all(names := flag_values.wandb.split("/")) or len(names) > 2:
-            raise ValueError(f"--wandb={flag_values.wandb} is not PROJECT or ENTITY/PROJECT")
         wandb = WandbRun(flag_values.wandb, workdir, config.to_dict())
     return Observers(profile, watchdog, wandb)

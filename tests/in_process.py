@@ -17,7 +17,7 @@ from launch import chat, common, compare, convert, doctor, evaluate, generate, p
 
 # Each program's module and how it parses a command line, as its last lines have it
 PROGRAMS = {
-    "train": (train, common.parse_config),
+    "train": (train, train.parse_flags),
     "generate": (generate, common.parse_config),
     "chat": (chat, chat.parse_flags),
     "evaluate": (evaluate, evaluate.parse_flags),

@@ -23,7 +23,10 @@ GUIDES = [
         "configs/own/README.md",
         "configs/own/tools.md",
         "deepseek_jax/README.md",
+        "deepseek_jax/python.md",
         "launch/README.md",
+        "launch/metrics.md",
+        "launch/pods.md",
         "tests/README.md",
         "tests/benchmarks/README.md",
         "tests/reliability/README.md",
@@ -39,6 +42,8 @@ PROGRAMS = [p for p in (ROOT / "launch").glob("*.py") if "__main__" in p.read_te
 SHOWN = [ROOT / "configs" / "own" / f"{name}.py" for name in ("tool", "environment")]
 SHOWN += [ROOT / "tests" / "environments" / "files" / "textarena_guess.py"]
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)")
+# A link to a section of another guide or of the same
+SECTION = re.compile(r"\]\((?!https?:)([^)#]*)#([^)]+)\)")
 # A path below a top folder, or a file beside them
 TOPS = "configs|deepseek_jax|launch|tests"
 NAMED = re.compile(
@@ -92,6 +97,25 @@ def test_every_link_and_path_of_the_guides_is_there():
         missing += [(guide, x) for x in LINK.findall(text) if not (guide.parent / x).exists()]
         missing += [(guide, x) for x in named if not any((f / x).exists() for f in folders)]
     assert missing == []
+
+
+def anchors_of(guide):
+    """The anchors that GitHub makes of a guide's headings."""
+    text = re.sub(r"```.*?```", "", guide.read_text(), flags=re.S)
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in plain}
+
+
+def test_every_section_that_a_guide_links_to_is_there():
+    """Oracle: the headings of the guide at the other end, in the form that GitHub gives anchors."""
+    missing, checked = [], 0
+    for guide in GUIDES:
+        for path, anchor in SECTION.findall(guide.read_text()):
+            target = guide.parent / path if path else guide
+            checked += 1
+            missing += [] if anchor in anchors_of(target) else [(guide.name, path, anchor)]
+    assert missing == [] and checked > 10
 
 
 def test_every_field_of_a_config_that_the_guides_name_is_there():

@@ -22,6 +22,8 @@ TOP = (
     "settings",
     "trees",
 )
+# A name that is no module: the package's own
+VERSION = "__version__"
 
 
 # An import that is written as a text
@@ -57,7 +59,8 @@ def imports_of(path):
         if isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: a relative import"
             lazy = lazy_names_of(node.module) if node.module.startswith(ROOT.name) else {}
-            names = [lazy.get(a.name, f"{node.module}.{a.name}") for a in node.names]
+            imported = [a.name for a in node.names if a.name != VERSION]
+            names = [lazy.get(name, f"{node.module}.{name}") for name in imported]
         yield from (name.split(".") for name in names if name.split(".")[0] == ROOT.name)
 
 

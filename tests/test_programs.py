@@ -1,12 +1,15 @@
 """Where the programs are, the names of shipped experiments, and the command that starts a program."""
 
 import runpy
+import subprocess
 import sys
 
 import pytest
 
+import deepseek_jax
 from deepseek_jax import __main__, programs
 from launch.config_file import load_config
+from tests.experiments import EXPERIMENTS
 
 LAUNCH = programs.PACKAGE.parent / "launch"
 
@@ -64,8 +67,29 @@ def test_the_command_lists_the_programs_in_a_line_each(arguments, monkeypatch, c
     monkeypatch.setattr(sys, "argv", ["deepseek-jax", *arguments])
     __main__.main()
     _, _, *lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(programs.PROGRAMS)
+    assert [line.split()[0] for line in lines] == [*programs.PROGRAMS, "list"]
     assert lines[0].endswith(" Run one experiment: flags -> config -> mesh -> recipe.")
+
+
+def test_the_command_lists_the_experiments_without_jax():
+    """Oracle: the files of configs/ that define an experiment, and the first lines of their docstrings; the
+    modules of a fresh interpreter.
+    """
+    program = "import sys; from deepseek_jax.__main__ import main; main(); print(*sys.modules)"
+    command = [sys.executable, "-c", program, "list"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=LAUNCH.parent)
+    _, _, *lines, modules = done.stdout.splitlines()
+    assert {line.split()[0] for line in lines} == {path.stem for path in EXPERIMENTS}
+    docs = [path.read_text().removeprefix('"""').splitlines()[0] for path in EXPERIMENTS]
+    assert [line.split(maxsplit=1)[1] for line in lines] == docs
+    assert not {"jax", "ml_collections", "configs"} & set(modules.split())
+
+
+def test_the_command_says_its_version(monkeypatch, capsys):
+    """Oracle: the package's own."""
+    monkeypatch.setattr(sys, "argv", ["deepseek-jax", "--version"])
+    __main__.main()
+    assert capsys.readouterr().out == f"deepseek_jax {deepseek_jax.__version__}\n"
 
 
 def test_an_unknown_program_is_one_message(monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """The lines before waits: what is announced, what reminders name, and who is silent."""
 
+import re
 import subprocess
 import sys
 import time
@@ -7,6 +8,7 @@ import time
 import pytest
 
 from deepseek_jax import progress
+from tests.terminal import screen, typed
 
 # ds.train where a finder, which finds nothing, says that the import of jax begins
 TRAIN = """
@@ -30,6 +32,25 @@ from deepseek_jax import progress
 with progress.speaking():
     with progress.importing_jax():
         print(threading.active_count(), "jax" in sys.modules)
+"""
+# A wait that is long in a fifth of a second, with lines of others within it
+SLOW = """
+import sys, time
+from deepseek_jax import progress
+
+progress.SOON_SECONDS, progress.FOOT_SECONDS, progress.POLL_SECONDS = 0.1, 0.2, 0.02
+with progress.speaking(), progress.waiting_for("a thing"):
+    time.sleep(0.5)
+    print("first line")
+    print("in two", end=" ", flush=True)
+    time.sleep(0.3)
+    print("parts")
+    time.sleep(0.3)
+    print("an error", file=sys.stderr)
+    time.sleep(0.3)
+with progress.waiting_for("another thing"):
+    print("after")
+    time.sleep(0.3)
 """
 
 
@@ -98,14 +119,46 @@ def test_other_processes_than_the_first_are_silent(quick, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_only_the_first_time_of_each_shape_is_a_wait(quick, capsys):
-    """Oracle: by hand: a line for the first of two slow blocks, and one for a shape that is new."""
-    compiling = progress.FirstTime("compiling")
+def test_a_wait_that_nothing_ended_ends_with_the_one_around_it(quick, capsys):
+    """Oracle: by hand: no line about it after the block."""
     with progress.speaking():
-        for shape in ((2, 3), (2, 3), (2, 4), (2, 3)):
-            with compiling(shape):
-                time.sleep(0.3)
-    assert capsys.readouterr().out == "compiling\n" * 2
+        with progress.waiting_for("outside"):
+            progress.Wait("a compilation that failed").begin()
+        time.sleep(0.3)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "seconds, words",
+    [
+        (0.2, "0 s"),
+        (99, "99 s"),
+        (100, "2 min"),
+        (5900, "98 min"),
+        (7200, "2.0 h"),
+        (3e5, "3 days"),
+    ],
+)
+def test_a_duration_is_in_the_unit_that_people_use(seconds, words):
+    """Oracle: by hand."""
+    assert progress.duration(seconds) == words
+
+
+def test_a_terminal_has_its_reminders_in_one_place_and_no_line_is_lost():
+    """Oracle: by hand, on a small terminal: reminders were drawn and are gone in the end; a line that is
+    printed in parts, and one on standard error, are whole; outside of `speaking` nothing is drawn.
+    """
+    text = typed(SLOW, columns=60)
+    lines = ["a thing", "first line", "in two parts", "an error", "after"]
+    assert screen(text) == lines
+    drawn = re.findall(r"\x1b\[2Kstill a thing, 0 s\r", text)
+    # Over the line that is being written nothing is drawn
+    assert drawn and "in two \x1b" not in text and "still" not in text.partition("after")[2]
+
+
+def test_a_dumb_terminal_has_lines():
+    """Oracle: no code of a terminal."""
+    assert "\x1b" not in typed(f"import os; os.environ['TERM'] = 'dumb'\n{SLOW}", columns=60)
 
 
 def test_the_first_line_comes_before_jax_and_before_any_thread():

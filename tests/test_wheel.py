@@ -132,7 +132,7 @@ def test_the_wheel_trains_from_an_empty_folder_and_measures_what_it_trained(run,
         installed / "deepseek_jax" / "__init__.py"
     )
     said = run("deepseek-jax", "train", "--config=grpo_small:seed=1", *FIELDS)
-    assert "complete; report.html, metrics" in said
+    assert "complete: 4 of 4 stages" in said
     trained = run.folder / "runs" / "grpo_small_seed=1"
     assert (trained / "grpo" / "params").is_dir()
     assert (trained / "curves.png").stat().st_size > 0
@@ -158,6 +158,6 @@ def test_a_sweep_of_the_wheel_starts_the_wheels_programs(run):
     said = run("deepseek-jax", "sweep", "--config=grpo_small", "--sweep=one.py", *FIELDS)
     assert "seed=3: complete" in said and "1 complete" in said
     log = (run.folder / "runs" / "grpo_small_one" / "seed=3.log").read_text()
-    assert "complete; report.html, metrics" in log
+    assert "complete: 4 of 4 stages" in log
     said = run("deepseek-jax", "plan", "--config=grpo_small", "--topology=h100:8")
     assert "answers: decode" in said

@@ -58,7 +58,7 @@ class Chip:
 
 # Options that run collectives on the sparse cores, at the same time as other work. They come from MaxText's
 # recipe for DeepSeek-V3 on v5p (github.com/AI-Hypercomputer/tpu-recipes): the ones that change what overlaps
-# in our step, with libtpu 0.0.42. launch/README.md says what each chip's compiler does with them, under "The
+# in our step, with libtpu 0.0.42. launch/pods.md says what each chip's compiler does with them, under "The
 # compiler's options". They change nothing on v5e, which has no sparse cores, and on tpu7x, which uses its
 # sparse cores without them
 _REDUCES = ("all_gather", "reduce_scatter", "all_reduce")

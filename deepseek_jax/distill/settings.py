@@ -26,7 +26,10 @@ CROSS = ("matched", "sorted")
 class OnPolicySettings(AnswerOptions):
     """Sampling for the term on_policy.
 
-    At each step the student completes `prompts` prompts, once each.
+    Attributes:
+        prompts: Prompts of a step, which the student completes once each.
+        divergence: From the student to the teacher, see distill.divergences.
+        beta: The parameter of divergence.
     """
 
     prompts: Count
@@ -52,6 +55,7 @@ class LossSettings:
             temperature) with linear interpolation between them.
         top_k: Number of the teacher's likeliest tokens that soft uses, from a cache on disk.
         relation_heads: For relations, see relation_loss.
+        on_policy: Sampling for the term on_policy.
         vocab_size: Number of tokens that teacher and student share, if an embedding has more rows.
 
     Raises:

@@ -34,6 +34,9 @@ class TaughtSettings(FitSettings):
 
     Attributes:
         teachers: Name -> TeacherSettings.
+        prompts_per_step: Task -> its questions in a step.
+        rollout: How the student samples.
+        group_size: Completions of a question.
         micro_batches: Number of parts of each task's rows.
 
     Raises:

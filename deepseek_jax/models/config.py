@@ -51,6 +51,15 @@ Remat = Literal["none", RematName]
 class RopeScaling:
     """Hugging Face's rope_scaling: how rotary frequencies extend the original context.
 
+    Attributes:
+        rope_type: A key of ROPE_FIELDS: "yarn", "llama3" or "linear".
+        factor: How many times longer the context becomes.
+        original_max_position_embeddings: Tokens of the original context.
+        beta_fast, beta_slow: YaRN's rotations at which interpolation begins and is complete.
+        mscale, mscale_all_dim: DeepSeek's factors on YaRN's correction of the softmax.
+        attention_factor: Replaces that correction.
+        low_freq_factor, high_freq_factor: Llama 3's bounds between interpolated and other frequencies.
+
     Raises:
         ValueError: For an unknown rope_type, or if a field of ROPE_FIELDS is missing.
     """
@@ -116,10 +125,40 @@ class ExpertSizes(NamedTuple):
 class ModelConfig:
     """One decoder: DeepSeek-V3.2, V3 or V2, Qwen2 or Qwen3, or Llama.
 
-    Field names are Hugging Face's. The attributes below say how to run the network and do not
-    change its parameters.
+    Field names are Hugging Face's. The attributes from dtype on say how to run the network and do
+    not change its parameters.
 
     Attributes:
+        model_type: The architecture.
+        vocab_size: Rows of the embedding, at least the tokens of the tokenizer.
+        hidden_size: The width of the residual stream.
+        intermediate_size: The width of a dense MLP.
+        num_hidden_layers: Layers, without those of multi-token prediction.
+        num_attention_heads: Heads of queries.
+        num_key_value_heads: Heads of keys and values of grouped-query attention.
+        head_dim: The width of a head of grouped-query attention.
+        q_lora_rank: The rank of compressed queries; None does not compress them.
+        kv_lora_rank: The rank of compressed keys and values, which the cache holds.
+        qk_nope_head_dim, qk_rope_head_dim: The parts of a query or key without and with positions.
+        v_head_dim: The width of a head's values.
+        index_n_heads, index_head_dim: The heads of the lightning indexer and their width.
+        index_topk: Keys that a query attends to, chosen by the indexer.
+        n_routed_experts: Experts that a router chooses from; None for dense MLPs only.
+        n_shared_experts: Experts that every token uses.
+        num_experts_per_tok: Routed experts of a token.
+        moe_intermediate_size: The width of an expert.
+        first_k_dense_replace: The first layers, which have a dense MLP.
+        n_group, topk_group: Groups of experts, and how many of them a token may choose from.
+        scoring_func: How router logits become affinities.
+        norm_topk_prob: Whether the weights of a token's experts are scaled to sum to 1.
+        routed_scaling_factor: A factor on these weights.
+        num_nextn_predict_layers: Modules of multi-token prediction.
+        rope_theta: The base of the rotary frequencies.
+        max_position_embeddings: The longest row, in tokens.
+        rms_norm_eps: The epsilon of every RMSNorm.
+        tie_word_embeddings: Whether the output head is the embedding.
+        initializer_range: The standard deviation of random matrices.
+        bos_token_id, eos_token_id: The tokens that begin and end a text.
         dtype: The compute dtype, "float32" or "bfloat16". The dtype of parameters does not depend
             on it.
         scan_layers: Compile one layer instead of all of them, which is faster to compile.

@@ -19,7 +19,17 @@ from deepseek_jax.parallel.torus import torus_of
 class MeshSettings:
     """The block config.mesh: the size of each axis, see make_mesh.
 
-    One size may be -1: that axis takes the devices that the other axes leave.
+    One size may be -1: that axis takes the devices that the other axes leave. parallel.rules says
+    which axes of an array each of them splits.
+
+    Attributes:
+        slices: Groups of devices that only a data-centre network joins; they split the batch.
+        pipeline: Stages of layers, through which micro-batches pass.
+        data: Splits the batch; every part has all parameters.
+        fsdp: Splits the batch and the parameters.
+        expert: Splits the batch and the experts.
+        context: Splits the tokens of a row.
+        tensor: Splits heads and the widths of MLPs.
     """
 
     slices: int = 1

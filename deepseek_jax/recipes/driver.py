@@ -10,12 +10,16 @@ A run's folder has a folder for each stage. In it are:
 - params or adapter, written once;
 - scores.json, for a measurement.
 
-run.json in the run's folder names the stage that produces the run's policy.
+run.json in the run's folder names the stage that produces the run's policy, and stages.log says when
+each stage was begun and complete, with its hash.
 """
 
 import contextlib
 import dataclasses
 import json
+import math
+import textwrap
+import time
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -36,8 +40,9 @@ from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.decoder import count_params
 from deepseek_jax.named_code import code_digests
 from deepseek_jax.parallel.host_memory import device_bytes
-from deepseek_jax.parallel.processes import first_process
-from deepseek_jax.progress import waiting_for
+from deepseek_jax.parallel.processes import first_process, say
+from deepseek_jax.programs import command
+from deepseek_jax.progress import duration, waiting_for
 from deepseek_jax.recipes.checks import check_slots, largest_batch
 from deepseek_jax.recipes.kinds.paying import RewardSource
 from deepseek_jax.recipes.origin import Origin
@@ -45,6 +50,7 @@ from deepseek_jax.recipes.page import write_page
 from deepseek_jax.recipes.results import Results
 from deepseek_jax.recipes.stage import SCORES, Context, Stage
 from deepseek_jax.recipes.workdir import Claim
+from deepseek_jax.reports.page import Page
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.lineage import (
     CHECKPOINTS,
@@ -63,6 +69,8 @@ Standings = Mapping[str, tuple[Inputs, StageState]]
 # The check of memory traces every program. It is skipped if a device has room for this many float32
 # copies of the largest model's parameters and of the largest batch
 SMALL = 256
+# Columns of the lines about a run
+WIDTH = 80
 
 
 def configs_of(stages: list[Stage]) -> dict[str, ModelConfig]:
@@ -201,7 +209,7 @@ class _Running:
 
         Of the checkpoint it reads only small files. Call it within self.opened.
         """
-        with waiting_for("checking the settings and the model"):
+        with waiting_for("checking the settings, and reading the tokenizer"):
             for stage in self.stages:
                 if not stage.start and stage.origin is None:
                     continue
@@ -221,7 +229,7 @@ class _Running:
         if self._may_not_fit(device_bytes()):
             # If no plan is possible, the checks below say what is wrong
             with (
-                waiting_for("checking the memory that the programs need"),
+                waiting_for("checking that the programs fit in memory"),
                 contextlib.suppress(CannotPlan),
             ):
                 check_memory(_programs(self.stages, self.run.mesh, self.left))
@@ -275,7 +283,7 @@ class _Running:
         hashes: dict[str, str] = {}
         standings: dict[str, tuple[Inputs, StageState]] = {}
         for stage in self.stages:
-            with stage.at():
+            with stage.at(), waiting_for(f"hashing the settings and the data of {stage.name}"):
                 inputs = self.inputs(stage, hashes)
             stage_standing = standing(folder or self.run.folder, stage.name, inputs)
             hashes[stage.name], standings[stage.name] = (
@@ -320,14 +328,25 @@ class _Running:
         """Run, in order, the stages that are not complete."""
         scores = self.results.scores()
         for number, stage in enumerate(self.stages, start=1):
-            leave_if_asked(f"stage {stage.name}")
             title = f" ({stage.title})" if stage.title not in ("", stage.name) else ""
-            activity = f"running stage {number} of {len(self.stages)}, {stage.name}{title}"
+            label = f"stage {number} of {len(self.stages)}, {stage.name}{title}"
+            leave_if_asked(label)
             if not stage.start:
                 # A stage without a start reads nothing that is on the devices
                 self.held.clear()
-            with waiting_for(activity):
-                self._keep(stage, standings[stage.name][0])
+            inputs, stage_standing = standings[stage.name]
+            if stage_standing.complete:
+                say(f"{label}: unchanged, not run again")
+            else:
+                say(label)
+                if stage.expect:
+                    say(
+                        textwrap.fill(
+                            stage.expect, WIDTH, initial_indent="  ", subsequent_indent="  "
+                        )
+                    )
+            with waiting_for(f"in {label}", soon=math.inf):
+                self._keep(stage, inputs)
             # A stage that was complete has no new scores
             if stage.measurements() and (new_scores := self.results.scores()) != scores:
                 scores = new_scores
@@ -427,21 +446,21 @@ def run(
         redo: True to delete, and run again, the stages with changed inputs.
     """
     claim = Claim([], lambda: None) if claim is None else claim
-    running = _Running(recipe, settings, run)
+    running, began = _Running(recipe, settings, run), time.monotonic()
     with running.opened:
         # A mistake must be named before anything is written
-        with waiting_for("checking the config, the data and the checkpoints"):
-            running.check_settings()
-            has_begun = _has_begun(running.stages, run.folder)
-            standings = running.standings() if has_begun else {}
-            is_complete = has_begun and all(
-                stage_standing.complete for _, stage_standing in standings.values()
-            )
-            if not is_complete:
-                running.check_data()
-                standings = standings or running.standings()
-            if not redo:
-                running.check_drops(standings, claim, run.folder)
+        running.check_settings()
+        has_begun = _has_begun(running.stages, run.folder)
+        standings = running.standings() if has_begun else {}
+        is_complete = has_begun and all(
+            stage_standing.complete for _, stage_standing in standings.values()
+        )
+        if not is_complete:
+            _say_plan(running.stages, running.left)
+            running.check_data()
+            standings = standings or running.standings()
+        if not redo:
+            running.check_drops(standings, claim, run.folder)
         claim.accept()
         if not is_complete:
             # Dependent stages first: an interruption here must leave no stage without its inputs
@@ -457,7 +476,61 @@ def run(
         recipe.report(running.results)
         if first_process():
             # Again: the page may show what the report has computed
-            write_page(running.results, recipe.page(running.results))
+            page = recipe.page(running.results)
+            write_page(running.results, page)
+            _say_end(
+                running.stages, run.folder, page, 0 if is_complete else time.monotonic() - began
+            )
+
+
+def _say_plan(stages: list[Stage], configs: Mapping[str, ModelConfig]):
+    """Print what a run is about to do: its models, their parameters, its stages and their steps."""
+    # Stages may give one model other options, such as a dtype
+    texts = [_described_model(config) for config in dict.fromkeys(configs.values())]
+    for text in dict.fromkeys(texts):
+        say(f"model: {text}")
+    steps = ", ".join(
+        f"{stage.name} {stage.settings.num_steps:,}"
+        for stage in stages
+        if not stage.measures and isinstance(stage.settings, LoopSettings)
+    )
+    text = f"{len(stages)} stages" + (f"; steps of training: {steps}" if steps else "")
+    say(textwrap.fill(text, WIDTH, subsequent_indent="  "))
+
+
+def _say_end(stages: list[Stage], folder: Path, page: Page, seconds: float):
+    """Print the first score before and after, how long it took, and how to go on.
+
+    Args:
+        seconds: What this start took; 0 if it found the run complete.
+    """
+    took = f" in {duration(seconds)}" if seconds else ", and was before this start"
+    say(f"complete: {len(stages)} of {len(stages)} stages{took}")
+    for before, after in page.compared:
+        # A recipe may measure what is no score
+        for score, (mean, *_) in list(page.scores[after].items())[:1]:
+            start = page.scores.get(before or "", {}).get(score)
+            means = [mean] if start is None else [start[0], mean]
+            texts = [format(number, page.form_of(score)) for number in means]
+            say(f"  {after}: {page.title_of(score)} {' -> '.join(texts)}")
+    say(f"  page: {folder / 'report.html'}")
+    name = left_by(stages)
+    if any(stage.name == name and stage.leaves_policy for stage in stages):
+        say(f"  chat: {command('chat')} {folder}")
+
+
+def _described_model(config: ModelConfig) -> str:
+    layers = config.num_hidden_layers
+    counts = f"{layers} layer{'' if layers == 1 else 's'}, {_shortened(count_params(config))}"
+    return f"{config.model_type}, {counts} parameters"
+
+
+def _shortened(number: int) -> str:
+    """Return a number as in "1,234,567" or "671.0 billion"."""
+    for unit, size in (("billion", 10**9), ("million", 10**6)):
+        if number >= 10 * size:
+            return f"{number / size:,.1f} {unit}"
+    return f"{number:,}"
 
 
 def left_by(stages: list[Stage]) -> str | None:

@@ -60,17 +60,23 @@ def recipe_modules() -> dict[str, str]:
     return modules
 
 
+def check_recipe(name: str) -> dict[str, str]:
+    """Raise ValueError if the name of a recipe is unknown; return recipe_modules()."""
+    modules = recipe_modules()
+    if name not in modules:
+        raise ValueError(
+            f"config.recipe={name!r} is not a recipe; {suggest(name, sorted(modules))}"
+        )
+    return modules
+
+
 def find_recipe(name: str) -> ModuleType:
     """Import the module of a recipe; driver.py says what it contains.
 
     Raises:
         ValueError: The name is unknown.
     """
-    modules = recipe_modules()
-    if name not in modules:
-        raise ValueError(
-            f"config.recipe={name!r} is not a recipe; {suggest(name, sorted(modules))}"
-        )
+    modules = check_recipe(name)
     return importlib.import_module(f"{recipes.__name__}.{modules[name]}")
 
 
@@ -178,6 +184,7 @@ def run_recipe(
 
         from deepseek_jax.ops import platform
         from deepseek_jax.recipes import driver
+        from deepseek_jax.recipes.compilations import announced_compilations
         from deepseek_jax.training.metrics import MetricsWriter
         from deepseek_jax.training.run import Run, stoppable
 
@@ -194,7 +201,7 @@ def run_recipe(
         writer = MetricsWriter(workdir, console_seconds, observers.wandb, config.to_dict())
         # Close it even if the run raises: in a bucket its last lines are not written yet
         should_stop = listen()
-        with contextlib.closing(writer), stoppable(should_stop):
+        with contextlib.closing(writer), stoppable(should_stop), announced_compilations():
             run = Run(
                 mesh,
                 workdir,

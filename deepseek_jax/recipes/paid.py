@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from deepseek_jax.errors import at
 from deepseek_jax.named_code import code_digests
+from deepseek_jax.progress import waiting_for
 from deepseek_jax.recipes.conversing import rewards_of
 from deepseek_jax.recipes.kinds.paying import RewardSource
 from deepseek_jax.recipes.origin import digest
@@ -76,5 +77,7 @@ class StageRewards(RewardSource):
         loaded |= dict.fromkeys(later)
         if policy.tools is not None:
             loaded |= rewards_of(policy.tools.environments)
-        with scenario_rewards(self.settings, loaded) as paid:
+        with contextlib.ExitStack() as stack:
+            with waiting_for(f"opening the rewards of {context.stage.name}"):
+                paid = stack.enter_context(scenario_rewards(self.settings, loaded))
             yield paid

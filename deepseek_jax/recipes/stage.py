@@ -88,6 +88,7 @@ class Stage:
             config.
         label: The prefix of its programs' names; None for "NAME: ".
         title: Its title on the page.
+        expect: What a reader can expect of it, in a sentence that is printed as it begins.
         leaves_policy: True if it produces a policy.
         measures: True if it measures a policy.
     """
@@ -102,6 +103,7 @@ class Stage:
     path: str | None = None
     label: str | None = None
     title: str = ""
+    expect: str = ""
 
     leaves_policy: ClassVar[bool] = True
     measures: ClassVar[bool] = False

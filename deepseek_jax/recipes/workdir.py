@@ -24,7 +24,7 @@ PLACES = ("mesh", "xla_flags")
 FRESH = f"{MARKER}.tmp"
 # What a run writes before it computes anything: marks of the run and of its stages, and folders of
 # datasets built from files
-MARKS, BUILT = {MARKER, FRESH, "stage.json", "run.json"}, "data"
+MARKS, BUILT = {MARKER, FRESH, "stage.json", "stages.log", "run.json"}, "data"
 # The folder of a check; it remains if the check was killed
 CHECK = ".deepseek_jax_check"
 # Network file systems show a new file to other machines within this time

@@ -30,7 +30,10 @@ MEANINGS = {
 class DegenerateSettings(Settings):
     """Limits on steps in a row with groups that teach nothing; None never ends a run.
 
-    MEANINGS says what each field counts.
+    Attributes:
+        equal_rewards: steps in which all rewards of each group are equal.
+        truncated: steps in which every completion reaches the limit of its length.
+        empty: steps in which every completion is empty.
     """
 
     equal_rewards: Count | None = 200

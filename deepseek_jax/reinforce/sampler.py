@@ -12,7 +12,6 @@ from deepseek_jax.costs.program import GENERATION, SYNC
 from deepseek_jax.files import remove_folder
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.processes import first_process
-from deepseek_jax.progress import FirstTime
 from deepseek_jax.rollout.answers import Answers
 from deepseek_jax.rollout.completions import RolloutLog
 from deepseek_jax.rollout.kept import TokenChoices
@@ -47,7 +46,6 @@ class Sampler:
     def __init__(self, policy: Policy, settings, folder: Path | None):
         self.policy, self.settings, self.folder = policy, settings, folder
         self.fingerprint = jax.jit(fingerprint)
-        self.sampling = FirstTime("compiling the sampler, and sampling with it")
         self.sampled_by = 0
         self.kept: TokenChoices | None = None
 
@@ -75,7 +73,7 @@ class Sampler:
         # samples what an uninterrupted one samples
         entropy = np.random.SeedSequence([settings.seed, step, number])
         began = time.perf_counter()
-        with jax.profiler.TraceAnnotation("generation"), self.sampling():
+        with jax.profiler.TraceAnnotation("generation"):
             answers = policy.answer(
                 examples,
                 settings.rollout.at(step),

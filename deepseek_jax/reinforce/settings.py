@@ -48,6 +48,11 @@ class RolloutSettings:
     arXiv:2512.02556, section 3.1).
 
     Attributes:
+        max_completion_length: the most tokens of a completion.
+        temperature: divides the logits.
+        slots: completions that are sampled at once, over all devices.
+        top_p: the share of probability that candidates cover.
+        top_k: the most candidates; 0 for no limit.
         max_prompt_length: questions with a longer prompt are dropped and counted.
     """
 
@@ -99,6 +104,11 @@ class GeneralSettings(OwnData):
     In each of the last num_steps steps, per_step questions are general ones, with their own
     rewards. path, split and columns say where the general questions are, for
     data.questions.read_questions. Without a path the recipe supplies them.
+
+    Attributes:
+        num_steps: the last steps, which ask general questions too.
+        per_step: general questions of such a step.
+        rewards: weights by name, for answers to general questions.
     """
 
     num_steps: Count
@@ -183,6 +193,13 @@ class ReinforceSettings(FitSettings, RewardSettings):
     minibatches x epochs updates.
 
     Attributes:
+        prompts_per_step: questions of a step.
+        group_size: completions of a question.
+        rollout: how completions are sampled.
+        loss: GRPO and its variants.
+        minibatches: parts of a step's groups, with one update for each.
+        epochs: passes over a step's groups.
+        max_sampling_rounds: the most rounds of questions in a step, see groups.GroupSource.
         general: the settings of general questions; None asks only reasoning questions.
         reference_every: the number of steps after which the policy becomes the reference of the KL
             (arXiv:2501.12948, appendix A.3); None for a fixed reference.

@@ -54,4 +54,8 @@ def make_console(width: int | None = None) -> Console:
 
 def _sample(when, sample):
     reward = np.nan if sample["reward"] is None else sample["reward"]
-    return {when: shown_text(sample, "completion"), f"{when}_reward": reward}
+    return {
+        when: shown_text(sample, "completion"),
+        f"{when}_reward": reward,
+        f"{when}_right": sample["right"],
+    }

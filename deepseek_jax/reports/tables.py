@@ -18,6 +18,8 @@ from deepseek_jax.training.metrics import read_metrics
 
 # The last two are of conversations
 CURVES = ("reward", "accuracy", "completion_length", "turns", "tool_calls")
+# Whether an answer is right; None if nothing says so -> its style on a terminal
+VERDICT_STYLES = {True: "green", False: "red", None: ""}
 
 
 def before_after_table(rows: dict, before: dict, after: dict) -> Table:
@@ -66,7 +68,8 @@ def sample_panel(samples):
 
     Args:
         samples: Dicts with prompt, before and after (text), before_reward and after_reward (float),
-            and columns, name -> value, of the question's line.
+            before_right and after_right (None if nothing says so), and columns, name -> value, of
+            the question's line.
     """
     grid = Table.grid(padding=(0, 2))
     for sample in samples:
@@ -75,7 +78,9 @@ def sample_panel(samples):
             grid.add_row(Text(name, "dim"), _printable(str(value)), "")
         for when in ("before", "after"):
             reward = Text(f"reward {sample[f'{when}_reward']:.4g}", "dim")
-            grid.add_row(Text(when, "dim"), _printable(sample[when]), reward)
+            completion = _printable(sample[when])
+            completion.stylize(VERDICT_STYLES[sample[f"{when}_right"]])
+            grid.add_row(Text(when, "dim"), completion, reward)
         grid.add_row()
     return Panel(grid, title="sample completions", expand=False)
 

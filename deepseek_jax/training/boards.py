@@ -4,51 +4,19 @@ A board makes one section of each group of metrics. metrics.jsonl has the names 
 without their groups.
 """
 
-import fnmatch
-import functools
 import html
 from collections.abc import Sequence
 
-# Group -> patterns (see fnmatch) of its metrics. A pattern matches the part of a name before the
-# first slash: the part after it is the name of a layer, or a name from the config or the user
-GROUPS = {
-    "speed": (
-        "seconds reward_seconds teacher_seconds weight_sync_time exposed_generation_time "
-        "policy_training_time train_step_time mfu update_mfu tokens_per_second "
-        "rollout_tokens_per_second update_tokens_per_second valid_tokens_per_sec_per_gpu"
-    ).split(),
-    "memory": "host_* device_* largest_* smallest_*".split(),
-    "experts": "max_vio load_entropy expert_overflows exchange_rounds".split(),
-    "optimizer": "learning_rate plateau_scale grad_norm nonfinite".split(),
-    "rewards": (
-        "reward reward_* accuracy accuracy_effort_* logged unread all_equal_share margin "
-        "safe_probability"
-    ).split(),
-    "rollout": (
-        "completion_length* truncated_share* sampled_tokens prefilled_positions "
-        "sampling_rounds equal_groups_used new_questions left_out_tokens "
-        "stale_params sampler_gap_* temperature"
-    ).split(),
-    "conversations": "turns tool_calls tool_errors tool_seconds truncated_turns rewritten_turns".split(),
-    "loss": (
-        "loss *_loss loss_* regressed kl kl_* entropy entropy_* ratio_mean "
-        "importance_weight_mean off_policy_fraction clip_fraction* soft soft_bound hard "
-        "hidden relations matched sorted on_policy l2 tokens row_tokens learned_tokens "
-        "marked_advantages"
-    ).split(),
-}
-# The group of a metric that no pattern fits
+from deepseek_jax.training.metric_names import column_of
+
+# The group of a metric that metric_names lacks
 OTHER = "other"
 
 
-@functools.cache
 def group_of(name: str):
-    """Return the group of a metric: a key of GROUPS, or OTHER."""
-    first = name.partition("/")[0]
-    for group, patterns in GROUPS.items():
-        if any(fnmatch.fnmatchcase(first, pattern) for pattern in patterns):
-            return group
-    return OTHER
+    """Return the group of a metric: a key of metric_names.GROUPS, or OTHER."""
+    column = column_of(name)
+    return OTHER if column is None else column[0]
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence]):

@@ -1,22 +1,37 @@
 """A run's steps on the console of process 0: a bar on a terminal, lines elsewhere."""
 
+import collections
 import contextlib
 import math
-import sys
+import shutil
+import statistics
 import time
 
-from deepseek_jax.progress import Wait, line, waiting_for
+from deepseek_jax import progress
 
-# Metrics for the console, the most important first. A line has those that the phase logs, the bar
-# only the first; the files have all metrics
-HEADLINE = (
-    *("reward", "accuracy", "loss", "held_out_loss", "mtp_loss", "completion_length"),
-    *("kl", "entropy", "grad_norm", "tokens_per_second"),
-)
-# Most metrics on a line; seconds between two lines
-CONSOLE_METRICS, CONSOLE_SECONDS = 6, 2.0
-# Renderings of the bar a second: its estimate of the remaining time changes between steps
-BAR_RATE = 2
+# Metric -> its text, the most important first. A line has as many as fit, and the files have all
+# metrics
+SHOWN = {
+    "reward": "reward {:z4,.2f}",
+    "accuracy": "right {:z4.0%}",
+    "loss": "loss {:z6,.3f}",
+    "held_out_loss": "held out {:z6,.3f}",
+    "mtp_loss": "MTP {:z6,.3f}",
+    "completion_length": "length {:z4,.1f}",
+    "tokens_per_second": "{:z6,.0f} tok/s",
+    "entropy": "entropy {:z4.2f}",
+    "kl": "KL {:z5.3f}",
+    "grad_norm": "gradient {:z4,.2f}",
+}
+# A group's advantages sum to 0, and so does the loss of GRPO, whatever is learned
+SAYS_NOTHING = {"reward": "loss"}
+# Columns of a line that is printed; seconds between two lines
+WIDTH, CONSOLE_SECONDS = 80, 2.0
+# Columns of the time left, and of the bar
+LEFT_WIDTH, BAR_WIDTH = 13, 8
+# The median pace of this many of the latest intervals gives the time left: a compilation in one of
+# them does not count
+PACES = 20
 
 
 class StepConsole:
@@ -31,11 +46,20 @@ class StepConsole:
 
     def __init__(self, seconds: float | None = None):
         self.seconds = CONSOLE_SECONDS if seconds is None else seconds
-        self._phase, self._of, self._open = "", "", contextlib.ExitStack()
-        self._bar: _Bar | None = None
-        self._wait: Wait | None = None
-        # The latest step and its numbers, until they are printed
-        self._latest: tuple[int, dict] | None = None
+        self._phase, self._num_steps = "", 0
+        # Steps that have ended, and those up to the latest numbers
+        self._at = self._done = 0
+        self._open = contextlib.ExitStack()
+        self._wait: progress.Wait | None = None
+        # Metric -> the columns of its text, for the metrics that the phase has shown
+        self._widths: dict[str, int] = {}
+        # Seconds a step between two steps with numbers, and when the latest one ended. Only there
+        # does the loop wait for the device
+        self._paces: collections.deque[float] = collections.deque(maxlen=PACES)
+        self._ended_at: float | None = None
+        # The latest numbers, and whether they are to be printed
+        self._values: dict[str, float] = {}
+        self._is_due = False
         self._shown_at = -math.inf
 
     def begin(self, phase: str, first_step: int, num_steps: int | None):
@@ -46,115 +70,85 @@ class StepConsole:
                 unknown.
         """
         self.end()
-        self._phase, self._of = phase, "" if num_steps is None else f" of {num_steps}"
-        if sys.stdout.isatty():
-            self._bar = self._open.enter_context(_Bar(phase, first_step, num_steps))
+        self._phase, self._num_steps = phase, num_steps or 0
+        self._at = self._done = first_step
+        self._ended_at = None
+        self._values, self._widths = {}, {}
+        self._paces.clear()
+        if progress.has_foot():
+            self._open.enter_context(progress.bar(self._bar))
         else:
-            self._wait = self._open.enter_context(waiting_for(phase))
+            self._wait = self._open.enter_context(progress.waiting_for(phase))
             self.at(first_step)
 
     def at(self, step: int):
         """Show that a step begins."""
-        if self._bar is not None:
-            self._bar.move(step)
-        elif self._wait is not None:
-            self._wait.now(f"in {self._phase} step {step}{self._of}")
+        self._at = step
+        if self._wait is not None:
+            of = f" of {self._num_steps}" if self._num_steps else ""
+            self._wait.now(f"in step {step + 1}{of} of {self._phase}")
 
-    def show(self, step: int, values: dict):
+    def show(self, step: int, values: dict[str, float]):
         """Show the numbers of a step: on the bar, or as a line if the last line is old enough.
 
         `end` prints the latest numbers that were not printed.
         """
-        self._latest = step, values
-        if self._bar is not None:
-            self._bar.move(step + 1, values)
-        elif time.monotonic() - self._shown_at >= self.seconds:
+        done, now = step + 1, time.monotonic()
+        # The first interval would have the first step, which compiles
+        if self._ended_at is not None:
+            self._paces.append((now - self._ended_at) / max(1, done - self._done))
+        self._at = self._done = done
+        self._ended_at, self._values, self._is_due = now, values, True
+        if self._wait is not None and now - self._shown_at >= self.seconds:
             self._print()
 
     def end(self):
         """End the phase, and print its last numbers if they are not printed yet."""
         self._open.close()
-        self._bar = self._wait = None
+        self._wait = None
         self._print()
 
     def _print(self):
-        if self._latest is None:
-            return
-        step, values = self._latest
-        numbers = [f"  {name} {values[name]:.4g}" for name in headline(values)[:CONSOLE_METRICS]]
-        line(f"{self._phase} step {step}{self._of}{''.join(numbers)}")
-        self._latest, self._shown_at = None, time.monotonic()
+        if self._is_due:
+            width = shutil.get_terminal_size().columns if progress.has_foot() else WIDTH
+            progress.line(self._row(f"{self._phase}  {self._counted(self._done)}", width))
+            self._is_due, self._shown_at = False, time.monotonic()
+
+    def _counted(self, done):
+        total = str(self._num_steps)
+        return f"{done:{len(total)}}/{total}" if self._num_steps else str(done)
+
+    def _bar(self, width):
+        full = round(BAR_WIDTH * self._at / self._num_steps) if self._num_steps else 0
+        bar = "━" * full + "─" * (BAR_WIDTH - full)
+        return self._row(f"{self._phase}  {bar}  {self._counted(self._at)}", width)
+
+    def _row(self, beginning, width):
+        """Return the beginning, as many numbers as fit, and the time left."""
+        row, room = beginning, width - LEFT_WIDTH
+        for name, text in self._texts().items():
+            self._widths[name] = max(self._widths.get(name, 0), len(text))
+        # A metric that only some lines have leaves its column empty in the others
+        for name in sorted(self._widths, key=_rank):
+            if len(row) + 2 + self._widths[name] <= room:
+                row += "  " + self._texts().get(name, "").rjust(self._widths[name])
+        return f"{row}  {self._left()}".rstrip()[:width]
+
+    def _texts(self):
+        values = self._values
+        hidden = {name for shown, name in SAYS_NOTHING.items() if shown in values}
+        texts = {n: SHOWN[n].format(values[n]) for n in SHOWN if n in values and n not in hidden}
+        return texts or {name: f"{name} {value:z,.3f}" for name, value in values.items()}
+
+    def _left(self):
+        """Return the time left of the phase in words; "" while it is unknown, and at the end."""
+        # The second step may compile too
+        if len(self._paces) < 2 or self._at >= self._num_steps:
+            return ""
+        seconds = statistics.median_low(self._paces) * (self._num_steps - self._at)
+        return f"{progress.duration(seconds)} left"
 
 
-def headline(values: dict):
-    """Return the names of the metrics to show, the most important one first.
-
-    These are the HEADLINE metrics among the values, or all names where there are no HEADLINE
-    metrics.
-    """
-    return [name for name in HEADLINE if name in values] or list(values)
-
-
-class _Bar:
-    """A bar that stays below the lines that others print.
-
-    While it is shown, rich captures sys.stdout and sys.stderr, and prints their lines above the
-    bar.
-    """
-
-    def __init__(self, phase, first_step, num_steps):
-        # Imported here, because few runs have a terminal
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        class Terminal(Console):
-            """A Console that does not hide the cursor: a killed program could not show it again."""
-
-            def show_cursor(self, show=True):
-                return False
-
-        self._progress = Progress(
-            TextColumn("{task.description}", style="bold cyan", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}", markup=False),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=Terminal(highlight=False),
-            refresh_per_second=BAR_RATE,
-            transient=True,
-        )
-        self._task = self._progress.add_task(
-            phase, completed=first_step, total=num_steps, numbers=""
-        )
-
-    def __enter__(self):
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_):
-        self._progress.stop()
-
-    def move(self, done, values=None):
-        """Move the bar to `done` steps.
-
-        Args:
-            values: the numbers of the latest logged step; None leaves the numbers on the bar
-                unchanged.
-        """
-        numbers = {} if values is None else {"numbers": _bar_numbers(values)}
-        self._progress.update(self._task, completed=done, **numbers)
-
-
-def _bar_numbers(values):
-    name = headline(values)[0]
-    speed = "tokens_per_second"
-    texts = [f"{name} {values[name]:.4g}"]
-    if speed in values and name != speed:
-        texts.append(f"{values[speed]:,.0f} tokens/s")
-    return "  ".join(texts)
+def _rank(name):
+    """Return the place of a metric in a line: names that SHOWN does not have come last."""
+    return list(SHOWN).index(name) if name in SHOWN else len(SHOWN)

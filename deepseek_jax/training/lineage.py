@@ -12,6 +12,7 @@ change no result, or they are an input of their own.
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ from deepseek_jax.parallel.processes import barrier, first_process, say
 from deepseek_jax.settings import UNHASHED
 
 RECORD = "stage.json"
+# The log in the run's folder: a line for each stage that is begun or complete, with its hash
+LOG = "stages.log"
 # The folder of a training's checkpoints, within the folder of its stage
 CHECKPOINTS = "checkpoints"
 # A key that a record has while the results of fewer steps are being removed
@@ -160,12 +163,12 @@ def renew(workdir: Path, name: str, state: StageState):
     folder, old_record = workdir / name, state.before
     barrier(f"the record of stage {name} is read")
     if state.drops:
-        say(f"stage {name}: {', '.join(state.changed)} changed, so it is run anew")
+        say(f"{name}: {', '.join(state.changed)} changed, so it is run anew")
         _remove(folder, name)
     elif old_record is not None and (state.grows or old_record.get(REMOVING)):
         if state.grows:
             steps = old_record["num_steps"], state.record["num_steps"]
-            say(f"stage {name}: {steps[0]} steps become {steps[1]}, so its training goes on")
+            say(f"{name}: {steps[0]} steps become {steps[1]}, so its training goes on")
         # Written before anything is removed, so that the next start begins an interrupted removal
         # again, whatever its config
         _write(folder / RECORD, old_record | {"complete": False, REMOVING: True})
@@ -186,14 +189,14 @@ def run_stage(workdir: Path, name: str, inputs: Inputs, make: Callable[[Path], o
     folder, stage_standing = workdir / name, standing(workdir, name, inputs)
     stage_hash = stage_standing.record["hash"]
     if stage_standing.complete:
-        say(f"stage {name} {stage_hash}: unchanged, not run again")
         return stage_hash
     renew(workdir, name, stage_standing)
-    say(f"stage {name} {stage_hash}")
+    _note(workdir, f"{name} {stage_hash} begun")
     # Before make: if make is interrupted, the record names the inputs of the files it leaves
     _write(folder / RECORD, stage_standing.record | {"complete": False})
     make(folder)
     _write(folder / RECORD, stage_standing.record | {"complete": True})
+    _note(workdir, f"{name} {stage_hash} complete")
     return stage_hash
 
 
@@ -246,6 +249,15 @@ def _remove(folder, name, kept_folders=()):
         if not kept_folders:
             remove_folder(folder)
     barrier(f"{name} is gone")
+
+
+def _note(workdir, text):
+    """Append a line with the time to the log; process 0 does so."""
+    if first_process():
+        path = workdir / LOG
+        # Rewritten whole: a bucket's files cannot grow
+        before = path.read_text() if path.exists() else ""
+        write_whole(path, f"{before}{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 
 def _write(path, record):

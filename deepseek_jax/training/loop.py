@@ -14,7 +14,7 @@ from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.costs.chips import peak_of
 from deepseek_jax.errors import suggest
 from deepseek_jax.parallel.processes import StopTogether, from_first, say
-from deepseek_jax.progress import FirstTime, waiting_for
+from deepseek_jax.progress import waiting_for
 from deepseek_jax.training.log import Log
 from deepseek_jax.training.run import STOPPED, Run
 from deepseek_jax.training.settings import LoopSettings
@@ -159,10 +159,11 @@ def _observed(steps, run, latest):
 def _train(steps, settings, state, update, source, should_stop, store, log):
     num_steps, checkpoint_settings = settings.num_steps, settings.checkpoints
     saved_at, score, saved_step = time.monotonic(), store.latest_score(), None
-    compile_notice = FirstTime(f"compiling the update of {log.phase}")
+    tracing = waiting_for(f"tracing the update of {log.phase}")
     for step in steps:
         log.writer.at(step)
         # Nothing before this process's first step needs a save
+        is_first_here = saved_step is None
         saved_step = step if saved_step is None else saved_step
         try:
             batches, source_metrics = source.next(state, step)
@@ -177,7 +178,7 @@ def _train(steps, settings, state, update, source, should_stop, store, log):
             is_first = step == 0 and not updates
             if is_first:
                 log.checks.before_first(state, batch)
-            with compile_notice(tuple(x.shape for x in jax.tree.leaves(batch))):
+            with tracing if is_first_here and not updates else contextlib.nullcontext():
                 state, metrics = update(state, batch)
             if is_first:
                 log.checks.after_first(metrics)

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from deepseek_jax.files import as_path
 from deepseek_jax.parallel.processes import is_due, say
+from deepseek_jax.progress import waiting_for
 from deepseek_jax.training.completions import FILE, completions_line
 from deepseek_jax.training.console import StepConsole
 from deepseek_jax.training.lines import METRICS, PhaseLines, read_lines
@@ -73,8 +74,10 @@ class MetricsWriter:
         self.workdir.mkdir(parents=True, exist_ok=True)
         for file in self._files():
             file.start(phase, first_step)
-        for board in self._boards:
-            board.start(phase, first_step)
+        # The first phase imports TensorBoard
+        with waiting_for("opening the boards"):
+            for board in self._boards:
+                board.start(phase, first_step)
         self._started.add(phase)
         self._console.begin(phase, first_step, num_steps)
 

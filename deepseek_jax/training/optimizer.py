@@ -29,6 +29,13 @@ class OptimizerSettings:
     schedule.make_schedule), or phases (see schedule.join_phases).
 
     Attributes:
+        learning_rate: the rate after the warm-up; None with phases.
+        schedule: "constant", or "cosine", which falls from there to the last update.
+        warmup_steps: updates in which the rate rises to learning_rate.
+        final_fraction: the share of learning_rate at which "cosine" ends.
+        phases: stretches of a schedule, one after another, in place of the four fields above.
+        b1, b2: the decays of AdamW's first and second moment.
+        weight_decay: decoupled decay of weights; norms and biases have none.
         max_grad_norm: gradients are clipped to this global norm.
         moment_dtype: the dtype of all moments.
         moment_memory: "host" keeps the moments in the host's memory between updates.

@@ -25,22 +25,6 @@ class Profile:
         # Phase -> its traced steps
         self.traced: dict[str, list[int]] = {}
 
-    @classmethod
-    def of(cls, text: str, folder: Path) -> "Profile":
-        """Build the Profile that the text "STEP:COUNT" describes.
-
-        Raises:
-            ValueError: for a text of another form.
-        """
-        first, _, count = text.partition(":")
-        # isdecimal: int() takes spaces, signs and underscores too
-        if not (first.isdecimal() and count.isdecimal() and int(count)):
-            raise ValueError(
-                f"--profile={text} is not STEP:COUNT, a step from 0 and a number of steps from 1; for "
-                "example, --profile=100:3 traces steps 100, 101 and 102"
-            )
-        return cls(int(first), int(count), folder)
-
     def over(self, steps: Iterable[int], phase: str, latest: Callable[[], object]) -> Iterator[int]:
         """Yield the steps of a phase, and trace the ones that this Profile names.
 

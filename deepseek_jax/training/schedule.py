@@ -22,6 +22,7 @@ class Phase:
         kind: "linear" and "cosine" (half a cosine, arXiv:1608.03983) would reach `to` at the update
             after their last one, which is the first update of the next phase. "constant" is at `to`
             throughout.
+        steps: the updates of the stretch.
         to: the rate at the end. None, for "constant" only, means the previous phase's final rate.
     """
 

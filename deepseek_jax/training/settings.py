@@ -22,7 +22,7 @@ OF_LOSSES = (
 )
 OF_REWARDS = ("reward", "accuracy", "margin", "safe_probability", "completion_length")
 # Beginnings of such metrics. A name from the config follows: a task, a reward, an effort, a teacher
-FAMILIES = ("held_out_loss/", "regressed/", "reward_", "accuracy_effort_", "loss_", "kl_")
+FAMILIES = ("held_out_loss/", "regressed/", "reward_", "accuracy_effort_", "kl_")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,7 @@ class LoopSettings(Settings):
 
     Attributes:
         num_steps: passes of the loop; a step may make several updates.
+        optimizer: how gradients become updates.
         save_every: steps between two checkpoints.
         log_every: steps between two lines of metrics.
     """
@@ -146,6 +147,7 @@ class FitSettings(LoopSettings):
     """Settings of training.loop.fit.
 
     Attributes:
+        seed: of the order of the data and of what is drawn.
         micro_batches: the parts of a batch that an update computes one after another.
     """
 
@@ -155,7 +157,12 @@ class FitSettings(LoopSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowSettings(FitSettings):
-    """Settings of training on text: a step takes batch_size rows of sequence_length tokens."""
+    """Settings of training on text: a step takes batch_size rows of sequence_length tokens.
+
+    Attributes:
+        batch_size: rows of an update.
+        sequence_length: tokens of a row.
+    """
 
     batch_size: Count
     sequence_length: Several

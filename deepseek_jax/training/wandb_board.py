@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from deepseek_jax.parallel.processes import first_process, say
-from deepseek_jax.training.boards import GROUPS, OTHER, group_of
+from deepseek_jax.training.boards import OTHER, group_of
 from deepseek_jax.training.completions import COLUMNS, FILE, read_completions, rows_of
 from deepseek_jax.training.lines import METRICS, read_lines
+from deepseek_jax.training.metric_names import GROUPS
 
 # The file in the work directory that has the run's id
 ID_FILE = "wandb_id"

@@ -16,6 +16,8 @@ where its intervals are not those that a run has today. A cell is a text, a numb
 import math
 import textwrap
 
+from deepseek_jax.training.metric_names import GROUPS
+
 # A fact is below the table if all rows share it, else it is a column
 OF_A_RUN = {
     "machine": "{}",
@@ -109,6 +111,17 @@ def cell_in_words(result, row, column):
     cells = result["rows"][row]
     form = result["columns"].get(column, "").replace("{}", cells.get("form", ""))
     return cell_text(_mean(cells[column]), form)
+
+
+def metrics():
+    """launch/metrics.md's tables: every column of metrics.jsonl, by group."""
+    heads = ("column", "unit", "what it is", "when it worries")
+    parts = []
+    for group, columns in GROUPS.items():
+        rows = [(f"`{name}`", *texts) for name, *texts in columns]
+        lines = [_line(heads), "|" + "---|" * len(heads), *map(_line, rows)]
+        parts += [f"## {group.capitalize()}", "\n".join(lines)]
+    return "\n\n".join(["", *parts, ""])
 
 
 def _wrapped(text):

@@ -4,8 +4,9 @@ python -m tests.benchmarks.results                    # every table, between its
 python -m tests.benchmarks.results --check            # exit status 1 if a table is out of date
 python -m tests.benchmarks.results --from=WORKDIR     # first add the numbers of a finished run or sweep
 
-A block of a guide begins with <!-- results: NAME -->, for the file NAME.json, and ends with <!-- end -->. The
-blocks "summary" and "reading" are README.md's. A number within a sentence is between
+A block of a guide begins with <!-- results: NAME -->, for the file NAME.json, and ends with <!-- end -->.
+Three blocks have no file: "summary" and "reading" are README.md's, and "metrics" is launch/metrics.md's,
+from deepseek_jax/training/metric_names.py. A number within a sentence is between
 <!-- cell: NAME ROW COLUMN --> and <!-- end -->. tests/benchmarks/result_tables.py describes the files.
 """
 
@@ -17,19 +18,20 @@ import sys
 from pathlib import Path
 
 from tests.benchmarks.reading_list import reading
-from tests.benchmarks.result_tables import block, cell_in_words, summary
+from tests.benchmarks.result_tables import block, cell_in_words, metrics, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "configs" / "results"
 GUIDES = [
     ROOT / "README.md",
     *sorted(FOLDER.glob("*.md")),
+    ROOT / "launch" / "metrics.md",
     Path(__file__).with_name("README.md"),
 ]
+# Blocks without a file
+WITHOUT_FILE = "summary", "reading", "metrics"
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.S)
 CELL = re.compile(r"(<!-- cell: (\w+) (\d+) ([^>]+?) -->).*?(<!-- end -->)")
-# Blocks of README.md that are no file's
-OWN = "summary", "reading"
 NUMBERS = re.compile(r"\[\s+((?:[-\d.e]+,?\s+)+)\]")
 
 
@@ -52,17 +54,21 @@ def rewritten(text, results):
 
     def known(name):
         if name not in results:
-            raise ValueError(
-                f"<!-- results: {name} --> has no file; allowed: {', '.join((*OWN, *results))}"
-            )
+            allowed = ", ".join((*WITHOUT_FILE, *results))
+            raise ValueError(f"<!-- results: {name} --> has no file; allowed: {allowed}")
         return results[name]
 
     def write(found):
         start, name, end = found.groups()
-        content = {"summary": lambda: summary(results), "reading": reading}.get(
-            name, lambda: block(known(name))
-        )
-        return f"{start}{content()}\n{end}"
+        if name == "summary":
+            content = summary(results)
+        elif name == "reading":
+            content = reading()
+        elif name == "metrics":
+            content = metrics()
+        else:
+            content = block(known(name))
+        return f"{start}{content}\n{end}"
 
     def write_cell(found):
         start, name, row, column, end = found.groups()

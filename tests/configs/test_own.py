@@ -107,7 +107,7 @@ def test_a_task_or_reward_of_ones_own_is_trained_on(words, place):
     """Oracle: the rewards' names in the metrics, the columns in the samples, and the policy that is left."""
     command = command_of(words)
     folder, printed = trained(place, command)
-    assert "complete; report.html, metrics" in printed and left_in_run(folder).name == "params"
+    assert "complete: 4 of 4 stages" in printed and left_in_run(folder).name == "params"
     metrics = (folder / "metrics.jsonl").read_text()
     columns = json.loads((folder / "after" / "scores.json").read_text())["sampled"]["samples"][0][
         "columns"
@@ -164,7 +164,7 @@ def lines_of(folder, name="metrics.jsonl"):
 def test_a_run_with_tools_or_an_environment_holds_conversations(words, place):
     """Oracle: the policy that is left, the metrics of conversations, and the reward by the class's name."""
     folder, printed = trained(place, command_of(words))
-    assert "complete; report.html, metrics" in printed and left_in_run(folder).name == "params"
+    assert "complete: 4 of 4 stages" in printed and left_in_run(folder).name == "params"
     (metrics,) = [line for line in lines_of(folder) if "turns" in line]
     assert metrics["turns"] >= 1 and metrics["truncated_turns"] >= 0
     assert "messages" in lines_of(folder, "completions.jsonl")[0]["completions"][0]

@@ -4,7 +4,7 @@ import pytest
 from absl import flags
 
 from launch import common
-from launch.arguments import fields_named, named
+from launch.arguments import fields_named, named, profiled_steps
 from tests.in_process import launched
 
 FIELDS = ["num_steps", "prompts_per_step", "optimizer.lr", "base.num_steps", "base.batch_size"]
@@ -85,3 +85,15 @@ def test_a_program_without_its_arguments_names_them(program, missing):
     """Oracle: by hand: one line, exit status 2."""
     status, _, err = launched(program)
     assert status == 2 and err.startswith(f"error: {missing}") and err.count("\n") == 1
+
+
+def test_a_step_and_a_number_of_steps_are_read():
+    """Oracle: by hand."""
+    assert profiled_steps("100:3") == (100, 3)
+
+
+@pytest.mark.parametrize("text", ["3", "0:0", "a:b", "-1:2", "1:2:3", "1:", ":2", "", "1_0:2"])
+def test_what_is_no_step_and_number_is_refused(text):
+    """Oracle: the flag, what was given and the form, in the message."""
+    with pytest.raises(ValueError, match=f"--profile={text} is not STEP:COUNT, .*--profile=100:3"):
+        profiled_steps(text)

@@ -25,7 +25,7 @@ from tests.conftest import COLLECTIVES_WAIT
 from tests.recipes.small import run_recipe, small_config
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDE = ROOT / "launch" / "README.md"
+GUIDE = ROOT / "launch" / "pods.md"
 # {a run of configs/rehearsal.py: the machine}, in the order of the guide's table
 RUNS = {
     "stage=pretrain,mesh=context,fp8": "v5p",
@@ -81,7 +81,7 @@ def launched_apart(folder, config, machine, *fields):
 @pytest.mark.slow
 @pytest.mark.parametrize("arg", RUNS)
 def test_whole_runs_take_the_kernels(arg, tmp_path):
-    """Oracle: the table of launch/README.md, which names the forms of each run."""
+    """Oracle: the table of launch/pods.md, which names the forms of each run."""
     out = launched_apart(tmp_path, f"{ROOT / 'configs' / 'rehearsal.py'}:{arg}", RUNS[arg])
     taken = re.search(r"that ran: (.*)", " ".join(out.split()))[1]
     for op, form in forms_of(arg):
@@ -127,7 +127,7 @@ def test_kernels_score_and_choose_as_plain_forms_do():
 
 
 def forms_of(arg):
-    """The (op, form)s of a run in the table of launch/README.md."""
+    """The (op, form)s of a run in the table of launch/pods.md."""
     (row,) = re.findall(rf"^\| `{re.escape(arg)}` \| [^|]+ \| (.*) \|$", GUIDE.read_text(), re.M)
     return [tuple(cell.split("=")) for cell in re.findall(r"`([^`]+)`", row)]
 

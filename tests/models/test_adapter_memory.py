@@ -59,7 +59,7 @@ def test_an_update_holds_neither_a_second_model_nor_a_whole_gradient(quantize):
     ],
 )
 def test_an_update_of_a_config_fits_its_slice(name, model, topology, gib):
-    """Oracle: the peak that the compiler counts, below a round number near what launch/README.md says of the
+    """Oracle: the peak that the compiler counts, below a round number near what launch/pods.md says of the
     plan. A v5e chip has 15.75 GiB.
     """
     *_, peak = compile_apart(COMPILE, json.dumps([name, model, {}, None, topology]), timeout=900)

@@ -1,6 +1,8 @@
 """What a run leaves: its measurements, metrics, texts and parameters, for tests that compare two runs."""
 
 import json
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,6 +25,7 @@ FAR = 1e-3
 # Folders whose files have names of their own in every run: of TensorBoard, and within Orbax' checkpoints
 UNIQUE = {"tensorboard", "d"}
 ADAPTER = "adapter_model.safetensors"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def assert_names(error, words):
@@ -52,6 +55,19 @@ def without_group(workdir):
     lines = [line for phase in read_phases(workdir / "metrics.jsonl").values() for line in phase]
     names = {name for line in lines for name in line} - {"step", "phase"}
     return {name for name in names if group_of(name) == OTHER}
+
+
+def unlisted(workdir):
+    """The files of a run that the table "What a run leaves" of launch/README.md does not name."""
+    text = (ROOT / "launch" / "README.md").read_text().partition("## What a run leaves\n")[2]
+    rows = re.findall(r"^\| (`[^|]+) \|", text.partition("\n## ")[0], re.M)
+    names = [name for row in rows for name in re.findall("`([^`]+)`", row)]
+    assert len(names) > 20
+    # A folder stands for all that is in it, STAGE for the folder of a stage
+    patterns = [re.escape(name) + (".*" if name.endswith("/") else "") for name in names]
+    patterns = [name.replace("STAGE", ".+").replace(r"\*", "[a-z]+") for name in patterns]
+    files = [p.relative_to(workdir).as_posix() for p in workdir.rglob("*") if p.is_file()]
+    return [file for file in files if not any(re.fullmatch(p, file) for p in patterns)]
 
 
 def left(workdir):

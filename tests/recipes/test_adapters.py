@@ -25,7 +25,7 @@ from deepseek_jax.worlds.bilingual.examples import bilingual_examples
 from tests.recipes.distill import test_run as of_distill
 from tests.recipes.distill.test_run import files  # noqa: F401
 from tests.recipes.grpo.test_run import assert_same_outcome
-from tests.recipes.outcome import assert_equal, scores_in
+from tests.recipes.outcome import assert_equal, scores_in, unlisted
 from tests.recipes.reward_model import test_run as of_reward_model
 from tests.recipes.sft import test_run as of_sft
 from tests.recipes.small import LEARNS, longer_is_better, one_device, run_recipe, small_config
@@ -49,6 +49,11 @@ def run_grpo(workdir, should_stop=lambda: False, **fields):
 @pytest.fixture(scope="module")
 def finished(toys):
     return toys.run(small_config(**KL), longer_is_better)
+
+
+def test_the_guide_lists_every_file_of_the_run(finished):
+    """Oracle: the files that the run left, an adapter among them."""
+    assert (finished / "grpo" / "adapter").is_dir() and unlisted(finished) == []
 
 
 def left_beside_its_base(workdir, stage):

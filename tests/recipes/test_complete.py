@@ -24,5 +24,5 @@ def test_a_complete_run_says_so_before_it_compiles(name, tmp_path, capsys):
         capsys.readouterr()
         with compilations() as requests:
             run_recipe(recipe, case.config(tmp_path), workdir)
-    assert "complete; " in capsys.readouterr().out and not requests
+    assert "complete: " in capsys.readouterr().out and not requests
     assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before

@@ -3,6 +3,7 @@ driver does for every recipe: what is run anew, what stays, and what is refused.
 """
 
 import json
+import re
 import shutil
 
 import jax
@@ -74,7 +75,7 @@ def page(results):
 
 
 def report(results):
-    print("complete; answers right:", results.found()["quiz"])
+    print("answers right:", results.found()["quiz"])
 '''
 
 
@@ -116,13 +117,43 @@ def test_a_recipe_is_one_file_and_one_config(quiz, tmp_path, capsys):
     assert json.loads((workdir / "run.json").read_text()) == {"stage": "pretrain"}
     with compilations() as requests:
         run_recipe(quiz, config, workdir)
-    assert not requests and capsys.readouterr().out.count("complete; answers right") == 2
+    assert not requests and capsys.readouterr().out.count("answers right:") == 2
     config.base.sequence_length = 10_000
     with pytest.raises(
         ValueError, match="^config.base.sequence_length=10000 is beyond the model's"
     ):
         run_recipe(quiz, config, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_the_first_and_the_last_lines_are_for_a_person(quiz, tmp_path, capsys):
+    """Oracle: by hand: what is about to happen; each stage by its number; in the end the score, the time, the
+    page and the command for a chat. A complete run has no time, and a stage that stays says so.
+    """
+    config, workdir = config_of_a_quiz(), tmp_path / "run"
+    run_recipe(quiz, config, workdir)
+    lines = capsys.readouterr().out.splitlines()
+    leaves = jax.tree.leaves(load_orbax(workdir / "pretrain" / "params")[1])
+    count = f"{sum(leaf.size for leaf in leaves):,}"
+    assert lines[:2] == [
+        f"model: qwen2, 1 layer, {count} parameters",
+        "2 stages; steps of training: pretrain 2",
+    ]
+    assert [line for line in lines if line.startswith("stage ")] == [
+        "stage 1 of 2, pretrain (base)",
+        "stage 2 of 2, quiz",
+    ]
+    assert re.fullmatch(r"complete: 2 of 2 stages in \d+ (s|min)", lines[-3])
+    assert lines[-2:] == [
+        f"  page: {workdir / 'report.html'}",
+        f"  chat: python launch/chat.py {workdir}",
+    ]
+    run_recipe(quiz, config, workdir)
+    said = capsys.readouterr().out
+    assert "complete: 2 of 2 stages, and was before this start\n" in said and "stage 1" not in said
+    config.answers.max_completion_length = 3
+    run_recipe(quiz, config, workdir, redo=True)
+    assert "stage 1 of 2, pretrain (base): unchanged, not run again\n" in capsys.readouterr().out
 
 
 def test_what_no_device_holds_is_planned_and_never_run(quiz, tmp_path, monkeypatch):

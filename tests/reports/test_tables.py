@@ -76,6 +76,8 @@ def sample(before, after):
         after=after,
         before_reward=0,
         after_reward=2,
+        before_right=False,
+        after_right=True,
     )
 
 
@@ -87,6 +89,24 @@ def test_the_samples_stand_with_their_rewards():
     assert ["answer", "5"] in words
     assert ["before", "6", "reward", "0"] in words
     assert ["after", "2", "+", "3", "=", "5", "reward", "2"] in words
+
+
+@pytest.mark.parametrize("terminal, no_color", [(True, None), (True, "1"), (False, None)])
+def test_a_terminal_shows_right_answers_in_green_and_wrong_ones_in_red(
+    monkeypatch, terminal, no_color
+):
+    """Oracle: by hand, the codes of ANSI; none in a pipe, none with NO_COLOR."""
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    if no_color is not None:
+        monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("TERM", "xterm")
+    console = Console(file=io.StringIO(), width=80, force_terminal=terminal)
+    console.print(sample_panel([sample("6", "2 + 3 = 5")]))
+    text = console.file.getvalue()
+    is_coloured = terminal and no_color is None
+    assert ("\x1b[31m6" in text, "\x1b[32m2 + 3 = 5" in text) == (is_coloured, is_coloured)
+    assert is_coloured or "\x1b[3" not in text
 
 
 def test_a_completion_cannot_command_the_terminal():

@@ -1,11 +1,16 @@
 """The groups of metrics on the boards, and what TensorBoard has beside a run's metrics."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+import deepseek_jax
 from deepseek_jax.distill.terms import TERMS
+from deepseek_jax.training import metric_names
 from deepseek_jax.training.boards import OTHER, group_of
+from deepseek_jax.training.metric_names import GROUPS, column_of
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.settings import FAMILIES, OF_LOSSES, OF_REWARDS
 from tests.training.test_metrics import events
@@ -38,6 +43,28 @@ def test_what_may_choose_a_checkpoint_and_the_terms_of_a_distillation_have_group
     """Oracle: the lists of their names, a NAME in the place of one of the config's."""
     names = (*OF_LOSSES, *OF_REWARDS, *(f"{family}NAME" for family in FAMILIES), *TERMS)
     assert not [name for name in names if group_of(name) not in ("loss", "rewards", "rollout")]
+
+
+def test_every_column_can_be_looked_up_by_its_name():
+    """Oracle: the table's own rows: no family hides a name or another family, and no name is there twice."""
+    columns = [(group, column) for group, columns in GROUPS.items() for column in columns]
+    assert len(columns) > 90 and len({column.name for _, column in columns}) == len(columns)
+    for group, column in columns:
+        name = re.sub("[A-Z]+", "peak", column.name)
+        assert column_of(name) == (group, column)
+        assert column.unit and column.meaning
+    assert column_of("a_new_one") is None
+
+
+def test_every_column_is_one_that_the_code_logs():
+    """Oracle: the text of all other files: a name that nothing logs any more is in none of them. Of a family
+    it is the part before the first word in capitals.
+    """
+    root = Path(deepseek_jax.__file__).parent
+    paths = [path for path in root.rglob("*.py") if path != Path(metric_names.__file__)]
+    code = "\n".join(path.read_text() for path in paths)
+    names = [re.split("[A-Z]", column.name)[0] for group in GROUPS.values() for column in group]
+    assert [name for name in names if name.rstrip("/_") not in code] == []
 
 
 def texts(workdir, phase):

@@ -9,9 +9,11 @@ from deepseek_jax.settings import unhashed
 from deepseek_jax.training import lineage
 from deepseek_jax.training.lineage import (
     CHECKPOINTS,
+    LOG,
     RECORD,
     Inputs,
     content_hash,
+    read_record,
     run_stage,
     standing,
 )
@@ -61,7 +63,7 @@ def chain(workdir, made, **settings):
     return stage("three", stage("two", stage("one", None)))
 
 
-def test_unchanged_stages_are_skipped_and_say_so(tmp_path, capsys):
+def test_unchanged_stages_are_skipped(tmp_path):
     """Oracle: by hand; the files' bytes before."""
     made, settings = [], dict(one=1, two=[2.5], three={"a": None})
     first = chain(tmp_path, made, **settings)
@@ -69,7 +71,20 @@ def test_unchanged_stages_are_skipped_and_say_so(tmp_path, capsys):
     assert made == ["one", "two", "three"]
     assert chain(tmp_path, made, **settings) == first and made == ["one", "two", "three"]
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    assert capsys.readouterr().out.count("unchanged") == 3
+
+
+def test_the_log_has_when_each_stage_began_and_was_complete_by_its_hash(tmp_path, capsys):
+    """Oracle: by hand, with the hash of the stage's record; the console has no hash."""
+    chain(tmp_path, [], one=1, two=2, three=3)
+    hashes = [read_record(tmp_path / name / RECORD)["hash"] for name in ("one", "two", "three")]
+    lines = [line.split() for line in (tmp_path / LOG).read_text().splitlines()]
+    assert [words[2:] for words in lines] == [
+        [name, stage_hash, state]
+        for name, stage_hash in zip(("one", "two", "three"), hashes, strict=True)
+        for state in ("begun", "complete")
+    ]
+    out = capsys.readouterr().out
+    assert not [stage_hash for stage_hash in hashes if stage_hash in out]
 
 
 def test_a_changed_setting_reruns_its_stage_and_those_behind_it(tmp_path, capsys):
@@ -80,7 +95,7 @@ def test_a_changed_setting_reruns_its_stage_and_those_behind_it(tmp_path, capsys
     chain(tmp_path, made, one=1, two=22, three=3)
     assert made == ["two", "three"]
     out = capsys.readouterr().out
-    assert "stage two: settings changed" in out and "stage three: parent changed" in out
+    assert "two: settings changed" in out and "three: parent changed" in out
     chain(tmp_path, made, one=1, two=22, three=33)
     assert made == ["two", "three", "three"]
 

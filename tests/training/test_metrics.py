@@ -161,9 +161,9 @@ def test_the_console_shows_the_steps_of_a_phase(tmp_path, capsys):
     for step in range(4, 7):
         writer.at(step)
         writer.write(step, {"loss": float(step)}, phase="grpo")
-    assert capsys.readouterr().out == "grpo step 4 of 7  loss 4\n"
+    assert capsys.readouterr().out == "grpo  5/7  loss  4.000\n"
     writer.end()
-    assert capsys.readouterr().out == "grpo step 6 of 7  loss 6\n"
+    assert capsys.readouterr().out == "grpo  7/7  loss  6.000\n"
     writer.close()
     assert capsys.readouterr().out == ""
 

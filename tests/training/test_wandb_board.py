@@ -11,8 +11,9 @@ import pytest
 import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
-from deepseek_jax.training import boards
+from deepseek_jax.training.boards import OTHER
 from deepseek_jax.training.completions import COLUMNS
+from deepseek_jax.training.metric_names import GROUPS
 from deepseek_jax.training.metrics import MetricsWriter
 from deepseek_jax.training.wandb_board import WandbRun
 from tests.training.test_completions import GROUP
@@ -102,7 +103,7 @@ def test_a_run_has_every_line_its_config_and_an_axis_for_each_phase(tmp_path):
     assert (run.entity, run.project, run.display_name) == ("us", "toys", tmp_path.name)
     assert run.resume
     axes = {m.glob_name: m.step_metric for m in of_kind(found, "metric") if m.glob_name}
-    groups = (*boards.GROUPS, boards.OTHER)
+    groups = (*GROUPS, OTHER)
     phases = ("pretrain", "grpo")
     assert axes == {f"{g}/{phase}/*": f"{phase}/step" for g in groups for phase in phases}
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from deepseek_jax.checkpoint.load import read_any_config
 from deepseek_jax.distill import compute
 from deepseek_jax.files import read_json
-from deepseek_jax.parallel.processes import first_process, say
+from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.distill.findings import FILE, as_json, findings, findings_table
 from deepseek_jax.recipes.distill.measure import SAMPLES
 from deepseek_jax.recipes.distill.scores import first_answers, intervals
@@ -81,8 +81,6 @@ def report(results: Results):
         answers = {results.row(name): shares for name, shares in results.found().items()}
         if answers:
             _conclude(results, answers)
-    outputs = "report.html, metrics, curves, and a folder of each stage with its params"
-    say(f"complete; {outputs} are in {folder}")
 
 
 def _conclude(results, answers: dict):

@@ -132,6 +132,11 @@ class PlateauSettings:
 
     The scheduled learning rate is multiplied by factor when the held-out loss has not fallen by a
     share rtol for `patience` evaluations (optax.contrib.reduce_on_plateau).
+
+    Attributes:
+        factor: Multiplies the learning rate.
+        patience: Evaluations without a fall.
+        rtol: The least share by which the loss must fall.
     """
 
     factor: Annotated[float, Between(0, 1, open_low=True, open_high=True)] = 0.5
@@ -232,6 +237,16 @@ class DistillSettings:
     """The whole config of a distillation.
 
     Attributes:
+        recipe: The recipe's name.
+        seed: Every other seed follows from it.
+        template: See data.chat.
+        tasks: Name -> a task of the mixture that students learn.
+        starts: Name -> where students begin.
+        students: Name -> a student and its training.
+        reinforced: Name -> a student that learns only from rewards.
+        packing: True to put several conversations in a row.
+        world: The name of the world of tasks without a path.
+        mesh: The size of each axis of devices, see parallel.mesh.MeshSettings.
         evaluation: How policies are measured; None only if no task has questions.
         teacher: None if students learn only from texts.
         text: How the teacher answers puzzles; students learn its right answers. None for other

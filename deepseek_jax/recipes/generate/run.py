@@ -81,10 +81,7 @@ def report(results: Results):
     folder = results.folder
     if first_process():
         _report(folder, read_json(folder / "questions" / QUESTIONS)["fates"])
-    say(
-        f"complete; report.html is in {folder}; set config.data.path of recipe 'sft' to "
-        f"{dataset_folder(folder / 'dataset')}"
-    )
+    say(f"set config.data.path of recipe 'sft' to {dataset_folder(folder / 'dataset')}")
 
 
 def _group(row: dict):

@@ -254,10 +254,9 @@ def report(results: Results):
     """Print the table and samples, and draw the curves; only process 0 draws."""
     settings, workdir, measurements = results.settings, results.folder, results.found()
     console, before, after = reports.make_console(), measurements["before"], measurements["after"]
-    curves, pictures = reports.CURVES, "curves.png"
+    curves = reports.CURVES
     if settings.effort is not None:
         curves += tuple(f"completion_length_effort_{effort}" for effort in settings.effort.values)
-        pictures += ", efforts.png"
     if first_process():
         metrics, picture = workdir / "metrics.jsonl", workdir / "curves.png"
         reports.plot_curves(metrics, picture, phase="grpo", names=curves)
@@ -266,8 +265,6 @@ def report(results: Results):
         reports.print_samples(console, before["sampled"], after["sampled"])
     else:
         reports.report_efforts(console, before, after, workdir / "efforts.png")
-    outputs = f"report.html, metrics, {pictures}, tensorboard, and a folder of each stage"
-    console.print(f"complete; {outputs} are in {workdir}")
 
 
 def _by_score(scores: dict):

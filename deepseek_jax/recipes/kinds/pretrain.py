@@ -4,7 +4,6 @@ Tests: tests/recipes/pretrain/test_run.py, tests/recipes/pretrain/test_sparse.py
 tests/recipes/grpo/test_run.py.
 """
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -28,7 +27,6 @@ from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.decoder import random_params
 from deepseek_jax.models.trained_part import indexers_of
 from deepseek_jax.parallel.shard import check_batch, check_splits
-from deepseek_jax.progress import waiting_for
 from deepseek_jax.recipes.kinds.paying import RewardSource, beside_models
 from deepseek_jax.recipes.pretrain.settings import BaseSettings, StageSettings, switched_on
 from deepseek_jax.recipes.stage import Context, Source, Stage
@@ -135,22 +133,11 @@ def train_stage(
         update_number = int(state.step) if update_number is None else update_number + 1
         update_model = stage.model_at(model, update_number)
         _, step = update_of(update_model, len(batch["tokens"]))
-        with _compiling(stage, update_number, f"expert_buffer={update_model.expert_buffer}"):
-            return step(state, batch, rng)
+        return step(state, batch, rng)
 
     (create, _), token_flops = update_of(model, stage.quantum()), flops_per_token(stage, model)
     state, checks = create(params), _checks(model, stage, update_of)
     return whole(train(stage, state, update, source, run, seed, checks, token_flops).model)
-
-
-def _compiling(stage, update_number, setting):
-    """Return a context that announces the compilation for a new expert_buffer.
-
-    The loop announces the first compilation.
-    """
-    if not update_number or update_number not in stage.buffer_starts():
-        return contextlib.nullcontext()
-    return waiting_for(f"compiling the update with {setting}")
 
 
 def _checks(model: ModelConfig, stage: StageSettings, update_of):

@@ -384,9 +384,7 @@ def report(results: Results):
         Console().print(attention_table(model))
     for sentence in _drafts(workdir):
         say(sentence)
-    say(
-        f"complete; report.html is in {workdir}; parameters for launch/convert.py are in {params_folder}"
-    )
+    say(f"parameters for launch/convert.py are in {params_folder}")
 
 
 def _drafts(workdir: Path):

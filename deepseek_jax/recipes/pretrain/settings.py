@@ -189,6 +189,10 @@ class PretrainSettings:
     """The whole config of pre-training.
 
     Attributes:
+        recipe: The recipe's name.
+        seed: Every other seed follows from it.
+        data: The documents.
+        mesh: The size of each axis of devices, see parallel.mesh.MeshSettings.
         model: The fields of ModelConfig; with init_from only the fields that differ from the
             checkpoint.
         stages: Name -> StageSettings. The stages run in the order of their names.

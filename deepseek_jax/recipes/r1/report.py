@@ -7,7 +7,6 @@ import dataclasses
 from pathlib import Path
 
 from deepseek_jax.files import read_json
-from deepseek_jax.parallel.processes import say
 from deepseek_jax.recipes.page import run_page
 from deepseek_jax.recipes.r1.findings import TABLE_WIDTH, report_sweep
 from deepseek_jax.recipes.r1.samples import side_by_side, stage_groups
@@ -59,7 +58,6 @@ def report(results: Results):
     console.print(stages_table(scores, forms, _score_names(results.settings)))
     # Over this run only; launch/sweep.py tests the findings over several seeds
     report_sweep(folder, [folder], results.settings.last_stages())
-    say(f"complete; report.html, and a folder of each stage's lineage and params, are in {folder}")
 
 
 def _score_names(settings):

@@ -76,8 +76,23 @@ def stages(s: R1Settings) -> list[Stage]:
         return StageRewards(reinforced_settings[name], tuple(s.models_for(name)))
 
     listed_stages: list[Stage | None] = [
-        Reinforce("zero", s.zero, reasoning, stage_rewards("zero"), start="base", title="R1-Zero"),
-        Accept("traces", s.traces, prompts, rule, start="zero"),
+        Reinforce(
+            "zero",
+            s.zero,
+            reasoning,
+            stage_rewards("zero"),
+            start="base",
+            title="R1-Zero",
+            expect="Expect more and longer right answers; languages mix, as no reward forbids it.",
+        ),
+        Accept(
+            "traces",
+            s.traces,
+            prompts,
+            rule,
+            start="zero",
+            expect="Expect no training: R1-Zero answers, and its right and readable answers stay.",
+        ),
         Tune(
             "cold_start",
             s.cold_start,
@@ -85,6 +100,7 @@ def stages(s: R1Settings) -> list[Stage]:
             held_out,
             start="base",
             title="Dev1",
+            expect="Expect readable answers in one language, and at most a few right ones less.",
         ),
         Reinforce(
             "reasoning",
@@ -93,11 +109,26 @@ def stages(s: R1Settings) -> list[Stage]:
             stage_rewards("reasoning"),
             start="cold_start",
             title="Dev2",
+            expect="Expect more right answers, still in one language: both are rewarded.",
         ),
-        TrainJudge("judge", s.judge, start="base", pairs=JudgedPairs(data.world))
+        TrainJudge(
+            "judge",
+            s.judge,
+            start="base",
+            pairs=JudgedPairs(data.world),
+            expect="Expect no policy: a judge learns which of two answers to a request is good.",
+        )
         if s.judge
         else None,
-        Accept("rejection", s.rejection, prompts, rule, start="reasoning", title="accepted"),
+        Accept(
+            "rejection",
+            s.rejection,
+            prompts,
+            rule,
+            start="reasoning",
+            title="accepted",
+            expect="Expect no training: Dev2 answers, and its right and readable answers stay.",
+        ),
         Accept(
             "judged",
             s.judged,
@@ -105,15 +136,27 @@ def stages(s: R1Settings) -> list[Stage]:
             rule,
             TrainedJudge("judge", s.judge.max_completion_length),
             start="reasoning",
+            expect="Expect few answers to stay: Dev2 was not trained on requests.",
         )
         if s.judged and s.judge
         else None,
         Tune(
-            "sft", s.sft, SolutionTexts(data, accepted_texts), held_out, start="base", title="Dev3"
+            "sft",
+            s.sft,
+            SolutionTexts(data, accepted_texts),
+            held_out,
+            start="base",
+            title="Dev3",
+            expect="Expect far more helpful answers to requests, and about as many right answers.",
         ),
         *(
             Prefer(
-                name, block, start="sft", preferences=preferences, title=name.removesuffix("_model")
+                name,
+                block,
+                start="sft",
+                preferences=preferences,
+                title=name.removesuffix("_model"),
+                expect="Expect no policy: a reward model learns which of two answers is preferred.",
             )
             for name, block in s.reward_models().items()
         ),
@@ -124,6 +167,7 @@ def stages(s: R1Settings) -> list[Stage]:
             stage_rewards("scenarios"),
             start="sft",
             title="R1",
+            expect="Expect fewer harmful answers; a small reward model may make them less helpful.",
         )
         if s.scenarios
         else None,
@@ -135,6 +179,7 @@ def stages(s: R1Settings) -> list[Stage]:
                 stage_rewards(name),
                 start="sft",
                 title=name.replace("_", " "),
+                expect="Expect a gain on its own task: no reward is for the other one.",
             )
             for name, kind in SPECIALISTS.items()
             if name in reinforced_settings
@@ -146,6 +191,7 @@ def stages(s: R1Settings) -> list[Stage]:
             Teachers({name: _teacher(t, s, data) for name, t in s.distilled.teachers.items()}),
             start="sft",
             title="R1, distilled",
+            expect="Expect one policy that answers the tasks of all its teachers about as they do.",
         )
         if s.distilled
         else None,
@@ -167,10 +213,23 @@ def _base(s: R1Settings, data: WorldData) -> Stage:
     tokenizer = None if s.base is None else s.base.corpus
     origin = Origin(s.model, data.world.template, s.init_from, tokenizer)
     if s.base is None:
-        return GivenPolicy("base", None, origin=origin, path="", title="base")
-    corpus = BaseCorpus(s.base, s.seed)
+        return GivenPolicy(
+            "base",
+            None,
+            origin=origin,
+            path="",
+            title="base",
+            expect="Expect no training: the checkpoint is the base.",
+        )
     return Pretrain(
-        "base", s.base, corpus, seed=s.seed, origin=origin, label="pretrain", title="base"
+        "base",
+        s.base,
+        BaseCorpus(s.base, s.seed),
+        seed=s.seed,
+        origin=origin,
+        label="pretrain",
+        title="base",
+        expect="Expect the loss to fall; a base imitates its corpus, and often answers wrong.",
     )
 
 
@@ -203,6 +262,7 @@ def measured(stages_to_measure: Iterable[Stage], s: R1Settings, data: WorldData)
                     path="evaluation",
                     label="evaluation: ",
                     title=stage.title,
+                    expect="Expect no training: answers to held-out questions are scored.",
                 )
             )
     return all_stages

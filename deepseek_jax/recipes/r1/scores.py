@@ -3,9 +3,11 @@
 import dataclasses
 
 import numpy as np
+from rich.text import Text
 from typing_extensions import override
 
 from deepseek_jax.data.texts import joined
+from deepseek_jax.errors import shortened
 from deepseek_jax.evaluation.accuracy import LENGTHS, length_interval, score_interval
 from deepseek_jax.evaluation.problems import Rules
 from deepseek_jax.parallel.processes import say
@@ -15,6 +17,8 @@ from deepseek_jax.recipes.r1.samples import layout_rewards, sample_groups
 from deepseek_jax.recipes.r1.settings import EvaluationSettings
 from deepseek_jax.recipes.r1.sources import HeldOutQuestions
 from deepseek_jax.recipes.stage import AnswerPlan
+from deepseek_jax.reports.answers import make_console
+from deepseek_jax.reports.tables import VERDICT_STYLES
 from deepseek_jax.rollout.completions import MeasuredLog
 from deepseek_jax.rollout.policy import Policy, check_answers
 from deepseek_jax.rollout.settings import Limit
@@ -148,9 +152,15 @@ def say_scores(name: str, contents: dict):
     for score, interval in contents["scores"].items():
         mean, low, high = (format(value, FORMS[score]) for value in interval)
         say(f"  {name} {score}: {mean} ({low} to {high})")
-    for groups in contents["samples"].values():
+    console = make_console()
+    for kind, groups in contents["samples"].items():
         for group in groups[:SHOWN]:
-            say(f"  {group['prompt']!r} -> {group['completions'][0]['text']!r}")
+            completion = group["completions"][0]
+            # A rule says whether a puzzle's answer is right; requests have no rule
+            style = VERDICT_STYLES[completion["right"] if kind == "puzzles" else None]
+            answer = Text(shortened(repr(completion["text"])), style)
+            prompt = shortened(repr(group["prompt"]))
+            console.print(Text.assemble(f"  {prompt} -> ", answer), soft_wrap=True)
 
 
 def reasoning_values(questions: Questions, examples, groups, ids) -> dict[str, np.ndarray]:

@@ -151,6 +151,14 @@ class R1Settings(PolicyRun):
     helpfulness_model and safety_model.
 
     Attributes:
+        zero: R1-Zero, reinforcement of the base.
+        cold_start: Stage 1, fine-tuning of the base on the traces of R1-Zero: Dev1.
+        reasoning: Stage 2, reinforcement on reasoning questions: Dev2.
+        sft: Stage 3, fine-tuning of the base on what Dev2 answered right: Dev3.
+        evaluation: How the policy of every stage is measured.
+        reasoning_teacher: Dev3, reinforced on reasoning questions; a teacher of `distilled`.
+        helpfulness_model, safety_model: Reward models of the last stage.
+        judge: The judge that `judged` uses.
         traces, rejection: Rejection sampling of answers to reasoning questions.
         judged: Rejection sampling of answers to general questions. No fine-tuning learns the data's
             answers to these questions.

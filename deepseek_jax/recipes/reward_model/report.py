@@ -24,6 +24,4 @@ def report_trained(results: Results, stage: Stage, title: str, curves: tuple[str
     metrics, picture = workdir / "metrics.jsonl", workdir / "curves.png"
     reports.plot_curves(metrics, picture, phase=stage.name, names=curves)
     console.print(reports.reward_model_table(title, workdir / stage.name))
-    outputs = "report.html, metrics, curves.png, tensorboard, and a folder of each stage"
-    console.print(f"complete; {outputs} are in {workdir}")
     console.print(f"to be rewarded by it, set config.reward_models.NAME.path to {workdir}")

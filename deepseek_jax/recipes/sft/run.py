@@ -272,5 +272,3 @@ def report(results: Results):
     if before["answers"] is not None:
         print_table(console, before["answers"], after["answers"])
         print_samples(console, before["answers"]["sampled"], after["answers"]["sampled"])
-    output_names = "report.html, metrics, curves.png, tensorboard, and a folder of each stage"
-    console.print(f"complete; {output_names} are in {workdir}")

@@ -50,8 +50,10 @@ class AnswerSettings(AnswerOptions):
 class FineTuneSettings(RowSettings):
     """The fine-tuning itself, from any policy.
 
-    Conversations that are longer than a row are dropped. The held-out loss is measured before every
-    eval_every-th step.
+    Conversations that are longer than a row are dropped.
+
+    Attributes:
+        eval_every: Steps between two held-out losses, each before its step.
     """
 
     eval_every: Count = 50

@@ -36,7 +36,7 @@ from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
 from tests.compilations import compilations
 from tests.data.rows import with_rows
-from tests.recipes.outcome import without_group
+from tests.recipes.outcome import unlisted, without_group
 from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import make_run, one_device, run_recipe
 from tests.turns import turns
@@ -106,6 +106,11 @@ def test_every_metric_has_a_group_on_the_boards(finished):
     assert without_group(finished) == set()
 
 
+def test_the_guide_lists_every_file_of_the_run(finished):
+    """Oracle: the files that the run left."""
+    assert unlisted(finished) == []
+
+
 @pytest.mark.slow
 def test_every_term_is_logged_the_rate_follows_and_projections_are_dropped(finished, files):
     """Oracle: the weights, which the loss must be the sum of; the tree of the start; the schedule of the
@@ -141,7 +146,7 @@ def test_what_is_unchanged_is_not_made_again(finished, files, capsys):
         run(finished, small_config(files))
     assert not requests
     said = capsys.readouterr().out
-    assert "complete; " in said and "running stage" not in said
+    assert "complete: " in said and "stage 1 of" not in said
     settings = build(DistillSettings, small_config(files), "config")
     texts = TaskTexts(settings, WorldQuestions(settings))
     before, path = content_hash(texts.covers(None)), Path(files[1])

@@ -23,7 +23,7 @@ from deepseek_jax.rollout.answers import completion_texts
 from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from deepseek_jax.worlds.arithmetic.world import SUMS
-from tests.recipes.outcome import assert_names, scores_in
+from tests.recipes.outcome import assert_names, scores_in, unlisted
 from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import one_device, run_recipe
 from tests.tiny import random_leaves, save_tiny_model
@@ -79,6 +79,11 @@ def finished(checkpoint, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
     run(checkpoint, workdir)
     return workdir
+
+
+def test_the_guide_lists_every_file_of_the_run(finished):
+    """Oracle: the files that the run left."""
+    assert unlisted(finished) == []
 
 
 def test_the_line_of_a_measurement_has_the_number_of_its_problems(

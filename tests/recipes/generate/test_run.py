@@ -27,7 +27,7 @@ from deepseek_jax.rollout.sample_log import SampleLog
 from deepseek_jax.synthesis.teacher import chunk_paths, read_rows
 from deepseek_jax.training.loop import STOPPED
 from tests.processes import run_two
-from tests.recipes.outcome import assert_names
+from tests.recipes.outcome import assert_names, unlisted
 from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import one_device, run_recipe
 from tests.tiny import random_leaves
@@ -89,6 +89,11 @@ def with_base(finished, tmp_path):
     """A work directory with the teacher alone."""
     shutil.copytree(finished / "base", tmp_path / "base")
     return tmp_path
+
+
+def test_the_guide_lists_every_file_of_the_run(finished):
+    """Oracle: the files that the run left."""
+    assert unlisted(finished) == []
 
 
 def test_a_run_writes_its_dataset_and_says_what_became_of_the_rest(finished):

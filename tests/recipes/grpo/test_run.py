@@ -22,7 +22,7 @@ from deepseek_jax.training.completions import read_completions
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.arithmetic.corpus import question
 from tests.compilations import compilations
-from tests.recipes.outcome import assert_names, scores_in, without_group
+from tests.recipes.outcome import assert_names, scores_in, unlisted, without_group
 from tests.recipes.pages import PARTS, data_of, parts_of
 from tests.recipes.small import CLOCKS, LEARNS, longer_is_better, run_recipe, small_config
 from tests.training.test_metrics import events
@@ -144,6 +144,11 @@ def test_every_metric_has_a_group_on_the_boards(finished):
     assert without_group(finished) == set()
 
 
+def test_the_guide_lists_every_file_of_the_run(finished):
+    """Oracle: the files that the run left."""
+    assert unlisted(finished) == []
+
+
 def test_a_run_leaves_its_measurements_metrics_curves_and_checkpoints(finished):
     """Oracle: by hand, the steps of the config; a PNG's first bytes; Orbax' newest step."""
     for measured in (scores_in(finished, name) for name in ("before", "after")):
@@ -236,7 +241,7 @@ def test_running_again_says_complete_and_changes_nothing(finished, capsys):
     before = contents(finished)
     with compilations() as requests:
         run(finished)
-    assert "complete; report.html, metrics" in capsys.readouterr().out
+    assert "complete: 4 of 4 stages" in capsys.readouterr().out
     assert contents(finished) == before and not requests
 
 

@@ -22,7 +22,7 @@ from deepseek_jax.recipes.workdir import claim_workdir
 from deepseek_jax.settings import build
 from deepseek_jax.worlds.registry import named_tokenizer
 from tests.quick import others_slow
-from tests.recipes.outcome import assert_names, scores_in, without_group
+from tests.recipes.outcome import assert_names, scores_in, unlisted, without_group
 from tests.recipes.pages import parts_of
 from tests.recipes.small import one_device, run_recipe
 
@@ -78,6 +78,12 @@ def records(workdir):
 def test_every_metric_has_a_group_on_the_boards(whole):
     """Oracle: the names of the lines that a run leaves, against the table of groups."""
     assert without_group(whole[0]) == set()
+
+
+@pytest.mark.slow
+def test_the_guide_lists_every_file_of_the_run(whole):
+    """Oracle: the files that the run left."""
+    assert unlisted(whole[0]) == []
 
 
 @pytest.mark.slow

@@ -82,6 +82,13 @@ def test_a_stage_more_is_an_entry_more():
     assert driver.left_by(longer.stages(alone)) == driver.left_by(r1.stages(alone)) == "scenarios"
 
 
+def test_each_stage_says_in_a_sentence_what_to_expect_of_it():
+    """Oracle: by hand: one sentence that fits one line of 80 columns."""
+    for stage in EVERY:
+        assert re.fullmatch(r"Expect [^.]+\.", stage.expect), stage.name
+        assert len(stage.expect) <= 78
+
+
 @pytest.mark.slow
 def test_a_stage_more_runs_where_it_stands(tmp_path):
     """Oracle: by hand: what it accepts are answers to the questions that the first round asks; the stages

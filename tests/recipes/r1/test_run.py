@@ -24,7 +24,7 @@ from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
 from deepseek_jax.worlds.bilingual.world import BILINGUAL
 from tests.compilations import compilations
-from tests.recipes.outcome import without_group
+from tests.recipes.outcome import unlisted, without_group
 from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import one_device, run_recipe
 from tests.tiny import save_tiny_model
@@ -162,6 +162,12 @@ def test_every_metric_has_a_group_on_the_boards(finished):
 
 
 @pytest.mark.slow
+def test_the_guide_lists_every_file_of_the_run(finished):
+    """Oracle: the files that the run left."""
+    assert unlisted(finished) == []
+
+
+@pytest.mark.slow
 def test_a_run_leaves_every_stage_with_its_parents_scores_and_metrics(finished):
     """Oracle: by hand: the pipeline's arrows (stage 3 begins at the base again); the steps of the config."""
     found = records(finished)
@@ -231,7 +237,7 @@ def test_running_again_runs_no_stage(finished, capsys):
     assert not requests
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
     out = capsys.readouterr().out
-    assert "complete; " in out and "running stage" not in out
+    assert "complete: " in out and "stage 1 of" not in out
     table = out.partition("findings of 1 run")[0]
     rows = [line.split()[0] for line in table.splitlines() if line[:1].strip()]
     wanted = ["base", "R1-Zero", "Dev1", "Dev2", "Dev3", "R1"]

@@ -19,7 +19,7 @@ from deepseek_jax.rewards import Rewards
 from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.examples import bilingual_examples
 from deepseek_jax.worlds.bilingual.world import preference_records
-from tests.recipes.outcome import without_group
+from tests.recipes.outcome import unlisted, without_group
 from tests.recipes.pages import data_of, parts_of
 from tests.recipes.small import CLOCKS, run_recipe
 
@@ -68,6 +68,12 @@ def finished(tmp_path_factory):
 def test_every_metric_has_a_group_on_the_boards(finished):
     """Oracle: the names of the lines that a run leaves, against the table of groups."""
     assert without_group(finished) == set()
+
+
+@pytest.mark.slow
+def test_the_guide_lists_every_file_of_the_run(finished):
+    """Oracle: the files that the run left."""
+    assert unlisted(finished) == []
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from tests.compilations import compilations
 from tests.quick import others_slow
-from tests.recipes.outcome import assert_names, scores_in, without_group
+from tests.recipes.outcome import assert_names, scores_in, unlisted, without_group
 from tests.recipes.pages import PARTS, data_of, parts_of
 from tests.recipes.small import CLOCKS, make_run, run_recipe
 from tests.turns import turns
@@ -74,6 +74,11 @@ def with_base(finished, tmp_path):
 def test_every_metric_has_a_group_on_the_boards(finished):
     """Oracle: the names of the lines that a run leaves, against the table of groups."""
     assert without_group(finished) == set()
+
+
+def test_the_guide_lists_every_file_of_the_run(finished):
+    """Oracle: the files that the run left."""
+    assert unlisted(finished) == []
 
 
 def test_a_run_measures_before_every_few_steps_and_after(finished):
@@ -156,7 +161,7 @@ def test_a_run_told_to_stop_goes_on_as_if_it_had_not(finished, with_base, capsys
         assert scores_in(with_base, name) == scores_in(finished, name)
     with compilations() as requests:
         run(with_base)
-    assert "complete; report.html, metrics" in capsys.readouterr().out and not requests
+    assert "complete: 4 of 4 stages" in capsys.readouterr().out and not requests
 
 
 @pytest.mark.slow
