@@ -24,7 +24,7 @@ from deepseek_jax.reinforce.accounts import (
 from deepseek_jax.reinforce.batch import step_flops, update_batches, with_kept
 from deepseek_jax.reinforce.degenerate import Degenerate, all_equal, check_range
 from deepseek_jax.reinforce.effort import with_length_penalty
-from deepseek_jax.reinforce.metrics import StepRecord, describe, kept_completions
+from deepseek_jax.reinforce.metrics import StepRecord, describe, draw_groups, kept_groups
 from deepseek_jax.reinforce.sampler import Sampler, named
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, deciding, place, scenario_of
 from deepseek_jax.reinforce.settings import ReinforceSettings
@@ -134,8 +134,9 @@ class GroupSource:
         self._completions = []
         # Copied now, so that the arrays of the groups need not stay in memory until the updates end
         if self.settings.is_logged(step):
-            count = self.settings.kept_completions
-            self._completions = kept_completions(groups, advantages, count)
+            count, seed = self.settings.kept_groups, self.settings.seed
+            numbers = draw_groups(len(groups), count, seed, step)
+            self._completions = kept_groups(groups, advantages, numbers)
         minibatches, lengths = update_batches(groups, advantages, self.settings, self.mesh, step)
         num_learned = lengths.learned.sum()
         record.tokens, record.epochs = num_learned, self.settings.epochs

@@ -196,8 +196,8 @@ class ReinforceSettings(FitSettings, RewardSettings):
             reference uses its own.
         effort: ask with several reasoning efforts, each with its own price of length; None does
             neither.
-        kept_completions: the number of completions of a logged step that go to completions.jsonl,
-            from its first groups; 0 for none.
+        kept_groups: the number of groups of a logged step that go to completions.jsonl, whole, see
+            metrics.draw_groups; 0 for none.
     """
 
     prompts_per_step: Count
@@ -215,7 +215,7 @@ class ReinforceSettings(FitSettings, RewardSettings):
     kl_weights: Weights | None = None
     keep_routing: bool = False
     effort: EffortSettings | None = None
-    kept_completions: Natural = unhashed(8)
+    kept_groups: Natural = unhashed(2)
     save_every: Count = unhashed(20)
 
     def __post_init__(self):
