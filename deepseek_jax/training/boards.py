@@ -21,8 +21,8 @@ GROUPS = {
     "experts": "max_vio load_entropy expert_overflows exchange_rounds".split(),
     "optimizer": "learning_rate plateau_scale grad_norm nonfinite".split(),
     "rewards": (
-        "reward reward_* accuracy accuracy_effort_* logged unread all_equal_share margin "
-        "safe_probability"
+        "reward reward_* accuracy accuracy_effort_* held_out_accuracy logged unread "
+        "all_equal_share margin safe_probability"
     ).split(),
     "rollout": (
         "completion_length* truncated_share* sampled_tokens prefilled_positions "
