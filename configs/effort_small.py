@@ -21,6 +21,8 @@ def get_config(arg=None):
     arg = parse_arg(arg, seed=0)
     c = grpo_small.get_config(f"seed={arg.seed}")
     c.num_steps, c.optimizer = 200, dict(learning_rate=2e-4)
+    # Each held-out question is asked with all three efforts
+    c.eval_every = 20
     c.base = tiny_base("arithmetic_numbered")
     # True working is measured, but earns no reward
     c.rewards = dict(correct=1.0, correct_reasoning=0.0)

@@ -27,6 +27,8 @@ def get_config(arg=None):
     c.loss = dict(loss_type="grpo", clip_eps=0.2, kl_coef=0.0)
     c.optimizer = dict(learning_rate=5e-4, schedule="cosine")
     c.save_every = 40
+    # Ten points of a curve of held-out accuracy, for about 1% of the run's time
+    c.eval_every = 10
     # Programs of this size are 10 to 25% faster with this flag
     c.xla_flags = without_fusion_emitters()
     return c

@@ -44,7 +44,7 @@ def get_config(arg=None):
     c.optimizer = dict(learning_rate=3e-6, weight_decay=0.0)
     c.save_every = 5
     # One whole group of each step, to read next to the curves
-    c.kept_completions = c.group_size
+    c.kept_groups = 1
     # A step has 8,192 completions and takes hours. A fault in all of them is no accident, and soon
     # ends the run
     c.degenerate = dict(equal_rewards=2, truncated=2, empty=2)

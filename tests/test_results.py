@@ -77,7 +77,8 @@ def test_a_changed_number_changes_its_table_and_the_summary():
 def test_a_block_of_no_file_is_named():
     """Oracle: the words a reader needs."""
     with pytest.raises(
-        ValueError, match="results: judge_smal --> has no file; allowed: summary, reading, metrics, "
+        ValueError,
+        match="results: judge_smal --> has no file; allowed: summary, reading, metrics, ",
     ):
         rewritten("<!-- results: judge_smal -->\n<!-- end -->", read_results())
 

@@ -45,6 +45,7 @@ from deepseek_jax.programs import command
 from deepseek_jax.progress import duration, waiting_for
 from deepseek_jax.recipes.checks import check_slots, largest_batch
 from deepseek_jax.recipes.kinds.paying import RewardSource
+from deepseek_jax.recipes.live_page import LivePage
 from deepseek_jax.recipes.origin import Origin
 from deepseek_jax.recipes.page import write_page
 from deepseek_jax.recipes.results import Results
@@ -190,6 +191,7 @@ class _Running:
         self.held: dict[Hashable, Policy] = {}
         self.policies: dict[str, Policy] = {}
         self.results = Results(settings, self.stages, run.folder)
+        self.page = LivePage(lambda: write_page(self.results, recipe.page(self.results)))
 
     def context(self, stage: Stage) -> Context:
         """Return the Context of a stage."""
@@ -327,6 +329,7 @@ class _Running:
     def go(self, standings: Standings):
         """Run, in order, the stages that are not complete."""
         scores = self.results.scores()
+        self.run.writer.after_line = self.page.after_line
         for number, stage in enumerate(self.stages, start=1):
             title = f" ({stage.title})" if stage.title not in ("", stage.name) else ""
             label = f"stage {number} of {len(self.stages)}, {stage.name}{title}"
@@ -346,14 +349,17 @@ class _Running:
                         )
                     )
             with waiting_for(f"in {label}", soon=math.inf):
-                self._keep(stage, inputs)
+                try:
+                    self._keep(stage, inputs)
+                # A run that is stopped, or ends at a fault, has a page of so far
+                except (Exception, SystemExit):
+                    self.page.at_end()
+                    raise
             # A stage that was complete has no new scores
             if stage.measurements() and (new_scores := self.results.scores()) != scores:
                 scores = new_scores
                 self.run.writer.write_scores(scores)
-                # Written now, so that the page can be read before the run ends
-                if first_process():
-                    write_page(self.results, self.recipe.page(self.results))
+                self.page.draw()
 
     def _keep(self, stage, inputs):
         context = self.context(stage)
@@ -476,11 +482,9 @@ def run(
         recipe.report(running.results)
         if first_process():
             # Again: the page may show what the report has computed
-            page = recipe.page(running.results)
-            write_page(running.results, page)
-            _say_end(
-                running.stages, run.folder, page, 0 if is_complete else time.monotonic() - began
-            )
+            running.page.draw()
+            seconds = 0 if is_complete else time.monotonic() - began
+            _say_end(running.stages, run.folder, recipe.page(running.results), seconds)
 
 
 def _say_plan(stages: list[Stage], configs: Mapping[str, ModelConfig]):

@@ -1,7 +1,7 @@
 """Source of GRPO's batches: samples completions in groups, scores them, computes advantages."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import grain
@@ -24,10 +24,10 @@ from deepseek_jax.reinforce.accounts import (
 from deepseek_jax.reinforce.batch import step_flops, update_batches, with_kept
 from deepseek_jax.reinforce.degenerate import Degenerate, all_equal, check_range
 from deepseek_jax.reinforce.effort import with_length_penalty
-from deepseek_jax.reinforce.metrics import StepRecord, describe, kept_completions
+from deepseek_jax.reinforce.metrics import StepRecord, describe, draw_groups, kept_groups
 from deepseek_jax.reinforce.sampler import Sampler, named
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, deciding, place, scenario_of
-from deepseek_jax.reinforce.settings import ReinforceSettings
+from deepseek_jax.reinforce.settings import SCENARIOS, ReinforceSettings
 from deepseek_jax.reinforce.update import jitted_score
 from deepseek_jax.rewards.scoring import Rewards, Scores
 from deepseek_jax.rollout.answers import Answers
@@ -44,12 +44,17 @@ class GroupSource:
     updates. It samples with the params of the loop's state. Questions are asked without end: each
     once an epoch, in an order that settings.seed sets and that is new in each epoch.
 
+    Before every eval_every-th step it measures held_out_accuracy: the share of the held-out
+    questions with a right greedy answer. Nothing of the training depends on it.
+
     Args:
         policy: its own params are not read.
-        questions: examples with prompt_ids.
+        questions: examples with prompt_ids by scenario; no general ones are needed without
+            settings.general.
         reference: params of the frozen policy. None if the state holds the reference, if the policy
             has an adapter, or if kl_coef is 0.
-        general: examples with prompt_ids of the general scenario.
+        held_out: held-out examples with prompt_ids, all of them measured; read only with
+            settings.eval_every.
         folder: takes the completions of long rollouts as they end, so that a run that is killed in
             a rollout resumes in it.
 
@@ -61,27 +66,33 @@ class GroupSource:
     def __init__(
         self,
         policy: Policy,
-        questions: Sequence[dict],
+        questions: Mapping[str, Sequence[dict]],
         rewards: Rewards | ScenarioRewards,
         settings: ReinforceSettings,
         mesh: Mesh,
         reference: PyTree,
-        general: Sequence[dict] = (),
+        held_out: Sequence[dict] = (),
         folder: Path | None = None,
     ):
-        if not questions or settings.general is not None and not general:
+        counts = {scenario: len(questions.get(scenario, ())) for scenario in SCENARIOS}
+        if not counts["reasoning"] or settings.general is not None and not counts["general"]:
             raise ValueError(
-                f"{len(questions)} questions and {len(general)} general questions are given; give at least "
-                "one of each kind that settings ask"
+                f"{counts['reasoning']} questions and {counts['general']} general questions are given; give "
+                "at least one of each kind that settings ask"
+            )
+        if settings.eval_every and not held_out:
+            raise ValueError(
+                f"eval_every={settings.eval_every} measures on held-out questions, and none are given; give "
+                "some, or set it to 0"
             )
         self.policy, self.rewards, self.settings, self.mesh = policy, rewards, settings, mesh
         self.questions = {
-            scenario: grain.MapDataset.source(examples).shuffle(settings.seed).repeat()
-            for scenario, examples in (("reasoning", questions), ("general", general))
-            if examples
+            scenario: grain.MapDataset.source(questions[scenario]).shuffle(settings.seed).repeat()
+            for scenario, count in counts.items()
+            if count
         }
-        self.position, self.reference = 0, reference
-        self.asked = NewQuestions({"reasoning": len(questions), "general": len(general)})
+        self.position, self.reference, self.held_out = 0, reference, held_out
+        self.asked = NewQuestions(counts)
         self.sampler = Sampler(policy, settings, folder)
         self.score = jitted_score(policy.config)
         self.degenerate = Degenerate(settings.degenerate, policy.eos_ids)
@@ -110,12 +121,14 @@ class GroupSource:
     def next(self, state: TrainState, step: int) -> tuple[list[dict], dict[str, float]]:
         """Sample and score a step's groups: return (batches for its updates, metrics).
 
-        The metrics are from metrics.describe, StepRecord.of_samples and _sample.
+        The metrics are from metrics.describe, StepRecord.of_samples, _sample and _measured.
         """
         # Updates are dispatched asynchronously: the previous step's may not have ended
         jax.block_until_ready(state.params)
         # Frees the memory of activations and gradients
         return_much_freed_memory()
+        # Before the record begins: a measurement is no part of the step's times
+        measured = self._measured(state.model, step)
         record = self.record = StepRecord(self.mesh)
         groups, sampled_groups = self._sample(state.model, step)
         record.begin_training()
@@ -134,8 +147,9 @@ class GroupSource:
         self._completions = []
         # Copied now, so that the arrays of the groups need not stay in memory until the updates end
         if self.settings.is_logged(step):
-            count = self.settings.kept_completions
-            self._completions = kept_completions(groups, advantages, count)
+            count, seed = self.settings.kept_groups, self.settings.seed
+            numbers = draw_groups(len(groups), count, seed, step)
+            self._completions = kept_groups(groups, advantages, numbers)
         minibatches, lengths = update_batches(groups, advantages, self.settings, self.mesh, step)
         num_learned = lengths.learned.sum()
         record.tokens, record.epochs = num_learned, self.settings.epochs
@@ -146,7 +160,8 @@ class GroupSource:
         batches = self._updates(state, minibatches)
         has_adapter = state.frozen is not None
         record.flops = step_flops(self.settings, self.policy.config, lengths, frozen=has_adapter)
-        return batches, describe(sampled_groups, self.accuracy) | record.of_samples()
+        described = describe(sampled_groups, self.accuracy)
+        return batches, described | record.of_samples() | measured
 
     def of_updates(self) -> dict[str, float]:
         """Return the metrics of the latest step's updates, which have ended; see StepRecord."""
@@ -160,6 +175,20 @@ class GroupSource:
     def has_moved(self) -> bool:
         """Whether the policy that sampled last is known to differ from its reference."""
         return self.referred is not None and self.referred != self.sampler.sampled_by
+
+    @named("held_out")
+    def _measured(self, params: PyTree, step: int) -> dict[str, float]:
+        """Return {"held_out_accuracy": share}, or {} if the step measures nothing.
+
+        Answers that could not be scored count as wrong.
+        """
+        every = self.settings.eval_every
+        if not every or step % every:
+            return {}
+        answers = self.sampler.answer_greedily(params, self.held_out)
+        scores = answers.scored_by(self.rewards, self.held_out)
+        scores.require_one()
+        return {"held_out_accuracy": float(scores.as_wrong(self.accuracy).mean())}
 
     def _sample(self, params: PyTree, step: int) -> tuple[list[dict], list[dict]]:
         """Sample the groups of one step: return (groups to train on, all sampled groups).

@@ -4,7 +4,7 @@ questions -> groups of completions, their rewards and advantages -> updates -> p
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deepseek_jax.losses.grpo import metric_weights
@@ -30,18 +30,17 @@ from deepseek_jax.training.watch import Checks
 def reinforce(
     settings: ReinforceSettings,
     policy: Policy,
-    questions: Sequence[dict],
+    questions: Mapping[str, Sequence[dict]],
     rewards: Rewards | ScenarioRewards,
     run: Run,
-    general: Sequence[dict] = (),
+    held_out: Sequence[dict] = (),
 ) -> Any:
     """Train a policy by GRPO, resuming from run.folder, and return its params.
 
     Args:
         policy: its params are donated.
-        questions: examples with prompt_ids.
-        general: examples with prompt_ids of the general scenario, asked only if settings.general is
-            set.
+        questions: examples with prompt_ids by scenario, as in GroupSource.
+        held_out: held-out examples with prompt_ids, as in GroupSource.
 
     Raises:
         ValueError: as check_routing does.
@@ -57,7 +56,7 @@ def reinforce(
         # This reference follows the policy, so it is part of the state, and checkpoints have it
         saved = as_reference(settings, params)
     folder = run.folder.with_name(f"{run.folder.name}_rollouts")
-    source = GroupSource(policy, questions, rewards, settings, run.mesh, frozen, general, folder)
+    source = GroupSource(policy, questions, rewards, settings, run.mesh, frozen, held_out, folder)
     state = create(params).replace(reference=saved)
     checks = Checks(
         limits=sampler_limits(policy.config),

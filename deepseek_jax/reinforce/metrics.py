@@ -170,48 +170,64 @@ def of_conversations(conversations: list[Conversation]) -> dict[str, float]:
     return totals | {name: totals[name] / len(counts) for name in MEANS}
 
 
-def kept_completions(groups: list[dict], advantages: ArrayLike, count: int) -> list[dict]:
-    """Return the first `count` completions of a step, in groups as MetricsWriter.write takes them.
+def draw_groups(groups: int, count: int, seed: int, step: int) -> list[int]:
+    """Draw the numbers of the groups that a step keeps, in order; all groups are equally likely.
+
+    The first groups of every step would be a biased sample: general questions end a batch, and with
+    dynamic sampling groups that fill it. The draw depends only on the arguments. So it changes
+    nothing of the training, and is the same on all processes and after a resumption.
+
+    Args:
+        groups: the number of groups of the step.
+        count: how many to keep; all of them if there are fewer.
+        seed: the run's seed.
+    """
+    generator = np.random.default_rng([seed, step])
+    return sorted(generator.choice(groups, min(count, groups), replace=False).tolist())
+
+
+def kept_groups(groups: list[dict], advantages: ArrayLike, numbers: list[int]) -> list[dict]:
+    """Return whole groups of a step in the form that MetricsWriter.write takes.
 
     Every process calls this.
 
     Args:
         groups: from groups.make_groups.
         advantages: float32[b], for all completions of the groups.
+        numbers: the numbers of the groups to keep.
     """
-    kept_groups, group_size, advantages = [], len(groups[0]["rewards"]), np.asarray(advantages)
-    groups = groups[: -(-count // group_size)]
-    spoken_texts = iter(_said(groups, count))
-    for group_number, group in enumerate(groups):
-        rows = range(min(group_size, count - group_number * group_size))
+    kept, group_size, advantages = [], len(groups[0]["rewards"]), np.asarray(advantages)
+    spoken_texts = iter(_said([groups[number] for number in numbers]))
+    for number in numbers:
+        group = groups[number]
         completions = [
             next(spoken_texts)
             | {
                 "reward": group["rewards"][row],
                 "parts": {name: part[row] for name, part in group["parts"].items()},
                 "columns": {name: column[row] for name, column in group["columns"].items()},
-                "advantage": advantages[group_number * group_size + row],
+                "advantage": advantages[number * group_size + row],
                 "length": group["rollout"].lengths[row],
                 "truncated": group["rollout"].truncated[row],
                 "unread": group["unread"][row],
             }
-            for row in rows
+            for row in range(group_size)
         ]
         example, columns = group["example"], shown_columns(group["example"])
         question_fields = {"prompt": example["question"], "answer": example.get("answer")}
         question_fields["columns"] = {
             name: value for name, value in columns.items() if name != "answer"
         }
-        kept_groups.append(question_fields | {"completions": completions})
-    return kept_groups
+        kept.append(question_fields | {"completions": completions})
+    return kept
 
 
-def _said(groups, count):
-    """Return the text of each of the first `count` completions, and a conversation's messages.
+def _said(groups):
+    """Return the text of each completion of groups, and a conversation's messages.
 
     Every process calls this, and each reads the completions that it has.
     """
-    places = [(group, row) for group in groups for row in range(len(group["rewards"]))][:count]
+    places = [(group, row) for group in groups for row in range(len(group["rewards"]))]
 
     def read_texts(numbers):
         return [_said_in(*places[number]) for number in numbers]

@@ -13,11 +13,12 @@ from deepseek_jax.files import remove_folder
 from deepseek_jax.ops.fingerprint import fingerprint
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.rollout.answers import Answers
-from deepseek_jax.rollout.completions import RolloutLog
+from deepseek_jax.rollout.completions import MeasuredLog, RolloutLog
 from deepseek_jax.rollout.kept import TokenChoices
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.requests import prompt_room
 from deepseek_jax.rollout.sample_log import SampleLog
+from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.trees import PyTree
 
 # A rollout that ends sooner writes no file
@@ -95,6 +96,25 @@ class Sampler:
             "sampled_tokens": answers.rollout.lengths.sum(),
             "prefilled_positions": len(examples) * prompt_room(longest),
         }
+
+    def answer_greedily(self, params: PyTree, examples: Sequence[dict]) -> Answers:
+        """Return one greedy answer to each example, of up to the longest length of any step.
+
+        It changes nothing that a later `answer` depends on. A run that is asked to stop ends in it,
+        once some answers have ended.
+        """
+        rollout = self.settings.rollout
+        options = AnswerOptions(
+            max_completion_length=rollout.longest(), temperature=0.0, slots=rollout.slots
+        )
+        return self.policy.at(params).answer(
+            examples,
+            options,
+            # Environments may draw by it
+            seed=self.settings.seed,
+            log=MeasuredLog(),
+            longest_prompt=rollout.max_prompt_length,
+        )
 
     def forget(self):
         """Remove the files of long rollouts, which nothing needs after a checkpoint."""

@@ -1,7 +1,7 @@
 """Reading and writing completions.jsonl: the completions that a run keeps of its logged steps.
 
-The file stands next to metrics.jsonl. Each line is an object for one prompt and its group of
-completions, or a part of the group where the run keeps fewer:
+The file stands next to metrics.jsonl. Each line is an object for one prompt and the whole
+group of its completions:
 
     {"step": int, "phase": str, "prompt": str, "answer": str or null, "columns": {name: value},
      "completions": [{"text": str, "reward": float or null, "parts": {name: float or null},

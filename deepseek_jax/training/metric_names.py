@@ -44,6 +44,12 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             "pairs or labels that it gets right",
             "reward model: near 0.5 after many steps",
         ),
+        Metric(
+            "held_out_accuracy",
+            "share",
+            "held-out questions with a right greedy answer, before this step, every `eval_every` steps",
+            "it falls while the reward rises: the policy games a reward",
+        ),
         Metric("accuracy_effort_EFFORT", "share", "the same for questions asked with this effort"),
         Metric(
             "reward_group_std",

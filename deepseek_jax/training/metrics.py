@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,9 @@ class MetricsWriter:
         console_seconds: as in StepConsole.
         wandb: the W&B run that gets the same numbers, if any.
         config: the run's config, which TensorBoard shows as text; None for no text.
+
+    Attributes:
+        after_line: after_line() is called on process 0 when `write` has written; None for nothing.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class MetricsWriter:
         self._console = StepConsole(console_seconds)
         # (phase, metric) -> the number of lines in which it was not finite
         self._not_finite: Counter[tuple[str, str]] = Counter()
+        self.after_line: Callable[[], None] | None = None
 
     def start(self, phase: str, first_step: int, num_steps: int | None = None):
         """Begin or resume a phase at first_step, and delete the lines that it logged from there on.
@@ -129,6 +133,8 @@ class MetricsWriter:
         for board in self._boards:
             board.write(phase, int(step), finite_values, completion_lines)
         self._console.show(step, values)
+        if self.after_line is not None:
+            self.after_line()
 
     def _say_not_finite(self, phase, step, bad_names):
         self._not_finite.update((phase, name) for name in bad_names)

@@ -190,7 +190,8 @@ def grpo_step(config, mesh, sizes, chip):
         for ids in rng.integers(2, tokenizer.vocab_size, (sizes.prompts, sizes.prompt))
     ]
     policy = Policy(config, None, tokenizer, "{question}")
-    source = GroupSource(policy, examples, Rewards(settings.rewards), settings, mesh, None)
+    questions, rewards = {"reasoning": examples}, Rewards(settings.rewards)
+    source = GroupSource(policy, questions, rewards, settings, mesh, None)
     state, steps = [create(params)], iter(range(10**6))
 
     def run():

@@ -70,7 +70,7 @@ def our_step(dtype, tokenizer, prompts):
     examples = [{"question": "q", "answer": "1", "prompt_ids": ids} for ids in prompts]
     rewards = Rewards(settings.rewards)
     policy = Policy(config, None, tokenizer, "{question}")
-    source = GroupSource(policy, examples, rewards, settings, mesh, reference)
+    source = GroupSource(policy, {"reasoning": examples}, rewards, settings, mesh, reference)
     # A copy, because an update donates its state
     state = [create(jax.tree.map(jnp.copy, reference))]
     rng, steps = jax.random.key(0), iter(range(1000))

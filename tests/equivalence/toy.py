@@ -58,7 +58,8 @@ def grpo(work):
     c.rewards = ConfigDict({f"{FOLDER / 'own.py'}:odd": 1.0}, allow_dotted_keys=True)
     c.rollout = dict(max_prompt_length=32, max_completion_length=8, slots=8)
     c.loss = dict(kl_coef=0.1, importance_cap=2.0)
-    c.update(optimizer=DESCENT, save_every=1, checkpoints=dict(keep=9), kept_completions=32)
+    c.update(optimizer=DESCENT, save_every=1, checkpoints=dict(keep=9), kept_groups=8)
+    c.eval_every = 0
     return c
 
 

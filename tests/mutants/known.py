@@ -596,7 +596,7 @@ HISTORY = (
         "reinforce/groups.py",
         "{name: column[rows] for name, column in scores.columns.items()}",
         "{}",
-        ("tests/reinforce/test_kept_completions.py",),
+        ("tests/reinforce/test_kept_groups.py",),
     ),
     Known(
         "a generation does not know the length of runs that decontaminate",

@@ -64,7 +64,7 @@ def pretrain_in_stages(folder):
 
 def grpo(folder):
     config = with_one_layer(grpo_of_experts(folder))
-    config.num_steps = 2
+    config.num_steps, config.eval_every = 2, 1
     return config
 
 

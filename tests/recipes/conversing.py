@@ -28,7 +28,7 @@ def _small(config, longest, limits, fields):
     config.data.num_held_out = 8
     config.rollout.update(dict(max_completion_length=longest, slots=8))
     config.conversation = limits | dict(call_steps=2)
-    config.kept_completions = 16
+    config.kept_groups = 4
     config.unlock()
     config.update(fields)
     return config

@@ -20,7 +20,7 @@ LEARNS = dict(optimizer=dict(learning_rate=0.05))
 def small_config(**fields):
     """The ConfigDict of two steps over two prompts of four; fields: others of GrpoSettings."""
     config = get_config()
-    config.update(dict(num_steps=2, prompts_per_step=2, group_size=4, save_every=1))
+    config.update(dict(num_steps=2, prompts_per_step=2, group_size=4, save_every=1, eval_every=0))
     config.base.update(dict(num_documents=400, batch_size=8, num_steps=5))
     # Muon's update takes twice as long to compile
     config.base.optimizer.update(dict(kind="adamw", warmup_steps=1))

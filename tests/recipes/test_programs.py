@@ -226,6 +226,25 @@ def test_reinforcement(tmp_path, mesh, fields):
     assert_planned(grpo, config, tmp_path, mesh=mesh(), shorter=True)
 
 
+@pytest.mark.parametrize("mesh", others_slow([small.one_device, eight_devices], small.one_device))
+def test_a_measurement_on_the_way(tmp_path, mesh):
+    """Oracle: the arrays of a run when it first measures, and all that a device holds by then: training state
+    and reference. By hand: eight slots of up to twelve tokens, and no such program where nothing is measured.
+    """
+    mesh = mesh()
+    config = small.small_config(prompts_per_step=8, loss=dict(kl_coef=0.1), eval_every=1)
+    planned = planned_programs(grpo, config, mesh)
+    weights, slots = (planned[f"held-out: {name}"] for name in ("weights", "slots"))
+    call = first_rollouts(grpo, config, tmp_path / "run", mesh)
+    assert_described(weights.arguments[1], call.arguments[1])
+    held = argument_bytes(weights.arguments) + weights.beside_bytes
+    assert held == pytest.approx(call.held, rel=0.01)
+    assert slots.arguments[1] == 8 and slots.arguments[3:] == (12, 12)
+    config.eval_every = 0
+    without = planned_programs(grpo, config, mesh).keys()
+    assert without == {name for name in planned if not name.startswith("held-out: ")}
+
+
 def reward_model_in(folder, config, mesh):
     """Write a reward model of random parameters, of the model that the config pre-trains: -> its path."""
     model = build_model(config.model)

@@ -93,17 +93,17 @@ def rollouts(monkeypatch):
 GENERAL = dict(num_steps=3, per_step=1, rewards={"correct": 1.0}, path="general.jsonl")
 
 
-def make_source(reference=None, mesh=None, questions=EXAMPLES, requests=(), **fields):
+def make_source(reference=None, mesh=None, questions=EXAMPLES, requests=(), held_out=(), **fields):
     config = small_config(accuracy="correct", rewards=dict(correct=1.0), **fields)
     settings = build(GrpoSettings, config, "config")
     return GroupSource(
         Policy(POLICY, None, TOKENIZER, "{question}\n"),
-        questions,
+        {"reasoning": questions, "general": requests},
         Rewards(settings.rewards),
         settings,
         mesh or one_device(),
         reference,
-        requests,
+        held_out,
     )
 
 

@@ -10,7 +10,7 @@ from deepseek_jax.reinforce import metrics
 from deepseek_jax.reinforce.metrics import (
     StepRecord,
     describe,
-    kept_completions,
+    kept_groups,
     of_conversations,
 )
 from tests.reinforce.rollouts import rollout_of
@@ -140,7 +140,7 @@ def test_conversations_have_means_of_turns_and_sums_of_the_rest():
 
 
 def test_completions_are_kept_with_what_is_theirs():
-    """Oracle: by hand: the first four of two groups of three."""
+    """Oracle: by hand: two groups of three."""
     groups = []
     for place in range(2):
         own = group([0, 1, NAN], [1, 2, 3], right=[0, 1, NAN])
@@ -148,7 +148,7 @@ def test_completions_are_kept_with_what_is_theirs():
         own |= dict(texts=list("abc"), unread=[False, True, False], columns={"c": [7, 8, 9]})
         groups.append(own)
     groups[1]["conversations"] = [conversation(turns) for turns in (4, 5, 6)]
-    kept = kept_completions(groups, np.arange(6.0), 4)
+    kept = kept_groups(groups, np.arange(6.0), [0, 1])
     assert [(each["prompt"], each["answer"], each["columns"]) for each in kept] == [
         ("q0", 0, {"topic": "t"}),
         ("q1", 1, {"topic": "t"}),
@@ -164,5 +164,5 @@ def test_completions_are_kept_with_what_is_theirs():
         truncated=False,
         unread=True,
     )
-    assert [len(first), len(last)] == [3, 1]
+    assert [len(first), len(last)] == [3, 3]
     assert last[0]["advantage"] == 3.0 and last[0]["messages"] == [4]

@@ -57,10 +57,11 @@ def train(workdir, should_stop=lambda: False, mesh=None, **fields):
     config, run = build_model(settings.model), make_run(workdir, should_stop, mesh, phase="rl")
     params = random_params(config, run.mesh, 0)
     policy = Policy(config, params, TOKENIZER, "{question}\n")
-    questions = policy.with_prompts(arithmetic_task(0, 8).train)
+    task = arithmetic_task(0, 8)
+    questions, held_out = policy.with_prompts(task.train), policy.with_prompts(task.held_out)
     with Rewards(settings.rewards) as rewards:
         run = run.within(workdir / "checkpoints")
-        return reinforce(settings, policy, questions, rewards, run)
+        return reinforce(settings, policy, {"reasoning": questions}, rewards, run, held_out)
 
 
 def assert_same(tree, other):
@@ -545,18 +546,19 @@ def test_what_the_loop_is_given(monkeypatch, tmp_path, kl_coef, every, adapts, f
     config = SimpleNamespace(dtype="bfloat16", num_moe_layers=0)
     policy = SimpleNamespace(config=config, params=params)
     run = SimpleNamespace(mesh="mesh", folder=tmp_path / "run")
-    assert grpo.reinforce(settings, policy, ["q"], "rewards", run, ["g"]) == "trained"
+    questions = {"reasoning": ["q"], "general": ["g"]}
+    assert grpo.reinforce(settings, policy, questions, "rewards", run, ["h"]) == "trained"
     given, state, update_, source, run_, seed, checks = calls["train"]
     reference = "reference", params
     folder = tmp_path / "run_rollouts"
     wanted = (
         policy,
-        ["q"],
+        questions,
         "rewards",
         settings,
         "mesh",
         reference if frozen else None,
-        ["g"],
+        ["h"],
         folder,
     )
     assert source == wanted and (given, update_, run_, seed) == (settings, step, run, 3)

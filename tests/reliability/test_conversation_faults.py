@@ -51,7 +51,8 @@ def source(tmp_path_factory):
     with contextlib.ExitStack() as stack:
         policy = stack.enter_context(talking(model, params, environment=f"{file}:Game"))
         rewards = Rewards(settings.rewards, rewards_of(policy.tools.environments))
-        given = policy, asked(policy), stack.enter_context(rewards), settings, one_device(), None
+        questions = {"reasoning": asked(policy)}
+        given = policy, questions, stack.enter_context(rewards), settings, one_device(), None
         yield lambda: GroupSource(*given), TrainState.create(params, optax.sgd(0.1))
 
 

@@ -114,6 +114,10 @@ class WorldQuestions(Questions):
     def read(self, context):
         return {"reasoning": self.puzzles.train, "general": []}
 
+    @override
+    def held_out(self, context):
+        return self.puzzles.held_out
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FirstPuzzles(Prompts):

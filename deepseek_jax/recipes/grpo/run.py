@@ -16,13 +16,13 @@ from deepseek_jax.evaluation.held_out import evaluate_both, scores_of_both
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.recipes.kinds.measure import Measure, scored_answer_programs
-from deepseek_jax.recipes.kinds.reinforce import Questions, Reinforce
+from deepseek_jax.recipes.kinds.reinforce import Questions, Reinforce, ask_held_out
 from deepseek_jax.recipes.page import run_page
 from deepseek_jax.recipes.paid import StageRewards
 from deepseek_jax.recipes.results import Results
 from deepseek_jax.recipes.short import first_stage
 from deepseek_jax.recipes.stage import AnswerPlan, Context, Source, Stage
-from deepseek_jax.reinforce.effort import asked_with, with_efforts
+from deepseek_jax.reinforce.effort import asked_with
 from deepseek_jax.reinforce.scenarios import deciding
 from deepseek_jax.rollout.settings import AnswerOptions
 from deepseek_jax.worlds.registry import find_questions
@@ -131,6 +131,10 @@ class TaskQuestions(Questions):
     def read(self, context):
         return {"reasoning": self.task.train, "general": self.general}
 
+    @override
+    def held_out(self, context):
+        return self.task.held_out
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HeldOut(Source):
@@ -144,7 +148,7 @@ class HeldOut(Source):
 
     def read(self, context: Context) -> list[dict]:
         """Return the examples, without their prompt_ids."""
-        return self.questions.task.held_out
+        return self.questions.held_out(context)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -170,20 +174,8 @@ class MeasureAnswers(Measure):
         self.asked(context)
 
     def asked(self, context: Context) -> list[dict]:
-        """Return the held-out questions that fit, with their prompt_ids.
-
-        With config.effort each question is there once for each effort.
-        """
-        return context.once("held-out", lambda: self._asked(context))
-
-    def _asked(self, context):
-        examples, effort, num_efforts = self.held_out.read(context), self.whole.effort, 1
-        if effort is not None:
-            # All efforts are measured on the same questions
-            examples, num_efforts = with_efforts(effort, examples), len(effort.values)
-        with at("rollout"):
-            limit = self.whole.rollout.limit()
-            return context.policy.ask(examples, limit, "held-out", num_efforts)
+        """Return the held-out questions that fit, see ask_held_out."""
+        return ask_held_out(context, self.whole, self.held_out.questions)
 
     @override
     def programs(self, config, mesh, others):

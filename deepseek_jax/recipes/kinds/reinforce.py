@@ -63,6 +63,10 @@ class Questions(Source):
         """
         raise NotImplementedError
 
+    def held_out(self, context: Context) -> list[dict]:
+        """Return held-out questions for measurements on the way, without their prompt_ids."""
+        raise NotImplementedError
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reinforce(Stage):
@@ -94,8 +98,11 @@ class Reinforce(Stage):
                 try_environment(context.policy.tools.environments, examples["reasoning"])
             with at("rewards"):
                 rewards_by_scenario["reasoning"].check(examples["reasoning"])
+                if self.settings.eval_every:
+                    rewards_by_scenario["reasoning"].check(self.questions.held_out(context))
             say_deciding(self.settings, rewards_by_scenario["reasoning"])
         self.asked(context)
+        self.measured_on(context)
 
     def asked(self, context: Context) -> dict[str, list[dict]]:
         """Return {scenario: the questions that fit}, with their prompt_ids.
@@ -117,12 +124,23 @@ class Reinforce(Stage):
                 scenario: with_efforts(effort, examples)
                 for scenario, examples in examples_by_scenario.items()
             }
-        copies, limit = 1 if effort is None else len(effort.values), self.settings.rollout.limit()
+        copies, limit = self.settings.num_efforts(), self.settings.rollout.limit()
         with at("rollout"):
             return {
                 scenario: policy.ask(examples, limit, NAMES[scenario], copies) if examples else []
                 for scenario, examples in examples_by_scenario.items()
             }
+
+    def measured_on(self, context: Context) -> list[dict]:
+        """Return the questions of measurements on the way, with their prompt_ids; [] without them.
+
+        They are the first held-out questions that fit, at every step the same, so that points of
+        the curve differ only by the policy.
+        """
+        if not self.settings.eval_every:
+            return []
+        examples = ask_held_out(context, self.settings, self.questions)
+        return examples[: self.settings.prompts_measured()]
 
     @override
     def programs(self, config, mesh, others):
@@ -142,15 +160,27 @@ class Reinforce(Stage):
                 else rewards_by_scenario["reasoning"]
             )
             policy = context.begin()
-            params = reinforce(
-                self.settings,
-                policy,
-                questions["reasoning"],
-                rewards,
-                context.run,
-                questions["general"],
-            )
+            held_out = self.measured_on(context)
+            params = reinforce(self.settings, policy, questions, rewards, context.run, held_out)
         return policy.at(params)
+
+
+def ask_held_out(context: Context, settings: ReinforceSettings, questions: Questions) -> list[dict]:
+    """Return the held-out questions that fit, with their prompt_ids.
+
+    With settings.effort each question is there once for each effort, so that all efforts are
+    measured on the same questions.
+    """
+
+    def ask():
+        examples = questions.held_out(context)
+        if settings.effort is not None:
+            examples = with_efforts(settings.effort, examples)
+        limit, copies = settings.rollout.limit(), settings.num_efforts()
+        with at("rollout"):
+            return context.policy.ask(examples, limit, "held-out", copies)
+
+    return context.once((questions, "held-out", settings.rollout.limit()), ask)
 
 
 def reinforcement_programs(
@@ -164,7 +194,8 @@ def reinforcement_programs(
     """Return the programs of a step of GRPO.
 
     They are the rollout, the scores of reward models for its completions, the log-probabilities,
-    and the update. Every prompt and every completion counts as the longest. The training state, a
+    the update, and with eval_every the greedy answers of a measurement on the way, with their
+    scores. Every prompt and every completion counts as the longest. The training state, a
     reference and the reward models are on the devices all the time, also during programs that do
     not read them.
 
@@ -201,8 +232,11 @@ def reinforcement_programs(
         mesh=mesh,
         times=settings.minibatches * settings.epochs,
     )
-    reward_programs = scoring_programs(name, paying or {}, _completions(settings), mesh)
-    return [
+    completions = ScoredCompletions(
+        settings.prompts_per_step * settings.group_size, *_longest_lengths(settings)
+    )
+    reward_programs = scoring_programs(name, paying or {}, completions, mesh)
+    programs = [
         *beside(_rolled(name, settings, config, mesh, adapter), moments, *reference, *models),
         *beside(reward_programs, policy_params(params), moments, *reference),
         *beside(
@@ -212,6 +246,14 @@ def reinforcement_programs(
             _scored(name, settings, config, mesh, params, batch), moments, *read_reference, *models
         ),
         *beside([update], *([] if reference_follows else reference), *models),
+    ]
+    if not settings.eval_every:
+        return programs
+    answers, scores = _measured(f"{name}held-out: ", settings, config, mesh, adapter, paying or {})
+    return [
+        *programs,
+        *beside(answers, moments, *reference, *models),
+        *beside(scores, policy_params(params), moments, *reference),
     ]
 
 
@@ -235,10 +277,24 @@ def _rolled(name, settings, config, mesh, adapter):
     )
 
 
-def _completions(settings):
-    """Return what the reward models score in a step."""
-    rollout, completions = settings.rollout, settings.prompts_per_step * settings.group_size
-    return ScoredCompletions(completions, rollout.max_prompt_length, rollout.longest())
+def _measured(name, settings, config, mesh, adapter, paying):
+    """Return (the programs of a measurement's answers, those of the reward models' scores)."""
+    prompts, (prompt_length, longest) = settings.prompts_measured(), _longest_lengths(settings)
+    answers = rollout_programs(
+        config,
+        mesh,
+        AnswerOptions(max_completion_length=longest, temperature=0.0, slots=settings.rollout.slots),
+        Workload(prompts, prompt_length, turns=settings.most_turns()),
+        adapter=adapter,
+        name=name,
+    )
+    scored = ScoredCompletions(prompts, prompt_length, longest)
+    return answers, scoring_programs(name, paying, scored, mesh)
+
+
+def _longest_lengths(settings):
+    """Return the tokens of the longest prompt and of the longest completion."""
+    return settings.rollout.max_prompt_length, settings.rollout.longest()
 
 
 def _references(settings, config, mesh, adapter):

@@ -113,6 +113,13 @@ class TrainingQuestions(Questions, TaskQuestions):
         tasks = self.world_data.tasks
         return {name: tasks[kind].train if kind else [] for name, kind in self.takes.items()}
 
+    @override
+    def held_out(self, context):
+        kind = self.takes["reasoning"]
+        # Only a stage that learns from teachers takes questions by other names
+        assert kind is not None
+        return self.world_data.tasks[kind].held_out
+
 
 def reinforcing(
     data: WorldData, *, general: bool = False, only: str | None = None

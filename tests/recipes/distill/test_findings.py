@@ -87,7 +87,7 @@ def test_the_study_runs_and_tells_what_it_found(tmp_path, capsys):
         student.update(dict(num_steps=2, batch_size=4, eval_every=2, log_every=1))
         student.optimizer.warmup_steps = 1
     reinforcement = config.reinforced.reinforcement
-    reinforcement.update(dict(num_steps=1, prompts_per_step=2, group_size=4))
+    reinforcement.update(dict(num_steps=1, prompts_per_step=2, group_size=4, eval_every=1))
     reinforcement.rollout.max_completion_length = 8
     config.evaluation.update(dict(num_questions=4, samples=1, max_completion_length=8))
     mesh = one_device()

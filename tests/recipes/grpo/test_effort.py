@@ -9,6 +9,7 @@ from deepseek_jax.recipes.distill.settings import ReinforcedSettings
 from deepseek_jax.recipes.grpo import run as grpo
 from deepseek_jax.recipes.r1.settings import R1Settings
 from deepseek_jax.reinforce.settings import ReinforceSettings
+from deepseek_jax.rewards import Rule, scoring
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
 from tests.benchmarks.finished_run import READERS
@@ -50,6 +51,25 @@ def test_a_run_measures_the_same_questions_at_each_effort_before_and_after(finis
         for ways in measured.values():
             assert ways.keys() == {"sampled", "greedy"}
             assert {"accuracy", "completion_length"} <= ways["sampled"]["scores"].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("efforts", [{}, FIELDS])
+def test_the_first_measurement_on_the_way_is_the_one_before(tmp_path, monkeypatch, efforts):
+    """Oracle: the greedy accuracy of the stage before, of the same policy and questions: with efforts the
+    mean over all of them.
+    """
+    # Right for about half of the questions, whatever the answers
+    by_question = Rule(lambda text, e: float((len(text) + sum(e["operands"])) % 2))
+    for name in ("correct", "correct_reasoning"):
+        monkeypatch.setitem(scoring.RULES, name, by_question)
+    run_recipe(grpo, small_config(eval_every=2, **efforts), tmp_path)
+    before = scores_in(tmp_path, "before")
+    of_efforts = before.values() if efforts else [before]
+    wanted = [ways["greedy"]["scores"]["accuracy"][0] for ways in of_efforts]
+    first, second = read_metrics(tmp_path / "metrics.jsonl", "grpo")
+    assert first["held_out_accuracy"] == pytest.approx(sum(wanted) / len(wanted), rel=1e-6)
+    assert 0 < first["held_out_accuracy"] < 1 and "held_out_accuracy" not in second
 
 
 @pytest.mark.slow

@@ -51,6 +51,7 @@ def small_config(arg=None):
         stage.log_every = 1
         stage.rollout.update(dict(max_completion_length=16, slots=4, temperature=1.0))
         stage.loss.kl_coef, stage.reference_every = 0.001, 2
+    config.zero.eval_every = 1
     if "scenarios" in config:
         config.scenarios.general.update(dict(num_steps=1, per_step=1))
     if "distilled" in config:
@@ -153,6 +154,16 @@ def kill_at(step, asked: list):
         return False
 
     return should_stop
+
+
+@pytest.mark.slow
+def test_a_stage_may_measure_on_the_way(finished):
+    """Oracle: by hand: the one stage with eval_every=1 has the metric in each line, a share of eight."""
+    for phase in PHASES:
+        lines = read_metrics(finished / "metrics.jsonl", phase)
+        found = [line["held_out_accuracy"] for line in lines if "held_out_accuracy" in line]
+        assert len(found) == (STEPS if phase == "zero" else 0)
+        assert all(8 * share in range(9) for share in found)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The completions that a step of GRPO keeps: those of its batch, as many as the settings say, once."""
+"""The groups that a step of GRPO keeps: whole ones of its batch, as many as the settings say, once."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from deepseek_jax.reinforce.metrics import kept_completions
+from deepseek_jax.reinforce.metrics import draw_groups, kept_groups
 from deepseek_jax.rewards import Rule, scoring
 from deepseek_jax.rollout.answers import Answers
 from deepseek_jax.training.completions import read_completions
@@ -32,7 +32,7 @@ def by_length(monkeypatch):
         monkeypatch.setitem(scoring.RULES, name, Rule(reward))
 
 
-def test_kept_completions_are_those_of_the_batch(state, monkeypatch):  # noqa: F811
+def test_kept_groups_are_those_of_the_batch(state, monkeypatch):  # noqa: F811
     """Oracle: the batch itself, row by row: its text, decoded, its length and advantage, and the reward of
     the text by hand; and, as a column that a reward logs, the number of its row.
     """
@@ -42,16 +42,16 @@ def test_kept_completions_are_those_of_the_batch(state, monkeypatch):  # noqa: F
         return dataclasses.replace(scored_by(*given), columns=rows)
 
     monkeypatch.setattr(Answers, "scored_by", logging)
-    source = make_source(prompts_per_step=2, group_size=4, kept_completions=6)
+    source = make_source(prompts_per_step=2, group_size=4, kept_groups=2)
     (batch,), _ = source.next(state, 0)
     ids, mask = (np.asarray(batch[f"completion_{part}"]) for part in ("ids", "mask"))
     groups, examples = source.completions(), asked(2)
     assert [(g["prompt"], g["answer"]) for g in groups] == [
         (example["question"], example["answer"]) for example in examples
     ]
-    assert [len(group["completions"]) for group in groups] == [4, 2]
+    assert [len(group["completions"]) for group in groups] == [4, 4]
     every = [each for group in groups for each in group["completions"]]
-    assert 0 < sum(fails(kept["text"]) for kept in every) < 6
+    assert 0 < sum(fails(kept["text"]) for kept in every) < 8
     for row, kept in enumerate(every):
         assert kept["advantage"] == np.asarray(batch["advantages"])[row]
         assert kept["columns"] == {"row": row}
@@ -72,11 +72,10 @@ def test_kept_completions_are_those_of_the_batch(state, monkeypatch):  # noqa: F
     assert not source.completions()
 
 
-@pytest.mark.parametrize("count, sizes", [(0, []), (3, [3]), (4, [4]), (5, [4, 1]), (9, [4, 4])])
-def test_a_step_keeps_at_most_as_many_as_the_settings_say(count, sizes):
-    """Oracle: by hand, of two groups of four: whole groups first, and no group without a completion."""
+@pytest.mark.parametrize("numbers", [[], [0], [1, 2], [0, 1, 2]])
+def test_a_group_is_kept_whole(numbers):
+    """Oracle: by hand, of three groups of four: all completions of each, with its own advantages."""
     group = {
-        "example": {"question": "1 + 1?", "answer": "2", "topic": "sums", "prompt_ids": [1]},
         "columns": {"tokens": [5, 6, 7, 8]},
         "texts": list("abcd"),
         "rewards": np.arange(4.0),
@@ -84,15 +83,38 @@ def test_a_step_keeps_at_most_as_many_as_the_settings_say(count, sizes):
         "rollout": rollout_of(np.ones((4, 2), int)),
         "unread": np.array([False, True, False, False]),
     }
-    kept = kept_completions([group, group], np.arange(8.0), count)
-    assert [len(each["completions"]) for each in kept] == sizes
-    advantages = [one["advantage"] for each in kept for one in each["completions"]]
-    assert advantages == list(range(sum(sizes)))
-    unread = [one["unread"] for each in kept for one in each["completions"]]
-    assert unread == [row % 4 == 1 for row in range(sum(sizes))]
-    assert [each["columns"] for each in kept] == [{"topic": "sums"}] * len(sizes)
-    logged = [one["columns"] for each in kept for one in each["completions"]]
-    assert logged == [{"tokens": 5 + row % 4} for row in range(sum(sizes))]
+    example = {"answer": "2", "topic": "sums", "prompt_ids": [1]}
+    groups = [group | {"example": example | {"question": f"q{place}"}} for place in range(3)]
+    kept = kept_groups(groups, np.arange(12.0), numbers)
+    assert [each["prompt"] for each in kept] == [f"q{number}" for number in numbers]
+    assert [[one["text"] for one in each["completions"]] for each in kept] == [list("abcd")] * len(
+        numbers
+    )
+    advantages = [[one["advantage"] for one in each["completions"]] for each in kept]
+    assert advantages == [[4 * n, 4 * n + 1, 4 * n + 2, 4 * n + 3] for n in numbers]
+    unread = [[one["unread"] for one in each["completions"]] for each in kept]
+    assert unread == [[False, True, False, False]] * len(numbers)
+    assert [each["columns"] for each in kept] == [{"topic": "sums"}] * len(numbers)
+    logged = [[one["columns"]["tokens"] for one in each["completions"]] for each in kept]
+    assert logged == [[5, 6, 7, 8]] * len(numbers)
+
+
+def test_every_place_of_a_batch_is_kept_equally_often():
+    """Oracle: the binomial distribution of 2 of 16 groups over 800 logged steps, every tenth: 100 times, and
+    five standard deviations of sqrt(800 x 1/8 x 7/8) = 9.4 either side.
+    """
+    drawn = [draw_groups(16, 2, 0, step) for step in range(0, 8000, 10)]
+    assert all(a < b for a, b in drawn)
+    counts = np.bincount(np.ravel(drawn), minlength=16)
+    assert len(counts) == 16 and counts.min() >= 53 and counts.max() <= 147
+
+
+@pytest.mark.parametrize("groups, count, size", [(16, 0, 0), (16, 16, 16), (3, 5, 3), (1, 2, 1)])
+def test_a_step_keeps_no_more_groups_than_it_has(groups, count, size):
+    """Oracle: by hand: each group at most once, in order, and all of them where the count allows it."""
+    drawn = draw_groups(groups, count, 7, 3)
+    assert len(drawn) == size and drawn == sorted(set(drawn))
+    assert set(drawn) <= set(range(groups))
 
 
 @pytest.mark.slow
@@ -114,5 +136,5 @@ def test_a_run_that_was_stopped_keeps_what_an_undisturbed_one_does(tmp_path):
     assert len(lines) == len(path.read_text().splitlines())
     steps = [line["step"] for line in lines]
     assert sorted(set(steps)) == [0, 1, 2, 3]
-    # Two groups of four are the eight that are kept by default
+    # By default a step keeps two groups, here all that it has
     assert len({(line["step"], line["prompt"]) for line in lines}) == len(lines) == 8
