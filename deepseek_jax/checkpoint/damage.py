@@ -100,19 +100,19 @@ def check_digests(path: str | Path, actual_digests: dict, saved: dict, remedy: s
 
     Args:
         path: The checkpoint, for messages.
-        actual_digests: {name: digest} of the parts as they are now. Each of these names is checked.
-        saved: {name: digest} of the parts as they were saved.
+        actual_digests: {name: digest} of the parts as they are now.
+        saved: {name: digest} of the parts as they were saved. A part that only one of the two has
+            is not what was saved.
         remedy: The end of the message.
     """
-    changed_names = sorted(
-        name for name in actual_digests if actual_digests[name] != saved.get(name)
-    )
+    names = actual_digests.keys() | saved.keys()
+    changed_names = sorted(name for name in names if actual_digests.get(name) != saved.get(name))
     if changed_names:
         and_others = f" and {len(changed_names) - MOST} more" if len(changed_names) > MOST else ""
         verb = "are" if len(changed_names) > 1 else "is"
         raise DamagedCheckpoint(
             f"{path} is damaged: {', '.join(changed_names[:MOST])}{and_others} {verb} not what was saved; of "
-            f"its {len(actual_digests)} parts {len(changed_names)} are not{remedy}"
+            f"its {len(names)} parts {len(changed_names)} are not{remedy}"
         )
 
 

@@ -75,9 +75,6 @@ def read_record(folder: str | Path) -> dict:
         ]
     except (ValueError, AttributeError, TypeError) as error:
         raise DamagedCheckpoint(f"{root / RECORD} is damaged ({error}); put back a copy") from error
-    # None for a file that is missing, so that it differs from its saved digest
-    actual_digests = dict.fromkeys(saved_digests) | digests_of(
-        {n: (root / n).read_bytes() for n in names}
-    )
+    actual_digests = digests_of({n: (root / n).read_bytes() for n in names})
     check_digests(root, actual_digests, saved_digests, REMEDY)
     return fields

@@ -15,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 
 from deepseek_jax.checkpoint import load_adapter, load_orbax, load_params, save_adapter, save_orbax
 from deepseek_jax.checkpoint.arrays import StoredArrays, save_arrays
-from deepseek_jax.checkpoint.damage import DamagedCheckpoint, read_together
+from deepseek_jax.checkpoint.damage import DamagedCheckpoint, check_digests, read_together
 from deepseek_jax.checkpoint.reward_params import load_reward_model, save_reward_model
 from deepseek_jax.checkpoint.tree import by_path, from_paths
 from deepseek_jax.models.adapter_settings import AdapterSettings
@@ -64,6 +64,18 @@ def test_too_little_memory_is_no_damage():
         DamagedCheckpoint, match="^it is damaged: process 0 cannot read it .EOFError"
     ):
         read_together("it", lambda: fail(EOFError("at 7")))
+
+
+@pytest.mark.parametrize("lacking", ["arrays", "digests"])
+def test_a_part_that_only_one_side_has_is_damage(lacking):
+    """Oracle: by hand: of two parts one is missing, among the arrays or among their digests."""
+    both, one = {"a": 1, "b": 2}, {"a": 1}
+    check_digests("it", both, both)
+    sides = (one, both) if lacking == "arrays" else (both, one)
+    with pytest.raises(
+        DamagedCheckpoint, match="^it is damaged: b is not what was saved; of its 2 parts 1 "
+    ):
+        check_digests("it", *sides)
 
 
 def what_changed(folder, params):
