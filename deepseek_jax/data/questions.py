@@ -139,12 +139,14 @@ def evaluation_texts(name: str) -> tuple[list[str], list[str]]:
     if "@" in name and hub_id(name) is None and not as_path(name).exists():
         path, _, split = name.rpartition("@")
     examples = read_questions(path, split)
-    questions = [example["question"] for example in examples]
-    solutions = [example.get("solution") for example in examples]
-    return questions, [
-        example["answer"] if solution is None else solution
-        for example, solution in zip(examples, solutions, strict=True)
-    ]
+    return [example["question"] for example in examples], [solution_of(e) for e in examples]
+
+
+def solution_of(example: Mapping) -> str:
+    """Return an example's answer with its working, or just the answer if the data have no working."""
+    # A column that is None counts as absent
+    solution = example.get("solution")
+    return example["answer"] if solution is None else solution
 
 
 def distinct(examples: Iterable[dict]) -> list[dict]:

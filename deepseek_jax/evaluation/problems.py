@@ -118,7 +118,8 @@ def _of_file(name, settings):
     task, template = "/".join(path.parts[-2:]), settings.template or "chat"
     problems = []
     for example in (examples[i] for i in indices):
-        rule = settings.accuracy or ("program" if "test_cases" in example else "math_verify")
+        has_cases = example.get("test_cases") is not None
+        rule = settings.accuracy or ("program" if has_cases else "math_verify")
         # The instruction is about a final answer, which a program does not have
         instruction = "" if rule == "program" else settings.instruction
         problems.append(_problem(example, task, rule, template, instruction))

@@ -89,6 +89,18 @@ def test_programs_are_judged_by_their_cases_and_not_told_to_box_anything(tmp_pat
     ]
 
 
+def test_a_null_column_of_cases_is_no_case(tmp_path):
+    """Oracle: by hand: a table in which programs and questions were merged."""
+    path = tmp_path / "merged.jsonl"
+    lines = [
+        {"question": "Print 1.", "test_cases": [{"input": "", "output": "1"}], "answer": None},
+        {"question": "2 + 3?", "test_cases": None, "answer": "5"},
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    problems = load_problems(settings(str(path), num_problems=2))
+    assert [(p["rule"], p["answer"]) for p in problems] == [("program", ""), ("math_verify", "5")]
+
+
 @pytest.mark.parametrize(
     "data, fields, words",
     [

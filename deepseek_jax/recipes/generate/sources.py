@@ -9,7 +9,7 @@ import functools
 from jax.sharding import Mesh
 from typing_extensions import override
 
-from deepseek_jax.data.questions import distinct, evaluation_texts, read_questions
+from deepseek_jax.data.questions import distinct, evaluation_texts, read_questions, solution_of
 from deepseek_jax.errors import at
 from deepseek_jax.named_code import code_digests
 from deepseek_jax.parallel.mesh import group_mesh
@@ -161,7 +161,7 @@ def _measured_on(settings: GenerateSettings, held_out: list):
     for name in settings.keep.decontaminate:
         if name == "held_out":
             set_questions = [example["question"] for example in held_out]
-            set_solutions = [example.get("solution", example["answer"]) for example in held_out]
+            set_solutions = [solution_of(example) for example in held_out]
         else:
             with at("keep.decontaminate", "path"):
                 set_questions, set_solutions = evaluation_texts(name)

@@ -22,8 +22,10 @@ from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.adapters import with_adapter
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.generate import run as generate
+from deepseek_jax.recipes.generate.sources import AskedQuestions, MeasuredOn
 from deepseek_jax.rewards.arithmetic import correct
 from deepseek_jax.rollout.sample_log import SampleLog
+from deepseek_jax.settings import build
 from deepseek_jax.synthesis.teacher import chunk_paths, read_rows
 from deepseek_jax.training.loop import STOPPED
 from tests.processes import run_two
@@ -203,6 +205,24 @@ def test_questions_of_an_evaluation_set_are_not_asked(finished, with_base, tmp_p
     assert first["question"] not in asked
     sources = [e["question"] for e in others if e["origin"] == "source"]
     assert set(sources) < set(asked)
+
+
+def test_a_held_out_question_without_working_counts_with_its_answer(tmp_path):
+    """Oracle: by hand: of a user's function, one held-out question with working, one with None."""
+    code = tmp_path / "own.py"
+    code.write_text(
+        "def sums(seed, num_held_out):\n"
+        "    lines = [('2 + 3?', '5', None), ('1 + 1?', '2', '1 + 1 = 2'), ('4?', '4', '4')]\n"
+        "    made = [dict(question=q, answer=a, solution=s) for q, a, s in lines]\n"
+        "    return made[2:], made[:2]\n"
+    )
+    config = small_config(
+        data=dict(task=f"{code}:sums", template="{question}\n", num_held_out=2),
+        keep=dict(max_per_prompt=1, at_least={}, decontaminate=("held_out",)),
+    )
+    settings = build(generate.SETTINGS, config, "config")
+    texts = MeasuredOn(settings, AskedQuestions(settings)).texts
+    assert texts == (["2 + 3?", "1 + 1?"], ["5", "1 + 1 = 2"])
 
 
 @pytest.mark.parametrize(
