@@ -51,6 +51,9 @@ def parse_preference(kind: RewardKind, place: str, record: Mapping) -> dict:
     prompt_messages = record.get(next(names, None))
     if isinstance(prompt_messages, str):
         prompt_messages = [{"role": "user", "content": prompt_messages}]
+    elif isinstance(prompt_messages, list) and prompt_messages:
+        # Role and content only, as in the messages before a response, which may repeat the prompt
+        prompt_messages = check_turns(f"{place}, prompt", prompt_messages, last="user")
     responses = []
     for field in RESPONSES[kind]:
         if field not in record:

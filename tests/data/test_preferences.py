@@ -30,7 +30,8 @@ def test_records_of_both_kinds_are_read():
 
 
 def test_responses_that_are_chats_end_in_the_response():
-    """Oracle: by hand: a chat with its prompt, one without, and a prompt that chats repeat."""
+    """Oracle: by hand: a chat with its prompt, one without, and prompts that chats repeat,
+    one with a field more."""
     asked = [{"role": "user", "content": PAIR["prompt"]}]
     other = [REPLY | {"content": "three"}]
     wanted = {"messages": asked, "responses": ["two", "three"], "weight": 1.0}
@@ -38,6 +39,11 @@ def test_responses_that_are_chats_end_in_the_response():
         {"chosen": [*asked, REPLY], "rejected": [*asked, *other]},
         {"prompt": asked, "chosen": [REPLY], "rejected": other},
         {"prompt": PAIR["prompt"], "chosen": [*asked, REPLY], "rejected": [*asked, *other]},
+        {
+            "prompt": [asked[0] | {"name": None}],
+            "chosen": [asked[0] | {"name": None}, REPLY],
+            "rejected": [*asked, *other],
+        },
     ):
         assert parse_preference("helpfulness", "line 1", record) == wanted
 
