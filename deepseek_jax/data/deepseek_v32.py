@@ -9,6 +9,7 @@ vocabulary.
 
 import json
 import re
+from typing import NoReturn
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
@@ -66,6 +67,7 @@ def render_messages(messages: list[dict], *, thinking: bool):
     Raises:
         ValueError: The format has no place for a message; the error has the message's number.
     """
+    _check_roles(messages, ROLES)
     question_index = max((i for i, m in enumerate(messages) if _asks(m)), default=-1)
     if thinking:
         messages = [
@@ -75,7 +77,7 @@ def render_messages(messages: list[dict], *, thinking: bool):
     text, open_calls, num_results = BOS, 0, 0
     for i, message in enumerate(messages):
         opening = THINK if thinking and i >= question_index else THOUGHT
-        role = message.get("role")
+        role = message["role"]
         if open_calls and role != "tool":
             _refuse(
                 i, f"comes before the results of {open_calls} calls; give a tool message for each"
@@ -84,7 +86,7 @@ def render_messages(messages: list[dict], *, thinking: bool):
             if not open_calls:
                 _refuse(i, "is a result that no tool_calls of the assistant ask for; leave it out")
             text += "" if num_results else "\n\n<function_results>"
-            text += f"\n<result>{message['content']}</result>"
+            text += f"\n<result>{_content(i, message, 'the result')}</result>"
             open_calls, num_results = open_calls - 1, num_results + 1
             if not open_calls:
                 text += f"\n</function_results>\n\n{opening}"
@@ -93,19 +95,32 @@ def render_messages(messages: list[dict], *, thinking: bool):
             open_calls, num_results = len(message.get("tool_calls") or ()), 0
         elif _asks(message):
             text += USER + _question(i, message) + ASSISTANT + opening
-        elif role == "system":
-            text += _with_tools(message.get("content") or "", message)
         else:
-            _refuse(i, f"has the role {role!r}; set it to one of {', '.join(ROLES)}")
+            text += _with_tools(message.get("content") or "", message)
     return text
 
 
 def _asks(message):
-    return message.get("role") in ("user", "developer")
+    return message["role"] in ("user", "developer")
 
 
-def _refuse(i, why):
+def _check_roles(messages, roles):
+    for i, message in enumerate(messages):
+        role = message.get("role")
+        if role not in roles:
+            fault = "has no role" if role is None else f"has the role {role!r}"
+            _refuse(i, f"{fault}; set it to one of {', '.join(roles)}")
+
+
+def _refuse(i, why) -> NoReturn:
     raise ValueError(f"messages[{i}] {why}")
+
+
+def _content(i, message, meaning):
+    """Return the content of a message, or raise ValueError that asks for it by its meaning."""
+    if message.get("content") is None:
+        _refuse(i, f"has no content; give {meaning}")
+    return message["content"]
 
 
 def _question(i, message):
@@ -220,12 +235,16 @@ class DeepseekV32Chat:
         """Return the text of the messages, or {"input_ids": ids} if tokenize is set.
 
         The messages have the roles user, assistant and system.
+
+        Raises:
+            ValueError: A message has another role or no content; the error has its number.
         """
+        _check_roles(messages, ("system", "user", "assistant"))
         text = BOS
-        for message in messages:
-            start_token = dict(user=USER, system="").get(message["role"], "")
+        for i, message in enumerate(messages):
+            start_token = USER if message["role"] == "user" else ""
             end_token = dict(user=ASSISTANT, assistant=EOS).get(message["role"], "")
-            text += start_token + message["content"] + end_token
+            text += start_token + _content(i, message, "its text") + end_token
         text += THINK if add_generation_prompt else ""
         if not tokenize:
             return text

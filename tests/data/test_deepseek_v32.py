@@ -139,7 +139,15 @@ def test_a_malformed_answer_is_an_error(text, words):
     ("messages", "words"),
     [
         ([{"role": "robot", "content": "x"}], r"messages\[0\] has the role 'robot'; .* developer"),
+        (
+            [{"content": "x"}],
+            r"messages\[0\] has no role; set it to one of system, developer, user",
+        ),
         ([{"role": "user", "content": ""}], r"messages\[0\] has no content"),
+        (
+            [*TOOL_TALK[:3], {"role": "tool"}, *TOOL_TALK[4:]],
+            r"messages\[3\] has no content; give the result",
+        ),
         ([*TALK[:4], {"role": "assistant", "content": "4"}], r"messages\[4\] .* reasoning_content"),
         ([*TALK, {"role": "tool", "content": "x"}], r"messages\[5\] .* no tool_calls"),
         (TOOL_TALK[:3] + TOOL_TALK[4:], r"messages\[4\] comes before the results of 1 calls"),
@@ -187,3 +195,20 @@ def test_a_folder_without_a_template_renders_its_prompts(tokenizer):
     )
     assert rendered == ids(text)
     assert sum(targets) == sum(len(ids(a)) + 1 for a in answers)
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (
+            {"content": "2+2?"},
+            r"messages\[1\] has no role; set it to one of system, user, assistant",
+        ),
+        ({"role": "tool", "content": "4"}, r"messages\[1\] has the role 'tool'; set it to one of"),
+        ({"role": "user"}, r"messages\[1\] has no content; give its text"),
+    ],
+)
+def test_what_its_template_cannot_render_is_an_error(tokenizer, message, words):
+    """Oracle: the words a reader needs."""
+    with pytest.raises(ValueError, match=words):
+        tokenizer.chat.apply_chat_template([TALK[0], message])
