@@ -167,7 +167,8 @@ class R1Settings(PolicyRun):
         general_teacher: Asks only general questions. Its rewards may name REWARD_MODELS.
         distilled: The last stage as distillation.
         world: The name of the world with the reasoning and general questions of the stages.
-        data: Replaces the world.
+        data: Replaces the world. Reward models then learn the user's own preferences, from their
+            data.path; a judge needs a world.
     """
 
     zero: ReinforceSettings
@@ -223,7 +224,10 @@ class R1Settings(PolicyRun):
         return world.template
 
     def _check_preferences(self, name, template):
-        """Raise ValueError unless a block reads the world's preferences in the prompts' template.
+        """Raise ValueError unless a block has preferences to read, in the prompts' template.
+
+        They are the world's; with the user's own data, which replaces the world, they are the
+        user's too.
 
         Args:
             name: The name of the block.
@@ -232,9 +236,19 @@ class R1Settings(PolicyRun):
         block = getattr(self, name)
         if block is None:
             return
-        if block.data.path is not None:
+        if self.data is not None and name == "judge":
             raise ValueError(
-                f"{name}.data.path={block.data.path!r}: the world's preferences are learned; leave it out"
+                "judge learns pairs of a world, and data replaces the world; leave out judge and judged"
+            )
+        if self.data is not None and block.data.path is None:
+            raise ValueError(
+                f"{name}.data.path=None: data replaces the world and its preferences; set the path of your "
+                f"own preferences, or leave out {name}"
+            )
+        if self.data is None and block.data.path is not None:
+            raise ValueError(
+                f"{name}.data.path={block.data.path!r}: the preferences of world={self.world!r} are learned; "
+                "leave the path out"
             )
         if block.data.template != template:
             raise ValueError(

@@ -132,6 +132,79 @@ def test_a_world_that_the_project_does_not_know_goes_through_all_stages(letters,
     assert not (tmp_path / "judge").exists() and (tmp_path / "report.html").exists()
 
 
+def own_config(tmp_path):
+    """A user's own questions, conversations and preferences, about the words of this file's world."""
+    config, data = small_config(), examples(0, 120)
+    files = {
+        "reasoning": [
+            {"question": e["question"], "answer": f"{' '.join(e['answer'])} #### {e['answer']}"}
+            for e in data
+        ],
+        "general": [
+            {"question": e["question"] + "a", "answer": e["answer"]} for e in examples(1, 40)
+        ],
+        "preferences": [
+            {"prompt": e["question"], "chosen": e["answer"], "rejected": e["question"] + "a"}
+            for e in data
+        ],
+    }
+    paths = {}
+    for name, lines in files.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("\n".join(map(json.dumps, lines)))
+        paths[name] = str(path)
+    preferences = dict(path=paths.pop("preferences"), template="{question}>", num_held_out=8)
+    config.data = dict(paths, rule="reversed_answer", template="{question}>")
+    rows = dict(num_steps=STEPS, batch_size=4, sequence_length=32, log_every=1)
+    config.helpfulness_model = dict(rows, kind="helpfulness", data=preferences)
+    config.helpfulness_model.optimizer = dict(learning_rate=1e-3, warmup_steps=1)
+    rewards = dict(helpfulness_model=1.0)
+    config.scenarios.general = dict(num_steps=1, per_step=1, rewards=rewards)
+    config.evaluation.num_requests = 4
+    return config
+
+
+@pytest.mark.slow
+def test_own_data_with_own_preferences_goes_through_all_stages(letters, tmp_path):
+    """Oracle: by hand: the reward model of the user's pairs, and the policy that it rewards."""
+    run_recipe(r1, own_config(tmp_path), tmp_path / "run")
+    for name in ("helpfulness_model", "scenarios"):
+        assert (tmp_path / "run" / name / "params").exists()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    (last,) = [m for m in map(json.loads, lines) if (m["phase"], m["step"]) == ("scenarios", 1)]
+    assert np.isfinite(last["reward_helpfulness_model"])
+
+
+def without_path(config):
+    del config.helpfulness_model.data["path"]
+
+
+def of_a_world(config):
+    del config["data"]
+
+
+def with_judge(config):
+    small = get_config()
+    config.judge, config.judged = small.judge, small.judged
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (without_path, "helpfulness_model.data.path=None: data replaces the world"),
+        (of_a_world, "the preferences of world='letters_reversed' are learned; leave the path out"),
+        (with_judge, "judge learns pairs of a world, and data replaces the world; leave out judge"),
+    ],
+)
+def test_own_data_have_own_preferences_and_a_world_has_its_own(letters, tmp_path, change, words):
+    """Oracle: by hand: the unchanged config builds, and each message names the one field that is wrong."""
+    config = own_config(tmp_path)
+    build(r1.SETTINGS, config, "config")
+    change(config)
+    with pytest.raises(ValueError, match=f"^config.*{words}"):
+        build(r1.SETTINGS, config, "config")
+
+
 def test_an_unknown_world_is_refused_with_the_nearest():
     """Oracle: the words a reader needs."""
     config = get_config()
