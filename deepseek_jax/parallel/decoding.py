@@ -131,7 +131,7 @@ def join_halves(weight: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
 
 
 @contextlib.contextmanager
-def decoding(heads: int, experts: int):
+def decoding_axes(heads: int, experts: int):
     """Trace with decoding_rules, on the decoding_mesh of `jax.set_mesh`.
 
     Without a mesh nothing changes.

@@ -44,10 +44,10 @@ class _Waits(NamedTuple):
     """Placeholder for what follows a turn, while a conversation waits for the user's code.
 
     Attributes:
-        given: The calls of the turn, the text of a step, or REWARD.
+        action: The calls of the turn, the text of a step, or REWARD.
     """
 
-    given: Any
+    action: Any
 
 
 class Conversations:
@@ -258,14 +258,16 @@ class Conversations:
         self.use.environments.end(self._key(row))
         return None if self.use.environments.reward_name is None else _Waits(REWARD)
 
-    def after(self, turned: Sequence[Turn], due: Collection[int]) -> dict[int, list[int] | None]:
+    def after(
+        self, turned: Sequence[Turn], due_rows: Collection[int]
+    ) -> dict[int, list[int] | None]:
         """Start what turns call, and return what the model reads next in each row.
 
         Every process calls it with the same arguments.
 
         Args:
             turned: The turns that have just ended.
-            due: Rows that wait and must get their results in this call. The call waits for the
+            due_rows: Rows that wait and must get their results in this call. The call waits for the
                 user's code.
 
         Returns:
@@ -275,16 +277,16 @@ class Conversations:
         Raises:
             ValueError: On all processes, if a file of the user's code has changed.
         """
-        rows = [*due, *(turn.row for turn in turned)]
+        rows = [*due_rows, *(turn.row for turn in turned)]
 
         def outcomes() -> list[list[list]]:
             for turn in turned:
                 if self._is_own(turn.row):
                     self.pending[turn.row] = self._take(turn)
-            for row in filter(self._is_own, due):
+            for row in filter(self._is_own, due_rows):
                 waits = self.pending[row]
                 assert isinstance(waits, _Waits)
-                self.pending[row] = self._finished(row, waits.given)
+                self.pending[row] = self._finished(row, waits.action)
             ready_rows = [
                 r for r in filter(self._is_own, rows) if not isinstance(self.pending[r], _Waits)
             ]

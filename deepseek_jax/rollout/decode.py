@@ -33,14 +33,14 @@ class Prefilled(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=0)
 @on_rollout_mesh
-def decoding_weights(how, params):
+def decoding_weights(decoding, params):
     """Convert parameters to the form for decoding, once per rollout, see weights.decoding_weights.
 
     With drafts the result has the weights of the multi-token prediction module too, as "mtp".
     """
-    converted_weights = weights.decoding_weights(how.config, params)
-    if how.drafts:
-        converted_weights["mtp"] = speculative.module_weights(how.config, params)
+    converted_weights = weights.decoding_weights(decoding.config, params)
+    if decoding.drafts:
+        converted_weights["mtp"] = speculative.module_weights(decoding.config, params)
     return converted_weights
 
 
@@ -59,11 +59,11 @@ def rotations(config, room):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 @on_rollout_mesh
-def empty_slots(how, count, prompt_room, completion_room, longest, turn_length=None):
+def empty_slots(decoding, count, prompt_room, completion_room, longest, turn_length=None):
     """Create empty slots, see slots.empty_slots.
 
     Args:
-        how: The Decoding. With drafts or turns, the slots have fields for these.
+        decoding: The Decoding. With drafts or turns, the slots have fields for these.
         count: The number of slots.
         prompt_room: As in slots.empty_slots.
         completion_room: As in slots.empty_slots.
@@ -71,17 +71,17 @@ def empty_slots(how, count, prompt_room, completion_room, longest, turn_length=N
         turn_length: int32[], the most tokens of a conversation's turn; only if completions are
             conversations.
     """
-    slots = slot_state.empty_slots(how, count, prompt_room, completion_room, longest)
-    if how.drafts:
-        slots = slots._replace(drafting=speculative.no_drafts(how.config, count))
-    if how.turns:
+    slots = slot_state.empty_slots(decoding, count, prompt_room, completion_room, longest)
+    if decoding.drafts:
+        slots = slots._replace(drafting=speculative.no_drafts(decoding.config, count))
+    if decoding.turns:
         slots = slots._replace(turns=turns.no_turns(slots, turn_length))
     return pinned(slots)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 @on_rollout_mesh
-def prefill(how, weights, tables, tokens, lengths):
+def prefill(decoding, weights, tables, tokens, lengths):
     """Run a chunk of prompts.
 
     Args:
@@ -93,27 +93,27 @@ def prefill(how, weights, tables, tokens, lengths):
     Returns:
         A Prefilled.
     """
-    config = how.config
+    config = decoding.config
     caches, x_ptd, experts = steps.run_prompts(config, weights, tables, tokens, lengths)
-    if how.drafts:
+    if decoding.drafts:
         x_ptd = rms_norm(x_ptd, weights["final_norm"], config.rms_norm_eps)
         module_inputs = weights, tables, tokens, lengths
         caches = [*caches, speculative.module_cache(config, *module_inputs, x_ptd)]
     # Only the last token's logits are needed: the logits of all tokens would be [p t v]
     last_pd = jnp.take_along_axis(x_ptd, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    if how.drafts:
+    if decoding.drafts:
         return Prefilled(caches, steps.logits(config, weights, last_pd), last_pd, experts)
     return Prefilled(caches, steps.logits_of_stream(config, weights, last_pd), None, experts)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
 @on_rollout_mesh
-def seat(how, sampling, eos_ids, slots, seating: steps.Seating, prefilled: Prefilled):
+def seat(decoding, sampling, eos_ids, slots, seating: steps.Seating, prefilled: Prefilled):
     """Seat requests in slots, and sample the first token of each from the logits of its prompt."""
-    if how.turns:
+    if decoding.turns:
         slots = slots._replace(turns=turns.begun(slots.turns, seating.seats))
     slots = steps.seated(sampling, eos_ids, slots, seating, prefilled.caches, prefilled.logits)
-    if how.drafts:
+    if decoding.drafts:
         slots = slots._replace(drafting=speculative.begun(slots, seating, prefilled.hidden))
     return pinned(slots)
 
@@ -121,7 +121,7 @@ def seat(how, sampling, eos_ids, slots, seating: steps.Seating, prefilled: Prefi
 # Slots are donated, so that the loop writes into their caches in place
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
 @on_rollout_mesh
-def decode(how, sampling, eos_ids, weights, tables, slots, ends, count=None):
+def decode(decoding, sampling, eos_ids, weights, tables, slots, ends, count=None):
     """Sample token after token in all slots, until it is time to return the Slots.
 
     That is when every slot has ended, when `ends` more slots have ended, when a cache is full, or
@@ -135,22 +135,22 @@ def decode(how, sampling, eos_ids, weights, tables, slots, ends, count=None):
         ends: int32[].
         count: int32[]; None for any number of steps.
     """
-    step = speculative.drafted_step if how.drafts else steps.one_step
-    body = functools.partial(step, how, sampling, eos_ids, weights, tables)
+    step = speculative.drafted_step if decoding.drafts else steps.one_step
+    body = functools.partial(step, decoding, sampling, eos_ids, weights, tables)
     # The token that was sampled last is not in the cache yet: a step needs room for `length`
     # tokens, and for one more if it drafts
-    return repeat(body, slots, ends, rooms(tables, slots)[1] - how.drafts, count)
+    return repeat(body, slots, ends, rooms(tables, slots)[1] - decoding.drafts, count)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 @on_rollout_mesh
-def read(how, weights, tables, slots, chunk: turns.Chunk):
+def read(decoding, weights, tables, slots, chunk: turns.Chunk):
     """Let slots read a chunk of the texts that follow their turns, and return the Slots."""
-    return pinned(turns.have_read(how.config, weights, tables, slots, chunk))
+    return pinned(turns.have_read(decoding.config, weights, tables, slots, chunk))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 @on_rollout_mesh
-def grow(how, tables, slots, completion_room):
+def grow(decoding, tables, slots, completion_room):
     """Return the Slots with caches of a larger completion room."""
-    return slot_state.grown(how, tables, slots, completion_room)
+    return slot_state.grown(decoding, tables, slots, completion_room)

@@ -70,11 +70,13 @@ class EndedSlots(NamedTuple):
     numbers: EndedNumbers
 
 
-def fetch(how: Decoding, state: Slots, slots: np.ndarray, own_rows: bool = False) -> EndedSlots:
+def fetch(
+    decoding: Decoding, state: Slots, slots: np.ndarray, own_rows: bool = False
+) -> EndedSlots:
     """Copy ended completions from their slots to numpy.
 
     Args:
-        how: The Decoding.
+        decoding: The Decoding.
         state: All slots.
         slots: int[e], the slots that have ended.
         own_rows: See RolloutLog.
@@ -91,7 +93,7 @@ def fetch(how: Decoding, state: Slots, slots: np.ndarray, own_rows: bool = False
     )
     slot_devices = _devices_of(state.tokens)
     local_slots, places = _places(np.asarray(slots), len(slot_devices), len(state.rounds))
-    tokens, numbers = _take(how, slot_arrays, local_slots)
+    tokens, numbers = _take(decoding, slot_arrays, local_slots)
     devices = [slot_devices[slot] for slot in slots]
     is_here = np.ones(len(places), bool)
     if own_rows and jax.process_count() > 1:
@@ -118,7 +120,7 @@ class _Read(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=0)
 @on_rollout_mesh
-def _take(how, arrays, local_slots):
+def _take(decoding, arrays, local_slots):
     """Return the EndedTokens and EndedNumbers of slots: every device takes from its own.
 
     Args:

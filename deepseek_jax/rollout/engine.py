@@ -147,25 +147,27 @@ class Engine:
         requests: All requests of the rollout.
 
     Attributes:
-        due: {slot after the end of its turn: the token step at which the text that follows enters};
-            {} if completions are single turns.
+        resume_steps: {slot after the end of its turn: the token step at which the text that
+            follows enters}; {} if completions are single turns.
         steps: Token steps of conversations so far.
-        kept: A kept.TokenChoices; None if the rollout keeps nothing of its tokens.
+        token_choices: A kept.TokenChoices; None if the rollout keeps nothing of its tokens.
     """
 
     def __init__(
         self,
-        how: Decoding,
+        decoding: Decoding,
         sampling: Sampling,
         eos_ids: tuple[int, ...],
         params: PyTree,
         requests: Requests,
     ):
-        self.how, self.fixed, self.requests = how, (how, sampling, eos_ids), requests
+        self.decoding, self.requests = decoding, requests
+        # The first arguments of seat and decode, which compile for their values
+        self.static_arguments = decoding, sampling, eos_ids
         # The number of the chunk that was prefilled last, and its Prefilled
         self.chunk, self.prefilled = None, None
-        self.kept: kept.TokenChoices | None = None
-        self.due: dict[int, int] = {}
+        self.token_choices: kept.TokenChoices | None = None
+        self.resume_steps: dict[int, int] = {}
         self.steps = 0
         with jax.profiler.TraceAnnotation("weight_sync"):
             # Prefill needs the weights, so waiting for them costs nothing, and their time can be
@@ -174,8 +176,8 @@ class Engine:
 
     def _prepared(self, params):
         if is_quantized(params):
-            return in_place(self.how.config, params)
-        return self.run("weights", decode.decoding_weights, self.how, params)
+            return in_place(self.decoding.config, params)
+        return self.run("weights", decode.decoding_weights, self.decoding, params)
 
     def run(self, name: str, program: Callable, *arguments):
         """Call a program of rollout.decode, and return its result.
@@ -197,20 +199,22 @@ class Engine:
         self.longest, self.longest_turn = longest, log.turn_length() or longest
         self.own_rows = log.own_rows
         slot_sizes: tuple[int | np.int32, ...] = slots, prompt_room, self.first_room(), longest
-        if self.how.turns:
+        if self.decoding.turns:
             slot_sizes += (np.int32(self.longest_turn),)
             # By slot: the length of the conversation at the start of the current turn, and the
             # number of the turn
-            self.began, self.turn = np.zeros(slots, int), np.zeros(slots, int)
+            self.turn_starts, self.turn = np.zeros(slots, int), np.zeros(slots, int)
             fold = jax.jit(jax.vmap(jax.random.fold_in))
             self.fold: Callable[[jax.Array, np.ndarray], jax.Array] = fold
-        self.state = self.run("slots", decode.empty_slots, self.how, *slot_sizes)
+        self.state = self.run("slots", decode.empty_slots, self.decoding, *slot_sizes)
         total_room = prompt_room + longest
-        self.tables = self.run("tables", decode.rotations, self.how.config, total_room)
+        self.tables = self.run("tables", decode.rotations, self.decoding.config, total_room)
         # -1: the slot is free
         self.request_in = np.full(slots, -1)
         if log.keeps_routing or log.keeps_candidates:
-            self.state, self.kept = kept.begin(*self.fixed[:2], log, self.state, self.requests)
+            self.state, self.token_choices = kept.add_places(
+                *self.static_arguments[:2], log, self.state, self.requests
+            )
 
     def first_room(self) -> int:
         """Return the completion room that the caches have at first."""
@@ -246,21 +250,25 @@ class Engine:
         row_in_chunk = np.where(is_seated, row - chunk * self.requests.chunk_size, 0)
         lengths, keys = self.requests.lengths[row], self.requests.keys[request]
         seating = steps.Seating(is_seated, row_in_chunk, lengths, keys)
-        self.state = self.run("seat", decode.seat, *self.fixed, self.state, seating, self.prefilled)
-        if self.how.turns:
-            self.began[seats] = self.turn[seats] = 0
+        self.state = self.run(
+            "seat", decode.seat, *self.static_arguments, self.state, seating, self.prefilled
+        )
+        if self.decoding.turns:
+            self.turn_starts[seats] = self.turn[seats] = 0
 
     def _prefill(self, chunk):
         """Run a chunk's prompts. Their caches replace the caches of the previous chunk."""
         # Free the previous chunk's caches before the new ones are computed
         self.prefilled = None
         chunk_arrays = self.requests.chunk(chunk)
-        arguments = self.how, self.weights, self.tables, *chunk_arrays
+        arguments = self.decoding, self.weights, self.tables, *chunk_arrays
         prefilled = self.run("prefill", decode.prefill, *arguments)
         self.prefilled, self.chunk = prefilled._replace(experts=None), chunk
-        if self.kept is not None:
+        if self.token_choices is not None:
             first_row = np.int32(chunk * self.requests.chunk_size)
-            self.kept = kept.put_prompts(self.how, self.kept, prefilled.experts, first_row)
+            self.token_choices = kept.put_prompts(
+                self.decoding, self.token_choices, prefilled.experts, first_row
+            )
 
     def _make_room(self, tokens):
         """Grow the caches to hold completions of `tokens` tokens, if any can be that long."""
@@ -269,7 +277,7 @@ class Engine:
             self._grow(next(size for size in cache_rooms(self.longest) if size >= needed_room))
 
     def _grow(self, room):
-        self.state = self.run("grow", decode.grow, self.how, self.tables, self.state, room)
+        self.state = self.run("grow", decode.grow, self.decoding, self.tables, self.state, room)
 
     def decode(self, wanted: bool):
         """Sample token after token until slots have ended.
@@ -279,7 +287,7 @@ class Engine:
                 all. In conversations it ignores this, and returns after some turns have ended or
                 when a text is due.
         """
-        if self.how.turns:
+        if self.decoding.turns:
             self._decode_turns()
             return
         if self._may_grow:
@@ -291,12 +299,14 @@ class Engine:
     def _decode_turns(self):
         ended, lengths = on_host((self.state.ended, self.state.length))
         if ended.all():
-            self.steps = min(self.due.values())
+            self.steps = min(self.resume_steps.values())
             return
         if self._may_grow:
             self._make_room(lengths[~ended].max() + 1)
         # Run no more steps than remain until the next text is due
-        remaining_steps = min(self.due.values(), default=np.iinfo(np.int32).max) - self.steps
+        remaining_steps = (
+            min(self.resume_steps.values(), default=np.iinfo(np.int32).max) - self.steps
+        )
         step_before = int(self.state.step)
         self._decode(ended_together(len(self.request_in)), remaining_steps)
         self.steps += int(self.state.step) - step_before
@@ -312,7 +322,13 @@ class Engine:
         Args:
             limits: Its argument ends, and in conversations also count.
         """
-        arguments = *self.fixed, self.weights, self.tables, self.state, *map(np.int32, limits)
+        arguments = (
+            *self.static_arguments,
+            self.weights,
+            self.tables,
+            self.state,
+            *map(np.int32, limits),
+        )
         self.state = self.run("decode", decode.decode, *arguments)
 
     def decode_one(self, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -332,7 +348,7 @@ class Engine:
     def exchanged(self) -> tuple[int, float]:
         """Return the exchanges and exchange_rounds of a RolloutLog."""
         rounds = float(on_host(self.state.rounds).mean())
-        return int(self.state.step) * self.how.config.num_moe_layers if rounds else 0, rounds
+        return int(self.state.step) * self.decoding.config.num_moe_layers if rounds else 0, rounds
 
     def ended(self) -> np.ndarray:
         """Return the slots with a completion or a turn that has just ended: int[e].
@@ -341,7 +357,7 @@ class Engine:
         """
         # A free slot has ended=True as well
         ended = on_host(self.state.ended) & (self.request_in >= 0)
-        ended[list(self.due)] = False
+        ended[list(self.resume_steps)] = False
         return np.flatnonzero(ended)
 
     def turns_of(self, slots: np.ndarray) -> dict[int, Turn]:
@@ -349,10 +365,10 @@ class Engine:
         if not len(slots):
             return {}
         # Every process gets the tokens: the one that runs the conversation may not own its slot
-        ended, turn_by_slot = fetch(self.how, self.state, slots), {}
+        ended, turn_by_slot = fetch(self.decoding, self.state, slots), {}
         lengths = (ended.numbers.sampled + ended.numbers.read).tolist()
         for i, slot in enumerate(slots.tolist()):
-            ids = ended.tokens.ids[i, self.began[slot] : lengths[i]].tolist()
+            ids = ended.tokens.ids[i, self.turn_starts[slot] : lengths[i]].tolist()
             row, stopped = int(self.request_in[slot]), bool(ended.numbers.stopped[i])
             turn_by_slot[slot] = Turn(row, ids, stopped, lengths[i])
         return turn_by_slot
@@ -366,8 +382,8 @@ class Engine:
         slots = np.array(sorted(texts))
         self.turn[slots] += 1
         lengths = on_host(self.state.length).astype(int)
-        self.began[slots] = [lengths[slot] + len(texts[slot]) for slot in slots]
-        self._make_room(self.began[slots].max() + 1)
+        self.turn_starts[slots] = [lengths[slot] + len(texts[slot]) for slot in slots]
+        self._make_room(self.turn_starts[slots].max() + 1)
         remaining_texts = {slot: texts[slot] for slot in slots}
         while remaining_texts:
             chunk_sizes = {slot: turns.chunk_of(len(ids)) for slot, ids in remaining_texts.items()}
@@ -391,9 +407,9 @@ class Engine:
             tokens[slot, : len(chunk_ids)], counts[slot] = chunk_ids, len(chunk_ids)
             resumes[slot] = len(chunk_ids) == len(ids)
         keys = self.requests.keys[np.maximum(self.request_in, 0)]
-        limit = np.minimum(self.began + self.longest_turn, self.longest).astype(np.int32)
+        limit = np.minimum(self.turn_starts + self.longest_turn, self.longest).astype(np.int32)
         chunk = turns.Chunk(tokens, counts, resumes, self.fold(keys, self.turn), limit)
-        arguments = self.how, self.weights, self.tables, self.state, chunk
+        arguments = self.decoding, self.weights, self.tables, self.state, chunk
         self.state = self.run(f"read {size}", decode.read, *arguments)
 
     def collect(self, result: Rollout, slots: np.ndarray) -> np.ndarray:
@@ -411,9 +427,11 @@ class Engine:
         """
         rows = self.request_in[slots]
         if len(slots):
-            copy_completions(result, rows, fetch(self.how, self.state, slots, self.own_rows))
+            copy_completions(result, rows, fetch(self.decoding, self.state, slots, self.own_rows))
             self.request_in[slots] = -1
-            if self.kept is not None:
+            if self.token_choices is not None:
                 pairs = padded(slots), padded(rows)
-                self.kept = kept.put_completions(self.how, self.kept, self.state, *pairs)
+                self.token_choices = kept.put_completions(
+                    self.decoding, self.token_choices, self.state, *pairs
+                )
         return rows

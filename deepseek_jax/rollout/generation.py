@@ -101,7 +101,7 @@ def generate(
             log.weight_sync_seconds = time.perf_counter() - began
             engine.open(slots, max_completion_length, log)
             serve(queue, engine, result, log)
-            log.kept = engine.kept
+            log.kept = engine.token_choices
             log.exchanges, log.exchange_rounds = engine.exchanged()
     return result
 
@@ -144,7 +144,7 @@ def _go_on(engine, ended, conversations):
     Returns:
         The slots with a conversation that is over, int[e].
     """
-    due_slots = sorted(slot for slot, step in engine.due.items() if step <= engine.steps)
+    due_slots = sorted(slot for slot, step in engine.resume_steps.items() if step <= engine.steps)
     turn_by_slot = engine.turns_of(ended)
     if not turn_by_slot and not due_slots:
         return ended
@@ -152,9 +152,9 @@ def _go_on(engine, ended, conversations):
     due_rows = [int(engine.request_in[slot]) for slot in due_slots]
     ids_by_row = conversations.after(list(turn_by_slot.values()), due_rows)
     for row, slot in slot_by_row.items():
-        engine.due.pop(slot, None)
+        engine.resume_steps.pop(slot, None)
         if row not in ids_by_row:
-            engine.due[slot] = engine.steps + conversations.use.limits.call_steps
+            engine.resume_steps[slot] = engine.steps + conversations.use.limits.call_steps
     texts = {slot_by_row[row]: ids for row, ids in ids_by_row.items() if ids is not None}
     if texts:
         engine.read(texts)

@@ -47,7 +47,7 @@ class TokenChoices(NamedTuple):
     candidates: jax.Array | None
 
 
-def begin(how, sampling, log, slots, requests):
+def add_places(decoding, sampling, log, slots, requests):
     """Create empty places for what a rollout is to keep.
 
     Args:
@@ -61,8 +61,8 @@ def begin(how, sampling, log, slots, requests):
     # Whole chunks of prompts, and a multiple of the slots: both split over the devices
     rows = -(-len(requests.keys) // num_slots) * num_slots
     prompt_shape = len(requests.tokens), requests.prompt_room
-    token_shape = how.config.num_moe_layers, how.config.num_experts_per_tok
-    make_empty = functools.partial(_nothing, how)
+    token_shape = decoding.config.num_moe_layers, decoding.config.num_experts_per_tok
+    make_empty = functools.partial(_nothing, decoding)
     kept_arrays = TokenChoices(None, None, None)
     if log.keeps_routing:
         slots = slots._replace(experts=make_empty((num_slots, length, *token_shape), FREE, DTYPE))
@@ -85,7 +85,7 @@ def begin(how, sampling, log, slots, requests):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 @on_rollout_mesh
-def _nothing(how, shape, value, dtype):
+def _nothing(decoding, shape, value, dtype):
     return own_slots(jnp.full(shape, value, dtype))
 
 
@@ -102,7 +102,7 @@ def stacked(experts: list):
     return jnp.stack(experts, axis=-2).astype(DTYPE) if experts else None
 
 
-def note(slots, experts_bla, active):
+def with_experts(slots, experts_bla, active):
     """Return the Slots with the experts of the tokens that a decoding step ran.
 
     These are the latest token of each active slot.
@@ -118,7 +118,7 @@ def note(slots, experts_bla, active):
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 @on_rollout_mesh
-def put_prompts(how, choices: TokenChoices, experts_ptla, first):
+def put_prompts(decoding, choices: TokenChoices, experts_ptla, first):
     """Store the experts of a chunk of prompts.
 
     Args:
@@ -138,7 +138,7 @@ def put_prompts(how, choices: TokenChoices, experts_ptla, first):
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 @on_rollout_mesh
-def put_completions(how, choices: TokenChoices, slots, seats, rows):
+def put_completions(decoding, choices: TokenChoices, slots, seats, rows):
     """Store the experts and the candidates of completions that have ended.
 
     Args:

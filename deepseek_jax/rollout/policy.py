@@ -77,7 +77,7 @@ class Policy:
             return self
         return self.at(load_adapter(folder, self.config, self.params, mesh))
 
-    def ask(
+    def with_fitting_prompts(
         self, examples: Iterable[dict], limit: Limit, kind: str = "training", together: int = 1
     ) -> list[dict]:
         """Return the examples with their prompt_ids; drop the ones with prompts above the limit.

@@ -156,22 +156,22 @@ class _Sizes(NamedTuple):
         slots: The number of slots.
         prompt_room: Tokens of the longest prompt, in whole buckets.
         longest: Tokens of the longest completion.
-        asked: What the rollout has to answer.
+        workload: What the rollout has to answer.
     """
 
     config: ModelConfig
     slots: int
     prompt_room: int
     longest: int
-    asked: Workload
+    workload: Workload
 
-    def works(self, how: Decoding, chunk: int) -> dict[str, _ProgramWork]:
+    def works(self, decoding: Decoding, chunk: int) -> dict[str, _ProgramWork]:
         """Return {program's name: its _ProgramWork}.
 
         Args:
             chunk: The number of prompts that are prefilled at once.
         """
-        workload, slots = self.asked, self.slots
+        workload, slots = self.workload, self.slots
         requests, chunks = workload.prompts * workload.n, -(-workload.prompts // chunk)
         calls = most_calls(requests, slots, self.longest, chunks, turns=workload.turns)
         # How often all slots are seated anew. Each time they decode for as long as the longest
@@ -180,7 +180,7 @@ class _Sizes(NamedTuple):
         # A slot's token sees its prompt and, on average, half of its completion
         seen_tokens = self.prompt_room + self.longest / 2
         flops = forward_flops(self.config, seen_tokens)
-        if how.drafts:
+        if decoding.drafts:
             # A step runs the last token and a draft, each with its pair in the module, and gains
             # one or two tokens
             flops = 2 * forward_flops(self.config, seen_tokens, depths=1)
@@ -239,14 +239,14 @@ class _Recorded(Engine):
     """
 
     def __init__(
-        self, how: Decoding, params: PyTree, requests: Requests, mesh: Mesh, sizes: _Sizes
+        self, decoding: Decoding, params: PyTree, requests: Requests, mesh: Mesh, sizes: _Sizes
     ):
         self.mesh, self.sizes = mesh, sizes
         self.calls: dict[str, Program] = {}
         self.weights = self.state = self.prefilled = None
-        candidates = sizes.asked.candidates
+        candidates = sizes.workload.candidates
         sampling = Sampling(top_k=candidates, keeps_candidates=candidates > 0)
-        super().__init__(how, sampling, how.config.eos_ids, params, requests)
+        super().__init__(decoding, sampling, decoding.config.eos_ids, params, requests)
 
     def call_all(self):
         """Call every program once, with arguments as large as they get."""
@@ -257,8 +257,8 @@ class _Recorded(Engine):
         if len(rooms := cache_rooms(self.longest)) > 1:
             self.state = _Later("slots", room=rooms[-2])
             self._grow(self.longest)
-        self._decode(*[0] * (1 + self.how.turns))
-        for size in turns.CHUNKS if self.how.turns else ():
+        self._decode(*[0] * (1 + self.decoding.turns))
+        for size in turns.CHUNKS if self.decoding.turns else ():
             self._read({0: [0] * size}, size)
 
     def first_room(self):
@@ -268,7 +268,7 @@ class _Recorded(Engine):
         if is_quantized(params):
             # The arguments are donated and returned, so nothing is copied
             jitted_in_place = jax.jit(in_place, static_argnums=0, donate_argnums=1)
-            return self.run("weights", jitted_in_place, self.how.config, params)
+            return self.run("weights", jitted_in_place, self.decoding.config, params)
         return super()._prepared(params)
 
     def run(self, name, program, *arguments):
@@ -324,7 +324,7 @@ class _Recorded(Engine):
             slots: The result of the program slots.
             room: The completion room of their caches, if it is smaller; else None.
         """
-        workload, config = self.sizes.asked, self.how.config
+        workload, config = self.sizes.workload, self.decoding.config
 
         def token_array(dtype, *token_shape):
             shape, sharding = (*slots.tokens.shape, *token_shape), slots.tokens.sharding

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from deepseek_jax.models.cache import empty_cache
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.parallel.decoding import decoding, own_slots
+from deepseek_jax.parallel.decoding import decoding_axes, own_slots
 from deepseek_jax.parallel.shard import current_mesh
 
 
@@ -41,9 +41,10 @@ def on_rollout_mesh(function):
     """Decorate a function of (Decoding, ...) to be traced with the axes of parallel.decoding."""
 
     @functools.wraps(function)
-    def placed(how, *arguments):
-        with decoding(how.config.num_attention_heads, how.config.n_routed_experts or 1):
-            return function(how, *arguments)
+    def placed(decoding, *arguments):
+        config = decoding.config
+        with decoding_axes(config.num_attention_heads, config.n_routed_experts or 1):
+            return function(decoding, *arguments)
 
     return placed
 
@@ -100,7 +101,7 @@ class Slots(NamedTuple):
         logprobs: float32[b t].
         rounds: int32[devices], the rounds of parallel.few_tokens, summed over steps and layers.
         drafting: A Drafting if tokens are drafted.
-        experts: uint16[b t l a], see kept.note, if the rollout keeps them.
+        experts: uint16[b t l a], see kept.with_experts, if the rollout keeps them.
         candidates: int32[b t n], see sampling.sample, if the rollout keeps them.
         turns: A Turns if completions are conversations.
     """
@@ -122,7 +123,7 @@ class Slots(NamedTuple):
     turns: Turns | None = None
 
 
-def empty_slots(how, count, prompt_room, completion_room, longest):
+def empty_slots(decoding, count, prompt_room, completion_room, longest):
     """Create slots that have all ended.
 
     Args:
@@ -131,12 +132,12 @@ def empty_slots(how, count, prompt_room, completion_room, longest):
         completion_room: Tokens of a completion that the caches have room for; `grown` gives more.
         longest: The most tokens of a completion.
     """
-    config, zeros = how.config, jnp.zeros(count, jnp.int32)
+    config, zeros = decoding.config, jnp.zeros(count, jnp.int32)
     mesh = current_mesh()
     return Slots(
         caches=[
             empty_cache(config, count, prompt_room + completion_room, config.dtype)
-            for _ in range(config.num_hidden_layers + how.drafts)
+            for _ in range(config.num_hidden_layers + decoding.drafts)
         ],
         step=jnp.int32(0),
         keys=jax.random.split(jax.random.key(0), count),
@@ -232,13 +233,13 @@ def rooms(tables, slots):
     return prompt_room, jax.tree.leaves(slots.caches)[0].shape[1] - prompt_room
 
 
-def grown(how, tables, slots, completion_room):
+def grown(decoding, tables, slots, completion_room):
     """Return the Slots with caches of a larger completion room.
 
     Every token gets the index that it would have if the room had always been this large.
     """
     prompt_room, old_room = rooms(tables, slots)
-    if not how.is_ring:
+    if not decoding.is_ring:
 
         def longer(cache):
             return own_slots(jnp.pad(cache, ((0, 0), (0, completion_room - old_room), (0, 0))))

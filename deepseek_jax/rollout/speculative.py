@@ -166,9 +166,9 @@ def _verified(distributions, uniform, draft, draft_probs):
     return accepted_b, next_bz, logprobs_bz
 
 
-def drafted_step(how, sampling, eos_ids, weights, tables, slots):
+def drafted_step(decoding, sampling, eos_ids, weights, tables, slots):
     """Sample one or two tokens in every slot that has not ended, in place of steps.one_step."""
-    config, room = how.config, sum(rooms(tables, slots))
+    config, room = decoding.config, sum(rooms(tables, slots))
     draft_cache = slots.caches[-1]
     drafting, active_b = slots.drafting, ~slots.ended
     # Draws depend only on the request and its number of tokens, so other slots never change them

@@ -167,13 +167,13 @@ def _apart(cache, count):
     return cache.reshape(count, -1, *cache.shape[1:])
 
 
-def latest_write(how, tables, slots):
+def latest_write(decoding, tables, slots):
     """Return where a step writes each slot's latest token, and what each slot sees.
 
     That is a CacheWrite around a ring, else a PositionWrite.
     """
     prompt_room, completion_room = rooms(tables, slots)
-    if not how.is_ring:
+    if not decoding.is_ring:
         index_b1 = (slots.prompt_length + slots.length - 1)[:, None]
         return PositionWrite(index_b1, jnp.arange(prompt_room + completion_room) <= index_b1)
     # How many steps ago each index of the ring was written. This step writes the index of age 0
@@ -183,9 +183,9 @@ def latest_write(how, tables, slots):
     return CacheWrite(prompt_room + slots.step % completion_room, seen, ring=prompt_room)
 
 
-def one_step(how, sampling, eos_ids, weights, tables, slots):
+def one_step(decoding, sampling, eos_ids, weights, tables, slots):
     """Sample one token in every slot that has not ended, and return the Slots."""
-    config, active, write = how.config, ~slots.ended, latest_write(how, tables, slots)
+    config, active, write = decoding.config, ~slots.ended, latest_write(decoding, tables, slots)
     # RoPE needs the position of a token in its text, which is not its index in the ring
     rope = rotations_at(tables, (slots.prompt_length + slots.length - 1)[:, None])
     x_bd = embed(weights, slots.last_token)
@@ -199,7 +199,7 @@ def one_step(how, sampling, eos_ids, weights, tables, slots):
         experts.append(chosen)
         rounds += [] if more is None else [more]
     if slots.experts is not None:
-        slots = kept.note(slots, kept.stacked(experts), active)
+        slots = kept.with_experts(slots, kept.stacked(experts), active)
     step_keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
     sampled = sample(step_keys, logits_of_stream(config, weights, x_bd), sampling)
     tokens, logprobs, candidates = sampled

@@ -61,18 +61,20 @@ def random_model(sizes):
 def decode(dtype):
     """SmolLM2-135M's shape decodes NEW tokens of 8 sequences: -> a function that makes a step's function."""
     config, params = random_model(models.smollm2_135m() | dict(dtype=dtype))
-    how, prepared = Decoding(config), {}
+    decoding, prepared = Decoding(config), {}
 
     def make():
         form = form_of("prepare")
         if form not in prepared:
-            prepare = jax.jit(lambda params: programs.decoding_weights.__wrapped__(how, params))
+            prepare = jax.jit(
+                lambda params: programs.decoding_weights.__wrapped__(decoding, params)
+            )
             prepared[form] = prepare(params)
         weights = prepared[form]
         tables = programs.rotations(config, PROMPT + NEW)
-        slots = programs.empty_slots(how, 8, PROMPT, NEW, NEW)
+        slots = programs.empty_slots(decoding, 8, PROMPT, NEW, NEW)
         slots = slots._replace(ended=~slots.ended, prompt_length=jnp.full(8, PROMPT))
-        run = jax.jit(lambda *a: programs.decode.__wrapped__(how, Sampling(), (), *a, 8))
+        run = jax.jit(lambda *a: programs.decode.__wrapped__(decoding, Sampling(), (), *a, 8))
         return lambda: jax.block_until_ready(run(weights, tables, slots))
 
     return make

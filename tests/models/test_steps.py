@@ -11,7 +11,7 @@ from deepseek_jax.models.layers import position_tables
 from deepseek_jax.models.moe import MoE
 from deepseek_jax.models.mtp import MultiTokenPrediction
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.parallel.decoding import decoding
+from deepseek_jax.parallel.decoding import decoding_axes
 from tests.tiny import tiny_model
 
 B, T, S = 2, 7, 9
@@ -117,7 +117,7 @@ def test_a_token_step_on_a_mesh_is_the_layer_on_one_device():
     own = jax.tree.map(lambda leaf: leaf[0], params["moe_layers"]["ffn"])
     x = rows_of(config).reshape(-1, config.hidden_size)[:8]
     wanted, _, experts, _ = jax.jit(lambda own, x: calls(MoE(config), own)(None, x))(own, x)
-    with jax.set_mesh(make_mesh(data=1, expert=4, tensor=2)), decoding(4, 8):
+    with jax.set_mesh(make_mesh(data=1, expert=4, tensor=2)), decoding_axes(4, 8):
         y, routing, chosen, rounds = jax.jit(lambda own, x: calls(MoE(config), own)(None, x))(
             own, x
         )

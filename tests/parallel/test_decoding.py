@@ -9,7 +9,7 @@ from deepseek_jax.parallel import decoding as decoding_module
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.decoding import (
     by_slot,
-    decoding,
+    decoding_axes,
     decoding_mesh,
     decoding_rules,
     heads_to_slots,
@@ -24,7 +24,7 @@ from deepseek_jax.parallel.shard import current_rules, partition_spec, use_rules
 
 def shard_of(function, x, mesh, heads=8, experts=1):
     """The shape of a device's part of function(x), which leaves the numbers as they are."""
-    with jax.set_mesh(mesh), decoding(heads, experts):
+    with jax.set_mesh(mesh), decoding_axes(heads, experts):
         y = jax.jit(function)(x)
     np.testing.assert_array_equal(y, x)
     return y.sharding.shard_shape(y.shape)
@@ -86,7 +86,7 @@ def test_activations_lie_by_row_by_slot_or_by_head():
 
 def test_each_device_attends_for_its_own_slots():
     """Oracle: by hand: eight slots on eight devices."""
-    with jax.set_mesh(make_mesh(data=2, fsdp=4)), decoding(8, 1):
+    with jax.set_mesh(make_mesh(data=2, fsdp=4)), decoding_axes(8, 1):
         own = jax.jit(lambda x: by_slot(lambda x: jnp.full(len(x), len(x)), x))(jnp.zeros((8, 2)))
     np.testing.assert_array_equal(own, 1)
 
@@ -115,7 +115,7 @@ def test_experts_that_take_more_axes_move_in_two_steps(monkeypatch):
     names = "experts", "embed", "mlp"
     with jax.set_mesh(make_mesh(data=1, fsdp=4, expert=2)):
         for experts, given in ((8, names), (8, names[1:]), (1, names)):
-            with decoding(8, experts):
+            with decoding_axes(8, experts):
                 assert to_rollout("weight", given) == "weight"
     own, model = {"mlp": ("fsdp", "context", "tensor")}, ("fsdp",)
     assert moved == [
@@ -131,7 +131,7 @@ def test_a_gated_weights_halves_are_joined_on_each_device():
     w = jnp.arange(2 * 2 * 4.0).reshape(2, 2, 4)
     names = "embed", "gate_up", "mlp"
     np.testing.assert_array_equal(join_halves(w, names), w.reshape(2, 8))
-    with jax.set_mesh(make_mesh(data=4, fsdp=2)), decoding(8, 1):
+    with jax.set_mesh(make_mesh(data=4, fsdp=2)), decoding_axes(8, 1):
         joined = jax.jit(lambda w: join_halves(w, names))(w)
     by_device = jnp.concatenate([w[..., :2].reshape(2, 4), w[..., 2:].reshape(2, 4)], axis=-1)
     np.testing.assert_array_equal(joined, by_device)
@@ -142,8 +142,8 @@ def test_without_a_mesh_nothing_changes():
     """Oracle: the table itself, within decoding and after it."""
     table = {"batch": None}
     with use_rules(table):
-        with decoding(8, 8):
+        with decoding_axes(8, 8):
             assert current_rules() is table
-        with jax.set_mesh(make_mesh()), decoding(8, 8):
+        with jax.set_mesh(make_mesh()), decoding_axes(8, 8):
             assert current_rules() is not table
         assert current_rules() is table

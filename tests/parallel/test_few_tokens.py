@@ -11,7 +11,7 @@ import pytest
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.gated_mlp import gated_mlp, run_sorted
 from deepseek_jax.parallel import few_tokens, make_mesh, round_trip
-from deepseek_jax.parallel.decoding import decoding, decoding_mesh, join_halves
+from deepseek_jax.parallel.decoding import decoding_axes, decoding_mesh, join_halves
 from deepseek_jax.parallel.few_tokens import Experts, Split, added_up
 from deepseek_jax.parallel.shard import constrain
 from tests.quick import others_slow
@@ -58,7 +58,7 @@ def on_rollout_mesh(axes, function, e):
 
     @jax.jit
     def run(*arguments):
-        with decoding(HEADS, e):
+        with decoding_axes(HEADS, e):
             return function(*arguments)
 
     def run_under_mesh(*arguments):

@@ -10,7 +10,7 @@ import pytest
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.fp8_dot import fp8_dot
 from deepseek_jax.parallel import make_mesh
-from deepseek_jax.parallel.decoding import decoding, decoding_mesh
+from deepseek_jax.parallel.decoding import decoding_axes, decoding_mesh
 from deepseek_jax.parallel.linear import by_token
 from tests.quick import others_slow
 
@@ -116,7 +116,7 @@ def test_a_decoding_step_keeps_weights_split_by_head():
 
     @jax.jit
     def step(x, w):
-        with decoding(heads, 1):
+        with decoding_axes(heads, 1):
             return by_token(functools.partial(dot, "bhu,hud->bd"), "bhu,hud->bd", x, w)
 
     with jax.set_mesh(mesh):

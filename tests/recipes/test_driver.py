@@ -64,7 +64,7 @@ class MeasureQuiz(Measure):
         data, options, policy = self.whole.data, self.whole.answers, context.begin()
         _, questions = find_questions(data.task)
         task = questions.make(self.whole.seed, data.num_held_out)
-        asked = policy.ask(task.held_out, Limit(options.max_completion_length), "held-out")
+        asked = policy.with_fitting_prompts(task.held_out, Limit(options.max_completion_length), "held-out")
         with open_rewards({questions.rule: 1.0}) as rewards:
             scores = rewards.score_together(asked, policy.answer(asked, options).texts)
         return {"right": float(scores.total.mean()), "of": len(asked)}

@@ -302,9 +302,9 @@ def test_a_prompt_is_prefilled_once_for_its_whole_group(monkeypatch, n, slots, r
     """Oracle: by hand: five prompts, one or two at a time (the last pair padded), or all at once."""
     prefilled, prefill = [], decode.prefill
 
-    def counting(how, weights, tables, tokens, lengths):
+    def counting(decoding, weights, tables, tokens, lengths):
         prefilled.append(tokens.shape[0])
-        return prefill(how, weights, tables, tokens, lengths)
+        return prefill(decoding, weights, tables, tokens, lengths)
 
     monkeypatch.setattr(decode, "prefill", counting)
     generate(*tiny_model("gqa"), PROMPTS, max_completion_length=2, n=n, slots=slots)
@@ -375,8 +375,8 @@ def test_a_rollout_that_is_asked_for_no_more_than_a_length(monkeypatch):
     class Nothing:
         kept = None
 
-        def __init__(self, how, sampling, eos_ids, params, requests):
-            opened.append(((how, sampling, eos_ids), requests.keys))
+        def __init__(self, decoding, sampling, eos_ids, params, requests):
+            opened.append(((decoding, sampling, eos_ids), requests.keys))
 
         def open(self, *given):
             opened.append(given)

@@ -32,10 +32,10 @@ def rolled(config, params, log=None, **options):
 
 def experts_of(config, params, text, room=64):
     """Those that routers choose as the text is run as one prompt: uint16[t l a]."""
-    how = Decoding(config)
-    weights, tables = decode.decoding_weights(how, params), decode.rotations(config, room)
+    decoding = Decoding(config)
+    weights, tables = decode.decoding_weights(decoding, params), decode.rotations(config, room)
     tokens = np.pad(np.int32([text]), ((0, 0), (0, room - len(text))))
-    prefilled = decode.prefill(how, weights, tables, tokens, np.int32([len(text)]))
+    prefilled = decode.prefill(decoding, weights, tables, tokens, np.int32([len(text)]))
     return np.asarray(prefilled.experts)[0, : len(text)]
 
 

@@ -202,14 +202,16 @@ def test_questions_are_asked_where_their_prompts_are_within_the_limit(capsys):
     policy = tiny_policy()
     lengths = [len(example["prompt_ids"]) for example in policy.with_prompts(QUESTIONS)]
     assert lengths[0] < lengths[1] < 100
-    assert policy.ask(QUESTIONS, Limit(5)) == policy.with_prompts(QUESTIONS)
-    assert policy.ask(QUESTIONS, Limit(5, lengths[0])) == policy.with_prompts(QUESTIONS[:1])
+    assert policy.with_fitting_prompts(QUESTIONS, Limit(5)) == policy.with_prompts(QUESTIONS)
+    assert policy.with_fitting_prompts(QUESTIONS, Limit(5, lengths[0])) == policy.with_prompts(
+        QUESTIONS[:1]
+    )
     assert "of 2 training prompts" in capsys.readouterr().out
-    assert len(policy.ask(QUESTIONS, Limit(5, lengths[1]), together=2)) == 2
+    assert len(policy.with_fitting_prompts(QUESTIONS, Limit(5, lengths[1]), together=2)) == 2
     with pytest.raises(ValueError, match="is below all 2 held-out prompts"):
-        policy.ask(QUESTIONS, Limit(5, lengths[0]), "held-out", together=2)
+        policy.with_fitting_prompts(QUESTIONS, Limit(5, lengths[0]), "held-out", together=2)
     with pytest.raises(ValueError, match="^max_completion_length=128"):
-        policy.ask(QUESTIONS, Limit(128))
+        policy.with_fitting_prompts(QUESTIONS, Limit(128))
 
 
 def test_an_answer_is_asked_for_with_the_policys_ends_and_the_options(monkeypatch):

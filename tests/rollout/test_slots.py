@@ -12,7 +12,7 @@ from deepseek_jax.parallel import make_mesh
 from deepseek_jax.rollout import decode, engine, kept, speculative, steps, turns
 from deepseek_jax.rollout.completions import RolloutLog
 from deepseek_jax.rollout.engine import Engine, batch_parts_of, rollout_config
-from deepseek_jax.rollout.kept import TokenChoices, begin, put_completions, rows_of
+from deepseek_jax.rollout.kept import TokenChoices, add_places, put_completions, rows_of
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.slots import Decoding, append, repeat
 from tests.tiny import CONFIGS, MTP
@@ -67,7 +67,7 @@ def test_a_rollout_has_room_for_what_its_log_keeps(slots, routing, candidates):
     log = RolloutLog()
     log.keeps_routing, log.keeps_candidates = routing, candidates
     requests = SimpleNamespace(keys=range(5), tokens=range(2), prompt_room=16)
-    own, found = begin(HOW, Sampling(top_k=2), log, slots, requests)
+    own, found = add_places(HOW, Sampling(top_k=2), log, slots, requests)
     shapes = {
         "prompt_experts": (2, 16, 1, 2) if routing else None,
         "completion_experts": (6, 4, 1, 2) if routing else None,
@@ -137,9 +137,9 @@ def test_turns_make_room_for_the_longest_that_goes_on(monkeypatch, room, made):
         return SimpleNamespace(step=7)
 
     own = object.__new__(Engine)
-    own.how, own.state, own.longest = Decoding(CONFIG, turns=True), state, 4
-    own.tables, own.weights, own.fixed = None, None, ()
-    own.request_in, own.due, own.steps = np.zeros(3), {2: 9}, 7
+    own.decoding, own.state, own.longest = Decoding(CONFIG, turns=True), state, 4
+    own.tables, own.weights, own.static_arguments = None, None, ()
+    own.request_in, own.resume_steps, own.steps = np.zeros(3), {2: 9}, 7
     own._make_room = asked.append
     monkeypatch.setattr(decode, "decode", ran)
     monkeypatch.setattr(engine, "rooms", lambda tables, state: (16, room))

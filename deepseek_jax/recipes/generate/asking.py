@@ -278,12 +278,12 @@ def prompts_of(settings: GenerateSettings, policy: Policy, examples: list) -> li
     """Return the examples with their prompt_ids, without prompts above sampling.max_prompt_length.
 
     Raises:
-        ValueError: As Policy.ask and check_opening do.
+        ValueError: As Policy.with_fitting_prompts and check_opening do.
     """
     sampling = settings.sampling
     limit = Limit(sampling.max_completion_length, sampling.max_prompt_length)
     with at("sampling"):
-        prompts = policy.ask(examples, limit, "generation")
+        prompts = policy.with_fitting_prompts(examples, limit, "generation")
     with at("data"):
         # One prompt is enough, because the template ends all prompts in the same way
         check_opening(policy, prompts[0]["prompt_ids"])

@@ -107,7 +107,9 @@ class Accept(Stage):
 
     def _asked(self, context):
         examples = self.prompts.read(context)
-        return context.policy.ask(examples, Limit(self.settings.max_completion_length))
+        return context.policy.with_fitting_prompts(
+            examples, Limit(self.settings.max_completion_length)
+        )
 
     @override
     def programs(self, config, mesh, others):

@@ -299,7 +299,7 @@ class LearnFrom(Stage):
         limit = self.settings.rollout.limit()
         with at("rollout"):
             return {
-                task: context.policy.ask(examples, limit) if examples else []
+                task: context.policy.with_fitting_prompts(examples, limit) if examples else []
                 for task, examples in self.questions.read(context).items()
             }
 

@@ -127,7 +127,9 @@ class Reinforce(Stage):
         copies, limit = self.settings.num_efforts(), self.settings.rollout.limit()
         with at("rollout"):
             return {
-                scenario: policy.ask(examples, limit, NAMES[scenario], copies) if examples else []
+                scenario: policy.with_fitting_prompts(examples, limit, NAMES[scenario], copies)
+                if examples
+                else []
                 for scenario, examples in examples_by_scenario.items()
             }
 

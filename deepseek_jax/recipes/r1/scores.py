@@ -70,7 +70,7 @@ class MeasureWorld(Measure):
     def _asked(self, context):
         limit = Limit(self.settings.max_completion_length)
         return [
-            context.policy.ask(held_out, limit, "held-out")
+            context.policy.with_fitting_prompts(held_out, limit, "held-out")
             for held_out in self.questions.read(context)
         ]
 
