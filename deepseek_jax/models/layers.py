@@ -45,7 +45,7 @@ def weight(module: nn.Module, name: str, *, init=None, **axes: int):
     return module.param(name, boxed_init, tuple(axes.values()), jnp.float32)
 
 
-def has_gradient(path: tuple, parts: tuple[str, ...] = ()) -> bool:
+def has_gradient(path: tuple, trained_parts: tuple[str, ...] = ()) -> bool:
     """Return whether a loss gives a parameter a gradient.
 
     False for router_bias, which balancing moves (arXiv:2412.19437, section 2.1.2), and for PARTS
@@ -53,11 +53,13 @@ def has_gradient(path: tuple, parts: tuple[str, ...] = ()) -> bool:
 
     Args:
         path: The keys of the parameter in a tree of params.
-        parts: The names in PARTS that the loss trains.
+        trained_parts: The names in PARTS that the loss trains.
     """
     # All keys, not only the first: distillation trains a tree of the student's params and projections
     keys = [str(key.key) for key in path]
-    untrained_parts = [is_of_part for part, is_of_part in PARTS.items() if part not in parts]
+    untrained_parts = [
+        is_of_part for part, is_of_part in PARTS.items() if part not in trained_parts
+    ]
     return keys[-1] != "router_bias" and not any(
         is_of_part(key) for is_of_part in untrained_parts for key in keys
     )

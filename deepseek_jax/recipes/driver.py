@@ -188,7 +188,7 @@ class _Running:
         self.stages = recipe.stages(settings)
         self.opened = contextlib.ExitStack()
         self.memo: dict[Hashable, Any] = {}
-        self.held: dict[Hashable, Policy] = {}
+        self.loaded_policies: dict[Hashable, Policy] = {}
         self.policies: dict[str, Policy] = {}
         self.results = Results(settings, self.stages, run.folder)
         self.page = LivePage(lambda: write_page(self.results, recipe.page(self.results)))
@@ -203,7 +203,7 @@ class _Running:
             self.policies,
             self.opened,
             self.memo,
-            self.held,
+            self.loaded_policies,
         )
 
     def check_settings(self):
@@ -220,7 +220,7 @@ class _Running:
                 with stage.at():
                     config = stage.leaves(policy.config)
                 policies[stage.name] = dataclasses.replace(policy, config=config)
-            self.left = check(self.stages, self.run.mesh)
+            self.configs = check(self.stages, self.run.mesh)
 
     def check_data(self):
         """Raise ValueError for other mistakes that show before the first stage runs.
@@ -234,7 +234,7 @@ class _Running:
                 waiting_for("checking that the programs fit in memory"),
                 contextlib.suppress(CannotPlan),
             ):
-                check_memory(_programs(self.stages, self.run.mesh, self.left))
+                check_memory(_programs(self.stages, self.run.mesh, self.configs))
         # Training data before the data of measurements
         for stage in sorted(self.stages, key=lambda stage: stage.measures):
             leave_if_asked("the start")
@@ -243,12 +243,12 @@ class _Running:
 
     def _may_not_fit(self, room_bytes):
         sources = (source for stage in self.stages for source in stage.sources)
-        if not self.left or any(
+        if not self.configs or any(
             isinstance(reward_source, RewardSource) and reward_source.models()
             for reward_source in sources
         ):
             return bool(room_bytes)
-        num_params = max(map(count_params, {*self.left.values()}))
+        num_params = max(map(count_params, {*self.configs.values()}))
         num_tokens = max(largest_batch(stage.settings) for stage in self.stages)
         return room_bytes and SMALL * 4 * (num_params + num_tokens) > room_bytes
 
@@ -336,7 +336,7 @@ class _Running:
             leave_if_asked(label)
             if not stage.start:
                 # A stage without a start reads nothing that is on the devices
-                self.held.clear()
+                self.loaded_policies.clear()
             inputs, stage_standing = standings[stage.name]
             if stage_standing.complete:
                 say(f"{label}: unchanged, not run again")
@@ -374,7 +374,7 @@ class _Running:
             elif isinstance(result, Policy):
                 with waiting_for(f"saving the parameters of {stage.name}"):
                     _save(context, result)
-                self.held[stage.name, True] = result
+                self.loaded_policies[stage.name, True] = result
 
         run_stage(self.run.folder, stage.name, inputs, make)
 
@@ -382,11 +382,11 @@ class _Running:
 def _save(context: Context, policy: Policy):
     """Save the policy that a stage's run returned; with an adapter, only the adapter."""
     if isinstance(policy.params, AdaptedParams):
-        base, target = context.path_of(context.stage.start), context.own / "adapter"
+        base, target = context.path_of(context.stage.start), context.stage_folder / "adapter"
         if not is_adapter(target):
             save_adapter(target, policy.config, policy.params, base, policy.files())
-    elif not is_orbax(context.own / "params"):
-        save_orbax(context.own / "params", policy.config, policy.params, policy.files())
+    elif not is_orbax(context.stage_folder / "params"):
+        save_orbax(context.stage_folder / "params", policy.config, policy.params, policy.files())
 
 
 def describe(
@@ -462,7 +462,7 @@ def run(
             stage_standing.complete for _, stage_standing in standings.values()
         )
         if not is_complete:
-            _say_plan(running.stages, running.left)
+            _say_plan(running.stages, running.configs)
             running.check_data()
             standings = standings or running.standings()
         if not redo:

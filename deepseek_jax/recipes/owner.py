@@ -192,7 +192,8 @@ class _Owner:
         if owner["boot"] == self.place["boot"] is not None:
             return _place(owner["pid"])[1:] == tuple(owner[name] for name in FIELDS[1:4])
         print(
-            f"{self.workdir} is owned by {shown(owner)}: looking for {WATCH_SECONDS:g} s whether it lives",
+            f"{self.workdir} is owned by {owner_text(owner)}: looking for {WATCH_SECONDS:g} s whether it "
+            "lives",
             flush=True,
         )
         deadline = time.monotonic() + WATCH_SECONDS
@@ -219,7 +220,7 @@ class _Owner:
                 failed = True
 
 
-def shown(owner: dict) -> str:
+def owner_text(owner: dict) -> str:
     """Describe an owner in words."""
     return f"process {owner['pid']} on {owner['host']}"
 
@@ -227,8 +228,8 @@ def shown(owner: dict) -> str:
 def _leave(workdir, owner):
     """End this process before it saves anything else: another process owns its directory."""
     message = (
-        f"error: {workdir} was taken over by {shown(owner)}, because this process did not renew {OWNER} for "
-        f"{WATCH_SECONDS:g} s; it ends now, and the other one resumes from its last checkpoint"
+        f"error: {workdir} was taken over by {owner_text(owner)}, because this process did not renew {OWNER} "
+        f"for {WATCH_SECONDS:g} s; it ends now, and the other one resumes from its last checkpoint"
     )
     print(message, file=sys.stderr, flush=True)
     # Not sys.exit, which would end only this thread

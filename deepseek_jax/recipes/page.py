@@ -23,7 +23,7 @@ def run_page(results: Results, title: str) -> Page:
     """
     scores = {
         results.row(name): results.measurements()[name][0].scores(content)
-        for name, content in results.found().items()
+        for name, content in results.contents().items()
     }
     titles, marker = list(scores), results.folder / MARKER
     config = read_object(marker) if marker.exists() else {}

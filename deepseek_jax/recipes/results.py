@@ -66,7 +66,7 @@ class Results:
             if file.exists()
         }
 
-    def found(self) -> dict[str, Any]:
+    def contents(self) -> dict[str, Any]:
         """Return {measurement: the content of its file}, without outdated measurements.
 
         A measurement is outdated if the stage that it measured has been run again since.

@@ -248,7 +248,7 @@ class Context:
         policies: {stage: the Policy that it produces, without parameters}.
         opened: Closes at the end of the run what was opened in it.
         memo: The results of `once`.
-        held: The policy that the previous stage used or produced, still on the devices.
+        loaded_policies: The policy that the previous stage used or produced, still on the devices.
     """
 
     stage: Stage
@@ -258,7 +258,7 @@ class Context:
     policies: Mapping[str, Policy]
     opened: contextlib.ExitStack
     memo: dict[Hashable, Any]
-    held: dict[Hashable, Policy]
+    loaded_policies: dict[Hashable, Policy]
 
     @property
     def mesh(self) -> Mesh:
@@ -271,7 +271,7 @@ class Context:
         return self.stage.settings
 
     @property
-    def own(self) -> Path:
+    def stage_folder(self) -> Path:
         """The folder of the stage."""
         return self.folder / self.stage.name
 
@@ -302,18 +302,18 @@ class Context:
             mesh: The mesh for the parameters, in place of the run's.
         """
         key = name, trained
-        if mesh is None and key in self.held:
-            return self.held[key]
+        if mesh is None and key in self.loaded_policies:
+            return self.loaded_policies[key]
         # The devices have room for one policy
-        self.held.clear()
+        self.loaded_policies.clear()
         params = self.stages[name].params(self, trained, mesh or self.mesh)
         policy = self.policies[name].at(params)
         if mesh is None and self.stage.measures:
             # The next stage may begin from the same policy
-            self.held[key] = policy
+            self.loaded_policies[key] = policy
         return policy
 
-    def begin(self) -> Policy:
+    def load_start(self) -> Policy:
         """Load the policy that the stage begins from.
 
         The stage may donate its arrays, unless it measures.
@@ -323,16 +323,16 @@ class Context:
             policy = self.load(stage.start)
         else:
             key = stage.start, "beside an adapter"
-            if key not in self.held:
-                self.held.clear()
+            if key not in self.loaded_policies:
+                self.loaded_policies.clear()
                 with stage.at(), at("adapter"):
                     base = self.beside(stage, self.mesh)
                     config = stage.model(base.config)
                     params = with_adapter(config, base.params, stage.adapter, self.mesh, stage.seed)
-                self.held[key] = base.at(params)
-            policy = self.held[key]
+                self.loaded_policies[key] = base.at(params)
+            policy = self.loaded_policies[key]
         if not stage.measures:
-            self.held.clear()
+            self.loaded_policies.clear()
         return dataclasses.replace(policy, config=stage.model(policy.config))
 
     def beside(self, stage: Stage, mesh: Mesh) -> Policy:

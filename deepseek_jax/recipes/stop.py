@@ -33,14 +33,14 @@ class Stop:
     ends_by_thread = False
 
     def __init__(self):
-        self.asked, self.since = False, 0.0
+        self.requested, self.since = False, 0.0
         is_main_thread = threading.current_thread() is threading.main_thread()
         numbers = (signal.SIGINT, signal.SIGTERM) if is_main_thread else ()
         self.previous = {number: signal.signal(number, self._ask) for number in numbers}
 
     def __call__(self):
         """Return whether the run was asked to stop."""
-        return self.asked
+        return self.requested
 
     def __enter__(self):
         return self
@@ -50,13 +50,13 @@ class Stop:
             signal.signal(number, handler)
 
     def _ask(self, number, frame):
-        if self.asked:
+        if self.requested:
             by_thread = number == signal.SIGINT and self.ends_by_thread
             if time.monotonic() - self.since > TOGETHER_SECONDS and not by_thread:
                 # A second request acts as if there were no Stop
                 self.__exit__()
                 os.kill(os.getpid(), number)
             return
-        self.asked, self.since = True, time.monotonic()
+        self.requested, self.since = True, time.monotonic()
         name = signal.Signals(number).name
         write_line(f"{name}: finishing the step, then saving; send it again to exit at once")

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from deepseek_jax.files import absolute, below, is_remote, read_object, remove_folder, write_whole
 from deepseek_jax.programs import command, home
-from deepseek_jax.recipes.owner import OWNER, names_in, owned, read_owner, shown
+from deepseek_jax.recipes.owner import OWNER, owner_text, names_in, owned, read_owner
 
 MARKER = "config.json"
 # Fields of config.json in addition to the config's: digests of the code, commits of hub names, and
@@ -304,7 +304,7 @@ def _sees(workdir, token):
 
 def _is_busy(workdir, owner):
     raise ValueError(
-        f"another process is at work in {workdir}: {shown(owner)}; wait until it ends, or give another "
+        f"another process is at work in {workdir}: {owner_text(owner)}; wait until it ends, or give another "
         "--workdir"
     )
 

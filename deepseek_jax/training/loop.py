@@ -276,7 +276,7 @@ def fit(
             not change.
         untrained: as in watch.Checks.
     """
-    create, step = create_update(settings, loss_fn, params, run.mesh, parts=trained_parts)
+    create, step = create_update(settings, loss_fn, params, run.mesh, trained_parts=trained_parts)
     checks = Checks(terms=LOSS_TERMS, untrained=untrained, locate=step.locate)
     state = create(params)
     state = train(settings, state, step, source, run, settings.seed, checks, flops_per_token)

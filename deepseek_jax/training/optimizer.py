@@ -83,11 +83,11 @@ class OptimizerSettings:
                     "to 'float32'"
                 )
 
-    def make(self, num_updates: int, parts: tuple[str, ...] = ()):
+    def make(self, num_updates: int, trained_parts: tuple[str, ...] = ()):
         """Build the optax transformation for a run of this many updates.
 
         Args:
-            parts: the models.layers.PARTS that the loss trains.
+            trained_parts: the models.layers.PARTS that the loss trains.
 
         Raises:
             ValueError: as `rate` does.
@@ -98,7 +98,7 @@ class OptimizerSettings:
             b2=self.b2,
             weight_decay=self.weight_decay,
             max_grad_norm=self.max_grad_norm,
-            parts=parts,
+            trained_parts=trained_parts,
             moment_dtype=self.moment_dtype,
             momentum=self.momentum if self.kind == "muon" else None,
         )
@@ -134,7 +134,7 @@ def make_optimizer(
     b2: float,
     weight_decay: float,
     max_grad_norm: float,
-    parts: tuple[str, ...] = (),
+    trained_parts: tuple[str, ...] = (),
     moment_dtype: str = "float32",
     momentum: float | None = None,
 ) -> optax.GradientTransformation:
@@ -146,11 +146,11 @@ def make_optimizer(
     Weight decay is multiplied by the learning rate, and skips norm scales and biases. Parameters
     without a gradient have no moments and are never changed here: otherwise weight decay would
     shrink a checkpoint's weights. These are router_bias, which the train step moves by expert load,
-    and the models.layers.PARTS that are not among `parts`.
+    and the models.layers.PARTS that are not among `trained_parts`.
 
     Args:
         schedule: the learning rate by update.
-        parts: the models.layers.PARTS that the loss trains.
+        trained_parts: the models.layers.PARTS that the loss trains.
         moment_dtype: the dtype of all moments, see scale_by_adam; bfloat16 as in arXiv:2412.19437,
             section 3.3.3.
         momentum: Muon's; None for AdamW only.
@@ -169,7 +169,7 @@ def make_optimizer(
 
     def labels(params):
         return jax.tree.map_with_path(
-            lambda path, _: "trained" if has_gradient(path, parts) else "frozen", params
+            lambda path, _: "trained" if has_gradient(path, trained_parts) else "frozen", params
         )
 
     return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)

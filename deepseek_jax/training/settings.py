@@ -133,13 +133,13 @@ class LoopSettings(Settings):
         """
         return float(self._rate(np.int32(state.step) - 1))
 
-    def make_optimizer(self, parts: tuple[str, ...] = ()) -> optax.GradientTransformation:
+    def make_optimizer(self, trained_parts: tuple[str, ...] = ()) -> optax.GradientTransformation:
         """Build the optax transformation for the whole training.
 
         Args:
-            parts: as in OptimizerSettings.make.
+            trained_parts: as in OptimizerSettings.make.
         """
-        return self.optimizer.make(self.num_updates(), parts)
+        return self.optimizer.make(self.num_updates(), trained_parts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

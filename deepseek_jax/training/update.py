@@ -62,7 +62,7 @@ def create_update(
     params: PyTree,
     mesh: Mesh,
     *,
-    parts: tuple[str, ...] = (),
+    trained_parts: tuple[str, ...] = (),
     micro_batches: int | None = None,
     beside: UpdateOptions = NOTHING,
 ) -> tuple[Create, "Update"]:
@@ -74,11 +74,11 @@ def create_update(
     Args:
         settings: has make_optimizer(), optimizer and micro_batches.
         params: arrays, or ShapeDtypeStructs with shardings.
-        parts: the models.layers.PARTS that the loss trains. The other parts and router biases do
+        trained_parts: the models.layers.PARTS that the loss trains. The other parts and router biases do
             not change.
         micro_batches: replaces settings.micro_batches.
     """
-    tx = settings.make_optimizer(parts=parts)
+    tx = settings.make_optimizer(trained_parts=trained_parts)
     create, state_shardings = state_maker(params, tx, mesh, settings.optimizer.moment_memory)
     if beside.reference is not None:
         state_shardings = state_shardings.replace(reference=beside.reference.places)

@@ -89,7 +89,7 @@ class Counts(Stage):
                 print("under way", flush=True)
         done = context.folder / f"done{jax.process_index()}"
         done.write_text(f"{step} {dict(run.mesh.shape)}")
-        (context.own / "steps").write_text(str(step))
+        (context.stage_folder / "steps").write_text(str(step))
         print(run.watchdog)
 
 def stages(s):

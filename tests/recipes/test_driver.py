@@ -61,7 +61,7 @@ class MeasureQuiz(Measure):
         return scored_answer_programs(self, config, mesh, asked)
 
     def run(self, context):
-        data, options, policy = self.whole.data, self.whole.answers, context.begin()
+        data, options, policy = self.whole.data, self.whole.answers, context.load_start()
         _, questions = find_questions(data.task)
         task = questions.make(self.whole.seed, data.num_held_out)
         asked = policy.with_fitting_prompts(task.held_out, Limit(options.max_completion_length), "held-out")
@@ -75,7 +75,7 @@ def page(results):
 
 
 def report(results):
-    print("answers right:", results.found()["quiz"])
+    print("answers right:", results.contents()["quiz"])
 '''
 
 

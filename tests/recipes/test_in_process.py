@@ -39,7 +39,7 @@ class Counts(Stage):
         return {"steps": "steps.json"}
 
     def run(self, context):
-        settings, taken = self.settings, context.own / "checkpoints"
+        settings, taken = self.settings, context.stage_folder / "checkpoints"
         taken.mkdir(exist_ok=True)
         (taken / "7.orbax-checkpoint-tmp").mkdir(exist_ok=True)
         for step in range(len(list(taken.glob("?"))), settings.steps):

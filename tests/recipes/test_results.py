@@ -156,11 +156,11 @@ def test_what_was_measured_of_an_earlier_version_of_a_stage_is_not_found(tmp_pat
     base = write_stage(tmp_path, "pretrain")
     write_stage(tmp_path, "before", parent=base)
     write_stage(tmp_path, "after", parent=write_stage(tmp_path, "grpo", parent=base))
-    assert list(results.found()) == ["before", "after"]
+    assert list(results.contents()) == ["before", "after"]
     write_stage(tmp_path, "grpo", parent=base, num_steps=9)
-    assert list(results.found()) == ["before"] and list(results.scores()) == ["before", "after"]
+    assert list(results.contents()) == ["before"] and list(results.scores()) == ["before", "after"]
     write_stage(tmp_path, "before", parent=base, complete=False)
-    assert results.found() == {}
+    assert results.contents() == {}
 
 
 def test_where_the_parameters_of_each_stage_are(tmp_path):

@@ -25,7 +25,7 @@ RATE = 0.01
 
 
 def make():
-    return make_optimizer(make_schedule(RATE, num_steps=10), parts=("mtp",), **SETTINGS)
+    return make_optimizer(make_schedule(RATE, num_steps=10), trained_parts=("mtp",), **SETTINGS)
 
 
 def directions(momentum):
@@ -151,7 +151,7 @@ def test_embedding_head_norms_and_biases_are_adams():
     assert others == {"embedding", "head", "scale", "router_bias"}
     grads = jax.tree.map(jnp.ones_like, params)
     alone = make_optimizer(
-        make_schedule(RATE, num_steps=10), parts=("mtp",), **SETTINGS | dict(momentum=None)
+        make_schedule(RATE, num_steps=10), trained_parts=("mtp",), **SETTINGS | dict(momentum=None)
     )
     (ours, _), (theirs, _) = (tx.update(grads, tx.init(params), params) for tx in (make(), alone))
     for (path, own), other in zip(

@@ -85,7 +85,7 @@ def test_a_part_moves_only_where_a_loss_trains_it(part, key, trained):
     scales and biases.
     """
     parts = (part,) if trained else ()
-    tx = make_optimizer(make_schedule(0.01, num_steps=10), **SETTINGS, parts=parts)
+    tx = make_optimizer(make_schedule(0.01, num_steps=10), **SETTINGS, trained_parts=parts)
     params = parameters() | {key: {"block": parameters()["layer"]}}
     opt_state = tx.init(params)
     paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(opt_state)]
@@ -214,7 +214,7 @@ def test_a_state_of_bfloat16_moments_is_placed_saved_and_restored(tmp_path):
     params = {"kernel": jnp.arange(32.0).reshape(8, 4), "router_bias": jnp.ones(4)}
     placed = shardings(mesh, {"kernel": ("embed", "mlp"), "router_bias": ("experts",)}, params)
     tx = make_optimizer(
-        make_schedule(0.1, num_steps=2), **SETTINGS, moment_dtype="bfloat16", parts=("mtp",)
+        make_schedule(0.1, num_steps=2), **SETTINGS, moment_dtype="bfloat16", trained_parts=("mtp",)
     )
     wanted = state_shardings(mesh, placed, params, tx)
 

@@ -61,7 +61,7 @@ def test_multi_token_prediction_is_trained_where_asked():
     """Oracle: by hand: 0.5, the rate, where every gradient is 1."""
     params = {"mtp_0": {"kernel": jnp.ones(())}}
     for parts, moved in ((), 0), (("mtp",), -0.5):
-        tx = settings(learning_rate=0.5).make(1, parts=parts)
+        tx = settings(learning_rate=0.5).make(1, trained_parts=parts)
         updates, _ = tx.update(params, tx.init(params), params)
         np.testing.assert_allclose(updates["mtp_0"]["kernel"], moved, rtol=1e-6)  # float32
 

@@ -270,12 +270,12 @@ def descent(params, batch, rng, *more):
     }
 
 
-def made(beside=UpdateOptions(), parts=(), **more):  # noqa: B008
+def made(beside=UpdateOptions(), trained_parts=(), **more):  # noqa: B008
     """(state, Update) of plain descent with two micro-batches on one device."""
     mesh, asked = one_device(), []
 
-    def make(*, parts):
-        asked.append(parts)
+    def make(*, trained_parts):
+        asked.append(trained_parts)
         return optax.sgd(1.0)
 
     optimizer = SimpleNamespace(moment_memory="device")
@@ -283,9 +283,9 @@ def made(beside=UpdateOptions(), parts=(), **more):  # noqa: B008
     everywhere = jax.NamedSharding(mesh, jax.P())
     params = {"w": jax.device_put(np.float32(5), everywhere)}
     create, update = create_update(
-        settings, descent, params, mesh, parts=parts, beside=beside, **more
+        settings, descent, params, mesh, trained_parts=trained_parts, beside=beside, **more
     )
-    assert asked == [parts]
+    assert asked == [trained_parts]
     return create(params), update
 
 
@@ -311,7 +311,7 @@ def test_an_update_gives_the_loss_what_else_there_is_and_reports():
     it. The settings' two micro-batches have a row each, unless it is said otherwise.
     """
     report = UpdateOptions(report=lambda state: {"after": state.params["w"]})
-    state, update = made(report, parts=("mtp",))
+    state, update = made(report, trained_parts=("mtp",))
     state, metrics = step_of(state, update, (), np.float32(3))
     assert metrics["after"] == state.params["w"] == 5 - 9 and metrics["one_max"].shape == (1,)
     state, update = made(micro_batches=1)
@@ -376,7 +376,7 @@ def test_an_update_of_a_recipe_balances_its_experts():
     everywhere = jax.NamedSharding(one_device(), jax.P())
     optimizer = SimpleNamespace(moment_memory="device")
     settings = SimpleNamespace(
-        make_optimizer=lambda parts: TX, optimizer=optimizer, micro_batches=1
+        make_optimizer=lambda trained_parts: TX, optimizer=optimizer, micro_batches=1
     )
     beside = UpdateOptions(bias_update_speed=optax.constant_schedule(0.1))
     params = jax.device_put(make_state().params, everywhere)

@@ -47,7 +47,7 @@ class MeasureTasks(Measure):
             task_answers = answer_tasks(self.settings, tasks, policy, self.seed)
         say_shares(self.title, task_answers.shares)
         if first_process():
-            write_whole(context.own / SAMPLES, json.dumps(task_answers.samples, indent=1))
+            write_whole(context.stage_folder / SAMPLES, json.dumps(task_answers.samples, indent=1))
         return task_answers.shares
 
     @override

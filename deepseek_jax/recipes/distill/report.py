@@ -46,7 +46,7 @@ def page(results: Results) -> Page:
     compared_pairs = [pair for pair in pairs if set(pair) <= common_page.scores.keys()]
     samples = {
         results.row(name): read_json(results.folder / name / SAMPLES)
-        for name in results.found()
+        for name in results.contents()
         if (results.folder / name / SAMPLES).exists()
     }
     groups = [
@@ -78,7 +78,7 @@ def report(results: Results):
             if isinstance(stage, Distil):
                 picture = folder / f"{stage.title}.png"
                 plot_curves(folder / "metrics.jsonl", picture, phase=stage.name, names=CURVES)
-        answers = {results.row(name): shares for name, shares in results.found().items()}
+        answers = {results.row(name): shares for name, shares in results.contents().items()}
         if answers:
             _conclude(results, answers)
 

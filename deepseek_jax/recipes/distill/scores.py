@@ -106,20 +106,22 @@ def first_answers(samples: dict[str, list]) -> list[dict]:
     ]
 
 
-def intervals(found: dict[str, list[float]]) -> dict[str, tuple[float, float, float]]:
+def intervals(shares_by_task: dict[str, list[float]]) -> dict[str, tuple[float, float, float]]:
     """Return each task's mean share with its 95% interval over questions.
 
     Args:
-        found: TaskAnswers.shares.
+        shares_by_task: TaskAnswers.shares.
 
     Returns:
         {task: (mean, low, high)}. With several tasks, "all" comes last, over the questions of all
         tasks.
     """
     shares_of_all: dict[str, list[float]] = {}
-    if len(found) > 1:
-        shares_of_all["all"] = sum(found.values(), [])
-    return {name: score_interval(shares) for name, shares in (found | shares_of_all).items()}
+    if len(shares_by_task) > 1:
+        shares_of_all["all"] = sum(shares_by_task.values(), [])
+    return {
+        name: score_interval(shares) for name, shares in (shares_by_task | shares_of_all).items()
+    }
 
 
 def say_shares(title: str, shares: dict[str, list[float]]):

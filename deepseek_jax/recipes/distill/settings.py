@@ -169,12 +169,12 @@ class StudentSettings(FineTuneSettings):
                 f"as the output head; set it to 0, or one of {', '.join(OF_LOGITS)}, on_policy above 0"
             )
 
-    def make_optimizer(self, parts: tuple[str, ...] = ()):
+    def make_optimizer(self, trained_parts: tuple[str, ...] = ()):
         """Build the optax transformation for the whole training.
 
         With plateau, its update needs the held-out loss as `value`.
         """
-        tx = super().make_optimizer(parts)
+        tx = super().make_optimizer(trained_parts)
         if self.plateau is None:
             return tx
         # The held-out loss is new only at every eval_every-th update; its repetitions are no

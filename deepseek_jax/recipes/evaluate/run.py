@@ -164,7 +164,7 @@ class Evaluate(Measure):
                 with at("config"):
                     policy = dataclasses.replace(policy, template=_only_template(problems))
                     policy = conversing(policy, environments, self.settings)
-            parts_folder, should_stop = context.own / "parts", context.run.should_stop
+            parts_folder, should_stop = context.stage_folder / "parts", context.run.should_stop
             entries = _answered(self.settings, policy, problems, rules, parts_folder, should_stop)
         return {"made_of": self.problems.made_of, "problems": entries}
 
@@ -182,7 +182,7 @@ class Evaluate(Measure):
 def page(results: Results) -> Page:
     """Build the page, with the first problems of each task."""
     basic_page = run_page(results, "Evaluation")
-    return problems_page(basic_page, **results.found()["results"])
+    return problems_page(basic_page, **results.contents()["results"])
 
 
 def report(results: Results):
@@ -190,7 +190,7 @@ def report(results: Results):
     if first_process():
         # The results have everything that the parts have
         remove_folder(results.folder / "results" / "parts")
-    print_problems(results.found()["results"]["problems"], results.folder)
+    print_problems(results.contents()["results"]["problems"], results.folder)
 
 
 def checkpoint_hash(checkpoint: str | Path) -> str:

@@ -114,8 +114,8 @@ class Vary(Asks):
     @override
     def run(self, context):
         def ask(name, examples):
-            self.answer(context, context.own / name, examples, n=1)
-            return context.own / name
+            self.answer(context, context.stage_folder / name, examples, n=1)
+            return context.stage_folder / name
 
         with at("config"):
             all_questions, fates = augmented(
@@ -123,7 +123,7 @@ class Vary(Asks):
             )
         if first_process():
             content = {"questions": all_questions, "fates": fates}
-            write_whole(context.own / QUESTIONS, json.dumps(content, ensure_ascii=False))
+            write_whole(context.stage_folder / QUESTIONS, json.dumps(content, ensure_ascii=False))
         barrier("the questions are there")
 
 
@@ -204,7 +204,7 @@ class Ask(Asks):
         """Write the chunks into the stage's folder."""
         self.answer(
             context,
-            context.own,
+            context.stage_folder,
             read_json(self.varied.read(context) / QUESTIONS)["questions"],
             n=self.whole.sampling.samples_per_prompt,
             conversing_in=self.rewards.environments(context),
@@ -240,7 +240,7 @@ class Sift(Stage):
                 settings,
                 self.samples.read(context),
                 self.measured_on.evaluation(),
-                context.own,
+                context.stage_folder,
             )
 
     @override

@@ -171,9 +171,9 @@ class MeasureAnswers(Measure):
         super().check_data(context)
         with self.rewards.open(context) as rewards_by_scenario, at("rewards"):
             rewards_by_scenario["reasoning"].check(self.held_out.read(context))
-        self.asked(context)
+        self.fitting_questions(context)
 
-    def asked(self, context: Context) -> list[dict]:
+    def fitting_questions(self, context: Context) -> list[dict]:
         """Return the held-out questions that fit, see ask_held_out."""
         return ask_held_out(context, self.whole, self.held_out.questions)
 
@@ -190,12 +190,13 @@ class MeasureAnswers(Measure):
 
     @override
     def run(self, context):
-        settings, held_out, rollout = self.whole, self.asked(context), self.whole.rollout
+        settings, held_out = self.whole, self.fitting_questions(context)
+        rollout = settings.rollout
         with self.waiting(len(held_out)), self.rewards.open(context) as rewards_by_scenario:
             rewards = rewards_by_scenario["reasoning"]
             evaluate = functools.partial(
                 evaluate_both,
-                context.begin(),
+                context.load_start(),
                 options=AnswerOptions(
                     max_completion_length=rollout.longest(),
                     temperature=rollout.temperature_at(settings.num_steps),
@@ -225,7 +226,7 @@ class MeasureAnswers(Measure):
 
 def page(results: Results) -> reports.Page:
     """Build the page, with answers to held-out questions."""
-    measurements, common_page = results.found(), run_page(results, "GRPO")
+    measurements, common_page = results.contents(), run_page(results, "GRPO")
     if results.settings.effort is None:
         return reports.with_answers(
             common_page, {when: {"": answers} for when, answers in measurements.items()}
@@ -244,7 +245,7 @@ def page(results: Results) -> reports.Page:
 
 def report(results: Results):
     """Print the table and samples, and draw the curves; only process 0 draws."""
-    settings, workdir, measurements = results.settings, results.folder, results.found()
+    settings, workdir, measurements = results.settings, results.folder, results.contents()
     console, before, after = reports.make_console(), measurements["before"], measurements["after"]
     curves = reports.CURVES
     if settings.effort is not None:

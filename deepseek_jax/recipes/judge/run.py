@@ -41,7 +41,7 @@ def page(results: Results) -> reports.Page:
     """Build the page, with verdicts on held-out pairs."""
     answers = {
         when: {"": {"greedy": {"samples": reports.held_out_samples(measurement), "unscored": 0}}}
-        for when, measurement in results.found().items()
+        for when, measurement in results.contents().items()
     }
     return reports.with_answers(run_page(results, "Judge"), answers)
 

@@ -103,9 +103,9 @@ class Accept(Stage):
     @override
     def check_data(self, context):
         super().check_data(context)
-        self._asked(context)
+        self._fitting_questions(context)
 
-    def _asked(self, context):
+    def _fitting_questions(self, context):
         examples = self.prompts.read(context)
         return context.policy.with_fitting_prompts(
             examples, Limit(self.settings.max_completion_length)
@@ -127,12 +127,12 @@ class Accept(Stage):
                 self.judge.models(context.folder), context.mesh, expert_buffer
             )
         with self.at():
-            examples = self._asked(context)
+            examples = self._fitting_questions(context)
             sample_accepted(
                 self.settings,
                 context.load(self.start, trained=self.trained),
                 examples,
-                context.own / FILE,
+                context.stage_folder / FILE,
                 rule=self.rule.name,
                 seed=self.seed,
                 judge=models.get("judge"),

@@ -93,7 +93,9 @@ class Distil(Stage):
     def run(self, context):
         teacher = None if self.teacher is None else self.teacher.read(context)
         texts = self.texts.read(context)
-        return StudentRun(self, texts, context.run, context.own).train(context.begin(), teacher)
+        return StudentRun(self, texts, context.run, context.stage_folder).train(
+            context.load_start(), teacher
+        )
 
 
 def student_programs(

@@ -43,15 +43,15 @@ class Random(Stage):
     """Random parameters that a line of stages begins from, drawn again whenever they are read.
 
     Attributes:
-        kept: True to save them too: an adapter is useless without the parameters that it was
+        is_saved: True to save them too: an adapter is useless without the parameters that it was
             trained with.
     """
 
-    kept: bool = False
+    is_saved: bool = False
 
     @override
     def is_left(self, folder):
-        return not self.kept or super().is_left(folder)
+        return not self.is_saved or super().is_left(folder)
 
     @override
     def run(self, context):

@@ -238,4 +238,6 @@ class TrainJudge(RewardTraining):
     @override
     def run(self, context):
         pairs, world = self.pairs.read(context), self.pairs.world
-        train_judge(self.settings, context.begin(), pairs, world, context.run, context.own)
+        train_judge(
+            self.settings, context.load_start(), pairs, world, context.run, context.stage_folder
+        )

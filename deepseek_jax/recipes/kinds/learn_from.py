@@ -292,9 +292,9 @@ class LearnFrom(Stage):
             with at(f"teachers.{name}"):
                 tokenizer = teacher.tokenizer(context)
                 check_teacher(policy.config, policy.tokenizer, teacher_configs[name], tokenizer)
-        check_questions(self.settings, teacher_configs, self._asked(context))
+        check_questions(self.settings, teacher_configs, self._fitting_questions(context))
 
-    def _asked(self, context):
+    def _fitting_questions(self, context):
         """Return {task: the questions that fit}, with their prompt_ids."""
         limit = self.settings.rollout.limit()
         with at("rollout"):
@@ -315,7 +315,7 @@ class LearnFrom(Stage):
             for name, teacher in self.teachers.by_name.items()
         }
         with self.at():
-            questions = self._asked(context)
-        policy = context.begin()
+            questions = self._fitting_questions(context)
+        policy = context.load_start()
         params = learn_from_teachers(self.settings, policy, teachers, questions, context.run)
         return policy.at(params)

@@ -91,7 +91,7 @@ def scored_answer_programs(
     stage: Stage,
     config: ModelConfig,
     mesh: Mesh,
-    asked: AnswerPlan,
+    answer_plan: AnswerPlan,
     paid: RewardSource | None = None,
     scores: bool = False,
 ) -> list[Program]:
@@ -101,19 +101,19 @@ def scored_answer_programs(
         stage: The stage.
         config: The ModelConfig of its policy.
         mesh: The mesh of the run.
-        asked: The answers.
+        answer_plan: The answers.
         paid: Rewards with models that are on the devices too; None for no models.
         scores: True if these models score the answers.
     """
-    programs = answer_programs(stage.prefix, config, mesh, asked, stage.adapter)
+    programs = answer_programs(stage.prefix, config, mesh, answer_plan, stage.adapter)
     programs = beside_models(programs, () if paid is None else (paid,), config, mesh)
     if paid is None or not scores:
         return programs
-    completion_length = asked.options.max_completion_length
+    completion_length = answer_plan.options.max_completion_length
     completions = ScoredCompletions(
-        asked.prompts * asked.n, _longest_prompt(asked), completion_length
+        answer_plan.prompts * answer_plan.n, _longest_prompt(answer_plan), completion_length
     )
-    params = policy_params(abstract_tree(config, mesh, asked.dtype, stage.adapter))
+    params = policy_params(abstract_tree(config, mesh, answer_plan.dtype, stage.adapter))
     return [
         *programs,
         *beside(scoring_programs(stage.prefix, paid.planned(config), completions, mesh), params),

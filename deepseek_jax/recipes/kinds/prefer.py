@@ -249,4 +249,6 @@ class Prefer(RewardTraining):
     def run(self, context):
         base = None if self.adapter is None else context.path_of(self.start)
         records = self.records(context)
-        train_reward_model(self.settings, context.begin(), records, context.run, context.own, base)
+        train_reward_model(
+            self.settings, context.load_start(), records, context.run, context.stage_folder, base
+        )

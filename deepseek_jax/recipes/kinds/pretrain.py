@@ -229,7 +229,7 @@ def updates(stage: StageSettings, params, mesh: Mesh):
             loss_fn,
             shapes,
             mesh,
-            parts=trained_parts,
+            trained_parts=trained_parts,
             micro_batches=num_micro_batches,
             beside=update_options,
         )
@@ -383,7 +383,7 @@ class Pretrain(Stage):
     def run(self, context):
         policy = context.policy
         if self.start:
-            params = context.begin().params
+            params = context.load_start().params
         else:
             params = random_params(policy.config, context.mesh, self.seed)
         evaluate = None

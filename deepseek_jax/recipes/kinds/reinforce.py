@@ -101,17 +101,17 @@ class Reinforce(Stage):
                 if self.settings.eval_every:
                     rewards_by_scenario["reasoning"].check(self.questions.held_out(context))
             say_deciding(self.settings, rewards_by_scenario["reasoning"])
-        self.asked(context)
+        self.fitting_questions(context)
         self.measured_on(context)
 
-    def asked(self, context: Context) -> dict[str, list[dict]]:
+    def fitting_questions(self, context: Context) -> dict[str, list[dict]]:
         """Return {scenario: the questions that fit}, with their prompt_ids.
 
         With settings.effort each question is there once for each effort.
         """
-        return context.once((self, "asked"), lambda: self._asked(context))
+        return context.once((self, "questions"), lambda: self._fitting_questions(context))
 
-    def _asked(self, context):
+    def _fitting_questions(self, context):
         policy, examples_by_scenario, effort = (
             context.policy,
             self.questions.read(context),
@@ -154,14 +154,14 @@ class Reinforce(Stage):
     @override
     def run(self, context):
         with self.at():
-            questions = self.asked(context)
+            questions = self.fitting_questions(context)
         with self.rewards.open(context) as rewards_by_scenario:
             rewards = (
                 ScenarioRewards(rewards_by_scenario)
                 if questions["general"]
                 else rewards_by_scenario["reasoning"]
             )
-            policy = context.begin()
+            policy = context.load_start()
             held_out = self.measured_on(context)
             params = reinforce(self.settings, policy, questions, rewards, context.run, held_out)
         return policy.at(params)
@@ -180,7 +180,7 @@ def ask_held_out(context: Context, settings: ReinforceSettings, questions: Quest
             examples = with_efforts(settings.effort, examples)
         limit, copies = settings.rollout.limit(), settings.num_efforts()
         with at("rollout"):
-            return context.policy.ask(examples, limit, "held-out", copies)
+            return context.policy.with_fitting_prompts(examples, limit, "held-out", copies)
 
     return context.once((questions, "held-out", settings.rollout.limit()), ask)
 

@@ -208,7 +208,7 @@ def fine_tuning_programs(
     rows, length = settings.batch_size, settings.sequence_length
     batch = abstract_rows(mesh, rows, length, weighed=True)
     create, step = create_update(
-        settings, fine_tuning_loss(config), params, mesh, parts=parts_trained(config)
+        settings, fine_tuning_loss(config), params, mesh, trained_parts=parts_trained(config)
     )
     state = create.eval_shape(params)
     update = update_program(f"{name}update", step, state, batch, config=config, mesh=mesh)
@@ -270,7 +270,7 @@ class Tune(Stage):
                 self._check_texts(context)
         train = self.texts.read(context)
         loss_of = conversation_loss(context, self.settings, self.held_out)
-        policy = context.begin()
+        policy = context.load_start()
         source = packed_conversations(self.settings, policy, train, loss_of, context.mesh)
         return policy.at(fine_tune(self.settings, policy, source, context.run))
 

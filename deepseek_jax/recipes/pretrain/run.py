@@ -372,7 +372,7 @@ def report(results: Results):
     """Draw the curves, and print the losses and the drafts; only process 0 does so."""
     if not first_process():
         return
-    workdir, measurements, losses = results.folder, results.found(), {}
+    workdir, measurements, losses = results.folder, results.contents(), {}
     for name, stage in results.settings.in_order():
         plot_curves(workdir / "metrics.jsonl", workdir / f"{name}.png", phase=name, names=CURVES)
         stage_losses = (measurements[f"{name}{end}"] for end in (BEFORE, AFTER))

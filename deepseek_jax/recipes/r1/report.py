@@ -24,7 +24,8 @@ def page(results: Results) -> Page:
     """Build the page, with the samples of all policies, and the findings of a complete run."""
     basic_page, settings, titles = run_page(results, "R1"), results.settings, results.titles()
     samples = {
-        results.row(name): measurement["samples"] for name, measurement in results.found().items()
+        results.row(name): measurement["samples"]
+        for name, measurement in results.contents().items()
     }
     end_titles = [titles[name] for name in settings.last_stages() if titles[name] in samples]
     # Before the last stage has ended, the latest measurement takes its place
@@ -51,7 +52,7 @@ def report(results: Results):
     for name in results.settings.paying():
         console.print(reward_model_table(f"{name}, held out", folder / name))
     scores = {
-        results.row(name): measurement["scores"] for name, measurement in results.found().items()
+        results.row(name): measurement["scores"] for name, measurement in results.contents().items()
     }
     # A world may lack scores: the language score, for example, needs questions that name a language
     forms = {n: form for n, form in FORMS.items() if any(n in s for s in scores.values())}

@@ -65,9 +65,9 @@ class MeasureWorld(Measure):
     def check_data(self, context):
         super().check_data(context)
         # Raises if answers exceed the model's positions
-        self._asked(context)
+        self._fitting_questions(context)
 
-    def _asked(self, context):
+    def _fitting_questions(self, context):
         limit = Limit(self.settings.max_completion_length)
         return [
             context.policy.with_fitting_prompts(held_out, limit, "held-out")
@@ -82,9 +82,9 @@ class MeasureWorld(Measure):
 
     @override
     def run(self, context):
-        reasoning, general = self._asked(context)
+        reasoning, general = self._fitting_questions(context)
         with self.waiting(len(reasoning) + len(general)):
-            policy, world = context.begin(), self.questions.world_data.world
+            policy, world = context.load_start(), self.questions.world_data.world
             measurement = measure(policy, world, reasoning, general, self.settings, seed=self.seed)
         say_scores(self.start, measurement)
         return measurement

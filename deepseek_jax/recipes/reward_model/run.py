@@ -38,7 +38,7 @@ def stages(s: RewardModelSettings) -> list[Stage]:
 
 def page(results: Results) -> reports.Page:
     """Build the page, with rewards of held-out preferences."""
-    return reports.with_preferences(run_page(results, "Reward model"), results.found())
+    return reports.with_preferences(run_page(results, "Reward model"), results.contents())
 
 
 def report(results: Results):

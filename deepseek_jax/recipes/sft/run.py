@@ -202,21 +202,21 @@ class MeasureConversations(Measure):
     @override
     def check_data(self, context):
         super().check_data(context)
-        rewards, examples = self.rewards.read(context), self._asked(context)
+        rewards, examples = self.rewards.read(context), self._fitting_questions(context)
         if rewards is not None and examples:
             with at("rewards"):
                 rewards.check(examples)
             if self.rewards.accuracy is None and self.rewards.decides(rewards) is not None:
                 say_deciding(self.whole, rewards)
 
-    def _asked(self, context):
+    def _fitting_questions(self, context):
         """Return the held-out prompts that the policy answers."""
         read_conversations = self.held_out.read
 
         def make_examples():
             return held_out_prompts(self.whole, context.policy, read_conversations(context))
 
-        return context.once("asked", make_examples)
+        return context.once("questions", make_examples)
 
     @override
     def programs(self, config, mesh, others):
@@ -226,9 +226,10 @@ class MeasureConversations(Measure):
 
     @override
     def run(self, context):
-        rewards, examples, answers = self.rewards.read(context), self._asked(context), None
+        rewards, examples = self.rewards.read(context), self._fitting_questions(context)
+        answers = None
         with self.waiting(len(examples) or None):
-            policy = context.begin()
+            policy = context.load_start()
             if examples:
                 answers = evaluate_both(
                     policy,
@@ -250,7 +251,7 @@ class MeasureConversations(Measure):
 
 def page(results: Results) -> Page:
     """Build the page, with answers to held-out questions."""
-    answers = {name: measurement["answers"] for name, measurement in results.found().items()}
+    answers = {name: measurement["answers"] for name, measurement in results.contents().items()}
     answers_by_task = {
         when: {} if stage_answers is None else {"": stage_answers}
         for when, stage_answers in answers.items()
@@ -260,7 +261,7 @@ def page(results: Results) -> Page:
 
 def report(results: Results):
     """Print the tables and samples, and draw the curves; only process 0 draws."""
-    settings, workdir, measurements = results.settings, results.folder, results.found()
+    settings, workdir, measurements = results.settings, results.folder, results.contents()
     console, before, after = make_console(), measurements["before"], measurements["after"]
     if first_process():
         metrics_path, curves_path = workdir / "metrics.jsonl", workdir / "curves.png"
