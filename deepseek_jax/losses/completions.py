@@ -69,7 +69,7 @@ def completion_logprobs(
             - for conversations also observed_mask bool[b t], True on what the model read between
               its turns;
             - if the rollout recorded experts, prompt_experts uint16[p s l a] and completion_experts
-              uint16[b t l a], see ops.routing.with_kept;
+              uint16[b t l a], see ops.routing.with_recorded;
             - if the rollout recorded candidates, candidates int32[b t n]. Distributions are over
               them only.
         temperature: A number or float32[].
@@ -125,7 +125,7 @@ def _own_rows(config, params, batch):
         tokens,
         segment_ids=segment_ids.astype(jnp.int32),
         positions=jnp.maximum(jnp.arange(tokens.shape[1]) - padding_b1, 0),
-        kept=_by_layer(experts),
+        recorded_experts=_by_layer(experts),
     )
     # Predictions inside the prompt are computed and dropped. The row's tokens are split over
     # devices: to cut the row would move every hidden state
@@ -160,7 +160,7 @@ def _shared_rows(config, params, batch):
         segment_ids=segment_ids.astype(jnp.int32),
         positions=positions,
         branches=Branches(s, n),
-        kept=_by_layer(experts),
+        recorded_experts=_by_layer(experts),
     )
     d = hidden.shape[-1]
     # The prompt's last token predicts a completion's first; each token then predicts the next

@@ -68,7 +68,7 @@ class DecoderLayer(nn.Module):
             return x + y, routing, experts, rounds
         return x + self.ffn(self.ffn_norm(x)), None, None, None
 
-    def __call__(self, x_btd, rope, segment_ids, branches=None, kept=None):
+    def __call__(self, x_btd, rope, segment_ids, branches=None, recorded_experts=None):
         """Run the layer over rows, for a prefill.
 
         Args:
@@ -76,17 +76,21 @@ class DecoderLayer(nn.Module):
             rope: Cosines and sines, see layers.position_tables.
             segment_ids: int32[b t], 0 on padding.
             branches: An ops.branches.Branches, or None.
-            kept: uint16[b t a], see MoE.__call__, or None.
+            recorded_experts: uint16[b t a], see MoE.__call__, or None.
 
         Returns:
             The residual stream [b t d], a Report, and the entries of the decoding cache.
         """
         normed_btd = self.attention_norm(x_btd)
         y_btd, cache_entries, indexer = self.attention(normed_btd, rope, segment_ids, branches)
-        x_btd, routing, experts, _ = self._feed_forward(x_btd + y_btd, segment_ids, kept)
+        x_btd, routing, experts, _ = self._feed_forward(
+            x_btd + y_btd, segment_ids, recorded_experts
+        )
         return x_btd, Report(routing, indexer, experts), cache_entries
 
-    def train(self, x_btd, rope, segment_ids, branches: Branches | None, keep: bool, kept=None):
+    def train(
+        self, x_btd, rope, segment_ids, branches: Branches | None, keep: bool, recorded_experts=None
+    ):
         """Run the layer as a body of lax.scan, without a cache.
 
         Args:
@@ -95,13 +99,13 @@ class DecoderLayer(nn.Module):
             segment_ids: int32[b t], 0 on padding.
             branches: A Branches or None; static.
             keep: Return the layer's output for the caller to keep too; static.
-            kept: uint16[b t a], see MoE.__call__, or None.
+            recorded_experts: uint16[b t a], see MoE.__call__, or None.
 
         Returns:
             The residual stream [b t d], and (Report, the residual stream if keep else None).
         """
         x_btd = checkpoint_name(constrain(x_btd, ROWS), LAYER_INPUT)
-        x_btd, report, _ = self(x_btd, rope, segment_ids, branches, kept)
+        x_btd, report, _ = self(x_btd, rope, segment_ids, branches, recorded_experts)
         x_btd = constrain(x_btd, ROWS)
         return x_btd, (report._replace(experts=None), x_btd if keep else None)
 
@@ -230,7 +234,7 @@ class Decoder(nn.Module):
         )
         return scanned_layer(cfg, is_moe)
 
-    def __call__(self, tokens, positions, segment_ids, branches, keep_layers, kept):
+    def __call__(self, tokens, positions, segment_ids, branches, keep_layers, recorded_experts):
         """Run the decoder over rows, up to the final norm.
 
         Args:
@@ -239,7 +243,8 @@ class Decoder(nn.Module):
             segment_ids: int32[b t], 0 on padding.
             branches: A Branches or None.
             keep_layers: Return the residual stream after each layer too.
-            kept: uint16[l b t a], experts in the MoE layers, see ops.routing.with_kept, or None.
+            recorded_experts: uint16[l b t a], experts in the MoE layers, see
+                ops.routing.with_recorded, or None.
 
         Returns:
             The hidden states [b t d] after the final norm; a Report, with routing of each MoE layer
@@ -254,7 +259,7 @@ class Decoder(nn.Module):
             # Only the last stack is split into stages. During init it has no parameters to split yet
             in_stages = stack is (self.moe_layers or self.dense_layers) and pipeline_stages() > 1
             train = self._train_in_stages if in_stages and not self.is_initializing() else _train
-            stack_experts = kept if stack is self.moe_layers else None
+            stack_experts = recorded_experts if stack is self.moe_layers else None
             arguments = x_btd, rope, segment_ids, branches, keep_layers, stack_experts
             x_btd, (report, x_lbtd) = train(stack, *arguments)
             reports.append(report)

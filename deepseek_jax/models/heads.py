@@ -44,7 +44,7 @@ def hidden_states(
     segment_ids: jax.Array | None = None,
     positions: jax.Array | None = None,
     branches: Branches | None = None,
-    kept: jax.Array | None = None,
+    recorded_experts: jax.Array | None = None,
 ) -> tuple[jax.Array, Routing | None]:
     """Run the decoder up to its final norm, for a loss or a reward.
 
@@ -65,7 +65,7 @@ def hidden_states(
         positions=positions,
         branches=branches,
         keep_layers=False,
-        kept=kept,
+        recorded_experts=recorded_experts,
     )
     return hidden, routing
 
@@ -79,7 +79,7 @@ def layer_states(
     positions: jax.Array | None = None,
     branches: Branches | None = None,
     keep_layers: bool = True,
-    kept: jax.Array | None = None,
+    recorded_experts: jax.Array | None = None,
 ) -> tuple[jax.Array, Routing | None, jax.Array | None]:
     """Run the decoder, and return the residual stream after each layer too.
 
@@ -106,7 +106,7 @@ def layer_states(
         positions=positions,
         branches=branches,
         keep_layers=keep_layers,
-        kept=kept,
+        recorded_experts=recorded_experts,
     )
     return hidden, report.routing, states
 
@@ -120,7 +120,7 @@ def reported_states(
     positions: jax.Array | None = None,
     branches: Branches | None = None,
     keep_layers: bool = False,
-    kept: jax.Array | None = None,
+    recorded_experts: jax.Array | None = None,
 ) -> tuple[jax.Array, Report, jax.Array | None]:
     """Run the decoder, and return its whole Report, with the indexers' losses.
 
@@ -133,8 +133,8 @@ def reported_states(
         positions: int32[b t]. Default: count from 0 in each segment.
         branches: An ops.branches.Branches, or None.
         keep_layers: Return the residual stream too.
-        kept: uint16[l b t a], the experts of each token in each MoE layer, see
-            ops.routing.with_kept. None leaves the choice to the routers.
+        recorded_experts: uint16[l b t a], the experts of each token in each MoE layer, see
+            ops.routing.with_recorded. None leaves the choice to the routers.
 
     Returns:
         The hidden states [b t d] after the final norm; a models.Report; and with keep_layers the
@@ -146,7 +146,7 @@ def reported_states(
         segment_ids = jnp.ones_like(tokens)
     if positions is None:
         positions = segment_positions(segment_ids)
-    arguments = tokens, positions, segment_ids, branches, keep_layers, kept
+    arguments = tokens, positions, segment_ids, branches, keep_layers, recorded_experts
     return Decoder(config).apply({"params": whole(params)}, *arguments)
 
 

@@ -17,7 +17,7 @@ from deepseek_jax.ops.routing import (
     expert_weights,
     route,
     sequence_balance,
-    with_kept,
+    with_recorded,
 )
 from deepseek_jax.parallel.dispatch import Kernels, expert_parallel
 from deepseek_jax.parallel.few_tokens import (
@@ -50,14 +50,14 @@ class MoE(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, segment_ids=None, kept=None):
+    def __call__(self, x, segment_ids=None, recorded_experts=None):
         """Send each token to its experts and add up what they return.
 
         Args:
             x: [b t d]. In decoding, without segment_ids, [b d] is allowed too.
             segment_ids: int32[b t], 0 on padding; None in decoding.
-            kept: uint16[b t a], experts that a rollout recorded, see ops.routing.with_kept; or
-                None.
+            recorded_experts: uint16[b t a], experts that a rollout recorded, see
+                ops.routing.with_recorded; or None.
 
         Returns:
             The output, of x's shape; the Routing of tokens with segment_ids other than 0, None
@@ -80,7 +80,7 @@ class MoE(nn.Module):
             # Eq. 12: shared experts take every token, without a weight. Together they are one wider MLP
             shared_mlp = GatedMLP(cfg, cfg.n_shared_experts * f, name="shared")
         routed_experts = Split((w_gate_up, w_down), axes)
-        if segment_ids is None and kept is None and not cfg.fp8 and has_few_tokens(x):
+        if segment_ids is None and recorded_experts is None and not cfg.fp8 and has_few_tokens(x):
             return self._token_step(x, (w_router, bias_e), routed_experts, shared_mlp)
         # In joined halves, a device's columns are its part of gate, then its part of up. Rows that do not
         # split would use the whole axis, in which parts of gate and up alternate
@@ -89,7 +89,7 @@ class MoE(nn.Module):
         x_btd = x if x.ndim == 3 else x[:, None]
         # Routing is float32 in every dtype. b and t stay two axes: either may be split over devices
         logits_bte = dot("btd,de->bte", x_btd.astype(jnp.float32), w_router)
-        experts_bta, weights_bta = choose_experts(cfg, logits_bte, bias_e, kept)
+        experts_bta, weights_bta = choose_experts(cfg, logits_bte, bias_e, recorded_experts)
         y, overflows = expert_parallel(
             functools.partial(run_experts, fp8=cfg.fp8),
             x_btd,
@@ -149,22 +149,22 @@ def _route_of(config):
     )
 
 
-def choose_experts(config: ModelConfig, logits_bte, bias_e, kept):
+def choose_experts(config: ModelConfig, logits_bte, bias_e, recorded_experts):
     """Choose the experts of all tokens, and their weights.
 
     Args:
         config: The model.
         logits_bte: float32[b t e], from the router.
         bias_e: float32[e], the router's balancing bias, or None.
-        kept: uint16[b t a], see MoE.__call__, or None.
+        recorded_experts: uint16[b t a], see MoE.__call__, or None.
 
     Returns:
         Experts int32[b t a] and weights float32[b t a].
     """
     experts_bta, weights_bta = jax.vmap(_route_of(config), (0, None))(logits_bte, bias_e)
-    if kept is None:
+    if recorded_experts is None:
         return experts_bta, weights_bta
-    experts_bta = with_kept(experts_bta, kept)
+    experts_bta = with_recorded(experts_bta, recorded_experts)
     weights_bta = expert_weights(
         logits_bte,
         experts_bta,

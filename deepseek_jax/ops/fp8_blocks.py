@@ -32,10 +32,10 @@ class Blocks(NamedTuple):
     scale: jax.Array
 
 
-def rounded_rows(x, parts=1, power_of_two=False):
-    """Round x [... m k] to a left operand, in tiles of 1 x 128, each in one part of k."""
-    num_parts = _that_matter(x, parts)
-    values, scale = quantize(_apart(x, num_parts), ROW, power_of_two=power_of_two)
+def rounded_rows(x, num_parts=1, power_of_two=False):
+    """Round x [... m k] to a left operand, in tiles of 1 x 128, each in one of num_parts parts of k."""
+    tile_parts = _that_matter(x, num_parts)
+    values, scale = quantize(_apart(x, tile_parts), ROW, power_of_two=power_of_two)
     return Blocks(_together(values), _together(scale))
 
 
@@ -48,18 +48,18 @@ def rounded_columns(x, scale=None, power_of_two=False):
     return Blocks(*quantize(x, COLUMN, power_of_two=power_of_two, scale=scale))
 
 
-def rounded_weights(w, parts):
-    """Round w [... k n] to a right operand, in tiles of 128 x 128, each in one part of n."""
-    num_parts = _that_matter(w, parts)
-    values, scale = quantize(_apart(w, num_parts), BLOCK)
+def rounded_weights(w, num_parts):
+    """Round w [... k n] to a right operand, in tiles of 128 x 128, each in one of num_parts parts of n."""
+    tile_parts = _that_matter(w, num_parts)
+    values, scale = quantize(_apart(w, tile_parts), BLOCK)
     scale = _each(scale, -1, values.shape[-1])
     return Blocks(_together(values), _together(scale))
 
 
-def rounded_transpose(w, parts):
+def rounded_transpose(w, num_parts):
     """Return the transpose [... n k] of rounded_weights' values as a right operand."""
-    num_parts = _that_matter(w, parts)
-    values, scale = quantize(_apart(w, num_parts), BLOCK)
+    tile_parts = _that_matter(w, num_parts)
+    values, scale = quantize(_apart(w, tile_parts), BLOCK)
     scale = _each(scale, -2, values.shape[-2])
     return transposed(Blocks(_together(values), _together(scale)))
 

@@ -33,7 +33,7 @@ class _Grouped(NamedTuple):
     block: int
     implementation: str | None
     power_of_two: bool
-    parts: int
+    num_parts: int
     dtype: str
 
 
@@ -54,7 +54,7 @@ def grouped_fp8(
     block: int,
     implementation: str | None = None,
     power_of_two: bool = False,
-    parts: int = 1,
+    num_parts: int = 1,
 ):
     """Multiply each row by its expert's matrix with fp8_dot's numerics: rows [r d] -> [r n].
 
@@ -72,12 +72,12 @@ def grouped_fp8(
             and "pieces" multiply values times scales by the forms of grouped_matmul with these
             names. None takes the choice of ops.platform.
         power_of_two: As in fp8_dot.
-        parts: Number of Linear layers with their columns side by side in kernel.
+        num_parts: Number of Linear layers with their columns side by side in kernel.
 
     Raises:
         ValueError: If "kernel" or "interpreted" gets a block that is not a multiple of 128.
     """
-    options = _Grouped(block, implementation, power_of_two, parts, rows.dtype.name)
+    options = _Grouped(block, implementation, power_of_two, num_parts, rows.dtype.name)
     return _grouped(options, rows, kernel, rows_per_expert)
 
 
@@ -89,16 +89,20 @@ def _grouped(options, rows, kernel, rows_per_expert):
 def _grouped_forward(options, rows, kernel, rows_per_expert):
     row_blocks = rounded_rows(rows, power_of_two=options.power_of_two)
     out = _form(options).product(
-        options, row_blocks, rounded_weights(kernel, options.parts), rows_per_expert
+        options, row_blocks, rounded_weights(kernel, options.num_parts), rows_per_expert
     )
     return out, (row_blocks, kernel, rows_per_expert)
 
 
 def _grouped_backward(options, saved, dy):
     (row_blocks, kernel, rows_per_expert), form = saved, _form(options)
-    kernel_blocks = rounded_transpose(kernel, options.parts)
+    kernel_blocks = rounded_transpose(kernel, options.num_parts)
     d_rows = form.product(
-        options, rounded_rows(dy, options.parts), kernel_blocks, rows_per_expert, runs=options.parts
+        options,
+        rounded_rows(dy, options.num_parts),
+        kernel_blocks,
+        rows_per_expert,
+        runs=options.num_parts,
     )
     d_kernel = form.over_rows(options, row_blocks, dy, rows_per_expert)
     return d_rows, d_kernel.astype(kernel.dtype), None

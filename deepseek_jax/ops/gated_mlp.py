@@ -67,7 +67,7 @@ def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8: bool):
     if fp8:
         matmul = functools.partial(grouped_fp8, block=block)
         # Scales as published for these inputs (arXiv:2412.19437, section 3.3.3). Parts: gate and up
-        up_matmul = functools.partial(matmul, power_of_two=True, parts=2)
+        up_matmul = functools.partial(matmul, power_of_two=True, num_parts=2)
     layout = grouped.expert_layout(experts_ma, e, block)
     rows_rd = grouped.rows_by_expert(x_md, layout)
     hidden_rz = up_matmul(rows_rd, w_gate_up.reshape(e, d, -1), layout.rows_per_expert)

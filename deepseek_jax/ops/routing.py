@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-# Stands for each expert of a token if no choice was recorded for the token, see with_kept
+# Stands for each expert of a token if no choice was recorded for the token, see with_recorded
 FREE = 2**16 - 1
 
 
@@ -97,16 +97,16 @@ def expert_weights(
     return weights * routed_scaling_factor
 
 
-def with_kept(experts, kept):
+def with_recorded(experts, recorded):
     """Replace a token's experts by the experts that the sampler recorded for it, if any.
 
     Keep routing, arXiv:2512.02556, section 3.1.
 
     Args:
         experts: int32[... a], the router's choice.
-        kept: uint16[... a], the recorded choice. A token without one has FREE in every place.
+        recorded: uint16[... a], the recorded choice. A token without one has FREE in every place.
     """
-    return jnp.where(kept == FREE, experts, kept.astype(jnp.int32))
+    return jnp.where(recorded == FREE, experts, recorded.astype(jnp.int32))
 
 
 def affinities(logits, scoring_func: str):

@@ -120,7 +120,9 @@ def test_layers_in_stages_compute_what_they_do_one_after_another(micro_batches):
         with pytest.raises(ValueError, match="a rollout kept do not enter"):
             config, params = tiny_model("mla_moe")
             kept = np.zeros((1, 4, 6, 2), np.uint16)
-            jax.eval_shape(lambda p: hidden_states(config, p, tokens, kept=kept), params)
+            jax.eval_shape(
+                lambda p: hidden_states(config, p, tokens, recorded_experts=kept), params
+            )
     np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=1e-5)
     assert (micro_batches or 2) + 1 in lengths
 

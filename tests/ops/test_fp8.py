@@ -383,7 +383,7 @@ def test_an_experts_gate_and_up_share_no_tile(f, implementation, block):
     kernel = outliers((EXPERTS, D, 2 * f), 1)
     how = dict(block=block, implementation=implementation)
     product = functools.partial(grouped_fp8, rows_per_expert=rows_per_expert, **how)
-    both = functools.partial(product, parts=2)
+    both = functools.partial(product, num_parts=2)
     out, d_rows, d_kernel = value_and_gradients(both, rows, kernel, dy)
     halves = slice(f), slice(f, None)
     each = [value_and_gradients(product, rows, kernel[..., z], dy[..., z]) for z in halves]

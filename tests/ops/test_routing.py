@@ -13,7 +13,7 @@ from deepseek_jax.ops.routing import (
     route,
     sequence_balance,
     updated_bias,
-    with_kept,
+    with_recorded,
 )
 
 V3 = dict(num_experts_per_tok=3, n_group=4, topk_group=2, routed_scaling_factor=2.5)
@@ -99,7 +99,7 @@ def test_a_kept_choice_stands_and_its_weights_are_those_of_these_logits(settings
     kept = np.stack([rng.permutation(16)[:a] for _ in logits]).astype(np.uint16)
     kept[::3] = FREE
     free_experts, free_weights = route(logits, bias, **settings)
-    experts = with_kept(free_experts, kept)
+    experts = with_recorded(free_experts, kept)
     names = "scoring_func", "norm_topk_prob", "routed_scaling_factor"
     weighing = {name: settings[name] for name in names if name in settings}
     weights = expert_weights(logits, experts, **weighing)

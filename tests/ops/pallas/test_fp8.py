@@ -66,7 +66,7 @@ def test_experts_multiply_e4m3_values(topology, sizes):
 
     def product(rows, kernel, dy, counts):
         form = functools.partial(
-            grouped_fp8, rows_per_expert=counts, block=block, power_of_two=True, parts=2
+            grouped_fp8, rows_per_expert=counts, block=block, power_of_two=True, num_parts=2
         )
         return gradients(form, rows, kernel, dy)
 
