@@ -56,18 +56,18 @@ def find_devices():
     return False
 
 
-def check_machine(work: str | os.PathLike):
+def check_machine(runs_folder: str | os.PathLike):
     """Do the checks of launch/doctor.py and print what each one found.
 
     Args:
-        work: The folder of runs. One check writes a checkpoint there and removes it again.
+        runs_folder: The folder of runs. One check writes a checkpoint there and removes it again.
 
     Raises:
         ValueError: A check does not hold.
     """
     from launch import doctor
 
-    all_hold, ending = doctor.summary(list(doctor.report(absolute(work))))
+    all_hold, ending = doctor.summary(list(doctor.report(absolute(runs_folder))))
     if not all_hold:
         raise ValueError(ending)
     print(ending)
@@ -116,14 +116,14 @@ def _leaves(fields, path=""):
             yield f"{path}{name}", value
 
 
-def report(work: str | os.PathLike):
-    """Print how far each run with a folder in `work` is.
+def report(runs_folder: str | os.PathLike):
+    """Print how far each run with a folder in `runs_folder` is.
 
     Returns:
         The folders of the runs that are not complete.
     """
-    work, unfinished_runs = absolute(work), []
-    runs = [path for path in _folders(work) if (path / MARKER).exists()]
+    runs_folder, unfinished_runs = absolute(runs_folder), []
+    runs = [path for path in _folders(runs_folder) if (path / MARKER).exists()]
     for folder in runs:
         is_complete = _is_complete(folder)
         steps = ", ".join(f"{phase} step {step}" for phase, step in _saved(folder).items())
@@ -132,7 +132,7 @@ def report(work: str | os.PathLike):
         if not is_complete:
             unfinished_runs.append(folder)
     if not runs:
-        print(f"{work}: no run yet")
+        print(f"{runs_folder}: no run yet")
     return unfinished_runs
 
 
@@ -163,13 +163,13 @@ def _saved(folder):
     return {phase: max(steps) for phase, steps in steps_by_phase.items() if steps}
 
 
-def resume(work: str | os.PathLike):
-    """Report on the runs in the folders of `work`, and resume the ones that are not complete.
+def resume(runs_folder: str | os.PathLike):
+    """Report on the runs in a folder, and resume the ones that are not complete.
 
     A run with a config that names code is not resumed: its folder may come from another person, and
     this notebook does not run that person's code.
     """
-    for folder in report(work):
+    for folder in report(runs_folder):
         # This imports jax, and find_devices must set jax's flags before
         from deepseek_jax.recipes.in_process import train
 

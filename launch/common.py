@@ -214,7 +214,7 @@ def fail(message, status: int = USER_ERROR):
 
 
 @contextlib.contextmanager
-def one_message(shown=str):
+def one_message(message_of=str):
     """Turn a user's mistake or a run's fault in the block into one message and an exit status.
 
     A ValueError that this project raises ends the program with status 2, and an errors.Fault with
@@ -223,18 +223,18 @@ def one_message(shown=str):
     message and status 2 too: see refused and no_backend.
 
     Args:
-        shown: shown(error) returns the message.
+        message_of: message_of(error) returns the message.
     """
     try:
         yield
     except Fault as fault:
         logging.debug("raised here:", exc_info=fault)
-        fail(shown(fault), fault.status)
+        fail(message_of(fault), fault.status)
     except Exception as error:
         # Visible with --verbosity=1
         logging.debug("raised here:", exc_info=error)
         if is_mistake(error):
-            fail(shown(error))
+            fail(message_of(error))
         cause = refused(error) or no_backend(error)
         if cause is None:
             raise
@@ -294,15 +294,15 @@ def given_workdir(name: str, seed: int | None):
         )
 
 
-def start(config: ConfigDict, workdir: Path, shown=str):
+def start(config: ConfigDict, workdir: Path, message_of=str):
     """Run config's recipe in workdir on its mesh, or check it if --check is given.
 
     A user's mistake is one message and exit status 2.
 
     Args:
-        shown: shown(error) returns the message.
+        message_of: message_of(error) returns the message.
     """
-    with one_message(shown):
+    with one_message(message_of):
         # What needs no JAX comes before its import
         check_recipe(config.get("recipe"))
         _check_observers()
@@ -314,15 +314,15 @@ def start(config: ConfigDict, workdir: Path, shown=str):
         if observers.wandb is not None:
             observers.wandb.log_in()
     keep_programs(workdir.parent if has_peers else None)
-    with one_message(shown):
+    with one_message(message_of):
         rehearse()
     if flags.FLAGS.check:
         from launch.check import check
 
-        with one_message(shown):
+        with one_message(message_of):
             check(opened_by_all(config, workdir), config, workdir, flags.FLAGS.redo)
         return
-    with one_message(shown):
+    with one_message(message_of):
         run_recipe(
             config,
             workdir,

@@ -115,7 +115,7 @@ def main(argv):
 
             with at("--against"):
                 check_against(config, flag_values.against)
-    common.start(config, workdir, shown=_by_flag)
+    common.start(config, workdir, message_of=_by_flag)
     if flag_values.against is not None:
         from deepseek_jax.recipes.evaluate.report import report_against
 

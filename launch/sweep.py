@@ -84,13 +84,13 @@ def define_flags():
     gke.define_flags()
 
 
-def main(given):
+def main(parsed):
     """Start and follow the sweep that the flags describe; or cancel it, or print what would start.
 
     Args:
-        given: The result of parse_flags.
+        parsed: The result of parse_flags.
     """
-    config, shared = given
+    config, shared = parsed
     flag_values = flags.FLAGS
     with common.one_message():
         folder = sweeps_folder()
@@ -114,7 +114,9 @@ def main(given):
             return
         runs_that_fit = able_runs(folder, runs, flag_values.topology, cache_folder("plans"))
         if flag_values.dry_run:
-            print(engine.shown([job_of(folder, run, shared) for run in runs_that_fit]), flush=True)
+            print(
+                engine.describe([job_of(folder, run, shared) for run in runs_that_fit]), flush=True
+            )
             with waiting_for("reading the data of the runs"):
                 check_data(runs_that_fit)
             return

@@ -3,7 +3,7 @@
 An engine is a class with these methods:
 
     check_installed(): raises ValueError, with what to do, if this machine lacks what submit needs
-    shown(jobs): returns the text of what submit(jobs) starts; it needs nothing on this machine
+    describe(jobs): returns the text of what submit(jobs) starts; it needs nothing on this machine
     submit(jobs): returns a list of ids, strings that a later process can use
     state(ids): returns {id: WAITING, RUNNING, or an exit status}. An id that is missing has ended;
         task.py has then written its exit status to the job's file, unless task.py was killed

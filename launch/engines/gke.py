@@ -77,7 +77,7 @@ class Gke:
         if shutil.which("kubectl") is None:
             raise ValueError("--engine=gke needs kubectl on PATH, which xpk calls too")
 
-    def shown(self, jobs: list[Job]):
+    def describe(self, jobs: list[Job]):
         """Return the xpk commands of the runs, one in each line."""
         commands = (create_command(workload_name(self.folder, job.name), job) for job in jobs)
         return "\n".join(map(shlex.join, commands))

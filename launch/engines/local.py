@@ -35,7 +35,7 @@ class Local:
     def check_installed(self):
         """Do nothing: the local engine needs only Python."""
 
-    def shown(self, jobs: list[Job]):
+    def describe(self, jobs: list[Job]):
         """Return the command of each run, as a user could type it."""
         return "\n".join(shlex.join(["python", str(TRAIN), *job.arguments]) for job in jobs)
 

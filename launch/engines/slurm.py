@@ -66,7 +66,7 @@ class Slurm:
         # Slurm writes the output there, and does not create the folder
         self.folder.mkdir(parents=True, exist_ok=True)
         result = subprocess.run(
-            ["sbatch", "--parsable"], input=self.shown(jobs), capture_output=True, text=True
+            ["sbatch", "--parsable"], input=self.describe(jobs), capture_output=True, text=True
         )
         if result.returncode:
             raise ValueError(f"--engine=slurm: Slurm refuses the jobs: {_reason(result.stderr)}")
@@ -74,7 +74,7 @@ class Slurm:
         identity = result.stdout.strip().partition(";")[0]
         return [f"{identity}_{index}" for index in range(len(jobs))]
 
-    def shown(self, jobs: list[Job]):
+    def describe(self, jobs: list[Job]):
         """Return the script for sbatch."""
         # Without the option, the other processes wait for a process that has failed
         srun = ["srun", "--kill-on-bad-exit=1"]

@@ -80,16 +80,16 @@ class _UnderWay:
     """A list of programs. Each one starts once all programs in its `after` have settled."""
 
     def __init__(self, programs, cache, pool):
-        self.left, self.cache, self.pool = {p.name: p for p in programs}, cache, pool
+        self.pending, self.cache, self.pool = {p.name: p for p in programs}, cache, pool
         self.by_shapes = {p.name for p in programs if p.by_shapes}
         # `jobs` and `settled` are by name, `futures` by digest: equal programs compile once
         self.jobs, self.settled, self.futures = {}, {}, {}
 
     def advance(self):
         """Start all programs that can start, and wait until one that compiles has settled."""
-        for name, program in list(self.left.items()):
-            if not any(other in self.left or other in self.jobs for other in program.after):
-                self._start(self.left.pop(name))
+        for name, program in list(self.pending.items()):
+            if not any(other in self.pending or other in self.jobs for other in program.after):
+                self._start(self.pending.pop(name))
         wait([job.compiled for job in self.jobs.values()], return_when=FIRST_COMPLETED)
         for name, job in list(self.jobs.items()):
             if job.compiled.done():

@@ -55,7 +55,7 @@ class Folder:
         """
         return owned(self.path, lambda owner: wait())
 
-    def begin(self, engine: str):
+    def record_start(self, engine: str):
         """Record the sweep and its engine, and forget a cancel.
 
         Raises:

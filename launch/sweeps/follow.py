@@ -53,7 +53,7 @@ class Sweep:
         """
         with self.folder.claimed(lambda: self._wait(should_stop)):
             self._leave_if_cancelled(should_stop)
-            self.folder.begin(self.engine.name)
+            self.folder.record_start(self.engine.name)
             plan = sort_runs(self.folder, runs, self.engine, only_failed)
             for run in plan.complete:
                 print(f"{run.name}: complete, not run again", flush=True)

@@ -17,13 +17,13 @@ class Plan(NamedTuple):
         complete: Runs that are complete.
         live: {name: id} of runs that are waiting or running.
         start: Runs to start.
-        left: Runs that stay as they are, because only failed runs are to start.
+        left_alone: Runs that stay as they are, because only failed runs are to start.
     """
 
     complete: list[Run]
     live: dict[str, str]
     start: list[Run]
-    left: list[Run]
+    left_alone: list[Run]
 
 
 def sort_runs(folder: Folder, runs: list[Run], engine, only_failed: bool):
@@ -57,7 +57,7 @@ def sort_runs(folder: Folder, runs: list[Run], engine, only_failed: bool):
             folder.ended(run.name, 0)
             plan.complete.append(run)
         elif only_failed and (job is None or status == STOPPED):
-            plan.left.append(run)
+            plan.left_alone.append(run)
         else:
             plan.start.append(run)
     return plan

@@ -34,7 +34,7 @@ class Engine:
 def folder(tmp_path):
     """A folder with five runs: seed=0 complete, seed=1 live, seed=2 failed, seed=3 saved, seed=4 new."""
     folder = Folder(tmp_path, IDENTITY)
-    folder.begin("local")
+    folder.record_start("local")
     folder.submitted(RUNS[:4], ["a", "b", "c", "d"])
     folder.ended("seed=0", 0)
     folder.ended("seed=2", 2)
@@ -50,13 +50,16 @@ def test_what_is_complete_or_lives_is_not_started_again(folder):
     """Oracle: by hand."""
     plan = sort_runs(folder, RUNS, Engine(b=RUNNING), only_failed=False)
     assert names(plan.complete) == ["seed=0"] and plan.live == {"seed=1": "b"}
-    assert names(plan.start) == ["seed=2", "seed=3", "seed=4"] and plan.left == []
+    assert names(plan.start) == ["seed=2", "seed=3", "seed=4"] and plan.left_alone == []
 
 
 def test_only_failed_runs_are_started_again_where_that_is_asked_for(folder):
     """Oracle: by hand: seed=1 was killed, so it left no exit status; seed=3 had saved."""
     plan = sort_runs(folder, RUNS, Engine(), only_failed=True)
-    assert names(plan.start) == ["seed=1", "seed=2"] and names(plan.left) == ["seed=3", "seed=4"]
+    assert names(plan.start) == ["seed=1", "seed=2"] and names(plan.left_alone) == [
+        "seed=3",
+        "seed=4",
+    ]
 
 
 def test_a_run_that_ended_while_nobody_followed_is_complete(folder):
@@ -81,7 +84,7 @@ def test_another_sweep_is_refused_and_nothing_is_touched(folder):
     for name, other in (("sweep", "/a/rates.py"), ("config", "/a/tiny.py")):
         words = f"belongs to another sweep.*--{name} is {IDENTITY[name]} there, and {other} here"
         with pytest.raises(ValueError, match=words):
-            Folder(folder.path, IDENTITY | {name: other}).begin("local")
+            Folder(folder.path, IDENTITY | {name: other}).record_start("local")
     assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
 
 
@@ -95,9 +98,9 @@ def test_a_folder_that_is_no_sweeps_is_refused(tmp_path):
 def test_live_jobs_of_another_engine_are_left_to_it(folder):
     """Oracle: the words a reader needs; nothing to say once every job has ended."""
     with pytest.raises(ValueError, match="on another engine: give --engine=local"):
-        folder.begin("slurm")
+        folder.record_start("slurm")
     folder.ended("seed=1", 0)
-    folder.begin("slurm")
+    folder.record_start("slurm")
 
 
 def test_a_cancel_asks_what_lives_and_leaves_a_sign(folder, tmp_path):
@@ -105,7 +108,7 @@ def test_a_cancel_asks_what_lives_and_leaves_a_sign(folder, tmp_path):
     engine = Engine(b=RUNNING)
     assert cancel(folder, engine, lambda: False) == ["seed=1"] and engine.cancelled == ["b"]
     assert folder.cancelled.exists() and folder.status("seed=1") == 75
-    folder.begin("local")
+    folder.record_start("local")
     assert not folder.cancelled.exists()
     with pytest.raises(ValueError, match="there is no sweep in"):
         cancel(Folder(tmp_path / "none", IDENTITY), engine, lambda: False)

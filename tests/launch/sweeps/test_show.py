@@ -22,7 +22,7 @@ RUNS = [
 def folder(tmp_path):
     """A sweep whose first run is complete, whose second failed and whose third has saved."""
     folder = Folder(tmp_path, {"config": "/a.py", "sweep": "/b.py"})
-    folder.begin("local")
+    folder.record_start("local")
     folder.submitted(RUNS[:5], list("abcde"))
     for run, status in zip(RUNS, (0, 2, 75), strict=False):
         folder.ended(run.name, status)
