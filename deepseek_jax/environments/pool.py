@@ -160,19 +160,19 @@ class Environments:
         conversation.life, conversation.job = job.life, None
         return text
 
-    def act(self, key: int, given: list[Any] | str):
+    def act(self, key: int, action: list[Any] | str):
         """Start the calls of a turn, or a step. acted() waits for their result.
 
         Args:
             key: The conversation.
-            given: The calls, each with .name and .arguments, or the text of a step.
+            action: The calls, each with .name and .arguments, or the text of a step.
         """
         conversation = self._conversations[key]
-        assert conversation.job is None and isinstance(given, str) == self.takes_steps
-        if isinstance(given, str):
-            self._send(conversation, key, ["step"], worker.step, given)
+        assert conversation.job is None and isinstance(action, str) == self.takes_steps
+        if isinstance(action, str):
+            self._send(conversation, key, ["step"], worker.step, action)
         else:
-            calls = [(call.name, call.arguments) for call in given]
+            calls = [(call.name, call.arguments) for call in action]
             self._send(conversation, key, [name for name, _ in calls], worker.turn, calls)
 
     def acted(self, key: int) -> ActionResult:
@@ -227,8 +227,8 @@ class Environments:
         self._conversations.clear()
         self._pool.close()
 
-    def _send(self, conversation, key, calls, work, *args):
-        args = work, key, *args, conversation.seed, conversation.count
+    def _send(self, conversation, key, calls, function, *args):
+        args = function, key, *args, conversation.seed, conversation.count
         conversation.count += 1
         conversation.job = Job(key, args, calls, conversation.life)
         self._pool.send(conversation.job)

@@ -45,11 +45,11 @@ def describe(code: Code) -> Description:
         names: dict[str, str] = {}
         for source in code.tools:
             with at("tools"):
-                _add(pool.ask(_tool, source), source.name, schemas, names)
+                _add(pool.call(_tool, source), source.name, schemas, names)
         if code.environment is None:
             return Description(schemas, False, None)
         with at("environment"):
-            description = pool.ask(_environment, code.environment, bool(code.tools))
+            description = pool.call(_environment, code.environment, bool(code.tools))
             for schema in description.schemas:
                 _add(schema, code.environment.name, schemas, names)
         return description._replace(schemas=schemas)

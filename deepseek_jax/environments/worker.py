@@ -104,8 +104,8 @@ def start(code: Code, call_seconds: float, call_bytes: int):
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def run(work: Callable, *args):
-    """Return the result of work(*args).
+def run(function: Callable, *args):
+    """Return the result of function(*args).
 
     An error is returned as a ValueError, which the main process can read.
     """
@@ -115,7 +115,7 @@ def run(work: Callable, *args):
             with watched(IMPORT_SECONDS):
                 _load()
         note_call(0)
-        return work(*args)
+        return function(*args)
     except (Exception, SystemExit) as error:
         return ValueError(str(error))
 

@@ -25,7 +25,7 @@ class Batch:
     completions: Sequence[str]
     ids: Sequence[Sequence[int]] | None = None
 
-    def shown(self, row):
+    def quoted(self, row):
         """Quote the start of a completion and of its question, for a message."""
         question = str(self.examples[row].get("question"))[:80]
         return f"{self.completions[row][:80]!r} for {question!r}"

@@ -96,7 +96,7 @@ class FunctionReward(WorkerPool):
         # The start (int) does nothing. The first call imports the file, so that its error has a
         # message
         super().__init__(_call, int, num_workers=2, wall_limit_seconds=LIMIT_SECONDS)
-        self.form = self.ask(_form, *self.source)
+        self.form = self.call(_form, *self.source)
 
     def check(self, examples: Sequence[Mapping]):
         """Raise ValueError if the function cannot score the examples.
@@ -266,14 +266,14 @@ def gathered(logged: list, count: int):
     return {name: sum(values) / len(values) for name, values in metrics.items()}, columns
 
 
-def _call(work, *args):
+def _call(function, *args):
     """Return what work returns, or its error as a ValueError.
 
     A process that has not imported the user's code can read a ValueError, but perhaps not the
     error.
     """
     try:
-        return work(*args)
+        return function(*args)
     except (Exception, SystemExit) as error:
         return ValueError(str(error))
 
@@ -317,16 +317,16 @@ def _one(file, name, digest, completion, example):
     return _number(value)
 
 
-def _many(file, name, digest, given, form, count):
+def _many(file, name, digest, arguments, form, count):
     """Call a function of TRL's form and return (values, Logged)."""
     function, logged = import_unchanged(file, name, digest), Logged({}, {})
     logs = {
         "log_extra": lambda column, values: logged.columns.update({column: _plain(values)}),
         "log_metric": lambda metric, value: logged.metrics.update({metric: float(_item(value))}),
     }
-    given |= {key: log for key, log in logs.items() if form.every or key in form.accepted}
+    arguments |= {key: log for key, log in logs.items() if form.every or key in form.accepted}
     try:
-        values = list(function(**given))
+        values = list(function(**arguments))
     except (Exception, SystemExit) as error:
         raise RuntimeError(with_line(error, file)) from error
     if len(values) != count:

@@ -246,7 +246,7 @@ class Rewards:
         if not is_scored.all():
             first_unscored = int(np.argmin(is_scored))
             previews = share(
-                lambda rows: [batch.shown(r) if r == first_unscored else "" for r in rows], count
+                lambda rows: [batch.quoted(r) if r == first_unscored else "" for r in rows], count
             )
             messages.append(f"no reward scores {previews[first_unscored]}.")
         total = np.where(is_scored, total, np.nan).astype(np.float32)
@@ -272,7 +272,7 @@ class Rewards:
             if value is not None and not _is_finite(value):
                 num_failures += 1
                 if num_failures <= MAX_MESSAGES:
-                    message = f"reward {name!r} failed with {value!r} on {batch.shown(row)}."
+                    message = f"reward {name!r} failed with {value!r} on {batch.quoted(row)}."
                 value = math.nan
             not_read = False
             if is_unread is not None and value == 0:

@@ -114,20 +114,22 @@ class Worker:
     Only one thread may call its methods.
 
     Args:
-        work: A module-level function. The process calls it with the arguments of each job.
+        function: A module-level function. The process calls it with the arguments of each job.
         start: A module-level function. The process calls it once, at its beginning.
         start_args: The arguments of `start`.
-        seconds: A call of `work` that lasts longer ends the process, even while it is in C code;
+        seconds: A call of `function` that lasts longer ends the process, even while it is in C code;
             None for no limit.
 
     Attributes:
         life: How often the process has been started again. State exists in one life only.
     """
 
-    def __init__(self, work: Callable, start: Callable, start_args: tuple, seconds: float | None):
+    def __init__(
+        self, function: Callable, start: Callable, start_args: tuple, seconds: float | None
+    ):
         self.life, self._numbers = 0, itertools.count(1)
         self._losses: dict[int, LostJob] = {}
-        self._work, self._seconds, self._ended = work, seconds, 0.0
+        self._function, self._seconds, self._ended = function, seconds, 0.0
         self._executor: ProcessPoolExecutor | None = None
         self._waiting: dict[int, Job] = {}
         self._doing = SPAWN.RawArray("d", len(_AT))
@@ -141,7 +143,7 @@ class Worker:
         job.number, job.life = next(self._numbers), self.life
         self._waiting[job.number] = job
         try:
-            job.future = self._submit(job.number, self._seconds, self._work, *job.args)
+            job.future = self._submit(job.number, self._seconds, self._function, *job.args)
             job.future.add_done_callback(self._note)
         except BrokenProcessPool:
             self._broke()
@@ -315,12 +317,12 @@ def _end_with_parent():
     os._exit(1)
 
 
-def _run(number, seconds, work, *args):
+def _run(number, seconds, function, *args):
     """Run the job of this number, in the worker."""
     _doing[_AT.job] = number
     note_call(0)
     with contextlib.nullcontext() if seconds is None else watched(seconds):
-        return work(*args)
+        return function(*args)
 
 
 def note_call(place: int):

@@ -17,17 +17,17 @@ class WorkerPool:
     may have state for this key. Use the pool as a context manager, or call close().
 
     Args:
-        work: A module-level function. A process calls it for each job.
+        function: A module-level function. A process calls it for each job.
         start: A module-level function. A process calls it once, at its beginning.
         *start_args: The arguments of `start`.
         num_workers: Number of processes.
         wall_limit_seconds: A call that lasts longer ends its process, even while it is in C code;
-            None if `work` itself limits what it calls.
+            None if `function` itself limits what it calls.
     """
 
     def __init__(
         self,
-        work: Callable,
+        function: Callable,
         start: Callable,
         *start_args,
         num_workers: int,
@@ -35,7 +35,7 @@ class WorkerPool:
     ):
         self.num_workers, self.wall_limit_seconds = num_workers, wall_limit_seconds
         self._workers = [
-            Worker(work, start, start_args, wall_limit_seconds) for _ in range(num_workers)
+            Worker(function, start, start_args, wall_limit_seconds) for _ in range(num_workers)
         ]
 
     def __enter__(self):
@@ -53,12 +53,12 @@ class WorkerPool:
         """Return in words why a call has no result."""
         return f"it ended its process, or took more than {self.wall_limit_seconds:.0f} s"
 
-    # Any: what `work` returns
-    def ask(self, *args) -> Any:
-        """Call work(*args) and return its result.
+    # Any: what `function` returns
+    def call(self, *args) -> Any:
+        """Call function(*args) and return its result.
 
         Raises:
-            ValueError: With the message of what `work` raised, or with the reason why it has no
+            ValueError: With the message of what `function` raised, or with the reason why it has no
                 result.
         """
         result = self.run({0: args}).get(0, ValueError(self.lost()))
@@ -67,7 +67,7 @@ class WorkerPool:
         return result
 
     def run(self, jobs: Mapping) -> dict:
-        """Call work(*args) for every key -> args of `jobs`.
+        """Call function(*args) for every key -> args of `jobs`.
 
         Returns:
             key -> result, or the exception that the call raised. A call that killed its process
