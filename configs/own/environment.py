@@ -6,7 +6,7 @@ class Checked:
 
     def reset(self, answer, **columns):
         """Begin a conversation: it gets all columns of its question."""
-        self.answer, self.checks, self.found = float(answer), 0, False
+        self.answer, self.checks, self.is_right = float(answer), 0, False
         return " Check your answer before you give it."
 
     def check(self, number: float) -> str:
@@ -16,11 +16,11 @@ class Checked:
             number: What to compare.
         """
         self.checks += 1
-        self.found = float(number) == self.answer
-        if self.found:
+        self.is_right = float(number) == self.answer
+        if self.is_right:
             return "That is right."
         return "Too small." if float(number) < self.answer else "Too large."
 
     def get_reward(self):
         """A reward beside the rules, named as the class in config.rewards."""
-        return self.found / max(self.checks, 1)
+        return self.is_right / max(self.checks, 1)

@@ -14,13 +14,13 @@ class Attention(NamedTuple):
     Attributes:
         flops: Operations of a token in scores, weighted values and indexers, forward, on average
             over a row of that length.
-        held: Bytes of the bfloat16 cache of that many tokens.
-        read: Bytes of this cache that the next token reads.
+        cache_bytes: Bytes of the bfloat16 cache of that many tokens.
+        read_bytes: Bytes of this cache that the next token reads.
     """
 
     flops: float
-    held: int
-    read: int
+    cache_bytes: int
+    read_bytes: int
 
 
 def attention_costs(config: ModelConfig, length: int) -> tuple[Attention, Attention]:

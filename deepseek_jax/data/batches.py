@@ -44,27 +44,28 @@ class Readers:
         self.iterators = {r: iter(make(dataclasses.replace(rows, reader=r))) for r in own_readers}
 
     def next(self, pieces: int = 1):
-        """Return `own` of the next `pieces` batches of every reader."""
+        """Return rows_of_process of the next `pieces` batches of every reader."""
         pieces_by_reader = {
             r: list(itertools.islice(iterator, pieces)) for r, iterator in self.iterators.items()
         }
-        return self.own(pieces_by_reader)
+        return self.rows_of_process(pieces_by_reader)
 
-    def own(self, taken):
+    def rows_of_process(self, pieces_by_reader):
         """Return this process's rows of a batch, as a dict like a batch of `pack`.
 
         Its totals count only these rows.
 
         Args:
-            taken: Reader -> its pieces of the batch, in order; their rows follow each other.
+            pieces_by_reader: Reader -> its pieces of the batch, in order; their rows follow each
+                other.
         """
-        pieces = len(next(iter(taken.values())))
+        pieces = len(next(iter(pieces_by_reader.values())))
         rows_per_reader = self._rows_each(pieces)
         readers, places = np.divmod(
             own_rows(self.mesh, pieces * self.rows.batch_size), rows_per_reader
         )
         reader_rows = []
-        for reader, batches in taken.items():
+        for reader, batches in pieces_by_reader.items():
             rows = places[readers == reader]
             reader_rows.append(
                 {n: _concatenated(batches, n)[rows] for n in batches[0] if n not in TOTALS}
@@ -159,7 +160,7 @@ def held_out_batches(
         for number in range(settings.eval_batches)
     )
     return [
-        put_batch(mesh, summed(mesh, readers.own(pieces_by_reader)))
+        put_batch(mesh, summed(mesh, readers.rows_of_process(pieces_by_reader)))
         for pieces_by_reader in eval_pieces
     ]
 

@@ -16,8 +16,7 @@ def rewritten_turns(messages: list[dict], texts: list[str], render: Callable, en
 
     Args:
         messages, texts: See `tools.ToolForm.rewritten`.
-        render: render(messages, ask=bool) returns the text of messages; ask adds the generation
-            prompt.
+        render: render(messages, add_generation_prompt=bool) returns the text of messages.
         end: The text of the token that ends a turn.
     """
     raw = _raw_by_place(messages, texts)
@@ -28,8 +27,8 @@ def rewritten_turns(messages: list[dict], texts: list[str], render: Callable, en
     mark = next(c for c in map(chr, range(ord(OWN_TEXT), 0xF900)) if c not in everything)
     hidden = [m if m["role"] == "assistant" else {**m, "content": mark} for m in messages]
     try:
-        written = render(hidden, ask=False).split(mark)
-        before = [render(hidden[:i], ask=True).split(mark) for i in raw]
+        written = render(hidden, add_generation_prompt=False).split(mark)
+        before = [render(hidden[:i], add_generation_prompt=True).split(mark) for i in raw]
     except ValueError:
         return len(raw)
     if len(written) != 1 + sum(m["role"] != "assistant" for m in messages):

@@ -125,10 +125,10 @@ class Records:
         remedy: The end of the error message.
     """
 
-    def __init__(self, source, parts, given: str, remedy: str):
-        self._source, self._given, self._remedy = source, given, remedy
-        self._files = [str(instruction.filename) for instruction in parts]
-        self._ends = list(itertools.accumulate(instruction.take for instruction in parts))
+    def __init__(self, source, instructions, error_prefix: str, remedy: str):
+        self._source, self._error_prefix, self._remedy = source, error_prefix, remedy
+        self._files = [str(instruction.filename) for instruction in instructions]
+        self._ends = list(itertools.accumulate(instruction.take for instruction in instructions))
 
     def __len__(self):
         return len(self._source)
@@ -142,7 +142,7 @@ class Records:
         except RuntimeError as error:
             files = {self._files[bisect.bisect_right(self._ends, index)] for index in indices}
             raise ValueError(
-                f"{self._given}{' or '.join(sorted(files))} is damaged ({error}); {self._remedy}"
+                f"{self._error_prefix}{' or '.join(sorted(files))} is damaged ({error}); {self._remedy}"
             ) from error
 
 

@@ -67,18 +67,18 @@ def cut_markers(tokenizer: Tokenizer, text: str):
         return text
 
 
-def encode_parts(tokenizer: Tokenizer, parts: list[str], texts: list[str]) -> list[int]:
+def encode_parts(tokenizer: Tokenizer, template_parts: list[str], texts: list[str]) -> list[int]:
     """Return the ids of a template's parts with one of the texts between each two parts.
 
     Markers in the parts become their tokens; markers in the texts do not. Everything between two
     markers of the parts is encoded as one text, as it would be in the template's whole text.
 
     Args:
-        parts: The texts that the template writes, one more than `texts`.
+        template_parts: The texts that the template writes, one more than `texts`.
         texts: The texts that users or tools wrote.
     """
     ids, open_text = [], ""
-    for part, text in itertools.zip_longest(parts, texts, fillvalue=""):
+    for part, text in itertools.zip_longest(template_parts, texts, fillvalue=""):
         end = 0
         for marker in tokenizer.marker_pattern.finditer(part):
             ids += encode_text(tokenizer, open_text + part[end : marker.start()])

@@ -172,7 +172,9 @@ class ToolForm:
 
         The tools are described in that message.
         """
-        if OWN_TEXT not in self._render([{"role": "system", "content": OWN_TEXT}, ASKED], ask=True):
+        if OWN_TEXT not in self._render(
+            [{"role": "system", "content": OWN_TEXT}, ASKED], add_generation_prompt=True
+        ):
             raise ValueError(
                 f"template={self.template!r}: the chat template leaves out the system message that would "
                 'describe the tools; set it to "r1_zero" or to a text that contains {question}.'
@@ -180,7 +182,7 @@ class ToolForm:
 
     def _between(self, messages, texts):
         """Return the ids after the assistant's last end token, with the texts in place of TEXT."""
-        template_parts = self._render(messages, ask=True).split(OWN_TEXT)
+        template_parts = self._render(messages, add_generation_prompt=True).split(OWN_TEXT)
         if len(template_parts) != 2 * len(texts) + 1 or self._end not in template_parts[0]:
             raise ValueError(
                 f"template={self.template!r}: the chat template leaves out what a tool or a user says after "
@@ -191,15 +193,18 @@ class ToolForm:
         template_parts[0] = template_parts[0].rpartition(self._end)[2]
         return encode_parts(self.tokenizer, template_parts[0::2], texts)
 
-    def _render(self, messages, *, ask):
-        """Return the text of a conversation; `ask` adds the generation prompt."""
+    def _render(self, messages, *, add_generation_prompt):
+        """Return the text of a conversation in the chat template."""
         if self.name == "deepseek_v32":
             return deepseek_v32.render_messages(
                 [with_thought_apart(m) for m in messages], thinking=True
             )
         template_messages = [with_arguments(m, as_text=self.name == "deepseek") for m in messages]
         return by_template(
-            self.tokenizer, template_messages, tokenize=False, add_generation_prompt=ask
+            self.tokenizer,
+            template_messages,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
         )
 
 

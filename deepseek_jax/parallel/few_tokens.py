@@ -53,7 +53,7 @@ class Split(NamedTuple):
             for axes, spec in zip(self.axes, specs, strict=True)
         )
 
-    def parts(self, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    def split_axes(self, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
         """Return the mesh axes along which devices have different parts of the contracted axis."""
         return split_over(mesh, self.places(mesh)[-1][self.axes[-1].index(self.contracted)])
 
@@ -75,7 +75,7 @@ def added_up(
     mesh = current_mesh()
     if mesh is None:
         return function(x, *matrices.arrays)
-    x_spec, sum_axes = placed(mesh, x.shape, x_axes), matrices.parts(mesh)
+    x_spec, sum_axes = placed(mesh, x.shape, x_axes), matrices.split_axes(mesh)
 
     def local(x, arrays):
         y = function(x, *arrays)
@@ -166,11 +166,11 @@ def few_tokens(experts: Experts, x_bd: jax.Array) -> tuple[jax.Array, jax.Array,
         run = functools.partial(experts.run, matrices)
         arrays = own_md, experts_ma, weights_ma
         y_md, rounds = round_trip(run, *arrays, expert_axes, len(matrices[0]))
-        y_md = _once(y_md, same_axes(row_axes, experts.routed.parts(mesh)))
+        y_md = _once(y_md, same_axes(row_axes, experts.routed.split_axes(mesh)))
         y_md = jax.lax.dynamic_update_slice_in_dim(jnp.zeros_like(x_md), y_md, first_row, axis=0)
         if experts.shared is not None:
             y_md += _once(
-                experts.beside(x_md, *shared_arrays), same_axes(experts.shared.parts(mesh))
+                experts.beside(x_md, *shared_arrays), same_axes(experts.shared.split_axes(mesh))
             )
         return (jax.lax.psum(y_md, group_axes) if group_axes else y_md), experts_ma, rounds[None]
 

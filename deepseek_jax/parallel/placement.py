@@ -32,19 +32,19 @@ SMALL = 16
 Nesting = tuple[tuple[int, int], ...]
 
 
-def place(torus: Torus, sizes: dict[str, int], exchange: float = 1.0):
+def place(torus: Torus, mesh_shape: dict[str, int], exchange: float = 1.0):
     """Choose the device at each place of a mesh, for the least traffic on the busiest links.
 
     Args:
         torus: The torus of the devices.
-        sizes: {axis: size} of the mesh; their product is the number of devices.
+        mesh_shape: {axis: size} of the mesh; their product is the number of devices.
         exchange: How much larger the experts' part of TRAFFIC is for this model, see
             costs.exchange.
 
     Returns:
         int[*sizes], the number of each device.
     """
-    axis_sizes = tuple(sizes[axis] for axis in MESH_AXES)
+    axis_sizes = tuple(mesh_shape[axis] for axis in MESH_AXES)
     nested_parts = [pair for side in cheapest(torus.sides, axis_sizes, exchange) for pair in side]
     # Within an axis the first side is the major one
     order = sorted(range(len(nested_parts)), key=lambda number: (nested_parts[number][0], number))

@@ -112,7 +112,7 @@ class StopTogether:
         self.should_stop, self.alone = should_stop, jax.process_count() == 1
         # The number of calls that returned False; the call at which all return True, once that is known
         self.calls = 0
-        self.at: int | None = None
+        self.stop_call: int | None = None
         self.lock, self.closed = threading.Lock(), threading.Event()
         # Every process makes the same objects in the same order
         self.place = f"stop/{next(_agreements)}"
@@ -126,7 +126,7 @@ class StopTogether:
         self.closed.set()
         with self.lock:
             # Another process may be asked to stop in its last calls, and needs this one's number of calls
-            if not self.alone and self.at is None:
+            if not self.alone and self.stop_call is None:
                 self._tell_calls()
 
     def __call__(self):
@@ -135,10 +135,10 @@ class StopTogether:
         if self.alone:
             return wants_stop
         with self.lock:
-            if wants_stop and self.at is None:
+            if wants_stop and self.stop_call is None:
                 _store().key_value_set(f"{self.place}/asked/{jax.process_index()}", "")
                 self._agree()
-            stops_now = self.at is not None and self.calls + 1 >= self.at
+            stops_now = self.stop_call is not None and self.calls + 1 >= self.stop_call
             self.calls += not stops_now
             return stops_now
 
@@ -147,7 +147,7 @@ class StopTogether:
         while not self.closed.wait(POLL_SECONDS):
             if _store().key_value_dir_get(f"{self.place}/asked"):
                 with self.lock:
-                    if self.at is None:
+                    if self.stop_call is None:
                         self._agree()
                 return
 
@@ -162,7 +162,7 @@ class StopTogether:
             _store().blocking_key_value_get(f"{self.place}/calls/{process}", wait_ms)
             for process in range(jax.process_count())
         ]
-        self.at = max(map(int, calls)) + 1
+        self.stop_call = max(map(int, calls)) + 1
 
     def _tell_calls(self):
         _store().key_value_set(f"{self.place}/calls/{jax.process_index()}", str(self.calls))
@@ -300,12 +300,12 @@ def from_each(value: Any, seconds: float = BARRIER_SECONDS) -> list:
 
 
 def in_shares(
-    work: Callable[[list[int]], list], count: int, owners: npt.ArrayLike | None = None
+    compute: Callable[[list[int]], list], count: int, owners: npt.ArrayLike | None = None
 ) -> list:
     """Share work between the processes, and give every process all results.
 
     Args:
-        work: A function that takes some rows of range(count) and returns their results,
+        compute: A function that takes some rows of range(count) and returns their results,
             which JSON can represent. Each process calls it for its own rows.
         count: The number of rows.
         owners: int[count], the process that works on each row, the same on all processes. By
@@ -322,7 +322,7 @@ def in_shares(
     own_results, failure = None, None
     owners = np.arange(count) % jax.process_count() if owners is None else np.asarray(owners)
     try:
-        own_results = work(np.flatnonzero(owners == jax.process_index()).tolist())
+        own_results = compute(np.flatnonzero(owners == jax.process_index()).tolist())
     # Any exception: the other processes wait for the outcome in from_each
     except Exception as error:
         failure = error

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from deepseek_jax.files import absolute, below, is_remote, read_object, remove_folder, write_whole
 from deepseek_jax.programs import command, home
-from deepseek_jax.recipes.owner import OWNER, owner_text, names_in, owned, read_owner
+from deepseek_jax.recipes.owner import OWNER, names_in, owned, owner_text, read_owner
 
 MARKER = "config.json"
 # Fields of config.json in addition to the config's: digests of the code, commits of hub names, and

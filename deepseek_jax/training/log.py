@@ -52,7 +52,7 @@ class Log:
         self._begin_line()
 
     def _begin_line(self):
-        self.began = time.perf_counter()
+        self.line_start = time.perf_counter()
         self.steps = self.tokens = self.row_tokens = self.nonfinite = self.overflows = 0
         # Updates that had a gradient
         self.learning = 0
@@ -137,7 +137,7 @@ class Log:
             line["expert_overflows"] = float(self.overflows)
             self._say_overflows(step)
         self.tokens, self.row_tokens = jax.device_get((self.tokens, self.row_tokens))
-        seconds = time.perf_counter() - self.began
+        seconds = time.perf_counter() - self.line_start
         line["seconds"] = seconds / self.steps
         if "tokens" in source_metrics:
             line["tokens_per_second"] = self.tokens / seconds

@@ -161,7 +161,7 @@ def _train(steps, settings, state, update, source, should_stop, store, log):
     saved_at, score, saved_step = time.monotonic(), store.latest_score(), None
     tracing = waiting_for(f"tracing the update of {log.phase}")
     for step in steps:
-        log.writer.at(step)
+        log.writer.begin_step(step)
         # Nothing before this process's first step needs a save
         is_first_here = saved_step is None
         saved_step = step if saved_step is None else saved_step

@@ -85,7 +85,7 @@ class MetricsWriter:
         self._started.add(phase)
         self._console.begin(phase, first_step, num_steps)
 
-    def at(self, step: int):
+    def begin_step(self, step: int):
         """Show on the console that a step of the phase begins."""
         if jax.process_index() == 0:
             self._console.at(step)

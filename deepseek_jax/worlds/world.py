@@ -97,7 +97,7 @@ class World:
     judged_pairs: Callable | None = None
     judgements: Callable | None = None
 
-    def parts(self) -> dict[str, tuple[str, str | None]]:
+    def question_parts(self) -> dict[str, tuple[str, str | None]]:
         """Return the parts of the questions, by name.
 
         Returns:

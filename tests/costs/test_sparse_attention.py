@@ -23,11 +23,11 @@ def test_costs_of_attention_by_length(length):
     assert dense.flops == pytest.approx(2 * HEADS * keys, rel=1e-6)
     wanted = 2 * (HEADS * selected + WEIGHTS + INDEX * keys)
     assert sparse.flops == pytest.approx(wanted, rel=1e-6)
-    assert (dense.held, dense.read) == (LATENT * length,) * 2
-    assert sparse.held == (LATENT + KEY) * length
+    assert (dense.cache_bytes, dense.read_bytes) == (LATENT * length,) * 2
+    assert sparse.cache_bytes == (LATENT + KEY) * length
     # Nothing is scored where everything is selected
     scored = 0 if length == 2048 else KEY * length
-    assert sparse.read == scored + LATENT * 2048
+    assert sparse.read_bytes == scored + LATENT * 2048
 
 
 def test_contexts_double_up_to_the_positions_of_the_model():

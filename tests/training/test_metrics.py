@@ -159,7 +159,7 @@ def test_the_console_shows_the_steps_of_a_phase(tmp_path, capsys):
     writer = MetricsWriter(tmp_path)
     writer.start("grpo", 4, 7)
     for step in range(4, 7):
-        writer.at(step)
+        writer.begin_step(step)
         writer.write(step, {"loss": float(step)}, phase="grpo")
     assert capsys.readouterr().out == "grpo  5/7  loss  4.000\n"
     writer.end()

@@ -106,7 +106,7 @@ class TaskSettings(OwnData):
 
     Attributes:
         path, split, columns: A teacher's conversations, as data.messages reads them. Without a
-            path, the task's name is a part of the world's questions, see World.parts.
+            path, the task's name is a part of the world's questions, see World.question_parts.
         weight: A factor of the loss on the task's tokens.
         num_held_out: Conversations of `path` in the held-out set.
         questions: For a task with a path: the path of questions to measure policies on, or a block
@@ -278,7 +278,7 @@ class DistillSettings:
     def __post_init__(self):
         if not self.students:
             raise ValueError("students={} is empty; give it at least one block")
-        world_parts = find_world(self.world).parts()
+        world_parts = find_world(self.world).question_parts()
         for name, task in self.tasks.items():
             self._check_task(name, task, world_parts)
         for field in ("students", "reinforced"):

@@ -319,7 +319,7 @@ def _of_files(task: TaskSettings, path: str, folder: Path):
 def _of_world(
     name: str, task: TaskSettings, world: World, tasks: dict[str, Task], accepted_answers
 ) -> TransferTask:
-    questions_name, kind = world.parts()[name]
+    questions_name, kind = world.question_parts()[name]
     questions, world_task = world.questions[questions_name], tasks[questions_name]
     if questions.rule is None:
         raise ValueError(

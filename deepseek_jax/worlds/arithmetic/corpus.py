@@ -103,7 +103,7 @@ class NumberedMix(CorpusMix):
     following: float = 0.80
     wrong_direct: float = 0.10
 
-    def at(self, number: int):
+    def with_number(self, number: int):
         """Return the mix of the questions with this number."""
         moved = self.direct * self.following * (number / 50 - 1)
         return replace(self, direct=self.direct - moved, equations=self.equations + moved)
@@ -143,13 +143,13 @@ def worked(operands, sums=None):
     return "; ".join(f"{a} + {b} = {c}" for a, b, c in zip(lefts, operands[1:], sums, strict=True))
 
 
-def running_sums(operands, *, slip: int = 0, at: int = 0):
+def running_sums(operands, *, slip: int = 0, slip_step: int = 0):
     """Return the sum after each step, [11, 16] for 3 + 8 + 5.
 
-    The sums from step `at` on are off by slip.
+    The sums from step `slip_step` on are off by slip.
     """
     sums = np.cumsum(operands)[1:].tolist()
-    return [total + slip * (step >= at) for step, total in enumerate(sums)]
+    return [total + slip * (step >= slip_step) for step, total in enumerate(sums)]
 
 
 def draw_operands(rng: np.random.Generator) -> list[int]:
@@ -174,7 +174,7 @@ def write_document(rng, mix=CorpusMix()):
     # A mix without numbers makes no draw here, so its documents stay the same
     if mix.numbered and rng.random() < mix.numbered:
         number = NUMBERS[rng.integers(len(NUMBERS))]
-        mix, prompt = mix.at(number), f"{number}; {prompt}"
+        mix, prompt = mix.with_number(number), f"{number}; {prompt}"
     return prompt + _complete(rng, mix, operands, _draw_style(rng, mix))
 
 
@@ -202,7 +202,7 @@ def _complete(rng, mix, operands, style):
     sums = running_sums(operands)
     if rng.random() < mix.wrong_working:
         step = int(rng.integers(len(sums)))
-        sums = running_sums(operands, slip=_draw_slip(rng, sums[step]), at=step)
+        sums = running_sums(operands, slip=_draw_slip(rng, sums[step]), slip_step=step)
     if style == "running":
         return ", ".join(map(str, sums))
     if style == "equations":

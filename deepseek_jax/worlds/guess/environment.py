@@ -13,7 +13,7 @@ class GuessNumber:
         Args:
             number: A column of the questions, so that one group guesses one number.
         """
-        self.number, self.turns, self.found = int(number), 0, False
+        self.number, self.turns, self.is_guessed = int(number), 0, False
 
     def step(self, text: str) -> str | None:
         """Compare the number with this guess; return None once it is guessed."""
@@ -22,8 +22,8 @@ class GuessNumber:
         if not text.strip().isdecimal():
             return "guess a whole number"
         guess = int(text)
-        self.found = guess == self.number
-        if self.found:
+        self.is_guessed = guess == self.number
+        if self.is_guessed:
             return None
         return "higher" if self.number > guess else "lower"
 
@@ -32,6 +32,6 @@ class GuessNumber:
 
         It is 0 if the number was not guessed.
         """
-        if not self.found:
+        if not self.is_guessed:
             return 0.0
         return max(0.0, 1 - (self.turns - 1) / MOST_TURNS)

@@ -50,7 +50,7 @@ def test_texts_of_a_question_and_its_answers():
     assert arithmetic.worked((3, 8, 5, 9)) == "3 + 8 = 11; 11 + 5 = 16; 16 + 9 = 25"
     assert arithmetic.worked((3, 8, 5), [12, 17]) == "3 + 8 = 12; 12 + 5 = 17"
     assert arithmetic.direct((3, 8, 5, 9)) == "25"
-    assert arithmetic.running_sums((3, 8, 5, 9), slip=-2, at=1) == [11, 14, 23]
+    assert arithmetic.running_sums((3, 8, 5, 9), slip=-2, slip_step=1) == [11, 14, 23]
 
 
 def test_held_out_is_the_same_on_every_machine_for_a_fifth_of_all_tuples():

@@ -53,7 +53,7 @@ def test_halving_finds_every_number_in_a_few_turns():
             middle = (low + high) // 2
             answer = game.step(str(middle))
             low, high = (middle + 1, high) if answer == "higher" else (low, middle - 1)
-        assert game.found
+        assert game.is_guessed
         turns.append(game.turns)
     assert max(turns) == 5 and sum(turns) == 54
 
