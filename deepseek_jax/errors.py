@@ -94,7 +94,7 @@ def at(path: str, argument: str | None = None) -> Iterator[None]:
 
 
 def mark_path(error: ValueError) -> None:
-    """Mark an error whose message begins with a path: `at` joins an outer path to it with a dot."""
+    """Mark a message that begins with a path, so that `at` joins an outer path to it with a dot."""
     vars(error)["has_path"] = True
 
 

@@ -1,4 +1,4 @@
-"""What a model costs: FLOPs of an update, bytes to serve it, and chips."""
+"""Costs of a model: the FLOPs to train it, and the bytes and chips to serve it."""
 
 from deepseek_jax.lazy import lazy_names
 

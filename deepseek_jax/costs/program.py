@@ -154,7 +154,10 @@ def policy_params(params: PyTree) -> ResidentArrays:
 
 
 class Amount(NamedTuple):
-    """What one call of a Program works through, see its fields of the same names."""
+    """Size of one call of a Program: its tokens, its FLOPs, and both in words.
+
+    Program has fields of the same names.
+    """
 
     tokens: int
     flops: float

@@ -120,7 +120,7 @@ def _usual_subset(dataset_id, configs):
 
 
 def _patterns(dataset_id, data_files):
-    """Return {split: patterns} of a config's data_files, in any of the forms of data_files.
+    """Parse data_files, in any of its forms, to {split: patterns}.
 
     Raises:
         ValueError: The value has another form.

@@ -50,7 +50,7 @@ def needing(line: str):
 
 
 def read_records(path: str | Path, split: str = "train") -> Iterator[tuple[str, dict]]:
-    """Yield (place, record) for each record of a file, or of one split of a data set.
+    """Read a file, or one split of a data set, record by record: yield (place, record).
 
     Only a few records are in memory at once, except for a json file, which is read whole.
 

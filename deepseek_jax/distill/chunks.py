@@ -95,7 +95,7 @@ def mean_over_tokens(
 
 
 class _Tokens(NamedTuple):
-    """Per-token inputs of a loss: trees of [b t ...] or, flattened, of [m ...]."""
+    """A loss's inputs for each token; arrays are [b t ...], or [m ...] once flattened."""
 
     teacher_hidden: jax.Array | None
     share: dict

@@ -17,7 +17,7 @@ from deepseek_jax.trees import PyTree
 
 
 def pipeline_stages() -> int:
-    """Return the number of stages of the mesh of `jax.set_mesh`; 1 without a mesh."""
+    """Return how many pipeline stages the current mesh has (`jax.set_mesh`); 1 without a mesh."""
     mesh = current_mesh()
     return 1 if mesh is None else mesh.shape["pipeline"]
 

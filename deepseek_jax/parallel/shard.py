@@ -191,7 +191,7 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
 
 
 def own_rows(mesh: Mesh, rows: int) -> np.ndarray:
-    """Return which of a batch's rows the devices of this process have, the rows of its share.
+    """Return the numbers of the batch rows on this process's devices.
 
     Args:
         mesh: The mesh.

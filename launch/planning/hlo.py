@@ -102,7 +102,7 @@ def program_cost(text: str, mesh_shape: dict, filled: float = 1.0) -> Cost:
 
 
 def decoding_costs(text: str, mesh_shape: dict, filled: float = 1.0):
-    """Return the Costs of a program that decodes: of a call, and of a token.
+    """Return what a decoding program costs: each call, and each token.
 
     A token is one turn of the decoding loop: the largest of the program's loops that have no known
     length. The arguments are as for program_cost.

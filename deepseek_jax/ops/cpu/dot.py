@@ -61,7 +61,7 @@ def _runs(terms):
 
 
 def _product(left_letters, right_letters, result_letters, x, w):
-    """Compute the einsum of x and w from the letters of both and of the result."""
+    """Compute einsum("LEFT,RIGHT->RESULT", x, w), given the letters of each."""
     if _is_of_few_rows(left_letters, right_letters, result_letters, x):
         # A tall matrix times 8 or 32 columns takes less time than 8 or 32 rows times a wide matrix
         tall_letters = right_letters[0] + left_letters[0]
