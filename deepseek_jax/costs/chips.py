@@ -1,6 +1,8 @@
 """Accelerators by name: memory, bandwidths and speed."""
 
 import dataclasses
+from collections.abc import Collection
+from typing import Protocol
 
 GIB = 2**30
 
@@ -112,15 +114,23 @@ GPUS = {
 DEVICES = {chip.device_kind: chip.device() for chip in CHIPS.values()}
 
 
-def chip_of(devices) -> Chip | None:
+class Device(Protocol):
+    """A JAX device, as far as its kind tells the Chip: this file imports no jax."""
+
+    @property
+    def device_kind(self) -> str:
+        """JAX's name for the kind."""
+
+
+def chip_of(devices: Collection[Device]) -> Chip | None:
     """Return the Chip of these JAX devices, as one device; None for a kind without numbers."""
-    kind = devices[0].device_kind
+    kind = next(iter(devices)).device_kind
     # "NVIDIA H100 80GB HBM3" is an H100
     gpus = (chip for chip in GPUS.values() if kind.startswith(chip.device_kind))
     return DEVICES.get(kind) or next(gpus, None)
 
 
-def peak_of(devices) -> float | None:
+def peak_of(devices: Collection[Device]) -> float | None:
     """Return the bfloat16 operations a second of all devices; None for a kind without numbers."""
     chip = chip_of(devices)
     return None if chip is None else len(devices) * chip.flops_per_second

@@ -6,10 +6,11 @@ This is enough to compile it anywhere, without arrays.
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from deepseek_jax.costs.flops import attended_keys, forward_flops, useful_flops
 from deepseek_jax.models.config import ModelConfig
@@ -142,7 +143,15 @@ def step_of(program: Program) -> str:
     return prefix.rpartition(": ")[0] if program.part == REWARD else prefix
 
 
-def moments_of(state) -> ResidentArrays:
+class AbstractState(Protocol):
+    """A TrainState of ShapeDtypeStructs with shardings, as far as a Program reads it."""
+
+    step: Any
+    opt_state: Any
+    frozen: Any
+
+
+def moments_of(state: AbstractState) -> ResidentArrays:
     """Return the ResidentArrays of a TrainState's moments, while another program reads its parameters."""
     fields = "optimizer.moment_memory='host', or optimizer.moment_dtype='bfloat16'"
     return ResidentArrays("the optimizer's moments", state.opt_state, fields)
@@ -154,7 +163,7 @@ def policy_params(params: PyTree) -> ResidentArrays:
 
 
 class Amount(NamedTuple):
-    """Size of one call of a Program: its tokens, its FLOPs, and both in words.
+    """Size of one call of a Program: tokens, FLOPs, and a text with the sizes.
 
     Program has fields of the same names.
     """
@@ -167,7 +176,7 @@ class Amount(NamedTuple):
 def update_program(
     name: str,
     step: Callable,
-    state,
+    state: AbstractState,
     batch: dict,
     amount: Amount | None = None,
     *,
@@ -180,7 +189,7 @@ def update_program(
     Args:
         name: The program's name.
         step: The jitted update.
-        state: A TrainState of ShapeDtypeStructs with shardings.
+        state: An AbstractState.
         batch: A dict of ShapeDtypeStructs with shardings.
         amount: Default: the Amount of an update of the rows batch["tokens"].
         config: The model that the update trains.
@@ -220,7 +229,7 @@ def forward_work(config: ModelConfig, rows: int, length: int, logits: int | None
     return rows_of_tokens(rows, length, flops)
 
 
-def everywhere(mesh: Mesh, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
+def everywhere(mesh: Mesh, shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
     """Return the ShapeDtypeStruct of an array that every device has whole."""
     place = NamedSharding(mesh, PartitionSpec())
     return jax.ShapeDtypeStruct(shape, dtype, sharding=place)

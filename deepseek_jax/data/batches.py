@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 import grain
 import jax
@@ -104,11 +105,27 @@ def _concatenated(batches, name):
     return np.concatenate([batch[name] for batch in batches])
 
 
+class HeldOutSettings(Protocol):
+    """Settings of held-out batches: the readers, and what they read."""
+
+    @property
+    def readers(self) -> int:
+        """Readers that work side by side."""
+
+    @property
+    def num_held_out(self) -> int:
+        """Documents of each source in the held-out set."""
+
+    @property
+    def eval_batches(self) -> int:
+        """Batches of the held-out loss."""
+
+
 def held_out_batches(
     documents: RandomAccess,
     tokenizer: Tokenizer,
     mesh: Mesh,
-    settings,
+    settings: HeldOutSettings,
     *,
     batch_size: int,
     sequence_length: int,
@@ -124,7 +141,7 @@ def held_out_batches(
         documents: The held-out documents, as a source of `packing.pack`.
         tokenizer: The tokenizer of the documents.
         mesh: The mesh for the batches.
-        settings: A CorpusSettings.
+        settings: A CorpusSettings (recipes.pretrain.settings).
         batch_size: Rows of a batch.
         sequence_length: Tokens in a row.
         seed: Seed of the order of the documents.

@@ -33,7 +33,7 @@ class Blocks(NamedTuple):
 
 
 def rounded_rows(x, num_parts=1, power_of_two=False):
-    """Round x [... m k] to a left operand, in tiles of 1 x 128, each in one of num_parts parts of k."""
+    """Round x [... m k] to a left operand, in tiles of 1 x 128, none across two parts of k."""
     tile_parts = _that_matter(x, num_parts)
     values, scale = quantize(_apart(x, tile_parts), ROW, power_of_two=power_of_two)
     return Blocks(_together(values), _together(scale))
@@ -49,7 +49,7 @@ def rounded_columns(x, scale=None, power_of_two=False):
 
 
 def rounded_weights(w, num_parts):
-    """Round w [... k n] to a right operand, in tiles of 128 x 128, each in one of num_parts parts of n."""
+    """Round w [... k n] to a right operand, in tiles of 128 x 128, none across two parts of n."""
     tile_parts = _that_matter(w, num_parts)
     values, scale = quantize(_apart(w, tile_parts), BLOCK)
     scale = _each(scale, -1, values.shape[-1])

@@ -46,11 +46,11 @@ class Scores:
     columns: dict[str, list] = dataclasses.field(default_factory=dict)
     unread: np.ndarray | None = None
 
-    def as_wrong(self, name: str):
+    def as_wrong(self, name: str) -> np.ndarray:
         """Return a part with 0 for completions without a verdict, as in an accuracy: float32[b]."""
         return np.nan_to_num(self.parts[name])
 
-    def without_verdict(self, name: str):
+    def without_verdict(self, name: str) -> str | None:
         """Say how many completions as_wrong counts as 0, or return None if there are none."""
         num_missing = int(np.isnan(self.parts[name]).sum())
         if num_missing:

@@ -6,6 +6,7 @@ fate "kept".
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 from etils.epath import Path
@@ -15,6 +16,7 @@ from deepseek_jax.errors import at
 from deepseek_jax.rewards.format import summary
 from deepseek_jax.rewards.language import LANGUAGES, language_share
 from deepseek_jax.synthesis.ngrams import Evaluation
+from deepseek_jax.synthesis.settings import AugmentSettings, KeepSettings
 from deepseek_jax.synthesis.teacher import read_rows
 from deepseek_jax.synthesis.vary import recomputed, vary_names, vary_numbers
 
@@ -26,8 +28,24 @@ BY_RULE = {"numbers": vary_numbers, "names": vary_names}
 LEAST_SHARE = 0.8
 
 
+class VarySettings(Protocol):
+    """Settings of varied questions: a GenerateSettings (recipes.generate.settings) has them."""
+
+    @property
+    def augment(self) -> AugmentSettings:
+        """How many questions to derive, in which ways."""
+
+    @property
+    def keep(self) -> KeepSettings:
+        """The evaluation sets that questions must not repeat."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the variants."""
+
+
 def augmented(
-    settings,
+    settings: VarySettings,
     questions: list[dict],
     evaluation: Evaluation | None,
     ask: Callable[[str, list[dict]], Path],
@@ -37,7 +55,7 @@ def augmented(
     Each example has an origin, and under derived_from the question that it comes from.
 
     Args:
-        settings: A GenerateSettings.
+        settings: The ways of deriving, and their seed.
         questions: Examples as in data.questions.
         evaluation: The texts that no question may share a run with, or None.
         ask: ask(name, examples) lets the teacher answer each example once and returns the folder of

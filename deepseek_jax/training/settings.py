@@ -5,7 +5,7 @@ Tests: tests/training/test_loop.py, tests/recipes/sft/test_run.py.
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
@@ -75,6 +75,13 @@ class FaultSettings(Settings):
     idle_lines: Count = 3
 
 
+class UpdatedState(Protocol):
+    """The part of a TrainState that a learning rate depends on: settings import no model."""
+
+    step: Any
+    opt_state: Any
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopSettings(Settings):
     """Settings that every training loop has, see training.loop.
@@ -125,7 +132,7 @@ class LoopSettings(Settings):
         # Jitted as one program: otherwise each of a schedule's dozen operations would compile
         return jax.jit(self.optimizer.rate(self.num_updates()))
 
-    def learning_rate(self, state) -> float:
+    def learning_rate(self, state: UpdatedState) -> float:
         """Return the learning rate of the latest update.
 
         Args:
@@ -168,13 +175,22 @@ class RowSettings(FitSettings):
     sequence_length: Several
 
 
-def check_evaluations(settings):
+class Evaluations(Protocol):
+    """Settings with evaluations on the way and with logged steps."""
+
+    @property
+    def eval_every(self) -> int:
+        """Updates between two evaluations."""
+
+    @property
+    def log_every(self) -> int:
+        """Updates between two logged steps."""
+
+
+def check_evaluations(settings: Evaluations):
     """Raise ValueError if an evaluation falls on a step that is not logged.
 
     Its result would be lost.
-
-    Args:
-        settings: has eval_every and log_every.
     """
     if settings.eval_every % settings.log_every:
         raise ValueError(

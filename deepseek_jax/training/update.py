@@ -108,7 +108,7 @@ class Update:
         placed: TrainState,
         micro_batches: int = 1,
         beside: UpdateOptions = NOTHING,
-    ):
+    ) -> None:
         self.loss_fn, self.micro_batches, self.reference = loss_fn, micro_batches, beside.reference
         # The number of updates so far, which only a reference that follows the policy needs
         self.done: int | None = None

@@ -31,7 +31,7 @@ from deepseek_jax.settings import (
     Several,
 )
 from deepseek_jax.synthesis.settings import RejectionSettings
-from deepseek_jax.training.settings import check_readers
+from deepseek_jax.training.settings import UpdatedState, check_readers
 from deepseek_jax.worlds.registry import find_world
 
 # Plateaus together multiply the learning rate by no less than this
@@ -188,7 +188,7 @@ class StudentSettings(FineTuneSettings):
         )
         return optax.chain(tx, plateau_tx)
 
-    def learning_rate(self, state):
+    def learning_rate(self, state: UpdatedState) -> float:
         """Return LoopSettings.learning_rate, times the factor of the plateaus so far."""
         rate = super().learning_rate(state)
         if self.plateau is None:
