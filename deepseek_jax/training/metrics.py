@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax
 from numpy.typing import ArrayLike
@@ -16,9 +15,7 @@ from deepseek_jax.training.completions import FILE, completions_line
 from deepseek_jax.training.console import StepConsole
 from deepseek_jax.training.lines import METRICS, PhaseLines, read_lines
 from deepseek_jax.training.tensorboard import TensorBoards
-
-if TYPE_CHECKING:
-    from deepseek_jax.training.wandb_board import WandbRun
+from deepseek_jax.training.wandb_board import WandbRun
 
 
 class MetricsWriter:
@@ -47,7 +44,7 @@ class MetricsWriter:
         self,
         workdir: str | Path,
         console_seconds: float | None = None,
-        wandb: "WandbRun | None" = None,
+        wandb: WandbRun | None = None,
         config: dict | None = None,
     ):
         self.workdir = as_path(workdir)

@@ -6,17 +6,14 @@ Tests: tests/training/test_loop.py.
 import contextlib
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from etils.epath import Path
 from jax.sharding import Mesh
 
 from deepseek_jax.parallel.processes import StopTogether, say
-
-if TYPE_CHECKING:
-    from deepseek_jax.training.metrics import MetricsWriter
-    from deepseek_jax.training.profile import Profile
-    from deepseek_jax.training.watchdog import Watchdog
+from deepseek_jax.training.metrics import MetricsWriter
+from deepseek_jax.training.profile import Profile
+from deepseek_jax.training.watchdog import Watchdog
 
 # Exit status of a run that was asked to stop and has saved: start it again to resume. The number is
 # EX_TEMPFAIL in sysexits.h
@@ -71,11 +68,11 @@ class Run:
 
     mesh: Mesh
     folder: Path
-    writer: "MetricsWriter"
+    writer: MetricsWriter
     should_stop: Callable[[], bool] = lambda: False
     phase: str = ""
-    profile: "Profile | None" = None
-    watchdog: "Watchdog | None" = None
+    profile: Profile | None = None
+    watchdog: Watchdog | None = None
     strict: bool = False
 
     def of(self, phase: str, folder: Path | None = None) -> "Run":
