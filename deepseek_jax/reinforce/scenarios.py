@@ -129,7 +129,8 @@ class ScenarioRewards:
     ) -> Scores:
         """Score all examples, shared between the processes as in Rewards.score_together.
 
-        A part that an example's scenario does not have is NaN, which is not an error.
+        A part that an example's scenario does not have is NaN, which is not an error. What functions
+        log for general requests has the prefix "general_".
         """
         names = dict.fromkeys(name for rewards in self.rewards.values() for name in rewards.weights)
         total = np.full(len(examples), np.nan, np.float32)
@@ -151,7 +152,9 @@ class ScenarioRewards:
             for name, part_rewards in scores.parts.items():
                 rewards_by_name[name][rows] = part_rewards
             errors, messages = errors + scores.errors, messages + scores.messages
-            metrics |= scores.metrics
+            # Both scenarios may have a function that logs the same name
+            prefix = "" if scenario == SCENARIOS[0] else f"{scenario}_"
+            metrics |= {f"{prefix}{name}": value for name, value in scores.metrics.items()}
             if scores.unread is not None:
                 unread[rows] = scores.unread
             for name, values in scores.columns.items():

@@ -139,14 +139,14 @@ class Counted:
         (name,) = self.weights
         part = np.float32([float(text) for text in completions])
         unread = part > 2 if self.unread else None
-        messages, metrics = [name] * self.errors, {name: self.weight}
+        messages, metrics = [name] * self.errors, {"weight": self.weight}
         return Scores(self.weight * part, {name: part}, self.errors, messages, metrics, {}, unread)
 
 
 @pytest.mark.parametrize("ids", [None, [[1], [2], [3]]])
 def test_the_scores_of_scenarios_are_put_together(ids):
-    """Oracle: by hand: errors add up, messages and metrics follow each other, and what could not be read is
-    known of the scenario that reads; an example without a scenario is for reasoning.
+    """Oracle: by hand: errors add up, messages follow each other, metrics of one name get two names, and what
+    could not be read is known of the scenario that reads; an example without a scenario is for reasoning.
     """
     reasoning, general = Counted("a", 2.0, 1, unread=True), Counted("b", 3.0, 2, unread=False)
     rewards = ScenarioRewards({"reasoning": reasoning, "general": general})
@@ -157,7 +157,8 @@ def test_the_scores_of_scenarios_are_put_together(ids):
     np.testing.assert_array_equal(scores.parts["a"], [1, np.nan, 4])
     np.testing.assert_array_equal(scores.parts["b"], [np.nan, 5, np.nan])
     assert (scores.errors, scores.messages) == (3, ["a", "b", "b"])
-    assert scores.metrics == dict(a=2.0, b=3.0) and scores.unread.tolist() == [False, False, True]
+    assert scores.metrics == dict(weight=2.0, general_weight=3.0)
+    assert scores.unread.tolist() == [False, False, True]
     assert reasoning.asked == [(["x", "z"], ids and [[1], [3]], ids and [0, 2])]
     assert general.asked == [(["y"], ids and [[2]], ids and [1])]
 
