@@ -135,7 +135,7 @@ class OnPolicyRows:
         prompt_indices = rng.integers(len(self.prompts), size=self.settings.prompts)
         examples = [{"prompt_ids": self.prompts[i]} for i in prompt_indices]
         seed = int(rng.integers(2**31))
-        rollout = self.policy.at(params).answer(examples, self.settings, seed=seed).rollout
+        rollout = self.policy.with_params(params).answer(examples, self.settings, seed=seed).rollout
         prompts = [example["prompt_ids"] for example in examples]
         rows = zip(prompts, rollout.completion_ids, rollout.completion_mask, strict=True)
         batch = sampled_rows([(p, ids[mask]) for p, ids, mask in rows], self.length)

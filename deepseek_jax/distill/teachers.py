@@ -58,7 +58,7 @@ class Teacher:
         """Move a policy's params from the devices, where they are freed, to the host's memory."""
         places = jax.tree.map(lambda leaf: in_memory(leaf.sharding, "host"), policy.params)
         # The next teacher's params must not arrive before these have gone
-        return cls(policy.at(jax.block_until_ready(jax.device_put(policy.params, places))))
+        return cls(policy.with_params(jax.block_until_ready(jax.device_put(policy.params, places))))
 
     def body(self) -> dict:
         """Put the params that compute the last hidden states on the devices."""

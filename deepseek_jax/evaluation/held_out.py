@@ -108,7 +108,9 @@ def _scores_of(row, scores, accuracy, columns):
     """Return a sample's reward, parts, right and columns; scores is None without rewards."""
     if scores is None:
         return {"reward": None, "parts": {}, "right": None, "columns": columns}
-    rewards_by_name = {name: _number(rewards[row]) for name, rewards in scores.parts.items()}
+    rewards_by_name = {
+        name: _number(rewards[row]) for name, rewards in scores.rewards_by_name.items()
+    }
     return {
         "reward": _number(scores.total[row]),
         "parts": rewards_by_name,
@@ -149,7 +151,9 @@ def _scored(scores, accuracy):
     is_scored = ~np.isnan(scores.total)
     rewards_by_name = {"reward": scores.total[is_scored]}
     rewards_by_name |= {
-        name: rewards[is_scored] for name, rewards in scores.parts.items() if name != accuracy
+        name: rewards[is_scored]
+        for name, rewards in scores.rewards_by_name.items()
+        if name != accuracy
     }
     # An interval needs two numbers
     rewards_by_name = {

@@ -79,7 +79,7 @@ def policy_of_start(start: Start, policy: Policy, mesh: Mesh) -> Policy:
         )
     # find_start looked at the path of this policy
     assert isinstance(policy.params, AdaptedParams)
-    return policy.at(policy.params.base)
+    return policy.with_params(policy.params.base)
 
 
 def conversing_of(path: str | Path) -> dict:

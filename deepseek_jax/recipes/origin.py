@@ -194,10 +194,10 @@ def frozen(load: Callable[[Mesh], Policy], adapter: AdapterSettings, mesh: Mesh)
         return load(mesh)
     if mesh.size > 1:
         policy = load(mesh)
-        return policy.at(quantized(policy.params))
+        return policy.with_params(quantized(policy.params))
     # Quantize in the host's memory: a single device may be too small for the full weights
     host = make_mesh(devices=jax.local_devices(backend="cpu")[:1])
     with jax.set_mesh(host):
         policy = load(host)
         params = quantized(policy.params)
-    return policy.at(jax.device_put(params, NamedSharding(mesh, PartitionSpec())))
+    return policy.with_params(jax.device_put(params, NamedSharding(mesh, PartitionSpec())))

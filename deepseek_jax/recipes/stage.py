@@ -307,7 +307,7 @@ class Context:
         # The devices have room for one policy
         self.loaded_policies.clear()
         params = self.stages[name].params(self, trained, mesh or self.mesh)
-        policy = self.policies[name].at(params)
+        policy = self.policies[name].with_params(params)
         if mesh is None and self.stage.measures:
             # The next stage may begin from the same policy
             self.loaded_policies[key] = policy
@@ -329,7 +329,7 @@ class Context:
                     base = self.beside(stage, self.mesh)
                     config = stage.model(base.config)
                     params = with_adapter(config, base.params, stage.adapter, self.mesh, stage.seed)
-                self.loaded_policies[key] = base.at(params)
+                self.loaded_policies[key] = base.with_params(params)
             policy = self.loaded_policies[key]
         if not stage.measures:
             self.loaded_policies.clear()

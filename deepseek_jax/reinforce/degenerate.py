@@ -115,7 +115,7 @@ def all_equal(rewards: np.ndarray) -> bool:
 
 def check_range(scores: Scores):
     """Raise UnusableRewards if a reward is beyond +-LARGEST_REWARD."""
-    for name, values in {**scores.parts, "the weighted sum": scores.total}.items():
+    for name, values in {**scores.rewards_by_name, "the weighted sum": scores.total}.items():
         large_rewards = values[np.abs(values) > LARGEST_REWARD]
         if len(large_rewards):
             raise UnusableRewards(

@@ -116,8 +116,10 @@ def with_length_penalty(
         lengths: int[b], as in length_penalty.
     """
     penalty = length_penalty(lengths, [example["effort"] for example in examples], settings)
-    rewards_by_name = scores.parts | {LENGTH_PENALTY: penalty}
-    return dataclasses.replace(scores, total=scores.total + penalty, parts=rewards_by_name)
+    rewards_by_name = scores.rewards_by_name | {LENGTH_PENALTY: penalty}
+    return dataclasses.replace(
+        scores, total=scores.total + penalty, rewards_by_name=rewards_by_name
+    )
 
 
 def check_lines(settings: EffortSettings, tokenizer: Tokenizer, template: str):

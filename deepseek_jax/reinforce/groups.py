@@ -262,7 +262,7 @@ class GroupSource:
             scores = answers.scored_by(self.rewards, examples)
             scores.require_one()
             if self.settings.effort is not None:
-                answer_examples, lengths = answers.asked(examples), answers.rollout.lengths
+                answer_examples, lengths = answers.per_answer(examples), answers.rollout.lengths
                 scores = with_length_penalty(self.settings.effort, answer_examples, lengths, scores)
             check_range(scores)
             for message in scores.messages:
@@ -286,12 +286,14 @@ class GroupSource:
         single update needs no old_logprobs: its policy is the one that sampled.
         """
         settings = self.settings
-        if self.sampler.kept is not None:
-            minibatches = [with_kept(minibatch, self.sampler.kept) for minibatch in minibatches]
+        if self.sampler.token_choices is not None:
+            minibatches = [
+                with_kept(minibatch, self.sampler.token_choices) for minibatch in minibatches
+            ]
             for minibatch in minibatches:
                 check_kept(self.policy.config, minibatch)
             # The update needs this memory
-            self.sampler.kept = None
+            self.sampler.token_choices = None
         # Before the first update: pi_old in each ratio is the policy that sampled (arXiv:2402.03300, eq. 3)
         if "old_logprobs" in settings.scored():
             minibatches = [
@@ -341,7 +343,7 @@ def make_groups(examples: list[dict], answers: Answers, scores: Scores) -> list[
         group["scenario"] = scenario_of(example)
         group["effort"] = example.get("effort")
         group["rewards"] = scores.total[rows]
-        group["parts"] = {name: part[rows] for name, part in scores.parts.items()}
+        group["parts"] = {name: part[rows] for name, part in scores.rewards_by_name.items()}
         group["columns"] = {name: column[rows] for name, column in scores.columns.items()}
         group["unread"] = [False] * n if scores.unread is None else scores.unread[rows]
         if answers.conversations is not None:

@@ -48,7 +48,7 @@ class Sampler:
         self.policy, self.settings, self.folder = policy, settings, folder
         self.fingerprint = jax.jit(fingerprint)
         self.sampled_by = 0
-        self.kept: TokenChoices | None = None
+        self.token_choices: TokenChoices | None = None
 
     def answer(
         self, params: PyTree, examples: Sequence[dict], step: int, number: int = 0
@@ -64,7 +64,7 @@ class Sampler:
             (Answers, counts). The counts are summed over the step's rounds; metrics.StepRecord has
             their names and meanings.
         """
-        policy, settings = self.policy.at(params), self.settings
+        policy, settings = self.policy.with_params(params), self.settings
         self.sampled_by = int(self.fingerprint(policy.params))
         log = self._log(step, number)
         log.keeps_routing = settings.keep_routing
@@ -83,7 +83,7 @@ class Sampler:
                 log=log,
                 longest_prompt=settings.rollout.max_prompt_length,
             )
-        seconds, self.kept = time.perf_counter() - began, log.kept
+        seconds, self.token_choices = time.perf_counter() - began, log.token_choices
         # Write the rest of a long rollout, in case the run is killed in the update
         if isinstance(log, SampleLog) and log.path.exists():
             log.write()
@@ -107,7 +107,7 @@ class Sampler:
         options = AnswerOptions(
             max_completion_length=rollout.longest(), temperature=0.0, slots=rollout.slots
         )
-        return self.policy.at(params).answer(
+        return self.policy.with_params(params).answer(
             examples,
             options,
             # Environments may draw by it

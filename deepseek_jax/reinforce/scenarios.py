@@ -149,7 +149,7 @@ class ScenarioRewards:
                 scenario_examples, picked(completions, rows), scenario_ids, scenario_owners
             )
             total[rows] = scores.total
-            for name, part_rewards in scores.parts.items():
+            for name, part_rewards in scores.rewards_by_name.items():
                 rewards_by_name[name][rows] = part_rewards
             errors, messages = errors + scores.errors, messages + scores.messages
             # Both scenarios may have a function that logs the same name

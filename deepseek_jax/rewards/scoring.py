@@ -29,7 +29,7 @@ class Scores:
     Attributes:
         total: float32[b], the weighted sum of the parts that scored. NaN if a part failed or none
             scored.
-        parts: name -> float32[b], unweighted. NaN where the part failed or did not score.
+        rewards_by_name: name -> float32[b], unweighted. NaN where the part failed or did not score.
         errors: Number of completions with a NaN total.
         messages: Messages about the first failures.
         metrics: name -> number, logged by the user's functions.
@@ -39,7 +39,7 @@ class Scores:
     """
 
     total: np.ndarray
-    parts: dict[str, np.ndarray]
+    rewards_by_name: dict[str, np.ndarray]
     errors: int = 0
     messages: list[str] = dataclasses.field(default_factory=list)
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -48,11 +48,11 @@ class Scores:
 
     def as_wrong(self, name: str) -> np.ndarray:
         """Return a part with 0 for completions without a verdict, as in an accuracy: float32[b]."""
-        return np.nan_to_num(self.parts[name])
+        return np.nan_to_num(self.rewards_by_name[name])
 
     def without_verdict(self, name: str) -> str | None:
         """Say how many completions as_wrong counts as 0, or return None if there are none."""
-        num_missing = int(np.isnan(self.parts[name]).sum())
+        num_missing = int(np.isnan(self.rewards_by_name[name]).sum())
         if num_missing:
             return f"{num_missing} of {len(self.total)} answers had no verdict by {name} and count as 0"
         return None

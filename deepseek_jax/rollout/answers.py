@@ -47,7 +47,7 @@ class Answers(NamedTuple):
     prompts: list[list[int]]
     conversations: list[Conversation] | None = None
 
-    def asked(self, examples: Sequence[dict]) -> list[dict]:
+    def per_answer(self, examples: Sequence[dict]) -> list[dict]:
         """Return the example of each answer: n entries for each of the examples.
 
         If answers are conversations, each entry has its Conversation too, as "conversation".
@@ -67,7 +67,7 @@ class Answers(NamedTuple):
             rewards: What scores them.
             examples: The examples that were answered.
         """
-        asked, owned, ids = self.asked(examples), self.rollout.owned, self.rollout.tokens()
+        asked, owned, ids = self.per_answer(examples), self.rollout.owned, self.rollout.tokens()
         # A user's own object need not know of owners, which only GRPO's rollouts have
         if owned is None:
             return rewards.score_together(asked, self.texts, ids)

@@ -160,7 +160,7 @@ class RolloutLog:
         keeps_routing: True if the rollout keeps the experts of its tokens.
         keeps_candidates: True if the rollout keeps, for each token, the tokens that top-p and top-k
             left to draw it from.
-        kept: The rollout sets it if it keeps anything: a kept.TokenChoices.
+        token_choices: The rollout sets it if it keeps anything: a kept.TokenChoices.
         own_rows: True if a process receives only the tokens that its own devices sampled, and owns
             their completions. A single process receives all in either case.
     """
@@ -169,7 +169,7 @@ class RolloutLog:
     conversations = None
     weight_sync_seconds, exchanges, exchange_rounds = 0.0, 0, 0.0
     keeps_routing = keeps_candidates = own_rows = False
-    kept: TokenChoices | None = None
+    token_choices: TokenChoices | None = None
 
     def turn_length(self) -> int | None:
         """Return the most tokens of a conversation's turn.

@@ -101,7 +101,7 @@ def generate(
             log.weight_sync_seconds = time.perf_counter() - began
             engine.open(slots, max_completion_length, log)
             serve(queue, engine, result, log)
-            log.kept = engine.token_choices
+            log.token_choices = engine.token_choices
             log.exchanges, log.exchange_rounds = engine.exchanged()
     return result
 

@@ -62,7 +62,7 @@ class Policy:
         """Return {name: bytes} of the files that carry the tokenizer and the template."""
         return carried_files(self.tokenizer, self.template)
 
-    def at(self, params: PyTree) -> "Policy":
+    def with_params(self, params: PyTree) -> "Policy":
         """Return the same policy with other parameters."""
         return dataclasses.replace(self, params=params)
 
@@ -75,7 +75,7 @@ class Policy:
         """
         if folder is None:
             return self
-        return self.at(load_adapter(folder, self.config, self.params, mesh))
+        return self.with_params(load_adapter(folder, self.config, self.params, mesh))
 
     def with_fitting_prompts(
         self, examples: Iterable[dict], limit: Limit, kind: str = "training", together: int = 1
@@ -249,7 +249,7 @@ def load_policy(
     # Check again with the config that was loaded with the parameters: the file of the config may
     # belong to another checkpoint
     check_architecture(model or {}, config, source.base)
-    return policy.at(params).with_adapter_of(source.adapter, mesh)
+    return policy.with_params(params).with_adapter_of(source.adapter, mesh)
 
 
 def described_policy(

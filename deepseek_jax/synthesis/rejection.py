@@ -77,7 +77,7 @@ def accepted(
 def _scored(examples, completions, ids, names):
     """Return the examples, each with the rewards of its completion under "parts"."""
     with open_rewards(dict.fromkeys(names, 1.0)) as rewards:
-        rewards_by_name = rewards.score_together(examples, completions, ids).parts
+        rewards_by_name = rewards.score_together(examples, completions, ids).rewards_by_name
     rows = zip(*rewards_by_name.values(), strict=True)
     return [
         e | {"parts": dict(zip(rewards_by_name, row, strict=True))}

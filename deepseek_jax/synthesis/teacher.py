@@ -147,7 +147,7 @@ class Teacher:
         for sample, conversation in zip(samples, answers.conversations or (), strict=False):
             sample |= _of_conversation(conversation)
         if rewards is not None:
-            _score(samples, answers.asked(examples), list(rollout.tokens()), rewards)
+            _score(samples, answers.per_answer(examples), list(rollout.tokens()), rewards)
         bare_examples = [{k: v for k, v in e.items() if k != "prompt_ids"} for e in examples]
         groups = [samples[i : i + n] for i in range(0, len(samples), n)]
         pairs = zip(bare_examples, groups, strict=True)
@@ -205,7 +205,9 @@ def _score(samples, examples, ids, rewards):
     scores.require_one()
     for i, sample in enumerate(samples):
         sample["reward"] = _number(scores.total[i])
-        sample["parts"] = {name: _number(values[i]) for name, values in scores.parts.items()}
+        sample["parts"] = {
+            name: _number(values[i]) for name, values in scores.rewards_by_name.items()
+        }
 
 
 def _number(value):

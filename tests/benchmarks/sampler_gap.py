@@ -46,7 +46,7 @@ def gaps(layers, initializer_range):
         "completion_mask": np.asarray(rollout.completion_mask),
     }
     rows = np.arange(PROMPTS)
-    kept = rows_of(log.kept, rows, rows, PROMPT, COMPLETION)
+    kept = rows_of(log.token_choices, rows, rows, PROMPT, COMPLETION)
     score = jax.jit(functools.partial(completion_logprobs, config))
     for own in (batch, batch | kept):
         logprobs_bt = score(params, own)[0]

@@ -50,7 +50,7 @@ class Asked:
     def __init__(self):
         self.calls = []
 
-    def at(self, params):
+    def with_params(self, params):
         self.params = params
         return self
 

@@ -183,8 +183,8 @@ def test_a_completion_that_was_cut_off_within_the_thought_its_prompt_opened_earn
     assert list(texts) == [opened + text for text in written] + written
     with Rewards({"exact_answer": 1.0, "think_answer_format": 1.0}) as rewards:
         found = rewards.score([{"question": "2 + 3?", "answer": "5"}] * 4, texts)
-    assert found.parts["exact_answer"].tolist() == [0, 1, 1, 1]
-    assert found.parts["think_answer_format"].tolist() == [0, 1, 0, 0]
+    assert found.rewards_by_name["exact_answer"].tolist() == [0, 1, 1, 1]
+    assert found.rewards_by_name["think_answer_format"].tolist() == [0, 1, 0, 0]
 
 
 class Answering:

@@ -171,7 +171,7 @@ def given(recipe, config):
     first, *_ = recipe.stages(build(recipe.SETTINGS, config, "config"))
     with contextlib.ExitStack() as opened:
         policy = first.origin.policy(opened)
-        return policy.at(first.origin.load(one_device(), trained=False))
+        return policy.with_params(first.origin.load(one_device(), trained=False))
 
 
 @pytest.mark.parametrize("what", ["params", "adapter"])

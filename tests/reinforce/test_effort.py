@@ -63,8 +63,13 @@ def test_a_penalty_is_a_part_of_the_reward_and_no_verdict_stays_none():
     examples = [{"effort": 50}] * 3
     found = with_length_penalty(SETTINGS, examples, [6, 12, 12], scores)
     np.testing.assert_allclose(found.total, [0.75, -0.5, np.nan], rtol=1e-6)
-    np.testing.assert_allclose(found.parts["length_penalty"], [-0.25, -0.5, -0.5], rtol=1e-6)
-    assert found.parts["correct"] is total and (found.errors, found.messages) == (1, ["m"])
+    np.testing.assert_allclose(
+        found.rewards_by_name["length_penalty"], [-0.25, -0.5, -0.5], rtol=1e-6
+    )
+    assert found.rewards_by_name["correct"] is total and (found.errors, found.messages) == (
+        1,
+        ["m"],
+    )
 
 
 def test_each_question_is_asked_with_each_effort():
@@ -136,7 +141,7 @@ def test_without_efforts_nothing_is_added(state, monkeypatch):
         texts = [TOKENIZER.decode(ids) for ids in group["rollout"].tokens()]
         scores = rewards.score([EXAMPLES[0]] * len(texts), texts)
         np.testing.assert_array_equal(group["rewards"], scores.total)
-        assert group["parts"].keys() == scores.parts.keys() and group["effort"] is None
+        assert group["parts"].keys() == scores.rewards_by_name.keys() and group["effort"] is None
     assert not [name for name in source.next(state, 1)[1] if "effort" in name or "penalty" in name]
 
 

@@ -169,7 +169,7 @@ def test_the_updates_of_a_step_have_what_they_compare_with(monkeypatch, kept, sc
         return f"{params} {part['part']}"
 
     settings = SimpleNamespace(scored=lambda: scored, epochs=2)
-    sampler = SimpleNamespace(kept=kept, sampled_by=9)
+    sampler = SimpleNamespace(token_choices=kept, sampled_by=9)
     policy = SimpleNamespace(config="config")
     source = bare(settings=settings, sampler=sampler, score=score, mesh=None, policy=policy)
     source._reference = lambda state: reference
@@ -185,7 +185,7 @@ def test_the_updates_of_a_step_have_what_they_compare_with(monkeypatch, kept, sc
         assert batch.get("own") == kept and ("prompt_experts" in batch) == experts
     wanted = [("policy", part, experts, experts) for part in "ab" if scored]
     assert calls == wanted + [("reference", part, False, experts) for part in "ab" if reference]
-    assert len(checked) == 2 * experts and sampler.kept is None
+    assert len(checked) == 2 * experts and sampler.token_choices is None
 
 
 def test_a_source_resumes_where_it_stood():

@@ -67,7 +67,7 @@ def test_it_compiles_nothing_that_a_measurement_has_compiled(state):  # noqa: F8
     """Oracle: JAX's requests for compilations: none after the greedy answers of evaluation.held_out."""
     source = make_source(held_out=HELD_OUT, eval_every=1)
     options = AnswerOptions(max_completion_length=12, temperature=0.0, slots=8)
-    policy = source.policy.at(state.params)
+    policy = source.policy.with_params(state.params)
     measured = evaluate(policy, HELD_OUT, source.rewards, options, accuracy="correct")
     with compilations() as requests:
         found = source._measured(state.params, 0)

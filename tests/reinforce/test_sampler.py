@@ -31,14 +31,14 @@ class Asked:
     params: object = None
     calls: list = dataclasses.field(default_factory=list)
 
-    def at(self, params):
+    def with_params(self, params):
         self.params = params
         return self
 
     def answer(self, examples, options, **more):
         self.calls.append((examples, options, more))
         self.now[0] += 5
-        more["log"].weight_sync_seconds, more["log"].kept = 2.0, "kept"
+        more["log"].weight_sync_seconds, more["log"].token_choices = 2.0, "kept"
         more["log"].exchanges, more["log"].exchange_rounds = 4, 5.5
         prompts = [example["prompt_ids"] for example in examples]
         return SimpleNamespace(prompts=prompts, rollout=rollout_of([[1, 0], [1, 1], [1, 1]]))
@@ -81,7 +81,7 @@ def test_a_round_asks_by_seed_and_step_and_counts(made, round_given):
         "sampled_tokens": 5,
         "prefilled_positions": 96,
     }
-    assert answers.prompts[1] == [1] * 17 and sampled.kept == "kept"
+    assert answers.prompts[1] == [1] * 17 and sampled.token_choices == "kept"
     assert sampled.sampled_by == int(fingerprint(PARAMS)) != 0
 
 

@@ -48,9 +48,9 @@ def test_each_example_is_paid_by_its_scenarios_rewards():
     scores = rewards.score_together(examples, ["3", "a", "4", "a"])
     nan = np.nan
     np.testing.assert_array_equal(scores.total, [2, 3, 0, nan])
-    np.testing.assert_array_equal(scores.parts["puzzle_answer"], [1, nan, 0, nan])
-    np.testing.assert_array_equal(scores.parts["helpfulness"], [nan, 1, nan, nan])
-    np.testing.assert_array_equal(scores.parts["think_answer_format"], [nan, 0, nan, 0])
+    np.testing.assert_array_equal(scores.rewards_by_name["puzzle_answer"], [1, nan, 0, nan])
+    np.testing.assert_array_equal(scores.rewards_by_name["helpfulness"], [nan, 1, nan, nan])
+    np.testing.assert_array_equal(scores.rewards_by_name["think_answer_format"], [nan, 0, nan, 0])
     assert scores.errors == 1 and len(scores.messages) == 1
 
 
@@ -83,7 +83,11 @@ def test_a_step_without_requests_has_scores_too():
         }
     )
     scores = rewards.score_together([PUZZLES[0] | {"scenario": "reasoning"}], ["3"])
-    assert scores.total == [1] and scores.errors == 0 and np.isnan(scores.parts["helpfulness"])
+    assert (
+        scores.total == [1]
+        and scores.errors == 0
+        and np.isnan(scores.rewards_by_name["helpfulness"])
+    )
 
 
 def test_what_an_own_reward_logged_of_its_scenario_stands_in_its_rows():
@@ -154,8 +158,8 @@ def test_the_scores_of_scenarios_are_put_together(ids):
     owners = ids and np.array([0, 1, 2])
     scores = rewards.score_together(examples, ["1", "5", "4"], ids, owners)
     assert scores.total.tolist() == [2, 15, 8]
-    np.testing.assert_array_equal(scores.parts["a"], [1, np.nan, 4])
-    np.testing.assert_array_equal(scores.parts["b"], [np.nan, 5, np.nan])
+    np.testing.assert_array_equal(scores.rewards_by_name["a"], [1, np.nan, 4])
+    np.testing.assert_array_equal(scores.rewards_by_name["b"], [np.nan, 5, np.nan])
     assert (scores.errors, scores.messages) == (3, ["a", "b", "b"])
     assert scores.metrics == dict(weight=2.0, general_weight=3.0)
     assert scores.unread.tolist() == [False, False, True]

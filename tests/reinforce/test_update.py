@@ -251,14 +251,14 @@ def test_a_sampler_with_other_weights_stops_a_run_at_its_step(
 ):
     """Oracle: by hand: the fault is in the sampler's weights from step 1 on, and step 1 is not saved."""
     steps, first = itertools.count(), []
-    at = Policy.at
+    with_params = Policy.with_params
 
     def faulty(self, params):
         # A copy: an update donates the state's own
         first.append(jax.tree.map(np.array, params))
-        return at(self, fault(params, first[0]) if next(steps) else params)
+        return with_params(self, fault(params, first[0]) if next(steps) else params)
 
-    monkeypatch.setattr(Policy, "at", faulty)
+    monkeypatch.setattr(Policy, "with_params", faulty)
     monkeypatch.setitem(scoring.RULES, "correct_reasoning", Rule(lambda text, _: len(text) / 10))
     with pytest.raises(error, match=words):
         train(tmp_path, num_steps=4, save_every=1, log_every=9)

@@ -710,7 +710,7 @@ def test_advantages_in_another_order_than_the_rewards_are_named(planted):
 def test_rewards_whose_advantages_would_overflow_are_refused(reward, allowed):
     """Oracle: by hand: 1e30 squared is infinite in float32. NaN is one that could not be scored."""
     values = np.array([0.0, reward], np.float32)
-    scores = Scores(total=values, parts={"length": values})
+    scores = Scores(total=values, rewards_by_name={"length": values})
     if allowed:
         check_range(scores)
         return

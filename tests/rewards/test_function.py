@@ -184,7 +184,9 @@ def test_a_function_stands_for_its_name():
         given = own.score(EXAMPLES, ["5", "seven"])
     with rewards("brief", "right") as own:
         np.testing.assert_array_equal(given.total, own.score(EXAMPLES, ["5", "seven"]).total)
-    assert list(given.parts) == [f"tests.rewards.own_rewards:{f.__name__}" for f in functions]
+    assert list(given.rewards_by_name) == [
+        f"tests.rewards.own_rewards:{f.__name__}" for f in functions
+    ]
 
 
 SCRIPT = """

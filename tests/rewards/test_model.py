@@ -94,9 +94,11 @@ def test_a_reward_model_is_weighed_beside_rules():
     scores = rewards.score(EXAMPLES, completions)
     np.testing.assert_array_equal(np.isnan(scores.total), [False, True, True, False, False])
     good = ~np.isnan(scores.total)
-    total = scores.parts["correct"] + 0.5 * scores.parts["liked"]
+    total = scores.rewards_by_name["correct"] + 0.5 * scores.rewards_by_name["liked"]
     np.testing.assert_allclose(scores.total[good], total[good], rtol=1e-6)
-    np.testing.assert_allclose(scores.parts["liked"][0], alone(QUESTIONS[0], "5"), rtol=1e-4)
+    np.testing.assert_allclose(
+        scores.rewards_by_name["liked"][0], alone(QUESTIONS[0], "5"), rtol=1e-4
+    )
     assert scores.errors == 2
     assert any("128 positions" in message for message in scores.messages)
 

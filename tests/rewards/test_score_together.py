@@ -108,7 +108,7 @@ WEIGHTS = {"third": 0.3, "math_verify": 1.0, "fails_at_first": 0.7, "fails_on_od
 
 def plain(scores):
     """Scores as bytes, so that NaN equals NaN and nothing else is close enough."""
-    parts = {name: part.tobytes() for name, part in scores.parts.items()}
+    parts = {name: part.tobytes() for name, part in scores.rewards_by_name.items()}
     return scores.total.tobytes(), parts, scores.errors, scores.messages
 
 

@@ -31,8 +31,10 @@ def test_the_total_is_the_weighted_sum_of_the_parts():
     """Oracle: by hand: 6, 5 and 2 + 3 = 5, with weights 1 and 0.5."""
     rewards = Rewards({"correct": 1, "correct_reasoning": 0.5})
     scores = rewards.score([SUM] * 3, ["6", "5", "2 + 3 = 5"])
-    np.testing.assert_array_equal(scores.parts["correct"], np.float32([0, 1, 1]))
-    np.testing.assert_array_equal(scores.parts["correct_reasoning"], np.float32([0, 0, 1]))
+    np.testing.assert_array_equal(scores.rewards_by_name["correct"], np.float32([0, 1, 1]))
+    np.testing.assert_array_equal(
+        scores.rewards_by_name["correct_reasoning"], np.float32([0, 0, 1])
+    )
     np.testing.assert_array_equal(scores.total, np.float32([0, 1, 1.5]))
     assert scores.total.dtype == np.float32
     assert (scores.errors, scores.messages) == (0, [])
@@ -80,8 +82,8 @@ def test_a_failing_part_leaves_its_completion_unscored_and_is_reported(broken, g
     rewards = Rewards({"correct": 1.0, "broken": 1.0})
     scores = rewards.score([SUM | {"gives": gives}, SUM | {"gives": 0.5}], ["5", "5"])
     np.testing.assert_array_equal(scores.total, np.float32([np.nan, 1.5]))
-    np.testing.assert_array_equal(scores.parts["correct"], np.float32([1, 1]))
-    np.testing.assert_array_equal(scores.parts["broken"], np.float32([np.nan, 0.5]))
+    np.testing.assert_array_equal(scores.rewards_by_name["correct"], np.float32([1, 1]))
+    np.testing.assert_array_equal(scores.rewards_by_name["broken"], np.float32([np.nan, 0.5]))
     assert scores.errors == 1
     assert "'broken'" in scores.messages[0] and shown in scores.messages[0]
 
@@ -91,7 +93,7 @@ def test_a_part_that_gives_none_does_not_score_and_the_others_count_without_it(b
     rewards = Rewards({"correct": 1.0, "broken": 1.0})
     scores = rewards.score([SUM | {"gives": None}, SUM | {"gives": 0.5}], ["5", "5"])
     np.testing.assert_array_equal(scores.total, np.float32([1, 1.5]))
-    np.testing.assert_array_equal(scores.parts["broken"], np.float32([np.nan, 0.5]))
+    np.testing.assert_array_equal(scores.rewards_by_name["broken"], np.float32([np.nan, 0.5]))
     assert scores.errors == 0 and not scores.messages
     alone = Rewards({"broken": 1.0}).score([SUM | {"gives": None}], ["5"])
     assert np.isnan(alone.total[0]) and alone.errors == 1

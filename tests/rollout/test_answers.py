@@ -35,7 +35,7 @@ def test_each_answer_knows_its_example():
     answers = Answers(texts, rollout, 2, [[7], [8], [9]])
     examples = [{"id": 1}, {"id": 2}, {"id": 3}]
     doubled = [example for example in examples for _ in range(2)]
-    assert answers.asked(examples) == doubled
+    assert answers.per_answer(examples) == doubled
     conversing = answers._replace(conversations=list("abcdef"))
     wanted = [e | {"conversation": c} for e, c in zip(doubled, "abcdef", strict=True)]
-    assert conversing.asked(examples) == wanted
+    assert conversing.per_answer(examples) == wanted

@@ -24,7 +24,7 @@ def test_a_log_keeps_nothing_by_itself():
     """Oracle: by hand."""
     log = RolloutLog()
     assert not (log.done or log.keeps_routing or log.keeps_candidates)
-    assert log.weight_sync_seconds == 0 and log.kept is log.conversations is None
+    assert log.weight_sync_seconds == 0 and log.token_choices is log.conversations is None
 
 
 def test_what_a_row_read_is_among_its_tokens():

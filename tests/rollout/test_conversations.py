@@ -148,7 +148,7 @@ def test_keep_routing_has_the_experts_of_what_was_sampled_and_of_what_was_read()
     log.keeps_routing = True
     with talking(config, params) as policy:
         answers = answered(policy, log)
-    completions = np.asarray(log.kept.completion_experts)
+    completions = np.asarray(log.token_choices.completion_experts)
     for row in range(0, len(answers.texts), 2):
         prompt, ids = answers.prompts[row // 3], answers.rollout.ids_of(row)
         wanted = experts_of(config, params, [*prompt, *ids], room=96)[len(prompt) : -1]

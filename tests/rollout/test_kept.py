@@ -27,7 +27,7 @@ def rolled(config, params, log=None, **options):
     log.keeps_routing = True
     asked = dict(max_completion_length=LENGTH, n=2, eos_ids=(7, 8, 9), slots=3, seed=1) | options
     rollout = generate(config, params, PROMPTS, log=log, **asked)
-    return rollout, *map(np.asarray, log.kept[:2])
+    return rollout, *map(np.asarray, log.token_choices[:2])
 
 
 def experts_of(config, params, text, room=64):
@@ -168,8 +168,8 @@ def test_the_candidates_of_every_token_are_kept_and_the_update_is_over_them():
     log.keeps_candidates = True
     options = dict(max_completion_length=LENGTH, n=2, eos_ids=(7, 8, 9), slots=3, seed=1)
     rollout = generate(config, params, PROMPTS, log=log, top_k=5, top_p=0.8, **options)
-    assert log.kept.prompt_experts is None
-    candidates = np.asarray(log.kept.candidates)[: len(rollout.completion_ids)]
+    assert log.token_choices.prompt_experts is None
+    candidates = np.asarray(log.token_choices.candidates)[: len(rollout.completion_ids)]
     mask, counts = rollout.completion_mask, set()
     wanted = np.zeros(mask.shape)
     for row, n in enumerate(mask.sum(1)):

@@ -128,7 +128,7 @@ def calling():
         prompt = policy.tools.prompt({"question": FIRST})
         row = [*tokenizer.encode(CALL), *end, *form.results([Call("add", {})], ["3"])]
         row += [*tokenizer.encode("3"), *end, *form.user(SECOND), *tokenizer.encode("yes"), *end]
-        yield policy.at(learned(config, prompt, row)), [*prompt, *row]
+        yield policy.with_params(learned(config, prompt, row)), [*prompt, *row]
 
 
 def learned(config, prompt, row):

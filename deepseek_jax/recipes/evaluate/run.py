@@ -387,7 +387,7 @@ def _answer(
         problems,
         answers.groups(),
         rollout.tokens(),
-        answers.asked([p["example"] for p in problems]),
+        answers.per_answer([p["example"] for p in problems]),
     )
     return [
         {

@@ -56,7 +56,7 @@ class Random(Stage):
     @override
     def run(self, context):
         policy = context.policies[self.name]
-        return policy.at(random_params(policy.config, context.mesh, self.seed))
+        return policy.with_params(random_params(policy.config, context.mesh, self.seed))
 
     @override
     def params(self, context, trained, mesh):

@@ -124,7 +124,7 @@ def train_judge(
 
     def measure(when, params):
         with waiting_for(f"measuring {when}: {len(pairs.held_out):,} held-out pairs"):
-            return _measure(make_judge(policy.at(params), options), pairs.held_out)
+            return _measure(make_judge(policy.with_params(params), options), pairs.held_out)
 
     # Before fine_tune, because it donates policy.params
     remembered(folder / "before.json", lambda: measure("before", policy.params))

@@ -318,4 +318,4 @@ class LearnFrom(Stage):
             questions = self._fitting_questions(context)
         policy = context.load_start()
         params = learn_from_teachers(self.settings, policy, teachers, questions, context.run)
-        return policy.at(params)
+        return policy.with_params(params)

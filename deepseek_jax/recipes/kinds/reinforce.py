@@ -164,7 +164,7 @@ class Reinforce(Stage):
             policy = context.load_start()
             held_out = self.measured_on(context)
             params = reinforce(self.settings, policy, questions, rewards, context.run, held_out)
-        return policy.at(params)
+        return policy.with_params(params)
 
 
 def ask_held_out(context: Context, settings: ReinforceSettings, questions: Questions) -> list[dict]:

@@ -108,7 +108,7 @@ class StudentRun:
         self.run.writer.start(phase, end, end)
         self.run.writer.write(end, watch(params), phase=phase)
         self.run.writer.end()
-        return policy.at(params)
+        return policy.with_params(params)
 
     def check_texts(self, policy: Policy):
         """Check the texts of every task with kinds.tune.check_conversations."""

@@ -272,7 +272,7 @@ class Tune(Stage):
         loss_of = conversation_loss(context, self.settings, self.held_out)
         policy = context.load_start()
         source = packed_conversations(self.settings, policy, train, loss_of, context.mesh)
-        return policy.at(fine_tune(self.settings, policy, source, context.run))
+        return policy.with_params(fine_tune(self.settings, policy, source, context.run))
 
 
 def conversation_loss(

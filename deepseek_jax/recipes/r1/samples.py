@@ -62,9 +62,10 @@ def sample_groups(questions: Questions, examples, groups, lengths, ids) -> list[
         {
             "text": text,
             "total": _rounded(scores.total[i]),
-            "parts": {name: _rounded(part[i]) for name, part in scores.parts.items()},
+            "parts": {name: _rounded(part[i]) for name, part in scores.rewards_by_name.items()},
             "advantage": _rounded(advantages[i]),
-            "right": questions.rule is not None and bool(scores.parts[questions.rule][i] == 1),
+            "right": questions.rule is not None
+            and bool(scores.rewards_by_name[questions.rule][i] == 1),
             "languages": _languages(text),
             "length": int(np.ravel(lengths)[i]),
         }
