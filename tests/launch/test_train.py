@@ -227,7 +227,7 @@ def test_what_has_changed_is_run_anew_where_that_is_asked_for(folder):
     assert launched(folder, *more, "--check")[0] == 0
     assert (folder / "w" / "done0").read_text().startswith("3 ")
     status, out, err = launched(folder, *more)
-    assert status == 0 and "stage counted: settings changed, so it is run anew" in out, err
+    assert status == 0 and "counted: settings changed, so it is run anew" in out, err
     assert (folder / "w" / "done0").read_text().startswith("4 ")
     assert json.loads((folder / "w" / MARKER).read_text())["steps"] == 4
 
