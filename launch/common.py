@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from deepseek_jax.errors import Fault, at, shortened
 from deepseek_jax.files import absolute
-from deepseek_jax.programs import is_mistake
+from deepseek_jax.programs import PROGRAMS, command, is_mistake
 from deepseek_jax.progress import hush, speaking
 from deepseek_jax.recipes.environment import check_xla_flags, prepare_process
 from deepseek_jax.recipes.experiment import Observers, check_recipe, opened_by_all, run_recipe
@@ -344,6 +344,18 @@ def _check_observers():
         raise ValueError(f"--wandb={flag_values.wandb} is not PROJECT or ENTITY/PROJECT")
 
 
+def _started_by():
+    """Return the experiment and the command of this process, as run.json has them."""
+    fields = {}
+    if "config" in flags.FLAGS:
+        fields["experiment"] = flags.FLAGS.config
+    name = Path(sys.argv[0]).stem
+    # Else another program calls this one's main
+    if name in PROGRAMS:
+        fields["command"] = f"{command(name)} {shlex.join(sys.argv[1:])}"
+    return fields
+
+
 def _observers(config, workdir):
     """Return the Observers that the flags ask for.
 
@@ -365,4 +377,4 @@ def _observers(config, workdir):
             watchdog = Watchdog(flag_values.watchdog, status)
     if flag_values.wandb is not None:
         wandb = WandbRun(flag_values.wandb, workdir, config.to_dict())
-    return Observers(profile, watchdog, wandb)
+    return Observers(profile, watchdog, wandb, _started_by())

@@ -10,8 +10,8 @@ A run's folder has a folder for each stage. In it are:
 - params or adapter, written once;
 - scores.json, for a measurement.
 
-run.json in the run's folder names the stage that produces the run's policy, and stages.log says when
-each stage was begun and complete, with its hash.
+run.json in the run's folder names the stage that produces the run's policy, and what the run ran
+with, see run_record. stages.log says when each stage was begun and complete, with its hash.
 """
 
 import contextlib
@@ -28,7 +28,6 @@ from typing import Any
 from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.adapter import is_adapter, save_adapter
-from deepseek_jax.checkpoint.left import RUN
 from deepseek_jax.checkpoint.orbax_params import is_orbax, save_orbax
 from deepseek_jax.costs.chips import GIB
 from deepseek_jax.costs.program import Program, argument_bytes
@@ -49,6 +48,7 @@ from deepseek_jax.recipes.live_page import LivePage
 from deepseek_jax.recipes.origin import Origin
 from deepseek_jax.recipes.page import write_page
 from deepseek_jax.recipes.results import Results
+from deepseek_jax.recipes.run_record import RunRecord, model_facts, start_facts
 from deepseek_jax.recipes.stage import SCORES, Context, Stage
 from deepseek_jax.recipes.workdir import Claim
 from deepseek_jax.reports.page import Page
@@ -135,9 +135,7 @@ def plan(recipe: ModuleType, settings: Any, mesh: Mesh) -> list[Program]:
 
 def _programs(stages, mesh, configs):
     programs_by_name: dict[str, Program] = {}
-    origins: dict[str, Origin | None] = {}
-    for stage in stages:
-        origins[stage.name] = origins[stage.start] if stage.start else stage.origin
+    origins = _origins(stages)
     for stage in sorted(stages, key=lambda stage: stage.measures):
         with stage.at():
             programs = stage.programs(_model(stage, configs), mesh, configs)
@@ -151,6 +149,14 @@ def _programs(stages, mesh, configs):
             )
             programs_by_name.setdefault(program.name, stage_program)
     return list(programs_by_name.values())
+
+
+def _origins(stages):
+    """Return {stage: the origin of the line of stages that it belongs to, or None}."""
+    origins: dict[str, Origin | None] = {}
+    for stage in stages:
+        origins[stage.name] = origins[stage.start] if stage.start else stage.origin
+    return origins
 
 
 def check_memory(programs: list[Program]):
@@ -191,7 +197,8 @@ class _Running:
         self.loaded_policies: dict[Hashable, Policy] = {}
         self.policies: dict[str, Policy] = {}
         self.results = Results(settings, self.stages, run.folder)
-        self.page = LivePage(lambda: write_page(self.results, recipe.page(self.results)))
+        self.record: RunRecord | None = None
+        self.page = LivePage(self._write_page)
 
     def context(self, stage: Stage) -> Context:
         """Return the Context of a stage."""
@@ -361,6 +368,27 @@ class _Running:
                 self.run.writer.write_scores(scores)
                 self.page.draw()
 
+    def begin_record(self, started_by: dict[str, str]):
+        """Write run.json of a run that has stages to run."""
+        if not first_process():
+            return
+        origins = _origins(self.stages)
+        models = {}
+        for name in _last_stages(self.stages):
+            if name in self.configs:
+                config, origin = self.configs[name], origins[name]
+                checkpoint = None if origin is None else origin.checkpoint
+                num_params = self.results.stage(name).num_params(config)
+                models[name] = model_facts(config, num_params, checkpoint)
+        start = start_facts(self.run.mesh, started_by)
+        self.record = RunRecord(self.run.folder, left_by(self.stages), models, start)
+
+    def _write_page(self):
+        """Write report.html of the run so far, with its time."""
+        if self.record is not None:
+            self.record.save()
+        write_page(self.results, self.recipe.page(self.results))
+
     def _keep(self, stage, inputs):
         context = self.context(stage)
 
@@ -437,7 +465,12 @@ def _has_begun(stages, folder):
 
 
 def run(
-    recipe: ModuleType, settings: Any, run: Run, claim: Claim | None = None, redo: bool = False
+    recipe: ModuleType,
+    settings: Any,
+    run: Run,
+    claim: Claim | None = None,
+    redo: bool = False,
+    started_by: dict[str, str] | None = None,
 ):
     """Run a recipe: check all stages, run those that are not complete, in order, and report.
 
@@ -450,6 +483,7 @@ def run(
         claim: The claim on the run's folder. The folder is marked once it is clear that no results
             will be deleted, or that redo allows it. None for a folder without a mark.
         redo: True to delete, and run again, the stages with changed inputs.
+        started_by: The argument of start_facts.
     """
     claim = Claim([], lambda: None) if claim is None else claim
     running, began = _Running(recipe, settings, run), time.monotonic()
@@ -473,10 +507,13 @@ def run(
             for name, (_, stage_standing) in reversed(standings.items()):
                 if stage_standing.changed:
                     renew(run.folder, name, stage_standing)
-            if first_process():
-                run_record = {"stage": left_by(running.stages)}
-                write_whole(run.folder / RUN, json.dumps(run_record) + "\n")
-            running.go(standings)
+            running.begin_record(started_by or {})
+            try:
+                running.go(standings)
+            finally:
+                # Also if the run stops or fails: it has worked until now
+                if running.record is not None:
+                    running.record.save()
     run.writer.close()
     with waiting_for("drawing up the report"):
         recipe.report(running.results)
@@ -538,17 +575,21 @@ def _shortened(number: int) -> str:
 
 
 def left_by(stages: list[Stage]) -> str | None:
-    """Return the name of the stage that the run is for; None if there are several.
+    """Return the name of the stage that the run is for; None if there are several."""
+    names = _last_stages(stages)
+    return names[0] if len(names) == 1 else None
 
-    It is the training stage that no other training stage begins from or reads. Stages that produce
-    no policy count only if all such stages produce none.
+
+def _last_stages(stages):
+    """Return the names of the training stages that no other one begins from or reads.
+
+    Stages that produce no policy count only if all such stages produce none.
     """
     training_stages = [stage for stage in stages if not stage.measures]
     used_names = {stage.start for stage in training_stages} | {
         name for stage in training_stages for name in stage.reads
     }
     last_stages = [stage for stage in training_stages if stage.name not in used_names]
-    names = [stage.name for stage in last_stages if stage.leaves_policy] or [
+    return [stage.name for stage in last_stages if stage.leaves_policy] or [
         stage.name for stage in last_stages
     ]
-    return names[0] if len(names) == 1 else None

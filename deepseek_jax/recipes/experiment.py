@@ -30,17 +30,19 @@ if TYPE_CHECKING:
 
 
 class Observers(NamedTuple):
-    """Optional observers of a run; None for each that is not used.
+    """Optional observers of a run, and what started it; None for each that is not there.
 
     Attributes:
         profile: A training.profile.Profile.
         watchdog: A training.watchdog.Watchdog.
         wandb: A training.wandb_board.WandbRun.
+        started_by: The experiment and the command of a program, as run.json has them.
     """
 
     profile: Any = None
     watchdog: Any = None
     wandb: Any = None
+    started_by: dict[str, str] | None = None
 
 
 NOBODY = Observers()
@@ -185,6 +187,7 @@ def run_recipe(
         from deepseek_jax.ops import platform
         from deepseek_jax.recipes import driver
         from deepseek_jax.recipes.compilations import announced_compilations
+        from deepseek_jax.recipes.run_record import described_devices
         from deepseek_jax.training.metrics import MetricsWriter
         from deepseek_jax.training.run import Run, stoppable
 
@@ -194,10 +197,7 @@ def run_recipe(
     hush(jax.process_index() != 0)
     with claim_workdir(workdir, config, recorded) as claim, jax.set_mesh(mesh):
         if jax.process_index() == 0:
-            devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
-            if platform.rehearsed is not None:
-                devices += f", a rehearsal of {platform.rehearsed}: its numbers are no results"
-            line(f"{config.recipe} on {devices}; work directory {workdir}")
+            line(f"{config.recipe} on {described_devices(mesh)}; work directory {workdir}")
         writer = MetricsWriter(workdir, console_seconds, observers.wandb, config.to_dict())
         # Close it even if the run raises: in a bucket its last lines are not written yet
         should_stop = listen()
@@ -212,7 +212,7 @@ def run_recipe(
                 strict=strict,
             )
             try:
-                driver.run(recipe, settings, run, claim, redo)
+                driver.run(recipe, settings, run, claim, redo, observers.started_by)
                 if platform.rehearsed is not None:
                     line(f"forms of a {platform.rehearsed} that ran: {platform.forms_taken()}")
             finally:

@@ -8,6 +8,7 @@ from pathlib import Path
 from deepseek_jax.files import read_object
 from deepseek_jax.recipes.kinds.pretrain import Pretrain
 from deepseek_jax.recipes.results import Results
+from deepseek_jax.recipes.run_record import read_run_record
 from deepseek_jax.recipes.workdir import BESIDE, MARKER
 from deepseek_jax.reports.page import Page
 from deepseek_jax.reports.run_page import write_report
@@ -27,12 +28,15 @@ def run_page(results: Results, title: str) -> Page:
     }
     titles, marker = list(scores), results.folder / MARKER
     config = read_object(marker) if marker.exists() else {}
+    record = read_run_record(results.folder)
     digests = {name: config.pop(name) for name in BESIDE if name in config}
     return Page(
         f"{title} in {results.folder.name}",
         scores=scores,
         compared=[(titles[0] if len(titles) > 1 else None, titles[-1])] if titles else [],
         config=config,
+        facts=_facts(record) | {"state": results.state()},
+        command=record["starts"][-1].get("command") if record.get("starts") else None,
         stages=results.lineage(),
         digests={"config": content_hash(config)} | digests if config else {},
     )
@@ -41,6 +45,33 @@ def run_page(results: Results, title: str) -> Page:
 def write_page(results: Results, page: Page) -> None:
     """Write report.html from what a run has written so far; only process 0 calls this."""
     write_report(Path(results.folder), page, _headings(results))
+
+
+def _facts(record):
+    """Return Page.facts of run.json; a run of an earlier version has none of them.
+
+    A fact that changed from one start to the next has all its values, in order.
+    """
+    models, starts = record.get("models", {}), record.get("starts", [])
+    facts = {}
+    if models:
+        names = {name: f"{name}: " if len(models) > 1 else "" for name in models}
+        texts = (names[name] + model_text(**model) for name, model in models.items())
+        facts["model"] = "; ".join(texts)
+    for name in ("experiment", "commit", "release", "python", "jax", "devices", "date"):
+        values = dict.fromkeys(start[name] for start in starts if start.get(name))
+        if values:
+            facts[name] = ", then ".join(values)
+    if starts:
+        minutes = sum(start["seconds"] for start in starts) / 60
+        facts["time"] = f"{minutes:.1f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
+    return facts
+
+
+def model_text(architecture: str, parameters: int, checkpoint: str | None = None) -> str:
+    """Describe the result of run_record.model_facts in words."""
+    source = "" if checkpoint is None else f", from {checkpoint}"
+    return f"{architecture} with {parameters:,} parameters{source}"
 
 
 def _headings(results):

@@ -40,8 +40,18 @@ class Results:
 
     def complete(self) -> bool:
         """Return True if all stages are complete."""
-        files = [self.folder / stage.name / RECORD for stage in self.stages]
-        return all(file.exists() and read_object(file)["complete"] for file in files)
+        return all(map(self._is_complete, self.stages))
+
+    def state(self) -> str:
+        """Return "complete", or which stage is the first that is not, as "stage 3 of 12, zero"."""
+        for number, stage in enumerate(self.stages, start=1):
+            if not self._is_complete(stage):
+                return f"stage {number} of {len(self.stages)}, {stage.name}"
+        return "complete"
+
+    def _is_complete(self, stage):
+        file = self.folder / stage.name / RECORD
+        return file.exists() and read_object(file)["complete"]
 
     def lineage(self) -> list[dict]:
         """Return Page.stages: see run_page.lineage."""

@@ -19,6 +19,7 @@ from deepseek_jax.errors import at
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.adapters import with_adapter
 from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.decoder import count_params
 from deepseek_jax.recipes.origin import Origin, frozen
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.settings import AnswerOptions
@@ -154,6 +155,14 @@ class Stage:
             config: The ModelConfig of the policy that it begins from.
         """
         return config
+
+    def num_params(self, config: ModelConfig) -> int:
+        """Return the number of parameters of the stage's result.
+
+        Args:
+            config: The result of `leaves`.
+        """
+        return count_params(config)
 
     def sampling_mesh(self, mesh: Mesh) -> Mesh:
         """Return the mesh on which the stage samples answers.

@@ -1,4 +1,4 @@
-"""The record of a run on its page: the configuration, and the stages with their hashes.
+"""The record of a run on its page: what was run, the configuration, the stages with their hashes.
 
 Tests: tests/reports/test_html_report.py.
 """
@@ -14,6 +14,20 @@ from deepseek_jax.reports.svg_lineage import as_class, lineage_graph
 
 # Limits of what the page shows: characters of a config value, and values of a block
 VALUE, VALUES = 300, 200
+
+
+def facts_part(page: Page):
+    """Write the grey line under the title, and the command with a button that copies it."""
+    facts = " ".join(
+        f'<span><span class="fact">{html.escape(name)}</span> {html.escape(str(value))}</span>'
+        for name, value in page.facts.items()
+    )
+    body = f'<p class="facts">{facts}</p>' if facts else ""
+    if page.command is not None:
+        body += (
+            f'<p><code>{html.escape(page.command)}</code> <button type="button">copy</button></p>'
+        )
+    return f'<div id="facts">{body}</div>' if body else ""
 
 
 def config_part(config: Mapping):

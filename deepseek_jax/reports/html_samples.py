@@ -1,4 +1,4 @@
-"""Completions on the page: some side by side, and all of them with filters.
+"""Completions on the page: what was rewarded, some side by side, and a table of all of them.
 
 The texts are data: html_report.js inserts them as text.
 
@@ -16,8 +16,8 @@ from deepseek_jax.training.completions import fair_limit, spoken_lines
 
 # Fields that have a filter, if the samples differ in them
 CHOICES = ("stage", "kind", "task", "language", "phase", "step")
-# Limits: prompts side by side, completions of a prompt, characters of a text, bytes of all samples
-PAIRS, COMPLETIONS, CHARACTERS, SAMPLES_BYTES = 5, 64, 8000, 4 << 20
+# Limits: completions of a prompt, characters of a text, bytes of all samples and of all pairs
+COMPLETIONS, CHARACTERS, SAMPLES_BYTES, PAIRS_BYTES = 64, 8000, 4 << 20, 1 << 20
 # Most lines of a conversation; together they have at most CHARACTERS
 LINES = 200
 
@@ -27,16 +27,26 @@ BOUNDS = (
     '<label>to <input type="number" name="high" step="any"></label></span>'
 )
 
+NO_SCRIPT = "<noscript><p>Showing completions needs JavaScript.</p></noscript>"
+
 
 def pairs_data(pairs: Sequence[dict]):
-    """Write the first PAIRS prompts, with the completions side by side, as JSON for the page."""
-    return _json([_plain(pair) | {"sides": _cards(pair["sides"])} for pair in pairs[:PAIRS]])
+    """Write the first prompts with completions side by side as JSON, in at most PAIRS_BYTES."""
+    shown_pairs, size = [], 0
+    for pair in pairs:
+        shown_pair = _plain(pair) | {"sides": _cards(pair["sides"])}
+        size += len(_json(shown_pair))
+        if size > PAIRS_BYTES:
+            break
+        shown_pairs.append(shown_pair)
+    return _json(shown_pairs)
 
 
 def shown_samples(samples: Sequence[dict]):
-    """Choose the samples that fit in SAMPLES_BYTES, in order: the first prompts of every sort.
+    """Choose the samples that fit in SAMPLES_BYTES, in order.
 
-    Samples of one sort agree in all CHOICES.
+    First come the groups with a `place`, for the part about what was rewarded, then the first
+    prompts of every sort. Samples of one sort agree in all CHOICES.
     """
     groups = [
         _plain(group) | {"completions": _cards(group["completions"][:COMPLETIONS])}
@@ -46,7 +56,7 @@ def shown_samples(samples: Sequence[dict]):
     ranks = []
     for group in groups:
         key = tuple(group.get(name) for name in CHOICES)
-        ranks.append(counts[key])
+        ranks.append(-1 if "place" in group else counts[key])
         counts[key] += 1
     indices, size = set(), 0
     for i in sorted(range(len(groups)), key=ranks.__getitem__):
@@ -62,21 +72,34 @@ def samples_data(groups: list[dict]):
     return _json(groups)
 
 
-def completions_part(pairs: Sequence[dict]):
+def rewarded_part(groups: list[dict]):
+    """Write the place where html_report.js puts the groups with a `place`."""
+    if not any("place" in group for group in groups):
+        return ""
+    return (
+        "<p>Groups of completions to one prompt, the best rewarded first. The advantage compares a "
+        "completion with its group: training makes completions above 0 more likely, and those below "
+        "less. Groups that differ in their rewards come first.</p>"
+        f'<div id="rewards"></div>{NO_SCRIPT}'
+    )
+
+
+def completions_part(pairs: Sequence[dict], note: str):
     """Write the place where html_report.js puts the completions that stand side by side."""
     if not pairs:
         return ""
     return (
-        "<p>The first held-out prompts.</p>"
-        '<div id="pairs"></div><noscript><p>Showing completions needs JavaScript.</p></noscript>'
+        f'<p>{html.escape(note)}</p><div id="pairs"></div>'
+        f'<button type="button" id="more-pairs" hidden>Show more</button>{NO_SCRIPT}'
     )
 
 
-def samples_part(groups: list[dict], number: int):
-    """Write the filters, and the place where html_report.js puts the samples.
+def samples_part(groups: list[dict], number: int, note: str):
+    """Write the filters, and the table that html_report.js fills.
 
     Args:
         number: Count of all samples, on the page or not.
+        note: A sentence about the choice of the samples.
     """
     if not groups:
         return ""
@@ -91,14 +114,15 @@ def samples_part(groups: list[dict], number: int):
     if any(completion.get("unread") for completion in completions):
         selects.append(_select("read", ("unread",)))
     return (
-        f"<p>{_said(groups, completions, number)}</p>"
+        f"<p>{_said(groups, completions, number, note)}</p>"
         f'<form id="filters">{"".join(selects)}'
         '<label>text <input type="search" name="text"></label>'
         f"{BOUNDS if _are_paid(completions) else ''}"
         '<button type="reset">Reset</button></form>'
-        '<p id="count" role="status"></p><div id="groups"></div>'
-        '<button type="button" id="more" hidden>Show more</button>'
-        "<noscript><p>Browsing the samples needs JavaScript.</p></noscript>"
+        '<p><span id="count" role="status"></span> '
+        '<button type="button" id="copy">copy as jsonl</button></p>'
+        '<div class="wide"><table id="completions-table"><thead></thead><tbody></tbody></table></div>'
+        f'<button type="button" id="more" hidden>Show more</button>{NO_SCRIPT}'
     )
 
 
@@ -106,23 +130,16 @@ def _are_paid(completions):
     return any(completion.get("total") is not None for completion in completions)
 
 
-def _said(groups, completions, number):
-    order = ", the best rewarded first" if _are_paid(completions) else ""
-    sentences = f"Completions of some prompts{order}, equal ones once."
+def _said(groups, completions, number, note):
+    sentences = html.escape(note)
+    sentences += " Click a column's name to sort by it, and a completion to open it."
     if len(groups) < number:
         sentences += f" {len(groups)} of {number} prompts are here, because the page is limited."
-    if any(completion.get("advantage") is not None for completion in completions):
-        sentences += " An advantage compares a completion with the others of its prompt."
     if any(completion.get("unread") for completion in completions):
         sentences += " Unread: it states something that no rule reads as a number, and scores 0."
     if any(completion.get("languages") for completion in completions):
         sentences += " A bar shows the languages of the words in its reasoning."
-    if any(group.get("phase") for group in groups):
-        sentences += (
-            " Those of training are of the first, the middle and the last logged step of a phase, and their "
-            "rewards are those of training."
-        )
-    return sentences
+    return sentences.strip()
 
 
 def _select(name, values):

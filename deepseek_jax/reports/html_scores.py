@@ -11,6 +11,8 @@ from deepseek_jax.reports.page import Page
 
 # Number of scores in the headline, for all compared rows together
 HEADLINE_SCORES = 4
+# The beginning of a score's name for greedy answers
+GREEDY = "greedy_"
 
 
 def results_part(page: Page):
@@ -48,12 +50,20 @@ class _Scores:
         return min([0.0, *finite_numbers]), max([top, *finite_numbers])
 
     def _shown_first(self):
-        """List (before, after, score) of each card."""
+        """List (before, after, score) of each card; a greedy score is in the card of the sampled."""
         scores_per_pair = max(1, HEADLINE_SCORES // max(1, len(self.page.compared)))
         return [
             (before, after, name)
             for before, after in self.page.compared
-            for name in list(self.page.scores.get(after, ()))[:scores_per_pair]
+            for name in self._carded(after)[:scores_per_pair]
+        ]
+
+    def _carded(self, row):
+        names = self.page.scores.get(row, {})
+        return [
+            name
+            for name in names
+            if not (name.startswith(GREEDY) and name.removeprefix(GREEDY) in names)
         ]
 
     def headline(self):
@@ -62,9 +72,10 @@ class _Scores:
         return f'<div class="cards">{"".join(cards)}</div>'
 
     def _card(self, before, after, name):
-        scores, form = self.page.scores, self.forms[name]
+        scores, form, greedy = self.page.scores, self.forms[name], GREEDY + name
         old, new = scores.get(before, {}).get(name), scores[after][name]
-        old_text = "" if old is None else f'<span class="old">{old[0]:{form}}</span> → '
+        ways = [("sampled", name), ("greedy", greedy)] if greedy in scores[after] else [("", name)]
+        changes = "".join(self._change(before, after, way, score) for way, score in ways)
         sides = [(before, old, "old")] * (old is not None) + [(after, new, "")]
         rows = "".join(
             f'<span class="side">{html.escape(title)} <small>{_interval(interval, form)}</small></span>'
@@ -73,8 +84,16 @@ class _Scores:
         )
         return (
             f'<div class="score"><h3>{html.escape(self.page.title_of(name))}</h3>'
-            f'<p class="change">{old_text}<b>{new[0]:{form}}</b></p>{rows}</div>'
+            f"{changes}{rows}</div>"
         )
+
+    def _change(self, before, after, way, name):
+        """Write a score before and after in large; a greedy one, which comes second, is smaller."""
+        form, old = self.forms[name], self.page.scores.get(before, {}).get(name)
+        old_text = "" if old is None else f'<span class="old">{old[0]:{form}}</span> → '
+        new_text = f"<b>{self.page.scores[after][name][0]:{form}}</b>"
+        way_text = f" <small>{way}</small>" if way else ""
+        return f'<p class="change {way}">{old_text}{new_text}{way_text}</p>'
 
     def table(self):
         """Write a table of every score of every row, or nothing if the headline shows them all.

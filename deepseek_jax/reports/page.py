@@ -29,6 +29,8 @@ class Page:
     conversation has messages, which follow the prompt, in OpenAI's form.
 
     Attributes:
+        facts: Name -> a text: what was run, with what and for how long. They stand under the title.
+        command: The command that started the run, or None.
         scores: Row -> {score: (mean, low, high)}. A row is a stage, "before", or a task. low and
             high are None for a score without an interval.
         compared: Pairs of rows, before and after, that the headline shows; the first is None if
@@ -39,10 +41,13 @@ class Page:
         findings: (heads, rows) of a table of texts, or None.
         curves: Heading -> records of training.metrics.
         base_curves: The same for the phases before, folded.
-        pairs: Prompts with completions side by side: dicts of prompt, facts (name -> value) and
-            sides, a list of completions with a title each.
+        pairs: Prompts with completions side by side: dicts of prompt, facts (name -> value), right
+            (a verdict on all, or missing) and sides, a list of completions with a title each.
+        pairs_note: A sentence about the choice of the pairs.
         samples: Groups of completions: dicts of prompt, answer, completions, and the fields of
-            CHOICES, by which they are filtered.
+            CHOICES, by which they are filtered. A group with the field `place` ("first step", for
+            example) is also in the part about what was rewarded, with its text `remark`.
+        samples_note: A sentence about the choice of the samples.
         config: The config as it is recorded.
         stages: Dicts of name, title, hash (or None), state (a word or two: "complete", "not
             begun"), and inputs: a dict from the name of an input to (its hash, the name of the
@@ -51,6 +56,8 @@ class Page:
     """
 
     title: str
+    facts: dict = dataclasses.field(default_factory=dict)
+    command: str | None = None
     scores: dict = dataclasses.field(default_factory=dict)
     compared: Sequence[tuple[str | None, str]] = ()
     forms: dict = dataclasses.field(default_factory=dict)
@@ -60,7 +67,9 @@ class Page:
     curves: dict = dataclasses.field(default_factory=dict)
     base_curves: dict = dataclasses.field(default_factory=dict)
     pairs: Sequence[dict] = ()
+    pairs_note: str = "The first held-out prompts."
     samples: Sequence[dict] = ()
+    samples_note: str = ""
     config: dict = dataclasses.field(default_factory=dict)
     stages: Sequence[dict] = ()
     digests: dict = dataclasses.field(default_factory=dict)

@@ -30,17 +30,21 @@ def reward_model_table(title: str, folder: Path) -> Table:
 
 
 def with_preferences(page: Page, measured: dict[str, dict]) -> Page:
-    """Return the page with the rewards of some held-out responses.
+    """Return the page with held-out responses, and which of them the model prefers.
+
+    The responses that the last measurement judges worst come first.
 
     Args:
         measured: "before" and "after", if they are there -> a measurement.
     """
     samples = {when: held_out_samples(measurement) for when, measurement in measured.items()}
-    pairs = [
-        _pair(dict(zip(samples, sample_pair, strict=True)))
+    records = [
+        dict(zip(samples, sample_pair, strict=True))
         for sample_pair in zip(*samples.values(), strict=False)
     ]
-    return dataclasses.replace(page, pairs=pairs)
+    records.sort(key=lambda record: _margin(list(record.values())[-1]))
+    note = f"{len(records)} held-out prompts, those on which the reward model is most wrong first."
+    return dataclasses.replace(page, pairs=[_pair(record) for record in records], pairs_note=note)
 
 
 def held_out_samples(measurement: dict) -> list[dict]:
@@ -59,7 +63,35 @@ def _pair(records):
         response | {"parts": response_rewards}
         for response, response_rewards in zip(first_record["responses"], rewards, strict=True)
     ]
-    return {"prompt": first_record["prompt"], "sides": sides}
+    return {
+        "prompt": first_record["prompt"],
+        "facts": {when: _verdict(record) for when, record in records.items()},
+        "right": _margin(list(records.values())[-1]) > 0,
+        "sides": sides,
+    }
+
+
+def _margin(sample):
+    """Return by how much a sample is judged rightly; at most 0 if it is judged wrongly.
+
+    It is the reward of the chosen response less that of the rejected one. For one labelled
+    response it is the reward if the response is safe, else the reward with the other sign.
+    """
+    rewards = sample["rewards"]
+    if len(rewards) == 2:
+        return rewards[0] - rewards[1]
+    return rewards[0] if sample["responses"][0]["title"] == "safe" else -rewards[0]
+
+
+def _verdict(sample):
+    """Say in words which response is preferred, or what one response is called, and how clearly."""
+    margin, titles = _margin(sample), [response["title"] for response in sample["responses"]]
+    if len(titles) == 2:
+        if margin == 0:
+            return "prefers none of them"
+        return f"prefers the {titles[margin < 0]} one by {abs(margin):.2f}"
+    reward = sample["rewards"][0]
+    return f"{'safe' if reward > 0 else 'unsafe'}, {abs(reward):.2f} from the border at 0"
 
 
 def _cell(value):

@@ -15,8 +15,12 @@ from deepseek_jax.training.metrics import read_phases
 # The input of a stage.json that names the stage it starts from; other inputs have their stage's
 # name
 PARENT = "parent"
-# Number of a training step's groups on the page
-OF_STEP = 4
+# Most steps of a phase with completions on the page, spread evenly
+STEPS = 100
+# Number of groups of a step that the part about what was rewarded shows
+REWARDED = 2
+# The steps of a phase that this part shows
+PLACES = "first step", "middle step", "last step"
 
 
 def write_report(workdir: Path, page: Page, headings: dict[str, str]) -> None:
@@ -30,38 +34,62 @@ def write_report(workdir: Path, page: Page, headings: dict[str, str]) -> None:
     if not first_process():
         return
     phases = read_phases(workdir / "metrics.jsonl")
+    samples = training_samples(workdir / FILE, headings, phases)
+    note = f"Of training, up to {STEPS} steps of each phase, spread evenly." if samples else ""
     page = dataclasses.replace(
         page,
         curves={title: phases[phase] for phase, title in headings.items() if phase in phases},
         base_curves={phase: records for phase, records in phases.items() if phase not in headings},
-        samples=[*page.samples, *training_samples(workdir / FILE, headings)],
+        samples=[*samples, *page.samples],
+        samples_note=f"{note} {page.samples_note}".strip(),
     )
     # A reader never meets half a page
     write_whole(workdir / "report.html", report_page(page))
 
 
-def training_samples(path: Path, headings: dict[str, str]):
-    """Build Page.samples from each phase's completions at its first, middle and last logged step.
+def training_samples(path: Path, headings: dict[str, str], metrics: dict[str, list[dict]]):
+    """Build Page.samples from the completions of each phase's steps, at most STEPS of them.
+
+    The first REWARDED groups of the first, the middle and the last step have a `place`; groups
+    that differ in their rewards come first.
 
     Args:
         path: A file of completions.
         headings: Phase -> its title; a missing phase keeps its name.
+        metrics: The result of training.metrics.read_phases.
     """
     groups_by_phase: dict[str, dict[int, list[dict]]] = {}
     for group in read_completions(path):
         groups_by_phase.setdefault(group["phase"], {}).setdefault(group["step"], []).append(group)
     samples = []
     for phase, groups_by_step in groups_by_phase.items():
-        logged_steps = sorted(groups_by_step)
-        chosen_steps = sorted(
-            {logged_steps[0], logged_steps[(len(logged_steps) - 1) // 2], logged_steps[-1]}
-        )
-        samples += [
-            _training_group(group, headings.get(phase, phase))
-            for step in chosen_steps
-            for group in groups_by_step[step][:OF_STEP]
-        ]
+        steps = sorted(groups_by_step)
+        last = len(steps) - 1
+        places = dict(zip((steps[last], steps[last // 2], steps[0]), PLACES[::-1], strict=True))
+        indices = {round(i * last / (STEPS - 1)) for i in range(STEPS)} if last else {0}
+        shown_steps = {steps[i] for i in indices} | places.keys()
+        records = {record["step"]: record for record in metrics.get(phase, ())}
+        for step in sorted(shown_steps):
+            groups = [_training_group(g, headings.get(phase, phase)) for g in groups_by_step[step]]
+            if step in places:
+                groups.sort(key=_is_equal)
+                mark = {"place": places[step], "remark": _remark(records.get(step, {}))}
+                groups[:REWARDED] = [group | mark for group in groups[:REWARDED]]
+            samples += groups
     return samples
+
+
+def _is_equal(group):
+    """Return True if a group's rewards are all equal, so that training learns nothing from it."""
+    return not any(completion["advantage"] for completion in group["completions"])
+
+
+def _remark(record):
+    """Describe the rewards of a whole step from its metrics."""
+    texts = {"reward": "mean reward {:.2f}", "all_equal_share": "{:.0%} of groups without a signal"}
+    return " · ".join(
+        text.format(record[name]) for name, text in texts.items() if record.get(name) is not None
+    )
 
 
 def _training_group(group, phase):

@@ -14,7 +14,7 @@ LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 16
 MAX_POINTS = 200
 
 
-def curve_panel(name: str, points):
+def curve_panel(title: str, points, unit: str = ""):
     """Write a <figure> of one curve.
 
     None makes a gap. With more than MAX_POINTS, each point is a mean over consecutive logged steps,
@@ -22,7 +22,9 @@ def curve_panel(name: str, points):
     at the pointer.
 
     Args:
+        title: The name of the curve.
         points: (step, value or None) pairs, steps ascending, at least one value a number.
+        unit: The unit of the values, or "".
     """
     curve_points, steps_per_point = _thinned(points)
     values = [value for _, value in curve_points if value is not None]
@@ -38,14 +40,16 @@ def curve_panel(name: str, points):
     description += (
         f"; a point is the mean of {steps_per_point} logged steps" if steps_per_point > 1 else ""
     )
-    title = html.escape(name.replace("_", " "))
+    title, unit = html.escape(title), html.escape(unit)
+    heading = f"<b>{title}</b> <small>{unit}</small>" if unit else f"<b>{title}</b>"
+    label = f"{title} in {unit}, {description}" if unit else f"{title}, {description}"
     data = " ".join(f"{step}:{_short(value)}" for step, value in curve_points if value is not None)
     return (
-        f'<figure class="curve"><figcaption><b>{title}</b> <output>{end}</output></figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}, {description}" '
+        f'<figure class="curve"><figcaption><span>{heading}</span> <output>{end}</output></figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}" '
         f'data-points="{data}" data-first="{steps[0]}" data-last="{steps[1]}" data-left="{LEFT}" '
         f'data-right="{WIDTH - RIGHT}">'
-        f"<title>{title}, {description}</title>{_grid(ticks, first, last)}{_line(coordinates)}</svg></figure>"
+        f"<title>{label}</title>{_grid(ticks, first, last)}{_line(coordinates)}</svg></figure>"
     )
 
 
@@ -93,10 +97,13 @@ def _grid(ticks, first, last):
         f'<text x="{LEFT - 4}" y="{_y(tick, ticks) + 3:.1f}" text-anchor="end">{_short(tick)}</text>'
         for tick in ticks
     )
-    begin = f'<text x="{LEFT}" y="{HEIGHT - 3}">{first}</text>' if last > first else ""
-    return (
-        f'{lines}{begin}<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{last}</text>'
-    )
+    begin = f'<text x="{LEFT}" y="{HEIGHT - 3}">{first}</text>'
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    axis = f'<text x="{middle}" y="{HEIGHT - 3}" text-anchor="middle">step</text>'
+    end = f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{last}</text>'
+    # A single step is drawn on the left
+    end = end if last > first else ""
+    return f"{lines}{begin}{axis}{end}"
 
 
 def _line(coordinates):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -322,6 +323,17 @@ def test_a_signal_lets_the_recipe_save_and_leave_with_75(folder, signum):
     process.communicate(timeout=60)
     assert process.returncode == 75
     assert int((folder / "runs" / "tiny" / "saved").read_text()) > 3
+
+
+def test_a_run_records_the_command_that_started_it(folder):
+    """Oracle: the words of the command line, which a shell's rules split in the same way."""
+    words = ["tiny.py:steps=4", "--config.mesh={'data': 4, 'expert': 2}", "--workdir=a folder"]
+    process = start(folder, *words)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    (record,) = json.loads((folder / "a folder" / "run.json").read_text())["starts"]
+    assert record["experiment"] == "tiny.py:steps=4"
+    assert shlex.split(record["command"]) == ["python", "launch/train.py", *words]
 
 
 def test_a_work_directory_has_one_process_at_a_time(folder):

@@ -100,9 +100,11 @@ def _read(path):
 
 
 def without_clocks(value, workdir):
-    """What JSON holds, without times and memory, and without the name of the work directory."""
+    """What JSON holds, without times and memory, without the name of the work directory, and without what
+    run.json says of each start.
+    """
     if isinstance(value, dict):
-        kept = {k: v for k, v in value.items() if not k.endswith(CLOCKS)}
+        kept = {k: v for k, v in value.items() if not k.endswith(CLOCKS) and k != "starts"}
         return {k: without_clocks(v, workdir) for k, v in kept.items()}
     if isinstance(value, list):
         return [without_clocks(v, workdir) for v in value]

@@ -4,7 +4,7 @@ import html
 import json
 import re
 
-PARTS = ["results", "curves", "completions", "samples", "configuration", "lineage"]
+PARTS = ["results", "rewarded", "curves", "completions", "samples", "configuration", "lineage"]
 
 
 def parts_of(workdir):
@@ -18,6 +18,12 @@ def data_of(workdir, name):
     """What a data element of the page holds: "pairs" or "samples"."""
     page = (workdir / "report.html").read_text()
     return json.loads(re.search(f'id="{name}-data">(.*?)</script>', page)[1])
+
+
+def facts_of(workdir):
+    """The words under the page's title."""
+    page = (workdir / "report.html").read_text()
+    return _words(re.search(r'<div id="facts">(.*?)</div>', page, re.DOTALL)[1])
 
 
 def _words(body):

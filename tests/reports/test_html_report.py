@@ -1,4 +1,4 @@
-"""The page of a run: its content, and, in a browser, its filters and its safety from a model's text."""
+"""The page of a run: its content, and, in a browser, its table and its safety from a model's text."""
 
 import html
 import json
@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from deepseek_jax.reports.html_report import PAGE_BYTES, PANELS, report_page
+from deepseek_jax.reports.html_curves import PANELS
+from deepseek_jax.reports.html_report import PAGE_BYTES, report_page
 from deepseek_jax.reports.page import Page
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -49,6 +50,17 @@ PAIRS = [
     dict(prompt=SUM, facts={"answer": "9"}, sides=[
         completion("eight", 0.0, total=None) | {"title": "before", "advantage": None},
         completion("nine", 0.0, right=True, total=2.0) | {"title": HOSTILE, "advantage": None}]),
+]  # fmt: skip
+# Groups of three steps, as run_page chooses them
+STEPS = [
+    dict(stage="training", phase="grpo", step=step, place=place, remark=f"remark {step}", answer="9",
+         prompt=SUM, completions=completions)
+    for step, place, completions in (
+        (0, "first step", [completion("eight", -0.7), completion("eight", -0.7),
+                           completion(HOSTILE, 1.4, total=1.0)]),
+        (4, "middle step", [completion("nine", 0.0), completion("nine", 0.0)]),
+        (9, "last step", [completion("9", 0.0)]),
+    )
 ]  # fmt: skip
 SCORES = {
     "base": {"pass@1": (0.5, 0.25, 0.75)},
@@ -102,11 +114,38 @@ def test_a_record_of_a_stage_is_shown_as_text():
 
 def test_the_parts_stand_in_a_readers_order_and_the_hashes_are_folded_at_the_end():
     """Oracle: the order that a reader asks in, by hand; the last part is in a closed <details>."""
-    order = ["results", "curves", "completions", "samples", "configuration", "lineage"]
-    assert re.findall(r'<section id="(\w+)">', page()) == order
+    order = ["results", "rewarded", "curves", "completions", "samples", "configuration", "lineage"]
+    text = page(samples=[*STEPS, *SAMPLES])
+    assert re.findall(r'<section id="(\w+)">', text) == order
+    assert "rewarded" not in re.findall(r'<section id="(\w+)">', page())
     last = page().partition('id="lineage"')[2]
     assert re.match(r"><h2>Lineage</h2>\n<details><summary>1 of 3 stages are complete", last)
     assert last.index("aaaa") < last.index("dddd") < last.index("</details>\n</section>")
+
+
+def test_what_was_run_stands_under_the_title_before_the_results():
+    """Oracle: by hand: the facts in their order, then the command, all as text; a page without facts."""
+    text = page(facts={"model": "deepseek_v3", "data": "<img>"}, command=f"train {HOSTILE}")
+    begin = text.partition("<main>")[2].partition('<section id="results">')[0]
+    said = f"model deepseek_v3 data <img> train {HOSTILE} copy"
+    assert html.unescape(words(begin)).strip() == said
+    assert "<img" not in begin and '<div id="facts">' not in page()
+
+
+def test_a_greedy_score_stands_in_the_card_of_the_sampled_one():
+    """Oracle: by hand: sampled and greedy, before and after; the cards have the next score too."""
+    names = ("accuracy", "reward", "greedy_accuracy", "greedy_reward", "greedy_only")
+    scores = {
+        when: {name: (mean + i / 10, 0.0, 1.0) for i, name in enumerate(names)}
+        for when, mean in (("before", 0.1), ("after", 0.5))
+    }
+    text = page(scores=scores, compared=[("before", "after")])
+    cards = words(text.partition('<div class="cards">')[2].partition("<details>")[0]).strip()
+    assert cards.startswith(
+        "accuracy 10.0% → 50.0% sampled 30.0% → 70.0% greedy before 0.0% to 100.0%"
+    )
+    assert "reward 0.20 → 0.60 sampled 0.40 → 0.80 greedy" in cards and "greedy only" in cards
+    assert text.count('<div class="score">') == 3
 
 
 def test_the_headline_has_first_and_last_with_their_intervals():
@@ -158,19 +197,6 @@ def test_findings_stand_as_they_are_told():
     assert "Findings" not in page().partition("<body>")[2]
 
 
-def test_what_is_paid_is_the_first_curve_and_the_base_is_folded():
-    """Oracle: by hand: rewards, own ones too, then losses; metrics about rewards with the rest."""
-    names = ("loss", "reward_seconds", "reward_own.py:brief", "reward", "held_out_loss/a", "other")
-    records = [{"step": 0, "phase": "p"} | dict.fromkeys(names, 1.0)]
-    text = page(curves={"p": records}, base_curves={"base": [{"step": 0, "phase": "b", "loss": 2}]})
-    titles = re.findall(r"<figcaption><b>(.*?)</b>", text)
-    first = ["reward own.py:brief", "reward", "loss", "held out loss/a"]
-    assert titles == [*first, "reward seconds", "other", "loss"]
-    open_, folded = text.partition("<summary>2 more</summary>")[::2]
-    assert all(f"<b>{title}</b>" in open_ for title in first)
-    assert "<summary>before that: base</summary>" in folded
-
-
 def test_the_config_stands_in_its_blocks():
     """Oracle: by hand: dotted names within a block, text without quotes, and an empty block."""
     text = words(page().partition('id="configuration"')[2])
@@ -187,6 +213,15 @@ def test_what_is_not_there_yet_is_said():
     assert "0 of 1 stages are complete" in page(stages=STAGES[2:])
 
 
+def test_the_groups_that_were_rewarded_stay_where_samples_are_too_many():
+    """Oracle: by hand: of groups that do not fit, those with a place, which are the last ones."""
+    long = [completion("x" * 8000, 0.0)] * 64
+    samples = [group("R1", f"{i}", SUM, long) for i in range(20)]
+    samples += [STEPS[0] | {"step": step, "completions": long} for step in range(3)]
+    shown = data_of(page(samples=samples), "samples-data")
+    assert [g["step"] for g in shown if "place" in g] == [0, 1, 2] and len(shown) < 20
+
+
 def test_a_page_has_a_bound():
     """Oracle: PAGE_BYTES, for texts, metrics and configs that are far too large; the first prompts stay."""
     long = [completion("\u4e2d" * 100_000, 0.0)] * 200
@@ -195,14 +230,16 @@ def test_a_page_has_a_bound():
         {"step": s, "phase": "p"} | {f"m{i}": s / 7 for i in range(PANELS + 99)} for s in range(300)
     ]
     config = {"block": {f"field{i}": "x" * 10_000 for i in range(1000)}}
-    text = page(samples=samples, pairs=PAIRS * 9, curves={"p": records}, config=config)
+    pairs = [PAIRS[0] | {"prompt": f"{i}", "sides": long[:4]} for i in range(9)]
+    text = page(samples=samples, pairs=pairs, curves={"p": records}, config=config)
     assert len(text.encode()) < PAGE_BYTES
     shown = data_of(text, "samples-data")
     assert 0 < len(shown) < 50 and [g["prompt"] for g in shown] == [
         f"{i}" for i in range(len(shown))
     ]
     assert f"{len(shown)} of 50 prompts are here" in text and "99 more are in metrics.jsonl" in text
-    assert len(data_of(text, "pairs-data")) == 5
+    shown = [pair["prompt"] for pair in data_of(text, "pairs-data")]
+    assert 0 < len(shown) < 9 and shown == [f"{i}" for i in range(len(shown))]
 
 
 def test_each_stage_keeps_its_first_prompts_where_they_are_too_many():
@@ -298,13 +335,21 @@ def opened(browser, tmp_path):
 
 
 def shown(browser):
-    """What a reader sees of the samples: (the line of counts, [(prompt, its completions' texts)])."""
+    """What a reader sees of the table: (the line of counts, [[prompt, beginning of the completion]])."""
     return browser.execute_script(
         "return [document.getElementById('count').textContent,"
-        " [...document.querySelectorAll('#groups .group')].map(group => ["
-        " group.querySelector('h3').textContent,"
-        " [...group.querySelectorAll('.text')].map(text => text.textContent)])]"
+        " [...document.querySelectorAll('#completions-table tbody tr')].map(row => ["
+        " row.querySelector('td > .text').textContent, row.querySelector('summary').textContent])]"
     )
+
+
+def unfold(browser, row=0):
+    """Open the completion of a row of the table, and return its card."""
+    line = browser.find_elements("css selector", "#completions-table tbody tr")[row]
+    line.find_element("tag name", "summary").click()
+    # The browser tells the page of it in a task of its own
+    browser.execute_async_script("setTimeout(arguments[0])")
+    return line.find_element("class name", "completion")
 
 
 def choose(browser, **fields):
@@ -320,58 +365,156 @@ def choose(browser, **fields):
 
 
 RIGHT = "<think>4加5</think><answer>9</answer>"
-BASE, R1, OTHER = [SUM, [RIGHT, "wrong one"]], [SUM, ["nine"]], [HOSTILE, [HOSTILE]]
+WRONG, BEST = [SUM, "wrong one"], [SUM, RIGHT]
+R1, OTHER = [SUM, "nine"], [HOSTILE, HOSTILE]
 
 
-def test_samples_are_filtered_in_a_browser(opened):
-    """Oracle: by hand: groups and completions that pass; equal ones once, the best rewarded first."""
-    assert shown(opened) == ["5 completions of 3 groups", [BASE, R1, OTHER]]
+def test_completions_are_filtered_in_a_browser(opened):
+    """Oracle: by hand: the completions that pass, in the order of the data."""
+    assert shown(opened) == ["5 completions of 3 groups", [WRONG, WRONG, BEST, R1, OTHER]]
     for fields, wanted in (
-        (dict(stage="base"), [BASE]),
+        (dict(stage="base"), [WRONG, WRONG, BEST]),
         (dict(kind="lookup"), [OTHER]),
         (dict(language="zh"), [OTHER]),
-        (dict(answer="right"), [[SUM, [RIGHT]], R1]),
-        (dict(answer="wrong", stage="base"), [[SUM, ["wrong one"]]]),
+        (dict(answer="right"), [BEST, R1]),
+        (dict(answer="wrong", stage="base"), [WRONG, WRONG]),
         (dict(text="NINE"), [R1]),
-        (dict(text="what is"), [BASE, R1]),
-        (dict(low="1"), [[SUM, [RIGHT]], R1]),
-        (dict(low="0", high="2.5"), [[SUM, ["wrong one"]], R1]),
+        (dict(text="what is"), [WRONG, WRONG, BEST, R1]),
+        (dict(low="1"), [BEST, R1]),
+        (dict(low="0", high="2.5"), [WRONG, WRONG, R1]),
         (dict(text="nowhere"), []),
     ):
         choose(opened, **fields)
         assert shown(opened)[1] == wanted, fields
 
 
+def test_the_table_is_sorted_by_any_column_in_a_browser(browser, tmp_path):
+    """Oracle: Python's sorted, which is stable too; what is not known is last in either direction."""
+    rewards = [0.5, None, 3.0, -1.0, 0.5, 20.0]
+    completions = [
+        completion(f"c{i}", None if reward is None else reward / 2, total=reward)
+        for i, reward in enumerate(rewards)
+    ]
+    sample = group("R1", "sum", SUM, completions)
+    (tmp_path / "sorted.html").write_text(page(samples=[sample]))
+    browser.get((tmp_path / "sorted.html").as_uri())
+    known = [c for c in completions if c["total"] is not None]
+    for name, key in (("reward", "total"), ("advantage", "advantage"), ("completion", "text")):
+        places = known if key != "text" else completions
+        for is_descending in (False, True):
+            browser.find_element("xpath", f"//thead//button[.='{name}']").click()
+            head = browser.find_element("xpath", f"//th[button='{name}']")
+            wanted = sorted(places, key=lambda c: c[key], reverse=is_descending)
+            texts = [text for _, text in shown(browser)[1]]
+            assert texts[: len(wanted)] == [c["text"] for c in wanted], (name, is_descending)
+            direction = "descending" if is_descending else "ascending"
+            assert head.get_attribute("aria-sort") == direction
+        if key != "text":
+            assert texts[-1] == "c1"
+    assert browser.get_log("browser") == []
+
+
+def test_the_rows_of_the_table_are_copied_as_json_lines_in_a_browser(opened):
+    """Oracle: the samples that the page was written from, by a JSON parser: those that pass the filter."""
+    opened.execute_cdp_cmd(
+        "Browser.grantPermissions",
+        {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]},
+    )
+    for fields in ({}, {"stage": "R1"}):
+        choose(opened, **fields)
+        opened.find_element("id", "copy").click()
+        opened.execute_async_script("setTimeout(arguments[0], 100)")
+        text = opened.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
+        wanted = [
+            {key: value for key, value in sample.items() if key != "completions"}
+            | {key: value for key, value in one.items() if key != "total"}
+            | {"reward": one["total"]}
+            for sample in SAMPLES
+            for one in sample["completions"]
+            if fields.get("stage") in (None, sample["stage"])
+        ]
+        assert [json.loads(line) for line in text.splitlines()] == wanted and text.endswith("\n")
+        button = opened.find_element("id", "copy")
+        assert button.text == f"copied {len(wanted)} lines"
+    opened.execute_async_script("setTimeout(arguments[0], 2100)")
+    assert button.text == "copy as jsonl"
+
+
 def test_long_lists_are_shown_in_parts(browser, tmp_path):
-    """Oracle: by hand: 10 groups, then all 12; another filter begins with 10 again."""
-    (tmp_path / "many.html").write_text(page(samples=SAMPLES[1:2] * 12))
+    """Oracle: by hand: 50 rows, then all 60; another filter begins with 50 again. Five pairs, then all."""
+    pairs = [PAIRS[0] | {"prompt": f"{i} + 1?"} for i in range(7)]
+    (tmp_path / "many.html").write_text(page(samples=SAMPLES[1:2] * 60, pairs=pairs))
     browser.get((tmp_path / "many.html").as_uri())
-    assert [shown(browser)[0], len(shown(browser)[1])] == ["12 completions of 12 groups", 10]
+    assert [shown(browser)[0], len(shown(browser)[1])] == ["60 completions of 60 groups", 50]
     more = browser.find_element("id", "more")
     more.click()
-    assert len(shown(browser)[1]) == 12 and not more.is_displayed()
+    assert len(shown(browser)[1]) == 60 and not more.is_displayed()
     choose(browser, text="nine")
-    assert len(shown(browser)[1]) == 10 and more.is_displayed()
+    assert len(shown(browser)[1]) == 50 and more.is_displayed()
+    more = browser.find_element("id", "more-pairs")
+    for number in (5, 7):
+        prompts = [p.text for p in browser.find_elements("css selector", "#pairs .prompt")]
+        assert prompts == [f"{i} + 1?" for i in range(number)]
+        assert more.is_displayed() == (number == 5)
+        if number == 5:
+            # A click of the mouse may meet the header, which stays in view
+            browser.execute_script("arguments[0].click()", more)
 
 
 def test_a_prompt_can_be_followed_through_the_stages(opened):
     """Oracle: by hand: the other filters are emptied."""
     choose(opened, stage="R1", kind="sum")
-    opened.find_element("css selector", "#groups .group button").click()
-    assert shown(opened)[1] == [BASE, R1]
+    unfold(opened)
+    opened.find_element("css selector", "#completions-table details button").click()
+    assert shown(opened)[1] == [WRONG, WRONG, BEST, R1]
 
 
-def test_a_group_shows_what_its_completions_earned(opened):
+def test_a_completion_opens_with_all_that_is_known_of_it(opened):
     """Oracle: by hand; the colours of what is above and below its group differ."""
     choose(opened, stage="base")
-    best, rest = opened.find_elements("css selector", "#groups .completion")
-    for item, facts in (
-        (best, "advantage +1.40 reward 3 ✓ right puzzle answer 1 en 75% · zh 25% 7 tokens"),
-        (rest, "advantage -0.70 reward 0.5 ✗ wrong × 2 puzzle answer 0 en 75% · zh 25% 7 tokens"),
+    colours = set()
+    for row, facts in (
+        (2, "advantage +1.40 reward 3 ✓ right puzzle answer 1 en 75% · zh 25% 7 tokens"),
+        (0, "advantage -0.70 reward 0.5 ✗ wrong puzzle answer 0 en 75% · zh 25% 7 tokens"),
     ):
+        item = unfold(opened, row)
         assert item.find_element("class name", "facts").text.split() == facts.split()
-    colours = {item.value_of_css_property("border-left-color") for item in (best, rest)}
+        colours.add(item.value_of_css_property("border-left-color"))
     assert len(colours) == 2
+
+
+def test_what_was_rewarded_stands_by_step_in_a_browser(browser, tmp_path):
+    """Oracle: by hand: three steps next to each other; in a group the best rewarded first and equal ones
+    once; a group without a signal says so; a model's text is text.
+    """
+    (tmp_path / "rewarded.html").write_text(page(samples=[*SAMPLES, *STEPS]))
+    browser.set_window_size(1280, 1000)
+    browser.get((tmp_path / "rewarded.html").as_uri())
+    steps = browser.find_elements("css selector", "#rewards .step")
+    heads = [step.find_element("tag name", "h4").text for step in steps]
+    assert heads == ["first step: 0 remark 0", "middle step: 4 remark 4", "last step: 9 remark 9"]
+    assert len({step.rect["y"] for step in steps}) == 1
+    cards = steps[0].find_elements("css selector", ".completion .text")
+    assert [card.text for card in cards] == [HOSTILE, "eight"]
+    facts = [card.text for card in steps[0].find_elements("css selector", ".completion .facts")]
+    assert facts[0].startswith("advantage +1.40") and "× 2" in facts[1]
+    signals = ["equal rewards, no signal" in step.text for step in steps]
+    assert signals == [False, True, True] and browser.get_log("browser") == []
+
+
+def test_the_command_is_copied_in_a_browser(browser, tmp_path):
+    """Oracle: the command, read back from the clipboard."""
+    command = "python launch/train.py --config=grpo_small '--config.rewards={\"a\": 1}'"
+    (tmp_path / "command.html").write_text(page(command=command))
+    browser.get((tmp_path / "command.html").as_uri())
+    browser.execute_cdp_cmd(
+        "Browser.grantPermissions",
+        {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]},
+    )
+    browser.find_element("css selector", "#facts button").click()
+    browser.execute_async_script("setTimeout(arguments[0], 100)")
+    text = browser.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
+    assert text == command and browser.get_log("browser") == []
 
 
 def test_completions_stand_side_by_side_in_a_browser(opened):
@@ -387,8 +530,8 @@ def test_completions_stand_side_by_side_in_a_browser(opened):
 
 
 def test_the_lines_of_a_conversation_stand_apart_in_a_browser(browser, tmp_path):
-    """Oracle: by hand, side by side and in a group; what a turn thinks is marked where its prompt had opened
-    the thought; whatever was called stays text, and no line is wider than its card.
+    """Oracle: by hand, side by side and in the table; what a turn thinks is marked where its prompt had
+    opened the thought; whatever was called stays text, and no line is wider than its card.
     """
     talk = completion("x", 0.5) | {"messages": calling("hm</think>9")}
     samples, pairs = (
@@ -397,12 +540,12 @@ def test_the_lines_of_a_conversation_stand_apart_in_a_browser(browser, tmp_path)
     )
     (tmp_path / "talk.html").write_text(page(samples=samples, pairs=pairs))
     browser.get((tmp_path / "talk.html").as_uri())
-    for place in ("pairs", "groups"):
-        card = browser.find_element("css selector", f"#{place} .completion")
+    said = [f"run(code={json.dumps(HOSTILE)})", HOSTILE, "hm</think>9", "re: hm</think>9"]
+    assert shown(browser)[1] == [[SUM, " · ".join(said)]]
+    for card in (browser.find_element("css selector", "#pairs .completion"), unfold(browser)):
         names = [name.text for name in card.find_elements("tag name", "dt")]
         texts = [text.text for text in card.find_elements("tag name", "dd")]
         assert names == ["call", "tool", "model", "reply"]
-        said = [f"run(code={json.dumps(HOSTILE)})", HOSTILE, "hm</think>9", "re: hm</think>9"]
         assert texts == said
         thoughts = [t.text for t in card.find_elements("class name", "thought")]
         assert thoughts == ["hm"]
@@ -424,8 +567,12 @@ def test_steps_of_training_are_filtered_and_show_what_is_known_in_a_browser(brow
     names = [s.get_attribute("name") for s in browser.find_elements("css selector", "form select")]
     assert names == ["step"] and shown(browser)[0] == "3 completions of 3 groups"
     choose(browser, step="10")
-    assert shown(browser)[1] == [["10 + 5?", ["x"]]]
-    facts = browser.find_element("css selector", "#groups .completion .facts").text
+    assert shown(browser)[1] == [["10 + 5?", "x"]]
+    heads = [head.text for head in browser.find_elements("css selector", "#completions-table th")]
+    assert heads == ["step", "prompt", "completion", "tokens"]
+    cells = browser.find_elements("css selector", "#completions-table tbody td")
+    assert [cell.text for cell in cells][::3] == ["10", "3 truncated"]
+    facts = unfold(browser).find_element("class name", "facts").text
     assert facts.split() == "own none 3 tokens truncated".split()
     assert browser.find_elements("name", "low") == [] and browser.get_log("browser") == []
 
@@ -436,20 +583,21 @@ def test_what_no_rule_reads_is_marked_and_can_be_looked_at_in_a_browser(browser,
     sample = group("R1", "sum", SUM, [unread, completion("6", 0.0) | {"unread": False}])
     (tmp_path / "unread.html").write_text(page(samples=[sample]))
     browser.get((tmp_path / "unread.html").as_uri())
-    assert shown(browser)[1] == [[SUM, ["5 squared", "6"]]]
+    assert shown(browser)[1] == [[SUM, "5 squared"], [SUM, "6"]]
     choose(browser, read="unread")
-    assert shown(browser)[1] == [[SUM, ["5 squared"]]]
-    assert "unread" in browser.find_element("css selector", "#groups .completion .facts").text
+    assert shown(browser)[1] == [[SUM, "5 squared"]]
+    assert "7 unread" in browser.find_element("css selector", "#completions-table tbody").text
+    assert "unread" in unfold(browser).find_element("class name", "facts").text
 
 
 def test_what_has_no_reward_is_within_no_bounds_in_a_browser(browser, tmp_path):
-    """Oracle: by hand: of two completions, the one that was scored; it stands first."""
+    """Oracle: by hand: of two completions, the one that was scored."""
     sample = group("R1", "sum", SUM, [completion("x", 0.0, total=None), completion("y", 0.0)])
     (tmp_path / "unscored.html").write_text(page(samples=[sample]))
     browser.get((tmp_path / "unscored.html").as_uri())
-    assert shown(browser)[1] == [[SUM, ["y", "x"]]]
+    assert shown(browser)[1] == [[SUM, "x"], [SUM, "y"]]
     choose(browser, low="-9")
-    assert shown(browser)[1] == [[SUM, ["y"]]]
+    assert shown(browser)[1] == [[SUM, "y"]]
 
 
 def test_a_link_to_the_lineage_unfolds_it_in_a_browser(opened):

@@ -3,7 +3,13 @@
 import json
 
 from deepseek_jax.reports.page import Page
-from deepseek_jax.reports.run_page import is_measured, lineage, training_samples, write_report
+from deepseek_jax.reports.run_page import (
+    STEPS,
+    is_measured,
+    lineage,
+    training_samples,
+    write_report,
+)
 from deepseek_jax.training.lineage import content_hash
 
 TITLES = {"base": "base", "tuned": "Dev1", "reinforced": "R1"}
@@ -81,23 +87,60 @@ def test_phases_without_a_heading_are_those_of_a_base(tmp_path):
     assert places == sorted(places) and "Three" not in page
 
 
-def group(step, prompt="2 + 3?", phase="grpo"):
-    completion = dict(text="5", reward=None, parts={"own": 0.5}, advantage=0.1, length=2)
+def group(step, prompt="2 + 3?", phase="grpo", advantage=0.1):
+    completion = dict(text="5", reward=None, parts={"own": 0.5}, advantage=advantage, length=2)
     return dict(step=step, phase=phase, prompt=prompt, answer="5", completions=[completion])
 
 
-def test_completions_of_the_first_the_middle_and_the_last_logged_step_are_shown(tmp_path):
-    """Oracle: by hand, of five steps of one phase and one of another; a line that a kill cut is skipped."""
-    assert training_samples(tmp_path / "completions.jsonl", {}) == []
+def write_completions(workdir, groups, rest=""):
+    """Write the file of completions, and return it."""
+    path = workdir / "completions.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in groups) + rest)
+    return path
+
+
+def test_completions_of_the_first_the_middle_and_the_last_logged_step_are_what_was_rewarded(
+    tmp_path,
+):
+    """Oracle: by hand, of five steps of one phase and one of another; a line that a kill cut is skipped; all
+    groups are there, and two of a step have a place.
+    """
+    assert training_samples(tmp_path / "completions.jsonl", {}, {}) == []
     groups = [group(step, f"{i} + 3?") for step in (0, 5, 10, 15, 19) for i in range(6)]
-    lines = [json.dumps(line) + "\n" for line in (*groups, group(3, phase="other"))]
-    (tmp_path / "completions.jsonl").write_text("".join(lines) + lines[0][:20])
-    shown = training_samples(tmp_path / "completions.jsonl", {"grpo": "R1"})
-    assert [(g["phase"], g["step"]) for g in shown] == [
-        *[("R1", step) for step in (0, 10, 19) for _ in range(4)],
-        ("other", 3),
+    path = write_completions(tmp_path, [*groups, group(3, phase="other")], '{"step": 0, "pha')
+    metrics = {"grpo": [dict(step=10, reward=0.512, all_equal_share=0.25), dict(step=19)]}
+    shown = training_samples(path, {"grpo": "R1"}, metrics)
+    assert len(shown) == 31 and {g["phase"] for g in shown} == {"R1", "other"}
+    assert [(g["phase"], g["step"], g["place"], g["remark"]) for g in shown if "place" in g] == [
+        *[("R1", 0, "first step", "")] * 2,
+        *[("R1", 10, "middle step", "mean reward 0.51 · 25% of groups without a signal")] * 2,
+        *[("R1", 19, "last step", "")] * 2,
+        ("other", 3, "first step", ""),
     ]
     assert shown[0]["prompt"] == "0 + 3?" and shown[0]["stage"] == "training"
     assert shown[0]["completions"][0]["total"] is None
     write_report(tmp_path, Page("title"), {})
     assert "0 + 3?" in (tmp_path / "report.html").read_text()
+
+
+def test_groups_with_a_signal_are_the_ones_that_are_shown(tmp_path):
+    """Oracle: by hand: of three groups of one step, the one whose rewards differ is the first of two."""
+    advantages = {"equal": 0.0, "also equal": 0.0, "differs": 0.7}
+    path = write_completions(tmp_path, [group(0, p, advantage=a) for p, a in advantages.items()])
+    shown = training_samples(path, {}, {})
+    assert [(g["prompt"], "place" in g) for g in shown] == [
+        ("differs", True),
+        ("equal", True),
+        ("also equal", False),
+    ]
+
+
+def test_the_steps_of_a_long_run_are_spread_over_it(tmp_path):
+    """Oracle: by hand: of 1000 logged steps about 100, the first, the middle and the last among them, and
+    no gap of more than 11 steps.
+    """
+    path = write_completions(tmp_path, [group(step) for step in range(1000)])
+    steps = [g["step"] for g in training_samples(path, {}, {})]
+    assert len(steps) in (STEPS, STEPS + 1) and {0, 499, 999} < set(steps)
+    assert steps == sorted(steps)
+    assert max(b - a for a, b in zip(steps, steps[1:], strict=False)) <= 11

@@ -40,3 +40,19 @@ def test_a_long_curve_is_averaged_and_says_so():
     panel = curve_panel("loss", list(enumerate(values)))
     assert len(points_of(panel)[0][0]) == MAX_POINTS and f"{3 * MAX_POINTS - 1}:1" in panel
     assert "within 1 and 1" in panel and "the mean of 3 logged steps" in panel
+
+
+def test_an_axis_is_named_and_so_is_the_unit():
+    """Oracle: by hand: the steps' axis, and the unit in the heading and in what a screen reader says; a
+    single step has its number below its point, on the left.
+    """
+    panel = curve_panel("entropy", [(0, 1.0), (9, 2.0)], "nats")
+    texts = [e.text for e in xml.fromstring(panel).find("svg").iter("text")]
+    assert texts[-3:] == ["0", "step", "9"]
+    single = list(xml.fromstring(curve_panel("kl", [(7, 1.0)])).find("svg").iter("text"))
+    (circle,) = xml.fromstring(curve_panel("kl", [(7, 1.0)])).find("svg").iter("circle")
+    assert [e.text for e in single[-2:]] == ["7", "step"]
+    assert float(single[-2].get("x")) == float(circle.get("cx"))
+    assert "<b>entropy</b> <small>nats</small>" in panel
+    assert 'aria-label="entropy in nats, steps 0 to 9: 1 to 2' in panel
+    assert 'aria-label="entropy, steps' in curve_panel("entropy", [(0, 1.0)])

@@ -14,6 +14,7 @@ from deepseek_jax.evaluation.problem_scores import ALL, compared_tasks, in_order
 from deepseek_jax.evaluation.problems import load_problems
 from deepseek_jax.files import as_path
 from deepseek_jax.recipes.evaluate.settings import EvaluateSettings
+from deepseek_jax.recipes.page import model_text
 from deepseek_jax.recipes.stage import SCORES
 from deepseek_jax.reports.answers import make_console
 from deepseek_jax.reports.page import FORMS, Page
@@ -23,7 +24,7 @@ from deepseek_jax.settings import build
 # In the folder of a run: the file with the answers
 RESULTS = f"results/{SCORES}"
 # The page shows this many problems of each task
-ON_PAGE = 16
+ON_PAGE = 64
 # In columns: room for six scores with their intervals
 TABLE_WIDTH = 130
 
@@ -48,27 +49,45 @@ def print_problems(problems: list[dict], workdir: Path):
     console.print(f"prompts, completions and verdicts are in {workdir / RESULTS}")
 
 
-def problems_page(page: Page, problems: list[dict], made_of: dict) -> Page:
-    """Return the page with the scores of each task, and the answers to its first problems.
+def problems_page(page: Page, settings: EvaluateSettings, results: dict) -> Page:
+    """Return the page with the scores of each task, and answers, wrong ones first.
 
     Args:
         page: The page so far.
-        problems: As in print_problems.
-        made_of: Problems.made_of of recipes.evaluate.run, for the page's digests.
+        settings: The settings of the evaluation.
+        results: The result of recipes.evaluate.run.Evaluate.run.
     """
-    scores, samples = task_scores(problems), []
-    task_counts: Counter[str] = Counter()
-    for problem in problems:
+    problems, scores = results["problems"], task_scores(results["problems"])
+    samples, task_counts = [], Counter[str]()
+    # sorted is stable: problems with equally many right answers keep their order
+    for problem in sorted(problems, key=lambda problem: sum(problem["correct"])):
         task_counts[problem["task"]] += 1
         if task_counts[problem["task"]] <= ON_PAGE:
             samples.append(_group(problem))
     return dataclasses.replace(
         page,
+        facts=_facts(settings, results) | page.facts,
         scores=scores,
         compared=[(None, ALL if ALL in scores else next(iter(scores)))],
         samples=samples,
-        digests=page.digests | made_of,
+        samples_note="Wrong answers first: of each task the problems with the fewest right ones, at "
+        f"most {ON_PAGE}.",
+        digests=page.digests | results["made_of"],
     )
+
+
+def _facts(settings, results):
+    facts = {"checkpoint": settings.checkpoint}
+    if settings.adapter is not None:
+        facts["adapter"] = settings.adapter
+    # Results of an earlier version do not have the model
+    if "model" in results:
+        facts["model"] = model_text(**results["model"])
+    num_problems = len(results["problems"])
+    facts["data"] = f"{', '.join(settings.data)}, {num_problems} problems"
+    top_p = f" with top_p {settings.top_p:g}" if settings.temperature > 0 else ", greedy"
+    facts["temperature"] = f"{settings.temperature:g}{top_p}"
+    return facts | {"samples": f"{settings.samples} of each problem"}
 
 
 def _group(problem):
@@ -79,6 +98,7 @@ def _group(problem):
         dict(zip(names.values(), completion, strict=True))
         for completion in zip(*values, strict=True)
     ]
+    completions.sort(key=lambda completion: completion["right"])
     fields = {"task": problem["task"], "prompt": problem["question"], "answer": problem["gold"]}
     return fields | {"completions": completions}
 

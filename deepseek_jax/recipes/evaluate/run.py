@@ -25,6 +25,7 @@ from deepseek_jax.evaluation.problems import Rules, load_problems
 from deepseek_jax.files import below, is_remote, remove_folder
 from deepseek_jax.hub import hub_id
 from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.decoder import count_params
 from deepseek_jax.named_code import digest_of
 from deepseek_jax.parallel.processes import first_process, say, total
 from deepseek_jax.recipes.conversing import (
@@ -38,6 +39,7 @@ from deepseek_jax.recipes.evaluate.settings import MAX_COMPLETION_LENGTH, Evalua
 from deepseek_jax.recipes.kinds.measure import PROMPT_LENGTH, Measure, scored_answer_programs
 from deepseek_jax.recipes.page import run_page
 from deepseek_jax.recipes.results import Results
+from deepseek_jax.recipes.run_record import model_facts
 from deepseek_jax.recipes.stage import AnswerPlan, Source, Stage
 from deepseek_jax.reports.page import Page
 from deepseek_jax.rollout.policy import Policy, check_room, find_source, load_policy
@@ -105,8 +107,9 @@ class Problems(Source):
 class Evaluate(Measure):
     """A measurement of a checkpoint: its answers to all problems.
 
-    The result of `run` has two fields. made_of is Problems.made_of. problems has for each problem
-    its prompt, completions, verdicts and majority answer, as evaluation.problem_scores reads them.
+    The result of `run` has three fields. made_of is Problems.made_of. model is
+    run_record.model_facts. problems has for each problem its prompt, completions, verdicts and
+    majority answer, as evaluation.problem_scores reads them.
     """
 
     settings: EvaluateSettings
@@ -166,7 +169,8 @@ class Evaluate(Measure):
                     policy = conversing(policy, environments, self.settings)
             parts_folder, should_stop = context.stage_folder / "parts", context.run.should_stop
             entries = _answered(self.settings, policy, problems, rules, parts_folder, should_stop)
-        return {"made_of": self.problems.made_of, "problems": entries}
+        facts = model_facts(policy.config, count_params(policy.config))
+        return {"made_of": self.problems.made_of, "model": facts, "problems": entries}
 
     @override
     def scores(self, contents):
@@ -181,8 +185,9 @@ class Evaluate(Measure):
 
 def page(results: Results) -> Page:
     """Build the page, with the first problems of each task."""
-    basic_page = run_page(results, "Evaluation")
-    return problems_page(basic_page, **results.contents()["results"])
+    return problems_page(
+        run_page(results, "Evaluation"), results.settings, results.contents()["results"]
+    )
 
 
 def report(results: Results):

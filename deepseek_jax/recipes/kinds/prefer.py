@@ -26,6 +26,7 @@ from deepseek_jax.evaluation.preference import label_report, pair_report
 from deepseek_jax.losses.preference import batch_rewards, reward_loss
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.decoder import count_params
 from deepseek_jax.models.reward import abstract_head, reward_config, reward_params
 from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.progress import waiting_for
@@ -48,7 +49,7 @@ from deepseek_jax.training.run import Run
 from deepseek_jax.training.update import create_update
 
 # The page has the rewards of this many held-out records
-ON_PAGE = 5
+ON_PAGE = 32
 
 
 def train_reward_model(
@@ -227,6 +228,11 @@ class Prefer(RewardTraining):
     @override
     def is_left(self, folder):
         return is_whole(folder / "params")
+
+    @override
+    def num_params(self, config):
+        # The head's weight and bias
+        return count_params(reward_config(config)) + config.hidden_size + 1
 
     @override
     def check_data(self, context):

@@ -24,7 +24,7 @@ from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from deepseek_jax.worlds.arithmetic.world import SUMS
 from tests.recipes.outcome import assert_names, scores_in, unlisted
-from tests.recipes.pages import data_of, parts_of
+from tests.recipes.pages import data_of, facts_of, parts_of
 from tests.recipes.small import one_device, run_recipe
 from tests.tiny import random_leaves, save_tiny_model
 
@@ -154,11 +154,27 @@ def test_a_run_leaves_a_page(finished):
     assert parts["results"].startswith(f"Results pass@1 {np.mean(right):.1%}")
     assert found["made_of"]["checkpoint"] in parts["lineage"]
     groups = data_of(finished, "samples")
-    assert [g["prompt"] for g in groups] == [e["question"] for e in EXAMPLES]
-    assert [c["right"] for g in groups for c in g["completions"]] == right
-    assert [[c["text"] for c in g["completions"]] for g in groups] == [
-        p["completions"] for p in found["problems"]
+    answers = [
+        [(c, p["question"], text) for c, text in zip(p["correct"], p["completions"], strict=True)]
+        for p in found["problems"]
     ]
+    # Wrong answers first: of the problems, and of the answers to each; sorted is stable
+    answers = sorted(
+        (sorted(problem, key=lambda answer: answer[0]) for problem in answers),
+        key=lambda problem: sum(answer[0] for answer in problem),
+    )
+    assert [
+        [(c["right"], g["prompt"], c["text"]) for c in g["completions"]] for g in groups
+    ] == answers
+    assert not answers[0][0][0] and answers[-1][-1][0]
+
+
+def test_the_page_says_what_was_measured(finished, saved):
+    """Oracle: the config, and the sizes of the model's arrays."""
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(saved[2]))
+    said = f"checkpoint {saved[0]} model {saved[1].model_type} with {num_params:,} parameters "
+    said += "data arithmetic, 6 problems temperature 0.6 with top_p 0.95 samples 3 of each problem "
+    assert facts_of(finished).startswith(said)
 
 
 def test_a_run_prints_its_scores(finished, checkpoint, capsys):

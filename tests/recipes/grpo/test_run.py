@@ -23,7 +23,7 @@ from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.arithmetic.corpus import question
 from tests.compilations import compilations
 from tests.recipes.outcome import assert_names, scores_in, unlisted, without_group
-from tests.recipes.pages import PARTS, data_of, parts_of
+from tests.recipes.pages import PARTS, data_of, facts_of, parts_of
 from tests.recipes.small import CLOCKS, LEARNS, longer_is_better, run_recipe, small_config
 from tests.training.test_metrics import events
 
@@ -81,14 +81,20 @@ def test_a_run_leaves_a_page(finished):
     parts = parts_of(finished)
     assert list(parts) == PARTS
     measured = [scores_in(finished, name) for name in ("before", "after")]
-    old, new = (m["sampled"]["scores"]["completion_length"] for m in measured)
-    said = f"completion length {old[0]:.1f} → {new[0]:.1f} before {old[1]:.1f} to {old[2]:.1f}"
-    assert said in parts["results"]
+    ways = [
+        [m[way]["scores"]["completion_length"] for m in measured] for way in ("sampled", "greedy")
+    ]
+    said = " ".join(
+        f"{old[0]:.1f} → {new[0]:.1f} {way}"
+        for way, (old, new) in zip(("sampled", "greedy"), ways, strict=True)
+    )
+    (_, low, high), _ = ways[0]
+    assert f"completion length {said} before {low:.1f} to {high:.1f}" in parts["results"]
     curves = parts["curves"]
-    assert curves.index("reward correct") < curves.index("loss") < curves.index("more")
+    assert curves.index("reward correct") < curves.index("grad norm") < curves.index("more")
     assert "before that: pretrain" in curves
     pairs = data_of(finished, "pairs")
-    assert len(pairs) == 5
+    assert len(pairs) == 8
     for pair, *both in zip(pairs, *(m["sampled"]["samples"] for m in measured), strict=False):
         assert pair["prompt"] == both[0]["prompt"] == both[1]["prompt"]
         assert [s["text"] for s in pair["sides"]] == [s["completion"] for s in both]
@@ -99,7 +105,18 @@ def test_a_run_leaves_a_page(finished):
         (when, kind) for when in ("before", "after") for kind in ("sampled", "greedy")
     ]
     # Both groups of both steps
-    assert [g["step"] for g in groups if g not in held_out] == [0, 0, 1, 1]
+    trained = [(g["step"], g["place"]) for g in groups if g not in held_out]
+    assert trained == [(0, "first step")] * 2 + [(1, "last step")] * 2
+
+
+def test_the_page_says_what_was_run(finished):
+    """Oracle: the sizes of the arrays that the run saved, and what this process runs with."""
+    leaves = jax.tree.leaves(load_orbax(finished / "grpo" / "params")[1])
+    num_params = sum(leaf.size for leaf in leaves)
+    facts = facts_of(finished)
+    assert facts.startswith(f"model deepseek_v3 with {num_params:,} parameters ")
+    assert f"jax {jax.__version__} devices 1 x cpu date 20" in facts
+    assert facts.endswith(" minutes state complete")
 
 
 def test_the_board_has_the_scores_before_and_after(finished):
@@ -233,7 +250,7 @@ def test_the_policy_that_a_stage_leaves_is_its_last(finished, phase):
 
 def test_a_run_is_for_the_policy_that_was_reinforced(finished):
     """Oracle: by hand."""
-    assert json.loads((finished / "run.json").read_text()) == {"stage": "grpo"}
+    assert json.loads((finished / "run.json").read_text())["stage"] == "grpo"
 
 
 def test_running_again_says_complete_and_changes_nothing(finished, capsys):

@@ -211,7 +211,8 @@ def test_a_run_leaves_a_page_of_its_stages_scores_and_samples(finished):
     for name, record in records(finished).items():
         assert (record["hash"] in page) == (name in ORDER)
     assert "not begun" not in page and "outdated" not in page.partition("<body>")[2]
-    assert list(parts_of(finished)) == ["results", "curves", "completions", "samples", "lineage"]
+    parts = ["results", "rewarded", "curves", "completions", "samples", "lineage"]
+    assert list(parts_of(finished)) == parts
     evaluation = small_config().evaluation
     # Beside what was sampled to train on
     groups = [group for group in data_of(finished, "samples") if group["stage"] != "training"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs.reward_model_small import get_config
+from deepseek_jax.checkpoint.reward_params import load_reward_model
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.data.carried import carried_template
 from deepseek_jax.data.chat import R1_ZERO_TEMPLATE
@@ -20,7 +21,7 @@ from deepseek_jax.training.metrics import read_metrics
 from deepseek_jax.worlds.bilingual.examples import bilingual_examples
 from deepseek_jax.worlds.bilingual.world import preference_records
 from tests.recipes.outcome import unlisted, without_group
-from tests.recipes.pages import data_of, parts_of
+from tests.recipes.pages import data_of, facts_of, parts_of
 from tests.recipes.small import CLOCKS, run_recipe
 
 
@@ -110,11 +111,21 @@ def test_a_run_leaves_a_page(finished):
     assert "accuracy {:.1%} → {:.1%} before".format(*accuracies) in parts["results"]
     assert "loss" in parts["curves"].partition(" more")[0]
     pairs = data_of(finished, "pairs")
-    assert len(pairs) == 5 and [s["title"] for s in pairs[0]["sides"]] == ["chosen", "rejected"]
+    assert len(pairs) == 12 and [s["title"] for s in pairs[0]["sides"]] == ["chosen", "rejected"]
+    assert sum(pair["right"] for pair in pairs) == round(12 * accuracies[1])
     rewards = [[r["rewards"] for r in report["samples"]["held_out"]] for report in (old, new)]
-    for pair, before, after in zip(pairs, *rewards, strict=True):
-        paid = [{"reward before": a, "reward after": b} for a, b in zip(before, after, strict=True)]
-        assert [side["parts"] for side in pair["sides"]] == paid
+    paid = [
+        [{"reward before": a, "reward after": b} for a, b in zip(before, after, strict=True)]
+        for before, after in zip(*rewards, strict=True)
+    ]
+    # The pair on which the reward model is most wrong comes first
+    paid.sort(key=lambda pair: pair[0]["reward after"] - pair[1]["reward after"])
+    assert [[side["parts"] for side in pair["sides"]] for pair in pairs] == paid
+    mesh = make_mesh(devices=jax.devices()[:1])
+    _, params, _ = load_reward_model(finished / "reward_model" / "params", mesh)
+    leaves = jax.tree.leaves(params)
+    num_params = sum(leaf.size for leaf in leaves)
+    assert f"deepseek_v3 with {num_params:,} parameters" in facts_of(finished)
 
 
 @pytest.mark.slow
