@@ -10,7 +10,10 @@ from tests.training.test_completions import called, result
 
 def sample(completion, **more):
     columns = {"answer": "2825"}
-    return dict(prompt="1677 + 1148?", columns=columns, completion=completion, reward=1) | more
+    return (
+        dict(prompt="1677 + 1148?", columns=columns, completion=completion, reward=1, right=None)
+        | more
+    )
 
 
 def test_a_conversation_has_a_line_for_each_turn_and_call():

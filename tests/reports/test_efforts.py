@@ -16,7 +16,7 @@ def measured(lengths, right):
         scores = {"completion_length": length, "accuracy": share}
         scores = {name: [x, 0.9 * x, 1.1 * x] for name, x in scores.items()}
         sample = {"prompt": f"2 + {effort}?", "completion": f"at {effort}", "reward": 1.0}
-        samples = [sample | {"columns": {}}]
+        samples = [sample | {"columns": {}, "right": True}]
         found[effort] = dict.fromkeys(("sampled", "greedy"), {"scores": scores, "samples": samples})
     return found
 

@@ -77,7 +77,7 @@ def test_constants_rounding_and_noise_are_folded_apart():
     }
     text = curves(phase)
     open_, others, flat = re.split(r"<summary>.*?</summary>", text)
-    assert titles(open_) == ["reward"] and titles(others) == ["seconds", "plateau scale"]
+    assert titles(open_) == ["reward"] and titles(others) == ["plateau scale", "seconds"]
     assert titles(flat) == ["kl", "loss", "learning rate", "mfu"]
     assert "<summary>4 constant or noise: kl, loss, learning rate, mfu</summary>" in text
 

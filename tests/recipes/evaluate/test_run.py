@@ -141,6 +141,7 @@ def test_results_are_those_of_one_rollout_judged_by_hand(finished, saved):
         "results/scores.json",
         "results/stage.json",
         "run.json",
+        "stages.log",
         "report.html",
     }
 
