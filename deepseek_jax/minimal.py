@@ -24,7 +24,7 @@ CLIP, KL, BIAS_SPEED = 0.2, 0.02, 1e-3
 
 
 class Config:  # models/config.py
-    """Sizes, by their names in config.json. The comments have those of DeepSeek-V3."""
+    """Sizes, named as in config.json. The comments have the sizes of DeepSeek-V3."""
 
     vocab_size, hidden_size, intermediate_size = 13, 64, 128  # 129280, 7168, 18432
     num_hidden_layers, first_k_dense_replace = 2, 1  # 61, 3

@@ -34,7 +34,7 @@ UNIONS = (typing.Union, types.UnionType)
 
 
 class Mark(enum.Enum):
-    """What stands in place of a value."""
+    """A sign in place of a value."""
 
     # The field has no default
     REQUIRED = "required"
@@ -79,7 +79,7 @@ def split_arguments(argv: list[str]) -> tuple[list[str], str | None]:
 
 
 def shown(recipe: str, config: ConfigDict | None = None) -> str:
-    """Return the text of --fields: the fields of a config or of a recipe, or the recipes.
+    """Write what --fields prints: the fields of a config, or of a recipe, or a list of recipes.
 
     Args:
         recipe: The name of a recipe; "" for the config's.

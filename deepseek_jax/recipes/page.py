@@ -48,7 +48,7 @@ def write_page(results: Results, page: Page) -> None:
 
 
 def _facts(record):
-    """Return Page.facts of run.json; a run of an earlier version has none of them.
+    """Read from run.json what the line under the title says: Page.facts.
 
     A fact that changed from one start to the next has all its values, in order.
     """

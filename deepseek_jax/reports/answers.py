@@ -13,7 +13,11 @@ PRINTED = 3
 
 
 def print_table(console: Console, before: dict, after: dict) -> None:
-    """Print the scores of two measurements, each a dict: way of decoding -> result of evaluate."""
+    """Print the scores of two measurements side by side.
+
+    Args:
+        before, after: Way of decoding -> result of held_out.evaluate.
+    """
     scores = [{way: measured["scores"] for way, measured in m.items()} for m in (before, after)]
     every = [of for measured in scores for of in measured.values()]
     names = [name for name in every[-1] if all(name in of for of in every)]

@@ -280,7 +280,7 @@ def _rolled(name, settings, config, mesh, adapter):
 
 
 def _measured(name, settings, config, mesh, adapter, paying):
-    """Return (the programs of a measurement's answers, those of the reward models' scores)."""
+    """Return two lists of programs: answering in a measurement, and scoring by reward models."""
     prompts, (prompt_length, longest) = settings.prompts_measured(), _longest_lengths(settings)
     answers = rollout_programs(
         config,
