@@ -11,8 +11,16 @@ from deepseek_jax.ops.fp8_grouped import expert_block, grouped_fp8
 from deepseek_jax.ops.remat import save_for_backward
 
 
-def swiglu(gate, up):
-    """Return silu(gate) * up (arXiv:2002.05202), in float32, rounded once to their dtype."""
+def swiglu(gate, up, limit: float | None = None):
+    """Return silu(gate) * up (arXiv:2002.05202), in float32, rounded once to their dtype.
+
+    Args:
+        gate: [... f].
+        up: [... f].
+        limit: Clamp gate to at most this and up to this size (arXiv:2606.19348). None: no clamp.
+    """
+    if limit is not None:
+        gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)
     return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
 
 
@@ -51,7 +59,7 @@ def run_sorted(kernels, rows_rzx, rows_per_expert):
     return out_rd.reshape(rows_rzx.shape)
 
 
-def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8: bool):
+def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8: bool, limit: float | None = None):
     """Return each token's weighted sum over its experts' gated MLPs: [m d].
 
     Args:
@@ -59,6 +67,7 @@ def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8: bool):
         weights_ma: float32.
         kernels: Gate and up, [e d 2 f] or [e d 2f], and down, [e f d].
         fp8: Multiply with ops.fp8_grouped.
+        limit: See `swiglu`.
     """
     matmul, up_matmul = grouped.grouped_matmul, grouped.grouped_matmul
     w_gate_up, w_down = kernels
@@ -72,5 +81,5 @@ def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8: bool):
     rows_rd = grouped.rows_by_expert(x_md, layout)
     hidden_rz = up_matmul(rows_rd, w_gate_up.reshape(e, d, -1), layout.rows_per_expert)
     gate_rf, up_rf = jnp.split(save_for_backward(hidden_rz), 2, axis=-1)
-    out_rd = matmul(swiglu(gate_rf, up_rf), w_down, layout.rows_per_expert)
+    out_rd = matmul(swiglu(gate_rf, up_rf, limit), w_down, layout.rows_per_expert)
     return grouped.combine(out_rd, weights_ma, layout)

@@ -93,3 +93,17 @@ def apply_rope(x, cos, sin):
     return jnp.concatenate(
         [first * cos - second * sin, second * cos + first * sin], axis=-1
     ).astype(x.dtype)
+
+
+def apply_rope_last(x, cos, sin):
+    """Rotate the last numbers of each head, as many as the angles need, by `apply_rope`.
+
+    With -sin it is the inverse.
+
+    Args:
+        x: [... heads x].
+        cos: [... dim / 2], from `rope_tables`, with dim at most x.
+        sin: [... dim / 2], from `rope_tables`.
+    """
+    unrotated, rotary = jnp.split(x, [x.shape[-1] - 2 * cos.shape[-1]], axis=-1)
+    return jnp.concatenate([unrotated, apply_rope(rotary, cos, sin)], axis=-1)

@@ -26,8 +26,8 @@ def route(
         logits: float32[m e].
         bias: float32[e], added for the choice and not for the weights, so it gets no gradient. None
             if the router has no bias (DeepSeek-V2).
-        scoring_func: Under "sigmoid" (V3) a group's score is the sum of its best two experts, under
-            "softmax" (V2) its best expert.
+        scoring_func: See `affinities`. Under "sigmoid" (V3) a group's score is the sum of its best
+            two experts, else its best expert.
         norm_topk_prob: Scale a token's weights to sum to 1 before they are multiplied by
             routed_scaling_factor.
         routed_scaling_factor: A factor of the released code, not of the equations.
@@ -55,6 +55,22 @@ def route(
         routed_scaling_factor=routed_scaling_factor,
     )
     return experts_ma, weights_ma
+
+
+def route_by_table(logits, tokens, table, **weighing):
+    """Look up each token's experts in a table, and weigh them by the router (arXiv:2606.19348).
+
+    Args:
+        logits: float32[... e].
+        tokens: int32[...].
+        table: [v a], the experts of each token of the vocabulary; any dtype, without a gradient.
+        **weighing: The options of `expert_weights`.
+
+    Returns:
+        experts: int32[... a], and weights: float32[... a].
+    """
+    experts = jnp.take(jax.lax.stop_gradient(table), tokens, axis=0).astype(jnp.int32)
+    return experts, expert_weights(logits, experts, **weighing)
 
 
 def _ranks(scores):
@@ -90,6 +106,10 @@ def expert_weights(
     """
     # A mask and a sum, because TPUs gather single numbers slowly
     is_chosen = experts[..., None] == jnp.arange(logits.shape[-1])
+    if scoring_func == "sqrtsoftplus" and norm_topk_prob:
+        # A table may choose experts whose affinities all underflow: their quotients do not, in logarithms
+        logs = jnp.where(is_chosen, _log_softplus(logits)[..., None, :] / 2, 0).sum(-1)
+        return jax.nn.softmax(logs, axis=-1) * routed_scaling_factor
     weights = jnp.where(is_chosen, affinities(logits, scoring_func)[..., None, :], 0).sum(-1)
     if norm_topk_prob:
         # 1e-20, as in Hugging Face's code: the sigmoids of all chosen experts may underflow to 0
@@ -110,8 +130,24 @@ def with_recorded(experts, recorded):
 
 
 def affinities(logits, scoring_func: str):
-    """Return token-to-expert scores float32[... e] of logits: "sigmoid" (V3) or "softmax" (V2)."""
+    """Return token-to-expert scores float32[... e] of logits.
+
+    Args:
+        logits: float32[... e].
+        scoring_func: "sigmoid" (V3), "softmax" (V2), or "sqrtsoftplus" (V4), sqrt(log(1 + e^x)).
+    """
+    if scoring_func == "sqrtsoftplus":
+        # Not sqrt: where softplus underflows, its derivative is 0 / 0
+        return jnp.exp(_log_softplus(logits) / 2)
     return (jax.nn.sigmoid if scoring_func == "sigmoid" else jax.nn.softmax)(logits)
+
+
+def _log_softplus(logits):
+    """Return log(log(1 + e^x)), finite with a finite derivative for every float32."""
+    # Below -20, log(1 + e^x) is e^x to float32's last bit. The inner `where` gives the other branch no
+    # logits at which its derivative is not finite
+    is_low = logits < -20
+    return jnp.where(is_low, logits, jnp.log(jax.nn.softplus(jnp.where(is_low, 0.0, logits))))
 
 
 def expert_load(experts, n_routed_experts, counted=None):

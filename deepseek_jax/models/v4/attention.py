@@ -1,0 +1,96 @@
+"""Attention over a window and compressed entries (arXiv:2606.19348, section 2.3).
+
+Dimension letters besides the house's: x head_dim, g o_groups, c o_lora_rank, w entry.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from typing_extensions import override
+
+from deepseek_jax.models.layers import RMSNorm, rms_norm, weight
+from deepseek_jax.models.v4 import indexer
+from deepseek_jax.models.v4.compressor import Compressor, Places
+from deepseek_jax.models.v4.config import CSA, LayerKind, V4Config
+from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.rope import apply_rope_last
+from deepseek_jax.ops.window_attention import Entries, attend_window
+
+
+class WindowAttention(nn.Module):
+    """Attention of many query heads to one vector for each token, which is key and value.
+
+    Every layer attends to the latest tokens. A layer with a compressor attends to its entries in the
+    same softmax: to all of them (HCA), or to those that an indexer selects (CSA).
+    """
+
+    config: V4Config
+    kind: LayerKind
+
+    @override
+    def setup(self):
+        cfg, kind = self.config, self.kind
+        d, h, x = cfg.hidden_size, cfg.num_attention_heads, cfg.head_dim
+        g, c = cfg.o_groups, cfg.o_lora_rank
+        self.w_q_down = weight(self, "q_down", embed=d, q_lora=cfg.q_lora_rank)
+        self.q_norm = RMSNorm(cfg, cfg.q_lora_rank, "q_lora")
+        self.w_q_up = weight(self, "q_up", q_lora=cfg.q_lora_rank, heads=h, head_dim=x)
+        self.w_kv = weight(self, "kv", embed=d, head_dim=x)
+        self.kv_norm = RMSNorm(cfg, x, "head_dim")
+        self.sink_h = weight(self, "sink_bias", init=nn.initializers.zeros, heads=h)
+        # Heads of one group are projected together, and groups apart
+        sizes = dict(out_groups=g, group_heads=h // g, head_dim=x, out_lora=c)
+        self.w_out_down = weight(self, "out_down", **sizes)
+        self.w_out_up = weight(self, "out_up", out_groups=g, out_lora=c, embed=d)
+        if kind.rate:
+            overlaps = kind.attention == CSA
+            self.compressor = Compressor(cfg, kind.rate, x, "head_dim", overlaps)
+        if kind.attention == CSA:
+            self.indexer = indexer.LightningIndexer(cfg, kind.rate)
+
+    def __call__(self, x_btd, places: Places):
+        """Attend within rows.
+
+        Args:
+            x_btd: [b t d], the normed input.
+            places: See compressor.places, for this layer's rate.
+
+        Returns:
+            The output [b t d].
+        """
+        cfg = self.config
+        latent_btq = self.q_norm(dot("btd,dq->btq", x_btd, self.w_q_down))
+        # A norm of each head, without a scale
+        q_bthx = rms_norm(dot("btq,qhx->bthx", latent_btq, self.w_q_up), 1.0, cfg.rms_norm_eps)
+        q_bthx = apply_rope_last(q_bthx, *places.rope)
+        kv_btx = self.kv_norm(dot("btd,dx->btx", x_btd, self.w_kv))
+        kv_btx = apply_rope_last(kv_btx[:, :, None], *places.rope)[:, :, 0]
+        out_bthx = attend_window(
+            q_bthx,
+            kv_btx,
+            self._entries(x_btd, latent_btq, places),
+            self.sink_h,
+            places.segment_ids,
+            window=cfg.sliding_window,
+            scale=cfg.head_dim**-0.5,
+        )
+        # Values are rotated as keys are: turning back by the query's angle leaves their distance
+        cos, sin = places.rope
+        return self._out(apply_rope_last(out_bthx, cos, -sin))
+
+    def _entries(self, x_btd, latent_btq, places):
+        """Return the Entries of this layer, None without a compressor."""
+        if not self.kind.rate:
+            return None
+        selected = None
+        if self.kind.attention == CSA:
+            index = self.indexer(x_btd, latent_btq, places)
+            selected = indexer.select(self.config, index, places)
+        return Entries(self.compressor(x_btd, places), places.windows, selected)
+
+    def _out(self, out_bthx):
+        """Project the heads of each group to a low rank, and all groups to [b t d]."""
+        b, t, h, x = out_bthx.shape
+        # p: a head of a group
+        out_btgpx = jnp.reshape(out_bthx, (b, t, self.config.o_groups, -1, x))
+        out_btgc = dot("btgpx,gpxc->btgc", out_btgpx, self.w_out_down)
+        return dot("btgc,gcd->btd", out_btgc, self.w_out_up)

@@ -1,0 +1,210 @@
+"""DeepSeek-V4's decoder, and functions of its parameters: hidden states, later tokens, logits.
+
+arXiv:2606.19348. Open this file to run a model: `forward` returns logits.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from typing_extensions import override
+
+from deepseek_jax.models.heads import segment_positions
+from deepseek_jax.models.layers import RMSNorm, weight
+from deepseek_jax.models.moe import Routing
+from deepseek_jax.models.v4.attention import WindowAttention
+from deepseek_jax.models.v4.compressor import Places, places
+from deepseek_jax.models.v4.config import MTP_LAYER, LayerKind, V4Config
+from deepseek_jax.models.v4.moe import MoE
+from deepseek_jax.models.v4.mtp import MultiTokenPrediction
+from deepseek_jax.models.v4.streams import StreamEnd, StreamMixing
+from deepseek_jax.ops import streams
+from deepseek_jax.ops.dot import dot
+from deepseek_jax.trees import PyTree
+
+
+class Rows(NamedTuple):
+    """What all layers read of the rows of a batch.
+
+    Attributes:
+        tokens: int32[b t].
+        places: The compressor.Places of each rate of the model.
+    """
+
+    tokens: jax.Array
+    places: dict[int, Places]
+
+
+class States(NamedTuple):
+    """What the layers leave.
+
+    Attributes:
+        hidden: [b t d], after the final norm.
+        streams: [b t z d], before they are collapsed, for multi-token prediction.
+        routing: A models.moe.Routing with a leading axis of layers, of real tokens.
+    """
+
+    hidden: jax.Array
+    streams: jax.Array
+    routing: Routing
+
+
+class DecoderLayer(nn.Module):
+    """One layer: attention, then experts, each of which reads and writes the residual streams."""
+
+    config: V4Config
+    kind: LayerKind
+
+    @override
+    def setup(self):
+        cfg = self.config
+        self.attention_mixing = StreamMixing(cfg)
+        self.attention_norm = RMSNorm(cfg, cfg.hidden_size)
+        self.attention = WindowAttention(cfg, self.kind)
+        self.ffn_mixing = StreamMixing(cfg)
+        self.ffn_norm = RMSNorm(cfg, cfg.hidden_size)
+        self.ffn = MoE(cfg, self.kind.has_table)
+
+    def __call__(self, streams_btzd, rows: Rows):
+        """Run the layer: return the streams [b t z d], and a Routing."""
+        at = rows.places[self.kind.rate]
+        mixing = self.attention_mixing(streams_btzd)
+        x_btd = self.attention_norm(streams.read(streams_btzd, mixing.read))
+        streams_btzd = streams.write(streams_btzd, self.attention(x_btd, at), mixing)
+        mixing = self.ffn_mixing(streams_btzd)
+        x_btd = self.ffn_norm(streams.read(streams_btzd, mixing.read))
+        y_btd, routing = self.ffn(x_btd, rows.tokens, at.segment_ids)
+        return streams.write(streams_btzd, y_btd, mixing), routing
+
+
+class Decoder(nn.Module):
+    """The whole decoder without its output head's product: embedding, layers, final norm.
+
+    Layers differ, so that each has its own parameters and nothing is stacked.
+    """
+
+    config: V4Config
+
+    @override
+    def setup(self):
+        cfg = self.config
+        d, v = cfg.hidden_size, cfg.vocab_size
+        self.embedding = weight(self, "embedding", vocab=v, embed=d)
+        self.layers = [DecoderLayer(cfg, kind) for kind in cfg.layers]
+        self.stream_end = StreamEnd(cfg)
+        self.final_norm = RMSNorm(cfg, d)
+        self.head = weight(self, "head", vocab=v, embed=d)
+        self.mtp = [
+            MultiTokenPrediction(cfg, DecoderLayer(cfg, MTP_LAYER))
+            for _ in range(cfg.num_nextn_predict_layers)
+        ]
+
+    def __call__(self, tokens, positions, segment_ids) -> States:
+        """Run the decoder over rows, int32[b t] each, up to the final norm."""
+        rates = {kind.rate for kind in self.config.layers}
+        rows = self._rows(rates, tokens, positions, segment_ids)
+        embedding_btd = jnp.take(self.embedding, tokens, axis=0)
+        # Every stream begins as the embedding
+        shape = (*tokens.shape, self.config.hc_mult, self.config.hidden_size)
+        streams_btzd = jnp.broadcast_to(embedding_btd[:, :, None], shape)
+        routings = []
+        for layer in self.layers:
+            streams_btzd, routing = layer(streams_btzd, rows)
+            routings.append(routing)
+        routing = jax.tree.map(lambda *a: jnp.stack(a), *routings)
+        return States(self.final_norm(self.stream_end(streams_btzd)), streams_btzd, routing)
+
+    def _rows(self, rates, tokens, positions, segment_ids):
+        # Once for all layers of a rate
+        by_rate = {rate: places(self.config, rate, positions, segment_ids) for rate in rates}
+        return Rows(tokens, by_rate)
+
+    def predict_further(self, depth, streams_btzd, next_tokens, positions, segment_ids):
+        """Run multi-token prediction module `depth`, see the function predict_further."""
+        rows = self._rows({MTP_LAYER.rate}, next_tokens, positions, segment_ids)
+        embedding_btd = jnp.take(self.embedding, next_tokens, axis=0)
+        return self.mtp[depth](embedding_btd, streams_btzd, rows)
+
+    def touch(self, tokens):
+        """Call every part once: init creates the parameters of the parts that it calls."""
+        ones = jnp.ones_like(tokens)
+        states = self(tokens, ones, ones)
+        for depth in range(self.config.num_nextn_predict_layers):
+            self.predict_further(depth, states.streams, tokens, ones, ones)
+
+
+def init_params(config: V4Config, rng: jax.Array) -> PyTree:
+    """Create random float32 parameters: normal(initializer_range) weights, unit norms, zero biases.
+
+    Returns:
+        Linen's boxed tree: flax.linen.unbox gives the arrays, parallel.shard reads the axis names.
+    """
+    return Decoder(config).init(rng, jnp.zeros((1, 1), jnp.int32), method="touch")["params"]
+
+
+def run_layers(
+    config: V4Config,
+    params: PyTree,
+    tokens: jax.Array,
+    *,
+    segment_ids: jax.Array | None = None,
+    positions: jax.Array | None = None,
+) -> States:
+    """Run the decoder up to its final norm, for a loss or a reward.
+
+    Args:
+        config: The model.
+        params: Its parameters.
+        tokens: int32[b t].
+        segment_ids: int32[b t], 0 on padding, elsewhere one number for each packed document: no
+            token sees another segment. Default: one document in each row.
+        positions: int32[b t]. Default: count from 0 in each segment.
+    """
+    if segment_ids is None:
+        segment_ids = jnp.ones_like(tokens)
+    if positions is None:
+        positions = segment_positions(segment_ids)
+    return Decoder(config).apply({"params": params}, tokens, positions, segment_ids)
+
+
+def predict_further(
+    config: V4Config,
+    params: PyTree,
+    depth: int,
+    streams: jax.Array,
+    next_tokens: jax.Array,
+    *,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+) -> tuple[jax.Array, jax.Array, Routing]:
+    """Run multi-token prediction module `depth` (arXiv:2412.19437, section 2.2).
+
+    Args:
+        config: The model.
+        params: Its parameters.
+        depth: The module's number, from 0.
+        streams: [b t z d], from run_layers or from the module before.
+        next_tokens: int32[b t], the tokens depth + 1 ahead.
+        segment_ids: int32[b t], 0 where the document has no token that far ahead.
+        positions: int32[b t], the positions of `streams`.
+
+    Returns:
+        The hidden states [b t d] for the same output head, the streams [b t z d], and the module's
+        models.moe.Routing.
+    """
+    arguments = depth, streams, next_tokens, positions, segment_ids
+    return Decoder(config).apply({"params": params}, *arguments, method="predict_further")
+
+
+def forward(
+    config: V4Config,
+    params: PyTree,
+    tokens: jax.Array,
+    *,
+    segment_ids: jax.Array | None = None,
+    positions: jax.Array | None = None,
+) -> jax.Array:
+    """Return the logits of every next token, float32[b t v]. Arguments are as in run_layers."""
+    states = run_layers(config, params, tokens, segment_ids=segment_ids, positions=positions)
+    return dot("btd,vd->btv", states.hidden, params["head"], jnp.float32)

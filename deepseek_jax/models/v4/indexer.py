@@ -1,0 +1,59 @@
+"""The lightning indexer of CSA, which selects entries for each query.
+
+arXiv:2606.19348, section 2.3.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from typing_extensions import override
+
+from deepseek_jax.models.indexer import Index
+from deepseek_jax.models.layers import weight
+from deepseek_jax.models.v4.compressor import Compressor, Places
+from deepseek_jax.models.v4.config import V4Config
+from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.rope import apply_rope_last
+from deepseek_jax.ops.window_attention import select_entries
+
+
+class LightningIndexer(nn.Module):
+    """Queries, keys and weights of small heads, which score all entries for each query.
+
+    Its keys come from a compressor of its own over the windows of the layer's entries. The inputs
+    get no gradient: the indexer learns only from ops.index_loss.
+    """
+
+    config: V4Config
+    rate: int
+
+    @override
+    def setup(self):
+        cfg = self.config
+        j, y = cfg.index_n_heads, cfg.index_head_dim
+        self.w_q = weight(self, "q_up", q_lora=cfg.q_lora_rank, index_heads=j, index_head_dim=y)
+        self.w_heads = weight(self, "head_weights", embed=cfg.hidden_size, index_heads=j)
+        self.compressor = Compressor(cfg, self.rate, y, "index_head_dim", overlaps=True)
+
+    def __call__(self, x_btd, latent_btq, places: Places) -> Index:
+        """Compute what scores entries.
+
+        Args:
+            x_btd: [b t d], the normed input of attention.
+            latent_btq: [b t q], the normed latent of queries.
+            places: See compressor.places.
+        """
+        x_btd, latent_btq = jax.lax.stop_gradient((x_btd, latent_btq))
+        q_btjy = apply_rope_last(dot("btq,qjy->btjy", latent_btq, self.w_q), *places.rope)
+        w_btj = dot("btd,dj->btj", x_btd.astype(jnp.float32), self.w_heads)
+        k_bwy = self.compressor(x_btd, places)
+        return Index(q_btjy, k_bwy, w_btj * self.config.index_n_heads**-0.5)
+
+
+def select(config: V4Config, index: Index, places: Places):
+    """Select the entries that each query attends to: uint8[b t z], or None for all that it sees."""
+    if config.indexer_loss == "dense":
+        return None
+    assert places.windows is not None, "a layer with an indexer has a compressor"
+    operands = index.q, index.k, index.w, places.segment_ids, places.windows
+    return select_entries(*operands, config.index_topk)
