@@ -20,6 +20,9 @@ from deepseek_jax.trees import PyTree
 
 # The module of V3.2's attention that selects keys
 INDEXER = "indexer"
+# Parameters that no loss trains: balancing moves router_bias (arXiv:2412.19437, section 2.1.2), and the table
+# of V4's first layers is fixed (arXiv:2606.19348)
+UNTRAINED = ("router_bias", "expert_table")
 # Parts of a model that few losses train, and how to recognise a key in the paths of their parameters
 PARTS = {"mtp": lambda key: key.startswith("mtp_"), "indexer": lambda key: key == INDEXER}
 
@@ -48,8 +51,7 @@ def weight(module: nn.Module, name: str, *, init=None, **axes: int):
 def has_gradient(path: tuple, trained_parts: tuple[str, ...] = ()) -> bool:
     """Return whether a loss gives a parameter a gradient.
 
-    False for router_bias, which balancing moves (arXiv:2412.19437, section 2.1.2), and for PARTS
-    that the loss does not train.
+    False for UNTRAINED, and for PARTS that the loss does not train.
 
     Args:
         path: The keys of the parameter in a tree of params.
@@ -60,7 +62,7 @@ def has_gradient(path: tuple, trained_parts: tuple[str, ...] = ()) -> bool:
     untrained_parts = [
         is_of_part for part, is_of_part in PARTS.items() if part not in trained_parts
     ]
-    return keys[-1] != "router_bias" and not any(
+    return keys[-1] not in UNTRAINED and not any(
         is_of_part(key) for is_of_part in untrained_parts for key in keys
     )
 

@@ -10,6 +10,12 @@ from deepseek_jax.ops.attention import MASKED
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.platform import size_of
 from deepseek_jax.ops.selection import index_scores, over_query_blocks, seen, unpacked
+from deepseek_jax.ops.window_attention import (
+    Keys,
+    attended_entries,
+    attention_weights,
+    by_query_blocks,
+)
 
 
 def index_loss(index, attention, segments_bt, segments_bs, selected, *, first, scale: float):
@@ -42,16 +48,52 @@ def index_loss(index, attention, segments_bt, segments_bs, selected, *, first, s
         if bits:
             mask_bts &= unpacked(bits[0], k_bsy.shape[1])
         share_bts = _shares_of_attention(q_bthx, k_bshx, mask_bts, scale)
-        scores_bts = index_scores(q_btjy, k_bsy, w_btj)
-        logs_bts = jax.nn.log_softmax(jnp.where(mask_bts, scores_bts, MASKED), axis=-1)
-        cross_bts = jnp.where(mask_bts, share_bts * logs_bts, 0.0)
-        kl_bt = (jax.scipy.special.xlogy(share_bts, share_bts) - cross_bts).sum(-1)
+        kl_bt = _divergence(share_bts, index_scores(q_btjy, k_bsy, w_btj), mask_bts)
         return jnp.where((segments_bt > 0) & (at_t >= 0), kl_bt, 0.0)
 
     at_t = first + jnp.arange(q_btjy.shape[1])
     bits = () if selected is None else (selected,)
     arrays = q_btjy, w_btj, q_bthx, segments_bt, *bits
     return over_query_blocks(one_block, k_bsy.shape[1], at_t, *arrays)[:, : len(at_t)]
+
+
+def entry_loss(index, q_bthx, keys: Keys, *, window: int, scale: float):
+    """Return KL(p_t || softmax(I_t)) over the compressed entries of each token: float32[b t].
+
+    As `index_loss` (arXiv:2606.19348, section 2.3), but p_t is over entries alone: attention's
+    probabilities of the entries that a query sees, or selected, summed over heads and divided by
+    their sum. 0 where a token sees no entry.
+
+    Args:
+        index: (q [b t j y], k [b w y], w [b t j]), see ops.selection.index_scores.
+        q_bthx: The queries of attention, which get no gradient.
+        keys: What they attend to, with entries; it gets no gradient.
+        window: As in ops.window_attention.attend_window.
+        scale: As there.
+    """
+    (q_btjy, k_bwy, w_btj), (q_bthx, keys) = index, jax.lax.stop_gradient((q_bthx, keys))
+    entries = keys.entries
+    assert entries is not None, "an indexer scores entries"
+
+    # The gradient recomputes the block's scores
+    @jax.checkpoint
+    def one_block(block):
+        q_btjy, w_btj, *queries = block
+        share_btw = attention_weights(keys, queries, window=window, scale=scale)[2].sum(1)
+        total_bt1 = share_btw.sum(-1, keepdims=True)
+        share_btw /= jnp.where(total_bt1 > 0, total_bt1, 1)
+        mask_btw = attended_entries(entries, *queries[1:])
+        kl_bt = _divergence(share_btw, index_scores(q_btjy, k_bwy, w_btj), mask_btw)
+        return jnp.where((total_bt1[..., 0] > 0) & (queries[1] > 0), kl_bt, 0.0)
+
+    return by_query_blocks(one_block, keys, q_btjy, w_btj, q_bthx)
+
+
+def _divergence(share_bts, scores_bts, mask_bts):
+    """Return KL(share || softmax of the scores where mask is True): float32[b t]."""
+    logs_bts = jax.nn.log_softmax(jnp.where(mask_bts, scores_bts, MASKED), axis=-1)
+    cross_bts = jnp.where(mask_bts, share_bts * logs_bts, 0.0)
+    return (jax.scipy.special.xlogy(share_bts, share_bts) - cross_bts).sum(-1)
 
 
 def _shares_of_attention(q_bthx, k_bshx, mask_bts, scale):

@@ -57,20 +57,24 @@ def route(
     return experts_ma, weights_ma
 
 
-def route_by_table(logits, tokens, table, **weighing):
+def route_by_table(logits, tokens, table, *, scoring_func: str, routed_scaling_factor: float = 1.0):
     """Look up each token's experts in a table, and weigh them by the router (arXiv:2606.19348).
 
     Args:
         logits: float32[... e].
         tokens: int32[...].
         table: [v a], the experts of each token of the vocabulary; any dtype, without a gradient.
-        **weighing: The options of `expert_weights`.
+        scoring_func: As in `expert_weights`.
+        routed_scaling_factor: As in `expert_weights`.
 
     Returns:
         experts: int32[... a], and weights: float32[... a].
     """
     experts = jnp.take(jax.lax.stop_gradient(table), tokens, axis=0).astype(jnp.int32)
-    return experts, expert_weights(logits, experts, **weighing)
+    weights = expert_weights(
+        logits, experts, scoring_func=scoring_func, routed_scaling_factor=routed_scaling_factor
+    )
+    return experts, weights
 
 
 def _ranks(scores):

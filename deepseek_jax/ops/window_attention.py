@@ -31,74 +31,98 @@ class Entries(NamedTuple):
     selected: jax.Array | None
 
 
-def attend_window(
-    q_bthx, kv_bsx, entries: Entries | None, sink_h, segments_bs, *, window: int, scale
-):
+class Keys(NamedTuple):
+    """What the queries of a layer attend to.
+
+    Attributes:
+        kv: [b s x], of the tokens.
+        segments: int32[b s], 0 on padding.
+        sink: float32[h], a logit of each head in every softmax, which has no value.
+        entries: None in a layer without a compressor.
+    """
+
+    kv: jax.Array
+    segments: jax.Array
+    sink: jax.Array
+    entries: Entries | None
+
+
+def attend_window(q_bthx, keys: Keys, *, window: int, scale: float):
     """Attend to the latest `window` tokens of a document and to its entries: [b t h x].
 
-    The softmax also has the sink, one logit of each head, which has no value. Scores and softmax are
-    float32. Long rows work through one block of queries at a time, with the keys that the block
-    sees, and compute it again for the gradient.
+    Scores and softmax are float32. Long rows work through one block of queries at a time, with the
+    tokens that the block sees, and compute it again for the gradient.
 
     Args:
         q_bthx: Queries.
-        kv_bsx: Keys, which are the values too.
-        entries: None in a layer without a compressor.
-        sink_h: float32.
-        segments_bs: int32, 0 on padding.
+        keys: What they attend to.
         window: The number of tokens that a query sees, with itself.
         scale: Factor of the scores.
     """
 
     @jax.checkpoint
     def one_block(block):
-        kv_bsx, of_window_bhts, of_entries_bhtw = weights(block)
-        out_bthx = dot("bhts,bsx->bthx", of_window_bhts.astype(kv_bsx.dtype), kv_bsx)
-        if entries is None:
+        kv_bsx, weights_bhts, weights_bhtw = attention_weights(
+            keys, block, window=window, scale=scale
+        )
+        out_bthx = dot("bhts,bsx->bthx", weights_bhts.astype(kv_bsx.dtype), kv_bsx)
+        if keys.entries is None:
             return out_bthx
-        return out_bthx + dot("bhtw,bwx->bthx", of_entries_bhtw.astype(kv_bsx.dtype), entries.kv)
+        weights_bhtw = weights_bhtw.astype(kv_bsx.dtype)
+        return out_bthx + dot("bhtw,bwx->bthx", weights_bhtw, keys.entries.kv)
 
-    weights = attention_weights(kv_bsx, entries, sink_h, segments_bs, window=window, scale=scale)
-    return _by_query_blocks(one_block, q_bthx, segments_bs, entries)
+    return by_query_blocks(one_block, keys, q_bthx)
 
 
-def attention_weights(kv_bsx, entries: Entries | None, sink_h, segments_bs, *, window: int, scale):
-    """Return the function that computes the softmax of `attend_window` for a block of queries.
+def by_query_blocks(one_block, keys: Keys, *arrays):
+    """Apply a function to blocks of queries, see ops.selection.over_query_blocks.
+
+    Args:
+        one_block: A function of (*arrays, segments int32[b t], bits of entries.selected if there are
+            any, at int32[t], the indices of the queries in their rows).
+        keys: What the queries attend to.
+        *arrays: [b t ...] each.
 
     Returns:
-        A function of (q [b t h x], segments int32[b t], bits of selected entries uint8[b t z] if
-        entries.selected is given, at int32[t], the indices in their row). It returns the keys of
-        the block's windows [b s x], and the weights of these keys float32[b h t s] and of the
-        entries float32[b h t w].
+        The results, [b t ...].
     """
-
-    def weights(block):
-        q_bthx, segments_bt, *bits, at_t = block
-        # The block's first query sees the earliest key
-        num_keys = min(len(at_t) + window - 1, kv_bsx.shape[1])
-        first = jnp.clip(at_t[0] - window + 1, 0, kv_bsx.shape[1] - num_keys)
-        keys_bsx, key_segments_bs = (
-            jax.lax.dynamic_slice_in_dim(a, first, num_keys, axis=1) for a in (kv_bsx, segments_bs)
-        )
-        age_ts = at_t[:, None] - (first + jnp.arange(num_keys))
-        is_seen_bts = (age_ts >= 0) & (age_ts < window)
-        is_seen_bts &= segments_bt[:, :, None] == key_segments_bs[:, None]
-        scores = [_scores(q_bthx, keys_bsx, is_seen_bts, scale)]
-        if entries is not None:
-            is_seen_btw = seen_entries(segments_bt, at_t, entries.windows)
-            if bits:
-                is_seen_btw &= unpacked(bits[0], entries.kv.shape[1])
-            scores.append(_scores(q_bthx, entries.kv, is_seen_btw, scale))
-        sink_bht1 = jnp.broadcast_to(sink_h[:, None, None], (*scores[0].shape[:3], 1))
-        weights = softmax(jnp.concatenate([*scores, sink_bht1], axis=-1))[..., :-1]
-        return keys_bsx, *jnp.split(weights, [num_keys], axis=-1)
-
-    return weights
+    t = keys.kv.shape[1]
+    bits = () if keys.entries is None or keys.entries.selected is None else (keys.entries.selected,)
+    blocks = over_query_blocks(one_block, t, jnp.arange(t), *arrays, keys.segments, *bits)
+    return blocks[:, :t]
 
 
-def softmax(scores):
-    """Return the softmax over the last axis, in float32."""
-    return jax.nn.softmax(scores, axis=-1)
+def attention_weights(keys: Keys, block, *, window: int, scale: float):
+    """Compute the softmax of a block of queries.
+
+    Args:
+        keys: What the queries attend to.
+        block: The arguments of by_query_blocks' function, with q [b t h x] in place of arrays.
+        window: As in attend_window.
+        scale: As in attend_window.
+
+    Returns:
+        The part of keys.kv that has the windows of these queries, [b s x]; the weights of its
+        tokens, float32[b h t s]; and the weights of the entries, float32[b h t w].
+    """
+    q_bthx, segments_bt, *bits, at_t = block
+    # The block's first query sees the earliest token
+    num_keys = min(len(at_t) + window - 1, keys.kv.shape[1])
+    first = jnp.clip(at_t[0] - window + 1, 0, keys.kv.shape[1] - num_keys)
+    kv_bsx, segments_bs = (
+        jax.lax.dynamic_slice_in_dim(array, first, num_keys, axis=1)
+        for array in (keys.kv, keys.segments)
+    )
+    age_ts = at_t[:, None] - (first + jnp.arange(num_keys))
+    is_seen_bts = (age_ts >= 0) & (age_ts < window)
+    is_seen_bts &= segments_bt[:, :, None] == segments_bs[:, None]
+    scores = [_scores(q_bthx, kv_bsx, is_seen_bts, scale)]
+    if keys.entries is not None:
+        is_attended_btw = attended_entries(keys.entries, segments_bt, *bits, at_t)
+        scores.append(_scores(q_bthx, keys.entries.kv, is_attended_btw, scale))
+    sink_bht1 = jnp.broadcast_to(keys.sink[:, None, None], (*scores[0].shape[:3], 1))
+    weights = jax.nn.softmax(jnp.concatenate([*scores, sink_bht1], axis=-1), axis=-1)[..., :-1]
+    return kv_bsx, *jnp.split(weights, [num_keys], axis=-1)
 
 
 def _scores(q_bthx, kv_bsx, is_seen_bts, scale):
@@ -106,11 +130,11 @@ def _scores(q_bthx, kv_bsx, is_seen_bts, scale):
     return jnp.where(is_seen_bts[:, None], scores_bhts, MASKED)
 
 
-def _by_query_blocks(one_block, q_bthx, segments_bt, entries):
-    """Apply one_block to (q, segments, bits, at) by ops.selection.over_query_blocks: [b t ...]."""
-    t = q_bthx.shape[1]
-    bits = () if entries is None or entries.selected is None else (entries.selected,)
-    return over_query_blocks(one_block, t, jnp.arange(t), q_bthx, segments_bt, *bits)[:, :t]
+def attended_entries(entries: Entries, segments_bt, *bits_and_at):
+    """Return the entries that queries see, and selected if there are bits: bool[b t w]."""
+    *bits, at_t = bits_and_at
+    is_seen_btw = seen_entries(segments_bt, at_t, entries.windows)
+    return is_seen_btw & unpacked(bits[0], entries.kv.shape[1]) if bits else is_seen_btw
 
 
 def select_entries(q_btjy, k_bwy, w_btj, segments_bt, windows: Windows, index_topk: int):

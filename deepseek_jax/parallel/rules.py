@@ -34,6 +34,17 @@ RULES: dict[str, Entry] = dict(
     mlp="tensor",
     experts="expert",
     vocab="tensor",
+    # DeepSeek-V4
+    out_groups="tensor",                            # groups of heads, which are projected together
+    group_heads=None,
+    out_lora="fsdp",
+    window=None,                                    # a token's place in a compressor's window
+    series=None,                                    # a compressor's two series
+    streams=None,                                   # residual streams, and the coefficients that mix them
+    mixes=None,
+    factors=None,
+    choices=None,                                   # a token's experts in a table
+    embed_out=None,                                 # the result of a projection of embed, as wide
 )
 
 # Logical axes of weights that this mesh axis splits too while they are stored, if their size allows it, so

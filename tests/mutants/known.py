@@ -411,10 +411,10 @@ HISTORY = (
     Known(
         "what a loss does not train has decay and momentum",
         "models/layers.py",
-        'return keys[-1] != "router_bias" and not any(\n'
+        "return keys[-1] not in UNTRAINED and not any(\n"
         "        is_of_part(key) for is_of_part in untrained_parts for key in keys\n"
         "    )",
-        'return keys[-1] != "router_bias"',
+        "return keys[-1] not in UNTRAINED",
         ("tests/training/test_untrained.py",),
     ),
     Known(

@@ -13,7 +13,7 @@ from deepseek_jax.models.v4.compressor import Compressor, Places
 from deepseek_jax.models.v4.config import CSA, LayerKind, V4Config
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.rope import apply_rope_last
-from deepseek_jax.ops.window_attention import Entries, attend_window
+from deepseek_jax.ops.window_attention import Entries, Keys, attend_window
 
 
 class WindowAttention(nn.Module):
@@ -55,37 +55,34 @@ class WindowAttention(nn.Module):
             places: See compressor.places, for this layer's rate.
 
         Returns:
-            The output [b t d].
+            The output [b t d], and the indexer's loss, see indexer.loss; None without an indexer.
         """
-        cfg = self.config
+        cfg, scale = self.config, self.config.head_dim**-0.5
         latent_btq = self.q_norm(dot("btd,dq->btq", x_btd, self.w_q_down))
         # A norm of each head, without a scale
         q_bthx = rms_norm(dot("btq,qhx->bthx", latent_btq, self.w_q_up), 1.0, cfg.rms_norm_eps)
         q_bthx = apply_rope_last(q_bthx, *places.rope)
         kv_btx = self.kv_norm(dot("btd,dx->btx", x_btd, self.w_kv))
         kv_btx = apply_rope_last(kv_btx[:, :, None], *places.rope)[:, :, 0]
-        out_bthx = attend_window(
-            q_bthx,
-            kv_btx,
-            self._entries(x_btd, latent_btq, places),
-            self.sink_h,
-            places.segment_ids,
-            window=cfg.sliding_window,
-            scale=cfg.head_dim**-0.5,
-        )
+        entries, index = self._entries(x_btd, latent_btq, places)
+        keys = Keys(kv_btx, places.segment_ids, self.sink_h, entries)
+        out_bthx = attend_window(q_bthx, keys, window=cfg.sliding_window, scale=scale)
         # Values are rotated as keys are: turning back by the query's angle leaves their distance
         cos, sin = places.rope
-        return self._out(apply_rope_last(out_bthx, cos, -sin))
+        out_btd = self._out(apply_rope_last(out_bthx, cos, -sin))
+        return out_btd, None if index is None else indexer.loss(cfg, index, q_bthx, keys, scale)
 
     def _entries(self, x_btd, latent_btq, places):
-        """Return the Entries of this layer, None without a compressor."""
+        """Return the Entries, None without a compressor, and the Index, None without an indexer."""
         if not self.kind.rate:
-            return None
-        selected = None
-        if self.kind.attention == CSA:
-            index = self.indexer(x_btd, latent_btq, places)
-            selected = indexer.select(self.config, index, places)
-        return Entries(self.compressor(x_btd, places), places.windows, selected)
+            return None, None
+        windows = places.entries.windows
+        entries_bwx = self.compressor(x_btd, places.entries)
+        if self.kind.attention != CSA:
+            return Entries(entries_bwx, windows, None), None
+        index = self.indexer(x_btd, latent_btq, places)
+        selected = indexer.select(self.config, index, places.segment_ids, windows)
+        return Entries(entries_bwx, windows, selected), index
 
     def _out(self, out_bthx):
         """Project the heads of each group to a low rank, and all groups to [b t d]."""

@@ -12,20 +12,30 @@ from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.rope import apply_rope_last, rope_frequencies, rope_tables, yarn_frequencies
 
 
+class EntryPlaces(NamedTuple):
+    """Where entries are in the rows of a batch.
+
+    Attributes:
+        windows: The ops.compress.Windows of the rows.
+        rope: Cosines and sines of the entries' positions.
+    """
+
+    windows: Windows
+    rope: tuple[jax.Array, jax.Array]
+
+
 class Places(NamedTuple):
-    """Where tokens and entries are, for all layers of one rate.
+    """Where tokens and entries are in the rows of a batch, for all layers of one rate.
 
     Attributes:
         segment_ids: int32[b t], 0 on padding.
         rope: Cosines and sines of the tokens' positions.
-        windows: The ops.compress.Windows of the rows; None without a compressor.
-        entry_rope: Cosines and sines of the entries' positions; None without a compressor.
+        entries: None without a compressor.
     """
 
     segment_ids: jax.Array
     rope: tuple[jax.Array, jax.Array]
-    windows: Windows | None = None
-    entry_rope: tuple[jax.Array, jax.Array] | None = None
+    entries: EntryPlaces | None
 
 
 def places(config: V4Config, rate: int, positions, segment_ids) -> Places:
@@ -33,9 +43,10 @@ def places(config: V4Config, rate: int, positions, segment_ids) -> Places:
     frequencies = rotary_frequencies(config, rate)
     rope = rope_tables(positions, frequencies)
     if not rate:
-        return Places(segment_ids, rope)
+        return Places(segment_ids, rope, None)
     windows = find_windows(positions, segment_ids, rate)
-    return Places(segment_ids, rope, windows, rope_tables(windows.positions, frequencies))
+    entry_rope = rope_tables(windows.positions, frequencies)
+    return Places(segment_ids, rope, EntryPlaces(windows, entry_rope))
 
 
 def rotary_frequencies(config: V4Config, rate: int):
@@ -77,7 +88,7 @@ class Compressor(nn.Module):
     overlaps: bool
 
     @nn.compact
-    def __call__(self, x_btd, places: Places):
+    def __call__(self, x_btd, places: EntryPlaces):
         """Compress x [b t d], the normed input of attention, to entries [b w x]."""
         # Series 0 is read by the entry of the next window, and the last series by the window's own
         sizes = {"series": 1 + self.overlaps, self.axis: self.width}
@@ -89,4 +100,4 @@ class Compressor(nn.Module):
         logits_btzx = dot("btd,dzx->btzx", x_btd, w_gate)
         entries_bwx = pool(values_btzx, logits_btzx, bias_ozx, places.windows)
         entries_bwx = RMSNorm(self.config, self.width, self.axis, name="norm")(entries_bwx)
-        return apply_rope_last(entries_bwx[:, :, None], *places.entry_rope)[:, :, 0]
+        return apply_rope_last(entries_bwx[:, :, None], *places.rope)[:, :, 0]

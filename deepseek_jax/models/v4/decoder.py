@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from typing_extensions import override
 
+from deepseek_jax.models.decoder import Report
 from deepseek_jax.models.heads import segment_positions
 from deepseek_jax.models.layers import RMSNorm, weight
-from deepseek_jax.models.moe import Routing
 from deepseek_jax.models.v4.attention import WindowAttention
 from deepseek_jax.models.v4.compressor import Places, places
 from deepseek_jax.models.v4.config import MTP_LAYER, LayerKind, V4Config
@@ -42,12 +42,13 @@ class States(NamedTuple):
     Attributes:
         hidden: [b t d], after the final norm.
         streams: [b t z d], before they are collapsed, for multi-token prediction.
-        routing: A models.moe.Routing with a leading axis of layers, of real tokens.
+        report: A models.decoder.Report of real tokens: routing with a leading axis of layers, and
+            indexer with one of CSA layers, None where config.indexer_loss is "none".
     """
 
     hidden: jax.Array
     streams: jax.Array
-    routing: Routing
+    report: Report
 
 
 class DecoderLayer(nn.Module):
@@ -67,15 +68,16 @@ class DecoderLayer(nn.Module):
         self.ffn = MoE(cfg, self.kind.has_table)
 
     def __call__(self, streams_btzd, rows: Rows):
-        """Run the layer: return the streams [b t z d], and a Routing."""
+        """Run the layer: return the streams [b t z d], and a models.decoder.Report."""
         at = rows.places[self.kind.rate]
         mixing = self.attention_mixing(streams_btzd)
         x_btd = self.attention_norm(streams.read(streams_btzd, mixing.read))
-        streams_btzd = streams.write(streams_btzd, self.attention(x_btd, at), mixing)
+        y_btd, indexer_loss = self.attention(x_btd, at)
+        streams_btzd = streams.write(streams_btzd, y_btd, mixing)
         mixing = self.ffn_mixing(streams_btzd)
         x_btd = self.ffn_norm(streams.read(streams_btzd, mixing.read))
         y_btd, routing = self.ffn(x_btd, rows.tokens, at.segment_ids)
-        return streams.write(streams_btzd, y_btd, mixing), routing
+        return streams.write(streams_btzd, y_btd, mixing), Report(routing, indexer_loss)
 
 
 class Decoder(nn.Module):
@@ -108,12 +110,12 @@ class Decoder(nn.Module):
         # Every stream begins as the embedding
         shape = (*tokens.shape, self.config.hc_mult, self.config.hidden_size)
         streams_btzd = jnp.broadcast_to(embedding_btd[:, :, None], shape)
-        routings = []
+        reports = []
         for layer in self.layers:
-            streams_btzd, routing = layer(streams_btzd, rows)
-            routings.append(routing)
-        routing = jax.tree.map(lambda *a: jnp.stack(a), *routings)
-        return States(self.final_norm(self.stream_end(streams_btzd)), streams_btzd, routing)
+            streams_btzd, report = layer(streams_btzd, rows)
+            reports.append(report)
+        hidden_btd = self.final_norm(self.stream_end(streams_btzd))
+        return States(hidden_btd, streams_btzd, _joined(reports))
 
     def _rows(self, rates, tokens, positions, segment_ids):
         # Once for all layers of a rate
@@ -132,6 +134,13 @@ class Decoder(nn.Module):
         states = self(tokens, ones, ones)
         for depth in range(self.config.num_nextn_predict_layers):
             self.predict_further(depth, states.streams, tokens, ones, ones)
+
+
+def _joined(reports):
+    """Join the Reports of layers to one. Not all layers have an indexer."""
+    routing = jax.tree.map(lambda *layers: jnp.stack(layers), *[r.routing for r in reports])
+    indexer_losses = [r.indexer for r in reports if r.indexer is not None]
+    return Report(routing, jnp.stack(indexer_losses) if indexer_losses else None)
 
 
 def init_params(config: V4Config, rng: jax.Array) -> PyTree:
@@ -177,7 +186,7 @@ def predict_further(
     *,
     segment_ids: jax.Array,
     positions: jax.Array,
-) -> tuple[jax.Array, jax.Array, Routing]:
+) -> tuple[jax.Array, jax.Array, Report]:
     """Run multi-token prediction module `depth` (arXiv:2412.19437, section 2.2).
 
     Args:
@@ -190,8 +199,8 @@ def predict_further(
         positions: int32[b t], the positions of `streams`.
 
     Returns:
-        The hidden states [b t d] for the same output head, the streams [b t z d], and the module's
-        models.moe.Routing.
+        The hidden states [b t d] for the same output head, the streams [b t z d], and a
+        models.decoder.Report.
     """
     arguments = depth, streams, next_tokens, positions, segment_ids
     return Decoder(config).apply({"params": params}, *arguments, method="predict_further")

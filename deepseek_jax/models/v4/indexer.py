@@ -12,9 +12,11 @@ from deepseek_jax.models.indexer import Index
 from deepseek_jax.models.layers import weight
 from deepseek_jax.models.v4.compressor import Compressor, Places
 from deepseek_jax.models.v4.config import V4Config
+from deepseek_jax.ops.compress import Windows
 from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.index_loss import entry_loss
 from deepseek_jax.ops.rope import apply_rope_last
-from deepseek_jax.ops.window_attention import select_entries
+from deepseek_jax.ops.window_attention import Keys, select_entries
 
 
 class LightningIndexer(nn.Module):
@@ -46,14 +48,31 @@ class LightningIndexer(nn.Module):
         x_btd, latent_btq = jax.lax.stop_gradient((x_btd, latent_btq))
         q_btjy = apply_rope_last(dot("btq,qjy->btjy", latent_btq, self.w_q), *places.rope)
         w_btj = dot("btd,dj->btj", x_btd.astype(jnp.float32), self.w_heads)
-        k_bwy = self.compressor(x_btd, places)
+        k_bwy = self.compressor(x_btd, places.entries)
         return Index(q_btjy, k_bwy, w_btj * self.config.index_n_heads**-0.5)
 
 
-def select(config: V4Config, index: Index, places: Places):
+def select(config: V4Config, index: Index, segment_ids, windows: Windows):
     """Select the entries that each query attends to: uint8[b t z], or None for all that it sees."""
     if config.indexer_loss == "dense":
         return None
-    assert places.windows is not None, "a layer with an indexer has a compressor"
-    operands = index.q, index.k, index.w, places.segment_ids, places.windows
+    operands = index.q, index.k, index.w, segment_ids, windows
     return select_entries(*operands, config.index_topk)
+
+
+def loss(config: V4Config, index: Index, q_bthx, keys: Keys, scale: float):
+    """Sum ops.index_loss.entry_loss over real tokens.
+
+    Args:
+        config: The model.
+        index: From LightningIndexer.
+        q_bthx: The queries of attention.
+        keys: What they attend to.
+        scale: The factor on attention's scores.
+
+    Returns:
+        float32[], or None where config.indexer_loss is "none".
+    """
+    if config.indexer_loss == "none":
+        return None
+    return entry_loss(index, q_bthx, keys, window=config.sliding_window, scale=scale).sum()

@@ -69,16 +69,26 @@ class MoE(nn.Module):
 
     def _choose(self, logits_bte, tokens):
         """Choose the experts int32[b t a] of all tokens, and their weights float32[b t a]."""
-        cfg, (e, a) = self.config, (logits_bte.shape[-1], self.config.num_experts_per_tok)
-        weighing = dict(scoring_func=SCORING, routed_scaling_factor=cfg.routed_scaling_factor)
+        cfg = self.config
+        a, e = cfg.num_experts_per_tok, cfg.n_routed_experts
         if self.has_table:
             # float32, as all parameters: a gradient is taken of one tree. Ids are exact up to 2^24
-            table_va = weight(
-                self, "expert_table", init=spread_table(e), vocab=cfg.vocab_size, choices=a
+            init = spread_table(e)
+            table_va = weight(self, "expert_table", init=init, vocab=cfg.vocab_size, choices=a)
+            return route_by_table(
+                logits_bte,
+                tokens,
+                table_va,
+                scoring_func=SCORING,
+                routed_scaling_factor=cfg.routed_scaling_factor,
             )
-            return route_by_table(logits_bte, tokens, table_va, **weighing)
         bias_e = weight(self, "router_bias", init=nn.initializers.zeros, experts=e)
-        choose = functools.partial(route, num_experts_per_tok=a, **weighing)
+        choose = functools.partial(
+            route,
+            num_experts_per_tok=a,
+            scoring_func=SCORING,
+            routed_scaling_factor=cfg.routed_scaling_factor,
+        )
         return jax.vmap(choose, (0, None))(logits_bte, bias_e)
 
 

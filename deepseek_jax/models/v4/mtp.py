@@ -28,8 +28,8 @@ class MultiTokenPrediction(nn.Module):
         self.embedding_norm = RMSNorm(cfg, d)
         self.hidden_norm = RMSNorm(cfg, d)
         # Of the two axes of a square matrix, the mesh splits the first
-        self.w_embedding = weight(self, "embedding", embed=d, embed_out=d)
-        self.w_hidden = weight(self, "hidden", embed=d, embed_out=d)
+        self.w_embedding = weight(self, "embedding_input", embed=d, embed_out=d)
+        self.w_hidden = weight(self, "hidden_input", embed=d, embed_out=d)
         self.stream_end = StreamEnd(cfg)
         self.head_norm = RMSNorm(cfg, d)
 
@@ -43,9 +43,9 @@ class MultiTokenPrediction(nn.Module):
 
         Returns:
             The normed hidden state [b t d] for the output head, the streams [b t z d], and the
-            block's Routing.
+            block's Report.
         """
         embedded_btd = dot("btd,dx->btx", self.embedding_norm(embedding_btd), self.w_embedding)
         hidden_btzd = dot("btzd,dx->btzx", self.hidden_norm(streams_btzd), self.w_hidden)
-        streams_btzd, routing = self.block(embedded_btd[:, :, None] + hidden_btzd, rows)
-        return self.head_norm(self.stream_end(streams_btzd)), streams_btzd, routing
+        streams_btzd, report = self.block(embedded_btd[:, :, None] + hidden_btzd, rows)
+        return self.head_norm(self.stream_end(streams_btzd)), streams_btzd, report

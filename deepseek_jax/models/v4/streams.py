@@ -19,8 +19,8 @@ class StreamMixing(nn.Module):
         logits_btx = _logits(self, cfg, streams_btzd, 2 * z + z * z)
         base_x = weight(self, "base_bias", init=nn.initializers.zeros, mixes=2 * z + z * z)
         scale = weight(self, "scale", init=nn.initializers.ones, factors=3)
-        sizes = dict(iterations=cfg.hc_sinkhorn_iters, eps=cfg.hc_eps)
-        return streams.mixing(logits_btx, base_x, scale, **sizes)
+        iterations, eps = cfg.hc_sinkhorn_iters, cfg.hc_eps
+        return streams.mixing(logits_btx, base_x, scale, iterations=iterations, eps=eps)
 
 
 class StreamEnd(nn.Module):
