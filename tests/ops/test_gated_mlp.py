@@ -56,3 +56,19 @@ def test_experts_in_fp8_round_as_one_product_an_expert_does():
         exact[token] += weights[token, choice] * fp8_dot("mf,fd->md", hidden, w_down[expert])[0]
     ours = run_experts(x, experts, weights, (w_gate_up, w_down), fp8=True)
     assert np.linalg.norm(ours - exact) < 0.01 * np.linalg.norm(exact)
+
+
+def test_a_limit_clamps_the_gate_from_above_and_up_from_both_sides():
+    """Oracle: by hand and by numpy: a gate of -9 stays, one of 9 is 2; up is within -2..2. Experts clamp too."""
+    gate, up = np.float32([-9, 9, 1, 1]), np.float32([1, 1, 9, -9])
+    silu = [x / (1 + np.exp(-x)) for x in (-9.0, 2.0, 1.0, 1.0)]
+    np.testing.assert_allclose(swiglu(gate, up, 2.0), np.multiply(silu, [1, 1, 2, -2]), rtol=1e-6)
+    x, w_gate_up, w_down = normal(0, 5, D), normal(1, 1, D, 2, F), normal(2, 1, F, D)
+    gate, up = np.split(x @ w_gate_up.reshape(D, -1), 2, axis=-1)
+    assert (gate > 1).any() and (up < -1).any() and (up > 1).any()
+    exact = (
+        np.minimum(gate, 1) / (1 + np.exp(-np.minimum(gate, 1))) * np.clip(up, -1, 1) @ w_down[0]
+    )
+    one_expert = np.zeros((5, 1), np.int32), np.ones((5, 1), np.float32)
+    ours = run_experts(x, *one_expert, (w_gate_up, w_down), fp8=False, limit=1.0)
+    np.testing.assert_allclose(ours, exact, **CLOSE)

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from deepseek_jax.ops.index_loss import index_loss
+from deepseek_jax.ops.compress import find_windows, seen_entries
+from deepseek_jax.ops.index_loss import entry_loss, index_loss
 from deepseek_jax.ops.platform import SIZES
 from deepseek_jax.ops.selection import select_rows, unpacked
+from deepseek_jax.ops.window_attention import Entries, Keys
 from tests.ops.test_attention import SCALE, normal
+from tests.ops.test_compress import SEGMENTS, SIZE, positions_of
 from tests.ops.test_selection import blocks_of_8, index_of, rows_of_three
 
 
@@ -83,3 +86,63 @@ def test_a_long_row_has_no_scores_of_all_its_queries():
 
     program = str(jax.jit(jax.grad(total)).trace(index, attention, ids).jaxpr)
     assert f"{t},{t}]" not in program and f"{t},{t // 8}]" in program
+
+
+def loop_entry_loss(index, q, kv, entries, sink, chosen, window):
+    """(float64[b t], gradients by the index's q, k and w) by a loop over tokens in torch."""
+    q_index, k, w = (torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in index)
+    q, kv, entries, sink = (torch.tensor(a, dtype=torch.float64) for a in (q, kv, entries, sink))
+    losses = torch.zeros(SEGMENTS.shape, dtype=torch.float64)
+    for row, t in np.ndindex(SEGMENTS.shape):
+        of_entries = np.flatnonzero(chosen[row, t])
+        if not len(of_entries):
+            continue
+        window_keys = [s for s in range(max(t - window + 1, 0), t + 1)]
+        window_keys = [s for s in window_keys if SEGMENTS[row, s] == SEGMENTS[row, t]]
+        keys = torch.cat([entries[row, of_entries], kv[row, window_keys]])
+        scores = torch.cat([q[row, t] @ keys.T * SCALE, sink[:, None]], dim=1)
+        shares = torch.softmax(scores, dim=1)[:, : len(of_entries)].sum(0)
+        shares = shares / shares.sum()
+        products = torch.relu(k[row, of_entries] @ q_index[row, t].T / q_index.shape[-1] ** 0.5)
+        logs = torch.log_softmax(products @ w[row, t], dim=0)
+        losses[row, t] = (shares * (shares.log() - logs)).sum()
+    losses.sum().backward()
+    return losses.detach().numpy(), [a.grad.numpy() for a in (q_index, k, w)]
+
+
+@pytest.mark.parametrize("blocks", [False, True], ids=["whole", "blocks"])
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+def test_the_loss_of_entries_is_the_divergence_from_attentions_share_of_them(
+    monkeypatch, sparse, blocks
+):
+    """Oracle: the definition by a loop over tokens, in float64, and autograd through it. Packed documents and
+    padding; the shares are of one softmax with the window and the sink.
+    """
+    if blocks:
+        blocks_of_8(monkeypatch)
+    b, t = SEGMENTS.shape
+    windows = find_windows(positions_of(SEGMENTS), SEGMENTS, SIZE)
+    chosen = np.asarray(seen_entries(SEGMENTS, np.arange(t), windows))
+    selection = np.random.default_rng(3).random(chosen.shape) < 0.6
+    index = normal(0, b, t, 2, 4), normal(1, b, t // SIZE, 4), normal(2, b, t, 2)
+    q, kv, entries, sink = (
+        normal(3, b, t, 3, 6),
+        normal(4, b, t, 6),
+        normal(5, b, t // SIZE, 6),
+        normal(6, 3),
+    )
+    bits = np.packbits(selection, axis=-1) if sparse else None
+    keys = Keys(kv, SEGMENTS, sink, Entries(entries, windows, bits))
+
+    def value(index, q, keys):
+        losses = entry_loss(index, q, keys, window=5, scale=SCALE)
+        return losses.sum(), losses
+
+    (by_index, by_q), losses = jax.grad(value, argnums=(0, 1), has_aux=True)(index, q, keys)
+    chosen = chosen & selection if sparse else chosen
+    exact, exact_gradients = loop_entry_loss(index, q, kv, entries, sink, chosen, 5)
+    assert np.abs(exact).max() > 0.1
+    np.testing.assert_allclose(losses, exact, atol=1e-5)
+    for ours, other in zip(by_index, exact_gradients, strict=True):
+        np.testing.assert_allclose(ours, other, atol=1e-5)
+    assert not np.asarray(by_q).any()

@@ -7,15 +7,18 @@ import pytest
 
 from deepseek_jax.ops.routing import (
     FREE,
+    affinities,
     expert_load,
     expert_weights,
     load_metrics,
     route,
+    route_by_table,
     sequence_balance,
     updated_bias,
     with_recorded,
 )
 
+V4 = dict(num_experts_per_tok=3, scoring_func="sqrtsoftplus", routed_scaling_factor=1.5)
 V3 = dict(num_experts_per_tok=3, n_group=4, topk_group=2, routed_scaling_factor=2.5)
 V2 = dict(
     num_experts_per_tok=3,
@@ -34,6 +37,13 @@ def random_logits(seed=0, m=64, e=16):
     return rng.normal(size=(m, e)).astype(np.float32), (0.3 * rng.normal(size=e)).astype(np.float32)
 
 
+def loop_affinity(row, scoring_func):
+    """The scores of one token, float64."""
+    if scoring_func == "sqrtsoftplus":
+        return np.sqrt(np.log1p(np.exp(row)))
+    return 1 / (1 + np.exp(-row)) if scoring_func == "sigmoid" else np.exp(row) / np.exp(row).sum()
+
+
 def loop_route(
     logits,
     bias,
@@ -49,7 +59,7 @@ def loop_route(
     experts, weights = [], []
     for row in logits.astype(np.float64):
         sigmoid = scoring_func == "sigmoid"
-        affinity = 1 / (1 + np.exp(-row)) if sigmoid else np.exp(row) / np.exp(row).sum()
+        affinity = loop_affinity(row, scoring_func)
         choice = affinity + bias
         groups = np.split(np.arange(len(row)), n_group)
         scores = [np.sort(choice[group])[-(2 if sigmoid else 1) :].sum() for group in groups]
@@ -62,7 +72,9 @@ def loop_route(
 
 
 @pytest.mark.parametrize(
-    "settings", [V3, V2, PLAIN, HALVES], ids=["V3", "V2", "one group", "one of two groups"]
+    "settings",
+    [V4, V3, V2, PLAIN, HALVES],
+    ids=["V4", "V3", "V2", "one group", "one of two groups"],
 )
 def test_route_is_the_group_limited_choice(settings):
     """Oracle: a numpy loop over tokens; weights to float32 rounding."""
@@ -260,3 +272,46 @@ def test_only_the_shares_of_sequence_balance_carry_a_gradient():
     total = s.sum(1, keepdims=True)
     wanted = (f - (s @ f)[:, None] / total) / total  # T * P_i is the plain sum of shares
     np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_the_root_of_softplus_and_its_slope_are_finite_everywhere():
+    """Oracle: sqrt(log(1 + e^x)) and sigmoid(x) / (2 sqrt(log(1 + e^x))) in float64; at -200, where float32 has
+    neither e^x nor the root's slope, both are below 1e-43.
+    """
+    x = np.float32([-200, -120, -60, -20.001, -20, -19.999, -5, 0, 5, 60, 200])
+    root = np.sqrt(np.log1p(np.exp(np.float64(x))))
+    slope = 1 / (1 + np.exp(-np.float64(x))) / (2 * root)
+    ours, by_x = jax.vjp(lambda x: affinities(x, "sqrtsoftplus"), x)
+    # An exponential of float32's rounding of a logarithm as large as 60
+    np.testing.assert_allclose(ours, root, rtol=1e-5, atol=1e-37)
+    np.testing.assert_allclose(by_x(np.ones_like(x))[0], slope, rtol=1e-5, atol=1e-37)
+
+
+@pytest.mark.parametrize("level", [-200.0, 0.0, 200.0])
+def test_a_table_chooses_experts_and_the_router_weighs_them(level):
+    """Oracle: the loop's affinities of the table's experts over their sum, in float64, and central differences of
+    it; experts whose affinities all underflow too.
+    """
+    logits = random_logits(m=5)[0] + np.float32(level)
+    tokens, table = np.array([3, 0, 3, 7, 6]), (np.arange(8)[:, None] * 3 + np.arange(3)) % 16
+    probe = np.arange(15.0).reshape(5, 3)
+
+    def exact(logits):
+        affinity = np.take_along_axis(
+            loop_affinity(np.float64(logits), "sqrtsoftplus"), table[tokens], -1
+        )
+        return 1.5 * affinity / affinity.sum(-1, keepdims=True)
+
+    def value(logits):
+        options = dict(scoring_func="sqrtsoftplus", routed_scaling_factor=1.5)
+        experts, weights = route_by_table(logits, tokens, jnp.float32(table), **options)
+        return (weights * probe).sum(), (experts, weights)
+
+    by_logits, (experts, weights) = jax.grad(value, has_aux=True)(logits)
+    np.testing.assert_array_equal(experts, table[tokens])
+    np.testing.assert_allclose(weights, exact(logits), rtol=1e-5)
+    for at in np.ndindex(*logits.shape):
+        step = np.zeros(logits.shape)
+        step[at] = 1e-4
+        up, down = ((exact(logits + s) * probe).sum() for s in (step, -step))
+        assert by_logits[at] == pytest.approx((up - down) / 2e-4, abs=1e-4)

@@ -1,0 +1,92 @@
+"""Attention over windows, entries and a sink against loops over queries."""
+
+import jax
+import numpy as np
+import pytest
+
+from deepseek_jax.ops.compress import find_windows, seen_entries
+from deepseek_jax.ops.selection import unpacked
+from deepseek_jax.ops.window_attention import Entries, Keys, attend_window, select_entries
+from tests.ops.test_attention import CLOSE, SCALE, normal
+from tests.ops.test_compress import SEGMENTS, SIZE, positions_of
+from tests.ops.test_selection import blocks_of_8, loop_scores, loop_select
+
+B, T, H, X, WINDOW = 2, 25, 3, 6, 5
+WINDOWS = find_windows(positions_of(SEGMENTS), SEGMENTS, SIZE)
+SEEN = np.asarray(seen_entries(SEGMENTS, np.arange(T), WINDOWS))
+
+
+def operands():
+    """(q, kv, entries, sink)."""
+    return normal(0, B, T, H, X), normal(1, B, T, X), normal(2, B, T // SIZE, X), normal(3, H)
+
+
+def loop_attend(q, kv, entries, sink, attended):
+    """The definition in float64: one softmax over window, attended entries and the sink."""
+    out = np.zeros(q.shape)
+    for row, t, head in np.ndindex(B, T, H):
+        window = [s for s in range(max(t - WINDOW + 1, 0), t + 1)]
+        window = [s for s in window if SEGMENTS[row, s] == SEGMENTS[row, t]]
+        keys = np.concatenate([kv[row, window], entries[row, np.flatnonzero(attended[row, t])]])
+        keys = keys.astype(np.float64)
+        weights = np.exp(keys @ q[row, t, head] * SCALE)
+        out[row, t, head] = weights @ keys / (weights.sum() + np.exp(sink[head]))
+    return out
+
+
+def random_selection(seed=9):
+    """(uint8[b t z], bool[b t w]): about half of all entries."""
+    chosen = np.random.default_rng(seed).random(SEEN.shape) < 0.5
+    return np.packbits(chosen, axis=-1), chosen
+
+
+@pytest.mark.parametrize("blocks", [False, True], ids=["whole", "blocks"])
+@pytest.mark.parametrize("what", ["window", "entries", "selected"])
+def test_one_softmax_is_over_window_entries_and_sink(monkeypatch, what, blocks):
+    """Oracle: the definition by a loop over queries. Packed documents and padding."""
+    if blocks:
+        blocks_of_8(monkeypatch)
+    q, kv, entries, sink = operands()
+    bits, chosen = random_selection()
+    attended = dict(window=0 * SEEN, entries=SEEN, selected=SEEN & chosen)[what]
+    given = Entries(entries, WINDOWS, bits if what == "selected" else None)
+    keys = Keys(kv, SEGMENTS, sink, None if what == "window" else given)
+    ours = attend_window(q, keys, window=WINDOW, scale=SCALE)
+    np.testing.assert_allclose(ours, loop_attend(q, kv, entries, sink, attended), **CLOSE)
+
+
+def test_blocks_have_the_gradients_of_whole_rows(monkeypatch):
+    """Oracle: the whole row, whose values a loop holds; sums of float32 in another order."""
+    bits, _ = random_selection()
+    probe = normal(4, B, T, H, X)
+
+    def gradients():
+        def value(q, kv, entries, sink):
+            keys = Keys(kv, SEGMENTS, sink, Entries(entries, WINDOWS, bits))
+            return (attend_window(q, keys, window=WINDOW, scale=SCALE) * probe).sum()
+
+        return jax.grad(value, argnums=(0, 1, 2, 3))(*operands())
+
+    whole = gradients()
+    blocks_of_8(monkeypatch)
+    for ours, other in zip(gradients(), whole, strict=True):
+        assert np.abs(other).max() > 0.1
+        np.testing.assert_allclose(ours, other, atol=2e-6 * np.abs(other).max(), rtol=2e-5)
+
+
+@pytest.mark.parametrize("blocks", [False, True], ids=["whole", "blocks"])
+def test_a_query_selects_the_best_of_the_entries_that_it_sees(monkeypatch, blocks):
+    """Oracle: the scores by a numpy loop, and a stable sort of those that may be seen."""
+    if blocks:
+        blocks_of_8(monkeypatch)
+    q, k, w = normal(0, B, T, 2, 4), normal(1, B, T // SIZE, 4), normal(2, B, T, 2)
+    bits = select_entries(q, k, w, SEGMENTS, WINDOWS, index_topk=1)
+    exact = loop_select(loop_scores(q, k, w), SEEN, 1)
+    assert (exact.sum(-1) < SEEN.sum(-1)).any()
+    np.testing.assert_array_equal(unpacked(bits, T // SIZE), exact)
+
+
+def test_no_query_selects_where_all_entries_are_few_enough():
+    """Oracle: by hand: 6 entries, of which 6 are attended to."""
+    q, k, w = normal(0, B, T, 2, 4), normal(1, B, T // SIZE, 4), normal(2, B, T, 2)
+    assert select_entries(q, k, w, SEGMENTS, WINDOWS, index_topk=T // SIZE) is None
