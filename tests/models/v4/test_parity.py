@@ -1,6 +1,6 @@
 """The decoder against transformers' DeepseekV4ForCausalLM, eager, in float32.
 
-The checks are single documents from position 0: transformers counts windows from column 0 whatever the mask is.
+Rows are single documents from position 0: transformers counts windows from column 0, whatever the mask is.
 """
 
 import flax.linen as nn
@@ -49,8 +49,8 @@ def test_logits_agree(model, params):
 def test_gradients_of_the_cross_entropy_agree(model, params):
     """Oracle: autograd through transformers, tensor by tensor.
 
-    Off by at most 1e-4 of the tensor's largest gradient: float32 sums in other orders, through 20 divisions of
-    Sinkhorn's iterations in each sublayer.
+    Off by at most 1e-4 of the tensor's largest gradient: float32 sums in other orders, through the 20
+    iterations of each sublayer's mixing.
     """
 
     def loss(params):
