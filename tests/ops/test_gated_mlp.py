@@ -59,7 +59,9 @@ def test_experts_in_fp8_round_as_one_product_an_expert_does():
 
 
 def test_a_limit_clamps_the_gate_from_above_and_up_from_both_sides():
-    """Oracle: by hand: a gate of -9 stays, one of 9 is 2, and up is within -2..2. Experts clamp too, by numpy."""
+    """Oracle: by hand: a gate of -9 stays, one of 9 is 2, and up is within -2..2. Experts clamp too, by
+    numpy.
+    """
     gate, up = np.float32([-9, 9, 1, 1]), np.float32([1, 1, 9, -9])
     silu = [x / (1 + np.exp(-x)) for x in (-9.0, 2.0, 1.0, 1.0)]
     np.testing.assert_allclose(swiglu(gate, up, 2.0), np.multiply(silu, [1, 1, 2, -2]), rtol=1e-6)

@@ -275,8 +275,8 @@ def test_only_the_shares_of_sequence_balance_carry_a_gradient():
 
 
 def test_the_root_of_softplus_and_its_slope_are_finite_everywhere():
-    """Oracle: sqrt(log(1 + e^x)) and its derivative, sigmoid(x) / (2 sqrt(log(1 + e^x))), in float64. Float32 has
-    no e^-200, and both are below 1e-43 there.
+    """Oracle: sqrt(log(1 + e^x)) and its derivative, sigmoid(x) / (2 sqrt(log(1 + e^x))), in float64.
+    Float32 has no e^-200, and both are below 1e-43 there.
     """
     x = np.float32([-200, -120, -60, -20.001, -20, -19.999, -5, 0, 5, 60, 200])
     root = np.sqrt(np.log1p(np.exp(np.float64(x))))
@@ -289,8 +289,8 @@ def test_the_root_of_softplus_and_its_slope_are_finite_everywhere():
 
 @pytest.mark.parametrize("level", [-200.0, 0.0, 200.0])
 def test_a_table_chooses_experts_and_the_router_weighs_them(level):
-    """Oracle: the affinities of the table's experts over their sum, in float64, and central differences. They are
-    right where all of a token's affinities underflow in float32, too.
+    """Oracle: the affinities of the table's experts over their sum, in float64, and central differences.
+    They are right where all of a token's affinities underflow in float32, too.
     """
     logits = random_logits(m=5)[0] + np.float32(level)
     tokens, table = np.array([3, 0, 3, 7, 6]), (np.arange(8)[:, None] * 3 + np.arange(3)) % 16

@@ -63,8 +63,8 @@ def test_coefficients_are_those_of_the_definition(iterations):
 
 
 def test_every_stream_passes_on_all_of_itself_and_no_stream_grows():
-    """Oracle: invariant: columns of carry sum to 1, and after 20 iterations rows nearly do: logits of size 5 leave
-    4%. It is not symmetric.
+    """Oracle: invariant: columns of carry sum to 1, and after 20 iterations rows nearly do: logits of size
+    5 leave 4%. It is not symmetric.
     """
     carry = np.asarray(random_mixing()[2].carry)
     np.testing.assert_allclose(carry.sum(-2), 1, atol=1e-5)

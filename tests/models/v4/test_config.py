@@ -83,8 +83,8 @@ PRO = BOTH | dict(
 
 @pytest.mark.parametrize(("raw", "counts"), [(FLASH, (2, 21, 20)), (PRO, (0, 30, 31))])
 def test_released_layers(raw, counts):
-    """Oracle: by hand: how many layers attend to the window alone, to CSA's and to HCA's entries. The first three
-    have a table, and the last entry is of multi-token prediction.
+    """Oracle: by hand: how many layers attend to the window alone, to CSA's and to HCA's entries. The first
+    three have a table, and the last entry is of multi-token prediction.
     """
     config = parse_config(raw)
     kinds = [kind.attention for kind in config.layers]
