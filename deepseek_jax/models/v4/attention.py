@@ -1,6 +1,8 @@
 """Attention over a window and compressed entries (arXiv:2606.19348, section 2.3).
 
 Dimension letters besides the house's: x head_dim, g o_groups, c o_lora_rank, w entry.
+
+Tests: tests/models/v4/test_mistakes.py.
 """
 
 import flax.linen as nn

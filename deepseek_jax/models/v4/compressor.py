@@ -1,4 +1,7 @@
-"""The compressor, which makes one key of each window of tokens (arXiv:2606.19348, section 2.3)."""
+"""The compressor, which makes one key of each window of tokens (arXiv:2606.19348, section 2.3).
+
+Tests: tests/models/v4/test_mistakes.py, tests/models/v4/test_rows.py.
+"""
 
 from typing import NamedTuple
 

@@ -1,6 +1,8 @@
 """DeepSeek-V4's decoder, and functions of its parameters: hidden states, later tokens, logits.
 
 arXiv:2606.19348. Open this file to run a model: `forward` returns logits.
+
+Tests: tests/models/v4/test_parity.py, tests/models/v4/test_rows.py.
 """
 
 from typing import NamedTuple

@@ -1,6 +1,8 @@
 """The lightning indexer of CSA, which selects entries for each query.
 
 arXiv:2606.19348, section 2.3.
+
+Tests: tests/models/v4/test_rows.py, tests/models/v4/test_mistakes.py.
 """
 
 import flax.linen as nn

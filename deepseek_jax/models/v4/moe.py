@@ -1,4 +1,7 @@
-"""DeepSeek-V4's experts: chosen by a router, or by a table of token ids (arXiv:2606.19348)."""
+"""DeepSeek-V4's experts: chosen by a router, or by a table of token ids (arXiv:2606.19348).
+
+Tests: tests/models/v4/test_mistakes.py, tests/models/v4/test_parity.py.
+"""
 
 import functools
 

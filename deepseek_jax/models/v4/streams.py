@@ -1,4 +1,7 @@
-"""The coefficients by which sublayers mix the residual streams (arXiv:2512.24880)."""
+"""The coefficients by which sublayers mix the residual streams (arXiv:2512.24880).
+
+Tests: tests/models/v4/test_mistakes.py.
+"""
 
 import flax.linen as nn
 

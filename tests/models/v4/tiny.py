@@ -53,13 +53,13 @@ def config(**changes) -> V4Config:
     return V4Config(**SIZES | fields | changes)
 
 
-def hf_model(seed=0):
+def hf_model(layers=LAYERS, seed=0):
     """transformers' model of these sizes in float32, all that it has random and none of it zero."""
     settings = transformers.DeepseekV4Config(
-        **SIZES,
-        layer_types=list(LAYERS),
+        **SIZES | dict(num_hidden_layers=len(layers)),
+        layer_types=list(layers),
         compress_rates=dict(RATES),
-        mlp_layer_types=["hash_moe"] + ["moe"] * (len(LAYERS) - 1),
+        mlp_layer_types=["hash_moe"] + ["moe"] * (len(layers) - 1),
         partial_rotary_factor=ROPE_DIM / SIZES["head_dim"],
         rope_parameters=dict(YARN),
         compress_rope_theta=160000.0,
@@ -110,7 +110,7 @@ def half_split(array, axis=-1):
 def params(named, cfg: V4Config, order=half_split):
     """Our parameters from transformers' tensors, or our gradients from its gradients."""
     layers = {
-        f"layers_{i}": _layer(Names(named, f"model.layers.{i}."), cfg, kind, order)
+        f"layers_{i}": layer(Names(named, f"model.layers.{i}."), cfg, kind, order)
         for i, kind in enumerate(cfg.layers)
     }
     top = Names(named, "")
@@ -140,7 +140,7 @@ def stream_part(names, cfg):
     return dict(mix=np.moveaxis(mix, 0, -1), base_bias=names["base"], scale=names["scale"])
 
 
-def _layer(names, cfg, kind, order):
+def layer(names, cfg, kind, order=half_split):
     return dict(
         attention_mixing=stream_part(names.below("attn_hc."), cfg),
         attention_norm=dict(scale=names["input_layernorm.weight"]),
