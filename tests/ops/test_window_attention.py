@@ -1,6 +1,7 @@
 """Attention over windows, entries and a sink against loops over queries."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -90,3 +91,28 @@ def test_no_query_selects_where_all_entries_are_few_enough():
     """Oracle: by hand: 6 entries, of which 6 are attended to."""
     q, k, w = normal(0, B, T, 2, 4), normal(1, B, T // SIZE, 4), normal(2, B, T, 2)
     assert select_entries(q, k, w, SEGMENTS, WINDOWS, index_topk=T // SIZE) is None
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_memory_grows_with_the_row_and_not_with_its_square(direction):
+    """Oracle: the bytes that XLA reserves between arguments and results, for rows of 2,048 and 4,096
+    tokens. All scores of the longer one would be 64 times its queries.
+    """
+
+    def reserved(t):
+        segments = np.ones((1, t), np.int32)
+        windows = find_windows(np.arange(t)[None], segments, 128)
+
+        def value(q, kv, entries, sink):
+            keys = Keys(kv, segments, sink, Entries(entries, windows, None))
+            return jnp.square(attend_window(q, keys, window=128, scale=SCALE)).sum()
+
+        function = jax.grad(value, argnums=(0, 1)) if direction == "backward" else value
+        shapes = (1, t, 2, 64), (1, t, 64), (1, t // 128, 64), (2,)
+        arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        compiled = jax.jit(function).lower(*arrays).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    queries = 4096 * 2 * 64 * 4
+    short, long = reserved(2048), reserved(4096)
+    assert long < 2.2 * short and long < 8 * queries

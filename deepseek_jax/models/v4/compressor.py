@@ -91,7 +91,7 @@ class Compressor(nn.Module):
     overlaps: bool
 
     @nn.compact
-    def __call__(self, x_btd, places: EntryPlaces):
+    def __call__(self, x_btd, at: EntryPlaces):
         """Compress x [b t d], the normed input of attention, to entries [b w x]."""
         # Series 0 is read by the entry of the next window, and the last series by the window's own
         sizes = {"series": 1 + self.overlaps, self.axis: self.width}
@@ -101,6 +101,6 @@ class Compressor(nn.Module):
         bias_ozx = weight(self, "position_bias", init=zeros, window=self.rate, **sizes)
         values_btzx = dot("btd,dzx->btzx", x_btd, w_kv)
         logits_btzx = dot("btd,dzx->btzx", x_btd, w_gate)
-        entries_bwx = pool(values_btzx, logits_btzx, bias_ozx, places.windows)
+        entries_bwx = pool(values_btzx, logits_btzx, bias_ozx, at.windows)
         entries_bwx = RMSNorm(self.config, self.width, self.axis, name="norm")(entries_bwx)
-        return apply_rope_last(entries_bwx[:, :, None], *places.rope)[:, :, 0]
+        return apply_rope_last(entries_bwx[:, :, None], *at.rope)[:, :, 0]
