@@ -40,9 +40,8 @@ RULES: dict[str, Entry] = dict(
     out_lora="fsdp",
     window=None,                                    # a token's place in a compressor's window
     series=None,                                    # a compressor's two series
-    streams=None,                                   # residual streams, and the coefficients that mix them
+    streams=None,                                   # residual streams, and their coefficients
     mixes=None,
-    factors=None,
     choices=None,                                   # a token's experts in a table
     embed_out=None,                                 # the result of a projection of embed, as wide
 )

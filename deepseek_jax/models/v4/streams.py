@@ -21,7 +21,7 @@ class StreamMixing(nn.Module):
         cfg, z = self.config, self.config.hc_mult
         logits_btx = _logits(self, cfg, streams_btzd, 2 * z + z * z)
         base_x = weight(self, "base_bias", init=nn.initializers.zeros, mixes=2 * z + z * z)
-        scale = weight(self, "scale", init=nn.initializers.ones, factors=3)
+        scale = weight(self, "scale", init=nn.initializers.ones, mixes=3)
         iterations, eps = cfg.hc_sinkhorn_iters, cfg.hc_eps
         return streams.mixing(logits_btx, base_x, scale, iterations=iterations, eps=eps)
 
@@ -37,7 +37,7 @@ class StreamEnd(nn.Module):
         cfg, z = self.config, self.config.hc_mult
         logits_btz = _logits(self, cfg, streams_btzd, z)
         base_z = weight(self, "base_bias", init=nn.initializers.zeros, mixes=z)
-        scale = weight(self, "scale", init=nn.initializers.ones, factors=1)
+        scale = weight(self, "scale", init=nn.initializers.ones, mixes=1)
         return streams.read(streams_btzd, nn.sigmoid(logits_btz * scale + base_z) + cfg.hc_eps)
 
 

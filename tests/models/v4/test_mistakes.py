@@ -17,6 +17,7 @@ from deepseek_jax.models.v4.config import CSA, HCA, WINDOW
 from deepseek_jax.models.v4.streams import StreamEnd, StreamMixing
 from deepseek_jax.ops import streams, window_attention
 from deepseek_jax.ops.rope import rope_frequencies, yarn_mscale
+from deepseek_jax.ops.selection import index_scores
 from tests.models.v4 import tiny
 
 CONFIG = tiny.config()
@@ -75,6 +76,20 @@ def off_attention(seen, kind, **options):
     return difference(run_attention(params_of(seen, layer, **options), layer, x), theirs)
 
 
+def off_index_scores(seen):
+    """How far the indexer's scores are from transformers', which chooses alike if they are scaled wrongly."""
+    layer = tiny.LAYERS.index(CSA)
+    name = f"model.layers.{layer}.self_attn"
+    x, latent = seen.module[name][0], seen.module[f"{name}.q_a_norm"][1]
+    theirs = seen.module[f"{name}.compressor.indexer.scorer"][1]
+    places = compressor.places(CONFIG, 4, jnp.asarray(POSITIONS), jnp.asarray(ONES))
+    params = params_of(seen, layer)["attention"]["indexer"]
+    index = indexer.LightningIndexer(CONFIG, 4).apply(
+        {"params": params}, jnp.asarray(x), jnp.asarray(latent), places
+    )
+    return difference(index_scores(*index), theirs)
+
+
 def off_packed(seen):
     """How far CSA of a packed row is from CSA of its documents alone, of 21 and 27 tokens."""
     layer = tiny.LAYERS.index(CSA)
@@ -123,6 +138,7 @@ PARTS = {
     "window": functools.partial(off_attention, kind=WINDOW),
     "CSA": functools.partial(off_attention, kind=CSA),
     "HCA": functools.partial(off_attention, kind=HCA),
+    "index scores": off_index_scores,
     "packed CSA": off_packed,
     "experts by table": functools.partial(off_experts, layer=0),
     "experts by router": functools.partial(off_experts, layer=1),
@@ -317,6 +333,24 @@ MISTAKES = {
     "series 0 read across a border": (
         "packed CSA",
         windows_with(lambda w, size: dict(follows=w.tokens[..., 0] >= size)),
+    ),
+    "one iteration of Sinkhorn's too few": (
+        "streams",
+        replaced(streams, "sinkhorn", lambda right: lambda c, n, eps: right(c, n - 1, eps)),
+    ),
+    "no sink": (
+        "window",
+        replaced(
+            attention, "Keys", lambda right: lambda kv, of, sink, *a: right(kv, of, sink - 99, *a)
+        ),
+    ),
+    "index scores not scaled by their heads": (
+        "index scores",
+        replaced(
+            indexer,
+            "Index",
+            lambda right: lambda q, k, w: right(q, k, w * CONFIG.index_n_heads**0.5),
+        ),
     ),
     "entry seen one token early": (
         "HCA",

@@ -11,6 +11,7 @@ import pytest
 import torch
 from flax.traverse_util import flatten_dict
 
+from deepseek_jax.models.layers import has_gradient
 from deepseek_jax.models.v4.decoder import forward, init_params
 from tests.models.v4 import tiny
 
@@ -35,6 +36,21 @@ def test_the_parameters_are_the_tensors_of_transformers(params):
     """Oracle: the shapes of transformers' tensors, by tiny.params."""
     made = jax.eval_shape(lambda: nn.unbox(init_params(CONFIG, jax.random.key(0))))
     assert jax.tree.map(np.shape, made) == jax.tree.map(np.shape, params)
+
+
+def test_no_optimizer_moves_biases_tables_indexers_and_later_tokens(params):
+    """Oracle: by hand, which parameters the loss of the next token trains; else weight decay would shrink
+    them.
+    """
+    unmoved = {
+        path
+        for path in flatten_dict(dict(params, mtp_0=dict(hidden_input=0)))
+        if not has_gradient(tuple(jax.tree_util.DictKey(key) for key in path))
+    }
+    indexers = {path for path in unmoved if path[2:3] == ("indexer",)}
+    routers = [("layers_0", "ffn", "expert_table")]
+    routers += [(f"layers_{layer}", "ffn", "router_bias") for layer in (1, 2, 3)]
+    assert unmoved - indexers == {*routers, ("mtp_0", "hidden_input")} and len(indexers) == 2 * 6
 
 
 def test_logits_agree(model, params):
