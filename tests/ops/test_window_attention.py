@@ -50,8 +50,8 @@ def test_one_softmax_is_over_window_entries_and_sink(monkeypatch, what, blocks):
     q, kv, entries, sink = operands()
     bits, chosen = random_selection()
     attended = dict(window=0 * SEEN, entries=SEEN, selected=SEEN & chosen)[what]
-    given = Entries(entries, WINDOWS, bits if what == "selected" else None)
-    keys = Keys(kv, SEGMENTS, sink, None if what == "window" else given)
+    all_entries = Entries(entries, WINDOWS, bits if what == "selected" else None)
+    keys = Keys(kv, SEGMENTS, sink, None if what == "window" else all_entries)
     ours = attend_window(q, keys, window=WINDOW, scale=SCALE)
     np.testing.assert_allclose(ours, loop_attend(q, kv, entries, sink, attended), **CLOSE)
 

@@ -161,8 +161,9 @@ class V4Config:
                 )
         if any(ratios[layers:]):
             raise ValueError(
-                f"compress_ratios{list(ratios[layers:])} after num_hidden_layers={layers} entries "
-                "are of multi-token prediction, which compresses nothing; set them to 0"
+                f"compress_ratios ends with {', '.join(map(str, ratios[layers:]))} after the "
+                f"num_hidden_layers={layers} layers: multi-token prediction compresses nothing; set "
+                "these entries to 0"
             )
 
     def _check_types(self):
@@ -171,6 +172,10 @@ class V4Config:
             raise ValueError(
                 f"layer_types has {len(types)} entries for num_hidden_layers="
                 f"{self.num_hidden_layers}; give one for each layer"
+            )
+        if WINDOW in rates:
+            raise ValueError(
+                f"compress_rates has a ratio for {WINDOW!r}, which has none; leave it out"
             )
         for kind in sorted({*types} - {WINDOW}):
             if kind not in KIND_OF.values():

@@ -68,7 +68,9 @@ class MoE(nn.Module):
             segment_ids,
             num_experts_per_tok=cfg.num_experts_per_tok,
         )
-        return y_btd, Routing(expert_load(experts_bta, e, segment_ids > 0), balance, overflows)
+        # A NaN balance (an earlier layer gave NaN) makes the load NaN, so the bias update skips this layer
+        load = expert_load(experts_bta, e, segment_ids > 0) + 0 * balance
+        return y_btd, Routing(load, balance, overflows)
 
     def _choose(self, logits_bte, tokens):
         """Choose the experts int32[b t a] of all tokens, and their weights float32[b t a]."""

@@ -134,7 +134,10 @@ def test_ratios_and_types_say_the_same():
         (dict(tie_word_embeddings=True), ["tie_word_embeddings=True"]),
         (dict(compress_ratios=[0] * 42), ["compress_ratios has 42", "num_hidden_layers=43"]),
         (dict(compress_ratios=[0, 8] * 22), ["compress_ratios: 8", "0, 4, 128", "layer_types"]),
-        (dict(compress_ratios=[0] * 43 + [4]), ["compress_ratios[4]", "num_hidden_layers=43"]),
+        (
+            dict(compress_ratios=[0] * 43 + [4]),
+            ["compress_ratios ends with 4", "num_hidden_layers=43"],
+        ),
         (dict(compress_ratios=None), ["compress_ratios", "layer_types"]),
         (dict(compress_rates=((CSA, 4),)), ["compress_rates", "layer_types"]),
         (dict(layer_types=[WINDOW] * 43), ["compress_ratios", "layer_types", "not both"]),
@@ -162,6 +165,7 @@ def test_what_is_not_deepseek_v4_is_an_error_that_names_the_field(change, words)
     [
         (dict(layer_types=(WINDOW, CSA)), ["layer_types has 2", "num_hidden_layers=4"]),
         (dict(compress_rates=((CSA, 4),)), ["compress_rates", f"'{HCA}'"]),
+        (dict(compress_rates=(*tiny.RATES, (WINDOW, 4))), ["compress_rates", f"'{WINDOW}'"]),
         (dict(layer_types=(WINDOW,) * 4, indexer_loss="dense"), ["indexer_loss='dense'", "'none'"]),
         (dict(layer_types=("full_attention",) * 4), ["layer_types", "'full_attention'", CSA]),
     ],

@@ -31,30 +31,30 @@ CAUGHT = 1e-4
 MSCALE = yarn_mscale(tiny.YARN["factor"], 1.0)
 
 
-class Seen(NamedTuple):
-    """What transformers' modules read and returned. module: its name -> (input, result)."""
+class Recording(NamedTuple):
+    """transformers' tensors, and {name of a module: (its input, its result)} of one forward pass."""
 
-    named: dict[str, np.ndarray]
-    module: dict[str, tuple[Any, Any]]
+    tensors: dict[str, np.ndarray]
+    calls: dict[str, tuple[Any, Any]]
 
 
 @pytest.fixture(scope="module")
-def seen():
+def recording():
     model = tiny.hf_model()
-    module = {}
+    calls = {}
 
     def keep(name, _, arguments, result):
-        module[name] = arguments[0] if arguments else None, result
+        calls[name] = arguments[0] if arguments else None, result
 
     for name, part in model.named_modules():
         part.register_forward_hook(functools.partial(keep, name))
     with torch.no_grad():
         model(torch.tensor(TOKENS))
-    return Seen(tiny.tensors(model), module)
+    return Recording(tiny.tensors(model), calls)
 
 
-def params_of(seen, layer, **options):
-    return tiny.params(seen.named, CONFIG, **options)[f"layers_{layer}"]
+def params_of(recording, layer, **options):
+    return tiny.params(recording.tensors, CONFIG, **options)[f"layers_{layer}"]
 
 
 def difference(ours, theirs):
@@ -69,31 +69,34 @@ def run_attention(params, layer, x, positions=POSITIONS, segments=ONES):
     return module.apply({"params": params["attention"]}, jnp.asarray(x), places)[0]
 
 
-def off_attention(seen, kind, **options):
+def off_attention(recording, kind, **options):
     """How far the attention of a kind of layer is from transformers'."""
     layer = tiny.LAYERS.index(kind)
-    x, (theirs, _) = seen.module[f"model.layers.{layer}.self_attn"]
-    return difference(run_attention(params_of(seen, layer, **options), layer, x), theirs)
+    x, (theirs, _) = recording.calls[f"model.layers.{layer}.self_attn"]
+    return difference(run_attention(params_of(recording, layer, **options), layer, x), theirs)
 
 
-def off_index_scores(seen):
+def off_index_scores(recording):
     """How far the indexer's scores are from transformers', which chooses alike if they are scaled wrongly."""
     layer = tiny.LAYERS.index(CSA)
     name = f"model.layers.{layer}.self_attn"
-    x, latent = seen.module[name][0], seen.module[f"{name}.q_a_norm"][1]
-    theirs = seen.module[f"{name}.compressor.indexer.scorer"][1]
+    x, latent = recording.calls[name][0], recording.calls[f"{name}.q_a_norm"][1]
+    theirs = recording.calls[f"{name}.compressor.indexer.scorer"][1]
     places = compressor.places(CONFIG, 4, jnp.asarray(POSITIONS), jnp.asarray(ONES))
-    params = params_of(seen, layer)["attention"]["indexer"]
+    params = params_of(recording, layer)["attention"]["indexer"]
     index = indexer.LightningIndexer(CONFIG, 4).apply(
         {"params": params}, jnp.asarray(x), jnp.asarray(latent), places
     )
     return difference(index_scores(*index), theirs)
 
 
-def off_packed(seen):
+def off_packed(recording):
     """How far CSA of a packed row is from CSA of its documents alone, of 21 and 27 tokens."""
     layer = tiny.LAYERS.index(CSA)
-    x, params = seen.module[f"model.layers.{layer}.self_attn"][0][:1], params_of(seen, layer)
+    x, params = (
+        recording.calls[f"model.layers.{layer}.self_attn"][0][:1],
+        params_of(recording, layer),
+    )
     parts = [slice(0, 21), slice(21, 48)]
     positions = np.concatenate([np.arange(21), np.arange(27)])[None]
     segments = np.repeat([1, 2], [21, 27])[None]
@@ -106,31 +109,31 @@ def off_packed(seen):
     )
 
 
-def off_experts(seen, layer):
+def off_experts(recording, layer):
     """How far the experts of a layer are from transformers'."""
-    x, theirs = seen.module[f"model.layers.{layer}.mlp"]
+    x, theirs = recording.calls[f"model.layers.{layer}.mlp"]
     module = moe.MoE(CONFIG, CONFIG.layers[layer].has_table)
-    params = params_of(seen, layer)["ffn"]
+    params = params_of(recording, layer)["ffn"]
     return difference(module.apply({"params": params}, jnp.asarray(x), TOKENS, ONES)[0], theirs)
 
 
-def off_streams(seen):
+def off_streams(recording):
     """How far a sublayer's input, and the streams after it, are from transformers'."""
-    x, (write, carry, theirs) = seen.module["model.layers.1.attn_hc"]
-    output = seen.module["model.layers.1.self_attn"][1][0]
+    x, (write, carry, theirs) = recording.calls["model.layers.1.attn_hc"]
+    output = recording.calls["model.layers.1.self_attn"][1][0]
     # What transformers' decoder layer does with the results
     written = write[..., None] * output[:, :, None] + carry.transpose(-1, -2) @ x
-    params = params_of(seen, 1)["attention_mixing"]
+    params = params_of(recording, 1)["attention_mixing"]
     x, output = jnp.asarray(x), jnp.asarray(output)
     mixing = StreamMixing(CONFIG).apply({"params": params}, x)
     ours = streams.read(x, mixing.read)
     return max(difference(ours, theirs), difference(streams.write(x, output, mixing), written))
 
 
-def off_end(seen):
+def off_end(recording):
     """How far the last sum of the streams is from transformers'."""
-    x, theirs = seen.module["model.hc_head"]
-    params = tiny.params(seen.named, CONFIG)["stream_end"]
+    x, theirs = recording.calls["model.hc_head"]
+    params = tiny.params(recording.tensors, CONFIG)["stream_end"]
     return difference(StreamEnd(CONFIG).apply({"params": params}, jnp.asarray(x)), theirs)
 
 
@@ -148,11 +151,11 @@ PARTS = {
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_each_module_computes_what_transformers_computes(seen, part):
+def test_each_module_computes_what_transformers_computes(recording, part):
     """Oracle: the results of transformers' modules, hooked in a forward pass, on the inputs that they saw;
     of packed rows each document alone.
     """
-    assert PARTS[part](seen) < CLOSE
+    assert PARTS[part](recording) < CLOSE
 
 
 def replaced(module, name, wrap):
@@ -362,13 +365,13 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_planted_mistake_is_caught(seen, monkeypatch, mistake):
+def test_a_planted_mistake_is_caught(recording, monkeypatch, mistake):
     """Oracle: the comparison above, which this code passes without the mistake."""
     part, plant = MISTAKES[mistake]
     plant(monkeypatch)
-    assert PARTS[part](seen) > CAUGHT
+    assert PARTS[part](recording) > CAUGHT
 
 
-def test_pairs_side_by_side_are_caught(seen):
+def test_pairs_side_by_side_are_caught(recording):
     """Oracle: as above: a checkpoint's order of rotary pairs read as ours, which has them apart."""
-    assert off_attention(seen, WINDOW, order=lambda array, axis=-1: array) > CAUGHT
+    assert off_attention(recording, WINDOW, order=lambda array, axis=-1: array) > CAUGHT

@@ -112,3 +112,17 @@ def test_the_indexers_loss_trains_indexers_and_nothing_else(params):
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
         is_of_indexer = any(key.key == "indexer" for key in path)
         assert np.asarray(gradient).any() == is_of_indexer, path
+
+
+def test_routing_counts_real_tokens_and_a_layer_of_nan_counts_none(params):
+    """Oracle: 30 real tokens of 3 experts each, in each of 4 layers; NaN, where a finite load would move a
+    bias.
+    """
+    segments = np.repeat([[1, 0]], [30, 18], axis=1)
+
+    def load(params):
+        states = run_layers(CONFIG, params, jnp.asarray(TOKENS), segment_ids=jnp.asarray(segments))
+        return np.asarray(states.report.routing.load)
+
+    np.testing.assert_array_equal(load(params).sum(-1), [90] * 4)
+    assert np.isnan(load(params | dict(embedding=params["embedding"] * np.nan))).all()
