@@ -373,7 +373,7 @@ def test_a_rollout_that_is_asked_for_no_more_than_a_length(monkeypatch):
     opened = []
 
     class Nothing:
-        kept = None
+        token_choices = None
 
         def __init__(self, decoding, sampling, eos_ids, params, requests):
             opened.append(((decoding, sampling, eos_ids), requests.keys))

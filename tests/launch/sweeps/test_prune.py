@@ -69,6 +69,8 @@ def test_a_step_of_reinforcement_has_its_reward_models():
     config = grpo_small.get_config()
     config.unlock()
     config.rewards.liked = 1.0
+    # On the way nothing is measured, which reward models would score too
+    config.eval_every = 0
     config.reward_models = dict(liked=dict(path="nowhere"))
     settings, programs = programs_of(config)
     (scores,) = [program for program in programs if program.part == REWARD]
