@@ -65,11 +65,10 @@ def attend_window(q_bthx, keys: Keys, *, window: int, scale: float):
         kv_bsx, weights_bhts, weights_bhtw = attention_weights(
             keys, block, window=window, scale=scale
         )
-        out_bthx = dot("bhts,bsx->bthx", weights_bhts.astype(kv_bsx.dtype), kv_bsx)
+        out_bthx = _weighted(weights_bhts, kv_bsx)
         if keys.entries is None:
             return out_bthx
-        weights_bhtw = weights_bhtw.astype(kv_bsx.dtype)
-        return out_bthx + dot("bhtw,bwx->bthx", weights_bhtw, keys.entries.kv)
+        return out_bthx + _weighted(weights_bhtw, keys.entries.kv)
 
     return by_query_blocks(one_block, keys, q_bthx)
 
@@ -126,8 +125,19 @@ def attention_weights(keys: Keys, block, *, window: int, scale: float):
 
 
 def _scores(q_bthx, kv_bsx, is_seen_bts, scale):
-    scores_bhts = dot("bthx,bsx->bhts", q_bthx, kv_bsx, jnp.float32) * scale
-    return jnp.where(is_seen_bts[:, None], scores_bhts, MASKED)
+    b, t, h, x = q_bthx.shape
+    # m: heads and queries. All heads read one key, so that they are rows of one product
+    q_bmx = jnp.moveaxis(q_bthx, 2, 1).reshape(b, h * t, x)
+    scores_bms = dot("bmx,bsx->bms", q_bmx, kv_bsx, jnp.float32) * scale
+    return jnp.where(is_seen_bts[:, None], scores_bms.reshape(b, h, t, -1), MASKED)
+
+
+def _weighted(weights_bhts, kv_bsx):
+    """Sum keys by weight, in their dtype: [b t h x]."""
+    b, h, t, s = weights_bhts.shape
+    weights_bms = weights_bhts.reshape(b, h * t, s).astype(kv_bsx.dtype)
+    out_bmx = dot("bms,bsx->bmx", weights_bms, kv_bsx)
+    return jnp.moveaxis(out_bmx.reshape(b, h, t, -1), 1, 2)
 
 
 def attended_entries(entries: Entries, segments_bt, *bits_and_at):
