@@ -32,7 +32,7 @@ class Entries(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """What the queries of a layer attend to.
+    """Tokens, entries and sink that the queries of a layer attend to.
 
     Attributes:
         kv: [b s x], of the tokens.

@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import textwrap
 import time
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -40,18 +39,17 @@ from deepseek_jax.models.decoder import count_params
 from deepseek_jax.named_code import code_digests
 from deepseek_jax.parallel.host_memory import device_bytes
 from deepseek_jax.parallel.processes import first_process, say
-from deepseek_jax.programs import command
-from deepseek_jax.progress import duration, waiting_for
+from deepseek_jax.progress import waiting_for
 from deepseek_jax.recipes.checks import check_slots, largest_batch
 from deepseek_jax.recipes.kinds.paying import RewardSource
 from deepseek_jax.recipes.live_page import LivePage
 from deepseek_jax.recipes.origin import Origin
 from deepseek_jax.recipes.page import write_page
 from deepseek_jax.recipes.results import Results
+from deepseek_jax.recipes.run_lines import say_end, say_plan, say_wrapped
 from deepseek_jax.recipes.run_record import RunRecord, model_facts, start_facts
 from deepseek_jax.recipes.stage import SCORES, Context, Stage
 from deepseek_jax.recipes.workdir import Claim
-from deepseek_jax.reports.page import Page
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.lineage import (
     CHECKPOINTS,
@@ -70,8 +68,6 @@ Standings = Mapping[str, tuple[Inputs, StageState]]
 # The check of memory traces every program. It is skipped if a device has room for this many float32
 # copies of the largest model's parameters and of the largest batch
 SMALL = 256
-# Columns of the lines about a run
-WIDTH = 80
 
 
 def configs_of(stages: list[Stage]) -> dict[str, ModelConfig]:
@@ -350,11 +346,7 @@ class _Running:
             else:
                 say(label)
                 if stage.expect:
-                    say(
-                        textwrap.fill(
-                            stage.expect, WIDTH, initial_indent="  ", subsequent_indent="  "
-                        )
-                    )
+                    say_wrapped(stage.expect, indent="  ")
             with waiting_for(f"in {label}", soon=math.inf):
                 try:
                     self._keep(stage, inputs)
@@ -496,7 +488,7 @@ def run(
             stage_standing.complete for _, stage_standing in standings.values()
         )
         if not is_complete:
-            _say_plan(running.stages, running.configs)
+            say_plan(running.stages, running.configs)
             running.check_data()
             standings = standings or running.standings()
         if not redo:
@@ -521,57 +513,8 @@ def run(
             # Again: the page may show what the report has computed
             running.page.draw()
             seconds = 0 if is_complete else time.monotonic() - began
-            _say_end(running.stages, run.folder, recipe.page(running.results), seconds)
-
-
-def _say_plan(stages: list[Stage], configs: Mapping[str, ModelConfig]):
-    """Print what a run is about to do: its models, their parameters, its stages and their steps."""
-    # Stages may give one model other options, such as a dtype
-    texts = [_described_model(config) for config in dict.fromkeys(configs.values())]
-    for text in dict.fromkeys(texts):
-        say(f"model: {text}")
-    steps = ", ".join(
-        f"{stage.name} {stage.settings.num_steps:,}"
-        for stage in stages
-        if not stage.measures and isinstance(stage.settings, LoopSettings)
-    )
-    text = f"{len(stages)} stages" + (f"; steps of training: {steps}" if steps else "")
-    say(textwrap.fill(text, WIDTH, subsequent_indent="  "))
-
-
-def _say_end(stages: list[Stage], folder: Path, page: Page, seconds: float):
-    """Print the first score before and after, how long it took, and how to go on.
-
-    Args:
-        seconds: What this start took; 0 if it found the run complete.
-    """
-    took = f" in {duration(seconds)}" if seconds else ", and was before this start"
-    say(f"complete: {len(stages)} of {len(stages)} stages{took}")
-    for before, after in page.compared:
-        # A recipe may measure what is no score
-        for score, (mean, *_) in list(page.scores[after].items())[:1]:
-            start = page.scores.get(before or "", {}).get(score)
-            means = [mean] if start is None else [start[0], mean]
-            texts = [format(number, page.form_of(score)) for number in means]
-            say(f"  {after}: {page.title_of(score)} {' -> '.join(texts)}")
-    say(f"  page: {folder / 'report.html'}")
-    name = left_by(stages)
-    if any(stage.name == name and stage.leaves_policy for stage in stages):
-        say(f"  chat: {command('chat')} {folder}")
-
-
-def _described_model(config: ModelConfig) -> str:
-    layers = config.num_hidden_layers
-    counts = f"{layers} layer{'' if layers == 1 else 's'}, {_shortened(count_params(config))}"
-    return f"{config.model_type}, {counts} parameters"
-
-
-def _shortened(number: int) -> str:
-    """Return a number as in "1,234,567" or "671.0 billion"."""
-    for unit, size in (("billion", 10**9), ("million", 10**6)):
-        if number >= 10 * size:
-            return f"{number / size:,.1f} {unit}"
-    return f"{number:,}"
+            result = left_by(running.stages)
+            say_end(running.stages, result, run.folder, recipe.page(running.results), seconds)
 
 
 def left_by(stages: list[Stage]) -> str | None:

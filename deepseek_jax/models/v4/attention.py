@@ -40,8 +40,9 @@ class WindowAttention(nn.Module):
         self.kv_norm = RMSNorm(cfg, x, "head_dim")
         self.sink_h = weight(self, "sink_bias", init=nn.initializers.zeros, heads=h)
         # Heads of one group are projected together, and groups apart
-        sizes = dict(out_groups=g, group_heads=h // g, head_dim=x, out_lora=c)
-        self.w_out_down = weight(self, "out_down", **sizes)
+        self.w_out_down = weight(
+            self, "out_down", out_groups=g, group_heads=h // g, head_dim=x, out_lora=c
+        )
         self.w_out_up = weight(self, "out_up", out_groups=g, out_lora=c, embed=d)
         if kind.rate:
             overlaps = kind.attention == CSA

@@ -218,7 +218,7 @@ class V4Config:
 
     @property
     def layers(self) -> tuple[LayerKind, ...]:
-        """What each layer is, without those of multi-token prediction."""
+        """The LayerKind of each layer; layers of multi-token prediction are not among them."""
         if self.compress_ratios is not None:
             ratios = self.compress_ratios[: self.num_hidden_layers]
             kinds = [(KIND_OF[ratio], ratio) for ratio in ratios]

@@ -27,7 +27,7 @@ from deepseek_jax.trees import PyTree
 
 
 class Rows(NamedTuple):
-    """What all layers read of the rows of a batch.
+    """Tokens and places of a batch, which all layers read.
 
     Attributes:
         tokens: int32[b t].

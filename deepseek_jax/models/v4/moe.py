@@ -108,7 +108,7 @@ def spread_table(n_routed_experts: int):
 
 
 class ClampedMLP(nn.Module):
-    """A gated MLP whose halves are clamped, see ops.gated_mlp.swiglu.
+    """A gated MLP with clamped halves, see ops.gated_mlp.swiglu.
 
     Attributes:
         config: The model.
