@@ -16,6 +16,8 @@ from deepseek_jax.ops.gated_mlp import gated_mlp, swiglu
 from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.parallel.few_tokens import Split, added_up
 from deepseek_jax.parallel.linear import by_token
+from deepseek_jax.parallel.rules import RULES
+from deepseek_jax.parallel.shard import current_rules
 from deepseek_jax.trees import PyTree
 
 # The module of V3.2's attention that selects keys
@@ -150,8 +152,8 @@ def input_axes(path, contracted: dict[str, int]):
 def linear(config: ModelConfig, spec: str, x, w, *, power_of_two: bool = False):
     """Compute the product of a Linear layer, in FP8 where config.fp8 is set.
 
-    The product is ops.dot.dot, or ops.fp8_dot.fp8_dot under config.fp8; in FP8 each device of a
-    mesh multiplies its own tokens. Embedding, output head, router and attention's products of
+    The product is ops.dot.dot, or ops.fp8_dot.fp8_dot under config.fp8; each device of a mesh
+    multiplies its own tokens. Embedding, output head, router and attention's products of
     queries, keys and values never use FP8 and do not call this (arXiv:2412.19437, section 3.3.1).
 
     Args:
@@ -162,9 +164,13 @@ def linear(config: ModelConfig, spec: str, x, w, *, power_of_two: bool = False):
         power_of_two: FP8's scales for x are powers of two.
     """
     if config.fp8:
+        # FP8 rounds the master weights themselves
         product = functools.partial(fp8_dot, spec, power_of_two=power_of_two)
-        return by_token(product, spec, x, w)
-    return dot(spec, x, w)
+        return by_token(product, spec, x, w, "float32")
+    if current_rules() is not RULES:
+        # In a rollout no weight is gathered
+        return dot(spec, x, w)
+    return by_token(functools.partial(dot, spec), spec, x, w, config.dtype)
 
 
 # The logical axes of gate and up: with an axis of the two halves, or with both halves in the axis mlp

@@ -11,17 +11,19 @@ from deepseek_jax.ops.fp8_grouped import expert_block, grouped_fp8
 from deepseek_jax.ops.remat import save_for_backward
 
 
-def swiglu(gate, up, limit: float | None = None):
-    """Return silu(gate) * up (arXiv:2002.05202), in float32, rounded once to their dtype.
+def swiglu(gate, up, limit: float | None = None, weight=1.0):
+    """Return silu(gate) * up (arXiv:2002.05202) times a weight, in float32, rounded once.
 
     Args:
         gate: [... f].
         up: [... f].
         limit: Clamp gate to at most this and up to this size (arXiv:2606.19348). None: no clamp.
+        weight: Float32, of a shape that broadcasts.
     """
     if limit is not None:
         gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)
-    return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
+    product = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32) * weight
+    return product.astype(gate.dtype)
 
 
 def gated_mlp(x, w_gate_up, w_down):
@@ -62,6 +64,9 @@ def run_sorted(kernels, rows_rzx, rows_per_expert):
 def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8: bool, limit: float | None = None):
     """Return each token's weighted sum over its experts' gated MLPs: [m d].
 
+    A row is weighed before the down product, which is linear. Then the gradient of a weight is a
+    dot product of hidden rows, and the backward pass needs no expert's output.
+
     Args:
         experts_ma: int32.
         weights_ma: float32.
@@ -81,5 +86,6 @@ def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8: bool, limit: floa
     rows_rd = grouped.rows_by_expert(x_md, layout)
     hidden_rz = up_matmul(rows_rd, w_gate_up.reshape(e, d, -1), layout.rows_per_expert)
     gate_rf, up_rf = jnp.split(save_for_backward(hidden_rz), 2, axis=-1)
-    out_rd = matmul(swiglu(gate_rf, up_rf, limit), w_down, layout.rows_per_expert)
-    return grouped.combine(out_rd, weights_ma, layout)
+    weight_r1 = grouped.weight_of_rows(weights_ma, layout)[:, None]
+    out_rd = matmul(swiglu(gate_rf, up_rf, limit, weight_r1), w_down, layout.rows_per_expert)
+    return grouped.summed(out_rd, layout)

@@ -141,36 +141,35 @@ rows_by_expert.defvjp(lambda x, layout: (rows_by_expert(x, layout), layout), _ro
 
 
 @jax.custom_vjp
+def summed(rows, layout):
+    """Sum the rows of each token's choices in float32: rows [r d] -> [m d].
+
+    It is the transpose of rows_by_expert, and so is its gradient.
+    """
+    return _of_choices(rows, layout).sum(1, dtype=jnp.float32).astype(rows.dtype)
+
+
+summed.defvjp(
+    lambda rows, layout: (summed(rows, layout), layout),
+    lambda layout, cotangent: (_of_rows(cotangent, layout), None),
+)
+
+
+def weight_of_rows(weights, layout):
+    """Return the weight of each row's choice, 0 on padding rows: float32[m a] -> float32[rows]."""
+    return jnp.zeros(layout.token_of_row.size).at[layout.row_of_choice].set(weights)
+
+
 def combine(rows, weights, layout):
-    """Sum each token's expert outputs in float32: rows [r d], weights float32[m a] -> [m d]."""
+    """Sum each token's rows by weight in float32: rows [r d], weights float32[m a] -> [m d]."""
     chosen_mad = _of_choices(rows, layout)
-    return _float32("mad,ma->md", chosen_mad, weights).astype(rows.dtype)
-
-
-def _float32(spec, rows, operand):
-    """Compute an einsum at the precision of rows, into float32."""
     return jnp.einsum(
-        spec, rows, operand, precision=precision_of(rows), preferred_element_type=jnp.float32
-    )
-
-
-def _combine_forward(rows, weights, layout):
-    return combine(rows, weights, layout), (rows, weights, layout)
-
-
-def _combine_backward(saved, cotangent):
-    rows, weights, layout = saved
-    # Gather vectors, as rows_by_expert does. Scatter only weights, one number per choice
-    weight_r = jnp.zeros(len(rows), weights.dtype).at[layout.row_of_choice].set(weights)
-    cotangent_rd = _of_rows(cotangent, layout)
-    chosen_mad = _of_choices(rows, layout)
-    d_weights = _float32("mad,md->ma", chosen_mad, cotangent)
-    # Without the barrier XLA rounds later, and first copies the float32 product to another layout
-    d_rows = jax.lax.optimization_barrier((cotangent_rd * weight_r[:, None]).astype(rows.dtype))
-    return d_rows, d_weights.astype(weights.dtype), None
-
-
-combine.defvjp(_combine_forward, _combine_backward)
+        "mad,ma->md",
+        chosen_mad,
+        weights,
+        precision=precision_of(rows),
+        preferred_element_type=jnp.float32,
+    ).astype(rows.dtype)
 
 
 def grouped_matmul(rows, kernel, rows_per_expert, *, implementation: str | None = None):

@@ -11,9 +11,10 @@ from jax.sharding import PartitionSpec
 
 from deepseek_jax.ops.grouped_matmul import (
     capacity_layout,
-    combine,
     expert_layout,
     rows_by_expert,
+    summed,
+    weight_of_rows,
     whole_tiles,
 )
 from deepseek_jax.ops.platform import choose, form_of
@@ -165,9 +166,9 @@ def _padded(expert_axes, run_experts, x_md, experts_ma, weights_ma, kernels):
 
     received_rd = _to_peers(expert_axes, rows_by_expert(x_md, layout))
     received_r1 = _to_peers(expert_axes, expert_r)[:, None]
-    # Weights of 1: the sender multiplies the results by the weights, so weights do not travel
-    done_rd = run_experts(received_rd, received_r1, jnp.ones(received_r1.shape), kernels)
-    return combine(_to_peers(expert_axes, done_rd), weights_ma, layout), None
+    weight_r1 = _to_peers(expert_axes, weight_of_rows(weights_ma, layout))[:, None]
+    done_rd = run_experts(received_rd, received_r1, weight_r1, kernels)
+    return summed(_to_peers(expert_axes, done_rd), layout), None
 
 
 def _to_peers(expert_axes, rows):
@@ -296,11 +297,21 @@ class _Exchange(NamedTuple):
             jnp.append(count_se, rows - count_se.sum()),
             total_repeat_length=rows,
         )
-        sent_rd = rows_by_expert(x_md, layout)
-        received_rd = _send(self.over, experts_ma.size, rows, sent_rd, plan_there, plan_back)
-        done_rd = self.run_experts(received_rd, expert_r[:, None], jnp.ones((rows, 1)), kernels)
-        returned_rd = _send(self.over, rows, experts_ma.size, done_rd, plan_back, plan_there)
-        return combine(returned_rd, weights_ma, layout)
+
+        def received(rows_here):
+            return _send(self.over, experts_ma.size, rows, rows_here, plan_there, plan_back)
+
+        # Rows are weighed where they arrive. So the backward pass needs no expert's output, and no row
+        # makes the way back again
+        done_rd = self.run_experts(
+            received(rows_by_expert(x_md, layout)),
+            expert_r[:, None],
+            received(weight_of_rows(weights_ma, layout))[:, None],
+            kernels,
+        )
+        return summed(
+            _send(self.over, rows, experts_ma.size, done_rd, plan_back, plan_there), layout
+        )
 
 
 def receive_rows(choices, shards: int, num_local_experts: int, share: float | None):

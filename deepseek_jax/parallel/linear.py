@@ -1,4 +1,4 @@
-"""The product of a Linear layer where each device multiplies its own tokens, as a kernel needs."""
+"""The product of a Linear layer where each device multiplies its own tokens by a gathered weight."""
 
 import re
 from collections.abc import Callable
@@ -14,11 +14,14 @@ OF_ACTIVATIONS = dict(b="batch", t="seq", h="heads", f="mlp")
 OF_WEIGHTS = dict(d="embed", q="q_lora", c="kv_lora", j="index_heads")
 
 
-def by_token(product: Callable, spec: str, x: jax.Array, w: jax.Array) -> jax.Array:
+def by_token(
+    product: Callable, spec: str, x: jax.Array, w: jax.Array, gathered_dtype: str
+) -> jax.Array:
     """Call product(x, w, out_dtype) on each device's own tokens.
 
     A device gathers what other devices store of w, except that heads and the widths of MLPs stay
-    split; partial results, and partial gradients of x, add up in float32. Without a mesh nothing is
+    split; partial results, and partial gradients of x, add up in float32. XLA alone would make some
+    of these gathers out of all-reduces, which send twice the bytes. Without a mesh nothing is
     split. FP8's tiles end with a device's share: if that is no multiple of 128, another mesh rounds
     differently.
 
@@ -29,6 +32,7 @@ def by_token(product: Callable, spec: str, x: jax.Array, w: jax.Array) -> jax.Ar
             attention.
         x: Activations.
         w: The weight.
+        gathered_dtype: The dtype in which it is gathered, see gather.gathered.
 
     Returns:
         The result, in x's dtype.
@@ -68,8 +72,7 @@ def by_token(product: Callable, spec: str, x: jax.Array, w: jax.Array) -> jax.Ar
             gather_axes = [
                 axis for axis in split_over(mesh, w_spec[dim]) if axis not in split_axes[letter]
             ]
-            # FP8 rounds the master weights themselves
-            w = gathered(mesh, w, tuple(gather_axes), dim, "float32")
+            w = gathered(mesh, w, tuple(gather_axes), dim, gathered_dtype)
         y = product(x, w, jnp.float32 if partial_axes else dtype)
         return jax.lax.psum(y, partial_axes).astype(dtype) if partial_axes else y
 

@@ -33,13 +33,13 @@ def inputs():
 
 
 def mixture(x, kernel, weights, experts, implementation, block):
-    """Lay out, multiply, combine: a layer of experts with one matrix each."""
+    """Lay out, weigh, multiply, sum: a layer of experts with one matrix each."""
     layout = grouped.expert_layout(experts, E, block)
-    rows = grouped.rows_by_expert(x, layout)
+    rows = grouped.rows_by_expert(x, layout) * grouped.weight_of_rows(weights, layout)[:, None]
     out = grouped.grouped_matmul(
         rows, kernel, layout.rows_per_expert, implementation=implementation
     )
-    return grouped.combine(out, weights, layout)
+    return grouped.summed(out, layout)
 
 
 def dense(x, kernel, weights, experts):

@@ -58,8 +58,9 @@ def run_experts(x_md, experts_ma, weights_ma, kernels):
     layout = grouped.expert_layout(experts_ma, len(up), 2)
     rows = grouped.rows_by_expert(x_md, layout)
     rows = jnp.tanh(grouped.grouped_matmul(rows, up, layout.rows_per_expert))
+    rows *= grouped.weight_of_rows(weights_ma, layout)[:, None]
     rows = grouped.grouped_matmul(rows, down, layout.rows_per_expert)
-    return grouped.combine(rows, weights_ma, layout)
+    return grouped.summed(rows, layout)
 
 
 def with_axes(arrays):

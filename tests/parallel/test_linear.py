@@ -37,7 +37,7 @@ def results(product, spec, mesh, sizes):
     x, w, probe = (normal(part, i, sizes) for i, part in enumerate(letters))
 
     def loss(x, w):
-        y = by_token(functools.partial(product, spec), spec, x, w)
+        y = by_token(functools.partial(product, spec), spec, x, w, "float32")
         return (y * probe).sum(), y
 
     with jax.set_mesh(mesh):
@@ -78,7 +78,7 @@ def test_partial_gradients_of_bfloat16_rows_add_up_in_float32():
 
     def gradient(mesh, x, w):
         def loss(x):
-            y = by_token(functools.partial(dot, spec), spec, x, w)
+            y = by_token(functools.partial(dot, spec), spec, x, w, "float32")
             return (y * probe.astype(y.dtype)).sum(dtype=jnp.float32)
 
         with jax.set_mesh(mesh):
@@ -117,7 +117,7 @@ def test_a_decoding_step_keeps_weights_split_by_head():
     @jax.jit
     def step(x, w):
         with decoding_axes(heads, 1):
-            return by_token(functools.partial(dot, "bhu,hud->bd"), "bhu,hud->bd", x, w)
+            return by_token(functools.partial(dot, "bhu,hud->bd"), "bhu,hud->bd", x, w, "float32")
 
     with jax.set_mesh(mesh):
         placed = jax.device_put(w, jax.NamedSharding(mesh, jax.P("fsdp")))

@@ -10,6 +10,7 @@ import pytest
 
 COMPILE = """
 import json
+import sys
 import jax
 from jax.experimental import topologies
 topology = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1")
@@ -32,7 +33,7 @@ state = described(jax.eval_shape(lambda: TrainState.create(params, GRADIENTS)), 
 batch = make_batch(packed=True)
 batch = described(batch, {name: rows if x.ndim else everywhere for name, x in batch.items()})
 rng = described(jax.eval_shape(lambda: jax.random.key(0)), everywhere)
-step = make_step(ModelConfig(**V3, scan_layers=True), micro_batches=1)
+step = make_step(ModelConfig(**V3, scan_layers=True, remat=sys.argv[1]), micro_batches=1)
 with jax.set_mesh(mesh):
     traced = jax.jit(step, out_shardings=(placed, None)).trace(state, batch, rng)
     program = traced.lower(lowering_platforms=("tpu",)).compile()
@@ -47,9 +48,11 @@ print("result", json.dumps(found))
 
 
 @pytest.mark.slow
-def test_tokens_travel_by_a_ragged_exchange_on_tpu():
+@pytest.mark.parametrize("remat, rows, weights", [("none", 4, 2), ("full", 5, 3)])
+def test_tokens_travel_by_a_ragged_exchange_on_tpu(remat, rows, weights):
     """Oracle: the compiler's own program for four v5p chips: in the scanned layer and in the multi-token
-    block, one ragged exchange there and one back, forward and backward; none that is padded.
+    block, one ragged exchange of rows there and one back, forward and backward, and none that is padded.
+    A recomputation sends rows there again, and none back. The weights go there, and their gradients back.
     """
     env = os.environ | {
         "PYTHONPATH": str(Path(__file__).parents[2]),
@@ -57,8 +60,8 @@ def test_tokens_travel_by_a_ragged_exchange_on_tpu():
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # libtpu locks the whole machine otherwise
     }
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE], env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", COMPILE, remat], env=env, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.split("result ")[1])
-    assert found == {"ragged-all-to-all": 2 * 2 * 2, "all-to-all": 0}
+    assert found == {"ragged-all-to-all": 2 * (rows + weights), "all-to-all": 0}

@@ -81,9 +81,9 @@ def distillation(rows, t):
 
 def linear(rows, t):
     def run(x, up, down):
-        y = by_token(functools.partial(dot, "btd,dzf->btzf"), "btd,dzf->btzf", x, up)
+        y = by_token(functools.partial(dot, "btd,dzf->btzf"), "btd,dzf->btzf", x, up, "float32")
         y = jnp.tanh(y).sum(2)
-        return by_token(functools.partial(dot, "btf,fd->btd"), "btf,fd->btd", y, down)
+        return by_token(functools.partial(dot, "btf,fd->btd"), "btf,fd->btd", y, down, "float32")
 
     return run, (normal(rows, t, D), normal(D, 2, 16), normal(16, D))
 
