@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tracemalloc
 
 import jax
 import ml_dtypes
@@ -10,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from deepseek_jax.checkpoint import load_v4, save_v4
+from deepseek_jax.checkpoint import hf_export, load_v4, save_v4
 from deepseek_jax.checkpoint.tree import by_path
 from deepseek_jax.models.v4.decoder import forward
 from tests.checkpoint import v4_released
@@ -153,6 +154,33 @@ def test_a_bfloat16_export_gives_transformers_our_logits(calm, tmp_path):
     print("off, of the largest logit:", off)
     # Measured: 0.012, 0.011 and 0.018: eight bits, through four layers
     assert max(off.values()) < 0.03
+
+
+@pytest.mark.parametrize("with_like", [False, True])
+def test_the_host_has_one_file_of_tensors_at_a_time(released, tmp_path, monkeypatch, with_like):
+    """Oracle: what numpy has allocated whenever a file is written: the file, and the two forms of its last
+    tensor, of 4.5 MB in all. A decoded copy of the model would be more.
+    """
+    folder, config, params = released
+    most, real, numpy_only = [], hf_export.save_file, np.lib.tracemalloc_domain
+
+    def save_file(tensors, path, **more):
+        traces = tracemalloc.take_snapshot().filter_traces(
+            [tracemalloc.DomainFilter(True, numpy_only)]
+        )
+        most.append(sum(trace.size for trace in traces.traces))
+        real(tensors, path, **more)
+
+    monkeypatch.setattr(hf_export, "save_file", save_file)
+    tracemalloc.start()
+    try:
+        like = folder if with_like else None
+        save_v4(tmp_path / "out", config, params, like=like, max_shard_size=300_000)
+    finally:
+        tracemalloc.stop()
+    print("files:", len(most), "bytes at most:", max(most))
+    assert len(most) > 5 and 100_000 < max(most) < 450_000
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(params)) > 4_500_000
 
 
 def test_numpy_parameters_are_written_too(released, tmp_path):

@@ -155,7 +155,7 @@ def test_a_folder_that_transformers_wrote_is_read(tmp_path, original):
         np.testing.assert_array_equal(leaf, wanted[path], err_msg=path)
 
 
-MESHES = [dict(expert=4, fsdp=2), dict(expert=2, fsdp=2, tensor=2), dict(fsdp=8)]
+MESHES = [dict(expert=4, fsdp=2), dict(expert=2, fsdp=2, tensor=2), dict(fsdp=4)]
 
 
 @pytest.mark.parametrize("sizes", others_slow(MESHES, MESHES[0]))
