@@ -89,9 +89,10 @@ def check_names(
     """
     for name in [*places, *originals]:
         if name not in files and name not in optional_names:
+            shape = list(places[originals.get(name, name)][0].turn.shape)
             raise ValueError(
-                f"{name} is missing from {_contents(files)}, though by config.json the model has it; "
-                "complete the download or correct config.json"
+                f"{name} is missing from {_contents(files)}, though by config.json the model has it, of "
+                f"shape {shape}; complete the download or correct config.json"
             )
     for name in files.names:
         shape = files.shape(name)

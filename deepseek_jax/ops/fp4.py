@@ -39,7 +39,7 @@ def quantize(x):
     """Round x to FP4, ties to the even code, with new scales.
 
     A scale is the smallest power of two by which no number of its tile exceeds 6, and 1 if the tile is all
-    zeros. This is the rounding of the released code.
+    zeros. The released code rounds an indexer's keys so; how its weights were rounded is not known.
 
     Args:
         x: float[... i j], finite; j is even.

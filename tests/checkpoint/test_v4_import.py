@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from jax.sharding import Mesh
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from deepseek_jax.checkpoint import load_params, load_v4
 from deepseek_jax.checkpoint.hf_files import HFFiles
@@ -324,7 +324,10 @@ FAULTS = {
         without("layers.1.attn.wq_a.weight"),
         ["layers.1.attn.wq_a.weight", "missing"],
     ),
-    "no tensor": (without("layers.3.attn.attn_sink"), ["layers.3.attn.attn_sink is missing"]),
+    "no tensor": (
+        without("layers.3.attn.attn_sink"),
+        ["layers.3.attn.attn_sink is missing", "of shape [4]"],
+    ),
     "no tensor of the later layer": (without("mtp.0.e_proj.weight"), ["mtp.0.e_proj"]),
     "a tensor too many": (
         lambda named: named.update({"layers.0.ffn.gate.bias": torch.zeros(8)}),
@@ -399,11 +402,3 @@ def test_the_reader_of_every_other_format_names_this_one(released):
     """Oracle: the name of the function."""
     with pytest.raises(ValueError, match="checkpoint.load_v4"):
         load_params(released[0])
-
-
-def test_the_written_folder_is_what_it_says(released):
-    """Oracle: safetensors' own reader: codes are int8, scales e8m0, a table int32."""
-    stored = load_file(released[0] / WEIGHTS) | load_file(released[0] / SCALES)
-    assert stored[f"{EXPERT}.weight"].dtype == torch.int8
-    assert stored[f"{EXPERT}.scale"].dtype == v4_released.E8M0
-    assert stored["layers.0.ffn.gate.tid2eid"].dtype == torch.int32
