@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -52,9 +53,10 @@ def save_v4(
     """
     check_new(folder)
     like_folder = checkpoint_path(like) if like else None
-    export = _Export(config, params, V4Files(like_folder) if like_folder else None)
     like_json = read_json(like_folder) if like_folder else None
-    config_fields = v4_config_json(config, dtype=export.dtype, like=like_json)
+    leaves = checked_by_path(config, params)
+    config_fields = v4_config_json(config, dtype=leaves["embedding"].dtype, like=like_json)
+    export = _Export(config, leaves, V4Files(like_folder) if like_folder else None)
     write_tensors(folder, export.plan, export, config_fields, like_folder, max_shard_size, files)
 
 
@@ -63,12 +65,10 @@ class _Export:
 
     Attributes:
         plan: {name: ShapeDtypeStruct} of all tensors, scales included.
-        dtype: The embedding's dtype.
     """
 
-    def __init__(self, config: V4Config, params: PyTree, like: V4Files | None):
-        self._leaves, self._like = checked_by_path(config, params), like
-        self.dtype = self._leaves["embedding"].dtype
+    def __init__(self, config: V4Config, leaves: dict[str, Any], like: V4Files | None):
+        self._leaves, self._like = leaves, like
         spelling = "released" if like is None else spelling_of(like.names)
         self._places = tensors(config, spelling)
         self.plan: dict[str, jax.ShapeDtypeStruct] = {}

@@ -43,9 +43,9 @@ def load_v4(
         not read, and a line says so.
 
     Raises:
-        ValueError: The config is not modelled here, as of DeepSeek-V4.1; a tensor is missing, extra, wrongly
-            shaped or cut short; or a table sends a token to an expert that does not exist. For a tensor,
-            the message has its name and its file.
+        ValueError: The config is not modelled here, such as DeepSeek-V4.1's; a tensor is missing, extra,
+            wrongly shaped or cut short; or a table sends a token to an expert that does not exist. For
+            a tensor, the message has its name and its file.
     """
     path = checkpoint_path(folder)
     config, files = read_v4_config(path), V4Files(path)

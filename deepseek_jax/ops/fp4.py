@@ -17,7 +17,7 @@ TILE = (1, 32)
 def dequantize(codes, scale):
     """Multiply the numbers of `codes` by their scales.
 
-    XLA flushes results below 2^-126 to zero.
+    XLA takes numbers below 2^-126 for zero: such results, and the scale 2^-127.
 
     Args:
         codes: int8[... i j/2], two numbers in each byte.

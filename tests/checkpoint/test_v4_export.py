@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from deepseek_jax.checkpoint import hf_export, load_v4, save_v4
 from deepseek_jax.checkpoint.tree import by_path
 from deepseek_jax.models.v4.decoder import forward
 from tests.checkpoint import v4_released
 from tests.checkpoint.test_hf_export import stored
+from tests.models.families import write_tiny_checkpoint
 from tests.models.v4 import tiny
 from tests.quick import others_slow
 
@@ -205,9 +206,18 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(released, tmp_p
     missing = {name: leaf for name, leaf in params.items() if name != "head"}
     with pytest.raises(ValueError, match=r"head is missing in params and .* by their V4Config"):
         save_v4(tmp_path / "out", config, missing)
-    v4_released.write(tmp_path / "wide", tiny.config(hidden_size=96, moe_intermediate_size=80))
-    with pytest.raises(ValueError, match=r"has shape \[96, 160\], but \[96, 96\].*`like` must be"):
-        save_v4(tmp_path / "out", config, params, like=tmp_path / "wide")
-    assert [path.name for path in tmp_path.iterdir()] == ["wide"]
+    # Its config.json is the same, and one of its tensors is not
+    v4_released.write(tmp_path / "short")
+    tensors = load_file(tmp_path / "short" / v4_released.WEIGHTS)
+    tensors["norm.weight"] = tensors["norm.weight"][:96].clone()
+    save_file(tensors, tmp_path / "short" / v4_released.WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"norm.weight has shape \[160\], but \[96\].*`like` must be"
+    ):
+        save_v4(tmp_path / "out", config, params, like=tmp_path / "short")
+    write_tiny_checkpoint("deepseek_v3", tmp_path / "v3")
+    with pytest.raises(ValueError, match="model_type='deepseek_v3' is not 'deepseek_v4'"):
+        save_v4(tmp_path / "out", config, params, like=tmp_path / "v3")
+    assert {path.name for path in tmp_path.iterdir()} == {"short", "v3"}
     with pytest.raises(ValueError, match="is not empty"):
-        save_v4(tmp_path / "wide", config, params)
+        save_v4(tmp_path / "v3", config, params)
