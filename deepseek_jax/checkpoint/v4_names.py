@@ -148,9 +148,8 @@ def is_float32(path: str) -> bool:
 
 
 def _add_layer(places, config, kind: LayerKind, spelling, prefix, root):
-    has_joined_experts = spelling == "transformers"
-    table = LAYER + (JOINED_EXPERTS if has_joined_experts else EXPERTS)
-    table = table + (TABLE if kind.has_table else BIAS)
+    experts = JOINED_EXPERTS if spelling == "transformers" else EXPERTS
+    table = LAYER + experts + (TABLE if kind.has_table else BIAS)
     _add(places, config, config.head_dim, table, spelling, prefix, root)
     if kind.rate:
         names = "attn.compressor.", "self_attn.compressor.", "attention/compressor/"
