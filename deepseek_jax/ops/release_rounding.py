@@ -62,14 +62,14 @@ def hadamard(x):
     """Multiply x[... y] by Hadamard's matrix in Sylvester's order; y is a power of two."""
     *lead, y = x.shape
     for step in (2**i for i in range(y.bit_length() - 1)):
-        first, second = jnp.unstack(x.reshape(*lead, -1, 2, step), axis=-2)
+        first, second = jnp.unstack(x.reshape(*lead, y // (2 * step), 2, step), axis=-2)
         x = jnp.stack([first + second, first - second], axis=-2).reshape(*lead, y)
     return x
 
 
 def _rounded(x, block, dtype, *, largest, least):
     """Round x[... n] to dtype and back, in blocks of the last axis, each with its scale."""
-    blocks = x.reshape(*x.shape[:-1], -1, block).astype(jnp.float32)
+    blocks = x.reshape(*x.shape[:-1], x.shape[-1] // block, block).astype(jnp.float32)
     amax = jnp.maximum(jnp.abs(blocks).max(-1, keepdims=True), least)
     scale = power_of_two_above(amax / largest)
     return (
