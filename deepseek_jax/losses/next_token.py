@@ -66,8 +66,8 @@ def next_token_loss(
         loss += mtp_weight * metrics["mtp_loss"]
         reports |= further
     if config.indexer_loss != "none":
-        losses = [r.indexer.reshape(-1) for r in reports.values() if r.indexer is not None]
-        indexer_l = jnp.concatenate(losses)
+        with_indexer = [r.indexer for r in reports.values() if r.indexer is not None]
+        indexer_l = jnp.concatenate([indexer.reshape(-1) for indexer in with_indexer])
         indexer_l /= batch["num_tokens"]
         metrics["indexer_loss"] = indexer_l.mean()
         loss += indexer_l.sum()

@@ -56,11 +56,19 @@ def predict_further(
         The hidden states [b t d] for the output head, `carried` for the next module, and a
         models.Report.
     """
-    arguments = params, depth, carried, next_tokens
-    places = {"segment_ids": segment_ids, "positions": positions}
     if isinstance(config, V4Config):
-        return v4.predict_further(config, *arguments, **places)
-    hidden, report = heads.predict_further(config, *arguments, **places)
+        return v4.predict_further(
+            config,
+            params,
+            depth,
+            carried,
+            next_tokens,
+            segment_ids=segment_ids,
+            positions=positions,
+        )
+    hidden, report = heads.predict_further(
+        config, params, depth, carried, next_tokens, segment_ids=segment_ids, positions=positions
+    )
     return hidden, hidden, report
 
 

@@ -4,8 +4,6 @@ They are for parity with the release. They have no gradient, not even a straight
 differentiated call raises ValueError.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -79,13 +77,20 @@ def _rounded(x, block, dtype, *, largest, least):
     )
 
 
+def bfloat16_index_scores(q_btjy, k_bsy, w_btj):
+    """Compute ops.selection.index_scores with products, weights and sums in bfloat16.
+
+    Args:
+        q_btjy: From fp4_index.
+        k_bsy: From fp4_index.
+        w_btj: Not scaled.
+    """
+    return index_scores(q_btjy, k_bsy, w_btj, _scores_of_block)
+
+
 def _scores_of_block(q_btjy, k_bsy, w_btj):
     j, y = q_btjy.shape[2:]
     q_btjy, k_bsy, w_btj = (x.astype(jnp.bfloat16) for x in (q_btjy, k_bsy, w_btj))
     positive_btjs = jax.nn.relu(dot("btjy,bsy->btjs", q_btjy, k_bsy))
     weighted_btjs = (w_btj * (j * y) ** -0.5)[..., None] * positive_btjs
     return weighted_btjs.astype(jnp.float32).sum(2).astype(jnp.bfloat16).astype(jnp.float32)
-
-
-# ops.selection.index_scores, with products, weights and sum in bfloat16. Its w is not scaled
-bfloat16_index_scores = functools.partial(index_scores, of_block=_scores_of_block)

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from deepseek_jax.ops.attention import attend, attend_branches
 from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.remat import save_for_backward
-from deepseek_jax.ops.window_attention import Entries, Keys, attend_window
+from deepseek_jax.ops.window_attention import Keys, attend_window
 from deepseek_jax.parallel.shard import axis_parts, constrain, current_mesh, partition_spec
 
 HEADS = ("batch", None, "attention_heads", None)
@@ -111,24 +111,28 @@ def attend_window_rows(q: jax.Array, keys: Keys, *, window: int, scale: float) -
         [b t h x], split as q.
     """
     mesh, spec = current_mesh(), partition_spec(("batch", "seq", "heads", None))
-
-    def local(q, keys):
-        first = _first_query(mesh, spec[1], q)
-        return attend_window(q, keys, window=window, scale=scale, first=first)
-
     if mesh is None or any(
-        n % axis_parts(mesh, axes) for n, axes in zip(q.shape, spec, strict=True)
+        size % axis_parts(mesh, axes) for size, axes in zip(q.shape, spec, strict=True)
     ):
         return attend_window(q, keys, window=window, scale=scale)
-    rows, tokens = partition_spec(("batch",)), partition_spec(("batch", "seq"))
-    entries = rows if keys.entries is None else Entries(rows, rows, tokens)
+
+    def local(q, selected, sink, rows):
+        kv, segments, entries = rows
+        entries = None if entries is None else entries._replace(selected=selected)
+        own, first = Keys(kv, segments, sink, entries), _first_query(mesh, spec[1], q)
+        return attend_window(q, own, window=window, scale=scale, first=first)
+
+    selected, entries = None, keys.entries
+    if entries is not None:
+        selected, entries = entries.selected, entries._replace(selected=None)
+    names = ("batch", "seq"), ("heads",), ("batch",)
     return jax.shard_map(
         local,
-        in_specs=(spec, Keys(rows, rows, partition_spec(("heads",)), entries)),
+        in_specs=(spec, *map(partition_spec, names)),
         out_specs=spec,
         # Custom gradients do not declare the axes over which they vary
         check_vma=False,
-    )(q, keys)
+    )(q, selected, keys.sink, (keys.kv, keys.segments, entries))
 
 
 def over_queries(function: Callable, queries: Any, keys: Any, whole: Any = None) -> Any:

@@ -106,7 +106,8 @@ class Compressor(nn.Module):
         logits_btzx = dot("btd,dzx->btzx", x_btd, w_gate, jnp.float32)
 
         def pool_windows(windows, tokens, first, bias_ozx):
-            return pool(*tokens, bias_ozx, windows)
+            values_btzx, logits_btzx = tokens
+            return pool(values_btzx, logits_btzx, bias_ozx, windows)
 
         # Each device pools its own windows
         entries_bwx = over_queries(pool_windows, at.windows, (values_btzx, logits_btzx), bias_ozx)
