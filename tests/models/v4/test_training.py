@@ -1,6 +1,7 @@
 """The losses of DeepSeek-V4's training, its recomputation, and a few updates on text."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import flax.linen as nn
@@ -21,6 +22,7 @@ from tests.losses.test_next_token import make_batch
 from tests.models.v4 import tiny
 from tests.tiny import random_leaves
 
+SMALL = dict(num_hidden_layers=2, layer_types=(CSA, HCA))
 KINDS = dict(num_hidden_layers=3, layer_types=(WINDOW, CSA, HCA))
 CONFIG = tiny.config(**KINDS, num_nextn_predict_layers=1, indexer_loss="sparse", index_topk=2)
 
@@ -79,7 +81,7 @@ def test_the_gradient_is_the_sum_of_its_parts():
         pull(tuple(one if i == part else jnp.zeros(()) for i in range(4)))[0] for part in range(4)
     ]
     assert all(value > 1e-4 for value in values)
-    assert all(optax.global_norm(gradient) > 1e-4 for gradient in gradients)
+    assert all(optax.tree.norm(gradient) > 1e-4 for gradient in gradients)
     value, gradient = jax.jit(jax.value_and_grad(whole))(params)
     np.testing.assert_allclose(value, sum(values), rtol=1e-5)
     exact = jax.tree.map(lambda *parts: sum(parts), *gradients)
@@ -135,7 +137,6 @@ def test_ten_updates_lower_the_loss_on_text(how):
         state, metrics = step(state, text_batch(), jax.random.key(1))
         assert metrics["nonfinite"] == 0
         losses.append([float(metrics[name]) for name in ("next_token_loss", "mtp_loss")])
-    print("LOSSES", losses, metrics["indexer_loss"])
     (first, first_mtp), (last, last_mtp) = losses[0], losses[-1]
     assert first == pytest.approx(np.log(256), abs=0.1)
     assert last < first - 1 and last_mtp < first_mtp - 1
@@ -154,12 +155,13 @@ POLICIES = [
 @pytest.mark.parametrize("remat", POLICIES)
 def test_recomputed_gradients_are_the_same(remat):
     """Oracle: the gradients without recomputation, of every loss; float32 sums in another order."""
-    params, batch = random_params(CONFIG), make_batch()
+    small = tiny.config(**SMALL, indexer_loss="sparse", index_topk=2)
+    params, batch = random_params(small), make_batch()
 
     def gradients(remat):
-        config = dataclasses.replace(CONFIG, remat=remat)
-        loss = lambda p: next_token_loss(config, p, batch, balance_weight=0.01, mtp_weight=0.3)[0]  # noqa: E731
-        return jax.jit(jax.grad(loss))(params)
+        config = dataclasses.replace(small, remat=remat)
+        loss = functools.partial(next_token_loss, config, balance_weight=0.01)
+        return jax.jit(jax.grad(loss, has_aux=True))(params, batch)[0]
 
     for ours, exact in zip(
         *map(jax.tree.leaves, (gradients(remat), gradients("none"))), strict=True
@@ -171,7 +173,7 @@ def test_each_remat_policy_saves_less_than_the_one_before():
     """Oracle: what autodiff saves between the passes, by the program: numbers, apart from the arguments. With
     "full" these are the streams before each layer, and what follows the layers.
     """
-    config, tokens = tiny.config(), np.zeros((2, 48), np.int32)
+    config, tokens = tiny.config(**SMALL), np.zeros((2, 48), np.int32)
     params = random_params(config)
 
     def saved(remat):
@@ -182,25 +184,17 @@ def test_each_remat_policy_saves_less_than_the_one_before():
     names = "none", "dots", "selective", "attention", "full"
     none, dots, selective, attention, full = map(saved, names)
     streams = 2 * 48 * config.hc_mult * config.hidden_size
-    print(
-        "SAVED",
-        none / streams,
-        dots / streams,
-        selective / streams,
-        attention / streams,
-        full / streams,
-    )
     assert none > dots > selective > attention > full
-    assert full < 10 * streams
+    assert full < 8 * streams
     offloaded = dataclasses.replace(config, remat="offload")
     program = jax.make_jaxpr(jax.grad(lambda p: forward(offloaded, p, tokens).sum()))(params)
-    assert str(program).count("<host>[2,48,4,32]") >= 4
+    assert str(program).count("<host>[2,48,4,32]") >= 2
 
 
 @pytest.mark.slow
 def test_recomputation_takes_half_the_memory_of_eight_layers():
     """Oracle: the bytes that XLA reserves between arguments and results of a gradient, for a row of 1,024
-    tokens.
+    tokens: measured 200 MiB, and 105 with recomputation.
     """
     config = tiny.config(
         num_hidden_layers=8,
@@ -218,5 +212,4 @@ def test_recomputation_takes_half_the_memory_of_eight_layers():
         return compiled.memory_analysis().temp_size_in_bytes
 
     none, full = reserved("none"), reserved("full")
-    print("MEMORY", none / 2**20, full / 2**20)
     assert full < 0.6 * none
