@@ -86,11 +86,14 @@ def tile_scale(amax, power_of_two: bool = False, largest: float = MAX):
     # Chips flush subnormal numbers to zero, and a scale of 0 would divide by 0
     smallest = jnp.finfo(jnp.float32).tiny
     scale = jnp.where(amax > 0, jnp.maximum(amax / largest, smallest), 1.0)
-    if power_of_two:
-        # Adding a full mantissa carries any mantissa bit into the exponent: it rounds up
-        bits = jax.lax.bitcast_convert_type(scale, jnp.int32)
-        scale = jax.lax.bitcast_convert_type((bits + 0x7FFFFF) & ~0x7FFFFF, jnp.float32)
-    return scale
+    return power_of_two_above(scale) if power_of_two else scale
+
+
+def power_of_two_above(x):
+    """Round positive float32 numbers up to powers of two."""
+    # Adding a full mantissa carries any mantissa bit into the exponent: it rounds up
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    return jax.lax.bitcast_convert_type((bits + 0x7FFFFF) & ~0x7FFFFF, jnp.float32)
 
 
 def _spread(scale, tile, shape):
