@@ -12,12 +12,14 @@ from typing_extensions import override
 
 from deepseek_jax.models.indexer import Index
 from deepseek_jax.models.layers import weight
+from deepseek_jax.models.v4.cache import CompressorCache
 from deepseek_jax.models.v4.compressor import Compressor, Places
 from deepseek_jax.models.v4.config import V4Config
 from deepseek_jax.ops.compress import Windows
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.index_loss import entry_loss
 from deepseek_jax.ops.rope import apply_rope_last
+from deepseek_jax.ops.selection import index_scores, select_indices
 from deepseek_jax.ops.window_attention import Keys, select_entries
 
 
@@ -39,8 +41,8 @@ class LightningIndexer(nn.Module):
         self.w_heads = weight(self, "head_weights", embed=cfg.hidden_size, index_heads=j)
         self.compressor = Compressor(cfg, self.rate, y, "index_head_dim", overlaps=True)
 
-    def __call__(self, x_btd, latent_btq, places: Places) -> Index:
-        """Compute what scores entries.
+    def __call__(self, x_btd, latent_btq, places: Places) -> tuple[Index, CompressorCache]:
+        """Compute what scores entries, and what decoding remembers of it.
 
         Args:
             x_btd: [b t d], the normed input of attention.
@@ -48,10 +50,26 @@ class LightningIndexer(nn.Module):
             places: See compressor.places.
         """
         x_btd, latent_btq = jax.lax.stop_gradient((x_btd, latent_btq))
+        keys = self.compressor(x_btd, places.entries)
+        return self._index(x_btd, latent_btq, places, keys)
+
+    def decode(self, x_b1d, latent_b1q, positions_b1, places: Places, cache: CompressorCache):
+        """Do __call__ for one token of each sequence, whose keys are in the cache.
+
+        Args:
+            x_b1d: [b 1 d].
+            latent_b1q: [b 1 q].
+            positions_b1: int32.
+            places: See compressor.step_places.
+            cache: The cache of the indexer's compressor.
+        """
+        keys = self.compressor.decode(x_b1d, positions_b1, places.entries, cache)
+        return self._index(x_b1d, latent_b1q, places, keys)
+
+    def _index(self, x_btd, latent_btq, places, keys):
         q_btjy = apply_rope_last(dot("btq,qjy->btjy", latent_btq, self.w_q), *places.rope)
         w_btj = dot("btd,dj->btj", x_btd.astype(jnp.float32), self.w_heads)
-        k_bwy = self.compressor(x_btd, places.entries)
-        return Index(q_btjy, k_bwy, w_btj * self.config.index_n_heads**-0.5)
+        return Index(q_btjy, keys.entries, w_btj * self.config.index_n_heads**-0.5), keys
 
 
 def select(config: V4Config, index: Index, segment_ids, windows: Windows):
@@ -60,6 +78,26 @@ def select(config: V4Config, index: Index, segment_ids, windows: Windows):
         return None
     operands = index.q, index.k, index.w, segment_ids, windows
     return select_entries(*operands, config.index_topk)
+
+
+def seen_and_selected(config: V4Config, index: Index | None, entries_bwx, seen_b1w):
+    """Return the entries that one query of each sequence attends to.
+
+    Args:
+        config: The model.
+        index: From LightningIndexer; None if queries attend to all entries that they see.
+        entries_bwx: All entries of a cache.
+        seen_b1w: bool, the entries that each query sees.
+
+    Returns:
+        Entries [b z x], selected ones if there are more than index_topk; and bool[b 1 z], the ones
+        to attend to.
+    """
+    k = config.index_topk
+    if index is None or config.indexer_loss == "dense" or entries_bwx.shape[1] <= k:
+        return entries_bwx, seen_b1w
+    indices_b1k, is_selected_b1k = select_indices(index_scores(*index), seen_b1w, k)
+    return jnp.take_along_axis(entries_bwx, indices_b1k[:, 0, :, None], axis=1), is_selected_b1k
 
 
 def loss(config: V4Config, index: Index, q_bthx, keys: Keys, scale: float):
