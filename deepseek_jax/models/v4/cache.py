@@ -19,9 +19,9 @@ class CompressorCache(NamedTuple):
 
     Attributes:
         entries: [b w x], one for each finished window, in order.
-        values: [b o zx], the tokens of the unfinished window, and where windows overlap (two series
+        values: float32[b o zx], the tokens of the unfinished window, and where windows overlap (two series
             z) of the window before it: a ring, see ops.compress.pool. A prefill returns all tokens.
-        logits: [b o zx], in the same way.
+        logits: float32[b o zx], in the same way.
     """
 
     entries: jax.Array
@@ -50,15 +50,15 @@ def empty_caches(config: V4Config, batch_size: int, length: int, dtype) -> list[
         config: The model.
         batch_size: The number of sequences.
         length: Tokens of the longest text that has to fit.
-        dtype: The dtype of the arrays.
+        dtype: The dtype of keys and entries. What will be pooled is float32.
     """
 
-    def zeros(*shape):
+    def zeros(*shape, dtype=dtype):
         return own_slots(jnp.zeros((batch_size, *shape), dtype))
 
     def compressor(kind, width):
-        series = _series(kind)
-        values, logits = (zeros(series * kind.rate, series * width) for _ in range(2))
+        shape = (_series(kind) * kind.rate, _series(kind) * width)
+        values, logits = (zeros(*shape, dtype=jnp.float32) for _ in range(2))
         return CompressorCache(zeros(length // kind.rate, width), values, logits)
 
     return [

@@ -122,7 +122,7 @@ class Compressor(nn.Module):
     def __call__(self, x_btd, at) -> CompressorCache:
         """Compress x [b t d], the normed input of attention, to entries at EntryPlaces."""
         values, logits = self._project(x_btd)
-        return CompressorCache(self._pool(values, logits, at), values, logits)
+        return CompressorCache(self._pool(values, logits, at, x_btd.dtype), values, logits)
 
     def decode(self, x_b1d, positions_b1, at, cache: CompressorCache) -> CompressorCache:
         """Add one token of each sequence, and return the cache.
@@ -136,20 +136,21 @@ class Compressor(nn.Module):
         values, logits = self._project(x_b1d)
         values = put(cache.values, positions_b1, values)
         logits = put(cache.logits, positions_b1, logits)
-        entry_b1x = self._pool(values, logits, at)
+        entry_b1x = self._pool(values, logits, at, x_b1d.dtype)
         entries = put_entry(cache.entries, positions_b1, entry_b1x, self.rate)
         return CompressorCache(entries, values, logits)
 
     def _project(self, x_btd):
-        """Project to what is pooled, and to its weights: [b t zx] each."""
-        values_btzx = dot("btd,dzx->btzx", x_btd, self.w_kv)
-        logits_btzx = dot("btd,dzx->btzx", x_btd, self.w_gate)
+        """Project to what is pooled, and to its weights before the softmax: float32[b t zx] each."""
+        values_btzx = dot("btd,dzx->btzx", x_btd, self.w_kv, jnp.float32)
+        logits_btzx = dot("btd,dzx->btzx", x_btd, self.w_gate, jnp.float32)
         return tuple(a.reshape(*a.shape[:2], -1) for a in (values_btzx, logits_btzx))
 
-    def _pool(self, values, logits, at):
+    def _pool(self, values, logits, at, dtype):
         """Pool windows of tokens, which may be in rings, to entries [b w x]."""
         values_btzx, logits_btzx = (
             a.reshape(*a.shape[:2], -1, self.width) for a in (values, logits)
         )
-        entries_bwx = self.norm(pool(values_btzx, logits_btzx, self.bias_ozx, at.windows))
+        entries_bwx = pool(values_btzx, logits_btzx, self.bias_ozx, at.windows)
+        entries_bwx = self.norm(entries_bwx.astype(dtype))
         return apply_rope_last(entries_bwx[:, :, None], *at.rope)[:, :, 0]
