@@ -56,8 +56,8 @@ def rotations(config, room):
     every layer's rotation.
 
     Returns:
-        Two arrays float32[room, rope_dim / 2]. DeepSeek-V4, with angles by layer, computes them from
-        the one array int32[room] of positions.
+        Two arrays float32[room, rope_dim / 2]. For DeepSeek-V4, whose steps compute the angles of
+        each kind of layer, one array int32[room], of which only the length is read.
     """
     if isinstance(config, V4Config):
         return [jnp.arange(room)]

@@ -65,7 +65,7 @@ def generate(
     Raises:
         ValueError: requests.check refuses an argument; settings.NOT_WITH_DRAFTS excludes an option;
             the slots do not split over the devices; the model cannot draft, or has no experts to
-            keep; or candidates are to be kept and top_k is 0.
+            keep; v4.check refuses an option; or candidates are to be kept and top_k is 0.
         NotFinite: A completion has log-probabilities that are not finite.
     """
     log = RolloutLog() if log is None else log

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 
 from deepseek_jax.models.cache import empty_cache
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.v4.cache import LayerCache
+from deepseek_jax.models.v4.cache import LayerCache, empty_caches
 from deepseek_jax.models.v4.config import V4Config
 from deepseek_jax.parallel.decoding import decoding_axes, own_slots
 from deepseek_jax.parallel.shard import current_mesh
-from deepseek_jax.rollout import v4
 
 
 class Decoding(NamedTuple):
@@ -154,7 +153,8 @@ def empty_slots(decoding, count, prompt_room, completion_room, longest):
 def _empty_caches(decoding, count, prompt_room, completion_room, longest):
     config = decoding.config
     if isinstance(config, V4Config):
-        return v4.caches_of_slots(config, count, prompt_room + longest)
+        # Room for the longest completion from the start: few of their numbers grow with it
+        return empty_caches(config, count, prompt_room + longest, jnp.float32)
     return [
         empty_cache(config, count, prompt_room + completion_room, config.dtype)
         for _ in range(config.num_hidden_layers + decoding.drafts)

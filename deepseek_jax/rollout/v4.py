@@ -1,14 +1,9 @@
-"""Steps of decoding with DeepSeek-V4, whose layers and caches are others (arXiv:2606.19348).
-
-Every sequence writes its tokens by their positions, and caches have room for the longest completion
-from the start: few of their numbers grow with it.
-"""
+"""Parts of a rollout that DeepSeek-V4 has in other forms, for its own layers (arXiv:2606.19348)."""
 
 import jax
 import jax.numpy as jnp
 
 from deepseek_jax.models.v4 import decoder
-from deepseek_jax.models.v4.cache import LayerCache, empty_caches
 from deepseek_jax.models.v4.config import V4Config
 from deepseek_jax.parallel.decoding import to_rollout
 from deepseek_jax.parallel.shard import logical_names
@@ -40,11 +35,6 @@ def decoding_weights(config: V4Config, params: PyTree) -> PyTree:
     names = logical_names(boxed)
     kept = {name: part for name, part in params.items() if not name.startswith("mtp_")}
     return jax.tree.map_with_path(moved, kept, {name: names[name] for name in kept})
-
-
-def caches_of_slots(config: V4Config, count: int, length: int) -> list[LayerCache]:
-    """Create the empty caches of slots for texts of `length` tokens."""
-    return empty_caches(config, count, length, jnp.float32)
 
 
 def run_latest(config: V4Config, weights: PyTree, slots):

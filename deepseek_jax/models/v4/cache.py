@@ -19,8 +19,9 @@ class CompressorCache(NamedTuple):
 
     Attributes:
         entries: [b w x], one for each finished window, in order.
-        values: float32[b o zx], the tokens of the unfinished window, and where windows overlap (two series
-            z) of the window before it: a ring, see ops.compress.pool. A prefill returns all tokens.
+        values: float32[b o zx], of the tokens in the unfinished window, and where windows overlap
+            (two series z) in the window before it: a ring, see ops.compress.pool. A prefill returns
+            all tokens.
         logits: float32[b o zx], in the same way.
     """
 
@@ -93,10 +94,10 @@ def as_rings(config: V4Config, kind: LayerKind, rows: LayerCache, lengths) -> La
         return jnp.take_along_axis(rows_btx, jnp.maximum(at_bo, 0)[..., None], axis=1)
 
     def compressor(rows):
+        if rows is None:
+            return None
         size = _series(kind) * kind.rate
-        return rows and rows._replace(
-            values=ring(rows.values, size), logits=ring(rows.logits, size)
-        )
+        return rows._replace(values=ring(rows.values, size), logits=ring(rows.logits, size))
 
     kv = ring(rows.kv, config.sliding_window)
     return LayerCache(kv, compressor(rows.compressor), compressor(rows.indexer))

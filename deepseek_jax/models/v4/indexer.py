@@ -21,6 +21,7 @@ from deepseek_jax.ops.index_loss import entry_loss
 from deepseek_jax.ops.rope import apply_rope_last
 from deepseek_jax.ops.selection import index_scores, select_indices
 from deepseek_jax.ops.window_attention import Keys, select_entries
+from deepseek_jax.parallel.shard import constrain
 
 
 class LightningIndexer(nn.Module):
@@ -69,6 +70,8 @@ class LightningIndexer(nn.Module):
     def _index(self, x_btd, latent_btq, places, keys):
         q_btjy = apply_rope_last(dot("btq,qjy->btjy", latent_btq, self.w_q), *places.rope)
         w_btj = dot("btd,dj->btj", x_btd.astype(jnp.float32), self.w_heads)
+        # In a rollout each device has some of the heads. Without this, the compiler gathers the weight
+        w_btj = constrain(w_btj, ("batch", "seq", "index_heads"))
         return Index(q_btjy, keys.entries, w_btj * self.config.index_n_heads**-0.5), keys
 
 

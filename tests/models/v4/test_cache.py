@@ -10,10 +10,11 @@ import pytest
 
 from deepseek_jax.models.v4 import attention, compressor, decoder
 from deepseek_jax.models.v4.cache import CompressorCache, empty_caches
-from deepseek_jax.models.v4.config import CSA
+from deepseek_jax.models.v4.config import CSA, HCA, WINDOW
 from tests.models.v4 import tiny
 
-CONFIG = tiny.config()
+LAYERS = (WINDOW, CSA, HCA)
+CONFIG = tiny.config(num_hidden_layers=3, layer_types=LAYERS)
 # The layer with all kinds of caches
 CSA_LAYER = tiny.config(num_hidden_layers=1, layer_types=(CSA,), num_hash_layers=0)
 # Prompts of 1 to 17 tokens: a text begins to decode at every place of two windows of 8, and of four of 4
@@ -31,14 +32,14 @@ CAUGHT = 1e-3
 
 @pytest.fixture(scope="module")
 def params():
-    return tiny.params(tiny.tensors(tiny.hf_model()), CONFIG)
+    return tiny.params(tiny.tensors(tiny.hf_model(LAYERS)), CONFIG)
 
 
 @pytest.fixture(scope="module")
 def csa_params(params):
     layers = {name for name in params if name.startswith("layers_")}
     return {name: part for name, part in params.items() if name not in layers} | dict(
-        layers_0=params[f"layers_{tiny.LAYERS.index(CSA)}"]
+        layers_0=params[f"layers_{LAYERS.index(CSA)}"]
     )
 
 
