@@ -19,7 +19,7 @@ P is a token of the prompt. In a step all slots write their latest token at the 
 11 mod 8. A slot sees its prompt and, backwards around the ring, as many of the latest indices as it
 has tokens. So a request can be seated at any step, and entries of a cache move only if the ring has
 to grow for a longer completion. If tokens are drafted, and in conversations, a token's index is its
-position instead (slots.Decoding).
+position instead (slots.Decoding). DeepSeek-V4 has rings of its own (models.v4.cache).
 
 A completion may be a conversation of several turns. Then a slot waits after each turn for the text
 that follows, while the other slots decode. What is sampled does not depend on the machine's clock:

@@ -240,6 +240,7 @@ def rooms(tables, slots):
     """
     longest = slots.tokens.shape[1]
     prompt_room = len(tables[0]) - longest
+    # Caches of DeepSeek-V4 do not grow
     if isinstance(slots.caches[0], LayerCache):
         return prompt_room, longest
     return prompt_room, jax.tree.leaves(slots.caches)[0].shape[1] - prompt_room
