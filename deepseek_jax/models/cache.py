@@ -54,12 +54,17 @@ class PositionWrite:
     def __call__(self, cache, entry):
         """Write entry [b t x] or [z t x] into cache [b s x] or [z s x] at index."""
         index_zt = jnp.repeat(self.index, len(cache) // len(self.index), axis=0)
-        # vmap over sequences: the compiler then splits the write over devices as it splits the caches
-        return jax.vmap(_write)(cache, index_zt, entry.astype(cache.dtype))
+        return write_at(cache, index_zt, entry)
 
 
-def _write(cache_sx, index_t, entry_tx):
-    return cache_sx.at[index_t].set(entry_tx, mode="drop")
+def write_at(cache_bsx, index_bt, entry_btx):
+    """Write entries into a cache at int32[b t]; the ones with an index past its end are dropped."""
+
+    def write(cache_sx, index_t, entry_tx):
+        return cache_sx.at[index_t].set(entry_tx, mode="drop")
+
+    # vmap over sequences: the compiler then splits the write over devices as it splits the caches
+    return jax.vmap(write)(cache_bsx, index_bt, entry_btx.astype(cache_bsx.dtype))
 
 
 def in_order(a_bs, ring: int | None, newest):

@@ -50,6 +50,13 @@ def find_windows(positions_bt, segments_bt, size: int) -> Windows:
     return Windows(tokens_bwo, _at(positions_bt, first_bw), segments_bw, follows_bw & ~is_empty_bw)
 
 
+def document_windows(numbers_bw, size: int) -> Windows:
+    """Return the windows with these numbers, int32[b w], of a document that begins its row."""
+    tokens_bwo = numbers_bw[..., None] * size + jnp.arange(size)
+    first_bw = tokens_bwo[..., 0]
+    return Windows(tokens_bwo, first_bw, jnp.ones_like(first_bw), first_bw > 0)
+
+
 def _earlier(segments_bt, steps):
     """Return the segment of the token `steps` earlier, -1 before the row: int32[b t]."""
     padded = jnp.pad(segments_bt, ((0, 0), (steps, 0)), constant_values=-1)
@@ -69,10 +76,10 @@ def seen_entries(segments_bt, at_t, windows: Windows):
 
     Args:
         segments_bt: Segments of the queries.
-        at_t: int32[t], the queries' indices in their row.
+        at_t: int32[t] or [b t], the queries' indices in their row.
         windows: The windows of the whole rows.
     """
-    is_finished_btw = windows.tokens[:, None, :, -1] <= at_t[:, None]
+    is_finished_btw = windows.tokens[:, None, :, -1] <= at_t[..., None]
     return is_finished_btw & (segments_bt[:, :, None] == windows.segments[:, None])
 
 
@@ -81,7 +88,7 @@ def pool(values_btzx, logits_btzx, bias_ozx, windows: Windows):
 
     With one series, entry i is over window i. With two, the windows overlap: entry i is one softmax
     over series 0 of window i - 1 and series 1 of window i. The first entry of a document has no
-    window before it. The softmax is float32.
+    window before it. The softmax is float32. Rows may be rings: indices of tokens count modulo t.
 
     Args:
         values_btzx: What is summed.
@@ -90,13 +97,13 @@ def pool(values_btzx, logits_btzx, bias_ozx, windows: Windows):
         windows: The windows of these rows.
     """
     size = windows.tokens.shape[-1]
-    series = values_btzx.shape[2]
+    t, series = values_btzx.shape[1:3]
 
     def slots(a_btzx, bias_ozx, empty):
-        slots_bwox = _at(a_btzx[:, :, -1], windows.tokens) + bias_ozx[:, -1]
+        slots_bwox = _at(a_btzx[:, :, -1], windows.tokens % t) + bias_ozx[:, -1]
         if series == 1:
             return slots_bwox
-        before_bwox = _at(a_btzx[:, :, 0], jnp.maximum(windows.tokens - size, 0)) + bias_ozx[:, 0]
+        before_bwox = _at(a_btzx[:, :, 0], (windows.tokens - size) % t) + bias_ozx[:, 0]
         before_bwox = jnp.where(windows.follows[..., None, None], before_bwox, empty)
         return jnp.concatenate([before_bwox, slots_bwox], axis=2)
 

@@ -120,13 +120,35 @@ def attention_weights(keys: Keys, block, *, window: int, scale: float):
     age_ts = at_t[:, None] - (first + jnp.arange(num_keys))
     is_seen_bts = (age_ts >= 0) & (age_ts < window)
     is_seen_bts &= segments_bt[:, :, None] == segments_bs[:, None]
-    scores = [_scores(q_bthx, kv_bsx, is_seen_bts, scale)]
+    seen = [(kv_bsx, is_seen_bts)]
     if keys.entries is not None:
         is_attended_btw = attended_entries(keys.entries, segments_bt, *bits, at_t)
-        scores.append(_scores(q_bthx, keys.entries.kv, is_attended_btw, scale))
-    sink_bht1 = jnp.broadcast_to(keys.sink[:, None, None], (*scores[0].shape[:3], 1))
+        seen.append((keys.entries.kv, is_attended_btw))
+    return kv_bsx, *_softmax(q_bthx, keys.sink, seen, scale)
+
+
+def attend_seen(q_bthx, sink_h, *seen, scale: float):
+    """Attend to keys that queries see, in one softmax with the sink, for decoding: [b t h x].
+
+    Args:
+        q_bthx: Queries.
+        sink_h: As in Keys.
+        *seen: (kv [b s x], bool[b t s], True for what a query sees): tokens, and then entries if
+            there are any.
+        scale: Factor of the scores.
+    """
+    weights = _softmax(q_bthx, sink_h, seen, scale)
+    # Without entries their weights are empty, and left out
+    pairs = zip(weights, seen, strict=False)
+    return sum(_weighted(weights_bhts, kv_bsx) for weights_bhts, (kv_bsx, _) in pairs)
+
+
+def _softmax(q_bthx, sink_h, seen, scale):
+    """Return the weights of tokens, float32[b h t s], and of entries, [b h t 0] without any."""
+    scores = [_scores(q_bthx, kv_bsx, is_seen_bts, scale) for kv_bsx, is_seen_bts in seen]
+    sink_bht1 = jnp.broadcast_to(sink_h[:, None, None], (*scores[0].shape[:3], 1))
     weights = jax.nn.softmax(jnp.concatenate([*scores, sink_bht1], axis=-1), axis=-1)[..., :-1]
-    return kv_bsx, *jnp.split(weights, [num_keys], axis=-1)
+    return jnp.split(weights, [scores[0].shape[-1]], axis=-1)
 
 
 def _scores(q_bthx, kv_bsx, is_seen_bts, scale):

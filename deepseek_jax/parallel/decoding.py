@@ -25,7 +25,7 @@ from deepseek_jax.parallel.shard import (
 )
 
 # The logical axes that the mesh axes of the model split
-OF_MODEL = "heads kv_heads attention_heads index_heads queries mlp vocab latent".split()
+OF_MODEL = "heads kv_heads attention_heads index_heads queries mlp vocab latent out_groups".split()
 
 
 def decoding_mesh(mesh: Mesh, heads: int) -> Mesh:

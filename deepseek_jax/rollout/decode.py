@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.models.layers import position_tables, rms_norm
+from deepseek_jax.models.v4.config import V4Config
+from deepseek_jax.models.v4.decoder import prefill as prefill_v4
 from deepseek_jax.rollout import slots as slot_state
-from deepseek_jax.rollout import speculative, steps, turns, weights
+from deepseek_jax.rollout import speculative, steps, turns, v4, weights
 from deepseek_jax.rollout.slots import on_rollout_mesh, pinned, repeat, rooms
 
 
@@ -38,6 +40,8 @@ def decoding_weights(decoding, params):
 
     With drafts the result has the weights of the multi-token prediction module too, as "mtp".
     """
+    if isinstance(decoding.config, V4Config):
+        return v4.decoding_weights(decoding.config, params)
     converted_weights = weights.decoding_weights(decoding.config, params)
     if decoding.drafts:
         converted_weights["mtp"] = speculative.module_weights(decoding.config, params)
@@ -52,8 +56,11 @@ def rotations(config, room):
     every layer's rotation.
 
     Returns:
-        Two arrays float32[room, rope_dim / 2].
+        Two arrays float32[room, rope_dim / 2]. For DeepSeek-V4, whose steps compute the angles of
+        each kind of layer, one array int32[room], of which only the length is read.
     """
+    if isinstance(config, V4Config):
+        return [jnp.arange(room)]
     return position_tables(config, jnp.arange(room))
 
 
@@ -94,6 +101,9 @@ def prefill(decoding, weights, tables, tokens, lengths):
         A Prefilled.
     """
     config = decoding.config
+    if isinstance(config, V4Config):
+        hidden_pd, caches = prefill_v4(config, weights, tokens, lengths)
+        return Prefilled(caches, steps.logits(config, weights, hidden_pd), None, None)
     caches, x_ptd, experts = steps.run_prompts(config, weights, tables, tokens, lengths)
     if decoding.drafts:
         x_ptd = rms_norm(x_ptd, weights["final_norm"], config.rms_norm_eps)

@@ -19,7 +19,7 @@ P is a token of the prompt. In a step all slots write their latest token at the 
 11 mod 8. A slot sees its prompt and, backwards around the ring, as many of the latest indices as it
 has tokens. So a request can be seated at any step, and entries of a cache move only if the ring has
 to grow for a longer completion. If tokens are drafted, and in conversations, a token's index is its
-position instead (slots.Decoding).
+position instead (slots.Decoding). DeepSeek-V4 has rings of its own (models.v4.cache).
 
 A completion may be a conversation of several turns. Then a slot waits after each turn for the text
 that follows, while the other slots decode. What is sampled does not depend on the machine's clock:
@@ -39,6 +39,7 @@ from jax.sharding import Mesh
 
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.quantized import is_quantized
+from deepseek_jax.models.v4.config import V4Config
 from deepseek_jax.parallel.decoding import decoding_mesh, decoding_rules
 from deepseek_jax.parallel.shard import axis_parts
 from deepseek_jax.rollout import decode, kept, steps, turns
@@ -119,7 +120,7 @@ def rollout_config(config: ModelConfig, mesh: Mesh | None) -> ModelConfig:
     return dataclasses.replace(config, expert_buffer=1 + UNEVEN / math.sqrt(experts_per_device))
 
 
-def rollout_mesh(config: ModelConfig) -> Mesh | None:
+def rollout_mesh(config: ModelConfig | V4Config) -> Mesh | None:
     """Return the mesh of a rollout, made from the mesh of `jax.set_mesh`.
 
     It is None without such a mesh, and on a single device.
@@ -128,7 +129,7 @@ def rollout_mesh(config: ModelConfig) -> Mesh | None:
     return None if mesh.empty or mesh.size == 1 else decoding_mesh(mesh, config.num_attention_heads)
 
 
-def batch_parts_of(mesh: Mesh | None, config: ModelConfig) -> int:
+def batch_parts_of(mesh: Mesh | None, config: ModelConfig | V4Config) -> int:
     """Return the number of parts into which a rollout's mesh splits a batch of prompts."""
     if mesh is None:
         return 1

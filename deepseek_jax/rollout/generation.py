@@ -12,6 +12,8 @@ import numpy as np
 
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.quantized import is_quantized
+from deepseek_jax.models.v4.config import V4Config
+from deepseek_jax.rollout import v4
 from deepseek_jax.rollout.completions import Rollout, RolloutLog, empty_rollout, fill
 from deepseek_jax.rollout.engine import Engine, batch_parts_of, rollout_config, rollout_mesh
 from deepseek_jax.rollout.requests import RequestQueue, check, check_slots, make_requests
@@ -23,7 +25,7 @@ from deepseek_jax.trees import PyTree
 
 
 def generate(
-    config: ModelConfig,
+    config: ModelConfig | V4Config,
     params: PyTree,
     prompts: list[list[int]],
     *,
@@ -63,7 +65,7 @@ def generate(
     Raises:
         ValueError: requests.check refuses an argument; settings.NOT_WITH_DRAFTS excludes an option;
             the slots do not split over the devices; the model cannot draft, or has no experts to
-            keep; or candidates are to be kept and top_k is 0.
+            keep; v4.check refuses an option; or candidates are to be kept and top_k is 0.
         NotFinite: A completion has log-probabilities that are not finite.
     """
     log = RolloutLog() if log is None else log
@@ -77,14 +79,17 @@ def generate(
         candidates=log.keeps_candidates,
         int8=is_quantized(params),
     )
-    if log.keeps_routing and not config.num_moe_layers:
+    if isinstance(config, V4Config):
+        v4.check(converses=converses, keeps_routing=log.keeps_routing)
+    elif log.keeps_routing and not config.num_moe_layers:
         raise ValueError("keep_routing takes a model with routed experts; set it to False")
     if log.keeps_candidates and not top_k:
         raise ValueError("candidates are kept where top_k is above 0; set it")
     if speculative:
         check_drafts(config)
     mesh = rollout_mesh(config)
-    config = rollout_config(config, mesh)
+    if isinstance(config, ModelConfig):
+        config = rollout_config(config, mesh)
     devices = 1 if mesh is None else mesh.size
     check_slots(slots, devices)
     # With fewer requests than slots, use the fewest slots that split over the devices

@@ -246,7 +246,7 @@ class _Recorded(Engine):
         self.weights = self.state = self.prefilled = None
         candidates = sizes.workload.candidates
         sampling = Sampling(top_k=candidates, keeps_candidates=candidates > 0)
-        super().__init__(decoding, sampling, decoding.config.eos_ids, params, requests)
+        super().__init__(decoding, sampling, sizes.config.eos_ids, params, requests)
 
     def call_all(self):
         """Call every program once, with arguments as large as they get."""
@@ -324,7 +324,7 @@ class _Recorded(Engine):
             slots: The result of the program slots.
             room: The completion room of their caches, if it is smaller; else None.
         """
-        workload, config = self.sizes.workload, self.decoding.config
+        workload, config = self.sizes.workload, self.sizes.config
 
         def token_array(dtype, *token_shape):
             shape, sharding = (*slots.tokens.shape, *token_shape), slots.tokens.sharding

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.v4.config import V4Config
 from deepseek_jax.rollout.sampling import Sampling
 
 # Prompts are padded to a multiple of this length, so that few lengths are compiled
@@ -150,7 +151,7 @@ def check_slots(slots: int, devices: int):
 
 
 def check(
-    config: ModelConfig,
+    config: ModelConfig | V4Config,
     sampling: Sampling,
     prompts: Sequence[Sequence[int]],
     max_completion_length: int,

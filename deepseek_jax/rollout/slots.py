@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from deepseek_jax.models.cache import empty_cache
 from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.v4.cache import LayerCache, empty_caches
+from deepseek_jax.models.v4.config import V4Config
 from deepseek_jax.parallel.decoding import decoding_axes, own_slots
 from deepseek_jax.parallel.shard import current_mesh
 
@@ -23,7 +25,7 @@ class Decoding(NamedTuple):
             rollout.turns.
     """
 
-    config: ModelConfig
+    config: ModelConfig | V4Config
     drafts: bool = False
     turns: bool = False
 
@@ -89,7 +91,7 @@ class Slots(NamedTuple):
     """The state of decoding, for b slots. A slot that has ended, or never began, has ended=True.
 
     Attributes:
-        caches: One for each layer, see models.cache.empty_cache.
+        caches: One for each layer, see models.cache.empty_cache and models.v4.cache.
         step: int32[], decoding steps so far.
         keys: typed[b], the random stream of each slot's request.
         prompt_length: int32[b].
@@ -132,13 +134,9 @@ def empty_slots(decoding, count, prompt_room, completion_room, longest):
         completion_room: Tokens of a completion that the caches have room for; `grown` gives more.
         longest: The most tokens of a completion.
     """
-    config, zeros = decoding.config, jnp.zeros(count, jnp.int32)
-    mesh = current_mesh()
+    zeros, mesh = jnp.zeros(count, jnp.int32), current_mesh()
     return Slots(
-        caches=[
-            empty_cache(config, count, prompt_room + completion_room, config.dtype)
-            for _ in range(config.num_hidden_layers + decoding.drafts)
-        ],
+        caches=_empty_caches(decoding, count, prompt_room, completion_room, longest),
         step=jnp.int32(0),
         keys=jax.random.split(jax.random.key(0), count),
         prompt_length=zeros,
@@ -150,6 +148,17 @@ def empty_slots(decoding, count, prompt_room, completion_room, longest):
         logprobs=jnp.zeros((count, longest), jnp.float32),
         rounds=jnp.zeros(1 if mesh is None else mesh.size, jnp.int32),
     )
+
+
+def _empty_caches(decoding, count, prompt_room, completion_room, longest):
+    config = decoding.config
+    if isinstance(config, V4Config):
+        # Room for the longest completion from the start: few of their numbers grow with it
+        return empty_caches(config, count, prompt_room + longest, config.dtype)
+    return [
+        empty_cache(config, count, prompt_room + completion_room, config.dtype)
+        for _ in range(config.num_hidden_layers + decoding.drafts)
+    ]
 
 
 def pinned(slots):
@@ -229,7 +238,11 @@ def rooms(tables, slots):
     Args:
         tables: From decode.rotations, for the longest text.
     """
-    prompt_room = len(tables[0]) - slots.tokens.shape[1]
+    longest = slots.tokens.shape[1]
+    prompt_room = len(tables[0]) - longest
+    # Caches of DeepSeek-V4 do not grow
+    if isinstance(slots.caches[0], LayerCache):
+        return prompt_room, longest
     return prompt_room, jax.tree.leaves(slots.caches)[0].shape[1] - prompt_room
 
 

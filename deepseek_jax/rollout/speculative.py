@@ -18,6 +18,7 @@ from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.decoder import DecoderLayer
 from deepseek_jax.models.layers import rms_norm
 from deepseek_jax.models.mtp import MultiTokenPrediction
+from deepseek_jax.models.v4.config import V4Config
 from deepseek_jax.parallel.shard import constrain
 from deepseek_jax.rollout import steps
 from deepseek_jax.rollout.sampling import distribution, draw, verify
@@ -25,8 +26,13 @@ from deepseek_jax.rollout.slots import Drafting, append, pinned, rooms
 from deepseek_jax.rollout.weights import axis_names, cast, layer_weights
 
 
-def check(config: ModelConfig):
+def check(config: ModelConfig | V4Config):
     """Raise ValueError for a model that cannot draft."""
+    if isinstance(config, V4Config):
+        raise ValueError(
+            "speculative=True: the caches of DeepSeek-V4 cannot take back the tokens of a rejected "
+            "draft; set speculative to False"
+        )
     if not (config.is_mla and config.num_nextn_predict_layers):
         raise ValueError(
             f"speculative=True drafts with a multi-token prediction module, and a model with "

@@ -14,12 +14,13 @@ import numpy as np
 
 from deepseek_jax.models.cache import CacheWrite, PositionWrite
 from deepseek_jax.models.decoder import DecoderLayer
-from deepseek_jax.models.heads import head_weight
 from deepseek_jax.models.layers import rms_norm
+from deepseek_jax.models.training import head_weight
+from deepseek_jax.models.v4.config import V4Config
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.parallel.decoding import own_rows, own_slots
 from deepseek_jax.parallel.shard import constrain
-from deepseek_jax.rollout import kept
+from deepseek_jax.rollout import kept, v4
 from deepseek_jax.rollout.sampling import sample
 from deepseek_jax.rollout.slots import append, pinned, rooms
 from deepseek_jax.rollout.weights import layers_of
@@ -143,7 +144,7 @@ def seated(sampling, eos_ids, slots, seating: Seating, prefilled_caches, prefill
         room = prefilled.shape[1]
         new = own_slots(jnp.take(_apart(prefilled, len(prefilled_logits)), rows, axis=0))
         old = _apart(cache[:, :room], len(seats))
-        new = jnp.where(seats[:, None, None, None], new, old).reshape(-1, room, cache.shape[-1])
+        new = jnp.where(seats[:, None, None, None], new, old).reshape(cache[:, :room].shape)
         return own_slots(jax.lax.dynamic_update_slice_in_dim(cache, new, 0, axis=1))
 
     slots = slots._replace(
@@ -164,7 +165,7 @@ def _apart(cache, count):
 
     They are [z s x], or [b s x] without heads.
     """
-    return cache.reshape(count, -1, *cache.shape[1:])
+    return cache.reshape(count, len(cache) // count, *cache.shape[1:])
 
 
 def latest_write(decoding, tables, slots):
@@ -185,6 +186,24 @@ def latest_write(decoding, tables, slots):
 
 def one_step(decoding, sampling, eos_ids, weights, tables, slots):
     """Sample one token in every slot that has not ended, and return the Slots."""
+    config, active = decoding.config, ~slots.ended
+    if isinstance(config, V4Config):
+        hidden_bd, caches = v4.run_latest(config, weights, slots)
+        logits_bv, slots = logits(config, weights, hidden_bd), slots._replace(caches=caches)
+    else:
+        logits_bv, slots = run_latest(decoding, weights, tables, slots)
+    step_keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
+    tokens, logprobs, candidates = sample(step_keys, logits_bv, sampling)
+    slots = slots._replace(step=slots.step + 1)
+    return pinned(append(slots, tokens, logprobs, active, eos_ids, candidates))
+
+
+def run_latest(decoding, weights, tables, slots):
+    """Run the latest token of every slot.
+
+    Returns:
+        The logits float32[b v], and the Slots with the token in their caches.
+    """
     config, active, write = decoding.config, ~slots.ended, latest_write(decoding, tables, slots)
     # RoPE needs the position of a token in its text, which is not its index in the ring
     rope = rotations_at(tables, (slots.prompt_length + slots.length - 1)[:, None])
@@ -200,9 +219,6 @@ def one_step(decoding, sampling, eos_ids, weights, tables, slots):
         rounds += [] if more is None else [more]
     if slots.experts is not None:
         slots = kept.with_experts(slots, kept.stacked(experts), active)
-    step_keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.length)
-    sampled = sample(step_keys, logits_of_stream(config, weights, x_bd), sampling)
-    tokens, logprobs, candidates = sampled
     # One sum for all layers: an operation for each layer would take as long as a product
-    slots = slots._replace(caches=caches, step=slots.step + 1, rounds=jnp.stack(rounds).sum(0))
-    return pinned(append(slots, tokens, logprobs, active, eos_ids, candidates))
+    slots = slots._replace(caches=caches, rounds=jnp.stack(rounds).sum(0))
+    return logits_of_stream(config, weights, x_bd), slots

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deepseek_jax.ops.compress import find_windows, pool, seen_entries
+from deepseek_jax.ops.compress import document_windows, find_windows, pool, seen_entries
 from tests.ops.test_attention import normal
 
 CLOSE = dict(atol=2e-6, rtol=2e-5)  # float32 rounding
@@ -107,3 +107,31 @@ def test_entries_are_softmax_sums_of_their_own_documents(series):
         exact = loop_entries(values[row, document], logits[row, document], bias, SIZE)
         ours = entries[row][np.asarray(windows.segments[row]) == segment]
         np.testing.assert_allclose(ours, exact, **CLOSE)
+
+
+@pytest.mark.parametrize("series", [1, 2])
+def test_entries_of_a_ring_are_those_of_the_document(series):
+    """Oracle: the entries of the whole document, by a loop. A ring of one window, or of two where they
+    overlap, has the latest tokens, token t at t modulo its length.
+    """
+    values, logits = normal(0, 1, 12, series, 3), normal(1, 1, 12, series, 3)
+    bias, ring = normal(2, SIZE, series, 3), SIZE * series
+    exact = loop_entries(values[0], logits[0], bias, SIZE)
+    numbers = np.arange(3)
+    for number in numbers:
+        last = number * SIZE + SIZE - 1
+        latest = last - (last - np.arange(ring)) % ring
+        own = document_windows(np.array([[number]]), SIZE)
+        # Where the document has no token, anything may be
+        rings = [
+            np.where((latest >= 0)[:, None, None], a[:, latest], 9.0) for a in (values, logits)
+        ]
+        entry = pool(*rings, bias, own)
+        np.testing.assert_allclose(entry[0, 0], exact[number], **CLOSE)
+
+
+def test_the_windows_of_a_document_by_number_are_those_that_are_found():
+    """Oracle: find_windows on the document."""
+    found = find_windows(np.arange(13)[None], np.ones((1, 13), np.int32), SIZE)
+    for own, other in zip(document_windows(np.arange(3)[None], SIZE), found, strict=True):
+        np.testing.assert_array_equal(own, other)

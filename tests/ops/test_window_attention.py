@@ -8,7 +8,13 @@ import pytest
 from deepseek_jax.ops.compress import find_windows, seen_entries
 from deepseek_jax.ops.index_loss import entry_loss
 from deepseek_jax.ops.selection import unpacked
-from deepseek_jax.ops.window_attention import Entries, Keys, attend_window, select_entries
+from deepseek_jax.ops.window_attention import (
+    Entries,
+    Keys,
+    attend_seen,
+    attend_window,
+    select_entries,
+)
 from tests.ops.test_attention import CLOSE, SCALE, normal
 from tests.ops.test_compress import SEGMENTS, SIZE, positions_of
 from tests.ops.test_selection import blocks_of_8, loop_scores, loop_select
@@ -55,6 +61,18 @@ def test_one_softmax_is_over_window_entries_and_sink(monkeypatch, what, blocks):
     keys = Keys(kv, SEGMENTS, sink, None if what == "window" else all_entries)
     ours = attend_window(q, keys, window=WINDOW, scale=SCALE)
     np.testing.assert_allclose(ours, loop_attend(q, kv, entries, sink, attended), **CLOSE)
+
+
+@pytest.mark.parametrize("has_entries", [False, True])
+def test_keys_by_mask_are_attended_to_as_windows_are(has_entries):
+    """Oracle: the definition by a loop over queries, of which a mask has every token's window."""
+    q, kv, entries, sink = operands()
+    age = np.arange(T)[:, None] - np.arange(T)
+    is_seen = (age >= 0) & (age < WINDOW) & (SEGMENTS[:, :, None] == SEGMENTS[:, None])
+    seen = [(kv, is_seen), (entries, SEEN)][: 1 + has_entries]
+    ours = attend_seen(q, sink, *seen, scale=SCALE)
+    exact = loop_attend(q, kv, entries, sink, SEEN * has_entries)
+    np.testing.assert_allclose(ours, exact, **CLOSE)
 
 
 def test_blocks_have_the_gradients_of_whole_rows(monkeypatch):

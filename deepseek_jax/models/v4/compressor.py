@@ -8,10 +8,12 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
 from deepseek_jax.models.layers import RMSNorm, weight
+from deepseek_jax.models.v4.cache import CompressorCache, put, put_entry
 from deepseek_jax.models.v4.config import V4Config
-from deepseek_jax.ops.compress import Windows, find_windows, pool
+from deepseek_jax.ops.compress import Windows, document_windows, find_windows, pool
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.rope import apply_rope_last, rope_frequencies, rope_tables, yarn_frequencies
 from deepseek_jax.parallel.context import over_queries
@@ -45,11 +47,27 @@ class Places(NamedTuple):
 
 def places(config: V4Config, rate: int, positions, segment_ids) -> Places:
     """Compute the Places of rows, int32[b t] each, in layers of this rate."""
+    windows = find_windows(positions, segment_ids, rate) if rate else None
+    return _places(config, rate, positions, segment_ids, windows)
+
+
+def step_places(config: V4Config, rate: int, positions_b1) -> Places:
+    """Compute the Places of a decoding step: one token of each sequence, and the window that it is in.
+
+    Args:
+        config: The model.
+        rate: The rate of the layers.
+        positions_b1: int32, the tokens' positions. The windows' tokens are positions too.
+    """
+    windows = document_windows(positions_b1 // rate, rate) if rate else None
+    return _places(config, rate, positions_b1, jnp.ones_like(positions_b1), windows)
+
+
+def _places(config, rate, positions, segment_ids, windows):
     frequencies = rotary_frequencies(config, rate)
     rope = rope_tables(positions, frequencies)
-    if not rate:
+    if windows is None:
         return Places(segment_ids, rope, None)
-    windows = find_windows(positions, segment_ids, rate)
     entry_rope = rope_tables(windows.positions, frequencies)
     return Places(segment_ids, rope, EntryPlaces(windows, entry_rope))
 
@@ -92,25 +110,57 @@ class Compressor(nn.Module):
     axis: str
     overlaps: bool
 
-    @nn.compact
-    def __call__(self, x_btd, at: EntryPlaces):
-        """Compress x [b t d], the normed input of attention, to entries [b w x]."""
+    @override
+    def setup(self):
         # Series 0 is read by the entry of the next window, and the last series by the window's own
         sizes = {"series": 1 + self.overlaps, self.axis: self.width}
-        w_kv = weight(self, "kv", embed=self.config.hidden_size, **sizes)
-        w_gate = weight(self, "gate", embed=self.config.hidden_size, **sizes)
+        self.w_kv = weight(self, "kv", embed=self.config.hidden_size, **sizes)
+        self.w_gate = weight(self, "gate", embed=self.config.hidden_size, **sizes)
         zeros = nn.initializers.zeros
-        bias_ozx = weight(self, "position_bias", init=zeros, window=self.rate, **sizes)
-        # float32 from here on to the entries, in every dtype
-        values_btzx = dot("btd,dzx->btzx", x_btd, w_kv, jnp.float32)
-        logits_btzx = dot("btd,dzx->btzx", x_btd, w_gate, jnp.float32)
+        self.bias_ozx = weight(self, "position_bias", init=zeros, window=self.rate, **sizes)
+        self.norm = RMSNorm(self.config, self.width, self.axis)
+
+    def __call__(self, x_btd, at) -> CompressorCache:
+        """Compress x [b t d], the normed input of attention, to entries at EntryPlaces."""
+        values, logits = self._project(x_btd)
 
         def pool_windows(windows, tokens, first, bias_ozx):
             values_btzx, logits_btzx = tokens
             return pool(values_btzx, logits_btzx, bias_ozx, windows)
 
         # Each device pools its own windows
-        entries_bwx = over_queries(pool_windows, at.windows, (values_btzx, logits_btzx), bias_ozx)
-        entries_bwx = entries_bwx.astype(x_btd.dtype)
-        entries_bwx = RMSNorm(self.config, self.width, self.axis, name="norm")(entries_bwx)
+        tokens = self._by_series(values), self._by_series(logits)
+        entries_bwx = over_queries(pool_windows, at.windows, tokens, self.bias_ozx)
+        return CompressorCache(self._placed(entries_bwx, at, x_btd.dtype), values, logits)
+
+    def decode(self, x_b1d, positions_b1, at, cache: CompressorCache) -> CompressorCache:
+        """Add one token of each sequence, and return the cache.
+
+        Args:
+            x_b1d: [b 1 d], the normed input of attention.
+            positions_b1: int32.
+            at: The EntryPlaces of step_places.
+            cache: This compressor's cache.
+        """
+        values, logits = self._project(x_b1d)
+        values = put(cache.values, positions_b1, values)
+        logits = put(cache.logits, positions_b1, logits)
+        tokens = self._by_series(values), self._by_series(logits)
+        entry_b1x = self._placed(pool(*tokens, self.bias_ozx, at.windows), at, x_b1d.dtype)
+        entries = put_entry(cache.entries, positions_b1, entry_b1x, self.rate)
+        return CompressorCache(entries, values, logits)
+
+    def _project(self, x_btd):
+        """Project to what is pooled, and to its weights before the softmax: float32[b t zx] each."""
+        # float32 from here on to the entries, in every dtype
+        values_btzx = dot("btd,dzx->btzx", x_btd, self.w_kv, jnp.float32)
+        logits_btzx = dot("btd,dzx->btzx", x_btd, self.w_gate, jnp.float32)
+        return tuple(a.reshape(*a.shape[:2], -1) for a in (values_btzx, logits_btzx))
+
+    def _by_series(self, rows_btzx):
+        return rows_btzx.reshape(*rows_btzx.shape[:2], -1, self.width)
+
+    def _placed(self, entries_bwx, at, dtype):
+        """Norm and rotate pooled entries [b w x]."""
+        entries_bwx = self.norm(entries_bwx.astype(dtype))
         return apply_rope_last(entries_bwx[:, :, None], *at.rope)[:, :, 0]

@@ -247,6 +247,11 @@ class V4Config:
             )
 
     @property
+    def num_moe_layers(self) -> int:
+        """The number of layers with experts: all."""
+        return self.num_hidden_layers
+
+    @property
     def layers(self) -> tuple[LayerKind, ...]:
         """The LayerKind of each layer; layers of multi-token prediction are not among them."""
         if self.compress_ratios is not None:

@@ -18,7 +18,8 @@ from deepseek_jax.models.heads import segment_positions
 from deepseek_jax.models.layers import RMSNorm, weight
 from deepseek_jax.models.remat_policies import REMAT_POLICIES
 from deepseek_jax.models.v4.attention import WindowAttention
-from deepseek_jax.models.v4.compressor import Places, places
+from deepseek_jax.models.v4.cache import LayerCache, as_rings
+from deepseek_jax.models.v4.compressor import Places, places, step_places
 from deepseek_jax.models.v4.config import MTP_LAYER, LayerKind, V4Config
 from deepseek_jax.models.v4.moe import MoE
 from deepseek_jax.models.v4.mtp import MultiTokenPrediction
@@ -26,6 +27,7 @@ from deepseek_jax.models.v4.streams import StreamEnd, StreamMixing
 from deepseek_jax.ops import streams
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.saved_names import LAYER_INPUT
+from deepseek_jax.parallel.decoding import own_rows
 from deepseek_jax.parallel.pipeline import pipeline_stages
 from deepseek_jax.parallel.shard import constrain
 from deepseek_jax.trees import PyTree
@@ -43,6 +45,20 @@ class Rows(NamedTuple):
     """
 
     tokens: jax.Array
+    places: dict[int, Places]
+
+
+class Step(NamedTuple):
+    """The latest token of each sequence in a decoding step, which all layers read.
+
+    Attributes:
+        tokens: int32[b 1].
+        positions: int32[b 1].
+        places: The compressor.step_places of each rate of the model.
+    """
+
+    tokens: jax.Array
+    positions: jax.Array
     places: dict[int, Places]
 
 
@@ -78,17 +94,36 @@ class DecoderLayer(nn.Module):
         self.ffn = MoE(cfg, self.kind.has_table)
 
     def __call__(self, streams_btzd, rows: Rows):
-        """Run the layer: return the streams [b t z d], and a models.decoder.Report."""
+        """Run the layer over rows.
+
+        Returns:
+            The streams [b t z d], a models.decoder.Report, and a LayerCache of whole rows.
+        """
         at = rows.places[self.kind.rate]
         streams_btzd = checkpoint_name(constrain(streams_btzd, STREAMS), LAYER_INPUT)
-        mixing = self.attention_mixing(streams_btzd)
-        x_btd = self.attention_norm(streams.read(streams_btzd, mixing.read))
-        y_btd, indexer_loss = self.attention(x_btd, at)
+        x_btd, mixing = self._attention_input(streams_btzd)
+        y_btd, indexer_loss, remembered = self.attention(x_btd, at)
         streams_btzd = streams.write(streams_btzd, y_btd, mixing)
+        streams_btzd, routing = self._feed_forward(streams_btzd, rows.tokens, at.segment_ids)
+        return streams_btzd, Report(routing, indexer_loss), remembered
+
+    def decode(self, streams_b1zd, step: Step, cache: LayerCache):
+        """Run the layer on one token of each sequence: return the streams [b 1 z d] and the cache."""
+        at = step.places[self.kind.rate]
+        x_b1d, mixing = self._attention_input(streams_b1zd)
+        y_b1d, cache = self.attention.decode(x_b1d, step.positions, at, cache)
+        streams_b1zd = streams.write(streams_b1zd, y_b1d, mixing)
+        return self._feed_forward(streams_b1zd, step.tokens, at.segment_ids)[0], cache
+
+    def _attention_input(self, streams_btzd):
+        mixing = self.attention_mixing(streams_btzd)
+        return self.attention_norm(streams.read(streams_btzd, mixing.read)), mixing
+
+    def _feed_forward(self, streams_btzd, tokens, segment_ids):
         mixing = self.ffn_mixing(streams_btzd)
         x_btd = self.ffn_norm(streams.read(streams_btzd, mixing.read))
-        y_btd, routing = self.ffn(x_btd, rows.tokens, at.segment_ids)
-        return streams.write(streams_btzd, y_btd, mixing), Report(routing, indexer_loss)
+        y_btd, routing = self.ffn(x_btd, tokens, segment_ids)
+        return streams.write(streams_btzd, y_btd, mixing), routing
 
 
 def _training_layer(config: V4Config):
@@ -128,22 +163,59 @@ class Decoder(nn.Module):
                 f"mesh.pipeline={pipeline_stages()}: stages of a pipeline run one program, and the "
                 "layers of DeepSeek-V4 differ in their attention; set mesh.pipeline to 1"
             )
+        streams_btzd, reports, _ = self._run(tokens, positions, segment_ids)
+        return States(self._hidden(streams_btzd), streams_btzd, reports)
+
+    def prefill(self, tokens, lengths):
+        """Run prompts, see the function prefill."""
+        at_t = jnp.arange(tokens.shape[1])
+        segment_ids = (at_t < lengths[:, None]).astype(jnp.int32)
+        positions = jnp.broadcast_to(at_t, tokens.shape)
+        streams_btzd, _, remembered = self._run(tokens, positions, segment_ids)
+        caches = [
+            as_rings(self.config, kind, rows, lengths)
+            for kind, rows in zip(self.config.layers, remembered, strict=True)
+        ]
+        last_b111 = (lengths - 1)[:, None, None, None]
+        last_b1zd = jnp.take_along_axis(streams_btzd, last_b111, axis=1)
+        return self._hidden(last_b1zd)[:, 0], caches
+
+    def decode(self, tokens_b, positions_b, caches):
+        """Run one token of each sequence, see the function decode."""
+        positions_b1 = positions_b[:, None]
+        rates = {kind.rate for kind in self.config.layers}
+        by_rate = {rate: step_places(self.config, rate, positions_b1) for rate in rates}
+        step = Step(tokens_b[:, None], positions_b1, by_rate)
+        # The table stays where it is: a step reads few of its rows
+        embedding_b1d = jnp.take(self.embedding, step.tokens, axis=0).astype(self.config.dtype)
+        streams_b1zd, written = self._first_streams(embedding_b1d), []
+        for layer, cache in zip(self.layers, caches, strict=True):
+            streams_b1zd, cache = layer.decode(own_rows(streams_b1zd), step, cache)
+            written.append(cache)
+        return self._hidden(streams_b1zd)[:, 0], written
+
+    def _run(self, tokens, positions, segment_ids):
+        """Run the layers: return the streams [b t z d], Reports by layer, and LayerCaches."""
         rates = {kind.rate for kind in self.config.layers}
         rows = self._rows(rates, tokens, positions, segment_ids)
-        embedding_btd = self._embed(tokens)
-        # Every stream begins as the embedding
-        shape = (*tokens.shape, self.config.hc_mult, self.config.hidden_size)
-        streams_btzd = jnp.broadcast_to(embedding_btd[:, :, None], shape)
-        reports = {}
+        streams_btzd, reports, remembered = self._first_streams(self._embed(tokens)), {}, []
         for layer in self.layers:
-            streams_btzd, reports[layer.name] = layer(streams_btzd, rows)
-        hidden_btd = self.final_norm(self.stream_end(streams_btzd))
-        return States(hidden_btd, streams_btzd, reports)
+            streams_btzd, reports[layer.name], cache = layer(streams_btzd, rows)
+            remembered.append(cache)
+        return streams_btzd, reports, remembered
+
+    def _first_streams(self, embedding_btd):
+        # Every stream begins as the embedding
+        b, t, d = embedding_btd.shape
+        return jnp.broadcast_to(embedding_btd[:, :, None], (b, t, self.config.hc_mult, d))
 
     def _embed(self, tokens):
         # Gather the whole table, so that each device can look up its own tokens
         table_vd = constrain(self.embedding, (None, None))
         return jnp.take(table_vd, tokens, axis=0).astype(self.config.dtype)
+
+    def _hidden(self, streams_btzd):
+        return self.final_norm(self.stream_end(streams_btzd))
 
     def _rows(self, rates, tokens, positions, segment_ids):
         # Once for all layers of a rate
@@ -238,3 +310,42 @@ def forward(
     """Return the logits of every next token, float32[b t v]. Arguments are as in run_layers."""
     states = run_layers(config, params, tokens, segment_ids=segment_ids, positions=positions)
     return dot("btd,vd->btv", states.hidden, params["head"], jnp.float32)
+
+
+def prefill(config: V4Config, params: PyTree, tokens: jax.Array, lengths: jax.Array):
+    """Run prompts, for decoding.
+
+    Args:
+        config: The model.
+        params: Its parameters.
+        tokens: int32[b t], right-padded.
+        lengths: int32[b], at least 1.
+
+    Returns:
+        The hidden states [b d] of each last token, after the final norm; and each layer's
+        cache.LayerCache, with t // rate entries.
+    """
+    return Decoder(config).apply({"params": params}, tokens, lengths, method="prefill")
+
+
+def decode(
+    config: V4Config,
+    params: PyTree,
+    tokens: jax.Array,
+    positions: jax.Array,
+    caches: list[LayerCache],
+):
+    """Run one token of each sequence, each at its own position.
+
+    Args:
+        config: The model.
+        params: Its parameters.
+        tokens: int32[b].
+        positions: int32[b].
+        caches: Of each layer; they have all earlier tokens of the sequences.
+
+    Returns:
+        The hidden states [b d] after the final norm, and the caches with these tokens.
+    """
+    arguments = tokens, positions, caches
+    return Decoder(config).apply({"params": params}, *arguments, method="decode")

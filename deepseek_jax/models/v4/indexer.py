@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from deepseek_jax.models.indexer import Index
 from deepseek_jax.models.layers import weight
+from deepseek_jax.models.v4.cache import CompressorCache
 from deepseek_jax.models.v4.compressor import Compressor, Places
 from deepseek_jax.models.v4.config import V4Config
 from deepseek_jax.ops.compress import Windows
@@ -22,9 +23,10 @@ from deepseek_jax.ops.release_rounding import bfloat16_index_scores, fp4_index
 from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.rope import apply_rope_last
 from deepseek_jax.ops.saved_names import ATTENDED
-from deepseek_jax.ops.selection import index_scores
+from deepseek_jax.ops.selection import index_scores, select_indices
 from deepseek_jax.ops.window_attention import Entries, Keys, select_entries
 from deepseek_jax.parallel.context import over_queries
+from deepseek_jax.parallel.shard import constrain
 
 
 class LightningIndexer(nn.Module):
@@ -45,8 +47,8 @@ class LightningIndexer(nn.Module):
         self.w_heads = weight(self, "head_weights", embed=cfg.hidden_size, index_heads=j)
         self.compressor = Compressor(cfg, self.rate, y, "index_head_dim", overlaps=True)
 
-    def __call__(self, x_btd, latent_btq, places: Places) -> Index:
-        """Compute what scores entries.
+    def __call__(self, x_btd, latent_btq, places: Places) -> tuple[Index, CompressorCache]:
+        """Compute what scores entries, and what decoding remembers of it.
 
         Args:
             x_btd: [b t d], the normed input of attention.
@@ -54,13 +56,31 @@ class LightningIndexer(nn.Module):
             places: See compressor.places.
         """
         x_btd, latent_btq = jax.lax.stop_gradient((x_btd, latent_btq))
+        keys = self.compressor(x_btd, places.entries)
+        return self._index(x_btd, latent_btq, places, keys)
+
+    def decode(self, x_b1d, latent_b1q, positions_b1, places: Places, cache: CompressorCache):
+        """Do __call__ for one token of each sequence, whose keys are in the cache.
+
+        Args:
+            x_b1d: [b 1 d].
+            latent_b1q: [b 1 q].
+            positions_b1: int32.
+            places: See compressor.step_places.
+            cache: The cache of the indexer's compressor.
+        """
+        keys = self.compressor.decode(x_b1d, positions_b1, places.entries, cache)
+        return self._index(x_b1d, latent_b1q, places, keys)
+
+    def _index(self, x_btd, latent_btq, places, keys):
         q_btjy = apply_rope_last(dot("btq,qjy->btjy", latent_btq, self.w_q), *places.rope)
         w_btj = dot("btd,dj->btj", x_btd.astype(jnp.float32), self.w_heads)
-        k_bwy = self.compressor(x_btd, places.entries)
+        # In a rollout each device has some of the heads. Without this, the compiler gathers the weight
+        w_btj = constrain(w_btj, ("batch", "seq", "index_heads"))
         if self.config.release_rounding:
-            rotary = self.config.qk_rope_head_dim
-            return Index(fp4_index(q_btjy, rotary), fp4_index(k_bwy, rotary), w_btj)
-        return Index(q_btjy, k_bwy, w_btj * self.config.index_n_heads**-0.5)
+            rotary, k_bwy = self.config.qk_rope_head_dim, keys.entries
+            return Index(fp4_index(q_btjy, rotary), fp4_index(k_bwy, rotary), w_btj), keys
+        return Index(q_btjy, keys.entries, w_btj * self.config.index_n_heads**-0.5), keys
 
 
 def select(config: V4Config, index: Index, segment_ids, windows: Windows):
@@ -77,6 +97,27 @@ def select(config: V4Config, index: Index, segment_ids, windows: Windows):
     selected = over_queries(select_own, (index.q, index.w, segment_ids), (index.k, windows))
     # Saved with attention's results, whose gradient needs this selection
     return None if selected is None else save_for_backward(checkpoint_name(selected, ATTENDED))
+
+
+def seen_and_selected(config: V4Config, index: Index | None, entries_bwx, seen_b1w):
+    """Return the entries that one query of each sequence attends to.
+
+    Args:
+        config: The model.
+        index: From LightningIndexer; None if queries attend to all entries that they see.
+        entries_bwx: All entries of a cache.
+        seen_b1w: bool, the entries that each query sees.
+
+    Returns:
+        Entries [b z x], selected ones if there are more than index_topk; and bool[b 1 z], the ones
+        to attend to.
+    """
+    k = config.index_topk
+    if index is None or config.indexer_loss == "dense" or entries_bwx.shape[1] <= k:
+        return entries_bwx, seen_b1w
+    scores = bfloat16_index_scores if config.release_rounding else index_scores
+    indices_b1k, is_selected_b1k = select_indices(scores(*index), seen_b1w, k)
+    return jnp.take_along_axis(entries_bwx, indices_b1k[:, 0, :, None], axis=1), is_selected_b1k
 
 
 def loss(config: V4Config, index: Index, q_bthx, keys: Keys, scale: float):

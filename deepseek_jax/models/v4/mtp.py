@@ -47,5 +47,5 @@ class MultiTokenPrediction(nn.Module):
         """
         embedded_btd = dot("btd,dx->btx", self.embedding_norm(embedding_btd), self.w_embedding)
         hidden_btzd = dot("btzd,dx->btzx", self.hidden_norm(streams_btzd), self.w_hidden)
-        streams_btzd, report = self.block(embedded_btd[:, :, None] + hidden_btzd, rows)
+        streams_btzd, report, _ = self.block(embedded_btd[:, :, None] + hidden_btzd, rows)
         return self.head_norm(self.stream_end(streams_btzd)), streams_btzd, report

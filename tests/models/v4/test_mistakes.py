@@ -84,7 +84,7 @@ def off_index_scores(recording):
     theirs = recording.calls[f"{name}.compressor.indexer.scorer"][1]
     places = compressor.places(CONFIG, 4, jnp.asarray(POSITIONS), jnp.asarray(ONES))
     params = params_of(recording, layer)["attention"]["indexer"]
-    index = indexer.LightningIndexer(CONFIG, 4).apply(
+    index, _ = indexer.LightningIndexer(CONFIG, 4).apply(
         {"params": params}, jnp.asarray(x), jnp.asarray(latent), places
     )
     return difference(index_scores(*index), theirs)
