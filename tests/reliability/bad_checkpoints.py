@@ -576,7 +576,7 @@ CHECKPOINTS = [
     ),
     (
         "convert --from=model",
-        "flag --to=None: Flag --to must have a value other than None.",
+        "--to is missing (see --help)",
         copied("model"),
     ),
 ]

@@ -136,10 +136,10 @@ FLAGS = [
             " divisor of 1"
         ),
     ),
-    ("evaluate", "flag --checkpoint=None: Flag --checkpoint must have a value other than None."),
+    ("evaluate", "--checkpoint is missing (see --help); --data is missing (see --help)"),
     (
         "evaluate --checkpoint=model",
-        "flag --data=None: Flag --data must have a value other than None.",
+        "--data is missing (see --help)",
     ),
     (
         "evaluate --checkpoint=model --data=",
@@ -235,11 +235,11 @@ FLAGS = [
 PLANS = [
     (
         "plan",
-        "flags config=None, published=False: Flag --config must have a value other than None.",
+        "--config is missing (see --help)",
     ),
     (
         "plan sft_small",
-        "flags topology=None, published=False: Flag --topology must have a value other than None.",
+        "--topology is missing (see --help)",
     ),
     (
         "plan sft_small --topology=h100:0",
@@ -374,7 +374,7 @@ SWEEPS = [
         ),
         swept("[{'optimizer.learning_rate': 'x'}]"),
     ),
-    ("sweep sft_small", "flag --sweep=None: Flag --sweep must have a value other than None."),
+    ("sweep sft_small", "--sweep is missing (see --help)"),
     (SWEEP + " --engine=k8s", "flag --engine=k8s: value should be one of <local|slurm|gke>"),
     (SWEEP + " --max_jobs=0", "flag --max_jobs=0: 0 is not a positive integer"),
     (
