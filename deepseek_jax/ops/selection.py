@@ -127,8 +127,12 @@ def select_indices(scores, mask, index_topk: int):
     is_earlier = upto <= nth[:, None]
     chunk = jnp.minimum(is_earlier.sum(-1), chunks.shape[-2] - 1)
     number_in_chunk = nth - jnp.where(is_earlier, upto, 0).max(-1)
-    own_bits = jnp.take_along_axis(packed(chunks), chunk[..., None], axis=-2)
-    counts = jnp.cumsum(unpacked(own_bits, lanes), axis=-1, dtype=jnp.int32)
+    # A chunk's bits as four words: a TPU gathers words of 32 bits
+    word_bits = jnp.arange(32, dtype=jnp.uint32)
+    words = chunks.reshape(*chunks.shape[:-1], -1, 32).astype(jnp.uint32) << word_bits
+    own_words = jnp.take_along_axis(words.sum(-1, dtype=jnp.uint32), chunk[..., None], axis=-2)
+    own_bits = (own_words[..., None] >> word_bits) & 1
+    counts = jnp.cumsum(own_bits.reshape(*chunk.shape, lanes), axis=-1, dtype=jnp.int32)
     lane = (counts <= number_in_chunk[..., None]).sum(-1)
     indices = jnp.minimum(chunk * lanes + lane, s - 1)
     return indices, nth < upto[..., -1]
