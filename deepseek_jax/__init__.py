@@ -88,6 +88,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "load_orbax": "checkpoint",
         "load_policy": "rollout",
         "load_tokenizer": "data",
+        "load_v4": "checkpoint",
         "make_groups": "reinforce",
         "make_grpo_loss": "losses",
         "make_mesh": "parallel",
@@ -100,6 +101,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "render_prompt": "data",
         "save_hf": "checkpoint",
         "save_orbax": "checkpoint",
+        "save_v4": "checkpoint",
         "train": "recipes",
     },
 )

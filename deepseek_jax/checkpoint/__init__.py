@@ -13,8 +13,10 @@ __getattr__, __dir__, __all__ = lazy_names(
         "load_hf": "hf_import",
         "load_orbax": "orbax_params",
         "load_params": "load",
+        "load_v4": "v4_import",
         "save_adapter": "adapter",
         "save_hf": "hf_export",
         "save_orbax": "orbax_params",
+        "save_v4": "v4_export",
     },
 )

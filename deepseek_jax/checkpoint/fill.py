@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -21,8 +21,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deepseek_jax.checkpoint.hf_names import tensors
 from deepseek_jax.checkpoint.share import Piece, Stored, by_parameter, steps, while_read
 from deepseek_jax.checkpoint.tree import abstract_params, compute_dtype, from_paths
+from deepseek_jax.checkpoint.turn import Place
 from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.v4.config import V4Config
+from deepseek_jax.ops import fp4
 from deepseek_jax.ops.fp8 import BLOCK, dequantize
+from deepseek_jax.trees import PyTree
 
 # Rows are read without the rest of their block, with one scale for 128 columns of each row
 ROW_BLOCK = (1, BLOCK[1])
@@ -51,8 +55,35 @@ def load_tensors(config: ModelConfig, source, dtype: str | None = None, mesh: Me
         ValueError: A number is not finite. The message has the tensor's name and
             source.where(tensor).
     """
-    leaves = abstract_params(config, _dtypes(config, source, dtype), mesh)
-    stored_tensors = by_parameter(config)
+    params = read_params(config, tensors(config), source, dtype, mesh, is_router_bias)
+    return dataclasses.replace(config, dtype=compute_dtype(params)), params
+
+
+def is_router_bias(path: str) -> bool:
+    """Return whether a parameter balances a router: it is float32 in every model."""
+    return path.endswith("router_bias")
+
+
+def read_params(
+    config: ModelConfig | V4Config,
+    places: Mapping[str, list[Place]],
+    source,
+    dtype: str | None,
+    mesh: Mesh | None,
+    is_float32: Callable[[str], bool],
+) -> PyTree:
+    """Read the parameters of load_tensors, from the tensors in a table.
+
+    Args:
+        config: The model.
+        places: The table, from hf_names.tensors or v4_names.tensors.
+        source: As in load_tensors.
+        dtype: As in load_tensors.
+        mesh: As in load_tensors.
+        is_float32: Whether the parameter of this path is float32, whatever dtype says.
+    """
+    leaves = abstract_params(config, _dtypes(places, source, dtype, is_float32), mesh)
+    stored_tensors = by_parameter(places)
     read_steps = (
         step
         for path, tensor_turns in stored_tensors.items()
@@ -65,19 +96,23 @@ def load_tensors(config: ModelConfig, source, dtype: str | None = None, mesh: Me
             )
             for path, path_steps in itertools.groupby(steps_with_rows, lambda pair: pair[0].path)
         }
-    return dataclasses.replace(config, dtype=compute_dtype(params)), from_paths(params)
+    return from_paths(params)
 
 
 def decode(tensor, scale, dtype, tile: tuple[int, int] = BLOCK):
-    """Convert a stored tensor to a parameter's dtype: FP8 times its scale in float32, then cast.
+    """Convert a stored tensor to a parameter's dtype: FP8 or FP4 times its scale in float32, then cast.
 
     Args:
-        tensor: The tensor as stored.
-        scale: The scales of an FP8 tensor; None for other dtypes.
+        tensor: The tensor as stored; int8 with scales is FP4.
+        scale: The scales of a quantised tensor; None for other dtypes.
         dtype: The parameter's dtype.
-        tile: Rows and columns that share one scale.
+        tile: Rows and columns that share one scale of FP8.
     """
-    return (tensor if scale is None else dequantize(tensor, scale, tile)).astype(dtype)
+    if scale is None:
+        return tensor.astype(dtype)
+    if tensor.dtype == jnp.int8:
+        return fp4.dequantize(tensor, scale).astype(dtype)
+    return dequantize(tensor, scale, tile).astype(dtype)
 
 
 class Step(NamedTuple):
@@ -97,7 +132,7 @@ class Step(NamedTuple):
         return [source.read_rows(piece.name, piece.rows) for piece, _ in self.pieces]
 
     def bytes(self, source):
-        """Return the size of the pieces' rows in bytes, without scales."""
+        """Return the size of the pieces' rows in bytes, without scales; of FP4 twice the size."""
         return sum(
             len(piece.rows) * math.prod(piece.turn.shape[1:]) * source.dtype(piece.name).itemsize
             for piece, _ in self.pieces
@@ -260,19 +295,19 @@ def _undo(move, update):
     return jax.lax.dynamic_slice_in_dim(update, start, size, column)
 
 
-def _dtypes(config, source, dtype):
+def _dtypes(places, source, dtype, is_float32):
     """Choose the dtype of every parameter: `dtype`, or the one that its stored tensors promote to.
 
     Returns:
         {path: dtype}.
     """
     dtypes = {}
-    for name, places in tensors(config).items():
+    for name, tensor_places in places.items():
         stored_dtype = source.dtype(name)
-        # FP8 times its scale becomes bfloat16
+        # FP8 or FP4 times its scale becomes bfloat16
         tensor_dtype = jnp.dtype(jnp.bfloat16) if stored_dtype.itemsize == 1 else stored_dtype
-        for place in places:
-            if place.path.endswith("router_bias"):
+        for place in tensor_places:
+            if is_float32(place.path):
                 dtypes[place.path] = jnp.dtype(jnp.float32)
             else:
                 dtypes[place.path] = jnp.dtype(

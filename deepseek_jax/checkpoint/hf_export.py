@@ -2,8 +2,9 @@
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from deepseek_jax.checkpoint.hf_names import copies, is_projection, tensors
 from deepseek_jax.checkpoint.locate import checkpoint_path
 from deepseek_jax.checkpoint.tokenizer_files import is_of_tokenizer
 from deepseek_jax.checkpoint.tree import checked_by_path
+from deepseek_jax.checkpoint.turn import Place
 from deepseek_jax.files import whole_file
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.ops.fp8 import BLOCK, quantize
@@ -77,8 +79,31 @@ def save_hf(
     export = _Export(config, params, HFFiles(like_folder) if like_folder else None, fp8)
     config_fields = config_json(config, dtype=export.dtype, fp8=fp8, like=like_json)
     export.power_of_two = scales_are_powers_of_two(config_fields)
-    plan = split_state_dict_into_shards_factory(
-        export.plan,
+    write_tensors(folder, export.plan, export, config_fields, like_folder, max_shard_size, files)
+
+
+def write_tensors(
+    folder: str | Path,
+    plan: dict[str, jax.ShapeDtypeStruct],
+    encode: Callable[[str], np.ndarray],
+    config_fields: dict,
+    like_folder: Path | None,
+    max_shard_size: int | str,
+    files: dict[str, bytes] | None,
+):
+    """Write a Hugging Face folder, one file of tensors at a time.
+
+    Args:
+        folder: As in save_hf.
+        plan: {name: shape and dtype} of all tensors.
+        encode: Returns the tensor of a name in `plan`, when its file is written.
+        config_fields: The object for config.json.
+        like_folder: The folder from which the files of COPIED are copied; None for no folder.
+        max_shard_size: As in save_hf.
+        files: As in save_hf.
+    """
+    shards = split_state_dict_into_shards_factory(
+        plan,
         get_storage_size=lambda leaf: leaf.size * leaf.dtype.itemsize,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_size,
@@ -88,13 +113,13 @@ def save_hf(
             _copy_side_files(like_folder, partial, with_tokenizer=not files)
         write_files(partial, files)
         (partial / "config.json").write_text(json.dumps(config_fields, indent=2) + "\n")
-        for file, names in plan.filename_to_tensors.items():
+        for file, names in shards.filename_to_tensors.items():
             with whole_file(partial / file) as new_path:
                 save_file(
-                    {name: export(name) for name in names}, new_path, metadata={"format": "pt"}
+                    {name: encode(name) for name in names}, new_path, metadata={"format": "pt"}
                 )
-        if plan.is_sharded:
-            index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        if shards.is_sharded:
+            index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
             (partial / "model.safetensors.index.json").write_text(
                 json.dumps(index, indent=2) + "\n"
             )
@@ -108,7 +133,7 @@ def hf_tensors(config: ModelConfig, params: PyTree) -> Iterator[tuple[str, np.nd
     """
     leaves = checked_by_path(config, params)
     for name, places in tensors(config).items():
-        yield name, _gather(leaves, places)
+        yield name, gather(leaves, places)
 
 
 def _copy_side_files(like, folder, with_tokenizer):
@@ -172,16 +197,21 @@ class _Export:
 
     def _encode(self, name):
         """Return (tensor, scale or None), in the bytes of `like` if they decode to the same."""
-        our_tensor, dtype = _gather(self._flat, self._places[name]), self.plan[name].dtype
+        our_tensor, dtype = gather(self._flat, self._places[name]), self.plan[name].dtype
         if self._like and name in self._like and self._like.dtype(name) == dtype:
             tensor, scale = self._like.read(name)
-            decoded_tensor = np.asarray(_decode(tensor, scale, our_tensor.dtype))
-            # Bytes are compared, not numbers: NaN differs from itself, and -0.0 equals 0.0
-            if np.array_equal(decoded_tensor.view(np.uint8), our_tensor.view(np.uint8)):
+            if decodes_to(tensor, scale, our_tensor):
                 return tensor, scale
         if dtype == FP8:
             return tuple(np.asarray(array) for array in _quantize(our_tensor, self.power_of_two))
         return our_tensor.astype(dtype), None
+
+
+def decodes_to(tensor: np.ndarray, scale: np.ndarray | None, ours: np.ndarray) -> bool:
+    """Return whether a stored tensor, decoded to the dtype of `ours`, has its bytes."""
+    decoded = np.asarray(_decode(tensor, scale, ours.dtype))
+    # Bytes are compared, not numbers: NaN differs from itself, and -0.0 equals 0.0
+    return np.array_equal(decoded.view(np.uint8), ours.view(np.uint8))
 
 
 _decode = jax.jit(decode, static_argnums=2)
@@ -192,7 +222,7 @@ def _quantize(weights, power_of_two):
     return quantize(weights, BLOCK, power_of_two=power_of_two)
 
 
-def _gather(leaves, places):
+def gather(leaves: dict[str, Any], places: list[Place]) -> np.ndarray:
     """Join one tensor from the parts of the parameters that make it up."""
     views = []
     for place in places:

@@ -4,6 +4,7 @@ Tests: tests/checkpoint/test_hf_import.py, tests/checkpoint/test_share.py.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -20,17 +21,20 @@ DTYPES = {
 }
 # The name of an FP8 tensor's scale ends in this. Despite "inv", the tensor is multiplied by it
 SCALE = "_scale_inv"
+# Rows and columns of an FP8 tensor that share a scale
+FP8_TILE = (128, 128)
 
 
 class HFFiles:
     """The safetensors files of a folder, from which single tensors or rows are read.
 
     The files stay on disk, and a folder of a bucket is copied to local disk first. `read` loads one
-    tensor, and `read_rows` a part of one.
+    tensor, and `read_rows` a part of one. A subclass may read other quantised tensors: `tile` says
+    which tensors have a scale, and `scale_name` says its name.
 
     Attributes:
-        names: Names of the tensors, except the scales of FP8 tensors: `read` and `read_rows` return
-            these together with their tensors, from whichever file has them.
+        names: Names of the tensors, except the scales of quantised tensors: `read` and `read_rows`
+            return these together with their tensors, from whichever file has them.
 
     Raises:
         ValueError: The folder has no safetensors, a file is missing or cut short, a dtype is not in
@@ -39,6 +43,8 @@ class HFFiles:
 
     # The number of threads that may read at once
     READS = 16
+    # Safetensors' name of a dtype -> the dtype
+    DTYPES: Mapping[str, np.dtype] = DTYPES
 
     def __init__(self, folder: str | Path):
         # Imported here: the import takes a fifth of a second, and toy worlds have no such folder
@@ -60,9 +66,9 @@ class HFFiles:
         for file, metadata in folder_metadata.files_metadata.items():
             self._check_length(file, metadata.tensors)
             for name, info in metadata.tensors.items():
-                if info.dtype not in DTYPES:
+                if info.dtype not in self.DTYPES:
                     raise ValueError(
-                        f"{name} in {self.folder / file} is {info.dtype}, not one of {[*DTYPES]}"
+                        f"{name} in {self.folder / file} is {info.dtype}, not one of {[*self.DTYPES]}"
                     )
                 self._info[name], self._file[name] = info, file
         for name, file in folder_metadata.weight_map.items():
@@ -70,14 +76,12 @@ class HFFiles:
                 raise ValueError(
                     f"{name} is missing from {self.folder / file}, where the index puts it"
                 )
-        fp8_names = {name for name in self._info if self._is_fp8(name)}
-        self.names = [
-            name
-            for name in self._info
-            if not (name.endswith(SCALE) and name[: -len(SCALE)] in fp8_names)
-        ]
-        for name in fp8_names:
-            self._check_scale(name)
+        tiles = {name: self.tile(name) for name in self._info}
+        scale_names = {self.scale_name(name) for name, tile in tiles.items() if tile}
+        self.names = [name for name in self._info if name not in scale_names]
+        for name, tile in tiles.items():
+            if tile:
+                self._check_scale(name, tile)
 
     def __contains__(self, name: str):
         return name in self._info
@@ -88,25 +92,36 @@ class HFFiles:
 
     def dtype(self, name: str):
         """Return a tensor's dtype as stored."""
-        return DTYPES[self._info[name].dtype]
+        return self.DTYPES[self._info[name].dtype]
 
     def shape(self, name: str):
         """Return a tensor's shape."""
+        return self.stored_shape(name)
+
+    def stored_shape(self, name: str):
+        """Return the shape of the array that `read` returns."""
         return tuple(self._info[name].shape)
+
+    def scale_name(self, name: str):
+        """Return the name of a quantised tensor's scale."""
+        return name + SCALE
+
+    def tile(self, name: str) -> tuple[int, int] | None:
+        """Return the rows and columns of a tensor that share a scale; None if it is not quantised."""
+        return FP8_TILE if self.dtype(name) == DTYPES["F8_E4M3"] else None
 
     def read(self, name: str):
         """Read a whole tensor.
 
         Returns:
-            (tensor, scale). The tensor is as stored. The scale is float32[ceil(rows / 128),
-            ceil(columns / 128)] for an FP8 tensor, and None for others.
+            (tensor, scale), both as stored. The scale has one number for each tile; it is None if the
+            tensor is not quantised.
         """
-        all_rows = np.arange(self.shape(name)[0])
-        if not self._is_fp8(name):
-            return self._read(name, all_rows), None
-        return self._read(name, all_rows), self._read(
-            name + SCALE, np.arange(-(-len(all_rows) // 128))
-        )
+        tensor = self._read(name, np.arange(self.shape(name)[0]))
+        if self.tile(name) is None:
+            return tensor, None
+        scale = self.scale_name(name)
+        return tensor, self._read(scale, np.arange(self.shape(scale)[0]))
 
     def read_rows(self, name: str, rows):
         """Read some rows of a tensor.
@@ -117,20 +132,17 @@ class HFFiles:
             rows: int[rows], each at most once, in any order.
 
         Returns:
-            (rows, scale). The rows are as stored. The scale is float32[rows, ceil(columns / 128)]
-            for an FP8 tensor, and None for others.
+            (rows, scale). The rows are as stored. The scale is float32[rows, tiles of a row] for a
+            quantised tensor, and None for others.
         """
-        if not self._is_fp8(name):
+        tile = self.tile(name)
+        if tile is None:
             return self._read(name, rows), None
-        blocks, block_of_row = np.unique(rows // 128, return_inverse=True)
-        return self._read(name, rows), self._read(name + SCALE, blocks)[block_of_row]
-
-    def _is_fp8(self, name):
-        # FP8 is the only dtype of one byte in DTYPES
-        return self.dtype(name).itemsize == 1
+        blocks, block_of_row = np.unique(rows // tile[0], return_inverse=True)
+        return self._read(name, rows), self._read(self.scale_name(name), blocks)[block_of_row]
 
     def _read(self, name, rows):
-        dtype, row_shape = self.dtype(name), self.shape(name)[1:]
+        dtype, row_shape = self.dtype(name), self.stored_shape(name)[1:]
         row_bytes = dtype.itemsize * math.prod(row_shape)
         start = self._start[self._file[name]] + self._info[name].data_offsets[0]
         order = np.argsort(rows)
@@ -198,16 +210,21 @@ class HFFiles:
                 "another copy of it"
             )
 
-    def _check_scale(self, name):
-        if name + SCALE not in self._info:
+    def _check_scale(self, name, tile):
+        scale = self.scale_name(name)
+        kind = "FP8" if tile == FP8_TILE else "FP4"
+        if scale not in self._info:
             raise ValueError(
-                f"{name + SCALE} is missing: {name} in {self.where(name)} is FP8 and needs it"
+                f"{scale} is missing: {name} in {self.where(name)} is {kind} and needs it"
             )
-        expected_shape = tuple(-(-size // 128) for size in self.shape(name))
-        if self.shape(name + SCALE) != expected_shape:
+        # Not strict: a tensor that is no matrix is refused later, by its shape
+        expected_shape = tuple(
+            -(-size // part) for size, part in zip(self.shape(name), tile, strict=False)
+        )
+        if self.shape(scale) != expected_shape:
             raise ValueError(
-                f"{name + SCALE} in {self.where(name + SCALE)} has shape {self.shape(name + SCALE)}; "
-                f"128 x 128 blocks of {self.shape(name)} need {expected_shape}"
+                f"{scale} in {self.where(scale)} has shape {self.shape(scale)}; "
+                f"{tile[0]} x {tile[1]} blocks of {self.shape(name)} need {expected_shape}"
             )
 
 

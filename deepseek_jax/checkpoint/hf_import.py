@@ -1,6 +1,7 @@
 """Import of Hugging Face folders: check the tensors, then read them into sharded parameters."""
 
 import dataclasses
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.hf_files import HFFiles
 from deepseek_jax.checkpoint.hf_names import copies, tensors
 from deepseek_jax.checkpoint.locate import checkpoint_path
+from deepseek_jax.checkpoint.turn import Place
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.notebooks import plainly
 from deepseek_jax.parallel.processes import any_on
@@ -61,30 +63,44 @@ def load_hf(
     if mtp_prefixes and not any(name.startswith(mtp_prefixes) for name in files.names):
         config = dataclasses.replace(config, num_nextn_predict_layers=0)
     places, originals = tensors(config), copies(config)
-    _check_names(config, files, places, originals)
+    optional_names = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    check_names(config.model_type, files, places, originals, optional_names)
     for name, original in originals.items():
         if name in files:
             _check_copy(files, name, original, mesh)
     return load_tensors(config, files, dtype, mesh)
 
 
-def _check_names(config, files, places, originals):
+def check_names(
+    model_type: str,
+    files: HFFiles,
+    places: Mapping[str, list[Place]],
+    originals: Mapping[str, str],
+    optional_names: Set[str],
+):
     """Raise ValueError unless the files have exactly the expected tensors, in their shapes.
 
-    A tied head may be missing.
+    Args:
+        model_type: The family, for messages.
+        files: The folder's tensors.
+        places: The expected tensors, from hf_names.tensors or v4_names.tensors.
+        originals: {name: name of the tensor that it repeats}.
+        optional_names: Names that the files may have or lack.
     """
-    optional_names = {"lm_head.weight"} if config.tie_word_embeddings else set()
     for name in [*places, *originals]:
         if name not in files and name not in optional_names:
+            shape = list(places[originals.get(name, name)][0].turn.shape)
             raise ValueError(
-                f"{name} is missing from {_contents(files)}, though by config.json the model has it; "
-                "complete the download or correct config.json"
+                f"{name} is missing from {_contents(files)}, though by config.json the model has it, of "
+                f"shape {shape}; complete the download or correct config.json"
             )
     for name in files.names:
         shape = files.shape(name)
         if name not in places and name not in originals:
+            if name in optional_names:
+                continue
             raise ValueError(
-                f"{name} {list(shape)} in {files.where(name)} is no tensor of a {config.model_type} model "
+                f"{name} {list(shape)} in {files.where(name)} is no tensor of a {model_type} model "
                 "with this config.json; correct config.json or take the tensor out"
             )
         expected_shape = places[originals.get(name, name)][0].turn.shape

@@ -7,15 +7,14 @@ the mesh splits columns, its devices split the rows instead, and exchange them o
 """
 
 import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from deepseek_jax.checkpoint.hf_names import tensors
-from deepseek_jax.checkpoint.turn import Turn
-from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.checkpoint.turn import Place, Turn
 from deepseek_jax.parallel.shard import axis_parts
 
 # The stored tensors of a parameter: {index in the parameter: (tensor name, turn)}
@@ -49,15 +48,18 @@ class Move(NamedTuple):
     mesh_axes: tuple[str, ...]
 
 
-def by_parameter(config: ModelConfig) -> dict[str, Stored]:
-    """Return the stored tensors of each parameter: hf_names.tensors, looked up from the other side.
+def by_parameter(places: Mapping[str, list[Place]]) -> dict[str, Stored]:
+    """Return the stored tensors of each parameter: a table of places, looked up from the other side.
+
+    Args:
+        places: From hf_names.tensors or v4_names.tensors.
 
     Returns:
         {parameter path: {index in the parameter: (tensor name, turn)}}.
     """
     tensors_by_path: dict[str, Stored] = {}
-    for name, places in tensors(config).items():
-        for place in places:
+    for name, tensor_places in places.items():
+        for place in tensor_places:
             tensors_by_path.setdefault(place.path, {})[place.index] = name, place.turn
     return tensors_by_path
 

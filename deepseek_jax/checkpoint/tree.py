@@ -16,6 +16,8 @@ from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.adapters import abstract_adapted
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.decoder import abstract_init
+from deepseek_jax.models.v4 import decoder as v4
+from deepseek_jax.models.v4.config import V4Config
 from deepseek_jax.parallel.shard import logical_names, shardings
 from deepseek_jax.trees import PyTree
 
@@ -35,7 +37,7 @@ def from_paths(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def abstract_params(
-    config: ModelConfig, dtypes: dict | None = None, mesh: Mesh | None = None
+    config: ModelConfig | V4Config, dtypes: dict | None = None, mesh: Mesh | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Return {path: ShapeDtypeStruct} of the config's parameters, placed on mesh by parallel.RULES.
 
@@ -43,7 +45,7 @@ def abstract_params(
         dtypes: {path: dtype}; None is float32 for all.
         mesh: Without one, the sharding is None.
     """
-    boxed_params = abstract_init(config)
+    boxed_params = _abstract_init(config)
     shapes = nn.unbox(boxed_params)
     places = by_path(shardings(mesh, logical_names(boxed_params), shapes)) if mesh else {}
     return {
@@ -52,6 +54,13 @@ def abstract_params(
         )
         for path, leaf in by_path(shapes).items()
     }
+
+
+def _abstract_init(config):
+    """Return the boxed tree of shapes that init_params of the config's decoder would create."""
+    if isinstance(config, V4Config):
+        return jax.eval_shape(lambda rng: v4.init_params(config, rng), jax.random.key(0))
+    return abstract_init(config)
 
 
 def abstract_tree(
@@ -79,7 +88,7 @@ def abstract_tree(
     )
 
 
-def checked_by_path(config: ModelConfig, params: PyTree) -> dict[str, Any]:
+def checked_by_path(config: ModelConfig | V4Config, params: PyTree) -> dict[str, Any]:
     """Return by_path(params) if all shapes are as the config says.
 
     Raises:
@@ -92,7 +101,7 @@ def checked_by_path(config: ModelConfig, params: PyTree) -> dict[str, Any]:
         )
         if expected_shape != shape:
             raise ValueError(
-                f"parameter {path} is {shape} in params and {expected_shape} by their ModelConfig"
+                f"parameter {path} is {shape} in params and {expected_shape} by their {type(config).__name__}"
             )
     return leaves
 

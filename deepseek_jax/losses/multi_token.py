@@ -6,15 +6,14 @@ arXiv:2412.19437, section 2.2.
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.heads import head_weight, predict_further
+from deepseek_jax.models.training import Network, head_weight, predict_further
 from deepseek_jax.ops.logprobs import token_logprobs
 from deepseek_jax.parallel.tokens import over_tokens
 from deepseek_jax.trees import PyTree
 
 
 def multi_token_losses(
-    config: ModelConfig, params: PyTree, batch: dict, hidden: jax.Array
+    config: Network, params: PyTree, batch: dict, carried: jax.Array
 ) -> tuple[list, dict]:
     """Return the negative log-likelihood of each module's targets (arXiv:2412.19437, eq. 24).
 
@@ -22,7 +21,7 @@ def multi_token_losses(
 
     Args:
         batch: As in next_token_loss.
-        hidden: [b t d] after the final norm. Module 1 reads it, as in the released code.
+        carried: What module 1 reads, from models.training.run_layers.
 
     Returns:
         A list of float32[], one per module, in nats and divided by batch["normalizer"]; and a dict
@@ -41,12 +40,12 @@ def multi_token_losses(
         ahead = depth + 1
         # True where the token that the module reads, `ahead` later, is in the same document
         same_bt = _ahead(batch["segment_ids"], ahead) == batch["segment_ids"]
-        # Eq. 21: a module reads the hidden states of the module before it
-        hidden, reports[f"mtp_{depth}"] = predict_further(
+        # Eq. 21: a module reads what the module before it leaves
+        hidden, carried, reports[f"mtp_{depth}"] = predict_further(
             config,
             params,
             depth,
-            hidden,
+            carried,
             _ahead(batch["tokens"], ahead),
             # Tokens of other documents are padding here, so no expert load counts them
             segment_ids=jnp.where(same_bt, batch["segment_ids"], 0),

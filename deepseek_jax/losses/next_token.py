@@ -1,21 +1,20 @@
 """Cross-entropy of the next token over packed documents, plus other losses of pre-training.
 
-The others are V3's (balance, multi-token prediction) and V3.2's (indexer).
+The others are V3's (balance, multi-token prediction) and V3.2's (indexer); V4 has all of them.
 """
 
 import jax
 import jax.numpy as jnp
 
 from deepseek_jax.losses.multi_token import multi_token_losses
-from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.heads import head_weight, reported_states
+from deepseek_jax.models.training import Network, head_weight, run_layers
 from deepseek_jax.ops.logprobs import token_logprobs
 from deepseek_jax.parallel.tokens import over_tokens
 from deepseek_jax.trees import PyTree
 
 
 def next_token_loss(
-    config: ModelConfig,
+    config: Network,
     params: PyTree,
     batch: dict,
     *,
@@ -52,7 +51,7 @@ def next_token_loss(
           normalizer, as published, and averaged over the modules.
     """
     assert mtp_weight is None or "loss_weights" not in batch
-    logprobs_bt, entropy_bt, hidden_btd, report = target_logprobs(config, params, batch)
+    logprobs_bt, entropy_bt, carried, reports = target_logprobs(config, params, batch)
     weight_bt = batch.get("loss_weights", 1.0)
 
     def mean(x_bt):
@@ -60,15 +59,15 @@ def next_token_loss(
 
     loss = -mean(logprobs_bt)
     metrics = {"next_token_loss": loss, "entropy": mean(entropy_bt)}
-    reports = {"moe_layers": report}
     if mtp_weight is not None:
-        losses, further = multi_token_losses(config, params, batch, hidden_btd)
+        losses, further = multi_token_losses(config, params, batch, carried)
         metrics["mtp_loss"] = sum(losses) / len(losses)
         # Eq. 25: lambda / D times the sum over D modules
         loss += mtp_weight * metrics["mtp_loss"]
         reports |= further
     if config.indexer_loss != "none":
-        indexer_l = jnp.concatenate([r.indexer.reshape(-1) for r in reports.values()])
+        with_indexer = [r.indexer for r in reports.values() if r.indexer is not None]
+        indexer_l = jnp.concatenate([indexer.reshape(-1) for indexer in with_indexer])
         indexer_l /= batch["num_tokens"]
         metrics["indexer_loss"] = indexer_l.mean()
         loss += indexer_l.sum()
@@ -84,7 +83,7 @@ def next_token_loss(
     return loss, metrics
 
 
-def parts_trained(config: ModelConfig, *, with_mtp: bool = False):
+def parts_trained(config: Network, *, with_mtp: bool = False):
     """Return the parts in models.layers.PARTS that next_token_loss trains.
 
     Args:
@@ -93,23 +92,17 @@ def parts_trained(config: ModelConfig, *, with_mtp: bool = False):
     return ("mtp",) * with_mtp + ("indexer",) * (config.indexer_loss != "none")
 
 
-def target_logprobs(config: ModelConfig, params, batch):
+def target_logprobs(config: Network, params, batch):
     """Score the targets of a batch: log-probabilities and entropies, in nats.
 
     Args:
         batch: As in next_token_loss.
 
     Returns:
-        (logprobs float32[b t], entropy float32[b t], hidden, report). Values outside loss_mask are
-        undefined. hidden and report are models.reported_states' results.
+        (logprobs float32[b t], entropy float32[b t], carried, reports). Values outside loss_mask are
+        undefined. carried and reports are the results of models.training.run_layers.
     """
-    hidden_btd, report, _ = reported_states(
-        config,
-        params,
-        batch["tokens"],
-        segment_ids=batch["segment_ids"],
-        positions=batch["positions"],
-    )
+    hidden_btd, carried, reports = run_layers(config, params, batch)
     head = head_weight(config, params)
     logprobs_bt, entropy_bt = over_tokens(token_logprobs, hidden_btd, head, batch["targets"])
-    return logprobs_bt, entropy_bt, hidden_btd, report
+    return logprobs_bt, entropy_bt, carried, reports

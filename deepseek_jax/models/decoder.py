@@ -149,7 +149,7 @@ class DecoderLayer(nn.Module):
 
 # One object for each RematPolicy: jax traces again for a policy that is another object
 @functools.cache
-def _checkpoint_policy(remat: RematPolicy):
+def checkpoint_policy(remat: RematPolicy):
     """Return the policy of jax.checkpoint for a RematPolicy; None saves only the layer's input."""
     if remat.saves_products:
         # Products with weights have no batch axes. Products of queries, keys and values have them, and are
@@ -182,7 +182,7 @@ def _training_layer(config: ModelConfig, looped: bool = False):
         # branches and keep; self is argument 0
         static_argnums=(4, 5),
         prevent_cse=not looped,
-        policy=_checkpoint_policy(REMAT_POLICIES[config.remat]),
+        policy=checkpoint_policy(REMAT_POLICIES[config.remat]),
     )
 
 

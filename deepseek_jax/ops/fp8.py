@@ -75,16 +75,25 @@ def dequantize(values, scale, tile: tuple[int, int]):
     return values.astype(jnp.float32) * _spread(scale, tile, values.shape)
 
 
-def tile_scale(amax, power_of_two: bool = False):
-    """Return a tile's scale from its largest magnitude: float32[...] -> float32[...]."""
+def tile_scale(amax, power_of_two: bool = False, largest: float = MAX):
+    """Return a tile's scale from its largest magnitude: float32[...] -> float32[...].
+
+    Args:
+        amax: The largest magnitude.
+        power_of_two: Round the scale up to a power of two.
+        largest: The magnitude that amax over its scale is at most.
+    """
     # Chips flush subnormal numbers to zero, and a scale of 0 would divide by 0
     smallest = jnp.finfo(jnp.float32).tiny
-    scale = jnp.where(amax > 0, jnp.maximum(amax / MAX, smallest), 1.0)
-    if power_of_two:
-        # Adding a full mantissa carries any mantissa bit into the exponent: it rounds up
-        bits = jax.lax.bitcast_convert_type(scale, jnp.int32)
-        scale = jax.lax.bitcast_convert_type((bits + 0x7FFFFF) & ~0x7FFFFF, jnp.float32)
-    return scale
+    scale = jnp.where(amax > 0, jnp.maximum(amax / largest, smallest), 1.0)
+    return power_of_two_above(scale) if power_of_two else scale
+
+
+def power_of_two_above(x):
+    """Round positive float32 numbers up to powers of two."""
+    # Adding a full mantissa carries any mantissa bit into the exponent: it rounds up
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    return jax.lax.bitcast_convert_type((bits + 0x7FFFFF) & ~0x7FFFFF, jnp.float32)
 
 
 def _spread(scale, tile, shape):

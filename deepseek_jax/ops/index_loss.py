@@ -57,7 +57,7 @@ def index_loss(index, attention, segments_bt, segments_bs, selected, *, first, s
     return over_query_blocks(one_block, k_bsy.shape[1], at_t, *arrays)[:, : len(at_t)]
 
 
-def entry_loss(index, q_bthx, keys: Keys, *, window: int, scale: float):
+def entry_loss(index, q_bthx, keys: Keys, *, window: int, scale: float, first=0):
     """Return KL(p_t || softmax(I_t)) over the compressed entries of each token: float32[b t].
 
     As `index_loss` (arXiv:2606.19348, section 2.3), but p_t is over entries alone: attention's
@@ -70,6 +70,7 @@ def entry_loss(index, q_bthx, keys: Keys, *, window: int, scale: float):
         keys: What they attend to, with entries; it gets no gradient.
         window: As in ops.window_attention.attend_window.
         scale: As there.
+        first: As there.
     """
     (q_btjy, k_bwy, w_btj), (q_bthx, keys) = index, jax.lax.stop_gradient((q_bthx, keys))
     entries = keys.entries
@@ -86,7 +87,7 @@ def entry_loss(index, q_bthx, keys: Keys, *, window: int, scale: float):
         kl_bt = divergence(share_btw, index_scores(q_btjy, k_bwy, w_btj), mask_btw)
         return jnp.where((total_bt1[..., 0] > 0) & (queries[1] > 0), kl_bt, 0.0)
 
-    return by_query_blocks(one_block, keys, q_btjy, w_btj, q_bthx)
+    return by_query_blocks(one_block, keys, first, q_btjy, w_btj, q_bthx)
 
 
 def divergence(share_bts, scores_bts, mask_bts):

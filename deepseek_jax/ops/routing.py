@@ -221,7 +221,8 @@ def load_metrics(loads):
         loads: {key of params: Routing.load}. A load float32[l e] stacks layers.
 
     Returns:
-        Dict of float32[]. LAYER stands for moe_0, moe_1 and so on, or mtp_0 and so on.
+        Dict of float32[]. LAYER stands for moe_0, moe_1 and so on in a stack, else
+        for the key of params, as mtp_0 and layers_0.
         - max_vio/LAYER: MaxVio (arXiv:2408.15664), max(load) / mean(load) - 1, 0 in perfect
           balance.
         - max_vio: the mean over all layers.

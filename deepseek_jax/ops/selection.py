@@ -16,7 +16,7 @@ from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.platform import choose, size_of
 
 
-def index_scores(q_btjy, k_bsy, w_btj):
+def index_scores(q_btjy, k_bsy, w_btj, of_block=None):
     """Return index scores I[t, s] = sum_j w[t, j] ReLU(q[t, j] . k[s] / sqrt(y)): float32[b t s].
 
     One key head serves all query heads. The released inference code also rotates q and k by one
@@ -29,14 +29,17 @@ def index_scores(q_btjy, k_bsy, w_btj):
 
     Args:
         w_btj: float32, already scaled by 1 / sqrt(j).
+        of_block: The scores of a block of keys, as a function of these arrays. None for the
+            equation above.
     """
+    scores_of_block = of_block or _scores_of_block
     s, lanes = k_bsy.shape[1], 128
     block = max(size_of("index_scores_alive") // w_btj.size // lanes, 1) * lanes
     if s <= block:
-        return _scores_of_block(q_btjy, k_bsy, w_btj)
+        return scores_of_block(q_btjy, k_bsy, w_btj)
     k_bsy = jnp.pad(k_bsy, [(0, 0), (0, -s % block), (0, 0)])
     k_nbsy = jnp.moveaxis(k_bsy.reshape(len(k_bsy), -1, block, k_bsy.shape[-1]), 1, 0)
-    one_block = jax.checkpoint(lambda k: _scores_of_block(q_btjy, k, w_btj))
+    one_block = jax.checkpoint(lambda k: scores_of_block(q_btjy, k, w_btj))
     scores_nbts = jax.lax.map(one_block, k_nbsy)
     return jnp.moveaxis(scores_nbts, 0, 2).reshape(*q_btjy.shape[:2], -1)[..., :s]
 

@@ -5,6 +5,7 @@ arXiv:2512.24880; arXiv:2606.19348, section 2.2. The coefficients are float32 in
 More dimension letters: z a stream that is read, o a stream that is written.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -65,12 +66,13 @@ def mixing(logits_btx, base_x, scale, *, iterations: int, eps: float) -> Mixing:
     )
 
 
+@functools.partial(jax.checkpoint, static_argnums=(1, 2))
 def sinkhorn(logits_btzo, iterations: int, eps: float):
     """Return nearly doubly stochastic matrices: float32[b t z o].
 
     The first iteration is a softmax over o and a division by the sums of columns. Every other one
     divides by the sums of rows, then by the sums of columns. eps is added to the softmax and to each
-    sum.
+    sum. The backward pass repeats the iterations, which would keep more numbers than the streams.
     """
 
     def divide_columns(c_btzo):

@@ -47,7 +47,7 @@ class Keys(NamedTuple):
     entries: Entries | None
 
 
-def attend_window(q_bthx, keys: Keys, *, window: int, scale: float):
+def attend_window(q_bthx, keys: Keys, *, window: int, scale: float, first=0):
     """Attend to the latest `window` tokens of a document and to its entries: [b t h x].
 
     Scores and softmax are float32. Long rows work through one block of queries at a time, with the
@@ -58,6 +58,7 @@ def attend_window(q_bthx, keys: Keys, *, window: int, scale: float):
         keys: What they attend to.
         window: The number of tokens that a query sees, with itself.
         scale: Factor of the scores.
+        first: int32[], index of query 0 in its row.
     """
 
     @jax.checkpoint
@@ -70,24 +71,28 @@ def attend_window(q_bthx, keys: Keys, *, window: int, scale: float):
             return out_bthx
         return out_bthx + _weighted(weights_bhtw, keys.entries.kv)
 
-    return by_query_blocks(one_block, keys, q_bthx)
+    return by_query_blocks(one_block, keys, first, q_bthx)
 
 
-def by_query_blocks(one_block, keys: Keys, *arrays):
+def by_query_blocks(one_block, keys: Keys, first, *arrays):
     """Apply a function to blocks of queries, see ops.selection.over_query_blocks.
 
     Args:
         one_block: A function of (*arrays, segments int32[b t], bits of entries.selected if there are
             any, at int32[t], the indices of the queries in their rows).
         keys: What the queries attend to.
+        first: int32[], index of query 0 in its row.
         *arrays: [b t ...] each.
 
     Returns:
         The results, [b t ...].
     """
-    t = keys.kv.shape[1]
+    t, s = arrays[0].shape[1], keys.kv.shape[1]
     bits = () if keys.entries is None or keys.entries.selected is None else (keys.entries.selected,)
-    blocks = over_query_blocks(one_block, t, jnp.arange(t), *arrays, keys.segments, *bits)
+    # Queries past the row are padding, as parallel.context pads them
+    segments_bs = jnp.pad(keys.segments, ((0, 0), (0, t)))
+    segments_bt = jax.lax.dynamic_slice_in_dim(segments_bs, first, t, axis=1)
+    blocks = over_query_blocks(one_block, s, first + jnp.arange(t), *arrays, segments_bt, *bits)
     return blocks[:, :t]
 
 
@@ -147,10 +152,21 @@ def attended_entries(entries: Entries, segments_bt, *bits_and_at):
     return is_seen_btw & unpacked(bits[0], entries.kv.shape[1]) if bits else is_seen_btw
 
 
-def select_entries(q_btjy, k_bwy, w_btj, segments_bt, windows: Windows, index_topk: int):
+def select_entries(
+    q_btjy,
+    k_bwy,
+    w_btj,
+    segments_bt,
+    windows: Windows,
+    index_topk: int,
+    *,
+    first=0,
+    scores=index_scores,
+):
     """Select the entries of each query, as `packed` bits uint8[b t z]; None if it selects all.
 
-    The first three arguments are as in ops.selection.index_scores. No gradient passes.
+    The first three arguments are as in ops.selection.index_scores. first is int32[], the index of
+    query 0 in its row, and scores the function index_scores or another. No gradient passes.
     """
     if k_bwy.shape[1] <= index_topk:
         return None
@@ -160,6 +176,7 @@ def select_entries(q_btjy, k_bwy, w_btj, segments_bt, windows: Windows, index_to
     def one_block(block):
         q_btjy, w_btj, segments_bt, at_t = block
         is_seen_btw = seen_entries(segments_bt, at_t, windows)
-        return packed(select(index_scores(q_btjy, k_bwy, w_btj), is_seen_btw, index_topk))
+        return packed(select(scores(q_btjy, k_bwy, w_btj), is_seen_btw, index_topk))
 
-    return over_query_blocks(one_block, t, jnp.arange(t), q_btjy, w_btj, segments_bt)[:, :t]
+    at_t = first + jnp.arange(t)
+    return over_query_blocks(one_block, t, at_t, q_btjy, w_btj, segments_bt)[:, :t]

@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from deepseek_jax.ops.attention import attend, attend_branches
 from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.remat import save_for_backward
+from deepseek_jax.ops.window_attention import Keys, attend_window
 from deepseek_jax.parallel.shard import axis_parts, constrain, current_mesh, partition_spec
 
 HEADS = ("batch", None, "attention_heads", None)
@@ -93,7 +95,47 @@ def over_heads(attention, q, k, v, segment_ids, selected=None):
     return constrain(out, ("batch", "seq", "heads", None))
 
 
-def over_queries(function: Callable, queries: Any, keys: Any) -> Any:
+def attend_window_rows(q: jax.Array, keys: Keys, *, window: int, scale: float) -> jax.Array:
+    """Compute ops.window_attention.attend_window over the devices of the mesh.
+
+    All heads read one key of a token, and h heads of queries are h times as much. So the queries
+    stay where they are, split by token and by head, and each device gathers whole rows of keys.
+
+    Args:
+        q: [b t h x].
+        keys: The keys of whole rows; keys.entries.selected is split by token.
+        window: As in attend_window.
+        scale: As in attend_window.
+
+    Returns:
+        [b t h x], split as q.
+    """
+    mesh, spec = current_mesh(), partition_spec(("batch", "seq", "heads", None))
+    if mesh is None or any(
+        size % axis_parts(mesh, axes) for size, axes in zip(q.shape, spec, strict=True)
+    ):
+        return attend_window(q, keys, window=window, scale=scale)
+
+    def local(q, selected, sink, rows):
+        kv, segments, entries = rows
+        entries = None if entries is None else entries._replace(selected=selected)
+        own, first = Keys(kv, segments, sink, entries), _first_query(mesh, spec[1], q)
+        return attend_window(q, own, window=window, scale=scale, first=first)
+
+    selected, entries = None, keys.entries
+    if entries is not None:
+        selected, entries = entries.selected, entries._replace(selected=None)
+    names = ("batch", "seq"), ("heads",), ("batch",)
+    return jax.shard_map(
+        local,
+        in_specs=(spec, *map(partition_spec, names)),
+        out_specs=spec,
+        # Custom gradients do not declare the axes over which they vary
+        check_vma=False,
+    )(q, selected, keys.sink, (keys.kv, keys.segments, entries))
+
+
+def over_queries(function: Callable, queries: Any, keys: Any, whole: Any = None) -> Any:
     """Call function(queries, keys, first) so that each device computes for its own queries.
 
     Args:
@@ -101,32 +143,38 @@ def over_queries(function: Callable, queries: Any, keys: Any) -> Any:
             device's first query.
         queries: A tree of [b t ...].
         keys: A tree of [b s ...]; each device gathers whole rows.
+        whole: A tree that every device gets whole. If it is not None, it is function's last
+            argument.
     """
+    whole = () if whole is None else (whole,)
     mesh = current_mesh()
     if mesh is None:
-        return function(queries, keys, 0)
+        return function(queries, keys, 0, *whole)
     spec = partition_spec(("batch", "queries"))
     b, t = jax.tree.leaves(queries)[0].shape[:2]
     if b % axis_parts(mesh, spec[0]):
-        return function(queries, keys, 0)
+        return function(queries, keys, 0, *whole)
     num_parts = axis_parts(mesh, spec[1])
 
-    def local(queries, keys):
-        first = 0
-        if num_parts > 1:
-            first = jax.lax.axis_index(spec[1]) * jax.tree.leaves(queries)[0].shape[1]
-        return function(queries, keys, first)
+    def local(queries, keys, *whole):
+        first = _first_query(mesh, spec[1], jax.tree.leaves(queries)[0])
+        return function(queries, keys, first, *whole)
 
     def pad_queries(x):
         return jnp.pad(x, [(0, 0), (0, -t % num_parts)] + [(0, 0)] * (x.ndim - 2))
 
     out = jax.shard_map(
         local,
-        in_specs=(spec, partition_spec(("batch",))),
+        in_specs=(spec, partition_spec(("batch",)), *(PartitionSpec() for _ in whole)),
         out_specs=spec,
         check_vma=False,
-    )(jax.tree.map(pad_queries, queries), keys)
+    )(jax.tree.map(pad_queries, queries), keys, *whole)
     return jax.tree.map(lambda x: x[:, :t], out)
+
+
+def _first_query(mesh, axes, q_bt):
+    """Return the index in its row of a device's first query, inside shard_map."""
+    return jax.lax.axis_index(axes) * q_bt.shape[1] if axis_parts(mesh, axes) > 1 else 0
 
 
 def by_rows(function: Callable, *arrays: Any, axis: str = "batch") -> Any:

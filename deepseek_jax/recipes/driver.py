@@ -49,6 +49,7 @@ from deepseek_jax.recipes.results import Results
 from deepseek_jax.recipes.run_lines import say_end, say_plan, say_wrapped
 from deepseek_jax.recipes.run_record import RunRecord, model_facts, start_facts
 from deepseek_jax.recipes.stage import SCORES, Context, Stage
+from deepseek_jax.recipes.time_left import TimeLeft
 from deepseek_jax.recipes.workdir import Claim
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.lineage import (
@@ -331,7 +332,7 @@ class _Running:
 
     def go(self, standings: Standings):
         """Run, in order, the stages that are not complete."""
-        scores = self.results.scores()
+        scores, time_left = self.results.scores(), TimeLeft()
         self.run.writer.after_line = self.page.after_line
         for number, stage in enumerate(self.stages, start=1):
             title = f" ({stage.title})" if stage.title not in ("", stage.name) else ""
@@ -344,9 +345,13 @@ class _Running:
             if stage_standing.complete:
                 say(f"{label}: unchanged, not run again")
             else:
-                say(label)
+                unfinished = [
+                    s for s in self.stages[number - 1 :] if not standings[s.name][1].complete
+                ]
+                say(", ".join(filter(None, [label, time_left.text(unfinished)])))
                 if stage.expect:
                     say_wrapped(stage.expect, indent="  ")
+            began = time.monotonic()
             with waiting_for(f"in {label}", soon=math.inf):
                 try:
                     self._keep(stage, inputs)
@@ -354,6 +359,8 @@ class _Running:
                 except (Exception, SystemExit):
                     self.page.at_end()
                     raise
+            if not stage_standing.complete:
+                time_left.add(stage, time.monotonic() - began)
             # A stage that was complete has no new scores
             if stage.measurements() and (new_scores := self.results.scores()) != scores:
                 scores = new_scores

@@ -5,6 +5,7 @@ import math
 import numpy as np
 from jax.sharding import Mesh
 
+from deepseek_jax.checkpoint.hf_names import tensors
 from deepseek_jax.checkpoint.share import by_parameter, steps
 from deepseek_jax.checkpoint.tree import abstract_params
 from deepseek_jax.models import ModelConfig
@@ -18,7 +19,7 @@ def share_bytes(config: ModelConfig, dtype, mesh: Mesh, process: int):
     """
     devices = [device for device in mesh.devices.flat if device.process_index == process]
     leaves, total = abstract_params(config, mesh=mesh), 0
-    for path, stored in by_parameter(config).items():
+    for path, stored in by_parameter(tensors(config)).items():
         for _, pieces in steps(leaves[path], stored, devices):
             total += sum(_piece_bytes(piece, dtype(piece.name)) for piece, _ in pieces)
     return total

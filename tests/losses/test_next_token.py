@@ -148,7 +148,7 @@ def test_every_loss_is_added_with_its_weight_and_reported_as_a_mean(
         return Report(Routing(None, balance, None), jnp.float32(sums) if has_indexer else None)
 
     logprobs, entropy = jnp.float32([[-1, -2, -4]]), jnp.float32([[1, 2, 3]])
-    found = logprobs, entropy, None, report(1, 2, 4)
+    found = logprobs, entropy, None, {"moe_layers": report(1, 2, 4)}
     monkeypatch.setattr(next_token, "target_logprobs", lambda *_: found)
     modules = [2.0, 6.0], {"mtp_0": report(8)}
     monkeypatch.setattr(next_token, "multi_token_losses", lambda *_: modules)

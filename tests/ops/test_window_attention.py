@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from deepseek_jax.ops.compress import find_windows, seen_entries
+from deepseek_jax.ops.index_loss import entry_loss
 from deepseek_jax.ops.selection import unpacked
 from deepseek_jax.ops.window_attention import Entries, Keys, attend_window, select_entries
 from tests.ops.test_attention import CLOSE, SCALE, normal
@@ -91,6 +92,37 @@ def test_no_query_selects_where_all_entries_are_few_enough():
     """Oracle: by hand: 6 entries, of which 6 are attended to."""
     q, k, w = normal(0, B, T, 2, 4), normal(1, B, T // SIZE, 4), normal(2, B, T, 2)
     assert select_entries(q, k, w, SEGMENTS, WINDOWS, index_topk=T // SIZE) is None
+
+
+@pytest.mark.parametrize("blocks", [False, True], ids=["whole", "blocks"])
+def test_queries_of_a_part_of_a_row_are_as_in_the_whole_row(monkeypatch, blocks):
+    """Oracle: the whole row, whose values loops hold: attention, selection and index loss of tokens 10
+    to 19, with the keys of all.
+    """
+    if blocks:
+        blocks_of_8(monkeypatch)
+    q, kv, entries, sink = operands()
+    bits, _ = random_selection()
+    index = normal(5, B, T, 2, 4), normal(6, B, T // SIZE, 4), normal(7, B, T, 2)
+
+    def results(part, first):
+        keys = Keys(kv, SEGMENTS, sink, Entries(entries, WINDOWS, bits[:, part]))
+        all_keys = keys._replace(entries=keys.entries._replace(selected=None))
+        own = index[0][:, part], index[1], index[2][:, part]
+        options = dict(window=WINDOW, scale=SCALE, first=first)
+        return (
+            attend_window(q[:, part], keys, **options),
+            entry_loss(own, q[:, part], all_keys, **options),
+            select_entries(*own, SEGMENTS[:, part], WINDOWS, index_topk=1, first=first),
+        )
+
+    part = slice(10, 20)
+    *ours, selected = jax.jit(lambda first: results(part, first))(10)
+    *exact, all_selected = results(slice(0, T), 0)
+    for own, other in zip(ours, exact, strict=True):
+        np.testing.assert_allclose(own, other[:, part], **CLOSE)
+    np.testing.assert_array_equal(selected, all_selected[:, part])
+    assert np.asarray(exact[1])[:, part].any() and np.asarray(selected).any()
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])

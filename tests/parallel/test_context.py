@@ -9,9 +9,17 @@ import pytest
 
 from configs import models
 from deepseek_jax.models import ModelConfig, indexer
+from deepseek_jax.models.heads import segment_positions
 from deepseek_jax.ops.attention import attend
+from deepseek_jax.ops.compress import find_windows
+from deepseek_jax.ops.window_attention import Entries, Keys
 from deepseek_jax.parallel import constrain, make_mesh
-from deepseek_jax.parallel.context import by_rows, over_heads, over_queries
+from deepseek_jax.parallel.context import (
+    attend_window_rows,
+    by_rows,
+    over_heads,
+    over_queries,
+)
 from deepseek_jax.parallel.few_tokens import rows_split
 from launch.planning.hlo import program_cost
 
@@ -91,6 +99,28 @@ def test_nothing_travels_from_block_to_block():
     assert moved["all-reduce", ("context",)].count == 1 and len(moved) == 3, moved
 
 
+@pytest.mark.parametrize(("heads", "t"), [(4, 64), (3, 64), (4, 61)])
+def test_queries_attend_to_windows_and_entries_where_they_are(heads, t):
+    """Oracle: the op on one device, and its gradients; three heads and 61 tokens do not split."""
+    shapes = (2, t, heads, 8), (2, t, 8), (2, t // 4, 8), (heads,)
+    arrays = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
+    segments = jnp.asarray((np.arange(t) > 20) + 1 - (np.arange(t) < 3))[None].repeat(2, axis=0)
+    windows = find_windows(segment_positions(segments), segments, 4)
+    selected = jnp.packbits(jax.random.bernoulli(jax.random.key(9), 0.5, (2, t, t // 4)), axis=-1)
+
+    def loss(q, kv, entries, sink):
+        keys = Keys(kv, segments, sink, Entries(entries, windows, selected))
+        return jnp.square(attend_window_rows(q, keys, window=9, scale=0.3)).sum()
+
+    gradients = jax.value_and_grad(loss, argnums=(0, 1, 2, 3))
+    wanted = jax.jit(gradients)(*arrays)
+    with jax.set_mesh(make_mesh(data=1, context=4, tensor=2)):
+        ours = jax.jit(lambda *arrays: gradients(*arrays))(*arrays)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):
+        assert np.abs(other).max() > 0.1
+        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
+
+
 @pytest.mark.parametrize("t", [64, 61])
 def test_each_device_selects_for_its_own_queries_what_whole_rows_select(t):
     """Oracle: the op on one device, and the indexer's loss and its gradient; 61 tokens do not split over
@@ -158,26 +188,28 @@ def test_each_device_computes_its_own_rows(rows, axis, own):
 )
 def test_each_device_has_its_own_queries_and_all_keys(sizes, rows, queries):
     """Oracle: by hand, of 12 queries and 5 keys: how many queries one call has, the place of each in its row,
-    and the sum of the row's keys, in a loop that does not say over which devices it varies.
+    and the sum of the row's keys and of what all have whole, in a loop that does not say where it
+    varies.
     """
     x = jnp.arange(12.0) + jnp.zeros((rows, 1))
     keys = jnp.arange(5.0 * rows).reshape(rows, 5)
 
-    def function(own, keys, first):
-        assert keys.shape[1] == 5
+    def function(own, keys, first, whole):
+        assert keys.shape[1] == 5 and whole.shape == (3,)
         place = first + jnp.arange(own.shape[1]) + jnp.zeros(own.shape, int)
         total = jax.lax.fori_loop(0, 2, lambda _, t: t + keys.sum(1), jnp.zeros(len(keys)))
         return {
             "calls": jnp.full(own.shape, own.shape[1]),
             "place": place,
-            "keys": own * 0 + total[:, None],
+            "keys": own * 0 + total[:, None] + whole.sum(),
         }
 
     mesh = make_mesh(**sizes) if sizes else make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        found = jax.jit(lambda x, keys: over_queries(function, x, keys))(x, keys)
+        whole = jnp.arange(3.0)
+        found = jax.jit(lambda *arrays: over_queries(function, *arrays))(x, keys, whole)
     assert (found["calls"] == queries).all()
     np.testing.assert_array_equal(found["place"], np.broadcast_to(np.arange(12), (rows, 12)))
     np.testing.assert_array_equal(
-        found["keys"], np.broadcast_to(2 * keys.sum(1)[:, None], (rows, 12))
+        found["keys"], np.broadcast_to(2 * keys.sum(1)[:, None] + 3, (rows, 12))
     )

@@ -236,8 +236,8 @@ CHECKPOINTS = [
         TUNE,
         (
             "config.init_from: model.layers.1.input_layernorm.weight is missing from "
-            "model/model.safetensors, though by config.json the model has it; complete the "
-            "download or correct config.json"
+            "model/model.safetensors, though by config.json the model has it, of shape [16]; complete "
+            "the download or correct config.json"
         ),
         tuned(fields("config.json", num_hidden_layers=2)),
     ),

@@ -7,6 +7,7 @@ Tests: tests/models/v4/test_mistakes.py.
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from typing_extensions import override
 
 from deepseek_jax.models.layers import RMSNorm, rms_norm, weight
@@ -14,8 +15,12 @@ from deepseek_jax.models.v4 import indexer
 from deepseek_jax.models.v4.compressor import Compressor, Places
 from deepseek_jax.models.v4.config import CSA, LayerKind, V4Config
 from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.release_rounding import fp8_keys
+from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.rope import apply_rope_last
-from deepseek_jax.ops.window_attention import Entries, Keys, attend_window
+from deepseek_jax.ops.saved_names import ATTENDED
+from deepseek_jax.ops.window_attention import Entries, Keys
+from deepseek_jax.parallel.context import attend_window_rows
 
 
 class WindowAttention(nn.Module):
@@ -61,15 +66,18 @@ class WindowAttention(nn.Module):
             The output [b t d], and the indexer's loss, see indexer.loss; None without an indexer.
         """
         cfg, scale = self.config, self.config.head_dim**-0.5
-        latent_btq = self.q_norm(dot("btd,dq->btq", x_btd, self.w_q_down))
+        # The backward pass recomputes norms and up-projections from here, see remat_policies
+        latent_btq = self.q_norm(save_for_backward(dot("btd,dq->btq", x_btd, self.w_q_down)))
         # A norm of each head, without a scale
         q_bthx = rms_norm(dot("btq,qhx->bthx", latent_btq, self.w_q_up), 1.0, cfg.rms_norm_eps)
         q_bthx = apply_rope_last(q_bthx, *places.rope)
-        kv_btx = self.kv_norm(dot("btd,dx->btx", x_btd, self.w_kv))
-        kv_btx = apply_rope_last(kv_btx[:, :, None], *places.rope)[:, :, 0]
+        kv_btx = self.kv_norm(save_for_backward(dot("btd,dx->btx", x_btd, self.w_kv)))
+        kv_btx = self._rounded(apply_rope_last(kv_btx[:, :, None], *places.rope)[:, :, 0])
         entries, index = self._entries(x_btd, latent_btq, places)
         keys = Keys(kv_btx, places.segment_ids, self.sink_h, entries)
-        out_bthx = attend_window(q_bthx, keys, window=cfg.sliding_window, scale=scale)
+        out_bthx = attend_window_rows(q_bthx, keys, window=cfg.sliding_window, scale=scale)
+        # The names by which remat policies save attention's results
+        out_bthx = save_for_backward(checkpoint_name(out_bthx, ATTENDED))
         # Values are rotated as keys are: turning back by the query's angle leaves their distance
         cos, sin = places.rope
         out_btd = self._out(apply_rope_last(out_bthx, cos, -sin))
@@ -80,12 +88,17 @@ class WindowAttention(nn.Module):
         if not self.kind.rate:
             return None, None
         windows = places.entries.windows
-        entries_bwx = self.compressor(x_btd, places.entries)
+        entries_bwx = self._rounded(self.compressor(x_btd, places.entries))
         if self.kind.attention != CSA:
             return Entries(entries_bwx, windows, None), None
         index = self.indexer(x_btd, latent_btq, places)
         selected = indexer.select(self.config, index, places.segment_ids, windows)
         return Entries(entries_bwx, windows, selected), index
+
+    def _rounded(self, keys):
+        return (
+            fp8_keys(keys, self.config.qk_rope_head_dim) if self.config.release_rounding else keys
+        )
 
     def _out(self, out_bthx):
         """Project the heads of each group to a low rank, and all groups to [b t d]."""

@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from deepseek_jax.models.layers import RMSNorm, weight
 from deepseek_jax.models.v4.config import V4Config
 from deepseek_jax.ops.compress import Windows, find_windows, pool
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.rope import apply_rope_last, rope_frequencies, rope_tables, yarn_frequencies
+from deepseek_jax.parallel.context import over_queries
 
 
 class EntryPlaces(NamedTuple):
@@ -99,8 +101,16 @@ class Compressor(nn.Module):
         w_gate = weight(self, "gate", embed=self.config.hidden_size, **sizes)
         zeros = nn.initializers.zeros
         bias_ozx = weight(self, "position_bias", init=zeros, window=self.rate, **sizes)
-        values_btzx = dot("btd,dzx->btzx", x_btd, w_kv)
-        logits_btzx = dot("btd,dzx->btzx", x_btd, w_gate)
-        entries_bwx = pool(values_btzx, logits_btzx, bias_ozx, at.windows)
+        # float32 from here on to the entries, in every dtype
+        values_btzx = dot("btd,dzx->btzx", x_btd, w_kv, jnp.float32)
+        logits_btzx = dot("btd,dzx->btzx", x_btd, w_gate, jnp.float32)
+
+        def pool_windows(windows, tokens, first, bias_ozx):
+            values_btzx, logits_btzx = tokens
+            return pool(values_btzx, logits_btzx, bias_ozx, windows)
+
+        # Each device pools its own windows
+        entries_bwx = over_queries(pool_windows, at.windows, (values_btzx, logits_btzx), bias_ozx)
+        entries_bwx = entries_bwx.astype(x_btd.dtype)
         entries_bwx = RMSNorm(self.config, self.width, self.axis, name="norm")(entries_bwx)
         return apply_rope_last(entries_bwx[:, :, None], *at.rope)[:, :, 0]

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal, NamedTuple
 
-from deepseek_jax.models.config import IndexerLoss, RopeScaling
+from deepseek_jax.models.config import IndexerLoss, Remat, RopeScaling
 from deepseek_jax.settings import Count, Natural, NonNegative, Positive, build
 
 AttentionKind = Literal[
@@ -81,8 +81,18 @@ class V4Config:
         rms_norm_eps: The epsilon of every RMSNorm.
         initializer_range: The standard deviation of random matrices.
         bos_token_id, eos_token_id: The tokens that begin and end a text.
+        dtype: The compute dtype, "float32" or "bfloat16". The dtype of parameters does not depend
+            on it, nor do the parts that are float32 in every dtype: the coefficients of the streams
+            and their sums, the routers' scores, the softmax of attention, the compressors' pooling
+            and the indexers' scores.
+        remat: The part of a layer that the backward pass recomputes, a key of
+            remat_policies.REMAT_POLICIES; "none" recomputes nothing. A layer's input is its
+            streams.
         indexer_loss: What the indexers learn from, see models.config.INDEXER_LOSSES; "keys" there
             are entries here.
+        release_rounding: Round keys and the indexers' operands and scores as the released inference
+            code does, see ops.release_rounding. For parity with it: it has no gradient. Products of
+            Linear layers are not rounded.
 
     Raises:
         ValueError: Naming the field, if sizes do not fit each other.
@@ -123,7 +133,10 @@ class V4Config:
     bos_token_id: Natural | None = None
     eos_token_id: Natural | None = None
     # How to run it
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Remat = "none"
     indexer_loss: IndexerLoss = "none"
+    release_rounding: bool = False
 
     def __post_init__(self):
         if (self.compress_ratios is None) == (self.layer_types is None):
@@ -195,6 +208,8 @@ class V4Config:
                     f"{name}={getattr(self, name)} has no room for the qk_rope_head_dim={r} rotary "
                     f"numbers; raise {name}"
                 )
+        if self.release_rounding:
+            self._check_blocks()
         if self.num_attention_heads % self.o_groups:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} is not a multiple of "
@@ -214,6 +229,21 @@ class V4Config:
             raise ValueError(
                 f"rope_scaling.rope_type={self.rope_scaling.rope_type!r} is not 'yarn', the only "
                 "one of DeepSeek-V4; set it to 'yarn', or leave rope_scaling out"
+            )
+
+    def _check_blocks(self):
+        x, r, y = self.head_dim, self.qk_rope_head_dim, self.index_head_dim
+        # The blocks of ops.release_rounding
+        if (x - r) % 64:
+            raise ValueError(
+                f"release_rounding=True rounds the head_dim={x} minus qk_rope_head_dim={r} numbers "
+                f"of a key in blocks of 64; set release_rounding to False"
+            )
+        if y < 32 or y & (y - 1):
+            raise ValueError(
+                f"release_rounding=True rounds the index_head_dim={y} numbers of an index key in "
+                f"blocks of 32, after a rotation of a power of two; set release_rounding "
+                "to False"
             )
 
     @property

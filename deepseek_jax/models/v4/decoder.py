@@ -10,11 +10,13 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from typing_extensions import override
 
-from deepseek_jax.models.decoder import Report
+from deepseek_jax.models.decoder import Report, checkpoint_policy
 from deepseek_jax.models.heads import segment_positions
 from deepseek_jax.models.layers import RMSNorm, weight
+from deepseek_jax.models.remat_policies import REMAT_POLICIES
 from deepseek_jax.models.v4.attention import WindowAttention
 from deepseek_jax.models.v4.compressor import Places, places
 from deepseek_jax.models.v4.config import MTP_LAYER, LayerKind, V4Config
@@ -23,7 +25,13 @@ from deepseek_jax.models.v4.mtp import MultiTokenPrediction
 from deepseek_jax.models.v4.streams import StreamEnd, StreamMixing
 from deepseek_jax.ops import streams
 from deepseek_jax.ops.dot import dot
+from deepseek_jax.ops.saved_names import LAYER_INPUT
+from deepseek_jax.parallel.pipeline import pipeline_stages
+from deepseek_jax.parallel.shard import constrain
 from deepseek_jax.trees import PyTree
+
+# The logical axes that split the residual streams [b t z d] between layers
+STREAMS = ("batch", "seq", None, None)
 
 
 class Rows(NamedTuple):
@@ -44,13 +52,13 @@ class States(NamedTuple):
     Attributes:
         hidden: [b t d], after the final norm.
         streams: [b t z d], before they are collapsed, for multi-token prediction.
-        report: A models.decoder.Report of real tokens: routing with a leading axis of layers, and
-            indexer with one of CSA layers, None where config.indexer_loss is "none".
+        reports: A models.decoder.Report of real tokens for each layer, by its key in params.
+            indexer is None without an indexer, and where config.indexer_loss is "none".
     """
 
     hidden: jax.Array
     streams: jax.Array
-    report: Report
+    reports: dict[str, Report]
 
 
 class DecoderLayer(nn.Module):
@@ -72,6 +80,7 @@ class DecoderLayer(nn.Module):
     def __call__(self, streams_btzd, rows: Rows):
         """Run the layer: return the streams [b t z d], and a models.decoder.Report."""
         at = rows.places[self.kind.rate]
+        streams_btzd = checkpoint_name(constrain(streams_btzd, STREAMS), LAYER_INPUT)
         mixing = self.attention_mixing(streams_btzd)
         x_btd = self.attention_norm(streams.read(streams_btzd, mixing.read))
         y_btd, indexer_loss = self.attention(x_btd, at)
@@ -80,6 +89,13 @@ class DecoderLayer(nn.Module):
         x_btd = self.ffn_norm(streams.read(streams_btzd, mixing.read))
         y_btd, routing = self.ffn(x_btd, rows.tokens, at.segment_ids)
         return streams.write(streams_btzd, y_btd, mixing), Report(routing, indexer_loss)
+
+
+def _training_layer(config: V4Config):
+    """Return the class DecoderLayer, which recomputes as config.remat says."""
+    if config.remat == "none":
+        return DecoderLayer
+    return nn.remat(DecoderLayer, policy=checkpoint_policy(REMAT_POLICIES[config.remat]))
 
 
 class Decoder(nn.Module):
@@ -95,29 +111,39 @@ class Decoder(nn.Module):
         cfg = self.config
         d, v = cfg.hidden_size, cfg.vocab_size
         self.embedding = weight(self, "embedding", vocab=v, embed=d)
-        self.layers = [DecoderLayer(cfg, kind) for kind in cfg.layers]
+        layer = _training_layer(cfg)
+        self.layers = [layer(cfg, kind) for kind in cfg.layers]
         self.stream_end = StreamEnd(cfg)
         self.final_norm = RMSNorm(cfg, d)
         self.head = weight(self, "head", vocab=v, embed=d)
         self.mtp = [
-            MultiTokenPrediction(cfg, DecoderLayer(cfg, MTP_LAYER))
+            MultiTokenPrediction(cfg, layer(cfg, MTP_LAYER))
             for _ in range(cfg.num_nextn_predict_layers)
         ]
 
     def __call__(self, tokens, positions, segment_ids) -> States:
         """Run the decoder over rows, int32[b t] each, up to the final norm."""
+        if pipeline_stages() > 1:
+            raise ValueError(
+                f"mesh.pipeline={pipeline_stages()}: stages of a pipeline run one program, and the "
+                "layers of DeepSeek-V4 differ in their attention; set mesh.pipeline to 1"
+            )
         rates = {kind.rate for kind in self.config.layers}
         rows = self._rows(rates, tokens, positions, segment_ids)
-        embedding_btd = jnp.take(self.embedding, tokens, axis=0)
+        embedding_btd = self._embed(tokens)
         # Every stream begins as the embedding
         shape = (*tokens.shape, self.config.hc_mult, self.config.hidden_size)
         streams_btzd = jnp.broadcast_to(embedding_btd[:, :, None], shape)
-        reports = []
+        reports = {}
         for layer in self.layers:
-            streams_btzd, report = layer(streams_btzd, rows)
-            reports.append(report)
+            streams_btzd, reports[layer.name] = layer(streams_btzd, rows)
         hidden_btd = self.final_norm(self.stream_end(streams_btzd))
-        return States(hidden_btd, streams_btzd, _joined(reports))
+        return States(hidden_btd, streams_btzd, reports)
+
+    def _embed(self, tokens):
+        # Gather the whole table, so that each device can look up its own tokens
+        table_vd = constrain(self.embedding, (None, None))
+        return jnp.take(table_vd, tokens, axis=0).astype(self.config.dtype)
 
     def _rows(self, rates, tokens, positions, segment_ids):
         # Once for all layers of a rate
@@ -127,7 +153,7 @@ class Decoder(nn.Module):
     def predict_further(self, depth, streams_btzd, next_tokens, positions, segment_ids):
         """Run multi-token prediction module `depth`, see the function predict_further."""
         rows = self._rows({MTP_LAYER.rate}, next_tokens, positions, segment_ids)
-        embedding_btd = jnp.take(self.embedding, next_tokens, axis=0)
+        embedding_btd = self._embed(next_tokens)
         return self.mtp[depth](embedding_btd, streams_btzd, rows)
 
     def touch(self, tokens):
@@ -136,13 +162,6 @@ class Decoder(nn.Module):
         states = self(tokens, ones, ones)
         for depth in range(self.config.num_nextn_predict_layers):
             self.predict_further(depth, states.streams, tokens, ones, ones)
-
-
-def _joined(reports):
-    """Join the Reports of layers to one. Not all layers have an indexer."""
-    routing = jax.tree.map(lambda *layers: jnp.stack(layers), *[r.routing for r in reports])
-    indexer_losses = [r.indexer for r in reports if r.indexer is not None]
-    return Report(routing, jnp.stack(indexer_losses) if indexer_losses else None)
 
 
 def init_params(config: V4Config, rng: jax.Array) -> PyTree:

@@ -14,6 +14,7 @@ from deepseek_jax.models.moe import Routing
 from deepseek_jax.models.v4.config import V4Config
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.gated_mlp import run_experts, swiglu
+from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.routing import (
     affinities,
     expert_load,
@@ -60,7 +61,7 @@ class MoE(nn.Module):
         experts_bta, weights_bta = self._choose(logits_bte, tokens)
         axes = ("experts", *MLP_AXES[3]), ("experts", "mlp", "embed")
         run = functools.partial(run_experts, fp8=False, limit=cfg.swiglu_limit)
-        kernels = Kernels((w_gate_up, w_down), axes)
+        kernels = Kernels((w_gate_up, w_down), axes, cfg.dtype)
         y_btd, overflows = expert_parallel(run, x_btd, experts_bta, weights_bta, kernels)
         y_btd += ClampedMLP(cfg, f, name="shared")(x_btd)
         balance = sequence_balance(
@@ -124,5 +125,6 @@ class ClampedMLP(nn.Module):
         d = self.config.hidden_size
         w_gate_up = weight(self, "gate_up", embed=d, gate_up=2, mlp=self.width)
         w_down = weight(self, "down", mlp=self.width, embed=d)
-        gate_btf, up_btf = jnp.unstack(dot("btd,dzf->btzf", x_btd, w_gate_up), axis=2)
+        hidden_btzf = save_for_backward(dot("btd,dzf->btzf", x_btd, w_gate_up))
+        gate_btf, up_btf = jnp.unstack(hidden_btzf, axis=2)
         return dot("btf,fd->btd", swiglu(gate_btf, up_btf, self.config.swiglu_limit), w_down)

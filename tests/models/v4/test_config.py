@@ -149,6 +149,10 @@ def test_ratios_and_types_say_the_same():
         (dict(num_hash_layers=44), ["num_hash_layers=44", "num_hidden_layers=43"]),
         (dict(rope_scaling=dict(type="linear", factor=2.0)), ["rope_type='linear'", "'yarn'"]),
         (dict(hc_mult=0), ["config.hc_mult=0"]),
+        (dict(dtype="float16"), ["config.dtype='float16'", "bfloat16"]),
+        (dict(remat="some"), ["config.remat='some'", "full"]),
+        (dict(release_rounding=True, head_dim=500), ["release_rounding", "head_dim=500", "64"]),
+        (dict(release_rounding=True, index_head_dim=96), ["release_rounding", "index_head_dim=96"]),
         (dict(q_lora_rank=None), ["q_lora_rank"]),
     ],
 )

@@ -263,7 +263,7 @@ MISTAKES = {
         "CSA",
         replaced(
             attention,
-            "attend_window",
+            "attend_window_rows",
             lambda right: (
                 lambda *a, window, scale: right(*a, window=window, scale=scale * MSCALE**2)
             ),
@@ -287,8 +287,10 @@ MISTAKES = {
             indexer,
             "select_entries",
             lambda right: (
-                lambda q, k, *a: right(
-                    *(part.astype(jnp.float8_e4m3fn).astype(jnp.float32) for part in (q, k)), *a
+                lambda q, k, *a, **options: right(
+                    *(part.astype(jnp.float8_e4m3fn).astype(jnp.float32) for part in (q, k)),
+                    *a,
+                    **options,
                 )
             ),
         ),

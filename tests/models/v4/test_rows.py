@@ -105,7 +105,8 @@ def test_the_indexers_loss_trains_indexers_and_nothing_else(params):
     config = tiny.config(indexer_loss="sparse")
 
     def value(params):
-        losses = run_layers(config, params, jnp.asarray(TOKENS)).report.indexer
+        reports = run_layers(config, params, jnp.asarray(TOKENS)).reports.values()
+        losses = jnp.stack([r.indexer for r in reports if r.indexer is not None])
         return losses.sum(), losses
 
     gradients, losses = jax.jit(jax.grad(value, has_aux=True))(params)
@@ -123,7 +124,7 @@ def test_routing_counts_real_tokens_and_a_layer_of_nan_counts_none(params):
 
     def load(params):
         states = run_layers(CONFIG, params, jnp.asarray(TOKENS), segment_ids=jnp.asarray(segments))
-        return np.asarray(states.report.routing.load)
+        return np.stack([report.routing.load for report in states.reports.values()])
 
     np.testing.assert_array_equal(load(params).sum(-1), [90] * 4)
     assert np.isnan(load(params | dict(embedding=params["embedding"] * np.nan))).all()

@@ -1,0 +1,77 @@
+"""What a training loss calls of a network, chosen by the kind of its config in this file alone.
+
+`carried` is what multi-token prediction reads of the layers: the hidden states [b t d] after the
+final norm, or DeepSeek-V4's streams [b t z d].
+
+Tests: tests/losses/test_next_token.py, tests/models/v4/test_training.py.
+"""
+
+import jax
+
+from deepseek_jax.models import heads
+from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.decoder import Report
+from deepseek_jax.models.v4 import decoder as v4
+from deepseek_jax.models.v4.config import V4Config
+from deepseek_jax.trees import PyTree
+
+Network = ModelConfig | V4Config
+
+
+def run_layers(
+    config: Network, params: PyTree, batch: dict
+) -> tuple[jax.Array, jax.Array, dict[str, Report]]:
+    """Run the decoder up to its final norm.
+
+    Args:
+        config: The model.
+        params: Its parameters.
+        batch: As in losses.next_token.
+
+    Returns:
+        The hidden states [b t d] after the final norm; `carried`; and a dict from keys of params to
+        models.Report.
+    """
+    arguments = params, batch["tokens"]
+    places = {name: batch[name] for name in ("segment_ids", "positions")}
+    if isinstance(config, V4Config):
+        return v4.run_layers(config, *arguments, **places)
+    hidden, report, _ = heads.reported_states(config, *arguments, **places)
+    return hidden, hidden, {"moe_layers": report}
+
+
+def predict_further(
+    config: Network,
+    params: PyTree,
+    depth: int,
+    carried: jax.Array,
+    next_tokens: jax.Array,
+    *,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+) -> tuple[jax.Array, jax.Array, Report]:
+    """Run multi-token prediction module `depth`; the arguments are as in models.predict_further.
+
+    Returns:
+        The hidden states [b t d] for the output head, `carried` for the next module, and a
+        models.Report.
+    """
+    if isinstance(config, V4Config):
+        return v4.predict_further(
+            config,
+            params,
+            depth,
+            carried,
+            next_tokens,
+            segment_ids=segment_ids,
+            positions=positions,
+        )
+    hidden, report = heads.predict_further(
+        config, params, depth, carried, next_tokens, segment_ids=segment_ids, positions=positions
+    )
+    return hidden, hidden, report
+
+
+def head_weight(config: Network, params: PyTree) -> jax.Array:
+    """Return the output matrix [v d]."""
+    return params["head"] if isinstance(config, V4Config) else heads.head_weight(config, params)
