@@ -32,7 +32,7 @@ from deepseek_jax.ops.selection import (
     select_slots,
 )
 from deepseek_jax.parallel.context import by_rows, over_queries
-from deepseek_jax.parallel.shard import constrain, current_mesh
+from deepseek_jax.parallel.shard import constrain
 
 # The released code uses this for the keys' norm, whatever rms_norm_eps is
 KEY_NORM_EPS = 1e-6
@@ -144,17 +144,14 @@ def attend_selected(config: ModelConfig, index: Index, q_bthx, latents_bsx, segm
         The weighted sums of latents, [b t h c], and the indexers' loss, float32[] or None.
     """
     slots = _save_selection(_over_own_queries(select_slots, config, index, segment_ids))
-    learns, dtype = config.indexer_loss == "sparse", latents_bsx.dtype
+    learns = config.indexer_loss == "sparse"
     q_index, w_index = (index.q, index.w) if learns else (None, None)
     keys = jnp.concatenate([latents_bsx, index.k], axis=-1) if learns else latents_bsx
-    if current_mesh() is not None:
-        # Each device has a part of their gradient. The parts are added in this dtype
-        keys = keys.astype(jnp.float32)
 
     def attend(queries, keys, _):
         *queries, slots = queries
         rank = config.latent.kv_lora_rank
-        operands = ops.Queries(*queries), keys.astype(dtype), slots
+        operands = ops.Queries(*queries), keys, slots
         return ops.attend_selected(*operands, kv_lora_rank=rank, scale=scale)
 
     out, loss = over_queries(attend, (q_bthx, q_index, w_index, slots), keys)

@@ -130,18 +130,15 @@ class MultiHeadLatentAttention(nn.Module):
     def project(self, x_btd, rope):
         """Compute, in expanded form, queries and keys [b t h n+r] and values [b t h u]."""
         (q_nope, q_rope, _), latent = self._read_and_write(x_btd, rope)
-        return self._expand(q_nope, q_rope, *latent)
+        return self._expand(q_nope, q_rope, *map(_whole_rows, latent))
 
     def _read_and_write(self, x_btd, rope):
-        """Compute the results of `_queries`, and of `_latent` for whole rows."""
+        """Compute the results of `_queries` and of `_latent`."""
         down_btq, down_btx = self._down(x_btd)
-        queries = self._queries(x_btd, down_btq, rope)
-        # Gather the sequence here: the latent is smaller to send than the keys and values from it
-        latent = self._latent(down_btx, rope)
-        return queries, tuple(constrain(part, ("batch", None, None)) for part in latent)
+        return self._queries(x_btd, down_btq, rope), self._latent(down_btx, rope)
 
     def _expand(self, q_nope, q_rope, c_kv, k_rope):
-        """Expand keys and values from the latent: queries, keys, values."""
+        """Expand keys and values from the latent of whole rows: queries, keys, values."""
         k_nope = self.linear("bsc,chn->bshn", c_kv, self.w_k_up)
         v = self.linear("bsc,chu->bshu", c_kv, self.w_v_up)
         # Eq. 4: every head has the same rotary key
@@ -166,15 +163,15 @@ class MultiHeadLatentAttention(nn.Module):
         """
         cfg, selected, loss = self.config, None, None
         (q_nope, q_rope, index), latent = self._read_and_write(x_btd, rope)
-        entries = _entries(*latent, index)
         if index is not None and indexer.gathers(cfg, x_btd.shape[1], branches):
-            q = self._absorb(q_nope, q_rope)
+            entries, q = _entries(*latent, index), self._absorb(q_nope, q_rope)
             z_bthc, loss = indexer.attend_selected(
                 cfg, index, q, entries["latents"], segment_ids, self.scale
             )
             out_bthu = save_for_backward(unrounded(cfg, "bthc,chu->bthu", z_bthc, self.w_v_up))
             return self._out("bthu,hud->btd", out_bthu), entries, loss
-        q, k, v = self._expand(q_nope, q_rope, *latent)
+        latent = [*map(_whole_rows, latent)]
+        entries, (q, k, v) = _entries(*latent, index), self._expand(q_nope, q_rope, *latent)
         if index is not None:
             selected = indexer.select(cfg, index, segment_ids, branches)
             if branches is None:
@@ -274,6 +271,11 @@ class MultiHeadLatentAttention(nn.Module):
         # In a ring all sequences write one slot
         chosen = indexer.choose_slots(self.config, *scored, ring, index_b[0])
         return attend_latent_selected(q_bhx, latents, chosen, kv_lora_rank=c, scale=self.scale)
+
+
+def _whole_rows(x_btc):
+    """Gather rows here: the latent is smaller to send than the keys and values from it."""
+    return constrain(x_btc, ("batch", None, None))
 
 
 def _entries(c_kv, k_rope, index):
