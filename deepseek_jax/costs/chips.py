@@ -28,6 +28,9 @@ class Chip:
             assumption, until a chip was measured.
         seconds_per_collective: What each collective takes that no other work hides; an assumption,
             until a chip was measured.
+        seconds_per_row: What a gather or a scatter takes to issue a row; an assumption for all but
+            tpu7x, on whose SparseCore a row of 640 bytes took 0.63 ns with eight streams and 1.14
+            with one (github.com/vllm-project/tpu-inference, pull request 3609).
     """
 
     device_kind: str
@@ -42,6 +45,7 @@ class Chip:
     tried_on_decoding: tuple[str, ...] = ()
     seconds_per_operation: float = 0.9e-6
     seconds_per_collective: float = 7e-6
+    seconds_per_row: float = 1.14e-9
 
     def device(self) -> "Chip":
         """Return one JAX device's share of the chip."""

@@ -17,12 +17,20 @@ from typing_extensions import override
 from deepseek_jax.models.cache import in_order, slots_in_order
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.layers import linear, weight
+from deepseek_jax.ops import selected as ops
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.index_loss import index_loss
+from deepseek_jax.ops.platform import size_of
 from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.rope import apply_rope
 from deepseek_jax.ops.saved_names import ATTENDED
-from deepseek_jax.ops.selection import index_scores, select_branches, select_indices, select_rows
+from deepseek_jax.ops.selection import (
+    index_scores,
+    select_branches,
+    select_indices,
+    select_rows,
+    select_slots,
+)
 from deepseek_jax.parallel.context import by_rows, over_queries
 from deepseek_jax.parallel.shard import constrain
 
@@ -111,6 +119,62 @@ class LightningIndexer(nn.Module):
         return jnp.concatenate([apply_rope(rotary, *rope), unrotated], axis=-1)
 
 
+def gathers(config: ModelConfig, t: int, branches) -> bool:
+    """Return whether the queries of a row of t tokens gather the keys that they select.
+
+    They do where the row is long, see ops.platform. Else they mask the other keys, and so they do
+    in rows with branches.
+    """
+    long = t >= size_of("keys_to_gather_from") * config.indexer.index_topk
+    return branches is None and config.selects(t) and long
+
+
+def attend_selected(config: ModelConfig, index: Index, q_bthx, latents_bsx, segment_ids, scale):
+    """Attend over the keys that queries select, in absorbed form, see ops.selected.
+
+    Args:
+        config: The model.
+        index: From LightningIndexer.
+        q_bthx: Absorbed queries.
+        latents_bsx: The latents with their rotary keys.
+        segment_ids: int32[b t], 0 on padding.
+        scale: The factor on attention's scores.
+
+    Returns:
+        The weighted sums of latents, [b t h c], and the indexers' loss, float32[] or None.
+    """
+    slots = _save_selection(_over_own_queries(select_slots, config, index, segment_ids))
+    learns = config.indexer_loss == "sparse"
+    q_index, w_index = (index.q, index.w) if learns else (None, None)
+    keys = jnp.concatenate([latents_bsx, index.k], axis=-1) if learns else latents_bsx
+
+    def attend(queries, keys, _):
+        *queries, slots = queries
+        rank = config.latent.kv_lora_rank
+        operands = ops.Queries(*queries), keys, slots
+        return ops.attend_selected(*operands, kv_lora_rank=rank, scale=scale)
+
+    out, loss = over_queries(attend, (q_bthx, q_index, w_index, slots), keys)
+    return out, None if loss is None else loss.sum()
+
+
+def _over_own_queries(select_some, config, index, segment_ids):
+    """Call ops.selection.select_rows or select_slots for each device's queries."""
+
+    def select_keys(queries, keys, first):
+        (q, w, segments_bt), (k, segments_bs) = queries, keys
+        operands = q, k, w, segments_bt, segments_bs
+        return select_some(*operands, first=first, index_topk=config.indexer.index_topk)
+
+    queries, keys = (index.q, index.w, segment_ids), (index.k, segment_ids)
+    return over_queries(select_keys, queries, keys)
+
+
+def _save_selection(selected):
+    # Saved under every policy that saves attention's results, because their gradient needs this selection
+    return save_for_backward(checkpoint_name(selected, ATTENDED))
+
+
 def select(config: ModelConfig, index: Index, segment_ids, branches):
     """Select the keys that each query attends to.
 
@@ -127,14 +191,7 @@ def select(config: ModelConfig, index: Index, segment_ids, branches):
     if branches is None:
         if not config.selects(t):
             return None
-
-        def select_keys(queries, keys, first):
-            (q, w, segments_bt), (k, segments_bs) = queries, keys
-            operands = q, k, w, segments_bt, segments_bs
-            return select_rows(*operands, first=first, index_topk=config.indexer.index_topk)
-
-        queries, keys = (index.q, index.w, segment_ids), (index.k, segment_ids)
-        selected = over_queries(select_keys, queries, keys)
+        selected = _over_own_queries(select_rows, config, index, segment_ids)
     else:
         length = (t - branches.prefix_length) // branches.branches
         if not config.selects(branches.prefix_length + length):
@@ -143,8 +200,7 @@ def select(config: ModelConfig, index: Index, segment_ids, branches):
             select_branches, layout=branches, index_topk=config.indexer.index_topk
         )
         selected = by_rows(select_all, index.q, index.k, index.w, segment_ids)
-    # Saved under every policy that saves attention's results, because their gradient needs this selection
-    return save_for_backward(checkpoint_name(selected, ATTENDED))
+    return _save_selection(selected)
 
 
 def loss(config: ModelConfig, index: Index, attention, segment_ids, selected, scale):

@@ -167,6 +167,11 @@ def linear(config: ModelConfig, spec: str, x, w, *, power_of_two: bool = False):
         # FP8 rounds the master weights themselves
         product = functools.partial(fp8_dot, spec, power_of_two=power_of_two)
         return by_token(product, spec, x, w, "float32")
+    return unrounded(config, spec, x, w)
+
+
+def unrounded(config: ModelConfig, spec: str, x, w):
+    """Compute `linear`'s product without FP8."""
     if current_rules() is not RULES:
         # In a rollout no weight is gathered
         return dot(spec, x, w)

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from deepseek_jax.models import indexer
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.layers import RMSNorm, linear, weight
+from deepseek_jax.models.layers import RMSNorm, linear, unrounded, weight
 from deepseek_jax.ops.attention import attend_latent, attend_latent_selected
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.remat import save_for_backward
@@ -129,26 +129,23 @@ class MultiHeadLatentAttention(nn.Module):
 
     def project(self, x_btd, rope):
         """Compute, in expanded form, queries and keys [b t h n+r] and values [b t h u]."""
-        return self._expand(x_btd, rope)[0]
+        (q_nope, q_rope, _), latent = self._read_and_write(x_btd, rope)
+        return self._expand(q_nope, q_rope, *map(_whole_rows, latent))
 
-    def _expand(self, x_btd, rope):
-        """Expand keys and values from the latent.
-
-        Returns:
-            (queries, keys, values), the cache entries, and an indexer.Index or None.
-        """
+    def _read_and_write(self, x_btd, rope):
+        """Compute the results of `_queries` and of `_latent`."""
         down_btq, down_btx = self._down(x_btd)
-        q_nope, q_rope, index = self._queries(x_btd, down_btq, rope)
-        # Gather the sequence here: the latent is smaller to send than the keys and values from it
-        latent = self._latent(down_btx, rope)
-        c_kv, k_rope = (constrain(part, ("batch", None, None)) for part in latent)
+        return self._queries(x_btd, down_btq, rope), self._latent(down_btx, rope)
+
+    def _expand(self, q_nope, q_rope, c_kv, k_rope):
+        """Expand keys and values from the latent of whole rows: queries, keys, values."""
         k_nope = self.linear("bsc,chn->bshn", c_kv, self.w_k_up)
         v = self.linear("bsc,chu->bshu", c_kv, self.w_v_up)
         # Eq. 4: every head has the same rotary key
         k_rope_bthr = jnp.broadcast_to(k_rope[:, :, None], q_rope.shape)
         q = jnp.concatenate([q_nope, q_rope], axis=-1)
         k = jnp.concatenate([k_nope, k_rope_bthr], axis=-1)
-        return (q, k, v), _entries(c_kv, k_rope, index), index
+        return q, k, v
 
     def __call__(self, x_btd, rope, segment_ids, branches=None):
         """Attend within rows in expanded form, in training and prefill.
@@ -165,7 +162,16 @@ class MultiHeadLatentAttention(nn.Module):
             config.indexer_loss is "none".
         """
         cfg, selected, loss = self.config, None, None
-        (q, k, v), entries, index = self._expand(x_btd, rope)
+        (q_nope, q_rope, index), latent = self._read_and_write(x_btd, rope)
+        if index is not None and indexer.gathers(cfg, x_btd.shape[1], branches):
+            entries, q = _entries(*latent, index), self._absorb(q_nope, q_rope)
+            z_bthc, loss = indexer.attend_selected(
+                cfg, index, q, entries["latents"], segment_ids, self.scale
+            )
+            out_bthu = save_for_backward(unrounded(cfg, "bthc,chu->bthu", z_bthc, self.w_v_up))
+            return self._out("bthu,hud->btd", out_bthu), entries, loss
+        latent = [*map(_whole_rows, latent)]
+        entries, (q, k, v) = _entries(*latent, index), self._expand(q_nope, q_rope, *latent)
         if index is not None:
             selected = indexer.select(cfg, index, segment_ids, branches)
             if branches is None:
@@ -217,6 +223,12 @@ class MultiHeadLatentAttention(nn.Module):
         out_bthu = slots_to_heads(dot("bthc,chu->bthu", own_slots(z_bthc), self.w_v_up))
         return self._out("bthu,hud->btd", out_bthu), cache
 
+    def _absorb(self, q_nope, q_rope):
+        """Move the up-projection of keys into queries: [b t h c+r]."""
+        # (W c) . q = c . (W^T q): from all keys to one query
+        q_latent = unrounded(self.config, "bthn,chn->bthc", q_nope, self.w_k_up)
+        return jnp.concatenate([q_latent, q_rope], axis=-1)
+
     def _step(self, x_btd, rope, cache, write):
         """Write new tokens into the cache, and compute the queries that read it.
 
@@ -226,9 +238,7 @@ class MultiHeadLatentAttention(nn.Module):
         """
         down_btq, down_btx = self._down(x_btd)
         q_nope, q_rope, index = self._queries(x_btd, down_btq, rope)
-        # (W c) . q = c . (W^T q): the up-projection moves from all cached keys to one query
-        q_latent = dot("bthn,chn->bthc", q_nope, self.w_k_up)
-        q_bthx = jnp.concatenate([q_latent, q_rope], axis=-1)
+        q_bthx = self._absorb(q_nope, q_rope)
         c_kv, k_rope = self._latent(own_slots(down_btx), rope)
         entries = _entries(c_kv, k_rope, index)
         cache = {
@@ -261,6 +271,11 @@ class MultiHeadLatentAttention(nn.Module):
         # In a ring all sequences write one slot
         chosen = indexer.choose_slots(self.config, *scored, ring, index_b[0])
         return attend_latent_selected(q_bhx, latents, chosen, kv_lora_rank=c, scale=self.scale)
+
+
+def _whole_rows(x_btc):
+    """Gather rows here: the latent is smaller to send than the keys and values from it."""
+    return constrain(x_btc, ("batch", None, None))
 
 
 def _entries(c_kv, k_rope, index):

@@ -48,7 +48,7 @@ def index_loss(index, attention, segments_bt, segments_bs, selected, *, first, s
         if bits:
             mask_bts &= unpacked(bits[0], k_bsy.shape[1])
         share_bts = _shares_of_attention(q_bthx, k_bshx, mask_bts, scale)
-        kl_bt = _divergence(share_bts, index_scores(q_btjy, k_bsy, w_btj), mask_bts)
+        kl_bt = divergence(share_bts, index_scores(q_btjy, k_bsy, w_btj), mask_bts)
         return jnp.where((segments_bt > 0) & (at_t >= 0), kl_bt, 0.0)
 
     at_t = first + jnp.arange(q_btjy.shape[1])
@@ -84,13 +84,13 @@ def entry_loss(index, q_bthx, keys: Keys, *, window: int, scale: float, first=0)
         total_bt1 = share_btw.sum(-1, keepdims=True)
         share_btw /= jnp.where(total_bt1 > 0, total_bt1, 1)
         mask_btw = attended_entries(entries, *queries[1:])
-        kl_bt = _divergence(share_btw, index_scores(q_btjy, k_bwy, w_btj), mask_btw)
+        kl_bt = divergence(share_btw, index_scores(q_btjy, k_bwy, w_btj), mask_btw)
         return jnp.where((total_bt1[..., 0] > 0) & (queries[1] > 0), kl_bt, 0.0)
 
     return by_query_blocks(one_block, keys, first, q_btjy, w_btj, q_bthx)
 
 
-def _divergence(share_bts, scores_bts, mask_bts):
+def divergence(share_bts, scores_bts, mask_bts):
     """Return KL(share || softmax of the scores where mask is True): float32[b t]."""
     logs_bts = jax.nn.log_softmax(jnp.where(mask_bts, scores_bts, MASKED), axis=-1)
     cross_bts = jnp.where(mask_bts, share_bts * logs_bts, 0.0)

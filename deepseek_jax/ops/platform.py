@@ -41,6 +41,11 @@ SIZES = {
     "attention_block": {"any": 512, "cpu": 128, "tpu": 1024},
     # Scores of all heads of an indexer, before their weighted sum: 64 MiB of float32
     "index_scores_alive": {"any": 2**24, "cpu": 2**20, "tpu": 2**26},
+    # Keys that queries have selected, gathered for one block of queries: of 576 numbers each
+    "selected_rows_alive": {"any": 2**16, "cpu": 2**12},
+    # A row of at least this many times the keys that a query selects gathers them; a shorter one
+    # masks the others
+    "keys_to_gather_from": {"any": 8},
     # Logits of a chunk of tokens: 64 MiB of float32. On TPU 512 MiB, because each chunk reads the
     # head from HBM and adds to its gradient there
     "logits_alive": {"any": 2**24, "tpu": 2**27},

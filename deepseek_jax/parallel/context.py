@@ -12,6 +12,7 @@ from deepseek_jax.ops.attention import attend, attend_branches
 from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.window_attention import Keys, attend_window
+from deepseek_jax.parallel.gather import gathered, split_over
 from deepseek_jax.parallel.shard import axis_parts, constrain, current_mesh, partition_spec
 
 HEADS = ("batch", None, "attention_heads", None)
@@ -154,22 +155,35 @@ def over_queries(function: Callable, queries: Any, keys: Any, whole: Any = None)
     b, t = jax.tree.leaves(queries)[0].shape[:2]
     if b % axis_parts(mesh, spec[0]):
         return function(queries, keys, 0, *whole)
-    num_parts = axis_parts(mesh, spec[1])
+    num_parts, num_keys = axis_parts(mesh, spec[1]), jax.tree.leaves(keys)[0].shape[1]
 
     def local(queries, keys, *whole):
         first = _first_query(mesh, spec[1], jax.tree.leaves(queries)[0])
+        keys = jax.tree.map(lambda x: _whole_rows(mesh, x, spec[1])[:, :num_keys], keys)
         return function(queries, keys, first, *whole)
 
-    def pad_queries(x):
-        return jnp.pad(x, [(0, 0), (0, -t % num_parts)] + [(0, 0)] * (x.ndim - 2))
+    def pad_tokens(x):
+        return jnp.pad(x, [(0, 0), (0, -x.shape[1] % num_parts)] + [(0, 0)] * (x.ndim - 2))
 
     out = jax.shard_map(
         local,
-        in_specs=(spec, partition_spec(("batch",)), *(PartitionSpec() for _ in whole)),
+        in_specs=(spec, spec, *(PartitionSpec() for _ in whole)),
         out_specs=spec,
         check_vma=False,
-    )(jax.tree.map(pad_queries, queries), keys, *whole)
+    )(*jax.tree.map(pad_tokens, (queries, keys)), *whole)
     return jax.tree.map(lambda x: x[:, :t], out)
+
+
+def _whole_rows(mesh, x, axes):
+    """Gather rows [b s/n ...], inside shard_map. Their gradient is summed in float32."""
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        # As a matrix: libtpu 0.0.50 does not lower the reduce-scatter of float32[1 s z] for sparse cores
+        b, s, *inner = x.shape
+        flat = jnp.swapaxes(x, 0, 1).reshape(s, -1)
+        whole = gathered(mesh, flat, axes, 0, x.dtype.name)
+        return jnp.swapaxes(whole.reshape(-1, b, *inner), 0, 1)
+    split = split_over(mesh, axes)
+    return jax.lax.all_gather(x, split, axis=1, tiled=True) if split else x
 
 
 def _first_query(mesh, axes, q_bt):

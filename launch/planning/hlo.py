@@ -15,7 +15,7 @@ from launch.planning.hlo_collectives import Collective, collective_of, continues
 from launch.planning.hlo_flops import GROUPED, operation_flops
 from launch.planning.hlo_loops import endless_loops, trip_count
 from launch.planning.hlo_text import Computation, Operation, parse
-from launch.planning.hlo_traffic import HALVES, does_work, operation_bytes
+from launch.planning.hlo_traffic import HALVES, does_work, operation_bytes, rows_addressed
 
 # XLA writes a number near 2**63 if it has no estimate
 NO_ESTIMATE = 2**50
@@ -36,6 +36,7 @@ class Cost:
         beside_count: How many of these are copies that run at the same time as other work.
         collectives: {(kind, axes): Collective}.
         cycles: XLA's estimates for a TPU. It gives none for kernels and collectives.
+        rows: {bytes of a row: how many}, of the rows that gathers and scatters address.
     """
 
     flops: Counter = dataclasses.field(default_factory=Counter)
@@ -48,10 +49,11 @@ class Cost:
         default_factory=dict
     )
     cycles: float = 0.0
+    rows: Counter = dataclasses.field(default_factory=Counter)
 
     def add(self, other, times=1):
         """Add another Cost `times` times."""
-        for name in ("flops", "unknown", "operations"):
+        for name in ("flops", "unknown", "operations", "rows"):
             counter = getattr(self, name)
             for label, number in getattr(other, name).items():
                 counter[label] += times * number
@@ -220,6 +222,9 @@ class _Walk:
                 cost.unknown[label] += 1
             else:
                 cost.flops[label] += flops * (self.filled if label.startswith(GROUPED) else 1)
+        if addressed := rows_addressed(computation, operation):
+            row_bytes, num_rows = addressed
+            cost.rows[row_bytes] += num_rows
         keyed_collective = collective_of(
             computation, operation, self.mesh_shape, scatters=scatters, asynchronous=asynchronous
         )

@@ -3,6 +3,8 @@
 Tests: tests/launch/planning/test_hlo.py.
 """
 
+import math
+
 from launch.planning.hlo_collectives import continues
 from launch.planning.hlo_text import VIEWS, Computation, Operation
 
@@ -65,6 +67,22 @@ def operation_bytes(computations, computation: Computation, operation: Operation
         part = operands[WRITES[kind]]
         return hbm(operands[1:]) + min(part.bytes, operation.result[0].hbm_bytes)
     return hbm(operands) + hbm(operation.result)
+
+
+def rows_addressed(computation: Computation, operation: Operation):
+    """Return (bytes of a row, number of rows) of a gather or a scatter; None for other kinds."""
+    if operation.kind == "gather":
+        part = operation.result[0]
+        sizes = operation.attribute(r"slice_sizes=\{([\d,]*)\}")
+        row_size = math.prod(map(int, sizes.split(",")))
+    elif operation.kind == "scatter":
+        part = computation.arrays(operation.operands)[WRITES["scatter"]]
+        dims = operation.attribute(r"update_window_dims=\{([\d,]*)\}")
+        row_size = math.prod(part.shape[int(dim)] for dim in dims.split(",") if dim)
+    else:
+        return None
+    size = math.prod(part.shape)
+    return (part.bytes * row_size / size, size // row_size) if size else None
 
 
 def hbm(arrays):

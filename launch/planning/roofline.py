@@ -6,7 +6,8 @@ Memory and matrix unit overlap within an operation. The symbols:
     b      seconds of all memory traffic, with the copies that run at the same time
     a      seconds of the links, for asynchronous collectives
     w      seconds of the links, for m other collectives, which the program waits for
-    p, q   latency of an operation and of a collective, see costs.chips.Chip
+    p, q   latency of an operation and of a collective, see costs.chips.Chip; gathers and scatters
+           take more where their rows are so short that issuing one takes longer than moving it
 
     at least   max(o, b, a + w)                peaks only: all collectives hidden, no latency
     likely     max(o + n p, b, a) + w + m q    as compiled: asynchronous ones hide, the rest waits
@@ -41,7 +42,7 @@ class Roofline:
         operations: Its operations, one after the other.
         asynchronous: Its links, for asynchronous collectives.
         waited: Its links, for collectives that the program waits for.
-        operation_latency: The latency of all operations.
+        operation_latency: The latency of all operations, and of short rows.
         collective_latency: The latency of the collectives that the program waits for.
     """
 
@@ -146,13 +147,17 @@ def roofline(cost: Cost, chip: Chip, mesh: Mesh):
             kind, axes, collective.wire_bytes - collective.hidden_bytes, chip, mesh
         )
     num_waits = cost.collective_count - cost.asynchronous_count
+    issuing = sum(
+        num_rows * max(chip.seconds_per_row - row_bytes / chip.hbm_bytes_per_second, 0)
+        for row_bytes, num_rows in cost.rows.items()
+    )
     return Roofline(
         products=scaled_flops / chip.flops_per_second,
         memory=cost.hbm_bytes / chip.hbm_bytes_per_second,
         operations=operations,
         asynchronous=hidden_seconds,
         waited=waited_seconds,
-        operation_latency=(cost.count - cost.beside_count) * chip.seconds_per_operation,
+        operation_latency=(cost.count - cost.beside_count) * chip.seconds_per_operation + issuing,
         collective_latency=num_waits * chip.seconds_per_collective,
     )
 

@@ -21,7 +21,7 @@ from deepseek_jax.models import (
     reported_states,
 )
 from deepseek_jax.models.cache import in_order, slots_in_order
-from deepseek_jax.models.indexer import Index, select
+from deepseek_jax.models.indexer import Index, gathers, select
 from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.platform import SIZES
 from deepseek_jax.ops.selection import select_branches
@@ -203,6 +203,25 @@ def test_a_group_with_one_prompt_scores_as_rows_of_their_own():
     shared, own = (score(config, params, b)[0] for b in (batch, apart))
     mask = batch["completion_mask"]
     np.testing.assert_allclose(shared[mask], own[mask], atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_long_rows_gather_the_keys_that_short_ones_mask(monkeypatch, fp8):
+    """Oracle: attention under a mask, and the program: it has no expanded keys. In FP8 the up-projections of
+    keys and values are rounded in the masked form alone.
+    """
+    config, params = tiny_model("sparse")
+    config = dataclasses.replace(config, fp8=fp8)
+    tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 40))
+    masked = logits_of(config, params, tokens)
+    monkeypatch.setitem(SIZES, "keys_to_gather_from", {"any": 40 // config.index_topk + 1})
+    assert not gathers(config, 40, None)
+    monkeypatch.setitem(SIZES, "keys_to_gather_from", {"any": 40 // config.index_topk})
+    assert gathers(config, 40, None) and not gathers(config, 40, Branches(10, 3))
+    # A function of its own, so that jit traces it with this size
+    gathered = jax.jit(lambda params: forward(config, params, tokens))(params)
+    atol = 0.1 if fp8 else 1e-5
+    np.testing.assert_allclose(gathered, masked, atol=atol * np.abs(masked).max(), rtol=0)
 
 
 @pytest.mark.slow

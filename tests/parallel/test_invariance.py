@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from deepseek_jax.ops.platform import SIZES
 from deepseek_jax.parallel import make_mesh
-from tests.parallel.updates import SPEED, check, host_params, make_batch, one_update, plain
+from tests.parallel.updates import SPEED, V3_2, check, host_params, make_batch, one_update, plain
 from tests.quick import others_slow
 
 MESHES = {
@@ -106,6 +107,23 @@ def test_sparse_attention_and_its_indexer_learn_as_on_one_device(how):
     sizes = MESHES[how["mesh"]] or dict(data=1, devices=jax.devices()[:1])
     rest = {name: value for name, value in how.items() if name != "mesh"}
     check(*one_update(make_mesh(**sizes), **rest, model="V3.2"), plain("V3.2"))
+
+
+# By default one mesh that splits rows of queries
+GATHERED = next(how for how in SPARSE if how["mesh"] == MIXED[1])
+
+
+@pytest.mark.parametrize("how", others_slow(SPARSE, GATHERED), ids=name_of)
+def test_gathered_keys_learn_as_masked_ones_on_one_device(monkeypatch, how):
+    """Oracle: the plain path of V3.2, whose queries mask the keys that they do not select. Blocks of three
+    queries.
+    """
+    wanted = plain("V3.2")
+    monkeypatch.setitem(SIZES, "keys_to_gather_from", {"any": 2})
+    monkeypatch.setitem(SIZES, "selected_rows_alive", {"any": 3 * V3_2["index_topk"]})
+    sizes = MESHES[how["mesh"]] or dict(data=1, devices=jax.devices()[:1])
+    rest = {name: value for name, value in how.items() if name != "mesh"}
+    check(*one_update(make_mesh(**sizes), **rest, model="V3.2"), wanted)
 
 
 def test_the_plain_update_moves_every_bias_and_feeds_every_parameter():

@@ -24,6 +24,7 @@ from deepseek_jax.ops.attention import attend, attend_branches
 from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.logprobs import token_logprobs
+from deepseek_jax.ops.platform import SIZES
 from deepseek_jax.ops.token_at import token_at
 from deepseek_jax.parallel import constrain, make_mesh
 from deepseek_jax.parallel.context import by_rows, over_heads
@@ -242,6 +243,9 @@ UPDATES = {
     "fine-tuning": functools.partial(texts, "mla_moe"),
     "multi-token prediction": functools.partial(texts, "mtp", mtp_weight=0.3, balance_weight=0.1),
     "indexers": functools.partial(texts, "sparse", indexer_loss="sparse", mtp_weight=0.3),
+    "indexers of gathered keys": functools.partial(
+        texts, "sparse", indexer_loss="sparse", mtp_weight=0.3
+    ),
     "reward model": functools.partial(preferred, "mla_moe"),
     "distillation": taught,
 }
@@ -251,8 +255,10 @@ QUICK_UPDATES = {("grpo of Qwen2, shared prompts", "data, tensor")}
 @pytest.mark.parametrize(
     ("update", "mesh"), others_slow([(u, m) for u in UPDATES for m in MESHES], *QUICK_UPDATES)
 )
-def test_micro_batches_that_do_not_split_have_the_gradient_of_one_device(update, mesh):
+def test_micro_batches_that_do_not_split_have_the_gradient_of_one_device(monkeypatch, update, mesh):
     """Oracle: the update on one device: 4 rows in 2 micro-batches, over a mesh of 4 or 8 parts."""
+    if "gathered" in update:
+        monkeypatch.setitem(SIZES, "keys_to_gather_from", {"any": 1})
     loss_fn, params, batch = UPDATES[update](4)
     # Its state is what it was given
     tx = optax.chain(optax.trace(decay=0.0), optax.set_to_zero())

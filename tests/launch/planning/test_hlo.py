@@ -56,6 +56,25 @@ def both_branches(x, ws):
     return jnp.where(x > 0, x @ ws[0], x @ ws[1])
 
 
+ROWS = """HloModule rows
+
+ENTRY %main (p0: bf16[100,64], p1: s32[32,8,1], p2: f32[100,64], p3: f32[256,64]) -> f32[100,64] {
+  %p0 = bf16[100,64]{1,0} parameter(0)
+  %p1 = s32[32,8,1]{2,1,0} parameter(1)
+  %p2 = f32[100,64]{1,0} parameter(2)
+  %p3 = f32[256,64]{1,0} parameter(3)
+  %taken = bf16[32,8,64]{2,1,0} gather(%p0, %p1), offset_dims={2}, slice_sizes={1,64}
+  %slots = s32[256,1]{1,0} bitcast(%p1)
+  ROOT %sums = f32[100,64]{1,0} scatter(%p2, %slots, %p3), update_window_dims={1}, to_apply=%add
+}
+"""
+
+
+def test_rows_of_gathers_and_scatters_are_counted():
+    """Oracle: by hand: 32 x 8 rows of 64 numbers, taken in two bytes and added in four."""
+    assert program_cost(ROWS, AXES).rows == {64 * 2: 256, 64 * 4: 256}
+
+
 @pytest.mark.parametrize(
     ("function", "products"),
     [

@@ -1,5 +1,6 @@
 """The roofline's seconds, against a chip of round numbers."""
 
+import dataclasses
 from collections import Counter
 
 import jax
@@ -184,6 +185,17 @@ def test_many_small_operations_are_bound_by_latency():
     """Oracle: by hand: 80 operations of a second in all, which begin in 10."""
     seconds = roofline(cost_of(("bf16 x bf16", 12.5, 0, 80)), CHIP, GRID)
     assert (seconds.at_least, seconds.likely, seconds.bound) == (1, 11, "latency")
+
+
+def test_short_rows_take_the_time_to_issue_them():
+    """Oracle: by hand: at 100 bytes and 4 rows a second, 10 rows of 10 bytes take 2.5 seconds in place of 1,
+    and rows of 50 bytes no more than their bytes do.
+    """
+    chip = dataclasses.replace(CHIP, seconds_per_row=0.25)
+    cost = cost_of(("bf16 x bf16", 0, 300, 1))
+    cost.add(Cost(rows=Counter({10: 10, 50: 4})))
+    seconds = roofline(cost, chip, GRID)
+    assert (seconds.at_least, seconds.likely) == (3, 3 + 0.125 + 1.5)
 
 
 def test_at_least_is_never_longer_than_likely():
