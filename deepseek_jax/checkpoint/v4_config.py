@@ -5,10 +5,7 @@ from pathlib import Path
 
 from deepseek_jax.checkpoint.hf_config import read_json
 from deepseek_jax.files import as_path
-from deepseek_jax.models.v4.config import FIXED, V4Config, parse_config
-
-# Fields of V4Config that are not in config.json
-HOW_TO_RUN = ("indexer_loss",)
+from deepseek_jax.models.v4.config import FIXED, HOW_TO_RUN, V4Config, parse_config
 
 
 def read_v4_config(folder: str | Path) -> V4Config:

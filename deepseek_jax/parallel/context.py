@@ -155,11 +155,11 @@ def over_queries(function: Callable, queries: Any, keys: Any, whole: Any = None)
     b, t = jax.tree.leaves(queries)[0].shape[:2]
     if b % axis_parts(mesh, spec[0]):
         return function(queries, keys, 0, *whole)
-    num_parts, num_keys = axis_parts(mesh, spec[1]), jax.tree.leaves(keys)[0].shape[1]
+    num_parts, num_keys = axis_parts(mesh, spec[1]), jax.tree.map(lambda x: x.shape[1], keys)
 
     def local(queries, keys, *whole):
         first = _first_query(mesh, spec[1], jax.tree.leaves(queries)[0])
-        keys = jax.tree.map(lambda x: _whole_rows(mesh, x, spec[1])[:, :num_keys], keys)
+        keys = jax.tree.map(lambda x, s: _whole_rows(mesh, x, spec[1])[:, :s], keys, num_keys)
         return function(queries, keys, first, *whole)
 
     def pad_tokens(x):

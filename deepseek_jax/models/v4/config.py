@@ -26,6 +26,9 @@ FIXED = {
     "tie_word_embeddings": False,
 }
 
+# Fields of V4Config that say how to run the network, and that no config.json has
+HOW_TO_RUN = ("dtype", "remat", "indexer_loss", "release_rounding")
+
 
 class LayerKind(NamedTuple):
     """What one layer is.
@@ -132,7 +135,7 @@ class V4Config:
     initializer_range: NonNegative = 0.02
     bos_token_id: Natural | None = None
     eos_token_id: Natural | None = None
-    # How to run it
+    # How to run it, see HOW_TO_RUN
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
     indexer_loss: IndexerLoss = "none"
@@ -285,7 +288,7 @@ def parse_config(raw: dict) -> V4Config:
     for name, value in FIXED.items():
         if raw.get(name, value) != value:
             raise ValueError(f"{name}={raw[name]!r} is not supported; DeepSeek-V4 has {value!r}")
-    names = {field.name for field in dataclasses.fields(V4Config)}
+    names = {field.name for field in dataclasses.fields(V4Config)} - {*HOW_TO_RUN}
     fields = {name: value for name, value in raw.items() if name in names and value is not None}
     if scaling := fields.get("rope_scaling"):
         # The released files say "type", as transformers 4 did

@@ -87,7 +87,7 @@ def off_pooling(params, monkeypatch):
     places = compressor.places(HALF, 8, jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))
     calls = recorded(monkeypatch, compressor, "pool")
     module = compressor.Compressor(HALF, 8, CONFIG.head_dim, "head_dim", overlaps=False)
-    entries = module.apply({"params": part}, jnp.asarray(X), places.entries)
+    entries = module.apply({"params": part}, jnp.asarray(X), places.entries).entries
     assert entries.dtype == jnp.bfloat16
     x = X.astype(np.float64).reshape(B, T // 8, 8, -1)
     values, logits = (np.einsum("bwod,dzx->bwox", x, part[name]) for name in ("kv", "gate"))
@@ -118,7 +118,7 @@ def off_index_scores(params, monkeypatch):
     places = compressor.places(HALF, 4, jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))
     latent = normal(5, B, T, CONFIG.q_lora_rank).astype(jnp.bfloat16)
     module = indexer.LightningIndexer(HALF, 4)
-    index = module.apply({"params": part}, jnp.asarray(X), jnp.asarray(latent), places)
+    index, _ = module.apply({"params": part}, jnp.asarray(X), jnp.asarray(latent), places)
     assert (index.q.dtype, index.k.dtype, index.w.dtype) == (jnp.bfloat16,) * 2 + (jnp.float32,)
     q, k = (np.asarray(x, np.float64) for x in (index.q, index.k))
     heads = X.astype(np.float64) @ part["head_weights"] / 4
